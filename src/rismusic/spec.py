@@ -1,0 +1,196 @@
+"""The configuration of a system, as frozen pydantic models.
+
+The command line, the TOML files and the Python calls all speak through these models; nothing else in the
+package holds a default of the physics. The module does not import torch.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from tomlkit.exceptions import TOMLKitError
+
+from rismusic.errors import InputError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+SymbolKind = Literal["gaussian", "qpsk", "static"]
+
+
+class Spec(BaseModel):
+    """A frozen part of the configuration; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __init__(self, **values: object) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise input_error(error) from None
+
+
+class PanelSpec(Spec):
+    """A uniform planar panel, centred on the origin of its frame."""
+
+    rows: Count = 12
+    """Elements along y (vertical)."""
+    columns: Count = 12
+    """Elements along x (horizontal)."""
+    spacing_wavelengths: Positive = 0.5
+    """Distance between neighbouring elements, in wavelengths."""
+    wavelength_m: Positive = 0.3
+    """Wavelength in metres."""
+
+
+class ChannelSpec(Spec):
+    """The channel H from the panel to the base station, or no channel at all (``direct``)."""
+
+    kind: Literal["rician", "rayleigh", "direct"] = "rician"
+    """``rician``: line of sight from geometry plus scatter; ``rayleigh``: i.i.d. scatter; ``direct``: the
+    panel itself is sampled, M = N."""
+    antennas: Count = 16
+    """Antennas of the base station, M (a uniform line parallel to x)."""
+    antenna_spacing_wavelengths: Positive = 0.5
+    """Distance between neighbouring antennas, in wavelengths."""
+    distance_m: Positive = 100.0
+    """Distance from the panel to the middle of the base station, in metres."""
+    azimuth_max_deg: Annotated[float, Field(ge=0, lt=90)] = 60.0
+    """The base station stands within this azimuth to either side."""
+    elevation_max_deg: Annotated[float, Field(ge=0, lt=90)] = 30.0
+    """The base station stands within this elevation up or down."""
+    rician_factor_db: Finite | tuple[Finite, Finite] = (-3.0, 10.0)
+    """Energy ratio of line of sight to scatter, in dB: one value, or the limits of a uniform draw."""
+
+
+class CodebookSpec(Spec):
+    """The codes c_l that the panel wears, one for each snapshot."""
+
+    kind: Literal["random", "dft", "hadamard"] = "random"
+    """``random``: independent phases; ``dft``: beams of the 2-D DFT; ``hadamard``: rows of +1 and -1."""
+    snapshots: Count = 16
+    """Snapshots of a scene, L."""
+    bits: Annotated[int, Field(ge=1, le=16)] | Literal["continuous"] = 3
+    """Resolution of the phase shifters in bits, or ``continuous``."""
+
+
+class HardwareSpec(Spec):
+    """How the panel that acts differs from the panel that the recording describes."""
+
+    static_phase_rad: NonNegative = 0.0
+    """Standard deviation of each element's constant phase error, in radians."""
+    code_phase_rad: NonNegative = 0.0
+    """Standard deviation of the phase error drawn anew for each element and code, in radians."""
+    gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Gains are uniform within 1 -+ this."""
+    dead_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that an element does not reflect at all."""
+    position_wavelengths: NonNegative = 0.0
+    """Elements are displaced by up to this many wavelengths along each axis."""
+
+
+class SceneSpec(Spec):
+    """Where the sources are, how strong they are, and what they send."""
+
+    azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
+    """Azimuths are uniform within this limit to either side."""
+    elevation_max_deg: Annotated[float, Field(gt=0, lt=90)] = 30.0
+    """Elevations are uniform within this limit up or down."""
+    range_min_m: Positive = 0.5
+    """Nearest range in metres."""
+    range_max_m: Positive = 10.0
+    """Farthest range in metres."""
+    separation_deg: NonNegative = 8.0
+    """Least separation of two sources: the larger of their azimuth and elevation differences."""
+    power: Literal["equal", "path_loss"] = "equal"
+    """``equal``, or ``path_loss``: power proportional to 1 / range^2. The mean power of a scene is 1."""
+    power_spread_db: NonNegative = 0.0
+    """On top of it, powers are drawn uniformly within a band of this width, in dB."""
+    symbols: SymbolKind = "gaussian"
+    """``gaussian`` and ``qpsk`` change with every snapshot; ``static`` is one symbol held throughout."""
+
+    @model_validator(mode="after")
+    def _limits(self) -> Self:
+        if self.range_max_m < self.range_min_m:
+            raise InputError(
+                "range_max_m", f"at least range_min_m = {self.range_min_m:g}", f"{self.range_max_m:g}"
+            )
+        return self
+
+
+class SystemSpec(Spec):
+    """A whole system: panel, channel, codes, hardware errors, sources and noise."""
+
+    sources: Count | tuple[Count, Count] = (1, 5)
+    """Number of sources K: one value, or the limits of a uniform draw."""
+    snr_db: Finite | tuple[Finite, Finite] = (-5.0, 20.0)
+    """Signal to noise ratio in dB, exact in every scene: one value, or the limits of a uniform draw."""
+    one_link: bool = False
+    """One channel, one codebook and one set of hardware errors for all scenes, in place of new ones in each."""
+    scene: SceneSpec = SceneSpec()
+    panel: PanelSpec = PanelSpec()
+    channel: ChannelSpec = ChannelSpec()
+    codebook: CodebookSpec = CodebookSpec()
+    hardware: HardwareSpec = HardwareSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, limits in (
+            ("sources", self.sources),
+            ("snr_db", self.snr_db),
+            ("channel.rician_factor_db", self.channel.rician_factor_db),
+        ):
+            if isinstance(limits, tuple) and limits[1] < limits[0]:
+                raise InputError(name, "the lower limit first", f"{limits[0]:g}, {limits[1]:g}")
+        if self.channel.kind == "direct" and self.hardware.code_phase_rad > 0:
+            raise InputError(
+                "hardware.code_phase_rad",
+                "0 where the panel is sampled directly (there are no codes)",
+                f"{self.hardware.code_phase_rad:g}",
+            )
+        return self
+
+
+def limits(value: float | tuple[float, float]) -> tuple[float, float]:
+    """The two limits of a setting that is one value or a pair."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def load_spec(path: str | Path) -> SystemSpec:
+    """Read a :class:`SystemSpec` from a TOML file; what it does not name keeps its default.
+
+    Raises:
+        InputError: the file is missing, is no TOML, or holds an unknown or impossible setting.
+    """
+    path = Path(path)
+    try:
+        values = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+    except OSError as error:
+        raise InputError(str(path), "a readable TOML file", error.strerror or "an unreadable one") from None
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise InputError(str(path), "a TOML file", f"a file that does not parse ({error})") from None
+    return SystemSpec(**values)
+
+
+def dump_spec(spec: SystemSpec) -> str:
+    """The spec as TOML text that :func:`load_spec` reads back to an equal spec."""
+    return tomlkit.dumps(spec.model_dump(mode="json"))
+
+
+def input_error(error: ValidationError) -> InputError:
+    """The first complaint of pydantic as one sentence."""
+    first = error.errors(include_url=False)[0]
+    # A setting that takes a value or a pair reports both attempts; the names of the types are no part of it.
+    names = [str(part) for part in first["loc"] if not re.search(r"[\[(]|^(constrained-.*|int|float|tuple|literal)$", str(part))]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return InputError(".".join([*names, cause.field]), cause.expected, cause.found)
+    if first["type"] == "extra_forbidden":
+        return InputError(".".join(names), "a known setting", "an unknown one")
+    complaint = first["msg"].removeprefix("Input should be ")
+    return InputError(".".join(names), complaint, repr(first["input"]))
