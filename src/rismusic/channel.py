@@ -38,7 +38,9 @@ def draw_channel(
     low, high = limits(spec.rician_factor_db)
     fraction = draws.uniform(Stream.RICIAN_FACTOR, 1, 1, dtype=dtype.to_real())
     factor = 10 ** ((low + (high - low) * fraction) / 10)
-    return (factor / (factor + 1)).sqrt() * line_of_sight(panel, spec, draws, dtype) + scatter / (factor + 1).sqrt()
+    return (factor / (factor + 1)).sqrt() * line_of_sight(panel, spec, draws, dtype) + scatter / (
+        factor + 1
+    ).sqrt()
 
 
 def line_of_sight(

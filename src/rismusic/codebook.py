@@ -38,9 +38,7 @@ def draw_codes(
     return quantise(codes, spec.bits).to(dtype)
 
 
-def quantise(
-    codes: Complex[Tensor, "*batch L N"], bits: int | str
-) -> Complex[Tensor, "*batch L N"]:
+def quantise(codes: Complex[Tensor, "*batch L N"], bits: int | str) -> Complex[Tensor, "*batch L N"]:
     """Codes with each phase at the nearest of 2**bits equal steps (0 among them), moduli kept.
 
     Args:

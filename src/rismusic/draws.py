@@ -116,7 +116,9 @@ class Draws:
         angle = _unit(words[:, count:], real).mul_(2 * math.pi)
         return torch.complex(radius * angle.cos(), radius * angle.sin()).reshape(-1, *shape)
 
-    def normal(self, stream: Stream, *shape: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "S ..."]:
+    def normal(
+        self, stream: Stream, *shape: int, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "S ..."]:
         """[S, *shape] real standard normal."""
         return self.complex_normal(stream, *shape, dtype=dtype.to_complex()).real * math.sqrt(2.0)
 

@@ -36,10 +36,18 @@ class Link:
         for name, value, shape in (("channel", self.channel, "[M, N]"), ("codes", self.codes, "[L, N]")):
             if value is not None and (value.ndim < 2 or not value.is_complex()):
                 raise InputError(
-                    name, f"complex values of shape {shape} or [S, ...]", f"{value.dtype}, shape {list(value.shape)}"
+                    name,
+                    f"complex values of shape {shape} or [S, ...]",
+                    f"{value.dtype}, shape {list(value.shape)}",
                 )
-        if self.channel is not None and self.codes is not None and self.channel.shape[-1] != self.codes.shape[-1]:
-            raise InputError("codes", f"N = {self.channel.shape[-1]} elements as in channel", f"{self.codes.shape[-1]}")
+        if (
+            self.channel is not None
+            and self.codes is not None
+            and self.channel.shape[-1] != self.codes.shape[-1]
+        ):
+            raise InputError(
+                "codes", f"N = {self.channel.shape[-1]} elements as in channel", f"{self.codes.shape[-1]}"
+            )
 
     @property
     def per_scene(self) -> bool:
@@ -77,7 +85,9 @@ class Link:
         """
         if self.codes is None:
             if self.channel is None:
-                raise InputError("link", "a channel or codes to make a dense matrix of", "direct sampling (G = I)")
+                raise InputError(
+                    "link", "a channel or codes to make a dense matrix of", "direct sampling (G = I)"
+                )
             return self.channel.unsqueeze(-3)
         if self.channel is None:
             return torch.diag_embed(self.codes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -67,7 +67,8 @@ class Sources:
     def each(self, change: Callable[[Tensor], Tensor]) -> Sources:
         """The same change made to every field that is there."""
         present = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Sources(**{name: value if value is None else change(value) for name, value in present.items()})
+        changed = {name: change(value) for name, value in present.items() if value is not None}
+        return replace(self, **changed)
 
 
 def check_sources(sources: Sources, *, field: str = "truth") -> None:
@@ -83,7 +84,9 @@ def check_sources(sources: Sources, *, field: str = "truth") -> None:
         if value is None:
             continue
         if value.shape != shape:
-            raise InputError(f"{field}/{name}", f"the shape of azimuth, {list(shape)}", f"{list(value.shape)}")
+            raise InputError(
+                f"{field}/{name}", f"the shape of azimuth, {list(shape)}", f"{list(value.shape)}"
+            )
         if not torch.equal(value.isnan(), sources.azimuth.isnan()):
             raise InputError(f"{field}/{name}", "NaN in the same places as azimuth", "NaN in other places")
         present = value[sources.active]

@@ -56,8 +56,14 @@ class Simulator:
         self.seed, self.split = seed, split
         self.device, self.dtype = torch.device(device), dtype
         self.panel = (panel or Panel.from_spec(self.spec.panel)).to(self.device)
-        if panel is not None and link is None and panel.size != self.spec.panel.rows * self.spec.panel.columns:
-            raise InputError("panel", "rows times columns elements as in spec.panel, or a link of its own", f"{panel.size}")
+        if (
+            panel is not None
+            and link is None
+            and panel.size != self.spec.panel.rows * self.spec.panel.columns
+        ):
+            raise InputError(
+                "panel", "rows times columns elements as in spec.panel, or a link of its own", f"{panel.size}"
+            )
         self._given = None if link is None else link.to(self.device).to(dtype.to_complex())
         if self._given is not None:
             _check_link(self._given, self.panel)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,16 +27,19 @@ class Spec(BaseModel):
     """A frozen part of the configuration; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    section: ClassVar[str] = ""
 
     def __init__(self, **values: object) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise input_error(error) from None
+            raise _input_error(error, self.section) from None
 
 
 class PanelSpec(Spec):
     """A uniform planar panel, centred on the origin of its frame."""
+
+    section: ClassVar[str] = "panel"
 
     rows: Count = 12
     """Elements along y (vertical)."""
@@ -50,6 +53,8 @@ class PanelSpec(Spec):
 
 class ChannelSpec(Spec):
     """The channel H from the panel to the base station, or no channel at all (``direct``)."""
+
+    section: ClassVar[str] = "channel"
 
     kind: Literal["rician", "rayleigh", "direct"] = "rician"
     """``rician``: line of sight from geometry plus scatter; ``rayleigh``: i.i.d. scatter; ``direct``: the
@@ -71,6 +76,8 @@ class ChannelSpec(Spec):
 class CodebookSpec(Spec):
     """The codes c_l that the panel wears, one for each snapshot."""
 
+    section: ClassVar[str] = "codebook"
+
     kind: Literal["random", "dft", "hadamard"] = "random"
     """``random``: independent phases; ``dft``: beams of the 2-D DFT; ``hadamard``: rows of +1 and -1."""
     snapshots: Count = 16
@@ -81,6 +88,8 @@ class CodebookSpec(Spec):
 
 class HardwareSpec(Spec):
     """How the panel that acts differs from the panel that the recording describes."""
+
+    section: ClassVar[str] = "hardware"
 
     static_phase_rad: NonNegative = 0.0
     """Standard deviation of each element's constant phase error, in radians."""
@@ -96,6 +105,8 @@ class HardwareSpec(Spec):
 
 class SceneSpec(Spec):
     """Where the sources are, how strong they are, and what they send."""
+
+    section: ClassVar[str] = "scene"
 
     azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
     """Azimuths are uniform within this limit to either side."""
@@ -118,7 +129,7 @@ class SceneSpec(Spec):
     def _limits(self) -> Self:
         if self.range_max_m < self.range_min_m:
             raise InputError(
-                "range_max_m", f"at least range_min_m = {self.range_min_m:g}", f"{self.range_max_m:g}"
+                "scene.range_max_m", f"at least range_min_m = {self.range_min_m:g}", f"{self.range_max_m:g}"
             )
         return self
 
@@ -182,15 +193,16 @@ def dump_spec(spec: SystemSpec) -> str:
     return tomlkit.dumps(spec.model_dump(mode="json"))
 
 
-def input_error(error: ValidationError) -> InputError:
+def _input_error(error: ValidationError, section: str) -> InputError:
     """The first complaint of pydantic as one sentence."""
     first = error.errors(include_url=False)[0]
-    # A setting that takes a value or a pair reports both attempts; the names of the types are no part of it.
-    names = [str(part) for part in first["loc"] if not re.search(r"[\[(]|^(constrained-.*|int|float|tuple|literal)$", str(part))]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
-        return InputError(".".join([*names, cause.field]), cause.expected, cause.found)
+        return cause
+    # A setting that takes a value or a pair reports both attempts; the names of the types are no part of it.
+    types = re.compile(r"[\[(]|^(constrained-.*|int|float|tuple|literal)$")
+    names = [section, *(str(part) for part in first["loc"] if not types.search(str(part)))]
+    field = ".".join(name for name in names if name)
     if first["type"] == "extra_forbidden":
-        return InputError(".".join(names), "a known setting", "an unknown one")
-    complaint = first["msg"].removeprefix("Input should be ")
-    return InputError(".".join(names), complaint, repr(first["input"]))
+        return InputError(field, "a known setting", "an unknown one")
+    return InputError(field, first["msg"].removeprefix("Input should be "), repr(first["input"]))

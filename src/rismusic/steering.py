@@ -42,7 +42,7 @@ def direction(
 def path_difference(
     panel: Panel,
     towards: tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K"], Float[Tensor, "*batch K"]],
-    range: Float[Tensor, "*batch K"],  # noqa: A002
+    range: Float[Tensor, "*batch K"],
     wave: Wave = "spherical",
 ) -> Float[Tensor, "*batch K N"]:
     """Path differences delta = r - d in metres, for directions given by their cosines.
@@ -60,7 +60,7 @@ def steering(
     panel: Panel,
     azimuth: Float[Tensor, "*batch K"],
     elevation: Float[Tensor, "*batch K"],
-    range: Float[Tensor, "*batch K"],  # noqa: A002
+    range: Float[Tensor, "*batch K"],
     wave: Wave = "spherical",
 ) -> Complex[Tensor, "*batch N K"]:
     """Steering matrix A, a column of unit norm for each source.
@@ -82,7 +82,7 @@ def steering_with_derivatives(
     panel: Panel,
     azimuth: Float[Tensor, "*batch K"],
     elevation: Float[Tensor, "*batch K"],
-    range: Float[Tensor, "*batch K"],  # noqa: A002
+    range: Float[Tensor, "*batch K"],
     wave: Wave = "spherical",
 ) -> tuple[Complex[Tensor, "*batch N K"], Complex[Tensor, "*batch N K 3"]]:
     r"""Steering matrix and its exact derivatives in azimuth, elevation and range.
