@@ -1,1 +1,60 @@
-"""rismusic: several radio sources in 3-D in the near field of a RIS or antenna panel."""
+"""rismusic: several radio sources in 3-D in the near field of a RIS or antenna panel.
+
+The public API in one page. Names are imported when they are first used, so that ``import rismusic`` and the
+command line's help do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from rismusic.errors import InputError
+from rismusic.spec import SystemSpec
+from rismusic.version import __version__
+
+if TYPE_CHECKING:
+    from rismusic.bounds import Bound, conditional_crb, recording_crb, unconditional_crb
+    from rismusic.check import check
+    from rismusic.evaluate.bound_table import bound_table
+    from rismusic.link import Link
+    from rismusic.panel import Panel
+    from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
+    from rismusic.scene import Sources
+    from rismusic.simulate import Simulator, simulate
+    from rismusic.steering import steering, steering_with_derivatives
+
+_HOME = {
+    # describe a system
+    "Panel": "panel",
+    "steering": "steering",
+    "steering_with_derivatives": "steering",
+    "Link": "link",
+    "Sources": "scene",
+    # simulate it
+    "Simulator": "simulate",
+    "simulate": "simulate",
+    # recordings and files
+    "Recording": "recording",
+    "RecordingWriter": "recording",
+    "open_recording": "recording",
+    "read": "recording",
+    "write": "recording",
+    "check": "check",
+    # the best that physics allows
+    "Bound": "bounds",
+    "conditional_crb": "bounds",
+    "unconditional_crb": "bounds",
+    "recording_crb": "bounds",
+    "bound_table": "evaluate.bound_table",
+}
+
+__all__ = ["InputError", "SystemSpec", "__version__", *_HOME]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rismusic' has no attribute {name!r}")
+    return getattr(import_module(f"rismusic.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

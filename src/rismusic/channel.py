@@ -17,7 +17,8 @@ def draw_channel(
 ) -> Complex[Tensor, "S M N"] | None:
     r"""One channel for each scene, or none for direct sampling.
 
-    ``rician``: :math:`H = \sqrt{\kappa/(\kappa+1)}\,H_\mathrm{LoS} + \sqrt{1/(\kappa+1)}\,H_\mathrm{scatter}`.
+    ``rician``: :math:`H = \sqrt{\kappa/(\kappa+1)}\,H_\mathrm{LoS}
+    + \sqrt{1/(\kappa+1)}\,H_\mathrm{scatter}`.
     Every entry of the line of sight has modulus 1 and every entry of the scatter unit mean power *before*
     the two are mixed, so that :math:`\kappa` is the ratio of their energies and stays it.
 

@@ -163,7 +163,7 @@ def simulate(
     """
     if scenes < 1:
         raise InputError("scenes", "a positive number", str(scenes))
-    changed = SystemSpec(**{**(spec or SystemSpec()).model_dump(), **settings})
+    changed = (spec or SystemSpec()).replace(**settings)
     simulator = Simulator(changed, seed=seed, split=split, panel=panel, link=link, device=device, dtype=dtype)
     return simulator.scenes(0, scenes)
 

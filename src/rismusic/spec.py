@@ -35,6 +35,15 @@ class Spec(BaseModel):
         except ValidationError as error:
             raise _input_error(error, self.section) from None
 
+    def replace(self, **settings: object) -> Self:
+        """The same settings but for those named, checked anew.
+
+        Raises:
+            InputError: a setting is unknown or impossible.
+        """
+        kept = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**kept, **settings})
+
 
 class PanelSpec(Spec):
     """A uniform planar panel, centred on the origin of its frame."""
@@ -142,7 +151,7 @@ class SystemSpec(Spec):
     snr_db: Finite | tuple[Finite, Finite] = (-5.0, 20.0)
     """Signal to noise ratio in dB, exact in every scene: one value, or the limits of a uniform draw."""
     one_link: bool = False
-    """One channel, one codebook and one set of hardware errors for all scenes, in place of new ones in each."""
+    """One channel, one codebook and one set of hardware errors for all scenes; else new ones in each."""
     scene: SceneSpec = SceneSpec()
     panel: PanelSpec = PanelSpec()
     channel: ChannelSpec = ChannelSpec()

@@ -1,0 +1,7 @@
+"""``python -m rismusic``."""
+
+import sys
+
+from rismusic.cli import main
+
+sys.exit(main())

@@ -1,0 +1,108 @@
+"""``rismusic bound``: the best accuracy that physics allows, over number of sources and SNR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from tyro.conf import arg
+
+from rismusic.cli.command import Command
+from rismusic.cli.output import note, progress_bar, write_rows
+from rismusic.errors import InputError
+from rismusic.files import check_output
+from rismusic.spec import ChannelSpec, CodebookSpec, Count, Finite, PanelSpec, SceneSpec, SystemSpec
+from rismusic.version import __version__
+
+if TYPE_CHECKING:
+    from rismusic.evaluate.bound_table import BoundRow
+
+
+class Bound(Command):
+    """Table of the Cramer-Rao bound: median least standard deviations over random scenes."""
+
+    sources: tuple[Count, ...] = (1, 2, 3, 5)
+    """Numbers of sources, K."""
+    snr_db: tuple[Finite, ...] = (0.0, 5.0, 10.0, 20.0)
+    """Signal to noise ratios in dB."""
+    scenes: Count = 200
+    """Scenes for each cell."""
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Seed of the scenes."""
+    kind: Literal["conditional", "unconditional"] = "conditional"
+    """Symbols taken as unknown numbers, or as Gaussian with unknown powers."""
+    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
+    """Write the table to a .csv or .json file as well."""
+    plot: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Draw the table (.png, .pdf or .svg)."""
+    overwrite: bool = False
+    """Replace output files that exist."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """TOML file with settings of the system (its sources, SNR and hardware errors are not used here)."""
+    scene: SceneSpec = SceneSpec()
+    panel: PanelSpec = PanelSpec()
+    channel: ChannelSpec = ChannelSpec()
+    codebook: CodebookSpec = CodebookSpec()
+
+    def run(self) -> int:
+        """Compute the table, print it, and write it where it was asked for."""
+        if not self.sources or not self.snr_db:
+            raise InputError("sources" if not self.sources else "snr_db", "at least one value", "none")
+        for path in (self.output, self.plot):
+            if path is not None:
+                check_output(path, overwrite=self.overwrite)
+        from rich.console import Console
+        from rich.table import Table
+
+        from rismusic.evaluate.bound_table import bound_table
+
+        system = SystemSpec(scene=self.scene, panel=self.panel, channel=self.channel, codebook=self.codebook)
+        with progress_bar() as progress:
+            task = progress.add_task("bounding cells", total=len(self.sources) * len(self.snr_db))
+            rows = bound_table(
+                system,
+                sources=self.sources,
+                snr_db=self.snr_db,
+                scenes=self.scenes,
+                seed=self.seed,
+                kind=self.kind,
+                progress=lambda: progress.advance(task),
+            )
+        table = Table(title=f"{self.kind} Cramer-Rao bound, median over {self.scenes} scenes")
+        for name in ("K", "SNR / dB", "azimuth / deg", "elevation / deg", "range / m", "1/range / (1/m)"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(
+                str(row.sources),
+                f"{row.snr_db:g}",
+                f"{row.azimuth_std_deg:.3g}",
+                f"{row.elevation_std_deg:.3g}",
+                f"{row.range_std_m:.3g}",
+                f"{row.inverse_range_std_per_m:.3g}",
+                end_section=row.snr_db == self.snr_db[-1],
+            )
+        Console().print(table)
+        if self.output is not None:
+            head = {"version": __version__, "kind": self.kind, "scenes": self.scenes, "seed": self.seed}
+            write_rows(
+                self.output, rows, overwrite=self.overwrite, **head, system=system.model_dump(mode="json")
+            )
+            note(f"table written to {self.output}")
+        if self.plot is not None:
+            self._draw(rows, self.plot)
+            note(f"plot written to {self.plot}")
+        return 0
+
+    def _draw(self, rows: list[BoundRow], path: Path) -> None:
+        from rismusic.evaluate.plots import bound_curves, new_axes, save
+
+        left, right = new_axes(None, None, size=(9.0, 4.0))
+        labels = [f"K = {K}" for K in self.sources]
+        for ax, field, unit in (
+            (left, "azimuth_std_deg", "azimuth, standard deviation / deg"),
+            (right, "range_std_m", "range, standard deviation / m"),
+        ):
+            curves = [[getattr(row, field) for row in rows if row.sources == K] for K in self.sources]
+            bound_curves(self.snr_db, curves, labels, unit, ax=ax)
+        save(left, path, overwrite=self.overwrite)

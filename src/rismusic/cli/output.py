@@ -1,0 +1,79 @@
+"""Where output goes: data to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from rismusic.errors import InputError
+from rismusic.files import replace_file
+
+
+def complain(sentence: str) -> None:
+    """Say what was wrong, on standard error."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/] ", end="")
+    print(sentence, file=sys.stderr)
+
+
+def note(sentence: str) -> None:
+    """Say something that is not data, on standard error."""
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(sentence)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s", style="cyan")
+
+
+def progress_bar() -> Progress:
+    """A progress bar with count, rate and time left; silent where standard error is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def write_rows(path: Path, rows: Sequence[Any], *, overwrite: bool, **head: object) -> None:
+    """Write dataclass rows as CSV or, with ``head`` beside them, as JSON, by the ending of the name.
+
+    Raises:
+        InputError: another ending; the file exists and ``overwrite`` is off; it cannot be written.
+    """
+    records = [dataclasses.asdict(row) for row in rows]
+    if path.suffix == ".json":
+        text = json.dumps({**head, "rows": records}, indent=1, allow_nan=False) + "\n"
+    elif path.suffix == ".csv":
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        text = buffer.getvalue()
+    else:
+        raise InputError(str(path), "a name ending in .csv or .json", repr(path.suffix))
+    with replace_file(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")

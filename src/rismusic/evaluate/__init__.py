@@ -1,0 +1,1 @@
+"""Looking at results: plots now, metrics and reports as they come."""

@@ -1,0 +1,142 @@
+"""Plots. Each takes ``ax=`` and returns it; each needs the extra ``rismusic[report]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from rismusic.errors import InputError
+from rismusic.files import replace_file
+from rismusic.panel import Panel
+from rismusic.scene import Sources
+from rismusic.steering import direction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from mpl_toolkits.mplot3d import Axes3D
+
+# Okabe and Ito's colours, told apart by the colour-blind and in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def new_axes(*projections: str | None, size: tuple[float, float] = (6.0, 4.5)) -> list[Any]:
+    """Axes side by side in a figure of their own, one for each projection (none: plain), without a display.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("plot", "matplotlib (pip install 'rismusic[report]')", "no matplotlib") from None
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return [
+        figure.add_subplot(1, len(projections), place, projection=projection)
+        for place, projection in enumerate(projections, start=1)
+    ]
+
+
+def save(ax: Axes, path: Path, *, overwrite: bool) -> None:
+    """Write the whole figure that ``ax`` is part of.
+
+    Raises:
+        InputError: the ending is not one that matplotlib knows, or the file cannot be written.
+    """
+    with replace_file(path, overwrite=overwrite) as temporary:
+        try:
+            ax.get_figure(root=True).savefig(temporary, dpi=150)
+        except ValueError:
+            raise InputError(str(path), "a name ending in .png, .pdf or .svg", repr(path.suffix)) from None
+
+
+def positions(sources: Sources) -> np.ndarray:
+    """Cartesian positions of the sources of one scene, [K, 3] metres; empty places are left out."""
+    active = sources.active
+    towards = torch.stack(direction(sources.azimuth[active], sources.elevation[active]), dim=-1)
+    return (sources.range[active][:, None] * towards).double().cpu().numpy()
+
+
+def scene_3d(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes3D | None = None) -> Axes3D:
+    """The panel and the sources of one scene in space; the panel looks along +z, drawn to the right.
+
+    Args:
+        panel: the panel.
+        sources: sources of one scene, [K].
+        label: what the sources are called in the legend.
+        ax: three-dimensional axes to draw into.
+    """
+    ax = ax or new_axes("3d")[0]
+    elements = panel.elements.cpu().numpy()
+    # The panel's z is drawn along the figure's depth axis and y upwards, as one would stand before it.
+    ax.scatter(
+        elements[:, 0], elements[:, 2], elements[:, 1], s=3, c="0.45", marker="s", label="panel element"
+    )
+    points = positions(sources)
+    ax.scatter(points[:, 0], points[:, 2], points[:, 1], s=45, c=COLOURS[1], depthshade=False, label=label)
+    for x, y, z in points:
+        ax.plot([0, x], [0, z], [0, y], color=COLOURS[1], lw=0.8)
+        ax.plot([x, x], [z, z], [ax.get_zlim()[0], y], color="0.7", lw=0.6, ls=":")
+    extent = np.ptp(np.vstack((elements, points)), axis=0)[[0, 2, 1]]
+    ax.set_box_aspect(tuple(np.maximum(extent, 0.3 * extent.max())))
+    ax.set(xlabel="x / m", ylabel="z / m (normal)", zlabel="y / m (vertical)")
+    ax.legend(loc="upper left", frameon=False)
+    return ax
+
+
+def scene_top(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes | None = None) -> Axes:
+    """The same scene from above: x against z, with the Fresnel and Fraunhofer distances as arcs."""
+    ax = ax or new_axes(None)[0]
+    elements = panel.elements.cpu().numpy()
+    ax.plot(elements[:, 0], elements[:, 2], "s", ms=3, c="0.45", label="panel element")
+    points = positions(sources)
+    ax.plot(points[:, 0], points[:, 2], "o", ms=7, c=COLOURS[1], label=label)
+    reach = 1.15 * max(float(np.abs(points).max(initial=0)), panel.aperture)
+    turn = np.linspace(-np.pi / 2, np.pi / 2, 181)
+    for distance, name, style in (
+        (panel.fresnel_distance, "Fresnel distance", ":"),
+        (panel.fraunhofer_distance, "Fraunhofer distance", "--"),
+    ):
+        if distance < 1.5 * reach:
+            arc_label = f"{name}, {distance:.2g} m"
+            ax.plot(
+                distance * np.sin(turn), distance * np.cos(turn), style, c=COLOURS[0], lw=1, label=arc_label
+            )
+    ax.set(
+        xlabel="x / m",
+        ylabel="z / m (normal)",
+        xlim=(-reach, reach),
+        ylim=(-0.05 * reach, reach),
+        aspect="equal",
+    )
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize="small")
+    ax.grid(alpha=0.3)
+    return ax
+
+
+def bound_curves(
+    snr_db: ArrayLike, std: ArrayLike, labels: Sequence[str], unit: str, *, ax: Axes | None = None
+) -> Axes:
+    """Least standard deviation against SNR, a curve for each number of sources.
+
+    Args:
+        snr_db: [X] dB.
+        std: [Y, X] standard deviations, a row for each label.
+        labels: [Y].
+        unit: what is on the vertical axis, with its unit.
+        ax: axes to draw into.
+    """
+    ax = ax or new_axes(None)[0]
+    for row, label, colour, marker in zip(np.asarray(std), labels, COLOURS, MARKERS, strict=False):
+        ax.semilogy(snr_db, row, marker=marker, c=colour, ms=5, lw=1.3, label=label)
+    ax.set(xlabel="SNR / dB", ylabel=unit)
+    ax.grid(which="both", alpha=0.3)
+    ax.legend(frameon=False)
+    return ax
