@@ -30,8 +30,8 @@ class Recording:
     wavelength: float
     elements: Float[Tensor, "N 3"]
     snapshots: Complex[Tensor, "S L M"]
-    channel: Complex[Tensor, "*batch M N"] | None = None
-    codes: Complex[Tensor, "*batch L N"] | None = None
+    channel: Complex[Tensor, "... M N"] | None = None
+    codes: Complex[Tensor, "... L N"] | None = None
     noise_variance: Float[Tensor, "S"] | None = None
     truth: Sources | None = None
 
