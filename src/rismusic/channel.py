@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
+from rismusic.decibel import from_db
 from rismusic.draws import Draws, Stream
 from rismusic.panel import Panel
 from rismusic.spec import ChannelSpec, limits
@@ -38,7 +39,7 @@ def draw_channel(
         return scatter
     low, high = limits(spec.rician_factor_db)
     fraction = draws.uniform(Stream.RICIAN_FACTOR, 1, 1, dtype=dtype.to_real())
-    factor = 10 ** ((low + (high - low) * fraction) / 10)
+    factor = from_db(low + (high - low) * fraction)
     return (factor / (factor + 1)).sqrt() * line_of_sight(panel, spec, draws, dtype) + scatter / (
         factor + 1
     ).sqrt()

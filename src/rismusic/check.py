@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rismusic.decibel import to_db
 from rismusic.panel import Panel
 from rismusic.recording import Recording, RecordingFile, open_recording
 
@@ -162,7 +163,7 @@ class _Scenes:
                 )
         if recording.noise_variance is not None:
             power, noise = y.abs().square().double().mean(dim=(1, 2)), recording.noise_variance
-            self.snr_db.append(10 * ((power - noise) / noise).clamp_min(1e-3).log10())
+            self.snr_db.append(to_db(((power - noise) / noise).clamp_min(1e-3)))
             # The power of few numbers scatters; four standard deviations below the noise are no chance.
             self._count["noise_too_loud"] += int((power < noise * (1 - 4 / math.sqrt(y[0].numel()))).sum())
         if recording.truth is not None:

@@ -29,8 +29,8 @@ class Link:
         InputError: not complex, of another shape, or of two different panel sizes.
     """
 
-    channel: Complex[Tensor, "*batch M N"] | None = None
-    codes: Complex[Tensor, "*batch L N"] | None = None
+    channel: Complex[Tensor, "... M N"] | None = None
+    codes: Complex[Tensor, "... L N"] | None = None
 
     def __post_init__(self) -> None:
         for name, value, shape in (("channel", self.channel, "[M, N]"), ("codes", self.codes, "[L, N]")):
@@ -54,17 +54,17 @@ class Link:
         """Whether channel or codes carry leading scene axes."""
         return any(part is not None and part.ndim > 2 for part in (self.channel, self.codes))
 
-    def apply(self, field: Complex[Tensor, "*batch L N"]) -> Complex[Tensor, "*batch L M"]:
+    def apply(self, field: Complex[Tensor, "... L N"]) -> Complex[Tensor, "... L M"]:
         """G_l x_l of a field on the panel that changes with the snapshot: [..., L, N] to [..., L, M]."""
         coded = field if self.codes is None else field * self.codes
         return coded if self.channel is None else coded @ self.channel.mT
 
-    def adjoint(self, received: Complex[Tensor, "*batch L M"]) -> Complex[Tensor, "*batch L N"]:
+    def adjoint(self, received: Complex[Tensor, "... L M"]) -> Complex[Tensor, "... L N"]:
         """G_l^H y_l, the field back on the panel: [..., L, M] to [..., L, N]."""
         field = received if self.channel is None else received @ self.channel.conj()
         return field if self.codes is None else field * self.codes.conj()
 
-    def matmul(self, matrix: Complex[Tensor, "*batch N K"]) -> Complex[Tensor, "*batch L M K"]:
+    def matmul(self, matrix: Complex[Tensor, "... N K"]) -> Complex[Tensor, "... L M K"]:
         """G_l A for every snapshot: [..., N, K] to [..., L, M, K] (L = 1 without codes)."""
         if self.codes is None:
             product = matrix if self.channel is None else self.channel @ matrix
@@ -77,7 +77,7 @@ class Link:
         product = self.channel @ coded.flatten(-2)
         return product.unflatten(-1, coded.shape[-2:]).transpose(-3, -2)
 
-    def dense(self) -> Complex[Tensor, "*batch L M N"]:
+    def dense(self) -> Complex[Tensor, "... L M N"]:
         """The matrices G_l themselves, [..., L, M, N] (L = 1 without codes).
 
         Raises:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
+from rismusic.decibel import from_db, to_db
 from rismusic.draws import Draws, Stream
 from rismusic.errors import InputError
 from rismusic.panel import Panel
@@ -128,19 +129,19 @@ def draw_sources(
         InputError: so many sources do not fit into the volume at that separation.
     """
     fewest, most = limits(sources)
-    count = fewest + draws.integers(Stream.COUNT, int(most - fewest) + 1)
+    count = fewest + draws.integers(Stream.COUNT, most - fewest + 1)
     active = torch.arange(most, device=count.device) < count[:, None]
     positions = _positions(spec, active, draws, dtype)
     azimuth, elevation, distance = positions.unbind(-1)
     level = torch.zeros_like(azimuth)
     if spec.power == "path_loss":
-        level = -20 * distance.log10()
+        level = -2 * to_db(distance)
     if spec.power_spread_db > 0:
-        spread = draws.uniform(Stream.POWERS, int(most), dtype=dtype) - 0.5
+        spread = draws.uniform(Stream.POWERS, most, dtype=dtype) - 0.5
         level = level + spec.power_spread_db * spread
-    power = 10 ** (level / 10) * active
+    power = from_db(level) * active
     power = power * count[:, None] / power.sum(dim=-1, keepdim=True)
-    symbols = draw_symbols(spec.symbols, int(most), snapshots, draws, dtype.to_complex())
+    symbols = draw_symbols(spec.symbols, most, snapshots, draws, dtype.to_complex())
     drawn = Sources(
         azimuth=azimuth,
         elevation=elevation,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rismusic.channel import draw_channel
 from rismusic.codebook import draw_codes
+from rismusic.decibel import from_db
 from rismusic.draws import Draws, Split, Stream
 from rismusic.errors import InputError
 from rismusic.hardware import impair
@@ -17,7 +18,7 @@ from rismusic.link import Link
 from rismusic.panel import Panel
 from rismusic.recording import Recording
 from rismusic.scene import Sources, draw_sources
-from rismusic.spec import SystemSpec, limits
+from rismusic.spec import PanelSpec, SystemSpec, limits
 
 
 class Simulator:
@@ -123,12 +124,12 @@ class Simulator:
         symbols = torch.where(sources.active[..., None], sources.symbols, 0)
         field = symbols.mT @ sources.steering(acting).mT
         signal = actual.apply(field)
-        power = signal.abs().square().mean(dim=(-2, -1))
+        power = 2 * torch.view_as_real(signal).square().mean(dim=(-3, -2, -1))
         if not (power > 0).all():
             raise InputError("signal", "some power at the receiver", "zero power (every element dead?)")
         low, high = limits(self.spec.snr_db)
         fraction = draws.uniform(Stream.SNR, dtype=self.dtype)
-        noise_variance = power * 10 ** (-(low + (high - low) * fraction) / 10)
+        noise_variance = power / from_db(low + (high - low) * fraction)
         noise = draws.complex_normal(Stream.NOISE, *signal.shape[1:], dtype=signal.dtype)
         return signal + noise_variance.sqrt()[:, None, None] * noise, noise_variance
 
@@ -139,7 +140,7 @@ def simulate(
     scenes: int,
     seed: int = 0,
     split: Split = "test",
-    panel: Panel | None = None,
+    panel: Panel | PanelSpec | dict[str, object] | None = None,
     link: Link | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -152,7 +153,8 @@ def simulate(
         scenes: how many.
         seed: see :class:`Simulator`.
         split: see :class:`Simulator`.
-        panel: see :class:`Simulator`.
+        panel: a :class:`~rismusic.panel.Panel` of one's own (see :class:`Simulator`), or settings of a
+            uniform one, such as ``{"rows": 64, "columns": 64}``.
         link: see :class:`Simulator`.
         device: see :class:`Simulator`.
         dtype: see :class:`Simulator`.
@@ -163,8 +165,11 @@ def simulate(
     """
     if scenes < 1:
         raise InputError("scenes", "a positive number", str(scenes))
+    own = panel if isinstance(panel, Panel) else None
+    if panel is not None and own is None:
+        settings["panel"] = panel
     changed = (spec or SystemSpec()).replace(**settings)
-    simulator = Simulator(changed, seed=seed, split=split, panel=panel, link=link, device=device, dtype=dtype)
+    simulator = Simulator(changed, seed=seed, split=split, panel=own, link=link, device=device, dtype=dtype)
     return simulator.scenes(0, scenes)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+S = TypeVar("S", bound="Spec")
+Number = TypeVar("Number", int, float)
 SymbolKind = Literal["gaussian", "qpsk", "static"]
 
 
@@ -35,7 +37,7 @@ class Spec(BaseModel):
         except ValidationError as error:
             raise _input_error(error, self.section) from None
 
-    def replace(self, **settings: object) -> Self:
+    def replace(self: S, **settings: object) -> S:
         """The same settings but for those named, checked anew.
 
         Raises:
@@ -135,7 +137,7 @@ class SceneSpec(Spec):
     """``gaussian`` and ``qpsk`` change with every snapshot; ``static`` is one symbol held throughout."""
 
     @model_validator(mode="after")
-    def _limits(self) -> Self:
+    def _limits(self) -> SceneSpec:
         if self.range_max_m < self.range_min_m:
             raise InputError(
                 "scene.range_max_m", f"at least range_min_m = {self.range_min_m:g}", f"{self.range_max_m:g}"
@@ -159,7 +161,7 @@ class SystemSpec(Spec):
     hardware: HardwareSpec = HardwareSpec()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> SystemSpec:
         for name, limits in (
             ("sources", self.sources),
             ("snr_db", self.snr_db),
@@ -176,7 +178,7 @@ class SystemSpec(Spec):
         return self
 
 
-def limits(value: float | tuple[float, float]) -> tuple[float, float]:
+def limits(value: Number | tuple[Number, Number]) -> tuple[Number, Number]:
     """The two limits of a setting that is one value or a pair."""
     return value if isinstance(value, tuple) else (value, value)
 

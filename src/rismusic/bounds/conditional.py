@@ -15,6 +15,8 @@ from rismusic.panel import Panel
 from rismusic.scene import Sources
 from rismusic.steering import Wave
 
+_ROUNDING = 1e-11
+
 
 def conditional_crb(
     panel: Panel,
@@ -60,9 +62,13 @@ def conditional_crb(
         columns = link.matmul(torch.cat((A, D.flatten(-2)), dim=-1))  # [S, L, M, 4K]
         C, B = columns[..., :K], columns[..., K:].unflatten(-1, (K, 3))
         B = (B[..., which] * symbols[block].mT[..., None, :, None]).flatten(-2)
-        # The orthonormal basis of G_l A; columns of empty places come last and span nothing.
-        Q = torch.linalg.qr(C)[0] * active[:, None, None, : min(C.shape[-2:])]
+        # The orthonormal basis of G_l A; empty places (last) and columns within the span of others add nothing.
+        Q, R = torch.linalg.qr(C)
+        depth = R.diagonal(dim1=-2, dim2=-1).abs()
+        Q = Q * (depth > _ROUNDING * C.norm(dim=-2)[..., : depth.shape[-1]])[..., None, :]
         rest = B - Q @ (Q.mH @ B)
+        # What rounding leaves of a column that lies in the span is no information.
+        rest = rest * (rest.norm(dim=-2) > _ROUNDING * B.norm(dim=-2))[..., None, :]
         if rest.shape[1] == 1:  # a link that is the same in every snapshot; the symbols still changed
             rest = rest.expand(-1, symbols.shape[-1], -1, -1)
         flat = rest.flatten(1, 2)

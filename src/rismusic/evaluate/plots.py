@@ -50,9 +50,11 @@ def save(ax: Axes, path: Path, *, overwrite: bool) -> None:
     Raises:
         InputError: the ending is not one that matplotlib knows, or the file cannot be written.
     """
+    figure = ax.get_figure(root=True)
+    assert figure is not None
     with replace_file(path, overwrite=overwrite) as temporary:
         try:
-            ax.get_figure(root=True).savefig(temporary, dpi=150)
+            figure.savefig(temporary, dpi=150)
         except ValueError:
             raise InputError(str(path), "a name ending in .png, .pdf or .svg", repr(path.suffix)) from None
 
