@@ -1,13 +1,19 @@
-"""Recordings written with numpy, h5py and scipy alone, by code that shares nothing with the package."""
+"""Recordings written with numpy, h5py and scipy alone, by code that shares nothing with the package's."""
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import scipy.io
+import torch
+
+from rismusic.recording import Recording
+from rismusic.simulate import simulate
+from rismusic.spec import SystemSpec
 
 S, L, M, N, K = 4, 3, 2, 6, 2
 Values = dict[str, Any]
@@ -62,7 +68,13 @@ def write_h5(path: Path, values: Values) -> Path:
 
 
 def write_npz(path: Path, values: Values, *, compressed: bool = False) -> Path:
-    (np.savez_compressed if compressed else np.savez)(path, **flat(values))
+    if not compressed:
+        np.savez(path, **flat(values))
+        return path
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, value in flat(values).items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asanyarray(value))
     return path
 
 
@@ -100,3 +112,11 @@ def write_mat73(path: Path, values: Values) -> Path:
 
 WRITERS = {"h5": write_h5, "npz": write_npz, "mat 5": write_mat5, "mat 7.3": write_mat73}
 SUFFIX = {"h5": ".h5", "npz": ".npz", "mat 5": ".mat", "mat 7.3": ".mat"}
+
+
+def simulated(
+    scenes: int = 4, *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any
+) -> Recording:
+    """The simulator's scenes of a small system, settings of which may be changed."""
+    spec = SystemSpec(**{"panel": {"rows": 3, "columns": 4}, "sources": 2, **settings})
+    return simulate(spec, scenes=scenes, seed=seed, dtype=dtype)

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from rismusic.errors import InputError
+from rismusic.recording.hdf5file import CarefulFile
 from rismusic.recording.layout import ATTRIBUTES, FIELDS
 from rismusic.recording.store import Array, Sink, Store, StoredArray, reason
 
@@ -85,19 +86,20 @@ class Hdf5Sink(Sink):
     """A ``.h5`` file under construction."""
 
     def __init__(self, path: Path) -> None:
-        self._file = h5py.File(path, "w")
+        self._file = CarefulFile(path)
 
     def attribute(self, name: str, value: str | float) -> None:
         """An attribute of the root."""
-        self._file.attrs[name] = value
+        self._file.hdf5.attrs[name] = value
 
     def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """A dataset, in chunks of whole scenes."""
-        self._file.create_dataset(name, shape, dtype, chunks=chunk_shape(name, shape, dtype))
+        self._file.hdf5.create_dataset(name, shape, dtype, chunks=chunk_shape(name, shape, dtype))
 
     def write(self, name: str, start: int, block: Array) -> None:
         """Fill part of a dataset."""
-        self._file[name][start : start + len(block)] = block
+        self._file.hdf5[name][start : start + len(block)] = block
+        self._file.check()
 
     def finish(self) -> None:
         """Close the file."""

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from rismusic.recording.hdf5 import chunk_shape, dataset, open_hdf5
+from rismusic.recording.hdf5file import CarefulFile
 from rismusic.recording.layout import from_flat, to_flat
 from rismusic.recording.store import Array, Sink, Store, StoredArray
 
@@ -78,24 +79,24 @@ class Mat73Sink(Sink):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = h5py.File(path, "w", userblock_size=HEADER_BYTES)
+        self._file = CarefulFile(path, userblock_bytes=HEADER_BYTES)
 
     def attribute(self, name: str, value: str | float) -> None:
         """A variable of one value."""
         if isinstance(value, str):
-            found = self._file.create_dataset(
+            found = self._file.hdf5.create_dataset(
                 name, data=np.frombuffer(value.encode("utf-16-le"), "<u2")[:, None]
             )
             found.attrs["MATLAB_class"] = np.bytes_(b"char")
             found.attrs["MATLAB_int_decode"] = np.int32(2)
         else:
-            found = self._file.create_dataset(name, data=np.full((1, 1), value))
+            found = self._file.hdf5.create_dataset(name, data=np.full((1, 1), value))
             found.attrs["MATLAB_class"] = np.bytes_(b"double")
 
     def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """A variable, in chunks of whole scenes."""
         chunks = chunk_shape(name, shape, dtype)
-        found = self._file.create_dataset(
+        found = self._file.hdf5.create_dataset(
             to_flat(name), _matlab_shape(shape), _as_pairs(dtype), chunks=chunks and _matlab_shape(chunks)
         )
         found.attrs["MATLAB_class"] = np.bytes_(_CLASSES[dtype.str[1:]])
@@ -104,7 +105,8 @@ class Mat73Sink(Sink):
         """Fill part of a variable."""
         block = np.ascontiguousarray(block if block.ndim > 1 else block[:, None])
         pairs = block.view(_as_pairs(block.dtype))
-        self._file[to_flat(name)][..., start : start + len(block)] = pairs.T
+        self._file.hdf5[to_flat(name)][..., start : start + len(block)] = pairs.T
+        self._file.check()
 
     def finish(self) -> None:
         """Close the file and write MATLAB's header in front of it."""

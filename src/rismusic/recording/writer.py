@@ -146,8 +146,8 @@ class RecordingWriter:
             ):
                 raise InputError(
                     name,
-                    f"{_kind(other, per_scene)} in each block, as in the first",
-                    _kind(value, per_scene),
+                    f"{_kind(name, other)} in each block, as in the first",
+                    _kind(name, value),
                 )
             if not per_scene and not torch.equal(value, other):
                 raise InputError(name, "the same values in every block", "others than in the first block")
@@ -225,7 +225,8 @@ def _as_stored(recording: Recording, first_scene: int) -> Recording:
     return stored
 
 
-def _kind(value: Tensor, per_scene: bool) -> str:
+def _kind(name: str, value: Tensor) -> str:
+    per_scene = FIELDS[name].per_scene(value.ndim)
     shape = ", ".join([*(["S"] if per_scene else []), *map(str, value.shape[per_scene:])])
     return f"{str(value.dtype).removeprefix('torch.')} [{shape}]"
 

@@ -1,0 +1,158 @@
+"""Bad files as a whole: foreign, broken, locked, or of another make inside."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy.io
+import scipy.sparse
+from bad_case import PATH, bad
+from foreign import SUFFIX, WRITERS, direct, sound, write_h5, write_mat5, write_npz
+
+_HELD: list[Any] = []  # locks must outlive the function that takes them
+
+
+def _bytes(name: str, content: bytes) -> Callable[[Path], Path]:
+    def make(directory: Path) -> Path:
+        path = directory / name
+        path.write_bytes(content)
+        return path
+
+    return make
+
+
+def _cut(format: str, keep: float) -> Callable[[Path], Path]:
+    def make(directory: Path) -> Path:
+        path = WRITERS[format](directory / f"cut{SUFFIX[format]}", sound())
+        os.truncate(path, int(path.stat().st_size * keep))
+        return path
+
+    return make
+
+
+bad("no such file", PATH, "no such file")(lambda directory: directory / "none.h5")
+bad("unknown extension", PATH, "a name that ends in .h5, .npz, .mat")(_bytes("a.wav", b"RIFF"))
+bad("empty file", PATH, "an empty file")(_bytes("empty.h5", b""))
+bad("PNG renamed to .h5", PATH, "starts with b'\\x89PNG")(_bytes("a.h5", b"\x89PNG\r\n\x1a\n" + bytes(99)))
+bad("text renamed to .npz", PATH, "starts with b'time,volt")(_bytes("a.npz", b"time,voltage\n" * 99))
+bad("text renamed to .mat", PATH, "a MATLAB 5 file or a MATLAB 7.3 file")(
+    _bytes("a.mat", b"time,voltage\n" * 99)
+)
+bad("truncated .h5", PATH, "a truncated one")(_cut("h5", 0.7))
+bad("truncated .npz", PATH, "a complete npz file")(_cut("npz", 0.7))
+bad("truncated .mat 5", "codes", "cannot be read")(_cut("mat 5", 0.6))
+bad("truncated .mat 7.3", PATH, "a truncated one")(_cut("mat 7.3", 0.7))
+bad("header of a .mat alone", PATH, "starts with b'MATLAB 5.0")(_cut("mat 5", 0.01))
+
+
+@bad("directory", PATH, "expected a recording, found a directory")
+def _directory(directory: Path) -> Path:
+    (directory / "a.h5").mkdir()
+    return directory / "a.h5"
+
+
+@bad("pipe", PATH, "a device or a pipe")
+def _pipe(directory: Path) -> Path:
+    os.mkfifo(directory / "a.h5")
+    return directory / "a.h5"
+
+
+@bad("MATLAB 4 file", PATH, "a MATLAB 4 file?")
+def _mat4(directory: Path) -> Path:
+    scipy.io.savemat(directory / "a.mat", {"wavelength": 0.3}, format="4")
+    return directory / "a.mat"
+
+
+@bad("MATLAB 7.3 file renamed to .h5", PATH, "expected an HDF5 file, found a MATLAB 7.3 file")
+def _renamed(directory: Path) -> Path:
+    return WRITERS["mat 7.3"](directory / "a.h5", sound())
+
+
+@bad("plain HDF5 renamed to .mat", PATH, "found an HDF5 file")
+def _plain(directory: Path) -> Path:
+    return write_h5(directory / "a.mat", sound())
+
+
+@bad("file that is being written", PATH, "another program is writing")
+def _locked(directory: Path) -> Path:
+    path = write_h5(directory / "a.h5", sound())
+    _HELD.append(path.open("r+b"))
+    fcntl.flock(_HELD[-1], fcntl.LOCK_EX)
+    return path
+
+
+@bad("HDF5 of something else", "format", 'the text "rismusic/1"')
+def _other(directory: Path) -> Path:
+    return write_h5(directory / "a.h5", {"images": np.zeros((3, 3))})
+
+
+@bad("truth that is no group", "truth", "a group of arrays")
+def _truth(directory: Path) -> Path:
+    path = write_h5(directory / "a.h5", direct())
+    with h5py.File(path, "a") as file:
+        del file["truth"]
+        file["truth"] = np.zeros(3)
+    return path
+
+
+@bad("group in place of snapshots", "snapshots", "an array, found a group")
+def _group(directory: Path) -> Path:
+    values = sound()
+    values["snapshots/real"] = values.pop("snapshots").real
+    return write_h5(directory / "a.h5", values)
+
+
+@bad("link to a field that is gone", "snapshots", "cannot be read")
+def _link(directory: Path) -> Path:
+    path = write_h5(directory / "a.h5", sound())
+    with h5py.File(path, "a") as file:
+        del file["snapshots"]
+        file["snapshots"] = h5py.ExternalLink("gone.h5", "/y")
+    return path
+
+
+@bad("field without values", "codes", "without any values")
+def _null(directory: Path) -> Path:
+    return write_h5(directory / "a.h5", {**sound(), "codes": h5py.Empty("f4")})
+
+
+@bad("pickled objects in .npz", "snapshots", "nothing is ever unpickled")
+def _pickled(directory: Path) -> Path:
+    return write_npz(directory / "a.npz", {**sound(), "snapshots": np.array([1, None], dtype=object)})
+
+
+@bad("pickled format in .npz", "format", "never unpickled")
+def _pickled_format(directory: Path) -> Path:
+    return write_npz(directory / "a.npz", {**sound(), "format": np.array("rismusic/1", dtype=object)})
+
+
+@bad("member of .npz that is no array", "snapshots", "numpy's format")
+def _member(directory: Path) -> Path:
+    path = write_npz(directory / "a.npz", {k: v for k, v in sound().items() if k != "snapshots"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("snapshots.npy", b"1, 2, 3")
+    return path
+
+
+@bad("damaged compressed .npz", "snapshots", "cannot be read")
+def _damaged(directory: Path) -> Path:
+    path = write_npz(directory / "a.npz", sound(), compressed=True)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"snapshots.npy") + 160
+    content[start : start + 60] = bytes(60)
+    path.write_bytes(content)
+    return path
+
+
+@bad("sparse matrix in .mat", "elements", "a full array")
+def _sparse(directory: Path) -> Path:
+    return write_mat5(
+        directory / "a.mat", {**sound(), "elements": scipy.sparse.csc_matrix(sound()["elements"])}
+    )
