@@ -75,7 +75,7 @@ def test_the_recording_holds_the_nominal_system():
     change = (
         clean.snapshots - faulty.snapshots
     ).abs().square().mean() / clean.snapshots.abs().square().mean()
-    # Static, code and gain errors and dead elements make 0.01 + 0.0016 + 0.0008 + 0.03; positions add k0^2 d^2.
+    # Static, code and gain errors and dead elements: 0.01 + 0.0016 + 0.0008 + 0.03; positions: k0^2 d^2.
     assert 0.03 < change < 0.1
 
 

@@ -62,7 +62,7 @@ def conditional_crb(
         columns = link.matmul(torch.cat((A, D.flatten(-2)), dim=-1))  # [S, L, M, 4K]
         C, B = columns[..., :K], columns[..., K:].unflatten(-1, (K, 3))
         B = (B[..., which] * symbols[block].mT[..., None, :, None]).flatten(-2)
-        # The orthonormal basis of G_l A; empty places (last) and columns within the span of others add nothing.
+        # The orthonormal basis of G_l A; empty places (last) and columns in the span of others add nothing.
         Q, R = torch.linalg.qr(C)
         depth = R.diagonal(dim1=-2, dim2=-1).abs()
         Q = Q * (depth > _ROUNDING * C.norm(dim=-2)[..., : depth.shape[-1]])[..., None, :]

@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
 from tyro.conf import Positional, arg
 
 from rismusic.cli.command import Command
+from rismusic.cli.output import note
+from rismusic.errors import InputError
+from rismusic.files import check_output
+
+if TYPE_CHECKING:
+    from rismusic.check import Check as Result
 
 
 class Check(Command):
@@ -20,17 +27,32 @@ class Check(Command):
     as_json: Annotated[bool, arg(name="json")] = False
     """Print JSON in place of a table."""
 
+    plot: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Draw the panel and the true sources of a scene (.png, .pdf or .svg)."""
+    scene: Annotated[int, Field(ge=0)] = 0
+    """The scene to draw, counted from 0."""
+    overwrite: bool = False
+    """Replace the picture if it exists."""
+
     def run(self) -> int:
         """Print facts and findings; findings are no reason to fail."""
-        from rich.console import Console
-        from rich.table import Table
-
+        if self.plot is not None:
+            check_output(self.plot, overwrite=self.overwrite)
         from rismusic.check import check
 
         result = check(self.file)
         if self.as_json:
             print(json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False))
-            return 0
+        else:
+            self._print(result)
+        if self.plot is not None:
+            self._draw(self.plot)
+        return 0
+
+    def _print(self, result: Result) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
         console = Console()
         facts = Table(show_header=False, box=None)
         for name, value in result.facts.items():
@@ -43,4 +65,20 @@ class Check(Command):
             )
         if not result.findings:
             console.print("\nNothing suspicious.")
-        return 0
+
+    def _draw(self, path: Path) -> None:
+        from rismusic.evaluate.plots import new_axes, save, scene_3d, scene_top
+        from rismusic.recording import open_recording
+
+        with open_recording(self.file) as file:
+            if self.scene >= len(file):
+                raise InputError("scene", f"a scene from 0 to {len(file) - 1}", str(self.scene))
+            recording = file[self.scene : self.scene + 1]
+        if recording.truth is None:
+            raise InputError("truth", "sources to draw", "none in the file")
+        sources = recording.truth.each(lambda value: value[0])
+        space, top = new_axes("3d", None, size=(11.0, 5.0))
+        scene_3d(recording.panel, sources, label="true source", ax=space)
+        scene_top(recording.panel, sources, label="true source", ax=top)
+        save(top, path, overwrite=self.overwrite)
+        note(f"picture of scene {self.scene} written to {path}")

@@ -29,7 +29,7 @@ class Simulate(Command):
     """Simulate scenes and write them as a recording (.h5, .npz or .mat), the truth inside."""
 
     output: Annotated[Path, arg(aliases=("-o",), metavar="FILE")]
-    """File to write. A TOML file of the same name beside it keeps the settings."""
+    """File to write. FILE.toml beside it keeps the settings."""
     scenes: Count
     """Number of scenes, S."""
     system: Annotated[SystemSpec, arg(name="")] = SystemSpec()
@@ -48,7 +48,7 @@ class Simulate(Command):
 
     def run(self) -> int:
         """Simulate block by block straight into the file, so that memory stays flat."""
-        settings = self.output.with_suffix(".toml")
+        settings = self.output.with_name(f"{self.output.name}.toml")
         for path in (self.output, settings):
             check_output(path, overwrite=self.overwrite)
         from rismusic.recording import RecordingWriter

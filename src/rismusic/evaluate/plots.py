@@ -67,39 +67,47 @@ def positions(sources: Sources) -> np.ndarray:
 
 
 def scene_3d(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes3D | None = None) -> Axes3D:
-    """The panel and the sources of one scene in space; the panel looks along +z, drawn to the right.
+    """The panel and the sources of one scene in space; the panel looks to the right, along z.
 
     Args:
         panel: the panel.
-        sources: sources of one scene, [K].
+        sources: sources of one scene, [K]; they are numbered from 0.
         label: what the sources are called in the legend.
         ax: three-dimensional axes to draw into.
     """
     ax = ax or new_axes("3d")[0]
-    elements = panel.elements.cpu().numpy()
-    # The panel's z is drawn along the figure's depth axis and y upwards, as one would stand before it.
-    ax.scatter(
-        elements[:, 0], elements[:, 2], elements[:, 1], s=3, c="0.45", marker="s", label="panel element"
-    )
-    points = positions(sources)
-    ax.scatter(points[:, 0], points[:, 2], points[:, 1], s=45, c=COLOURS[1], depthshade=False, label=label)
-    for x, y, z in points:
-        ax.plot([0, x], [0, z], [0, y], color=COLOURS[1], lw=0.8)
-        ax.plot([x, x], [z, z], [ax.get_zlim()[0], y], color="0.7", lw=0.6, ls=":")
-    extent = np.ptp(np.vstack((elements, points)), axis=0)[[0, 2, 1]]
-    ax.set_box_aspect(tuple(np.maximum(extent, 0.3 * extent.max())))
-    ax.set(xlabel="x / m", ylabel="z / m (normal)", zlabel="y / m (vertical)")
+    # The figure's axes are (z, x, y): right-handed as the panel's own, with y upwards.
+    elements, points = panel.elements.cpu().numpy()[:, [2, 0, 1]], positions(sources)[:, [2, 0, 1]]
+    ax.scatter(*elements.T, s=3, c="0.45", marker="s", label="panel element")
+    ax.scatter(*points.T, s=45, c=COLOURS[1], depthshade=False, label=label)
+    everything = np.vstack((elements, points))
+    low, high = everything.min(0), everything.max(0)
+    middle, half = (low + high) / 2, np.maximum((high - low) / 2, 0.15 * (high - low).max())
+    floor = middle[2] - 1.05 * half[2]
+    for number, (z, x, y) in enumerate(points):
+        ax.plot([0, z], [0, x], [0, y], color=COLOURS[1], lw=0.8)
+        ax.plot([z, z], [x, x], [floor, y], color="0.6", lw=0.8, ls=":")
+        ax.text(z, x, y, f"  {number}")
+    ax.set_box_aspect(tuple(half), zoom=0.85)
+    ax.set_zlim(floor, middle[2] + 1.05 * half[2])
+    ax.set(xlabel="z / m (normal)", ylabel="x / m (horizontal)", zlabel="y / m (vertical)")
+    ax.view_init(elev=22, azim=-55)
     ax.legend(loc="upper left", frameon=False)
     return ax
 
 
 def scene_top(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes | None = None) -> Axes:
-    """The same scene from above: x against z, with the Fresnel and Fraunhofer distances as arcs."""
+    """The same scene from above, with the Fresnel and Fraunhofer distances as arcs.
+
+    Seen from above with z upwards, x runs to the left: the frame is right-handed.
+    """
     ax = ax or new_axes(None)[0]
     elements = panel.elements.cpu().numpy()
     ax.plot(elements[:, 0], elements[:, 2], "s", ms=3, c="0.45", label="panel element")
     points = positions(sources)
     ax.plot(points[:, 0], points[:, 2], "o", ms=7, c=COLOURS[1], label=label)
+    for number, (x, _, z) in enumerate(points):
+        ax.annotate(str(number), (x, z), xytext=(6, 4), textcoords="offset points")
     reach = 1.15 * max(float(np.abs(points).max(initial=0)), panel.aperture)
     turn = np.linspace(-np.pi / 2, np.pi / 2, 181)
     for distance, name, style in (
@@ -107,17 +115,10 @@ def scene_top(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes
         (panel.fraunhofer_distance, "Fraunhofer distance", "--"),
     ):
         if distance < 1.5 * reach:
-            arc_label = f"{name}, {distance:.2g} m"
-            ax.plot(
-                distance * np.sin(turn), distance * np.cos(turn), style, c=COLOURS[0], lw=1, label=arc_label
-            )
-    ax.set(
-        xlabel="x / m",
-        ylabel="z / m (normal)",
-        xlim=(-reach, reach),
-        ylim=(-0.05 * reach, reach),
-        aspect="equal",
-    )
+            x, z = distance * np.sin(turn), distance * np.cos(turn)
+            ax.plot(x, z, style, c=COLOURS[0], lw=1, label=f"{name}, {distance:.3g} m")
+    ax.set(xlabel="x / m (horizontal, seen from above)", ylabel="z / m (normal)", aspect="equal")
+    ax.set(xlim=(reach, -reach), ylim=(-0.05 * reach, reach))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize="small")
     ax.grid(alpha=0.3)
     return ax
