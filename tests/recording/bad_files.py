@@ -47,7 +47,7 @@ bad("text renamed to .mat", PATH, "a MATLAB 5 file or a MATLAB 7.3 file")(
 )
 bad("truncated .h5", PATH, "a truncated one")(_cut("h5", 0.7))
 bad("truncated .npz", PATH, "a complete npz file")(_cut("npz", 0.7))
-bad("truncated .mat 5", "codes", "cannot be read")(_cut("mat 5", 0.6))
+bad("truncated .mat 5", PATH, "truncated")(_cut("mat 5", 0.6))
 bad("truncated .mat 7.3", PATH, "a truncated one")(_cut("mat 7.3", 0.7))
 bad("header of a .mat alone", PATH, "starts with b'MATLAB 5.0")(_cut("mat 5", 0.01))
 
@@ -115,6 +115,13 @@ def _link(directory: Path) -> Path:
     with h5py.File(path, "a") as file:
         del file["snapshots"]
         file["snapshots"] = h5py.ExternalLink("gone.h5", "/y")
+    return path
+
+
+@bad("name that is no text", "snapshots", "no such field")
+def _name(directory: Path) -> Path:
+    path = write_h5(directory / "a.h5", sound())
+    path.write_bytes(path.read_bytes().replace(b"snapshots", b"snapsh\xfft\xff"))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
     return found
 
 
+def members(group: Iterable[str | bytes]) -> set[str]:
+    """Names in a group; h5py gives those that are no UTF-8 as bytes."""
+    return {name if isinstance(name, str) else name.decode("utf-8", "replace") for name in group}
+
+
 def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...] | None:
     """Chunks of whole scenes; none where scenes share the array or one alone is too large for a chunk."""
     if not FIELDS[name].per_scene(len(shape)):
@@ -64,11 +70,11 @@ class Hdf5Store(Store):
 
     def names(self) -> set[str]:
         """Datasets of the root and of ``truth``, and the root's attributes."""
-        names = {name for name in self._file if name not in ("truth", *ATTRIBUTES)} | set(self._file.attrs)
+        names = members(self._file) - {"truth", *ATTRIBUTES} | members(self._file.attrs)
         if "truth" in self._file:
             if not isinstance(self._file["truth"], h5py.Group):
                 raise InputError("truth", "a group of arrays", "an array")
-            names |= {f"truth/{name}" for name in self._file["truth"]}
+            names |= {f"truth/{name}" for name in members(self._file["truth"])}
         return names
 
     def array(self, name: str) -> StoredArray:

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from rismusic.recording.hdf5 import chunk_shape, dataset, open_hdf5
+from rismusic.recording.hdf5 import chunk_shape, dataset, members, open_hdf5
 from rismusic.recording.hdf5file import CarefulFile
 from rismusic.recording.layout import from_flat, to_flat
 from rismusic.recording.store import Array, Sink, Store, StoredArray
@@ -35,7 +35,7 @@ class Mat73Store(Store):
 
     def names(self) -> set[str]:
         """The variables; MATLAB's own groups are none."""
-        return {from_flat(name) for name in self._file if not name.startswith("#")}
+        return {from_flat(name) for name in members(self._file) if not name.startswith("#")}
 
     def array(self, name: str) -> StoredArray:
         """A variable, or a text as an array of one."""

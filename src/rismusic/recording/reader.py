@@ -24,8 +24,7 @@ from rismusic.scene import Sources
 class RecordingFile:
     """A recording in a file: its sizes at once, its scenes when they are asked for. A context manager.
 
-    Memory is bounded by the block that is asked for, whatever the size of the file (of a MATLAB 5 file, whose
-    variables hold at most 2 GiB each, the variables are kept).
+    Memory is bounded by the block that is asked for, whatever the size of the file.
 
     Args:
         path: a ``.h5``, ``.npz`` or ``.mat`` file.
@@ -65,14 +64,12 @@ class RecordingFile:
         self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES)))
         _check_format(self._store, names)
         self.wavelength = _wavelength(self._store, names)
-        self._arrays = {}
+        self._arrays, descriptions = {}, {}
         for name in self.fields:
             with understood(name, "a readable array"):
-                self._arrays[name] = self._store.array(name)
-        structure = check_structure(
-            {name: Description(array.shape, _type_name(array)) for name, array in self._arrays.items()},
-            matlab=self._store.matlab,
-        )
+                array = self._arrays[name] = self._store.array(name)
+                descriptions[name] = Description(array.shape, _type_name(array))
+        structure = check_structure(descriptions, matlab=self._store.matlab)
         self._structure = structure
         self.scenes, self.snapshots, self.antennas = structure.scenes, structure.snapshots, structure.antennas
         self.size, self.sources_max = structure.size, structure.sources_max
