@@ -1,0 +1,251 @@
+"""Tables and texts of the documentation, taken from the package at each build; nothing is pasted."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import rismusic
+from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
+from rismusic.cli import main
+from rismusic.errors import InputError
+from rismusic.recording import read
+from rismusic.recording.layout import FIELDS
+from rismusic.spec import Spec, SystemSpec
+
+BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
+BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
+COMMANDS = ("", "simulate", "check", "bound")
+MEANINGS = {
+    "elements": "positions in metres, panel frame",
+    "snapshots": "what the receiver saw, y, in each scene and snapshot",
+    "channel": "H from the panel to the receiver; absent where the panel is sampled directly (M = N)",
+    "codes": "c, what the panel wore; absent where `channel` is",
+    "noise_variance": "σ² = E|n|² of the complex noise at one receiver output; optional",
+    "truth/azimuth": "radians, NaN where there is no source; optional",
+    "truth/elevation": "radians, NaN where there is no source; with `truth/azimuth`",
+    "truth/range": "metres, NaN where there is no source; with `truth/azimuth`",
+    "truth/power": "mean power p of each source's symbols; optional",
+    "truth/symbols": "the symbols s that were sent; optional, the conditional bound needs them",
+}
+BAD_SETTINGS: tuple[dict[str, object], ...] = (
+    {"sources": 0},
+    {"sources": (5, 1)},
+    {"sources": 2.5},
+    {"snr_db": float("nan")},
+    {"snr_db": "loud"},
+    {"panel": {"rows": 0}},
+    {"panel": {"wavelength_m": -0.3}},
+    {"panel": {"row": 12}},
+    {"channel": {"kind": "rice"}},
+    {"channel": {"rician_factor_db": (10, -3)}},
+    {"codebook": {"bits": 0}},
+    {"codebook": {"snapshots": 0}},
+    {"scene": {"range_max_m": 0.1}},
+    {"scene": {"azimuth_max_deg": 90}},
+    {"hardware": {"dead_fraction": 1}},
+    {"channel": {"kind": "direct"}, "hardware": {"code_phase_rad": 0.1}},
+)
+BAD_COMMANDS: tuple[str, ...] = (
+    "simulate -o a.h5 --scenes 0",
+    "simulate -o a.h5 --scenes 3 --snr-db 20 0",
+    "simulate -o a.wav --scenes 3",
+    "simulate -o missing/a.h5 --scenes 3",
+    "simulate -o a.h5 --scenes 3 --config missing.toml",
+    "simulate -o a.h5 --scenes 3 --link-from missing.h5",
+    "simulate -o a.h5 --scenes 3 --scene.separation-deg 170 --sources 5",
+    "check missing.h5",
+    "bound --sources 0",
+    "bound --panel.spacing-wavelengths -1",
+    "bound --scenes 2 -o table.txt",
+)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def code(text: str) -> str:
+    """Text in code style, whatever it holds."""
+    fence = "``" if "`" in text else "`"
+    return f"{fence}{text}{fence}"
+
+
+def settings() -> str:
+    """Every setting of a system, part by part, with its default and meaning."""
+    parts: list[tuple[str, str, Spec]] = [("the system", "", SystemSpec())]
+    whole = SystemSpec()
+    for name in SystemSpec.model_fields:
+        value = getattr(whole, name)
+        if isinstance(value, Spec):
+            parts.append((f"`{name}`", f"{name}.", value))
+    text = ""
+    for title, prefix, part in parts:
+        rows = []
+        for name, field in type(part).model_fields.items():
+            value = getattr(part, name)
+            if not isinstance(value, Spec):
+                words = " ".join((field.description or "").split()).replace("``", "`")
+                rows.append((code(prefix + name), code(str(value)), words))
+        text += f"**{title}** ({_first_sentence(part)})\n\n"
+        text += table(("setting", "default", "meaning"), rows) + "\n"
+    return text
+
+
+def fields() -> str:
+    """The fields of a recording file, from the list that reader and writer use."""
+    axes = {"K": "K_max"}
+    rows = [
+        ("attribute `format`", "text", "`rismusic/1`"),
+        ("attribute `wavelength`", "real number", "metres"),
+    ]
+    for field in FIELDS.values():
+        shape = [axes.get(axis, axis) for axis in field.axes]
+        words = f"[{', '.join(shape)}]"
+        if field.shared:
+            words = f"[{', '.join(shape[1:])}] or {words}"
+        name = code(field.name) if field.name == field.flat_name else f"`{field.name}` (`{field.flat_name}`)"
+        rows.append((name, f"{words} {field.kind}", MEANINGS[field.name]))
+    return table(("name (in `.npz` and `.mat`)", "shape and type", "meaning"), rows)
+
+
+def sentence(call: object, *arguments: object, **settings: object) -> str:
+    """What the package says to bad input.
+
+    Raises:
+        AssertionError: it says nothing.
+    """
+    try:
+        call(*arguments, **settings)  # type: ignore[operator]
+    except InputError as error:
+        return str(error)
+    raise AssertionError(f"{call} took {arguments} {settings} without a word")
+
+
+def bad_settings() -> str:
+    """Impossible settings, and what is said to each."""
+    rows = []
+    for case in BAD_SETTINGS:
+        given = ", ".join(f"{name}={value!r}" for name, value in case.items())
+        rows.append((code(f"SystemSpec({given})"), sentence(SystemSpec, **case)))
+    return table(("call", "sentence"), rows)
+
+
+def bad_commands() -> str:
+    """Impossible commands, and what the command line prints to standard error before it leaves with 2."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for command in BAD_COMMANDS:
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+                status = main(command.split())
+            if status != 2:
+                raise AssertionError(f"rismusic {command}: exit code {status}, not 2")
+            rows.append((code(f"rismusic {command}"), " ".join(said.getvalue().split())))
+    return table(("command", "standard error"), rows)
+
+
+def bad_recordings() -> str:
+    """Each bad file that the tests make, and the sentence that reading it ends in.
+
+    Raises:
+        FileNotFoundError: the tests' list of bad files is not where it should be.
+    """
+    if not BAD_RECORDINGS.is_file():
+        raise FileNotFoundError(
+            f"the table of bad recordings is made from {BAD_RECORDINGS}, which is missing"
+        )
+    rows = []
+    for case in _module(BAD_RECORDINGS).CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            path = case.make(Path(folder))
+            said = sentence(read, path).replace(str(path), path.name).replace(folder, "the folder")
+        rows.append((case.name, code(said)))
+    return table(("what is wrong", "sentence"), rows)
+
+
+def _module(path: Path) -> ModuleType:
+    """A module from a file that belongs to no package; its neighbours can be imported from it."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def wave_bias() -> str:
+    """Measured azimuth rms of the fitted waves in each range bin, beside the figures of the design."""
+    rows = []
+    columns = (fits("paraxial"), fits("paraxial", FREE), fits("fresnel"))
+    for place, ((low, high), design) in enumerate(zip(BINS, DESIGN_RMS_DEG, strict=True)):
+        within, free, fresnel = (column[place] for column in columns)
+        numbers = [rms(found.azimuth_error_deg) for found in (within, free, fresnel)]
+        worst = float(within.azimuth_error_deg.abs().max())
+        cells = [
+            f"{value:.2g}" if value < 1 else f"{value:.1f}"
+            for value in (*numbers[:2], design, worst, numbers[2])
+        ]
+        rows.append((f"{low:g} to {high:g} m", *cells))
+    head = (
+        "range",
+        "paraxial, rms",
+        "range free, rms",
+        "design, rms",
+        "paraxial, worst",
+        "Fresnel form, rms",
+    )
+    return table(head, rows)
+
+
+def api() -> str:
+    """The names of ``import rismusic``, each with its first sentence and a link."""
+    rows = []
+    for name in rismusic.__all__:
+        thing = getattr(rismusic, name)
+        # A function and the module it lives in may share their name.
+        thing = getattr(thing, name) if isinstance(thing, ModuleType) else thing
+        if isinstance(thing, str):
+            continue
+        kind = "class" if isinstance(thing, type) else "func"
+        rows.append((f"{{py:{kind}}}`~{thing.__module__}.{name}`", _first_sentence(thing)))
+    return table(("name", "what it is"), rows)
+
+
+def _first_sentence(thing: object) -> str:
+    paragraph = (thing.__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(paragraph.split()).replace("``", "`")
+
+
+def output(*arguments: str) -> str:
+    """Standard output of a command, run as a user would run it."""
+    environment = {**os.environ, "COLUMNS": "84", "NO_COLOR": "1", "TERM": "dumb"}
+    command = [sys.executable, "-m", "rismusic", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment, encoding="utf-8"
+    )
+    return f"$ rismusic {' '.join(arguments)}".rstrip() + "\n" + done.stdout
+
+
+def write_all(folder: Path) -> None:
+    """Write every table and text into ``folder``."""
+    for make in (settings, fields, bad_settings, bad_commands, bad_recordings, wave_bias, api):
+        (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
+    for name in COMMANDS:
+        text = output(*name.split(), "--help")
+        (folder / f"help_{name or 'rismusic'}.txt").write_text(text, encoding="utf-8")
+    plot = ("--plot", str(folder / "bound.png"), "--overwrite")
+    shown = output(*BOUND, *plot).split("\n", 1)[1]
+    (folder / "bound.txt").write_text(f"$ rismusic {' '.join(BOUND)}\n{shown}", encoding="utf-8")
