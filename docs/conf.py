@@ -9,8 +9,10 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 import rismusic
+from rismusic.spec import Spec
 
 DOCS = Path(__file__).parent
+_COLON = "\N{RATIO} "
 sys.path.insert(0, str(DOCS))
 
 project = "rismusic"
@@ -27,7 +29,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True, "exclude-members": "model_config"}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
@@ -53,14 +55,32 @@ def make_generated(app: Sphinx) -> None:
     tables.write_all(folder)
 
 
-def keep_stars(
+def before_napoleon(
+    _app: Sphinx, what: str, _name: str, _thing: object, _options: object, lines: list[str]
+) -> None:
+    """``[S, *shape]`` is no emphasis; in ``Number of sources: one value`` the first words are no type."""
+    lines[:] = [re.sub(r"(?<=, )\*(?=\w+\])", r"\\*", line) for line in lines]
+    if what in ("attribute", "property") and lines:
+        lines[0] = lines[0].replace(": ", _COLON)
+
+
+def after_napoleon(
     _app: Sphinx, _what: str, _name: str, _thing: object, _options: object, lines: list[str]
 ) -> None:
-    """Shapes such as ``[S, *shape]`` in docstrings are no emphasis."""
-    lines[:] = [re.sub(r"(?<=, )\*(?=\w+\])", r"\\*", line) for line in lines]
+    """The colons that were hidden from napoleon come back."""
+    lines[:] = [line.replace(_COLON, ": ") for line in lines]
+
+
+def short_signature(
+    _app: Sphinx, _what: str, _name: str, thing: object, *_rest: object
+) -> tuple[str, str] | None:
+    """Settings are listed below their class with their meaning; the signature would only repeat them."""
+    return ("(**settings)", "") if isinstance(thing, type) and issubclass(thing, Spec) else None
 
 
 def setup(app: Sphinx) -> None:
     """Hook into the build before any page is read."""
     app.connect("builder-inited", make_generated)
-    app.connect("autodoc-process-docstring", keep_stars)
+    app.connect("autodoc-process-signature", short_signature)
+    app.connect("autodoc-process-docstring", before_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", after_napoleon, priority=600)

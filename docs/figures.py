@@ -34,7 +34,7 @@ def panel_frame() -> Any:
     """Element numbers as seen by someone before the panel, and the angles of a source in space."""
     panel = Panel.uniform(rows=4, columns=6)
     front, space = new_axes(None, "3d", size=(9.6, 4.3))
-    front.get_gridspec().set_width_ratios((1, 1.15))
+    front.get_gridspec().set_width_ratios((1, 1.2))
     x, y, z = panel.elements.T.numpy()
     front.plot(x, y, "s", ms=21, mfc="white", mec=COLOURS[0])
     for n in range(panel.size):
@@ -69,7 +69,7 @@ def panel_frame() -> Any:
     label(point(azimuth, elevation * 0.4, 0.69), "θ", color=COLOURS[3], weight="bold")
     label(point(azimuth, elevation + 5, 0.55), "r", color=COLOURS[1], weight="bold")
     label(source * 1.05, "source", color=COLOURS[1])
-    space.set_box_aspect((1.3, 1.1, 1.0), zoom=1.0)
+    space.set_box_aspect((1.3, 1.1, 1.0), zoom=0.9)
     space.set(xlim=(0, 1.2), ylim=(-0.4, 0.8), zlim=(-0.25, 0.7), title="φ = 40°, θ = 30°, r = 1 m")
     space.view_init(elev=18, azim=-52)
     space.set(xlabel="z / m", ylabel="x / m", zlabel="y / m")
@@ -138,7 +138,7 @@ def wave_bias() -> Any:
 def near_field() -> Any:
     """The default panel and volume from above, with the two distances that divide the field."""
     panel, scene = Panel.uniform(), SceneSpec()
-    wide, close = new_axes(None, None, size=(9.6, 3.9))
+    wide, close = new_axes(None, None, size=(9.6, 3.6))
     scene_top(panel, draw_sources(scene, 5, 1, Draws(0, "test", torch.arange(1)))[0], ax=close)
     reach = 1.05 * scene.range_max_m
     close.set(xlim=(-reach, reach), ylim=(-0.5, reach), title="the default volume, one scene of five sources")

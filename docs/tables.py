@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -226,7 +227,8 @@ def api() -> str:
 
 def _first_sentence(thing: object) -> str:
     paragraph = (thing.__doc__ or "").strip().split("\n\n")[0]
-    return " ".join(paragraph.split()).replace("``", "`")
+    plain = re.sub(r":math:`(.*?)`", r"$\1$", re.sub(r":(?:class|func):`~?([\w.]+)`", r"``\1``", paragraph))
+    return " ".join(plain.split()).replace("``", "`")
 
 
 def output(*arguments: str) -> str:

@@ -1,0 +1,46 @@
+"""The examples of the documentation work: each page's Python blocks and commands, in order, in one folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rismusic.cli import main
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [page for page in sorted(DOCS.glob("*.md")) if BLOCK.search(page.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text("utf-8")
+    names: dict[str, object] = {}
+    for block in BLOCK.finditer(text):
+        if block[1] == "python":
+            # Blank lines in front, so that a traceback names the line of the page.
+            lines = text.count("\n", 0, block.start(2))
+            exec(compile("\n" * lines + block[2], str(page), "exec"), names)
+            continue
+        for line in block[2].splitlines():
+            prompt, program, *arguments = shlex.split(line)
+            assert (prompt, program) == ("$", "rismusic")
+            assert main(arguments) == 0, capsys.readouterr().err
+
+
+def test_pages_have_examples() -> None:
+    assert {"index", "conventions", "recordings", "simulation", "bounds"} <= {page.stem for page in PAGES}
+
+
+def test_every_page_is_reached_from_the_first() -> None:
+    first = (DOCS / "index.md").read_text("utf-8")
+    pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}
+    toctree = re.search(r"```\{toctree\}.*?```", first, re.DOTALL)
+    assert toctree is not None
+    assert pages == set(re.findall(r"^(\w+)$", toctree[0], re.MULTILINE))
