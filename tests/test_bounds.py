@@ -12,9 +12,9 @@ from rismusic.errors import InputError
 from rismusic.link import Link
 from rismusic.panel import Panel
 from rismusic.scene import Sources
-from rismusic.simulate import simulate
+from rismusic.simulator import simulate
 from rismusic.spec import SystemSpec
-from rismusic.steering import direction, steering
+from rismusic.wave import direction, steering
 
 SMALL = SystemSpec(
     panel={"rows": 5, "columns": 6}, codebook={"snapshots": 8}, channel={"antennas": 7}, snr_db=10.0

@@ -7,7 +7,7 @@ from rismusic.draws import Draws
 from rismusic.hardware import impair
 from rismusic.link import Link
 from rismusic.panel import Panel
-from rismusic.simulate import simulate
+from rismusic.simulator import simulate
 from rismusic.spec import HardwareSpec
 
 PANEL = Panel.uniform()

@@ -13,32 +13,32 @@ from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rismusic.bounds import Bound, conditional_crb, recording_crb, unconditional_crb
-    from rismusic.check import check
+    from rismusic.checking import check
     from rismusic.evaluate.bound_table import bound_table
     from rismusic.link import Link
     from rismusic.panel import Panel
     from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
     from rismusic.scene import Sources
-    from rismusic.simulate import Simulator, simulate
-    from rismusic.steering import steering, steering_with_derivatives
+    from rismusic.simulator import Simulator, simulate
+    from rismusic.wave import steering, steering_with_derivatives
 
 _HOME = {
     # describe a system
     "Panel": "panel",
-    "steering": "steering",
-    "steering_with_derivatives": "steering",
+    "steering": "wave",
+    "steering_with_derivatives": "wave",
     "Link": "link",
     "Sources": "scene",
     # simulate it
-    "Simulator": "simulate",
-    "simulate": "simulate",
+    "Simulator": "simulator",
+    "simulate": "simulator",
     # recordings and files
     "Recording": "recording",
     "RecordingWriter": "recording",
     "open_recording": "recording",
     "read": "recording",
     "write": "recording",
-    "check": "check",
+    "check": "checking",
     # the best that physics allows
     "Bound": "bounds",
     "conditional_crb": "bounds",

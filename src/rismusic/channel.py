@@ -10,7 +10,7 @@ from rismusic.decibel import from_db
 from rismusic.draws import Draws, Stream
 from rismusic.panel import Panel
 from rismusic.spec import ChannelSpec, limits
-from rismusic.steering import direction, path_difference
+from rismusic.wave import direction, path_difference
 
 
 def draw_channel(

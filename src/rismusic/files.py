@@ -21,7 +21,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise InputError(str(path), "an existing folder to write to", f"no folder {path.parent}")
     if path.exists() and not overwrite:
-        raise InputError(str(path), "a new file (or --overwrite)", "an existing one")
+        raise InputError(str(path), "a new file (or overwrite=True, --overwrite)", "an existing one")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rismusic.draws import Draws, Stream
 from rismusic.errors import InputError
 from rismusic.panel import Panel
 from rismusic.spec import SceneSpec, SymbolKind, limits
-from rismusic.steering import Wave, steering
+from rismusic.wave import Wave, steering
 
 # A scene tries so many sets of positions at once, then so many more, until one is far enough apart.
 _ATTEMPTS = (8, 64, 512, 4096)

@@ -12,7 +12,7 @@ import scipy.io
 import torch
 
 from rismusic.recording import Recording
-from rismusic.simulate import simulate
+from rismusic.simulator import simulate
 from rismusic.spec import SystemSpec
 
 S, L, M, N, K = 4, 3, 2, 6, 2

@@ -14,7 +14,7 @@ from rismusic.errors import InputError
 from rismusic.link import Link
 from rismusic.panel import Panel
 from rismusic.scene import Sources
-from rismusic.steering import Wave, steering_with_derivatives
+from rismusic.wave import Wave, steering_with_derivatives
 
 Unknown = Literal["azimuth", "elevation", "range"]
 POSITION: tuple[Unknown, ...] = get_args(Unknown)

@@ -13,7 +13,7 @@ from rismusic.errors import InputError
 from rismusic.link import Link
 from rismusic.panel import Panel
 from rismusic.scene import Sources
-from rismusic.steering import Wave
+from rismusic.wave import Wave
 
 
 def unconditional_crb(

@@ -16,7 +16,7 @@ from rismusic.errors import InputError
 from rismusic.files import check_output
 
 if TYPE_CHECKING:
-    from rismusic.check import Check as Result
+    from rismusic.checking import Check as Result
 
 
 class Check(Command):
@@ -38,7 +38,7 @@ class Check(Command):
         """Print facts and findings; findings are no reason to fail."""
         if self.plot is not None:
             check_output(self.plot, overwrite=self.overwrite)
-        from rismusic.check import check
+        from rismusic.checking import check
 
         result = check(self.file)
         if self.as_json:

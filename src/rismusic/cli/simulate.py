@@ -52,7 +52,7 @@ class Simulate(Command):
         for path in (self.output, settings):
             check_output(path, overwrite=self.overwrite)
         from rismusic.recording import RecordingWriter
-        from rismusic.simulate import Simulator
+        from rismusic.simulator import Simulator
 
         panel, link = self._given()
         simulator = Simulator(self.system, seed=self.seed, split=self.split, panel=panel, link=link)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rismusic.bounds import recording_crb
-from rismusic.simulate import Simulator
+from rismusic.simulator import Simulator
 from rismusic.spec import SystemSpec
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from rismusic.errors import InputError
 from rismusic.files import replace_file
 from rismusic.panel import Panel
 from rismusic.scene import Sources
-from rismusic.steering import direction
+from rismusic.wave import direction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +124,12 @@ def scene_top(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes
 
 
 def bound_curves(
-    snr_db: ArrayLike, std: ArrayLike, labels: Sequence[str], unit: str, *, ax: Axes | None = None
+    snr_db: Sequence[float],
+    std: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    unit: str,
+    *,
+    ax: Axes | None = None,
 ) -> Axes:
     """Least standard deviation against SNR, a curve for each number of sources.
 
@@ -137,7 +141,7 @@ def bound_curves(
         ax: axes to draw into.
     """
     ax = ax or new_axes(None)[0]
-    for row, label, colour, marker in zip(np.asarray(std), labels, COLOURS, MARKERS, strict=False):
+    for row, label, colour, marker in zip(std, labels, COLOURS, MARKERS, strict=False):
         ax.semilogy(snr_db, row, marker=marker, c=colour, ms=5, lw=1.3, label=label)
     ax.set(xlabel="SNR / dB", ylabel=unit)
     ax.grid(which="both", alpha=0.3)

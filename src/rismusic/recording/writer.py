@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rismusic.errors import InputError
+from rismusic.files import check_output
 from rismusic.recording.data import Recording
 from rismusic.recording.detect import suffix
 from rismusic.recording.hdf5 import Hdf5Sink
@@ -54,11 +55,7 @@ class RecordingWriter:
         make_sink = _sink(self.path, mat_version)
         if scenes < 1:
             raise InputError("scenes", "at least one scene to write", str(scenes))
-        if not self.path.parent.is_dir():
-            raise InputError(
-                str(self.path), "a file in an existing directory", f"no directory {self.path.parent}"
-            )
-        self._check_free()
+        check_output(self.path, overwrite=overwrite)
         self._written = 0
         self._first: dict[str, Tensor] = {}
         self._wavelength = math.nan
@@ -102,16 +99,8 @@ class RecordingWriter:
             raise InputError("scenes", f"{self.scenes} scenes in all", f"{self._written}")
         with self._on_disk():
             self._sink.finish()
-            self._check_free()
+            check_output(self.path, overwrite=self.overwrite)
             self._temporary.replace(self.path)
-
-    def _check_free(self) -> None:
-        if self.path.is_dir():
-            raise InputError(str(self.path), "the name of a file", "a directory")
-        if self.path.exists() and not self.overwrite:
-            raise InputError(
-                str(self.path), "a new file (or overwrite=True, --overwrite)", "a file that exists"
-            )
 
     def _create(self, values: dict[str, Tensor], wavelength: float) -> None:
         self._wavelength = float(wavelength)

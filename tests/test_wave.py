@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rismusic.panel import Panel
-from rismusic.steering import Wave, direction, steering, steering_with_derivatives
+from rismusic.wave import Wave, direction, steering, steering_with_derivatives
 
 WAVES = get_args(Wave)
 

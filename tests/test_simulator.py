@@ -9,7 +9,7 @@ from rismusic.errors import InputError
 from rismusic.link import Link
 from rismusic.panel import Panel
 from rismusic.recording import Recording
-from rismusic.simulate import Simulator, simulate
+from rismusic.simulator import Simulator, simulate
 from rismusic.spec import HardwareSpec, SystemSpec
 
 SMALL = SystemSpec(panel={"rows": 4, "columns": 5}, codebook={"snapshots": 6}, channel={"antennas": 7})

@@ -1,0 +1,162 @@
+r"""Steering vectors of the near field and their derivatives: the one place that knows the wave.
+
+A source at azimuth :math:`\varphi`, elevation :math:`\theta` and range :math:`r` lies at :math:`r u`,
+
+.. math:: u = (\sin\varphi\cos\theta,\; \sin\theta,\; \cos\varphi\cos\theta),
+
+and its steering vector of unit norm is
+
+.. math:: a_n = \exp(j k_0 \delta_n) / \sqrt N, \qquad \delta_n = r - d_n,
+
+with :math:`d_n` the distance from the source to element n at :math:`p_n`. The path difference
+:math:`\delta_n` has three forms:
+
+* ``spherical`` (exact): :math:`d_n = |r u - p_n|`, hence
+  :math:`\delta_n = (2 r\, p_n\!\cdot\!u - |p_n|^2) / (r + d_n)`, which does not cancel in float32;
+* ``fresnel`` (second order): :math:`\delta_n = p_n\!\cdot\!u - (|p_n|^2 - (p_n\!\cdot\!u)^2) / (2 r)`;
+* ``paraxial`` (curvature as on the axis, common and wrong off it):
+  :math:`\delta_n = p_n\!\cdot\!u - |p_n|^2 / (2 r)`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from rismusic.panel import Panel
+
+Wave = Literal["spherical", "fresnel", "paraxial"]
+
+
+def direction(
+    azimuth: Float[Tensor, "*batch"], elevation: Float[Tensor, "*batch"]
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """The direction cosines (u_x, u_y, u_z) of azimuth and elevation (radians)."""
+    return azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()
+
+
+def path_difference(
+    panel: Panel,
+    towards: tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K"], Float[Tensor, "*batch K"]],
+    range: Float[Tensor, "*batch K"],
+    wave: Wave = "spherical",
+) -> Float[Tensor, "*batch K N"]:
+    """Path differences delta = r - d in metres, for directions given by their cosines.
+
+    Args:
+        panel: N elements.
+        towards: direction cosines (u_x, u_y, u_z) of K points.
+        range: their ranges in metres.
+        wave: the form of the wave; see the head of this module.
+    """
+    return _Paths(panel, towards, range, wave).difference
+
+
+def steering(
+    panel: Panel,
+    azimuth: Float[Tensor, "*batch K"],
+    elevation: Float[Tensor, "*batch K"],
+    range: Float[Tensor, "*batch K"],
+    wave: Wave = "spherical",
+) -> Complex[Tensor, "*batch N K"]:
+    """Steering matrix A, a column of unit norm for each source.
+
+    Args:
+        panel: N elements; its leading axes, if any, broadcast against those of the sources.
+        azimuth: radians; its precision is that of the result (float32 gives complex64).
+        elevation: radians.
+        range: metres, positive.
+        wave: ``spherical`` (exact), ``fresnel`` or ``paraxial``; see the head of this module.
+
+    Returns:
+        A, [..., N, K] complex.
+    """
+    return _wave(panel, path_difference(panel, direction(azimuth, elevation), range, wave)).mT
+
+
+def steering_with_derivatives(
+    panel: Panel,
+    azimuth: Float[Tensor, "*batch K"],
+    elevation: Float[Tensor, "*batch K"],
+    range: Float[Tensor, "*batch K"],
+    wave: Wave = "spherical",
+) -> tuple[Complex[Tensor, "*batch N K"], Complex[Tensor, "*batch N K 3"]]:
+    r"""Steering matrix and its exact derivatives in azimuth, elevation and range.
+
+    :math:`\partial a_n / \partial p = j k_0 a_n\, \partial\delta_n / \partial p`; for the spherical wave
+    :math:`\partial\delta / \partial\varphi = r\, (p\!\cdot\!u_\varphi) / d`, likewise in elevation, and
+    :math:`\partial\delta / \partial r = (|p|^2 - \delta\, p\!\cdot\!u) / (d (r + d))`, again without
+    cancellation.
+
+    Args:
+        panel: see :func:`steering`.
+        azimuth: radians.
+        elevation: radians.
+        range: metres.
+        wave: see :func:`steering`.
+
+    Returns:
+        A [..., N, K], and D [..., N, K, 3]: per radian, per radian, per metre.
+    """
+    paths = _Paths(panel, direction(azimuth, elevation), range, wave)
+    zero = torch.zeros_like(azimuth)
+    by_azimuth = (azimuth.cos() * elevation.cos(), zero, -azimuth.sin() * elevation.cos())
+    by_elevation = (-azimuth.sin() * elevation.sin(), elevation.cos(), -azimuth.cos() * elevation.sin())
+    a = _wave(panel, paths.difference)
+    slopes = torch.stack((paths.turn(by_azimuth), paths.turn(by_elevation), paths.stretch()), dim=-1)
+    derivatives = torch.complex(torch.zeros_like(slopes), panel.wavenumber * slopes) * a[..., None]
+    return a.mT, derivatives.transpose(-3, -2)
+
+
+class _Paths:
+    """Path differences delta = r - d of K sources to N elements, laid out [..., K, N]: the long axis last."""
+
+    def __init__(
+        self, panel: Panel, towards: tuple[Tensor, Tensor, Tensor], distance: Tensor, wave: Wave
+    ) -> None:
+        elements = panel.elements.to(device=distance.device, dtype=distance.dtype)
+        self._elements = elements.unsqueeze(-3).unbind(-1)
+        self._wave = wave
+        self._range = r = distance[..., None]
+        self._along = along = self._dot(towards)
+        self._squared = squared = elements.square().sum(-1).unsqueeze(-2)
+        if wave == "spherical":
+            # For an element far off the axis both squares grow; the sum below stays positive.
+            self._distance = (r.square() - 2 * r * along + squared).sqrt()
+            self.difference = (2 * r * along - squared) / (r + self._distance)
+        elif wave == "fresnel":
+            self.difference = along - (squared - along.square()) / (2 * r)
+        else:
+            self.difference = along - squared / (2 * r)
+
+    def _dot(self, vector: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        x, y, z = self._elements
+        return x * vector[0][..., None] + y * vector[1][..., None] + z * vector[2][..., None]
+
+    def turn(self, by: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Derivative of the path difference along a change of direction ``by``."""
+        across = self._dot(by)
+        if self._wave == "spherical":
+            return self._range * across / self._distance
+        if self._wave == "fresnel":
+            return across * (1 + self._along / self._range)
+        return across
+
+    def stretch(self) -> Tensor:
+        """Derivative of the path difference by the range."""
+        if self._wave == "spherical":
+            rest = self._squared - self._along * self.difference
+            return rest / (self._distance * (self._range + self._distance))
+        if self._wave == "fresnel":
+            return (self._squared - self._along.square()) / (2 * self._range.square())
+        return (self._squared / (2 * self._range.square())).expand_as(self._along)
+
+
+def _wave(panel: Panel, difference: Tensor) -> Tensor:
+    phase = panel.wavenumber * difference
+    scale = 1 / math.sqrt(panel.size)
+    return torch.complex(phase.cos() * scale, phase.sin() * scale)

@@ -1,0 +1,95 @@
+"""Data flows one way (DESIGN.md, section 4), and so do the imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rismusic
+
+ROOT = Path(rismusic.__file__).parent
+
+# A module imports only from those before it; those on one line do not know each other.
+ORDER = [
+    ["version", "errors"],
+    ["files", "spec"],
+    ["decibel", "draws", "panel"],
+    ["wave", "link"],
+    ["channel", "codebook", "hardware"],
+    ["scene"],
+    ["recording"],
+    ["simulator", "bounds", "covariance"],
+    ["estimate"],
+    ["checking", "evaluate"],
+    ["cli"],
+    ["__init__", "__main__"],
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rismusic."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("rismusic.")}
+    return found
+
+
+def violations(root: Path) -> list[str]:
+    wrong = []
+    for path in sorted(root.rglob("*.py")):
+        module = path.relative_to(root).parts[0].removesuffix(".py")
+        if module not in LEVEL:
+            wrong.append(f"{module} has no place in the order")
+            continue
+        for other in imports(path) - {module}:
+            if LEVEL.get(other, len(ORDER)) >= LEVEL[module]:
+                wrong.append(f"{path.relative_to(root)} imports {other}")
+    return wrong
+
+
+def test_imports_go_one_way():
+    assert violations(ROOT) == []
+
+
+def test_the_test_can_fail(tmp_path):
+    (tmp_path / "panel.py").write_text("from rismusic.scene import Sources\n")
+    (tmp_path / "stray.py").write_text("")
+    assert violations(tmp_path) == ["panel.py imports scene", "stray has no place in the order"]
+
+
+@pytest.mark.parametrize("command", ["--help", "simulate --help", "--version", "bound --panel.rows 0"])
+def test_help_does_not_wait_for_torch(command):
+    code = (
+        "import sys\n"
+        "from rismusic.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names_exist():
+    for name in rismusic.__all__:
+        assert getattr(rismusic, name) is not None
+    assert set(rismusic.__all__) <= set(dir(rismusic))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rismusic.nothing  # noqa: B018
+
+
+def test_files_stay_short():
+    long = [p.name for p in ROOT.rglob("*.py") if len(p.read_text().splitlines()) > 300]
+    assert long == []
+
+
+def test_no_module_hides_a_public_name():
+    """Importing rismusic.x binds the name x in the package, so a public function must not share it."""
+    modules = {path.stem for path in ROOT.iterdir()}
+    assert not modules & set(rismusic.__all__)

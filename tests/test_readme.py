@@ -1,0 +1,69 @@
+"""Every snippet and command of the README runs, in the order in which a reader meets them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rismusic.cli import main
+from rismusic.recording import read
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path, samples, monkeypatch):
+    """Where a reader stands: the samples, and data of their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "samples").symlink_to(samples)
+    own = read(samples / "ideal_10dB.h5")
+    names = ("elements", "snapshots", "channel", "codes")
+    fields = {name: getattr(own, name).numpy() for name in names}
+    truth = {f"truth_{name}": getattr(own.truth, name).numpy() for name in ("azimuth", "elevation", "range")}
+    np.savez(tmp_path / "samples_of_mine.npz", **fields, **truth)
+    return tmp_path
+
+
+def test_readme_runs(folder, capsys, untyped):
+    ran = {"python": 0, "bash": 0}
+    names: dict[str, object] = {}
+    for language, text in BLOCKS:
+        if language == "python":
+            exec(compile(text, "README.md", "exec"), names)
+            ran[language] += 1
+        elif language == "bash":
+            for line in text.strip().splitlines():
+                program, *args = shlex.split(line)
+                assert program == "rismusic"
+                assert main(args) == 0, line
+                ran[language] += 1
+        else:
+            assert language in ("console", "matlab"), "every other block must be run by a test too"
+    assert ran == {"python": 3, "bash": 4}
+    assert (folder / "mine.png").exists()
+
+
+def test_commands_of_the_tables_run(folder, capsys):
+    commands = re.findall(r"\| `(rismusic [^`]*)`", README.read_text())
+    assert len(commands) >= 2
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0
+
+
+def test_make_targets_exist():
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"`?make (\w+)", README.read_text()):
+        assert f"\n{target}:" in makefile
+
+
+def test_the_matlab_block_names_the_fields_of_a_recording():
+    matlab = next(text for language, text in BLOCKS if language == "matlab")
+    saved = re.search(r"save\((.*)\)", matlab).group(1).replace("'", "").split(", ")[1:]
+    assert saved == ["format", "wavelength", "elements", "snapshots", "channel", "codes"]
+    for name in saved:
+        assert re.search(rf"\b{name}\s*=", matlab)
