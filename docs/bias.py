@@ -13,7 +13,7 @@ from rismusic.draws import Draws
 from rismusic.panel import Panel
 from rismusic.scene import draw_sources
 from rismusic.spec import SystemSpec
-from rismusic.steering import Wave, steering
+from rismusic.wave import Wave, steering
 
 # Range bins of DESIGN.md, in metres, and the azimuth rms in degrees that it gives for the paraxial wave.
 BINS = ((0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 10.0))

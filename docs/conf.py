@@ -60,6 +60,7 @@ def before_napoleon(
 ) -> None:
     """``[S, *shape]`` is no emphasis; in ``Number of sources: one value`` the first words are no type."""
     lines[:] = [re.sub(r"(?<=, )\*(?=\w+\])", r"\\*", line) for line in lines]
+    lines[:] = [re.sub(r"(?<=: )(?=[A-Z]\.$)", r"\\", line) for line in lines]  # "L." starts no list
     if what in ("attribute", "property") and lines:
         lines[0] = lines[0].replace(": ", _COLON)
 

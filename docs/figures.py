@@ -21,7 +21,7 @@ from rismusic.evaluate.plots import COLOURS, new_axes, save, scene_top
 from rismusic.panel import Panel
 from rismusic.scene import draw_sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec
-from rismusic.steering import Wave, direction, path_difference, steering
+from rismusic.wave import Wave, direction, path_difference, steering
 
 
 def point(azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor | float = 1.0) -> np.ndarray:

@@ -216,8 +216,6 @@ def api() -> str:
     rows = []
     for name in rismusic.__all__:
         thing = getattr(rismusic, name)
-        # A function and the module it lives in may share their name.
-        thing = getattr(thing, name) if isinstance(thing, ModuleType) else thing
         if isinstance(thing, str):
             continue
         kind = "class" if isinstance(thing, type) else "func"
