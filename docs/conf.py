@@ -35,6 +35,8 @@ napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
 add_module_names = False
 
+smartquotes = False  # the sentences of the package are shown as they are
+
 html_theme = "furo"
 html_title = f"rismusic {release}"
 html_math_renderer = "mathml"
