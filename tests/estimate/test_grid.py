@@ -51,7 +51,7 @@ def test_no_point_of_the_volume_is_missed(kind, even_in, generator):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_one_step_costs_the_same_along_every_axis(axis, generator):
-    """What the steps are derived from: |a^H a'|^2 = 1 - g step^2, about equal in the three, least when near."""
+    """What the steps are derived from: |a^H a'|^2 = 1 - g step^2, about equal in all three."""
     grid = SearchGrid.cover(Panel.uniform(), VOLUME)
     azimuth, elevation, distance = inside(generator, 2000, even_in="inverse range")
     place = list(to_cosines(azimuth * 0.5, elevation * 0.5, distance))
