@@ -38,11 +38,12 @@ def draw_channel(
     if spec.kind == "rayleigh":
         return scatter
     low, high = limits(spec.rician_factor_db)
-    fraction = draws.uniform(Stream.RICIAN_FACTOR, 1, 1, dtype=dtype.to_real())
+    fraction = draws.uniform(Stream.RICIAN_FACTOR, 1, 1, 1, dtype=dtype.to_real())
     factor = from_db(low + (high - low) * fraction)
-    return (factor / (factor + 1)).sqrt() * line_of_sight(panel, spec, draws, dtype) + scatter / (
-        factor + 1
-    ).sqrt()
+    # Mixed as pairs of real numbers: a real times a complex tensor is computed as complex times complex.
+    sight = torch.view_as_real(line_of_sight(panel, spec, draws, dtype))
+    mixed = (factor / (factor + 1)).sqrt() * sight + (1 / (factor + 1)).sqrt() * torch.view_as_real(scatter)
+    return torch.view_as_complex(mixed)
 
 
 def line_of_sight(

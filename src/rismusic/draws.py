@@ -158,4 +158,4 @@ def _word(value: Int64[Tensor, "..."]) -> Int32[Tensor, "..."]:
 
 def _unit(words: Int32[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
     """Words to (0, 1): the middles of 2**23 cells, exact in float32, so that no logarithm meets 0."""
-    return ((words >> 9) & 0x7FFFFF).to(dtype).add_(0.5).mul_(2.0**-23)
+    return (words & 0x7FFFFF).to(dtype).add_(0.5).mul_(2.0**-23)

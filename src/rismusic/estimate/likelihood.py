@@ -1,0 +1,264 @@
+r"""The two likelihoods of source positions, conditional and unconditional, through any link.
+
+With :math:`y_l = G_l A s_l + n_l`, :math:`C_l = G_l A` [M, K] and noise of variance :math:`\sigma^2`:
+
+* *conditional* (the symbols are what they were): with symbols and noise variance at their best,
+
+  .. math:: f = \sum_l |P^\perp_{C_l} y_l|^2, \qquad -\log p = L M \log f + \mathrm{const};
+
+* *unconditional* (Gaussian symbols of power :math:`p_k`), with :math:`R_l = C_l P C_l^H + \sigma^2 I`,
+
+  .. math:: -\log p = \sum_l \left[ \log\det R_l + y_l^H R_l^{-1} y_l \right] + \mathrm{const}.
+
+Both need no more of the data than the inner products of :math:`X_l = [C_l, B_l]` (B_l [M, 3K] the derivatives
+of C_l by the positions) among themselves and with y_l: everything behind :class:`Moments` is K x K, in float64
+whatever the precision of the data. (Inner products of complex64 fields are exact in float64, so a cost
+loses nothing to cancellation: it is that of slightly rounded fields.)
+
+Stoica and Nehorai, "Performance study of conditional and unconditional direction-of-arrival estimation", IEEE
+Trans. ASSP 38 (1990); Golub and Pereyra, "Separable nonlinear least squares", Inverse Problems 19 (2003).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from rismusic.recording import Recording
+from rismusic.steering import Wave, steering, steering_with_derivatives
+
+# Two columns closer than this (relative, squared) count as one; far above rounding, far below any data.
+_RIDGE = 1e-13
+# Least cost, so that scenes of zeros have a logarithm.
+_SILENCE = 1e-200
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    r"""What the likelihoods need of S scenes at given positions: inner products, in float64.
+
+    Args:
+        gram: :math:`X_l^H X_l`, [S, L, C, C] complex (L = 1 where the link is the same in every snapshot), of
+            C = K columns G_l a_k, or K + 3K with their derivatives behind them (source slow, coordinate
+            fast). Columns of empty places are zero.
+        cross: :math:`X_l^H y_l`, [S, L, C] complex.
+        energy: :math:`|y_l|^2`, [S, L].
+        active: which places hold a source, [S, K].
+        outputs: M, length of y_l.
+    """
+
+    gram: Complex[Tensor, "S _ C C"]
+    cross: Complex[Tensor, "S L C"]
+    energy: Float[Tensor, "S L"]
+    active: Bool[Tensor, "S K"]
+    outputs: int
+
+    @property
+    def size(self) -> int:
+        """Complex numbers in a scene's data, L M."""
+        return self.energy.shape[1] * self.outputs
+
+    def __getitem__(self, scenes: Tensor | slice) -> Moments:
+        """The moments of some scenes."""
+        return Moments(
+            self.gram[scenes], self.cross[scenes], self.energy[scenes], self.active[scenes], self.outputs
+        )
+
+
+def moments(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    *,
+    derivatives: bool = False,
+    wave: Wave = "spherical",
+) -> Moments:
+    """Inner products of the sources' fields at the receiver, and of the fields' derivatives, with the data.
+
+    Args:
+        recording: S scenes.
+        positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite in empty places too.
+        active: which places hold a source.
+        derivatives: whether B_l is there, by azimuth, elevation and inverse range.
+        wave: the form of the wave.
+    """
+    data = recording.snapshots
+    azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
+    panel, present = recording.panel, active[:, None]
+    if derivatives:
+        A, D = steering_with_derivatives(panel, azimuth, elevation, 1 / q, wave)
+        # da/dq = -r^2 da/dr
+        turn = torch.stack((torch.ones_like(q), torch.ones_like(q), -1 / q.square()), dim=-1)
+        columns = torch.cat((A * present, (D * (turn * active[..., None])[:, None]).flatten(-2)), dim=-1)
+    else:
+        columns = steering(panel, azimuth, elevation, 1 / q, wave) * present
+    fields = recording.link.matmul(columns).to(torch.complex128).contiguous()
+    received = data.to(torch.complex128)
+    adjoint = fields.mH
+    cross = (adjoint @ received[..., None])[..., 0]
+    energy = torch.view_as_real(received).square().sum(dim=(-2, -1))
+    return Moments(adjoint @ fields, cross, energy, active, data.shape[-1])
+
+
+def symbols(moments: Moments) -> Complex[Tensor, "S L K"]:
+    r"""Symbols of least squares, :math:`\hat s_l = (C_l^H C_l)^{-1} C_l^H y_l`; 0 in empty places."""
+    K = moments.active.shape[1]
+    return _solve(moments, moments.cross[..., :K, None])[..., 0]
+
+
+def conditional_cost(moments: Moments) -> Float[Tensor, "S"]:
+    r"""The cost :math:`f = \sum_l |P^\perp_{C_l} y_l|^2`, at least rounding above zero."""
+    return _residual(moments, symbols(moments))
+
+
+def conditional(
+    moments: Moments,
+) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
+    r"""Conditional likelihood with its exact gradient and Gauss-Newton curvature in the U = 3K coordinates.
+
+    With the symbols eliminated (variable projection, Kaufman's form) and :math:`r_l = P^\perp_{C_l} y_l`,
+
+    .. math:: \frac{\partial f}{\partial x_i} = -2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H r_l \right],
+        \qquad F_{ij} = 2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H P^\perp_{C_l} b_{jl} \,
+        s_{k(j)l} \right],
+
+    b_il [M] the derivative of source k(i)'s field by coordinate i.
+
+    Returns:
+        :math:`L M \log f`, in nats, with :math:`L M / f` times the gradient and the curvature of f.
+    """
+    K = moments.active.shape[1]
+    s = symbols(moments)
+    cost = _residual(moments, s)
+    gram = moments.gram
+    across = gram[..., K:, :K]
+    weight = s.repeat_interleave(3, dim=-1)
+    rest = moments.cross[..., K:] - (across @ s[..., None])[..., 0]
+    gradient = -2 * (weight.conj() * rest).real.sum(dim=1)
+    projected = gram[..., K:, K:] - across @ _solve(moments, across.mH)
+    if projected.shape[1] == 1:
+        powers = weight.mH @ weight  # [S, U, U], sum_l s_il^* s_jl
+        curvature = 2 * (projected[:, 0] * powers).real
+    else:
+        outer = weight.conj()[..., :, None] * weight[..., None, :]
+        curvature = 2 * (projected * outer).real.sum(dim=1)
+    scale = moments.size / cost
+    return moments.size * cost.log(), scale[:, None] * gradient, scale[:, None, None] * curvature
+
+
+def unconditional_value(
+    moments: Moments, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
+) -> Float[Tensor, "S"]:
+    r"""Unconditional likelihood :math:`\sum_l [\log\det R_l + y_l^H R_l^{-1} y_l]`, in nats."""
+    return _Covariance(moments, power, noise_variance).value()
+
+
+def unconditional(
+    moments: Moments, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
+) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
+    r"""Unconditional likelihood with its exact gradient and Fisher information.
+
+    .. math:: g_i = \sum_l \left[ \mathrm{tr}(W_l R'_{il}) - y_l^H W_l R'_{il} W_l y_l \right], \qquad
+        J_{ij} = \sum_l \mathrm{tr}(W_l R'_{il} W_l R'_{jl}), \qquad W_l = R_l^{-1}.
+
+    The unknowns are the coordinates (where the moments hold derivatives), then :math:`\log p_k`, then
+    :math:`\log\sigma^2`: U = 3K + K + 1, or K + 1.
+
+    Args:
+        moments: with derivatives or without.
+        power: p of each source; those of empty places are ignored.
+        noise_variance: sigma^2.
+
+    Returns:
+        Value in nats, gradient and Fisher information.
+    """
+    covariance = _Covariance(moments, power, noise_variance)
+    return covariance.value(), *covariance.slopes()
+
+
+class _Covariance:
+    """R_l = C P C^H + sigma^2 I by Woodbury: W = (I - C T C^H) / sigma^2, well defined at p = 0 too."""
+
+    def __init__(self, moments: Moments, power: Tensor, noise_variance: Tensor) -> None:
+        K = moments.active.shape[1]
+        self.moments, self.K = moments, K
+        self.power = torch.where(moments.active, power, 0)
+        self.noise = noise_variance[:, None, None, None]
+        root = self.power.sqrt()[:, None, :, None]
+        self.identity = torch.eye(K, dtype=torch.complex128, device=power.device)
+        inner = root * moments.gram[..., :K, :K] * root.mT / self.noise + self.identity
+        self.factor = torch.linalg.cholesky_ex(inner).L
+        self.T = root * torch.cholesky_inverse(self.factor) * root.mT / self.noise  # [S, L, K, K]
+        cross = moments.cross[..., :K, None]
+        self.fit = self.T @ cross
+        self.explained = (cross.mH @ self.fit).real[..., 0, 0]
+
+    def value(self) -> Tensor:
+        L = self.moments.energy.shape[1]
+        pivots = self.factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+        determinant = (2 * pivots).sum(-1) * (L if pivots.shape[1] == 1 else 1)
+        noise = self.noise[:, 0, 0, 0]
+        rest = (self.moments.energy - self.explained).sum(-1)
+        return determinant + self.moments.size * noise.log() + rest / noise
+
+    def slopes(self) -> tuple[Tensor, Tensor]:
+        moments, K, noise, p = self.moments, self.K, self.noise, self.power
+        gram, L = moments.gram, moments.energy.shape[1]
+        repeats = L if gram.shape[1] == 1 else 1
+        half = gram[..., :, :K] @ self.T  # X^H C T
+        F = (gram - half @ gram[..., :K, :]) / noise  # X^H W X
+        v = (moments.cross - (half @ moments.cross[..., :K, None])[..., 0]) / noise[..., 0]  # X^H W y
+        middle = half @ gram[..., :K, :K] @ half.mH
+        F2 = (gram - 2 * half @ gram[..., :K, :] + middle) / noise.square()  # X^H W W X
+        turn = self.T @ gram[..., :K, :K]
+        trace = (moments.outputs - _trace(turn).real) / noise[..., 0, 0]  # tr W
+        trace2 = (moments.outputs - 2 * _trace(turn) + _trace(turn @ turn)).real / noise[..., 0, 0].square()
+        again = (self.fit.mH @ gram[..., :K, :K] @ self.fit).real[..., 0, 0]
+        energy2 = (moments.energy - 2 * self.explained + again) / noise[..., 0, 0].square()  # |W y|^2
+
+        # R' = weight (x y^H + y x^H): x = c_k, y = b_i, weight p_k for a coordinate; x = y = c_k, p_k / 2 for
+        # the logarithm of a power.
+        sources = torch.arange(K, device=p.device)
+        derivatives = torch.arange(K, gram.shape[-1], device=p.device)
+        x = torch.cat((sources.repeat_interleave(3) if len(derivatives) else sources[:0], sources))
+        y = torch.cat((derivatives, sources))
+        weight = torch.cat((p[:, x[: len(derivatives)]], p / 2), dim=1)
+        Fyx, Fyy, Fxx = (F[..., rows[:, None], columns] for rows, columns in ((y, x), (y, y), (x, x)))
+        J = 2 * (Fyx * Fyx.mT + Fyy * Fxx.mT).real.sum(1) * repeats
+        J = J * weight[:, :, None] * weight[:, None, :]
+        by_noise = 2 * F2[..., y, x].real.sum(1) * repeats * weight * noise[:, 0, 0]
+        last = trace2.sum(1) * repeats * noise[:, 0, 0, 0].square()
+        J = torch.cat((J, by_noise[..., None]), dim=-1)
+        J = torch.cat((J, torch.cat((by_noise, last[:, None]), dim=-1)[:, None]), dim=-2)
+
+        pull = Fyx.diagonal(dim1=-2, dim2=-1).real.sum(1) * repeats
+        gradient = 2 * weight * (pull - (v[..., y].conj() * v[..., x]).real.sum(1))
+        noise_slope = noise[:, 0, 0, 0] * (trace.sum(1) * repeats - energy2.sum(1))
+        return torch.cat((gradient, noise_slope[:, None]), dim=1), J
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _solve(moments: Moments, right: Tensor) -> Tensor:
+    """(C^H C)^-1 times ``right``, [S, L, K, *]; columns that coincide share, empty places give 0."""
+    K = moments.active.shape[1]
+    gram = moments.gram[..., :K, :K]
+    norm = gram.diagonal(dim1=-2, dim2=-1).real.sqrt()
+    scale = torch.where(norm > 0, 1 / norm, 0)[..., None]
+    unit = scale * gram * scale.mT + torch.diag_embed(torch.where(norm > 0, _RIDGE, 1.0))
+    factor = torch.linalg.cholesky_ex(unit).L
+    if factor.shape[1] != right.shape[1]:
+        factor = factor.expand(-1, right.shape[1], -1, -1)
+    return scale * torch.cholesky_solve(scale * right, factor)
+
+
+def _residual(moments: Moments, s: Tensor) -> Tensor:
+    """Energy not explained by the symbols s; one step of rounding of the whole at the least."""
+    explained = (moments.cross[..., : s.shape[-1]].conj() * s).real.sum(dim=(1, 2))
+    energy = moments.energy.sum(dim=1)
+    return torch.maximum(energy - explained, energy * 1e-15).clamp_min(_SILENCE)

@@ -1,0 +1,181 @@
+"""How good found sources are: hits and misses, errors of hits, GOSPA; no scene dropped, no penalty averaged in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from rismusic.bounds import Bound
+from rismusic.errors import InputError
+from rismusic.scene import Sources
+from rismusic.wave import direction
+
+# The median of the modulus of a standard normal number.
+MEDIAN_OF_NORMAL = 0.6744897501960817
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Found sources set against the true ones, scene by scene.
+
+    Args:
+        hit: [S, K] true sources with a found one within the gate.
+        partner: [S, K] the found source that belongs to each true one, -1 where there is none.
+        true_count: [S] number of true sources.
+        found_count: [S] number of found sources.
+        error: [S, K, 3] found minus true azimuth (rad), elevation (rad) and range (m) of hits, NaN elsewhere.
+        inverse_range_error: [S, K] found minus true 1 / range (1/m) of hits, NaN elsewhere.
+        gospa: [S] metres.
+    """
+
+    hit: Bool[Tensor, "S K"]
+    partner: Int64[Tensor, "S K"]
+    true_count: Int64[Tensor, "S"]
+    found_count: Int64[Tensor, "S"]
+    error: Float[Tensor, "S K 3"]
+    inverse_range_error: Float[Tensor, "S K"]
+    gospa: Float[Tensor, "S"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics over all sources of all scenes.
+
+    A miss is a true source without a found one within the gate; a false alarm is a found source that is no
+    true one's. ``*_over_bound`` is the median of |error| over .6745 CRB of the same scene: 1 on the bound.
+    """
+
+    scenes: int
+    misses: float
+    false_alarms: float
+    precision: float
+    recall: float
+    f1: float
+    count_right: float
+    gospa_m: float
+    azimuth_error_deg: float
+    elevation_error_deg: float
+    range_error_m: float
+    azimuth_over_bound: float
+    elevation_over_bound: float
+    inverse_range_over_bound: float
+
+
+def match(truth: Sources, found: Sources, *, gate_deg: float = 5.0) -> Match:
+    """Assign found sources to true ones so that as many as possible hit, and these as closely as possible.
+
+    A source is hit when azimuth and elevation are each within the gate. The assignment is Hungarian, on the
+    angular distance within the gate.
+
+    Args:
+        truth: true sources, [S, K].
+        found: found sources, [S, K'], K' as it comes.
+        gate_deg: degrees.
+
+    Raises:
+        InputError: another number of scenes in ``found`` than in ``truth``.
+    """
+    if len(truth.azimuth) != len(found.azimuth):
+        raise InputError("found", f"{len(truth.azimuth)} scenes as in truth", str(len(found.azimuth)))
+    azimuth, elevation = (
+        (getattr(found, name)[:, None, :] - getattr(truth, name)[:, :, None]).double()
+        for name in ("azimuth", "elevation")
+    )
+    gate = math.radians(gate_deg)
+    inside = (azimuth.abs() <= gate) & (elevation.abs() <= gate)  # NaN is outside
+    # A pair outside the gate costs more than all pairs inside it together.
+    far = 4.0 * gate * (1 + inside.shape[1])
+    cost = torch.where(inside, (azimuth.square() + elevation.square()).sqrt(), far).cpu().numpy()
+    partner = np.full(inside.shape[:2], -1, dtype=np.int64)
+    for scene, costs in enumerate(cost):
+        rows, columns = linear_sum_assignment(costs)
+        good = costs[rows, columns] < far
+        partner[scene, rows[good]] = columns[good]
+    index = torch.from_numpy(partner).to(truth.azimuth.device)
+    hit = index >= 0
+    error, inverse = [], None
+    for name in ("azimuth", "elevation", "range"):
+        true, other = getattr(truth, name).double(), getattr(found, name).double()
+        other = other.gather(1, index.clamp_min(0)) if other.shape[1] else torch.full_like(true, math.nan)
+        error.append(torch.where(hit, other - true, math.nan))
+        inverse = torch.where(hit, 1 / other - 1 / true, math.nan)
+    assert inverse is not None
+    return Match(
+        hit=hit,
+        partner=index,
+        true_count=truth.active.sum(-1),
+        found_count=found.active.sum(-1),
+        error=torch.stack(error, dim=-1),
+        inverse_range_error=inverse,
+        gospa=gospa(truth, found),
+    )
+
+
+def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Tensor, "S"]:
+    r"""Generalised optimal sub-pattern assignment, [S] metres, with p = 2 and alpha = 2.
+
+    :math:`\left(\min_\gamma \sum_{(i,j) \in \gamma} d_{ij}^2
+    + \tfrac{c^2}{2} (|X| + |Y| - 2 |\gamma|)\right)^{1/2}`, d the distance in metres, c the cutoff.
+
+    Rahmathullah, Garcia-Fernandez, Svensson, "Generalized optimal sub-pattern assignment metric", 2017.
+
+    Args:
+        truth: true sources, [S, K].
+        found: found sources, [S, K'].
+        cutoff_m: c, metres.
+    """
+    values = []
+    for scene in range(len(truth.azimuth)):
+        X, Y = (_places(sources, scene) for sources in (truth, found))
+        # For alpha = 2 a pair at the cutoff costs as much as a miss and a false alarm.
+        squared = torch.cdist(X, Y).clamp_max(cutoff_m).square().numpy()
+        assigned = squared[linear_sum_assignment(squared)].sum()
+        values.append(math.sqrt(assigned + cutoff_m**2 / 2 * abs(len(X) - len(Y))))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def score(matched: Match, bound: Bound | None = None) -> Score:
+    """Metrics over all scenes; ratios to the bound are NaN without one, errors NaN without a hit.
+
+    Args:
+        matched: from :func:`match`.
+        bound: the Cramer-Rao bound of the same scenes and true sources.
+    """
+    hits, true, found = (int(n.sum()) for n in (matched.hit, matched.true_count, matched.found_count))
+    over = [math.nan] * 3
+    if bound is not None:
+        least = torch.cat((bound.std[..., :2], bound.inverse_range_std[..., None]), dim=-1)
+        errors = torch.cat((matched.error[..., :2], matched.inverse_range_error[..., None]), dim=-1)
+        ratio = errors.abs() / (MEDIAN_OF_NORMAL * least.to(errors.device))
+        over = ratio.flatten(0, 1).nanmedian(dim=0).values.tolist()
+    median = matched.error.abs().flatten(0, 1).nanmedian(dim=0).values
+    return Score(
+        scenes=len(matched.hit),
+        misses=1 - hits / true if true else 0.0,
+        false_alarms=1 - hits / found if found else 0.0,
+        precision=hits / found if found else 1.0,
+        recall=hits / true if true else 1.0,
+        f1=2 * hits / (true + found) if true + found else 1.0,
+        count_right=float((matched.true_count == matched.found_count).double().mean()),
+        gospa_m=float(matched.gospa.mean()),
+        azimuth_error_deg=math.degrees(median[0]),
+        elevation_error_deg=math.degrees(median[1]),
+        range_error_m=float(median[2]),
+        azimuth_over_bound=over[0],
+        elevation_over_bound=over[1],
+        inverse_range_over_bound=over[2],
+    )
+
+
+def _places(sources: Sources, scene: int) -> Float[Tensor, "K 3"]:
+    """Cartesian positions of one scene's sources, metres."""
+    one = sources.each(lambda value: value[scene])
+    active = one.active
+    towards = torch.stack(direction(one.azimuth[active], one.elevation[active]), dim=-1)
+    return (one.range[active][:, None] * towards).double().cpu()
