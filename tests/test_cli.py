@@ -128,17 +128,17 @@ def test_bound_table_csv_json_and_plot(tmp_path, capsys):
 
 
 BAD = [
-    ("simulate -o {tmp}/a.h5 --scenes 0", "scenes: expected greater than or equal to 1, found 0"),
+    ("simulate -o {tmp}/a.h5 --scenes 0", "scenes: expected at least 1, found 0"),
     ("simulate -o {tmp}/a.txt --scenes 1", ".txt"),
     ("simulate -o {tmp}/none/a.h5 --scenes 1", "expected an existing folder to write to"),
     ("simulate -o {tmp} --scenes 1", "found a folder"),
-    ("simulate -o {tmp}/a.h5 --scenes 1 --panel.rows 0", "panel.rows: expected greater than or equal to 1"),
+    ("simulate -o {tmp}/a.h5 --scenes 1 --panel.rows 0", "panel.rows: expected at least 1"),
     (
         "simulate -o {tmp}/a.h5 --scenes 1 --sources 5 2",
         "sources: expected the lower limit first, found 5, 2",
     ),
     ("simulate -o {tmp}/a.h5 --scenes 1 --snr-db nan", "snr_db: expected a finite number, found nan"),
-    ("simulate -o {tmp}/a.h5 --scenes 1 --seed -1", "seed: expected greater than or equal to 0, found -1"),
+    ("simulate -o {tmp}/a.h5 --scenes 1 --seed -1", "seed: expected at least 0, found -1"),
     (
         "simulate -o {tmp}/a.h5 --scenes 1 --sources 40",
         "scene.separation_deg: expected a separation at which 40",
@@ -154,7 +154,7 @@ BAD = [
     ("check {tmp}/none.h5", "none.h5"),
     ("check {tmp}", "{tmp}"),
     ("check {samples}/README.md", "README.md"),
-    ("check {samples}/ideal_10dB.h5 --plot {tmp}/a.xyz", "expected a name ending in .png, .pdf or .svg"),
+    ("check {samples}/ideal_10dB.h5 --plot {tmp}/a.xyz", "expected a name ending in .png or .pdf or .svg"),
     (
         "check {samples}/ideal_10dB.h5 --plot {tmp}/a.png --scene 99",
         "scene: expected a scene from 0 to 23, found 99",

@@ -31,18 +31,18 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"panel": {"rows": 0}}, "panel.rows: expected greater than or equal to 1, found 0"),
-        ({"panel": {"wavelength_m": -0.3}}, "panel.wavelength_m: expected greater than 0, found -0.3"),
+        ({"panel": {"rows": 0}}, "panel.rows: expected at least 1, found 0"),
+        ({"panel": {"wavelength_m": -0.3}}, "panel.wavelength_m: expected more than 0, found -0.3"),
         ({"panel": {"spacing_wavelengths": "wide"}}, "panel.spacing_wavelengths: expected a valid number"),
         ({"panel": 3}, "panel: expected a valid dictionary or instance of PanelSpec, found 3"),
-        ({"sources": 0}, "sources: expected greater than or equal to 1, found 0"),
+        ({"sources": 0}, "sources: expected at least 1, found 0"),
         ({"sources": (4, 2)}, "sources: expected the lower limit first, found 4, 2"),
         ({"snr_db": float("inf")}, "snr_db: expected a finite number, found inf"),
         ({"snr_db": (20, -5)}, "snr_db: expected the lower limit first, found 20, -5"),
         ({"noise": 1}, "noise: expected a known setting, found an unknown one"),
         ({"scene": {"colour": 1}}, "scene.colour: expected a known setting, found an unknown one"),
         ({"scene": {"range_min_m": 20}}, "scene.range_max_m: expected at least range_min_m = 20, found 10"),
-        ({"scene": {"range_min_m": 0}}, "scene.range_min_m: expected greater than 0, found 0"),
+        ({"scene": {"range_min_m": 0}}, "scene.range_min_m: expected more than 0, found 0"),
         ({"scene": {"azimuth_max_deg": 90}}, "scene.azimuth_max_deg: expected less than 90, found 90"),
         (
             {"scene": {"symbols": "bpsk"}},
@@ -56,9 +56,9 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
             {"channel": {"rician_factor_db": (3, 1)}},
             "channel.rician_factor_db: expected the lower limit first",
         ),
-        ({"codebook": {"bits": 0}}, "codebook.bits: expected greater than or equal to 1, found 0"),
+        ({"codebook": {"bits": 0}}, "codebook.bits: expected at least 1, found 0"),
         ({"hardware": {"dead_fraction": 1.0}}, "hardware.dead_fraction: expected less than 1, found 1.0"),
-        ({"hardware": {"gain": -0.1}}, "hardware.gain: expected greater than or equal to 0, found -0.1"),
+        ({"hardware": {"gain": -0.1}}, "hardware.gain: expected at least 0, found -0.1"),
         (
             {"channel": {"kind": "direct"}, "hardware": {"code_phase_rad": 0.1}},
             "hardware.code_phase_rad: expected 0 where the panel is sampled directly",
@@ -76,7 +76,7 @@ def test_parts_name_themselves_too():
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(InputError, match=r"none.toml: expected a readable TOML file, found No such file"):
+    with pytest.raises(InputError, match=r"none.toml: expected a readable TOML file, found no such file"):
         load_spec(tmp_path / "none.toml")
     path = tmp_path / "bad.toml"
     path.write_text("panel = [")

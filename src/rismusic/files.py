@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rismusic.errors import InputError
 
+PLOT_ENDINGS = (".png", ".pdf", ".svg")
+TABLE_ENDINGS = (".csv", ".json")
 
-def check_output(path: Path, *, overwrite: bool) -> None:
+
+def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) -> None:
     """Refuse an output file that cannot or should not be written, before any work is done for it.
 
+    Args:
+        path: the file to be written.
+        overwrite: whether an existing file may be replaced.
+        endings: what the name may end in; anything if empty.
+
     Raises:
-        InputError: the file exists and ``overwrite`` is off, is a folder, or its folder is missing.
+        InputError: the file exists and ``overwrite`` is off, is a folder, its folder is missing, or its name
+            ends in something else.
     """
+    if endings and path.suffix not in endings:
+        raise InputError(str(path), f"a name ending in {' or '.join(endings)}", repr(path.suffix))
     if path.is_dir():
         raise InputError(str(path), "the name of a file to write", "a folder")
     if not path.parent.is_dir():

@@ -63,12 +63,12 @@ class PanelSpec(Spec):
 
 
 class ChannelSpec(Spec):
-    """The channel H from the panel to the base station, or no channel at all (``direct``)."""
+    """The channel H from the panel to the base station, or no channel at all ('direct')."""
 
     section: ClassVar[str] = "channel"
 
     kind: Literal["rician", "rayleigh", "direct"] = "rician"
-    """``rician``: line of sight from geometry plus scatter; ``rayleigh``: i.i.d. scatter; ``direct``: the
+    """'rician': line of sight from geometry plus scatter; 'rayleigh': i.i.d. scatter; 'direct': the
     panel itself is sampled, M = N."""
     antennas: Count = 16
     """Antennas of the base station, M (a uniform line parallel to x)."""
@@ -90,11 +90,11 @@ class CodebookSpec(Spec):
     section: ClassVar[str] = "codebook"
 
     kind: Literal["random", "dft", "hadamard"] = "random"
-    """``random``: independent phases; ``dft``: beams of the 2-D DFT; ``hadamard``: rows of +1 and -1."""
+    """'random': independent phases; 'dft': beams of the 2-D DFT; 'hadamard': rows of +1 and -1."""
     snapshots: Count = 16
     """Snapshots of a scene, L."""
     bits: Annotated[int, Field(ge=1, le=16)] | Literal["continuous"] = 3
-    """Resolution of the phase shifters in bits, or ``continuous``."""
+    """Resolution of the phase shifters in bits, or 'continuous'."""
 
 
 class HardwareSpec(Spec):
@@ -107,7 +107,7 @@ class HardwareSpec(Spec):
     code_phase_rad: NonNegative = 0.0
     """Standard deviation of the phase error drawn anew for each element and code, in radians."""
     gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Gains are uniform within 1 -+ this."""
+    """Gains are uniform between 1 - gain and 1 + gain."""
     dead_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability that an element does not reflect at all."""
     position_wavelengths: NonNegative = 0.0
@@ -130,11 +130,11 @@ class SceneSpec(Spec):
     separation_deg: NonNegative = 8.0
     """Least separation of two sources: the larger of their azimuth and elevation differences."""
     power: Literal["equal", "path_loss"] = "equal"
-    """``equal``, or ``path_loss``: power proportional to 1 / range^2. The mean power of a scene is 1."""
+    """'equal', or 'path_loss': power proportional to 1 / range^2. The mean power of a scene is 1."""
     power_spread_db: NonNegative = 0.0
     """On top of it, powers are drawn uniformly within a band of this width, in dB."""
     symbols: SymbolKind = "gaussian"
-    """``gaussian`` and ``qpsk`` change with every snapshot; ``static`` is one symbol held throughout."""
+    """'gaussian' and 'qpsk' change with every snapshot; 'static' is one symbol held throughout."""
 
     @model_validator(mode="after")
     def _limits(self) -> SceneSpec:
@@ -193,7 +193,8 @@ def load_spec(path: str | Path) -> SystemSpec:
     try:
         values = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
     except OSError as error:
-        raise InputError(str(path), "a readable TOML file", error.strerror or "an unreadable one") from None
+        reason = (error.strerror or "an unreadable one").lower()
+        raise InputError(str(path), "a readable TOML file", reason) from None
     except (TOMLKitError, UnicodeDecodeError) as error:
         raise InputError(str(path), "a TOML file", f"a file that does not parse ({error})") from None
     return SystemSpec(**values)
@@ -212,8 +213,9 @@ def _input_error(error: ValidationError, section: str) -> InputError:
         return cause
     # A setting that takes a value or a pair reports both attempts; the names of the types are no part of it.
     types = re.compile(r"[\[(]|^(constrained-.*|int|float|tuple|literal)$")
-    names = [section, *(str(part) for part in first["loc"] if not types.search(str(part)))]
+    names = [section, *(part for part in first["loc"] if isinstance(part, str) and not types.search(part))]
     field = ".".join(name for name in names if name)
     if first["type"] == "extra_forbidden":
         return InputError(field, "a known setting", "an unknown one")
-    return InputError(field, first["msg"].removeprefix("Input should be "), repr(first["input"]))
+    expected = first["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
+    return InputError(field, expected.replace("greater than", "more than"), repr(first["input"]))

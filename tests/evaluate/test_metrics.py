@@ -84,16 +84,13 @@ def brute_force_gospa(X, Y, c=2.0):
 
 def test_gospa_against_brute_force(generator):
     for _ in range(30):
-        n = torch.randint(0, 5, (2,), generator=generator).tolist()
-        made = [[(a, 0.0, r) for a, r in zip(*draw, strict=True)] for draw in (
-            ((torch.rand(k, generator=generator) * 40).tolist(), (1 + 3 * torch.rand(k, generator=generator)).tolist())
-            for k in n
-        )]  # fmt: skip
-        places = [
-            [(r * math.sin(math.radians(a)), 0.0, r * math.cos(math.radians(a))) for a, _, r in s]
-            for s in made
-        ]
-        truth, found = (sources(s) if s else sources([(NAN, NAN, NAN)]) for s in made)
+        made, places = [], []
+        for count in torch.randint(0, 5, (2,), generator=generator).tolist():
+            draw = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+            made.append([(40 * a, 0.0, 1 + 3 * r) for a, r in draw.tolist()] or [(NAN, NAN, NAN)])
+            turned = [(math.radians(40 * a), 1 + 3 * r) for a, r in draw.tolist()]
+            places.append([(r * math.sin(a), 0.0, r * math.cos(a)) for a, r in turned])
+        truth, found = (sources(scene) for scene in made)
         assert float(gospa(truth, found)) == pytest.approx(brute_force_gospa(*places), abs=1e-6)
 
 
@@ -111,8 +108,9 @@ def test_ratio_to_the_bound_is_1_for_errors_of_that_size(generator):
     result = score(match(truth, found), bound)
     for ratio in (result.azimuth_over_bound, result.elevation_over_bound, result.inverse_range_over_bound):
         assert ratio == pytest.approx(1, abs=0.12)
-    assert MEDIAN_OF_NORMAL == pytest.approx(
-        float(torch.distributions.Normal(0, 1).icdf(torch.tensor(0.75))), abs=1e-6
+    assert (
+        pytest.approx(float(torch.distributions.Normal(0, 1).icdf(torch.tensor(0.75))), abs=1e-6)
+        == MEDIAN_OF_NORMAL
     )
 
 

@@ -11,7 +11,7 @@ from tyro.conf import arg
 from rismusic.cli.command import Command
 from rismusic.cli.output import note, progress_bar, write_rows
 from rismusic.errors import InputError
-from rismusic.files import check_output
+from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.spec import ChannelSpec, CodebookSpec, Count, Finite, PanelSpec, SceneSpec, SystemSpec
 from rismusic.version import __version__
 
@@ -49,9 +49,9 @@ class Bound(Command):
         """Compute the table, print it, and write it where it was asked for."""
         if not self.sources or not self.snr_db:
             raise InputError("sources" if not self.sources else "snr_db", "at least one value", "none")
-        for path in (self.output, self.plot):
+        for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
             if path is not None:
-                check_output(path, overwrite=self.overwrite)
+                check_output(path, overwrite=self.overwrite, endings=endings)
         from rich.console import Console
         from rich.table import Table
 

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from rismusic.cli.command import Command
 from rismusic.cli.output import note
 from rismusic.errors import InputError
-from rismusic.files import check_output
+from rismusic.files import PLOT_ENDINGS, check_output
 
 if TYPE_CHECKING:
     from rismusic.checking import Check as Result
@@ -37,7 +37,7 @@ class Check(Command):
     def run(self) -> int:
         """Print facts and findings; findings are no reason to fail."""
         if self.plot is not None:
-            check_output(self.plot, overwrite=self.overwrite)
+            check_output(self.plot, overwrite=self.overwrite, endings=PLOT_ENDINGS)
         from rismusic.checking import check
 
         result = check(self.file)

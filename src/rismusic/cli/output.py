@@ -23,8 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from rismusic.errors import InputError
-from rismusic.files import replace_file
+from rismusic.files import TABLE_ENDINGS, check_output, replace_file
 
 
 def complain(sentence: str) -> None:
@@ -64,16 +63,15 @@ def write_rows(path: Path, rows: Sequence[Any], *, overwrite: bool, **head: obje
     Raises:
         InputError: another ending; the file exists and ``overwrite`` is off; it cannot be written.
     """
+    check_output(path, overwrite=overwrite, endings=TABLE_ENDINGS)
     records = [dataclasses.asdict(row) for row in rows]
     if path.suffix == ".json":
         text = json.dumps({**head, "rows": records}, indent=1, allow_nan=False) + "\n"
-    elif path.suffix == ".csv":
+    else:
         buffer = io.StringIO(newline="")
         writer = csv.DictWriter(buffer, list(records[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
         text = buffer.getvalue()
-    else:
-        raise InputError(str(path), "a name ending in .csv or .json", repr(path.suffix))
     with replace_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How good found sources are: hits and misses, errors of hits, GOSPA; no scene dropped, no penalty averaged in."""
+"""How good found sources are. No scene is dropped, and no penalty is averaged into an error."""
 
 from __future__ import annotations
 

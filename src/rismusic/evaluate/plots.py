@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rismusic.errors import InputError
-from rismusic.files import replace_file
+from rismusic.files import PLOT_ENDINGS, check_output, replace_file
 from rismusic.panel import Panel
 from rismusic.scene import Sources
 from rismusic.wave import direction
@@ -47,15 +47,13 @@ def save(ax: Axes, path: Path, *, overwrite: bool) -> None:
     """Write the whole figure that ``ax`` is part of.
 
     Raises:
-        InputError: the ending is not one that matplotlib knows, or the file cannot be written.
+        InputError: another ending than .png, .pdf or .svg, or the file cannot be written.
     """
+    check_output(path, overwrite=overwrite, endings=PLOT_ENDINGS)
     figure = ax.get_figure(root=True)
     assert figure is not None
     with replace_file(path, overwrite=overwrite) as temporary:
-        try:
-            figure.savefig(temporary, dpi=150)
-        except ValueError:
-            raise InputError(str(path), "a name ending in .png, .pdf or .svg", repr(path.suffix)) from None
+        figure.savefig(temporary, dpi=150)
 
 
 def positions(sources: Sources) -> np.ndarray:
