@@ -141,7 +141,7 @@ def near_field() -> Any:
     wide, close = new_axes(None, None, size=(9.6, 3.6))
     scene_top(panel, draw_sources(scene, 5, 1, Draws(0, "test", torch.arange(1)))[0], ax=close)
     reach = 1.05 * scene.range_max_m
-    close.set(xlim=(-reach, reach), ylim=(-0.5, reach), title="the default volume, one scene of five sources")
+    close.set(xlim=(reach, -reach), ylim=(-0.5, reach), title="the default volume, one scene of five sources")
     limit = scene.azimuth_max_deg
     turn, zero = torch.linspace(-limit, limit, 121), torch.zeros(121)
     near, far = (point(turn, zero, edge)[:, [0, 2]] for edge in (scene.range_min_m, scene.range_max_m))
@@ -158,7 +158,14 @@ def near_field() -> Any:
         wide.plot(arc[:, 0], arc[:, 2], style, c=COLOURS[0], lw=1.4, label=label)
     label = f"panel, {panel.aperture:.3g} m across"
     wide.plot(*panel.elements[:, [0, 2]].T.numpy(), "s", c="0.3", ms=2, label=label)
-    wide.set(xlabel="x / m", ylabel="z / m (normal)", aspect="equal", title="the near field", ylim=(-2, 40))
+    wide.set(
+        xlabel="x / m (horizontal, seen from above)",
+        xlim=wide.get_xlim()[::-1],
+        ylabel="z / m (normal)",
+        aspect="equal",
+        title="the near field",
+        ylim=(-2, 40),
+    )
     for ax in (wide, close):
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize="small")
         ax.grid(alpha=0.3)

@@ -9,7 +9,7 @@ from rismusic.errors import InputError
 from rismusic.estimate.grid import SearchGrid, Volume, from_cosines, to_cosines
 from rismusic.panel import Panel
 from rismusic.spec import SceneSpec
-from rismusic.steering import steering
+from rismusic.wave import steering
 
 VOLUME = Volume.from_scene(SceneSpec())
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from rismusic.errors import InputError
 from rismusic.panel import Panel
 from rismusic.spec import SceneSpec
-from rismusic.steering import direction, steering, steering_with_derivatives
+from rismusic.wave import direction, steering, steering_with_derivatives
 
 Points = tuple[Tensor, Tensor, Tensor]
 

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.recording import Recording
-from rismusic.steering import Wave, steering, steering_with_derivatives
+from rismusic.wave import Wave, steering, steering_with_derivatives
 
 # Two columns closer than this (relative, squared) count as one; far above rounding, far below any data.
 _RIDGE = 1e-13
