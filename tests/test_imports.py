@@ -22,7 +22,7 @@ ORDER = [
     ["channel", "codebook", "hardware"],
     ["scene"],
     ["recording"],
-    ["simulator", "bounds", "covariance"],
+    ["simulator", "bounds", "covariance", "mixups"],
     ["estimate"],
     ["checking", "evaluate"],
     ["cli"],
