@@ -9,18 +9,22 @@ from rismusic.covariance.build import (
 )
 from rismusic.covariance.lowrank import Covariance
 from rismusic.covariance.sample import (
+    IDENTITY_MAX,
     BackProjection,
     back_project,
+    conditioning,
     recording_covariance,
     sample_covariance,
 )
 
 __all__ = [
+    "IDENTITY_MAX",
     "BackProjection",
     "Conditioning",
     "Covariance",
     "back_project",
     "blend",
+    "conditioning",
     "finish",
     "predicted_covariance",
     "recording_covariance",

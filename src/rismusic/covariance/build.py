@@ -44,7 +44,8 @@ class Conditioning:
 def finish(covariance: Covariance, conditioning: Conditioning) -> Covariance:
     r"""Trace 1, loaded, shrunk: what every covariance goes through before it is used or compared.
 
-    .. math:: R \mapsto (1 - \rho)\, \frac{R / \mathrm{tr} R + \epsilon I / N}{1 + \epsilon} + \rho\, \frac{I}{N}
+    .. math:: R \mapsto \frac{1 - \rho}{1 + \epsilon}
+        \left( \frac{R}{\mathrm{tr} R} + \epsilon\, \frac{I}{N} \right) + \rho\, \frac{I}{N}
 
     with the loading :math:`\epsilon` and the shrinkage :math:`\rho` of ``conditioning``. A blend, and the
     R_true that it is compared with, are finished with the same ones. The result is Hermitian with trace 1.
@@ -55,9 +56,7 @@ def finish(covariance: Covariance, conditioning: Conditioning) -> Covariance:
     return Covariance(factor, keep * unit.loading + conditioning.identity / covariance.size)
 
 
-def true_covariance(
-    steering: Complex[Tensor, "*batch N K"], power: Float[Tensor, "*batch K"]
-) -> Covariance:
+def true_covariance(steering: Complex[Tensor, "*batch N K"], power: Float[Tensor, "*batch K"]) -> Covariance:
     """R_true = A diag(p) A^H, not yet of trace 1.
 
     Args:

@@ -52,7 +52,7 @@ class Covariance:
 
     @property
     def trace(self) -> Float[Tensor, "*batch"]:
-        """tr R."""
+        """The trace of R."""
         return energy(self.factor).sum((-2, -1)) + self.size * self.loading
 
     def dense(self) -> Complex[Tensor, "*batch N N"]:
@@ -103,9 +103,9 @@ class Covariance:
             count: K, at most the rank of the factor.
 
         Returns:
-            Eigenvalues of R [..., K] (the loading included) and orthonormal eigenvectors [..., N, K]. Where the
-            factor has fewer than K directions of its own, the rest of the eigenvectors are zero: any others
-            would do as well.
+            Eigenvalues of R [..., K] (the loading included) and orthonormal eigenvectors [..., N, K]. Where
+            the factor has fewer than K directions of its own, the rest of the eigenvectors are zero: any
+            others would do as well.
 
         Raises:
             InputError: K below 1 or above the rank.

@@ -1,4 +1,4 @@
-r"""R_samp: what the snapshots themselves say of the field on the panel."""
+"""R_samp: what the snapshots themselves say of the field on the panel."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from rismusic.errors import InputError
 from rismusic.link import Link
 from rismusic.recording import Recording
 
-# Largest share of the identity that shrinkage may bring about on top of the loading.
-_SHRINKAGE_MAX = 0.25
-_LOADING_MAX = 0.25
+IDENTITY_MAX = 0.25
+"""Largest share of the trace that loading and shrinkage together may give to the identity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +25,12 @@ class BackProjection:
     Args:
         field: x_l, [..., L, N].
         noise_share: [...] share of its mean energy that receiver noise put there, 0 to 1.
+        coverage: M / N, at most 1: the share of a wave's energy that one snapshot can bring back.
     """
 
     field: Complex[Tensor, "*batch L N"]
     noise_share: Float[Tensor, "*batch"]
+    coverage: float
 
     def covariance(self) -> Covariance:
         """(1/L) sum_l x_l x_l^H. The mean is not taken out: the sources' waves have none to begin with."""
@@ -82,21 +83,61 @@ def back_project(
         identity = torch.eye(M, dtype=gram.dtype, device=gram.device)
         inverse = torch.linalg.inv(gram + ridge[..., None, None, None] * identity)
         # One system for all snapshots where the codes' moduli are the same in all of them.
-        weighted = (inverse @ snapshots[..., None])[..., 0] if inverse.shape[-3] > 1 else (
-            snapshots @ inverse[..., 0, :, :].mT
+        weighted = (
+            (inverse @ snapshots[..., None])[..., 0]
+            if inverse.shape[-3] > 1
+            else (snapshots @ inverse[..., 0, :, :].mT)
         )
         diagonal = inverse.diagonal(dim1=-2, dim2=-1).real.sum(-1)
         through = (diagonal - ridge[..., None] * energy(inverse).sum((-2, -1))).mean(-1)
     field = link.adjoint(weighted)
     total = energy(field).sum(-1).mean(-1)
     share = torch.where(total > 0, noise * through / torch.where(total > 0, total, 1), 1)
-    return BackProjection(field, share.clamp(0, 1))
+    return BackProjection(field, share.clamp(0, 1), min(1.0, M / field.shape[-1]))
+
+
+def conditioning(projected: BackProjection, *, oracle: bool = False) -> Conditioning:
+    r"""Loading and shrinkage that the noise in R_samp asks for.
+
+    The loading is the noise that is there already, :math:`\epsilon = \nu`, the noise's share of the energy.
+    The shrinkage towards I / N is the one of least mean square error (Ledoit and Wolf, J. Multivar. Anal. 88
+    (2004); Chen et al., IEEE Trans. SP 58 (2010), for Gaussian snapshots),
+
+    .. math:: \rho = \frac{e}{e + d}, \qquad
+        d = \max\left( |R|_F^2 - \frac1L - \frac1N, \frac{(1 - \nu)^2 \kappa^2}{L} \right),
+
+    d the energy of what stands out of the identity, in R_samp of trace 1 (:math:`\kappa` the coverage; the
+    least value is that of L equal sources), and e that of the error: 1 / L in all, of which
+    :math:`\nu (2 - \nu) / L` is the noise's.
+
+    With M of N dimensions seen at a time, the least error is reached when nearly all of R_samp is given to
+    the identity. That is right for a search by MVDR (``oracle``), and wrong for a matrix to be learned from
+    or compared, where the identity would hide the rest. There only the noise's error counts, and loading
+    and shrinkage together stop at a quarter of the trace (``IDENTITY_MAX``).
+
+    Args:
+        projected: the snapshots on the panel.
+        oracle: whether to take the shrinkage of least error, without the limit; there is no loading then.
+    """
+    noise, L, N = projected.noise_share, *projected.field.shape[-2:]
+    factor = projected.covariance().normalised().factor
+    gram = factor.mH @ factor if L <= N else factor @ factor.mH
+    least = ((1 - noise) * projected.coverage).square() / L
+    stands_out = torch.maximum(energy(gram).sum((-2, -1)) - 1 / L - 1 / N, least)
+    error = torch.full_like(noise, 1 / L) if oracle else noise * (2 - noise) / L
+    shrinkage = error / (error + stands_out)
+    if oracle:
+        return Conditioning(torch.zeros_like(noise), shrinkage)
+    loading = noise.clamp_max(IDENTITY_MAX / (1 - IDENTITY_MAX))
+    return Conditioning(loading, torch.minimum(shrinkage, 1 - (1 - IDENTITY_MAX) * (1 + loading)))
 
 
 def sample_covariance(
     link: Link,
     snapshots: Complex[Tensor, "*batch L M"],
     noise_variance: Float[Tensor, "*batch"],
+    *,
+    oracle: bool = False,
 ) -> tuple[Covariance, Conditioning]:
     """R_samp of trace 1 from the snapshots, and the conditioning that its noise asks for.
 
@@ -104,27 +145,27 @@ def sample_covariance(
         link: see :func:`back_project`.
         snapshots: see :func:`back_project`.
         noise_variance: see :func:`back_project`.
+        oracle: see :func:`conditioning`.
 
     Returns:
         R_samp of rank L at most, not yet finished, and what to finish it with (alone, or blended).
     """
     projected = back_project(link, snapshots, noise_variance)
-    return projected.covariance().normalised(), conditioning(projected)
-
-
-def conditioning(projected: BackProjection) -> Conditioning:
-    noise = projected.noise_share
-    return Conditioning(noise, torch.zeros_like(noise))
+    return projected.covariance().normalised(), conditioning(projected, oracle=oracle)
 
 
 def recording_covariance(
-    recording: Recording, noise_variance: Float[Tensor, "S"] | None = None
+    recording: Recording,
+    noise_variance: Float[Tensor, "S"] | None = None,
+    *,
+    oracle: bool = False,
 ) -> Covariance:
     """R_samp of each scene of a recording, finished: trace 1, loaded, shrunk.
 
     Args:
         recording: S scenes.
         noise_variance: sigma^2 of each scene; that of the recording where none is given.
+        oracle: see :func:`conditioning`.
 
     Raises:
         InputError: neither gives the noise variance.
@@ -132,8 +173,7 @@ def recording_covariance(
     noise = recording.noise_variance if noise_variance is None else noise_variance
     if noise is None:
         raise InputError("noise_variance", "a noise variance (the recording has none)", "none")
-    covariance, condition = sample_covariance(recording.link, recording.snapshots, noise)
-    return finish(covariance, condition)
+    return finish(*sample_covariance(recording.link, recording.snapshots, noise, oracle=oracle))
 
 
 def _gram(link: Link) -> Tensor:

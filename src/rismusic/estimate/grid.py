@@ -20,8 +20,6 @@ from rismusic.panel import Panel
 from rismusic.spec import SceneSpec
 from rismusic.wave import direction, steering, steering_with_derivatives
 
-Points = tuple[Tensor, Tensor, Tensor]
-
 OVERSAMPLING = 2.51
 """Points per beam width. The default panel and volume then have 26 x 16 x 8 points."""
 
@@ -136,6 +134,7 @@ class SearchGrid:
         u_y: [Y] direction cosines along y.
         q: [Z] inverse ranges, 1/m.
         step: distances of neighbouring points in u_x, u_y and q (1/m).
+        oversampling: points per width of beam or focus.
     """
 
     panel: Panel
@@ -144,6 +143,7 @@ class SearchGrid:
     u_y: Float[Tensor, "Y"]
     q: Float[Tensor, "Z"]
     step: tuple[float, float, float]
+    oversampling: float = OVERSAMPLING
     azimuth: Float[Tensor, "P"] = field(init=False)
     """Radians, float64."""
     elevation: Float[Tensor, "P"] = field(init=False)
@@ -214,7 +214,7 @@ class SearchGrid:
             middle = torch.arange(count, dtype=torch.float64, device=panel.elements.device) + 0.5
             axes.append(low + step * middle)
             steps.append(step)
-        return cls(panel, volume, axes[0], axes[1], axes[2], (steps[0], steps[1], steps[2]))
+        return cls(panel, volume, axes[0], axes[1], axes[2], (steps[0], steps[1], steps[2]), oversampling)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -228,6 +228,16 @@ class SearchGrid:
         """Steering matrix A of all points, [N, P]; kept for the next call (N P numbers of ``dtype``)."""
         if dtype not in self._steering:
             self._steering[dtype] = self._at(slice(None), dtype)
+        return self._steering[dtype]
+
+    def real_steering(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "2N P"]:
+        """Real part of A above its imaginary part, [2 N, P]; kept for the next call.
+
+        Real matrix products are the faster ones, and leave squared moduli without a complex detour.
+        """
+        if dtype not in self._steering:
+            A = self._at(slice(None), dtype.to_complex())
+            self._steering[dtype] = torch.cat((A.real, A.imag))
         return self._steering[dtype]
 
     def blocks(
@@ -269,7 +279,7 @@ class SearchGrid:
     def to(self, device: torch.device | str) -> SearchGrid:
         """The same grid on another device."""
         axes = (self.u_x.to(device), self.u_y.to(device), self.q.to(device))
-        return SearchGrid(self.panel.to(device), self.volume, *axes, self.step)
+        return SearchGrid(self.panel.to(device), self.volume, *axes, self.step, self.oversampling)
 
     def _at(self, points: slice, dtype: torch.dtype) -> Tensor:
         real = dtype.to_real()
