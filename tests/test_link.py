@@ -59,6 +59,13 @@ def test_against_the_matrices(kind, generator):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_many_columns_take_another_path_to_the_same_product(kind, generator):
+    link = make(kind, generator)
+    A = noise(generator, S, N, 9)
+    torch.testing.assert_close(link.matmul(A)[..., :1], link.matmul(A[..., :1]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_adjoint_and_slices(kind, generator):
     link = make(kind, generator)
     field = noise(generator, S, L, N)
