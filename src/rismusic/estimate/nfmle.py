@@ -87,7 +87,7 @@ def nfmle(
     """
     positions, active = unpack(start, recording)
     check_sources_count(recording, active.sum(-1))
-    positions, converged = refine(
+    positions, _, converged = refine(
         recording, positions, active, volume, criterion=criterion, steps=steps, tolerance=tolerance, wave=wave
     )
     return finish(recording, positions, active, converged, wave=wave)
@@ -129,17 +129,22 @@ def refine(
     steps: int = 60,
     tolerance: float = 1e-4,
     wave: Wave = "spherical",
-) -> tuple[Float[Tensor, "S K 3"], Bool[Tensor, "S"]]:
-    """Positions at the nearest maximum of the likelihood, and where that was reached; see :func:`nfmle`."""
-    refined, converged = [], []
+) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S"], Bool[Tensor, "S"]]:
+    """Descend to the nearest maximum of the likelihood; see :func:`nfmle`.
+
+    Returns:
+        Positions, minus the log-likelihood there (nats; up to a constant for each criterion), and where the
+        descent came to rest.
+    """
+    parts = []
     for block in scene_blocks(recording, 4 * positions.shape[1]):
         part = (recording[block], positions[block], active[block], volume)
         settings = {"steps": steps, "tolerance": tolerance}
         fit = (_conditional if criterion == "conditional" else _unconditional)(*part, wave, **settings)
         x = fit.point[:, : 3 * positions.shape[1]].unflatten(-1, (-1, 3))
-        refined.append(torch.where(active[block, :, None], x, positions[block]))
-        converged.append(fit.converged)
-    return torch.cat(refined), torch.cat(converged)
+        parts.append((torch.where(active[block, :, None], x, positions[block]), fit.value, fit.converged))
+    refined, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+    return refined, value, converged
 
 
 def scene_blocks(recording: Recording, columns: int) -> list[slice]:

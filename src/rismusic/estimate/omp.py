@@ -15,7 +15,7 @@ from rismusic.recording import Recording
 from rismusic.wave import Wave, steering
 
 # Between sources a fit need not be finished: gain of log-likelihood (nats) worth no further step.
-_ROUGH = {"steps": 12, "tolerance": 3e-2}
+ROUGH = {"steps": 12, "tolerance": 3e-2}
 
 
 def omp(
@@ -42,7 +42,7 @@ def omp(
     count = source_count(recording, sources)
     search = Search(dictionary_for(recording, grid), recording)
     positions, active = pursue(search, count)
-    positions, converged = refine(recording, positions, active, grid.volume, criterion=criterion)
+    positions, _, converged = refine(recording, positions, active, grid.volume, criterion=criterion)
     return finish(recording, positions, active, converged)
 
 
@@ -59,8 +59,8 @@ def pursue(search: Search, count: Int64[Tensor, "S"]) -> tuple[Float[Tensor, "S 
         found = search.best(scenes, *project(part, positions[scenes, :k], present))
         positions[scenes, k] = search.dictionary.positions(found)
         if k + 1 < most:
-            positions[scenes, : k + 1], _ = refine(
-                part, positions[scenes, : k + 1], active[scenes, : k + 1], volume, **_ROUGH
+            positions[scenes, : k + 1], _, _ = refine(
+                part, positions[scenes, : k + 1], active[scenes, : k + 1], volume, **ROUGH
             )
     return positions, active
 
