@@ -34,8 +34,8 @@ from rismusic.wave import steering
 
 Kind = Literal["bartlett", "mvdr", "music", "soft_music"]
 
-# Real numbers in the product of one block of scenes: it stays in the cache until it is squared and summed.
-_BLOCK = 2**18
+# Real numbers in the product of one block of scenes (16 MiB): bounds the memory; smaller ones were slower.
+_BLOCK = 2**22
 # Real numbers in the steering matrix of one block of points; a larger grid's matrix is not kept.
 _STEERING = 2**27
 
