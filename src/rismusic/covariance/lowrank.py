@@ -91,7 +91,8 @@ class Covariance:
         gram = wide.mH @ wide
         identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         root = torch.linalg.cholesky(gram + self.loading.double()[..., None, None] * identity)
-        return torch.linalg.solve_triangular(root, wide.mH, upper=False).mH.to(self.factor.dtype)
+        solved = torch.linalg.solve_triangular(root, wide.mH, upper=False)
+        return solved.mH.to(self.factor.dtype).resolve_conj()
 
     @torch.no_grad()
     def eigen(self, count: int) -> tuple[Float[Tensor, "*batch K"], Complex[Tensor, "*batch N K"]]:

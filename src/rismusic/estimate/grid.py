@@ -230,7 +230,7 @@ class SearchGrid:
             self._steering[dtype] = self._at(slice(None), dtype)
         return self._steering[dtype]
 
-    def real_steering(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "2N P"]:
+    def real_steering(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "rows P"]:
         """Real part of A above its imaginary part, [2 N, P]; kept for the next call.
 
         Real matrix products are the faster ones, and leave squared moduli without a complex detour.
