@@ -36,7 +36,7 @@ class Conditioning:
         """The same without its history of gradients."""
         return Conditioning(self.loading.detach(), self.shrinkage.detach())
 
-    def __getitem__(self, scenes: slice | Tensor) -> Conditioning:
+    def __getitem__(self, scenes: slice | Tensor | int) -> Conditioning:
         """The conditioning of some scenes."""
         return Conditioning(self.loading[scenes], self.shrinkage[scenes])
 

@@ -134,7 +134,7 @@ class Covariance:
         """The same covariance on another device."""
         return Covariance(self.factor.to(target), self.loading.to(target))
 
-    def __getitem__(self, scenes: slice | Tensor) -> Covariance:
+    def __getitem__(self, scenes: slice | Tensor | int) -> Covariance:
         """The covariances of some scenes."""
         return Covariance(self.factor[scenes], self.loading[scenes])
 

@@ -98,7 +98,8 @@ def newton(
     *batch, K = azimuth.shape
     start = volume.clamp(azimuth.double(), elevation.double(), range.double())
     place = torch.stack((start[0], start[1], 1 / start[2]), dim=-1).reshape(-1, K, 3)
-    vectors = spectrum.vectors.expand(*batch, *spectrum.vectors.shape[-2:]).flatten(0, -3)
+    N, C = spectrum.vectors.shape[-2:]
+    vectors = spectrum.vectors.expand(*batch, N, C).reshape(-1, N, C)
     box = torch.tensor((volume.lower, volume.upper), dtype=torch.float64, device=place.device)
     moving = torch.tensor(free, device=place.device)
     scenes = max(1, _BLOCK // (vectors[0].numel() * K))

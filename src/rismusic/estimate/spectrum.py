@@ -18,6 +18,7 @@ not. On a grid, f of all scenes is one matrix product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -82,17 +83,17 @@ class Spectrum:
         *batch, N, C = self.vectors.shape
         dtype = self.vectors.real.dtype
         # Rows (re v, im v) and (-im v, re v) times columns (re a; im a) are the two parts of v^H a.
-        rows = self.vectors.mT.reshape(-1, C, N)
-        rows = torch.cat((rows.real, rows.imag, -rows.imag, rows.real), dim=-1).view(-1, 2 * C, 2 * N)
+        rows = self.vectors.mT.reshape(math.prod(batch), C, N)
+        rows = torch.cat((rows.real, rows.imag, -rows.imag, rows.real), dim=-1).view(len(rows), 2 * C, 2 * N)
         result = torch.empty(len(rows), len(grid), dtype=dtype, device=rows.device)
         for points, A in _columns(grid, dtype):
-            scenes = max(1, _BLOCK // (2 * C * A.shape[1]))
+            scenes = max(1, _BLOCK // (2 * max(C, 1) * A.shape[1]))
             product = torch.empty(scenes * 2 * C, A.shape[1], dtype=dtype, device=rows.device)
             for start in range(0, len(rows), scenes):
                 block = rows[start : start + scenes]
                 into = product[: len(block) * 2 * C]
                 torch.mm(block.flatten(0, 1), A, out=into)
-                squares = into.square_().view(len(block), 2 * C, -1)
+                squares = into.square_().view(len(block), 2 * C, A.shape[1])
                 result[start : start + scenes, points] = squares.sum(1)
         return result.view(*batch, len(grid))
 
@@ -109,7 +110,7 @@ class Spectrum:
         projected = self.vectors.mH @ A
         return torch.view_as_real(projected).square().sum((-3, -1))
 
-    def __getitem__(self, scenes: slice | Tensor) -> Spectrum:
+    def __getitem__(self, scenes: slice | Tensor | int) -> Spectrum:
         """The spectra of some scenes."""
         return Spectrum(self.vectors[scenes], self.scale[scenes], self.sharp)
 

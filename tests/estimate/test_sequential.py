@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rismusic.covariance import Conditioning, Covariance, finish, recording_covariance, true_covariance
+from rismusic.errors import InputError
+from rismusic.estimate.grid import SearchGrid, Volume
+from rismusic.estimate.newton import newton
+from rismusic.estimate.peaks import find_peaks
+from rismusic.estimate.sequential import find_in_turn
+from rismusic.estimate.spectrum import bartlett, music, mvdr, soft_music
+from rismusic.panel import Panel
+from rismusic.simulator import simulate
+from rismusic.spec import SceneSpec
+from rismusic.wave import steering
+
+VOLUME = Volume.from_scene(SceneSpec())
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return SearchGrid.cover(Panel.uniform(), VOLUME)
+
+
+def errors(found, azimuth, elevation):
+    """To the nearest estimate, the larger of the two angles, [S, K]."""
+    gap = torch.maximum(
+        (found.azimuth[:, :, None] - azimuth[:, None]).abs(),
+        (found.elevation[:, :, None] - elevation[:, None]).abs(),
+    )
+    return gap.amin(1)
+
+
+@pytest.mark.parametrize("name", ["music", "soft_music", "mvdr"])
+@pytest.mark.parametrize("sources", [1, 3, 5])
+def test_an_exact_covariance_gives_the_truth(name, sources, grid):
+    recorded = simulate(scenes=40, sources=sources, snr_db=10.0)
+    truth = recorded.truth
+    R = true_covariance(truth.steering(recorded.panel), truth.power)
+    little = torch.full_like(R.loading, 1e-6)
+    R = finish(R, Conditioning(little, torch.zeros_like(little)))
+    spectrum = {"music": music, "soft_music": soft_music}.get(name, lambda R, _: mvdr(R))(R, sources)
+    found = find_in_turn(spectrum, grid, sources)
+    assert errors(found, truth.azimuth, truth.elevation).max() < math.radians(1e-3)
+    assert found.converged.all()
+
+
+def test_tells_apart_what_shares_a_peak(grid, generator):
+    """Pairs 8 deg apart anywhere: many have one peak on the grid; found in turn, next to none is lost."""
+    unit = torch.rand(5, 100, generator=generator, dtype=torch.float64)
+    azimuth = torch.deg2rad(torch.stack((104 * unit[0] - 60, 104 * unit[0] - 52), dim=1))
+    elevation = torch.deg2rad(torch.stack((56 * unit[1] - 28, 56 * unit[1] - 28 + 2 * unit[2]), dim=1))
+    distance = 0.5 + 9.5 * unit[3:].T
+    A = steering(grid.panel, azimuth, elevation, distance)
+    spectrum = music(true_covariance(A, torch.ones(100, 2).double()), 2)
+    lost = [
+        (errors(find_in_turn(spectrum, grid, 2, visits=visits), azimuth, elevation) > math.radians(1e-3))
+        .double()
+        .mean()
+        for visits in (0, 1)
+    ]
+    assert lost[1] <= 0.01
+    assert lost[1] < lost[0] < 0.05
+    peaks = find_peaks(spectrum.explained_on_grid(grid), grid, 2)
+    at_once = newton(spectrum, grid.panel, VOLUME, peaks.azimuth, peaks.elevation, peaks.range)
+    assert (errors(at_once, azimuth, elevation) > math.radians(1)).double().mean() > 0.1
+
+
+def test_finds_more_than_peaks_from_snapshots(grid):
+    recorded = simulate(scenes=100, sources=3, snr_db=10.0)
+    spectrum = soft_music(recording_covariance(recorded), 3)
+    peaks = find_peaks(spectrum.explained_on_grid(grid), grid, 3)
+    missed = [
+        float(
+            (errors(found, recorded.truth.azimuth, recorded.truth.elevation) > math.radians(5))
+            .double()
+            .mean()
+        )
+        for found in (peaks, find_in_turn(spectrum, grid, 3))
+    ]
+    assert missed[1] < missed[0] - 0.01
+    assert missed[1] < 0.04
+
+
+def test_batch_is_loop_and_axes_are_kept(grid):
+    recorded = simulate(scenes=4, sources=2, snr_db=10.0, dtype=torch.float64)
+    R = recording_covariance(recorded)
+    whole = find_in_turn(bartlett(R), grid, 2)
+    for i in range(4):
+        alone = find_in_turn(bartlett(R[i]), grid, 2)
+        torch.testing.assert_close(alone.azimuth, whole.azimuth[i], rtol=0, atol=1e-7)
+    deep = Covariance(R.factor.unflatten(0, (2, 2)), R.loading.view(2, 2))
+    torch.testing.assert_close(find_in_turn(bartlett(deep), grid, 2).azimuth.flatten(0, 1), whole.azimuth)
+
+
+@pytest.mark.parametrize("count", [0, 144])
+def test_refusals(count, grid):
+    recorded = simulate(scenes=1, sources=1, snr_db=10.0)
+    with pytest.raises(InputError, match="sources"):
+        find_in_turn(bartlett(recording_covariance(recorded)), grid, count)
