@@ -5,11 +5,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: demo test lint docs benchmarks clean
 
+# A recording that this code did not make, with its truth inside.
 demo: .venv/.base
 	mkdir -p demo
-	$(BIN)/rismusic simulate -o demo/recording.h5 --scenes 24 --sources 3 --snr-db 10 --overwrite
-	$(BIN)/rismusic check demo/recording.h5 --plot demo/scene.png --overwrite
-	$(BIN)/rismusic bound --plot demo/bound.png --overwrite
+	$(BIN)/rismusic check samples/ideal_10dB.h5
+	$(BIN)/rismusic locate samples/ideal_10dB.h5 --plot demo/scene.png --scene 2 --overwrite
+	@echo "picture: demo/scene.png"
 
 test: .venv/.dev
 	$(BIN)/pytest
@@ -25,6 +26,8 @@ docs: .venv/.dev
 benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/bounds.py
+	$(BIN)/python benchmarks/spectra.py
+	$(BIN)/python benchmarks/locators.py
 
 .venv/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib.util
 import io
 import os
@@ -24,7 +25,8 @@ from rismusic.spec import Spec, SystemSpec
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
-COMMANDS = ("", "simulate", "check", "bound")
+COMMANDS = ("", "simulate", "check", "locate", "bound")
+MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",
     "snapshots": "what the receiver saw, y, in each scene and snapshot",
@@ -223,6 +225,39 @@ def api() -> str:
     return table(("name", "what it is"), rows)
 
 
+def misses() -> str:
+    """Share of sources missed, a row for each K and SNR, a column for each method, as measured."""
+    return _measured("misses", ".3f")
+
+
+def errors() -> str:
+    """The largest of the three ratios of the median error of hits to the bound."""
+    rows = _rows("misses.csv")
+    for row in rows:
+        names = ("azimuth_over_bound", "elevation_over_bound", "inverse_range_over_bound")
+        row["worst_over_bound"] = str(max(float(row[name]) for name in names))
+    return _measured("worst_over_bound", ".2f", rows)
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    with (MEASURED / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _measured(value: str, form: str, rows: list[dict[str, str]] | None = None) -> str:
+    rows = rows or _rows("misses.csv")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    cells = list(dict.fromkeys((row["sources"], row["snr_db"]) for row in rows))
+    shown = {(row["sources"], row["snr_db"], row["method"]): float(row[value]) for row in rows}
+    return table(
+        ["K, SNR", *methods],
+        [
+            [f"{K}, {float(snr_db):g} dB", *(format(shown[K, snr_db, method], form) for method in methods)]
+            for K, snr_db in cells
+        ],
+    )
+
+
 def _first_sentence(thing: object) -> str:
     paragraph = (thing.__doc__ or "").strip().split("\n\n")[0]
     plain = re.sub(r":math:`(.*?)`", r"$\1$", re.sub(r":(?:class|func):`~?([\w.]+)`", r"``\1``", paragraph))
@@ -241,7 +276,17 @@ def output(*arguments: str) -> str:
 
 def write_all(folder: Path) -> None:
     """Write every table and text into ``folder``."""
-    for make in (settings, fields, bad_settings, bad_commands, bad_recordings, wave_bias, api):
+    for make in (
+        settings,
+        fields,
+        bad_settings,
+        bad_commands,
+        bad_recordings,
+        wave_bias,
+        api,
+        misses,
+        errors,
+    ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
     for name in COMMANDS:
         text = output(*name.split(), "--help")

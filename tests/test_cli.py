@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rismusic.cli import main
-from rismusic.recording import open_recording, read
+from rismusic.recording import open_recording, read, write
 from rismusic.simulator import simulate
 from rismusic.spec import SystemSpec, load_spec
 
@@ -99,6 +99,37 @@ def test_check_as_a_table_and_as_json(samples, capsys, tmp_path):
     assert result["facts"]["scenes S"] == "10"
 
 
+def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):
+    from rismusic.estimate.locate import locate
+
+    small = tmp_path / "small.h5"
+    write(small, read(samples / "ideal_10dB.h5")[:3])
+    args = ["locate", small, "--method", "omp", "--sources", 2]
+    assert run(*args, "--plot", tmp_path / "scene.png") == 0
+    said = capsys.readouterr()
+    assert "true" in said.out
+    assert "true sources hit" in said.err
+    assert (tmp_path / "scene.png").exists()
+    assert run(*args, "-o", tmp_path / "out.csv") == 0
+    text = (tmp_path / "out.csv").read_text().splitlines()
+    assert text[0] == (
+        "scene,source,azimuth_deg,elevation_deg,range_m,azimuth_std_deg,elevation_std_deg,range_std_m,power_db"
+    )
+    rows = list(csv.DictReader(text))
+    assert [(row["scene"], row["source"]) for row in rows] == [
+        (str(s), str(k)) for s in range(3) for k in range(2)
+    ]
+    expected = locate(read(small), method="omp", sources=2)
+    assert float(rows[3]["azimuth_deg"]) == pytest.approx(float(expected.sources.azimuth[1, 1].rad2deg()))
+    assert float(rows[3]["range_std_m"]) == pytest.approx(float(expected.std[1, 1, 2]))
+    assert run(*args, "-o", tmp_path / "out.json") == 0
+    scenes = json.loads((tmp_path / "out.json").read_text())["scenes"]
+    assert [scene["scene"] for scene in scenes] == [0, 1, 2]
+    assert scenes[1]["settings"]["method"] == "omp"
+    assert isinstance(scenes[1]["warnings"], list)
+    assert scenes[1]["sources"][1]["azimuth_deg"] == pytest.approx(float(rows[3]["azimuth_deg"]))
+
+
 def test_check_prints_findings(tmp_path, capsys):
     run("simulate", "-o", tmp_path / "a.npz", "--scenes", 3, *SMALL, "--panel.spacing-wavelengths", 2)
     assert run("check", tmp_path / "a.npz") == 0
@@ -160,6 +191,13 @@ BAD = [
         "scene: expected a scene from 0 to 23, found 99",
     ),
     ("check {samples}/one_link_20dB.mat --plot {tmp}/a.png", "truth: expected sources to draw"),
+    ("locate {tmp}/none.h5", "none.h5: expected a recording, found no such file"),
+    ("locate {samples}/ideal_10dB.h5 --sources 99", "sources: expected at most 14 "),
+    ("locate {samples}/ideal_10dB.h5 --sources -1", "sources: expected at least 0, found -1"),
+    ("locate {samples}/ideal_10dB.h5 --range-min-m 20", "range_max_m: expected at least range_min_m = 20"),
+    ("locate {samples}/ideal_10dB.h5 --method esprit", "esprit"),
+    ("locate {samples}/ideal_10dB.h5 -o {tmp}/a.txt", "expected a name ending in .csv or .json"),
+    ("locate {samples}/ideal_10dB.h5 --plot {tmp}/a.png --scene 24", "scene: expected a scene from 0 to 23"),
     ("bound --scenes 2 -o {tmp}/a.xls", "expected a name ending in .csv or .json"),
     ("bound --scenes 2 --sources", "sources: expected at least one value, found none"),
     ("bound --kind joint", "joint"),

@@ -14,6 +14,7 @@ from rismusic.version import __version__
 if TYPE_CHECKING:
     from rismusic.bounds import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.checking import check
+    from rismusic.estimate.locate import Located, locate
     from rismusic.evaluate.bound_table import bound_table
     from rismusic.link import Link
     from rismusic.panel import Panel
@@ -39,6 +40,9 @@ _HOME = {
     "read": "recording",
     "write": "recording",
     "check": "checking",
+    # locate the sources
+    "locate": "estimate.locate",
+    "Located": "estimate.locate",
     # the best that physics allows
     "Bound": "bounds",
     "conditional_crb": "bounds",

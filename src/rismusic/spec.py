@@ -47,6 +47,11 @@ class Spec(BaseModel):
         return type(self)(**{**kept, **settings})
 
 
+def _check_ranges(section: str, low: float, high: float) -> None:
+    if high < low:
+        raise InputError(f"{section}range_max_m", f"at least range_min_m = {low:g}", f"{high:g}")
+
+
 class PanelSpec(Spec):
     """A uniform planar panel, centred on the origin of its frame."""
 
@@ -138,10 +143,7 @@ class SceneSpec(Spec):
 
     @model_validator(mode="after")
     def _limits(self) -> SceneSpec:
-        if self.range_max_m < self.range_min_m:
-            raise InputError(
-                "scene.range_max_m", f"at least range_min_m = {self.range_min_m:g}", f"{self.range_max_m:g}"
-            )
+        _check_ranges("scene.", self.range_min_m, self.range_max_m)
         return self
 
 
@@ -175,6 +177,39 @@ class SystemSpec(Spec):
                 "0 where the panel is sampled directly (there are no codes)",
                 f"{self.hardware.code_phase_rad:g}",
             )
+        return self
+
+
+class LocateSpec(Spec):
+    """How sources are located, and where they are looked for."""
+
+    section: ClassVar[str] = ""
+
+    method: Literal["music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl"] = "relax"
+    """Spectra of the sample covariance ('music', 'soft_music', 'mvdr', 'bartlett'), or searches that fit the
+    snapshots themselves: 'omp' (greedy), 'relax' (cyclic), 'sbl' (sparse Bayesian)."""
+    sources: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Number of sources K of each scene, or 'auto'."""
+    sources_max: Count = 5
+    """With 'auto': the largest number that is tried."""
+    polish: bool = True
+    """Refine the peaks of a spectrum by near-field maximum likelihood on the snapshots."""
+    criterion: Literal["conditional", "unconditional"] = "conditional"
+    """The likelihood that is maximised: of unknown symbols, or of Gaussian ones."""
+    oversampling: Annotated[float, Field(ge=1)] = 2.51
+    """Points of the search grid per beam width."""
+    azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
+    """Azimuths are searched within this limit to either side."""
+    elevation_max_deg: Annotated[float, Field(gt=0, lt=90)] = 30.0
+    """Elevations are searched within this limit up or down."""
+    range_min_m: Positive = 0.5
+    """Nearest range that is searched, in metres."""
+    range_max_m: Positive = 10.0
+    """Farthest range that is searched, in metres."""
+
+    @model_validator(mode="after")
+    def _limits(self) -> LocateSpec:
+        _check_ranges("", self.range_min_m, self.range_max_m)
         return self
 
 

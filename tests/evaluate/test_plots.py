@@ -25,8 +25,8 @@ def test_positions():
 
 def test_plots_take_axes_and_return_them(tmp_path):
     space, top = new_axes("3d", None)
-    assert scene_3d(PANEL, SOURCES, ax=space) is space
-    assert scene_top(PANEL, SOURCES, ax=top) is top
+    assert scene_3d(PANEL, SOURCES, truth=SOURCES, ax=space) is space
+    assert scene_top(PANEL, truth=SOURCES, ax=top) is top
     for ax in (space, top, scene_3d(PANEL, SOURCES), scene_top(PANEL, SOURCES)):
         assert ax.get_xlabel().startswith(("x / m", "z / m"))
         assert ax.get_ylabel()

@@ -19,6 +19,7 @@ from tyro.conf import subcommand
 from rismusic.cli.bound import Bound
 from rismusic.cli.check import Check
 from rismusic.cli.command import Command, with_config
+from rismusic.cli.locate import Locate
 from rismusic.cli.output import complain
 from rismusic.cli.simulate import Simulate
 from rismusic.errors import InputError
@@ -28,6 +29,7 @@ DESCRIPTION = "Radio sources in 3-D in the near field of a RIS or antenna panel.
 Commands = (
     Annotated[Simulate, subcommand("simulate", prefix_name=False)]
     | Annotated[Check, subcommand("check", prefix_name=False)]
+    | Annotated[Locate, subcommand("locate", prefix_name=False)]
     | Annotated[Bound, subcommand("bound", prefix_name=False)]
 )
 

@@ -63,28 +63,38 @@ def positions(sources: Sources) -> np.ndarray:
     return (sources.range[active][:, None] * towards).double().cpu().numpy()
 
 
-def scene_3d(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes3D | None = None) -> Axes3D:
+def scene_3d(
+    panel: Panel,
+    sources: Sources | None = None,
+    *,
+    truth: Sources | None = None,
+    ax: Axes3D | None = None,
+) -> Axes3D:
     """The panel and the sources of one scene in space; the panel looks to the right, along z.
 
     Args:
         panel: the panel.
-        sources: sources of one scene, [K]; they are numbered from 0.
-        label: what the sources are called in the legend.
+        sources: sources found in one scene, [K]; crosses, numbered from 0.
+        truth: true sources, [K]; rings.
         ax: three-dimensional axes to draw into.
     """
     ax = ax or new_axes("3d")[0]
     # The figure's axes are (z, x, y): right-handed as the panel's own, with y upwards.
-    elements, points = panel.elements.cpu().numpy()[:, [2, 0, 1]], positions(sources)[:, [2, 0, 1]]
-    ax.scatter(*elements.T, s=3, c="0.45", marker="s", label="panel element")
-    ax.scatter(*points.T, s=45, c=COLOURS[1], depthshade=False, label=label)
-    everything = np.vstack((elements, points))
+    turned = [2, 0, 1]
+    elements = panel.elements.cpu().numpy()[:, turned]
+    shown = [elements, *(positions(some)[:, turned] for some in (sources, truth) if some is not None)]
+    everything = np.vstack(shown)
     low, high = everything.min(0), everything.max(0)
     middle, half = (low + high) / 2, np.maximum((high - low) / 2, 0.15 * (high - low).max())
     floor = middle[2] - 1.05 * half[2]
-    for number, (z, x, y) in enumerate(points):
-        ax.plot([0, z], [0, x], [0, y], color=COLOURS[1], lw=0.8)
-        ax.plot([z, z], [x, x], [floor, y], color="0.6", lw=0.8, ls=":")
-        ax.text(z, x, y, f"  {number}")
+    ax.scatter(*elements.T, s=3, c="0.45", marker="s", label="panel element")
+    for some, points, style in zip(_present(sources, truth), shown[1:], _styles(sources, truth), strict=True):
+        ax.plot(*points.T, ls="", **style)
+        for number, (z, x, y) in enumerate(points):
+            ax.plot([z, z], [x, x], [floor, y], color="0.6", lw=0.8, ls=":")
+            if some is (truth if sources is None else sources):
+                ax.plot([0, z], [0, x], [0, y], color=style["color"], lw=0.8)
+                ax.text(z, x, y, f"   {number}")
     ax.set_box_aspect(tuple(half), zoom=0.85)
     ax.set_zlim(floor, middle[2] + 1.05 * half[2])
     ax.set(xlabel="z / m (normal)", ylabel="x / m (horizontal)", zlabel="y / m (vertical)")
@@ -93,7 +103,13 @@ def scene_3d(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes3
     return ax
 
 
-def scene_top(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes | None = None) -> Axes:
+def scene_top(
+    panel: Panel,
+    sources: Sources | None = None,
+    *,
+    truth: Sources | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """The same scene from above, with the Fresnel and Fraunhofer distances as arcs.
 
     Seen from above with z upwards, x runs to the left: the frame is right-handed.
@@ -101,24 +117,39 @@ def scene_top(panel: Panel, sources: Sources, *, label: str = "source", ax: Axes
     ax = ax or new_axes(None)[0]
     elements = panel.elements.cpu().numpy()
     ax.plot(elements[:, 0], elements[:, 2], "s", ms=3, c="0.45", label="panel element")
-    points = positions(sources)
-    ax.plot(points[:, 0], points[:, 2], "o", ms=7, c=COLOURS[1], label=label)
-    for number, (x, _, z) in enumerate(points):
-        ax.annotate(str(number), (x, z), xytext=(6, 4), textcoords="offset points")
-    reach = 1.15 * max(float(np.abs(points).max(initial=0)), panel.aperture)
+    reach = panel.aperture
+    for some, style in zip(_present(sources, truth), _styles(sources, truth), strict=True):
+        points = positions(some)
+        ax.plot(points[:, 0], points[:, 2], ls="", **style)
+        reach = max(reach, float(np.abs(points).max(initial=0)))
+        if some is (truth if sources is None else sources):
+            for number, (x, _, z) in enumerate(points):
+                ax.annotate(str(number), (x, z), xytext=(7, 5), textcoords="offset points")
+    reach *= 1.15
     turn = np.linspace(-np.pi / 2, np.pi / 2, 181)
-    for distance, name, style in (
+    for distance, name, line in (
         (panel.fresnel_distance, "Fresnel distance", ":"),
         (panel.fraunhofer_distance, "Fraunhofer distance", "--"),
     ):
         if distance < 1.5 * reach:
             x, z = distance * np.sin(turn), distance * np.cos(turn)
-            ax.plot(x, z, style, c=COLOURS[0], lw=1, label=f"{name}, {distance:.3g} m")
+            ax.plot(x, z, line, c=COLOURS[0], lw=1, label=f"{name}, {distance:.3g} m")
     ax.set(xlabel="x / m (horizontal, seen from above)", ylabel="z / m (normal)", aspect="equal")
     ax.set(xlim=(reach, -reach), ylim=(-0.05 * reach, reach))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize="small")
     ax.grid(alpha=0.3)
     return ax
+
+
+def _present(*some: Sources | None) -> list[Sources]:
+    return [sources for sources in some if sources is not None]
+
+
+def _styles(sources: Sources | None, truth: Sources | None) -> list[dict[str, Any]]:
+    """How found sources and true ones are marked: a cross inside a ring is a hit."""
+    found = {"marker": "x", "ms": 7, "mew": 1.8, "color": COLOURS[1], "label": "found source"}
+    true = {"marker": "o", "ms": 11, "mfc": "none", "mew": 1.4, "color": COLOURS[2], "label": "true source"}
+    return [style for style, some in ((found, sources), (true, truth)) if some is not None]
 
 
 def bound_curves(

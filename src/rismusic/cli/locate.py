@@ -1,0 +1,146 @@
+"""``rismusic locate``: positions of the sources in a recording, with error bars."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+from tyro.conf import Positional, arg
+
+from rismusic.cli.command import Command
+from rismusic.cli.output import note, progress_bar, write_rows
+from rismusic.errors import InputError
+from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, replace_file
+from rismusic.spec import LocateSpec
+from rismusic.version import __version__
+
+if TYPE_CHECKING:
+    from rismusic.estimate.locate import Located
+    from rismusic.evaluate.positions import Position, Truth
+    from rismusic.recording import Recording
+
+# Scenes located between two steps of the progress bar.
+_BLOCK = 64
+
+
+class Locate(Command):
+    """Locate the sources of every scene of a recording (.h5, .npz or .mat)."""
+
+    file: Positional[Path]
+    """The recording."""
+    settings: Annotated[LocateSpec, arg(name="")] = LocateSpec()
+    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
+    """Write the positions to a .csv or .json file in place of the table on the screen."""
+    plot: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Draw a scene with the sources found in it (.png, .pdf or .svg)."""
+    scene: Annotated[int, Field(ge=0)] = 0
+    """The scene to draw, counted from 0."""
+    overwrite: bool = False
+    """Replace output files that exist."""
+
+    def run(self) -> int:
+        """Locate block by block, so that the file may be larger than memory."""
+        for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
+            if path is not None:
+                check_output(path, overwrite=self.overwrite, endings=endings)
+        from rismusic.estimate.locate import locate
+        from rismusic.evaluate.positions import position_rows, scene_records, truth_rows
+        from rismusic.recording import open_recording
+
+        positions: list[Position] = []
+        truth: list[Truth] = []
+        records: list[dict[str, object]] = []
+        drawn: tuple[Recording, Located] | None = None
+        with open_recording(self.file) as file, progress_bar() as progress:
+            if self.plot is not None and self.scene >= len(file):
+                raise InputError("scene", f"a scene from 0 to {len(file) - 1}", str(self.scene))
+            task = progress.add_task("locating in scenes", total=len(file))
+            first = 0
+            for recording in file.batches(_BLOCK):
+                located = locate(recording, spec=self.settings)
+                positions += position_rows(located, first_scene=first)
+                records += scene_records(located, first_scene=first)
+                if recording.truth is not None:
+                    truth += truth_rows(recording.truth, located, first_scene=first)
+                if first <= self.scene < first + len(recording):
+                    drawn = recording, located
+                first += len(recording)
+                progress.advance(task, len(recording))
+        for record in records:
+            for sentence in record["warnings"]:  # type: ignore[attr-defined]
+                note(f"scene {record['scene']}: {sentence}")
+        if self.output is None:
+            self._print(positions, truth)
+        elif self.output.suffix == ".csv":
+            write_rows(self.output, positions, overwrite=self.overwrite)
+        else:
+            head = {"version": __version__, "recording": str(self.file)}
+            with replace_file(self.output, overwrite=self.overwrite) as temporary:
+                temporary.write_text(
+                    json.dumps({**head, "scenes": records}, indent=1, allow_nan=False) + "\n"
+                )
+        if self.output is not None:
+            note(f"{len(positions)} sources in {len(records)} scenes written to {self.output}")
+        if self.plot is not None and drawn is not None:
+            self._draw(*drawn, self.plot)
+        return 0
+
+    def _print(self, positions: list[Position], truth: list[Truth]) -> None:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(
+            title=f"{self.settings.method}: sources found, ± the Cramer-Rao bound at the estimate",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        names = ["scene", "#", "azimuth\ndeg", "elevation\ndeg", "range\nm", "power\ndB"]
+        for name in names + (["true\nazimuth", "true\nelev.", "true\nrange"] if truth else []):
+            table.add_column(name, justify="right", no_wrap=True)
+        beside = {(row.scene, row.found): row for row in truth if row.found is not None}
+        missed: dict[int, list[Truth]] = {}
+        for row in truth:
+            if row.found is None:
+                missed.setdefault(row.scene, []).append(row)
+        scenes = sorted({row.scene for row in positions} | set(missed))
+        for scene in scenes:
+            for found in (row for row in positions if row.scene == scene):
+                true = beside.get((scene, found.source))
+                cells = [
+                    str(scene),
+                    str(found.source),
+                    f"{found.azimuth_deg:.2f} ±{found.azimuth_std_deg:.2f}",
+                    f"{found.elevation_deg:.2f} ±{found.elevation_std_deg:.2f}",
+                    f"{found.range_m:.3g} ±{found.range_std_m:.2g}",
+                    f"{found.power_db:.1f}",
+                ]
+                table.add_row(*cells, *(_true_cells(true) if truth else []))
+            for lost in missed.get(scene, []):
+                table.add_row(str(scene), "", "missed", "", "", "", *_true_cells(lost))
+            table.add_section()
+        Console().print(table)
+        if truth:
+            hits, true_count = len(beside), len(truth)
+            false_alarms = len(positions) - hits
+            note(f"{hits} of {true_count} true sources hit (within 5 deg), {false_alarms} false alarms")
+
+    def _draw(self, recording: Recording, located: Located, path: Path) -> None:
+        from rismusic.evaluate.plots import new_axes, save, scene_3d, scene_top
+
+        place = self.scene % _BLOCK
+        found = located.sources.each(lambda value: value[place])
+        truth = None if recording.truth is None else recording.truth.each(lambda value: value[place])
+        space, top = new_axes("3d", None, size=(11.0, 5.0))
+        scene_3d(recording.panel, found, truth=truth, ax=space)
+        scene_top(recording.panel, found, truth=truth, ax=top)
+        save(top, path, overwrite=self.overwrite)
+        note(f"picture of scene {self.scene} written to {path}")
+
+
+def _true_cells(true: Truth | None) -> list[str]:
+    if true is None:
+        return ["false", "alarm", ""]
+    return [f"{true.azimuth_deg:.2f}", f"{true.elevation_deg:.2f}", f"{true.range_m:.3g}"]

@@ -1,0 +1,251 @@
+"""From a recording to positions, error bars and warnings: every locator behind one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rismusic.bounds import conditional_crb
+from rismusic.covariance import Covariance, recording_covariance
+from rismusic.decibel import to_db
+from rismusic.estimate.grid import SearchGrid, Volume
+from rismusic.estimate.newton import newton
+from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
+from rismusic.estimate.noise import guess_noise, most_sources
+from rismusic.estimate.omp import omp, source_count
+from rismusic.estimate.order import choose_count
+from rismusic.estimate.peaks import find_peaks
+from rismusic.estimate.relax import relax
+from rismusic.estimate.sbl import sbl
+from rismusic.estimate.spectrum import Spectrum, bartlett, music, mvdr, soft_music
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+from rismusic.spec import LocateSpec
+
+# Scenes located in one go, so that memory does not grow with the recording.
+_BLOCK = 256
+# Standard deviations of the residual above the noise from which a fit is called incomplete.
+_SURPRISE = 6.0
+
+Locator = Callable[[Recording, Int64[Tensor, "S"], SearchGrid, LocateSpec], Fit]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Located:
+    """Sources found in S scenes, the strongest first, with error bars.
+
+    Args:
+        sources: azimuth (rad), elevation (rad), range (m) and power of up to K_max sources, [S, K_max]; NaN
+            where there is none.
+        std: [S, K_max, 3] standard deviations of azimuth (rad), elevation (rad) and range (m): the
+            conditional Cramer-Rao bound at the estimate. Infinite where the data cannot tell.
+        snr_db: [S, K_max] received power of each source over the noise variance, dB.
+        noise_variance: [S] as recorded, or estimated where it is not.
+        likelihood: [S] minus the unconditional log-likelihood of the scene, nats.
+        warnings: what a user should know about each scene, sentences.
+        spec: the settings that led here.
+    """
+
+    sources: Sources
+    std: Float[Tensor, "S K 3"]
+    snr_db: Float[Tensor, "S K"]
+    noise_variance: Float[Tensor, "S"]
+    likelihood: Float[Tensor, "S"]
+    warnings: list[list[str]]
+    spec: LocateSpec
+
+
+def locate(
+    recording: Recording,
+    *,
+    sources: Int64[Tensor, "S"] | int | str | None = None,
+    spec: LocateSpec | None = None,
+    **settings: object,
+) -> Located:
+    """Locate the sources of every scene; the twin of ``rismusic locate``.
+
+    Args:
+        recording: S scenes.
+        sources: K: one number, one for each scene [S], or ``auto``; that of ``spec`` if not given.
+        spec: method, searched volume and so on; the default if none.
+        settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
+
+    Returns:
+        Positions with error bars, in float64 and on the recording's device.
+
+    Raises:
+        InputError: an unknown setting, or more sources than the data can carry.
+    """
+    chosen = (spec or LocateSpec()).replace(**settings)
+    if isinstance(sources, (int, str)):
+        chosen = chosen.replace(sources=sources)
+    grid = SearchGrid.cover(recording.panel, searched_volume(chosen), chosen.oversampling)
+    grid = grid.to(recording.snapshots.device)
+    parts = []
+    for start in range(0, len(recording), _BLOCK):
+        block = recording[start : start + _BLOCK]
+        given = sources[start : start + _BLOCK] if isinstance(sources, Tensor) else None
+        parts.append(_locate_block(block, given, grid, chosen))
+    return _joined(parts)
+
+
+def searched_volume(spec: LocateSpec) -> Volume:
+    """The volume that the settings name."""
+    return Volume(
+        math.radians(spec.azimuth_max_deg),
+        math.radians(spec.elevation_max_deg),
+        spec.range_min_m,
+        spec.range_max_m,
+    )
+
+
+def _locate_block(
+    recording: Recording, count: Int64[Tensor, "S"] | None, grid: SearchGrid, spec: LocateSpec
+) -> Located:
+    locator = LOCATORS[spec.method]
+
+    def fit(recording: Recording, count: Int64[Tensor, "_"]) -> Fit:
+        if int(count.max()) == 0:
+            return _nothing(recording)
+        return locator(recording, count, grid, spec)
+
+    if count is not None:
+        result = fit(recording, source_count(recording, count))
+    elif spec.sources == "auto":
+        _, L, M = recording.snapshots.shape
+        result = choose_count(recording, fit, min(spec.sources_max, most_sources(L, M)))
+    else:
+        result = fit(recording, source_count(recording, int(spec.sources)))
+    return _told(recording, result, grid.volume, spec)
+
+
+def _nothing(recording: Recording) -> Fit:
+    """The fit of no source at all: everything is noise."""
+    scenes, device = len(recording), recording.snapshots.device
+    positions = torch.ones(scenes, 1, 3, dtype=torch.float64, device=device)
+    absent = torch.zeros(scenes, 1, dtype=torch.bool, device=device)
+    return finish(recording, positions, absent, torch.ones_like(absent[:, 0]))
+
+
+def _spectral(make: Callable[[Covariance, Int64[Tensor, "S"]], Spectrum]) -> Locator:
+    """A locator from a spectrum of R_samp: peaks on the grid, Newton, and NF-MLE if that is wanted."""
+
+    def locator(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
+        noise = recording.noise_variance
+        noise = guess_noise(recording) if noise is None else noise
+        spectrum = make(recording_covariance(recording, noise), count.clamp_min(1))
+        most = max(1, int(count.max()))
+        peaks = find_peaks(spectrum.explained_on_grid(grid), grid, most)
+        top = newton(spectrum, recording.panel, grid.volume, peaks.azimuth, peaks.elevation, peaks.range)
+        absent = torch.arange(most, device=count.device) >= count[:, None]
+        start = Sources(azimuth=top.azimuth, elevation=top.elevation, range=top.range)
+        start = start.each(lambda value: value.double().masked_fill(absent, math.nan))
+        if spec.polish:
+            return nfmle(recording, start, grid.volume, criterion=spec.criterion)
+        positions, active = unpack(start, recording)
+        return finish(recording, positions, active, (top.converged | absent).all(-1))
+
+    return locator
+
+
+def _sparse(search: Callable[..., Fit]) -> Locator:
+    def locator(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
+        return search(recording, count, grid, criterion=spec.criterion)
+
+    return locator
+
+
+LOCATORS: dict[str, Locator] = {
+    "music": _spectral(music),
+    "soft_music": _spectral(soft_music),
+    "mvdr": _spectral(lambda covariance, _: mvdr(covariance)),
+    "bartlett": _spectral(lambda covariance, _: bartlett(covariance)),
+    "omp": _sparse(omp),
+    "relax": _sparse(relax),
+    "sbl": _sparse(sbl),
+}
+
+
+def _told(recording: Recording, fit: Fit, volume: Volume, spec: LocateSpec) -> Located:
+    """Order by power, add error bars and received power, and say what a user should know."""
+    found = fit.sources
+    assert found.power is not None
+    order = torch.where(found.active, found.power, -torch.inf).argsort(dim=-1, descending=True)
+    found = found.each(lambda value: value.take_along_dim(_like(order, value), dim=1))
+    assert found.power is not None
+    bound = conditional_crb(recording.panel, recording.link, found, fit.noise_variance)
+    fields = recording.link.to(torch.complex128).matmul(found.steering(recording.panel).to(torch.complex128))
+    gain = torch.view_as_real(fields).square().sum(-1).mean(dim=-2).mean(dim=-2)  # over m, then over l
+    snr_db = to_db(found.power * gain / fit.noise_variance[:, None])
+    warnings = _warnings(found, bound.std, fit.converged, volume)
+    if recording.noise_variance is not None:
+        _, L, M = recording.snapshots.shape
+        freedom = L * (M - found.active.sum(-1)) - 1.5 * found.active.sum(-1)
+        unexplained = fit.cost / (recording.noise_variance * freedom)
+        for scene in (unexplained > 1 + _SURPRISE / freedom.sqrt()).nonzero()[:, 0].tolist():
+            warnings[scene].append(
+                f"the sources leave {float(unexplained[scene]):.3g} times the noise: more sources, sources "
+                "outside the searched volume, or a panel that is not as recorded"
+            )
+    return Located(
+        sources=replace(found, symbols=None),
+        std=bound.std,
+        snr_db=torch.where(found.active, snr_db, math.nan),
+        noise_variance=fit.noise_variance,
+        likelihood=fit.likelihood,
+        warnings=warnings,
+        spec=spec,
+    )
+
+
+def _warnings(
+    found: Sources, std: Float[Tensor, "S K 3"], converged: Bool[Tensor, "S"], volume: Volume
+) -> list[list[str]]:
+    said: list[list[str]] = [[] for _ in range(len(converged))]
+    place = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
+    low, high = (place.new_tensor(limit) for limit in (volume.lower, volume.upper))
+    margin = 1e-6 * (high - low)
+    border = (place <= low + margin) | (place >= high - margin)
+    for axis, name in enumerate(("azimuth", "elevation", "range")):
+        for scene, source in border[..., axis].nonzero().tolist():
+            said[scene].append(f"source {source} lies on the border of the searched volume in {name}")
+    for scene, source in std.isinf().any(-1).nonzero().tolist():
+        said[scene].append(f"source {source} has no error bar: the data cannot tell it from another one")
+    vague = (std[..., 2] > found.range) & ~std[..., 2].isinf()
+    for scene, source in vague.nonzero().tolist():
+        said[scene].append(f"source {source}: range is vague, its error bar exceeds it")
+    for scene in (~converged).nonzero()[:, 0].tolist():
+        said[scene].append("the likelihood fit did not come to rest")
+    return said
+
+
+def _joined(parts: list[Located]) -> Located:
+    """Blocks of scenes put together, padded to the same K_max."""
+    most = max(part.snr_db.shape[1] for part in parts)
+
+    def joined(values: list[Tensor]) -> Tensor:
+        padded = []
+        for value in values:
+            missing = (len(value), most - value.shape[1], *value.shape[2:])
+            padded.append(torch.cat((value, value.new_full(missing, math.nan)), dim=1))
+        return torch.cat(padded)
+
+    names = ("azimuth", "elevation", "range", "power")
+    return Located(
+        sources=Sources(**{name: joined([getattr(part.sources, name) for part in parts]) for name in names}),
+        std=joined([part.std for part in parts]),
+        snr_db=joined([part.snr_db for part in parts]),
+        noise_variance=torch.cat([part.noise_variance for part in parts]),
+        likelihood=torch.cat([part.likelihood for part in parts]),
+        warnings=[said for part in parts for said in part.warnings],
+        spec=parts[0].spec,
+    )
+
+
+def _like(order: Tensor, value: Tensor) -> Tensor:
+    return order.reshape(order.shape + (1,) * (value.ndim - order.ndim))

@@ -1,0 +1,253 @@
+"""One conformance suite over all locators, and what the common call adds to them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rismusic.bounds import recording_crb
+from rismusic.errors import InputError
+from rismusic.estimate.locate import LOCATORS, Located, locate
+from rismusic.evaluate.metrics import match, score
+from rismusic.link import Link
+from rismusic.panel import Panel
+from rismusic.recording import Recording
+from rismusic.simulator import simulate
+from rismusic.spec import LocateSpec, SystemSpec
+
+SMALL = SystemSpec(
+    panel={"rows": 8, "columns": 8},
+    channel={"antennas": 10},
+    codebook={"snapshots": 10},
+    scene={"range_max_m": 3.0, "separation_deg": 20.0},
+)
+SETTINGS = {"range_max_m": 3.0}
+ALL = pytest.mark.parametrize("method", LOCATORS)
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return simulate(SMALL, scenes=6, sources=2, snr_db=20.0)
+
+
+def same(first: Located, second: Located, *, tolerance: float = 1e-4) -> bool:
+    """Positions equal within a fraction of their standard deviation."""
+    gap = torch.stack(
+        [getattr(first.sources, n) - getattr(second.sources, n) for n in ("azimuth", "elevation", "range")],
+        dim=-1,
+    )
+    both = torch.equal(first.sources.active, second.sources.active)
+    active = first.sources.active
+    return both and bool(((gap.abs() / first.std)[active] < tolerance).all())
+
+
+@ALL
+def test_shapes(method, recording):
+    located = locate(recording, sources=2, method=method, **SETTINGS)
+    assert located.sources.azimuth.shape == located.snr_db.shape == (6, 2)
+    assert located.std.shape == (6, 2, 3)
+    assert located.noise_variance.shape == located.likelihood.shape == (6,)
+    assert len(located.warnings) == 6
+    assert located.sources.azimuth.dtype == torch.float64
+    assert located.sources.active.all()
+    assert (located.snr_db[:, 0] >= located.snr_db[:, 1] - 6).all()
+    assert located.spec.method == method
+
+
+@ALL
+def test_finds_what_is_there(method, recording):
+    """At 20 dB and 20 deg apart the searches miss nothing; a spectrum of R_samp may miss one in ten."""
+    located = locate(replace(recording, truth=None), sources=2, method=method, **SETTINGS)
+    result = score(match(recording.truth, located.sources), recording_crb(recording))
+    assert result.misses <= (0.0 if method in ("omp", "relax", "sbl") else 0.35)
+
+
+@ALL
+def test_batch_equals_loop(method, recording):
+    whole = locate(recording, sources=2, method=method, **SETTINGS)
+    for i in range(0, 6, 2):
+        one = locate(recording[i : i + 1], sources=2, method=method, **SETTINGS)
+        part = replace(whole, sources=whole.sources[slice(i, i + 1)], std=whole.std[i : i + 1])
+        assert same(one, part)
+
+
+@ALL
+def test_order_of_snapshots_phase_and_scale_change_nothing(method, recording, generator):
+    reference = locate(recording, sources=2, method=method, **SETTINGS)
+    order = torch.randperm(10, generator=generator)
+    shuffled = replace(recording, snapshots=recording.snapshots[:, order], codes=recording.codes[:, order])
+    turned = replace(recording, snapshots=recording.snapshots * complex(math.cos(1.0), math.sin(1.0)))
+    louder = replace(
+        recording, snapshots=recording.snapshots * 100, noise_variance=recording.noise_variance * 1e4
+    )
+    for changed in (shuffled, turned, louder):
+        assert same(locate(changed, sources=2, method=method, **SETTINGS), reference, tolerance=0.02)
+    conjugated = replace(recording, snapshots=recording.snapshots.conj().resolve_conj())
+    assert not same(locate(conjugated, sources=2, method=method, **SETTINGS), reference, tolerance=0.02)
+
+
+@ALL
+def test_a_number_for_each_scene(method, recording):
+    count = torch.tensor([1, 2, 0, 2, 1, 3])
+    located = locate(recording, sources=count, method=method, **SETTINGS)
+    assert torch.equal(located.sources.active.sum(-1), count)
+    two = locate(recording[1:2], sources=2, method=method, **SETTINGS)
+    part = replace(
+        located, sources=located.sources[slice(1, 2)].each(lambda v: v[:, :2]), std=located.std[1:2, :2]
+    )
+    assert same(two, part, tolerance=0.02)
+
+
+@ALL
+@pytest.mark.parametrize("kind", ["one link", "direct", "large"])
+def test_other_systems(method, kind):
+    if kind == "large":
+        spec, scenes = SystemSpec(panel={"rows": 24, "columns": 24}), 1
+    else:
+        spec = (
+            SMALL.replace(one_link=True) if kind == "one link" else SMALL.replace(channel={"kind": "direct"})
+        )
+        scenes = 3
+    made = simulate(spec, scenes=scenes, sources=1, snr_db=20.0)
+    settings = {"range_max_m": spec.scene.range_max_m, "oversampling": 2.0}
+    located = locate(replace(made, noise_variance=None, truth=None), sources=1, method=method, **settings)
+    assert score(match(made.truth, located.sources)).misses == 0
+
+
+@ALL
+def test_the_noise_variance_need_not_be_given(method, recording):
+    located = locate(replace(recording, noise_variance=None), sources=2, method=method, **SETTINGS)
+    ratio = located.noise_variance / recording.noise_variance
+    assert 0.7 < ratio.median() < 1.6
+    given = locate(recording, sources=2, method=method, **SETTINGS)
+    torch.testing.assert_close(given.noise_variance, recording.noise_variance.double())
+
+
+@ALL
+def test_what_the_data_cannot_carry_is_refused(method, recording):
+    with pytest.raises(InputError, match=r"sources: expected at most \d+ .*, found 10"):
+        locate(recording, sources=10, method=method, **SETTINGS)
+
+
+@ALL
+def test_a_single_snapshot(method):
+    made = simulate(SMALL.replace(codebook={"snapshots": 1}), scenes=3, sources=1, snr_db=30.0)
+    located = locate(replace(made, noise_variance=None), sources=1, method=method, **SETTINGS)
+    assert located.sources.active.all()
+    assert located.sources.azimuth.isfinite().all()
+
+
+@ALL
+def test_coincident_sources_and_pure_noise_are_answered(method, recording, generator):
+    place = {n: getattr(recording.truth, n)[:, :1].expand(-1, 2) for n in ("azimuth", "elevation", "range")}
+    A = replace(recording.truth, **place).steering(recording.panel)
+    field = recording.truth.symbols.mT @ A.mT
+    twins = replace(recording, snapshots=recording.link.apply(field), noise_variance=None)
+    noise = torch.randn(6, 10, 10, dtype=torch.complex64, generator=generator)
+    for data in (twins, replace(recording, snapshots=noise, noise_variance=None)):
+        located = locate(data, sources=2, method=method, **SETTINGS)
+        assert located.sources.azimuth.isfinite().all()
+        assert not located.std.isnan().any()
+
+
+@ALL
+def test_sources_outside_the_volume_are_flagged(method):
+    made = simulate(SMALL, scenes=4, sources=1, snr_db=20.0)
+    located = locate(made, sources=1, method=method, azimuth_max_deg=10.0, **SETTINGS)
+    outside = made.truth.azimuth[:, 0].abs().rad2deg() > 15
+    assert outside.any()
+    assert located.sources.azimuth.abs().max() <= math.radians(10) + 1e-9
+    for scene in outside.nonzero()[:, 0].tolist():
+        said = " ".join(located.warnings[scene])
+        assert "border of the searched volume" in said or "times the noise" in said
+
+
+def test_a_sound_fit_is_not_called_incomplete(recording):
+    for said in locate(recording, sources=2, method="omp", **SETTINGS).warnings:
+        assert not any("times the noise" in sentence for sentence in said)
+    fewer = locate(recording, sources=1, method="omp", **SETTINGS)
+    assert all(any("times the noise" in sentence for sentence in said) for said in fewer.warnings)
+
+
+@pytest.mark.parametrize("method", ["omp", "music"])
+def test_auto(method):
+    made = simulate(SMALL, scenes=8, sources=(1, 3), snr_db=20.0)
+    located = locate(made, method=method, sources="auto", **SETTINGS)
+    right = located.sources.active.sum(-1) == made.truth.active.sum(-1)
+    assert right.double().mean() >= (0.85 if method == "omp" else 0.4)
+
+
+def test_auto_finds_nothing_in_noise(recording, generator):
+    noise = torch.randn(6, 10, 10, dtype=torch.complex64, generator=generator)
+    located = locate(replace(recording, snapshots=noise, noise_variance=None), method="omp", **SETTINGS)
+    assert located.sources.active.sum() == 0
+
+
+def test_hits_reach_the_bound_and_error_bars_hold():
+    made = simulate(SMALL, scenes=100, sources=1, snr_db=15.0)
+    located = locate(replace(made, noise_variance=None), sources=1, method="omp", **SETTINGS)
+    matched = match(made.truth, located.sources)
+    result = score(matched, recording_crb(made))
+    assert result.misses == 0
+    for ratio in (result.azimuth_over_bound, result.elevation_over_bound, result.inverse_range_over_bound):
+        assert 0.7 < ratio < 1.35
+    within = (matched.error.abs() < located.std)[..., :2].double().mean()
+    assert 0.58 < within < 0.78
+
+
+def test_power_is_received_power_over_noise():
+    made = simulate(SMALL, scenes=50, sources=1, snr_db=13.0)
+    located = locate(made, sources=1, method="omp", **SETTINGS)
+    assert located.snr_db.median() == pytest.approx(13.0, abs=0.6)
+
+
+def test_blocks_of_scenes_equal_one(monkeypatch, recording):
+    whole = locate(recording, method="omp", **SETTINGS)
+    monkeypatch.setattr("rismusic.estimate.locate._BLOCK", 4)
+    parts = locate(recording, method="omp", **SETTINGS)
+    assert same(whole, parts)
+
+
+def test_without_polish_a_spectrum_is_only_a_spectrum(recording):
+    rough = locate(recording, sources=2, method="music", polish=False, **SETTINGS)
+    fine = locate(recording, sources=2, method="music", polish=True, **SETTINGS)
+    assert (fine.likelihood <= rough.likelihood + 1e-6).double().mean() > 0.8
+    assert not same(rough, fine)
+
+
+def test_arbitrary_elements(generator):
+    elements = torch.rand(60, 3, generator=generator, dtype=torch.float64) - 0.5
+    elements[:, 2] = 0
+    panel = Panel(elements - elements.mean(0), 0.3)
+    link = Link(
+        torch.randn(10, 60, generator=generator, dtype=torch.complex64),
+        torch.polar(torch.ones(12, 60), 6.28 * torch.rand(12, 60, generator=generator)),
+    )
+    made = simulate(SMALL, scenes=3, sources=1, snr_db=20.0, panel=panel, link=link)
+    located = locate(made, sources=1, method="omp", **SETTINGS)
+    assert score(match(made.truth, located.sources)).misses == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"method": "esprit"}, "method: expected 'music', 'soft_music'"),
+        ({"range_min_m": 20.0}, "range_max_m: expected at least range_min_m = 20"),
+        ({"sources": -1}, "sources: expected at least 0"),
+        ({"sources": "many"}, "sources: expected"),
+        ({"oversampling": 0.5}, "oversampling: expected at least 1"),
+        ({"colour": 1}, "colour: expected a known setting"),
+    ],
+)
+def test_bad_settings(settings, sentence, recording):
+    with pytest.raises(InputError, match=sentence):
+        locate(recording, **settings)
+
+
+def test_spec_has_every_method():
+    from typing import get_args
+
+    assert set(get_args(LocateSpec.model_fields["method"].annotation)) == set(LOCATORS)
