@@ -233,3 +233,17 @@ def test_conditioning_of_a_plain_back_projection_is_that_of_the_sample():
     projected = back_project(recorded.link, recorded.snapshots, recorded.noise_variance)
     _, expected = sample_covariance(recorded.link, recorded.snapshots, recorded.noise_variance)
     torch.testing.assert_close(conditioning(projected).identity, expected.identity)
+
+
+def test_shrinkage_is_its_equation():
+    """Where the limit does not reach it (30 dB), from the dense matrix."""
+    recorded = recording(snr_db=30.0)
+    projected = back_project(recorded.link, recorded.snapshots, recorded.noise_variance)
+    nu, L, N = projected.noise_share, 16, 144
+    R = projected.covariance().normalised().dense()
+    least = ((1 - nu) * 16 / 144) ** 2 / L
+    d = torch.maximum(torch.linalg.matrix_norm(R) ** 2 - 1 / L - 1 / N, least)
+    for oracle, error in ((False, nu * (2 - nu) / L), (True, torch.full_like(nu, 1 / L))):
+        condition = conditioning(projected, oracle=oracle)
+        torch.testing.assert_close(condition.shrinkage, error / (error + d))
+        torch.testing.assert_close(condition.loading, torch.zeros_like(nu) if oracle else nu)
