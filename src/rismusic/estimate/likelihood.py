@@ -10,10 +10,10 @@ With :math:`y_l = G_l A s_l + n_l`, :math:`C_l = G_l A` [M, K] and noise of vari
 
   .. math:: -\log p = \sum_l \left[ \log\det R_l + y_l^H R_l^{-1} y_l \right] + \mathrm{const}.
 
-Both need no more of the data than the inner products of :math:`X_l = [C_l, B_l]` (B_l [M, 3K] the derivatives
-of C_l by the positions) among themselves and with y_l: everything behind :class:`Moments` is K x K, in float64
-whatever the precision of the data. (Inner products of complex64 fields are exact in float64, so a cost
-loses nothing to cancellation: it is that of slightly rounded fields.)
+Both need no more of the data than the inner products of :math:`X_l = [C_l, B_l]` (B_l [M, 3K] the
+derivatives of C_l by the positions) among themselves and with y_l: everything behind :class:`Moments` is
+K x K, in float64 whatever the precision of the data. (Inner products of complex64 fields are exact in
+float64, so a cost loses nothing to cancellation: it is that of slightly rounded fields.)
 
 Stoica and Nehorai, "Performance study of conditional and unconditional direction-of-arrival estimation", IEEE
 Trans. ASSP 38 (1990); Golub and Pereyra, "Separable nonlinear least squares", Inverse Problems 19 (2003).
@@ -80,7 +80,7 @@ def moments(
 
     Args:
         recording: S scenes.
-        positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite in empty places too.
+        positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite throughout.
         active: which places hold a source.
         derivatives: whether B_l is there, by azimuth, elevation and inverse range.
         wave: the form of the wave.
@@ -121,8 +121,8 @@ def conditional(
 
     With the symbols eliminated (variable projection, Kaufman's form) and :math:`r_l = P^\perp_{C_l} y_l`,
 
-    .. math:: \frac{\partial f}{\partial x_i} = -2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H r_l \right],
-        \qquad F_{ij} = 2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H P^\perp_{C_l} b_{jl} \,
+    .. math:: \frac{\partial f}{\partial x_i} = -2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H r_l
+        \right], \qquad F_{ij} = 2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H P^\perp_{C_l} b_{jl} \,
         s_{k(j)l} \right],
 
     b_il [M] the derivative of source k(i)'s field by coordinate i.

@@ -1,4 +1,4 @@
-r"""The noise variance of scenes whose recording does not give it, and how many sources their data can carry."""
+r"""The noise variance where the recording does not give it, and how many sources the data can carry."""
 
 from __future__ import annotations
 

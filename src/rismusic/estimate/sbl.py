@@ -1,0 +1,118 @@
+"""SBL: a map of source powers learned on the grid, its peaks, and NF-MLE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from rismusic.estimate.grid import SearchGrid
+from rismusic.estimate.nfmle import Fit, better, finish
+from rismusic.estimate.omp import dictionary_for, pursue, source_count
+from rismusic.estimate.peaks import find_peaks
+from rismusic.estimate.powers import learn_powers
+from rismusic.estimate.refine import Criterion, refine
+from rismusic.estimate.search import Search, take_out
+from rismusic.link import Link
+from rismusic.recording import Recording
+from rismusic.wave import steering
+
+# Bytes of the dictionary of a block of scenes; a scene whose own would be larger takes its best points only.
+_FIELDS = 2**25
+_FEWEST = 512
+
+
+def sbl(
+    recording: Recording,
+    sources: int | Int64[Tensor, "S"],
+    grid: SearchGrid,
+    *,
+    criterion: Criterion = "conditional",
+    iterations: int = 15,
+) -> Fit:
+    """Locate by the peaks of a sparse Bayesian power map, then NF-MLE.
+
+    The map needs the noise variance; where the recording does not give it, it is that of an OMP fit. That fit
+    is a candidate as well: of the two, both refined, the one with the greater unconditional likelihood is
+    returned.
+
+    Args:
+        recording: S scenes.
+        sources: K, one number or one for each scene.
+        grid: the points that are searched; its volume bounds the fit.
+        criterion: the likelihood of the refinement.
+        iterations: steps of the fixed point.
+
+    Raises:
+        InputError: see :func:`~rismusic.estimate.omp.omp`.
+    """
+    count = source_count(recording, sources)
+    search = Search(dictionary_for(recording, grid), recording)
+    positions, active = pursue(search, count, criterion)
+    positions, _, converged = refine(recording, positions, active, grid.volume, criterion=criterion)
+    pursued = finish(recording, positions, active, converged)
+    positions = map_peaks(search, pursued.noise_variance, positions.shape[1], iterations=iterations)
+    positions, _, converged = refine(recording, positions, active, grid.volume, criterion=criterion)
+    return better(pursued, finish(recording, positions, active, converged))
+
+
+def map_peaks(
+    search: Search, noise_variance: Float[Tensor, "S"], count: int, *, iterations: int = 15
+) -> Float[Tensor, "S K 3"]:
+    """Azimuth, elevation and 1/range of the highest peaks of each scene's power map.
+
+    Args:
+        search: over the grid, of S scenes.
+        noise_variance: sigma^2.
+        count: K, how many peaks.
+        iterations: see :func:`~rismusic.estimate.powers.learn_powers`.
+    """
+    recording, dictionary = search.recording, search.dictionary
+    found = []
+    for part, fields, index in _dictionaries(search):
+        power = learn_powers(fields, recording.snapshots[part], noise_variance[part], iterations=iterations)
+        values = power.new_zeros(len(power), len(dictionary.grid))
+        values.scatter_(1, dictionary.points[index].expand_as(power), power)
+        peaks = find_peaks(values, dictionary.grid, count)
+        found.append(torch.stack((peaks.azimuth, peaks.elevation, 1 / peaks.range), dim=-1).double())
+    return torch.cat(found)
+
+
+def _dictionaries(search: Search) -> Iterator[tuple[slice, Float[Tensor, "_ R M2 P"], Int64[Tensor, "_ P"]]]:
+    """Blocks of scenes, their dictionaries (one for all of the block where it is the same), its points."""
+    recording, dictionary = search.recording, search.dictionary
+    link, scenes = recording.link, len(recording)
+    R = 1 if link.codes is None else link.codes.shape[-2]
+    each = 8 * R * recording.snapshots.shape[-1]  # bytes a point
+    affordable = max(_FEWEST, _FIELDS // each)
+    if len(dictionary) > affordable:
+        for i in range(scenes):
+            yield _best_points(search, i, affordable)
+        return
+    index = torch.arange(len(dictionary), device=dictionary.points.device)[None]
+    ((_, columns),) = dictionary.columns()
+    if link.per_scene:
+        step = max(1, affordable // len(dictionary))
+        for i in range(0, scenes, step):
+            yield slice(i, i + step), dictionary.fields(link[i : i + step], columns), index
+    else:
+        fields = dictionary.fields(link, columns)
+        # Powers of all points, a few copies of them for each scene.
+        step = max(1, _FIELDS // (8 * len(dictionary)))
+        for i in range(0, scenes, step):
+            yield slice(i, i + step), fields, index
+
+
+def _best_points(search: Search, scene: int, count: int) -> tuple[slice, Tensor, Tensor]:
+    """The points that explain one scene best, each by itself, and their dictionary."""
+    dictionary, part = search.dictionary, slice(scene, scene + 1)
+    recording = search.recording[part]
+    nothing = recording.snapshots.real.new_zeros(1, 0, 3).double()
+    rest = take_out(recording, nothing, nothing[..., 0].bool())
+    index = search.best(torch.tensor([scene], device=dictionary.points.device), rest, count)
+    azimuth, elevation, q = dictionary.positions(index[0]).float().unbind(-1)
+    A = steering(dictionary.grid.panel, azimuth, elevation, 1 / q)
+    columns = torch.cat((A.real, A.imag))
+    return part, dictionary.fields(Link(recording.channel, recording.codes), columns), index
