@@ -185,17 +185,18 @@ class LocateSpec(Spec):
 
     section: ClassVar[str] = ""
 
-    method: Literal["music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl"] = "relax"
+    method: Literal["music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best"] = "sbl"
     """Spectra of the sample covariance ('music', 'soft_music', 'mvdr', 'bartlett'), or searches that fit the
-    snapshots themselves: 'omp' (greedy), 'relax' (cyclic), 'sbl' (sparse Bayesian)."""
+    snapshots themselves: 'omp' (greedy), 'relax' (cyclic), 'sbl' (sparse Bayesian), 'best' (the likelier of
+    two relaxed starts)."""
     sources: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of sources K of each scene, or 'auto'."""
     sources_max: Count = 5
     """With 'auto': the largest number that is tried."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood on the snapshots."""
-    criterion: Literal["conditional", "unconditional"] = "conditional"
-    """The likelihood that is maximised: of unknown symbols, or of Gaussian ones."""
+    criterion: Literal["conditional", "unconditional"] = "unconditional"
+    """The likelihood that is maximised: of unknown symbols, or of Gaussian ones (misses fewer below 10 dB)."""
     oversampling: Annotated[float, Field(ge=1)] = 2.51
     """Points of the search grid per beam width."""
     azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0

@@ -13,15 +13,15 @@ from torch import Tensor
 from rismusic.bounds import conditional_crb
 from rismusic.covariance import Covariance, recording_covariance
 from rismusic.decibel import to_db
+from rismusic.estimate.best import best
 from rismusic.estimate.grid import SearchGrid, Volume
-from rismusic.estimate.newton import newton
 from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
 from rismusic.estimate.noise import guess_noise, most_sources
 from rismusic.estimate.omp import omp, source_count
 from rismusic.estimate.order import choose_count
-from rismusic.estimate.peaks import find_peaks
 from rismusic.estimate.relax import relax
 from rismusic.estimate.sbl import sbl
+from rismusic.estimate.sequential import find_in_turn
 from rismusic.estimate.spectrum import Spectrum, bartlett, music, mvdr, soft_music
 from rismusic.recording import Recording
 from rismusic.scene import Sources
@@ -132,23 +132,26 @@ def _nothing(recording: Recording) -> Fit:
     return finish(recording, positions, absent, torch.ones_like(absent[:, 0]))
 
 
-def _spectral(make: Callable[[Covariance, Int64[Tensor, "S"]], Spectrum]) -> Locator:
-    """A locator from a spectrum of R_samp: peaks on the grid, Newton, and NF-MLE if that is wanted."""
+def _spectral(make: Callable[[Covariance, Int64[Tensor, "S"]], Spectrum], *, oracle: bool = False) -> Locator:
+    """A locator from a spectrum of R_samp: sources in turn, Newton, and NF-MLE if that is wanted.
+
+    ``oracle`` shrinks R_samp fully (towards the identity), which the minimum variance spectrum wants.
+    """
 
     def locator(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
         noise = recording.noise_variance
         noise = guess_noise(recording) if noise is None else noise
-        spectrum = make(recording_covariance(recording, noise), count.clamp_min(1))
-        most = max(1, int(count.max()))
-        peaks = find_peaks(spectrum.explained_on_grid(grid), grid, most)
-        top = newton(spectrum, recording.panel, grid.volume, peaks.azimuth, peaks.elevation, peaks.range)
+        covariance = recording_covariance(recording, noise, oracle=oracle)
+        most = int(count.max())
+        # Visiting sources again pays on exact covariances only (measured).
+        found = find_in_turn(make(covariance, count.clamp_min(1)), grid, most, visits=0)
         absent = torch.arange(most, device=count.device) >= count[:, None]
-        start = Sources(azimuth=top.azimuth, elevation=top.elevation, range=top.range)
+        start = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
         start = start.each(lambda value: value.double().masked_fill(absent, math.nan))
         if spec.polish:
             return nfmle(recording, start, grid.volume, criterion=spec.criterion)
         positions, active = unpack(start, recording)
-        return finish(recording, positions, active, (top.converged | absent).all(-1))
+        return finish(recording, positions, active, (found.converged | absent).all(-1))
 
     return locator
 
@@ -163,11 +166,12 @@ def _sparse(search: Callable[..., Fit]) -> Locator:
 LOCATORS: dict[str, Locator] = {
     "music": _spectral(music),
     "soft_music": _spectral(soft_music),
-    "mvdr": _spectral(lambda covariance, _: mvdr(covariance)),
+    "mvdr": _spectral(lambda covariance, _: mvdr(covariance), oracle=True),
     "bartlett": _spectral(lambda covariance, _: bartlett(covariance)),
     "omp": _sparse(omp),
     "relax": _sparse(relax),
     "sbl": _sparse(sbl),
+    "best": _sparse(best),
 }
 
 
