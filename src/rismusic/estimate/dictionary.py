@@ -21,6 +21,8 @@ from rismusic.link import Link
 
 # Bytes for the products of one block of scenes.
 BLOCK = 2**26
+# Directions of the channel that are told apart where all that is wanted is how much arrives.
+_STRONG = 4
 # Bytes of steering vectors up to which they are kept; beyond it they are made block by block.
 _STEERING = 2**28
 
@@ -79,23 +81,47 @@ class Dictionary:
         return torch.view_as_real(fields).movedim(-1, -2).flatten(2, 3)
 
     def energies(self, link: Link, columns: Float[Tensor, "_ B"]) -> Float[Tensor, "_ _ B"]:
-        r"""What a source of unit power at each point sends to the receiver, :math:`|G_l a_p|^2`.
+        r"""Nearly what a source of unit power at each point sends to the receiver, :math:`|G_l a_p|^2`.
+
+        With :math:`H H^H = \sum_j \lambda_j u_j u_j^H` and :math:`v_j = H^H u_j / \sqrt{\lambda_j}`, the
+        strongest J directions of the channel (its line of sight among them) are exact, and the others meet a
+        coded wave as if it came from everywhere:
+
+        .. math:: |G_l a_p|^2 \approx \sum_{j \le J} \lambda_j |v_j^H (c_l \odot a_p)|^2 + \bar\lambda \Big(
+            |c_l \odot a_p|^2 - \sum_{j \le J} |v_j^H (c_l \odot a_p)|^2 \Big), \qquad
+            \bar\lambda = \sum_{j > J} \frac{\lambda_j}{N - J}.
+
+        It costs J / M of the exact form, and a search only needs to know which few points to look at.
 
         Returns:
             [S, L, B], with axes of length 1 where the link is the same for all.
         """
+        # |a_n|^2 = 1 / N, whatever the point.
+        N = self.grid.panel.size
+        level = link.codes.abs().square().mean(-1) if link.codes is not None else columns.new_ones(1, 1)
+        level = scenes_first(level, 1).float()[..., None]
         if link.channel is None:
-            # |a_n|^2 = 1 / N, whatever the point.
-            each = link.codes.abs().square().mean(-1) if link.codes is not None else columns.new_ones(1)
-            return scenes_first(each, 2).float()[..., None].expand(-1, -1, columns.shape[1])
-        S = len(link.channel) if link.channel.ndim > 2 else 1
-        if link.codes is not None and link.codes.ndim > 2:
-            S = len(link.codes)
-        L = 1 if link.codes is None else link.codes.shape[-2]
-        step = max(1, BLOCK // (8 * L * link.channel.shape[-2] * columns.shape[1]))
-        return torch.cat(
-            [self.fields(link[i : i + step], columns).square().sum(dim=2) for i in range(0, S, step)]
+            return level.expand(-1, -1, columns.shape[1])
+        H = link.channel
+        values, basis = torch.linalg.eigh(H @ H.mH)
+        strong = min(_STRONG, len(values.mT))
+        values = values.clamp_min(0)
+        rest = values[..., :-strong].sum(-1, keepdim=True) / max(1, N - strong)
+        kept = values[..., -strong:]
+        # A direction as weak as rounding takes no part.
+        weight = torch.where(kept > 0, 1 - rest / kept.clamp_min(torch.finfo(kept.dtype).tiny), 0).clamp_min(
+            0
         )
+        rows = Link(weight.sqrt()[..., None] * (basis[..., -strong:].mH @ H), link.codes)
+        ones = torch.ones(1, N, dtype=H.dtype, device=H.device)
+        dense = scenes_first(Link(rows.channel, ones if link.codes is None else link.codes).dense(), 3)
+        S, L = dense.shape[:2]
+        step = max(1, BLOCK // (8 * L * strong * columns.shape[1]))
+        parts = [
+            products(dense[i : i + step], columns).flatten(2, 3).square().sum(dim=2)
+            for i in range(0, S, step)
+        ]
+        return torch.cat(parts) + level * scenes_first(rest, 1)[..., None]
 
 
 def products(rows: Complex[Tensor, "*batch N"], columns: Float[Tensor, "_ B"]) -> Float[Tensor, "*batch 2 B"]:

@@ -41,6 +41,10 @@ from rismusic.wave import Wave, steering
 _KEPT = 2**28
 # Share of a point's energy outside the sources already found below which it is not told from them.
 _FLOOR = 1e-3
+# The same where the energy itself is an approximation: less would let errors stand out as sources.
+_ROUGH_FLOOR = 0.2
+# Leading points of a search that are looked at exactly.
+_CHECKED = 32
 # Steps towards the best power of a new source; a search needs no more.
 _STEPS = 3
 
@@ -120,20 +124,36 @@ class Search:
     def best(self, scenes: Int64[Tensor, "B"], rest: Rest, count: int = 1) -> Int64[Tensor, "B count"]:
         """The best points for each of some scenes, the best first.
 
+        All points are compared with nearly their energy at the receiver (see
+        :meth:`~rismusic.estimate.dictionary.Dictionary.energies`), the leading few again with exactly theirs.
+
         Args:
             scenes: their numbers.
             rest: what they are without the sources already there.
             count: how many points.
         """
-        best = rest.data.real.new_full((len(scenes), count), -torch.inf, dtype=torch.float32)
-        index = scenes.new_zeros(len(scenes), count)
+        wanted = min(max(count, _CHECKED), len(self.dictionary))
+        best = rest.data.real.new_full((len(scenes), wanted), -torch.inf, dtype=torch.float32)
+        index = scenes.new_zeros(len(scenes), wanted)
         for points, part, score in self._scores(scenes, rest):
-            value, place = score.topk(min(count, score.shape[1]), dim=1)
+            value, place = score.topk(min(wanted, score.shape[1]), dim=1)
             values = torch.cat((best[part], value), dim=1)
             places = torch.cat((index[part], place + points.start), dim=1)
-            best[part], order = values.topk(count, dim=1)
+            best[part], order = values.topk(wanted, dim=1)
             index[part] = places.gather(1, order)
-        return index
+        leaders = index[:, :_CHECKED]
+        order = self._exactly(scenes, rest, leaders).argsort(dim=1, descending=True)
+        return torch.cat((leaders.gather(1, order), index[:, _CHECKED:]), dim=1)[:, :count]
+
+    def _exactly(self, scenes: Tensor, rest: Rest, index: Tensor) -> Float[Tensor, "B _"]:
+        """What some points of each scene are worth to it, from their own fields at the receiver."""
+        azimuth, elevation, q = self.dictionary.positions(index).to(rest.data.real.dtype).unbind(-1)
+        A = steering(self.dictionary.grid.panel, azimuth, elevation, 1 / q)
+        fields = self.recording.link[scenes].matmul(A)  # [B, L, M, points]
+        energy = fields.abs().square().sum(-2)
+        left = energy - (rest.basis.mH @ fields).abs().square().sum(-2)
+        pull = (rest.data[..., None, :].conj() @ fields)[..., 0, :].abs().square()
+        return _worth(pull, torch.maximum(left, _FLOOR * energy), rest.noise_variance)
 
     def _scores(self, scenes: Tensor, rest: Rest) -> Iterator[tuple[slice, slice, Float[Tensor, "_ _"]]]:
         """Places of a block of points and of scenes, and how much each point is worth to each scene."""
@@ -151,7 +171,7 @@ class Search:
                 left = energy
                 for column in rest.basis[part].unbind(-1):
                     left = left - products(link.adjoint(column).conj(), columns).square().sum(-2)
-                left = torch.maximum(left, _FLOOR * energy)
+                left = torch.maximum(left, _ROUGH_FLOOR * energy)
                 pull = products(link.adjoint(rest.data[part]).conj(), columns).square().sum(-2)
                 noise = rest.noise_variance
                 yield points, part, _worth(pull, left, None if noise is None else noise[part])
@@ -161,7 +181,7 @@ def _worth(pull: Tensor, left: Tensor, noise: Tensor | None) -> Tensor:
     """The gain in cost or likelihood from |g^H x|^2 and h, [B, L, P] to [B, P]."""
     if noise is None:
         return (pull / left).sum(dim=1)
-    scale = noise.float()[:, None, None]
+    scale = noise.to(pull.dtype)[:, None, None]
     a = (left / scale).expand_as(pull)
     b = pull / scale.square()
     # Scoring from the power that single snapshots suggest: the slope over the information at that power.
