@@ -169,7 +169,7 @@ class _Scenes:
         self.snr_db: list[Tensor] = []
         self.sources: Counter[int] = Counter()
         self.range: list[Tensor] = []
-        self._mix_ups: Counter[str] = Counter()
+        self._mix_ups: dict[str, float] = {}
         self._largest: dict[str, float] = {}
         self._count: Counter[str] = Counter()
         self._marks: set[bytes] = set()
@@ -199,7 +199,7 @@ class _Scenes:
             self.sources.update(recording.truth.active.sum(-1).tolist())
             self.range.append(recording.truth.range[recording.truth.active])
             for name, ratio in mix_ups(recording).items():
-                self._mix_ups[name] += float(ratio.sum())
+                self._mix_ups[name] = self._mix_ups.get(name, 0.0) + float(ratio.sum())
 
     def _raise(self, name: str, value: Tensor) -> None:
         self._largest[name] = max(self._largest.get(name, 0.0), float(value))
@@ -208,8 +208,9 @@ class _Scenes:
         """The measured value of each finding."""
         values = self._largest | {name: float(count) for name, count in self._count.items()}
         # One mistake can make several changes look better; the one that fits best is named.
-        for name, ratio in self._mix_ups.most_common(1):
-            values[name] = ratio
+        if self._mix_ups:
+            name = max(self._mix_ups, key=lambda each: self._mix_ups[each])
+            values[name] = self._mix_ups[name]
         return values
 
 

@@ -196,7 +196,7 @@ class LocateSpec(Spec):
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
-    """The likelihood that is maximised: of unknown symbols, or of Gaussian ones (misses fewer below 10 dB)."""
+    """The likelihood that is maximised: of unknown symbols, or of Gaussian ones (fewer misses)."""
     oversampling: Annotated[float, Field(ge=1)] = 2.51
     """Points of the search grid per beam width."""
     azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
