@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.nfmle import Fit, better, finish
-from rismusic.estimate.omp import dictionary_for, pursue, source_count
-from rismusic.estimate.refine import Criterion, refine
+from rismusic.estimate.nfmle import Fit, better
+from rismusic.estimate.omp import by_blocks, complete, pursue
+from rismusic.estimate.refine import Criterion
 from rismusic.estimate.relax import exchange
 from rismusic.estimate.sbl import map_peaks
 from rismusic.estimate.search import Search
@@ -38,14 +38,15 @@ def best(
     Raises:
         InputError: see :func:`~rismusic.estimate.omp.omp`.
     """
-    count = source_count(recording, sources)
-    search = Search(dictionary_for(recording, grid), recording)
-    start, active = pursue(search, count, criterion)
-    fits: list[Fit] = []
-    for _ in range(2):
-        if fits:
-            start = map_peaks(search, fits[0].noise_variance, active.shape[1], iterations=iterations)
-        positions = exchange(search, start, active, criterion=criterion, sweeps=sweeps)
-        positions, _, converged = refine(recording, positions, active, grid.volume, criterion=criterion)
-        fits.append(finish(recording, positions, active, converged))
-    return better(fits[0], fits[1])
+
+    def fit(search: Search, count: Int64[Tensor, "_"]) -> Fit:
+        def improved(start: Float[Tensor, "_ K 3"]) -> Fit:
+            positions = exchange(search, start, active, criterion=criterion, sweeps=sweeps)
+            return complete(search, positions, active, criterion)
+
+        start, active = pursue(search, count, criterion)
+        first = improved(start)
+        peaks = map_peaks(search, first.noise_variance, active.shape[1], iterations=iterations)
+        return better(first, improved(peaks))
+
+    return by_blocks(recording, sources, grid, fit)

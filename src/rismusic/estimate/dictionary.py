@@ -24,7 +24,7 @@ BLOCK = 2**26
 # Directions of the channel that are told apart where all that is wanted is how much arrives.
 _STRONG = 4
 # Bytes of steering vectors up to which they are kept; beyond it they are made block by block.
-_STEERING = 2**28
+STEERING = 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Dictionary:
     def columns(self) -> Iterator[tuple[slice, Float[Tensor, "_ B"]]]:
         """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B]."""
         N = self.grid.panel.size
-        most = max(1, _STEERING // (8 * N))
+        most = max(1, STEERING // (8 * N))
         if len(self.grid) <= most:
             yield slice(0, len(self)), self.grid.real_steering(torch.float32)[:, self.points]
             return
@@ -104,7 +104,7 @@ class Dictionary:
             return level.expand(-1, -1, columns.shape[1])
         H = link.channel
         values, basis = torch.linalg.eigh(H @ H.mH)
-        strong = min(_STRONG, len(values.mT))
+        strong = min(_STRONG, values.shape[-1])
         values = values.clamp_min(0)
         rest = values[..., :-strong].sum(-1, keepdim=True) / max(1, N - strong)
         kept = values[..., -strong:]

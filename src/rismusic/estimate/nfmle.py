@@ -15,7 +15,7 @@ from torch import Tensor
 from rismusic.errors import InputError
 from rismusic.estimate.grid import Volume
 from rismusic.estimate.likelihood import conditional_cost, moments, symbols
-from rismusic.estimate.noise import check_sources_count, noise_from_fit
+from rismusic.estimate.noise import check_fit, noise_from_fit
 from rismusic.estimate.refine import THOROUGH, Criterion, Effort, fit_powers, refine, scene_blocks
 from rismusic.recording import Recording
 from rismusic.scene import Sources
@@ -68,7 +68,7 @@ def nfmle(
             can carry.
     """
     positions, active = unpack(start, recording)
-    check_sources_count(recording, active.sum(-1))
+    check_fit(recording, active.sum(-1))
     positions, _, converged = refine(
         recording, positions, active, volume, criterion=criterion, effort=effort, wave=wave
     )
@@ -146,3 +146,20 @@ def better(one: Fit, other: Fit) -> Fit:
         return {name: pick(getattr(first, name), getattr(second, name)) for name in names}
 
     return Fit(sources=Sources(**picked(one.sources, other.sources)), **picked(one, other))
+
+
+def join(parts: list[Fit], places: int) -> Fit:
+    """Fits of blocks of scenes as one, each scene padded to so many places."""
+
+    def padded(value: Tensor) -> Tensor:
+        missing = value.new_full((len(value), places - value.shape[1], *value.shape[2:]), torch.nan)
+        return torch.cat((value, missing), dim=1)
+
+    sources = {
+        field.name: torch.cat([padded(getattr(part.sources, field.name)) for part in parts])
+        for field in fields(Sources)
+    }
+    names = [field.name for field in fields(Fit) if field.name != "sources"]
+    return Fit(
+        sources=Sources(**sources), **{name: torch.cat([getattr(p, name) for p in parts]) for name in names}
+    )

@@ -21,19 +21,27 @@ def most_sources(snapshots: int, outputs: int) -> int:
     return min(outputs - 1, (2 * snapshots * outputs - 2) // (2 * snapshots + 3))
 
 
-def check_sources_count(recording: Recording, count: Int64[Tensor, "S"]) -> None:
-    """Refuse a negative number of sources, or more than the data can carry.
+def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
+    """Refuse what no fit can be made of.
 
     Raises:
-        InputError: see above, or a number of sources for each of another number of scenes.
+        InputError: no scene, snapshots that are not finite, a noise variance that is not positive, numbers of
+            sources that are negative, more than the data can carry, or not one for each scene.
     """
     _, L, M = recording.snapshots.shape
+    if len(recording) == 0:
+        raise InputError("snapshots", "at least one scene", "none")
+    if not torch.isfinite(torch.view_as_real(recording.snapshots)).all():
+        raise InputError("snapshots", "finite values", "a NaN or an infinity")
+    noise = recording.noise_variance
+    if noise is not None and not ((noise > 0) & noise.isfinite()).all():
+        raise InputError("noise_variance", "positive, finite values, or none at all", "others")
     if len(count) != len(recording):
         raise InputError("sources", f"a number for each of {len(recording)} scenes", f"{len(count)} numbers")
-    if len(count) and int(count.min()) < 0:
+    if int(count.min()) < 0:
         raise InputError("sources", "numbers that are not negative", f"{int(count.min())}")
     most = most_sources(L, M)
-    if len(count) and int(count.max()) > most:
+    if int(count.max()) > most:
         raise InputError(
             "sources", f"at most {most} (L = {L} snapshots of M = {M} outputs)", f"{int(count.max())}"
         )

@@ -39,6 +39,7 @@ def learn_powers(
     snapshots: Complex[Tensor, "S L M"],
     noise_variance: Float[Tensor, "S"],
     *,
+    shared: bool = False,
     iterations: int = 30,
 ) -> Float[Tensor, "S P"]:
     """Powers of all points of a dictionary after so many steps of the fixed point.
@@ -48,6 +49,7 @@ def learn_powers(
             one for each snapshot or (R = 1) one for all.
         snapshots: y.
         noise_variance: sigma^2.
+        shared: use outer products made once for all scenes; see :func:`shares_outer`.
         iterations: steps.
     """
     y = snapshots.to(torch.complex64)
@@ -55,7 +57,6 @@ def learn_powers(
     energy = torch.view_as_real(y).square().sum(dim=(1, 2, 3))
     share = torch.where(energy > 0, energy, 1) / (L * M)
     noise = torch.maximum(noise_variance.float(), _LOADING * share)
-    shared = len(fields) == 1 and 4 * fields.shape[1] * M * M * fields.shape[-1] <= _OUTER
     model = (_Shared if shared else _Own)(fields, y)
     # Evenly spread, with the energy that noise does not explain.
     spread = fields.square().sum(dim=(1, 2, 3)) * (L // fields.shape[1])
@@ -74,6 +75,12 @@ def learn_powers(
         power = power * torch.where(own > 0, pull / own, 0)
         power = torch.where(power > _NOTHING * power.amax(dim=1, keepdim=True), power, 0)
     return power if index is None else torch.zeros_like(full).scatter(1, index, power)
+
+
+def shares_outer(fields: Float[Tensor, "_ R M2 P"]) -> bool:
+    """Whether a dictionary that all scenes share is small enough for its outer products to be kept."""
+    _, R, rows, P = fields.shape
+    return R * rows * rows * P <= _OUTER
 
 
 class _Own:

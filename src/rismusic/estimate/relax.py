@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.grid import SearchGrid, to_cosines
-from rismusic.estimate.nfmle import Fit, finish
-from rismusic.estimate.omp import dictionary_for, pursue, source_count
+from rismusic.estimate.nfmle import Fit
+from rismusic.estimate.omp import by_blocks, complete, pursue
 from rismusic.estimate.refine import ROUGH, Criterion, fit_levels, refine
 from rismusic.estimate.search import Search, take_out
 from rismusic.recording import Recording
@@ -44,12 +44,13 @@ def relax(
     Raises:
         InputError: see :func:`~rismusic.estimate.omp.omp`.
     """
-    count = source_count(recording, sources)
-    search = Search(dictionary_for(recording, grid), recording)
-    positions, active = pursue(search, count, criterion)
-    positions = exchange(search, positions, active, criterion=criterion, sweeps=sweeps)
-    positions, _, converged = refine(recording, positions, active, grid.volume, criterion=criterion)
-    return finish(recording, positions, active, converged)
+
+    def fit(search: Search, count: Int64[Tensor, "_"]) -> Fit:
+        positions, active = pursue(search, count, criterion)
+        positions = exchange(search, positions, active, criterion=criterion, sweeps=sweeps)
+        return complete(search, positions, active, criterion)
+
+    return by_blocks(recording, sources, grid, fit)
 
 
 def exchange(

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from rismusic.estimate.dictionary import STEERING
 from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.nfmle import Fit, better, finish
-from rismusic.estimate.omp import dictionary_for, pursue, source_count
+from rismusic.estimate.nfmle import Fit, better
+from rismusic.estimate.omp import by_blocks, complete, pursue
 from rismusic.estimate.peaks import find_peaks
-from rismusic.estimate.powers import learn_powers
-from rismusic.estimate.refine import Criterion, refine
+from rismusic.estimate.powers import learn_powers, shares_outer
+from rismusic.estimate.refine import Criterion
 from rismusic.estimate.search import Search, take_out
 from rismusic.link import Link
 from rismusic.recording import Recording
@@ -48,14 +49,14 @@ def sbl(
     Raises:
         InputError: see :func:`~rismusic.estimate.omp.omp`.
     """
-    count = source_count(recording, sources)
-    search = Search(dictionary_for(recording, grid), recording)
-    positions, active = pursue(search, count, criterion)
-    positions, _, converged = refine(recording, positions, active, grid.volume, criterion=criterion)
-    pursued = finish(recording, positions, active, converged)
-    positions = map_peaks(search, pursued.noise_variance, positions.shape[1], iterations=iterations)
-    positions, _, converged = refine(recording, positions, active, grid.volume, criterion=criterion)
-    return better(pursued, finish(recording, positions, active, converged))
+
+    def fit(search: Search, count: Int64[Tensor, "_"]) -> Fit:
+        positions, active = pursue(search, count, criterion)
+        pursued = complete(search, positions, active, criterion)
+        peaks = map_peaks(search, pursued.noise_variance, active.shape[1], iterations=iterations)
+        return better(pursued, complete(search, peaks, active, criterion))
+
+    return by_blocks(recording, sources, grid, fit)
 
 
 def map_peaks(
@@ -71,8 +72,9 @@ def map_peaks(
     """
     recording, dictionary = search.recording, search.dictionary
     found = []
-    for part, fields, index in _dictionaries(search):
-        power = learn_powers(fields, recording.snapshots[part], noise_variance[part], iterations=iterations)
+    for part, fields, index, shared in _dictionaries(search):
+        data, noise = recording.snapshots[part], noise_variance[part]
+        power = learn_powers(fields, data, noise, shared=shared, iterations=iterations)
         values = power.new_zeros(len(power), len(dictionary.grid))
         values.scatter_(1, dictionary.points[index].expand_as(power), power)
         peaks = find_peaks(values, dictionary.grid, count)
@@ -80,29 +82,32 @@ def map_peaks(
     return torch.cat(found)
 
 
-def _dictionaries(search: Search) -> Iterator[tuple[slice, Float[Tensor, "_ R M2 P"], Int64[Tensor, "_ P"]]]:
-    """Blocks of scenes, their dictionaries (one for all of the block where it is the same), its points."""
+def _dictionaries(search: Search) -> Iterator[tuple[slice, Tensor, Int64[Tensor, "_ P"], bool]]:
+    """Blocks of scenes, their dictionary [_, R, 2M, P], its points, whether its outer products are shared."""
     recording, dictionary = search.recording, search.dictionary
     link, scenes = recording.link, len(recording)
     R = 1 if link.codes is None else link.codes.shape[-2]
-    each = 8 * R * recording.snapshots.shape[-1]  # bytes a point
-    affordable = max(_FEWEST, _FIELDS // each)
+    _, L, M = recording.snapshots.shape
+    most = min(_FIELDS // (8 * R * M), STEERING // (8 * recording.panel.size))
+    affordable = max(_FEWEST, most)
     if len(dictionary) > affordable:
         for i in range(scenes):
-            yield _best_points(search, i, affordable)
+            yield *_best_points(search, i, affordable), False
         return
     index = torch.arange(len(dictionary), device=dictionary.points.device)[None]
-    ((_, columns),) = dictionary.columns()
+    columns = torch.cat([part for _, part in dictionary.columns()], dim=1)
     if link.per_scene:
         step = max(1, affordable // len(dictionary))
         for i in range(0, scenes, step):
-            yield slice(i, i + step), dictionary.fields(link[i : i + step], columns), index
+            yield slice(i, i + step), dictionary.fields(link[i : i + step], columns), index, False
     else:
         fields = dictionary.fields(link, columns)
-        # Powers of all points, a few copies of them for each scene.
-        step = max(1, _FIELDS // (8 * len(dictionary)))
+        shared = shares_outer(fields)
+        # Rows of a scene's own beside the dictionary: its matches, or copies of the dictionary itself.
+        rows = 2 * L + 8 if shared else 3 * R * 2 * M
+        step = max(1, _FIELDS // (4 * rows * len(dictionary)))
         for i in range(0, scenes, step):
-            yield slice(i, i + step), fields, index
+            yield slice(i, i + step), fields, index, shared
 
 
 def _best_points(search: Search, scene: int, count: int) -> tuple[slice, Tensor, Tensor]:
