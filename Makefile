@@ -13,7 +13,7 @@ demo: .venv/.base
 	@echo "picture: demo/scene.png"
 
 test: .venv/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -27,7 +27,6 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/bounds.py
 	$(BIN)/python benchmarks/spectra.py
-	$(BIN)/python benchmarks/locators.py
 
 .venv/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
