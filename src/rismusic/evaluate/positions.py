@@ -97,7 +97,7 @@ def scene_records(located: Located, *, first_scene: int = 0) -> list[dict[str, o
     ]
 
 
-def _finite(record: dict[str, float]) -> dict[str, float | None]:
+def _finite(record: dict[str, int | float]) -> dict[str, int | float | None]:
     return {
         name: value if math.isfinite(value) else None for name, value in record.items() if name != "scene"
     }
