@@ -23,8 +23,9 @@ from rismusic.link import Link
 BLOCK = 2**26
 # Directions of the channel that are told apart where all that is wanted is how much arrives.
 _STRONG = 4
-# Bytes of steering vectors up to which they are kept; beyond it they are made block by block.
+# Bytes of steering vectors up to which they are kept; beyond it they are made again, so many at a time.
 STEERING = 2**28
+_AT_ONCE = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +58,11 @@ class Dictionary:
     def columns(self) -> Iterator[tuple[slice, Float[Tensor, "_ B"]]]:
         """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B]."""
         N = self.grid.panel.size
-        most = max(1, STEERING // (8 * N))
-        if len(self.grid) <= most:
+        if 8 * N * len(self.grid) <= STEERING:
             yield slice(0, len(self)), self.grid.real_steering(torch.float32)[:, self.points]
             return
         done = 0
-        for block, A in self.grid.blocks(most):
+        for block, A in self.grid.blocks(max(1, _AT_ONCE // (8 * N))):
             inside = self.grid.inside[block]
             count = int(inside.sum())
             if count:

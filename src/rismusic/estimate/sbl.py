@@ -16,7 +16,6 @@ from rismusic.estimate.peaks import find_peaks
 from rismusic.estimate.powers import learn_powers, shares_outer
 from rismusic.estimate.refine import Criterion
 from rismusic.estimate.search import Search, take_out
-from rismusic.link import Link
 from rismusic.recording import Recording
 from rismusic.wave import steering
 
@@ -91,8 +90,12 @@ def _dictionaries(search: Search) -> Iterator[tuple[slice, Tensor, Int64[Tensor,
     most = min(_FIELDS // (8 * R * M), STEERING // (8 * recording.panel.size))
     affordable = max(_FEWEST, most)
     if len(dictionary) > affordable:
+        best = _best_points(search, affordable)
         for i in range(scenes):
-            yield *_best_points(search, i, affordable), False
+            part, points = slice(i, i + 1), best[i : i + 1]
+            azimuth, elevation, q = dictionary.positions(points[0]).float().unbind(-1)
+            A = steering(dictionary.grid.panel, azimuth, elevation, 1 / q)
+            yield part, dictionary.fields(link[part], torch.cat((A.real, A.imag))), points, False
         return
     index = torch.arange(len(dictionary), device=dictionary.points.device)[None]
     columns = torch.cat([part for _, part in dictionary.columns()], dim=1)
@@ -110,14 +113,9 @@ def _dictionaries(search: Search) -> Iterator[tuple[slice, Tensor, Int64[Tensor,
             yield slice(i, i + step), fields, index, shared
 
 
-def _best_points(search: Search, scene: int, count: int) -> tuple[slice, Tensor, Tensor]:
-    """The points that explain one scene best, each by itself, and their dictionary."""
-    dictionary, part = search.dictionary, slice(scene, scene + 1)
-    recording = search.recording[part]
-    nothing = recording.snapshots.real.new_zeros(1, 0, 3).double()
-    rest = take_out(recording, nothing, nothing[..., 0].bool())
-    index = search.best(torch.tensor([scene], device=dictionary.points.device), rest, count)
-    azimuth, elevation, q = dictionary.positions(index[0]).float().unbind(-1)
-    A = steering(dictionary.grid.panel, azimuth, elevation, 1 / q)
-    columns = torch.cat((A.real, A.imag))
-    return part, dictionary.fields(Link(recording.channel, recording.codes), columns), index
+def _best_points(search: Search, count: int) -> Int64[Tensor, "S count"]:
+    """The points that explain each scene best, each by itself."""
+    device = search.dictionary.points.device
+    nothing = torch.zeros(len(search.recording), 0, 3, dtype=torch.float64, device=device)
+    rest = take_out(search.recording, nothing, nothing[..., 0].bool())
+    return search.best(torch.arange(len(search.recording), device=device), rest, count)
