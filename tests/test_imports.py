@@ -24,6 +24,7 @@ ORDER = [
     ["recording"],
     ["simulator", "bounds", "covariance", "mixups"],
     ["estimate"],
+    ["learn"],
     ["checking", "evaluate"],
     ["cli"],
     ["__init__", "__main__"],
