@@ -47,6 +47,7 @@ class Stream(IntEnum):
     GAIN = 12
     DEAD = 13
     DISPLACEMENT = 14
+    BETA = 15
 
 
 class Draws:

@@ -91,10 +91,13 @@ def blend(predicted: Covariance, sample: Covariance, beta: Float[Tensor, "*batch
             "sample", f"scenes and N as predicted, {list(predicted.factor.shape[:-1])}",
             f"{list(sample.factor.shape[:-1])}",
         )  # fmt: skip
-    share = torch.as_tensor(beta, dtype=predicted.loading.dtype, device=predicted.loading.device).detach()
+    # A number is checked here and filled in there: the host need not wait for the device.
+    share = torch.as_tensor(beta, dtype=predicted.loading.dtype).detach()
     if not ((share >= 0) & (share <= 1)).all():
         raise InputError("beta", "0 to 1", f"{float(share.min()):g} to {float(share.max()):g}")
-    share = share.expand(predicted.loading.shape)
+    if isinstance(beta, float):
+        share = torch.full_like(predicted.loading, beta)
+    share = share.to(predicted.loading.device).expand(predicted.loading.shape)
     first, second = predicted.normalised(), sample.detach().normalised()
     factor = torch.cat(
         (

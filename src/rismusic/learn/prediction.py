@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.covariance import Covariance, predicted_covariance
+from rismusic.covariance import Conditioning, Covariance, blend, finish, predicted_covariance
 from rismusic.errors import InputError
 
 
@@ -58,6 +58,18 @@ class Prediction:
     def covariance(self) -> Covariance:
         """R_pred = A_ang A_ang^H + 0.3 A_rng A_rng^H, of trace 1 and rank 2 K_max at most."""
         return predicted_covariance(self.angle_factor, self.range_factor).normalised()
+
+    def blended(
+        self, sample: Covariance, conditioning: Conditioning, beta: Float[Tensor, "S"] | float
+    ) -> Covariance:
+        """R_blend, finished: what the losses compare with R_true and what inference searches.
+
+        Args:
+            sample: R_samp as :func:`~rismusic.covariance.sample_covariance` gives it.
+            conditioning: loading and shrinkage, from the same call.
+            beta: share of R_samp, 0 to 1.
+        """
+        return finish(blend(self.covariance, sample, beta), conditioning)
 
     def detach(self) -> Prediction:
         """The same without its history of gradients."""

@@ -1,0 +1,153 @@
+"""Settings of the losses and of what changes while training. The module does not import torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from rismusic.errors import InputError
+from rismusic.spec import Count, Positive, Spec
+
+TermName = Literal[
+    "covariance",
+    "covariance_predicted",
+    "subspace",
+    "eigengap",
+    "peak_contrast",
+    "orthogonality",
+    "cross",
+    "count",
+    "angle",
+    "log_range",
+    "existence",
+    "heat_map",
+]
+
+Main = Annotated[float, Field(ge=0.1, le=10)]
+Part = Annotated[float, Field(ge=0, le=1)]
+Structural = Annotated[float, Field(ge=0, le=0.5)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LossSpec(Spec):
+    """Weights and scales of the losses; the defaults are those of the final training.
+
+    A weight beyond its limits is refused: the covariance is what is learned, and the other terms help it.
+    """
+
+    section: ClassVar[str] = "loss"
+
+    covariance: Main = 1.0
+    """Error of R_blend. It is never off."""
+    covariance_predicted: Part = 0.05
+    """Error of R_pred alone, so that it cannot hide behind R_samp."""
+    subspace_warm_up: Structural = 0.02
+    """Energy of R_blend outside the true sources' subspace, while warming up."""
+    subspace: Structural = 0.05
+    """The same, from then on."""
+    subspace_last: tuple[Structural, Structural] = (0.10, 0.20)
+    """The same, at the beginning and at the end of the last phase."""
+    eigengap: Annotated[float, Field(ge=0, le=0.1)] = 0.012
+    """What the eigengap of R_blend lacks of its margin."""
+    peak_contrast_last: tuple[Structural, Structural] = (0.05, 0.10)
+    """Contrast of the spectrum at the true sources, at the beginning and at the end of the last phase."""
+    orthogonality: Structural = 0.01
+    """Coherence of the columns of one factor."""
+    cross: Structural = 0.01
+    """Coherence of the columns of the angle factor with those of the range factor."""
+    count: Part = 0.1
+    """Number of sources."""
+    angle: Part = 0.05
+    """Azimuth and elevation of the heads."""
+    log_range: Part = 0.05
+    """Range of the heads."""
+    existence: Part = 0.1
+    """Which heads stand for a source."""
+    heat_map: Part = 0.1
+    """Heat map over the search grid, where the network has one."""
+
+    eigengap_margin: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Gap that is asked for at most, in units of the trace."""
+    peak_spectrum: Literal["capon", "bartlett"] = "capon"
+    """The spectrum whose contrast counts."""
+    count_smoothing: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Share of the label that is spread over all numbers of sources."""
+    angle_scale_deg: Positive = 5.0
+    """Error in degrees at which the loss of an angle turns from a square to a straight line."""
+    log_range_scale: Positive = 0.3
+    """The same for the logarithm of the range."""
+    heat_map_width: Annotated[float, Field(ge=0.2, le=5)] = 0.6
+    """Standard deviation of a source's place on the heat map, in steps of the grid."""
+
+    @classmethod
+    def final(cls) -> LossSpec:
+        """For the final training: structure counts more towards the end."""
+        return cls()
+
+    @classmethod
+    def search(cls) -> LossSpec:
+        """For the search of settings: weights stay as they are after the warm-up, so that trials compare."""
+        return cls(subspace_last=(0.05, 0.05), peak_contrast_last=(0.0, 0.0))
+
+    @property
+    def weights(self) -> dict[TermName, float]:
+        """The weight of each term, after the warm-up and before the last phase."""
+        return {
+            "covariance": self.covariance,
+            "covariance_predicted": self.covariance_predicted,
+            "subspace": self.subspace,
+            "eigengap": self.eigengap,
+            "peak_contrast": 0.0,
+            "orthogonality": self.orthogonality,
+            "cross": self.cross,
+            "count": self.count,
+            "angle": self.angle,
+            "log_range": self.log_range,
+            "existence": self.existence,
+            "heat_map": self.heat_map,
+        }
+
+
+class ScheduleSpec(Spec):
+    """What changes from epoch to epoch, and from step to step."""
+
+    section: ClassVar[str] = "schedule"
+
+    epochs: Count = 40
+    """Epochs of the whole training."""
+    beta: Share = 0.30
+    """Share of R_samp in R_blend, once it has been reached."""
+    beta_ramp: Share = 0.2
+    """Share of the epochs, at least 2 of them, in which beta rises from 0 in a straight line."""
+    beta_jitter: Annotated[float, Field(ge=0, le=0.3)] = 0.05
+    """From then on beta differs by up to this from epoch to epoch."""
+    last_phase: Share = 0.3
+    """Share of the epochs in which the weights of the structure losses rise."""
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the optimizer steps, at least one, in which the learning rate rises."""
+    learning_rate_floor: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of the learning rate that is left at the last optimizer step."""
+    curriculum: bool = False
+    """Learn angles first, then range, then both together; the covariance always."""
+    curriculum_ends: tuple[Share, Share] = (0.2, 0.4)
+    """Shares of the epochs at which the angles' stage and the range's stage end."""
+
+    @model_validator(mode="after")
+    def _stages_in_turn(self) -> ScheduleSpec:
+        first, second = self.curriculum_ends
+        if second < first:
+            raise InputError(
+                "schedule.curriculum_ends", "the end of the first stage first", f"{first:g}, {second:g}"
+            )
+        return self
+
+    @classmethod
+    def final(cls) -> ScheduleSpec:
+        """For the final training."""
+        return cls()
+
+    @classmethod
+    def search(cls) -> ScheduleSpec:
+        """For the search of settings: less jitter, so that trials compare."""
+        return cls(beta_jitter=0.02)
