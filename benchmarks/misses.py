@@ -20,7 +20,8 @@ from torch import Tensor
 
 from rismusic.bounds import recording_crb
 from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.locate import LOCATORS, searched_volume
+from rismusic.estimate.locate import searched_volume
+from rismusic.estimate.locators import fit_known
 from rismusic.estimate.nfmle import Fit, nfmle
 from rismusic.estimate.refine import Criterion
 from rismusic.evaluate.metrics import match, score
@@ -55,7 +56,7 @@ def run(name: str, recording: Recording, count: Tensor, grid: SearchGrid) -> Fit
     settings = {"method": method, "polish": how != "alone"}
     if how == "conditional":
         settings["criterion"] = how
-    return LOCATORS[method](recording, count, grid, LocateSpec().replace(**settings))
+    return fit_known(recording, count, grid, LocateSpec().replace(**settings))
 
 
 def best(fits: list[Fit], value: Callable[[Fit], Tensor]) -> Sources:

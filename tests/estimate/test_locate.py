@@ -10,7 +10,8 @@ import torch
 
 from rismusic.bounds import recording_crb
 from rismusic.errors import InputError
-from rismusic.estimate.locate import LOCATORS, Located, locate
+from rismusic.estimate.locate import Located, locate
+from rismusic.estimate.locators import LOCATORS
 from rismusic.evaluate.metrics import match, score
 from rismusic.link import Link
 from rismusic.panel import Panel

@@ -10,14 +10,11 @@ import torch
 from rismusic.errors import InputError
 from rismusic.estimate import dictionary as dictionary_module
 from rismusic.estimate import search as search_module
-from rismusic.estimate.best import best
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.nfmle import pack, unpack
-from rismusic.estimate.omp import omp
 from rismusic.estimate.refine import fit_levels
-from rismusic.estimate.relax import relax
-from rismusic.estimate.sbl import sbl
 from rismusic.estimate.search import Search, take_out
+from rismusic.estimate.sparse import best, omp, relax, sbl
 from rismusic.panel import Panel
 
 LOCATORS = {locator.__name__: locator for locator in (omp, relax, sbl, best)}

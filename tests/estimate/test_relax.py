@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from rismusic.estimate.dictionary import Dictionary
-from rismusic.estimate.omp import omp
+from rismusic.estimate.exchange import exchange
 from rismusic.estimate.refine import ROUGH, refine
-from rismusic.estimate.relax import exchange, relax
 from rismusic.estimate.search import Search
+from rismusic.estimate.sparse import omp, relax
 
 CRITERIA = ["conditional", "unconditional"]
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic.estimate import powers
-from rismusic.estimate import sbl as sbl_module
+from rismusic.estimate import powermap, powers
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.nfmle import pack
+from rismusic.estimate.powermap import map_peaks
 from rismusic.estimate.powers import learn_powers, shares_outer
-from rismusic.estimate.sbl import map_peaks, sbl
 from rismusic.estimate.search import Search
+from rismusic.estimate.sparse import sbl
 
 
 def pieces(system, scenes=3, oversampling=1.5, **settings):
@@ -86,16 +86,16 @@ def test_the_highest_peaks_stand_near_the_sources(system):
 def test_large_grids_are_learned_on_their_best_points(monkeypatch):
     recording = dense.small(scenes=12, snr_db=20.0, dtype=torch.float32)
     grid = dense.grid_for(recording)
-    monkeypatch.setattr(sbl_module, "_FIELDS", 0)
-    monkeypatch.setattr(sbl_module, "_FEWEST", len(grid) // 3)
+    monkeypatch.setattr(powermap, "_FIELDS", 0)
+    monkeypatch.setattr(powermap, "_FEWEST", len(grid) // 3)
     learned = []
-    plain = sbl_module.learn_powers
+    plain = powermap.learn_powers
 
     def seen(fields, *arguments, **settings):
         learned.append(fields.shape[-1])
         return plain(fields, *arguments, **settings)
 
-    monkeypatch.setattr(sbl_module, "learn_powers", seen)
+    monkeypatch.setattr(powermap, "learn_powers", seen)
     fit = sbl(recording, 2, grid)
     assert learned == [len(grid) // 3] * 12
     assert dense.misses(recording.truth, fit.sources) <= 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,18 +10,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.bounds import conditional_crb
-from rismusic.covariance import Covariance, recording_covariance
 from rismusic.decibel import to_db
-from rismusic.estimate.best import best
 from rismusic.estimate.grid import SearchGrid, Volume
-from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
-from rismusic.estimate.noise import guess_noise, most_sources
-from rismusic.estimate.omp import omp, source_count
-from rismusic.estimate.order import choose_count
-from rismusic.estimate.relax import relax
-from rismusic.estimate.sbl import sbl
-from rismusic.estimate.sequential import find_in_turn
-from rismusic.estimate.spectrum import Spectrum, bartlett, music, mvdr, soft_music
+from rismusic.estimate.locators import count_and_fit, fit_known
+from rismusic.estimate.nfmle import Fit
+from rismusic.estimate.sparse import source_count
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.spec import LocateSpec
@@ -31,8 +23,6 @@ from rismusic.spec import LocateSpec
 _BLOCK = 256
 # Standard deviations of the residual above the noise from which a fit is called incomplete.
 _SURPRISE = 6.0
-
-Locator = Callable[[Recording, Int64[Tensor, "S"], SearchGrid, LocateSpec], Fit]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,6 +37,8 @@ class Located:
         snr_db: [S, K_max] received power of each source over the noise variance, dB.
         noise_variance: [S] as recorded, or estimated where it is not.
         likelihood: [S] minus the unconditional log-likelihood of the scene, nats.
+        count_probability: [S, sources_max + 1] of 0, 1, ... sources, all equally probable beforehand; none
+            where their number was given.
         warnings: what a user should know about each scene, sentences.
         spec: the settings that led here.
     """
@@ -56,6 +48,7 @@ class Located:
     snr_db: Float[Tensor, "S K"]
     noise_variance: Float[Tensor, "S"]
     likelihood: Float[Tensor, "S"]
+    count_probability: Float[Tensor, "S counts"] | None
     warnings: list[list[str]]
     spec: LocateSpec
 
@@ -107,75 +100,20 @@ def searched_volume(spec: LocateSpec) -> Volume:
 def _locate_block(
     recording: Recording, count: Int64[Tensor, "S"] | None, grid: SearchGrid, spec: LocateSpec
 ) -> Located:
-    locator = LOCATORS[spec.method]
-
-    def fit(recording: Recording, count: Int64[Tensor, "_"]) -> Fit:
-        if int(count.max()) == 0:
-            return _nothing(recording)
-        return locator(recording, count, grid, spec)
-
-    if count is not None:
-        result = fit(recording, source_count(recording, count))
-    elif spec.sources == "auto":
-        _, L, M = recording.snapshots.shape
-        result = choose_count(recording, fit, min(spec.sources_max, most_sources(L, M)))
-    else:
-        result = fit(recording, source_count(recording, int(spec.sources)))
-    return _told(recording, result, grid.volume, spec)
+    if count is None and spec.sources == "auto":
+        chosen = count_and_fit(recording, grid, spec)
+        return _told(recording, chosen.fit, chosen.probability, grid.volume, spec)
+    count = source_count(recording, int(spec.sources) if count is None else count)
+    return _told(recording, fit_known(recording, count, grid, spec), None, grid.volume, spec)
 
 
-def _nothing(recording: Recording) -> Fit:
-    """The fit of no source at all: everything is noise."""
-    scenes, device = len(recording), recording.snapshots.device
-    positions = torch.ones(scenes, 1, 3, dtype=torch.float64, device=device)
-    absent = torch.zeros(scenes, 1, dtype=torch.bool, device=device)
-    return finish(recording, positions, absent, torch.ones_like(absent[:, 0]))
-
-
-def _spectral(make: Callable[[Covariance, Int64[Tensor, "S"]], Spectrum], *, oracle: bool = False) -> Locator:
-    """A locator from a spectrum of R_samp: sources in turn, Newton, and NF-MLE if that is wanted.
-
-    ``oracle`` shrinks R_samp fully (towards the identity), which the minimum variance spectrum wants.
-    """
-
-    def locator(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
-        noise = recording.noise_variance
-        noise = guess_noise(recording) if noise is None else noise
-        covariance = recording_covariance(recording, noise, oracle=oracle)
-        most = int(count.max())
-        # Visiting sources again pays on exact covariances only (measured).
-        found = find_in_turn(make(covariance, count.clamp_min(1)), grid, most, visits=0)
-        absent = torch.arange(most, device=count.device) >= count[:, None]
-        start = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
-        start = start.each(lambda value: value.double().masked_fill(absent, math.nan))
-        if spec.polish:
-            return nfmle(recording, start, grid.volume, criterion=spec.criterion)
-        positions, active = unpack(start, recording)
-        return finish(recording, positions, active, (found.converged | absent).all(-1))
-
-    return locator
-
-
-def _sparse(search: Callable[..., Fit]) -> Locator:
-    def locator(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
-        return search(recording, count, grid, criterion=spec.criterion)
-
-    return locator
-
-
-LOCATORS: dict[str, Locator] = {
-    "music": _spectral(music),
-    "soft_music": _spectral(soft_music),
-    "mvdr": _spectral(lambda covariance, _: mvdr(covariance), oracle=True),
-    "bartlett": _spectral(lambda covariance, _: bartlett(covariance)),
-    "omp": _sparse(omp),
-    "relax": _sparse(relax),
-    "sbl": _sparse(sbl),
-    "best": _sparse(best),
-}
-
-
-def _told(recording: Recording, fit: Fit, volume: Volume, spec: LocateSpec) -> Located:
+def _told(
+    recording: Recording,
+    fit: Fit,
+    count_probability: Float[Tensor, "S counts"] | None,
+    volume: Volume,
+    spec: LocateSpec,
+) -> Located:
     """Order by power, add error bars and received power, and say what a user should know."""
     found = fit.sources
     assert found.power is not None
@@ -202,6 +140,7 @@ def _told(recording: Recording, fit: Fit, volume: Volume, spec: LocateSpec) -> L
         snr_db=torch.where(found.active, snr_db, math.nan),
         noise_variance=fit.noise_variance,
         likelihood=fit.likelihood,
+        count_probability=count_probability,
         warnings=warnings,
         spec=spec,
     )
@@ -240,12 +179,14 @@ def _joined(parts: list[Located]) -> Located:
         return torch.cat(padded)
 
     names = ("azimuth", "elevation", "range", "power")
+    told = [part.count_probability for part in parts]
     return Located(
         sources=Sources(**{name: joined([getattr(part.sources, name) for part in parts]) for name in names}),
         std=joined([part.std for part in parts]),
         snr_db=joined([part.snr_db for part in parts]),
         noise_variance=torch.cat([part.noise_variance for part in parts]),
         likelihood=torch.cat([part.likelihood for part in parts]),
+        count_probability=None if told[0] is None else torch.cat([one for one in told if one is not None]),
         warnings=[said for part in parts for said in part.warnings],
         spec=parts[0].spec,
     )

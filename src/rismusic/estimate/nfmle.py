@@ -148,8 +148,9 @@ def better(one: Fit, other: Fit) -> Fit:
     return Fit(sources=Sources(**picked(one.sources, other.sources)), **picked(one, other))
 
 
-def join(parts: list[Fit], places: int) -> Fit:
-    """Fits of blocks of scenes as one, each scene padded to so many places."""
+def join(parts: list[Fit]) -> Fit:
+    """Fits of blocks of scenes as one, all padded to the most places of any."""
+    places = max(part.sources.azimuth.shape[1] for part in parts)
 
     def padded(value: Tensor) -> Tensor:
         missing = value.new_full((len(value), places - value.shape[1], *value.shape[2:]), torch.nan)

@@ -1,58 +1,69 @@
-"""How many sources: re-fits with 0, 1, 2, ... of them, compared by the unconditional likelihood."""
+"""How many sources: fits with 0, 1, 2, ... of them, and how probable each number is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.nfmle import Fit
-from rismusic.recording import Recording
 from rismusic.scene import Sources
 
-# Unknowns of a source: three coordinates and a power.
-_UNKNOWNS = 4
 # A scene is done when so many further sources in a row have not paid.
 _PATIENCE = 2
 
 
-def choose_count(recording: Recording, fit: Callable[[Recording, Int64[Tensor, "_"]], Fit], most: int) -> Fit:
-    r"""The fit whose number of sources explains each scene best, from none to ``most``.
-
-    Minimises :math:`-\log p(Y | \hat\theta_K) + \tfrac12 \cdot 4 K \log(2 L M)` (Schwarz, "Estimating the
-    dimension of a model", 1978), p the unconditional likelihood: its number of unknowns does not grow with
-    the snapshots, which that of the conditional one does. Numbers are tried upwards; a scene that two more
-    sources have not improved is not tried with a third.
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The most probable number of sources of S scenes.
 
     Args:
-        recording: S scenes.
-        fit: fits so many sources to each scene of a recording.
-        most: largest number that is tried.
-
-    Returns:
-        The best fits, padded to the largest number that was chosen (one place at least).
+        fit: with that number, padded to the largest of any scene (one place at least).
+        log_evidence: [S, most + 1] of 0, 1, ... sources, in nats; minus infinity where it was not tried.
     """
-    _, L, M = recording.snapshots.shape
-    device = recording.snapshots.device
-    penalty = 0.5 * _UNKNOWNS * math.log(2 * L * M)
-    scenes = torch.arange(len(recording), device=device)
-    best = fit(recording, torch.zeros_like(scenes))
-    value, since = best.likelihood.clone(), torch.zeros_like(scenes)
+
+    fit: Fit
+    log_evidence: Float[Tensor, "S counts"]
+
+    @property
+    def probability(self) -> Float[Tensor, "S counts"]:
+        """[S, most + 1] probability of each number, all equally probable beforehand."""
+        return self.log_evidence.softmax(dim=1)
+
+
+def choose_count(
+    scenes: Int64[Tensor, "S"],
+    fit: Callable[[Int64[Tensor, "_"], int], tuple[Fit, Float[Tensor, "_"]]],
+    most: int,
+) -> Chosen:
+    """The fits whose number of sources has the greatest evidence, scene by scene.
+
+    Numbers are tried upwards; a scene that two more sources have not improved is not tried with a third.
+
+    Args:
+        scenes: 0 to S - 1.
+        fit: fits so many sources to each of some scenes, and says how evident that number is (nats).
+        most: largest number that is tried.
+    """
+    best, evidence = fit(scenes, 0)
+    all_evidence = evidence.new_full((len(scenes), most + 1), -math.inf)
+    all_evidence[:, 0] = evidence
+    value, since = evidence.clone(), torch.zeros_like(scenes)
     for count in range(1, most + 1):
         left = scenes[since < _PATIENCE]
         if len(left) == 0:
             break
-        tried = fit(recording[left], torch.full_like(left, count))
-        cost = tried.likelihood + penalty * count
-        better = cost < value[left]
-        value[left] = torch.where(better, cost, value[left])
+        tried, evidence = fit(left, count)
+        all_evidence[left, count] = evidence
+        better = evidence > value[left]
+        value[left] = torch.where(better, evidence, value[left])
         since[left] = torch.where(better, 0, since[left] + 1)
         best = _replaced(best, left[better], tried, better)
-    return best
+    return Chosen(best, all_evidence)
 
 
 def _replaced(best: Fit, scenes: Int64[Tensor, "_"], tried: Fit, better: Tensor) -> Fit:

@@ -27,6 +27,7 @@ the link alone, :math:`|g_{lp}|^2`, is computed once and kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -120,6 +121,14 @@ class Search:
         self._energies: list[Tensor] | None = None
         if 4 * scenes * snapshots * len(dictionary) <= _KEPT:
             self._energies = [dictionary.energies(link, columns) for _, columns in dictionary.columns()]
+
+    def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Search:
+        """The search of some scenes; what was computed for them is kept."""
+        part = copy(self)
+        part.recording = self.recording[scenes]
+        if self._energies is not None and self.recording.link.per_scene:
+            part._energies = [energy[scenes] for energy in self._energies]
+        return part
 
     def best(self, scenes: Int64[Tensor, "B"], rest: Rest, count: int = 1) -> Int64[Tensor, "B count"]:
         """The best points for each of some scenes, the best first.

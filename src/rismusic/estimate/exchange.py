@@ -1,4 +1,4 @@
-r"""RELAX: after OMP, each source in turn is taken out, searched again and re-fitted with all the others.
+r"""Exchanges of sources (RELAX): each in turn is taken out, searched again and re-fitted with the others.
 
 After Li and Stoica, "Efficient mixed-spectrum estimation with applications to target feature extraction",
 IEEE Trans. SP 44 (1996); here with a joint NF-MLE in place of theirs one source at a time.
@@ -7,50 +7,17 @@ IEEE Trans. SP 44 (1996); here with a joint NF-MLE in place of theirs one source
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rismusic.estimate.grid import SearchGrid, to_cosines
-from rismusic.estimate.nfmle import Fit
-from rismusic.estimate.omp import by_blocks, complete, pursue
+from rismusic.estimate.grid import to_cosines
 from rismusic.estimate.refine import ROUGH, Criterion, fit_levels, refine
 from rismusic.estimate.search import Search, take_out
-from rismusic.recording import Recording
 
 # A source found again within so many grid steps of where it was is left alone: it would come back to itself.
 _SAME = 1.5
 # An exchange counts when it gains more than the descent leaves undone (nats).
 _GAIN = 0.1
-
-
-def relax(
-    recording: Recording,
-    sources: int | Int64[Tensor, "S"],
-    grid: SearchGrid,
-    *,
-    criterion: Criterion = "conditional",
-    sweeps: int = 4,
-) -> Fit:
-    """Locate by OMP, then exchange sources while the likelihood improves; then NF-MLE.
-
-    Args:
-        recording: S scenes.
-        sources: K, one number or one for each scene.
-        grid: the points that are searched; its volume bounds the fit.
-        criterion: the likelihood of the search and of all refinements. ``unconditional`` finds more sources
-            below 10 dB, and takes about twice the time.
-        sweeps: most passes over all sources; a scene leaves after one that changed nothing.
-
-    Raises:
-        InputError: see :func:`~rismusic.estimate.omp.omp`.
-    """
-
-    def fit(search: Search, count: Int64[Tensor, "_"]) -> Fit:
-        positions, active = pursue(search, count, criterion)
-        positions = exchange(search, positions, active, criterion=criterion, sweeps=sweeps)
-        return complete(search, positions, active, criterion)
-
-    return by_blocks(recording, sources, grid, fit)
 
 
 def exchange(

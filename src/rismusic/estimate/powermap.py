@@ -1,4 +1,4 @@
-"""SBL: a map of source powers learned on the grid, its peaks, and NF-MLE."""
+"""Peaks of the map of source powers that sparse Bayesian learning (SBL) makes on the search grid."""
 
 from __future__ import annotations
 
@@ -9,53 +9,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.dictionary import STEERING
-from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.nfmle import Fit, better
-from rismusic.estimate.omp import by_blocks, complete, pursue
 from rismusic.estimate.peaks import find_peaks
 from rismusic.estimate.powers import learn_powers, shares_outer
-from rismusic.estimate.refine import Criterion
 from rismusic.estimate.search import Search, take_out
-from rismusic.recording import Recording
 from rismusic.wave import steering
 
 # Bytes of the dictionary of a block of scenes; a scene whose own would be larger takes its best points only.
 _FIELDS = 2**25
 _FEWEST = 512
-
-
-def sbl(
-    recording: Recording,
-    sources: int | Int64[Tensor, "S"],
-    grid: SearchGrid,
-    *,
-    criterion: Criterion = "conditional",
-    iterations: int = 15,
-) -> Fit:
-    """Locate by the peaks of a sparse Bayesian power map, then NF-MLE.
-
-    The map needs the noise variance; where the recording does not give it, it is that of an OMP fit. That fit
-    is a candidate as well: of the two, both refined, the one with the greater unconditional likelihood is
-    returned.
-
-    Args:
-        recording: S scenes.
-        sources: K, one number or one for each scene.
-        grid: the points that are searched; its volume bounds the fit.
-        criterion: the likelihood of the refinement.
-        iterations: steps of the fixed point.
-
-    Raises:
-        InputError: see :func:`~rismusic.estimate.omp.omp`.
-    """
-
-    def fit(search: Search, count: Int64[Tensor, "_"]) -> Fit:
-        positions, active = pursue(search, count, criterion)
-        pursued = complete(search, positions, active, criterion)
-        peaks = map_peaks(search, pursued.noise_variance, active.shape[1], iterations=iterations)
-        return better(pursued, complete(search, peaks, active, criterion))
-
-    return by_blocks(recording, sources, grid, fit)
 
 
 def map_peaks(

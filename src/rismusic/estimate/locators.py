@@ -1,0 +1,127 @@
+"""All locators: how each finds so many sources, and how their number is found with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from rismusic.covariance import Covariance, recording_covariance
+from rismusic.estimate.evidence import log_evidence
+from rismusic.estimate.grid import SearchGrid
+from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
+from rismusic.estimate.noise import guess_noise, most_sources
+from rismusic.estimate.order import Chosen, choose_count
+from rismusic.estimate.search import Search
+from rismusic.estimate.sequential import find_in_turn
+from rismusic.estimate.sparse import Starts, Strategy, by_blocks, locate_sparse
+from rismusic.estimate.spectrum import Spectrum, bartlett, music, mvdr, soft_music
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+from rismusic.spec import LocateSpec
+
+Spectral = Callable[[Covariance, Int64[Tensor, "S"]], Spectrum]
+
+SPECTRA: dict[str, Spectral] = {
+    "music": music,
+    "soft_music": soft_music,
+    "mvdr": lambda covariance, _: mvdr(covariance),
+    "bartlett": lambda covariance, _: bartlett(covariance),
+}
+# (peaks of a map as a second start, exchanges)
+SPARSE: dict[str, tuple[bool, bool]] = {
+    "omp": (False, False),
+    "relax": (False, True),
+    "sbl": (True, False),
+    "best": (True, True),
+}
+LOCATORS = (*SPECTRA, *SPARSE)
+
+
+def fit_known(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
+    """Fit so many sources to each scene by the method of the settings.
+
+    Args:
+        recording: S scenes.
+        count: K of each scene, within what the data can carry.
+        grid: the points that are searched.
+        spec: method, criterion, polish.
+    """
+    if int(count.max()) == 0:
+        return _nothing(recording)
+    if spec.method in SPARSE:
+        return locate_sparse(recording, count, grid, _strategy(spec))
+    return _fit_spectral(recording, count, grid, spec)
+
+
+def count_and_fit(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> Chosen:
+    """Fit the most probable number of sources, at most ``spec.sources_max``, to each scene."""
+    _, L, M = recording.snapshots.shape
+    most = min(spec.sources_max, most_sources(L, M))
+    scenes = torch.arange(len(recording), device=recording.snapshots.device)
+
+    def told(part: Recording, fit: Fit) -> tuple[Fit, Float[Tensor, "_"]]:
+        return fit, log_evidence(part, fit, grid.volume)
+
+    if spec.method not in SPARSE:
+
+        def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
+            part = recording[scenes]
+            return told(part, fit_known(part, torch.full_like(scenes, count), grid, spec))
+
+        return choose_count(scenes, one, most)
+
+    strategy, evidence = _strategy(spec), []
+
+    def block(search: Search, place: slice) -> Fit:
+        here = scenes[: len(scenes[place])]
+        starts = Starts.prepare(search, torch.full_like(here, most), strategy)
+
+        def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
+            if count == 0:
+                return told(search.recording, _nothing(search.recording))
+            some = starts[scenes]
+            return told(some.search.recording, some.fit(torch.full_like(scenes, count), strategy))
+
+        chosen = choose_count(here, one, most)
+        evidence.append(chosen.log_evidence)
+        return chosen.fit
+
+    fit = by_blocks(recording, grid, block)
+    return Chosen(fit, torch.cat(evidence))
+
+
+def _strategy(spec: LocateSpec) -> Strategy:
+    maps, exchanges = SPARSE[spec.method]
+    return Strategy(maps=maps, exchanges=exchanges, criterion=spec.criterion)
+
+
+def _nothing(recording: Recording) -> Fit:
+    """The fit of no source at all: everything is noise."""
+    scenes, device = len(recording), recording.snapshots.device
+    positions = torch.ones(scenes, 1, 3, dtype=torch.float64, device=device)
+    absent = torch.zeros(scenes, 1, dtype=torch.bool, device=device)
+    return finish(recording, positions, absent, torch.ones_like(absent[:, 0]))
+
+
+def _fit_spectral(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
+    """Sources in turn from a spectrum of R_samp, Newton, and NF-MLE if that is wanted.
+
+    For the minimum variance spectrum R_samp is shrunk fully (towards the identity), which it wants.
+    """
+    noise = recording.noise_variance
+    noise = guess_noise(recording) if noise is None else noise
+    covariance = recording_covariance(recording, noise, oracle=spec.method == "mvdr")
+    most = int(count.max())
+    # Visiting sources again pays on exact covariances only (measured).
+    found = find_in_turn(SPECTRA[spec.method](covariance, count.clamp_min(1)), grid, most, visits=0)
+    absent = torch.arange(most, device=count.device) >= count[:, None]
+    start = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
+    start = start.each(lambda value: value.double().masked_fill(absent, math.nan))
+    if spec.polish:
+        return nfmle(recording, start, grid.volume, criterion=spec.criterion)
+    positions, active = unpack(start, recording)
+    return finish(recording, positions, active, (found.converged | absent).all(-1))
