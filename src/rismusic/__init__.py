@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rismusic.bounds import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.checking import check
     from rismusic.estimate.locate import Located, locate
+    from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
+    from rismusic.evaluate.bench.spec import BenchSpec
     from rismusic.evaluate.bound_table import bound_table
     from rismusic.link import Link
     from rismusic.panel import Panel
@@ -49,6 +51,11 @@ _HOME = {
     "unconditional_crb": "bounds",
     "recording_crb": "bounds",
     "bound_table": "evaluate.bound_table",
+    # compare methods
+    "BenchSpec": "evaluate.bench.spec",
+    "bench": "evaluate.bench.run",
+    "Benchmark": "evaluate.bench.run",
+    "merge_benchmarks": "evaluate.bench.run",
 }
 
 __all__ = ["InputError", "SystemSpec", "__version__", *_HOME]

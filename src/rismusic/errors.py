@@ -17,3 +17,7 @@ class InputError(ValueError):
     def __init__(self, field: str, expected: str, found: str) -> None:
         self.field, self.expected, self.found = field, expected, found
         super().__init__(f"{field}: expected {expected}, found {found}")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        """Between processes it travels as its three parts."""
+        return type(self), (self.field, self.expected, self.found)

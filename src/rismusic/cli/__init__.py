@@ -16,6 +16,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
+from rismusic.cli.bench import Bench
 from rismusic.cli.bound import Bound
 from rismusic.cli.check import Check
 from rismusic.cli.command import Command, with_config
@@ -31,10 +32,15 @@ Commands = (
     | Annotated[Check, subcommand("check", prefix_name=False)]
     | Annotated[Locate, subcommand("locate", prefix_name=False)]
     | Annotated[Bound, subcommand("bound", prefix_name=False)]
+    | Annotated[Bench, subcommand("bench", prefix_name=False)]
 )
 
 # A configuration describes a whole system; what of it a command has no use for is left out.
-LEAVE_OUT = {"simulate": (), "bound": ("sources", "snr_db", "one_link", "hardware")}
+LEAVE_OUT = {
+    "simulate": (),
+    "bound": ("sources", "snr_db", "one_link", "hardware"),
+    "bench": ("sources", "snr_db"),
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,0 +1,178 @@
+"""``rismusic bench``: who misses how many sources, and how close to the bound the others are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+from tyro.conf import arg
+
+from rismusic.cli.command import Command
+from rismusic.cli.output import note, progress_bar
+from rismusic.errors import InputError
+from rismusic.evaluate.bench.spec import BenchSpec
+from rismusic.files import TABLE_ENDINGS, check_output
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rismusic.evaluate.bench.groups import Group
+    from rismusic.evaluate.bench.run import Benchmark
+    from rismusic.evaluate.bench.table import BenchRow, Share
+
+_WIDTH_OF_NAME, _WIDTH_OF_SHARE = 25, 13
+
+
+class Bench(Command):
+    """Compare methods on the same scenes, over numbers of sources, SNR and other settings."""
+
+    settings: Annotated[BenchSpec, arg(name="")] = BenchSpec()
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("bench")
+    """Folder for the settings, the results of every scene, the tables and the plots."""
+    resume: bool = False
+    """Go on in a folder that holds a part of this very benchmark."""
+    shard: Annotated[str, arg(metavar="I/N")] = "0/1"
+    """Do share I, counted from 0, of N, each on a machine of its own; then --merge."""
+    merge: Annotated[tuple[Path, ...], arg(metavar="FOLDER ...")] = ()
+    """Run nothing: put the shares in these folders together, with the settings they were made with."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes; 0: as many as there are cores."""
+    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
+    """Write the table to a .csv or .json file of your own as well."""
+    overwrite: bool = False
+    """Replace that file if it exists."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """TOML file with settings of the system (its sources and SNR are not used here)."""
+
+    def run(self) -> int:
+        """Run or merge, then show what came of it."""
+        from rismusic.evaluate.bench.plan import parse_shard
+
+        shard = parse_shard(self.shard)
+        if self.output is not None:
+            check_output(self.output, overwrite=self.overwrite, endings=TABLE_ENDINGS)
+        from rismusic.evaluate.bench.run import bench, merge_benchmarks
+        from rismusic.evaluate.bench.table import write_table
+
+        if self.merge:
+            if self.settings != BenchSpec():
+                raise InputError("merge", "no settings beside it (they are in the folders)", "some")
+            result = merge_benchmarks(self.merge, out=self.out, resume=self.resume)
+        else:
+            with progress_bar() as bar:
+                task = bar.add_task("scenes", total=None)
+                result = bench(
+                    self.settings,
+                    out=self.out,
+                    resume=self.resume,
+                    shard=shard,
+                    workers=self.workers or None,
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+        if result.missing:
+            note(f"{self.out}: {result.missing} parts left to other shares; put them together with --merge")
+            return 0
+        _show(result)
+        if self.output is not None:
+            write_table(self.output, result.rows, overwrite=self.overwrite)
+        note(f"results of {len(result.rows)} rows and {result.spec.scenes} scenes each in {self.out}")
+        return 0
+
+
+def _show(result: Benchmark) -> None:
+    from rich.console import Console
+
+    from rismusic.evaluate.bench.groups import groups
+
+    console = Console()
+    if len(result.spec.cells()) == 1:
+        for table in _details(result):
+            console.print(table)
+    else:
+        across = max(1, (console.width - _WIDTH_OF_NAME) // _WIDTH_OF_SHARE)
+        for group in groups(result.rows):
+            for start in range(0, len(group.heads), across):
+                part = slice(start, start + across)
+                console.print(
+                    _matrix(group, part, "sources missed in %, 95 % interval", lambda row: _share(row.misses))
+                )
+                console.print(
+                    _matrix(group, part, "error over bound", lambda row: _plain(row.worst_over_bound, 2))
+                )
+    if any(row.peeked for row in result.rows):
+        console.print("oracle: has been told the truth; no method.", style="dim")
+
+
+def _table(title: str, heads: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", max_width=_WIDTH_OF_SHARE - 1, min_width=5)
+    return table
+
+
+def _matrix(group: Group, part: slice, what: str, cell: Callable[[BenchRow], str]) -> Table:
+    axis = "" if group.sweep == "none" else f" over {group.axis}"
+    table = _table(f"{group.title}: {what}{axis}", group.heads[part])
+    for name, rows in group.rows.items():
+        table.add_row(name, *map(cell, rows[part]), style="dim" if rows[0].peeked else None)
+    return table
+
+
+def _details(result: Benchmark) -> list[Table]:
+    """Everything about a single cell, in two tables of 80 columns."""
+    cell = result.spec.cells()[0]
+    title = f"K = {cell.sources}, {cell.snr_db:g} dB, {result.spec.scenes} scenes"
+    misses = _table(
+        f"{title}: share of sources missed in %, and why",
+        ("missed", "search", "ambig.", "count", "false\nalarms", "F1", "count\nright"),
+    )
+    errors = _table(
+        f"{title}: median error of hits, and over the bound",
+        (
+            "GOSPA\nm",
+            "azim.\ndeg",
+            "elev.\ndeg",
+            "range\nm",
+            "azim.\n/ CRB",
+            "elev.\n/ CRB",
+            "1 / r\n/ CRB",
+            "scenes\n/s",
+        ),
+    )
+    rates = {row.method: row.scenes_per_s for row in result.timings}
+    for row in result.rows:
+        style = "dim" if row.peeked else None
+        shares = (
+            row.search_failures,
+            row.ambiguities,
+            row.wrong_counts,
+            row.false_alarms,
+            row.f1,
+            row.count_right,
+        )
+        misses.add_row(
+            row.method, _share(row.misses), *(_plain(100 * one.value, 1) for one in shares), style=style
+        )
+        degrees = (row.azimuth_error_deg, row.elevation_error_deg, row.range_error_m)
+        over = (row.azimuth_over_bound, row.elevation_over_bound, row.inverse_range_over_bound)
+        errors.add_row(
+            row.method,
+            *(_plain(value, 2) for value in (row.gospa_m, *degrees, *over)),
+            _plain(rates[row.method], 1) if row.method in rates else "",
+            style=style,
+        )
+    return [misses, errors]
+
+
+def _share(share: Share) -> str:
+    return f"{100 * share.value:.1f} {100 * share.low:.0f}-{100 * share.high:.0f}"
+
+
+def _plain(value: float, digits: int) -> str:
+    return "-" if value != value else f"{value:.{digits}f}"

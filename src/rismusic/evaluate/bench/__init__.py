@@ -1,0 +1,1 @@
+"""The benchmark: every method on the same scenes, resumable at any moment and shared between machines."""

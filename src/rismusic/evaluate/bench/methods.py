@@ -1,0 +1,96 @@
+"""What the benchmark compares: locators by name, and rows that have peeked at the truth.
+
+A name is ``[oracle:]base[:raw|:conditional]``:
+
+* ``base``: a method of :class:`~rismusic.spec.LocateSpec`, here with the unconditional likelihood;
+* ``:conditional``: with the conditional one;
+* ``:raw``: a spectrum's peaks as they are, without maximum likelihood behind them;
+* ``oracle:``: has peeked, and is no method. ``oracle:music`` works on the true covariance, ``oracle:truth``
+  is maximum likelihood started from the truth, ``oracle:best`` the likeliest of the ends of OMP, SBL and
+  ``oracle:truth``: what a perfect search under that likelihood would return.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rismusic.errors import InputError
+from rismusic.spec import LocateSpec
+
+ORACLES = ("music", "truth", "best")
+# These fit the snapshots themselves: there is nothing that could be left unpolished.
+_ALWAYS_POLISHED = ("omp", "relax", "sbl", "best", "truth")
+# The fits among which oracle:best takes the likeliest one.
+STARTS = ("omp", "sbl", "oracle:truth")
+
+DEFAULT_METHODS = (
+    "music:raw",
+    "music",
+    "soft_music",
+    "mvdr",
+    "bartlett",
+    "omp:conditional",
+    "omp",
+    "relax",
+    "sbl:conditional",
+    "sbl",
+    "best",
+    "oracle:music:raw",
+    "oracle:music",
+    "oracle:best:conditional",
+    "oracle:best",
+    "oracle:truth",
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A name taken apart; see the head of this module."""
+
+    name: str
+    base: str
+    peeked: bool
+    polish: bool
+    criterion: Literal["conditional", "unconditional"]
+
+    def beside(self, name: str) -> str:
+        """The name of another method under the same likelihood."""
+        return name if self.criterion == "unconditional" else f"{name}:conditional"
+
+
+def parse_method(name: str) -> Method:
+    """Take a name apart.
+
+    Raises:
+        InputError: no such method, or a variant that it does not have.
+    """
+    bare = name.removeprefix("oracle:")
+    peeked = bare != name
+    base, _, variant = bare.partition(":")
+    known = ORACLES if peeked else get_args(LocateSpec.model_fields["method"].annotation)
+    if base not in known:
+        names = ", ".join("oracle:" * peeked + one for one in known)
+        raise InputError("methods", f"some of {names}", repr(name))
+    variants = ("", "conditional") if base in _ALWAYS_POLISHED else ("", "conditional", "raw")
+    if variant not in variants or bare.endswith(":"):
+        names = " or ".join(f"{name.partition(bare)[0]}{base}:{one}".rstrip(":") for one in variants)
+        raise InputError("methods", names, repr(name))
+    criterion: Literal["conditional", "unconditional"] = (
+        "conditional" if variant == "conditional" else "unconditional"
+    )
+    return Method(name, base, peeked, variant != "raw", criterion)
+
+
+def with_starts(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, and behind them what must be run for their sake.
+
+    ``oracle:best`` is chosen among other rows, and a miss is blamed on the search or on the likelihood by
+    comparison with ``oracle:truth``.
+    """
+    needed = dict.fromkeys(names)
+    for name in names:
+        method = parse_method(name)
+        starts = STARTS if (method.peeked, method.base) == (True, "best") else STARTS[-1:]
+        needed.update(dict.fromkeys(method.beside(start) for start in starts))
+    return tuple(needed)
