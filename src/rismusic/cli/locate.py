@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,10 +96,10 @@ class Locate(Command):
         table = Table(
             title=f"{self.settings.method}: sources found, ± the Cramer-Rao bound at the estimate",
             box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
+            padding=0,
         )
         names = ["scene", "#", "azimuth\ndeg", "elevation\ndeg", "range\nm", "power\ndB"]
-        for name in names + (["true\nazimuth", "true\nelev.", "true\nrange"] if truth else []):
+        for name in names + (["true\nazim.", "true\nelev.", "true\nrange"] if truth else []):
             table.add_column(name, justify="right", no_wrap=True)
         beside = {(row.scene, row.found): row for row in truth if row.found is not None}
         missed: dict[int, list[Truth]] = {}
@@ -112,9 +113,9 @@ class Locate(Command):
                 cells = [
                     str(scene),
                     str(found.source),
-                    f"{found.azimuth_deg:.2f} ±{found.azimuth_std_deg:.2f}",
-                    f"{found.elevation_deg:.2f} ±{found.elevation_std_deg:.2f}",
-                    f"{found.range_m:.3g} ±{found.range_std_m:.2g}",
+                    _with_bar(found.azimuth_deg, found.azimuth_std_deg),
+                    _with_bar(found.elevation_deg, found.elevation_std_deg),
+                    _with_bar(found.range_m, found.range_std_m),
                     f"{found.power_db:.1f}",
                 ]
                 table.add_row(*cells, *(_true_cells(true) if truth else []))
@@ -140,7 +141,15 @@ class Locate(Command):
         note(f"picture of scene {self.scene} written to {path}")
 
 
+def _with_bar(value: float, bar: float) -> str:
+    """A value and its error bar, with the decimals that the bar is worth: two figures, three places at most."""
+    if not math.isfinite(bar):
+        return f"{value:.2f} ±?"
+    places = min(3, max(0, 1 - math.floor(math.log10(bar)))) if bar > 0 else 3
+    return f"{value:.{places}f} ±{bar:.{places}f}"
+
+
 def _true_cells(true: Truth | None) -> list[str]:
     if true is None:
         return ["false", "alarm", ""]
-    return [f"{true.azimuth_deg:.2f}", f"{true.elevation_deg:.2f}", f"{true.range_m:.3g}"]
+    return [f"{true.azimuth_deg:.2f}", f"{true.elevation_deg:.2f}", f"{true.range_m:.2f}"]
