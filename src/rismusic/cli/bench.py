@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from rismusic.evaluate.bench.run import Benchmark
     from rismusic.evaluate.bench.table import BenchRow, Share
 
-_WIDTH_OF_NAME, _WIDTH_OF_SHARE = 25, 13
+_WIDTH, _WIDTH_OF_NAME, _WIDTH_OF_SHARE = 78, 25, 13
 
 
 class Bench(Command):
@@ -77,8 +78,20 @@ class Bench(Command):
         _show(result)
         if self.output is not None:
             write_table(self.output, result.rows, overwrite=self.overwrite)
+            note(f"table written to {self.output}")
+        self._draw(result)
         note(f"results of {len(result.rows)} rows and {result.spec.scenes} scenes each in {self.out}")
         return 0
+
+    def _draw(self, result: Benchmark) -> None:
+        """Plots beside the tables; a run of hours does not fail for want of matplotlib."""
+        from rismusic.evaluate.bench.groups import groups
+        from rismusic.evaluate.bench.plots import save_plots
+
+        try:
+            save_plots(groups(result.rows), self.out)
+        except InputError as error:
+            note(f"no plots: {error}")
 
 
 def _show(result: Benchmark) -> None:
@@ -90,13 +103,18 @@ def _show(result: Benchmark) -> None:
     if len(result.spec.cells()) == 1:
         for table in _details(result):
             console.print(table)
+        console.print(
+            "missed = search (the fit from the truth is likelier than the answer) + ambig. (it is not)\n"
+            "+ count (in scenes where another number of sources was found).",
+            style="dim",
+        )
     else:
         across = max(1, (console.width - _WIDTH_OF_NAME) // _WIDTH_OF_SHARE)
         for group in groups(result.rows):
             for start in range(0, len(group.heads), across):
                 part = slice(start, start + across)
                 console.print(
-                    _matrix(group, part, "sources missed in %, 95 % interval", lambda row: _share(row.misses))
+                    _matrix(group, part, "missed in %, 95 % interval", lambda row: _share(row.misses))
                 )
                 console.print(
                     _matrix(group, part, "error over bound", lambda row: _plain(row.worst_over_bound, 2))
@@ -109,16 +127,24 @@ def _table(title: str, heads: Sequence[str]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        title_justify="left",
+        title_style="bold",
+        min_width=_WIDTH,
+    )
     table.add_column("method", no_wrap=True)
     for head in heads:
-        table.add_column(head, justify="right", max_width=_WIDTH_OF_SHARE - 1, min_width=5)
+        wrapped = "\n".join(textwrap.wrap(head, _WIDTH_OF_SHARE - 1)) if "\n" not in head else head
+        table.add_column(wrapped, justify="right", no_wrap=True)
     return table
 
 
 def _matrix(group: Group, part: slice, what: str, cell: Callable[[BenchRow], str]) -> Table:
-    axis = "" if group.sweep == "none" else f" over {group.axis}"
-    table = _table(f"{group.title}: {what}{axis}", group.heads[part])
+    axis = "" if group.sweep == "none" else f", {group.axis}"
+    table = _table(f"{group.title}{axis}: {what}", group.heads[part])
     for name, rows in group.rows.items():
         table.add_row(name, *map(cell, rows[part]), style="dim" if rows[0].peeked else None)
     return table
