@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rismusic.estimate.grid import SearchGrid, Volume
+from rismusic.scene import Sources
 from rismusic.simulator import simulate
 from rismusic.spec import SceneSpec, SystemSpec
 
@@ -49,6 +50,25 @@ def scattered(truth, generator, scale):
     shift = 2 * torch.rand(truth.shape, generator=generator, dtype=torch.float64) - 1
     low, high = (torch.tensor(limit, dtype=torch.float64) for limit in (VOLUME.lower, VOLUME.upper))
     return torch.minimum(torch.maximum(truth + scale * shift, low), high)
+
+
+def planted(recording, places, amplitudes, noise=0.0, seed=7):
+    """The recording with sources at [S, K] places of one's own, Gaussian symbols and complex noise instead."""
+    generator = torch.Generator().manual_seed(seed)
+    S, L, M = recording.snapshots.shape
+    K = places.shape[1]
+    symbols = torch.randn(S, L, K, generator=generator, dtype=torch.complex128) * torch.tensor(amplitudes)
+    received = np.stack(
+        [np.einsum("lmk,lk->lm", fields(recording, i, places[i]), symbols[i].numpy()) for i in range(S)]
+    )
+    received = torch.from_numpy(received)
+    level = noise * received.abs().square().mean((1, 2), keepdim=True).sqrt()
+    received = received + level * torch.randn(S, L, M, generator=generator, dtype=torch.complex128)
+    azimuth, elevation, q = places.unbind(-1)
+    truth = Sources(azimuth=azimuth, elevation=elevation, range=1 / q)
+    return replace(
+        recording, snapshots=received.to(recording.snapshots.dtype), truth=truth, noise_variance=None
+    )
 
 
 def fields(recording, scene, positions):

@@ -190,9 +190,9 @@ def _worth(pull: Tensor, left: Tensor, noise: Tensor | None) -> Tensor:
     """The gain in cost or likelihood from |g^H x|^2 and h, [B, L, P] to [B, P]."""
     if noise is None:
         return (pull / left).sum(dim=1)
-    scale = noise.to(pull.dtype)[:, None, None]
-    a = (left / scale).expand_as(pull)
-    b = pull / scale.square()
+    # In units of the noise variance: that of a receiver in watts, squared, is nothing in single precision.
+    a = left.expand_as(pull)
+    b = pull / noise.to(pull.dtype)[:, None, None]
     # Scoring from the power that single snapshots suggest: the slope over the information at that power.
     power = ((b - a).sum(1) / a.square().sum(1)).clamp_min(0)
     for _ in range(_STEPS):
