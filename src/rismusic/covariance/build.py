@@ -91,13 +91,13 @@ def blend(predicted: Covariance, sample: Covariance, beta: Float[Tensor, "*batch
             "sample", f"scenes and N as predicted, {list(predicted.factor.shape[:-1])}",
             f"{list(sample.factor.shape[:-1])}",
         )  # fmt: skip
-    # A number is checked here and filled in there: the host need not wait for the device.
-    share = torch.as_tensor(beta, dtype=predicted.loading.dtype).detach()
-    if not ((share >= 0) & (share <= 1)).all():
-        raise InputError("beta", "0 to 1", f"{float(share.min()):g} to {float(share.max()):g}")
-    if isinstance(beta, float):
-        share = torch.full_like(predicted.loading, beta)
-    share = share.to(predicted.loading.device).expand(predicted.loading.shape)
+    # A number is checked without a wait for the device.
+    inside = bool(((beta >= 0) & (beta <= 1)).all()) if isinstance(beta, Tensor) else 0 <= beta <= 1
+    if not inside:
+        found = torch.as_tensor(beta)
+        raise InputError("beta", "0 to 1", f"{float(found.min()):g} to {float(found.max()):g}")
+    given = beta.detach().to(predicted.loading) if isinstance(beta, Tensor) else beta
+    share = torch.zeros_like(predicted.loading) + given
     first, second = predicted.normalised(), sample.detach().normalised()
     factor = torch.cat(
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import torch
@@ -38,12 +39,14 @@ def check_start(losses: Losses, prediction: Prediction) -> None:
     gradients = torch.autograd.grad(
         losses.total, list(outputs.values()), retain_graph=True, allow_unused=True
     )
-    for name, gradient in zip(outputs, gradients, strict=True):
-        if gradient is None or not gradient.any():
-            raise InputError(
-                f"prediction.{name}",
-                "a gradient from some loss of positive weight",
-                "none on the first batch",
-            )
-        if not torch.isfinite(gradient).all():
+    sizes = {
+        name: 0.0 if gradient is None else float(gradient.abs().max())
+        for name, gradient in zip(outputs, gradients, strict=True)
+    }
+    for name, size in sizes.items():
+        if not math.isfinite(size):
             raise InputError(f"prediction.{name}", "a finite gradient", "a NaN or an infinity")
+        # A factor of zeros would never move; rounding gives it a gradient that is no gradient.
+        factors = max(sizes["angle_factor"], sizes["range_factor"])
+        if size <= (torch.finfo(losses.total.dtype).eps * factors if name.endswith("_factor") else 0):
+            raise InputError(f"prediction.{name}", "a gradient from some loss of positive weight", "none")
