@@ -48,6 +48,11 @@ class Bound:
         return square.diagonal(dim1=-2, dim2=-1).sqrt().unflatten(-1, (K, 3))
 
     @property
+    def per_source(self) -> Float[Tensor, "*batch K 3 3"]:
+        """Joint bound of each source's own three coordinates, the other sources being estimated along."""
+        return self.covariance.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+    @property
     def inverse_range_std(self) -> Float[Tensor, "*batch K"]:
         """Least standard deviation of 1 / range (1/m); the one to compare with where range is vague."""
         return self.std[..., 2] / self.range.square()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rismusic.bounds import conditional_crb
 from rismusic.decibel import to_db
+from rismusic.estimate.goodness import goodness, on_border
 from rismusic.estimate.grid import SearchGrid, Volume
 from rismusic.estimate.locators import count_and_fit, fit_known
 from rismusic.estimate.nfmle import Fit
@@ -21,8 +22,6 @@ from rismusic.spec import LocateSpec
 
 # Scenes located in one go, so that memory does not grow with the recording.
 _BLOCK = 256
-# Standard deviations of the residual above the noise from which a fit is called incomplete.
-_SURPRISE = 6.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,25 +31,34 @@ class Located:
     Args:
         sources: azimuth (rad), elevation (rad), range (m) and power of up to K_max sources, [S, K_max]; NaN
             where there is none.
-        std: [S, K_max, 3] standard deviations of azimuth (rad), elevation (rad) and range (m): the
-            conditional Cramer-Rao bound at the estimate. Infinite where the data cannot tell.
+        covariance: [S, K_max, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m) of each
+            source: the conditional Cramer-Rao bound at the estimate. Infinite where the data cannot tell.
         snr_db: [S, K_max] received power of each source over the noise variance, dB.
         noise_variance: [S] as recorded, or estimated where it is not.
         likelihood: [S] minus the unconditional log-likelihood of the scene, nats.
         count_probability: [S, sources_max + 1] of 0, 1, ... sources, all equally probable beforehand; none
             where their number was given.
+        p_value: [S] probability that sources which explain the data leave as much as these do (noise variance
+            known), or something as far from white noise (not known); see
+            :mod:`rismusic.estimate.goodness`. NaN where the data cannot tell.
         warnings: what a user should know about each scene, sentences.
         spec: the settings that led here.
     """
 
     sources: Sources
-    std: Float[Tensor, "S K 3"]
+    covariance: Float[Tensor, "S K 3 3"]
     snr_db: Float[Tensor, "S K"]
     noise_variance: Float[Tensor, "S"]
     likelihood: Float[Tensor, "S"]
     count_probability: Float[Tensor, "S counts"] | None
+    p_value: Float[Tensor, "S"]
     warnings: list[list[str]]
     spec: LocateSpec
+
+    @property
+    def std(self) -> Float[Tensor, "S K 3"]:
+        """Standard deviations of azimuth (rad), elevation (rad) and range (m)."""
+        return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
 
 
 def locate(
@@ -125,22 +133,18 @@ def _told(
     gain = torch.view_as_real(fields).square().sum(-1).mean(dim=-2).mean(dim=-2)  # over m, then over l
     snr_db = to_db(found.power * gain / fit.noise_variance[:, None])
     warnings = _warnings(found, bound.std, fit.converged, volume)
-    if recording.noise_variance is not None:
-        _, L, M = recording.snapshots.shape
-        freedom = L * (M - found.active.sum(-1)) - 1.5 * found.active.sum(-1)
-        unexplained = fit.cost / (recording.noise_variance * freedom)
-        for scene in (unexplained > 1 + _SURPRISE / freedom.sqrt()).nonzero()[:, 0].tolist():
-            warnings[scene].append(
-                f"the sources leave {float(unexplained[scene]):.3g} times the noise: more sources, sources "
-                "outside the searched volume, or a panel that is not as recorded"
-            )
+    fits = goodness(recording, found, volume)
+    for scene, said in enumerate(warnings):
+        if (sentence := fits.sentence(scene)) is not None:
+            said.append(sentence)
     return Located(
         sources=replace(found, symbols=None),
-        std=bound.std,
+        covariance=bound.per_source,
         snr_db=torch.where(found.active, snr_db, math.nan),
         noise_variance=fit.noise_variance,
         likelihood=fit.likelihood,
         count_probability=count_probability,
+        p_value=fits.p_value,
         warnings=warnings,
         spec=spec,
     )
@@ -151,9 +155,7 @@ def _warnings(
 ) -> list[list[str]]:
     said: list[list[str]] = [[] for _ in range(len(converged))]
     place = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
-    low, high = (place.new_tensor(limit) for limit in (volume.lower, volume.upper))
-    margin = 1e-6 * (high - low)
-    border = (place <= low + margin) | (place >= high - margin)
+    border = on_border(place, volume)
     for axis, name in enumerate(("azimuth", "elevation", "range")):
         for scene, source in border[..., axis].nonzero().tolist():
             said[scene].append(f"source {source} lies on the border of the searched volume in {name}")
@@ -182,11 +184,12 @@ def _joined(parts: list[Located]) -> Located:
     told = [part.count_probability for part in parts]
     return Located(
         sources=Sources(**{name: joined([getattr(part.sources, name) for part in parts]) for name in names}),
-        std=joined([part.std for part in parts]),
+        covariance=joined([part.covariance for part in parts]),
         snr_db=joined([part.snr_db for part in parts]),
         noise_variance=torch.cat([part.noise_variance for part in parts]),
         likelihood=torch.cat([part.likelihood for part in parts]),
         count_probability=None if told[0] is None else torch.cat([one for one in told if one is not None]),
+        p_value=torch.cat([part.p_value for part in parts]),
         warnings=[said for part in parts for said in part.warnings],
         spec=parts[0].spec,
     )
