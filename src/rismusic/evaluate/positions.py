@@ -81,7 +81,7 @@ def truth_rows(truth: Sources, located: Located, *, first_scene: int = 0) -> lis
 def scene_records(located: Located, *, first_scene: int = 0) -> list[dict[str, object]]:
     """The same as records for JSON: each scene with its sources, settings and warnings.
 
-    What is infinite (an error bar that the data cannot give) is null.
+    What is infinite (an error bar that the data cannot give), or cannot be told, is null.
     """
     settings = located.spec.model_dump(mode="json")
     rows = position_rows(located, first_scene=first_scene)
@@ -90,6 +90,7 @@ def scene_records(located: Located, *, first_scene: int = 0) -> list[dict[str, o
             "scene": first_scene + scene,
             "sources": [_finite(asdict(row)) for row in rows if row.scene == first_scene + scene],
             "noise_variance": float(located.noise_variance[scene]),
+            "p_value": None if located.p_value[scene].isnan() else float(located.p_value[scene]),
             "settings": settings,
             "warnings": said,
         }
