@@ -1,0 +1,96 @@
+"""Every shipped sample located: ``python benchmarks/samples.py [--methods sbl omp ...] [--csv FILE]``.
+
+The samples were not made by this code; the bounds beside them (``*.bound.npz``) were not computed by it
+either. Where there is no such file the bound is ours. Settings are the defaults; the number of sources
+is known in one row (K) and not in the other (auto). A recording's noise variance is used where it is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rismusic.bounds import Bound, conditional_crb
+from rismusic.estimate.locate import locate, searched_volume
+from rismusic.estimate.nfmle import nfmle
+from rismusic.evaluate.metrics import match, score
+from rismusic.recording import Recording, read
+from rismusic.scene import Sources
+from rismusic.spec import LocateSpec
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+
+
+def truth_of(path: Path, recording: Recording) -> Sources:
+    """The truth in the recording, or in the file beside it."""
+    if recording.truth is not None:
+        return recording.truth
+    beside = np.load(path.with_suffix(".truth.npz"))
+    return Sources(**{name: torch.from_numpy(beside[name]) for name in ("azimuth", "elevation", "range")})
+
+
+def bound_of(path: Path, recording: Recording, truth: Sources, noise: torch.Tensor) -> Bound:
+    """The bound beside the recording, or ours, with the symbols and noise of the best fit at the truth."""
+    beside = path.with_suffix(".bound.npz")
+    if beside.exists():
+        std = torch.from_numpy(np.load(beside)["crb"])[:, : truth.azimuth.shape[1]]
+        covariance = torch.diag_embed(std.square().flatten(-2)).unflatten(-1, std.shape[-2:])
+        return Bound(covariance.unflatten(-3, std.shape[-2:]), truth.range)
+    fitted = nfmle(recording, truth, searched_volume(LocateSpec())).sources
+    return conditional_crb(recording.panel, recording.link, fitted, noise)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=SAMPLES)
+    parser.add_argument("--methods", nargs="*", default=["music", "omp", "relax", "sbl"])
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for path in sorted(options.folder.iterdir()):
+        if path.suffix not in (".h5", ".mat"):
+            continue
+        recording = read(path)
+        truth = truth_of(path, recording)
+        count = truth.active.sum(-1)
+        for method in options.methods:
+            for known in (True, False):
+                found = locate(recording, sources=count if known else "auto", method=method)
+                bound = bound_of(path, recording, truth, found.noise_variance)
+                result = score(match(truth, found.sources), bound)
+                hits = round((1 - result.misses) * int(count.sum()))
+                false_alarms = int(found.sources.active.sum()) - hits
+                rows.append(
+                    {
+                        "sample": path.name,
+                        "method": method,
+                        "count": "K" if known else "auto",
+                        "sources": int(count.sum()),
+                        "hits": hits,
+                        "false_alarm_count": false_alarms,
+                        **asdict(result),
+                    }
+                )
+                print(
+                    f"{path.name:<20} {method:<6} {'K' if known else 'auto':<5} hits {hits:3d} of "
+                    f"{int(count.sum()):3d}, false alarms {false_alarms:2d}, over bound "
+                    f"{result.azimuth_over_bound:6.2f} {result.elevation_over_bound:6.2f} "
+                    f"{result.inverse_range_over_bound:6.2f}",
+                    flush=True,
+                )
+    if options.csv is not None:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
