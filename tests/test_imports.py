@@ -65,7 +65,7 @@ def test_the_test_can_fail(tmp_path):
     assert violations(tmp_path) == ["panel.py imports scene", "stray has no place in the order"]
 
 
-@pytest.mark.parametrize("command", ["--help", "simulate --help", "--version", "bound --panel.rows 0"])
+@pytest.mark.parametrize("command", ["--help", "simulate --help", "bench --help", "--version", "bound --panel.rows 0"])
 def test_help_does_not_wait_for_torch(command):
     code = (
         "import sys\n"

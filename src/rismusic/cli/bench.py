@@ -62,16 +62,20 @@ class Bench(Command):
                 raise InputError("merge", "no settings beside it (they are in the folders)", "some")
             result = merge_benchmarks(self.merge, out=self.out, resume=self.resume)
         else:
-            with progress_bar() as bar:
-                task = bar.add_task("scenes", total=None)
-                result = bench(
-                    self.settings,
-                    out=self.out,
-                    resume=self.resume,
-                    shard=shard,
-                    workers=self.workers or None,
-                    progress=lambda done, total: bar.update(task, completed=done, total=total),
-                )
+            try:
+                with progress_bar() as bar:
+                    task = bar.add_task("scenes", total=None)
+                    result = bench(
+                        self.settings,
+                        out=self.out,
+                        resume=self.resume,
+                        shard=shard,
+                        workers=self.workers or None,
+                        progress=lambda done, total: bar.update(task, completed=done, total=total),
+                    )
+            except KeyboardInterrupt:
+                note(f"what is done is kept in {self.out}: go on with --resume")
+                raise
         if result.missing:
             note(f"{self.out}: {result.missing} parts left to other shares; put them together with --merge")
             return 0

@@ -48,7 +48,7 @@ def share_interval(
     return np.where(empty, 0.0, low), np.where(empty, 1.0, high)
 
 
-def _design_effect(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _design_effect(part: np.ndarray, whole: np.ndarray) -> np.ndarray | np.float64:
     """The design effect d, [...]; see the head of this module."""
     mean = whole.sum(-1) / np.maximum((whole > 0).sum(-1), 1)
     mean = np.where(mean > 0, mean, 1)[..., None]

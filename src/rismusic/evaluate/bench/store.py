@@ -70,8 +70,8 @@ class Store:
         """The results of a part; none where it is not done, or its file is damaged."""
         names = _TRUTH if unit.method == SCENES else _ANSWER
         try:
-            with np.load(self.path(unit), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in names}
+            with self.path(unit).open("rb") as file, np.load(file, allow_pickle=False) as held:
+                arrays = {name: held[name] for name in names}
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
             return None  # a file cut short: the part is done again
         return arrays if len(arrays["azimuth"]) == unit.stop - unit.start else None

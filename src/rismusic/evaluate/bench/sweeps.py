@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from rismusic.errors import InputError
 from rismusic.spec import Spec, SystemSpec
 
+Value = int | float | str
+
 NONE = "none"
 # The setting that each sweep changes, its values if none are given, and how plots name it.
-SWEEPS: dict[str, tuple[str, tuple[float | str, ...], str]] = {
+SWEEPS: dict[str, tuple[str, tuple[Value, ...], str]] = {
     "separation": ("scene.separation_deg", (0.0, 4.0, 8.0, 16.0, 24.0), "least separation / deg"),
     "snapshots": ("codebook.snapshots", (4, 8, 16, 32, 64), "snapshots L"),
     "bits": ("codebook.bits", (1, 2, 3, 4, "continuous"), "bits of a phase shifter"),
@@ -20,7 +22,7 @@ SWEEPS: dict[str, tuple[str, tuple[float | str, ...], str]] = {
 }
 RANGE_EDGES = (0.5, 1.0, 2.0, 4.0, 7.0, 10.0)
 # Errors of the panel that the recording does not know of, one kind at a time.
-HARDWARE: tuple[tuple[str, dict[str, float | str]], ...] = (
+HARDWARE: tuple[tuple[str, dict[str, Value]], ...] = (
     ("none", {}),
     ("static phase 0.1 rad", {"hardware.static_phase_rad": 0.1}),
     ("static phase 0.3 rad", {"hardware.static_phase_rad": 0.3}),
@@ -63,7 +65,7 @@ class Cell:
 
 def sweep_cells(
     sweep: str,
-    values: Sequence[float | str],
+    values: Sequence[Value],
     sources: Sequence[int],
     snr_db: Sequence[float],
     system: SystemSpec,
@@ -88,14 +90,14 @@ def sweep_cells(
     ]
 
 
-def _points(sweep: str, values: Sequence[float | str]) -> list[tuple[str, dict[str, float | str]]]:
+def _points(sweep: str, values: Sequence[Value]) -> list[tuple[str, dict[str, Value]]]:
     """Label and settings of each point."""
     if sweep in (NONE, "hardware"):
         if values:
             raise InputError("sweep_values", f"none with sweep {sweep}", " ".join(map(str, values)))
         return list(HARDWARE) if sweep == "hardware" else [("", {})]
     if sweep == "range":
-        edges = [edge for edge in values or RANGE_EDGES if isinstance(edge, float | int)]
+        edges = [edge for edge in values or RANGE_EDGES if not isinstance(edge, str)]
         if len(edges) < max(2, len(values)) or sorted(set(edges)) != edges:
             raise InputError(
                 "sweep_values", "two or more rising ranges in metres", " ".join(map(str, values))
@@ -112,10 +114,10 @@ def _points(sweep: str, values: Sequence[float | str]) -> list[tuple[str, dict[s
     values = values or own
     if not values:
         raise InputError("sweep_values", f"values of {sweep}", "none")
-    return [(f"{value:g}" if isinstance(value, float | int) else value, {setting: value}) for value in values]
+    return [(f"{value:g}" if not isinstance(value, str) else value, {setting: value}) for value in values]
 
 
-def _changed(system: SystemSpec, settings: dict[str, float | str]) -> SystemSpec:
+def _changed(system: SystemSpec, settings: dict[str, Value]) -> SystemSpec:
     for name, value in settings.items():
         part, dot, leaf = name.rpartition(".")
         old = getattr(system, part, None) if dot else None
