@@ -53,11 +53,11 @@ def scattered(truth, generator, scale):
 
 
 def planted(recording, places, amplitudes, noise=0.0, seed=7):
-    """The recording with sources at [S, K] places of one's own, Gaussian symbols and complex noise instead."""
+    """The recording with sources at places [S, K, 3] of its own: Gaussian symbols, and noise."""
     generator = torch.Generator().manual_seed(seed)
     S, L, M = recording.snapshots.shape
-    K = places.shape[1]
-    symbols = torch.randn(S, L, K, generator=generator, dtype=torch.complex128) * torch.tensor(amplitudes)
+    symbols = torch.randn(S, L, places.shape[1], generator=generator, dtype=torch.complex128)
+    symbols = symbols * torch.tensor(amplitudes)
     received = np.stack(
         [np.einsum("lmk,lk->lm", fields(recording, i, places[i]), symbols[i].numpy()) for i in range(S)]
     )
@@ -65,7 +65,7 @@ def planted(recording, places, amplitudes, noise=0.0, seed=7):
     level = noise * received.abs().square().mean((1, 2), keepdim=True).sqrt()
     received = received + level * torch.randn(S, L, M, generator=generator, dtype=torch.complex128)
     azimuth, elevation, q = places.unbind(-1)
-    truth = Sources(azimuth=azimuth, elevation=elevation, range=1 / q)
+    truth = Sources(azimuth=azimuth, elevation=elevation, range=1 / q, symbols=symbols.mT)
     return replace(
         recording, snapshots=received.to(recording.snapshots.dtype), truth=truth, noise_variance=None
     )

@@ -38,10 +38,12 @@ def exchange(
         sweeps: most passes.
 
     Returns:
-        Positions, roughly refined; the likelihood of no scene is worse than at the start.
+        Positions, roughly refined where something was exchanged; the likelihood of no scene is worse than
+        that of NF-MLE from the start.
     """
     recording, grid = search.recording, search.dictionary.grid
-    positions, value, _ = refine(recording, positions, active, grid.volume, criterion=criterion, effort=ROUGH)
+    # To the end, so that what an exchange has to beat is not lower than it seems.
+    positions, value, _ = refine(recording, positions, active, grid.volume, criterion=criterion)
     # One source alone is where the search put it.
     live = (active.sum(-1) > 1).nonzero()[:, 0]
     step = positions.new_tensor(grid.step)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import dense
+import pytest
+import torch
+
+from rismusic.estimate.dictionary import Dictionary
+from rismusic.estimate.exchange import exchange
+from rismusic.estimate.nfmle import pack
+from rismusic.estimate.refine import refine
+from rismusic.estimate.search import Search
+
+CRITERIA = ["conditional", "unconditional"]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_exchanges_only_improve(criterion, generator):
+    """From random places: most scenes are better, none is worse than its refinement alone."""
+    recording = dense.small(scenes=20, sources=3, snr_db=10.0)
+    grid = dense.grid_for(recording)
+    search = Search(Dictionary.of(grid), recording)
+    truth, active = dense.truth_of(recording)
+    start = dense.scattered(truth, generator, 1.5)
+    before = refine(recording, start, active, grid.volume, criterion=criterion)[1]
+    found = exchange(search, start, active, criterion=criterion)
+    after = refine(recording, found, active, grid.volume, criterion=criterion)[1]
+    # Powers that are fitted again may end 1e-3 nats elsewhere.
+    assert (after <= before + (1e-9 if criterion == "conditional" else 1e-3)).all()
+    assert (after < before - 1).float().mean() > 0.7
+
+
+def test_a_wrong_source_among_right_ones_is_replaced():
+    recording = dense.small(scenes=20, sources=2, snr_db=25.0)
+    grid = dense.grid_for(recording)
+    start, active = dense.truth_of(recording)
+    start[:, 1] = torch.tensor([0.0, 0.5, 0.3])
+    found = exchange(Search(Dictionary.of(grid), recording), start, active)
+    assert dense.misses(recording.truth, pack(start, active)) > 10
+    assert dense.misses(recording.truth, pack(found, active)) <= 2
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scenes_of_different_numbers_of_sources_are_exchanged_as_each_by_itself(criterion, generator):
+    """One source, or none, is left where it is but for its refinement."""
+    recording = dense.small(scenes=5, sources=(1, 3), snr_db=20.0)
+    search = Search(Dictionary.of(dense.grid_for(recording)), recording)
+    truth, active = dense.truth_of(recording)
+    active[0] = False
+    assert set(active.sum(1).tolist()) == {0, 1, 2, 3}
+    start = dense.scattered(truth, generator, 1.0)
+    together = exchange(search, start, active, criterion=criterion)
+    for i in range(5):
+        K = max(1, int(active[i].sum()))
+        alone = exchange(search[torch.tensor([i])], start[i : i + 1, :K], active[i : i + 1, :K],
+                         criterion=criterion)  # fmt: skip
+        torch.testing.assert_close(alone[0], together[i, :K], rtol=0, atol=2e-2)
+    assert torch.equal(together[~active], start[~active])
