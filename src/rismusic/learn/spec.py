@@ -151,3 +151,47 @@ class ScheduleSpec(Spec):
     def search(cls) -> ScheduleSpec:
         """For the search of settings: less jitter, so that trials compare."""
         return cls(beta_jitter=0.02)
+
+
+class NetworkSpec(Spec):
+    """Sizes of the hybrid network."""
+
+    section: ClassVar[str] = "network"
+
+    sources_max: Annotated[int, Field(ge=1, le=8)] = 5
+    """Most sources of a scene, K_max."""
+    oversampling: Annotated[float, Field(ge=1, le=4)] = 2.0
+    """Points of the network's grid per beam width."""
+    climbs: Count = 2
+    """Steps of the sparse Bayesian fixed point before the first stage."""
+    stages: Annotated[int, Field(ge=1, le=8)] = 3
+    """Learned steps, between which the data are asked again."""
+    depth: Count = 3
+    """Blocks of a stage; the last one holds attention."""
+    width: Annotated[int, Field(ge=8, le=1024)] = 96
+    """Channels."""
+    kernel: Literal[3, 5, 7, 9] = 5
+    """Places along each side of a convolution."""
+    heads: Count = 4
+    """Heads of the attention."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> NetworkSpec:
+        if self.width % self.heads:
+            raise InputError("network.width", f"a multiple of heads = {self.heads}", str(self.width))
+        return self
+
+    @classmethod
+    def tiny(cls) -> NetworkSpec:
+        """Memorises a few hundred scenes in a minute on two cores."""
+        return cls(stages=2, depth=2, width=48)
+
+    @classmethod
+    def base(cls) -> NetworkSpec:
+        """What the shipped weights are made with."""
+        return cls()
+
+    @classmethod
+    def large(cls) -> NetworkSpec:
+        """About 19 million parameters, for a GPU."""
+        return cls(stages=4, depth=6, width=384, heads=8, oversampling=2.51)
