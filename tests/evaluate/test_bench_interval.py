@@ -31,7 +31,7 @@ def test_sources_missed_apart_count_each():
 def test_no_misses_tell_as_much_as_one_miss_and_less_than_so_many_sources():
     whole = np.full(200, 5.0)
     none, one = np.zeros(200), np.eye(1, 200)[0]
-    assert 0.0038 < share_interval(none, whole)[1] < 0.02
+    assert 0.015 < share_interval(none, whole)[1] < 0.02  # 1000 sources alone: 0.004
     assert share_interval(none, whole)[1] < 1.05 * share_interval(one, whole)[1]
     assert [float(limit) for limit in share_interval(np.zeros(3), np.zeros(3))] == [0.0, 1.0]
 

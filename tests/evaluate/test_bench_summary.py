@@ -87,11 +87,13 @@ def test_a_conditional_method_is_judged_by_its_own_likelihood(tmp_path, noise):
 
 
 def test_misses_where_the_count_is_wrong(tmp_path):
-    azimuths = [ONE_FOUND, THREE_FOUND, HIT, ONE_MISSED]
-    methods = {"omp": (azimuths, [1.0] * 4, [0.0] * 4), "oracle:truth": FROM_TRUTH}
-    row = benchmark(tmp_path, methods, scenes=4, count="auto")[0]["omp"]
-    assert (row.misses.value, row.wrong_counts.value, row.search_failures.value) == (3 / 8, 2 / 8, 1 / 8)
-    assert (row.count_right.value, row.false_alarms.value) == (0.5, 3 / 8)
+    azimuths = [ONE_FOUND, ONE_FOUND, THREE_FOUND, HIT, ONE_MISSED]
+    from_truth = ([HIT] * 5, [5.0] * 5, [-7.0] * 5)
+    methods = {"omp": (azimuths, [1.0] * 5, [0.0] * 5), "oracle:truth": from_truth}
+    row = benchmark(tmp_path, methods, scenes=5, count="auto")[0]["omp"]
+    shares = (row.misses, row.wrong_counts, row.search_failures, row.ambiguities)
+    assert [share.value for share in shares] == [4 / 10, 3 / 10, 1 / 10, 0]
+    assert (row.count_right.value, row.false_alarms.value) == (2 / 5, pytest.approx(3 / 9))
 
 
 def test_the_best_start_is_the_likeliest_end(tmp_path):
