@@ -34,7 +34,8 @@ class Losses:
         terms: each loss by itself, mean over the scenes, without its weight; those of weight 0 are left out.
         weights: the weights of the terms.
         oracle: of the terms that compare R_blend with R_true, the value at R_pred = R_true: what R_samp and
-            the loading leave, and no network can take away.
+            the loading leave of them when the network is right. No lower bound: an R_pred that leans against
+            the errors of R_samp goes a little below.
     """
 
     total: Float[Tensor, ""]
