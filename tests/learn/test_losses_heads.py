@@ -176,8 +176,12 @@ def test_count_divergence_is_the_cross_entropy_less_its_least_value(generator):
 
 
 def test_heat_map_target_spreads_sources_over_their_neighbours(generator):
-    to = targets(generator, rows=8, columns=8)
+    to = targets(generator, rows=12, columns=12)
     grid, truth = to.grid, to.truth
+    assert 0 < (~grid.inside).sum() < len(grid) / 4
+    # A source in the corner of the volume, where neighbours are outside.
+    truth = truth.each(torch.clone)
+    truth.azimuth[0, 0], truth.elevation[0, 0] = 1.04, 0.52
     target = heat_map_target(truth, grid, 0.6)
     assert (target[:, ~grid.inside] == 0).all()
     torch.testing.assert_close(target.sum(-1), torch.tensor([1.0, 1.0, 1.0, 0.0]).double())
@@ -198,7 +202,7 @@ def test_heat_map_target_spreads_sources_over_their_neighbours(generator):
 
 
 def test_heat_map_divergence(generator):
-    to = targets(generator)
+    to = targets(generator, rows=12, columns=12)
     grid = to.grid
     target = heat_map_target(to.truth, grid, 0.6)
     logits = torch.randn(4, len(grid), generator=generator, dtype=torch.float64)

@@ -245,7 +245,7 @@ def test_noise_is_estimated_where_it_is_not_recorded(simulated):
 
 
 def test_single_precision_agrees_with_double(generator, simulated):
-    """Each term to 2e-4 of itself, each gradient to 1e-3 of its norm."""
+    """Each term and each gradient to 3e-5 of itself (4e-6 were measured on 64 scenes)."""
     _, single = simulated
     prediction = random_prediction(generator, single, heads=5, most=5)
     double = as_double(single)
@@ -260,10 +260,10 @@ def test_single_precision_agrees_with_double(generator, simulated):
         results[name] = losses, dict(zip(each_field(cast), gradients, strict=True))
     for name in EVERY:
         one, two = (results[kind][0].terms[name].double() for kind in ("single", "double"))
-        assert abs(one - two) <= 2e-4 * abs(two), name
+        assert abs(one - two) <= 3e-5 * abs(two), name
     for name in FIELDS:
         one, two = (results[kind][1][name] for kind in ("single", "double"))
-        assert (one - two).norm() <= 1e-3 * two.norm(), name
+        assert (one - two).norm() <= 3e-5 * two.norm(), name
 
 
 def as_double(to: Targets) -> Targets:
