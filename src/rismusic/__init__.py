@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
     from rismusic.evaluate.bench.spec import BenchSpec
     from rismusic.evaluate.bound_table import bound_table
+    from rismusic.evaluate.report import write_bench_report, write_report
     from rismusic.link import Link
     from rismusic.panel import Panel
     from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
@@ -56,6 +57,9 @@ _HOME = {
     "bench": "evaluate.bench.run",
     "Benchmark": "evaluate.bench.run",
     "merge_benchmarks": "evaluate.bench.run",
+    # what came of it, as one HTML file
+    "write_report": "evaluate.report",
+    "write_bench_report": "evaluate.report",
 }
 
 __all__ = ["InputError", "SystemSpec", "__version__", *_HOME]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,8 +44,10 @@ class Bench(Command):
     """Processes; 0: as many as there are cores."""
     output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
     """Write the table to a .csv or .json file of your own as well."""
+    report: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write a report of everything as one .html file that needs no network."""
     overwrite: bool = False
-    """Replace that file if it exists."""
+    """Replace these files if they exist."""
     config: Annotated[Path | None, arg(metavar="FILE")] = None
     """TOML file with settings of the system (its sources and SNR are not used here)."""
 
@@ -54,6 +58,10 @@ class Bench(Command):
         shard = parse_shard(self.shard)
         if self.output is not None:
             check_output(self.output, overwrite=self.overwrite, endings=TABLE_ENDINGS)
+        if self.report is not None:
+            from rismusic.evaluate.report import check_report
+
+            check_report(self.report, overwrite=self.overwrite)
         from rismusic.evaluate.bench.run import bench, merge_benchmarks
         from rismusic.evaluate.bench.table import write_table
 
@@ -84,8 +92,23 @@ class Bench(Command):
             write_table(self.output, result.rows, overwrite=self.overwrite)
             note(f"table written to {self.output}")
         self._draw(result)
+        if self.report is not None:
+            self._report(result, self.report)
         note(f"results of {len(result.rows)} rows and {result.spec.scenes} scenes each in {self.out}")
         return 0
+
+    def _report(self, result: Benchmark, path: Path) -> None:
+        from rismusic.evaluate.report import write_bench_report
+
+        write_bench_report(
+            path,
+            result.rows,
+            settings=result.spec,
+            timings=result.timings,
+            command=shlex.join(["rismusic", *sys.argv[1:]]),
+            overwrite=self.overwrite,
+        )
+        note(f"report written to {path}")
 
     def _draw(self, result: Benchmark) -> None:
         """Plots beside the tables; a run of hours does not fail for want of matplotlib."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +16,13 @@ from rismusic.cli.command import Command
 from rismusic.cli.output import note, progress_bar, write_rows
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, replace_file
-from rismusic.spec import LocateSpec
+from rismusic.spec import Count, LocateSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rismusic.estimate.locate import Located
     from rismusic.evaluate.positions import Position, Truth
+    from rismusic.evaluate.report import LocateReport
     from rismusic.recording import Recording
 
 # Scenes located between two steps of the progress bar.
@@ -38,6 +41,10 @@ class Locate(Command):
     """Draw a scene with the sources found in it (.png, .pdf or .svg)."""
     scene: Annotated[int, Field(ge=0)] = 0
     """The scene to draw, counted from 0."""
+    report: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write a report of everything as one .html file that needs no network."""
+    report_scenes: Count = 8
+    """Scenes that the report shows in full, from the first on (fewer where it would pass 1 MB)."""
     overwrite: bool = False
     """Replace output files that exist."""
 
@@ -46,6 +53,7 @@ class Locate(Command):
         for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
             if path is not None:
                 check_output(path, overwrite=self.overwrite, endings=endings)
+        report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimate.locate import locate
         from rismusic.evaluate.positions import position_rows, scene_records, truth_rows
         from rismusic.recording import open_recording
@@ -67,6 +75,8 @@ class Locate(Command):
                     truth += truth_rows(recording.truth, located, first_scene=first)
                 if first <= self.scene < first + len(recording):
                     drawn = recording, located
+                if report is not None:
+                    report.add(recording, located)
                 first += len(recording)
                 progress.advance(task, len(recording))
         for record in records:
@@ -86,7 +96,29 @@ class Locate(Command):
             note(f"{len(positions)} sources in {len(records)} scenes written to {self.output}")
         if self.plot is not None and drawn is not None:
             self._draw(*drawn, self.plot)
+        if self.report is not None and report is not None:
+            self._write(report, self.report)
         return 0
+
+    def _new_report(self, path: Path) -> LocateReport:
+        from rismusic.evaluate.report import LocateReport, check_report
+
+        check_report(path, overwrite=self.overwrite)
+        return LocateReport(details=self.report_scenes)
+
+    def _write(self, report: LocateReport, path: Path) -> None:
+        from rismusic.checking import check
+
+        checked = check(self.file)
+        report.write(
+            path,
+            name=self.file.name,
+            facts=checked.facts,
+            remarks=[f"{one.meaning}: {one.value:.3g}. {one.remedy}" for one in checked.findings],
+            command=shlex.join(["rismusic", *sys.argv[1:]]),
+            overwrite=self.overwrite,
+        )
+        note(f"report written to {path}")
 
     def _print(self, positions: list[Position], truth: list[Truth]) -> None:
         from rich import box
@@ -142,7 +174,7 @@ class Locate(Command):
 
 
 def _with_bar(value: float, bar: float) -> str:
-    """A value and its error bar, with the decimals that the bar is worth: two figures, three places at most."""
+    """A value and its error bar, with the decimals the bar is worth: two figures, three places at most."""
     if not math.isfinite(bar):
         return f"{value:.2f} ±?"
     places = min(3, max(0, 1 - math.floor(math.log10(bar)))) if bar > 0 else 3

@@ -1,0 +1,257 @@
+"""Slices through the spectrum of a scene's sample covariance, as small pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rismusic.covariance import recording_covariance
+from rismusic.decibel import to_db
+from rismusic.estimate.grid import SearchGrid, Volume, to_cosines
+from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.spectrum import Spectrum, bartlett, music
+from rismusic.evaluate.report.space import WIDTH
+from rismusic.evaluate.report.wording import MINUS
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+
+# Points per beam width, and most numbers in the steering matrix; a larger panel is looked at more coarsely.
+_OVERSAMPLING, _NUMBERS = 5.0, 2**26
+# Pixels: azimuth, elevation, range.
+_PIXELS = (145, 73, 61)
+# What is far below the highest value is drawn as black as this, dB.
+_FLOOR_DB = 20.0
+# Shades; few enough for a small file, too many to be seen.
+_SHADES = 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 8.0, 40.0
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice with its axes, in the units of the picture.
+
+    Args:
+        image: a PNG, as a ``data:`` address.
+        box: left, top, width and height of the image.
+        x_ticks: place and text.
+        y_ticks: place and text.
+        x_name: what runs across.
+        y_name: what runs upwards.
+        marks: kind, x, y, text.
+        alt: the picture in words.
+    """
+
+    image: str
+    box: tuple[float, float, float, float]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    x_name: str
+    y_name: str
+    marks: list[tuple[str, float, float, str]]
+    alt: str
+    width: float = WIDTH
+
+    @property
+    def height(self) -> float:
+        """Of the whole picture."""
+        return self.box[1] + self.box[3] + _BOTTOM
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Two slices through one scene's spectrum.
+
+    Args:
+        name: of the spectrum.
+        span_db: what the colours span, dB below the highest value.
+        front: azimuth and elevation, the highest value over range.
+        above: azimuth and range, the highest value over elevation.
+    """
+
+    name: str
+    span_db: float
+    front: Slice
+    above: Slice
+
+
+def slices(recording: Recording, found: Sources, volume: Volume) -> list[Slices]:
+    """The slices of every scene: MUSIC with the number of sources found, Bartlett where none was.
+
+    The spectrum is evaluated on a search grid (even in direction cosines and 1/r) and interpolated, in dB,
+    between its points.
+
+    Args:
+        recording: S scenes; those that are drawn, no more.
+        found: sources found in them.
+        volume: what was searched.
+    """
+    noise = recording.noise_variance
+    covariance = recording_covariance(recording, guess_noise(recording) if noise is None else noise)
+    count = found.active.sum(-1)
+    grid = _grid(recording, volume)
+    pictures = []
+    for scene in range(len(recording)):
+        K = int(count[scene])
+        one = covariance[scene : scene + 1]
+        spectrum: Spectrum = bartlett(one) if K == 0 else music(one, min(K, one.rank))
+        name = "Bartlett" if K == 0 else f"MUSIC, K = {K}"
+        box = _resampled(to_db(spectrum.on_grid(grid)[0].double()), grid)
+        pictures.append(_slices(name, box, recording, found, scene, volume))
+    return pictures
+
+
+def _grid(recording: Recording, volume: Volume) -> SearchGrid:
+    """As fine as is worth looking at and affordable."""
+    oversampling = _OVERSAMPLING
+    while True:
+        grid = SearchGrid.cover(recording.panel, volume, oversampling)
+        if len(grid) * recording.panel.size <= _NUMBERS or oversampling < 1:
+            return grid.to(recording.snapshots.device)
+        oversampling /= 1.25
+
+
+def _axes(volume: Volume) -> tuple[Tensor, Tensor, Tensor]:
+    """Azimuth from the left (positive) to the right, elevation upwards, range upwards in equal ratios."""
+    wide, high, deep = _PIXELS
+    return (
+        torch.linspace(volume.azimuth_max, -volume.azimuth_max, wide, dtype=torch.float64),
+        torch.linspace(-volume.elevation_max, volume.elevation_max, high, dtype=torch.float64),
+        torch.logspace(math.log10(volume.range_min), math.log10(volume.range_max), deep, dtype=torch.float64),
+    )
+
+
+def _resampled(values: Float[Tensor, "P"], grid: SearchGrid) -> Float[Tensor, "azimuth elevation range"]:
+    """Values on the grid, at the pixels: trilinear in the grid's own coordinates."""
+    axes = torch.meshgrid(*_axes(grid.volume), indexing="ij")
+    wanted = []
+    for at, known in zip(to_cosines(*axes), (grid.u_x, grid.u_y, grid.q), strict=True):
+        low, high = float(known[0]), float(known[-1])
+        wanted.append(2 * (at - low) / (high - low) - 1 if high > low else torch.zeros_like(at))
+    # grid_sample wants the last axis of the values first.
+    sampled = torch.nn.functional.grid_sample(
+        values.cpu().view(1, 1, *grid.shape),
+        torch.stack(wanted[::-1], dim=-1)[None],
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
+    )
+    return sampled[0, 0]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Values in radians or metres along one side of a slice: from ``first`` to ``last``."""
+
+    name: str
+    length: float
+    first: float
+    last: float
+    ratios: bool = False
+
+    def place(self, value: float) -> float:
+        """Distance of a value from the end of ``first``, in the units of the picture."""
+        first, last = (math.log(end) if self.ratios else end for end in (self.first, self.last))
+        # An interval of no length, where one range is searched, is drawn from its first value on.
+        return self.length * ((math.log(value) if self.ratios else value) - first) / ((last - first) or 1.0)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and texts: metres in steps of 1, 2 and 5, or whole degrees."""
+        if self.ratios:
+            return [(self.place(value), f"{value:g}") for value in _metres(self.first, self.last)]
+        limit = math.degrees(abs(self.last))
+        step = next((step for step in (30, 15, 10, 5, 2, 1) if limit / step > 1.99), limit)
+        whole = math.floor(limit / step + 1e-9)
+        values = [step * number for number in range(-whole, whole + 1)]
+        return [(self.place(math.radians(value)), f"{value:g}".replace("-", MINUS)) for value in values]
+
+
+def _slices(
+    name: str, box: Tensor, recording: Recording, found: Sources, scene: int, volume: Volume
+) -> Slices:
+    span = min(_FLOOR_DB, float(box.max() - box.min()))
+    shade = ((box - box.max()) / max(span, 1e-9) + 1).clamp(0, 1).numpy()
+    sources = {"found": _listed(found[scene])}
+    if recording.truth is not None:
+        sources["true"] = _listed(recording.truth[scene])
+    wide = WIDTH - _LEFT - _RIGHT
+    high = max(90.0, wide * volume.elevation_max / volume.azimuth_max)
+    azimuth = _Axis("azimuth / degrees", wide, volume.azimuth_max, -volume.azimuth_max)
+    elevation = _Axis("elevation / degrees", high, -volume.elevation_max, volume.elevation_max)
+    distance = _Axis("range / m", 0.5 * wide, volume.range_min, volume.range_max, ratios=True)
+    words = f"{name} spectrum of the sample covariance over azimuth and"
+    front = {kind: [(at[0], at[1]) for at in places] for kind, places in sources.items()}
+    above = {kind: [(at[0], at[2]) for at in places] for kind, places in sources.items()}
+    return Slices(
+        name,
+        span,
+        _slice(shade.max(2), azimuth, elevation, front, f"{words} elevation, the highest value over range."),
+        _slice(shade.max(1), azimuth, distance, above, f"{words} range, the highest value over elevation."),
+    )
+
+
+def _slice(
+    shade: npt.NDArray[np.float64],
+    across: _Axis,
+    upwards: _Axis,
+    sources: dict[str, list[tuple[float, float]]],
+    alt: str,
+) -> Slice:
+    """One slice: values [across, upwards], with the sources that lie in it."""
+    bottom = _TOP + upwards.length
+    marks = []
+    for kind, places in sources.items():
+        for number, (one, other) in enumerate(places):
+            x, y = across.place(one), upwards.place(other)
+            if 0 <= x <= across.length and 0 <= y <= upwards.length:
+                marks.append((kind, _LEFT + x, bottom - y, str(number) if kind == "found" else ""))
+    return Slice(
+        _png(shade.T[::-1]),
+        (_LEFT, _TOP, across.length, upwards.length),
+        [(_LEFT + place, text) for place, text in across.ticks()],
+        [(bottom - place, text) for place, text in upwards.ticks()],
+        across.name,
+        upwards.name,
+        marks,
+        alt,
+    )
+
+
+def colour_bar() -> str:
+    """The colours from the lowest value to the highest, a PNG of one row."""
+    return _png(np.linspace(0, 1, _SHADES)[None])
+
+
+def _listed(sources: Sources) -> list[tuple[float, float, float]]:
+    active = sources.active
+    values = (sources.azimuth[active], sources.elevation[active], sources.range[active])
+    return list(zip(*(value.double().tolist() for value in values), strict=True))
+
+
+def _metres(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten within two limits, with the limits themselves if there are few."""
+    first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
+    inside = [
+        factor * 10.0**power
+        for power in range(first, last + 1)
+        for factor in (1, 2, 5)
+        if low <= factor * 10.0**power <= high
+    ]
+    return inside if len(inside) > 2 else sorted({low, *inside, high})
+
+
+def _png(shade: npt.NDArray[np.float64]) -> str:
+    """Values from 0 to 1, the first row on top, as a PNG with its colours inside a ``data:`` address."""
+    from matplotlib.image import imsave
+
+    levels = np.round(shade * (_SHADES - 1)) / (_SHADES - 1)
+    with io.BytesIO() as file:
+        imsave(file, levels, cmap="cividis", vmin=0, vmax=1, format="png", pil_kwargs={"optimize": True})
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
