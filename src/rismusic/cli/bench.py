@@ -131,8 +131,8 @@ def _show(result: Benchmark) -> None:
         for table in _details(result):
             console.print(table)
         console.print(
-            "missed = search (the fit from the truth is likelier than the answer) + ambig. (it is not)\n"
-            "+ count (in scenes where another number of sources was found).",
+            "missed = search (the fit from the truth is likelier than the answer)\n"
+            "+ ambig. (it is not) + count (another number of sources was found).",
             style="dim",
         )
     else:

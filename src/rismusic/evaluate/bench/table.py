@@ -64,7 +64,7 @@ class BenchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TimingRow:
-    """How long a method took in one cell, on one core."""
+    """Processor time that a method took in one cell, and scenes in a second of it (on one core)."""
 
     sweep: str
     point: str

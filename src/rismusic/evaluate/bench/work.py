@@ -39,21 +39,21 @@ def results(spec: BenchSpec, unit: Unit) -> Arrays:
 
     Of scenes: the truth, the bound and the noise variance. Of a method: azimuth (rad), elevation (rad) and
     range (m) [S, K] of what it found, NaN-padded, the conditional cost and minus the unconditional
-    log-likelihood there [S], and the seconds it took.
+    log-likelihood there [S], and the seconds of processor time it took.
     """
     recording = Simulator(unit.cell.system, seed=spec.seed, split=spec.split).scenes(unit.start, unit.stop)
     if unit.method == SCENES:
         return _truth(recording)
     noise = recording.noise_variance if spec.noise == "known" else None
     blind = replace(recording, truth=None, noise_variance=noise)
-    begin = time.perf_counter()
+    begin = time.process_time()
     if parse_method(unit.method).peeked:
         assert recording.truth is not None
         found, fit = _peek(blind, recording.truth, spec, unit)
     else:
         count = "auto" if spec.count == "auto" else unit.cell.sources
         found, fit = locate(blind, sources=count, spec=spec.search(unit.method)).sources, None
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     fit = fit or _at(blind, found)
     values = {**_positions(found), "cost": fit.cost, "likelihood": fit.likelihood}
     return {
