@@ -175,7 +175,7 @@ def test_ten_thousand_scenes_stay_below_a_megabyte(recording, located, tmp_path,
     assert locating._DETAILS + locating._OVERVIEW + 100_000 < LIMIT
     scenes = torch.arange(2500) % 3
     part = replace(recording[scenes], truth=None)
-    said = ["a sentence that is said of every scene, and is not short either"] * 5
+    said = [f"sentence {n} (p = {n}e-16): said of every scene, and not short either" for n in range(5)]
     copies = replace(some(located, scenes), warnings=[said] * len(scenes))
     monkeypatch.setattr(locating, "_DETAILS", 110_000)
     report = LocateReport(details=5)
@@ -190,7 +190,7 @@ def test_ten_thousand_scenes_stay_below_a_megabyte(recording, located, tmp_path,
     assert re.search(
         r"The first [2-4] of 10000 scenes \(5 were asked for; the file is kept below 1 MB\)", text
     )
-    assert "(10000 scenes)" in text
+    assert "Sentence … (p = …): said of every scene, and not short either. (10000 scenes)" in text
 
 
 def test_parts_are_taken_while_they_fit():

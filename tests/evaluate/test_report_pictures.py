@@ -124,6 +124,22 @@ def test_the_spectrum_peaks_where_the_source_is():
         assert float(axis[index]) == pytest.approx(float(value), abs=tolerance)
 
 
+def test_the_brightest_spot_of_both_slices_is_at_the_source():
+    """Of a panel that is sampled directly, where one source is found beyond doubt."""
+    from matplotlib.image import imread
+
+    recording = simulate(scenes=4, sources=1, snr_db=30, channel={"kind": "direct"}, seed=2)
+    for one in slices(recording, recording.truth, VOLUME):
+        for picture, tolerance in ((one.front, (6, 6)), (one.above, (6, 40))):
+            png = base64.b64decode(picture.image.removeprefix("data:image/png;base64,"))
+            brightness = imread(io.BytesIO(png))[..., :3].sum(-1)
+            row, column = np.unravel_index(brightness.argmax(), brightness.shape)
+            left, top, width, height = picture.box
+            _, x, y, _ = picture.marks[0]
+            assert left + width * (column + 0.5) / brightness.shape[1] == pytest.approx(x, abs=tolerance[0])
+            assert top + height * (row + 0.5) / brightness.shape[0] == pytest.approx(y, abs=tolerance[1])
+
+
 def test_slices_are_pictures_with_marks(generator):
     from matplotlib.image import imread
 

@@ -5,8 +5,8 @@ order an error of covariance :math:`\Sigma` (rad, rad, m) in the three coordinat
 
 .. math:: C = J \Sigma J^T, \qquad J = \frac{\partial (x, y, z)}{\partial (\varphi, \theta, r)},
 
-in metres. The points :math:`x + \sqrt{q}\, C^{1/2} v`, |v| = 1, are the surface of an ellipsoid that holds a
-Gaussian error with the probability that a chi-squared number of three degrees of freedom is below q.
+in metres. The points :math:`x + \sqrt{q}\, C^{1/2} v`, :math:`|v| = 1`, are the surface of an ellipsoid that
+holds a Gaussian error with the probability that a chi-squared number of three degrees of freedom is below q.
 
 For drawing, the same points are taken in the coordinates that were estimated,
 :math:`(\varphi, \theta, r) + \sqrt{q}\, J^{-1} C^{1/2} v`, limited to the searched volume, and only then

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -274,4 +275,4 @@ def _truth_in_order(recording: Recording) -> Recording:
 
 def _kind(sentence: str) -> str:
     """A warning without its numbers, so that equal ones of many scenes are counted together."""
-    return " ".join("…" if any(c.isdigit() for c in word) else word for word in sentence.split())
+    return re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "…", sentence)
