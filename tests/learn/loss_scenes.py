@@ -76,7 +76,7 @@ def random_prediction(
         elevation=0.3 * real(scenes, heads),
         inverse_range=real(scenes, heads).exp(),
         existence_logits=real(scenes, heads),
-        grid_logits=real(scenes, len(to.grid)) if grid else None,
+        grid_logits=real(scenes, 2, len(to.grid)) if grid else None,
     )
 
 
@@ -97,7 +97,7 @@ def perfect_prediction(to: Targets, *, smoothing: float = 0.05, width: float = 0
         elevation=heads[1],
         inverse_range=1 / heads[2],
         existence_logits=torch.where(exists, 40.0, -40.0).to(heads[0]),
-        grid_logits=heat_map_target(to.truth, to.grid, width).clamp_min(1e-30).log(),
+        grid_logits=heat_map_target(to.truth, to.grid, width).clamp_min(1e-30).log()[:, None],
     )
 
 

@@ -351,7 +351,7 @@ def test_mismatches_are_refused_in_one_sentence(generator, untyped):
     with pytest.raises(InputError, match="at most K_max = 2 sources, found 3"):
         total_loss(random_prediction(generator, to, most=2), to, SPEC, beta=0.3)
     with pytest.raises(InputError, match=r"grid_logits: expected P = \d+ as in the grid, found 2"):
-        total_loss(replace(prediction, grid_logits=torch.zeros(4, 2).double()), to, SPEC, beta=0.3)
+        total_loss(replace(prediction, grid_logits=torch.zeros(4, 1, 2).double()), to, SPEC, beta=0.3)
     with pytest.raises(InputError, match=r"loss\.angle: expected a finite weight, not negative, found -1"):
         total_loss(prediction, to, SPEC, beta=0.3, weights={"angle": -1.0})
     with pytest.raises(InputError, match="the covariance is never off"):

@@ -28,7 +28,7 @@ class Prediction:
         elevation: [S, Q] radians.
         inverse_range: [S, Q] 1/m, positive.
         existence_logits: [S, Q], positive where head q stands for a source.
-        grid_logits: [S, P], a heat map over the points of a
+        grid_logits: [S, T, P], heat maps of T stages, the last one the answer, over the points of a
             :class:`~rismusic.estimate.grid.SearchGrid`; softmax gives the share of sources at each point.
 
     Raises:
@@ -42,7 +42,7 @@ class Prediction:
     elevation: Float[Tensor, "S Q"]
     inverse_range: Float[Tensor, "S Q"]
     existence_logits: Float[Tensor, "S Q"]
-    grid_logits: Float[Tensor, "S P"] | None = None
+    grid_logits: Float[Tensor, "S T P"] | None = None
 
     def __post_init__(self) -> None:
         scenes, _, most = self.angle_factor.shape

@@ -97,7 +97,9 @@ def total_loss(
     if "heat_map" in used:
         assert prediction.grid_logits is not None
         target = heat_map_target(targets.truth, targets.grid, spec.heat_map_width)
-        losses["heat_map"] = heat_map_divergence(prediction.grid_logits, target, targets.grid)
+        maps = prediction.grid_logits.unbind(1)
+        stages = [heat_map_divergence(logits, target, targets.grid) for logits in maps]
+        losses["heat_map"] = torch.stack(stages).mean(0)
 
     best: dict[TermName, Tensor] = {}
     if oracle:
