@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rismusic.evaluate.bench.spec import BenchSpec
     from rismusic.evaluate.bound_table import bound_table
     from rismusic.evaluate.report import write_bench_report, write_report
+    from rismusic.learn.run import Trained, train
+    from rismusic.learn.spec import TrainSpec
+    from rismusic.learn.weights import load_network
     from rismusic.link import Link
     from rismusic.panel import Panel
     from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
@@ -57,6 +60,11 @@ _HOME = {
     "bench": "evaluate.bench.run",
     "Benchmark": "evaluate.bench.run",
     "merge_benchmarks": "evaluate.bench.run",
+    # train a network
+    "TrainSpec": "learn.spec",
+    "train": "learn.run",
+    "Trained": "learn.run",
+    "load_network": "learn.weights",
     # what came of it, as one HTML file
     "write_report": "evaluate.report",
     "write_bench_report": "evaluate.report",

@@ -48,6 +48,7 @@ class Stream(IntEnum):
     DEAD = 13
     DISPLACEMENT = 14
     BETA = 15
+    HIDDEN_NOISE = 16
 
 
 class Draws:

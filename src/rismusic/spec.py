@@ -225,19 +225,27 @@ def load_spec(path: str | Path) -> SystemSpec:
     Raises:
         InputError: the file is missing, is no TOML, or holds an unknown or impossible setting.
     """
+    return SystemSpec(**read_toml(path))
+
+
+def read_toml(path: str | Path) -> dict[str, object]:
+    """What a TOML file holds.
+
+    Raises:
+        InputError: the file is missing or is no TOML.
+    """
     path = Path(path)
     try:
-        values = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+        return tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
     except OSError as error:
         reason = (error.strerror or "an unreadable one").lower()
         raise InputError(str(path), "a readable TOML file", reason) from None
     except (TOMLKitError, UnicodeDecodeError) as error:
         raise InputError(str(path), "a TOML file", f"a file that does not parse ({error})") from None
-    return SystemSpec(**values)
 
 
-def dump_spec(spec: SystemSpec) -> str:
-    """The spec as TOML text that :func:`load_spec` reads back to an equal spec."""
+def dump_spec(spec: Spec) -> str:
+    """The spec as TOML text, from which an equal spec can be made."""
     return tomlkit.dumps(spec.model_dump(mode="json"))
 
 

@@ -23,6 +23,7 @@ from rismusic.cli.command import Command, with_config
 from rismusic.cli.locate import Locate
 from rismusic.cli.output import complain
 from rismusic.cli.simulate import Simulate
+from rismusic.cli.train import Train, with_settings
 from rismusic.errors import InputError
 from rismusic.version import __version__
 
@@ -33,6 +34,7 @@ Commands = (
     | Annotated[Locate, subcommand("locate", prefix_name=False)]
     | Annotated[Bound, subcommand("bound", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
+    | Annotated[Train, subcommand("train", prefix_name=False)]
 )
 
 # A configuration describes a whole system; what of it a command has no use for is left out.
@@ -50,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"rismusic {__version__}")
         return 0
     try:
-        return _parse(with_config(args, LEAVE_OUT)).run()
+        return _parse(with_config(with_settings(args), LEAVE_OUT)).run()
     except InputError as error:
         complain(str(error))
         return 2

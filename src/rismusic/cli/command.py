@@ -38,22 +38,23 @@ def with_config(args: list[str], leave_out: Mapping[str, Collection[str]]) -> li
         # Right behind the command, so that every flag that was typed comes later and wins.
         return [
             args[0],
-            *_flags(load_spec(path), leave_out[args[0]]),
+            *flags_of(load_spec(path), leave_out[args[0]]),
             *args[1:place],
             *with_config(rest, leave_out),
         ]
     return args
 
 
-def _flags(spec: Spec, leave_out: Collection[str], prefix: str = "") -> list[str]:
+def flags_of(spec: Spec, leave_out: Collection[str] = (), prefix: str = "") -> list[str]:
+    """The flags that say what was set in a spec."""
     flags = []
     for name in sorted(spec.model_fields_set.difference(leave_out)):
-        value, flag = getattr(spec, name), prefix + name.replace("_", "-")
+        value, flag = getattr(spec, name), name.replace("_", "-")
         if isinstance(value, Spec):
-            flags += _flags(value, (), f"{flag}.")
+            flags += flags_of(value, (), f"{prefix}{flag}.")
         elif isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+            flags.append(f"--{prefix}{'' if value else 'no-'}{flag}")
         else:
             values = value if isinstance(value, tuple) else (value,)
-            flags += [f"--{flag}", *map(str, values)]
+            flags += [f"--{prefix}{flag}", *map(str, values)]
     return flags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
@@ -68,6 +69,9 @@ class Stage(nn.Module):
         planes: Z, values for each place.
     """
 
+    precision: torch.dtype | None = None
+    """Of the matrix products, where it is not that of what is given; what comes out has the latter."""
+
     def __init__(self, maps: int, width: int, depth: int, kernel: int, heads: int, planes: int) -> None:
         super().__init__()
         self.read = nn.Conv2d(maps, width, 1)
@@ -81,5 +85,7 @@ class Stage(nn.Module):
         self, given: Float[Tensor, "S C X Y"]
     ) -> tuple[Float[Tensor, "S W X Y"], Float[Tensor, "S P"]]:
         """The memory, and values [S, X Y Z]."""
-        memory = self.blocks(self.read(given))
-        return memory, self.write(memory).movedim(1, -1).flatten(1)
+        with torch.autocast(given.device.type, self.precision, enabled=self.precision is not None):
+            memory = self.blocks(self.read(given))
+            values = self.write(memory).movedim(1, -1).flatten(1)
+        return memory.to(given.dtype), values.to(given.dtype)

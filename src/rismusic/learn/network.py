@@ -53,7 +53,7 @@ class Network(nn.Module):
         width = spec.width
         # Where a point lies, for all scenes.
         place = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (X, Y)), indexing="ij"))
-        inside = grid.inside.view(X, Y, Z).any(-1).float()[None]
+        inside = grid.inside.view(X, Y, Z).any(-1).float()[None].cpu()
         self.register_buffer("place", torch.cat((place, inside)), persistent=False)
         given = _MAPS * Z + 3 + 1
         self.stages = nn.ModuleList(

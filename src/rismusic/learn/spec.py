@@ -1,4 +1,4 @@
-"""Settings of the losses and of what changes while training. The module does not import torch."""
+"""Settings of the network and of its training. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from rismusic.errors import InputError
-from rismusic.spec import Count, Positive, Spec
+from rismusic.spec import Count, NonNegative, Positive, Spec, SystemSpec, limits
 
 TermName = Literal[
     "covariance",
@@ -195,3 +195,93 @@ class NetworkSpec(Spec):
     def large(cls) -> NetworkSpec:
         """About 19 million parameters, for a GPU."""
         return cls(stages=4, depth=6, width=384, heads=8, oversampling=2.51)
+
+
+class TrainSpec(Spec):
+    """A whole training: what learns, from which scenes, by what, and for how long."""
+
+    network: NetworkSpec = NetworkSpec()
+    system: SystemSpec = SystemSpec()
+    """The scenes that are learned from."""
+    loss: LossSpec = LossSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the first weights and of the scenes; training, validation and test share none."""
+    scenes_per_epoch: Count = 25_600
+    """Scenes between two validations, a multiple of batch times accumulation."""
+    fresh: bool = True
+    """New scenes in each epoch; else the same ones, to see whether they can be learned by heart."""
+    hidden_noise: Share = 0.5
+    """Share of the batches whose noise variance is estimated as if it were not recorded."""
+    batch: Count = 64
+    """Scenes of one forward pass, of all processes together."""
+    accumulation: Count = 1
+    """Batches whose gradients make up one optimizer step."""
+    backbone_learning_rate: NonNegative = 2e-4
+    """Highest learning rate of what the outputs are computed from."""
+    head_learning_rate: NonNegative = 8e-4
+    """Highest learning rate of the layers that write the outputs."""
+    weight_decay: NonNegative = 0.01
+    """Of AdamW; biases and norms have none."""
+    clip_norm: Positive = 1.0
+    """Largest norm of the gradient."""
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the moving average of the weights, which is what is validated and kept."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the stages; 'auto': bfloat16 (or float16) on a GPU, float32 else. All around them is float32."""
+    skipped_max: Annotated[int, Field(ge=0)] = 20
+    """Steps that may be skipped for a gradient that is not finite; one more and the training stops."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Epochs without a better validation loss after which the training stops; 0: never."""
+    validation_scenes: Annotated[int, Field(ge=2)] = 512
+    """Scenes of the validation, the same in each epoch; the noise of every second one is hidden."""
+    scored_scenes: Annotated[int, Field(ge=2)] = 64
+    """Scenes of these that are located."""
+    log_steps: Count = 20
+    """Steps whose numbers are fetched from the device at once."""
+    save_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps between two checkpoints within an epoch; 0: by time alone."""
+    save_minutes: Positive = 10.0
+    """Minutes between two checkpoints."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSpec:
+        most, step = limits(self.system.sources)[1], self.batch * self.accumulation
+        if most > self.network.sources_max:
+            raise InputError(
+                "network.sources_max", f"at least {most}, as in system.sources", str(self.network.sources_max)
+            )
+        if self.scenes_per_epoch % step:
+            raise InputError(
+                "scenes_per_epoch", f"a multiple of batch x accumulation = {step}", str(self.scenes_per_epoch)
+            )
+        return self
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.scenes_per_epoch // (self.batch * self.accumulation)
+
+    @classmethod
+    def tiny(cls) -> TrainSpec:
+        """Some minutes on two cores: shows that it learns, not how well it can."""
+        return cls(
+            network=NetworkSpec.tiny(),
+            schedule=ScheduleSpec(epochs=20),
+            scenes_per_epoch=2048,
+            batch=32,
+            average_decay=0.99,
+            validation_scenes=128,
+        )
+
+    @classmethod
+    def search(cls) -> TrainSpec:
+        """For the search of settings: short, and its losses weighted alike in all trials."""
+        return cls(
+            loss=LossSpec.search(), schedule=ScheduleSpec.search().replace(epochs=12), scenes_per_epoch=6400
+        )
+
+    @classmethod
+    def final(cls) -> TrainSpec:
+        """For weights that are to be used."""
+        return cls(loss=LossSpec.final(), schedule=ScheduleSpec.final().replace(epochs=100), patience=25)

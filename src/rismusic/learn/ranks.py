@@ -1,0 +1,89 @@
+"""Several processes that train one network, each on its share of every batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+from rismusic.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is, and its device.
+
+    Args:
+        rank: from 0; process 0 writes and speaks.
+        world: number of processes.
+        device: of this process.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def average(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
+        """Make the gradients of all processes their mean, and return the mean of the numbers: one message."""
+        if self.world == 1:
+            return numbers
+        held = [parameter for parameter in parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in held]
+        message = torch.cat([numbers, *(g.flatten() for g in gradients if g is not None)]) / self.world
+        distributed.all_reduce(message)
+        parts = message[len(numbers) :].split([parameter.numel() for parameter in held])
+        for gradient, part in zip(gradients, parts, strict=True):
+            assert gradient is not None
+            gradient.copy_(part.view_as(gradient))
+        return message[: len(numbers)]
+
+    def told(self, value: bool) -> bool:
+        """What process 0 says."""
+        if self.world == 1:
+            return value
+        message = torch.tensor([float(value)], device=self.device)
+        distributed.broadcast(message, src=0)
+        return bool(message.item())
+
+    def wait(self) -> None:
+        """Go on when all have come this far."""
+        if self.world > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def all_ranks(device: torch.device | str | None = None) -> Iterator[Ranks]:
+    """The processes that ``torchrun`` started, or this one alone.
+
+    Args:
+        device: of a process alone; a GPU where there is one, if none. Under ``torchrun`` each process has the
+            GPU of its local rank, or the CPU if that is asked for or there is no GPU.
+
+    Raises:
+        InputError: a device that is not there.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device", "cpu (no GPU is to be seen)", str(device))
+    if world == 1:
+        yield Ranks(device=kind)
+        return
+    if kind.type == "cuda":
+        kind = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(kind)
+    distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+    try:
+        yield Ranks(distributed.get_rank(), world, kind)
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,84 @@
+"""The scenes of a training: a function of epoch, step and process, so that a resumed one sees the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from rismusic.draws import Draws, Stream
+from rismusic.estimate.noise import guess_noise
+from rismusic.learn.ranks import Ranks
+from rismusic.learn.spec import TrainSpec
+from rismusic.recording import Recording
+from rismusic.simulator import Simulator
+
+# Scenes that the probes look at.
+_PROBED = 16
+
+
+class Scenes:
+    """Batches for training and validation, simulated when they are asked for.
+
+    Args:
+        spec: system, sizes of the batches, seed.
+        ranks: the processes and the device.
+    """
+
+    def __init__(self, spec: TrainSpec, ranks: Ranks | None = None) -> None:
+        self.spec, self.ranks = spec, ranks or Ranks()
+        self._train, self._validation = (
+            Simulator(spec.system, seed=spec.seed, split=split, device=self.ranks.device)
+            for split in ("train", "validation")
+        )
+
+    def numbers(self, epoch: int, step: int) -> list[range]:
+        """The scene numbers of an optimizer step's batches: this process's share of each."""
+        spec, world = self.spec, self.ranks.world
+        first = step * spec.accumulation * spec.batch + (epoch * spec.scenes_per_epoch if spec.fresh else 0)
+        share = spec.batch // world
+        starts = [first + part * spec.batch + self.ranks.rank * share for part in range(spec.accumulation)]
+        return [range(start, start + share) for start in starts]
+
+    def step(self, epoch: int, step: int) -> Iterator[Recording]:
+        """The batches of an optimizer step, one by one."""
+        batches = torch.arange(self.spec.accumulation) + self.spec.accumulation * (
+            epoch * self.spec.steps_per_epoch + step
+        )
+        # The same for all processes.
+        uniform = Draws(self.spec.seed, "train", batches).uniform(Stream.HIDDEN_NOISE, 1)[:, 0]
+        hidden = (uniform < self.spec.hidden_noise).tolist()
+        for numbers, hide in zip(self.numbers(epoch, step), hidden, strict=True):
+            recording = self._train.scenes(numbers.start, numbers.stop)
+            yield with_guessed_noise(recording) if hide else recording
+
+    def validation(self) -> Iterator[Recording]:
+        """The validation set in batches: a half with its noise variance, a half without."""
+        scenes = self.spec.validation_scenes
+        for hide, (start, stop) in ((False, (0, scenes // 2)), (True, (scenes // 2, scenes))):
+            for recording in self._validation.stream(self.spec.batch, start=start, stop=stop):
+                yield with_guessed_noise(recording) if hide else recording
+
+    def scored(self) -> tuple[Recording, Recording]:
+        """The scenes that are located: as they are, and as the network is given them.
+
+        Every second one is given with an estimate of its noise variance.
+        """
+        scenes = self._validation.scenes(0, min(self.spec.scored_scenes, self.spec.validation_scenes))
+        guessed = with_guessed_noise(scenes)
+        assert scenes.noise_variance is not None
+        assert guessed.noise_variance is not None
+        odd = torch.arange(len(scenes), device=self.ranks.device) % 2 == 1
+        noise = torch.where(odd, guessed.noise_variance, scenes.noise_variance)
+        return scenes, replace(scenes, noise_variance=noise)
+
+    def probe(self) -> Recording:
+        """A few scenes of the validation set, for the probes."""
+        return self._validation.scenes(0, min(_PROBED, self.spec.batch, self.spec.validation_scenes))
+
+
+def with_guessed_noise(recording: Recording) -> Recording:
+    """The recording as inference takes one without a noise variance: with an estimate in its place."""
+    noise = guess_noise(replace(recording, noise_variance=None))
+    return replace(recording, noise_variance=noise.to(recording.snapshots.real.dtype))

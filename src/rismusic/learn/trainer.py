@@ -1,0 +1,228 @@
+"""The training: one loop over epochs, one over optimizer steps, and nothing hidden from either.
+
+Which scenes a step sees, beta, the weights of the losses and the learning rate are functions of epoch and
+step; everything else that a step depends on is in the checkpoint. A training that was interrupted, however,
+therefore ends where an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rismusic.learn import probes
+from rismusic.learn.blame import culprit
+from rismusic.learn.checkpoint import State, load_checkpoint, save_checkpoint
+from rismusic.learn.findings import Report
+from rismusic.learn.interrupt import remembered
+from rismusic.learn.learner import Learner
+from rismusic.learn.losses import check_start
+from rismusic.learn.ranks import Ranks
+from rismusic.learn.runfolder import BEST, LAST, RunFolder
+from rismusic.learn.scenes import Scenes
+from rismusic.learn.schedules import beta_at, weights_at
+from rismusic.learn.spec import TrainSpec
+from rismusic.learn.validation import Validation, report, validate
+from rismusic.learn.weights import save_network
+
+Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
+
+
+class Trainer:
+    """A training in its folder.
+
+    Args:
+        spec: all settings.
+        run: the folder, made and held.
+        ranks: the processes and the device.
+        progress: called with the number of scenes done and that of all.
+        say: called with each line for the console.
+        record: called with each line of the log, beside it.
+    """
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        run: RunFolder,
+        ranks: Ranks | None = None,
+        *,
+        progress: Progress = lambda *_: None,
+        say: Say = lambda _: None,
+        record: Callable[[dict[str, object]], None] | None = None,
+    ) -> None:
+        self.spec, self.run, self.ranks = spec, run, ranks or Ranks()
+        self.learner = Learner(spec, self.ranks)
+        self.scenes = Scenes(spec, self.ranks)
+        self.state = State()
+        self._progress, self._say, self._record = progress, say, record
+        self._pending: list[dict[str, Tensor]] = []
+        self._saved = time.monotonic()
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        found = load_checkpoint(self.run)
+        if found is not None:
+            self.state, tensors = found
+            self.learner.restore(tensors)
+            self.learner.scaler.load_state_dict(self.state.scaler)
+        if self.ranks.first:
+            self.run.cut_log(self.state.log_bytes)
+        self.ranks.wait()
+
+    def train(self) -> None:
+        """From where the state stands to the end.
+
+        Raises:
+            InputError: too many steps without a finite gradient; the disk is full.
+            KeyboardInterrupt: after a checkpoint.
+        """
+        spec, state, learner = self.spec, self.state, self.learner
+        if not state.begun:
+            self._begin()
+        with remembered() as interrupted:
+            while not state.stopped:
+                beta = beta_at(spec.schedule, state.epoch, spec.seed)
+                weights = weights_at(spec.loss, spec.schedule, state.epoch, beta)
+                if state.step == 0:
+                    self._look(beta)
+                while state.step < spec.steps_per_epoch:
+                    first = self.ranks.first and state.step == 0
+                    before = probes.snapshot(learner) if first else {}
+                    rates = probes.learning_rate(learner).values if first else {}
+                    self._pending.append(
+                        learner.step(self.scenes.step(state.epoch, state.step), beta, weights)
+                    )
+                    state.step += 1
+                    if first:
+                        self._tell(probes.change(learner, before, rates))
+                    if len(self._pending) >= spec.log_steps:
+                        self._fetch()
+                    self._show()
+                    if interrupted() or self._due():
+                        self._save()
+                    if interrupted():
+                        raise KeyboardInterrupt
+                self._fetch()
+                self._close_epoch(beta)
+                self._save()
+
+    def _begin(self) -> None:
+        """Before the first step: do all outputs learn, and can the folder be written?"""
+        beta, weights = 0.0, self.spec.loss.weights
+        prediction = self.learner.network(next(self.scenes.step(0, 0)))
+        losses = self.learner.judged(prediction, next(self.scenes.step(0, 0)), beta, weights)
+        check_start(losses, prediction)
+        self._tell(probes.first_loss(float(losses.total.detach())))
+        if self.ranks.first:
+            first = validate(self.learner, self.scenes)
+            self._tell(report(first, None, self.spec.network.sources_max, self._snapshots))
+        self.state.begun = True
+        self._save()
+
+    def _look(self, beta: float) -> None:
+        """The probes at the head of an epoch."""
+        if not self.ranks.first:
+            return
+        weights = weights_at(self.spec.loss, self.spec.schedule, self.state.epoch, beta)
+        self._tell(probes.beta(beta))
+        self._tell(probes.learning_rate(self.learner))
+        for each in probes.gradients(self.learner, self.scenes.probe(), beta, weights):
+            self._tell(each)
+
+    def _fetch(self) -> None:
+        """Bring the numbers of the last steps to the host, log them, and stop after too many bad ones."""
+        if not self._pending:
+            return
+        state, names = self.state, list(self._pending[0])
+        rows = torch.stack([torch.stack(list(row.values())) for row in self._pending]).tolist()
+        step = state.step - len(rows)
+        records: list[dict[str, object]] = []
+        for number, row in enumerate(rows, start=step):
+            values = dict(zip(names, row, strict=True))
+            records.append({"kind": "step", "epoch": state.epoch, "step": number, **values})
+            taken = values["taken"] == 1
+            state.skipped += not taken
+            state.clipped += bool(values["clipped"])
+            for name, value in values.items():
+                # What a skipped step leaves has no mean.
+                state.sums[name] = state.sums.get(name, 0.0) + (value if taken else 0.0)
+        self._pending.clear()
+        self._write(records)
+        if state.skipped > self.spec.skipped_max:
+            bad = [record for record in records if record["taken"] != 1]
+            raise culprit(self.learner, self.scenes, bad[-1] if bad else records[-1], state.skipped)
+
+    def _close_epoch(self, beta: float) -> None:
+        """Validate, log, keep the weights, and decide whether to go on."""
+        spec, state = self.spec, self.state
+        stop = False
+        if self.ranks.first:
+            now = validate(self.learner, self.scenes)
+            stop = self._judge(now, beta)
+        state.stopped = self.ranks.told(stop)
+        state.epoch, state.step, state.clipped, state.sums = state.epoch + 1, 0, 0, {}
+        state.stopped = state.stopped or state.epoch == spec.schedule.epochs
+
+    def _judge(self, now: Validation, beta: float) -> bool:
+        """Log an epoch and keep its weights; whether it has been too long since the best one."""
+        spec, state, learner = self.spec, self.state, self.learner
+        epochs = self.run.records("epoch")
+        before = epochs[-1]["validation"]["loss"] if epochs else None  # type: ignore[index]
+        taken = state.sums.get("taken", 0.0)
+        means = {name: total / taken for name, total in state.sums.items()} if taken else {}
+        weights = weights_at(spec.loss, spec.schedule, state.epoch, beta)
+        self._tell(probes.steps(state, spec.clip_norm))
+        self._tell(probes.losses(means, weights))
+        self._tell(report(now, before, spec.network.sources_max, self._snapshots))
+        record = {"kind": "epoch", "epoch": state.epoch, "beta": beta, "training": means}
+        self._write([{**record, "validation": now.record()}])
+        notes = {"epoch": str(state.epoch), "validation_loss": json.dumps(now.loss)}
+        if state.best is None or now.loss < state.best:
+            state.best, state.best_epoch = now.loss, state.epoch
+            save_network(self.run.folder / BEST, learner.network, learner.average, training=spec, notes=notes)
+        save_network(self.run.folder / LAST, learner.network, learner.average, training=spec, notes=notes)
+        return 0 < spec.patience <= state.epoch - state.best_epoch
+
+    def _save(self) -> None:
+        """A checkpoint, of what all steps so far have left."""
+        self._fetch()
+        if self.ranks.first:
+            self.state.scaler = self.learner.scaler.state_dict()
+            self.state.log_bytes = self.run.log_size()
+            save_checkpoint(self.run, self.state, self.learner.tensors())
+        self._saved = time.monotonic()
+
+    def _due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        if not self.ranks.first:
+            return False
+        steps, minutes = self.spec.save_steps, self.spec.save_minutes
+        return (steps > 0 and self.state.step % steps == 0) or time.monotonic() - self._saved > 60 * minutes
+
+    def _tell(self, found: Report) -> None:
+        """A line for the log and one for the console."""
+        if self.ranks.first:
+            self._write([found.record(self.state.epoch)])
+            for line in found.lines:
+                self._say(line)
+
+    def _write(self, records: list[dict[str, object]]) -> None:
+        if self.ranks.first:
+            self.run.log(records)
+            for record in records if self._record else ():
+                self._record(record)
+
+    def _show(self) -> None:
+        if self.ranks.first:
+            spec, state = self.spec, self.state
+            done = state.epoch * spec.scenes_per_epoch + state.step * spec.batch * spec.accumulation
+            self._progress(done, spec.schedule.epochs * spec.scenes_per_epoch)
+
+    @property
+    def _snapshots(self) -> int:
+        return self.spec.system.codebook.snapshots

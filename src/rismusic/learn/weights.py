@@ -1,0 +1,127 @@
+"""Weights of a network as a safetensors file that says what they are for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rismusic.errors import InputError
+from rismusic.estimate.grid import SearchGrid, Volume
+from rismusic.learn.checkpoint import read_tensors, write_tensors
+from rismusic.learn.network import Network
+from rismusic.learn.spec import NetworkSpec, TrainSpec
+from rismusic.panel import Panel
+from rismusic.version import __version__
+
+_FORMAT = "rismusic-network/1"
+_ELEMENTS = "panel.elements"
+# Share of the wavelength by which elements of the same panel may differ.
+_SAME = 1e-3
+
+
+def save_network(
+    path: Path,
+    network: Network,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    training: TrainSpec | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write a network's weights, with its sizes, panel and grid.
+
+    Args:
+        path: the file; one that exists is replaced.
+        network: whose sizes, panel and grid are written.
+        weights: by name of the parameter; those of the network if none.
+        training: the settings that they come from.
+        notes: more to say of them.
+
+    Raises:
+        InputError: the disk is full or refuses.
+    """
+    panel, volume = network.grid.panel, network.grid.volume
+    held = (
+        {name: value.detach() for name, value in network.named_parameters()} if weights is None else weights
+    )
+    metadata = {
+        "format": _FORMAT,
+        "version": __version__,
+        "network": network.spec.model_dump_json(),
+        "wavelength_m": repr(panel.wavelength),
+        "elements": str(panel.size),
+        "volume": json.dumps([volume.azimuth_max, volume.elevation_max, volume.range_min, volume.range_max]),
+        "grid": json.dumps(network.grid.shape),
+        **({} if training is None else {"training": training.model_dump_json()}),
+        **(notes or {}),
+    }
+    write_tensors(path, {**held, _ELEMENTS: panel.elements.double()}, metadata)
+
+
+def load_network(
+    path: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
+) -> Network:
+    """The network of a file of weights, on its panel and grid.
+
+    Args:
+        path: a file of :func:`save_network`.
+        panel: the panel that it is meant for; any if none.
+        device: where it is to work.
+
+    Raises:
+        InputError: no file of weights of this package, one that is cut short, or one for another panel.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != _FORMAT or _ELEMENTS not in tensors:
+        raise InputError(str(path), "weights of a rismusic network", "weights of something else")
+    try:
+        spec = NetworkSpec(**json.loads(metadata["network"]))
+        own = Panel(tensors.pop(_ELEMENTS), float(metadata["wavelength_m"])).to(device)
+        volume = Volume(*json.loads(metadata["volume"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(str(path), "weights of a network of this version", str(error)) from None
+    if panel is not None:
+        check_panel(str(path), own, panel)
+    network = Network(spec, SearchGrid.cover(own, volume, spec.oversampling)).to(device)
+    restore(str(path), network, tensors)
+    return network
+
+
+def restore(source: str, network: Network, weights: Mapping[str, Tensor]) -> None:
+    """Give a network its weights.
+
+    Raises:
+        InputError: weights of another network.
+    """
+    own = dict(network.named_parameters())
+    for name in own.keys() | weights.keys():
+        shapes = [tuple(held[name].shape) if name in held else None for held in (own, weights)]
+        if shapes[0] != shapes[1]:
+            said = ["none" if shape is None else f"shape {list(shape)}" for shape in shapes]
+            raise InputError(source, f"for the weight {name} {said[0]}, as in the network", said[1])
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+
+def check_panel(source: str, own: Panel, panel: Panel) -> None:
+    """Refuse a panel that weights were not made for.
+
+    Raises:
+        InputError: another wavelength, another number of elements, or elements elsewhere.
+    """
+    if own.size != panel.size:
+        raise InputError(source, f"weights for N = {panel.size} elements", f"weights for {own.size}")
+    if abs(own.wavelength - panel.wavelength) > _SAME * own.wavelength:
+        raise InputError(
+            source, f"weights for a wavelength of {panel.wavelength:g} m", f"weights for {own.wavelength:g} m"
+        )
+    away = float((own.elements.cpu() - panel.elements.cpu()).abs().max()) / own.wavelength
+    if away > _SAME:
+        raise InputError(
+            source, "weights for this panel", f"weights for one whose elements are {away:.2g} wavelengths off"
+        )
