@@ -49,7 +49,7 @@ def made_up(method: str, sources: int, snr_db: float, number: int) -> BenchRow:
 def rows() -> list[BenchRow]:
     cells = [(sources, snr_db) for sources in (1, 3) for snr_db in (0.0, 10.0)]
     return [
-        made_up(method, *cell, 1 + place + 3 * order)
+        made_up(method, *cell, 1 + place + 3 * (order % 2))
         for place, cell in enumerate(cells)
         for order, method in enumerate(METHODS)
     ]

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from rismusic.bounds import recording_crb
+from rismusic.estimate.locate import Located, locate
+from rismusic.evaluate.metrics import score
+from rismusic.evaluate.report.scores import (
+    POWERS_FITTED,
+    POWERS_KNOWN,
+    SYMBOLS_KNOWN,
+    joined,
+    judge,
+)
+from rismusic.recording import Recording, read
+from rismusic.simulator import simulate
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return simulate(scenes=6, sources=2, snr_db=15, panel={"rows": 6, "columns": 6}, seed=8)
+
+
+@pytest.fixture(scope="module")
+def located(recording) -> Located:
+    return locate(recording, sources=2, method="omp")
+
+
+def test_the_bound_is_the_best_that_the_truth_allows(recording, located):
+    bare = {"symbols": None}
+    powers = replace(recording, truth=replace(recording.truth, **bare))
+    positions = replace(recording, truth=replace(recording.truth, power=None, **bare))
+    for one, kind in ((recording, SYMBOLS_KNOWN), (powers, POWERS_KNOWN), (positions, POWERS_FITTED)):
+        assert judge(one, located).kind == kind
+    for one, name in ((recording, "conditional"), (powers, "unconditional")):
+        expected = recording_crb(one, name)
+        assert torch.equal(judge(one, located).bound.covariance, expected.covariance)
+    assert judge(replace(recording, truth=None), located) is None
+
+
+def test_fitted_powers_come_near_the_true_bound(samples):
+    """Bounds made by other code with the symbols that were sent; the medians differ by the symbols' luck."""
+    recording = read(samples / "direct_10dB.h5")
+    true = np.load(samples / "direct_10dB.bound.npz")["crb"]
+    judged = judge(recording, locate(recording, sources=0))
+    assert judged.kind == POWERS_FITTED
+    ratio = judged.bound.std.numpy() / true
+    assert np.nanmedian(ratio) == pytest.approx(1, abs=0.02)
+    assert not judged.match.hit.any()
+
+
+def test_true_places_inside_the_ellipsoids(recording, located):
+    """Against a loop over hits with the inverse of each covariance."""
+    shifted = recording.truth.each(lambda value: value.clone())
+    shifted.azimuth[:, 0] += 3 * torch.linspace(0, 1, 6) * located.std[:, :, 0].nan_to_num().amax(1)
+    judged = judge(replace(recording, truth=shifted), located)
+    expected = torch.zeros_like(judged.inside)
+    for scene, true in judged.match.hit.nonzero().tolist():
+        error = judged.match.error[scene, true]
+        sigma = located.covariance[scene, judged.match.partner[scene, true]]
+        expected[scene, true] = error @ torch.linalg.inv(sigma) @ error <= 7.814727903251179
+    assert torch.equal(judged.inside, expected)
+    assert 0 < int(expected.sum()) < int(judged.match.hit.sum())
+    assert (judged.match.partner > 0).any()
+
+
+def test_an_infinite_error_bar_holds_nothing(recording, located):
+    vague = replace(located, covariance=torch.full_like(located.covariance, torch.inf))
+    assert not judge(recording, vague).inside.any()
+
+
+def test_blocks_score_like_the_whole(recording, located):
+    parts = []
+    for part in (recording[:2], recording[2:]):
+        parts.append(judge(part, locate(part, sources=2, method="omp")))
+    whole = judge(recording, located)
+    expected = score(whole.match, whole.bound)
+    assert asdict(score(*joined(parts))) == pytest.approx(asdict(expected), rel=1e-3)
