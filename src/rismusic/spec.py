@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -228,7 +228,7 @@ def load_spec(path: str | Path) -> SystemSpec:
     return SystemSpec(**read_toml(path))
 
 
-def read_toml(path: str | Path) -> dict[str, object]:
+def read_toml(path: str | Path) -> dict[str, Any]:
     """What a TOML file holds.
 
     Raises:

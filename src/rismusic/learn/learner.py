@@ -164,7 +164,12 @@ class Learner:
             if kind == "optimizer":
                 memory[key] = value
                 continue
-            own = {"weights": self.weights, "average": self.average, "taken": {"": self.taken}}.get(kind, {})
+            kinds: dict[str, Mapping[str, Tensor]] = {
+                "weights": self.weights,
+                "average": self.average,
+                "taken": {"": self.taken},
+            }
+            own = kinds.get(kind, {})
             if key not in own or own[key].shape != value.shape:
                 raise InputError("checkpoint", "the weights of this network", f"{name} of another one")
             own[key].copy_(value)

@@ -115,10 +115,9 @@ class GridStatistics:
         B = B / torch.where(scale > 0, scale, 1)[:, None, None, None]
         R = B.shape[1]
         data = (y / power.sqrt()[:, None, None]).unflatten(1, (R, L // R)).mT
-        observed = Observed(B, data, (noise / power).float().clamp_min(_LOADING), y.real.new_zeros(0))
         rows = B.flatten(1, 2)
         reach = self._quadratic(rows.mH @ rows) * (L // R)
-        return Observed(observed.fields, observed.data, observed.noise_variance, reach.clamp_min(1e-6))
+        return Observed(B, data, (noise / power).float().clamp_min(_LOADING), reach.clamp_min(1e-6))
 
     def flat(self, observed: Observed) -> Float[Tensor, "S P"]:
         """Powers that are the same everywhere and explain what noise does not."""

@@ -214,8 +214,9 @@ class Trainer:
     def _write(self, records: list[dict[str, object]]) -> None:
         if self.ranks.first:
             self.run.log(records)
-            for record in records if self._record else ():
-                self._record(record)
+            if self._record is not None:
+                for record in records:
+                    self._record(record)
 
     def _show(self) -> None:
         if self.ranks.first:

@@ -1,0 +1,197 @@
+"""The network: what must not change its answer, and its statistics against a dense form."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from train_case import NETWORK, SYSTEM
+
+from rismusic.errors import InputError
+from rismusic.estimate.grid import SearchGrid, Volume
+from rismusic.learn import statistics
+from rismusic.learn.losses import Targets, total_loss
+from rismusic.learn.network import Network
+from rismusic.learn.spec import LossSpec
+from rismusic.learn.statistics import GridStatistics
+from rismusic.simulator import simulate
+
+SYSTEMS = {
+    "own link": SYSTEM,
+    "one link": SYSTEM.replace(one_link=True),
+    "direct": SYSTEM.replace(channel={"kind": "direct"}),
+}
+VOLUME = Volume.from_scene(SYSTEM.scene)
+
+
+def recorded(kind="own link", scenes=3, **settings):
+    return simulate(SYSTEMS[kind], scenes=scenes, seed=5, **settings)
+
+
+def network_for(recording, seed=1):
+    """Weights away from their small start, so that a change would show."""
+    grid = SearchGrid.cover(recording.panel, VOLUME, NETWORK.oversampling)
+    made = Network(NETWORK, grid, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(1.5)
+    return made.eval()
+
+
+def outputs(prediction):
+    """What must agree; the factors through their product, whose columns have no order of their own."""
+    covariance = prediction.covariance.dense()
+    order = prediction.azimuth.argsort(dim=-1)
+    heads = {
+        name: getattr(prediction, name).gather(1, order)
+        for name in ("azimuth", "elevation", "inverse_range", "existence_logits")
+    }
+    return {
+        "covariance": torch.view_as_real(covariance),
+        "count": prediction.count_logits,
+        "map": prediction.grid_logits,
+        **heads,
+    }
+
+
+def assert_same(first, second, tolerance=2e-3):
+    for (name, one), other in zip(outputs(first).items(), outputs(second).values(), strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_the_order_of_the_snapshots_does_not_matter(kind):
+    recording = recorded(kind)
+    made = network_for(recording)
+    order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
+    codes = recording.codes if recording.codes is None else recording.codes[..., order, :]
+    shuffled = replace(recording, snapshots=recording.snapshots[:, order], codes=codes)
+    assert_same(made(recording), made(shuffled))
+    if codes is not None:  # the snapshots alone are another recording
+        wrong = made(replace(recording, snapshots=recording.snapshots[:, order]))
+        assert (wrong.grid_logits - made(recording).grid_logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_phase_and_scale_do_not_matter(kind):
+    recording = recorded(kind)
+    made = network_for(recording)
+    turned = replace(recording, snapshots=recording.snapshots * np.exp(0.7j))
+    assert_same(made(recording), made(turned))
+    scaled = replace(
+        recording, snapshots=30.0 * recording.snapshots, noise_variance=900.0 * recording.noise_variance
+    )
+    assert_same(made(recording), made(scaled))
+    louder = replace(recording, snapshots=30.0 * recording.snapshots)
+    assert (made(louder).grid_logits - made(recording).grid_logits).abs().max() > 0.1
+
+
+def test_an_unknown_noise_scales_with_the_data():
+    recording = replace(recorded(), noise_variance=None)
+    made = network_for(recording)
+    assert_same(made(recording), made(replace(recording, snapshots=30.0 * recording.snapshots)))
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_a_batch_is_a_loop(kind):
+    recording = recorded(kind)
+    made = network_for(recording)
+    together = made(recording)
+    for scene in range(3):
+        assert_same(together[scene : scene + 1], made(recording[scene : scene + 1]))
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_every_parameter_learns(kind):
+    recording = recorded(kind, scenes=4)
+    made = network_for(recording)
+    targets = Targets.of(recording, made.grid)
+    total_loss(made(recording), targets, LossSpec(), beta=0.2).total.backward()
+    sizes = {name: weight.grad for name, weight in made.named_parameters()}
+    assert [name for name, gradient in sizes.items() if gradient is None or not gradient.any()] == []
+    assert all(gradient.isfinite().all() for gradient in sizes.values())
+
+
+def test_scenes_without_signal_and_without_noise():
+    recording = recorded()
+    made = network_for(recording)
+    silent = replace(recording, snapshots=torch.zeros_like(recording.snapshots))
+    clear = replace(recording, noise_variance=torch.full_like(recording.noise_variance, 1e-12))
+    for one in (silent, clear):
+        prediction = made(one)
+        assert all(value.isfinite().all() for value in outputs(prediction).values())
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_statistics_against_dense_matrices(kind, monkeypatch):
+    """With the whole space as basis: pull and own with R_l, its inverse and every a_p formed explicitly."""
+    monkeypatch.setattr(statistics, "_LEFT_OUT", 0.0)
+    recording = recorded(kind, scenes=2, dtype=torch.float64)
+    grid = SearchGrid.cover(recording.panel, VOLUME, 0.8)
+    made = GridStatistics(grid)
+    observed = made.observe(recording)
+    power = made.flat(observed) * torch.rand(2, len(grid), generator=torch.Generator().manual_seed(0))
+    pull, own = made(observed, power)
+    A = grid.steering(torch.complex128)
+    for scene in range(2):
+        one = recording[scene : scene + 1]
+        y = one.snapshots[0] / one.snapshots.abs().square().mean().sqrt()
+        noise = float(one.noise_variance) / float(one.snapshots.abs().square().mean())
+        L, M = y.shape
+        N = len(A)
+        identity = torch.eye(N, dtype=torch.complex128)
+        H = identity if one.channel is None else one.channel.reshape(M, N).to(torch.complex128)
+        c = torch.ones(L, N, dtype=torch.complex128) if one.codes is None else one.codes.reshape(L, N).to(A)
+        G = H * c[:, None, :]
+        # Scaled to unit mean power per entry on the space that the steering vectors span.
+        U = torch.linalg.svd(A[:, grid.inside], full_matrices=False)[0]
+        G = G / (G @ U).abs().square().mean().sqrt()
+        C = (A * power[scene].double()) @ A.mH
+        expected = torch.zeros(2, len(grid), dtype=torch.float64)
+        for snapshot in range(L):
+            R = G[snapshot] @ C @ G[snapshot].mH + noise * torch.eye(M, dtype=torch.complex128)
+            V = torch.linalg.inv(R) @ G[snapshot] @ A
+            expected[0] += (V.mH @ y[snapshot]).abs().square()
+            expected[1] += (V.conj() * (G[snapshot] @ A)).sum(0).real
+        reach = (G @ A).abs().square().sum((0, 1))
+        torch.testing.assert_close(observed.reach[scene].double(), reach, rtol=2e-4, atol=1e-4)
+        for found, dense in ((pull, expected[0]), (own, expected[1])):
+            torch.testing.assert_close(
+                found[scene].double(), dense, rtol=5e-3, atol=5e-3 * float(dense.max())
+            )
+
+
+def test_the_fixed_point_climbs():
+    """Steps of the fixed point raise the likelihood of the whole data."""
+    recording = recorded(scenes=2)
+    made = GridStatistics(SearchGrid.cover(recording.panel, VOLUME, 1.3))
+    observed = made.observe(recording)
+    power = made.flat(observed)
+    values = [_likelihood(made, observed, power)]
+    for _ in range(4):
+        power = made.climb(observed, power, 1)
+        values.append(_likelihood(made, observed, power))
+    # The fixed point is no gradient; it climbs after the first step, by which powers find their level.
+    assert all((after < before).all() for before, after in itertools.pairwise(values[1:]))
+
+
+def _likelihood(made, observed, power):
+    """sum_l log det R_l + y_l^H R_l^-1 y_l, [S]."""
+    B, U = observed.fields.to(torch.complex128), made.columns.to(torch.complex128)
+    C = (U * power[:, None, :].double()) @ U.mH
+    R = B @ C[:, None] @ B.mH + observed.noise_variance.double()[:, None, None, None] * torch.eye(B.shape[-2])
+    y = observed.data.to(torch.complex128)
+    quadratic = (y.conj() * torch.linalg.solve(R, y)).sum((-2, -1)).real
+    return (torch.linalg.slogdet(R)[1] * observed.repeats + quadratic).sum(-1)
+
+
+def test_a_grid_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(statistics, "_TABLE", 1000)
+    recording = recorded(scenes=1)
+    with pytest.raises(InputError, match="a table of outer products of at most"):
+        GridStatistics(SearchGrid.cover(recording.panel, VOLUME))
