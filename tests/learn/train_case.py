@@ -11,6 +11,7 @@ from rismusic.learn.ranks import Ranks
 from rismusic.learn.runfolder import LOG, RunFolder
 from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
 from rismusic.learn.trainer import Trainer
+from rismusic.scene import Sources
 from rismusic.spec import SystemSpec
 
 SYSTEM = SystemSpec(
@@ -32,6 +33,12 @@ SPEC = TrainSpec(
     average_decay=0.9,
     log_steps=3,
 )
+
+
+def nowhere(covariance, count, grid):
+    """In place of the search of the validation, which takes most of the time of a training this small."""
+    places = torch.where(torch.arange(2) < count[:, None], 0.1, torch.nan)
+    return Sources(azimuth=places, elevation=places, range=places)
 
 
 def trainer(folder, spec=SPEC, **settings) -> Trainer:
@@ -71,5 +78,6 @@ def assert_same_run(folder, other):
     assert tensors.keys() == tensors_2.keys()
     assert all(torch.equal(tensors[name], tensors_2[name]) for name in tensors)
     for kept in ("best.safetensors", "last.safetensors"):
-        assert (folder / kept).read_bytes() == (other / kept).read_bytes()
-        read_tensors(folder / kept)
+        (tensors, metadata), (tensors_2, metadata_2) = (read_tensors(one / kept) for one in (folder, other))
+        assert metadata == metadata_2
+        assert all(torch.equal(tensors[name], tensors_2[name]) for name in tensors)

@@ -90,13 +90,13 @@ def dead_report(sizes: Mapping[str, float]) -> Report:
     dead = [name for name, size in sizes.items() if size == 0]
     finding = at_most(
         "parameters without a gradient",
-        len(dead),
-        0,
+        float(len(dead)),
+        0.0,
         f"these do not learn: {', '.join(dead[:6])}{', ...' if len(dead) > 6 else ''}.",
         "Is a head frozen, a loss of weight 0 its only teacher, or its output unused?",
     )
     text = f"{len(dead)} of {len(sizes)} parameters without a gradient"
-    return Report("GRAD", text, {"without": len(dead), "parameters": len(sizes)}, (finding,))
+    return Report("GRAD", text, {"without": float(len(dead)), "parameters": float(len(sizes))}, (finding,))
 
 
 def first_loss(loss: float) -> Report:
@@ -143,7 +143,7 @@ def change(learner: Learner, before: Mapping[str, Tensor], rates: Mapping[str, f
         "max": float(moved.max()),
         "median_over_rate": float(relative.median()),
         "max_over_rate": float(relative.max()),
-        "unmoved": int((moved == 0).sum()),
+        "unmoved": float((moved == 0).sum()),
     }
     findings = (
         at_least(
@@ -176,7 +176,7 @@ def steps(state: State, clip_norm: float) -> Report:
         **{f"gradient_{group}": means[f"_{group}"] for group in GROUPS},
         "clipped": state.clipped / done,
         "skipped": lost,
-        "skipped_in_all": state.skipped,
+        "skipped_in_all": float(state.skipped),
     }
     findings = (
         at_most(

@@ -41,15 +41,16 @@ class Scenes:
         starts = [first + part * spec.batch + self.ranks.rank * share for part in range(spec.accumulation)]
         return [range(start, start + share) for start in starts]
 
+    def hidden(self, epoch: int, step: int) -> list[bool]:
+        """Of which of an optimizer step's batches the noise variance is hidden: the same in all processes."""
+        parts = self.spec.accumulation
+        batches = torch.arange(parts) + parts * (epoch * self.spec.steps_per_epoch + step)
+        uniform = Draws(self.spec.seed, "train", batches).uniform(Stream.HIDDEN_NOISE, 1)[:, 0]
+        return [value < self.spec.hidden_noise for value in uniform.tolist()]
+
     def step(self, epoch: int, step: int) -> Iterator[Recording]:
         """The batches of an optimizer step, one by one."""
-        batches = torch.arange(self.spec.accumulation) + self.spec.accumulation * (
-            epoch * self.spec.steps_per_epoch + step
-        )
-        # The same for all processes.
-        uniform = Draws(self.spec.seed, "train", batches).uniform(Stream.HIDDEN_NOISE, 1)[:, 0]
-        hidden = (uniform < self.spec.hidden_noise).tolist()
-        for numbers, hide in zip(self.numbers(epoch, step), hidden, strict=True):
+        for numbers, hide in zip(self.numbers(epoch, step), self.hidden(epoch, step), strict=True):
             recording = self._train.scenes(numbers.start, numbers.stop)
             yield with_guessed_noise(recording) if hide else recording
 

@@ -119,11 +119,13 @@ def report(now: Validation, before: float | None, sources_max: int, snapshots: i
             "R_pred has fewer directions than there are sources: its columns have collapsed.",
             "Raise the weight of orthogonality, or look at the factor heads.",
         ),
-        at_most("rank of R_pred", seen["rank_predicted"], 2 * sources_max, "no factor allows it.", "A bug."),
+        at_most(
+            "rank of R_pred", seen["rank_predicted"], 2.0 * sources_max, "no factor allows it.", "A bug."
+        ),
         at_most(
             "rank of R_blend",
             seen["rank_blend"],
-            2 * sources_max + snapshots,
+            float(2 * sources_max + snapshots),
             "more than factors and snapshots allow.",
             "Is R_samp built from something else than the snapshots?",
         ),
