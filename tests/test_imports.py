@@ -24,7 +24,7 @@ ORDER = [
     ["channel", "codebook", "hardware"],
     ["scene"],
     ["recording"],
-    ["simulator", "bounds", "covariance", "mixups"],
+    ["simulator", "bounds", "covariance"],
     ["estimate", "evaluate.metrics", "evaluate.plots"],
     ["learn"],
     ["checking", "evaluate"],

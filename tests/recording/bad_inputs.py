@@ -24,9 +24,22 @@ altered("negative wavelength", "wavelength", "found -0.3", container="npz", wave
 altered("wavelength not finite", "wavelength", "found nan", container="mat 5", wavelength=np.nan)
 altered("wavelength as text", "wavelength", "'0.3 m'", wavelength="0.3 m")
 altered("wavelength complex", "wavelength", "(0.3+1j)", container="npz", wavelength=0.3 + 1j)
-altered("wavelength in millimetres", "wavelength", "0.0005 wavelengths apart", wavelength=300.0)
-altered("frequency for wavelength", "wavelength", "another unit", container="mat 5", wavelength=1e9)
-altered("elements in millimetres", "wavelength", "500 wavelengths apart", elements=lambda p: p * 1000)
+altered(
+    "wavelength in millimetres",
+    "wavelength",
+    "a wavelength in millimetres would be 0.5 apart",
+    wavelength=300.0,
+)
+altered(
+    "frequency for wavelength", "wavelength", "frequency in Hz would be", container="mat 5", wavelength=1e9
+)
+altered(
+    "elements in millimetres",
+    "wavelength",
+    "500 wavelengths apart (wavelength 0.3, least spacing 150; is one of them in another unit? elements in "
+    "millimetres would be 0.5 apart)",
+    elements=lambda p: p * 1000,
+)
 altered(
     "two elements in one place", "wavelength", "0 wavelengths apart", elements=at(1, value=[-0.15, -0.075, 0])
 )
@@ -63,7 +76,9 @@ altered("elements without z", "elements", "real [N, 3]", elements=lambda p: p[:,
 altered(
     "elements of two coordinates", "elements", "real [N, 3], found shape [6, 2]", elements=lambda p: p[:, :2]
 )
-altered("elements transposed", "elements", "shape [3, 6]", container="mat 5", elements=lambda p: p.T)
+altered(
+    "elements transposed", "elements", "shape [3, 6] (transposed?)", container="mat 5", elements=lambda p: p.T
+)
 altered("snapshots of one scene", "snapshots", "complex [S, L, M]", snapshots=lambda y: y[0])
 altered("no scene", "snapshots", "at least one scene", snapshots=np.empty((0, L, M), np.complex64))
 altered(
@@ -83,7 +98,20 @@ altered(
 altered("L of codes", "codes", f"shape [{L}, {N}] or [{S}, {L}, {N}]", codes=lambda c: c[:, :2])
 altered("N of codes", "codes", f"shape [{L}, {N}] or [{S}, {L}, {N}]", codes=lambda c: c[..., :5])
 altered("M of channel", "channel", f"shape [{M}, {N}] or [{S}, {M}, {N}]", channel=lambda h: h[:, :1])
-altered("N of channel transposed", "channel", f"[{N}, {M}]", container="mat 5", channel=lambda h: h[0].T)
+altered(
+    "N of channel transposed",
+    "channel",
+    f"[{N}, {M}] (transposed?)",
+    container="mat 5",
+    channel=lambda h: h[0].T,
+)
+altered(
+    "channel of each scene transposed",
+    "channel",
+    f"[{S}, {N}, {M}] (transposed?)",
+    channel=lambda h: h.transpose(0, 2, 1),
+)
+altered("codes transposed", "codes", f"[{N}, {L}] (transposed?)", codes=lambda c: c[0].T)
 altered("S of channel", "channel", f"[{S - 1}, {M}, {N}]", channel=lambda h: h[1:])
 altered("S of noise variance", "noise_variance", f"shape [{S}]", noise_variance=np.ones(S + 1))
 altered("one noise variance for all", "noise_variance", f"shape [{S}]", noise_variance=np.float64(1.0))

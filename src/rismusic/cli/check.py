@@ -26,6 +26,8 @@ class Check(Command):
     """The recording: .h5, .npz or .mat."""
     as_json: Annotated[bool, arg(name="json")] = False
     """Print JSON in place of a table."""
+    fit: bool = True
+    """Where there is no truth, look for mix-ups of conventions by quick fits (some seconds)."""
 
     plot: Annotated[Path | None, arg(metavar="FILE")] = None
     """Draw the panel and the true sources of a scene (.png, .pdf or .svg)."""
@@ -40,7 +42,7 @@ class Check(Command):
             check_output(self.plot, overwrite=self.overwrite, endings=PLOT_ENDINGS)
         from rismusic.checking import check
 
-        result = check(self.file)
+        result = check(self.file, fit=self.fit)
         if self.as_json:
             print(json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False))
         else:
@@ -61,8 +63,10 @@ class Check(Command):
         for finding in result.findings:
             console.print(
                 f"\n[bold yellow]suspicious:[/] {finding.name}: {finding.meaning}: {finding.value:.3g}"
-                f" (at most {finding.threshold:g}).\n  To try: {finding.remedy}."
+                f" (at most {finding.threshold:.3g}).\n  To try: {finding.remedy}."
             )
+            if finding.alike:
+                console.print(f"  Fits as well: {', '.join(finding.alike)}.")
         if not result.findings:
             console.print("\nNothing suspicious.")
 

@@ -127,7 +127,8 @@ def _measure(name: str, description: Description, sizes: dict[str, int], *, matl
         raise InputError(name, _axes(FIELDS[name]), f"shape {list(description.shape)}")
     for axis, length in zip(axes, shape, strict=True):
         if axis == "3" and length != 3:
-            raise InputError(name, _axes(FIELDS[name]), f"shape {list(description.shape)}")
+            hint = " (transposed?)" if shape[0] == 3 else ""
+            raise InputError(name, _axes(FIELDS[name]), f"shape {list(description.shape)}{hint}")
         if length < 1:
             raise InputError(name, f"at least one {AXES[axis]}", f"none (shape {list(description.shape)})")
         sizes.setdefault(axis, length)
@@ -142,8 +143,13 @@ def _place(field: Field, shape: tuple[int, ...], sizes: Mapping[str, int], *, ma
             return Placement(target, scene_axis)
         if matlab and scene_axis == 0 and shape == (1, sizes["S"]) and _stripped(target) == (sizes["S"],):
             return Placement(target, 1)
-    shapes = " or ".join(f"[{', '.join(str(sizes[axis]) for axis in axes)}]" for axes in options)
-    raise InputError(field.name, f"shape {shapes} ({_axes(field)} as in the other fields)", f"{list(shape)}")
+    targets = [tuple(sizes[axis] for axis in axes) for axes in options]
+    shapes = " or ".join(str(list(target)) for target in targets)
+    turned = len(shape) > 1 and (*shape[:-2], shape[-1], shape[-2]) in targets
+    hint = " (transposed?)" if turned else ""
+    raise InputError(
+        field.name, f"shape {shapes} ({_axes(field)} as in the other fields)", f"{list(shape)}{hint}"
+    )
 
 
 def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:

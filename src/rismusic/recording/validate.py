@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -74,8 +76,26 @@ def check_panel(panel: Panel) -> None:
             "wavelength",
             f"metres, and elements {low:g} to {high:g} wavelengths from their nearest neighbour",
             f"elements {spacing:.3g} wavelengths apart (wavelength {panel.wavelength:g}, least spacing "
-            f"{panel.spacing:.3g}; is one of them in another unit?)",
+            f"{panel.spacing:.3g}; is one of them in another unit?{_likely_unit(panel)})",
         )
+
+
+def _likely_unit(panel: Panel) -> str:
+    """The mistake that would bring the elements closest to half a wavelength apart, if one does."""
+    p, w, c = panel.spacing, panel.wavelength, 299792458.0
+    spacings = {
+        "elements in millimetres": p / 1e3 / w,
+        "elements in centimetres": p / 1e2 / w,
+        "elements in half wavelengths": p / 2,
+        "a wavelength in millimetres": p / (w / 1e3),
+        "a wavelength in centimetres": p / (w / 1e2),
+        "2 pi / wavelength": p * w / (2 * math.pi),
+        "a frequency in Hz": p * w / c,
+        "a frequency in MHz": p * w * 1e6 / c,
+        "a frequency in GHz": p * w * 1e9 / c,
+    }
+    name, spacing = min(spacings.items(), key=lambda item: abs(item[1] - 0.5))
+    return f" {name} would be {spacing:.2g} apart" if abs(spacing - 0.5) < 0.25 else ""
 
 
 def check_values(recording: Recording, *, first_scene: int = 0) -> None:

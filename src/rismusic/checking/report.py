@@ -14,49 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rismusic.checking.blindfit import BlindFit
+from rismusic.checking.truthfit import TruthFit
+from rismusic.checking.verdict import MOST_LEFT, MixUp
 from rismusic.decibel import to_db
-from rismusic.mixups import mix_ups
 from rismusic.panel import Panel
 from rismusic.recording import Recording, RecordingFile, open_recording
 
-# Scenes looked at in one go, and how much of a scene is compared to find copies.
-_BLOCK, _MARK = 64, 64
-# Log-likelihood ratio from which a changed convention is taken for the right one: in 100 simulated recordings
-# of each of six kinds, down to a single scene of five sources at -5 dB, chance reached 24.5.
-_NATS = 30.0
-_FRAME = (
-    "x is horizontal, y vertical, z the normal; azimuth turns from z towards +x, elevation rises towards +y"
-)
+# Scenes looked at in one go, how much of a scene is compared to find copies, scenes enough for conventions.
+_BLOCK, _MARK, _ENOUGH = 64, 64, 256
 
 # Name: threshold, what it means when the measured value is above it, what to try.
 FINDINGS: dict[str, tuple[float, str, str]] = {
-    "snapshots_conjugated": (
-        _NATS,
-        "the truth fits the snapshots' complex conjugate (log-likelihood ratio)",
-        "conjugate the snapshots; a wave's phase falls with distance, exp(-j k0 d)",
-    ),
-    "channel_conjugated": (
-        _NATS,
-        "the truth fits the channel's complex conjugate (log-likelihood ratio)",
-        "conjugate the channel; y = H diag(c) x, not H^* or its Hermitian transpose",
-    ),
-    "codes_conjugated": (
-        _NATS,
-        "the truth fits the codes' complex conjugate (log-likelihood ratio)",
-        "conjugate the codes; an element multiplies the field by c",
-    ),
-    "azimuth_mirrored": (_NATS, "the truth fits with azimuth reversed (log-likelihood ratio)", _FRAME),
-    "elevation_mirrored": (_NATS, "the truth fits with elevation reversed (log-likelihood ratio)", _FRAME),
-    "angles_swapped": (
-        _NATS,
-        "the truth fits with azimuth and elevation swapped (log-likelihood ratio)",
-        _FRAME,
-    ),
-    "elements_renumbered": (
-        _NATS,
-        "the truth fits if the elements are numbered the other way (log-likelihood ratio)",
-        "list the elements in the order in which channel and codes number them",
-    ),
     "snapshots_real": (
         0.999999,
         "the snapshots have no imaginary part (share of the modulus that is real)",
@@ -88,6 +57,11 @@ FINDINGS: dict[str, tuple[float, str, str]] = {
         "store exp(j phase), not the phase or its index",
     ),
     "scenes_repeated": (0.0, "scenes that occur more than once", "check the loop that exported them"),
+    "truth_unexplained": (
+        MOST_LEFT,
+        "the true sources do not explain the signal (share of its power that they leave)",
+        "check truth, channel, codes and element order; no single mix-up of conventions mends it",
+    ),
     "truth_far": (
         100.0,
         "true ranges far beyond the near field (median range / Fraunhofer distance)",
@@ -118,13 +92,24 @@ FINDINGS: dict[str, tuple[float, str, str]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Something suspicious: a measured value above its threshold, what that means, and what to try."""
+    """Something suspicious: a measured value above its threshold, what that means, and what to try.
+
+    ``alike`` names other mistakes that would look the same in this recording.
+    """
 
     name: str
     value: float
     threshold: float
     meaning: str
     remedy: str
+    alike: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, mix_up: MixUp) -> Finding:
+        """A mix-up of conventions."""
+        change = mix_up.change
+        meaning = f"{change.meaning}; log-likelihood ratio"
+        return cls(change.name, mix_up.ratio, mix_up.threshold, meaning, change.remedy, mix_up.alike)
 
 
 @dataclass(frozen=True)
@@ -135,31 +120,48 @@ class Check:
     findings: list[Finding]
 
 
-def check(path: str | Path) -> Check:
+def check(path: str | Path, *, fit: bool = True) -> Check:
     """Look through a recording file; the twin of ``rismusic check``.
 
-    Every scene is read once, block by block, so that the file may be larger than memory.
+    Every scene is read once, block by block, so that the file may be larger than memory. Mix-ups of
+    conventions are looked for with the truth of the first 256 scenes, or, where there is none, by fits to a
+    few scenes.
 
     Args:
         path: an ``.h5``, ``.npz`` or ``.mat`` file.
+        fit: whether a file without truth is searched for mix-ups of conventions, which takes some seconds.
 
     Raises:
         InputError: the file cannot be read as a recording at all.
     """
     with open_recording(path) as file:
         panel = Panel(file.elements, file.wavelength)
-        seen = _Scenes()
+        seen, conventions = _Scenes(), "not tried (no truth)"
+        first: Recording | None = None
         for recording in file.batches(_BLOCK):
             seen.add(recording)
+            first = recording if first is None else first
+        mix_up = None
+        if seen.truth.scenes:
+            mix_up, conventions = seen.truth.verdict(), f"tried on the truth of {seen.truth.scenes} scenes"
+        elif fit and first is not None:
+            search = BlindFit(first)
+            if search.feasible:
+                mix_up, conventions = search.look(), f"tried by fits to {search.scenes} scenes"
+            else:
+                conventions = "not tried (no truth, and a panel too large for quick fits)"
         values = {**seen.values(), **_panel_values(panel)}
         if seen.range:
             values["truth_far"] = float(torch.cat(seen.range).median()) / panel.fraunhofer_distance
-        findings = [
+        if mix_up is None:
+            values["truth_unexplained"] = seen.truth.unexplained
+        findings = [] if mix_up is None else [Finding.of(mix_up)]
+        findings += [
             Finding(name, values[name], *row)
             for name, row in FINDINGS.items()
             if values.get(name, 0) > row[0]
         ]
-        return Check(_facts(file, panel, seen), findings)
+        return Check({**_facts(file, panel, seen), "conventions": conventions}, findings)
 
 
 class _Scenes:
@@ -169,7 +171,7 @@ class _Scenes:
         self.snr_db: list[Tensor] = []
         self.sources: Counter[int] = Counter()
         self.range: list[Tensor] = []
-        self._mix_ups: dict[str, float] = {}
+        self.truth = TruthFit()
         self._largest: dict[str, float] = {}
         self._count: Counter[str] = Counter()
         self._marks: set[bytes] = set()
@@ -198,20 +200,15 @@ class _Scenes:
         if recording.truth is not None:
             self.sources.update(recording.truth.active.sum(-1).tolist())
             self.range.append(recording.truth.range[recording.truth.active])
-            for name, ratio in mix_ups(recording).items():
-                self._mix_ups[name] = self._mix_ups.get(name, 0.0) + float(ratio.sum())
+            if self.truth.scenes < _ENOUGH:
+                self.truth.add(recording)
 
     def _raise(self, name: str, value: Tensor) -> None:
         self._largest[name] = max(self._largest.get(name, 0.0), float(value))
 
     def values(self) -> dict[str, float]:
         """The measured value of each finding."""
-        values = self._largest | {name: float(count) for name, count in self._count.items()}
-        # One mistake can make several changes look better; the one that fits best is named.
-        if self._mix_ups:
-            name = max(self._mix_ups, key=lambda each: self._mix_ups[each])
-            values[name] = self._mix_ups[name]
-        return values
+        return self._largest | {name: float(count) for name, count in self._count.items()}
 
 
 def _panel_values(panel: Panel) -> dict[str, float]:
@@ -227,11 +224,9 @@ def _panel_values(panel: Panel) -> dict[str, float]:
 
 def _facts(file: RecordingFile, panel: Panel, seen: _Scenes) -> dict[str, str]:
     link = "none (the panel is sampled directly)"
-    if file.channel_per_scene is not None:
+    if not file.direct:
         words = {True: "per scene", False: "for all scenes"}
-        link = (
-            f"one channel {words[file.channel_per_scene]}, one codebook {words[bool(file.codes_per_scene)]}"
-        )
+        link = f"one channel {words[file.channel_per_scene]}, one codebook {words[file.codes_per_scene]}"
     facts = {
         "file": f"{file.path} ({file.format})",
         "scenes S": str(file.scenes),

@@ -1,0 +1,124 @@
+r"""Mix-ups of conventions where the truth is known: do the true sources fit better if one is undone?
+
+With :math:`C_l = G_l A` the fields of the true sources, the log-likelihood ratio of a changed against the
+recorded form is, symbols and noise variance being unknown, :math:`L (M - K) \log(U_0 / U_1)`, U the
+:func:`unexplained_share`.
+
+Chance: two forms that are both wrong explain of white noise the energies in two K-dimensional subspaces of
+each snapshot. Their difference has variance :math:`2 L K \sigma^4` in a scene, the log-likelihood ratio
+therefore :math:`2 L K`, and :math:`5.5 \sqrt{2 L \sum K}` nats are reached once in 10^7 changes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rismusic.checking.conventions import CHANGES, applicable
+from rismusic.checking.verdict import Evidence, MixUp, verdict
+from rismusic.estimate.likelihood import conditional_cost, moments
+from rismusic.estimate.nfmle import unpack
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+
+_DEVIATIONS = 5.5
+
+
+def unexplained_share(recording: Recording, sources: Sources) -> Float[Tensor, "S"]:
+    r"""Share of each scene's energy outside the span of the sources, [S]; 1 / (1 + SNR) for the true ones.
+
+    :math:`\frac{M}{M - K} \sum_l |P^\perp_{G_l A} y_l|^2 / \sum_l |y_l|^2`; 0 where K >= M leaves nothing.
+
+    Args:
+        recording: snapshots and link.
+        sources: sources of each scene, [S, K_max].
+    """
+    at = moments(recording, *unpack(sources, recording))
+    M, K = recording.snapshots.shape[-1], sources.active.sum(-1)
+    share = conditional_cost(at) / at.energy.sum(1) * M / (M - K).clamp_min(1)
+    return torch.where(K < M, share, 0)
+
+
+def mix_ups(recording: Recording) -> dict[str, Float[Tensor, "S"]]:
+    """How much better the true sources fit each scene when one convention is changed, in nats.
+
+    Large and negative for a sound recording. What a change does is told by
+    :data:`~rismusic.checking.conventions.CHANGES`; those that do not apply are left out.
+
+    Args:
+        recording: with its truth.
+    """
+    truth = recording.truth
+    assert truth is not None
+    _, L, M = recording.snapshots.shape
+    freedom = L * (M - truth.active.sum(-1)).clamp_min(0)
+    recorded = unexplained_share(recording, truth)
+    ratios = {}
+    for change, changed in applicable(replace(recording, noise_variance=None)):
+        assert changed.truth is not None
+        other = unexplained_share(changed, changed.truth)
+        # Where K >= M nothing is left unexplained, and nothing is told.
+        told = (recorded > 0) & (other > 0)
+        share = torch.where(told, recorded / torch.where(told, other, 1), 1)
+        ratios[change.name] = freedom * share.log()
+    return ratios
+
+
+class TruthFit:
+    """The evidence of true sources, gathered block by block."""
+
+    def __init__(self) -> None:
+        self.scenes = 0
+        """Scenes looked at so far."""
+        self._ratio: dict[str, float] = {}
+        self._improved: dict[str, int] = {}
+        self._left: dict[str, float] = {}
+        self._variance = 0.0
+        self._signal = self._doubt = 0.0
+
+    def add(self, recording: Recording) -> None:
+        """Look at more scenes."""
+        truth = recording.truth
+        assert truth is not None
+        _, L, M = recording.snapshots.shape
+        count = truth.active.sum(-1)
+        self.scenes += len(recording)
+        self._variance += 2 * L * float(count.sum())
+        share = unexplained_share(recording, truth)
+        power = torch.view_as_real(recording.snapshots).double().square().sum(-1).mean((1, 2))
+        # Without a noise variance all power counts as noise, and nothing can be left of a signal.
+        noise = power if recording.noise_variance is None else recording.noise_variance.double()
+        self._signal += float((power - noise).sum())
+        self._doubt += float(noise.square().sum()) / (L * M)
+        self._add("", share * power - noise, torch.zeros_like(share))
+        for name, ratio in mix_ups(recording).items():
+            gain = torch.exp(-ratio / (L * (M - count)).clamp_min(1))
+            self._add(name, share * gain * power - noise, ratio)
+
+    def _add(self, name: str, left: Float[Tensor, "S"], ratio: Float[Tensor, "S"]) -> None:
+        self._left[name] = self._left.get(name, 0.0) + float(left.sum())
+        self._ratio[name] = self._ratio.get(name, 0.0) + float(ratio.sum())
+        self._improved[name] = self._improved.get(name, 0) + int((ratio > 0).sum())
+
+    @property
+    def unexplained(self) -> float:
+        """Share of the signal's power that the true sources leave as recorded."""
+        return self._share("") if self.scenes else 0.0
+
+    def verdict(self) -> MixUp | None:
+        """The mistake that the scenes name."""
+        evidence = [
+            Evidence(change, self._ratio[name], self._improved[name] / self.scenes, self._share(name))
+            for change in CHANGES
+            if (name := change.name) in self._ratio
+        ]
+        return verdict(evidence, _DEVIATIONS * math.sqrt(self._variance))
+
+    def _share(self, name: str) -> float:
+        """Share of the signal's power that is left; 0 where the noise does not let it be told."""
+        told = self._signal > _DEVIATIONS * math.sqrt(self._doubt)
+        return self._left[name] / self._signal if told else 0.0

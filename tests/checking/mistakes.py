@@ -1,0 +1,78 @@
+"""Every mix-up of conventions, made in a sound recording: the opposite of what undoes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from rismusic.checking.conventions import CHANGES
+from rismusic.recording import Recording
+
+C = 299792458.0
+
+
+def truth(recording: Recording, **changes: Callable) -> Recording:
+    """True coordinates changed by functions of themselves."""
+    sources = recording.truth
+    values = {name: change(getattr(sources, name)) for name, change in changes.items()}
+    return replace(recording, truth=replace(sources, **values))
+
+
+def lengths(recording: Recording, elements: float = 1.0, wavelength: float = 1.0) -> Recording:
+    """Elements and wavelength times factors."""
+    return replace(
+        recording, elements=recording.elements * elements, wavelength=recording.wavelength * wavelength
+    )
+
+
+def angles(recording: Recording, factor: float) -> Recording:
+    return truth(recording, azimuth=lambda a: a * factor, elevation=lambda e: e * factor)
+
+
+def becomes(recording: Recording, wavelength: float) -> Recording:
+    return replace(recording, wavelength=wavelength)
+
+
+def by_columns(recording: Recording) -> Recording:
+    """What a program that numbers x slowest would write for these channel and codes."""
+    e = recording.elements
+    columns = len(e[:, 0].unique())
+    turned = e.reshape(-1, columns, 3).transpose(0, 1).reshape(-1, 3)
+    return replace(recording, elements=turned)
+
+
+# Undone by themselves.
+TWICE = {
+    change.name
+    for change in CHANGES
+    if change.name.endswith(("conjugated", "mirrored", "swapped", "reversed", "inverse"))
+    or change.name.startswith("channel_")
+}
+OTHERS: dict[str, Callable[[Recording], Recording]] = {
+    "elements_renumbered": by_columns,
+    "angles_in_degrees": lambda r: angles(r, 180 / math.pi),
+    "angles_converted_twice": lambda r: angles(r, math.pi / 180),
+    "elements_in_centimetres": lambda r: lengths(r, elements=100),
+    "elements_in_wavelengths": lambda r: lengths(r, elements=1 / r.wavelength),
+    "elements_in_half_wavelengths": lambda r: lengths(r, elements=2 / r.wavelength),
+    "elements_times_wavelength": lambda r: lengths(r, elements=r.wavelength),
+    "wavelength_doubled": lambda r: lengths(r, wavelength=2),
+    "wavelength_halved": lambda r: lengths(r, wavelength=0.5),
+    "frequency_in_ghz": lambda r: becomes(r, C / r.wavelength / 1e9),
+    "frequency_in_mhz": lambda r: becomes(r, C / r.wavelength / 1e6),
+    "wavenumber": lambda r: becomes(r, 2 * math.pi / r.wavelength),
+    "panel_in_millimetres": lambda r: lengths(r, 1e3, 1e3),
+    "panel_in_centimetres": lambda r: lengths(r, 1e2, 1e2),
+    "range_in_millimetres": lambda r: truth(r, range=lambda d: d * 1e3),
+    "range_in_centimetres": lambda r: truth(r, range=lambda d: d * 1e2),
+    "range_in_wavelengths": lambda r: truth(r, range=lambda d: d / r.wavelength),
+}
+
+
+def made(name: str, sound: Recording) -> Recording | None:
+    """A sound recording with a mistake; none where it cannot be made."""
+    if name in OTHERS:
+        return OTHERS[name](sound)
+    (change,) = (change for change in CHANGES if change.name == name)
+    return change.apply(sound)
