@@ -80,7 +80,7 @@ def train(
             if resume:
                 trainer.resume()
             elif start is not None:
-                _start_from(start, trainer.learner)
+                start_from(start, trainer.learner)
             trainer.train()
             if ranks.first:
                 save_curves(run, say)
@@ -89,7 +89,7 @@ def train(
     return Trained(network, run.records("epoch"), run.folder)
 
 
-def _start_from(path: str | Path, learner: Learner) -> None:
+def start_from(path: str | Path, learner: Learner) -> None:
     """Give a learner the weights of a file, and its average too."""
     other = load_network(path, panel=learner.grid.panel)
     restore(str(path), learner.network, dict(other.named_parameters()))

@@ -1,0 +1,293 @@
+"""The folder of a training: bad input is one sentence, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from train_case import NETWORK, SPEC, checkpoint_of, log_of, nowhere, resumed, trainer
+
+import rismusic
+from rismusic.cli import main
+from rismusic.cli.train import with_settings
+from rismusic.errors import InputError
+from rismusic.estimate.grid import SearchGrid
+from rismusic.learn import checkpoint, validation
+from rismusic.learn.board import Board
+from rismusic.learn.learner import Learner
+from rismusic.learn.network import Network
+from rismusic.learn.run import start_from
+from rismusic.learn.runfolder import RunFolder, load_train_spec
+from rismusic.learn.spec import TrainSpec
+from rismusic.learn.weights import load_network, save_network
+from rismusic.panel import Panel
+from rismusic.simulator import simulate
+from rismusic.spec import dump_spec
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(validation, "sources_of", nowhere)
+
+
+@pytest.fixture(scope="module")
+def network():
+    panel = Panel.from_spec(SPEC.system.panel)
+    grid = SearchGrid.cover(panel, rismusic.estimate.grid.Volume.from_scene(SPEC.system.scene), 1.3)
+    return Network(NETWORK, grid, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def configuration(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(dump_spec(SPEC.replace(schedule=SPEC.schedule.replace(epochs=1))))
+    return path
+
+
+def test_from_the_command_line_and_from_python(configuration, tmp_path, capfd):
+    """The same training, its settings, log, curves and weights; then its network in use."""
+    out = tmp_path / "run"
+    assert main(["train", str(configuration), "--out", str(out), "--batch=2"]) == 0
+    said = capfd.readouterr()
+    assert said.out == ""
+    for tag in ("LR", "GRADPATH", "GRAD", "OPT", "STEP", "VAL", "LOSS", "BETA"):
+        assert f"[{tag}] " in said.err
+        assert any(line["tag"] == tag for line in log_of(out, "probe"))
+    spec = load_train_spec(out / "settings.toml")
+    assert spec == SPEC.replace(batch=2, schedule=SPEC.schedule.replace(epochs=1))
+    assert (out / "curves.png").stat().st_size > 10_000
+    done = []
+    trained = rismusic.train(spec, out=tmp_path / "twin", device="cpu", progress=lambda *at: done.append(at))
+    assert log_of(out) == log_of(tmp_path / "twin")
+    assert done[-1] == (16, 16)
+    assert len(trained.epochs) == 1
+    recording = simulate(SPEC.system, scenes=2)
+    loaded = rismusic.load_network(out / "best.safetensors", panel=recording.panel)
+    assert torch.equal(loaded(recording).count_logits, trained.network(recording).count_logits)
+    # Weights to start from.
+    learner = Learner(spec)
+    start_from(out / "last.safetensors", learner)
+    for name, weight in load_network(out / "last.safetensors").named_parameters():
+        assert torch.equal(learner.weights[name], weight)
+        assert torch.equal(learner.average[name], weight)
+
+
+def test_flags_win_over_the_configuration_and_this_over_the_preset(configuration):
+    flags = with_settings(["train", str(configuration), "--preset", "tiny", "--seed", "5"])
+    order = [place for place, flag in enumerate(flags) if flag == "--batch"]
+    assert [flags[place + 1] for place in order] == ["32", "4"]
+    assert flags[-2:] == ["--seed", "5"]
+    assert with_settings(["bench", "--preset", "tiny"]) == ["bench", "--preset", "tiny"]
+
+
+@pytest.mark.parametrize("preset", ["tiny", "search", "final"])
+def test_presets_survive_the_command_line(preset, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("rismusic.cli.train.Train.run", lambda self: seen.append(self.settings) or 0)
+    assert main(["train", "--preset", preset]) == 0
+    path = tmp_path / "all.toml"
+    path.write_text(dump_spec(seen[0].replace(schedule={"curriculum": True}, fresh=False)))
+    assert main(["train", str(path)]) == 0
+    assert seen == [getattr(TrainSpec, preset)(), load_train_spec(path)]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("bacth = 3", "bacth: expected a known setting, found an unknown one"),
+        ("[network]\nwidht = 3", "network.widht: expected a known setting"),
+        ("[system.panel]\nrows = 0", "panel.rows: expected at least 1, found 0"),
+        ("batch = 7", "scenes_per_epoch: expected a multiple of batch x accumulation = 7, found 25600"),
+        (
+            "[network]\nsources_max = 2",
+            "network.sources_max: expected at least 5, as in system.sources, found 2",
+        ),
+        ("[loss]\ncovariance = 0.0", "loss.covariance: expected at least 0.1, found 0.0"),
+        ("batch = ", "expected a TOML file"),
+    ],
+)
+def test_bad_configurations(text, sentence, tmp_path, capfd):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    assert main(["train", str(path), "--out", str(tmp_path / "run")]) == 2
+    assert sentence in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_flags(tmp_path, capfd):
+    RunFolder(tmp_path / "run").create(SPEC)
+    for args, sentence in (
+        (["--resume", str(tmp_path / "none")], "settings.toml: expected a readable TOML file"),
+        (["--resume", str(tmp_path / "run"), "--batch", "8"], "resume: expected no settings beside it"),
+        (["--out", str(tmp_path / "run")], "run: expected a new folder (or resume, --resume"),
+        (["--out", str(tmp_path)], "expected a new or empty folder, found something else"),
+        (["--out", str(tmp_path / "a"), "--start", str(tmp_path / "no")], "no: expected a readable file"),
+        (["--out", str(tmp_path / "b"), "--device", "cuda"], "device: expected cpu"),
+        ([str(tmp_path / "none.toml")], "none.toml: expected a readable TOML file"),
+    ):
+        assert main(["train", *args]) == 2
+        said = capfd.readouterr().err
+        assert sentence in said
+        assert "Traceback" not in said
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, capfd):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rismusic.learn.run.train", interrupted)
+    assert main(["train", "--out", str(tmp_path / "x")]) == 130
+    assert f"go on with rismusic train --resume {tmp_path / 'x'}" in capfd.readouterr().err
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    one = trainer(tmp_path / "run", save_steps=2)
+    whole, count = checkpoint.write_safely, 0
+
+    def full(path, data):
+        nonlocal count
+        count += 1
+        if count > 4:  # the first checkpoint, and that after two steps
+            path.write_bytes(data[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_safely", full)
+    with pytest.raises(InputError, match="a place that can be written to, found No space left on device"):
+        one.train()
+    monkeypatch.setattr(checkpoint, "write_safely", whole)
+    state, tensors = checkpoint_of(tmp_path / "run")
+    assert (state.epoch, state.step) == (0, 2)
+    assert int(tensors["taken"]) == 2
+    assert not list((tmp_path / "run").glob(".*part*"))
+    resumed(tmp_path / "run").train()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_the_log(tmp_path):
+    one = trainer(tmp_path / "run")
+    (tmp_path / "run" / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"log.jsonl: .* found No space left on device"):
+        one.train()
+
+
+def test_a_folder_in_use(tmp_path):
+    """By another process, which is named; free again once that has ended."""
+    run = RunFolder(tmp_path / "run")
+    run.create(SPEC)
+    code = (
+        "import fcntl, os, sys\n"
+        "file = open(sys.argv[1], 'a+')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "file.write(str(os.getpid())); file.flush()\n"
+        "print('held', flush=True); sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run" / "lock")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=f"nobody is at work, found process {other.pid}$"), run.held():
+        pass
+    other.kill()
+    other.communicate()
+    with run.held():
+        pass
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path):
+    one = trainer(tmp_path / "run")
+    one._save()
+    state, path = (tmp_path / "run" / "state.json"), tmp_path / "run" / "state-0000-0000000.safetensors"
+    whole, record = path.read_bytes(), json.loads(state.read_text())
+    for data, sentence in (
+        (whole[:-7], "a whole safetensors file, found a file that is cut short"),
+        (b"", "a whole safetensors file"),
+        (b"\xff" * 64, "a whole safetensors file"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=sentence):
+            resumed(tmp_path / "run")
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(InputError, match="the tensors of a training, found other tensors"):
+        resumed(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(InputError, match="a readable file of weights, found no such file"):
+        resumed(tmp_path / "run")
+    path.write_bytes(whole)
+    for change in ({"format": "other"}, {"epoch": None, "extra": 1}):
+        state.write_text(json.dumps(record | change))
+        with pytest.raises(InputError, match="the state of a training, found something else"):
+            resumed(tmp_path / "run")
+    state.write_text(json.dumps(record | {"version": "0.0.0"}))
+    with pytest.raises(InputError, match=r"found version 0\.0\.0"):
+        resumed(tmp_path / "run")
+    state.write_text(json.dumps(record))
+    settings = tmp_path / "run" / "settings.toml"
+    settings.write_text(dump_spec(SPEC.replace(network=NETWORK.replace(width=16))))
+    with pytest.raises(InputError, match="checkpoint: expected the weights of this network, found weights/"):
+        resumed(tmp_path / "run")
+
+
+def test_weights_of_another_panel(network, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_network(path, network)
+    panel = network.grid.panel
+    wider = Panel(1.2 * panel.elements, panel.wavelength)
+    for other, sentence in (
+        (Panel.uniform(4, 4), "weights for N = 16 elements, found weights for 36"),
+        (Panel(panel.elements, 0.1), "a wavelength of 0.1 m, found weights for 0.3 m"),
+        (wider, "weights for this panel, found weights for one whose elements are 0.25 wavelengths off"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            load_network(path, panel=other)
+    loaded = load_network(path, panel=panel)
+    assert loaded.grid.shape == network.grid.shape
+    for name, weight in loaded.named_parameters():
+        assert torch.equal(weight, dict(network.named_parameters())[name])
+
+
+def test_foreign_weights(network, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_network(path, network)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    with pytest.raises(InputError, match="a whole safetensors file"):
+        load_network(path)
+    save_file({"layer.weight": torch.ones(2)}, path)
+    with pytest.raises(InputError, match="weights of a rismusic network, found weights of something else"):
+        load_network(path)
+    larger = Network(NETWORK.replace(width=16), network.grid, torch.Generator().manual_seed(0))
+    weights = {name: value.detach() for name, value in larger.named_parameters()}
+    save_network(path, network, weights)
+    with pytest.raises(InputError, match=r"for the weight \S+ .*as in the network"):
+        load_network(path)
+    weights = {name: value.detach() for name, value in network.named_parameters()}
+    save_network(path, network, weights | {"more": torch.ones(1)})
+    with pytest.raises(InputError, match="for the weight more none"):
+        load_network(path)
+
+
+def test_tensorboard_is_asked_for_where_it_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match="pip install 'rismusic\\[tensorboard\\]'"):
+        Board(tmp_path)
+
+
+def test_curves_without_matplotlib(tmp_path, monkeypatch):
+    from rismusic.learn.curves import save_curves
+
+    one = trainer(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=1))
+    one.train()
+    said = []
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    save_curves(one.run, said.append)
+    assert "pip install 'rismusic[report]'" in said[0]
+    assert replace(one.state).best_epoch == 0
