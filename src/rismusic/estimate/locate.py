@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.bounds import conditional_crb
+from rismusic.bounds import unconditional_crb
 from rismusic.decibel import to_db
 from rismusic.estimate.goodness import goodness, on_border
 from rismusic.estimate.grid import SearchGrid, Volume
@@ -32,7 +32,7 @@ class Located:
         sources: azimuth (rad), elevation (rad), range (m) and power of up to K_max sources, [S, K_max]; NaN
             where there is none.
         covariance: [S, K_max, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m) of each
-            source: the conditional Cramer-Rao bound at the estimate. Infinite where the data cannot tell.
+            source: the unconditional Cramer-Rao bound at the estimate. Infinite where the data cannot tell.
         snr_db: [S, K_max] received power of each source over the noise variance, dB.
         noise_variance: [S] as recorded, or estimated where it is not.
         likelihood: [S] minus the unconditional log-likelihood of the scene, nats.
@@ -128,7 +128,9 @@ def _told(
     order = torch.where(found.active, found.power, -torch.inf).argsort(dim=-1, descending=True)
     found = found.each(lambda value: value.take_along_dim(_like(order, value), dim=1))
     assert found.power is not None
-    bound = conditional_crb(recording.panel, recording.link, found, fit.noise_variance)
+    # With fitted symbols the conditional bound would be too small: they carry noise of their own.
+    L = recording.snapshots.shape[-2]
+    bound = unconditional_crb(recording.panel, recording.link, found, fit.noise_variance, snapshots=L)
     fields = recording.link.to(torch.complex128).matmul(found.steering(recording.panel).to(torch.complex128))
     gain = torch.view_as_real(fields).square().sum(-1).mean(dim=-2).mean(dim=-2)  # over m, then over l
     snr_db = to_db(found.power * gain / fit.noise_variance[:, None])
