@@ -110,7 +110,7 @@ class Learner:
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.scaler.update()
-        factor = self.factors[self.taken]
+        factor = self._factor()
         self.taken += finite
         self._schedule()
         self._follow(finite)
@@ -194,9 +194,13 @@ class Learner:
 
     def _schedule(self) -> None:
         """The learning rate of the next step, by the number of steps that were taken."""
-        factor = self.factors[self.taken.clamp_max(len(self.factors) - 1)]
+        factor = self._factor()
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * factor
+
+    def _factor(self) -> Tensor:
+        """Of the learning rate at the next step; ``take``, since an index would make the host wait."""
+        return self.factors.take(self.taken.clamp_max(len(self.factors) - 1))
 
     @torch.no_grad()
     def _follow(self, finite: Tensor) -> None:
