@@ -81,16 +81,16 @@ class BlindFit:
         return all(form.size <= _LARGEST for form in (self._recorded, *self._changed.values()))
 
     def look(self) -> MixUp | None:
-        """Look at scenes until a mistake is named, or each is refuted, or enough has been looked at."""
+        """Look at scenes until a mistake is named alone, or each is refuted, or enough has been looked at."""
         size = max(form.size for form in (self._recorded, *self._changed.values()))
         step, spent = max(1, min(_TOGETHER, _BLOCK // size)), 0
-        named = None
-        while (
-            named is None and self._open and self.scenes < len(self._recorded.recording) and spent < _BUDGET
-        ):
+        named, most = None, len(self._recorded.recording)
+        while self._open and self.scenes < most and spent < _BUDGET:
             spent += step * (self._recorded.size + sum(self._changed[change].size for change in self._open))
             self._look(slice(self.scenes, self.scenes + step))
             named = verdict(self.evidence(), self.threshold, blind=True)
+            if named is not None and not named.alike:
+                break
         return named
 
     def evidence(self) -> list[Evidence]:

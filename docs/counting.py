@@ -1,0 +1,133 @@
+"""Tables of the pages on the number of sources and on checks, from measured figures that the pages name."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+MEASURED = Path(__file__).parent / "measured"
+COUNTS = range(6)
+Row = dict[str, str]
+
+
+def number_scenes() -> str:
+    """How many scenes each figure stands on."""
+    counts = sorted({int(row["scenes"]) for row in _rows("source_number.csv")})
+    return f"{' to '.join(map(str, counts))} scenes a cell.\n"
+
+
+def number_right() -> str:
+    """Share right of each criterion, with its interval, over K and SNR."""
+    shown: dict[str, Row] = {_cell(row): {} for row in _rows("source_number.csv")}
+    for row in _rows("source_number.csv"):
+        limits = f"{100 * float(row['right_low']):.0f} to {100 * float(row['right_high']):.0f}"
+        shown[_cell(row)][row["criterion"]] = f"{100 * float(row['right']):.0f} ({limits})"
+    criteria = list(next(iter(shown.values())))
+    return _table(
+        ["sources, SNR", *criteria],
+        [[cell, *(row[name] for name in criteria)] for cell, row in shown.items()],
+    )
+
+
+def number_confusion() -> str:
+    """What is named at 10 dB: a table for each criterion."""
+    rows = [row for row in _rows("source_number.csv") if row["sources"] == "0" or row["snr_db"] == "10.0"]
+    text = ""
+    for criterion in dict.fromkeys(row["criterion"] for row in rows):
+        lines = [
+            [row["sources"], *(_share(row, name) for name in [f"named_{k}" for k in COUNTS] + ["named_more"])]
+            for row in rows
+            if row["criterion"] == criterion
+        ]
+        text += (
+            f"**{criterion}**\n\n" + _table(["true", *(f"named {k}" for k in COUNTS), "more"], lines) + "\n"
+        )
+    return text
+
+
+def number_reliability() -> str:
+    """Stated probability of the named number, and how often it is right."""
+    lines = [
+        [
+            f"{float(row['above']):g} to {float(row['to']):g}",
+            row["scenes"],
+            f"{float(row['stated']):.3f}",
+            f"{float(row['right']):.3f} ({float(row['right_low']):.3f} to {float(row['right_high']):.3f})",
+        ]
+        for row in _rows("reliability.csv")
+    ]
+    return _table(["stated", "scenes", "stated, mean", "right"], lines)
+
+
+def goodness() -> str:
+    """Share of scenes whose p value lies below a level, with the noise variance known and not known."""
+    shown: dict[str, dict[str, Row]] = {}
+    for row in _rows("goodness.csv"):
+        shown.setdefault(row["case"], {})[row["noise"]] = row
+    levels = ("below_0.05", "below_0.01", "below_0.001")
+    lines = []
+    for case, pair in shown.items():
+        cells = [case]
+        for noise in ("known", "not known"):
+            row = pair.get(noise)
+            cells += [f"{100 * float(row[level]):.1f}" if row else "" for level in levels]
+        lines.append(cells)
+    heads = [f"{noise}: p < {level.split('_')[1]}" for noise in ("known", "not known") for level in levels]
+    return _table(["case", *heads], lines)
+
+
+def goodness_uniform() -> str:
+    """Kolmogorov and Smirnov's test of the p values of sound fits."""
+    lines = [
+        [row["case"], row["noise"], row["scenes"], f"{float(row['uniform_p']):.2f}"]
+        for row in _rows("goodness.csv")
+        if row["case"].startswith("sound")
+    ]
+    return _table(["case", "noise variance", "sound fits", "p value of uniformity"], lines)
+
+
+def mixups() -> str:
+    """How often each mistake is named."""
+    lines = [
+        [
+            "yes" if row["truth"] == "truth" else "no",
+            "none (sound)" if row["mistake"] == "sound" else f"`{row['mistake']}`",
+            *(row[name] for name in ("recordings", "named", "alike", "other")),
+        ]
+        for row in sorted(
+            _rows("mixups.csv"), key=lambda row: (row["truth"] != "truth", row["mistake"] != "sound")
+        )
+    ]
+    return _table(
+        ["truth in the file", "mistake", "recordings", "named", "told as alike", "another named"], lines
+    )
+
+
+TABLES: tuple[Callable[[], str], ...] = (
+    number_scenes,
+    number_right,
+    number_confusion,
+    number_reliability,
+    goodness,
+    goodness_uniform,
+    mixups,
+)
+
+
+def _rows(name: str) -> list[Row]:
+    with (MEASURED / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _cell(row: Row) -> str:
+    return f"{row['sources']}, {float(row['snr_db']):g} dB" if row["snr_db"] else "0, noise alone"
+
+
+def _share(row: Row, name: str) -> str:
+    share = 100 * int(row[name]) / int(row["scenes"])
+    return f"{share:.0f}" if share else ""
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
