@@ -219,7 +219,20 @@ def test_the_better_of_two_fits_scene_by_scene(generator):
         source = (other if take[i] else one).sources
         assert torch.equal(chosen.sources.azimuth[i], source.azimuth[i])
         assert torch.equal(chosen.sources.symbols[i], source.symbols[i])
-    joined = join([one, other], 3)
-    assert joined.sources.symbols.shape == (20, 3, 7)
-    assert torch.equal(joined.sources.azimuth[10:, :2], other.sources.azimuth)
-    assert joined.sources.azimuth[:, 2].isnan().all()
+
+
+def test_blocks_of_scenes_are_joined_and_padded_to_the_widest(generator):
+    parts = []
+    for sources in (1, 3, 2):
+        recording = dense.small(scenes=4, sources=sources)
+        parts.append(nfmle(recording, start(recording, generator, 0.1), dense.VOLUME))
+    joined = join(parts)
+    assert joined.sources.symbols.shape == (12, 3, 7)
+    for i, part in enumerate(parts):
+        here, K = slice(4 * i, 4 * i + 4), part.sources.azimuth.shape[1]
+        for field in fields(Sources):
+            value = getattr(joined.sources, field.name)[here]
+            assert torch.equal(value[:, :K], getattr(part.sources, field.name))
+            assert value[:, K:].isnan().all()
+        for name in ("cost", "likelihood", "noise_variance", "converged"):
+            assert torch.equal(getattr(joined, name)[here], getattr(part, name))

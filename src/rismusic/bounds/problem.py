@@ -22,6 +22,9 @@ POSITION: tuple[Unknown, ...] = get_args(Unknown)
 # Information about the positions, from a block of scenes, its link, A, its derivatives and who is active.
 Information = Callable[[slice, Link, Tensor, Tensor, Tensor], Tensor]
 
+ROUNDING = 1e-7
+"""A pivot of a matrix of unit diagonal below this is a singular matrix that was lucky."""
+
 # Scenes are worked on in blocks of about this many complex numbers at a time, to stay in cache.
 _BLOCK = 2**21
 
@@ -126,8 +129,8 @@ def _inverse(J: Tensor, active: Tensor) -> Tensor:
     )
     unit = unit + torch.diag_embed((~usable).to(J.dtype))
     factor, failed = torch.linalg.cholesky_ex(unit)
-    # A pivot at the level of rounding is a singular matrix that was lucky.
-    singular = (failed > 0) | (factor.diagonal(dim1=-2, dim2=-1).amin(-1) < 1e-7) | (usable != active).any(-1)
+    pivot = factor.diagonal(dim1=-2, dim2=-1).amin(-1)
+    singular = (failed > 0) | (pivot < ROUNDING) | (usable != active).any(-1)
     safe = torch.where(
         singular[:, None, None], torch.eye(J.shape[-1], dtype=J.dtype, device=J.device), factor
     )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.bounds.problem import POSITION, Bound, Problem, Unknown, chosen
+from rismusic.bounds.problem import POSITION, ROUNDING, Bound, Problem, Unknown, chosen
 from rismusic.errors import InputError
 from rismusic.link import Link
 from rismusic.panel import Panel
@@ -72,7 +72,8 @@ def unconditional_crb(
         root = p.sqrt()[:, None, :, None]
         inner = root * gram[..., :K, :K] * root.mT
         identity = torch.eye(K, dtype=inner.dtype, device=inner.device)
-        T = root * torch.linalg.inv(inner + noise[:, None, None, None] * identity) * root.mT
+        inverse, failed = torch.linalg.inv_ex(inner + noise[:, None, None, None] * identity)
+        T = root * torch.where(failed[..., None, None] > 0, torch.nan, inverse) * root.mT
         half = gram[..., :, :K] @ T  # X^H C T for all columns X
         F = (gram - half @ gram[..., :K, :]) / noise[:, None, None, None]  # X^H W X
         middle = half @ gram[..., :K, :K] @ half.mH
@@ -105,8 +106,15 @@ def _trace(matrix: Tensor) -> Tensor:
 
 
 def _marginal(J: Tensor, keep: int, active: Tensor) -> Tensor:
-    """Information about the first ``keep`` unknowns when the others (``active`` of them) are unknown too."""
+    """Information about the first ``keep`` unknowns when the others (``active`` of them) are unknown too.
+
+    NaN where the others cannot be told apart, as the powers of sources at one place.
+    """
     nuisance = torch.where(active[:, :, None] & active[:, None, :], J[:, keep:, keep:], 0)
     nuisance = nuisance + torch.diag_embed((~active).to(J.dtype))
     cross = J[:, :keep, keep:] * active[:, None]
-    return J[:, :keep, :keep] - cross @ torch.linalg.solve(nuisance, cross.mT)
+    scale = nuisance.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    factor, failed = torch.linalg.cholesky_ex(nuisance / (scale[:, :, None] * scale[:, None, :]))
+    half = torch.linalg.solve_triangular(factor, (cross / scale[:, None]).mT, upper=False)
+    singular = (failed > 0) | (factor.diagonal(dim1=-2, dim2=-1).amin(-1) < ROUNDING)
+    return torch.where(singular[:, None, None], torch.nan, J[:, :keep, :keep] - half.mT @ half)

@@ -9,7 +9,8 @@ the best fit :math:`\hat\theta` gives
 
 J the Fisher information of the unconditional likelihood there. An unknown of which the data say nothing must
 not cost anything: :math:`\Lambda = \mathrm{diag}(2\pi / w_i^2)` makes its factor 1. K! counts the orders in
-which one set of sources can be written.
+which one set of sources can be written: of those whose power the data tell at all, since one that may be
+anything is spread over all orders already.
 
 Schwarz's criterion is the same with every information replaced by 2 L M; here a source that is hardly seen,
 or a range that is hardly known, costs less than one that is known well.
@@ -64,7 +65,7 @@ def log_evidence(
         _, _, J = unconditional(at, power[block], fit.noise_variance[block])
         w = width[block]
         scaled = w[:, :, None] * J * w[:, None, :] / (2 * math.pi)
+        seen = (scaled.diagonal(dim1=-2, dim2=-1)[:, 3 * K : -1] > 1).sum(-1)
         scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
-        volumes.append(-0.5 * torch.linalg.slogdet(scaled).logabsdet)
-    orders = torch.lgamma(active.sum(-1).double() + 1)
-    return -fit.likelihood + orders + torch.cat(volumes)
+        volumes.append(torch.lgamma(seen.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet)
+    return torch.cat(volumes) - fit.likelihood

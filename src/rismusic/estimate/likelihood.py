@@ -32,8 +32,8 @@ from rismusic.wave import Wave, steering, steering_with_derivatives
 
 # Two columns closer than this (relative, squared) count as one; far above rounding, far below any data.
 _RIDGE = 1e-13
-# Least cost, so that scenes of zeros have a logarithm.
-_SILENCE = 1e-200
+# Least cost, so that scenes of zeros have a logarithm, and an inverse whose square is still a number.
+_SILENCE = 1e-140
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,9 +188,12 @@ class _Covariance:
         self.power = torch.where(moments.active, power, 0)
         self.noise = noise_variance[:, None, None, None]
         root = self.power.sqrt()[:, None, :, None]
-        self.identity = torch.eye(K, dtype=torch.complex128, device=power.device)
-        inner = root * moments.gram[..., :K, :K] * root.mT / self.noise + self.identity
-        self.factor = torch.linalg.cholesky_ex(inner).L
+        identity = torch.eye(K, dtype=torch.complex128, device=power.device)
+        inner = root * moments.gram[..., :K, :K] * root.mT / self.noise + identity
+        # With a unit diagonal and the ridge, for sources that coincide high above the noise.
+        self.scale = inner.diagonal(dim1=-2, dim2=-1).real.rsqrt()[..., None]
+        self.factor = torch.linalg.cholesky_ex(self.scale * inner * self.scale.mT + _RIDGE * identity).L
+        root = root * self.scale
         self.T = root * torch.cholesky_inverse(self.factor) * root.mT / self.noise  # [S, L, K, K]
         cross = moments.cross[..., :K, None]
         self.fit = self.T @ cross
@@ -198,7 +201,7 @@ class _Covariance:
 
     def value(self) -> Tensor:
         L = self.moments.energy.shape[1]
-        pivots = self.factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+        pivots = (self.factor.diagonal(dim1=-2, dim2=-1).real / self.scale[..., 0]).log().sum(-1)
         determinant = (2 * pivots).sum(-1) * (L if pivots.shape[1] == 1 else 1)
         noise = self.noise[:, 0, 0, 0]
         rest = (self.moments.energy - self.explained).sum(-1)

@@ -13,7 +13,7 @@ from rismusic.covariance import Covariance, recording_covariance
 from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.grid import SearchGrid
 from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
-from rismusic.estimate.noise import guess_noise, most_sources
+from rismusic.estimate.noise import check_fit, guess_noise, most_sources
 from rismusic.estimate.order import Chosen, choose_count
 from rismusic.estimate.search import Search
 from rismusic.estimate.sequential import find_in_turn
@@ -60,8 +60,11 @@ def fit_known(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid,
 def count_and_fit(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> Chosen:
     """Fit the most probable number of sources, at most ``spec.sources_max``, to each scene."""
     _, L, M = recording.snapshots.shape
-    most = min(spec.sources_max, most_sources(L, M))
     scenes = torch.arange(len(recording), device=recording.snapshots.device)
+    check_fit(recording, torch.zeros_like(scenes))
+    most = min(spec.sources_max, most_sources(L, M))
+    if spec.method in ("music", "soft_music"):
+        most = min(most, L)  # the rank of R_samp, and so of the subspaces that there are
 
     def told(part: Recording, fit: Fit) -> tuple[Fit, Float[Tensor, "_"]]:
         return fit, log_evidence(part, fit, grid.volume)

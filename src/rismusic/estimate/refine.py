@@ -109,7 +109,8 @@ def fit_powers(
     """Powers and noise variance (unless it is known) of the greatest unconditional likelihood.
 
     Returns:
-        Powers [S, K] (0 in empty places), noise variance [S], minus log-likelihood [S] in nats.
+        Powers [S, K] (0 in empty places and in scenes of zeros), noise variance [S], minus log-likelihood
+        [S] in nats.
     """
     start, lower, upper = _levels(recording, at)
     K = at.active.shape[1]
@@ -121,7 +122,8 @@ def fit_powers(
         steps=effort.steps,
         tolerance=effort.tolerance,
     )
-    return torch.where(at.active, fit.point[:, :K].exp(), 0), fit.point[:, K].exp(), fit.value
+    heard = at.active & (at.energy.sum(dim=1) > 0)[:, None]
+    return torch.where(heard, fit.point[:, :K].exp(), 0), fit.point[:, K].exp(), fit.value
 
 
 def _conditional(

@@ -180,7 +180,8 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
     most = sources if isinstance(sources, int) else int(sources.max())
     least = sources if isinstance(sources, int) else int(sources.min())
     if not 1 <= least <= most <= covariance.rank:
-        raise InputError("sources", f"1 to {covariance.rank} (the rank of the covariance)", str(sources))
+        found = least if least < 1 else most
+        raise InputError("sources", f"1 to {covariance.rank} (the rank of the covariance)", str(found))
     values, vectors = covariance.eigen(covariance.rank)
     place = torch.arange(covariance.rank, device=values.device)
     count = torch.as_tensor(sources, device=values.device)
