@@ -82,7 +82,8 @@ def test_the_test_can_fail(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "simulate --help", "bench --help", "--version", "bound --panel.rows 0"]
+    "command",
+    ["--help", "simulate --help", "bench --help", "train --help", "--version", "bound --panel.rows 0"],
 )
 def test_help_does_not_wait_for_torch(command):
     code = (

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -279,6 +280,34 @@ def test_tensorboard_is_asked_for_where_it_is_not_installed(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="pip install 'rismusic\\[tensorboard\\]'"):
         Board(tmp_path)
+
+
+def test_tensorboard_is_given_the_numbers(tmp_path, monkeypatch):
+    """By a writer of its kind: steps at their count, an epoch's numbers after its last step."""
+    written = []
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def flush(self):
+            written.append("flushed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    board = Board(tmp_path)
+    for step in range(2):
+        board({"kind": "step", "epoch": 0, "step": step, "loss": 1.0 - step, "taken": "nan"})
+    board({"kind": "epoch", "epoch": 0, "validation": {"loss": 0.5, "terms": {"count": 0.1}}})
+    assert written == [
+        ("step/loss", 1.0, 1),
+        ("step/loss", 0.0, 2),
+        ("epoch/validation/loss", 0.5, 2),
+        ("epoch/validation/terms/count", 0.1, 2),
+        "flushed",
+    ]
 
 
 def test_curves_without_matplotlib(tmp_path, monkeypatch):

@@ -81,9 +81,11 @@ def train(
                 trainer.resume()
             elif start is not None:
                 start_from(start, trainer.learner)
-            trainer.train()
-            if ranks.first:
-                save_curves(run, say)
+            try:
+                trainer.train()
+            finally:
+                if ranks.first:
+                    save_curves(run, say)
         ranks.wait()
         network = load_network(run.folder / BEST, device=ranks.device)
     return Trained(network, run.records("epoch"), run.folder)
