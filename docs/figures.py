@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from torch import Tensor
 
+import leaderboard
 from bias import BINS, DESIGN_RMS_DEG, fits, rms
 from rismusic.channel import draw_channel, line_of_sight
 from rismusic.codebook import dft_codes, draw_codes, spread_order
@@ -247,3 +248,4 @@ def draw_all(folder: Path) -> None:
     """Draw every figure into ``folder``, a PNG named after its function."""
     for draw in FIGURES:
         save(draw(), folder / f"{draw.__name__}.png", overwrite=True)
+    leaderboard.draw(folder)

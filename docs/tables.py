@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import importlib.util
 import io
 import os
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import leaderboard
 import rismusic
 from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 from rismusic.cli import main
@@ -25,8 +25,7 @@ from rismusic.spec import Spec, SystemSpec
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
-COMMANDS = ("", "simulate", "check", "locate", "bound")
-MEASURED = Path(__file__).parent / "measured"
+COMMANDS = ("", "simulate", "check", "locate", "bound", "bench")
 MEANINGS = {
     "elements": "positions in metres, panel frame",
     "snapshots": "what the receiver saw, y, in each scene and snapshot",
@@ -69,6 +68,10 @@ BAD_COMMANDS: tuple[str, ...] = (
     "bound --sources 0",
     "bound --panel.spacing-wavelengths -1",
     "bound --scenes 2 -o table.txt",
+    "bench --methods esprit",
+    "bench --sweep speed",
+    "bench --shard 4/4",
+    "bench --merge missing",
 )
 
 
@@ -225,39 +228,6 @@ def api() -> str:
     return table(("name", "what it is"), rows)
 
 
-def misses() -> str:
-    """Share of sources missed, a row for each K and SNR, a column for each method, as measured."""
-    return _measured("misses", ".3f")
-
-
-def errors() -> str:
-    """The largest of the three ratios of the median error of hits to the bound."""
-    rows = _rows("misses.csv")
-    for row in rows:
-        names = ("azimuth_over_bound", "elevation_over_bound", "inverse_range_over_bound")
-        row["worst_over_bound"] = str(max(float(row[name]) for name in names))
-    return _measured("worst_over_bound", ".2f", rows)
-
-
-def _rows(name: str) -> list[dict[str, str]]:
-    with (MEASURED / name).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _measured(value: str, form: str, rows: list[dict[str, str]] | None = None) -> str:
-    rows = rows or _rows("misses.csv")
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    cells = list(dict.fromkeys((row["sources"], row["snr_db"]) for row in rows))
-    shown = {(row["sources"], row["snr_db"], row["method"]): float(row[value]) for row in rows}
-    return table(
-        ["K, SNR", *methods],
-        [
-            [f"{K}, {float(snr_db):g} dB", *(format(shown[K, snr_db, method], form) for method in methods)]
-            for K, snr_db in cells
-        ],
-    )
-
-
 def _first_sentence(thing: object) -> str:
     paragraph = (thing.__doc__ or "").strip().split("\n\n")[0]
     plain = re.sub(r":math:`(.*?)`", r"$\1$", re.sub(r":(?:class|func):`~?([\w.]+)`", r"``\1``", paragraph))
@@ -284,8 +254,7 @@ def write_all(folder: Path) -> None:
         bad_recordings,
         wave_bias,
         api,
-        misses,
-        errors,
+        *leaderboard.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
     for name in COMMANDS:

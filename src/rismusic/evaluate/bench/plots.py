@@ -24,11 +24,11 @@ _WIDTH, _HEIGHT, _LEGEND, _LABEL = 3.6, 3.5, 2.3, 0.75
 # As in the other plots, but for black, which is for what has peeked; then brown and violet.
 _COLOURS = (*COLOURS[:-1], "#7F4F24", "#5E3C99")
 # Curves are moved aside a little, so that their intervals stand side by side: share of the step across.
-_ASIDE = 0.3
+_ASIDE, _ASIDE_KINDS = 0.3, 0.7
 
 
 def plot_misses(group: Group, *, ax: Axes | None = None) -> Axes:
-    """Share of sources missed, with 95 % intervals, a curve for each method; grey ones have peeked.
+    """Share of sources missed, a curve for each method with its 95 % intervals; grey ones have peeked.
 
     Args:
         group: rows of one K.
@@ -37,7 +37,8 @@ def plot_misses(group: Group, *, ax: Axes | None = None) -> Axes:
     ax = _curves(group, lambda row: 100 * row.misses.value, ax)
     for places, rows, style in zip(_places(group), group.rows.values(), _styles(group.rows), strict=True):
         low, high = ([100 * getattr(row.misses, end) for row in rows] for end in ("low", "high"))
-        ax.vlines(places, low, high, color=style["color"], lw=0.8, alpha=0.5)
+        if not rows[0].peeked:
+            ax.vlines(places, low, high, color=style["color"], lw=0.8, alpha=0.5)
     ax.set_yscale("symlog", linthresh=_LINEAR)
     ax.set(ylabel="sources missed / %", ylim=(-0.1 * _LINEAR, 100))
     ticks = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -107,11 +108,10 @@ def plots(groups: Sequence[Group], draw: Callable[..., Axes]) -> Axes:
 
 def _curves(group: Group, value: Callable[[BenchRow], float], ax: Axes | None) -> Axes:
     ax = ax or new_axes(None)[0]
-    ordered = group.heads[0].lstrip("-")[:1].isdigit()  # kinds of things are not joined by lines
     for places, (name, rows), style in zip(
         _places(group), group.rows.items(), _styles(group.rows), strict=True
     ):
-        look = style if ordered else {**style, "ls": "none"}
+        look = style if _ordered(group) else {**style, "ls": "none"}
         ax.plot(places, [value(row) for row in rows], label=name, ms=4, lw=1.2, **look)
     wrapped = ["\n".join(textwrap.wrap(head.removesuffix(" dB"), 11)) for head in group.heads]
     ax.set_xticks(_middles(group), wrapped, fontsize="small" if max(map(len, wrapped)) > 9 else None)
@@ -119,6 +119,11 @@ def _curves(group: Group, value: Callable[[BenchRow], float], ax: Axes | None) -
     ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize="small")
     return ax
+
+
+def _ordered(group: Group) -> bool:
+    """Whether the values across are numbers: kinds of things are not joined by lines."""
+    return group.heads[0].lstrip("-")[:1].isdigit()
 
 
 def _middles(group: Group) -> list[float]:
@@ -133,7 +138,8 @@ def _places(group: Group) -> list[list[float]]:
     middles = _middles(group)
     step = min((b - a for a, b in itertools.pairwise(sorted(middles))), default=1.0)
     most = len(group.rows)
-    aside = [_ASIDE * step * ((place + 0.5) / most - 0.5) for place in range(most)]
+    share = _ASIDE if _ordered(group) else _ASIDE_KINDS
+    aside = [share * step * ((place + 0.5) / most - 0.5) for place in range(most)]
     return [[middle + shift for middle in middles] for shift in aside]
 
 
@@ -153,7 +159,9 @@ def _styles(names: Iterable[str]) -> list[dict[str, Any]]:
                 else _COLOURS[place % len(_COLOURS)],
                 "marker": MARKERS[place % len(MARKERS)],
                 "ls": "--" if method.criterion == "conditional" else dash,
-                "mfc": "white" if method.peeked or method.criterion == "conditional" else None,
+                "mfc": "white"
+                if method.peeked or method.criterion == "conditional" or not method.polish
+                else None,
             }
         )
     return styles

@@ -43,7 +43,8 @@ def run_all(
     """
     if workers == 1 or len(tasks) < 2:
         for task in tasks:
-            work(task)
+            with _named(task):
+                work(task)
             done(task)
         return
     context = multiprocessing.get_context("spawn")
@@ -55,7 +56,8 @@ def run_all(
         with _interrupts_held():
             futures = {executor.submit(work, task): task for task in tasks}
         for future in as_completed(futures):
-            future.result()
+            with _named(futures[future]):
+                future.result()
             done(futures[future])
         executor.shutdown()
     except BrokenProcessPool:
@@ -68,6 +70,16 @@ def run_all(
         theirs.close()
         executor.shutdown(cancel_futures=True)
         ours.close()
+
+
+@contextlib.contextmanager
+def _named(task: object) -> Iterator[None]:
+    """An error says which task it came from."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {task}")
+        raise
 
 
 def _start(lifeline: Connection) -> None:

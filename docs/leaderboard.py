@@ -1,0 +1,110 @@
+"""Tables of the benchmarks page, from the results of one run of ``rismusic bench`` that the page names."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from rismusic.evaluate.bench.groups import Group, groups
+from rismusic.evaluate.bench.plots import save_plots
+from rismusic.evaluate.bench.table import BenchRow, read_table
+
+MEASURED = Path(__file__).parent / "measured" / "bench"
+
+
+def measured() -> list[Group]:
+    """The rows that were measured, arranged for tables and plots."""
+    return groups(read_table(MEASURED / "results.csv"))
+
+
+def bench_scenes() -> str:
+    """How many scenes each figure stands on."""
+    counts = sorted({row.scenes for group in measured() for rows in group.rows.values() for row in rows})
+    return f"{' to '.join(map(str, counts))} scenes a cell.\n"
+
+
+def bench_misses() -> str:
+    """Share of sources missed over K and SNR."""
+    return _tables("none", lambda row: _percent(row.misses.value, row.misses.low, row.misses.high))
+
+
+def bench_causes() -> str:
+    """Misses of search and misses of the likelihood, of rows that have not peeked."""
+    return _tables(
+        "none",
+        lambda row: f"{_digits(row.search_failures.value)} + {_digits(row.ambiguities.value)}",
+        peeked=False,
+    )
+
+
+def bench_errors() -> str:
+    """The largest of the three ratios of the median error of hits to the bound."""
+    return _tables("none", lambda row: f"{row.worst_over_bound:.2f}")
+
+
+def bench_sweeps() -> str:
+    """Share of sources missed over the values of each sweep."""
+    sweeps = dict.fromkeys(group.sweep for group in measured() if group.sweep != "none")
+    return "".join(
+        _tables(sweep, lambda row: _percent(row.misses.value, row.misses.low, row.misses.high))
+        for sweep in sweeps
+    )
+
+
+def bench_speed() -> str:
+    """Scenes a second on one core, over the grid of K and SNR."""
+    with (MEASURED / "timings.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["sweep"] == "none"]
+    counts = sorted({int(row["sources"]) for row in rows})
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for K in counts:
+            some = [row for row in rows if (row["method"], int(row["sources"])) == (method, K)]
+            rate = sum(int(row["scenes"]) for row in some) / sum(float(row["seconds"]) for row in some)
+            cells.append(f"{rate:.3g}")
+        lines.append([f"`{method}`", *cells])
+    return _markdown(["method", *(f"K = {K}" for K in counts)], lines)
+
+
+TABLES: tuple[Callable[[], str], ...] = (
+    bench_scenes,
+    bench_misses,
+    bench_causes,
+    bench_errors,
+    bench_sweeps,
+    bench_speed,
+)
+
+
+def draw(folder: Path) -> None:
+    """Draw ``misses_SWEEP.png`` and ``errors_SWEEP.png``."""
+    save_plots(measured(), folder)
+
+
+def _tables(sweep: str, cell: Callable[[BenchRow], str], *, peeked: bool = True) -> str:
+    text = ""
+    for group in measured():
+        if group.sweep != sweep:
+            continue
+        axis = "" if sweep == "none" else f", {group.axis}"
+        lines = [
+            [f"`{name}`", *map(cell, rows)]
+            for name, rows in group.rows.items()
+            if peeked or not rows[0].peeked
+        ]
+        text += f"**{group.title}{axis}**\n\n{_markdown(['method', *group.heads], lines)}\n"
+    return text
+
+
+def _markdown(head: list[str], lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{_digits(value)} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def _digits(share: float) -> str:
+    return f"{100 * share:.1f}"
