@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from rismusic.panel import Panel
 from rismusic.scene import draw_sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec
 from rismusic.wave import Wave, direction, path_difference, steering
+
+MEASURED = Path(__file__).parent / "measured"
 
 
 def point(azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor | float = 1.0) -> np.ndarray:
@@ -234,6 +237,31 @@ def rician_factor() -> Any:
     return share_ax
 
 
+def calibration() -> Any:
+    """Share of errors within the stated bars against the share that a normal distribution has there."""
+    with (MEASURED / "calibration.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    levels = sorted({float(row["snr_db"]) for row in rows})
+    axes = new_axes(None, None, None, size=(9.6, 3.6))
+    for ax, name in zip(axes, ("azimuth", "elevation", "1/range"), strict=True):
+        for colour, style, snr_db in zip(COLOURS, ("o", "s", "^", "D"), levels, strict=False):
+            here = [row for row in rows if row["coordinate"] == name and float(row["snr_db"]) == snr_db]
+            steps = sorted({float(row["level"]) for row in here})
+            shares = []
+            for step in steps:
+                cells = [row for row in here if float(row["level"]) == step]
+                hits = np.array([int(row["hits"]) for row in cells])
+                shares.append(float(hits @ [float(row["share"]) for row in cells] / hits.sum()))
+            ax.plot(steps, shares, style + "-", ms=4, lw=1, c=colour, label=f"{snr_db:g} dB")
+        ax.plot((0, 1), (0, 1), c="0.6", lw=1, zorder=0)
+        ax.axvline(0.6827, c="0.8", lw=1, zorder=0)
+        ax.set(title=name, xlabel="share foreseen", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("share of hits within the bar")
+    axes[0].legend(frameon=False, fontsize=8)
+    return axes[0]
+
+
 FIGURES: tuple[Callable[[], Any], ...] = (
     panel_frame,
     steering_phase,
@@ -241,6 +269,7 @@ FIGURES: tuple[Callable[[], Any], ...] = (
     near_field,
     codebook_order,
     rician_factor,
+    calibration,
 )
 
 

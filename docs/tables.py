@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib.util
 import io
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import counting
 import leaderboard
 import rismusic
 from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
@@ -26,6 +28,7 @@ from rismusic.spec import Spec, SystemSpec
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
 COMMANDS = ("", "simulate", "check", "locate", "bound", "bench")
+MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",
     "snapshots": "what the receiver saw, y, in each scene and snapshot",
@@ -244,6 +247,22 @@ def output(*arguments: str) -> str:
     return f"$ rismusic {' '.join(arguments)}".rstrip() + "\n" + done.stdout
 
 
+def samples() -> str:
+    """Every sample located, with and without the number of sources: hits, false alarms, errors over bound."""
+    with (MEASURED / "samples.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    shown = []
+    for row in rows:
+        over = (row[f"{name}_over_bound"] for name in ("azimuth", "elevation", "inverse_range"))
+        told = "told" if row["count"] == "K" else "found"
+        numbers = f"{row['hits']} of {row['sources']}", row["false_alarm_count"]
+        shown.append(
+            (f"`{row['sample']}`", f"`{row['method']}`", told, *numbers, *(f"{float(x):.2f}" for x in over))
+        )
+    head = ("sample", "method", "K", "hits", "false alarms", "azimuth", "elevation", "1/range")
+    return table(head, shown)
+
+
 def write_all(folder: Path) -> None:
     """Write every table and text into ``folder``."""
     for make in (
@@ -254,7 +273,9 @@ def write_all(folder: Path) -> None:
         bad_recordings,
         wave_bias,
         api,
+        samples,
         *leaderboard.TABLES,
+        *counting.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
     for name in COMMANDS:

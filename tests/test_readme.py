@@ -44,7 +44,8 @@ def test_readme_runs(folder, capsys, untyped):
                 ran[language] += 1
         else:
             assert language in ("console", "matlab"), "every other block must be run by a test too"
-    assert ran == {"python": 4, "bash": 6}
+    assert ran == {"python": 4, "bash": 8}
+    assert (folder / "found.html").exists()
     assert (folder / "mine.png").exists()
 
 
