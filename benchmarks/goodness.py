@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy.stats import kstest
 from torch import Tensor
@@ -53,6 +54,8 @@ def cases(scenes: int, seed: int) -> Iterator[tuple[str, Recording, Tensor | int
         yield f"panel impaired, 1 to 5 sources, {snr_db:g} dB", made, made.truth.active.sum(-1)
     for name in ("impaired_10dB", "ideal_10dB", "ideal_0dB", "direct_10dB"):
         sample = read(SAMPLES / f"{name}.h5")
+        with np.load(SAMPLES / f"{name}.bound.npz") as file:
+            sample = replace(sample, noise_variance=torch.from_numpy(file["noise_variance"]))
         assert sample.truth is not None
         yield f"sample {name}", sample, sample.truth.active.sum(-1)
     wide = {"azimuth_max_deg": 80.0}

@@ -6,6 +6,9 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from rismusic.checking import FINDINGS
+from rismusic.checking.conventions import CHANGES
+
 MEASURED = Path(__file__).parent / "measured"
 COUNTS = range(6)
 Row = dict[str, str]
@@ -104,6 +107,21 @@ def mixups() -> str:
     )
 
 
+def mixup_names() -> str:
+    """Every mistake that is looked for, and whether it is with truth only."""
+    lines = [[f"`{change.name}`", change.meaning, "yes" if change.blind else ""] for change in CHANGES]
+    return _table(["name", "what is said", "without truth"], lines)
+
+
+def finding_names() -> str:
+    """Everything else that is looked for."""
+    lines = [
+        [f"`{name}`", meaning.replace("|", "\\|"), f"{threshold:g}", remedy]
+        for name, (threshold, meaning, remedy) in FINDINGS.items()
+    ]
+    return _table(["name", "what it means", "above", "what to try"], lines)
+
+
 TABLES: tuple[Callable[[], str], ...] = (
     number_scenes,
     number_right,
@@ -112,6 +130,8 @@ TABLES: tuple[Callable[[], str], ...] = (
     goodness,
     goodness_uniform,
     mixups,
+    mixup_names,
+    finding_names,
 )
 
 

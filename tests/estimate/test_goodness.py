@@ -14,6 +14,7 @@ from scipy import stats
 
 from rismusic.estimate.goodness import goodness, on_border, sphericity, tail_probability
 from rismusic.estimate.locate import locate
+from rismusic.estimate.nfmle import pack
 from rismusic.estimate.residual import Projection
 from rismusic.evaluate.positions import scene_records
 from rismusic.scene import Sources
@@ -157,6 +158,8 @@ def test_a_coordinate_on_the_border_is_not_free():
     off = Projection.off(recording, positions, active, ~held)
     assert off.freedom(7).tolist() == [2 * 7 * 7 - 2, 2 * 7 * 7 - 2, 2 * 7 * 7 - 3]
     assert not on_border(positions, None).any()
+    held, free = (goodness(recording, pack(positions, active), box).excess for box in (dense.VOLUME, None))
+    assert (held != free).tolist() == [True, True, False]
 
 
 def test_tail_probability(generator):
