@@ -1,4 +1,4 @@
-"""Tables of the benchmarks page, from the results of one run of ``rismusic bench`` that the page names."""
+"""Tables of the benchmarks page, from the two runs of ``rismusic bench`` that the page names."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from rismusic.evaluate.bench.groups import Group, groups
 from rismusic.evaluate.bench.plots import save_plots
 from rismusic.evaluate.bench.table import BenchRow, read_table
 
-MEASURED = Path(__file__).parent / "measured" / "bench"
+MEASURED = Path(__file__).parent / "measured"
 
 
 def measured() -> list[Group]:
     """The rows that were measured, arranged for tables and plots."""
-    return groups(read_table(MEASURED / "results.csv"))
+    return groups([row for run in ("bench", "sweeps") for row in read_table(MEASURED / run / "results.csv")])
 
 
 def bench_scenes() -> str:
     """How many scenes each figure stands on."""
-    counts = sorted({row.scenes for group in measured() for rows in group.rows.values() for row in rows})
+    grid = [group for group in measured() if group.sweep == "none"]
+    counts = sorted({row.scenes for group in grid for rows in group.rows.values() for row in rows})
     return f"{' to '.join(map(str, counts))} scenes a cell.\n"
 
 
@@ -54,7 +55,7 @@ def bench_sweeps() -> str:
 
 def bench_speed() -> str:
     """Scenes a second on one core, over the grid of K and SNR."""
-    with (MEASURED / "timings.csv").open(newline="", encoding="utf-8") as file:
+    with (MEASURED / "bench" / "timings.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["sweep"] == "none"]
     counts = sorted({int(row["sources"]) for row in rows})
     lines = []
