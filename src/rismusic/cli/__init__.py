@@ -47,6 +47,8 @@ LEAVE_OUT = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 bad input or usage, 130 interrupted."""
+    # Threads that wait by spinning slow a busy machine by ten times; read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if args is None else args)
     if args == ["--version"]:
         print(f"rismusic {__version__}")
