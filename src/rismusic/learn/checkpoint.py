@@ -34,6 +34,7 @@ class State:
         step: optimizer steps of this epoch that are done, taken or skipped.
         skipped: steps skipped for a gradient that was not finite, in all epochs.
         clipped: steps of this epoch whose gradient was clipped.
+        validation: loss of the last epoch.
         best: lowest validation loss so far.
         best_epoch: its epoch, -1 before there is one.
         sums: over the steps of this epoch, of each logged number.
@@ -47,6 +48,7 @@ class State:
     step: int = 0
     skipped: int = 0
     clipped: int = 0
+    validation: float | None = None
     best: float | None = None
     best_epoch: int = -1
     sums: dict[str, float] = field(default_factory=dict)

@@ -1,13 +1,14 @@
 """The training: one loop over epochs, one over optimizer steps, and nothing hidden from either.
 
 Which scenes a step sees, beta, the weights of the losses and the learning rate are functions of epoch and
-step; everything else that a step depends on is in the checkpoint. A training that was interrupted, however,
-therefore ends where an undisturbed one does.
+step; everything else that a step depends on is in the checkpoint. So a training ends where an undisturbed one
+does, however often and however rudely it was interrupted.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 
@@ -114,8 +115,9 @@ class Trainer:
     def _begin(self) -> None:
         """Before the first step: do all outputs learn, and can the folder be written?"""
         beta, weights = 0.0, self.spec.loss.weights
-        prediction = self.learner.network(next(self.scenes.step(0, 0)))
-        losses = self.learner.judged(prediction, next(self.scenes.step(0, 0)), beta, weights)
+        recording = next(self.scenes.step(0, 0))
+        prediction = self.learner.network(recording)
+        losses = self.learner.judged(prediction, recording, beta, weights)
         check_start(losses, prediction)
         self._tell(probes.first_loss(float(losses.total.detach())))
         if self.ranks.first:
@@ -171,16 +173,15 @@ class Trainer:
     def _judge(self, now: Validation, beta: float) -> bool:
         """Log an epoch and keep its weights; whether it has been too long since the best one."""
         spec, state, learner = self.spec, self.state, self.learner
-        epochs = self.run.records("epoch")
-        before = epochs[-1]["validation"]["loss"] if epochs else None  # type: ignore[index]
         taken = state.sums.get("taken", 0.0)
         means = {name: total / taken for name, total in state.sums.items()} if taken else {}
         weights = weights_at(spec.loss, spec.schedule, state.epoch, beta)
         self._tell(probes.steps(state, spec.clip_norm))
         self._tell(probes.losses(means, weights))
-        self._tell(report(now, before, spec.network.sources_max, self._snapshots))
+        self._tell(report(now, state.validation, spec.network.sources_max, self._snapshots))
         record = {"kind": "epoch", "epoch": state.epoch, "beta": beta, "training": means}
         self._write([{**record, "validation": now.record()}])
+        state.validation = now.loss if math.isfinite(now.loss) else None
         notes = {"epoch": str(state.epoch), "validation_loss": json.dumps(now.loss)}
         if state.best is None or now.loss < state.best:
             state.best, state.best_epoch = now.loss, state.epoch
