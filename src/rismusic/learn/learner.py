@@ -159,7 +159,7 @@ class Learner:
             InputError: tensors of another network.
         """
         memory = {}
-        for name, value in tensors.items():
+        for name, value in sorted(tensors.items()):
             kind, _, key = name.partition("/")
             if kind == "optimizer":
                 memory[key] = value
