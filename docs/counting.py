@@ -73,8 +73,8 @@ def goodness() -> str:
     for case, pair in shown.items():
         cells = [case]
         for noise in ("known", "not known"):
-            row = pair.get(noise)
-            cells += [f"{100 * float(row[level]):.1f}" if row else "" for level in levels]
+            measured = pair.get(noise, {})
+            cells += [f"{100 * float(measured[level]):.1f}" if measured else "" for level in levels]
         lines.append(cells)
     heads = [f"{noise}: p < {level.split('_')[1]}" for noise in ("known", "not known") for level in levels]
     return _table(["case", *heads], lines)
