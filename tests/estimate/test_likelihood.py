@@ -62,14 +62,17 @@ def test_empty_places_count_for_nothing(generator):
     wider = torch.cat((positions, positions.new_full((5, 1, 3), 0.3)), dim=1)
     active = torch.tensor([True, True, False]).expand(5, 3)
     power, noise = levels(recording)
+    plain = at(recording, wider, active)
+    torch.testing.assert_close(conditional_cost(plain), conditional_cost(at(recording, positions)))
     wide, narrow = at(recording, wider, active, derivatives=True), at(recording, positions, derivatives=True)
     torch.testing.assert_close(conditional_cost(wide), conditional_cost(narrow))
     torch.testing.assert_close(symbols(wide)[..., :2], symbols(narrow))
     assert (symbols(wide)[..., 2] == 0).all()
-    more = torch.cat((power, power[:, :1]), dim=1)
-    torch.testing.assert_close(
-        unconditional_value(wide, more, noise), unconditional_value(narrow, power, noise)
-    )
+    more = torch.cat((power, torch.full_like(power[:, :1], torch.nan)), dim=1)
+    for one in (wide, plain):
+        torch.testing.assert_close(
+            unconditional_value(one, more, noise), unconditional_value(narrow, power, noise)
+        )
     for wide_part, narrow_part in zip(conditional(wide)[1:], conditional(narrow)[1:], strict=True):
         torch.testing.assert_close(wide_part[(..., *[slice(6)] * (wide_part.ndim - 1))], narrow_part)
         assert wide_part[:, 6:].abs().max() == 0
@@ -109,9 +112,10 @@ def test_gradients_meet_finite_differences(system, generator):
     torch.testing.assert_close(gradient[:, 8], found, rtol=1e-6, atol=1e-5)
 
 
-def test_curvature_is_that_of_the_projected_jacobian(generator):
+@pytest.mark.parametrize("system", ["own", "direct"])
+def test_curvature_is_that_of_the_projected_jacobian(system, generator):
     """Gauss-Newton in Kaufman's form: -P_perp (dC/dx) s, by differences of dense fields."""
-    recording = dense.small(scenes=2)
+    recording = dense.small(dense.SYSTEMS[system], scenes=2)
     positions = dense.scattered(dense.truth_of(recording)[0], generator, 0.05)
     curvature = conditional(at(recording, positions, derivatives=True))[2]
     step = 1e-6
@@ -134,8 +138,9 @@ def test_curvature_is_that_of_the_projected_jacobian(generator):
         np.testing.assert_allclose(curvature[scene], expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
 
 
-def test_information_is_the_dense_trace(generator):
-    recording = dense.small(scenes=2)
+@pytest.mark.parametrize("system", ["own", "direct"])
+def test_information_is_the_dense_trace(system, generator):
+    recording = dense.small(dense.SYSTEMS[system], scenes=2)
     positions = dense.scattered(dense.truth_of(recording)[0], generator, 0.05)
     power, noise = levels(recording)
     J = unconditional(at(recording, positions, derivatives=True), power, noise)[2]
@@ -224,3 +229,17 @@ def test_scenes_of_zeros_have_a_likelihood():
     parts = conditional(at(silent, dense.truth_of(recording)[0], derivatives=True))
     assert all(part.isfinite().all() for part in parts)
     assert likelihood._SILENCE > 0
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-16])
+def test_powers_of_coincident_sources_add_up(noise):
+    """Also so far above the noise that nothing of it is left in the sums of single numbers."""
+    recording = dense.small()
+    place, level = dense.truth_of(recording)[0][:, :1], torch.full((5,), noise, dtype=torch.float64)
+    once = at(recording, place, derivatives=True)
+    twice = at(recording, place.expand(-1, 3, -1), derivatives=True)
+    shares = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).expand(5, 3)
+    found = unconditional(twice, shares, level)
+    assert all(part.isfinite().all() for part in found)
+    expected = unconditional(once, torch.ones(5, 1, dtype=torch.float64), level)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-9 if noise > 1e-9 else 1e-2, atol=0)

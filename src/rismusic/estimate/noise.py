@@ -14,11 +14,11 @@ _STEPS = 30
 
 
 def most_sources(snapshots: int, outputs: int) -> int:
-    r"""Sources that L snapshots of M outputs can carry: fewer unknowns than numbers, and K < M.
+    r"""Sources that L snapshots of M outputs can carry: fewer unknowns than numbers, hence K < M.
 
     Real numbers: 2 L M. Unknowns: 2 L K of the symbols, 3 K coordinates, the noise variance.
     """
-    return min(outputs - 1, (2 * snapshots * outputs - 2) // (2 * snapshots + 3))
+    return (2 * snapshots * outputs - 2) // (2 * snapshots + 3)
 
 
 def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
