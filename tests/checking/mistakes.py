@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from rismusic.checking.conventions import CHANGES
 from rismusic.recording import Recording
 
 C = 299792458.0
@@ -42,14 +41,42 @@ def by_columns(recording: Recording) -> Recording:
     return replace(recording, elements=turned)
 
 
-# Undone by themselves.
-TWICE = {
-    change.name
-    for change in CHANGES
-    if change.name.endswith(("conjugated", "mirrored", "swapped", "reversed", "inverse"))
-    or change.name.startswith("channel_")
-}
-OTHERS: dict[str, Callable[[Recording], Recording]] = {
+def conjugated(*parts: str) -> Callable[[Recording], Recording | None]:
+    def mistake(recording: Recording) -> Recording | None:
+        if any(getattr(recording, part) is None for part in parts):
+            return None
+        return replace(recording, **{part: getattr(recording, part).conj().resolve_conj() for part in parts})
+
+    return mistake
+
+
+def swapped(recording: Recording) -> Recording:
+    sources = recording.truth
+    return replace(recording, truth=replace(sources, azimuth=sources.elevation, elevation=sources.azimuth))
+
+
+def turned(recording: Recording, *, conjugate: bool) -> Recording | None:
+    H = recording.channel
+    if H is None or H.shape[-1] != H.shape[-2]:
+        return None
+    return replace(recording, channel=(H.mH if conjugate else H.mT).resolve_conj().contiguous())
+
+
+MISTAKES: dict[str, Callable[[Recording], Recording | None]] = {
+    "snapshots_conjugated": conjugated("snapshots"),
+    "channel_conjugated": conjugated("channel"),
+    "codes_conjugated": conjugated("codes"),
+    "snapshots_and_channel_conjugated": conjugated("snapshots", "channel"),
+    "snapshots_and_codes_conjugated": conjugated("snapshots", "codes"),
+    "channel_and_codes_conjugated": conjugated("channel", "codes"),
+    "all_conjugated": conjugated("snapshots", "channel", "codes"),
+    "channel_transposed": lambda r: turned(r, conjugate=False),
+    "channel_hermitian": lambda r: turned(r, conjugate=True),
+    "angles_swapped": swapped,
+    "azimuth_mirrored": lambda r: truth(r, azimuth=lambda a: -a),
+    "elevation_mirrored": lambda r: truth(r, elevation=lambda e: -e),
+    "directions_reversed": lambda r: truth(r, azimuth=lambda a: -a, elevation=lambda e: -e),
+    "range_inverse": lambda r: truth(r, range=lambda d: 1 / d),
     "elements_renumbered": by_columns,
     "angles_in_degrees": lambda r: angles(r, 180 / math.pi),
     "angles_converted_twice": lambda r: angles(r, math.pi / 180),
@@ -72,7 +99,4 @@ OTHERS: dict[str, Callable[[Recording], Recording]] = {
 
 def made(name: str, sound: Recording) -> Recording | None:
     """A sound recording with a mistake; none where it cannot be made."""
-    if name in OTHERS:
-        return OTHERS[name](sound)
-    (change,) = (change for change in CHANGES if change.name == name)
-    return change.apply(sound)
+    return MISTAKES[name](sound)

@@ -50,6 +50,11 @@ def sample(request, samples) -> Recording:
     return recording[:5]
 
 
+def test_every_change_has_its_mistake():
+    assert set(NAMES) == set(mistakes.MISTAKES)
+    assert len(NAMES) == len(CHANGES) == len(set(NAMES))
+
+
 def refused(recording: Recording) -> str | None:
     """What reading such a file says, if it is refused."""
     try:
