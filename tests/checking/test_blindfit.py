@@ -25,10 +25,16 @@ SPEC = SystemSpec(
     panel={"rows": 4, "columns": 5},
     channel={"antennas": 20},
     codebook={"snapshots": 8},
-    sources=2,
+    sources=1,
     snr_db=15.0,
     scene={"range_min_m": 0.5, "range_max_m": 2.0},
 )
+
+
+@pytest.fixture(autouse=True)
+def one_source(monkeypatch):
+    """A search for one source instead of three: a third of the time, and enough for these scenes."""
+    monkeypatch.setattr(blindfit, "SETTINGS", blindfit.SETTINGS.replace(sources=1))
 
 
 def small(**settings):
@@ -124,3 +130,23 @@ def test_verdict(ratios, answer):
 def test_threshold():
     fit = BlindFit(small())
     assert fit.threshold == pytest.approx(math.log(10 / 1e-6))
+
+
+def test_truth_and_noise_variance_are_not_used():
+    made = simulate(SPEC, scenes=1, panel={"rows": 4, "columns": 4})
+    fit, blind = BlindFit(made), BlindFit(replace(made, truth=None, noise_variance=None))
+    names = [{each.change.name for each in some.evidence()} for some in (fit, blind)]
+    assert names[0] == names[1]
+    assert "elements_renumbered" not in names[0]
+
+
+def test_scenes_are_looked_at_until_it_is_clear(monkeypatch):
+    monkeypatch.setattr(blindfit, "_TOGETHER", 1)
+    direct = replace(simulate(SPEC, scenes=12, snr_db=-8.0, channel={"kind": "direct"}), truth=None)
+    sound, wrong = BlindFit(direct), BlindFit(mistakes.made("elements_renumbered", direct))
+    assert sound.look() is None
+    assert wrong.look().change.name == "elements_renumbered"
+    assert 1 < wrong.scenes < 12
+    # What is refuted is looked at no more.
+    seen = {change.name: count for change, count in sound._seen.items()}
+    assert min(seen.values()) < max(seen.values()) == sound.scenes
