@@ -206,8 +206,12 @@ def test_all_of_them_are_in_the_log(tmp_path, monkeypatch):
     for epoch in range(2):
         tags = [line["tag"] for line in log_of(tmp_path / "run", "probe") if line["epoch"] == epoch]
         assert set(tags) == {"LR", "GRADPATH", "GRAD", "OPT", "STEP", "VAL", "LOSS", "BETA"}
-    for line in log_of(tmp_path / "run", "step"):
-        assert line["gradient"] == pytest.approx(
-            math.hypot(line["gradient_backbone"], line["gradient_head"]), rel=1e-5
-        )
+    steps = log_of(tmp_path / "run", "step")
+    for line in steps:
+        both = math.hypot(line["gradient_backbone"], line["gradient_head"])
+        assert line["gradient"] == pytest.approx(both, rel=1e-5)
         assert line["taken"] == 1
+    for epoch, line in enumerate(log_of(tmp_path / "run", "epoch")):
+        for name, mean in line["training"].items():
+            values = [step[name] for step in steps if step["epoch"] == epoch]
+            assert mean == pytest.approx(sum(values) / len(values))
