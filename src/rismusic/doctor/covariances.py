@@ -73,7 +73,9 @@ def _sample_suspects(recording: Recording, targets: Targets) -> dict[str, Tensor
     suspects = {
         "as it should be": R,
         ": it is R_true, taken from the labels (a leak)": unit(targets.true.dense().to(torch.complex128)),
-        ": the mean over the snapshots was taken out (centred)": covariance_of(field - field.mean(1, keepdim=True)),
+        ": the mean over the snapshots was taken out (centred)": covariance_of(
+            field - field.mean(1, keepdim=True)
+        ),
         ": its sign is reversed": -R,
         ": it is conjugated": R.conj(),
         ": it is the identity": torch.eye(R.shape[-1], dtype=R.dtype).expand_as(R) / R.shape[-1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -87,10 +88,16 @@ class Diagnosis:
             "healthy": self.healthy,
             "verdict": self.verdict,
             "reports": [
-                {"tag": one.tag, "text": one.text, "findings": [asdict(f) for f in one.findings]}
+                {"tag": one.tag, "text": one.text, "findings": [_plain(f) for f in one.findings]}
                 for one in self.reports
             ],
         }
+
+
+def _plain(finding: Finding) -> dict[str, object]:
+    """As JSON has it: numbers that are not finite become text."""
+    held = asdict(finding)
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in held.items()}
 
 
 def diagnose(
@@ -133,7 +140,16 @@ def examine(tag: str, check: Check, case: Case) -> Iterator[Report]:
     """The reports of a check; where the code under test fails, that is what was found."""
     try:
         found = check(case)
-    except (InputError, RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError, AttributeError) as error:
+    except (
+        InputError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         failed = Finding(
             f"{tag.lower()} cannot be looked at",

@@ -164,7 +164,9 @@ def truth_explains(case: Case) -> Report:
     exact = element_positions(spec.panel)
     G, wavelength = operators(recording), spec.panel.wavelength_m
 
-    def left(labels: Sources, elements: Tensor = exact, length: float = wavelength, conjugate: bool = False) -> float:
+    def left(
+        labels: Sources, elements: Tensor = exact, length: float = wavelength, conjugate: bool = False
+    ) -> float:
         A = true_waves(labels, elements, length)
         return residual(recording, G, A.conj() if conjugate else A)
 
@@ -175,7 +177,9 @@ def truth_explains(case: Case) -> Report:
         ": the wave is conjugated": left(truth, conjugate=True) - 1,
         ": azimuth and elevation are exchanged": left(swapped) - 1,
         ": angles are in degrees": left(replace(truth, **{k: v.deg2rad() for k, v in degrees.items()})) - 1,
-        ": angles were converted to radians twice": left(replace(truth, **{k: v.rad2deg() for k, v in degrees.items()}))
+        ": angles were converted to radians twice": left(
+            replace(truth, **{k: v.rad2deg() for k, v in degrees.items()})
+        )
         - 1,
         ": azimuth is mirrored": left(replace(truth, azimuth=-truth.azimuth)) - 1,
         ": elevation is mirrored": left(replace(truth, elevation=-truth.elevation)) - 1,

@@ -96,7 +96,13 @@ def replay(case: Case) -> Report:
             "R_samp stands in for R_pred from the start, before R_pred has learned anything.",
             "Let beta rise from 0.",
         ),
-        at_most("largest beta", max(betas), 0.999, "R_pred has no part in R_blend.", "Lower schedule.beta below 1."),
+        at_most(
+            "largest beta",
+            max(betas),
+            0.999,
+            "R_pred has no part in R_blend.",
+            "Lower schedule.beta below 1.",
+        ),
         at_least(
             "largest beta over that of the settings",
             max(betas) / spec.schedule.beta if spec.schedule.beta > 0 and len(betas) > 2 else 1.0,
@@ -126,7 +132,9 @@ def short_run(case: Case) -> Report:
         skipped_max=_EPOCHS * _STEPS,
     )
     trainer = case.begin(spec)
-    planned = [schedules.learning_rate_factor(spec.schedule, i, _EPOCHS * _STEPS) for i in range(_EPOCHS * _STEPS)]
+    planned = [
+        schedules.learning_rate_factor(spec.schedule, i, _EPOCHS * _STEPS) for i in range(_EPOCHS * _STEPS)
+    ]
     highest = {str(g["name"]): float(g["highest"]) for g in trainer.learner.optimizer.param_groups}
     with watched(trainer.learner) as seen:
         trainer.train()

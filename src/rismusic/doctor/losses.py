@@ -20,7 +20,16 @@ from rismusic.learn.spec import TermName
 from rismusic.recording import Recording
 
 # Terms that have something to say of every scene with a source.
-_ALWAYS = ("covariance", "covariance_predicted", "subspace", "count", "heat_map", "existence", "angle", "log_range")
+_ALWAYS = (
+    "covariance",
+    "covariance_predicted",
+    "subspace",
+    "count",
+    "heat_map",
+    "existence",
+    "angle",
+    "log_range",
+)
 _OUTPUTS = tuple(field.name for field in fields(Prediction))
 
 
@@ -89,7 +98,8 @@ def gap(case: Case) -> Report:
     """Does a step against the gradient of the eigengap's loss widen the gap, measured apart?"""
     targets, like = _clean(case)
     factors = [
-        value.requires_grad_() for value in (guesses.random(like).angle_factor, guesses.random(like, 1).range_factor)
+        value.requires_grad_()
+        for value in (guesses.random(like).angle_factor, guesses.random(like, 1).range_factor)
     ]
     start = replace(guesses.random(like), angle_factor=factors[0], range_factor=factors[1])
     loss = _total(case, start, targets, beta=0.0).terms.get("eigengap")
@@ -185,7 +195,9 @@ def _slope(
             float(
                 _total(
                     case,
-                    replace(prediction, **{key: values[key] + sign * step * way for key, way in ways.items()}),
+                    replace(
+                        prediction, **{key: values[key] + sign * step * way for key, way in ways.items()}
+                    ),
                     targets,
                 ).terms[name]
             )

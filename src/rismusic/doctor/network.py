@@ -59,7 +59,9 @@ def trained(case: Case) -> Report:
             "Put each parameter into one group.",
         ),
     ]
-    return told("OPTIMIZER", f"{len(names)} parameters, {len(learner.optimizer.param_groups)} groups", findings)
+    return told(
+        "OPTIMIZER", f"{len(names)} parameters, {len(learner.optimizer.param_groups)} groups", findings
+    )
 
 
 def invariance(case: Case) -> Report:
@@ -179,5 +181,3 @@ def constant(case: Case) -> Report:
 
 def _flipped(recording: Recording) -> Tensor | None:
     return None if recording.noise_variance is None else recording.noise_variance.flip(0)
-
-

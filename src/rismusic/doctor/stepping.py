@@ -19,8 +19,8 @@ from rismusic.learn.scenes import Scenes
 from rismusic.learn.spec import TrainSpec
 from rismusic.recording import Recording
 
-# Scenes of the batches of a trial step.
-_BATCH = 8
+# Scenes of the batch of the litmus test, and of the batches of a trial step.
+_LITMUS, _BATCH = 32, 8
 # A clip norm this many times below the gradient leaves the direction and takes all of the size.
 _CLIPPED = 30.0
 
@@ -32,8 +32,10 @@ def first_steps(case: Case) -> Report:
         trainer = case.begin(spec)
         return trainer.learner, trainer.scenes
 
-    learned = litmus(case.spec, make=make)
-    still = litmus(case.spec.replace(backbone_learning_rate=0.0, head_learning_rate=0.0), make=make)
+    spec = _batches_of(case.spec, _LITMUS)
+    small = _batches_of(case.spec, _BATCH)
+    learned = litmus(spec, make=make)
+    still = litmus(small.replace(backbone_learning_rate=0.0, head_learning_rate=0.0), make=make, steps=2)
     findings = [
         at_least(
             "share of the loss that five steps on one batch take away",
@@ -50,8 +52,14 @@ def first_steps(case: Case) -> Report:
             "Does something beside the optimizer change weights, or the loss at random (dropout)?",
         ),
     ]
-    text = f"loss {learned.before:.3f} -> {learned.after:.3f}; without a learning rate {still.after:.3f}"
+    text = f"loss {learned.before:.3f} -> {learned.after:.3f}; without a learning rate {still.before:.3f} -> "
+    text += f"{still.after:.3f}"
     return told("LITMUS", text, findings)
+
+
+def _batches_of(spec: TrainSpec, most: int) -> TrainSpec:
+    batch = min(most, spec.batch)
+    return spec.replace(batch=batch, accumulation=1, scenes_per_epoch=8 * batch)
 
 
 @dataclass
@@ -185,7 +193,8 @@ def decay(case: Case) -> Report:
     learner = case.learner
     steps = float(learner.factors.double().sum())
     worst = max(
-        float(group["weight_decay"]) * float(group["highest"]) * steps for group in learner.optimizer.param_groups
+        float(group["weight_decay"]) * float(group["highest"]) * steps
+        for group in learner.optimizer.param_groups
     )
     finding = at_most(
         "sum over the steps of learning rate times weight decay",
@@ -286,6 +295,8 @@ def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
     if sizes == 0 or not math.isfinite(sizes):
         return 0.0
     dot = sum(
-        float((value.double() * second[name].double()).sum()) for name, value in first.items() if name in second
+        float((value.double() * second[name].double()).sum())
+        for name, value in first.items()
+        if name in second
     )
     return dot / sizes
