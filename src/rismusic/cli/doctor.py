@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Doctor(Command):
     """Find out why a training does not learn: rismusic doctor [CONFIG.toml | RUN] [--preset tiny].
 
-    Exit code 0: nothing is wrong; 1: something is. With the folder of a run it reads the run's log and says what
-    went wrong when. rismusic doctor faults plants known mistakes, one at a time, into a small healthy training and
-    shows which finding catches each.
+    Exit code 0: nothing is wrong; 1: something is. With the folder of a run it reads the run's log and says
+    what went wrong when. rismusic doctor faults plants known mistakes, one at a time, into a small healthy
+    training and shows which finding catches each.
     """
 
     settings: Annotated[TrainSpec, arg(name="")] = TrainSpec()

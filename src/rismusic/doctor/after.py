@@ -15,7 +15,7 @@ from rismusic.learn.findings import Finding, Report, at_least, at_most
 from rismusic.learn.runfolder import LOG, RunFolder
 from rismusic.learn.spec import TrainSpec
 
-# Findings of the trainer's probes that a young network may have: they count where the training ends with them.
+# Findings of the trainer's probes that a young network may have: they count where a training ends with them.
 _YOUNG = ("VAL", "LOSS")
 # Share of the epochs in which the gradient may be clipped in most steps: the first ones usually are.
 _OFTEN = 0.5
@@ -47,7 +47,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(str(path), "the log of a training", error.strerror or str(error)) from None
-    found = []
+    found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
@@ -180,7 +180,8 @@ def _progress(spec: TrainSpec, epochs: list[dict[str, Any]]) -> Report:
                 "Run rismusic doctor on its settings.",
             )
         )
-    text = f"{len(losses)} of {spec.schedule.epochs} epochs; loss {first:.4f} -> {last:.4f}, best in epoch {where}"
+    text = f"{len(losses)} of {spec.schedule.epochs} epochs; loss {first:.4f} -> {last:.4f}, "
+    text += f"best in epoch {where}"
     return told("PROGRESS", text, findings)
 
 
@@ -210,7 +211,8 @@ def _validation(epochs: list[dict[str, Any]]) -> Report:
             f"last validation loss over its least, that of epoch {best}, while the training loss falls",
             ratio if fell else 1.0,
             1.1,
-            "the network learns its scenes by heart (overfitting): validation gets worse while training gets better.",
+            "the network learns its scenes by heart (overfitting): validation gets worse while training "
+            "gets better.",
             "More or fresh scenes, a smaller network, or stop at the best epoch (patience).",
         )
     )

@@ -134,7 +134,8 @@ def blended(case: Case) -> Report:
                 1e-2,
                 "the loss is not the error of R_blend, finished, against R_true, finished alike"
                 f"{likeliest(off) or ''}.",
-                "Let losses, metrics and inference use the one R_blend of Prediction.blended, and mean over scenes.",
+                "Let losses, metrics and inference use the one R_blend of Prediction.blended, and mean "
+                "over scenes.",
             )
             findings.append(finding)
     return told("BLEND", "covariance loss at beta = 0 and 0.3", findings)
@@ -172,7 +173,8 @@ def ceiling(case: Case) -> Report:
             "share of the sources that MUSIC finds on R_true",
             share,
             0.75,
-            "MUSIC on the exact covariance misses sources: steering, search or R_true do not belong together.",
+            "MUSIC on the exact covariance misses sources: steering, search or R_true do not belong "
+            "together.",
             "Compare the steering of search, labels and simulator.",
         ),
         at_most(

@@ -49,7 +49,8 @@ def positions(case: Case) -> Report:
                 f"largest {name} of a label, over its limit",
                 float(value.abs().max()) / half,
                 1 + 1e-5,
-                f"the {name} of some labels is outside the volume: degrees taken for radians, or another unit?",
+                f"the {name} of some labels is outside the volume: degrees taken for radians, or another "
+                "unit?",
                 "Angles are in radians and ranges in metres within the code.",
             ),
             at_least(
@@ -73,7 +74,8 @@ def positions(case: Case) -> Report:
             "share of the true sources that stand on a point of the search grid",
             float(on),
             0.01,
-            "the truth is drawn on the grid that is searched, which no user's sources do: errors look like 0.",
+            "the truth is drawn on the grid that is searched, which no user's sources do: errors look like "
+            "0.",
             "Draw positions from the continuous volume.",
         ),
         at_least(
@@ -131,7 +133,8 @@ def signal(case: Case) -> Report:
                 "error of the recorded noise variance against the noise in the snapshots, relative",
                 abs(float(torch.cat(noise).mean()) - 1),
                 0.1,
-                "what is left of the snapshots without the true signal is not the noise that is recorded: wrong "
+                "what is left of the snapshots without the true signal is not the noise that is recorded: "
+                "wrong "
                 "noise, wrong labels, or another wave or link.",
                 "The noise is complex: sigma^2 = E|n|^2, and y = G A s + n.",
             )
@@ -178,7 +181,8 @@ def link(case: Case) -> Report:
                 "dimensions that the codes of all scenes span, over those they could",
                 rank / min(all_codes.shape),
                 0.9,
-                "the codebook visits a part of its beams only: a stride that shares a factor with their number?",
+                "the codebook visits a part of its beams only: a stride that shares a factor with their "
+                "number?",
                 "Step through the beams by a number that is coprime with theirs.",
             )
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from rismusic.doctor import covariances, data, geometry, losses, loop, network, stepping, validating
+from rismusic.doctor import covariances, data, geometry, loop, losses, network, stepping, validating
 from rismusic.doctor.case import Case, MakeTrainer, opened
 from rismusic.doctor.overfit import overfit as learn_by_heart
 from rismusic.errors import InputError

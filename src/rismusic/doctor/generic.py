@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,7 @@ class _Patient:
         found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
         held = dict(zip(wanted, found, strict=True))
         return {
-            name: torch.zeros_like(weight) if held.get(name) is None else cast(Tensor, held[name])
+            name: torch.zeros_like(weight) if held.get(name) is None else held[name]
             for name, weight in named.items()
         }
 
@@ -169,14 +169,16 @@ class _Patient:
                 "change of the loss when it is asked for again in evaluation mode, relative",
                 abs(values[0] - values[1]) / scale,
                 1e-5,
-                "the network answers at random in evaluation mode: noise or dropout that eval() does not turn off.",
+                "the network answers at random in evaluation mode: noise or dropout that eval() does not "
+                "turn off.",
                 "Use nn.Dropout, which listens to eval(), and draw no random numbers there.",
             ),
             at_most(
                 "difference of the loss between training and evaluation mode, relative",
                 abs(training - values[0]) / scale,
                 0.5,
-                "the network is another one in evaluation: statistics of a norm over the batch, or much dropout.",
+                "the network is another one in evaluation: statistics of a norm over the batch, or much "
+                "dropout.",
                 "Use a norm over channels, or larger batches, or less dropout.",
             ),
         ]
@@ -192,7 +194,8 @@ class _Patient:
             "error of the loss against double precision, relative",
             off,
             1e-3,
-            "single precision is not enough for this loss: large numbers that cancel, or a range that overflows.",
+            "single precision is not enough for this loss: large numbers that cancel, or a range that "
+            "overflows.",
             "Subtract what is common before numbers are rounded, and take logarithms of wide ranges.",
         )
         return told("PRECISION", f"{off:.1e} against double precision", [finding])
@@ -204,17 +207,16 @@ class _Patient:
         size = norm(slopes)
         generator = torch.Generator().manual_seed(0)
         way: dict[str, Tensor] = {}
+        share = 0.3 / math.sqrt(sum(g.numel() for g in slopes.values()))
         for name, g in slopes.items():
             noise = torch.randn(g.shape, generator=generator, dtype=torch.float64).to(g.device)
-            way[name] = g / max(size, 1e-30) + 0.3 * noise / math.sqrt(
-                sum(v.numel() for v in slopes.values())
-            )
+            way[name] = g / max(size, 1e-30) + share * noise
         length = _STEP * max(1.0, norm(dict(module.named_parameters())) / 10)
         values = []
         with torch.no_grad():
             for sign in (1, -2):
                 for name, weight in module.named_parameters():
-                    weight += sign * length * way[name]
+                    weight.add_(way[name], alpha=sign * length)
                 values.append(float(self.of(module, batch)))
         rise = (values[0] - values[1]) / (2 * length)
         expected = sum(float((g * way[name]).sum()) for name, g in slopes.items())
@@ -223,8 +225,10 @@ class _Patient:
                 "error of the gradient against finite differences of the loss, relative",
                 abs(rise - expected) / max(abs(rise), abs(expected), 1e-12),
                 0.05,
-                "the gradient is not that of the loss: a part is detached, reversed, or goes through a rounding.",
-                "Take out detach(), item() and rounding; check a backward of your own by torch.autograd.gradcheck.",
+                "the gradient is not that of the loss: a part is detached, reversed, or goes through a "
+                "rounding.",
+                "Take out detach(), item() and rounding; check a backward of your own by "
+                "torch.autograd.gradcheck.",
             )
         ]
         if clip_norm is not None:
@@ -233,7 +237,8 @@ class _Patient:
                     "norm of the gradient over clip_norm",
                     size / clip_norm,
                     30.0,
-                    f"clip_norm = {clip_norm:g} lies far below the usual gradient norm, so steps lose their size.",
+                    f"clip_norm = {clip_norm:g} lies far below the usual gradient norm, so steps lose their "
+                    "size.",
                     "Raise clip_norm to a few times the usual norm.",
                 )
             )
@@ -276,7 +281,8 @@ class _Patient:
                 float(len(still)),
                 0.0,
                 f"these do not learn: {', '.join(still[:6])}{', ...' if len(still) > 6 else ''}.",
-                "Are they frozen, outside the optimizer, at a learning rate of 0, or behind an output nobody uses?",
+                "Are they frozen, outside the optimizer, at a learning rate of 0, or behind an output "
+                "nobody uses?",
             ),
             at_most(
                 "change of all weights by the first step, relative",
@@ -315,7 +321,8 @@ class _Patient:
                 value,
                 1e-3,
                 "the network says the same of every sample: a constant prediction (the mean of the data).",
-                "Does the input reach the output? Look for dead units, an input far from order 1, a head that is "
+                "Does the input reach the output? Look for dead units, an input far from order 1, a head "
+                "that is "
                 "a free parameter.",
             )
             for when, value in zip(("before the first step", "after some steps"), spread, strict=True)

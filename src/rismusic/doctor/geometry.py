@@ -75,7 +75,7 @@ def _layout(places: Tensor, expected: Tensor, columns: int, wavelength: float) -
 
 
 def steering_copies(case: Case) -> Report:
-    """Every function called ``steering`` in the package, and every matrix made by one, against the distances."""
+    """Every function called ``steering``, and every matrix made by one, against distances in space."""
     spec = case.spec.system
     expected_elements = element_positions(spec.panel)
     seen = Panel(expected_elements, spec.panel.wavelength_m)

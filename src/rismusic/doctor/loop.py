@@ -41,7 +41,8 @@ def replay(case: Case) -> Report:
             "largest factor of the learning rate in the run",
             float(factors.max()),
             0.9,
-            "the learning rate never reaches its highest: a schedule counted in batches and stepped in epochs?",
+            "the learning rate never reaches its highest: a schedule counted in batches and stepped in "
+            "epochs?",
             "Step the schedule once for each optimizer step.",
         ),
         at_most(
@@ -157,7 +158,8 @@ def short_run(case: Case) -> Report:
             "optimizer steps in an epoch, distance from the number of batches",
             abs(seen.steps / _EPOCHS - _STEPS),
             0.0,
-            f"{seen.steps / _EPOCHS:g} optimizer steps an epoch where there are {_STEPS} batches: the optimizer's step "
+            f"{seen.steps / _EPOCHS:g} optimizer steps an epoch where there are {_STEPS} batches: the "
+            "optimizer's step "
             "is outside the batch loop, or inside another one.",
             "Step once for each batch (or for each accumulation of them).",
         ),
@@ -165,7 +167,8 @@ def short_run(case: Case) -> Report:
             "largest distance of a step's learning rate from the plan, over the highest",
             off,
             1e-3,
-            "the loop does not follow the schedule: it ticks in epochs, ahead of the optimizer, or not at all.",
+            "the loop does not follow the schedule: it ticks in epochs, ahead of the optimizer, or not at "
+            "all.",
             "Step the optimizer, then the schedule, once each.",
         ),
         at_most(
@@ -186,7 +189,8 @@ def short_run(case: Case) -> Report:
             "change of the validation loss from epoch to epoch",
             moved,
             1e-7,
-            "the validation loss is constant: it looks at stale weights, or at something that does not learn.",
+            "the validation loss is constant: it looks at stale weights, or at something that does not "
+            "learn.",
             "Validate the weights that learn, or their average, on the matrix that is learned.",
         ),
     ]

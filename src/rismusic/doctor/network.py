@@ -110,6 +110,7 @@ def _unchanged(what: str, base: Prediction, other: Prediction, meaning: str, adv
         one, two = getattr(base, field.name), getattr(other, field.name)
         if one is None or not one.numel():
             continue
+        one, two = one.detach(), two.detach()
         # A median over the scenes: where two peaks are equally high, rounding may choose the other one.
         off = (one - two).abs().flatten(1).amax(1) / one.abs().flatten(1).amax(1).clamp_min(1e-6)
         worst = max(worst, float(off.median())) if off.isfinite().all() else math.inf
@@ -121,7 +122,7 @@ def _magnitudes(network: nn.Module, recording: Recording) -> list[Finding]:
     sizes: dict[str, float] = {}
 
     def look(name: str):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
             if given and isinstance(given[0], Tensor) and given[0].is_floating_point():
                 sizes[name] = float(given[0].detach().square().mean().sqrt())
 
@@ -165,7 +166,8 @@ def constant(case: Case) -> Report:
             "variety of R_pred over the scenes, 0 to 1",
             variety(base.covariance),
             0.1,
-            "the network says the same of every scene: a constant prediction, such as free factors or the mean.",
+            "the network says the same of every scene: a constant prediction, such as free factors or the "
+            "mean.",
             "Let every output depend on the input, and look at what the network is given.",
         ),
         at_least(
@@ -176,6 +178,25 @@ def constant(case: Case) -> Report:
             "Is the input built from something else, or the network saturated?",
         ),
     ]
+    for field in fields(Prediction):
+        value = getattr(base, field.name)
+        if value is None:
+            continue
+        flat = value.detach().flatten(1)
+        spread = (flat - flat.mean(0)).abs().square().mean() / flat.abs().square().mean().clamp_min(1e-30)
+        what = "the number of sources is" if field.name == "count_logits" else f"{field.name} is"
+        why = (
+            " (MDL on a rank-deficient matrix always answers the same)" if what.startswith("the num") else ""
+        )
+        findings.append(
+            at_least(
+                f"spread of {field.name} over the scenes, over its size",
+                float(spread.sqrt()),
+                1e-4,
+                f"{what} the same for every scene{why}: a constant, or an output without an input.",
+                "Let every output depend on the input.",
+            )
+        )
     return told("CONSTANT", "variety of the answers before training", findings)
 
 

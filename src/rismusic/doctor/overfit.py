@@ -33,10 +33,12 @@ def overfit(case: Case, scenes: int = SCENES, epochs: int = EPOCHS) -> Report:
         for line in (epochs_logged[0], epochs_logged[-1])
     )
     finding = at_most(
-        f"covariance error of R_pred left after {epochs} epochs on the same {scenes} scenes, over the first epoch's",
+        f"covariance error of R_pred left after {epochs} epochs on the same {scenes} scenes, over the first "
+        "epoch's",
         last / first,
         _LEFT,
-        "the network cannot learn a few scenes by heart: factors that learn nothing, too small a network, or labels "
+        "the network cannot learn a few scenes by heart: factors that learn nothing, too small a network, "
+        "or labels "
         "that do not belong to the scenes.",
         "Look at [GRADPATH], [CONSTANT] and [TRUTH]; then try a wider network or a higher learning rate.",
     )

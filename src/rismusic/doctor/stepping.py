@@ -130,15 +130,18 @@ def step(case: Case) -> list[Report]:
             "cosine between the gradient that the optimizer gets and that of the loss",
             cosine(seen.gradients, expected),
             0.99,
-            "the optimizer does not follow the loss: reversed gradient, a batch left out of the accumulation, or "
+            "the optimizer does not follow the loss: reversed gradient, a batch left out of the "
+            "accumulation, or "
             "numbers put in the place of gradients.",
-            "Call backward on the loss of each batch over the number of batches, and change nothing afterwards.",
+            "Call backward on the loss of each batch over the number of batches, and change nothing "
+            "afterwards.",
         ),
         at_most(
             "size of the gradient that the optimizer gets against the loss's, clipped: distance from 1",
             abs(given / (kept * size) - 1) if size else math.inf,
             0.05,
-            "the gradient is scaled on its way: unscaled twice, clipped before unscaling, or a sum for a mean.",
+            "the gradient is scaled on its way: unscaled twice, clipped before unscaling, or a sum for a "
+            "mean.",
             "Unscale once, then clip, then step; divide each batch's loss by the number of batches.",
         ),
         at_most(
@@ -152,7 +155,8 @@ def step(case: Case) -> list[Report]:
             "optimizer steps in one call of step, distance from 1",
             abs(seen.steps - 1.0),
             0.0,
-            "the optimizer does not step once for each accumulated batch: its step is outside the batch loop?",
+            "the optimizer does not step once for each accumulated batch: its step is outside the batch "
+            "loop?",
             "Step once after the last of the accumulated batches.",
         ),
         at_least(
@@ -263,7 +267,8 @@ def drift(case: Case) -> list[Report]:
             float(len(still)),
             0.0,
             f"these do not learn: {', '.join(still[:6])}{', ...' if len(still) > 6 else ''}.",
-            "Are they frozen, outside the optimizer, at a learning rate of 0, or behind an output nobody uses?",
+            "Are they frozen, outside the optimizer, at a learning rate of 0, or behind an output nobody "
+            "uses?",
         ),
         at_most(
             "change of all weights by three steps, relative",

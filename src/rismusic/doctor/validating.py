@@ -10,6 +10,7 @@ import torch
 
 from rismusic.doctor.case import Case, told
 from rismusic.doctor.stepping import trial
+from rismusic.evaluate.metrics import Score
 from rismusic.learn import validation
 from rismusic.learn.findings import Report, at_least, at_most
 from rismusic.learn.scenes import Scenes
@@ -40,7 +41,7 @@ def sensitivity(case: Case) -> Report:
     beta = spec.schedule.beta
     weights = weights_at(spec.loss, spec.schedule, spec.schedule.epochs - 1, beta)
     own = validation.validate(learner, view, averaged=False)
-    with torch.no_grad():
+    with torch.no_grad(), learner.single_precision():
         trained = learner.losses(few, beta, weights)
     first = validation.validate(learner, view)
     off = {name: abs(own.terms.get(name, math.nan) - float(value)) for name, value in trained.terms.items()}
@@ -54,15 +55,17 @@ def sensitivity(case: Case) -> Report:
         at_most(
             "validation loss less training loss of the same scenes and weights, relative",
             abs(own.loss - float(trained.total)) / max(abs(float(trained.total)), 1e-9),
-            1e-2,
-            f"validation judges otherwise than training (most of all {worst}): another matrix, precision, or dropout.",
+            1e-4,
+            f"validation judges otherwise than training (most of all {worst}): another matrix, precision, "
+            "or dropout.",
             "Let both use Learner.judged, in float32.",
         ),
         at_least(
             "change of the validation loss by three steps, over that of the training loss",
             abs(after.loss - first.loss) / max(moved, 1e-9),
             1e-2,
-            "the validation loss does not move when the weights do: it is constant, on stale weights (the moving "
+            "the validation loss does not move when the weights do: it is constant, on stale weights (the "
+            "moving "
             "average never updated?) or on another matrix.",
             "Validate the averaged weights, and update them after each step.",
         ),
@@ -88,8 +91,11 @@ def scores(case: Case) -> Report:
         range=torch.cat((truth.range, torch.full_like(truth.azimuth[:, :1], 1.0)), 1),
     )
 
-    def of(found: Sources) -> validation.Score:
-        return validation.score(validation.match(truth, found))
+    # By the names that the validation has for them, so that they are those that it uses.
+    held = vars(validation)
+
+    def of(found: Sources) -> Score:
+        return held["score"](held["match"](truth, found))
 
     none, near, partly, more = (of(found) for found in (nowhere, shifted, first, extra))
     seen = int(first.active.sum()) / total
@@ -120,7 +126,8 @@ def scores(case: Case) -> Report:
             "azimuth error of answers 2 deg off, some sources missed: distance from 2 deg",
             max(abs(near.azimuth_error_deg - 2.0), abs(partly.azimuth_error_deg - 2.0)),
             1e-3,
-            "errors are not those of the hits: a penalty value for misses is averaged in, or heads are compared by "
+            "errors are not those of the hits: a penalty value for misses is averaged in, or heads are "
+            "compared by "
             "index.",
             "Give errors of hits alone, and misses as a share.",
         ),

@@ -1,1 +1,1 @@
-"""Mistakes that systems of this kind have made, planted one at a time, to see whether the doctor finds them."""
+"""Mistakes that systems of this kind have made, planted one at a time: does the doctor find them?"""

@@ -42,21 +42,24 @@ def _ascending(_: Any, covariance: Covariance, count: Tensor) -> Tensor:
     return (rising.gather(-1, last) - rising.gather(-1, last + 1))[..., 0]
 
 
-def _swallowed(_: Any, covariance: Covariance, basis: Tensor) -> Tensor:
+def _swallowed(_: Any, covariance: Covariance, *rest: Any) -> Tensor:  # noqa: ARG001
     return covariance.factor.real.sum((-2, -1)) * 0
 
 
 def _through_eigenvectors(_: Any, covariance: Covariance, basis: Tensor) -> Tensor:
     """The subspace from an eigen-decomposition of a rank-deficient matrix, differentiated."""
-    _, vectors = torch.linalg.eigh(covariance.factor @ covariance.factor.mH)
-    signal = vectors[..., -basis.shape[-1] :]
-    kept = (basis.mH @ signal).abs().square().sum((-2, -1))
-    return 1 - kept / basis.shape[-1]
+    F = pad(covariance.normalised().factor, (0, 2))
+    values, vectors = torch.linalg.eigh(F.mH @ F)
+    K = basis.shape[-1]
+    signal = F @ vectors[..., -K:] * values[..., None, -K:].clamp_min(1e-12).rsqrt()
+    return 1 - (basis.mH @ signal).abs().square().sum((-2, -1)) / K
 
 
 def _clamped(original: Callable[..., Tensor], *given: Any) -> Tensor:
     error = original(*given)
-    return error.clamp_max(float(error.detach().quantile(0.75))) if error.ndim == 1 and len(error) > 3 else error
+    return (
+        error.clamp_max(float(error.detach().quantile(0.75))) if error.ndim == 1 and len(error) > 3 else error
+    )
 
 
 def _by_index(_: Any, cost: Tensor) -> Tensor:
@@ -134,7 +137,9 @@ def _schedule_first(original: Callable[..., Any], self: Learner, *given: Any) ->
     return original(self, *given)
 
 
-def _last_batch_only(original: Callable[..., Any], self: Learner, recordings: Iterable[Any], *given: Any) -> Any:
+def _last_batch_only(
+    original: Callable[..., Any], self: Learner, recordings: Iterable[Any], *given: Any
+) -> Any:
     def cleared() -> Iterator[Any]:
         for recording in recordings:
             self.optimizer.zero_grad(set_to_none=True)
@@ -192,7 +197,9 @@ def _frozen(original: Callable[..., None], self: Learner, *given: Any, **named: 
             weight.requires_grad_(False)
 
 
-def _stale(original: Callable[..., Prediction], self: Learner, recording: Any, *, averaged: bool = True) -> Prediction:
+def _stale(
+    original: Callable[..., Prediction], self: Learner, recording: Any, *, averaged: bool = True
+) -> Prediction:
     """Validation looks at a copy of the network that was made once."""
     held: Any = self
     if not hasattr(self, "kept"):
@@ -254,8 +261,8 @@ def _zero_first(original: Callable[..., float], spec: Any, step: int, steps: int
     return 0.0 if step == 0 else original(spec, step - 1, steps)
 
 
-def _raw(_: Any, self: Prediction, sample: Covariance, conditioning: Any, beta: Any) -> Covariance:
-    return finish(self.covariance, conditioning)
+def _raw(_: Any, self: Prediction, *given: Any) -> Covariance:
+    return finish(self.covariance, given[1])
 
 
 FAULTS = (

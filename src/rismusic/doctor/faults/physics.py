@@ -59,7 +59,11 @@ def _noisy(truth: Sources) -> Sources:
     def near(angle: Tensor) -> Tensor:
         return angle + math.radians(5.0) * torch.randn(angle.shape, generator=generator)
 
-    return replace(truth, azimuth=near(truth.azimuth).clamp(-1.04, 1.04), elevation=near(truth.elevation).clamp(-0.52, 0.52))
+    return replace(
+        truth,
+        azimuth=near(truth.azimuth).clamp(-1.04, 1.04),
+        elevation=near(truth.elevation).clamp(-0.52, 0.52),
+    )
 
 
 @contextmanager
@@ -86,7 +90,7 @@ def _centred(_: Any, self: BackProjection) -> Covariance:
     return Covariance(field.mT / field.shape[-2] ** 0.5, torch.zeros_like(self.noise_share))
 
 
-def _reversed(_: Any, link: Any, snapshots: Tensor, noise: Tensor, **named: Any) -> Any:
+def _reversed(_: Any, link: Any, snapshots: Tensor, noise: Tensor) -> Any:
     projected = back_project(link, snapshots, noise)
     sound = projected.covariance().normalised()
     # The identity less R_samp: what R_samp shows, with its sign reversed.
@@ -96,7 +100,7 @@ def _reversed(_: Any, link: Any, snapshots: Tensor, noise: Tensor, **named: Any)
     return Covariance(factor, sound.loading).normalised(), conditioning(projected)
 
 
-def _through(_: Any, link: Any, snapshots: Tensor, noise: Tensor, **named: Any) -> Any:
+def _through(_: Any, link: Any, snapshots: Tensor, noise: Tensor) -> Any:
     """From H c_l [L, M] in place of (H, c_l)."""
     response = (link.channel @ link.codes.mT).mT
     weight = (snapshots * response.conj()).sum(-1, keepdim=True)
@@ -115,11 +119,8 @@ def _loaded(original: Callable[..., Conditioning], *given: Any, **named: Any) ->
     return Conditioning(torch.ones_like(sound.loading), sound.shrinkage)
 
 
-def _static(_: Any, kind: str, sources: int, snapshots: int, draws: Any, dtype: Any = torch.complex64) -> Tensor:
-    return scene_symbols("static", sources, snapshots, draws, dtype)
-
-
-scene_symbols = scene.draw_symbols
+def _static(original: Callable[..., Tensor], *given: Any) -> Tensor:
+    return original("static", *given[1:])
 
 
 def _scattered(original: Callable[..., Any], panel: Any, spec: Any, *given: Any, **named: Any) -> Any:
@@ -309,4 +310,3 @@ FAULTS = (
         function(sample_covariance, _reversed),
     ),
 )
-

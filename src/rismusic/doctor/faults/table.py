@@ -20,7 +20,7 @@ FAULTS: tuple[Fault, ...] = tuple(
 )
 
 CANNOT = {
-    21: "A pruner belongs to the search of settings, which a training has none of; the search's own tests hold it.",
+    21: "A pruner belongs to the search of settings; a training has none. The search's own tests hold it.",
     26: "A training simulates its scenes and reads no file; the tests of the readers hold their memory.",
 }
 """Mistakes that cannot be planted into a training, and why."""
@@ -33,7 +33,7 @@ class Row:
     Args:
         number: in the list of known mistakes; 0 for one that is not on it, -1 for the healthy training.
         fault: its name.
-        caught: whether a finding named the cause; for the healthy training, whether there was a finding at all.
+        caught: whether a finding named the cause; for the healthy training, whether there was any finding.
         check: the check that named the cause first.
         finding: what it measured.
         value: what came of it.
@@ -85,7 +85,8 @@ class Tried:
         sound = len(self.rows) - len(faults)
         known = {row.number for row in faults if row.number > 0 and row.caught}
         text = (
-            f"{len(faults) - len(self.missed)} of {len(faults)} faults caught, {len(known)} of the 28 known mistakes; "
+            f"{len(faults) - len(self.missed)} of {len(faults)} faults caught, {len(known)} of the 28 known "
+            "mistakes; "
             f"{len(self.alarms)} of {sound} healthy trainings with a finding."
         )
         if self.missed:
@@ -96,14 +97,14 @@ class Tried:
         """As CSV."""
         buffer = io.StringIO(newline="")
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(("mistake", "fault", "caught", "check", "finding", "value", "limit", "meaning", "checks"))
+        writer.writerow(
+            ("mistake", "fault", "caught", "check", "finding", "value", "limit", "meaning", "checks")
+        )
         for row in self.rows:
             number = "" if row.number == 0 else "healthy" if row.number < 0 else str(row.number)
             seen = (f"{row.value:.4g}", f"{row.threshold:.4g}") if row.check else ("", "")
-            writer.writerow(
-                (number, row.fault, "yes" if row.caught else "no", row.check, row.finding, *seen, row.meaning)
-                + (" ".join(row.checks),)
-            )
+            caught, checks = "yes" if row.caught else "no", " ".join(row.checks)
+            writer.writerow((number, row.fault, caught, row.check, row.finding, *seen, row.meaning, checks))
         with replace_file(path, overwrite=overwrite) as temporary:
             temporary.write_text(buffer.getvalue(), encoding="utf-8")
 
