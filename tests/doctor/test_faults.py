@@ -116,9 +116,7 @@ def test_the_table(tmp_path, monkeypatch):
     quick = [pair for pair in CHECKS if pair[0] in ("PANEL", "DECAY")]
     monkeypatch.setattr("rismusic.doctor.diagnose.CHECKS", tuple(quick))
     said, done = [], []
-    tried = try_faults(
-        only=("panel off centre", "13"), say=said.append, progress=lambda *at: done.append(at)
-    )
+    tried = try_faults(only=("panel off centre", "13"), say=said.append, progress=lambda *at: done.append(at))
     assert done == [(1, 3), (2, 3), (3, 3)]
     assert said[0] == "healthy, seed 0: nothing"
     assert tried.missed == ["clip norm too small"]

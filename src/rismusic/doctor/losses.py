@@ -92,6 +92,16 @@ def gap(case: Case) -> Report:
     if loss is None or not loss.requires_grad:
         return told("GAP", "no eigengap in the loss", [])
     before = _gaps(start.covariance, targets)
+    wanted = _gaps(targets.true, targets).clamp_max(case.spec.loss.eigengap_margin)
+    lacking = float(((wanted - before).relu() / (wanted + 1e-6)).mean())
+    order = "eigenvalues in another order (eigh ascends, svd descends)?"
+    value = at_most(
+        "error of the eigengap loss against eigenvalues of dense matrices, relative",
+        abs(float(loss.detach()) - lacking) / max(lacking, 1e-3),
+        1e-2,
+        f"the eigengap loss is not what lambda_K - lambda_K+1 lacks of its margin: {order}",
+        "Take lambda_K - lambda_K+1 of eigenvalues in descending order.",
+    )
     slopes = torch.autograd.grad(loss, factors)
     moved = [
         (value - 0.05 * value.norm() * slope / slope.norm().clamp_min(1e-30)).detach()
@@ -102,11 +112,12 @@ def gap(case: Case) -> Report:
         "change of the eigengap by a step down its loss",
         float((after - before).mean()),
         1e-4,
-        "the eigengap loss does not widen the gap, or pushes the wrong way: eigenvalues in another order "
-        "(eigh ascends, svd descends)?",
+        f"the eigengap loss does not widen the gap, or pushes the wrong way: {order}",
         "Take lambda_K - lambda_K+1 of eigenvalues in descending order.",
     )
-    return told("GAP", f"gap {float(before.mean()):.4f} before, {float(after.mean()):.4f} after", [finding])
+    return told(
+        "GAP", f"gap {float(before.mean()):.4f} before, {float(after.mean()):.4f} after", [value, finding]
+    )
 
 
 def _gaps(covariance: Covariance, targets: Targets) -> Tensor:

@@ -59,7 +59,8 @@ def slopes(case: Case) -> Report:
                         "Project on the true steering vectors; no gradient flows through eigenvectors.",
                     )
                 )
-                findings.append(_slope(case, prediction, targets, name, found))
+                if not bad:
+                    findings.append(_slope(case, prediction, targets, name, found))
     findings += [
         at_most(
             f"share of the scenes that the loss {name} gives no gradient",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, one_hot
 
-from rismusic.covariance import Covariance, finish, recording_covariance
+from rismusic.covariance import Covariance, finish
 from rismusic.doctor.faults.plant import Fault, Plant, attribute, method
 from rismusic.evaluate.metrics import Match, Score
 from rismusic.learn import validation
@@ -57,18 +57,11 @@ def _unused(network: Network) -> None:
     network.unused = nn.Sequential(*(nn.Linear(16, 16) for _ in range(20)))
 
 
-def _mdl(original: Callable[..., Prediction], self: Network, recording: Any) -> Prediction:
-    """The number of sources by MDL on the N x N matrix of a few snapshots."""
-    prediction = original(self, recording)
-    values = torch.linalg.eigvalsh(recording_covariance(recording).dense()).flip(-1).double()
-    N, L = values.shape[-1], recording.snapshots.shape[1]
-    k = torch.arange(prediction.count_logits.shape[-1])
-    badness = torch.stack(
-        [-L * (values[:, i:].log().sum(-1) - (N - i) * values[:, i:].mean(-1).log()) for i in k.tolist()], -1
-    )
-    said = (badness + k * (2 * N - k) / 2 * torch.tensor(float(L)).log()).argmin(-1)
-    logits = 10.0 * one_hot(said, len(k)).float() + 0 * prediction.count_logits
-    return replace(prediction, count_logits=logits)
+def _always_one(_: Network, prediction: Prediction) -> Prediction:
+    """What MDL on the N x N matrix of a few snapshots comes to."""
+    said = torch.ones(len(prediction), dtype=torch.int64)
+    logits = 10.0 * one_hot(said, prediction.count_logits.shape[-1]).float()
+    return replace(prediction, count_logits=logits + 0 * prediction.count_logits)
 
 
 def _stale(
@@ -82,11 +75,12 @@ def _stale(
         return original(self, recording, averaged=averaged)
 
 
-def _coarse(original: Callable[..., Prediction], self: Learner, recording: Any, **named: Any) -> Prediction:
-    """Validation in bfloat16."""
-    with torch.autocast("cpu", torch.bfloat16), attribute(self, "_set_precision", lambda _: None):
-        found = original(self, recording, **named)
-    return found._each(lambda value: value.to(torch.complex64 if value.is_complex() else torch.float32))
+@contextmanager
+def _coarse(_: Any, self: Learner) -> Iterator[None]:
+    """Validation in bfloat16 where float32 is asked for."""
+    self._set_precision(torch.bfloat16)
+    yield
+    self._set_precision(self.precision)
 
 
 def _other_matrix(original: Callable[..., Any], self: Any, sample: Covariance, *given: Any) -> Any:
@@ -142,9 +136,9 @@ FAULTS = (
     Fault(
         17,
         "MDL on the panel",
-        "The number of sources is that of MDL on the N x N matrix of a few snapshots.",
+        "The number of sources is 1 in every scene, as MDL on the N x N matrix of a few snapshots has it.",
         ("number of sources", "MDL"),
-        method(Network, "forward", _mdl),
+        _predicting(_always_one),
     ),
     Fault(
         19,
@@ -179,7 +173,7 @@ FAULTS = (
         "validation in bfloat16",
         "Validation is in another precision than training.",
         ("another matrix, precision",),
-        method(Learner, "predict", _coarse),
+        method(Learner, "single_precision", _coarse),
     ),
     Fault(
         27,
