@@ -32,6 +32,8 @@ def non_finite(case: Case) -> Report:
     """A gradient that is not finite: the step must be skipped, counted, and leave nothing behind."""
     learner, recordings = trial(case)
     weights = case.spec.loss.weights
+    # A sound step first, so that the average is not where the weights are.
+    learner.step(recordings, 0.1, weights)
     before = probes.snapshot(learner)
     average = {name: value.clone() for name, value in learner.average.items()}
     name, target = max(

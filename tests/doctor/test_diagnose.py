@@ -1,0 +1,172 @@
+"""All checks in order, the verdict, and the ways in which it is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_after import run_of
+
+from rismusic.cli import main
+from rismusic.doctor import diagnose as diagnosing
+from rismusic.doctor.case import told
+from rismusic.doctor.diagnose import CHECKS, Diagnosis, diagnose
+from rismusic.doctor.faults.plant import healthy
+from rismusic.doctor.overfit import overfit
+from rismusic.doctor.report import findings_table, write_diagnosis
+from rismusic.errors import InputError
+from rismusic.learn.findings import at_least, at_most
+from rismusic.learn.runfolder import CURVES
+from rismusic.learn.trainer import Trainer
+from rismusic.spec import dump_spec
+
+GOOD = told("A", "sound", [at_most("good", 1.0, 2.0, "It is large.", "Make it small.")])
+BAD = told("B", "not sound", [at_most("bad <b>", float("nan"), 2.0, "It is large.", "Make it small.")])
+
+
+def only(monkeypatch, *tags):
+    monkeypatch.setattr(diagnosing, "CHECKS", tuple(pair for pair in CHECKS if pair[0] in tags))
+
+
+def test_checks_stand_on_those_before_them():
+    order = [tag for tag, _ in CHECKS]
+    for first, later in (
+        ("PANEL", "TRUTH"),
+        ("TRUTH", "R_SAMP"),
+        ("R_SAMP", "BLEND"),
+        ("ORACLE", "LITMUS"),
+        ("LITMUS", "GRADPATH"),
+        ("GRADPATH", "SCHEDULE"),
+        ("SCHEDULE", "LOOP"),
+    ):
+        assert order.index(first) < order.index(later)
+
+
+def test_verdict_names_the_first_finding():
+    assert Diagnosis((GOOD,)).verdict == "Healthy: nothing wrong in 1 findings."
+    sick = Diagnosis((GOOD, BAD))
+    assert not sick.healthy
+    assert sick.verdict == "1 of 2 findings are wrong. Begin with the first one: [B] It is large."
+    record = json.loads(json.dumps(sick.record(), allow_nan=False))
+    assert record["reports"][1]["findings"][0]["value"] == "nan"
+    assert findings_table(sick).row_count == 1
+    assert findings_table(sick, every=True).row_count == 2
+
+
+def test_code_that_fails_is_a_finding(monkeypatch):
+    def breaks(_):
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(diagnosing, "CHECKS", (("X", breaks), *CHECKS[:1]))
+    said, begun = [], []
+    diagnosis = diagnose(healthy(), say=said.append, begun=begun.append)
+    assert begun == ["X", "PANEL"]
+    assert diagnosis.wrong[0].name == "x cannot be looked at"
+    assert "RuntimeError: no such thing" in diagnosis.wrong[0].meaning
+    assert said[-1] == "[PANEL] 36 elements"
+
+
+def test_a_loop_of_ones_own_is_looked_at(monkeypatch):
+    """The doctor looks at the learner and the scenes that the given loop makes."""
+    only(monkeypatch, "SCHEDULE")
+
+    class Late(Trainer):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.learner.factors.fill_(0.5)
+
+    assert diagnose(healthy()).healthy
+    found = diagnose(healthy(), trainer=Late)
+    assert "largest factor of the learning rate in the run" in [one.name for one in found.wrong]
+
+
+def test_overfit(monkeypatch):
+    """On request; a network that cannot learn fails it."""
+    from rismusic.doctor.case import opened
+
+    with opened(healthy()) as case:
+        report = overfit(case, scenes=32, epochs=6)
+    assert report.wrong == []
+    with opened(healthy().replace(backbone_learning_rate=0.0, head_learning_rate=0.0)) as case:
+        assert len(overfit(case, scenes=32, epochs=2).wrong) == 1
+    only(monkeypatch, "DECAY")
+    monkeypatch.setattr(diagnosing, "learn_by_heart", lambda _: BAD)
+    assert [report.tag for report in diagnose(healthy(), overfit=True).reports] == ["DECAY", "B"]
+
+
+def test_page(tmp_path):
+    folder = run_of(tmp_path)
+    (folder / CURVES).write_bytes(b"a picture")
+    write_diagnosis(tmp_path / "d.html", Diagnosis((GOOD, BAD)), settings=healthy(), run=folder, command="x")
+    text = (tmp_path / "d.html").read_text()
+    assert "It is large." in text
+    assert "bad &lt;b&gt;" in text
+    assert "data:image/png;base64,YSBwaWN0dXJl" in text
+    assert "network.width" in text
+    with pytest.raises(InputError, match="html"):
+        write_diagnosis(tmp_path / "d.txt", Diagnosis((GOOD,)))
+    write_diagnosis(tmp_path / "sound.html", Diagnosis((GOOD,)))
+    assert "Nothing wrong" in (tmp_path / "sound.html").read_text()
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    """Exit code 0 or 1; findings as they come, then the verdict; JSON and a page on request."""
+    only(monkeypatch, "PANEL", "DECAY")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sound.toml").write_text(dump_spec(healthy()))
+    (tmp_path / "sick.toml").write_text(dump_spec(healthy().replace(weight_decay=50.0)))
+    assert main(["doctor", "sound.toml", "--json", "found.json", "--report", "found.html"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == "[PANEL] 36 elements"
+    assert "Healthy" in shown.splitlines()[-1]
+    assert json.loads((tmp_path / "found.json").read_text())["healthy"] is True
+    assert "Nothing wrong" in (tmp_path / "found.html").read_text()
+    assert main(["doctor", "sick.toml"]) == 1
+    shown = capsys.readouterr().out
+    assert "[DECAY] ! sum over the steps of learning rate times weight decay" in shown
+    assert shown.splitlines()[-1].startswith("1 of ")
+    assert main(["doctor", "sound.toml", "--weight-decay", "50"]) == 1
+
+
+def test_command_on_a_run(tmp_path, capsys):
+    assert main(["doctor", str(run_of(tmp_path))]) == 0
+    assert "[PROGRESS]" in capsys.readouterr().out
+    sick = run_of(tmp_path / "sick", validation=[1.0] * 8) if (tmp_path / "sick").mkdir() is None else None
+    assert main(["doctor", "--run", str(sick), "--json", str(tmp_path / "found.json")]) == 1
+    assert "constant" in capsys.readouterr().out
+
+
+def test_command_on_faults(tmp_path, monkeypatch, capsys):
+    only(monkeypatch, "PANEL")
+    table = tmp_path / "faults.csv"
+    assert main(["doctor", "faults", "--only", "panel off centre", "--csv", str(table)]) == 0
+    assert "1 of 1 faults caught" in capsys.readouterr().out
+    assert "panel off centre,yes,PANEL" in table.read_text()
+    assert main(["doctor", "faults", "--only", "13"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["missing.toml"],
+        ["--run", "missing"],
+        ["--preset", "tiny", "--json", "found.txt"],
+        ["--preset", "tiny", "--report", "found.txt"],
+        ["faults", "--only", "no such fault"],
+        ["--preset", "tiny", "--run", "."],
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error:")
+    assert error.count("\n") == 1
+
+
+def test_a_network_that_stops_short(monkeypatch):
+    """A finding of the first check does not keep the later ones from being run."""
+    only(monkeypatch, "PANEL", "DECAY")
+    monkeypatch.setitem(vars(diagnosing), "CHECKS", (("A", lambda _: BAD), *diagnosing.CHECKS))
+    assert [report.tag for report in diagnose(healthy()).reports] == ["B", "PANEL", "DECAY"]
+    assert at_least("x", 1.0, 0.0, "", "").fine

@@ -1,0 +1,233 @@
+"""Findings that no fault of the catalogue raises, each with a fault of its own; its twin is the sound one."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rismusic.channel import draw_channel
+from rismusic.doctor.case import opened
+from rismusic.doctor.diagnose import CHECKS, Diagnosis, examine
+from rismusic.doctor.faults import answers
+from rismusic.doctor.faults.plant import attribute, function, healthy, method, settings
+from rismusic.doctor.faults.table import FAULTS
+from rismusic.learn import validation
+from rismusic.learn.learner import Learner
+from rismusic.learn.losses import Targets, covariance_error, eigengap_hinge, total_loss
+from rismusic.learn.network import Network
+from rismusic.learn.runfolder import RunFolder
+from rismusic.learn.scenes import Scenes
+from rismusic.learn.schedules import beta_at
+from rismusic.learn.spec import LossSpec
+from rismusic.scene import draw_sources
+from rismusic.simulator import Simulator
+
+
+def made(change):
+    """A plant that changes learners right after they are made."""
+
+    def wrong(original, self, *given, **named):
+        original(self, *given, **named)
+        with torch.no_grad():
+            change(self)
+
+    return method(Learner, "__init__", wrong)
+
+
+def stepped(change):
+    """A plant that changes what a step leaves and says."""
+
+    def wrong(original, self, *given):
+        return change(self, original(self, *given))
+
+    return method(Learner, "step", wrong)
+
+
+def planned(change):
+    """Another plan of the learning rate."""
+    return made(lambda learner: setattr(learner, "factors", change(learner.factors)))
+
+
+def simulated(change):
+    return method(Simulator, "__call__", lambda original, self, scenes: change(original(self, scenes)))
+
+
+def fed(change):
+    return method(Network, "forward", lambda original, self, recording: original(self, change(recording)))
+
+
+def beta(value):
+    return function(beta_at, lambda _, spec, epoch, seed: value)
+
+
+def other_noise(original, self, epoch, step):
+    for one in original(self, epoch, step):
+        yield replace(one, snapshots=one.snapshots + 0.1 * torch.randn(one.snapshots.shape))
+
+
+def any_sample(original, cls, *given, **named):
+    sound = original(cls, *given, **named)
+    return replace(
+        sound, sample=replace(sound.sample, factor=torch.randn_like(sound.sample.factor)).normalised()
+    )
+
+
+@contextmanager
+def moved_sources(spec, change):
+    sound = validation.sources_of
+    with attribute(validation, "sources_of", lambda *given: change(sound(*given))):
+        yield spec
+
+
+def drop_first_group(learner):
+    learner.optimizer.param_groups[0]["params"] = learner.optimizer.param_groups[0]["params"][1:]
+
+
+def add_stranger(learner):
+    learner.optimizer.param_groups[0]["params"].append(torch.nn.Parameter(torch.zeros(3)))
+
+
+def add_twice(learner):
+    learner.optimizer.param_groups[0]["params"].append(learner.optimizer.param_groups[0]["params"][0])
+
+
+@torch.no_grad()
+def push(learner, numbers):
+    """Weights that something beside the optimizer moves."""
+    for weight in learner.weights.values():
+        weight.add_(1.0)
+    return numbers
+
+
+def without_steps(original, self, records):
+    original(self, [record for record in records if record["kind"] != "step"])
+
+
+def deaf(recording):
+    field = recording.channel.sum(-1)[:, None, :].expand_as(recording.snapshots)
+    return replace(recording, snapshots=field.contiguous(), noise_variance=torch.ones(len(recording)))
+
+
+KNOWN = {fault.name: fault.plant for fault in FAULTS}
+PLANTED = [
+    ("TRUTH", "the same, from below", simulated(lambda r: replace(r, noise_variance=2 * r.noise_variance))),
+    ("SIGNAL", "a scene's SNR", simulated(lambda r: replace(r, noise_variance=2 * r.noise_variance))),
+    (
+        "SIGNAL",
+        "recorded noise variance",
+        simulated(lambda r: replace(r, noise_variance=2 * r.noise_variance)),
+    ),
+    (
+        "POSITIONS",
+        "unlike all others",
+        function(
+            draw_sources,
+            lambda original, *given: replace(t := original(*given), azimuth=(t.azimuth / 0.1).round() * 0.1),
+        ),
+    ),
+    (
+        "LINK",
+        "an entry of the channel",
+        function(draw_channel, lambda original, *given: 2 * original(*given)),
+    ),
+    ("LEAK", "asked for again", method(Scenes, "step", other_noise)),
+    (
+        "LEAK",
+        "second epoch",
+        method(Scenes, "numbers", lambda original, self, epoch, step: original(self, 0, step)),
+    ),
+    ("R_SAMP", "energy of R_samp", method(Targets, "of", any_sample)),
+    ("R_SAMP", "labels of other scenes", KNOWN["R_samp from the labels"]),
+    (
+        "CEILING",
+        "that MUSIC finds",
+        lambda spec: moved_sources(spec, lambda s: replace(s, azimuth=s.azimuth + 0.2)),
+    ),
+    (
+        "CEILING",
+        "median error of MUSIC",
+        lambda spec: moved_sources(spec, lambda s: replace(s, range=1 / (1 / s.range + 0.6))),
+    ),
+    (
+        "GAP",
+        "change of the eigengap",
+        function(eigengap_hinge, lambda original, *given: 2 * (e := original(*given)).detach() - e),
+    ),
+    (
+        "SLOPE",
+        "against finite differences",
+        function(covariance_error, lambda original, *given: ((e := original(*given)) + e.detach()) / 2),
+    ),
+    (
+        "PRECISION",
+        "in float32 against float64",
+        function(
+            covariance_error,
+            lambda original, *given: (
+                e if (e := original(*given)).dtype == torch.float64 else e.bfloat16().float()
+            ),
+        ),
+    ),
+    (
+        "LOSS",
+        "loss before the first step",
+        function(total_loss, lambda original, *g, **n: replace(f := original(*g, **n), total=1e4 * f.total)),
+    ),
+    ("LOSS", "loss subspace", KNOWN["exception swallowed"]),
+    (
+        "LOSS",
+        "share of the covariance",
+        settings(loss=LossSpec(covariance=0.1, log_range=1.0, heat_map=1.0, count=1.0, angle=1.0)),
+    ),
+    ("LITMUS", "five steps on one batch", settings(backbone_learning_rate=1e-8, head_learning_rate=1e-8)),
+    ("LITMUS", "at a learning rate of 0", stepped(push)),
+    ("OPTIMIZER", "does not have", made(drop_first_group)),
+    ("OPTIMIZER", "not the network's", made(add_stranger)),
+    ("OPTIMIZER", "has twice", made(add_twice)),
+    (
+        "INPUT",
+        "one scene alone",
+        answers._predicting(
+            lambda _, p: replace(p, existence_logits=p.existence_logits - p.existence_logits.mean(0))
+        ),
+    ),
+    ("INPUT", "what a layer is given", made(lambda learner: learner.network.place.mul_(1e3))),
+    ("CONSTANT", "snapshots of another scene", fed(deaf)),
+    ("SCHEDULE", "made for", planned(lambda f: f[:10])),
+    ("SCHEDULE", "largest factor", planned(lambda f: f / 2)),
+    ("SCHEDULE", "rises", planned(lambda f: torch.linspace(0.1, 1, len(f)))),
+    ("SCHEDULE", "last factor", planned(torch.ones_like)),
+    ("SCHEDULE", "different learning rates", planned(lambda f: f[::8].repeat_interleave(8))),
+    ("SCHEDULE", "beta of the first epoch", beta(0.3)),
+    ("SCHEDULE", "largest beta", beta(1.0)),
+    ("SCHEDULE", "over that of the settings", beta(0.0)),
+    ("STEP", "reported norm", stepped(lambda _, numbers: {**numbers, "gradient": 10 * numbers["gradient"]})),
+    ("STEP", "median change", settings(backbone_learning_rate=0.0, head_learning_rate=0.0)),
+    ("STEP", "largest change of a parameter", stepped(push)),
+    (
+        "FINITE",
+        "averaged weights",
+        method(Learner, "_follow", lambda original, self, _: original(self, torch.ones(()))),
+    ),
+    ("DRIFT", "have not moved", KNOWN["backbone frozen"]),
+    ("DRIFT", "change of all weights", settings(backbone_learning_rate=1.0, head_learning_rate=1.0)),
+    ("LOOP", "logged steps", method(RunFolder, "log", without_steps)),
+    (
+        "LOOP",
+        "not finite",
+        stepped(lambda _, numbers: {**numbers, "loss": numbers["loss"] * torch.nan}),
+    ),
+    ("LOOP", "from epoch to epoch", KNOWN["validation of a stale copy"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("tag", "part", "plant"), PLANTED, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_each_finding_can_fail(tag, part, plant):
+    with plant(healthy()) as spec, opened(spec) as case:
+        found = Diagnosis(tuple(examine(tag, dict(CHECKS)[tag], case)))
+    assert any(part in one.name for one in found.wrong), [one.sentence for one in found.wrong]

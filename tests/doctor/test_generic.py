@@ -1,0 +1,189 @@
+"""Any module: each finding with its planted fault and its healthy twin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rismusic.doctor.generic import diagnose_module
+from rismusic.errors import InputError
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(32, 6, generator=GENERATOR)
+BATCH = {"x": X, "y": X[:, :2].sin() + 0.5 * X[:, 2:4]}
+
+
+class Net(nn.Module):
+    """A small sound network, whose parts the faults replace."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(6, 32), nn.Tanh())
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def loss(module, batch):
+    return (module(batch["x"]) - batch["y"]).square().mean()
+
+
+def adam(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
+def looked_at(module=None, of=loss, batch=BATCH, **settings):
+    settings = {"optimizer": adam, "answer": lambda net, held: net(held["x"]), **settings}
+    return diagnose_module(module or Net(), of, batch, **settings)
+
+
+def names(diagnosis):
+    return [finding.name for finding in diagnosis.wrong]
+
+
+def test_a_sound_network_has_nothing_and_stays_as_it_is():
+    module = Net()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    said = []
+    diagnosis = looked_at(module, validation=lambda net: loss(net, BATCH), clip_norm=1.0, say=said.append)
+    assert names(diagnosis) == []
+    assert diagnosis.healthy
+    assert [line.split("]")[0] for line in said] == [
+        "[FINITE",
+        "[GRAD",
+        "[MODES",
+        "[PRECISION",
+        "[SLOPE",
+        "[LITMUS",
+        "[CONSTANT",
+    ]
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert all(weight.grad is None for weight in module.parameters())
+
+
+class Detached(Net):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class Half(Net):
+    """A part of the way is cut off from the gradient."""
+
+    def forward(self, x):
+        return self.head(self.body(x).detach() + self.body(x))
+
+
+class Dead(Net):
+    def __init__(self):
+        super().__init__()
+        self.extra = nn.Linear(3, 3)
+
+
+class Noisy(Net):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.5, training=True))
+
+
+class Batched(Net):
+    """Another network in evaluation."""
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if self.training else 10.0)
+
+
+class Constant(Net):
+    """A head that is a free parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.free = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return self.free + 0 * super().forward(x)
+
+
+class Rooted(Net):
+    """A root at 0: a finite loss, and no derivative."""
+
+    def forward(self, x):
+        return super().forward(x) + (0 * self.head.bias).sqrt()
+
+
+class Cancelling(Net):
+    def forward(self, x):
+        return (super().forward(x) + 1e6) - 1e6
+
+
+def frozen():
+    module = Net()
+    module.body.requires_grad_(False)
+    return module
+
+
+def reversed_steps(parameters):
+    return torch.optim.SGD(parameters, lr=0.01, maximize=True)
+
+
+def some(parameters):
+    return torch.optim.AdamW(list(parameters)[:2], lr=1e-2)
+
+
+FAULTS = [
+    ({"of": lambda net, held: loss(net, held) * torch.nan}, "loss that is not finite"),
+    ({"module": Detached()}, "the loss has a gradient"),
+    ({"module": Rooted()}, "gradient that is not finite"),
+    ({"module": Dead()}, "parameters without a gradient"),
+    ({"module": frozen()}, "parameters without a gradient"),
+    ({"optimizer": some}, "parameters that the optimizer does not have"),
+    ({"module": Noisy()}, "change of the loss when it is asked for again in evaluation mode"),
+    ({"module": Batched()}, "difference of the loss between training and evaluation mode"),
+    ({"module": Cancelling()}, "error of the loss against double precision"),
+    ({"module": Half()}, "error of the gradient against finite differences"),
+    ({"clip_norm": 1e-4}, "norm of the gradient over clip_norm"),
+    ({"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-7)}, "share of the loss that 20 steps"),
+    ({"optimizer": lambda p: torch.optim.AdamW(p, lr=0.0)}, "parameters that have not moved"),
+    ({"optimizer": reversed_steps}, "cosine between the first step and the way down"),
+    ({"optimizer": lambda p: torch.optim.AdamW(p, lr=10.0)}, "change of all weights by the first step"),
+    ({"validation": lambda _: torch.tensor(1.0)}, "change of the validation loss"),
+    ({"module": Constant()}, "spread of the answers over the samples"),
+]
+
+
+@pytest.mark.parametrize(("fault", "name"), FAULTS, ids=[name for _, name in FAULTS])
+def test_each_finding_can_fail(fault, name):
+    assert any(found.startswith(name) for found in names(looked_at(**fault))), names(looked_at(**fault))
+
+
+def test_what_cannot_be_looked_at_is_one_sentence():
+    with pytest.raises(InputError, match="module: expected a module with parameters"):
+        diagnose_module(nn.Tanh(), lambda net, x: net(x).mean(), X)
+    with pytest.raises(InputError, match="loss: expected a scalar tensor"):
+        diagnose_module(Net(), lambda net, x: net(x), X)
+    with pytest.raises(InputError, match="loss: expected a scalar tensor; found float"):
+        diagnose_module(Net(), lambda net, x: float(net(x).mean()), X)
+
+
+def test_batches_of_every_make():
+    """Tensors in tuples and lists, whole numbers beside them; complex ones too."""
+    wide = (X.to(torch.complex64), [torch.arange(32) % 2])
+
+    def complex_loss(module, batch):
+        signal, (label,) = batch
+        return nn.functional.cross_entropy(module(signal.real), label)
+
+    diagnosis = diagnose_module(Net(), complex_loss, wide, optimizer=adam, steps=200)
+    assert names(diagnosis) == []
+
+
+def test_random_numbers_of_others_stay_as_they_are():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    looked_at(Noisy())
+    # Only what the network itself draws in evaluation mode may move them.
+    torch.manual_seed(5)
+    looked_at()
+    assert torch.equal(torch.rand(3), expected)
