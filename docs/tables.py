@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import counting
+import doctoring
 import leaderboard
 import rismusic
 from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
@@ -27,7 +28,7 @@ from rismusic.spec import Spec, SystemSpec
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
-COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train")
+COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train", "doctor")
 MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",
@@ -276,6 +277,7 @@ def write_all(folder: Path) -> None:
         samples,
         *leaderboard.TABLES,
         *counting.TABLES,
+        *doctoring.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
     for name in COMMANDS:

@@ -1,0 +1,35 @@
+"""The table of planted faults and the findings that catch them, from measured figures that the page names."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+MEASURED = Path(__file__).parent / "measured" / "doctor_faults.csv"
+
+
+def doctor_faults() -> str:
+    """Each fault with the finding that names it; then the healthy trainings."""
+    with MEASURED.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    faults = [row for row in rows if row["mistake"] != "healthy"]
+    healthy = [row for row in rows if row["mistake"] == "healthy"]
+    head = ("mistake", "fault", "caught by", "what was measured", "value", "limit", "it says", "other checks")
+    lines = [head, tuple("---" for _ in head)]
+    for row in faults:
+        others = [check for check in row["checks"].split() if check != row["check"]]
+        caught = f"`{row['check']}`" if row["caught"] == "yes" else "**missed**"
+        shown = (row["finding"], row["value"], row["limit"], row["meaning"])
+        lines.append((row["mistake"] or "-", row["fault"], caught, *shown, ", ".join(others)))
+    text = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    caught = [row for row in faults if row["caught"] == "yes"]
+    known = {row["mistake"] for row in caught if row["mistake"]}
+    alarms = [row for row in healthy if row["caught"] == "yes"]
+    return (
+        f"{len(caught)} of {len(faults)} faults are caught, {len(known)} of the 28 known mistakes among them; "
+        f"{len(alarms)} of {len(healthy)} healthy trainings, each with a seed of its own, have a finding.\n\n{text}"
+    )
+
+
+TABLES: tuple[Callable[[], str], ...] = (doctor_faults,)
