@@ -101,10 +101,11 @@ class Seen:
         unmet = torch.arange(most + 1, device=prior.device) < limits(self.card.system.sources)[0]
         surest = prior.masked_fill(unmet, -math.inf).amax(-1, keepdim=True)
         prior = torch.where(unmet, surest, prior)
+        if spec.hybrid.count == "network":
+            prior = prior.masked_fill(unmet, -math.inf)
+            return Chosen(self.fit(prior.argmax(-1), grid, spec), prior)
         if spec.hybrid.count == "likelihood":
             prior = torch.zeros_like(prior)
-        elif spec.hybrid.count == "network":
-            prior = prior.masked_fill(unmet | (prior < surest), -math.inf)
         else:
             prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.count_floor), -math.inf)
 
