@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -18,6 +18,7 @@ from rismusic.estimate.grid import SearchGrid, Volume
 from rismusic.estimate.locators import count_and_fit, fit_known
 from rismusic.estimate.nfmle import Fit
 from rismusic.estimate.sparse import source_count
+from rismusic.panel import Panel
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.spec import LocateSpec
@@ -119,8 +120,23 @@ def searched_volume(spec: LocateSpec) -> Volume:
 
 def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
     """The points that are searched, on the recording's device."""
-    grid = SearchGrid.cover(recording.panel, searched_volume(spec), spec.oversampling)
-    return grid.to(recording.snapshots.device)
+    elements = recording.elements
+    key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, recording.wavelength
+    return _grid(*key, searched_volume(spec), spec.oversampling, recording.snapshots.device)
+
+
+@lru_cache(maxsize=4)
+def _grid(
+    elements: bytes,
+    dtype: torch.dtype,
+    wavelength: float,
+    volume: Volume,
+    oversampling: float,
+    device: torch.device,
+) -> SearchGrid:
+    """Kept with its steering vectors: for a single scene they would take as long as the search."""
+    panel = Panel(torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3), wavelength)
+    return SearchGrid.cover(panel, volume, oversampling).to(device)
 
 
 def by_blocks(
