@@ -1,11 +1,11 @@
-"""From a recording to positions, error bars and warnings: every classical locator behind one call."""
+"""What all locators share: the searched grid, blocks of scenes, error bars and warnings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -74,38 +74,6 @@ class Located:
             warnings=[self.warnings[scene] for scene in numbers.tolist()],
             **{name: getattr(self, name)[scenes] for name in names},
         )
-
-
-def locate(
-    recording: Recording,
-    *,
-    sources: Int64[Tensor, "S"] | int | str | None = None,
-    spec: LocateSpec | None = None,
-    **settings: object,
-) -> Located:
-    """Locate the sources of every scene by a classical method.
-
-    :func:`rismusic.locate` knows these and the hybrid one.
-
-    Args:
-        recording: S scenes.
-        sources: K: one number, one for each scene [S], or ``auto``; that of ``spec`` if not given.
-        spec: method, searched volume and so on; the default if none.
-        settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
-
-    Returns:
-        Positions with error bars, in float64 and on the recording's device.
-
-    Raises:
-        InputError: an unknown setting, or more sources than the data can carry.
-    """
-    chosen = (spec or LocateSpec()).replace(**settings)
-    if isinstance(sources, (int, str)):
-        chosen = chosen.replace(sources=sources)
-    count = sources if isinstance(sources, Tensor) else None
-    return by_blocks(
-        recording, count, partial(locate_classically, grid=searched_grid(recording, chosen), spec=chosen)
-    )
 
 
 def searched_volume(spec: LocateSpec) -> Volume:
