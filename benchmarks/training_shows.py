@@ -28,7 +28,7 @@ import torch
 from rismusic.learn.checkpoint import read_tensors
 from rismusic.learn.runfolder import BEST, LAST, LOG, STATE, RunFolder
 from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
-from rismusic.spec import SystemSpec, dump_spec
+from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SystemSpec, dump_spec
 
 MEASURED = Path(__file__).parent.parent / "docs" / "measured"
 ALONE = [sys.executable, "-m", "rismusic", "train"]
@@ -38,9 +38,9 @@ SHARED = [
 ]
 SMALL = TrainSpec(
     system=SystemSpec(
-        panel={"rows": 6, "columns": 6},
-        channel={"antennas": 8},
-        codebook={"snapshots": 7},
+        panel=PanelSpec(rows=6, columns=6),
+        channel=ChannelSpec(antennas=8),
+        codebook=CodebookSpec(snapshots=7),
         sources=(1, 2),
         snr_db=(5.0, 20.0),
     ),
@@ -64,7 +64,9 @@ Row = dict[str, object]
 def started(command: Sequence[str], *arguments: str) -> subprocess.Popen[bytes]:
     """A training in a process of its own, one thread; what it says is thrown away."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, *arguments, "--device", "cpu"], stderr=subprocess.PIPE, env=environment)
+    return subprocess.Popen(
+        [*command, *arguments, "--device", "cpu"], stderr=subprocess.PIPE, env=environment
+    )
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:

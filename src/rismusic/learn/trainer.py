@@ -15,8 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rismusic.errors import InputError
 from rismusic.learn import probes
-from rismusic.learn.blame import culprit
+from rismusic.learn.blame import culprit, guilty_of
 from rismusic.learn.checkpoint import State, load_checkpoint, save_checkpoint
 from rismusic.learn.findings import Report
 from rismusic.learn.interrupt import remembered
@@ -118,6 +119,9 @@ class Trainer:
         recording = next(self.scenes.step(0, 0))
         prediction = self.learner.network(recording)
         losses = self.learner.judged(prediction, recording, beta, weights)
+        if not losses.total.isfinite():
+            who = ", ".join(guilty_of(self.learner, recording, 0, beta))
+            raise InputError("loss", "a finite total", f"{float(losses.total.detach()):g}; not finite: {who}")
         check_start(losses, prediction)
         self._tell(probes.first_loss(float(losses.total.detach())))
         if self.ranks.first:
