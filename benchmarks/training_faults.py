@@ -1,4 +1,4 @@
-"""What the trainer says of planted faults, word for word: ``python benchmarks/training_faults.py [--out FILE]``.
+"""What the trainer says of planted faults, word for word: ``python benchmarks/training_faults.py``.
 
 Each fault is put into a sound training from outside. Of what is said on the console, the findings that are
 wrong are kept (each once), and the sentence with which the training ends, if it does.

@@ -1,4 +1,4 @@
-"""A NaN or an infinity in data, outputs or losses: the step is skipped and counted, and the cause is named."""
+"""A NaN or an infinity in data, outputs or losses: the step is skipped, and the cause named at last."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_one_bad_batch_is_skipped_and_said(monkeypatch, tmp_path):
 def test_bad_data_are_named(monkeypatch, tmp_path, value):
     planted(monkeypatch, value, steps=(1, 2))
     one = trainer(tmp_path / "run", skipped_max=1)
-    with pytest.raises(InputError, match="2 steps skipped, .* not finite: snapshots of the scenes$"):
+    with pytest.raises(InputError, match=r"2 steps skipped, .* not finite: snapshots of the scenes$"):
         one.train()
     planted(monkeypatch, value, steps=(0,))
-    with pytest.raises(InputError, match="found nan; not finite: snapshots of the scenes$"):
+    with pytest.raises(InputError, match=r"found nan; not finite: snapshots of the scenes$"):
         trainer(tmp_path / "other").train()
 
 
@@ -85,7 +85,7 @@ def test_bad_outputs_are_named(monkeypatch, tmp_path):
     )
     path, _ = probes.gradients(one.learner, one.scenes.probe(), 0.3, WEIGHTS)
     assert path.wrong
-    with pytest.raises(InputError, match="not finite: range_factor of the network$"):
+    with pytest.raises(InputError, match=r"not finite: range_factor of the network$"):
         one.train()
 
 

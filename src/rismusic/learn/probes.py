@@ -191,7 +191,8 @@ def steps(state: State, clip_norm: float) -> Report:
             lost,
             0.01,
             "losses or gradients that are not finite.",
-            "Lower the learning rates, or use precision = 'float32'; past skipped_max steps the cause is named.",
+            "Lower the learning rates, or use precision = 'float32'; past skipped_max steps the "
+            "cause is named.",
         ),
     )
     text = (
