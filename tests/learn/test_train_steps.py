@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
     error = total.covariance_error
     monkeypatch.setattr(total, "covariance_error", lambda *given: error(*given) * torch.inf)
     one = trainer(tmp_path / "run")
-    with pytest.raises(InputError, match="loss: expected a finite total, found inf"):
+    with pytest.raises(InputError, match=r"found inf; not finite: covariance, covariance_predicted$"):
         one.train()
     one.state.begun = True
     one.spec = one.spec.replace(skipped_max=0)
