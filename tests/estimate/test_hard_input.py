@@ -12,8 +12,8 @@ import torch
 from rismusic.errors import InputError
 from rismusic.estimate import dictionary as dictionary_module
 from rismusic.estimate import powermap
-from rismusic.estimate.locate import locate
 from rismusic.estimate.locators import LOCATORS, SPARSE
+from rismusic.hybrid.locate import locate
 from rismusic.simulator import simulate
 
 ALL = pytest.mark.parametrize("method", LOCATORS)
