@@ -138,7 +138,7 @@ def overfit_spec(epochs: int) -> TrainSpec:
         clip_norm=10.0,
         average_decay=0.98,
         validation_scenes=512,
-        scored_scenes=512,
+        scored_scenes=128,
     )
 
 
