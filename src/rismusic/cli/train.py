@@ -14,6 +14,7 @@ from rismusic.learn.runfolder import RunFolder, load_train_spec
 from rismusic.learn.spec import TrainSpec
 from rismusic.spec import Count
 
+BESIDE_RESUME = ("--resume", "--device", "--tensorboard", "--no-tensorboard", "--help", "-h")
 PRESETS = {"tiny": TrainSpec.tiny, "search": TrainSpec.search, "final": TrainSpec.final}
 
 
@@ -49,8 +50,6 @@ class Train(Command):
         if self.epochs is not None:
             spec = spec.replace(schedule=spec.schedule.replace(epochs=self.epochs))
         if self.resume is not None:
-            if spec != TrainSpec() or self.start is not None:
-                raise InputError("resume", "no settings beside it (they are in the folder)", "some")
             # Before torch is waited for.
             RunFolder(self.resume).settings()
         folder = self.resume or self.out
@@ -89,11 +88,25 @@ def with_settings(args: list[str]) -> list[str]:
         return args
     if len(args) > 1 and not args[1].startswith("-"):
         args = ["train", "--config", *args[1:]]
+    _check_flags([typed.partition("=")[0] for typed in args if typed.startswith("-")])
     preset, config = _value(args, "--preset"), _value(args, "--config")
     flags = flags_of(PRESETS[preset]()) if preset in PRESETS else []
     if config is not None:
         flags += flags_of(load_train_spec(Path(config)))
     return ["train", *flags, *args[1:]]
+
+
+def _check_flags(typed: list[str]) -> None:
+    """Refuse flags that contradict each other.
+
+    Raises:
+        InputError: settings beside ``--resume``, or the same setting under two names.
+    """
+    for flag in typed if "--resume" in typed else []:
+        if flag not in BESIDE_RESUME:
+            raise InputError("--resume", "no settings beside it (they are in the folder)", flag)
+    if {"--epochs", "--schedule.epochs"} <= set(typed):
+        raise InputError("--epochs", "one of --epochs and --schedule.epochs", "both")
 
 
 def _value(args: list[str], flag: str) -> str | None:
