@@ -11,12 +11,15 @@ from torch import Tensor
 
 from rismusic.covariance import Covariance, sample_covariance
 from rismusic.estimate.evidence import log_evidence
+from rismusic.estimate.exchange import exchange
 from rismusic.estimate.grid import SearchGrid, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
-from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
+from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
 from rismusic.estimate.noise import check_fit, guess_noise, most_sources
 from rismusic.estimate.order import Chosen, choose_count, replaced
 from rismusic.estimate.refine import Effort
+from rismusic.estimate.search import Search
+from rismusic.estimate.sparse import dictionary_for
 from rismusic.estimate.spectrum import music
 from rismusic.hybrid.trained import Trained
 from rismusic.learn.card import WeightsCard
@@ -131,20 +134,30 @@ class Seen:
         start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count, **steps)
         if not spec.polish:
             return finish(recording, *unpack(start, recording), converged)
+        fit = self._fit(start, grid, spec)
+        if spec.hybrid.own_list:
+            absent = start.azimuth.isnan()
+            own = self.own.each(lambda value: value[:, : absent.shape[1]].masked_fill(absent, math.nan))
+            fit = self._try(fit, own, grid, spec)
+        if spec.hybrid.exchanges:
+            positions, active = unpack(fit.sources, recording)
+            search = Search(dictionary_for(recording, grid), recording)
+            positions = exchange(
+                search, positions, active, criterion=spec.criterion, sweeps=spec.hybrid.exchanges
+            )
+            fit = self._try(fit, pack(positions, active), grid, spec)
+        return fit
+
+    def _fit(self, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
         effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
+        return nfmle(self.recording, start, grid.volume, criterion=spec.criterion, effort=effort)
 
-        def fitted(recording: Recording, start: Sources) -> Fit:
-            return nfmle(recording, start, grid.volume, criterion=spec.criterion, effort=effort)
-
-        fit = fitted(recording, start)
-        if not spec.hybrid.own_list:
-            return fit
-        absent = start.azimuth.isnan()
-        own = self.own.each(lambda value: value[:, : absent.shape[1]].masked_fill(absent, math.nan))
-        scenes = (~same_places(start, own, grid)).nonzero()[:, 0]
+    def _try(self, fit: Fit, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
+        """The likelier of a fit and what comes of another start, where that is another one."""
+        scenes = (~same_places(fit.sources, start, grid)).nonzero()[:, 0]
         if len(scenes) == 0:
             return fit
-        other = fitted(recording[scenes], own[scenes])
+        other = self[scenes]._fit(start[scenes], grid, spec)
         return replaced(fit, scenes, other, other.likelihood < fit.likelihood[scenes])
 
 
