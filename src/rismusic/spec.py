@@ -194,8 +194,8 @@ class HybridSpec(Spec):
     count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     """With count 'both', numbers less probable than this times the most probable one are not tried."""
     exchanges: Annotated[int, Field(ge=0)] = 1
-    """Sweeps in which each source is taken out, and the best of the network's candidates put in its place where
-    that is likelier."""
+    """Sweeps in which each source is taken out and the best of the network's candidates put in its place,
+    where that is likelier; 0: none."""
     candidates: Count = 12
     """Highest peaks of the network's map, among which exchanges choose."""
     newton_steps: Count = 3
