@@ -208,6 +208,12 @@ def test_scenes_are_never_shared():
     )
     again = spec.replace(fresh=False)
     assert Scenes(again).numbers(0, 1) == Scenes(again).numbers(1, 1)
+    same = again.replace(validation_scenes=again.scenes_per_epoch)
+    learned = [
+        r.truth.azimuth[:, 0] for step in range(again.steps_per_epoch) for r in Scenes(same).step(1, step)
+    ]
+    judged = [r.truth.azimuth[:, 0] for r in Scenes(same).validation()]
+    assert torch.equal(torch.cat(learned), torch.cat(judged))
 
     scenes = Scenes(SPEC)
     drawn = [r.truth.azimuth[:, 0] for step in range(4) for r in scenes.step(0, step)]

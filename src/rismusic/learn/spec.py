@@ -210,7 +210,8 @@ class TrainSpec(Spec):
     scenes_per_epoch: Count = 25_600
     """Scenes between two validations, a multiple of batch times accumulation."""
     fresh: bool = True
-    """New scenes in each epoch; else the same ones, to see whether they can be learned by heart."""
+    """New scenes in each epoch; else the same ones, to see whether they can be learned by heart: then the
+    validation looks at these too, and not at scenes of its own."""
     hidden_noise: Share = 0.5
     """Share of the batches whose noise variance is estimated as if it were not recorded."""
     batch: Count = 64

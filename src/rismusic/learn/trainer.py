@@ -126,6 +126,8 @@ class Trainer:
         check_start(losses, prediction)
         self._tell(probes.first_loss(float(losses.total.detach())))
         if self.ranks.first:
+            if not self.spec.fresh:
+                self._say("[VAL] on the scenes that are trained on, since fresh is off")
             first = validate(self.learner, self.scenes)
             self._tell(report(first, None, self.spec.network.sources_max, self._snapshots))
         self.state.begun = True
