@@ -35,7 +35,7 @@ def test_two_processes_are_one(tmp_path, monkeypatch):
         assert one.pop("kind") == two.pop("kind")
         assert one == pytest.approx(two, rel=2e-4, abs=1e-5)
     assert steps[0][0]["loss"] != steps[0][1]["loss"]
-    # The optimizer's memory, not the weights: AdamW divides by the size of the gradient, so that where this is
+    # The optimizer's memory, not the weights: AdamW divides by the size of the gradient, so that where it is
     # nearly 0 a weight moves by what the rounding says.
     (_, first), (_, second) = checkpoint_of(tmp_path / "one"), checkpoint_of(tmp_path / "two")
     means = [name for name in first if name.endswith(".exp_avg")]

@@ -240,6 +240,7 @@ def test_contradictions_are_refused():
         ({"scenes_per_epoch": 18}, "scenes_per_epoch"),
         ({"network": NetworkSpec(sources_max=1)}, "network.sources_max"),
         ({"batch": 0}, "batch"),
+        ({"scored_scenes": 5}, "scored_scenes"),
         ({"unknown": 1}, "unknown"),
         ({"network": {"widht": 3}}, "network.widht"),
         ({"system": SystemSpec(sources=(1, 7))}, "network.sources_max"),
