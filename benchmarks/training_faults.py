@@ -29,7 +29,14 @@ from rismusic.recording import Recording
 from training_shows import SMALL
 
 OUT = Path(__file__).parent.parent / "docs" / "measured" / "training_faults.txt"
-SOUND = SMALL.replace(schedule=SMALL.schedule.replace(epochs=3), save_steps=0, skipped_max=3, clip_norm=10.0)
+SOUND = SMALL.replace(
+    schedule=SMALL.schedule.replace(epochs=2),
+    scenes_per_epoch=128,
+    validation_scenes=16,
+    save_steps=0,
+    skipped_max=3,
+    clip_norm=10.0,
+)
 Patches = list[Any]
 
 

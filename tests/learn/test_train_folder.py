@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -248,6 +249,24 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
     state.write_text("{" + state.read_text())
     with pytest.raises(InputError, match="the state of a training, found something else"):
         resumed(tmp_path / "run")
+
+
+def test_a_validation_that_is_not_finite_is_no_best_one(tmp_path, monkeypatch):
+    """In the first epoch: its weights are kept until better ones come, and the state can be written."""
+    whole, count = validation.validate, 0
+
+    def nan_at_first(*given):
+        nonlocal count
+        count += 1  # one before the first step
+        return replace(whole(*given), loss=math.nan if count <= 2 else 0.9)
+
+    monkeypatch.setattr("rismusic.learn.trainer.validate", nan_at_first)
+    one = trainer(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=3))
+    one.train()
+    assert (one.state.best, one.state.best_epoch) == (0.9, 1)
+    _, metadata = checkpoint.read_tensors(tmp_path / "run" / "best.safetensors")
+    assert (metadata["epoch"], metadata["validation_loss"]) == ("1", "0.9")
+    assert log_of(tmp_path / "run", "epoch")[0]["validation"]["loss"] == "nan"
 
 
 def test_a_checkpoint_of_another_network():

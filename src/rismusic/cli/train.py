@@ -10,7 +10,7 @@ from tyro.conf import arg
 from rismusic.cli.command import Command, flags_of
 from rismusic.cli.output import note, progress_bar
 from rismusic.errors import InputError
-from rismusic.learn.runfolder import RunFolder, load_train_spec
+from rismusic.learn.runfolder import SETTINGS, RunFolder, load_train_spec
 from rismusic.learn.spec import TrainSpec
 from rismusic.spec import Count
 
@@ -69,7 +69,8 @@ class Train(Command):
                     say=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
                 )
         except KeyboardInterrupt:
-            note(f"what is learned is kept in {folder}: go on with rismusic train --resume {folder}")
+            if (folder / SETTINGS).exists():
+                note(f"what is learned is kept in {folder}: go on with rismusic train --resume {folder}")
             raise
         note(f"{len(trained.epochs)} epochs in {folder}; weights in {folder / 'best.safetensors'}")
         return 0

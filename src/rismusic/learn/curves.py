@@ -25,7 +25,7 @@ def plot_losses(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> 
     at = [line["epoch"] + 1 for line in epochs]
     ax.plot(at, [_number(line["training"].get("loss")) for line in epochs], c=COLOURS[0], label="training")
     ax.plot(at, [_number(line["validation"]["loss"]) for line in epochs], c=COLOURS[1], label="validation")
-    ax.set(xlabel="epoch", ylabel="loss", yscale="log")
+    ax.set(xlabel="epoch", ylabel="loss (weighted sum)", ylim=(0, None))
     return _finished(ax)
 
 
@@ -42,8 +42,8 @@ def plot_terms(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> A
         style = ("-", "--", ":")[place // len(COLOURS)]
         values = [_number(line["validation"]["terms"].get(name)) for line in epochs]
         ax.plot(at, values, style, c=COLOURS[place % len(COLOURS)], label=name.replace("_", " "))
-    ax.set(xlabel="epoch", ylabel="validation losses", yscale="log")
-    return _finished(ax, columns=2)
+    ax.set(xlabel="epoch", ylabel="losses of the validation (without weights)", yscale="log")
+    return _finished(ax, aside=True)
 
 
 def plot_scores(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> Axes:
@@ -84,7 +84,7 @@ def save_curves(run: RunFolder, say: Callable[[str], None]) -> None:
         epochs: list[dict[str, Any]] = run.records("epoch")
         if not epochs:
             return
-        axes = new_axes(None, None, None, size=(13.5, 4.0))
+        axes = new_axes(None, None, None, size=(15.0, 4.0))
         for draw, ax in zip((plot_losses, plot_terms, plot_scores), axes, strict=True):
             draw(epochs, ax=ax)
         save(axes[0], run.folder / CURVES, overwrite=True)
@@ -97,7 +97,10 @@ def _number(value: float | str | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _finished(ax: Axes, columns: int = 1) -> Axes:
+def _finished(ax: Axes, *, aside: bool = False) -> Axes:
+    """Grid, whole epochs, and a legend within the axes or, where there are many lines, aside of them."""
     ax.grid(which="both", alpha=0.3)
-    ax.legend(frameon=False, fontsize="small", ncols=columns)
+    ax.locator_params(axis="x", integer=True)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if aside else {}
+    ax.legend(frameon=False, fontsize="small", **place)
     return ax

@@ -89,7 +89,7 @@ class RunFolder:
             return
         path = self.folder / LOCK
         with writing(path):
-            file = os.open(path, os.O_RDWR | os.O_CREAT)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -70,7 +70,7 @@ class Scenes:
 
         Every second one is given with an estimate of its noise variance.
         """
-        scenes = self._validation.scenes(0, min(self.spec.scored_scenes, self.spec.validation_scenes))
+        scenes = self._validation.scenes(0, self.spec.scored_scenes)
         guessed = with_guessed_noise(scenes)
         assert scenes.noise_variance is not None
         assert guessed.noise_variance is not None

@@ -256,6 +256,12 @@ class TrainSpec(Spec):
             raise InputError(
                 "scenes_per_epoch", f"a multiple of batch x accumulation = {step}", str(self.scenes_per_epoch)
             )
+        if self.scored_scenes > self.validation_scenes:
+            raise InputError(
+                "scored_scenes",
+                f"at most validation_scenes = {self.validation_scenes}",
+                str(self.scored_scenes),
+            )
         return self
 
     @property
