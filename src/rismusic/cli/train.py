@@ -85,16 +85,16 @@ def with_settings(args: list[str]) -> list[str]:
     Raises:
         InputError: the file is no configuration of a training.
     """
-    if args[:1] != ["train"]:
+    if args[:1] not in (["train"], ["doctor"]):
         return args
     if len(args) > 1 and not args[1].startswith("-"):
-        args = ["train", "--config", *args[1:]]
+        args = [args[0], "--config", *args[1:]]
     _check_flags([typed.partition("=")[0] for typed in args if typed.startswith("-")])
     preset, config = _value(args, "--preset"), _value(args, "--config")
     flags = flags_of(PRESETS[preset]()) if preset in PRESETS else []
     if config is not None:
         flags += flags_of(load_train_spec(Path(config)))
-    return ["train", *flags, *args[1:]]
+    return [args[0], *flags, *args[1:]]
 
 
 def _check_flags(typed: list[str]) -> None:
