@@ -27,6 +27,7 @@ def exchange(
     *,
     criterion: Criterion = "conditional",
     sweeps: int = 4,
+    value: Float[Tensor, "S"] | None = None,
 ) -> Float[Tensor, "S K 3"]:
     """Sources taken out, searched again and kept where the likelihood of the re-fit is better.
 
@@ -36,14 +37,19 @@ def exchange(
         active: which places hold a source; empty ones come last.
         criterion: the likelihood of search and re-fit.
         sweeps: most passes.
+        value: minus the log-likelihood (nats) of positions that are refined already, as
+            :func:`~rismusic.estimate.refine.refine` gives it; if none, they are refined first.
 
     Returns:
         Positions, roughly refined where something was exchanged; the likelihood of no scene is worse than
         that of NF-MLE from the start.
     """
     recording, grid = search.recording, search.grid
-    # To the end, so that what an exchange has to beat is not lower than it seems.
-    positions, value, _ = refine(recording, positions, active, grid.volume, criterion=criterion)
+    if value is None:
+        # To the end, so that what an exchange has to beat is not lower than it seems.
+        positions, value, _ = refine(recording, positions, active, grid.volume, criterion=criterion)
+    else:
+        positions, value = positions.clone(), value.clone()
     # One source alone is where the search put it.
     live = (active.sum(-1) > 1).nonzero()[:, 0]
     step = positions.new_tensor(grid.step)

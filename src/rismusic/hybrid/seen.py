@@ -148,9 +148,13 @@ class Seen:
             fit = self._try(fit, own, grid, spec)
         if spec.hybrid.exchanges:
             positions, active = unpack(fit.sources, recording)
-            few = Shortlist(grid, recording, self.places)
             positions = exchange(
-                few, positions, active, criterion=spec.criterion, sweeps=spec.hybrid.exchanges
+                Shortlist(grid, recording, self.places),
+                positions,
+                active,
+                criterion=spec.criterion,
+                sweeps=spec.hybrid.exchanges,
+                value=fit.likelihood if spec.criterion == "unconditional" else None,
             )
             fit = self._try(fit, pack(positions, active), grid, spec)
         return fit
