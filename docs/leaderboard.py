@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from markdowntable import table
 from rismusic.evaluate.bench.groups import Group, groups
 from rismusic.evaluate.bench.plots import save_plots
 from rismusic.evaluate.bench.table import BenchRow, read_table
@@ -66,7 +67,7 @@ def bench_speed() -> str:
             rate = sum(int(row["scenes"]) for row in some) / sum(float(row["seconds"]) for row in some)
             cells.append(f"{rate:.3g}")
         lines.append([f"`{method}`", *cells])
-    return _markdown(["method", *(f"K = {K}" for K in counts)], lines)
+    return table(["method", *(f"K = {K}" for K in counts)], lines)
 
 
 TABLES: tuple[Callable[[], str], ...] = (
@@ -95,12 +96,8 @@ def _tables(sweep: str, cell: Callable[[BenchRow], str], *, peeked: bool = True)
             for name, rows in group.rows.items()
             if peeked or not rows[0].peeked
         ]
-        text += f"**{group.title}{axis}**\n\n{_markdown(['method', *group.heads], lines)}\n"
+        text += f"**{group.title}{axis}**\n\n{table(['method', *group.heads], lines)}\n"
     return text
-
-
-def _markdown(head: list[str], lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
 
 
 def _percent(value: float, low: float, high: float) -> str:
