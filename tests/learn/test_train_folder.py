@@ -238,6 +238,7 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
         {"state": inside | {"epoch": "1"}},
         {"state": inside | {"extra": 1}},
         {"state": [1]},
+        {"settings": [1]},
     ):
         state.write_text(json.dumps(record | change))
         with pytest.raises(InputError, match="the state of a training, found something else"):

@@ -41,7 +41,7 @@ def test_two_processes_are_one(tmp_path, monkeypatch):
     means = [name for name in first if name.endswith(".exp_avg")]
     assert len(means) == len(Learner(spec).weights)
     for name in means:
-        assert (first[name] - second[name]).norm() < 1e-3 * first[name].norm()
+        assert (first[name] - second[name]).norm() < 1e-3 * first[name].norm() + 1e-6
 
 
 def test_a_batch_that_cannot_be_shared():

@@ -111,7 +111,7 @@ def load_checkpoint(run: RunFolder) -> tuple[State, dict[str, Tensor]] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != _FORMAT:
             raise KeyError("format")
-        version, name, settings = record["version"], str(record["tensors"]), record["settings"]
+        version, name, settings = record["version"], str(record["tensors"]), dict(record["settings"])
         state = _STATE.validate_json(json.dumps(record["state"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(str(path), "the state of a training", "something else") from None
@@ -132,7 +132,7 @@ def _tensors_of(state: State) -> str:
 def _check_settings(run: RunFolder, begun_with: dict[str, object]) -> None:
     """Refuse settings that were changed after the training had begun."""
     before, now = _flat(begun_with), _flat(run.settings().model_dump(mode="json"))
-    for name in before.keys() | now.keys():
+    for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name):
             raise InputError(
                 str(run.folder / SETTINGS),
