@@ -70,7 +70,20 @@ def bench_speed() -> str:
     return table(["method", *(f"K = {K}" for K in counts)], lines)
 
 
+def hybrid_ablation() -> str:
+    """Sources missed by the hybrid locator and by what it is without its parts."""
+    path = MEASURED / "hybrid" / "results.csv"
+    if not path.exists():
+        return "Not measured yet.\n"
+    return _tables(
+        "none",
+        lambda row: _percent(row.misses.value, row.misses.low, row.misses.high),
+        among=groups(read_table(path)),
+    )
+
+
 TABLES: tuple[Callable[[], str], ...] = (
+    hybrid_ablation,
     bench_scenes,
     bench_misses,
     bench_causes,
@@ -85,9 +98,11 @@ def draw(folder: Path) -> None:
     save_plots(measured(), folder)
 
 
-def _tables(sweep: str, cell: Callable[[BenchRow], str], *, peeked: bool = True) -> str:
+def _tables(
+    sweep: str, cell: Callable[[BenchRow], str], *, peeked: bool = True, among: list[Group] | None = None
+) -> str:
     text = ""
-    for group in measured():
+    for group in measured() if among is None else among:
         if group.sweep != sweep:
             continue
         axis = "" if sweep == "none" else f", {group.axis}"

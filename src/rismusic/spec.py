@@ -22,6 +22,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 S = TypeVar("S", bound="Spec")
 Number = TypeVar("Number", int, float)
+WEIGHTS = Path(__file__).parent / "weights"
+"""Where the weights are that come with the package."""
+
 SymbolKind = Literal["gaussian", "qpsk", "static"]
 
 
