@@ -27,6 +27,7 @@ ORDER = [
     ["simulator", "bounds", "covariance"],
     ["estimate", "evaluate.metrics", "evaluate.plots"],
     ["learn"],
+    ["hybrid"],
     ["checking", "evaluate"],
     ["cli"],
     ["__init__", "__main__"],

@@ -14,11 +14,12 @@ from rismusic.version import __version__
 if TYPE_CHECKING:
     from rismusic.bounds import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.checking import check
-    from rismusic.estimate.locate import Located, locate
+    from rismusic.estimate.locate import Located
     from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
     from rismusic.evaluate.bench.spec import BenchSpec
     from rismusic.evaluate.bound_table import bound_table
     from rismusic.evaluate.report import write_bench_report, write_report
+    from rismusic.hybrid.locate import locate
     from rismusic.learn.run import Trained, train
     from rismusic.learn.spec import TrainSpec
     from rismusic.learn.weights import load_network
@@ -47,7 +48,7 @@ _HOME = {
     "write": "recording",
     "check": "checking",
     # locate the sources
-    "locate": "estimate.locate",
+    "locate": "hybrid.locate",
     "Located": "estimate.locate",
     # the best that physics allows
     "Bound": "bounds",

@@ -180,15 +180,43 @@ class SystemSpec(Spec):
         return self
 
 
+class HybridSpec(Spec):
+    """How the network's covariance is used."""
+
+    section: ClassVar[str] = "hybrid"
+
+    beta: Annotated[float, Field(ge=0, le=1)] | Literal["trained"] = "trained"
+    """Share of the sample covariance in the blend that MUSIC searches; 'trained': as in the training."""
+    own_list: bool = True
+    """Let the network's own list of sources stand beside MUSIC as a second start; the likelier end counts."""
+    count: Literal["both", "likelihood", "network"] = "both"
+    """With sources 'auto', what tells their number: the network's logits, the likelihood, or both."""
+    count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
+    """Numbers of sources that the network thinks less probable than this are not tried."""
+    exchanges: Annotated[int, Field(ge=0)] = 0
+    """Sweeps of exchanges (as in 'relax') after the starts."""
+    steps: Count = 60
+    """Most evaluations of the likelihood from each start."""
+    tolerance: Positive = 1e-4
+    """Gain of log-likelihood (nats) that is worth no further step."""
+    untrained: bool = False
+    """Use the network as it was before it learned anything, to see what its weights are worth."""
+
+
 class LocateSpec(Spec):
     """How sources are located, and where they are looked for."""
 
     section: ClassVar[str] = ""
 
-    method: Literal["music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best"] = "sbl"
-    """Spectra of the sample covariance ('music', 'soft_music', 'mvdr', 'bartlett'), or searches that fit the
-    snapshots themselves: 'omp' (greedy), 'relax' (cyclic), 'sbl' (sparse Bayesian), 'best' (the likelier of
-    two relaxed starts)."""
+    method: Literal["hybrid", "music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best"] = (
+        "sbl"
+    )
+    """MUSIC on a network's covariance ('hybrid'), spectra of the sample covariance ('music', 'soft_music',
+    'mvdr', 'bartlett'), or searches that fit the snapshots themselves: 'omp' (greedy), 'relax' (cyclic),
+    'sbl' (sparse Bayesian), 'best' (the likelier of two relaxed starts)."""
+    weights: str = "ideal"
+    """The network of 'hybrid': 'ideal', 'robust' (trained with hardware errors), or a file of weights."""
+    hybrid: HybridSpec = HybridSpec()
     sources: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of sources K of each scene, or 'auto'."""
     sources_max: Count = 5

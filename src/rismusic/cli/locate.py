@@ -54,8 +54,8 @@ class Locate(Command):
             if path is not None:
                 check_output(path, overwrite=self.overwrite, endings=endings)
         report = None if self.report is None else self._new_report(self.report)
-        from rismusic.estimate.locate import locate
         from rismusic.evaluate.positions import position_rows, scene_records, truth_rows
+        from rismusic.hybrid.locate import locate
         from rismusic.recording import open_recording
 
         positions: list[Position] = []

@@ -1,9 +1,11 @@
-"""From a recording to positions, error bars and warnings: every locator behind one call."""
+"""From a recording to positions, error bars and warnings: every classical locator behind one call."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -68,7 +70,9 @@ def locate(
     spec: LocateSpec | None = None,
     **settings: object,
 ) -> Located:
-    """Locate the sources of every scene; the twin of ``rismusic locate``.
+    """Locate the sources of every scene by a classical method.
+
+    :func:`rismusic.locate` knows these and the hybrid one.
 
     Args:
         recording: S scenes.
@@ -85,14 +89,10 @@ def locate(
     chosen = (spec or LocateSpec()).replace(**settings)
     if isinstance(sources, (int, str)):
         chosen = chosen.replace(sources=sources)
-    grid = SearchGrid.cover(recording.panel, searched_volume(chosen), chosen.oversampling)
-    grid = grid.to(recording.snapshots.device)
-    parts = []
-    for start in range(0, len(recording), _BLOCK):
-        block = recording[start : start + _BLOCK]
-        given = sources[start : start + _BLOCK] if isinstance(sources, Tensor) else None
-        parts.append(_locate_block(block, given, grid, chosen))
-    return _joined(parts)
+    count = sources if isinstance(sources, Tensor) else None
+    return by_blocks(
+        recording, count, partial(locate_classically, grid=searched_grid(recording, chosen), spec=chosen)
+    )
 
 
 def searched_volume(spec: LocateSpec) -> Volume:
@@ -105,17 +105,40 @@ def searched_volume(spec: LocateSpec) -> Volume:
     )
 
 
-def _locate_block(
-    recording: Recording, count: Int64[Tensor, "S"] | None, grid: SearchGrid, spec: LocateSpec
+def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
+    """The points that are searched, on the recording's device."""
+    grid = SearchGrid.cover(recording.panel, searched_volume(spec), spec.oversampling)
+    return grid.to(recording.snapshots.device)
+
+
+def by_blocks(
+    recording: Recording,
+    count: Int64[Tensor, "S"] | None,
+    one: Callable[[Recording, Int64[Tensor, "_"] | None], Located],
 ) -> Located:
+    """All scenes of a recording, some at a time, so that memory does not grow with their number.
+
+    Args:
+        recording: S scenes.
+        count: K of each scene; none where the settings say it.
+        one: locates the sources of a block of scenes.
+    """
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(recording), _BLOCK)]
+    return joined([one(recording[block], None if count is None else count[block]) for block in blocks])
+
+
+def locate_classically(
+    recording: Recording, count: Int64[Tensor, "S"] | None, *, grid: SearchGrid, spec: LocateSpec
+) -> Located:
+    """One block of scenes by a method that no network has a part in."""
     if count is None and spec.sources == "auto":
         chosen = count_and_fit(recording, grid, spec)
-        return _told(recording, chosen.fit, chosen.probability, grid.volume, spec)
+        return told(recording, chosen.fit, chosen.probability, grid.volume, spec)
     count = source_count(recording, int(spec.sources) if count is None else count)
-    return _told(recording, fit_known(recording, count, grid, spec), None, grid.volume, spec)
+    return told(recording, fit_known(recording, count, grid, spec), None, grid.volume, spec)
 
 
-def _told(
+def told(
     recording: Recording,
     fit: Fit,
     count_probability: Float[Tensor, "S counts"] | None,
@@ -171,7 +194,7 @@ def _warnings(
     return said
 
 
-def _joined(parts: list[Located]) -> Located:
+def joined(parts: list[Located]) -> Located:
     """Blocks of scenes put together, padded to the same K_max."""
     most = max(part.snr_db.shape[1] for part in parts)
 
