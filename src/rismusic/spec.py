@@ -192,7 +192,7 @@ class HybridSpec(Spec):
     count: Literal["both", "likelihood", "network"] = "both"
     """With sources 'auto', what tells their number: the network's logits, the likelihood, or both."""
     count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
-    """Numbers of sources that the network thinks less probable than this are not tried."""
+    """With count 'both', numbers less probable than this times the most probable one are not tried."""
     exchanges: Annotated[int, Field(ge=0)] = 0
     """Sweeps of exchanges (as in 'relax') after the starts."""
     steps: Count = 60

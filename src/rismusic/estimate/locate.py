@@ -62,6 +62,18 @@ class Located:
         """Standard deviations of azimuth (rad), elevation (rad) and range (m)."""
         return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
 
+    def __getitem__(self, scenes: slice | Tensor) -> Located:
+        """What was located in some of the scenes."""
+        names = ("covariance", "snr_db", "noise_variance", "likelihood", "p_value")
+        told, numbers = self.count_probability, torch.arange(len(self.warnings))[scenes]
+        return replace(
+            self,
+            sources=self.sources[scenes],
+            count_probability=None if told is None else told[scenes],
+            warnings=[self.warnings[scene] for scene in numbers.tolist()],
+            **{name: getattr(self, name)[scenes] for name in names},
+        )
+
 
 def locate(
     recording: Recording,

@@ -10,16 +10,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import Covariance, sample_covariance
+from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.grid import SearchGrid
 from rismusic.estimate.locators import nothing, peaks_in_turn
 from rismusic.estimate.nfmle import Fit, better, finish, nfmle, unpack
-from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.noise import check_fit, guess_noise, most_sources
+from rismusic.estimate.order import Chosen, choose_count
 from rismusic.estimate.refine import Effort
 from rismusic.estimate.spectrum import music
 from rismusic.hybrid.trained import Trained
+from rismusic.learn.card import WeightsCard
 from rismusic.recording import Recording
 from rismusic.scene import Sources
-from rismusic.spec import LocateSpec
+from rismusic.spec import LocateSpec, limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +34,14 @@ class Seen:
         blend: R_blend, finished.
         own: the network's own list of sources [S, K_max], the surest first.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
+        card: of the network's weights.
     """
 
     recording: Recording
     blend: Covariance
     own: Sources
     log_count: Float[Tensor, "S counts"]
+    card: WeightsCard
 
     @classmethod
     @torch.no_grad()
@@ -64,11 +69,52 @@ class Seen:
             prediction.blended(*sample, beta),
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
             prediction.count_logits.log_softmax(-1).double(),
+            trained.card,
         )
 
     def __getitem__(self, scenes: slice | Tensor) -> Seen:
         """What was seen of some scenes."""
-        return Seen(self.recording[scenes], self.blend[scenes], self.own[scenes], self.log_count[scenes])
+        return replace(
+            self,
+            recording=self.recording[scenes],
+            blend=self.blend[scenes],
+            own=self.own[scenes],
+            log_count=self.log_count[scenes],
+        )
+
+    def count_and_fit(self, grid: SearchGrid, spec: LocateSpec) -> Chosen:
+        """The most probable number of sources, at most ``spec.sources_max``, and the fit with it.
+
+        To the evidence of each number (see :mod:`rismusic.estimate.evidence`) comes what the network thinks
+        of it; numbers of which it thinks nothing are not tried.
+
+        Args:
+            grid: the points that are searched.
+            spec: the settings.
+        """
+        _, L, M = self.recording.snapshots.shape
+        scenes = torch.arange(len(self.recording), device=self.log_count.device)
+        check_fit(self.recording, torch.zeros_like(scenes))
+        most = min(spec.sources_max, most_sources(L, M), self.log_count.shape[1] - 1)
+        prior = self.log_count[:, : most + 1].clone()
+        # Of numbers that it never met the network has no opinion.
+        unmet = torch.arange(most + 1, device=prior.device) < limits(self.card.system.sources)[0]
+        surest = prior.masked_fill(unmet, -math.inf).amax(-1, keepdim=True)
+        prior = torch.where(unmet, surest, prior)
+        if spec.hybrid.count == "network":
+            prior = prior.masked_fill(unmet, -math.inf)
+            return Chosen(self.fit(prior.argmax(-1), grid, spec), prior)
+        if spec.hybrid.count == "likelihood":
+            prior = torch.zeros_like(prior)
+        else:
+            prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.count_floor), -math.inf)
+
+        def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
+            part = self[scenes]
+            fit = part.fit(torch.full_like(scenes, count), grid, spec)
+            return fit, log_evidence(part.recording, fit, grid.volume)
+
+        return choose_count(scenes, one, most, prior)
 
     def fit(self, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
         """MUSIC on R_blend, Newton, NF-MLE; beside it NF-MLE from the network's own list.

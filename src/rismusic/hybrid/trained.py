@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rismusic.errors import InputError
-from rismusic.learn.card import WeightsCard, card_of, weights_path
+from rismusic.learn.card import SHIPPED, WeightsCard, card_of, weights_path
 from rismusic.learn.checkpoint import read_tensors
 from rismusic.learn.network import Network
 from rismusic.learn.weights import load_network
@@ -31,6 +31,11 @@ class Trained:
     card: WeightsCard
 
 
+def missing(weights: str) -> bool:
+    """Whether these are weights that come with the package, but not with this one."""
+    return weights in SHIPPED and not weights_path(weights).exists()
+
+
 def trained(weights: str, device: torch.device, *, untrained: bool = False) -> Trained:
     """The network of a name or a file of weights.
 
@@ -49,11 +54,12 @@ def trained(weights: str, device: torch.device, *, untrained: bool = False) -> T
         raise InputError(
             str(path), "a readable file of weights", (error.strerror or "none").lower()
         ) from None
-    return _trained(path.absolute(), state.st_mtime_ns, state.st_size, str(device), untrained)
+    version = state.st_mtime_ns, state.st_size
+    return _trained(path.absolute(), version, str(device), untrained)
 
 
 @lru_cache(maxsize=_KEPT)
-def _trained(path: Path, changed: int, size: int, device: str, untrained: bool) -> Trained:
+def _trained(path: Path, _version: tuple[int, int], device: str, untrained: bool) -> Trained:
     """Also of the file's time and size, so that one that was replaced is read again."""
     network = load_network(path, device=device)
     if untrained:

@@ -43,7 +43,7 @@ class WeightsCard(Spec):
     """Hours that the training took."""
     device: str = ""
     """What it was trained on."""
-    figures: dict[str, Finite] = {}
+    figures: dict[str, Finite] = Field(default_factory=dict)
     """What it reaches, as measured."""
     limits: tuple[str, ...] = ()
     """What it is not for."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.estimate.grid import SearchGrid, Volume
+from rismusic.learn.card import weights_path
 from rismusic.learn.checkpoint import read_tensors, write_tensors
 from rismusic.learn.network import Network
 from rismusic.learn.spec import NetworkSpec, TrainSpec
@@ -62,19 +63,19 @@ def save_network(
 
 
 def load_network(
-    path: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
+    weights: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
 ) -> Network:
     """The network of a file of weights, on its panel and grid.
 
     Args:
-        path: a file of :func:`save_network`.
+        weights: ``ideal``, ``robust`` or a file of :func:`save_network`.
         panel: the panel that it is meant for; any if none.
         device: where it is to work.
 
     Raises:
         InputError: no file of weights of this package, one that is cut short, or one for another panel.
     """
-    path = Path(path)
+    path = weights_path(weights)
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _FORMAT or _ELEMENTS not in tensors:
         raise InputError(str(path), "weights of a rismusic network", "weights of something else")
@@ -114,14 +115,20 @@ def check_panel(source: str, own: Panel, panel: Panel) -> None:
     Raises:
         InputError: another wavelength, another number of elements, or elements elsewhere.
     """
-    if own.size != panel.size:
-        raise InputError(source, f"weights for N = {panel.size} elements", f"weights for {own.size}")
     if abs(own.wavelength - panel.wavelength) > _SAME * own.wavelength:
         raise InputError(
             source, f"weights for a wavelength of {panel.wavelength:g} m", f"weights for {own.wavelength:g} m"
         )
-    away = float((own.elements.cpu() - panel.elements.cpu()).abs().max()) / own.wavelength
-    if away > _SAME:
+    if (other := other_panel(own, panel)) is not None:
         raise InputError(
-            source, "weights for this panel", f"weights for one whose elements are {away:.2g} wavelengths off"
+            source, f"weights for this panel of N = {panel.size} elements", f"weights for {other}"
         )
+
+
+def other_panel(own: Panel, panel: Panel) -> str | None:
+    """How one panel differs from another when lengths are in wavelengths; none where it does not."""
+    if own.size != panel.size:
+        return f"{own.size} elements"
+    gap = own.elements.cpu() / own.wavelength - panel.elements.cpu() / panel.wavelength
+    away = float(gap.abs().max())
+    return f"one whose elements are up to {away:.2g} wavelengths elsewhere" if away > _SAME else None
