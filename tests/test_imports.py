@@ -29,6 +29,7 @@ ORDER = [
     ["learn"],
     ["hybrid"],
     ["checking", "evaluate"],
+    ["tuning"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -84,7 +85,15 @@ def test_the_test_can_fail(tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["--help", "simulate --help", "bench --help", "train --help", "--version", "bound --panel.rows 0"],
+    [
+        "--help",
+        "simulate --help",
+        "bench --help",
+        "train --help",
+        "tune --help",
+        "--version",
+        "bound --panel.rows 0",
+    ],
 )
 def test_help_does_not_wait_for_torch(command):
     code = (

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
     from rismusic.scene import Sources
     from rismusic.simulator import Simulator, simulate
+    from rismusic.tuning.outcome import Tuned
+    from rismusic.tuning.run import tune
+    from rismusic.tuning.spec import TuneSpec
     from rismusic.wave import steering, steering_with_derivatives
 
 _HOME = {
@@ -66,6 +69,10 @@ _HOME = {
     "train": "learn.run",
     "Trained": "learn.run",
     "load_network": "learn.weights",
+    # search settings
+    "TuneSpec": "tuning.spec",
+    "tune": "tuning.run",
+    "Tuned": "tuning.outcome",
     # what came of it, as one HTML file
     "write_report": "evaluate.report",
     "write_bench_report": "evaluate.report",

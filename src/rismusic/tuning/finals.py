@@ -58,7 +58,8 @@ def job(name: str, seed: int) -> str:
 def enqueue(study: optuna.Study, spec: TuneSpec, found: Sequence[Candidate]) -> int:
     """See to it that every job is there; their number.
 
-    Two workers may both add one; the later of the two does not count (:func:`rismusic.tuning.ledger.standing`).
+    Two workers may both add one; the later of the two does not count, see
+    :func:`rismusic.tuning.ledger.standing`.
     """
     there = {trial.user_attrs.get(JOB) for trial in study.get_trials(deepcopy=False)}
     for seed in range(spec.final_seeds):

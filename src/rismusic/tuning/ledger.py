@@ -1,8 +1,8 @@
 """Which trials of a study count: none twice, and none lost, whatever became of the workers.
 
-A trial whose worker died is marked as failed and put back: a new trial with the same settings takes its place,
-and remembers the numbers of those before it. All of this is a function of the list of trials, so that all
-workers agree on it without talking to each other.
+A trial whose worker died is marked as failed and put back: a new trial with the same settings takes its
+place, and remembers the numbers of those before it. All of this is a function of the list of trials, so that
+all workers agree on it without talking to each other.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ class Loop:
             self.progress(ended, wanted)
             if failures_in_a_row(trials) > self.failures:
                 last = max(now, key=lambda trial: (trial.state == TrialState.FAIL, trial.number))
-                raise InputError("trials", f"at most {self.failures} failures in a row", str(last.user_attrs[REASON]))
+                raise InputError(
+                    "trials", f"at most {self.failures} failures in a row", str(last.user_attrs[REASON])
+                )
             if len(now) < wanted or any(trial.state == TrialState.WAITING for trial in trials):
                 self._one(study, objective)
                 waited = False

@@ -12,14 +12,15 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from rismusic.errors import InputError
+from rismusic.learn.runfolder import BEST
 from rismusic.learn.spec import TrainSpec
 from rismusic.spec import LocateSpec
 from rismusic.tuning.finals import DEFAULT, FRESH, FRESH_UNTUNED, UNTUNED, candidates, job
 from rismusic.tuning.ledger import JOB, standing
-from rismusic.tuning.scoring import Judged
+from rismusic.tuning.scoring import Judged, locate_in
 from rismusic.tuning.space import Space, apply
 from rismusic.tuning.spec import TuneSpec
-from rismusic.tuning.trial import kept
+from rismusic.tuning.trial import folder_of, kept
 from rismusic.tuning.verdict import Difference, difference
 
 
@@ -45,7 +46,11 @@ class Final:
     @property
     def fresh_cost(self) -> float:
         """Mean over the seeds, on fresh scenes."""
-        return float(np.mean([one.cost for one in self.fresh]))
+        return self.fresh_mean("cost")
+
+    def fresh_mean(self, name: str) -> float:
+        """Mean of a property of :class:`~rismusic.tuning.scoring.Judged` over the seeds, on fresh scenes."""
+        return float(np.mean([getattr(one, name) for one in self.fresh]))
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Tuned:
         finals: of the second stage, the default first.
         best: the one among them, not the default, with the lowest cost.
         training: its settings, with the seed that did best on the scenes that choose.
-        locate: its settings of inference, without weights.
+        locate: its settings of inference, with the weights where they are on this machine.
         score: what this training reached on the scenes that choose.
         verdict: of the best against the default on fresh scenes.
         correlation: rank correlation with the cost, over the trials that were not stopped, of ``surrogate``,
@@ -67,6 +72,7 @@ class Tuned:
         saved: share of the epochs that pruning saved.
         stopped: share that the trials' own patience saved.
         folder: of the results.
+        command: that was given.
     """
 
     spec: TuneSpec
@@ -82,10 +88,32 @@ class Tuned:
     saved: float
     stopped: float
     folder: Path
+    command: str
+
+    def sentences(self) -> list[str]:
+        """What came of it, in words."""
+        failed = sum(trial.state == TrialState.FAIL for trial in self.trials)
+        pruned = sum(trial.state == TrialState.PRUNED for trial in self.trials)
+        held = self.correlation["surrogate"]
+        done = len(self.trials) - failed - pruned
+        return [
+            self.verdict.sentence(f"Trial {self.best.name}"),
+            f"{len(self.trials)} trials: {pruned} pruned, {failed} failed. Pruning saved {self.saved:.0%} of "
+            f"their epochs, and the patience of the trials {self.stopped:.0%}.",
+            f"Rank correlation of the surrogate with the cost: {held:.2f} over the {done} trials that were "
+            "not stopped.",
+        ]
 
 
 def outcome(
-    spec: TuneSpec, space: Space, short: Sequence[FrozenTrial], long: Sequence[FrozenTrial], folder: Path
+    spec: TuneSpec,
+    space: Space,
+    short: Sequence[FrozenTrial],
+    long: Sequence[FrozenTrial],
+    *,
+    folder: Path,
+    runs: Path,
+    command: str,
 ) -> Tuned:
     """Put together what came of a search.
 
@@ -95,15 +123,15 @@ def outcome(
         short: trials of the first stage.
         long: trials of the second stage.
         folder: of the results.
+        runs: folder of the runs of the second stage.
+        command: that was given.
 
     Raises:
         InputError: no training of the default, or of any finalist, has come to an end.
     """
-    jobs = {
-        trial.user_attrs[JOB]: trial for trial in standing(long) if trial.state == TrialState.COMPLETE
-    }
+    jobs = {trial.user_attrs[JOB]: trial for trial in standing(long) if trial.state == TrialState.COMPLETE}
     found = candidates(spec, short)
-    finals, runs = [], {}
+    finals, ended = [], {}
     for candidate in found:
         names = [job(candidate.name, seed) for seed in range(spec.final_seeds)]
         done = [jobs[name] for name in names if name in jobs]
@@ -116,11 +144,11 @@ def outcome(
             finals += [Final(DEFAULT, *plain), Final(f"{DEFAULT}, inference tuned", *tuned)]
         else:
             finals.append(Final(candidate.name, *tuned))
-            runs[candidate.name] = (candidate, done)
-    if not runs or not finals or finals[0].name != DEFAULT:
+            ended[candidate.name] = (candidate, done)
+    if not ended or not finals or finals[0].name != DEFAULT:
         raise InputError("finalists", "the default and one other that were trained from all seeds", "fewer")
-    best = min((final for final in finals if final.name in runs), key=lambda final: final.cost)
-    candidate, done = runs[best.name]
+    best = min((final for final in finals if final.name in ended), key=lambda final: final.cost)
+    candidate, done = ended[best.name]
     place = min(range(len(done)), key=lambda seed: best.objective[seed].cost)
     trials = standing(short)
     saved, stopped = shares_saved(spec, trials)
@@ -131,14 +159,22 @@ def outcome(
         finals=finals,
         best=best,
         training=candidate.training(spec, space, place),
-        locate=apply(spec.locate, space.locate, done[place].user_attrs["locate"]),
+        locate=_locate(spec, space, done[place], runs),
         score=best.objective[place],
         verdict=difference(finals[0].fresh, best.fresh, seed=spec.seed),
         correlation=correlations(trials),
         saved=saved,
         stopped=stopped,
         folder=folder,
+        command=command,
     )
+
+
+def _locate(spec: TuneSpec, space: Space, trial: FrozenTrial, runs: Path) -> LocateSpec:
+    """Settings of inference for a trial's network; the weights are those that it left, if they are here."""
+    found = apply(spec.locate, space.locate, trial.user_attrs["locate"])
+    weights = folder_of(runs, trial) / BEST
+    return locate_in(spec.training.system, found, weights.resolve() if weights.exists() else Path(BEST))
 
 
 def epochs_of(trial: FrozenTrial) -> list[Mapping[str, Any]]:

@@ -23,14 +23,19 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from rismusic.errors import InputError
+from rismusic.evaluate.plots import new_axes, save
 from rismusic.files import replace_file
 from rismusic.spec import dump_spec
 from rismusic.tuning.ledger import reason
 from rismusic.tuning.outcome import Tuned, epochs_of
+from rismusic.tuning.plots import plot_agreement, plot_history, plot_importance, plot_surrogates
+from rismusic.tuning.report import write_tune_report
+from rismusic.tuning.storage import experimental
 from rismusic.tuning.trial import Say
 from rismusic.version import __version__
 
 BEST, LOCATE, TRIALS, FINALS = "best.toml", "locate.toml", "trials.csv", "finals.csv"
+HISTORY, IMPORTANCE, REPORT = "history.png", "importance.png", "report.html"
 
 
 def write_results(tuned: Tuned, study: optuna.Study, say: Say) -> None:
@@ -42,7 +47,35 @@ def write_results(tuned: Tuned, study: optuna.Study, say: Say) -> None:
     _write(folder / LOCATE, head + dump_spec(tuned.locate))
     _write(folder / TRIALS, _table(trial_rows(tuned.trials)))
     _write(folder / FINALS, _table(final_rows(tuned)))
-    say(tuned.verdict.sentence(f"Trial {tuned.best.name}"))
+    importance = importances(study)
+    try:
+        _draw(tuned, importance)
+        write_tune_report(folder / REPORT, tuned, trial_rows(tuned.trials), importance, overwrite=True)
+    except InputError as error:
+        say(f"no plots and no report: {error}")
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """How much each setting of the training matters to the cost; empty with fewer than three results.
+
+    Watanabe, Bansal, Hutter, "PED-ANOVA: efficiently quantifying hyperparameter importance in arbitrary
+    subspaces" (IJCAI 2023), as optuna has it.
+    """
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(done) < 3 or len({trial.value for trial in done}) < 2:
+        return {}
+    with experimental():
+        return optuna.importance.get_param_importances(study)
+
+
+def _draw(tuned: Tuned, importance: dict[str, float]) -> None:
+    axes = new_axes(None, None, None, size=(15.0, 4.0))
+    plot_history(tuned.trials, ax=axes[0])
+    plot_surrogates(tuned.trials, ax=axes[1])
+    plot_agreement(tuned.trials, tuned.correlation["surrogate"], ax=axes[2])
+    save(axes[0], tuned.folder / HISTORY, overwrite=True)
+    if importance:
+        save(plot_importance(importance), tuned.folder / IMPORTANCE, overwrite=True)
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
@@ -102,5 +135,3 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 def _write(path: Path, text: str) -> None:
     with replace_file(path, overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-

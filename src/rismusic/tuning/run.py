@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,11 @@ from rismusic.tuning.loop import Loop, Progress
 from rismusic.tuning.outcome import Tuned, outcome
 from rismusic.tuning.results import write_results
 from rismusic.tuning.space import Space, load_space
-from rismusic.tuning.spec import TuneSpec
+from rismusic.tuning.spec import TRIALS, TuneSpec
 from rismusic.tuning.storage import JOURNAL, experimental, open_storage
 from rismusic.tuning.trial import Say, Work, short_trial
 
-_SPEC, _SPACE = "spec", "space"
+_SPEC, _SPACE, _TRIALS = "spec", "space", "trials"
 # Seconds that a study may take to be given its settings by the worker that made it.
 _SETTLED_S = 10.0
 
@@ -38,9 +38,11 @@ def tune(
     storage: str | None = None,
     study: str = "tune",
     resume: bool = False,
+    trials: int | None = None,
     device: str | None = None,
     heartbeat_s: int = 60,
     poll_s: float = 5.0,
+    command: str = "",
     progress: Progress = lambda *_: None,
     say: Say = lambda _: None,
     **settings: object,
@@ -53,22 +55,26 @@ def tune(
         storage: the URL of a database that other workers use too, or a journal file; ``study.journal`` in
             ``out`` if none.
         study: its name there.
-        resume: go on with a study that was begun, with its own settings; only ``trials`` may change.
+        resume: go on with a study that was begun, with its own settings.
+        trials: of the first stage; 50 of a new study, as many as before of one that is resumed, if none.
         device: ``cpu`` or ``cuda``; a GPU where there is one, if none.
         heartbeat_s: seconds between two signs of life of a worker in a database; after twice as many without
             one, its trial is put back.
         poll_s: seconds between two looks at what other workers do.
+        command: what was typed, for the report.
         progress: called with the number of trials done and that of all.
         say: called with each line for the console.
-        settings: fields of :class:`~rismusic.tuning.spec.TuneSpec` to change, such as ``trials=20``.
+        settings: fields of :class:`~rismusic.tuning.spec.TuneSpec` to change, such as ``space="wide"``.
 
     Raises:
         InputError: an unknown or impossible setting, a space with an unknown name, a study that exists or is
             another one, a database that cannot be reached, too many failures in a row.
         KeyboardInterrupt: on Ctrl-C; the running trial is put back.
     """
-    if resume and (spec is not None or settings.keys() - {"trials"}):
+    if resume and (spec is not None or settings):
         raise InputError("resume", "no settings beside it but trials (they are in the study)", "some")
+    if trials is not None and trials < 1:
+        raise InputError("trials", "at least 1", str(trials))
     chosen = (spec or TuneSpec()).replace(**settings)
     folder = Path(out)
     if storage is None and not resume and (folder / JOURNAL).exists():
@@ -76,23 +82,26 @@ def tune(
     kept, workers = open_storage(storage, folder, heartbeat_s=heartbeat_s)
     with quiet(), workers.at_work():
         if resume:
-            short, chosen, space = _resumed(kept, study, settings)
+            short, chosen, space = _resumed(kept, study)
             first = False
         else:
             space = load_space(chosen.space)
             space.check(chosen.short_training(), chosen.locate)
-            short, first = _begun(kept, study, chosen, space)
+            short, first = _begun(kept, study, chosen, space, trials or TRIALS)
+        if resume and trials is not None:
+            short.set_user_attr(_TRIALS, trials)
+        count: int = short.user_attrs[_TRIALS]
         name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        work = Work(chosen, space, folder / "trials", workers.name, name, say)
+        work = Work(chosen, space, count, folder / "trials", workers.name, name, say)
         loop = Loop(kept, workers, chosen.failures, poll_s, progress, say)
         short.sampler = sampler(chosen, chosen.seed if first else _own_seed(chosen.seed, workers.name))
         short.pruner = pruner(chosen)
-        loop.run(short, partial(short_trial, work), chosen.trials)
+        loop.run(short, partial(short_trial, work), count)
         found = candidates(chosen, short.get_trials(deepcopy=False))
         if len(found) == 1:
             raise InputError("trials", "one trial at least that ends with a result", "none")
         # More trials, other finalists: a second stage of their own.
-        stage = f"long-{chosen.trials}"
+        stage = f"long-{count}"
         long = optuna.create_study(
             storage=kept,
             study_name=f"{study}-{stage}",
@@ -100,14 +109,24 @@ def tune(
             pruner=optuna.pruners.NopPruner(),
         )
         wanted = enqueue(long, chosen, found)
-        last = Work(chosen, space, folder / stage, workers.name, name, say)
+        last = Work(chosen, space, count, folder / stage, workers.name, name, say)
         loop.run(long, partial(long_trial, last, found), wanted)
-        result = outcome(chosen, space, short.get_trials(), long.get_trials(), folder)
+        result = outcome(
+            chosen,
+            space,
+            short.get_trials(),
+            long.get_trials(),
+            folder=folder,
+            runs=last.folder,
+            command=command,
+        )
     write_results(result, short, say)
     return result
 
 
-def _begun(storage: BaseStorage, name: str, spec: TuneSpec, space: Space) -> tuple[optuna.Study, bool]:
+def _begun(
+    storage: BaseStorage, name: str, spec: TuneSpec, space: Space, trials: int
+) -> tuple[optuna.Study, bool]:
     """A new study, or one that another worker has begun with the same settings; whether it is new.
 
     Raises:
@@ -124,16 +143,19 @@ def _begun(storage: BaseStorage, name: str, spec: TuneSpec, space: Space) -> tup
             time.sleep(0.1)
     held = study.user_attrs
     if _SPEC not in held:
+        study.set_user_attr(_TRIALS, trials)
         study.set_user_attr(_SPACE, space.model_dump_json())
         study.set_user_attr(_SPEC, spec.model_dump_json())
-    elif (TuneSpec(**json.loads(held[_SPEC])), Space(**json.loads(held[_SPACE]))) != (spec, space):
+    elif (TuneSpec(**json.loads(held[_SPEC])), Space(**json.loads(held[_SPACE])), held[_TRIALS]) != (
+        spec,
+        space,
+        trials,
+    ):
         raise InputError("study", "the settings that it was begun with", f"others than those of {name!r}")
     return study, new
 
 
-def _resumed(
-    storage: BaseStorage, name: str, settings: Mapping[str, object]
-) -> tuple[optuna.Study, TuneSpec, Space]:
+def _resumed(storage: BaseStorage, name: str) -> tuple[optuna.Study, TuneSpec, Space]:
     """A study that was begun, with its own settings and space.
 
     Raises:
@@ -146,7 +168,7 @@ def _resumed(
     held = study.user_attrs
     if _SPEC not in held:
         raise InputError("study", "one that rismusic tune has begun", f"{name!r} without settings")
-    spec = TuneSpec(**json.loads(held[_SPEC])).replace(**settings)
+    spec = TuneSpec(**json.loads(held[_SPEC]))
     return study, spec, Space(**json.loads(held[_SPACE]))
 
 

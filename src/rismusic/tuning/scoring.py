@@ -1,6 +1,6 @@
-"""How good a trained network is after everything that inference does with it: one number for the search.
+r"""How good a trained network is after everything that inference does with it: one number for the search.
 
-.. math:: \\text{cost} = (1 - F_1) + \\text{GOSPA} / c, \\qquad c = 2\\,\\mathrm m.
+.. math:: \text{cost} = (1 - F_1) + \text{GOSPA} / c, \qquad c = 2\,\mathrm m.
 
 F1 counts which sources were found within 5 deg, and does not see how well, nor their range; GOSPA sees the
 distance in space, but is blind beyond its cutoff c. Each is of order 1 over the SNR that is searched, and
@@ -70,7 +70,9 @@ def knob_scenes(system: SystemSpec, seed: int, scenes: int, device: str) -> Reco
 
 def objective_scenes(system: SystemSpec, seed: int, scenes: int, device: str) -> Recording:
     """Scenes on which trials are judged."""
-    return Simulator(system, seed=seed, split="validation", device=device).scenes(_OBJECTIVE, _OBJECTIVE + scenes)
+    return Simulator(system, seed=seed, split="validation", device=device).scenes(
+        _OBJECTIVE, _OBJECTIVE + scenes
+    )
 
 
 def fresh_scenes(system: SystemSpec, seed: int, scenes: int, device: str) -> Recording:

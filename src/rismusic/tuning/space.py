@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from pydantic import StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from rismusic.errors import InputError
 from rismusic.learn.spec import TrainSpec
@@ -82,9 +82,9 @@ class Knob(Spec):
 class Space(Spec):
     """Everything that is searched."""
 
-    training: dict[str, Knob] = {}
+    training: dict[str, Knob] = Field(default_factory=dict)
     """Settings of :class:`~rismusic.learn.spec.TrainSpec`, one value for each training."""
-    locate: dict[str, Knob] = {}
+    locate: dict[str, Knob] = Field(default_factory=dict)
     """Settings of :class:`~rismusic.spec.LocateSpec`, tried on each trained network."""
 
     def check(self, training: TrainSpec, locate: LocateSpec) -> None:

@@ -10,20 +10,21 @@ from rismusic.errors import InputError
 from rismusic.learn.spec import TrainSpec
 from rismusic.spec import Count, LocateSpec, Spec
 
+TRIALS = 50
+"""Trials of the first stage where nothing else is said."""
+
 
 class TuneSpec(Spec):
-    """A whole search: what is tried, how often, for how long, and on which scenes it is judged."""
+    """A whole search: what is tried, for how long, and on which scenes it is judged."""
 
     training: TrainSpec = TrainSpec.search()
-    """Settings of a training that are not searched; with those of ``locate`` the default that is to be beaten."""
+    """Settings of a training that are not searched. With ``locate`` they are the default, to be beaten."""
     locate: LocateSpec = LocateSpec(method="hybrid")
     """The same for inference; the searched volume and the weights are filled in."""
     space: str = "narrow"
     """What is searched: 'narrow', 'wide', or a TOML file."""
-    trials: Count = 50
-    """Short trainings of the first stage."""
     epochs_per_trial: Count = 12
-    """Epochs of each at most."""
+    """Epochs of a trial at most."""
     early_stop_patience: Annotated[int, Field(ge=0)] = 0
     """Epochs without a better validation loss after which any training stops; 0: never."""
     sampler: Literal["tpe", "gp", "qmc", "nsgaii", "random"] = "tpe"
@@ -54,7 +55,9 @@ class TuneSpec(Spec):
     @model_validator(mode="after")
     def _hybrid(self) -> TuneSpec:
         if self.locate.method != "hybrid":
-            raise InputError("locate.method", "'hybrid' (the others use no network)", repr(self.locate.method))
+            raise InputError(
+                "locate.method", "'hybrid' (the others use no network)", repr(self.locate.method)
+            )
         return self
 
     @property

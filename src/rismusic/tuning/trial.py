@@ -42,7 +42,7 @@ class Surplus(Exception):  # noqa: N818
     """This trial is one too many: another worker began the last one at the same time."""
 
 
-class NotFinite(ArithmeticError):
+class NotFiniteError(ArithmeticError):
     """The validation is not finite."""
 
 
@@ -53,6 +53,7 @@ class Work:
     Args:
         spec: settings of the search.
         space: what is searched.
+        trials: of the first stage.
         folder: where runs go.
         worker: the name of this process.
         device: where to work.
@@ -61,6 +62,7 @@ class Work:
 
     spec: TuneSpec
     space: Space
+    trials: int
     folder: Path
     worker: str
     device: str
@@ -93,7 +95,7 @@ def short_trial(work: Work, trial: optuna.Trial) -> float:
         InputError, RuntimeError, ArithmeticError: see ``EXPECTED``; the reason is kept with the trial.
     """
     spec = work.spec
-    work.sign(trial, spec.trials, jobs=False)
+    work.sign(trial, work.trials, jobs=False)
     with reason_kept(trial):
         values = suggest(trial, work.space.training)
         training = apply(spec.short_training(), work.space.training, values)
@@ -118,11 +120,9 @@ def trained(work: Work, trial: optuna.Trial, training: TrainSpec, folder: Path) 
         nonlocal pruned
         value = surrogate(validation)
         blend = validation.scores["blend"]
-        epochs.append(
-            {"surrogate": value, "loss": validation.loss, "f1": blend.f1, "gospa_m": blend.gospa_m}
-        )
+        epochs.append({"surrogate": value, "loss": validation.loss, "f1": blend.f1, "gospa_m": blend.gospa_m})
         if not math.isfinite(value) or not math.isfinite(validation.loss):
-            raise NotFinite(f"the validation loss of epoch {epoch} is {validation.loss}")
+            raise NotFiniteError(f"the validation loss of epoch {epoch} is {validation.loss}")
         trial.report(value, epoch)
         trial.set_user_attr("epochs", epochs)
         trial.set_user_attr("seconds", time.monotonic() - begun)
@@ -175,7 +175,7 @@ def reason_kept(trial: optuna.Trial) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, (InputError, NotFinite)):
+        if not isinstance(error, (InputError, NotFiniteError)):
             text = f"{type(error).__name__}: {text}"
         trial.set_user_attr(REASON, text[:500])
         raise
@@ -188,5 +188,8 @@ def folder_of(folder: Path, trial: optuna.Trial | FrozenTrial) -> Path:
 
 def shown(values: Mapping[str, Any]) -> str:
     """Values of knobs, for people."""
-    parts = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items())
+    parts = (
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+    )
     return ", ".join(parts) or "as it was"

@@ -50,12 +50,13 @@ class Difference:
         Args:
             name: of what was found.
         """
-        limits = f"{self.cost:+.4f} ({100 * self.level:.0f} % interval {self.low:+.4f} to {self.high:+.4f})"
+        limits = f"{100 * self.level:.0f} % interval {self.low:+.4f} to {self.high:+.4f}"
+        gain = f"the cost of the default less its own is {self.cost:+.4f} ({limits})"
         if self.better:
-            return f"{name} beats the default on fresh scenes: it lowers the cost by {limits}."
+            return f"{name} beats the default on fresh scenes: {gain}."
         if self.worse:
-            return f"{name} does not beat the default on fresh scenes: the default is better, {limits}."
-        return f"{name} does not beat the default beyond doubt on fresh scenes: the cost is lower by {limits}."
+            return f"{name} does not beat the default on fresh scenes, it is worse: {gain}."
+        return f"{name} does not beat the default on fresh scenes beyond doubt: {gain}."
 
 
 def pooled(judged: Sequence[Judged]) -> np.ndarray:
