@@ -100,7 +100,7 @@ def test_check_as_a_table_and_as_json(samples, capsys, tmp_path):
 
 
 def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):
-    from rismusic.estimate.locate import locate
+    from rismusic.hybrid.locate import locate
 
     small = tmp_path / "small.h5"
     write(small, read(samples / "ideal_10dB.h5")[:3])

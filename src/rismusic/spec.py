@@ -195,6 +195,8 @@ class HybridSpec(Spec):
     """With count 'both', numbers less probable than this times the most probable one are not tried."""
     exchanges: Annotated[int, Field(ge=0)] = 0
     """Sweeps of exchanges (as in 'relax') after the starts."""
+    newton_steps: Count = 3
+    """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
     steps: Count = 60
     """Most evaluations of the likelihood from each start."""
     tolerance: Positive = 1e-4

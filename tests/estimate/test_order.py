@@ -9,11 +9,11 @@ import torch
 
 from rismusic.estimate.evidence import _LEVELS, log_evidence
 from rismusic.estimate.likelihood import moments, unconditional, unconditional_value
-from rismusic.estimate.locate import locate
 from rismusic.estimate.locators import count_and_fit
 from rismusic.estimate.nfmle import nfmle, unpack
 from rismusic.estimate.order import Chosen, choose_count
 from rismusic.estimate.sparse import omp
+from rismusic.hybrid.locate import locate
 from rismusic.spec import LocateSpec
 
 

@@ -13,7 +13,7 @@ from rismusic.estimate import dictionary as dictionary_module
 from rismusic.estimate import search as search_module
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.refine import fit_levels
-from rismusic.estimate.search import Search, take_out
+from rismusic.estimate.search import Rest, Search, take_out
 
 CRITERIA = ["conditional", "unconditional"]
 # Powers of a new source that the dense form tries.
@@ -170,6 +170,13 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch):
     expected = search.best(scenes, rest, 60)
     some = search.best(scenes[2:5], rest[2:5], 60)
     assert torch.equal(some, expected[2:5])
+    part = search[torch.tensor([4, 2])]
+    chosen = Rest(
+        rest.data[[4, 2]],
+        rest.basis.expand(6, -1, -1, -1)[[4, 2]],
+        None if rest.noise_variance is None else rest.noise_variance[[4, 2]],
+    )
+    assert torch.equal(part.best(scenes[:2], chosen, 60), expected[[4, 2]])
     assert all(len(set(row)) == 60 for row in expected.tolist())
     monkeypatch.setattr(search_module, "_KEPT", 0)
     monkeypatch.setattr(search_module, "BLOCK", 2**14)

@@ -15,7 +15,6 @@ import torch
 
 from rismusic.bounds import Bound, recording_crb
 from rismusic.errors import InputError
-from rismusic.estimate.locate import locate
 from rismusic.evaluate.bench import run
 from rismusic.evaluate.bench.plan import SCENES, Unit
 from rismusic.evaluate.bench.run import bench, merge_benchmarks
@@ -24,6 +23,7 @@ from rismusic.evaluate.bench.store import load_settings
 from rismusic.evaluate.bench.table import read_table
 from rismusic.evaluate.bench.work import results
 from rismusic.evaluate.metrics import match, score
+from rismusic.hybrid.locate import locate
 from rismusic.scene import Sources
 from rismusic.simulator import simulate
 

@@ -1,11 +1,11 @@
-"""From a recording to positions, error bars and warnings: every classical locator behind one call."""
+"""What all locators share: the searched grid, blocks of scenes, error bars and warnings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -18,6 +18,7 @@ from rismusic.estimate.grid import SearchGrid, Volume
 from rismusic.estimate.locators import count_and_fit, fit_known
 from rismusic.estimate.nfmle import Fit
 from rismusic.estimate.sparse import source_count
+from rismusic.panel import Panel
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.spec import LocateSpec
@@ -75,38 +76,6 @@ class Located:
         )
 
 
-def locate(
-    recording: Recording,
-    *,
-    sources: Int64[Tensor, "S"] | int | str | None = None,
-    spec: LocateSpec | None = None,
-    **settings: object,
-) -> Located:
-    """Locate the sources of every scene by a classical method.
-
-    :func:`rismusic.locate` knows these and the hybrid one.
-
-    Args:
-        recording: S scenes.
-        sources: K: one number, one for each scene [S], or ``auto``; that of ``spec`` if not given.
-        spec: method, searched volume and so on; the default if none.
-        settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
-
-    Returns:
-        Positions with error bars, in float64 and on the recording's device.
-
-    Raises:
-        InputError: an unknown setting, or more sources than the data can carry.
-    """
-    chosen = (spec or LocateSpec()).replace(**settings)
-    if isinstance(sources, (int, str)):
-        chosen = chosen.replace(sources=sources)
-    count = sources if isinstance(sources, Tensor) else None
-    return by_blocks(
-        recording, count, partial(locate_classically, grid=searched_grid(recording, chosen), spec=chosen)
-    )
-
-
 def searched_volume(spec: LocateSpec) -> Volume:
     """The volume that the settings name."""
     return Volume(
@@ -119,8 +88,23 @@ def searched_volume(spec: LocateSpec) -> Volume:
 
 def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
     """The points that are searched, on the recording's device."""
-    grid = SearchGrid.cover(recording.panel, searched_volume(spec), spec.oversampling)
-    return grid.to(recording.snapshots.device)
+    elements = recording.elements
+    key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, recording.wavelength
+    return _grid(*key, searched_volume(spec), spec.oversampling, recording.snapshots.device)
+
+
+@lru_cache(maxsize=4)
+def _grid(
+    elements: bytes,
+    dtype: torch.dtype,
+    wavelength: float,
+    volume: Volume,
+    oversampling: float,
+    device: torch.device,
+) -> SearchGrid:
+    """Kept with its steering vectors: for a single scene they would take as long as the search."""
+    panel = Panel(torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3), wavelength)
+    return SearchGrid.cover(panel, volume, oversampling).to(device)
 
 
 def by_blocks(

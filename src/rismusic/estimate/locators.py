@@ -125,7 +125,7 @@ def _fit_spectral(recording: Recording, count: Int64[Tensor, "S"], grid: SearchG
 
 
 def peaks_in_turn(
-    spectrum: Spectrum, grid: SearchGrid, count: Int64[Tensor, "S"]
+    spectrum: Spectrum, grid: SearchGrid, count: Int64[Tensor, "S"], *, steps: int = 40
 ) -> tuple[Sources, Bool[Tensor, "S"]]:
     """So many peaks of each scene's spectrum, found in turn and climbed by Newton.
 
@@ -133,13 +133,14 @@ def peaks_in_turn(
         spectrum: of each scene.
         grid: the points that are searched.
         count: K of each scene, one of them at least 1.
+        steps: most steps of each climb.
 
     Returns:
         Positions [S, K_max] in float64, NaN in empty places, and where Newton came to rest.
     """
     most = int(count.max())
     # Visiting sources again pays on exact covariances only (measured).
-    found = find_in_turn(spectrum, grid, most, visits=0)
+    found = find_in_turn(spectrum, grid, most, visits=0, steps=steps)
     absent = torch.arange(most, device=count.device) >= count[:, None]
     places = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
     places = places.each(lambda value: value.double().masked_fill(absent, math.nan))

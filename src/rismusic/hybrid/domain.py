@@ -37,7 +37,7 @@ def strange_system(trained: Trained, recording: Recording, spec: LocateSpec) -> 
     """
     own, system = trained.network.grid, trained.card.system
     if (panel := other_panel(own.panel, recording.panel)) is not None:
-        return f"they are for a panel of {panel}"
+        return f"they are for another panel, {panel}"
     direct = recording.channel is None
     if direct != (system.channel.kind == "direct"):
         return f"they were trained {'through a channel' if direct else 'without a channel'}"

@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import Covariance, sample_covariance
 from rismusic.estimate.evidence import log_evidence
-from rismusic.estimate.grid import SearchGrid
+from rismusic.estimate.grid import SearchGrid, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
-from rismusic.estimate.nfmle import Fit, better, finish, nfmle, unpack
+from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
 from rismusic.estimate.noise import check_fit, guess_noise, most_sources
-from rismusic.estimate.order import Chosen, choose_count
+from rismusic.estimate.order import Chosen, choose_count, replaced
 from rismusic.estimate.refine import Effort
 from rismusic.estimate.spectrum import music
 from rismusic.hybrid.trained import Trained
@@ -127,14 +127,41 @@ class Seen:
         recording = self.recording
         if int(count.max()) == 0:
             return nothing(recording)
-        start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count)
+        steps = {"steps": spec.hybrid.newton_steps} if spec.polish else {}
+        start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count, **steps)
         if not spec.polish:
             return finish(recording, *unpack(start, recording), converged)
-        starts = [start]
-        if spec.hybrid.own_list:
-            most = start.azimuth.shape[1]
-            absent = start.azimuth.isnan()
-            starts.append(self.own.each(lambda value: value[:, :most].masked_fill(absent, math.nan)))
         effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
-        fits = [nfmle(recording, one, grid.volume, criterion=spec.criterion, effort=effort) for one in starts]
-        return fits[0] if len(fits) == 1 else better(*fits)
+
+        def fitted(recording: Recording, start: Sources) -> Fit:
+            return nfmle(recording, start, grid.volume, criterion=spec.criterion, effort=effort)
+
+        fit = fitted(recording, start)
+        if not spec.hybrid.own_list:
+            return fit
+        absent = start.azimuth.isnan()
+        own = self.own.each(lambda value: value[:, : absent.shape[1]].masked_fill(absent, math.nan))
+        scenes = (~same_places(start, own, grid)).nonzero()[:, 0]
+        if len(scenes) == 0:
+            return fit
+        other = fitted(recording[scenes], own[scenes])
+        return replaced(fit, scenes, other, other.likelihood < fit.likelihood[scenes])
+
+
+def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, "S"]:
+    """Where two lists of as many sources are the same to a step of the grid, in whatever order.
+
+    Args:
+        one: [S, K], NaN where there is no source.
+        other: [S, K], NaN in the same places.
+        grid: whose steps are meant.
+    """
+    places = [
+        torch.stack(to_cosines(*(value.double() for value in sources.filled())), dim=-1)
+        for sources in (one, other)
+    ]
+    step = places[0].new_tensor(grid.step)
+    near = ((places[0][:, :, None] - places[1][:, None]).abs() < step).all(-1)
+    there = one.active
+    near = near & there[:, :, None] & there[:, None, :]
+    return ((near.any(2) & near.any(1)) | ~there).all(-1)

@@ -10,9 +10,8 @@ import torch
 
 from rismusic.errors import InputError
 from rismusic.learn.card import SHIPPED, WeightsCard, card_of, weights_path
-from rismusic.learn.checkpoint import read_tensors
 from rismusic.learn.network import Network
-from rismusic.learn.weights import load_network
+from rismusic.learn.weights import read_network
 
 # Networks that are kept: weights and the statistics of their grid.
 _KEPT = 4
@@ -61,7 +60,7 @@ def trained(weights: str, device: torch.device, *, untrained: bool = False) -> T
 @lru_cache(maxsize=_KEPT)
 def _trained(path: Path, _version: tuple[int, int], device: str, untrained: bool) -> Trained:
     """Also of the file's time and size, so that one that was replaced is read again."""
-    network = load_network(path, device=device)
+    network, said = read_network(path, device=device)
     if untrained:
         network = Network(network.spec, network.grid, torch.Generator().manual_seed(0)).to(device)
-    return Trained(network.requires_grad_(False), card_of(str(path), read_tensors(path)[1]))
+    return Trained(network.requires_grad_(False), card_of(str(path), said))

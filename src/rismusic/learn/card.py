@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rismusic.errors import InputError
-from rismusic.spec import Count, Finite, NonNegative, Spec, SystemSpec
+from rismusic.spec import Count, Finite, NonNegative, Spec, SystemSpec, limits
 
 SHIPPED: tuple[Literal["ideal"], Literal["robust"]] = ("ideal", "robust")
 """Names of the weights that come with the package."""
@@ -78,3 +78,36 @@ def card_of(source: str, metadata: Mapping[str, str]) -> WeightsCard:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(source, "weights that say what they were trained on", str(error)) from None
+
+
+def card_text(card: WeightsCard, *, checksum: str, size: int) -> str:
+    """A card as Markdown, as ``weights/README.md`` has it.
+
+    Args:
+        card: of the weights.
+        checksum: SHA-256 of the file.
+        size: of the file, in bytes.
+    """
+    system, (low, high) = card.system, limits(card.system.snr_db)
+    panel, scene, hardware = system.panel, system.scene, system.hardware
+    errors = [f"{name} {value:g}" for name, value in hardware.model_dump().items() if value]
+    rows = {
+        "panel": f"{panel.rows} x {panel.columns} elements, {panel.spacing_wavelengths:g} wavelengths apart, "
+        f"trained at a wavelength of {panel.wavelength_m:g} m (others by scaling)",
+        "link": f"{system.channel.kind}, {system.channel.antennas} antennas, {system.codebook.snapshots} "
+        f"snapshots, {system.codebook.kind} codes, a new link in each scene",
+        "sources": f"{' to '.join(map(str, dict.fromkeys(limits(system.sources))))}",
+        "SNR": f"{low:g} to {high:g} dB",
+        "volume": f"azimuth within {scene.azimuth_max_deg:g} deg, elevation within "
+        f"{scene.elevation_max_deg:g} deg, {scene.range_min_m:g} to {scene.range_max_m:g} m",
+        "hardware errors": ", ".join(errors) or "none",
+        "share of R_samp (beta)": f"{card.beta:g}",
+        "scenes seen": f"{card.scenes:,}",
+        "training": f"{card.hours:.1f} hours on {card.device or 'a machine that was not named'}",
+        **{name: f"{value:.3g}" for name, value in card.figures.items()},
+        **{"limit" + " " * place: text for place, text in enumerate(card.limits)},
+        "file": f"{size / 2**20:.1f} MiB, SHA-256 `{checksum}`",
+        "licence": card.licence,
+    }
+    lines = [f"## {card.name}", "", "| | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {name.strip()} | {text} |" for name, text in rows.items())]) + "\n"
