@@ -12,9 +12,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from rismusic.errors import InputError
+from rismusic.tuning.failures import EXPECTED, Say, Surplus
 from rismusic.tuning.ledger import REASON, failures_in_a_row, standing
 from rismusic.tuning.storage import Workers, put_back, put_back_dead
-from rismusic.tuning.trial import EXPECTED, Say, Surplus
 
 Progress = Callable[[int, int], None]
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -85,7 +85,7 @@ class Loop:
             if number:
                 put_back(study, self.storage, study.get_trials(deepcopy=False)[number[0]])
             raise
-        except (UpdateFinishedTrialError, ValueError) as error:
+        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
             # Optuna refuses the result of a trial that has ended for it.
             if not number or not self._taken(study, number[0]):
                 raise

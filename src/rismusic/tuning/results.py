@@ -26,12 +26,12 @@ from rismusic.errors import InputError
 from rismusic.evaluate.plots import new_axes, save
 from rismusic.files import replace_file
 from rismusic.spec import dump_spec
+from rismusic.tuning.failures import Say
 from rismusic.tuning.ledger import reason
 from rismusic.tuning.outcome import Tuned, epochs_of
 from rismusic.tuning.plots import plot_agreement, plot_history, plot_importance, plot_surrogates
 from rismusic.tuning.report import write_tune_report
 from rismusic.tuning.storage import experimental
-from rismusic.tuning.trial import Say
 from rismusic.version import __version__
 
 BEST, LOCATE, TRIALS, FINALS = "best.toml", "locate.toml", "trials.csv", "finals.csv"

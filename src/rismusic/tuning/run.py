@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +15,15 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from rismusic.errors import InputError
+from rismusic.tuning.failures import Say
 from rismusic.tuning.finals import candidates, enqueue, long_trial
 from rismusic.tuning.loop import Loop, Progress
 from rismusic.tuning.outcome import Tuned, outcome
 from rismusic.tuning.results import write_results
 from rismusic.tuning.space import Space, load_space
 from rismusic.tuning.spec import TRIALS, TuneSpec
-from rismusic.tuning.storage import JOURNAL, experimental, open_storage
-from rismusic.tuning.trial import Say, Work, short_trial
+from rismusic.tuning.storage import JOURNAL, experimental, open_storage, quiet
+from rismusic.tuning.trial import Work, short_trial
 
 _SPEC, _SPACE, _TRIALS = "spec", "space", "trials"
 # Seconds that a study may take to be given its settings by the worker that made it.
@@ -201,15 +200,3 @@ def pruner(spec: TuneSpec) -> optuna.pruners.BasePruner:
 def _own_seed(seed: int, worker: str) -> int:
     """Workers that join draw something else than the first one."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{worker}".encode()).digest()[:4], "big")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """What optuna would say of trials is said by us."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with experimental():
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -7,6 +7,7 @@ process ends; a trial whose worker's lock can be had is dead.
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import socket
@@ -25,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from rismusic.errors import InputError
-from rismusic.tuning.ledger import RETRIES, cut_off, history, standing
+from rismusic.tuning.ledger import JOB, RETRIES, cut_off, history, standing
 
 JOURNAL = "study.journal"
 WORKER = "worker"
@@ -113,7 +114,7 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> tupl
                 url,
                 heartbeat_interval=heartbeat_s,
                 grace_period=2 * heartbeat_s,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+                heartbeat_stale_trial_callback=PutBack(max_retry=RETRIES),
             )
     except (ImportError, ArgumentError, NoSuchModuleError, OperationalError) as error:
         found = (str(error).splitlines() or [type(error).__name__])[0]
@@ -158,12 +159,24 @@ def put_back_dead(study: optuna.Study, storage: BaseStorage, workers: Workers) -
     return back
 
 
+class PutBack(RetryHeartbeatStaleTrialCallback):
+    """Optuna's, but that the new trial knows its job alone: nobody has signed it yet."""
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Add a trial that takes the place of this one."""
+        # Deep: the list of numbers before it is appended to in place.
+        fresh = copy.deepcopy(trial)
+        fresh.user_attrs = {name: value for name, value in trial.user_attrs.items() if name == JOB}
+        with experimental():
+            super().__call__(study, fresh)
+
+
 def put_back(study: optuna.Study, storage: BaseStorage, trial: FrozenTrial) -> bool:
     """Let a failed trial be done again, unless it has taken too many workers with it already."""
     if len(history(trial)) >= RETRIES:
         return False
     with experimental():
-        RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, storage.get_trial(trial._trial_id))
+        PutBack(max_retry=RETRIES)(study, storage.get_trial(trial._trial_id))
     return True
 
 
@@ -173,6 +186,18 @@ def experimental() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What optuna would say of trials is said by us."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with experimental():
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _settled(trial: FrozenTrial) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from rismusic.errors import InputError
 from rismusic.learn.run import train
 from rismusic.learn.runfolder import BEST
 from rismusic.learn.spec import LossSpec, TrainSpec
 from rismusic.learn.validation import Validation
+from rismusic.tuning.failures import NotFiniteError, Say, Surplus, reason_kept
 from rismusic.tuning.inference import Inference, suggest, tune_inference
 from rismusic.tuning.ledger import REASON, SURPLUS, is_surplus
 from rismusic.tuning.scoring import Judged, judge, knob_scenes, locate_in, objective_scenes
@@ -25,25 +24,12 @@ from rismusic.tuning.space import Space, apply
 from rismusic.tuning.spec import TuneSpec
 from rismusic.tuning.storage import WORKER
 
-Say = Callable[[str], None]
-
 # Terms of the validation that depend neither on beta nor on any weight that is searched.
 _WEIGHTS = LossSpec().weights
 SURROGATE = {
     "covariance_predicted": _WEIGHTS["covariance"],
     **{name: _WEIGHTS[name] for name in ("count", "angle", "log_range", "existence", "heat_map")},
 }
-# What a training may fail of without anybody being to blame: settings that do not fit, numbers that are not
-# finite, memory that is full. Anything else is a bug, and stops the search.
-EXPECTED = (InputError, RuntimeError, ArithmeticError)
-
-
-class Surplus(Exception):  # noqa: N818
-    """This trial is one too many: another worker began the last one at the same time."""
-
-
-class NotFiniteError(ArithmeticError):
-    """The validation is not finite."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +78,8 @@ def short_trial(work: Work, trial: optuna.Trial) -> float:
     Raises:
         Surplus: one trial too many.
         optuna.TrialPruned: it does badly.
-        InputError, RuntimeError, ArithmeticError: see ``EXPECTED``; the reason is kept with the trial.
+        InputError, RuntimeError, ArithmeticError: see
+            :data:`rismusic.tuning.failures.EXPECTED`; the reason is kept with the trial.
     """
     spec = work.spec
     work.sign(trial, work.trials, jobs=False)
@@ -164,21 +151,6 @@ def keep(trial: optuna.Trial, name: str, judged: Judged) -> None:
 def kept(trial: FrozenTrial, name: str) -> Judged:
     """What :func:`keep` has kept."""
     return Judged(**{field: tuple(values) for field, values in trial.user_attrs[name].items()})
-
-
-@contextmanager
-def reason_kept(trial: optuna.Trial) -> Iterator[None]:
-    """Keep with a trial why it failed; nothing if it was pruned, interrupted or taken away."""
-    try:
-        yield
-    except optuna.exceptions.OptunaError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, (InputError, NotFiniteError)):
-            text = f"{type(error).__name__}: {text}"
-        trial.set_user_attr(REASON, text[:500])
-        raise
 
 
 def folder_of(folder: Path, trial: optuna.Trial | FrozenTrial) -> Path:
