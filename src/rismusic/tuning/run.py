@@ -22,7 +22,7 @@ from rismusic.tuning.outcome import Tuned, outcome
 from rismusic.tuning.results import write_results
 from rismusic.tuning.space import Space, load_space
 from rismusic.tuning.spec import TRIALS, TuneSpec
-from rismusic.tuning.storage import JOURNAL, experimental, open_storage, quiet
+from rismusic.tuning.storage import JOURNAL, closing, experimental, open_storage, quiet
 from rismusic.tuning.trial import Work, short_trial
 
 _SPEC, _SPACE, _TRIALS = "spec", "space", "trials"
@@ -79,7 +79,7 @@ def tune(
     if storage is None and not resume and (folder / JOURNAL).exists():
         raise InputError(str(folder), "a new folder (or resume, --resume, to go on)", "a study in it")
     kept, workers = open_storage(storage, folder, heartbeat_s=heartbeat_s)
-    with quiet(), workers.at_work():
+    with quiet(), closing(kept), workers.at_work():
         if resume:
             short, chosen, space = _resumed(kept, study)
             first = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from rismusic.recording import Recording
 from rismusic.simulator import Simulator
 from rismusic.spec import LocateSpec, SystemSpec, limits
 
+Number = TypeVar("Number", float, np.ndarray)
 CUTOFF_M = 2.0
 # Where the scenes that judge begin in their split: far beyond those that a training validates on.
 _KNOBS, _OBJECTIVE = 2**40, 2**41
@@ -53,13 +55,13 @@ class Judged:
         return float(np.mean(self.gospa_m))
 
     @property
-    def cost(self) -> float:
-        """See the head of this module."""
-        return cost(self.f1, self.mean_gospa_m)
+    def cost(f1: Number, gospa_m: Number) -> Number:
+    """See the head of this module; of numbers or of arrays.
 
-
-def cost(f1: float, gospa_m: float) -> float:
-    """See the head of this module."""
+    Args:
+        f1: 0 to 1.
+        gospa_m: metres.
+    """
     return 1 - f1 + gospa_m / CUTOFF_M
 
 

@@ -122,6 +122,17 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> tupl
     return database, Workers(None)
 
 
+@contextmanager
+def closing(storage: BaseStorage) -> Iterator[None]:
+    """Close the connections to a database in the end."""
+    try:
+        yield
+    finally:
+        storage.remove_session()
+        if isinstance(storage, RDBStorage):
+            storage.engine.dispose()
+
+
 def cut_torn_line(path: Path) -> None:
     """Take back the last line of a journal if it was cut short, so that the next one is not spoilt too."""
     if not path.exists():

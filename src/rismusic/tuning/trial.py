@@ -113,7 +113,8 @@ def trained(work: Work, trial: optuna.Trial, training: TrainSpec, folder: Path) 
         trial.report(value, epoch)
         trial.set_user_attr("epochs", epochs)
         trial.set_user_attr("seconds", time.monotonic() - begun)
-        pruned = trial.should_prune()
+        # Optuna says it as a numpy.bool.
+        pruned = bool(trial.should_prune())
         return pruned
 
     train(training, out=folder, device=work.device, watch=watch)
