@@ -29,7 +29,7 @@ ORDER = [
     ["learn"],
     ["hybrid"],
     ["checking", "evaluate"],
-    ["doctor"],
+    ["doctor", "tuning"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -91,6 +91,7 @@ def test_the_test_can_fail(tmp_path):
         "bench --help",
         "train --help",
         "doctor --help",
+        "tune --help",
         "--version",
         "bound --panel.rows 0",
     ],

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
     from rismusic.scene import Sources
     from rismusic.simulator import Simulator, simulate
+    from rismusic.tuning.outcome import Tuned
+    from rismusic.tuning.run import tune
+    from rismusic.tuning.spec import TuneSpec
     from rismusic.wave import steering, steering_with_derivatives
 
 _HOME = {
@@ -76,6 +79,10 @@ _HOME = {
     "diagnose_run": "doctor.after",
     "diagnose_module": "doctor.generic",
     "write_diagnosis": "doctor.report",
+    # search settings
+    "TuneSpec": "tuning.spec",
+    "tune": "tuning.run",
+    "Tuned": "tuning.outcome",
     # what came of it, as one HTML file
     "write_report": "evaluate.report",
     "write_bench_report": "evaluate.report",

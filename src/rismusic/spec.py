@@ -264,6 +264,15 @@ def load_spec(path: str | Path) -> SystemSpec:
     return SystemSpec(**read_toml(path))
 
 
+def load_locate_spec(path: str | Path) -> LocateSpec:
+    """Read a :class:`LocateSpec` from a TOML file; what it does not name keeps its default.
+
+    Raises:
+        InputError: the file is missing, is no TOML, or holds an unknown or impossible setting.
+    """
+    return LocateSpec(**read_toml(path))
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """What a TOML file holds.
 
