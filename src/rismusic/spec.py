@@ -217,7 +217,7 @@ class LocateSpec(Spec):
     section: ClassVar[str] = ""
 
     method: Literal["hybrid", "music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best"] = (
-        "sbl"
+        "hybrid" if (WEIGHTS / "ideal.safetensors").exists() else "sbl"
     )
     """MUSIC on a network's covariance ('hybrid'), spectra of the sample covariance ('music', 'soft_music',
     'mvdr', 'bartlett'), or searches that fit the snapshots themselves: 'omp' (greedy), 'relax' (cyclic),
