@@ -18,7 +18,8 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors"],
-    ["files", "spec"],
+    ["files", "settings"],
+    ["spec"],
     ["decibel", "draws", "panel"],
     ["wave", "link"],
     ["channel", "codebook", "hardware"],
