@@ -55,7 +55,12 @@ class Judged:
         return float(np.mean(self.gospa_m))
 
     @property
-    def cost(f1: Number, gospa_m: Number) -> Number:
+    def cost(self) -> float:
+        """See the head of this module."""
+        return cost(self.f1, self.mean_gospa_m)
+
+
+def cost(f1: Number, gospa_m: Number) -> Number:
     """See the head of this module; of numbers or of arrays.
 
     Args:
