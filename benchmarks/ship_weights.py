@@ -19,8 +19,8 @@ from rismusic.learn.weights import read_network, save_network
 HEAD = """# Weights of the hybrid locator
 
 Files of `safetensors`, loaded with `rismusic.load_network("{first}")` and used by
-`rismusic locate --method hybrid --weights {first}`. What lies outside what a card says is located by a classical
-method, and the scene's warnings say so. Made by `python benchmarks/ship_weights.py`.
+`rismusic locate --method hybrid --weights {first}`. What lies outside what a card says is located by a
+classical method, and the warnings of the scene say so. Made by `python benchmarks/ship_weights.py`.
 """
 
 

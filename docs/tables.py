@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +18,7 @@ import counting
 import leaderboard
 import rismusic
 from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
+from markdowntable import table
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.recording import read
@@ -76,12 +76,6 @@ BAD_COMMANDS: tuple[str, ...] = (
     "bench --shard 4/4",
     "bench --merge missing",
 )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def code(text: str) -> str:

@@ -29,7 +29,7 @@ ORDER = [
     ["learn"],
     ["hybrid"],
     ["checking", "evaluate"],
-    ["tuning"],
+    ["doctor", "tuning"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -90,6 +90,7 @@ def test_the_test_can_fail(tmp_path):
         "simulate --help",
         "bench --help",
         "train --help",
+        "doctor --help",
         "tune --help",
         "--version",
         "bound --panel.rows 0",

@@ -22,6 +22,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 S = TypeVar("S", bound="Spec")
 Number = TypeVar("Number", int, float)
+WEIGHTS = Path(__file__).parent / "weights"
+"""Where the weights are that come with the package."""
+
 SymbolKind = Literal["gaussian", "qpsk", "static"]
 
 
@@ -193,8 +196,11 @@ class HybridSpec(Spec):
     """With sources 'auto', what tells their number: the network's logits, the likelihood, or both."""
     count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     """With count 'both', numbers less probable than this times the most probable one are not tried."""
-    exchanges: Annotated[int, Field(ge=0)] = 0
-    """Sweeps of exchanges (as in 'relax') after the starts."""
+    exchanges: Annotated[int, Field(ge=0)] = 1
+    """Sweeps in which each source is taken out and the best of the network's candidates put in its place,
+    where that is likelier; 0: none."""
+    candidates: Count = 12
+    """Highest peaks of the network's map, among which exchanges choose."""
     newton_steps: Count = 3
     """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
     steps: Count = 60

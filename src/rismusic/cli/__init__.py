@@ -20,6 +20,7 @@ from rismusic.cli.bench import Bench
 from rismusic.cli.bound import Bound
 from rismusic.cli.check import Check
 from rismusic.cli.command import Command, with_config, with_file
+from rismusic.cli.doctor import Doctor, with_target
 from rismusic.cli.locate import Locate
 from rismusic.cli.output import complain
 from rismusic.cli.simulate import Simulate
@@ -38,6 +39,7 @@ Commands = (
     | Annotated[Bound, subcommand("bound", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
     | Annotated[Train, subcommand("train", prefix_name=False)]
+    | Annotated[Doctor, subcommand("doctor", prefix_name=False)]
     | Annotated[Tune, subcommand("tune", prefix_name=False)]
 )
 
@@ -50,7 +52,10 @@ LEAVE_OUT = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 bad input or usage, 130 interrupted."""
+    """Run the command line and return its exit code.
+
+    0: done; 1: done, and something is wrong (``doctor``); 2: bad input or usage; 130: interrupted.
+    """
     # Threads that wait by spinning slow a busy machine by ten times; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if args is None else args)
@@ -58,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"rismusic {__version__}")
         return 0
     try:
-        args = with_file(with_settings(args), "locate", load_locate_spec)
+        args = with_file(with_settings(with_target(args)), "locate", load_locate_spec)
         args = with_file(args, "tune", load_train_spec, "training.")
         return _parse(with_config(args, LEAVE_OUT)).run()
     except InputError as error:

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from rismusic.covariance import Covariance, sample_covariance
 from rismusic.estimate.evidence import log_evidence
+from rismusic.estimate.exchange import exchange
 from rismusic.estimate.grid import SearchGrid, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
-from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
+from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
 from rismusic.estimate.noise import check_fit, guess_noise, most_sources
 from rismusic.estimate.order import Chosen, choose_count, replaced
+from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.refine import Effort
+from rismusic.estimate.search import Shortlist
 from rismusic.estimate.spectrum import music
 from rismusic.hybrid.trained import Trained
 from rismusic.learn.card import WeightsCard
@@ -33,6 +36,7 @@ class Seen:
         recording: the scenes.
         blend: R_blend, finished.
         own: the network's own list of sources [S, K_max], the surest first.
+        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         card: of the network's weights.
     """
@@ -40,6 +44,7 @@ class Seen:
     recording: Recording
     blend: Covariance
     own: Sources
+    places: Float[Tensor, "S C 3"]
     log_count: Float[Tensor, "S counts"]
     card: WeightsCard
 
@@ -64,10 +69,14 @@ class Seen:
         surest = prediction.existence_logits.argsort(dim=-1, descending=True)
         own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
         azimuth, elevation, distance = (value.gather(1, surest).double() for value in own)
+        assert prediction.grid_logits is not None
+        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, spec.hybrid.candidates)
+        places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
         return cls(
             recording,
             prediction.blended(*sample, beta),
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
+            places.double(),
             prediction.count_logits.log_softmax(-1).double(),
             trained.card,
         )
@@ -79,6 +88,7 @@ class Seen:
             recording=self.recording[scenes],
             blend=self.blend[scenes],
             own=self.own[scenes],
+            places=self.places[scenes],
             log_count=self.log_count[scenes],
         )
 
@@ -131,20 +141,34 @@ class Seen:
         start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count, **steps)
         if not spec.polish:
             return finish(recording, *unpack(start, recording), converged)
+        fit = self._fit(start, grid, spec)
+        if spec.hybrid.own_list:
+            absent = start.azimuth.isnan()
+            own = self.own.each(lambda value: value[:, : absent.shape[1]].masked_fill(absent, math.nan))
+            fit = self._try(fit, own, grid, spec)
+        if spec.hybrid.exchanges:
+            positions, active = unpack(fit.sources, recording)
+            positions = exchange(
+                Shortlist(grid, recording, self.places),
+                positions,
+                active,
+                criterion=spec.criterion,
+                sweeps=spec.hybrid.exchanges,
+                value=fit.likelihood if spec.criterion == "unconditional" else None,
+            )
+            fit = self._try(fit, pack(positions, active), grid, spec)
+        return fit
+
+    def _fit(self, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
         effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
+        return nfmle(self.recording, start, grid.volume, criterion=spec.criterion, effort=effort)
 
-        def fitted(recording: Recording, start: Sources) -> Fit:
-            return nfmle(recording, start, grid.volume, criterion=spec.criterion, effort=effort)
-
-        fit = fitted(recording, start)
-        if not spec.hybrid.own_list:
-            return fit
-        absent = start.azimuth.isnan()
-        own = self.own.each(lambda value: value[:, : absent.shape[1]].masked_fill(absent, math.nan))
-        scenes = (~same_places(start, own, grid)).nonzero()[:, 0]
+    def _try(self, fit: Fit, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
+        """The likelier of a fit and what comes of another start, where that is another one."""
+        scenes = (~same_places(fit.sources, start, grid)).nonzero()[:, 0]
         if len(scenes) == 0:
             return fit
-        other = fitted(recording[scenes], own[scenes])
+        other = self[scenes]._fit(start[scenes], grid, spec)
         return replaced(fit, scenes, other, other.likelihood < fit.likelihood[scenes])
 
 

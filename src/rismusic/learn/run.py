@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,17 +78,19 @@ def train(
             run.create(chosen)
         ranks.wait()
         with run.held(ranks.first):
-            board = Board(run.folder) if tensorboard and ranks.first else None
-            trainer = Trainer(chosen, run, ranks, progress=progress, say=say, record=board, watch=watch)
+            trainer = Trainer(chosen, run, ranks, progress=progress, say=say, watch=watch)
             if resume:
                 trainer.resume()
             elif start is not None:
                 start_from(start, trainer.learner)
-            try:
-                trainer.train()
-            finally:
+            with ExitStack() as stack:
                 if ranks.first:
-                    save_curves(run, say)
+                    stack.callback(save_curves, run, say)
+                if tensorboard and ranks.first:
+                    steps = chosen.steps_per_epoch
+                    done = trainer.state.epoch * steps + trainer.state.step
+                    trainer.record = stack.enter_context(closing(Board(run.folder, steps, done)))
+                trainer.train()
         ranks.wait()
         network = load_network(run.folder / BEST, device=ranks.device)
     return Trained(network, run.records("epoch"), run.folder)

@@ -15,8 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rismusic.errors import InputError
 from rismusic.learn import probes
-from rismusic.learn.blame import culprit
+from rismusic.learn.blame import culprit, guilty_of
 from rismusic.learn.checkpoint import State, load_checkpoint, save_checkpoint
 from rismusic.learn.findings import Report
 from rismusic.learn.interrupt import remembered
@@ -63,7 +64,7 @@ class Trainer:
         self.learner = Learner(spec, self.ranks)
         self.scenes = Scenes(spec, self.ranks)
         self.state = State()
-        self._progress, self._say, self._record, self._watch = progress, say, record, watch
+        self._progress, self._say, self.record, self._watch = progress, say, record, watch
         self._pending: list[dict[str, Tensor]] = []
         self._saved = time.monotonic()
 
@@ -76,6 +77,7 @@ class Trainer:
             self.learner.scaler.load_state_dict(self.state.scaler)
         if self.ranks.first:
             self.run.cut_log(self.state.log_bytes)
+            self.run.records("epoch")  # A damaged log is found now, not after the last epoch.
         self.ranks.wait()
 
     def train(self) -> None:
@@ -121,9 +123,14 @@ class Trainer:
         recording = next(self.scenes.step(0, 0))
         prediction = self.learner.network(recording)
         losses = self.learner.judged(prediction, recording, beta, weights)
+        if not losses.total.isfinite():
+            who = ", ".join(guilty_of(self.learner, recording, 0, beta))
+            raise InputError("loss", "a finite total", f"{float(losses.total.detach()):g}; not finite: {who}")
         check_start(losses, prediction)
         self._tell(probes.first_loss(float(losses.total.detach())))
         if self.ranks.first:
+            if not self.spec.fresh:
+                self._say("[VAL] on the scenes that are trained on, since fresh is off")
             first = validate(self.learner, self.scenes)
             self._tell(report(first, None, self.spec.network.sources_max, self._snapshots))
         self.state.begun = True
@@ -186,8 +193,9 @@ class Trainer:
         self._write([{**record, "validation": now.record()}])
         state.validation = now.loss if math.isfinite(now.loss) else None
         notes = {"epoch": str(state.epoch), "validation_loss": json.dumps(now.loss)}
-        if state.best is None or now.loss < state.best:
+        if math.isfinite(now.loss) and (state.best is None or now.loss < state.best):
             state.best, state.best_epoch = now.loss, state.epoch
+        if state.best is None or state.best_epoch == state.epoch:
             save_network(self.run.folder / BEST, learner.network, learner.average, training=spec, notes=notes)
         save_network(self.run.folder / LAST, learner.network, learner.average, training=spec, notes=notes)
         enough = self._watch(state.epoch, now)
@@ -199,7 +207,7 @@ class Trainer:
         if self.ranks.first:
             self.state.scaler = self.learner.scaler.state_dict()
             self.state.log_bytes = self.run.log_size()
-            save_checkpoint(self.run, self.state, self.learner.tensors())
+            save_checkpoint(self.run, self.spec, self.state, self.learner.tensors())
         self._saved = time.monotonic()
 
     def _due(self) -> bool:
@@ -219,9 +227,9 @@ class Trainer:
     def _write(self, records: list[dict[str, object]]) -> None:
         if self.ranks.first:
             self.run.log(records)
-            if self._record is not None:
+            if self.record is not None:
                 for record in records:
-                    self._record(record)
+                    self.record(record)
 
     def _show(self) -> None:
         if self.ranks.first:

@@ -106,6 +106,9 @@ def read_network(
     if panel is not None:
         check_panel(str(path), own, panel)
     network = Network(spec, SearchGrid.cover(own, volume, spec.oversampling)).to(device)
+    shape = json.dumps(network.grid.shape)
+    if metadata.get("grid") != shape:
+        raise InputError(str(path), f"weights for the grid {shape}", f"weights for {metadata.get('grid')}")
     restore(str(path), network, tensors)
     return network, metadata
 
@@ -131,6 +134,8 @@ def restore(source: str, network: Network, weights: Mapping[str, Tensor]) -> Non
         if shapes[0] != shapes[1]:
             said = ["none" if shape is None else f"shape {list(shape)}" for shape in shapes]
             raise InputError(source, f"for the weight {name} {said[0]}, as in the network", said[1])
+        if name in weights and not weights[name].isfinite().all():
+            raise InputError(source, f"finite numbers in the weight {name}", "a NaN or an infinity")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
