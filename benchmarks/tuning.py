@@ -7,18 +7,20 @@ search; ``--parts`` runs some of it. A search that was cut short goes on where i
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import optuna
-from postgres_server import postgres_server
 
+from postgres_server import postgres_server
 from rismusic.learn.runfolder import load_train_spec
 from rismusic.spec import load_locate_spec
 from rismusic.tuning.ledger import history, standing
@@ -27,14 +29,14 @@ from rismusic.tuning.storage import closing, open_storage, quiet
 
 MEASURED = Path(__file__).parent.parent / "docs" / "measured" / "tuning"
 BASE = MEASURED / "base.toml"
-SCENES = 96
+SCENES, WORKED = 96, 6
 SEARCH = (
     "tune --trials 24 --epochs-per-trial 20 --space wide --early-stop-patience 6 --inference-trials 6 "
     f"--knob-scenes 24 --objective-scenes {SCENES} --fresh-scenes 192 --finalists 2 --final-seeds 2 "
     "--final-epochs 30"
 ).split()
 SHARED = (
-    "tune --trials 6 --epochs-per-trial 2 --space narrow --inference-trials 1 --knob-scenes 4 "
+    f"tune --trials {WORKED} --epochs-per-trial 2 --space narrow --inference-trials 1 --knob-scenes 4 "
     "--objective-scenes 8 --fresh-scenes 8 --finalists 1 --final-seeds 1 --final-epochs 2 --heartbeat-s 5"
 ).split()
 
@@ -55,8 +57,33 @@ def search(out: Path) -> None:
         check=True,
     )
     print(f"search: {'gone on with for' if again else ''} {time.monotonic() - begun:.0f} s")
-    for name in ("trials.csv", "finals.csv", "best.toml", "history.png", "importance.png"):
+    for name in ("verdict.txt", "trials.csv", "finals.csv", "best.toml", "history.png", "importance.png"):
         shutil.copy(folder / name, MEASURED / name)
+    (MEASURED / "outcome.md").write_text(_page(), encoding="utf-8")
+
+
+def _page() -> str:
+    """What the documentation shows of it."""
+    lines = [
+        "```text",
+        f"rismusic {' '.join(SEARCH)} --config base.toml --out search",
+        "```",
+        "",
+        "| settings | cost | cost, fresh | F1, fresh | GOSPA / m, fresh | cost, fresh, of each seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    finals = list(csv.DictReader((MEASURED / "finals.csv").open(encoding="utf-8")))
+    for name in dict.fromkeys(row["settings"] for row in finals):
+        rows = [row for row in finals if row["settings"] == name]
+        means = [
+            statistics.fmean(float(row[column]) for row in rows)
+            for column in ("cost", "fresh_cost", "fresh_f1", "fresh_gospa_m")
+        ]
+        seeds = ", ".join(f"{float(row['fresh_cost']):.3f}" for row in rows)
+        lines.append(f"| {name} | {' | '.join(f'{mean:.3f}' for mean in means)} | {seeds} |")
+    pictures = [f"![Trials of the search](measured/tuning/{name}.png)" for name in ("history", "importance")]
+    said = [f"- {line}" for line in (MEASURED / "verdict.txt").read_text().splitlines()]
+    return "\n".join([*lines, "", *said, "", *pictures, ""])
 
 
 def reproduce(out: Path) -> None:

@@ -16,7 +16,7 @@ from rismusic.tuning.ledger import history, standing
 from rismusic.tuning.storage import closing, open_storage, quiet
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from postgres_server import NoServerError, postgres_server  # noqa: E402
+from postgres_server import NoServerError, postgres_server
 
 HERE = Path(__file__).parent
 TRIALS = 8
