@@ -18,7 +18,8 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors"],
-    ["files", "spec"],
+    ["files", "settings"],
+    ["spec"],
     ["decibel", "draws", "panel"],
     ["wave", "link"],
     ["channel", "codebook", "hardware"],
@@ -29,6 +30,7 @@ ORDER = [
     ["learn"],
     ["hybrid"],
     ["checking", "evaluate"],
+    ["doctor", "tuning"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -84,7 +86,16 @@ def test_the_test_can_fail(tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["--help", "simulate --help", "bench --help", "train --help", "--version", "bound --panel.rows 0"],
+    [
+        "--help",
+        "simulate --help",
+        "bench --help",
+        "train --help",
+        "doctor --help",
+        "tune --help",
+        "--version",
+        "bound --panel.rows 0",
+    ],
 )
 def test_help_does_not_wait_for_torch(command):
     code = (

@@ -14,6 +14,10 @@ from rismusic.version import __version__
 if TYPE_CHECKING:
     from rismusic.bounds import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.checking import check
+    from rismusic.doctor.after import diagnose_run
+    from rismusic.doctor.diagnose import Diagnosis, diagnose
+    from rismusic.doctor.generic import diagnose_module
+    from rismusic.doctor.report import write_diagnosis
     from rismusic.estimate.locate import Located
     from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
     from rismusic.evaluate.bench.spec import BenchSpec
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
     from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
     from rismusic.scene import Sources
     from rismusic.simulator import Simulator, simulate
+    from rismusic.tuning.outcome import Tuned
+    from rismusic.tuning.run import tune
+    from rismusic.tuning.spec import TuneSpec
     from rismusic.wave import steering, steering_with_derivatives
 
 _HOME = {
@@ -66,6 +73,16 @@ _HOME = {
     "train": "learn.run",
     "Trained": "learn.run",
     "load_network": "learn.weights",
+    # why it does not learn
+    "diagnose": "doctor.diagnose",
+    "Diagnosis": "doctor.diagnose",
+    "diagnose_run": "doctor.after",
+    "diagnose_module": "doctor.generic",
+    "write_diagnosis": "doctor.report",
+    # search settings
+    "TuneSpec": "tuning.spec",
+    "tune": "tuning.run",
+    "Tuned": "tuning.outcome",
     # what came of it, as one HTML file
     "write_report": "evaluate.report",
     "write_bench_report": "evaluate.report",

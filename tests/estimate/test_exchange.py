@@ -4,6 +4,7 @@ import dense
 import pytest
 import torch
 
+from rismusic.estimate import exchange as module
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.exchange import exchange
 from rismusic.estimate.nfmle import pack
@@ -72,3 +73,22 @@ def test_scenes_of_different_numbers_of_sources_are_exchanged_as_each_by_itself(
                          criterion=criterion)  # fmt: skip
         torch.testing.assert_close(alone[0], together[i, :K], rtol=0, atol=2e-2)
     assert torch.equal(together[~active], start[~active])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_positions_that_are_refined_already_are_not_refined_again(criterion, monkeypatch):
+    recording = dense.small(scenes=6, snr_db=0.0)
+    there, active = dense.truth_of(recording)
+    start = there.flip(0)
+    search = Search(Dictionary.of(dense.grid_for(recording)), recording)
+    volume = search.grid.volume
+    refined, value, _ = refine(recording, start, active, volume, criterion=criterion)
+    expected = exchange(search, start, active, criterion=criterion)
+    found = exchange(search, refined, active, criterion=criterion, value=value)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    efforts = []
+    monkeypatch.setattr(
+        module, "refine", lambda *some, **named: efforts.append(named) or refine(*some, **named)
+    )
+    assert torch.equal(exchange(search, refined, active, criterion=criterion, value=value), found)
+    assert all("effort" in one for one in efforts)

@@ -226,3 +226,9 @@ def test_kill_in_mid_run_and_resume(whole, tmp_path, monkeypatch):
     bench(SPEC, out=folder, resume=True, workers=1)
     assert len(done) == PARTS - left
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+def test_a_fallback_is_not_measured_in_the_name_of_weights(tmp_path):
+    with pytest.raises(InputError, match=r"locate\.weights: expected installed weights or a file, found 'no"):
+        bench(SPEC, methods=("hybrid",), locate={"weights": "nothing"}, out=tmp_path / "bench", workers=1)
+    assert not (tmp_path / "bench").exists()

@@ -97,7 +97,7 @@ def test_the_same_panel_at_another_wavelength_is_known(recording, weights):
 
 
 def test_weights_that_are_not_installed(recording, monkeypatch, tmp_path):
-    monkeypatch.setattr("rismusic.learn.card._FOLDER", tmp_path)
+    monkeypatch.setattr("rismusic.learn.card.WEIGHTS", tmp_path)
     located = hybrid(recording, "robust", sources=2)
     assert "the weights 'robust' are not installed" in warned(located)
     save_weights(tmp_path / "robust.safetensors")

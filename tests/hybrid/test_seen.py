@@ -50,8 +50,8 @@ def test_the_likelier_of_two_starts_counts(seen, made, weights, generator):
     """A useless blend beside a good list, and the other way round."""
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
     lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), own=places(made.truth))
-    assert misses(lost, made, spec_of(weights)) == 0
-    assert misses(lost, made, spec_of(weights, own_list=False)) > 0.2
+    assert misses(lost, made, spec_of(weights, exchanges=0)) == 0
+    assert misses(lost, made, spec_of(weights, own_list=False, exchanges=0)) > 0.2
     corner = places(made.truth).each(lambda value: torch.ones_like(value))
     strayed = replace(seen, own=corner)
     assert (
@@ -62,8 +62,11 @@ def test_the_likelier_of_two_starts_counts(seen, made, weights, generator):
 def test_exchanges_mend_a_start(seen, made, weights, generator):
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
     lost = replace(seen, blend=Covariance(noise, torch.zeros(8)))
-    alone = misses(lost, made, spec_of(weights, own_list=False))
+    alone = misses(lost, made, spec_of(weights, own_list=False, exchanges=0))
     assert misses(lost, made, spec_of(weights, own_list=False, exchanges=2)) < alone / 2
+    # Of candidates that are no sources none is taken.
+    nowhere = replace(lost, places=lost.places[:, :1].expand(-1, 12, -1) * 0 + 1)
+    assert misses(nowhere, made, spec_of(weights, own_list=False, exchanges=2)) == alone
 
 
 def test_the_own_list_has_the_surest_first(made, weights):

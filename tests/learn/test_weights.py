@@ -77,7 +77,7 @@ def test_the_checksum_is_of_names_shapes_and_numbers():
 
 
 def test_names_of_shipped_weights(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(card, "_FOLDER", tmp_path)
+    monkeypatch.setattr(card, "WEIGHTS", tmp_path)
     assert weights_path("ideal") == tmp_path / "ideal.safetensors"
     assert weights_path("my/ideal") != weights_path("ideal")
     with pytest.raises(InputError, match=r"ideal.safetensors: expected a readable file of weights"):

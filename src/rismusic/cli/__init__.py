@@ -19,12 +19,16 @@ from tyro.conf import subcommand
 from rismusic.cli.bench import Bench
 from rismusic.cli.bound import Bound
 from rismusic.cli.check import Check
-from rismusic.cli.command import Command, with_config
+from rismusic.cli.command import Command, with_config, with_file
+from rismusic.cli.doctor import Doctor, with_target
 from rismusic.cli.locate import Locate
 from rismusic.cli.output import complain
 from rismusic.cli.simulate import Simulate
 from rismusic.cli.train import Train, with_settings
+from rismusic.cli.tune import Tune
 from rismusic.errors import InputError
+from rismusic.learn.runfolder import load_train_spec
+from rismusic.spec import load_locate_spec
 from rismusic.version import __version__
 
 DESCRIPTION = "Radio sources in 3-D in the near field of a RIS or antenna panel."
@@ -35,6 +39,8 @@ Commands = (
     | Annotated[Bound, subcommand("bound", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
     | Annotated[Train, subcommand("train", prefix_name=False)]
+    | Annotated[Doctor, subcommand("doctor", prefix_name=False)]
+    | Annotated[Tune, subcommand("tune", prefix_name=False)]
 )
 
 # A configuration describes a whole system; what of it a command has no use for is left out.
@@ -46,7 +52,10 @@ LEAVE_OUT = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 bad input or usage, 130 interrupted."""
+    """Run the command line and return its exit code.
+
+    0: done; 1: done, and something is wrong (``doctor``); 2: bad input or usage; 130: interrupted.
+    """
     # Threads that wait by spinning slow a busy machine by ten times; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if args is None else args)
@@ -54,7 +63,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"rismusic {__version__}")
         return 0
     try:
-        return _parse(with_config(with_settings(args), LEAVE_OUT)).run()
+        args = with_file(with_settings(with_target(args)), "locate", load_locate_spec)
+        args = with_file(args, "tune", load_train_spec, "training.")
+        return _parse(with_config(args, LEAVE_OUT)).run()
     except InputError as error:
         complain(str(error))
         return 2

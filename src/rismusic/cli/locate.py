@@ -35,6 +35,8 @@ class Locate(Command):
     file: Positional[Path]
     """The recording."""
     settings: Annotated[LocateSpec, arg(name="")] = LocateSpec()
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """TOML file with these settings, such as the locate.toml of a search; flags win."""
     output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
     """Write the positions to a .csv or .json file in place of the table on the screen."""
     plot: Annotated[Path | None, arg(metavar="FILE")] = None

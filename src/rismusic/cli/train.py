@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from rismusic.cli.command import Command, flags_of
+from rismusic.cli.command import Command, flags_of, value_of
 from rismusic.cli.output import note, progress_bar
 from rismusic.errors import InputError
 from rismusic.learn.runfolder import SETTINGS, RunFolder, load_train_spec
@@ -85,16 +85,16 @@ def with_settings(args: list[str]) -> list[str]:
     Raises:
         InputError: the file is no configuration of a training.
     """
-    if args[:1] != ["train"]:
+    if args[:1] not in (["train"], ["doctor"]):
         return args
     if len(args) > 1 and not args[1].startswith("-"):
-        args = ["train", "--config", *args[1:]]
+        args = [args[0], "--config", *args[1:]]
     _check_flags([typed.partition("=")[0] for typed in args if typed.startswith("-")])
-    preset, config = _value(args, "--preset"), _value(args, "--config")
+    preset, config = value_of(args, "--preset"), value_of(args, "--config")
     flags = flags_of(PRESETS[preset]()) if preset in PRESETS else []
     if config is not None:
         flags += flags_of(load_train_spec(Path(config)))
-    return ["train", *flags, *args[1:]]
+    return [args[0], *flags, *args[1:]]
 
 
 def _check_flags(typed: list[str]) -> None:
@@ -108,12 +108,3 @@ def _check_flags(typed: list[str]) -> None:
             raise InputError("--resume", "no settings beside it (they are in the folder)", flag)
     if {"--epochs", "--schedule.epochs"} <= set(typed):
         raise InputError("--epochs", "one of --epochs and --schedule.epochs", "both")
-
-
-def _value(args: list[str], flag: str) -> str | None:
-    """The value of a flag, typed as ``--flag value`` or ``--flag=value``."""
-    for place, typed in enumerate(args):
-        name, equals, value = typed.partition("=")
-        if name == flag:
-            return value if equals else next(iter(args[place + 1 :]), None)
-    return None

@@ -17,9 +17,9 @@ from rismusic.estimate.locators import nothing, peaks_in_turn
 from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
 from rismusic.estimate.noise import check_fit, guess_noise, most_sources
 from rismusic.estimate.order import Chosen, choose_count, replaced
+from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.refine import Effort
-from rismusic.estimate.search import Search
-from rismusic.estimate.sparse import dictionary_for
+from rismusic.estimate.search import Shortlist
 from rismusic.estimate.spectrum import music
 from rismusic.hybrid.trained import Trained
 from rismusic.learn.card import WeightsCard
@@ -36,6 +36,7 @@ class Seen:
         recording: the scenes.
         blend: R_blend, finished.
         own: the network's own list of sources [S, K_max], the surest first.
+        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         card: of the network's weights.
     """
@@ -43,6 +44,7 @@ class Seen:
     recording: Recording
     blend: Covariance
     own: Sources
+    places: Float[Tensor, "S C 3"]
     log_count: Float[Tensor, "S counts"]
     card: WeightsCard
 
@@ -67,10 +69,14 @@ class Seen:
         surest = prediction.existence_logits.argsort(dim=-1, descending=True)
         own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
         azimuth, elevation, distance = (value.gather(1, surest).double() for value in own)
+        assert prediction.grid_logits is not None
+        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, spec.hybrid.candidates)
+        places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
         return cls(
             recording,
             prediction.blended(*sample, beta),
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
+            places.double(),
             prediction.count_logits.log_softmax(-1).double(),
             trained.card,
         )
@@ -82,6 +88,7 @@ class Seen:
             recording=self.recording[scenes],
             blend=self.blend[scenes],
             own=self.own[scenes],
+            places=self.places[scenes],
             log_count=self.log_count[scenes],
         )
 
@@ -141,9 +148,13 @@ class Seen:
             fit = self._try(fit, own, grid, spec)
         if spec.hybrid.exchanges:
             positions, active = unpack(fit.sources, recording)
-            search = Search(dictionary_for(recording, grid), recording)
             positions = exchange(
-                search, positions, active, criterion=spec.criterion, sweeps=spec.hybrid.exchanges
+                Shortlist(grid, recording, self.places),
+                positions,
+                active,
+                criterion=spec.criterion,
+                sweeps=spec.hybrid.exchanges,
+                value=fit.likelihood if spec.criterion == "unconditional" else None,
             )
             fit = self._try(fit, pack(positions, active), grid, spec)
         return fit

@@ -13,15 +13,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rismusic.errors import InputError
-from rismusic.spec import Count, Finite, NonNegative, Spec, SystemSpec, limits
+from rismusic.spec import WEIGHTS, Count, Finite, NonNegative, Spec, SystemSpec, limits
 
 SHIPPED: tuple[Literal["ideal"], Literal["robust"]] = ("ideal", "robust")
 """Names of the weights that come with the package."""
 
 KEY = "card"
 """Where the card stands among the metadata of a file of weights."""
-
-_FOLDER = Path(__file__).parent.parent / "weights"
 
 
 class WeightsCard(Spec):
@@ -53,7 +51,7 @@ class WeightsCard(Spec):
 
 def weights_path(weights: str | Path) -> Path:
     """The file that a name of shipped weights, or a path, stands for."""
-    return _FOLDER / f"{weights}.safetensors" if weights in SHIPPED else Path(weights)
+    return WEIGHTS / f"{weights}.safetensors" if weights in SHIPPED else Path(weights)
 
 
 def card_of(source: str, metadata: Mapping[str, str]) -> WeightsCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rismusic.learn.learner import Learner
@@ -36,7 +37,13 @@ class Litmus:
         return self.fall >= LEAST_FALL
 
 
-def litmus(spec: TrainSpec, *, steps: int = 5, beta: float = 0.3) -> Litmus:
+def litmus(
+    spec: TrainSpec,
+    *,
+    steps: int = 5,
+    beta: float = 0.3,
+    make: Callable[[TrainSpec], tuple[Learner, Scenes]] = lambda spec: (Learner(spec), Scenes(spec)),
+) -> Litmus:
     """Take a few steps on the first batch, beta rising from 0, at the full learning rates.
 
     The loss is that of the network's own weights, all terms with the weights of the settings, at beta = 0.
@@ -45,11 +52,12 @@ def litmus(spec: TrainSpec, *, steps: int = 5, beta: float = 0.3) -> Litmus:
         spec: settings; those of the schedule count for nothing here.
         steps: optimizer steps.
         beta: at the last of them.
+        make: what makes the learner and its scenes.
     """
     constant = spec.schedule.replace(epochs=1, warm_up=0.0, learning_rate_floor=1.0)
     spec = spec.replace(schedule=constant, accumulation=1, scenes_per_epoch=steps * spec.batch)
-    learner = Learner(spec)
-    recording = next(Scenes(spec).step(0, 0))
+    learner, scenes = make(spec)
+    recording = next(scenes.step(0, 0))
     weights = spec.loss.weights
     prediction = learner.network(recording)
     losses = learner.judged(prediction, recording, 0.0, weights)

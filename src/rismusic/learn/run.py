@@ -16,7 +16,7 @@ from rismusic.learn.network import Network
 from rismusic.learn.ranks import all_ranks
 from rismusic.learn.runfolder import BEST, RunFolder
 from rismusic.learn.spec import TrainSpec
-from rismusic.learn.trainer import Progress, Say, Trainer
+from rismusic.learn.trainer import Progress, Say, Trainer, Watch
 from rismusic.learn.weights import load_network, restore
 
 
@@ -45,6 +45,7 @@ def train(
     tensorboard: bool = False,
     progress: Progress = lambda *_: None,
     say: Say = lambda _: None,
+    watch: Watch = lambda *_: False,
     **settings: object,
 ) -> Trained:
     """Train a network; the twin of ``rismusic train``.
@@ -60,6 +61,7 @@ def train(
         tensorboard: whether to write the numbers for TensorBoard too.
         progress: called with the number of scenes done and that of all.
         say: called with each line for the console.
+        watch: told the number of each epoch and its validation; the training stops there if it says so.
         settings: fields of :class:`~rismusic.learn.spec.TrainSpec` to change, such as ``batch=32``.
 
     Raises:
@@ -76,7 +78,7 @@ def train(
             run.create(chosen)
         ranks.wait()
         with run.held(ranks.first):
-            trainer = Trainer(chosen, run, ranks, progress=progress, say=say)
+            trainer = Trainer(chosen, run, ranks, progress=progress, say=say, watch=watch)
             if resume:
                 trainer.resume()
             elif start is not None:

@@ -33,6 +33,7 @@ from rismusic.learn.weights import save_network
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
+Watch = Callable[[int, Validation], bool]
 
 
 class Trainer:
@@ -45,6 +46,7 @@ class Trainer:
         progress: called with the number of scenes done and that of all.
         say: called with each line for the console.
         record: called with each line of the log, beside it.
+        watch: told the number of each epoch and its validation; the training stops there if it says so.
     """
 
     def __init__(
@@ -56,12 +58,13 @@ class Trainer:
         progress: Progress = lambda *_: None,
         say: Say = lambda _: None,
         record: Callable[[dict[str, object]], None] | None = None,
+        watch: Watch = lambda *_: False,
     ) -> None:
         self.spec, self.run, self.ranks = spec, run, ranks or Ranks()
         self.learner = Learner(spec, self.ranks)
         self.scenes = Scenes(spec, self.ranks)
         self.state = State()
-        self._progress, self._say, self.record = progress, say, record
+        self._progress, self._say, self.record, self._watch = progress, say, record, watch
         self._pending: list[dict[str, Tensor]] = []
         self._saved = time.monotonic()
 
@@ -178,7 +181,7 @@ class Trainer:
         state.stopped = state.stopped or state.epoch == spec.schedule.epochs
 
     def _judge(self, now: Validation, beta: float) -> bool:
-        """Log an epoch and keep its weights; whether it has been too long since the best one."""
+        """Log an epoch and keep its weights; whether the training has gone on for long enough."""
         spec, state, learner = self.spec, self.state, self.learner
         taken = state.sums.get("taken", 0.0)
         means = {name: total / taken for name, total in state.sums.items()} if taken else {}
@@ -195,7 +198,8 @@ class Trainer:
         if state.best is None or state.best_epoch == state.epoch:
             save_network(self.run.folder / BEST, learner.network, learner.average, training=spec, notes=notes)
         save_network(self.run.folder / LAST, learner.network, learner.average, training=spec, notes=notes)
-        return 0 < spec.patience <= state.epoch - state.best_epoch
+        enough = self._watch(state.epoch, now)
+        return enough or 0 < spec.patience <= state.epoch - state.best_epoch
 
     def _save(self) -> None:
         """A checkpoint, of what all steps so far have left."""

@@ -49,6 +49,8 @@ DEFAULT_METHODS = (
     "sbl:conditional",
     "sbl",
     "best",
+    "hybrid:raw",
+    "hybrid",
     "oracle:music:raw",
     "oracle:music",
     "oracle:best:conditional",

@@ -1,0 +1,1 @@
+"""Mistakes that systems of this kind have made, planted one at a time: does the doctor find them?"""

@@ -1,0 +1,130 @@
+"""How a mistake is planted: a name of the code under test stands for something else meanwhile."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
+from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SystemSpec
+
+Plant = Callable[[TrainSpec], AbstractContextManager[TrainSpec]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake.
+
+    Args:
+        number: in the list of known mistakes; 0 for one that is not on it.
+        name: short.
+        mistake: in a sentence.
+        words: what the text of a finding must hold to have named the cause, all of them.
+        plant: plants it into the training that these settings describe, and gives the settings to look at.
+    """
+
+    number: int
+    name: str
+    mistake: str
+    words: tuple[str, ...]
+    plant: Plant
+
+
+def healthy(seed: int = 0) -> TrainSpec:
+    """A small training with nothing wrong in it."""
+    return TrainSpec(
+        system=SystemSpec(
+            panel=PanelSpec(rows=6, columns=6),
+            channel=ChannelSpec(antennas=8),
+            codebook=CodebookSpec(snapshots=8),
+            sources=(1, 2),
+            snr_db=(5.0, 20.0),
+        ),
+        network=NetworkSpec(sources_max=2, oversampling=1.3, stages=2, depth=1, width=16, kernel=3, heads=2),
+        schedule=ScheduleSpec(epochs=4),
+        scenes_per_epoch=256,
+        batch=32,
+        validation_scenes=64,
+        scored_scenes=16,
+        average_decay=0.9,
+        backbone_learning_rate=2e-3,
+        head_learning_rate=8e-3,
+        seed=seed,
+    )
+
+
+@contextmanager
+def attribute(holder: Any, name: str, value: object) -> Iterator[None]:
+    """An attribute of a class, a module or an object meanwhile."""
+    own = name in vars(holder)
+    before = vars(holder).get(name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(holder, name, before)
+        else:
+            delattr(holder, name)
+
+
+@contextmanager
+def everywhere(original: object, substitute: object) -> Iterator[None]:
+    """A function under every name that the package has for it; what the doctor itself uses stays."""
+    held = [
+        (module, name)
+        for key, module in list(sys.modules.items())
+        if key.startswith("rismusic.") and not key.startswith("rismusic.doctor")
+        for name, value in list(vars(module).items())
+        if value is original
+    ]
+    for module, name in held:
+        setattr(module, name, substitute)
+    try:
+        yield
+    finally:
+        for module, name in held:
+            setattr(module, name, original)
+
+
+def function(original: Callable[..., Any], wrong: Callable[..., Any]) -> Plant:
+    """A plant that puts ``wrong(original, *arguments)`` in the place of a function."""
+
+    def call(*given: Any, **named: Any) -> Any:
+        return wrong(original, *given, **named)
+
+    @contextmanager
+    def plant(spec: TrainSpec) -> Iterator[TrainSpec]:
+        with everywhere(original, call):
+            yield spec
+
+    return plant
+
+
+def method(holder: type, name: str, wrong: Callable[..., Any]) -> Plant:
+    """A plant that puts ``wrong(original, self, *arguments)`` in the place of a method."""
+    kind = vars(holder)[name]
+    original = kind.__func__ if isinstance(kind, classmethod) else kind
+
+    def call(*given: Any, **named: Any) -> Any:
+        return wrong(original, *given, **named)
+
+    @contextmanager
+    def plant(spec: TrainSpec) -> Iterator[TrainSpec]:
+        with attribute(holder, name, classmethod(call) if isinstance(kind, classmethod) else call):
+            yield spec
+
+    return plant
+
+
+def settings(**changed: object) -> Plant:
+    """A plant that changes nothing but the settings."""
+
+    @contextmanager
+    def plant(spec: TrainSpec) -> Iterator[TrainSpec]:
+        yield spec.replace(**changed)
+
+    return plant
