@@ -40,7 +40,7 @@ benchmarks: .venv/.dev
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(PIP) -e '.[report,dev,docs]'
+	$(PIP) -e '.[report,tune,dev,docs]'
 	touch $@
 
 clean:

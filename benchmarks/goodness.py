@@ -18,8 +18,8 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
-from rismusic.estimate.locate import locate
 from rismusic.evaluate.metrics import match
+from rismusic.hybrid.locate import locate
 from rismusic.recording import Recording, read
 from rismusic.simulator import simulate
 

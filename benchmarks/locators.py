@@ -20,7 +20,8 @@ from scipy.optimize import least_squares
 import plain_numpy as plain
 from measure import peak_memory_mib, report
 from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.locate import locate, searched_volume
+from rismusic.estimate.locate import searched_volume
+from rismusic.hybrid.locate import locate
 from rismusic.recording import Recording
 from rismusic.simulator import simulate
 from rismusic.spec import LocateSpec

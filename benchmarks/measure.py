@@ -41,7 +41,7 @@ def report(name: str, rows: dict[str, float | str]) -> None:
     """Print the figures, and write them as JSON where ``--json FILE`` asks for it."""
     parser = argparse.ArgumentParser(description=name)
     parser.add_argument("--json", type=Path)
-    target = parser.parse_args().json
+    target = parser.parse_known_args()[0].json
     machine = f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(f"{name} ({platform.machine()}, {machine}, load {os.getloadavg()[0]:.1f})")
     for label, value in rows.items():

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from rismusic.bounds import Bound, conditional_crb
-from rismusic.estimate.locate import locate, searched_volume
+from rismusic.estimate.locate import searched_volume
 from rismusic.estimate.nfmle import nfmle
 from rismusic.evaluate.metrics import match, score
+from rismusic.hybrid.locate import locate
 from rismusic.recording import Recording, read
 from rismusic.scene import Sources
 from rismusic.spec import LocateSpec

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from rismusic.draws import Draws, Stream
 from rismusic.estimate.eigencount import aic, mdl
-from rismusic.estimate.locate import locate
 from rismusic.evaluate.bench.interval import share_interval
+from rismusic.hybrid.locate import locate
 from rismusic.recording import Recording
 from rismusic.simulator import simulate
 

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from markdowntable import table
 from rismusic.checking import FINDINGS
 from rismusic.checking.conventions import CHANGES
 
@@ -27,7 +28,7 @@ def number_right() -> str:
         limits = f"{100 * float(row['right_low']):.0f} to {100 * float(row['right_high']):.0f}"
         shown[_cell(row)][row["criterion"]] = f"{100 * float(row['right']):.0f} ({limits})"
     criteria = list(next(iter(shown.values())))
-    return _table(
+    return table(
         ["sources, SNR", *criteria],
         [[cell, *(row[name] for name in criteria)] for cell, row in shown.items()],
     )
@@ -44,7 +45,7 @@ def number_confusion() -> str:
             if row["criterion"] == criterion
         ]
         text += (
-            f"**{criterion}**\n\n" + _table(["true", *(f"named {k}" for k in COUNTS), "more"], lines) + "\n"
+            f"**{criterion}**\n\n" + table(["true", *(f"named {k}" for k in COUNTS), "more"], lines) + "\n"
         )
     return text
 
@@ -60,7 +61,7 @@ def number_reliability() -> str:
         ]
         for row in _rows("reliability.csv")
     ]
-    return _table(["stated", "scenes", "stated, mean", "right"], lines)
+    return table(["stated", "scenes", "stated, mean", "right"], lines)
 
 
 def goodness() -> str:
@@ -77,7 +78,7 @@ def goodness() -> str:
             cells += [f"{100 * float(measured[level]):.1f}" if measured else "" for level in levels]
         lines.append(cells)
     heads = [f"{noise}: p < {level.split('_')[1]}" for noise in ("known", "not known") for level in levels]
-    return _table(["case", *heads], lines)
+    return table(["case", *heads], lines)
 
 
 def goodness_uniform() -> str:
@@ -87,7 +88,7 @@ def goodness_uniform() -> str:
         for row in _rows("goodness.csv")
         if row["case"].startswith("sound")
     ]
-    return _table(["case", "noise variance", "sound fits", "p value of uniformity"], lines)
+    return table(["case", "noise variance", "sound fits", "p value of uniformity"], lines)
 
 
 def mixups() -> str:
@@ -102,7 +103,7 @@ def mixups() -> str:
             _rows("mixups.csv"), key=lambda row: (row["truth"] != "truth", row["mistake"] != "sound")
         )
     ]
-    return _table(
+    return table(
         ["truth in the file", "mistake", "recordings", "named", "told as alike", "another named"], lines
     )
 
@@ -110,7 +111,7 @@ def mixups() -> str:
 def mixup_names() -> str:
     """Every mistake that is looked for, and whether it is with truth only."""
     lines = [[f"`{change.name}`", change.meaning, "yes" if change.blind else ""] for change in CHANGES]
-    return _table(["name", "what is said", "without truth"], lines)
+    return table(["name", "what is said", "without truth"], lines)
 
 
 def finding_names() -> str:
@@ -119,7 +120,7 @@ def finding_names() -> str:
         [f"`{name}`", meaning.replace("|", "\\|"), f"{threshold:g}", remedy]
         for name, (threshold, meaning, remedy) in FINDINGS.items()
     ]
-    return _table(["name", "what it means", "above", "what to try"], lines)
+    return table(["name", "what it means", "above", "what to try"], lines)
 
 
 TABLES: tuple[Callable[[], str], ...] = (
@@ -147,7 +148,3 @@ def _cell(row: Row) -> str:
 def _share(row: Row, name: str) -> str:
     share = 100 * int(row[name]) / int(row["scenes"])
     return f"{share:.0f}" if share else ""
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))

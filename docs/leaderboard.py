@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from markdowntable import table
 from rismusic.evaluate.bench.groups import Group, groups
 from rismusic.evaluate.bench.plots import save_plots
 from rismusic.evaluate.bench.table import BenchRow, read_table
@@ -66,10 +67,23 @@ def bench_speed() -> str:
             rate = sum(int(row["scenes"]) for row in some) / sum(float(row["seconds"]) for row in some)
             cells.append(f"{rate:.3g}")
         lines.append([f"`{method}`", *cells])
-    return _markdown(["method", *(f"K = {K}" for K in counts)], lines)
+    return table(["method", *(f"K = {K}" for K in counts)], lines)
+
+
+def hybrid_ablation() -> str:
+    """Sources missed by the hybrid locator and by what it is without its parts."""
+    path = MEASURED / "hybrid" / "results.csv"
+    if not path.exists():
+        return "Not measured yet.\n"
+    return _tables(
+        "none",
+        lambda row: _percent(row.misses.value, row.misses.low, row.misses.high),
+        among=groups(read_table(path)),
+    )
 
 
 TABLES: tuple[Callable[[], str], ...] = (
+    hybrid_ablation,
     bench_scenes,
     bench_misses,
     bench_causes,
@@ -84,9 +98,11 @@ def draw(folder: Path) -> None:
     save_plots(measured(), folder)
 
 
-def _tables(sweep: str, cell: Callable[[BenchRow], str], *, peeked: bool = True) -> str:
+def _tables(
+    sweep: str, cell: Callable[[BenchRow], str], *, peeked: bool = True, among: list[Group] | None = None
+) -> str:
     text = ""
-    for group in measured():
+    for group in measured() if among is None else among:
         if group.sweep != sweep:
             continue
         axis = "" if sweep == "none" else f", {group.axis}"
@@ -95,12 +111,8 @@ def _tables(sweep: str, cell: Callable[[BenchRow], str], *, peeked: bool = True)
             for name, rows in group.rows.items()
             if peeked or not rows[0].peeked
         ]
-        text += f"**{group.title}{axis}**\n\n{_markdown(['method', *group.heads], lines)}\n"
+        text += f"**{group.title}{axis}**\n\n{table(['method', *group.heads], lines)}\n"
     return text
-
-
-def _markdown(head: list[str], lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
 
 
 def _percent(value: float, low: float, high: float) -> str:

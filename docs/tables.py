@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +19,7 @@ import doctoring
 import leaderboard
 import rismusic
 from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
+from markdowntable import table
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.recording import read
@@ -28,7 +28,7 @@ from rismusic.spec import Spec, SystemSpec
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
-COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train", "doctor")
+COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train", "tune", "doctor")
 MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",
@@ -77,12 +77,6 @@ BAD_COMMANDS: tuple[str, ...] = (
     "bench --shard 4/4",
     "bench --merge missing",
 )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def code(text: str) -> str:

@@ -99,8 +99,18 @@ def test_check_as_a_table_and_as_json(samples, capsys, tmp_path):
     assert result["facts"]["scenes S"] == "10"
 
 
+def test_locate_by_weights_of_ones_own(samples, capsys, tmp_path):
+    small = tmp_path / "small.h5"
+    write(small, read(samples / "ideal_10dB.h5")[:1])
+    args = ["locate", small, "--method", "hybrid", "--sources", 1, "--hybrid.beta", 0.2]
+    assert run(*args, "--weights", tmp_path / "none.safetensors") == 2
+    assert "expected a readable file of weights, found no such file" in capsys.readouterr().err
+    assert run(*args, "--range-max-m", 11.0) == 0
+    assert "scene 0: located by sbl, not by the network: " in capsys.readouterr().err
+
+
 def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):
-    from rismusic.estimate.locate import locate
+    from rismusic.hybrid.locate import locate
 
     small = tmp_path / "small.h5"
     write(small, read(samples / "ideal_10dB.h5")[:3])

@@ -18,7 +18,8 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors"],
-    ["files", "spec"],
+    ["files", "settings"],
+    ["spec"],
     ["decibel", "draws", "panel"],
     ["wave", "link"],
     ["channel", "codebook", "hardware"],
@@ -27,8 +28,9 @@ ORDER = [
     ["simulator", "bounds", "covariance"],
     ["estimate", "evaluate.metrics", "evaluate.plots"],
     ["learn"],
+    ["hybrid"],
     ["checking", "evaluate"],
-    ["doctor"],
+    ["doctor", "tuning"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -90,6 +92,7 @@ def test_the_test_can_fail(tmp_path):
         "bench --help",
         "train --help",
         "doctor --help",
+        "tune --help",
         "--version",
         "bound --panel.rows 0",
     ],

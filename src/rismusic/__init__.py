@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from rismusic.doctor.diagnose import Diagnosis, diagnose
     from rismusic.doctor.generic import diagnose_module
     from rismusic.doctor.report import write_diagnosis
-    from rismusic.estimate.locate import Located, locate
+    from rismusic.estimate.locate import Located
     from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
     from rismusic.evaluate.bench.spec import BenchSpec
     from rismusic.evaluate.bound_table import bound_table
     from rismusic.evaluate.report import write_bench_report, write_report
+    from rismusic.hybrid.locate import locate
     from rismusic.learn.run import Trained, train
     from rismusic.learn.spec import TrainSpec
     from rismusic.learn.weights import load_network
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
     from rismusic.scene import Sources
     from rismusic.simulator import Simulator, simulate
+    from rismusic.tuning.outcome import Tuned
+    from rismusic.tuning.run import tune
+    from rismusic.tuning.spec import TuneSpec
     from rismusic.wave import steering, steering_with_derivatives
 
 _HOME = {
@@ -51,7 +55,7 @@ _HOME = {
     "write": "recording",
     "check": "checking",
     # locate the sources
-    "locate": "estimate.locate",
+    "locate": "hybrid.locate",
     "Located": "estimate.locate",
     # the best that physics allows
     "Bound": "bounds",
@@ -75,6 +79,10 @@ _HOME = {
     "diagnose_run": "doctor.after",
     "diagnose_module": "doctor.generic",
     "write_diagnosis": "doctor.report",
+    # search settings
+    "TuneSpec": "tuning.spec",
+    "tune": "tuning.run",
+    "Tuned": "tuning.outcome",
     # what came of it, as one HTML file
     "write_report": "evaluate.report",
     "write_bench_report": "evaluate.report",

@@ -6,45 +6,25 @@ package holds a default of the physics. The module does not import torch.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from tomlkit.exceptions import TOMLKitError
+from pydantic import Field, model_validator
 
 from rismusic.errors import InputError
+from rismusic.settings import Count as Count
+from rismusic.settings import Finite as Finite
+from rismusic.settings import NonNegative as NonNegative
+from rismusic.settings import Positive as Positive
+from rismusic.settings import Spec as Spec
+from rismusic.settings import dump_spec as dump_spec
+from rismusic.settings import limits as limits
+from rismusic.settings import read_toml as read_toml
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-S = TypeVar("S", bound="Spec")
-Number = TypeVar("Number", int, float)
+WEIGHTS = Path(__file__).parent / "weights"
+"""Where the weights are that come with the package."""
+
 SymbolKind = Literal["gaussian", "qpsk", "static"]
-
-
-class Spec(BaseModel):
-    """A frozen part of the configuration; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    section: ClassVar[str] = ""
-
-    def __init__(self, **values: object) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _input_error(error, self.section) from None
-
-    def replace(self: S, **settings: object) -> S:
-        """The same settings but for those named, checked anew.
-
-        Raises:
-            InputError: a setting is unknown or impossible.
-        """
-        kept = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self)(**{**kept, **settings})
 
 
 def _check_ranges(section: str, low: float, high: float) -> None:
@@ -164,13 +144,13 @@ class SystemSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> SystemSpec:
-        for name, limits in (
+        for name, pair in (
             ("sources", self.sources),
             ("snr_db", self.snr_db),
             ("channel.rician_factor_db", self.channel.rician_factor_db),
         ):
-            if isinstance(limits, tuple) and limits[1] < limits[0]:
-                raise InputError(name, "the lower limit first", f"{limits[0]:g}, {limits[1]:g}")
+            if isinstance(pair, tuple) and pair[1] < pair[0]:
+                raise InputError(name, "the lower limit first", f"{pair[0]:g}, {pair[1]:g}")
         if self.channel.kind == "direct" and self.hardware.code_phase_rad > 0:
             raise InputError(
                 "hardware.code_phase_rad",
@@ -180,15 +160,48 @@ class SystemSpec(Spec):
         return self
 
 
+class HybridSpec(Spec):
+    """How the network's covariance is used."""
+
+    section: ClassVar[str] = "hybrid"
+
+    beta: Annotated[float, Field(ge=0, le=1)] | Literal["trained"] = "trained"
+    """Share of the sample covariance in the blend that MUSIC searches; 'trained': as in the training."""
+    own_list: bool = True
+    """Let the network's own list of sources stand beside MUSIC as a second start; the likelier end counts."""
+    count: Literal["both", "likelihood", "network"] = "both"
+    """With sources 'auto', what tells their number: the network's logits, the likelihood, or both."""
+    count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
+    """With count 'both', numbers less probable than this times the most probable one are not tried."""
+    exchanges: Annotated[int, Field(ge=0)] = 1
+    """Sweeps in which each source is taken out and the best of the network's candidates put in its place,
+    where that is likelier; 0: none."""
+    candidates: Count = 12
+    """Highest peaks of the network's map, among which exchanges choose."""
+    newton_steps: Count = 3
+    """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
+    steps: Count = 60
+    """Most evaluations of the likelihood from each start."""
+    tolerance: Positive = 1e-4
+    """Gain of log-likelihood (nats) that is worth no further step."""
+    untrained: bool = False
+    """Use the network as it was before it learned anything, to see what its weights are worth."""
+
+
 class LocateSpec(Spec):
     """How sources are located, and where they are looked for."""
 
     section: ClassVar[str] = ""
 
-    method: Literal["music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best"] = "sbl"
-    """Spectra of the sample covariance ('music', 'soft_music', 'mvdr', 'bartlett'), or searches that fit the
-    snapshots themselves: 'omp' (greedy), 'relax' (cyclic), 'sbl' (sparse Bayesian), 'best' (the likelier of
-    two relaxed starts)."""
+    method: Literal["hybrid", "music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best"] = (
+        "hybrid" if (WEIGHTS / "ideal.safetensors").exists() else "sbl"
+    )
+    """MUSIC on a network's covariance ('hybrid'), spectra of the sample covariance ('music', 'soft_music',
+    'mvdr', 'bartlett'), or searches that fit the snapshots themselves: 'omp' (greedy), 'relax' (cyclic),
+    'sbl' (sparse Bayesian), 'best' (the likelier of two relaxed starts)."""
+    weights: str = "ideal"
+    """The network of 'hybrid': 'ideal', 'robust' (trained with hardware errors), or a file of weights."""
+    hybrid: HybridSpec = HybridSpec()
     sources: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Number of sources K of each scene, or 'auto'."""
     sources_max: Count = 5
@@ -214,11 +227,6 @@ class LocateSpec(Spec):
         return self
 
 
-def limits(value: Number | tuple[Number, Number]) -> tuple[Number, Number]:
-    """The two limits of a setting that is one value or a pair."""
-    return value if isinstance(value, tuple) else (value, value)
-
-
 def load_spec(path: str | Path) -> SystemSpec:
     """Read a :class:`SystemSpec` from a TOML file; what it does not name keeps its default.
 
@@ -228,38 +236,10 @@ def load_spec(path: str | Path) -> SystemSpec:
     return SystemSpec(**read_toml(path))
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """What a TOML file holds.
+def load_locate_spec(path: str | Path) -> LocateSpec:
+    """Read a :class:`LocateSpec` from a TOML file; what it does not name keeps its default.
 
     Raises:
-        InputError: the file is missing or is no TOML.
+        InputError: the file is missing, is no TOML, or holds an unknown or impossible setting.
     """
-    path = Path(path)
-    try:
-        return tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
-    except OSError as error:
-        reason = (error.strerror or "an unreadable one").lower()
-        raise InputError(str(path), "a readable TOML file", reason) from None
-    except (TOMLKitError, UnicodeDecodeError) as error:
-        raise InputError(str(path), "a TOML file", f"a file that does not parse ({error})") from None
-
-
-def dump_spec(spec: Spec) -> str:
-    """The spec as TOML text, from which an equal spec can be made."""
-    return tomlkit.dumps(spec.model_dump(mode="json"))
-
-
-def _input_error(error: ValidationError, section: str) -> InputError:
-    """The first complaint of pydantic as one sentence."""
-    first = error.errors(include_url=False)[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):
-        return cause
-    # A setting that takes a value or a pair reports both attempts; the names of the types are no part of it.
-    types = re.compile(r"[\[(]|^(constrained-.*|int|float|tuple|literal)$")
-    names = [section, *(part for part in first["loc"] if isinstance(part, str) and not types.search(part))]
-    field = ".".join(name for name in names if name)
-    if first["type"] == "extra_forbidden":
-        return InputError(field, "a known setting", "an unknown one")
-    expected = first["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
-    return InputError(field, expected.replace("greater than", "more than"), repr(first["input"]))
+    return LocateSpec(**read_toml(path))

@@ -4,6 +4,7 @@ import dense
 import pytest
 import torch
 
+from rismusic.estimate import exchange as module
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.exchange import exchange
 from rismusic.estimate.nfmle import pack
@@ -40,6 +41,23 @@ def test_a_wrong_source_among_right_ones_is_replaced():
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_weak_source_is_found_beside_strong_ones(place, criterion):
+    """26 dB below the two others, wherever it stands among them: each is taken out with its own power."""
+    recording = dense.small(scenes=6)
+    there = torch.tensor([[-0.6, 0.1, 0.5], [0.6, -0.2, 0.4], [0.1, 0.4, 0.3]]).double()
+    order = {0: [2, 0, 1], 2: [0, 1, 2]}[place]
+    there = there[order].expand(6, -1, -1).clone()
+    amplitudes = torch.tensor([1.0, 1.0, 0.05])[order]
+    recording = dense.planted(recording, there, amplitudes.tolist(), noise=2e-3)
+    start = there.clone()
+    start[:, place] = torch.tensor([-0.1, -0.4, 1.0])
+    search = Search(Dictionary.of(dense.grid_for(recording)), recording)
+    found = exchange(search, start, torch.ones(6, 3, dtype=torch.bool), criterion=criterion)
+    assert ((found - there).abs() < torch.tensor([0.05, 0.05, 0.5])).all()
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_scenes_of_different_numbers_of_sources_are_exchanged_as_each_by_itself(criterion, generator):
     """One source, or none, is left where it is but for its refinement."""
     recording = dense.small(scenes=5, sources=(1, 3), snr_db=20.0)
@@ -55,3 +73,22 @@ def test_scenes_of_different_numbers_of_sources_are_exchanged_as_each_by_itself(
                          criterion=criterion)  # fmt: skip
         torch.testing.assert_close(alone[0], together[i, :K], rtol=0, atol=2e-2)
     assert torch.equal(together[~active], start[~active])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_positions_that_are_refined_already_are_not_refined_again(criterion, monkeypatch):
+    recording = dense.small(scenes=6, snr_db=0.0)
+    there, active = dense.truth_of(recording)
+    start = there.flip(0)
+    search = Search(Dictionary.of(dense.grid_for(recording)), recording)
+    volume = search.grid.volume
+    refined, value, _ = refine(recording, start, active, volume, criterion=criterion)
+    expected = exchange(search, start, active, criterion=criterion)
+    found = exchange(search, refined, active, criterion=criterion, value=value)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    efforts = []
+    monkeypatch.setattr(
+        module, "refine", lambda *some, **named: efforts.append(named) or refine(*some, **named)
+    )
+    assert torch.equal(exchange(search, refined, active, criterion=criterion, value=value), found)
+    assert all("effort" in one for one in efforts)

@@ -13,10 +13,10 @@ import torch
 from scipy import stats
 
 from rismusic.estimate.goodness import goodness, on_border, sphericity, tail_probability
-from rismusic.estimate.locate import locate
 from rismusic.estimate.nfmle import pack
 from rismusic.estimate.residual import Projection
 from rismusic.evaluate.positions import scene_records
+from rismusic.hybrid.locate import locate
 from rismusic.scene import Sources
 from rismusic.simulator import simulate
 from rismusic.spec import SystemSpec

@@ -10,9 +10,10 @@ import torch
 
 from rismusic.bounds import recording_crb
 from rismusic.errors import InputError
-from rismusic.estimate.locate import Located, locate
+from rismusic.estimate.locate import Located
 from rismusic.estimate.locators import LOCATORS
 from rismusic.evaluate.metrics import match, score
+from rismusic.hybrid.locate import locate
 from rismusic.link import Link
 from rismusic.panel import Panel
 from rismusic.recording import Recording
@@ -233,7 +234,7 @@ def test_arbitrary_elements(generator):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"method": "esprit"}, "method: expected 'music', 'soft_music'"),
+        ({"method": "esprit"}, "method: expected 'hybrid', 'music', 'soft_music'"),
         ({"range_min_m": 20.0}, "range_max_m: expected at least range_min_m = 20"),
         ({"sources": -1}, "sources: expected at least 0"),
         ({"sources": "many"}, "sources: expected"),
@@ -249,4 +250,4 @@ def test_bad_settings(settings, sentence, recording):
 def test_spec_has_every_method():
     from typing import get_args
 
-    assert set(get_args(LocateSpec.model_fields["method"].annotation)) == set(LOCATORS)
+    assert set(get_args(LocateSpec.model_fields["method"].annotation)) == {"hybrid", *LOCATORS}

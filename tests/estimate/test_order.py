@@ -9,11 +9,11 @@ import torch
 
 from rismusic.estimate.evidence import _LEVELS, log_evidence
 from rismusic.estimate.likelihood import moments, unconditional, unconditional_value
-from rismusic.estimate.locate import locate
 from rismusic.estimate.locators import count_and_fit
 from rismusic.estimate.nfmle import nfmle, unpack
 from rismusic.estimate.order import Chosen, choose_count
 from rismusic.estimate.sparse import omp
+from rismusic.hybrid.locate import locate
 from rismusic.spec import LocateSpec
 
 
@@ -131,3 +131,20 @@ def test_blind_equals_known_where_the_number_is_right():
     torch.testing.assert_close(
         blind.sources.azimuth[two][:, :2], known.sources.azimuth[two], rtol=0, atol=1e-4
     )
+
+
+def test_what_was_known_beforehand_counts_and_saves_fits():
+    """Of numbers that explain the data alike the likeliest beforehand wins; the impossible is not tried."""
+    recording = dense.small(scenes=2, sources=1, snr_db=20.0, known=True)
+    grid, tried = dense.grid_for(recording), []
+
+    def fit(scenes, count):
+        tried.append((count, scenes.tolist()))
+        one = omp(recording[scenes], min(count, 1), grid)
+        return one, torch.zeros(len(scenes), dtype=torch.float64)
+
+    prior = torch.tensor([[0.0, 1.0, 3.0, 2.0], [0.0, -math.inf, -math.inf, 1.0]], dtype=torch.float64)
+    chosen = choose_count(torch.arange(2), fit, 3, prior)
+    assert tried == [(0, [0, 1]), (1, [0]), (2, [0]), (3, [0, 1])]
+    assert chosen.log_evidence.argmax(-1).tolist() == [2, 3]
+    torch.testing.assert_close(chosen.probability, prior.softmax(-1))

@@ -8,6 +8,7 @@ import torch
 
 from rismusic.estimate import powermap, powers
 from rismusic.estimate.dictionary import Dictionary
+from rismusic.estimate.grid import SearchGrid, Volume
 from rismusic.estimate.nfmle import pack
 from rismusic.estimate.powermap import map_peaks
 from rismusic.estimate.powers import shares_outer
@@ -25,6 +26,21 @@ def test_the_highest_peaks_stand_near_the_sources(system):
     hidden = replace(recording, snapshots=recording.snapshots.conj().resolve_conj())
     found = map_peaks(Search(search.dictionary, hidden), recording.noise_variance, 2)
     assert dense.misses(recording.truth, pack(found, there.active), degrees=8) > 15
+
+
+@pytest.mark.parametrize("system", dense.SYSTEMS)
+def test_peaks_are_places_on_a_grid_with_points_outside_its_volume(system):
+    recording = dense.small(dense.SYSTEMS[system], 4, dtype=torch.float32)
+    grid = SearchGrid.cover(recording.panel, Volume(1.3, 1.3, 0.5, 10.0), 1.5)
+    dictionary = Dictionary.of(grid)
+    assert len(dictionary) < len(grid)
+    index = torch.tensor([[0.1, 0.75], [0.9, 0.3], [0.5, 0.05], [0.35, 0.8]]) * len(dictionary)
+    places = dictionary.positions(index.long())
+    recording = dense.planted(recording, places, amplitudes=(1.0, 0.9), noise=0.03)
+    noise = 1e-3 * recording.snapshots.abs().square().mean((1, 2))
+    found = map_peaks(Search(dictionary, recording), noise, 2)
+    gap = (found[:, :, None] - places[:, None]).abs() / torch.tensor([0.2, 0.2, 0.5])
+    assert (gap.amax(-1).amin(1) < 1).all()
 
 
 def test_large_grids_are_learned_on_their_best_points(monkeypatch):

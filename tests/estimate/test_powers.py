@@ -62,6 +62,17 @@ def test_shared_and_own_products_agree(monkeypatch):
     assert not shares_outer(torch.zeros(1).expand(1, 16, 288, 4000))
 
 
+def test_covariances_are_hermitian_sums_over_points(generator):
+    for system in ("one", "direct"):
+        recording, points, fields = pieces(system, 1)
+        power = torch.rand(1, len(points), generator=generator)
+        G = dense.fields(recording, 0, points.positions(torch.arange(len(points))))[: fields.shape[1]]
+        expected = (G * power.numpy()) @ G.conj().transpose(0, 2, 1)
+        for model in (powers._Own, powers._Shared):
+            found = model(fields, recording.snapshots).covariance(power)[0]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("system", dense.SYSTEMS)
 def test_the_power_of_a_clean_scene_goes_to_the_true_points(system):
     """Two sources on points of the grid, 10 dB apart: nearly all power there, and as much as was sent."""

@@ -13,7 +13,7 @@ from rismusic.estimate import dictionary as dictionary_module
 from rismusic.estimate import search as search_module
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.refine import fit_levels
-from rismusic.estimate.search import Search, take_out
+from rismusic.estimate.search import Rest, Search, Shortlist, take_out, worth_of
 
 CRITERIA = ["conditional", "unconditional"]
 # Powers of a new source that the dense form tries.
@@ -62,7 +62,7 @@ def test_the_best_point_and_its_gain_are_those_of_the_dense_form(system, criteri
     points = search.dictionary.positions(everything)
     dense_form = [brute_force(recording, i, there[i], points, levels) for i in range(6)]
     expected, share = (np.stack(part) for part in zip(*dense_form, strict=True))
-    worth = search._exactly(scenes, rest, everything.expand(6, -1)).numpy()
+    worth = worth_of(recording, scenes, rest, points.expand(6, -1, -1)).numpy()
     apart = share > 2e-3  # nearer to a known source a floor keeps the point down
     assert apart.mean() > 0.98
     assert (worth <= expected * (1 + 1e-3) + 1e-6).all()
@@ -73,6 +73,23 @@ def test_the_best_point_and_its_gain_are_those_of_the_dense_form(system, criteri
         np.testing.assert_allclose(worth[great], expected[great], rtol=0.05)
     found = search.best(scenes, rest, 4)
     assert torch.equal(found[:, 0], torch.as_tensor(worth.argmax(1)))
+    assert torch.equal(search.place(scenes, rest), points[found[:, 0]])
+    # Of a few places in each scene, the best one.
+    few = torch.stack([everything[i::40] for i in range(6)])
+    listed = Shortlist(search.grid, recording, points[few])
+    chosen = few[torch.arange(6), torch.as_tensor(np.take_along_axis(worth, few.numpy(), 1).argmax(1))]
+    assert torch.equal(listed.place(scenes, rest), points[chosen])
+    assert torch.equal(
+        listed.place(
+            scenes[[4, 1]],
+            Rest(
+                rest.data[[4, 1]],
+                rest.basis.expand(6, -1, -1, -1)[[4, 1]],
+                None if rest.noise_variance is None else rest.noise_variance[[4, 1]],
+            ),
+        ),
+        points[chosen[[4, 1]]],
+    )
     assert (np.take_along_axis(expected, found[:, :1].numpy(), 1)[:, 0] >= 0.98 * expected.max(1)).all()
     ranked = np.take_along_axis(worth, found.numpy(), 1)
     assert (np.diff(ranked) <= 0).all()
@@ -170,6 +187,13 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch):
     expected = search.best(scenes, rest, 60)
     some = search.best(scenes[2:5], rest[2:5], 60)
     assert torch.equal(some, expected[2:5])
+    part = search[torch.tensor([4, 2])]
+    chosen = Rest(
+        rest.data[[4, 2]],
+        rest.basis.expand(6, -1, -1, -1)[[4, 2]],
+        None if rest.noise_variance is None else rest.noise_variance[[4, 2]],
+    )
+    assert torch.equal(part.best(scenes[:2], chosen, 60), expected[[4, 2]])
     assert all(len(set(row)) == 60 for row in expected.tolist())
     monkeypatch.setattr(search_module, "_KEPT", 0)
     monkeypatch.setattr(search_module, "BLOCK", 2**14)
@@ -182,7 +206,8 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch):
     found = blocks.best(scenes, rest, 60)
     assert torch.equal(found[:, :10], expected[:, :10])
     # Farther down nearly equal points may change places by rounding, and those of no gain do.
-    worth = [search._exactly(scenes, rest, index).sort(dim=1).values for index in (found, expected)]
+    places = map(search.dictionary.positions, (found, expected))
+    worth = [worth_of(recording, scenes, rest, place).sort(dim=1).values for place in places]
     torch.testing.assert_close(*worth, rtol=1e-3, atol=0.1)
 
 

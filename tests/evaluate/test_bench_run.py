@@ -15,7 +15,6 @@ import torch
 
 from rismusic.bounds import Bound, recording_crb
 from rismusic.errors import InputError
-from rismusic.estimate.locate import locate
 from rismusic.evaluate.bench import run
 from rismusic.evaluate.bench.plan import SCENES, Unit
 from rismusic.evaluate.bench.run import bench, merge_benchmarks
@@ -24,6 +23,7 @@ from rismusic.evaluate.bench.store import load_settings
 from rismusic.evaluate.bench.table import read_table
 from rismusic.evaluate.bench.work import results
 from rismusic.evaluate.metrics import match, score
+from rismusic.hybrid.locate import locate
 from rismusic.scene import Sources
 from rismusic.simulator import simulate
 
@@ -226,3 +226,9 @@ def test_kill_in_mid_run_and_resume(whole, tmp_path, monkeypatch):
     bench(SPEC, out=folder, resume=True, workers=1)
     assert len(done) == PARTS - left
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+def test_a_fallback_is_not_measured_in_the_name_of_weights(tmp_path):
+    with pytest.raises(InputError, match=r"locate\.weights: expected installed weights or a file, found 'no"):
+        bench(SPEC, methods=("hybrid",), locate={"weights": "nothing"}, out=tmp_path / "bench", workers=1)
+    assert not (tmp_path / "bench").exists()

@@ -4,7 +4,7 @@ import pytest
 import tomlkit
 
 from rismusic.errors import InputError
-from rismusic.evaluate.bench.methods import DEFAULT_METHODS, parse_method, with_starts
+from rismusic.evaluate.bench.methods import ABLATIONS, DEFAULT_METHODS, parse_method, with_starts
 from rismusic.evaluate.bench.plan import SCENES, all_units, parse_shard
 from rismusic.evaluate.bench.spec import BenchSpec
 from rismusic.evaluate.bench.sweeps import NAMES
@@ -30,10 +30,27 @@ def test_names_of_methods():
         parse_method(name)
 
 
+def test_the_hybrid_without_its_parts():
+    spec = BenchSpec(locate=LocateSpec(weights="mine", hybrid={"beta": 0.2}))
+    whole = LocateSpec(weights="mine", method="hybrid", hybrid={"beta": 0.2})
+    assert spec.search("hybrid") == whole
+    assert spec.search("hybrid:raw") == whole.replace(polish=False)
+    assert spec.search("hybrid:beta0").hybrid == whole.hybrid.replace(beta=0.0)
+    assert spec.search("hybrid:untrained_music").hybrid == whole.hybrid.replace(
+        untrained=True, own_list=False
+    )
+    assert len({spec.search(f"hybrid:{name}").hybrid.model_dump_json() for name in ABLATIONS}) == len(
+        ABLATIONS
+    )
+    assert spec.search("music").method == "music"
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("esprit", "methods: expected some of music, .*, found 'esprit'"),
+        ("hybrid:conditional", "methods: expected hybrid or hybrid:raw or hybrid:beta0"),
+        ("sbl:beta0", "methods: expected sbl or sbl:conditional"),
+        ("esprit", "methods: expected some of hybrid, music, .*, found 'esprit'"),
         ("omp:raw", "methods: expected omp or omp:conditional, found 'omp:raw'"),
         (
             "oracle:omp",

@@ -8,7 +8,6 @@ from scipy.stats import chi2
 
 from rismusic.bounds import conditional_crb
 from rismusic.estimate.grid import Volume
-from rismusic.estimate.locate import locate
 from rismusic.evaluate.ellipsoid import (
     CHI_SQUARED,
     CONFIDENCE,
@@ -19,6 +18,7 @@ from rismusic.evaluate.ellipsoid import (
     jacobian,
     place,
 )
+from rismusic.hybrid.locate import locate
 from rismusic.simulator import simulate
 
 VOLUME = Volume(math.radians(60), math.radians(30), 0.5, 10.0)

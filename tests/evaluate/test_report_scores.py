@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rismusic.bounds import recording_crb
-from rismusic.estimate.locate import Located, locate
+from rismusic.estimate.locate import Located
 from rismusic.evaluate.metrics import score
 from rismusic.evaluate.report.scores import (
     POWERS_FITTED,
@@ -16,6 +16,7 @@ from rismusic.evaluate.report.scores import (
     joined,
     judge,
 )
+from rismusic.hybrid.locate import locate
 from rismusic.recording import Recording, read
 from rismusic.simulator import simulate
 

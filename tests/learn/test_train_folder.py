@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
-from train_case import NETWORK, SPEC, checkpoint_of, log_of, nowhere, resumed, trainer
+from train_case import NETWORK, SPEC, checkpoint_of, finished, log_of, nowhere, resumed, trainer
 
 import rismusic
 from rismusic.cli import main
@@ -22,6 +23,7 @@ from rismusic.errors import InputError
 from rismusic.estimate.grid import SearchGrid
 from rismusic.learn import checkpoint, validation
 from rismusic.learn.board import Board
+from rismusic.learn.curves import plot_losses, plot_scores, plot_terms, save_curves
 from rismusic.learn.learner import Learner
 from rismusic.learn.network import Network
 from rismusic.learn.run import start_from
@@ -125,8 +127,14 @@ def test_bad_configurations(text, sentence, tmp_path, capfd):
 def test_bad_flags(tmp_path, capfd):
     RunFolder(tmp_path / "run").create(SPEC)
     for args, sentence in (
-        (["--resume", str(tmp_path / "none")], "settings.toml: expected a readable TOML file"),
-        (["--resume", str(tmp_path / "run"), "--batch", "8"], "resume: expected no settings beside it"),
+        (["--resume", str(tmp_path / "none")], "none: expected the folder of a training, found no such"),
+        (["--resume", str(tmp_path)], "expected the folder of a training, found no settings.toml in it"),
+        (["--resume", str(tmp_path / "run"), "--batch", "8"], "--resume: expected no settings beside it"),
+        (["--resume", str(tmp_path / "run"), "--epochs=40"], "the folder), found --epochs"),
+        (["--resume", str(tmp_path / "run"), "-o", "other"], "the folder), found -o"),
+        (["--resume", str(tmp_path / "run"), "--preset", "tiny"], "the folder), found --preset"),
+        (["some.toml", "--resume", str(tmp_path / "run")], "the folder), found --config"),
+        (["--epochs", "2", "--schedule.epochs", "3"], "--epochs: expected one of --epochs and --schedule"),
         (["--out", str(tmp_path / "run")], "run: expected a new folder (or resume, --resume"),
         (["--out", str(tmp_path)], "expected a new or empty folder, found something else"),
         (["--out", str(tmp_path / "a"), "--start", str(tmp_path / "no")], "no: expected a readable file"),
@@ -223,7 +231,15 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
     with pytest.raises(InputError, match="a readable file of weights, found no such file"):
         resumed(tmp_path / "run")
     path.write_bytes(whole)
-    for change in ({"format": "other"}, {"epoch": None, "extra": 1}):
+    inside = record["state"]
+    for change in (
+        {"format": "other"},
+        {"state": inside | {"epoch": None}},
+        {"state": inside | {"epoch": "1"}},
+        {"state": inside | {"extra": 1}},
+        {"state": [1]},
+        {"settings": [1]},
+    ):
         state.write_text(json.dumps(record | change))
         with pytest.raises(InputError, match="the state of a training, found something else"):
             resumed(tmp_path / "run")
@@ -231,10 +247,106 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
     with pytest.raises(InputError, match=r"found version 0\.0\.0"):
         resumed(tmp_path / "run")
     state.write_text(json.dumps(record))
-    settings = tmp_path / "run" / "settings.toml"
-    settings.write_text(dump_spec(SPEC.replace(network=NETWORK.replace(width=16))))
-    with pytest.raises(InputError, match=r"the weights of this network, found (average|weights)/"):
+    state.write_text("{" + state.read_text())
+    with pytest.raises(InputError, match="the state of a training, found something else"):
         resumed(tmp_path / "run")
+
+
+def test_a_validation_that_is_not_finite_is_no_best_one(tmp_path, monkeypatch):
+    """In the first epoch: its weights are kept until better ones come, and the state can be written."""
+    whole, count = validation.validate, 0
+
+    def nan_at_first(*given):
+        nonlocal count
+        count += 1  # one before the first step
+        return replace(whole(*given), loss=math.nan if count <= 2 else 0.9)
+
+    monkeypatch.setattr("rismusic.learn.trainer.validate", nan_at_first)
+    one = trainer(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=3))
+    one.train()
+    assert (one.state.best, one.state.best_epoch) == (0.9, 1)
+    _, metadata = checkpoint.read_tensors(tmp_path / "run" / "best.safetensors")
+    assert (metadata["epoch"], metadata["validation_loss"]) == ("1", "0.9")
+    assert log_of(tmp_path / "run", "epoch")[0]["validation"]["loss"] == "nan"
+
+
+def test_a_checkpoint_of_another_network():
+    tensors = Learner(SPEC.replace(network=NETWORK.replace(width=16))).tensors()
+    with pytest.raises(InputError, match=r"the weights of this network, found (average|weights)/\S+ of anot"):
+        Learner(SPEC).restore(tensors)
+    tensors = Learner(SPEC).tensors()
+    missing = {name: value for name, value in tensors.items() if name != "average/count.0.bias"}
+    with pytest.raises(InputError, match=r"network, found none for average/count\.0\.bias"):
+        Learner(SPEC).restore(missing)
+    with pytest.raises(InputError, match="found weights/more of another one"):
+        Learner(SPEC).restore(tensors | {"weights/more": torch.ones(1)})
+
+
+def test_settings_that_were_changed_after_the_begin(tmp_path):
+    """Another panel has the same weights; nothing but the settings tells."""
+    one = trainer(tmp_path / "run")
+    one._save()
+    settings = tmp_path / "run" / "settings.toml"
+    whole = settings.read_text()
+    for changed, name in (
+        (
+            SPEC.replace(system=SPEC.system.replace(panel={"rows": 6, "columns": 5})),
+            "system.panel.columns = 6",
+        ),
+        (SPEC.replace(seed=1), "seed = 0"),
+        (SPEC.replace(schedule=SPEC.schedule.replace(epochs=9)), "schedule.epochs = 2"),
+    ):
+        settings.write_text(dump_spec(changed))
+        with pytest.raises(
+            InputError, match=rf"settings.toml: expected {name} as when the training was begun"
+        ):
+            resumed(tmp_path / "run")
+    settings.write_text(whole)
+    resumed(tmp_path / "run")
+
+
+def test_a_state_that_is_gone_is_not_begun_anew(tmp_path):
+    finished(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=1))
+    (tmp_path / "run" / "state.json").unlink()
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    with pytest.raises(InputError, match=r"state.json: expected the state of the training in this folder"):
+        resumed(tmp_path / "run")
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+
+
+def test_damaged_logs(tmp_path):
+    """Half a last line is what a full disk leaves; anything else is said before the training goes on."""
+    one = finished(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=1))
+    log = tmp_path / "run" / "log.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole + b'{"kind": "st')
+    assert len(one.run.records("epoch")) == 1
+    for bad in (b"{}", b"3", b"\xff\xfe", b"[1, 2]"):
+        log.write_bytes(bad + whole[whole.index(b"\n") :])
+        with pytest.raises(InputError, match=r"a record in each line .*, found something else in line 1$"):
+            resumed(tmp_path / "run")
+    said = []
+    save_curves(one.run, said.append)
+    assert "something else in line 1" in said[0]
+    log.unlink()
+    resumed(tmp_path / "run").train()
+
+
+def test_a_log_that_cannot_be_cut(tmp_path, monkeypatch):
+    one = trainer(tmp_path / "run")
+    one._begin()
+
+    def refuses(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.truncate", refuses)
+    with pytest.raises(InputError, match=r"log.jsonl: expected a place .*, found Read-only file system"):
+        resumed(tmp_path / "run")
+    with (
+        pytest.raises(InputError, match=r"lock: expected a place .*, found Read-only file system"),
+        one.run.held(),
+    ):
+        pass
 
 
 def test_weights_of_another_panel(network, tmp_path):
@@ -243,9 +355,9 @@ def test_weights_of_another_panel(network, tmp_path):
     panel = network.grid.panel
     wider = Panel(1.2 * panel.elements, panel.wavelength)
     for other, sentence in (
-        (Panel.uniform(4, 4), "weights for N = 16 elements, found weights for 36"),
+        (Panel.uniform(4, 4), "N = 16 elements, found weights for one of 36 elements"),
         (Panel(panel.elements, 0.1), "a wavelength of 0.1 m, found weights for 0.3 m"),
-        (wider, "weights for this panel, found weights for one whose elements are 0.25 wavelengths off"),
+        (wider, "this panel, .* found weights for one whose elements are up to 0.25 wavelengths elsewhere"),
     ):
         with pytest.raises(InputError, match=sentence):
             load_network(path, panel=other)
@@ -274,12 +386,21 @@ def test_foreign_weights(network, tmp_path):
     save_network(path, network, weights | {"more": torch.ones(1)})
     with pytest.raises(InputError, match="for the weight more none"):
         load_network(path)
+    broken = weights["count.0.bias"].clone()
+    broken[1] = torch.nan
+    save_network(path, network, weights | {"count.0.bias": broken})
+    with pytest.raises(InputError, match=r"finite numbers in the weight count\.0\.bias, found a NaN"):
+        load_network(path)
+    tensors, metadata = checkpoint.read_tensors(path)
+    checkpoint.write_tensors(path, tensors, metadata | {"grid": "[1, 2, 3]"})
+    with pytest.raises(InputError, match=r"weights for the grid \[.*\], found weights for \[1, 2, 3\]"):
+        load_network(path)
 
 
 def test_tensorboard_is_asked_for_where_it_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="pip install 'rismusic\\[tensorboard\\]'"):
-        Board(tmp_path)
+        Board(tmp_path, 2)
 
 
 def test_tensorboard_is_given_the_numbers(tmp_path, monkeypatch):
@@ -287,8 +408,9 @@ def test_tensorboard_is_given_the_numbers(tmp_path, monkeypatch):
     written = []
 
     class Writer:
-        def __init__(self, folder):
+        def __init__(self, folder, purge_step):
             assert folder == str(tmp_path / "tensorboard")
+            written.append(("from", purge_step))
 
         def add_scalar(self, name, value, step):
             written.append((name, value, step))
@@ -296,25 +418,52 @@ def test_tensorboard_is_given_the_numbers(tmp_path, monkeypatch):
         def flush(self):
             written.append("flushed")
 
+        def close(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
-    board = Board(tmp_path)
+    board = Board(tmp_path, 2)
     for step in range(2):
         board({"kind": "step", "epoch": 0, "step": step, "loss": 1.0 - step, "taken": "nan"})
     board({"kind": "epoch", "epoch": 0, "validation": {"loss": 0.5, "terms": {"count": 0.1}}})
+    # Resumed after three steps, the fourth is told again.
+    board = Board(tmp_path, 2, 3)
+    board({"kind": "probe", "tag": "LR", "epoch": 1, "head": 0.1, "findings": [{"value": 1.0}]})
+    board({"kind": "step", "epoch": 1, "step": 1, "loss": 0.2})
     assert written == [
+        ("from", None),
         ("step/loss", 1.0, 1),
         ("step/loss", 0.0, 2),
         ("epoch/validation/loss", 0.5, 2),
         ("epoch/validation/terms/count", 0.1, 2),
         "flushed",
+        ("from", 4),
+        ("probe/LR/head", 0.1, 3),
+        ("step/loss", 0.2, 4),
     ]
+    with pytest.raises(InputError, match=r"tensorboard: expected a place .*, found No space left on device"):
+        board.close()
+
+
+def test_curves_of_numbers_that_are_not_finite():
+    """As the log has them: text, or nothing where every step was skipped."""
+    scores = {name: {"recall": "nan", "count_right": 0.5} for name in ("blend", "predicted")}
+    lines = [
+        {
+            "epoch": 0,
+            "training": {},
+            "validation": {"loss": "inf", "terms": {"count": "nan"}, "scores": scores},
+        },
+        {"epoch": 1, "training": {"loss": 1.0}, "validation": {"loss": 2.0, "terms": {}, "scores": scores}},
+    ]
+    drawn = [line.get_ydata() for line in plot_losses(lines).lines]
+    assert [list(map(str, values)) for values in drawn] == [["nan", "1.0"], ["inf", "2.0"]]
+    assert plot_scores(lines).lines[2].get_ydata().tolist() == [50.0, 50.0]
+    assert len(plot_terms(lines[:1]).lines) == 1
 
 
 def test_curves_without_matplotlib(tmp_path, monkeypatch):
-    from rismusic.learn.curves import save_curves
-
-    one = trainer(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=1))
-    one.train()
+    one = finished(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=1))
     said = []
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     save_curves(one.run, said.append)

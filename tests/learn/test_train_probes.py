@@ -156,6 +156,9 @@ def test_validation_of_a_sound_network(validated):
         assert judged(planted(**change), before=2.0) == [name]
     assert judged(validated, before=validated.loss) == ["change of the validation loss since the last epoch"]
     assert judged(replace(validated, loss=math.nan), before=2.0)[0] == "validation loss"
+    assert judged(replace(validated, first_batch=6 * validated.loss), before=2.0) == [
+        "loss of the first validation batch, over that of all"
+    ]
 
 
 def test_a_constant_prediction_is_caught(scenes):

@@ -35,10 +35,13 @@ def test_two_processes_are_one(tmp_path, monkeypatch):
         assert one.pop("kind") == two.pop("kind")
         assert one == pytest.approx(two, rel=2e-4, abs=1e-5)
     assert steps[0][0]["loss"] != steps[0][1]["loss"]
+    # The optimizer's memory, not the weights: AdamW divides by the size of the gradient, so that where it is
+    # nearly 0 a weight moves by what the rounding says.
     (_, first), (_, second) = checkpoint_of(tmp_path / "one"), checkpoint_of(tmp_path / "two")
-    for name, start in Learner(spec).weights.items():
-        gap = (first[f"weights/{name}"] - second[f"weights/{name}"]).norm()
-        assert gap < 0.02 * (first[f"weights/{name}"] - start).norm() + 1e-7
+    means = [name for name in first if name.endswith(".exp_avg")]
+    assert len(means) == len(Learner(spec).weights)
+    for name in means:
+        assert (first[name] - second[name]).norm() < 1e-3 * first[name].norm() + 1e-6
 
 
 def test_a_batch_that_cannot_be_shared():

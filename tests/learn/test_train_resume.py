@@ -104,7 +104,7 @@ def test_the_comparison_can_fail(undisturbed, tmp_path):
     assert_same_run(undisturbed, tmp_path / "run")
     state, tensors = checkpoint_of(tmp_path / "run")
     tensors["weights/count.0.bias"].view(torch.int32)[0] ^= 1
-    checkpoint.save_checkpoint(RunFolder(tmp_path / "run"), state, tensors)
+    checkpoint.save_checkpoint(RunFolder(tmp_path / "run"), SPEC.replace(save_steps=3), state, tensors)
     with pytest.raises(AssertionError):
         assert_same_run(undisturbed, tmp_path / "run")
 

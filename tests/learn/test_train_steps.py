@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, nowhere, trainer
+from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, nowhere, resumed, trainer
 
 from rismusic.errors import InputError
 from rismusic.estimate.noise import guess_noise
@@ -16,7 +16,7 @@ from rismusic.learn.litmus import LEAST_FALL, litmus
 from rismusic.learn.losses import total
 from rismusic.learn.network import Network
 from rismusic.learn.scenes import Scenes
-from rismusic.learn.schedules import learning_rate_factor
+from rismusic.learn.schedules import beta_at, learning_rate_factor, weights_at
 from rismusic.learn.spec import NetworkSpec, TrainSpec
 from rismusic.spec import SystemSpec
 
@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
     error = total.covariance_error
     monkeypatch.setattr(total, "covariance_error", lambda *given: error(*given) * torch.inf)
     one = trainer(tmp_path / "run")
-    with pytest.raises(InputError, match="loss: expected a finite total, found inf"):
+    with pytest.raises(InputError, match=r"found inf; not finite: covariance, covariance_predicted$"):
         one.train()
     one.state.begun = True
     one.spec = one.spec.replace(skipped_max=0)
@@ -176,6 +176,55 @@ def test_low_precision_stays_within_the_stages():
     assert precision_on(torch.device("cpu"), "auto") == torch.float32
 
 
+def test_float16_is_scaled_and_unscaled(tmp_path):
+    """The gradient that is clipped and logged is that of the loss; a skipped step halves the scale."""
+    rough, fine = Learner(SPEC.replace(precision="float16")), Learner(SPEC)
+    first, second = (stepped(learner, Scenes(SPEC)) for learner in (rough, fine))
+    assert first["taken"] == 1
+    torch.testing.assert_close(first["gradient"], second["gradient"], rtol=0.05, atol=0)
+    scale = rough.scaler.get_scale()
+    rough.network.details.weight.register_hook(lambda gradient: gradient * torch.inf)
+    assert stepped(rough, Scenes(SPEC), 1)["taken"] == 0
+    assert rough.scaler.get_scale() == scale / 2
+    one = trainer(tmp_path / "run", precision="float16")
+    stepped(one.learner, one.scenes)
+    one.learner.scaler.update(8.0)
+    one._save()
+    assert resumed(tmp_path / "run").learner.scaler.get_scale() == 8
+
+
+def test_clipping_bounds_the_gradient_that_is_used():
+    """The optimizer's memory after one step is (1 - 0.9) times the clipped gradient."""
+    learner = Learner(SPEC.replace(clip_norm=0.01))
+    assert stepped(learner, Scenes(SPEC))["clipped"] == 1
+    means = [value for name, value in learner.tensors().items() if name.endswith(".exp_avg")]
+    norm = torch.stack([value.norm() for value in means]).norm()
+    torch.testing.assert_close(norm, torch.tensor(0.001), rtol=1e-3, atol=0)
+    # The gradient of a step is its own, not the sum of all so far.
+    first, again = Learner(SPEC.replace(backbone_learning_rate=0.0, head_learning_rate=0.0)), []
+    for _ in range(2):
+        again.append(stepped(first, Scenes(SPEC))["gradient"])
+    torch.testing.assert_close(*again)
+
+
+def test_each_step_has_its_own_scenes_beta_and_weights(tmp_path, monkeypatch):
+    """In the order of epochs and steps, as schedules and scenes have them."""
+    spec = SPEC.replace(schedule=SPEC.schedule.replace(epochs=3))
+    one = trainer(tmp_path / "run", spec)
+    whole, made, seen, begun = Learner.step, Scenes.step, [], []
+    monkeypatch.setattr(Scenes, "step", lambda self, *at: begun.append(at) or made(self, *at))
+    monkeypatch.setattr(
+        Learner, "step", lambda self, given, *now: seen.append((begun[-1], *now)) or whole(self, given, *now)
+    )
+    one.train()
+    assert [at for at, *_ in seen] == [(epoch, step) for epoch in range(3) for step in range(4)]
+    for (epoch, _), beta, weights in seen:
+        assert beta == beta_at(spec.schedule, epoch, spec.seed)
+        assert weights == weights_at(spec.loss, spec.schedule, epoch, beta)
+    assert len({weights["subspace"] for *_, weights in seen}) == 2
+    assert [line["beta"] for line in log_of(tmp_path / "run", "epoch")] == [beta for _, beta, _ in seen[::4]]
+
+
 def test_litmus():
     """Five steps with beta from 0 to 0.3 take a fifth off the loss; without a learning rate nothing goes."""
     spec = SPEC.replace(network=NETWORK.replace(width=32), batch=8)
@@ -208,6 +257,12 @@ def test_scenes_are_never_shared():
     )
     again = spec.replace(fresh=False)
     assert Scenes(again).numbers(0, 1) == Scenes(again).numbers(1, 1)
+    same = again.replace(validation_scenes=again.scenes_per_epoch)
+    learned = [
+        r.truth.azimuth[:, 0] for step in range(again.steps_per_epoch) for r in Scenes(same).step(1, step)
+    ]
+    judged = [r.truth.azimuth[:, 0] for r in Scenes(same).validation()]
+    assert torch.equal(torch.cat(learned), torch.cat(judged))
 
     scenes = Scenes(SPEC)
     drawn = [r.truth.azimuth[:, 0] for step in range(4) for r in scenes.step(0, step)]
@@ -234,6 +289,7 @@ def test_contradictions_are_refused():
         ({"scenes_per_epoch": 18}, "scenes_per_epoch"),
         ({"network": NetworkSpec(sources_max=1)}, "network.sources_max"),
         ({"batch": 0}, "batch"),
+        ({"scored_scenes": 5}, "scored_scenes"),
         ({"unknown": 1}, "unknown"),
         ({"network": {"widht": 3}}, "network.widht"),
         ({"system": SystemSpec(sources=(1, 7))}, "network.sources_max"),

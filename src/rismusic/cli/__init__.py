@@ -19,13 +19,16 @@ from tyro.conf import subcommand
 from rismusic.cli.bench import Bench
 from rismusic.cli.bound import Bound
 from rismusic.cli.check import Check
-from rismusic.cli.command import Command, with_config
+from rismusic.cli.command import Command, with_config, with_file
 from rismusic.cli.doctor import Doctor, with_target
 from rismusic.cli.locate import Locate
 from rismusic.cli.output import complain
 from rismusic.cli.simulate import Simulate
 from rismusic.cli.train import Train, with_settings
+from rismusic.cli.tune import Tune
 from rismusic.errors import InputError
+from rismusic.learn.runfolder import load_train_spec
+from rismusic.spec import load_locate_spec
 from rismusic.version import __version__
 
 DESCRIPTION = "Radio sources in 3-D in the near field of a RIS or antenna panel."
@@ -37,6 +40,7 @@ Commands = (
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
     | Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[Doctor, subcommand("doctor", prefix_name=False)]
+    | Annotated[Tune, subcommand("tune", prefix_name=False)]
 )
 
 # A configuration describes a whole system; what of it a command has no use for is left out.
@@ -59,7 +63,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"rismusic {__version__}")
         return 0
     try:
-        return _parse(with_config(with_settings(with_target(args)), LEAVE_OUT)).run()
+        args = with_file(with_settings(with_target(args)), "locate", load_locate_spec)
+        args = with_file(args, "tune", load_train_spec, "training.")
+        return _parse(with_config(args, LEAVE_OUT)).run()
     except InputError as error:
         complain(str(error))
         return 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 from rismusic.errors import InputError
 from rismusic.spec import Spec, load_spec
@@ -58,3 +59,30 @@ def flags_of(spec: Spec, leave_out: Collection[str] = (), prefix: str = "") -> l
             values = value if isinstance(value, tuple) else (value,)
             flags += [f"--{prefix}{flag}", *map(str, values)]
     return flags
+
+
+def with_file(args: list[str], command: str, load: Callable[[Path], Spec], prefix: str = "") -> list[str]:
+    """Put the flags that a command's ``--config FILE`` stands for before those that were typed.
+
+    Args:
+        args: the command and its flags; those of other commands are left alone.
+        command: whose file it is.
+        load: reads it.
+        prefix: of its flags.
+
+    Raises:
+        InputError: from ``load``.
+    """
+    path = value_of(args, "--config") if args[:1] == [command] else None
+    if path is None:
+        return args
+    return [command, *flags_of(load(Path(path)), prefix=prefix), *args[1:]]
+
+
+def value_of(args: list[str], flag: str) -> str | None:
+    """The value of a flag, typed as ``--flag value`` or ``--flag=value``."""
+    for place, typed in enumerate(args):
+        name, equals, value = typed.partition("=")
+        if name == flag:
+            return value if equals else next(iter(args[place + 1 :]), None)
+    return None

@@ -35,6 +35,8 @@ class Locate(Command):
     file: Positional[Path]
     """The recording."""
     settings: Annotated[LocateSpec, arg(name="")] = LocateSpec()
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """TOML file with these settings, such as the locate.toml of a search; flags win."""
     output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
     """Write the positions to a .csv or .json file in place of the table on the screen."""
     plot: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -54,8 +56,8 @@ class Locate(Command):
             if path is not None:
                 check_output(path, overwrite=self.overwrite, endings=endings)
         report = None if self.report is None else self._new_report(self.report)
-        from rismusic.estimate.locate import locate
         from rismusic.evaluate.positions import position_rows, scene_records, truth_rows
+        from rismusic.hybrid.locate import locate
         from rismusic.recording import open_recording
 
         positions: list[Position] = []

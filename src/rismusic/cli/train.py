@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from rismusic.cli.command import Command, flags_of
+from rismusic.cli.command import Command, flags_of, value_of
 from rismusic.cli.output import note, progress_bar
 from rismusic.errors import InputError
-from rismusic.learn.runfolder import RunFolder, load_train_spec
+from rismusic.learn.runfolder import SETTINGS, RunFolder, load_train_spec
 from rismusic.learn.spec import TrainSpec
 from rismusic.spec import Count
 
+BESIDE_RESUME = ("--resume", "--device", "--tensorboard", "--no-tensorboard", "--help", "-h")
 PRESETS = {"tiny": TrainSpec.tiny, "search": TrainSpec.search, "final": TrainSpec.final}
 
 
@@ -49,8 +50,6 @@ class Train(Command):
         if self.epochs is not None:
             spec = spec.replace(schedule=spec.schedule.replace(epochs=self.epochs))
         if self.resume is not None:
-            if spec != TrainSpec() or self.start is not None:
-                raise InputError("resume", "no settings beside it (they are in the folder)", "some")
             # Before torch is waited for.
             RunFolder(self.resume).settings()
         folder = self.resume or self.out
@@ -70,7 +69,8 @@ class Train(Command):
                     say=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
                 )
         except KeyboardInterrupt:
-            note(f"what is learned is kept in {folder}: go on with rismusic train --resume {folder}")
+            if (folder / SETTINGS).exists():
+                note(f"what is learned is kept in {folder}: go on with rismusic train --resume {folder}")
             raise
         note(f"{len(trained.epochs)} epochs in {folder}; weights in {folder / 'best.safetensors'}")
         return 0
@@ -89,17 +89,22 @@ def with_settings(args: list[str]) -> list[str]:
         return args
     if len(args) > 1 and not args[1].startswith("-"):
         args = [args[0], "--config", *args[1:]]
-    preset, config = _value(args, "--preset"), _value(args, "--config")
+    _check_flags([typed.partition("=")[0] for typed in args if typed.startswith("-")])
+    preset, config = value_of(args, "--preset"), value_of(args, "--config")
     flags = flags_of(PRESETS[preset]()) if preset in PRESETS else []
     if config is not None:
         flags += flags_of(load_train_spec(Path(config)))
     return [args[0], *flags, *args[1:]]
 
 
-def _value(args: list[str], flag: str) -> str | None:
-    """The value of a flag, typed as ``--flag value`` or ``--flag=value``."""
-    for place, typed in enumerate(args):
-        name, equals, value = typed.partition("=")
-        if name == flag:
-            return value if equals else next(iter(args[place + 1 :]), None)
-    return None
+def _check_flags(typed: list[str]) -> None:
+    """Refuse flags that contradict each other.
+
+    Raises:
+        InputError: settings beside ``--resume``, or the same setting under two names.
+    """
+    for flag in typed if "--resume" in typed else []:
+        if flag not in BESIDE_RESUME:
+            raise InputError("--resume", "no settings beside it (they are in the folder)", flag)
+    if {"--epochs", "--schedule.epochs"} <= set(typed):
+        raise InputError("--epochs", "one of --epochs and --schedule.epochs", "both")

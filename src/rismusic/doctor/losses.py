@@ -18,6 +18,9 @@ from rismusic.learn.prediction import Prediction
 from rismusic.learn.spec import TermName
 from rismusic.recording import Recording
 
+# Length of a step down the eigengap's loss, relative: a long one would pass the place where eigenvalues meet.
+_STEP = 1e-3
+
 
 def every_weight(case: Case) -> dict[TermName, float]:
     """All terms on: those in use at their weight, the rest at a little."""
@@ -104,14 +107,14 @@ def gap(case: Case) -> Report:
     )
     slopes = torch.autograd.grad(loss, factors)
     moved = [
-        (value - 0.05 * value.norm() * slope / slope.norm().clamp_min(1e-30)).detach()
+        (value - _STEP * value.norm() * slope / slope.norm().clamp_min(1e-30)).detach()
         for value, slope in zip(factors, slopes, strict=True)
     ]
     after = _gaps(replace(start, angle_factor=moved[0], range_factor=moved[1]).covariance, targets)
     finding = at_least(
         "change of the eigengap by a step down its loss",
         float((after - before).mean()),
-        1e-4,
+        1e-5,
         f"the eigengap loss does not widen the gap, or pushes the wrong way: {order}",
         "Take lambda_K - lambda_K+1 of eigenvalues in descending order.",
     )

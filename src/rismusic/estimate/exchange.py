@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rismusic.estimate.grid import to_cosines
 from rismusic.estimate.refine import ROUGH, Criterion, fit_levels, refine
-from rismusic.estimate.search import Search, take_out
+from rismusic.estimate.search import Search, Shortlist, take_out
 
 # A source found again within so many grid steps of where it was is left alone: it would come back to itself.
 _SAME = 1.5
@@ -21,29 +21,35 @@ _GAIN = 0.1
 
 
 def exchange(
-    search: Search,
+    search: Search | Shortlist,
     positions: Float[Tensor, "S K 3"],
     active: Bool[Tensor, "S K"],
     *,
     criterion: Criterion = "conditional",
     sweeps: int = 4,
+    value: Float[Tensor, "S"] | None = None,
 ) -> Float[Tensor, "S K 3"]:
     """Sources taken out, searched again and kept where the likelihood of the re-fit is better.
 
     Args:
-        search: over the grid, of S scenes.
+        search: over the grid, or over a few places of each scene, of S scenes.
         positions: of the fit to improve.
         active: which places hold a source; empty ones come last.
         criterion: the likelihood of search and re-fit.
         sweeps: most passes.
+        value: minus the log-likelihood (nats) of positions that are refined already, as
+            :func:`~rismusic.estimate.refine.refine` gives it; if none, they are refined first.
 
     Returns:
         Positions, roughly refined where something was exchanged; the likelihood of no scene is worse than
         that of NF-MLE from the start.
     """
-    recording, grid = search.recording, search.dictionary.grid
-    # To the end, so that what an exchange has to beat is not lower than it seems.
-    positions, value, _ = refine(recording, positions, active, grid.volume, criterion=criterion)
+    recording, grid = search.recording, search.grid
+    if value is None:
+        # To the end, so that what an exchange has to beat is not lower than it seems.
+        positions, value, _ = refine(recording, positions, active, grid.volume, criterion=criterion)
+    else:
+        positions, value = positions.clone(), value.clone()
     # One source alone is where the search put it.
     live = (active.sum(-1) > 1).nonzero()[:, 0]
     step = positions.new_tensor(grid.step)
@@ -60,7 +66,7 @@ def exchange(
                 power, noise = fit_levels(part, positions[scenes], active[scenes])
                 levels = power[:, others], noise
             rest = take_out(part, positions[scenes][:, others], active[scenes][:, others], levels)
-            found = search.dictionary.positions(search.best(scenes, rest)[:, 0])
+            found = search.place(scenes, rest).to(positions)
             moved = ((_cosines(found) - _cosines(positions[scenes, k])).abs() > _SAME * step).any(-1)
             scenes, found = scenes[moved], found[moved]
             if len(scenes) == 0:

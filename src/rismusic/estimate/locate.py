@@ -1,9 +1,11 @@
-"""From a recording to positions, error bars and warnings: every locator behind one call."""
+"""What all locators share: the searched grid, blocks of scenes, error bars and warnings."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -16,6 +18,7 @@ from rismusic.estimate.grid import SearchGrid, Volume
 from rismusic.estimate.locators import count_and_fit, fit_known
 from rismusic.estimate.nfmle import Fit
 from rismusic.estimate.sparse import source_count
+from rismusic.panel import Panel
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.spec import LocateSpec
@@ -60,39 +63,17 @@ class Located:
         """Standard deviations of azimuth (rad), elevation (rad) and range (m)."""
         return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
 
-
-def locate(
-    recording: Recording,
-    *,
-    sources: Int64[Tensor, "S"] | int | str | None = None,
-    spec: LocateSpec | None = None,
-    **settings: object,
-) -> Located:
-    """Locate the sources of every scene; the twin of ``rismusic locate``.
-
-    Args:
-        recording: S scenes.
-        sources: K: one number, one for each scene [S], or ``auto``; that of ``spec`` if not given.
-        spec: method, searched volume and so on; the default if none.
-        settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
-
-    Returns:
-        Positions with error bars, in float64 and on the recording's device.
-
-    Raises:
-        InputError: an unknown setting, or more sources than the data can carry.
-    """
-    chosen = (spec or LocateSpec()).replace(**settings)
-    if isinstance(sources, (int, str)):
-        chosen = chosen.replace(sources=sources)
-    grid = SearchGrid.cover(recording.panel, searched_volume(chosen), chosen.oversampling)
-    grid = grid.to(recording.snapshots.device)
-    parts = []
-    for start in range(0, len(recording), _BLOCK):
-        block = recording[start : start + _BLOCK]
-        given = sources[start : start + _BLOCK] if isinstance(sources, Tensor) else None
-        parts.append(_locate_block(block, given, grid, chosen))
-    return _joined(parts)
+    def __getitem__(self, scenes: slice | Tensor) -> Located:
+        """What was located in some of the scenes."""
+        names = ("covariance", "snr_db", "noise_variance", "likelihood", "p_value")
+        told, numbers = self.count_probability, torch.arange(len(self.warnings))[scenes]
+        return replace(
+            self,
+            sources=self.sources[scenes],
+            count_probability=None if told is None else told[scenes],
+            warnings=[self.warnings[scene] for scene in numbers.tolist()],
+            **{name: getattr(self, name)[scenes] for name in names},
+        )
 
 
 def searched_volume(spec: LocateSpec) -> Volume:
@@ -105,17 +86,55 @@ def searched_volume(spec: LocateSpec) -> Volume:
     )
 
 
-def _locate_block(
-    recording: Recording, count: Int64[Tensor, "S"] | None, grid: SearchGrid, spec: LocateSpec
+def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
+    """The points that are searched, on the recording's device."""
+    elements = recording.elements
+    key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, recording.wavelength
+    return _grid(*key, searched_volume(spec), spec.oversampling, recording.snapshots.device)
+
+
+@lru_cache(maxsize=4)
+def _grid(
+    elements: bytes,
+    dtype: torch.dtype,
+    wavelength: float,
+    volume: Volume,
+    oversampling: float,
+    device: torch.device,
+) -> SearchGrid:
+    """Kept with its steering vectors: for a single scene they would take as long as the search."""
+    panel = Panel(torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3), wavelength)
+    return SearchGrid.cover(panel, volume, oversampling).to(device)
+
+
+def by_blocks(
+    recording: Recording,
+    count: Int64[Tensor, "S"] | None,
+    one: Callable[[Recording, Int64[Tensor, "_"] | None], Located],
 ) -> Located:
+    """All scenes of a recording, some at a time, so that memory does not grow with their number.
+
+    Args:
+        recording: S scenes.
+        count: K of each scene; none where the settings say it.
+        one: locates the sources of a block of scenes.
+    """
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(recording), _BLOCK)]
+    return joined([one(recording[block], None if count is None else count[block]) for block in blocks])
+
+
+def locate_classically(
+    recording: Recording, count: Int64[Tensor, "S"] | None, *, grid: SearchGrid, spec: LocateSpec
+) -> Located:
+    """One block of scenes by a method that no network has a part in."""
     if count is None and spec.sources == "auto":
         chosen = count_and_fit(recording, grid, spec)
-        return _told(recording, chosen.fit, chosen.probability, grid.volume, spec)
+        return told(recording, chosen.fit, chosen.probability, grid.volume, spec)
     count = source_count(recording, int(spec.sources) if count is None else count)
-    return _told(recording, fit_known(recording, count, grid, spec), None, grid.volume, spec)
+    return told(recording, fit_known(recording, count, grid, spec), None, grid.volume, spec)
 
 
-def _told(
+def told(
     recording: Recording,
     fit: Fit,
     count_probability: Float[Tensor, "S counts"] | None,
@@ -171,7 +190,7 @@ def _warnings(
     return said
 
 
-def _joined(parts: list[Located]) -> Located:
+def joined(parts: list[Located]) -> Located:
     """Blocks of scenes put together, padded to the same K_max."""
     most = max(part.snr_db.shape[1] for part in parts)
 

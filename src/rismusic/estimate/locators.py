@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import Covariance, recording_covariance
@@ -51,7 +51,7 @@ def fit_known(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid,
         spec: method, criterion, polish.
     """
     if int(count.max()) == 0:
-        return _nothing(recording)
+        return nothing(recording)
     if spec.method in SPARSE:
         return locate_sparse(recording, count, grid, _strategy(spec))
     return _fit_spectral(recording, count, grid, spec)
@@ -85,7 +85,7 @@ def count_and_fit(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> C
 
         def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
             if count == 0:
-                return told(search.recording, _nothing(search.recording))
+                return told(search.recording, nothing(search.recording))
             some = starts[scenes]
             return told(some.search.recording, some.fit(torch.full_like(scenes, count), strategy))
 
@@ -102,7 +102,7 @@ def _strategy(spec: LocateSpec) -> Strategy:
     return Strategy(maps=maps, exchanges=exchanges, criterion=spec.criterion)
 
 
-def _nothing(recording: Recording) -> Fit:
+def nothing(recording: Recording) -> Fit:
     """The fit of no source at all: everything is noise."""
     scenes, device = len(recording), recording.snapshots.device
     positions = torch.ones(scenes, 1, 3, dtype=torch.float64, device=device)
@@ -118,13 +118,30 @@ def _fit_spectral(recording: Recording, count: Int64[Tensor, "S"], grid: SearchG
     noise = recording.noise_variance
     noise = guess_noise(recording) if noise is None else noise
     covariance = recording_covariance(recording, noise, oracle=spec.method == "mvdr")
-    most = int(count.max())
-    # Visiting sources again pays on exact covariances only (measured).
-    found = find_in_turn(SPECTRA[spec.method](covariance, count.clamp_min(1)), grid, most, visits=0)
-    absent = torch.arange(most, device=count.device) >= count[:, None]
-    start = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
-    start = start.each(lambda value: value.double().masked_fill(absent, math.nan))
+    start, converged = peaks_in_turn(SPECTRA[spec.method](covariance, count.clamp_min(1)), grid, count)
     if spec.polish:
         return nfmle(recording, start, grid.volume, criterion=spec.criterion)
-    positions, active = unpack(start, recording)
-    return finish(recording, positions, active, (found.converged | absent).all(-1))
+    return finish(recording, *unpack(start, recording), converged)
+
+
+def peaks_in_turn(
+    spectrum: Spectrum, grid: SearchGrid, count: Int64[Tensor, "S"], *, steps: int = 40
+) -> tuple[Sources, Bool[Tensor, "S"]]:
+    """So many peaks of each scene's spectrum, found in turn and climbed by Newton.
+
+    Args:
+        spectrum: of each scene.
+        grid: the points that are searched.
+        count: K of each scene, one of them at least 1.
+        steps: most steps of each climb.
+
+    Returns:
+        Positions [S, K_max] in float64, NaN in empty places, and where Newton came to rest.
+    """
+    most = int(count.max())
+    # Visiting sources again pays on exact covariances only (measured).
+    found = find_in_turn(spectrum, grid, most, visits=0, steps=steps)
+    absent = torch.arange(most, device=count.device) >= count[:, None]
+    places = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
+    places = places.each(lambda value: value.double().masked_fill(absent, math.nan))
+    return places, (found.converged | absent).all(-1)

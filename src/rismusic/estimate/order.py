@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.nfmle import Fit
@@ -23,7 +23,8 @@ class Chosen:
 
     Args:
         fit: with that number, padded to the largest of any scene (one place at least).
-        log_evidence: [S, most + 1] of 0, 1, ... sources, in nats; minus infinity where it was not tried.
+        log_evidence: [S, most + 1] of 0, 1, ... sources, in nats, with what was known beforehand; minus
+            infinity where it was not tried.
     """
 
     fit: Fit
@@ -31,7 +32,7 @@ class Chosen:
 
     @property
     def probability(self) -> Float[Tensor, "S counts"]:
-        """[S, most + 1] probability of each number, all equally probable beforehand."""
+        """[S, most + 1] probability of each number, equally probable beforehand if nothing else was said."""
         return self.log_evidence.softmax(dim=1)
 
 
@@ -39,6 +40,7 @@ def choose_count(
     scenes: Int64[Tensor, "S"],
     fit: Callable[[Int64[Tensor, "_"], int], tuple[Fit, Float[Tensor, "_"]]],
     most: int,
+    prior: Float[Tensor, "S counts"] | None = None,
 ) -> Chosen:
     """The fits whose number of sources has the greatest evidence, scene by scene.
 
@@ -48,31 +50,43 @@ def choose_count(
         scenes: 0 to S - 1.
         fit: fits so many sources to each of some scenes, and says how evident that number is (nats).
         most: largest number that is tried.
+        prior: [S, most + 1] logarithm of how probable each number is beforehand; where it is minus infinity
+            the number is not tried (but 0, which costs nothing). Equal if none is given.
     """
     best, evidence = fit(scenes, 0)
-    all_evidence = evidence.new_full((len(scenes), most + 1), -math.inf)
-    all_evidence[:, 0] = evidence
-    value, since = evidence.clone(), torch.zeros_like(scenes)
+    if prior is None:
+        prior = evidence.new_zeros(len(scenes), most + 1)
+    all_evidence = torch.full_like(prior, -math.inf)
+    all_evidence[:, 0] = value = evidence + prior[:, 0]
+    value, since = value.clone(), torch.zeros_like(scenes)
     for count in range(1, most + 1):
-        left = scenes[since < _PATIENCE]
+        left = scenes[(since < _PATIENCE) & (prior[:, count] > -math.inf)]
         if len(left) == 0:
-            break
+            continue
         tried, evidence = fit(left, count)
+        evidence = evidence + prior[left, count]
         all_evidence[left, count] = evidence
         better = evidence > value[left]
         value[left] = torch.where(better, evidence, value[left])
         since[left] = torch.where(better, 0, since[left] + 1)
-        best = _replaced(best, left[better], tried, better)
+        best = replaced(best, left, tried, better)
     return Chosen(best, all_evidence)
 
 
-def _replaced(best: Fit, scenes: Int64[Tensor, "_"], tried: Fit, better: Tensor) -> Fit:
-    """``best`` with some scenes taken from ``tried``; both padded to the wider one's places."""
+def replaced(best: Fit, scenes: Int64[Tensor, "_"], tried: Fit, better: Bool[Tensor, "_"]) -> Fit:
+    """``best`` with some scenes taken from another fit; both padded to the wider one's places.
+
+    Args:
+        best: of S scenes.
+        scenes: numbers of the scenes of the other fit.
+        tried: the other fit.
+        better: which of these take it.
+    """
     width = max(best.sources.azimuth.shape[1], tried.sources.azimuth.shape[1])
 
     def put(old: Tensor, new: Tensor) -> Tensor:
         changed = _padded(old, width) if old.ndim > 1 else old.clone()
-        changed[scenes] = (_padded(new, width) if new.ndim > 1 else new)[better]
+        changed[scenes[better]] = (_padded(new, width) if new.ndim > 1 else new)[better]
         return changed
 
     sources = {

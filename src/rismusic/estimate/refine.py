@@ -72,7 +72,7 @@ def refine(
         method = _conditional if criterion == "conditional" else _unconditional
         fit = method(recording[block], positions[block], active[block], volume, wave, effort)
         x = fit.point[:, : 3 * positions.shape[1]].unflatten(-1, (-1, 3))
-        parts.append((torch.where(active[block, :, None], x, positions[block]), fit.value, fit.converged))
+        parts.append((x, fit.value, fit.converged))
     refined, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
     return refined, value, converged
 

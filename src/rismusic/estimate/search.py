@@ -35,6 +35,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.dictionary import BLOCK, Dictionary, products
+from rismusic.estimate.grid import SearchGrid
 from rismusic.recording import Recording
 from rismusic.wave import Wave, steering
 
@@ -122,6 +123,11 @@ class Search:
         if 4 * scenes * snapshots * len(dictionary) <= _KEPT:
             self._energies = [dictionary.energies(link, columns) for _, columns in dictionary.columns()]
 
+    @property
+    def grid(self) -> SearchGrid:
+        """The grid of the points."""
+        return self.dictionary.grid
+
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Search:
         """The search of some scenes; what was computed for them is kept."""
         part = copy(self)
@@ -151,18 +157,13 @@ class Search:
             best[part], order = values.topk(wanted, dim=1)
             index[part] = places.gather(1, order)
         leaders = index[:, :_CHECKED]
-        order = self._exactly(scenes, rest, leaders).argsort(dim=1, descending=True)
+        exact = worth_of(self.recording, scenes, rest, self.dictionary.positions(leaders))
+        order = exact.argsort(dim=1, descending=True)
         return torch.cat((leaders.gather(1, order), index[:, _CHECKED:]), dim=1)[:, :count]
 
-    def _exactly(self, scenes: Tensor, rest: Rest, index: Tensor) -> Float[Tensor, "B _"]:
-        """What some points of each scene are worth to it, from their own fields at the receiver."""
-        azimuth, elevation, q = self.dictionary.positions(index).to(rest.data.real.dtype).unbind(-1)
-        A = steering(self.dictionary.grid.panel, azimuth, elevation, 1 / q)
-        fields = self.recording.link[scenes].matmul(A)  # [B, L, M, points]
-        energy = fields.abs().square().sum(-2)
-        left = energy - (rest.basis.mH @ fields).abs().square().sum(-2)
-        pull = (rest.data[..., None, :].conj() @ fields)[..., 0, :].abs().square()
-        return _worth(pull, torch.maximum(left, _FLOOR * energy), rest.noise_variance)
+    def place(self, scenes: Int64[Tensor, "B"], rest: Rest) -> Float[Tensor, "B 3"]:
+        """The best place for one more source: azimuth, elevation, 1/range."""
+        return self.dictionary.positions(self.best(scenes, rest)[:, 0])
 
     def _scores(self, scenes: Tensor, rest: Rest) -> Iterator[tuple[slice, slice, Float[Tensor, "_ _"]]]:
         """Places of a block of points and of scenes, and how much each point is worth to each scene."""
@@ -184,6 +185,47 @@ class Search:
                 pull = products(link.adjoint(rest.data[part]).conj(), columns).square().sum(-2)
                 noise = rest.noise_variance
                 yield points, part, _worth(pull, left, None if noise is None else noise[part])
+
+
+@dataclass(frozen=True, eq=False)
+class Shortlist:
+    """A search of a few places in each of S scenes.
+
+    Args:
+        grid: whose volume and steps are meant.
+        recording: S scenes.
+        places: azimuth, elevation, 1/range.
+    """
+
+    grid: SearchGrid
+    recording: Recording
+    places: Float[Tensor, "S C 3"]
+
+    def place(self, scenes: Int64[Tensor, "B"], rest: Rest) -> Float[Tensor, "B 3"]:
+        """The best of them for one more source; see :meth:`Search.place`."""
+        places = self.places[scenes]
+        best = worth_of(self.recording, scenes, rest, places).argmax(dim=1)
+        return places.take_along_dim(best[:, None, None], dim=1)[:, 0]
+
+
+def worth_of(
+    recording: Recording, scenes: Int64[Tensor, "B"], rest: Rest, places: Float[Tensor, "B C 3"]
+) -> Float[Tensor, "B C"]:
+    """What a source at some places is worth to each scene, from its own field at the receiver.
+
+    Args:
+        recording: S scenes.
+        scenes: numbers of B of them.
+        rest: what these are without the sources already there.
+        places: azimuth, elevation, 1/range of C places in each.
+    """
+    azimuth, elevation, q = places.to(rest.data.real.dtype).unbind(-1)
+    A = steering(recording.panel, azimuth, elevation, 1 / q)
+    fields = recording.link[scenes].matmul(A)  # [B, L, M, C]
+    energy = fields.abs().square().sum(-2)
+    left = energy - (rest.basis.mH @ fields).abs().square().sum(-2)
+    pull = (rest.data[..., None, :].conj() @ fields)[..., 0, :].abs().square()
+    return _worth(pull, torch.maximum(left, _FLOOR * energy), rest.noise_variance)
 
 
 def _worth(pull: Tensor, left: Tensor, noise: Tensor | None) -> Tensor:

@@ -32,7 +32,9 @@ _FROM_GRID, _FROM_PLACE = 0.5, 1.0
 
 
 @torch.no_grad()
-def find_in_turn(spectrum: Spectrum, grid: SearchGrid, count: int, *, visits: int = 1) -> Refined:
+def find_in_turn(
+    spectrum: Spectrum, grid: SearchGrid, count: int, *, visits: int = 1, steps: int = 40
+) -> Refined:
     """K sources of each scene, one after the other: search, Newton, project out; then visited again.
 
     Costs K searches of the grid. What comes later depends on what was found before, so this is a loop over
@@ -45,6 +47,7 @@ def find_in_turn(spectrum: Spectrum, grid: SearchGrid, count: int, *, visits: in
         visits: how often all sources are visited again. A scene keeps the outcome only if its sources
             together explain more of V than before. It pays where V is nearly exact and sources are close;
             not where noise decides.
+        steps: most steps of each climb; few where a fit follows.
 
     Returns:
         Positions [..., K] in the order in which they were found.
@@ -63,14 +66,15 @@ def find_in_turn(spectrum: Spectrum, grid: SearchGrid, count: int, *, visits: in
         ratio = rest.explained_on_grid(grid) / left.clamp_min(_LEFT)
         best = torch.where(grid.inside & (left > _LEFT), ratio, -1).argmax(-1, keepdim=True)
         start = [axis.to(left.dtype)[best] for axis in (grid.azimuth, grid.elevation, grid.range)]
-        near = newton(rest, panel, volume, start[0], start[1], start[2], reach=_FROM_GRID)
-        found = newton(spectrum, panel, volume, *_position(near), reach=_FROM_GRID)
+        near = newton(rest, panel, volume, start[0], start[1], start[2], reach=_FROM_GRID, steps=steps)
+        found = newton(spectrum, panel, volume, *_position(near), reach=_FROM_GRID, steps=steps)
         places = torch.cat((places, _stacked(found)), dim=-2)
     for _ in torch.arange(visits if count > 1 else 0):
         trial = _visit(spectrum, grid, places)
         better = _together(V, panel, trial) > _together(V, panel, places)
         places = torch.where(better[..., None, None], trial, places)
-    return newton(spectrum, panel, volume, places[..., 0], places[..., 1], places[..., 2], reach=_FROM_GRID)
+    azimuth, elevation, distance = places.unbind(-1)
+    return newton(spectrum, panel, volume, azimuth, elevation, distance, reach=_FROM_GRID, steps=steps)
 
 
 def _visit(spectrum: Spectrum, grid: SearchGrid, places: Float[Tensor, "... K 3"]) -> Tensor:

@@ -40,7 +40,7 @@ def position_rows(located: Located, *, first_scene: int = 0) -> list[Position]:
     """A row for each source found, scene by scene, the strongest first.
 
     Args:
-        located: from :func:`~rismusic.estimate.locate.locate`.
+        located: from :func:`rismusic.locate`.
         first_scene: number of its first scene.
     """
     sources = located.sources

@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.files import replace_file
-from rismusic.learn.runfolder import STATE, RunFolder
+from rismusic.learn.runfolder import SETTINGS, STATE, RunFolder
+from rismusic.learn.spec import TrainSpec
 from rismusic.version import __version__
 
 _FORMAT = "rismusic-training/1"
@@ -43,6 +45,9 @@ class State:
         log_bytes: length of the log.
     """
 
+    # As read from a file: no other fields, no other types.
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
     begun: bool = False
     epoch: int = 0
     step: int = 0
@@ -53,28 +58,33 @@ class State:
     best_epoch: int = -1
     sums: dict[str, float] = field(default_factory=dict)
     stopped: bool = False
-    scaler: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, int | float] = field(default_factory=dict)
     log_bytes: int = 0
 
 
-def save_checkpoint(run: RunFolder, state: State, tensors: dict[str, Tensor]) -> None:
+_STATE = TypeAdapter(State)
+
+
+def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: dict[str, Tensor]) -> None:
     """Put a checkpoint in the place of the one that is there.
 
     Args:
         run: the folder.
-        state: goes to ``state.json``.
+        settings: go to ``state.json``, so that a training goes on with those that it was begun with.
+        state: goes there too.
         tensors: go to a file of their own.
 
     Raises:
         InputError: the disk is full or refuses; the earlier checkpoint is as it was.
     """
-    name = f"state-{state.epoch:04d}-{state.step:07d}.safetensors"
+    name = _tensors_of(state)
     write_tensors(run.folder / name, tensors, {"format": _FORMAT})
     record = {
         "format": _FORMAT,
         "version": __version__,
         "tensors": name,
-        **asdict(state),
+        "settings": settings.model_dump(mode="json"),
+        "state": asdict(state),
     }
     with replace_file(run.folder / STATE, overwrite=True) as temporary:
         write_safely(temporary, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
@@ -89,25 +99,55 @@ def load_checkpoint(run: RunFolder) -> tuple[State, dict[str, Tensor]] | None:
     """The checkpoint of a folder; none where there is none yet.
 
     Raises:
-        InputError: files that are no checkpoint, or of another version, or damaged.
+        InputError: files that are no checkpoint, or of another version or other settings, or damaged; the
+            file that names the tensors is gone.
     """
     path = run.folder / STATE
     if not path.exists():
+        if any(each.name != _tensors_of(State()) for each in run.folder.glob("state-*.safetensors")):
+            raise InputError(str(path), "the state of the training in this folder", "no such file")
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record.pop("format") != _FORMAT:
+        if record["format"] != _FORMAT:
             raise KeyError("format")
-        version, name = record.pop("version"), record.pop("tensors")
-        state = State(**record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        version, name, settings = record["version"], str(record["tensors"]), dict(record["settings"])
+        state = _STATE.validate_json(json.dumps(record["state"]))
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(str(path), "the state of a training", "something else") from None
     if version != __version__:
         raise InputError(str(path), f"a training of this version, {__version__}", f"version {version}")
+    _check_settings(run, settings)
     tensors, metadata = read_tensors(run.folder / name)
     if metadata.get("format") != _FORMAT:
         raise InputError(str(run.folder / name), "the tensors of a training", "other tensors")
     return state, tensors
+
+
+def _tensors_of(state: State) -> str:
+    """Name of the file of tensors."""
+    return f"state-{state.epoch:04d}-{state.step:07d}.safetensors"
+
+
+def _check_settings(run: RunFolder, begun_with: dict[str, object]) -> None:
+    """Refuse settings that were changed after the training had begun."""
+    before, now = _flat(begun_with), _flat(run.settings().model_dump(mode="json"))
+    for name in dict.fromkeys((*before, *now)):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                str(run.folder / SETTINGS),
+                f"{name} = {before.get(name)} as when the training was begun (for other settings begin a new "
+                "one; start, --start, takes the weights along)",
+                str(now.get(name)),
+            )
+
+
+def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Settings by their dotted names."""
+    found: dict[str, object] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

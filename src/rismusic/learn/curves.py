@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,9 @@ def plot_losses(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> 
     """
     ax = ax or new_axes(None)[0]
     at = [line["epoch"] + 1 for line in epochs]
-    ax.plot(at, [line["training"].get("loss") for line in epochs], c=COLOURS[0], label="training")
-    ax.plot(at, [line["validation"]["loss"] for line in epochs], c=COLOURS[1], label="validation")
-    ax.set(xlabel="epoch", ylabel="loss", yscale="log")
+    ax.plot(at, [_number(line["training"].get("loss")) for line in epochs], c=COLOURS[0], label="training")
+    ax.plot(at, [_number(line["validation"]["loss"]) for line in epochs], c=COLOURS[1], label="validation")
+    ax.set(xlabel="epoch", ylabel="loss (weighted sum)", ylim=(0, None))
     return _finished(ax)
 
 
@@ -39,10 +40,10 @@ def plot_terms(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> A
     at = [line["epoch"] + 1 for line in epochs]
     for place, name in enumerate(epochs[-1]["validation"]["terms"]):
         style = ("-", "--", ":")[place // len(COLOURS)]
-        values = [line["validation"]["terms"].get(name) for line in epochs]
+        values = [_number(line["validation"]["terms"].get(name)) for line in epochs]
         ax.plot(at, values, style, c=COLOURS[place % len(COLOURS)], label=name.replace("_", " "))
-    ax.set(xlabel="epoch", ylabel="validation losses", yscale="log")
-    return _finished(ax, columns=2)
+    ax.set(xlabel="epoch", ylabel="losses of the validation (without weights)", yscale="log")
+    return _finished(ax, aside=True)
 
 
 def plot_scores(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> Axes:
@@ -56,8 +57,18 @@ def plot_scores(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> 
     at = [line["epoch"] + 1 for line in epochs]
     for place, (name, label) in enumerate((("blend", r"R$_{blend}$"), ("predicted", r"R$_{pred}$"))):
         scores = [line["validation"]["scores"][name] for line in epochs]
-        ax.plot(at, [100 * one["recall"] for one in scores], c=COLOURS[place], label=f"hit, MUSIC on {label}")
-    ax.plot(at, [100 * one["count_right"] for one in scores], c=COLOURS[2], label="number of sources right")
+        ax.plot(
+            at,
+            [100 * _number(one["recall"]) for one in scores],
+            c=COLOURS[place],
+            label=f"hit, MUSIC on {label}",
+        )
+    ax.plot(
+        at,
+        [100 * _number(one["count_right"]) for one in scores],
+        c=COLOURS[2],
+        label="number of sources right",
+    )
     ax.set(xlabel="epoch", ylabel="share / %", ylim=(0, 100))
     return _finished(ax)
 
@@ -69,11 +80,11 @@ def save_curves(run: RunFolder, say: Callable[[str], None]) -> None:
         run: the folder.
         say: takes the sentence.
     """
-    epochs: list[dict[str, Any]] = run.records("epoch")
-    if not epochs:
-        return
     try:
-        axes = new_axes(None, None, None, size=(13.5, 4.0))
+        epochs: list[dict[str, Any]] = run.records("epoch")
+        if not epochs:
+            return
+        axes = new_axes(None, None, None, size=(15.0, 4.0))
         for draw, ax in zip((plot_losses, plot_terms, plot_scores), axes, strict=True):
             draw(epochs, ax=ax)
         save(axes[0], run.folder / CURVES, overwrite=True)
@@ -81,7 +92,15 @@ def save_curves(run: RunFolder, say: Callable[[str], None]) -> None:
         say(f"no plot: {error}")
 
 
-def _finished(ax: Axes, columns: int = 1) -> Axes:
+def _number(value: float | str | None) -> float:
+    """What the log has: text for what is not finite, nothing where every step was skipped."""
+    return math.nan if value is None else float(value)
+
+
+def _finished(ax: Axes, *, aside: bool = False) -> Axes:
+    """Grid, whole epochs, and a legend within the axes or, where there are many lines, aside of them."""
     ax.grid(which="both", alpha=0.3)
-    ax.legend(frameon=False, fontsize="small", ncols=columns)
+    ax.locator_params(axis="x", integer=True)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if aside else {}
+    ax.legend(frameon=False, fontsize="small", **place)
     return ax

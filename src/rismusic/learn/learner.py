@@ -12,6 +12,7 @@ from torch.func import functional_call
 from rismusic.errors import InputError
 from rismusic.estimate.grid import SearchGrid, Volume
 from rismusic.learn.checkpoint import optimizer_tensors, restore_optimizer
+from rismusic.learn.guard import all_finite, marked, put_aside
 from rismusic.learn.losses import Losses, Targets, total_loss
 from rismusic.learn.network import Network
 from rismusic.learn.prediction import Prediction
@@ -72,9 +73,12 @@ class Learner:
         *,
         oracle: bool = False,
     ) -> Losses:
-        """The losses of a prediction."""
-        targets = Targets.of(recording, self.grid)
-        return total_loss(prediction, targets, self.spec.loss, beta=beta, weights=weights, oracle=oracle)
+        """The losses of a prediction; NaN where it or the recording is not finite."""
+        whole = all_finite(recording, prediction)
+        targets = Targets.of(put_aside(recording, whole), self.grid)
+        prediction = put_aside(prediction, whole)
+        losses = total_loss(prediction, targets, self.spec.loss, beta=beta, weights=weights, oracle=oracle)
+        return marked(losses, whole)
 
     def step(
         self, recordings: Iterable[Recording], beta: float, weights: Mapping[TermName, float]

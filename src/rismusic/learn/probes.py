@@ -190,8 +190,9 @@ def steps(state: State, clip_norm: float) -> Report:
             "share of skipped steps",
             lost,
             0.01,
-            "gradients that are not finite.",
-            "Lower the learning rates, or use precision = 'float32'.",
+            "losses or gradients that are not finite.",
+            "Lower the learning rates, or use precision = 'float32'; past skipped_max steps the "
+            "cause is named.",
         ),
     )
     text = (

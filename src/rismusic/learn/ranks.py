@@ -73,17 +73,30 @@ def all_ranks(device: torch.device | str | None = None) -> Iterator[Ranks]:
         InputError: a device that is not there.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device", "cpu (no GPU is to be seen)", str(device))
+    kind = _device(device)
     if world == 1:
         yield Ranks(device=kind)
         return
     if kind.type == "cuda":
-        kind = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        kind = _device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(kind)
     distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")
     try:
         yield Ranks(distributed.get_rank(), world, kind)
     finally:
         distributed.destroy_process_group()
+
+
+def _device(wanted: torch.device | str | None) -> torch.device:
+    """The device of that name, if it is there."""
+    gpus = torch.cuda.device_count()
+    try:
+        found = torch.device(wanted or ("cuda" if gpus else "cpu"))
+    except RuntimeError:
+        raise InputError("device", "cpu or cuda", str(wanted)) from None
+    if found.type not in ("cpu", "cuda"):
+        raise InputError("device", "cpu or cuda", str(wanted))
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        seen = f"one of the {gpus} GPUs" if gpus else "cpu (no GPU is to be seen)"
+        raise InputError("device", seen, str(wanted))
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rismusic.learn.network import Network
 from rismusic.learn.ranks import all_ranks
 from rismusic.learn.runfolder import BEST, RunFolder
 from rismusic.learn.spec import TrainSpec
-from rismusic.learn.trainer import Progress, Say, Trainer
+from rismusic.learn.trainer import Progress, Say, Trainer, Watch
 from rismusic.learn.weights import load_network, restore
 
 
@@ -44,6 +45,7 @@ def train(
     tensorboard: bool = False,
     progress: Progress = lambda *_: None,
     say: Say = lambda _: None,
+    watch: Watch = lambda *_: False,
     **settings: object,
 ) -> Trained:
     """Train a network; the twin of ``rismusic train``.
@@ -59,6 +61,7 @@ def train(
         tensorboard: whether to write the numbers for TensorBoard too.
         progress: called with the number of scenes done and that of all.
         say: called with each line for the console.
+        watch: told the number of each epoch and its validation; the training stops there if it says so.
         settings: fields of :class:`~rismusic.learn.spec.TrainSpec` to change, such as ``batch=32``.
 
     Raises:
@@ -75,17 +78,19 @@ def train(
             run.create(chosen)
         ranks.wait()
         with run.held(ranks.first):
-            board = Board(run.folder) if tensorboard and ranks.first else None
-            trainer = Trainer(chosen, run, ranks, progress=progress, say=say, record=board)
+            trainer = Trainer(chosen, run, ranks, progress=progress, say=say, watch=watch)
             if resume:
                 trainer.resume()
             elif start is not None:
                 start_from(start, trainer.learner)
-            try:
-                trainer.train()
-            finally:
+            with ExitStack() as stack:
                 if ranks.first:
-                    save_curves(run, say)
+                    stack.callback(save_curves, run, say)
+                if tensorboard and ranks.first:
+                    steps = chosen.steps_per_epoch
+                    done = trainer.state.epoch * steps + trainer.state.step
+                    trainer.record = stack.enter_context(closing(Board(run.folder, steps, done)))
+                trainer.train()
         ranks.wait()
         network = load_network(run.folder / BEST, device=ranks.device)
     return Trained(network, run.records("epoch"), run.folder)

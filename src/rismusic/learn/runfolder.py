@@ -7,7 +7,7 @@
 ``state-*.safetensors``   weights, their average, and the optimizer
 ``best.safetensors``      the averaged weights of the epoch with the best validation loss
 ``last.safetensors``      those of the last epoch
-``curves.png``            losses, learning rates and scores
+``curves.png``            losses and scores
 ``lock``                  the process that is at work
 ========================= =============================================================================
 """
@@ -67,8 +67,11 @@ class RunFolder:
         """The settings that the training was begun with.
 
         Raises:
-            InputError: there are none, or not of this version.
+            InputError: there is no training in the folder, or one with settings that are not of this version.
         """
+        if not (self.folder / SETTINGS).exists():
+            found = "no settings.toml in it" if self.folder.is_dir() else "no such folder"
+            raise InputError(str(self.folder), "the folder of a training", found)
         return load_train_spec(self.folder / SETTINGS)
 
     @contextmanager
@@ -85,23 +88,22 @@ class RunFolder:
             yield
             return
         path = self.folder / LOCK
+        with writing(path):
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            file = path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise InputError(str(path), "a file that can be written", error.strerror or str(error)) from error
-        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.seek(0)
-                who = file.read().strip() or "unknown"
+                who = os.read(file, 100).decode(errors="replace").strip() or "unknown"
                 raise InputError(
                     str(self.folder), "a folder in which nobody is at work", f"process {who}"
                 ) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            with writing(path):
+                os.truncate(file, 0)
+                os.write(file, f"{os.getpid()}\n".encode())
             yield
+        finally:
+            os.close(file)
 
     def log(self, records: Sequence[Mapping[str, object]]) -> None:
         """Append to the log.
@@ -111,13 +113,8 @@ class RunFolder:
         """
         text = "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records)
         path = self.folder / LOG
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise InputError(
-                str(path), "a place that can be written to", error.strerror or str(error)
-            ) from error
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(text)
 
     def log_size(self) -> int:
         """Bytes of the log."""
@@ -125,18 +122,51 @@ class RunFolder:
         return path.stat().st_size if path.exists() else 0
 
     def cut_log(self, size: int) -> None:
-        """Take back what was logged after a checkpoint; it is done again."""
+        """Take back what was logged after a checkpoint; it is done again.
+
+        Raises:
+            InputError: the file refuses.
+        """
         path = self.folder / LOG
         if path.exists():
-            os.truncate(path, min(size, path.stat().st_size))
+            with writing(path):
+                os.truncate(path, min(size, path.stat().st_size))
 
     def records(self, kind: str) -> list[dict[str, object]]:
-        """Lines of the log of one kind."""
+        """Lines of the log of one kind; one that a full disk or the end of the process cut short is left out.
+
+        Raises:
+            InputError: a line that is no record.
+        """
         path = self.folder / LOG
         if not path.exists():
             return []
-        lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return [line for line in lines if line["kind"] == kind]
+        found = []
+        for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                line = json.loads(text)
+                if line["kind"] == kind:
+                    found.append(line)
+            except (ValueError, TypeError, KeyError):
+                raise InputError(
+                    str(path),
+                    "a record in each line (without the file the training goes on, and its curves are lost)",
+                    f"something else in line {number}",
+                ) from None
+        return found
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say it in a sentence where a file cannot be written.
+
+    Raises:
+        InputError: the disk is full or refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(str(path), "a place that can be written to", error.strerror or str(error)) from error
 
 
 def load_train_spec(path: Path) -> TrainSpec:

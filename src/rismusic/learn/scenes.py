@@ -28,9 +28,10 @@ class Scenes:
 
     def __init__(self, spec: TrainSpec, ranks: Ranks | None = None) -> None:
         self.spec, self.ranks = spec, ranks or Ranks()
+        # Scenes that are to be learned by heart are what the validation looks at, too.
         self._train, self._validation = (
             Simulator(spec.system, seed=spec.seed, split=split, device=self.ranks.device)
-            for split in ("train", "validation")
+            for split in ("train", "validation" if spec.fresh else "train")
         )
 
     def numbers(self, epoch: int, step: int) -> list[range]:
@@ -55,7 +56,10 @@ class Scenes:
             yield with_guessed_noise(recording) if hide else recording
 
     def validation(self) -> Iterator[Recording]:
-        """The validation set in batches: a half with its noise variance, a half without."""
+        """The validation set in batches: a half with its noise variance, a half without.
+
+        Where ``spec.fresh`` is off, its scenes are those that are trained on.
+        """
         scenes = self.spec.validation_scenes
         for hide, (start, stop) in ((False, (0, scenes // 2)), (True, (scenes // 2, scenes))):
             for recording in self._validation.stream(self.spec.batch, start=start, stop=stop):
@@ -66,7 +70,7 @@ class Scenes:
 
         Every second one is given with an estimate of its noise variance.
         """
-        scenes = self._validation.scenes(0, min(self.spec.scored_scenes, self.spec.validation_scenes))
+        scenes = self._validation.scenes(0, self.spec.scored_scenes)
         guessed = with_guessed_noise(scenes)
         assert scenes.noise_variance is not None
         assert guessed.noise_variance is not None

@@ -210,7 +210,8 @@ class TrainSpec(Spec):
     scenes_per_epoch: Count = 25_600
     """Scenes between two validations, a multiple of batch times accumulation."""
     fresh: bool = True
-    """New scenes in each epoch; else the same ones, to see whether they can be learned by heart."""
+    """New scenes in each epoch; else the same ones, to see whether they can be learned by heart: then the
+    validation looks at these too, and not at scenes of its own."""
     hidden_noise: Share = 0.5
     """Share of the batches whose noise variance is estimated as if it were not recorded."""
     batch: Count = 64
@@ -254,6 +255,12 @@ class TrainSpec(Spec):
         if self.scenes_per_epoch % step:
             raise InputError(
                 "scenes_per_epoch", f"a multiple of batch x accumulation = {step}", str(self.scenes_per_epoch)
+            )
+        if self.scored_scenes > self.validation_scenes:
+            raise InputError(
+                "scored_scenes",
+                f"at most validation_scenes = {self.validation_scenes}",
+                str(self.scored_scenes),
             )
         return self
 

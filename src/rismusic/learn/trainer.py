@@ -15,8 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rismusic.errors import InputError
 from rismusic.learn import probes
-from rismusic.learn.blame import culprit
+from rismusic.learn.blame import culprit, guilty_of
 from rismusic.learn.checkpoint import State, load_checkpoint, save_checkpoint
 from rismusic.learn.findings import Report
 from rismusic.learn.interrupt import remembered
@@ -32,6 +33,7 @@ from rismusic.learn.weights import save_network
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
+Watch = Callable[[int, Validation], bool]
 
 
 class Trainer:
@@ -44,6 +46,7 @@ class Trainer:
         progress: called with the number of scenes done and that of all.
         say: called with each line for the console.
         record: called with each line of the log, beside it.
+        watch: told the number of each epoch and its validation; the training stops there if it says so.
     """
 
     def __init__(
@@ -55,12 +58,13 @@ class Trainer:
         progress: Progress = lambda *_: None,
         say: Say = lambda _: None,
         record: Callable[[dict[str, object]], None] | None = None,
+        watch: Watch = lambda *_: False,
     ) -> None:
         self.spec, self.run, self.ranks = spec, run, ranks or Ranks()
         self.learner = Learner(spec, self.ranks)
         self.scenes = Scenes(spec, self.ranks)
         self.state = State()
-        self._progress, self._say, self._record = progress, say, record
+        self._progress, self._say, self.record, self._watch = progress, say, record, watch
         self._pending: list[dict[str, Tensor]] = []
         self._saved = time.monotonic()
 
@@ -73,6 +77,7 @@ class Trainer:
             self.learner.scaler.load_state_dict(self.state.scaler)
         if self.ranks.first:
             self.run.cut_log(self.state.log_bytes)
+            self.run.records("epoch")  # A damaged log is found now, not after the last epoch.
         self.ranks.wait()
 
     def train(self) -> None:
@@ -118,9 +123,14 @@ class Trainer:
         recording = next(self.scenes.step(0, 0))
         prediction = self.learner.network(recording)
         losses = self.learner.judged(prediction, recording, beta, weights)
+        if not losses.total.isfinite():
+            who = ", ".join(guilty_of(self.learner, recording, 0, beta))
+            raise InputError("loss", "a finite total", f"{float(losses.total.detach()):g}; not finite: {who}")
         check_start(losses, prediction)
         self._tell(probes.first_loss(float(losses.total.detach())))
         if self.ranks.first:
+            if not self.spec.fresh:
+                self._say("[VAL] on the scenes that are trained on, since fresh is off")
             first = validate(self.learner, self.scenes)
             self._tell(report(first, None, self.spec.network.sources_max, self._snapshots))
         self.state.begun = True
@@ -171,7 +181,7 @@ class Trainer:
         state.stopped = state.stopped or state.epoch == spec.schedule.epochs
 
     def _judge(self, now: Validation, beta: float) -> bool:
-        """Log an epoch and keep its weights; whether it has been too long since the best one."""
+        """Log an epoch and keep its weights; whether the training has gone on for long enough."""
         spec, state, learner = self.spec, self.state, self.learner
         taken = state.sums.get("taken", 0.0)
         means = {name: total / taken for name, total in state.sums.items()} if taken else {}
@@ -183,11 +193,13 @@ class Trainer:
         self._write([{**record, "validation": now.record()}])
         state.validation = now.loss if math.isfinite(now.loss) else None
         notes = {"epoch": str(state.epoch), "validation_loss": json.dumps(now.loss)}
-        if state.best is None or now.loss < state.best:
+        if math.isfinite(now.loss) and (state.best is None or now.loss < state.best):
             state.best, state.best_epoch = now.loss, state.epoch
+        if state.best is None or state.best_epoch == state.epoch:
             save_network(self.run.folder / BEST, learner.network, learner.average, training=spec, notes=notes)
         save_network(self.run.folder / LAST, learner.network, learner.average, training=spec, notes=notes)
-        return 0 < spec.patience <= state.epoch - state.best_epoch
+        enough = self._watch(state.epoch, now)
+        return enough or 0 < spec.patience <= state.epoch - state.best_epoch
 
     def _save(self) -> None:
         """A checkpoint, of what all steps so far have left."""
@@ -195,7 +207,7 @@ class Trainer:
         if self.ranks.first:
             self.state.scaler = self.learner.scaler.state_dict()
             self.state.log_bytes = self.run.log_size()
-            save_checkpoint(self.run, self.state, self.learner.tensors())
+            save_checkpoint(self.run, self.spec, self.state, self.learner.tensors())
         self._saved = time.monotonic()
 
     def _due(self) -> bool:
@@ -215,9 +227,9 @@ class Trainer:
     def _write(self, records: list[dict[str, object]]) -> None:
         if self.ranks.first:
             self.run.log(records)
-            if self._record is not None:
+            if self.record is not None:
                 for record in records:
-                    self._record(record)
+                    self.record(record)
 
     def _show(self) -> None:
         if self.ranks.first:

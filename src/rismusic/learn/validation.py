@@ -112,6 +112,13 @@ def report(now: Validation, before: float | None, sources_max: int, snapshots: i
         values |= {f"{name}_recall": held.recall, f"{name}_f1": held.f1, f"{name}_gospa_m": held.gospa_m}
     findings = [
         at_most("validation loss", now.loss, 100.0, "not finite, or far from order 1.", "See the terms."),
+        at_most(
+            "loss of the first validation batch, over that of all",
+            now.first_batch / now.loss if now.loss > 0 else math.nan,
+            5.0,
+            "one batch is far from the rest.",
+            "Are its scenes, or their noise variance, damaged?",
+        ),
         at_least(
             "rank of R_pred over the number of sources",
             seen["rank_predicted"] / max(seen["sources"], 1e-9),

@@ -1,10 +1,12 @@
 """What the benchmark compares: locators by name, and rows that have peeked at the truth.
 
-A name is ``[oracle:]base[:raw|:conditional]``:
+A name is ``[oracle:]base[:variant]``:
 
 * ``base``: a method of :class:`~rismusic.spec.LocateSpec`, here with the unconditional likelihood;
 * ``:conditional``: with the conditional one;
 * ``:raw``: a spectrum's peaks as they are, without maximum likelihood behind them;
+* ``hybrid:...``: the hybrid locator without a part of it, as in :data:`ABLATIONS`. Without its network it is
+  ``music``;
 * ``oracle:``: has peeked, and is no method. ``oracle:music`` works on the true covariance, ``oracle:truth``
   is maximum likelihood started from the truth, ``oracle:best`` the likeliest of the ends of OMP, SBL and
   ``oracle:truth``: what a perfect search under that likelihood would return.
@@ -24,6 +26,17 @@ _ALWAYS_POLISHED = ("omp", "relax", "sbl", "best", "truth")
 # The fits among which oracle:best takes the likeliest one.
 STARTS = ("omp", "sbl", "oracle:truth")
 
+ABLATIONS: dict[str, dict[str, object]] = {
+    "beta0": {"beta": 0.0},
+    "music": {"own_list": False},
+    "untrained": {"untrained": True},
+    "untrained_music": {"untrained": True, "own_list": False},
+    "likelihood": {"count": "likelihood"},
+    "network": {"count": "network"},
+}
+"""Variants of the hybrid locator: no R_samp in the blend, MUSIC as the only start, a network that has learned
+nothing, with MUSIC as the only start too, and the number of sources by likelihood or network alone."""
+
 DEFAULT_METHODS = (
     "music:raw",
     "music",
@@ -36,6 +49,8 @@ DEFAULT_METHODS = (
     "sbl:conditional",
     "sbl",
     "best",
+    "hybrid:raw",
+    "hybrid",
     "oracle:music:raw",
     "oracle:music",
     "oracle:best:conditional",
@@ -53,6 +68,7 @@ class Method:
     peeked: bool
     polish: bool
     criterion: Literal["conditional", "unconditional"]
+    variant: str
 
     def beside(self, name: str) -> str:
         """The name of another method under the same likelihood."""
@@ -72,14 +88,18 @@ def parse_method(name: str) -> Method:
     if base not in known:
         names = ", ".join("oracle:" * peeked + one for one in known)
         raise InputError("methods", f"some of {names}", repr(name))
-    variants = ("", "conditional") if base in _ALWAYS_POLISHED else ("", "conditional", "raw")
+    variants: tuple[str, ...] = ("", "conditional", "raw")
+    if base in _ALWAYS_POLISHED:
+        variants = variants[:2]
+    elif base == "hybrid":
+        variants = ("", "raw", *ABLATIONS)
     if variant not in variants or bare.endswith(":"):
         names = " or ".join(f"{name.partition(bare)[0]}{base}:{one}".rstrip(":") for one in variants)
         raise InputError("methods", names, repr(name))
     criterion: Literal["conditional", "unconditional"] = (
         "conditional" if variant == "conditional" else "unconditional"
     )
-    return Method(name, base, peeked, variant != "raw", criterion)
+    return Method(name, base, peeked, variant != "raw", criterion, variant)
 
 
 def with_starts(names: tuple[str, ...]) -> tuple[str, ...]:

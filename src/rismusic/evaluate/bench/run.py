@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from rismusic.errors import InputError
+from rismusic.evaluate.bench.methods import parse_method
 from rismusic.evaluate.bench.plan import Unit, all_units
 from rismusic.evaluate.bench.pool import run_all, usable_cores
 from rismusic.evaluate.bench.spec import BenchSpec
@@ -16,6 +17,7 @@ from rismusic.evaluate.bench.store import Store, check_same, load_settings
 from rismusic.evaluate.bench.summary import cell_rows
 from rismusic.evaluate.bench.table import BenchRow, TimingRow, write_table
 from rismusic.evaluate.bench.work import do_unit
+from rismusic.learn.card import weights_path
 
 RESULTS, TIMINGS = "results.csv", "timings.csv"
 Progress = Callable[[int, int], None]
@@ -65,7 +67,8 @@ def bench(
         settings: fields of :class:`~rismusic.evaluate.bench.spec.BenchSpec` to change, such as ``scenes=20``.
 
     Raises:
-        InputError: an unknown or impossible setting, a folder of another benchmark, a worker that was killed.
+        InputError: an unknown or impossible setting, a folder of another benchmark, a worker that was
+            killed, weights of the hybrid locator that are not there.
     """
     chosen = (spec or BenchSpec()).replace(**settings)
     workers = usable_cores() if workers is None else workers
@@ -73,6 +76,10 @@ def bench(
         raise InputError("workers", "at least one process", str(workers))
     if not 0 <= shard[0] < shard[1]:
         raise InputError("shard", "(i, n) with 0 <= i < n", str(shard))
+    uses_network = any(parse_method(name).base == "hybrid" for name in chosen.rows)
+    if uses_network and not weights_path(chosen.locate.weights).exists():
+        # Without them the classical fallback would be measured in the network's name.
+        raise InputError("locate.weights", "installed weights or a file", repr(chosen.locate.weights))
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder))

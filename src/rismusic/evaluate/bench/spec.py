@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rismusic.errors import InputError
-from rismusic.evaluate.bench.methods import DEFAULT_METHODS, parse_method
+from rismusic.evaluate.bench.methods import ABLATIONS, DEFAULT_METHODS, parse_method
 from rismusic.evaluate.bench.sweeps import NONE, Cell, sweep_cells
+from rismusic.learn.card import weights_path
 from rismusic.spec import (
     ChannelSpec,
     CodebookSpec,
@@ -32,7 +33,8 @@ class BenchSpec(Spec):
 
     methods: tuple[str, ...] = ()
     """What is compared: methods of locate, ':raw' without polish, ':conditional' with the other likelihood,
-    'oracle:music', 'oracle:truth' and 'oracle:best' having peeked. None: all of them."""
+    'hybrid:music' and so on without a part of it, 'oracle:music', 'oracle:truth' and 'oracle:best' having
+    peeked. None: all of them (the hybrid where its weights are)."""
     sources: tuple[Count, ...] = ()
     """Numbers of sources, K. None: 1 2 3 5, and 3 where something else is swept."""
     snr_db: tuple[Finite, ...] = ()
@@ -106,9 +108,10 @@ class BenchSpec(Spec):
         """Names of the methods that are compared."""
         if self.methods:
             return self.methods
-        return tuple(
-            name for name in DEFAULT_METHODS if self.count == "known" or not name.startswith("oracle:best")
-        )
+        left_out: tuple[str, ...] = () if self.count == "known" else ("oracle:best",)
+        if not weights_path(self.locate.weights).exists():
+            left_out = (*left_out, "hybrid")
+        return tuple(name for name in DEFAULT_METHODS if not name.startswith(left_out))
 
     def cells(self) -> list[Cell]:
         """All systems that the methods are tried on."""
@@ -129,6 +132,9 @@ class BenchSpec(Spec):
         return cells
 
     def search(self, name: str) -> LocateSpec:
-        """The settings of :func:`~rismusic.estimate.locate.locate` for a method that has not peeked."""
+        """The settings of :func:`rismusic.locate` for a method that has not peeked."""
         method = parse_method(name)
-        return self.locate.replace(method=method.base, polish=method.polish, criterion=method.criterion)
+        hybrid = self.locate.hybrid.replace(**ABLATIONS.get(method.variant, {}))
+        return self.locate.replace(
+            method=method.base, polish=method.polish, criterion=method.criterion, hybrid=hybrid
+        )

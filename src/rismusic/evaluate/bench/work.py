@@ -11,7 +11,7 @@ from torch import Tensor
 from rismusic.bounds import recording_crb
 from rismusic.covariance import true_covariance
 from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.locate import locate, searched_volume
+from rismusic.estimate.locate import searched_volume
 from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
 from rismusic.estimate.sequential import find_in_turn
 from rismusic.estimate.spectrum import music
@@ -19,6 +19,7 @@ from rismusic.evaluate.bench.methods import parse_method
 from rismusic.evaluate.bench.plan import SCENES, Unit
 from rismusic.evaluate.bench.spec import BenchSpec
 from rismusic.evaluate.bench.store import Arrays, Store
+from rismusic.hybrid.locate import locate
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.simulator import Simulator

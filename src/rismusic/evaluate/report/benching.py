@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rismusic.errors import InputError
 from rismusic.evaluate.bench.groups import Group, groups
 from rismusic.evaluate.bench.plots import plot_errors, plot_misses, plots
 from rismusic.evaluate.bench.spec import BenchSpec
 from rismusic.evaluate.bench.table import BenchRow, Share, TimingRow
-from rismusic.evaluate.report.page import check_report, fragment, setting_rows, within, write_page
+from rismusic.evaluate.report.page import Plot, check_report, fragment, setting_rows, within, write_page
 from rismusic.evaluate.report.wording import fixed, general
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # Bytes for the plots, for the tables by group, and for the table of everything.
 _PLOTS, _TABLES, _ALL = 450_000, 250_000, 200_000
-_DOTS_PER_INCH = 110
 
 # Columns of the table of everything: name, unit, attribute.
 COLUMNS = (
@@ -64,14 +57,6 @@ class Matrix:
     what: str
     heads: tuple[str, ...]
     rows: list[tuple[str, bool, list[Cell]]]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot as a ``data:`` address, and what it shows."""
-
-    image: str
-    caption: str
 
 
 def write_bench_report(
@@ -140,16 +125,8 @@ def _plots(arranged: Sequence[Group]) -> Iterator[Plot]:
     for sweep in dict.fromkeys(group.sweep for group in arranged):
         some = [group for group in arranged if group.sweep == sweep]
         over = f"{some[0].axis}, {' and '.join(group.title for group in some)}"
-        yield Plot(_image(plots(some, plot_misses)), f"Sources missed, with 95 % intervals, over {over}.")
-        yield Plot(_image(plots(some, plot_errors)), f"Median error of hits over the bound, over {over}.")
-
-
-def _image(ax: Axes) -> str:
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, pil_kwargs={"optimize": True})
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+        yield Plot.of(plots(some, plot_misses), f"Sources missed, with 95 % intervals, over {over}.")
+        yield Plot.of(plots(some, plot_errors), f"Median error of hits over the bound, over {over}.")
 
 
 def _matrices(group: Group) -> Iterator[Matrix]:

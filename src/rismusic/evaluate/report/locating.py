@@ -186,7 +186,7 @@ def write_report(
     Args:
         path: an ``.html`` file.
         recording: S scenes.
-        located: what :func:`~rismusic.estimate.locate.locate` found in them.
+        located: what :func:`rismusic.locate` found in them.
         details: scenes that are shown in full, from the first on.
         name: of the recording.
         command: what made the report, if it should say so.

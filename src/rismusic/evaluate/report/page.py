@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,10 +22,30 @@ from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from matplotlib.axes import Axes
 
 LIMIT = 1_000_000
 """Bytes that no report exceeds."""
 REPORT_ENDINGS = (".html",)
+_DOTS_PER_INCH = 110
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as a ``data:`` address, and what it shows."""
+
+    image: str
+    caption: str
+
+    @classmethod
+    def of(cls, ax: Axes, caption: str) -> Plot:
+        """The whole figure that ``ax`` is part of."""
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        with io.BytesIO() as file:
+            figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, pil_kwargs={"optimize": True})
+            text = base64.b64encode(file.getvalue()).decode("ascii")
+        return cls("data:image/png;base64," + text, caption)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""Put weights into the package: ``python benchmarks/ship_weights.py RUN ideal [--bench FOLDER] ...``.
+
+Takes ``best.safetensors`` of a training's folder, gives it a card, writes it to ``src/rismusic/weights`` and
+makes the page there from the cards of all weights that are there. Figures on the card are the misses of the
+row ``hybrid`` of a benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from rismusic.evaluate.bench.table import read_table
+from rismusic.learn.card import SHIPPED, card_of, card_text, weights_path
+from rismusic.learn.runfolder import BEST, RunFolder
+from rismusic.learn.weights import read_network, save_network
+
+HEAD = """# Weights of the hybrid locator
+
+Files of `safetensors`, loaded with `rismusic.load_network("{first}")` and used by
+`rismusic locate --method hybrid --weights {first}`. What lies outside what a card says is located by a
+classical method, and the warnings of the scene say so. Made by `python benchmarks/ship_weights.py`.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a training")
+    parser.add_argument("name", choices=SHIPPED)
+    parser.add_argument("--scenes", type=int, help="scenes seen; those of the log if not given")
+    parser.add_argument("--hours", type=float, default=0.0)
+    parser.add_argument("--device", default="")
+    parser.add_argument("--limit", action="append", default=[])
+    parser.add_argument("--bench", type=Path, help="folder of a benchmark with a row hybrid")
+    given = parser.parse_args()
+    network, metadata = read_network(given.run / BEST)
+    run = RunFolder(given.run)
+    spec = run.settings()
+    epochs = int(metadata["epoch"]) + 1
+    figures = {
+        f"misses, K = {row.sources}, {row.snr_db:g} dB": row.misses.value
+        for row in (read_table(given.bench / "results.csv") if given.bench else [])
+        if row.method == "hybrid"
+    }
+    card = card_of(given.name, metadata).replace(
+        name=given.name,
+        scenes=given.scenes if given.scenes is not None else epochs * spec.scenes_per_epoch,
+        hours=given.hours,
+        device=given.device,
+        limits=tuple(given.limit),
+        figures=figures,
+    )
+    save_network(weights_path(given.name), network, training=spec, card=card)
+    write_page()
+
+
+def write_page() -> None:
+    """The cards of all weights that are there, one after the other."""
+    parts = []
+    there = [name for name in SHIPPED if weights_path(name).exists()]
+    for name in there:
+        path = weights_path(name)
+        card = card_of(name, read_network(path)[1])
+        data = path.read_bytes()
+        parts.append(card_text(card, checksum=hashlib.sha256(data).hexdigest(), size=len(data)))
+    page = weights_path(SHIPPED[0]).parent / "README.md"
+    page.write_text("\n".join([HEAD.format(first=there[0]), *parts]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

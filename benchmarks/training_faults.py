@@ -1,0 +1,157 @@
+"""What the trainer says of planted faults, word for word: ``python benchmarks/training_faults.py``.
+
+Each fault is put into a sound training from outside. Of what is said on the console, the findings that are
+wrong are kept (each once), and the sentence with which the training ends, if it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from rismusic.errors import InputError
+from rismusic.learn.litmus import litmus
+from rismusic.learn.network import Network
+from rismusic.learn.prediction import Prediction
+from rismusic.learn.runfolder import RunFolder
+from rismusic.learn.scenes import Scenes
+from rismusic.learn.spec import TrainSpec
+from rismusic.learn.trainer import Trainer
+from rismusic.recording import Recording
+from training_shows import SMALL
+
+OUT = Path(__file__).parent.parent / "docs" / "measured" / "training_faults.txt"
+SOUND = SMALL.replace(
+    schedule=SMALL.schedule.replace(epochs=2),
+    scenes_per_epoch=128,
+    validation_scenes=16,
+    save_steps=0,
+    skipped_max=3,
+    clip_norm=10.0,
+)
+Patches = list[Any]
+
+
+def planted(value: float, steps: int) -> Patches:
+    """One sample of the first scene, in the first steps of the second epoch."""
+    made = Scenes.step
+
+    def faulty(self: Scenes, epoch: int, step: int) -> Iterator[Recording]:
+        for recording in made(self, epoch, step):
+            if epoch == 1 and step < steps:
+                recording.snapshots[0, 0, 0] = value
+            yield recording
+
+    return [patch.object(Scenes, "step", faulty)]
+
+
+def predicting(change: Callable[[Prediction], Prediction], epoch: int = 0) -> Patches:
+    """The network's output changed, from an epoch on."""
+    forward, look = Network.forward, Trainer._look
+    now = 0
+
+    def seen(self: Trainer, beta: float) -> None:
+        nonlocal now
+        now = self.state.epoch
+        look(self, beta)
+
+    def changed(self: Network, recording: Recording) -> Prediction:
+        prediction = forward(self, recording)
+        return change(prediction) if now >= epoch else prediction
+
+    return [patch.object(Network, "forward", changed), patch.object(Trainer, "_look", seen)]
+
+
+def detached(prediction: Prediction) -> Prediction:
+    return replace(prediction, range_factor=prediction.range_factor.detach())
+
+
+def constant(prediction: Prediction) -> Prediction:
+    """What is said of the first scene is said of all; what teaches the network is left as it is."""
+    factors = {
+        name: (value := getattr(prediction, name)) + (value[:1] - value).detach()
+        for name in ("angle_factor", "range_factor", "count_logits")
+    }
+    return replace(prediction, **factors)
+
+
+def frozen_head() -> Patches:
+    made = Trainer.__init__
+
+    def frozen(self: Trainer, *given: Any, **named: Any) -> None:
+        made(self, *given, **named)
+        self.learner.network.count.requires_grad_(False)
+
+    return [patch.object(Trainer, "__init__", frozen)]
+
+
+RATE_0 = SOUND.replace(backbone_learning_rate=0.0, head_learning_rate=0.0)
+CASES: dict[str, tuple[TrainSpec, Callable[[], Patches]]] = {
+    "no fault": (SOUND, list),
+    "a NaN in one snapshot of one scene": (SOUND, lambda: planted(torch.nan, 1)),
+    "a NaN in every step of an epoch": (SOUND, lambda: planted(torch.nan, SOUND.steps_per_epoch)),
+    "an infinity in one snapshot of one scene": (SOUND, lambda: planted(torch.inf, 1)),
+    "an infinity in every step of an epoch": (SOUND, lambda: planted(torch.inf, SOUND.steps_per_epoch)),
+    "a frozen head (the number of sources)": (SOUND, frozen_head),
+    "a detached factor (range), from the start": (SOUND, lambda: predicting(detached)),
+    "a detached factor (range), from the second epoch on": (SOUND, lambda: predicting(detached, 1)),
+    "the same prediction for every scene": (SOUND, lambda: predicting(constant)),
+    "learning rate 0": (RATE_0, list),
+    "clip_norm = 0.001": (SOUND.replace(clip_norm=1e-3), list),
+    "clip_norm = 1e-12": (SOUND.replace(clip_norm=1e-12), list),
+}
+
+
+def said_of(spec: TrainSpec, patches: Patches) -> list[str]:
+    """Findings that are wrong, with the epoch in which each was first said, and the last sentence."""
+    said: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for each in patches:
+            stack.enter_context(each)
+        run = RunFolder(Path(folder) / "run")
+        run.create(spec)
+
+        def hear(line: str) -> None:
+            if "] ! " in line:
+                # A finding is the same whatever its number is.
+                said.setdefault(line.split(" = ")[0], f"epoch {trainer.state.epoch}  {line}")
+
+        trainer = Trainer(spec, run, say=hear)
+        try:
+            trainer.train()
+        except InputError as error:
+            return [*said.values(), f"error: {error}"]
+        return [
+            *said.values(),
+            f"(all {trainer.state.epoch} epochs done, {trainer.state.skipped} steps skipped)",
+        ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=OUT)
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    text = ""
+    for name, (spec, fault) in CASES.items():
+        lines = "\n".join(said_of(spec, fault()))
+        text += f"== {name}\n{lines}\n\n"
+        print(text.rsplit("== ", 1)[1])
+    text += "== the litmus, with and without a learning rate\n"
+    for spec in (SOUND, RATE_0):
+        result = litmus(spec)
+        verdict = "passed" if result.passed else "failed"
+        text += f"loss {result.before:.4f} -> {result.after:.4f}, {result.fall:.1%} less: {verdict}\n"
+    out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""``rismusic.locate``: every locator behind one call, the hybrid one and the classical ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from rismusic.estimate.grid import SearchGrid
+from rismusic.estimate.locate import Located, by_blocks, joined, locate_classically, searched_grid, told
+from rismusic.estimate.sparse import source_count
+from rismusic.hybrid.domain import strange_scenes, strange_system
+from rismusic.hybrid.seen import Seen
+from rismusic.hybrid.trained import Trained, missing, trained
+from rismusic.recording import Recording
+from rismusic.spec import LocateSpec
+
+FALLBACK: Literal["sbl"] = "sbl"
+"""The classical method for what the network does not know."""
+
+_UNKNOWN = "the weights {!r} do not know this case"
+
+
+def locate(
+    recording: Recording,
+    *,
+    sources: Int64[Tensor, "S"] | int | str | None = None,
+    spec: LocateSpec | None = None,
+    **settings: object,
+) -> Located:
+    """Locate the sources of every scene; the twin of ``rismusic locate``.
+
+    Args:
+        recording: S scenes.
+        sources: K: one number, one for each scene [S], or ``auto``; that of ``spec`` if not given.
+        spec: method, searched volume and so on; the default if none.
+        settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
+
+    Returns:
+        Positions with error bars, in float64 and on the recording's device.
+
+    Raises:
+        InputError: an unknown setting, or more sources than the data can carry.
+    """
+    chosen = (spec or LocateSpec()).replace(**settings)
+    if isinstance(sources, (int, str)):
+        chosen = chosen.replace(sources=sources)
+    count = sources if isinstance(sources, Tensor) else None
+    grid = searched_grid(recording, chosen)
+    if chosen.method != "hybrid":
+        return by_blocks(recording, count, partial(locate_classically, grid=grid, spec=chosen))
+    if missing(chosen.weights):
+        unknown = f"the weights {chosen.weights!r} are not installed"
+        return by_blocks(recording, count, partial(_fall_back, why=unknown, grid=grid, spec=chosen))
+    network = trained(chosen.weights, recording.snapshots.device, untrained=chosen.hybrid.untrained)
+    strange = strange_system(network, recording, chosen)
+    if strange is not None:
+        unknown = f"{_UNKNOWN.format(chosen.weights)}: {strange}"
+        return by_blocks(recording, count, partial(_fall_back, why=unknown, grid=grid, spec=chosen))
+    return by_blocks(recording, count, partial(_locate_block, trained=network, grid=grid, spec=chosen))
+
+
+def _locate_block(
+    recording: Recording,
+    count: Int64[Tensor, "S"] | None,
+    *,
+    trained: Trained,
+    grid: SearchGrid,
+    spec: LocateSpec,
+) -> Located:
+    """One block of scenes of a system that the network knows; scenes that it does not know go another way."""
+    if count is not None or spec.sources != "auto":
+        count = source_count(recording, int(spec.sources) if count is None else count)
+    strange = strange_scenes(trained, recording, count)
+    device = recording.snapshots.device
+    away = torch.tensor([scene in strange for scene in range(len(recording))], device=device)
+    here, there = (~away).nonzero()[:, 0], away.nonzero()[:, 0]
+    parts = []
+    if len(here):
+        parts.append(_hybrid(recording[here], None if count is None else count[here], trained, grid, spec))
+    if len(there):
+        classical = _classical(recording[there], None if count is None else count[there], grid, spec)
+        why = [f"{_UNKNOWN.format(spec.weights)}: {strange[scene]}" for scene in there.tolist()]
+        parts.append(_warned(classical, why))
+    return joined(parts)[torch.cat((here, there)).argsort()]
+
+
+def _hybrid(
+    recording: Recording,
+    count: Int64[Tensor, "S"] | None,
+    trained: Trained,
+    grid: SearchGrid,
+    spec: LocateSpec,
+) -> Located:
+    seen = Seen.by(trained, recording, spec)
+    if count is None:
+        chosen = seen.count_and_fit(grid, spec)
+        return told(recording, chosen.fit, chosen.probability, grid.volume, spec)
+    return told(recording, seen.fit(count, grid, spec), None, grid.volume, spec)
+
+
+def _fall_back(
+    recording: Recording, count: Int64[Tensor, "S"] | None, *, why: str, grid: SearchGrid, spec: LocateSpec
+) -> Located:
+    return _warned(_classical(recording, count, grid, spec), [why] * len(recording))
+
+
+def _classical(
+    recording: Recording, count: Int64[Tensor, "S"] | None, grid: SearchGrid, spec: LocateSpec
+) -> Located:
+    return replace(
+        locate_classically(recording, count, grid=grid, spec=spec.replace(method=FALLBACK)), spec=spec
+    )
+
+
+def _warned(located: Located, why: list[str]) -> Located:
+    said = [
+        [f"located by {FALLBACK}, not by the network: {one}", *more]
+        for one, more in zip(why, located.warnings, strict=True)
+    ]
+    return replace(located, warnings=said)

@@ -1,0 +1,191 @@
+"""What the network makes of scenes, and the fits that start from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rismusic.covariance import Covariance, sample_covariance
+from rismusic.estimate.evidence import log_evidence
+from rismusic.estimate.exchange import exchange
+from rismusic.estimate.grid import SearchGrid, to_cosines
+from rismusic.estimate.locators import nothing, peaks_in_turn
+from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
+from rismusic.estimate.noise import check_fit, guess_noise, most_sources
+from rismusic.estimate.order import Chosen, choose_count, replaced
+from rismusic.estimate.peaks import highest_peaks
+from rismusic.estimate.refine import Effort
+from rismusic.estimate.search import Shortlist
+from rismusic.estimate.spectrum import music
+from rismusic.hybrid.trained import Trained
+from rismusic.learn.card import WeightsCard
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+from rismusic.spec import LocateSpec, limits
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """S scenes and what the network says of them.
+
+    Args:
+        recording: the scenes.
+        blend: R_blend, finished.
+        own: the network's own list of sources [S, K_max], the surest first.
+        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map.
+        log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
+        card: of the network's weights.
+    """
+
+    recording: Recording
+    blend: Covariance
+    own: Sources
+    places: Float[Tensor, "S C 3"]
+    log_count: Float[Tensor, "S counts"]
+    card: WeightsCard
+
+    @classmethod
+    @torch.no_grad()
+    def by(cls, trained: Trained, recording: Recording, spec: LocateSpec) -> Seen:
+        """Let a network look at scenes of a panel that is its own but for the wavelength.
+
+        Lengths go to the network in its own wavelength, and come back in the recording's: a panel and its
+        waves are the same at every wavelength when all lengths are in units of it.
+        """
+        network = trained.network
+        scale = network.grid.panel.wavelength / recording.wavelength
+        noise = recording.noise_variance
+        known = replace(recording, noise_variance=guess_noise(recording) if noise is None else noise)
+        assert known.noise_variance is not None
+        prediction = network(
+            replace(known, wavelength=network.grid.panel.wavelength, elements=known.elements * scale)
+        )
+        beta = trained.card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
+        sample = sample_covariance(recording.link, recording.snapshots, known.noise_variance)
+        surest = prediction.existence_logits.argsort(dim=-1, descending=True)
+        own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
+        azimuth, elevation, distance = (value.gather(1, surest).double() for value in own)
+        assert prediction.grid_logits is not None
+        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, spec.hybrid.candidates)
+        places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
+        return cls(
+            recording,
+            prediction.blended(*sample, beta),
+            Sources(azimuth=azimuth, elevation=elevation, range=distance),
+            places.double(),
+            prediction.count_logits.log_softmax(-1).double(),
+            trained.card,
+        )
+
+    def __getitem__(self, scenes: slice | Tensor) -> Seen:
+        """What was seen of some scenes."""
+        return replace(
+            self,
+            recording=self.recording[scenes],
+            blend=self.blend[scenes],
+            own=self.own[scenes],
+            places=self.places[scenes],
+            log_count=self.log_count[scenes],
+        )
+
+    def count_and_fit(self, grid: SearchGrid, spec: LocateSpec) -> Chosen:
+        """The most probable number of sources, at most ``spec.sources_max``, and the fit with it.
+
+        To the evidence of each number (see :mod:`rismusic.estimate.evidence`) comes what the network thinks
+        of it; numbers of which it thinks nothing are not tried.
+
+        Args:
+            grid: the points that are searched.
+            spec: the settings.
+        """
+        _, L, M = self.recording.snapshots.shape
+        scenes = torch.arange(len(self.recording), device=self.log_count.device)
+        check_fit(self.recording, torch.zeros_like(scenes))
+        most = min(spec.sources_max, most_sources(L, M), self.log_count.shape[1] - 1)
+        prior = self.log_count[:, : most + 1].clone()
+        # Of numbers that it never met the network has no opinion.
+        unmet = torch.arange(most + 1, device=prior.device) < limits(self.card.system.sources)[0]
+        surest = prior.masked_fill(unmet, -math.inf).amax(-1, keepdim=True)
+        prior = torch.where(unmet, surest, prior)
+        if spec.hybrid.count == "network":
+            prior = prior.masked_fill(unmet, -math.inf)
+            return Chosen(self.fit(prior.argmax(-1), grid, spec), prior)
+        if spec.hybrid.count == "likelihood":
+            prior = torch.zeros_like(prior)
+        else:
+            prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.count_floor), -math.inf)
+
+        def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
+            part = self[scenes]
+            fit = part.fit(torch.full_like(scenes, count), grid, spec)
+            return fit, log_evidence(part.recording, fit, grid.volume)
+
+        return choose_count(scenes, one, most, prior)
+
+    def fit(self, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
+        """MUSIC on R_blend, Newton, NF-MLE; beside it NF-MLE from the network's own list.
+
+        Args:
+            count: K of each scene, at most K_max.
+            grid: the points that are searched.
+            spec: the settings.
+        """
+        recording = self.recording
+        if int(count.max()) == 0:
+            return nothing(recording)
+        steps = {"steps": spec.hybrid.newton_steps} if spec.polish else {}
+        start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count, **steps)
+        if not spec.polish:
+            return finish(recording, *unpack(start, recording), converged)
+        fit = self._fit(start, grid, spec)
+        if spec.hybrid.own_list:
+            absent = start.azimuth.isnan()
+            own = self.own.each(lambda value: value[:, : absent.shape[1]].masked_fill(absent, math.nan))
+            fit = self._try(fit, own, grid, spec)
+        if spec.hybrid.exchanges:
+            positions, active = unpack(fit.sources, recording)
+            positions = exchange(
+                Shortlist(grid, recording, self.places),
+                positions,
+                active,
+                criterion=spec.criterion,
+                sweeps=spec.hybrid.exchanges,
+                value=fit.likelihood if spec.criterion == "unconditional" else None,
+            )
+            fit = self._try(fit, pack(positions, active), grid, spec)
+        return fit
+
+    def _fit(self, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
+        effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
+        return nfmle(self.recording, start, grid.volume, criterion=spec.criterion, effort=effort)
+
+    def _try(self, fit: Fit, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
+        """The likelier of a fit and what comes of another start, where that is another one."""
+        scenes = (~same_places(fit.sources, start, grid)).nonzero()[:, 0]
+        if len(scenes) == 0:
+            return fit
+        other = self[scenes]._fit(start[scenes], grid, spec)
+        return replaced(fit, scenes, other, other.likelihood < fit.likelihood[scenes])
+
+
+def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, "S"]:
+    """Where two lists of as many sources are the same to a step of the grid, in whatever order.
+
+    Args:
+        one: [S, K], NaN where there is no source.
+        other: [S, K], NaN in the same places.
+        grid: whose steps are meant.
+    """
+    places = [
+        torch.stack(to_cosines(*(value.double() for value in sources.filled())), dim=-1)
+        for sources in (one, other)
+    ]
+    step = places[0].new_tensor(grid.step)
+    near = ((places[0][:, :, None] - places[1][:, None]).abs() < step).all(-1)
+    there = one.active
+    near = near & there[:, :, None] & there[:, None, :]
+    return ((near.any(2) & near.any(1)) | ~there).all(-1)

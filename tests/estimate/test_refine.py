@@ -1,0 +1,69 @@
+"""Powers and noise variance at given positions, and the blocks of scenes that refinements work through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import dense
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from rismusic.estimate import refine as module
+from rismusic.estimate.likelihood import moments
+from rismusic.estimate.refine import Effort, fit_levels, fit_powers, refine, scene_blocks
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("system", dense.SYSTEMS)
+def test_levels_are_the_best_of_the_dense_likelihood(system, known):
+    """Against a general minimiser of the value formed with R_l itself, from several starts."""
+    recording = dense.small(dense.SYSTEMS[system], 2, known=known, snr_db=5.0)
+    positions, active = dense.truth_of(recording)
+    at = moments(recording, positions, active)
+    power, noise, value = fit_powers(recording, at, Effort(steps=100, tolerance=1e-9))
+    for scene in range(2):
+        given = [] if known else [1]
+
+        def dense_value(x, scene=scene):
+            level = np.exp(x[2]) if len(x) > 2 else float(recording.noise_variance[scene])
+            return dense.unconditional_value(recording, scene, positions[scene], np.exp(x[:2]), level)
+
+        starts = [np.zeros(2 + len(given)), np.full(2 + len(given), -2.0)]
+        best = min((minimize(dense_value, x, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9,
+                             "maxiter": 2000}) for x in starts), key=lambda end: end.fun)  # fmt: skip
+        assert float(value[scene]) == pytest.approx(best.fun, abs=1e-5)
+        np.testing.assert_allclose(power[scene], np.exp(best.x[:2]), rtol=1e-2)
+        expected = float(recording.noise_variance[scene]) if known else np.exp(best.x[2])
+        assert float(noise[scene]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_empty_places_and_scenes_of_zeros_have_no_power():
+    recording = dense.small(scenes=3, sources=3)
+    positions, active = dense.truth_of(recording)
+    active[0, 1:] = False
+    silent = recording.snapshots.clone()
+    silent[2] = 0
+    power, noise = fit_levels(replace(recording, snapshots=silent), positions, active)
+    assert (power[0, 1:] == 0).all()
+    assert (power[0, 0] > 0) & (power[1] > 0).all()
+    assert (power[2] == 0).all()
+    assert (noise > 0).all()
+
+
+@pytest.mark.parametrize("criterion", ["conditional", "unconditional"])
+def test_blocks_of_scenes_change_nothing(criterion, monkeypatch, generator):
+    recording = dense.small(scenes=5, sources=(1, 3))
+    truth, active = dense.truth_of(recording)
+    start = dense.scattered(truth, generator, 0.05)
+    whole = refine(recording, start, active, dense.VOLUME, criterion=criterion)
+    levels = fit_levels(recording, start, active)
+    assert scene_blocks(recording, 12) == [slice(0, 5)]
+    assert torch.equal(whole[0][~active], start[~active])
+    monkeypatch.setattr(module, "_BLOCK", 1)
+    assert scene_blocks(recording, 12) == [slice(i, i + 1) for i in range(5)]
+    parts = refine(recording, start, active, dense.VOLUME, criterion=criterion)
+    torch.testing.assert_close(parts[0], whole[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts[1], whole[1], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(fit_levels(recording, start, active), levels, rtol=1e-3, atol=1e-6)

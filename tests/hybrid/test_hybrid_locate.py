@@ -1,0 +1,119 @@
+"""The hybrid locator from end to end, on what its network knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hybrid_case import SETTINGS, SYSTEM
+
+import rismusic
+from rismusic.bounds import recording_crb
+from rismusic.estimate.locate import Located
+from rismusic.evaluate.metrics import match, score
+from rismusic.hybrid.locate import locate
+from rismusic.simulator import simulate
+
+
+def hybrid(recording, weights, **settings) -> Located:
+    return locate(recording, method="hybrid", weights=weights, **{**SETTINGS, **settings})
+
+
+def gap(one: Located, other: Located) -> float:
+    """Largest distance of two answers, in standard deviations; infinite where one has more sources."""
+    if not torch.equal(one.sources.active, other.sources.active):
+        return float("inf")
+    names = ("azimuth", "elevation", "range")
+    apart = torch.stack([getattr(one.sources, n) - getattr(other.sources, n) for n in names], dim=-1)
+    return float((apart.abs() / one.std)[one.sources.active].max())
+
+
+def test_it_is_what_the_package_calls_locate():
+    assert rismusic.locate is locate
+
+
+def test_it_finds_what_is_there_and_hits_sit_on_the_bound(recording, weights):
+    made = simulate(SYSTEM, scenes=24, sources=2, snr_db=20.0)
+    located = hybrid(replace(made, truth=None, noise_variance=None), weights, sources=2)
+    result = score(match(made.truth, located.sources), recording_crb(made))
+    assert result.misses <= 0.025
+    for ratio in (result.azimuth_over_bound, result.elevation_over_bound, result.inverse_range_over_bound):
+        assert 0.6 < ratio < 1.4
+    assert located.sources.azimuth.dtype == torch.float64
+    assert located.count_probability is None
+    assert located.spec.method == "hybrid"
+    assert not any("not by the network" in said for scene in located.warnings for said in scene)
+
+
+def test_batch_equals_loop_and_one_link_serves_all(recording, weights):
+    whole = hybrid(recording, weights, sources=2)
+    for scene in range(0, 6, 2):
+        assert gap(hybrid(recording[scene : scene + 1], weights, sources=2), whole[scene : scene + 1]) < 0.02
+    made = simulate(SYSTEM.replace(one_link=True), scenes=4, sources=1, snr_db=20.0)
+    assert made.channel.ndim == 2
+    located = hybrid(replace(made, noise_variance=None), weights, sources=1)
+    assert score(match(made.truth, located.sources)).misses == 0
+
+
+def test_blocks_of_scenes_equal_one(monkeypatch, recording, weights):
+    whole = hybrid(recording, weights, sources=2)
+    monkeypatch.setattr("rismusic.estimate.locate._BLOCK", 4)
+    assert gap(whole, hybrid(recording, weights, sources=2)) < 0.02
+
+
+def test_scale_phase_and_order_of_snapshots_change_nothing(recording, weights, generator):
+    reference = hybrid(recording, weights, sources=2)
+    order = torch.randperm(10, generator=generator)
+    shuffled = replace(recording, snapshots=recording.snapshots[:, order], codes=recording.codes[:, order])
+    louder = replace(
+        recording, snapshots=recording.snapshots * 100j, noise_variance=recording.noise_variance * 1e4
+    )
+    for changed in (shuffled, louder):
+        assert gap(hybrid(changed, weights, sources=2), reference) < 0.02
+    conjugated = replace(recording, snapshots=recording.snapshots.conj().resolve_conj())
+    assert gap(hybrid(conjugated, weights, sources=2), reference) > 1
+
+
+def test_a_number_for_each_scene(recording, weights):
+    count = torch.tensor([1, 2, 0, 2, 1, 3])
+    located = hybrid(recording, weights, sources=count)
+    assert torch.equal(located.sources.active.sum(-1), count)
+
+
+def test_with_beta_1_it_is_music_on_the_snapshots(recording, weights):
+    """What is left of the hybrid without R_pred and the network's list is the classical method, exactly."""
+    alone = {"own_list": False, "newton_steps": 40}
+    for polish in (True, False):
+        plain = locate(recording, method="music", sources=2, polish=polish, **SETTINGS)
+        same = hybrid(recording, weights, sources=2, polish=polish, hybrid={"beta": 1.0, **alone})
+        assert gap(plain, same) < 1e-3
+    blended = hybrid(recording, weights, sources=2, polish=False, hybrid={"beta": 0.5, **alone})
+    assert gap(plain, blended) > 0.1
+
+
+def test_beta_is_that_of_the_training_unless_it_is_said(recording, weights):
+    rough = {"sources": 2, "polish": False}
+    trained = hybrid(recording, weights, **rough)
+    assert gap(trained, hybrid(recording, weights, **rough, hybrid={"beta": 0.3})) < 1e-6
+    assert gap(trained, hybrid(recording, weights, **rough, hybrid={"beta": 0.1})) > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["both", "likelihood", "network"])
+def test_how_many(weights, rule):
+    made = simulate(SYSTEM, scenes=10, sources=(1, 3), snr_db=20.0)
+    located = hybrid(replace(made, noise_variance=None), weights, hybrid={"count": rule})
+    told = located.count_probability
+    assert told.shape == (10, 4)
+    torch.testing.assert_close(told.sum(-1), torch.ones(10, dtype=torch.float64))
+    assert torch.equal(told.argmax(-1), located.sources.active.sum(-1))
+    right = (told.argmax(-1) == made.truth.active.sum(-1)).double().mean()
+    # This network has learned nothing: alone it cannot tell, and it must not keep the likelihood from it.
+    assert right < 0.8 if rule == "network" else right >= 0.85
+
+
+def test_nothing_is_found_in_noise(recording, weights, generator):
+    """Numbers that the training never showed, such as 0, are told by the likelihood."""
+    noise = torch.randn(6, 10, 10, dtype=torch.complex64, generator=generator)
+    located = hybrid(replace(recording, snapshots=noise, noise_variance=None), weights)
+    assert located.sources.active.sum() == 0

@@ -1,0 +1,114 @@
+"""What the fits start from, and which end counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hybrid_case import SETTINGS, SYSTEM
+
+from rismusic.covariance import Covariance
+from rismusic.estimate.locate import searched_grid
+from rismusic.evaluate.metrics import match, score
+from rismusic.hybrid.seen import Seen, same_places
+from rismusic.hybrid.trained import trained
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+from rismusic.simulator import simulate
+from rismusic.spec import LocateSpec
+
+TWO = torch.full((8,), 2)
+
+
+@pytest.fixture(scope="module")
+def made() -> Recording:
+    return simulate(SYSTEM, scenes=8, sources=2, snr_db=20.0)
+
+
+def spec_of(weights: str, **hybrid: object) -> LocateSpec:
+    return LocateSpec(method="hybrid", weights=weights, hybrid=hybrid, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def seen(made, weights) -> Seen:
+    return Seen.by(trained(weights, torch.device("cpu")), made, spec_of(weights))
+
+
+def places(truth: Sources) -> Sources:
+    return Sources(
+        azimuth=truth.azimuth.double(), elevation=truth.elevation.double(), range=truth.range.double()
+    )
+
+
+def misses(seen: Seen, made: Recording, spec: LocateSpec) -> float:
+    fit = seen.fit(TWO, searched_grid(made, spec), spec)
+    return score(match(made.truth, fit.sources)).misses
+
+
+def test_the_likelier_of_two_starts_counts(seen, made, weights, generator):
+    """A useless blend beside a good list, and the other way round."""
+    noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
+    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), own=places(made.truth))
+    assert misses(lost, made, spec_of(weights, exchanges=0)) == 0
+    assert misses(lost, made, spec_of(weights, own_list=False, exchanges=0)) > 0.2
+    corner = places(made.truth).each(lambda value: torch.ones_like(value))
+    strayed = replace(seen, own=corner)
+    assert (
+        misses(strayed, made, spec_of(weights)) == misses(seen, made, spec_of(weights, own_list=False)) == 0
+    )
+
+
+def test_exchanges_mend_a_start(seen, made, weights, generator):
+    noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
+    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)))
+    alone = misses(lost, made, spec_of(weights, own_list=False, exchanges=0))
+    assert misses(lost, made, spec_of(weights, own_list=False, exchanges=2)) < alone / 2
+    # Of candidates that are no sources none is taken.
+    nowhere = replace(lost, places=lost.places[:, :1].expand(-1, 12, -1) * 0 + 1)
+    assert misses(nowhere, made, spec_of(weights, own_list=False, exchanges=2)) == alone
+
+
+def test_the_own_list_has_the_surest_first(made, weights):
+    network = trained(weights, torch.device("cpu"))
+    prediction = network.network(made)
+    seen = Seen.by(network, made, spec_of(weights))
+    best = prediction.existence_logits.argmax(-1, keepdim=True)
+    torch.testing.assert_close(seen.own.azimuth[:, :1].float(), prediction.azimuth.gather(1, best))
+    torch.testing.assert_close(1 / seen.own.range[:, :1].float(), prediction.inverse_range.gather(1, best))
+    torch.testing.assert_close(seen.log_count.exp().sum(-1), torch.ones(8, dtype=torch.float64))
+
+
+def test_an_untrained_network_is_another_one(weights):
+    known, raw = (trained(weights, torch.device("cpu"), untrained=one) for one in (False, True))
+    assert known.network.spec == raw.network.spec
+    pairs = zip(known.network.parameters(), raw.network.parameters(), strict=True)
+    assert any(not torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path, weights):
+    from shutil import copy
+
+    from hybrid_case import save_weights
+
+    path = tmp_path / "weights.safetensors"
+    copy(weights, path)
+    device = torch.device("cpu")
+    first = trained(str(path), device)
+    assert trained(str(path), device) is first
+    save_weights(path, SYSTEM.replace(snr_db=(0.0, 7.0)))
+    assert trained(str(path), device).card.system.snr_db == (0.0, 7.0)
+
+
+def test_same_places(made, weights):
+    grid = searched_grid(made, spec_of(weights))
+    one = places(made.truth)
+    assert same_places(one, one.each(lambda value: value.flip(1)), grid).all()
+    moved = replace(one, azimuth=one.azimuth + torch.tensor([0.0, 0.5]))
+    assert not same_places(one, moved, grid).any()
+    # Two of one list at the same source of the other leave that one's second source alone.
+    twice = one.each(lambda value: value[:, :1].expand(-1, 2))
+    assert not same_places(twice, one, grid).any()
+    assert not same_places(one, twice, grid).any()
+    single = one.each(lambda value: torch.where(torch.tensor([True, False]), value, torch.nan))
+    assert same_places(single, single, grid).all()

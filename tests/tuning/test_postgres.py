@@ -1,0 +1,84 @@
+"""Two workers on one PostgreSQL server, one of them killed in mid-trial: no trial is lost, none is double."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from rismusic.tuning.ledger import history, standing
+from rismusic.tuning.storage import closing, open_storage, quiet
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from postgres_server import NoServerError, postgres_server
+
+HERE = Path(__file__).parent
+TRIALS = 8
+
+WORKER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import optuna
+from study_case import loop, signed
+from rismusic.tuning.storage import closing, open_storage, quiet
+from pathlib import Path
+
+storage, workers = open_storage(sys.argv[2], Path("."), heartbeat_s=1)
+stays = sys.argv[3] == "stays"
+def value(number):
+    print("trial", number, flush=True)
+    time.sleep(60 if stays else 0.1)
+    return float(number)
+with quiet(), closing(storage), workers.at_work():
+    study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
+    loop(storage, workers).run(study, signed(workers, value), int(sys.argv[4]))
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(postgres_server())
+        except NoServerError as error:
+            pytest.skip(str(error))
+        yield url
+
+
+def start(server: str, kind: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, str(HERE), server, kind, str(TRIALS)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_workers_one_killed(server, tmp_path):
+    victim = start(server, "stays")
+    assert victim.stdout is not None
+    held = int(victim.stdout.readline().split()[1])
+    other = start(server, "goes")
+    # In mid-trial, while the other one is at work.
+    assert other.stdout is not None
+    seen = [int(other.stdout.readline().split()[1])]
+    victim.kill()
+    victim.wait()
+    victim.stdout.close()
+    rest, _ = other.communicate(timeout=120)
+    assert other.returncode == 0
+    seen += [int(line.split()[1]) for line in rest.splitlines() if line.startswith("trial")]
+    storage, _ = open_storage(server, tmp_path, heartbeat_s=1)
+    with quiet(), closing(storage):
+        trials = optuna.load_study(storage=storage, study_name="s").get_trials()
+    done = standing(trials)
+    assert [trial.state for trial in done] == [TrialState.COMPLETE] * TRIALS
+    assert len(trials) == TRIALS + 1
+    assert trials[held].state == TrialState.FAIL
+    (back,) = (trial for trial in done if history(trial))
+    assert history(back) == [held]
+    assert back.params == trials[held].params
+    # Each was done once, by the one that lived.
+    assert sorted(seen) == sorted(trial.number for trial in done)
