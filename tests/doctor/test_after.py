@@ -146,7 +146,8 @@ def test_half_a_line_at_the_end_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("", "empty file"), ('{"kind": "step"}\nnonsense\n{"kind": "step"}\n', "line 2")]
+    ("text", "sentence"),
+    [("", "nothing in it"), ('{"kind": "step"}\nnonsense\n{"kind": "step"}\n', "line 2")],
 )
 def test_a_damaged_log_is_one_sentence(tmp_path, text, sentence):
     folder = run_of(tmp_path)

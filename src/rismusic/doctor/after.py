@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,33 +32,15 @@ def diagnose_run(folder: str | Path, *, say: Callable[[str], None] = lambda _: N
     """
     run = RunFolder(Path(folder))
     spec = run.settings()
-    records = _records(run.folder / LOG)
-    probes, steps, epochs = ([r for r in records if r["kind"] == kind] for kind in ("probe", "step", "epoch"))
+    held: list[list[dict[str, Any]]] = [run.records(kind) for kind in ("probe", "step", "epoch")]
+    if not any(held):
+        raise InputError(str(run.folder / LOG), "the log of a training", "nothing in it")
+    probes, steps, epochs = held
     reports = [*_probes(probes), _steps(steps), _progress(spec, epochs), _validation(epochs)]
     for report in reports:
         for line in report.lines:
             say(line)
     return Diagnosis(tuple(reports))
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(str(path), "the log of a training", error.strerror or str(error)) from None
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            record["kind"]
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines) and found:
-                break  # half a line: the training is writing it, or was killed while it did
-            raise InputError(str(path), "a JSON object a line", f"something else in line {number}") from None
-        found.append(record)
-    if not found:
-        raise InputError(str(path), "the log of a training", "an empty file")
-    return found
 
 
 def number(value: object) -> float:
