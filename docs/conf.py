@@ -21,7 +21,7 @@ copyright = author
 version = release = rismusic.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "mathml"]
-exclude_patterns = ["_build", "_generated"]
+exclude_patterns = ["_build", "_generated", "measured"]
 source_suffix = {".md": "markdown"}
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]

@@ -72,7 +72,8 @@ def test_reasons(trial, said, again):
 
 def test_failures_in_a_row():
     bad = [frozen(number, FAIL, reason="no") for number in (1, 2, 3)]
-    assert failures_in_a_row([frozen(0), *bad]) == 3
-    assert failures_in_a_row([frozen(0), *bad, frozen(4)]) == 0
-    assert failures_in_a_row([frozen(0), *bad, frozen(4, RUNNING)]) == 3
-    assert failures_in_a_row([*bad, frozen(4, FAIL)]) == 0
+    assert failures_in_a_row([frozen(0), *bad]) == ["no"] * 3
+    assert failures_in_a_row([frozen(0), *bad, frozen(4)]) == []
+    assert failures_in_a_row([frozen(0), *bad, frozen(4, RUNNING)]) == ["no"] * 3
+    assert failures_in_a_row([*bad, frozen(4, FAIL)]) == []
+    assert failures_in_a_row([*bad, frozen(4, FAIL, after=[8, 9])])[-1] == "its worker died, 3 times"

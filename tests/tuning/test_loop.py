@@ -122,6 +122,9 @@ def test_too_many_failures_end_the_search(opened):
     with pytest.raises(InputError, match="trials: expected at most 3 failures in a row, found x: expected y"):
         loop(storage, workers).run(study, signed(workers, value), 20)
     assert len(study.get_trials()) == 4
+    # What was wrong may have been put right.
+    loop(storage, workers).run(study, signed(workers), 5)
+    assert [trial.state for trial in study.get_trials()][-1] == TrialState.COMPLETE
 
 
 def test_a_bug_ends_the_search_at_once(opened):
@@ -165,6 +168,15 @@ def test_a_failed_trial_that_nobody_put_back_is(opened, monkeypatch):
     assert put_back_dead(study, storage, workers) == []
     monkeypatch.setattr(storage_module, "_SETTLED", timedelta(0))
     assert put_back_dead(study, storage, workers) == [0]
+    assert put_back_dead(study, storage, workers) == []
+
+
+def test_a_trial_that_was_put_back_is_nobodys_until_it_is_signed(opened):
+    """Else whoever takes it is taken for the dead worker, between taking and signing it."""
+    study, storage, workers = opened
+    study.ask().set_user_attr(WORKER, "somebody who has gone")
+    assert put_back_dead(study, storage, workers) == [0]
+    study.ask()
     assert put_back_dead(study, storage, workers) == []
 
 

@@ -78,13 +78,13 @@ def cut_off(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and not reason(trial)
 
 
-def failures_in_a_row(trials: Sequence[FrozenTrial]) -> int:
-    """How many of the trials that ended last have failed for a reason of their own."""
+def failures_in_a_row(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Why the trials that ended last have failed, in order; nothing if the last one has not."""
     ended = [trial for trial in standing(trials) if trial.datetime_complete is not None]
     ended.sort(key=lambda trial: trial.datetime_complete)  # type: ignore[arg-type, return-value]
-    count = 0
+    reasons = []
     for trial in reversed(ended):
         if not reason(trial):
             break
-        count += 1
-    return count
+        reasons.append(reason(trial))
+    return reasons[::-1]

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from rismusic.errors import InputError
 from rismusic.tuning.failures import EXPECTED, Say, Surplus
-from rismusic.tuning.ledger import REASON, failures_in_a_row, standing
+from rismusic.tuning.ledger import cut_off, failures_in_a_row, standing
 from rismusic.tuning.storage import Workers, put_back, put_back_dead
 
 Progress = Callable[[int, int], None]
@@ -55,13 +55,9 @@ class Loop:
             now = standing(trials)
             ended = sum(trial.state in _ENDED for trial in now)
             self.progress(ended, wanted)
-            if failures_in_a_row(trials) > self.failures:
-                last = max(now, key=lambda trial: (trial.state == TrialState.FAIL, trial.number))
-                raise InputError(
-                    "trials", f"at most {self.failures} failures in a row", str(last.user_attrs[REASON])
-                )
             if len(now) < wanted or any(trial.state == TrialState.WAITING for trial in trials):
                 self._one(study, objective)
+                self._check(study)
                 waited = False
             elif ended == len(now):
                 return
@@ -82,14 +78,20 @@ class Loop:
         try:
             study.optimize(signed, n_trials=1, catch=(*EXPECTED, Surplus))
         except KeyboardInterrupt:
-            if number:
-                put_back(study, self.storage, study.get_trials(deepcopy=False)[number[0]])
+            if number and cut_off(trial := study.get_trials(deepcopy=False)[number[0]]):
+                put_back(study, self.storage, trial)
             raise
         except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
             # Optuna refuses the result of a trial that has ended for it.
             if not number or not self._taken(study, number[0]):
                 raise
             self.say(f"trial {number[0]}: taken for dead, and put back meanwhile ({error})")
+
+    def _check(self, study: optuna.Study) -> None:
+        """After a trial, so that a search that was stopped here can be tried again."""
+        reasons = failures_in_a_row(study.get_trials(deepcopy=False))
+        if len(reasons) > self.failures:
+            raise InputError("trials", f"at most {self.failures} failures in a row", reasons[-1])
 
     @staticmethod
     def _taken(study: optuna.Study, number: int) -> bool:

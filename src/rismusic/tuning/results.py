@@ -33,6 +33,7 @@ from rismusic.tuning.outcome import Tuned, epochs_of
 from rismusic.tuning.plots import plot_agreement, plot_history, plot_importance, plot_surrogates
 from rismusic.tuning.report import write_tune_report
 from rismusic.tuning.storage import experimental
+from rismusic.tuning.trial import kept
 from rismusic.version import __version__
 
 BEST, LOCATE, TRIALS, FINALS = "best.toml", "locate.toml", "trials.csv", "finals.csv"
@@ -88,14 +89,18 @@ def trial_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     for trial in trials:
         epochs, held = epochs_of(trial), trial.user_attrs
         last = epochs[-1] if epochs else {}
-        judged = held.get("judged")
+        judged = kept(trial, "judged") if "judged" in held else None
+        knobs = held.get("knob_cost")
         rows.append(
             {
                 "trial": trial.number,
                 "state": trial.state.name.lower(),
                 "reason": reason(trial),
                 "cost": trial.value if trial.state == TrialState.COMPLETE else None,
-                "hits": sum(judged["hits"]) if judged else None,
+                "f1": judged.f1 if judged else None,
+                "gospa_m": judged.mean_gospa_m if judged else None,
+                "knob_cost_before": knobs[0] if knobs else None,
+                "knob_cost": knobs[1] if knobs else None,
                 "epochs": len(epochs),
                 "surrogate": last.get("surrogate"),
                 "loss": last.get("loss"),

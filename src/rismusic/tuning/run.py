@@ -72,6 +72,8 @@ def tune(
     """
     if resume and (spec is not None or settings):
         raise InputError("resume", "no settings beside it but trials (they are in the study)", "some")
+    if Path(study).name != study:
+        raise InputError("study", "a name that a folder can have", repr(study))
     if trials is not None and trials < 1:
         raise InputError("trials", "at least 1", str(trials))
     chosen = (spec or TuneSpec()).replace(**settings)
@@ -91,7 +93,7 @@ def tune(
             short.set_user_attr(_TRIALS, trials)
         count: int = short.user_attrs[_TRIALS]
         name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        work = Work(chosen, space, count, folder / "trials", workers.name, name, say)
+        work = Work(chosen, space, count, folder / study, workers.name, name, say)
         loop = Loop(kept, workers, chosen.failures, poll_s, progress, say)
         short.sampler = sampler(chosen, chosen.seed if first else _own_seed(chosen.seed, workers.name))
         short.pruner = pruner(chosen)
@@ -100,10 +102,10 @@ def tune(
         if len(found) == 1:
             raise InputError("trials", "one trial at least that ends with a result", "none")
         # More trials, other finalists: a second stage of their own.
-        stage = f"long-{count}"
+        stage = f"{study}-long-{count}"
         long = optuna.create_study(
             storage=kept,
-            study_name=f"{study}-{stage}",
+            study_name=stage,
             load_if_exists=True,
             pruner=optuna.pruners.NopPruner(),
         )
