@@ -194,7 +194,7 @@ class NetworkSpec(Spec):
     @classmethod
     def large(cls) -> NetworkSpec:
         """About 19 million parameters, for a GPU."""
-        return cls(stages=4, depth=6, width=384, heads=8, oversampling=2.51)
+        return cls(stages=4, depth=6, width=400, heads=8, oversampling=2.51)
 
 
 class TrainSpec(Spec):
