@@ -27,7 +27,7 @@ from rismusic.spec import Spec, SystemSpec
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
-COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train")
+COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train", "tune")
 MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
@@ -16,6 +14,9 @@ from optuna.trial import TrialState
 
 from rismusic.tuning.ledger import history, standing
 from rismusic.tuning.storage import closing, open_storage, quiet
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from postgres_server import NoServerError, postgres_server
 
 HERE = Path(__file__).parent
 TRIALS = 8
@@ -40,47 +41,14 @@ with quiet(), closing(storage), workers.at_work():
 """
 
 
-def binaries() -> Path | None:
-    """Where the server is installed."""
-    found = shutil.which("initdb")
-    if found is not None:
-        return Path(found).parent
-    places = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return places[-1].parent if places else None
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The URL of a database on a server of its own, behind a socket in a temporary folder."""
-    place = binaries()
-    if place is None:
-        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
-    # The server refuses to run as root.
-    before = []
-    if os.geteuid() == 0:
-        if shutil.which("setpriv") is None:
-            pytest.skip("PostgreSQL does not run as root, and there is no setpriv to become somebody else")
-        before = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-    # A short path: the name of a socket has 107 letters at most.
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    folder.chmod(0o777)
-    data = folder / "data"
-
-    def run(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [*before, place / program, *arguments], check=True, cwd=folder, stdout=subprocess.DEVNULL
-        )
-
-    try:
-        run("initdb", "-D", str(data), "-A", "trust", "-U", "tuner", "--no-sync")
-        options = f"-k {folder} -c listen_addresses= -c fsync=off"
-        run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+    with ExitStack() as stack:
         try:
-            yield f"postgresql://tuner@/postgres?host={folder}"
-        finally:
-            run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
-    finally:
-        shutil.rmtree(folder)
+            url = stack.enter_context(postgres_server())
+        except NoServerError as error:
+            pytest.skip(str(error))
+        yield url
 
 
 def start(server: str, kind: str) -> subprocess.Popen[str]:

@@ -6,7 +6,18 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from rismusic.doctor import covariances, data, geometry, loop, losses, network, stepping, validating
+from rismusic.doctor import (
+    covariances,
+    data,
+    geometry,
+    loop,
+    losses,
+    moving,
+    network,
+    slopes,
+    stepping,
+    validating,
+)
 from rismusic.doctor.case import Case, MakeTrainer, opened
 from rismusic.doctor.overfit import overfit as learn_by_heart
 from rismusic.errors import InputError
@@ -29,7 +40,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("BLEND", covariances.blended),
     ("ORACLE", losses.oracle),
     ("GAP", losses.gap),
-    ("SLOPE", losses.slopes),
+    ("SLOPE", slopes.slopes),
     ("SYMMETRY", losses.symmetry),
     ("PRECISION", losses.precision),
     ("LOSS", losses.balance),
@@ -40,9 +51,9 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("CONSTANT", network.constant),
     ("SCHEDULE", loop.replay),
     ("STEP", stepping.step),
-    ("DECAY", stepping.decay),
-    ("FINITE", stepping.non_finite),
-    ("DRIFT", stepping.drift),
+    ("DECAY", moving.decay),
+    ("FINITE", moving.non_finite),
+    ("DRIFT", moving.drift),
     ("VALIDATION", validating.sensitivity),
     ("SCORES", validating.scores),
     ("LOOP", loop.short_run),

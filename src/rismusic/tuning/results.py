@@ -5,6 +5,7 @@
 ``locate.toml``     the settings of inference that belong to it
 ``trials.csv``      every trial of the first stage: state, reason, cost, epochs, settings
 ``finals.csv``      every training of the second stage
+``verdict.txt``     what came of it, in sentences
 ``history.png``     costs and validations over the trials
 ``importance.png``  how much each setting matters
 ``report.html``     all of it
@@ -35,7 +36,7 @@ from rismusic.tuning.storage import experimental
 from rismusic.version import __version__
 
 BEST, LOCATE, TRIALS, FINALS = "best.toml", "locate.toml", "trials.csv", "finals.csv"
-HISTORY, IMPORTANCE, REPORT = "history.png", "importance.png", "report.html"
+HISTORY, IMPORTANCE, REPORT, VERDICT = "history.png", "importance.png", "report.html", "verdict.txt"
 
 
 def write_results(tuned: Tuned, study: optuna.Study, say: Say) -> None:
@@ -47,6 +48,7 @@ def write_results(tuned: Tuned, study: optuna.Study, say: Say) -> None:
     _write(folder / LOCATE, head + dump_spec(tuned.locate))
     _write(folder / TRIALS, _table(trial_rows(tuned.trials)))
     _write(folder / FINALS, _table(final_rows(tuned)))
+    _write(folder / VERDICT, "".join(f"{sentence}\n" for sentence in tuned.sentences()))
     importance = importances(study)
     try:
         _draw(tuned, importance)

@@ -71,7 +71,7 @@ def pooled_cost(rows: np.ndarray, seeds: int) -> np.ndarray:
     """The cost of scenes [..., S, 4] whose numbers were summed over so many seeds: [...]."""
     hits, true, found, gospa = np.moveaxis(rows.sum(-2), -1, 0)
     f1 = 2 * hits / np.maximum(1, true + found)
-    return cost(np.asarray(f1), np.asarray(gospa / (rows.shape[-2] * seeds)))
+    return np.asarray(cost(f1, gospa / (rows.shape[-2] * seeds)))
 
 
 def difference(

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rismusic.doctor.diagnose import Diagnosis, diagnose
-from rismusic.doctor.faults import learning, physics
+from rismusic.doctor.faults import answers, covariances, losses, scenes, steps
 from rismusic.doctor.faults.plant import Fault, healthy
 from rismusic.errors import InputError
 from rismusic.files import replace_file
 from rismusic.learn.findings import Finding
 
 FAULTS: tuple[Fault, ...] = tuple(
-    sorted((*physics.FAULTS, *learning.FAULTS), key=lambda fault: (fault.number == 0, fault.number))
+    sorted(
+        (*scenes.FAULTS, *covariances.FAULTS, *losses.FAULTS, *answers.FAULTS, *steps.FAULTS),
+        key=lambda fault: (fault.number == 0, fault.number),
+    )
 )
 
 CANNOT = {

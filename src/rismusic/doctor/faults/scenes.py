@@ -1,4 +1,4 @@
-"""Mistakes of geometry, scenes and covariances."""
+"""Mistakes of panel, waves, labels and splits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,9 @@ from torch import Tensor
 from rismusic import scene
 from rismusic.channel import draw_channel
 from rismusic.codebook import spread_order
-from rismusic.covariance import (
-    BackProjection,
-    Conditioning,
-    Covariance,
-    back_project,
-    conditioning,
-    sample_covariance,
-)
 from rismusic.doctor.faults.plant import Fault, Plant, attribute, everywhere, function, method
 from rismusic.estimate.grid import SearchGrid, Volume, from_cosines, to_cosines
 from rismusic.learn import network as network_module
-from rismusic.learn.losses import Targets
 from rismusic.learn.scenes import Scenes
 from rismusic.learn.spec import TrainSpec
 from rismusic.panel import Panel
@@ -83,40 +74,6 @@ def _panel(change: Callable[[Tensor, float], tuple[Tensor, float]]) -> Plant:
         return Panel(*change(sound.elements, sound.wavelength))
 
     return method(Panel, "from_spec", wrong)
-
-
-def _centred(_: Any, self: BackProjection) -> Covariance:
-    field = self.field - self.field.mean(-2, keepdim=True)
-    return Covariance(field.mT / field.shape[-2] ** 0.5, torch.zeros_like(self.noise_share))
-
-
-def _reversed(_: Any, link: Any, snapshots: Tensor, noise: Tensor) -> Any:
-    projected = back_project(link, snapshots, noise)
-    sound = projected.covariance().normalised()
-    # The identity less R_samp: what R_samp shows, with its sign reversed.
-    dense = 2 * torch.eye(sound.size) / sound.size - sound.dense()
-    values, vectors = torch.linalg.eigh(dense)
-    factor = vectors * values.clamp_min(0).sqrt()[..., None, :]
-    return Covariance(factor, sound.loading).normalised(), conditioning(projected)
-
-
-def _through(_: Any, link: Any, snapshots: Tensor, noise: Tensor) -> Any:
-    """From H c_l [L, M] in place of (H, c_l)."""
-    response = (link.channel @ link.codes.mT).mT
-    weight = (snapshots * response.conj()).sum(-1, keepdim=True)
-    field = weight * link.codes
-    made = Covariance(field.mT / field.shape[-2] ** 0.5, torch.zeros_like(noise)).normalised()
-    return made, conditioning(back_project(link, snapshots, noise))
-
-
-def _leaked(original: Callable[..., Targets], cls: type, *given: Any, **named: Any) -> Targets:
-    sound = original(cls, *given, **named)
-    return replace(sound, sample=sound.true)
-
-
-def _loaded(original: Callable[..., Conditioning], *given: Any, **named: Any) -> Conditioning:
-    sound = original(*given, **named)
-    return Conditioning(torch.ones_like(sound.loading), sound.shrinkage)
 
 
 def _static(original: Callable[..., Tensor], *given: Any) -> Tensor:
@@ -212,27 +169,6 @@ FAULTS = (
         _panel(lambda elements, wavelength: (elements + wavelength / 4, wavelength)),
     ),
     Fault(
-        7,
-        "R_samp from the labels",
-        "R_samp is made from the labels.",
-        ("leak",),
-        method(Targets, "of", _leaked),
-    ),
-    Fault(
-        7,
-        "R_samp centred",
-        "The mean over the snapshots is taken out of R_samp.",
-        ("mean over the snapshots was taken out",),
-        method(BackProjection, "covariance", _centred),
-    ),
-    Fault(
-        7,
-        "R_samp from H c",
-        "R_samp is built from H c_l [L, M] in place of (H, c_l).",
-        ("built from H c_l",),
-        function(sample_covariance, _through),
-    ),
-    Fault(
         8,
         "symbols held",
         "Symbols are held constant over the snapshots.",
@@ -245,13 +181,6 @@ FAULTS = (
         "Validation scenes are those of the training.",
         ("overlapping seeds",),
         method(Scenes, "__init__", _same_split),
-    ),
-    Fault(
-        22,
-        "loading too large",
-        "Diagonal loading is half of the matrix.",
-        ("half of the matrix",),
-        function(conditioning, _loaded),
     ),
     Fault(
         23,
@@ -301,12 +230,5 @@ FAULTS = (
         "Labels are 5 deg off at random.",
         ("labels do not explain", "noisy"),
         _labels(_noisy),
-    ),
-    Fault(
-        0,
-        "R_samp reversed",
-        "R_samp has its sign reversed.",
-        ("R_samp is not the mean of x_l x_l^H",),
-        function(sample_covariance, _reversed),
     ),
 )

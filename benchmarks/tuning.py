@@ -1,0 +1,155 @@
+"""The evidence for ``docs/tuning.md``: a search, its best run anew, and two workers of which one is killed.
+
+``python benchmarks/tuning.py --out FOLDER`` needs some 15 minutes on two idle cores, most of it for the
+search; ``--parts`` runs some of it. A search that was cut short goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+
+from postgres_server import postgres_server
+from rismusic.learn.runfolder import load_train_spec
+from rismusic.spec import load_locate_spec
+from rismusic.tuning.ledger import history, standing
+from rismusic.tuning.scoring import judge, objective_scenes
+from rismusic.tuning.storage import closing, open_storage, quiet
+
+MEASURED = Path(__file__).parent.parent / "docs" / "measured" / "tuning"
+BASE = MEASURED / "base.toml"
+SCENES, WORKED = 96, 6
+SEARCH = (
+    "tune --trials 24 --epochs-per-trial 20 --space wide --early-stop-patience 6 --inference-trials 6 "
+    f"--knob-scenes 24 --objective-scenes {SCENES} --fresh-scenes 192 --finalists 2 --final-seeds 2 "
+    "--final-epochs 30"
+).split()
+SHARED = (
+    f"tune --trials {WORKED} --epochs-per-trial 2 --space narrow --inference-trials 1 --knob-scenes 4 "
+    "--objective-scenes 8 --fresh-scenes 8 --finalists 1 --final-seeds 1 --final-epochs 2 --heartbeat-s 5"
+).split()
+
+
+def rismusic(*arguments: str) -> list[str]:
+    """A command on one thread."""
+    return [sys.executable, "-m", "rismusic", *arguments]
+
+
+def search(out: Path) -> None:
+    """The search of the page, begun or gone on with."""
+    folder = out / "search"
+    new = [*SEARCH, "--config", str(BASE)]
+    begun = time.monotonic()
+    again = (folder / "study.journal").exists()
+    subprocess.run(
+        rismusic(*(["tune", "--resume"] if again else new), "--out", str(folder)),
+        check=True,
+    )
+    print(f"search: {'gone on with for' if again else ''} {time.monotonic() - begun:.0f} s")
+    for name in ("verdict.txt", "trials.csv", "finals.csv", "best.toml", "history.png", "importance.png"):
+        shutil.copy(folder / name, MEASURED / name)
+    (MEASURED / "outcome.md").write_text(_page(), encoding="utf-8")
+
+
+def _page() -> str:
+    """What the documentation shows of it."""
+    lines = [
+        "```text",
+        f"rismusic {' '.join(SEARCH)} --config base.toml --out search",
+        "```",
+        "",
+        "| settings | cost | cost, fresh | F1, fresh | GOSPA / m, fresh | cost, fresh, of each seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    finals = list(csv.DictReader((MEASURED / "finals.csv").open(encoding="utf-8")))
+    for name in dict.fromkeys(row["settings"] for row in finals):
+        rows = [row for row in finals if row["settings"] == name]
+        means = [
+            statistics.fmean(float(row[column]) for row in rows)
+            for column in ("cost", "fresh_cost", "fresh_f1", "fresh_gospa_m")
+        ]
+        seeds = ", ".join(f"{float(row['fresh_cost']):.3f}" for row in rows)
+        lines.append(f"| {name} | {' | '.join(f'{mean:.3f}' for mean in means)} | {seeds} |")
+    pictures = [f"![Trials of the search](measured/tuning/{name}.png)" for name in ("history", "importance")]
+    said = [f"- {line}" for line in (MEASURED / "verdict.txt").read_text().splitlines()]
+    return "\n".join([*lines, "", *said, "", *pictures, ""])
+
+
+def reproduce(out: Path) -> None:
+    """``rismusic train best.toml`` and the cost that comes of it."""
+    folder, again = out / "search", out / "again"
+    subprocess.run(
+        rismusic("train", str(folder / "best.toml"), "--out", str(again)),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    training = load_train_spec(folder / "best.toml")
+    locate = load_locate_spec(folder / "locate.toml").replace(weights=str(again / "best.safetensors"))
+    cost = judge(objective_scenes(training.system, 0, SCENES, "cpu"), locate).cost
+    said = (folder / "best.toml").read_text().splitlines()[0]
+    print(f"reproduce: cost {cost!r}; best.toml says {said}")
+
+
+def shared(out: Path) -> None:
+    """Two workers on one PostgreSQL server; one is killed while it trains."""
+    with postgres_server() as url:
+        commands = [
+            rismusic(*SHARED, "--config", str(BASE), "--storage", url, "--out", str(out / f"worker{number}"))
+            for number in range(2)
+        ]
+        victim = subprocess.Popen(commands[0])
+        held = _first_epoch(url, out)
+        other = subprocess.Popen(commands[1])
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+        if other.wait() != 0:
+            raise SystemExit("the other worker did not end well")
+        storage, _ = open_storage(url, out, heartbeat_s=5)
+        with quiet(), closing(storage):
+            trials = optuna.load_study(study_name="tune", storage=storage).get_trials()
+        rows = [
+            {"trial": trial.number, "state": trial.state.name, "instead of": history(trial)}
+            for trial in trials
+        ]
+        print(json.dumps({"killed in": held, "standing": len(standing(trials)), "trials": rows}, indent=1))
+
+
+def _first_epoch(url: str, out: Path) -> int:
+    """Wait until a trial has told of an epoch; its number."""
+    while True:
+        time.sleep(0.5)
+        storage, _ = open_storage(url, out, heartbeat_s=5)
+        with quiet(), closing(storage):
+            names = optuna.get_all_study_names(storage)
+            trials = optuna.load_study(study_name="tune", storage=storage).get_trials() if names else []
+        for trial in trials:
+            if trial.intermediate_values and not trial.state.is_finished():
+                return trial.number
+
+
+PARTS = {"search": search, "reproduce": reproduce, "shared": shared}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for part in chosen.parts:
+        PARTS[part](chosen.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The first figure of the README: ``python docs/headline.py`` draws ``docs/images/headline.png``.
+
+Misses and errors over SNR, from ``docs/measured/bench`` (classical methods and rows that have peeked) and
+``docs/measured/hybrid`` (the hybrid locator with the weights of the package, on the same scenes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rismusic.evaluate.bench.groups import Group, groups
+from rismusic.evaluate.bench.plots import plot_errors, plot_misses
+from rismusic.evaluate.bench.table import read_table
+from rismusic.evaluate.plots import new_axes, save
+
+HERE = Path(__file__).parent
+METHODS = {
+    "hybrid": "hybrid (shipped weights)",
+    "sbl": "SBL + ML",
+    "omp": "OMP + ML",
+    "music": "MUSIC + ML",
+    "oracle:best": "oracle: likeliest start",
+}
+
+
+def headline() -> Any:
+    """Misses for three and for five sources, and errors over the bound for three."""
+    three, five = (_group(sources) for sources in (3, 5))
+    axes = new_axes(None, None, None, size=(12.0, 3.8))
+    plot_misses(three, ax=axes[0])
+    plot_misses(five, ax=axes[1])
+    plot_errors(three, ax=axes[2])
+    for ax, title in zip(axes, ("3 sources", "5 sources", "3 sources, hits"), strict=True):
+        ax.set_title(title, fontsize=10)
+        ax.get_legend().remove()
+    handles, names = axes[0].get_legend_handles_labels()
+    axes[0].legend(handles, [METHODS[name] for name in names], frameon=False, fontsize=8)
+    return axes[0]
+
+
+def _group(sources: int) -> Group:
+    """The rows of one number of sources."""
+    rows = [row for run in ("hybrid", "bench") for row in read_table(HERE / "measured" / run / "results.csv")]
+    grid = [group for group in groups(rows) if group.sweep == "none"]
+    found = next(group for group in grid if group.title == f"K = {sources}")
+    return replace(found, rows={name: found.rows[name] for name in METHODS})
+
+
+if __name__ == "__main__":
+    save(headline(), HERE / "images" / "headline.png", overwrite=True)
