@@ -168,16 +168,17 @@ class HybridSpec(Spec):
     beta: Annotated[float, Field(ge=0, le=1)] | Literal["trained"] = "trained"
     """Share of the sample covariance in the blend that MUSIC searches; 'trained': as in the training."""
     own_list: bool = True
-    """Let the network's own list of sources stand beside MUSIC as a second start; the likelier end counts."""
+    """Let the network's own list of sources stand beside MUSIC as a second start (the likelier end counts),
+    and its map name the candidates of exchanges; else all comes from MUSIC on the blend."""
     count: Literal["both", "likelihood", "network"] = "both"
     """With sources 'auto', what tells their number: the network's logits, the likelihood, or both."""
     count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     """With count 'both', numbers less probable than this times the most probable one are not tried."""
     exchanges: Annotated[int, Field(ge=0)] = 1
-    """Sweeps in which each source is taken out and the best of the network's candidates put in its place,
-    where that is likelier; 0: none."""
+    """Sweeps in which each source is taken out and the best candidate put in its place, where that is
+    likelier; 0: none."""
     candidates: Count = 12
-    """Highest peaks of the network's map, among which exchanges choose."""
+    """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose."""
     newton_steps: Count = 3
     """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
     steps: Count = 60

@@ -61,12 +61,22 @@ def test_the_likelier_of_two_starts_counts(seen, made, weights, generator):
 
 def test_exchanges_mend_a_start(seen, made, weights, generator):
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
-    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)))
-    alone = misses(lost, made, spec_of(weights, own_list=False, exchanges=0))
-    assert misses(lost, made, spec_of(weights, own_list=False, exchanges=2)) < alone / 2
+    corner = places(made.truth).each(lambda value: torch.ones_like(value))
+    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), own=corner)
+    alone = misses(lost, made, spec_of(weights, exchanges=0))
+    assert misses(lost, made, spec_of(weights, exchanges=2)) < alone / 2
     # Of candidates that are no sources none is taken.
-    nowhere = replace(lost, places=lost.places[:, :1].expand(-1, 12, -1) * 0 + 1)
-    assert misses(nowhere, made, spec_of(weights, own_list=False, exchanges=2)) == alone
+    nowhere = replace(lost, places=torch.ones_like(lost.places))
+    assert misses(nowhere, made, spec_of(weights, exchanges=2)) == alone
+
+
+def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
+    """Neither the list nor the map of the network has a part in the answer then."""
+    spec = spec_of(weights, own_list=False)
+    other = replace(seen, own=seen.own.each(torch.ones_like), places=torch.ones_like(seen.places))
+    fits = [one.fit(TWO, searched_grid(made, spec), spec) for one in (seen, other)]
+    assert torch.equal(fits[0].sources.azimuth, fits[1].sources.azimuth)
+    assert not torch.equal(seen.places, other.places)
 
 
 def test_the_own_list_has_the_surest_first(made, weights):

@@ -53,6 +53,8 @@ def exchange(
     # One source alone is where the search put it.
     live = (active.sum(-1) > 1).nonzero()[:, 0]
     step = positions.new_tensor(grid.step)
+    if criterion == "unconditional":
+        power, noise = fit_levels(recording, positions, active)
     for _ in range(sweeps):
         changed = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
         for k in range(positions.shape[1]):
@@ -63,8 +65,7 @@ def exchange(
             part = recording[scenes]
             levels = None
             if criterion == "unconditional":
-                power, noise = fit_levels(part, positions[scenes], active[scenes])
-                levels = power[:, others], noise
+                levels = power[scenes][:, others], noise[scenes]
             rest = take_out(part, positions[scenes][:, others], active[scenes][:, others], levels)
             found = search.place(scenes, rest).to(positions)
             moved = ((_cosines(found) - _cosines(positions[scenes, k])).abs() > _SAME * step).any(-1)
@@ -78,7 +79,13 @@ def exchange(
             )
             better = new < value[scenes] - _GAIN
             scenes = scenes[better]
+            if len(scenes) == 0:
+                continue
             positions[scenes], value[scenes], changed[scenes] = trial[better], new[better], True
+            if criterion == "unconditional":
+                power[scenes], noise[scenes] = fit_levels(
+                    recording[scenes], positions[scenes], active[scenes]
+                )
         live = live[changed[live]]
         if len(live) == 0:
             break

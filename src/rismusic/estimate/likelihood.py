@@ -179,21 +179,6 @@ def unconditional(
     return covariance.value(), *covariance.slopes()
 
 
-def losses(
-    moments: Moments, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
-) -> Float[Tensor, "S K"]:
-    """How much unconditional likelihood (nats) each source is worth: what is lost when its power becomes 0.
-
-    The other powers and the noise variance stay as they are.
-
-    Args:
-        moments: with derivatives or without.
-        power: p of each source; those of empty places are ignored.
-        noise_variance: sigma^2.
-    """
-    return _Covariance(moments, power, noise_variance).losses()
-
-
 class _Covariance:
     """R_l = C P C^H + sigma^2 I by Woodbury: W = (I - C T C^H) / sigma^2, well defined at p = 0 too."""
 
@@ -221,16 +206,6 @@ class _Covariance:
         noise = self.noise[:, 0, 0, 0]
         rest = (self.moments.energy - self.explained).sum(-1)
         return determinant + self.moments.size * noise.log() + rest / noise
-
-    def losses(self) -> Tensor:
-        moments, K = self.moments, self.K
-        gram = moments.gram[..., :K, :K]
-        repeats = moments.energy.shape[1] // gram.shape[1]
-        own = (gram - gram @ self.T @ gram).diagonal(dim1=-2, dim2=-1).real / self.noise[..., 0]
-        left = (1 - self.power[:, None] * own).clamp(_RIDGE, 1)  # of c^H W c, 1 / (1 + p c^H W' c)
-        pull = moments.cross[..., :K] - (gram @ self.fit)[..., 0]
-        explained = (self.power[:, None] * pull.abs().square() / self.noise[..., 0].square()) / left
-        return explained.sum(1) + repeats * left.log().sum(1)
 
     def slopes(self) -> tuple[Tensor, Tensor]:
         moments, K, noise, p = self.moments, self.K, self.noise, self.power

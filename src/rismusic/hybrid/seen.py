@@ -148,8 +148,9 @@ class Seen:
             fit = self._try(fit, own, grid, spec)
         if spec.hybrid.exchanges:
             positions, active = unpack(fit.sources, recording)
+            places = self.places if spec.hybrid.own_list else self._places_of_blend(grid, spec)
             positions = exchange(
-                Shortlist(grid, recording, self.places),
+                Shortlist(grid, recording, places),
                 positions,
                 active,
                 criterion=spec.criterion,
@@ -158,6 +159,13 @@ class Seen:
             )
             fit = self._try(fit, pack(positions, active), grid, spec)
         return fit
+
+    def _places_of_blend(self, grid: SearchGrid, spec: LocateSpec) -> Float[Tensor, "S C 3"]:
+        """Candidates without the network's map: more peaks of MUSIC on R_blend than there are sources."""
+        most = min(spec.hybrid.candidates, self.blend.rank, grid.panel.size - 1)
+        count = torch.full((len(self.recording),), most, device=self.log_count.device)
+        found, _ = peaks_in_turn(music(self.blend, count), grid, count, steps=spec.hybrid.newton_steps)
+        return unpack(found, self.recording)[0]
 
     def _fit(self, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
         effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
