@@ -44,9 +44,10 @@ def test_readme_runs(folder, capsys, untyped):
                 ran[language] += 1
         else:
             assert language in ("console", "matlab"), "every other block must be run by a test too"
-    assert ran == {"python": 4, "bash": 8}
+    assert ran == {"python": 4, "bash": 11}
     assert (folder / "found.html").exists()
     assert (folder / "mine.png").exists()
+    assert (folder / "first_run" / "best.safetensors").exists()
 
 
 def test_commands_of_the_tables_run(folder, capsys):
