@@ -42,6 +42,8 @@ SURPRISE = 1e-3
 
 # Draws of noise, how many of the largest make the tail beyond them, and what seeds them.
 _DRAWS, _TAIL, _SEED = 255, 51, 20261122
+# Fewer draws come first; scenes that they find more probable than this are clear, and get no more.
+_FIRST, _CLEAR = 63, 0.2
 # Share of the energy below which what is left is the rounding of data and fit, not noise.
 _NOTHING = 1e-10
 # A logarithm that varies by less than this says nothing.
@@ -195,15 +197,28 @@ def _white(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
     nothing = _energy(rest) <= _NOTHING * _energy(data)
     rest = torch.where(nothing[:, None, None, None], data, rest)
     measured = sphericity(recording.link, rest)[..., 0]
-    drawn = null_sphericity(recording.link, off, *data.shape[2:])
+    p = _as_white(recording.link, off, measured, data, _FIRST)
+    # Most scenes are sound, and the draws are most of the work.
+    doubtful = (p < _CLEAR).nonzero()[:, 0]
+    if len(doubtful):
+        link, some = recording.link[doubtful], off[doubtful]
+        p[doubtful] = _as_white(link, some, measured[doubtful], data[doubtful], _DRAWS)
+    p = torch.where(nothing, 1.0, p)
+    return p, torch.full_like(p, torch.nan)
+
+
+def _as_white(link: Link, off: Projection, measured: Tensor, data: Tensor, draws: int) -> Tensor:
+    """P value from so many draws; NaN where no statistic varies."""
+    _, _, L, M = data.shape
+    drawn = null_sphericity(link, off, L, M, draws)
     mean, spread = drawn.mean(-1), drawn.std(-1)
     varies = spread > _CONSTANT
     spread = torch.where(varies, spread, torch.inf)
     # Of the two the more surprising one counts; how surprising that is, the same draws say.
     most = ((measured - mean) / spread).amax(1)
-    p = tail_probability(most, ((drawn - mean[..., None]) / spread[..., None]).amax(1))
-    p = torch.where(nothing, 1.0, torch.where(varies.any(1), p, torch.nan))
-    return p, torch.full_like(p, torch.nan)
+    among = ((drawn - mean[..., None]) / spread[..., None]).amax(1)
+    p = tail_probability(most, among, _TAIL * draws // _DRAWS)
+    return torch.where(varies.any(1), p, torch.nan)
 
 
 def _energy(data: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S"]:

@@ -72,7 +72,7 @@ class Projection:
         tangents = (self.tangents != 0).any(-2).sum(-1)
         return (2 * (snapshots * self.fields.shape[-2] - taken) - tangents).to(self.tangents.dtype)
 
-    def __getitem__(self, scenes: slice) -> Projection:
+    def __getitem__(self, scenes: slice | Tensor) -> Projection:
         return Projection(self.fields[scenes], self.tangents[scenes])
 
     def single(self) -> Projection:
