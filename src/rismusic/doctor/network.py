@@ -155,11 +155,11 @@ def _magnitudes(network: nn.Module, recording: Recording) -> list[Finding]:
 def constant(case: Case) -> Report:
     """Does the answer depend on the scene, and on the snapshots of it?"""
     recording, learner = case.few, case.learner
-    base = learner.predict(recording, averaged=False)
+    base = learner.predict(recording, averaged=False).detach()
     deaf = learner.predict(
         replace(recording, snapshots=recording.snapshots.flip(0), noise_variance=_flipped(recording)),
         averaged=False,
-    )
+    ).detach()
     moved = (base.angle_factor - deaf.angle_factor).abs().flatten(1).amax(1)
     moved = moved / base.angle_factor.abs().flatten(1).amax(1).clamp_min(1e-9)
     findings = [
