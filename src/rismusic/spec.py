@@ -181,6 +181,8 @@ class HybridSpec(Spec):
     """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose."""
     newton_steps: Count = 3
     """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
+    polish_up_to_db: Finite = 100.0
+    """Scenes above this SNR (dB) keep the peaks of MUSIC: where the panel errs, NF-MLE fits the errors."""
     steps: Count = 60
     """Most evaluations of the likelihood from each start."""
     tolerance: Positive = 1e-4

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from rismusic.decibel import to_db
 from rismusic.errors import InputError
 from rismusic.recording import Recording
 
@@ -105,3 +106,11 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
         noise = noise * (pull.sum(1) / total.reciprocal().sum(1)).sqrt()
         rho = rho * ((pull * level).sum(1) / (level / total).sum(1)).sqrt()
     return noise
+
+
+def snr_db(recording: Recording) -> Float[Tensor, "S"]:
+    """SNR of each scene in dB, with the recorded noise variance or a guess."""
+    noise = recording.noise_variance
+    noise = (guess_noise(recording) if noise is None else noise).double()
+    power = torch.view_as_real(recording.snapshots).square().sum(-1).mean((1, 2)).double()
+    return to_db((power / noise - 1).clamp_min(torch.finfo(torch.float64).tiny))

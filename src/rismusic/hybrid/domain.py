@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
-from rismusic.decibel import to_db
 from rismusic.estimate.grid import Volume
 from rismusic.estimate.locate import searched_volume
-from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.noise import snr_db
 from rismusic.hybrid.trained import Trained
 from rismusic.learn.weights import other_panel
 from rismusic.recording import Recording
@@ -68,14 +66,6 @@ def strange_scenes(
     if count is not None:
         said |= dict.fromkeys((count > most).nonzero()[:, 0].tolist(), f"they know at most {most} sources")
     return said
-
-
-def snr_db(recording: Recording) -> Float[Tensor, "S"]:
-    """SNR of each scene in dB, with the recorded noise variance or a guess."""
-    noise = recording.noise_variance
-    noise = (guess_noise(recording) if noise is None else noise).double()
-    power = torch.view_as_real(recording.snapshots).square().sum(-1).mean((1, 2)).double()
-    return to_db((power / noise - 1).clamp_min(torch.finfo(torch.float64).tiny))
 
 
 _RANGES = ("range_min", "range_max")

@@ -15,7 +15,7 @@ from rismusic.estimate.exchange import exchange
 from rismusic.estimate.grid import SearchGrid, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
 from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
-from rismusic.estimate.noise import check_fit, guess_noise, most_sources
+from rismusic.estimate.noise import check_fit, guess_noise, most_sources, snr_db
 from rismusic.estimate.order import Chosen, choose_count, replaced
 from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.refine import Effort
@@ -38,6 +38,7 @@ class Seen:
         own: the network's own list of sources [S, K_max], the surest first.
         places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
+        snr_db: [S] of the scenes, with the recorded noise variance or a guess.
         card: of the network's weights.
     """
 
@@ -46,6 +47,7 @@ class Seen:
     own: Sources
     places: Float[Tensor, "S C 3"]
     log_count: Float[Tensor, "S counts"]
+    snr_db: Float[Tensor, "S"]
     card: WeightsCard
 
     @classmethod
@@ -78,6 +80,7 @@ class Seen:
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
             places.double(),
             prediction.count_logits.log_softmax(-1).double(),
+            snr_db(known),
             trained.card,
         )
 
@@ -90,6 +93,7 @@ class Seen:
             own=self.own[scenes],
             places=self.places[scenes],
             log_count=self.log_count[scenes],
+            snr_db=self.snr_db[scenes],
         )
 
     def count_and_fit(self, grid: SearchGrid, spec: LocateSpec) -> Chosen:
@@ -127,7 +131,7 @@ class Seen:
         return choose_count(scenes, one, most, prior)
 
     def fit(self, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
-        """MUSIC on R_blend, Newton, NF-MLE; beside it NF-MLE from the network's own list.
+        """MUSIC on R_blend, Newton, NF-MLE; beside it NF-MLE from the network's own list, and exchanges.
 
         Args:
             count: K of each scene, at most K_max.
@@ -137,10 +141,21 @@ class Seen:
         recording = self.recording
         if int(count.max()) == 0:
             return nothing(recording)
-        steps = {"steps": spec.hybrid.newton_steps} if spec.polish else {}
+        polished = self.snr_db <= (spec.hybrid.polish_up_to_db if spec.polish else -math.inf)
+        steps = {"steps": spec.hybrid.newton_steps} if bool(polished.all()) else {}
         start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count, **steps)
-        if not spec.polish:
-            return finish(recording, *unpack(start, recording), converged)
+        if steps:
+            return self._polished(start, grid, spec)
+        rough = finish(recording, *unpack(start, recording), converged)
+        scenes = polished.nonzero()[:, 0]
+        if len(scenes) == 0:
+            return rough
+        fit = self[scenes]._polished(start[scenes], grid, spec)
+        return replaced(rough, scenes, fit, torch.ones_like(scenes, dtype=torch.bool))
+
+    def _polished(self, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
+        """NF-MLE from the peaks of MUSIC and from the network's list, and exchanges."""
+        recording = self.recording
         fit = self._fit(start, grid, spec)
         if spec.hybrid.own_list:
             absent = start.azimuth.isnan()
