@@ -11,6 +11,8 @@ MEASURED = Path(__file__).parent / "measured" / "doctor_faults.csv"
 
 def doctor_faults() -> str:
     """Each fault with the finding that names it; then the healthy trainings."""
+    if not MEASURED.exists():
+        return "Not measured yet for this version; the command below does it.\n"
     with MEASURED.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     faults = [row for row in rows if row["mistake"] != "healthy"]

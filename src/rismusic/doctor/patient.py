@@ -171,7 +171,7 @@ class Patient:
         generator = torch.Generator().manual_seed(0)
         way: dict[str, Tensor] = {}
         for name, g in slopes.items():
-            # Each parameter alike, mostly along its gradient; a random part finds what the gradient leaves out.
+            # Each parameter alike, along its gradient; a random part finds what the gradient leaves out.
             noise = torch.randn(g.shape, generator=generator, dtype=torch.float64).to(g.device)
             way[name] = g / g.norm().clamp_min(1e-30) + 0.3 * noise / noise.norm().clamp_min(1e-30)
         length = _STEP * max(1.0, norm(dict(module.named_parameters())) / 10)
