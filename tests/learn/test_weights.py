@@ -19,7 +19,9 @@ from rismusic.spec import SystemSpec
 
 SYSTEM = SystemSpec(panel={"rows": 4, "columns": 4}, sources=(1, 2), snr_db=(0.0, 10.0))
 SPEC = TrainSpec(
-    system=SYSTEM, network=NetworkSpec(sources_max=2, width=8, depth=1, stages=1), schedule={"beta": 0.25}
+    system=SYSTEM,
+    network=NetworkSpec(sources_max=2, width=8, depth=1, stages=1, oversampling=1.5),
+    schedule={"beta": 0.25},
 )
 CARD = WeightsCard(
     name="small", system=SYSTEM, sources_max=2, beta=0.25, scenes=1000, hours=0.5, device="2 cores",
