@@ -28,8 +28,9 @@ def doctor_faults() -> str:
     caught = [row for row in faults if row["caught"] == "yes"]
     known = {row["mistake"] for row in caught if row["mistake"]}
     alarms = [row for row in healthy if row["caught"] == "yes"]
-    said = f"{len(caught)} of {len(faults)} faults are caught, {len(known)} of the 28 known mistakes; "
-    said += f"{len(alarms)} of {len(healthy)} healthy trainings, each with a seed of its own, have a finding."
+    said = f"{len(caught)} of {len(faults)} faults are caught, {len(known)} of the 28 known mistakes. "
+    if healthy:
+        said += f"{len(alarms)} of {len(healthy)} healthy trainings, each with a seed of its own, have a finding."
     return f"{said}\n\n{text}"
 
 
