@@ -52,10 +52,10 @@ OVERFIT_S, GENERALISE_S = 15 * 60, 30 * 60
 TRAINING_LOSS, VALIDATION_LOSS, ERROR, F1 = 0.2, 0.5, 0.1, 0.95
 RATIO = 0.5
 SOURCES, SNR_DB, SCENES = 3, 10.0, 500
-BY_HEART_EPOCHS = 9
+BY_HEART_EPOCHS = 20
 # To be learned by heart.
 OVERFIT_NETWORK = NetworkSpec(stages=2, depth=2, width=96)
-OVERFIT_BATCH, OVERFIT_RATES = 8, (2e-3, 4e-3)
+OVERFIT_BATCH, OVERFIT_RATES, BY_HEART_RATES = 8, (2e-3, 4e-3), (1e-3, 2e-3)
 
 Figures = dict[str, Any]
 
@@ -77,7 +77,7 @@ def gate_litmus(_: Path) -> tuple[Figures, list[Figures]]:
 def gate_overfit(work: Path) -> tuple[Figures, list[Figures]]:
     """512 scenes, 30 epochs."""
     run = work / "overfit"
-    figures = trained(overfit_spec(epochs=30), run)
+    figures = trained(overfit_spec(30, OVERFIT_RATES), run)
     rows = epochs_of(run)
     figures |= {"training_loss": rows[-1]["training_loss"], "validation_loss": rows[-1]["validation_loss"]}
     passed = figures["training_loss"] < TRAINING_LOSS and figures["validation_loss"] < VALIDATION_LOSS
@@ -89,7 +89,9 @@ def gate_overfit(work: Path) -> tuple[Figures, list[Figures]]:
 def gate_by_heart(work: Path) -> tuple[Figures, list[Figures]]:
     """The same scenes, on from the weights of ``overfit``."""
     run = work / "by_heart"
-    figures = trained(overfit_spec(epochs=BY_HEART_EPOCHS), run, start=work / "overfit" / "last.safetensors")
+    figures = trained(
+        overfit_spec(BY_HEART_EPOCHS, BY_HEART_RATES), run, start=work / "overfit" / "last.safetensors"
+    )
     rows = epochs_of(run)
     figures |= {name: rows[-1][name] for name in ("error_predicted", "f1_predicted", "training_loss")}
     passed = figures["error_predicted"] < ERROR and figures["f1_predicted"] > F1
@@ -124,7 +126,7 @@ GATES: dict[str, Callable[[Path], tuple[Figures, list[Figures]]]] = {
 }
 
 
-def overfit_spec(epochs: int) -> TrainSpec:
+def overfit_spec(epochs: int, rates: tuple[float, float]) -> TrainSpec:
     """All scenes the same in each epoch, and validated on; small steps in number, large in size."""
     return TrainSpec(
         network=OVERFIT_NETWORK,
@@ -132,8 +134,8 @@ def overfit_spec(epochs: int) -> TrainSpec:
         fresh=False,
         scenes_per_epoch=512,
         batch=OVERFIT_BATCH,
-        backbone_learning_rate=OVERFIT_RATES[0],
-        head_learning_rate=OVERFIT_RATES[1],
+        backbone_learning_rate=rates[0],
+        head_learning_rate=rates[1],
         weight_decay=0.0,
         clip_norm=10.0,
         average_decay=0.98,

@@ -6,29 +6,33 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from markdowntable import table
+
 MEASURED = Path(__file__).parent / "measured" / "doctor_faults.csv"
 
 
 def doctor_faults() -> str:
     """Each fault with the finding that names it; then the healthy trainings."""
+    if not MEASURED.exists():
+        return "Not measured yet for this version; the command below does it.\n"
     with MEASURED.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     faults = [row for row in rows if row["mistake"] != "healthy"]
     healthy = [row for row in rows if row["mistake"] == "healthy"]
-    head = ("mistake", "fault", "caught by", "what was measured", "value", "limit", "it says", "other checks")
-    lines = [head, tuple("---" for _ in head)]
+    lines = []
     for row in faults:
         others = [check for check in row["checks"].split() if check != row["check"]]
-        caught = f"`{row['check']}`" if row["caught"] == "yes" else "**missed**"
+        name = f"`{row['check']}`" if row["caught"] == "yes" else "**missed**"
         shown = (row["finding"], row["value"], row["limit"], row["meaning"])
-        lines.append((row["mistake"] or "-", row["fault"], caught, *shown, ", ".join(others)))
-    text = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+        lines.append((row["mistake"] or "-", row["fault"], name, *shown, ", ".join(others)))
     caught = [row for row in faults if row["caught"] == "yes"]
     known = {row["mistake"] for row in caught if row["mistake"]}
     alarms = [row for row in healthy if row["caught"] == "yes"]
-    said = f"{len(caught)} of {len(faults)} faults are caught, {len(known)} of the 28 known mistakes; "
-    said += f"{len(alarms)} of {len(healthy)} healthy trainings, each with a seed of its own, have a finding."
-    return f"{said}\n\n{text}"
+    said = f"{len(caught)} of {len(faults)} faults are caught, {len(known)} of the 28 known mistakes. "
+    if healthy:
+        said += f"{len(alarms)} of {len(healthy)} healthy trainings, each with its own seed, have a finding."
+    head = ("mistake", "fault", "caught by", "what was measured", "value", "limit", "it says", "other checks")
+    return f"{said}\n\n{table(head, lines)}"
 
 
 TABLES: tuple[Callable[[], str], ...] = (doctor_faults,)

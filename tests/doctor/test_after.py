@@ -33,7 +33,9 @@ def run_of(folder, *, losses=None, validation=None, step=None, probe=None, terms
         lines.append(probes.beta(0.3).record(epoch))
         for number in range(STEPS):
             values = {"loss": own, "taken": 1.0, "clipped": 0.0, "learning_rate_factor": 0.5}
-            lines.append({"kind": "step", "epoch": epoch, "step": number, **values, **(step or dict)(epoch)})
+            lines.append(
+                {"kind": "step", "epoch": epoch, "step": number, **values, **(step or (lambda _: {}))(epoch)}
+            )
         found = (probe or (lambda _: Report("VAL", "", {}, (fine(),))))(epoch)
         lines.append(found.record(epoch))
         seen = {"loss": other, "terms": {"covariance": (terms or (lambda _: 0.4))(epoch)}}

@@ -164,12 +164,8 @@ PLANTED = [
     (
         "PRECISION",
         "in float32 against float64",
-        function(
-            covariance_error,
-            lambda original, *given: (
-                e if (e := original(*given)).dtype == torch.float64 else e.bfloat16().float()
-            ),
-        ),
+        # Large numbers that cancel.
+        function(covariance_error, lambda original, *given: (original(*given) + 1e5) - 1e5),
     ),
     (
         "LOSS",

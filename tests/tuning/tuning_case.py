@@ -10,7 +10,7 @@ from rismusic.spec import SystemSpec
 from rismusic.tuning.spec import TuneSpec
 
 SYSTEM = SystemSpec(
-    panel={"rows": 4, "columns": 4},
+    panel={"rows": 6, "columns": 6},
     channel={"antennas": 4},
     codebook={"snapshots": 5},
     sources=(1, 2),
@@ -18,7 +18,7 @@ SYSTEM = SystemSpec(
 )
 TRAINING = TrainSpec(
     system=SYSTEM,
-    network=NetworkSpec(sources_max=2, oversampling=1, stages=1, depth=1, width=8, kernel=3, heads=2),
+    network=NetworkSpec(sources_max=2, oversampling=1.3, stages=1, depth=1, width=8, kernel=3, heads=2),
     schedule=ScheduleSpec(epochs=2),
     scenes_per_epoch=8,
     batch=4,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,8 @@ def sample(case: Case) -> Report:
     off = {name: float(apart(found, matrix).mean()) for name, matrix in suspects.items()}
     truth = recording.truth
     assert truth is not None
-    other = recording.truth.each(lambda value: value.flip(0))  # type: ignore[union-attr]
-    mislabelled = Targets.of(_with_truth(recording, other), case.learner.grid)
+    other = truth.each(lambda value: value.flip(0))
+    mislabelled = Targets.of(replace(recording, truth=other), case.learner.grid)
     moved = float(apart(mislabelled.sample.dense(), targets.sample.dense()).max())
     identity = targets.conditioning.identity
     inside = _share_inside(found, targets)
@@ -95,12 +97,6 @@ def _share_inside(R: Tensor, targets: Targets) -> float:
     A = targets.steering.to(torch.complex128).cpu()
     Q = A @ torch.linalg.pinv(A, rtol=1e-6)
     return float(torch.einsum("snm,smn->s", Q, R).real.mean())
-
-
-def _with_truth(recording: Recording, truth) -> Recording:  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
-    return replace(recording, truth=truth)
 
 
 def blended(case: Case) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 import torch
@@ -15,7 +16,6 @@ from rismusic.estimate.grid import to_cosines
 from rismusic.learn.findings import Finding, Report, at_least, at_most
 from rismusic.learn.scenes import Scenes
 from rismusic.recording import Recording
-from rismusic.scene import Sources
 from rismusic.spec import limits
 
 # A source within this part of a step of a point of the grid, in all coordinates, stands on it.
@@ -242,7 +242,7 @@ def _labels(recordings: list[Recording]) -> tuple[Tensor, Tensor, Tensor]:
     return rows[0], rows[1], rows[2]
 
 
-def _epoch(scenes: Scenes, epoch: int):  # type: ignore[no-untyped-def]
+def _epoch(scenes: Scenes, epoch: int) -> Iterator[Iterator[Recording]]:
     """The first batches of an epoch."""
     seen = 0
     for step in range(scenes.spec.steps_per_epoch):
@@ -252,11 +252,12 @@ def _epoch(scenes: Scenes, epoch: int):  # type: ignore[no-untyped-def]
             return
 
 
-def _names(recordings) -> set[bytes]:  # type: ignore[no-untyped-def]
+def _names(recordings: Iterable[Recording]) -> set[bytes]:
     """A name for each scene: its labels, bit by bit."""
     names: set[bytes] = set()
     for recording in recordings:
-        truth: Sources = recording.truth
+        truth = recording.truth
+        assert truth is not None
         rows = torch.stack((truth.azimuth, truth.elevation, truth.range), -1).flatten(1).cpu()
         names |= {row.numpy().tobytes() for row in rows}
         if len(names) >= _COMPARED:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -218,7 +219,7 @@ def _shuffled(recording: Recording, G: Tensor, elements: Tensor, wavelength: flo
     truth = recording.truth
     assert truth is not None
     moves = range(1, min(4, len(recording)))
-    rolled = (truth.each(lambda value, by=by: value.roll(by, 0)) for by in (*moves, *(-m for m in moves)))  # type: ignore[misc]
+    rolled = [truth.each(partial(torch.roll, shifts=by, dims=0)) for by in (*moves, *(-m for m in moves))]
     flipped = truth.each(lambda value: value.flip(0))
     every = [residual(recording, G, true_waves(one, elements, wavelength)) for one in (*rolled, flipped)]
     return min(every, default=math.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import torch
@@ -121,7 +122,7 @@ def _magnitudes(network: nn.Module, recording: Recording) -> list[Finding]:
     """The size of what the layers are given."""
     sizes: dict[str, float] = {}
 
-    def look(name: str):  # type: ignore[no-untyped-def]
+    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
             if given and isinstance(given[0], Tensor) and given[0].is_floating_point():
                 sizes[name] = float(given[0].detach().square().mean().sqrt())
@@ -154,11 +155,11 @@ def _magnitudes(network: nn.Module, recording: Recording) -> list[Finding]:
 def constant(case: Case) -> Report:
     """Does the answer depend on the scene, and on the snapshots of it?"""
     recording, learner = case.few, case.learner
-    base = learner.predict(recording, averaged=False)
+    base = learner.predict(recording, averaged=False).detach()
     deaf = learner.predict(
         replace(recording, snapshots=recording.snapshots.flip(0), noise_variance=_flipped(recording)),
         averaged=False,
-    )
+    ).detach()
     moved = (base.angle_factor - deaf.angle_factor).abs().flatten(1).amax(1)
     moved = moved / base.angle_factor.abs().flatten(1).amax(1).clamp_min(1e-9)
     findings = [

@@ -170,10 +170,10 @@ class Patient:
         size = norm(slopes)
         generator = torch.Generator().manual_seed(0)
         way: dict[str, Tensor] = {}
-        share = 0.3 / math.sqrt(sum(g.numel() for g in slopes.values()))
         for name, g in slopes.items():
+            # Each parameter alike, along its gradient; a random part finds what the gradient leaves out.
             noise = torch.randn(g.shape, generator=generator, dtype=torch.float64).to(g.device)
-            way[name] = g / max(size, 1e-30) + share * noise
+            way[name] = g / g.norm().clamp_min(1e-30) + 0.3 * noise / noise.norm().clamp_min(1e-30)
         length = _STEP * max(1.0, norm(dict(module.named_parameters())) / 10)
         values = []
         with torch.no_grad():
@@ -187,7 +187,7 @@ class Patient:
             at_most(
                 "error of the gradient against finite differences of the loss, relative",
                 abs(rise - expected) / max(abs(rise), abs(expected), 1e-12),
-                0.05,
+                0.01,
                 "the gradient is not that of the loss: a part is detached, reversed, or goes through a "
                 "rounding.",
                 "Take out detach(), item() and rounding; check a backward of your own by "
@@ -285,8 +285,7 @@ class Patient:
                 1e-3,
                 "the network says the same of every sample: a constant prediction (the mean of the data).",
                 "Does the input reach the output? Look for dead units, an input far from order 1, a head "
-                "that is "
-                "a free parameter.",
+                "that is a free parameter.",
             )
             for when, value in zip(("before the first step", "after some steps"), seen, strict=True)
         ]

@@ -194,7 +194,7 @@ def step(case: Case) -> list[Report]:
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
     """Of all tensors together; NaN counts as infinite."""
-    total = sum(float(value.double().square().sum()) for value in tensors.values())
+    total = sum(float(value.detach().double().square().sum()) for value in tensors.values())
     return math.sqrt(total) if math.isfinite(total) else math.inf
 
 
@@ -204,7 +204,7 @@ def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
     if sizes == 0 or not math.isfinite(sizes):
         return 0.0
     dot = sum(
-        float((value.double() * second[name].double()).sum())
+        float((value.detach().double() * second[name].detach().double()).sum())
         for name, value in first.items()
         if name in second
     )

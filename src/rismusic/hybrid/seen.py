@@ -72,7 +72,8 @@ class Seen:
         own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
         azimuth, elevation, distance = (value.gather(1, surest).double() for value in own)
         assert prediction.grid_logits is not None
-        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, spec.hybrid.candidates)
+        most = min(spec.hybrid.candidates, len(network.grid))
+        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
         places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
         return cls(
             recording,

@@ -43,7 +43,7 @@ def plot_history(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) -> Ax
                 label={"PRUNED": "pruned", "FAIL": "failed"}[state.name],
             )
     ax.set(xlabel="trial", ylabel="cost")
-    return _finished(ax)
+    return _finished(ax, whole=True)
 
 
 def plot_surrogates(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) -> Axes:
@@ -64,8 +64,8 @@ def plot_surrogates(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) ->
             ax.plot(at[-1:], told[-1:], "x", c=COLOURS[4])
     ax.plot([], [], c=COLOURS[0], label="not stopped")
     ax.plot([], [], "x-", c=COLOURS[4], label="pruned")
-    ax.set(xlabel="epoch", ylabel="surrogate", yscale="log")
-    return _finished(ax)
+    ax.set(xlabel="epoch", ylabel="surrogate")
+    return _finished(ax, whole=True)
 
 
 def plot_agreement(
@@ -123,7 +123,9 @@ def plot_finals(finals: Sequence[Final], *, ax: Axes | None = None) -> Axes:
     return _finished(ax)
 
 
-def _finished(ax: Axes) -> Axes:
+def _finished(ax: Axes, *, whole: bool = False) -> Axes:
+    if whole:  # trials and epochs are counted
+        ax.locator_params(axis="x", integer=True)
     ax.grid(which="both", alpha=0.3)
     ax.legend(frameon=False, fontsize="small")
     return ax

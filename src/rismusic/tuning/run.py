@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage
 from rismusic.errors import InputError
 from rismusic.tuning.failures import Say
 from rismusic.tuning.finals import candidates, enqueue, long_trial
+from rismusic.tuning.ledger import reason
 from rismusic.tuning.loop import Loop, Progress
 from rismusic.tuning.outcome import Tuned, outcome
 from rismusic.tuning.results import write_results
@@ -100,7 +101,8 @@ def tune(
         loop.run(short, partial(short_trial, work), count)
         found = candidates(chosen, short.get_trials(deepcopy=False))
         if len(found) == 1:
-            raise InputError("trials", "one trial at least that ends with a result", "none")
+            said = [reason(trial) for trial in short.get_trials(deepcopy=False) if reason(trial)]
+            raise InputError("trials", "one at least that ends with a cost", (said or ["none"])[-1])
         # More trials, other finalists: a second stage of their own.
         stage = f"{study}-long-{count}"
         long = optuna.create_study(
