@@ -30,7 +30,7 @@ def doctor_faults() -> str:
     alarms = [row for row in healthy if row["caught"] == "yes"]
     said = f"{len(caught)} of {len(faults)} faults are caught, {len(known)} of the 28 known mistakes. "
     if healthy:
-        said += f"{len(alarms)} of {len(healthy)} healthy trainings, each with a seed of its own, have a finding."
+        said += f"{len(alarms)} of {len(healthy)} healthy trainings, each of another seed, have a finding."
     return f"{said}\n\n{text}"
 
 

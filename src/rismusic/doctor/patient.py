@@ -285,8 +285,7 @@ class Patient:
                 1e-3,
                 "the network says the same of every sample: a constant prediction (the mean of the data).",
                 "Does the input reach the output? Look for dead units, an input far from order 1, a head "
-                "that is "
-                "a free parameter.",
+                "that is a free parameter.",
             )
             for when, value in zip(("before the first step", "after some steps"), seen, strict=True)
         ]
