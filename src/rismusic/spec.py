@@ -179,6 +179,9 @@ class HybridSpec(Spec):
     likelier; 0: none."""
     candidates: Count = 12
     """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose."""
+    doubt: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
+    better answer counts; 0: none."""
     newton_steps: Count = 3
     """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
     polish_up_to_db: Finite = 100.0

@@ -99,8 +99,32 @@ def _hybrid(
     seen = Seen.by(trained, recording, spec)
     if count is None:
         chosen = seen.count_and_fit(grid, spec)
-        return told(recording, chosen.fit, chosen.probability, grid.volume, spec)
-    return told(recording, seen.fit(count, grid, spec), None, grid.volume, spec)
+        located = told(recording, chosen.fit, chosen.probability, grid.volume, spec)
+    else:
+        located = told(recording, seen.fit(count, grid, spec), None, grid.volume, spec)
+    return _doubted(located, recording, count, grid, spec) if spec.polish else located
+
+
+def _doubted(
+    located: Located,
+    recording: Recording,
+    count: Int64[Tensor, "S"] | None,
+    grid: SearchGrid,
+    spec: LocateSpec,
+) -> Located:
+    """Another search where what was found does not explain the data; a p value of NaN cannot tell."""
+    doubtful = (located.p_value < spec.hybrid.doubt).nonzero()[:, 0]
+    if len(doubtful) == 0:
+        return located
+    other = _classical(recording[doubtful], None if count is None else count[doubtful], grid, spec)
+    first = located[doubtful]
+    # With K given the likelihoods compare; fits of different K by how well they explain the data.
+    better = other.p_value > first.p_value if count is None else other.likelihood < first.likelihood
+    kept = torch.ones(len(recording), dtype=torch.bool, device=better.device)
+    kept[doubtful] = ~better
+    here, there = kept.nonzero()[:, 0], doubtful[better]
+    parts = [located[here], other[better.nonzero()[:, 0]]]
+    return joined([part for part in parts if len(part.warnings)])[torch.cat((here, there)).argsort()]
 
 
 def _fall_back(
