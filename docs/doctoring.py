@@ -30,14 +30,9 @@ def doctor_faults() -> str:
     alarms = [row for row in healthy if row["caught"] == "yes"]
     said = f"{len(caught)} of {len(faults)} faults are caught, {len(known)} of the 28 known mistakes. "
     if healthy:
-<<<<<<< HEAD
         said += f"{len(alarms)} of {len(healthy)} healthy trainings, each with its own seed, have a finding."
     head = ("mistake", "fault", "caught by", "what was measured", "value", "limit", "it says", "other checks")
     return f"{said}\n\n{table(head, lines)}"
-=======
-        said += f"{len(alarms)} of {len(healthy)} healthy trainings, each of another seed, have a finding."
-    return f"{said}\n\n{text}"
->>>>>>> doctor
 
 
 TABLES: tuple[Callable[[], str], ...] = (doctor_faults,)

@@ -36,8 +36,8 @@ ABLATIONS: dict[str, dict[str, object]] = {
     "network": {"count": "network"},
 }
 """Variants of the hybrid locator: no R_samp in the blend; no second search of doubtful scenes; neither this
-nor the own list, so that all starts at MUSIC on the blend; a network that has learned nothing, and all starting
-at its MUSIC; the number of sources by likelihood or network alone."""
+nor the own list, so that all starts at MUSIC on the blend; a network that has learned nothing, and all
+starting at its MUSIC; the number of sources by likelihood or network alone."""
 
 DEFAULT_METHODS = (
     "music:raw",
