@@ -15,11 +15,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from rismusic.learn.runfolder import BEST
 from rismusic.learn.spec import TrainSpec
+from rismusic.tuning.failures import reason_kept
 from rismusic.tuning.ledger import JOB, standing
 from rismusic.tuning.scoring import fresh_scenes, judge, locate_in, objective_scenes
 from rismusic.tuning.space import Space, apply
 from rismusic.tuning.spec import TuneSpec
-from rismusic.tuning.trial import Work, folder_of, judged_after, keep, reason_kept, trained
+from rismusic.tuning.trial import Work, folder_of, judged_after, keep, trained
 
 DEFAULT = "default"
 FRESH, FRESH_UNTUNED, UNTUNED = "fresh", "fresh_untuned", "untuned"
