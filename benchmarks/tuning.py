@@ -72,7 +72,7 @@ def _page() -> str:
         "| settings | cost | cost, fresh | F1, fresh | GOSPA / m, fresh | cost, fresh, of each seed |",
         "|---|---|---|---|---|---|",
     ]
-    finals = list(csv.DictReader((MEASURED / "finals.csv").open(encoding="utf-8")))
+    finals = list(csv.DictReader((MEASURED / "finals.csv").read_text(encoding="utf-8").splitlines()))
     for name in dict.fromkeys(row["settings"] for row in finals):
         rows = [row for row in finals if row["settings"] == name]
         means = [

@@ -52,11 +52,11 @@ def test_best_toml_reproduces_the_score(searched, tmp_path):
 
 def test_what_it_leaves(searched):
     _, tuned = searched
-    rows = list(csv.DictReader((tuned.folder / "trials.csv").open()))
+    rows = list(csv.DictReader((tuned.folder / "trials.csv").read_text().splitlines()))
     assert [row["state"] for row in rows] == ["complete", "complete"]
     assert {row["network.width"] for row in rows} <= {"8", "16"}
     assert [float(row["cost"]) for row in rows] == [trial.value for trial in tuned.trials]
-    finals = list(csv.DictReader((tuned.folder / "finals.csv").open()))
+    finals = list(csv.DictReader((tuned.folder / "finals.csv").read_text().splitlines()))
     assert [row["settings"] for row in finals] == ["default", "default, inference tuned", tuned.best.name]
     page = (tuned.folder / "report.html").read_text()
     for sentence in tuned.sentences():
