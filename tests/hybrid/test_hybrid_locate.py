@@ -11,8 +11,10 @@ from hybrid_case import SETTINGS, SYSTEM
 import rismusic
 from rismusic.bounds import recording_crb
 from rismusic.estimate.locate import Located
+from rismusic.estimate.nfmle import finish, unpack
 from rismusic.evaluate.metrics import match, score
 from rismusic.hybrid.locate import locate
+from rismusic.hybrid.seen import Seen
 from rismusic.simulator import simulate
 
 
@@ -128,3 +130,29 @@ def test_scenes_above_an_snr_keep_the_peaks(recording, weights):
     assert gap(gated[1::2], whole[1][1::2]) < 1e-2
     assert gap(rough, fine) > 0.1
     assert gap(hybrid(recording, weights, sources=2, hybrid={"polish_up_to_db": -9.0}), rough) < 1e-6
+
+
+@pytest.mark.parametrize("sources", [2, "auto"])
+def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeypatch):
+    """A network that looks away in two scenes: what is found there does not explain the data."""
+    sound = Seen.fit
+
+    def astray(self: Seen, count, grid, spec):
+        fit = sound(self, count, grid, spec)
+        lost = torch.isin(self.recording.snapshots.real[:, 0, 0], recording.snapshots.real[[1, 4], 0, 0])
+        plain = replace(fit.sources, power=None, symbols=None)
+        aside = plain.each(lambda value: torch.where(lost[:, None], 0.5 * value, value))
+        positions, active = unpack(aside, self.recording)
+        return finish(self.recording, positions, active, fit.converged)
+
+    monkeypatch.setattr(Seen, "fit", astray)
+    blind = hybrid(recording, weights, sources=sources, hybrid={"doubt": 0.0})
+    missed = ~match(recording.truth, blind.sources).hit
+    assert missed[[1, 4]].any(-1).all()
+    assert not missed[[0, 2, 3, 5]].any()
+    again = hybrid(recording, weights, sources=sources)
+    assert match(recording.truth, again.sources).hit.all()
+    assert again.spec.method == "hybrid"
+    # What was sound is left as it was, scene by scene.
+    for scene in (0, 2, 3, 5):
+        assert gap(again[scene : scene + 1], blind[scene : scene + 1]) == 0
