@@ -148,10 +148,16 @@ def test_bad_flags(tmp_path, capfd):
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, capfd):
-    def interrupted(*_, **__):
+    def interrupted(spec, *, out, **_):
+        if begun:
+            RunFolder(out).create(spec)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rismusic.learn.run.train", interrupted)
+    begun = False
+    assert main(["train", "--out", str(tmp_path / "x")]) == 130
+    assert "go on" not in capfd.readouterr().err
+    begun = True
     assert main(["train", "--out", str(tmp_path / "x")]) == 130
     assert f"go on with rismusic train --resume {tmp_path / 'x'}" in capfd.readouterr().err
 

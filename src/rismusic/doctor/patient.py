@@ -24,6 +24,8 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 # Length of the step of finite differences, relative to the weights.
 _STEP = 1e-5
+# Slopes below this share of the whole gradient are not told from rounding.
+_SMALL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -169,29 +171,28 @@ class Patient:
         slopes = self.slopes(module, batch)
         size = norm(slopes)
         generator = torch.Generator().manual_seed(0)
-        way: dict[str, Tensor] = {}
+        weights = dict(module.named_parameters())
+        length = _STEP * max(1.0, norm(weights) / 10)
+        errors = [0.0]
         for name, g in slopes.items():
-            # Each parameter alike, along its gradient; a random part finds what the gradient leaves out.
+            # One parameter at a time: along its gradient, and a random part that finds what this leaves out.
             noise = torch.randn(g.shape, generator=generator, dtype=torch.float64).to(g.device)
-            way[name] = g / g.norm().clamp_min(1e-30) + 0.3 * noise / noise.norm().clamp_min(1e-30)
-        length = _STEP * max(1.0, norm(dict(module.named_parameters())) / 10)
-        values = []
-        with torch.no_grad():
-            for sign in (1, -2):
-                for name, weight in module.named_parameters():
-                    weight.add_(way[name], alpha=sign * length)
-                values.append(float(self.of(module, batch)))
-        rise = (values[0] - values[1]) / (2 * length)
-        expected = sum(float((g * way[name]).sum()) for name, g in slopes.items())
+            way = g / g.norm().clamp_min(1e-30) + 0.3 * noise / noise.norm().clamp_min(1e-30)
+            values = []
+            with torch.no_grad():
+                for sign in (1, -2, 1):
+                    weights[name].add_(way, alpha=sign * length)
+                    values.append(float(self.of(module, batch)))
+            rise, expected = (values[0] - values[1]) / (2 * length), float((g * way).sum())
+            errors.append(abs(rise - expected) / max(abs(rise), abs(expected), _SMALL * size, 1e-12))
         findings = [
             at_most(
                 "error of the gradient against finite differences of the loss, relative",
-                abs(rise - expected) / max(abs(rise), abs(expected), 1e-12),
+                max(errors),
                 0.01,
                 "the gradient is not that of the loss: a part is detached, reversed, or goes through a "
                 "rounding.",
-                "Take out detach(), item() and rounding; check a backward of your own by "
-                "torch.autograd.gradcheck.",
+                "Take out detach(), item(), rounding; check your own backward by torch.autograd.gradcheck.",
             )
         ]
         if clip_norm is not None:
@@ -200,8 +201,7 @@ class Patient:
                     "norm of the gradient over clip_norm",
                     size / clip_norm,
                     30.0,
-                    f"clip_norm = {clip_norm:g} lies far below the usual gradient norm, so steps lose their "
-                    "size.",
+                    f"clip_norm = {clip_norm:g} is far below the usual gradient norm: steps lose their size.",
                     "Raise clip_norm to a few times the usual norm.",
                 )
             )
