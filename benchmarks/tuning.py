@@ -59,7 +59,19 @@ def search(out: Path) -> None:
     print(f"search: {'gone on with for' if again else ''} {time.monotonic() - begun:.0f} s")
     for name in ("verdict.txt", "trials.csv", "finals.csv", "best.toml", "history.png", "importance.png"):
         shutil.copy(folder / name, MEASURED / name)
+    _without(MEASURED / "trials.csv", "worker")
     (MEASURED / "outcome.md").write_text(_page(), encoding="utf-8")
+
+
+def _without(path: Path, column: str) -> None:
+    """Leave out a column of a table: here the names of the machines."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        names = [name for name in rows[0] if name != column]
+        writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _page() -> str:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from torch import Tensor
 
+import gating
 import leaderboard
 from bias import BINS, DESIGN_RMS_DEG, fits, rms
 from rismusic.channel import draw_channel, line_of_sight
@@ -270,6 +271,7 @@ FIGURES: tuple[Callable[[], Any], ...] = (
     codebook_order,
     rician_factor,
     calibration,
+    gating.gate_curves,
 )
 
 

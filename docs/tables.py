@@ -16,6 +16,7 @@ from types import ModuleType
 
 import counting
 import doctoring
+import gating
 import leaderboard
 import rismusic
 from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
@@ -271,6 +272,7 @@ def write_all(folder: Path) -> None:
         samples,
         *leaderboard.TABLES,
         *counting.TABLES,
+        *gating.TABLES,
         *doctoring.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
