@@ -102,8 +102,8 @@ def killed_at_random(folder: Path, configuration: Path, draws: random.Random) ->
                 "seconds": round(delay, 2),
                 "log_epoch": last[0],
                 "log_step": last[1],
-                "checkpoint_epoch": state["epoch"],
-                "checkpoint_step": state["step"],
+                "checkpoint_epoch": state["state"]["epoch"],
+                "checkpoint_step": state["state"]["step"],
             }
         )
         print(rows[-1])

@@ -27,7 +27,7 @@ METHODS = {
 
 def headline() -> Any:
     """Misses for three and for five sources, and errors over the bound for three."""
-    three, five = (_group(sources) for sources in (3, 5))
+    three, five = (group for group in compared() if group.title in ("K = 3", "K = 5"))
     axes = new_axes(None, None, None, size=(12.0, 3.8))
     plot_misses(three, ax=axes[0])
     plot_misses(five, ax=axes[1])
@@ -40,12 +40,11 @@ def headline() -> Any:
     return axes[0]
 
 
-def _group(sources: int) -> Group:
-    """The rows of one number of sources."""
+def compared() -> list[Group]:
+    """The hybrid beside the classical methods on the same scenes, a group for each number of sources."""
     rows = [row for run in ("hybrid", "bench") for row in read_table(HERE / "measured" / run / "results.csv")]
-    grid = [group for group in groups(rows) if group.sweep == "none"]
-    found = next(group for group in grid if group.title == f"K = {sources}")
-    return replace(found, rows={name: found.rows[name] for name in METHODS})
+    grid = [group for group in groups(rows) if group.sweep == "none" and METHODS.keys() <= group.rows.keys()]
+    return [replace(group, rows={name: group.rows[name] for name in METHODS}) for group in grid]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+import headline
 from markdowntable import table
 from rismusic.evaluate.bench.groups import Group, groups
 from rismusic.evaluate.bench.plots import save_plots
@@ -70,20 +71,49 @@ def bench_speed() -> str:
     return table(["method", *(f"K = {K}" for K in counts)], lines)
 
 
-def hybrid_ablation() -> str:
-    """Sources missed by the hybrid locator and by what it is without its parts."""
-    path = MEASURED / "hybrid" / "results.csv"
-    if not path.exists():
-        return "Not measured yet.\n"
+def hybrid_misses() -> str:
+    """Sources missed by the hybrid locator and by the classical ones, on the same scenes."""
     return _tables(
         "none",
         lambda row: _percent(row.misses.value, row.misses.low, row.misses.high),
-        among=groups(read_table(path)),
+        among=headline.compared(),
     )
 
 
+def hybrid_errors() -> str:
+    """Errors of hits over the bound, of the same."""
+    return _tables("none", lambda row: f"{row.worst_over_bound:.2f}", among=headline.compared())
+
+
+def hybrid_ablation() -> str:
+    """Sources missed by the hybrid locator and by what it is without its parts."""
+    return _tables(
+        "none",
+        lambda row: _percent(row.misses.value, row.misses.low, row.misses.high),
+        among=groups(read_table(MEASURED / "hybrid" / "results.csv")),
+    )
+
+
+def hybrid_counts() -> str:
+    """Number of sources named right, and F1, where their number is not told."""
+    lines = [
+        [
+            f"`{row.method}`",
+            f"{row.sources}",
+            f"{row.snr_db:g} dB",
+            _percent(row.count_right.value, row.count_right.low, row.count_right.high),
+            f"{row.f1.value:.3f}",
+        ]
+        for row in read_table(MEASURED / "hybrid_auto" / "results.csv")
+    ]
+    return table(["method", "K", "SNR", "K right, %", "F1"], lines)
+
+
 TABLES: tuple[Callable[[], str], ...] = (
+    hybrid_misses,
+    hybrid_errors,
     hybrid_ablation,
+    hybrid_counts,
     bench_scenes,
     bench_misses,
     bench_causes,
