@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 import torch
@@ -15,6 +16,9 @@ from rismusic.learn.findings import Finding, Report, at_least, at_most
 from rismusic.learn.prediction import Prediction
 from rismusic.learn.validation import variety
 from rismusic.recording import Recording
+
+# Times that the same question is put again.
+_ASKED = 8
 
 
 def paths(case: Case) -> list[Report]:
@@ -70,24 +74,25 @@ def invariance(case: Case) -> Report:
     recording, learner = case.few, case.learner
     base = learner.predict(recording, averaged=False)
     findings = [
+        # More than once: what drops few numbers may drop the same ones twice.
         _unchanged(
             "asked again",
             base,
-            learner.predict(recording, averaged=False),
+            [learner.predict(recording, averaged=False) for _ in range(_ASKED)],
             "the network answers at random in validation: dropout that is on, or noise?",
             "Call network.eval() for validation, or take dropout out.",
         ),
         _unchanged(
             "asked for one scene alone",
             base[slice(0, 1)],
-            learner.predict(recording[:1], averaged=False),
+            [learner.predict(recording[:1], averaged=False)],
             "scenes of a batch leak into each other (a norm over the batch?).",
             "Norm over channels, not over the batch.",
         ),
         _unchanged(
             "all levels are 1000 times higher",
             base,
-            learner.predict(_louder(recording, 1e3), averaged=False),
+            [learner.predict(_louder(recording, 1e3), averaged=False)],
             "the input is not normalised: the answer hangs on the gain of the receiver.",
             "Scale each scene to unit power before anything else.",
         ),
@@ -105,9 +110,11 @@ def _louder(recording: Recording, gain: float) -> Recording:
     )
 
 
-def _unchanged(what: str, base: Prediction, other: Prediction, meaning: str, advice: str) -> Finding:
+def _unchanged(
+    what: str, base: Prediction, others: Sequence[Prediction], meaning: str, advice: str
+) -> Finding:
     worst = 0.0
-    for field in fields(Prediction):
+    for other, field in itertools.product(others, fields(Prediction)):
         one, two = getattr(base, field.name), getattr(other, field.name)
         if one is None or not one.numel():
             continue

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rismusic.estimate.grid import SearchGrid
 from rismusic.estimate.locate import Located, by_blocks, joined, locate_classically, searched_grid, told
+from rismusic.estimate.noise import snr_db
 from rismusic.estimate.sparse import source_count
 from rismusic.hybrid.domain import strange_scenes, strange_system
 from rismusic.hybrid.seen import Seen
@@ -113,7 +114,9 @@ def _doubted(
     spec: LocateSpec,
 ) -> Located:
     """Another search where what was found does not explain the data; a p value of NaN cannot tell."""
-    doubtful = (located.p_value < spec.hybrid.doubt).nonzero()[:, 0]
+    # Peaks that were left unpolished are not meant to explain the data.
+    unpolished = snr_db(recording) > spec.hybrid.polish_up_to_db
+    doubtful = ((located.p_value < spec.hybrid.doubt) & ~unpolished).nonzero()[:, 0]
     if len(doubtful) == 0:
         return located
     other = _classical(recording[doubtful], None if count is None else count[doubtful], grid, spec)
