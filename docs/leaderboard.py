@@ -29,7 +29,7 @@ def bench_scenes() -> str:
 
 def bench_misses() -> str:
     """Share of sources missed over K and SNR."""
-    return _tables("none", lambda row: _percent(row.misses.value, row.misses.low, row.misses.high))
+    return _tables("none", _missed)
 
 
 def bench_causes() -> str:
@@ -49,10 +49,7 @@ def bench_errors() -> str:
 def bench_sweeps() -> str:
     """Share of sources missed over the values of each sweep."""
     sweeps = dict.fromkeys(group.sweep for group in measured() if group.sweep != "none")
-    return "".join(
-        _tables(sweep, lambda row: _percent(row.misses.value, row.misses.low, row.misses.high))
-        for sweep in sweeps
-    )
+    return "".join(_tables(sweep, _missed) for sweep in sweeps)
 
 
 def bench_speed() -> str:
@@ -75,7 +72,7 @@ def hybrid_misses() -> str:
     """Sources missed by the hybrid locator and by the classical ones, on the same scenes."""
     return _tables(
         "none",
-        lambda row: _percent(row.misses.value, row.misses.low, row.misses.high),
+        _missed,
         among=headline.compared(),
     )
 
@@ -89,7 +86,7 @@ def hybrid_ablation() -> str:
     """Sources missed by the hybrid locator and by what it is without its parts."""
     return _tables(
         "none",
-        lambda row: _percent(row.misses.value, row.misses.low, row.misses.high),
+        _missed,
         among=groups(read_table(MEASURED / "hybrid" / "results.csv")),
     )
 
@@ -143,6 +140,10 @@ def _tables(
         ]
         text += f"**{group.title}{axis}**\n\n{table(['method', *group.heads], lines)}\n"
     return text
+
+
+def _missed(row: BenchRow) -> str:
+    return _percent(row.misses.value, row.misses.low, row.misses.high)
 
 
 def _percent(value: float, low: float, high: float) -> str:

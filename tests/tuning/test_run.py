@@ -21,9 +21,6 @@ from rismusic.tuning.outcome import correlations, shares_saved
 from rismusic.tuning.run import pruner, sampler, tune
 from rismusic.tuning.scoring import judge, objective_scenes
 
-# One process runs them all: the search that most of them look at takes seconds.
-pytestmark = pytest.mark.xdist_group("search")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rismusic.doctor.diagnose import Diagnosis
-from rismusic.evaluate.report.page import check_report, setting_rows, write_page
+from rismusic.evaluate.report.page import check_report, png_address, setting_rows, write_page
 from rismusic.learn.runfolder import CURVES
 from rismusic.learn.spec import TrainSpec
 
@@ -64,7 +63,7 @@ def write_diagnosis(
     curves = None if run is None else Path(run) / CURVES
     image = ""
     if curves is not None and curves.is_file():
-        image = "data:image/png;base64," + base64.b64encode(curves.read_bytes()).decode("ascii")
+        image = png_address(curves.read_bytes())
     write_page(
         Path(path),
         "doctor.html.j2",

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import back_project
-from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.noise import noise_of
 from rismusic.recording import Recording
 
 # Eigenvalues below this share of the largest are rounding and count as this.
@@ -64,9 +64,7 @@ def eigenvalues(recording: Recording, *, panel: bool = False) -> tuple[Float[Ten
     """
     x = recording.snapshots.to(torch.complex128)
     if panel:
-        noise = recording.noise_variance
-        noise = guess_noise(recording) if noise is None else noise.double()
-        x = back_project(recording.link.to(torch.complex128), x, noise).field
+        x = back_project(recording.link.to(torch.complex128), x, noise_of(recording).double()).field
     L = x.shape[1]
     return torch.linalg.svdvals(x).square() / L, L
 

@@ -13,7 +13,7 @@ from rismusic.covariance import Covariance, recording_covariance
 from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.grid import SearchGrid
 from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
-from rismusic.estimate.noise import check_fit, guess_noise, most_sources
+from rismusic.estimate.noise import check_fit, most_sources, noise_of
 from rismusic.estimate.order import Chosen, choose_count
 from rismusic.estimate.search import Search
 from rismusic.estimate.sequential import find_in_turn
@@ -115,9 +115,7 @@ def _fit_spectral(recording: Recording, count: Int64[Tensor, "S"], grid: SearchG
 
     For the minimum variance spectrum R_samp is shrunk fully (towards the identity), which it wants.
     """
-    noise = recording.noise_variance
-    noise = guess_noise(recording) if noise is None else noise
-    covariance = recording_covariance(recording, noise, oracle=spec.method == "mvdr")
+    covariance = recording_covariance(recording, noise_of(recording), oracle=spec.method == "mvdr")
     start, converged = peaks_in_turn(SPECTRA[spec.method](covariance, count.clamp_min(1)), grid, count)
     if spec.polish:
         return nfmle(recording, start, grid.volume, criterion=spec.criterion)

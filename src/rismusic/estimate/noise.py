@@ -108,9 +108,14 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
     return noise
 
 
+def noise_of(recording: Recording) -> Float[Tensor, "S"]:
+    """The recorded noise variance of each scene, or :func:`guess_noise` where there is none."""
+    noise = recording.noise_variance
+    return guess_noise(recording) if noise is None else noise
+
+
 def snr_db(recording: Recording) -> Float[Tensor, "S"]:
     """SNR of each scene in dB, with the recorded noise variance or a guess."""
-    noise = recording.noise_variance
-    noise = (guess_noise(recording) if noise is None else noise).double()
+    noise = noise_of(recording).double()
     power = torch.view_as_real(recording.snapshots).square().sum(-1).mean((1, 2)).double()
     return to_db((power / noise - 1).clamp_min(torch.finfo(torch.float64).tiny))

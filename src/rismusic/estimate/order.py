@@ -57,8 +57,8 @@ def choose_count(
     if prior is None:
         prior = evidence.new_zeros(len(scenes), most + 1)
     all_evidence = torch.full_like(prior, -math.inf)
-    all_evidence[:, 0] = value = evidence + prior[:, 0]
-    value, since = value.clone(), torch.zeros_like(scenes)
+    value, since = evidence + prior[:, 0], torch.zeros_like(scenes)
+    all_evidence[:, 0] = value
     for count in range(1, most + 1):
         left = scenes[(since < _PATIENCE) & (prior[:, count] > -math.inf)]
         if len(left) == 0:

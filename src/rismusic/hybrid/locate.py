@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rismusic.estimate.grid import SearchGrid
 from rismusic.estimate.locate import Located, by_blocks, joined, locate_classically, searched_grid, told
-from rismusic.estimate.noise import snr_db
 from rismusic.estimate.sparse import source_count
 from rismusic.hybrid.domain import strange_scenes, strange_system
 from rismusic.hybrid.seen import Seen
@@ -87,7 +86,7 @@ def _locate_block(
         classical = _classical(recording[there], None if count is None else count[there], grid, spec)
         why = [f"{_UNKNOWN.format(spec.weights)}: {strange[scene]}" for scene in there.tolist()]
         parts.append(_warned(classical, why))
-    return joined(parts)[torch.cat((here, there)).argsort()]
+    return _in_order(parts, here, there)
 
 
 def _hybrid(
@@ -103,30 +102,30 @@ def _hybrid(
         located = told(recording, chosen.fit, chosen.probability, grid.volume, spec)
     else:
         located = told(recording, seen.fit(count, grid, spec), None, grid.volume, spec)
-    return _doubted(located, recording, count, grid, spec) if spec.polish else located
+    return _doubted(located, seen, count, grid, spec) if spec.polish else located
 
 
 def _doubted(
-    located: Located,
-    recording: Recording,
-    count: Int64[Tensor, "S"] | None,
-    grid: SearchGrid,
-    spec: LocateSpec,
+    located: Located, seen: Seen, count: Int64[Tensor, "S"] | None, grid: SearchGrid, spec: LocateSpec
 ) -> Located:
     """Another search where what was found does not explain the data; a p value of NaN cannot tell."""
     # Peaks that were left unpolished are not meant to explain the data.
-    unpolished = snr_db(recording) > spec.hybrid.polish_up_to_db
+    unpolished = seen.snr_db > spec.hybrid.polish_up_to_db
     doubtful = ((located.p_value < spec.hybrid.doubt) & ~unpolished).nonzero()[:, 0]
     if len(doubtful) == 0:
         return located
-    other = _classical(recording[doubtful], None if count is None else count[doubtful], grid, spec)
+    other = _classical(seen.recording[doubtful], None if count is None else count[doubtful], grid, spec)
     first = located[doubtful]
     # With K given the likelihoods compare; fits of different K by how well they explain the data.
     better = other.p_value > first.p_value if count is None else other.likelihood < first.likelihood
-    kept = torch.ones(len(recording), dtype=torch.bool, device=better.device)
+    kept = torch.ones_like(unpolished)
     kept[doubtful] = ~better
     here, there = kept.nonzero()[:, 0], doubtful[better]
-    parts = [located[here], other[better.nonzero()[:, 0]]]
+    return _in_order([located[here], other[better.nonzero()[:, 0]]], here, there)
+
+
+def _in_order(parts: list[Located], here: Int64[Tensor, "_"], there: Int64[Tensor, "_"]) -> Located:
+    """Scenes that went two ways, in their order; the ways that nobody went are empty or missing."""
     return joined([part for part in parts if len(part.warnings)])[torch.cat((here, there)).argsort()]
 
 

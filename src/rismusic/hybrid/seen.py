@@ -15,7 +15,7 @@ from rismusic.estimate.exchange import exchange
 from rismusic.estimate.grid import SearchGrid, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
 from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
-from rismusic.estimate.noise import check_fit, guess_noise, most_sources, snr_db
+from rismusic.estimate.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimate.order import Chosen, choose_count, replaced
 from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.refine import Effort
@@ -60,8 +60,7 @@ class Seen:
         """
         network = trained.network
         scale = network.grid.panel.wavelength / recording.wavelength
-        noise = recording.noise_variance
-        known = replace(recording, noise_variance=guess_noise(recording) if noise is None else noise)
+        known = replace(recording, noise_variance=noise_of(recording))
         assert known.noise_variance is not None
         prediction = network(
             replace(known, wavelength=network.grid.panel.wavelength, elements=known.elements * scale)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.noise import noise_of
 from rismusic.recording import Recording
 
 # Share of the steering vectors' energy that the basis may leave out.
@@ -104,8 +104,7 @@ class GridStatistics:
         """
         y = recording.snapshots.to(torch.complex64)
         S, L, _ = y.shape
-        noise = recording.noise_variance
-        noise = guess_noise(recording) if noise is None else noise
+        noise = noise_of(recording)
         power = torch.view_as_real(y).square().sum(-1).mean(dim=(1, 2))
         power = torch.where(power > 0, power, 1)
         B = recording.link.to(torch.complex64).matmul(self.basis)

@@ -44,8 +44,12 @@ class Plot:
         assert figure is not None
         with io.BytesIO() as file:
             figure.savefig(file, format="png", dpi=_DOTS_PER_INCH, pil_kwargs={"optimize": True})
-            text = base64.b64encode(file.getvalue()).decode("ascii")
-        return cls("data:image/png;base64," + text, caption)
+            return cls(png_address(file.getvalue()), caption)
+
+
+def png_address(png: bytes) -> str:
+    """A PNG as a ``data:`` address, so that a page needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 @dataclass(frozen=True)

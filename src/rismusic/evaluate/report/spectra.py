@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from torch import Tensor
 from rismusic.covariance import recording_covariance
 from rismusic.decibel import to_db
 from rismusic.estimate.grid import SearchGrid, Volume, to_cosines
-from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.noise import noise_of
 from rismusic.estimate.spectrum import Spectrum, bartlett, music
+from rismusic.evaluate.report.page import png_address
 from rismusic.evaluate.report.space import WIDTH
 from rismusic.evaluate.report.wording import MINUS
 from rismusic.recording import Recording
@@ -93,8 +93,7 @@ def slices(recording: Recording, found: Sources, volume: Volume) -> list[Slices]
         found: sources found in them.
         volume: what was searched.
     """
-    noise = recording.noise_variance
-    covariance = recording_covariance(recording, guess_noise(recording) if noise is None else noise)
+    covariance = recording_covariance(recording, noise_of(recording))
     count = found.active.sum(-1)
     grid = _grid(recording, volume)
     pictures = []
@@ -254,4 +253,4 @@ def _png(shade: npt.NDArray[np.float64]) -> str:
     levels = np.round(shade * (_SHADES - 1)) / (_SHADES - 1)
     with io.BytesIO() as file:
         imsave(file, levels, cmap="cividis", vmin=0, vmax=1, format="png", pil_kwargs={"optimize": True})
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+        return png_address(file.getvalue())

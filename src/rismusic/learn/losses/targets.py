@@ -11,7 +11,7 @@ from torch import Tensor
 from rismusic.covariance import Conditioning, Covariance, finish, sample_covariance, true_covariance
 from rismusic.errors import InputError
 from rismusic.estimate.grid import SearchGrid, from_cosines, to_cosines
-from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.noise import noise_of
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.wave import steering
@@ -60,8 +60,7 @@ class Targets:
             raise InputError("truth", "the true sources of each scene", "none")
         if recording.truth.power is None:
             raise InputError("truth/power", "the sources' powers, without which there is no R_true", "none")
-        noise = recording.noise_variance if noise_variance is None else noise_variance
-        noise = guess_noise(recording) if noise is None else noise
+        noise = noise_of(recording) if noise_variance is None else noise_variance
         sample, conditioning = sample_covariance(recording.link, recording.snapshots, noise)
         dtype = recording.snapshots.real.dtype
         truth = replace(recording.truth, symbols=None).each(lambda value: value.to(dtype))
