@@ -1,0 +1,144 @@
+"""Three architectures for the same processor time: ``python architectures.py train|try|bench NAME ...``.
+
+An experiment, not a part of the package: each architecture takes the place of
+:class:`rismusic.learn.network.Network` in this process, so that the trainer's losses, its validation and the
+hybrid locator work on it unchanged.
+
+* ``train NAME --minutes 20 --out FOLDER``: the learner of the trainer on fresh scenes of the default system,
+  for a given processor time of one thread. Learning rate, beta and weights of the losses follow the share of
+  that time that is spent, as they follow the share of the steps in ``rismusic train``. Validations do not count.
+* ``bench NAME --weights FILE ... ``: ``rismusic bench`` with the same arguments as the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import rismusic.hybrid.trained
+import rismusic.learn.learner
+import rismusic.learn.weights
+from rismusic.learn.learner import Learner
+from rismusic.learn.network import Network
+from rismusic.learn.scenes import Scenes
+from rismusic.learn.schedules import beta_at, learning_rate_factor, weights_at
+from rismusic.learn.spec import TrainSpec
+from rismusic.learn.validation import validate
+from rismusic.learn.weights import save_network
+
+ROOT = Path(__file__).parent
+FINE = 100_000
+
+
+def chosen(name: str) -> type[Network]:
+    if name == "fixed_point":
+        return Network
+    if name == "convolutions":
+        from architecture_convolutions import Convolutions
+
+        return Convolutions
+    from architecture_attention import TokenAttention
+
+    return TokenAttention
+
+
+def install(name: str) -> None:
+    """Put an architecture in the place of the package's."""
+    network = chosen(name)
+    for module in (rismusic.learn.learner, rismusic.learn.weights, rismusic.hybrid.trained):
+        module.Network = network  # type: ignore[attr-defined]
+
+
+class Timed(Learner):
+    """A learner whose learning rate follows the time that was spent."""
+
+    progress = 0.0
+
+    def _factor(self) -> Tensor:
+        step = min(FINE - 1, int(self.progress * FINE))
+        return torch.tensor(learning_rate_factor(self.spec.schedule, step, FINE))
+
+
+def settings(rate: float) -> TrainSpec:
+    recipe = tomllib.loads((ROOT / "recipes" / "ideal.toml").read_text())
+    return TrainSpec(**recipe).replace(backbone_learning_rate=rate, head_learning_rate=rate)
+
+
+def train(name: str, rate: float, minutes: float, out: Path, validations: int) -> None:
+    install(name)
+    out.mkdir(parents=True, exist_ok=True)
+    spec = settings(rate)
+    learner, scenes = Timed(spec), Scenes(spec)
+    parameters = sum(weight.numel() for weight in learner.weights.values())
+    log = (out / "log.jsonl").open("w")
+
+    def say(**record: object) -> None:
+        print(json.dumps(record), file=log, flush=True)
+        print({key: value for key, value in record.items() if key != "validation"}, flush=True)
+
+    say(name=name, rate=rate, minutes=minutes, parameters=parameters)
+    total, spent, step, told, validated = 60 * minutes, 0.0, 0, 0, 0
+    sums: dict[str, float] = {}
+    while spent < total:
+        begin = time.process_time()
+        learner.progress = spent / total
+        learner._schedule()
+        epoch = min(spec.schedule.epochs - 1, int(learner.progress * spec.schedule.epochs))
+        beta = beta_at(spec.schedule, epoch, spec.seed)
+        weights = weights_at(spec.loss, spec.schedule, epoch, beta)
+        numbers = learner.step(scenes.step(*divmod(step, spec.steps_per_epoch)), beta, weights)
+        step += 1
+        for key, value in numbers.items():
+            sums[key] = sums.get(key, 0.0) + float(value)
+        spent += time.process_time() - begin
+        if spent // 20 > told or spent >= total:
+            told, count = int(spent // 20), max(1, step - sums.pop("_from", 0))
+            say(spent=spent, scenes=step * spec.batch, **{key: value / count for key, value in sums.items()})
+            sums = {"_from": step}
+        if spent * validations / total >= validated + 1 or spent >= total:
+            validated = int(spent * validations / total)
+            now = validate(learner, scenes)
+            say(
+                spent=spent,
+                scenes=step * spec.batch,
+                loss=now.loss,
+                **{f"validation_{key}": now.terms[key] for key in ("covariance", "covariance_predicted", "heat_map", "count")},
+                blend_recall=now.scores["blend"].recall,
+                validation=now.record(),
+            )
+            save_network(out / "last.safetensors", learner.network, learner.average, training=spec)
+
+
+def bench(name: str, arguments: list[str]) -> None:
+    install(name)
+    from rismusic.cli import main
+
+    sys.argv = ["rismusic", "bench", *arguments, "--workers", "1"]
+    main()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("action", choices=("train", "bench"))
+    parser.add_argument("name", choices=("fixed_point", "convolutions", "attention"))
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--validations", type=int, default=4)
+    parser.add_argument("--runs", type=Path)
+    given, rest = parser.parse_known_args()
+    torch.set_num_threads(1)
+    if given.action == "bench":
+        bench(given.name, rest)
+    else:
+        train(given.name, given.rate, given.minutes, given.runs, given.validations)
+
+
+if __name__ == "__main__":
+    main()
