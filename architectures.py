@@ -1,4 +1,4 @@
-"""Three architectures for the same processor time: ``python architectures.py train|try|bench NAME ...``.
+"""Three architectures for the same processor time: ``python architectures.py train|bench|collect NAME ...``.
 
 An experiment, not a part of the package: each architecture takes the place of
 :class:`rismusic.learn.network.Network` in this process, so that the trainer's losses, its validation and the
@@ -8,11 +8,13 @@ hybrid locator work on it unchanged.
   for a given processor time of one thread. Learning rate, beta and weights of the losses follow the share of
   that time that is spent, as they follow the share of the steps in ``rismusic train``. Validations do not count.
 * ``bench NAME --weights FILE ... ``: ``rismusic bench`` with the same arguments as the command line.
+* ``collect all --runs FOLDER``: logs and benchmarks as ``docs/measured/architectures.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 import time
@@ -25,6 +27,7 @@ from torch import Tensor
 import rismusic.hybrid.trained
 import rismusic.learn.learner
 import rismusic.learn.weights
+from rismusic.evaluate.bench.table import read_table
 from rismusic.learn.learner import Learner
 from rismusic.learn.network import Network
 from rismusic.learn.scenes import Scenes
@@ -35,6 +38,7 @@ from rismusic.learn.weights import save_network
 
 ROOT = Path(__file__).parent
 FINE = 100_000
+NAMES = ("fixed_point", "convolutions", "attention")
 
 
 def chosen(name: str) -> type[Network]:
@@ -124,10 +128,47 @@ def bench(name: str, arguments: list[str]) -> None:
     main()
 
 
+BENCHED = {
+    "hybrid": ("bench", "hybrid"),
+    "hybrid:raw": ("bench", "hybrid:raw"),
+    "hybrid:raw without R_samp": ("bench_beta0", "hybrid:raw"),
+    "hybrid:raw untrained": ("bench_untrained", "hybrid:raw"),
+}
+
+
+def collect(runs: Path, out: Path) -> None:
+    """Logs and benchmarks of all architectures as one table."""
+    rows = []
+    for folder in (runs / name for name in NAMES):
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        end = log[-1]
+        shared = {
+            "architecture": folder.name,
+            "parameters": log[0]["parameters"],
+            "learning_rate": log[0]["rate"],
+            "minutes": end["spent"] / 60,
+            "scenes_seen": end["scenes"],
+            "scenes_per_s": end["scenes"] / end["spent"],
+            "validation_loss": end["loss"],
+            **{key: end[key] for key in end if key.startswith("validation_") and key != "validation_count"},
+            "blend_recall": end["blend_recall"],
+        }
+        for said, (bench, method) in BENCHED.items():
+            for row in read_table(folder / bench / "results.csv"):
+                if row.method == method:
+                    cell = {"method": said, "sources": row.sources, "snr_db": row.snr_db, "scenes": row.scenes}
+                    share = {"misses": row.misses.value, "misses_low": row.misses.low, "misses_high": row.misses.high}
+                    rows.append(shared | cell | share)
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("action", choices=("train", "bench"))
-    parser.add_argument("name", choices=("fixed_point", "convolutions", "attention"))
+    parser.add_argument("action", choices=("train", "bench", "collect"))
+    parser.add_argument("name", choices=(*NAMES, "all"))
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--validations", type=int, default=4)
@@ -136,6 +177,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.action == "bench":
         bench(given.name, rest)
+    elif given.action == "collect":
+        collect(given.runs, ROOT / "docs" / "measured" / "architectures.csv")
     else:
         train(given.name, given.rate, given.minutes, given.runs, given.validations)
 
