@@ -4,11 +4,12 @@ An experiment, not a part of the package: each architecture takes the place of
 :class:`rismusic.learn.network.Network` in this process, so that the trainer's losses, its validation and the
 hybrid locator work on it unchanged.
 
-* ``train NAME --minutes 20 --out FOLDER``: the learner of the trainer on fresh scenes of the default system,
+* ``train NAME --minutes 20 --runs FOLDER``: the learner of the trainer on fresh scenes of the default system,
   for a given processor time of one thread. Learning rate, beta and weights of the losses follow the share of
-  that time that is spent, as they follow the share of the steps in ``rismusic train``. Validations do not count.
-* ``bench NAME --weights FILE ... ``: ``rismusic bench`` with the same arguments as the command line.
-* ``collect all --runs FOLDER``: logs and benchmarks as ``docs/measured/architectures.csv``.
+  that time that is spent, as they follow the share of the steps in ``rismusic train``. Validations are not
+  counted.
+* ``measure NAME --runs FOLDER``: misses on the scenes of ``rismusic bench``.
+* ``collect all --runs FOLDER``: the logs and misses in FOLDER/NAME as ``docs/measured/architectures.csv``.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import rismusic.hybrid.trained
 import rismusic.learn.learner
 import rismusic.learn.weights
-from rismusic.evaluate.bench.table import read_table
+from rismusic.evaluate.bench.interval import share_interval
+from rismusic.evaluate.bench.spec import BenchSpec
+from rismusic.evaluate.metrics import match
+from rismusic.hybrid.locate import locate
 from rismusic.learn.learner import Learner
 from rismusic.learn.network import Network
 from rismusic.learn.scenes import Scenes
@@ -35,6 +40,7 @@ from rismusic.learn.schedules import beta_at, learning_rate_factor, weights_at
 from rismusic.learn.spec import TrainSpec
 from rismusic.learn.validation import validate
 from rismusic.learn.weights import save_network
+from rismusic.simulator import Simulator
 
 ROOT = Path(__file__).parent
 FINE = 100_000
@@ -120,45 +126,63 @@ def train(name: str, rate: float, minutes: float, out: Path, validations: int) -
             save_network(out / "last.safetensors", learner.network, learner.average, training=spec)
 
 
-def bench(name: str, arguments: list[str]) -> None:
-    install(name)
-    from rismusic.cli import main
-
-    sys.argv = ["rismusic", "bench", *arguments, "--workers", "1"]
-    main()
-
-
-BENCHED = {
-    "hybrid": ("bench", "hybrid"),
-    "hybrid:raw": ("bench", "hybrid:raw"),
-    "hybrid:raw without R_samp": ("bench_beta0", "hybrid:raw"),
-    "hybrid:raw untrained": ("bench_untrained", "hybrid:raw"),
+BENCHED: dict[str, tuple[str, dict[str, object]]] = {
+    "hybrid:raw": ("hybrid:raw", {}),
+    "hybrid:raw untrained": ("hybrid:raw", {"untrained": True}),
+    "hybrid": ("hybrid", {}),
+    "hybrid:raw without R_samp": ("hybrid:raw", {"beta": 0.0}),
 }
 
 
-def collect(runs: Path, out: Path) -> None:
-    """Logs and benchmarks of all architectures as one table."""
+def measure(name: str, runs: Path) -> None:
+    """Misses on the scenes of ``rismusic bench``, as it counts them and with its intervals, without oracles."""
+    install(name)
+    with (runs / "misses.jsonl").open("w") as file:
+        for said, (method, changes) in BENCHED.items():
+            spec = BenchSpec(methods=(method,), sources=(3, 5), snr_db=(0.0, 5.0), scenes=100)
+            search = spec.search(method).replace(weights=str(runs / "last.safetensors"))
+            search = search.replace(hybrid=search.hybrid.replace(**changes))
+            for cell in spec.cells():
+                made = Simulator(cell.system, seed=spec.seed, split=spec.split).scenes(0, spec.scenes)
+                begin = time.process_time()
+                blind = replace(made, truth=None, noise_variance=None)
+                found = locate(blind, sources=cell.sources, spec=search).sources
+                took = time.process_time() - begin
+                missed = (~match(made.truth, found).hit).sum(-1).numpy().astype(float)
+                low, high = share_interval(missed, np.full_like(missed, cell.sources))
+                record = {
+                    "method": said,
+                    "sources": cell.sources,
+                    "snr_db": cell.snr_db,
+                    "scenes": spec.scenes,
+                    "misses": missed.sum() / (cell.sources * spec.scenes),
+                    "misses_low": float(low),
+                    "misses_high": float(high),
+                }
+                print(json.dumps(record), file=file, flush=True)
+                print(record, f"{took:.1f} s", flush=True)
+
+
+def collect(runs: Path, out: Path, minutes: float) -> None:
+    """Logs and misses of all architectures as one table, from the validation after so many minutes."""
     rows = []
     for folder in (runs / name for name in NAMES):
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        end = log[-1]
+        end = min((line for line in log if "validation" in line), key=lambda line: abs(line["spent"] - 60 * minutes))
         shared = {
             "architecture": folder.name,
             "parameters": log[0]["parameters"],
             "learning_rate": log[0]["rate"],
             "minutes": end["spent"] / 60,
+            "of_minutes": log[0]["minutes"],
             "scenes_seen": end["scenes"],
             "scenes_per_s": end["scenes"] / end["spent"],
             "validation_loss": end["loss"],
-            **{key: end[key] for key in end if key.startswith("validation_") and key != "validation_count"},
-            "blend_recall": end["blend_recall"],
+            "validation_heat_map": end["validation_heat_map"],
+            "validation_covariance": end["validation_covariance"],
+            "validation_covariance_predicted": end["validation_covariance_predicted"],
         }
-        for said, (bench, method) in BENCHED.items():
-            for row in read_table(folder / bench / "results.csv"):
-                if row.method == method:
-                    cell = {"method": said, "sources": row.sources, "snr_db": row.snr_db, "scenes": row.scenes}
-                    share = {"misses": row.misses.value, "misses_low": row.misses.low, "misses_high": row.misses.high}
-                    rows.append(shared | cell | share)
+        rows += [shared | json.loads(line) for line in (folder / "misses.jsonl").read_text().splitlines()]
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -167,18 +191,18 @@ def collect(runs: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("action", choices=("train", "bench", "collect"))
+    parser.add_argument("action", choices=("train", "measure", "collect"))
     parser.add_argument("name", choices=(*NAMES, "all"))
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--validations", type=int, default=4)
     parser.add_argument("--runs", type=Path)
-    given, rest = parser.parse_known_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.action == "bench":
-        bench(given.name, rest)
+    if given.action == "measure":
+        measure(given.name, given.runs)
     elif given.action == "collect":
-        collect(given.runs, ROOT / "docs" / "measured" / "architectures.csv")
+        collect(given.runs, ROOT / "docs" / "measured" / "architectures.csv", given.minutes)
     else:
         train(given.name, given.rate, given.minutes, given.runs, given.validations)
 
