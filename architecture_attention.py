@@ -136,7 +136,12 @@ class TokenAttention(Network):
         level = outer.diagonal(dim1=-2, dim2=-1).real.mean(-1)
         outer = outer / level[:, None, None]
         rows = outer.gather(2, self.lag.expand(len(outer), -1, -1)) * self.there
-        return observed, torch.view_as_real(rows).flatten(2), _log(shown * L / own[:, None]), torch.stack(seen, 1)
+        return (
+            observed,
+            torch.view_as_real(rows).flatten(2),
+            _log(shown * L / own[:, None]),
+            torch.stack(seen, 1),
+        )
 
     def forward(self, recording: Recording) -> Prediction:
         observed, elements, snapshots, seen = self.tokens(recording)

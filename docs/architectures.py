@@ -48,7 +48,11 @@ def architecture_misses() -> str:
     methods = dict.fromkeys(method for method, _ in kept)
     ordered = sorted(kept, key=lambda key: list(methods).index(key[0]))
     lines = [
-        [f"`{method.partition(' ')[0]}`{method[len(method.partition(' ')[0]) :]}", name, *kept[method, name].values()]
+        [
+            f"`{method.partition(' ')[0]}`{method[len(method.partition(' ')[0]) :]}",
+            name,
+            *kept[method, name].values(),
+        ]
         for method, name in ordered
     ]
     return table(["method", "network", *cells], lines)
