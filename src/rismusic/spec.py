@@ -183,11 +183,12 @@ class HybridSpec(Spec):
     """With sources 'auto', what tells their number: the network's logits, the likelihood, or both."""
     count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     """With count 'both', numbers less probable than this times the most probable one are not tried."""
-    exchanges: Annotated[int, Field(ge=0)] = 1
+    exchanges: Annotated[int, Field(ge=0)] = 3
     """Sweeps in which each source is taken out and the best candidate put in its place, where that is
     likelier; 0: none."""
-    candidates: Count = 12
-    """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose."""
+    candidates: Count = 24
+    """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose, beside
+    places next to each source."""
     doubt: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
     better answer counts; 0: none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -12,13 +13,13 @@ from torch import Tensor
 from rismusic.covariance import Covariance, sample_covariance
 from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.exchange import exchange
-from rismusic.estimate.grid import SearchGrid, to_cosines
+from rismusic.estimate.grid import SearchGrid, from_cosines, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
 from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
 from rismusic.estimate.noise import check_fit, most_sources, snr_db
 from rismusic.estimate.order import Chosen, choose_count, replaced
 from rismusic.estimate.peaks import highest_peaks
-from rismusic.estimate.refine import Effort
+from rismusic.estimate.refine import ROUGH, Effort, refine
 from rismusic.estimate.search import Shortlist
 from rismusic.estimate.spectrum import music
 from rismusic.estimate.whitening import whitened
@@ -27,6 +28,9 @@ from rismusic.learn.card import WeightsCard
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.spec import LocateSpec, limits
+
+# Distance of the places beside a source from it, in beam widths (widths of focus in 1/r).
+_BESIDE = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,26 +160,35 @@ class Seen:
         return replaced(rough, scenes, fit, torch.ones_like(scenes, dtype=torch.bool))
 
     def _polished(self, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
-        """NF-MLE from the peaks of MUSIC and from the network's list, and exchanges."""
-        recording = self.recording
-        fit = self._fit(start, grid, spec)
+        """NF-MLE from the likelier of two starts, the peaks of MUSIC and the network's list, and exchanges.
+
+        What is compared is refined roughly; the one that stays, to the end.
+        """
+        recording, volume = self.recording, grid.volume
+        positions, active = unpack(start, recording)
+        rough = partial(refine, volume=volume, criterion=spec.criterion, effort=ROUGH)
+        positions, value, _ = rough(recording, positions, active)
         if spec.hybrid.own_list:
-            absent = start.azimuth.isnan()
-            own = self.own.each(lambda value: value[:, : absent.shape[1]].masked_fill(absent, math.nan))
-            fit = self._try(fit, own, grid, spec)
+            own = self.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))
+            scenes = (~same_places(pack(positions, active), own, grid)).nonzero()[:, 0]
+            if len(scenes):
+                listed = unpack(own, recording)[0][scenes]
+                listed, other, _ = rough(recording[scenes], listed, active[scenes])
+                better = other < value[scenes]
+                positions[scenes[better]], value[scenes[better]] = listed[better], other[better]
         if spec.hybrid.exchanges:
-            positions, active = unpack(fit.sources, recording)
             places = self.places if spec.hybrid.own_list else self._places_of_blend(grid, spec)
+            candidates = torch.cat((places, beside(positions, grid)), dim=1)
             positions = exchange(
-                Shortlist(grid, recording, places),
+                Shortlist(grid, recording, candidates),
                 positions,
                 active,
                 criterion=spec.criterion,
                 sweeps=spec.hybrid.exchanges,
-                value=fit.likelihood if spec.criterion == "unconditional" else None,
+                value=value,
             )
-            fit = self._try(fit, pack(positions, active), grid, spec)
-        return fit
+        effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
+        return nfmle(recording, pack(positions, active), volume, criterion=spec.criterion, effort=effort)
 
     def _places_of_blend(self, grid: SearchGrid, spec: LocateSpec) -> Float[Tensor, "S C 3"]:
         """Candidates without the network's map: more peaks of MUSIC on R_blend than there are sources."""
@@ -184,17 +197,21 @@ class Seen:
         found, _ = peaks_in_turn(music(self.blend, count), grid, count, steps=spec.hybrid.newton_steps)
         return unpack(found, self.recording)[0]
 
-    def _fit(self, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
-        effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
-        return nfmle(self.recording, start, grid.volume, criterion=spec.criterion, effort=effort)
 
-    def _try(self, fit: Fit, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
-        """The likelier of a fit and what comes of another start, where that is another one."""
-        scenes = (~same_places(fit.sources, start, grid)).nonzero()[:, 0]
-        if len(scenes) == 0:
-            return fit
-        other = self[scenes]._fit(start[scenes], grid, spec)
-        return replaced(fit, scenes, other, other.likelihood < fit.likelihood[scenes])
+def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
+    """Places a beam's width from sources to either side, C = 6 K: where two share a peak, one may be there.
+
+    Args:
+        positions: azimuth, elevation, 1/range of K sources.
+        grid: whose beams and volume are meant.
+    """
+    azimuth, elevation, q = positions.unbind(-1)
+    middle = torch.stack(to_cosines(azimuth, elevation, 1 / q), dim=-1)
+    width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
+    u_x, u_y, q = (middle[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
+    q = q.clamp_min(grid.volume.lower[2])
+    azimuth, elevation, distance = grid.volume.clamp(*from_cosines(u_x, u_y, q))
+    return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
 
 
 def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, "S"]:
