@@ -6,7 +6,7 @@ import torch
 
 from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
 from rismusic.scene import Sources
-from rismusic.spec import SystemSpec
+from rismusic.spec import LocateSpec, SystemSpec
 from rismusic.tuning.spec import TuneSpec
 
 SYSTEM = SystemSpec(
@@ -26,8 +26,11 @@ TRAINING = TrainSpec(
     scored_scenes=2,
     average_decay=0.9,
 )
+# Peaks as the network sees them: a polish takes most of the time, and leads different networks to one answer.
+LOCATE = LocateSpec(polish=False, hybrid={"count": "network", "doubt": 0.0})
 SPEC = TuneSpec(
     training=TRAINING,
+    locate=LOCATE,
     epochs_per_trial=2,
     inference_trials=1,
     knob_scenes=3,
