@@ -50,7 +50,7 @@ def test_readme_runs(folder, capsys, untyped):
     assert (folder / "first_run" / "best.safetensors").exists()
 
 
-def test_commands_of_the_tables_run(folder, capsys):
+def test_commands_of_the_tables_run(folder, capsys, untyped):
     commands = re.findall(r"\| `(rismusic [^`]*)`", README.read_text())
     assert len(commands) >= 2
     for command in commands:
