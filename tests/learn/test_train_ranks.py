@@ -6,10 +6,11 @@ import contextlib
 import multiprocessing
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
-from train_case import SPEC, checkpoint_of, finished, log_of, nowhere
+from train_case import SPEC, checkpoint_of, finished, log_of
 
 from rismusic.cli import main
 from rismusic.errors import InputError
@@ -17,6 +18,7 @@ from rismusic.learn import validation
 from rismusic.learn.learner import Learner
 from rismusic.learn.ranks import Ranks
 from rismusic.spec import dump_spec
+from validation_stub import nowhere
 
 
 def work(rank, port, said, arguments):
@@ -31,7 +33,7 @@ def work(rank, port, said, arguments):
     os.environ.update({name: str(value) for name, value in here.items()})
     torch.set_num_threads(1)
     validation.sources_of = nowhere
-    with open(f"{said}{rank}", "w") as file, contextlib.redirect_stderr(file):
+    with Path(f"{said}{rank}").open("w") as file, contextlib.redirect_stderr(file):
         code = main(arguments)
     raise SystemExit(code)
 

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, nowhere, resumed, trainer
+from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, resumed, trainer
 
 from rismusic.errors import InputError
 from rismusic.estimate.noise import guess_noise
-from rismusic.learn import validation
 from rismusic.learn.learner import Learner, is_head, precision_on
 from rismusic.learn.litmus import LEAST_FALL, litmus
 from rismusic.learn.losses import total
@@ -23,9 +22,7 @@ from rismusic.spec import SystemSpec
 WEIGHTS = SPEC.loss.weights
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+pytestmark = pytest.mark.usefixtures("quick_validation")
 
 
 def stepped(learner, scenes, step=0):

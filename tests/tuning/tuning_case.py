@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
 from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
-from rismusic.scene import Sources
 from rismusic.spec import LocateSpec, SystemSpec
 from rismusic.tuning.spec import TuneSpec
 
@@ -53,9 +50,3 @@ log = true
 low = 0.0
 high = 0.8
 """
-
-
-def nowhere(covariance, count, grid):
-    """In place of the search of the validation, which takes most of the time of a training this small."""
-    places = torch.where(torch.arange(2) < count[:, None], 0.1, torch.nan)
-    return Sources(azimuth=places, elevation=places, range=places)
