@@ -230,11 +230,12 @@ def test_without_a_lesson_the_map_is_that_of_the_statistics():
 
 @pytest.mark.parametrize("axis", range(3))
 def test_places_lie_between_the_points(axis):
-    """Half a step towards a neighbour that is as high, or by as much as was learned; each axis has its own."""
+    """Half a step towards a neighbour that is as high, or as far as was learned, on each axis."""
     recording = recorded(scenes=1)
-    made, grid = network_for(recording), network_for(recording).grid
+    made = network_for(recording)
+    grid = made.grid
     assert grid.step[2] != pytest.approx(grid.step[0], rel=0.1)
-    cell = [size // 2 for size in grid.shape]
+    cell = [(size - 1) // 2 for size in grid.shape]
     beside = [at + (i == axis) for i, at in enumerate(cell)]
     logits = torch.full(grid.shape, -60.0)
     logits[tuple(cell)] = 0.0
