@@ -15,12 +15,13 @@ from rismusic.estimate.exchange import exchange
 from rismusic.estimate.grid import SearchGrid, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
 from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
-from rismusic.estimate.noise import check_fit, most_sources, noise_of, snr_db
+from rismusic.estimate.noise import check_fit, most_sources, snr_db
 from rismusic.estimate.order import Chosen, choose_count, replaced
 from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.refine import Effort
 from rismusic.estimate.search import Shortlist
 from rismusic.estimate.spectrum import music
+from rismusic.estimate.whitening import whitened
 from rismusic.hybrid.trained import Trained
 from rismusic.learn.card import WeightsCard
 from rismusic.recording import Recording
@@ -33,7 +34,7 @@ class Seen:
     """S scenes and what the network says of them.
 
     Args:
-        recording: the scenes.
+        recording: the scenes as they are fitted: whitened where the panel may err.
         blend: R_blend, finished.
         own: the network's own list of sources [S, K_max], the surest first.
         places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map.
@@ -60,13 +61,14 @@ class Seen:
         """
         network = trained.network
         scale = network.grid.panel.wavelength / recording.wavelength
-        known = replace(recording, noise_variance=noise_of(recording))
+        known = whitened(recording, spec.allowed_error)
         assert known.noise_variance is not None
+        fitted = replace(known, noise_variance=None) if spec.allowed_error else recording
         prediction = network(
             replace(known, wavelength=network.grid.panel.wavelength, elements=known.elements * scale)
         )
         beta = trained.card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
-        sample = sample_covariance(recording.link, recording.snapshots, known.noise_variance)
+        sample = sample_covariance(known.link, known.snapshots, known.noise_variance)
         surest = prediction.existence_logits.argsort(dim=-1, descending=True)
         own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
         azimuth, elevation, distance = (value.gather(1, surest).double() for value in own)
@@ -75,12 +77,12 @@ class Seen:
         peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
         places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
         return cls(
-            recording,
+            fitted,
             prediction.blended(*sample, beta),
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
             places.double(),
             prediction.count_logits.log_softmax(-1).double(),
-            snr_db(known),
+            snr_db(replace(recording, noise_variance=known.noise_variance)),
             trained.card,
         )
 
