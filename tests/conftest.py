@@ -63,7 +63,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def untyped() -> Iterator[None]:
-    """Shapes and types not enforced: for tests of what the package itself says to bad input."""
+    """Shapes and types not enforced, as for users: what the package says to bad input, and examples."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
