@@ -8,10 +8,9 @@ import optuna
 import pytest
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.trial import TrialState
-from tuning_case import SPEC, nowhere
+from tuning_case import SPEC
 
 from rismusic.errors import InputError
-from rismusic.learn import validation
 from rismusic.learn.runfolder import RunFolder
 from rismusic.tuning import trial as trial_module
 from rismusic.tuning.failures import EXPECTED
@@ -22,11 +21,11 @@ from rismusic.tuning.storage import quiet
 from rismusic.tuning.trial import SURROGATE, Work, folder_of, short_trial
 
 EPOCHS = 3
+pytestmark = pytest.mark.usefixtures("quick_validation")
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+def _judged(monkeypatch):
     found = Judged(hits=(1,), true=(1,), found=(2,), gospa_m=(1.0,))
     monkeypatch.setattr("rismusic.tuning.trial.judge", lambda *_: found)
     monkeypatch.setattr("rismusic.tuning.inference.judge", lambda *_: found)
