@@ -18,7 +18,12 @@ from rismusic.spec import dump_spec
 
 
 def test_two_processes_are_one(tmp_path, monkeypatch):
-    spec = SPEC.replace(accumulation=2, batch=2, schedule=SPEC.schedule.replace(epochs=1))
+    spec = SPEC.replace(
+        accumulation=2,
+        batch=2,
+        schedule=SPEC.schedule.replace(epochs=1),
+        network=SPEC.network.replace(dropout=0.2),
+    )
     (tmp_path / "small.toml").write_text(dump_spec(spec))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

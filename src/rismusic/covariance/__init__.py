@@ -13,6 +13,7 @@ from rismusic.covariance.sample import (
     BackProjection,
     back_project,
     conditioning,
+    least_error,
     recording_covariance,
     sample_covariance,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "blend",
     "conditioning",
     "finish",
+    "least_error",
     "predicted_covariance",
     "recording_covariance",
     "sample_covariance",
