@@ -168,8 +168,8 @@ class HybridSpec(Spec):
     beta: Annotated[float, Field(ge=0, le=1)] | Literal["trained"] = "trained"
     """Share of the sample covariance in the blend that MUSIC searches; 'trained': as in the training."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How far R_samp gives way to R_pred in noisy scenes: its share falls by this times the shrinkage of
-    least error; 0: the same share in every scene."""
+    """How far R_samp gives way to R_pred in noisy scenes: beta falls by this times the noise's share of the
+    energy; 0: the same beta in every scene."""
     own_list: bool = True
     """Let the network's own list of sources stand beside MUSIC as a second start (the likelier end counts),
     and its map name the candidates of exchanges; else all comes from MUSIC on the blend."""

@@ -13,7 +13,6 @@ from rismusic.covariance.sample import (
     BackProjection,
     back_project,
     conditioning,
-    least_error,
     recording_covariance,
     sample_covariance,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "blend",
     "conditioning",
     "finish",
-    "least_error",
     "predicted_covariance",
     "recording_covariance",
     "sample_covariance",

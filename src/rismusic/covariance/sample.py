@@ -119,27 +119,17 @@ def conditioning(projected: BackProjection, *, oracle: bool = False) -> Conditio
         projected: the snapshots on the panel.
         oracle: whether to take the shrinkage of least error, without the limit; there is no loading then.
     """
-    noise, shrinkage = projected.noise_share, least_error(projected, oracle=oracle)
-    if oracle:
-        return Conditioning(torch.zeros_like(noise), shrinkage)
-    loading = noise.clamp_max(IDENTITY_MAX / (1 - IDENTITY_MAX))
-    return Conditioning(loading, torch.minimum(shrinkage, 1 - (1 - IDENTITY_MAX) * (1 + loading)))
-
-
-def least_error(projected: BackProjection, *, oracle: bool = False) -> Float[Tensor, "*batch"]:
-    """The shrinkage of least mean square error, [...] 0 to 1, without a limit; see :func:`conditioning`.
-
-    Args:
-        projected: the snapshots on the panel.
-        oracle: whether all of the error counts, or the noise's alone.
-    """
     noise, L, N = projected.noise_share, *projected.field.shape[-2:]
     factor = projected.covariance().normalised().factor
     gram = factor.mH @ factor if L <= N else factor @ factor.mH
     least = ((1 - noise) * projected.coverage).square() / L
     stands_out = torch.maximum(energy(gram).sum((-2, -1)) - 1 / L - 1 / N, least)
     error = torch.full_like(noise, 1 / L) if oracle else noise * (2 - noise) / L
-    return error / (error + stands_out)
+    shrinkage = error / (error + stands_out)
+    if oracle:
+        return Conditioning(torch.zeros_like(noise), shrinkage)
+    loading = noise.clamp_max(IDENTITY_MAX / (1 - IDENTITY_MAX))
+    return Conditioning(loading, torch.minimum(shrinkage, 1 - (1 - IDENTITY_MAX) * (1 + loading)))
 
 
 def sample_covariance(

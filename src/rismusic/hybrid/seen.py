@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.covariance import Covariance, back_project, least_error, sample_covariance
+from rismusic.covariance import Covariance, back_project, sample_covariance
 from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.exchange import exchange
 from rismusic.estimate.grid import SearchGrid, to_cosines
@@ -208,18 +208,19 @@ class Seen:
 
 
 def _share(recording: Recording, card: WeightsCard, spec: LocateSpec) -> Float[Tensor, "S"] | float:
-    """Beta of each scene: what R_samp has in the blend, less where noise has more of it.
+    """Beta of each scene: the share of R_samp in the blend, less by what of R_samp is noise.
 
     Shrinkage towards I / N leaves eigenvectors, and so MUSIC, as they are. Towards R_pred it does not: the
     blend is itself a shrinkage of R_samp, of which the network's covariance is the target (Stoica et al., "On
-    using a priori knowledge in space-time adaptive processing", IEEE Trans. SP 56 (2008)).
+    using a priori knowledge in space-time adaptive processing", IEEE Trans. SP 56 (2008)). Their weights want
+    an error that is white on the panel, which that of noise carried back through the link is not; the
+    noise's share of the energy stands in for them.
     """
     beta = card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
     if not spec.hybrid.shrinkage:
         return beta
-    noise = noise_of(recording)
-    projected = back_project(recording.link, recording.snapshots, noise)
-    return beta * (1 - spec.hybrid.shrinkage * least_error(projected))
+    projected = back_project(recording.link, recording.snapshots, noise_of(recording))
+    return beta * (1 - spec.hybrid.shrinkage * projected.noise_share)
 
 
 def _climb(spec: LocateSpec) -> Climb:
