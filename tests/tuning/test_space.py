@@ -28,16 +28,10 @@ def test_the_wide_space_holds_every_weight_of_the_search():
 def test_the_wide_space_holds_what_older_pipelines_tuned():
     space = load_space("wide")
     assert {f"network.{name}" for name in ("width", "depth", "heads", "dropout")} <= space.training.keys()
-    wanted = [
-        "beta",
-        "shrinkage",
-        "newton_steps",
-        "newton_step",
-        "steps",
-        "polish_up_to_db",
-        "peak_threshold",
-        "count",
-    ]
+    wanted = {
+        *("beta", "shrinkage", "newton_steps", "newton_step", "steps", "polish_up_to_db"),
+        *("peak_threshold", "count"),
+    }
     assert {f"hybrid.{name}" for name in wanted} <= space.locate.keys()
 
 
