@@ -140,8 +140,18 @@ def test_heads_stand_at_the_highest_peaks(made, weights):
         assert (head - peak).abs().max() < 2.1 * step
 
 
-def test_low_peaks_are_not_tried(made, weights):
+@pytest.mark.parametrize("turned", [False, True])
+def test_low_peaks_are_not_tried(made, weights, monkeypatch, turned):
+    """Also where the network is surest of the source at its lowest peak."""
     network = trained(weights, torch.device("cpu")).network
+    if turned:
+        whole = network.forward
+
+        def surest_of_the_lowest(recording):
+            prediction = whole(recording)
+            return replace(prediction, existence_logits=-prediction.existence_logits)
+
+        monkeypatch.setattr(network, "forward", surest_of_the_lowest)
     logits = network(made).grid_logits[:, -1]
     height = highest_peaks(logits, network.grid, 12).height
     share = (height - height[:, :1]).exp()
@@ -197,10 +207,12 @@ def test_whether_the_list_is_tried_is_each_scene_s_own(weights, generator):
 
 
 def test_fewer_candidates_than_heads_leave_the_list_as_it_is(made, weights):
-    few, many = (seen_with(made, weights, candidates=one) for one in (1, 12))
-    assert few.places.shape == (4, 1, 3)
-    assert torch.equal(few.places, many.places[:, :1])
-    assert torch.equal(few.own.azimuth, many.own.azimuth)
+    for threshold in (0.0, 0.2):
+        few, many = (seen_with(made, weights, candidates=one, peak_threshold=threshold) for one in (1, 12))
+        assert few.places.shape == (4, 1, 3)
+        assert torch.equal(few.places, many.places[:, :1])
+        assert torch.equal(few.own.azimuth.nan_to_num(9), many.own.azimuth.nan_to_num(9))
+        assert few.own.active.all() == (threshold == 0)
 
 
 @pytest.mark.parametrize(
