@@ -6,6 +6,7 @@ package holds a default of the physics. The module does not import torch.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -97,6 +98,14 @@ class HardwareSpec(Spec):
     """Probability that an element does not reflect at all."""
     position_wavelengths: NonNegative = 0.0
     """Elements are displaced by up to this many wavelengths along each axis."""
+
+    @property
+    def response_error(self) -> float:
+        """Root mean square of the relative error of an element's response, for small errors of phase."""
+        phase = self.static_phase_rad**2 + self.code_phase_rad**2
+        # A displacement counts along the ray, which is a unit vector.
+        place = (2 * math.pi * self.position_wavelengths) ** 2 / 3
+        return math.sqrt(phase + place + self.gain**2 / 3 + self.dead_fraction)
 
 
 class SceneSpec(Spec):
@@ -220,6 +229,10 @@ class LocateSpec(Spec):
     """Number of sources K of each scene, or 'auto'."""
     sources_max: Count = 5
     """With 'auto': the largest number that is tried."""
+    panel_error: NonNegative | Literal["trained"] = "trained"
+    """Root mean square of the relative error that an element's response may have (0.1: 10 % of amplitude, or
+    0.1 rad): the elements' responses are then found along with the sources. 0: the panel is as recorded;
+    'trained': with 'hybrid' the errors that its weights were trained with, else 0."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
@@ -234,6 +247,11 @@ class LocateSpec(Spec):
     """Nearest range that is searched, in metres."""
     range_max_m: Positive = 10.0
     """Farthest range that is searched, in metres."""
+
+    @property
+    def allowed_error(self) -> float:
+        """``panel_error`` as a number; 0 where no training has named one."""
+        return 0.0 if self.panel_error == "trained" else self.panel_error
 
     @model_validator(mode="after")
     def _limits(self) -> LocateSpec:

@@ -16,12 +16,13 @@ from rismusic.estimate.grid import SearchGrid, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
 from rismusic.estimate.newton import Climb
 from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
-from rismusic.estimate.noise import check_fit, most_sources, noise_of, snr_db
+from rismusic.estimate.noise import check_fit, most_sources, snr_db
 from rismusic.estimate.order import Chosen, choose_count, replaced
 from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.refine import Effort
 from rismusic.estimate.search import Shortlist
 from rismusic.estimate.spectrum import music
+from rismusic.estimate.whitening import whitened
 from rismusic.hybrid.trained import Trained
 from rismusic.learn.card import WeightsCard
 from rismusic.recording import Recording
@@ -34,7 +35,7 @@ class Seen:
     """S scenes and what the network says of them.
 
     Args:
-        recording: the scenes.
+        recording: the scenes as they are fitted: whitened where the panel may err.
         blend: R_blend, finished.
         own: the network's own list of sources [S, K_max], the surest first; NaN, and last, where the peak of
             its map is too low.
@@ -63,13 +64,14 @@ class Seen:
         """
         network = trained.network
         scale = network.grid.panel.wavelength / recording.wavelength
-        known = replace(recording, noise_variance=noise_of(recording))
+        known = whitened(recording, spec.allowed_error)
         assert known.noise_variance is not None
+        fitted = replace(known, noise_variance=None) if spec.allowed_error else recording
         prediction = network(
             replace(known, wavelength=network.grid.panel.wavelength, elements=known.elements * scale)
         )
         beta = _share(known, trained.card, spec)
-        sample = sample_covariance(recording.link, recording.snapshots, known.noise_variance)
+        sample = sample_covariance(known.link, known.snapshots, known.noise_variance)
         assert prediction.grid_logits is not None
         most, heads = min(spec.hybrid.candidates, len(network.grid)), prediction.azimuth.shape[1]
         # Head q of the network stands at the q-th highest peak.
@@ -84,12 +86,12 @@ class Seen:
             value.masked_fill(low[:, :heads], math.nan).gather(1, surest).double() for value in own
         )
         return cls(
-            recording,
+            fitted,
             prediction.blended(*sample, beta),
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
             places.double(),
             prediction.count_logits.log_softmax(-1).double(),
-            snr_db(known),
+            snr_db(replace(recording, noise_variance=known.noise_variance)),
             trained.card,
         )
 
@@ -219,7 +221,8 @@ def _share(recording: Recording, card: WeightsCard, spec: LocateSpec) -> Float[T
     beta = card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
     if not spec.hybrid.shrinkage:
         return beta
-    projected = back_project(recording.link, recording.snapshots, noise_of(recording))
+    assert recording.noise_variance is not None
+    projected = back_project(recording.link, recording.snapshots, recording.noise_variance)
     return beta * (1 - spec.hybrid.shrinkage * projected.noise_share)
 
 
