@@ -176,6 +176,9 @@ class HybridSpec(Spec):
 
     beta: Annotated[float, Field(ge=0, le=1)] | Literal["trained"] = "trained"
     """Share of the sample covariance in the blend that MUSIC searches; 'trained': as in the training."""
+    shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far R_samp gives way to R_pred in noisy scenes: beta falls by this times the noise's share of the
+    energy; 0: the same beta in every scene."""
     own_list: bool = True
     """Let the network's own list of sources stand beside MUSIC as a second start (the likelier end counts),
     and its map name the candidates of exchanges; else all comes from MUSIC on the blend."""
@@ -189,11 +192,16 @@ class HybridSpec(Spec):
     candidates: Count = 24
     """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose, beside
     places next to each source."""
+    peak_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Candidates and sources of the list whose peak of the network's map is below this share of the highest
+    are not tried; where fewer are left than there are sources, the list is not; 0: all are."""
     doubt: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
     better answer counts; 0: none."""
     newton_steps: Count = 3
     """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
+    newton_step: Annotated[float, Field(gt=0, lt=2)] = 1.0
+    """Length of its steps, in units of Newton's."""
     polish_up_to_db: Finite = 100.0
     """Scenes above this SNR (dB) keep the peaks of MUSIC: where the panel errs, NF-MLE fits the errors."""
     steps: Count = 60

@@ -59,7 +59,12 @@ def under_torchrun(folder, *arguments):
 
 
 def test_two_processes_are_one(tmp_path, monkeypatch):
-    spec = SPEC.replace(accumulation=2, batch=2, schedule=SPEC.schedule.replace(epochs=1))
+    spec = SPEC.replace(
+        accumulation=2,
+        batch=2,
+        schedule=SPEC.schedule.replace(epochs=1),
+        network=SPEC.network.replace(dropout=0.2),
+    )
     (tmp_path / "small.toml").write_text(dump_spec(spec))
     codes, said = under_torchrun(tmp_path, str(tmp_path / "small.toml"), "--out", str(tmp_path / "two"))
     assert codes == [0, 0], said

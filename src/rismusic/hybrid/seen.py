@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.covariance import Covariance, sample_covariance
+from rismusic.covariance import Covariance, back_project, sample_covariance
 from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.exchange import exchange
 from rismusic.estimate.grid import SearchGrid, from_cosines, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
+from rismusic.estimate.newton import Climb
 from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
 from rismusic.estimate.noise import check_fit, most_sources, snr_db
 from rismusic.estimate.order import Chosen, choose_count, replaced
@@ -40,8 +41,10 @@ class Seen:
     Args:
         recording: the scenes as they are fitted: whitened where the panel may err.
         blend: R_blend, finished.
-        own: the network's own list of sources [S, K_max], the surest first.
-        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map.
+        own: the network's own list of sources [S, K_max], the surest first; NaN, and last, where the peak of
+            its map is too low.
+        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map; the highest
+            again in place of those that are too low.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         snr_db: [S] of the scenes, with the recorded noise variance or a guess.
         card: of the network's weights.
@@ -71,15 +74,21 @@ class Seen:
         prediction = network(
             replace(known, wavelength=network.grid.panel.wavelength, elements=known.elements * scale)
         )
-        beta = trained.card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
+        beta = _share(known, trained.card, spec)
         sample = sample_covariance(known.link, known.snapshots, known.noise_variance)
-        surest = prediction.existence_logits.argsort(dim=-1, descending=True)
-        own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
-        azimuth, elevation, distance = (value.gather(1, surest).double() for value in own)
         assert prediction.grid_logits is not None
-        most = min(spec.hybrid.candidates, len(network.grid))
-        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
+        most, heads = min(spec.hybrid.candidates, len(network.grid)), prediction.azimuth.shape[1]
+        # Head q of the network stands at the q-th highest peak.
+        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, max(most, heads))
+        low = (peaks.height - peaks.height[:, :1]).exp() < spec.hybrid.peak_threshold
         places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
+        places = torch.where(low[..., None], places[:, :1], places)[:, :most]
+        existence = prediction.existence_logits.masked_fill(low[:, :heads], -math.inf)
+        surest = existence.argsort(dim=-1, descending=True)
+        own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
+        azimuth, elevation, distance = (
+            value.masked_fill(low[:, :heads], math.nan).gather(1, surest).double() for value in own
+        )
         return cls(
             fitted,
             prediction.blended(*sample, beta),
@@ -148,9 +157,11 @@ class Seen:
         if int(count.max()) == 0:
             return nothing(recording)
         polished = self.snr_db <= (spec.hybrid.polish_up_to_db if spec.polish else -math.inf)
-        steps = {"steps": spec.hybrid.newton_steps} if bool(polished.all()) else {}
-        start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count, **steps)
-        if steps:
+        everyone, climb = bool(polished.all()), _climb(spec)
+        if not everyone:
+            climb = Climb(length=climb.length)  # to the top, where they stay
+        start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count, climb=climb)
+        if everyone:
             return self._polished(start, grid, spec)
         rough = finish(recording, *unpack(start, recording), converged)
         scenes = polished.nonzero()[:, 0]
@@ -170,7 +181,8 @@ class Seen:
         positions, value, _ = rough(recording, positions, active)
         if spec.hybrid.own_list:
             own = self.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))
-            scenes = (~same_places(pack(positions, active), own, grid)).nonzero()[:, 0]
+            as_many = (own.active == active).all(-1)
+            scenes = (as_many & ~same_places(pack(positions, active), own, grid)).nonzero()[:, 0]
             if len(scenes):
                 listed = unpack(own, recording)[0][scenes]
                 listed, other, _ = rough(recording[scenes], listed, active[scenes])
@@ -194,7 +206,7 @@ class Seen:
         """Candidates without the network's map: more peaks of MUSIC on R_blend than there are sources."""
         most = min(spec.hybrid.candidates, self.blend.rank, grid.panel.size - 1)
         count = torch.full((len(self.recording),), most, device=self.log_count.device)
-        found, _ = peaks_in_turn(music(self.blend, count), grid, count, steps=spec.hybrid.newton_steps)
+        found, _ = peaks_in_turn(music(self.blend, count), grid, count, climb=_climb(spec))
         return unpack(found, self.recording)[0]
 
 
@@ -212,6 +224,27 @@ def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor,
     q = q.clamp_min(grid.volume.lower[2])
     azimuth, elevation, distance = grid.volume.clamp(*from_cosines(u_x, u_y, q))
     return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
+
+
+def _share(recording: Recording, card: WeightsCard, spec: LocateSpec) -> Float[Tensor, "S"] | float:
+    """Beta of each scene: the share of R_samp in the blend, less by what of R_samp is noise.
+
+    Shrinkage towards I / N leaves eigenvectors, and so MUSIC, as they are. Towards R_pred it does not: the
+    blend is itself a shrinkage of R_samp, of which the network's covariance is the target (Stoica et al., "On
+    using a priori knowledge in space-time adaptive processing", IEEE Trans. SP 56 (2008)). Their weights want
+    an error that is white on the panel, which that of noise carried back through the link is not; the
+    noise's share of the energy stands in for them.
+    """
+    beta = card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
+    if not spec.hybrid.shrinkage:
+        return beta
+    assert recording.noise_variance is not None
+    projected = back_project(recording.link, recording.snapshots, recording.noise_variance)
+    return beta * (1 - spec.hybrid.shrinkage * projected.noise_share)
+
+
+def _climb(spec: LocateSpec) -> Climb:
+    return Climb(spec.hybrid.newton_steps, spec.hybrid.newton_step)
 
 
 def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, "S"]:
