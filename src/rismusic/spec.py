@@ -195,7 +195,7 @@ class HybridSpec(Spec):
     peak_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Candidates and sources of the list whose peak of the network's map is below this share of the highest
     are not tried; where fewer are left than there are sources, the list is not; 0: all are."""
-    doubt: Annotated[float, Field(ge=0, le=1)] = 0.02
+    doubt: Annotated[float, Field(ge=0, le=1)] = 0.005
     """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
     better answer counts; 0: none."""
     newton_steps: Count = 3

@@ -31,7 +31,7 @@ from rismusic.estimate.noise import noise_of
 from rismusic.recording import Recording
 
 # Share of the steering vectors' energy that the basis may leave out.
-_LEFT_OUT = 1e-2
+_LEFT_OUT = 2e-3
 # Bytes that the table of outer products may take.
 _TABLE = 2**30
 # The noise variance is at least this share of the power per output: single precision has no more.
