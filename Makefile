@@ -13,7 +13,7 @@ demo: .venv/.base
 	@echo "picture: demo/scene.png"
 
 test: .venv/.dev
-	$(BIN)/pytest -n 2 --dist loadscope
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

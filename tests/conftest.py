@@ -12,13 +12,48 @@ from jaxtyping import config, install_import_hook
 install_import_hook("rismusic", "beartype.beartype")
 torch.set_num_threads(1)
 
-SAMPLES = Path(__file__).parent.parent / "samples"
+HERE = Path(__file__).parent
+SAMPLES = HERE.parent / "samples"
+
+
+# Modules that take longest go first, so that two processes end at the same time (``make test``).
+LONGEST = (
+    "estimate/test_locate.py",
+    "estimate/test_hard_input.py",
+    "docs/test_pages.py",
+    "doctor/test_faults.py",
+    "estimate/test_sparse.py",
+    "hybrid/test_hybrid_locate.py",
+    "doctor/test_findings.py",
+    "checking/test_truthfit.py",
+    "learn/test_train_resume.py",
+    "learn/test_train_folder.py",
+    "learn/test_train_ranks.py",
+    "tuning/test_run.py",
+    "test_readme.py",
+    "test_cli.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {HERE / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """Recordings that were not made by this code."""
     return SAMPLES
+
+
+@pytest.fixture(scope="module")
+def quick_validation() -> Iterator[None]:
+    """Trainings whose validation does not search; for whole modules, by ``pytestmark``."""
+    from validation_stub import nowhere
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("rismusic.learn.validation.sources_of", nowhere)
+        yield
 
 
 @pytest.fixture
@@ -28,7 +63,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def untyped() -> Iterator[None]:
-    """Shapes and types not enforced: for tests of what the package itself says to bad input."""
+    """Shapes and types not enforced, as for users: what the package says to bad input, and examples."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)

@@ -49,6 +49,7 @@ class Stream(IntEnum):
     DISPLACEMENT = 14
     BETA = 15
     HIDDEN_NOISE = 16
+    DROPOUT = 17
 
 
 class Draws:

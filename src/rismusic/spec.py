@@ -6,6 +6,7 @@ package holds a default of the physics. The module does not import torch.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -98,6 +99,14 @@ class HardwareSpec(Spec):
     position_wavelengths: NonNegative = 0.0
     """Elements are displaced by up to this many wavelengths along each axis."""
 
+    @property
+    def response_error(self) -> float:
+        """Root mean square of the relative error of an element's response, for small errors of phase."""
+        phase = self.static_phase_rad**2 + self.code_phase_rad**2
+        # A displacement counts along the ray, which is a unit vector.
+        place = (2 * math.pi * self.position_wavelengths) ** 2 / 3
+        return math.sqrt(phase + place + self.gain**2 / 3 + self.dead_fraction)
+
 
 class SceneSpec(Spec):
     """Where the sources are, how strong they are, and what they send."""
@@ -167,6 +176,9 @@ class HybridSpec(Spec):
 
     beta: Annotated[float, Field(ge=0, le=1)] | Literal["trained"] = "trained"
     """Share of the sample covariance in the blend that MUSIC searches; 'trained': as in the training."""
+    shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far R_samp gives way to R_pred in noisy scenes: beta falls by this times the noise's share of the
+    energy; 0: the same beta in every scene."""
     own_list: bool = True
     """Let the network's own list of sources stand beside MUSIC as a second start (the likelier end counts),
     and its map name the candidates of exchanges; else all comes from MUSIC on the blend."""
@@ -174,16 +186,22 @@ class HybridSpec(Spec):
     """With sources 'auto', what tells their number: the network's logits, the likelihood, or both."""
     count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     """With count 'both', numbers less probable than this times the most probable one are not tried."""
-    exchanges: Annotated[int, Field(ge=0)] = 1
+    exchanges: Annotated[int, Field(ge=0)] = 3
     """Sweeps in which each source is taken out and the best candidate put in its place, where that is
     likelier; 0: none."""
-    candidates: Count = 12
-    """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose."""
-    doubt: Annotated[float, Field(ge=0, le=1)] = 0.02
+    candidates: Count = 24
+    """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose, beside
+    places next to each source."""
+    peak_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Candidates and sources of the list whose peak of the network's map is below this share of the highest
+    are not tried; where fewer are left than there are sources, the list is not; 0: all are."""
+    doubt: Annotated[float, Field(ge=0, le=1)] = 0.005
     """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
     better answer counts; 0: none."""
     newton_steps: Count = 3
     """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
+    newton_step: Annotated[float, Field(gt=0, lt=2)] = 1.0
+    """Length of its steps, in units of Newton's."""
     polish_up_to_db: Finite = 100.0
     """Scenes above this SNR (dB) keep the peaks of MUSIC: where the panel errs, NF-MLE fits the errors."""
     steps: Count = 60
@@ -212,6 +230,10 @@ class LocateSpec(Spec):
     """Number of sources K of each scene, or 'auto'."""
     sources_max: Count = 5
     """With 'auto': the largest number that is tried."""
+    panel_error: NonNegative | Literal["trained"] = "trained"
+    """Root mean square of the relative error that an element's response may have (0.1: 10 % of amplitude, or
+    0.1 rad): the elements' responses are then found along with the sources. 0: the panel is as recorded;
+    'trained': with 'hybrid' the errors that its weights were trained with, else 0."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
@@ -226,6 +248,11 @@ class LocateSpec(Spec):
     """Nearest range that is searched, in metres."""
     range_max_m: Positive = 10.0
     """Farthest range that is searched, in metres."""
+
+    @property
+    def allowed_error(self) -> float:
+        """``panel_error`` as a number; 0 where no training has named one."""
+        return 0.0 if self.panel_error == "trained" else self.panel_error
 
     @model_validator(mode="after")
     def _limits(self) -> LocateSpec:

@@ -17,8 +17,13 @@ PAGES = [page for page in sorted(DOCS.glob("*.md")) if BLOCK.search(page.read_te
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    untyped: None,
 ) -> None:
+    """As a reader runs them, without types enforced."""
     monkeypatch.chdir(tmp_path)
     text = page.read_text("utf-8")
     names: dict[str, object] = {}

@@ -152,3 +152,19 @@ def test_convergence_is_said_only_of_what_converged():
     end = descend(banana, start, *everywhere(2, 2), steps=2, tolerance=1e-12)
     assert end.converged.tolist() == [False, True]
     assert descend(banana, start, *everywhere(2, 2), steps=100, tolerance=1e-12).converged.all()
+
+
+@pytest.mark.parametrize("length", [0.25, 1.0, 1.5, 1.9])
+def test_steps_are_as_long_as_they_are_told(length):
+    """On a parabola a step of that length leaves 1 - length of the distance, but for its damping of 1 %."""
+
+    def parabola(live, x):
+        return x.square().sum(-1) / 2, x, torch.ones(len(x), 1, 1).double()
+
+    start = torch.tensor([[3.0], [-2.0]]).double()
+    once = descend(parabola, start, *everywhere(2, 1), steps=1, tolerance=1e-12, length=length)
+    torch.testing.assert_close(once.point, start * (1 - length / 1.01))
+    end = descend(parabola, start, *everywhere(2, 1), steps=300, tolerance=1e-12, length=length)
+    assert end.converged.all()
+    assert end.point.abs().max() < 1e-5
+    assert (end.value <= once.value).all()

@@ -10,7 +10,7 @@ from rismusic.covariance import Covariance, recording_covariance, true_covarianc
 from rismusic.errors import InputError
 from rismusic.estimate import newton as module
 from rismusic.estimate.grid import SearchGrid, Volume
-from rismusic.estimate.newton import newton, search_range
+from rismusic.estimate.newton import Climb, newton, search_range
 from rismusic.estimate.spectrum import bartlett, music, mvdr, soft_music
 from rismusic.panel import Panel
 from rismusic.simulator import simulate
@@ -75,12 +75,22 @@ def test_curvature_is_the_hessian_at_an_exact_source(recorded):
 def test_reaches_the_truth_in_few_steps(recorded, generator):
     truth, spectrum = recorded.truth, exact(recorded)
     start = near(truth, generator)
-    found = newton(spectrum, recorded.panel, VOLUME, *start, steps=12)
+    found = newton(spectrum, recorded.panel, VOLUME, *start, climb=Climb(steps=12))
     assert found.converged.all()
     assert (found.azimuth - truth.azimuth).abs().max() < math.radians(1e-5)
     assert (found.elevation - truth.elevation).abs().max() < math.radians(1e-5)
     assert (1 / found.range - 1 / truth.range).abs().max() < 1e-6
     assert (start[0] - truth.azimuth).abs().max() > math.radians(0.5)
+
+
+@pytest.mark.parametrize("length", [0.5, 1.5])
+def test_other_lengths_end_at_the_same_top_later(recorded, generator, length):
+    truth, spectrum = recorded.truth, exact(recorded)
+    start = near(truth, generator)
+    for steps, fine in ((12, False), (80, True)):
+        found = newton(spectrum, recorded.panel, VOLUME, *start, climb=Climb(steps, length))
+        assert bool(((found.azimuth - truth.azimuth).abs() < math.radians(1e-5)).all()) == fine
+    assert found.converged.all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -41,13 +41,14 @@ def test_evidence_is_the_integral_over_all_unknowns(sources, generator):
     logq = -normal.square().sum(-1) / 2 - U / 2 * math.log(2 * math.pi)
     logq = logq - L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     values = []
-    for one in x:
-        m = moments(recording, one[:, : 3 * sources].unflatten(1, (-1, 3)), active)
-        values.append(-unconditional_value(m, one[:, 3 * sources :].exp(), noise))
+    many = torch.arange(4).repeat(100)  # that many draws for each scene at once
+    for one in x.view(draws // 100, -1, U):
+        m = moments(recording[many], one[:, : 3 * sources].unflatten(1, (-1, 3)), active[many])
+        values.append(-unconditional_value(m, one[:, 3 * sources :].exp(), noise[many]).view(-1, 4))
     low, high = (x.new_tensor(limit) for limit in (grid.volume.lower, grid.volume.upper))
     place = x[..., : 3 * sources].unflatten(-1, (-1, 3))
     inside = ((place >= low) & (place <= high)).all(-1).all(-1)
-    logw = torch.where(inside, torch.stack(values) - logq, -math.inf)
+    logw = torch.where(inside, torch.cat(values) - logq, -math.inf)
     integral = logw.logsumexp(0) - math.log(draws)
     widths = sources * ((high - low).log().sum() + math.log(_LEVELS))
     expected = integral - widths + math.lgamma(sources + 1)

@@ -13,7 +13,7 @@ from rismusic.estimate import dictionary as dictionary_module
 from rismusic.estimate import search as search_module
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.refine import fit_levels
-from rismusic.estimate.search import Rest, Search, Shortlist, take_out, worth_of
+from rismusic.estimate.search import Rest, Search, Shortlist, fields_of, take_out, worth_of
 
 CRITERIA = ["conditional", "unconditional"]
 # Powers of a new source that the dense form tries.
@@ -62,7 +62,7 @@ def test_the_best_point_and_its_gain_are_those_of_the_dense_form(system, criteri
     points = search.dictionary.positions(everything)
     dense_form = [brute_force(recording, i, there[i], points, levels) for i in range(6)]
     expected, share = (np.stack(part) for part in zip(*dense_form, strict=True))
-    worth = worth_of(recording, scenes, rest, points.expand(6, -1, -1)).numpy()
+    worth = worth_of(rest, fields_of(recording, points.expand(6, -1, -1))).numpy()
     apart = share > 2e-3  # nearer to a known source a floor keeps the point down
     assert apart.mean() > 0.98
     assert (worth <= expected * (1 + 1e-3) + 1e-6).all()
@@ -207,7 +207,7 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch):
     assert torch.equal(found[:, :10], expected[:, :10])
     # Farther down nearly equal points may change places by rounding, and those of no gain do.
     places = map(search.dictionary.positions, (found, expected))
-    worth = [worth_of(recording, scenes, rest, place).sort(dim=1).values for place in places]
+    worth = [worth_of(rest, fields_of(recording[scenes], place)).sort(dim=1).values for place in places]
     torch.testing.assert_close(*worth, rtol=1e-3, atol=0.1)
 
 

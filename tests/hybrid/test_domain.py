@@ -14,7 +14,9 @@ from rismusic.simulator import simulate
 
 
 def hybrid(recording, weights, **settings):
-    return locate(recording, method="hybrid", weights=weights, **{**SETTINGS, **settings})
+    """Without the second look at scenes in doubt, which is another matter."""
+    settings = {**SETTINGS, "hybrid": {"doubt": 0.0}, **settings}
+    return locate(recording, method="hybrid", weights=weights, **settings)
 
 
 def warned(located, scene: int = 0) -> str:

@@ -11,7 +11,8 @@ import torch
 from train_case import NETWORK, SYSTEM
 
 from rismusic.errors import InputError
-from rismusic.estimate.grid import SearchGrid, Volume
+from rismusic.estimate.grid import SearchGrid, Volume, to_cosines
+from rismusic.estimate.peaks import highest_peaks
 from rismusic.learn import statistics
 from rismusic.learn.losses import Targets, total_loss
 from rismusic.learn.network import Network
@@ -195,3 +196,78 @@ def test_a_grid_too_large_is_refused(monkeypatch):
     recording = recorded(scenes=1)
     with pytest.raises(InputError, match="a table of outer products of at most"):
         GridStatistics(SearchGrid.cover(recording.panel, VOLUME))
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_powers_explain_what_noise_does_not(kind):
+    recording = recorded(kind, snr_db=3.0)
+    statistics_of_it = GridStatistics(SearchGrid.cover(recording.panel, VOLUME, NETWORK.oversampling))
+    observed = statistics_of_it.observe(recording)
+    power = statistics_of_it.flat(observed)
+    numbers = recording.snapshots[0].numel()
+    noise = recording.noise_variance / recording.snapshots.abs().square().mean((1, 2))
+    # 3 dB: two of three parts are signal, and a network that forgot the noise would claim all.
+    assert (noise > 0.2).all()
+    torch.testing.assert_close((power * observed.reach).sum(-1), numbers * (1 - noise), rtol=1e-3, atol=0)
+
+
+def test_without_a_lesson_the_map_is_that_of_the_statistics():
+    """What a stage writes is added to the map it was given and to the pull of the data."""
+    recording = recorded()
+    made = network_for(recording)
+    with torch.no_grad():
+        for stage in made.stages:
+            stage.write.weight.zero_()
+            stage.write.bias.zero_()
+        observed, _, power = made.look(recording)
+        pull, own = GridStatistics(made.grid)(observed, power)
+        expected = (power * observed.reach).log().clamp(-8, 8) + (pull / own).log().clamp(-8, 8)
+        found = made(recording).grid_logits[:, 0]
+    inside = made.grid.inside
+    torch.testing.assert_close(found[:, inside], expected[:, inside], rtol=1e-4, atol=1e-4)
+    assert (found[:, ~inside] < -20).all()
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_places_lie_between_the_points(axis):
+    """Half a step towards a neighbour that is as high, or as far as was learned, on each axis."""
+    recording = recorded(scenes=1)
+    made = network_for(recording)
+    grid = made.grid
+    assert grid.step[2] != pytest.approx(grid.step[0], rel=0.1)
+    cell = [(size - 1) // 2 for size in grid.shape]
+    beside = [at + (i == axis) for i, at in enumerate(cell)]
+    logits = torch.full(grid.shape, -60.0)
+    logits[tuple(cell)] = 0.0
+    point = torch.tensor([[np.ravel_multi_index(cell, grid.shape)]])
+    still = torch.zeros(1, 3, 1)
+    shifted = still.clone()
+    shifted[0, axis] = np.arctanh(0.5)
+    alone = made._between(logits.view(1, -1), point, still)
+    learned = made._between(logits.view(1, -1), point, shifted)
+    logits[tuple(beside)] = 0.0
+    between = made._between(logits.view(1, -1), point, still)
+    axes = (grid.u_x, grid.u_y, grid.q)
+    expected = torch.tensor([float(values[at]) for values, at in zip(axes, cell, strict=True)])
+    half = 0.5 * (float(axes[axis][beside[axis]]) - float(axes[axis][cell[axis]]))
+    for found, share in ((alone, 0.0), (learned, 1.0), (between, 1.0)):
+        place = torch.stack(to_cosines(*found)).flatten()
+        moved = share * half * torch.nn.functional.one_hot(torch.tensor(axis), 3)
+        torch.testing.assert_close(place, expected + moved, rtol=1e-4, atol=1e-5)
+
+
+def test_a_column_has_the_energy_of_its_peak():
+    """The share of its peak in the map, where nothing else was learned; R_rng moves no angle."""
+    recording = recorded()
+    made = network_for(recording)
+    with torch.no_grad():
+        made.details.weight.zero_()
+    found = made(recording)
+    peaks = highest_peaks(found.grid_logits[:, -1].detach(), made.grid, NETWORK.sources_max).index
+    share = found.grid_logits[:, -1].softmax(-1).gather(1, peaks)
+    for factor in (found.angle_factor, found.range_factor):
+        torch.testing.assert_close(factor.abs().square().sum(1), share, rtol=1e-4, atol=1e-6)
+    for factor, moves in ((found.angle_factor, True), (found.range_factor, False)):
+        target = torch.view_as_real(factor / factor.detach().norm(dim=1, keepdim=True)).sum()
+        (slope,) = torch.autograd.grad(target, found.azimuth, retain_graph=True, allow_unused=True)
+        assert (slope is not None) is moves

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
-from train_case import NETWORK, SPEC, checkpoint_of, finished, log_of, nowhere, resumed, trainer
+from train_case import NETWORK, SPEC, checkpoint_of, finished, log_of, resumed, trainer
 
 import rismusic
 from rismusic.cli import main
@@ -34,10 +34,7 @@ from rismusic.panel import Panel
 from rismusic.simulator import simulate
 from rismusic.spec import dump_spec
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+pytestmark = pytest.mark.usefixtures("quick_validation")
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from train_case import SPEC, log_of, nowhere, trainer
+from train_case import SPEC, log_of, trainer
 
 from rismusic.errors import InputError
-from rismusic.learn import guard, probes, validation
+from rismusic.learn import guard, probes
 from rismusic.learn.learner import Learner
 from rismusic.learn.network import Network
 from rismusic.learn.scenes import Scenes
@@ -17,9 +17,7 @@ from rismusic.learn.scenes import Scenes
 WEIGHTS = SPEC.loss.weights
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+pytestmark = pytest.mark.usefixtures("quick_validation")
 
 
 def planted(monkeypatch, value, field="snapshots", steps=(1,)):

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from train_case import SPEC, log_of, nowhere, trainer
+from train_case import SPEC, log_of, trainer
 
 from rismusic.covariance import Covariance
 from rismusic.learn import probes, validation
@@ -18,6 +18,7 @@ from rismusic.learn.losses import Targets
 from rismusic.learn.scenes import Scenes
 from rismusic.learn.validation import describe, rank, report, sources_of, validate, variety
 from rismusic.scene import Sources
+from validation_stub import nowhere
 
 WEIGHTS = SPEC.loss.weights
 

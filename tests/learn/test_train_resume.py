@@ -11,23 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_case import SPEC, assert_same_run, checkpoint_of, finished, log_of, nowhere, resumed, trainer
+from train_case import SPEC, assert_same_run, checkpoint_of, finished, log_of, resumed, trainer
 
-from rismusic.learn import checkpoint, validation
+from rismusic.learn import checkpoint
 from rismusic.learn.runfolder import RunFolder
 
 HERE = Path(__file__).parent
+PLACES = [str(HERE), str(HERE.parent)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(validation, "sources_of", nowhere)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_validation")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(_quick, tmp_path_factory):
+def undisturbed(quick_validation, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     finished(folder, save_steps=3)
     return folder
@@ -36,10 +33,11 @@ def undisturbed(_quick, tmp_path_factory):
 def test_killed_in_mid_epoch(undisturbed, tmp_path):
     """kill -9 in the second epoch, a step after a checkpoint, from another process."""
     code = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
+        f"import sys; sys.path[:0] = {PLACES!r}\n"
         "import os, signal, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "from train_case import nowhere, trainer\n"
+        "from train_case import trainer\n"
+        "from validation_stub import nowhere\n"
         "from rismusic.learn import validation\n"
         "validation.sources_of = nowhere\n"
         "one = trainer(Path(sys.argv[1]), save_steps=3)\n"

@@ -6,26 +6,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, nowhere, resumed, trainer
+from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, resumed, trainer
 
 from rismusic.errors import InputError
 from rismusic.estimate.noise import guess_noise
-from rismusic.learn import validation
 from rismusic.learn.learner import Learner, is_head, precision_on
 from rismusic.learn.litmus import LEAST_FALL, litmus
 from rismusic.learn.losses import total
 from rismusic.learn.network import Network
-from rismusic.learn.scenes import Scenes
+from rismusic.learn.scenes import Scenes, with_guessed_noise
 from rismusic.learn.schedules import beta_at, learning_rate_factor, weights_at
 from rismusic.learn.spec import NetworkSpec, TrainSpec
+from rismusic.simulator import Simulator
 from rismusic.spec import SystemSpec
 
 WEIGHTS = SPEC.loss.weights
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+pytestmark = pytest.mark.usefixtures("quick_validation")
 
 
 def stepped(learner, scenes, step=0):
@@ -269,6 +267,20 @@ def test_scenes_are_never_shared():
     kept = [r.truth.azimuth[:, 0] for r in scenes.validation()]
     assert not torch.isin(torch.cat(drawn), torch.cat(kept)).any()
     assert torch.isin(torch.cat(drawn), torch.cat(drawn)).all()
+
+
+def test_the_noise_is_hidden_in_a_half_of_the_validation():
+    """The second half of what the losses see, and every second scene of what is located."""
+    scenes = Scenes(SPEC)
+    true = Simulator(SPEC.system, seed=SPEC.seed, split="validation").scenes(0, 4)
+    seen = torch.cat([recording.noise_variance for recording in scenes.validation()])
+    assert (seen == true.noise_variance).tolist() == [True, True, False, False]
+    whole, told = scenes.scored()
+    assert torch.equal(whole.noise_variance, true.noise_variance)
+    assert (told.noise_variance == true.noise_variance).tolist() == [True, False, True, False]
+    guessed = with_guessed_noise(true).noise_variance
+    torch.testing.assert_close(seen[2:], guessed[2:])
+    torch.testing.assert_close(told.noise_variance[1::2], guessed[1::2])
 
 
 def test_the_noise_is_hidden_in_a_share_of_the_batches():

@@ -11,7 +11,6 @@ from rismusic.learn.ranks import Ranks
 from rismusic.learn.runfolder import LOG, RunFolder
 from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
 from rismusic.learn.trainer import Trainer
-from rismusic.scene import Sources
 from rismusic.spec import SystemSpec
 
 SYSTEM = SystemSpec(
@@ -33,12 +32,6 @@ SPEC = TrainSpec(
     average_decay=0.9,
     log_steps=3,
 )
-
-
-def nowhere(covariance, count, grid):
-    """In place of the search of the validation, which takes most of the time of a training this small."""
-    places = torch.where(torch.arange(2) < count[:, None], 0.1, torch.nan)
-    return Sources(azimuth=places, elevation=places, range=places)
 
 
 def trainer(folder, spec=SPEC, **settings) -> Trainer:

@@ -9,11 +9,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from study_case import frozen
-from tuning_case import SPACE, SPEC, nowhere
+from tuning_case import SPACE, SPEC
 
 from rismusic.cli import main
 from rismusic.errors import InputError
-from rismusic.learn import validation
 from rismusic.learn.run import train
 from rismusic.learn.runfolder import load_train_spec
 from rismusic.spec import load_locate_spec
@@ -21,16 +20,11 @@ from rismusic.tuning.outcome import correlations, shares_saved
 from rismusic.tuning.run import pruner, sampler, tune
 from rismusic.tuning.scoring import judge, objective_scenes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(validation, "sources_of", nowhere)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_validation")
 
 
 @pytest.fixture(scope="module")
-def searched(_quick, tmp_path_factory):
+def searched(quick_validation, tmp_path_factory):
     folder = tmp_path_factory.mktemp("searched")
     (folder / "space.toml").write_text(SPACE)
     spec = SPEC.replace(space=str(folder / "space.toml"))

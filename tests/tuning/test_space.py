@@ -25,6 +25,26 @@ def test_the_wide_space_holds_every_weight_of_the_search():
     assert names == TrainSpec.search().loss.weights.keys() - {"peak_contrast"}
 
 
+def test_the_wide_space_holds_what_older_pipelines_tuned():
+    space = load_space("wide")
+    assert {f"network.{name}" for name in ("width", "depth", "heads", "dropout")} <= space.training.keys()
+    wanted = {
+        *("beta", "shrinkage", "newton_steps", "newton_step", "steps", "polish_up_to_db"),
+        *("peak_threshold", "count"),
+    }
+    assert {f"hybrid.{name}" for name in wanted} <= space.locate.keys()
+
+
+@pytest.mark.parametrize("name", ["narrow", "wide"])
+@pytest.mark.parametrize("part", ["training", "locate"])
+def test_every_knob_turns_something(name, part):
+    """Its ends make settings that differ."""
+    knobs, spec = getattr(load_space(name), part), {"training": TrainSpec.search(), "locate": HYBRID}[part]
+    for knob, held in knobs.items():
+        made = [apply(spec, knobs, {knob: end}) for end in held.ends]
+        assert len({one.model_dump_json() for one in made}) == len(held.ends)
+
+
 def test_values_reach_their_settings():
     knobs = {
         "network.width": Knob(choices=(48, 96)),

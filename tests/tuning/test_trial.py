@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
 import optuna
 import pytest
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.trial import TrialState
-from tuning_case import SPEC, nowhere
+from tuning_case import SPEC
 
 from rismusic.errors import InputError
-from rismusic.learn import validation
+from rismusic.evaluate.metrics import Score
 from rismusic.learn.runfolder import RunFolder
+from rismusic.learn.validation import Validation
 from rismusic.tuning import trial as trial_module
 from rismusic.tuning.failures import EXPECTED
 from rismusic.tuning.ledger import REASON
+from rismusic.tuning.run import pruner
 from rismusic.tuning.scoring import Judged
 from rismusic.tuning.space import Knob, Space
 from rismusic.tuning.storage import quiet
 from rismusic.tuning.trial import SURROGATE, Work, folder_of, short_trial
 
 EPOCHS = 3
+pytestmark = pytest.mark.usefixtures("quick_validation")
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+def _judged(monkeypatch):
     found = Judged(hits=(1,), true=(1,), found=(2,), gospa_m=(1.0,))
     monkeypatch.setattr("rismusic.tuning.trial.judge", lambda *_: found)
     monkeypatch.setattr("rismusic.tuning.inference.judge", lambda *_: found)
@@ -34,7 +37,7 @@ def _quick(monkeypatch):
 
 def work(folder, knobs=None, **settings):
     space = Space(training=knobs or {"head_learning_rate": Knob(low=1e-4, high=1e-3, log=True)})
-    spec = SPEC.replace(epochs_per_trial=EPOCHS, **settings)
+    spec = SPEC.replace(**{"epochs_per_trial": EPOCHS, **settings})
     return Work(spec, space, 9, folder, "me", "cpu", lambda _: None)
 
 
@@ -73,6 +76,41 @@ def test_a_bad_trial_is_pruned(tmp_path, warm_up):
     assert done.state == TrialState.PRUNED
     assert len(done.intermediate_values) == len(done.user_attrs["epochs"]) == warm_up + 1
     assert len(RunFolder(folder_of(tmp_path, done)).records("epoch")) == warm_up + 1
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_hyperband_stops_trials_by_what_it_is_told(tmp_path, monkeypatch, heard):
+    """Each trial is worse than those before it; a pruner that is not told of them stops none."""
+    told = []
+    score = Score(4, **{field.name: 0.5 for field in fields(Score) if field.name != "scenes"})
+    found = Validation(
+        loss=1.0, terms={}, weights={}, oracle={}, scores={"blend": score}, covariance={}, first_batch=1.0
+    )
+
+    def training(spec, *, out, device, watch):
+        told.append(0)
+        for epoch in range(9):
+            told[-1] += 1
+            if watch(epoch, found):
+                return
+
+    monkeypatch.setattr(trial_module, "train", training)
+    monkeypatch.setattr(trial_module, "surrogate", lambda _: float(len(told)))
+    if not heard:
+        monkeypatch.setattr(optuna.Trial, "report", lambda *_: None)
+    given = work(tmp_path, epochs_per_trial=9, pruner="hyperband")
+    given = replace(given, trials=12)
+    study = optuna.create_study(
+        study_name="bands", sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner(given.spec)
+    )
+    for _ in range(12):
+        run(study, given)
+    states = [trial.state for trial in study.get_trials()]
+    assert states[0] == TrialState.COMPLETE
+    stopped = [epochs for epochs, state in zip(told, states, strict=True) if state == TrialState.PRUNED]
+    assert len(stopped) >= 4 if heard else not stopped
+    assert all(epochs < 9 for epochs in stopped)
+    assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.get_trials())
 
 
 def test_settings_that_do_not_fit_are_a_reason(tmp_path):

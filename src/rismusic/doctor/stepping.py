@@ -99,9 +99,17 @@ def watched(learner: Learner) -> Iterator[Seen]:
 
 
 def trial(case: Case) -> tuple[Learner, list[Recording]]:
-    """A learner of its own whose step takes two small batches, and these."""
+    """A learner of its own whose step takes two small batches, and these.
+
+    There is no dropout in it, so that the losses of a step can be asked for again.
+    """
     batch = min(_BATCH, case.spec.batch)
-    spec = case.spec.replace(batch=batch, accumulation=2, scenes_per_epoch=2 * batch * 8)
+    spec = case.spec.replace(
+        network=case.spec.network.replace(dropout=0.0),
+        batch=batch,
+        accumulation=2,
+        scenes_per_epoch=2 * batch * 8,
+    )
     trainer = case.begin(spec)
     return trainer.learner, list(trainer.scenes.step(0, 0))
 

@@ -45,6 +45,7 @@ def descend(
     *,
     steps: int = 40,
     tolerance: float = 1e-4,
+    length: float = 1.0,
 ) -> Descent:
     r"""Minimise S functions of U unknowns within a box; each value only ever falls.
 
@@ -62,6 +63,8 @@ def descend(
         upper: see ``lower``.
         steps: evaluations at most, one after the start for each.
         tolerance: a problem has converged when a step is foreseen to gain, or gained, no more than this.
+        length: what each step is multiplied with, above 0 and below 2, where a step gains nothing. The
+            curvature of a model that leaves something out may ask for more or less than 1.
     """
     lower, upper = lower.expand_as(start), upper.expand_as(start)
     point = torch.minimum(torch.maximum(start, lower), upper)
@@ -73,7 +76,7 @@ def descend(
     damping = torch.full_like(value, _FIRST_DAMPING)
     for _ in range(steps):
         step = _step(x, gradient, curvature, low, high, damping)
-        trial = torch.minimum(torch.maximum(x + step, low), high)
+        trial = torch.minimum(torch.maximum(x + length * step, low), high)
         move = trial - x
         slope = (gradient * move).sum(-1)
         foreseen = -slope - (move * (curvature @ move[..., None])[..., 0]).sum(-1) / 2

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from rismusic.bounds import unconditional_crb
 from rismusic.decibel import to_db
+from rismusic.estimate.calibration import calibrate
 from rismusic.estimate.goodness import goodness, on_border
 from rismusic.estimate.grid import SearchGrid, Volume
 from rismusic.estimate.locators import count_and_fit, fit_known
 from rismusic.estimate.nfmle import Fit
+from rismusic.estimate.noise import noise_of
 from rismusic.estimate.sparse import source_count
+from rismusic.estimate.whitening import whitened
 from rismusic.panel import Panel
 from rismusic.recording import Recording
 from rismusic.scene import Sources
@@ -35,7 +38,8 @@ class Located:
         sources: azimuth (rad), elevation (rad), range (m) and power of up to K_max sources, [S, K_max]; NaN
             where there is none.
         covariance: [S, K_max, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m) of each
-            source: the unconditional Cramer-Rao bound at the estimate. Infinite where the data cannot tell.
+            source: the unconditional Cramer-Rao bound at the estimate, or that with the panel's errors
+            unknown (:mod:`rismusic.estimate.calibration`). Infinite where the data cannot tell.
         snr_db: [S, K_max] received power of each source over the noise variance, dB.
         noise_variance: [S] as recorded, or estimated where it is not.
         likelihood: [S] minus the unconditional log-likelihood of the scene, nats.
@@ -43,7 +47,7 @@ class Located:
             where their number was given.
         p_value: [S] probability that sources which explain the data leave as much as these do (noise variance
             known), or something as far from white noise (not known); see
-            :mod:`rismusic.estimate.goodness`. NaN where the data cannot tell.
+            :mod:`rismusic.estimate.goodness`. NaN where the data cannot tell, and where the panel may err.
         warnings: what a user should know about each scene, sentences.
         spec: the settings that led here.
     """
@@ -127,11 +131,17 @@ def locate_classically(
     recording: Recording, count: Int64[Tensor, "S"] | None, *, grid: SearchGrid, spec: LocateSpec
 ) -> Located:
     """One block of scenes by a method that no network has a part in."""
+    fitted = recording
+    if spec.allowed_error:
+        # How much the panel errs is roughly known at best: what is left is fitted as noise.
+        fitted = replace(whitened(recording, spec.allowed_error), noise_variance=None)
     if count is None and spec.sources == "auto":
-        chosen = count_and_fit(recording, grid, spec)
-        return told(recording, chosen.fit, chosen.probability, grid.volume, spec)
-    count = source_count(recording, int(spec.sources) if count is None else count)
-    return told(recording, fit_known(recording, count, grid, spec), None, grid.volume, spec)
+        chosen = count_and_fit(fitted, grid, spec)
+        located = told(fitted, chosen.fit, chosen.probability, grid.volume, spec)
+    else:
+        count = source_count(fitted, int(spec.sources) if count is None else count)
+        located = told(fitted, fit_known(fitted, count, grid, spec), None, grid.volume, spec)
+    return calibrated(located, recording, grid.volume, spec) if spec.allowed_error else located
 
 
 def told(
@@ -146,29 +156,64 @@ def told(
     assert found.power is not None
     order = torch.where(found.active, found.power, -torch.inf).argsort(dim=-1, descending=True)
     found = found.each(lambda value: value.take_along_dim(_like(order, value), dim=1))
-    assert found.power is not None
     # With fitted symbols the conditional bound would be too small: they carry noise of their own.
     L = recording.snapshots.shape[-2]
     bound = unconditional_crb(recording.panel, recording.link, found, fit.noise_variance, snapshots=L)
-    fields = recording.link.to(torch.complex128).matmul(found.steering(recording.panel).to(torch.complex128))
-    gain = torch.view_as_real(fields).square().sum(-1).mean(dim=-2).mean(dim=-2)  # over m, then over l
-    snr_db = to_db(found.power * gain / fit.noise_variance[:, None])
     warnings = _warnings(found, bound.std, fit.converged, volume)
-    fits = goodness(recording, found, volume)
-    for scene, said in enumerate(warnings):
-        if (sentence := fits.sentence(scene)) is not None:
-            said.append(sentence)
+    p_value = torch.full_like(fit.likelihood, math.nan)
+    if not spec.allowed_error:  # else what sources leave is meant to be more than noise
+        fits = goodness(recording, found, volume)
+        p_value = fits.p_value
+        for scene, said in enumerate(warnings):
+            if (sentence := fits.sentence(scene)) is not None:
+                said.append(sentence)
     return Located(
         sources=replace(found, symbols=None),
         covariance=bound.per_source,
-        snr_db=torch.where(found.active, snr_db, math.nan),
+        snr_db=_received_db(recording, found, fit.noise_variance),
         noise_variance=fit.noise_variance,
         likelihood=fit.likelihood,
         count_probability=count_probability,
-        p_value=fits.p_value,
+        p_value=p_value,
         warnings=warnings,
         spec=spec,
     )
+
+
+def calibrated(located: Located, recording: Recording, volume: Volume, spec: LocateSpec) -> Located:
+    """Refine what was located in whitened snapshots along with the responses of the panel's elements.
+
+    Args:
+        located: in ``recording``, whitened.
+        recording: as recorded.
+        volume: that was searched.
+        spec: the settings; ``panel_error`` a positive number.
+    """
+    found, noise = located.sources, noise_of(recording).double()
+    covariance, converged = located.covariance, None
+    if spec.polish and found.azimuth.shape[1]:
+        fit = calibrate(recording, found, volume, panel_error=spec.allowed_error)
+        found, covariance, converged = fit.sources, fit.covariance, fit.converged
+    still = torch.ones(len(noise), dtype=torch.bool) if converged is None else converged
+    std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    return replace(
+        located,
+        sources=found,
+        covariance=covariance,
+        snr_db=_received_db(recording, found, noise),
+        noise_variance=noise,
+        warnings=_warnings(found, std, still, volume),
+    )
+
+
+def _received_db(
+    recording: Recording, found: Sources, noise_variance: Float[Tensor, "S"]
+) -> Float[Tensor, "S K"]:
+    """Received power of each source over the noise variance, dB."""
+    assert found.power is not None
+    fields = recording.link.to(torch.complex128).matmul(found.steering(recording.panel).to(torch.complex128))
+    gain = torch.view_as_real(fields).square().sum(-1).mean(dim=-2).mean(dim=-2)  # over m, then over l
+    return torch.where(found.active, to_db(found.power * gain / noise_variance[:, None]), math.nan)
 
 
 def _warnings(

@@ -12,6 +12,7 @@ from torch import Tensor
 from rismusic.covariance import Covariance, recording_covariance
 from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.grid import SearchGrid
+from rismusic.estimate.newton import TO_THE_TOP, Climb
 from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
 from rismusic.estimate.noise import check_fit, most_sources, noise_of
 from rismusic.estimate.order import Chosen, choose_count
@@ -123,7 +124,7 @@ def _fit_spectral(recording: Recording, count: Int64[Tensor, "S"], grid: SearchG
 
 
 def peaks_in_turn(
-    spectrum: Spectrum, grid: SearchGrid, count: Int64[Tensor, "S"], *, steps: int = 40
+    spectrum: Spectrum, grid: SearchGrid, count: Int64[Tensor, "S"], *, climb: Climb = TO_THE_TOP
 ) -> tuple[Sources, Bool[Tensor, "S"]]:
     """So many peaks of each scene's spectrum, found in turn and climbed by Newton.
 
@@ -131,14 +132,14 @@ def peaks_in_turn(
         spectrum: of each scene.
         grid: the points that are searched.
         count: K of each scene, one of them at least 1.
-        steps: most steps of each climb.
+        climb: how far each climb goes.
 
     Returns:
         Positions [S, K_max] in float64, NaN in empty places, and where Newton came to rest.
     """
     most = int(count.max())
     # Visiting sources again pays on exact covariances only (measured).
-    found = find_in_turn(spectrum, grid, most, visits=0, steps=steps)
+    found = find_in_turn(spectrum, grid, most, visits=0, climb=climb)
     absent = torch.arange(most, device=count.device) >= count[:, None]
     places = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
     places = places.each(lambda value: value.double().masked_fill(absent, math.nan))

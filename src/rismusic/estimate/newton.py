@@ -36,6 +36,22 @@ _TOLERANCE = 1e-14
 _BLOCK = 2**23
 
 
+@dataclass(frozen=True)
+class Climb:
+    """How each climb goes.
+
+    Args:
+        steps: at most so many; few where a fit follows.
+        length: of each step, in units of Newton's; see :func:`~rismusic.estimate.descent.descend`.
+    """
+
+    steps: int = 40
+    length: float = 1.0
+
+
+TO_THE_TOP = Climb()
+
+
 @dataclass(frozen=True, eq=False)
 class Refined:
     """Refined positions of K peaks.
@@ -64,7 +80,7 @@ def newton(
     elevation: Float[Tensor, "*batch K"],
     range: Float[Tensor, "*batch K"],
     *,
-    steps: int = 40,
+    climb: Climb = TO_THE_TOP,
     reach: float = 1.0,
     free: tuple[bool, bool, bool] = (True, True, True),
 ) -> Refined:
@@ -80,7 +96,7 @@ def newton(
         azimuth: radians, [..., K].
         elevation: radians.
         range: metres.
-        steps: at most so many.
+        climb: how many steps, and how long.
         reach: how far from its start a peak may end, in widths of beam and focus along each coordinate, so
             that it does not run over to another one's.
         free: which of azimuth, elevation and range move.
@@ -114,7 +130,9 @@ def newton(
         def evaluate(live: Tensor, x: Tensor, V: Tensor = V) -> tuple[Tensor, Tensor, Tensor]:
             return _model(V[live // K], panel, x)
 
-        end = descend(evaluate, begin, lower, upper, steps=steps, tolerance=_TOLERANCE)
+        end = descend(
+            evaluate, begin, lower, upper, steps=climb.steps, tolerance=_TOLERANCE, length=climb.length
+        )
         ends.append((end.point, -end.value, end.converged))
     point, explained, converged = (torch.cat(parts) for parts in zip(*ends, strict=True))
     q = point[:, 2]

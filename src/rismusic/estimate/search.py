@@ -157,7 +157,7 @@ class Search:
             best[part], order = values.topk(wanted, dim=1)
             index[part] = places.gather(1, order)
         leaders = index[:, :_CHECKED]
-        exact = worth_of(self.recording, scenes, rest, self.dictionary.positions(leaders))
+        exact = worth_of(rest, fields_of(self.recording[scenes], self.dictionary.positions(leaders)))
         order = exact.argsort(dim=1, descending=True)
         return torch.cat((leaders.gather(1, order), index[:, _CHECKED:]), dim=1)[:, :count]
 
@@ -187,9 +187,8 @@ class Search:
                 yield points, part, _worth(pull, left, None if noise is None else noise[part])
 
 
-@dataclass(frozen=True, eq=False)
 class Shortlist:
-    """A search of a few places in each of S scenes.
+    """A search of a few places in each of S scenes, whose fields at the receiver are kept.
 
     Args:
         grid: whose volume and steps are meant.
@@ -197,31 +196,34 @@ class Shortlist:
         places: azimuth, elevation, 1/range.
     """
 
-    grid: SearchGrid
-    recording: Recording
-    places: Float[Tensor, "S C 3"]
+    def __init__(self, grid: SearchGrid, recording: Recording, places: Float[Tensor, "S C 3"]) -> None:
+        self.grid, self.recording, self.places = grid, recording, places
+        self._fields = fields_of(recording, places)
 
     def place(self, scenes: Int64[Tensor, "B"], rest: Rest) -> Float[Tensor, "B 3"]:
         """The best of them for one more source; see :meth:`Search.place`."""
-        places = self.places[scenes]
-        best = worth_of(self.recording, scenes, rest, places).argmax(dim=1)
-        return places.take_along_dim(best[:, None, None], dim=1)[:, 0]
+        best = worth_of(rest, self._fields[scenes]).argmax(dim=1)
+        return self.places[scenes].take_along_dim(best[:, None, None], dim=1)[:, 0]
 
 
-def worth_of(
-    recording: Recording, scenes: Int64[Tensor, "B"], rest: Rest, places: Float[Tensor, "B C 3"]
-) -> Float[Tensor, "B C"]:
+def fields_of(recording: Recording, places: Float[Tensor, "B C 3"]) -> Complex[Tensor, "B _ M C"]:
+    """Fields at the receiver of a unit source at some places.
+
+    Args:
+        recording: B scenes.
+        places: azimuth, elevation, 1/range of C places in each.
+    """
+    azimuth, elevation, q = places.to(recording.snapshots.real.dtype).unbind(-1)
+    return recording.link.matmul(steering(recording.panel, azimuth, elevation, 1 / q))
+
+
+def worth_of(rest: Rest, fields: Complex[Tensor, "B _ M C"]) -> Float[Tensor, "B C"]:
     """What a source at some places is worth to each scene, from its own field at the receiver.
 
     Args:
-        recording: S scenes.
-        scenes: numbers of B of them.
-        rest: what these are without the sources already there.
-        places: azimuth, elevation, 1/range of C places in each.
+        rest: what B scenes are without the sources already there.
+        fields: of the places.
     """
-    azimuth, elevation, q = places.to(rest.data.real.dtype).unbind(-1)
-    A = steering(recording.panel, azimuth, elevation, 1 / q)
-    fields = recording.link[scenes].matmul(A)  # [B, L, M, C]
     energy = fields.abs().square().sum(-2)
     left = energy - (rest.basis.mH @ fields).abs().square().sum(-2)
     pull = (rest.data[..., None, :].conj() @ fields)[..., 0, :].abs().square()

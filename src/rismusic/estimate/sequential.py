@@ -20,7 +20,7 @@ from torch import Tensor
 from rismusic.covariance.lowrank import energy
 from rismusic.errors import InputError
 from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.newton import Refined, newton
+from rismusic.estimate.newton import TO_THE_TOP, Climb, Refined, newton
 from rismusic.estimate.spectrum import Spectrum
 from rismusic.panel import Panel
 from rismusic.wave import steering
@@ -33,7 +33,7 @@ _FROM_GRID, _FROM_PLACE = 0.5, 1.0
 
 @torch.no_grad()
 def find_in_turn(
-    spectrum: Spectrum, grid: SearchGrid, count: int, *, visits: int = 1, steps: int = 40
+    spectrum: Spectrum, grid: SearchGrid, count: int, *, visits: int = 1, climb: Climb = TO_THE_TOP
 ) -> Refined:
     """K sources of each scene, one after the other: search, Newton, project out; then visited again.
 
@@ -47,7 +47,7 @@ def find_in_turn(
         visits: how often all sources are visited again. A scene keeps the outcome only if its sources
             together explain more of V than before. It pays where V is nearly exact and sources are close;
             not where noise decides.
-        steps: most steps of each climb; few where a fit follows.
+        climb: how far each climb goes, but for the visits, which go to the top.
 
     Returns:
         Positions [..., K] in the order in which they were found.
@@ -66,15 +66,15 @@ def find_in_turn(
         ratio = rest.explained_on_grid(grid) / left.clamp_min(_LEFT)
         best = torch.where(grid.inside & (left > _LEFT), ratio, -1).argmax(-1, keepdim=True)
         start = [axis.to(left.dtype)[best] for axis in (grid.azimuth, grid.elevation, grid.range)]
-        near = newton(rest, panel, volume, start[0], start[1], start[2], reach=_FROM_GRID, steps=steps)
-        found = newton(spectrum, panel, volume, *_position(near), reach=_FROM_GRID, steps=steps)
+        near = newton(rest, panel, volume, start[0], start[1], start[2], reach=_FROM_GRID, climb=climb)
+        found = newton(spectrum, panel, volume, *_position(near), reach=_FROM_GRID, climb=climb)
         places = torch.cat((places, _stacked(found)), dim=-2)
     for _ in torch.arange(visits if count > 1 else 0):
         trial = _visit(spectrum, grid, places)
         better = _together(V, panel, trial) > _together(V, panel, places)
         places = torch.where(better[..., None, None], trial, places)
     azimuth, elevation, distance = places.unbind(-1)
-    return newton(spectrum, panel, volume, azimuth, elevation, distance, reach=_FROM_GRID, steps=steps)
+    return newton(spectrum, panel, volume, azimuth, elevation, distance, reach=_FROM_GRID, climb=climb)
 
 
 def _visit(spectrum: Spectrum, grid: SearchGrid, places: Float[Tensor, "... K 3"]) -> Tensor:

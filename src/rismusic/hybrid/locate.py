@@ -11,7 +11,15 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.locate import Located, by_blocks, joined, locate_classically, searched_grid, told
+from rismusic.estimate.locate import (
+    Located,
+    by_blocks,
+    calibrated,
+    joined,
+    locate_classically,
+    searched_grid,
+    told,
+)
 from rismusic.estimate.sparse import source_count
 from rismusic.hybrid.domain import strange_scenes, strange_system
 from rismusic.hybrid.seen import Seen
@@ -57,6 +65,8 @@ def locate(
         unknown = f"the weights {chosen.weights!r} are not installed"
         return by_blocks(recording, count, partial(_fall_back, why=unknown, grid=grid, spec=chosen))
     network = trained(chosen.weights, recording.snapshots.device, untrained=chosen.hybrid.untrained)
+    if chosen.panel_error == "trained":
+        chosen = chosen.replace(panel_error=network.card.system.hardware.response_error)
     strange = strange_system(network, recording, chosen)
     if strange is not None:
         unknown = f"{_UNKNOWN.format(chosen.weights)}: {strange}"
@@ -99,9 +109,11 @@ def _hybrid(
     seen = Seen.by(trained, recording, spec)
     if count is None:
         chosen = seen.count_and_fit(grid, spec)
-        located = told(recording, chosen.fit, chosen.probability, grid.volume, spec)
+        located = told(seen.recording, chosen.fit, chosen.probability, grid.volume, spec)
     else:
-        located = told(recording, seen.fit(count, grid, spec), None, grid.volume, spec)
+        located = told(seen.recording, seen.fit(count, grid, spec), None, grid.volume, spec)
+    if spec.allowed_error:
+        return calibrated(located, recording, grid.volume, spec)
     return _doubted(located, seen, count, grid, spec) if spec.polish else located
 
 

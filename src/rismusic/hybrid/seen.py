@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.covariance import Covariance, sample_covariance
+from rismusic.covariance import Covariance, back_project, sample_covariance
 from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.exchange import exchange
-from rismusic.estimate.grid import SearchGrid, to_cosines
+from rismusic.estimate.grid import SearchGrid, from_cosines, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
+from rismusic.estimate.newton import Climb
 from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
-from rismusic.estimate.noise import check_fit, most_sources, noise_of, snr_db
+from rismusic.estimate.noise import check_fit, most_sources, snr_db
 from rismusic.estimate.order import Chosen, choose_count, replaced
 from rismusic.estimate.peaks import highest_peaks
-from rismusic.estimate.refine import Effort
+from rismusic.estimate.refine import ROUGH, Effort, refine
 from rismusic.estimate.search import Shortlist
 from rismusic.estimate.spectrum import music
+from rismusic.estimate.whitening import whitened
 from rismusic.hybrid.trained import Trained
 from rismusic.learn.card import WeightsCard
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.spec import LocateSpec, limits
+
+# Distance of the places beside a source from it, in beam widths (widths of focus in 1/r).
+_BESIDE = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +39,12 @@ class Seen:
     """S scenes and what the network says of them.
 
     Args:
-        recording: the scenes.
+        recording: the scenes as they are fitted: whitened where the panel may err.
         blend: R_blend, finished.
-        own: the network's own list of sources [S, K_max], the surest first.
-        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map.
+        own: the network's own list of sources [S, K_max], the surest first; NaN, and last, where the peak of
+            its map is too low.
+        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map; the highest
+            again in place of those that are too low.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         snr_db: [S] of the scenes, with the recorded noise variance or a guess.
         card: of the network's weights.
@@ -60,27 +68,34 @@ class Seen:
         """
         network = trained.network
         scale = network.grid.panel.wavelength / recording.wavelength
-        known = replace(recording, noise_variance=noise_of(recording))
+        known = whitened(recording, spec.allowed_error)
         assert known.noise_variance is not None
+        fitted = replace(known, noise_variance=None) if spec.allowed_error else recording
         prediction = network(
             replace(known, wavelength=network.grid.panel.wavelength, elements=known.elements * scale)
         )
-        beta = trained.card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
-        sample = sample_covariance(recording.link, recording.snapshots, known.noise_variance)
-        surest = prediction.existence_logits.argsort(dim=-1, descending=True)
-        own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
-        azimuth, elevation, distance = (value.gather(1, surest).double() for value in own)
+        beta = _share(known, trained.card, spec)
+        sample = sample_covariance(known.link, known.snapshots, known.noise_variance)
         assert prediction.grid_logits is not None
-        most = min(spec.hybrid.candidates, len(network.grid))
-        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
+        most, heads = min(spec.hybrid.candidates, len(network.grid)), prediction.azimuth.shape[1]
+        # Head q of the network stands at the q-th highest peak.
+        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, max(most, heads))
+        low = (peaks.height - peaks.height[:, :1]).exp() < spec.hybrid.peak_threshold
         places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
+        places = torch.where(low[..., None], places[:, :1], places)[:, :most]
+        existence = prediction.existence_logits.masked_fill(low[:, :heads], -math.inf)
+        surest = existence.argsort(dim=-1, descending=True)
+        own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
+        azimuth, elevation, distance = (
+            value.masked_fill(low[:, :heads], math.nan).gather(1, surest).double() for value in own
+        )
         return cls(
-            recording,
+            fitted,
             prediction.blended(*sample, beta),
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
             places.double(),
             prediction.count_logits.log_softmax(-1).double(),
-            snr_db(known),
+            snr_db(replace(recording, noise_variance=known.noise_variance)),
             trained.card,
         )
 
@@ -142,9 +157,11 @@ class Seen:
         if int(count.max()) == 0:
             return nothing(recording)
         polished = self.snr_db <= (spec.hybrid.polish_up_to_db if spec.polish else -math.inf)
-        steps = {"steps": spec.hybrid.newton_steps} if bool(polished.all()) else {}
-        start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count, **steps)
-        if steps:
+        everyone, climb = bool(polished.all()), _climb(spec)
+        if not everyone:
+            climb = Climb(length=climb.length)  # to the top, where they stay
+        start, converged = peaks_in_turn(music(self.blend, count.clamp_min(1)), grid, count, climb=climb)
+        if everyone:
             return self._polished(start, grid, spec)
         rough = finish(recording, *unpack(start, recording), converged)
         scenes = polished.nonzero()[:, 0]
@@ -154,45 +171,80 @@ class Seen:
         return replaced(rough, scenes, fit, torch.ones_like(scenes, dtype=torch.bool))
 
     def _polished(self, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
-        """NF-MLE from the peaks of MUSIC and from the network's list, and exchanges."""
-        recording = self.recording
-        fit = self._fit(start, grid, spec)
+        """NF-MLE from the likelier of two starts, the peaks of MUSIC and the network's list, and exchanges.
+
+        What is compared is refined roughly; the one that stays, to the end.
+        """
+        recording, volume = self.recording, grid.volume
+        positions, active = unpack(start, recording)
+        rough = partial(refine, volume=volume, criterion=spec.criterion, effort=ROUGH)
+        positions, value, _ = rough(recording, positions, active)
         if spec.hybrid.own_list:
-            absent = start.azimuth.isnan()
-            own = self.own.each(lambda value: value[:, : absent.shape[1]].masked_fill(absent, math.nan))
-            fit = self._try(fit, own, grid, spec)
+            own = self.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))
+            as_many = (own.active == active).all(-1)
+            scenes = (as_many & ~same_places(pack(positions, active), own, grid)).nonzero()[:, 0]
+            if len(scenes):
+                listed = unpack(own, recording)[0][scenes]
+                listed, other, _ = rough(recording[scenes], listed, active[scenes])
+                better = other < value[scenes]
+                positions[scenes[better]], value[scenes[better]] = listed[better], other[better]
         if spec.hybrid.exchanges:
-            positions, active = unpack(fit.sources, recording)
             places = self.places if spec.hybrid.own_list else self._places_of_blend(grid, spec)
+            candidates = torch.cat((places, beside(positions, grid)), dim=1)
             positions = exchange(
-                Shortlist(grid, recording, places),
+                Shortlist(grid, recording, candidates),
                 positions,
                 active,
                 criterion=spec.criterion,
                 sweeps=spec.hybrid.exchanges,
-                value=fit.likelihood if spec.criterion == "unconditional" else None,
+                value=value,
             )
-            fit = self._try(fit, pack(positions, active), grid, spec)
-        return fit
+        effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
+        return nfmle(recording, pack(positions, active), volume, criterion=spec.criterion, effort=effort)
 
     def _places_of_blend(self, grid: SearchGrid, spec: LocateSpec) -> Float[Tensor, "S C 3"]:
         """Candidates without the network's map: more peaks of MUSIC on R_blend than there are sources."""
         most = min(spec.hybrid.candidates, self.blend.rank, grid.panel.size - 1)
         count = torch.full((len(self.recording),), most, device=self.log_count.device)
-        found, _ = peaks_in_turn(music(self.blend, count), grid, count, steps=spec.hybrid.newton_steps)
+        found, _ = peaks_in_turn(music(self.blend, count), grid, count, climb=_climb(spec))
         return unpack(found, self.recording)[0]
 
-    def _fit(self, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
-        effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
-        return nfmle(self.recording, start, grid.volume, criterion=spec.criterion, effort=effort)
 
-    def _try(self, fit: Fit, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
-        """The likelier of a fit and what comes of another start, where that is another one."""
-        scenes = (~same_places(fit.sources, start, grid)).nonzero()[:, 0]
-        if len(scenes) == 0:
-            return fit
-        other = self[scenes]._fit(start[scenes], grid, spec)
-        return replaced(fit, scenes, other, other.likelihood < fit.likelihood[scenes])
+def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
+    """Places a beam's width from sources to either side, C = 6 K: where two share a peak, one may be there.
+
+    Args:
+        positions: azimuth, elevation, 1/range of K sources.
+        grid: whose beams and volume are meant.
+    """
+    azimuth, elevation, q = positions.unbind(-1)
+    middle = torch.stack(to_cosines(azimuth, elevation, 1 / q), dim=-1)
+    width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
+    u_x, u_y, q = (middle[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
+    q = q.clamp_min(grid.volume.lower[2])
+    azimuth, elevation, distance = grid.volume.clamp(*from_cosines(u_x, u_y, q))
+    return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
+
+
+def _share(recording: Recording, card: WeightsCard, spec: LocateSpec) -> Float[Tensor, "S"] | float:
+    """Beta of each scene: the share of R_samp in the blend, less by what of R_samp is noise.
+
+    Shrinkage towards I / N leaves eigenvectors, and so MUSIC, as they are. Towards R_pred it does not: the
+    blend is itself a shrinkage of R_samp, of which the network's covariance is the target (Stoica et al., "On
+    using a priori knowledge in space-time adaptive processing", IEEE Trans. SP 56 (2008)). Their weights want
+    an error that is white on the panel, which that of noise carried back through the link is not; the
+    noise's share of the energy stands in for them.
+    """
+    beta = card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
+    if not spec.hybrid.shrinkage:
+        return beta
+    assert recording.noise_variance is not None
+    projected = back_project(recording.link, recording.snapshots, recording.noise_variance)
+    return beta * (1 - spec.hybrid.shrinkage * projected.noise_share)
+
+
+def _climb(spec: LocateSpec) -> Climb:
+    return Climb(spec.hybrid.newton_steps, spec.hybrid.newton_step)
 
 
 def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, "S"]:

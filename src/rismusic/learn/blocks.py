@@ -28,14 +28,24 @@ class Block(nn.Module):
         self.narrow = nn.Linear(2 * width, width)
         self.attention = Attention(width, heads) if heads else None
 
-    def forward(self, x: Float[Tensor, "S C X Y"]) -> Float[Tensor, "S C X Y"]:
-        """Each part adds to what it was given."""
+    def forward(
+        self, x: Float[Tensor, "S C X Y"], kept: Float[Tensor, "S 2 C"] | None = None
+    ) -> Float[Tensor, "S C X Y"]:
+        """Each part adds to what it was given, as far as its channels are ``kept``.
+
+        See :func:`rismusic.learn.dropout.kept_channels`; all are if none.
+        """
         flat = self.near(x).flatten(2).mT  # [S, X Y, C]
         change = self.narrow(gelu(self.widen(self.norm(flat)))).mT
-        x = x + change.view_as(x)
+        x = x + _thinned(change, kept, 0).view_as(x)
         if self.attention is not None:
-            x = x + self.attention(x.flatten(2).mT).mT.view_as(x)
+            x = x + _thinned(self.attention(x.flatten(2).mT).mT, kept, 1).view_as(x)
         return x
+
+
+def _thinned(change: Tensor, kept: Tensor | None, part: int) -> Tensor:
+    """A change [S, C, X Y] without the channels that are left out."""
+    return change if kept is None else change * kept[:, part, :, None].to(change.dtype)
 
 
 class Attention(nn.Module):
@@ -82,10 +92,12 @@ class Stage(nn.Module):
         self.write = nn.Conv2d(width, planes, 1)
 
     def forward(
-        self, given: Float[Tensor, "S C X Y"]
+        self, given: Float[Tensor, "S C X Y"], kept: Float[Tensor, "S B 2 W"] | None = None
     ) -> tuple[Float[Tensor, "S W X Y"], Float[Tensor, "S P"]]:
-        """The memory, and values [S, X Y Z]."""
+        """The memory, and values [S, X Y Z]; ``kept`` is for each block."""
         with torch.autocast(given.device.type, self.precision, enabled=self.precision is not None):
-            memory = self.blocks(self.read(given))
+            memory = self.read(given)
+            for number, block in enumerate(self.blocks):
+                memory = block(memory, None if kept is None else kept[:, number])
             values = self.write(memory).movedim(1, -1).flatten(1)
         return memory.to(given.dtype), values.to(given.dtype)

@@ -130,8 +130,12 @@ def _tensors_of(state: State) -> str:
 
 
 def _check_settings(run: RunFolder, begun_with: dict[str, object]) -> None:
-    """Refuse settings that were changed after the training had begun."""
-    before, now = _flat(begun_with), _flat(run.settings().model_dump(mode="json"))
+    """Refuse settings that were changed after the training had begun.
+
+    One that came later than that had the default, which leaves all as it was.
+    """
+    before = _flat(TrainSpec().model_dump(mode="json")) | _flat(begun_with)
+    now = _flat(run.settings().model_dump(mode="json"))
     for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name):
             raise InputError(

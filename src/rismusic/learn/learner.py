@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rismusic.draws import Draws
 from rismusic.errors import InputError
 from rismusic.estimate.grid import SearchGrid, Volume
 from rismusic.learn.checkpoint import optimizer_tensors, restore_optimizer
+from rismusic.learn.dropout import kept_channels
 from rismusic.learn.guard import all_finite, marked, put_aside
 from rismusic.learn.losses import Losses, Targets, total_loss
 from rismusic.learn.network import Network
@@ -61,7 +63,7 @@ class Learner:
         self._schedule()
 
     def losses(self, recording: Recording, beta: float, weights: Mapping[TermName, float]) -> Losses:
-        """The losses of a batch, in single precision but for the stages of the network."""
+        """The losses of a batch, in single precision but for the stages of the network; no dropout."""
         return self.judged(self.network(recording), recording, beta, weights)
 
     def judged(
@@ -97,8 +99,8 @@ class Learner:
         spec, parameters = self.spec, list(self.weights.values())
         self.optimizer.zero_grad(set_to_none=True)
         numbers, names = torch.zeros((), device=self.taken.device), []
-        for recording in recordings:
-            losses = self.losses(recording, beta, weights)
+        for part, recording in enumerate(recordings):
+            losses = self.judged(self._thinned(recording, part), recording, beta, weights)
             if not losses.total.requires_grad:
                 raise InputError("loss", "a total with a gradient", "none: nothing can be learned")
             self.scaler.scale(losses.total / spec.accumulation).backward()
@@ -181,6 +183,20 @@ class Learner:
             raise InputError("checkpoint", "the weights of this network", f"none for {min(missing)}")
         restore_optimizer(self.optimizer, memory)
         self._schedule()
+
+    def _thinned(self, recording: Recording, part: int) -> Prediction:
+        """What the network says of a batch of the step at hand, with dropout.
+
+        A scene's share in it is told by its place among all scenes of all steps that were taken, whichever
+        process has it.
+        """
+        spec = self.spec
+        if not spec.network.dropout:
+            return self.network(recording)
+        first = part * spec.batch + self.ranks.rank * (spec.batch // self.ranks.world)
+        scenes = torch.arange(first, first + len(recording), device=self.taken.device)
+        draws = Draws(spec.seed, "train", self.taken * spec.batch * spec.accumulation + scenes)
+        return self.network(recording, kept_channels(spec.network, draws))
 
     def _norms(self) -> Tensor:
         """Norm of the gradient of backbone and heads."""

@@ -86,14 +86,16 @@ class Network(nn.Module):
     def _each_stage(self) -> list[Stage]:
         return [cast(Stage, stage) for stage in self.stages]
 
-    def forward(self, recording: Recording) -> Prediction:
+    def forward(self, recording: Recording, kept: Float[Tensor, "S T B 2 W"] | None = None) -> Prediction:
         """Predict for S scenes.
 
         Args:
             recording: S scenes of the grid's panel; noise variance as known or not at all.
+            kept: the channels that dropout leaves, see :func:`~rismusic.learn.dropout.kept_channels`; all of
+                them if none.
         """
         observed, maps, power = self.look(recording)
-        return self.predict(observed, maps, power)
+        return self.predict(observed, maps, power, kept)
 
     @torch.no_grad()
     def look(self, recording: Recording) -> tuple[Observed, Float[Tensor, "S 2 P"], Float[Tensor, "S P"]]:
@@ -107,14 +109,18 @@ class Network(nn.Module):
         return observed, first, power
 
     def predict(
-        self, observed: Observed, first: Float[Tensor, "S 2 P"], power: Float[Tensor, "S P"]
+        self,
+        observed: Observed,
+        first: Float[Tensor, "S 2 P"],
+        power: Float[Tensor, "S P"],
+        kept: Float[Tensor, "S T B 2 W"] | None = None,
     ) -> Prediction:
         """The stages, and the sources that come of them."""
         X, Y, Z = self.grid.shape
         S = len(power)
         memory: Tensor | None = None
         all_logits = []
-        for stage in self._each_stage():
+        for number, stage in enumerate(self._each_stage()):
             with torch.no_grad():
                 pull, own = self._statistics(observed, power)
                 seen = torch.stack((_log(pull / own), _log(own * power), _log(power * observed.reach)), dim=1)
@@ -123,7 +129,8 @@ class Network(nn.Module):
             given = [maps, self.place.expand(S, -1, -1, -1), noise / 4]
             if memory is not None:
                 given.append(memory)
-            memory, logits = stage(torch.cat(given, dim=1))
+            left = None if kept is None else kept[:, number]
+            memory, logits = stage(torch.cat(given, dim=1), left)
             # What the data say is where the stage starts from.
             logits = logits + seen[:, 2] + seen[:, 0]
             logits = logits.masked_fill(~self.grid.inside, -30.0)

@@ -55,6 +55,25 @@ class Ranks:
         distributed.broadcast(message, src=0)
         return bool(message.item())
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What only process 0 does in here: bad input that it meets ends all processes, with its sentence.
+
+        Raises:
+            InputError: that of process 0.
+        """
+        said: list[InputError | None] = [None]
+        try:
+            yield
+        except InputError as error:
+            if not self.first:
+                raise
+            said[0] = error
+        if self.world > 1:
+            distributed.broadcast_object_list(said, src=0, device=self.device)
+        if said[0] is not None:
+            raise said[0]
+
     def wait(self) -> None:
         """Go on when all have come this far."""
         if self.world > 1:

@@ -72,25 +72,26 @@ def train(
     run = RunFolder(Path(out))
     if resume and (settings or spec is not None or start is not None):
         raise InputError("resume", "no settings beside it (they are in the folder)", "some")
-    with all_ranks(device) as ranks:
+    with all_ranks(device) as ranks, ExitStack() as held:
         chosen = run.settings() if resume else (spec or TrainSpec()).replace(**settings)
-        if ranks.first and not resume:
-            run.create(chosen)
-        ranks.wait()
-        with run.held(ranks.first):
-            trainer = Trainer(chosen, run, ranks, progress=progress, say=say, watch=watch)
-            if resume:
-                trainer.resume()
-            elif start is not None:
-                start_from(start, trainer.learner)
-            with ExitStack() as stack:
-                if ranks.first:
-                    stack.callback(save_curves, run, say)
-                if tensorboard and ranks.first:
-                    steps = chosen.steps_per_epoch
-                    done = trainer.state.epoch * steps + trainer.state.step
-                    trainer.record = stack.enter_context(closing(Board(run.folder, steps, done)))
-                trainer.train()
+        with ranks.together():
+            if ranks.first and not resume:
+                run.create(chosen)
+            held.enter_context(run.held(ranks.first))
+        trainer = Trainer(chosen, run, ranks, progress=progress, say=say, watch=watch)
+        if resume:
+            trainer.resume()
+        elif start is not None:
+            start_from(start, trainer.learner)
+        with ExitStack() as stack:
+            if ranks.first:
+                stack.callback(save_curves, run, say)
+            if tensorboard and ranks.first:
+                steps = chosen.steps_per_epoch
+                done = trainer.state.epoch * steps + trainer.state.step
+                trainer.record = stack.enter_context(closing(Board(run.folder, steps, done)))
+            trainer.train()
+        held.close()
         ranks.wait()
         network = load_network(run.folder / BEST, device=ranks.device)
     return Trained(network, run.records("epoch"), run.folder)

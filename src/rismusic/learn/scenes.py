@@ -9,6 +9,7 @@ import torch
 
 from rismusic.draws import Draws, Stream
 from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.whitening import whitened
 from rismusic.learn.ranks import Ranks
 from rismusic.learn.spec import TrainSpec
 from rismusic.recording import Recording
@@ -52,8 +53,7 @@ class Scenes:
     def step(self, epoch: int, step: int) -> Iterator[Recording]:
         """The batches of an optimizer step, one by one."""
         for numbers, hide in zip(self.numbers(epoch, step), self.hidden(epoch, step), strict=True):
-            recording = self._train.scenes(numbers.start, numbers.stop)
-            yield with_guessed_noise(recording) if hide else recording
+            yield self._given(self._train.scenes(numbers.start, numbers.stop), hide)
 
     def validation(self) -> Iterator[Recording]:
         """The validation set in batches: a half with its noise variance, a half without.
@@ -63,7 +63,7 @@ class Scenes:
         scenes = self.spec.validation_scenes
         for hide, (start, stop) in ((False, (0, scenes // 2)), (True, (scenes // 2, scenes))):
             for recording in self._validation.stream(self.spec.batch, start=start, stop=stop):
-                yield with_guessed_noise(recording) if hide else recording
+                yield self._given(recording, hide)
 
     def scored(self) -> tuple[Recording, Recording]:
         """The scenes that are located: as they are, and as the network is given them.
@@ -76,11 +76,18 @@ class Scenes:
         assert guessed.noise_variance is not None
         odd = torch.arange(len(scenes), device=self.ranks.device) % 2 == 1
         noise = torch.where(odd, guessed.noise_variance, scenes.noise_variance)
-        return scenes, replace(scenes, noise_variance=noise)
+        return scenes, self._given(replace(scenes, noise_variance=noise))
 
     def probe(self) -> Recording:
         """A few scenes of the validation set, for the probes."""
-        return self._validation.scenes(0, min(_PROBED, self.spec.batch, self.spec.validation_scenes))
+        count = min(_PROBED, self.spec.batch, self.spec.validation_scenes)
+        return self._given(self._validation.scenes(0, count))
+
+    def _given(self, recording: Recording, hide: bool = False) -> Recording:
+        """A recording as inference hands it to the network: whitened where panels err."""
+        recording = with_guessed_noise(recording) if hide else recording
+        error = self.spec.system.hardware.response_error
+        return whitened(recording, error) if error else recording
 
 
 def with_guessed_noise(recording: Recording) -> Recording:

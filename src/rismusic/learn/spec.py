@@ -174,6 +174,8 @@ class NetworkSpec(Spec):
     """Places along each side of a convolution."""
     heads: Count = 4
     """Heads of the attention."""
+    dropout: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the channels of what each block adds that a step of the training does without."""
 
     @model_validator(mode="after")
     def _divisible(self) -> NetworkSpec:

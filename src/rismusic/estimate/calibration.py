@@ -1,0 +1,285 @@
+r"""Positions and the panel's own errors at once, from the snapshots of one scene.
+
+Element n responds with :math:`1 + e_n` in place of 1, so that snapshot l is
+
+.. math:: y_l = H\, \mathrm{diag}(c_l)\, \mathrm{diag}(1 + e)\, A(x)\, s_l + n_l .
+
+Sources' coordinates x, symbols s and errors e are those of the greatest posterior density: s_kl is
+:math:`CN(0, p_k)`, x is flat, and e_n is :math:`CN(0, v_n)` with a variance of its own for each element,
+:math:`1 / v_n \sim \Gamma(a, b)`, so that the few elements that are dead or badly off do not make all
+others suspect (Tipping, "Sparse Bayesian learning and the relevance vector machine", JMLR 1 (2001), whose
+fixed point sets :math:`v_n = (b + |e_n|^2 + \mathrm{var}\, e_n) / (a + 1)`).
+
+Each step is one of Gauss and Newton in all unknowns. With the sources' fields
+:math:`C_l = H\, \mathrm{diag}(c_l)\, \mathrm{diag}(1 + e) A` [M, K] the symbols are eliminated within their
+snapshot, then e [N] in all of them together: what is left are 3K equations of x, whose inverse is the
+covariance of x with s and e unknown: an error bar that knows of the panel's errors. Products with the
+derivative by e, :math:`J_l = H\, \mathrm{diag}(f_l)`, :math:`f_l = c_l \circ A s_l`, need no more than
+:math:`H^H H`: :math:`\sum_l J_l^H J_l = H^H H \circ \sum_l \bar f_l f_l^T`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from rismusic.errors import InputError
+from rismusic.estimate.grid import Volume
+from rismusic.estimate.nfmle import pack, unpack
+from rismusic.estimate.whitening import whitened
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+from rismusic.wave import steering_with_derivatives
+
+# Most steps, and the share of an error bar that is worth no further one.
+_STEPS, _SETTLED = 20, 0.02
+# Shape of the distribution of an element's variance: of so few degrees of freedom that one may be dead.
+_SHAPE = 2.0
+# Share of the errors' variance that differs from code to code or from source to source: it is noise.
+_FLEETING = 0.12
+# Coordinates whose effects differ by less than this (relative, squared) are one.
+_RIDGE = 1e-13
+_FIRST_DAMPING, _MOST_DAMPING = 1e-3, 1e6
+# Elements that a panel may have: the equations of e are dense.
+_ELEMENTS = 1024
+# Bytes that the arrays of one block of scenes may take.
+_BLOCK = 2**27
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """Sources and the responses of the elements, of S scenes.
+
+    Args:
+        sources: azimuth, elevation, range of up to K sources, NaN where there is none, [S, K].
+        covariance: of the errors of azimuth (rad), elevation (rad) and range (m), responses and symbols
+            unknown, [S, K, 3, 3]; NaN where there is no source.
+        response: 1 + e, [S, N] complex.
+        converged: [S].
+    """
+
+    sources: Sources
+    covariance: Float[Tensor, "S K 3 3"]
+    response: Complex[Tensor, "S N"]
+    converged: Bool[Tensor, "S"]
+
+
+def calibrate(recording: Recording, found: Sources, volume: Volume, *, panel_error: float) -> Calibrated:
+    """Refine sources that were found, the panel's errors unknown.
+
+    Args:
+        recording: S scenes, as recorded; a noise variance that is not recorded is estimated.
+        found: positions [S, K] with their mean powers, near those of a fit to snapshots that are
+            :func:`~rismusic.estimate.whitening.whitened`; NaN where there is none.
+        volume: the box that the sources stay in.
+        panel_error: root mean square of the relative error of an element's response, positive.
+
+    Raises:
+        InputError: a panel of more than 1024 elements, or an error that is not positive.
+    """
+    N = recording.elements.shape[0]
+    if not panel_error > 0:
+        raise InputError("panel_error", "a positive number", f"{panel_error:g}")
+    if N > _ELEMENTS:
+        raise InputError("panel_error", f"0 for panels of more than {_ELEMENTS} elements", f"{N} elements")
+    positions, active = unpack(found, recording)
+    assert found.power is not None
+    power = torch.where(active, found.power.double(), 1).clamp_min(torch.finfo(torch.float64).tiny)
+    _, L, M = recording.snapshots.shape
+    step = max(1, _BLOCK // (16 * N * (6 * N + 3 * L * active.shape[1] + L + M)))
+    parts = []
+    for start in range(0, len(recording), step):
+        block = slice(start, start + step)
+        fit = _Fit(recording[block], positions[block], active[block], power[block], volume, panel_error)
+        parts.append(fit.settle())
+    x, covariance, response, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+    placed = pack(x, active)
+    return Calibrated(
+        replace(found, azimuth=placed.azimuth, elevation=placed.elevation, range=placed.range),
+        covariance,
+        response,
+        converged,
+    )
+
+
+class _Fit:
+    """The unknowns of a block of scenes, in units of the noise's standard deviation."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        positions: Float[Tensor, "S K 3"],
+        active: Bool[Tensor, "S K"],
+        power: Float[Tensor, "S K"],
+        volume: Volume,
+        panel_error: float,
+    ) -> None:
+        lasting = panel_error**2 * (1 - _FLEETING)
+        recording = whitened(recording, panel_error * _FLEETING**0.5)
+        assert recording.noise_variance is not None
+        self.panel, self.active, self.power = recording.panel, active, power
+        link = recording.link.to(torch.complex128)
+        self.H, self.codes = link.channel, link.codes
+        self.y = recording.snapshots.to(torch.complex128)
+        S, L, M = self.y.shape
+        N = recording.elements.shape[0]
+        eye = torch.eye(N, dtype=torch.complex128, device=self.y.device)
+        self.HH = eye if self.H is None else self.H.mH @ self.H
+        self.noise = recording.noise_variance.double().clamp_min(torch.finfo(torch.float64).tiny)
+        self.low, self.high = (positions.new_tensor(limit) for limit in (volume.lower, volume.upper))
+        self.x = torch.minimum(torch.maximum(positions, self.low), self.high)
+        self.e = self.y.new_zeros(S, N)
+        self.rate = lasting * (_SHAPE - 1)
+        self.variance = positions.new_full((S, N), lasting)
+        self.s = self.y.new_zeros(S, L, active.shape[1])
+        self.size = L * M
+
+    def settle(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Positions, covariance of their errors, responses, and where the steps came to rest."""
+        damping = torch.full_like(self.noise, _FIRST_DAMPING)
+        # Symbols first: everything else is linear around them.
+        self.s = self._symbols(self.x, self.e)
+        value = self._value(self.x, self.s, self.e)
+        converged = torch.zeros_like(damping, dtype=torch.bool)
+        for _ in range(_STEPS):
+            change = _Step(self, damping)
+            x = torch.minimum(torch.maximum(self.x + change.x, self.low), self.high)
+            s, e = self.s + change.s, self.e + change.e
+            new = self._value(x, s, e)
+            better = (new <= value) & ~converged
+            damping = torch.where(better, damping / 5, damping * 10).clamp(1e-6, _MOST_DAMPING)
+            self.x, self.s, self.e = (
+                torch.where(better.reshape(-1, *[1] * (old.ndim - 1)), fresh, old)
+                for fresh, old in ((x, self.x), (s, self.s), (e, self.e))
+            )
+            still = (change.x.abs() <= _SETTLED * change.std).flatten(1).all(-1)
+            converged = converged | (better & still) | (damping >= _MOST_DAMPING)
+            self._levels(change, ~converged)
+            if bool(converged.all()):
+                break
+            value = self._value(self.x, self.s, self.e)
+        last = _Step(self, torch.zeros_like(damping))
+        return self.x, last.covariance, 1 + self.e, converged
+
+    def field(self, field: Complex[Tensor, "S _ N C"]) -> Complex[Tensor, "S L M C"]:
+        """H diag(c_l) of columns on the panel, the same in every snapshot or not."""
+        coded = field if self.codes is None else field * self.codes[..., None]
+        return coded if self.H is None else self.H.unsqueeze(-3) @ coded
+
+    def model(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A [S, N, K] and its derivatives by azimuth, elevation, 1/range [S, N, K, 3]; 0 in empty places."""
+        azimuth, elevation, q = x.unbind(-1)
+        A, D = steering_with_derivatives(self.panel, azimuth, elevation, 1 / q)
+        turn = torch.stack((torch.ones_like(q), torch.ones_like(q), -1 / q.square()), dim=-1)
+        there = self.active[:, None]
+        return A * there, D * (turn[:, None] * there[..., None])
+
+    def _symbols(self, x: Tensor, e: Tensor) -> Tensor:
+        C = self.field(((1 + e)[..., None] * self.model(x)[0]).unsqueeze(-3))
+        inner = C.mH @ C + torch.diag_embed(self.noise[:, None] / self.power).unsqueeze(-3)
+        return torch.linalg.solve(inner, C.mH @ self.y[..., None])[..., 0]
+
+    def _value(self, x: Tensor, s: Tensor, e: Tensor) -> Float[Tensor, "S"]:
+        """Minus the logarithm of the density, variances held."""
+        f = ((1 + e)[..., None] * self.model(x)[0]) @ s.mT  # [S, N, L]
+        rest = self.y - self.field(f.mT[..., None])[..., 0]
+        return (
+            _energy(rest) / self.noise
+            + (_squared(s) / self.power[:, None]).sum((1, 2))
+            + (_squared(e) / self.variance).sum(-1)
+        )
+
+    def _levels(self, step: _Step, live: Bool[Tensor, "S"]) -> None:
+        """The errors' variances and the noise's, from what the step leaves unknown."""
+        spread = step.spread()
+        fresh = (self.rate + _squared(self.e) + spread) / (_SHAPE + 1)
+        known = (1 - spread / self.variance).clamp(0, 1).sum(-1)
+        L = self.y.shape[1]
+        count = self.active.sum(-1)
+        freedom = (self.size - L * count - 1.5 * count - known).clamp_min(0.1 * self.size)
+        f = ((1 + self.e)[..., None] * self.model(self.x)[0]) @ self.s.mT
+        noise = _energy(self.y - self.field(f.mT[..., None])[..., 0]) / freedom
+        self.variance = torch.where(live[:, None], fresh, self.variance)
+        self.noise = torch.where(live & (noise > 0), noise, self.noise)
+
+
+class _Step:
+    """One step of Gauss and Newton; see the head of this module."""
+
+    def __init__(self, at: _Fit, damping: Float[Tensor, "S"]) -> None:
+        A, D = at.model(at.x)
+        N, K = A.shape[1:]
+        L = at.y.shape[1]
+        noise = at.noise[:, None, None]
+        response = (1 + at.e)[..., None]
+        f = (A @ at.s.mT).mT  # [S, L, N]
+        P = f if at.codes is None else f * at.codes
+        C = at.field((response * A).unsqueeze(-3)).expand(-1, L, -1, -1)
+        B = at.field((response * D.flatten(2)).unsqueeze(-3)).unflatten(-1, (K, 3))
+        B = (B * at.s[:, :, None, :, None]).flatten(-2)  # [S, L, M, 3K]
+        rest = at.y - (C @ at.s[..., None])[..., 0]
+
+        def by_error(columns: Tensor) -> Tensor:
+            """J_l^H of columns at the receiver, as rows: [S, L, *, N]."""
+            back = columns.mH if at.H is None else columns.mH @ at.H.unsqueeze(-3)
+            return back * P.unsqueeze(-2)
+
+        # In units of the noise; the symbols leave first, each snapshot for itself.
+        inner = C.mH @ C + torch.diag_embed(at.noise[:, None] / at.power).unsqueeze(-3)
+        factor = torch.linalg.cholesky(inner)
+        right = torch.cat((B, rest[..., None]), dim=-1)
+        Cr = C.mH @ right
+        Cr[..., -1] -= at.noise[:, None, None] / at.power[:, None] * at.s
+        across = by_error(C)  # C_l^H J_l, [S, L, K, N]
+        white = torch.linalg.solve_triangular(factor, torch.cat((across, Cr), dim=-1), upper=False)
+        E, T = white[..., :N].flatten(1, 2), white[..., N:].flatten(1, 2)
+        Q = at.HH * (P.mH @ P) - E.mH @ E + torch.diag_embed((at.noise[:, None] / at.variance).to(E.dtype))
+        Jr = by_error(right).conj().sum(1).mT  # sum_l J_l^H right, [S, N, 3K + 1]
+        Jr = Jr - E.mH @ T
+        Jr[..., -1] -= at.noise[:, None] / at.variance * at.e
+        self._factor = torch.linalg.cholesky(Q)
+        self._noise = at.noise
+        solved = torch.cholesky_solve(Jr, self._factor)
+        whole = (right.mH @ right).sum(1) - T.mH @ T - Jr.mH @ solved
+        F, pull = whole[:, :-1, :-1].real, whole[:, :-1, -1].real
+        diagonal = F.diagonal(dim1=-2, dim2=-1)
+        # Empty places, and sources of which the data say nothing.
+        seen = diagonal > torch.finfo(F.dtype).tiny
+        scale = torch.where(seen, diagonal.clamp_min(torch.finfo(F.dtype).tiny).rsqrt(), 0)
+        unit = F * scale[:, :, None] * scale[:, None, :]
+        ridge = torch.where(seen, _RIDGE, 1.0)
+        damped = torch.linalg.cholesky_ex(unit + torch.diag_embed(ridge + damping[:, None])).L
+        dx = scale[..., None] * torch.cholesky_solve((scale * pull)[..., None], damped)
+        self.x = dx[..., 0].unflatten(-1, (K, 3))
+        one = torch.cat((-dx, torch.ones_like(dx[:, :1])), dim=1).to(E.dtype)
+        self.e = (solved @ one)[..., 0]
+        remains = white[..., N:] @ one[:, None] - white[..., :N] @ self.e[:, None, :, None]
+        self.s = torch.linalg.solve_triangular(factor.mH, remains, upper=True)[..., 0]
+        eye = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
+        free, failed = torch.linalg.cholesky_ex(unit + torch.diag_embed(ridge))
+        seen = seen & (failed == 0)[:, None]
+        bound = torch.cholesky_inverse(torch.where((failed == 0)[:, None, None], free, eye))
+        bound = bound * scale[:, :, None] * scale[:, None, :] * (noise / 2)
+        bound = bound + torch.diag_embed(torch.where(seen, 0.0, torch.inf))
+        bound = bound.unflatten(-1, (K, 3)).unflatten(-3, (K, 3)).diagonal(dim1=-4, dim2=-2).movedim(-1, 1)
+        q = at.x[..., 2]
+        turn = torch.stack((torch.ones_like(q), torch.ones_like(q), -1 / q.square()), dim=-1)
+        self.std = torch.where(at.active[..., None], bound.diagonal(dim1=-2, dim2=-1).sqrt(), torch.inf)
+        there = at.active[..., None, None]
+        self.covariance = torch.where(there, bound * turn[..., None] * turn[..., None, :], torch.nan)
+
+    def spread(self) -> Float[Tensor, "S N"]:
+        """Variance of e that is left, the coordinates held."""
+        inverse = torch.cholesky_inverse(self._factor)
+        return inverse.diagonal(dim1=-2, dim2=-1).real * self._noise[:, None]
+
+
+def _squared(value: Tensor) -> Tensor:
+    return torch.view_as_real(value).square().sum(-1)
+
+
+def _energy(value: Complex[Tensor, "S L M"]) -> Float[Tensor, "S"]:
+    return _squared(value).sum((1, 2))

@@ -1,0 +1,230 @@
+"""Settings of inference that are off unless they are asked for: what each of them does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hybrid_case import SETTINGS, SYSTEM
+
+from rismusic.covariance import (
+    Conditioning,
+    Covariance,
+    back_project,
+    finish,
+    predicted_covariance,
+)
+from rismusic.covariance.lowrank import energy
+from rismusic.errors import InputError
+from rismusic.estimate.grid import to_cosines
+from rismusic.estimate.locate import searched_grid
+from rismusic.estimate.nfmle import Fit
+from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.peaks import highest_peaks
+from rismusic.estimate.spectrum import music
+from rismusic.evaluate.metrics import match
+from rismusic.hybrid import seen as module
+from rismusic.hybrid.seen import Seen
+from rismusic.hybrid.trained import trained
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+from rismusic.simulator import simulate
+from rismusic.spec import HybridSpec, LocateSpec
+
+BETA = 0.4
+SNR_DB = torch.tensor([-10.0, 0.0, 10.0, 30.0])
+TWO = torch.full((4,), 2)
+
+
+@pytest.fixture(scope="module")
+def made() -> Recording:
+    """One scene at four SNRs."""
+    parts = [simulate(SYSTEM, scenes=1, sources=2, snr_db=float(snr), seed=3) for snr in SNR_DB]
+    return Recording(
+        snapshots=torch.cat([one.snapshots for one in parts]),
+        channel=torch.cat([one.channel for one in parts]),
+        codes=torch.cat([one.codes for one in parts]),
+        noise_variance=torch.cat([one.noise_variance for one in parts]),
+        elements=parts[0].elements,
+        wavelength=parts[0].wavelength,
+        truth=None,
+    )
+
+
+def spec_of(weights: str, **hybrid: object) -> LocateSpec:
+    return LocateSpec(method="hybrid", weights=weights, hybrid={"beta": BETA, **hybrid}, **SETTINGS)
+
+
+def seen_with(made: Recording, weights: str, **hybrid: object) -> Seen:
+    return Seen.by(trained(weights, torch.device("cpu")), made, spec_of(weights, **hybrid))
+
+
+def fitted(made: Recording, weights: str, count=TWO, **hybrid: object) -> Fit:
+    spec = spec_of(weights, **hybrid)
+    return seen_with(made, weights, **hybrid).fit(count, searched_grid(made, spec), spec)
+
+
+def same(one: Fit, other: Fit) -> bool:
+    pairs = [(getattr(fit.sources, name) for fit in (one, other)) for name in ("azimuth", "range")]
+    return all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in pairs)
+
+
+def share_of_sample(seen: Seen) -> torch.Tensor:
+    """Of the trace of R_blend without its identity: the columns of R_samp, which are the last ten."""
+    columns = energy(seen.blend.factor).sum(-2)
+    return columns[:, -10:].sum(-1) / columns.sum(-1)
+
+
+def test_music_does_not_see_the_identity(generator):
+    """Why the shrinkage is not one towards I / N: that one leaves every spectrum of MUSIC as it is."""
+    factor = torch.randn(5, 64, 6, dtype=torch.complex128, generator=generator)
+    sound = Covariance(factor, torch.zeros(5).double())
+    shrunk = Conditioning(torch.full((5,), 0.3).double(), torch.full((5,), 0.5).double())
+    spectra = [music(one, 2).vectors for one in (sound, finish(sound, shrunk))]
+    projectors = [V @ V.mH for V in spectra]
+    torch.testing.assert_close(*projectors)
+    # The test would see another target.
+    other = predicted_covariance(factor.flip(-1)[..., :2], factor[..., :2])
+    moved = music(Covariance(torch.cat((factor, other.factor), -1), sound.loading), 2).vectors
+    assert (projectors[0] - moved @ moved.mH).abs().max() > 1e-2
+
+
+def test_shrinkage_takes_from_noisy_scenes(made, weights):
+    torch.testing.assert_close(share_of_sample(seen_with(made, weights)), torch.full((4,), BETA))
+    noise = back_project(made.link, made.snapshots, made.noise_variance).noise_share
+    assert (noise.diff() < 0).all()
+    assert noise[0] > 0.5
+    assert noise[3] < 0.05
+    for shrinkage in (0.5, 1.0):
+        shares = share_of_sample(seen_with(made, weights, shrinkage=shrinkage))
+        torch.testing.assert_close(shares, BETA * (1 - shrinkage * noise))
+    rough = {"own_list": False, "polish_up_to_db": -90.0}
+    plain, shrunk = (fitted(made, weights, shrinkage=one, **rough) for one in (0.0, 1.0))
+    gap = (plain.sources.azimuth - shrunk.sources.azimuth).abs().amax(-1)
+    assert gap[0] > 100 * gap[3]
+
+
+def test_shrinkage_with_a_guessed_noise(made, weights):
+    hidden = replace(made, noise_variance=None)
+    noise = back_project(made.link, made.snapshots, guess_noise(hidden)).noise_share
+    shares = share_of_sample(seen_with(hidden, weights, shrinkage=1.0))
+    torch.testing.assert_close(shares, BETA * (1 - noise))
+
+
+def test_newton_goes_as_far_as_it_is_told(made, weights, monkeypatch):
+    asked = []
+    whole = module.peaks_in_turn
+    monkeypatch.setattr(
+        module, "peaks_in_turn", lambda *given, climb: asked.append(climb) or whole(*given, climb=climb)
+    )
+    few = {"newton_steps": 2, "own_list": False, "exchanges": 0, "steps": 1}
+    plain, short = (fitted(made, weights, newton_step=one, **few) for one in (1.0, 0.3))
+    assert [(climb.steps, climb.length) for climb in asked] == [(2, 1.0), (2, 0.3)]
+    assert not same(plain, short)
+    asked.clear()
+    # Peaks that stay are climbed to the top, by steps of that length.
+    tops = [fitted(made, weights, newton_step=one, polish_up_to_db=-90.0, **few) for one in (1.0, 0.7)]
+    assert [(climb.steps, climb.length) for climb in asked] == [(40, 1.0), (40, 0.7)]
+    torch.testing.assert_close(tops[0].sources.azimuth, tops[1].sources.azimuth, atol=1e-4, rtol=0)
+
+
+def test_heads_stand_at_the_highest_peaks(made, weights):
+    """What the threshold takes for granted, of its list."""
+    network = trained(weights, torch.device("cpu")).network
+    prediction = network(made)
+    peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, 3)
+    heads = to_cosines(prediction.azimuth, prediction.elevation, 1 / prediction.inverse_range)
+    on_grid = to_cosines(peaks.azimuth, peaks.elevation, peaks.range)
+    for head, peak, step in zip(heads, on_grid, network.grid.step, strict=True):
+        assert (head - peak).abs().max() < 2.1 * step
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_low_peaks_are_not_tried(made, weights, monkeypatch, turned):
+    """Also where the network is surest of the source at its lowest peak."""
+    network = trained(weights, torch.device("cpu")).network
+    if turned:
+        whole = network.forward
+
+        def surest_of_the_lowest(recording):
+            prediction = whole(recording)
+            return replace(prediction, existence_logits=-prediction.existence_logits)
+
+        monkeypatch.setattr(network, "forward", surest_of_the_lowest)
+    logits = network(made).grid_logits[:, -1]
+    height = highest_peaks(logits, network.grid, 12).height
+    share = (height - height[:, :1]).exp()
+    everything, some = (seen_with(made, weights, peak_threshold=one) for one in (0.0, 0.2))
+    low = share < 0.2
+    assert low.any()
+    assert not low.all(dim=1).any()
+    assert torch.equal(some.places[~low], everything.places[~low])
+    assert torch.equal(some.places[low], everything.places[:, :1].expand(-1, 12, -1)[low])
+    # The list loses those of its sources, whichever is the surest; the others keep their order.
+    assert torch.equal(some.own.active.sum(-1), (~low[:, :3]).sum(-1))
+    assert everything.own.active.all()
+    for scene in range(4):
+        left = some.own.azimuth[scene][some.own.active[scene]]
+        order = [value for value in everything.own.azimuth[scene].tolist() if value in left.tolist()]
+        assert left.tolist() == order
+    assert (some.own.active.int().diff(dim=1) <= 0).all()
+    tiny = seen_with(made, weights, peak_threshold=1e-30)
+    assert torch.equal(tiny.places, everything.places)
+    assert torch.equal(tiny.own.azimuth, everything.own.azimuth)
+
+
+def test_a_list_with_too_few_peaks_is_not_tried(made, weights):
+    """K stays as it was asked for, and comes from MUSIC."""
+    alone = {"exchanges": 0, "steps": 3}
+    listed, high = (fitted(made, weights, peak_threshold=one, **alone) for one in (0.0, 0.999))
+    blend = fitted(made, weights, own_list=False, **alone)
+    assert torch.equal(high.sources.active.sum(-1), TWO)
+    assert same(high, blend)
+    assert not same(high, listed)
+    # Of the candidates of exchanges, the highest peak alone is left.
+    swapped = [fitted(made, weights, peak_threshold=one, exchanges=2) for one in (0.0, 0.999)]
+    assert not same(*swapped)
+
+
+def test_whether_the_list_is_tried_is_each_scene_s_own(weights, generator):
+    """A list that is the truth, beside a useless blend; in every second scene it lacks a source."""
+    made = simulate(SYSTEM, scenes=6, sources=2, snr_db=20.0)
+    spec = spec_of(weights, exchanges=0)
+    noise = torch.randn(6, 64, 4, dtype=torch.complex64, generator=generator)
+    truth = Sources(**{n: getattr(made.truth, n).double() for n in ("azimuth", "elevation", "range")})
+    short = torch.tensor([[False, False], [False, True]] * 3)
+    lost = replace(
+        seen_with(made, weights),
+        blend=Covariance(noise, torch.zeros(6)),
+        own=truth.each(lambda value: value.masked_fill(short, torch.nan)),
+    )
+    fit = lost.fit(torch.full((6,), 2), searched_grid(made, spec), spec)
+    hits = match(made.truth, fit.sources).hit.all(-1)
+    assert hits[::2].all()
+    assert not hits[1::2].any()
+    assert fit.sources.active.all()
+
+
+def test_fewer_candidates_than_heads_leave_the_list_as_it_is(made, weights):
+    for threshold in (0.0, 0.2):
+        few, many = (seen_with(made, weights, candidates=one, peak_threshold=threshold) for one in (1, 12))
+        assert few.places.shape == (4, 1, 3)
+        assert torch.equal(few.places, many.places[:, :1])
+        assert torch.equal(few.own.azimuth.nan_to_num(9), many.own.azimuth.nan_to_num(9))
+        assert few.own.active.all() == (threshold == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shrinkage", 1.1),
+        ("shrinkage", -0.1),
+        ("newton_step", 0.0),
+        ("newton_step", 2.0),
+        ("peak_threshold", 1.0),
+    ],
+)
+def test_impossible_values_are_refused(name, value):
+    with pytest.raises(InputError, match=f"hybrid.{name}: expected"):
+        HybridSpec(**{name: value})
