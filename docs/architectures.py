@@ -27,12 +27,13 @@ def architectures() -> str:
             f"{int(row['scenes_seen']):,}",
             f"{float(row['validation_loss']):.3f}",
             f"{float(row['validation_heat_map']):.3f}",
+            f"{float(row['validation_count']):.3f}",
             f"{float(row['validation_covariance']):.3f}",
             f"{float(row['validation_covariance_predicted']):.3f}",
         ]
         for row in {row["architecture"]: row for row in _rows()}.values()
     ]
-    head = ["", "parameters", "scenes/s", "scenes seen", "loss", "heat map", "error of R_blend", "of R_pred"]
+    head = ["", "parameters", "scenes/s", "scenes seen", "loss", "heat map", "count", "error of R_blend", "of R_pred"]
     return table(head, lines)
 
 

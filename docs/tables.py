@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+import architectures
 import counting
 import doctoring
 import gating
@@ -271,6 +272,7 @@ def write_all(folder: Path) -> None:
         api,
         samples,
         *leaderboard.TABLES,
+        *architectures.TABLES,
         *counting.TABLES,
         *gating.TABLES,
         *doctoring.TABLES,
