@@ -199,6 +199,7 @@ def collect(runs: Path, out: Path, minutes: float) -> None:
             "validation_loss": end["loss"],
             "validation_heat_map": end["validation_heat_map"],
             "validation_heat_map_last": json.loads((folder / "heat_map.json").read_text()),
+            "validation_count": end["validation_count"],
             "validation_covariance": end["validation_covariance"],
             "validation_covariance_predicted": end["validation_covariance_predicted"],
         }
