@@ -10,6 +10,7 @@ hybrid locator work on it unchanged.
   counted.
 * ``measure NAME --runs FOLDER``: misses on the scenes of ``rismusic bench``.
 * ``collect all --runs FOLDER``: the logs and misses in FOLDER/NAME as ``docs/measured/architectures.csv``.
+* ``compare all --runs FOLDER``: differences of misses, scene by scene.
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ def measure(name: str, runs: Path) -> None:
                     "misses": float(missed.sum()) / (cell.sources * spec.scenes),
                     "misses_low": float(low),
                     "misses_high": float(high),
+                    "missed": missed.astype(int).tolist(),
                 }
                 print(json.dumps(record), file=file, flush=True)
                 print(record, f"{took:.1f} s", flush=True)
@@ -197,19 +199,41 @@ def collect(runs: Path, out: Path, minutes: float) -> None:
             "validation_loss": end["loss"],
             "validation_heat_map": end["validation_heat_map"],
             "validation_heat_map_last": json.loads((folder / "heat_map.json").read_text()),
+            "validation_count": end["validation_count"],
             "validation_covariance": end["validation_covariance"],
             "validation_covariance_predicted": end["validation_covariance_predicted"],
         }
-        rows += [shared | json.loads(line) for line in (folder / "misses.jsonl").read_text().splitlines()]
+        for line in (folder / "misses.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            del record["missed"]
+            rows.append(shared | record)
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
 
 
+def compare(runs: Path) -> None:
+    """Misses beyond those of the first architecture over all cells, in % of the sources; pairs of scenes."""
+
+    def missed(name: str, method: str) -> np.ndarray:
+        lines = map(json.loads, (runs / name / "misses.jsonl").read_text().splitlines())
+        return np.array([line["missed"] for line in lines if line["method"] == method], dtype=float)
+
+    sources = 100 * np.array([3, 3, 5, 5]).sum()
+    for method in BENCHED:
+        for name in NAMES[1:]:
+            more = missed(name, method) - missed(NAMES[0], method)
+            # Scenes are independent; the cells are strata.
+            error = 1.96 * np.sqrt((more.var(axis=1, ddof=1) * more.shape[1]).sum())
+            middle = more.sum()
+            ends = 100 * np.array([middle, middle - error, middle + error]) / sources
+            print(f"{method}: {name}: {ends[0]:+.1f} ({ends[1]:+.1f} to {ends[2]:+.1f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("action", choices=("train", "measure", "collect"))
+    parser.add_argument("action", choices=("train", "measure", "collect", "compare"))
     parser.add_argument("name", choices=(*NAMES, "all"))
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--minutes", type=float, default=20.0)
@@ -219,6 +243,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.action == "measure":
         measure(given.name, given.runs)
+    elif given.action == "compare":
+        compare(given.runs)
     elif given.action == "collect":
         collect(given.runs, ROOT / "docs" / "measured" / "architectures.csv", given.minutes)
     else:
