@@ -87,7 +87,7 @@ def hybrid_ablation() -> str:
     return _tables(
         "none",
         _missed,
-        among=groups(read_table(MEASURED / "hybrid" / "results.csv")),
+        among=groups(read_table(MEASURED / "hybrid_ablation" / "results.csv")),
     )
 
 
