@@ -1,7 +1,6 @@
 """The first figure of the README: ``python docs/headline.py`` draws ``docs/images/headline.png``.
 
-Misses and errors over SNR, from ``docs/measured/bench`` (classical methods and rows that have peeked) and
-``docs/measured/hybrid`` (the hybrid locator with the weights of the package, on the same scenes).
+Misses and errors over SNR, from ``docs/measured/hybrid``, all methods on the same scenes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ METHODS = {
     "hybrid": "hybrid (shipped weights)",
     "sbl": "SBL + ML",
     "omp": "OMP + ML",
-    "music": "MUSIC + ML",
+    "music:raw": "MUSIC",
     "oracle:best": "oracle: likeliest start",
 }
 
@@ -42,7 +41,7 @@ def headline() -> Any:
 
 def compared() -> list[Group]:
     """The hybrid beside the classical methods on the same scenes, a group for each number of sources."""
-    rows = [row for run in ("hybrid", "bench") for row in read_table(HERE / "measured" / run / "results.csv")]
+    rows = read_table(HERE / "measured" / "hybrid" / "results.csv")
     grid = [group for group in groups(rows) if group.sweep == "none" and METHODS.keys() <= group.rows.keys()]
     return [replace(group, rows={name: group.rows[name] for name in METHODS}) for group in grid]
 

@@ -87,23 +87,45 @@ def hybrid_ablation() -> str:
     return _tables(
         "none",
         _missed,
-        among=groups(read_table(MEASURED / "hybrid" / "results.csv")),
+        among=groups(read_table(MEASURED / "hybrid_ablation" / "results.csv")),
     )
 
 
 def hybrid_counts() -> str:
     """Number of sources named right, and F1, where their number is not told."""
-    lines = [
-        [
-            f"`{row.method}`",
-            f"{row.sources}",
-            f"{row.snr_db:g} dB",
-            _percent(row.count_right.value, row.count_right.low, row.count_right.high),
-            f"{row.f1.value:.3f}",
-        ]
-        for row in read_table(MEASURED / "hybrid_auto" / "results.csv")
-    ]
-    return table(["method", "K", "SNR", "K right, %", "F1"], lines)
+    return _counts("hybrid_auto")
+
+
+def hybrid_direct() -> str:
+    """Sources missed where the panel is sampled directly."""
+    return _tables("none", _missed, among=groups(read_table(MEASURED / "direct" / "results.csv")))
+
+
+def hybrid_robust() -> str:
+    """Median errors of hits where the panel errs, and what they are of those of the classical method."""
+    rows = read_table(MEASURED / "robust" / "results.csv")
+    lines = []
+    for classical in (row for row in rows if row.method == "sbl"):
+        (robust,) = (row for row in rows if (row.method, row.sources) == ("hybrid", classical.sources))
+        lines.append(
+            [
+                f"{classical.sources}",
+                *(
+                    f"{row.azimuth_error_deg:.3f}, {row.elevation_error_deg:.3f}"
+                    for row in (classical, robust)
+                ),
+                f"{robust.azimuth_error_deg / classical.azimuth_error_deg:.2f}, "
+                f"{robust.elevation_error_deg / classical.elevation_error_deg:.2f}",
+                *(_percent(row.misses.value, row.misses.low, row.misses.high) for row in (classical, robust)),
+            ]
+        )
+    head = ["K", "`sbl`, deg", "`robust`, deg", "ratio", "`sbl` misses, %", "`robust` misses, %"]
+    return table(head, lines)
+
+
+def hybrid_robust_counts() -> str:
+    """Number of sources named right where the panel errs."""
+    return _counts("robust_auto")
 
 
 TABLES: tuple[Callable[[], str], ...] = (
@@ -111,6 +133,9 @@ TABLES: tuple[Callable[[], str], ...] = (
     hybrid_errors,
     hybrid_ablation,
     hybrid_counts,
+    hybrid_direct,
+    hybrid_robust,
+    hybrid_robust_counts,
     bench_scenes,
     bench_misses,
     bench_causes,
@@ -152,3 +177,17 @@ def _percent(value: float, low: float, high: float) -> str:
 
 def _digits(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def _counts(run: str) -> str:
+    lines = [
+        [
+            f"`{row.method}`",
+            f"{row.sources}",
+            f"{row.snr_db:g} dB",
+            _percent(row.count_right.value, row.count_right.low, row.count_right.high),
+            f"{row.f1.value:.3f}",
+        ]
+        for row in read_table(MEASURED / run / "results.csv")
+    ]
+    return table(["method", "K", "SNR", "K right, %", "F1"], lines)

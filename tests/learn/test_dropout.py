@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from train_case import NETWORK, SPEC, assert_same_run, finished, nowhere, resumed, trainer
+from train_case import NETWORK, SPEC, assert_same_run, finished, resumed, trainer
 
 from rismusic.draws import Draws
 from rismusic.errors import InputError
@@ -20,6 +20,7 @@ from rismusic.learn.ranks import Ranks
 from rismusic.learn.runfolder import STATE
 from rismusic.learn.scenes import Scenes
 from rismusic.learn.weights import load_network, save_network
+from validation_stub import nowhere
 
 WEIGHTS = SPEC.loss.weights
 SHARE = 0.3
