@@ -33,7 +33,17 @@ def architectures() -> str:
         ]
         for row in {row["architecture"]: row for row in _rows()}.values()
     ]
-    head = ["", "parameters", "scenes/s", "scenes seen", "loss", "heat map", "count", "error of R_blend", "of R_pred"]
+    head = [
+        "",
+        "parameters",
+        "scenes/s",
+        "scenes seen",
+        "loss",
+        "heat map",
+        "count",
+        "error of R_blend",
+        "of R_pred",
+    ]
     return table(head, lines)
 
 
