@@ -186,15 +186,17 @@ class HybridSpec(Spec):
     """With sources 'auto', what tells their number: the network's logits, the likelihood, or both."""
     count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     """With count 'both', numbers less probable than this times the most probable one are not tried."""
-    exchanges: Annotated[int, Field(ge=0)] = 3
+    exchanges: Annotated[int, Field(ge=0)] = 6
     """Sweeps in which each source is taken out and the best candidate put in its place, where that is
     likelier; 0: none."""
-    candidates: Count = 24
+    candidates: Count = 60
     """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose, beside
     places next to each source."""
     peak_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Candidates and sources of the list whose peak of the network's map is below this share of the highest
     are not tried; where fewer are left than there are sources, the list is not; 0: all are."""
+    search_from: Annotated[int, Field(ge=0)] = 4
+    """From so many sources on, exchanges choose among all points of the search grid in the end; 0: never."""
     doubt: Annotated[float, Field(ge=0, le=1)] = 0.005
     """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
     better answer counts; 0: none."""

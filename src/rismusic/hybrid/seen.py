@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import Covariance, back_project, sample_covariance
+from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.exchange import exchange
 from rismusic.estimate.grid import SearchGrid, from_cosines, to_cosines
@@ -21,7 +22,7 @@ from rismusic.estimate.noise import check_fit, most_sources, snr_db
 from rismusic.estimate.order import Chosen, choose_count, replaced
 from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.refine import ROUGH, Effort, refine
-from rismusic.estimate.search import Shortlist
+from rismusic.estimate.search import Search, Shortlist
 from rismusic.estimate.spectrum import music
 from rismusic.estimate.whitening import whitened
 from rismusic.hybrid.trained import Trained
@@ -32,6 +33,8 @@ from rismusic.spec import LocateSpec, limits
 
 # Distance of the places beside a source from it, in beam widths (widths of focus in 1/r).
 _BESIDE = 0.8
+# Sweeps over the whole grid, where there are many sources.
+_SWEEPS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +202,11 @@ class Seen:
                 sweeps=spec.hybrid.exchanges,
                 value=value,
             )
+        many = (active.sum(-1) >= (spec.hybrid.search_from or math.inf)).nonzero()[:, 0]
+        if len(many):
+            everywhere = Search(Dictionary.of(grid), recording[many])
+            found = positions[many], active[many]
+            positions[many] = exchange(everywhere, *found, criterion=spec.criterion, sweeps=_SWEEPS)
         effort = Effort(spec.hybrid.steps, spec.hybrid.tolerance)
         return nfmle(recording, pack(positions, active), volume, criterion=spec.criterion, effort=effort)
 

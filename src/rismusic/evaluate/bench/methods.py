@@ -28,16 +28,16 @@ STARTS = ("omp", "sbl", "oracle:truth")
 
 ABLATIONS: dict[str, dict[str, object]] = {
     "beta0": {"beta": 0.0},
-    "sure": {"doubt": 0.0},
-    "music": {"own_list": False, "doubt": 0.0},
-    "untrained": {"untrained": True, "doubt": 0.0},
-    "untrained_music": {"untrained": True, "own_list": False, "doubt": 0.0},
+    "sure": {"doubt": 0.0, "search_from": 0},
+    "music": {"own_list": False, "doubt": 0.0, "search_from": 0},
+    "untrained": {"untrained": True, "doubt": 0.0, "search_from": 0},
+    "untrained_music": {"untrained": True, "own_list": False, "doubt": 0.0, "search_from": 0},
     "likelihood": {"count": "likelihood"},
     "network": {"count": "network"},
 }
-"""Variants of the hybrid locator: no R_samp in the blend; no second search of doubtful scenes; neither this
-nor the own list, so that all starts at MUSIC on the blend; a network that has learned nothing, and all
-starting at its MUSIC; the number of sources by likelihood or network alone."""
+"""Variants of the hybrid locator: no R_samp in the blend; no second search of doubtful scenes, nor of those
+with many sources; neither this nor the own list, so that all starts at MUSIC on the blend; a network that has
+learned nothing, and all starting at its MUSIC; the number of sources by likelihood or network alone."""
 
 DEFAULT_METHODS = (
     "music:raw",
