@@ -37,7 +37,7 @@ def test_the_hybrid_without_its_parts():
     assert spec.search("hybrid:raw") == whole.replace(polish=False)
     assert spec.search("hybrid:beta0").hybrid == whole.hybrid.replace(beta=0.0)
     assert spec.search("hybrid:untrained_music").hybrid == whole.hybrid.replace(
-        untrained=True, own_list=False, doubt=0.0
+        untrained=True, own_list=False, doubt=0.0, search_from=0
     )
     assert len({spec.search(f"hybrid:{name}").hybrid.model_dump_json() for name in ABLATIONS}) == len(
         ABLATIONS
