@@ -1,19 +1,21 @@
-"""Put weights into the package: ``python benchmarks/ship_weights.py RUN ideal [--bench FOLDER] ...``.
+"""Put weights into the package: ``python benchmarks/ship_weights.py ideal --run RUN [--bench FOLDER] ...``.
 
-Takes ``best.safetensors`` of a training's folder, gives it a card, writes it to ``src/rismusic/weights`` and
-makes the page there from the cards of all weights that are there. Figures on the card are the misses of the
-row ``hybrid`` of a benchmark.
+Without a run, those that are there get new figures, and new limits if some are given. With one, it takes
+``best.safetensors`` of the training's folder, gives it a card and writes it to ``src/rismusic/weights``. The
+page there is made from the cards of all weights. Figures are the misses of the row ``hybrid`` of a benchmark.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from pathlib import Path
 
 from rismusic.evaluate.bench.table import read_table
 from rismusic.learn.card import SHIPPED, card_of, card_text, weights_path
-from rismusic.learn.runfolder import BEST, RunFolder
+from rismusic.learn.runfolder import BEST
+from rismusic.learn.spec import TrainSpec
 from rismusic.learn.weights import read_network, save_network
 
 HEAD = """# Weights of the hybrid locator
@@ -26,32 +28,30 @@ classical method, and the warnings of the scene say so. Made by `python benchmar
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a training")
     parser.add_argument("name", choices=SHIPPED)
+    parser.add_argument("--run", type=Path, help="folder of a training")
     parser.add_argument("--scenes", type=int, help="scenes seen; those of the log if not given")
     parser.add_argument("--hours", type=float, default=0.0)
     parser.add_argument("--device", default="")
     parser.add_argument("--limit", action="append", default=[])
     parser.add_argument("--bench", type=Path, help="folder of a benchmark with a row hybrid")
     given = parser.parse_args()
-    network, metadata = read_network(given.run / BEST)
-    run = RunFolder(given.run)
-    spec = run.settings()
-    epochs = int(metadata["epoch"]) + 1
+    path = weights_path(given.name)
+    network, metadata = read_network(path if given.run is None else given.run / BEST)
+    spec = TrainSpec(**json.loads(metadata["training"]))
     figures = {
         f"misses, K = {row.sources}, {row.snr_db:g} dB": row.misses.value
         for row in (read_table(given.bench / "results.csv") if given.bench else [])
         if row.method == "hybrid"
     }
-    card = card_of(given.name, metadata).replace(
-        name=given.name,
-        scenes=given.scenes if given.scenes is not None else epochs * spec.scenes_per_epoch,
-        hours=given.hours,
-        device=given.device,
-        limits=tuple(given.limit),
-        figures=figures,
-    )
-    save_network(weights_path(given.name), network, training=spec, card=card)
+    card = card_of(given.name, metadata).replace(figures=figures)
+    if given.run is not None:
+        epochs = int(metadata["epoch"]) + 1
+        seen = given.scenes if given.scenes is not None else epochs * spec.scenes_per_epoch
+        card = card.replace(name=given.name, scenes=seen, hours=given.hours, device=given.device)
+    if given.run is not None or given.limit:
+        card = card.replace(limits=tuple(given.limit))
+    save_network(path, network, training=spec, card=card)
     write_page()
 
 
