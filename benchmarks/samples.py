@@ -25,6 +25,7 @@ from rismusic.scene import Sources
 from rismusic.spec import LocateSpec
 
 SAMPLES = Path(__file__).parent.parent / "samples"
+METHODS = ["music", "omp", "relax", "sbl", "hybrid", "hybrid:robust"]
 
 
 def truth_of(path: Path, recording: Recording) -> Sources:
@@ -51,7 +52,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=SAMPLES)
-    parser.add_argument("--methods", nargs="*", default=["music", "omp", "relax", "sbl"])
+    parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
@@ -62,8 +63,14 @@ def main() -> None:
         truth = truth_of(path, recording)
         count = truth.active.sum(-1)
         for method in options.methods:
+            base, _, weights = method.partition(":")
             for known in (True, False):
-                found = locate(recording, sources=count if known else "auto", method=method)
+                found = locate(
+                    recording,
+                    sources=count if known else "auto",
+                    method=base,
+                    weights=weights or "ideal",
+                )
                 bound = bound_of(path, recording, truth, found.noise_variance)
                 result = score(match(truth, found.sources), bound)
                 hits = round((1 - result.misses) * int(count.sum()))
@@ -80,7 +87,7 @@ def main() -> None:
                     }
                 )
                 print(
-                    f"{path.name:<20} {method:<6} {'K' if known else 'auto':<5} hits {hits:3d} of "
+                    f"{path.name:<20} {method:<13} {'K' if known else 'auto':<5} hits {hits:3d} of "
                     f"{int(count.sum()):3d}, false alarms {false_alarms:2d}, over bound "
                     f"{result.azimuth_over_bound:6.2f} {result.elevation_over_bound:6.2f} "
                     f"{result.inverse_range_over_bound:6.2f}",

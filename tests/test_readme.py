@@ -23,7 +23,7 @@ def folder(tmp_path, samples, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # The first scenes of each sample: what is found in all of them is looked at elsewhere.
     (tmp_path / "samples").mkdir()
-    for name in ("ideal_10dB.h5", "direct_10dB.h5", "one_link_20dB.mat"):
+    for name in ("ideal_10dB.h5", "impaired_10dB.h5", "direct_10dB.h5", "one_link_20dB.mat"):
         write(tmp_path / "samples" / name, read(samples / name)[:SCENES])
     own = read(tmp_path / "samples" / "ideal_10dB.h5")
     names = ("elements", "snapshots", "channel", "codes")
@@ -48,7 +48,7 @@ def test_readme_runs(folder, capsys, untyped):
                 ran[language] += 1
         else:
             assert language in ("console", "matlab"), "every other block must be run by a test too"
-    assert ran == {"python": 4, "bash": 11}
+    assert ran == {"python": 4, "bash": 12}
     assert (folder / "found.html").exists()
     assert (folder / "mine.png").exists()
     assert (folder / "first_run" / "best.safetensors").exists()
