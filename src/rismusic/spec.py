@@ -183,7 +183,8 @@ class HybridSpec(Spec):
     """Let the network's own list of sources stand beside MUSIC as a second start (the likelier end counts),
     and its map name the candidates of exchanges; else all comes from MUSIC on the blend."""
     count: Literal["both", "likelihood", "network"] = "both"
-    """With sources 'auto', what tells their number: the network's logits, the likelihood, or both."""
+    """With sources 'auto', what tells their number: the network's logits, the likelihood, or both. Where the
+    panel may err, 'both' is the network alone."""
     count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     """With count 'both', numbers less probable than this times the most probable one are not tried."""
     exchanges: Annotated[int, Field(ge=0)] = 6

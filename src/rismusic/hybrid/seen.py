@@ -133,7 +133,9 @@ class Seen:
         unmet = torch.arange(most + 1, device=prior.device) < limits(self.card.system.sources)[0]
         surest = prior.masked_fill(unmet, -math.inf).amax(-1, keepdim=True)
         prior = torch.where(unmet, surest, prior)
-        if spec.hybrid.count == "network":
+        # Evidence takes what errors of the panel leave for more sources; the network has learned better.
+        erring = spec.hybrid.count == "both" and spec.allowed_error > 0
+        if spec.hybrid.count == "network" or erring:
             prior = prior.masked_fill(unmet, -math.inf)
             return Chosen(self.fit(prior.argmax(-1), grid, spec), prior)
         if spec.hybrid.count == "likelihood":
