@@ -125,6 +125,16 @@ def test_response_is_that_of_the_panel():
     assert float((fit.response[~dead] - 1).abs().mean()) < 0.1
 
 
+def test_elements_that_are_off_are_suspected_and_no_others():
+    hardware = HardwareSpec(dead_fraction=0.05)
+    recording = simulate(scenes=4, sources=2, snr_db=25, hardware=hardware, seed=3)
+    at = _fit(recording, _start(recording), hardware.response_error)
+    at.settle()
+    dead = (1 + at.e).abs() < 0.5
+    assert dead.any()
+    assert float(at.variance[dead].median()) > 5 * float(at.variance[~dead].median())
+
+
 def test_a_sound_panel_changes_little():
     recording = simulate(scenes=4, sources=2, snr_db=15)
     plain = nfmle(recording, _start(recording), VOLUME, criterion="conditional").sources

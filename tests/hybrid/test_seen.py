@@ -9,9 +9,11 @@ import torch
 from hybrid_case import SETTINGS, SYSTEM
 
 from rismusic.covariance import Covariance
+from rismusic.estimate.grid import to_cosines
 from rismusic.estimate.locate import searched_grid
 from rismusic.evaluate.metrics import match, score
-from rismusic.hybrid.seen import Seen, same_places
+from rismusic.hybrid import seen as module
+from rismusic.hybrid.seen import Seen, beside, same_places
 from rismusic.hybrid.trained import trained
 from rismusic.recording import Recording
 from rismusic.scene import Sources
@@ -70,6 +72,33 @@ def test_exchanges_mend_a_start(seen, made, weights, generator):
     assert misses(nowhere, made, spec_of(weights, exchanges=2)) == alone
 
 
+def test_a_search_of_the_grid_mends_what_no_candidate_can(seen, made, weights, generator):
+    """Blend, list and candidates useless: the grid alone is left."""
+    noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
+    corner = places(made.truth).each(lambda value: torch.ones_like(value))
+    lost = replace(
+        seen,
+        blend=Covariance(noise, torch.zeros(8)),
+        own=corner,
+        places=torch.ones_like(seen.places),
+    )
+    without, with_it = (misses(lost, made, spec_of(weights, search_from=one)) for one in (3, 2))
+    assert with_it < without / 2
+
+
+def test_places_beside_sources(made, weights):
+    """A beam's width to either side along each axis, and never out of the volume."""
+    grid = searched_grid(made, spec_of(weights))
+    low, high = (torch.tensor(limit, dtype=torch.float64) for limit in (grid.volume.lower, grid.volume.upper))
+    positions = torch.stack(((low + high) / 2, high))[None]
+    around = beside(positions, grid)
+    assert ((around >= low) & (around <= high)).all()
+    azimuth, elevation, q = torch.cat((positions[:, :1], around[:, :6]), dim=1)[0].unbind(-1)
+    cosines = torch.stack(to_cosines(azimuth, elevation, 1 / q), dim=-1)
+    width = 0.8 * grid.oversampling * torch.tensor(grid.step, dtype=torch.float64).diag()
+    torch.testing.assert_close(cosines[1:] - cosines[0], torch.cat((width, -width)), rtol=1e-6, atol=1e-9)
+
+
 def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
     """Neither the list nor the map of the network has a part in the answer then."""
     spec = spec_of(weights, own_list=False)
@@ -77,6 +106,17 @@ def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
     fits = [one.fit(TWO, searched_grid(made, spec), spec) for one in (seen, other)]
     assert torch.equal(fits[0].sources.azimuth, fits[1].sources.azimuth)
     assert not torch.equal(seen.places, other.places)
+
+
+def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, monkeypatch):
+    given = []
+    whole = module.Shortlist
+    monkeypatch.setattr(module, "Shortlist", lambda *told: given.append(told[2]) or whole(*told))
+    spec = spec_of(weights, exchanges=1, search_from=0)
+    seen.fit(TWO, searched_grid(made, spec), spec)
+    (places,) = given
+    assert torch.equal(places[:, : seen.places.shape[1]], seen.places)
+    assert places.shape[1] == seen.places.shape[1] + 12
 
 
 def test_the_own_list_has_the_surest_first(made, weights):

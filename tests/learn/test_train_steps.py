@@ -10,6 +10,7 @@ from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, resumed, trainer
 
 from rismusic.errors import InputError
 from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.whitening import whitened
 from rismusic.learn.learner import Learner, is_head, precision_on
 from rismusic.learn.litmus import LEAST_FALL, litmus
 from rismusic.learn.losses import total
@@ -320,3 +321,19 @@ def test_early_stopping(tmp_path):
         schedule=SPEC.schedule.replace(epochs=5),
     )  # fmt: skip
     assert (one.state.epoch, one.state.best_epoch, one.state.stopped) == (2, 0, True)
+
+
+def test_scenes_of_panels_that_err_are_whitened_as_in_inference():
+    hardware = {"dead_fraction": 0.05, "static_phase_rad": 0.1}
+    spec = SPEC.replace(system=SYSTEM.replace(hardware=hardware, snr_db=20.0), hidden_noise=0.0)
+    scenes = Scenes(spec)
+    plain = Simulator(spec.system, seed=spec.seed, split="train").scenes(0, spec.batch)
+    expected = whitened(plain, spec.system.hardware.response_error)
+    given = next(scenes.step(0, 0))
+    assert torch.equal(given.snapshots, expected.snapshots)
+    assert torch.equal(given.channel, expected.channel)
+    assert not torch.allclose(given.channel, plain.channel)
+    for whole in (scenes.probe(), scenes.scored()[1], next(scenes.validation())):
+        assert whole.channel.ndim == 3
+        raw = Simulator(spec.system, seed=spec.seed, split="validation").scenes(0, len(whole))
+        assert not torch.allclose(whole.snapshots, raw.snapshots)
