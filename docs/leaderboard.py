@@ -70,11 +70,7 @@ def bench_speed() -> str:
 
 def hybrid_misses() -> str:
     """Sources missed by the hybrid locator and by the classical ones, on the same scenes."""
-    return _tables(
-        "none",
-        _missed,
-        among=headline.compared(),
-    )
+    return _tables("none", _missed, among=headline.compared())
 
 
 def hybrid_errors() -> str:
@@ -116,7 +112,8 @@ def hybrid_robust() -> str:
                 ),
                 f"{robust.azimuth_error_deg / classical.azimuth_error_deg:.2f}, "
                 f"{robust.elevation_error_deg / classical.elevation_error_deg:.2f}",
-                *(_percent(row.misses.value, row.misses.low, row.misses.high) for row in (classical, robust)),
+                _missed(classical),
+                _missed(robust),
             ]
         )
     head = ["K", "`sbl`, deg", "`robust`, deg", "ratio", "`sbl` misses, %", "`robust` misses, %"]

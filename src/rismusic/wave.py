@@ -112,6 +112,16 @@ def steering_with_derivatives(
     return a.mT, derivatives.transpose(-3, -2)
 
 
+def by_inverse_range(inverse_range: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3"]:
+    """Derivatives of azimuth, elevation and range by azimuth, elevation and 1/range: 1, 1 and -r^2.
+
+    Args:
+        inverse_range: 1/r in 1/m, positive.
+    """
+    one = torch.ones_like(inverse_range)
+    return torch.stack((one, one, -1 / inverse_range.square()), dim=-1)
+
+
 class _Paths:
     """Path differences delta = r - d of K sources to N elements, laid out [..., K, N]: the long axis last."""
 

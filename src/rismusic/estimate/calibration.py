@@ -32,7 +32,7 @@ from rismusic.estimate.nfmle import pack, unpack
 from rismusic.estimate.whitening import whitened
 from rismusic.recording import Recording
 from rismusic.scene import Sources
-from rismusic.wave import steering_with_derivatives
+from rismusic.wave import by_inverse_range, steering_with_derivatives
 
 # Most steps, and the share of an error bar that is worth no further one.
 _STEPS, _SETTLED = 20, 0.02
@@ -121,8 +121,8 @@ class _Fit:
         recording = whitened(recording, panel_error * _FLEETING**0.5)
         assert recording.noise_variance is not None
         self.panel, self.active, self.power = recording.panel, active, power
-        link = recording.link.to(torch.complex128)
-        self.H, self.codes = link.channel, link.codes
+        self.link = recording.link.to(torch.complex128)
+        self.H, self.codes = self.link.channel, self.link.codes
         self.y = recording.snapshots.to(torch.complex128)
         S, L, M = self.y.shape
         N = recording.elements.shape[0]
@@ -164,33 +164,30 @@ class _Fit:
         last = _Step(self, torch.zeros_like(damping))
         return self.x, last.covariance, 1 + self.e, converged
 
-    def field(self, field: Complex[Tensor, "S _ N C"]) -> Complex[Tensor, "S L M C"]:
-        """H diag(c_l) of columns on the panel, the same in every snapshot or not."""
-        coded = field if self.codes is None else field * self.codes[..., None]
-        return coded if self.H is None else self.H.unsqueeze(-3) @ coded
-
     def model(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A [S, N, K] and its derivatives by azimuth, elevation, 1/range [S, N, K, 3]; 0 in empty places."""
         azimuth, elevation, q = x.unbind(-1)
         A, D = steering_with_derivatives(self.panel, azimuth, elevation, 1 / q)
-        turn = torch.stack((torch.ones_like(q), torch.ones_like(q), -1 / q.square()), dim=-1)
         there = self.active[:, None]
-        return A * there, D * (turn[:, None] * there[..., None])
+        return A * there, D * (by_inverse_range(q)[:, None] * there[..., None])
 
     def _symbols(self, x: Tensor, e: Tensor) -> Tensor:
-        C = self.field(((1 + e)[..., None] * self.model(x)[0]).unsqueeze(-3))
+        C = self.link.matmul((1 + e)[..., None] * self.model(x)[0])
         inner = C.mH @ C + torch.diag_embed(self.noise[:, None] / self.power).unsqueeze(-3)
         return torch.linalg.solve(inner, C.mH @ self.y[..., None])[..., 0]
 
     def _value(self, x: Tensor, s: Tensor, e: Tensor) -> Float[Tensor, "S"]:
         """Minus the logarithm of the density, variances held."""
-        f = ((1 + e)[..., None] * self.model(x)[0]) @ s.mT  # [S, N, L]
-        rest = self.y - self.field(f.mT[..., None])[..., 0]
         return (
-            _energy(rest) / self.noise
+            self._left(x, s, e) / self.noise
             + (_squared(s) / self.power[:, None]).sum((1, 2))
             + (_squared(e) / self.variance).sum(-1)
         )
+
+    def _left(self, x: Tensor, s: Tensor, e: Tensor) -> Float[Tensor, "S"]:
+        """Energy of the snapshots that is not explained."""
+        f = ((1 + e)[..., None] * self.model(x)[0]) @ s.mT  # [S, N, L]
+        return _squared(self.y - self.link.apply(f.mT)).sum((1, 2))
 
     def _levels(self, step: _Step, live: Bool[Tensor, "S"]) -> None:
         """The errors' variances and the noise's, from what the step leaves unknown."""
@@ -200,8 +197,7 @@ class _Fit:
         L = self.y.shape[1]
         count = self.active.sum(-1)
         freedom = (self.size - L * count - 1.5 * count - known).clamp_min(0.1 * self.size)
-        f = ((1 + self.e)[..., None] * self.model(self.x)[0]) @ self.s.mT
-        noise = _energy(self.y - self.field(f.mT[..., None])[..., 0]) / freedom
+        noise = self._left(self.x, self.s, self.e) / freedom
         self.variance = torch.where(live[:, None], fresh, self.variance)
         self.noise = torch.where(live & (noise > 0), noise, self.noise)
 
@@ -217,8 +213,8 @@ class _Step:
         response = (1 + at.e)[..., None]
         f = (A @ at.s.mT).mT  # [S, L, N]
         P = f if at.codes is None else f * at.codes
-        C = at.field((response * A).unsqueeze(-3)).expand(-1, L, -1, -1)
-        B = at.field((response * D.flatten(2)).unsqueeze(-3)).unflatten(-1, (K, 3))
+        C = at.link.matmul(response * A).expand(-1, L, -1, -1)
+        B = at.link.matmul(response * D.flatten(2)).unflatten(-1, (K, 3))
         B = (B * at.s[:, :, None, :, None]).flatten(-2)  # [S, L, M, 3K]
         rest = at.y - (C @ at.s[..., None])[..., 0]
 
@@ -265,8 +261,7 @@ class _Step:
         bound = bound * scale[:, :, None] * scale[:, None, :] * (noise / 2)
         bound = bound + torch.diag_embed(torch.where(seen, 0.0, torch.inf))
         bound = bound.unflatten(-1, (K, 3)).unflatten(-3, (K, 3)).diagonal(dim1=-4, dim2=-2).movedim(-1, 1)
-        q = at.x[..., 2]
-        turn = torch.stack((torch.ones_like(q), torch.ones_like(q), -1 / q.square()), dim=-1)
+        turn = by_inverse_range(at.x[..., 2])
         self.std = torch.where(at.active[..., None], bound.diagonal(dim1=-2, dim2=-1).sqrt(), torch.inf)
         there = at.active[..., None, None]
         self.covariance = torch.where(there, bound * turn[..., None] * turn[..., None, :], torch.nan)
@@ -279,7 +274,3 @@ class _Step:
 
 def _squared(value: Tensor) -> Tensor:
     return torch.view_as_real(value).square().sum(-1)
-
-
-def _energy(value: Complex[Tensor, "S L M"]) -> Float[Tensor, "S"]:
-    return _squared(value).sum((1, 2))

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.recording import Recording
-from rismusic.wave import Wave, steering, steering_with_derivatives
+from rismusic.wave import Wave, by_inverse_range, steering, steering_with_derivatives
 
 # Two columns closer than this (relative, squared) count as one; far above rounding, far below any data.
 _RIDGE = 1e-13
@@ -90,8 +90,7 @@ def moments(
     panel, present = recording.panel, active[:, None]
     if derivatives:
         A, D = steering_with_derivatives(panel, azimuth, elevation, 1 / q, wave)
-        # da/dq = -r^2 da/dr
-        turn = torch.stack((torch.ones_like(q), torch.ones_like(q), -1 / q.square()), dim=-1)
+        turn = by_inverse_range(q)
         columns = torch.cat((A * present, (D * (turn * active[..., None])[:, None]).flatten(-2)), dim=-1)
     else:
         columns = steering(panel, azimuth, elevation, 1 / q, wave) * present

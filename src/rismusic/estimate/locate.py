@@ -190,11 +190,10 @@ def calibrated(located: Located, recording: Recording, volume: Volume, spec: Loc
         spec: the settings; ``panel_error`` a positive number.
     """
     found, noise = located.sources, noise_of(recording).double()
-    covariance, converged = located.covariance, None
+    covariance, converged = located.covariance, torch.ones_like(noise, dtype=torch.bool)
     if spec.polish and found.azimuth.shape[1]:
         fit = calibrate(recording, found, volume, panel_error=spec.allowed_error)
         found, covariance, converged = fit.sources, fit.covariance, fit.converged
-    still = torch.ones(len(noise), dtype=torch.bool) if converged is None else converged
     std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     return replace(
         located,
@@ -202,7 +201,7 @@ def calibrated(located: Located, recording: Recording, volume: Volume, spec: Loc
         covariance=covariance,
         snr_db=_received_db(recording, found, noise),
         noise_variance=noise,
-        warnings=_warnings(found, std, still, volume),
+        warnings=_warnings(found, std, converged, volume),
     )
 
 

@@ -28,7 +28,7 @@ from rismusic.estimate.descent import descend
 from rismusic.estimate.grid import Volume
 from rismusic.estimate.spectrum import Spectrum
 from rismusic.panel import Panel
-from rismusic.wave import steering_with_derivatives
+from rismusic.wave import by_inverse_range, steering_with_derivatives
 
 # f is of the order of 1; a gain of this size moves the phases by 1e-7 rad.
 _TOLERANCE = 1e-14
@@ -187,9 +187,7 @@ def _phases(panel: Panel, x: Tensor) -> tuple[Tensor, Tensor]:
     A, D = steering_with_derivatives(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
     a, D = A[..., 0], D[..., 0, :]
     slope = (a.conj()[..., None] * D).imag * panel.size
-    # dr / dq = -1 / q^2
-    chain = torch.stack((torch.ones_like(x[:, 2]), torch.ones_like(x[:, 2]), -1 / x[:, 2].square()), dim=-1)
-    return a, slope * chain[:, None]
+    return a, slope * by_inverse_range(x[:, 2])[:, None]
 
 
 def _width(panel: Panel, x: Tensor) -> Tensor:

@@ -86,8 +86,7 @@ class Scenes:
     def _given(self, recording: Recording, hide: bool = False) -> Recording:
         """A recording as inference hands it to the network: whitened where panels err."""
         recording = with_guessed_noise(recording) if hide else recording
-        error = self.spec.system.hardware.response_error
-        return whitened(recording, error) if error else recording
+        return whitened(recording, self.spec.system.hardware.response_error)
 
 
 def with_guessed_noise(recording: Recording) -> Recording:
