@@ -196,12 +196,16 @@ class HybridSpec(Spec):
     peak_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Candidates and sources of the list whose peak of the network's map is below this share of the highest
     are not tried; where fewer are left than there are sources, the list is not; 0: all are."""
+    belief: NonNegative = 1.0
+    """Weight of what the network's map says of places, beside the likelihood, where one set of places is
+    chosen over another; 0: the likelihood alone. Without the own list it has none."""
     search_from: Annotated[int, Field(ge=0)] = 4
-    """From so many sources on, exchanges choose among all points of the search grid in the end; 0: never."""
+    """From so many sources on, sources are added from all points of the search grid in the end, and the least
+    ones dropped, where that is likelier; 0: never."""
     doubt: Annotated[float, Field(ge=0, le=1)] = 0.005
     """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
     better answer counts; 0: none."""
-    newton_steps: Count = 3
+    newton_steps: Count = 2
     """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
     newton_step: Annotated[float, Field(gt=0, lt=2)] = 1.0
     """Length of its steps, in units of Newton's."""

@@ -87,10 +87,8 @@ def steering_with_derivatives(
 ) -> tuple[Complex[Tensor, "*batch N K"], Complex[Tensor, "*batch N K 3"]]:
     r"""Steering matrix and its exact derivatives in azimuth, elevation and range.
 
-    :math:`\partial a_n / \partial p = j k_0 a_n\, \partial\delta_n / \partial p`; for the spherical wave
-    :math:`\partial\delta / \partial\varphi = r\, (p\!\cdot\!u_\varphi) / d`, likewise in elevation, and
-    :math:`\partial\delta / \partial r = (|p|^2 - \delta\, p\!\cdot\!u) / (d (r + d))`, again without
-    cancellation.
+    :math:`\partial a_n / \partial p = j a_n\, \partial\psi_n / \partial p`, with the phases' derivatives of
+    :func:`steering_with_slopes`.
 
     Args:
         panel: see :func:`steering`.
@@ -102,14 +100,39 @@ def steering_with_derivatives(
     Returns:
         A [..., N, K], and D [..., N, K, 3]: per radian, per radian, per metre.
     """
-    paths = _Paths(panel, direction(azimuth, elevation), range, wave)
-    zero = torch.zeros_like(azimuth)
-    by_azimuth = (azimuth.cos() * elevation.cos(), zero, -azimuth.sin() * elevation.cos())
-    by_elevation = (-azimuth.sin() * elevation.sin(), elevation.cos(), -azimuth.cos() * elevation.sin())
-    a = _wave(panel, paths.difference)
-    slopes = torch.stack((paths.turn(by_azimuth), paths.turn(by_elevation), paths.stretch()), dim=-1)
-    derivatives = torch.complex(torch.zeros_like(slopes), panel.wavenumber * slopes) * a[..., None]
-    return a.mT, derivatives.transpose(-3, -2)
+    A, slopes = steering_with_slopes(panel, azimuth, elevation, range, wave)
+    return A, torch.complex(-slopes * A.imag[..., None], slopes * A.real[..., None])
+
+
+def steering_with_slopes(
+    panel: Panel,
+    azimuth: Float[Tensor, "*batch K"],
+    elevation: Float[Tensor, "*batch K"],
+    range: Float[Tensor, "*batch K"],
+    wave: Wave = "spherical",
+) -> tuple[Complex[Tensor, "*batch N K"], Float[Tensor, "*batch N K 3"]]:
+    r"""Steering matrix and the derivatives of its phases :math:`\psi_n = k_0 \delta_n`.
+
+    For the spherical wave :math:`\partial\delta / \partial\varphi = r\, (p\!\cdot\!u_\varphi) / d`, likewise
+    in elevation, and :math:`\partial\delta / \partial r = (|p|^2 - \delta\, p\!\cdot\!u) / (d (r + d))`,
+    again without cancellation.
+
+    Args:
+        panel: see :func:`steering`.
+        azimuth: radians.
+        elevation: radians.
+        range: metres.
+        wave: see :func:`steering`.
+
+    Returns:
+        A [..., N, K], and the derivatives [..., N, K, 3]: radians per radian, per radian, per metre.
+    """
+    sin, cos, rise, level = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
+    x, z = sin * level, cos * level
+    paths = _Paths(panel, (x, rise, z), range, wave)
+    by_azimuth, by_elevation = paths.turn((z, None, -x)), paths.turn((-sin * rise, level, -cos * rise))
+    slopes = torch.stack((by_azimuth, by_elevation, paths.stretch()), dim=-1) * panel.wavenumber
+    return _wave(panel, paths.difference).mT, slopes.transpose(-3, -2)
 
 
 def by_inverse_range(inverse_range: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3"]:
@@ -136,18 +159,21 @@ class _Paths:
         self._squared = squared = elements.square().sum(-1).unsqueeze(-2)
         if wave == "spherical":
             # For an element far off the axis both squares grow; the sum below stays positive.
-            self._distance = (r.square() - 2 * r * along + squared).sqrt()
-            self.difference = (2 * r * along - squared) / (r + self._distance)
+            twice = 2 * r * along
+            self._distance = (r.square() - twice + squared).sqrt()
+            self._sum = r + self._distance
+            self.difference = (twice - squared) / self._sum
         elif wave == "fresnel":
             self.difference = along - (squared - along.square()) / (2 * r)
         else:
             self.difference = along - squared / (2 * r)
 
-    def _dot(self, vector: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _dot(self, vector: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
         x, y, z = self._elements
-        return x * vector[0][..., None] + y * vector[1][..., None] + z * vector[2][..., None]
+        product = torch.addcmul(x * vector[0][..., None], z, vector[2][..., None])
+        return product if vector[1] is None else product.addcmul_(y, vector[1][..., None])
 
-    def turn(self, by: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def turn(self, by: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
         """Derivative of the path difference along a change of direction ``by``."""
         across = self._dot(by)
         if self._wave == "spherical":
@@ -160,7 +186,7 @@ class _Paths:
         """Derivative of the path difference by the range."""
         if self._wave == "spherical":
             rest = self._squared - self._along * self.difference
-            return rest / (self._distance * (self._range + self._distance))
+            return rest / (self._distance * self._sum)
         if self._wave == "fresnel":
             return (self._squared - self._along.square()) / (2 * self._range.square())
         return (self._squared / (2 * self._range.square())).expand_as(self._along)

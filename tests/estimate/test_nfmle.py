@@ -54,12 +54,12 @@ def test_the_likelihood_only_improves(criterion, scale, generator):
     first = start(recording, generator, scale)
     positions, active = unpack(first, recording)
     settings = {"criterion": criterion}
-    before = refine(recording, positions, active, dense.VOLUME, **settings, effort=Effort(steps=0))[1]
+    before = refine(recording, positions, active, dense.VOLUME, **settings, effort=Effort(steps=0)).value
     last = before
     for steps in (1, 3, 10):
-        _, value, _ = refine(
+        value = refine(
             recording, positions, active, dense.VOLUME, **settings, effort=Effort(steps=steps)
-        )
+        ).value
         assert (value <= last).all()
         last = value
     assert (last < before).float().mean() > 0.9
@@ -67,7 +67,7 @@ def test_the_likelihood_only_improves(criterion, scale, generator):
     if criterion == "conditional":
         assert (fit.cost <= conditional_cost(moments(recording, positions, active)) * (1 + 1e-9)).all()
         torch.testing.assert_close(
-            (refine(recording, positions, active, dense.VOLUME)[1] / 56).exp(), fit.cost
+            (refine(recording, positions, active, dense.VOLUME).value / 56).exp(), fit.cost
         )
     low, high = (
         torch.tensor(limit, dtype=torch.float64) for limit in (dense.VOLUME.lower, dense.VOLUME.upper)
@@ -83,7 +83,8 @@ def test_gradient_vanishes_or_the_box_holds(criterion, generator):
     recording = dense.small(scenes=20)
     positions, active = unpack(start(recording, generator, 0.05), recording)
     effort = Effort(steps=300, tolerance=1e-12)
-    x, _, converged = refine(recording, positions, active, dense.VOLUME, criterion=criterion, effort=effort)
+    end = refine(recording, positions, active, dense.VOLUME, criterion=criterion, effort=effort)
+    x, converged = end.positions, end.converged
     assert converged.float().mean() > 0.9
     here = moments(recording, x, active, derivatives=True)
     if criterion == "conditional":

@@ -12,7 +12,14 @@ from scipy.optimize import minimize
 
 from rismusic.estimate import refine as module
 from rismusic.estimate.likelihood import moments
-from rismusic.estimate.refine import Effort, fit_levels, fit_powers, refine, scene_blocks
+from rismusic.estimate.refine import (
+    Effort,
+    fit_levels,
+    fit_powers,
+    refine,
+    scene_blocks,
+    values_without,
+)
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -22,7 +29,7 @@ def test_levels_are_the_best_of_the_dense_likelihood(system, known):
     recording = dense.small(dense.SYSTEMS[system], 2, known=known, snr_db=5.0)
     positions, active = dense.truth_of(recording)
     at = moments(recording, positions, active)
-    power, noise, value = fit_powers(recording, at, Effort(steps=100, tolerance=1e-9))
+    power, noise, value = fit_powers(recording.noise_variance, at, Effort(steps=100, tolerance=1e-9))
     for scene in range(2):
         given = [] if known else [1]
 
@@ -60,10 +67,56 @@ def test_blocks_of_scenes_change_nothing(criterion, monkeypatch, generator):
     whole = refine(recording, start, active, dense.VOLUME, criterion=criterion)
     levels = fit_levels(recording, start, active)
     assert scene_blocks(recording, 12) == [slice(0, 5)]
-    assert torch.equal(whole[0][~active], start[~active])
+    assert torch.equal(whole.positions[~active], start[~active])
     monkeypatch.setattr(module, "_BLOCK", 1)
     assert scene_blocks(recording, 12) == [slice(i, i + 1) for i in range(5)]
     parts = refine(recording, start, active, dense.VOLUME, criterion=criterion)
-    torch.testing.assert_close(parts[0], whole[0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(parts[1], whole[1], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(parts.positions, whole.positions, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts.value, whole.value, rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(fit_levels(recording, start, active), levels, rtol=1e-3, atol=1e-6)
+
+
+def test_levels_that_are_known_lead_to_the_same_end_sooner(generator, monkeypatch):
+    recording = dense.small(scenes=10, sources=(1, 3), snr_db=5.0)
+    truth, active = dense.truth_of(recording)
+    start = dense.scattered(truth, generator, 0.05)
+    first = refine(recording, start, active, dense.VOLUME, criterion="unconditional")
+    at = moments(recording, first.positions, active)
+    cold = fit_powers(None, at, Effort(steps=100, tolerance=1e-9))
+    torch.testing.assert_close(first.levels[0], cold[0], rtol=2e-2, atol=1e-5)
+    torch.testing.assert_close(first.levels[1], cold[1], rtol=1e-3, atol=0)
+    evaluated = []
+    whole = module.unconditional
+    monkeypatch.setattr(module, "unconditional", lambda *some: evaluated.append(some) or whole(*some))
+    warm = fit_powers(None, at, levels=first.levels)
+    assert len(evaluated) == 2
+    torch.testing.assert_close(warm[2], cold[2], rtol=0, atol=1e-3)
+    # Powers of none, in empty places, are taken as they come.
+    assert (first.levels[0][~active] == 0).all()
+    assert (warm[0][~active] == 0).all()
+    del evaluated[:]
+    again = refine(
+        recording, first.positions, active, dense.VOLUME, criterion="unconditional", levels=first.levels
+    )
+    warm_steps = len(evaluated)
+    del evaluated[:]
+    refine(recording, first.positions, active, dense.VOLUME, criterion="unconditional")
+    assert warm_steps < len(evaluated)
+    torch.testing.assert_close(again.value, first.value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("criterion", ["conditional", "unconditional"])
+def test_values_without_each_source(criterion, known):
+    """As the fits of all sources but one, each made by itself; sources that are not there cannot go."""
+    recording = dense.small(scenes=6, sources=(1, 3), known=known, snr_db=5.0)
+    positions, active = dense.truth_of(recording)
+    assert len(set(active.sum(1).tolist())) > 1
+    values = values_without(recording, positions, active, criterion)
+    assert torch.equal(values.isinf(), ~active)
+    for k in range(3):
+        rest = active.clone()
+        rest[:, k] = False
+        settings = {"criterion": criterion, "effort": Effort(steps=0)}
+        expected = refine(recording, positions, rest, dense.VOLUME, **settings).value
+        torch.testing.assert_close(values[active[:, k], k], expected[active[:, k]], rtol=0, atol=1e-6)

@@ -13,6 +13,7 @@ from rismusic.bounds import recording_crb
 from rismusic.estimate.locate import Located
 from rismusic.estimate.nfmle import finish, unpack
 from rismusic.evaluate.metrics import match, score
+from rismusic.hybrid import fits
 from rismusic.hybrid.locate import locate
 from rismusic.hybrid.seen import Seen
 from rismusic.simulator import simulate
@@ -136,17 +137,17 @@ def test_scenes_above_an_snr_keep_the_peaks(recording, weights):
 @pytest.mark.parametrize("sources", [2, "auto"])
 def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeypatch):
     """A network that looks away in two scenes: what is found there does not explain the data."""
-    sound = Seen.fit
+    sound = fits._near_network
 
-    def astray(self: Seen, count, grid, spec):
-        fit = sound(self, count, grid, spec)
-        lost = torch.isin(self.recording.snapshots.real[:, 0, 0], recording.snapshots.real[[1, 4], 0, 0])
+    def astray(seen: Seen, count, grid, spec):
+        fit = sound(seen, count, grid, spec)
+        lost = torch.isin(seen.recording.snapshots.real[:, 0, 0], recording.snapshots.real[[1, 4], 0, 0])
         plain = replace(fit.sources, power=None, symbols=None)
         aside = plain.each(lambda value: torch.where(lost[:, None], 0.5 * value, value))
-        positions, active = unpack(aside, self.recording)
-        return finish(self.recording, positions, active, fit.converged)
+        positions, active = unpack(aside, seen.recording)
+        return finish(seen.recording, positions, active, fit.converged)
 
-    monkeypatch.setattr(Seen, "fit", astray)
+    monkeypatch.setattr(fits, "_near_network", astray)
     blind = hybrid(recording, weights, sources=sources, hybrid={"doubt": 0.0})
     missed = ~match(recording.truth, blind.sources).hit
     assert missed[[1, 4]].any(-1).all()

@@ -20,11 +20,12 @@ from rismusic.errors import InputError
 from rismusic.estimate.grid import to_cosines
 from rismusic.estimate.locate import searched_grid
 from rismusic.estimate.nfmle import Fit
-from rismusic.estimate.noise import guess_noise
+from rismusic.estimate.noise import guess_noise, noise_of
 from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.spectrum import music
 from rismusic.evaluate.metrics import match
-from rismusic.hybrid import seen as module
+from rismusic.hybrid import fits as module
+from rismusic.hybrid.fits import fit_known
 from rismusic.hybrid.seen import Seen
 from rismusic.hybrid.trained import trained
 from rismusic.recording import Recording
@@ -57,12 +58,12 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
 
 
 def seen_with(made: Recording, weights: str, **hybrid: object) -> Seen:
-    return Seen.by(trained(weights, torch.device("cpu")), made, spec_of(weights, **hybrid))
+    return Seen.by(trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights, **hybrid))
 
 
 def fitted(made: Recording, weights: str, count=TWO, **hybrid: object) -> Fit:
     spec = spec_of(weights, **hybrid)
-    return seen_with(made, weights, **hybrid).fit(count, searched_grid(made, spec), spec)
+    return fit_known(seen_with(made, weights, **hybrid), count, searched_grid(made, spec), spec)
 
 
 def same(one: Fit, other: Fit) -> bool:
@@ -196,7 +197,7 @@ def test_whether_the_list_is_tried_is_each_scene_s_own(weights, generator):
         blend=Covariance(noise, torch.zeros(6)),
         own=truth.each(lambda value: value.masked_fill(short, torch.nan)),
     )
-    fit = lost.fit(torch.full((6,), 2), searched_grid(made, spec), spec)
+    fit = fit_known(lost, torch.full((6,), 2), searched_grid(made, spec), spec)
     hits = match(made.truth, fit.sources).hit.all(-1)
     assert hits[::2].all()
     assert not hits[1::2].any()

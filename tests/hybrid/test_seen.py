@@ -11,9 +11,12 @@ from hybrid_case import SETTINGS, SYSTEM
 from rismusic.covariance import Covariance
 from rismusic.estimate.grid import to_cosines
 from rismusic.estimate.locate import searched_grid
+from rismusic.estimate.noise import noise_of
 from rismusic.evaluate.metrics import match, score
-from rismusic.hybrid import seen as module
-from rismusic.hybrid.seen import Seen, beside, same_places
+from rismusic.hybrid import fits as module
+from rismusic.hybrid.belief import Belief
+from rismusic.hybrid.fits import beside, fit_known, same_places
+from rismusic.hybrid.seen import Seen
 from rismusic.hybrid.trained import trained
 from rismusic.recording import Recording
 from rismusic.scene import Sources
@@ -34,7 +37,7 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
 
 @pytest.fixture(scope="module")
 def seen(made, weights) -> Seen:
-    return Seen.by(trained(weights, torch.device("cpu")), made, spec_of(weights))
+    return Seen.by(trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights))
 
 
 def places(truth: Sources) -> Sources:
@@ -44,7 +47,7 @@ def places(truth: Sources) -> Sources:
 
 
 def misses(seen: Seen, made: Recording, spec: LocateSpec) -> float:
-    fit = seen.fit(TWO, searched_grid(made, spec), spec)
+    fit = fit_known(seen, TWO, searched_grid(made, spec), spec)
     return score(match(made.truth, fit.sources)).misses
 
 
@@ -104,10 +107,39 @@ def test_places_beside_sources(made, weights):
 def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
     """Neither the list nor the map of the network has a part in the answer then."""
     spec = spec_of(weights, own_list=False)
-    other = replace(seen, own=seen.own.each(torch.ones_like), places=torch.ones_like(seen.places))
-    fits = [one.fit(TWO, searched_grid(made, spec), spec) for one in (seen, other)]
+    flat = replace(seen.belief, near=torch.ones_like(seen.belief.near))
+    other = replace(
+        seen, own=seen.own.each(torch.ones_like), places=torch.ones_like(seen.places), belief=flat
+    )
+    fits = [fit_known(one, TWO, searched_grid(made, spec), spec) for one in (seen, other)]
     assert torch.equal(fits[0].sources.azimuth, fits[1].sources.azimuth)
     assert not torch.equal(seen.places, other.places)
+
+
+@pytest.mark.parametrize("search_from", [0, 2])
+def test_what_the_map_says_of_places_counts_with_its_weight(search_from, seen, made, weights):
+    """A map that rules out where a source is: with some weight it is missed, with none it is not."""
+    truth = places(made.truth)
+
+    class Against(Belief):
+        """Nothing may be near the first source of the scene."""
+
+        def __call__(
+            self, scenes: torch.Tensor, positions: torch.Tensor, active: torch.Tensor
+        ) -> torch.Tensor:
+            place = torch.stack((truth.azimuth, truth.elevation), dim=-1)[scenes, :1]
+            near = ((positions[..., :2] - place).abs() < 0.2).all(-1).any(-1)
+            return torch.where(near, -1e6, 0.0).double()
+
+    corner = truth.each(lambda value: torch.ones_like(value))
+    against = Against(seen.belief.near, seen.belief.grid, seen.belief.scale)
+    biased = replace(seen, own=corner, belief=against)
+    settings = {"exchanges": 2, "search_from": search_from}
+    heard, unheard = (
+        misses(biased, made, spec_of(weights, belief=weight, **settings)) for weight in (1.0, 0.0)
+    )
+    assert unheard == 0
+    assert heard > 0.2
 
 
 def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, monkeypatch):
@@ -115,7 +147,7 @@ def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, m
     whole = module.Shortlist
     monkeypatch.setattr(module, "Shortlist", lambda *told: given.append(told[2]) or whole(*told))
     spec = spec_of(weights, exchanges=1, search_from=0)
-    seen.fit(TWO, searched_grid(made, spec), spec)
+    fit_known(seen, TWO, searched_grid(made, spec), spec)
     (places,) = given
     assert torch.equal(places[:, : seen.places.shape[1]], seen.places)
     assert places.shape[1] == seen.places.shape[1] + 12
@@ -124,7 +156,7 @@ def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, m
 def test_the_own_list_has_the_surest_first(made, weights):
     network = trained(weights, torch.device("cpu"))
     prediction = network.network(made)
-    seen = Seen.by(network, made, spec_of(weights))
+    seen = Seen.by(network, made, noise_of(made), spec_of(weights))
     best = prediction.existence_logits.argmax(-1, keepdim=True)
     torch.testing.assert_close(seen.own.azimuth[:, :1].float(), prediction.azimuth.gather(1, best))
     torch.testing.assert_close(1 / seen.own.range[:, :1].float(), prediction.inverse_range.gather(1, best))

@@ -66,17 +66,15 @@ def descend(
         length: what each step is multiplied with, above 0 and below 2, where a step gains nothing. The
             curvature of a model that leaves something out may ask for more or less than 1.
     """
-    lower, upper = lower.expand_as(start), upper.expand_as(start)
-    point = torch.minimum(torch.maximum(start, lower), upper)
-    live = torch.arange(len(point), device=point.device)
-    x, low, high = point.clone(), lower, upper
+    low, high = lower.expand_as(start), upper.expand_as(start)
+    x = torch.minimum(torch.maximum(start, low), high)
+    live = torch.arange(len(x), device=x.device)
     value, gradient, curvature = evaluate(live, x)
-    values = value.clone()
-    converged = torch.zeros_like(values, dtype=torch.bool)
+    end = Descent(x.clone(), value.clone(), torch.zeros_like(value, dtype=torch.bool))
     damping = torch.full_like(value, _FIRST_DAMPING)
     for _ in range(steps):
         step = _step(x, gradient, curvature, low, high, damping)
-        trial = torch.minimum(torch.maximum(x + length * step, low), high)
+        trial = torch.minimum(torch.maximum(torch.add(x, step, alpha=length), low), high)
         move = trial - x
         slope = (gradient * move).sum(-1)
         foreseen = -slope - (move * (curvature @ move[..., None])[..., 0]).sum(-1) / 2
@@ -87,22 +85,22 @@ def descend(
         damping = torch.where(good, damping / 8, torch.where(better, damping, damping * 6))
         damping = damping.clamp_min(_LEAST_DAMPING)
         x = torch.where(better[:, None], trial, x)
-        value, gradient, curvature = (
-            torch.where(better.reshape(-1, *[1] * (old.ndim - 1)), fresh, old)
-            for fresh, old in zip(new, (value, gradient, curvature), strict=True)
-        )
-        point[live], values[live] = x, value
+        value = torch.where(better, new[0], value)
+        gradient = torch.where(better[:, None], new[1], gradient)
+        curvature = torch.where(better[:, None, None], new[2], curvature)
         # A small gain counts only from a step that was hardly damped.
         small = torch.where(better, gain, foreseen) <= tolerance
-        done = (small & (damping < 1)) | (move.abs().amax(-1) == 0) | (damping > _MOST_DAMPING)
-        converged[live[done]] = True
-        keep = ~done
-        if not keep.any():
-            break
-        if not keep.all():
-            live, x, low, high = live[keep], x[keep], low[keep], high[keep]
-            value, gradient, curvature, damping = value[keep], gradient[keep], curvature[keep], damping[keep]
-    return Descent(point, values, converged)
+        done = (small & (damping < 1)) | (move == 0).all(-1) | (damping > _MOST_DAMPING)
+        if not done.any():
+            continue
+        gone, keep = live[done], ~done
+        end.point[gone], end.value[gone], end.converged[gone] = x[done], value[done], True
+        live, x, low, high = live[keep], x[keep], low[keep], high[keep]
+        value, gradient, curvature, damping = value[keep], gradient[keep], curvature[keep], damping[keep]
+        if len(live) == 0:
+            return end
+    end.point[live], end.value[live] = x, value
+    return end
 
 
 def _step(

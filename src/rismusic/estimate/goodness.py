@@ -43,7 +43,7 @@ SURPRISE = 1e-3
 # Draws of noise, how many of the largest make the tail beyond them, and what seeds them.
 _DRAWS, _TAIL, _SEED = 255, 51, 20261122
 # Fewer draws come first; scenes that they find more probable than this are clear, and get no more.
-_FIRST, _CLEAR = 63, 0.2
+_FIRST, _CLEAR = 63, 0.1
 # Share of the energy below which what is left is the rounding of data and fit, not noise.
 _NOTHING = 1e-10
 # A logarithm that varies by less than this says nothing.
@@ -51,7 +51,7 @@ _CONSTANT = 1e-4
 # Eigenvalues of H H^H below this share of the largest are rounding.
 _ROUNDING = 1e-6
 # Bytes for the draws of a block on the panel: what fits a cache.
-_BLOCK = 2**24
+_BLOCK = 2**23
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,19 @@ class Moments:
             self.gram[scenes], self.cross[scenes], self.energy[scenes], self.active[scenes], self.outputs
         )
 
+    def without_each(self) -> Moments:
+        """With one source after the other left out, S K problems, the source fast; no derivatives."""
+        K = self.active.shape[1]
+        stay = ~torch.eye(K, dtype=torch.bool, device=self.active.device)  # [left out, K]
+        pair = stay[:, :, None] & stay[:, None, :]
+        return Moments(
+            (self.gram[:, None, :, :K, :K] * pair[:, None]).flatten(0, 1),
+            (self.cross[:, None, :, :K] * stay[:, None]).flatten(0, 1),
+            self.energy.repeat_interleave(K, dim=0),
+            (self.active[:, None] & stay).flatten(0, 1),
+            self.outputs,
+        )
+
 
 def moments(
     recording: Recording,
@@ -187,16 +200,18 @@ class _Covariance:
         self.power = torch.where(moments.active, power, 0)
         self.noise = noise_variance[:, None, None, None]
         root = self.power.sqrt()[:, None, :, None]
-        identity = torch.eye(K, dtype=torch.complex128, device=power.device)
-        inner = root * moments.gram[..., :K, :K] * root.mT / self.noise + identity
+        self.CC, self.cross = moments.gram[..., :K, :K], moments.cross[..., :K, None]
+        inner = root * self.CC * root.mT / self.noise
+        inner.diagonal(dim1=-2, dim2=-1).add_(1)
         # With a unit diagonal and the ridge, for sources that coincide high above the noise.
         self.scale = inner.diagonal(dim1=-2, dim2=-1).real.rsqrt()[..., None]
-        self.factor = torch.linalg.cholesky_ex(self.scale * inner * self.scale.mT + _RIDGE * identity).L
+        inner = self.scale * inner * self.scale.mT
+        inner.diagonal(dim1=-2, dim2=-1).add_(_RIDGE)
+        self.factor = torch.linalg.cholesky_ex(inner).L
         root = root * self.scale
         self.T = root * torch.cholesky_inverse(self.factor) * root.mT / self.noise  # [S, L, K, K]
-        cross = moments.cross[..., :K, None]
-        self.fit = self.T @ cross
-        self.explained = (cross.mH @ self.fit).real[..., 0, 0]
+        self.fit = self.T @ self.cross
+        self.explained = (self.cross.mH @ self.fit).real[..., 0, 0]
 
     def value(self) -> Tensor:
         L = self.moments.energy.shape[1]
@@ -207,39 +222,55 @@ class _Covariance:
         return determinant + self.moments.size * noise.log() + rest / noise
 
     def slopes(self) -> tuple[Tensor, Tensor]:
-        moments, K, noise, p = self.moments, self.K, self.noise, self.power
+        """Gradient and information; powers come before coordinates until the last lines, as in [C, B]."""
+        moments, K, p = self.moments, self.K, self.power
+        noise, sigma2 = self.noise, self.noise[:, 0, 0, 0]
         gram, L = moments.gram, moments.energy.shape[1]
         repeats = L if gram.shape[1] == 1 else 1
-        half = gram[..., :, :K] @ self.T  # X^H C T
-        F = (gram - half @ gram[..., :K, :]) / noise  # X^H W X
-        v = (moments.cross - (half @ moments.cross[..., :K, None])[..., 0]) / noise[..., 0]  # X^H W y
-        middle = half @ gram[..., :K, :K] @ half.mH
-        F2 = (gram - 2 * half @ gram[..., :K, :] + middle) / noise.square()  # X^H W W X
-        turn = self.T @ gram[..., :K, :K]
-        trace = (moments.outputs - _trace(turn).real) / noise[..., 0, 0]  # tr W
-        trace2 = (moments.outputs - 2 * _trace(turn) + _trace(turn @ turn)).real / noise[..., 0, 0].square()
-        again = (self.fit.mH @ gram[..., :K, :K] @ self.fit).real[..., 0, 0]
-        energy2 = (moments.energy - 2 * self.explained + again) / noise[..., 0, 0].square()  # |W y|^2
+        XC = gram.narrow(-1, 0, K)
+        half = XC @ self.T  # X^H C T
+        FC = (XC - half @ self.CC) / noise  # X^H W C
+        FCC = FC.narrow(-2, 0, K)  # C^H W C
+        F = (gram - half @ XC.mH) / noise if gram.shape[-1] > K else FC  # X^H W X
+        v = (moments.cross - (half @ self.cross)[..., 0]) / noise[..., 0]  # X^H W y
+        F2 = (FC - half @ FCC) / noise  # X^H W W C
+        turn = self.T @ self.CC
+        one, two = _trace(turn).real, _trace(turn @ turn).real
+        again = (self.fit.mH @ self.CC @ self.fit).real[..., 0, 0]
+        trace = (moments.outputs - one).sum(1) * repeats / sigma2  # tr W, over all snapshots
+        trace2 = (moments.outputs - 2 * one + two).sum(1) * repeats  # tr W W, in units of 1 / sigma^4
+        energy2 = (moments.energy - 2 * self.explained + again).sum(1) / sigma2.square()  # |W y|^2
 
-        # R' = weight (x y^H + y x^H): x = c_k, y = b_i, weight p_k for a coordinate; x = y = c_k, p_k / 2 for
-        # the logarithm of a power.
-        sources = torch.arange(K, device=p.device)
-        derivatives = torch.arange(K, gram.shape[-1], device=p.device)
-        x = torch.cat((sources.repeat_interleave(3) if len(derivatives) else sources[:0], sources))
-        y = torch.cat((derivatives, sources))
-        weight = torch.cat((p[:, x[: len(derivatives)]], p / 2), dim=1)
-        Fyx, Fyy, Fxx = (F[..., rows[:, None], columns] for rows, columns in ((y, x), (y, y), (x, x)))
-        J = 2 * (Fyx * Fyx.mT + Fyy * Fxx.mT).real.sum(1) * repeats
-        J = J * weight[:, :, None] * weight[:, None, :]
-        by_noise = 2 * F2[..., y, x].real.sum(1) * repeats * weight * noise[:, 0, 0]
-        last = trace2.sum(1) * repeats * noise[:, 0, 0, 0].square()
-        J = torch.cat((J, by_noise[..., None]), dim=-1)
-        J = torch.cat((J, torch.cat((by_noise, last[:, None]), dim=-1)[:, None]), dim=-2)
-
+        # R' = weight (x y^H + y x^H): x = y = c_k, p_k / 2 for the logarithm of a power; x = c_k, y = b_i,
+        # weight p_k for a coordinate.
+        Fyx, Fyx2, Fxx, vx, weight = FC, F2, FCC, v.narrow(-1, 0, K), p / 2
+        if gram.shape[-1] > K:
+            Fyx, Fyx2, vx = _and_thrice(FC), _and_thrice(F2), _and_thrice(vx)
+            Fxx = _and_thrice(_and_thrice(FCC).mT).mT
+            weight = torch.cat((weight, p.repeat_interleave(3, dim=-1)), dim=-1)
+        J = (2 * repeats) * (Fyx * Fyx.mT + F * Fxx.mT).real.sum(1) * weight[:, :, None] * weight[:, None]
+        scaled = 2 * repeats * weight
+        by_noise = Fyx2.diagonal(dim1=-2, dim2=-1).real.sum(1) * scaled * sigma2[:, None]
+        J = torch.cat((J, by_noise[:, None]), dim=1)
+        J = torch.cat((J, torch.cat((by_noise, trace2[:, None]), dim=1)[..., None]), dim=2)
         pull = Fyx.diagonal(dim1=-2, dim2=-1).real.sum(1) * repeats
-        gradient = 2 * weight * (pull - (v[..., y].conj() * v[..., x]).real.sum(1))
-        noise_slope = noise[:, 0, 0, 0] * (trace.sum(1) * repeats - energy2.sum(1))
+        gradient = 2 * weight * (pull - (v.conj() * vx).real.sum(1))
+        noise_slope = sigma2 * (trace - energy2)
+        if gram.shape[-1] > K:
+            gradient, J = _sources_last(gradient, 1, K), _sources_last(_sources_last(J, 1, K), 2, K)
         return torch.cat((gradient, noise_slope[:, None]), dim=1), J
+
+
+def _and_thrice(columns: Tensor) -> Tensor:
+    """K columns, and behind them each of them three times."""
+    thrice = columns[..., None].expand(*columns.shape, 3).flatten(-2)
+    return torch.cat((columns, thrice), dim=-1)
+
+
+def _sources_last(value: Tensor, dim: int, sources: int) -> Tensor:
+    """The first K entries moved behind the 3K that follow; what comes after stays."""
+    head, middle, tail = value.tensor_split((sources, 4 * sources), dim=dim)
+    return torch.cat((middle, head, tail), dim=dim)
 
 
 def _trace(matrix: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from rismusic.estimate.descent import descend
 from rismusic.estimate.grid import Volume
 from rismusic.estimate.spectrum import Spectrum
 from rismusic.panel import Panel
-from rismusic.wave import by_inverse_range, steering_with_derivatives
+from rismusic.wave import by_inverse_range, steering_with_slopes
 
 # f is of the order of 1; a gain of this size moves the phases by 1e-7 rad.
 _TOLERANCE = 1e-14
@@ -43,10 +43,13 @@ class Climb:
     Args:
         steps: at most so many; few where a fit follows.
         length: of each step, in units of Newton's; see :func:`~rismusic.estimate.descent.descend`.
+        each: whether of sources that are found in turn each is climbed on the spectrum itself before the next
+            one is sought; all of them are in the end.
     """
 
     steps: int = 40
     length: float = 1.0
+    each: bool = True
 
 
 TO_THE_TOP = Climb()
@@ -184,10 +187,8 @@ def search_range(
 
 def _phases(panel: Panel, x: Tensor) -> tuple[Tensor, Tensor]:
     """The waves a [B, N] at azimuth, elevation and 1 / range x [B, 3]; their phases' derivatives by x."""
-    A, D = steering_with_derivatives(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
-    a, D = A[..., 0], D[..., 0, :]
-    slope = (a.conj()[..., None] * D).imag * panel.size
-    return a, slope * by_inverse_range(x[:, 2])[:, None]
+    A, slope = steering_with_slopes(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
+    return A[..., 0], slope[..., 0, :] * by_inverse_range(x[:, 2])[:, None]
 
 
 def _width(panel: Panel, x: Tensor) -> Tensor:

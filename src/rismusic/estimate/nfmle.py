@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.errors import InputError
@@ -42,6 +42,11 @@ class Fit:
     noise_variance: Float[Tensor, "S"]
     converged: Bool[Tensor, "S"]
 
+    def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Fit:
+        """The fit of some scenes."""
+        names = [field.name for field in fields(self) if field.name != "sources"]
+        return Fit(sources=self.sources[scenes], **{name: getattr(self, name)[scenes] for name in names})
+
 
 def nfmle(
     recording: Recording,
@@ -51,6 +56,7 @@ def nfmle(
     criterion: Criterion = "conditional",
     effort: Effort = THOROUGH,
     wave: Wave = "spherical",
+    levels: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> Fit:
     """Refine all sources of each scene by maximum likelihood; the likelihood only ever improves.
 
@@ -62,6 +68,7 @@ def nfmle(
             powers and, where it is not known, the noise variance as further unknowns; better below 5 dB).
         effort: most evaluations of the likelihood, and the gain (nats) that is worth no further step.
         wave: the form of the wave.
+        levels: see :func:`~rismusic.estimate.refine.refine`.
 
     Raises:
         InputError: a start of another number of scenes or with infinite values, or more sources than the data
@@ -69,10 +76,10 @@ def nfmle(
     """
     positions, active = unpack(start, recording)
     check_fit(recording, active.sum(-1))
-    positions, _, converged = refine(
-        recording, positions, active, volume, criterion=criterion, effort=effort, wave=wave
+    end = refine(
+        recording, positions, active, volume, criterion=criterion, effort=effort, wave=wave, levels=levels
     )
-    return finish(recording, positions, active, converged, wave=wave)
+    return finish(recording, end.positions, active, end.converged, wave=wave, levels=end.levels)
 
 
 def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"], Bool[Tensor, "S K"]]:
@@ -108,14 +115,25 @@ def finish(
     converged: Bool[Tensor, "S"],
     *,
     wave: Wave = "spherical",
+    levels: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> Fit:
-    """A fit at the given positions: symbols, powers, noise variance, cost and likelihood."""
+    """A fit at the given positions: symbols, powers, noise variance, cost and likelihood.
+
+    Args:
+        recording: S scenes.
+        positions: azimuth, elevation, 1/range.
+        active: which places hold a source.
+        converged: what is to be said of the positions.
+        wave: the form of the wave.
+        levels: where the search for the best powers and noise variance begins, if they are known roughly.
+    """
     _, L, M = recording.snapshots.shape
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):
         part = recording[block]
         at = moments(part, positions[block], active[block], wave=wave)
-        power, noise, value = fit_powers(part, at)
+        start = None if levels is None else (levels[0][block], levels[1][block])
+        power, noise, value = fit_powers(part.noise_variance, at, levels=start)
         parts.append((symbols(at).mT, conditional_cost(at), power, noise, value))
     s, cost, power, noise, value = (torch.cat(part) for part in zip(*parts, strict=True))
     if recording.noise_variance is None:

@@ -97,15 +97,15 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
     level, basis = torch.linalg.eigh(H @ H.mH / H.shape[-1])
     turned = torch.view_as_real(data @ basis.conj()).square().sum(-1).mean(dim=1)  # [S, M]
     level = (level.clamp_min(0) / level.mean(dim=-1, keepdim=True)).expand_as(turned)
-    rho, noise = power / 2, power / 2
-    silent = power <= 0
+    rho, noise = (power / 2)[:, None], (power / 2)[:, None]
+    silent = (power <= 0)[:, None]
     for _ in range(_STEPS):
-        total = rho[:, None] * level + noise[:, None]
-        total = torch.where(silent[:, None], 1, total)
-        pull = turned / total.square()
-        noise = noise * (pull.sum(1) / total.reciprocal().sum(1)).sqrt()
-        rho = rho * ((pull * level).sum(1) / (level / total).sum(1)).sqrt()
-    return noise
+        inverse = torch.addcmul(noise, rho, level).masked_fill(silent, 1).reciprocal()
+        pull = turned * inverse.square()
+        noise = noise * (pull.sum(1, keepdim=True) / inverse.sum(1, keepdim=True)).sqrt()
+        pull, inverse = pull * level, inverse * level
+        rho = rho * (pull.sum(1, keepdim=True) / inverse.sum(1, keepdim=True)).sqrt()
+    return noise[:, 0]
 
 
 def noise_of(recording: Recording) -> Float[Tensor, "S"]:

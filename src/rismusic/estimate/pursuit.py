@@ -41,6 +41,6 @@ def pursue(
             levels = fit_levels(part, positions[:, :k], so_far[:, :k])
         found = search.best(scenes, take_out(part, positions[:, :k], so_far[:, :k], levels))[:, 0]
         positions[:, k] = search.dictionary.positions(found)
-        positions, _, _ = refine(part, positions, so_far, volume, criterion=criterion, effort=ROUGH)
-        path[scenes, k, : k + 1] = positions
+        fit = refine(part, positions, so_far, volume, criterion=criterion, effort=ROUGH)
+        path[scenes, k, : k + 1] = fit.positions
     return path

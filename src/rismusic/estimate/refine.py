@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.descent import Descent, descend
@@ -39,6 +39,44 @@ class Effort:
     tolerance: float = 1e-4
 
 
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """Where a descent from the sources of S scenes ended.
+
+    Args:
+        positions: azimuth, elevation, 1/range.
+        value: minus the log-likelihood there (nats; up to a constant for each criterion).
+        converged: whether the descent came to rest.
+        levels: powers [S, K] and noise variance [S] there, of the unconditional likelihood; else none.
+    """
+
+    positions: Float[Tensor, "S K 3"]
+    value: Float[Tensor, "S"]
+    converged: Bool[Tensor, "S"]
+    levels: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None
+
+    def __getitem__(self, scenes: Tensor) -> Refined:
+        """That of some scenes."""
+        levels = None if self.levels is None else (self.levels[0][scenes], self.levels[1][scenes])
+        return Refined(self.positions[scenes], self.value[scenes], self.converged[scenes], levels)
+
+    def with_others(self, scenes: Int64[Tensor, "B"], others: Refined) -> Refined:
+        """The same with some scenes replaced."""
+
+        def put(one: Tensor, other: Tensor) -> Tensor:
+            return one.index_copy(0, scenes, other)
+
+        levels = self.levels
+        if levels is not None and others.levels is not None:
+            levels = put(levels[0], others.levels[0]), put(levels[1], others.levels[1])
+        return Refined(
+            put(self.positions, others.positions),
+            put(self.value, others.value),
+            put(self.converged, others.converged),
+            levels,
+        )
+
+
 # 1e-4 nats leave an error of 0.014 standard deviations.
 THOROUGH = Effort(steps=60, tolerance=1e-4)
 ROUGH = Effort(steps=12, tolerance=3e-2)
@@ -60,21 +98,36 @@ def refine(
     criterion: Criterion = "conditional",
     effort: Effort = THOROUGH,
     wave: Wave = "spherical",
-) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S"], Bool[Tensor, "S"]]:
+    levels: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
+) -> Refined:
     """Descend to the nearest maximum of the likelihood; see :func:`~rismusic.estimate.nfmle.nfmle`.
 
-    Returns:
-        Positions, minus the log-likelihood there (nats; up to a constant for each criterion), and where the
-        descent came to rest.
+    Args:
+        recording: S scenes.
+        positions: azimuth, elevation, 1/range of the start.
+        active: which places hold a source.
+        volume: see :func:`~rismusic.estimate.nfmle.nfmle`.
+        criterion: see :func:`~rismusic.estimate.nfmle.nfmle`.
+        effort: see :func:`~rismusic.estimate.nfmle.nfmle`.
+        wave: the form of the wave.
+        levels: powers and noise variance to start from with the unconditional likelihood; if none, its best
+            ones at the start.
     """
     parts = []
     for block in scene_blocks(recording, 4 * positions.shape[1]):
-        method = _conditional if criterion == "conditional" else _unconditional
-        fit = method(recording[block], positions[block], active[block], volume, wave, effort)
-        x = fit.point[:, : 3 * positions.shape[1]].unflatten(-1, (-1, 3))
-        parts.append((x, fit.value, fit.converged))
-    refined, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
-    return refined, value, converged
+        x, there = positions[block], active[block]
+        if criterion == "conditional":
+            fit = _conditional(recording[block], x, there, volume, wave, effort)
+        else:
+            start = None if levels is None else (levels[0][block], levels[1][block])
+            fit = _unconditional(recording[block], x, there, volume, wave, effort, start)
+        parts.append((fit.point, fit.value, fit.converged))
+    point, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+    K = positions.shape[1]
+    found = None
+    if criterion == "unconditional":
+        found = torch.where(active, point[:, 3 * K : -1].exp(), 0), point[:, -1].exp()
+    return Refined(point[:, : 3 * K].unflatten(-1, (-1, 3)), value, converged, found)
 
 
 def scene_blocks(recording: Recording, columns: int) -> list[slice]:
@@ -98,22 +151,55 @@ def fit_levels(
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):
         part = recording[block]
-        parts.append(fit_powers(part, moments(part, positions[block], active[block], wave=wave))[:2])
+        at = moments(part, positions[block], active[block], wave=wave)
+        parts.append(fit_powers(part.noise_variance, at)[:2])
     power, noise = (torch.cat(part) for part in zip(*parts, strict=True))
     return power, noise
 
 
+def values_without(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    criterion: Criterion,
+) -> Float[Tensor, "S K"]:
+    """Minus the log-likelihood (nats) without each source, all others where they are; infinite for none."""
+    parts = []
+    for block in scene_blocks(recording, 2 * positions.shape[1]):
+        part, there = recording[block], active[block]
+        at = moments(part, positions[block], there).without_each()
+        if criterion == "conditional":
+            value = at.size * conditional_cost(at).log()
+        else:
+            noise = part.noise_variance
+            value = fit_powers(None if noise is None else noise.repeat_interleave(there.shape[1]), at)[2]
+        parts.append(torch.where(there, value.view(there.shape), torch.inf))
+    return torch.cat(parts)
+
+
 def fit_powers(
-    recording: Recording, at: Moments, effort: Effort = LEVELS
+    noise_variance: Float[Tensor, "S"] | None,
+    at: Moments,
+    effort: Effort = LEVELS,
+    levels: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
     """Powers and noise variance (unless it is known) of the greatest unconditional likelihood.
+
+    Args:
+        noise_variance: sigma^2; none where it is not known.
+        at: moments, without derivatives.
+        effort: when to stop.
+        levels: powers and noise variance to start from; if none, those of the symbols of least squares.
 
     Returns:
         Powers [S, K] (0 in empty places and in scenes of zeros), noise variance [S], minus log-likelihood
         [S] in nats.
     """
-    start, lower, upper = _levels(recording, at)
+    start, lower, upper = _levels(noise_variance, at)
     K = at.active.shape[1]
+    if levels is not None:
+        power = levels[0].clamp_min(torch.finfo(start.dtype).tiny)
+        start = torch.cat((power, levels[1][:, None]), dim=1).log()
     fit = descend(
         lambda scenes, x: unconditional(at[scenes], x[:, :K].exp(), x[:, K].exp()),
         start,
@@ -142,14 +228,20 @@ def _conditional(
 
 
 def _unconditional(
-    recording: Recording, positions: Tensor, active: Tensor, volume: Volume, wave: Wave, effort: Effort
+    recording: Recording,
+    positions: Tensor,
+    active: Tensor,
+    volume: Volume,
+    wave: Wave,
+    effort: Effort,
+    levels: tuple[Tensor, Tensor] | None,
 ) -> Descent:
     at, K = _At(recording, active, wave), positions.shape[1]
     lower, upper = _box(positions, active, volume)
     inside = torch.minimum(torch.maximum(positions.flatten(1), lower), upper)
     plain = moments(recording, inside.unflatten(-1, (K, 3)), active, wave=wave)
-    start, least, most = _levels(recording, plain)
-    power, noise, _ = fit_powers(recording, plain)
+    start, least, most = _levels(recording.noise_variance, plain)
+    power, noise = fit_powers(recording.noise_variance, plain)[:2] if levels is None else levels
     start = torch.cat((power.clamp_min(torch.finfo(power.dtype).tiny), noise[:, None]), dim=1).log()
 
     def evaluate(scenes: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,7 +274,7 @@ def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Ten
     return torch.where(there, lower, positions).flatten(1), torch.where(there, upper, positions).flatten(1)
 
 
-def _levels(recording: Recording, at: Moments) -> tuple[Tensor, Tensor, Tensor]:
+def _levels(noise_variance: Tensor | None, at: Moments) -> tuple[Tensor, Tensor, Tensor]:
     """Start and limits of log p and log sigma^2, [S, K + 1]; what is known or empty is held."""
     L, K = at.energy.shape[1], at.active.shape[1]
     count = at.active.sum(-1)
@@ -192,12 +284,12 @@ def _levels(recording: Recording, at: Moments) -> tuple[Tensor, Tensor, Tensor]:
     norm = torch.where(norm > 0, norm, 1)
     most = energy[:, None] / norm
     power = symbols(at).abs().square().mean(dim=1).clamp(_POWER[0] * most, most)
-    if recording.noise_variance is None:
+    if noise_variance is None:
         noise = noise_from_fit(conditional_cost(at), count, L, at.outputs)
         limits = [energy / at.outputs * factor for factor in _NOISE]
         noise = noise.clamp(limits[0], limits[1])
     else:
-        noise = recording.noise_variance.double()
+        noise = noise_variance.double()
         limits = [noise, noise]
     low, high = (torch.where(at.active, most * factor, power.clamp_min(1e-300)) for factor in _POWER)
     start = torch.where(at.active, power, low)

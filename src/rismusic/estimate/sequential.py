@@ -66,8 +66,9 @@ def find_in_turn(
         ratio = rest.explained_on_grid(grid) / left.clamp_min(_LEFT)
         best = torch.where(grid.inside & (left > _LEFT), ratio, -1).argmax(-1, keepdim=True)
         start = [axis.to(left.dtype)[best] for axis in (grid.azimuth, grid.elevation, grid.range)]
-        near = newton(rest, panel, volume, start[0], start[1], start[2], reach=_FROM_GRID, climb=climb)
-        found = newton(spectrum, panel, volume, *_position(near), reach=_FROM_GRID, climb=climb)
+        found = newton(rest, panel, volume, start[0], start[1], start[2], reach=_FROM_GRID, climb=climb)
+        if climb.each:
+            found = newton(spectrum, panel, volume, *_position(found), reach=_FROM_GRID, climb=climb)
         places = torch.cat((places, _stacked(found)), dim=-2)
     for _ in torch.arange(visits if count > 1 else 0):
         trial = _visit(spectrum, grid, places)

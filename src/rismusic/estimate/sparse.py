@@ -234,7 +234,8 @@ def _fit(
     search: Search, positions: Float[Tensor, "S C 3"], active: Bool[Tensor, "S C"], strategy: Strategy
 ) -> Fit:
     recording, volume = search.recording, search.dictionary.grid.volume
+    fit = refine(recording, positions, active, volume, criterion=strategy.criterion)
     if strategy.exchanges:
-        positions = exchange(search, positions, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
-    positions, _, converged = refine(recording, positions, active, volume, criterion=strategy.criterion)
-    return finish(recording, positions, active, converged)
+        fit = exchange(search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
+        fit = refine(recording, fit.positions, active, volume, criterion=strategy.criterion)
+    return finish(recording, fit.positions, active, fit.converged)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.grid import Volume
 from rismusic.estimate.locate import searched_volume
-from rismusic.estimate.noise import snr_db
 from rismusic.hybrid.trained import Trained
 from rismusic.learn.weights import other_panel
 from rismusic.recording import Recording
@@ -50,18 +49,18 @@ def strange_system(trained: Trained, recording: Recording, spec: LocateSpec) -> 
 
 
 def strange_scenes(
-    trained: Trained, recording: Recording, count: Int64[Tensor, "S"] | None
+    trained: Trained, snr_db: Float[Tensor, "S"], count: Int64[Tensor, "S"] | None
 ) -> dict[int, str]:
     """Scenes, by number, that the network does not know for what is in them, and why.
 
     Args:
         trained: the network.
-        recording: S scenes.
+        snr_db: of S scenes.
         count: K of each scene; none where it is to be found.
     """
     said = {}
     most, (_, highest) = trained.card.sources_max, limits(trained.card.system.snr_db)
-    for scene in (snr_db(recording) > highest + _MARGIN_DB).nonzero()[:, 0].tolist():
+    for scene in (snr_db > highest + _MARGIN_DB).nonzero()[:, 0].tolist():
         said[scene] = f"they were trained up to {highest:g} dB SNR"
     if count is not None:
         said |= dict.fromkeys((count > most).nonzero()[:, 0].tolist(), f"they know at most {most} sources")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.grid import SearchGrid
@@ -20,8 +20,10 @@ from rismusic.estimate.locate import (
     searched_grid,
     told,
 )
+from rismusic.estimate.noise import noise_of, snr_db
 from rismusic.estimate.sparse import source_count
 from rismusic.hybrid.domain import strange_scenes, strange_system
+from rismusic.hybrid.fits import count_and_fit, fit_known
 from rismusic.hybrid.seen import Seen
 from rismusic.hybrid.trained import Trained, missing, trained
 from rismusic.recording import Recording
@@ -85,13 +87,15 @@ def _locate_block(
     """One block of scenes of a system that the network knows; scenes that it does not know go another way."""
     if count is not None or spec.sources != "auto":
         count = source_count(recording, int(spec.sources) if count is None else count)
-    strange = strange_scenes(trained, recording, count)
+    noise = noise_of(recording)
+    strange = strange_scenes(trained, snr_db(replace(recording, noise_variance=noise)), count)
     device = recording.snapshots.device
     away = torch.tensor([scene in strange for scene in range(len(recording))], device=device)
     here, there = (~away).nonzero()[:, 0], away.nonzero()[:, 0]
     parts = []
     if len(here):
-        parts.append(_hybrid(recording[here], None if count is None else count[here], trained, grid, spec))
+        known = None if count is None else count[here]
+        parts.append(_hybrid(recording[here], noise[here], known, trained, grid, spec))
     if len(there):
         classical = _classical(recording[there], None if count is None else count[there], grid, spec)
         why = [f"{_UNKNOWN.format(spec.weights)}: {strange[scene]}" for scene in there.tolist()]
@@ -101,17 +105,18 @@ def _locate_block(
 
 def _hybrid(
     recording: Recording,
+    noise: Float[Tensor, "S"],
     count: Int64[Tensor, "S"] | None,
     trained: Trained,
     grid: SearchGrid,
     spec: LocateSpec,
 ) -> Located:
-    seen = Seen.by(trained, recording, spec)
+    seen = Seen.by(trained, recording, noise, spec)
     if count is None:
-        chosen = seen.count_and_fit(grid, spec)
+        chosen = count_and_fit(seen, grid, spec)
         located = told(seen.recording, chosen.fit, chosen.probability, grid.volume, spec)
     else:
-        located = told(seen.recording, seen.fit(count, grid, spec), None, grid.volume, spec)
+        located = told(seen.recording, fit_known(seen, count, grid, spec), None, grid.volume, spec)
     if spec.allowed_error:
         return calibrated(located, recording, grid.volume, spec)
     return _doubted(located, seen, count, grid, spec) if spec.polish else located

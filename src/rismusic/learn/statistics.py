@@ -14,7 +14,8 @@ it is what the network looks at, the operator's phase kept.
 
 All of it is computed on the panel, where the dictionary is that of the steering vectors alone, the same for
 all scenes: C and :math:`\mathrm{own}` are products with the table of the outer products :math:`a_p a_p^H`, in
-a basis of the space that the volume's steering vectors span. No dictionary of a scene's own is formed.
+a basis of the space that the volume's steering vectors span (for a few scenes, products with the vectors
+themselves). No dictionary of a scene's own is formed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.errors import InputError
+from rismusic.estimate.dictionary import scenes_first
 from rismusic.estimate.grid import SearchGrid
 from rismusic.estimate.noise import noise_of
 from rismusic.recording import Recording
@@ -34,6 +36,10 @@ from rismusic.recording import Recording
 _LEFT_OUT = 2e-3
 # Bytes that the table of outer products may take.
 _TABLE = 2**30
+# Scenes at once on a processor, so that what is made of each stays in its cache.
+_BLOCK = 16
+# Up to so many scenes, products with the steering vectors themselves take less time than reading the table.
+_FEW = 4
 # The noise variance is at least this share of the power per output: single precision has no more.
 _LOADING = 1e-5
 
@@ -91,6 +97,7 @@ class GridStatistics:
             )
         self.basis = vectors[:, -rank:].to(torch.complex64)
         self.columns = (vectors[:, -rank:].mH @ A).to(torch.complex64)  # [D, P]
+        self._real = torch.cat((self.columns.real, self.columns.imag))  # [2D, P]
         self._below = torch.tril_indices(rank, rank, -1, device=A.device)
         i, j = self._below
         # A Hermitian matrix as D^2 real numbers: its diagonal, then real and imaginary parts below it.
@@ -107,15 +114,20 @@ class GridStatistics:
         noise = noise_of(recording)
         power = torch.view_as_real(y).square().sum(-1).mean(dim=(1, 2))
         power = torch.where(power > 0, power, 1)
-        B = recording.link.to(torch.complex64).matmul(self.basis)
-        B = B.expand(S, *B.shape[-3:]) if B.ndim == 4 else B.expand(S, -1, -1, -1)
-        # Gains of a link carry no information once they are the same for all elements.
-        scale = torch.view_as_real(B).square().sum(-1).mean(dim=(1, 2, 3)).sqrt()
-        B = B / torch.where(scale > 0, scale, 1)[:, None, None, None]
+        link = recording.link.to(torch.complex64)
+        fields, inner = [], []
+        for here in self._blocks(S if link.per_scene else 1):
+            B = scenes_first(link[here].matmul(self.basis), 3)
+            # Gains of a link carry no information once they are the same for all elements.
+            scale = torch.view_as_real(B).square().sum(-1).mean(dim=(1, 2, 3)).sqrt()
+            B = B / torch.where(scale > 0, scale, 1)[:, None, None, None]
+            rows = B.flatten(1, 2)
+            fields.append(B)
+            inner.append(rows.mH @ rows)
+        B = torch.cat(fields).expand(S, -1, -1, -1)
         R = B.shape[1]
         data = (y / power.sqrt()[:, None, None]).unflatten(1, (R, L // R)).mT
-        rows = B.flatten(1, 2)
-        reach = self._quadratic(rows.mH @ rows) * (L // R)
+        reach = (self._quadratic(torch.cat(inner)) * (L // R)).expand(S, -1)
         return Observed(B, data, (noise / power).float().clamp_min(_LOADING), reach.clamp_min(1e-6))
 
     def flat(self, observed: Observed) -> Float[Tensor, "S P"]:
@@ -132,20 +144,23 @@ class GridStatistics:
         self, observed: Observed, power: Float[Tensor, "S P"]
     ) -> tuple[Float[Tensor, "S P"], Float[Tensor, "S P"]]:
         """Pull and own of every point under the given powers, [S, P] each."""
-        C = self._unpacked(power @ self._table.mT)
-        B, M = observed.fields, observed.fields.shape[-2]
-        identity = torch.eye(M, dtype=B.dtype, device=B.device)
-        # Two plain products: with U^H C U between them they would be one of four axes.
-        BC = (B.flatten(1, 2) @ C).view_as(B)
-        R = BC @ B.mH + observed.noise_variance[:, None, None, None] * identity
-        factor = torch.linalg.cholesky_ex(R).L
-        white = torch.linalg.solve_triangular(factor, torch.cat((B, observed.data), dim=-1), upper=False)
-        Z, w = white[..., : B.shape[-1]], white[..., B.shape[-1] :]
-        x = (w.mH @ Z).flatten(1, 2)  # x_l^H, [S, L, D]
-        pull = torch.view_as_real(x @ self.columns).square().sum(dim=(1, 3))
-        rows = Z.flatten(1, 2)
-        own = self._quadratic(rows.mH @ rows) * observed.repeats
-        return pull, own.clamp_min(1e-9)
+        C = self._covariance(power)
+        M = observed.fields.shape[-2]
+        identity = torch.eye(M, dtype=C.dtype, device=C.device)
+        pull, inner = [], []
+        for here in self._blocks(len(power)):
+            B, noise = observed.fields[here], observed.noise_variance[here, None, None, None]
+            # Two plain products: with U^H C U between them they would be one of four axes.
+            BC = (B.flatten(1, 2) @ C[here]).view_as(B)
+            factor = torch.linalg.cholesky_ex(BC @ B.mH + noise * identity).L
+            half = torch.linalg.solve_triangular(factor, identity, upper=False)
+            Z, w = half @ B, half @ observed.data[here]
+            x = (w.mH @ Z).flatten(1, 2)  # x_l^H, [S, L, D]
+            pull.append((_real_rows(x) @ self._real).square_().sum(dim=1))
+            rows = Z.flatten(1, 2)
+            inner.append(rows.mH @ rows)
+        own = self._quadratic(torch.cat(inner)) * observed.repeats
+        return torch.cat(pull), own.clamp_min(1e-9)
 
     def climb(self, observed: Observed, power: Float[Tensor, "S P"], steps: int) -> Float[Tensor, "S P"]:
         """Some steps of the fixed point, power times pull over own."""
@@ -154,19 +169,36 @@ class GridStatistics:
             power = power * pull / own
         return power
 
+    def _blocks(self, scenes: int) -> list[slice]:
+        step = _BLOCK if self.columns.device.type == "cpu" else scenes
+        return [slice(start, start + step) for start in range(0, scenes, step)]
+
+    def _covariance(self, power: Float[Tensor, "S P"]) -> Complex[Tensor, "S D D"]:
+        """C, in the basis."""
+        D = self.columns.shape[0]
+        if len(power) <= _FEW:
+            outer = (self._real * power[:, None]) @ self._real.mT
+            on, off = outer[:, :D], outer[:, D:]
+            return torch.complex(on[..., :D] + off[..., D:], off[..., :D] - on[..., D:])
+        i, j = self._below
+        on, real, imaginary = (power @ self._table.mT).split((D, len(i), len(i)), dim=-1)
+        C = torch.diag_embed(on).to(torch.complex64)
+        C[:, i, j] = torch.complex(real, imaginary)
+        C[:, j, i] = torch.complex(real, -imaginary)
+        return C
+
     def _quadratic(self, Q: Complex[Tensor, "S D D"]) -> Float[Tensor, "S P"]:
         """a_p^H Q a_p of all points, Q Hermitian."""
+        if len(Q) <= _FEW:
+            return ((_real_rows(Q) @ self._real) * self._real).sum(dim=1)
         i, j = self._below
         below = Q[:, i, j]
         # a^H Q a = sum_i Q_ii |a_i|^2 + 2 Re sum_{i > j} Q_ij a_i^* a_j
         packed = torch.cat((Q.diagonal(dim1=-2, dim2=-1).real, 2 * below.real, 2 * below.imag), dim=-1)
         return packed @ self._table
 
-    def _unpacked(self, packed: Float[Tensor, "S D2"]) -> Complex[Tensor, "S D D"]:
-        i, j = self._below
-        D = self.columns.shape[0]
-        on, real, imaginary = packed.split((D, len(i), len(i)), dim=-1)
-        C = torch.diag_embed(on).to(torch.complex64)
-        C[:, i, j] = torch.complex(real, imaginary)
-        C[:, j, i] = torch.complex(real, -imaginary)
-        return C
+
+def _real_rows(rows: Complex[Tensor, "S R D"]) -> Float[Tensor, "S R2 D2"]:
+    """Complex rows for columns [Re; Im]: real parts of the products first, then the imaginary ones."""
+    real = torch.cat((rows.real, -rows.imag), dim=-1)
+    return torch.cat((real, torch.cat((rows.imag, rows.real), dim=-1)), dim=-2)
