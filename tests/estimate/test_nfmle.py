@@ -9,7 +9,7 @@ import torch
 
 from rismusic.errors import InputError
 from rismusic.estimate.likelihood import conditional_cost, moments
-from rismusic.estimate.nfmle import better, join, nfmle, pack, unpack
+from rismusic.estimate.nfmle import better, finish, join, nfmle, pack, unpack
 from rismusic.estimate.refine import Effort, fit_levels, refine
 from rismusic.scene import Sources
 
@@ -237,3 +237,22 @@ def test_blocks_of_scenes_are_joined_and_padded_to_the_widest(generator):
             assert value[:, K:].isnan().all()
         for name in ("cost", "likelihood", "noise_variance", "converged"):
             assert torch.equal(getattr(joined, name)[here], getattr(part, name))
+
+
+def test_powers_are_the_best_ones_and_those_of_silent_scenes_zero(generator):
+    """Taken over from the descent, and as a fit of the powers alone at its end finds them."""
+    recording = dense.small(scenes=10, sources=(1, 2), snr_db=5.0)
+    silent = recording.snapshots.clone()
+    silent[3] = 0
+    recording = replace(recording, snapshots=silent)
+    fit = nfmle(recording, start(recording, generator, 0.05), dense.VOLUME, criterion="unconditional")
+    positions, active = unpack(fit.sources, recording)
+    there = active.clone()
+    there[3] = False
+    power, _ = fit_levels(recording, positions, active)
+    torch.testing.assert_close(fit.sources.power[there], power[there], rtol=3e-2, atol=1e-4)
+    assert (fit.sources.power[3][active[3]] == 0).all()
+    best = finish(recording, positions, active, fit.converged)
+    heard = torch.arange(10) != 3
+    torch.testing.assert_close(fit.likelihood[heard], best.likelihood[heard], rtol=0, atol=1e-2)
+    torch.testing.assert_close(fit.noise_variance, best.noise_variance)

@@ -69,14 +69,22 @@ class Located:
 
     def __getitem__(self, scenes: slice | Tensor) -> Located:
         """What was located in some of the scenes."""
+        numbers = torch.arange(len(self.warnings))[scenes]
+        return self._each(lambda value: value[scenes], [self.warnings[scene] for scene in numbers.tolist()])
+
+    def cloned(self) -> Located:
+        """A copy, of tensors that may take part in a computation of gradients."""
+        return self._each(torch.clone, self.warnings)
+
+    def _each(self, change: Callable[[Tensor], Tensor], warnings: list[list[str]]) -> Located:
         names = ("covariance", "snr_db", "noise_variance", "likelihood", "p_value")
-        told, numbers = self.count_probability, torch.arange(len(self.warnings))[scenes]
+        told = self.count_probability
         return replace(
             self,
-            sources=self.sources[scenes],
-            count_probability=None if told is None else told[scenes],
-            warnings=[self.warnings[scene] for scene in numbers.tolist()],
-            **{name: getattr(self, name)[scenes] for name in names},
+            sources=self.sources.each(change),
+            count_probability=None if told is None else change(told),
+            warnings=warnings,
+            **{name: change(getattr(self, name)) for name in names},
         )
 
 

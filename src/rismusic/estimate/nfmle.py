@@ -16,7 +16,7 @@ from rismusic.errors import InputError
 from rismusic.estimate.grid import Volume
 from rismusic.estimate.likelihood import conditional_cost, moments, symbols
 from rismusic.estimate.noise import check_fit, noise_from_fit
-from rismusic.estimate.refine import THOROUGH, Criterion, Effort, fit_powers, refine, scene_blocks
+from rismusic.estimate.refine import THOROUGH, Criterion, Effort, Refined, fit_powers, refine, scene_blocks
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.wave import Wave
@@ -79,7 +79,7 @@ def nfmle(
     end = refine(
         recording, positions, active, volume, criterion=criterion, effort=effort, wave=wave, levels=levels
     )
-    return finish(recording, end.positions, active, end.converged, wave=wave, levels=end.levels)
+    return finish(recording, end.positions, active, end.converged, wave=wave, end=end)
 
 
 def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"], Bool[Tensor, "S K"]]:
@@ -115,7 +115,7 @@ def finish(
     converged: Bool[Tensor, "S"],
     *,
     wave: Wave = "spherical",
-    levels: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
+    end: Refined | None = None,
 ) -> Fit:
     """A fit at the given positions: symbols, powers, noise variance, cost and likelihood.
 
@@ -125,15 +125,18 @@ def finish(
         active: which places hold a source.
         converged: what is to be said of the positions.
         wave: the form of the wave.
-        levels: where the search for the best powers and noise variance begins, if they are known roughly.
+        end: of a descent to these positions, whose powers are taken if it has some; else the best ones.
     """
     _, L, M = recording.snapshots.shape
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):
         part = recording[block]
         at = moments(part, positions[block], active[block], wave=wave)
-        start = None if levels is None else (levels[0][block], levels[1][block])
-        power, noise, value = fit_powers(part.noise_variance, at, levels=start)
+        if end is None or end.levels is None:
+            power, noise, value = fit_powers(part.noise_variance, at)
+        else:
+            (power, noise), value = (level[block] for level in end.levels), end.value[block]
+            power = torch.where((at.energy.sum(dim=1) > 0)[:, None], power, 0)
         parts.append((symbols(at).mT, conditional_cost(at), power, noise, value))
     s, cost, power, noise, value = (torch.cat(part) for part in zip(*parts, strict=True))
     if recording.noise_variance is None:

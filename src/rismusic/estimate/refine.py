@@ -181,7 +181,6 @@ def fit_powers(
     noise_variance: Float[Tensor, "S"] | None,
     at: Moments,
     effort: Effort = LEVELS,
-    levels: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
     """Powers and noise variance (unless it is known) of the greatest unconditional likelihood.
 
@@ -189,7 +188,6 @@ def fit_powers(
         noise_variance: sigma^2; none where it is not known.
         at: moments, without derivatives.
         effort: when to stop.
-        levels: powers and noise variance to start from; if none, those of the symbols of least squares.
 
     Returns:
         Powers [S, K] (0 in empty places and in scenes of zeros), noise variance [S], minus log-likelihood
@@ -197,9 +195,6 @@ def fit_powers(
     """
     start, lower, upper = _levels(noise_variance, at)
     K = at.active.shape[1]
-    if levels is not None:
-        power = levels[0].clamp_min(torch.finfo(start.dtype).tiny)
-        start = torch.cat((power, levels[1][:, None]), dim=1).log()
     fit = descend(
         lambda scenes, x: unconditional(at[scenes], x[:, :K].exp(), x[:, K].exp()),
         start,

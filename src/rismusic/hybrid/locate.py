@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -61,19 +62,28 @@ def locate(
         chosen = chosen.replace(sources=sources)
     count = sources if isinstance(sources, Tensor) else None
     grid = searched_grid(recording, chosen)
-    if chosen.method != "hybrid":
-        return by_blocks(recording, count, partial(locate_classically, grid=grid, spec=chosen))
-    if missing(chosen.weights):
-        unknown = f"the weights {chosen.weights!r} are not installed"
-        return by_blocks(recording, count, partial(_fall_back, why=unknown, grid=grid, spec=chosen))
-    network = trained(chosen.weights, recording.snapshots.device, untrained=chosen.hybrid.untrained)
-    if chosen.panel_error == "trained":
-        chosen = chosen.replace(panel_error=network.card.system.hardware.response_error)
-    strange = strange_system(network, recording, chosen)
+    one, chosen = _way(recording, chosen, grid)
+    # Descents of small matrices are mostly calls, each a sixth cheaper without a record for gradients.
+    with torch.inference_mode():
+        located = by_blocks(recording, count, partial(one, spec=chosen))
+    return located.cloned()
+
+
+def _way(
+    recording: Recording, spec: LocateSpec, grid: SearchGrid
+) -> tuple[Callable[..., Located], LocateSpec]:
+    """What locates a block of these scenes, and the settings for it."""
+    if spec.method != "hybrid":
+        return partial(locate_classically, grid=grid), spec
+    if missing(spec.weights):
+        return partial(_fall_back, why=f"the weights {spec.weights!r} are not installed", grid=grid), spec
+    network = trained(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
+    if spec.panel_error == "trained":
+        spec = spec.replace(panel_error=network.card.system.hardware.response_error)
+    strange = strange_system(network, recording, spec)
     if strange is not None:
-        unknown = f"{_UNKNOWN.format(chosen.weights)}: {strange}"
-        return by_blocks(recording, count, partial(_fall_back, why=unknown, grid=grid, spec=chosen))
-    return by_blocks(recording, count, partial(_locate_block, trained=network, grid=grid, spec=chosen))
+        return partial(_fall_back, why=f"{_UNKNOWN.format(spec.weights)}: {strange}", grid=grid), spec
+    return partial(_locate_block, trained=network, grid=grid), spec
 
 
 def _locate_block(
