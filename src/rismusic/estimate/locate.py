@@ -77,14 +77,17 @@ class Located:
         return self._each(torch.clone, self.warnings)
 
     def _each(self, change: Callable[[Tensor], Tensor], warnings: list[list[str]]) -> Located:
-        names = ("covariance", "snr_db", "noise_variance", "likelihood", "p_value")
         told = self.count_probability
         return replace(
             self,
             sources=self.sources.each(change),
+            covariance=change(self.covariance),
+            snr_db=change(self.snr_db),
+            noise_variance=change(self.noise_variance),
+            likelihood=change(self.likelihood),
             count_probability=None if told is None else change(told),
+            p_value=change(self.p_value),
             warnings=warnings,
-            **{name: change(getattr(self, name)) for name in names},
         )
 
 
