@@ -205,7 +205,7 @@ class HybridSpec(Spec):
     doubt: Annotated[float, Field(ge=0, le=1)] = 0.005
     """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
     better answer counts; 0: none."""
-    newton_steps: Count = 2
+    newton_steps: Count = 1
     """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
     newton_step: Annotated[float, Field(gt=0, lt=2)] = 1.0
     """Length of its steps, in units of Newton's."""

@@ -39,7 +39,7 @@ _STEPS, _SETTLED = 20, 0.02
 # Shape of the distribution of an element's variance: of so few degrees of freedom that one may be dead.
 _SHAPE = 2.0
 # Share of the errors' variance that differs from code to code or from source to source: it is noise.
-_FLEETING = 0.12
+_FLEETING = 0.3
 # Coordinates whose effects differ by less than this (relative, squared) are one.
 _RIDGE = 1e-13
 _FIRST_DAMPING, _MOST_DAMPING = 1e-3, 1e6

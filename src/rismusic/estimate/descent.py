@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-# Value, gradient and a positive semidefinite curvature of some of the problems at the given points.
-Evaluate = Callable[
-    [Int64[Tensor, "B"], Float[Tensor, "B U"]],
-    tuple[Float[Tensor, "B"], Float[Tensor, "B U"], Float[Tensor, "B U U"]],
-]
+# Value, gradient and a positive semidefinite curvature of some of the problems.
+Evaluated = tuple[Float[Tensor, "B"], Float[Tensor, "B U"], Float[Tensor, "B U U"]]
+# The same at the given points.
+Evaluate = Callable[[Int64[Tensor, "B"], Float[Tensor, "B U"]], Evaluated]
 
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-10, 1e9
 
@@ -46,6 +45,7 @@ def descend(
     steps: int = 40,
     tolerance: float = 1e-4,
     length: float = 1.0,
+    first: Evaluated | None = None,
 ) -> Descent:
     r"""Minimise S functions of U unknowns within a box; each value only ever falls.
 
@@ -65,11 +65,12 @@ def descend(
         tolerance: a problem has converged when a step is foreseen to gain, or gained, no more than this.
         length: what each step is multiplied with, above 0 and below 2, where a step gains nothing. The
             curvature of a model that leaves something out may ask for more or less than 1.
+        first: what ``evaluate`` says of all problems at the start, inside the box, if that is known.
     """
     low, high = lower.expand_as(start), upper.expand_as(start)
     x = torch.minimum(torch.maximum(start, low), high)
     live = torch.arange(len(x), device=x.device)
-    value, gradient, curvature = evaluate(live, x)
+    value, gradient, curvature = evaluate(live, x) if first is None else first
     end = Descent(x.clone(), value.clone(), torch.zeros_like(value, dtype=torch.bool))
     damping = torch.full_like(value, _FIRST_DAMPING)
     for _ in range(steps):

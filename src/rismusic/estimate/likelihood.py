@@ -67,6 +67,11 @@ class Moments:
             self.gram[scenes], self.cross[scenes], self.energy[scenes], self.active[scenes], self.outputs
         )
 
+    def without_derivatives(self) -> Moments:
+        """Those of the fields alone."""
+        K = self.active.shape[1]
+        return Moments(self.gram[..., :K, :K], self.cross[..., :K], self.energy, self.active, self.outputs)
+
     def without_each(self) -> Moments:
         """With one source after the other left out, S K problems, the source fast; no derivatives."""
         K = self.active.shape[1]

@@ -234,16 +234,24 @@ def _unconditional(
     at, K = _At(recording, active, wave), positions.shape[1]
     lower, upper = _box(positions, active, volume)
     inside = torch.minimum(torch.maximum(positions.flatten(1), lower), upper)
-    plain = moments(recording, inside.unflatten(-1, (K, 3)), active, wave=wave)
+    here = at(torch.arange(len(recording), device=active.device), inside)
+    plain = here.without_derivatives()
     start, least, most = _levels(recording.noise_variance, plain)
     power, noise = fit_powers(recording.noise_variance, plain)[:2] if levels is None else levels
     start = torch.cat((power.clamp_min(torch.finfo(power.dtype).tiny), noise[:, None]), dim=1).log()
+    start = torch.minimum(torch.maximum(start, least), most)
 
-    def evaluate(scenes: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return unconditional(at(scenes, x[:, : 3 * K]), x[:, 3 * K : -1].exp(), x[:, -1].exp())
+    def value(at: Moments, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return unconditional(at, x[:, 3 * K : -1].exp(), x[:, -1].exp())
 
     join = [torch.cat(pair, dim=1) for pair in ((inside, start), (lower, least), (upper, most))]
-    return descend(evaluate, *join, steps=effort.steps, tolerance=effort.tolerance)
+    return descend(
+        lambda scenes, x: value(at(scenes, x[:, : 3 * K]), x),
+        *join,
+        steps=effort.steps,
+        tolerance=effort.tolerance,
+        first=value(here, join[0]),
+    )
 
 
 class _At:
