@@ -53,7 +53,8 @@ def path_difference(
         range: their ranges in metres.
         wave: the form of the wave; see the head of this module.
     """
-    return _Paths(panel, towards, range, wave).difference
+    x, y, z = (cosine[..., None] for cosine in towards)
+    return _Paths(panel, (x, y, z), range[..., None], wave).difference
 
 
 def steering(
@@ -75,7 +76,8 @@ def steering(
     Returns:
         A, [..., N, K] complex.
     """
-    return _wave(panel, path_difference(panel, direction(azimuth, elevation), range, wave)).mT
+    towards = direction(azimuth[..., None], elevation[..., None])
+    return _wave(panel, _Paths(panel, towards, range[..., None], wave).difference).mT
 
 
 def steering_with_derivatives(
@@ -127,9 +129,10 @@ def steering_with_slopes(
     Returns:
         A [..., N, K], and the derivatives [..., N, K, 3]: radians per radian, per radian, per metre.
     """
+    azimuth, elevation = azimuth[..., None], elevation[..., None]
     sin, cos, rise, level = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
     x, z = sin * level, cos * level
-    paths = _Paths(panel, (x, rise, z), range, wave)
+    paths = _Paths(panel, (x, rise, z), range[..., None], wave)
     by_azimuth, by_elevation = paths.turn((z, None, -x)), paths.turn((-sin * rise, level, -cos * rise))
     slopes = torch.stack((by_azimuth, by_elevation, paths.stretch()), dim=-1) * panel.wavenumber
     return _wave(panel, paths.difference).mT, slopes.transpose(-3, -2)
@@ -146,7 +149,10 @@ def by_inverse_range(inverse_range: Float[Tensor, "*batch"]) -> Float[Tensor, "*
 
 
 class _Paths:
-    """Path differences delta = r - d of K sources to N elements, laid out [..., K, N]: the long axis last."""
+    """Path differences delta = r - d of K sources to N elements, laid out [..., K, N]: the long axis last.
+
+    Directions and distances are columns, [..., K, 1].
+    """
 
     def __init__(
         self, panel: Panel, towards: tuple[Tensor, Tensor, Tensor], distance: Tensor, wave: Wave
@@ -154,7 +160,7 @@ class _Paths:
         elements = panel.elements.to(device=distance.device, dtype=distance.dtype)
         self._elements = elements.unsqueeze(-3).unbind(-1)
         self._wave = wave
-        self._range = r = distance[..., None]
+        self._range = r = distance
         self._along = along = self._dot(towards)
         self._squared = squared = elements.square().sum(-1).unsqueeze(-2)
         if wave == "spherical":
@@ -170,8 +176,8 @@ class _Paths:
 
     def _dot(self, vector: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
         x, y, z = self._elements
-        product = torch.addcmul(x * vector[0][..., None], z, vector[2][..., None])
-        return product if vector[1] is None else product.addcmul_(y, vector[1][..., None])
+        product = torch.addcmul(x * vector[0], z, vector[2])
+        return product if vector[1] is None else product.addcmul_(y, vector[1])
 
     def turn(self, by: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
         """Derivative of the path difference along a change of direction ``by``."""
