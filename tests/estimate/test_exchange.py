@@ -4,10 +4,11 @@ import dense
 import pytest
 import torch
 
+from rismusic.estimate.descent import Effort
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.exchange import exchange
 from rismusic.estimate.nfmle import pack
-from rismusic.estimate.refine import Effort, refine
+from rismusic.estimate.refine import refine
 from rismusic.estimate.search import Search
 
 CRITERIA = ["conditional", "unconditional"]

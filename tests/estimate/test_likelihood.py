@@ -11,11 +11,11 @@ from rismusic.estimate import likelihood
 from rismusic.estimate.likelihood import (
     conditional,
     conditional_cost,
-    moments,
     symbols,
     unconditional,
     unconditional_value,
 )
+from rismusic.estimate.moments import moments
 
 POWER = torch.tensor([1.3, 0.4], dtype=torch.float64)
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from rismusic.errors import InputError
-from rismusic.estimate.likelihood import conditional_cost, moments
+from rismusic.estimate.descent import Effort
+from rismusic.estimate.levels import fit_levels
+from rismusic.estimate.likelihood import conditional_cost
+from rismusic.estimate.moments import moments
 from rismusic.estimate.nfmle import better, finish, join, nfmle, pack, unpack
-from rismusic.estimate.refine import Effort, fit_levels, refine
+from rismusic.estimate.refine import refine
 from rismusic.scene import Sources
 
 CRITERIA = ["conditional", "unconditional"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rismusic.estimate.evidence import _LEVELS, log_evidence
-from rismusic.estimate.likelihood import moments, unconditional, unconditional_value
+from rismusic.estimate.likelihood import unconditional, unconditional_value
 from rismusic.estimate.locators import count_and_fit
+from rismusic.estimate.moments import moments
 from rismusic.estimate.nfmle import nfmle, unpack
 from rismusic.estimate.order import Chosen, choose_count
 from rismusic.estimate.sparse import omp

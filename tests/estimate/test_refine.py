@@ -10,16 +10,13 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from rismusic.estimate import levels as levels_module
+from rismusic.estimate import moments as moments_module
 from rismusic.estimate import refine as module
-from rismusic.estimate.likelihood import moments
-from rismusic.estimate.refine import (
-    Effort,
-    fit_levels,
-    fit_powers,
-    refine,
-    scene_blocks,
-    values_without,
-)
+from rismusic.estimate.descent import Effort
+from rismusic.estimate.levels import fit_levels, fit_powers, values_without
+from rismusic.estimate.moments import moments, scene_blocks
+from rismusic.estimate.refine import refine
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -68,7 +65,7 @@ def test_blocks_of_scenes_change_nothing(criterion, monkeypatch, generator):
     levels = fit_levels(recording, start, active)
     assert scene_blocks(recording, 12) == [slice(0, 5)]
     assert torch.equal(whole.positions[~active], start[~active])
-    monkeypatch.setattr(module, "_BLOCK", 1)
+    monkeypatch.setattr(moments_module, "_BLOCK", 1)
     assert scene_blocks(recording, 12) == [slice(i, i + 1) for i in range(5)]
     parts = refine(recording, start, active, dense.VOLUME, criterion=criterion)
     torch.testing.assert_close(parts.positions, whole.positions, rtol=0, atol=1e-5)
@@ -87,7 +84,8 @@ def test_levels_that_are_known_lead_to_the_same_end_sooner(generator, monkeypatc
     torch.testing.assert_close(first.levels[1], cold[1], rtol=1e-3, atol=0)
     evaluated = []
     whole = module.unconditional
-    monkeypatch.setattr(module, "unconditional", lambda *some: evaluated.append(some) or whole(*some))
+    for one in (module, levels_module):
+        monkeypatch.setattr(one, "unconditional", lambda *some: evaluated.append(some) or whole(*some))
     torch.testing.assert_close(first.value, cold[2], rtol=0, atol=1e-2)
     assert (first.levels[0][~active] == 0).all()
     again = refine(

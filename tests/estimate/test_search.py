@@ -12,7 +12,7 @@ import torch
 from rismusic.estimate import dictionary as dictionary_module
 from rismusic.estimate import search as search_module
 from rismusic.estimate.dictionary import Dictionary
-from rismusic.estimate.refine import fit_levels
+from rismusic.estimate.levels import fit_levels
 from rismusic.estimate.search import Rest, Search, Shortlist, fields_of, take_out, worth_of
 
 CRITERIA = ["conditional", "unconditional"]

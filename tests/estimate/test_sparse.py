@@ -11,7 +11,8 @@ import torch
 from rismusic.errors import InputError
 from rismusic.estimate import sparse as module
 from rismusic.estimate.dictionary import Dictionary
-from rismusic.estimate.likelihood import conditional_cost, moments
+from rismusic.estimate.likelihood import conditional_cost
+from rismusic.estimate.moments import moments
 from rismusic.estimate.pursuit import pursue
 from rismusic.estimate.search import Search
 from rismusic.estimate.sparse import Starts, Strategy, best, omp, relax, sbl

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import dense
 import pytest
 import torch
@@ -80,6 +82,28 @@ def test_a_prior_has_its_say(generator):
     assert torch.equal(end.positions, start.positions)
     free = add_and_drop(search, start, active, criterion="unconditional")
     assert not torch.equal(free.positions, start.positions)
+
+
+def test_a_prior_is_asked_where_the_sources_settle(generator):
+    """Of the start, of the places where one source was dropped, and of those that were fitted from there."""
+    search, start, active = case("unconditional", 1.5, generator, scenes=10, sources=3, snr_db=10.0)
+    asked = []
+
+    def against(scenes, positions, active):
+        asked.append(positions)
+        return torch.full((len(scenes),), -1e9 if len(asked) == 3 else 0.0, dtype=torch.float64)
+
+    end = add_and_drop(search, start, active, criterion="unconditional", prior=against)
+    assert torch.equal(end.positions, start.positions)
+    assert len(asked) == 3
+
+
+def test_later_passes_take_nothing_back(generator):
+    search, start, active = case("conditional", 1.5, generator, scenes=60, sources=3, snr_db=10.0)
+    values = [add_and_drop(search, start, active, sweeps=sweeps).value for sweeps in (1, 2, 3, 6)]
+    for fewer, more in pairwise(values):
+        assert (more <= fewer).all()
+    assert (values[1] < values[0] - 1).any()
 
 
 def test_births_are_apart_and_the_best_first():

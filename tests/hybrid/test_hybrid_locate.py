@@ -158,3 +158,15 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
     # What was sound is left as it was, scene by scene.
     for scene in (0, 2, 3, 5):
         assert gap(again[scene : scene + 1], blind[scene : scene + 1]) == 0
+
+
+@pytest.mark.parametrize("method", ["hybrid", "omp"])
+def test_what_is_returned_may_take_part_in_gradients(method, recording, weights):
+    located = locate(recording, sources=2, method=method, weights=weights)
+    for value in (located.sources.azimuth, located.covariance, located.likelihood):
+        assert not value.is_inference()
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (weight * located.sources.azimuth[0]).sum().backward()
+    assert weight.grad is not None
+    again = locate(recording, sources=2, method=method, weights=weights)
+    assert gap(located, again) == 0

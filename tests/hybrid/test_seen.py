@@ -9,13 +9,15 @@ import torch
 from hybrid_case import SETTINGS, SYSTEM
 
 from rismusic.covariance import Covariance
+from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.grid import to_cosines
 from rismusic.estimate.locate import searched_grid
+from rismusic.estimate.nfmle import finish, unpack
 from rismusic.estimate.noise import noise_of
 from rismusic.evaluate.metrics import match, score
 from rismusic.hybrid import fits as module
 from rismusic.hybrid.belief import Belief
-from rismusic.hybrid.fits import beside, fit_known, same_places
+from rismusic.hybrid.fits import beside, count_and_fit, fit_known, same_places
 from rismusic.hybrid.seen import Seen
 from rismusic.hybrid.trained import trained
 from rismusic.recording import Recording
@@ -89,6 +91,48 @@ def test_a_search_of_the_grid_mends_what_no_candidate_can(seen, made, weights, g
     assert with_it < without / 2
 
 
+def test_the_grid_is_searched_only_where_one_more_source_can_be_and_is_wanted(
+    seen, made, weights, monkeypatch
+):
+    """Not beside as many as the data carry, not for scenes that stay unpolished."""
+    searched = []
+    whole = module.add_and_drop
+
+    def told(search, start, active, **named):
+        searched.append(len(active))
+        return whole(search, start, active, **named)
+
+    monkeypatch.setattr(module, "add_and_drop", told)
+    spec = spec_of(weights, search_from=2)
+    fit_known(seen, TWO, searched_grid(made, spec), spec)
+    assert searched == [8]
+    middle = float(seen.snr_db.median())
+    gated = spec_of(weights, search_from=2, polish_up_to_db=middle)
+    fit_known(seen, TWO, searched_grid(made, gated), gated)
+    assert searched == [8, int((seen.snr_db <= middle).sum())]
+    assert searched[1] < 8
+    monkeypatch.setattr(module, "most_sources", lambda *_: 2)
+    fit_known(seen, TWO, searched_grid(made, spec), spec)
+    assert len(searched) == 2
+
+
+def test_the_evidence_is_that_of_the_fit_that_is_returned(seen, made, weights, monkeypatch):
+    """Also where the search of the grid came to another fit than what it began with."""
+    whole = module._searched
+
+    def elsewhere(seen, fit, grid, spec):
+        aside = replace(fit.sources, power=None, symbols=None)
+        positions, active = unpack(aside.each(lambda value: 0.99 * value), seen.recording)
+        return finish(seen.recording, positions, active, whole(seen, fit, grid, spec).converged)
+
+    monkeypatch.setattr(module, "_searched", elsewhere)
+    spec = spec_of(weights, count="likelihood", search_from=1)
+    grid = searched_grid(made, spec)
+    chosen = count_and_fit(seen, grid, spec)
+    evidence = log_evidence(seen.recording, chosen.fit, grid.volume)
+    torch.testing.assert_close(chosen.log_evidence.amax(1), evidence, rtol=0, atol=1e-4)
+
+
 def test_places_beside_sources(made, weights):
     """A beam's width to either side along each axis, and never out of the volume."""
     grid = searched_grid(made, spec_of(weights))
@@ -107,9 +151,16 @@ def test_places_beside_sources(made, weights):
 def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
     """Neither the list nor the map of the network has a part in the answer then."""
     spec = spec_of(weights, own_list=False)
-    flat = replace(seen.belief, near=torch.ones_like(seen.belief.near))
+
+    class Deaf(Belief):
+        """Is never asked."""
+
+        def __call__(self, *_: torch.Tensor) -> torch.Tensor:
+            raise AssertionError
+
+    deaf = Deaf(seen.belief.near, seen.belief.grid, seen.belief.scale)
     other = replace(
-        seen, own=seen.own.each(torch.ones_like), places=torch.ones_like(seen.places), belief=flat
+        seen, own=seen.own.each(torch.ones_like), places=torch.ones_like(seen.places), belief=deaf
     )
     fits = [fit_known(one, TWO, searched_grid(made, spec), spec) for one in (seen, other)]
     assert torch.equal(fits[0].sources.azimuth, fits[1].sources.azimuth)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from rismusic.checking.conventions import CHANGES, applicable
 from rismusic.checking.verdict import Evidence, MixUp, verdict
-from rismusic.estimate.likelihood import conditional_cost, moments
+from rismusic.estimate.likelihood import conditional_cost
+from rismusic.estimate.moments import moments
 from rismusic.estimate.nfmle import unpack
 from rismusic.recording import Recording
 from rismusic.scene import Sources

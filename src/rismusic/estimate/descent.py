@@ -21,6 +21,19 @@ Evaluate = Callable[[Int64[Tensor, "B"], Float[Tensor, "B U"]], Evaluated]
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-10, 1e9
 
 
+@dataclass(frozen=True)
+class Effort:
+    """When a descent ends.
+
+    Args:
+        steps: most evaluations of the likelihood after the first.
+        tolerance: gain of log-likelihood (nats) that is worth no further step.
+    """
+
+    steps: int = 60
+    tolerance: float = 1e-4
+
+
 @dataclass(frozen=True, eq=False)
 class Descent:
     """Where a descent ended.

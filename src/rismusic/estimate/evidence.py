@@ -27,9 +27,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rismusic.estimate.grid import Volume
-from rismusic.estimate.likelihood import moments, unconditional
+from rismusic.estimate.likelihood import unconditional
+from rismusic.estimate.moments import moments, scene_blocks
 from rismusic.estimate.nfmle import Fit, unpack
-from rismusic.estimate.refine import scene_blocks
 from rismusic.recording import Recording
 from rismusic.wave import Wave
 

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.grid import to_cosines
-from rismusic.estimate.refine import ROUGH, Criterion, Refined, refine
+from rismusic.estimate.levels import Criterion
+from rismusic.estimate.refine import ROUGH, Refined, refine
 from rismusic.estimate.search import Search, Shortlist, take_out
 
 # A source found again within so many grid steps of where it was is left alone: it would come back to itself.

@@ -30,8 +30,8 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.estimate.grid import Volume
+from rismusic.estimate.moments import scene_blocks
 from rismusic.estimate.nfmle import unpack
-from rismusic.estimate.refine import scene_blocks
 from rismusic.estimate.residual import Projection
 from rismusic.link import Link
 from rismusic.recording import Recording

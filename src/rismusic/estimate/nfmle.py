@@ -13,10 +13,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.errors import InputError
+from rismusic.estimate.descent import Effort
 from rismusic.estimate.grid import Volume
-from rismusic.estimate.likelihood import conditional_cost, moments, symbols
+from rismusic.estimate.levels import Criterion, fit_powers
+from rismusic.estimate.likelihood import conditional_cost, symbols
+from rismusic.estimate.moments import moments, scene_blocks
 from rismusic.estimate.noise import check_fit, noise_from_fit
-from rismusic.estimate.refine import THOROUGH, Criterion, Effort, Refined, fit_powers, refine, scene_blocks
+from rismusic.estimate.refine import THOROUGH, Refined, refine
 from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.wave import Wave

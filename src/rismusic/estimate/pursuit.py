@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from rismusic.estimate.refine import ROUGH, Criterion, fit_levels, refine
+from rismusic.estimate.levels import Criterion, fit_levels
+from rismusic.estimate.refine import ROUGH, refine
 from rismusic.estimate.search import Search, take_out
 
 

@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.estimate.descent import Descent, descend
+from rismusic.estimate.descent import Descent, Effort, descend
 from rismusic.estimate.grid import Volume
-from rismusic.estimate.likelihood import (
-    Moments,
-    conditional,
-    conditional_cost,
-    moments,
-    symbols,
-    unconditional,
-)
-from rismusic.estimate.noise import noise_from_fit
+from rismusic.estimate.levels import Criterion, fit_powers, level_limits
+from rismusic.estimate.likelihood import conditional, unconditional
+from rismusic.estimate.moments import Moments, moments, scene_blocks
 from rismusic.recording import Recording
 from rismusic.wave import Wave
-
-Criterion = Literal["conditional", "unconditional"]
-
-
-@dataclass(frozen=True)
-class Effort:
-    """When a descent ends.
-
-    Args:
-        steps: most evaluations of the likelihood after the first.
-        tolerance: gain of log-likelihood (nats) that is worth no further step.
-    """
-
-    steps: int = 60
-    tolerance: float = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +58,6 @@ class Refined:
 # 1e-4 nats leave an error of 0.014 standard deviations.
 THOROUGH = Effort(steps=60, tolerance=1e-4)
 ROUGH = Effort(steps=12, tolerance=3e-2)
-LEVELS = Effort(steps=20, tolerance=1e-3)
-
-# Bytes that the largest arrays of one block of scenes may take.
-_BLOCK = 2**27
-# Powers are searched within these factors of the mean received power, the noise variance likewise.
-_POWER = (1e-6, 1e3)
-_NOISE = (1e-15, 2.0)
 
 
 def refine(
@@ -130,83 +101,6 @@ def refine(
     return Refined(point[:, : 3 * K].unflatten(-1, (-1, 3)), value, converged, found)
 
 
-def scene_blocks(recording: Recording, columns: int) -> list[slice]:
-    """Blocks of scenes whose fields, ``columns`` of them for each scene, stay within the memory meant."""
-    _, L, M = recording.snapshots.shape
-    N = recording.elements.shape[0]
-    coded = 1 if recording.codes is None else recording.codes.shape[-2]
-    # Coded columns on the panel, fields at the receiver and their float64 copies, the link's own rows.
-    each = coded * columns * (8 * N + 40 * M) + 8 * N * (L + M) + 4 * 16 * coded * columns**2
-    step = max(1, _BLOCK // each)
-    return [slice(i, min(i + step, len(recording))) for i in range(0, len(recording), step)]
-
-
-def fit_levels(
-    recording: Recording,
-    positions: Float[Tensor, "S K 3"],
-    active: Bool[Tensor, "S K"],
-    wave: Wave = "spherical",
-) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"]]:
-    """Powers and noise variance of the greatest unconditional likelihood at the given positions."""
-    parts = []
-    for block in scene_blocks(recording, positions.shape[1]):
-        part = recording[block]
-        at = moments(part, positions[block], active[block], wave=wave)
-        parts.append(fit_powers(part.noise_variance, at)[:2])
-    power, noise = (torch.cat(part) for part in zip(*parts, strict=True))
-    return power, noise
-
-
-def values_without(
-    recording: Recording,
-    positions: Float[Tensor, "S K 3"],
-    active: Bool[Tensor, "S K"],
-    criterion: Criterion,
-) -> Float[Tensor, "S K"]:
-    """Minus the log-likelihood (nats) without each source, all others where they are; infinite for none."""
-    parts = []
-    for block in scene_blocks(recording, 2 * positions.shape[1]):
-        part, there = recording[block], active[block]
-        at = moments(part, positions[block], there).without_each()
-        if criterion == "conditional":
-            value = at.size * conditional_cost(at).log()
-        else:
-            noise = part.noise_variance
-            value = fit_powers(None if noise is None else noise.repeat_interleave(there.shape[1]), at)[2]
-        parts.append(torch.where(there, value.view(there.shape), torch.inf))
-    return torch.cat(parts)
-
-
-def fit_powers(
-    noise_variance: Float[Tensor, "S"] | None,
-    at: Moments,
-    effort: Effort = LEVELS,
-) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
-    """Powers and noise variance (unless it is known) of the greatest unconditional likelihood.
-
-    Args:
-        noise_variance: sigma^2; none where it is not known.
-        at: moments, without derivatives.
-        effort: when to stop.
-
-    Returns:
-        Powers [S, K] (0 in empty places and in scenes of zeros), noise variance [S], minus log-likelihood
-        [S] in nats.
-    """
-    start, lower, upper = _levels(noise_variance, at)
-    K = at.active.shape[1]
-    fit = descend(
-        lambda scenes, x: unconditional(at[scenes], x[:, :K].exp(), x[:, K].exp()),
-        start,
-        lower,
-        upper,
-        steps=effort.steps,
-        tolerance=effort.tolerance,
-    )
-    heard = at.active & (at.energy.sum(dim=1) > 0)[:, None]
-    return torch.where(heard, fit.point[:, :K].exp(), 0), fit.point[:, K].exp(), fit.value
-
-
 def _conditional(
     recording: Recording, positions: Tensor, active: Tensor, volume: Volume, wave: Wave, effort: Effort
 ) -> Descent:
@@ -236,7 +130,7 @@ def _unconditional(
     inside = torch.minimum(torch.maximum(positions.flatten(1), lower), upper)
     here = at(torch.arange(len(recording), device=active.device), inside)
     plain = here.without_derivatives()
-    start, least, most = _levels(recording.noise_variance, plain)
+    start, least, most = level_limits(recording.noise_variance, plain)
     power, noise = fit_powers(recording.noise_variance, plain)[:2] if levels is None else levels
     start = torch.cat((power.clamp_min(torch.finfo(power.dtype).tiny), noise[:, None]), dim=1).log()
     start = torch.minimum(torch.maximum(start, least), most)
@@ -275,28 +169,3 @@ def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Ten
     )
     there = active[..., None]
     return torch.where(there, lower, positions).flatten(1), torch.where(there, upper, positions).flatten(1)
-
-
-def _levels(noise_variance: Tensor | None, at: Moments) -> tuple[Tensor, Tensor, Tensor]:
-    """Start and limits of log p and log sigma^2, [S, K + 1]; what is known or empty is held."""
-    L, K = at.energy.shape[1], at.active.shape[1]
-    count = at.active.sum(-1)
-    energy = at.energy.mean(dim=1)
-    energy = torch.where(energy > 0, energy, 1)
-    norm = at.gram[..., :K, :K].diagonal(dim1=-2, dim2=-1).real.mean(dim=1)
-    norm = torch.where(norm > 0, norm, 1)
-    most = energy[:, None] / norm
-    power = symbols(at).abs().square().mean(dim=1).clamp(_POWER[0] * most, most)
-    if noise_variance is None:
-        noise = noise_from_fit(conditional_cost(at), count, L, at.outputs)
-        limits = [energy / at.outputs * factor for factor in _NOISE]
-        noise = noise.clamp(limits[0], limits[1])
-    else:
-        noise = noise_variance.double()
-        limits = [noise, noise]
-    low, high = (torch.where(at.active, most * factor, power.clamp_min(1e-300)) for factor in _POWER)
-    start = torch.where(at.active, power, low)
-    return tuple(
-        torch.cat((p, n[:, None]), dim=1).log()
-        for p, n in ((start, noise), (low, limits[0]), (high, limits[1]))
-    )  # type: ignore[return-value]

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.estimate.likelihood import moments, symbols
+from rismusic.estimate.likelihood import symbols
+from rismusic.estimate.moments import moments
 from rismusic.recording import Recording
 from rismusic.wave import steering_with_derivatives
 

@@ -26,11 +26,12 @@ from rismusic.errors import InputError
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.exchange import exchange
 from rismusic.estimate.grid import SearchGrid
+from rismusic.estimate.levels import Criterion
 from rismusic.estimate.nfmle import Fit, better, finish, join
 from rismusic.estimate.noise import check_fit
 from rismusic.estimate.powermap import map_peaks
 from rismusic.estimate.pursuit import pursue
-from rismusic.estimate.refine import Criterion, refine
+from rismusic.estimate.refine import refine
 from rismusic.estimate.search import Search
 from rismusic.recording import Recording
 

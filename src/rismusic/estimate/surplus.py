@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.estimate.descent import Effort
 from rismusic.estimate.exchange import GAIN, Prior, cosines, log_prior
-from rismusic.estimate.refine import ROUGH, Criterion, Effort, Refined, refine, values_without
+from rismusic.estimate.levels import Criterion, values_without
+from rismusic.estimate.refine import ROUGH, Refined, refine
 from rismusic.estimate.search import Search, take_out
 
 # Points of the grid among which births are chosen, and how many steps they are apart in some coordinate.

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.estimate.descent import Effort
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.evidence import log_evidence
 from rismusic.estimate.exchange import Prior, exchange, log_prior
@@ -18,7 +19,7 @@ from rismusic.estimate.newton import Climb
 from rismusic.estimate.nfmle import Fit, finish, nfmle, pack, unpack
 from rismusic.estimate.noise import check_fit, most_sources
 from rismusic.estimate.order import Chosen, choose_count, replaced
-from rismusic.estimate.refine import ROUGH, Effort, Refined, refine
+from rismusic.estimate.refine import ROUGH, Refined, refine
 from rismusic.estimate.search import Search, Shortlist
 from rismusic.estimate.spectrum import music
 from rismusic.estimate.surplus import add_and_drop
