@@ -76,8 +76,7 @@ def steering(
     Returns:
         A, [..., N, K] complex.
     """
-    towards = direction(azimuth[..., None], elevation[..., None])
-    return _wave(panel, _Paths(panel, towards, range[..., None], wave).difference).mT
+    return _wave(panel, path_difference(panel, direction(azimuth, elevation), range, wave)).mT
 
 
 def steering_with_derivatives(

@@ -63,6 +63,7 @@ def fit_powers(
     noise_variance: Float[Tensor, "S"] | None,
     at: Moments,
     effort: Effort = LEVELS,
+    limits: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
     """Powers and noise variance (unless it is known) of the greatest unconditional likelihood.
 
@@ -70,12 +71,13 @@ def fit_powers(
         noise_variance: sigma^2; none where it is not known.
         at: moments, without derivatives.
         effort: when to stop.
+        limits: what :func:`level_limits` says, if it was asked already.
 
     Returns:
         Powers [S, K] (0 in empty places and in scenes of zeros), noise variance [S], minus log-likelihood
         [S] in nats.
     """
-    start, lower, upper = level_limits(noise_variance, at)
+    start, lower, upper = limits or level_limits(noise_variance, at)
     K = at.active.shape[1]
     fit = descend(
         lambda scenes, x: unconditional(at[scenes], x[:, :K].exp(), x[:, K].exp()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rismusic.errors import InputError
@@ -45,7 +45,7 @@ class Fit:
     noise_variance: Float[Tensor, "S"]
     converged: Bool[Tensor, "S"]
 
-    def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Fit:
+    def __getitem__(self, scenes: Tensor) -> Fit:
         """The fit of some scenes."""
         names = [field.name for field in fields(self) if field.name != "sources"]
         return Fit(sources=self.sources[scenes], **{name: getattr(self, name)[scenes] for name in names})

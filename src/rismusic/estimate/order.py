@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.estimate.nfmle import Fit
@@ -69,24 +69,23 @@ def choose_count(
         better = evidence > value[left]
         value[left] = torch.where(better, evidence, value[left])
         since[left] = torch.where(better, 0, since[left] + 1)
-        best = replaced(best, left, tried, better)
+        best = replaced(best, left[better], tried[better])
     return Chosen(best, all_evidence)
 
 
-def replaced(best: Fit, scenes: Int64[Tensor, "_"], tried: Fit, better: Bool[Tensor, "_"]) -> Fit:
+def replaced(best: Fit, scenes: Int64[Tensor, "_"], tried: Fit) -> Fit:
     """``best`` with some scenes taken from another fit; both padded to the wider one's places.
 
     Args:
         best: of S scenes.
         scenes: numbers of the scenes of the other fit.
-        tried: the other fit.
-        better: which of these take it.
+        tried: the other fit, of these scenes.
     """
     width = max(best.sources.azimuth.shape[1], tried.sources.azimuth.shape[1])
 
     def put(old: Tensor, new: Tensor) -> Tensor:
         changed = _padded(old, width) if old.ndim > 1 else old.clone()
-        changed[scenes[better]] = (_padded(new, width) if new.ndim > 1 else new)[better]
+        changed[scenes] = _padded(new, width) if new.ndim > 1 else new
         return changed
 
     sources = {

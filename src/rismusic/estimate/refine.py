@@ -130,8 +130,10 @@ def _unconditional(
     inside = torch.minimum(torch.maximum(positions.flatten(1), lower), upper)
     here = at(torch.arange(len(recording), device=active.device), inside)
     plain = here.without_derivatives()
-    start, least, most = level_limits(recording.noise_variance, plain)
-    power, noise = fit_powers(recording.noise_variance, plain)[:2] if levels is None else levels
+    limits = level_limits(recording.noise_variance, plain)
+    if levels is None:
+        levels = fit_powers(recording.noise_variance, plain, limits=limits)[:2]
+    (_, least, most), (power, noise) = limits, levels
     start = torch.cat((power.clamp_min(torch.finfo(power.dtype).tiny), noise[:, None]), dim=1).log()
     start = torch.minimum(torch.maximum(start, least), most)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rismusic.estimate.descent import Effort
 from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.evidence import log_evidence
-from rismusic.estimate.exchange import Prior, exchange, log_prior
+from rismusic.estimate.exchange import Prior, cosines, exchange, log_prior
 from rismusic.estimate.grid import SearchGrid, from_cosines, to_cosines
 from rismusic.estimate.locators import nothing, peaks_in_turn
 from rismusic.estimate.newton import Climb
@@ -74,7 +74,7 @@ def count_and_fit(seen: Seen, grid: SearchGrid, spec: LocateSpec) -> Chosen:
         if len(hopeful) and count >= (spec.hybrid.search_from or math.inf):
             some = part[hopeful]
             searched = _searched(some, fit[hopeful], grid, spec)
-            fit = replaced(fit, hopeful, searched, torch.ones_like(hopeful, dtype=torch.bool))
+            fit = replaced(fit, hopeful, searched)
             evidence[hopeful] = log_evidence(some.recording, searched, grid.volume)
         best[scenes] = torch.maximum(here, evidence + before)
         return fit, evidence
@@ -116,7 +116,7 @@ def _near_network(seen: Seen, count: Int64[Tensor, "S"], grid: SearchGrid, spec:
     if len(scenes) == 0:
         return rough
     fit = _polished(seen[scenes], start[scenes], grid, spec)
-    return replaced(rough, scenes, fit, torch.ones_like(scenes, dtype=torch.bool))
+    return replaced(rough, scenes, fit)
 
 
 def _searched(seen: Seen, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
@@ -146,7 +146,7 @@ def _searched(seen: Seen, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
     if len(changed) == 0:
         return fit
     last = _finished(part[changed], end[changed], active[changed], grid, spec)
-    return replaced(fit, many[changed], last, torch.ones_like(changed, dtype=torch.bool))
+    return replaced(fit, many[changed], last)
 
 
 def _finished(
@@ -221,8 +221,7 @@ def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor,
         positions: azimuth, elevation, 1/range of K sources.
         grid: whose beams and volume are meant.
     """
-    azimuth, elevation, q = positions.unbind(-1)
-    middle = torch.stack(to_cosines(azimuth, elevation, 1 / q), dim=-1)
+    middle = cosines(positions)
     width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
     u_x, u_y, q = (middle[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
     q = q.clamp_min(grid.volume.lower[2])

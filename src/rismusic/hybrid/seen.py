@@ -20,11 +20,6 @@ from rismusic.recording import Recording
 from rismusic.scene import Sources
 from rismusic.spec import LocateSpec
 
-# Distance of the places beside a source from it, in beam widths (widths of focus in 1/r).
-_BESIDE = 0.8
-# Nats of evidence that a search of the whole grid may bring: a number of sources further behind gets none.
-_HOPE = 6.0
-
 
 @dataclass(frozen=True, eq=False)
 class Seen:

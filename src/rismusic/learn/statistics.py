@@ -27,7 +27,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.estimate.dictionary import scenes_first
+from rismusic.estimate.dictionary import products, scenes_first
 from rismusic.estimate.grid import SearchGrid
 from rismusic.estimate.noise import noise_of
 from rismusic.recording import Recording
@@ -156,7 +156,7 @@ class GridStatistics:
             half = torch.linalg.solve_triangular(factor, identity, upper=False)
             Z, w = half @ B, half @ observed.data[here]
             x = (w.mH @ Z).flatten(1, 2)  # x_l^H, [S, L, D]
-            pull.append((_real_rows(x) @ self._real).square_().sum(dim=1))
+            pull.append(products(x, self._real).square_().sum(dim=(1, 2)))
             rows = Z.flatten(1, 2)
             inner.append(rows.mH @ rows)
         own = self._quadratic(torch.cat(inner)) * observed.repeats
@@ -190,15 +190,10 @@ class GridStatistics:
     def _quadratic(self, Q: Complex[Tensor, "S D D"]) -> Float[Tensor, "S P"]:
         """a_p^H Q a_p of all points, Q Hermitian."""
         if len(Q) <= _FEW:
-            return ((_real_rows(Q) @ self._real) * self._real).sum(dim=1)
+            columns = self._real.unflatten(0, (2, -1)).transpose(0, 1)  # [D, 2, P]
+            return (products(Q, self._real) * columns).sum(dim=(1, 2))
         i, j = self._below
         below = Q[:, i, j]
         # a^H Q a = sum_i Q_ii |a_i|^2 + 2 Re sum_{i > j} Q_ij a_i^* a_j
         packed = torch.cat((Q.diagonal(dim1=-2, dim2=-1).real, 2 * below.real, 2 * below.imag), dim=-1)
         return packed @ self._table
-
-
-def _real_rows(rows: Complex[Tensor, "S R D"]) -> Float[Tensor, "S R2 D2"]:
-    """Complex rows for columns [Re; Im]: real parts of the products first, then the imaginary ones."""
-    real = torch.cat((rows.real, -rows.imag), dim=-1)
-    return torch.cat((real, torch.cat((rows.imag, rows.real), dim=-1)), dim=-2)
