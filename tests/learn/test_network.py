@@ -201,7 +201,8 @@ def test_the_fixed_point_climbs():
 
 def _likelihood(made, observed, power):
     """sum_l log det R_l + y_l^H R_l^-1 y_l, [S]."""
-    B, U = observed.fields.to(torch.complex128), made.columns.to(torch.complex128)
+    B = observed.fields.to(torch.complex128)
+    U = (made.basis.mH @ made.grid.steering()).to(torch.complex128)
     C = (U * power[:, None, :].double()) @ U.mH
     R = B @ C[:, None] @ B.mH + observed.noise_variance.double()[:, None, None, None] * torch.eye(B.shape[-2])
     y = observed.data.to(torch.complex128)

@@ -15,7 +15,10 @@ it is what the network looks at, the operator's phase kept.
 All of it is computed on the panel, where the dictionary is that of the steering vectors alone, the same for
 all scenes: C and :math:`\mathrm{own}` are products with the table of the outer products :math:`a_p a_p^H`, in
 a basis of the space that the volume's steering vectors span (for a few scenes, products with the vectors
-themselves). No dictionary of a scene's own is formed.
+themselves). No dictionary of a scene's own is formed. The basis keeps apart what is even and odd in the
+mirrors of the panel (:mod:`rismusic.learn.mirrors`). A Hermitian matrix is held as the real one
+:math:`\langle H \rangle = \mathrm{Re}\, H + \mathrm{Im}\, H`, whose symmetric and antisymmetric part give it
+back, and with which :math:`a^H H a = \sum_{ij} \langle H \rangle_{ij} \langle a a^H \rangle_{ij}`.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.estimate.dictionary import products, scenes_first
+from rismusic.estimate.dictionary import scenes_first
 from rismusic.estimate.grid import SearchGrid
 from rismusic.estimate.noise import noise_of
+from rismusic.learn.mirrors import Mirrors
 from rismusic.recording import Recording
 
 # Share of the steering vectors' energy that the basis may leave out.
 _LEFT_OUT = 2e-3
+# Share of the largest eigenvalue that counts as no dimension at all.
+_NOTHING = 1e-12
 # Bytes that the table of outer products may take.
 _TABLE = 2**30
 # Scenes at once on a processor, so that what is made of each stays in its cache.
@@ -74,7 +80,7 @@ class Observed:
 
 
 class GridStatistics:
-    """The statistics of one panel and grid; holds the table of outer products.
+    """The statistics of one panel and grid; holds the table of outer products, D dimensions of G classes.
 
     Args:
         grid: P points, on the device of the recordings to come.
@@ -84,25 +90,39 @@ class GridStatistics:
     """
 
     def __init__(self, grid: SearchGrid) -> None:
-        self.grid = grid
-        A = grid.steering().to(torch.complex128)
-        inside = A[:, grid.inside]
+        self.grid, self.mirrors = grid, Mirrors.of(grid)
+        parts = self.mirrors.parts(grid.steering().to(torch.complex128))  # [G, N, P]
+        inside = parts[:, :, grid.inside]
         values, vectors = torch.linalg.eigh(inside @ inside.mH)
-        rank = int((values.cumsum(0) > _LEFT_OUT * values.sum()).sum())
-        if 4 * rank**2 * len(grid) > _TABLE:
+        rank = int((values.sum(0).cumsum(0) > _LEFT_OUT * values.sum()).sum())
+        G, orbits = self.mirrors.points.shape
+        size = 4 * orbits * (G * rank) ** 2
+        if size > _TABLE:
             raise InputError(
                 "grid",
                 f"a table of outer products of at most {_TABLE / 2**30:g} GiB",
-                f"{4 * rank**2 * len(grid) / 2**30:.1f} GiB for {len(grid)} points of {A.shape[0]} elements",
+                f"{size / 2**30:.1f} GiB for {len(grid)} points of {grid.panel.size} elements",
             )
-        self.basis = vectors[:, -rank:].to(torch.complex64)
-        self.columns = (vectors[:, -rank:].mH @ A).to(torch.complex64)  # [D, P]
-        self._real = torch.cat((self.columns.real, self.columns.imag))  # [2D, P]
-        self._below = torch.tril_indices(rank, rank, -1, device=A.device)
-        i, j = self._below
-        # A Hermitian matrix as D^2 real numbers: its diagonal, then real and imaginary parts below it.
-        off = self.columns[i] * self.columns[j].conj()
-        self._table = torch.cat((self.columns.abs().square(), off.real, off.imag))
+        # A class of fewer dimensions is filled up with zeros.
+        there = (values > _NOTHING * values.max())[:, None, -rank:]
+        basis = vectors[..., -rank:] * there
+        self.basis = basis.movedim(0, 1).flatten(1).to(torch.complex64)  # [N, D]
+        self._dimensions = int(there.sum())
+        columns = (basis.mH @ parts[..., self.mirrors.points[0]]).to(torch.complex64)  # [G, D / G, O]
+        a, b = columns.real, columns.imag
+        self._real = torch.cat((a, b), dim=1)  # [G, 2 D / G, O]
+        # <f f^H> is the product of these, summed over the two halves of their last axis.
+        self._left, self._right = torch.cat((a + b, b - a), dim=-1), torch.cat((a, b), dim=-1)
+        # The blocks (a, b) of a matrix with chi_a chi_b = chi_c, for each c.
+        self._of_class = torch.arange(G, device=a.device).expand(G, G), self.mirrors.pairs
+        table = [
+            (self._left[:, :, None] * self._right[others, None])
+            .unflatten(-1, (2, orbits))
+            .sum(-2)
+            .flatten(0, 2)
+            for others in self.mirrors.pairs
+        ]
+        self._table = torch.stack(table)  # [G, D^2 / G, O]
 
     def observe(self, recording: Recording) -> Observed:
         """Scale the scenes, and take their operators to the basis.
@@ -119,7 +139,8 @@ class GridStatistics:
         for here in self._blocks(S if link.per_scene else 1):
             B = scenes_first(link[here].matmul(self.basis), 3)
             # Gains of a link carry no information once they are the same for all elements.
-            scale = torch.view_as_real(B).square().sum(-1).mean(dim=(1, 2, 3)).sqrt()
+            energy = torch.view_as_real(B).square().sum(dim=(1, 2, 3, 4))
+            scale = (energy / (B[0, ..., 0].numel() * self._dimensions)).sqrt()
             B = B / torch.where(scale > 0, scale, 1)[:, None, None, None]
             rows = B.flatten(1, 2)
             fields.append(B)
@@ -155,8 +176,7 @@ class GridStatistics:
             factor = torch.linalg.cholesky_ex(BC @ B.mH + noise * identity).L
             half = torch.linalg.solve_triangular(factor, identity, upper=False)
             Z, w = half @ B, half @ observed.data[here]
-            x = (w.mH @ Z).flatten(1, 2)  # x_l^H, [S, L, D]
-            pull.append(products(x, self._real).square_().sum(dim=(1, 2)))
+            pull.append(self._energy((w.mH @ Z).flatten(1, 2)))  # of x_l^H, [S, L, D]
             rows = Z.flatten(1, 2)
             inner.append(rows.mH @ rows)
         own = self._quadratic(torch.cat(inner)) * observed.repeats
@@ -170,30 +190,40 @@ class GridStatistics:
         return power
 
     def _blocks(self, scenes: int) -> list[slice]:
-        step = _BLOCK if self.columns.device.type == "cpu" else scenes
+        step = _BLOCK if self.basis.device.type == "cpu" else scenes
         return [slice(start, start + step) for start in range(0, scenes, step)]
+
+    def _energy(self, rows: Complex[Tensor, "S L D"]) -> Float[Tensor, "S P"]:
+        """Sum over l of |x_l^H a_p|^2 of all points."""
+        x = rows.unflatten(-1, (len(self.mirrors), -1)).movedim(-2, 0)
+        both = torch.cat((torch.cat((x.real, -x.imag), -1), torch.cat((x.imag, x.real), -1)), dim=2)
+        fields = (both.flatten(1, 2) @ self._real).unflatten(1, both.shape[1:3])  # [G, S, 2 L, O]
+        return self.mirrors.spread(self.mirrors.unfold(fields).square_().sum(2))
 
     def _covariance(self, power: Float[Tensor, "S P"]) -> Complex[Tensor, "S D D"]:
         """C, in the basis."""
-        D = self.columns.shape[0]
-        if len(power) <= _FEW:
-            outer = (self._real * power[:, None]) @ self._real.mT
-            on, off = outer[:, :D], outer[:, D:]
-            return torch.complex(on[..., :D] + off[..., D:], off[..., :D] - on[..., D:])
-        i, j = self._below
-        on, real, imaginary = (power @ self._table.mT).split((D, len(i), len(i)), dim=-1)
-        C = torch.diag_embed(on).to(torch.complex64)
-        C[:, i, j] = torch.complex(real, imaginary)
-        C[:, j, i] = torch.complex(real, -imaginary)
-        return C
+        folded = self.mirrors.fold(power)
+        G, S, _ = folded.shape
+        if S <= _FEW:
+            weight = torch.cat((folded, folded), dim=-1)[self.mirrors.pairs]  # [G, G, S, 2 O]
+            left = self._left[:, None] * weight[..., None, :]  # [G, G, S, D / G, 2 O], class a second
+            blocks = (left.flatten(1, 3) @ self._right.mT).unflatten(1, left.shape[1:4]).transpose(0, 1)
+        else:
+            every = (folded @ self._table.mT).unflatten(-1, (G, self._left.shape[1], -1)).transpose(1, 2)
+            blocks = every[self.mirrors.pairs, self._of_class[0].mT]
+        packed = blocks.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+        return torch.complex((packed + packed.mT) / 2, (packed - packed.mT) / 2)
 
     def _quadratic(self, Q: Complex[Tensor, "S D D"]) -> Float[Tensor, "S P"]:
         """a_p^H Q a_p of all points, Q Hermitian."""
-        if len(Q) <= _FEW:
-            columns = self._real.unflatten(0, (2, -1)).transpose(0, 1)  # [D, 2, P]
-            return (products(Q, self._real) * columns).sum(dim=(1, 2))
-        i, j = self._below
-        below = Q[:, i, j]
-        # a^H Q a = sum_i Q_ii |a_i|^2 + 2 Re sum_{i > j} Q_ij a_i^* a_j
-        packed = torch.cat((Q.diagonal(dim1=-2, dim2=-1).real, 2 * below.real, 2 * below.imag), dim=-1)
-        return packed @ self._table
+        G, S = len(self.mirrors), len(Q)
+        packed = (Q.real + Q.imag).unflatten(2, (G, -1)).unflatten(1, (G, -1))  # [S, a, i, b, j]
+        if S <= _FEW:
+            rows = packed.permute(1, 0, 3, 4, 2)
+            moved = (rows.flatten(1, 3) @ self._left).unflatten(1, rows.shape[1:4]) * self._right
+            blocks = moved.sum(3).unflatten(-1, (2, -1)).sum(-2)  # [a, S, b, O]
+            folded = blocks.transpose(1, 2)[self._of_class].sum(1)
+        else:
+            blocks = packed.permute(1, 3, 0, 2, 4)[self._of_class]  # [G, a, S, i, j]
+            folded = blocks.transpose(1, 2).flatten(2) @ self._table
+        return self.mirrors.spread(self.mirrors.unfold(folded))
