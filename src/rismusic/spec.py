@@ -213,7 +213,7 @@ class HybridSpec(Spec):
     """Scenes above this SNR (dB) keep the peaks of MUSIC: where the panel errs, NF-MLE fits the errors."""
     steps: Count = 60
     """Most evaluations of the likelihood from each start."""
-    tolerance: Positive = 1e-4
+    tolerance: Positive = 1e-3
     """Gain of log-likelihood (nats) that is worth no further step."""
     untrained: bool = False
     """Use the network as it was before it learned anything, to see what its weights are worth."""

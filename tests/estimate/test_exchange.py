@@ -9,7 +9,7 @@ from rismusic.estimate.dictionary import Dictionary
 from rismusic.estimate.exchange import exchange
 from rismusic.estimate.nfmle import pack
 from rismusic.estimate.refine import refine
-from rismusic.estimate.search import Search
+from rismusic.estimate.search import Search, Shortlist
 
 CRITERIA = ["conditional", "unconditional"]
 
@@ -114,3 +114,21 @@ def test_a_prior_forbids_and_a_prior_commands(criterion):
     assert right <= 2
     assert wrong >= 5
     assert any(len(scenes) < 20 for scenes in seen)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_look_at_all_sources_at_once_changes_nothing(criterion, generator, monkeypatch):
+    """Few places are looked at for every source first: scenes at rest leave, others go on as they would."""
+    recording = dense.small(scenes=12, sources=(2, 3), snr_db=25.0)
+    grid = dense.grid_for(recording)
+    truth, active = dense.truth_of(recording)
+    start = truth.clone()
+    # Some scenes have their first or second source in a wrong place; the right one is to be chosen from.
+    wrong = torch.arange(12) % 3
+    start[wrong == 0, 0] = start[wrong == 1, 1] = start.new_tensor([0.0, 0.5, 0.3])
+    shortlist = Shortlist(grid, recording, torch.cat((truth, dense.scattered(truth, generator, 1.0)), dim=1))
+    found = exchanged(shortlist, start, active, criterion)
+    assert dense.misses(recording.truth, pack(start, active)) >= 3
+    assert dense.misses(recording.truth, pack(found, active)) <= 1
+    monkeypatch.setattr("rismusic.estimate.exchange.Shortlist", type("Other", (), {}))
+    torch.testing.assert_close(found, exchanged(shortlist, start, active, criterion))

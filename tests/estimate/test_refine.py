@@ -113,3 +113,31 @@ def test_values_without_each_source(criterion, known):
         settings = {"criterion": criterion, "effort": Effort(steps=0)}
         expected = refine(recording, positions, rest, dense.VOLUME, **settings).value
         torch.testing.assert_close(values[active[:, k], k], expected[active[:, k]], rtol=0, atol=1e-6)
+
+
+def test_powers_need_not_come_to_rest_before_positions_move(generator):
+    """From those of least squares the same maximum is reached, without a fit of the powers alone."""
+    recording = dense.small(scenes=6, sources=2, snr_db=15.0)
+    grid = dense.grid_for(recording)
+    truth, active = dense.truth_of(recording)
+    start = dense.scattered(truth, generator, 0.05)
+    ends = [
+        refine(recording, start, active, grid.volume, criterion="unconditional",
+               effort=Effort(80, 1e-7, levels_first=first))
+        for first in (True, False)
+    ]  # fmt: skip
+    torch.testing.assert_close(ends[0].value, ends[1].value, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ends[0].positions, ends[1].positions, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_only_what_is_asked_for_fits_powers(first, monkeypatch):
+    recording = dense.small(scenes=2, sources=2, snr_db=15.0)
+    truth, active = dense.truth_of(recording)
+    calls = []
+    monkeypatch.setattr(module, "fit_powers", lambda *a, **k: calls.append(1) or fit_powers(*a, **k))
+    effort = Effort(2, levels_first=first)
+    refine(
+        recording, truth, active, dense.grid_for(recording).volume, criterion="unconditional", effort=effort
+    )
+    assert bool(calls) == first

@@ -86,7 +86,7 @@ def test_a_number_for_each_scene(recording, weights):
 
 def test_with_beta_1_it_is_music_on_the_snapshots(recording, weights):
     """What is left of the hybrid without R_pred and the network's list is the classical method, exactly."""
-    alone = {"own_list": False, "exchanges": 0, "newton_steps": 40}
+    alone = {"own_list": False, "exchanges": 0, "newton_steps": 40, "tolerance": 1e-4}
     for polish in (True, False):
         plain = locate(recording, method="music", sources=2, polish=polish, **SETTINGS)
         same = hybrid(recording, weights, sources=2, polish=polish, hybrid={"beta": 1.0, **alone})

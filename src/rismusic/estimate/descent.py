@@ -28,10 +28,13 @@ class Effort:
     Args:
         steps: most evaluations of the likelihood after the first.
         tolerance: gain of log-likelihood (nats) that is worth no further step.
+        levels_first: whether powers come to rest before positions move. Where these are nearly right, powers
+            of least squares will do to begin with.
     """
 
     steps: int = 60
     tolerance: float = 1e-4
+    levels_first: bool = True
 
 
 @dataclass(frozen=True, eq=False)

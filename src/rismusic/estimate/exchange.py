@@ -58,23 +58,25 @@ def exchange(
     score = at.value - log_prior(prior, everyone, at.positions, active)
     # One source alone is where the search put it.
     live = (active.sum(-1) > 1).nonzero()[:, 0]
-    step = at.positions.new_tensor(grid.step)
+    sources = active.shape[1]
     for _ in range(sweeps):
+        if isinstance(search, Shortlist):
+            # Few places are looked at for all sources at once: most scenes are at rest.
+            scenes = live.repeat_interleave(sources)
+            which = torch.arange(sources, device=live.device).repeat(len(live))
+            moved = _searched_again(search, at, active, scenes, which)[1] & active[scenes, which]
+            live = live[moved.unflatten(0, (-1, sources)).any(-1)]
         changed = torch.zeros_like(active[:, 0])
-        for k in range(active.shape[1]):
+        for k in range(sources):
             scenes = live[active[live, k]]
             if len(scenes) == 0:
                 break
-            others = [i for i in range(active.shape[1]) if i != k]
-            here, there = at[scenes], active[scenes]
-            levels = None if here.levels is None else (here.levels[0][:, others], here.levels[1])
-            rest = take_out(recording[scenes], here.positions[:, others], there[:, others], levels)
-            found = search.place(scenes, rest).to(here.positions)
-            moved = ((cosines(found) - cosines(here.positions[:, k])).abs() > _SAME * step).any(-1)
-            scenes, there, trial = scenes[moved], there[moved], here.positions[moved]
+            found, moved = _searched_again(search, at, active, scenes, torch.full_like(scenes, k))
+            scenes, found = scenes[moved], found[moved]
             if len(scenes) == 0:
                 continue
-            trial[:, k] = found[moved]
+            there, trial = active[scenes], at.positions[scenes]
+            trial[:, k] = found
             fit = refine(recording[scenes], trial, there, grid.volume, criterion=criterion, effort=ROUGH)
             new = fit.value - log_prior(prior, scenes, fit.positions, there)
             better = new < score[scenes] - GAIN
@@ -87,6 +89,22 @@ def exchange(
         if len(live) == 0:
             break
     return at
+
+
+def _searched_again(
+    search: Search | Shortlist, at: Refined, active: Tensor, scenes: Tensor, which: Tensor
+) -> tuple[Float[Tensor, "B 3"], Bool[Tensor, "B"]]:
+    """Where the search puts a source of some scenes that is taken out, and whether that is elsewhere."""
+    here, rows = at[scenes], torch.arange(len(scenes), device=scenes.device)[:, None]
+    others = torch.arange(active.shape[1] - 1, device=scenes.device).expand(len(scenes), -1)
+    others = others + (others >= which[:, None])
+    levels = None if here.levels is None else (here.levels[0][rows, others], here.levels[1])
+    there = active[scenes][rows, others]
+    rest = take_out(search.recording[scenes], here.positions[rows, others], there, levels)
+    found = search.place(scenes, rest).to(here.positions)
+    step = found.new_tensor(search.grid.step)
+    apart = (cosines(found) - cosines(here.positions[rows[:, 0], which])).abs()
+    return found, (apart > _SAME * step).any(-1)
 
 
 def log_prior(

@@ -127,14 +127,24 @@ def newton(
         block = slice(start_at, start_at + scenes)
         V = vectors[block].to(torch.complex128)
         begin = place[block].flatten(0, 1)
-        width = torch.where(moving, reach * _width(panel, begin), 0)
+        V = V.repeat_interleave(K, dim=0)
+        a, slope = _phases(panel, begin)
+        width = torch.where(moving, reach * _width(slope), 0)
         lower, upper = torch.maximum(begin - width, box[0]), torch.minimum(begin + width, box[1])
 
         def evaluate(live: Tensor, x: Tensor, V: Tensor = V) -> tuple[Tensor, Tensor, Tensor]:
-            return _model(V[live // K], panel, x)
+            # The batch only ever shrinks: as many points as at first are the same ones.
+            return _model(V if len(live) == len(V) else V[live], *_phases(panel, x))
 
         end = descend(
-            evaluate, begin, lower, upper, steps=climb.steps, tolerance=_TOLERANCE, length=climb.length
+            evaluate,
+            begin,
+            lower,
+            upper,
+            steps=climb.steps,
+            tolerance=_TOLERANCE,
+            length=climb.length,
+            first=_model(V, a, slope),
         )
         ends.append((end.point, -end.value, end.converged))
     point, explained, converged = (torch.cat(parts) for parts in zip(*ends, strict=True))
@@ -191,15 +201,14 @@ def _phases(panel: Panel, x: Tensor) -> tuple[Tensor, Tensor]:
     return A[..., 0], slope[..., 0, :] * by_inverse_range(x[:, 2])[:, None]
 
 
-def _width(panel: Panel, x: Tensor) -> Tensor:
+def _width(slope: Tensor) -> Tensor:
     """Widths of beam and focus in the three coordinates, [B, 3]; see :meth:`SearchGrid.cover`."""
-    spread = _phases(panel, x)[1].var(dim=1, unbiased=False)
+    spread = slope.var(dim=1, unbiased=False)
     return torch.where(spread > 0, 2 * math.pi / (12 * spread).sqrt(), torch.inf)
 
 
-def _model(V: Tensor, panel: Panel, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, gradient and curvature of -f for vectors V [B, N, C] at the points x [B, 3]."""
-    a, slope = _phases(panel, x)
+def _model(V: Tensor, a: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, gradient and curvature of -f for V [B, N, C], waves a [B, N] and their phases' slopes."""
     projected = V.mH @ torch.cat((a[..., None], 1j * slope * a[..., None]), dim=-1)  # [B, C, 1 + 3]
     f = torch.view_as_real(projected[..., 0]).square().sum((-2, -1))
     c = a.conj() * (V @ projected[..., :1])[..., 0]
@@ -207,7 +216,7 @@ def _model(V: Tensor, panel: Panel, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inner = projected[..., 1:]
     B = 2 * ((slope * c.real[..., None]).mT @ slope - (inner.mH @ inner).real)
     centred = slope - slope.mean(1, keepdim=True)
-    alone = 2 * f[:, None, None] * (centred.mT @ centred) / panel.size
+    alone = 2 * f[:, None, None] * (centred.mT @ centred) / a.shape[-1]
     scale = alone.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(f.dtype).tiny).rsqrt()
     _, failed = torch.linalg.cholesky_ex(B * scale[:, :, None] * scale[:, None, :])
     return -f, -gradient, torch.where((failed == 0)[:, None, None], B, alone)

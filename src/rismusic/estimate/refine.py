@@ -82,7 +82,7 @@ def refine(
         effort: see :func:`~rismusic.estimate.nfmle.nfmle`.
         wave: the form of the wave.
         levels: powers and noise variance to start from with the unconditional likelihood; if none, its best
-            ones at the start.
+            ones at the start, or those of least squares, as ``effort`` says.
     """
     parts = []
     for block in scene_blocks(recording, 4 * positions.shape[1]):
@@ -131,11 +131,13 @@ def _unconditional(
     here = at(torch.arange(len(recording), device=active.device), inside)
     plain = here.without_derivatives()
     limits = level_limits(recording.noise_variance, plain)
-    if levels is None:
+    if levels is None and effort.levels_first:
         levels = fit_powers(recording.noise_variance, plain, limits=limits)[:2]
-    (_, least, most), (power, noise) = limits, levels
-    start = torch.cat((power.clamp_min(torch.finfo(power.dtype).tiny), noise[:, None]), dim=1).log()
-    start = torch.minimum(torch.maximum(start, least), most)
+    start, least, most = limits
+    if levels is not None:
+        power, noise = levels
+        start = torch.cat((power.clamp_min(torch.finfo(power.dtype).tiny), noise[:, None]), dim=1).log()
+        start = torch.minimum(torch.maximum(start, least), most)
 
     def value(at: Moments, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return unconditional(at, x[:, 3 * K : -1].exp(), x[:, -1].exp())

@@ -13,6 +13,8 @@ still pulled at it, is visited again with all the others taken out.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
@@ -59,10 +61,14 @@ def find_in_turn(
         raise InputError("sources", f"1 to {grid.panel.size - 1} (below N)", str(count))
     V, panel, volume = spectrum.vectors, grid.panel, grid.volume
     places = V.real.new_empty(*V.shape[:-2], 0, 3)
-    for _ in torch.arange(count):
-        Q = _basis(panel, places, V.dtype)
-        rest = Spectrum(V - Q @ (Q.mH @ V), spectrum.scale, sharp=False)
-        left = 1 - Spectrum(Q, spectrum.scale, sharp=False).explained_on_grid(grid)
+    rest = replace(spectrum, sharp=False)
+    Q, left = V[..., :0], V.real.new_ones(len(grid))
+    for turn in torch.arange(count):
+        if turn > 0:
+            q = _beside(panel, places[..., -1:, :], Q)
+            rest = replace(rest, vectors=rest.vectors - q @ (q.mH @ rest.vectors))
+            left = left - replace(rest, vectors=q).explained_on_grid(grid)
+            Q = torch.cat((Q, q), dim=-1)
         ratio = rest.explained_on_grid(grid) / left.clamp_min(_LEFT)
         best = torch.where(grid.inside & (left > _LEFT), ratio, -1).argmax(-1, keepdim=True)
         start = [axis.to(left.dtype)[best] for axis in (grid.azimuth, grid.elevation, grid.range)]
@@ -97,6 +103,13 @@ def _visit(spectrum: Spectrum, grid: SearchGrid, places: Float[Tensor, "... K 3"
 def _basis(panel: Panel, places: Tensor, dtype: torch.dtype) -> Complex[Tensor, "... N K"]:
     """Orthonormal basis of the steering vectors at [..., K, 3] places."""
     return torch.linalg.qr(steering(panel, places[..., 0], places[..., 1], places[..., 2]).to(dtype)).Q
+
+
+def _beside(panel: Panel, place: Tensor, Q: Tensor) -> Complex[Tensor, "... N 1"]:
+    """What the steering vector at one more place adds to an orthonormal basis Q [..., N, K], of unit norm."""
+    a = steering(panel, place[..., 0], place[..., 1], place[..., 2]).to(Q.dtype)
+    a = a - Q @ (Q.mH @ a)
+    return a / a.norm(dim=-2, keepdim=True).clamp_min(torch.finfo(a.real.dtype).tiny)
 
 
 def _together(V: Tensor, panel: Panel, places: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -29,6 +30,8 @@ from rismusic.spec import LocateSpec, limits
 
 # Distance of the places beside a source from it, in beam widths (widths of focus in 1/r).
 _BESIDE = 0.8
+# Of the first fits, from places that are nearly right.
+_FIRST = replace(ROUGH, levels_first=False)
 # Nats of evidence that a search of the whole grid may bring: a number of sources further behind gets none.
 _HOPE = 6.0
 
@@ -171,7 +174,7 @@ def _polished(seen: Seen, start: Sources, grid: SearchGrid, spec: LocateSpec) ->
     recording, volume = seen.recording, grid.volume
     positions, active = unpack(start, recording)
     prior = _prior(seen, spec)
-    rough = partial(refine, volume=volume, criterion=spec.criterion, effort=ROUGH)
+    rough = partial(refine, volume=volume, criterion=spec.criterion, effort=_FIRST)
     fit = rough(recording, positions, active)
     if spec.hybrid.own_list:
         own = seen.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.covariance import Covariance, back_project, sample_covariance
+from rismusic.covariance import BackProjection, Covariance, back_project, conditioning
 from rismusic.estimate.noise import snr_db
 from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.whitening import whitened
@@ -72,8 +72,9 @@ class Seen:
         prediction = network(
             replace(known, wavelength=network.grid.panel.wavelength, elements=known.elements * scale)
         )
-        beta = _share(known, trained.card, spec)
-        sample = sample_covariance(known.link, known.snapshots, known.noise_variance)
+        projected = back_project(known.link, known.snapshots, known.noise_variance)
+        sample = projected.covariance().normalised(), conditioning(projected)
+        beta = _share(projected, trained.card, spec)
         assert prediction.grid_logits is not None
         most, heads = min(spec.hybrid.candidates, len(network.grid)), prediction.azimuth.shape[1]
         # Head q of the network stands at the q-th highest peak.
@@ -112,7 +113,7 @@ class Seen:
         )
 
 
-def _share(recording: Recording, card: WeightsCard, spec: LocateSpec) -> Float[Tensor, "S"] | float:
+def _share(projected: BackProjection, card: WeightsCard, spec: LocateSpec) -> Float[Tensor, "S"] | float:
     """Beta of each scene: the share of R_samp in the blend, less by what of R_samp is noise.
 
     Shrinkage towards I / N leaves eigenvectors, and so MUSIC, as they are. Towards R_pred it does not: the
@@ -124,6 +125,4 @@ def _share(recording: Recording, card: WeightsCard, spec: LocateSpec) -> Float[T
     beta = card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
     if not spec.hybrid.shrinkage:
         return beta
-    assert recording.noise_variance is not None
-    projected = back_project(recording.link, recording.snapshots, recording.noise_variance)
     return beta * (1 - spec.hybrid.shrinkage * projected.noise_share)

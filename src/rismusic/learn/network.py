@@ -156,8 +156,8 @@ class Network(nn.Module):
         amplitude = (height[:, None] / 2 + here[:, 3:5]).exp()
         panel = grid.panel
         A = steering(panel, azimuth, elevation, distance)
-        # The range factor learns the range alone.
-        B = steering(panel, azimuth.detach(), elevation.detach(), distance)
+        # The range factor learns the range alone; where nothing learns, it is the same.
+        B = steering(panel, azimuth.detach(), elevation.detach(), distance) if A.requires_grad else A
         pooled = torch.cat((memory.mean((2, 3)), memory.amax((2, 3))), dim=1)
         told = torch.cat(
             (pooled, observed.noise_variance.log()[:, None] / 4, height, seen.amax((1, 2))[:, None]), 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Complex, Float
@@ -38,7 +39,7 @@ class Recording:
     def __len__(self) -> int:
         return len(self.snapshots)
 
-    @property
+    @cached_property
     def panel(self) -> Panel:
         """The panel as recorded."""
         return Panel(self.elements, self.wavelength)
