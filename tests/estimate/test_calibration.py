@@ -53,6 +53,9 @@ def test_a_step_solves_the_dense_equations(direct):
     at = _fit(recording, _start(recording), 0.1)
     generator = torch.Generator().manual_seed(1)
     at.e = 0.1 * torch.randn(at.e.shape, dtype=torch.complex128, generator=generator)
+    at.variance = at.variance * (
+        0.2 + torch.rand(at.variance.shape, generator=generator, dtype=torch.float64)
+    )
     at.s = at._symbols(at.x, at.e)
     step = calibration._Step(at, torch.zeros(2, dtype=torch.float64))
     for scene in range(2):
@@ -68,12 +71,9 @@ def test_a_step_solves_the_dense_equations(direct):
             field = ((1 + e)[:, None] * A @ s.mT).mT
             field = field if at.codes is None else field * at.codes[scene]
             model = field if at.H is None else field @ at.H[scene].mT
-            parts = (
-                (at.y[scene] - model) / noise,
-                s / at.power[scene].sqrt(),
-                e / at.variance[scene].sqrt(),
-            )
-            return torch.cat([torch.view_as_real(part).flatten() for part in parts])
+            parts = ((at.y[scene] - model) / noise, s / at.power[scene].sqrt())
+            errors = torch.cat((e.real, e.imag)) / (2 * at.variance[scene]).sqrt()
+            return torch.cat([*(torch.view_as_real(part).flatten() for part in parts), errors])
 
         z = torch.cat((x.flatten(), torch.view_as_real(s).flatten(), torch.view_as_real(e).flatten()))
         J = torch.autograd.functional.jacobian(residuals, z)
@@ -91,8 +91,11 @@ def test_a_step_solves_the_dense_equations(direct):
         torch.testing.assert_close(
             step.std[scene].flatten(), inverse.diagonal()[: 3 * K].sqrt(), rtol=1e-6, atol=0
         )
-        # What stays unknown of e once the coordinates are held: real and imaginary part together.
-        held = torch.linalg.inv((J.mT @ J)[3 * K :, 3 * K :]).diagonal()[2 * L * K :].view(-1, 2).sum(-1) / 2
+        # What stays unknown of e once the coordinates are held: real parts, then imaginary parts.
+        held = (
+            torch.linalg.inv((J.mT @ J)[3 * K :, 3 * K :]).diagonal()[2 * L * K :].view(-1, 2).mT.flatten()
+            / 2
+        )
         torch.testing.assert_close(step.spread()[scene], held, rtol=1e-6, atol=0)
 
 
@@ -132,7 +135,10 @@ def test_elements_that_are_off_are_suspected_and_no_others():
     at.settle()
     dead = (1 + at.e).abs() < 0.5
     assert dead.any()
-    assert float(at.variance[dead].median()) > 5 * float(at.variance[~dead].median())
+    gain, phase = at.variance.unflatten(-1, (2, -1)).unbind(1)
+    assert float(gain[dead].median()) > 5 * float(gain[~dead].median())
+    # A dead element has no phase that could be wrong.
+    assert float(phase.median()) < 0.1 * float(gain[dead].median())
 
 
 def test_a_sound_panel_changes_little():

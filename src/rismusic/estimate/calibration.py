@@ -5,10 +5,12 @@ Element n responds with :math:`1 + e_n` in place of 1, so that snapshot l is
 .. math:: y_l = H\, \mathrm{diag}(c_l)\, \mathrm{diag}(1 + e)\, A(x)\, s_l + n_l .
 
 Sources' coordinates x, symbols s and errors e are those of the greatest posterior density: s_kl is
-:math:`CN(0, p_k)`, x is flat, and e_n is :math:`CN(0, v_n)` with a variance of its own for each element,
-:math:`1 / v_n \sim \Gamma(a, b)`, so that the few elements that are dead or badly off do not make all
-others suspect (Tipping, "Sparse Bayesian learning and the relevance vector machine", JMLR 1 (2001), whose
-fixed point sets :math:`v_n = (b + |e_n|^2 + \mathrm{var}\, e_n) / (a + 1)`).
+:math:`CN(0, p_k)`, x is flat, and real and imaginary part of :math:`e_n` are two errors of different kinds,
+of the gain and of the phase. Each is :math:`N(0, v_n)` with a variance of its own,
+:math:`1 / v_n \sim \Gamma(a, b)`, so that the few elements that are dead or badly off do not make all others
+suspect (Tipping, "Sparse Bayesian learning and the relevance vector machine", JMLR 1 (2001), whose fixed
+point sets :math:`v_n = (b + e_n^2 / 2 + \mathrm{var}(e_n) / 2) / (a + 1/2)`). A dead element is off in gain
+and not in phase: gains have the longer tail, a smaller a.
 
 Each step is one of Gauss and Newton in all unknowns. With the sources' fields
 :math:`C_l = H\, \mathrm{diag}(c_l)\, \mathrm{diag}(1 + e) A` [M, K] the symbols are eliminated within their
@@ -36,8 +38,8 @@ from rismusic.wave import by_inverse_range, steering_with_derivatives
 
 # Most steps, and the share of an error bar that is worth no further one.
 _STEPS, _SETTLED = 20, 0.02
-# Shape of the distribution of an element's variance: of so few degrees of freedom that one may be dead.
-_SHAPE = 2.0
+# Shapes a of the distribution of an element's variance, of gain and phase: an element may be dead.
+_SHAPES = (1.5, 10.0)
 # Share of the errors' variance that differs from code to code or from source to source: it is noise.
 _FLEETING = 0.3
 # Coordinates whose effects differ by less than this (relative, squared) are one.
@@ -89,7 +91,7 @@ def calibrate(recording: Recording, found: Sources, volume: Volume, *, panel_err
     assert found.power is not None
     power = torch.where(active, found.power.double(), 1).clamp_min(torch.finfo(torch.float64).tiny)
     _, L, M = recording.snapshots.shape
-    step = max(1, _BLOCK // (16 * N * (6 * N + 3 * L * active.shape[1] + L + M)))
+    step = max(1, _BLOCK // (16 * N * (12 * N + 3 * L * active.shape[1] + L + M)))
     parts = []
     for start in range(0, len(recording), step):
         block = slice(start, start + step)
@@ -132,8 +134,10 @@ class _Fit:
         self.low, self.high = (positions.new_tensor(limit) for limit in (volume.lower, volume.upper))
         self.x = torch.minimum(torch.maximum(positions, self.low), self.high)
         self.e = self.y.new_zeros(S, N)
-        self.rate = lasting * (_SHAPE - 1)
-        self.variance = positions.new_full((S, N), lasting)
+        # Of real parts, then imaginary parts.
+        self.variance = positions.new_full((S, 2 * N), lasting / 2)
+        self.shape = positions.new_tensor(_SHAPES).repeat_interleave(N)
+        self.rate = lasting / 2 * (self.shape - 1)
         self.s = self.y.new_zeros(S, L, active.shape[1])
         self.size = L * M
 
@@ -181,7 +185,7 @@ class _Fit:
         return (
             self._left(x, s, e) / self.noise
             + (_squared(s) / self.power[:, None]).sum((1, 2))
-            + (_squared(e) / self.variance).sum(-1)
+            + (_parts(e).square() / (2 * self.variance)).sum(-1)
         )
 
     def _left(self, x: Tensor, s: Tensor, e: Tensor) -> Float[Tensor, "S"]:
@@ -192,8 +196,9 @@ class _Fit:
     def _levels(self, step: _Step, live: Bool[Tensor, "S"]) -> None:
         """The errors' variances and the noise's, from what the step leaves unknown."""
         spread = step.spread()
-        fresh = (self.rate + _squared(self.e) + spread) / (_SHAPE + 1)
-        known = (1 - spread / self.variance).clamp(0, 1).sum(-1)
+        energy = (_parts(self.e).square() + spread) / 2
+        fresh = (self.rate + energy) / (self.shape + 0.5)
+        known = (1 - spread / self.variance).clamp(0, 1).sum(-1) / 2
         L = self.y.shape[1]
         count = self.active.sum(-1)
         freedom = (self.size - L * count - 1.5 * count - known).clamp_min(0.1 * self.size)
@@ -232,15 +237,19 @@ class _Step:
         across = by_error(C)  # C_l^H J_l, [S, L, K, N]
         white = torch.linalg.solve_triangular(factor, torch.cat((across, Cr), dim=-1), upper=False)
         E, T = white[..., :N].flatten(1, 2), white[..., N:].flatten(1, 2)
-        Q = at.HH * (P.mH @ P) - E.mH @ E + torch.diag_embed((at.noise[:, None] / at.variance).to(E.dtype))
+        Q = at.HH * (P.mH @ P) - E.mH @ E
         Jr = by_error(right).conj().sum(1).mT  # sum_l J_l^H right, [S, N, 3K + 1]
         Jr = Jr - E.mH @ T
-        Jr[..., -1] -= at.noise[:, None] / at.variance * at.e
-        self._factor = torch.linalg.cholesky(Q)
+        # Real and imaginary part of e are unknowns of their own from here on, as the coordinates are.
+        stiff = at.noise[:, None] / (2 * at.variance)
+        Q = torch.cat((torch.cat((Q.real, -Q.imag), dim=-1), torch.cat((Q.imag, Q.real), dim=-1)), dim=-2)
+        Jr = torch.cat((Jr.real, Jr.imag), dim=-2)
+        Jr[..., -1] -= stiff * _parts(at.e)
+        self._factor = torch.linalg.cholesky(Q + torch.diag_embed(stiff))
         self._noise = at.noise
         solved = torch.cholesky_solve(Jr, self._factor)
-        whole = (right.mH @ right).sum(1) - T.mH @ T - Jr.mH @ solved
-        F, pull = whole[:, :-1, :-1].real, whole[:, :-1, -1].real
+        whole = ((right.mH @ right).sum(1) - T.mH @ T).real - Jr.mT @ solved
+        F, pull = whole[:, :-1, :-1], whole[:, :-1, -1]
         diagonal = F.diagonal(dim1=-2, dim2=-1)
         # Empty places, and sources of which the data say nothing.
         seen = diagonal > torch.finfo(F.dtype).tiny
@@ -250,9 +259,9 @@ class _Step:
         damped = torch.linalg.cholesky_ex(unit + torch.diag_embed(ridge + damping[:, None])).L
         dx = scale[..., None] * torch.cholesky_solve((scale * pull)[..., None], damped)
         self.x = dx[..., 0].unflatten(-1, (K, 3))
-        one = torch.cat((-dx, torch.ones_like(dx[:, :1])), dim=1).to(E.dtype)
-        self.e = (solved @ one)[..., 0]
-        remains = white[..., N:] @ one[:, None] - white[..., :N] @ self.e[:, None, :, None]
+        one = torch.cat((-dx, torch.ones_like(dx[:, :1])), dim=1)
+        self.e = torch.complex(*(solved @ one)[..., 0].chunk(2, dim=-1))
+        remains = white[..., N:] @ one[:, None].to(E.dtype) - white[..., :N] @ self.e[:, None, :, None]
         self.s = torch.linalg.solve_triangular(factor.mH, remains, upper=True)[..., 0]
         eye = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
         free, failed = torch.linalg.cholesky_ex(unit + torch.diag_embed(ridge))
@@ -266,10 +275,15 @@ class _Step:
         there = at.active[..., None, None]
         self.covariance = torch.where(there, bound * turn[..., None] * turn[..., None, :], torch.nan)
 
-    def spread(self) -> Float[Tensor, "S N"]:
-        """Variance of e that is left, the coordinates held."""
+    def spread(self) -> Float[Tensor, "S _"]:
+        """Variance that is left of real and imaginary part of e, the coordinates held, [S, 2N]."""
         inverse = torch.cholesky_inverse(self._factor)
-        return inverse.diagonal(dim1=-2, dim2=-1).real * self._noise[:, None]
+        return inverse.diagonal(dim1=-2, dim2=-1) * self._noise[:, None] / 2
+
+
+def _parts(value: Complex[Tensor, "S N"]) -> Float[Tensor, "S _"]:
+    """Real parts, then imaginary parts, [S, 2N]."""
+    return torch.cat((value.real, value.imag), dim=-1)
 
 
 def _squared(value: Tensor) -> Tensor:
