@@ -7,11 +7,12 @@ import torch
 
 from rismusic.covariance import Conditioning, Covariance, finish, recording_covariance, true_covariance
 from rismusic.errors import InputError
+from rismusic.estimate import sequential as module
 from rismusic.estimate.grid import SearchGrid, Volume
-from rismusic.estimate.newton import newton
+from rismusic.estimate.newton import Refined, newton
 from rismusic.estimate.peaks import find_peaks
 from rismusic.estimate.sequential import find_in_turn
-from rismusic.estimate.spectrum import bartlett, music, mvdr, soft_music
+from rismusic.estimate.spectrum import Spectrum, bartlett, music, mvdr, soft_music
 from rismusic.panel import Panel
 from rismusic.simulator import simulate
 from rismusic.spec import SceneSpec
@@ -101,3 +102,30 @@ def test_refusals(count, grid):
     recorded = simulate(scenes=1, sources=1, snr_db=10.0)
     with pytest.raises(InputError, match="sources"):
         find_in_turn(bartlett(recording_covariance(recorded)), grid, count)
+
+
+def test_each_search_is_that_of_the_projected_spectrum(monkeypatch, generator):
+    """Against the ratio with all that was found projected out at once, by a QR decomposition."""
+
+    def stay(spectrum, panel, volume, azimuth, elevation, distance, **_):
+        rest = torch.zeros_like(azimuth)
+        return Refined(azimuth, elevation, distance, rest, torch.ones_like(rest, dtype=torch.bool))
+
+    monkeypatch.setattr(module, "newton", stay)
+    panel = Panel.uniform(5, 6)
+    grid = SearchGrid.cover(panel, Volume(1.0, 0.5, 0.4, 4.0), 2.0)
+    A = grid.steering(torch.complex128)
+    V = torch.linalg.qr(torch.randn(4, panel.size, 3, dtype=torch.complex128, generator=generator))[0]
+    found = find_in_turn(Spectrum(V, torch.ones(4).double(), sharp=True), grid, 5, visits=0)
+    for scene in range(4):
+        taken = A[:, :0]
+        for turn in range(5):
+            Q = torch.linalg.qr(taken)[0]
+            rest = A - Q @ (Q.mH @ A)
+            left = rest.abs().square().sum(0)
+            value = (V[scene].mH @ rest).abs().square().sum(0) / left
+            value[(left < 0.05) | ~grid.inside] = -1
+            best = value.argmax()
+            assert float(found.azimuth[scene, turn]) == pytest.approx(float(grid.azimuth[best]))
+            assert float(found.range[scene, turn]) == pytest.approx(float(grid.range[best]))
+            taken = torch.cat((taken, A[:, best : best + 1]), dim=1)
