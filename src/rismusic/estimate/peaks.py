@@ -78,8 +78,26 @@ def highest_peaks(
 
     Of a scene whose values are not finite some points are returned.
     """
+    index, genuine = highest_points(values, grid, count, separation=separation)
+    box, place = _boxes(values, grid), index.view(-1, count)
+    position = grid.volume.clamp(*_between(box, grid, place))
+    azimuth, elevation, distance = (value.to(values.dtype).view(index.shape) for value in position)
+    return Peaks(
+        azimuth=azimuth,
+        elevation=elevation,
+        range=distance,
+        height=box.flatten(1).gather(1, place).view(index.shape),
+        index=index,
+        genuine=genuine,
+    )
+
+
+def highest_points(
+    values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
+) -> tuple[Int64[Tensor, "*batch K"], Bool[Tensor, "*batch K"]]:
+    """The points that :func:`highest_peaks` refines, and which of them are peaks."""
     inside = grid.inside.view(grid.shape)
-    box = values.reshape(-1, *grid.shape).masked_fill(~inside, -torch.inf)
+    box = _boxes(values, grid)
     reach = max(1, int(separation * grid.oversampling))
     peak = _highest(box, reach) & inside
     sparse = torch.zeros_like(inside)
@@ -87,16 +105,12 @@ def highest_peaks(
     apart = sparse & inside & (_pooled(peak.to(box.dtype), reach) == 0)
     index, genuine = _best(box.flatten(1), peak.flatten(1), apart.flatten(1), count)
     shape = (*values.shape[:-1], count)
-    position = grid.volume.clamp(*_between(box, grid, index))
-    azimuth, elevation, distance = (value.to(values.dtype).view(shape) for value in position)
-    return Peaks(
-        azimuth=azimuth,
-        elevation=elevation,
-        range=distance,
-        height=box.flatten(1).gather(1, index).view(shape),
-        index=index.view(shape),
-        genuine=genuine.view(shape),
-    )
+    return index.view(shape), genuine.view(shape)
+
+
+def _boxes(values: Tensor, grid: SearchGrid) -> Float[Tensor, "S X Y Z"]:
+    """The values as boxes of points; nothing outside the volume."""
+    return values.reshape(-1, *grid.shape).masked_fill(~grid.inside.view(grid.shape), -torch.inf)
 
 
 def _pooled(box: Tensor, reach: int) -> Tensor:

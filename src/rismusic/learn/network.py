@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from rismusic.estimate.grid import SearchGrid, from_cosines
-from rismusic.estimate.peaks import highest_peaks
+from rismusic.estimate.peaks import highest_points
 from rismusic.learn.blocks import Stage
 from rismusic.learn.prediction import Prediction
 from rismusic.learn.spec import NetworkSpec
@@ -148,7 +148,7 @@ class Network(nn.Module):
         logits = all_logits[-1]
         X, Y, Z = grid.shape
         S = len(logits)
-        index = highest_peaks(logits.detach(), grid, most).index
+        index, _ = highest_points(logits.detach(), grid, most)
         details = self.details(memory).view(S, 6, Z, X, Y).movedim(2, -1).flatten(2)
         here = details.gather(2, index[:, None, :].expand(-1, 6, -1))  # [S, 6, K]
         azimuth, elevation, distance = self._between(logits, index, here[:, :3])
