@@ -202,6 +202,9 @@ class HybridSpec(Spec):
     search_from: Annotated[int, Field(ge=0)] = 4
     """From so many sources on, sources are added from all points of the search grid in the end, and the least
     ones dropped, where that is likelier; 0: never."""
+    search_below: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The same with fewer sources, where the network's map gives what was found a probability below this; 0:
+    never. Without the own list it is not asked."""
     doubt: Annotated[float, Field(ge=0, le=1)] = 0.005
     """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
     better answer counts; 0: none."""

@@ -54,7 +54,9 @@ def made() -> Recording:
 
 
 def spec_of(weights: str, **hybrid: object) -> LocateSpec:
-    return LocateSpec(method="hybrid", weights=weights, hybrid={"beta": BETA, **hybrid}, **SETTINGS)
+    return LocateSpec(
+        method="hybrid", weights=weights, hybrid={"beta": BETA, "search_below": 0.0, **hybrid}, **SETTINGS
+    )
 
 
 def seen_with(made: Recording, weights: str, **hybrid: object) -> Seen:

@@ -34,7 +34,7 @@ def made() -> Recording:
 
 
 def spec_of(weights: str, **hybrid: object) -> LocateSpec:
-    return LocateSpec(method="hybrid", weights=weights, hybrid=hybrid, **SETTINGS)
+    return LocateSpec(method="hybrid", weights=weights, hybrid={"search_below": 0.0, **hybrid}, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,49 @@ def test_the_grid_is_searched_only_where_one_more_source_can_be_and_is_wanted(
     monkeypatch.setattr(module, "most_sources", lambda *_: 2)
     fit_known(seen, TWO, searched_grid(made, spec), spec)
     assert len(searched) == 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, made, weights, monkeypatch):
+    """A map that has nothing where the sources of two scenes are; blend and candidates lead astray there."""
+    one = torch.isin(torch.arange(8), torch.tensor([1, 4]))
+    aside = places(made.truth).each(lambda value: torch.where(one[:, None], 0.5 * value, value))
+
+    def near(part, count, grid, spec):
+        scenes = [
+            int((made.snapshots == y).flatten(1).all(1).nonzero()[0, 0]) for y in part.recording.snapshots
+        ]
+        start, there = unpack(aside.each(lambda value: value[scenes]), part.recording)
+        there = there & (torch.arange(2) < count[:, None])
+        return finish(part.recording, start, there, torch.ones_like(count, dtype=torch.bool))
+
+    monkeypatch.setattr(module, "_near_network", near)
+    share = seen.belief.near.clone()
+    share[one], share[~one] = 0.0, 1.0
+    doubting = replace(seen, belief=replace(seen.belief, near=share))
+    searched = []
+    whole = module.add_and_drop
+
+    def told(search, *args, **named):
+        searched.append(len(search.recording))
+        return whole(search, *args, **named)
+
+    monkeypatch.setattr(module, "add_and_drop", told)
+
+    def missed(**hybrid):
+        spec = spec_of(weights, count="likelihood", search_from=3, **hybrid)
+        grid = searched_grid(made, spec)
+        if known:
+            fit = fit_known(doubting, TWO, grid, spec)
+        else:
+            fit = module.count_and_fit(doubting, grid, spec.replace(sources_max=2)).fit
+        return (~match(made.truth, fit.sources).hit & made.truth.active).any(-1)
+
+    assert missed()[one].all()
+    assert missed(search_below=0.5, own_list=False)[one].all()
+    assert searched == []
+    assert not missed(search_below=0.5).any()
+    assert searched == [2]
 
 
 def test_the_evidence_is_that_of_the_fit_that_is_returned(seen, made, weights, monkeypatch):

@@ -82,7 +82,13 @@ def count_and_fit(seen: Seen, grid: SearchGrid, spec: LocateSpec) -> Chosen:
         best[scenes] = torch.maximum(here, evidence + before)
         return fit, evidence
 
-    return choose_count(scenes, one, most, prior)
+    chosen = choose_count(scenes, one, most, prior)
+    # Many sources were searched before they were chosen, for the evidence; few are where the map doubts them.
+    few = (chosen.fit.sources.active.sum(-1) < spec.hybrid.search_from).nonzero()[:, 0]
+    if len(few) == 0:
+        return chosen
+    fit = replaced(chosen.fit, few, _searched(seen[few], chosen.fit[few], grid, spec))
+    return Chosen(fit, chosen.log_evidence)
 
 
 def fit_known(seen: Seen, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
@@ -123,11 +129,11 @@ def _near_network(seen: Seen, count: Int64[Tensor, "S"], grid: SearchGrid, spec:
 
 
 def _searched(seen: Seen, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
-    """Of scenes with many sources, what a search of the whole grid makes of a fit."""
+    """A search of the whole grid for scenes with many sources, or where the map doubts what was found."""
     _, L, M = seen.recording.snapshots.shape
     count = fit.sources.active.sum(-1)
-    crowded = (count >= (spec.hybrid.search_from or math.inf)) & (count < most_sources(L, M))
-    many = (crowded & _refinable(seen, spec)).nonzero()[:, 0]
+    wanted = (count >= (spec.hybrid.search_from or math.inf)) | _doubted(seen, fit, spec)
+    many = (wanted & (count < most_sources(L, M)) & _refinable(seen, spec)).nonzero()[:, 0]
     if len(many) == 0:
         return fit
     part, start = seen[many], fit[many]
@@ -150,6 +156,15 @@ def _searched(seen: Seen, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
         return fit
     last = _finished(part[changed], end[changed], active[changed], grid, spec)
     return replaced(fit, many[changed], last)
+
+
+def _doubted(seen: Seen, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
+    """Where the network's map gives the places that were found little probability."""
+    if not (spec.hybrid.search_from and spec.hybrid.search_below and spec.hybrid.own_list):
+        return torch.zeros_like(fit.converged)
+    positions, active = unpack(fit.sources, seen.recording)
+    scenes = torch.arange(len(positions), device=active.device)
+    return seen.belief(scenes, positions, active) < math.log(spec.hybrid.search_below)
 
 
 def _finished(
