@@ -132,7 +132,7 @@ def _searched(seen: Seen, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
     """A search of the whole grid for scenes with many sources, or where the map doubts what was found."""
     _, L, M = seen.recording.snapshots.shape
     count = fit.sources.active.sum(-1)
-    wanted = (count >= (spec.hybrid.search_from or math.inf)) | _doubted(seen, fit, spec)
+    wanted = (count >= (spec.hybrid.search_from or math.inf)) | _map_doubts(seen, fit, spec)
     many = (wanted & (count < most_sources(L, M)) & _refinable(seen, spec)).nonzero()[:, 0]
     if len(many) == 0:
         return fit
@@ -158,7 +158,7 @@ def _searched(seen: Seen, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
     return replaced(fit, many[changed], last)
 
 
-def _doubted(seen: Seen, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
+def _map_doubts(seen: Seen, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
     """Where the network's map gives the places that were found little probability."""
     if not (spec.hybrid.search_from and spec.hybrid.search_below and spec.hybrid.own_list):
         return torch.zeros_like(fit.converged)
