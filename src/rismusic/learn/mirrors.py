@@ -10,7 +10,7 @@ mirror as c says:
     \sum_p \gamma_p f_a(p) f_b(p)^H = \sum_o f_a(o) f_b(o)^H \sum_s \chi_{ab}(s)\, \gamma_{s o},
 
 the right side with one point o of each set of mirror images. A sum over P points of D x D numbers becomes
-|G|^2 of P / |G| points and (D / |G|)^2 numbers: 1 / |G| of the work.
+:math:`G^2` sums of P / G points and :math:`(D / G)^2` numbers, of G mirrors: 1 / G of the work.
 """
 
 from __future__ import annotations
