@@ -13,6 +13,7 @@ from rismusic.covariance.sample import (
     BackProjection,
     back_project,
     conditioning,
+    projected_covariance,
     recording_covariance,
     sample_covariance,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "conditioning",
     "finish",
     "predicted_covariance",
+    "projected_covariance",
     "recording_covariance",
     "sample_covariance",
     "true_covariance",

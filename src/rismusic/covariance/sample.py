@@ -150,7 +150,13 @@ def sample_covariance(
     Returns:
         R_samp of rank L at most, not yet finished, and what to finish it with (alone, or blended).
     """
-    projected = back_project(link, snapshots, noise_variance)
+    return projected_covariance(back_project(link, snapshots, noise_variance), oracle=oracle)
+
+
+def projected_covariance(
+    projected: BackProjection, *, oracle: bool = False
+) -> tuple[Covariance, Conditioning]:
+    """:func:`sample_covariance` of snapshots that were carried back already."""
     return projected.covariance().normalised(), conditioning(projected, oracle=oracle)
 
 

@@ -23,7 +23,7 @@ _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-10, 1e9
 
 @dataclass(frozen=True)
 class Effort:
-    """When a descent ends.
+    """How far a descent goes, and from which powers.
 
     Args:
         steps: most evaluations of the likelihood after the first.

@@ -126,9 +126,14 @@ class Dictionary:
 
 def products(rows: Complex[Tensor, "*batch N"], columns: Float[Tensor, "_ B"]) -> Float[Tensor, "*batch 2 B"]:
     """Real and imaginary part of rows times real columns [2N, B] of :meth:`Dictionary.columns`; float32."""
-    real, imaginary = rows.real.float(), rows.imag.float()
-    both = torch.stack((torch.cat((real, -imaginary), dim=-1), torch.cat((imaginary, real), dim=-1)), dim=-2)
+    both = real_rows(rows)
     return (both.flatten(0, -2) @ columns).unflatten(0, both.shape[:-1])
+
+
+def real_rows(rows: Complex[Tensor, "*batch N"]) -> Float[Tensor, "*batch 2 _"]:
+    """Rows whose products with real columns [2N, B] are real and imaginary part of the rows' own; float32."""
+    real, imaginary = rows.real.float(), rows.imag.float()
+    return torch.stack((torch.cat((real, -imaginary), dim=-1), torch.cat((imaginary, real), dim=-1)), dim=-2)
 
 
 def scenes_first(value: Tensor, keep: int) -> Tensor:

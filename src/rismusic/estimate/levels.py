@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rismusic.estimate.descent import Effort, descend
-from rismusic.estimate.likelihood import conditional_cost, symbols, unconditional
+from rismusic.estimate.likelihood import conditional_cost, symbols, unconditional, unexplained
 from rismusic.estimate.moments import Moments, moments, scene_blocks
 from rismusic.estimate.noise import noise_from_fit
 from rismusic.recording import Recording
@@ -100,9 +100,10 @@ def level_limits(noise_variance: Tensor | None, at: Moments) -> tuple[Tensor, Te
     norm = at.gram[..., :K, :K].diagonal(dim1=-2, dim2=-1).real.mean(dim=1)
     norm = torch.where(norm > 0, norm, 1)
     most = energy[:, None] / norm
-    power = symbols(at).abs().square().mean(dim=1).clamp(_POWER[0] * most, most)
+    s = symbols(at)
+    power = s.abs().square().mean(dim=1).clamp(_POWER[0] * most, most)
     if noise_variance is None:
-        noise = noise_from_fit(conditional_cost(at), count, L, at.outputs)
+        noise = noise_from_fit(unexplained(at, s), count, L, at.outputs)
         limits = [energy / at.outputs * factor for factor in _NOISE]
         noise = noise.clamp(limits[0], limits[1])
     else:

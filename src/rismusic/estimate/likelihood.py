@@ -40,7 +40,7 @@ def symbols(moments: Moments) -> Complex[Tensor, "S L K"]:
 
 def conditional_cost(moments: Moments) -> Float[Tensor, "S"]:
     r"""The cost :math:`f = \sum_l |P^\perp_{C_l} y_l|^2`, at least rounding above zero."""
-    return _residual(moments, symbols(moments))
+    return unexplained(moments, symbols(moments))
 
 
 def conditional(
@@ -61,7 +61,7 @@ def conditional(
     """
     K = moments.active.shape[1]
     s = symbols(moments)
-    cost = _residual(moments, s)
+    cost = unexplained(moments, s)
     gram = moments.gram
     across = gram[..., K:, :K]
     weight = s.repeat_interleave(3, dim=-1)
@@ -207,7 +207,7 @@ def _solve(moments: Moments, right: Tensor) -> Tensor:
     return scale * torch.cholesky_solve(scale * right, factor)
 
 
-def _residual(moments: Moments, s: Tensor) -> Tensor:
+def unexplained(moments: Moments, s: Complex[Tensor, "S L K"]) -> Float[Tensor, "S"]:
     """Energy not explained by the symbols s; one step of rounding of the whole at the least."""
     explained = (moments.cross[..., : s.shape[-1]].conj() * s).real.sum(dim=(1, 2))
     energy = moments.energy.sum(dim=1)

@@ -16,7 +16,7 @@ from rismusic.errors import InputError
 from rismusic.estimate.descent import Effort
 from rismusic.estimate.grid import Volume
 from rismusic.estimate.levels import Criterion, fit_powers
-from rismusic.estimate.likelihood import conditional_cost, symbols
+from rismusic.estimate.likelihood import symbols, unexplained
 from rismusic.estimate.moments import moments, scene_blocks
 from rismusic.estimate.noise import check_fit, noise_from_fit
 from rismusic.estimate.refine import THOROUGH, Refined, refine
@@ -140,7 +140,8 @@ def finish(
         else:
             (power, noise), value = (level[block] for level in end.levels), end.value[block]
             power = torch.where((at.energy.sum(dim=1) > 0)[:, None], power, 0)
-        parts.append((symbols(at).mT, conditional_cost(at), power, noise, value))
+        s = symbols(at)
+        parts.append((s.mT, unexplained(at, s), power, noise, value))
     s, cost, power, noise, value = (torch.cat(part) for part in zip(*parts, strict=True))
     if recording.noise_variance is None:
         noise = noise_from_fit(cost, active.sum(-1), L, M)

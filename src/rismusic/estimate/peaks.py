@@ -78,34 +78,38 @@ def highest_peaks(
 
     Of a scene whose values are not finite some points are returned.
     """
-    index, genuine = highest_points(values, grid, count, separation=separation)
-    box, place = _boxes(values, grid), index.view(-1, count)
+    box = _boxes(values, grid)
+    place, genuine = _chosen(box, grid, count, separation)
+    shape = (*values.shape[:-1], count)
     position = grid.volume.clamp(*_between(box, grid, place))
-    azimuth, elevation, distance = (value.to(values.dtype).view(index.shape) for value in position)
+    azimuth, elevation, distance = (value.to(values.dtype).view(shape) for value in position)
     return Peaks(
         azimuth=azimuth,
         elevation=elevation,
         range=distance,
-        height=box.flatten(1).gather(1, place).view(index.shape),
-        index=index,
-        genuine=genuine,
+        height=box.flatten(1).gather(1, place).view(shape),
+        index=place.view(shape),
+        genuine=genuine.view(shape),
     )
 
 
 def highest_points(
     values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
-) -> tuple[Int64[Tensor, "*batch K"], Bool[Tensor, "*batch K"]]:
-    """The points that :func:`highest_peaks` refines, and which of them are peaks."""
+) -> Int64[Tensor, "*batch K"]:
+    """The flat places on the grid of :func:`highest_peaks`, which are not refined."""
+    index, _ = _chosen(_boxes(values, grid), grid, count, separation)
+    return index.view(*values.shape[:-1], count)
+
+
+def _chosen(box: Tensor, grid: SearchGrid, count: int, separation: float) -> tuple[Tensor, Tensor]:
+    """Flat places [S, K] of the highest points, and which of them are peaks."""
     inside = grid.inside.view(grid.shape)
-    box = _boxes(values, grid)
     reach = max(1, int(separation * grid.oversampling))
     peak = _highest(box, reach) & inside
     sparse = torch.zeros_like(inside)
     sparse[:: reach + 1, :: reach + 1, :: reach + 1] = True
     apart = sparse & inside & (_pooled(peak.to(box.dtype), reach) == 0)
-    index, genuine = _best(box.flatten(1), peak.flatten(1), apart.flatten(1), count)
-    shape = (*values.shape[:-1], count)
-    return index.view(shape), genuine.view(shape)
+    return _best(box.flatten(1), peak.flatten(1), apart.flatten(1), count)
 
 
 def _boxes(values: Tensor, grid: SearchGrid) -> Float[Tensor, "S X Y Z"]:

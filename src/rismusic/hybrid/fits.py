@@ -84,7 +84,8 @@ def count_and_fit(seen: Seen, grid: SearchGrid, spec: LocateSpec) -> Chosen:
 
     chosen = choose_count(scenes, one, most, prior)
     # Many sources were searched before they were chosen, for the evidence; few are where the map doubts them.
-    few = (chosen.fit.sources.active.sum(-1) < spec.hybrid.search_from).nonzero()[:, 0]
+    fewer = chosen.fit.sources.active.sum(-1) < spec.hybrid.search_from
+    few = (fewer & _map_doubts(seen, chosen.fit, spec)).nonzero()[:, 0]
     if len(few) == 0:
         return chosen
     fit = replaced(chosen.fit, few, _searched(seen[few], chosen.fit[few], grid, spec))

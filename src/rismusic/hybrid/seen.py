@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.covariance import BackProjection, Covariance, back_project, conditioning
+from rismusic.covariance import BackProjection, Covariance, back_project, projected_covariance
 from rismusic.estimate.noise import snr_db
 from rismusic.estimate.peaks import highest_peaks
 from rismusic.estimate.whitening import whitened
@@ -73,7 +73,7 @@ class Seen:
             replace(known, wavelength=network.grid.panel.wavelength, elements=known.elements * scale)
         )
         projected = back_project(known.link, known.snapshots, known.noise_variance)
-        sample = projected.covariance().normalised(), conditioning(projected)
+        sample = projected_covariance(projected)
         beta = _share(projected, trained.card, spec)
         assert prediction.grid_logits is not None
         most, heads = min(spec.hybrid.candidates, len(network.grid)), prediction.azimuth.shape[1]

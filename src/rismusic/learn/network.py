@@ -148,7 +148,7 @@ class Network(nn.Module):
         logits = all_logits[-1]
         X, Y, Z = grid.shape
         S = len(logits)
-        index, _ = highest_points(logits.detach(), grid, most)
+        index = highest_points(logits.detach(), grid, most)
         details = self.details(memory).view(S, 6, Z, X, Y).movedim(2, -1).flatten(2)
         here = details.gather(2, index[:, None, :].expand(-1, 6, -1))  # [S, 6, K]
         azimuth, elevation, distance = self._between(logits, index, here[:, :3])

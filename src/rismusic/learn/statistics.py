@@ -30,7 +30,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.estimate.dictionary import scenes_first
+from rismusic.estimate.dictionary import real_rows, scenes_first
 from rismusic.estimate.grid import SearchGrid
 from rismusic.estimate.noise import noise_of
 from rismusic.learn.mirrors import Mirrors
@@ -195,8 +195,7 @@ class GridStatistics:
 
     def _energy(self, rows: Complex[Tensor, "S L D"]) -> Float[Tensor, "S P"]:
         """Sum over l of |x_l^H a_p|^2 of all points."""
-        x = rows.unflatten(-1, (len(self.mirrors), -1)).movedim(-2, 0)
-        both = torch.cat((torch.cat((x.real, -x.imag), -1), torch.cat((x.imag, x.real), -1)), dim=2)
+        both = real_rows(rows.unflatten(-1, (len(self.mirrors), -1)).movedim(-2, 0)).flatten(2, 3)
         fields = (both.flatten(1, 2) @ self._real).unflatten(1, both.shape[1:3])  # [G, S, 2 L, O]
         return self.mirrors.spread(self.mirrors.unfold(fields).square_().sum(2))
 
