@@ -1,23 +1,25 @@
-"""The one exception for bad input: which field, what was expected, what was found."""
+"""The exception for bad input: the field or file it concerns, what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Bad input, said in one sentence: ``field: expected ..., found ...``.
+    """Bad input, explained in one sentence: ``field: what is wrong and what to do``.
 
-    The command line prints the sentence and leaves with exit code 2; a traceback there is a bug.
+    The command line prints the sentence and exits with code 2; a traceback there is a bug.
 
     Args:
-        field: the name of the offending field, argument or file.
-        expected: what would have been accepted.
-        found: what was there instead.
+        field: name of the offending field, argument or file.
+        problem: what is wrong with it and, where that is not obvious, what to do. With ``found``, what would
+            have been accepted.
+        found: what was there instead; the sentence then reads ``expected ..., found ...``.
     """
 
-    def __init__(self, field: str, expected: str, found: str) -> None:
-        self.field, self.expected, self.found = field, expected, found
-        super().__init__(f"{field}: expected {expected}, found {found}")
+    def __init__(self, field: str, problem: str, found: str | None = None) -> None:
+        self.field = field
+        self.problem = problem if found is None else f"expected {problem}, found {found}"
+        super().__init__(f"{self.field}: {self.problem}")
 
-    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
-        """Between processes it travels as its three parts."""
-        return type(self), (self.field, self.expected, self.found)
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
+        """Pickled as its two parts, so that it can travel between processes."""
+        return type(self), (self.field, self.problem)

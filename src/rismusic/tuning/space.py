@@ -105,7 +105,7 @@ class Space(Spec):
                     try:
                         apply(spec, knobs, {name: end})
                     except InputError as error:
-                        raise InputError(f"space.{part}.{name}", error.expected, error.found) from None
+                        raise InputError(f"space.{part}.{name}", error.problem) from None
 
 
 def load_space(name: str) -> Space:
