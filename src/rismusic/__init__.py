@@ -14,10 +14,10 @@ from rismusic.version import __version__
 if TYPE_CHECKING:
     from rismusic.bounds import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.checking import check
-    from rismusic.doctor.after import diagnose_run
-    from rismusic.doctor.diagnose import Diagnosis, diagnose
-    from rismusic.doctor.generic import diagnose_module
-    from rismusic.doctor.report import write_diagnosis
+    from rismusic.doctor.diagnose import diagnose
+    from rismusic.doctor.module import diagnose_module
+    from rismusic.doctor.report import Diagnosis, write_diagnosis
+    from rismusic.doctor.run_log import diagnose_run
     from rismusic.estimate.locate import Located
     from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
     from rismusic.evaluate.bench.spec import BenchSpec
@@ -75,9 +75,9 @@ _HOME = {
     "load_network": "learn.weights",
     # why it does not learn
     "diagnose": "doctor.diagnose",
-    "Diagnosis": "doctor.diagnose",
-    "diagnose_run": "doctor.after",
-    "diagnose_module": "doctor.generic",
+    "Diagnosis": "doctor.report",
+    "diagnose_run": "doctor.run_log",
+    "diagnose_module": "doctor.module",
     "write_diagnosis": "doctor.report",
     # search settings
     "TuneSpec": "tuning.spec",

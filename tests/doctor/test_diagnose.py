@@ -1,34 +1,32 @@
-"""All checks in order, the verdict, and the ways in which it is told."""
+"""All checks in their order, and the command."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from test_after import run_of
+from faults.plant import healthy
+from test_run_log import run_of
 
 from rismusic.cli import main
 from rismusic.doctor import diagnose as diagnosing
-from rismusic.doctor.case import told
-from rismusic.doctor.diagnose import CHECKS, Diagnosis, diagnose
-from rismusic.doctor.faults.plant import healthy
-from rismusic.doctor.overfit import overfit
-from rismusic.doctor.report import findings_table, write_diagnosis
-from rismusic.errors import InputError
+from rismusic.doctor.case import open_case
+from rismusic.doctor.diagnose import CHECKS, diagnose
+from rismusic.doctor.report import report_of
+from rismusic.doctor.training_checks import check_overfit
 from rismusic.learn.findings import at_least, at_most
-from rismusic.learn.runfolder import CURVES
 from rismusic.learn.trainer import Trainer
 from rismusic.spec import dump_spec
 
-GOOD = told("A", "sound", [at_most("good", 1.0, 2.0, "It is large.", "Make it small.")])
-BAD = told("B", "not sound", [at_most("bad <b>", float("nan"), 2.0, "It is large.", "Make it small.")])
+GOOD = report_of("A", "sound", [at_most("good", 1.0, 2.0, "It is large.", "Make it small.")])
+BAD = report_of("B", "not sound", [at_most("bad <b>", float("nan"), 2.0, "It is large.", "Make it small.")])
 
 
 def only(monkeypatch, *tags):
     monkeypatch.setattr(diagnosing, "CHECKS", tuple(pair for pair in CHECKS if pair[0] in tags))
 
 
-def test_checks_stand_on_those_before_them():
+def test_order_of_the_checks():
     order = [tag for tag, _ in CHECKS]
     for first, later in (
         ("PANEL", "TRUTH"),
@@ -42,17 +40,6 @@ def test_checks_stand_on_those_before_them():
         assert order.index(first) < order.index(later)
 
 
-def test_verdict_names_the_first_finding():
-    assert Diagnosis((GOOD,)).verdict == "Healthy: nothing wrong in 1 findings."
-    sick = Diagnosis((GOOD, BAD))
-    assert not sick.healthy
-    assert sick.verdict == "1 of 2 findings are wrong. Begin with the first one: [B] It is large."
-    record = json.loads(json.dumps(sick.record(), allow_nan=False))
-    assert record["reports"][1]["findings"][0]["value"] == "nan"
-    assert findings_table(sick).row_count == 1
-    assert findings_table(sick, every=True).row_count == 2
-
-
 def test_code_that_fails_is_a_finding(monkeypatch):
     def breaks(_):
         raise RuntimeError("no such thing")
@@ -61,13 +48,13 @@ def test_code_that_fails_is_a_finding(monkeypatch):
     said, begun = [], []
     diagnosis = diagnose(healthy(), say=said.append, begun=begun.append)
     assert begun == ["X", "PANEL"]
-    assert diagnosis.wrong[0].name == "x cannot be looked at"
+    assert diagnosis.wrong[0].name == "check X could not run"
     assert "RuntimeError: no such thing" in diagnosis.wrong[0].meaning
     assert said[-1] == "[PANEL] 36 elements"
 
 
-def test_a_loop_of_ones_own_is_looked_at(monkeypatch):
-    """The doctor looks at the learner and the scenes that the given loop makes."""
+def test_own_training_loop(monkeypatch):
+    """The checks use the learner and the scenes of the given training loop."""
     only(monkeypatch, "SCHEDULE")
 
     class Late(Trainer):
@@ -82,34 +69,17 @@ def test_a_loop_of_ones_own_is_looked_at(monkeypatch):
 
 def test_overfit(monkeypatch):
     """On request; a network that cannot learn fails it."""
-    from rismusic.doctor.case import opened
-
     quick = healthy().replace(batch=8, scenes_per_epoch=32)
     still = quick.replace(backbone_learning_rate=0.0, head_learning_rate=0.0)
     left = []
     for spec, epochs in ((quick, 4), (still, 1)):
-        with opened(spec) as case:
-            left += overfit(case, scenes=32, epochs=epochs).findings
+        with open_case(spec) as case:
+            left += check_overfit(case, scenes=32, epochs=epochs).findings
     assert left[0].value < 0.9 < left[1].value
     assert not left[1].fine
     only(monkeypatch, "DECAY")
-    monkeypatch.setattr(diagnosing, "learn_by_heart", lambda _: BAD)
+    monkeypatch.setattr(diagnosing, "OVERFIT", ("OVERFIT", lambda _: BAD))
     assert [report.tag for report in diagnose(healthy(), overfit=True).reports] == ["DECAY", "B"]
-
-
-def test_page(tmp_path):
-    folder = run_of(tmp_path)
-    (folder / CURVES).write_bytes(b"a picture")
-    write_diagnosis(tmp_path / "d.html", Diagnosis((GOOD, BAD)), settings=healthy(), run=folder, command="x")
-    text = (tmp_path / "d.html").read_text()
-    assert "It is large." in text
-    assert "bad &lt;b&gt;" in text
-    assert "data:image/png;base64,YSBwaWN0dXJl" in text
-    assert "network.width" in text
-    with pytest.raises(InputError, match="html"):
-        write_diagnosis(tmp_path / "d.txt", Diagnosis((GOOD,)))
-    write_diagnosis(tmp_path / "sound.html", Diagnosis((GOOD,)))
-    assert "Nothing wrong" in (tmp_path / "sound.html").read_text()
 
 
 def test_command(tmp_path, monkeypatch, capsys):
@@ -139,15 +109,6 @@ def test_command_on_a_run(tmp_path, capsys):
     assert "constant" in capsys.readouterr().out
 
 
-def test_command_on_faults(tmp_path, monkeypatch, capsys):
-    only(monkeypatch, "PANEL")
-    table = tmp_path / "faults.csv"
-    assert main(["doctor", "faults", "--only", "panel off centre", "--csv", str(table)]) == 0
-    assert "1 of 1 faults caught" in capsys.readouterr().out
-    assert "panel off centre,yes,PANEL" in table.read_text()
-    assert main(["doctor", "faults", "--only", "13"]) == 1
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -155,7 +116,7 @@ def test_command_on_faults(tmp_path, monkeypatch, capsys):
         ["--run", "missing"],
         ["--preset", "tiny", "--json", "found.txt"],
         ["--preset", "tiny", "--report", "found.txt"],
-        ["faults", "--only", "no such fault"],
+        ["faults"],
         ["--preset", "tiny", "--run", "."],
     ],
 )

@@ -1,17 +1,17 @@
-"""Every fault of the catalogue is caught by a finding that names its cause, and its healthy twin by none."""
+"""Each planted fault is named by a finding; the healthy training has no finding."""
 
 from __future__ import annotations
 
 import pytest
+from faults import table
+from faults.plant import healthy
+from faults.table import CANNOT, FAULTS, fault_table, naming
 
-from rismusic.doctor.case import opened
-from rismusic.doctor.diagnose import CHECKS, Diagnosis, examine
-from rismusic.doctor.faults import table
-from rismusic.doctor.faults.plant import healthy
-from rismusic.doctor.faults.table import CANNOT, FAULTS, naming, try_faults
-from rismusic.errors import InputError
+from rismusic.doctor.case import open_case
+from rismusic.doctor.diagnose import CHECKS, run_check
+from rismusic.doctor.report import Diagnosis
 
-# The check in which each fault is to be named; the others are not run here.
+# The check that must name each fault. The other checks do not run here.
 CHECK = {
     "degrees for radians": "POSITIONS",
     "converted twice": "POSITIONS",
@@ -75,8 +75,8 @@ CHECK = {
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_each_fault_is_named(fault):
     tag = CHECK[fault.name]
-    with fault.plant(healthy()) as spec, opened(spec) as case:
-        reports = tuple(examine(tag, dict(CHECKS)[tag], case))
+    with fault.plant(healthy()) as spec, open_case(spec) as case:
+        reports = tuple(run_check(tag, dict(CHECKS)[tag], case))
     found = naming(fault, Diagnosis(reports))
     assert found is not None, [one.sentence for report in reports for one in report.wrong]
     assert found[0] in (tag, "GRAD")
@@ -84,22 +84,22 @@ def test_each_fault_is_named(fault):
 
 @pytest.fixture(scope="module")
 def sound():
-    with opened(healthy()) as case:
+    with open_case(healthy()) as case:
         yield case
 
 
 @pytest.mark.parametrize("tag", [tag for tag, _ in CHECKS])
-def test_nothing_is_found_in_the_healthy_twin(sound, tag):
-    for report in examine(tag, dict(CHECKS)[tag], sound):
+def test_healthy_training_has_no_finding(sound, tag):
+    for report in run_check(tag, dict(CHECKS)[tag], sound):
         assert [one.sentence for one in report.wrong] == []
 
 
-def test_a_healthy_training_with_beams_has_none(sound):
-    """The twin of the fault that changes the kind of codebook."""
+def test_healthy_training_with_dft_codebook_has_no_finding(sound):
+    """The healthy counterpart of the fault that changes the kind of codebook."""
     system = healthy().system
     beams = system.replace(codebook=system.codebook.replace(kind="dft"))
-    with opened(healthy().replace(system=beams)) as case:
-        for report in examine("LINK", dict(CHECKS)["LINK"], case):
+    with open_case(healthy().replace(system=beams)) as case:
+        for report in run_check("LINK", dict(CHECKS)["LINK"], case):
             assert report.wrong == []
 
 
@@ -111,30 +111,30 @@ def test_most_of_the_known_mistakes_are_planted():
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
 
 
-def test_the_table(tmp_path, monkeypatch):
-    """Rows of faults and of the healthy training, and what is missed is said."""
-    quick = [pair for pair in CHECKS if pair[0] in ("PANEL", "DECAY")]
-    monkeypatch.setattr("rismusic.doctor.diagnose.CHECKS", tuple(quick))
-    said, done = [], []
-    tried = try_faults(only=("panel off centre", "13"), say=said.append, progress=lambda *at: done.append(at))
-    assert done == [(1, 3), (2, 3), (3, 3)]
-    assert said[0] == "healthy, seed 0: nothing"
-    assert tried.missed == ["clip norm too small"]
-    assert not tried.passed
+def only(monkeypatch, *tags):
+    checks = tuple(pair for pair in CHECKS if pair[0] in tags)
+    monkeypatch.setattr("rismusic.doctor.diagnose.CHECKS", checks)
+
+
+def test_table_has_healthy_named_and_missed_trainings(tmp_path, monkeypatch):
+    only(monkeypatch, "PANEL", "DECAY")
+    said = []
+    found = fault_table(only=("panel off centre", "13"), say=said.append)
+    assert said[0] == "healthy, seed 0: findings in none"
     assert "MISSED" in said[2]
-    assert "1 of 2 faults caught" in tried.verdict
-    tried.write(tmp_path / "faults.csv", overwrite=False)
+    assert found.missed == found.unnoticed == ["clip norm too small"]
+    assert found.summary.startswith("1 of 2 faults named (1 noticed), 1 of the 28 known mistakes; 0 of 1")
+    found.write(tmp_path / "faults.csv")
     lines = (tmp_path / "faults.csv").read_text().splitlines()
     assert lines[0].startswith("mistake,fault,caught,check")
+    assert lines[1].startswith("healthy,")
     assert lines[2].startswith("5,panel off centre,yes,PANEL,")
-    with pytest.raises(InputError, match="only"):
-        try_faults(only=("no such fault",))
+    assert lines[3].startswith("13,clip norm too small,no,,")
+    with pytest.raises(ValueError, match="no such fault: nothing"):
+        fault_table(only=("nothing",))
 
 
-def test_a_healthy_training_with_a_finding_is_an_alarm(monkeypatch):
-    quick = [pair for pair in CHECKS if pair[0] == "DECAY"]
-    monkeypatch.setattr("rismusic.doctor.diagnose.CHECKS", tuple(quick))
+def test_healthy_training_with_a_finding_is_an_alarm(monkeypatch):
+    only(monkeypatch, "DECAY")
     monkeypatch.setattr(table, "healthy", lambda seed=0: healthy(seed).replace(weight_decay=50.0))
-    tried = try_faults(only=("panel off centre",))
-    assert tried.alarms == ["healthy, seed 0"]
-    assert not tried.passed
+    assert fault_table(only=("panel off centre",)).alarms == ["healthy, seed 0"]

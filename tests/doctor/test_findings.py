@@ -1,4 +1,4 @@
-"""Findings that no fault of the catalogue raises, each with a fault of its own; its twin is the sound one."""
+"""Findings that no fault of the table raises, each with a planted fault of its own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from faults import predictions
+from faults.plant import attribute, function, healthy, method, settings
+from faults.table import FAULTS
 
 from rismusic.channel import draw_channel
-from rismusic.doctor.case import opened
-from rismusic.doctor.diagnose import CHECKS, Diagnosis, examine
-from rismusic.doctor.faults import answers
-from rismusic.doctor.faults.plant import attribute, function, healthy, method, settings
-from rismusic.doctor.faults.table import FAULTS
+from rismusic.doctor.case import open_case
+from rismusic.doctor.diagnose import CHECKS, run_check
+from rismusic.doctor.report import Diagnosis
 from rismusic.learn import validation
 from rismusic.learn.learner import Learner
 from rismusic.learn.losses import Targets, covariance_error, eigengap_hinge, total_loss
@@ -27,7 +28,7 @@ from rismusic.simulator import Simulator
 
 
 def made(change):
-    """A plant that changes learners right after they are made."""
+    """Change learners after their construction."""
 
     def wrong(original, self, *given, **named):
         original(self, *given, **named)
@@ -38,7 +39,7 @@ def made(change):
 
 
 def stepped(change):
-    """A plant that changes what a step leaves and says."""
+    """Change the weights after a step, and the numbers it returns."""
 
     def wrong(original, self, *given):
         return change(self, original(self, *given))
@@ -47,7 +48,7 @@ def stepped(change):
 
 
 def planned(change):
-    """Another plan of the learning rate."""
+    """Change the schedule of the learning rate."""
     return made(lambda learner: setattr(learner, "factors", change(learner.factors)))
 
 
@@ -96,7 +97,7 @@ def add_twice(learner):
 
 @torch.no_grad()
 def push(learner, numbers):
-    """Weights that something beside the optimizer moves."""
+    """Move the weights without the optimizer."""
     for weight in learner.weights.values():
         weight.add_(1.0)
     return numbers
@@ -113,7 +114,7 @@ def deaf(recording):
 
 KNOWN = {fault.name: fault.plant for fault in FAULTS}
 PLANTED = [
-    ("TRUTH", "the same, from below", simulated(lambda r: replace(r, noise_variance=2 * r.noise_variance))),
+    ("TRUTH", "lower limit", simulated(lambda r: replace(r, noise_variance=2 * r.noise_variance))),
     ("SIGNAL", "a scene's SNR", simulated(lambda r: replace(r, noise_variance=2 * r.noise_variance))),
     (
         "SIGNAL",
@@ -122,7 +123,7 @@ PLANTED = [
     ),
     (
         "POSITIONS",
-        "unlike all others",
+        "distinct labels",
         function(
             draw_sources,
             lambda original, *given: replace(t := original(*given), azimuth=(t.azimuth / 0.1).round() * 0.1),
@@ -130,17 +131,17 @@ PLANTED = [
     ),
     (
         "LINK",
-        "an entry of the channel",
+        "power of a channel entry",
         function(draw_channel, lambda original, *given: 2 * original(*given)),
     ),
-    ("LEAK", "asked for again", method(Scenes, "step", other_noise)),
+    ("LEAK", "requested twice", method(Scenes, "step", other_noise)),
     (
         "LEAK",
         "second epoch",
         method(Scenes, "numbers", lambda original, self, epoch, step: original(self, 0, step)),
     ),
     ("R_SAMP", "energy of R_samp", method(Targets, "of", any_sample)),
-    ("R_SAMP", "labels of other scenes", KNOWN["R_samp from the labels"]),
+    ("R_SAMP", "those of other scenes", KNOWN["R_samp from the labels"]),
     (
         "CEILING",
         "that MUSIC finds",
@@ -180,19 +181,19 @@ PLANTED = [
     ),
     ("LITMUS", "five steps on one batch", settings(backbone_learning_rate=1e-8, head_learning_rate=1e-8)),
     ("LITMUS", "at a learning rate of 0", stepped(push)),
-    ("OPTIMIZER", "does not have", made(drop_first_group)),
-    ("OPTIMIZER", "not the network's", made(add_stranger)),
-    ("OPTIMIZER", "has twice", made(add_twice)),
+    ("OPTIMIZER", "missing from the optimizer", made(drop_first_group)),
+    ("OPTIMIZER", "do not belong to the network", made(add_stranger)),
+    ("OPTIMIZER", "holds twice", made(add_twice)),
     (
         "INPUT",
-        "one scene alone",
-        answers._predicting(
+        "without the others of its batch",
+        predictions._predicting(
             lambda _, p: replace(p, existence_logits=p.existence_logits - p.existence_logits.mean(0))
         ),
     ),
-    ("INPUT", "what a layer is given", made(lambda learner: learner.network.place.mul_(1e3))),
+    ("INPUT", "a layer's input", made(lambda learner: learner.network.place.mul_(1e3))),
     ("CONSTANT", "snapshots of another scene", fed(deaf)),
-    ("SCHEDULE", "made for", planned(lambda f: f[:10])),
+    ("SCHEDULE", "length of the schedule", planned(lambda f: f[:10])),
     ("SCHEDULE", "largest factor", planned(lambda f: f / 2)),
     ("SCHEDULE", "rises", planned(lambda f: torch.linspace(0.1, 1, len(f)))),
     ("SCHEDULE", "last factor", planned(torch.ones_like)),
@@ -200,7 +201,7 @@ PLANTED = [
     ("SCHEDULE", "beta of the first epoch", beta(0.3)),
     ("SCHEDULE", "largest beta", beta(1.0)),
     ("SCHEDULE", "over that of the settings", beta(0.0)),
-    ("STEP", "reported norm", stepped(lambda _, numbers: {**numbers, "gradient": 10 * numbers["gradient"]})),
+    ("STEP", "logged norm", stepped(lambda _, numbers: {**numbers, "gradient": 10 * numbers["gradient"]})),
     ("STEP", "median change", settings(backbone_learning_rate=0.0, head_learning_rate=0.0)),
     ("STEP", "largest change of a parameter", stepped(push)),
     (
@@ -208,9 +209,9 @@ PLANTED = [
         "averaged weights",
         method(Learner, "_follow", lambda original, self, _: original(self, torch.ones(()))),
     ),
-    ("DRIFT", "have not moved", KNOWN["backbone frozen"]),
+    ("DRIFT", "unchanged after three steps", KNOWN["backbone frozen"]),
     ("DRIFT", "change of all weights", settings(backbone_learning_rate=1.0, head_learning_rate=1.0)),
-    ("LOOP", "logged steps", method(RunFolder, "log", without_steps)),
+    ("LOOP", "number of logged steps", method(RunFolder, "log", without_steps)),
     (
         "LOOP",
         "not finite",
@@ -224,6 +225,6 @@ PLANTED = [
     ("tag", "part", "plant"), PLANTED, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_each_finding_can_fail(tag, part, plant):
-    with plant(healthy()) as spec, opened(spec) as case:
-        found = Diagnosis(tuple(examine(tag, dict(CHECKS)[tag], case)))
+    with plant(healthy()) as spec, open_case(spec) as case:
+        found = Diagnosis(tuple(run_check(tag, dict(CHECKS)[tag], case)))
     assert any(part in one.name for one in found.wrong), [one.sentence for one in found.wrong]

@@ -15,18 +15,16 @@ from rismusic.errors import InputError
 from rismusic.files import check_output, replace_file
 from rismusic.learn.runfolder import RunFolder
 from rismusic.learn.spec import TrainSpec
-from rismusic.spec import Count
 
 if TYPE_CHECKING:
-    from rismusic.doctor.diagnose import Diagnosis
+    from rismusic.doctor.report import Diagnosis
 
 
 class Doctor(Command):
     """Find out why a training does not learn: rismusic doctor [CONFIG.toml | RUN] [--preset tiny].
 
-    Exit code 0: nothing is wrong; 1: something is. With the folder of a run it reads the run's log and says
-    what went wrong when. rismusic doctor faults plants known mistakes, one at a time, into a small healthy
-    training and shows which finding catches each.
+    With settings, it checks the training before it starts. With the folder of a run, it reads the run's log
+    and reports what went wrong and in which epochs. Exit code 0: nothing is wrong; 1: something is.
     """
 
     settings: Annotated[TrainSpec, arg(name="")] = TrainSpec()
@@ -35,35 +33,27 @@ class Doctor(Command):
     config: Annotated[Path | None, arg(metavar="FILE")] = None
     """TOML file with settings; the flag's name can be left out."""
     folder: Annotated[Path | None, arg(name="run", metavar="RUN")] = None
-    """Read the log of this run in place of looking at settings; the flag's name can be left out."""
+    """Read the log of this run instead of checking settings; the flag's name can be left out."""
     overfit: bool = False
-    """See too whether 512 scenes can be learned by heart (minutes)."""
+    """Also check whether the network can fit 512 fixed scenes (minutes)."""
     json_file: Annotated[Path | None, arg(name="json", metavar="FILE")] = None
     """Write all findings as JSON."""
     report: Annotated[Path | None, arg(metavar="FILE")] = None
     """Write all findings as an HTML page, beside the curves of the run."""
     overwrite: bool = False
     """Replace these files if they exist."""
-    faults: bool = False
-    """Plant known mistakes and show what catches them; can be typed as the word 'faults'."""
-    only: tuple[str, ...] = ()
-    """Of the mistakes, these alone, by number or name."""
-    seeds: Count = 1
-    """Seeds of the healthy training beside the mistakes; none may raise a finding."""
-    csv: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Write the table of mistakes and findings as CSV."""
 
     def run(self) -> int:
-        """Look, and say what is wrong."""
-        for path, endings in ((self.json_file, (".json",)), (self.csv, (".csv",))):
-            if path is not None:
-                check_output(path, overwrite=self.overwrite, endings=endings)
-        if self.faults:
-            return self._faults()
+        """Run the checks and print the findings."""
+        if self.json_file is not None:
+            check_output(self.json_file, overwrite=self.overwrite, endings=(".json",))
         if self.folder is not None:
             if self.settings != TrainSpec() or self.overfit:
-                raise InputError("run", "no settings beside it (they are in the folder)", "some")
-            # Before torch is waited for.
+                raise InputError(
+                    "run",
+                    "it cannot be combined with settings or --overfit; the run's folder has its settings",
+                )
+            # Checked before torch is imported, which takes seconds.
             RunFolder(self.folder).settings()
         from rismusic.doctor.report import check_report
 
@@ -74,8 +64,8 @@ class Doctor(Command):
         return 0 if diagnosis.healthy else 1
 
     def _diagnose(self) -> Diagnosis:
-        from rismusic.doctor.after import diagnose_run
         from rismusic.doctor.diagnose import CHECKS, diagnose
+        from rismusic.doctor.run_log import diagnose_run
 
         if self.folder is not None:
             return diagnose_run(self.folder, say=_say)
@@ -115,33 +105,15 @@ class Doctor(Command):
             )
             note(f"report written to {self.report}")
 
-    def _faults(self) -> int:
-        from rismusic.doctor.faults.table import try_faults
-
-        with progress_bar() as bar:
-            task = bar.add_task("faults", total=None)
-            tried = try_faults(
-                only=self.only,
-                seeds=self.seeds,
-                say=_say,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        if self.csv is not None:
-            tried.write(self.csv, overwrite=self.overwrite)
-        print(tried.verdict)
-        return 0 if tried.passed else 1
-
 
 def with_target(args: list[str]) -> list[str]:
-    """What is typed right behind ``doctor``: the word ``faults``, the folder of a run, or a configuration.
+    """Add ``--run`` or ``--config`` before a folder or file given right after ``doctor``.
 
     Args:
-        args: the command and its flags; those of other commands are left alone.
+        args: the command and its flags; those of other commands are returned unchanged.
     """
     if args[:1] != ["doctor"] or len(args) < 2 or args[1].startswith("-"):
         return args
-    if args[1] == "faults":
-        return ["doctor", "--faults", *args[2:]]
     return ["doctor", "--run" if Path(args[1]).is_dir() else "--config", *args[1:]]
 
 

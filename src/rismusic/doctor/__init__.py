@@ -1,1 +1,1 @@
-"""The doctor: why a training does not learn. Each check measures one property and says what it means."""
+"""Diagnosis of trainings: checks measure properties of a training and compare them with limits."""

@@ -1,13 +1,16 @@
-"""The findings as a table for the console, and as one HTML file beside the curves of the run."""
+"""The result of a diagnosis: findings by check, the verdict, a table for the console and an HTML page."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rismusic.doctor.diagnose import Diagnosis
 from rismusic.evaluate.report.page import check_report, png_address, setting_rows, write_page
+from rismusic.learn.findings import Finding, Report, at_most
 from rismusic.learn.runfolder import CURVES
 from rismusic.learn.spec import TrainSpec
 
@@ -15,23 +18,87 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def findings_table(diagnosis: Diagnosis, *, every: bool = False) -> Table:
-    """The findings that are wrong (or all of them), a row each.
+@dataclass(frozen=True)
+class Diagnosis:
+    """The result of all checks.
 
     Args:
-        diagnosis: what was found.
-        every: whether to show the others too.
+        reports: one or more for each check, in the order in which the checks ran.
+    """
+
+    reports: tuple[Report, ...]
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """Findings outside their limits, in the order of the checks."""
+        return [finding for report in self.reports for finding in report.wrong]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all findings are within their limits."""
+        return not self.wrong
+
+    @property
+    def verdict(self) -> str:
+        """The result in one or two sentences."""
+        total = sum(len(report.findings) for report in self.reports)
+        if self.healthy:
+            return f"Healthy: all {total} findings are within their limits."
+        first = next(report for report in self.reports if report.wrong)
+        return (
+            f"{len(self.wrong)} of {total} findings are outside their limits. Start with the first: "
+            f"[{first.tag}] {first.wrong[0].meaning}"
+        )
+
+    def record(self) -> dict[str, object]:
+        """The diagnosis as plain types for JSON; non-finite numbers become text."""
+        return {
+            "healthy": self.healthy,
+            "verdict": self.verdict,
+            "reports": [
+                {"tag": one.tag, "text": one.text, "findings": [_plain(f) for f in one.findings]}
+                for one in self.reports
+            ],
+        }
+
+
+def _plain(finding: Finding) -> dict[str, object]:
+    fields = asdict(finding)
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+
+
+def report_of(tag: str, text: str, findings: Sequence[Finding]) -> Report:
+    """A report whose values are those of its findings."""
+    return Report(tag, text, {one.name: one.value for one in findings}, tuple(findings))
+
+
+def must_be_zero(name: str, value: float, meaning: str, advice: str) -> Finding:
+    """A finding whose limit is 0, such as the number of things that are wrong."""
+    return at_most(name, float(value), 0.0, meaning, advice)
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """The first few names, separated by commas, with an ellipsis for the rest."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def findings_table(diagnosis: Diagnosis, *, every: bool = False) -> Table:
+    """A table with one row for each finding outside its limit, or for every finding.
+
+    Args:
+        diagnosis: the diagnosis to show.
+        every: also show the findings within their limits.
     """
     from rich.table import Table
 
     table = Table(show_lines=True)
-    for head in ("check", "what was measured", "value", "limit", "what it means, and what to try"):
+    for head in ("check", "measured", "value", "limit", "meaning and advice"):
         table.add_column(head, justify="right" if head in ("value", "limit") else "left")
     for report in diagnosis.reports:
         for one in report.findings:
             if every or not one.fine:
-                words = "" if one.fine else f"{one.meaning} {one.advice}"
-                table.add_row(report.tag, one.name, f"{one.value:.3g}", f"{one.threshold:.3g}", words)
+                text = "" if one.fine else f"{one.meaning} {one.advice}"
+                table.add_row(report.tag, one.name, f"{one.value:.3g}", f"{one.threshold:.3g}", text)
     return table
 
 
@@ -45,25 +112,23 @@ def write_diagnosis(
     made: datetime | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a diagnosis as one HTML file, below 1 MB and without the network.
+    """Write a diagnosis as one self-contained HTML file below 1 MB.
 
     Args:
         path: an ``.html`` file.
-        diagnosis: what was found.
-        settings: of the training.
-        run: the folder of the run, whose curves are shown beside the findings.
-        command: what made the report.
-        made: when; now, if not given.
-        overwrite: whether an existing file may be replaced.
+        diagnosis: the diagnosis to write.
+        settings: settings of the training, shown at the end of the page.
+        run: folder of the run, whose curves are shown beside the findings.
+        command: command line that made the report.
+        made: date of the report; the current time by default.
+        overwrite: whether to replace an existing file.
 
     Raises:
-        InputError: the packages that reports need are not installed, or the file cannot be written.
+        InputError: the packages for reports are not installed, or the file cannot be written.
     """
     check_report(Path(path), overwrite=overwrite)
     curves = None if run is None else Path(run) / CURVES
-    image = ""
-    if curves is not None and curves.is_file():
-        image = png_address(curves.read_bytes())
+    image = png_address(curves.read_bytes()) if curves is not None and curves.is_file() else ""
     write_page(
         Path(path),
         "doctor.html.j2",
@@ -78,4 +143,12 @@ def write_diagnosis(
     )
 
 
-__all__ = ["check_report", "findings_table", "write_diagnosis"]
+__all__ = [
+    "Diagnosis",
+    "check_report",
+    "findings_table",
+    "listed",
+    "must_be_zero",
+    "report_of",
+    "write_diagnosis",
+]

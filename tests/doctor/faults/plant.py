@@ -1,4 +1,4 @@
-"""How a mistake is planted: a name of the code under test stands for something else meanwhile."""
+"""Planting a mistake: names in the code under test are replaced temporarily."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Plant = Callable[[TrainSpec], AbstractContextManager[TrainSpec]]
 
 @dataclass(frozen=True)
 class Fault:
-    """A mistake.
+    """A mistake to plant.
 
     Args:
-        number: in the list of known mistakes; 0 for one that is not on it.
-        name: short.
-        mistake: in a sentence.
-        words: what the text of a finding must hold to have named the cause, all of them.
-        plant: plants it into the training that these settings describe, and gives the settings to look at.
+        number: number in the list of known mistakes (DESIGN.md, section 5); 0 for one that is not on it.
+        name: short name.
+        mistake: description in a sentence.
+        words: phrases that the text of a finding must all contain to name the cause.
+        plant: plants the mistake into a training with given settings, and returns the settings to diagnose.
     """
 
     number: int
@@ -34,7 +34,7 @@ class Fault:
 
 
 def healthy(seed: int = 0) -> TrainSpec:
-    """A small training with nothing wrong in it."""
+    """Settings of a small training without mistakes."""
     return TrainSpec(
         system=SystemSpec(
             panel=PanelSpec(rows=6, columns=6),
@@ -58,7 +58,7 @@ def healthy(seed: int = 0) -> TrainSpec:
 
 @contextmanager
 def attribute(holder: Any, name: str, value: object) -> Iterator[None]:
-    """An attribute of a class, a module or an object meanwhile."""
+    """Replace an attribute of a class, a module or an object temporarily."""
     own = name in vars(holder)
     before = vars(holder).get(name)
     setattr(holder, name, value)
@@ -73,7 +73,7 @@ def attribute(holder: Any, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def everywhere(original: object, substitute: object) -> Iterator[None]:
-    """A function under every name that the package has for it; what the doctor itself uses stays."""
+    """Replace a function in every module of the package except the doctor."""
     held = [
         (module, name)
         for key, module in list(sys.modules.items())
@@ -91,7 +91,7 @@ def everywhere(original: object, substitute: object) -> Iterator[None]:
 
 
 def function(original: Callable[..., Any], wrong: Callable[..., Any]) -> Plant:
-    """A plant that puts ``wrong(original, *arguments)`` in the place of a function."""
+    """Replace a function by ``wrong(original, *arguments)``."""
 
     def call(*given: Any, **named: Any) -> Any:
         return wrong(original, *given, **named)
@@ -105,7 +105,7 @@ def function(original: Callable[..., Any], wrong: Callable[..., Any]) -> Plant:
 
 
 def method(holder: type, name: str, wrong: Callable[..., Any]) -> Plant:
-    """A plant that puts ``wrong(original, self, *arguments)`` in the place of a method."""
+    """Replace a method by ``wrong(original, self, *arguments)``."""
     kind = vars(holder)[name]
     original = kind.__func__ if isinstance(kind, classmethod) else kind
 
@@ -121,7 +121,7 @@ def method(holder: type, name: str, wrong: Callable[..., Any]) -> Plant:
 
 
 def settings(**changed: object) -> Plant:
-    """A plant that changes nothing but the settings."""
+    """Change settings only."""
 
     @contextmanager
     def plant(spec: TrainSpec) -> Iterator[TrainSpec]:

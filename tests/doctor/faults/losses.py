@@ -1,4 +1,4 @@
-"""Mistakes of the losses."""
+"""Mistakes in the losses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from faults.plant import Fault, Plant, function, method
 from rismusic.covariance import Covariance, finish
-from rismusic.doctor.faults.plant import Fault, Plant, function, method
 from rismusic.learn.losses import (
     Losses,
     assign,
@@ -24,14 +24,14 @@ from rismusic.learn.prediction import Prediction
 
 
 def _ascending(_: Any, covariance: Covariance, count: Tensor) -> Tensor:
-    """Eigenvalues sorted the wrong way round."""
+    """Eigenvalues sorted in ascending order."""
     F = covariance.normalised().factor
     rising = pad(torch.linalg.eigvalsh(F.mH @ F), (0, 1))
     last = (count.clamp(1, rising.shape[-1] - 1) - 1)[..., None]
     return (rising.gather(-1, last) - rising.gather(-1, last + 1))[..., 0]
 
 
-def _swallowed(_: Any, covariance: Covariance, *rest: Any) -> Tensor:  # noqa: ARG001
+def _swallowed(_: Any, covariance: Covariance, *rest: Any) -> Tensor:
     return covariance.factor.real.sum((-2, -1)) * 0
 
 
@@ -81,14 +81,14 @@ FAULTS = (
     Fault(
         3,
         "exception swallowed",
-        "A structure loss returns 0, because an exception was swallowed.",
+        "A structure loss returns 0 because an exception was swallowed.",
         ("exception swallowed",),
         function(subspace_leakage, _swallowed),
     ),
     Fault(
         6,
         "loss on raw factors",
-        "The loss is that of the factors alone while inference uses the blend.",
+        "The loss uses the factors alone while inference uses R_blend.",
         ("raw factors",),
         method(Prediction, "blended", _raw),
     ),
@@ -103,7 +103,7 @@ FAULTS = (
         14,
         "loss clamped",
         "The loss is clamped, so that a quarter of the scenes has no gradient.",
-        ("clamped", "teach nothing"),
+        ("clamped", "learns nothing from these scenes"),
         function(covariance_error, _clamped),
     ),
     Fault(
@@ -123,7 +123,7 @@ FAULTS = (
     Fault(
         18,
         "similarity for error",
-        "A similarity is taken for an error.",
+        "A similarity is used as an error.",
         ("similarity",),
         function(covariance_error, lambda original, *given: 1 - original(*given)),
     ),
@@ -131,7 +131,7 @@ FAULTS = (
         0,
         "loss detached",
         "The loss has no gradient.",
-        ("gradient", "none"),
+        ("gradient", "nothing can be learned"),
         _losing(lambda found: replace(found, total=found.total.detach())),
     ),
     Fault(

@@ -1,4 +1,4 @@
-"""Mistakes of the network's answers, and of what the validation makes of them."""
+"""Mistakes in the network's predictions, and in validation and scores."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, one_hot
 
+from faults.plant import Fault, Plant, attribute, method
 from rismusic.covariance import Covariance, finish
-from rismusic.doctor.faults.plant import Fault, Plant, attribute, method
 from rismusic.evaluate.metrics import Match, Score
 from rismusic.learn import validation
 from rismusic.learn.learner import Learner
@@ -33,7 +33,7 @@ def _predicting(change: Callable[[Network, Prediction], Prediction]) -> Plant:
 def _with_parameter(
     make: Callable[[Network], None], change: Callable[[Network, Prediction], Prediction], spec: TrainSpec
 ) -> Iterator[TrainSpec]:
-    """Networks with something more in them, and what it does to the answer."""
+    """Add parameters to new networks, and change their predictions."""
 
     def built(original: Callable[..., None], self: Network, *given: Any, **named: Any) -> None:
         original(self, *given, **named)
@@ -58,16 +58,16 @@ def _unused(network: Network) -> None:
 
 
 def _always_one(_: Network, prediction: Prediction) -> Prediction:
-    """What MDL on the N x N matrix of a few snapshots comes to."""
-    said = torch.ones(len(prediction), dtype=torch.int64)
-    logits = 10.0 * one_hot(said, prediction.count_logits.shape[-1]).float()
+    """The result of MDL on the N x N matrix of a few snapshots."""
+    count = torch.ones(len(prediction), dtype=torch.int64)
+    logits = 10.0 * one_hot(count, prediction.count_logits.shape[-1]).float()
     return replace(prediction, count_logits=logits + 0 * prediction.count_logits)
 
 
 def _stale(
     original: Callable[..., Prediction], self: Learner, recording: Any, *, averaged: bool = True
 ) -> Prediction:
-    """Validation looks at a copy of the network that was made once."""
+    """Validation uses a copy of the first weights."""
     held: Any = self
     if not hasattr(self, "kept"):
         held.kept = {name: value.detach().clone() for name, value in self.average.items()}
@@ -77,14 +77,14 @@ def _stale(
 
 @contextmanager
 def _coarse(_: Any, self: Learner) -> Iterator[None]:
-    """Validation in bfloat16 where float32 is asked for."""
+    """Validation in bfloat16 instead of float32."""
     self._set_precision(torch.bfloat16)
     yield
     self._set_precision(self.precision)
 
 
 def _other_matrix(original: Callable[..., Any], self: Any, sample: Covariance, *given: Any) -> Any:
-    """R_blend of a validation without R_samp; a training has a gradient."""
+    """R_blend without R_samp in validation; training is recognised by its gradient."""
     if torch.is_grad_enabled():
         return original(self, sample, *given)
     return finish(self.covariance, given[0])
@@ -103,7 +103,7 @@ def _cut(original: Callable[..., Match], truth: Any, found: Any, **named: Any) -
 
 
 def _one(name: str, wrong: Callable[..., Any]) -> Plant:
-    """A function under the name that the validation has for it."""
+    """Replace a function in the validation module."""
     original = vars(validation)[name]
 
     @contextmanager
@@ -143,7 +143,7 @@ FAULTS = (
     Fault(
         19,
         "unused output",
-        "Half of the parameters stand behind an output that nobody uses.",
+        "Half of the parameters feed an output that no loss uses.",
         ("parameters without a gradient",),
         lambda spec: _with_parameter(_unused, lambda _, prediction: prediction, spec),
     ),
@@ -164,35 +164,35 @@ FAULTS = (
     Fault(
         27,
         "validation of a stale copy",
-        "Validation looks at a copy that does not learn.",
+        "Validation uses a copy that is not trained.",
         ("constant", "stale"),
         method(Learner, "predict", _stale),
     ),
     Fault(
         27,
         "validation in bfloat16",
-        "Validation is in another precision than training.",
+        "Validation uses another precision than training.",
         ("another matrix, precision",),
         method(Learner, "single_precision", _coarse),
     ),
     Fault(
         27,
         "validation on another matrix",
-        "Validation is on R_pred while training is on R_blend.",
+        "Validation uses R_pred while training uses R_blend.",
         ("another matrix",),
         method(Prediction, "blended", _other_matrix),
     ),
     Fault(
         0,
         "dropout in validation",
-        "Dropout is on in validation.",
+        "Dropout stays on in validation.",
         ("dropout",),
         _predicting(_dropping),
     ),
     Fault(
         0,
         "input not normalised",
-        "The network sees the level of the receiver.",
+        "The network's input depends on the receiver's gain.",
         ("not normalised",),
         method(GridStatistics, "observe", _loud),
     ),

@@ -1,4 +1,4 @@
-"""Mistakes of panel, waves, labels and splits."""
+"""Mistakes in panel, steering vectors, labels and splits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from faults.plant import Fault, Plant, attribute, everywhere, function, method
 from rismusic import scene
 from rismusic.channel import draw_channel
 from rismusic.codebook import spread_order
-from rismusic.doctor.faults.plant import Fault, Plant, attribute, everywhere, function, method
 from rismusic.estimate.grid import SearchGrid, Volume, from_cosines, to_cosines
 from rismusic.learn import network as network_module
 from rismusic.learn.scenes import Scenes
@@ -26,7 +26,7 @@ from rismusic.wave import steering
 
 
 def _labels(change: Callable[[Sources], Sources]) -> Plant:
-    """Other positions in the truth than those that sent."""
+    """Change the positions in the labels only."""
 
     def wrong(original: Callable[..., Any], self: Simulator, scenes: Tensor) -> Any:
         recording = original(self, scenes)
@@ -36,7 +36,7 @@ def _labels(change: Callable[[Sources], Sources]) -> Plant:
 
 
 def _drawn(change: Callable[[Sources], Sources]) -> Plant:
-    """Other positions for the waves and the truth alike."""
+    """Change the positions in the signals and the labels alike."""
     return function(scene.draw_sources, lambda original, *given, **named: change(original(*given, **named)))
 
 
@@ -206,7 +206,7 @@ FAULTS = (
     Fault(
         0,
         "wrong wavelength",
-        "The panel believes in twice the wavelength.",
+        "The panel has twice the wavelength of the settings.",
         ("wavelength is 0.6 m",),
         _panel(lambda elements, wavelength: (elements, 2 * wavelength)),
     ),

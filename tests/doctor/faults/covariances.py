@@ -1,4 +1,4 @@
-"""Mistakes of R_samp and of what is done to it."""
+"""Mistakes in R_samp and its loading."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from faults.plant import Fault, function, method
 from rismusic.covariance import (
     BackProjection,
     Conditioning,
@@ -17,7 +18,6 @@ from rismusic.covariance import (
     conditioning,
     sample_covariance,
 )
-from rismusic.doctor.faults.plant import Fault, function, method
 from rismusic.learn.losses import Targets
 
 
@@ -29,7 +29,7 @@ def _centred(_: Any, self: BackProjection) -> Covariance:
 def _reversed(_: Any, link: Any, snapshots: Tensor, noise: Tensor) -> Any:
     projected = back_project(link, snapshots, noise)
     sound = projected.covariance().normalised()
-    # The identity less R_samp: what R_samp shows, with its sign reversed.
+    # 2 I / N - R_samp: the structure of R_samp with its sign reversed.
     dense = 2 * torch.eye(sound.size) / sound.size - sound.dense()
     values, vectors = torch.linalg.eigh(dense)
     factor = vectors * values.clamp_min(0).sqrt()[..., None, :]
@@ -37,7 +37,7 @@ def _reversed(_: Any, link: Any, snapshots: Tensor, noise: Tensor) -> Any:
 
 
 def _through(_: Any, link: Any, snapshots: Tensor, noise: Tensor) -> Any:
-    """From H c_l [L, M] in place of (H, c_l)."""
+    """From H c_l [L, M] instead of (H, c_l)."""
     response = (link.channel @ link.codes.mT).mT
     weight = (snapshots * response.conj()).sum(-1, keepdim=True)
     field = weight * link.codes
@@ -59,21 +59,21 @@ FAULTS = (
     Fault(
         7,
         "R_samp from the labels",
-        "R_samp is made from the labels.",
+        "R_samp is computed from the labels.",
         ("leak",),
         method(Targets, "of", _leaked),
     ),
     Fault(
         7,
         "R_samp centred",
-        "The mean over the snapshots is taken out of R_samp.",
-        ("mean over the snapshots was taken out",),
+        "The mean over the snapshots is subtracted in R_samp.",
+        ("mean over the snapshots was subtracted",),
         method(BackProjection, "covariance", _centred),
     ),
     Fault(
         7,
         "R_samp from H c",
-        "R_samp is built from H c_l [L, M] in place of (H, c_l).",
+        "R_samp is built from H c_l [L, M] instead of (H, c_l).",
         ("built from H c_l",),
         function(sample_covariance, _through),
     ),
@@ -87,7 +87,7 @@ FAULTS = (
     Fault(
         0,
         "R_samp reversed",
-        "R_samp has its sign reversed.",
+        "The sign of R_samp is reversed.",
         ("R_samp is not the mean of x_l x_l^H",),
         function(sample_covariance, _reversed),
     ),

@@ -1,4 +1,4 @@
-"""Mistakes of optimizer, schedule and settings."""
+"""Mistakes in optimizer, schedule and settings."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rismusic.doctor.faults.plant import Fault, Plant, attribute, function, method, settings
+from faults.plant import Fault, Plant, attribute, function, method, settings
 from rismusic.learn.learner import Learner
 from rismusic.learn.schedules import learning_rate_factor
 
-# What a gradient scaler multiplies losses with.
+# Factor of a gradient scaler.
 _SCALE = 1024.0
 
 
@@ -26,7 +26,7 @@ def _at_the_end_of_an_epoch(original: Callable[..., Any], self: Learner, *given:
 
 
 def _by_epoch(_: Any, self: Learner) -> Tensor:
-    """A schedule made for steps, ticking in epochs."""
+    """A schedule made for steps, advanced once per epoch."""
     return self.factors.take((self.taken // self.spec.steps_per_epoch).clamp_max(len(self.factors) - 1))
 
 
@@ -49,7 +49,7 @@ def _last_batch_only(
 
 
 def _gradients(change: Callable[[Learner, list[Tensor]], None]) -> Plant:
-    """Something done to the gradients between backward and the optimizer."""
+    """Change the gradients between backward and the optimizer."""
 
     def wrong(original: Callable[..., Any], self: Learner) -> Any:
         change(self, [weight.grad for weight in self.weights.values() if weight.grad is not None])
@@ -101,7 +101,7 @@ FAULTS = (
     Fault(
         10,
         "schedule ticks in epochs",
-        "A schedule made for optimizer steps ticks once an epoch.",
+        "A schedule made for optimizer steps advances once per epoch.",
         ("ticks in epochs",),
         method(Learner, "_factor", _by_epoch),
     ),
@@ -115,8 +115,8 @@ FAULTS = (
     Fault(
         11,
         "scheduler before optimizer",
-        "The schedule ticks before the optimizer steps.",
-        ("schedule moves before the optimizer",),
+        "The schedule advances before the optimizer steps.",
+        ("schedule advances before the optimizer",),
         method(Learner, "step", _schedule_first),
     ),
     Fault(
@@ -136,14 +136,14 @@ FAULTS = (
     Fault(
         11,
         "last batch only",
-        "Of the accumulated batches only the last one counts.",
+        "Only the last of the accumulated batches counts.",
         ("left out of the accumulation",),
         method(Learner, "step", _last_batch_only),
     ),
     Fault(
         12,
         "NaN replaced",
-        "Gradients that are not finite are replaced by zeros, and the step is taken.",
+        "Non-finite gradients are replaced by zeros, and the step is taken.",
         ("replaced by numbers",),
         _gradients(_mended),
     ),
@@ -164,7 +164,7 @@ FAULTS = (
     Fault(
         0,
         "backbone frozen",
-        "The backbone has requires_grad off.",
+        "The backbone is frozen (requires_grad is False).",
         ("frozen",),
         method(Learner, "__init__", _frozen),
     ),
@@ -192,7 +192,7 @@ FAULTS = (
     Fault(
         0,
         "average never updated",
-        "The moving average of the weights stays at the first ones.",
+        "The moving average of the weights is never updated.",
         ("moving average (EMA) of the weights is never updated",),
         method(Learner, "_follow", lambda *_: None),
     ),

@@ -1,4 +1,4 @@
-"""Any module: each finding with its planted fault and its healthy twin."""
+"""Diagnosis of any module: each finding with a planted fault, and none for a healthy module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rismusic.doctor.generic import diagnose_module
+from rismusic.doctor.module import diagnose_module
 from rismusic.errors import InputError
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -36,7 +36,7 @@ def adam(parameters):
 
 
 def looked_at(module=None, of=loss, batch=BATCH, **settings):
-    settings = {"optimizer": adam, "answer": lambda net, held: net(held["x"]), **settings}
+    settings = {"optimizer": adam, "output": lambda net, held: net(held["x"]), **settings}
     return diagnose_module(module or Net(), of, batch, **settings)
 
 
@@ -133,22 +133,25 @@ def some(parameters):
 
 FAULTS = [
     ({"of": lambda net, held: loss(net, held) * torch.nan}, "loss that is not finite"),
-    ({"module": Detached()}, "the loss has a gradient"),
+    ({"module": Detached()}, "loss with a gradient"),
     ({"module": Rooted()}, "gradient that is not finite"),
     ({"module": Dead()}, "parameters without a gradient"),
     ({"module": frozen()}, "parameters without a gradient"),
-    ({"optimizer": some}, "parameters that the optimizer does not have"),
-    ({"module": Noisy()}, "change of the loss when it is asked for again in evaluation mode"),
-    ({"module": Batched()}, "difference of the loss between training and evaluation mode"),
-    ({"module": Cancelling()}, "error of the loss against double precision"),
-    ({"module": Half()}, "error of the gradient against finite differences"),
+    ({"optimizer": some}, "parameters missing from the optimizer"),
+    ({"module": Noisy()}, "relative change of the loss between two evaluations in evaluation mode"),
+    ({"module": Batched()}, "relative difference of the loss between training and evaluation mode"),
+    ({"module": Cancelling()}, "relative error of the loss against double precision"),
+    ({"module": Half()}, "relative error of the gradient against finite differences"),
     ({"clip_norm": 1e-4}, "norm of the gradient over clip_norm"),
-    ({"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-7)}, "share of the loss that 20 steps"),
+    ({"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-7)}, "relative decrease of the loss in 20 steps"),
     ({"optimizer": lambda p: torch.optim.AdamW(p, lr=0.0)}, "parameters that have not moved"),
-    ({"optimizer": reversed_steps}, "cosine between the first step and the way down"),
-    ({"optimizer": lambda p: torch.optim.AdamW(p, lr=10.0)}, "change of all weights by the first step"),
-    ({"validation": lambda _: torch.tensor(1.0)}, "change of the validation loss"),
-    ({"module": Constant()}, "spread of the answers over the samples"),
+    ({"optimizer": reversed_steps}, "cosine between the first step and the negative gradient"),
+    (
+        {"optimizer": lambda p: torch.optim.AdamW(p, lr=10.0)},
+        "relative change of all weights by the first step",
+    ),
+    ({"validation": lambda _: torch.tensor(1.0)}, "relative change of the validation loss"),
+    ({"module": Constant()}, "spread of the outputs over the samples"),
 ]
 
 
@@ -158,11 +161,13 @@ def test_each_finding_can_fail(fault, name):
 
 
 def test_what_cannot_be_looked_at_is_one_sentence():
-    with pytest.raises(InputError, match="module: expected a module with parameters"):
+    with pytest.raises(InputError, match="module: it has no parameters"):
         diagnose_module(nn.Tanh(), lambda net, x: net(x).mean(), X)
-    with pytest.raises(InputError, match="loss: expected a scalar tensor"):
+    with pytest.raises(
+        InputError, match=r"loss: it must return a scalar tensor; the result has shape \[32, 2\]"
+    ):
         diagnose_module(Net(), lambda net, x: net(x), X)
-    with pytest.raises(InputError, match="loss: expected a scalar tensor, found float"):
+    with pytest.raises(InputError, match="scalar tensor; the result has type float"):
         diagnose_module(Net(), lambda net, x: float(net(x).mean().detach()), X)
 
 

@@ -1,4 +1,4 @@
-"""A run's log, read after the fact: what went wrong, and in which epochs."""
+"""Diagnosis of a run from its log: what went wrong, and in which epochs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import math
 
 import pytest
+from faults.plant import healthy
 
-from rismusic.doctor.after import diagnose_run, epochs_in_words
-from rismusic.doctor.faults.plant import healthy
+from rismusic.doctor.run_log import diagnose_run, epoch_ranges
 from rismusic.errors import InputError
 from rismusic.learn import probes
 from rismusic.learn.checkpoint import State
@@ -49,7 +49,7 @@ def names(folder):
     return [finding.name for finding in diagnose_run(folder).wrong]
 
 
-def test_a_sound_run_has_nothing(tmp_path):
+def test_healthy_run_has_no_finding(tmp_path):
     said = []
     diagnosis = diagnose_run(run_of(tmp_path), say=said.append)
     assert diagnosis.healthy
@@ -57,15 +57,15 @@ def test_a_sound_run_has_nothing(tmp_path):
     json.dumps(diagnosis.record(), allow_nan=False)
 
 
-def test_epochs_in_words():
-    assert epochs_in_words([3, 1, 2, 7]) == "1 to 3, 7"
-    assert epochs_in_words([0]) == "0"
+def test_epoch_ranges():
+    assert epoch_ranges([3, 1, 2, 7]) == "1 to 3, 7"
+    assert epoch_ranges([0]) == "0"
 
 
 FAULTS = [
     (
         {"step": lambda e: {"taken": 0.0, "loss": math.nan} if e in (2, 3) else {}},
-        "share of the steps that were skipped, epochs 2 to 3",
+        "share of skipped steps, epochs 2 to 3",
     ),
     (
         {"step": lambda e: {"loss": math.nan} if e == 4 else {}},
@@ -75,15 +75,15 @@ FAULTS = [
         {"step": lambda e: {"learning_rate_factor": 0.0} if e == 0 else {}},
         "steps at a learning rate of 0, epochs 0",
     ),
-    ({"losses": [1.0] * 8}, "share of the training loss that has gone"),
+    ({"losses": [1.0] * 8}, "relative decrease of the training loss"),
     (
         {"losses": [1, 0.9, 0.8, 0.7, 0.6, 1.5, 2.0, 3.0]},
-        "training loss over the least before it, largest, epochs 5 to 7",
+        "largest ratio of the training loss to its earlier minimum, epochs 5 to 7",
     ),
-    ({"validation": [1.0] * 8}, "spread of the validation loss over the epochs"),
+    ({"validation": [1.0] * 8}, "relative range of the validation loss over the epochs"),
     (
         {"validation": [1, 0.9, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]},
-        "last validation loss over its least, that of epoch 2",
+        "last validation loss over its minimum (epoch 2)",
     ),
     ({"terms": lambda _: 1.2}, "covariance loss of the validation over that of the training"),
     # The trainer's own findings: those of a young network count at the end alone.
@@ -113,7 +113,7 @@ def test_each_finding_can_fail(tmp_path, change, name):
     assert any(one.startswith(name) for one in found), found
 
 
-def test_a_young_network_is_not_to_blame(tmp_path):
+def test_early_findings_of_some_probes_do_not_count(tmp_path):
     young = {"probe": lambda e: Report("VAL", "", {}, (fine(value=0.1 if e < 4 else 1.0),))}
     assert names(run_of(tmp_path, **young)) == []
 
@@ -149,7 +149,7 @@ def test_half_a_line_at_the_end_is_left_out(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("", "nothing in it"), ('{"kind": "step"}\nnonsense\n{"kind": "step"}\n', "line 2")],
+    [("", "the log is empty"), ('{"kind": "step"}\nnonsense\n{"kind": "step"}\n', "line 2")],
 )
 def test_a_damaged_log_is_one_sentence(tmp_path, text, sentence):
     folder = run_of(tmp_path)
@@ -163,5 +163,5 @@ def test_no_run_is_one_sentence(tmp_path):
         diagnose_run(tmp_path)
     run = RunFolder(tmp_path / "run")
     run.create(healthy())
-    with pytest.raises(InputError, match="log of a training"):
+    with pytest.raises(InputError, match="the log is empty"):
         diagnose_run(run.folder)

@@ -1,0 +1,446 @@
+"""Checks of data and physics: geometry, steering vectors, labels, signals, channels and splits."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from rismusic.decibel import to_db
+from rismusic.doctor.case import Case
+from rismusic.doctor.references import (
+    EXPECTED,
+    best_explanation,
+    element_positions,
+    operators,
+    residual_over_noise,
+    steering_vectors,
+    true_steering,
+)
+from rismusic.doctor.report import must_be_zero, report_of
+from rismusic.estimate.grid import to_cosines
+from rismusic.learn.findings import Finding, Report, at_least, at_most
+from rismusic.learn.losses import Targets
+from rismusic.learn.scenes import Scenes
+from rismusic.panel import Panel
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+from rismusic.spec import limits
+
+# Number of positions at which all steering functions are compared.
+_POSITIONS = 12
+# A source closer to a grid point than this, in grid steps in each coordinate, counts as on the grid.
+_ON_GRID = 0.02
+# Scenes of each split that are compared.
+_COMPARED = 512
+# Standard deviation of a uniform distribution over half its width.
+_UNIFORM = 1 / math.sqrt(3)
+
+
+def check_panel(case: Case) -> Report:
+    """[PANEL]: element positions and wavelength of scenes and network against the settings."""
+    spec = case.spec.system.panel
+    pitch, expected = spec.spacing_wavelengths * spec.wavelength_m, element_positions(spec)
+    findings = []
+    for where, panel in (("the scenes", case.recording.panel), ("the network", case.learner.grid.panel)):
+        elements = panel.elements.double().cpu()
+        shift, cause = 2.0 * math.sqrt(len(expected)), ""
+        if elements.shape == expected.shape:
+            shift = float((elements - expected).abs().max()) / pitch
+            cause = _layout_mistake(elements, expected, spec.columns, spec.wavelength_m)
+        findings += [
+            at_most(
+                f"largest displacement of an element of {where}, over the spacing",
+                shift,
+                1e-3,
+                f"elements are not at the positions given by the settings{cause}.",
+                "Positions are centred, in metres, y slowest and x fastest. Apply the wavelength once.",
+            ),
+            at_most(
+                f"relative error of the wavelength of {where}",
+                abs(panel.wavelength / spec.wavelength_m - 1),
+                1e-9,
+                f"the wavelength is {panel.wavelength:g} m, but the settings have {spec.wavelength_m:g} m.",
+                "Take the wavelength from the settings everywhere.",
+            ),
+        ]
+    return report_of("PANEL", f"{len(expected)} elements", findings)
+
+
+def _layout_mistake(elements: Tensor, expected: Tensor, columns: int, wavelength: float) -> str:
+    """The mistake that explains the element positions, if one does."""
+    order = torch.arange(len(expected)).view(-1, columns).T.ravel()
+    centred = elements - elements.mean(0)
+    scale = float(centred.norm() / (expected - expected.mean(0)).norm().clamp_min(1e-30))
+    squared = ", the wavelength squared" if math.isclose(scale, wavelength, rel_tol=0.01) else ""
+    candidates = {
+        EXPECTED: elements - expected,
+        ": they are in another order (x slowest)": elements - expected[order],
+        ": x and y are exchanged": elements - expected[:, [1, 0, 2]],
+        ": they are mirrored": elements + expected,
+        ": the grid is off centre": centred - expected,
+        f": the spacing is {scale:.3g} times the correct one{squared}": centred / max(scale, 1e-30)
+        - expected,
+    }
+    return best_explanation({name: float(off.norm()) for name, off in candidates.items()})
+
+
+def check_steering(case: Case) -> Report:
+    """[WAVE]: every function called ``steering`` and the matrices made by one, against distances in space."""
+    spec = case.spec.system
+    elements, wavelength, columns = element_positions(spec.panel), spec.panel.wavelength_m, spec.panel.columns
+    panel = Panel(elements, wavelength)
+    positions = _positions_in_volume(case)
+    expected = steering_vectors(elements, wavelength, *positions)
+    functions: dict[int, tuple[str, Callable[..., Tensor]]] = {}
+    for name, module in sorted(sys.modules.items()):
+        found = getattr(module, "steering", None) if name.startswith("rismusic.") else None
+        if callable(found):
+            functions.setdefault(id(found), (name, found))
+    findings = [
+        _same_steering(f"steering of {name}", function(panel, *positions), expected, columns)
+        for name, function in functions.values()
+    ]
+    grid = case.learner.grid
+    some = torch.linspace(0, len(grid) - 1, _POSITIONS).long()
+    at = [value.cpu()[some] for value in (grid.azimuth, grid.elevation, grid.range)]
+    on_grid = grid.steering(torch.complex64).cpu()[:, some]
+    reference = steering_vectors(elements, wavelength, *at)
+    findings.append(_same_steering("steering of the network's grid", on_grid, reference, columns))
+    truth = case.recording.truth
+    assert truth is not None
+    A = Targets.of(case.recording, grid).steering.cpu()
+    active = truth.active.cpu()
+    reference = true_steering(truth, elements, wavelength).mT[active].mT
+    findings.append(_same_steering("steering of the true sources", A.mT[active].mT, reference, columns))
+    return report_of("WAVE", f"{len(functions)} functions called steering, grid and true sources", findings)
+
+
+def _positions_in_volume(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions spread over the volume: azimuth, elevation (rad), range (m)."""
+    scene = case.spec.system.scene
+    turn = torch.linspace(-1, 1, _POSITIONS, dtype=torch.float64)
+    azimuth = math.radians(scene.azimuth_max_deg) * turn
+    # Other orders, so that the three coordinates are not proportional.
+    elevation = math.radians(scene.elevation_max_deg) * turn[torch.arange(_POSITIONS) * 5 % _POSITIONS]
+    fraction = (1 + turn[torch.arange(_POSITIONS) * 7 % _POSITIONS]) / 2
+    return azimuth, elevation, scene.range_min_m + (scene.range_max_m - scene.range_min_m) * fraction
+
+
+def _same_steering(name: str, found: Tensor, expected: Tensor, columns: int) -> Finding:
+    """Compare the columns of two matrices [N, K]; a phase common to a column is allowed."""
+    a, b = found.to(torch.complex128), expected
+
+    def distance(x: Tensor, y: Tensor) -> float:
+        along = (x.conj() * y).sum(0).abs() / (x.norm(dim=0) * y.norm(dim=0)).clamp_min(1e-30)
+        return float((1 - along.square()).clamp_min(0).sqrt().max())
+
+    order = torch.arange(len(b)).view(-1, columns).T.ravel()
+    candidates = {
+        EXPECTED: distance(a, b),
+        ": it is conjugated": distance(a, b.conj()),
+        ": its elements are in another order (x slowest)": distance(a, b[order]),
+        ": its elements are in reverse order": distance(a, b.flip(0)),
+        ": it is conjugated and in another order": distance(a, b[order].conj()),
+        ": it is the same at every position (degrees for radians, or converted twice?)": distance(
+            a, a[:, :1].expand_as(a)
+        ),
+    }
+    norms = float((a.norm(dim=0) - 1).abs().max())
+    cause = best_explanation(candidates) or ("" if norms < 1e-3 else ": its columns do not have unit norm")
+    return at_most(
+        f"{name}: distance from the exact spherical wave",
+        max(candidates[EXPECTED], norms),
+        5e-3,
+        f"it is not exp(j k (r - d)) / sqrt(N), elements y slowest{cause}.",
+        "Use rismusic.wave.steering everywhere, in radians and metres, and no copy of it.",
+    )
+
+
+def check_labels(case: Case) -> Report:
+    """[TRUTH]: do the labels explain the snapshots? With the true A, only noise remains outside G_l A."""
+    spec = case.spec.system
+    recording = case.recording
+    truth = recording.truth
+    assert truth is not None
+    if spec.hardware != type(spec.hardware)():
+        return report_of("TRUTH", "skipped: with hardware impairments the nominal link does not fit", [])
+    exact = element_positions(spec.panel)
+    G, wavelength = operators(recording), spec.panel.wavelength_m
+
+    def residual(
+        labels: Sources, elements: Tensor = exact, length: float = wavelength, conjugate: bool = False
+    ) -> float:
+        A = true_steering(labels, elements, length)
+        return residual_over_noise(recording, G, A.conj() if conjugate else A)
+
+    def angles(change: Callable[[Tensor], Tensor]) -> Sources:
+        return replace(truth, azimuth=change(truth.azimuth), elevation=change(truth.elevation))
+
+    moves = range(1, min(4, len(recording)))
+    rolled = [truth.each(partial(torch.roll, shifts=by, dims=0)) for by in (*moves, *(-m for m in moves))]
+    value = residual(truth)
+    candidates = {
+        EXPECTED: value,
+        ": the steering vector is conjugated": residual(truth, conjugate=True),
+        ": azimuth and elevation are exchanged": residual(
+            replace(truth, azimuth=truth.elevation, elevation=truth.azimuth)
+        ),
+        ": angles are in degrees": residual(angles(torch.deg2rad)),
+        ": angles were converted to radians twice": residual(angles(torch.rad2deg)),
+        ": azimuth is mirrored": residual(replace(truth, azimuth=-truth.azimuth)),
+        ": elevation is mirrored": residual(replace(truth, elevation=-truth.elevation)),
+        ": elements are in another order": residual(truth, exact[:, [1, 0, 2]]),
+        ": the wavelength is wrong by a factor of 2": min(
+            residual(truth, length=2 * wavelength), residual(truth, length=wavelength / 2)
+        ),
+        ": the labels belong to other scenes (shuffled)": min(
+            residual(one) for one in (*rolled, truth.each(lambda labels: labels.flip(0)))
+        ),
+    }
+    cause = best_explanation({name: abs(one - 1) for name, one in candidates.items()})
+    cause = cause or ": they are noisy or shuffled, or belong to another wavelength or panel"
+    findings = [
+        at_most(
+            "residual of the snapshots after fitting the true sources, over the noise",
+            value,
+            1.25,
+            f"the labels do not explain the snapshots{cause}.",
+            "Compare simulator and labels: steering, units, order of the scenes, wavelength.",
+        ),
+        at_least(
+            "residual of the snapshots over the noise, lower limit",
+            value,
+            0.75,
+            "the recorded noise variance is larger than the noise in the snapshots.",
+            "The noise is complex: sigma^2 = E|n|^2.",
+        ),
+    ]
+    return report_of("TRUTH", f"residual over noise {value:.3f}", findings)
+
+
+def check_positions(case: Case) -> Report:
+    """[POSITIONS]: do the labels fill the volume, in radians and metres, off the grid, without repetition?"""
+    scene = case.spec.system.scene
+    azimuth, elevation, distance = _labels(case.recordings)
+    findings: list[Finding] = []
+    middle, half_range = (
+        (scene.range_max_m + scene.range_min_m) / 2,
+        (scene.range_max_m - scene.range_min_m) / 2,
+    )
+    coordinates = (
+        ("azimuth", azimuth, math.radians(scene.azimuth_max_deg)),
+        ("elevation", elevation, math.radians(scene.elevation_max_deg)),
+        ("range", distance - middle, half_range),
+    )
+    for name, value, half in coordinates:
+        if half == 0:
+            continue
+        findings += [
+            at_most(
+                f"largest {name} of a label, over its limit",
+                float(value.abs().max()) / half,
+                1 + 1e-5,
+                f"some labels have a {name} outside the volume: degrees taken for radians, or another unit?",
+                "Inside the code, angles are in radians and ranges in metres.",
+            ),
+            at_least(
+                f"standard deviation of the {name} of the labels, over that of a uniform draw",
+                float(value.std(unbiased=False)) / (half * _UNIFORM),
+                0.7,
+                f"the {name} hardly varies: converted to radians twice, or drawn from a part of the volume?",
+                "Convert degrees once, where they enter the code.",
+            ),
+        ]
+    grid = case.learner.grid
+    axes = zip(to_cosines(azimuth, elevation, distance), (grid.u_x, grid.u_y, grid.q), grid.step, strict=True)
+    off = [(value[:, None] - axis.double().cpu()).abs().amin(1) / step for value, axis, step in axes]
+    findings += [
+        at_most(
+            "share of the true sources on a point of the search grid",
+            float((torch.stack(off) < _ON_GRID).all(0).double().mean()),
+            0.01,
+            "true positions are drawn on the grid that is searched. Errors then look like 0.",
+            "Draw positions from the continuous volume.",
+        ),
+        at_least(
+            "share of distinct labels",
+            len(azimuth.unique()) / len(azimuth),
+            0.9,
+            "positions repeat: scenes or sources are drawn again, or from a grid.",
+            "A scene is a function of seed, split and number. Give each scene its own number.",
+        ),
+    ]
+    return report_of("POSITIONS", f"{len(azimuth)} sources", findings)
+
+
+def check_signal(case: Case) -> Report:
+    """[SIGNAL]: symbols, SNR and noise of the snapshots against the settings."""
+    spec = case.spec.system
+    ratios, noise, constant = [], [], []
+    low, high = limits(spec.snr_db)
+    elements, wavelength = element_positions(spec.panel), spec.panel.wavelength_m
+    for recording in case.recordings[:2]:
+        truth, variance = recording.truth, recording.noise_variance
+        assert truth is not None
+        if truth.symbols is None or variance is None:
+            continue
+        s = torch.where(truth.active[..., None], truth.symbols, 0).to(torch.complex128)
+        constant.append(s.mean(-1).abs().square().sum() / s.abs().square().mean(-1).sum())
+        A = true_steering(truth, elements, wavelength)
+        clean = torch.einsum("slmn,snk,skl->slm", operators(recording), A, s)
+        power = clean.abs().square().mean((1, 2))
+        ratios.append(to_db(power / variance.double()))
+        noise.append((recording.snapshots - clean).abs().square().mean((1, 2)) / variance.double())
+    if not ratios:
+        return report_of("SIGNAL", "skipped: the scenes have no symbols or no noise variance", [])
+    snr_db = torch.cat(ratios)
+    findings = [
+        at_most(
+            "share of the symbols' power in their mean over the snapshots",
+            float(torch.stack(constant).mean()),
+            max(0.5, 3 / spec.codebook.snapshots),
+            "symbols are held constant over the snapshots. R_samp then contains little about the sources.",
+            "Draw new symbols for each snapshot (scene.symbols = 'gaussian').",
+        ),
+        at_most(
+            "largest distance of a scene's SNR from the limits of the settings, dB",
+            float(torch.maximum(low - snr_db, snr_db - high).max().clamp_min(0)),
+            0.1,
+            "the SNR is outside the limits of the settings.",
+            "SNR is the mean over snapshots and outputs of |G A s|^2 over sigma^2, in each scene.",
+        ),
+    ]
+    if spec.hardware == type(spec.hardware)():
+        findings.append(
+            at_most(
+                "relative error of the recorded noise variance against the noise in the snapshots",
+                abs(float(torch.cat(noise).mean()) - 1),
+                0.1,
+                "the snapshots without the true signal do not have the recorded noise variance.",
+                "Check noise, labels, steering and link. The noise is complex: sigma^2 = E|n|^2.",
+            )
+        )
+    return report_of("SIGNAL", f"SNR {float(snr_db.min()):.1f} to {float(snr_db.max()):.1f} dB", findings)
+
+
+def check_link(case: Case) -> Report:
+    """[LINK]: Rician factor and power of the channel, and the dimensions that the RIS configurations span."""
+    spec = case.spec.system
+    findings = []
+    channel = [one.channel for one in case.recordings if one.channel is not None]
+    if channel and spec.channel.kind == "rician":
+        H = torch.cat([one if one.ndim == 3 else one[None] for one in channel]).to(torch.complex128)
+        low, high = limits(spec.channel.rician_factor_db)
+        factor = 10 ** (torch.linspace(low, high, 101).double() / 10)
+        expected = float((factor / (1 + factor)).mean())
+        values = torch.linalg.svdvals(H).square()
+        strongest = float((values[:, 0] / values.sum(-1)).mean())
+        findings += [
+            at_least(
+                "energy share of the channel's strongest path, over that given by the Rician factor",
+                strongest / expected,
+                0.8,
+                "scatter is stronger than the nominal Rician factor says: undone by a normalisation?",
+                "Scale line of sight and scatter to unit power per entry before mixing them.",
+            ),
+            at_most(
+                "mean power of a channel entry, distance from 1",
+                abs(float(H.abs().square().mean()) - 1),
+                0.3,
+                "the channel does not have unit power per entry.",
+                "Scale line of sight and scatter to unit power per entry before mixing them.",
+            ),
+        ]
+    codes = [one.codes for one in case.recordings if one.codes is not None]
+    if codes:
+        c = torch.cat([one if one.ndim == 3 else one[None] for one in codes]).to(torch.complex128)
+        c = c.flatten(0, 1)
+        values = torch.linalg.eigvalsh(c.mH @ c)
+        rank = float((values > 1e-3 * values[-1]).sum())
+        findings.append(
+            at_least(
+                "dimensions spanned by the RIS configurations of all scenes, over the possible number",
+                rank / min(c.shape),
+                0.9,
+                "the codebook uses only part of its beams: a stride that shares a factor with their number?",
+                "Use a stride that is coprime with the number of beams.",
+            )
+        )
+    text = f"{len(channel)} batches with a channel, {len(codes)} with configurations"
+    return report_of("LINK", text, findings)
+
+
+def check_splits(case: Case) -> Report:
+    """[LEAK]: do training, validation or epochs share scenes, and does a batch stay the same?"""
+    scenes = case.scenes_with_noise
+    training = _scene_keys(chain.from_iterable(_first_batches(scenes)))
+    validation = _scene_keys(case.scenes.validation())
+    findings = []
+    # With fresh = false, validation uses the training scenes on purpose.
+    if case.spec.fresh:
+        findings.append(
+            must_be_zero(
+                "scenes shared by training and validation",
+                len(training & validation),
+                "the validation set contains training scenes (a leak): overlapping seeds or splits?",
+                "Draw each split under its own name. A scene is a function of (seed, split, number).",
+            )
+        )
+    first, again = (next(iter(scenes.step(0, 0))) for _ in range(2))
+    findings.append(
+        must_be_zero(
+            "change of a batch that is requested twice",
+            float((first.snapshots - again.snapshots).abs().max()),
+            "repeating a step gives other scenes. Such a training cannot be resumed.",
+            "Draw scenes as a function of seed, split and number, not from a stateful generator.",
+        )
+    )
+    if case.spec.fresh and case.spec.schedule.epochs > 1:
+        shared = _scene_keys(scenes.step(1, 0)) & _scene_keys(scenes.step(0, 0))
+        findings.append(
+            must_be_zero(
+                "scenes of the second epoch that the first epoch had",
+                len(shared),
+                "every epoch uses the same scenes although the settings ask for fresh ones.",
+                "Number the scenes through all epochs.",
+            )
+        )
+    text = f"{len(training)} training scenes, {len(validation)} validation scenes"
+    return report_of("LEAK", text, findings)
+
+
+def _labels(recordings: list[Recording]) -> tuple[Tensor, Tensor, Tensor]:
+    """Azimuth, elevation and range of all true sources."""
+    truths = [recording.truth for recording in recordings if recording.truth is not None]
+    azimuth, elevation, distance = (
+        torch.cat([getattr(truth, name)[truth.active].double().cpu() for truth in truths])
+        for name in ("azimuth", "elevation", "range")
+    )
+    return azimuth, elevation, distance
+
+
+def _first_batches(scenes: Scenes) -> Iterator[Iterator[Recording]]:
+    """The first batches of the first epoch."""
+    per_step = scenes.spec.batch * scenes.spec.accumulation
+    for step in range(min(scenes.spec.steps_per_epoch, math.ceil(_COMPARED / per_step))):
+        yield scenes.step(0, step)
+
+
+def _scene_keys(recordings: Iterable[Recording]) -> set[bytes]:
+    """The labels of each scene as bytes, which identify the scene."""
+    keys: set[bytes] = set()
+    for recording in recordings:
+        truth = recording.truth
+        assert truth is not None
+        rows = torch.stack((truth.azimuth, truth.elevation, truth.range), -1).flatten(1).cpu()
+        keys |= {row.numpy().tobytes() for row in rows}
+        if len(keys) >= _COMPARED:
+            break
+    return keys

@@ -1,0 +1,225 @@
+r"""Reference computations, written independently of the package: slow, dense and in double precision.
+
+The checks compare the code under test with these. Nothing here uses the package's own steering vectors,
+operators :math:`G_l` or covariances, so that a mistake there shows as a difference. The module also has
+predictions that no network made: the perfect one, at which every loss must be 0, and a random one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from rismusic.learn.losses import Targets, heat_map_target
+from rismusic.learn.prediction import Prediction
+from rismusic.learn.spec import LossSpec
+from rismusic.recording import Recording
+from rismusic.scene import Sources
+from rismusic.spec import PanelSpec
+
+EXPECTED = "expected"
+"""Key of the correct form among the candidates of :func:`best_explanation`."""
+
+# Logit of a certain event.
+_CERTAIN = 30.0
+
+
+def element_positions(panel: PanelSpec) -> Float[Tensor, "N 3"]:
+    """Element positions in metres, centred, y slowest and x fastest."""
+    pitch = panel.spacing_wavelengths * panel.wavelength_m
+    positions = [
+        ((column - (panel.columns - 1) / 2) * pitch, (row - (panel.rows - 1) / 2) * pitch, 0.0)
+        for row in range(panel.rows)
+        for column in range(panel.columns)
+    ]
+    return torch.tensor(positions, dtype=torch.float64)
+
+
+def steering_vectors(
+    elements: Float[Tensor, "N 3"], wavelength: float, azimuth: Tensor, elevation: Tensor, distance: Tensor
+) -> Complex[Tensor, "... N K"]:
+    """exp(j 2 pi (r - d) / wavelength) / sqrt(N) for sources [..., K] (radians, metres)."""
+    azimuth, elevation, distance = azimuth.double(), elevation.double(), distance.double()
+    x = azimuth.sin() * elevation.cos()
+    z = azimuth.cos() * elevation.cos()
+    source = distance[..., None] * torch.stack((x, elevation.sin(), z), dim=-1)
+    d = (source[..., None, :, :] - elements[:, None, :]).norm(dim=-1)
+    phase = 2 * math.pi / wavelength * (distance[..., None, :] - d)
+    return torch.polar(torch.ones_like(phase), phase) / math.sqrt(len(elements))
+
+
+def true_steering(
+    truth: Sources, elements: Float[Tensor, "N 3"], wavelength: float
+) -> Complex[Tensor, "S N K"]:
+    """Steering matrices of the true sources; columns without a source are 0."""
+    active = ~truth.azimuth.isnan()
+    pairs = ((truth.azimuth, 0.0), (truth.elevation, 0.0), (truth.range, 1.0))
+    filled = (torch.where(active, value, other) for value, other in pairs)
+    return steering_vectors(elements, wavelength, *filled) * active[:, None, :]
+
+
+def operators(recording: Recording) -> Complex[Tensor, "S L M N"]:
+    """G_l = H diag(c_l) of every scene and snapshot."""
+    S, L, M = recording.snapshots.shape
+    N = len(recording.elements)
+    dtype = torch.complex128
+    H = torch.eye(N, dtype=dtype) if recording.channel is None else recording.channel.to(dtype)
+    c = torch.ones(L, N, dtype=dtype) if recording.codes is None else recording.codes.to(dtype)
+    H, c = H.expand(S, M, N), c.expand(S, L, N)
+    return H[:, None, :, :] * c[:, :, None, :]
+
+
+def back_projection(
+    G: Complex[Tensor, "S L M N"], snapshots: Complex[Tensor, "S L M"], noise: Float[Tensor, "S"]
+) -> Complex[Tensor, "S L N"]:
+    """x_l = G_l^H (G_l G_l^H + lambda I)^-1 y_l; for lambda see :mod:`rismusic.covariance.sample`."""
+    y, noise = snapshots.to(torch.complex128), noise.double()
+    _, L, M = y.shape
+    excess = torch.maximum(y.abs().square().mean((1, 2)) - noise, noise / math.sqrt(L * M))
+    least = 10 * M * torch.finfo(snapshots.real.dtype).eps
+    gram = G @ G.mH
+    gain = gram.diagonal(dim1=-2, dim2=-1).real.mean((1, 2))
+    ridge = (noise / excess).clamp_min(least) * gain
+    loaded = gram + ridge[:, None, None, None] * torch.eye(M, dtype=y.dtype)
+    return (G.mH @ torch.linalg.solve(loaded, y[..., None]))[..., 0]
+
+
+def covariance_of(field: Complex[Tensor, "S L N"]) -> Complex[Tensor, "S N N"]:
+    """Mean of x x^H over the snapshots, scaled to trace 1."""
+    return unit_trace(torch.einsum("sln,slm->snm", field, field.conj()))
+
+
+def unit_trace(matrix: Complex[Tensor, "S N N"]) -> Complex[Tensor, "S N N"]:
+    """The matrices scaled to trace 1."""
+    return matrix / matrix.diagonal(dim1=-2, dim2=-1).real.sum(-1)[:, None, None]
+
+
+def relative_distance(first: Tensor, second: Tensor) -> Float[Tensor, "S"]:
+    """Frobenius distance of matrices [S, ...], relative to the second."""
+    return (first - second).flatten(1).norm(dim=1) / second.flatten(1).norm(dim=1).clamp_min(1e-30)
+
+
+def residual_over_noise(
+    recording: Recording, G: Complex[Tensor, "S L M N"], A: Complex[Tensor, "S N K"]
+) -> float:
+    """Energy of the snapshots outside the span of G_l A, over that of the noise; near 1 if A is right."""
+    y = recording.snapshots.to(torch.complex128)
+    assert recording.noise_variance is not None
+    B = G @ A[:, None]
+    rank = A.abs().sum(1).gt(0).sum(-1)
+    outside = y - (B @ (torch.linalg.pinv(B, rtol=1e-9) @ y[..., None]))[..., 0]
+    free = y.shape[1] * (y.shape[2] - rank).clamp_min(1)
+    return float((outside.abs().square().sum((1, 2)) / (free * recording.noise_variance.double())).mean())
+
+
+def best_explanation(errors: Mapping[str, float]) -> str:
+    """The candidate mistake that fits best, if it fits three times better than the correct form; else ``""``.
+
+    Args:
+        errors: distance of the measured quantity from each candidate, ``EXPECTED`` among them.
+    """
+    name, value = min(errors.items(), key=lambda pair: pair[1])
+    return name if name != EXPECTED and value < errors[EXPECTED] / 3 else ""
+
+
+def perfect_prediction(targets: Targets, like: Prediction, spec: LossSpec) -> Prediction:
+    """The prediction at which every loss must be 0, with the shapes of ``like``.
+
+    Its factors are the scaled eigenvectors of R_true, so their columns are orthogonal.
+    """
+    dtype = like.azimuth.dtype
+    F = targets.true.factor.to(torch.complex128)
+    U, S, _ = torch.linalg.svd(F, full_matrices=False)
+    columns = like.angle_factor.shape[-1]
+    factor = torch.nn.functional.pad(U * S[:, None, :], (0, max(0, columns - S.shape[-1])))[..., :columns]
+    azimuth, elevation, distance = (_padded(value, like.azimuth) for value in targets.truth.filled())
+    exists = _padded(targets.truth.active.to(dtype), like.azimuth) > 0
+    counts = torch.arange(like.count_logits.shape[-1], device=targets.count.device)
+    label = (counts == targets.count[:, None]).to(dtype)
+    smoothed = (1 - spec.count_smoothing) * label + spec.count_smoothing / len(counts)
+    maps = None
+    if like.grid_logits is not None:
+        target = heat_map_target(targets.truth, targets.grid, spec.heat_map_width)
+        maps = target.clamp_min(1e-30).log()[:, None].expand_as(like.grid_logits).to(dtype)
+    return Prediction(
+        angle_factor=factor.to(like.angle_factor.dtype),
+        range_factor=torch.zeros_like(like.range_factor),
+        count_logits=smoothed.clamp_min(1e-30).log(),
+        azimuth=azimuth,
+        elevation=elevation,
+        inverse_range=1 / distance.clamp_min(1e-6),
+        existence_logits=torch.where(exists, _CERTAIN, -_CERTAIN).to(dtype),
+        grid_logits=maps,
+    )
+
+
+def random_prediction(like: Prediction, seed: int = 0) -> Prediction:
+    """A random prediction with the shapes of ``like``."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(value: Tensor) -> Tensor:
+        return torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+
+    return Prediction(
+        angle_factor=normal(like.angle_factor),
+        range_factor=normal(like.range_factor),
+        count_logits=normal(like.count_logits),
+        azimuth=normal(like.azimuth) / 4,
+        elevation=normal(like.elevation) / 4,
+        inverse_range=(normal(like.inverse_range) / 2).exp(),
+        existence_logits=normal(like.existence_logits),
+        grid_logits=None if like.grid_logits is None else normal(like.grid_logits),
+    )
+
+
+def prediction_in_double(prediction: Prediction) -> Prediction:
+    """The prediction in double precision."""
+    values = {name: getattr(prediction, name) for name in Prediction.__dataclass_fields__}
+    return Prediction(**{name: _double(value) for name, value in values.items() if value is not None})
+
+
+def recording_in_double(recording: Recording) -> Recording:
+    """The recording in double precision."""
+    names = ("snapshots", "channel", "codes", "noise_variance")
+    values: dict[str, Any] = {name: getattr(recording, name) for name in names}
+    values = {name: None if value is None else _double(value) for name, value in values.items()}
+    truth = None if recording.truth is None else recording.truth.each(_double)
+    return replace(recording, truth=truth, **values)
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+
+
+def _padded(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` with as many heads as ``like``; heads without a source hold pi / 4, or False."""
+    missing = like.shape[-1] - value.shape[-1]
+    if missing < 0:
+        return value[..., : like.shape[-1]].to(like.dtype)
+    fill = 0.0 if value.dtype == torch.bool else math.pi / 4
+    return torch.cat((value, value.new_full((*value.shape[:-1], missing), fill)), -1).to(like.dtype)
+
+
+def total_norm(tensors: Mapping[str, Tensor]) -> float:
+    """Norm of all tensors together; infinite if any value is not finite."""
+    total = sum(float(value.detach().double().square().sum()) for value in tensors.values())
+    return math.sqrt(total) if math.isfinite(total) else math.inf
+
+
+def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Cosine of the angle between two sets of tensors; a tensor missing in one of them counts as 0."""
+    sizes = total_norm(first) * total_norm(second)
+    if sizes == 0 or not math.isfinite(sizes):
+        return 0.0
+    dot = sum(
+        float((value.detach().double() * second[name].detach().double()).sum())
+        for name, value in first.items()
+        if name in second
+    )
+    return dot / sizes
