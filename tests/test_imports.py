@@ -116,11 +116,6 @@ def test_the_public_names_exist():
         rismusic.nothing  # noqa: B018
 
 
-def test_files_stay_short():
-    long = [p.name for p in ROOT.rglob("*.py") if len(p.read_text().splitlines()) > 300]
-    assert long == []
-
-
 def test_no_module_hides_a_public_name():
     """Importing rismusic.x binds the name x in the package, so a public function must not share it."""
     modules = {path.stem for path in ROOT.iterdir()}

@@ -148,7 +148,7 @@ FAULTS = [
     ({"optimizer": reversed_steps}, "cosine between the first step and the negative gradient"),
     (
         {"optimizer": lambda p: torch.optim.AdamW(p, lr=10.0)},
-        "relative change of all weights by the first step",
+        "relative change of all weights by",
     ),
     ({"validation": lambda _: torch.tensor(1.0)}, "relative change of the validation loss"),
     ({"module": Constant()}, "spread of the outputs over the samples"),
@@ -163,9 +163,7 @@ def test_each_finding_can_fail(fault, name):
 def test_what_cannot_be_looked_at_is_one_sentence():
     with pytest.raises(InputError, match="module: it has no parameters"):
         diagnose_module(nn.Tanh(), lambda net, x: net(x).mean(), X)
-    with pytest.raises(
-        InputError, match=r"loss: it must return a scalar tensor; the result has shape \[32, 2\]"
-    ):
+    with pytest.raises(InputError, match=r"loss: it must return a scalar tensor; .* shape \[32, 2\]"):
         diagnose_module(Net(), lambda net, x: net(x), X)
     with pytest.raises(InputError, match="scalar tensor; the result has type float"):
         diagnose_module(Net(), lambda net, x: float(net(x).mean().detach()), X)

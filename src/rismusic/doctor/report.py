@@ -72,7 +72,7 @@ def report_of(tag: str, text: str, findings: Sequence[Finding]) -> Report:
     return Report(tag, text, {one.name: one.value for one in findings}, tuple(findings))
 
 
-def must_be_zero(name: str, value: float, meaning: str, advice: str) -> Finding:
+def must_be_zero(name: str, value: float | int, meaning: str, advice: str) -> Finding:
     """A finding whose limit is 0, such as the number of things that are wrong."""
     return at_most(name, float(value), 0.0, meaning, advice)
 
