@@ -1,4 +1,4 @@
-"""The table of planted faults and the findings that catch them, from measured figures that the page names."""
+"""The docs' table of planted faults and the findings that name them, from ``measured/doctor_faults.csv``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MEASURED = Path(__file__).parent / "measured" / "doctor_faults.csv"
 
 
 def doctor_faults() -> str:
-    """Each fault with the finding that names it; then the healthy trainings."""
+    """Each fault with the finding that names it, and the number of healthy trainings with a finding."""
     if not MEASURED.exists():
-        return "Not measured yet for this version; the command below does it.\n"
+        return "Not measured yet for this version; run the command below.\n"
     with MEASURED.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     faults = [row for row in rows if row["mistake"] != "healthy"]
@@ -28,11 +28,11 @@ def doctor_faults() -> str:
     caught = [row for row in faults if row["caught"] == "yes"]
     known = {row["mistake"] for row in caught if row["mistake"]}
     alarms = [row for row in healthy if row["caught"] == "yes"]
-    said = f"{len(caught)} of {len(faults)} faults are caught, {len(known)} of the 28 known mistakes. "
+    summary = f"{len(caught)} of {len(faults)} faults are caught, {len(known)} of the 28 known mistakes. "
     if healthy:
-        said += f"{len(alarms)} of {len(healthy)} healthy trainings, each with its own seed, have a finding."
-    head = ("mistake", "fault", "caught by", "what was measured", "value", "limit", "it says", "other checks")
-    return f"{said}\n\n{table(head, lines)}"
+        summary += f"{len(alarms)} of {len(healthy)} healthy trainings (different seeds) have a finding."
+    head = ("mistake", "fault", "caught by", "measured", "value", "limit", "meaning", "other checks")
+    return f"{summary}\n\n{table(head, lines)}"
 
 
 TABLES: tuple[Callable[[], str], ...] = (doctor_faults,)
