@@ -1,7 +1,7 @@
-"""What the trainer says of planted faults, word for word: ``python benchmarks/training_faults.py``.
+"""Console output of trainings with planted faults: ``python benchmarks/training_faults.py``.
 
-Each fault is put into a sound training from outside. Of what is said on the console, the findings that are
-wrong are kept (each once), and the sentence with which the training ends, if it does.
+Each fault is patched into a healthy training. The output has the findings outside their limits, each once, and
+the error with which the training stops, if it does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rismusic.recording import Recording
 from training_shows import SMALL
 
 OUT = Path(__file__).parent.parent / "docs" / "measured" / "training_faults.txt"
-SOUND = SMALL.replace(
+HEALTHY = SMALL.replace(
     schedule=SMALL.schedule.replace(epochs=2),
     scenes_per_epoch=128,
     validation_scenes=16,
@@ -41,7 +41,7 @@ Patches = list[Any]
 
 
 def planted(value: float, steps: int) -> Patches:
-    """One sample of the first scene, in the first steps of the second epoch."""
+    """Replace one sample of the first scene in the first steps of the second epoch."""
     made = Scenes.step
 
     def faulty(self: Scenes, epoch: int, step: int) -> Iterator[Recording]:
@@ -54,7 +54,7 @@ def planted(value: float, steps: int) -> Patches:
 
 
 def predicting(change: Callable[[Prediction], Prediction], epoch: int = 0) -> Patches:
-    """The network's output changed, from an epoch on."""
+    """Change the network's output, from an epoch on."""
     forward, look = Network.forward, Trainer._look
     now = 0
 
@@ -75,7 +75,7 @@ def detached(prediction: Prediction) -> Prediction:
 
 
 def constant(prediction: Prediction) -> Prediction:
-    """What is said of the first scene is said of all; what teaches the network is left as it is."""
+    """The prediction for the first scene is used for all scenes; gradients stay as they are."""
     factors = {
         name: (value := getattr(prediction, name)) + (value[:1] - value).detach()
         for name in ("angle_factor", "range_factor", "count_logits")
@@ -93,44 +93,44 @@ def frozen_head() -> Patches:
     return [patch.object(Trainer, "__init__", frozen)]
 
 
-RATE_0 = SOUND.replace(backbone_learning_rate=0.0, head_learning_rate=0.0)
+RATE_0 = HEALTHY.replace(backbone_learning_rate=0.0, head_learning_rate=0.0)
 CASES: dict[str, tuple[TrainSpec, Callable[[], Patches]]] = {
-    "no fault": (SOUND, list),
-    "a NaN in one snapshot of one scene": (SOUND, lambda: planted(torch.nan, 1)),
-    "a NaN in every step of an epoch": (SOUND, lambda: planted(torch.nan, SOUND.steps_per_epoch)),
-    "an infinity in one snapshot of one scene": (SOUND, lambda: planted(torch.inf, 1)),
-    "an infinity in every step of an epoch": (SOUND, lambda: planted(torch.inf, SOUND.steps_per_epoch)),
-    "a frozen head (the number of sources)": (SOUND, frozen_head),
-    "a detached factor (range), from the start": (SOUND, lambda: predicting(detached)),
-    "a detached factor (range), from the second epoch on": (SOUND, lambda: predicting(detached, 1)),
-    "the same prediction for every scene": (SOUND, lambda: predicting(constant)),
+    "no fault": (HEALTHY, list),
+    "a NaN in one snapshot of one scene": (HEALTHY, lambda: planted(torch.nan, 1)),
+    "a NaN in every step of an epoch": (HEALTHY, lambda: planted(torch.nan, HEALTHY.steps_per_epoch)),
+    "an infinity in one snapshot of one scene": (HEALTHY, lambda: planted(torch.inf, 1)),
+    "an infinity in every step of an epoch": (HEALTHY, lambda: planted(torch.inf, HEALTHY.steps_per_epoch)),
+    "a frozen head (the number of sources)": (HEALTHY, frozen_head),
+    "a detached factor (range), from the start": (HEALTHY, lambda: predicting(detached)),
+    "a detached factor (range), from the second epoch on": (HEALTHY, lambda: predicting(detached, 1)),
+    "the same prediction for every scene": (HEALTHY, lambda: predicting(constant)),
     "learning rate 0": (RATE_0, list),
-    "clip_norm = 0.001": (SOUND.replace(clip_norm=1e-3), list),
-    "clip_norm = 1e-12": (SOUND.replace(clip_norm=1e-12), list),
+    "clip_norm = 0.001": (HEALTHY.replace(clip_norm=1e-3), list),
+    "clip_norm = 1e-12": (HEALTHY.replace(clip_norm=1e-12), list),
 }
 
 
-def said_of(spec: TrainSpec, patches: Patches) -> list[str]:
-    """Findings that are wrong, with the epoch in which each was first said, and the last sentence."""
-    said: dict[str, str] = {}
+def messages_of(spec: TrainSpec, patches: Patches) -> list[str]:
+    """Findings outside their limits, with the first epoch of each, and how the training ended."""
+    found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for each in patches:
             stack.enter_context(each)
         run = RunFolder(Path(folder) / "run")
         run.create(spec)
 
-        def hear(line: str) -> None:
+        def keep(line: str) -> None:
             if "] ! " in line:
-                # A finding is the same whatever its number is.
-                said.setdefault(line.split(" = ")[0], f"epoch {trainer.state.epoch}  {line}")
+                # The same finding with another value counts once.
+                found.setdefault(line.split(" = ")[0], f"epoch {trainer.state.epoch}  {line}")
 
-        trainer = Trainer(spec, run, say=hear)
+        trainer = Trainer(spec, run, say=keep)
         try:
             trainer.train()
         except InputError as error:
-            return [*said.values(), f"error: {error}"]
+            return [*found.values(), f"error: {error}"]
         return [
-            *said.values(),
+            *found.values(),
             f"(all {trainer.state.epoch} epochs done, {trainer.state.skipped} steps skipped)",
         ]
 
@@ -142,11 +142,11 @@ def main() -> None:
     torch.set_num_threads(1)
     text = ""
     for name, (spec, fault) in CASES.items():
-        lines = "\n".join(said_of(spec, fault()))
+        lines = "\n".join(messages_of(spec, fault()))
         text += f"== {name}\n{lines}\n\n"
         print(text.rsplit("== ", 1)[1])
     text += "== the litmus, with and without a learning rate\n"
-    for spec in (SOUND, RATE_0):
+    for spec in (HEALTHY, RATE_0):
         result = litmus(spec)
         verdict = "passed" if result.passed else "failed"
         text += f"loss {result.before:.4f} -> {result.after:.4f}, {result.fall:.1%} less: {verdict}\n"

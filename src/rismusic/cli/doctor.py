@@ -55,9 +55,9 @@ class Doctor(Command):
                 )
             # Checked before torch is imported, which takes seconds.
             RunFolder(self.folder).settings()
-        from rismusic.doctor.report import check_report
-
         if self.report is not None:
+            from rismusic.evaluate.report.page import check_report
+
             check_report(self.report, overwrite=self.overwrite)
         diagnosis = self._diagnose()
         self._print(diagnosis)

@@ -47,15 +47,10 @@ class Case:
         """The learner before its first step. Checks must not change it."""
         return self.trainer.learner
 
-    @property
-    def scenes(self) -> Scenes:
-        """The scenes of the training loop."""
-        return self.trainer.scenes
-
     @cached_property
     def scenes_with_noise(self) -> Scenes:
         """The same scenes, each with its noise variance recorded."""
-        return type(self.scenes)(self.spec.replace(hidden_noise=0.0), self.trainer.ranks)
+        return type(self.trainer.scenes)(self.spec.replace(hidden_noise=0.0), self.trainer.ranks)
 
     @cached_property
     def recordings(self) -> list[Recording]:

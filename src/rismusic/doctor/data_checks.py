@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from rismusic.decibel import to_db
+from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
-from rismusic.doctor.references import (
-    EXPECTED,
-    best_explanation,
-    element_positions,
-    operators,
-    residual_over_noise,
-    steering_vectors,
-    true_steering,
-)
 from rismusic.doctor.report import must_be_zero, report_of
 from rismusic.estimate.grid import to_cosines
 from rismusic.learn.findings import Finding, Report, at_least, at_most
@@ -46,7 +38,7 @@ _UNIFORM = 1 / math.sqrt(3)
 def check_panel(case: Case) -> Report:
     """[PANEL]: element positions and wavelength of scenes and network against the settings."""
     spec = case.spec.system.panel
-    pitch, expected = spec.spacing_wavelengths * spec.wavelength_m, element_positions(spec)
+    pitch, expected = spec.spacing_wavelengths * spec.wavelength_m, ref.element_positions(spec)
     findings = []
     for where, panel in (("the scenes", case.recording.panel), ("the network", case.learner.grid.panel)):
         elements = panel.elements.double().cpu()
@@ -80,7 +72,7 @@ def _layout_mistake(elements: Tensor, expected: Tensor, columns: int, wavelength
     scale = float(centred.norm() / (expected - expected.mean(0)).norm().clamp_min(1e-30))
     squared = ", the wavelength squared" if math.isclose(scale, wavelength, rel_tol=0.01) else ""
     candidates = {
-        EXPECTED: elements - expected,
+        ref.EXPECTED: elements - expected,
         ": they are in another order (x slowest)": elements - expected[order],
         ": x and y are exchanged": elements - expected[:, [1, 0, 2]],
         ": they are mirrored": elements + expected,
@@ -88,16 +80,17 @@ def _layout_mistake(elements: Tensor, expected: Tensor, columns: int, wavelength
         f": the spacing is {scale:.3g} times the correct one{squared}": centred / max(scale, 1e-30)
         - expected,
     }
-    return best_explanation({name: float(off.norm()) for name, off in candidates.items()})
+    return ref.best_explanation({name: float(off.norm()) for name, off in candidates.items()})
 
 
 def check_steering(case: Case) -> Report:
     """[WAVE]: every function called ``steering`` and the matrices made by one, against distances in space."""
     spec = case.spec.system
-    elements, wavelength, columns = element_positions(spec.panel), spec.panel.wavelength_m, spec.panel.columns
+    elements, columns = ref.element_positions(spec.panel), spec.panel.columns
+    wavelength = spec.panel.wavelength_m
     panel = Panel(elements, wavelength)
     positions = _positions_in_volume(case)
-    expected = steering_vectors(elements, wavelength, *positions)
+    expected = ref.steering_vectors(elements, wavelength, *positions)
     functions: dict[int, tuple[str, Callable[..., Tensor]]] = {}
     for name, module in sorted(sys.modules.items()):
         found = getattr(module, "steering", None) if name.startswith("rismusic.") else None
@@ -111,13 +104,13 @@ def check_steering(case: Case) -> Report:
     some = torch.linspace(0, len(grid) - 1, _POSITIONS).long()
     at = [value.cpu()[some] for value in (grid.azimuth, grid.elevation, grid.range)]
     on_grid = grid.steering(torch.complex64).cpu()[:, some]
-    reference = steering_vectors(elements, wavelength, *at)
+    reference = ref.steering_vectors(elements, wavelength, *at)
     findings.append(_same_steering("steering of the network's grid", on_grid, reference, columns))
     truth = case.recording.truth
     assert truth is not None
     A = Targets.of(case.recording, grid).steering.cpu()
     active = truth.active.cpu()
-    reference = true_steering(truth, elements, wavelength).mT[active].mT
+    reference = ref.true_steering(truth, elements, wavelength).mT[active].mT
     findings.append(_same_steering("steering of the true sources", A.mT[active].mT, reference, columns))
     return report_of("WAVE", f"{len(functions)} functions called steering, grid and true sources", findings)
 
@@ -143,7 +136,7 @@ def _same_steering(name: str, found: Tensor, expected: Tensor, columns: int) -> 
 
     order = torch.arange(len(b)).view(-1, columns).T.ravel()
     candidates = {
-        EXPECTED: distance(a, b),
+        ref.EXPECTED: distance(a, b),
         ": it is conjugated": distance(a, b.conj()),
         ": its elements are in another order (x slowest)": distance(a, b[order]),
         ": its elements are in reverse order": distance(a, b.flip(0)),
@@ -153,10 +146,10 @@ def _same_steering(name: str, found: Tensor, expected: Tensor, columns: int) -> 
         ),
     }
     norms = float((a.norm(dim=0) - 1).abs().max())
-    cause = best_explanation(candidates) or ("" if norms < 1e-3 else ": its columns do not have unit norm")
+    cause = ref.best_explanation(candidates) or ("" if norms < 1e-3 else ": its columns lack unit norm")
     return at_most(
         f"{name}: distance from the exact spherical wave",
-        max(candidates[EXPECTED], norms),
+        max(candidates[ref.EXPECTED], norms),
         5e-3,
         f"it is not exp(j k (r - d)) / sqrt(N), elements y slowest{cause}.",
         "Use rismusic.wave.steering everywhere, in radians and metres, and no copy of it.",
@@ -171,14 +164,14 @@ def check_labels(case: Case) -> Report:
     assert truth is not None
     if spec.hardware != type(spec.hardware)():
         return report_of("TRUTH", "skipped: with hardware impairments the nominal link does not fit", [])
-    exact = element_positions(spec.panel)
-    G, wavelength = operators(recording), spec.panel.wavelength_m
+    exact = ref.element_positions(spec.panel)
+    G, wavelength = ref.operators(recording), spec.panel.wavelength_m
 
     def residual(
         labels: Sources, elements: Tensor = exact, length: float = wavelength, conjugate: bool = False
     ) -> float:
-        A = true_steering(labels, elements, length)
-        return residual_over_noise(recording, G, A.conj() if conjugate else A)
+        A = ref.true_steering(labels, elements, length)
+        return ref.residual_over_noise(recording, G, A.conj() if conjugate else A)
 
     def angles(change: Callable[[Tensor], Tensor]) -> Sources:
         return replace(truth, azimuth=change(truth.azimuth), elevation=change(truth.elevation))
@@ -187,7 +180,7 @@ def check_labels(case: Case) -> Report:
     rolled = [truth.each(partial(torch.roll, shifts=by, dims=0)) for by in (*moves, *(-m for m in moves))]
     value = residual(truth)
     candidates = {
-        EXPECTED: value,
+        ref.EXPECTED: value,
         ": the steering vector is conjugated": residual(truth, conjugate=True),
         ": azimuth and elevation are exchanged": residual(
             replace(truth, azimuth=truth.elevation, elevation=truth.azimuth)
@@ -204,7 +197,7 @@ def check_labels(case: Case) -> Report:
             residual(one) for one in (*rolled, truth.each(lambda labels: labels.flip(0)))
         ),
     }
-    cause = best_explanation({name: abs(one - 1) for name, one in candidates.items()})
+    cause = ref.best_explanation({name: abs(one - 1) for name, one in candidates.items()})
     cause = cause or ": they are noisy or shuffled, or belong to another wavelength or panel"
     findings = [
         at_most(
@@ -285,7 +278,7 @@ def check_signal(case: Case) -> Report:
     spec = case.spec.system
     ratios, noise, constant = [], [], []
     low, high = limits(spec.snr_db)
-    elements, wavelength = element_positions(spec.panel), spec.panel.wavelength_m
+    elements, wavelength = ref.element_positions(spec.panel), spec.panel.wavelength_m
     for recording in case.recordings[:2]:
         truth, variance = recording.truth, recording.noise_variance
         assert truth is not None
@@ -293,8 +286,8 @@ def check_signal(case: Case) -> Report:
             continue
         s = torch.where(truth.active[..., None], truth.symbols, 0).to(torch.complex128)
         constant.append(s.mean(-1).abs().square().sum() / s.abs().square().mean(-1).sum())
-        A = true_steering(truth, elements, wavelength)
-        clean = torch.einsum("slmn,snk,skl->slm", operators(recording), A, s)
+        A = ref.true_steering(truth, elements, wavelength)
+        clean = torch.einsum("slmn,snk,skl->slm", ref.operators(recording), A, s)
         power = clean.abs().square().mean((1, 2))
         ratios.append(to_db(power / variance.double()))
         noise.append((recording.snapshots - clean).abs().square().mean((1, 2)) / variance.double())
@@ -381,7 +374,7 @@ def check_splits(case: Case) -> Report:
     """[LEAK]: do training, validation or epochs share scenes, and does a batch stay the same?"""
     scenes = case.scenes_with_noise
     training = _scene_keys(chain.from_iterable(_first_batches(scenes)))
-    validation = _scene_keys(case.scenes.validation())
+    validation = _scene_keys(case.trainer.scenes.validation())
     findings = []
     # With fresh = false, validation uses the training scenes on purpose.
     if case.spec.fresh:

@@ -9,20 +9,8 @@ import torch
 from torch import Tensor
 
 from rismusic.covariance import IDENTITY_MAX, Conditioning, Covariance
+from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
-from rismusic.doctor.references import (
-    EXPECTED,
-    back_projection,
-    best_explanation,
-    covariance_of,
-    operators,
-    perfect_prediction,
-    prediction_in_double,
-    random_prediction,
-    recording_in_double,
-    relative_distance,
-    unit_trace,
-)
 from rismusic.doctor.report import must_be_zero, report_of
 from rismusic.estimate.grid import to_cosines
 from rismusic.evaluate.metrics import match
@@ -55,9 +43,9 @@ def check_sample_covariance(case: Case) -> Report:
     """[R_SAMP]: R_samp of the targets against back projections by explicit matrices G_l."""
     recording = case.recording
     targets = Targets.of(recording, case.learner.grid)
-    found = unit_trace(targets.sample.dense().to(torch.complex128).cpu())
+    found = ref.unit_trace(targets.sample.dense().to(torch.complex128).cpu())
     candidates = _sample_covariance_candidates(recording, targets)
-    off = {name: float(relative_distance(found, matrix).mean()) for name, matrix in candidates.items()}
+    off = {name: float(ref.relative_distance(found, matrix).mean()) for name, matrix in candidates.items()}
     truth = recording.truth
     assert truth is not None
     other_labels = replace(recording, truth=truth.each(lambda value: value.flip(0)))
@@ -70,14 +58,14 @@ def check_sample_covariance(case: Case) -> Report:
     findings = [
         at_most(
             "relative distance of R_samp from the back projection of the snapshots through G_l",
-            off[EXPECTED],
+            off[ref.EXPECTED],
             1e-2,
-            f"R_samp is not the mean of x_l x_l^H{best_explanation(off)}.",
+            f"R_samp is not the mean of x_l x_l^H{ref.best_explanation(off)}.",
             "Build it with rismusic.covariance.sample_covariance, from snapshots, channel and codes alone.",
         ),
         at_most(
             "change of R_samp when the labels are replaced by those of other scenes",
-            float(relative_distance(other.sample.dense(), targets.sample.dense()).max()),
+            float(ref.relative_distance(other.sample.dense(), targets.sample.dense()).max()),
             1e-6,
             "R_samp depends on the labels (a leak). At inference there are none.",
             "Build R_samp from the snapshots.",
@@ -97,21 +85,21 @@ def check_sample_covariance(case: Case) -> Report:
             "Compare R_samp with R_true on noise-free data: conjugated, reordered, or centred?",
         ),
     ]
-    return report_of("R_SAMP", f"distance {off[EXPECTED]:.1e} from explicit matrices", findings)
+    return report_of("R_SAMP", f"distance {off[ref.EXPECTED]:.1e} from explicit matrices", findings)
 
 
 def _sample_covariance_candidates(recording: Recording, targets: Targets) -> dict[str, Tensor]:
     """The correct R_samp, and those of known mistakes."""
     assert recording.noise_variance is not None
-    field = back_projection(operators(recording), recording.snapshots, recording.noise_variance)
-    R = covariance_of(field)
+    field = ref.back_projection(ref.operators(recording), recording.snapshots, recording.noise_variance)
+    R = ref.covariance_of(field)
     N = R.shape[-1]
     candidates = {
-        EXPECTED: R,
-        ": it is R_true, taken from the labels (a leak)": unit_trace(
+        ref.EXPECTED: R,
+        ": it is R_true, taken from the labels (a leak)": ref.unit_trace(
             targets.true.dense().to(torch.complex128)
         ),
-        ": the mean over the snapshots was subtracted (centred)": covariance_of(
+        ": the mean over the snapshots was subtracted (centred)": ref.covariance_of(
             field - field.mean(1, keepdim=True)
         ),
         ": its sign is reversed": -R,
@@ -121,10 +109,10 @@ def _sample_covariance_candidates(recording: Recording, targets: Targets) -> dic
     if recording.channel is not None and recording.codes is not None:
         H, c = (part.to(torch.complex128) for part in (recording.channel, recording.codes))
         without_codes = recording.snapshots.to(torch.complex128) @ H.conj()
-        candidates[": the codes were left out (H alone)"] = covariance_of(without_codes)
+        candidates[": the codes were left out (H alone)"] = ref.covariance_of(without_codes)
         Hc = (H @ c.mT).mT
         weight = (recording.snapshots * Hc.conj()).sum(-1, keepdim=True)
-        candidates[": it is built from H c_l [L, M] instead of (H, c_l)"] = covariance_of(weight * c)
+        candidates[": it is built from H c_l [L, M] instead of (H, c_l)"] = ref.covariance_of(weight * c)
     return candidates
 
 
@@ -169,7 +157,7 @@ def check_blend(case: Case) -> Report:
         prediction = learner.predict(recording, averaged=False)
         targets = Targets.of(recording, learner.grid)
         predicted, sample, true = (
-            unit_trace(part.dense().to(torch.complex128))
+            ref.unit_trace(part.dense().to(torch.complex128))
             for part in (prediction.covariance, targets.sample, targets.true)
         )
         for beta in (0.0, 0.3):
@@ -177,7 +165,7 @@ def check_blend(case: Case) -> Report:
                 learner.judged(prediction, recording, beta, case.spec.loss.weights).terms["covariance"]
             )
             candidates = {
-                EXPECTED: (1 - beta) * predicted + beta * sample,
+                ref.EXPECTED: (1 - beta) * predicted + beta * sample,
                 ": it is that of R_pred alone, without R_samp (the raw factors)": predicted,
                 ": R_true stands in place of R_samp (a leak)": (1 - beta) * predicted + beta * true,
                 ": it is that of R_samp alone": sample,
@@ -189,9 +177,9 @@ def check_blend(case: Case) -> Report:
             findings.append(
                 at_most(
                     f"relative error of the covariance loss at beta = {beta:g} against dense matrices",
-                    off[EXPECTED],
+                    off[ref.EXPECTED],
                     1e-2,
-                    f"the loss is not the error of the loaded R_blend against R_true{best_explanation(off)}.",
+                    f"it is not the error of the loaded R_blend against R_true{ref.best_explanation(off)}.",
                     "Use Prediction.blended for losses, metrics and inference, and average over the scenes.",
                 )
             )
@@ -238,8 +226,8 @@ def check_loss_values(case: Case) -> Report:
     def terms(prediction: Prediction) -> dict[str, float]:
         return {name: float(value) for name, value in total_of(case, prediction, targets).terms.items()}
 
-    perfect = terms(perfect_prediction(targets, like, case.spec.loss))
-    random = terms(random_prediction(like))
+    perfect = terms(ref.perfect_prediction(targets, like, case.spec.loss))
+    random = terms(ref.random_prediction(like))
     findings: list[Finding] = []
     for name in random:
         findings += [
@@ -277,9 +265,9 @@ def check_eigengap(case: Case) -> Report:
     targets, like = _noise_free(case)
     factors = [
         value.requires_grad_()
-        for value in (random_prediction(like).angle_factor, random_prediction(like, 1).range_factor)
+        for value in (ref.random_prediction(like).angle_factor, ref.random_prediction(like, 1).range_factor)
     ]
-    start = replace(random_prediction(like), angle_factor=factors[0], range_factor=factors[1])
+    start = replace(ref.random_prediction(like), angle_factor=factors[0], range_factor=factors[1])
     loss = total_of(case, start, targets, beta=0.0).terms.get("eigengap")
     if loss is None or not loss.requires_grad:
         return report_of("GAP", "skipped: there is no eigengap loss", [])
@@ -323,13 +311,13 @@ def _eigengaps(covariance: Covariance, targets: Targets) -> Tensor:
 
 def check_gradients(case: Case) -> Report:
     """[SLOPE]: gradients of each loss: equal to finite differences, finite, and non-zero in every scene."""
-    recording = recording_in_double(case.recording)
+    recording = ref.recording_in_double(case.recording)
     targets = Targets.of(recording, case.learner.grid)
-    own = prediction_in_double(case.learner.predict(case.recording, averaged=False))
+    own = ref.prediction_in_double(case.learner.predict(case.recording, averaged=False))
     findings = []
     idle = dict.fromkeys(_GRADIENT_IN_EVERY_SCENE, 0.0)
     for random in (True, False):
-        prediction = random_prediction(own) if random else own
+        prediction = ref.random_prediction(own) if random else own
         leaves = {
             field.name: value.detach().clone().requires_grad_()
             for field in fields(Prediction)
@@ -418,7 +406,7 @@ def check_symmetry(case: Case) -> Report:
         return {"total": float(losses.total), **{n: float(v) for n, v in losses.terms.items()}}
 
     with torch.no_grad():
-        prediction = random_prediction(learner.predict(recording, averaged=False))
+        prediction = ref.random_prediction(learner.predict(recording, averaged=False))
         base = terms(prediction, recording)
         sources = terms(prediction, replace(recording, truth=truth.each(lambda value: value.flip(1))))
         names = ("azimuth", "elevation", "inverse_range", "existence_logits")
@@ -468,7 +456,7 @@ def check_precision(case: Case) -> Report:
     with torch.no_grad():
         prediction = learner.predict(case.recording, averaged=False)
         single = learner.judged(prediction, case.recording, 0.3, weights).terms
-        wide = prediction_in_double(prediction), recording_in_double(case.recording)
+        wide = ref.prediction_in_double(prediction), ref.recording_in_double(case.recording)
         double = learner.judged(*wide, 0.3, weights).terms
     off = {
         name: abs(float(value) - float(double[name])) / max(abs(float(double[name])), 1e-2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,23 +81,17 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def findings_table(diagnosis: Diagnosis, *, every: bool = False) -> Table:
-    """A table with one row for each finding outside its limit, or for every finding.
-
-    Args:
-        diagnosis: the diagnosis to show.
-        every: also show the findings within their limits.
-    """
+def findings_table(diagnosis: Diagnosis) -> Table:
+    """A table for the console with one row for each finding outside its limit."""
     from rich.table import Table
 
     table = Table(show_lines=True)
     for head in ("check", "measured", "value", "limit", "meaning and advice"):
         table.add_column(head, justify="right" if head in ("value", "limit") else "left")
     for report in diagnosis.reports:
-        for one in report.findings:
-            if every or not one.fine:
-                text = "" if one.fine else f"{one.meaning} {one.advice}"
-                table.add_row(report.tag, one.name, f"{one.value:.3g}", f"{one.threshold:.3g}", text)
+        for one in report.wrong:
+            text = f"{one.meaning} {one.advice}"
+            table.add_row(report.tag, one.name, f"{one.value:.3g}", f"{one.threshold:.3g}", text)
     return table
 
 
@@ -109,7 +102,6 @@ def write_diagnosis(
     settings: TrainSpec | None = None,
     run: str | Path | None = None,
     command: str = "",
-    made: datetime | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a diagnosis as one self-contained HTML file below 1 MB.
@@ -120,7 +112,6 @@ def write_diagnosis(
         settings: settings of the training, shown at the end of the page.
         run: folder of the run, whose curves are shown beside the findings.
         command: command line that made the report.
-        made: date of the report; the current time by default.
         overwrite: whether to replace an existing file.
 
     Raises:
@@ -134,21 +125,10 @@ def write_diagnosis(
         "doctor.html.j2",
         overwrite=overwrite,
         command=command,
-        made=made,
+        made=None,
         diagnosis=diagnosis,
         looked=sum(len(report.findings) for report in diagnosis.reports),
         run="" if run is None else str(run),
         image=image,
         settings=[] if settings is None else setting_rows(settings),
     )
-
-
-__all__ = [
-    "Diagnosis",
-    "check_report",
-    "findings_table",
-    "listed",
-    "must_be_zero",
-    "report_of",
-    "write_diagnosis",
-]

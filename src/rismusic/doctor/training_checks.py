@@ -393,7 +393,7 @@ def check_validation(case: Case) -> Report:
     """[VALIDATION]: validation loss equals training loss on the same scenes, and follows the weights."""
     learner, recordings = _trial(case)
     spec, few = learner.spec, recordings[0]
-    scenes = _OneRecording(case.scenes, few)
+    scenes = _OneRecording(case.trainer.scenes, few)
     beta = spec.schedule.beta
     weights = schedules.weights_at(spec.loss, spec.schedule, spec.schedule.epochs - 1, beta)
     own = validation.validate(learner, scenes, averaged=False)
