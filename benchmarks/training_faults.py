@@ -1,6 +1,6 @@
 """Console output of trainings with planted faults: ``python benchmarks/training_faults.py``.
 
-Each fault is patched into a healthy training. The output has the findings outside their limits, each once, and
+Each fault is patched into a healthy training. The output has each finding outside its limit once, and
 the error with which the training stops, if it does.
 """
 

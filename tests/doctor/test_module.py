@@ -15,7 +15,7 @@ BATCH = {"x": X, "y": X[:, :2].sin() + 0.5 * X[:, 2:4]}
 
 
 class Net(nn.Module):
-    """A small sound network, whose parts the faults replace."""
+    """A small healthy network; the faults replace parts of it."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ def adam(parameters):
     return torch.optim.AdamW(parameters, lr=1e-2)
 
 
-def looked_at(module=None, of=loss, batch=BATCH, **settings):
+def diagnosed(module=None, of=loss, batch=BATCH, **settings):
     settings = {"optimizer": adam, "output": lambda net, held: net(held["x"]), **settings}
     return diagnose_module(module or Net(), of, batch, **settings)
 
@@ -44,11 +44,11 @@ def names(diagnosis):
     return [finding.name for finding in diagnosis.wrong]
 
 
-def test_a_sound_network_has_nothing_and_stays_as_it_is():
+def test_healthy_network_has_no_finding_and_stays_unchanged():
     module = Net()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     said = []
-    diagnosis = looked_at(module, validation=lambda net: loss(net, BATCH), clip_norm=1.0, say=said.append)
+    diagnosis = diagnosed(module, validation=lambda net: loss(net, BATCH), clip_norm=1.0, say=said.append)
     assert names(diagnosis) == []
     assert diagnosis.healthy
     assert [line.split("]")[0] for line in said] == [
@@ -70,7 +70,7 @@ class Detached(Net):
 
 
 class Half(Net):
-    """A part of the way is cut off from the gradient."""
+    """A part of the network is detached."""
 
     def forward(self, x):
         return self.head(self.body(x).detach() + self.body(x))
@@ -88,7 +88,7 @@ class Noisy(Net):
 
 
 class Batched(Net):
-    """Another network in evaluation."""
+    """A different network in evaluation mode."""
 
     def forward(self, x):
         return super().forward(x) * (1.0 if self.training else 10.0)
@@ -106,7 +106,7 @@ class Constant(Net):
 
 
 class Rooted(Net):
-    """A root at 0: a finite loss, and no derivative."""
+    """A square root at 0: a finite loss without a derivative."""
 
     def forward(self, x):
         return super().forward(x) + (0 * self.head.bias).sqrt()
@@ -157,10 +157,10 @@ FAULTS = [
 
 @pytest.mark.parametrize(("fault", "name"), FAULTS, ids=[name for _, name in FAULTS])
 def test_each_finding_can_fail(fault, name):
-    assert any(found.startswith(name) for found in names(looked_at(**fault))), names(looked_at(**fault))
+    assert any(found.startswith(name) for found in names(diagnosed(**fault))), names(diagnosed(**fault))
 
 
-def test_what_cannot_be_looked_at_is_one_sentence():
+def test_bad_arguments_are_one_sentence():
     with pytest.raises(InputError, match="module: it has no parameters"):
         diagnose_module(nn.Tanh(), lambda net, x: net(x).mean(), X)
     with pytest.raises(InputError, match=r"loss: it must return a scalar tensor; .* shape \[32, 2\]"):
@@ -169,8 +169,8 @@ def test_what_cannot_be_looked_at_is_one_sentence():
         diagnose_module(Net(), lambda net, x: float(net(x).mean().detach()), X)
 
 
-def test_batches_of_every_make():
-    """Tensors in tuples and lists, whole numbers beside them; complex ones too."""
+def test_nested_batches():
+    """Tensors in tuples and lists, with integers and complex numbers."""
     wide = (X.to(torch.complex64), [torch.arange(32) % 2])
 
     def complex_loss(module, batch):
@@ -181,10 +181,10 @@ def test_batches_of_every_make():
     assert names(diagnosis) == []
 
 
-def test_random_numbers_of_others_stay_as_they_are():
+def test_global_random_state_is_unchanged():
     module = Net()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    looked_at(module)
+    diagnosed(module)
     assert torch.equal(torch.rand(3), expected)
