@@ -73,7 +73,7 @@ def test_imports_go_one_way():
 
 
 def test_the_test_can_fail(tmp_path):
-    (tmp_path / "panel.py").write_text("from rismusic.scene import Sources\n")
+    (tmp_path / "panel.py").write_text("from rismusic.sources import Sources\n")
     (tmp_path / "stray.py").write_text("")
     (tmp_path / "evaluate").mkdir()
     (tmp_path / "evaluate" / "metrics.py").write_text("from rismusic.evaluate.bench.run import bench\n")

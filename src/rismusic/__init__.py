@@ -12,30 +12,29 @@ from rismusic.spec import SystemSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rismusic.bounds import Bound, conditional_crb, recording_crb, unconditional_crb
+    from rismusic.array import Panel, steering, steering_with_derivatives
     from rismusic.checking import check
+    from rismusic.crb import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.doctor.after import diagnose_run
     from rismusic.doctor.diagnose import Diagnosis, diagnose
     from rismusic.doctor.generic import diagnose_module
     from rismusic.doctor.report import write_diagnosis
-    from rismusic.estimate.locate import Located
+    from rismusic.estimation.locate import Located
     from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
     from rismusic.evaluate.bench.spec import BenchSpec
     from rismusic.evaluate.bound_table import bound_table
     from rismusic.evaluate.report import write_bench_report, write_report
-    from rismusic.hybrid.locate import locate
-    from rismusic.learn.run import Trained, train
-    from rismusic.learn.spec import TrainSpec
-    from rismusic.learn.weights import load_network
-    from rismusic.link import Link
-    from rismusic.panel import Panel
-    from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
-    from rismusic.scene import Sources
-    from rismusic.simulator import Simulator, simulate
+    from rismusic.hybrid import locate
+    from rismusic.io import Recording, RecordingWriter, open_recording, read, write
+    from rismusic.nn.spec import TrainSpec
+    from rismusic.nn.train import TrainingResult, train
+    from rismusic.nn.weights import load_network
+    from rismusic.operator import Link
+    from rismusic.simulation.simulator import Simulator, simulate
+    from rismusic.sources import Sources
     from rismusic.tuning.outcome import Tuned
     from rismusic.tuning.run import tune
     from rismusic.tuning.spec import TuneSpec
-    from rismusic.wave import steering, steering_with_derivatives
 
 _HOME = {
     # describe a system

@@ -15,9 +15,9 @@ from rismusic.doctor.faults.plant import healthy
 from rismusic.doctor.overfit import overfit
 from rismusic.doctor.report import findings_table, write_diagnosis
 from rismusic.errors import InputError
-from rismusic.learn.findings import at_least, at_most
-from rismusic.learn.runfolder import CURVES
-from rismusic.learn.trainer import Trainer
+from rismusic.nn.monitors import at_least, at_most
+from rismusic.nn.run_folder import CURVES
+from rismusic.nn.train import Trainer
 from rismusic.spec import dump_spec
 
 GOOD = told("A", "sound", [at_most("good", 1.0, 2.0, "It is large.", "Make it small.")])

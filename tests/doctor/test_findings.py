@@ -8,22 +8,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rismusic.channel import draw_channel
 from rismusic.doctor.case import opened
 from rismusic.doctor.diagnose import CHECKS, Diagnosis, examine
 from rismusic.doctor.faults import answers
 from rismusic.doctor.faults.plant import attribute, function, healthy, method, settings
 from rismusic.doctor.faults.table import FAULTS
-from rismusic.learn import validation
-from rismusic.learn.learner import Learner
-from rismusic.learn.losses import Targets, covariance_error, eigengap_hinge, total_loss
-from rismusic.learn.network import Network
-from rismusic.learn.runfolder import RunFolder
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.schedules import beta_at
-from rismusic.learn.spec import LossSpec
-from rismusic.scene import draw_sources
-from rismusic.simulator import Simulator
+from rismusic.nn import validation
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.learner import Learner
+from rismusic.nn.losses import Targets, covariance_error, eigengap_hinge, total_loss
+from rismusic.nn.network import Network
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.schedules import beta_at
+from rismusic.nn.spec import LossSpec
+from rismusic.simulation.channel import draw_channel
+from rismusic.simulation.simulator import Simulator
+from rismusic.sources import draw_sources
 
 
 def made(change):
@@ -133,11 +133,11 @@ PLANTED = [
         "an entry of the channel",
         function(draw_channel, lambda original, *given: 2 * original(*given)),
     ),
-    ("LEAK", "asked for again", method(Scenes, "step", other_noise)),
+    ("LEAK", "asked for again", method(TrainingScenes, "step", other_noise)),
     (
         "LEAK",
         "second epoch",
-        method(Scenes, "numbers", lambda original, self, epoch, step: original(self, 0, step)),
+        method(TrainingScenes, "numbers", lambda original, self, epoch, step: original(self, 0, step)),
     ),
     ("R_SAMP", "energy of R_samp", method(Targets, "of", any_sample)),
     ("R_SAMP", "labels of other scenes", KNOWN["R_samp from the labels"]),

@@ -10,9 +10,9 @@ from typing import Any
 from rismusic.doctor.case import told
 from rismusic.doctor.diagnose import Diagnosis
 from rismusic.errors import InputError
-from rismusic.learn.findings import Finding, Report, at_least, at_most
-from rismusic.learn.runfolder import LOG, RunFolder
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.run_folder import LOG, RunFolder
+from rismusic.nn.spec import TrainSpec
 
 # Findings of the trainer's probes that a young network may have: they count where a training ends with them.
 _YOUNG = ("VAL", "LOSS")

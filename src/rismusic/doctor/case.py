@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from rismusic.learn.findings import Finding, Report
-from rismusic.learn.learner import Learner
-from rismusic.learn.runfolder import RunFolder
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.spec import TrainSpec
-from rismusic.learn.trainer import Trainer
-from rismusic.recording import Recording
+from rismusic.io import Recording
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.learner import Learner
+from rismusic.nn.monitors import Finding, Report
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.spec import TrainSpec
+from rismusic.nn.train import Trainer
 
 MakeTrainer = Callable[[TrainSpec, RunFolder], Trainer]
 
@@ -52,7 +52,7 @@ class Case:
         return self.trainer.learner
 
     @property
-    def scenes(self) -> Scenes:
+    def scenes(self) -> TrainingScenes:
         """Where the loop's scenes come from."""
         return self.trainer.scenes
 
@@ -61,9 +61,9 @@ class Case:
         return self.begin(self.spec).learner
 
     @cached_property
-    def known(self) -> Scenes:
+    def known(self) -> TrainingScenes:
         """The same scenes, their noise variance never hidden."""
-        return type(self.scenes)(self.spec.replace(hidden_noise=0.0), self.trainer.ranks)
+        return type(self.scenes)(self.spec.replace(hidden_noise=0.0), self.trainer.group)
 
     @cached_property
     def many(self) -> list[Recording]:

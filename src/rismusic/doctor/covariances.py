@@ -10,12 +10,12 @@ from torch import Tensor
 from rismusic.covariance import IDENTITY_MAX
 from rismusic.doctor.case import Case, told
 from rismusic.doctor.physics import apart, covariance_of, field_on_panel, likeliest, operators, unit
-from rismusic.estimate.grid import to_cosines
+from rismusic.estimation.grid import to_cosines
 from rismusic.evaluate.metrics import match
-from rismusic.learn import validation
-from rismusic.learn.findings import Report, at_least, at_most
-from rismusic.learn.losses import Targets
-from rismusic.recording import Recording
+from rismusic.io import Recording
+from rismusic.nn import validation
+from rismusic.nn.losses import Targets
+from rismusic.nn.monitors import Report, at_least, at_most
 
 
 def sample(case: Case) -> Report:

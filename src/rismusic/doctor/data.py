@@ -9,14 +9,14 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from rismusic.decibel import to_db
 from rismusic.doctor.case import Case, told
 from rismusic.doctor.physics import element_positions, operators, true_waves
-from rismusic.estimate.grid import to_cosines
-from rismusic.learn.findings import Finding, Report, at_least, at_most
-from rismusic.learn.scenes import Scenes
-from rismusic.recording import Recording
+from rismusic.estimation.grid import to_cosines
+from rismusic.io import Recording
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.spec import limits
+from rismusic.units import to_db
 
 # A source within this part of a step of a point of the grid, in all coordinates, stands on it.
 _ON = 0.02
@@ -242,7 +242,7 @@ def _labels(recordings: list[Recording]) -> tuple[Tensor, Tensor, Tensor]:
     return rows[0], rows[1], rows[2]
 
 
-def _epoch(scenes: Scenes, epoch: int) -> Iterator[Iterator[Recording]]:
+def _epoch(scenes: TrainingScenes, epoch: int) -> Iterator[Iterator[Recording]]:
     """The first batches of an epoch."""
     seen = 0
     for step in range(scenes.spec.steps_per_epoch):

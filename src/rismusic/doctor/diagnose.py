@@ -21,9 +21,9 @@ from rismusic.doctor import (
 from rismusic.doctor.case import Case, MakeTrainer, opened
 from rismusic.doctor.overfit import overfit as learn_by_heart
 from rismusic.errors import InputError
-from rismusic.learn.findings import Finding, Report
-from rismusic.learn.spec import TrainSpec
-from rismusic.learn.trainer import Trainer
+from rismusic.nn.monitors import Finding, Report
+from rismusic.nn.spec import TrainSpec
+from rismusic.nn.train import Trainer
 
 Check = Callable[[Case], Report | list[Report]]
 
@@ -128,8 +128,8 @@ def diagnose(
         say: called with each line for the console, as it comes.
         begun: called with the name of each check before it is run.
         trainer: what makes the loop, its learner and its scenes, from settings and a folder: a subclass of
-            :class:`~rismusic.learn.trainer.Trainer` for a training of one's own.
-        settings: fields of :class:`~rismusic.learn.spec.TrainSpec` to change.
+            :class:`~rismusic.nn.train.Trainer` for a training of one's own.
+        settings: fields of :class:`~rismusic.nn.spec.TrainSpec` to change.
 
     Raises:
         InputError: an unknown or impossible setting.

@@ -11,13 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rismusic.array import Panel
 from rismusic.doctor.case import Case, told
 from rismusic.doctor.physics import element_positions, likeliest, operators, true_waves, waves
-from rismusic.learn.findings import Finding, Report, at_least, at_most
-from rismusic.learn.losses import Targets
-from rismusic.panel import Panel
-from rismusic.recording import Recording
-from rismusic.scene import Sources
+from rismusic.io import Recording
+from rismusic.nn.losses import Targets
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.sources import Sources
 
 # Places at which every copy of the steering vector is compared.
 _PROBED = 12
@@ -150,7 +150,7 @@ def _same_wave(name: str, found: Tensor, expected: Tensor, columns: int) -> Find
         max(suspects["as it should be"], norms),
         5e-3,
         f"it is not exp(j k (r - d)) / sqrt(N), elements y slowest{guess}.",
-        "Use rismusic.wave.steering everywhere, in radians and metres, and no copy of it.",
+        "Use rismusic.array.steering everywhere, in radians and metres, and no copy of it.",
     )
 
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from rismusic.learn.losses import Targets, heat_map_target
-from rismusic.learn.prediction import Prediction
-from rismusic.learn.spec import LossSpec
+from rismusic.nn.losses import Targets, heat_map_target
+from rismusic.nn.network import Prediction
+from rismusic.nn.spec import LossSpec
 
 # A logit of certainty.
 _SURE = 30.0

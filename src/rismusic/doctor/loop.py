@@ -8,8 +8,8 @@ import torch
 
 from rismusic.doctor.case import Case, told
 from rismusic.doctor.stepping import watched
-from rismusic.learn import schedules
-from rismusic.learn.findings import Report, at_least, at_most
+from rismusic.nn import schedules
+from rismusic.nn.monitors import Report, at_least, at_most
 
 # Size of the short training: epochs, steps of each, scenes of a batch.
 _EPOCHS, _STEPS, _BATCH = 2, 3, 4

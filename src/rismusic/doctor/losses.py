@@ -10,13 +10,13 @@ from torch import Tensor
 from rismusic.covariance import Conditioning, Covariance
 from rismusic.doctor import guesses
 from rismusic.doctor.case import Case, double, told
-from rismusic.learn import learner as learning
-from rismusic.learn import probes
-from rismusic.learn.findings import Finding, Report, at_least, at_most
-from rismusic.learn.losses import Losses, Targets
-from rismusic.learn.prediction import Prediction
-from rismusic.learn.spec import TermName
-from rismusic.recording import Recording
+from rismusic.io import Recording
+from rismusic.nn import learner as learning
+from rismusic.nn import monitors as probes
+from rismusic.nn.losses import Losses, Targets
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.network import Prediction
+from rismusic.nn.spec import TermName
 
 # Length of a step down the eigengap's loss, relative: a long one would pass the place where eigenvalues meet.
 _STEP = 1e-3

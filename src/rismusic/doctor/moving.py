@@ -6,8 +6,8 @@ import math
 
 from rismusic.doctor.case import Case, told
 from rismusic.doctor.stepping import norm, trial
-from rismusic.learn import probes
-from rismusic.learn.findings import Finding, Report, at_least, at_most
+from rismusic.nn import monitors as probes
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 
 def decay(case: Case) -> Report:

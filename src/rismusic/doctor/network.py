@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.case import Case, told
-from rismusic.learn import probes
-from rismusic.learn.findings import Finding, Report, at_least, at_most
-from rismusic.learn.prediction import Prediction
-from rismusic.learn.validation import variety
-from rismusic.recording import Recording
+from rismusic.io import Recording
+from rismusic.nn import monitors as probes
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.network import Prediction
+from rismusic.nn.validation import variety
 
 # Times that the same question is put again.
 _ASKED = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rismusic.doctor.case import Case, told
-from rismusic.learn.findings import Report, at_most
+from rismusic.nn.monitors import Report, at_most
 
 SCENES, EPOCHS = 512, 20
 _BATCH = 32

@@ -15,9 +15,7 @@ from rismusic.doctor.batches import spread, widened
 from rismusic.doctor.case import told
 from rismusic.doctor.stepping import cosine, norm
 from rismusic.errors import InputError
-from rismusic.learn.findings import Report, at_least, at_most
-from rismusic.learn.litmus import LEAST_FALL
-from rismusic.learn.probes import dead_report
+from rismusic.nn.monitors import LEAST_FALL, Report, at_least, at_most, dead_report
 
 Loss = Callable[[nn.Module, Any], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

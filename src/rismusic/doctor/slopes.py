@@ -11,10 +11,10 @@ from torch import Tensor
 from rismusic.doctor import guesses
 from rismusic.doctor.case import Case, double, told
 from rismusic.doctor.losses import total_of
-from rismusic.learn.findings import Finding, Report, at_most
-from rismusic.learn.losses import Targets
-from rismusic.learn.prediction import Prediction
-from rismusic.learn.spec import TermName
+from rismusic.nn.losses import Targets
+from rismusic.nn.monitors import Finding, Report, at_most
+from rismusic.nn.network import Prediction
+from rismusic.nn.spec import TermName
 
 # Terms that have something to say of every scene with a source.
 _ALWAYS = (

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.case import Case, told
-from rismusic.learn import probes
-from rismusic.learn.findings import Report, at_least, at_most
-from rismusic.learn.learner import Learner
-from rismusic.learn.litmus import LEAST_FALL, litmus
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.spec import TrainSpec
-from rismusic.recording import Recording
+from rismusic.io import Recording
+from rismusic.nn import monitors as probes
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.learner import Learner
+from rismusic.nn.monitors import LEAST_FALL, Report, at_least, at_most, litmus
+from rismusic.nn.spec import TrainSpec
 
 # Scenes of the batch of the litmus test, and of the batches of a trial step.
 _LITMUS, _BATCH = 32, 8
@@ -28,7 +27,7 @@ _CLIPPED = 30.0
 def first_steps(case: Case) -> Report:
     """The litmus test: five steps on one batch, and the same without a learning rate, which must fail."""
 
-    def make(spec: TrainSpec) -> tuple[Learner, Scenes]:
+    def make(spec: TrainSpec) -> tuple[Learner, TrainingScenes]:
         trainer = case.begin(spec)
         return trainer.learner, trainer.scenes
 
@@ -63,7 +62,7 @@ def _batches_of(spec: TrainSpec, most: int) -> TrainSpec:
 
 
 @dataclass
-class Seen:
+class NetworkOutput:
     """What the optimizer was given.
 
     Args:
@@ -78,9 +77,9 @@ class Seen:
 
 
 @contextmanager
-def watched(learner: Learner) -> Iterator[Seen]:
+def watched(learner: Learner) -> Iterator[NetworkOutput]:
     """Look over the optimizer's shoulder."""
-    seen = Seen(0, {}, [])
+    seen = NetworkOutput(0, {}, [])
 
     def look(*_: object) -> None:
         seen.steps += 1

@@ -11,19 +11,19 @@ import torch
 from rismusic.doctor.case import Case, told
 from rismusic.doctor.stepping import trial
 from rismusic.evaluate.metrics import Score
-from rismusic.learn import validation
-from rismusic.learn.findings import Report, at_least, at_most
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.schedules import weights_at
-from rismusic.recording import Recording
-from rismusic.scene import Sources
+from rismusic.io import Recording
+from rismusic.nn import validation
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.monitors import Report, at_least, at_most
+from rismusic.nn.schedules import weights_at
+from rismusic.sources import Sources
 
 
-class _These(Scenes):
+class _These(TrainingScenes):
     """Given scenes in the place of the validation set."""
 
-    def __init__(self, scenes: Scenes, recording: Recording) -> None:
-        self.spec, self.ranks, self._recording = scenes.spec, scenes.ranks, recording
+    def __init__(self, scenes: TrainingScenes, recording: Recording) -> None:
+        self.spec, self.group, self._recording = scenes.spec, scenes.group, recording
 
     def validation(self) -> Iterator[Recording]:
         yield self._recording

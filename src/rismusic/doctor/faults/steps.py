@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from rismusic.doctor.faults.plant import Fault, Plant, attribute, function, method, settings
-from rismusic.learn.learner import Learner
-from rismusic.learn.schedules import learning_rate_factor
+from rismusic.nn.learner import Learner
+from rismusic.nn.schedules import learning_rate_factor
 
 # What a gradient scaler multiplies losses with.
 _SCALE = 1024.0

@@ -13,7 +13,7 @@ from rismusic.doctor.faults import answers, covariances, losses, scenes, steps
 from rismusic.doctor.faults.plant import Fault, healthy
 from rismusic.errors import InputError
 from rismusic.files import replace_file
-from rismusic.learn.findings import Finding
+from rismusic.nn.monitors import Finding
 
 FAULTS: tuple[Fault, ...] = tuple(
     sorted(
