@@ -38,29 +38,29 @@ if TYPE_CHECKING:
 
 _HOME = {
     # describe a system
-    "Panel": "panel",
-    "steering": "wave",
-    "steering_with_derivatives": "wave",
-    "Link": "link",
-    "Sources": "scene",
+    "Panel": "array",
+    "steering": "array",
+    "steering_with_derivatives": "array",
+    "Link": "operator",
+    "Sources": "sources",
     # simulate it
-    "Simulator": "simulator",
-    "simulate": "simulator",
+    "Simulator": "simulation.simulator",
+    "simulate": "simulation.simulator",
     # recordings and files
-    "Recording": "recording",
-    "RecordingWriter": "recording",
-    "open_recording": "recording",
-    "read": "recording",
-    "write": "recording",
+    "Recording": "io",
+    "RecordingWriter": "io",
+    "open_recording": "io",
+    "read": "io",
+    "write": "io",
     "check": "checking",
     # locate the sources
-    "locate": "hybrid.locate",
-    "Located": "estimate.locate",
+    "locate": "hybrid",
+    "Located": "estimation.locate",
     # the best that physics allows
-    "Bound": "bounds",
-    "conditional_crb": "bounds",
-    "unconditional_crb": "bounds",
-    "recording_crb": "bounds",
+    "Bound": "crb",
+    "conditional_crb": "crb",
+    "unconditional_crb": "crb",
+    "recording_crb": "crb",
     "bound_table": "evaluate.bound_table",
     # compare methods
     "BenchSpec": "evaluate.bench.spec",
@@ -68,10 +68,10 @@ _HOME = {
     "Benchmark": "evaluate.bench.run",
     "merge_benchmarks": "evaluate.bench.run",
     # train a network
-    "TrainSpec": "learn.spec",
-    "train": "learn.run",
-    "Trained": "learn.run",
-    "load_network": "learn.weights",
+    "TrainSpec": "nn.spec",
+    "train": "nn.train",
+    "TrainingResult": "nn.train",
+    "load_network": "nn.weights",
     # why it does not learn
     "diagnose": "doctor.diagnose",
     "Diagnosis": "doctor.diagnose",

@@ -1,18 +1,15 @@
-r"""What the two bounds share: the problem in float64, block by block, and the inverse of the information.
+r"""Cramer-Rao bounds of the positions of all K sources jointly, through any link.
 
-The conditional bound: the symbols are what they were, and unknown.
+The bound is the least covariance of an unbiased estimate when all other unknowns are estimated too. There are
+two, which differ in what is unknown besides the positions:
 
-The unconditional bound: the symbols are Gaussian, their powers unknown.
+* *conditional* (deterministic symbols): every symbol :math:`s_{kl}`;
+* *unconditional* (Gaussian symbols): the power of each source, and the noise variance.
 
-Cramer-Rao bounds of the sources' positions through any link, for all K sources jointly.
+Everything is computed in float64, and no N x N or M x M matrix is formed.
 
-The bound says how small the standard deviation of an unbiased estimate can be, other unknowns being
-estimated along with it. What counts as unknown makes the bound:
-
-* *conditional* (deterministic symbols): positions of all K sources and every symbol :math:`s_{kl}`;
-* *unconditional* (Gaussian symbols): positions and powers of all K sources, and the noise variance.
-
-Both work in float64, without an N x N or M x M matrix.
+Stoica and Nehorai, "Performance study of conditional and unconditional direction-of-arrival estimation", IEEE
+Trans. ASSP 38 (1990).
 """
 
 from __future__ import annotations
@@ -27,6 +24,7 @@ from torch import Tensor
 
 from rismusic.array import Panel, Wave, steering_with_derivatives
 from rismusic.errors import InputError
+from rismusic.estimation.likelihood import fisher_information
 from rismusic.io import Recording
 from rismusic.operator import Link
 from rismusic.sources import Sources
@@ -38,7 +36,7 @@ POSITION: tuple[Unknown, ...] = get_args(Unknown)
 Information = Callable[[slice, Link, Tensor, Tensor, Tensor], Tensor]
 
 ROUNDING = 1e-7
-"""A pivot of a matrix of unit diagonal below this is a singular matrix that was lucky."""
+"""A matrix of unit diagonal with a Cholesky pivot below this is treated as singular."""
 
 # Scenes are worked on in blocks of about this many complex numbers at a time, to stay in cache.
 _BLOCK = 2**21
@@ -233,8 +231,7 @@ def unconditional_crb(
     .. math:: J_{ij} = \sum_l \mathrm{tr}\left( R_l^{-1} \frac{\partial R_l}{\partial i}
         R_l^{-1} \frac{\partial R_l}{\partial j} \right), \qquad R_l = G_l A P A^H G_l^H + \sigma^2 I
 
-    Everything follows from the Gram matrix of :math:`G_l [A, \partial A]` by Woodbury's identity, so that no
-    M x M matrix is inverted.
+    J is :func:`~rismusic.estimation.likelihood.fisher_information`, the one that maximum likelihood uses.
 
     Args:
         panel: N elements.
@@ -264,45 +261,20 @@ def unconditional_crb(
 
     def information(block: slice, link: Link, A: Tensor, D: Tensor, active: Tensor) -> Tensor:
         K = A.shape[-1]
-        noise, p = problem.noise_variance[block], power[block]
-        fields = link.matmul(torch.cat((A, D[..., which].flatten(-2)), dim=-1))
-        M = fields.shape[-2]
-        gram = fields.mH @ fields  # [S, L, C, C] with C = K + 3K columns
-        # W = R^-1 = (I - C T C^H) / sigma^2 with T = (sigma^2 P^-1 + C^H C)^-1, written so that p may be 0.
-        root = p.sqrt()[:, None, :, None]
-        inner = root * gram[..., :K, :K] * root.mT
-        identity = torch.eye(K, dtype=inner.dtype, device=inner.device)
-        inverse, failed = torch.linalg.inv_ex(inner + noise[:, None, None, None] * identity)
-        T = root * torch.where(failed[..., None, None] > 0, torch.nan, inverse) * root.mT
-        half = gram[..., :, :K] @ T  # X^H C T for all columns X
-        F = (gram - half @ gram[..., :K, :]) / noise[:, None, None, None]  # X^H W X
-        middle = half @ gram[..., :K, :K] @ half.mH
-        F2 = (gram - 2 * half @ gram[..., :K, :] + middle) / noise[:, None, None, None].square()  # X^H W W X
-        turn = T @ gram[..., :K, :K]
-        trace = (M - 2 * _trace(turn) + _trace(turn @ turn)).real / noise[:, None].square()  # tr W W
-
-        # dR = x y^H + y x^H for a coordinate, with x = p_k g_k and y = d_k; half of it twice for a power.
-        coordinates = torch.arange(K * len(which), device=p.device)
-        x = torch.cat((coordinates // len(which), torch.arange(K, device=p.device)))
-        y = torch.cat((K + coordinates, torch.arange(K, device=p.device)))
-        weight = torch.cat((p[:, coordinates // len(which)], p.new_full((len(p), K), 0.5)), dim=1)
-        # tr(W (x y^H + y x^H) W (u v^H + v u^H)) = 2 Re[(y^H W u)(v^H W x) + (y^H W v)(u^H W x)]
-        Fyx, Fyy, Fxx = (F[..., rows[:, None], columns] for rows, columns in ((y, x), (y, y), (x, x)))
-        cross = Fyx * Fyx.mT + Fyy * Fxx.mT
-        J = 2 * cross.real * (weight[:, None, :, None] * weight[:, None, None, :])
-        by_noise = 2 * F2[..., y, x].real * weight[:, None]
-        J = torch.cat((J, by_noise[..., None]), dim=-1)
-        last = torch.cat((by_noise, trace[..., None]), dim=-1)
-        J = torch.cat((J, last[..., None, :]), dim=-2)
+        fields = link.matmul(torch.cat((A, D.flatten(-2)), dim=-1))
+        J = fisher_information(
+            fields.mH @ fields,
+            power[block],
+            problem.noise_variance[block],
+            antennas=fields.shape[-2],
+            repeats=repeats if fields.shape[1] == 1 else 1,
+        )
+        coordinates = torch.arange(3 * K, device=J.device).view(K, 3)[:, which].flatten()
+        order = torch.cat((coordinates, torch.arange(3 * K, J.shape[-1], device=J.device)))
         nuisance_active = torch.cat((active, active.new_ones(len(active), 1)), dim=1)
-        J = J.sum(dim=1) * (repeats if fields.shape[1] == 1 else 1)
-        return _marginal(J, K * len(which), nuisance_active)
+        return _marginal(J[:, order[:, None], order], len(coordinates), nuisance_active)
 
     return problem.bound(information, which)
-
-
-def _trace(matrix: Tensor) -> Tensor:
-    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _marginal(J: Tensor, keep: int, active: Tensor) -> Tensor:
@@ -318,9 +290,6 @@ def _marginal(J: Tensor, keep: int, active: Tensor) -> Tensor:
     half = torch.linalg.solve_triangular(factor, (cross / scale[:, None]).mT, upper=False)
     singular = (failed > 0) | (factor.diagonal(dim1=-2, dim2=-1).amin(-1) < ROUNDING)
     return torch.where(singular[:, None, None], torch.nan, J[:, :keep, :keep] - half.mT @ half)
-
-
-__all__ = ["POSITION", "Bound", "Unknown", "conditional_crb", "recording_crb", "unconditional_crb"]
 
 
 def recording_crb(

@@ -46,12 +46,12 @@ def plain_peaks(values, grid, reach=1):
 
 @pytest.mark.parametrize("separation", [0.0, 0.8, 1.2])
 @pytest.mark.parametrize("levels", [None, 5])
-def test_against_a_plain_search(separation, power_noise, generator):
+def test_against_a_plain_search(separation, levels, generator):
     """Random fields; few levels make many equals."""
     grid = SearchGrid.cover(Panel.uniform(6, 6), VOLUME, 3.0)
     values = torch.rand(3, len(grid), generator=generator)
-    if power_noise:
-        values = (values * power_noise).floor() + 1e-3 * torch.arange(len(grid)).remainder(2)
+    if levels:
+        values = (values * levels).floor() + 1e-3 * torch.arange(len(grid)).remainder(2)
     peaks = find_peaks(values, grid, 12, separation=separation)
     for scene in range(3):
         expected = plain_peaks(values[scene], grid, reach=max(1, int(separation * 3.0)))

@@ -11,7 +11,7 @@ from rismusic.errors import InputError
 from rismusic.estimation import spectra as module
 from rismusic.estimation.grid import SearchGrid, Volume, find_peaks
 from rismusic.estimation.spectra import (
-    FitState,
+    RefinedPeaks,
     Spectrum,
     bartlett,
     music,
@@ -114,7 +114,7 @@ def test_each_search_is_that_of_the_projected_spectrum(monkeypatch, generator):
 
     def stay(spectrum, panel, volume, azimuth, elevation, distance, **_):
         rest = torch.zeros_like(azimuth)
-        return FitState(azimuth, elevation, distance, rest, torch.ones_like(rest, dtype=torch.bool))
+        return RefinedPeaks(azimuth, elevation, distance, rest, torch.ones_like(rest, dtype=torch.bool))
 
     monkeypatch.setattr(module, "newton", stay)
     panel = Panel.uniform(5, 6)

@@ -61,7 +61,7 @@ def test_large_grids_are_learned_on_their_best_points(monkeypatch):
         learned.append(fields.shape[-1])
         return plain(fields, *arguments, **settings)
 
-    monkeypatch.setattr(powermap, "learn_powers", seen)
+    monkeypatch.setattr(powermap, "sbl_powers", seen)
     few = sbl_peaks(search, noise, 2)
     assert learned == [len(grid) // 3] * 12
     assert ((few - whole).abs().amax((1, 2)) < 0.1).float().mean() > 0.5

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic.estimation import search as dictionary_module
 from rismusic.estimation import search as search_module
 from rismusic.estimation.maximum_likelihood import fit_power_noise
 from rismusic.estimation.search import (
@@ -206,9 +205,8 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch):
     assert all(len(set(row)) == 60 for row in expected.tolist())
     monkeypatch.setattr(search_module, "_KEPT", 0)
     monkeypatch.setattr(search_module, "BLOCK", 2**14)
-    monkeypatch.setattr(dictionary_module, "BLOCK", 2**16)
-    monkeypatch.setattr(dictionary_module, "STEERING", 0)
-    monkeypatch.setattr(dictionary_module, "_AT_ONCE", 2**13)
+    monkeypatch.setattr(search_module, "STEERING", 0)
+    monkeypatch.setattr(search_module, "_AT_ONCE", 2**13)
     blocks = GridSearch(Dictionary.of(dense.grid_for(recording)), recording)
     assert len(list(blocks.dictionary.columns())) > 3
     assert len(list(blocks._scores(scenes, rest))) > len(list(blocks.dictionary.columns()))

@@ -24,7 +24,7 @@ from rismusic.estimation.maximum_likelihood import Fit
 from rismusic.estimation.noise import guess_noise, noise_of
 from rismusic.estimation.spectra import music
 from rismusic.evaluate.metrics import match
-from rismusic.hybrid import fit_known
+from rismusic.hybrid import fit_n_sources
 from rismusic.io import Recording
 from rismusic.nn.inference import NetworkOutput, trained
 from rismusic.simulation.simulator import simulate
@@ -65,7 +65,7 @@ def seen_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
 
 def fitted(made: Recording, weights: str, count=TWO, **hybrid: object) -> Fit:
     spec = spec_of(weights, **hybrid)
-    return fit_known(seen_with(made, weights, **hybrid), count, searched_grid(made, spec), spec)
+    return fit_n_sources(seen_with(made, weights, **hybrid), count, searched_grid(made, spec), spec)
 
 
 def same(one: Fit, other: Fit) -> bool:
@@ -199,7 +199,7 @@ def test_whether_the_list_is_tried_is_each_scene_s_own(weights, generator):
         blend=Covariance(noise, torch.zeros(6)),
         own=truth.each(lambda value: value.masked_fill(short, torch.nan)),
     )
-    fit = fit_known(lost, torch.full((6,), 2), searched_grid(made, spec), spec)
+    fit = fit_n_sources(lost, torch.full((6,), 2), searched_grid(made, spec), spec)
     hits = match(made.truth, fit.sources).hit.all(-1)
     assert hits[::2].all()
     assert not hits[1::2].any()

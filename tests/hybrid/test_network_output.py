@@ -16,7 +16,7 @@ from rismusic.estimation.maximum_likelihood import finish, unpack
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import noise_of
 from rismusic.evaluate.metrics import match, score
-from rismusic.hybrid import beside, count_and_fit, fit_known, same_places
+from rismusic.hybrid import beside, fit_most_probable, fit_n_sources, same_places
 from rismusic.io import Recording
 from rismusic.nn.inference import NetworkOutput, SpatialPrior, trained
 from rismusic.simulation.simulator import simulate
@@ -47,7 +47,7 @@ def places(truth: Sources) -> Sources:
 
 
 def misses(seen: NetworkOutput, made: Recording, spec: LocateSpec) -> float:
-    fit = fit_known(seen, TWO, searched_grid(made, spec), spec)
+    fit = fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
     return score(match(made.truth, fit.sources)).misses
 
 
@@ -100,17 +100,17 @@ def test_the_grid_is_searched_only_where_one_more_source_can_be_and_is_wanted(
         searched.append(len(active))
         return whole(search, start, active, **named)
 
-    monkeypatch.setattr(module, "add_and_drop", told)
+    monkeypatch.setattr(module, "birth_death", told)
     spec = spec_of(weights, search_from=2)
-    fit_known(seen, TWO, searched_grid(made, spec), spec)
+    fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
     assert searched == [8]
     middle = float(seen.snr_db.median())
     gated = spec_of(weights, search_from=2, polish_up_to_db=middle)
-    fit_known(seen, TWO, searched_grid(made, gated), gated)
+    fit_n_sources(seen, TWO, searched_grid(made, gated), gated)
     assert searched == [8, int((seen.snr_db <= middle).sum())]
     assert searched[1] < 8
     monkeypatch.setattr(module, "most_sources", lambda *_: 2)
-    fit_known(seen, TWO, searched_grid(made, spec), spec)
+    fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
     assert len(searched) == 2
 
 
@@ -139,15 +139,15 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, m
         searched.append(len(search.recording))
         return whole(search, *args, **named)
 
-    monkeypatch.setattr(module, "add_and_drop", told)
+    monkeypatch.setattr(module, "birth_death", told)
 
     def missed(**hybrid):
         spec = spec_of(weights, count="likelihood", search_from=3, **hybrid)
         grid = searched_grid(made, spec)
         if known:
-            fit = fit_known(doubting, TWO, grid, spec)
+            fit = fit_n_sources(doubting, TWO, grid, spec)
         else:
-            fit = module.count_and_fit(doubting, grid, spec.replace(sources_max=2)).fit
+            fit = module.fit_most_probable(doubting, grid, spec.replace(sources_max=2)).fit
         return (~match(made.truth, fit.sources).hit & made.truth.active).any(-1)
 
     assert missed()[one].all()
@@ -169,7 +169,7 @@ def test_the_evidence_is_that_of_the_fit_that_is_returned(seen, made, weights, m
     monkeypatch.setattr(module, "_searched", elsewhere)
     spec = spec_of(weights, count="likelihood", search_from=1)
     grid = searched_grid(made, spec)
-    chosen = count_and_fit(seen, grid, spec)
+    chosen = fit_most_probable(seen, grid, spec)
     evidence = log_evidence(seen.recording, chosen.fit, grid.volume)
     torch.testing.assert_close(chosen.log_evidence.amax(1), evidence, rtol=0, atol=1e-4)
 
@@ -203,7 +203,7 @@ def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
     other = replace(
         seen, own=seen.own.each(torch.ones_like), places=torch.ones_like(seen.places), belief=deaf
     )
-    fits = [fit_known(one, TWO, searched_grid(made, spec), spec) for one in (seen, other)]
+    fits = [fit_n_sources(one, TWO, searched_grid(made, spec), spec) for one in (seen, other)]
     assert torch.equal(fits[0].sources.azimuth, fits[1].sources.azimuth)
     assert not torch.equal(seen.places, other.places)
 
@@ -237,9 +237,9 @@ def test_what_the_map_says_of_places_counts_with_its_weight(search_from, seen, m
 def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, monkeypatch):
     given = []
     whole = module.CandidateSearch
-    monkeypatch.setattr(module, "Shortlist", lambda *told: given.append(told[2]) or whole(*told))
+    monkeypatch.setattr(module, "CandidateSearch", lambda *told: given.append(told[2]) or whole(*told))
     spec = spec_of(weights, exchanges=1, search_from=0)
-    fit_known(seen, TWO, searched_grid(made, spec), spec)
+    fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
     (places,) = given
     assert torch.equal(places[:, : seen.places.shape[1]], seen.places)
     assert places.shape[1] == seen.places.shape[1] + 12

@@ -26,6 +26,7 @@ Trans. ASSP 38 (1990); Golub and Pereyra, "Separable nonlinear least squares", I
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -49,31 +50,31 @@ class SufficientStatistics:
         cross: :math:`X_l^H y_l`, [S, L, C] complex.
         energy: :math:`|y_l|^2`, [S, L].
         active: which places hold a source, [S, K].
-        outputs: M, length of y_l.
+        antennas: M, length of y_l.
     """
 
     gram: Complex[Tensor, "S _ C C"]
     cross: Complex[Tensor, "S L C"]
     energy: Float[Tensor, "S L"]
     active: Bool[Tensor, "S K"]
-    outputs: int
+    antennas: int
 
     @property
     def size(self) -> int:
         """Complex numbers in a scene's data, L M."""
-        return self.energy.shape[1] * self.outputs
+        return self.energy.shape[1] * self.antennas
 
     def __getitem__(self, scenes: Tensor | slice) -> SufficientStatistics:
         """The moments of some scenes."""
         return SufficientStatistics(
-            self.gram[scenes], self.cross[scenes], self.energy[scenes], self.active[scenes], self.outputs
+            self.gram[scenes], self.cross[scenes], self.energy[scenes], self.active[scenes], self.antennas
         )
 
     def without_derivatives(self) -> SufficientStatistics:
         """Those of the fields alone."""
         K = self.active.shape[1]
         return SufficientStatistics(
-            self.gram[..., :K, :K], self.cross[..., :K], self.energy, self.active, self.outputs
+            self.gram[..., :K, :K], self.cross[..., :K], self.energy, self.active, self.antennas
         )
 
     def without_each(self) -> SufficientStatistics:
@@ -86,7 +87,7 @@ class SufficientStatistics:
             (self.cross[:, None, :, :K] * stay[:, None]).flatten(0, 1),
             self.energy.repeat_interleave(K, dim=0),
             (self.active[:, None] & stay).flatten(0, 1),
-            self.outputs,
+            self.antennas,
         )
 
 
@@ -190,19 +191,20 @@ def conditional(
 def unconditional_value(
     stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
 ) -> Float[Tensor, "S"]:
-    r"""Unconditional likelihood :math:`\sum_l [\log\det R_l + y_l^H R_l^{-1} y_l]`, in nats."""
-    return _Covariance(stats, power, noise_variance).value()
+    r"""Negative unconditional log-likelihood :math:`\sum_l [\log\det R_l + y_l^H R_l^{-1} y_l]`, in nats."""
+    inverse = _InverseCovariance(stats.gram, torch.where(stats.active, power, 0), noise_variance)
+    return _value(inverse, inverse.T @ stats.cross[..., : inverse.K, None], stats)
 
 
 def unconditional(
     stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
-    r"""Unconditional likelihood with its exact gradient and Fisher information.
+    r"""Negative unconditional log-likelihood with its exact gradient and Fisher information.
 
     .. math:: g_i = \sum_l \left[ \mathrm{tr}(W_l R'_{il}) - y_l^H W_l R'_{il} W_l y_l \right], \qquad
         J_{ij} = \sum_l \mathrm{tr}(W_l R'_{il} W_l R'_{jl}), \qquad W_l = R_l^{-1}.
 
-    The unknowns are the coordinates (where the moments hold derivatives), then :math:`\log p_k`, then
+    The unknowns are the coordinates (where the statistics hold derivatives), then :math:`\log p_k`, then
     :math:`\log\sigma^2`: U = 3K + K + 1, or K + 1.
 
     Args:
@@ -213,65 +215,113 @@ def unconditional(
     Returns:
         Value in nats, gradient and Fisher information.
     """
-    covariance = _Covariance(stats, power, noise_variance)
-    return covariance.value(), *covariance.slopes()
+    p = torch.where(stats.active, power, 0)
+    inverse = _InverseCovariance(stats.gram, p, noise_variance)
+    K, sigma2 = inverse.K, noise_variance
+    C_y = stats.cross[..., :K, None]
+    weights = inverse.T @ C_y  # T C^H y
+    J, Fyx, weight, trace = inverse.information(stats.antennas, stats.energy.shape[1])
+
+    v = (stats.cross - (inverse.gram_T @ C_y)[..., 0]) / inverse.noise[..., 0]  # X^H W y
+    vx = v.narrow(-1, 0, K)
+    if stats.gram.shape[-1] > K:
+        vx = _and_thrice(vx)
+    explained = (C_y.mH @ weights).real[..., 0, 0]
+    again = (weights.mH @ inverse.CC @ weights).real[..., 0, 0]
+    energy2 = (stats.energy - 2 * explained + again).sum(1) / sigma2.square()  # |W y|^2
+    gradient = 2 * weight * (Fyx - (v.conj() * vx).real.sum(1))
+    noise_gradient = sigma2 * (trace - energy2)
+    if stats.gram.shape[-1] > K:
+        gradient = _sources_last(gradient, 1, K)
+    gradient = torch.cat((gradient, noise_gradient[:, None]), dim=1)
+    return _value(inverse, weights, stats), gradient, J
 
 
-class _Covariance:
-    """R_l = C P C^H + sigma^2 I by Woodbury: W = (I - C T C^H) / sigma^2, well defined at p = 0 too."""
+def fisher_information(
+    gram: Complex[Tensor, "S _ C C"],
+    power: Float[Tensor, "S K"],
+    noise_variance: Float[Tensor, "S"],
+    *,
+    antennas: int,
+    repeats: int = 1,
+) -> Float[Tensor, "S U U"]:
+    r"""Fisher information of Gaussian data with covariances :math:`R_l = C_l P C_l^H + \sigma^2 I`.
 
-    def __init__(self, stats: SufficientStatistics, power: Tensor, noise_variance: Tensor) -> None:
-        K = stats.active.shape[1]
-        self.stats, self.K = stats, K
-        self.power = torch.where(stats.active, power, 0)
-        self.noise = noise_variance[:, None, None, None]
-        root = self.power.sqrt()[:, None, :, None]
-        self.CC, self.cross = stats.gram[..., :K, :K], stats.cross[..., :K, None]
+    .. math:: J_{ij} = \sum_l \mathrm{tr}\left( R_l^{-1} \frac{\partial R_l}{\partial i}
+        R_l^{-1} \frac{\partial R_l}{\partial j} \right).
+
+    Everything follows from Gram matrices by Woodbury's identity, so that no M x M matrix is inverted.
+
+    Args:
+        gram: :math:`X_l^H X_l` of the K columns of :math:`C_l = G_l A` and, behind them, their derivatives by
+            the three coordinates of each source (source slow, coordinate fast).
+        power: p; 0 in empty places.
+        noise_variance: sigma^2.
+        antennas: M.
+        repeats: how many snapshots each of the L matrices stands for.
+
+    Returns:
+        J for the coordinates, then log p, then log sigma^2: U = 3K + K + 1, or K + 1 without derivatives.
+    """
+    inverse = _InverseCovariance(gram, power, noise_variance, ridge=0.0)
+    return inverse.information(antennas, repeats * gram.shape[1])[0]
+
+
+class _InverseCovariance:
+    """W = R^-1 = (I - C T C^H) / sigma^2 by Woodbury's identity; well defined at p = 0 too.
+
+    Args:
+        gram: X^H X with X = [C, derivatives of C].
+        power: p, 0 in empty places.
+        noise_variance: sigma^2.
+        ridge: added to a diagonal of ones; an estimate can put sources in one place, a truth does not, and
+            high above the noise the bound would feel it.
+    """
+
+    def __init__(self, gram: Tensor, power: Tensor, noise_variance: Tensor, ridge: float = _RIDGE) -> None:
+        K = power.shape[1]
+        self.gram, self.K, self.power = gram, K, power
+        self.sigma2, self.noise = noise_variance, noise_variance[:, None, None, None]
+        root = power.sqrt()[:, None, :, None]
+        self.CC = gram[..., :K, :K]
         inner = root * self.CC * root.mT / self.noise
         inner.diagonal(dim1=-2, dim2=-1).add_(1)
         # With a unit diagonal and the ridge, for sources that coincide high above the noise.
         self.scale = inner.diagonal(dim1=-2, dim2=-1).real.rsqrt()[..., None]
         inner = self.scale * inner * self.scale.mT
-        inner.diagonal(dim1=-2, dim2=-1).add_(_RIDGE)
-        self.factor = torch.linalg.cholesky_ex(inner).L
+        inner.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        self.factor, failed = torch.linalg.cholesky_ex(inner)
+        self.factor = torch.where(failed[..., None, None] > 0, torch.nan, self.factor)
         root = root * self.scale
         self.T = root * torch.cholesky_inverse(self.factor) * root.mT / self.noise  # [S, L, K, K]
-        self.fit = self.T @ self.cross
-        self.explained = (self.cross.mH @ self.fit).real[..., 0, 0]
 
-    def value(self) -> Tensor:
-        L = self.stats.energy.shape[1]
-        pivots = (self.factor.diagonal(dim1=-2, dim2=-1).real / self.scale[..., 0]).log().sum(-1)
-        determinant = (2 * pivots).sum(-1) * (L if pivots.shape[1] == 1 else 1)
-        noise = self.noise[:, 0, 0, 0]
-        rest = (self.stats.energy - self.explained).sum(-1)
-        return determinant + self.stats.size * noise.log() + rest / noise
+    @cached_property
+    def gram_T(self) -> Tensor:
+        """X^H C T."""
+        return self.gram.narrow(-1, 0, self.K) @ self.T
 
-    def slopes(self) -> tuple[Tensor, Tensor]:
-        """Gradient and information; powers come before coordinates until the last lines, as in [C, B]."""
-        stats, K, p = self.stats, self.K, self.power
-        noise, sigma2 = self.noise, self.noise[:, 0, 0, 0]
-        gram, L = stats.gram, stats.energy.shape[1]
-        repeats = L if gram.shape[1] == 1 else 1
-        XC = gram.narrow(-1, 0, K)
-        half = XC @ self.T  # X^H C T
+    def information(self, antennas: int, snapshots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """J; and of the gradient y^H W x summed over snapshots, the weights of R', and tr W.
+
+        Powers come before coordinates until the last lines, as in [C, B].
+        """
+        K, p, gram, noise, sigma2 = self.K, self.power, self.gram, self.noise, self.sigma2
+        repeats = snapshots if gram.shape[1] == 1 else 1
+        XC, half = gram.narrow(-1, 0, K), self.gram_T
         FC = (XC - half @ self.CC) / noise  # X^H W C
         FCC = FC.narrow(-2, 0, K)  # C^H W C
         F = (gram - half @ XC.mH) / noise if gram.shape[-1] > K else FC  # X^H W X
-        v = (stats.cross - (half @ self.cross)[..., 0]) / noise[..., 0]  # X^H W y
         F2 = (FC - half @ FCC) / noise  # X^H W W C
         turn = self.T @ self.CC
         one, two = _trace(turn).real, _trace(turn @ turn).real
-        again = (self.fit.mH @ self.CC @ self.fit).real[..., 0, 0]
-        trace = (stats.outputs - one).sum(1) * repeats / sigma2  # tr W, over all snapshots
-        trace2 = (stats.outputs - 2 * one + two).sum(1) * repeats  # tr W W, in units of 1 / sigma^4
-        energy2 = (stats.energy - 2 * self.explained + again).sum(1) / sigma2.square()  # |W y|^2
+        trace = (antennas - one).sum(1) * repeats / sigma2  # tr W, over all snapshots
+        trace2 = (antennas - 2 * one + two).sum(1) * repeats  # tr W W, in units of 1 / sigma^4
 
         # R' = weight (x y^H + y x^H): x = y = c_k, p_k / 2 for the logarithm of a power; x = c_k, y = b_i,
         # weight p_k for a coordinate.
-        Fyx, Fyx2, Fxx, vx, weight = FC, F2, FCC, v.narrow(-1, 0, K), p / 2
+        Fyx, Fyx2, Fxx, weight = FC, F2, FCC, p / 2
         if gram.shape[-1] > K:
-            Fyx, Fyx2, vx = _and_thrice(FC), _and_thrice(F2), _and_thrice(vx)
+            Fyx, Fyx2 = _and_thrice(FC), _and_thrice(F2)
             Fxx = _and_thrice(_and_thrice(FCC).mT).mT
             weight = torch.cat((weight, p.repeat_interleave(3, dim=-1)), dim=-1)
         J = (2 * repeats) * (Fyx * Fyx.mT + F * Fxx.mT).real.sum(1) * weight[:, :, None] * weight[:, None]
@@ -279,12 +329,19 @@ class _Covariance:
         by_noise = Fyx2.diagonal(dim1=-2, dim2=-1).real.sum(1) * scaled * sigma2[:, None]
         J = torch.cat((J, by_noise[:, None]), dim=1)
         J = torch.cat((J, torch.cat((by_noise, trace2[:, None]), dim=1)[..., None]), dim=2)
-        pull = Fyx.diagonal(dim1=-2, dim2=-1).real.sum(1) * repeats
-        gradient = 2 * weight * (pull - (v.conj() * vx).real.sum(1))
-        noise_slope = sigma2 * (trace - energy2)
         if gram.shape[-1] > K:
-            gradient, J = _sources_last(gradient, 1, K), _sources_last(_sources_last(J, 1, K), 2, K)
-        return torch.cat((gradient, noise_slope[:, None]), dim=1), J
+            J = _sources_last(_sources_last(J, 1, K), 2, K)
+        return J, Fyx.diagonal(dim1=-2, dim2=-1).real.sum(1) * repeats, weight, trace
+
+
+def _value(inverse: _InverseCovariance, weights: Tensor, stats: SufficientStatistics) -> Tensor:
+    """Negative log-likelihood, ``weights`` being T C^H y."""
+    L = stats.energy.shape[1]
+    pivots = (inverse.factor.diagonal(dim1=-2, dim2=-1).real / inverse.scale[..., 0]).log().sum(-1)
+    determinant = (2 * pivots).sum(-1) * (L if pivots.shape[1] == 1 else 1)
+    explained = (stats.cross[..., : inverse.K, None].mH @ weights).real[..., 0, 0]
+    rest = (stats.energy - explained).sum(-1)
+    return determinant + stats.size * inverse.sigma2.log() + rest / inverse.sigma2
 
 
 def _and_thrice(columns: Tensor) -> Tensor:

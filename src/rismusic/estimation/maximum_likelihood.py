@@ -125,8 +125,8 @@ def power_noise_limits(
     s = symbols(at)
     power = s.abs().square().mean(dim=1).clamp(_POWER[0] * most, most)
     if noise_variance is None:
-        noise = noise_from_fit(residual_energy(at, s), count, L, at.outputs)
-        limits = [energy / at.outputs * factor for factor in _NOISE]
+        noise = noise_from_fit(residual_energy(at, s), count, L, at.antennas)
+        limits = [energy / at.antennas * factor for factor in _NOISE]
         noise = noise.clamp(limits[0], limits[1])
     else:
         noise = noise_variance.double()
