@@ -8,8 +8,8 @@ import numpy as np
 
 import plain_numpy
 from measure import rate, report
-from rismusic.bounds import recording_crb
-from rismusic.simulator import simulate
+from rismusic.crb import recording_crb
+from rismusic.simulation.simulator import simulate
 
 SCENES = 1000
 

@@ -16,10 +16,10 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from rismusic.estimate.locate import Located
+from rismusic.estimation.locate import Located
 from rismusic.evaluate.metrics import Match, match
-from rismusic.hybrid.locate import locate
-from rismusic.simulator import simulate
+from rismusic.hybrid import locate
+from rismusic.simulation.simulator import simulate
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.6827, 0.8, 0.9, 0.9545)
 COORDINATES = ("azimuth", "elevation", "1/range")

@@ -30,20 +30,20 @@ from typing import Any
 import torch
 
 from rismusic.covariance import Covariance, recording_covariance
-from rismusic.estimate.nfmle import nfmle
+from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.evaluate.bench.interval import share_interval
 from rismusic.evaluate.metrics import match
-from rismusic.learn.learner import Learner
-from rismusic.learn.litmus import LEAST_FALL, litmus
-from rismusic.learn.losses import Targets
-from rismusic.learn.ranks import Ranks
-from rismusic.learn.run import start_from, train
-from rismusic.learn.runfolder import RunFolder
-from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
-from rismusic.learn.validation import sources_of
-from rismusic.recording import Recording
-from rismusic.scene import Sources
-from rismusic.simulator import Simulator
+from rismusic.io import Recording
+from rismusic.nn.distributed import ProcessGroup
+from rismusic.nn.learner import Learner
+from rismusic.nn.losses import Targets
+from rismusic.nn.monitors import LEAST_FALL, litmus
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.spec import NetworkSpec, ScheduleSpec, TrainSpec
+from rismusic.nn.train import start_from, train
+from rismusic.nn.validation import sources_of
+from rismusic.simulation.simulator import Simulator
+from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
 
 MEASURED = Path(__file__).parent.parent / "docs" / "measured"
@@ -222,7 +222,7 @@ def main() -> None:
         work = chosen.work or Path(temporary)
         for name in chosen.gates:
             figures, rows = GATES[name](work)
-            threads = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, {Ranks().device}"
+            threads = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, {ProcessGroup().device}"
             machine = f"torch {torch.__version__}, {threads}"
             record = {"gate": name, **figures, "machine": machine, "load": round(os.getloadavg()[0], 1)}
             (chosen.out / f"gate_{name}.json").write_text(json.dumps(record, indent=1) + "\n")

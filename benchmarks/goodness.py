@@ -19,9 +19,9 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from rismusic.evaluate.metrics import match
-from rismusic.hybrid.locate import locate
-from rismusic.recording import Recording, read
-from rismusic.simulator import simulate
+from rismusic.hybrid import locate
+from rismusic.io import Recording, read
+from rismusic.simulation.simulator import simulate
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 # What DESIGN.md says of the impaired sample recordings.

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from measure import report
-from rismusic.hybrid.locate import locate
-from rismusic.recording import Recording
-from rismusic.simulator import simulate
+from rismusic.hybrid import locate
+from rismusic.io import Recording
+from rismusic.simulation.simulator import simulate
 
 SCENES, SOURCES, SINGLE = 256, 3, 20
 # Name of a part, the file and the function that do it.

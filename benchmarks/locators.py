@@ -19,11 +19,11 @@ from scipy.optimize import least_squares
 
 import plain_numpy as plain
 from measure import peak_memory_mib, report
-from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.locate import searched_volume
-from rismusic.hybrid.locate import locate
-from rismusic.recording import Recording
-from rismusic.simulator import simulate
+from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.locate import searched_volume
+from rismusic.hybrid import locate
+from rismusic.io import Recording
+from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec
 
 SCENES, SOURCES, BY_NUMPY = 256, 3, 4

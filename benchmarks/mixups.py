@@ -22,8 +22,8 @@ from rismusic.checking.blindfit import BlindFit
 from rismusic.checking.conventions import CHANGES
 from rismusic.checking.truthfit import TruthFit
 from rismusic.checking.verdict import MixUp
-from rismusic.recording import Recording
-from rismusic.simulator import simulate
+from rismusic.io import Recording
+from rismusic.simulation.simulator import simulate
 
 # Mistakes that undo themselves, so that the change that mends them makes them, too.
 MISTAKES = (

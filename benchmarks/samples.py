@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rismusic.bounds import Bound, conditional_crb
-from rismusic.estimate.locate import searched_volume
-from rismusic.estimate.nfmle import nfmle
+from rismusic.crb import Bound, conditional_crb
+from rismusic.estimation.locate import searched_volume
+from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.evaluate.metrics import match, score
-from rismusic.hybrid.locate import locate
-from rismusic.recording import Recording, read
-from rismusic.scene import Sources
+from rismusic.hybrid import locate
+from rismusic.io import Recording, read
+from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 
 SAMPLES = Path(__file__).parent.parent / "samples"

@@ -13,10 +13,9 @@ import json
 from pathlib import Path
 
 from rismusic.evaluate.bench.table import read_table
-from rismusic.learn.card import SHIPPED, card_of, card_text, weights_path
-from rismusic.learn.runfolder import BEST
-from rismusic.learn.spec import TrainSpec
-from rismusic.learn.weights import read_network, save_network
+from rismusic.nn.run_folder import BEST
+from rismusic.nn.spec import SHIPPED, TrainSpec, card_of, card_text, weights_path
+from rismusic.nn.weights import read_network, save_network
 
 HEAD = """# Weights of the hybrid locator
 

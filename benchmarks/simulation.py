@@ -9,7 +9,7 @@ import torch
 
 import plain_numpy
 from measure import peak_memory_mib, rate, report
-from rismusic.simulator import Simulator
+from rismusic.simulation.simulator import Simulator
 from rismusic.spec import SystemSpec
 
 BATCH = 512
@@ -47,8 +47,7 @@ def growth_while_streaming(spec: SystemSpec) -> float:
 
 
 def phase_error() -> float:
-    from rismusic.panel import Panel
-    from rismusic.wave import steering
+    from rismusic.array import Panel, steering
 
     generator = torch.Generator().manual_seed(0)
     unit = torch.rand(3, 2000, generator=generator)

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rismusic.draws import Draws, Stream
-from rismusic.estimate.eigencount import aic, mdl
+from rismusic.estimation.model_order import aic, mdl
 from rismusic.evaluate.bench.interval import share_interval
-from rismusic.hybrid.locate import locate
-from rismusic.recording import Recording
-from rismusic.simulator import simulate
+from rismusic.hybrid import locate
+from rismusic.io import Recording
+from rismusic.simulation.random_numbers import Draws, Stream
+from rismusic.simulation.simulator import simulate
 
 COUNTS, SNRS_DB = (0, 1, 2, 3, 4, 5), (0.0, 5.0, 10.0, 20.0)
 CRITERIA: dict[str, Callable[[Recording], Tensor]] = {

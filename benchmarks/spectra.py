@@ -17,12 +17,9 @@ import torch
 
 from measure import report
 from rismusic.covariance import recording_covariance
-from rismusic.estimate.grid import SearchGrid, Volume
-from rismusic.estimate.newton import newton
-from rismusic.estimate.peaks import find_peaks
-from rismusic.estimate.sequential import find_in_turn
-from rismusic.estimate.spectrum import Spectrum, bartlett, music, mvdr, soft_music
-from rismusic.simulator import simulate
+from rismusic.estimation.grid import SearchGrid, Volume, find_peaks
+from rismusic.estimation.spectra import Spectrum, bartlett, music, mvdr, newton, rap_music, soft_music
+from rismusic.simulation.simulator import simulate
 from rismusic.spec import SceneSpec
 
 SCENES, SOURCES, BY_NUMPY = 256, 3, 16
@@ -99,7 +96,7 @@ def main() -> None:
         "R_samp, finished": lambda: recording_covariance(recording),
         "peaks": lambda: find_peaks(explained, grid, SOURCES),
         "Newton": lambda: newton(spectrum, recording.panel, grid.volume, *place),
-        "MUSIC, sources in turn": lambda: find_in_turn(spectrum, grid, SOURCES),
+        "MUSIC, sources in turn": lambda: rap_music(spectrum, grid, SOURCES),
     }
     for name, best in zip(parts, seconds(list(parts.values()), 5), strict=True):
         rows[f"{name}: scenes/s"] = SCENES / best

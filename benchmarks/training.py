@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import torch
 
 from measure import peak_memory_mib, rate, report
-from rismusic.learn.learner import Learner
-from rismusic.learn.losses import Targets, total_loss
-from rismusic.learn.ranks import Ranks
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.spec import NetworkSpec, TrainSpec
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.distributed import ProcessGroup
+from rismusic.nn.learner import Learner
+from rismusic.nn.losses import Targets, total_loss
+from rismusic.nn.spec import NetworkSpec, TrainSpec
 
 SIZES = {"tiny": NetworkSpec.tiny(), "base": NetworkSpec.base()}
 STEPS = 6
@@ -36,11 +36,11 @@ class Clock:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
-def shares(learner: Learner, scenes: Scenes) -> dict[str, float]:
+def shares(learner: Learner, scenes: TrainingScenes) -> dict[str, float]:
     """Seconds per step of each part: what :meth:`Learner.step` does, taken apart."""
     weights, parameters = learner.spec.loss.weights, list(learner.weights.values())
     for warm in (True, False):
-        clock = Clock(learner.ranks.device)
+        clock = Clock(learner.group.device)
         for step in range(1 if warm else STEPS):
             with clock.on("simulation"):
                 recording = next(scenes.step(0, step))
@@ -67,10 +67,15 @@ def main() -> None:
     rows: dict[str, float | str] = {"device": str(device)}
     for name, size in SIZES.items():
         spec = TrainSpec(network=size, batch=32, scenes_per_epoch=32 * 1000)
-        learner, scenes = Learner(spec, Ranks(device=device)), Scenes(spec, Ranks(device=device))
+        learner, scenes = (
+            Learner(spec, ProcessGroup(device=device)),
+            TrainingScenes(spec, ProcessGroup(device=device)),
+        )
         count = itertools.count()
 
-        def step(learner: Learner = learner, scenes: Scenes = scenes, count: Iterator[int] = count) -> int:
+        def step(
+            learner: Learner = learner, scenes: TrainingScenes = scenes, count: Iterator[int] = count
+        ) -> int:
             learner.step(scenes.step(0, next(count)), 0.3, learner.spec.loss.weights)
             if device.type == "cuda":
                 torch.cuda.synchronize()

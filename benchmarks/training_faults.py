@@ -18,14 +18,13 @@ from unittest.mock import patch
 import torch
 
 from rismusic.errors import InputError
-from rismusic.learn.litmus import litmus
-from rismusic.learn.network import Network
-from rismusic.learn.prediction import Prediction
-from rismusic.learn.runfolder import RunFolder
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.spec import TrainSpec
-from rismusic.learn.trainer import Trainer
-from rismusic.recording import Recording
+from rismusic.io import Recording
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.monitors import litmus
+from rismusic.nn.network import Network, Prediction
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.spec import TrainSpec
+from rismusic.nn.train import Trainer
 from training_shows import SMALL
 
 OUT = Path(__file__).parent.parent / "docs" / "measured" / "training_faults.txt"
@@ -42,15 +41,15 @@ Patches = list[Any]
 
 def planted(value: float, steps: int) -> Patches:
     """Replace one sample of the first scene in the first steps of the second epoch."""
-    made = Scenes.step
+    made = TrainingScenes.step
 
-    def faulty(self: Scenes, epoch: int, step: int) -> Iterator[Recording]:
+    def faulty(self: TrainingScenes, epoch: int, step: int) -> Iterator[Recording]:
         for recording in made(self, epoch, step):
             if epoch == 1 and step < steps:
                 recording.snapshots[0, 0, 0] = value
             yield recording
 
-    return [patch.object(Scenes, "step", faulty)]
+    return [patch.object(TrainingScenes, "step", faulty)]
 
 
 def predicting(change: Callable[[Prediction], Prediction], epoch: int = 0) -> Patches:

@@ -2,7 +2,7 @@
 
 * ``kills``: a training is killed (kill -9) at random instants and resumed, again and again; its weights,
   averages, optimizer, log and kept networks are compared with those of an undisturbed one, bit by bit.
-* ``ranks``: one process and two of ``torchrun`` train the same network; their losses are compared by epoch.
+* ``group``: one process and two of ``torchrun`` train the same network; their losses are compared by epoch.
 
 All is done through the command line, on the CPU. The tables go to ``docs/measured/training_NAME.csv``.
 """
@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from rismusic.learn.checkpoint import read_tensors
-from rismusic.learn.runfolder import BEST, LAST, LOG, STATE, RunFolder
-from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
+from rismusic.nn.checkpoint import read_tensors
+from rismusic.nn.run_folder import BEST, LAST, LOG, STATE, RunFolder
+from rismusic.nn.spec import NetworkSpec, ScheduleSpec, TrainSpec
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SystemSpec, dump_spec
 
 MEASURED = Path(__file__).parent.parent / "docs" / "measured"
@@ -155,7 +155,7 @@ def kills(folder: Path, seed: int) -> dict[str, list[Row]]:
     return {"kills": rows, "kills_compared": compared}
 
 
-def ranks(folder: Path, seed: int) -> dict[str, list[Row]]:
+def group(folder: Path, seed: int) -> dict[str, list[Row]]:
     configuration = folder / "small.toml"
     configuration.write_text(dump_spec(SMALL.replace(seed=seed)))
     for command, name in ((ALONE, "one"), (SHARED, "two")):
@@ -182,7 +182,7 @@ def ranks(folder: Path, seed: int) -> dict[str, list[Row]]:
     return {"ranks": rows}
 
 
-SHOWS: dict[str, Callable[[Path, int], dict[str, list[Row]]]] = {"kills": kills, "ranks": ranks}
+SHOWS: dict[str, Callable[[Path, int], dict[str, list[Row]]]] = {"kills": kills, "ranks": group}
 
 
 def main() -> None:

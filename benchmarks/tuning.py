@@ -21,7 +21,7 @@ from pathlib import Path
 import optuna
 
 from postgres_server import postgres_server
-from rismusic.learn.runfolder import load_train_spec
+from rismusic.nn.run_folder import load_train_spec
 from rismusic.spec import load_locate_spec
 from rismusic.tuning.ledger import history, standing
 from rismusic.tuning.scoring import judge, objective_scenes

@@ -9,11 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from rismusic.draws import Draws
-from rismusic.panel import Panel
-from rismusic.scene import draw_sources
+from rismusic.array import Panel, Wave, steering
+from rismusic.simulation.random_numbers import Draws
+from rismusic.sources import draw_sources
 from rismusic.spec import SystemSpec
-from rismusic.wave import Wave, steering
 
 # Range bins of DESIGN.md, in metres, and the azimuth rms in degrees that it gives for the paraxial wave.
 BINS = ((0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 10.0))

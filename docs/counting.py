@@ -64,7 +64,7 @@ def number_reliability() -> str:
     return table(["stated", "scenes", "stated, mean", "right"], lines)
 
 
-def goodness() -> str:
+def goodness_of_fit() -> str:
     """Share of scenes whose p value lies below a level, with the noise variance known and not known."""
     shown: dict[str, dict[str, Row]] = {}
     for row in _rows("goodness.csv"):
@@ -128,7 +128,7 @@ TABLES: tuple[Callable[[], str], ...] = (
     number_right,
     number_confusion,
     number_reliability,
-    goodness,
+    goodness_of_fit,
     goodness_uniform,
     mixups,
     mixup_names,

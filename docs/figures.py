@@ -17,22 +17,21 @@ from torch import Tensor
 import gating
 import leaderboard
 from bias import BINS, DESIGN_RMS_DEG, fits, rms
-from rismusic.channel import draw_channel, line_of_sight
-from rismusic.codebook import dft_codes, draw_codes, spread_order
-from rismusic.draws import Draws
+from rismusic.array import Panel, Wave, direction, path_difference, steering
 from rismusic.evaluate.plots import COLOURS, new_axes, save, scene_top
-from rismusic.panel import Panel
-from rismusic.scene import draw_sources
+from rismusic.simulation.channel import draw_channel, line_of_sight
+from rismusic.simulation.codebook import dft_codes, draw_codes, spread_order
+from rismusic.simulation.random_numbers import Draws
+from rismusic.sources import draw_sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec
-from rismusic.wave import Wave, direction, path_difference, steering
 
 MEASURED = Path(__file__).parent / "measured"
 
 
 def point(azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor | float = 1.0) -> np.ndarray:
     """Cartesian points [..., 3] in metres at these angles and distances."""
-    cosines = torch.broadcast_tensors(*direction(azimuth_deg.deg2rad(), elevation_deg.deg2rad()))
-    return (torch.as_tensor(distance) * torch.stack(cosines)).movedim(0, -1).double().numpy()
+    direction_cosines = torch.broadcast_tensors(*direction(azimuth_deg.deg2rad(), elevation_deg.deg2rad()))
+    return (torch.as_tensor(distance) * torch.stack(direction_cosines)).movedim(0, -1).double().numpy()
 
 
 def panel_frame() -> Any:

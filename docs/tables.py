@@ -24,8 +24,8 @@ from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 from markdowntable import table
 from rismusic.cli import main
 from rismusic.errors import InputError
-from rismusic.recording import read
-from rismusic.recording.layout import FIELDS
+from rismusic.io import read
+from rismusic.io.schema import FIELDS
 from rismusic.spec import Spec, SystemSpec
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from rismusic.cli import main
-from rismusic.recording import open_recording, read, write
-from rismusic.simulator import simulate
+from rismusic.io import open_recording, read, write
+from rismusic.simulation.simulator import simulate
 from rismusic.spec import SystemSpec, load_spec
 
 SMALL = ["--panel.rows", "4", "--panel.columns", "5", "--codebook.snapshots", "6", "--channel.antennas", "7"]
@@ -110,7 +110,7 @@ def test_locate_by_weights_of_ones_own(samples, capsys, tmp_path):
 
 
 def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):
-    from rismusic.hybrid.locate import locate
+    from rismusic.hybrid import locate
 
     small = tmp_path / "small.h5"
     write(small, read(samples / "ideal_10dB.h5")[:3])
@@ -227,7 +227,7 @@ def test_bad_input_is_a_sentence_and_exit_code_2(command, sentence, tmp_path, sa
 
 
 def test_interrupted_simulation_leaves_nothing(tmp_path, monkeypatch, capsys):
-    from rismusic.recording import RecordingWriter
+    from rismusic.io import RecordingWriter
 
     append = RecordingWriter.append
 

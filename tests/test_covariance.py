@@ -16,7 +16,7 @@ from rismusic.covariance import (
     true_covariance,
 )
 from rismusic.errors import InputError
-from rismusic.simulator import simulate
+from rismusic.simulation.simulator import simulate
 
 
 def random(generator, *shape, dtype=torch.complex128):

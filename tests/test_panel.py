@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from rismusic.array import Panel
 from rismusic.errors import InputError
-from rismusic.panel import Panel
 
 
 def test_elements_are_numbered_with_y_slowest_and_centred():

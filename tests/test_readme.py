@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rismusic.cli import main
-from rismusic.recording import read, write
+from rismusic.io import read, write
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)

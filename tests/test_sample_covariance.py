@@ -16,8 +16,8 @@ from rismusic.covariance import (
     sample_covariance,
     true_covariance,
 )
-from rismusic.link import Link
-from rismusic.simulator import simulate
+from rismusic.operator import Link
+from rismusic.simulation.simulator import simulate
 
 
 def random(generator, *shape, dtype=torch.complex128):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rismusic.scene import Sources
+from rismusic.sources import Sources
 
 
 def nowhere(covariance, count, grid):

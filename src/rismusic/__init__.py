@@ -12,56 +12,55 @@ from rismusic.spec import SystemSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rismusic.bounds import Bound, conditional_crb, recording_crb, unconditional_crb
+    from rismusic.array import Panel, steering, steering_with_derivatives
     from rismusic.checking import check
+    from rismusic.crb import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.doctor.diagnose import diagnose
     from rismusic.doctor.module import diagnose_module
     from rismusic.doctor.report import Diagnosis, write_diagnosis
     from rismusic.doctor.run_log import diagnose_run
-    from rismusic.estimate.locate import Located
+    from rismusic.estimation.locate import Located
     from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
     from rismusic.evaluate.bench.spec import BenchSpec
     from rismusic.evaluate.bound_table import bound_table
     from rismusic.evaluate.report import write_bench_report, write_report
-    from rismusic.hybrid.locate import locate
-    from rismusic.learn.run import Trained, train
-    from rismusic.learn.spec import TrainSpec
-    from rismusic.learn.weights import load_network
-    from rismusic.link import Link
-    from rismusic.panel import Panel
-    from rismusic.recording import Recording, RecordingWriter, open_recording, read, write
-    from rismusic.scene import Sources
-    from rismusic.simulator import Simulator, simulate
+    from rismusic.hybrid import locate
+    from rismusic.io import Recording, RecordingWriter, open_recording, read, write
+    from rismusic.nn.spec import TrainSpec
+    from rismusic.nn.train import TrainingResult, train
+    from rismusic.nn.weights import load_network
+    from rismusic.operator import Link
+    from rismusic.simulation.simulator import Simulator, simulate
+    from rismusic.sources import Sources
     from rismusic.tuning.outcome import Tuned
     from rismusic.tuning.run import tune
     from rismusic.tuning.spec import TuneSpec
-    from rismusic.wave import steering, steering_with_derivatives
 
 _HOME = {
     # describe a system
-    "Panel": "panel",
-    "steering": "wave",
-    "steering_with_derivatives": "wave",
-    "Link": "link",
-    "Sources": "scene",
+    "Panel": "array",
+    "steering": "array",
+    "steering_with_derivatives": "array",
+    "Link": "operator",
+    "Sources": "sources",
     # simulate it
-    "Simulator": "simulator",
-    "simulate": "simulator",
+    "Simulator": "simulation.simulator",
+    "simulate": "simulation.simulator",
     # recordings and files
-    "Recording": "recording",
-    "RecordingWriter": "recording",
-    "open_recording": "recording",
-    "read": "recording",
-    "write": "recording",
+    "Recording": "io",
+    "RecordingWriter": "io",
+    "open_recording": "io",
+    "read": "io",
+    "write": "io",
     "check": "checking",
     # locate the sources
-    "locate": "hybrid.locate",
-    "Located": "estimate.locate",
+    "locate": "hybrid",
+    "Located": "estimation.locate",
     # the best that physics allows
-    "Bound": "bounds",
-    "conditional_crb": "bounds",
-    "unconditional_crb": "bounds",
-    "recording_crb": "bounds",
+    "Bound": "crb",
+    "conditional_crb": "crb",
+    "unconditional_crb": "crb",
+    "recording_crb": "crb",
     "bound_table": "evaluate.bound_table",
     # compare methods
     "BenchSpec": "evaluate.bench.spec",
@@ -69,10 +68,10 @@ _HOME = {
     "Benchmark": "evaluate.bench.run",
     "merge_benchmarks": "evaluate.bench.run",
     # train a network
-    "TrainSpec": "learn.spec",
-    "train": "learn.run",
-    "Trained": "learn.run",
-    "load_network": "learn.weights",
+    "TrainSpec": "nn.spec",
+    "train": "nn.train",
+    "TrainingResult": "nn.train",
+    "load_network": "nn.weights",
     # why it does not learn
     "diagnose": "doctor.diagnose",
     "Diagnosis": "doctor.report",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from rismusic.recording import Recording
+from rismusic.io import Recording
 
 C = 299792458.0
 

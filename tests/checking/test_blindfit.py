@@ -9,16 +9,16 @@ import mistakes
 import pytest
 import torch
 
+from rismusic.array import Panel
 from rismusic.checking import blindfit
 from rismusic.checking.blindfit import BlindFit
 from rismusic.checking.changes import Change
 from rismusic.checking.conventions import CHANGES, applicable
 from rismusic.checking.verdict import Evidence, verdict
-from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.locate import searched_volume
-from rismusic.panel import Panel
-from rismusic.recording import read
-from rismusic.simulator import simulate
+from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.locate import searched_volume
+from rismusic.io import read
+from rismusic.simulation.simulator import simulate
 from rismusic.spec import SystemSpec
 
 SPEC = SystemSpec(

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rismusic.array import Panel
 from rismusic.checking import FINDINGS, check
 from rismusic.cli import main
-from rismusic.panel import Panel
-from rismusic.recording import Recording, write
-from rismusic.simulator import simulate
+from rismusic.io import Recording, write
+from rismusic.simulation.simulator import simulate
 
 SMALL = {"panel": {"rows": 4, "columns": 5}, "codebook": {"snapshots": 6}, "channel": {"antennas": 7}}
 
@@ -147,7 +147,7 @@ def test_one_element_and_no_truth(tmp_path):
 
 
 def _tiny_link():
-    from rismusic.link import Link
+    from rismusic.operator import Link
 
     codes = torch.polar(torch.ones(4, 1), torch.arange(4.0)[:, None])
     return {"link": Link(torch.ones(3, 1, dtype=torch.complex64) * (1 + 1j), codes), "sources": 1}

@@ -13,9 +13,9 @@ import torch
 from rismusic.checking.conventions import CHANGES
 from rismusic.checking.truthfit import TruthFit, mix_ups, unexplained_share
 from rismusic.errors import InputError
-from rismusic.recording import Recording, read, validate
-from rismusic.scene import Sources
-from rismusic.simulator import simulate
+from rismusic.io import Recording, read, validate
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
 
 NAMES = [change.name for change in CHANGES]
@@ -122,12 +122,12 @@ def test_mistakes_that_look_alike_are_told_together():
 
 def test_a_truth_of_other_scenes_is_no_mix_up(generator):
     sound = simulate(scenes=12, sources=2, snr_db=20.0, channel={"kind": "rayleigh"})
-    assert gathered(sound).unexplained < 0.05
+    assert gathered(sound).residual_energy < 0.05
     other = gathered(replace(sound, truth=sound.truth.each(lambda value: value.roll(1, 0))))
-    assert other.unexplained > 0.5
+    assert other.residual_energy > 0.5
     assert other.verdict() is None
     silent = replace(sound, noise_variance=None)
-    assert gathered(silent).unexplained == 0
+    assert gathered(silent).residual_energy == 0
 
 
 def test_blocks_of_scenes_add_up(samples):

@@ -14,8 +14,8 @@ from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, diagnose
 from rismusic.doctor.report import report_of
 from rismusic.doctor.training_checks import check_overfit
-from rismusic.learn.findings import at_least, at_most
-from rismusic.learn.trainer import Trainer
+from rismusic.nn.monitors import at_least, at_most
+from rismusic.nn.train import Trainer
 from rismusic.spec import dump_spec
 
 GOOD = report_of("A", "sound", [at_most("good", 1.0, 2.0, "It is large.", "Make it small.")])

@@ -11,20 +11,20 @@ from faults import predictions
 from faults.plant import attribute, function, healthy, method, settings
 from faults.table import FAULTS
 
-from rismusic.channel import draw_channel
 from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, run_check
 from rismusic.doctor.report import Diagnosis
-from rismusic.learn import validation
-from rismusic.learn.learner import Learner
-from rismusic.learn.losses import Targets, covariance_error, eigengap_hinge, total_loss
-from rismusic.learn.network import Network
-from rismusic.learn.runfolder import RunFolder
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.schedules import beta_at
-from rismusic.learn.spec import LossSpec
-from rismusic.scene import draw_sources
-from rismusic.simulator import Simulator
+from rismusic.nn import validation
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.learner import Learner
+from rismusic.nn.losses import Targets, covariance_error, eigengap_hinge, total_loss
+from rismusic.nn.network import Network
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.schedules import beta_at
+from rismusic.nn.spec import LossSpec
+from rismusic.simulation.channel import draw_channel
+from rismusic.simulation.simulator import Simulator
+from rismusic.sources import draw_sources
 
 
 def made(change):
@@ -134,11 +134,11 @@ PLANTED = [
         "power of a channel entry",
         function(draw_channel, lambda original, *given: 2 * original(*given)),
     ),
-    ("LEAK", "requested twice", method(Scenes, "step", other_noise)),
+    ("LEAK", "requested twice", method(TrainingScenes, "step", other_noise)),
     (
         "LEAK",
         "second epoch",
-        method(Scenes, "numbers", lambda original, self, epoch, step: original(self, 0, step)),
+        method(TrainingScenes, "numbers", lambda original, self, epoch, step: original(self, 0, step)),
     ),
     ("R_SAMP", "energy of R_samp", method(Targets, "of", any_sample)),
     ("R_SAMP", "those of other scenes", KNOWN["R_samp from the labels"]),

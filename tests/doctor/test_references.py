@@ -6,6 +6,7 @@ import pytest
 import torch
 from faults.plant import healthy
 
+from rismusic.array import Panel, steering
 from rismusic.doctor.case import open_case
 from rismusic.doctor.references import (
     EXPECTED,
@@ -20,10 +21,8 @@ from rismusic.doctor.references import (
     total_norm,
     true_steering,
 )
-from rismusic.learn.losses import Targets
-from rismusic.panel import Panel
+from rismusic.nn.losses import Targets
 from rismusic.spec import PanelSpec
-from rismusic.wave import steering
 
 
 @pytest.fixture(scope="module")

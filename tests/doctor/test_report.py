@@ -10,8 +10,8 @@ from test_run_log import run_of
 
 from rismusic.doctor.report import Diagnosis, findings_table, listed, report_of, write_diagnosis
 from rismusic.errors import InputError
-from rismusic.learn.findings import at_most
-from rismusic.learn.runfolder import CURVES
+from rismusic.nn.monitors import at_most
+from rismusic.nn.run_folder import CURVES
 
 GOOD = report_of("A", "sound", [at_most("good", 1.0, 2.0, "It is large.", "Make it small.")])
 BAD = report_of("B", "not sound", [at_most("bad <b>", float("nan"), 2.0, "It is large.", "Make it small.")])

@@ -10,10 +10,10 @@ from faults.plant import healthy
 
 from rismusic.doctor.run_log import diagnose_run, epoch_ranges
 from rismusic.errors import InputError
-from rismusic.learn import probes
-from rismusic.learn.checkpoint import State
-from rismusic.learn.findings import Report, at_least, at_most
-from rismusic.learn.runfolder import LOG, RunFolder
+from rismusic.nn import monitors as probes
+from rismusic.nn.checkpoint import State
+from rismusic.nn.monitors import Report, at_least, at_most
+from rismusic.nn.run_folder import LOG, RunFolder
 
 EPOCHS, STEPS = 8, 4
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic.bounds import Bound, recording_crb
+from rismusic.crb import Bound, recording_crb
 from rismusic.errors import InputError
 from rismusic.evaluate.bench import run
 from rismusic.evaluate.bench.plan import SCENES, Unit
@@ -23,9 +23,9 @@ from rismusic.evaluate.bench.store import load_settings
 from rismusic.evaluate.bench.table import read_table
 from rismusic.evaluate.bench.work import results
 from rismusic.evaluate.metrics import match, score
-from rismusic.hybrid.locate import locate
-from rismusic.scene import Sources
-from rismusic.simulator import simulate
+from rismusic.hybrid import locate
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
 
 SPEC = BenchSpec(
     methods=("music:conditional", "omp:conditional"),

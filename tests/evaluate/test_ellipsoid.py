@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from rismusic.bounds import conditional_crb
-from rismusic.estimate.grid import Volume
+from rismusic.crb import conditional_crb
+from rismusic.estimation.grid import Volume
 from rismusic.evaluate.ellipsoid import (
     CHI_SQUARED,
     CONFIDENCE,
@@ -18,8 +18,8 @@ from rismusic.evaluate.ellipsoid import (
     jacobian,
     place,
 )
-from rismusic.hybrid.locate import locate
-from rismusic.simulator import simulate
+from rismusic.hybrid import locate
+from rismusic.simulation.simulator import simulate
 
 VOLUME = Volume(math.radians(60), math.radians(30), 0.5, 10.0)
 

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from rismusic.bounds import recording_crb
+from rismusic.crb import recording_crb
 from rismusic.errors import InputError
 from rismusic.evaluate.metrics import MEDIAN_OF_NORMAL, gospa, match, score
-from rismusic.scene import Sources
-from rismusic.simulator import simulate
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
 
 NAN = math.nan
 

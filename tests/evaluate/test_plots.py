@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.evaluate.bound_table import bound_table
 from rismusic.evaluate.plots import bound_curves, new_axes, positions, save, scene_3d, scene_top
-from rismusic.panel import Panel
-from rismusic.scene import Sources
+from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
 
 PANEL = Panel.uniform()

@@ -11,13 +11,13 @@ import torch
 
 from rismusic.cli import main
 from rismusic.errors import InputError
-from rismusic.estimate.locate import Located
+from rismusic.estimation.locate import Located
 from rismusic.evaluate.report import LocateReport, check_report, locating, write_report
 from rismusic.evaluate.report.page import LIMIT, environment, within
 from rismusic.evaluate.report.wording import decimals, fixed, general
-from rismusic.hybrid.locate import locate
-from rismusic.recording import Recording, read, write
-from rismusic.simulator import simulate
+from rismusic.hybrid import locate
+from rismusic.io import Recording, read, write
+from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec
 from rismusic.version import __version__
 
@@ -226,7 +226,7 @@ def test_a_missing_package_is_said_before_any_work(name, recording, tmp_path, mo
     write(tmp_path / "small.h5", recording[:1])
     monkeypatch.setitem(sys.modules, name, None)
     environment.cache_clear()
-    monkeypatch.setattr("rismusic.hybrid.locate.locate", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("rismusic.hybrid.locate", lambda *_, **__: pytest.fail("work was done"))
     assert main(["locate", str(tmp_path / "small.h5"), "--report", str(tmp_path / "r.html")]) == 2
     said = capsys.readouterr().err
     assert "pip install 'rismusic[report]'" in said

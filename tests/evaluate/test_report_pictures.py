@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from rismusic.array import Panel, steering
 from rismusic.covariance import Covariance
-from rismusic.estimate.grid import SearchGrid, Volume
-from rismusic.estimate.spectrum import music
+from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.estimation.spectra import music
 from rismusic.evaluate.report.space import WIDTH, Scene, View, nice_step
 from rismusic.evaluate.report.spectra import _PIXELS, _axes, _resampled, colour_bar, slices
-from rismusic.panel import Panel
-from rismusic.scene import Sources
-from rismusic.simulator import simulate
-from rismusic.wave import steering
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
 
 PANEL = Panel.uniform()
 VOLUME = Volume(math.radians(60), math.radians(30), 0.5, 10.0)

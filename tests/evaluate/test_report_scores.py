@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic.bounds import recording_crb
-from rismusic.estimate.locate import Located
+from rismusic.crb import recording_crb
+from rismusic.estimation.locate import Located
 from rismusic.evaluate.metrics import score
 from rismusic.evaluate.report.scores import (
     POWERS_FITTED,
@@ -16,9 +16,9 @@ from rismusic.evaluate.report.scores import (
     joined,
     judge,
 )
-from rismusic.hybrid.locate import locate
-from rismusic.recording import Recording, read
-from rismusic.simulator import simulate
+from rismusic.hybrid import locate
+from rismusic.io import Recording, read
+from rismusic.simulation.simulator import simulate
 
 
 @pytest.fixture(scope="module")

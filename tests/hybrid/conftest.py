@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from hybrid_case import SYSTEM, save_weights
 
-from rismusic.recording import Recording
-from rismusic.simulator import simulate
+from rismusic.io import Recording
+from rismusic.simulation.simulator import simulate
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from rismusic.estimate.grid import SearchGrid, Volume
-from rismusic.learn.network import Network
-from rismusic.learn.spec import NetworkSpec, TrainSpec
-from rismusic.learn.weights import save_network
-from rismusic.panel import Panel
+from rismusic.array import Panel
+from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.nn.network import Network
+from rismusic.nn.spec import NetworkSpec, TrainSpec
+from rismusic.nn.weights import save_network
 from rismusic.spec import SystemSpec
 
 SYSTEM = SystemSpec(

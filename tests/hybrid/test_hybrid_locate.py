@@ -9,14 +9,14 @@ import torch
 from hybrid_case import SETTINGS, SYSTEM
 
 import rismusic
-from rismusic.bounds import recording_crb
-from rismusic.estimate.locate import Located
-from rismusic.estimate.nfmle import finish, unpack
+from rismusic import hybrid as fits
+from rismusic.crb import recording_crb
+from rismusic.estimation.locate import Located
+from rismusic.estimation.maximum_likelihood import finish, unpack
 from rismusic.evaluate.metrics import match, score
-from rismusic.hybrid import fits
-from rismusic.hybrid.locate import locate
-from rismusic.hybrid.seen import Seen
-from rismusic.simulator import simulate
+from rismusic.hybrid import locate
+from rismusic.nn.inference import NetworkOutput
+from rismusic.simulation.simulator import simulate
 
 
 def hybrid(recording, weights, **settings) -> Located:
@@ -61,7 +61,7 @@ def test_batch_equals_loop_and_one_link_serves_all(recording, weights):
 
 def test_blocks_of_scenes_equal_one(monkeypatch, recording, weights):
     whole = hybrid(recording, weights, sources=2)
-    monkeypatch.setattr("rismusic.estimate.locate._BLOCK", 4)
+    monkeypatch.setattr("rismusic.estimation.locate._BLOCK", 4)
     assert gap(whole, hybrid(recording, weights, sources=2)) < 0.02
 
 
@@ -139,7 +139,7 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
     """A network that looks away in two scenes: what is found there does not explain the data."""
     sound = fits._near_network
 
-    def astray(seen: Seen, count, grid, spec):
+    def astray(seen: NetworkOutput, count, grid, spec):
         fit = sound(seen, count, grid, spec)
         lost = torch.isin(seen.recording.snapshots.real[:, 0, 0], recording.snapshots.real[[1, 4], 0, 0])
         plain = replace(fit.sources, power=None, symbols=None)

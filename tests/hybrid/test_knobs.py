@@ -8,29 +8,27 @@ import pytest
 import torch
 from hybrid_case import SETTINGS, SYSTEM
 
+from rismusic import hybrid as module
 from rismusic.covariance import (
     Conditioning,
     Covariance,
     back_project,
+    energy,
     finish,
     predicted_covariance,
 )
-from rismusic.covariance.lowrank import energy
 from rismusic.errors import InputError
-from rismusic.estimate.grid import to_cosines
-from rismusic.estimate.locate import searched_grid
-from rismusic.estimate.nfmle import Fit
-from rismusic.estimate.noise import guess_noise, noise_of
-from rismusic.estimate.peaks import highest_peaks
-from rismusic.estimate.spectrum import music
+from rismusic.estimation.grid import highest_peaks, to_cosines
+from rismusic.estimation.locate import searched_grid
+from rismusic.estimation.maximum_likelihood import Fit
+from rismusic.estimation.noise import guess_noise, noise_of
+from rismusic.estimation.spectra import music
 from rismusic.evaluate.metrics import match
-from rismusic.hybrid import fits as module
-from rismusic.hybrid.fits import fit_known
-from rismusic.hybrid.seen import Seen
-from rismusic.hybrid.trained import trained
-from rismusic.recording import Recording
-from rismusic.scene import Sources
-from rismusic.simulator import simulate
+from rismusic.hybrid import fit_n_sources
+from rismusic.io import Recording
+from rismusic.nn.inference import NetworkOutput, trained
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
 from rismusic.spec import HybridSpec, LocateSpec
 
 BETA = 0.4
@@ -59,13 +57,15 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
     )
 
 
-def seen_with(made: Recording, weights: str, **hybrid: object) -> Seen:
-    return Seen.by(trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights, **hybrid))
+def seen_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
+    return NetworkOutput.by(
+        trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights, **hybrid)
+    )
 
 
 def fitted(made: Recording, weights: str, count=TWO, **hybrid: object) -> Fit:
     spec = spec_of(weights, **hybrid)
-    return fit_known(seen_with(made, weights, **hybrid), count, searched_grid(made, spec), spec)
+    return fit_n_sources(seen_with(made, weights, **hybrid), count, searched_grid(made, spec), spec)
 
 
 def same(one: Fit, other: Fit) -> bool:
@@ -73,7 +73,7 @@ def same(one: Fit, other: Fit) -> bool:
     return all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in pairs)
 
 
-def share_of_sample(seen: Seen) -> torch.Tensor:
+def share_of_sample(seen: NetworkOutput) -> torch.Tensor:
     """Of the trace of R_blend without its identity: the columns of R_samp, which are the last ten."""
     columns = energy(seen.blend.factor).sum(-2)
     return columns[:, -10:].sum(-1) / columns.sum(-1)
@@ -117,7 +117,7 @@ def test_shrinkage_with_a_guessed_noise(made, weights):
 
 def test_newton_goes_as_far_as_it_is_told(made, weights, monkeypatch):
     asked = []
-    whole = module.peaks_in_turn
+    whole = module.rap_music_sources
     monkeypatch.setattr(
         module, "peaks_in_turn", lambda *given, climb: asked.append(climb) or whole(*given, climb=climb)
     )
@@ -199,7 +199,7 @@ def test_whether_the_list_is_tried_is_each_scene_s_own(weights, generator):
         blend=Covariance(noise, torch.zeros(6)),
         own=truth.each(lambda value: value.masked_fill(short, torch.nan)),
     )
-    fit = fit_known(lost, torch.full((6,), 2), searched_grid(made, spec), spec)
+    fit = fit_n_sources(lost, torch.full((6,), 2), searched_grid(made, spec), spec)
     hits = match(made.truth, fit.sources).hit.all(-1)
     assert hits[::2].all()
     assert not hits[1::2].any()

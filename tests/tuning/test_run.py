@@ -13,8 +13,8 @@ from tuning_case import SPACE, SPEC
 
 from rismusic.cli import main
 from rismusic.errors import InputError
-from rismusic.learn.run import train
-from rismusic.learn.runfolder import load_train_spec
+from rismusic.nn.run_folder import load_train_spec
+from rismusic.nn.train import train
 from rismusic.spec import load_locate_spec
 from rismusic.tuning.outcome import correlations, shares_saved
 from rismusic.tuning.run import pruner, sampler, tune

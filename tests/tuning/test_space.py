@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rismusic.errors import InputError
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.spec import TrainSpec
 from rismusic.spec import LocateSpec
 from rismusic.tuning.space import Knob, Space, apply, load_space
 

@@ -13,8 +13,8 @@ from tuning_case import SPEC
 
 from rismusic.errors import InputError
 from rismusic.evaluate.metrics import Score
-from rismusic.learn.runfolder import RunFolder
-from rismusic.learn.validation import Validation
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.validation import Validation
 from rismusic.tuning import trial as trial_module
 from rismusic.tuning.failures import EXPECTED
 from rismusic.tuning.ledger import REASON

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
+from rismusic.nn.spec import NetworkSpec, ScheduleSpec, TrainSpec
 from rismusic.spec import LocateSpec, SystemSpec
 from rismusic.tuning.spec import TuneSpec
 

@@ -1,7 +1,7 @@
 r"""Mix-ups of conventions where no truth is known: which form do *any* sources fit best?
 
 Under each form a quick search (conditional OMP on a coarse grid) finds three sources, whatever their number,
-and :func:`~rismusic.estimate.evidence.log_evidence` says how well they explain the data; the difference is
+and :func:`~rismusic.estimation.model_order.log_evidence` says how well they explain the data; the difference is
 the logarithm of the Bayes factor of a changed against the recorded form. (More sources than there are cost
 little evidence; of more than three, three tell enough.)
 
@@ -29,15 +29,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rismusic.array import Panel
 from rismusic.checking.conventions import applicable
 from rismusic.checking.verdict import Evidence, MixUp, verdict
-from rismusic.estimate.evidence import log_evidence
-from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.locate import searched_volume
-from rismusic.estimate.locators import fit_known
-from rismusic.estimate.noise import most_sources
-from rismusic.panel import Panel
-from rismusic.recording import Recording
+from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.locate import searched_volume
+from rismusic.estimation.locators import fit_known
+from rismusic.estimation.model_order import log_evidence
+from rismusic.estimation.noise import most_sources
+from rismusic.io import Recording
 from rismusic.spec import LocateSpec
 
 SETTINGS = LocateSpec(method="omp", criterion="conditional", oversampling=1.6, sources=3)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rismusic.recording import Recording
-from rismusic.scene import Sources
+from rismusic.io import Recording
+from rismusic.sources import Sources
 
 # Elements may be this far apart, in wavelengths (as when a recording is read); and mostly are this far apart.
 POSSIBLE, USUAL = (0.01, 10.0), (0.2, 0.6)

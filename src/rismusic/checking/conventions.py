@@ -20,8 +20,8 @@ from rismusic.checking.changes import (
     scaled_panel,
     transposed,
 )
-from rismusic.recording import Recording
-from rismusic.scene import Sources
+from rismusic.io import Recording
+from rismusic.sources import Sources
 
 _SPEED_OF_LIGHT = 299792458.0
 _FRAME = (

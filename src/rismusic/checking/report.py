@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rismusic.array import Panel
 from rismusic.checking.blindfit import BlindFit
 from rismusic.checking.truthfit import TruthFit
 from rismusic.checking.verdict import MOST_LEFT, MixUp
-from rismusic.decibel import to_db
-from rismusic.panel import Panel
-from rismusic.recording import Recording, RecordingFile, open_recording
+from rismusic.io import Recording, RecordingFile, open_recording
+from rismusic.units import to_db
 
 # Scenes looked at in one go, how much of a scene is compared to find copies, scenes enough for conventions.
 _BLOCK, _MARK, _ENOUGH = 64, 64, 256
@@ -154,7 +154,7 @@ def check(path: str | Path, *, fit: bool = True) -> Check:
         if seen.range:
             values["truth_far"] = float(torch.cat(seen.range).median()) / panel.fraunhofer_distance
         if mix_up is None:
-            values["truth_unexplained"] = seen.truth.unexplained
+            values["truth_unexplained"] = seen.truth.residual_energy
         findings = [] if mix_up is None else [Finding.of(mix_up)]
         findings += [
             Finding(name, values[name], *row)

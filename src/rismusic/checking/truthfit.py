@@ -20,11 +20,10 @@ from torch import Tensor
 
 from rismusic.checking.conventions import CHANGES, applicable
 from rismusic.checking.verdict import Evidence, MixUp, verdict
-from rismusic.estimate.likelihood import conditional_cost
-from rismusic.estimate.moments import moments
-from rismusic.estimate.nfmle import unpack
-from rismusic.recording import Recording
-from rismusic.scene import Sources
+from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
+from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.io import Recording
+from rismusic.sources import Sources
 
 _DEVIATIONS = 5.5
 
@@ -38,7 +37,7 @@ def unexplained_share(recording: Recording, sources: Sources) -> Float[Tensor, "
         recording: snapshots and link.
         sources: sources of each scene, [S, K_max].
     """
-    at = moments(recording, *unpack(sources, recording))
+    at = sufficient_statistics(recording, *unpack(sources, recording))
     M, K = recording.snapshots.shape[-1], sources.active.sum(-1)
     share = conditional_cost(at) / at.energy.sum(1) * M / (M - K).clamp_min(1)
     return torch.where(K < M, share, 0)
@@ -106,7 +105,7 @@ class TruthFit:
         self._improved[name] = self._improved.get(name, 0) + int((ratio > 0).sum())
 
     @property
-    def unexplained(self) -> float:
+    def residual_energy(self) -> float:
         """Share of the signal's power that the true sources leave as recorded."""
         return self._share("") if self.scenes else 0.0
 

@@ -27,7 +27,7 @@ from rismusic.cli.simulate import Simulate
 from rismusic.cli.train import Train, with_settings
 from rismusic.cli.tune import Tune
 from rismusic.errors import InputError
-from rismusic.learn.runfolder import load_train_spec
+from rismusic.nn.run_folder import load_train_spec
 from rismusic.spec import load_locate_spec
 from rismusic.version import __version__
 

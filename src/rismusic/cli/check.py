@@ -72,7 +72,7 @@ class Check(Command):
 
     def _draw(self, path: Path) -> None:
         from rismusic.evaluate.plots import new_axes, save, scene_3d, scene_top
-        from rismusic.recording import open_recording
+        from rismusic.io import open_recording
 
         with open_recording(self.file) as file:
             if self.scene >= len(file):

@@ -13,8 +13,8 @@ from rismusic.cli.command import Command
 from rismusic.cli.output import note, progress_bar
 from rismusic.errors import InputError
 from rismusic.files import check_output, replace_file
-from rismusic.learn.runfolder import RunFolder
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.spec import TrainSpec
 
 if TYPE_CHECKING:
     from rismusic.doctor.report import Diagnosis

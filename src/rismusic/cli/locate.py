@@ -20,10 +20,10 @@ from rismusic.spec import Count, LocateSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rismusic.estimate.locate import Located
+    from rismusic.estimation.locate import Located
     from rismusic.evaluate.positions import Position, Truth
     from rismusic.evaluate.report import LocateReport
-    from rismusic.recording import Recording
+    from rismusic.io import Recording
 
 # Scenes located between two steps of the progress bar.
 _BLOCK = 64
@@ -57,8 +57,8 @@ class Locate(Command):
                 check_output(path, overwrite=self.overwrite, endings=endings)
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.evaluate.positions import position_rows, scene_records, truth_rows
-        from rismusic.hybrid.locate import locate
-        from rismusic.recording import open_recording
+        from rismusic.hybrid import locate
+        from rismusic.io import open_recording
 
         positions: list[Position] = []
         truth: list[Truth] = []

@@ -18,8 +18,8 @@ from rismusic.spec import Count, SystemSpec, dump_spec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rismusic.link import Link
-    from rismusic.panel import Panel
+    from rismusic.array import Panel
+    from rismusic.operator import Link
 
 # Scenes simulated at a time: enough for full speed, little enough for memory with a large panel.
 _BLOCK_NUMBERS = 2**22
@@ -51,8 +51,8 @@ class Simulate(Command):
         settings = self.output.with_name(f"{self.output.name}.toml")
         for path in (self.output, settings):
             check_output(path, overwrite=self.overwrite)
-        from rismusic.recording import RecordingWriter
-        from rismusic.simulator import Simulator
+        from rismusic.io import RecordingWriter
+        from rismusic.simulation.simulator import Simulator
 
         panel, link = self._given()
         simulator = Simulator(self.system, seed=self.seed, split=self.split, panel=panel, link=link)
@@ -77,7 +77,7 @@ class Simulate(Command):
     def _given(self) -> tuple[Panel, Link] | tuple[None, None]:
         if self.link_from is None:
             return None, None
-        from rismusic.recording import open_recording
+        from rismusic.io import open_recording
 
         with open_recording(self.link_from) as file:
             one = file[0:1]

@@ -10,8 +10,8 @@ from tyro.conf import arg
 from rismusic.cli.command import Command, flags_of, value_of
 from rismusic.cli.output import note, progress_bar
 from rismusic.errors import InputError
-from rismusic.learn.runfolder import SETTINGS, RunFolder, load_train_spec
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.run_folder import SETTINGS, RunFolder, load_train_spec
+from rismusic.nn.spec import TrainSpec
 from rismusic.spec import Count
 
 BESIDE_RESUME = ("--resume", "--device", "--tensorboard", "--no-tensorboard", "--help", "-h")
@@ -53,7 +53,7 @@ class Train(Command):
             # Before torch is waited for.
             RunFolder(self.resume).settings()
         folder = self.resume or self.out
-        from rismusic.learn.run import train
+        from rismusic.nn.train import train
 
         try:
             with progress_bar() as bar:

@@ -9,12 +9,12 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 
-from rismusic.learn.learner import Learner
-from rismusic.learn.runfolder import RunFolder
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.spec import TrainSpec
-from rismusic.learn.trainer import Trainer
-from rismusic.recording import Recording
+from rismusic.io import Recording
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.learner import Learner
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.spec import TrainSpec
+from rismusic.nn.train import Trainer
 
 MakeTrainer = Callable[[TrainSpec, RunFolder], Trainer]
 
@@ -48,9 +48,9 @@ class Case:
         return self.trainer.learner
 
     @cached_property
-    def scenes_with_noise(self) -> Scenes:
+    def scenes_with_noise(self) -> TrainingScenes:
         """The same scenes, each with its noise variance recorded."""
-        return type(self.trainer.scenes)(self.spec.replace(hidden_noise=0.0), self.trainer.ranks)
+        return type(self.trainer.scenes)(self.spec.replace(hidden_noise=0.0), self.trainer.group)
 
     @cached_property
     def recordings(self) -> list[Recording]:

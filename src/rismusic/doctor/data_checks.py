@@ -12,24 +12,24 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from rismusic.decibel import to_db
+from rismusic.array import Panel
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.report import must_be_zero, report_of
-from rismusic.estimate.grid import to_cosines
-from rismusic.learn.findings import Finding, Report, at_least, at_most
-from rismusic.learn.losses import Targets
-from rismusic.learn.scenes import Scenes
-from rismusic.panel import Panel
-from rismusic.recording import Recording
-from rismusic.scene import Sources
+from rismusic.estimation.grid import to_cosines
+from rismusic.io import Recording
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.losses import Targets
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.sources import Sources
 from rismusic.spec import limits
+from rismusic.units import to_db
 
 # Number of positions at which all steering functions are compared.
 _POSITIONS = 12
 # A source closer to a grid point than this, in grid steps in each coordinate, counts as on the grid.
 _ON_GRID = 0.02
-# Scenes of each split that are compared.
+# TrainingScenes of each split that are compared.
 _COMPARED = 512
 # Standard deviation of a uniform distribution over half its width.
 _UNIFORM = 1 / math.sqrt(3)
@@ -152,7 +152,7 @@ def _same_steering(name: str, found: Tensor, expected: Tensor, columns: int) -> 
         max(candidates[ref.EXPECTED], norms),
         5e-3,
         f"it is not exp(j k (r - d)) / sqrt(N), elements y slowest{cause}.",
-        "Use rismusic.wave.steering everywhere, in radians and metres, and no copy of it.",
+        "Use rismusic.array.steering everywhere, in radians and metres, and no copy of it.",
     )
 
 
@@ -419,7 +419,7 @@ def _labels(recordings: list[Recording]) -> tuple[Tensor, Tensor, Tensor]:
     return azimuth, elevation, distance
 
 
-def _first_batches(scenes: Scenes) -> Iterator[Iterator[Recording]]:
+def _first_batches(scenes: TrainingScenes) -> Iterator[Iterator[Recording]]:
     """The first batches of the first epoch."""
     per_step = scenes.spec.batch * scenes.spec.accumulation
     for step in range(min(scenes.spec.steps_per_epoch, math.ceil(_COMPARED / per_step))):

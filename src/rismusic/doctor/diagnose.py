@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from rismusic.doctor import data_checks, loss_checks, network_checks, training_checks
 from rismusic.doctor.case import Case, MakeTrainer, open_case
 from rismusic.doctor.report import Diagnosis
-from rismusic.learn.findings import Finding, Report
-from rismusic.learn.spec import TrainSpec
-from rismusic.learn.trainer import Trainer
+from rismusic.nn.monitors import Finding, Report
+from rismusic.nn.spec import TrainSpec
+from rismusic.nn.train import Trainer
 
 Check = Callable[[Case], Report | list[Report]]
 
@@ -67,8 +67,8 @@ def diagnose(
         say: called with each line for the console.
         begun: called with the tag of each check before it runs.
         trainer: creates the training loop, its learner and its scenes from settings and a run folder. Pass a
-            subclass of :class:`~rismusic.learn.trainer.Trainer` to check a training loop of your own.
-        settings: fields of :class:`~rismusic.learn.spec.TrainSpec` to change.
+            subclass of :class:`~rismusic.nn.train.Trainer` to check a training loop of your own.
+        settings: fields of :class:`~rismusic.nn.spec.TrainSpec` to change.
 
     Raises:
         InputError: an unknown or impossible setting.

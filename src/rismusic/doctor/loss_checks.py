@@ -12,15 +12,16 @@ from rismusic.covariance import IDENTITY_MAX, Conditioning, Covariance
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.report import must_be_zero, report_of
-from rismusic.estimate.grid import to_cosines
+from rismusic.estimation.grid import to_cosines
 from rismusic.evaluate.metrics import match
-from rismusic.learn import learner as learner_module
-from rismusic.learn import probes, validation
-from rismusic.learn.findings import Finding, Report, at_least, at_most
-from rismusic.learn.losses import Losses, Targets
-from rismusic.learn.prediction import Prediction
-from rismusic.learn.spec import TermName
-from rismusic.recording import Recording
+from rismusic.io import Recording
+from rismusic.nn import learner as learner_module
+from rismusic.nn import monitors as probes
+from rismusic.nn import validation
+from rismusic.nn.losses import Losses, Targets
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.network import Prediction
+from rismusic.nn.spec import TermName
 
 # Relative length of a step down the eigengap loss; a long one would pass the point where eigenvalues cross.
 _EIGENGAP_STEP = 1e-3

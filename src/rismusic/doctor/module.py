@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.errors import InputError
-from rismusic.learn.findings import Report, at_least, at_most
-from rismusic.learn.litmus import LEAST_FALL
-from rismusic.learn.probes import dead_report
+from rismusic.nn.monitors import LEAST_FALL, Report, at_least, at_most, dead_report
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Output = Callable[[nn.Module, Any], Tensor]

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from rismusic.doctor.case import Case
 from rismusic.doctor.report import listed, must_be_zero, report_of
-from rismusic.learn import probes
-from rismusic.learn.findings import Finding, Report, at_least, at_most
-from rismusic.learn.prediction import Prediction
-from rismusic.learn.validation import variety
-from rismusic.recording import Recording
+from rismusic.io import Recording
+from rismusic.nn import monitors as probes
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.network import Prediction
+from rismusic.nn.validation import variety
 
 # Repetitions of the same input: a dropout of few numbers may drop the same ones twice.
 _REPETITIONS = 8

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.learn.losses import Targets, heat_map_target
-from rismusic.learn.prediction import Prediction
-from rismusic.learn.spec import LossSpec
-from rismusic.recording import Recording
-from rismusic.scene import Sources
+from rismusic.io import Recording
+from rismusic.nn.losses import Targets, heat_map_target
+from rismusic.nn.network import Prediction
+from rismusic.nn.spec import LossSpec
+from rismusic.sources import Sources
 from rismusic.spec import PanelSpec
 
 EXPECTED = "expected"
@@ -78,7 +78,7 @@ def operators(recording: Recording) -> Complex[Tensor, "S L M N"]:
 def back_projection(
     G: Complex[Tensor, "S L M N"], snapshots: Complex[Tensor, "S L M"], noise: Float[Tensor, "S"]
 ) -> Complex[Tensor, "S L N"]:
-    """x_l = G_l^H (G_l G_l^H + lambda I)^-1 y_l; for lambda see :mod:`rismusic.covariance.sample`."""
+    """x_l = G_l^H (G_l G_l^H + lambda I)^-1 y_l; for lambda see :mod:`rismusic.covariance`."""
     y, noise = snapshots.to(torch.complex128), noise.double()
     _, L, M = y.shape
     excess = torch.maximum(y.abs().square().mean((1, 2)) - noise, noise / math.sqrt(L * M))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rismusic.evaluate.report.page import check_report, png_address, setting_rows, write_page
-from rismusic.learn.findings import Finding, Report, at_most
-from rismusic.learn.runfolder import CURVES
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.monitors import Finding, Report, at_most
+from rismusic.nn.run_folder import CURVES
+from rismusic.nn.spec import TrainSpec
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,9 +9,9 @@ from typing import Any
 
 from rismusic.doctor.report import Diagnosis, must_be_zero, report_of
 from rismusic.errors import InputError
-from rismusic.learn.findings import Finding, Report, at_least, at_most
-from rismusic.learn.runfolder import LOG, RunFolder
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.run_folder import LOG, RunFolder
+from rismusic.nn.spec import TrainSpec
 
 Lines = list[dict[str, Any]]
 

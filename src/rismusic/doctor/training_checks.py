@@ -14,16 +14,16 @@ from rismusic.doctor.case import Case
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.evaluate.metrics import Score
-from rismusic.learn import probes, schedules, validation
-from rismusic.learn.findings import Report, at_least, at_most
-from rismusic.learn.learner import Learner
-from rismusic.learn.litmus import LEAST_FALL, litmus
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.spec import TrainSpec
-from rismusic.recording import Recording
-from rismusic.scene import Sources
+from rismusic.io import Recording
+from rismusic.nn import monitors as probes
+from rismusic.nn import schedules, validation
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.learner import Learner
+from rismusic.nn.monitors import LEAST_FALL, Report, at_least, at_most, litmus
+from rismusic.nn.spec import TrainSpec
+from rismusic.sources import Sources
 
-# Scenes in the batch of the litmus test, and in the batches of a trial step.
+# TrainingScenes in the batch of the litmus test, and in the batches of a trial step.
 _LITMUS_BATCH, _TRIAL_BATCH = 32, 8
 # The gradient norm may be this many times clip_norm before steps lose their size.
 _CLIPPED = 30.0
@@ -37,7 +37,7 @@ _OVERFIT_BATCH, _OVERFIT_LEFT = 32, 0.5
 def check_first_steps(case: Case) -> Report:
     """[LITMUS]: five steps on one batch reduce its loss; without a learning rate they must not."""
 
-    def make(spec: TrainSpec) -> tuple[Learner, Scenes]:
+    def make(spec: TrainSpec) -> tuple[Learner, TrainingScenes]:
         trainer = case.start(spec)
         return trainer.learner, trainer.scenes
 
@@ -376,11 +376,11 @@ def check_parameter_updates(case: Case) -> Report:
     return report_of("DRIFT", f"weights change by {share:.2%} in three steps", findings)
 
 
-class _OneRecording(Scenes):
-    """Scenes whose validation set is one given recording."""
+class _OneRecording(TrainingScenes):
+    """TrainingScenes whose validation set is one given recording."""
 
-    def __init__(self, scenes: Scenes, recording: Recording) -> None:
-        self.spec, self.ranks, self._recording = scenes.spec, scenes.ranks, recording
+    def __init__(self, scenes: TrainingScenes, recording: Recording) -> None:
+        self.spec, self.group, self._recording = scenes.spec, scenes.group, recording
 
     def validation(self) -> Iterator[Recording]:
         yield self._recording

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rismusic.bounds import recording_crb
-from rismusic.simulator import Simulator
+from rismusic.crb import recording_crb
+from rismusic.simulation.simulator import Simulator
 from rismusic.spec import SystemSpec
 
 
@@ -43,7 +43,7 @@ def bound_table(
         snr_db: columns, dB.
         scenes: scenes for each cell.
         seed: of the scenes.
-        kind: see :mod:`rismusic.bounds`.
+        kind: see :mod:`rismusic.crb`.
         progress: called once for each cell done.
     """
     rows = []

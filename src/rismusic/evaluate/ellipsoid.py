@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rismusic.estimate.grid import Volume
-from rismusic.wave import direction
+from rismusic.array import direction
+from rismusic.estimation.grid import Volume
 
 CONFIDENCE = 0.95
 """Probability that a Gaussian error lies within what is drawn."""

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from rismusic.bounds import Bound
+from rismusic.array import direction
+from rismusic.crb import Bound
 from rismusic.errors import InputError
-from rismusic.scene import Sources
-from rismusic.wave import direction
+from rismusic.sources import Sources
 
 # The median of the modulus of a standard normal number.
 MEDIAN_OF_NORMAL = 0.6744897501960817

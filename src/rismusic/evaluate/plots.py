@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rismusic.array import Panel, direction
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, replace_file
-from rismusic.panel import Panel
-from rismusic.scene import Sources
-from rismusic.wave import direction
+from rismusic.sources import Sources
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

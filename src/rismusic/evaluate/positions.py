@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from rismusic.estimate.locate import Located
+from rismusic.estimation.locate import Located
 from rismusic.evaluate.metrics import match
-from rismusic.scene import Sources
+from rismusic.sources import Sources
 
 
 @dataclass(frozen=True)

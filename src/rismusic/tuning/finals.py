@@ -13,8 +13,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from rismusic.learn.runfolder import BEST
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.run_folder import BEST
+from rismusic.nn.spec import TrainSpec
 from rismusic.tuning.failures import reason_kept
 from rismusic.tuning.ledger import JOB, standing
 from rismusic.tuning.scoring import fresh_scenes, judge, locate_in, objective_scenes

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 
-from rismusic.recording import Recording
+from rismusic.io import Recording
 from rismusic.spec import LocateSpec
 from rismusic.tuning.scoring import judge
 from rismusic.tuning.space import Knob, apply

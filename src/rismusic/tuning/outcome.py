@@ -12,8 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from rismusic.errors import InputError
-from rismusic.learn.runfolder import BEST
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.run_folder import BEST
+from rismusic.nn.spec import TrainSpec
 from rismusic.spec import LocateSpec
 from rismusic.tuning.finals import DEFAULT, FRESH, FRESH_UNTUNED, UNTUNED, candidates, job
 from rismusic.tuning.ledger import JOB, standing

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from rismusic.evaluate.metrics import match
-from rismusic.hybrid.locate import locate
-from rismusic.recording import Recording
-from rismusic.simulator import Simulator
+from rismusic.hybrid import locate
+from rismusic.io import Recording
+from rismusic.simulation.simulator import Simulator
 from rismusic.spec import LocateSpec, SystemSpec, limits
 
 Number = TypeVar("Number", float, np.ndarray)

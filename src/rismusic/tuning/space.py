@@ -28,7 +28,7 @@ from typing import Any, TypeAlias, TypeVar
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from rismusic.errors import InputError
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.spec import TrainSpec
 from rismusic.spec import LocateSpec, Spec, read_toml
 
 Value: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
@@ -83,7 +83,7 @@ class Space(Spec):
     """Everything that is searched."""
 
     training: dict[str, Knob] = Field(default_factory=dict)
-    """Settings of :class:`~rismusic.learn.spec.TrainSpec`, one value for each training."""
+    """Settings of :class:`~rismusic.nn.spec.TrainSpec`, one value for each training."""
     locate: dict[str, Knob] = Field(default_factory=dict)
     """Settings of :class:`~rismusic.spec.LocateSpec`, tried on each trained network."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rismusic.errors import InputError
-from rismusic.learn.spec import TrainSpec
+from rismusic.nn.spec import TrainSpec
 from rismusic.spec import Count, LocateSpec, Spec
 
 TRIALS = 50

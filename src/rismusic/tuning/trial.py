@@ -12,10 +12,10 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from rismusic.learn.run import train
-from rismusic.learn.runfolder import BEST
-from rismusic.learn.spec import LossSpec, TrainSpec
-from rismusic.learn.validation import Validation
+from rismusic.nn.run_folder import BEST
+from rismusic.nn.spec import LossSpec, TrainSpec
+from rismusic.nn.train import train
+from rismusic.nn.validation import Validation
 from rismusic.tuning.failures import NotFiniteError, Say, Surplus, reason_kept
 from rismusic.tuning.inference import Inference, suggest, tune_inference
 from rismusic.tuning.ledger import REASON, SURPLUS, is_surplus

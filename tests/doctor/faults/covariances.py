@@ -18,7 +18,7 @@ from rismusic.covariance import (
     conditioning,
     sample_covariance,
 )
-from rismusic.learn.losses import Targets
+from rismusic.nn.losses import Targets
 
 
 def _centred(_: Any, self: BackProjection) -> Covariance:

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from faults.plant import Fault, Plant, function, method
 from rismusic.covariance import Covariance, finish
-from rismusic.learn.losses import (
+from rismusic.nn.losses import (
     Losses,
     assign,
     covariance_error,
@@ -20,7 +20,7 @@ from rismusic.learn.losses import (
     subspace_leakage,
     total_loss,
 )
-from rismusic.learn.prediction import Prediction
+from rismusic.nn.network import Prediction
 
 
 def _ascending(_: Any, covariance: Covariance, count: Tensor) -> Tensor:

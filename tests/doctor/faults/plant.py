@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rismusic.learn.spec import NetworkSpec, ScheduleSpec, TrainSpec
+from rismusic.nn.spec import NetworkSpec, ScheduleSpec, TrainSpec
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SystemSpec
 
 Plant = Callable[[TrainSpec], AbstractContextManager[TrainSpec]]

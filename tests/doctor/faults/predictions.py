@@ -14,12 +14,11 @@ from torch.nn.functional import dropout, one_hot
 from faults.plant import Fault, Plant, attribute, method
 from rismusic.covariance import Covariance, finish
 from rismusic.evaluate.metrics import Match, Score
-from rismusic.learn import validation
-from rismusic.learn.learner import Learner
-from rismusic.learn.network import Network
-from rismusic.learn.prediction import Prediction
-from rismusic.learn.spec import TrainSpec
-from rismusic.learn.statistics import GridStatistics
+from rismusic.nn import validation
+from rismusic.nn.learner import Learner
+from rismusic.nn.network import Network, Prediction
+from rismusic.nn.spec import TrainSpec
+from rismusic.nn.statistics import GridStatistics
 
 
 def _predicting(change: Callable[[Network, Prediction], Prediction]) -> Plant:

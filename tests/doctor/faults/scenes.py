@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from faults.plant import Fault, Plant, attribute, everywhere, function, method
-from rismusic import scene
-from rismusic.channel import draw_channel
-from rismusic.codebook import spread_order
-from rismusic.estimate.grid import SearchGrid, Volume, from_cosines, to_cosines
-from rismusic.learn import network as network_module
-from rismusic.learn.scenes import Scenes
-from rismusic.learn.spec import TrainSpec
-from rismusic.panel import Panel
-from rismusic.scene import Sources
-from rismusic.simulator import Simulator
-from rismusic.wave import steering
+from rismusic import sources as scene
+from rismusic.array import Panel, steering
+from rismusic.estimation.grid import SearchGrid, Volume, from_cosines, to_cosines
+from rismusic.nn import network as network_module
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.spec import TrainSpec
+from rismusic.simulation.channel import draw_channel
+from rismusic.simulation.codebook import spread_order
+from rismusic.simulation.simulator import Simulator
+from rismusic.sources import Sources
 
 
 def _labels(change: Callable[[Sources], Sources]) -> Plant:
@@ -115,7 +114,7 @@ def _on_the_grid(spec: TrainSpec) -> Iterator[TrainSpec]:
         yield spec
 
 
-def _same_split(original: Callable[..., None], self: Scenes, *given: Any, **named: Any) -> None:
+def _same_split(original: Callable[..., None], self: TrainingScenes, *given: Any, **named: Any) -> None:
     original(self, *given, **named)
     self._validation = self._train
 
@@ -180,7 +179,7 @@ FAULTS = (
         "overlapping seeds",
         "Validation scenes are those of the training.",
         ("overlapping seeds",),
-        method(Scenes, "__init__", _same_split),
+        method(TrainingScenes, "__init__", _same_split),
     ),
     Fault(
         23,

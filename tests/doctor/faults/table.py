@@ -11,7 +11,7 @@ from faults import covariances, losses, predictions, scenes, training
 from faults.plant import Fault, healthy
 from rismusic.doctor.diagnose import diagnose
 from rismusic.doctor.report import Diagnosis
-from rismusic.learn.findings import Finding
+from rismusic.nn.monitors import Finding
 
 FAULTS: tuple[Fault, ...] = tuple(
     sorted(

@@ -17,7 +17,7 @@ from rismusic.evaluate.bench.store import Store, check_same, load_settings
 from rismusic.evaluate.bench.summary import cell_rows
 from rismusic.evaluate.bench.table import BenchRow, TimingRow, write_table
 from rismusic.evaluate.bench.work import do_unit
-from rismusic.learn.card import weights_path
+from rismusic.nn.spec import weights_path
 
 RESULTS, TIMINGS = "results.csv", "timings.csv"
 Progress = Callable[[int, int], None]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rismusic.errors import InputError
 from rismusic.evaluate.bench.methods import ABLATIONS, DEFAULT_METHODS, parse_method
 from rismusic.evaluate.bench.sweeps import NONE, Cell, sweep_cells
-from rismusic.learn.card import weights_path
+from rismusic.nn.spec import weights_path
 from rismusic.spec import (
     ChannelSpec,
     CodebookSpec,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rismusic.bounds import Bound
+from rismusic.crb import Bound
 from rismusic.evaluate.bench.interval import share_interval
 from rismusic.evaluate.bench.methods import STARTS, Method, parse_method
 from rismusic.evaluate.bench.plan import SCENES, Unit, blocks
@@ -17,7 +17,7 @@ from rismusic.evaluate.bench.store import Arrays, Store
 from rismusic.evaluate.bench.sweeps import Cell
 from rismusic.evaluate.bench.table import BenchRow, Share, TimingRow
 from rismusic.evaluate.metrics import match, score
-from rismusic.scene import Sources
+from rismusic.sources import Sources
 
 # Log-likelihoods closer than this are the same: both descents stop within a fraction of it of the maximum.
 TIE_NATS = 0.01

@@ -8,21 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rismusic.bounds import recording_crb
 from rismusic.covariance import true_covariance
-from rismusic.estimate.grid import SearchGrid
-from rismusic.estimate.locate import searched_volume
-from rismusic.estimate.nfmle import Fit, finish, nfmle, unpack
-from rismusic.estimate.sequential import find_in_turn
-from rismusic.estimate.spectrum import music
+from rismusic.crb import recording_crb
+from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.locate import searched_volume
+from rismusic.estimation.maximum_likelihood import Fit, finish, nfmle, unpack
+from rismusic.estimation.spectra import music, rap_music
 from rismusic.evaluate.bench.methods import parse_method
 from rismusic.evaluate.bench.plan import SCENES, Unit
 from rismusic.evaluate.bench.spec import BenchSpec
 from rismusic.evaluate.bench.store import Arrays, Store
-from rismusic.hybrid.locate import locate
-from rismusic.recording import Recording
-from rismusic.scene import Sources
-from rismusic.simulator import Simulator
+from rismusic.hybrid import locate
+from rismusic.io import Recording
+from rismusic.simulation.simulator import Simulator
+from rismusic.sources import Sources
 
 
 def do_unit(spec: BenchSpec, store: Store, unit: Unit) -> None:
@@ -87,7 +86,7 @@ def _peek(blind: Recording, truth: Sources, spec: BenchSpec, unit: Unit) -> tupl
         grid = SearchGrid.cover(blind.panel, volume, spec.locate.oversampling)
         spectrum = music(true_covariance(A, truth.power.double()), unit.cell.sources)
         # Exact covariances gain from visiting the sources again.
-        found = find_in_turn(spectrum, grid, unit.cell.sources, visits=1)
+        found = rap_music(spectrum, grid, unit.cell.sources, visits=1)
         start = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
     fit = nfmle(blind, start, volume, criterion=method.criterion) if method.polish else _at(blind, start)
     return fit.sources, fit

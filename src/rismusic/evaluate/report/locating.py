@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rismusic.errors import InputError
-from rismusic.estimate.locate import Located, searched_volume
+from rismusic.estimation.locate import Located, searched_volume
 from rismusic.evaluate.ellipsoid import CONFIDENCE
 from rismusic.evaluate.metrics import Score, score
 from rismusic.evaluate.report.page import environment, fragment, setting_rows, within, write_page
@@ -22,7 +22,7 @@ from rismusic.evaluate.report.sources import entries
 from rismusic.evaluate.report.space import Scene
 from rismusic.evaluate.report.spectra import Slices, colour_bar, slices
 from rismusic.evaluate.report.wording import general
-from rismusic.recording import Recording
+from rismusic.io import Recording
 from rismusic.spec import LocateSpec
 
 # Bytes for the scenes in detail, and for the table of all scenes.

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from rismusic.bounds import Bound, conditional_crb, unconditional_crb
-from rismusic.estimate.locate import Located
-from rismusic.estimate.nfmle import finish, unpack
-from rismusic.estimate.noise import most_sources
+from rismusic.crb import Bound, conditional_crb, unconditional_crb
+from rismusic.estimation.locate import Located
+from rismusic.estimation.maximum_likelihood import finish, unpack
+from rismusic.estimation.noise import most_sources
 from rismusic.evaluate.ellipsoid import inside_ellipsoid
 from rismusic.evaluate.metrics import Match, match
-from rismusic.recording import Recording
+from rismusic.io import Recording
 
 SYMBOLS_KNOWN = "the conditional Cramér-Rao bound at the true positions, with the symbols that were sent"
 POWERS_KNOWN = "the unconditional Cramér-Rao bound at the true positions, with the true powers"

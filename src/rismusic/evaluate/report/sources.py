@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rismusic.estimate.locate import Located
+from rismusic.estimation.locate import Located
 from rismusic.evaluate.report.scores import Judged
 from rismusic.evaluate.report.wording import decimals, fixed, general
-from rismusic.scene import Sources
+from rismusic.sources import Sources
 
 # Units of the three columns: from radians, radians and metres to what is shown.
 _SCALE = (180 / math.pi, 180 / math.pi, 1.0)

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rismusic.estimate.grid import Volume
+from rismusic.array import Panel
+from rismusic.estimation.grid import Volume
 from rismusic.evaluate.ellipsoid import ellipse_from_above, ellipsoid, place
-from rismusic.panel import Panel
-from rismusic.scene import Sources
+from rismusic.sources import Sources
 
 Points = npt.NDArray[np.float64]
 

@@ -13,15 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rismusic.covariance import recording_covariance
-from rismusic.decibel import to_db
-from rismusic.estimate.grid import SearchGrid, Volume, to_cosines
-from rismusic.estimate.noise import noise_of
-from rismusic.estimate.spectrum import Spectrum, bartlett, music
+from rismusic.estimation.grid import SearchGrid, Volume, to_cosines
+from rismusic.estimation.noise import noise_of
+from rismusic.estimation.spectra import Spectrum, bartlett, music
 from rismusic.evaluate.report.page import png_address
 from rismusic.evaluate.report.space import WIDTH
 from rismusic.evaluate.report.wording import MINUS
-from rismusic.recording import Recording
-from rismusic.scene import Sources
+from rismusic.io import Recording
+from rismusic.sources import Sources
+from rismusic.units import to_db
 
 # Points per beam width, and most numbers in the steering matrix; a larger panel is looked at more coarsely.
 _OVERSAMPLING, _NUMBERS = 5.0, 2**26

@@ -1,0 +1,305 @@
+r"""Panels: where the elements are, and how far their near field reaches.
+
+Steering vectors of the near field and their derivatives: the one place that knows the wave.
+
+A source at azimuth :math:`\varphi`, elevation :math:`\theta` and range :math:`r` lies at :math:`r u`,
+
+.. math:: u = (\sin\varphi\cos\theta,\; \sin\theta,\; \cos\varphi\cos\theta),
+
+and its steering vector of unit norm is
+
+.. math:: a_n = \exp(j k_0 \delta_n) / \sqrt N, \qquad \delta_n = r - d_n,
+
+with :math:`d_n` the distance from the source to element n at :math:`p_n`. The path difference
+:math:`\delta_n` has three forms:
+
+* ``spherical`` (exact): :math:`d_n = |r u - p_n|`, hence
+  :math:`\delta_n = (2 r\, p_n\!\cdot\!u - |p_n|^2) / (r + d_n)`, which does not cancel in float32;
+* ``fresnel`` (second order): :math:`\delta_n = p_n\!\cdot\!u - (|p_n|^2 - (p_n\!\cdot\!u)^2) / (2 r)`;
+* ``paraxial`` (curvature as on the axis, common and wrong off it):
+  :math:`\delta_n = p_n\!\cdot\!u - |p_n|^2 / (2 r)`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from rismusic.errors import InputError
+from rismusic.spec import PanelSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """N elements of a reconfigurable surface or antenna array, and the wavelength they work at.
+
+    The frame is the panel's own: x horizontal, y vertical, z the outward normal, the origin in the middle.
+    Elements of a uniform panel are numbered with y slowest and x fastest.
+
+    Args:
+        elements: positions [..., N, 3] in metres, float64; leading axes are panels that differ per scene.
+        wavelength: in metres.
+
+    Raises:
+        InputError: positions of another shape, or not finite; a wavelength that is not positive and finite.
+    """
+
+    elements: Float[Tensor, "*batch N 3"]
+    wavelength: float
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.elements.shape)
+        if len(shape) < 2 or shape[-1] != 3 or shape[-2] < 1:
+            raise InputError("elements", "positions of shape [N, 3]", f"shape {shape}")
+        if not self.elements.is_floating_point():
+            raise InputError("elements", "real floating-point positions in metres", str(self.elements.dtype))
+        if not torch.isfinite(self.elements).all():
+            raise InputError("elements", "finite positions in metres", "a NaN or an infinity")
+        if not (math.isfinite(self.wavelength) and self.wavelength > 0):
+            raise InputError("wavelength", "a positive, finite length in metres", f"{self.wavelength:g}")
+
+    @classmethod
+    def uniform(
+        cls, rows: int = 12, columns: int = 12, *, spacing_wavelengths: float = 0.5, wavelength: float = 0.3
+    ) -> Panel:
+        """A uniform planar panel of ``rows`` (along y) times ``columns`` (along x) elements, centred."""
+        return cls.from_spec(
+            PanelSpec(
+                rows=rows, columns=columns, spacing_wavelengths=spacing_wavelengths, wavelength_m=wavelength
+            )
+        )
+
+    @classmethod
+    def from_spec(cls, spec: PanelSpec) -> Panel:
+        """The panel that a :class:`~rismusic.spec.PanelSpec` describes."""
+        spacing = spec.spacing_wavelengths * spec.wavelength_m
+        x = (torch.arange(spec.columns, dtype=torch.float64) - (spec.columns - 1) / 2) * spacing
+        y = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
+        grid_x, grid_y = torch.meshgrid(x, y, indexing="xy")
+        elements = torch.stack((grid_x, grid_y, torch.zeros_like(grid_x)), dim=-1)
+        return cls(elements.reshape(-1, 3), spec.wavelength_m)
+
+    @property
+    def size(self) -> int:
+        """Number of elements, N."""
+        return self.elements.shape[-2]
+
+    @property
+    def wavenumber(self) -> float:
+        """k0 = 2 pi / wavelength, in radians per metre."""
+        return 2 * math.pi / self.wavelength
+
+    @property
+    def aperture(self) -> float:
+        """Largest extent in metres: the diagonal of the box around the elements."""
+        extent = self.elements.amax(dim=-2) - self.elements.amin(dim=-2)
+        return float(extent.norm(dim=-1).max())
+
+    @property
+    def spacing(self) -> float:
+        """Least distance between two elements in metres; infinite for a single element.
+
+        Found through a k-d tree, so that no N x N matrix is formed.
+        """
+        from scipy.spatial import cKDTree
+
+        if self.size < 2:
+            return math.inf
+        panels = self.elements.detach().cpu().reshape(-1, self.size, 3).numpy()
+        return min(float(cKDTree(panel).query(panel, k=2)[0][:, 1].min()) for panel in panels)
+
+    @property
+    def fraunhofer_distance(self) -> float:
+        """2 D^2 / wavelength in metres: beyond it a source on the axis looks planar (pi / 8 at the rim)."""
+        return 2 * self.aperture**2 / self.wavelength
+
+    @property
+    def fresnel_distance(self) -> float:
+        """0.62 sqrt(D^3 / wavelength) in metres: beyond it the second-order wave holds on the axis.
+
+        Balanis, *Antenna Theory*, section 4.4.
+        """
+        return 0.62 * math.sqrt(self.aperture**3 / self.wavelength)
+
+    def to(self, device: torch.device | str) -> Panel:
+        """The same panel on another device."""
+        return Panel(self.elements.to(device), self.wavelength)
+
+
+Wave = Literal["spherical", "fresnel", "paraxial"]
+
+
+def direction(
+    azimuth: Float[Tensor, "*batch"], elevation: Float[Tensor, "*batch"]
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """The direction cosines (u_x, u_y, u_z) of azimuth and elevation (radians)."""
+    return azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()
+
+
+def path_difference(
+    panel: Panel,
+    towards: tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K"], Float[Tensor, "*batch K"]],
+    range: Float[Tensor, "*batch K"],
+    wave: Wave = "spherical",
+) -> Float[Tensor, "*batch K N"]:
+    """Path differences delta = r - d in metres, for directions given by their cosines.
+
+    Args:
+        panel: N elements.
+        towards: direction cosines (u_x, u_y, u_z) of K points.
+        range: their ranges in metres.
+        wave: the form of the wave; see the head of this module.
+    """
+    x, y, z = (cosine[..., None] for cosine in towards)
+    return _Paths(panel, (x, y, z), range[..., None], wave).difference
+
+
+def steering(
+    panel: Panel,
+    azimuth: Float[Tensor, "*batch K"],
+    elevation: Float[Tensor, "*batch K"],
+    range: Float[Tensor, "*batch K"],
+    wave: Wave = "spherical",
+) -> Complex[Tensor, "*batch N K"]:
+    """Steering matrix A, a column of unit norm for each source.
+
+    Args:
+        panel: N elements; its leading axes, if any, broadcast against those of the sources.
+        azimuth: radians; its precision is that of the result (float32 gives complex64).
+        elevation: radians.
+        range: metres, positive.
+        wave: ``spherical`` (exact), ``fresnel`` or ``paraxial``; see the head of this module.
+
+    Returns:
+        A, [..., N, K] complex.
+    """
+    return _wave(panel, path_difference(panel, direction(azimuth, elevation), range, wave)).mT
+
+
+def steering_with_derivatives(
+    panel: Panel,
+    azimuth: Float[Tensor, "*batch K"],
+    elevation: Float[Tensor, "*batch K"],
+    range: Float[Tensor, "*batch K"],
+    wave: Wave = "spherical",
+) -> tuple[Complex[Tensor, "*batch N K"], Complex[Tensor, "*batch N K 3"]]:
+    r"""Steering matrix and its exact derivatives in azimuth, elevation and range.
+
+    :math:`\partial a_n / \partial p = j a_n\, \partial\psi_n / \partial p`, with the phases' derivatives of
+    :func:`steering_with_slopes`.
+
+    Args:
+        panel: see :func:`steering`.
+        azimuth: radians.
+        elevation: radians.
+        range: metres.
+        wave: see :func:`steering`.
+
+    Returns:
+        A [..., N, K], and D [..., N, K, 3]: per radian, per radian, per metre.
+    """
+    A, slopes = steering_with_slopes(panel, azimuth, elevation, range, wave)
+    return A, torch.complex(-slopes * A.imag[..., None], slopes * A.real[..., None])
+
+
+def steering_with_slopes(
+    panel: Panel,
+    azimuth: Float[Tensor, "*batch K"],
+    elevation: Float[Tensor, "*batch K"],
+    range: Float[Tensor, "*batch K"],
+    wave: Wave = "spherical",
+) -> tuple[Complex[Tensor, "*batch N K"], Float[Tensor, "*batch N K 3"]]:
+    r"""Steering matrix and the derivatives of its phases :math:`\psi_n = k_0 \delta_n`.
+
+    For the spherical wave :math:`\partial\delta / \partial\varphi = r\, (p\!\cdot\!u_\varphi) / d`, likewise
+    in elevation, and :math:`\partial\delta / \partial r = (|p|^2 - \delta\, p\!\cdot\!u) / (d (r + d))`,
+    again without cancellation.
+
+    Args:
+        panel: see :func:`steering`.
+        azimuth: radians.
+        elevation: radians.
+        range: metres.
+        wave: see :func:`steering`.
+
+    Returns:
+        A [..., N, K], and the derivatives [..., N, K, 3]: radians per radian, per radian, per metre.
+    """
+    azimuth, elevation = azimuth[..., None], elevation[..., None]
+    sin, cos, rise, level = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
+    x, z = sin * level, cos * level
+    paths = _Paths(panel, (x, rise, z), range[..., None], wave)
+    by_azimuth, by_elevation = paths.turn((z, None, -x)), paths.turn((-sin * rise, level, -cos * rise))
+    slopes = torch.stack((by_azimuth, by_elevation, paths.stretch()), dim=-1) * panel.wavenumber
+    return _wave(panel, paths.difference).mT, slopes.transpose(-3, -2)
+
+
+def by_inverse_range(inverse_range: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3"]:
+    """Derivatives of azimuth, elevation and range by azimuth, elevation and 1/range: 1, 1 and -r^2.
+
+    Args:
+        inverse_range: 1/r in 1/m, positive.
+    """
+    one = torch.ones_like(inverse_range)
+    return torch.stack((one, one, -1 / inverse_range.square()), dim=-1)
+
+
+class _Paths:
+    """Path differences delta = r - d of K sources to N elements, laid out [..., K, N]: the long axis last.
+
+    Directions and distances are columns, [..., K, 1].
+    """
+
+    def __init__(
+        self, panel: Panel, towards: tuple[Tensor, Tensor, Tensor], distance: Tensor, wave: Wave
+    ) -> None:
+        elements = panel.elements.to(device=distance.device, dtype=distance.dtype)
+        self._elements = elements.unsqueeze(-3).unbind(-1)
+        self._wave = wave
+        self._range = r = distance
+        self._along = along = self._dot(towards)
+        self._squared = squared = elements.square().sum(-1).unsqueeze(-2)
+        if wave == "spherical":
+            # For an element far off the axis both squares grow; the sum below stays positive.
+            twice = 2 * r * along
+            self._distance = (r.square() - twice + squared).sqrt()
+            self._sum = r + self._distance
+            self.difference = (twice - squared) / self._sum
+        elif wave == "fresnel":
+            self.difference = along - (squared - along.square()) / (2 * r)
+        else:
+            self.difference = along - squared / (2 * r)
+
+    def _dot(self, vector: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
+        x, y, z = self._elements
+        product = torch.addcmul(x * vector[0], z, vector[2])
+        return product if vector[1] is None else product.addcmul_(y, vector[1])
+
+    def turn(self, by: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
+        """Derivative of the path difference along a change of direction ``by``."""
+        across = self._dot(by)
+        if self._wave == "spherical":
+            return self._range * across / self._distance
+        if self._wave == "fresnel":
+            return across * (1 + self._along / self._range)
+        return across
+
+    def stretch(self) -> Tensor:
+        """Derivative of the path difference by the range."""
+        if self._wave == "spherical":
+            rest = self._squared - self._along * self.difference
+            return rest / (self._distance * self._sum)
+        if self._wave == "fresnel":
+            return (self._squared - self._along.square()) / (2 * self._range.square())
+        return (self._squared / (2 * self._range.square())).expand_as(self._along)
+
+
+def _wave(panel: Panel, difference: Tensor) -> Tensor:
+    phase = panel.wavenumber * difference
+    scale = 1 / math.sqrt(panel.size)
+    return torch.complex(phase.cos() * scale, phase.sin() * scale)

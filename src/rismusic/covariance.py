@@ -1,0 +1,443 @@
+r"""Covariances of low rank plus identity, :math:`R = F F^H + \epsilon I`, never N x N unless asked.
+
+R_samp: what the snapshots themselves say of the field on the panel.
+
+The one builder: R_true, R_pred, R_blend, and what is done to each of them before they meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from rismusic.errors import InputError
+from rismusic.io import Recording
+from rismusic.operator import Link
+
+
+@dataclass(frozen=True, eq=False)
+class Covariance:
+    r"""Low rank plus identity, :math:`R = F F^H + \epsilon I`.
+
+    Args:
+        factor: F, [..., N, R] complex.
+        loading: :math:`\epsilon`, [...] real, not negative.
+
+    Raises:
+        InputError: a factor that is not complex or has fewer than two axes; a loading of another shape.
+    """
+
+    factor: Complex[Tensor, "*batch N R"]
+    loading: Float[Tensor, "*batch"]
+
+    def __post_init__(self) -> None:
+        if self.factor.ndim < 2 or not self.factor.is_complex():
+            raise InputError(
+                "covariance.factor",
+                "complex values of shape [..., N, R]",
+                f"{self.factor.dtype}, shape {list(self.factor.shape)}",
+            )
+        if self.loading.shape != self.factor.shape[:-2]:
+            raise InputError(
+                "covariance.loading",
+                f"one value per scene, shape {list(self.factor.shape[:-2])}",
+                f"{list(self.loading.shape)}",
+            )
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.factor.shape[-2]
+
+    @property
+    def rank(self) -> int:
+        """Most directions that can stand out of the identity."""
+        return min(self.factor.shape[-2:])
+
+    @property
+    def trace(self) -> Float[Tensor, "*batch"]:
+        """The trace of R."""
+        return energy(self.factor).sum((-2, -1)) + self.size * self.loading
+
+    def dense(self) -> Complex[Tensor, "*batch N N"]:
+        """R itself, N x N, Hermitian."""
+        product = self.factor @ self.factor.mH
+        identity = torch.eye(self.size, dtype=product.dtype, device=product.device)
+        return (product + product.mH) / 2 + self.loading[..., None, None] * identity
+
+    def normalised(self) -> Covariance:
+        """R / tr R. Where R is zero it says nothing of any direction, and I / N takes its place."""
+        trace = self.trace
+        empty = trace == 0
+        safe = torch.where(empty, 1, trace)
+        loading = torch.where(empty, 1 / self.size, self.loading / safe)
+        return Covariance(self.factor * safe.rsqrt()[..., None, None], loading)
+
+    def apply(self, matrix: Complex[Tensor, "*batch N Q"]) -> Complex[Tensor, "*batch N Q"]:
+        """R X."""
+        return self.factor @ (self.factor.mH @ matrix) + self.loading[..., None, None] * matrix
+
+    def quadratic(self, vectors: Complex[Tensor, "*batch N Q"]) -> Float[Tensor, "*batch Q"]:
+        """a^H R a of each column a."""
+        return energy(self.factor.mH @ vectors).sum(-2) + self.loading[..., None] * energy(vectors).sum(-2)
+
+    def inverse_root(self) -> Complex[Tensor, "*batch N R"]:
+        r"""V with :math:`I - V V^H = \epsilon R^{-1}` (Woodbury): :math:`V = F C^{-H}`.
+
+        C is the Cholesky factor of :math:`\epsilon I + F^H F`. The loading must be positive.
+
+        Raises:
+            InputError: a loading that is zero, so that R has no inverse.
+        """
+        if not (self.loading > 0).all():
+            raise InputError("covariance.loading", "a positive loading (R has no inverse)", "0")
+        wide = self.factor.to(torch.complex128)
+        gram = wide.mH @ wide
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        root = torch.linalg.cholesky(gram + self.loading.double()[..., None, None] * identity)
+        solved = torch.linalg.solve_triangular(root, wide.mH, upper=False)
+        return solved.mH.to(self.factor.dtype).resolve_conj()
+
+    @torch.no_grad()
+    def eigen(self, count: int) -> tuple[Float[Tensor, "*batch K"], Complex[Tensor, "*batch N K"]]:
+        """The largest eigenvalues, descending, and their eigenvectors, through the small Gram matrix F^H F.
+
+        Nothing differentiates through eigenvectors: where eigenvalues meet, their derivative does not exist.
+
+        Args:
+            count: K, at most the rank of the factor.
+
+        Returns:
+            Eigenvalues of R [..., K] (the loading included) and orthonormal eigenvectors [..., N, K]. Where
+            the factor has fewer than K directions of its own, the rest of the eigenvectors are zero: any
+            others would do as well.
+
+        Raises:
+            InputError: K below 1 or above the rank.
+        """
+        if not 1 <= count <= self.rank:
+            raise InputError("sources", f"1 to {self.rank} (the rank of the covariance)", str(count))
+        # In double precision: the Gram matrix squares the ratio of the singular values.
+        wide = self.factor.to(torch.complex128)
+        N, R = wide.shape[-2:]
+        values, vectors = torch.linalg.eigh(wide.mH @ wide if R <= N else wide @ wide.mH)
+        values = values[..., -count:].flip(-1).clamp_min(0)
+        vectors = vectors[..., -count:].flip(-1)
+        if R <= N:
+            floor = 1e-14 * values[..., :1]
+            scale = torch.where(values > floor, values, torch.inf).rsqrt()
+            vectors = wide @ (vectors * scale[..., None, :])
+        loaded = values + self.loading.double()[..., None]
+        return loaded.to(self.loading.dtype), vectors.to(self.factor.dtype)
+
+    def detach(self) -> Covariance:
+        """The same covariance without its history of gradients."""
+        return Covariance(self.factor.detach(), self.loading.detach())
+
+    def to(self, target: torch.device | str) -> Covariance:
+        """The same covariance on another device."""
+        return Covariance(self.factor.to(target), self.loading.to(target))
+
+    def __getitem__(self, scenes: slice | Tensor | int) -> Covariance:
+        """The covariances of some scenes."""
+        return Covariance(self.factor[scenes], self.loading[scenes])
+
+
+def energy(values: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """|z|^2, without the square root that ``abs`` would take, whose derivative at 0 does not exist."""
+    return values.real.square() + values.imag.square()
+
+
+IDENTITY_MAX = 0.25
+"""Largest share of the trace that loading and shrinkage together may give to the identity."""
+
+
+@dataclass(frozen=True, eq=False)
+class BackProjection:
+    """The field on the panel that explains the snapshots, and how much of it is noise.
+
+    Args:
+        field: x_l, [..., L, N].
+        noise_share: [...] share of its mean energy that receiver noise put there, 0 to 1.
+        coverage: M / N, at most 1: the share of a wave's energy that one snapshot can bring back.
+    """
+
+    field: Complex[Tensor, "*batch L N"]
+    noise_share: Float[Tensor, "*batch"]
+    coverage: float
+
+    def covariance(self) -> Covariance:
+        """(1/L) sum_l x_l x_l^H. The mean is not taken out: the sources' waves have none to begin with."""
+        L = self.field.shape[-2]
+        factor = self.field.mT / L**0.5
+        return Covariance(factor, torch.zeros_like(self.noise_share))
+
+
+def back_project(
+    link: Link,
+    snapshots: Complex[Tensor, "*batch L M"],
+    noise_variance: Float[Tensor, "*batch"],
+) -> BackProjection:
+    r"""The snapshots carried back through the link, regularised by the noise.
+
+    .. math:: x_l = G_l^H (G_l G_l^H + \lambda I)^{-1} y_l, \qquad
+        \lambda = \sigma^2 / \sigma_x^2, \quad
+        \sigma_x^2 = \left( \overline{|y|^2} - \sigma^2 \right) / \overline{g}
+
+    the linear minimum mean square error estimate of a field that is white with power :math:`\sigma_x^2` per
+    element before anything is known of the sources (Kay, *Estimation Theory*, section 12.5);
+    :math:`\overline g` is the mean of :math:`\mathrm{tr}(G_l G_l^H) / M`. Only M x M systems are solved; for
+    direct sampling it is :math:`y_l / (1 + \lambda)`.
+
+    Args:
+        link: G_l, for all scenes or one for each.
+        snapshots: y, [..., L, M].
+        noise_variance: sigma^2 of each scene, [...].
+
+    Raises:
+        InputError: a noise variance that is negative; snapshots that do not fit the link.
+    """
+    _check(link, snapshots, noise_variance)
+    L, M = snapshots.shape[-2:]
+    noise = noise_variance.to(snapshots.real.dtype)
+    received = energy(snapshots).mean((-2, -1))
+    # The mean of L M noise samples is known no better than to this part of itself.
+    excess = torch.maximum(received - noise, noise / (L * M) ** 0.5)
+    rounding = 10 * M * torch.finfo(noise.dtype).eps
+    to_signal = torch.where(excess > 0, noise / torch.where(excess > 0, excess, 1), 0).clamp_min(rounding)
+    if link.channel is None:
+        gain = torch.ones_like(noise)[..., None, None] if link.codes is None else energy(link.codes)
+        ridge = (to_signal * gain.mean((-2, -1)))[..., None, None]
+        weighted = snapshots / (gain + ridge)
+        through = (gain / (gain + ridge).square()).mean(-2).sum(-1) * (M if link.codes is None else 1)
+    else:
+        gram = _gram(link)
+        mean_gain = gram.diagonal(dim1=-2, dim2=-1).real.mean((-2, -1))
+        ridge = to_signal * mean_gain
+        identity = torch.eye(M, dtype=gram.dtype, device=gram.device)
+        inverse = torch.linalg.inv(gram + ridge[..., None, None, None] * identity)
+        # One system for all snapshots where the codes' moduli are the same in all of them.
+        weighted = (
+            (inverse @ snapshots[..., None])[..., 0]
+            if inverse.shape[-3] > 1
+            else (snapshots @ inverse[..., 0, :, :].mT)
+        )
+        diagonal = inverse.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+        through = (diagonal - ridge[..., None] * energy(inverse).sum((-2, -1))).mean(-1)
+    field = link.adjoint(weighted)
+    total = energy(field).sum(-1).mean(-1)
+    share = torch.where(total > 0, noise * through / torch.where(total > 0, total, 1), 1)
+    return BackProjection(field, share.clamp(0, 1), min(1.0, M / field.shape[-1]))
+
+
+def conditioning(projected: BackProjection, *, oracle: bool = False) -> Conditioning:
+    r"""Loading and shrinkage that the noise in R_samp asks for.
+
+    The loading is the noise that is there already, :math:`\epsilon = \nu`, the noise's share of the energy.
+    The shrinkage towards I / N is the one of least mean square error (Ledoit and Wolf, J. Multivar. Anal. 88
+    (2004); Chen et al., IEEE Trans. SP 58 (2010), for Gaussian snapshots),
+
+    .. math:: \rho = \frac{e}{e + d}, \qquad
+        d = \max\left( |R|_F^2 - \frac1L - \frac1N, \frac{(1 - \nu)^2 \kappa^2}{L} \right),
+
+    d the energy of what stands out of the identity, in R_samp of trace 1 (:math:`\kappa` the coverage; the
+    least value is that of L equal sources), and e that of the error: 1 / L in all, of which
+    :math:`\nu (2 - \nu) / L` is the noise's.
+
+    With M of N dimensions seen at a time, the least error is reached when nearly all of R_samp is given to
+    the identity. That is right for a search by MVDR (``oracle``), and wrong for a matrix to be learned from
+    or compared, where the identity would hide the rest. There only the noise's error counts, and loading
+    and shrinkage together stop at a quarter of the trace (``IDENTITY_MAX``).
+
+    Args:
+        projected: the snapshots on the panel.
+        oracle: whether to take the shrinkage of least error, without the limit; there is no loading then.
+    """
+    noise, L, N = projected.noise_share, *projected.field.shape[-2:]
+    factor = projected.covariance().normalised().factor
+    gram = factor.mH @ factor if L <= N else factor @ factor.mH
+    least = ((1 - noise) * projected.coverage).square() / L
+    stands_out = torch.maximum(energy(gram).sum((-2, -1)) - 1 / L - 1 / N, least)
+    error = torch.full_like(noise, 1 / L) if oracle else noise * (2 - noise) / L
+    shrinkage = error / (error + stands_out)
+    if oracle:
+        return Conditioning(torch.zeros_like(noise), shrinkage)
+    loading = noise.clamp_max(IDENTITY_MAX / (1 - IDENTITY_MAX))
+    return Conditioning(loading, torch.minimum(shrinkage, 1 - (1 - IDENTITY_MAX) * (1 + loading)))
+
+
+def sample_covariance(
+    link: Link,
+    snapshots: Complex[Tensor, "*batch L M"],
+    noise_variance: Float[Tensor, "*batch"],
+    *,
+    oracle: bool = False,
+) -> tuple[Covariance, Conditioning]:
+    """R_samp of trace 1 from the snapshots, and the conditioning that its noise asks for.
+
+    Args:
+        link: see :func:`back_project`.
+        snapshots: see :func:`back_project`.
+        noise_variance: see :func:`back_project`.
+        oracle: see :func:`conditioning`.
+
+    Returns:
+        R_samp of rank L at most, not yet finished, and what to finish it with (alone, or blended).
+    """
+    return projected_covariance(back_project(link, snapshots, noise_variance), oracle=oracle)
+
+
+def projected_covariance(
+    projected: BackProjection, *, oracle: bool = False
+) -> tuple[Covariance, Conditioning]:
+    """:func:`sample_covariance` of snapshots that were carried back already."""
+    return projected.covariance().normalised(), conditioning(projected, oracle=oracle)
+
+
+def recording_covariance(
+    recording: Recording,
+    noise_variance: Float[Tensor, "S"] | None = None,
+    *,
+    oracle: bool = False,
+) -> Covariance:
+    """R_samp of each scene of a recording, finished: trace 1, loaded, shrunk.
+
+    Args:
+        recording: S scenes.
+        noise_variance: sigma^2 of each scene; that of the recording where none is given.
+        oracle: see :func:`conditioning`.
+
+    Raises:
+        InputError: neither gives the noise variance.
+    """
+    noise = recording.noise_variance if noise_variance is None else noise_variance
+    if noise is None:
+        raise InputError("noise_variance", "a noise variance (the recording has none)", "none")
+    return finish(*sample_covariance(recording.link, recording.snapshots, noise, oracle=oracle))
+
+
+def _gram(link: Link) -> Tensor:
+    """G_l G_l^H, [..., L or 1, M, M]; one for all snapshots where the codes have the same moduli in each."""
+    assert link.channel is not None
+    channel = link.channel[..., None, :, :]
+    if link.codes is None:
+        return channel @ channel.mH
+    weight = energy(link.codes)
+    mean = weight.mean(-2, keepdim=True)
+    if (weight - mean).abs().amax() <= 1e-5 * mean.amax():
+        weight = mean
+    return (channel * weight[..., None, :]) @ channel.mH
+
+
+def _check(link: Link, snapshots: Tensor, noise_variance: Tensor) -> None:
+    if not (torch.isfinite(noise_variance) & (noise_variance >= 0)).all():
+        raise InputError("noise_variance", "finite values, not negative", f"{float(noise_variance.min()):g}")
+    L, M = snapshots.shape[-2:]
+    antennas = None if link.channel is None else link.channel.shape[-2]
+    if antennas is None and link.codes is not None:
+        antennas = link.codes.shape[-1]
+    if antennas not in (None, M):
+        raise InputError("snapshots", f"M = {antennas} as in the link", str(M))
+    if link.codes is not None and link.codes.shape[-2] not in (1, L):
+        raise InputError("snapshots", f"L = {link.codes.shape[-2]} as in the link", str(L))
+
+
+RANGE_WEIGHT = 0.3
+"""Weight of the range factor in the predicted covariance."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What is done to a covariance of trace 1 before it is used, or compared with another.
+
+    Args:
+        loading: [...] trace of the identity that is added, in units of the trace.
+        shrinkage: [...] share, 0 to 1, of the result that is then replaced by the identity.
+    """
+
+    loading: Float[Tensor, "*batch"]
+    shrinkage: Float[Tensor, "*batch"]
+
+    @property
+    def identity(self) -> Float[Tensor, "*batch"]:
+        """Share of the trace of the finished covariance that the identity put there."""
+        return 1 - (1 - self.shrinkage) / (1 + self.loading)
+
+    def detach(self) -> Conditioning:
+        """The same without its history of gradients."""
+        return Conditioning(self.loading.detach(), self.shrinkage.detach())
+
+    def __getitem__(self, scenes: slice | Tensor | int) -> Conditioning:
+        """The conditioning of some scenes."""
+        return Conditioning(self.loading[scenes], self.shrinkage[scenes])
+
+
+def finish(covariance: Covariance, conditioning: Conditioning) -> Covariance:
+    r"""Trace 1, loaded, shrunk: what every covariance goes through before it is used or compared.
+
+    .. math:: R \mapsto \frac{1 - \rho}{1 + \epsilon}
+        \left( \frac{R}{\mathrm{tr} R} + \epsilon\, \frac{I}{N} \right) + \rho\, \frac{I}{N}
+
+    with the loading :math:`\epsilon` and the shrinkage :math:`\rho` of ``conditioning``. A blend, and the
+    R_true that it is compared with, are finished with the same ones. The result is Hermitian with trace 1.
+    """
+    unit = covariance.normalised()
+    keep = 1 - conditioning.identity
+    factor = unit.factor * keep.sqrt()[..., None, None]
+    return Covariance(factor, keep * unit.loading + conditioning.identity / covariance.size)
+
+
+def true_covariance(steering: Complex[Tensor, "*batch N K"], power: Float[Tensor, "*batch K"]) -> Covariance:
+    """R_true = A diag(p) A^H, not yet of trace 1.
+
+    Args:
+        steering: A, columns of unit norm, zero where there is no source.
+        power: p, the sources' mean powers (not those of the realised symbols); NaN where there is no source.
+    """
+    present = torch.where(power.isnan(), 0, power)
+    return Covariance(steering * present.sqrt()[..., None, :], power.new_zeros(power.shape[:-1]))
+
+
+def predicted_covariance(
+    angle_factor: Complex[Tensor, "*batch N K"], range_factor: Complex[Tensor, "*batch N J"]
+) -> Covariance:
+    """R_pred = A_ang A_ang^H + 0.3 A_rng A_rng^H from the two factors that the network gives."""
+    factor = torch.cat((angle_factor, RANGE_WEIGHT**0.5 * range_factor), dim=-1)
+    return Covariance(factor, factor.real.new_zeros(factor.shape[:-2]))
+
+
+def blend(predicted: Covariance, sample: Covariance, beta: Float[Tensor, "*batch"] | float) -> Covariance:
+    r"""R_blend = (1 - beta) R_pred + beta stop_gradient(R_samp), each of trace 1.
+
+    Args:
+        predicted: R_pred; the gradient flows into it, and never into ``sample``.
+        sample: R_samp as it comes from the snapshots, in training as in inference.
+        beta: 0 to 1.
+
+    Raises:
+        InputError: beta outside 0 .. 1, or covariances of different shape.
+    """
+    if predicted.factor.shape[:-1] != sample.factor.shape[:-1]:
+        raise InputError(
+            "sample", f"scenes and N as predicted, {list(predicted.factor.shape[:-1])}",
+            f"{list(sample.factor.shape[:-1])}",
+        )  # fmt: skip
+    # A number is checked without a wait for the device.
+    inside = bool(((beta >= 0) & (beta <= 1)).all()) if isinstance(beta, Tensor) else 0 <= beta <= 1
+    if not inside:
+        found = torch.as_tensor(beta)
+        raise InputError("beta", "0 to 1", f"{float(found.min()):g} to {float(found.max()):g}")
+    given = beta.detach().to(predicted.loading) if isinstance(beta, Tensor) else beta
+    share = torch.zeros_like(predicted.loading) + given
+    first, second = predicted.normalised(), sample.detach().normalised()
+    factor = torch.cat(
+        (
+            first.factor * (1 - share).sqrt()[..., None, None],
+            second.factor * share.sqrt()[..., None, None],
+        ),
+        dim=-1,
+    )
+    return Covariance(factor, (1 - share) * first.loading + share * second.loading)

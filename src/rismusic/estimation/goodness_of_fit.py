@@ -1,0 +1,327 @@
+r"""What sources leave of the snapshots: the residual of maximum likelihood, and the dimensions it lives in.
+
+With :math:`C_l = G_l A` [M, K] the sources' fields, b_il [M] the derivative of source k(i)'s field by one of
+its coordinates and s_kl the symbols of least squares, what is left of the snapshots y is
+
+.. math:: r = \Pi\, y, \qquad \Pi \perp C_l \text{ in each snapshot, and } \Pi \perp t_i
+    = \left( b_{il}\, s_{k(i)l} \right)_{l = 1 \ldots L}.
+
+One complex direction goes for each symbol and one real direction, of all snapshots together, for each
+coordinate: to first order r is the residual at maximum likelihood, whichever fit found the sources. Noise
+alone is white in the :math:`\nu = 2 L (M - K) - 3 K` real dimensions that remain.
+
+Whether the sources that were found explain the data: what they leave must look like noise.
+
+The residual r of :mod:`rismusic.estimation.goodness_of_fit` holds nothing but noise in :math:`\nu = 2 L (M - K) - 3 K`
+real dimensions if they do. A coordinate that the border of the searched volume holds is not free and takes no
+dimension away.
+
+* *Noise variance known*: :math:`2 |r|^2 / \sigma^2` is chi-square with :math:`\nu` degrees of freedom.
+* *Not known*: r must be white, at whatever level. Two statistics of sphericity (John, "Some optimal
+  multivariate tests", Biometrika 58 (1971)) are watched,
+
+  .. math:: T = \frac{\| \sum_l x_l x_l^H \|_F^2}{(\sum_l |r_l|^2)^2}
+      = \frac{\sum_{l,l'} |x_l^H x_{l'}|^2}{(\sum_l |r_l|^2)^2},
+
+  of the residual at the receiver, :math:`x_l = r_l` [M], which tells what did not come through the panel as
+  recorded, and of the residual carried back to the panel, :math:`x_l = G_l^H (H H^H)^{-1/4} r_l` [N], which
+  tells sources that are missing and panels that err. (The root stands between the matched filter and the
+  whitened field; it had the most power of the three over the misfits that were tried.)
+
+How T is distributed if nothing but noise is left depends on the link. It is found by passing noise through
+the same projection and the same link; the noise is seeded, so that a scene always gets the same answer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from rismusic.array import steering_with_derivatives
+from rismusic.estimation.grid import Volume
+from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
+from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.io import Recording
+from rismusic.operator import Link
+from rismusic.sources import Sources
+
+# Directions of columns of unit norm whose squared length is below this are rounding.
+_ROUNDING = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    r"""The projection :math:`\Pi` of S scenes.
+
+    Args:
+        fields: orthonormal basis of C_l, [S, L, M, K] complex (L = 1 where it is always the same); columns
+            that stand for nothing are zero.
+        tangents: orthonormal basis of the t_i beside the C_l, real parts above imaginary parts,
+            [S, 2LM, 3K] real; columns that stand for nothing are zero.
+    """
+
+    fields: Complex[Tensor, "S _ M K"]
+    tangents: Float[Tensor, "S _ _"]
+
+    @classmethod
+    def off(
+        cls,
+        recording: Recording,
+        positions: Float[Tensor, "S K 3"],
+        active: Bool[Tensor, "S K"],
+        free: Bool[Tensor, "S K 3"],
+    ) -> Projection:
+        """Off the fields of sources and off their changes with the coordinates that are free.
+
+        Args:
+            recording: S scenes.
+            positions: azimuth (rad), elevation (rad), inverse range (1/m), float64; finite throughout.
+            active: which places hold a source.
+            free: which of its coordinates were fitted.
+        """
+        azimuth, elevation, q = positions.unbind(-1)
+        A, D = steering_with_derivatives(recording.panel, azimuth, elevation, 1 / q)
+        link = recording.link.to(torch.complex128)
+        fields = _orthonormal(link.matmul(A * active[:, None]))
+        changes = link.matmul((D * (active[..., None] & free)[:, None]).flatten(-2))
+        s = symbols(sufficient_statistics(recording, positions, active)).repeat_interleave(3, dim=-1)
+        t = (_less(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
+        return cls(fields, _orthonormal(torch.cat((t.real, t.imag), dim=1)))
+
+    def freedom(self, snapshots: int) -> Float[Tensor, "S"]:
+        r"""Real dimensions that are left of L snapshots, :math:`\nu`."""
+        taken = (self.fields != 0).any(-2).sum(-1).expand(-1, snapshots).sum(-1)
+        tangents = (self.tangents != 0).any(-2).sum(-1)
+        return (2 * (snapshots * self.fields.shape[-2] - taken) - tangents).to(self.tangents.dtype)
+
+    def __getitem__(self, scenes: slice | Tensor) -> Projection:
+        return Projection(self.fields[scenes], self.tangents[scenes])
+
+    def single(self) -> Projection:
+        """The same in single precision."""
+        return Projection(self.fields.to(torch.complex64), self.tangents.float())
+
+    def of(self, data: Complex[Tensor, "S Q L M"]) -> Complex[Tensor, "S Q L M"]:
+        """What is left of each of Q sets of snapshots."""
+        # One matrix product for all sets: rows are sets of one snapshot, y^T less (y^T Q^*) Q^T.
+        rows = data.transpose(1, 2)
+        rest = (rows - (rows @ self.fields.conj()) @ self.fields.mT).transpose(1, 2)
+        flat = torch.cat((rest.real.flatten(2), rest.imag.flatten(2)), dim=-1)
+        flat = flat - (flat @ self.tangents) @ self.tangents.mT
+        real, imaginary = flat.chunk(2, dim=-1)
+        return torch.complex(real, imaginary).reshape(data.shape)
+
+
+def _less(basis: Tensor, columns: Tensor) -> Tensor:
+    return columns - basis @ (basis.mH @ columns)
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Orthonormal basis of the columns, wherever the zero ones stand; surplus columns are zero."""
+    norm = columns.norm(dim=-2, keepdim=True)
+    unit = columns / torch.where(norm > 0, norm, 1)
+    values, vectors = torch.linalg.eigh(unit.mH @ unit)
+    scale = torch.where(values > _ROUNDING, values, torch.inf).rsqrt()
+    return unit @ (vectors * scale[..., None, :])
+
+
+SIGNIFICANCE = 1e-3
+"""Probability below which a fit is said not to explain the data: of 1000 sound scenes one is blamed."""
+
+# Draws of noise, how many of the largest make the tail beyond them, and what seeds them.
+_DRAWS, _TAIL, _SEED = 255, 51, 20261122
+# Fewer draws come first; scenes that they find more probable than this are clear, and get no more.
+_FIRST, _CLEAR = 63, 0.1
+# Share of the energy below which what is left is the rounding of data and fit, not noise.
+_NOTHING = 1e-10
+# A logarithm that varies by less than this says nothing.
+_CONSTANT = 1e-4
+# Eigenvalues of H H^H below this share of the largest are rounding.
+_ROUNDING_GOODNESS = 1e-6
+# Bytes for the draws of a block on the panel: what fits a cache.
+_BLOCK = 2**23
+
+
+@dataclass(frozen=True, eq=False)
+class GoodnessOfFit:
+    """How well the sources of each scene explain its data.
+
+    Args:
+        p_value: [S] probability that sound scenes leave as much (noise variance known), or something as far
+            from white (not known): uniform over sound scenes. NaN where there is nothing to compare, as for
+            one snapshot of a panel that is sampled directly.
+        excess: [S] energy left over what noise of the known variance leaves, 1 for a sound fit; NaN where
+            the variance is not known.
+    """
+
+    p_value: Float[Tensor, "S"]
+    excess: Float[Tensor, "S"]
+
+    def sentence(self, scene: int) -> str | None:
+        """What to say of a scene that is not explained; nothing of one that is."""
+        p, excess = float(self.p_value[scene]), float(self.excess[scene])
+        if math.isnan(p) or p >= SIGNIFICANCE:
+            return None
+        left = (
+            "what the sources leave is not white noise"
+            if math.isnan(excess)
+            else f"the sources leave {excess:.3g} times the noise"
+        )
+        return (
+            f"{left} (by chance: p = {p:.1g}): more sources, sources outside the searched volume, or a panel "
+            "that is not as recorded"
+        )
+
+
+def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | None = None) -> GoodnessOfFit:
+    """How well some sources explain the snapshots; see the head of this module.
+
+    Args:
+        recording: S scenes, with their noise variance or without.
+        sources: positions [S, K], of maximum likelihood or near it; NaN where there is none. K < M.
+        volume: the box that they were searched in; without one all coordinates count as free.
+    """
+    positions, active = unpack(sources, recording)
+    parts = []
+    for block in scene_blocks(recording, 8 * active.shape[1]):
+        part, here = recording[block], positions[block]
+        off = Projection.off(part, here, active[block], ~at_search_limit(here, volume))
+        parts.append(_white(part, off) if part.noise_variance is None else _as_much(part, off))
+    p_value, excess = (torch.cat(part) for part in zip(*parts, strict=True))
+    return GoodnessOfFit(p_value, excess)
+
+
+def at_search_limit(positions: Float[Tensor, "S K 3"], volume: Volume | None) -> Bool[Tensor, "S K 3"]:
+    """Which coordinates (azimuth, elevation, 1/range) lie on the border of the searched volume."""
+    if volume is None:
+        return torch.zeros_like(positions, dtype=torch.bool)
+    low, high = (positions.new_tensor(limit) for limit in (volume.lower, volume.upper))
+    margin = 1e-6 * (high - low)
+    return (positions <= low + margin) | (positions >= high - margin)
+
+
+def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S 2 Q"]:
+    """Logarithm of John's statistic T at the receiver and on the panel; see the head of this module.
+
+    Args:
+        link: of the S scenes.
+        rest: Q residuals of each scene.
+    """
+    energy = torch.view_as_real(rest).square().sum((-3, -2, -1)).log()
+    receiver = _gram_energy(rest) - 2 * energy
+    if link.channel is None:  # the panel is the receiver
+        return torch.stack((receiver, receiver), dim=1)
+    H = link.channel.to(rest.dtype)
+    values, basis = torch.linalg.eigh(H @ H.mH)
+    root = values.clamp_min(_ROUNDING_GOODNESS * values[..., -1:]).pow(-0.25)
+    back = (basis * root[..., None, :]) @ (basis.mH @ H)  # (H H^H)^(-1/4) H
+    codes = None if link.codes is None else _for_draws(link.codes.to(rest.dtype))
+    panel = _gram_energy(Link(_for_draws(back), codes).adjoint(rest)) - 2 * energy
+    return torch.stack((receiver, panel), dim=1)
+
+
+def null_sphericity(
+    link: Link, off: Projection, snapshots: int, outputs: int, draws: int = _DRAWS
+) -> Float[Tensor, "S 2 Q"]:
+    """:func:`sphericity` of what is left of noise alone: the same seeded noise for every scene.
+
+    Args:
+        link: of the S scenes.
+        off: what is projected off.
+        snapshots: L.
+        outputs: M.
+        draws: Q.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    noise = torch.randn(draws, snapshots, outputs, dtype=torch.complex64, generator=generator)
+    noise, off = noise.to(off.fields.device), off.single()
+    size = outputs if link.channel is None else link.channel.shape[-1]
+    step = max(1, _BLOCK // (8 * snapshots * size))  # draws that fit
+    scenes = max(1, step // draws)
+    rows = []
+    for start in range(0, len(off.fields), scenes):
+        here = slice(start, start + scenes)
+        part, some = off[here], link[here]
+        columns = []
+        for first in range(0, draws, step):
+            drawn = noise[first : first + step].expand(len(part.fields), -1, -1, -1)
+            columns.append(sphericity(some, part.of(drawn)))
+        rows.append(torch.cat(columns, dim=-1))
+    return torch.cat(rows).double()
+
+
+def tail_probability(
+    value: Float[Tensor, "S"], draws: Float[Tensor, "S Q"], tail: int = _TAIL
+) -> Float[Tensor, "S"]:
+    r"""Probability of a value at least as large, from Q draws of the same distribution.
+
+    :math:`(1 + \#\{\text{draws} \ge \text{value}\}) / (Q + 1)`, exact whatever the distribution, down to the
+    largest ``tail`` draws. Beyond them an exponential with their mean excess, which falls no faster than the
+    tails that occur here (the tail of Knijnenburg et al., "Fewer permutations, more accurate P-values",
+    Bioinformatics 25 (2009), with its shape fixed).
+    """
+    count = draws.shape[1]
+    ordered = draws.sort(dim=1, descending=True).values
+    edge = ordered[:, tail]
+    excess = (ordered[:, :tail] - edge[:, None]).mean(dim=1)
+    counted = (1 + (draws >= value[:, None]).sum(1)) / (count + 1)
+    beyond = (tail + 1) / (count + 1) * torch.exp(-(value - edge) / excess)
+    return torch.where(value > edge, beyond, counted.to(value.dtype))
+
+
+def _as_much(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
+    """P value and excess where the noise variance is known."""
+    assert recording.noise_variance is not None
+    data = recording.snapshots.to(torch.complex128)
+    statistic = 2 * _energy(off.of(data[:, None])) / recording.noise_variance.double()
+    freedom = off.freedom(data.shape[1])
+    return torch.special.gammaincc(freedom / 2, statistic / 2), statistic / freedom
+
+
+def _white(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
+    """P value, and no excess, where the noise variance is not known."""
+    data = recording.snapshots.to(torch.complex128)[:, None]
+    rest = off.of(data)
+    nothing = _energy(rest) <= _NOTHING * _energy(data)
+    rest = torch.where(nothing[:, None, None, None], data, rest)
+    measured = sphericity(recording.link, rest)[..., 0]
+    p = _as_white(recording.link, off, measured, data, _FIRST)
+    # Most scenes are sound, and the draws are most of the work.
+    doubtful = (p < _CLEAR).nonzero()[:, 0]
+    if len(doubtful):
+        link, some = recording.link[doubtful], off[doubtful]
+        p[doubtful] = _as_white(link, some, measured[doubtful], data[doubtful], _DRAWS)
+    p = torch.where(nothing, 1.0, p)
+    return p, torch.full_like(p, torch.nan)
+
+
+def _as_white(link: Link, off: Projection, measured: Tensor, data: Tensor, draws: int) -> Tensor:
+    """P value from so many draws; NaN where no statistic varies."""
+    _, _, L, M = data.shape
+    drawn = null_sphericity(link, off, L, M, draws)
+    mean, spread = drawn.mean(-1), drawn.std(-1)
+    varies = spread > _CONSTANT
+    spread = torch.where(varies, spread, torch.inf)
+    # Of the two the more surprising one counts; how surprising that is, the same draws say.
+    most = ((measured - mean) / spread).amax(1)
+    among = ((drawn - mean[..., None]) / spread[..., None]).amax(1)
+    p = tail_probability(most, among, _TAIL * draws // _DRAWS)
+    return torch.where(varies.any(1), p, torch.nan)
+
+
+def _energy(data: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S"]:
+    return torch.view_as_real(data).square().sum((1, 2, 3, 4))
+
+
+def _gram_energy(x: Complex[Tensor, "S Q L _"]) -> Float[Tensor, "S Q"]:
+    r"""Logarithm of :math:`\sum_{l,l'} |x_l^H x_{l'}|^2`."""
+    return torch.view_as_real(x @ x.mH).square().sum((-3, -2, -1)).log()
+
+
+def _for_draws(value: Tensor) -> Tensor:
+    """An axis of draws behind that of the scenes, where there is one of scenes."""
+    return value if value.ndim == 2 else value[:, None]

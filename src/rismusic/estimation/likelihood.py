@@ -1,0 +1,380 @@
+r"""What both likelihoods need of the data: inner products of fields at the receiver.
+
+Everything behind them is K x K, in float64 whatever the precision of the data. (Inner products of complex64
+fields are exact in float64, so a cost loses nothing to cancellation: it is that of slightly rounded fields.)
+
+The two likelihoods of source positions, conditional and unconditional, through any link.
+
+With :math:`y_l = G_l A s_l + n_l`, :math:`C_l = G_l A` [M, K] and noise of variance :math:`\sigma^2`:
+
+* *conditional* (the symbols are what they were): with symbols and noise variance at their best,
+
+  .. math:: f = \sum_l |P^\perp_{C_l} y_l|^2, \qquad -\log p = L M \log f + \mathrm{const};
+
+* *unconditional* (Gaussian symbols of power :math:`p_k`), with :math:`R_l = C_l P C_l^H + \sigma^2 I`,
+
+  .. math:: -\log p = \sum_l \left[ \log\det R_l + y_l^H R_l^{-1} y_l \right] + \mathrm{const}.
+
+Both need no more of the data than the inner products of :math:`X_l = [C_l, B_l]` (B_l [M, 3K] the
+derivatives of C_l by the positions) among themselves and with y_l
+(:class:`~rismusic.estimation.likelihood.SufficientStatistics`).
+
+Stoica and Nehorai, "Performance study of conditional and unconditional direction-of-arrival estimation", IEEE
+Trans. ASSP 38 (1990); Golub and Pereyra, "Separable nonlinear least squares", Inverse Problems 19 (2003).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from rismusic.array import Wave, by_inverse_range, steering, steering_with_derivatives
+from rismusic.io import Recording
+
+# Bytes that the largest arrays of one block of scenes may take.
+_BLOCK = 2**27
+
+
+@dataclass(frozen=True, eq=False)
+class SufficientStatistics:
+    r"""What the likelihoods need of S scenes at given positions: inner products, in float64.
+
+    Args:
+        gram: :math:`X_l^H X_l`, [S, L, C, C] complex (L = 1 where the link is the same in every snapshot), of
+            C = K columns G_l a_k, or K + 3K with their derivatives behind them (source slow, coordinate
+            fast). Columns of empty places are zero.
+        cross: :math:`X_l^H y_l`, [S, L, C] complex.
+        energy: :math:`|y_l|^2`, [S, L].
+        active: which places hold a source, [S, K].
+        antennas: M, length of y_l.
+    """
+
+    gram: Complex[Tensor, "S _ C C"]
+    cross: Complex[Tensor, "S L C"]
+    energy: Float[Tensor, "S L"]
+    active: Bool[Tensor, "S K"]
+    antennas: int
+
+    @property
+    def size(self) -> int:
+        """Complex numbers in a scene's data, L M."""
+        return self.energy.shape[1] * self.antennas
+
+    def __getitem__(self, scenes: Tensor | slice) -> SufficientStatistics:
+        """The moments of some scenes."""
+        return SufficientStatistics(
+            self.gram[scenes], self.cross[scenes], self.energy[scenes], self.active[scenes], self.antennas
+        )
+
+    def without_derivatives(self) -> SufficientStatistics:
+        """Those of the fields alone."""
+        K = self.active.shape[1]
+        return SufficientStatistics(
+            self.gram[..., :K, :K], self.cross[..., :K], self.energy, self.active, self.antennas
+        )
+
+    def without_each(self) -> SufficientStatistics:
+        """With one source after the other left out, S K problems, the source fast; no derivatives."""
+        K = self.active.shape[1]
+        stay = ~torch.eye(K, dtype=torch.bool, device=self.active.device)  # [left out, K]
+        pair = stay[:, :, None] & stay[:, None, :]
+        return SufficientStatistics(
+            (self.gram[:, None, :, :K, :K] * pair[:, None]).flatten(0, 1),
+            (self.cross[:, None, :, :K] * stay[:, None]).flatten(0, 1),
+            self.energy.repeat_interleave(K, dim=0),
+            (self.active[:, None] & stay).flatten(0, 1),
+            self.antennas,
+        )
+
+
+def sufficient_statistics(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    *,
+    derivatives: bool = False,
+    wave: Wave = "spherical",
+) -> SufficientStatistics:
+    """Inner products of the sources' fields at the receiver, and of the fields' derivatives, with the data.
+
+    Args:
+        recording: S scenes.
+        positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite throughout.
+        active: which places hold a source.
+        derivatives: whether B_l is there, by azimuth, elevation and inverse range.
+        wave: the form of the wave.
+    """
+    data = recording.snapshots
+    azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
+    panel, present = recording.panel, active[:, None]
+    if derivatives:
+        A, D = steering_with_derivatives(panel, azimuth, elevation, 1 / q, wave)
+        turn = by_inverse_range(q)
+        columns = torch.cat((A * present, (D * (turn * active[..., None])[:, None]).flatten(-2)), dim=-1)
+    else:
+        columns = steering(panel, azimuth, elevation, 1 / q, wave) * present
+    fields = recording.link.matmul(columns).to(torch.complex128).contiguous()
+    received = data.to(torch.complex128)
+    adjoint = fields.mH
+    cross = (adjoint @ received[..., None])[..., 0]
+    energy = torch.view_as_real(received).square().sum(dim=(-2, -1))
+    return SufficientStatistics(adjoint @ fields, cross, energy, active, data.shape[-1])
+
+
+def scene_blocks(recording: Recording, columns: int) -> list[slice]:
+    """Blocks of scenes whose fields, ``columns`` of them for each scene, stay within the memory meant."""
+    _, L, M = recording.snapshots.shape
+    N = recording.elements.shape[0]
+    coded = 1 if recording.codes is None else recording.codes.shape[-2]
+    # Coded columns on the panel, fields at the receiver and their float64 copies, the link's own rows.
+    each = coded * columns * (8 * N + 40 * M) + 8 * N * (L + M) + 4 * 16 * coded * columns**2
+    step = max(1, _BLOCK // each)
+    return [slice(i, min(i + step, len(recording))) for i in range(0, len(recording), step)]
+
+
+# Two columns closer than this (relative, squared) count as one; far above rounding, far below any data.
+_RIDGE = 1e-13
+# Least cost, so that scenes of zeros have a logarithm, and an inverse whose square is still a number.
+_SILENCE = 1e-140
+
+
+def symbols(stats: SufficientStatistics) -> Complex[Tensor, "S L K"]:
+    r"""Symbols of least squares, :math:`\hat s_l = (C_l^H C_l)^{-1} C_l^H y_l`; 0 in empty places."""
+    K = stats.active.shape[1]
+    return _solve(stats, stats.cross[..., :K, None])[..., 0]
+
+
+def conditional_cost(stats: SufficientStatistics) -> Float[Tensor, "S"]:
+    r"""The cost :math:`f = \sum_l |P^\perp_{C_l} y_l|^2`, at least rounding above zero."""
+    return residual_energy(stats, symbols(stats))
+
+
+def conditional(
+    stats: SufficientStatistics,
+) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
+    r"""Conditional likelihood with its exact gradient and Gauss-Newton curvature in the U = 3K coordinates.
+
+    With the symbols eliminated (variable projection, Kaufman's form) and :math:`r_l = P^\perp_{C_l} y_l`,
+
+    .. math:: \frac{\partial f}{\partial x_i} = -2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H r_l
+        \right], \qquad F_{ij} = 2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H P^\perp_{C_l} b_{jl} \,
+        s_{k(j)l} \right],
+
+    b_il [M] the derivative of source k(i)'s field by coordinate i.
+
+    Returns:
+        :math:`L M \log f`, in nats, with :math:`L M / f` times the gradient and the curvature of f.
+    """
+    K = stats.active.shape[1]
+    s = symbols(stats)
+    cost = residual_energy(stats, s)
+    gram = stats.gram
+    across = gram[..., K:, :K]
+    weight = s.repeat_interleave(3, dim=-1)
+    rest = stats.cross[..., K:] - (across @ s[..., None])[..., 0]
+    gradient = -2 * (weight.conj() * rest).real.sum(dim=1)
+    projected = gram[..., K:, K:] - across @ _solve(stats, across.mH)
+    if projected.shape[1] == 1:
+        powers = weight.mH @ weight  # [S, U, U], sum_l s_il^* s_jl
+        curvature = 2 * (projected[:, 0] * powers).real
+    else:
+        outer = weight.conj()[..., :, None] * weight[..., None, :]
+        curvature = 2 * (projected * outer).real.sum(dim=1)
+    scale = stats.size / cost
+    return stats.size * cost.log(), scale[:, None] * gradient, scale[:, None, None] * curvature
+
+
+def unconditional_value(
+    stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
+) -> Float[Tensor, "S"]:
+    r"""Negative unconditional log-likelihood :math:`\sum_l [\log\det R_l + y_l^H R_l^{-1} y_l]`, in nats."""
+    inverse = _InverseCovariance(stats.gram, torch.where(stats.active, power, 0), noise_variance)
+    return _value(inverse, inverse.T @ stats.cross[..., : inverse.K, None], stats)
+
+
+def unconditional(
+    stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
+) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
+    r"""Negative unconditional log-likelihood with its exact gradient and Fisher information.
+
+    .. math:: g_i = \sum_l \left[ \mathrm{tr}(W_l R'_{il}) - y_l^H W_l R'_{il} W_l y_l \right], \qquad
+        J_{ij} = \sum_l \mathrm{tr}(W_l R'_{il} W_l R'_{jl}), \qquad W_l = R_l^{-1}.
+
+    The unknowns are the coordinates (where the statistics hold derivatives), then :math:`\log p_k`, then
+    :math:`\log\sigma^2`: U = 3K + K + 1, or K + 1.
+
+    Args:
+        stats: with derivatives or without.
+        power: p of each source; those of empty places are ignored.
+        noise_variance: sigma^2.
+
+    Returns:
+        Value in nats, gradient and Fisher information.
+    """
+    p = torch.where(stats.active, power, 0)
+    inverse = _InverseCovariance(stats.gram, p, noise_variance)
+    K, sigma2 = inverse.K, noise_variance
+    C_y = stats.cross[..., :K, None]
+    weights = inverse.T @ C_y  # T C^H y
+    J, Fyx, weight, trace = inverse.information(stats.antennas, stats.energy.shape[1])
+
+    v = (stats.cross - (inverse.gram_T @ C_y)[..., 0]) / inverse.noise[..., 0]  # X^H W y
+    vx = v.narrow(-1, 0, K)
+    if stats.gram.shape[-1] > K:
+        vx = _and_thrice(vx)
+    explained = (C_y.mH @ weights).real[..., 0, 0]
+    again = (weights.mH @ inverse.CC @ weights).real[..., 0, 0]
+    energy2 = (stats.energy - 2 * explained + again).sum(1) / sigma2.square()  # |W y|^2
+    gradient = 2 * weight * (Fyx - (v.conj() * vx).real.sum(1))
+    noise_gradient = sigma2 * (trace - energy2)
+    if stats.gram.shape[-1] > K:
+        gradient = _sources_last(gradient, 1, K)
+    gradient = torch.cat((gradient, noise_gradient[:, None]), dim=1)
+    return _value(inverse, weights, stats), gradient, J
+
+
+def fisher_information(
+    gram: Complex[Tensor, "S _ C C"],
+    power: Float[Tensor, "S K"],
+    noise_variance: Float[Tensor, "S"],
+    *,
+    antennas: int,
+    repeats: int = 1,
+) -> Float[Tensor, "S U U"]:
+    r"""Fisher information of Gaussian data with covariances :math:`R_l = C_l P C_l^H + \sigma^2 I`.
+
+    .. math:: J_{ij} = \sum_l \mathrm{tr}\left( R_l^{-1} \frac{\partial R_l}{\partial i}
+        R_l^{-1} \frac{\partial R_l}{\partial j} \right).
+
+    Everything follows from Gram matrices by Woodbury's identity, so that no M x M matrix is inverted.
+
+    Args:
+        gram: :math:`X_l^H X_l` of the K columns of :math:`C_l = G_l A` and, behind them, their derivatives by
+            the three coordinates of each source (source slow, coordinate fast).
+        power: p; 0 in empty places.
+        noise_variance: sigma^2.
+        antennas: M.
+        repeats: how many snapshots each of the L matrices stands for.
+
+    Returns:
+        J for the coordinates, then log p, then log sigma^2: U = 3K + K + 1, or K + 1 without derivatives.
+    """
+    inverse = _InverseCovariance(gram, power, noise_variance, ridge=0.0)
+    return inverse.information(antennas, repeats * gram.shape[1])[0]
+
+
+class _InverseCovariance:
+    """W = R^-1 = (I - C T C^H) / sigma^2 by Woodbury's identity; well defined at p = 0 too.
+
+    Args:
+        gram: X^H X with X = [C, derivatives of C].
+        power: p, 0 in empty places.
+        noise_variance: sigma^2.
+        ridge: added to a diagonal of ones; an estimate can put sources in one place, a truth does not, and
+            high above the noise the bound would feel it.
+    """
+
+    def __init__(self, gram: Tensor, power: Tensor, noise_variance: Tensor, ridge: float = _RIDGE) -> None:
+        K = power.shape[1]
+        self.gram, self.K, self.power = gram, K, power
+        self.sigma2, self.noise = noise_variance, noise_variance[:, None, None, None]
+        root = power.sqrt()[:, None, :, None]
+        self.CC = gram[..., :K, :K]
+        inner = root * self.CC * root.mT / self.noise
+        inner.diagonal(dim1=-2, dim2=-1).add_(1)
+        # With a unit diagonal and the ridge, for sources that coincide high above the noise.
+        self.scale = inner.diagonal(dim1=-2, dim2=-1).real.rsqrt()[..., None]
+        inner = self.scale * inner * self.scale.mT
+        inner.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        self.factor, failed = torch.linalg.cholesky_ex(inner)
+        self.factor = torch.where(failed[..., None, None] > 0, torch.nan, self.factor)
+        root = root * self.scale
+        self.T = root * torch.cholesky_inverse(self.factor) * root.mT / self.noise  # [S, L, K, K]
+
+    @cached_property
+    def gram_T(self) -> Tensor:
+        """X^H C T."""
+        return self.gram.narrow(-1, 0, self.K) @ self.T
+
+    def information(self, antennas: int, snapshots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """J; and of the gradient y^H W x summed over snapshots, the weights of R', and tr W.
+
+        Powers come before coordinates until the last lines, as in [C, B].
+        """
+        K, p, gram, noise, sigma2 = self.K, self.power, self.gram, self.noise, self.sigma2
+        repeats = snapshots if gram.shape[1] == 1 else 1
+        XC, half = gram.narrow(-1, 0, K), self.gram_T
+        FC = (XC - half @ self.CC) / noise  # X^H W C
+        FCC = FC.narrow(-2, 0, K)  # C^H W C
+        F = (gram - half @ XC.mH) / noise if gram.shape[-1] > K else FC  # X^H W X
+        F2 = (FC - half @ FCC) / noise  # X^H W W C
+        turn = self.T @ self.CC
+        one, two = _trace(turn).real, _trace(turn @ turn).real
+        trace = (antennas - one).sum(1) * repeats / sigma2  # tr W, over all snapshots
+        trace2 = (antennas - 2 * one + two).sum(1) * repeats  # tr W W, in units of 1 / sigma^4
+
+        # R' = weight (x y^H + y x^H): x = y = c_k, p_k / 2 for the logarithm of a power; x = c_k, y = b_i,
+        # weight p_k for a coordinate.
+        Fyx, Fyx2, Fxx, weight = FC, F2, FCC, p / 2
+        if gram.shape[-1] > K:
+            Fyx, Fyx2 = _and_thrice(FC), _and_thrice(F2)
+            Fxx = _and_thrice(_and_thrice(FCC).mT).mT
+            weight = torch.cat((weight, p.repeat_interleave(3, dim=-1)), dim=-1)
+        J = (2 * repeats) * (Fyx * Fyx.mT + F * Fxx.mT).real.sum(1) * weight[:, :, None] * weight[:, None]
+        scaled = 2 * repeats * weight
+        by_noise = Fyx2.diagonal(dim1=-2, dim2=-1).real.sum(1) * scaled * sigma2[:, None]
+        J = torch.cat((J, by_noise[:, None]), dim=1)
+        J = torch.cat((J, torch.cat((by_noise, trace2[:, None]), dim=1)[..., None]), dim=2)
+        if gram.shape[-1] > K:
+            J = _sources_last(_sources_last(J, 1, K), 2, K)
+        return J, Fyx.diagonal(dim1=-2, dim2=-1).real.sum(1) * repeats, weight, trace
+
+
+def _value(inverse: _InverseCovariance, weights: Tensor, stats: SufficientStatistics) -> Tensor:
+    """Negative log-likelihood, ``weights`` being T C^H y."""
+    L = stats.energy.shape[1]
+    pivots = (inverse.factor.diagonal(dim1=-2, dim2=-1).real / inverse.scale[..., 0]).log().sum(-1)
+    determinant = (2 * pivots).sum(-1) * (L if pivots.shape[1] == 1 else 1)
+    explained = (stats.cross[..., : inverse.K, None].mH @ weights).real[..., 0, 0]
+    rest = (stats.energy - explained).sum(-1)
+    return determinant + stats.size * inverse.sigma2.log() + rest / inverse.sigma2
+
+
+def _and_thrice(columns: Tensor) -> Tensor:
+    """K columns, and behind them each of them three times."""
+    thrice = columns[..., None].expand(*columns.shape, 3).flatten(-2)
+    return torch.cat((columns, thrice), dim=-1)
+
+
+def _sources_last(value: Tensor, dim: int, sources: int) -> Tensor:
+    """The first K entries moved behind the 3K that follow; what comes after stays."""
+    head, middle, tail = value.tensor_split((sources, 4 * sources), dim=dim)
+    return torch.cat((middle, head, tail), dim=dim)
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _solve(stats: SufficientStatistics, right: Tensor) -> Tensor:
+    """(C^H C)^-1 times ``right``, [S, L, K, *]; columns that coincide share, empty places give 0."""
+    K = stats.active.shape[1]
+    gram = stats.gram[..., :K, :K]
+    norm = gram.diagonal(dim1=-2, dim2=-1).real.sqrt()
+    scale = torch.where(norm > 0, 1 / norm, 0)[..., None]
+    unit = scale * gram * scale.mT + torch.diag_embed(torch.where(norm > 0, _RIDGE, 1.0))
+    factor = torch.linalg.cholesky_ex(unit).L
+    if factor.shape[1] != right.shape[1]:
+        factor = factor.expand(-1, right.shape[1], -1, -1)
+    return scale * torch.cholesky_solve(scale * right, factor)
+
+
+def residual_energy(stats: SufficientStatistics, s: Complex[Tensor, "S L K"]) -> Float[Tensor, "S"]:
+    """Energy not explained by the symbols s; one step of rounding of the whole at the least."""
+    explained = (stats.cross[..., : s.shape[-1]].conj() * s).real.sum(dim=(1, 2))
+    energy = stats.energy.sum(dim=1)
+    return torch.maximum(energy - explained, energy * 1e-15).clamp_min(_SILENCE)

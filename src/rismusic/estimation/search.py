@@ -1,0 +1,381 @@
+r"""The search grid seen through the link: :math:`D_l = G_l A` of all grid points, never all of it at once.
+
+Complex products are written as real ones, the real and the imaginary part of a row w times a column a being
+:math:`[\mathrm{Re}\,w, -\mathrm{Im}\,w] \cdot [\mathrm{Re}\,a; \mathrm{Im}\,a]` and
+:math:`[\mathrm{Im}\,w, \mathrm{Re}\,w] \cdot [\mathrm{Re}\,a; \mathrm{Im}\,a]`: one large real matrix product
+for all rows of many scenes, whose squares are then summed many times faster than complex moduli. A search
+needs no more than float32.
+
+Which point of the grid, as one more source of a scene, raises its likelihood the most.
+
+Let the sources that are already there be taken out of the data, :math:`x_l = (I - Q_l Q_l^H) y_l`, and
+:math:`g_{lp} = G_l a_p` be the field of point p at the receiver,
+:math:`h_{lp} = |g_{lp}|^2 - |Q_l^H g_{lp}|^2`.
+
+* *conditional*: Q_l [M, K] an orthonormal basis of the sources' fields; the cost falls by
+
+  .. math:: \sum_l \frac{|g_{lp}^H x_l|^2}{h_{lp}},
+
+  which is orthogonal least squares (Chen, Billings and Luo, Int. J. Control 50 (1989)) with a gain of its own
+  in each snapshot;
+
+* *unconditional*: :math:`I - Q_l Q_l^H = \sigma^2 R_l^{-1}`, R_l the covariance of sources and noise; the
+  likelihood rises, at the best power :math:`\gamma` of the new source, by
+
+  .. math:: \max_\gamma \sum_l \left[ \frac{\gamma b_{lp}}{1 + \gamma a_{lp}}
+      - \log(1 + \gamma a_{lp}) \right],
+      \qquad a = h / \sigma^2, \quad b = |g^H x|^2 / \sigma^4
+
+  (Tipping and Faul, "Fast marginal likelihood maximisation for sparse Bayesian models", AISTATS 2003).
+
+:math:`g_{lp}^H x = a_p^H (G_l^H x)` takes the steering matrix only, which all scenes share; what depends on
+the link alone, :math:`|g_{lp}|^2`, is computed once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Complex, Float, Int64
+from torch import Tensor
+
+from rismusic.array import Wave, steering
+from rismusic.estimation.grid import SearchGrid
+from rismusic.io import Recording
+from rismusic.operator import Link
+
+# Bytes for the products of one block of scenes.
+BLOCK = 2**26
+# Directions of the channel that are told apart where all that is wanted is how much arrives.
+_STRONG = 4
+# Bytes of steering vectors up to which they are kept; beyond it they are made again, so many at a time.
+STEERING = 2**28
+_AT_ONCE = 2**26
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """The points of a grid that lie inside its volume, for products with many rows at once.
+
+    Args:
+        grid: the grid.
+        points: [P] numbers of its points that are inside.
+    """
+
+    grid: SearchGrid
+    points: Int64[Tensor, "P"]
+
+    @classmethod
+    def of(cls, grid: SearchGrid) -> Dictionary:
+        """The dictionary of a grid's points inside the volume."""
+        return cls(grid, grid.inside.nonzero()[:, 0])
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def positions(self, index: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch 3"]:
+        """Azimuth (rad), elevation (rad) and inverse range (1/m) of points by their place among P."""
+        number = self.points[index]
+        return torch.stack(
+            (self.grid.azimuth[number], self.grid.elevation[number], 1 / self.grid.range[number]), dim=-1
+        )
+
+    def columns(self) -> Iterator[tuple[slice, Float[Tensor, "_ B"]]]:
+        """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B]."""
+        N = self.grid.panel.size
+        if 8 * N * len(self.grid) <= STEERING:
+            yield slice(0, len(self)), self.grid.real_steering(torch.float32)[:, self.points]
+            return
+        done = 0
+        for block, A in self.grid.blocks(max(1, _AT_ONCE // (8 * N))):
+            inside = self.grid.inside[block]
+            count = int(inside.sum())
+            if count:
+                yield slice(done, done + count), torch.cat((A.real, A.imag))[:, inside]
+            done += count
+
+    def fields(self, link: Link, columns: Float[Tensor, "_ B"]) -> Float[Tensor, "_ _ M2 B"]:
+        r"""The dictionary :math:`G_l a_p` itself, rows Re and Im of each output in turn, [S, L, 2M, B].
+
+        Axes S and L have length 1 where the link is the same for all scenes or snapshots.
+        """
+        if link.channel is not None:
+            return real_products(scenes_first(link.dense(), 3), columns).flatten(2, 3)
+        real, imaginary = columns.chunk(2)
+        fields = scenes_first(link.matmul(torch.complex(real, imaginary)), 3)
+        return torch.view_as_real(fields).movedim(-1, -2).flatten(2, 3)
+
+    def energies(self, link: Link, columns: Float[Tensor, "_ B"]) -> Float[Tensor, "_ _ B"]:
+        r"""Nearly what a source of unit power at each point sends to the receiver, :math:`|G_l a_p|^2`.
+
+        With :math:`H H^H = \sum_j \lambda_j u_j u_j^H` and :math:`v_j = H^H u_j / \sqrt{\lambda_j}`, the
+        strongest J directions of the channel (its line of sight among them) are exact, and the others meet a
+        coded wave as if it came from everywhere:
+
+        .. math:: |G_l a_p|^2 \approx \sum_{j \le J} \lambda_j |v_j^H (c_l \odot a_p)|^2 + \bar\lambda \Big(
+            |c_l \odot a_p|^2 - \sum_{j \le J} |v_j^H (c_l \odot a_p)|^2 \Big), \qquad
+            \bar\lambda = \sum_{j > J} \frac{\lambda_j}{N - J}.
+
+        It costs J / M of the exact form, and a search only needs to know which few points to look at.
+
+        Returns:
+            [S, L, B], with axes of length 1 where the link is the same for all.
+        """
+        # |a_n|^2 = 1 / N, whatever the point.
+        N = self.grid.panel.size
+        level = link.codes.abs().square().mean(-1) if link.codes is not None else columns.new_ones(1, 1)
+        level = scenes_first(level, 1).float()[..., None]
+        if link.channel is None:
+            return level.expand(-1, -1, columns.shape[1])
+        H = link.channel
+        values, basis = torch.linalg.eigh(H @ H.mH)
+        strong = min(_STRONG, values.shape[-1])
+        values = values.clamp_min(0)
+        rest = values[..., :-strong].sum(-1, keepdim=True) / max(1, N - strong)
+        kept = values[..., -strong:]
+        # A direction as weak as rounding takes no part.
+        weight = torch.where(kept > 0, 1 - rest / kept.clamp_min(torch.finfo(kept.dtype).tiny), 0).clamp_min(
+            0
+        )
+        rows = Link(weight.sqrt()[..., None] * (basis[..., -strong:].mH @ H), link.codes)
+        ones = torch.ones(1, N, dtype=H.dtype, device=H.device)
+        dense = scenes_first(Link(rows.channel, ones if link.codes is None else link.codes).dense(), 3)
+        S, L = dense.shape[:2]
+        step = max(1, BLOCK // (8 * L * strong * columns.shape[1]))
+        parts = [
+            real_products(dense[i : i + step], columns).flatten(2, 3).square().sum(dim=2)
+            for i in range(0, S, step)
+        ]
+        return torch.cat(parts) + level * scenes_first(rest, 1)[..., None]
+
+
+def real_products(
+    rows: Complex[Tensor, "*batch N"], columns: Float[Tensor, "_ B"]
+) -> Float[Tensor, "*batch 2 B"]:
+    """Real and imaginary part of rows times real columns [2N, B] of :meth:`Dictionary.columns`; float32."""
+    both = real_rows(rows)
+    return (both.flatten(0, -2) @ columns).unflatten(0, both.shape[:-1])
+
+
+def real_rows(rows: Complex[Tensor, "*batch N"]) -> Float[Tensor, "*batch 2 _"]:
+    """Rows whose products with real columns [2N, B] are real and imaginary part of the rows' own; float32."""
+    real, imaginary = rows.real.float(), rows.imag.float()
+    return torch.stack((torch.cat((real, -imaginary), dim=-1), torch.cat((imaginary, real), dim=-1)), dim=-2)
+
+
+def scenes_first(value: Tensor, keep: int) -> Tensor:
+    """One scene axis in front of the last ``keep``, of length 1 where there is none."""
+    return value if value.ndim > keep else value[None]
+
+
+# Bytes of |g|^2 up to which it is kept.
+_KEPT = 2**28
+# Share of a point's energy outside the sources already found below which it is not told from them.
+_FLOOR = 1e-3
+# The same where the energy itself is an approximation: less would let errors stand out as sources.
+_ROUGH_FLOOR = 0.2
+# Leading points of a search that are looked at exactly.
+_CHECKED = 32
+# Steps towards the best power of a new source; a search needs no more.
+_STEPS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """What some scenes are without the sources already found.
+
+    Args:
+        data: x_l, [B, L, M].
+        basis: Q_l, [B, L, M, K] (L = 1 where it is always the same); zero columns stand for nothing.
+        noise_variance: sigma^2 for the unconditional criterion; none for the conditional one.
+    """
+
+    data: Complex[Tensor, "B L M"]
+    basis: Complex[Tensor, "B _ M K"]
+    noise_variance: Float[Tensor, "B"] | None = None
+
+    def __getitem__(self, scenes: slice) -> Residual:
+        noise = self.noise_variance
+        return Residual(self.data[scenes], self.basis[scenes], None if noise is None else noise[scenes])
+
+
+def project_out(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
+    wave: Wave = "spherical",
+) -> Residual:
+    """The scenes without some sources.
+
+    Args:
+        recording: S scenes.
+        positions: azimuth, elevation, 1/range of the sources.
+        active: which places hold a source; empty ones come last.
+        power_noise: powers and noise variance, for the unconditional criterion.
+        wave: the form of the wave.
+    """
+    data = recording.snapshots
+    azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
+    A = steering(recording.panel, azimuth, elevation, 1 / q, wave) * active[:, None]
+    fields = recording.link.matmul(A)
+    if power_noise is None:
+        noise = None
+        Q, R = torch.linalg.qr(fields)
+        # A column that the others span is left as rounding and stands for nothing, nor does an empty place.
+        Q = Q * (R.diagonal(dim1=-2, dim2=-1).abs() > 1e-5 * fields.norm(dim=-2))[..., None, :]
+    else:
+        power, noise = power_noise
+        scaled = fields.to(torch.complex128) * torch.where(active, power, 0).sqrt()[:, None, None]
+        inner = scaled.mH @ scaled + noise[:, None, None, None] * torch.eye(
+            active.shape[1], device=data.device
+        )
+        factor = torch.linalg.cholesky_ex(inner).L
+        Q = torch.linalg.solve_triangular(factor.mH, scaled, upper=True, left=False).to(data.dtype)
+    return Residual(data - (Q @ (Q.mH @ data[..., None]))[..., 0], Q, noise)
+
+
+class GridSearch:
+    """A search of all points for S scenes at once; see the head of this module.
+
+    Args:
+        dictionary: the points.
+        recording: S scenes.
+    """
+
+    def __init__(self, dictionary: Dictionary, recording: Recording) -> None:
+        self.dictionary, self.recording = dictionary, recording
+        link = recording.link
+        scenes = len(recording) if link.per_scene else 1
+        snapshots = 1 if link.codes is None else link.codes.shape[-2]
+        self._energies: list[Tensor] | None = None
+        if 4 * scenes * snapshots * len(dictionary) <= _KEPT:
+            self._energies = [dictionary.energies(link, columns) for _, columns in dictionary.columns()]
+
+    @property
+    def grid(self) -> SearchGrid:
+        """The grid of the points."""
+        return self.dictionary.grid
+
+    def __getitem__(self, scenes: Int64[Tensor, "_"]) -> GridSearch:
+        """The search of some scenes; what was computed for them is kept."""
+        part = copy(self)
+        part.recording = self.recording[scenes]
+        if self._energies is not None and self.recording.link.per_scene:
+            part._energies = [energy[scenes] for energy in self._energies]
+        return part
+
+    def best(self, scenes: Int64[Tensor, "B"], rest: Residual, count: int = 1) -> Int64[Tensor, "B count"]:
+        """The best points for each of some scenes, the best first.
+
+        All points are compared with nearly their energy at the receiver (see
+        :meth:`~rismusic.estimation.search.Dictionary.energies`), the leading few again with exactly theirs.
+
+        Args:
+            scenes: their numbers.
+            rest: what they are without the sources already there.
+            count: how many points.
+        """
+        wanted = min(max(count, _CHECKED), len(self.dictionary))
+        best = rest.data.real.new_full((len(scenes), wanted), -torch.inf, dtype=torch.float32)
+        index = scenes.new_zeros(len(scenes), wanted)
+        for points, part, score in self._scores(scenes, rest):
+            value, place = score.topk(min(wanted, score.shape[1]), dim=1)
+            values = torch.cat((best[part], value), dim=1)
+            places = torch.cat((index[part], place + points.start), dim=1)
+            best[part], order = values.topk(wanted, dim=1)
+            index[part] = places.gather(1, order)
+        leaders = index[:, :_CHECKED]
+        exact = likelihood_gain(
+            rest, received_fields(self.recording[scenes], self.dictionary.positions(leaders))
+        )
+        order = exact.argsort(dim=1, descending=True)
+        return torch.cat((leaders.gather(1, order), index[:, _CHECKED:]), dim=1)[:, :count]
+
+    def place(self, scenes: Int64[Tensor, "B"], rest: Residual) -> Float[Tensor, "B 3"]:
+        """The best place for one more source: azimuth, elevation, 1/range."""
+        return self.dictionary.positions(self.best(scenes, rest)[:, 0])
+
+    def _scores(self, scenes: Tensor, rest: Residual) -> Iterator[tuple[slice, slice, Float[Tensor, "_ _"]]]:
+        """Places of a block of points and of scenes, and how much each point is worth to each scene."""
+        rows = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
+        for number, (points, columns) in enumerate(self.dictionary.columns()):
+            step = max(1, BLOCK // (8 * rows * columns.shape[1]))
+            for start in range(0, len(scenes), step):
+                part = slice(start, start + step)
+                link = self.recording.link[scenes[part]]
+                if self._energies is None:
+                    energy = self.dictionary.energies(link, columns)
+                else:
+                    energy = self._energies[number]
+                    energy = energy if len(energy) == 1 else energy[scenes[part]]
+                left = energy
+                for column in rest.basis[part].unbind(-1):
+                    left = left - real_products(link.adjoint(column).conj(), columns).square().sum(-2)
+                left = torch.maximum(left, _ROUGH_FLOOR * energy)
+                pull = real_products(link.adjoint(rest.data[part]).conj(), columns).square().sum(-2)
+                noise = rest.noise_variance
+                yield points, part, _worth(pull, left, None if noise is None else noise[part])
+
+
+class CandidateSearch:
+    """A search of a few places in each of S scenes, whose fields at the receiver are kept.
+
+    Args:
+        grid: whose volume and steps are meant.
+        recording: S scenes.
+        places: azimuth, elevation, 1/range.
+    """
+
+    def __init__(self, grid: SearchGrid, recording: Recording, places: Float[Tensor, "S C 3"]) -> None:
+        self.grid, self.recording, self.places = grid, recording, places
+        self._fields = received_fields(recording, places)
+
+    def place(self, scenes: Int64[Tensor, "B"], rest: Residual) -> Float[Tensor, "B 3"]:
+        """The best of them for one more source; see :meth:`GridSearch.place`."""
+        best = likelihood_gain(rest, self._fields[scenes]).argmax(dim=1)
+        return self.places[scenes].take_along_dim(best[:, None, None], dim=1)[:, 0]
+
+
+def received_fields(recording: Recording, places: Float[Tensor, "B C 3"]) -> Complex[Tensor, "B _ M C"]:
+    """Fields at the receiver of a unit source at some places.
+
+    Args:
+        recording: B scenes.
+        places: azimuth, elevation, 1/range of C places in each.
+    """
+    azimuth, elevation, q = places.to(recording.snapshots.real.dtype).unbind(-1)
+    return recording.link.matmul(steering(recording.panel, azimuth, elevation, 1 / q))
+
+
+def likelihood_gain(rest: Residual, fields: Complex[Tensor, "B _ M C"]) -> Float[Tensor, "B C"]:
+    """What a source at some places is worth to each scene, from its own field at the receiver.
+
+    Args:
+        rest: what B scenes are without the sources already there.
+        fields: of the places.
+    """
+    energy = fields.abs().square().sum(-2)
+    left = energy - (rest.basis.mH @ fields).abs().square().sum(-2)
+    pull = (rest.data[..., None, :].conj() @ fields)[..., 0, :].abs().square()
+    return _worth(pull, torch.maximum(left, _FLOOR * energy), rest.noise_variance)
+
+
+def _worth(pull: Tensor, left: Tensor, noise: Tensor | None) -> Tensor:
+    """The gain in cost or likelihood from |g^H x|^2 and h, [B, L, P] to [B, P]."""
+    if noise is None:
+        return (pull / left).sum(dim=1)
+    # In units of the noise variance: that of a receiver in watts, squared, is nothing in single precision.
+    a = left.expand_as(pull)
+    b = pull / noise.to(pull.dtype)[:, None, None]
+    # Scoring from the power that single snapshots suggest: the slope over the information at that power.
+    power = ((b - a).sum(1) / a.square().sum(1)).clamp_min(0)
+    for _ in range(_STEPS):
+        damped = 1 / (1 + power[:, None] * a)
+        slope = ((b * damped - a) * damped).sum(1)
+        power = (power + slope / (a * damped).square().sum(1)).clamp_min(0)
+    gain = power[:, None] * a
+    return (power[:, None] * b / (1 + gain) - gain.log1p()).sum(1)

@@ -1,0 +1,445 @@
+"""Fits that start from what the network sees: MUSIC on R_blend, Newton, NF-MLE, and searches beside them.
+
+``rismusic.locate``: every locator behind one call, the hybrid one and the classical ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rismusic.estimation.grid import SearchGrid, from_cosines, to_cosines
+from rismusic.estimation.levenberg_marquardt import FitOptions
+from rismusic.estimation.locate import (
+    Located,
+    by_blocks,
+    calibrated,
+    joined,
+    locate_classically,
+    searched_grid,
+    told,
+)
+from rismusic.estimation.locators import nothing, rap_music_sources
+from rismusic.estimation.maximum_likelihood import ROUGH, Fit, FitState, finish, nfmle, pack, refine, unpack
+from rismusic.estimation.model_order import SelectedOrder, log_evidence, replaced, select_model_order
+from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
+from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
+from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
+from rismusic.estimation.sparse import source_count
+from rismusic.estimation.spectra import NewtonOptions, music
+from rismusic.io import Recording
+from rismusic.nn.inference import (
+    LoadedNetwork,
+    NetworkOutput,
+    missing,
+    scene_mismatches,
+    system_mismatch,
+    trained,
+)
+from rismusic.sources import Sources
+from rismusic.spec import LocateSpec, limits
+
+# Distance of the places beside a source from it, in beam widths (widths of focus in 1/r).
+_BESIDE = 0.8
+# Of the first fits, from places that are nearly right.
+_FIRST = replace(ROUGH, powers_first=False)
+# Nats of evidence that a search of the whole grid may bring: a number of sources further behind gets none.
+_HOPE = 6.0
+
+
+def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec) -> SelectedOrder:
+    """The most probable number of sources, at most ``spec.sources_max``, and the fit with it.
+
+    To the evidence of each number (see :mod:`rismusic.estimation.model_order`) comes what the network thinks
+    of it; numbers of which it thinks nothing are not tried.
+
+    Args:
+        output: S scenes.
+        grid: the points that are searched.
+        spec: the settings.
+    """
+    _, L, M = output.recording.snapshots.shape
+    scenes = torch.arange(len(output.recording), device=output.log_count.device)
+    check_fit(output.recording, torch.zeros_like(scenes))
+    most = min(spec.sources_max, most_sources(L, M), output.log_count.shape[1] - 1)
+    prior = output.log_count[:, : most + 1].clone()
+    # Of numbers that it never met the network has no opinion.
+    unmet = torch.arange(most + 1, device=prior.device) < limits(output.card.system.sources)[0]
+    surest = prior.masked_fill(unmet, -math.inf).amax(-1, keepdim=True)
+    prior = torch.where(unmet, surest, prior)
+    # Evidence takes what errors of the panel leave for more sources; the network has learned better.
+    erring = spec.hybrid.count == "both" and spec.allowed_error > 0
+    if spec.hybrid.count == "network" or erring:
+        prior = prior.masked_fill(unmet, -math.inf)
+        return SelectedOrder(fit_n_sources(output, prior.argmax(-1), grid, spec), prior)
+    if spec.hybrid.count == "likelihood":
+        prior = torch.zeros_like(prior)
+    else:
+        prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.count_floor), -math.inf)
+    best = torch.full_like(surest[:, 0], -math.inf)
+
+    def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
+        part = output[scenes]
+        fit = _near_network(part, torch.full_like(scenes, count), grid, spec)
+        evidence = log_evidence(part.recording, fit, grid.volume)
+        before, here = prior[scenes, count], best[scenes]
+        # The grid is searched for what may still turn out to be the answer.
+        hopeful = (evidence + before > here - _HOPE).nonzero()[:, 0]
+        if len(hopeful) and count >= (spec.hybrid.search_from or math.inf):
+            some = part[hopeful]
+            searched = _searched(some, fit[hopeful], grid, spec)
+            fit = replaced(fit, hopeful, searched)
+            evidence[hopeful] = log_evidence(some.recording, searched, grid.volume)
+        best[scenes] = torch.maximum(here, evidence + before)
+        return fit, evidence
+
+    chosen = select_model_order(scenes, one, most, prior)
+    # Many sources were searched before they were chosen, for the evidence; few are where the map doubts them.
+    fewer = chosen.fit.sources.active.sum(-1) < spec.hybrid.search_from
+    few = (fewer & _map_doubts(output, chosen.fit, spec)).nonzero()[:, 0]
+    if len(few) == 0:
+        return chosen
+    fit = replaced(chosen.fit, few, _searched(output[few], chosen.fit[few], grid, spec))
+    return SelectedOrder(fit, chosen.log_evidence)
+
+
+def fit_n_sources(
+    output: NetworkOutput, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec
+) -> Fit:
+    """MUSIC on R_blend, Newton, NF-MLE; beside it the network's own list, exchanges, and a search.
+
+    Args:
+        output: S scenes.
+        count: K of each, at most K_max.
+        grid: the points that are searched.
+        spec: the settings.
+    """
+    return _searched(output, _near_network(output, count, grid, spec), grid, spec)
+
+
+def _refinable(output: NetworkOutput, spec: LocateSpec) -> Bool[Tensor, "S"]:
+    """Scenes whose peaks of MUSIC are only a start."""
+    return output.snr_db <= (spec.hybrid.polish_up_to_db if spec.polish else -math.inf)
+
+
+def _near_network(
+    output: NetworkOutput, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec
+) -> Fit:
+    """The fit without a search of the whole grid: what the network leads to."""
+    recording = output.recording
+    if int(count.max()) == 0:
+        return nothing(recording)
+    polished = _refinable(output, spec)
+    everyone, climb = bool(polished.all()), _climb(spec)
+    if not everyone:
+        climb = NewtonOptions(length=climb.length)  # to the top, where they stay
+    start, converged = rap_music_sources(music(output.blend, count.clamp_min(1)), grid, count, climb=climb)
+    if everyone:
+        return _polished(output, start, grid, spec)
+    rough = finish(recording, *unpack(start, recording), converged)
+    scenes = polished.nonzero()[:, 0]
+    if len(scenes) == 0:
+        return rough
+    fit = _polished(output[scenes], start[scenes], grid, spec)
+    return replaced(rough, scenes, fit)
+
+
+def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
+    """A search of the whole grid for scenes with many sources, or where the map doubts what was found."""
+    _, L, M = output.recording.snapshots.shape
+    count = fit.sources.active.sum(-1)
+    wanted = (count >= (spec.hybrid.search_from or math.inf)) | _map_doubts(output, fit, spec)
+    many = (wanted & (count < most_sources(L, M)) & _refinable(output, spec)).nonzero()[:, 0]
+    if len(many) == 0:
+        return fit
+    part, start = output[many], fit[many]
+    positions, active = unpack(start.sources, part.recording)
+    assert start.sources.power is not None
+    power_noise, value = None, L * M * start.cost.log()
+    if spec.criterion == "unconditional":
+        power_noise = torch.where(active, start.sources.power, 0), start.noise_variance
+        value = start.likelihood
+    begin = FitState(positions, value, start.converged, power_noise)
+    end = birth_death(
+        GridSearch(Dictionary.of(grid), part.recording),
+        begin,
+        active,
+        criterion=spec.criterion,
+        prior=_prior(part, spec),
+    )
+    changed = (end.positions != positions).flatten(1).any(-1).nonzero()[:, 0]
+    if len(changed) == 0:
+        return fit
+    last = _finished(part[changed], end[changed], active[changed], grid, spec)
+    return replaced(fit, many[changed], last)
+
+
+def _map_doubts(output: NetworkOutput, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
+    """Where the network's map gives the places that were found little probability."""
+    if not (spec.hybrid.search_from and spec.hybrid.search_below and spec.hybrid.own_list):
+        return torch.zeros_like(fit.converged)
+    positions, active = unpack(fit.sources, output.recording)
+    scenes = torch.arange(len(positions), device=active.device)
+    return output.belief(scenes, positions, active) < math.log(spec.hybrid.search_below)
+
+
+def _finished(
+    output: NetworkOutput, fit: FitState, active: Bool[Tensor, "S K"], grid: SearchGrid, spec: LocateSpec
+) -> Fit:
+    """NF-MLE to the end."""
+    return nfmle(
+        output.recording,
+        pack(fit.positions, active),
+        grid.volume,
+        criterion=spec.criterion,
+        effort=FitOptions(spec.hybrid.steps, spec.hybrid.tolerance),
+        power_noise=fit.power_noise,
+    )
+
+
+def _polished(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
+    """NF-MLE from the likelier of two starts, the peaks of MUSIC and the network's list, and exchanges.
+
+    What is compared is refined roughly; the one that stays, to the end.
+    """
+    recording, volume = output.recording, grid.volume
+    positions, active = unpack(start, recording)
+    prior = _prior(output, spec)
+    rough = partial(refine, volume=volume, criterion=spec.criterion, effort=_FIRST)
+    fit = rough(recording, positions, active)
+    if spec.hybrid.own_list:
+        own = output.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))
+        as_many = (own.active == active).all(-1)
+        scenes = (as_many & ~same_places(pack(fit.positions, active), own, grid)).nonzero()[:, 0]
+        if len(scenes):
+            first, there = fit[scenes], active[scenes]
+            listed = rough(recording[scenes], unpack(own, recording)[0][scenes], there)
+            gain = first.value - listed.value
+            gain = gain + log_prior(prior, scenes, listed.positions, there)
+            gain = gain - log_prior(prior, scenes, first.positions, there)
+            fit = fit.with_others(scenes[gain > 0], listed[gain > 0])
+    if spec.hybrid.exchanges:
+        places = output.places if spec.hybrid.own_list else _places_of_blend(output, grid, spec)
+        candidates = torch.cat((places, beside(fit.positions, grid)), dim=1)
+        fit = relax_sweeps(
+            CandidateSearch(grid, recording, candidates),
+            fit,
+            active,
+            criterion=spec.criterion,
+            sweeps=spec.hybrid.exchanges,
+            prior=prior,
+        )
+    return _finished(output, fit, active, grid, spec)
+
+
+def _prior(output: NetworkOutput, spec: LocateSpec) -> Prior | None:
+    """What the network's map says, where its own list is wanted at all."""
+    weight = spec.hybrid.belief if spec.hybrid.own_list else 0.0
+    if not weight:
+        return None
+    return lambda scenes, positions, active: weight * output.belief(scenes, positions, active)
+
+
+def _places_of_blend(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec) -> Float[Tensor, "S C 3"]:
+    """Candidates without the network's map: more peaks of MUSIC on R_blend than there are sources."""
+    most = min(spec.hybrid.candidates, output.blend.rank, grid.panel.size - 1)
+    count = torch.full((len(output.recording),), most, device=output.log_count.device)
+    found, _ = rap_music_sources(music(output.blend, count), grid, count, climb=_climb(spec))
+    return unpack(found, output.recording)[0]
+
+
+def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
+    """Places a beam's width from sources to either side, C = 6 K: where two share a peak, one may be there.
+
+    Args:
+        positions: azimuth, elevation, 1/range of K sources.
+        grid: whose beams and volume are meant.
+    """
+    middle = direction_cosines(positions)
+    width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
+    u_x, u_y, q = (middle[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
+    q = q.clamp_min(grid.volume.lower[2])
+    azimuth, elevation, distance = grid.volume.clamp(*from_cosines(u_x, u_y, q))
+    return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
+
+
+def _climb(spec: LocateSpec) -> NewtonOptions:
+    return NewtonOptions(spec.hybrid.newton_steps, spec.hybrid.newton_step, each=False)
+
+
+def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, "S"]:
+    """Where two lists of as many sources are the same to a step of the grid, in whatever order.
+
+    Args:
+        one: [S, K], NaN where there is no source.
+        other: [S, K], NaN in the same places.
+        grid: whose steps are meant.
+    """
+    places = [
+        torch.stack(to_cosines(*(value.double() for value in sources.filled())), dim=-1)
+        for sources in (one, other)
+    ]
+    step = places[0].new_tensor(grid.step)
+    near = ((places[0][:, :, None] - places[1][:, None]).abs() < step).all(-1)
+    there = one.active
+    near = near & there[:, :, None] & there[:, None, :]
+    return ((near.any(2) & near.any(1)) | ~there).all(-1)
+
+
+FALLBACK: Literal["sbl"] = "sbl"
+"""The classical method for what the network does not know."""
+
+_UNKNOWN = "the weights {!r} do not know this case"
+
+
+def locate(
+    recording: Recording,
+    *,
+    sources: Int64[Tensor, "S"] | int | str | None = None,
+    spec: LocateSpec | None = None,
+    **settings: object,
+) -> Located:
+    """Locate the sources of every scene; the twin of ``rismusic locate``.
+
+    Args:
+        recording: S scenes.
+        sources: K: one number, one for each scene [S], or ``auto``; that of ``spec`` if not given.
+        spec: method, searched volume and so on; the default if none.
+        settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
+
+    Returns:
+        Positions with error bars, in float64 and on the recording's device.
+
+    Raises:
+        InputError: an unknown setting, or more sources than the data can carry.
+    """
+    chosen = (spec or LocateSpec()).replace(**settings)
+    if isinstance(sources, (int, str)):
+        chosen = chosen.replace(sources=sources)
+    count = sources if isinstance(sources, Tensor) else None
+    grid = searched_grid(recording, chosen)
+    one, chosen = _way(recording, chosen, grid)
+    # Descents of small matrices are mostly calls, each a sixth cheaper without a record for gradients.
+    with torch.inference_mode():
+        located = by_blocks(recording, count, partial(one, spec=chosen))
+    return located.cloned()
+
+
+def _way(
+    recording: Recording, spec: LocateSpec, grid: SearchGrid
+) -> tuple[Callable[..., Located], LocateSpec]:
+    """What locates a block of these scenes, and the settings for it."""
+    if spec.method != "hybrid":
+        return partial(locate_classically, grid=grid), spec
+    if missing(spec.weights):
+        return partial(_fall_back, why=f"the weights {spec.weights!r} are not installed", grid=grid), spec
+    network = trained(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
+    if spec.panel_error == "trained":
+        spec = spec.replace(panel_error=network.card.system.hardware.response_error)
+    mismatch = system_mismatch(network, recording, spec)
+    if mismatch is not None:
+        return partial(_fall_back, why=f"{_UNKNOWN.format(spec.weights)}: {mismatch}", grid=grid), spec
+    return partial(_locate_block, trained=network, grid=grid), spec
+
+
+def _locate_block(
+    recording: Recording,
+    count: Int64[Tensor, "S"] | None,
+    *,
+    trained: LoadedNetwork,
+    grid: SearchGrid,
+    spec: LocateSpec,
+) -> Located:
+    """One block of scenes of a system that the network knows; scenes that it does not know go another way."""
+    if count is not None or spec.sources != "auto":
+        count = source_count(recording, int(spec.sources) if count is None else count)
+    noise = noise_of(recording)
+    mismatch = scene_mismatches(trained, snr_db(replace(recording, noise_variance=noise)), count)
+    device = recording.snapshots.device
+    away = torch.tensor([scene in mismatch for scene in range(len(recording))], device=device)
+    here, there = (~away).nonzero()[:, 0], away.nonzero()[:, 0]
+    parts = []
+    if len(here):
+        known = None if count is None else count[here]
+        parts.append(_hybrid(recording[here], noise[here], known, trained, grid, spec))
+    if len(there):
+        classical = _classical(recording[there], None if count is None else count[there], grid, spec)
+        why = [f"{_UNKNOWN.format(spec.weights)}: {mismatch[scene]}" for scene in there.tolist()]
+        parts.append(_warned(classical, why))
+    return _in_order(parts, here, there)
+
+
+def _hybrid(
+    recording: Recording,
+    noise: Float[Tensor, "S"],
+    count: Int64[Tensor, "S"] | None,
+    trained: LoadedNetwork,
+    grid: SearchGrid,
+    spec: LocateSpec,
+) -> Located:
+    output = NetworkOutput.by(trained, recording, noise, spec)
+    if count is None:
+        chosen = fit_most_probable(output, grid, spec)
+        located = told(output.recording, chosen.fit, chosen.probability, grid.volume, spec)
+    else:
+        located = told(output.recording, fit_n_sources(output, count, grid, spec), None, grid.volume, spec)
+    if spec.allowed_error:
+        return calibrated(located, recording, grid.volume, spec)
+    return _doubted(located, output, count, grid, spec) if spec.polish else located
+
+
+def _doubted(
+    located: Located,
+    output: NetworkOutput,
+    count: Int64[Tensor, "S"] | None,
+    grid: SearchGrid,
+    spec: LocateSpec,
+) -> Located:
+    """Another search where what was found does not explain the data; a p value of NaN cannot tell."""
+    # Peaks that were left unpolished are not meant to explain the data.
+    unpolished = output.snr_db > spec.hybrid.polish_up_to_db
+    doubtful = ((located.p_value < spec.hybrid.doubt) & ~unpolished).nonzero()[:, 0]
+    if len(doubtful) == 0:
+        return located
+    other = _classical(output.recording[doubtful], None if count is None else count[doubtful], grid, spec)
+    first = located[doubtful]
+    # With K given the likelihoods compare; fits of different K by how well they explain the data.
+    better = other.p_value > first.p_value if count is None else other.likelihood < first.likelihood
+    kept = torch.ones_like(unpolished)
+    kept[doubtful] = ~better
+    here, there = kept.nonzero()[:, 0], doubtful[better]
+    return _in_order([located[here], other[better.nonzero()[:, 0]]], here, there)
+
+
+def _in_order(parts: list[Located], here: Int64[Tensor, "_"], there: Int64[Tensor, "_"]) -> Located:
+    """Scenes that went two ways, in their order; the ways that nobody went are empty or missing."""
+    return joined([part for part in parts if len(part.warnings)])[torch.cat((here, there)).argsort()]
+
+
+def _fall_back(
+    recording: Recording, count: Int64[Tensor, "S"] | None, *, why: str, grid: SearchGrid, spec: LocateSpec
+) -> Located:
+    return _warned(_classical(recording, count, grid, spec), [why] * len(recording))
+
+
+def _classical(
+    recording: Recording, count: Int64[Tensor, "S"] | None, grid: SearchGrid, spec: LocateSpec
+) -> Located:
+    return replace(
+        locate_classically(recording, count, grid=grid, spec=spec.replace(method=FALLBACK)), spec=spec
+    )
+
+
+def _warned(located: Located, why: list[str]) -> Located:
+    said = [
+        [f"located by {FALLBACK}, not by the network: {one}", *more]
+        for one, more in zip(why, located.warnings, strict=True)
+    ]
+    return replace(located, warnings=said)

@@ -1,0 +1,195 @@
+"""HDF5 onto a disk that may be full.
+
+``.h5``: one dataset for each field, chunked by scenes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from rismusic.errors import InputError
+from rismusic.io.schema import ATTRIBUTES, FIELDS
+from rismusic.io.store import Array, Sink, Store, StoredArray, reason
+
+
+class HeldErrors(io.FileIO):
+    """A file whose first failing write is remembered, and after which writes are accepted and dropped.
+
+    HDF5 cannot close a file to which it cannot write: the half-closed file stays in its tables and brings the
+    process down later. So the library is told that all is well, and whoever drives it calls
+    :meth:`raise_held` after each step.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._held: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write all of it, or remember why not."""
+        view = memoryview(content).cast("B")
+        written = 0
+        try:
+            while self._held is None and written < len(view):
+                written += super().write(view[written:]) or 0
+        except OSError as error:
+            self._held = error
+        if self._held is not None:
+            self.seek(len(view) - written, os.SEEK_CUR)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, or remember why not."""
+        try:
+            return self.tell() if self._held else super().truncate(size)
+        except OSError as error:
+            self._held = error
+            return self.tell()
+
+    def raise_held(self) -> None:
+        """Raise what was remembered.
+
+        Raises:
+            OSError: a write has failed.
+        """
+        if self._held is not None:
+            raise self._held
+
+
+class CarefulFile:
+    """A new HDF5 file that can be closed on a full disk.
+
+    Args:
+        path: where it is written.
+        userblock_bytes: room before the HDF5 content.
+    """
+
+    def __init__(self, path: Path, *, userblock_bytes: int = 0) -> None:
+        self._disk = HeldErrors(path)
+        self.hdf5 = h5py.File(self._disk, "w", userblock_size=userblock_bytes)
+
+    def check(self) -> None:
+        """Raise if a write has failed.
+
+        Raises:
+            OSError: a write has failed.
+        """
+        self._disk.raise_held()
+
+    def close(self) -> None:
+        """Close, and raise if a write has failed.
+
+        Raises:
+            OSError: a write has failed.
+        """
+        self.hdf5.close()
+        self._disk.close()
+        self.check()
+
+
+_CHUNK_BYTES = 1 << 18
+_LARGEST_CHUNK_BYTES = 1 << 30
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Raises:
+        InputError: it is being written by another program, truncated, or broken.
+    """
+    try:
+        return h5py.File(path, "r")
+    except (OSError, RuntimeError) as error:
+        found = f"one that cannot be read ({reason(error)})"
+        if "unable to lock" in str(error) or "open for write" in str(error):
+            found = "one that another program is writing (or was writing when it died)"
+        elif "truncated" in str(error):
+            found = "a truncated one"
+        raise InputError(str(path), "a complete HDF5 file", found) from error
+
+
+def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset of the file that holds values."""
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
+        raise InputError(name, "an array", "a group")
+    if found.shape is None:
+        raise InputError(name, "an array", "a dataset without any values")
+    return found
+
+
+def members(group: Iterable[str | bytes]) -> set[str]:
+    """Names in a group; h5py gives those that are no UTF-8 as bytes."""
+    return {name if isinstance(name, str) else name.decode("utf-8", "replace") for name in group}
+
+
+def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...] | None:
+    """Chunks of whole scenes; none where scenes share the array or one alone is too large for a chunk."""
+    if not FIELDS[name].per_scene(len(shape)):
+        return None
+    scene_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    if scene_bytes > _LARGEST_CHUNK_BYTES:
+        return None
+    return (max(1, min(shape[0], _CHUNK_BYTES // scene_bytes)), *shape[1:])
+
+
+class Hdf5Store(Store):
+    """A ``.h5`` file open for reading."""
+
+    format = "h5"
+
+    def __init__(self, path: Path) -> None:
+        self._file = open_hdf5(path)
+
+    def names(self) -> set[str]:
+        """Datasets of the root and of ``truth``, and the root's attributes."""
+        names = members(self._file) - {"truth", *ATTRIBUTES} | members(self._file.attrs)
+        if "truth" in self._file:
+            if not isinstance(self._file["truth"], h5py.Group):
+                raise InputError("truth", "a group of arrays", "an array")
+            names |= {f"truth/{name}" for name in members(self._file["truth"])}
+        return names
+
+    def array(self, name: str) -> StoredArray:
+        """A dataset, or an attribute as an array of one value."""
+        if name in ATTRIBUTES:
+            return np.asarray(self._file.attrs[name])
+        return dataset(self._file, name)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+class Hdf5Sink(Sink):
+    """A ``.h5`` file under construction."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = CarefulFile(path)
+
+    def attribute(self, name: str, value: str | float) -> None:
+        """An attribute of the root."""
+        self._file.hdf5.attrs[name] = value
+
+    def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """A dataset, in chunks of whole scenes."""
+        self._file.hdf5.create_dataset(name, shape, dtype, chunks=chunk_shape(name, shape, dtype))
+
+    def write(self, name: str, start: int, block: Array) -> None:
+        """Fill part of a dataset."""
+        self._file.hdf5[name][start : start + len(block)] = block
+        self._file.check()
+
+    def finish(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def abort(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,317 @@
+"""Which format a file has: its name says what it should be, its first bytes what it is.
+
+Reading recordings: structure on opening, values when a block of scenes is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rismusic.array import Panel
+from rismusic.errors import InputError
+from rismusic.io.hdf5 import Hdf5Store
+from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
+from rismusic.io.npz import NpzStore
+from rismusic.io.recording import Recording
+from rismusic.io.schema import (
+    ATTRIBUTES,
+    FIELDS,
+    FORMAT,
+    SUFFIXES,
+    Description,
+    check_panel,
+    check_structure,
+    check_values,
+)
+from rismusic.io.store import Array, Store, StoredArray, understood
+from rismusic.sources import Sources
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_STORES: dict[str, dict[str, type[Store]]] = {
+    ".h5": {"an HDF5 file": Hdf5Store},
+    ".npz": {"a zip archive": NpzStore},
+    ".mat": {"a MATLAB 5 file": Mat5Store, "a MATLAB 7.3 file": Mat73Store},
+}
+
+
+def suffix(path: Path) -> str:
+    """The extension of a recording, in lower case.
+
+    Raises:
+        InputError: it is none of the known ones.
+    """
+    found = path.suffix.lower()
+    if found not in SUFFIXES:
+        raise InputError(
+            str(path), f"a name that ends in {', '.join(SUFFIXES)}", f'"{found}"' if found else "none"
+        )
+    return found
+
+
+def open_store(path: Path) -> Store:
+    """Open a recording for reading.
+
+    Raises:
+        InputError: it is missing, unreadable, or not of a format that goes with its name.
+    """
+    stores = _STORES[suffix(path)]
+    content = _content(path)
+    expected = " or ".join(stores)
+    if content not in stores:
+        raise InputError(str(path), expected, content)
+    try:
+        return stores[content](path)
+    except OSError as error:
+        raise InputError(str(path), expected, f"one that cannot be read ({error.strerror})") from error
+
+
+def _content(path: Path) -> str:
+    """What the first bytes say that a file is."""
+    try:
+        if path.is_dir():
+            raise InputError(str(path), "a recording", "a directory")
+        if path.exists() and not path.is_file():
+            raise InputError(str(path), "a recording", "a device or a pipe")
+        with path.open("rb") as file:
+            head = file.read(2 * HEADER_BYTES)
+            places = [head[place : place + 8] for place in (0, HEADER_BYTES)]
+            place = 2 * HEADER_BYTES
+            # HDF5 may come after a block of any other content, of 512 bytes or a power of two times that.
+            while head and _HDF5 not in places and file.seek(place) == place and (found := file.read(8)):
+                places.append(found)
+                place *= 2
+    except FileNotFoundError:
+        raise InputError(str(path), "a recording", "no such file") from None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        found_instead = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(str(path), "a readable file", found_instead) from error
+    version = {b"IM": head[124:126][::-1], b"MI": head[124:126]}.get(head[126:128], b"")
+    if not head:
+        return "an empty file"
+    if version == b"\2\0" and places[1] == _HDF5:
+        return "a MATLAB 7.3 file"
+    if _HDF5 in places:
+        return "an HDF5 file"
+    if version == b"\1\0":
+        return "a MATLAB 5 file"
+    if head[:4] in (b"PK\3\4", b"PK\5\6"):
+        return "a zip archive"
+    if path.suffix.lower() == ".mat" and 0 in head[:4]:
+        return "something else (a MATLAB 4 file?)"
+    return f"a file that starts with {head[:16]!r}"
+
+
+class RecordingFile:
+    """A recording in a file: its sizes at once, its scenes when they are asked for. A context manager.
+
+    Memory is bounded by the block that is asked for, whatever the size of the file.
+
+    Args:
+        path: a ``.h5``, ``.npz`` or ``.mat`` file.
+
+    Attributes:
+        path: the file.
+        format: ``h5``, ``npz``, ``mat 5`` or ``mat 7.3``.
+        scenes: S.
+        snapshots: L.
+        antennas: M.
+        size: elements of the panel, N.
+        sources_max: K_max; none without truth.
+        wavelength: metres.
+        elements: [N, 3] float64, metres.
+        fields: names of the fields that are there, as in ``.h5``.
+        ignored: names of what else the file holds.
+
+    Raises:
+        InputError: the file is missing, broken, foreign, or structurally wrong.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._open = True
+        self._store, self._shared = open_store(self.path), dict[str, Tensor]()
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        self.format = self._store.format
+        with understood(str(self.path), "a readable recording"):
+            names = self._store.names()
+        self.fields = tuple(name for name in FIELDS if name in names)
+        self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES)))
+        _check_format(self._store, names)
+        self.wavelength = _wavelength(self._store, names)
+        self._arrays, descriptions = {}, {}
+        for name in self.fields:
+            with understood(name, "a readable array"):
+                array = self._arrays[name] = self._store.array(name)
+                descriptions[name] = Description(array.shape, _type_name(array))
+        structure = check_structure(descriptions, matlab=self._store.matlab)
+        self._structure = structure
+        self.scenes, self.snapshots, self.antennas = structure.scenes, structure.snapshots, structure.antennas
+        self.size, self.sources_max = structure.size, structure.sources_max
+        self.elements = self._read("elements", 0, 0)
+        check_panel(Panel(self.elements, self.wavelength))
+
+    @property
+    def direct(self) -> bool:
+        """Whether the panel is sampled directly: no channel, no codes, M = N."""
+        return "channel" not in self.fields
+
+    @property
+    def channel_per_scene(self) -> bool:
+        """Whether each scene has a channel of its own."""
+        return self._structure.per_scene("channel")
+
+    @property
+    def codes_per_scene(self) -> bool:
+        """Whether each scene has codes of its own."""
+        return self._structure.per_scene("codes")
+
+    def __len__(self) -> int:
+        return self.scenes
+
+    def __getitem__(self, scenes: slice) -> Recording:
+        """The scenes of a slice without a step, in memory and validated.
+
+        Raises:
+            InputError: values that no measurement can have, unreadable values, or no scene in the slice.
+        """
+        start, stop, step = scenes.indices(self.scenes)
+        if step != 1 or stop <= start:
+            raise InputError(
+                "scenes", f"a slice of scenes within 0 .. {self.scenes}, without a step", f"{scenes}"
+            )
+        if not self._open:
+            raise InputError(str(self.path), "an open recording", "one that is closed")
+        values = {name: self._read(name, start, stop) for name in self.fields}
+        truth = {
+            name.removeprefix("truth/"): values.pop(name) for name in self.fields if name.startswith("truth/")
+        }
+        recording = Recording(
+            wavelength=self.wavelength,
+            **values,
+            truth=Sources(**truth) if truth else None,
+        )
+        check_values(recording, first_scene=start)
+        return recording
+
+    def batches(self, scenes: int) -> Iterator[Recording]:
+        """All scenes in blocks of ``scenes``; the last block may be smaller.
+
+        Raises:
+            InputError: see :meth:`__getitem__`.
+        """
+        if scenes < 1:
+            raise InputError("scenes", "a positive number of scenes in a batch", str(scenes))
+        for start in range(0, self.scenes, scenes):
+            yield self[start : start + scenes]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._open:
+            self._open = False
+            self._store.close()
+
+    def __enter__(self) -> RecordingFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, name: str, start: int, stop: int) -> Tensor:
+        """Scenes ``start`` to ``stop - 1`` of a field, or all of it where the scenes share it."""
+        if name in self._shared:
+            return self._shared[name]
+        array, (shape, scene_axis) = self._arrays[name], self._structure.placements[name]
+        index = [slice(None) for _ in array.shape]
+        if scene_axis is not None:
+            index[scene_axis] = slice(start, stop)
+            shape = (stop - start, *shape[1:])
+        with understood(name, "a readable array"):
+            stored = array[tuple(index)]
+            value = torch.from_numpy(_native(name, stored).reshape(shape))
+        if scene_axis is None:
+            self._shared[name] = value
+        return value
+
+
+def open_recording(path: str | Path) -> RecordingFile:
+    """Open a ``.h5``, ``.npz`` or ``.mat`` recording without reading its scenes.
+
+    Raises:
+        InputError: the file is missing, broken, foreign, or structurally wrong.
+    """
+    return RecordingFile(path)
+
+
+def read(path: str | Path) -> Recording:
+    """A whole recording in memory, validated.
+
+    Raises:
+        InputError: naming the field, or the file, in one sentence.
+    """
+    with open_recording(path) as file:
+        return file[:]
+
+
+def _type_name(array: StoredArray) -> str:
+    return "text" if array.dtype.kind in "SU" else array.dtype.name
+
+
+def _native(name: str, stored: Array) -> Array:
+    """As torch takes it: float64; complex64, or complex128 where the file has more; in C order."""
+    target: type[np.generic] = np.float64
+    if FIELDS[name].kind == "complex":
+        target = np.complex64 if stored.dtype.itemsize <= 8 else np.complex128
+    # What overflows becomes an infinity, and that is refused with the other values that are not finite.
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(stored, target)
+
+
+def _check_format(store: Store, names: set[str]) -> None:
+    expected = f'the text "{FORMAT}"'
+    if "format" not in names:
+        raise InputError(
+            "format", f"{expected} (it says that the file is a recording)", "no such text in the file"
+        )
+    value = _scalar("format", store, expected)
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    if not isinstance(text, str):
+        raise InputError("format", f"{expected} (in MATLAB in single quotes)", f"{value!r}")
+    if text != FORMAT:
+        raise InputError("format", expected, f'"{text[:80]}"')
+
+
+def _wavelength(store: Store, names: set[str]) -> float:
+    expected = "one positive length in metres"
+    if "wavelength" not in names:
+        raise InputError("wavelength", expected, "no such value in the file")
+    value = _scalar("wavelength", store, expected)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError("wavelength", expected, f"{value!r}")
+    return float(value)
+
+
+def _scalar(name: str, store: Store, expected: str) -> object:
+    """The one value of an attribute."""
+    with understood(name, expected):
+        array: StoredArray = store.array(name)
+        if int(np.prod(array.shape)) != 1:
+            raise InputError(name, expected, f"an array of shape {list(array.shape)}")
+        if array.dtype.hasobject and not isinstance(array, np.ndarray):
+            raise InputError(name, expected, "Python objects (they are never unpickled)")
+        return np.asarray(array[tuple(slice(None) for _ in array.shape)]).item()

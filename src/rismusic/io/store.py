@@ -1,0 +1,105 @@
+"""What the formats have in common: named arrays that are read and written in blocks of scenes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from rismusic.errors import InputError
+
+Array = npt.NDArray[Any]
+
+
+@runtime_checkable
+class StoredArray(Protocol):
+    """An array in a file, of which slices are read when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, in the order of the axes that Python sees."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its type; complex numbers are complex, however the file stores them."""
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Array:
+        """A fresh array with the part that the slices select."""
+
+
+class Store(ABC):
+    """An open file, as named arrays. Attributes are arrays of one value."""
+
+    format: ClassVar[str]
+    matlab: ClassVar[bool] = False
+    """Trailing axes of length 1 may be missing, and a vector may be a row or a column."""
+
+    @abstractmethod
+    def __init__(self, path: Path) -> None:
+        """Open a file for reading."""
+
+    @abstractmethod
+    def names(self) -> set[str]:
+        """The names of everything in the file, as :mod:`~rismusic.io.schema` spells them."""
+
+    @abstractmethod
+    def array(self, name: str) -> StoredArray:
+        """One of them; nothing but its shape and type need be read yet."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class Sink(ABC):
+    """A file under construction: arrays are created at full size, then filled from the first scene on."""
+
+    @abstractmethod
+    def __init__(self, path: Path) -> None:
+        """Start a file."""
+
+    @abstractmethod
+    def attribute(self, name: str, value: str | float) -> None:
+        """Write a text or a number."""
+
+    @abstractmethod
+    def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Announce an array, at its full size."""
+
+    @abstractmethod
+    def write(self, name: str, start: int, block: Array) -> None:
+        """Write ``block`` to the places from ``start`` on along the first axis."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Complete the file and close it."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close without completing; what is on disk is thrown away by the caller."""
+
+
+@contextmanager
+def understood(field: str, expected: str) -> Iterator[None]:
+    """Whatever a parser raises on the bytes of a bad file becomes an :class:`InputError` for ``field``.
+
+    The parsers of h5py, scipy, zipfile and numpy raise nearly every built-in exception on broken files, so
+    the block must hold nothing but their calls.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(field, expected, f"one that cannot be read ({reason(error)})") from error
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library had to say, or the exception's name if that is nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

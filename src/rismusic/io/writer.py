@@ -1,0 +1,226 @@
+"""Writing recordings: in blocks of scenes, under a temporary name until the file is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rismusic.errors import InputError
+from rismusic.files import check_output
+from rismusic.io.hdf5 import Hdf5Sink
+from rismusic.io.matlab import Mat5Sink, Mat73Sink
+from rismusic.io.npz import NpzSink
+from rismusic.io.reader import suffix
+from rismusic.io.recording import Recording
+from rismusic.io.schema import FIELDS, FORMAT, check_values, structure_of, tensors, validate
+from rismusic.io.store import Sink, reason
+
+MatVersion = Literal["5", "7.3"]
+_BLOCK_SCENES = 256
+
+
+class RecordingWriter:
+    """Writes a recording block by block; the file appears under its name when it is complete.
+
+    A context manager: leaving it completes the file, leaving it through an exception throws away what was
+    written and leaves a file of that name as it was. Memory is bounded by the block (a MATLAB 5 file is
+    gathered in memory). Snapshots, channel and codes are written as complex64, everything real as float64.
+
+    Args:
+        path: ends in ``.h5``, ``.npz`` or ``.mat``.
+        scenes: how many scenes will be appended in all, S.
+        overwrite: replace a file of that name.
+        mat_version: of ``.mat`` files: ``"5"`` (2 GiB a variable) or ``"7.3"``.
+
+    Raises:
+        InputError: an unknown extension or version, a place that cannot be written, a file that exists.
+    """
+
+    def __init__(
+        self, path: str | Path, *, scenes: int, overwrite: bool = False, mat_version: MatVersion = "5"
+    ) -> None:
+        self.path, self.scenes, self.overwrite = Path(path), scenes, overwrite
+        make_sink = _sink(self.path, mat_version)
+        if scenes < 1:
+            raise InputError("scenes", "at least one scene to write", str(scenes))
+        check_output(self.path, overwrite=overwrite)
+        self._written = 0
+        self._first: dict[str, Tensor] = {}
+        self._wavelength = math.nan
+        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+        with self._on_disk():
+            self._sink = make_sink(self._temporary)
+
+    def append(self, block: Recording) -> None:
+        """Write the next scenes.
+
+        Raises:
+            InputError: the block is no sound recording, differs from the first one in more than its scenes,
+                has too many scenes, or there is no room on the disk.
+        """
+        validate(block, first_scene=self._written)
+        if self._written + len(block) > self.scenes:
+            raise InputError("scenes", f"{self.scenes} scenes in all", f"{self._written + len(block)}")
+        block = _as_stored(block, self._written)
+        values = tensors(block)
+        if self._first:
+            self._compare(values, block.wavelength)
+        else:
+            self._create(values, block.wavelength)
+        with self._on_disk():
+            for name, value in values.items():
+                if FIELDS[name].per_scene(value.ndim):
+                    self._sink.write(name, self._written, value.numpy())
+        self._written += len(block)
+
+    def __enter__(self) -> RecordingWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._abort()
+            return
+        if self._written != self.scenes:
+            self._abort()
+            raise InputError("scenes", f"{self.scenes} scenes in all", f"{self._written}")
+        with self._on_disk():
+            self._sink.finish()
+            check_output(self.path, overwrite=self.overwrite)
+            self._temporary.replace(self.path)
+
+    def _create(self, values: dict[str, Tensor], wavelength: float) -> None:
+        self._wavelength = float(wavelength)
+        with self._on_disk():
+            self._sink.attribute("format", FORMAT)
+            self._sink.attribute("wavelength", self._wavelength)
+            for name, value in values.items():
+                per_scene = FIELDS[name].per_scene(value.ndim)
+                shape = (self.scenes, *value.shape[1:]) if per_scene else tuple(value.shape)
+                array = value.numpy()
+                self._sink.create(name, shape, array.dtype)
+                if not per_scene:
+                    self._sink.write(name, 0, array)
+                # One scene and what all share is enough to compare later blocks with.
+                self._first[name] = value[:1].clone() if per_scene else value
+
+    def _compare(self, values: dict[str, Tensor], wavelength: float) -> None:
+        """Everything but the scenes must be as in the first block."""
+        expected = self._first
+        for name in FIELDS:
+            if (name in values) != (name in expected):
+                here, there = ("no such field", "a field") if name in expected else ("one", "no such field")
+                raise InputError(name, f"{there}, as in the first block", here)
+            if name not in values:
+                continue
+            value, other = values[name], expected[name]
+            per_scene = FIELDS[name].per_scene(value.ndim)
+            if (
+                value.ndim != other.ndim
+                or value.dtype != other.dtype
+                or value.shape[per_scene:] != other.shape[per_scene:]
+            ):
+                raise InputError(
+                    name,
+                    f"{_kind(name, other)} in each block, as in the first",
+                    _kind(name, value),
+                )
+            if not per_scene and not torch.equal(value, other):
+                raise InputError(name, "the same values in every block", "others than in the first block")
+        if wavelength != self._wavelength:
+            raise InputError("wavelength", f"{self._wavelength:g}, as in the first block", f"{wavelength:g}")
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Operations on the file: if one fails, nothing stays, and a full disk is bad input, said as such."""
+        try:
+            yield
+        except BaseException as error:
+            self._abort()
+            if isinstance(error, (OSError, RuntimeError)):
+                raise InputError(str(self.path), "a place that can be written", _failure(error)) from error
+            raise
+
+    def _abort(self) -> None:
+        # An error is on its way already; that a file on a full disk does not close either adds nothing to it.
+        with contextlib.suppress(OSError, RuntimeError):
+            if hasattr(self, "_sink"):
+                self._sink.abort()
+        self._temporary.unlink(missing_ok=True)
+
+
+def write(
+    path: str | Path, recording: Recording, *, overwrite: bool = False, mat_version: MatVersion = "5"
+) -> None:
+    """Write a recording; see :class:`RecordingWriter`.
+
+    Raises:
+        InputError: an unsound recording, an unknown extension, a place that cannot be written.
+    """
+    structure_of(recording)
+    with RecordingWriter(path, scenes=len(recording), overwrite=overwrite, mat_version=mat_version) as writer:
+        for start in range(0, len(recording), _BLOCK_SCENES):
+            writer.append(recording[start : start + _BLOCK_SCENES])
+
+
+def _sink(path: Path, mat_version: str) -> type[Sink]:
+    sinks: dict[str, type[Sink]] = {"5": Mat5Sink, "7.3": Mat73Sink}
+    if mat_version not in sinks:
+        raise InputError("mat_version", '"5" or "7.3"', f"{mat_version!r}")
+    sinks |= {".h5": Hdf5Sink, ".npz": NpzSink, ".mat": sinks[mat_version]}
+    return sinks[suffix(path)]
+
+
+def _as_stored(recording: Recording, first_scene: int) -> Recording:
+    """In main memory and in the precision of the file; what does not fit into that is refused."""
+    recording = recording.to("cpu")
+    changed: dict[str, Tensor] = {}
+    narrowed = False
+    for name, value in tensors(recording).items():
+        value = value.detach().resolve_conj()
+        if FIELDS[name].kind == "real":
+            value = value.to(torch.float64)
+        elif name != "truth/symbols" and value.dtype != torch.complex64:
+            narrowed = True
+            value = value.to(torch.complex64)
+            if not torch.isfinite(value).all():
+                raise InputError(
+                    name, "values that complex64 can hold", f"{float(tensors(recording)[name].abs().max()):g}"
+                )
+        changed[name] = value
+    truth = {
+        name.removeprefix("truth/"): changed.pop(name) for name in list(changed) if name.startswith("truth/")
+    }
+    stored = replace(
+        recording,
+        **changed,  # type: ignore[arg-type]
+        truth=None if recording.truth is None else replace(recording.truth, **truth),
+    )
+    if narrowed:
+        check_values(stored, first_scene=first_scene)
+    return stored
+
+
+def _kind(name: str, value: Tensor) -> str:
+    per_scene = FIELDS[name].per_scene(value.ndim)
+    shape = ", ".join([*(["S"] if per_scene else []), *map(str, value.shape[per_scene:])])
+    return f"{str(value.dtype).removeprefix('torch.')} [{shape}]"
+
+
+def _failure(error: OSError | RuntimeError) -> str:
+    """HDF5 hides the number of the system's error in its text."""
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if full or f"errno = {errno.ENOSPC}," in str(error):
+        return "no space left on the disk"
+    return (isinstance(error, OSError) and error.strerror) or reason(error)

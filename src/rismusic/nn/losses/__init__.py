@@ -1,0 +1,47 @@
+"""What the network learns by: small batched losses, one idea to a file, and their weighted total."""
+
+from rismusic.nn.losses.covariance import (
+    capon,
+    covariance_error,
+    cross_coherence,
+    eigengap_hinge,
+    eigenvalue_gap,
+    factor_coherence,
+    inner,
+    peak_contrast,
+    steering_basis,
+    subspace_leakage,
+)
+from rismusic.nn.losses.sources import (
+    Matched,
+    Targets,
+    assign,
+    count_divergence,
+    heat_map_divergence,
+    heat_map_target,
+    match_heads,
+)
+from rismusic.nn.losses.total import Losses, check_start, total_loss
+
+__all__ = [
+    "Losses",
+    "Matched",
+    "Targets",
+    "assign",
+    "capon",
+    "check_start",
+    "count_divergence",
+    "covariance_error",
+    "cross_coherence",
+    "eigengap_hinge",
+    "eigenvalue_gap",
+    "factor_coherence",
+    "heat_map_divergence",
+    "heat_map_target",
+    "inner",
+    "match_heads",
+    "peak_contrast",
+    "steering_basis",
+    "subspace_leakage",
+    "total_loss",
+]

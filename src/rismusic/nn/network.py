@@ -1,0 +1,389 @@
+"""What the network says of each scene: the factors of R_pred, the number of sources, and where they are.
+
+What the network's stages are made of.
+
+The hybrid network: learned steps of sparse Bayesian learning on the grid, and the factors of R_pred.
+
+A stage looks at what the data say of every point under the present map of powers
+(:mod:`rismusic.nn.statistics`), and makes a better map; after the last one the map's highest peaks become
+sources. Between two stages the data are asked again, with the new powers in place: what the network claimed
+is then either supported or not.
+
+No gradient flows through the statistics: each stage is taught by the sources themselves, and hands what it
+remembers to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import cast
+
+import torch
+from jaxtyping import Complex, Float, Int64
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from rismusic.array import steering
+from rismusic.covariance import Conditioning, Covariance, blend, finish, predicted_covariance
+from rismusic.errors import InputError
+from rismusic.estimation.grid import SearchGrid, from_cosines, highest_points
+from rismusic.io import Recording
+from rismusic.nn.spec import NetworkSpec
+from rismusic.nn.statistics import GridStatistics, Observed
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prediction:
+    r"""The network's answer for S scenes.
+
+    The heads are a set: nothing ties head q to source q of the truth, and they are matched before they are
+    compared.
+
+    Args:
+        angle_factor: A_ang, [S, N, K_max] complex.
+        range_factor: A_rng, [S, N, K_max] complex.
+        count_logits: [S, K_max + 1], of 0 .. K_max sources.
+        azimuth: [S, Q] radians.
+        elevation: [S, Q] radians.
+        inverse_range: [S, Q] 1/m, positive.
+        existence_logits: [S, Q], positive where head q stands for a source.
+        grid_logits: [S, T, P], heat maps of T stages, the last one the answer, over the points of a
+            :class:`~rismusic.estimation.grid.SearchGrid`; softmax gives the share of sources at each point.
+
+    Raises:
+        InputError: count logits that do not fit the factors, or heads of different shapes.
+    """
+
+    angle_factor: Complex[Tensor, "S N K"]
+    range_factor: Complex[Tensor, "S N K"]
+    count_logits: Float[Tensor, "S _"]
+    azimuth: Float[Tensor, "S Q"]
+    elevation: Float[Tensor, "S Q"]
+    inverse_range: Float[Tensor, "S Q"]
+    existence_logits: Float[Tensor, "S Q"]
+    grid_logits: Float[Tensor, "S T P"] | None = None
+
+    def __post_init__(self) -> None:
+        scenes, _, most = self.angle_factor.shape
+        _shaped("range_factor", self.range_factor, list(self.angle_factor.shape))
+        _shaped("count_logits", self.count_logits, [scenes, most + 1])
+        for name in ("elevation", "inverse_range", "existence_logits"):
+            _shaped(name, getattr(self, name), [scenes, self.azimuth.shape[-1]])
+
+    def __len__(self) -> int:
+        return len(self.angle_factor)
+
+    @property
+    def covariance(self) -> Covariance:
+        """R_pred = A_ang A_ang^H + 0.3 A_rng A_rng^H, of trace 1 and rank 2 K_max at most."""
+        return predicted_covariance(self.angle_factor, self.range_factor).normalised()
+
+    def blended(
+        self, sample: Covariance, conditioning: Conditioning, beta: Float[Tensor, "S"] | float
+    ) -> Covariance:
+        """R_blend, finished: what the losses compare with R_true and what inference searches.
+
+        Args:
+            sample: R_samp as :func:`~rismusic.covariance.sample_covariance` gives it.
+            conditioning: loading and shrinkage, from the same call.
+            beta: share of R_samp, 0 to 1.
+        """
+        return finish(blend(self.covariance, sample, beta), conditioning)
+
+    def detach(self) -> Prediction:
+        """The same without its history of gradients."""
+        return self._each(torch.Tensor.detach)
+
+    def to(self, target: torch.device | str) -> Prediction:
+        """The same prediction on another device."""
+        return self._each(lambda value: value.to(target))
+
+    def __getitem__(self, scenes: slice | Tensor) -> Prediction:
+        """The prediction of some scenes."""
+        return self._each(lambda value: value[scenes])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Prediction:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {name: change(value) for name, value in values.items() if value is not None}
+        return replace(self, **changed)
+
+
+def _shaped(name: str, value: Tensor, shape: list[int]) -> None:
+    if list(value.shape) != shape:
+        raise InputError(f"prediction.{name}", f"shape {shape}", f"{list(value.shape)}")
+
+
+class Block(nn.Module):
+    """A convolution of each channel by itself, a small network per place, and attention over all places.
+
+    After Liu et al., "A ConvNet for the 2020s" (CVPR 2022); the attention is there because sources far apart
+    explain the same data.
+
+    Args:
+        width: channels.
+        kernel: places along each side of the convolution, odd.
+        heads: of the attention; 0 for none.
+    """
+
+    def __init__(self, width: int, kernel: int, *, heads: int) -> None:
+        super().__init__()
+        self.near = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+        self.attention = Attention(width, heads) if heads else None
+
+    def forward(
+        self, x: Float[Tensor, "S C X Y"], kept: Float[Tensor, "S 2 C"] | None = None
+    ) -> Float[Tensor, "S C X Y"]:
+        """Each part adds to what it was given, as far as its channels are ``kept``.
+
+        See :func:`rismusic.nn.data.channel_dropout`; all are if none.
+        """
+        flat = self.near(x).flatten(2).mT  # [S, X Y, C]
+        change = self.narrow(gelu(self.widen(self.norm(flat)))).mT
+        x = x + _thinned(change, kept, 0).view_as(x)
+        if self.attention is not None:
+            x = x + _thinned(self.attention(x.flatten(2).mT).mT, kept, 1).view_as(x)
+        return x
+
+
+def _thinned(change: Tensor, kept: Tensor | None, part: int) -> Tensor:
+    """A change [S, C, X Y] without the channels that are left out."""
+    return change if kept is None else change * kept[:, part, :, None].to(change.dtype)
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention of all places of a scene to each other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.ask = nn.Linear(width, 3 * width)
+        self.answer = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "S T C"]) -> Float[Tensor, "S T C"]:
+        """Tokens in, tokens out."""
+        queries, keys, values = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.ask(self.norm(x)).chunk(3, dim=-1)
+        )
+        return self.answer(scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))
+
+
+class Stage(nn.Module):
+    """Maps in, a memory and a value for each point of the grid out.
+
+    Args:
+        maps: channels given.
+        width: channels of the memory.
+        depth: blocks; the last one holds attention.
+        kernel: of the convolutions.
+        heads: of the attention.
+        planes: Z, values for each place.
+    """
+
+    precision: torch.dtype | None = None
+    """Of the matrix products, where it is not that of what is given; what comes out has the latter."""
+
+    def __init__(self, maps: int, width: int, depth: int, kernel: int, heads: int, planes: int) -> None:
+        super().__init__()
+        self.read = nn.Conv2d(maps, width, 1)
+        last = depth - 1
+        self.blocks = nn.Sequential(
+            *(Block(width, kernel, heads=heads if i == last else 0) for i in range(depth))
+        )
+        self.write = nn.Conv2d(width, planes, 1)
+
+    def forward(
+        self, given: Float[Tensor, "S C X Y"], kept: Float[Tensor, "S B 2 W"] | None = None
+    ) -> tuple[Float[Tensor, "S W X Y"], Float[Tensor, "S P"]]:
+        """The memory, and values [S, X Y Z]; ``kept`` is for each block."""
+        with torch.autocast(given.device.type, self.precision, enabled=self.precision is not None):
+            memory = self.read(given)
+            for number, block in enumerate(self.blocks):
+                memory = block(memory, None if kept is None else kept[:, number])
+            values = self.write(memory).movedim(1, -1).flatten(1)
+        return memory.to(given.dtype), values.to(given.dtype)
+
+
+# Maps that a stage is given for each point: log ratio, log own, log power, two of them under flat powers.
+_MAPS = 5
+# Ratios and powers are looked at on a logarithmic scale within these limits (nats).
+_LOWEST, _HIGHEST = -8.0, 8.0
+
+
+class Network(nn.Module):
+    r"""From recordings to :class:`~rismusic.nn.network.Prediction`.
+
+    It does not care for the order of the snapshots, a global phase, or the scale of y: its input are sums
+    over snapshots of squared moduli, of scenes scaled to unit power.
+
+    Args:
+        spec: sizes.
+        grid: the search grid, P = X Y Z points, whose panel is the one the network is for.
+    """
+
+    place: Tensor
+
+    def __init__(self, spec: NetworkSpec, grid: SearchGrid, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.spec, self.grid = spec, grid
+        self._statistics = GridStatistics(grid)
+        X, Y, Z = grid.shape
+        width = spec.width
+        # Where a point lies, for all scenes.
+        place = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (X, Y)), indexing="ij"))
+        inside = grid.inside.view(X, Y, Z).any(-1).float()[None].cpu()
+        self.register_buffer("place", torch.cat((place, inside)), persistent=False)
+        given = _MAPS * Z + 3 + 1
+        self.stages = nn.ModuleList(
+            Stage(given + (width if stage else 0), width, spec.depth, spec.kernel, spec.heads, Z)
+            for stage in range(spec.stages)
+        )
+        # Of each point: shifts along u_x, u_y, q; log amplitude in either factor; existence.
+        self.details = nn.Conv2d(width, 6 * Z, 1)
+        self.count = nn.Sequential(
+            nn.Linear(2 * width + 1 + spec.sources_max + 1, width),
+            nn.GELU(),
+            nn.Linear(width, spec.sources_max + 1),
+        )
+        self._reset(generator)
+
+    def _reset(self, generator: torch.Generator | None) -> None:
+        """All weights from one generator; outputs start small."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                fan = module.weight[0].numel()
+                nn.init.normal_(module.weight, std=fan**-0.5, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            for weight in (self.details.weight, cast(nn.Linear, self.count[-1]).weight):
+                weight.mul_(0.1)
+            for stage in self._each_stage():
+                stage.write.weight.mul_(0.1)
+
+    def _each_stage(self) -> list[Stage]:
+        return [cast(Stage, stage) for stage in self.stages]
+
+    def forward(self, recording: Recording, kept: Float[Tensor, "S T B 2 W"] | None = None) -> Prediction:
+        """Predict for S scenes.
+
+        Args:
+            recording: S scenes of the grid's panel; noise variance as known or not at all.
+            kept: the channels that dropout leaves, see :func:`~rismusic.nn.data.channel_dropout`; all of
+                them if none.
+        """
+        observed, maps, power = self.look(recording)
+        return self.predict(observed, maps, power, kept)
+
+    @torch.no_grad()
+    def look(self, recording: Recording) -> tuple[Observed, Float[Tensor, "S 2 P"], Float[Tensor, "S P"]]:
+        """What does not depend on the weights: scenes, statistics of flat powers, powers after some steps."""
+        statistics = self._statistics
+        observed = statistics.observe(recording)
+        power = statistics.flat(observed)
+        pull, own = statistics(observed, power)
+        first = torch.stack((_log(pull / own), _log(own * power)), dim=1)
+        power = statistics.climb(observed, power * pull / own, self.spec.climbs - 1)
+        return observed, first, power
+
+    def predict(
+        self,
+        observed: Observed,
+        first: Float[Tensor, "S 2 P"],
+        power: Float[Tensor, "S P"],
+        kept: Float[Tensor, "S T B 2 W"] | None = None,
+    ) -> Prediction:
+        """The stages, and the sources that come of them."""
+        X, Y, Z = self.grid.shape
+        S = len(power)
+        memory: Tensor | None = None
+        all_logits = []
+        for number, stage in enumerate(self._each_stage()):
+            with torch.no_grad():
+                pull, own = self._statistics(observed, power)
+                seen = torch.stack((_log(pull / own), _log(own * power), _log(power * observed.reach)), dim=1)
+            maps = torch.cat((first, seen), dim=1).view(S, _MAPS, X, Y, Z).movedim(-1, 2).flatten(1, 2)
+            noise = observed.noise_variance.log().view(S, 1, 1, 1).expand(S, 1, X, Y)
+            given = [maps, self.place.expand(S, -1, -1, -1), noise / 4]
+            if memory is not None:
+                given.append(memory)
+            left = None if kept is None else kept[:, number]
+            memory, logits = stage(torch.cat(given, dim=1), left)
+            # What the data say is where the stage starts from.
+            logits = logits + seen[:, 2] + seen[:, 0]
+            logits = logits.masked_fill(~self.grid.inside, -30.0)
+            all_logits.append(logits)
+            with torch.no_grad():
+                share = logits.detach().softmax(-1) + 1e-7 * self.grid.inside
+                power = self._statistics.spread(observed, share)
+        assert memory is not None
+        return self._sources(all_logits, memory, seen, observed)
+
+    def _sources(
+        self, all_logits: list[Tensor], memory: Tensor, seen: Tensor, observed: Observed
+    ) -> Prediction:
+        grid, most = self.grid, self.spec.sources_max
+        logits = all_logits[-1]
+        X, Y, Z = grid.shape
+        S = len(logits)
+        index = highest_points(logits.detach(), grid, most)
+        details = self.details(memory).view(S, 6, Z, X, Y).movedim(2, -1).flatten(2)
+        here = details.gather(2, index[:, None, :].expand(-1, 6, -1))  # [S, 6, K]
+        azimuth, elevation, distance = self._between(logits, index, here[:, :3])
+        height = logits.log_softmax(-1).gather(1, index)
+        amplitude = (height[:, None] / 2 + here[:, 3:5]).exp()
+        panel = grid.panel
+        A = steering(panel, azimuth, elevation, distance)
+        # The range factor learns the range alone; where nothing learns, it is the same.
+        B = steering(panel, azimuth.detach(), elevation.detach(), distance) if A.requires_grad else A
+        pooled = torch.cat((memory.mean((2, 3)), memory.amax((2, 3))), dim=1)
+        told = torch.cat(
+            (pooled, observed.noise_variance.log()[:, None] / 4, height, seen.amax((1, 2))[:, None]), 1
+        )
+        return Prediction(
+            angle_factor=A * amplitude[:, :1],
+            range_factor=B * amplitude[:, 1:],
+            count_logits=self.count(told),
+            azimuth=azimuth,
+            elevation=elevation,
+            inverse_range=1 / distance,
+            existence_logits=here[:, 5] + 4 + height,
+            grid_logits=torch.stack(all_logits, dim=1),
+        )
+
+    def _between(
+        self, logits: Float[Tensor, "S P"], index: Int64[Tensor, "S K"], shift: Float[Tensor, "S 3 K"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Azimuth, elevation and range of peaks: the mean of the map around each, and a learned shift."""
+        X, Y, Z = self.grid.shape
+        around = torch.tensor(
+            [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)], device=index.device
+        )
+        cell = torch.stack((index // (Y * Z), index // Z % Y, index % Z), dim=-1)
+        near = cell[:, :, None] + around
+        size = torch.tensor((X, Y, Z), device=index.device)
+        there = ((near >= 0) & (near < size)).all(-1)
+        near = torch.minimum(near.clamp_min(0), size - 1)
+        flat = (near[..., 0] * Y + near[..., 1]) * Z + near[..., 2]
+        value = logits.gather(1, flat.flatten(1)).view(flat.shape).masked_fill(~there, -torch.inf)
+        weight = value.softmax(-1)
+        mean = (weight[..., None] * around.to(weight.dtype)).sum(-2) + shift.mT.tanh()
+        axes = (self.grid.u_x, self.grid.u_y, self.grid.q)
+        u_x, u_y, q = (
+            axis.to(mean.dtype)[cell[..., i]] + self.grid.step[i] * mean[..., i]
+            for i, axis in enumerate(axes)
+        )
+        # In front of the panel, and not behind the horizon.
+        u_y = u_y.clamp(-0.95, 0.95)
+        reach = 0.999 * (1 - u_y.square()).sqrt()
+        u_x = torch.minimum(torch.maximum(u_x, -reach), reach)
+        return from_cosines(u_x, u_y, q.clamp_min(self.grid.step[2] / 4))
+
+
+def _log(value: Tensor) -> Tensor:
+    return value.clamp_min(1e-30).log().clamp(_LOWEST, _HIGHEST)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import dense
+import pytest
+import torch
+
+from rismusic.estimation.likelihood import sufficient_statistics, unconditional, unconditional_value
+from rismusic.estimation.locators import count_and_fit
+from rismusic.estimation.maximum_likelihood import nfmle, unpack
+from rismusic.estimation.model_order import _LEVELS, SelectedOrder, log_evidence, select_model_order
+from rismusic.estimation.sparse import omp
+from rismusic.hybrid import locate
+from rismusic.spec import LocateSpec
+
+
+@pytest.mark.parametrize("sources", [1, 2])
+def test_evidence_is_the_integral_over_all_unknowns(sources, generator):
+    """Against importance sampling around the fit, in the same unknowns with the same spread beforehand."""
+    # Far from the border, which cuts the integral; many snapshots, so that the information expected is near
+    # to that observed.
+    scene = dense.SMALL.scene.replace(range_max_m=5.0)
+    spec = dense.SMALL.replace(codebook={"snapshots": 40}, scene=scene)
+    recording = dense.small(spec, scenes=4, sources=sources, snr_db=30.0, known=True)
+    grid = dense.grid_for(recording)
+    fit = nfmle(recording, recording.truth, grid.volume, criterion="unconditional")
+    found = log_evidence(recording, fit, grid.volume)
+    positions, active = unpack(fit.sources, recording)
+    noise, draws = fit.noise_variance, 4000
+    centre = torch.cat((positions.flatten(1), fit.sources.power.log()), dim=1)
+    at = sufficient_statistics(recording, positions, active, derivatives=True)
+    J = unconditional(at, fit.sources.power, noise)[2][:, :-1, :-1]
+    # Wider than the posterior, so that weights are bounded.
+    L = torch.linalg.cholesky(1.5 * torch.linalg.inv(J))
+    normal = torch.randn(draws, *centre.shape, dtype=torch.float64, generator=generator)
+    x = centre + (L @ normal[..., None])[..., 0]
+    U = centre.shape[1]
+    logq = -normal.square().sum(-1) / 2 - U / 2 * math.log(2 * math.pi)
+    logq = logq - L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    values = []
+    many = torch.arange(4).repeat(100)  # that many draws for each scene at once
+    for one in x.view(draws // 100, -1, U):
+        m = sufficient_statistics(recording[many], one[:, : 3 * sources].unflatten(1, (-1, 3)), active[many])
+        values.append(-unconditional_value(m, one[:, 3 * sources :].exp(), noise[many]).view(-1, 4))
+    low, high = (x.new_tensor(limit) for limit in (grid.volume.lower, grid.volume.upper))
+    place = x[..., : 3 * sources].unflatten(-1, (-1, 3))
+    inside = ((place >= low) & (place <= high)).all(-1).all(-1)
+    logw = torch.where(inside, torch.cat(values) - logq, -math.inf)
+    integral = logw.logsumexp(0) - math.log(draws)
+    widths = sources * ((high - low).log().sum() + math.log(_LEVELS))
+    expected = integral - widths + math.lgamma(sources + 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.5)
+
+
+def test_what_the_data_do_not_tell_costs_nothing():
+    """Of a source that is not there at all, evidence falls by what its fit loses, not by its unknowns."""
+    recording = dense.small(scenes=3, sources=1, snr_db=20.0, known=True)
+    grid = dense.grid_for(recording)
+    one = omp(recording, 1, grid, criterion="unconditional")
+    nothing = replace(one.sources, power=torch.full_like(one.sources.power, 1e-12))
+    silent = replace(one, sources=nothing, likelihood=one.likelihood.clone())
+    torch.testing.assert_close(
+        log_evidence(recording, silent, grid.volume), -one.likelihood, rtol=0, atol=1e-3
+    )
+
+
+def test_an_unknown_noise_variance_costs_its_width():
+    recording = dense.small(scenes=3, sources=1, snr_db=20.0, known=True)
+    grid = dense.grid_for(recording)
+    fit = omp(recording, 1, grid, criterion="unconditional")
+    known = log_evidence(recording, fit, grid.volume)
+    unknown = log_evidence(replace(recording, noise_variance=None), fit, grid.volume)
+    _, L, M = recording.snapshots.shape
+    # The information on log sigma^2 is about that of the L (M - K) numbers that hold noise alone.
+    expected = 0.5 * math.log(L * (M - 1) * _LEVELS**2 / (2 * math.pi))
+    torch.testing.assert_close(known - unknown, torch.full_like(known, expected), rtol=0, atol=0.3)
+
+
+def made_up(values):
+    """A fit whose evidence is a table, [S, counts]; says which numbers of sources were tried."""
+    tried = []
+    recording = dense.small(scenes=len(values), sources=1)
+    grid = dense.grid_for(recording)
+
+    def fit(scenes, count):
+        tried.append((scenes.tolist(), count))
+        return omp(recording[scenes], count, grid), values[scenes, count]
+
+    return fit, tried
+
+
+def test_the_greatest_evidence_wins_and_two_failures_end_a_scene():
+    values = torch.tensor([[9.0, 1, 1, 1, 1], [0, 5, 1, 8, 2], [0, 5, 4, 3, 99]], dtype=torch.float64)
+    fit, tried = made_up(values)
+    chosen = select_model_order(torch.arange(3), fit, 4)
+    assert chosen.fit.sources.active.sum(-1).tolist() == [0, 3, 1]
+    assert tried == [([0, 1, 2], 0), ([0, 1, 2], 1), ([0, 1, 2], 2), ([1, 2], 3), ([1], 4)]
+    assert chosen.log_evidence[2].tolist() == [0, 5, 4, 3, -math.inf]
+    torch.testing.assert_close(chosen.probability.sum(1), torch.ones(3, dtype=torch.float64))
+    others = sum(math.exp(value - 8) for value in (0, 5, 1, 2))
+    assert float(chosen.probability[1, 3]) == pytest.approx(1 / (1 + others))
+
+
+def test_probability_of_equal_evidence_is_equal():
+    fit, _ = made_up(torch.zeros(1, 1, dtype=torch.float64))
+    chosen = SelectedOrder(fit(torch.arange(1), 0)[0], torch.zeros(1, 4, dtype=torch.float64))
+    assert chosen.probability.tolist() == [[0.25] * 4]
+
+
+def test_numbers_are_right_where_all_is_clear():
+    recording = dense.small(scenes=16, sources=(1, 3), snr_db=25.0)
+    spec = LocateSpec(method="relax", sources_max=4)
+    chosen = count_and_fit(replace(recording, truth=None), dense.grid_for(recording), spec)
+    right = chosen.fit.sources.active.sum(-1) == recording.truth.active.sum(-1)
+    assert right.sum() >= 14
+    wrong = replace(recording, snapshots=recording.snapshots.conj().resolve_conj(), truth=None)
+    chosen = count_and_fit(wrong, dense.grid_for(recording), spec)
+    assert (chosen.fit.sources.active.sum(-1) == recording.truth.active.sum(-1)).sum() < 10
+
+
+def test_blind_equals_known_where_the_number_is_right():
+    recording = replace(dense.small(scenes=6, sources=2, snr_db=25.0), truth=None)
+    blind = locate(recording, method="omp", sources_max=3, oversampling=2.0)
+    known = locate(recording, method="omp", sources=2, oversampling=2.0)
+    two = blind.sources.active.sum(-1) == 2
+    assert two.sum() >= 4
+    assert known.count_probability is None
+    assert blind.count_probability is not None
+    torch.testing.assert_close(
+        blind.sources.azimuth[two][:, :2], known.sources.azimuth[two], rtol=0, atol=1e-4
+    )
+
+
+def test_what_was_known_beforehand_counts_and_saves_fits():
+    """Of numbers that explain the data alike the likeliest beforehand wins; the impossible is not tried."""
+    recording = dense.small(scenes=2, sources=1, snr_db=20.0, known=True)
+    grid, tried = dense.grid_for(recording), []
+
+    def fit(scenes, count):
+        tried.append((count, scenes.tolist()))
+        one = omp(recording[scenes], min(count, 1), grid)
+        return one, torch.zeros(len(scenes), dtype=torch.float64)
+
+    prior = torch.tensor([[0.0, 1.0, 3.0, 2.0], [0.0, -math.inf, -math.inf, 1.0]], dtype=torch.float64)
+    chosen = select_model_order(torch.arange(2), fit, 3, prior)
+    assert tried == [(0, [0, 1]), (1, [0]), (2, [0]), (3, [0, 1])]
+    assert chosen.log_evidence.argmax(-1).tolist() == [2, 3]
+    torch.testing.assert_close(chosen.probability, prior.softmax(-1))

@@ -1,0 +1,290 @@
+"""What the fits start from, and which end counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hybrid_case import SETTINGS, SYSTEM
+
+from rismusic import hybrid as module
+from rismusic.covariance import Covariance
+from rismusic.estimation.grid import to_cosines
+from rismusic.estimation.locate import searched_grid
+from rismusic.estimation.maximum_likelihood import finish, unpack
+from rismusic.estimation.model_order import log_evidence
+from rismusic.estimation.noise import noise_of
+from rismusic.evaluate.metrics import match, score
+from rismusic.hybrid import beside, fit_most_probable, fit_n_sources, same_places
+from rismusic.io import Recording
+from rismusic.nn.inference import NetworkOutput, SpatialPrior, trained
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
+from rismusic.spec import LocateSpec
+
+TWO = torch.full((8,), 2)
+
+
+@pytest.fixture(scope="module")
+def made() -> Recording:
+    return simulate(SYSTEM, scenes=8, sources=2, snr_db=20.0)
+
+
+def spec_of(weights: str, **hybrid: object) -> LocateSpec:
+    return LocateSpec(method="hybrid", weights=weights, hybrid={"search_below": 0.0, **hybrid}, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def seen(made, weights) -> NetworkOutput:
+    return NetworkOutput.by(trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights))
+
+
+def places(truth: Sources) -> Sources:
+    return Sources(
+        azimuth=truth.azimuth.double(), elevation=truth.elevation.double(), range=truth.range.double()
+    )
+
+
+def misses(seen: NetworkOutput, made: Recording, spec: LocateSpec) -> float:
+    fit = fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
+    return score(match(made.truth, fit.sources)).misses
+
+
+def test_the_likelier_of_two_starts_counts(seen, made, weights, generator):
+    """A useless blend beside a good list, and the other way round."""
+    noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
+    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), own=places(made.truth))
+    assert misses(lost, made, spec_of(weights, exchanges=0)) == 0
+    assert misses(lost, made, spec_of(weights, own_list=False, exchanges=0)) > 0.2
+    corner = places(made.truth).each(lambda value: torch.ones_like(value))
+    strayed = replace(seen, own=corner)
+    assert (
+        misses(strayed, made, spec_of(weights)) == misses(seen, made, spec_of(weights, own_list=False)) == 0
+    )
+
+
+def test_exchanges_mend_a_start(seen, made, weights, generator):
+    noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
+    corner = places(made.truth).each(lambda value: torch.ones_like(value))
+    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), own=corner)
+    alone = misses(lost, made, spec_of(weights, exchanges=0))
+    assert misses(lost, made, spec_of(weights, exchanges=2)) < alone / 2
+    # Of candidates that are no sources none is taken.
+    nowhere = replace(lost, places=torch.ones_like(lost.places))
+    assert misses(nowhere, made, spec_of(weights, exchanges=2)) == alone
+
+
+def test_a_search_of_the_grid_mends_what_no_candidate_can(seen, made, weights, generator):
+    """Blend, list and candidates useless: the grid alone is left."""
+    noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
+    corner = places(made.truth).each(lambda value: torch.ones_like(value))
+    lost = replace(
+        seen,
+        blend=Covariance(noise, torch.zeros(8)),
+        own=corner,
+        places=torch.ones_like(seen.places),
+    )
+    without, with_it = (misses(lost, made, spec_of(weights, search_from=one)) for one in (3, 2))
+    assert with_it < without / 2
+
+
+def test_the_grid_is_searched_only_where_one_more_source_can_be_and_is_wanted(
+    seen, made, weights, monkeypatch
+):
+    """Not beside as many as the data carry, not for scenes that stay unpolished."""
+    searched = []
+    whole = module.birth_death
+
+    def told(search, start, active, **named):
+        searched.append(len(active))
+        return whole(search, start, active, **named)
+
+    monkeypatch.setattr(module, "birth_death", told)
+    spec = spec_of(weights, search_from=2)
+    fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
+    assert searched == [8]
+    middle = float(seen.snr_db.median())
+    gated = spec_of(weights, search_from=2, polish_up_to_db=middle)
+    fit_n_sources(seen, TWO, searched_grid(made, gated), gated)
+    assert searched == [8, int((seen.snr_db <= middle).sum())]
+    assert searched[1] < 8
+    monkeypatch.setattr(module, "most_sources", lambda *_: 2)
+    fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
+    assert len(searched) == 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, made, weights, monkeypatch):
+    """A map that has nothing where the sources of two scenes are; blend and candidates lead astray there."""
+    one = torch.isin(torch.arange(8), torch.tensor([1, 4]))
+    aside = places(made.truth).each(lambda value: torch.where(one[:, None], 0.5 * value, value))
+
+    def near(part, count, grid, spec):
+        scenes = [
+            int((made.snapshots == y).flatten(1).all(1).nonzero()[0, 0]) for y in part.recording.snapshots
+        ]
+        start, there = unpack(aside.each(lambda value: value[scenes]), part.recording)
+        there = there & (torch.arange(2) < count[:, None])
+        return finish(part.recording, start, there, torch.ones_like(count, dtype=torch.bool))
+
+    monkeypatch.setattr(module, "_near_network", near)
+    share = seen.belief.near.clone()
+    share[one], share[~one] = 0.0, 1.0
+    doubting = replace(seen, belief=replace(seen.belief, near=share))
+    searched = []
+    whole = module.birth_death
+
+    def told(search, *args, **named):
+        searched.append(len(search.recording))
+        return whole(search, *args, **named)
+
+    monkeypatch.setattr(module, "birth_death", told)
+
+    def missed(**hybrid):
+        spec = spec_of(weights, count="likelihood", search_from=3, **hybrid)
+        grid = searched_grid(made, spec)
+        if known:
+            fit = fit_n_sources(doubting, TWO, grid, spec)
+        else:
+            fit = module.fit_most_probable(doubting, grid, spec.replace(sources_max=2)).fit
+        return (~match(made.truth, fit.sources).hit & made.truth.active).any(-1)
+
+    assert missed()[one].all()
+    assert missed(search_below=0.5, own_list=False)[one].all()
+    assert searched == []
+    assert not missed(search_below=0.5).any()
+    assert searched == [2]
+
+
+def test_the_evidence_is_that_of_the_fit_that_is_returned(seen, made, weights, monkeypatch):
+    """Also where the search of the grid came to another fit than what it began with."""
+    whole = module._searched
+
+    def elsewhere(seen, fit, grid, spec):
+        aside = replace(fit.sources, power=None, symbols=None)
+        positions, active = unpack(aside.each(lambda value: 0.99 * value), seen.recording)
+        return finish(seen.recording, positions, active, whole(seen, fit, grid, spec).converged)
+
+    monkeypatch.setattr(module, "_searched", elsewhere)
+    spec = spec_of(weights, count="likelihood", search_from=1)
+    grid = searched_grid(made, spec)
+    chosen = fit_most_probable(seen, grid, spec)
+    evidence = log_evidence(seen.recording, chosen.fit, grid.volume)
+    torch.testing.assert_close(chosen.log_evidence.amax(1), evidence, rtol=0, atol=1e-4)
+
+
+def test_places_beside_sources(made, weights):
+    """A beam's width to either side along each axis, and never out of the volume."""
+    grid = searched_grid(made, spec_of(weights))
+    low, high = (torch.tensor(limit, dtype=torch.float64) for limit in (grid.volume.lower, grid.volume.upper))
+    positions = torch.stack(((low + high) / 2, high))[None]
+    around = beside(positions, grid)
+    assert ((around >= low) & (around <= high)).all()
+    azimuth, elevation, q = torch.cat((positions[:, :1], around[:, :6]), dim=1)[0].unbind(-1)
+    direction_cosines = torch.stack(to_cosines(azimuth, elevation, 1 / q), dim=-1)
+    width = 0.8 * grid.oversampling * torch.tensor(grid.step, dtype=torch.float64).diag()
+    expected = direction_cosines[0] + torch.cat((width, -width))
+    expected[:, 2].clamp_(grid.volume.lower[2], grid.volume.upper[2])
+    torch.testing.assert_close(direction_cosines[1:], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
+    """Neither the list nor the map of the network has a part in the answer then."""
+    spec = spec_of(weights, own_list=False)
+
+    class Deaf(SpatialPrior):
+        """Is never asked."""
+
+        def __call__(self, *_: torch.Tensor) -> torch.Tensor:
+            raise AssertionError
+
+    deaf = Deaf(seen.belief.near, seen.belief.grid, seen.belief.scale)
+    other = replace(
+        seen, own=seen.own.each(torch.ones_like), places=torch.ones_like(seen.places), belief=deaf
+    )
+    fits = [fit_n_sources(one, TWO, searched_grid(made, spec), spec) for one in (seen, other)]
+    assert torch.equal(fits[0].sources.azimuth, fits[1].sources.azimuth)
+    assert not torch.equal(seen.places, other.places)
+
+
+@pytest.mark.parametrize("search_from", [0, 2])
+def test_what_the_map_says_of_places_counts_with_its_weight(search_from, seen, made, weights):
+    """A map that rules out where a source is: with some weight it is missed, with none it is not."""
+    truth = places(made.truth)
+
+    class Against(SpatialPrior):
+        """Nothing may be near the first source of the scene."""
+
+        def __call__(
+            self, scenes: torch.Tensor, positions: torch.Tensor, active: torch.Tensor
+        ) -> torch.Tensor:
+            place = torch.stack((truth.azimuth, truth.elevation), dim=-1)[scenes, :1]
+            near = ((positions[..., :2] - place).abs() < 0.2).all(-1).any(-1)
+            return torch.where(near, -1e6, 0.0).double()
+
+    corner = truth.each(lambda value: torch.ones_like(value))
+    against = Against(seen.belief.near, seen.belief.grid, seen.belief.scale)
+    biased = replace(seen, own=corner, belief=against)
+    settings = {"exchanges": 2, "search_from": search_from}
+    heard, unheard = (
+        misses(biased, made, spec_of(weights, belief=weight, **settings)) for weight in (1.0, 0.0)
+    )
+    assert unheard == 0
+    assert heard > 0.2
+
+
+def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, monkeypatch):
+    given = []
+    whole = module.CandidateSearch
+    monkeypatch.setattr(module, "CandidateSearch", lambda *told: given.append(told[2]) or whole(*told))
+    spec = spec_of(weights, exchanges=1, search_from=0)
+    fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
+    (places,) = given
+    assert torch.equal(places[:, : seen.places.shape[1]], seen.places)
+    assert places.shape[1] == seen.places.shape[1] + 12
+
+
+def test_the_own_list_has_the_surest_first(made, weights):
+    network = trained(weights, torch.device("cpu"))
+    prediction = network.network(made)
+    seen = NetworkOutput.by(network, made, noise_of(made), spec_of(weights))
+    best = prediction.existence_logits.argmax(-1, keepdim=True)
+    torch.testing.assert_close(seen.own.azimuth[:, :1].float(), prediction.azimuth.gather(1, best))
+    torch.testing.assert_close(1 / seen.own.range[:, :1].float(), prediction.inverse_range.gather(1, best))
+    torch.testing.assert_close(seen.log_count.exp().sum(-1), torch.ones(8, dtype=torch.float64))
+
+
+def test_an_untrained_network_is_another_one(weights):
+    known, raw = (trained(weights, torch.device("cpu"), untrained=one) for one in (False, True))
+    assert known.network.spec == raw.network.spec
+    pairs = zip(known.network.parameters(), raw.network.parameters(), strict=True)
+    assert any(not torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path, weights):
+    from shutil import copy
+
+    from hybrid_case import save_weights
+
+    path = tmp_path / "weights.safetensors"
+    copy(weights, path)
+    device = torch.device("cpu")
+    first = trained(str(path), device)
+    assert trained(str(path), device) is first
+    save_weights(path, SYSTEM.replace(snr_db=(0.0, 7.0)))
+    assert trained(str(path), device).card.system.snr_db == (0.0, 7.0)
+
+
+def test_same_places(made, weights):
+    grid = searched_grid(made, spec_of(weights))
+    one = places(made.truth)
+    assert same_places(one, one.each(lambda value: value.flip(1)), grid).all()
+    moved = replace(one, azimuth=one.azimuth + torch.tensor([0.0, 0.5]))
+    assert not same_places(one, moved, grid).any()
+    # Two of one list at the same source of the other leave that one's second source alone.
+    twice = one.each(lambda value: value[:, :1].expand(-1, 2))
+    assert not same_places(twice, one, grid).any()
+    assert not same_places(one, twice, grid).any()
+    single = one.each(lambda value: torch.where(torch.tensor([True, False]), value, torch.nan))
+    assert same_places(single, single, grid).all()

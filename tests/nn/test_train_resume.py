@@ -1,0 +1,124 @@
+"""Interrupted at any instant, a training ends where an undisturbed one does, bit by bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from train_case import SPEC, assert_same_run, checkpoint_of, finished, log_of, resumed, trainer
+
+from rismusic.nn import checkpoint
+from rismusic.nn.run_folder import RunFolder
+
+HERE = Path(__file__).parent
+PLACES = [str(HERE), str(HERE.parent)]
+
+
+pytestmark = pytest.mark.usefixtures("quick_validation")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(quick_validation, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    finished(folder, save_steps=3)
+    return folder
+
+
+def test_killed_in_mid_epoch(undisturbed, tmp_path):
+    """kill -9 in the second epoch, a step after a checkpoint, from another process."""
+    code = (
+        f"import sys; sys.path[:0] = {PLACES!r}\n"
+        "import os, signal, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from train_case import trainer\n"
+        "from validation_stub import nowhere\n"
+        "from rismusic.nn import validation\n"
+        "validation.sources_of = nowhere\n"
+        "one = trainer(Path(sys.argv[1]), save_steps=3)\n"
+        "with one.run.held():\n"
+        "    one._progress = lambda done, _: done == 32 and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    one.train()\n"
+    )
+    folder = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    state, _ = checkpoint_of(folder)
+    assert (state.epoch, state.step) == (1, 3)
+    one = resumed(folder)
+    with one.run.held():  # the lock went with the process
+        one.train()
+    assert_same_run(undisturbed, folder)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("write", [3, 5, 8])
+def test_killed_while_a_checkpoint_is_written(undisturbed, tmp_path, monkeypatch, write):
+    """Half a file of tensors, of the best weights, or of the state that names the tensors."""
+    count, whole = 0, checkpoint.write_safely
+
+    def dies(path, data):
+        nonlocal count
+        count += 1
+        if count == write:
+            path.write_bytes(data[: len(data) // 2])
+            raise Killed
+        whole(path, data)
+
+    one = trainer(tmp_path / "run", save_steps=3)
+    monkeypatch.setattr(checkpoint, "write_safely", dies)
+    with pytest.raises(Killed):
+        one.train()
+    monkeypatch.undo()
+    resumed(tmp_path / "run").train()
+    assert_same_run(undisturbed, tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*.part*"))
+
+
+def test_ctrl_c_between_two_steps(undisturbed, tmp_path):
+    before = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background
+    one = trainer(tmp_path / "run", save_steps=3)
+    one._progress = lambda done, _: done == 8 and os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        one.train()
+    state, _ = checkpoint_of(tmp_path / "run")
+    assert (state.epoch, state.step) == (0, 2)
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed(tmp_path / "run").train()
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_the_comparison_can_fail(undisturbed, tmp_path):
+    """One bit of one weight."""
+    shutil.copytree(undisturbed, tmp_path / "run")
+    assert_same_run(undisturbed, tmp_path / "run")
+    state, tensors = checkpoint_of(tmp_path / "run")
+    tensors["weights/count.0.bias"].view(torch.int32)[0] ^= 1
+    checkpoint.save_checkpoint(RunFolder(tmp_path / "run"), SPEC.replace(save_steps=3), state, tensors)
+    with pytest.raises(AssertionError):
+        assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_finished_training_is_left_alone(undisturbed):
+    before = (undisturbed / "log.jsonl").read_bytes()
+    one = resumed(undisturbed)
+    one.train()
+    assert one.state.stopped
+    assert (undisturbed / "log.jsonl").read_bytes() == before
+
+
+def test_checkpoints_in_mid_epoch_change_nothing(undisturbed, tmp_path):
+    finished(tmp_path / "run", save_steps=1)
+    lines = [log_of(folder, "step") for folder in (undisturbed, tmp_path / "run")]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == SPEC.schedule.epochs * SPEC.steps_per_epoch
+    (_, tensors), (_, other) = checkpoint_of(undisturbed), checkpoint_of(tmp_path / "run")
+    assert all(torch.equal(tensors[name], other[name]) for name in tensors)

@@ -1,0 +1,96 @@
+"""The card of a file of weights, its checksum, and the names of those that come with the package."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from rismusic.array import Panel
+from rismusic.errors import InputError
+from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.nn import spec as card
+from rismusic.nn.network import Network
+from rismusic.nn.spec import NetworkSpec, TrainSpec, WeightsCard, card_of, card_text, weights_path
+from rismusic.nn.weights import checksum, load_network, read_network, save_network
+from rismusic.spec import SystemSpec
+
+SYSTEM = SystemSpec(panel={"rows": 4, "columns": 4}, sources=(1, 2), snr_db=(0.0, 10.0))
+SPEC = TrainSpec(
+    system=SYSTEM,
+    network=NetworkSpec(sources_max=2, width=8, depth=1, stages=1, oversampling=1.5),
+    schedule={"beta": 0.25},
+)
+CARD = WeightsCard(
+    name="small", system=SYSTEM, sources_max=2, beta=0.25, scenes=1000, hours=0.5, device="2 cores",
+    figures={"misses, K = 2, 5 dB": 0.0123}, limits=("Toy panels only.", "No use at sea."),
+)  # fmt: skip
+
+
+@pytest.fixture
+def network() -> Network:
+    grid = SearchGrid.cover(Panel.from_spec(SYSTEM.panel), Volume.from_scene(SYSTEM.scene), 1.5)
+    return Network(SPEC.network, grid, torch.Generator().manual_seed(0))
+
+
+def test_a_card_is_read_as_written(network, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_network(path, network, training=SPEC, card=CARD)
+    assert card_of(str(path), read_network(path)[1]) == CARD
+
+
+def test_without_a_card_the_training_says_it(network, tmp_path):
+    path = tmp_path / "best.safetensors"
+    save_network(path, network, training=SPEC)
+    told = card_of(str(path), read_network(path)[1])
+    assert (told.name, told.system, told.sources_max, told.beta) == ("best", SYSTEM, 2, 0.25)
+    save_network(path, network)
+    with pytest.raises(InputError, match="weights that say what they were trained on"):
+        card_of(str(path), read_network(path)[1])
+
+
+def test_a_card_of_another_kind_is_refused():
+    with pytest.raises(InputError, match="say what they were trained on"):
+        card_of("file", {"card": json.dumps({"colour": "blue"})})
+
+
+def test_a_damaged_number_is_noticed(network, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_network(path, network)
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match=r"weights as they were written, .* found damaged ones"):
+        load_network(path)
+
+
+def test_the_checksum_is_of_names_shapes_and_numbers():
+    one = {"a": torch.arange(4.0), "b": torch.ones(2)}
+    assert checksum(one) == checksum(dict(reversed(one.items())))
+    for other in (
+        {**one, "a": torch.arange(4.0).view(2, 2)},
+        {**one, "a": torch.arange(4.0).flip(0)},
+        {"c": one["a"], "b": one["b"]},
+        {**one, "a": torch.arange(4.0).int()},
+    ):
+        assert checksum(other) != checksum(one)
+
+
+def test_names_of_shipped_weights(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "WEIGHTS", tmp_path)
+    assert weights_path("ideal") == tmp_path / "ideal.safetensors"
+    assert weights_path("my/ideal") != weights_path("ideal")
+    with pytest.raises(InputError, match=r"ideal.safetensors: expected a readable file of weights"):
+        load_network("ideal")
+    save_network(tmp_path / "ideal.safetensors", network)
+    assert load_network("ideal").spec == network.spec
+
+
+def test_a_card_as_text():
+    text = card_text(CARD, checksum="abc", size=2**20)
+    for said in ("## small", "0 to 10 dB", "1 to 2", "1,000", "0.5 hours on 2 cores", "0.0123",
+                 "No use at sea.", "1.0 MiB, SHA-256 `abc`", "Apache-2.0", "none"):  # fmt: skip
+        assert said in text
+    errs = CARD.replace(system=SYSTEM.replace(hardware={"gain": 0.1}))
+    assert "| hardware errors | gain 0.1 |" in card_text(errs, checksum="", size=0)
