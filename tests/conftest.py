@@ -67,3 +67,13 @@ def untyped() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def memory_budget(monkeypatch):
+    """Sets the memory budget, in bytes."""
+
+    def set_budget(budget: float) -> None:
+        monkeypatch.setenv("RISMUSIC_MEMORY_BUDGET_MIB", repr(budget / 2**20))
+
+    return set_budget

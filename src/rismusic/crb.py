@@ -26,6 +26,7 @@ from rismusic.array import Panel, Wave, steering_with_derivatives
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import fisher_information
 from rismusic.io import Recording
+from rismusic.memory import blocks
 from rismusic.operator import Link
 from rismusic.sources import Sources
 
@@ -37,9 +38,6 @@ Information = Callable[[slice, Link, Tensor, Tensor, Tensor], Tensor]
 
 ROUNDING = 1e-7
 """A matrix of unit diagonal with a Cholesky pivot below this is treated as singular."""
-
-# Scenes are worked on in blocks of about this many complex numbers at a time, to stay in cache.
-_BLOCK = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +105,11 @@ class Problem:
         scenes, K = self.active.shape
         codes = self.link.codes
         L = 1 if codes is None else codes.shape[-2]
-        step = max(1, _BLOCK // (self.panel.size * L * 4 * K))
+        each = 16 * self.panel.size * L * 4 * K
         width = len(which)
         full = torch.full((scenes, K, 3, K, 3), torch.nan, dtype=torch.float64, device=self.active.device)
         places = torch.tensor(which, device=full.device)
-        for start in range(0, scenes, step):
-            block = slice(start, start + step)
+        for block in blocks(scenes, each, full.device):
             azimuth, elevation, distance = (value[block] for value in self.positions)
             A, D = steering_with_derivatives(self.panel, azimuth, elevation, distance, self.wave)
             active = self.active[block]

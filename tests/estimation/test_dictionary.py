@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from rismusic.array import Panel, steering
-from rismusic.estimation import search as dictionary_module
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.search import Dictionary, real_products, scenes_first
 from rismusic.operator import Link
@@ -23,7 +22,7 @@ def dense_fields(recording, scene, points):
     return dense.fields(recording, scene, points.positions(torch.arange(len(points))))
 
 
-def test_points_are_those_inside_and_columns_their_waves(monkeypatch):
+def test_points_are_those_inside_and_columns_their_waves(monkeypatch, memory_budget):
     """On a grid with points outside; whole, and a few points at a time."""
     grid = SearchGrid.cover(Panel.uniform(), Volume(1.0, 1.0, 0.5, 10.0), 1.0)
     points = Dictionary.of(grid)
@@ -36,8 +35,7 @@ def test_points_are_those_inside_and_columns_their_waves(monkeypatch):
     ((whole, columns),) = points.columns()
     assert whole == slice(0, len(points))
     torch.testing.assert_close(columns, torch.cat((A.real, A.imag)), rtol=0, atol=1e-5)
-    monkeypatch.setattr(dictionary_module, "STEERING", 0)
-    monkeypatch.setattr(dictionary_module, "_AT_ONCE", 8 * 144 * 50)
+    memory_budget(4 * 8 * 144 * 50)
     blocks = list(points.columns())
     assert len(blocks) > 3
     places = torch.cat([torch.arange(len(points))[part] for part, _ in blocks])
@@ -72,7 +70,7 @@ def test_fields_are_the_dense_ones(system):
 
 
 @pytest.mark.parametrize("system", dense.SYSTEMS)
-def test_energies_of_few_outputs_are_exact(system, monkeypatch):
+def test_energies_of_few_outputs_are_exact(system, memory_budget):
     """Up to four directions of the channel are all there are; scenes a few at a time as well."""
     spec = dense.SYSTEMS[system]
     if spec.channel.kind != "direct":
@@ -83,7 +81,7 @@ def test_energies_of_few_outputs_are_exact(system, monkeypatch):
         expected = (np.abs(dense_fields(recording, scene, points)) ** 2).sum(1)
         near = found[min(scene, len(found) - 1)].expand(len(expected), -1)
         np.testing.assert_allclose(near, expected, rtol=1e-4)
-    monkeypatch.setattr(dictionary_module, "BLOCK", 1)
+    memory_budget(1)
     torch.testing.assert_close(points.energies(recording.link, columns), found)
 
 

@@ -11,7 +11,6 @@ import torch
 
 from rismusic.errors import InputError
 from rismusic.estimation import sbl as powermap
-from rismusic.estimation import search as dictionary_module
 from rismusic.estimation.locators import LOCATORS, SPARSE
 from rismusic.hybrid import locate
 from rismusic.simulation.simulator import simulate
@@ -168,7 +167,7 @@ def test_one_element(method):
 
 
 @OF_SPARSE
-def test_a_large_panel(method, monkeypatch):
+def test_a_large_panel(method, monkeypatch, memory_budget):
     """64 x 64 elements: points a few at a time, the map on the best of them."""
     volume = {"azimuth_max_deg": 15.0, "elevation_max_deg": 8.0, "range_min_m": 7.0}
     made = simulate(
@@ -180,8 +179,7 @@ def test_a_large_panel(method, monkeypatch):
         sources=1,
         snr_db=20.0,
     )
-    monkeypatch.setattr(dictionary_module, "STEERING", 2**23)
-    monkeypatch.setattr(powermap, "STEERING", 2**23)
+    memory_budget(2**23)
     monkeypatch.setattr(powermap, "_FEWEST", 64)
     recording = replace(made, noise_variance=None)
     located = answered(recording, sources=1, method=method, oversampling=1.5, **volume)

@@ -150,7 +150,7 @@ def test_a_coordinate_that_is_held_does_not_move(recorded, generator):
     assert (found.azimuth - start[0]).abs().max() > 1e-3
 
 
-def test_batch_is_loop_and_blocks_change_nothing(recorded, generator, monkeypatch):
+def test_batch_is_loop_and_blocks_change_nothing(recorded, generator, memory_budget):
     spectrum = music(recording_covariance(recorded), 3)
     start = near(recorded.truth, generator)
     whole = newton(spectrum, recorded.panel, VOLUME, *start)
@@ -160,7 +160,7 @@ def test_batch_is_loop_and_blocks_change_nothing(recorded, generator, monkeypatc
     ]
     torch.testing.assert_close(whole.azimuth, torch.cat([one.azimuth for one in single]), rtol=0, atol=1e-7)
     torch.testing.assert_close(whole.range, torch.cat([one.range for one in single]), rtol=1e-5, atol=0)
-    monkeypatch.setattr(module, "_BLOCK", 1)
+    memory_budget(1)
     blocks = newton(spectrum, recorded.panel, VOLUME, *start)
     torch.testing.assert_close(blocks.azimuth, whole.azimuth, rtol=0, atol=1e-7)
     torch.testing.assert_close(blocks.explained, whole.explained)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from rismusic.estimation import likelihood as moments_module
 from rismusic.estimation import maximum_likelihood as levels_module
 from rismusic.estimation import maximum_likelihood as module
 from rismusic.estimation.levenberg_marquardt import FitOptions
@@ -56,7 +55,7 @@ def test_empty_places_and_scenes_of_zeros_have_no_power():
 
 
 @pytest.mark.parametrize("criterion", ["conditional", "unconditional"])
-def test_blocks_of_scenes_change_nothing(criterion, monkeypatch, generator):
+def test_blocks_of_scenes_change_nothing(criterion, monkeypatch, generator, memory_budget):
     recording = dense.small(scenes=5, sources=(1, 3))
     truth, active = dense.truth_of(recording)
     start = dense.scattered(truth, generator, 0.05)
@@ -64,7 +63,7 @@ def test_blocks_of_scenes_change_nothing(criterion, monkeypatch, generator):
     power_noise = fit_power_noise(recording, start, active)
     assert scene_blocks(recording, 12) == [slice(0, 5)]
     assert torch.equal(whole.positions[~active], start[~active])
-    monkeypatch.setattr(moments_module, "_BLOCK", 1)
+    memory_budget(1)
     assert scene_blocks(recording, 12) == [slice(i, i + 1) for i in range(5)]
     parts = refine(recording, start, active, dense.VOLUME, criterion=criterion)
     torch.testing.assert_close(parts.positions, whole.positions, rtol=0, atol=1e-5)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from rismusic.estimation import sbl as powermap
-from rismusic.estimation import sbl as powers
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import pack
 from rismusic.estimation.sbl import sbl_peaks, shares_outer
@@ -42,14 +41,14 @@ def test_peaks_are_places_on_a_grid_with_points_outside_its_volume(system):
     assert (gap.amax(-1).amin(1) < 1).all()
 
 
-def test_large_grids_are_learned_on_their_best_points(monkeypatch):
+def test_large_grids_are_learned_on_their_best_points(monkeypatch, memory_budget):
     """Two passes: the best points of each scene by the search, then the map on these alone."""
     recording = dense.small(scenes=12, snr_db=20.0, dtype=torch.float32)
     grid = dense.grid_for(recording)
     search = GridSearch(Dictionary.of(grid), recording)
     noise = recording.snapshots.abs().square().mean((1, 2)) / 100
     whole = sbl_peaks(search, noise, 2)
-    monkeypatch.setattr(powermap, "_FIELDS", 0)
+    memory_budget(8 * recording.panel.size * len(grid))  # all steering vectors, few fields
     monkeypatch.setattr(powermap, "_FEWEST", len(grid) // 3)
     points = powermap._best_points(search, len(grid) // 3)
     assert points.shape == (12, len(grid) // 3)
@@ -68,24 +67,24 @@ def test_large_grids_are_learned_on_their_best_points(monkeypatch):
     assert dense.misses(recording.truth, sbl(recording, 2, grid).sources) <= 2
 
 
-def test_a_batch_is_a_loop_whether_outer_products_are_shared_or_not(monkeypatch):
+def test_a_batch_is_a_loop_whether_outer_products_are_shared_or_not(monkeypatch, memory_budget):
     recording = dense.small(dense.ONE_LINK, 6, sources=2)
     grid = dense.grid_for(recording)
     assert shares_outer(torch.zeros(1, 7, 16, len(grid)))
     together = sbl(recording, 2, grid)
     alone = [sbl(recording[i : i + 1], 2, grid).likelihood for i in range(6)]
     torch.testing.assert_close(together.likelihood, torch.cat(alone), rtol=1e-6, atol=1e-2)
-    monkeypatch.setattr(powers, "_OUTER", 0)
+    memory_budget(4 * 7 * 16 * 16 * len(grid) // 8)
     torch.testing.assert_close(sbl(recording, 2, grid).likelihood, together.likelihood, rtol=1e-6, atol=1e-2)
 
 
-def test_maps_of_blocks_of_scenes_are_those_of_all(monkeypatch):
+def test_maps_of_blocks_of_scenes_are_those_of_all(monkeypatch, memory_budget):
     for system in dense.SYSTEMS:
         recording = dense.small(dense.SYSTEMS[system], 7, known=True, snr_db=20.0, dtype=torch.float32)
         search = GridSearch(Dictionary.of(dense.grid_for(recording, 1.5)), recording)
         whole = sbl_peaks(search, recording.noise_variance, 2)
         with monkeypatch.context() as patch:
-            patch.setattr(powermap, "_FIELDS", 8 * 7 * 8 * len(search.dictionary))
+            memory_budget(8 * 8 * 7 * 8 * len(search.dictionary))
             patch.setattr(powermap, "_FEWEST", 1)
             assert len(list(powermap._dictionaries(search))) > 1
             torch.testing.assert_close(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic.estimation import search as search_module
 from rismusic.estimation.maximum_likelihood import fit_power_noise
 from rismusic.estimation.search import (
     CandidateSearch,
@@ -187,7 +186,7 @@ def test_a_point_that_a_found_source_covers_is_worth_nothing():
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("system", dense.SYSTEMS)
-def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch):
+def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch, memory_budget):
     """Energies not kept, points and scenes a few at a time, as for a large panel; and more points than the
     leading ones that are looked at exactly."""
     recording, search, rest, _, _ = prepared(system, criterion, dtype=torch.float32)
@@ -203,10 +202,7 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch):
     )
     assert torch.equal(part.best(scenes[:2], chosen, 60), expected[[4, 2]])
     assert all(len(set(row)) == 60 for row in expected.tolist())
-    monkeypatch.setattr(search_module, "_KEPT", 0)
-    monkeypatch.setattr(search_module, "BLOCK", 2**14)
-    monkeypatch.setattr(search_module, "STEERING", 0)
-    monkeypatch.setattr(search_module, "_AT_ONCE", 2**13)
+    memory_budget(2**15)
     blocks = GridSearch(Dictionary.of(dense.grid_for(recording)), recording)
     assert len(list(blocks.dictionary.columns())) > 3
     assert len(list(blocks._scores(scenes, rest))) > len(list(blocks.dictionary.columns()))

@@ -10,7 +10,6 @@ import torch
 
 from rismusic.array import Panel
 from rismusic.errors import InputError
-from rismusic.estimation import sparse as module
 from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
 from rismusic.estimation.omp import omp_path
 from rismusic.estimation.search import Dictionary, GridSearch
@@ -65,13 +64,13 @@ def test_without_sweeps_relax_is_omp():
 
 
 @ALL
-def test_each_scene_has_its_own_number_of_sources(name, monkeypatch):
+def test_each_scene_has_its_own_number_of_sources(name, monkeypatch, memory_budget):
     """In one batch as in a loop and in blocks, none at all among them."""
     recording = dense.small(scenes=4, sources=3, snr_db=25.0)
     count, grid = torch.tensor([2, 0, 3, 1]), dense.grid_for(recording)
     together = LOCATORS[name](recording, count, grid)
     assert torch.equal(together.sources.active.sum(1), count)
-    monkeypatch.setattr(module, "_BLOCK", 1)
+    memory_budget(1)
     blocks = LOCATORS[name](recording, count, grid)  # of one scene each
     assert blocks.sources.azimuth.shape == together.sources.azimuth.shape
     torch.testing.assert_close(blocks.likelihood, together.likelihood, rtol=1e-5, atol=1e-2)

@@ -119,7 +119,7 @@ def test_newton_goes_as_far_as_it_is_told(made, weights, monkeypatch):
     asked = []
     whole = module.rap_music_sources
     monkeypatch.setattr(
-        module, "peaks_in_turn", lambda *given, climb: asked.append(climb) or whole(*given, climb=climb)
+        module, "rap_music_sources", lambda *given, climb: asked.append(climb) or whole(*given, climb=climb)
     )
     few = {"newton_steps": 2, "own_list": False, "exchanges": 0, "steps": 1}
     plain, short = (fitted(made, weights, newton_step=one, **few) for one in (1.0, 0.3))

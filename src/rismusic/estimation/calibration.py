@@ -51,6 +51,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import pack, unpack
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording
+from rismusic.memory import blocks
 from rismusic.sources import Sources
 
 
@@ -101,8 +102,6 @@ _RIDGE = 1e-13
 _FIRST_DAMPING, _MOST_DAMPING = 1e-3, 1e6
 # Elements that a panel may have: the equations of e are dense.
 _ELEMENTS = 1024
-# Bytes that the arrays of one block of scenes may take.
-_BLOCK = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,10 +144,9 @@ def calibrate(recording: Recording, found: Sources, volume: Volume, *, panel_err
     assert found.power is not None
     power = torch.where(active, found.power.double(), 1).clamp_min(torch.finfo(torch.float64).tiny)
     _, L, M = recording.snapshots.shape
-    step = max(1, _BLOCK // (16 * N * (12 * N + 3 * L * active.shape[1] + L + M)))
+    each = 16 * N * (12 * N + 3 * L * active.shape[1] + L + M)
     parts = []
-    for start in range(0, len(recording), step):
-        block = slice(start, start + step)
+    for block in blocks(len(recording), each, positions.device):
         fit = _Fit(recording[block], positions[block], active[block], power[block], volume, panel_error)
         parts.append(fit.settle())
     x, covariance, response, converged = (torch.cat(part) for part in zip(*parts, strict=True))

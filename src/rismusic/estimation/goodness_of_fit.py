@@ -46,6 +46,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.io import Recording
+from rismusic.memory import block_size
 from rismusic.operator import Link
 from rismusic.sources import Sources
 
@@ -142,8 +143,6 @@ _NOTHING = 1e-10
 _CONSTANT = 1e-4
 # Eigenvalues of H H^H below this share of the largest are rounding.
 _ROUNDING_GOODNESS = 1e-6
-# Bytes for the draws of a block on the panel: what fits a cache.
-_BLOCK = 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +239,7 @@ def null_sphericity(
     noise = torch.randn(draws, snapshots, outputs, dtype=torch.complex64, generator=generator)
     noise, off = noise.to(off.fields.device), off.single()
     size = outputs if link.channel is None else link.channel.shape[-1]
-    step = max(1, _BLOCK // (8 * snapshots * size))  # draws that fit
+    step = block_size(8 * snapshots * size, noise.device)  # draws that fit
     scenes = max(1, step // draws)
     rows = []
     for start in range(0, len(off.fields), scenes):

@@ -34,9 +34,7 @@ from torch import Tensor
 
 from rismusic.array import Wave, by_inverse_range, steering, steering_with_derivatives
 from rismusic.io import Recording
-
-# Bytes that the largest arrays of one block of scenes may take.
-_BLOCK = 2**27
+from rismusic.memory import blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,14 +124,13 @@ def sufficient_statistics(
 
 
 def scene_blocks(recording: Recording, columns: int) -> list[slice]:
-    """Blocks of scenes whose fields, ``columns`` of them for each scene, stay within the memory meant."""
+    """Blocks of scenes whose fields, ``columns`` of them for each scene, fit the memory budget."""
     _, L, M = recording.snapshots.shape
     N = recording.elements.shape[0]
     coded = 1 if recording.codes is None else recording.codes.shape[-2]
     # Coded columns on the panel, fields at the receiver and their float64 copies, the link's own rows.
     each = coded * columns * (8 * N + 40 * M) + 8 * N * (L + M) + 4 * 16 * coded * columns**2
-    step = max(1, _BLOCK // each)
-    return [slice(i, min(i + step, len(recording))) for i in range(0, len(recording), step)]
+    return blocks(len(recording), each, recording.snapshots.device)
 
 
 # Two columns closer than this (relative, squared) count as one; far above rounding, far below any data.

@@ -30,10 +30,9 @@ from torch import Tensor
 
 from rismusic.array import steering
 from rismusic.estimation.grid import find_peaks
-from rismusic.estimation.search import STEERING, GridSearch, project_out
+from rismusic.estimation.search import GridSearch, project_out
+from rismusic.memory import memory_budget
 
-# Bytes of the outer products of a dictionary that all scenes share.
-_OUTER = 2**28
 # A noise variance below this share of the power per output is raised to it: single precision has no more.
 _LOADING = 1e-5
 # Powers below this share of the greatest are none (and would be denormal numbers soon).
@@ -88,7 +87,7 @@ def sbl_powers(
 def shares_outer(fields: Float[Tensor, "_ R M2 P"]) -> bool:
     """Whether a dictionary that all scenes share is small enough for its outer products to be kept."""
     _, R, rows, P = fields.shape
-    return R * rows * rows * P <= _OUTER
+    return R * rows * rows * P <= memory_budget(fields.device)
 
 
 class _Own:
@@ -181,8 +180,6 @@ def _rows(matrix: Tensor) -> Tensor:
     return torch.cat((real, imaginary), dim=-2)
 
 
-# Bytes of the dictionary of a block of scenes; a scene whose own would be larger takes its best points only.
-_FIELDS = 2**25
 _FEWEST = 512
 
 
@@ -215,7 +212,8 @@ def _dictionaries(search: GridSearch) -> Iterator[tuple[slice, Tensor, Int64[Ten
     link, scenes = recording.link, len(recording)
     R = 1 if link.codes is None else link.codes.shape[-2]
     _, L, M = recording.snapshots.shape
-    most = min(_FIELDS // (8 * R * M), STEERING // (8 * recording.panel.size))
+    budget = memory_budget(recording.snapshots.device)
+    most = min(budget // 8 // (8 * R * M), budget // (8 * recording.panel.size))
     affordable = max(_FEWEST, most)
     if len(dictionary) > affordable:
         best = _best_points(search, affordable)
@@ -236,7 +234,7 @@ def _dictionaries(search: GridSearch) -> Iterator[tuple[slice, Tensor, Int64[Ten
         shared = shares_outer(fields)
         # Rows of a scene's own beside the dictionary: its matches, or copies of the dictionary itself.
         rows = 2 * L + 8 if shared else 3 * R * 2 * M
-        step = max(1, _FIELDS // (4 * rows * len(dictionary)))
+        step = max(1, budget // 8 // (4 * rows * len(dictionary)))
         for i in range(0, scenes, step):
             yield slice(i, i + step), fields, index, shared
 

@@ -45,15 +45,11 @@ from torch import Tensor
 from rismusic.array import Wave, steering
 from rismusic.estimation.grid import SearchGrid
 from rismusic.io import Recording
+from rismusic.memory import block_size, memory_budget
 from rismusic.operator import Link
 
-# Bytes for the products of one block of scenes.
-BLOCK = 2**26
 # Directions of the channel that are told apart where all that is wanted is how much arrives.
 _STRONG = 4
-# Bytes of steering vectors up to which they are kept; beyond it they are made again, so many at a time.
-STEERING = 2**28
-_AT_ONCE = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +82,11 @@ class Dictionary:
     def columns(self) -> Iterator[tuple[slice, Float[Tensor, "_ B"]]]:
         """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B]."""
         N = self.grid.panel.size
-        if 8 * N * len(self.grid) <= STEERING:
+        if 8 * N * len(self.grid) <= memory_budget(self.points.device):
             yield slice(0, len(self)), self.grid.real_steering(torch.float32)[:, self.points]
             return
         done = 0
-        for block, A in self.grid.blocks(max(1, _AT_ONCE // (8 * N))):
+        for block, A in self.grid.blocks(block_size(8 * N, self.points.device)):
             inside = self.grid.inside[block]
             count = int(inside.sum())
             if count:
@@ -144,7 +140,7 @@ class Dictionary:
         ones = torch.ones(1, N, dtype=H.dtype, device=H.device)
         dense = scenes_first(Link(rows.channel, ones if link.codes is None else link.codes).dense(), 3)
         S, L = dense.shape[:2]
-        step = max(1, BLOCK // (8 * L * strong * columns.shape[1]))
+        step = block_size(8 * L * strong * columns.shape[1], columns.device)
         parts = [
             real_products(dense[i : i + step], columns).flatten(2, 3).square().sum(dim=2)
             for i in range(0, S, step)
@@ -171,8 +167,6 @@ def scenes_first(value: Tensor, keep: int) -> Tensor:
     return value if value.ndim > keep else value[None]
 
 
-# Bytes of |g|^2 up to which it is kept.
-_KEPT = 2**28
 # Share of a point's energy outside the sources already found below which it is not told from them.
 _FLOOR = 1e-3
 # The same where the energy itself is an approximation: less would let errors stand out as sources.
@@ -252,7 +246,7 @@ class GridSearch:
         scenes = len(recording) if link.per_scene else 1
         snapshots = 1 if link.codes is None else link.codes.shape[-2]
         self._energies: list[Tensor] | None = None
-        if 4 * scenes * snapshots * len(dictionary) <= _KEPT:
+        if 4 * scenes * snapshots * len(dictionary) <= memory_budget(recording.snapshots.device):
             self._energies = [dictionary.energies(link, columns) for _, columns in dictionary.columns()]
 
     @property
@@ -303,7 +297,7 @@ class GridSearch:
         """Places of a block of points and of scenes, and how much each point is worth to each scene."""
         rows = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
         for number, (points, columns) in enumerate(self.dictionary.columns()):
-            step = max(1, BLOCK // (8 * rows * columns.shape[1]))
+            step = block_size(8 * rows * columns.shape[1], columns.device)
             for start in range(0, len(scenes), step):
                 part = slice(start, start + step)
                 link = self.recording.link[scenes[part]]

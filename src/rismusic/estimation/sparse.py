@@ -31,9 +31,7 @@ from rismusic.estimation.relax import relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
 from rismusic.estimation.search import Dictionary, GridSearch
 from rismusic.io import Recording
-
-# Bytes kept for a block of scenes.
-_BLOCK = 2**28
+from rismusic.memory import blocks
 
 
 @dataclass(frozen=True)
@@ -186,9 +184,9 @@ def by_blocks(recording: Recording, grid: SearchGrid, fit: Callable[[GridSearch,
     dictionary = dictionary_for(recording, grid)
     _, L, M = recording.snapshots.shape
     # What is kept of a scene: the energies of all points, and its snapshots once or twice in float64.
-    step = max(1, _BLOCK // (4 * L * len(dictionary) + 32 * L * M))
-    blocks = [slice(i, i + step) for i in range(0, len(recording), step)]
-    return join([fit(GridSearch(dictionary, recording[block]), block) for block in blocks])
+    each = 4 * L * len(dictionary) + 32 * L * M
+    parts = blocks(len(recording), each, recording.snapshots.device)
+    return join([fit(GridSearch(dictionary, recording[part]), part) for part in parts])
 
 
 def source_count(recording: Recording, sources: int | Int64[Tensor, "S"]) -> Int64[Tensor, "S"]:

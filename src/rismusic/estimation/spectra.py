@@ -59,13 +59,9 @@ from rismusic.covariance import Covariance, energy
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import levenberg_marquardt
+from rismusic.memory import block_size, blocks
 
 Kind = Literal["bartlett", "mvdr", "music", "soft_music"]
-
-# Real numbers in the product of one block of scenes (16 MiB): bounds the memory; smaller ones were slower.
-_BLOCK = 2**22
-# Real numbers in the steering matrix of one block of points; a larger grid's matrix is not kept.
-_STEERING = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +110,7 @@ class Spectrum:
         rows = torch.cat((rows.real, rows.imag, -rows.imag, rows.real), dim=-1).view(len(rows), 2 * C, 2 * N)
         result = torch.empty(len(rows), len(grid), dtype=dtype, device=rows.device)
         for points, A in _columns(grid, dtype):
-            scenes = max(1, _BLOCK // (2 * max(C, 1) * A.shape[1]))
+            scenes = block_size(8 * max(C, 1) * A.shape[1], rows.device)
             product = torch.empty(scenes * 2 * C, A.shape[1], dtype=dtype, device=rows.device)
             for start in range(0, len(rows), scenes):
                 block = rows[start : start + scenes]
@@ -221,7 +217,7 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
 
 def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """The real form of A, whole if it is small enough to be kept."""
-    points = max(1, _STEERING // (2 * grid.panel.size))
+    points = block_size(8 * grid.panel.size, grid.azimuth.device)
     if len(grid) <= points:
         yield slice(0, len(grid)), grid.real_steering(dtype)
         return
@@ -231,8 +227,6 @@ def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
 
 # f is of the order of 1; a gain of this size moves the phases by 1e-7 rad.
 _TOLERANCE = 1e-14
-# Complex numbers in the vectors of one block of scenes, repeated for each peak.
-_BLOCK_NEWTON = 2**23
 
 
 @dataclass(frozen=True)
@@ -320,10 +314,8 @@ def newton(
     vectors = spectrum.vectors.expand(*batch, N, C).reshape(-1, N, C)
     box = torch.tensor((volume.lower, volume.upper), dtype=torch.float64, device=place.device)
     moving = torch.tensor(free, device=place.device)
-    scenes = max(1, _BLOCK_NEWTON // (vectors[0].numel() * K))
     ends = []
-    for start_at in torch.arange(0, len(place), scenes).tolist():
-        block = slice(start_at, start_at + scenes)
+    for block in blocks(len(place), 16 * vectors[0].numel() * K, place.device):
         V = vectors[block].to(torch.complex128)
         begin = place[block].flatten(0, 1)
         V = V.repeat_interleave(K, dim=0)
