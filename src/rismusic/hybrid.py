@@ -33,7 +33,7 @@ from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
 from rismusic.estimation.sparse import source_count
-from rismusic.estimation.spectra import NewtonOptions, music
+from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music
 from rismusic.io import Recording
 from rismusic.nn.inference import (
     LoadedNetwork,
@@ -124,11 +124,6 @@ def fit_n_sources(
     return _searched(output, _near_network(output, count, grid, spec), grid, spec)
 
 
-def _refinable(output: NetworkOutput, spec: LocateSpec) -> Bool[Tensor, "S"]:
-    """Scenes whose peaks of MUSIC are only a start."""
-    return output.snr_db <= (spec.hybrid.polish_up_to_db if spec.polish else -math.inf)
-
-
 def _near_network(
     output: NetworkOutput, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec
 ) -> Fit:
@@ -136,27 +131,21 @@ def _near_network(
     recording = output.recording
     if int(count.max()) == 0:
         return nothing(recording)
-    polished = _refinable(output, spec)
-    everyone, climb = bool(polished.all()), _climb(spec)
-    if not everyone:
-        climb = NewtonOptions(length=climb.length)  # to the top, where they stay
+    climb = _climb(spec) if spec.polish else TO_CONVERGENCE
     start, converged = rap_music_sources(music(output.blend, count.clamp_min(1)), grid, count, climb=climb)
-    if everyone:
+    if spec.polish:
         return _polished(output, start, grid, spec)
-    rough = finish(recording, *unpack(start, recording), converged)
-    scenes = polished.nonzero()[:, 0]
-    if len(scenes) == 0:
-        return rough
-    fit = _polished(output[scenes], start[scenes], grid, spec)
-    return replaced(rough, scenes, fit)
+    return finish(recording, *unpack(start, recording), converged)
 
 
 def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
     """A search of the whole grid for scenes with many sources, or where the map doubts what was found."""
+    if not spec.polish:
+        return fit
     _, L, M = output.recording.snapshots.shape
     count = fit.sources.active.sum(-1)
     wanted = (count >= (spec.hybrid.search_from or math.inf)) | _map_doubts(output, fit, spec)
-    many = (wanted & (count < most_sources(L, M)) & _refinable(output, spec)).nonzero()[:, 0]
+    many = (wanted & (count < most_sources(L, M))).nonzero()[:, 0]
     if len(many) == 0:
         return fit
     part, start = output[many], fit[many]
@@ -271,7 +260,7 @@ def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor,
 
 
 def _climb(spec: LocateSpec) -> NewtonOptions:
-    return NewtonOptions(spec.hybrid.newton_steps, spec.hybrid.newton_step, each=False)
+    return NewtonOptions(spec.hybrid.newton_steps, each=False)
 
 
 def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, "S"]:
@@ -403,16 +392,14 @@ def _doubted(
     spec: LocateSpec,
 ) -> Located:
     """Another search where what was found does not explain the data; a p value of NaN cannot tell."""
-    # Peaks that were left unpolished are not meant to explain the data.
-    unpolished = output.snr_db > spec.hybrid.polish_up_to_db
-    doubtful = ((located.p_value < spec.hybrid.doubt) & ~unpolished).nonzero()[:, 0]
+    doubtful = (located.p_value < spec.hybrid.doubt).nonzero()[:, 0]
     if len(doubtful) == 0:
         return located
     other = _classical(output.recording[doubtful], None if count is None else count[doubtful], grid, spec)
     first = located[doubtful]
     # With K given the likelihoods compare; fits of different K by how well they explain the data.
     better = other.p_value > first.p_value if count is None else other.likelihood < first.likelihood
-    kept = torch.ones_like(unpolished)
+    kept = torch.ones_like(located.p_value, dtype=torch.bool)
     kept[doubtful] = ~better
     here, there = kept.nonzero()[:, 0], doubtful[better]
     return _in_order([located[here], other[better.nonzero()[:, 0]]], here, there)

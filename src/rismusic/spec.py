@@ -264,9 +264,6 @@ class HybridSpec(Spec):
     candidates: Count = 60
     """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose, beside
     places next to each source."""
-    peak_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Candidates and sources of the list whose peak of the network's map is below this share of the highest
-    are not tried; where fewer are left than there are sources, the list is not; 0: all are."""
     belief: NonNegative = 1.0
     """Weight of what the network's map says of places, beside the likelihood, where one set of places is
     chosen over another; 0: the likelihood alone. Without the own list it has none."""
@@ -281,14 +278,10 @@ class HybridSpec(Spec):
     better answer counts; 0: none."""
     newton_steps: Count = 1
     """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
-    newton_step: Annotated[float, Field(gt=0, lt=2)] = 1.0
-    """Length of its steps, in units of Newton's."""
-    polish_up_to_db: Finite = 100.0
-    """Scenes above this SNR (dB) keep the peaks of MUSIC: where the panel errs, NF-MLE fits the errors."""
     steps: Count = 60
     """Most evaluations of the likelihood from each start."""
-    tolerance: Positive = 1e-3
-    """Gain of log-likelihood (nats) that is worth no further step."""
+    tolerance: Positive = 5e-3
+    """A fit has converged when no unknown is predicted to move by more than this many error bars."""
     untrained: bool = False
     """Use the network as it was before it learned anything, to see what its weights are worth."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def test_minimum_of_a_convex_quadratic_in_a_box(generator):
     """Against scipy's bounded least squares, and the conditions that hold at the minimum alone."""
     evaluate, lower, upper, M, b = quadratics(generator)
     start = 3 * upper * torch.randn(30, 6, generator=generator, dtype=torch.float64)
-    end = levenberg_marquardt(evaluate, start, lower, upper, steps=100, tolerance=1e-12)
+    end = levenberg_marquardt(evaluate, start, lower, upper, steps=100, tolerance=1e-6)
     assert end.converged.all()
     x = end.point
     assert ((x >= lower) & (x <= upper)).all()
@@ -68,7 +70,7 @@ def test_values_only_fall_and_belong_to_the_points():
     everyone = torch.arange(4)
     last = banana(everyone, start)[0]
     for steps in (0, 1, 2, 3, 5, 8, 13, 40, 100):
-        end = levenberg_marquardt(banana, start, *everywhere(4, 2), steps=steps, tolerance=1e-20)
+        end = levenberg_marquardt(banana, start, *everywhere(4, 2), steps=steps, tolerance=1e-9)
         assert (end.value <= last).all()
         torch.testing.assert_close(end.value, banana(everyone, end.point)[0])
         last = end.value
@@ -87,7 +89,7 @@ def test_a_curvature_that_is_far_off_costs_steps_not_the_descent(factor):
     start = torch.tensor([[-1.2, 1.0], [0.5, 2.0]]).double()
     last = banana(torch.arange(2), start)[0]
     for steps in (1, 3, 10, 30):
-        end = levenberg_marquardt(wrong, start, *everywhere(2, 2), steps=steps, tolerance=1e-12)
+        end = levenberg_marquardt(wrong, start, *everywhere(2, 2), steps=steps, tolerance=1e-6)
         assert (end.value <= last).all()
         last = end.value
     assert (last < banana(torch.arange(2), start)[0]).all()
@@ -100,7 +102,7 @@ def test_steps_into_what_is_not_defined_are_refused():
         return (x - x.log())[:, 0], 1 - 1 / x, (1 / x.square())[..., None]
 
     start = torch.tensor([[8.0], [1e-3]]).double()
-    end = levenberg_marquardt(evaluate, start, *everywhere(2, 1), steps=60, tolerance=1e-14)
+    end = levenberg_marquardt(evaluate, start, *everywhere(2, 1), steps=60, tolerance=1e-7)
     torch.testing.assert_close(end.point, torch.ones(2, 1).double(), rtol=0, atol=1e-6)
     assert end.converged.all()
 
@@ -115,12 +117,13 @@ def test_a_batch_is_a_loop(generator):
         calls.append(len(live))
         return evaluate(live, x)
 
-    together = levenberg_marquardt(counted, start, lower, upper, tolerance=1e-9)
+    together = levenberg_marquardt(counted, start, lower, upper, tolerance=1e-6)
     assert calls[0] == 30 > calls[-1]
     for i in range(30):
         one = slice(i, i + 1)
-        alone = levenberg_marquardt(lambda live, x, i=i: evaluate(live + i, x), start[one], lower[one], upper[one],
-                        tolerance=1e-9)  # fmt: skip
+        alone = levenberg_marquardt(
+            lambda live, x, i=i: evaluate(live + i, x), start[one], lower[one], upper[one], tolerance=1e-6
+        )
         torch.testing.assert_close(alone.point[0], together.point[i], rtol=1e-9, atol=1e-9)
         assert alone.converged[0] == together.converged[i]
 
@@ -128,7 +131,7 @@ def test_a_batch_is_a_loop(generator):
 def test_one_box_for_all_and_unknowns_that_are_held():
     start = torch.tensor([[-1.2, 1.0], [0.5, 0.2]]).double()
     low, high = torch.tensor([-5.0, 0.25]).double(), torch.tensor([5.0, 0.25]).double()
-    end = levenberg_marquardt(banana, start, low, high, steps=100, tolerance=1e-14)
+    end = levenberg_marquardt(banana, start, low, high, steps=100, tolerance=1e-7)
     assert (end.point[:, 1] == 0.25).all()
     torch.testing.assert_close(end.point[:, 0].abs(), torch.tensor([0.5, 0.5]).double(), rtol=0, atol=0.02)
     assert end.converged.all()
@@ -143,7 +146,7 @@ def test_unknowns_that_nothing_depends_on_stay_and_the_rest_converges():
         return (x[:, 0] - 3).square(), gradient, torch.diag_embed(torch.stack((none + 2, none), dim=-1))
 
     end = levenberg_marquardt(
-        evaluate, torch.tensor([[7.0, 4.0]]).double(), *everywhere(1, 2), tolerance=1e-12
+        evaluate, torch.tensor([[7.0, 4.0]]).double(), *everywhere(1, 2), tolerance=1e-6
     )
     torch.testing.assert_close(end.point, torch.tensor([[3.0, 4.0]]).double(), rtol=0, atol=1e-5)
     assert end.converged.all()
@@ -151,22 +154,80 @@ def test_unknowns_that_nothing_depends_on_stay_and_the_rest_converges():
 
 def test_convergence_is_said_only_of_what_converged():
     start = torch.tensor([[-1.2, 1.0], [1.0, 1.0]]).double()
-    end = levenberg_marquardt(banana, start, *everywhere(2, 2), steps=2, tolerance=1e-12)
+    end = levenberg_marquardt(banana, start, *everywhere(2, 2), steps=2, tolerance=1e-6)
     assert end.converged.tolist() == [False, True]
-    assert levenberg_marquardt(banana, start, *everywhere(2, 2), steps=100, tolerance=1e-12).converged.all()
+    assert levenberg_marquardt(banana, start, *everywhere(2, 2), steps=100, tolerance=1e-6).converged.all()
 
 
-@pytest.mark.parametrize("length", [0.25, 1.0, 1.5, 1.9])
-def test_steps_are_as_long_as_they_are_told(length):
-    """On a parabola a step of that length leaves 1 - length of the distance, but for its damping of 1 %."""
+def test_flat_directions_converge_too(generator):
+    """Curvatures over eight decades: the remaining error is small in error bars along each direction.
 
-    def parabola(live, x):
-        return x.square().sum(-1) / 2, x, torch.ones(len(x), 1, 1).double()
+    A criterion on the gain in value stops long before the flat ones have moved.
+    """
+    sigma = torch.logspace(0, 4, 5, dtype=torch.float64)
+    start = sigma * torch.randn(20, 5, generator=generator, dtype=torch.float64) * 3
 
-    start = torch.tensor([[3.0], [-2.0]]).double()
-    once = levenberg_marquardt(parabola, start, *everywhere(2, 1), steps=1, tolerance=1e-12, length=length)
-    torch.testing.assert_close(once.point, start * (1 - length / 1.01))
-    end = levenberg_marquardt(parabola, start, *everywhere(2, 1), steps=300, tolerance=1e-12, length=length)
+    def bowl(live, x):
+        z = x / sigma
+        # Not quite a parabola, so that one step is not enough; F lacks a part of the Hessian.
+        value = (z.square() / 2 + z.pow(4) / 100).sum(-1)
+        return value, (z + z.pow(3) / 25) / sigma, torch.diag_embed((1 / sigma.square()).expand_as(x))
+
+    wide = torch.full((20, 5), 1e9, dtype=torch.float64)
+    for tolerance in (0.1, 0.005):
+        end = levenberg_marquardt(bowl, start, -wide, wide, tolerance=tolerance)
+        assert end.converged.all()
+        assert (end.point / sigma).abs().max() < tolerance
+
+
+def hidden_curvature(scale):
+    """A quadratic whose F holds ``scale`` of the Hessian along one direction that is no axis."""
+    Q = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double()).Q
+    H = Q @ torch.diag(torch.linspace(1, 3, 6).double()) @ Q.mT
+    F = H + (scale - 1) * 3 * torch.outer(Q[:, -1], Q[:, -1])
+
+    def evaluate(live, x):
+        gradient = (H @ x[..., None])[..., 0]
+        return (x * gradient).sum(-1) / 2, gradient, F.expand(len(x), -1, -1)
+
+    return evaluate, F
+
+
+@pytest.mark.parametrize("scale", [0.6, 3.0, 10.0])
+def test_what_the_curvature_lacks_is_learned_from_the_steps(scale, monkeypatch):
+    """Fisher scoring alone converges linearly; with the updates a few evaluations are enough."""
+    evaluate, F = hidden_curvature(scale)
+    start = torch.ones(4, 6).double() * torch.tensor([1.0, -2.0, 5.0, 10.0]).double()[:, None]
+    calls = []
+
+    def counted(live, x):
+        calls.append(len(live))
+        return evaluate(live, x)
+
+    end = levenberg_marquardt(counted, start, *everywhere(4, 6))
+    error = (end.point * (F @ end.point[..., None])[..., 0]).sum(-1).sqrt()
     assert end.converged.all()
-    assert end.point.abs().max() < 1e-5
-    assert (end.value <= once.value).all()
+    assert error.max() < 5e-3
+    with_updates = len(calls)
+    calls.clear()
+    monkeypatch.setattr("rismusic.estimation.levenberg_marquardt._LEAST_CURVATURE", math.inf)
+    levenberg_marquardt(counted, start, *everywhere(4, 6))
+    assert with_updates <= 8
+    assert with_updates < len(calls)
+
+
+def test_rounded_values_do_not_keep_a_fit_from_converging(generator):
+    """Values with errors far above what the last steps gain, as those of single precision have."""
+    evaluate, F = hidden_curvature(3.0)
+    offset = 1e3
+
+    def rounded(live, x):
+        value, gradient, curvature = evaluate(live, x)
+        noise = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        return offset + value + 2e-4 * noise, gradient, curvature
+
+    start = torch.ones(50, 6).double() + torch.rand(50, 6, generator=generator, dtype=torch.float64)
+    end = levenberg_marquardt(rounded, start, *everywhere(50, 6), steps=20)
+    assert end.converged.all()
+    error = (end.point * (F @ end.point[..., None])[..., 0]).sum(-1).sqrt()
+    assert error.max() < 5e-3

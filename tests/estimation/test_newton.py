@@ -85,16 +85,6 @@ def test_reaches_the_truth_in_few_steps(recorded, generator):
     assert (start[0] - truth.azimuth).abs().max() > math.radians(0.5)
 
 
-@pytest.mark.parametrize("length", [0.5, 1.5])
-def test_other_lengths_end_at_the_same_top_later(recorded, generator, length):
-    truth, spectrum = recorded.truth, exact(recorded)
-    start = near(truth, generator)
-    for steps, fine in ((12, False), (80, True)):
-        found = newton(spectrum, recorded.panel, VOLUME, *start, climb=NewtonOptions(steps, length))
-        assert bool(((found.azimuth - truth.azimuth).abs() < math.radians(1e-5)).all()) == fine
-    assert found.converged.all()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_exact_sources_are_met_far_below_the_bound(dtype, generator):
     """At 20 dB, as a share of the Cramer-Rao bound of each scene, in all three coordinates."""

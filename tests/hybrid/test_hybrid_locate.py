@@ -123,15 +123,9 @@ def test_nothing_is_found_in_noise(recording, weights, generator):
     assert located.sources.active.sum() == 0
 
 
-def test_scenes_above_an_snr_keep_the_peaks(recording, weights):
+def test_without_polish_the_peaks_stay(recording, weights):
     rough, fine = (hybrid(recording, weights, sources=2, polish=one) for one in (False, True))
-    mixed = replace(recording, noise_variance=recording.noise_variance * torch.tensor([1.0, 100.0] * 3))
-    gated = hybrid(mixed, weights, sources=2, hybrid={"polish_up_to_db": 10.0})
-    whole = [hybrid(mixed, weights, sources=2, polish=one) for one in (False, True)]
-    assert gap(gated[::2], whole[0][::2]) < 1e-6
-    assert gap(gated[1::2], whole[1][1::2]) < 1e-2
     assert gap(rough, fine) > 0.1
-    assert gap(hybrid(recording, weights, sources=2, hybrid={"polish_up_to_db": -9.0}), rough) < 1e-6
 
 
 @pytest.mark.parametrize("sources", [2, "auto"])

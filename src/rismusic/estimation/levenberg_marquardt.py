@@ -1,13 +1,36 @@
-"""Damped descent (Levenberg and Marquardt) in a box, for a batch of problems at once.
+r"""Levenberg-Marquardt minimisation in a box, for a batch of problems at once.
+
+A step solves, over the unknowns that the box does not hold,
+
+.. math:: (B + \mu\, \mathrm{diag}\, B)\, \Delta = -g,
+
+with the gradient g and a curvature B. The caller supplies a positive semidefinite curvature F: the Fisher
+information or a Gauss-Newton matrix of a negative log-likelihood. F leaves part of the Hessian out, so that
+steps with it alone converge linearly, and slowly where the noise is strong. The changes y of the gradient over
+the last steps s supply the rest: B is F with a BFGS update for each of them,
+
+.. math:: B \leftarrow B - \frac{B s s^T B}{s^T B s} + \frac{y y^T}{y^T s}.
+
+The damping :math:`\mu` shrinks after a good step and grows after a refused one.
+
+A problem has converged when its **Newton decrement**
+
+.. math:: \lambda = \sqrt{\Delta^T F \Delta}, \qquad \Delta = -B^{-1} g,
+
+is at most the tolerance (with B and with F alone in its place). For a likelihood, :math:`F^{-1}` is the covariance
+of the estimate, so no unknown is then predicted to move by more than :math:`\lambda` of its error bar. The last
+step is taken without evaluating the function again. Unlike a small gain in likelihood, a small decrement leaves no
+movement along flat directions, so the end does not depend on the start, the batch or rounding.
 
 Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", SIAM J. Appl. Math. 11 (1963);
-bounds by projection, Bertsekas, "Projected Newton methods", SIAM J. Control Optim. 20 (1982).
+Bertsekas, "Projected Newton methods", SIAM J. Control Optim. 20 (1982); Nocedal and Wright, *Numerical
+Optimization*, chapters 6 and 10.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -19,37 +42,98 @@ Evaluated = tuple[Float[Tensor, "B"], Float[Tensor, "B U"], Float[Tensor, "B U U
 Evaluate = Callable[[Int64[Tensor, "B"], Float[Tensor, "B U"]], Evaluated]
 
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-10, 1e9
+# Steps whose change of the gradient is remembered, and the least curvature along one, relative to B.
+_MEMORY, _LEAST_CURVATURE = 3, 0.05
+# Relative to a unit diagonal, so that a singular curvature has an inverse.
+_RIDGE = 1e-12
+# Values are rounded to about this relative error, since fields are computed in single precision.
+_ROUNDING = 1e-6
+# Up to this many tolerances the decrement, which rounding hardly touches, decides whether a step is good.
+_NEAR = 20.0
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How far a descent goes, and from which powers.
+    """When a fit stops, and where its powers start.
 
     Args:
-        steps: most evaluations of the likelihood after the first.
-        tolerance: gain of log-likelihood (nats) that is worth no further step.
-        levels_first: whether powers come to rest before positions move. Where these are nearly right, powers
-            of least squares will do to begin with.
+        steps: maximum number of evaluations of the likelihood after the first.
+        tolerance: largest Newton decrement at convergence, in units of the error bars.
+        powers_first: whether powers and noise variance are fitted before the positions move. Near the
+            solution, least squares is good enough for them to start from.
     """
 
     steps: int = 60
-    tolerance: float = 1e-4
+    tolerance: float = 5e-3
     powers_first: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """Where a descent ended.
+    """Result of :func:`levenberg_marquardt`.
 
     Args:
         point: [S, U].
-        value: [S].
-        converged: where no step would gain as much as the tolerance, [S].
+        value: [S], within rounding and the square of the tolerance.
+        converged: [S] whether the Newton decrement fell to the tolerance.
     """
 
     point: Float[Tensor, "S U"]
     value: Float[Tensor, "S"]
     converged: Bool[Tensor, "S"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Iterate:
+    """B problems at their current points, with the scaled system that their next steps solve."""
+
+    x: Tensor
+    value: Tensor
+    gradient: Tensor
+    curvature: Tensor  # B
+    free: Tensor  # unknowns that the box does not hold
+    scale: Tensor  # diag(B)^-1/2, 0 where held
+    newton: Tensor  # the undamped step
+    decrement: Tensor
+
+    @classmethod
+    def at(
+        cls,
+        x: Tensor,
+        evaluated: Evaluated,
+        lower: Tensor,
+        upper: Tensor,
+        history: list[tuple[Tensor, Tensor]],
+    ) -> _Iterate:
+        value, gradient, F = evaluated
+        B = F
+        for s, y in history:
+            B = _bfgs(B, s, y)
+        held = ((x <= lower) & (gradient >= 0)) | ((x >= upper) & (gradient <= 0))
+        diagonal = B.diagonal(dim1=-2, dim2=-1)
+        free = ~held & (diagonal > 0)
+        scale = torch.where(free, diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).rsqrt(), 0)
+        ridge = torch.full_like(value, _RIDGE)
+        step, failed = _solve(B, gradient, free, scale, ridge)
+        decrement = (step * (F @ step[..., None])[..., 0]).sum(-1).clamp_min(0).sqrt()
+        if history:
+            # A curvature met far from here may make B too large, and its decrement too small.
+            plain = -(gradient * _solve(F, gradient, free, scale, ridge)[0]).sum(-1)
+            decrement = torch.maximum(decrement, plain.clamp_min(0).sqrt())
+        decrement = torch.where(failed, torch.inf, decrement)
+        return cls(x, value, gradient, B, free, scale, step, decrement)
+
+    def damped(self, damping: Tensor) -> Tensor:
+        return _solve(self.curvature, self.gradient, self.free, self.scale, damping)[0]
+
+    def __getitem__(self, keep: Tensor) -> _Iterate:
+        return _Iterate(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+    def replaced(self, where: Tensor, other: _Iterate) -> _Iterate:
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return _Iterate(
+            *(torch.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old) for old, new in pairs)
+        )
 
 
 def levenberg_marquardt(
@@ -58,77 +142,81 @@ def levenberg_marquardt(
     lower: Float[Tensor, "*S U"],
     upper: Float[Tensor, "*S U"],
     *,
-    steps: int = 40,
-    tolerance: float = 1e-4,
-    length: float = 1.0,
+    steps: int = 60,
+    tolerance: float = 5e-3,
     first: Evaluated | None = None,
 ) -> Minimum:
-    r"""Minimise S functions of U unknowns within a box; each value only ever falls.
-
-    A step solves, over the unknowns that the box does not hold back,
-
-    .. math:: (F + \mu\, \mathrm{diag}\, F)\, \Delta = -g,
-
-    is cut to the box and taken only where the value falls; :math:`\mu` shrinks after a good step and grows
-    after a refused one. Problems that have converged leave the batch.
+    """Minimise S functions of U unknowns within a box. Problems that have converged leave the batch.
 
     Args:
         evaluate: value, gradient g and curvature F, for the problems of the given numbers.
         start: moved into the box first.
         lower: an unknown whose limits meet is held there.
         upper: see ``lower``.
-        steps: evaluations at most, one after the start for each.
-        tolerance: a problem has converged when a step is foreseen to gain, or gained, no more than this.
-        length: what each step is multiplied with, above 0 and below 2, where a step gains nothing. The
-            curvature of a model that leaves something out may ask for more or less than 1.
-        first: what ``evaluate`` says of all problems at the start, inside the box, if that is known.
+        steps: maximum number of evaluations after the one at the start.
+        tolerance: largest Newton decrement at convergence.
+        first: the result of ``evaluate`` for all problems at the start, inside the box, if it is known.
     """
     low, high = lower.expand_as(start), upper.expand_as(start)
     x = torch.minimum(torch.maximum(start, low), high)
     live = torch.arange(len(x), device=x.device)
-    value, gradient, curvature = evaluate(live, x) if first is None else first
-    end = Minimum(x.clone(), value.clone(), torch.zeros_like(value, dtype=torch.bool))
-    damping = torch.full_like(value, _FIRST_DAMPING)
-    for _ in range(steps):
-        step = _step(x, gradient, curvature, low, high, damping)
-        trial = torch.minimum(torch.maximum(torch.add(x, step, alpha=length), low), high)
-        move = trial - x
-        slope = (gradient * move).sum(-1)
-        foreseen = -slope - (move * (curvature @ move[..., None])[..., 0]).sum(-1) / 2
-        new = evaluate(live, trial)
-        gain = value - new[0]
-        better = gain > 0  # false for NaN
-        good = better & (gain > 0.5 * foreseen)
+    history: list[tuple[Tensor, Tensor]] = []
+    now = _Iterate.at(x, evaluate(live, x) if first is None else first, low, high, history)
+    damping = torch.full_like(now.value, _FIRST_DAMPING)
+    end = Minimum(x.clone(), now.value.clone(), torch.zeros_like(now.value, dtype=torch.bool))
+    for evaluation in range(steps + 1):
+        # The last step counts as taken where the box does not cut it.
+        last = now.x + now.newton
+        converged = (now.decrement <= tolerance) & ((last >= low) & (last <= high)).all(-1)
+        done = converged | (damping > _MOST_DAMPING)
+        if evaluation == steps:
+            done = torch.ones_like(done)
+        if done.any():
+            gone, reached, keep = live[done], converged[done], ~done
+            end.point[gone] = torch.where(reached[:, None], last[done], now.x[done])
+            gain = -(now.gradient * now.newton).sum(-1)[done] / 2
+            end.value[gone] = now.value[done] - torch.where(reached, gain, 0)
+            end.converged[gone] = reached
+            live, low, high, damping, now = live[keep], low[keep], high[keep], damping[keep], now[keep]
+            history = [(s[keep], y[keep]) for s, y in history]
+            if len(live) == 0:
+                break
+        trial = torch.minimum(torch.maximum(now.x + now.damped(damping), low), high)
+        move = trial - now.x
+        foreseen = -(now.gradient * move).sum(-1)
+        foreseen = foreseen - (move * (now.curvature @ move[..., None])[..., 0]).sum(-1) / 2
+        evaluated = evaluate(live, trial)
+        history = [*history, (move, evaluated[1] - now.gradient)][-_MEMORY:]
+        new = _Iterate.at(trial, evaluated, low, high, history)
+        gain = now.value - new.value
+        rounding = _ROUNDING * (1 + now.value.abs())
+        near = (now.decrement <= _NEAR * tolerance) & (new.decrement < now.decrement) & (gain > -rounding)
+        better = (gain > 0) | near  # false for NaN
+        good = better & ((gain > 0.5 * foreseen) | near)
         damping = torch.where(good, damping / 8, torch.where(better, damping, damping * 6))
         damping = damping.clamp_min(_LEAST_DAMPING)
-        x = torch.where(better[:, None], trial, x)
-        value = torch.where(better, new[0], value)
-        gradient = torch.where(better[:, None], new[1], gradient)
-        curvature = torch.where(better[:, None, None], new[2], curvature)
-        # A small gain counts only from a step that was hardly damped.
-        small = torch.where(better, gain, foreseen) <= tolerance
-        done = (small & (damping < 1)) | (move == 0).all(-1) | (damping > _MOST_DAMPING)
-        if not done.any():
-            continue
-        gone, keep = live[done], ~done
-        end.point[gone], end.value[gone], end.converged[gone] = x[done], value[done], True
-        live, x, low, high = live[keep], x[keep], low[keep], high[keep]
-        value, gradient, curvature, damping = value[keep], gradient[keep], curvature[keep], damping[keep]
-        if len(live) == 0:
-            return end
-    end.point[live], end.value[live] = x, value
+        # A refused step tells of a place where the minimum is not.
+        history[-1] = torch.where(better[:, None], history[-1][0], 0), history[-1][1]
+        now = now.replaced(better, new)
     return end
 
 
-def _step(
-    x: Tensor, gradient: Tensor, curvature: Tensor, lower: Tensor, upper: Tensor, damping: Tensor
-) -> Tensor:
-    """The damped step over the free unknowns; 0 for the others."""
-    held = ((x <= lower) & (gradient >= 0)) | ((x >= upper) & (gradient <= 0))
-    diagonal = curvature.diagonal(dim1=-2, dim2=-1)
-    free = ~held & (diagonal > 0)
-    scale = torch.where(free, diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).rsqrt(), 0)
-    unit = curvature * scale[:, :, None] * scale[:, None, :]
-    ones = torch.where(free, damping[:, None], 1)
-    factor = torch.linalg.cholesky_ex(unit + torch.diag_embed(ones)).L
-    return -scale * torch.cholesky_solve((scale * gradient)[..., None], factor)[..., 0]
+def _bfgs(B: Tensor, s: Tensor, y: Tensor) -> Tensor:
+    """B updated so that B s = y, where the curvature y^T s along the step is clearly positive."""
+    Bs = (B @ s[..., None])[..., 0]
+    sBs, ys = (s * Bs).sum(-1), (y * s).sum(-1)
+    use = (sBs > 0) & (ys > _LEAST_CURVATURE * sBs)
+    plus = torch.where(use, 1 / torch.where(use, ys, 1), 0)[:, None, None]
+    minus = torch.where(use, 1 / torch.where(use, sBs, 1), 0)[:, None, None]
+    y, Bs = torch.where(use[:, None], y, 0), torch.where(use[:, None], Bs, 0)
+    return B + plus * y[:, :, None] * y[:, None] - minus * Bs[:, :, None] * Bs[:, None]
+
+
+def _solve(
+    B: Tensor, gradient: Tensor, free: Tensor, scale: Tensor, damping: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The damped step over the free unknowns, 0 for the others; and where B is not positive definite."""
+    unit = B * scale[:, :, None] * scale[:, None, :]
+    factor, failed = torch.linalg.cholesky_ex(unit + torch.diag_embed(torch.where(free, damping[:, None], 1)))
+    step = -scale * torch.cholesky_solve((scale * gradient)[..., None], factor)[..., 0]
+    return torch.where((failed > 0)[:, None], 0, step), failed > 0

@@ -37,7 +37,7 @@ from rismusic.sources import Sources
 
 Criterion = Literal["conditional", "unconditional"]
 
-POWER_FIT = FitOptions(steps=20, tolerance=1e-3)
+POWER_FIT = FitOptions(steps=20, tolerance=0.02)
 # Powers are searched within these factors of the mean received power, the noise variance likewise.
 _POWER = (1e-6, 1e3)
 _NOISE = (1e-15, 2.0)
@@ -182,9 +182,8 @@ class FitState:
         )
 
 
-# 1e-4 nats leave an error of 0.014 standard deviations.
-THOROUGH = FitOptions(steps=60, tolerance=1e-4)
-ROUGH = FitOptions(steps=12, tolerance=3e-2)
+THOROUGH = FitOptions()
+ROUGH = FitOptions(steps=12, tolerance=0.2)
 
 
 def refine(

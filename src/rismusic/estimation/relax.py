@@ -137,7 +137,7 @@ def direction_cosines(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*b
 # Points of the grid among which births are chosen, and how many steps they are apart in some coordinate.
 _POINTS, _APART = 200, 3.0
 # A fit that has one source too many need not come to rest.
-_CROWDED = FitOptions(steps=4, tolerance=0.1)
+_CROWDED = FitOptions(steps=4, tolerance=0.4)
 # Nats that the settling of the sources that stay may gain: what has lost more is not followed.
 _HOPE = 5.0
 

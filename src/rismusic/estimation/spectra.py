@@ -225,8 +225,8 @@ def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
         yield block, torch.cat((A.real, A.imag))
 
 
-# f is of the order of 1; a gain of this size moves the phases by 1e-7 rad.
-_TOLERANCE = 1e-14
+# f is of the order of 1, so that this decrement moves the phases by about 1e-7 rad.
+_TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -235,13 +235,11 @@ class NewtonOptions:
 
     Args:
         steps: at most so many; few where a fit follows.
-        length: of each step, in units of Newton's; see :func:`~rismusic.estimation.levenberg_marquardt.levenberg_marquardt`.
         each: whether of sources that are found in turn each is climbed on the spectrum itself before the next
             one is sought; all of them are in the end.
     """
 
     steps: int = 40
-    length: float = 1.0
     each: bool = True
 
 
@@ -334,7 +332,6 @@ def newton(
             upper,
             steps=climb.steps,
             tolerance=_TOLERANCE,
-            length=climb.length,
             first=_model(V, a, slope),
         )
         ends.append((end.point, -end.value, end.converged))

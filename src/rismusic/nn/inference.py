@@ -22,7 +22,6 @@ volume, more sources, another kind of link, stronger signals.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -152,10 +151,8 @@ class NetworkOutput:
     Args:
         recording: the scenes as they are fitted: whitened where the panel may err.
         blend: R_blend, finished.
-        own: the network's own list of sources [S, K_max], the surest first; NaN, and last, where the peak of
-            its map is too low.
-        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map; the highest
-            again in place of those that are too low.
+        own: the network's own list of sources [S, K_max], the most probable first.
+        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map.
         belief: what its map says of any other place.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         snr_db: [S] of the scenes, with the recorded noise variance or a guess.
@@ -204,18 +201,12 @@ class NetworkOutput:
         sample = projected_covariance(projected)
         beta = _share(projected, trained.card, spec)
         assert prediction.grid_logits is not None
-        most, heads = min(spec.hybrid.candidates, len(network.grid)), prediction.azimuth.shape[1]
-        # Head q of the network stands at the q-th highest peak.
-        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, max(most, heads))
-        low = (peaks.height - peaks.height[:, :1]).exp() < spec.hybrid.peak_threshold
+        most = min(spec.hybrid.candidates, len(network.grid))
+        peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
         places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
-        places = torch.where(low[..., None], places[:, :1], places)[:, :most]
-        existence = prediction.existence_logits.masked_fill(low[:, :heads], -math.inf)
-        surest = existence.argsort(dim=-1, descending=True)
+        surest = prediction.existence_logits.argsort(dim=-1, descending=True)
         own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
-        azimuth, elevation, distance = (
-            value.masked_fill(low[:, :heads], math.nan).gather(1, surest).double() for value in own
-        )
+        azimuth, elevation, distance = (value.gather(1, surest).double() for value in own)
         return cls(
             fitted,
             prediction.blended(*sample, beta),
