@@ -18,7 +18,7 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors"],
-    ["files", "settings"],
+    ["files", "settings", "arrays"],
     ["spec"],
     ["decibel", "draws", "panel"],
     ["wave", "link"],
