@@ -18,7 +18,7 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors"],
-    ["files", "spec", "memory"],
+    ["files", "spec", "memory", "conversion"],
     ["units", "array"],
     ["operator", "simulation.random_numbers"],
     ["sources"],

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from rismusic.evaluate.bound_table import bound_table
     from rismusic.evaluate.report import write_bench_report, write_report
     from rismusic.hybrid import locate
-    from rismusic.io import Recording, RecordingWriter, open_recording, read, write
+    from rismusic.io import (
+        Recording,
+        RecordingWriter,
+        load_sample,
+        open_recording,
+        read,
+        to_room_frame,
+        write,
+    )
     from rismusic.nn.spec import TrainSpec
     from rismusic.nn.train import TrainingResult, train
     from rismusic.nn.weights import load_network
@@ -50,6 +58,8 @@ _HOME = {
     "Recording": "io",
     "RecordingWriter": "io",
     "open_recording": "io",
+    "load_sample": "io",
+    "to_room_frame": "io",
     "read": "io",
     "write": "io",
     "check": "checking",

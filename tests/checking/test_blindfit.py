@@ -94,10 +94,10 @@ def test_a_mirrored_panel_fits_as_well():
 
 def test_size_of_the_search_is_foreseen():
     for rows, columns, spacing in ((12, 12, 0.5), (4, 5, 0.5), (24, 24, 0.5), (8, 8, 1.7)):
-        panel = Panel.uniform(rows, columns, spacing_wavelengths=spacing)
+        panel = Panel.uniform_planar(rows, columns, spacing_wavelengths=spacing)
         grid = SearchGrid.cover(panel, searched_volume(blindfit.SETTINGS), blindfit.SETTINGS.oversampling)
         assert 0.5 < blindfit._points(panel) / len(grid) < 4
-    huge = Panel.uniform(64, 64, spacing_wavelengths=5.0)
+    huge = Panel.uniform_planar(64, 64, spacing_wavelengths=5.0)
     assert blindfit._points(huge) > 1e8
 
 

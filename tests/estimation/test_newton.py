@@ -30,7 +30,7 @@ def exact(recorded):
 
 def near(truth, generator, steps=0.4):
     """Starts up to so many grid steps from the truth."""
-    grid = SearchGrid.cover(Panel.uniform(), VOLUME)
+    grid = SearchGrid.cover(Panel.uniform_planar(), VOLUME)
     shift = (2 * torch.rand(3, *truth.azimuth.shape, generator=generator, dtype=torch.float64) - 1) * steps
     q = (1 / truth.range + shift[2] * grid.step[2]).clamp(*[VOLUME.lower[2], VOLUME.upper[2]])
     return truth.azimuth + shift[0] * grid.step[0], truth.elevation + shift[1] * grid.step[1], 1 / q
@@ -39,7 +39,7 @@ def near(truth, generator, steps=0.4):
 @pytest.mark.parametrize("free", [0, 1, 2])
 @pytest.mark.parametrize("maker", [bartlett, lambda R: music(R, 3), lambda R: soft_music(R, 3), mvdr])
 def test_gradient_against_finite_differences(maker, free, generator):
-    panel = Panel.uniform(6, 7)
+    panel = Panel.uniform_planar(6, 7)
     factor = torch.randn(4, 42, 5, generator=generator, dtype=torch.complex128)
     spectrum = maker(Covariance(factor, torch.full((4,), 0.2).double()).normalised())
     unit = torch.rand(4, 3, generator=generator, dtype=torch.float64)
@@ -186,7 +186,7 @@ def test_refusals(recorded, generator, untyped):
     spectrum, start = exact(recorded), near(recorded.truth, generator)
     cases = [
         ("reach", lambda: newton(spectrum, recorded.panel, VOLUME, *start, reach=0.0)),
-        ("panel", lambda: newton(spectrum, Panel.uniform(2, 2), VOLUME, *start)),
+        ("panel", lambda: newton(spectrum, Panel.uniform_planar(2, 2), VOLUME, *start)),
         ("points", lambda: search_range(spectrum, recorded.panel, VOLUME, *start[:2], points=0)),
     ]
     for field, attempt in cases:

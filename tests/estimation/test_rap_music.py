@@ -28,7 +28,7 @@ VOLUME = Volume.from_scene(SceneSpec())
 
 @pytest.fixture(scope="module")
 def grid():
-    return SearchGrid.cover(Panel.uniform(), VOLUME)
+    return SearchGrid.cover(Panel.uniform_planar(), VOLUME)
 
 
 def errors(found, azimuth, elevation):
@@ -117,7 +117,7 @@ def test_each_search_is_that_of_the_projected_spectrum(monkeypatch, generator):
         return RefinedPeaks(azimuth, elevation, distance, rest, torch.ones_like(rest, dtype=torch.bool))
 
     monkeypatch.setattr(module, "newton", stay)
-    panel = Panel.uniform(5, 6)
+    panel = Panel.uniform_planar(5, 6)
     grid = SearchGrid.cover(panel, Volume(1.0, 0.5, 0.4, 4.0), 2.0)
     A = grid.steering(torch.complex128)
     V = torch.linalg.qr(torch.randn(4, panel.size, 3, dtype=torch.complex128, generator=generator))[0]

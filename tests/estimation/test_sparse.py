@@ -86,7 +86,7 @@ def test_what_cannot_be_located_is_said(name):
     with pytest.raises(InputError, match="sources: expected at most 6"):
         LOCATORS[name](recording, 7, grid)
     with pytest.raises(InputError, match="grid: expected a grid of the recording's panel, 36 elements"):
-        LOCATORS[name](recording, 1, type(grid).cover(Panel.uniform(5, 5), dense.VOLUME))
+        LOCATORS[name](recording, 1, type(grid).cover(Panel.uniform_planar(5, 5), dense.VOLUME))
 
 
 def test_a_longer_pursuit_never_costs_more():

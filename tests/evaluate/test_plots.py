@@ -10,7 +10,7 @@ from rismusic.evaluate.plots import bound_curves, new_axes, positions, save, sce
 from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
 
-PANEL = Panel.uniform()
+PANEL = Panel.uniform_planar()
 SOURCES = Sources(
     azimuth=torch.tensor([torch.pi / 2 - 1e-9, 0.0, torch.nan]),
     elevation=torch.tensor([0.0, torch.pi / 6, torch.nan]),

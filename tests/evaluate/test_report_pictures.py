@@ -18,7 +18,7 @@ from rismusic.evaluate.report.spectra import _PIXELS, _axes, _resampled, colour_
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 
-PANEL = Panel.uniform()
+PANEL = Panel.uniform_planar()
 VOLUME = Volume(math.radians(60), math.radians(30), 0.5, 10.0)
 FOUND = Sources(
     azimuth=torch.tensor([0.5, -0.3, torch.nan]),
@@ -98,7 +98,7 @@ def test_a_cut_ellipsoid_is_known_to_be_cut():
 
 def test_a_scene_without_sources_and_a_large_panel_are_drawn():
     nothing = FOUND.each(lambda value: torch.full_like(value, torch.nan))
-    picture = scene(found=nothing, truth=None, panel=Panel.uniform(40, 40)).in_space()
+    picture = scene(found=nothing, truth=None, panel=Panel.uniform_planar(40, 40)).in_space()
     assert "0 found sources" in picture.alt
     dots = next(shape for shape in picture.shapes if shape.form == "dots")
     assert len(dots.xyz.split()) == 3 * 400
