@@ -13,23 +13,23 @@ from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rismusic.array import Panel, steering, steering_with_derivatives
-    from rismusic.checking import check
+    from rismusic.benchmark.bound_table import bound_table
+    from rismusic.benchmark.run import Benchmark, bench, merge_benchmarks
+    from rismusic.benchmark.spec import BenchSpec
+    from rismusic.checks import check
     from rismusic.crb import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.doctor.after import diagnose_run
     from rismusic.doctor.diagnose import Diagnosis, diagnose
     from rismusic.doctor.generic import diagnose_module
     from rismusic.doctor.report import write_diagnosis
     from rismusic.estimation.locate import Located
-    from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
-    from rismusic.evaluate.bench.spec import BenchSpec
-    from rismusic.evaluate.bound_table import bound_table
-    from rismusic.evaluate.report import write_bench_report, write_report
     from rismusic.hybrid import locate
     from rismusic.io import Recording, RecordingWriter, open_recording, read, write
     from rismusic.nn.spec import TrainSpec
     from rismusic.nn.train import TrainingResult, train
     from rismusic.nn.weights import load_network
     from rismusic.operator import Link
+    from rismusic.report import write_bench_report, write_report
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
     from rismusic.tuning.outcome import Tuned
@@ -52,7 +52,7 @@ _HOME = {
     "open_recording": "recording",
     "read": "recording",
     "write": "recording",
-    "check": "checking",
+    "check": "checks",
     # locate the sources
     "locate": "hybrid.locate",
     "Located": "estimate.locate",
@@ -61,12 +61,12 @@ _HOME = {
     "conditional_crb": "bounds",
     "unconditional_crb": "bounds",
     "recording_crb": "bounds",
-    "bound_table": "evaluate.bound_table",
+    "bound_table": "benchmark.bound_table",
     # compare methods
-    "BenchSpec": "evaluate.bench.spec",
-    "bench": "evaluate.bench.run",
-    "Benchmark": "evaluate.bench.run",
-    "merge_benchmarks": "evaluate.bench.run",
+    "BenchSpec": "benchmark.spec",
+    "bench": "benchmark.run",
+    "Benchmark": "benchmark.run",
+    "merge_benchmarks": "benchmark.run",
     # train a network
     "TrainSpec": "learn.spec",
     "train": "learn.run",
@@ -83,8 +83,8 @@ _HOME = {
     "tune": "tuning.run",
     "Tuned": "tuning.outcome",
     # what came of it, as one HTML file
-    "write_report": "evaluate.report",
-    "write_bench_report": "evaluate.report",
+    "write_report": "report",
+    "write_bench_report": "report",
 }
 
 __all__ = ["InputError", "SystemSpec", "__version__", *_HOME]

@@ -11,8 +11,8 @@ from rismusic.covariance import IDENTITY_MAX
 from rismusic.doctor.case import Case, told
 from rismusic.doctor.physics import apart, covariance_of, field_on_panel, likeliest, operators, unit
 from rismusic.estimation.grid import to_cosines
-from rismusic.evaluate.metrics import match
 from rismusic.io import Recording
+from rismusic.metrics import match
 from rismusic.nn import validation
 from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Report, at_least, at_most

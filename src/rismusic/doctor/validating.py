@@ -10,8 +10,8 @@ import torch
 
 from rismusic.doctor.case import Case, told
 from rismusic.doctor.stepping import trial
-from rismusic.evaluate.metrics import Score
 from rismusic.io import Recording
+from rismusic.metrics import Score
 from rismusic.nn import validation
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.monitors import Report, at_least, at_most
