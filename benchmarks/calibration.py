@@ -17,8 +17,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from rismusic.estimation.locate import Located
-from rismusic.evaluate.metrics import Match, match
 from rismusic.hybrid import locate
+from rismusic.metrics import Match, match
 from rismusic.simulation.simulator import simulate
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.6827, 0.8, 0.9, 0.9545)

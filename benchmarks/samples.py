@@ -18,9 +18,9 @@ import torch
 from rismusic.crb import Bound, conditional_crb
 from rismusic.estimation.locate import searched_volume
 from rismusic.estimation.maximum_likelihood import nfmle
-from rismusic.evaluate.metrics import match, score
 from rismusic.hybrid import locate
 from rismusic.io import Recording, read
+from rismusic.metrics import match, score
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 

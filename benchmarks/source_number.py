@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rismusic.benchmark.summary import share_interval
 from rismusic.estimation.model_order import aic, mdl
-from rismusic.evaluate.bench.interval import share_interval
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.simulation.random_numbers import Draws, Stream

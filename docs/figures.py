@@ -18,7 +18,7 @@ import gating
 import leaderboard
 from bias import BINS, DESIGN_RMS_DEG, fits, rms
 from rismusic.array import Panel, Wave, direction, path_difference, steering
-from rismusic.evaluate.plots import COLOURS, new_axes, save, scene_top
+from rismusic.plots import COLOURS, new_axes, save, scene_top
 from rismusic.simulation.channel import draw_channel, line_of_sight
 from rismusic.simulation.codebook import dft_codes, draw_codes, spread_order
 from rismusic.simulation.random_numbers import Draws
@@ -143,8 +143,8 @@ def near_field() -> Any:
     """The default panel and volume from above, with the two distances that divide the field."""
     panel, scene = Panel.uniform_planar(), SceneSpec()
     wide, close = new_axes(None, None, size=(9.6, 3.6))
-    scene_top(panel, draw_sources(scene, 5, 1, Draws(0, "test", torch.arange(1)))[0], ax=close)
-    reach = 1.05 * scene.range_max_m
+    scene_top(panel, truth=draw_sources(scene, 5, 1, Draws(0, "test", torch.arange(1)))[0], ax=close)
+    reach = 1.14 * scene.range_max_m
     close.set(xlim=(reach, -reach), ylim=(-0.5, reach), title="the default volume, one scene of five sources")
     limit = scene.azimuth_max_deg
     turn, zero = torch.linspace(-limit, limit, 121), torch.zeros(121)

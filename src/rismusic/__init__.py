@@ -13,17 +13,16 @@ from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rismusic.array import Panel, steering, steering_with_derivatives
-    from rismusic.checking import check
+    from rismusic.benchmark.bound_table import bound_table
+    from rismusic.benchmark.run import Benchmark, bench, merge_benchmarks
+    from rismusic.benchmark.spec import BenchSpec
+    from rismusic.checks import check
     from rismusic.crb import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.doctor.diagnose import diagnose
     from rismusic.doctor.module import diagnose_module
     from rismusic.doctor.report import Diagnosis, write_diagnosis
     from rismusic.doctor.run_log import diagnose_run
     from rismusic.estimation.locate import Located
-    from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
-    from rismusic.evaluate.bench.spec import BenchSpec
-    from rismusic.evaluate.bound_table import bound_table
-    from rismusic.evaluate.report import write_bench_report, write_report
     from rismusic.hybrid import locate
     from rismusic.io import (
         Recording,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from rismusic.nn.train import TrainingResult, train
     from rismusic.nn.weights import load_network
     from rismusic.operator import Link
+    from rismusic.report import write_bench_report, write_report
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
     from rismusic.tuning.outcome import Tuned
@@ -62,7 +62,7 @@ _HOME = {
     "to_room_frame": "io",
     "read": "io",
     "write": "io",
-    "check": "checking",
+    "check": "checks",
     # locate the sources
     "locate": "hybrid",
     "Located": "estimation.locate",
@@ -71,12 +71,12 @@ _HOME = {
     "conditional_crb": "crb",
     "unconditional_crb": "crb",
     "recording_crb": "crb",
-    "bound_table": "evaluate.bound_table",
+    "bound_table": "benchmark.bound_table",
     # compare methods
-    "BenchSpec": "evaluate.bench.spec",
-    "bench": "evaluate.bench.run",
-    "Benchmark": "evaluate.bench.run",
-    "merge_benchmarks": "evaluate.bench.run",
+    "BenchSpec": "benchmark.spec",
+    "bench": "benchmark.run",
+    "Benchmark": "benchmark.run",
+    "merge_benchmarks": "benchmark.run",
     # train a network
     "TrainSpec": "nn.spec",
     "train": "nn.train",
@@ -93,8 +93,8 @@ _HOME = {
     "tune": "tuning.run",
     "Tuned": "tuning.outcome",
     # what came of it, as one HTML file
-    "write_report": "evaluate.report",
-    "write_bench_report": "evaluate.report",
+    "write_report": "report",
+    "write_bench_report": "report",
 }
 
 __all__ = ["InputError", "SystemSpec", "__version__", *_HOME]

@@ -15,9 +15,9 @@ from rismusic.crb import recording_crb
 from rismusic.errors import InputError
 from rismusic.estimation.locate import Located
 from rismusic.estimation.locators import LOCATORS
-from rismusic.evaluate.metrics import match, score
 from rismusic.hybrid import locate
 from rismusic.io import Recording
+from rismusic.metrics import match, score
 from rismusic.operator import Link
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec, SystemSpec

@@ -13,8 +13,8 @@ from rismusic import hybrid as fits
 from rismusic.crb import recording_crb
 from rismusic.estimation.locate import Located
 from rismusic.estimation.maximum_likelihood import finish, unpack
-from rismusic.evaluate.metrics import match, score
 from rismusic.hybrid import locate
+from rismusic.metrics import match, score
 from rismusic.nn.inference import NetworkOutput
 from rismusic.simulation.simulator import simulate
 

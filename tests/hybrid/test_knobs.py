@@ -23,9 +23,9 @@ from rismusic.estimation.locate import searched_grid
 from rismusic.estimation.maximum_likelihood import Fit
 from rismusic.estimation.noise import guess_noise, noise_of
 from rismusic.estimation.spectra import music
-from rismusic.evaluate.metrics import match
 from rismusic.hybrid import fit_n_sources
 from rismusic.io import Recording
+from rismusic.metrics import match
 from rismusic.nn.inference import NetworkOutput, trained
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from rismusic.estimation.locate import Located
-from rismusic.evaluate.metrics import match
+from rismusic.metrics import match
 from rismusic.sources import Sources
 
 

@@ -17,7 +17,7 @@ from rismusic.covariance import Covariance, energy
 from rismusic.crb import recording_crb
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.spectra import music, rap_music
-from rismusic.evaluate.metrics import Score, match, score
+from rismusic.metrics import Score, match, score
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets, covariance_error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
-from rismusic.evaluate.plots import COLOURS, MARKERS, new_axes
+from rismusic.plots import COLOURS, MARKERS, new_axes
 from rismusic.tuning.outcome import Final, epochs_of
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rismusic.evaluate.plots import new_axes
-from rismusic.evaluate.report.page import Plot, setting_rows, within, write_page
-from rismusic.evaluate.report.wording import fixed, general
+from rismusic.plots import new_axes
+from rismusic.report.page import Plot, fixed, general, setting_rows, within, write_page
 from rismusic.tuning.outcome import Tuned
 from rismusic.tuning.plots import (
     plot_agreement,

@@ -24,8 +24,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from rismusic.errors import InputError
-from rismusic.evaluate.plots import new_axes, save
 from rismusic.files import replace_file
+from rismusic.plots import new_axes, save
 from rismusic.spec import dump_spec
 from rismusic.tuning.failures import Say
 from rismusic.tuning.ledger import reason

@@ -16,9 +16,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from rismusic.evaluate.metrics import match
 from rismusic.hybrid import locate
 from rismusic.io import Recording
+from rismusic.metrics import match
 from rismusic.simulation.simulator import Simulator
 from rismusic.spec import LocateSpec, SystemSpec, limits
 
