@@ -4,10 +4,12 @@ The public API in one page. Names are imported when they are first used, so that
 command line's help do not wait for torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rismusic.errors import InputError
+from rismusic.registry import register_estimator, register_network, register_spectrum
 from rismusic.spec import SystemSpec
 from rismusic.version import __version__
 
@@ -19,19 +21,25 @@ if TYPE_CHECKING:
     from rismusic.doctor.diagnose import Diagnosis, diagnose
     from rismusic.doctor.generic import diagnose_module
     from rismusic.doctor.report import write_diagnosis
-    from rismusic.estimation.locate import Located
+    from rismusic.estimation.estimate import Estimate, Estimator, log_likelihood
+    from rismusic.estimation.grid import SearchGrid
+    from rismusic.estimation.model_order import aic, mdl
+    from rismusic.estimation.spectra import Spectrum, SpectrumMethod
     from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
     from rismusic.evaluate.bench.spec import BenchSpec
     from rismusic.evaluate.bound_table import bound_table
+    from rismusic.evaluate.metrics import Match, Score, match, score
     from rismusic.evaluate.report import write_bench_report, write_report
     from rismusic.hybrid import locate
     from rismusic.io import Recording, RecordingWriter, open_recording, read, write
+    from rismusic.nn.network import GridNetwork, Prediction
     from rismusic.nn.spec import TrainSpec
     from rismusic.nn.train import TrainingResult, train
     from rismusic.nn.weights import load_network
     from rismusic.operator import Link
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
+    from rismusic.spectrum_map import SpectrumMap, spectrum
     from rismusic.tuning.outcome import Tuned
     from rismusic.tuning.run import tune
     from rismusic.tuning.spec import TuneSpec
@@ -55,7 +63,16 @@ _HOME = {
     "check": "checking",
     # locate the sources
     "locate": "hybrid.locate",
-    "Located": "estimate.locate",
+    "Estimate": "estimate.estimate",
+    "Estimator": "estimate.estimate",
+    "spectrum": "hybrid.spectrum",
+    "SpectrumMap": "hybrid.spectrum",
+    "Spectrum": "estimate.spectrum",
+    "SpectrumMethod": "estimate.spectrum",
+    "SearchGrid": "estimate.grid",
+    "log_likelihood": "estimate.estimate",
+    "mdl": "estimate.eigencount",
+    "aic": "estimate.eigencount",
     # the best that physics allows
     "Bound": "bounds",
     "conditional_crb": "bounds",
@@ -63,6 +80,10 @@ _HOME = {
     "recording_crb": "bounds",
     "bound_table": "evaluate.bound_table",
     # compare methods
+    "match": "evaluate.metrics",
+    "Match": "evaluate.metrics",
+    "score": "evaluate.metrics",
+    "Score": "evaluate.metrics",
     "BenchSpec": "evaluate.bench.spec",
     "bench": "evaluate.bench.run",
     "Benchmark": "evaluate.bench.run",
@@ -72,6 +93,8 @@ _HOME = {
     "train": "learn.run",
     "Trained": "learn.run",
     "load_network": "learn.weights",
+    "GridNetwork": "learn.network",
+    "Prediction": "learn.prediction",
     # why it does not learn
     "diagnose": "doctor.diagnose",
     "Diagnosis": "doctor.diagnose",
@@ -87,7 +110,17 @@ _HOME = {
     "write_bench_report": "evaluate.report",
 }
 
-__all__ = ["InputError", "SystemSpec", "__version__", *_HOME]
+__all__ = [
+    "InputError",
+    "SystemSpec",
+    "__version__",
+    "register_estimator",
+    "register_network",
+    "register_spectrum",
+    *_HOME,
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

@@ -20,7 +20,7 @@ from rismusic.spec import Count, LocateSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rismusic.estimation.locate import Located
+    from rismusic.estimation.estimate import Estimate
     from rismusic.evaluate.positions import Position, Truth
     from rismusic.evaluate.report import LocateReport
     from rismusic.io import Recording
@@ -63,7 +63,7 @@ class Locate(Command):
         positions: list[Position] = []
         truth: list[Truth] = []
         records: list[dict[str, object]] = []
-        drawn: tuple[Recording, Located] | None = None
+        drawn: tuple[Recording, Estimate] | None = None
         with open_recording(self.file) as file, progress_bar() as progress:
             if self.plot is not None and self.scene >= len(file):
                 raise InputError("scene", f"a scene from 0 to {len(file) - 1}", str(self.scene))
@@ -162,7 +162,7 @@ class Locate(Command):
             false_alarms = len(positions) - hits
             note(f"{hits} of {true_count} true sources hit (within 5 deg), {false_alarms} false alarms")
 
-    def _draw(self, recording: Recording, located: Located, path: Path) -> None:
+    def _draw(self, recording: Recording, located: Estimate, path: Path) -> None:
         from rismusic.evaluate.plots import new_axes, save, scene_3d, scene_top
 
         place = self.scene % _BLOCK

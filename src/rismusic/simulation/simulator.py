@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.array import Panel
+from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
@@ -55,7 +56,7 @@ class Simulator:
     ) -> None:
         self.spec = spec or SystemSpec()
         self.seed, self.split = seed, split
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = device_of(device), dtype
         self.panel = (panel or Panel.from_spec(self.spec.panel)).to(self.device)
         if (
             panel is not None

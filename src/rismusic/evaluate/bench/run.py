@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.evaluate.bench.methods import parse_method
 from rismusic.evaluate.bench.plan import Unit, all_units
@@ -47,6 +50,7 @@ def bench(
     resume: bool = False,
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
+    device: torch.device | str | None = None,
     progress: Progress = lambda *_: None,
     **settings: object,
 ) -> Benchmark:
@@ -63,6 +67,9 @@ def bench(
         shard: (i, n): do share i, counted from 0, of n; see :func:`merge_benchmarks`.
         workers: processes, each with one thread; all cores if none. A script that asks for more than one
             needs ``if __name__ == "__main__":`` around it, as always with processes.
+        device: where the methods compute, such as ``"cuda"``; the CPU if none. Scenes, bounds and the rows
+            that know the truth stay on the CPU, so all devices see the same scenes. On another device the
+            timings are wall-clock times, and one process is the default.
         progress: called with the number of scenes done (times methods) and that of all.
         settings: fields of :class:`~rismusic.evaluate.bench.spec.BenchSpec` to change, such as ``scenes=20``.
 
@@ -71,7 +78,9 @@ def bench(
             killed, weights of the hybrid locator that are not there.
     """
     chosen = (spec or BenchSpec()).replace(**settings)
-    workers = usable_cores() if workers is None else workers
+    place = None if device is None else device_of(device)
+    if workers is None:
+        workers = usable_cores() if place is None or place.type == "cpu" else 1
     if workers < 1:
         raise InputError("workers", "at least one process", str(workers))
     if not 0 <= shard[0] < shard[1]:
@@ -83,11 +92,11 @@ def bench(
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder))
-            _run(chosen, store, shard, workers, progress)
+            _run(chosen, store, shard, workers, place, progress)
             return _summed(chosen, store)
     store = Store(Path(out))
     store.open(chosen, resume=resume)
-    _run(chosen, store, shard, workers, progress)
+    _run(chosen, store, shard, workers, place, progress)
     return _finished(chosen, store)
 
 
@@ -126,7 +135,14 @@ def merge_benchmarks(folders: Sequence[str | Path], *, out: str | Path, resume: 
     return _finished(spec, store)
 
 
-def _run(spec: BenchSpec, store: Store, shard: tuple[int, int], workers: int, progress: Progress) -> None:
+def _run(
+    spec: BenchSpec,
+    store: Store,
+    shard: tuple[int, int],
+    workers: int,
+    device: torch.device | None,
+    progress: Progress,
+) -> None:
     units = all_units(spec)[shard[0] :: shard[1]]
     total = sum(unit.stop - unit.start for unit in units)
     left = [unit for unit in units if store.read(unit) is None]
@@ -138,7 +154,7 @@ def _run(spec: BenchSpec, store: Store, shard: tuple[int, int], workers: int, pr
         completed += unit.stop - unit.start
         progress(completed, total)
 
-    run_all(partial(do_unit, spec, store), left, workers=workers, done=done)
+    run_all(partial(do_unit, spec, store, device=device), left, workers=workers, done=done)
 
 
 def _finished(spec: BenchSpec, store: Store) -> Benchmark:

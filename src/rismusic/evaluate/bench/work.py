@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rismusic.covariance import true_covariance
 from rismusic.crb import recording_crb
+from rismusic.estimation.estimate import volume_of
 from rismusic.estimation.grid import SearchGrid
-from rismusic.estimation.locate import searched_volume
 from rismusic.estimation.maximum_likelihood import Fit, finish, nfmle, unpack
 from rismusic.estimation.spectra import music, rap_music
 from rismusic.evaluate.bench.methods import parse_method
@@ -20,21 +20,23 @@ from rismusic.evaluate.bench.spec import BenchSpec
 from rismusic.evaluate.bench.store import Arrays, Store
 from rismusic.hybrid import locate
 from rismusic.io import Recording
+from rismusic.registry import load_plugins
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
 
 
-def do_unit(spec: BenchSpec, store: Store, unit: Unit) -> None:
+def do_unit(spec: BenchSpec, store: Store, unit: Unit, *, device: torch.device | None = None) -> None:
     """Do a part and keep its results. One thread: the others have parts of their own."""
+    load_plugins(spec.locate.plugins)  # a worker process does not have them yet
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        store.write(unit, results(spec, unit))
+        store.write(unit, results(spec, unit, device))
     finally:
         torch.set_num_threads(threads)
 
 
-def results(spec: BenchSpec, unit: Unit) -> Arrays:
+def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> Arrays:
     """The arrays that are kept of a part.
 
     Of scenes: the truth, the bound and the noise variance. Of a method: azimuth (rad), elevation (rad) and
@@ -46,14 +48,16 @@ def results(spec: BenchSpec, unit: Unit) -> Arrays:
         return _truth(recording)
     noise = recording.noise_variance if spec.noise == "known" else None
     blind = replace(recording, truth=None, noise_variance=noise)
-    begin = time.process_time()
+    # A process's own time leaves out what a GPU does for it.
+    clock = time.process_time if device is None or device.type == "cpu" else time.perf_counter
+    begin = clock()
     if parse_method(unit.method).peeked:
         assert recording.truth is not None
         found, fit = _peek(blind, recording.truth, spec, unit)
     else:
         count = "auto" if spec.count == "auto" else unit.cell.sources
-        found, fit = locate(blind, sources=count, spec=spec.search(unit.method)).sources, None
-    seconds = time.process_time() - begin
+        found, fit = locate(blind, sources=count, spec=spec.search(unit.method), device=device).sources, None
+    seconds = clock() - begin
     fit = fit or _at(blind, found)
     values = {**_positions(found), "cost": fit.cost, "likelihood": fit.likelihood}
     return {
@@ -78,7 +82,7 @@ def _truth(recording: Recording) -> Arrays:
 def _peek(blind: Recording, truth: Sources, spec: BenchSpec, unit: Unit) -> tuple[Sources, Fit]:
     """What has been told the truth: MUSIC on the true covariance, or maximum likelihood from the truth."""
     method = parse_method(unit.method)
-    volume = searched_volume(spec.locate)
+    volume = volume_of(spec.locate)
     start = Sources(**_positions(truth))
     if method.base == "music":
         assert truth.power is not None

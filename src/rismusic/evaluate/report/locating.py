@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rismusic.errors import InputError
-from rismusic.estimation.locate import Located, searched_volume
+from rismusic.estimation.estimate import Estimate, volume_of
 from rismusic.evaluate.ellipsoid import CONFIDENCE
 from rismusic.evaluate.metrics import Score, score
 from rismusic.evaluate.report.page import environment, fragment, setting_rows, within, write_page
@@ -69,7 +69,7 @@ class LocateReport:
         self._recording: Recording | None = None
         self._spec: LocateSpec | None = None
 
-    def add(self, recording: Recording, located: Located) -> None:
+    def add(self, recording: Recording, located: Estimate) -> None:
         """Take in the next scenes.
 
         Raises:
@@ -95,7 +95,7 @@ class LocateReport:
         shown = max(0, min(self._wanted - first, len(recording)))
         if shown:
             part = slice(0, shown)
-            pictures = slices(recording[part], located.sources[part], searched_volume(located.spec))
+            pictures = slices(recording[part], located.sources[part], volume_of(located.spec))
             for scene, picture in enumerate(pictures):
                 self._details.append(_detail(rows[scene], recording, located, judged, scene, picture))
 
@@ -172,7 +172,7 @@ class LocateReport:
 def write_report(
     path: str | Path,
     recording: Recording,
-    located: Located,
+    located: Estimate,
     *,
     details: int = 8,
     name: str = "recording",
@@ -218,7 +218,7 @@ def recording_facts(recording: Recording, scenes: int) -> dict[str, str]:
     }
 
 
-def _row(number: int, scene: int, located: Located, judged: Judged | None) -> Row:
+def _row(number: int, scene: int, located: Estimate, judged: Judged | None) -> Row:
     found = int(located.sources.active[scene].sum())
     probability = _probabilities(located, scene)
     chosen = probability[found] if found < len(probability) else None
@@ -230,11 +230,11 @@ def _row(number: int, scene: int, located: Located, judged: Judged | None) -> Ro
 
 
 def _detail(
-    row: Row, recording: Recording, located: Located, judged: Judged | None, scene: int, picture: Slices
+    row: Row, recording: Recording, located: Estimate, judged: Judged | None, scene: int, picture: Slices
 ) -> str:
     truth = None if recording.truth is None else recording.truth[scene]
     found = located.sources[scene]
-    drawing = Scene(recording.panel, searched_volume(located.spec), found, located.covariance[scene], truth)
+    drawing = Scene(recording.panel, volume_of(located.spec), found, located.covariance[scene], truth)
     space, above = drawing.in_space(), drawing.from_above()
     return fragment(
         "scene.html.j2",
@@ -254,9 +254,9 @@ def _detail(
     )
 
 
-def _probabilities(located: Located, scene: int) -> list[float]:
+def _probabilities(located: Estimate, scene: int) -> list[float]:
     """Of 0, 1, ... sources; empty where their number was given."""
-    probability = located.count_probability
+    probability = located.n_sources_probability
     return [] if probability is None else probability[scene].tolist()
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from rismusic.crb import Bound, conditional_crb, unconditional_crb
-from rismusic.estimation.locate import Located
+from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.maximum_likelihood import finish, unpack
 from rismusic.estimation.noise import most_sources
 from rismusic.evaluate.ellipsoid import inside_ellipsoid
@@ -41,7 +41,7 @@ class Judged:
     inside: Bool[Tensor, "S K"]
 
 
-def judge(recording: Recording, located: Located) -> Judged | None:
+def judge(recording: Recording, located: Estimate) -> Judged | None:
     """Hits, errors and the bound at the truth; none where the recording has no truth."""
     truth = recording.truth
     if truth is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rismusic.estimation.locate import Located
+from rismusic.estimation.estimate import Estimate
 from rismusic.evaluate.report.scores import Judged
 from rismusic.evaluate.report.wording import decimals, fixed, general
 from rismusic.sources import Sources
@@ -46,7 +46,7 @@ class Entry:
     lines: list[Line]
 
 
-def entries(located: Located, truth: Sources | None, judged: Judged | None, scene: int) -> list[Entry]:
+def entries(located: Estimate, truth: Sources | None, judged: Judged | None, scene: int) -> list[Entry]:
     """The sources of one scene, the strongest first.
 
     Args:
@@ -76,7 +76,7 @@ def entries(located: Located, truth: Sources | None, judged: Judged | None, scen
     return listed
 
 
-def _found(located: Located, scene: int, source: int) -> tuple[list[Line], list[int]]:
+def _found(located: Estimate, scene: int, source: int) -> tuple[list[Line], list[int]]:
     """The line of a source found, and the decimals that its error bars allow."""
     bars = [scale * value for scale, value in zip(_SCALE, located.std[scene, source].tolist(), strict=True)]
     places = [decimals(bar) for bar in bars]
