@@ -88,7 +88,7 @@ def test_the_longest_axis_of_a_vague_range_points_at_the_panel():
     assert farthest.norm() == pytest.approx(0.2 * math.sqrt(CHI_SQUARED[3]), rel=1e-6)
 
 
-def test_huge_errors_stay_in_the_searched_volume(positions):
+def test_huge_errors_stay_in_the_volume_of(positions):
     sigma = torch.diag(torch.tensor([3.0, 2.0, 1e12]).double())
     for position in positions:
         for points, cut in (ellipsoid(position, sigma, VOLUME), ellipse_from_above(position, sigma, VOLUME)):

@@ -18,7 +18,8 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors"],
-    ["files", "spec", "memory", "conversion"],
+    ["files", "registry", "devices", "memory", "conversion"],
+    ["spec"],
     ["units", "array"],
     ["operator", "simulation.random_numbers"],
     ["sources"],

@@ -4,10 +4,12 @@ The public API in one page. Names are imported when they are first used, so that
 command line's help do not wait for torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rismusic.errors import InputError
+from rismusic.registry import register_estimator, register_network, register_spectrum
 from rismusic.spec import SystemSpec
 from rismusic.version import __version__
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from rismusic.doctor.module import diagnose_module
     from rismusic.doctor.report import Diagnosis, write_diagnosis
     from rismusic.doctor.run_log import diagnose_run
-    from rismusic.estimation.locate import Located
+    from rismusic.estimation.estimate import Estimate, Estimator, log_likelihood
+    from rismusic.estimation.grid import SearchGrid
+    from rismusic.estimation.model_order import aic, mdl
+    from rismusic.estimation.spectra import Spectrum, SpectrumMethod
     from rismusic.hybrid import locate
     from rismusic.io import (
         Recording,
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
         to_room_frame,
         write,
     )
+    from rismusic.metrics import Match, Score, match, score
+    from rismusic.nn.network import GridNetwork, Prediction
     from rismusic.nn.spec import TrainSpec
     from rismusic.nn.train import TrainingResult, train
     from rismusic.nn.weights import load_network
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from rismusic.report import write_bench_report, write_report
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
+    from rismusic.spectrum_map import SpectrumMap, spectrum
     from rismusic.tuning.outcome import Tuned
     from rismusic.tuning.run import tune
     from rismusic.tuning.spec import TuneSpec
@@ -65,7 +73,16 @@ _HOME = {
     "check": "checks",
     # locate the sources
     "locate": "hybrid",
-    "Located": "estimation.locate",
+    "Estimate": "estimation.estimate",
+    "Estimator": "estimation.estimate",
+    "spectrum": "spectrum_map",
+    "SpectrumMap": "spectrum_map",
+    "Spectrum": "estimation.spectra",
+    "SpectrumMethod": "estimation.spectra",
+    "SearchGrid": "estimation.grid",
+    "log_likelihood": "estimation.estimate",
+    "mdl": "estimation.model_order",
+    "aic": "estimation.model_order",
     # the best that physics allows
     "Bound": "crb",
     "conditional_crb": "crb",
@@ -73,6 +90,10 @@ _HOME = {
     "recording_crb": "crb",
     "bound_table": "benchmark.bound_table",
     # compare methods
+    "match": "metrics",
+    "Match": "metrics",
+    "score": "metrics",
+    "Score": "metrics",
     "BenchSpec": "benchmark.spec",
     "bench": "benchmark.run",
     "Benchmark": "benchmark.run",
@@ -82,6 +103,8 @@ _HOME = {
     "train": "nn.train",
     "TrainingResult": "nn.train",
     "load_network": "nn.weights",
+    "GridNetwork": "nn.network",
+    "Prediction": "nn.network",
     # why it does not learn
     "diagnose": "doctor.diagnose",
     "Diagnosis": "doctor.report",
@@ -97,7 +120,17 @@ _HOME = {
     "write_bench_report": "report",
 }
 
-__all__ = ["InputError", "SystemSpec", "__version__", *_HOME]
+__all__ = [
+    "InputError",
+    "SystemSpec",
+    "__version__",
+    "register_estimator",
+    "register_network",
+    "register_spectrum",
+    *_HOME,
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

@@ -65,7 +65,10 @@ def test_the_command_is_the_twin_of_the_call(tmp_path, monkeypatch, capsys):
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for args, sentence in (
-        ("--methods esprit", "error: methods: expected some of hybrid, music, soft_music, "),
+        (
+            "--methods esprit",
+            "error: methods: no method is named 'esprit'; known are hybrid, music, soft_music, ",
+        ),
         ("--shard 4/4", "error: shard: give a share as I/N with 0 <= I < N"),
         ("--merge a b", "error: a/settings.toml: cannot be read as the settings of a benchmark"),
         ("--merge a b --scenes 3", "error: merge: expected no settings beside it"),

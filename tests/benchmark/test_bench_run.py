@@ -134,9 +134,9 @@ def test_damaged_parts_are_done_again_and_no_others(whole, tmp_path, monkeypatch
 
 
 def counting(work, done):
-    def counted(spec, store, unit):
+    def counted(spec, store, unit, **named):
         done.append(unit)
-        work(spec, store, unit)
+        work(spec, store, unit, **named)
 
     return counted
 

@@ -126,8 +126,8 @@ def test_blind_equals_known_where_the_number_is_right():
     known = locate(recording, method="omp", sources=2, oversampling=2.0)
     two = blind.sources.active.sum(-1) == 2
     assert two.sum() >= 4
-    assert known.count_probability is None
-    assert blind.count_probability is not None
+    assert known.n_sources_probability is None
+    assert blind.n_sources_probability is not None
     torch.testing.assert_close(
         blind.sources.azimuth[two][:, :2], known.sources.azimuth[two], rtol=0, atol=1e-4
     )

@@ -11,7 +11,7 @@ import torch
 
 from rismusic.cli import main
 from rismusic.errors import InputError
-from rismusic.estimation.locate import Located
+from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording, read, write
 from rismusic.report import LocateReport, check_report, write_report
@@ -31,7 +31,7 @@ def recording() -> Recording:
 
 
 @pytest.fixture(scope="module")
-def located(recording) -> Located:
+def located(recording) -> Estimate:
     return locate(recording, method="omp")
 
 
@@ -89,9 +89,9 @@ def test_all_numbers_are_there(page, recording, located):
         for value, bar in zip(numbers(found, digits), numbers(bars, digits), strict=True):
             assert f"{value} ± {bar}" in page.text
         assert fixed(float(located.snr_db[scene, source]), 1) in page.text
-    assert located.count_probability is not None
+    assert located.n_sources_probability is not None
     for scene in range(3):
-        for chance in located.count_probability[scene].tolist():
+        for chance in located.n_sources_probability[scene].tolist():
             assert f"{chance:.3f}" in page.text
         assert f"p = {float(located.p_value[scene]):.2g}" in page.text
         for sentence in located.warnings[scene]:
@@ -157,7 +157,7 @@ def test_a_gap_in_the_truth_is_closed(recording, located, tmp_path):
     assert tables[0] == tables[1]
 
 
-def some(located: Located, scenes: torch.Tensor) -> Located:
+def some(located: Estimate, scenes: torch.Tensor) -> Estimate:
     """What was located in some of the scenes."""
     return replace(
         located,
@@ -165,8 +165,8 @@ def some(located: Located, scenes: torch.Tensor) -> Located:
         covariance=located.covariance[scenes],
         snr_db=located.snr_db[scenes],
         noise_variance=located.noise_variance[scenes],
-        likelihood=located.likelihood[scenes],
-        count_probability=located.count_probability[scenes],
+        neg_log_likelihood=located.neg_log_likelihood[scenes],
+        n_sources_probability=located.n_sources_probability[scenes],
         p_value=located.p_value[scenes],
         warnings=[located.warnings[scene] for scene in scenes.tolist()],
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rismusic.crb import recording_crb
-from rismusic.estimation.locate import Located
+from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording, read
 from rismusic.metrics import score
@@ -27,7 +27,7 @@ def recording() -> Recording:
 
 
 @pytest.fixture(scope="module")
-def located(recording) -> Located:
+def located(recording) -> Estimate:
     return locate(recording, sources=2, method="omp")
 
 

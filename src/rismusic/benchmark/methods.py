@@ -2,7 +2,8 @@
 
 A name is ``[oracle:]base[:variant]``:
 
-* ``base``: a method of :class:`~rismusic.spec.LocateSpec`, here with the unconditional likelihood;
+* ``base``: a method of :class:`~rismusic.spec.LocateSpec`, here with the unconditional likelihood; also the
+  name of a registered estimator or spectrum (:mod:`rismusic.registry`);
 * ``:conditional``: with the conditional one;
 * ``:raw``: a spectrum's peaks as they are, without maximum likelihood behind them;
 * ``hybrid:...``: the hybrid locator without a part of it, as in :data:`ABLATIONS`. Without its network it is
@@ -15,10 +16,10 @@ A name is ``[oracle:]base[:variant]``:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from rismusic.errors import InputError
-from rismusic.spec import LocateSpec
+from rismusic.registry import ESTIMATORS, SPECTRA, method_names
 
 ORACLES = ("music", "truth", "best")
 # These fit the snapshots themselves: there is nothing that could be left unpolished.
@@ -86,18 +87,24 @@ def parse_method(name: str) -> Method:
     bare = name.removeprefix("oracle:")
     peeked = bare != name
     base, _, variant = bare.partition(":")
-    known = ORACLES if peeked else get_args(LocateSpec.model_fields["method"].annotation)
+    known = ORACLES if peeked else method_names()
     if base not in known:
         names = ", ".join("oracle:" * peeked + one for one in known)
-        raise InputError("methods", f"some of {names}", repr(name))
+        raise InputError(
+            "methods",
+            f"no method is named {name!r}; known are {names}. Name the module that registers your own "
+            "method with --locate.plugins",
+        )
     variants: tuple[str, ...] = ("", "conditional", "raw")
     if base in _ALWAYS_POLISHED:
         variants = variants[:2]
     elif base == "hybrid":
         variants = ("", "raw", *ABLATIONS)
+    elif base not in SPECTRA and base in ESTIMATORS:
+        variants = ("",)  # a user's estimator, which decides itself what it fits
     if variant not in variants or bare.endswith(":"):
         names = " or ".join(f"{name.partition(bare)[0]}{base}:{one}".rstrip(":") for one in variants)
-        raise InputError("methods", names, repr(name))
+        raise InputError("methods", f"{name!r} is not a variant of {base}; use {names}")
     criterion: Literal["conditional", "unconditional"] = (
         "conditional" if variant == "conditional" else "unconditional"
     )

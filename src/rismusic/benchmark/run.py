@@ -19,14 +19,16 @@ from rismusic.benchmark.store import Arrays, Store, check_same, load_settings
 from rismusic.benchmark.summary import BenchRow, TimingRow, cell_rows, write_table
 from rismusic.covariance import true_covariance
 from rismusic.crb import recording_crb
+from rismusic.devices import device_of
 from rismusic.errors import InputError
+from rismusic.estimation.estimate import volume_of
 from rismusic.estimation.grid import SearchGrid
-from rismusic.estimation.locate import searched_volume
 from rismusic.estimation.maximum_likelihood import Fit, finish, nfmle, unpack
 from rismusic.estimation.spectra import music, rap_music
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.nn.spec import weights_path
+from rismusic.registry import load_plugins
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
 
@@ -58,6 +60,7 @@ def bench(
     resume: bool = False,
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
+    device: torch.device | str | None = None,
     progress: Progress = lambda *_: None,
     **settings: object,
 ) -> Benchmark:
@@ -74,6 +77,9 @@ def bench(
         shard: (i, n): run share i, counted from 0, of n; see :func:`merge_benchmarks`.
         workers: number of processes, each with one thread; all cores if none. A script that uses more than
             one must guard the call with ``if __name__ == "__main__":``.
+        device: where the methods compute, such as ``"cuda"``; the CPU if none. Scenes, bounds and the rows that
+            know the truth stay on the CPU, so all devices see the same scenes. On another device the timings
+            are wall-clock times, and one process is the default.
         progress: called with the completed and the total number of scenes, summed over methods.
         settings: fields of :class:`~rismusic.benchmark.spec.BenchSpec` to change, such as ``scenes=20``.
 
@@ -82,7 +88,9 @@ def bench(
             or the weights of the hybrid method are missing.
     """
     chosen = (spec or BenchSpec()).replace(**settings)
-    workers = usable_cores() if workers is None else workers
+    place = None if device is None else device_of(device)
+    if workers is None:
+        workers = usable_cores() if place is None or place.type == "cpu" else 1
     if workers < 1:
         raise InputError("workers", f"give at least one process; got {workers}")
     if not 0 <= shard[0] < shard[1]:
@@ -97,11 +105,11 @@ def bench(
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder))
-            _run(chosen, store, shard, workers, progress)
+            _run(chosen, store, shard, workers, place, progress)
             return _summed(chosen, store)
     store = Store(Path(out))
     store.open(chosen, resume=resume)
-    _run(chosen, store, shard, workers, progress)
+    _run(chosen, store, shard, workers, place, progress)
     return _finished(chosen, store)
 
 
@@ -140,7 +148,14 @@ def merge_benchmarks(folders: Sequence[str | Path], *, out: str | Path, resume: 
     return _finished(spec, store)
 
 
-def _run(spec: BenchSpec, store: Store, shard: tuple[int, int], workers: int, progress: Progress) -> None:
+def _run(
+    spec: BenchSpec,
+    store: Store,
+    shard: tuple[int, int],
+    workers: int,
+    device: torch.device | None,
+    progress: Progress,
+) -> None:
     units = all_units(spec)[shard[0] :: shard[1]]
     total = sum(unit.stop - unit.start for unit in units)
     left = [unit for unit in units if store.read(unit) is None]
@@ -152,7 +167,7 @@ def _run(spec: BenchSpec, store: Store, shard: tuple[int, int], workers: int, pr
         completed += unit.stop - unit.start
         progress(completed, total)
 
-    run_all(partial(do_unit, spec, store), left, workers=workers, done=done)
+    run_all(partial(do_unit, spec, store, device=device), left, workers=workers, done=done)
 
 
 def _finished(spec: BenchSpec, store: Store) -> Benchmark:
@@ -177,17 +192,18 @@ def _summed(spec: BenchSpec, store: Store) -> Benchmark:
     return Benchmark(spec, rows, timings, missing)
 
 
-def do_unit(spec: BenchSpec, store: Store, unit: Unit) -> None:
+def do_unit(spec: BenchSpec, store: Store, unit: Unit, *, device: torch.device | None = None) -> None:
     """Run one unit in a single thread and store its results."""
+    load_plugins(spec.locate.plugins)  # a worker process has not imported them yet
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        store.write(unit, results(spec, unit))
+        store.write(unit, results(spec, unit, device))
     finally:
         torch.set_num_threads(threads)
 
 
-def results(spec: BenchSpec, unit: Unit) -> Arrays:
+def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> Arrays:
     """The arrays to store for one unit.
 
     For the scenes themselves: the truth, the bound and the noise variance. For a method: azimuth (rad),
@@ -199,14 +215,16 @@ def results(spec: BenchSpec, unit: Unit) -> Arrays:
         return _truth(recording)
     noise = recording.noise_variance if spec.noise == "known" else None
     blind = replace(recording, truth=None, noise_variance=noise)
-    begin = time.process_time()
+    # The time of a process leaves out what a GPU does for it.
+    clock = time.process_time if device is None or device.type == "cpu" else time.perf_counter
+    begin = clock()
     if parse_method(unit.method).peeked:
         assert recording.truth is not None
         found, fit = _oracle(blind, recording.truth, spec, unit)
     else:
         count = "auto" if spec.count == "auto" else unit.cell.sources
-        found, fit = locate(blind, sources=count, spec=spec.search(unit.method)).sources, None
-    seconds = time.process_time() - begin
+        found, fit = locate(blind, sources=count, spec=spec.search(unit.method), device=device).sources, None
+    seconds = clock() - begin
     fit = fit or _at(blind, found)
     values = {**_positions(found), "cost": fit.cost, "likelihood": fit.likelihood}
     return {
@@ -231,7 +249,7 @@ def _truth(recording: Recording) -> Arrays:
 def _oracle(blind: Recording, truth: Sources, spec: BenchSpec, unit: Unit) -> tuple[Sources, Fit]:
     """Oracles: MUSIC on the true covariance, or maximum likelihood started at the truth."""
     method = parse_method(unit.method)
-    volume = searched_volume(spec.locate)
+    volume = volume_of(spec.locate)
     start = Sources(**_positions(truth))
     if method.base == "music":
         assert truth.power is not None

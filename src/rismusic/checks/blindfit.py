@@ -32,7 +32,6 @@ from torch import Tensor
 from rismusic.array import Panel
 from rismusic.checks.conventions import Evidence, WrongConvention, applicable, best_change
 from rismusic.estimation.grid import SearchGrid
-from rismusic.estimation.locate import searched_volume
 from rismusic.estimation.locators import fit_known
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import most_sources
@@ -128,12 +127,12 @@ class _Form:
 
     @cached_property
     def _grid(self) -> SearchGrid:
-        return SearchGrid.cover(self.recording.panel, searched_volume(SETTINGS), SETTINGS.oversampling)
+        return SearchGrid.cover(self.recording.panel, volume_of(SETTINGS), SETTINGS.oversampling)
 
 
 def _points(panel: Panel) -> int:
     """Approximate size of the grid for this panel, without building it, which may need too much memory."""
-    volume, p = searched_volume(SETTINGS), panel.elements
+    volume, p = volume_of(SETTINGS), panel.elements
     spread = torch.stack((p[:, 0], p[:, 1], p.square().sum(-1) / 2)).std(dim=1, correction=0)
     extent = p.new_tensor([high - low for low, high in zip(volume.lower, volume.upper, strict=True)])
     # Widths as in SearchGrid.cover, on the axis, where the focus is sharpest.

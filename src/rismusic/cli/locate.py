@@ -20,7 +20,7 @@ from rismusic.spec import Count, LocateSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rismusic.estimation.locate import Located
+    from rismusic.estimation.estimate import Estimate
     from rismusic.evaluate.positions import Position, Truth
     from rismusic.io import Recording
     from rismusic.report import LocateReport
@@ -69,7 +69,7 @@ class Locate(Command):
         positions: list[Position] = []
         truth: list[Truth] = []
         records: list[dict[str, object]] = []
-        drawn: tuple[Recording, Located] | None = None
+        drawn: tuple[Recording, Estimate] | None = None
         with open_recording(self.file) as file, progress_bar() as progress:
             if self.plot is not None and self.scene >= len(file):
                 raise InputError("scene", f"a scene from 0 to {len(file) - 1}", str(self.scene))
@@ -168,8 +168,8 @@ class Locate(Command):
             false_alarms = len(positions) - hits
             note(f"{hits} of {true_count} true sources hit (within 5 deg), {false_alarms} false alarms")
 
-    def _draw(self, recording: Recording, located: Located, path: Path) -> None:
-        from rismusic.estimation.locate import searched_volume
+    def _draw(self, recording: Recording, located: Estimate, path: Path) -> None:
+        from rismusic.estimation.estimate import volume_of
         from rismusic.plots import save, scene_figure
 
         place = self.scene % _BLOCK
@@ -180,7 +180,7 @@ class Locate(Command):
             found,
             covariance=located.covariance[place],
             truth=truth,
-            volume=searched_volume(located.spec),
+            volume=volume_of(located.spec),
             width_mm=self.figure_width,
         )
         save(figure, path, overwrite=self.overwrite)

@@ -46,9 +46,8 @@ still pulled at it, is visited again with all the others taken out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
@@ -60,8 +59,6 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import levenberg_marquardt
 from rismusic.memory import block_size, blocks
-
-Kind = Literal["bartlett", "mvdr", "music", "soft_music"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +74,16 @@ class Spectrum:
     vectors: Complex[Tensor, "*batch N C"]
     scale: Float[Tensor, "*batch"]
     sharp: bool
+
+    @classmethod
+    def from_subspace(cls, vectors: Complex[Tensor, "*batch N C"]) -> Spectrum:
+        """The MUSIC-like spectrum 1 / (1 - |V^H a|^2), for |V^H a| at most 1 at unit vectors a.
+
+        Args:
+            vectors: V, orthonormal columns or shorter ones; columns of zeros are ignored.
+        """
+        scale = torch.ones(vectors.shape[:-2], dtype=vectors.real.dtype, device=vectors.device)
+        return cls(vectors, scale, sharp=True)
 
     def on_grid(self, grid: SearchGrid) -> Float[Tensor, "*batch P"]:
         """Values at all points of a grid, larger where there is a source; those not ``inside`` count too."""
@@ -140,6 +147,31 @@ class Spectrum:
     def _check(self, panel: Panel) -> None:
         if panel.size != self.vectors.shape[-2]:
             raise InputError("panel", f"N = {self.vectors.shape[-2]} elements as in R", str(panel.size))
+
+
+SpectrumFunction = Callable[[Covariance, Int64[Tensor, "S"]], Spectrum]
+"""The protocol of a spectrum: from a covariance and the number of sources of S scenes, both at least 1."""
+
+
+@dataclass(frozen=True)
+class SpectrumMethod:
+    """A spectrum function and what it needs.
+
+    Args:
+        function: ``(covariance, n_sources) -> Spectrum``.
+        subspace: whether the number of sources must not exceed the rank of the covariance. With the number of
+            sources unknown, no more than L sources are then tried.
+        shrink: whether the sample covariance is shrunk towards the identity, as an inverse of it needs.
+    """
+
+    function: SpectrumFunction
+    subspace: bool = True
+    shrink: bool = False
+
+    @classmethod
+    def of(cls, entry: SpectrumMethod | SpectrumFunction) -> SpectrumMethod:
+        """An entry of the registry, which may be a bare function."""
+        return entry if isinstance(entry, SpectrumMethod) else cls(entry)
 
 
 def bartlett(covariance: Covariance) -> Spectrum:

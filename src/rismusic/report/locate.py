@@ -14,7 +14,7 @@ import torch
 
 from rismusic.ellipsoid import CONFIDENCE
 from rismusic.errors import InputError
-from rismusic.estimation.locate import Located, searched_volume
+from rismusic.estimation.estimate import Estimate, volume_of
 from rismusic.io import Recording
 from rismusic.metrics import Score, score
 from rismusic.report.page import environment, fragment, general, setting_rows, within, write_page
@@ -68,7 +68,7 @@ class LocateReport:
         self._recording: Recording | None = None
         self._spec: LocateSpec | None = None
 
-    def add(self, recording: Recording, located: Located) -> None:
+    def add(self, recording: Recording, located: Estimate) -> None:
         """Add the next scenes.
 
         Raises:
@@ -99,7 +99,7 @@ class LocateReport:
         shown = max(0, min(self._wanted - first, len(recording)))
         if shown:
             part = slice(0, shown)
-            pictures = slices(recording[part], located.sources[part], searched_volume(located.spec))
+            pictures = slices(recording[part], located.sources[part], volume_of(located.spec))
             for scene, picture in enumerate(pictures):
                 self._details.append(_detail(rows[scene], recording, located, comparison, scene, picture))
 
@@ -177,7 +177,7 @@ class LocateReport:
 def write_report(
     path: str | Path,
     recording: Recording,
-    located: Located,
+    located: Estimate,
     *,
     details: int = 8,
     name: str = "recording",
@@ -239,7 +239,7 @@ def _error_bars(spec: LocateSpec) -> str:
     return sentence
 
 
-def _row(number: int, scene: int, located: Located, comparison: Comparison | None) -> Row:
+def _row(number: int, scene: int, located: Estimate, comparison: Comparison | None) -> Row:
     estimated = int(located.sources.active[scene].sum())
     probability = _probabilities(located, scene)
     chosen = probability[estimated] if estimated < len(probability) else None
@@ -253,7 +253,7 @@ def _row(number: int, scene: int, located: Located, comparison: Comparison | Non
 def _detail(
     row: Row,
     recording: Recording,
-    located: Located,
+    located: Estimate,
     comparison: Comparison | None,
     scene: int,
     picture: Slices,
@@ -264,7 +264,7 @@ def _detail(
         located.sources[scene],
         located.covariance[scene],
         truth,
-        searched_volume(located.spec),
+        volume_of(located.spec),
     )
     space, above = picture_in_space(drawing), picture_from_above(drawing)
     return fragment(
@@ -285,9 +285,9 @@ def _detail(
     )
 
 
-def _probabilities(located: Located, scene: int) -> list[float]:
+def _probabilities(located: Estimate, scene: int) -> list[float]:
     """Probabilities of 0, 1, ... sources; empty where the number of sources was given."""
-    probability = located.count_probability
+    probability = located.n_sources_probability
     return [] if probability is None else probability[scene].tolist()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rismusic.crb import Bound, conditional_crb, unconditional_crb
 from rismusic.ellipsoid import inside_ellipsoid
-from rismusic.estimation.locate import Located
+from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.maximum_likelihood import finish, unpack
 from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording
@@ -44,7 +44,7 @@ class Comparison:
     inside: Bool[Tensor, "S K"]
 
 
-def compare(recording: Recording, located: Located) -> Comparison | None:
+def compare(recording: Recording, located: Estimate) -> Comparison | None:
     """Compare estimates with the truth; none where the recording has no truth."""
     truth = recording.truth
     if truth is None:
@@ -125,7 +125,7 @@ class Entry:
 
 
 def entries(
-    located: Located, truth: Sources | None, comparison: Comparison | None, scene: int
+    located: Estimate, truth: Sources | None, comparison: Comparison | None, scene: int
 ) -> list[Entry]:
     """The sources of one scene, the strongest first.
 
@@ -156,7 +156,7 @@ def entries(
     return listed
 
 
-def _estimate(located: Located, scene: int, source: int) -> tuple[list[Line], list[int]]:
+def _estimate(located: Estimate, scene: int, source: int) -> tuple[list[Line], list[int]]:
     """The line of an estimate, and the number of decimals that its error bars justify."""
     bars = [scale * value for scale, value in zip(_SCALE, located.std[scene, source].tolist(), strict=True)]
     places = [decimals(bar) for bar in bars]

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.array import Panel
+from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
@@ -63,7 +64,7 @@ class Simulator:
     ) -> None:
         self.spec = spec or SystemSpec()
         self.seed, self.split = seed, split
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = device_of(device), dtype
         self.panel = (panel or Panel.from_spec(self.spec.panel)).to(self.device)
         self._shape = self.spec.panel
         if panel is not None and panel.size != self._shape.rows * self._shape.columns:
