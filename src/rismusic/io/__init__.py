@@ -3,7 +3,7 @@
 from rismusic.io.pose import check_pose, to_room_frame
 from rismusic.io.reader import RecordingFile, load_sample, open_recording, read
 from rismusic.io.recording import Recording
-from rismusic.io.schema import validate
+from rismusic.io.validation import validate
 from rismusic.io.writer import RecordingWriter, write
 
 __all__ = [

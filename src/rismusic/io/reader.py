@@ -20,17 +20,9 @@ from rismusic.io.hdf5 import Hdf5Store
 from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
 from rismusic.io.recording import Recording
-from rismusic.io.schema import (
-    ATTRIBUTES,
-    FIELDS,
-    FORMAT,
-    SUFFIXES,
-    Description,
-    check_panel,
-    check_structure,
-    check_values,
-)
+from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description, check_structure
 from rismusic.io.store import Array, Store, StoredArray, understood
+from rismusic.io.validation import check_panel, check_values
 from rismusic.sources import Sources
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"

@@ -121,7 +121,7 @@ class Recording:
         if values["pose"] is not None:
             check_pose(values["pose"])
         recording = cls(wavelength=panel.wavelength, truth=truth, **values)  # type: ignore[arg-type]
-        from rismusic.io.schema import validate  # it builds on this module
+        from rismusic.io.validation import validate
 
         validate(recording)
         return recording

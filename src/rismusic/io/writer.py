@@ -22,8 +22,9 @@ from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
 from rismusic.io.recording import Recording, structure_of, tensors
-from rismusic.io.schema import FIELDS, FORMAT, check_values, validate
+from rismusic.io.schema import FIELDS, FORMAT
 from rismusic.io.store import Sink, reason
+from rismusic.io.validation import check_values, validate
 
 MatVersion = Literal["5", "7.3"]
 _BLOCK_SCENES = 256
