@@ -63,8 +63,8 @@ def seen_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
     )
 
 
-def fitted(made: Recording, weights: str, count=TWO, **hybrid: object) -> Fit:
-    spec = spec_of(weights, **hybrid)
+def fitted(made: Recording, weights: str, count=TWO, *, polish: bool = True, **hybrid: object) -> Fit:
+    spec = spec_of(weights, **hybrid).replace(polish=polish)
     return fit_n_sources(seen_with(made, weights, **hybrid), count, searched_grid(made, spec), spec)
 
 

@@ -154,7 +154,7 @@ def rap_music_sources(
     """
     most = int(count.max())
     # Visiting sources again pays on exact covariances only (measured).
-    found = rap_music(spectrum, grid, most, visits=0, climb=climb)
+    found = rap_music(spectrum, grid, most, climb=climb)
     absent = torch.arange(most, device=count.device) >= count[:, None]
     places = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
     places = places.each(lambda value: value.double().masked_fill(absent, math.nan))

@@ -201,7 +201,7 @@ def sources_of(covariance: Covariance, count: Int64[Tensor, "S"], grid: SearchGr
         grid: the points that are searched.
     """
     most = max(1, int(count.max()))
-    found = rap_music(music(covariance, count.clamp_min(1)), grid, most, visits=0)
+    found = rap_music(music(covariance, count.clamp_min(1)), grid, most)
     absent = torch.arange(most, device=count.device) >= count[:, None]
     places = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
     return places.each(lambda value: value.masked_fill(absent, math.nan))
