@@ -22,7 +22,7 @@ from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.locate import ClassicalEstimator, by_blocks, calibrated, counts_of, searched_grid
 from rismusic.estimation.locators import nothing, rap_music_sources
 from rismusic.estimation.maximum_likelihood import ROUGH, Fit, FitState, finish, nfmle, pack, refine, unpack
-from rismusic.estimation.model_order import SelectedOrder, log_evidence, replaced, select_model_order
+from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
@@ -89,7 +89,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         if len(hopeful) and count >= (spec.hybrid.search_from or math.inf):
             some = part[hopeful]
             searched = _searched(some, fit[hopeful], grid, spec)
-            fit = replaced(fit, hopeful, searched)
+            fit = fit.replaced(hopeful, searched)
             evidence[hopeful] = log_evidence(some.recording, searched, grid.volume)
         best[scenes] = torch.maximum(here, evidence + before)
         return fit, evidence
@@ -100,7 +100,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     few = (fewer & _map_doubts(output, chosen.fit, spec)).nonzero()[:, 0]
     if len(few) == 0:
         return chosen
-    fit = replaced(chosen.fit, few, _searched(output[few], chosen.fit[few], grid, spec))
+    fit = chosen.fit.replaced(few, _searched(output[few], chosen.fit[few], grid, spec))
     return SelectedOrder(fit, chosen.log_evidence)
 
 
@@ -148,7 +148,7 @@ def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpe
     power_noise, value = None, L * M * start.cost.log()
     if spec.criterion == "unconditional":
         power_noise = torch.where(active, start.sources.power, 0), start.noise_variance
-        value = start.likelihood
+        value = start.neg_log_likelihood
     begin = FitState(positions, value, start.converged, power_noise)
     end = birth_death(
         GridSearch(Dictionary.of(grid), part.recording),
@@ -161,7 +161,7 @@ def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpe
     if len(changed) == 0:
         return fit
     last = _finished(part[changed], end[changed], active[changed], grid, spec)
-    return replaced(fit, many[changed], last)
+    return fit.replaced(many[changed], last)
 
 
 def _map_doubts(output: NetworkOutput, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
@@ -182,7 +182,7 @@ def _finished(
         pack(fit.positions, active),
         grid.volume,
         criterion=spec.criterion,
-        effort=FitOptions(spec.hybrid.steps, spec.hybrid.tolerance),
+        options=FitOptions(spec.hybrid.steps, spec.hybrid.tolerance),
         power_noise=fit.power_noise,
     )
 
@@ -195,7 +195,7 @@ def _polished(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: Loc
     recording, volume = output.recording, grid.volume
     positions, active = unpack(start, recording)
     prior = _prior(output, spec)
-    rough = partial(refine, volume=volume, criterion=spec.criterion, effort=_FIRST)
+    rough = partial(refine, volume=volume, criterion=spec.criterion, options=_FIRST)
     fit = rough(recording, positions, active)
     if spec.hybrid.own_list:
         own = output.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))

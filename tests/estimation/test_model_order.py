@@ -60,9 +60,9 @@ def test_what_the_data_do_not_tell_costs_nothing():
     grid = dense.grid_for(recording)
     one = omp(recording, 1, grid, criterion="unconditional")
     nothing = replace(one.sources, power=torch.full_like(one.sources.power, 1e-12))
-    silent = replace(one, sources=nothing, likelihood=one.likelihood.clone())
+    silent = replace(one, sources=nothing, neg_log_likelihood=one.neg_log_likelihood.clone())
     torch.testing.assert_close(
-        log_evidence(recording, silent, grid.volume), -one.likelihood, rtol=0, atol=1e-3
+        log_evidence(recording, silent, grid.volume), -one.neg_log_likelihood, rtol=0, atol=1e-3
     )
 
 

@@ -119,7 +119,7 @@ def test_values_without_each_source(criterion, known):
     for k in range(3):
         rest = active.clone()
         rest[:, k] = False
-        settings = {"criterion": criterion, "effort": FitOptions(steps=0)}
+        settings = {"criterion": criterion, "options": FitOptions(steps=0)}
         expected = refine(recording, positions, rest, dense.VOLUME, **settings).value
         error = 1e-6 if criterion == "conditional" else POWER_FIT.tolerance**2
         torch.testing.assert_close(values[active[:, k], k], expected[active[:, k]], rtol=0, atol=error)
@@ -133,7 +133,7 @@ def test_powers_need_not_come_to_rest_before_positions_move(generator):
     start = dense.scattered(truth, generator, 0.05)
     ends = [
         refine(recording, start, active, grid.volume, criterion="unconditional",
-               effort=FitOptions(80, 1e-7, powers_first=first))
+               options=FitOptions(80, 1e-7, powers_first=first))
         for first in (True, False)
     ]  # fmt: skip
     torch.testing.assert_close(ends[0].value, ends[1].value, rtol=0, atol=1e-4)
@@ -146,8 +146,8 @@ def test_only_what_is_asked_for_fits_powers(first, monkeypatch):
     truth, active = dense.truth_of(recording)
     calls = []
     monkeypatch.setattr(module, "fit_powers", lambda *a, **k: calls.append(1) or fit_powers(*a, **k))
-    effort = FitOptions(2, powers_first=first)
+    options = FitOptions(2, powers_first=first)
     refine(
-        recording, truth, active, dense.grid_for(recording).volume, criterion="unconditional", effort=effort
+        recording, truth, active, dense.grid_for(recording).volume, criterion="unconditional", options=options
     )
     assert bool(calls) == first

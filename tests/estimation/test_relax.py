@@ -36,7 +36,7 @@ def test_exchanges_only_improve(criterion, generator):
         active,
         grid.volume,
         criterion=criterion,
-        effort=FitOptions(0),
+        options=FitOptions(0),
         power_noise=fit.power_noise,
     )
     torch.testing.assert_close(again.value, after, rtol=0, atol=ROUGH.tolerance**2)

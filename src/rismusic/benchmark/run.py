@@ -226,7 +226,7 @@ def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> 
         found, fit = locate(blind, sources=count, spec=spec.search(unit.method), device=device).sources, None
     seconds = clock() - begin
     fit = fit or _at(blind, found)
-    values = {**_positions(found), "cost": fit.cost, "likelihood": fit.likelihood}
+    values = {**_positions(found), "cost": fit.cost, "likelihood": fit.neg_log_likelihood}
     return {
         **{name: value.numpy() for name, value in values.items()},
         "seconds": torch.tensor(seconds).numpy(),

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from rismusic.array import Panel
 from rismusic.checks.conventions import Evidence, WrongConvention, applicable, best_change
+from rismusic.estimation.estimate import volume_of
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.locators import fit_known
 from rismusic.estimation.model_order import log_evidence
