@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from rismusic.operator import Link
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
-    from rismusic.tuning.outcome import Tuned
-    from rismusic.tuning.run import tune
+    from rismusic.tuning.results import TuneResult
+    from rismusic.tuning.study import tune
     from rismusic.tuning.spec import TuneSpec
 
 _HOME = {
@@ -80,8 +80,8 @@ _HOME = {
     "write_diagnosis": "doctor.report",
     # search settings
     "TuneSpec": "tuning.spec",
-    "tune": "tuning.run",
-    "Tuned": "tuning.outcome",
+    "tune": "tuning.study",
+    "TuneResult": "tuning.results",
     # what came of it, as one HTML file
     "write_report": "evaluate.report",
     "write_bench_report": "evaluate.report",
