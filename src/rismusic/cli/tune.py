@@ -37,7 +37,7 @@ class Tune(Command):
     out: Annotated[Path, arg(aliases=("-o",), metavar="FOLDER")] = Path("tune")
     """Folder for the training runs and the results."""
     storage: Annotated[str | None, arg(metavar="URL")] = None
-    """Database of several machines (postgresql://user@host/name) or SQLite file; default: study.db in --out."""
+    """Database server (postgresql://user@host/name) or SQLite file; default study.db in --out."""
     study: str = "tune"
     """Name of the study in the storage."""
     resume: bool = False

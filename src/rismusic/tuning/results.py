@@ -144,8 +144,8 @@ def compare(
     """Compare two settings on the same scenes, with a paired bootstrap over scenes.
 
     Both are trained from the same seeds. Scenes are resampled in pairs, each with all of its trainings (Efron
-    and Tibshirani, "An introduction to the bootstrap", 1993). The interval covers the choice of scenes; it does
-    not include the variation with the seed of a training.
+    and Tibshirani, "An introduction to the bootstrap", 1993). The interval is that of the scenes; it does not
+    include the variation with the seed of a training.
 
     Args:
         default: evaluations of the default, one per seed.

@@ -53,7 +53,7 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iter
     else:
         try:
             url = make_url(storage)
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             raise InputError("storage", f"{redact(storage)} is not a valid database URL") from None
     if url.drivername == "postgresql":  # else SQLAlchemy looks for psycopg2
         url = url.set(drivername="postgresql+psycopg")

@@ -2,8 +2,8 @@
 
 Every trial that a search needs is queued as a waiting trial with the name of its job. Optuna hands each
 waiting trial to one worker. If a worker is killed, its heartbeat stops and the trial is queued again. Which
-trial counts for a job follows from the list of trials alone (:func:`current`), so that all workers agree and no
-job counts twice.
+trial counts for a job follows from the list of trials alone (:func:`current`), so that all workers agree and
+no job counts twice.
 """
 
 from __future__ import annotations
@@ -206,9 +206,7 @@ class Worker:
             # Optuna refuses the result if another worker failed the trial, because its heartbeat was late.
             if not taken or not self._was_failed(taken[0]):
                 raise
-            self.say(
-                f"trial {taken[0].number}: its heartbeat was late; its result is dropped and the trial repeated"
-            )
+            self.say(f"trial {taken[0].number}: late heartbeat; its result is dropped and the trial repeated")
 
     def _claim(self, study: optuna.Study, trial: optuna.Trial) -> None:
         trial.set_user_attr(WORKER, self.name)
