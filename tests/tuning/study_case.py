@@ -10,7 +10,13 @@ from rismusic.tuning.worker import Worker, failure_recorded
 
 
 def worker(storage, **settings) -> Worker:
-    given = {"max_failures": 3, "poll_s": 0.05, "progress": lambda *_: None, "say": lambda _: None, **settings}
+    given = {
+        "max_failures": 3,
+        "poll_s": 0.05,
+        "progress": lambda *_: None,
+        "say": lambda _: None,
+        **settings,
+    }
     return Worker(storage, **given)
 
 

@@ -1,4 +1,4 @@
-"""Two workers on one PostgreSQL server, one of them killed during a trial: no trial is lost, none counts twice."""
+"""Two workers on one PostgreSQL server, one of which is killed: no trial is lost, and none counts twice."""
 
 from __future__ import annotations
 

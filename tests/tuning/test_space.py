@@ -39,7 +39,10 @@ def test_the_wide_space_holds_what_older_pipelines_tuned():
 @pytest.mark.parametrize("part", ["training", "locate"])
 def test_every_parameter_has_an_effect(name, part):
     """Its extreme values give different settings."""
-    parameters, spec = getattr(load_space(name), part), {"training": TrainSpec.search(), "locate": HYBRID}[part]
+    parameters, spec = (
+        getattr(load_space(name), part),
+        {"training": TrainSpec.search(), "locate": HYBRID}[part],
+    )
     for name, held in parameters.items():
         made = [apply(spec, parameters, {name: end}) for end in held.extremes]
         assert len({one.model_dump_json() for one in made}) == len(held.extremes)

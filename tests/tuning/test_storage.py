@@ -1,4 +1,4 @@
-"""The storage of a study: existing files that are something else stay as they are, and passwords stay secret."""
+"""The storage of a study: files that are something else are left alone, and passwords are redacted."""
 
 from __future__ import annotations
 

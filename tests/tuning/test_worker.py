@@ -166,7 +166,9 @@ def test_more_and_fewer_jobs(opened):
     enqueue(study, jobs(6))
     cancel(study, storage, jobs(2))
     for wanted in (2, 4):
-        worker(storage).run(study, objective(lambda number: float(ran.append(number) or number)), jobs(wanted))
+        worker(storage).run(
+            study, objective(lambda number: float(ran.append(number) or number)), jobs(wanted)
+        )
     assert len(ran) == len(set(ran)) == 4
     assert list(current(study.get_trials())) == jobs(4)
 
@@ -233,7 +235,7 @@ def test_a_trial_that_kills_its_workers_is_given_up(opened):
 
 @pytest.mark.parametrize("state", [RUNNING, FAIL])
 def test_an_abandoned_trial_is_repeated(opened, monkeypatch, state):
-    """Its worker was killed before its first heartbeat, or before it queued the trial of another one again."""
+    """Its worker was killed before the first heartbeat, or before it queued another's trial again."""
     study, storage = opened
     enqueue(study, jobs(1))
     trial = study.ask()
@@ -249,7 +251,7 @@ def test_an_abandoned_trial_is_repeated(opened, monkeypatch, state):
 
 def test_a_repeated_trial_has_no_worker_until_one_takes_it(opened):
     """Otherwise one that is abandoned at once would never be repeated."""
-    study, storage = opened
+    study, _ = opened
     enqueue(study, jobs(1))
     trial = study.ask()
     trial.set_user_attr(WORKER, "killed")
@@ -309,9 +311,9 @@ def test_others_are_waited_for(opened):
 
 def test_progress_counts_finished_jobs(opened):
     study, storage = opened
-    told = []
-    worker(storage, progress=lambda *counts: told.append(counts)).run(study, objective(), jobs(3))
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    reported = []
+    worker(storage, progress=lambda *counts: reported.append(counts)).run(study, objective(), jobs(3))
+    assert reported == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_the_loop_does_not_wait_between_its_own_trials(opened):
