@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 import time
@@ -50,14 +49,6 @@ def objective(trial):
 with quiet(), open_storage(None, Path(sys.argv[2]), heartbeat_s=1) as storage:
     worker(storage).run(optuna.create_study(storage=storage, study_name="s"), objective, jobs(4))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collection():
-    """Each trial ends with a garbage collection, which would look through all of torch."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
