@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_trials() -> Iterator[None]:
-    """No plots of the trainings, and no search through all of torch by the garbage collection after a trial."""
+    """No plots of the trainings, and no garbage collection through all of torch after each trial."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("rismusic.nn.train.save_curves", lambda *_, **__: None)
         gc.freeze()

@@ -27,7 +27,7 @@ def test_the_same_is_not_better():
     one = [evaluation(0), evaluation(1)]
     found = compare(one, one)
     assert (found.gain, found.low, found.high, found.better, found.worse) == (0, 0, 0, False, False)
-    assert "is not better than the default by more than the uncertainty" in found.sentence("Trial 3")
+    assert "is not significantly better than the default" in found.sentence("Trial 3")
 
 
 def test_a_gain_and_a_loss_are_detected():
@@ -37,7 +37,7 @@ def test_a_gain_and_a_loss_are_detected():
     assert found.low < found.gain < found.high
     assert found.gain == pytest.approx(default[0].cost - best[0].cost)
     assert found.sentence("Trial 3").startswith(
-        "Trial 3 is better than the default on the test scenes: it lowers"
+        "Trial 3 is better than the default on the test scenes."
     )
     back = compare(best, default)
     assert back.worse

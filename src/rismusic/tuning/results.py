@@ -127,14 +127,10 @@ class Comparison:
         Args:
             name: name of the best settings.
         """
-        result = "is better than the default" if self.better else "is not better than the default"
-        if self.worse:
-            result = "is worse than the default"
-        elif not self.better:
-            result += " by more than the uncertainty"
+        result = "is better" if self.better else "is worse" if self.worse else "is not significantly better"
         return (
-            f"{name} {result} on the test scenes: it lowers the cost by {self.gain:+.4f} "
-            f"({100 * self.level:.0f} % confidence interval {self.low:+.4f} to {self.high:+.4f})."
+            f"{name} {result} than the default on the test scenes. Cost of the default minus its cost: "
+            f"{self.gain:+.4f} ({100 * self.level:.0f} % confidence interval {self.low:+.4f} to {self.high:+.4f})."
         )
 
 
