@@ -16,16 +16,16 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from rismusic.estimation.locate import Located
-from rismusic.evaluate.metrics import Match, match
+from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
+from rismusic.metrics import Match, match
 from rismusic.simulation.simulator import simulate
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.6827, 0.8, 0.9, 0.9545)
 COORDINATES = ("azimuth", "elevation", "1/range")
 
 
-def in_bars(located: Located, matched: Match) -> Tensor:
+def in_bars(located: Estimate, matched: Match) -> Tensor:
     """|error| over the error bar, azimuth, elevation and 1/range of each hit, [hits, 3]."""
     partner = matched.partner.clamp_min(0)
     std = located.std.gather(1, partner[..., None].expand(-1, -1, 3))

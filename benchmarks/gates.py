@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 
+from rismusic.benchmark.summary import share_interval
 from rismusic.covariance import Covariance, recording_covariance
 from rismusic.estimation.maximum_likelihood import nfmle
-from rismusic.evaluate.bench.interval import share_interval
-from rismusic.evaluate.metrics import match
 from rismusic.io import Recording
+from rismusic.metrics import match
 from rismusic.nn.distributed import ProcessGroup
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets

@@ -18,9 +18,9 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
-from rismusic.evaluate.metrics import match
 from rismusic.hybrid import locate
 from rismusic.io import Recording, read
+from rismusic.metrics import match
 from rismusic.simulation.simulator import simulate
 
 SAMPLES = Path(__file__).parent.parent / "samples"

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 
-from rismusic.checking.blindfit import BlindFit
-from rismusic.checking.conventions import CHANGES
-from rismusic.checking.truthfit import TruthFit
-from rismusic.checking.verdict import MixUp
+from rismusic.checks.blindfit import BlindFit
+from rismusic.checks.conventions import CHANGES, WrongConvention
+from rismusic.checks.truthfit import TruthFit
 from rismusic.io import Recording
 from rismusic.simulation.simulator import simulate
 
@@ -74,13 +73,13 @@ def some_kind(number: int, seed: int) -> Recording:
     )
 
 
-def verdict(recording: Recording) -> MixUp | None:
+def wrong_convention(recording: Recording) -> WrongConvention | None:
     """What ``check`` says of the conventions."""
     if recording.truth is None:
-        return BlindFit(recording).look()
+        return BlindFit(recording).search()
     fit = TruthFit()
     fit.add(recording)
-    return fit.verdict()
+    return fit.wrong_convention()
 
 
 def main() -> None:
@@ -105,7 +104,7 @@ def main() -> None:
                 if wrong is None:
                     continue
                 start = time.perf_counter()
-                found = verdict(wrong)
+                found = wrong_convention(wrong)
                 if name == "":
                     seconds[kind] += time.perf_counter() - start  # type: ignore[assignment]
                 count = counts.setdefault((kind, name), Counter())

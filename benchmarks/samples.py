@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from rismusic.crb import Bound, conditional_crb
-from rismusic.estimation.locate import searched_volume
+from rismusic.estimation.estimate import volume_of
 from rismusic.estimation.maximum_likelihood import nfmle
-from rismusic.evaluate.metrics import match, score
 from rismusic.hybrid import locate
 from rismusic.io import Recording, read
+from rismusic.metrics import match, score
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 
@@ -43,7 +43,7 @@ def bound_of(path: Path, recording: Recording, truth: Sources, noise: torch.Tens
         std = torch.from_numpy(np.load(beside)["crb"])[:, : truth.azimuth.shape[1]]
         covariance = torch.diag_embed(std.square().flatten(-2)).unflatten(-1, std.shape[-2:])
         return Bound(covariance.unflatten(-3, std.shape[-2:]), truth.range)
-    fitted = nfmle(recording, truth, searched_volume(LocateSpec())).sources
+    fitted = nfmle(recording, truth, volume_of(LocateSpec())).sources
     return conditional_crb(recording.panel, recording.link, fitted, noise)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from rismusic.evaluate.bench.table import read_table
+from rismusic.benchmark.summary import read_table
 from rismusic.nn.run_folder import BEST
 from rismusic.nn.spec import SHIPPED, TrainSpec, card_of, card_text, weights_path
 from rismusic.nn.weights import read_network, save_network

@@ -56,8 +56,8 @@ def phase_error() -> float:
         (2 * unit[1] - 1) * torch.pi / 6,
         0.3 * (100 / 0.3) ** unit[2],
     )
-    narrow = steering(Panel.uniform(64, 64), azimuth, elevation, r).to(torch.complex128)
-    wide = steering(Panel.uniform(64, 64), azimuth.double(), elevation.double(), r.double())
+    narrow = steering(Panel.uniform_planar(64, 64), azimuth, elevation, r).to(torch.complex128)
+    wide = steering(Panel.uniform_planar(64, 64), azimuth.double(), elevation.double(), r.double())
     return float((narrow * wide.conj()).angle().abs().max())
 
 

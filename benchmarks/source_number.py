@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rismusic.benchmark.summary import share_interval
 from rismusic.estimation.model_order import aic, mdl
-from rismusic.evaluate.bench.interval import share_interval
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.simulation.random_numbers import Draws, Stream
@@ -67,8 +67,8 @@ def cell(K: int, snr_db: float | None, scenes: int, seed: int, method: str) -> t
             f"named 0, 1, ...: {torch.bincount(count, minlength=6).tolist()}",
             flush=True,
         )
-    assert located.count_probability is not None
-    stated = located.count_probability.amax(1).numpy()
+    assert located.n_sources_probability is not None
+    stated = located.n_sources_probability.amax(1).numpy()
     return rows, np.stack((stated, (named["evidence"] == K).double().numpy()), axis=1)
 
 

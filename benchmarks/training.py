@@ -14,6 +14,7 @@ from rismusic.nn.data import TrainingScenes
 from rismusic.nn.distributed import ProcessGroup
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets, total_loss
+from rismusic.nn.network import Network
 from rismusic.nn.spec import NetworkSpec, TrainSpec
 
 SIZES = {"tiny": NetworkSpec.tiny(), "base": NetworkSpec.base()}
@@ -39,15 +40,17 @@ class Clock:
 def shares(learner: Learner, scenes: TrainingScenes) -> dict[str, float]:
     """Seconds per step of each part: what :meth:`Learner.step` does, taken apart."""
     weights, parameters = learner.spec.loss.weights, list(learner.weights.values())
+    network = learner.network
+    assert isinstance(network, Network)
     for warm in (True, False):
         clock = Clock(learner.group.device)
         for step in range(1 if warm else STEPS):
             with clock.on("simulation"):
                 recording = next(scenes.step(0, step))
             with clock.on("front end"):
-                looked = learner.network.look(recording)
+                looked = network.look(recording)
             with clock.on("network, forward"):
-                prediction = learner.network.predict(*looked)
+                prediction = network.predict(*looked)
             with clock.on("targets and losses"):
                 targets = Targets.of(recording, learner.grid)
                 losses = total_loss(

@@ -65,7 +65,7 @@ def fit(truth: Tensor, wave: Wave, curvature_limits: tuple[float, float]) -> Fit
         wave: the wave that is fitted.
         curvature_limits: least and largest 1/range in 1/m.
     """
-    panel = Panel.uniform()
+    panel = Panel.uniform_planar()
     low = torch.tensor([-1.55, -1.55, curvature_limits[0]], dtype=torch.float64)
     high = torch.tensor([1.55, 1.55, curvature_limits[1]], dtype=torch.float64)
     azimuth, elevation, distance = truth.unbind(-1)

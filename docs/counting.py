@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from markdowntable import table
-from rismusic.checking import FINDINGS
-from rismusic.checking.conventions import CHANGES
+from rismusic.checks import CHECKS
+from rismusic.checks.conventions import CHANGES
 
 MEASURED = Path(__file__).parent / "measured"
 COUNTS = range(6)
@@ -118,7 +118,7 @@ def finding_names() -> str:
     """Everything else that is looked for."""
     lines = [
         [f"`{name}`", meaning.replace("|", "\\|"), f"{threshold:g}", remedy]
-        for name, (threshold, meaning, remedy) in FINDINGS.items()
+        for name, (threshold, meaning, remedy) in CHECKS.items()
     ]
     return table(["name", "what it means", "above", "what to try"], lines)
 

@@ -18,7 +18,7 @@ import gating
 import leaderboard
 from bias import BINS, DESIGN_RMS_DEG, fits, rms
 from rismusic.array import Panel, Wave, direction, path_difference, steering
-from rismusic.evaluate.plots import COLOURS, new_axes, save, scene_top
+from rismusic.plots import COLOURS, new_axes, save, scene_top
 from rismusic.simulation.channel import draw_channel, line_of_sight
 from rismusic.simulation.codebook import dft_codes, draw_codes, spread_order
 from rismusic.simulation.random_numbers import Draws
@@ -36,7 +36,7 @@ def point(azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor | float =
 
 def panel_frame() -> Any:
     """Element numbers as seen by someone before the panel, and the angles of a source in space."""
-    panel = Panel.uniform(rows=4, columns=6)
+    panel = Panel.uniform_planar(rows=4, columns=6)
     front, space = new_axes(None, "3d", size=(9.6, 4.3))
     front.get_gridspec().set_width_ratios((1, 1.2))
     x, y, z = panel.elements.T.numpy()
@@ -83,7 +83,7 @@ def panel_frame() -> Any:
 
 def steering_phase() -> Any:
     """Phase of the exact wave of a near and a far source, and what the two approximations get wrong."""
-    panel = Panel.uniform()
+    panel = Panel.uniform_planar()
     figure = Figure(figsize=(10.4, 5.6), layout="compressed")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3)
@@ -141,10 +141,10 @@ def wave_bias() -> Any:
 
 def near_field() -> Any:
     """The default panel and volume from above, with the two distances that divide the field."""
-    panel, scene = Panel.uniform(), SceneSpec()
+    panel, scene = Panel.uniform_planar(), SceneSpec()
     wide, close = new_axes(None, None, size=(9.6, 3.6))
-    scene_top(panel, draw_sources(scene, 5, 1, Draws(0, "test", torch.arange(1)))[0], ax=close)
-    reach = 1.05 * scene.range_max_m
+    scene_top(panel, truth=draw_sources(scene, 5, 1, Draws(0, "test", torch.arange(1)))[0], ax=close)
+    reach = 1.14 * scene.range_max_m
     close.set(xlim=(reach, -reach), ylim=(-0.5, reach), title="the default volume, one scene of five sources")
     limit = scene.azimuth_max_deg
     turn, zero = torch.linspace(-limit, limit, 121), torch.zeros(121)
@@ -211,7 +211,7 @@ def codebook_order() -> Any:
 
 def rician_factor() -> Any:
     """Shares of energy of line of sight and scatter in drawn channels, measured by projection."""
-    panel, draws = Panel.uniform(), Draws(0, "test", torch.arange(48))
+    panel, draws = Panel.uniform_planar(), Draws(0, "test", torch.arange(48))
     share_ax, ratio_ax = new_axes(None, None, size=(9.6, 4.0))
     factors = torch.arange(-20.0, 31.0, 5.0)
     sight = line_of_sight(panel, ChannelSpec(), draws).flatten(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from markdowntable import table
-from rismusic.evaluate.plots import COLOURS, new_axes
+from rismusic.plots import COLOURS, new_axes
 
 MEASURED = Path(__file__).parent / "measured"
 Row = dict[str, Any]

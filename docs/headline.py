@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rismusic.evaluate.bench.groups import Group, groups
-from rismusic.evaluate.bench.plots import plot_errors, plot_misses
-from rismusic.evaluate.bench.table import read_table
-from rismusic.evaluate.plots import new_axes, save
+from rismusic.benchmark.plots import plot_errors, plot_misses
+from rismusic.benchmark.summary import Group, groups, read_table
+from rismusic.plots import new_axes, save
 
 HERE = Path(__file__).parent
 METHODS = {

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import headline
 from markdowntable import table
-from rismusic.evaluate.bench.groups import Group, groups
-from rismusic.evaluate.bench.plots import save_plots
-from rismusic.evaluate.bench.table import BenchRow, read_table
+from rismusic.benchmark.plots import save_plots
+from rismusic.benchmark.summary import BenchRow, Group, groups, read_table
 
 MEASURED = Path(__file__).parent / "measured"
 

@@ -25,7 +25,7 @@ LONGEST = (
     "estimate/test_sparse.py",
     "hybrid/test_hybrid_locate.py",
     "doctor/test_findings.py",
-    "checking/test_truthfit.py",
+    "checks/test_truthfit.py",
     "learn/test_train_resume.py",
     "learn/test_train_folder.py",
     "learn/test_train_ranks.py",

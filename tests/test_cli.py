@@ -182,7 +182,7 @@ BAD = [
     ("simulate -o {tmp}/a.h5 --scenes 1 --seed -1", "seed: expected at least 0, found -1"),
     (
         "simulate -o {tmp}/a.h5 --scenes 1 --sources 40",
-        "scene.separation_deg: expected a separation at which 40",
+        "scene.separation_deg: 40 sources do not fit",
     ),
     (
         "simulate -o {tmp}/a.h5 --scenes 1 --config {tmp}/none.toml",
@@ -201,7 +201,7 @@ BAD = [
         "scene: expected a scene from 0 to 23, found 99",
     ),
     ("check {samples}/one_link_20dB.mat --plot {tmp}/a.png", "truth: expected sources to draw"),
-    ("locate {tmp}/none.h5", "none.h5: expected a recording, found no such file"),
+    ("locate {tmp}/none.h5", "none.h5: no such file"),
     ("locate {samples}/ideal_10dB.h5 --sources 99", "sources: expected at most 14 "),
     ("locate {samples}/ideal_10dB.h5 --sources -1", "sources: expected at least 0, found -1"),
     ("locate {samples}/ideal_10dB.h5 --range-min-m 20", "range_max_m: expected at least range_min_m = 20"),
@@ -254,4 +254,4 @@ def test_as_a_program(tmp_path):
     assert "simulate -o a.h5 --scenes 2 --panel.rows 4" in first
     done = call("check", "b.h5")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: b.h5: expected")
+    assert done.stderr.startswith("error: b.h5: no such file")

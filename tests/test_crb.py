@@ -60,7 +60,7 @@ def textbook_far_field(panel, azimuth, elevation, symbols, noise_variance):
 @pytest.mark.parametrize("kind", ["conditional", "unconditional"])
 def test_textbook_far_field(angles, kind, generator):
     """Direct sampling, range known: the angle block meets the plane-wave bound to 1e-6."""
-    panel = Panel.uniform(5, 6)
+    panel = Panel.uniform_planar(5, 6)
     place = [torch.tensor([value], dtype=torch.float64) for value in (*angles, 1e9)]
     symbols = torch.randn(1, 50, dtype=torch.complex128, generator=generator)
     power = symbols.abs().square().mean(-1)
@@ -78,7 +78,7 @@ def test_textbook_far_field(angles, kind, generator):
 
 def test_far_field_of_several_sources_against_a_second_derivation(generator):
     """K = 3 plane waves: J = (2 / sigma^2) Re[(D^H P D) o (S S^H)^T] (Stoica and Nehorai), in numpy."""
-    panel = Panel.uniform(5, 6)
+    panel = Panel.uniform_planar(5, 6)
     azimuth = torch.tensor([-0.6, 0.1, 0.8], dtype=torch.float64)
     elevation = torch.tensor([0.2, -0.3, 0.3], dtype=torch.float64)
     s = torch.randn(3, 40, dtype=torch.complex128, generator=generator)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,13 +92,13 @@ def test_precision(generator):
 @pytest.mark.parametrize(
     ("channel", "codes", "sentence"),
     [
-        (torch.zeros(5, 7), None, "channel: expected complex values"),
-        (torch.zeros(7, dtype=torch.complex64), None, "channel: expected complex values"),
-        (None, torch.zeros(4, 7), "codes: expected complex values"),
+        (torch.zeros(5, 7), None, "channel: must hold complex numbers; got float32"),
+        (torch.zeros(7, dtype=torch.complex64), None, r"channel: must have shape \[M, N\], .*got \[7\]"),
+        (None, torch.zeros(4, 7), "codes: must hold complex numbers"),
         (
             torch.zeros(5, 7, dtype=torch.complex64),
             torch.zeros(4, 6, dtype=torch.complex64),
-            "codes: expected N = 7 elements as in channel, found 6",
+            r"codes: must have as many elements N \(last axis\) as channel, 7; got 6",
         ),
     ],
 )
@@ -107,5 +108,13 @@ def test_bad_links(channel, codes, sentence, untyped):
 
 
 def test_direct_sampling_has_no_size():
-    with pytest.raises(InputError, match="link: expected a channel or codes"):
+    with pytest.raises(InputError, match=r"link: direct sampling .* has no dense matrix"):
         Link().dense()
+
+
+def test_numpy_arrays_and_repr():
+    link = Link(np.ones((4, 9), complex), np.ones((11, 9), np.complex64))
+    assert link.channel.dtype == torch.complex128
+    assert link.codes.dtype == torch.complex64
+    assert repr(link) == "Link(channel [4, 9], codes [11, 9])"
+    assert repr(Link()) == "Link(direct sampling)"

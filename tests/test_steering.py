@@ -37,7 +37,7 @@ def independent(panel, azimuth, elevation, r, wave):
 
 @pytest.mark.parametrize("wave", WAVES)
 def test_against_the_definition(wave, generator):
-    panel = Panel.uniform(5, 7)
+    panel = Panel.uniform_planar(5, 7)
     place = points(generator, 9)
     A = steering(panel, *place, wave)
     np.testing.assert_allclose(A.numpy(), independent(panel, *place, wave), atol=1e-12)
@@ -56,7 +56,7 @@ def test_elements_out_of_the_plane(wave, generator):
 @pytest.mark.parametrize("wave", WAVES)
 @pytest.mark.parametrize("nearest", [0.3, 50.0])
 def test_derivatives_against_finite_differences(wave, nearest, generator):
-    panel, place = Panel.uniform(6, 8), points(generator, 4, 5, nearest=nearest, farthest=3 * nearest)
+    panel, place = Panel.uniform_planar(6, 8), points(generator, 4, 5, nearest=nearest, farthest=3 * nearest)
     A, D = steering_with_derivatives(panel, *place, wave)
     torch.testing.assert_close(A, steering(panel, *place, wave), rtol=0, atol=0)
     step = 1e-5
@@ -72,7 +72,7 @@ def test_derivatives_against_finite_differences(wave, nearest, generator):
 
 def test_derivatives_far_away_do_not_cancel():
     """At 10 km the range derivative is 1e-9 of the wave number; it must still have its digits."""
-    panel = Panel.uniform()
+    panel = Panel.uniform_planar()
     place = torch.tensor([0.4]).double(), torch.tensor([-0.2]).double(), torch.tensor([1e4]).double()
     _, D = steering_with_derivatives(panel, *place)
     along = panel.elements @ torch.stack(direction(place[0], place[1]))
@@ -83,7 +83,7 @@ def test_derivatives_far_away_do_not_cancel():
 
 @pytest.mark.parametrize("wave", WAVES)
 def test_far_field_limit(wave, generator):
-    panel = Panel.uniform()
+    panel = Panel.uniform_planar()
     azimuth, elevation, _ = points(generator, 10)
     r = torch.full_like(azimuth, 1e7)
     u = torch.stack(direction(azimuth, elevation))
@@ -93,7 +93,7 @@ def test_far_field_limit(wave, generator):
 
 def test_fresnel_form_is_second_order_and_paraxial_is_not(generator):
     """The error in path of the Fresnel form falls with 1 / r^2; the paraxial one only with 1 / r."""
-    panel = Panel.uniform()
+    panel = Panel.uniform_planar()
     azimuth, elevation, _ = points(generator, 30)
 
     def error(wave, r):
@@ -107,7 +107,7 @@ def test_fresnel_form_is_second_order_and_paraxial_is_not(generator):
 
 def test_float32_phase_on_a_large_panel(generator):
     """Within 1e-4 rad of float64 from 0.3 to 100 m on 64 x 64 elements."""
-    panel = Panel.uniform(64, 64)
+    panel = Panel.uniform_planar(64, 64)
     place = points(generator, 500, nearest=0.3, farthest=100.0, dtype=torch.float32)
     narrow = steering(panel, *place).to(torch.complex128)
     wide = steering(panel, *(p.double() for p in place))
@@ -116,7 +116,7 @@ def test_float32_phase_on_a_large_panel(generator):
 
 def test_leading_axes_and_panels_per_scene(generator):
     place = points(generator, 2, 3, 4)
-    panel = Panel.uniform(3, 3)
+    panel = Panel.uniform_planar(3, 3)
     whole = steering(panel, *place)
     assert whole.shape == (2, 3, 9, 4)
     torch.testing.assert_close(whole[1, 2], steering(panel, *(p[1, 2] for p in place)))
@@ -126,7 +126,7 @@ def test_leading_axes_and_panels_per_scene(generator):
 
 
 def test_gradients_agree_with_the_analytic_derivatives(generator):
-    panel = Panel.uniform(4, 4)
+    panel = Panel.uniform_planar(4, 4)
     place = [p.requires_grad_() for p in points(generator, 3)]
     weight = torch.randn(16, 3, dtype=torch.complex128, generator=generator)
     (weight * steering(panel, *place)).real.sum().backward()

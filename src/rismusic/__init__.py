@@ -4,37 +4,53 @@ The public API in one page. Names are imported when they are first used, so that
 command line's help do not wait for torch.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rismusic.errors import InputError
+from rismusic.registry import register_estimator, register_network, register_spectrum
 from rismusic.spec import SystemSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rismusic.array import Panel, steering, steering_with_derivatives
-    from rismusic.checking import check
+    from rismusic.benchmark.bound_table import bound_table
+    from rismusic.benchmark.run import Benchmark, bench, merge_benchmarks
+    from rismusic.benchmark.spec import BenchSpec
+    from rismusic.checks import check
     from rismusic.crb import Bound, conditional_crb, recording_crb, unconditional_crb
     from rismusic.doctor.diagnose import diagnose
     from rismusic.doctor.module import diagnose_module
     from rismusic.doctor.report import Diagnosis, write_diagnosis
     from rismusic.doctor.run_log import diagnose_run
-    from rismusic.estimation.locate import Located
-    from rismusic.evaluate.bench.run import Benchmark, bench, merge_benchmarks
-    from rismusic.evaluate.bench.spec import BenchSpec
-    from rismusic.evaluate.bound_table import bound_table
-    from rismusic.evaluate.report import write_bench_report, write_report
+    from rismusic.estimation.estimate import Estimate, Estimator, log_likelihood
+    from rismusic.estimation.grid import SearchGrid
+    from rismusic.estimation.model_order import aic, mdl
+    from rismusic.estimation.spectra import Spectrum, SpectrumMethod
     from rismusic.hybrid import locate
-    from rismusic.io import Recording, RecordingWriter, open_recording, read, write
+    from rismusic.io import (
+        Recording,
+        RecordingWriter,
+        load_sample,
+        open_recording,
+        read,
+        to_room_frame,
+        write,
+    )
+    from rismusic.metrics import Match, Score, match, score
+    from rismusic.nn.network import GridNetwork, Prediction
     from rismusic.nn.spec import TrainSpec
     from rismusic.nn.train import TrainingResult, train
     from rismusic.nn.weights import load_network
     from rismusic.operator import Link
+    from rismusic.report import write_bench_report, write_report
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
+    from rismusic.spectrum_map import SpectrumMap, spectrum
     from rismusic.tuning.results import TuneResult
-    from rismusic.tuning.study import tune
     from rismusic.tuning.spec import TuneSpec
+    from rismusic.tuning.study import tune
 
 _HOME = {
     # describe a system
@@ -50,28 +66,45 @@ _HOME = {
     "Recording": "io",
     "RecordingWriter": "io",
     "open_recording": "io",
+    "load_sample": "io",
+    "to_room_frame": "io",
     "read": "io",
     "write": "io",
-    "check": "checking",
+    "check": "checks",
     # locate the sources
     "locate": "hybrid",
-    "Located": "estimation.locate",
+    "Estimate": "estimation.estimate",
+    "Estimator": "estimation.estimate",
+    "spectrum": "spectrum_map",
+    "SpectrumMap": "spectrum_map",
+    "Spectrum": "estimation.spectra",
+    "SpectrumMethod": "estimation.spectra",
+    "SearchGrid": "estimation.grid",
+    "log_likelihood": "estimation.estimate",
+    "mdl": "estimation.model_order",
+    "aic": "estimation.model_order",
     # the best that physics allows
     "Bound": "crb",
     "conditional_crb": "crb",
     "unconditional_crb": "crb",
     "recording_crb": "crb",
-    "bound_table": "evaluate.bound_table",
+    "bound_table": "benchmark.bound_table",
     # compare methods
-    "BenchSpec": "evaluate.bench.spec",
-    "bench": "evaluate.bench.run",
-    "Benchmark": "evaluate.bench.run",
-    "merge_benchmarks": "evaluate.bench.run",
+    "match": "metrics",
+    "Match": "metrics",
+    "score": "metrics",
+    "Score": "metrics",
+    "BenchSpec": "benchmark.spec",
+    "bench": "benchmark.run",
+    "Benchmark": "benchmark.run",
+    "merge_benchmarks": "benchmark.run",
     # train a network
     "TrainSpec": "nn.spec",
     "train": "nn.train",
     "TrainingResult": "nn.train",
     "load_network": "nn.weights",
+    "GridNetwork": "nn.network",
+    "Prediction": "nn.network",
     # why it does not learn
     "diagnose": "doctor.diagnose",
     "Diagnosis": "doctor.report",
@@ -83,11 +116,21 @@ _HOME = {
     "tune": "tuning.study",
     "TuneResult": "tuning.results",
     # what came of it, as one HTML file
-    "write_report": "evaluate.report",
-    "write_bench_report": "evaluate.report",
+    "write_report": "report",
+    "write_bench_report": "report",
 }
 
-__all__ = ["InputError", "SystemSpec", "__version__", *_HOME]
+__all__ = [
+    "InputError",
+    "SystemSpec",
+    "__version__",
+    "register_estimator",
+    "register_network",
+    "register_spectrum",
+    *_HOME,
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

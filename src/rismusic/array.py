@@ -1,4 +1,4 @@
-r"""Panels: where the elements are, and how far their near field reaches.
+r"""Panel geometry: element positions, spacing, aperture and near-field distances.
 
 Steering vectors of the near field and their derivatives: the one place that knows the wave.
 
@@ -30,44 +30,80 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from rismusic.conversion import ArrayLike, to_tensor
 from rismusic.errors import InputError
 from rismusic.spec import PanelSpec
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Panel:
-    """N elements of a reconfigurable surface or antenna array, and the wavelength they work at.
+    r"""Element positions of a RIS or antenna array, and its wavelength.
 
-    The frame is the panel's own: x horizontal, y vertical, z the outward normal, the origin in the middle.
-    Elements of a uniform panel are numbered with y slowest and x fastest.
+    Positions are in the panel frame: x horizontal, y vertical, z the outward normal, the origin at the centre
+    of the array. The constructors :meth:`uniform_planar`, :meth:`uniform_linear` and :meth:`uniform_circular`
+    centre the array; positions given here are used as they are.
 
     Args:
-        elements: positions [..., N, 3] in metres, float64; leading axes are panels that differ per scene.
-        wavelength: in metres.
+        elements: element positions [..., N, 3] in metres, as NumPy array, nested lists or tensor. Stored as
+            float64. Leading axes hold one geometry per scene.
+        wavelength: carrier wavelength in metres.
 
     Raises:
-        InputError: positions of another shape, or not finite; a wavelength that is not positive and finite.
+        InputError: the positions are not finite real numbers of shape [N, 3], or the wavelength is not
+            positive and finite.
+
+    Example:
+        >>> Panel([[-0.075, 0, 0], [0.075, 0, 0]], wavelength=0.3)
+        Panel(2 elements, aperture 0.15 m, spacing 0.15 m, wavelength 0.3 m)
     """
 
     elements: Float[Tensor, "*batch N 3"]
     wavelength: float
 
-    def __post_init__(self) -> None:
-        shape = tuple(self.elements.shape)
+    def __init__(self, elements: ArrayLike, wavelength: float) -> None:
+        positions = to_tensor("elements", elements, "real")
+        shape = list(positions.shape)
+        if len(shape) == 2 and shape[0] == 3 and shape[1] != 3:
+            raise InputError(
+                "elements", f"must have shape [N, 3]; got {shape}. Pass the transpose, elements.T"
+            )
         if len(shape) < 2 or shape[-1] != 3 or shape[-2] < 1:
-            raise InputError("elements", "positions of shape [N, 3]", f"shape {shape}")
-        if not self.elements.is_floating_point():
-            raise InputError("elements", "real floating-point positions in metres", str(self.elements.dtype))
-        if not torch.isfinite(self.elements).all():
-            raise InputError("elements", "finite positions in metres", "a NaN or an infinity")
-        if not (math.isfinite(self.wavelength) and self.wavelength > 0):
-            raise InputError("wavelength", "a positive, finite length in metres", f"{self.wavelength:g}")
+            raise InputError("elements", f"must be positions (x, y, z) of shape [N, 3]; got shape {shape}")
+        if not torch.isfinite(positions).all():
+            raise InputError("elements", "positions must be finite, in metres; got a NaN or an infinity")
+        if not (math.isfinite(wavelength) and wavelength > 0):
+            raise InputError("wavelength", f"must be positive and finite, in metres; got {wavelength:g}")
+        object.__setattr__(self, "elements", positions)
+        object.__setattr__(self, "wavelength", float(wavelength))
+
+    def __repr__(self) -> str:
+        geometries = math.prod(self.elements.shape[:-2])
+        batch = "" if self.elements.ndim == 2 else f" in {geometries} geometries"
+        spacing = "" if self.size < 2 else f"aperture {self.aperture:.3g} m, spacing {self.spacing:.3g} m, "
+        plural = "" if self.size == 1 else "s"
+        return f"Panel({self.size} element{plural}{batch}, {spacing}wavelength {self.wavelength:g} m)"
 
     @classmethod
-    def uniform(
+    def uniform_planar(
         cls, rows: int = 12, columns: int = 12, *, spacing_wavelengths: float = 0.5, wavelength: float = 0.3
     ) -> Panel:
-        """A uniform planar panel of ``rows`` (along y) times ``columns`` (along x) elements, centred."""
+        """Uniform planar array in the x-y plane, centred on the origin.
+
+        Elements are numbered with y slowest and x fastest.
+
+        Args:
+            rows: number of elements along y.
+            columns: number of elements along x.
+            spacing_wavelengths: spacing along x and y, in wavelengths.
+            wavelength: in metres.
+
+        Raises:
+            InputError: a value that is not positive.
+
+        Example:
+            >>> Panel.uniform_planar(12, 12)
+            Panel(144 elements, aperture 2.33 m, spacing 0.15 m, wavelength 0.3 m)
+        """
         return cls.from_spec(
             PanelSpec(
                 rows=rows, columns=columns, spacing_wavelengths=spacing_wavelengths, wavelength_m=wavelength
@@ -75,8 +111,70 @@ class Panel:
         )
 
     @classmethod
+    def uniform_linear(cls, n: int, *, spacing_wavelengths: float = 0.5, wavelength: float = 0.3) -> Panel:
+        """Uniform linear array along x, centred on the origin.
+
+        Its response depends on x . u and the range only: azimuth and elevation are not separately
+        identifiable in the far field.
+
+        Args:
+            n: number of elements.
+            spacing_wavelengths: spacing in wavelengths.
+            wavelength: in metres.
+
+        Raises:
+            InputError: a value that is not positive.
+
+        Example:
+            >>> Panel.uniform_linear(3, wavelength=0.2).elements[:, 0].tolist()
+            [-0.1, 0.0, 0.1]
+        """
+        return cls.uniform_planar(1, n, spacing_wavelengths=spacing_wavelengths, wavelength=wavelength)
+
+    @classmethod
+    def uniform_circular(
+        cls,
+        n: int,
+        *,
+        radius_m: float | None = None,
+        spacing_wavelengths: float = 0.5,
+        wavelength: float = 0.3,
+    ) -> Panel:
+        r"""Uniform circular array in the x-y plane, centred on the origin.
+
+        Element i is at :math:`\rho (\cos 2\pi i/n, \sin 2\pi i/n, 0)`: element 0 on the positive x axis, the
+        others counter-clockwise as seen from the positive z axis. The circle lies in the panel plane, so that
+        its axis is the outward normal.
+
+        Args:
+            n: number of elements.
+            radius_m: radius :math:`\rho` in metres. By default it follows from the spacing:
+                :math:`\rho = d / (2 \sin(\pi / n))`.
+            spacing_wavelengths: distance d between neighbours (the chord) in wavelengths; unused with
+                ``radius_m``.
+            wavelength: in metres.
+
+        Raises:
+            InputError: a value that is not positive.
+
+        Example:
+            >>> Panel.uniform_circular(8, radius_m=0.2)
+            Panel(8 elements, aperture 0.566 m, spacing 0.153 m, wavelength 0.3 m)
+        """
+        if n < 1:
+            raise InputError("n", f"the number of elements must be at least 1; got {n}")
+        if radius_m is None:
+            if not (math.isfinite(spacing_wavelengths) and spacing_wavelengths > 0):
+                raise InputError("spacing_wavelengths", f"must be positive; got {spacing_wavelengths:g}")
+            radius_m = spacing_wavelengths * wavelength / (2 * math.sin(math.pi / n)) if n > 1 else 0.0
+        elif not (math.isfinite(radius_m) and radius_m > 0):
+            raise InputError("radius_m", f"must be positive, in metres; got {radius_m:g}")
+        angle = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
+        return cls(radius_m * torch.stack((angle.cos(), angle.sin(), 0 * angle), dim=-1), wavelength)
+
+    @classmethod
     def from_spec(cls, spec: PanelSpec) -> Panel:
-        """The panel that a :class:`~rismusic.spec.PanelSpec` describes."""
+        """Panel described by a :class:`~rismusic.spec.PanelSpec`."""
         spacing = spec.spacing_wavelengths * spec.wavelength_m
         x = (torch.arange(spec.columns, dtype=torch.float64) - (spec.columns - 1) / 2) * spacing
         y = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
@@ -96,15 +194,15 @@ class Panel:
 
     @property
     def aperture(self) -> float:
-        """Largest extent in metres: the diagonal of the box around the elements."""
+        """Aperture D in metres: the diagonal of the bounding box of the elements."""
         extent = self.elements.amax(dim=-2) - self.elements.amin(dim=-2)
         return float(extent.norm(dim=-1).max())
 
     @property
     def spacing(self) -> float:
-        """Least distance between two elements in metres; infinite for a single element.
+        """Smallest distance between two elements in metres; infinite for a single element.
 
-        Found through a k-d tree, so that no N x N matrix is formed.
+        Uses a k-d tree, so that no N x N matrix is formed.
         """
         from scipy.spatial import cKDTree
 
@@ -115,19 +213,23 @@ class Panel:
 
     @property
     def fraunhofer_distance(self) -> float:
-        """2 D^2 / wavelength in metres: beyond it a source on the axis looks planar (pi / 8 at the rim)."""
+        """Fraunhofer distance 2 D^2 / wavelength in metres.
+
+        Beyond it the phase error of a plane wave is below pi / 8 at the rim, for a source on the axis.
+        """
         return 2 * self.aperture**2 / self.wavelength
 
     @property
     def fresnel_distance(self) -> float:
-        """0.62 sqrt(D^3 / wavelength) in metres: beyond it the second-order wave holds on the axis.
+        """Fresnel distance 0.62 sqrt(D^3 / wavelength) in metres.
 
-        Balanis, *Antenna Theory*, section 4.4.
+        Beyond it the second-order (Fresnel) phase is accurate for a source on the axis.
+        See Balanis, *Antenna Theory*, section 4.4.
         """
         return 0.62 * math.sqrt(self.aperture**3 / self.wavelength)
 
     def to(self, device: torch.device | str) -> Panel:
-        """The same panel on another device."""
+        """Copy of the panel on another device."""
         return Panel(self.elements.to(device), self.wavelength)
 
 

@@ -1,12 +1,12 @@
 """Fits that start from what the network sees: MUSIC on R_blend, Newton, NF-MLE, and searches beside them.
 
-``rismusic.locate``: every locator behind one call, the hybrid one and the classical ones.
+``rismusic.locate``: every estimator behind one call, and the hybrid estimator.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -15,24 +15,17 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.devices import device_of
+from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, from_cosines, to_cosines
 from rismusic.estimation.levenberg_marquardt import FitOptions
-from rismusic.estimation.locate import (
-    Located,
-    by_blocks,
-    calibrated,
-    joined,
-    locate_classically,
-    searched_grid,
-    told,
-)
+from rismusic.estimation.locate import ClassicalEstimator, by_blocks, calibrated, counts_of, searched_grid
 from rismusic.estimation.locators import nothing, rap_music_sources
 from rismusic.estimation.maximum_likelihood import ROUGH, Fit, FitState, finish, nfmle, pack, refine, unpack
-from rismusic.estimation.model_order import SelectedOrder, log_evidence, replaced, select_model_order
+from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
-from rismusic.estimation.sparse import source_count
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music
 from rismusic.io import Recording
 from rismusic.nn.inference import (
@@ -43,6 +36,7 @@ from rismusic.nn.inference import (
     system_mismatch,
     trained,
 )
+from rismusic.registry import ESTIMATORS
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
 
@@ -95,7 +89,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         if len(hopeful) and count >= (spec.hybrid.search_from or math.inf):
             some = part[hopeful]
             searched = _searched(some, fit[hopeful], grid, spec)
-            fit = replaced(fit, hopeful, searched)
+            fit = fit.replaced(hopeful, searched)
             evidence[hopeful] = log_evidence(some.recording, searched, grid.volume)
         best[scenes] = torch.maximum(here, evidence + before)
         return fit, evidence
@@ -106,7 +100,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     few = (fewer & _map_doubts(output, chosen.fit, spec)).nonzero()[:, 0]
     if len(few) == 0:
         return chosen
-    fit = replaced(chosen.fit, few, _searched(output[few], chosen.fit[few], grid, spec))
+    fit = chosen.fit.replaced(few, _searched(output[few], chosen.fit[few], grid, spec))
     return SelectedOrder(fit, chosen.log_evidence)
 
 
@@ -154,7 +148,7 @@ def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpe
     power_noise, value = None, L * M * start.cost.log()
     if spec.criterion == "unconditional":
         power_noise = torch.where(active, start.sources.power, 0), start.noise_variance
-        value = start.likelihood
+        value = start.neg_log_likelihood
     begin = FitState(positions, value, start.converged, power_noise)
     end = birth_death(
         GridSearch(Dictionary.of(grid), part.recording),
@@ -167,7 +161,7 @@ def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpe
     if len(changed) == 0:
         return fit
     last = _finished(part[changed], end[changed], active[changed], grid, spec)
-    return replaced(fit, many[changed], last)
+    return fit.replaced(many[changed], last)
 
 
 def _map_doubts(output: NetworkOutput, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
@@ -188,7 +182,7 @@ def _finished(
         pack(fit.positions, active),
         grid.volume,
         criterion=spec.criterion,
-        effort=FitOptions(spec.hybrid.steps, spec.hybrid.tolerance),
+        options=FitOptions(spec.hybrid.steps, spec.hybrid.tolerance),
         power_noise=fit.power_noise,
     )
 
@@ -201,7 +195,7 @@ def _polished(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: Loc
     recording, volume = output.recording, grid.volume
     positions, active = unpack(start, recording)
     prior = _prior(output, spec)
-    rough = partial(refine, volume=volume, criterion=spec.criterion, effort=_FIRST)
+    rough = partial(refine, volume=volume, criterion=spec.criterion, options=_FIRST)
     fit = rough(recording, positions, active)
     if spec.hybrid.own_list:
         own = output.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))
@@ -285,6 +279,7 @@ def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, 
 FALLBACK: Literal["sbl"] = "sbl"
 """The classical method for what the network does not know."""
 
+_LOG = logging.getLogger("rismusic.locate")
 _UNKNOWN = "the weights {!r} do not know this case"
 
 
@@ -293,62 +288,80 @@ def locate(
     *,
     sources: Int64[Tensor, "S"] | int | str | None = None,
     spec: LocateSpec | None = None,
+    device: torch.device | str | None = None,
     **settings: object,
-) -> Located:
+) -> Estimate:
     """Locate the sources of every scene; the twin of ``rismusic locate``.
 
     Args:
         recording: S scenes.
         sources: K: one number, one for each scene [S], or ``auto``; that of ``spec`` if not given.
         spec: method, searched volume and so on; the default if none.
+        device: where to compute, such as ``"cuda"``; the recording's device if none.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
 
     Returns:
-        Positions with error bars, in float64 and on the recording's device.
+        Positions with error bars, in float64 and on the recording's device, whatever ``device`` is.
 
     Raises:
-        InputError: an unknown setting, or more sources than the data can carry.
+        InputError: an unknown setting, a device that is not available, or more sources than the data can
+            carry.
     """
     chosen = (spec or LocateSpec()).replace(**settings)
     if isinstance(sources, (int, str)):
         chosen = chosen.replace(sources=sources)
-    count = sources if isinstance(sources, Tensor) else None
-    grid = searched_grid(recording, chosen)
-    one, chosen = _way(recording, chosen, grid)
-    # Descents of small matrices are mostly calls, each a sixth cheaper without a record for gradients.
-    with torch.inference_mode():
-        located = by_blocks(recording, count, partial(one, spec=chosen))
-    return located.cloned()
+    home = recording.snapshots.device
+    if device is not None:
+        recording = recording.to(device_of(device))
+    n_sources: NSources = (
+        sources.to(recording.snapshots.device) if isinstance(sources, Tensor) else chosen.sources
+    )
+    estimate = by_blocks(recording, n_sources, estimator_of(chosen)).detached()
+    return estimate if device is None else estimate.to(home)
 
 
-def _way(
-    recording: Recording, spec: LocateSpec, grid: SearchGrid
-) -> tuple[Callable[..., Located], LocateSpec]:
-    """What locates a block of these scenes, and the settings for it."""
-    if spec.method != "hybrid":
-        return partial(locate_classically, grid=grid), spec
-    if missing(spec.weights):
-        return partial(_fall_back, why=f"the weights {spec.weights!r} are not installed", grid=grid), spec
-    network = trained(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
-    if spec.panel_error == "trained":
-        spec = spec.replace(panel_error=network.card.system.hardware.response_error)
-    mismatch = system_mismatch(network, recording, spec)
-    if mismatch is not None:
-        return partial(_fall_back, why=f"{_UNKNOWN.format(spec.weights)}: {mismatch}", grid=grid), spec
-    return partial(_locate_block, trained=network, grid=grid), spec
+def estimator_of(spec: LocateSpec) -> Estimator:
+    """The estimator that the settings name; the classical one for a registered spectrum."""
+    if spec.method in ESTIMATORS:
+        return ESTIMATORS.get(spec.method)(spec)
+    return ClassicalEstimator(spec)
+
+
+class HybridEstimator:
+    """MUSIC on the blend of a network's covariance with the sample covariance, then maximum likelihood.
+
+    Systems and scenes that the network was not trained for go to the classical method :data:`FALLBACK`, with
+    a warning.
+
+    Args:
+        spec: weights, searched volume and so on.
+    """
+
+    def __init__(self, spec: LocateSpec) -> None:
+        self.spec = spec
+
+    @torch.inference_mode()
+    def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
+        """Estimate the sources of every scene."""
+        spec = self.spec
+        if missing(spec.weights):
+            why = f"the weights {spec.weights!r} are not installed"
+            return _fall_back(recording, n_sources, why, spec)
+        network = trained(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
+        if spec.panel_error == "trained":
+            spec = spec.replace(panel_error=network.card.system.hardware.response_error)
+        mismatch = system_mismatch(network, recording, spec)
+        if mismatch is not None:
+            why = f"{_UNKNOWN.format(spec.weights)}: {mismatch}"
+            return _fall_back(recording, n_sources, why, spec)
+        return _locate_block(recording, counts_of(recording, n_sources), network, spec)
 
 
 def _locate_block(
-    recording: Recording,
-    count: Int64[Tensor, "S"] | None,
-    *,
-    trained: LoadedNetwork,
-    grid: SearchGrid,
-    spec: LocateSpec,
-) -> Located:
-    """One block of scenes of a system that the network knows; scenes that it does not know go another way."""
-    if count is not None or spec.sources != "auto":
-        count = source_count(recording, int(spec.sources) if count is None else count)
+    recording: Recording, count: Int64[Tensor, "S"] | None, trained: LoadedNetwork, spec: LocateSpec
+) -> Estimate:
+    """Scenes of a system that the network knows; single scenes that it does not know go to the fallback."""
+    grid = searched_grid(recording, spec)
     noise = noise_of(recording)
     mismatch = scene_mismatches(trained, snr_db(replace(recording, noise_variance=noise)), count)
     device = recording.snapshots.device
@@ -359,7 +372,7 @@ def _locate_block(
         known = None if count is None else count[here]
         parts.append(_hybrid(recording[here], noise[here], known, trained, grid, spec))
     if len(there):
-        classical = _classical(recording[there], None if count is None else count[there], grid, spec)
+        classical = _classical(recording[there], None if count is None else count[there], spec)
         why = [f"{_UNKNOWN.format(spec.weights)}: {mismatch[scene]}" for scene in there.tolist()]
         parts.append(_warned(classical, why))
     return _in_order(parts, here, there)
@@ -372,61 +385,59 @@ def _hybrid(
     trained: LoadedNetwork,
     grid: SearchGrid,
     spec: LocateSpec,
-) -> Located:
+) -> Estimate:
     output = NetworkOutput.by(trained, recording, noise, spec)
     if count is None:
         chosen = fit_most_probable(output, grid, spec)
-        located = told(output.recording, chosen.fit, chosen.probability, grid.volume, spec)
+        estimate = from_fit(output.recording, chosen.fit, chosen.probability, grid.volume, spec)
     else:
-        located = told(output.recording, fit_n_sources(output, count, grid, spec), None, grid.volume, spec)
+        estimate = from_fit(
+            output.recording, fit_n_sources(output, count, grid, spec), None, grid.volume, spec
+        )
     if spec.allowed_error:
-        return calibrated(located, recording, grid.volume, spec)
-    return _doubted(located, output, count, grid, spec) if spec.polish else located
+        return calibrated(estimate, recording, grid.volume, spec)
+    return _doubted(estimate, output, count, spec) if spec.polish else estimate
 
 
 def _doubted(
-    located: Located,
-    output: NetworkOutput,
-    count: Int64[Tensor, "S"] | None,
-    grid: SearchGrid,
-    spec: LocateSpec,
-) -> Located:
+    estimate: Estimate, output: NetworkOutput, count: Int64[Tensor, "S"] | None, spec: LocateSpec
+) -> Estimate:
     """Another search where what was found does not explain the data; a p value of NaN cannot tell."""
-    doubtful = (located.p_value < spec.hybrid.doubt).nonzero()[:, 0]
+    doubtful = (estimate.p_value < spec.hybrid.doubt).nonzero()[:, 0]
     if len(doubtful) == 0:
-        return located
-    other = _classical(output.recording[doubtful], None if count is None else count[doubtful], grid, spec)
-    first = located[doubtful]
+        return estimate
+    other = _classical(output.recording[doubtful], None if count is None else count[doubtful], spec)
+    first = estimate[doubtful]
     # With K given the likelihoods compare; fits of different K by how well they explain the data.
-    better = other.p_value > first.p_value if count is None else other.likelihood < first.likelihood
-    kept = torch.ones_like(located.p_value, dtype=torch.bool)
+    if count is None:
+        better = other.p_value > first.p_value
+    else:
+        better = other.neg_log_likelihood < first.neg_log_likelihood
+    kept = torch.ones_like(estimate.p_value, dtype=torch.bool)
     kept[doubtful] = ~better
     here, there = kept.nonzero()[:, 0], doubtful[better]
-    return _in_order([located[here], other[better.nonzero()[:, 0]]], here, there)
+    return _in_order([estimate[here], other[better.nonzero()[:, 0]]], here, there)
 
 
-def _in_order(parts: list[Located], here: Int64[Tensor, "_"], there: Int64[Tensor, "_"]) -> Located:
+def _in_order(parts: list[Estimate], here: Int64[Tensor, "_"], there: Int64[Tensor, "_"]) -> Estimate:
     """Scenes that went two ways, in their order; the ways that nobody went are empty or missing."""
-    return joined([part for part in parts if len(part.warnings)])[torch.cat((here, there)).argsort()]
+    return join_estimates([part for part in parts if len(part)])[torch.cat((here, there)).argsort()]
 
 
-def _fall_back(
-    recording: Recording, count: Int64[Tensor, "S"] | None, *, why: str, grid: SearchGrid, spec: LocateSpec
-) -> Located:
-    return _warned(_classical(recording, count, grid, spec), [why] * len(recording))
+def _fall_back(recording: Recording, n_sources: NSources, why: str, spec: LocateSpec) -> Estimate:
+    return _warned(_classical(recording, counts_of(recording, n_sources), spec), [why] * len(recording))
 
 
-def _classical(
-    recording: Recording, count: Int64[Tensor, "S"] | None, grid: SearchGrid, spec: LocateSpec
-) -> Located:
-    return replace(
-        locate_classically(recording, count, grid=grid, spec=spec.replace(method=FALLBACK)), spec=spec
-    )
+def _classical(recording: Recording, count: Int64[Tensor, "S"] | None, spec: LocateSpec) -> Estimate:
+    estimator = ClassicalEstimator(spec.replace(method=FALLBACK))
+    return replace(estimator(recording, "auto" if count is None else count), spec=spec)
 
 
-def _warned(located: Located, why: list[str]) -> Located:
-    said = [
+def _warned(estimate: Estimate, why: list[str]) -> Estimate:
+    for reason in dict.fromkeys(why):
+        _LOG.info("%d scenes located by %s: %s", why.count(reason), FALLBACK, reason)
+    warnings = [
         [f"located by {FALLBACK}, not by the network: {one}", *more]
-        for one, more in zip(why, located.warnings, strict=True)
+        for one, more in zip(why, estimate.warnings, strict=True)
     ]
-    return replace(located, warnings=said)
+    return replace(estimate, warnings=warnings)

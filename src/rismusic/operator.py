@@ -1,8 +1,8 @@
-r"""The link from the panel to the receiver: one operator, however it comes about.
+r"""The linear operator from the panel to the receiver.
 
-In snapshot l the receiver sees :math:`y_l = G_l A s_l + n_l` with :math:`G_l = H\,\mathrm{diag}(c_l)`:
-H [M, N] the channel from the panel to the base station, c_l [N] the code the panel wears. A panel that is
-sampled directly has :math:`G_l = I`. No N x N matrix is ever formed.
+The receiver observes :math:`y_l = G_l A s_l + n_l` with :math:`G_l = H\,\mathrm{diag}(c_l)`: H [M, N] is the
+channel from the panel to the base station, c_l [N] the RIS configuration of snapshot l. A directly sampled
+array has :math:`G_l = I`. No N x N matrix is formed.
 """
 
 from __future__ import annotations
@@ -13,54 +13,67 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
+from rismusic.conversion import ArrayLike, to_tensor
 from rismusic.errors import InputError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Link:
-    """The operators G_l = H diag(c_l) of L snapshots, the same for all scenes or one for each.
+    r"""The operators :math:`G_l = H\,\mathrm{diag}(c_l)` of L snapshots, shared or one per scene.
 
     Args:
-        channel: H, [M, N] or [..., M, N] complex with leading scene axes; none for direct sampling (H = I).
-        codes: c_l, [L, N] or [..., L, N] complex; none where nothing is coded (c = 1). L = 1 stands for a
-            link that is the same in every snapshot; it broadcasts.
+        channel: H, complex [M, N], or [..., M, N] with one per scene, as NumPy array or tensor. None: H = I
+            (direct sampling, M = N).
+        codes: RIS configurations c_l, complex [L, N] or [..., L, N]. None: c_l = 1. L = 1 broadcasts over
+            the snapshots.
 
     Raises:
-        InputError: not complex, of another shape, or of two different panel sizes.
+        InputError: the values are not complex, have fewer than two axes, or disagree in N.
+
+    Example:
+        >>> Link(channel=np.ones((4, 9), complex), codes=np.ones((11, 9), complex))
+        Link(channel [4, 9], codes [11, 9])
     """
 
     channel: Complex[Tensor, "... M N"] | None = None
     codes: Complex[Tensor, "... L N"] | None = None
 
-    def __post_init__(self) -> None:
-        for name, value, shape in (("channel", self.channel, "[M, N]"), ("codes", self.codes, "[L, N]")):
-            if value is not None and (value.ndim < 2 or not value.is_complex()):
+    def __init__(self, channel: ArrayLike | None = None, codes: ArrayLike | None = None) -> None:
+        for name, value, shape in (("channel", channel, "[M, N]"), ("codes", codes, "[L, N]")):
+            part = None if value is None else to_tensor(name, value, "complex")
+            if part is not None and part.ndim < 2:
                 raise InputError(
-                    name,
-                    f"complex values of shape {shape} or [S, ...]",
-                    f"{value.dtype}, shape {list(value.shape)}",
+                    name, f"must have shape {shape}, or [S, ...] with one per scene; got {list(part.shape)}"
                 )
+            object.__setattr__(self, name, part)
         if (
             self.channel is not None
             and self.codes is not None
             and self.channel.shape[-1] != self.codes.shape[-1]
         ):
             raise InputError(
-                "codes", f"N = {self.channel.shape[-1]} elements as in channel", f"{self.codes.shape[-1]}"
+                "codes",
+                f"must have as many elements N (last axis) as channel, {self.channel.shape[-1]}; "
+                f"got {self.codes.shape[-1]}",
             )
+
+    def __repr__(self) -> str:
+        parts = (("channel", self.channel), ("codes", self.codes))
+        shapes = [f"{name} {list(part.shape)}" for name, part in parts if part is not None]
+        return f"Link({', '.join(shapes) or 'direct sampling'})"
 
     @property
     def per_scene(self) -> bool:
-        """Whether channel or codes carry leading scene axes."""
+        """Whether channel or codes have leading scene axes."""
         return any(part is not None and part.ndim > 2 for part in (self.channel, self.codes))
 
     def apply(self, field: Complex[Tensor, "... L N"]) -> Complex[Tensor, "... L M"]:
-        """G_l x_l of a field on the panel that changes with the snapshot: [..., L, N] to [..., L, M]."""
+        """G_l x_l for a field x_l on the panel, one per snapshot: [..., L, N] to [..., L, M]."""
         coded = field if self.codes is None else field * self.codes
         return coded if self.channel is None else coded @ self.channel.mT
 
     def adjoint(self, received: Complex[Tensor, "... L M"]) -> Complex[Tensor, "... L N"]:
-        """G_l^H y_l, the field back on the panel: [..., L, M] to [..., L, N]."""
+        """Adjoint G_l^H y_l, the back-projection onto the panel: [..., L, M] to [..., L, N]."""
         field = received if self.channel is None else received @ self.channel.conj()
         return field if self.codes is None else field * self.codes.conj()
 
@@ -88,12 +101,12 @@ class Link:
         """The matrices G_l themselves, [..., L, M, N] (L = 1 without codes).
 
         Raises:
-            InputError: the link is direct sampling without codes, whose size is not known to it.
+            InputError: the link is direct sampling without codes; it does not know N.
         """
         if self.codes is None:
             if self.channel is None:
                 raise InputError(
-                    "link", "a channel or codes to make a dense matrix of", "direct sampling (G = I)"
+                    "link", "direct sampling (G = I) has no dense matrix: its size N is not part of the link"
                 )
             return self.channel.unsqueeze(-3)
         if self.channel is None:
@@ -101,11 +114,11 @@ class Link:
         return self.channel.unsqueeze(-3) * self.codes.unsqueeze(-2)
 
     def to(self, target: torch.device | str | torch.dtype) -> Link:
-        """The same link on another device or in another complex precision."""
+        """Copy of the link on another device or in another complex precision."""
         return Link(*(None if part is None else part.to(target) for part in (self.channel, self.codes)))
 
     def __getitem__(self, scenes: slice | Tensor) -> Link:
-        """The link of some scenes; parts that all scenes share stay whole."""
+        """Link of a subset of scenes; parts shared by all scenes are kept whole."""
         return Link(
             *(part if part is None or part.ndim == 2 else part[scenes] for part in (self.channel, self.codes))
         )

@@ -1,4 +1,4 @@
-"""Sources: where they are, how strong, what they send; drawn at random or given by the user."""
+"""Sources: positions, powers and symbols, given by the user or drawn at random."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import Panel, Wave, steering
+from rismusic.conversion import ArrayLike, to_tensor
 from rismusic.errors import InputError
 from rismusic.simulation.random_numbers import Draws, Stream
 from rismusic.spec import SceneSpec, SymbolKind, limits
 from rismusic.units import from_db, to_db
 
-# A scene tries so many sets of positions at once, then so many more, until one is far enough apart.
+# Candidate sets of positions drawn per scene in each round of rejection sampling.
 _ATTEMPTS = (8, 64, 512, 4096)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Sources:
-    """Up to K_max sources of each scene; a place without a source holds NaN in every field.
+    r"""Up to K_max sources per scene, in the panel frame; unused slots hold NaN in every field.
 
     Args:
-        azimuth: [..., K_max] radians.
-        elevation: [..., K_max] radians.
-        range: [..., K_max] metres.
-        power: [..., K_max] mean power p of the symbols, linear; optional.
-        symbols: [..., K_max, L] the realised symbols s, complex; optional.
+        azimuth: :math:`\phi`, [..., K_max] radians.
+        elevation: :math:`\theta`, [..., K_max] radians.
+        range: r, [..., K_max] metres.
+        power: mean power p of the symbols, [..., K_max], linear; optional.
+        symbols: realised symbols s, [..., K_max, L] complex; optional.
+
+    Example:
+        >>> Sources.from_degrees([-20, 35], [0, 10], [2.0, 4.5])
+        Sources(2 sources at azimuth [-20, 35] deg, elevation [0, 10] deg, range [2, 4.5] m)
     """
 
     azimuth: Float[Tensor, "*batch K"]
@@ -38,13 +43,130 @@ class Sources:
     power: Float[Tensor, "*batch K"] | None = None
     symbols: Complex[Tensor, "*batch K L"] | None = None
 
+    @classmethod
+    def from_degrees(
+        cls,
+        azimuth_deg: ArrayLike,
+        elevation_deg: ArrayLike,
+        range_m: ArrayLike,
+        power_db: ArrayLike | None = None,
+        symbols: ArrayLike | None = None,
+    ) -> Sources:
+        """Sources at positions in degrees and metres.
+
+        The first three arguments are scalars, lists, arrays or tensors of shape [K], or [S, K] with one row
+        per scene (NaN where a scene has fewer sources). They broadcast against each other.
+
+        Args:
+            azimuth_deg: azimuths in degrees, within -90 .. 90.
+            elevation_deg: elevations in degrees, within -90 .. 90.
+            range_m: distances from the panel's centre in metres.
+            power_db: mean powers in dB, relative to any common reference; optional.
+            symbols: complex symbols [K, L] or [S, K, L]; optional.
+
+        Returns:
+            Sources [K] or [S, K] in float64.
+
+        Raises:
+            InputError: shapes that do not broadcast, angles outside -90 .. 90 deg, ranges that are not
+                positive, or values that are not finite.
+
+        Example:
+            >>> Sources.from_degrees([-20, 35], 0, [2.0, 4.5], power_db=[0, -6]).position.shape
+            torch.Size([2, 3])
+        """
+        given = {"azimuth_deg": azimuth_deg, "elevation_deg": elevation_deg, "range_m": range_m}
+        if power_db is not None:
+            given["power_db"] = power_db
+        values = {name: torch.atleast_1d(to_tensor(name, value, "real")) for name, value in given.items()}
+        try:
+            shape = torch.broadcast_shapes(*(value.shape for value in values.values()))
+        except RuntimeError:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
+            raise InputError("sources", f"shapes must be [K] or [S, K] and broadcast; got {shapes}") from None
+        azimuth, elevation, distance, *level = (value.expand(shape) for value in values.values())
+        empty = azimuth.isnan() | elevation.isnan() | distance.isnan()
+        for name, value in (("azimuth_deg", azimuth), ("elevation_deg", elevation), ("range_m", distance)):
+            if (value.isnan() != empty).any() and value.shape == to_tensor(name, given[name], "real").shape:
+                raise InputError(
+                    name, "NaN marks an unused slot and must be in the same places in all fields"
+                )
+        for name, value in (("azimuth_deg", azimuth), ("elevation_deg", elevation)):
+            wrong = value[value.abs() >= 90]
+            if len(wrong):
+                raise InputError(
+                    name, f"must be within -90 .. 90 deg (in front of the panel); got {float(wrong[0]):g}"
+                )
+        wrong = distance[(distance <= 0) | distance.isinf()]
+        if len(wrong):
+            raise InputError("range_m", f"must be positive and finite, in metres; got {float(wrong[0]):g}")
+        sources = cls(
+            azimuth=azimuth.deg2rad(),
+            elevation=elevation.deg2rad(),
+            range=distance.clone(),
+            power=from_db(level[0]) if level else None,
+            symbols=None if symbols is None else to_tensor("symbols", symbols, "complex"),
+        )
+        blank = {
+            name: value.masked_fill(empty, math.nan)
+            for name in ("azimuth", "elevation", "range", "power")
+            if (value := getattr(sources, name)) is not None
+        }
+        sources = replace(sources, **blank)
+        check_sources(sources, field="sources")
+        return sources
+
+    @property
+    def azimuth_deg(self) -> Float[Tensor, "*batch K"]:
+        """Azimuth in degrees, [..., K_max]."""
+        return self.azimuth.rad2deg()
+
+    @property
+    def elevation_deg(self) -> Float[Tensor, "*batch K"]:
+        """Elevation in degrees, [..., K_max]."""
+        return self.elevation.rad2deg()
+
+    @property
+    def range_m(self) -> Float[Tensor, "*batch K"]:
+        """Range in metres, [..., K_max]; the same as ``range``."""
+        return self.range
+
+    @property
+    def position(self) -> Float[Tensor, "*batch K 3"]:
+        r"""Cartesian positions in the panel frame, [..., K_max, 3] metres.
+
+        :math:`r\,(\sin\phi\cos\theta,\ \sin\theta,\ \cos\phi\cos\theta)`; NaN in unused slots.
+        """
+        phi, theta = self.azimuth, self.elevation
+        u = torch.stack((phi.sin() * theta.cos(), theta.sin(), phi.cos() * theta.cos()), dim=-1)
+        return self.range[..., None] * u
+
+    def __repr__(self) -> str:
+        optional = [name for name in ("power", "symbols") if getattr(self, name) is not None]
+        extra = f"; with {' and '.join(optional)}" if optional else ""
+        active = self.active
+        if self.azimuth.ndim > 1:
+            scenes, count = math.prod(active.shape[:-1]), active.sum(-1)
+            low, high = (int(count.min()), int(count.max())) if count.numel() else (0, 0)
+            between = f"{low}" if low == high else f"{low} to {high}"
+            return f"Sources({scenes} scenes, {between} sources each{extra})"
+        azimuth, elevation, distance = (
+            "[" + ", ".join(f"{x:.4g}" for x in value[active].tolist()) + "]"
+            for value in (self.azimuth_deg, self.elevation_deg, self.range)
+        )
+        number = int(active.sum())
+        return (
+            f"Sources({number} source{'' if number == 1 else 's'} at azimuth {azimuth} deg, "
+            f"elevation {elevation} deg, range {distance} m{extra})"
+        )
+
     @property
     def active(self) -> Bool[Tensor, "*batch K"]:
-        """Where there is a source."""
+        """Mask of the slots that hold a source."""
         return ~self.azimuth.isnan()
 
     def filled(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Azimuth, elevation and range with a harmless point in the empty places, for batched formulas."""
+        """Azimuth, elevation and range, with (0, 0, 1 m) in unused slots, for batched formulas."""
         active = self.active
         return (
             torch.where(active, self.azimuth, 0),
@@ -53,30 +175,30 @@ class Sources:
         )
 
     def steering(self, panel: Panel, wave: Wave = "spherical") -> Complex[Tensor, "*batch N K"]:
-        """Steering matrix A [..., N, K_max]; columns of empty places are zero."""
+        """Steering matrix A [..., N, K_max]; columns of unused slots are zero."""
         return steering(panel, *self.filled(), wave) * self.active.unsqueeze(-2)
 
     def to(self, target: torch.device | str) -> Sources:
-        """The same sources on another device."""
+        """Copy of the sources on another device."""
         return self.each(lambda value: value.to(target))
 
     def __getitem__(self, scenes: slice | Tensor | int) -> Sources:
-        """The sources of some scenes."""
+        """Sources of a subset of scenes; an integer removes the scene axis."""
         return self.each(lambda value: value[scenes])
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Sources:
-        """The same change made to every field that is there."""
+        """Apply a function to every field that is present."""
         present = {field.name: getattr(self, field.name) for field in fields(self)}
         changed = {name: change(value) for name, value in present.items() if value is not None}
         return replace(self, **changed)
 
 
 def check_sources(sources: Sources, *, field: str = "truth") -> None:
-    """Refuse sources that no scene can hold.
+    """Check positions and powers of sources.
 
     Raises:
-        InputError: shapes that differ, an angle that is no angle in radians, a source at or behind the
-            panel, a range or power that is not positive, or fields that disagree on how many there are.
+        InputError: shapes that differ, angles outside -pi/2 .. pi/2 radians, a range or power that is not
+            positive and finite, or NaN (no source) in different places.
     """
     shape = sources.azimuth.shape
     for name in ("azimuth", "elevation", "range", "power"):
@@ -85,21 +207,24 @@ def check_sources(sources: Sources, *, field: str = "truth") -> None:
             continue
         if value.shape != shape:
             raise InputError(
-                f"{field}/{name}", f"the shape of azimuth, {list(shape)}", f"{list(value.shape)}"
+                f"{field}/{name}", f"must have the shape of azimuth, {list(shape)}; got {list(value.shape)}"
             )
         if not torch.equal(value.isnan(), sources.azimuth.isnan()):
-            raise InputError(f"{field}/{name}", "NaN in the same places as azimuth", "NaN in other places")
+            raise InputError(
+                f"{field}/{name}", "NaN marks an unused slot and must be in the same places as in azimuth"
+            )
         present = value[sources.active]
         if present.isinf().any():
-            raise InputError(f"{field}/{name}", "finite values, NaN where there is no source", "an infinity")
+            raise InputError(f"{field}/{name}", "must be finite, or NaN in unused slots; got an infinity")
         if name in ("range", "power") and (present <= 0).any():
-            unit = "ranges in metres" if name == "range" else "powers"
-            raise InputError(f"{field}/{name}", f"positive {unit}", f"{float(present.min()):g}")
+            noun = "ranges must be positive, in metres" if name == "range" else "powers must be positive"
+            raise InputError(f"{field}/{name}", f"{noun}; got {float(present.min()):g}")
         if name in ("azimuth", "elevation") and (present.abs() >= math.pi / 2).any():
             worst = float(present[present.abs().argmax()])
-            hint = "; degrees?" if abs(worst) > math.pi else ""
+            hint = ". Is it in degrees?" if abs(worst) > math.pi else ""
             raise InputError(
-                f"{field}/{name}", "radians within -pi/2 .. pi/2 (in front of the panel)", f"{worst:g}{hint}"
+                f"{field}/{name}",
+                f"must be within -pi/2 .. pi/2 radians (in front of the panel); got {worst:g}{hint}",
             )
 
 
@@ -110,9 +235,9 @@ def draw_sources(
     draws: Draws,
     dtype: torch.dtype = torch.float32,
 ) -> Sources:
-    """Sources of each scene: number, positions at least ``separation_deg`` apart, powers and symbols.
+    """Draw the sources of each scene: number, positions, powers and symbols.
 
-    Positions are uniform among all sets that keep the separation (whole sets are drawn until one does).
+    Positions are uniform over all sets with a separation of at least ``separation_deg`` (rejection sampling).
 
     Args:
         spec: volume, separation, powers, symbols.
@@ -125,21 +250,14 @@ def draw_sources(
         Sources [S, K_max], their symbols [S, K_max, L].
 
     Raises:
-        InputError: so many sources do not fit into the volume at that separation.
+        InputError: the sources do not fit into the volume at that separation.
     """
     fewest, most = limits(sources)
     count = fewest + draws.integers(Stream.COUNT, most - fewest + 1)
     active = torch.arange(most, device=count.device) < count[:, None]
     positions = _positions(spec, active, draws, dtype)
     azimuth, elevation, distance = positions.unbind(-1)
-    level = torch.zeros_like(azimuth)
-    if spec.power == "path_loss":
-        level = -2 * to_db(distance)
-    if spec.power_spread_db > 0:
-        spread = draws.uniform(Stream.POWERS, most, dtype=dtype) - 0.5
-        level = level + spec.power_spread_db * spread
-    power = from_db(level) * active
-    power = power * count[:, None] / power.sum(dim=-1, keepdim=True)
+    power = _powers(spec, distance, active, draws)
     symbols = draw_symbols(spec.symbols, most, snapshots, draws, dtype.to_complex())
     drawn = Sources(
         azimuth=azimuth,
@@ -151,10 +269,36 @@ def draw_sources(
     return drawn.each(lambda value: value.masked_fill(_like(~active, value), math.nan))
 
 
+def complete_sources(spec: SceneSpec, sources: Sources, snapshots: int, draws: Draws) -> Sources:
+    """Draw what user-given sources lack: powers (as ``spec`` says) and symbols.
+
+    Args:
+        spec: powers and symbols.
+        sources: positions [S, K_max], with or without powers and symbols.
+        snapshots: L.
+        draws: random numbers of the scenes.
+
+    Returns:
+        Sources with powers [S, K_max] and symbols [S, K_max, L]. Given symbols without powers get their mean
+        square as power.
+    """
+    active, dtype = sources.active, sources.azimuth.dtype
+    power, symbols = sources.power, sources.symbols
+    if power is None and symbols is not None:
+        power = symbols.abs().square().mean(dim=-1)
+    if power is None:
+        power = _powers(spec, sources.range.masked_fill(~active, 1), active, draws)
+    if symbols is None:
+        unit = draw_symbols(spec.symbols, active.shape[-1], snapshots, draws, dtype.to_complex())
+        symbols = unit * power.sqrt()[..., None]
+    completed = replace(sources, power=power, symbols=symbols)
+    return completed.each(lambda value: value.masked_fill(_like(~active, value), math.nan))
+
+
 def draw_symbols(
     kind: SymbolKind, sources: int, snapshots: int, draws: Draws, dtype: torch.dtype = torch.complex64
 ) -> Complex[Tensor, "S K L"]:
-    """Symbols of unit mean power: ``gaussian``, ``qpsk``, or ``static`` (a random phase held throughout)."""
+    """Symbols of unit mean power: ``gaussian``, ``qpsk``, or ``static`` (one random phase per source)."""
     if kind == "gaussian":
         return draws.complex_normal(Stream.SYMBOLS, sources, snapshots, dtype=dtype)
     if kind == "qpsk":
@@ -164,8 +308,20 @@ def draw_symbols(
     return torch.polar(torch.ones_like(turns), 2 * math.pi * turns)
 
 
+def _powers(spec: SceneSpec, distance: Tensor, active: Tensor, draws: Draws) -> Tensor:
+    """Powers [S, K] with mean 1 over the active sources of each scene."""
+    level = torch.zeros_like(distance)
+    if spec.power == "path_loss":
+        level = -2 * to_db(distance)
+    if spec.power_spread_db > 0:
+        spread = draws.uniform(Stream.POWERS, distance.shape[-1], dtype=distance.dtype) - 0.5
+        level = level + spec.power_spread_db * spread
+    power = from_db(level) * active
+    return power * active.sum(dim=-1, keepdim=True) / power.sum(dim=-1, keepdim=True)
+
+
 def _positions(spec: SceneSpec, active: Tensor, draws: Draws, dtype: torch.dtype) -> Tensor:
-    """[S, K, 3]: the first of each scene's sets of positions that keeps the separation."""
+    """[S, K, 3]: for each scene the first candidate set with the required separation."""
     scenes, most = active.shape
     low = torch.tensor([-spec.azimuth_max_deg, -spec.elevation_max_deg, spec.range_min_m], dtype=dtype)
     high = torch.tensor([spec.azimuth_max_deg, spec.elevation_max_deg, spec.range_max_m], dtype=dtype)
@@ -189,8 +345,8 @@ def _positions(spec: SceneSpec, active: Tensor, draws: Draws, dtype: torch.dtype
             return chosen
     raise InputError(
         "scene.separation_deg",
-        f"a separation at which {most} sources fit into the volume",
-        f"{spec.separation_deg:g} deg (no fit in {sum(_ATTEMPTS)} attempts)",
+        f"{most} sources do not fit into the volume at a separation of {spec.separation_deg:g} deg "
+        f"({sum(_ATTEMPTS)} attempts). Reduce the separation or the number of sources",
     )
 
 

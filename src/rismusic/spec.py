@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tomlkit.exceptions import TOMLKitError
 
 from rismusic.errors import InputError
+from rismusic.registry import check_method, load_plugins
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -291,12 +292,14 @@ class LocateSpec(Spec):
 
     section: ClassVar[str] = ""
 
-    method: Literal["hybrid", "music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best"] = (
+    plugins: Annotated[tuple[str, ...], AfterValidator(load_plugins)] = ()
+    """Python modules to import first, which register further methods (see docs: own estimators)."""
+    method: Annotated[str, AfterValidator(check_method)] = (
         "hybrid" if (WEIGHTS / "ideal.safetensors").exists() else "sbl"
     )
     """MUSIC on a network's covariance ('hybrid'), spectra of the sample covariance ('music', 'soft_music',
     'mvdr', 'bartlett'), or searches that fit the snapshots themselves: 'omp' (greedy), 'relax' (cyclic),
-    'sbl' (sparse Bayesian), 'best' (the likelier of two relaxed starts)."""
+    'sbl' (sparse Bayesian), 'best' (the likelier of two relaxed starts); or a registered name."""
     weights: str = "ideal"
     """The network of 'hybrid': 'ideal', 'robust' (trained with hardware errors), or a file of weights."""
     hybrid: HybridSpec = HybridSpec()

@@ -24,7 +24,7 @@ def dense_fields(recording, scene, points):
 
 def test_points_are_those_inside_and_columns_their_waves(monkeypatch, memory_budget):
     """On a grid with points outside; whole, and a few points at a time."""
-    grid = SearchGrid.cover(Panel.uniform(), Volume(1.0, 1.0, 0.5, 10.0), 1.0)
+    grid = SearchGrid.cover(Panel.uniform_planar(), Volume(1.0, 1.0, 0.5, 10.0), 1.0)
     points = Dictionary.of(grid)
     assert len(points) == int(grid.inside.sum()) < len(grid)
     place = points.positions(torch.arange(len(points)))

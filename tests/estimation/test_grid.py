@@ -33,14 +33,14 @@ def best_match(grid, place):
 
 
 def test_default_size():
-    assert SearchGrid.cover(Panel.uniform(), VOLUME).shape == (26, 16, 8)
+    assert SearchGrid.cover(Panel.uniform_planar(), VOLUME).shape == (26, 16, 8)
 
 
 @pytest.mark.parametrize("even_in", ["range", "inverse range"])
 @pytest.mark.parametrize("kind", ["12x12", "8x16", "irregular"])
 def test_no_point_of_the_volume_is_missed(kind, even_in, generator):
     """The documented floor; a grid of half the density must fall below it, or the test could not fail."""
-    panel = irregular(generator) if kind == "irregular" else Panel.uniform(*map(int, kind.split("x")))
+    panel = irregular(generator) if kind == "irregular" else Panel.uniform_planar(*map(int, kind.split("x")))
     place = inside(generator, 3000, even_in=even_in)
     match = best_match(SearchGrid.cover(panel, VOLUME), place)
     assert match.min() >= 0.65
@@ -51,7 +51,7 @@ def test_no_point_of_the_volume_is_missed(kind, even_in, generator):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_one_step_costs_the_same_along_every_axis(axis, generator):
     """What the steps are derived from: |a^H a'|^2 = 1 - g step^2, about equal in all three."""
-    grid = SearchGrid.cover(Panel.uniform(), VOLUME)
+    grid = SearchGrid.cover(Panel.uniform_planar(), VOLUME)
     azimuth, elevation, distance = inside(generator, 2000, even_in="inverse range")
     place = list(to_cosines(azimuth * 0.5, elevation * 0.5, distance))
     here = steering(grid.panel, *from_cosines(*place))
@@ -77,7 +77,7 @@ def test_cosines_that_are_no_direction_are_moved_to_the_rim():
 
 
 def test_points_lie_where_their_axes_say():
-    grid = SearchGrid.cover(Panel.uniform(4, 6), VOLUME)
+    grid = SearchGrid.cover(Panel.uniform_planar(4, 6), VOLUME)
     X, Y, Z = grid.shape
     u_x, u_y, q = (value.reshape(X, Y, Z) for value in to_cosines(grid.azimuth, grid.elevation, grid.range))
     keep = grid.inside.reshape(X, Y, Z)
@@ -90,7 +90,7 @@ def test_points_lie_where_their_axes_say():
 
 
 def test_inside_is_the_volume_up_to_half_a_step(generator):
-    grid = SearchGrid.cover(Panel.uniform(), VOLUME)
+    grid = SearchGrid.cover(Panel.uniform_planar(), VOLUME)
     u_x, u_y = grid.u_x.repeat_interleave(16 * 8), grid.u_y.repeat_interleave(8).repeat(26)
     shifts = torch.linspace(-0.5, 0.5, 41).double()
     moves = torch.cartesian_prod(shifts * grid.step[0], shifts * grid.step[1])
@@ -105,7 +105,7 @@ def test_inside_is_the_volume_up_to_half_a_step(generator):
 
 
 def test_steering_is_kept_and_its_blocks_agree():
-    grid = SearchGrid.cover(Panel.uniform(5, 5), VOLUME)
+    grid = SearchGrid.cover(Panel.uniform_planar(5, 5), VOLUME)
     A = grid.steering()
     assert grid.steering() is A
     assert A.dtype == torch.complex64
@@ -115,23 +115,8 @@ def test_steering_is_kept_and_its_blocks_agree():
     torch.testing.assert_close(grid.steering(torch.complex128), expected, rtol=0, atol=0)
 
 
-def test_local_points_surround_their_centre_inside_the_volume(generator):
-    grid = SearchGrid.cover(Panel.uniform(), VOLUME)
-    centre = tuple(value.reshape(6, 5) for value in inside(generator, 30))
-    local = grid.local(centre, fine=3)
-    assert local[0].shape == (6, 5, 125)
-    for value, middle in zip(local, centre, strict=True):
-        torch.testing.assert_close(value[..., 62], middle)
-    for value, clamped in zip(local, VOLUME.clamp(*local), strict=True):
-        assert torch.equal(value, clamped)
-    broadside = tuple(torch.tensor([value]).double() for value in (0.0, 0.0, 2.0))
-    u_x, u_y, q = to_cosines(*grid.local(broadside, fine=2))
-    for value, step in zip((u_x, u_y, q), grid.step, strict=True):
-        torch.testing.assert_close((value.max() - value.min()) / step, torch.ones(()).double())
-
-
 def test_a_line_of_elements_has_one_elevation():
-    X, Y, Z = SearchGrid.cover(Panel.uniform(1, 16), VOLUME).shape
+    X, Y, Z = SearchGrid.cover(Panel.uniform_planar(1, 16), VOLUME).shape
     assert X > 20
     assert Y == 1
     assert Z > 5
@@ -156,6 +141,6 @@ def test_impossible_volumes(field, values):
 
 def test_impossible_grids():
     with pytest.raises(InputError, match="oversampling"):
-        SearchGrid.cover(Panel.uniform(), VOLUME, 0.0)
+        SearchGrid.cover(Panel.uniform_planar(), VOLUME, 0.0)
     with pytest.raises(InputError, match="panel"):
         SearchGrid.cover(Panel(torch.zeros(2, 4, 3), 0.3), VOLUME)

@@ -52,7 +52,7 @@ def hard(system, known):
 
 
 def answered(recording, criterion="conditional", **settings):
-    """Located, with nothing in the answer that a user could take for a position and is none."""
+    """Estimate, with nothing in the answer that a user could take for a position and is none."""
     located = locate(recording, criterion=criterion, **settings)
     found, there = located.sources, located.sources.active
     low, high = dense.VOLUME.lower, dense.VOLUME.upper
@@ -64,7 +64,7 @@ def answered(recording, criterion="conditional", **settings):
     assert located.snr_db[there & heard[:, None]].isfinite().all()
     assert (located.snr_db[there & ~heard[:, None]] == -math.inf).all()
     assert not located.std[there].isnan().any()  # infinite where the data cannot tell
-    assert located.likelihood.isfinite().all()
+    assert located.neg_log_likelihood.isfinite().all()
     assert (located.noise_variance > 0).all()
     unsure = located.std.isinf().any(-1) & there
     for scene, said in enumerate(located.warnings):
@@ -198,7 +198,7 @@ def test_the_unit_of_the_data(method):
     scaled = replace(units, snapshots=snapshots, noise_variance=variance)
     found = answered(scaled, sources=1, method=method, criterion="unconditional")
     offset = 2 * recording.snapshots[0].numel() * scale.log()
-    expected, *others = (found.likelihood - offset).split(4)
+    expected, *others = (found.neg_log_likelihood - offset).split(4)
     for one in others:
         assert ((one - expected).abs() < 0.1).all()
 

@@ -60,9 +60,9 @@ def test_what_the_data_do_not_tell_costs_nothing():
     grid = dense.grid_for(recording)
     one = omp(recording, 1, grid, criterion="unconditional")
     nothing = replace(one.sources, power=torch.full_like(one.sources.power, 1e-12))
-    silent = replace(one, sources=nothing, likelihood=one.likelihood.clone())
+    silent = replace(one, sources=nothing, neg_log_likelihood=one.neg_log_likelihood.clone())
     torch.testing.assert_close(
-        log_evidence(recording, silent, grid.volume), -one.likelihood, rtol=0, atol=1e-3
+        log_evidence(recording, silent, grid.volume), -one.neg_log_likelihood, rtol=0, atol=1e-3
     )
 
 
@@ -126,8 +126,8 @@ def test_blind_equals_known_where_the_number_is_right():
     known = locate(recording, method="omp", sources=2, oversampling=2.0)
     two = blind.sources.active.sum(-1) == 2
     assert two.sum() >= 4
-    assert known.count_probability is None
-    assert blind.count_probability is not None
+    assert known.n_sources_probability is None
+    assert blind.n_sources_probability is not None
     torch.testing.assert_close(
         blind.sources.azimuth[two][:, :2], known.sources.azimuth[two], rtol=0, atol=1e-4
     )

@@ -15,7 +15,7 @@ VOLUME = Volume.from_scene(SceneSpec())
 
 @pytest.fixture(scope="module")
 def grid():
-    return SearchGrid.cover(Panel.uniform(), VOLUME)
+    return SearchGrid.cover(Panel.uniform_planar(), VOLUME)
 
 
 def indices(grid, index):
@@ -48,7 +48,7 @@ def plain_peaks(values, grid, reach=1):
 @pytest.mark.parametrize("levels", [None, 5])
 def test_against_a_plain_search(separation, levels, generator):
     """Random fields; few levels make many equals."""
-    grid = SearchGrid.cover(Panel.uniform(6, 6), VOLUME, 3.0)
+    grid = SearchGrid.cover(Panel.uniform_planar(6, 6), VOLUME, 3.0)
     values = torch.rand(3, len(grid), generator=generator)
     if levels:
         values = (values * levels).floor() + 1e-3 * torch.arange(len(grid)).remainder(2)
@@ -121,7 +121,7 @@ def test_always_as_many_as_asked_for(count, grid):
 
 
 def test_every_point_of_a_small_grid_can_be_asked_for():
-    grid = SearchGrid.cover(Panel.uniform(2, 2), VOLUME, 1.0)
+    grid = SearchGrid.cover(Panel.uniform_planar(2, 2), VOLUME, 1.0)
     values = torch.arange(2 * len(grid)).reshape(2, -1).double()
     peaks = find_peaks(values, grid, int(grid.inside.sum()))
     assert peaks.index.sort(1).values.tolist() == [torch.where(grid.inside)[0].tolist()] * 2
@@ -154,7 +154,7 @@ def test_batch_is_loop_and_leading_axes_are_kept(grid, generator):
 
 
 def test_a_line_of_elements_works():
-    grid = SearchGrid.cover(Panel.uniform(1, 16), VOLUME)
+    grid = SearchGrid.cover(Panel.uniform_planar(1, 16), VOLUME)
     values = bump(grid, (1.0, (grid.u_x[10].item() + 0.3 * grid.step[0], 0.0, grid.q[3].item())))
     peaks = find_peaks(values[None], grid, 2)
     azimuth, elevation, _ = from_cosines(

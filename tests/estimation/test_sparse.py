@@ -42,7 +42,7 @@ def test_more_search_is_never_less_likely(criterion):
     recording = dense.small(scenes=20, sources=3, snr_db=5.0)
     grid = dense.grid_for(recording)
     fits = {name: locator(recording, 3, grid, criterion=criterion) for name, locator in LOCATORS.items()}
-    value = {name: fit.likelihood for name, fit in fits.items()}
+    value = {name: fit.neg_log_likelihood for name, fit in fits.items()}
     assert (value["sbl"] <= value["omp"] + 1e-9).all()
     assert (value["best"] <= value["relax"] + 1e-9).all()
     for fit in value.values():
@@ -73,7 +73,7 @@ def test_each_scene_has_its_own_number_of_sources(name, monkeypatch, memory_budg
     memory_budget(1)
     blocks = LOCATORS[name](recording, count, grid)  # of one scene each
     assert blocks.sources.azimuth.shape == together.sources.azimuth.shape
-    torch.testing.assert_close(blocks.likelihood, together.likelihood, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(blocks.neg_log_likelihood, together.neg_log_likelihood, rtol=1e-5, atol=1e-2)
     for part in ("azimuth", "elevation"):
         one, many = getattr(blocks.sources, part), getattr(together.sources, part)
         torch.testing.assert_close(one, many, rtol=0, atol=1e-3, equal_nan=True)
@@ -86,7 +86,7 @@ def test_what_cannot_be_located_is_said(name):
     with pytest.raises(InputError, match="sources: expected at most 6"):
         LOCATORS[name](recording, 7, grid)
     with pytest.raises(InputError, match="grid: expected a grid of the recording's panel, 36 elements"):
-        LOCATORS[name](recording, 1, type(grid).cover(Panel.uniform(5, 5), dense.VOLUME))
+        LOCATORS[name](recording, 1, type(grid).cover(Panel.uniform_planar(5, 5), dense.VOLUME))
 
 
 def test_a_longer_pursuit_never_costs_more():
@@ -133,4 +133,4 @@ def test_starts_for_many_sources_serve_for_fewer_and_for_some_scenes(criterion):
         fit = starts[torch.tensor([3, 1, 0])].fit(count, strategy)
         assert torch.equal(fit.sources.active.sum(1), count)
         alone = LOCATORS[name](recording[3:4], 2, grid, criterion=criterion)
-        torch.testing.assert_close(fit.likelihood[:1], alone.likelihood, rtol=1e-5, atol=1e-2)
+        torch.testing.assert_close(fit.neg_log_likelihood[:1], alone.neg_log_likelihood, rtol=1e-5, atol=1e-2)

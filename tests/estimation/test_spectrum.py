@@ -34,7 +34,7 @@ every_spectrum = pytest.mark.parametrize("name", SPECTRA)
 
 @pytest.fixture(scope="module")
 def grid():
-    return SearchGrid.cover(Panel.uniform(), VOLUME)
+    return SearchGrid.cover(Panel.uniform_planar(), VOLUME)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def dense_spectrum(name, R, A, sources, rank):
 @every_spectrum
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_against_the_dense_form(name, dtype, generator):
-    panel = Panel.uniform(5, 6)
+    panel = Panel.uniform_planar(5, 6)
     grid = SearchGrid.cover(panel, VOLUME)
     R = some_covariance(generator, dtype=dtype)
     spectrum = SPECTRA[name](R, 3)
@@ -82,7 +82,7 @@ def test_against_the_dense_form(name, dtype, generator):
 
 @every_spectrum
 def test_blocks_of_scenes_and_points_change_nothing(name, generator, monkeypatch, memory_budget):
-    grid = SearchGrid.cover(Panel.uniform(5, 6), VOLUME)
+    grid = SearchGrid.cover(Panel.uniform_planar(5, 6), VOLUME)
     spectrum = SPECTRA[name](some_covariance(generator, scenes=7), 2)
     whole = spectrum.on_grid(grid)
     memory_budget(4 * 8 * 30 * 37)
@@ -213,7 +213,7 @@ def test_the_value_stays_finite_where_f_passes_one():
 
 def test_gradients_reach_the_factor(generator):
     """MVDR and Bartlett are differentiable by R; MUSIC is not, by design."""
-    panel = Panel.uniform(3, 4)
+    panel = Panel.uniform_planar(3, 4)
     factor = torch.randn(2, 12, 3, generator=generator, dtype=torch.complex128).requires_grad_()
     R = Covariance(factor, torch.full((2,), 0.3).double())
     place = [torch.tensor([[0.1], [0.3]]).double(), torch.zeros(2, 1).double(), torch.ones(2, 1).double()]
@@ -226,7 +226,7 @@ def test_gradients_reach_the_factor(generator):
 
 def test_refusals(generator, untyped):
     R = some_covariance(generator)
-    wrong = SearchGrid.cover(Panel.uniform(2, 2), VOLUME)
+    wrong = SearchGrid.cover(Panel.uniform_planar(2, 2), VOLUME)
     bare = Covariance(R.factor, torch.zeros_like(R.loading))
     cases = [
         ("sources", lambda: music(R, 7)),
@@ -236,7 +236,7 @@ def test_refusals(generator, untyped):
         ("sources", lambda: soft_music(R, torch.tensor([1, 0, 1, 1]))),
         ("covariance.loading", lambda: mvdr(bare)),
         ("panel", lambda: bartlett(R).on_grid(wrong)),
-        ("panel", lambda: bartlett(R).at(Panel.uniform(2, 2), *torch.ones(3, 4, 2).double())),
+        ("panel", lambda: bartlett(R).at(Panel.uniform_planar(2, 2), *torch.ones(3, 4, 2).double())),
     ]
     for field, attempt in cases:
         with pytest.raises(InputError) as caught:

@@ -11,19 +11,19 @@ from hybrid_case import SETTINGS, SYSTEM
 import rismusic
 from rismusic import hybrid as fits
 from rismusic.crb import recording_crb
-from rismusic.estimation.locate import Located
+from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.maximum_likelihood import finish, unpack
-from rismusic.evaluate.metrics import match, score
 from rismusic.hybrid import locate
+from rismusic.metrics import match, score
 from rismusic.nn.inference import NetworkOutput
 from rismusic.simulation.simulator import simulate
 
 
-def hybrid(recording, weights, **settings) -> Located:
+def hybrid(recording, weights, **settings) -> Estimate:
     return locate(recording, method="hybrid", weights=weights, **{**SETTINGS, **settings})
 
 
-def gap(one: Located, other: Located) -> float:
+def gap(one: Estimate, other: Estimate) -> float:
     """Largest distance of two answers, in standard deviations; infinite where one has more sources."""
     if not torch.equal(one.sources.active, other.sources.active):
         return float("inf")
@@ -44,7 +44,7 @@ def test_it_finds_what_is_there_and_hits_sit_on_the_bound(recording, weights):
     for ratio in (result.azimuth_over_bound, result.elevation_over_bound, result.inverse_range_over_bound):
         assert 0.6 < ratio < 1.4
     assert located.sources.azimuth.dtype == torch.float64
-    assert located.count_probability is None
+    assert located.n_sources_probability is None
     assert located.spec.method == "hybrid"
     assert not any("not by the network" in said for scene in located.warnings for said in scene)
 
@@ -107,7 +107,7 @@ def test_beta_is_that_of_the_training_unless_it_is_said(recording, weights):
 def test_how_many(weights, rule):
     made = simulate(SYSTEM, scenes=10, sources=(1, 3), snr_db=20.0)
     located = hybrid(replace(made, noise_variance=None), weights, hybrid={"count": rule})
-    told = located.count_probability
+    told = located.n_sources_probability
     assert told.shape == (10, 4)
     torch.testing.assert_close(told.sum(-1), torch.ones(10, dtype=torch.float64))
     assert torch.equal(told.argmax(-1), located.sources.active.sum(-1))
@@ -158,7 +158,7 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
 @pytest.mark.parametrize("method", ["hybrid", "omp"])
 def test_what_is_returned_may_take_part_in_gradients(method, recording, weights):
     located = locate(recording, sources=2, method=method, weights=weights)
-    for value in (located.sources.azimuth, located.covariance, located.likelihood):
+    for value in (located.sources.azimuth, located.covariance, located.neg_log_likelihood):
         assert not value.is_inference()
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     (weight * located.sources.azimuth[0]).sum().backward()

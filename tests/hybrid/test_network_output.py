@@ -15,9 +15,9 @@ from rismusic.estimation.locate import searched_grid
 from rismusic.estimation.maximum_likelihood import finish, unpack
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import noise_of
-from rismusic.evaluate.metrics import match, score
 from rismusic.hybrid import beside, fit_most_probable, fit_n_sources, same_places
 from rismusic.io import Recording
+from rismusic.metrics import match, score
 from rismusic.nn.inference import NetworkOutput, SpatialPrior, trained
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources

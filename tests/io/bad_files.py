@@ -45,14 +45,14 @@ bad("text renamed to .npz", PATH, "starts with b'time,volt")(_bytes("a.npz", b"t
 bad("text renamed to .mat", PATH, "a MATLAB 5 file or a MATLAB 7.3 file")(
     _bytes("a.mat", b"time,voltage\n" * 99)
 )
-bad("truncated .h5", PATH, "a truncated one")(_cut("h5", 0.7))
+bad("truncated .h5", PATH, "a truncated HDF5 file")(_cut("h5", 0.7))
 bad("truncated .npz", PATH, "a complete npz file")(_cut("npz", 0.7))
 bad("truncated .mat 5", PATH, "truncated")(_cut("mat 5", 0.6))
-bad("truncated .mat 7.3", PATH, "a truncated one")(_cut("mat 7.3", 0.7))
+bad("truncated .mat 7.3", PATH, "a truncated HDF5 file")(_cut("mat 7.3", 0.7))
 bad("header of a .mat alone", PATH, "starts with b'MATLAB 5.0")(_cut("mat 5", 0.01))
 
 
-@bad("directory", PATH, "expected a recording, found a directory")
+@bad("directory", PATH, "is a directory, not a recording")
 def _directory(directory: Path) -> Path:
     (directory / "a.h5").mkdir()
     return directory / "a.h5"
@@ -70,12 +70,12 @@ def _mat4(directory: Path) -> Path:
     return directory / "a.mat"
 
 
-@bad("MATLAB 7.3 file renamed to .h5", PATH, "expected an HDF5 file, found a MATLAB 7.3 file")
+@bad("MATLAB 7.3 file renamed to .h5", PATH, "should be an HDF5 file by its name, but is a MATLAB 7.3 file")
 def _renamed(directory: Path) -> Path:
     return WRITERS["mat 7.3"](directory / "a.h5", sound())
 
 
-@bad("plain HDF5 renamed to .mat", PATH, "found an HDF5 file")
+@bad("plain HDF5 renamed to .mat", PATH, "but is an HDF5 file")
 def _plain(directory: Path) -> Path:
     return write_h5(directory / "a.mat", sound())
 
@@ -102,7 +102,7 @@ def _truth(directory: Path) -> Path:
     return path
 
 
-@bad("group in place of snapshots", "snapshots", "an array, found a group")
+@bad("group in place of snapshots", "snapshots", "must be an array; got a group")
 def _group(directory: Path) -> Path:
     values = sound()
     values["snapshots/real"] = values.pop("snapshots").real
@@ -118,7 +118,7 @@ def _link(directory: Path) -> Path:
     return path
 
 
-@bad("name that is no text", "snapshots", "no such field")
+@bad("name that is no text", "snapshots", "missing; a recording needs snapshots")
 def _name(directory: Path) -> Path:
     path = write_h5(directory / "a.h5", sound())
     path.write_bytes(path.read_bytes().replace(b"snapshots", b"snapsh\xfft\xff"))
@@ -130,7 +130,7 @@ def _null(directory: Path) -> Path:
     return write_h5(directory / "a.h5", {**sound(), "codes": h5py.Empty("f4")})
 
 
-@bad("pickled objects in .npz", "snapshots", "nothing is ever unpickled")
+@bad("pickled objects in .npz", "snapshots", "never unpickled")
 def _pickled(directory: Path) -> Path:
     return write_npz(directory / "a.npz", {**sound(), "snapshots": np.array([1, None], dtype=object)})
 

@@ -12,16 +12,16 @@ __all__ = ["CASES", "PATH", "BadInput"]
 # Format and wavelength.
 altered("no format", "format", "no such text in the file", "format")
 altered("no format in .mat 7.3", "format", "no such text in the file", "format", container="mat 7.3")
-altered("another format", "format", 'found "rismusic/2"', container="npz", format="rismusic/2")
-altered("format that is a number", "format", "found 1.0", container="mat 5", format=1.0)
+altered("another format", "format", 'got "rismusic/2"', container="npz", format="rismusic/2")
+altered("format that is a number", "format", "got 1.0", container="mat 5", format=1.0)
 altered("no wavelength", "wavelength", "one positive length in metres", "wavelength")
 altered("several wavelengths", "wavelength", "shape [2]", wavelength=np.array([0.3, 0.1]))
 altered(
     "several wavelengths in .npz", "wavelength", "shape [2]", container="npz", wavelength=np.array([0.3, 0.1])
 )
-altered("wavelength 0", "wavelength", "found 0", wavelength=0.0)
-altered("negative wavelength", "wavelength", "found -0.3", container="npz", wavelength=-0.3)
-altered("wavelength not finite", "wavelength", "found nan", container="mat 5", wavelength=np.nan)
+altered("wavelength 0", "wavelength", "got 0", wavelength=0.0)
+altered("negative wavelength", "wavelength", "got -0.3", container="npz", wavelength=-0.3)
+altered("wavelength not finite", "wavelength", "got nan", container="mat 5", wavelength=np.nan)
 altered("wavelength as text", "wavelength", "'0.3 m'", wavelength="0.3 m")
 altered("wavelength complex", "wavelength", "(0.3+1j)", container="npz", wavelength=0.3 + 1j)
 altered(
@@ -45,8 +45,8 @@ altered(
 )
 
 # Fields that are missing.
-altered("no elements", "elements", "no such field", "elements")
-altered("no snapshots", "snapshots", "no such field", "snapshots", container="npz")
+altered("no elements", "elements", "missing; a recording needs elements", "elements")
+altered("no snapshots", "snapshots", "missing; a recording needs snapshots", "snapshots", container="npz")
 altered("codes without channel", "channel", "to go with codes", "channel")
 altered("channel without codes", "codes", "to go with channel", "codes", container="mat 5")
 altered("truth without range", "truth/range", "to go with truth/azimuth", "truth/range")
@@ -64,17 +64,17 @@ altered(
     snapshots=np.ones((S, L, M)),
 )
 altered(
-    "integer snapshots", "snapshots", "found int16", container="npz", snapshots=np.ones((S, L, M), np.int16)
+    "integer snapshots", "snapshots", "got int16", container="npz", snapshots=np.ones((S, L, M), np.int16)
 )
-altered("text for codes", "codes", "found text", container="npz", codes=np.array([["+", "-"]]))
-altered("text for codes in .h5", "codes", "found object", codes=np.array([["+", "-"]], dtype=object))
-altered("complex elements", "elements", "found complex128", elements=lambda p: p + 0j)
-altered("integer noise variance", "noise_variance", "found int64", noise_variance=np.ones(S, np.int64))
+altered("text for codes", "codes", "got text", container="npz", codes=np.array([["+", "-"]]))
+altered("text for codes in .h5", "codes", "got object", codes=np.array([["+", "-"]], dtype=object))
+altered("complex elements", "elements", "got complex128", elements=lambda p: p + 0j)
+altered("integer noise variance", "noise_variance", "got int64", noise_variance=np.ones(S, np.int64))
 
 # Shapes.
 altered("elements without z", "elements", "real [N, 3]", elements=lambda p: p[:, 0])
 altered(
-    "elements of two coordinates", "elements", "real [N, 3], found shape [6, 2]", elements=lambda p: p[:, :2]
+    "elements of two coordinates", "elements", "real [N, 3]; got shape [6, 2]", elements=lambda p: p[:, :2]
 )
 altered(
     "elements transposed", "elements", "shape [3, 6] (transposed?)", container="mat 5", elements=lambda p: p.T
@@ -154,19 +154,24 @@ altered(
     container="mat 5",
     noise_variance=at(1, value=np.nan),
 )
-altered("range 0", "truth/range", "positive ranges in metres, found 0", truth_range=at(1, 0, value=0))
-altered("negative range", "truth/range", "found -3", container="npz", truth_range=at(1, 0, value=-3))
+altered("range 0", "truth/range", "ranges must be positive, in metres; got 0", truth_range=at(1, 0, value=0))
+altered("negative range", "truth/range", "got -3", container="npz", truth_range=at(1, 0, value=-3))
 altered(
     "source behind the panel", "truth/azimuth", "in front of the panel", truth_azimuth=at(1, 0, value=2.0)
 )
 altered("source in the panel's plane", "truth/elevation", "pi/2", truth_elevation=at(1, 0, value=-np.pi / 2))
-altered("angles in degrees", "truth/azimuth", "30; degrees?", truth_azimuth=at(1, 0, value=30.0))
-altered("NaN in one of three", "truth/range", "NaN in the same places", truth_range=at(1, 0, value=np.nan))
+altered("angles in degrees", "truth/azimuth", "got 30. Is it in degrees?", truth_azimuth=at(1, 0, value=30.0))
+altered(
+    "NaN in one of three",
+    "truth/range",
+    "must be in the same places as in azimuth",
+    truth_range=at(1, 0, value=np.nan),
+)
 altered("infinite range", "truth/range", "an infinity", truth_range=at(1, 0, value=np.inf))
 altered(
     "power 0 of a source",
     "truth/power",
-    "positive powers",
+    "powers must be positive",
     truth_power=np.array([[0.0, np.nan]] + 3 * [[1, 1]]),
 )
 altered(

@@ -19,6 +19,7 @@ def test_bad_input_is_one_sentence_that_names_the_field(case: BadInput, tmp_path
     sentence = str(caught.value)
     assert caught.value.field == (str(path) if case.field == PATH else case.field), sentence
     assert case.fragment in sentence
+    assert str(path) in sentence
     assert "\n" not in sentence
 
 

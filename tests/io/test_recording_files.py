@@ -27,7 +27,7 @@ from foreign import (
 )
 
 from rismusic.io import Recording, RecordingWriter, open_recording, read, write
-from rismusic.io.schema import tensors
+from rismusic.io.recording import tensors
 
 FORMATS = list(WRITERS)
 ROOT = Path(__file__).parents[2]
@@ -282,6 +282,9 @@ def test_samples() -> None:
         "ideal_10dB.h5": 24,
         "impaired_10dB.h5": 24,
         "one_link_20dB.mat": 10,
+        "physical_10dB.h5": 24,
+        "physical_direct_10dB.h5": 12,
+        "raytraced_20dB.h5": 24,
     }
     with open_recording(SAMPLES / "one_link_20dB.mat") as file:
         assert (file.format, file.channel_per_scene, file.sources_max) == ("mat 5", False, None)

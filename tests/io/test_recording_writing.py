@@ -50,9 +50,9 @@ def test_a_failing_write_leaves_everything_as_it_was(container: str, tmp_path: P
         interrupted()
     assert names(tmp_path) == [path.name]
 
-    with refused("scenes", "4 scenes in all, found 2"), RecordingWriter(path, **settings) as writer:
+    with refused("scenes", "4 scenes in all; got 2"), RecordingWriter(path, **settings) as writer:
         writer.append(recording[:2])
-    with refused("scenes", "4 scenes in all, found 6"), RecordingWriter(path, **settings) as writer:
+    with refused("scenes", "4 scenes in all; got 6"), RecordingWriter(path, **settings) as writer:
         writer.append(recording)
         writer.append(recording[:2])
     bad = recording.snapshots.clone()
@@ -77,7 +77,7 @@ def test_a_disk_that_takes_no_more(container: str, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with refused(path, "a place that can be written"):
+        with refused(path, "cannot be written"):
             write(path, recording, overwrite=True, mat_version=VERSION.get(container, "5"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -112,7 +112,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         write(tmp_path / "no" / "a.h5", recording)
     with refused(tmp_path / "a.wav", "a name that ends in .h5, .npz, .mat"):
         write(tmp_path / "a.wav", recording)
-    with refused(tmp_path / "a", "found none"):
+    with refused(tmp_path / "a", "got no extension"):
         write(tmp_path / "a", recording)
     (tmp_path / "dir.h5").mkdir()
     with refused(tmp_path / "dir.h5", "found a folder"):
@@ -142,11 +142,21 @@ def test_blocks_must_agree(tmp_path: Path) -> None:
     own, shared = simulated(), simulated(one_link=True)
     other = simulated(one_link=True, seed=1)
     for first, second, field, fragment in (
-        (shared, other, "channel", "others than in the first block"),
+        (shared, other, "channel", "differ from those of the first block"),
         (own, shared, "channel", "[S, 16, 12] in each block"),
-        (own, replace(own, noise_variance=None), "noise_variance", "a field, as in the first block"),
-        (replace(own, noise_variance=None), own, "noise_variance", "no such field, as in the first block"),
-        (own, replace(own, wavelength=0.2), "wavelength", "0.3, as in the first block"),
+        (
+            own,
+            replace(own, noise_variance=None),
+            "noise_variance",
+            "the first block has noise_variance, this has not",
+        ),
+        (
+            replace(own, noise_variance=None),
+            own,
+            "noise_variance",
+            "this block has noise_variance, the first has not",
+        ),
+        (own, replace(own, wavelength=0.2), "wavelength", "0.3 m as in the first block"),
         (own, simulated(sources=3), "truth/azimuth", "float64 [S, 2]"),
         (own, simulated(codebook={"snapshots": 8}), "snapshots", "complex64 [S, 16, 16]"),
     ):
@@ -158,7 +168,11 @@ def test_blocks_must_agree(tmp_path: Path) -> None:
 
 def test_values_that_complex64_cannot_hold(tmp_path: Path) -> None:
     recording = simulated(dtype=torch.float64)
-    for factor, fragment in ((1e100, "complex64 can hold"), (1e30, "overflow"), (1e-60, "zero power")):
+    for factor, fragment in (
+        (1e100, "complex64, which cannot hold the value"),
+        (1e30, "overflow"),
+        (1e-60, "zero power"),
+    ):
         loud = replace(recording, snapshots=recording.snapshots * factor)
         with refused("snapshots", fragment):
             write(tmp_path / "a.h5", loud)
@@ -187,9 +201,9 @@ def test_recordings_in_memory_are_held_to_the_same_rules() -> None:
         ({"codes": None}, "codes", "to go with channel"),
         ({"codes": recording.codes[:, :3]}, "codes", "[16, 12] or [4, 16, 12]"),
         ({"elements": recording.elements * 1000}, "wavelength", "another unit"),
-        ({"wavelength": -1.0}, "wavelength", "found -1"),
+        ({"wavelength": -1.0}, "wavelength", "got -1"),
         ({"noise_variance": torch.ones(3)}, "noise_variance", "[4]"),
-        ({"truth": far}, "truth/range", "positive ranges"),
+        ({"truth": far}, "truth/range", "ranges must be positive"),
         (
             {"truth": Sources(azimuth=far.azimuth[0], elevation=far.azimuth, range=far.range)},
             "truth/azimuth",

@@ -30,7 +30,7 @@ TRUTH = Sources(
 
 
 def panel(rows: int = 5, columns: int = 4) -> Panel:
-    return Panel.uniform(rows, columns)
+    return Panel.uniform_planar(rows, columns)
 
 
 def random_complex(generator: torch.Generator, *shape: int, dtype=torch.complex128) -> torch.Tensor:

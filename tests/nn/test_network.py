@@ -14,7 +14,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume, highest_peaks, to_cosines
 from rismusic.nn import statistics
 from rismusic.nn.losses import Targets, total_loss
-from rismusic.nn.network import Network
+from rismusic.nn.network import Network, interpolated
 from rismusic.nn.spec import LossSpec
 from rismusic.nn.statistics import GridStatistics
 from rismusic.simulation.simulator import simulate
@@ -258,13 +258,13 @@ def test_places_lie_between_the_points(axis):
     logits = torch.full(grid.shape, -60.0)
     logits[tuple(cell)] = 0.0
     point = torch.tensor([[np.ravel_multi_index(cell, grid.shape)]])
-    still = torch.zeros(1, 3, 1)
+    still = torch.zeros(1, 1, 3)
     shifted = still.clone()
-    shifted[0, axis] = np.arctanh(0.5)
-    alone = made._between(logits.view(1, -1), point, still)
-    learned = made._between(logits.view(1, -1), point, shifted)
+    shifted[0, 0, axis] = 0.5
+    alone = interpolated(made.grid, logits.view(1, -1), point, still)
+    learned = interpolated(made.grid, logits.view(1, -1), point, shifted)
     logits[tuple(beside)] = 0.0
-    between = made._between(logits.view(1, -1), point, still)
+    between = interpolated(made.grid, logits.view(1, -1), point, still)
     axes = (grid.u_x, grid.u_y, grid.q)
     expected = torch.tensor([float(values[at]) for values, at in zip(axes, cell, strict=True)])
     half = 0.5 * (float(axes[axis][beside[axis]]) - float(axes[axis][cell[axis]]))

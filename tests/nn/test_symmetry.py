@@ -18,7 +18,7 @@ VOLUME = Volume(1.0, 0.5, 0.4, 4.0)
 
 
 def _panel(kind: str) -> Panel:
-    uniform = Panel.uniform(4, 5)
+    uniform = Panel.uniform_planar(4, 5)
     shift = torch.zeros_like(uniform.elements)
     if kind == "one side heavier":
         shift[:, 0] = uniform.elements[:, 0].square() / 3

@@ -357,7 +357,7 @@ def test_weights_of_another_panel(network, tmp_path):
     panel = network.grid.panel
     wider = Panel(1.2 * panel.elements, panel.wavelength)
     for other, sentence in (
-        (Panel.uniform(4, 4), "N = 16 elements, found weights for one of 36 elements"),
+        (Panel.uniform_planar(4, 4), "N = 16 elements, found weights for one of 36 elements"),
         (Panel(panel.elements, 0.1), "a wavelength of 0.1 m, found weights for 0.3 m"),
         (wider, "this panel, .* found weights for one whose elements are up to 0.25 wavelengths elsewhere"),
     ):

@@ -11,7 +11,7 @@ from rismusic.simulation.channel import draw_channel, line_of_sight
 from rismusic.simulation.random_numbers import Draws, Stream
 from rismusic.spec import ChannelSpec
 
-PANEL = Panel.uniform()
+PANEL = Panel.uniform_planar()
 
 
 def draws(scenes, seed=0):
@@ -33,7 +33,7 @@ def test_line_of_sight_against_distances():
 
 def test_line_of_sight_in_float32():
     spec = ChannelSpec(antennas=64)
-    panel = Panel.uniform(64, 64)
+    panel = Panel.uniform_planar(64, 64)
     narrow, wide = (
         line_of_sight(panel, spec, draws(20), dtype) for dtype in (torch.complex64, torch.complex128)
     )

@@ -10,7 +10,7 @@ from rismusic.simulation.random_numbers import Draws
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import HardwareSpec
 
-PANEL = Panel.uniform()
+PANEL = Panel.uniform_planar()
 # The impaired sample: 0.1 rad static, 0.04 rad per code, gains +-5 %, 3 % dead, 0.05 x half a wavelength.
 IMPAIRED = HardwareSpec(
     static_phase_rad=0.1, code_phase_rad=0.04, gain=0.05, dead_fraction=0.03, position_wavelengths=0.025

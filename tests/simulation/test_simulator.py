@@ -10,6 +10,7 @@ from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
 from rismusic.simulation.simulator import Simulator, simulate
+from rismusic.sources import Sources
 from rismusic.spec import HardwareSpec, SystemSpec
 
 SMALL = SystemSpec(panel={"rows": 4, "columns": 5}, codebook={"snapshots": 6}, channel={"antennas": 7})
@@ -192,13 +193,17 @@ def test_a_large_panel_needs_no_square_matrix():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"scenes": 0}, "scenes: expected a positive number, found 0"),
+        ({"scenes": 0}, "scenes: the number of scenes must be at least 1; got 0"),
         ({"scenes": 1, "sources": 0}, "sources: expected"),
         ({"scenes": 1, "sources": (3, 1)}, "sources: expected the lower limit first"),
         ({"scenes": 1, "snr_db": math.nan}, "snr_db: expected"),
         ({"scenes": 1, "frobnicate": 1}, "frobnicate: expected a known setting"),
         ({"scenes": 1, "seed": -1}, "seed: expected"),
-        ({"scenes": 1, "panel": Panel.uniform(3, 3)}, "panel: expected rows times columns"),
+        (
+            {"scenes": 1, "panel": Panel.uniform_planar(3, 3), "codebook": {"kind": "dft"}},
+            "panel: a dft codebook needs a uniform planar panel; got 9 elements",
+        ),
+        ({}, "scenes: the number of scenes must be at least 1; got None"),
         (
             {
                 "scenes": 1,
@@ -206,18 +211,94 @@ def test_a_large_panel_needs_no_square_matrix():
                     torch.ones(2, 5, dtype=torch.complex64), torch.ones(3, 5, dtype=torch.complex64)
                 ),
             },
-            "link.channel: expected N = 144 elements as in panel, found 5",
+            r"link.channel: must have N = 144 elements \(last axis\), as the panel; got 5",
         ),
         (
             {"scenes": 1, "link": Link(torch.ones(2, 144, dtype=torch.complex64))},
-            "link: expected channel and codes",
+            "link: needs both channel and codes, or neither; channel came without codes",
         ),
         (
             {"scenes": 1, "link": Link(torch.zeros(2, 144) + 0j, torch.ones(3, 144) + 0j)},
-            "signal: expected some power",
+            "signal: the received signal has zero power",
         ),
     ],
 )
 def test_bad_input(arguments, sentence, untyped):
     with pytest.raises(InputError, match=sentence):
         simulate(**arguments)
+
+
+PAIR = Sources.from_degrees([-20.0, 35.0], [0.0, 10.0], [2.0, 4.5])
+
+
+def test_given_sources_are_in_every_scene():
+    recording = simulate(SMALL, sources=PAIR, scenes=4, snr_db=30.0, dtype=torch.float64)
+    assert len(recording) == 4
+    assert torch.equal(recording.truth.azimuth, PAIR.azimuth.expand(4, 2))
+    assert torch.equal(recording.truth.range, PAIR.range.expand(4, 2))
+    assert torch.equal(recording.truth.power, torch.ones(4, 2, dtype=torch.float64))
+    assert len(recording.truth.symbols[:, 0, 0].abs().unique()) == 4, "symbols are drawn anew in each scene"
+    signal = clean_signal(recording)
+    error = (recording.snapshots - signal).abs().square().mean(dim=(1, 2)) / recording.noise_variance
+    assert (error - 1).abs().max() < 0.6, "the snapshots come from these sources"
+    assert len(simulate(SMALL, sources=PAIR)) == 1
+
+
+def test_scenes_with_given_sources_depend_on_their_number_alone():
+    positions = torch.linspace(-40, 40, 12, dtype=torch.float64).reshape(6, 2)
+    many = Sources.from_degrees(positions, 0, 3.0)
+    whole = simulate(SMALL, sources=many)
+    assert len(whole) == 6
+    simulator = Simulator(SMALL, split="test", sources=many)
+    picked = torch.tensor([4, 0, 5])
+    assert equal(simulator(picked), whole[picked])
+    with pytest.raises(InputError, match="sources: sources are given for 6 scenes; scene 6 does not exist"):
+        simulator(torch.tensor([6]))
+
+
+def test_given_powers_and_symbols_are_used(generator):
+    loud = Sources.from_degrees([-20.0, 35.0], 0, 3.0, power_db=[0.0, -20.0])
+    truth = simulate(SMALL, sources=loud, scenes=200).truth
+    torch.testing.assert_close(truth.power[0], torch.tensor([1.0, 0.01]))
+    measured = truth.symbols.abs().square().mean(dim=(0, 2))
+    assert float(measured[1] / measured[0]) == pytest.approx(0.01, rel=0.2)
+    symbols = torch.randn(2, 6, dtype=torch.complex64, generator=generator)
+    sent = Sources.from_degrees([-20.0, 35.0], 0, 3.0, symbols=symbols)
+    truth = simulate(SMALL, sources=sent, scenes=3).truth
+    assert torch.equal(truth.symbols, symbols.expand(3, 2, 6))
+    torch.testing.assert_close(truth.power[0], symbols.abs().square().mean(-1))
+
+
+def test_scenes_with_fewer_sources():
+    some = Sources.from_degrees([[10.0, 20.0], [30.0, math.nan]], 0, 3.0)
+    recording = simulate(SMALL, sources=some)
+    assert recording.truth.active.tolist() == [[True, True], [True, False]]
+    assert recording.truth.symbols.isnan().any(-1).equal(~recording.truth.active)
+    assert recording.snapshots.isfinite().all()
+
+
+@pytest.mark.parametrize("channel", ["rician", "direct"])
+def test_any_panel_without_a_link(channel):
+    panel = Panel.uniform_circular(11)
+    recording = simulate(SMALL, sources=PAIR, panel=panel, channel={"kind": channel, "antennas": 7})
+    assert torch.equal(recording.elements, panel.elements)
+    assert recording.snapshots.shape == (1, 6, 11 if channel == "direct" else 7)
+
+
+@pytest.mark.parametrize(
+    ("sources", "sentence"),
+    [
+        (
+            Sources(azimuth=torch.tensor([2.0]), elevation=torch.zeros(1), range=torch.ones(1)),
+            "sources/azimuth",
+        ),
+        (Sources.from_degrees([math.nan], 0, 1.0), "sources: every scene needs at least one source"),
+        (
+            Sources.from_degrees([1.0], 0, 1.0, symbols=torch.ones(1, 5) + 0j),
+            r"sources/symbols: must have L = 6 snapshots \(last axis\); got 5",
+        ),
+    ],
+)
+def test_bad_given_sources(sources, sentence, untyped):
+    with pytest.raises(InputError, match=sentence):
+        simulate(SMALL, sources=sources)

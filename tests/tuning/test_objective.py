@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from tuning_case import SPEC
 
 from rismusic.errors import InputError
-from rismusic.evaluate.metrics import Score
+from rismusic.metrics import Score
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.validation import Validation
 from rismusic.tuning import objective as objective_module

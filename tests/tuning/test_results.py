@@ -36,9 +36,7 @@ def test_a_gain_and_a_loss_are_detected():
     assert found.better
     assert found.low < found.gain < found.high
     assert found.gain == pytest.approx(default[0].cost - best[0].cost)
-    assert found.sentence("Trial 3").startswith(
-        "Trial 3 is better than the default on the test scenes."
-    )
+    assert found.sentence("Trial 3").startswith("Trial 3 is better than the default on the test scenes.")
     back = compare(best, default)
     assert back.worse
     assert back.gain == pytest.approx(-found.gain)

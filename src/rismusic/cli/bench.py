@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from tyro.conf import arg
 
+from rismusic.benchmark.spec import BenchSpec
 from rismusic.cli.command import Command
 from rismusic.cli.output import note, progress_bar
 from rismusic.errors import InputError
-from rismusic.evaluate.bench.spec import BenchSpec
 from rismusic.files import TABLE_ENDINGS, check_output
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rismusic.evaluate.bench.groups import Group
-    from rismusic.evaluate.bench.run import Benchmark
-    from rismusic.evaluate.bench.table import BenchRow, Share
+    from rismusic.benchmark.run import Benchmark
+    from rismusic.benchmark.summary import BenchRow, Group, Share
 
 _WIDTH, _WIDTH_OF_NAME, _WIDTH_OF_SHARE = 78, 25, 13
 
@@ -44,6 +43,8 @@ class Bench(Command):
     """Processes; 0: as many as there are cores."""
     output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
     """Write the table to a .csv or .json file of your own as well."""
+    figure_width: Annotated[float | None, Field(ge=40, le=1000), arg(metavar="MM")] = None
+    """Printed width of the plots in mm (a column is 88.9 mm wide); they are then written as .pdf too."""
     report: Annotated[Path | None, arg(metavar="FILE")] = None
     """Write a report of everything as one .html file that needs no network."""
     overwrite: bool = False
@@ -53,17 +54,17 @@ class Bench(Command):
 
     def run(self) -> int:
         """Run or merge, then show what came of it."""
-        from rismusic.evaluate.bench.plan import parse_shard
+        from rismusic.benchmark.spec import parse_shard
 
         shard = parse_shard(self.shard)
         if self.output is not None:
             check_output(self.output, overwrite=self.overwrite, endings=TABLE_ENDINGS)
         if self.report is not None:
-            from rismusic.evaluate.report import check_report
+            from rismusic.report import check_report
 
             check_report(self.report, overwrite=self.overwrite)
-        from rismusic.evaluate.bench.run import bench, merge_benchmarks
-        from rismusic.evaluate.bench.table import write_table
+        from rismusic.benchmark.run import bench, merge_benchmarks
+        from rismusic.benchmark.summary import write_table
 
         if self.merge:
             if self.settings != BenchSpec():
@@ -98,7 +99,7 @@ class Bench(Command):
         return 0
 
     def _report(self, result: Benchmark, path: Path) -> None:
-        from rismusic.evaluate.report import write_bench_report
+        from rismusic.report import write_bench_report
 
         write_bench_report(
             path,
@@ -112,11 +113,11 @@ class Bench(Command):
 
     def _draw(self, result: Benchmark) -> None:
         """Plots beside the tables; a run of hours does not fail for want of matplotlib."""
-        from rismusic.evaluate.bench.groups import groups
-        from rismusic.evaluate.bench.plots import save_plots
+        from rismusic.benchmark.plots import save_plots
+        from rismusic.benchmark.summary import groups
 
         try:
-            save_plots(groups(result.rows), self.out)
+            save_plots(groups(result.rows), self.out, width_mm=self.figure_width)
         except InputError as error:
             note(f"no plots: {error}")
 
@@ -124,7 +125,7 @@ class Bench(Command):
 def _show(result: Benchmark) -> None:
     from rich.console import Console
 
-    from rismusic.evaluate.bench.groups import groups
+    from rismusic.benchmark.summary import groups
 
     console = Console()
     if len(result.spec.cells()) == 1:

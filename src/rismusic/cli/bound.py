@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from tyro.conf import arg
@@ -14,9 +14,6 @@ from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.spec import ChannelSpec, CodebookSpec, Count, Finite, PanelSpec, SceneSpec, SystemSpec
 from rismusic.version import __version__
-
-if TYPE_CHECKING:
-    from rismusic.evaluate.bound_table import BoundRow
 
 
 class Bound(Command):
@@ -36,6 +33,8 @@ class Bound(Command):
     """Write the table to a .csv or .json file as well."""
     plot: Annotated[Path | None, arg(metavar="FILE")] = None
     """Draw the table (.png, .pdf or .svg)."""
+    figure_width: Annotated[float | None, Field(ge=40, le=1000), arg(metavar="MM")] = None
+    """Printed width of the plot in mm (a column is 88.9 mm wide)."""
     overwrite: bool = False
     """Replace output files that exist."""
     config: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -52,10 +51,15 @@ class Bound(Command):
         for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
             if path is not None:
                 check_output(path, overwrite=self.overwrite, endings=endings)
+        if self.plot is not None:
+            from rismusic.plots import check_matplotlib
+
+            check_matplotlib()
         from rich.console import Console
         from rich.table import Table
 
-        from rismusic.evaluate.bound_table import bound_table
+        from rismusic.benchmark.bound_table import bound_figure, bound_table
+        from rismusic.plots import save
 
         system = SystemSpec(scene=self.scene, panel=self.panel, channel=self.channel, codebook=self.codebook)
         with progress_bar() as progress:
@@ -90,19 +94,6 @@ class Bound(Command):
             )
             note(f"table written to {self.output}")
         if self.plot is not None:
-            self._draw(rows, self.plot)
+            save(bound_figure(rows, width_mm=self.figure_width), self.plot, overwrite=self.overwrite)
             note(f"plot written to {self.plot}")
         return 0
-
-    def _draw(self, rows: list[BoundRow], path: Path) -> None:
-        from rismusic.evaluate.plots import bound_curves, new_axes, save
-
-        left, right = new_axes(None, None, size=(9.0, 4.0))
-        labels = [f"K = {K}" for K in self.sources]
-        for ax, field, unit in (
-            (left, "azimuth_std_deg", "azimuth, standard deviation / deg"),
-            (right, "range_std_m", "range, standard deviation / m"),
-        ):
-            curves = [[getattr(row, field) for row in rows if row.sources == K] for K in self.sources]
-            bound_curves(self.snr_db, curves, labels, unit, ax=ax)
-        save(left, path, overwrite=self.overwrite)

@@ -16,7 +16,7 @@ from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output
 
 if TYPE_CHECKING:
-    from rismusic.checking import Check as Result
+    from rismusic.checks import CheckReport
 
 
 class Check(Command):
@@ -40,7 +40,10 @@ class Check(Command):
         """Print facts and findings; findings are no reason to fail."""
         if self.plot is not None:
             check_output(self.plot, overwrite=self.overwrite, endings=PLOT_ENDINGS)
-        from rismusic.checking import check
+            from rismusic.plots import check_matplotlib
+
+            check_matplotlib()
+        from rismusic.checks import check
 
         result = check(self.file, fit=self.fit)
         if self.as_json:
@@ -51,7 +54,7 @@ class Check(Command):
             self._draw(self.plot)
         return 0
 
-    def _print(self, result: Result) -> None:
+    def _print(self, result: CheckReport) -> None:
         from rich.console import Console
         from rich.table import Table
 
@@ -71,8 +74,8 @@ class Check(Command):
             console.print("\nNothing suspicious.")
 
     def _draw(self, path: Path) -> None:
-        from rismusic.evaluate.plots import new_axes, save, scene_3d, scene_top
         from rismusic.io import open_recording
+        from rismusic.plots import save, scene_figure
 
         with open_recording(self.file) as file:
             if self.scene >= len(file):
@@ -81,8 +84,5 @@ class Check(Command):
         if recording.truth is None:
             raise InputError("truth", "sources to draw", "none in the file")
         sources = recording.truth.each(lambda value: value[0])
-        space, top = new_axes("3d", None, size=(11.0, 5.0))
-        scene_3d(recording.panel, truth=sources, ax=space)
-        scene_top(recording.panel, truth=sources, ax=top)
-        save(top, path, overwrite=self.overwrite)
+        save(scene_figure(recording.panel, truth=sources), path, overwrite=self.overwrite)
         note(f"picture of scene {self.scene} written to {path}")

@@ -56,7 +56,7 @@ class Doctor(Command):
             # Checked before torch is imported, which takes seconds.
             RunFolder(self.folder).settings()
         if self.report is not None:
-            from rismusic.evaluate.report.page import check_report
+            from rismusic.report.page import check_report
 
             check_report(self.report, overwrite=self.overwrite)
         diagnosis = self._diagnose()

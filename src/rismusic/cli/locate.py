@@ -20,10 +20,10 @@ from rismusic.spec import Count, LocateSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rismusic.estimation.locate import Located
+    from rismusic.estimation.estimate import Estimate
     from rismusic.evaluate.positions import Position, Truth
-    from rismusic.evaluate.report import LocateReport
     from rismusic.io import Recording
+    from rismusic.report import LocateReport
 
 # Scenes located between two steps of the progress bar.
 _BLOCK = 64
@@ -40,7 +40,9 @@ class Locate(Command):
     output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
     """Write the positions to a .csv or .json file in place of the table on the screen."""
     plot: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Draw a scene with the sources found in it (.png, .pdf or .svg)."""
+    """Draw a scene with its estimates and error regions (.png, .pdf or .svg)."""
+    figure_width: Annotated[float | None, Field(ge=40, le=1000), arg(metavar="MM")] = None
+    """Printed width of the plot in mm (a column is 88.9 mm wide)."""
     scene: Annotated[int, Field(ge=0)] = 0
     """The scene to draw, counted from 0."""
     report: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -55,6 +57,10 @@ class Locate(Command):
         for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
             if path is not None:
                 check_output(path, overwrite=self.overwrite, endings=endings)
+        if self.plot is not None:
+            from rismusic.plots import check_matplotlib
+
+            check_matplotlib()
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.evaluate.positions import position_rows, scene_records, truth_rows
         from rismusic.hybrid import locate
@@ -63,7 +69,7 @@ class Locate(Command):
         positions: list[Position] = []
         truth: list[Truth] = []
         records: list[dict[str, object]] = []
-        drawn: tuple[Recording, Located] | None = None
+        drawn: tuple[Recording, Estimate] | None = None
         with open_recording(self.file) as file, progress_bar() as progress:
             if self.plot is not None and self.scene >= len(file):
                 raise InputError("scene", f"a scene from 0 to {len(file) - 1}", str(self.scene))
@@ -103,13 +109,13 @@ class Locate(Command):
         return 0
 
     def _new_report(self, path: Path) -> LocateReport:
-        from rismusic.evaluate.report import LocateReport, check_report
+        from rismusic.report import LocateReport, check_report
 
         check_report(path, overwrite=self.overwrite)
         return LocateReport(details=self.report_scenes)
 
     def _write(self, report: LocateReport, path: Path) -> None:
-        from rismusic.checking import check
+        from rismusic.checks import check
 
         checked = check(self.file)
         report.write(
@@ -162,16 +168,22 @@ class Locate(Command):
             false_alarms = len(positions) - hits
             note(f"{hits} of {true_count} true sources hit (within 5 deg), {false_alarms} false alarms")
 
-    def _draw(self, recording: Recording, located: Located, path: Path) -> None:
-        from rismusic.evaluate.plots import new_axes, save, scene_3d, scene_top
+    def _draw(self, recording: Recording, located: Estimate, path: Path) -> None:
+        from rismusic.estimation.estimate import volume_of
+        from rismusic.plots import save, scene_figure
 
         place = self.scene % _BLOCK
         found = located.sources.each(lambda value: value[place])
         truth = None if recording.truth is None else recording.truth.each(lambda value: value[place])
-        space, top = new_axes("3d", None, size=(11.0, 5.0))
-        scene_3d(recording.panel, found, truth=truth, ax=space)
-        scene_top(recording.panel, found, truth=truth, ax=top)
-        save(top, path, overwrite=self.overwrite)
+        figure = scene_figure(
+            recording.panel,
+            found,
+            covariance=located.covariance[place],
+            truth=truth,
+            volume=volume_of(located.spec),
+            width_mm=self.figure_width,
+        )
+        save(figure, path, overwrite=self.overwrite)
         note(f"picture of scene {self.scene} written to {path}")
 
 

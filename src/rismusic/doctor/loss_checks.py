@@ -13,8 +13,8 @@ from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.report import must_be_zero, report_of
 from rismusic.estimation.grid import to_cosines
-from rismusic.evaluate.metrics import match
 from rismusic.io import Recording
+from rismusic.metrics import match
 from rismusic.nn import learner as learner_module
 from rismusic.nn import monitors as probes
 from rismusic.nn import validation

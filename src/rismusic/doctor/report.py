@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rismusic.evaluate.report.page import check_report, png_address, setting_rows, write_page
 from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.run_folder import CURVES
 from rismusic.nn.spec import TrainSpec
+from rismusic.report.page import check_report, png_address, setting_rows, write_page
 
 if TYPE_CHECKING:
     from rich.table import Table

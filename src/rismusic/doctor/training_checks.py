@@ -13,8 +13,8 @@ from torch import Tensor
 from rismusic.doctor.case import Case
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import listed, must_be_zero, report_of
-from rismusic.evaluate.metrics import Score
 from rismusic.io import Recording
+from rismusic.metrics import Score
 from rismusic.nn import monitors as probes
 from rismusic.nn import schedules, validation
 from rismusic.nn.data import TrainingScenes

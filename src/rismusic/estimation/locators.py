@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.covariance import Covariance, recording_covariance
+from rismusic.covariance import recording_covariance
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.maximum_likelihood import Fit, finish, nfmle, unpack
 from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
@@ -20,6 +19,7 @@ from rismusic.estimation.spectra import (
     TO_CONVERGENCE,
     NewtonOptions,
     Spectrum,
+    SpectrumMethod,
     bartlett,
     music,
     mvdr,
@@ -27,17 +27,15 @@ from rismusic.estimation.spectra import (
     soft_music,
 )
 from rismusic.io import Recording
+from rismusic.registry import SPECTRA
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 
-Spectral = Callable[[Covariance, Int64[Tensor, "S"]], Spectrum]
+MUSIC = SpectrumMethod(music)
+SOFT_MUSIC = SpectrumMethod(soft_music)
+MVDR = SpectrumMethod(lambda covariance, _: mvdr(covariance), subspace=False, shrink=True)
+BARTLETT = SpectrumMethod(lambda covariance, _: bartlett(covariance), subspace=False)
 
-SPECTRA: dict[str, Spectral] = {
-    "music": music,
-    "soft_music": soft_music,
-    "mvdr": lambda covariance, _: mvdr(covariance),
-    "bartlett": lambda covariance, _: bartlett(covariance),
-}
 # (peaks of a map as a second start, exchanges)
 SPARSE: dict[str, tuple[bool, bool]] = {
     "omp": (False, False),
@@ -45,7 +43,17 @@ SPARSE: dict[str, tuple[bool, bool]] = {
     "sbl": (True, False),
     "best": (True, True),
 }
-LOCATORS = (*SPECTRA, *SPARSE)
+LOCATORS = ("music", "soft_music", "mvdr", "bartlett", *SPARSE)
+"""The built-in methods that need no network."""
+
+
+def spectrum_method(name: str) -> SpectrumMethod:
+    """The spectrum of that name.
+
+    Raises:
+        InputError: no spectrum has this name.
+    """
+    return SpectrumMethod.of(SPECTRA.get(name))
 
 
 def fit_known(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
@@ -70,7 +78,7 @@ def count_and_fit(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> S
     scenes = torch.arange(len(recording), device=recording.snapshots.device)
     check_fit(recording, torch.zeros_like(scenes))
     most = min(spec.sources_max, most_sources(L, M))
-    if spec.method in ("music", "soft_music"):
+    if spec.method not in SPARSE and spectrum_method(spec.method).subspace:
         most = min(most, L)  # the rank of R_samp, and so of the subspaces that there are
 
     def told(part: Recording, fit: Fit) -> tuple[Fit, Float[Tensor, "_"]]:
@@ -120,10 +128,11 @@ def nothing(recording: Recording) -> Fit:
 def _fit_spectral(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
     """Sources in turn from a spectrum of R_samp, Newton, and NF-MLE if that is wanted.
 
-    For the minimum variance spectrum R_samp is shrunk fully (towards the identity), which it wants.
+    For spectra that invert R_samp it is shrunk towards the identity.
     """
-    covariance = recording_covariance(recording, noise_of(recording), oracle=spec.method == "mvdr")
-    start, converged = rap_music_sources(SPECTRA[spec.method](covariance, count.clamp_min(1)), grid, count)
+    method = spectrum_method(spec.method)
+    covariance = recording_covariance(recording, noise_of(recording), oracle=method.shrink)
+    start, converged = rap_music_sources(method.function(covariance, count.clamp_min(1)), grid, count)
     if spec.polish:
         return nfmle(recording, start, grid.volume, criterion=spec.criterion)
     return finish(recording, *unpack(start, recording), converged)
@@ -145,7 +154,7 @@ def rap_music_sources(
     """
     most = int(count.max())
     # Visiting sources again pays on exact covariances only (measured).
-    found = rap_music(spectrum, grid, most, visits=0, climb=climb)
+    found = rap_music(spectrum, grid, most, climb=climb)
     absent = torch.arange(most, device=count.device) >= count[:, None]
     places = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
     places = places.each(lambda value: value.double().masked_fill(absent, math.nan))

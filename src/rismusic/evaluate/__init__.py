@@ -1,1 +1,1 @@
-"""Looking at results: plots now, metrics and reports as they come."""
+"""Estimates as rows in degrees and dB."""

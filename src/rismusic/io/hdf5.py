@@ -106,21 +106,21 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
-        found = f"one that cannot be read ({reason(error)})"
+        problem = f"is not a complete HDF5 file ({reason(error)})"
         if "unable to lock" in str(error) or "open for write" in str(error):
-            found = "one that another program is writing (or was writing when it died)"
+            problem = "is locked: another program is writing it, or was writing it when it died"
         elif "truncated" in str(error):
-            found = "a truncated one"
-        raise InputError(str(path), "a complete HDF5 file", found) from error
+            problem = "is a truncated HDF5 file"
+        raise InputError(str(path), problem) from error
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """A dataset of the file that holds values."""
     found = file[name]
     if not isinstance(found, h5py.Dataset):
-        raise InputError(name, "an array", "a group")
+        raise InputError(name, "must be an array; got a group")
     if found.shape is None:
-        raise InputError(name, "an array", "a dataset without any values")
+        raise InputError(name, "must be an array; got a dataset without any values")
     return found
 
 
@@ -152,7 +152,7 @@ class Hdf5Store(Store):
         names = members(self._file) - {"truth", *ATTRIBUTES} | members(self._file.attrs)
         if "truth" in self._file:
             if not isinstance(self._file["truth"], h5py.Group):
-                raise InputError("truth", "a group of arrays", "an array")
+                raise InputError("truth", "must be a group of arrays; got an array")
             names |= {f"truth/{name}" for name in members(self._file["truth"])}
         return names
 
@@ -163,7 +163,7 @@ class Hdf5Store(Store):
         return dataset(self._file, name)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 

@@ -168,7 +168,7 @@ class Mat5Store(Store):
         self._file = path.open("rb")
         self._unpacked: list[IO[bytes]] = []
         try:
-            with understood(str(path), "a complete MATLAB 5 file"):
+            with understood(str(path), "must be a complete MATLAB 5 file"):
                 # MATLAB keeps what belongs to objects in a variable without a name.
                 self._variables = {
                     from_flat(found.name): found for found in variables(self._file) if found.name
@@ -186,15 +186,15 @@ class Mat5Store(Store):
         found = self._variables[name]
         if found.kind.isalpha() and found.kind != "char":
             raise InputError(
-                name, "a full array of numbers, or a text in single quotes", f"a {found.kind} of MATLAB's"
+                name, f"must be a full array of numbers, or text in single quotes; got a MATLAB {found.kind}"
             )
-        with understood(name, "a readable variable"):
+        with understood(name, "must be a readable variable"):
             file, offset = self._locate(found)
             array = Mat5Array(file, offset, found)
             return array.text() if found.kind == "char" else array
 
     def close(self) -> None:
-        """Let go of the file and of what was unpacked."""
+        """Close the file and the temporary files."""
         for file in (*self._unpacked, self._file):
             file.close()
 
@@ -283,8 +283,8 @@ class Mat5Sink(Sink):
         if size > LARGEST_BYTES:
             raise InputError(
                 name,
-                "at most 2 GiB in one variable of a MATLAB 5 file",
-                f'{size / 2**30:.1f} GiB (mat_version="7.3" and .h5 have no such limit)',
+                f"a variable of a MATLAB 5 file holds at most 2 GiB; got {size / 2**30:.1f} GiB. "
+                'Use mat_version="7.3" or .h5',
             )
         self._variables[to_flat(name)] = np.empty(shape, dtype)
 
@@ -330,7 +330,7 @@ class Mat73Store(Store):
         return MatlabArray(found)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 

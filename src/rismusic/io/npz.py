@@ -32,7 +32,7 @@ class NpzStore(Store):
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
         try:
-            with understood(str(path), "a complete npz file"):
+            with understood(str(path), "must be a complete npz file"):
                 self.archive = zipfile.ZipFile(self._file)
         except InputError:
             self._file.close()
@@ -50,15 +50,15 @@ class NpzStore(Store):
         """A member; only its header is read. Attributes, being scalars, are read."""
         info = self._members[name]
         if info.flag_bits & _ENCRYPTED:
-            raise InputError(name, "a plain member of the archive", "an encrypted one")
-        with understood(name, "an array in numpy's format"):
+            raise InputError(name, "is encrypted in the archive; store it without encryption")
+        with understood(name, "must be an array in numpy's format"):
             member = NpzMember(self, info)
         if name in ATTRIBUTES and not member.dtype.hasobject and int(np.prod(member.shape)) == 1:
             return member[tuple(slice(None) for _ in member.shape)]
         return member
 
     def close(self) -> None:
-        """Let go of the file and of what was unpacked."""
+        """Close the file and the temporary files."""
         for spool in self._spools:
             spool.close()
         self.archive.close()

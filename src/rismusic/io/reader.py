@@ -1,11 +1,12 @@
-"""Which format a file has: its name says what it should be, its first bytes what it is.
+"""Detection of the file format from name and first bytes.
 
-Reading recordings: structure on opening, values when a block of scenes is read.
+Readers: the structure is checked on opening, values when a block of scenes is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -19,17 +20,9 @@ from rismusic.io.hdf5 import Hdf5Store
 from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
 from rismusic.io.recording import Recording
-from rismusic.io.schema import (
-    ATTRIBUTES,
-    FIELDS,
-    FORMAT,
-    SUFFIXES,
-    Description,
-    check_panel,
-    check_structure,
-    check_values,
-)
+from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description, check_structure
 from rismusic.io.store import Array, Store, StoredArray, understood
+from rismusic.io.validation import check_panel, check_values
 from rismusic.sources import Sources
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -49,7 +42,8 @@ def suffix(path: Path) -> str:
     found = path.suffix.lower()
     if found not in SUFFIXES:
         raise InputError(
-            str(path), f"a name that ends in {', '.join(SUFFIXES)}", f'"{found}"' if found else "none"
+            str(path),
+            f"a recording needs a name that ends in {', '.join(SUFFIXES)}; got {found or 'no extension'}",
         )
     return found
 
@@ -64,20 +58,20 @@ def open_store(path: Path) -> Store:
     content = _content(path)
     expected = " or ".join(stores)
     if content not in stores:
-        raise InputError(str(path), expected, content)
+        raise InputError(str(path), f"should be {expected} by its name, but is {content}")
     try:
         return stores[content](path)
     except OSError as error:
-        raise InputError(str(path), expected, f"one that cannot be read ({error.strerror})") from error
+        raise InputError(str(path), f"cannot be read as {expected} ({error.strerror})") from error
 
 
 def _content(path: Path) -> str:
-    """What the first bytes say that a file is."""
+    """Kind of a file, from its first bytes."""
     try:
         if path.is_dir():
-            raise InputError(str(path), "a recording", "a directory")
+            raise InputError(str(path), "is a directory, not a recording")
         if path.exists() and not path.is_file():
-            raise InputError(str(path), "a recording", "a device or a pipe")
+            raise InputError(str(path), "is a device or a pipe, not a recording")
         with path.open("rb") as file:
             head = file.read(2 * HEADER_BYTES)
             places = [head[place : place + 8] for place in (0, HEADER_BYTES)]
@@ -87,12 +81,12 @@ def _content(path: Path) -> str:
                 places.append(found)
                 place *= 2
     except FileNotFoundError:
-        raise InputError(str(path), "a recording", "no such file") from None
+        raise InputError(str(path), "no such file") from None
     except InputError:
         raise
     except (OSError, ValueError) as error:
         found_instead = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(str(path), "a readable file", found_instead) from error
+        raise InputError(str(path), f"cannot be read: {found_instead}") from error
     version = {b"IM": head[124:126][::-1], b"MI": head[124:126]}.get(head[126:128], b"")
     if not head:
         return "an empty file"
@@ -110,12 +104,12 @@ def _content(path: Path) -> str:
 
 
 class RecordingFile:
-    """A recording in a file: its sizes at once, its scenes when they are asked for. A context manager.
+    """A recording in a file, read in blocks of scenes. A context manager.
 
-    Memory is bounded by the block that is asked for, whatever the size of the file.
+    Opening reads the sizes only. Memory is bounded by the block that is read, not by the file.
 
     Args:
-        path: a ``.h5``, ``.npz`` or ``.mat`` file.
+        path: a ``.h5``, ``.npz`` or ``.mat`` file, or ``sample:NAME`` for a sample recording.
 
     Attributes:
         path: the file.
@@ -127,8 +121,8 @@ class RecordingFile:
         sources_max: K_max; none without truth.
         wavelength: metres.
         elements: [N, 3] float64, metres.
-        fields: names of the fields that are there, as in ``.h5``.
-        ignored: names of what else the file holds.
+        fields: names of the fields that are present, as in ``.h5``.
+        ignored: other names in the file.
 
     Raises:
         InputError: the file is missing, broken, foreign, or structurally wrong.
@@ -136,17 +130,20 @@ class RecordingFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if str(path).startswith("sample:") and not self.path.exists():
+            self.path = sample_path(str(path).removeprefix("sample:"))
         self._open = True
         self._store, self._shared = open_store(self.path), dict[str, Tensor]()
         try:
-            self._check()
+            with _in_file(self.path):
+                self._check()
         except BaseException:
             self.close()
             raise
 
     def _check(self) -> None:
         self.format = self._store.format
-        with understood(str(self.path), "a readable recording"):
+        with understood(str(self.path), "must be a readable recording"):
             names = self._store.names()
         self.fields = tuple(name for name in FIELDS if name in names)
         self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES)))
@@ -154,7 +151,7 @@ class RecordingFile:
         self.wavelength = _wavelength(self._store, names)
         self._arrays, descriptions = {}, {}
         for name in self.fields:
-            with understood(name, "a readable array"):
+            with understood(name, "must be a readable array"):
                 array = self._arrays[name] = self._store.array(name)
                 descriptions[name] = Description(array.shape, _type_name(array))
         structure = check_structure(descriptions, matlab=self._store.matlab)
@@ -183,18 +180,24 @@ class RecordingFile:
         return self.scenes
 
     def __getitem__(self, scenes: slice) -> Recording:
-        """The scenes of a slice without a step, in memory and validated.
+        """Read the scenes of a slice without a step, and check their values.
 
         Raises:
-            InputError: values that no measurement can have, unreadable values, or no scene in the slice.
+            InputError: invalid or unreadable values, or no scene in the slice.
         """
         start, stop, step = scenes.indices(self.scenes)
         if step != 1 or stop <= start:
             raise InputError(
-                "scenes", f"a slice of scenes within 0 .. {self.scenes}, without a step", f"{scenes}"
+                "scenes",
+                f"needs a non-empty slice without a step within 0 .. {self.scenes}; got {scenes} "
+                f"(in {self.path})",
             )
         if not self._open:
-            raise InputError(str(self.path), "an open recording", "one that is closed")
+            raise InputError(str(self.path), "the recording is closed; open it again to read scenes")
+        with _in_file(self.path):
+            return self._scenes(start, stop)
+
+    def _scenes(self, start: int, stop: int) -> Recording:
         values = {name: self._read(name, start, stop) for name in self.fields}
         truth = {
             name.removeprefix("truth/"): values.pop(name) for name in self.fields if name.startswith("truth/")
@@ -208,18 +211,18 @@ class RecordingFile:
         return recording
 
     def batches(self, scenes: int) -> Iterator[Recording]:
-        """All scenes in blocks of ``scenes``; the last block may be smaller.
+        """Yield all scenes in blocks of ``scenes``; the last block may be smaller.
 
         Raises:
             InputError: see :meth:`__getitem__`.
         """
         if scenes < 1:
-            raise InputError("scenes", "a positive number of scenes in a batch", str(scenes))
+            raise InputError("scenes", f"a batch needs at least one scene; got {scenes}")
         for start in range(0, self.scenes, scenes):
             yield self[start : start + scenes]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._open:
             self._open = False
             self._store.close()
@@ -241,7 +244,7 @@ class RecordingFile:
         if scene_axis is not None:
             index[scene_axis] = slice(start, stop)
             shape = (stop - start, *shape[1:])
-        with understood(name, "a readable array"):
+        with understood(name, "must be a readable array"):
             stored = array[tuple(index)]
             value = torch.from_numpy(_native(name, stored).reshape(shape))
         if scene_axis is None:
@@ -249,8 +252,52 @@ class RecordingFile:
         return value
 
 
+SAMPLES = Path(__file__).parent.parent / "samples"
+"""Folder of the sample recordings in the package."""
+
+
+def sample_names() -> list[str]:
+    """Names of the sample recordings."""
+    return sorted(path.stem for path in SAMPLES.iterdir() if path.suffix in (".h5", ".mat"))
+
+
+def sample_path(name: str) -> Path:
+    """File of a sample recording.
+
+    Raises:
+        InputError: no sample has this name.
+    """
+    if name not in sample_names():
+        raise InputError("sample", f'unknown name "{name}". Samples: {", ".join(sample_names())}')
+    return next(path for path in SAMPLES.glob(f"{name}.*") if path.suffix in (".h5", ".mat"))
+
+
+def load_sample(name: str = "") -> Recording:
+    """Load a sample recording that comes with the package.
+
+    ``samples/README.md`` in the package describes them. On the command line and in :func:`read`, the file
+    name ``sample:NAME`` stands for a sample.
+
+    Args:
+        name: name of the sample, such as ``ideal_10dB``.
+
+    Returns:
+        The whole recording, with truth where it is known.
+
+    Raises:
+        InputError: no sample has this name; the message lists the names.
+
+    Example:
+        >>> load_sample("ideal_10dB")
+        Recording(24 scenes, L=16, M=16, N=144, wavelength 0.3 m; channel per scene, codes per scene, truth)
+    """
+    return read(sample_path(name))
+
+
 def open_recording(path: str | Path) -> RecordingFile:
     """Open a ``.h5``, ``.npz`` or ``.mat`` recording without reading its scenes.
+
+    ``sample:NAME`` opens a sample recording of the package, unless a file of that name exists.
 
     Raises:
         InputError: the file is missing, broken, foreign, or structurally wrong.
@@ -259,13 +306,24 @@ def open_recording(path: str | Path) -> RecordingFile:
 
 
 def read(path: str | Path) -> Recording:
-    """A whole recording in memory, validated.
+    """Read a whole recording into memory and check it.
 
     Raises:
-        InputError: naming the field, or the file, in one sentence.
+        InputError: the file cannot be read or holds an invalid recording; the message names file and field.
     """
     with open_recording(path) as file:
         return file[:]
+
+
+@contextmanager
+def _in_file(path: Path) -> Iterator[None]:
+    """Add the file's name to error messages about its fields."""
+    try:
+        yield
+    except InputError as error:
+        if error.field == str(path):
+            raise
+        raise InputError(error.field, f"{error.problem} (in {path})") from error
 
 
 def _type_name(array: StoredArray) -> str:
@@ -283,26 +341,26 @@ def _native(name: str, stored: Array) -> Array:
 
 
 def _check_format(store: Store, names: set[str]) -> None:
-    expected = f'the text "{FORMAT}"'
+    expected = f'must be the text "{FORMAT}"'
     if "format" not in names:
         raise InputError(
-            "format", f"{expected} (it says that the file is a recording)", "no such text in the file"
+            "format", f"{expected}, which marks the file as a recording; no such text in the file"
         )
     value = _scalar("format", store, expected)
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     if not isinstance(text, str):
-        raise InputError("format", f"{expected} (in MATLAB in single quotes)", f"{value!r}")
+        raise InputError("format", f"{expected} (in MATLAB in single quotes); got {value!r}")
     if text != FORMAT:
-        raise InputError("format", expected, f'"{text[:80]}"')
+        raise InputError("format", f'{expected}; got "{text[:80]}"')
 
 
 def _wavelength(store: Store, names: set[str]) -> float:
-    expected = "one positive length in metres"
+    expected = "must be one positive length in metres"
     if "wavelength" not in names:
-        raise InputError("wavelength", expected, "no such value in the file")
+        raise InputError("wavelength", f"{expected}; no such value in the file")
     value = _scalar("wavelength", store, expected)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError("wavelength", expected, f"{value!r}")
+        raise InputError("wavelength", f"{expected}; got {value!r}")
     return float(value)
 
 
@@ -311,7 +369,7 @@ def _scalar(name: str, store: Store, expected: str) -> object:
     with understood(name, expected):
         array: StoredArray = store.array(name)
         if int(np.prod(array.shape)) != 1:
-            raise InputError(name, expected, f"an array of shape {list(array.shape)}")
+            raise InputError(name, f"{expected}; got an array of shape {list(array.shape)}")
         if array.dtype.hasobject and not isinstance(array, np.ndarray):
-            raise InputError(name, expected, "Python objects (they are never unpickled)")
+            raise InputError(name, f"{expected}; got Python objects, which are never unpickled")
         return np.asarray(array[tuple(slice(None) for _ in array.shape)]).item()

@@ -1,31 +1,51 @@
-"""A recording in memory: what the receiver saw, through which link, and the truth where it is known."""
+"""A recording in memory: snapshots, link, panel and, where known, noise variance, truth and panel pose."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.array import Panel
+from rismusic.conversion import ArrayLike, to_tensor
+from rismusic.errors import InputError
+from rismusic.io.pose import check_pose
+from rismusic.io.schema import FIELDS, Description, Structure, check_structure
 from rismusic.operator import Link
 from rismusic.sources import Sources
 
+SceneIndex = Any
+"""An integer, a slice, or a list, array or tensor of integers or booleans."""
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Recording:
-    """S scenes of L snapshots at M receiver outputs, with the nominal system they were taken with.
+    r"""S scenes of L snapshots at M receiver outputs, with the nominal panel and link.
+
+    Snapshot l of a scene is :math:`y_l = H\,\mathrm{diag}(c_l) A s_l + n_l`, or :math:`y_l = A s_l + n_l` for
+    a directly sampled array (no channel, no codes, M = N). :meth:`from_arrays` builds a recording from NumPy
+    arrays or tensors and checks it; this constructor takes tensors and does not check them.
+
+    ``recording[i]`` is a recording of one scene (shape [1, L, M]), ``recording[2:5]``,
+    ``recording[[0, -1]]`` and ``recording[mask]`` are recordings of several; iteration yields recordings of
+    one scene; ``len(recording)`` is S.
 
     Args:
-        wavelength: metres.
-        elements: [N, 3] float64, positions in metres, panel frame.
+        wavelength: in metres.
+        elements: element positions [N, 3] float64, metres, panel frame.
         snapshots: y, [S, L, M] complex.
-        channel: H, [M, N] or [S, M, N] complex; none for direct sampling (M = N).
-        codes: c, [L, N] or [S, L, N] complex; none where ``channel`` is.
-        noise_variance: sigma^2 = E|n|^2 of each scene, [S]; none where it is not known.
-        truth: sources of each scene, [S, K_max]; none where they are not known.
+        channel: H, [M, N] or [S, M, N] complex; None for direct sampling (M = N).
+        codes: RIS configurations c, [L, N] or [S, L, N] complex; None where ``channel`` is.
+        noise_variance: sigma^2 = E|n|^2 of each scene, [S]; None where unknown.
+        truth: sources of each scene, [S, K_max]; None where unknown.
+        pose: homogeneous transform [4, 4] float64 from the panel frame to a room frame; None where unknown.
     """
 
     wavelength: float
@@ -35,41 +55,296 @@ class Recording:
     codes: Complex[Tensor, "... L N"] | None = None
     noise_variance: Float[Tensor, "S"] | None = None
     truth: Sources | None = None
+    pose: Float[Tensor, "4 4"] | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        snapshots: ArrayLike,
+        elements: ArrayLike,
+        wavelength: float,
+        channel: ArrayLike | None = None,
+        codes: ArrayLike | None = None,
+        *,
+        noise_variance: ArrayLike | None = None,
+        truth: Sources | None = None,
+        pose: ArrayLike | None = None,
+    ) -> Recording:
+        r"""Build a recording from NumPy arrays or torch tensors, and check it.
+
+        With ``channel`` and ``codes`` snapshots are :math:`y_l = H\,\mathrm{diag}(c_l) A s_l + n_l` (RIS);
+        without them :math:`y_l = A s_l + n_l` (direct array, M = N).
+
+        Args:
+            snapshots: complex64 or complex128, [S, L, M]: scene, snapshot, receiver output. A matrix [L, M]
+                is one scene. If L = M the two orders cannot be told apart: the first axis is the snapshots.
+            elements: element positions [N, 3] in metres, panel frame (x horizontal, y vertical, z normal).
+            wavelength: in metres.
+            channel: H, complex [M, N] (shared by all scenes) or [S, M, N]; omit for a direct array.
+            codes: RIS configurations, complex [L, N] or [S, L, N]; omit for a direct array.
+            noise_variance: sigma^2, [S], or one number for all scenes.
+            truth: sources, [S, K], or [K] for the same in all scenes.
+            pose: [4, 4] transform from the panel frame to a room frame, see :func:`check_pose`.
+
+        Returns:
+            A checked recording; complex values keep their precision, real ones are float64.
+
+        Raises:
+            InputError: an array has the wrong type or shape, the arrays disagree in size, or values are not
+                finite. Where a transpose would fit, the message says which.
+
+        Example:
+            >>> y = np.random.randn(200, 64) + 1j * np.random.randn(200, 64)  # L = 200, M = N = 64
+            >>> Recording.from_arrays(y, Panel.uniform_planar(8, 8).elements, wavelength=0.3)
+            Recording(1 scene, L=200, M=64, N=64, wavelength 0.3 m; direct sampling)
+        """
+        y = to_tensor("snapshots", snapshots, "complex")
+        single = y.ndim == 2
+        y = y.unsqueeze(0) if single else y
+        scenes = len(y) if y.ndim else 0
+        noise = None if noise_variance is None else to_tensor("noise_variance", noise_variance, "real")
+        if noise is not None and noise.numel() == 1:
+            noise = noise.reshape(1).expand(scenes)
+        if truth is not None and truth.azimuth.ndim == 1:
+            truth = truth.each(lambda value: value.expand(scenes, *value.shape))
+        panel = Panel(elements, wavelength)
+        link = Link(channel, codes)
+        values = {
+            "elements": panel.elements,
+            "snapshots": y,
+            "channel": link.channel,
+            "codes": link.codes,
+            "noise_variance": noise,
+            "pose": None if pose is None else to_tensor("pose", pose, "real"),
+        }
+        check_structure(_descriptions(values, truth), single=single)
+        if values["pose"] is not None:
+            check_pose(values["pose"])
+        recording = cls(wavelength=panel.wavelength, truth=truth, **values)  # type: ignore[arg-type]
+        from rismusic.io.validation import validate
+
+        validate(recording)
+        return recording
+
+    @staticmethod
+    def concatenate(recordings: Sequence[Recording]) -> Recording:
+        """Join recordings of one panel along the scene axis.
+
+        A channel, or codes, that all share stay shared; otherwise each scene gets its own. Truth is padded
+        with NaN to the largest number of sources. Noise variance, truth, and the powers and symbols of the
+        truth are kept only if all recordings have them.
+
+        Args:
+            recordings: at least one; with the same elements, wavelength, pose, L and M.
+
+        Raises:
+            InputError: no recordings, or recordings that differ in more than their scenes.
+
+        Example:
+            >>> Recording.concatenate([recording[:3], recording[3:]])
+        """
+        if not recordings:
+            raise InputError("recordings", "needs at least one recording")
+        first = recordings[0]
+        for number, other in enumerate(recordings[1:], start=1):
+            _check_same(first, other, f"recordings[{number}]")
+        joined: dict[str, Tensor | None] = {
+            "channel": _join_shared([r.channel for r in recordings], [len(r) for r in recordings]),
+            "codes": _join_shared([r.codes for r in recordings], [len(r) for r in recordings]),
+        }
+        noise = [r.noise_variance for r in recordings if r.noise_variance is not None]
+        truth = [r.truth for r in recordings if r.truth is not None]
+        return replace(
+            first,
+            snapshots=torch.cat([r.snapshots for r in recordings]),
+            noise_variance=torch.cat(noise) if len(noise) == len(recordings) else None,
+            truth=_join_sources(truth) if len(truth) == len(recordings) else None,
+            **joined,  # type: ignore[arg-type]
+        )
 
     def __len__(self) -> int:
         return len(self.snapshots)
 
+    def __iter__(self) -> Iterator[Recording]:
+        return (self[scene] for scene in range(len(self)))
+
+    def __repr__(self) -> str:
+        L, M = self.snapshots.shape[-2:]
+        N, S = len(self.elements), len(self)
+        link = [
+            f"{name} {'shared' if value.ndim == 2 else 'per scene'}"
+            for name, value in (("channel", self.channel), ("codes", self.codes))
+            if value is not None
+        ]
+        optional = [n for n in ("noise_variance", "truth", "pose") if getattr(self, n) is not None]
+        return (
+            f"Recording({S} scene{'' if S == 1 else 's'}, L={L}, M={M}, N={N}, "
+            f"wavelength {self.wavelength:g} m; {', '.join([*(link or ['direct sampling']), *optional])})"
+        )
+
     @cached_property
     def panel(self) -> Panel:
-        """The panel as recorded."""
+        """Nominal panel."""
         return Panel(self.elements, self.wavelength)
 
     @property
     def link(self) -> Link:
-        """The link as recorded."""
+        """Nominal link."""
         return Link(self.channel, self.codes)
 
-    def __getitem__(self, scenes: slice | Tensor) -> Recording:
-        """A recording of some of the scenes."""
-        link = self.link[scenes]
-        return replace(
-            self,
-            snapshots=self.snapshots[scenes],
-            channel=link.channel,
-            codes=link.codes,
-            noise_variance=None if self.noise_variance is None else self.noise_variance[scenes],
-            truth=None if self.truth is None else self.truth[scenes],
-        )
+    def __getitem__(self, scenes: SceneIndex) -> Recording:
+        """Recording of a subset of scenes; fields shared by all scenes are kept whole.
+
+        Args:
+            scenes: an integer, a slice, or a list, array or tensor of integers or booleans. Negative integers
+                count from the end. An integer keeps the scene axis: the result has one scene.
+
+        Raises:
+            IndexError: a scene number out of range, or a mask of another length.
+            TypeError: an index of another type.
+        """
+        index = scene_index(scenes, len(self), self.snapshots.device)
+        return self._each(lambda name, value: value[index] if _per_scene(name, value) else value)
 
     def to(self, device: torch.device | str) -> Recording:
-        """The same recording on another device."""
-        link = self.link.to(device)
-        return replace(
-            self,
-            elements=self.elements.to(device),
-            snapshots=self.snapshots.to(device),
-            channel=link.channel,
-            codes=link.codes,
-            noise_variance=None if self.noise_variance is None else self.noise_variance.to(device),
-            truth=None if self.truth is None else self.truth.to(device),
+        """Copy of the recording on another device."""
+        return self._each(lambda _, value: value.to(device))
+
+    def _each(self, change: Callable[[str, Tensor], Tensor]) -> Recording:
+        """Apply a function of name and value to every field that is present."""
+        changed = {
+            field.name: change(field.name, value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        truth = self.truth and self.truth.each(lambda value: change("truth", value))
+        return replace(self, truth=truth, **changed)  # type: ignore[arg-type]
+
+
+def scene_index(index: SceneIndex, scenes: int, device: torch.device | str = "cpu") -> slice | Tensor:
+    """A scene index as a slice with positive step or a tensor of scene numbers.
+
+    Raises:
+        IndexError: a scene number out of range, or a mask of another length.
+        TypeError: an index of another type.
+    """
+    if isinstance(index, slice):
+        numbers = range(*index.indices(scenes))
+        return index if numbers.step > 0 else torch.tensor(list(numbers), dtype=torch.int64, device=device)
+    if isinstance(index, (list, tuple, range, np.ndarray, Tensor)) and np.ndim(index):
+        chosen = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index))
+        if not chosen.numel() and chosen.dtype != torch.bool:
+            chosen = chosen.to(torch.int64)
+        if chosen.ndim != 1:
+            raise IndexError(f"scenes are indexed by one axis; got an index of shape {list(chosen.shape)}")
+        chosen = chosen.to(device)
+        if chosen.dtype == torch.bool:
+            if len(chosen) != scenes:
+                raise IndexError(f"a mask needs one value per scene, {scenes}; got {len(chosen)}")
+            return chosen.nonzero()[:, 0]
+        if chosen.is_floating_point() or chosen.is_complex():
+            raise TypeError(f"scenes are indexed by integers or booleans; got {chosen.dtype}")
+        chosen = chosen.to(torch.int64)
+        wrong = chosen[(chosen >= scenes) | (chosen < -scenes)]
+        if len(wrong):
+            raise IndexError(f"scene {int(wrong[0])} is out of range for a recording of {scenes} scenes")
+        return torch.where(chosen < 0, chosen + scenes, chosen)
+    if isinstance(index, (bool, np.bool_)) or (isinstance(index, Tensor) and index.dtype == torch.bool):
+        raise TypeError("scenes are indexed by integers, slices or sequences; got a single boolean")
+    try:
+        number = operator.index(index)
+    except TypeError:
+        kind = type(index).__name__
+        raise TypeError(f"scenes are indexed by integers, slices or sequences; got {kind}") from None
+    if not -scenes <= number < scenes:
+        raise IndexError(f"scene {number} is out of range for a recording of {scenes} scenes")
+    return slice(number % scenes, number % scenes + 1)
+
+
+def tensors(recording: Recording) -> dict[str, Tensor]:
+    """The fields that a recording has, by their name in a file."""
+    values = {field.name: getattr(recording, field.name) for field in fields(recording)}
+    return _named(values, recording.truth)
+
+
+def structure_of(recording: Recording) -> Structure:
+    """Check types and shapes of a recording.
+
+    Returns:
+        Its sizes.
+
+    Raises:
+        InputError: fields of another type or shape, or that disagree in size.
+    """
+    return check_structure(_descriptions(tensors(recording), recording.truth))
+
+
+def _named(values: dict[str, Any], truth: Sources | None) -> dict[str, Tensor]:
+    found = {}
+    for name in FIELDS:
+        owner, _, attribute = name.rpartition("/")
+        value = (None if truth is None else getattr(truth, attribute)) if owner else values.get(name)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _descriptions(values: dict[str, Any], truth: Sources | None) -> dict[str, Description]:
+    return {
+        name: Description(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in _named(values, truth).items()
+    }
+
+
+def _per_scene(name: str, value: Tensor) -> bool:
+    """Whether a field of :class:`Recording` (``truth`` for all of its fields) has a scene axis."""
+    return name == "truth" or FIELDS[name].per_scene(value.ndim)
+
+
+def _check_same(first: Recording, other: Recording, name: str) -> None:
+    """Refuse to join recordings that differ in more than their scenes."""
+    for field in ("elements", "pose"):
+        one, two = getattr(first, field), getattr(other, field)
+        if (one is None) != (two is None) or (one is not None and not torch.equal(one, two)):
+            raise InputError(f"{name}.{field}", f"must equal {field} of recordings[0]")
+    if first.wavelength != other.wavelength:
+        raise InputError(
+            f"{name}.wavelength",
+            f"must be {first.wavelength:g} m as in recordings[0]; got {other.wavelength:g}",
         )
+    one, two = list(first.snapshots.shape[1:]), list(other.snapshots.shape[1:])
+    if one != two:
+        raise InputError(f"{name}.snapshots", f"must have [L, M] = {one} as in recordings[0]; got {two}")
+    for field in ("channel", "codes"):
+        if (getattr(first, field) is None) != (getattr(other, field) is None):
+            raise InputError(f"{name}.{field}", f"all recordings need {field}, or none of them")
+
+
+def _join_shared(parts: Sequence[Tensor | None], scenes: Sequence[int]) -> Tensor | None:
+    """Parts of links joined along the scene axis; one that all share stays shared."""
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    if all(part.ndim == 2 and torch.equal(part, present[0]) for part in present):
+        return present[0]
+    return torch.cat(
+        [part if part.ndim == 3 else part.expand(n, -1, -1) for part, n in zip(present, scenes, strict=True)]
+    )
+
+
+def _join_sources(parts: Sequence[Sources]) -> Sources:
+    """Sources joined along the scene axis, padded to the largest K_max."""
+    most = max(part.azimuth.shape[-1] for part in parts)
+    joined: dict[str, Tensor | None] = {}
+    for field in fields(Sources):
+        values = [value for part in parts if (value := getattr(part, field.name)) is not None]
+        if len(values) < len(parts):
+            joined[field.name] = None
+            continue
+        joined[field.name] = torch.cat(
+            [
+                torch.cat((v, v.new_full((len(v), most - v.shape[1], *v.shape[2:]), float("nan"))), dim=1)
+                for v in values
+            ]
+        )
+    return Sources(**joined)  # type: ignore[arg-type]

@@ -1,24 +1,13 @@
-"""What a recording file holds: the names, types and axes of its fields, whatever the format.
-
-Names, types and shapes of a recording, in a file or in memory: present, and consistent with each other.
-
-Values of a recording that no measurement can have.
-"""
+"""Schema of a recording: names, types, shapes and axes of its fields, for every format and in memory."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
-from rismusic.array import Panel
 from rismusic.errors import InputError
-from rismusic.io.recording import Recording
-from rismusic.sources import check_sources
 
 FORMAT = "rismusic/1"
 ATTRIBUTES = ("format", "wavelength")
@@ -32,8 +21,9 @@ class Field:
     Args:
         name: as in ``.h5``; ``truth/x`` is ``truth_x`` in the flat formats.
         kind: ``real`` or ``complex``.
-        axes: one letter for each axis: Scenes, snapshots L, antennas M, elements N, places for sources K, 3.
-        shared: whether the scene axis may be absent, one value standing for all scenes.
+        axes: one letter per axis: scenes S, snapshots L, antennas M, elements N, sources K; 3 and 4 are
+            lengths.
+        shared: whether the scene axis may be absent (one value for all scenes).
     """
 
     name: str
@@ -42,7 +32,7 @@ class Field:
     shared: bool = False
 
     def per_scene(self, rank: int) -> bool:
-        """Whether an array of so many axes has one for the scenes."""
+        """Whether an array with ``rank`` axes has a scene axis."""
         return self.axes.startswith("S") and rank == len(self.axes)
 
     @property
@@ -59,6 +49,7 @@ FIELDS = {
         Field("channel", "complex", "SMN", shared=True),
         Field("codes", "complex", "SLN", shared=True),
         Field("noise_variance", "real", "S"),
+        Field("pose", "real", "44"),
         Field("truth/azimuth", "real", "SK"),
         Field("truth/elevation", "real", "SK"),
         Field("truth/range", "real", "SK"),
@@ -74,6 +65,7 @@ AXES = {
     "N": "element",
     "K": "source",
     "3": "coordinate",
+    "4": "row or column",
 }
 
 _FROM_FLAT = {field.flat_name: field.name for field in FIELDS.values()}
@@ -90,14 +82,14 @@ def to_flat(name: str) -> str:
 
 
 class Description(NamedTuple):
-    """Shape and type of an array that is there; the type by numpy's name, such as ``complex64``."""
+    """Shape and NumPy type name (such as ``complex64``) of an array."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class Placement(NamedTuple):
-    """Where an array's scenes are.
+    """Full shape of an array and its scene axis.
 
     Args:
         shape: with every axis of the layout, [S, ...] or without S where all scenes share it.
@@ -110,7 +102,7 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """Sizes of a recording, and the placement of each field that is there.
+    """Sizes of a recording, and the placement of each field.
 
     Args:
         scenes: S.
@@ -129,43 +121,49 @@ class Structure:
     placements: Mapping[str, Placement]
 
     def per_scene(self, name: str) -> bool:
-        """Whether a field is there and each scene has its own."""
+        """Whether a field is present with a scene axis."""
         return name in self.placements and self.placements[name].scene_axis is not None
 
 
-def check_structure(found: Mapping[str, Description], *, matlab: bool = False) -> Structure:
-    """The structure that these fields make.
+def check_structure(
+    found: Mapping[str, Description], *, matlab: bool = False, single: bool = False
+) -> Structure:
+    """Check that fields are present and consistent, and derive the sizes.
 
     Args:
-        found: the fields that are there.
-        matlab: accept what MATLAB makes of shapes: trailing axes of length 1 cut, vectors as rows or columns.
+        found: shape and type of each field that is present.
+        matlab: accept MATLAB's shapes: trailing axes of length 1 removed, vectors as rows or columns.
+        single: the snapshots were given as one scene [L, M]; error messages omit the scene axis.
 
     Raises:
         InputError: a field is missing, of another type or shape, or disagrees with the others in size.
     """
     for name in ("elements", "snapshots"):
         if name not in found:
-            raise InputError(name, _axes(FIELDS[name]), "no such field")
+            raise InputError(name, f"missing; a recording needs {name}, {_axes(FIELDS[name])}")
     for name, other in (("channel", "codes"), ("codes", "channel")):
         if name in found and other not in found:
             raise InputError(
-                other, f"{_axes(FIELDS[other])} to go with {name} (or neither of them)", "no such field"
+                other,
+                f"missing; {name} needs {other}, {_axes(FIELDS[other])}, to go with {name}. A directly "
+                "sampled array has neither",
             )
     truth = [name for name in found if name.startswith("truth/")]
     for name in TRUTH:
         if truth and name not in found:
-            raise InputError(name, f"{_axes(FIELDS[name])} to go with {truth[0]}", "no such field")
+            raise InputError(name, f"missing; needed, {_axes(FIELDS[name])}, to go with {truth[0]}")
     for name, description in found.items():
         _check_type(FIELDS[name], description)
 
-    sizes = {"3": 3}
+    sizes = {"3": 3, "4": 4}
     _measure("elements", found["elements"], sizes, matlab=matlab)
     _measure("snapshots", found["snapshots"], sizes, matlab=matlab)
+    _check_orientation(found, sizes, single=single)
     if "channel" not in found and sizes["M"] != sizes["N"]:
         raise InputError(
             "snapshots",
-            f"M = N = {sizes['N']} antennas where the panel is sampled directly (no channel and no codes)",
-            f"M = {sizes['M']}",
+            f"a directly sampled array (no channel, no codes) needs M = N = {sizes['N']} outputs, one per "
+            f"element; got M = {sizes['M']}. For a RIS, give channel and codes",
         )
     if truth:
         # A row [1, S] of MATLAB's is one source in each of S scenes.
@@ -185,31 +183,80 @@ def check_structure(found: Mapping[str, Description], *, matlab: bool = False) -
     )
 
 
+def _check_orientation(found: Mapping[str, Description], sizes: Mapping[str, int], *, single: bool) -> None:
+    """Refuse snapshots that fit the other fields only with their axes in another order."""
+    shape, N = found["snapshots"].shape, sizes["N"]
+    if len(shape) != 3:
+        return
+    M, L = N, None
+    if "channel" in found:
+        H, c = found["channel"].shape, found["codes"].shape
+        if len(H) < 2 or len(c) < 2 or H[-1] != N or c[-1] != N:
+            return
+        M, L = H[-2], c[-2]
+
+    def fits(turned: Sequence[int]) -> bool:
+        return turned[-1] == M and (L is None or turned[-2] == L)
+
+    if fits(shape):
+        return
+    given = list(shape[1:] if single else shape)
+    axes = ("L", "M") if single else ("S", "L", "M")
+    for order in permutations(range(len(given))):
+        if not fits([given[axis] for axis in order]):
+            continue
+        seen = ["?"] * len(axes)
+        for letter, axis in zip(axes, order, strict=True):
+            seen[axis] = letter
+        turn = "snapshots.T" if single else f"snapshots.transpose({', '.join(map(str, order))})"
+        if single:
+            advice = f"looks like M x L, one scene: pass {turn} (for tensors {turn.replace('.T', '.mT')})"
+        else:
+            advice = f"looks like [{', '.join(seen)}]: pass {turn} (for tensors .permute)"
+        reason = (
+            f"M = N = {N} of a directly sampled array"
+            if L is None
+            else f"L = {L} of codes, M = {M} of channel"
+        )
+        raise InputError(
+            "snapshots",
+            f"shape {given} does not fit [{', '.join(axes)}] with {reason}. It {advice}. If MATLAB's ' made "
+            f"it, which also conjugates, pass {turn.replace('snapshots', 'snapshots.conj()')}",
+        )
+
+
 def _check_type(field: Field, description: Description) -> None:
     prefix = {"real": "float", "complex": "complex"}[field.kind]
     if description.dtype.startswith(prefix):
         return
     hint = ""
     if field.kind == "complex" and description.dtype.startswith("float"):
-        hint = " (real numbers; where the imaginary part is truly 0, store it as complex all the same)"
+        hint = " (real numbers). If the imaginary part is 0, convert to complex64"
     if description.dtype == "object":
-        hint = " (text or Python objects; nothing is ever unpickled)"
-    raise InputError(field.name, f"{field.kind} floating-point numbers", f"{description.dtype}{hint}")
+        hint = " (text or Python objects, which are never unpickled)"
+    raise InputError(
+        field.name, f"must hold {field.kind} floating-point numbers; got {description.dtype}{hint}"
+    )
 
 
 def _measure(name: str, description: Description, sizes: dict[str, int], *, matlab: bool) -> None:
-    """Take the sizes that are not known yet from the shape of this field."""
+    """Set the sizes that are not known yet from the shape of this field."""
     axes, shape = FIELDS[name].axes, description.shape
     if matlab and len(shape) == 2:
         shape = shape + (1,) * (len(axes) - 2)
     if len(shape) != len(axes):
-        raise InputError(name, _axes(FIELDS[name]), f"shape {list(description.shape)}")
+        hint = ""
+        if name == "snapshots" and len(shape) == 2:
+            hint = ". Store one scene as [1, L, M]"
+        raise InputError(name, f"must be {_axes(FIELDS[name])}; got shape {list(description.shape)}{hint}")
     for axis, length in zip(axes, shape, strict=True):
         if axis == "3" and length != 3:
             hint = " (transposed?)" if shape[0] == 3 else ""
-            raise InputError(name, _axes(FIELDS[name]), f"shape {list(description.shape)}{hint}")
+            raise InputError(
+                name, f"must be {_axes(FIELDS[name])}; got shape {list(description.shape)}{hint}"
+            )
         if length < 1:
-            raise InputError(name, f"at least one {AXES[axis]}", f"none (shape {list(description.shape)})")
+            raise InputError(name, f"needs at least one {AXES[axis]}; got shape {list(description.shape)}")
         sizes.setdefault(axis, length)
 
 
@@ -227,7 +274,9 @@ def _place(field: Field, shape: tuple[int, ...], sizes: Mapping[str, int], *, ma
     turned = len(shape) > 1 and (*shape[:-2], shape[-1], shape[-2]) in targets
     hint = " (transposed?)" if turned else ""
     raise InputError(
-        field.name, f"shape {shapes} ({_axes(field)} as in the other fields)", f"{list(shape)}{hint}"
+        field.name,
+        f"must have shape {shapes} ({_axes(field)}, with the sizes of the other fields); "
+        f"got {list(shape)}{hint}",
     )
 
 
@@ -241,156 +290,3 @@ def _axes(field: Field) -> str:
     options = [field.axes[1:], field.axes] if field.shared else [field.axes]
     letters = " or ".join(f"[{', '.join(axes)}]".replace("K", "K_max") for axes in options)
     return f"{field.kind} {letters}"
-
-
-_SPACING_WAVELENGTHS = (1 / 100, 10)
-
-
-def validate(recording: Recording, *, first_scene: int = 0) -> Structure:
-    """Refuse a recording that is mis-shaped, inconsistent, or holds values that no measurement can have.
-
-    Args:
-        recording: in memory.
-        first_scene: the number that the sentences give its first scene.
-
-    Returns:
-        Its sizes.
-
-    Raises:
-        InputError: naming the field, and the scene where there is one.
-    """
-    structure = structure_of(recording)
-    check_panel(recording.panel)
-    check_values(recording, first_scene=first_scene)
-    return structure
-
-
-def structure_of(recording: Recording) -> Structure:
-    """The sizes of a recording in memory.
-
-    Raises:
-        InputError: fields of another type or shape, or that disagree in size.
-    """
-    return check_structure(
-        {
-            name: Description(tuple(value.shape), str(value.dtype).removeprefix("torch."))
-            for name, value in tensors(recording).items()
-        }
-    )
-
-
-def tensors(recording: Recording) -> dict[str, Tensor]:
-    """The fields that a recording has, by their name in a file."""
-    found = {}
-    for name in FIELDS:
-        owner, _, attribute = name.rpartition("/")
-        parent = recording.truth if owner else recording
-        value = None if parent is None else getattr(parent, attribute)
-        if value is not None:
-            found[name] = value
-    return found
-
-
-def check_panel(panel: Panel) -> None:
-    """Refuse a panel whose elements are absurdly near or far in wavelengths: one of the two has another unit.
-
-    Raises:
-        InputError: least spacing below 1/100 or above 10 wavelengths.
-    """
-    if panel.size < 2:
-        return
-    spacing, (low, high) = panel.spacing / panel.wavelength, _SPACING_WAVELENGTHS
-    if not low <= spacing <= high:
-        raise InputError(
-            "wavelength",
-            f"metres, and elements {low:g} to {high:g} wavelengths from their nearest neighbour",
-            f"elements {spacing:.3g} wavelengths apart (wavelength {panel.wavelength:g}, least spacing "
-            f"{panel.spacing:.3g}; is one of them in another unit?{_likely_unit(panel)})",
-        )
-
-
-def _likely_unit(panel: Panel) -> str:
-    """The mistake that would bring the elements closest to half a wavelength apart, if one does."""
-    p, w, c = panel.spacing, panel.wavelength, 299792458.0
-    spacings = {
-        "elements in millimetres": p / 1e3 / w,
-        "elements in centimetres": p / 1e2 / w,
-        "elements in half wavelengths": p / 2,
-        "a wavelength in millimetres": p / (w / 1e3),
-        "a wavelength in centimetres": p / (w / 1e2),
-        "2 pi / wavelength": p * w / (2 * math.pi),
-        "a frequency in Hz": p * w / c,
-        "a frequency in MHz": p * w * 1e6 / c,
-        "a frequency in GHz": p * w * 1e9 / c,
-    }
-    name, spacing = min(spacings.items(), key=lambda item: abs(item[1] - 0.5))
-    return f" {name} would be {spacing:.2g} apart" if abs(spacing - 0.5) < 0.25 else ""
-
-
-def check_values(recording: Recording, *, first_scene: int = 0) -> None:
-    """Check the values of a recording of sound structure; see :func:`validate`."""
-    values = tensors(recording)
-    for name in ("snapshots", "channel", "codes", "noise_variance"):
-        if name in values:
-            _check_finite(name, values[name], first_scene)
-    for name in ("snapshots", "channel", "codes"):
-        if name in values:
-            _check_power(name, values[name], first_scene)
-    noise = recording.noise_variance
-    if noise is not None and (noise <= 0).any():
-        scene = int((noise <= 0).nonzero()[0])
-        raise InputError(
-            "noise_variance", "positive values", f"{float(noise[scene]):g} in scene {first_scene + scene}"
-        )
-    if recording.truth is not None:
-        check_sources(recording.truth)
-        if recording.truth.symbols is not None:
-            _check_symbols(recording.truth.symbols, recording.truth.active, first_scene)
-
-
-def _check_finite(name: str, value: Tensor, first_scene: int) -> None:
-    wrong = ~torch.isfinite(value)
-    if wrong.any():
-        place = wrong.nonzero()[0]
-        raise InputError(
-            name, "finite values", f"{value[tuple(place)].item()} in {_where(name, place, first_scene)}"
-        )
-
-
-def _check_power(name: str, value: Tensor, first_scene: int) -> None:
-    """Each scene's values must not all be 0, and their squares must fit into the precision they come in."""
-    magnitude = value.abs()
-    peak = magnitude.amax(dim=(-2, -1))
-    power = magnitude.square().sum(dim=(-2, -1))
-    for wrong, found in (
-        (peak == 0, "zero power (every value is 0)"),
-        (power == 0, "values so small that their squares are 0"),
-        (power.isinf(), "values so large that their squares overflow"),
-    ):
-        if wrong.any():
-            place = wrong.nonzero()[0]
-            where = f" in {_where(name, place, first_scene)}" if len(place) else ""
-            raise InputError(
-                name,
-                f"a power above 0 that {value.dtype.to_real()} can hold".replace("torch.", ""),
-                found + where,
-            )
-
-
-def _check_symbols(symbols: Tensor, active: Tensor, first_scene: int) -> None:
-    expected = "finite values where there is a source, NaN elsewhere"
-    for wrong, found in (
-        (~torch.isfinite(symbols) & active[..., None], "a NaN or an infinity"),
-        (~symbols.isnan() & ~active[..., None], "a value without a source"),
-    ):
-        if wrong.any():
-            where = _where("truth/symbols", wrong.nonzero()[0], first_scene)
-            raise InputError("truth/symbols", expected, f"{found} in {where}")
-
-
-def _where(name: str, place: Tensor, first_scene: int) -> str:
-    """``scene 3, snapshot 2, antenna 5``; a ``place`` of fewer axes names the first of them."""
-    axes = FIELDS[name].axes
-    shared = FIELDS[name].shared and len(place) == 2
-    named = zip(axes[1:] if shared else axes, place.tolist(), strict=False)
-    return ", ".join(f"{AXES[axis]} {index + first_scene if axis == 'S' else index}" for axis, index in named)

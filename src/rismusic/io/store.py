@@ -1,4 +1,4 @@
-"""What the formats have in common: named arrays that are read and written in blocks of scenes."""
+"""Interface of the file formats: named arrays, read and written in blocks of scenes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class Sink(ABC):
@@ -86,7 +86,7 @@ class Sink(ABC):
 
 @contextmanager
 def understood(field: str, expected: str) -> Iterator[None]:
-    """Whatever a parser raises on the bytes of a bad file becomes an :class:`InputError` for ``field``.
+    """Convert any exception of a parser on a bad file to an :class:`InputError` for ``field``.
 
     The parsers of h5py, scipy, zipfile and numpy raise nearly every built-in exception on broken files, so
     the block must hold nothing but their calls.
@@ -96,7 +96,7 @@ def understood(field: str, expected: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(field, expected, f"one that cannot be read ({reason(error)})") from error
+        raise InputError(field, f"{expected}; cannot be read ({reason(error)})") from error
 
 
 def reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Writing recordings: in blocks of scenes, under a temporary name until the file is complete."""
+"""Writers: blocks of scenes, under a temporary name until the file is complete."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from rismusic.io.hdf5 import Hdf5Sink
 from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
-from rismusic.io.recording import Recording
-from rismusic.io.schema import FIELDS, FORMAT, check_values, structure_of, tensors, validate
+from rismusic.io.recording import Recording, structure_of, tensors
+from rismusic.io.schema import FIELDS, FORMAT
 from rismusic.io.store import Sink, reason
+from rismusic.io.validation import check_values, validate
 
 MatVersion = Literal["5", "7.3"]
 _BLOCK_SCENES = 256
@@ -52,7 +53,7 @@ class RecordingWriter:
         self.path, self.scenes, self.overwrite = Path(path), scenes, overwrite
         make_sink = _sink(self.path, mat_version)
         if scenes < 1:
-            raise InputError("scenes", "at least one scene to write", str(scenes))
+            raise InputError("scenes", f"needs at least one scene to write; got {scenes}")
         check_output(self.path, overwrite=overwrite)
         self._written = 0
         self._first: dict[str, Tensor] = {}
@@ -70,7 +71,9 @@ class RecordingWriter:
         """
         validate(block, first_scene=self._written)
         if self._written + len(block) > self.scenes:
-            raise InputError("scenes", f"{self.scenes} scenes in all", f"{self._written + len(block)}")
+            raise InputError(
+                "scenes", f"{self.path} takes {self.scenes} scenes in all; got {self._written + len(block)}"
+            )
         block = _as_stored(block, self._written)
         values = tensors(block)
         if self._first:
@@ -94,7 +97,7 @@ class RecordingWriter:
             return
         if self._written != self.scenes:
             self._abort()
-            raise InputError("scenes", f"{self.scenes} scenes in all", f"{self._written}")
+            raise InputError("scenes", f"{self.path} takes {self.scenes} scenes in all; got {self._written}")
         with self._on_disk():
             self._sink.finish()
             check_output(self.path, overwrite=self.overwrite)
@@ -120,8 +123,10 @@ class RecordingWriter:
         expected = self._first
         for name in FIELDS:
             if (name in values) != (name in expected):
-                here, there = ("no such field", "a field") if name in expected else ("one", "no such field")
-                raise InputError(name, f"{there}, as in the first block", here)
+                missing, there = ("this", "the first") if name in expected else ("the first", "this")
+                raise InputError(
+                    name, f"all blocks must have the same fields; {there} block has {name}, {missing} has not"
+                )
             if name not in values:
                 continue
             value, other = values[name], expected[name]
@@ -133,13 +138,16 @@ class RecordingWriter:
             ):
                 raise InputError(
                     name,
-                    f"{_kind(name, other)} in each block, as in the first",
-                    _kind(name, value),
+                    f"must be {_kind(name, other)} in each block, as in the first; got {_kind(name, value)}",
                 )
             if not per_scene and not torch.equal(value, other):
-                raise InputError(name, "the same values in every block", "others than in the first block")
+                raise InputError(
+                    name, "is shared by all scenes; its values differ from those of the first block"
+                )
         if wavelength != self._wavelength:
-            raise InputError("wavelength", f"{self._wavelength:g}, as in the first block", f"{wavelength:g}")
+            raise InputError(
+                "wavelength", f"must be {self._wavelength:g} m as in the first block; got {wavelength:g}"
+            )
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -149,7 +157,7 @@ class RecordingWriter:
         except BaseException as error:
             self._abort()
             if isinstance(error, (OSError, RuntimeError)):
-                raise InputError(str(self.path), "a place that can be written", _failure(error)) from error
+                raise InputError(str(self.path), f"cannot be written: {_failure(error)}") from error
             raise
 
     def _abort(self) -> None:
@@ -177,7 +185,7 @@ def write(
 def _sink(path: Path, mat_version: str) -> type[Sink]:
     sinks: dict[str, type[Sink]] = {"5": Mat5Sink, "7.3": Mat73Sink}
     if mat_version not in sinks:
-        raise InputError("mat_version", '"5" or "7.3"', f"{mat_version!r}")
+        raise InputError("mat_version", f'must be "5" or "7.3"; got {mat_version!r}')
     sinks |= {".h5": Hdf5Sink, ".npz": NpzSink, ".mat": sinks[mat_version]}
     return sinks[suffix(path)]
 
@@ -196,7 +204,9 @@ def _as_stored(recording: Recording, first_scene: int) -> Recording:
             value = value.to(torch.complex64)
             if not torch.isfinite(value).all():
                 raise InputError(
-                    name, "values that complex64 can hold", f"{float(tensors(recording)[name].abs().max()):g}"
+                    name,
+                    "files store complex64, which cannot hold the value "
+                    f"{float(tensors(recording)[name].abs().max()):g}. Scale the data",
                 )
         changed[name] = value
     truth = {

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rismusic.errors import InputError
-from rismusic.evaluate.plots import COLOURS, new_axes, save
 from rismusic.nn.run_folder import CURVES, RunFolder, writing
+from rismusic.plots import COLOURS, new_axes, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -34,11 +34,11 @@ from torch.nn.functional import avg_pool3d, pad
 from rismusic.covariance import BackProjection, Covariance, back_project, projected_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import whitened
+from rismusic.estimation.estimate import volume_of
 from rismusic.estimation.grid import SearchGrid, Volume, highest_peaks, to_cosines
-from rismusic.estimation.locate import searched_volume
 from rismusic.estimation.noise import snr_db
 from rismusic.io import Recording
-from rismusic.nn.network import Network
+from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import SHIPPED, WeightsCard, card_of, weights_path
 from rismusic.nn.weights import other_panel, read_network
 from rismusic.sources import Sources
@@ -57,7 +57,7 @@ class LoadedNetwork:
         card: of its weights.
     """
 
-    network: Network
+    network: GridNetwork
     card: WeightsCard
 
 
@@ -93,7 +93,7 @@ def _trained(path: Path, _version: tuple[int, int], device: str, untrained: bool
     """Also of the file's time and size, so that one that was replaced is read again."""
     network, said = read_network(path, device=device)
     if untrained:
-        network = Network(network.spec, network.grid, torch.Generator().manual_seed(0)).to(device)
+        network = build_network(network.spec, network.grid, torch.Generator().manual_seed(0)).to(device)
     return LoadedNetwork(network.requires_grad_(False), card_of(str(path), said))
 
 
@@ -200,7 +200,8 @@ class NetworkOutput:
         projected = back_project(known.link, known.snapshots, known.noise_variance)
         sample = projected_covariance(projected)
         beta = _share(projected, trained.card, spec)
-        assert prediction.grid_logits is not None
+        if prediction.grid_logits is None:
+            raise InputError("network.kind", f"the network {network.spec.kind!r} returned no grid_logits")
         most = min(spec.hybrid.candidates, len(network.grid))
         peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
         places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
@@ -267,7 +268,7 @@ def system_mismatch(trained: LoadedNetwork, recording: Recording, spec: LocateSp
     direct = recording.channel is None
     if direct != (system.channel.kind == "direct"):
         return f"they were trained {'through a channel' if direct else 'without a channel'}"
-    searched, scale = searched_volume(spec), own.panel.wavelength / recording.wavelength
+    searched, scale = volume_of(spec), own.panel.wavelength / recording.wavelength
     if not _within(
         replace(searched, **{name: getattr(searched, name) * scale for name in _RANGES}), own.volume
     ):

@@ -26,7 +26,7 @@ from rismusic.nn.checkpoint import optimizer_tensors, restore_optimizer
 from rismusic.nn.data import channel_dropout
 from rismusic.nn.distributed import ProcessGroup
 from rismusic.nn.losses import Losses, Targets, total_loss
-from rismusic.nn.network import Network, Prediction
+from rismusic.nn.network import Prediction, build_network
 from rismusic.nn.schedules import learning_rate_factor
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.simulation.random_numbers import Draws
@@ -94,7 +94,7 @@ class Learner:
         panel = Panel.from_spec(spec.system.panel).to(device)
         self.grid = SearchGrid.cover(panel, volume, spec.network.oversampling)
         generator = torch.Generator().manual_seed(spec.seed)
-        self.network = Network(spec.network, self.grid, generator).to(device)
+        self.network = build_network(spec.network, self.grid, generator).to(device)
         self.weights = dict(self.network.named_parameters())
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
         # Fused: it leaves the weights as they are where ``found_inf`` says so, without asking the host.
@@ -278,8 +278,7 @@ class Learner:
             self.average[name].lerp_(weight, share)
 
     def _set_precision(self, precision: torch.dtype | None) -> None:
-        for stage in self.network.stages:
-            stage.precision = precision  # type: ignore[assignment]
+        self.network.set_precision(precision)
 
 
 def is_head(name: str) -> bool:

@@ -31,6 +31,7 @@ from rismusic.estimation.grid import SearchGrid, from_cosines, highest_points
 from rismusic.io import Recording
 from rismusic.nn.spec import NetworkSpec
 from rismusic.nn.statistics import GridStatistics, Observed
+from rismusic.registry import NETWORKS
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,6 +71,37 @@ class Prediction:
         _shaped("count_logits", self.count_logits, [scenes, most + 1])
         for name in ("elevation", "inverse_range", "existence_logits"):
             _shaped(name, getattr(self, name), [scenes, self.azimuth.shape[-1]])
+
+    @classmethod
+    def from_heat_map(
+        cls, grid: SearchGrid, grid_logits: Float[Tensor, "S P"], count_logits: Float[Tensor, "S counts"]
+    ) -> Prediction:
+        """A prediction from a heat map alone: its highest peaks become the sources and the factors.
+
+        The factors' amplitudes and the positions, interpolated between the points of the grid, follow the
+        map, so the losses of covariance and positions reach it.
+
+        Args:
+            grid: X Y Z = P points.
+            grid_logits: the map; softmax gives the share of sources at each point.
+            count_logits: of 0 .. K_max sources.
+        """
+        most = count_logits.shape[1] - 1
+        logits = grid_logits.masked_fill(~grid.inside, -30.0)
+        index = highest_points(logits.detach(), grid, most)
+        azimuth, elevation, distance = interpolated(grid, logits, index)
+        height = logits.log_softmax(-1).gather(1, index)
+        A = steering(grid.panel, azimuth, elevation, distance) * (height / 2).exp()[:, None]
+        return cls(
+            angle_factor=A,
+            range_factor=A,
+            count_logits=count_logits,
+            azimuth=azimuth,
+            elevation=elevation,
+            inverse_range=1 / distance,
+            existence_logits=height + 4,
+            grid_logits=logits[:, None],
+        )
 
     def __len__(self) -> int:
         return len(self.angle_factor)
@@ -112,6 +144,46 @@ class Prediction:
 def _shaped(name: str, value: Tensor, shape: list[int]) -> None:
     if list(value.shape) != shape:
         raise InputError(f"prediction.{name}", f"shape {shape}", f"{list(value.shape)}")
+
+
+def interpolated(
+    grid: SearchGrid,
+    logits: Float[Tensor, "S P"],
+    index: Int64[Tensor, "S K"],
+    shift: Float[Tensor, "S K 3"] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Azimuth, elevation and range of peaks: the mean of the map around each, and a shift.
+
+    Args:
+        grid: P points.
+        logits: the map.
+        index: flat places of the peaks.
+        shift: to be added, in steps of the grid.
+    """
+    X, Y, Z = grid.shape
+    around = torch.tensor(
+        [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)], device=index.device
+    )
+    cell = torch.stack((index // (Y * Z), index // Z % Y, index % Z), dim=-1)
+    near = cell[:, :, None] + around
+    size = torch.tensor((X, Y, Z), device=index.device)
+    there = ((near >= 0) & (near < size)).all(-1)
+    near = torch.minimum(near.clamp_min(0), size - 1)
+    flat = (near[..., 0] * Y + near[..., 1]) * Z + near[..., 2]
+    value = logits.gather(1, flat.flatten(1)).view(flat.shape).masked_fill(~there, -torch.inf)
+    weight = value.softmax(-1)
+    mean = (weight[..., None] * around.to(weight.dtype)).sum(-2)
+    if shift is not None:
+        mean = mean + shift
+    axes = (grid.u_x, grid.u_y, grid.q)
+    u_x, u_y, q = (
+        axis.to(mean.dtype)[cell[..., i]] + grid.step[i] * mean[..., i] for i, axis in enumerate(axes)
+    )
+    # In front of the panel, and not behind the horizon.
+    u_y = u_y.clamp(-0.95, 0.95)
+    reach = 0.999 * (1 - u_y.square()).sqrt()
+    u_x = torch.minimum(torch.maximum(u_x, -reach), reach)
+    return from_cosines(u_x, u_y, q.clamp_min(grid.step[2] / 4))
 
 
 class Block(nn.Module):
@@ -215,7 +287,57 @@ _MAPS = 5
 _LOWEST, _HIGHEST = -8.0, 8.0
 
 
-class Network(nn.Module):
+class GridNetwork(nn.Module):
+    """Base class of networks that ``train`` and ``locate`` take; see :func:`rismusic.register_network`.
+
+    A subclass is built as ``cls(spec, grid)`` and implements :meth:`forward`. Its prediction needs
+    ``grid_logits``; :meth:`~rismusic.nn.network.Prediction.from_heat_map` makes the rest from them.
+
+    Args:
+        spec: settings; ``sources_max`` and ``oversampling`` hold for every network.
+        grid: the search grid, P = X Y Z points, whose panel is the one the network is for.
+    """
+
+    def __init__(self, spec: NetworkSpec, grid: SearchGrid) -> None:
+        super().__init__()
+        self.spec, self.grid = spec, grid
+
+    def forward(self, recording: Recording) -> Prediction:
+        """Predict for S scenes of the grid's panel; their noise variance is known or none."""
+        raise NotImplementedError
+
+    def set_precision(self, precision: torch.dtype | None) -> None:
+        """The type of mixed-precision products in training, none for float32; ignored by default."""
+
+
+def build_network(
+    spec: NetworkSpec, grid: SearchGrid, generator: torch.Generator | None = None
+) -> GridNetwork:
+    """A network of the kind that the settings name, with initial weights.
+
+    Args:
+        spec: the settings.
+        grid: the search grid.
+        generator: of the initial weights. The default initialisation of torch's layers draws from its seed.
+
+    Raises:
+        InputError: the registered class is no :class:`GridNetwork`, or settings that it does not have.
+    """
+    cls = NETWORKS.get(spec.kind)
+    if not (isinstance(cls, type) and issubclass(cls, GridNetwork)):
+        raise InputError(
+            "network.kind", f"{spec.kind!r} must be a subclass of rismusic.GridNetwork; got {cls!r}"
+        )
+    if issubclass(cls, Network):
+        return cls(spec, grid, generator)
+    if spec.dropout:
+        raise InputError("network.dropout", f"the network {spec.kind!r} has no channel dropout; set it to 0")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0 if generator is None else generator.initial_seed())
+        return cls(spec, grid)
+
+
+class Network(GridNetwork):
     r"""From recordings to :class:`~rismusic.nn.network.Prediction`.
 
     It does not care for the order of the snapshots, a global phase, or the scale of y: its input are sums
@@ -229,8 +351,7 @@ class Network(nn.Module):
     place: Tensor
 
     def __init__(self, spec: NetworkSpec, grid: SearchGrid, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.spec, self.grid = spec, grid
+        super().__init__(spec, grid)
         self._statistics = GridStatistics(grid)
         X, Y, Z = grid.shape
         width = spec.width
@@ -251,6 +372,11 @@ class Network(nn.Module):
             nn.Linear(width, spec.sources_max + 1),
         )
         self._reset(generator)
+
+    def set_precision(self, precision: torch.dtype | None) -> None:
+        """The type of the stages' products."""
+        for stage in self._each_stage():
+            stage.precision = precision
 
     def _reset(self, generator: torch.Generator | None) -> None:
         """All weights from one generator; outputs start small."""
@@ -334,7 +460,7 @@ class Network(nn.Module):
         index = highest_points(logits.detach(), grid, most)
         details = self.details(memory).view(S, 6, Z, X, Y).movedim(2, -1).flatten(2)
         here = details.gather(2, index[:, None, :].expand(-1, 6, -1))  # [S, 6, K]
-        azimuth, elevation, distance = self._between(logits, index, here[:, :3])
+        azimuth, elevation, distance = interpolated(grid, logits, index, here[:, :3].mT.tanh())
         height = logits.log_softmax(-1).gather(1, index)
         amplitude = (height[:, None] / 2 + here[:, 3:5]).exp()
         panel = grid.panel
@@ -355,34 +481,6 @@ class Network(nn.Module):
             existence_logits=here[:, 5] + 4 + height,
             grid_logits=torch.stack(all_logits, dim=1),
         )
-
-    def _between(
-        self, logits: Float[Tensor, "S P"], index: Int64[Tensor, "S K"], shift: Float[Tensor, "S 3 K"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Azimuth, elevation and range of peaks: the mean of the map around each, and a learned shift."""
-        X, Y, Z = self.grid.shape
-        around = torch.tensor(
-            [(x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)], device=index.device
-        )
-        cell = torch.stack((index // (Y * Z), index // Z % Y, index % Z), dim=-1)
-        near = cell[:, :, None] + around
-        size = torch.tensor((X, Y, Z), device=index.device)
-        there = ((near >= 0) & (near < size)).all(-1)
-        near = torch.minimum(near.clamp_min(0), size - 1)
-        flat = (near[..., 0] * Y + near[..., 1]) * Z + near[..., 2]
-        value = logits.gather(1, flat.flatten(1)).view(flat.shape).masked_fill(~there, -torch.inf)
-        weight = value.softmax(-1)
-        mean = (weight[..., None] * around.to(weight.dtype)).sum(-2) + shift.mT.tanh()
-        axes = (self.grid.u_x, self.grid.u_y, self.grid.q)
-        u_x, u_y, q = (
-            axis.to(mean.dtype)[cell[..., i]] + self.grid.step[i] * mean[..., i]
-            for i, axis in enumerate(axes)
-        )
-        # In front of the panel, and not behind the horizon.
-        u_y = u_y.clamp(-0.95, 0.95)
-        reach = 0.999 * (1 - u_y.square()).sqrt()
-        u_x = torch.minimum(torch.maximum(u_x, -reach), reach)
-        return from_cosines(u_x, u_y, q.clamp_min(self.grid.step[2] / 4))
 
 
 def _log(value: Tensor) -> Tensor:

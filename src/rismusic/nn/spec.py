@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rismusic.errors import InputError
+from rismusic.registry import NETWORKS, load_plugins
 from rismusic.spec import WEIGHTS, Count, Finite, NonNegative, Positive, Spec, SystemSpec, limits
 
 TermName = Literal[
@@ -166,6 +167,10 @@ class NetworkSpec(Spec):
 
     section: ClassVar[str] = "network"
 
+    plugins: Annotated[tuple[str, ...], AfterValidator(load_plugins)] = ()
+    """Python modules to import first, which register further networks."""
+    kind: Annotated[str, AfterValidator(NETWORKS.check)] = "sbl_unrolled"
+    """The network: 'sbl_unrolled', or a registered name. Sizes that a network does not use are ignored."""
     sources_max: Annotated[int, Field(ge=1, le=8)] = 5
     """Most sources of a scene, K_max."""
     oversampling: Annotated[float, Field(ge=1, le=4)] = 2.0

@@ -29,7 +29,7 @@ from rismusic.nn.distributed import ProcessGroup, deferred_interrupt, process_gr
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import check_start
 from rismusic.nn.monitors import Report, nonfinite_error, nonfinite_parts
-from rismusic.nn.network import Network
+from rismusic.nn.network import GridNetwork
 from rismusic.nn.run_folder import BEST, LAST, RunFolder
 from rismusic.nn.schedules import beta_at, weights_at
 from rismusic.nn.spec import TrainSpec
@@ -257,7 +257,7 @@ class TrainingResult:
         folder: of the run.
     """
 
-    network: Network
+    network: GridNetwork
     epochs: list[dict[str, object]]
     folder: Path
 

@@ -17,7 +17,7 @@ from rismusic.covariance import Covariance, energy
 from rismusic.crb import recording_crb
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.spectra import music, rap_music
-from rismusic.evaluate.metrics import Score, match, score
+from rismusic.metrics import Score, match, score
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets, covariance_error
@@ -201,7 +201,7 @@ def sources_of(covariance: Covariance, count: Int64[Tensor, "S"], grid: SearchGr
         grid: the points that are searched.
     """
     most = max(1, int(count.max()))
-    found = rap_music(music(covariance, count.clamp_min(1)), grid, most, visits=0)
+    found = rap_music(music(covariance, count.clamp_min(1)), grid, most)
     absent = torch.arange(most, device=count.device) >= count[:, None]
     places = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
     return places.each(lambda value: value.masked_fill(absent, math.nan))

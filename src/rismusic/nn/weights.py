@@ -14,8 +14,9 @@ from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.nn.checkpoint import read_tensors, write_tensors
-from rismusic.nn.network import Network
+from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import KEY, NetworkSpec, TrainSpec, WeightsCard, weights_path
+from rismusic.registry import NETWORKS
 from rismusic.version import __version__
 
 _FORMAT = "rismusic-network/1"
@@ -27,7 +28,7 @@ _SAME = 1e-3
 
 def save_network(
     path: Path,
-    network: Network,
+    network: GridNetwork,
     weights: Mapping[str, Tensor] | None = None,
     *,
     training: TrainSpec | None = None,
@@ -54,7 +55,7 @@ def save_network(
     metadata = {
         "format": _FORMAT,
         "version": __version__,
-        "network": network.spec.model_dump_json(),
+        "network": network.spec.model_dump_json(exclude={"plugins"}),
         "wavelength_m": repr(panel.wavelength),
         "elements": str(panel.size),
         "volume": json.dumps([volume.azimuth_max, volume.elevation_max, volume.range_min, volume.range_max]),
@@ -69,14 +70,14 @@ def save_network(
 
 def load_network(
     weights: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
-) -> Network:
+) -> GridNetwork:
     """The network of a file of weights, on its panel and grid; see :func:`read_network`."""
     return read_network(weights, panel=panel, device=device)[0]
 
 
 def read_network(
     weights: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
-) -> tuple[Network, dict[str, str]]:
+) -> tuple[GridNetwork, dict[str, str]]:
     """The network of a file of weights, on its panel and grid, and what else the file says.
 
     Args:
@@ -97,14 +98,23 @@ def read_network(
             str(path), f"weights as they were written, {metadata[_CHECKSUM][:12]}", "damaged ones"
         )
     try:
-        spec = NetworkSpec(**json.loads(metadata["network"]))
+        sizes = json.loads(metadata["network"])
+        if (kind := sizes.get("kind", "sbl_unrolled")) not in NETWORKS:
+            raise InputError(
+                str(path),
+                f"the weights are of a network {kind!r} that is not registered; name the module that "
+                "registers it with --plugins",
+            )
+        spec = NetworkSpec(**sizes)
         own = Panel(tensors.pop(_ELEMENTS), float(metadata["wavelength_m"])).to(device)
         volume = Volume(*json.loads(metadata["volume"]))
+    except InputError:
+        raise
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(str(path), "weights of a network of this version", str(error)) from None
     if panel is not None:
         check_panel(str(path), own, panel)
-    network = Network(spec, SearchGrid.cover(own, volume, spec.oversampling)).to(device)
+    network = build_network(spec, SearchGrid.cover(own, volume, spec.oversampling)).to(device)
     shape = json.dumps(network.grid.shape)
     if metadata.get("grid") != shape:
         raise InputError(str(path), f"weights for the grid {shape}", f"weights for {metadata.get('grid')}")
@@ -121,7 +131,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def restore(source: str, network: Network, weights: Mapping[str, Tensor]) -> None:
+def restore(source: str, network: GridNetwork, weights: Mapping[str, Tensor]) -> None:
     """Give a network its weights.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The simulator: scenes without end, each a function of (seed, split, number) alone."""
+"""Simulator: each scene is a function of (seed, split, scene number) alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.array import Panel
+from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
@@ -16,7 +17,7 @@ from rismusic.simulation.channel import draw_channel
 from rismusic.simulation.codebook import draw_codes
 from rismusic.simulation.impairments import impair
 from rismusic.simulation.random_numbers import Draws, Split, Stream
-from rismusic.sources import Sources, draw_sources
+from rismusic.sources import Sources, check_sources, complete_sources, draw_sources
 from rismusic.spec import PanelSpec, SystemSpec, limits
 from rismusic.units import from_db
 
@@ -24,22 +25,29 @@ from rismusic.units import from_db
 class Simulator:
     r"""Simulates the scenes of a system: :math:`y_l = G_l A s_l + n_l`.
 
-    The same scene number gives the same scene, whatever the batch it is asked for in, the process or the
-    device (floating-point functions may differ by rounding between devices). Nothing is stored.
+    A scene number always gives the same scene, independent of batch size, process and device (up to rounding
+    of floating-point functions). Nothing is stored.
 
     Args:
         spec: the system.
         seed: from 0 to 2**64 - 1.
         split: ``train``, ``validation`` or ``test``; they never share a scene.
-        panel: in place of the one that ``spec`` describes, for example with arbitrary element positions.
-        link: in place of the one that ``spec`` describes: a measured channel, a codebook of one's own; one
-            link for all scenes. Its snapshots L take the place of those in ``spec``.
-        device: where the scenes are drawn.
+        panel: replaces the panel of ``spec``; any element positions.
+        link: replaces channel and codes of ``spec``: a measured channel [M, N] and a codebook [L, N], shared
+            by all scenes. Its L replaces the number of snapshots in ``spec``.
+        sources: replaces the drawn sources. Shape [K]: the same sources in every scene; [S, K]: scene i has
+            row i. Powers and symbols that are missing are drawn as ``spec`` says; given powers are relative
+            to each other, since the noise is scaled to the SNR of ``spec``.
+        device: device of the scenes.
         dtype: ``torch.float32`` (complex64 snapshots) or ``torch.float64``.
 
     Raises:
-        InputError: a link that does not fit the panel, a ``dft`` codebook without a uniform panel, a
-            separation at which the sources do not fit.
+        InputError: a link that does not fit the panel, a ``dft`` codebook for a panel that is not uniform,
+            sources that are not in front of the panel or do not fit into the volume at the separation.
+
+    Example:
+        >>> Simulator(SystemSpec(snr_db=20), sources=Sources.from_degrees([-20, 35], 0, [2, 4])).scenes(0, 3)
+        Recording(3 scenes, L=16, M=16, N=144, wavelength 0.3 m; channel per scene, codes per scene, ...)
     """
 
     def __init__(
@@ -50,21 +58,25 @@ class Simulator:
         split: Split = "train",
         panel: Panel | None = None,
         link: Link | None = None,
+        sources: Sources | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.spec = spec or SystemSpec()
         self.seed, self.split = seed, split
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = device_of(device), dtype
         self.panel = (panel or Panel.from_spec(self.spec.panel)).to(self.device)
-        if (
-            panel is not None
-            and link is None
-            and panel.size != self.spec.panel.rows * self.spec.panel.columns
-        ):
-            raise InputError(
-                "panel", "rows times columns elements as in spec.panel, or a link of its own", f"{panel.size}"
-            )
+        self._shape = self.spec.panel
+        if panel is not None and panel.size != self._shape.rows * self._shape.columns:
+            if link is None and self.spec.channel.kind != "direct" and self.spec.codebook.kind == "dft":
+                raise InputError(
+                    "panel",
+                    f"a dft codebook needs a uniform planar panel; got {panel.size} elements where "
+                    f"spec.panel has {self._shape.rows} x {self._shape.columns}. Set panel.rows and "
+                    "panel.columns, use another codebook, or pass a link",
+                )
+            self._shape = PanelSpec(rows=1, columns=panel.size)
+        self._sources = None if sources is None else _given_sources(sources, self.device, dtype)
         self._given = None if link is None else link.to(self.device).to(dtype.to_complex())
         if self._given is not None:
             _check_link(self._given, self.panel)
@@ -77,11 +89,15 @@ class Simulator:
             self._fixed = (_first(nominal), acting, _first(actual))
 
     def __call__(self, scenes: Int64[Tensor, "S"]) -> Recording:
-        """The scenes of these numbers, in this order."""
+        """Simulate the scenes with these numbers, in this order.
+
+        Raises:
+            InputError: a scene number beyond user-given sources [S, K].
+        """
         draws = Draws(self.seed, self.split, scenes.to(self.device))
         nominal, acting, actual = self._fixed or self._link(draws)
         L = self.spec.codebook.snapshots if nominal.codes is None else nominal.codes.shape[-2]
-        truth = draw_sources(self.spec.scene, self.spec.sources, L, draws, self.dtype)
+        truth = self._truth(scenes.to(self.device), L, draws)
         snapshots, noise_variance = self._receive(truth, acting, actual, draws)
         return Recording(
             wavelength=self.panel.wavelength,
@@ -93,19 +109,41 @@ class Simulator:
             truth=truth,
         )
 
+    def _truth(self, scenes: Tensor, snapshots: int, draws: Draws) -> Sources:
+        """Sources of these scenes: drawn, or the given ones with what they lack drawn."""
+        if self._sources is None:
+            return draw_sources(self.spec.scene, self.spec.sources, snapshots, draws, self.dtype)
+        given = self._sources
+        if given.symbols is not None and given.symbols.shape[-1] != snapshots:
+            raise InputError(
+                "sources/symbols",
+                f"must have L = {snapshots} snapshots (last axis); got {given.symbols.shape[-1]}",
+            )
+        if given.azimuth.ndim == 1:
+            given = given.each(lambda value: value.expand(len(scenes), *value.shape))
+        elif len(scenes) and int(scenes.max()) >= len(given.azimuth):
+            raise InputError(
+                "sources",
+                f"sources are given for {len(given.azimuth)} scenes; scene {int(scenes.max())} does not "
+                "exist. Sources of shape [K] are used in every scene",
+            )
+        else:
+            given = given[scenes]
+        return complete_sources(self.spec.scene, given, snapshots, draws)
+
     def scenes(self, start: int, stop: int) -> Recording:
         """Scenes ``start`` to ``stop - 1``."""
         return self(torch.arange(start, stop, device=self.device))
 
     def stream(self, batch: int, *, start: int = 0, stop: int | None = None) -> Iterator[Recording]:
-        """Scenes from ``start`` on in batches, without end unless ``stop`` is given."""
+        """Yield scenes from ``start`` on in batches, up to ``stop`` if it is given."""
         while stop is None or start < stop:
             end = start + batch if stop is None else min(start + batch, stop)
             yield self.scenes(start, end)
             start = end
 
     def _link(self, draws: Draws) -> tuple[Link, Panel, Link]:
-        """The recorded link, and the panel and link that act."""
+        """The nominal link, and the panel and link with hardware impairments."""
         dtype = self.dtype.to_complex()
         if self._given is not None:
             nominal = self._given
@@ -113,20 +151,24 @@ class Simulator:
             nominal = Link()
         else:
             channel = draw_channel(self.panel, self.spec.channel, draws, dtype)
-            nominal = Link(channel, draw_codes(self.spec.panel, self.spec.codebook, draws, dtype))
+            nominal = Link(channel, draw_codes(self._shape, self.spec.codebook, draws, dtype))
         return nominal, *impair(self.panel, nominal, self.spec.hardware, draws)
 
     def _receive(
         self, sources: Sources, acting: Panel, actual: Link, draws: Draws
     ) -> tuple[Tensor, Float[Tensor, "S"]]:
-        """Snapshots and noise variance; the noise is scaled to the asked SNR of the realised signal."""
+        """Snapshots and noise variance; the noise is scaled to the requested SNR of the realised signal."""
         assert sources.symbols is not None
         symbols = torch.where(sources.active[..., None], sources.symbols, 0)
         field = symbols.mT @ sources.steering(acting).mT
         signal = actual.apply(field)
         power = 2 * torch.view_as_real(signal).square().mean(dim=(-3, -2, -1))
         if not (power > 0).all():
-            raise InputError("signal", "some power at the receiver", "zero power (every element dead?)")
+            raise InputError(
+                "signal",
+                "the received signal has zero power. Check that channel, codes and symbols are not all 0 and "
+                "that hardware.dead_fraction is below 1",
+            )
         low, high = limits(self.spec.snr_db)
         fraction = draws.uniform(Stream.SNR, dtype=self.dtype)
         noise_variance = power / from_db(low + (high - low) * fraction)
@@ -137,50 +179,89 @@ class Simulator:
 def simulate(
     spec: SystemSpec | None = None,
     *,
-    scenes: int,
+    scenes: int | None = None,
     seed: int = 0,
     split: Split = "test",
+    sources: int | tuple[int, int] | Sources | None = None,
     panel: Panel | PanelSpec | dict[str, object] | None = None,
     link: Link | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     **settings: object,
 ) -> Recording:
-    """Simulate the first ``scenes`` scenes of a split; the twin of ``rismusic simulate``.
+    r"""Simulate the first ``scenes`` scenes of a split; the counterpart of ``rismusic simulate``.
+
+    Each snapshot is :math:`y_l = H\,\mathrm{diag}(c_l) A s_l + n_l` with noise at the requested SNR.
 
     Args:
-        spec: the system; the default system if none.
-        scenes: how many.
+        spec: the system; the default system if omitted.
+        scenes: number of scenes S. May be omitted with ``sources`` of shape [S, K] (S scenes) or [K] (one).
         seed: see :class:`Simulator`.
         split: see :class:`Simulator`.
-        panel: a :class:`~rismusic.array.Panel` of one's own (see :class:`Simulator`), or settings of a
-            uniform one, such as ``{"rows": 64, "columns": 64}``.
+        sources: number of sources, limits of a uniform draw, or positions: see :class:`Simulator`.
+        panel: a :class:`~rismusic.array.Panel`, or settings of a uniform planar one, such as
+            ``{"rows": 64, "columns": 64}``.
         link: see :class:`Simulator`.
         device: see :class:`Simulator`.
         dtype: see :class:`Simulator`.
-        settings: fields of :class:`~rismusic.spec.SystemSpec` to change, such as ``sources=3, snr_db=10``.
+        settings: fields of :class:`~rismusic.spec.SystemSpec` to change, such as ``snr_db=10``.
+
+    Returns:
+        Recording of S scenes, with noise variance and truth.
 
     Raises:
         InputError: a setting is unknown or impossible.
+
+    Example:
+        >>> sources = Sources.from_degrees([-20, 35], [0, 10], [2.0, 4.5])
+        >>> recording = simulate(sources=sources, panel=Panel.uniform_planar(8, 8), snr_db=20)
+        >>> recording.snapshots.shape
+        torch.Size([1, 16, 16])
     """
-    if scenes < 1:
-        raise InputError("scenes", "a positive number", str(scenes))
+    given = sources if isinstance(sources, Sources) else None
+    if sources is not None and given is None:
+        settings["sources"] = sources
+    if scenes is None and given is not None:
+        scenes = 1 if given.azimuth.ndim == 1 else len(given.azimuth)
+    if scenes is None or scenes < 1:
+        raise InputError("scenes", f"the number of scenes must be at least 1; got {scenes}")
     own = panel if isinstance(panel, Panel) else None
     if panel is not None and own is None:
         settings["panel"] = panel
     changed = (spec or SystemSpec()).replace(**settings)
-    simulator = Simulator(changed, seed=seed, split=split, panel=own, link=link, device=device, dtype=dtype)
+    simulator = Simulator(
+        changed, seed=seed, split=split, panel=own, link=link, sources=given, device=device, dtype=dtype
+    )
     return simulator.scenes(0, scenes)
+
+
+def _given_sources(sources: Sources, device: torch.device, dtype: torch.dtype) -> Sources:
+    """User-given sources, checked, in the simulator's precision."""
+    if sources.azimuth.ndim not in (1, 2):
+        raise InputError("sources", f"must have shape [K] or [S, K]; got {list(sources.azimuth.shape)}")
+    if not sources.active.any(dim=-1).all():
+        raise InputError("sources", "every scene needs at least one source")
+    check_sources(sources, field="sources")
+    if sources.symbols is not None and sources.symbols.shape[:-1] != sources.azimuth.shape:
+        raise InputError(
+            "sources/symbols",
+            f"must have shape {[*sources.azimuth.shape]} + [L]; got {list(sources.symbols.shape)}",
+        )
+    return sources.each(lambda value: value.to(device, dtype.to_complex() if value.is_complex() else dtype))
 
 
 def _check_link(link: Link, panel: Panel) -> None:
     for name, part in (("channel", link.channel), ("codes", link.codes)):
         if part is not None and part.shape[-1] != panel.size:
-            raise InputError(f"link.{name}", f"N = {panel.size} elements as in panel", str(part.shape[-1]))
+            raise InputError(
+                f"link.{name}",
+                f"must have N = {panel.size} elements (last axis), as the panel; got {part.shape[-1]}",
+            )
     if link.per_scene:
-        raise InputError("link", "one link for all scenes, [M, N] and [L, N]", "leading scene axes")
+        raise InputError("link", "one link serves all scenes: pass channel [M, N] and codes [L, N]")
     if (link.channel is None) != (link.codes is None):
-        raise InputError("link", "channel and codes, or neither", "only one of them")
+        given, other = ("channel", "codes") if link.codes is None else ("codes", "channel")
+        raise InputError("link", f"needs both channel and codes, or neither; {given} came without {other}")
 
 
 def _first(link: Link) -> Link:

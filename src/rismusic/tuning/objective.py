@@ -20,9 +20,9 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial
 
-from rismusic.evaluate.metrics import match
 from rismusic.hybrid import locate
 from rismusic.io import Recording
+from rismusic.metrics import match
 from rismusic.nn.run_folder import BEST
 from rismusic.nn.spec import LossSpec, TrainSpec
 from rismusic.nn.train import train

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from rismusic.evaluate.plots import COLOURS, MARKERS, new_axes
-from rismusic.evaluate.report.page import Plot, setting_rows, within, write_page
-from rismusic.evaluate.report.wording import fixed, general
+from rismusic.plots import COLOURS, MARKERS, new_axes
+from rismusic.report.page import Plot, fixed, general, setting_rows, within, write_page
 from rismusic.tuning.objective import EPOCHS
 
 if TYPE_CHECKING:

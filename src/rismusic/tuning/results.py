@@ -27,10 +27,10 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from rismusic.errors import InputError
-from rismusic.evaluate.plots import save
 from rismusic.files import replace_file
 from rismusic.nn.run_folder import BEST as BEST_WEIGHTS
 from rismusic.nn.spec import TrainSpec
+from rismusic.plots import save
 from rismusic.spec import LocateSpec, dump_spec
 from rismusic.tuning.objective import (
     DEFAULT,
@@ -130,7 +130,8 @@ class Comparison:
         result = "is better" if self.better else "is worse" if self.worse else "is not significantly better"
         return (
             f"{name} {result} than the default on the test scenes. Cost of the default minus its cost: "
-            f"{self.gain:+.4f} ({100 * self.level:.0f} % confidence interval {self.low:+.4f} to {self.high:+.4f})."
+            f"{self.gain:+.4f} ({100 * self.level:.0f} % confidence interval {self.low:+.4f} to "
+            f"{self.high:+.4f})."
         )
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import dropout, one_hot
 
 from faults.plant import Fault, Plant, attribute, method
 from rismusic.covariance import Covariance, finish
-from rismusic.evaluate.metrics import Match, Score
+from rismusic.metrics import Match, Score
 from rismusic.nn import validation
 from rismusic.nn.learner import Learner
 from rismusic.nn.network import Network, Prediction

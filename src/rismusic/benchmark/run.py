@@ -1,0 +1,273 @@
+"""Run, resume, split and merge benchmarks."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rismusic.benchmark.methods import parse_method
+from rismusic.benchmark.pool import run_all, usable_cores
+from rismusic.benchmark.spec import SCENES, BenchSpec, Unit, all_units
+from rismusic.benchmark.store import Arrays, Store, check_same, load_settings
+from rismusic.benchmark.summary import BenchRow, TimingRow, cell_rows, write_table
+from rismusic.covariance import true_covariance
+from rismusic.crb import recording_crb
+from rismusic.devices import device_of
+from rismusic.errors import InputError
+from rismusic.estimation.estimate import volume_of
+from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.maximum_likelihood import Fit, finish, nfmle, unpack
+from rismusic.estimation.spectra import music, rap_music
+from rismusic.hybrid import locate
+from rismusic.io import Recording
+from rismusic.nn.spec import weights_path
+from rismusic.registry import load_plugins
+from rismusic.simulation.simulator import Simulator
+from rismusic.sources import Sources
+
+RESULTS, TIMINGS = "results.csv", "timings.csv"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Result of a benchmark.
+
+    Args:
+        spec: its settings.
+        rows: one for each cell and method; empty while parts are missing.
+        timings: computing times of the methods; oracles are not timed.
+        missing: number of parts that other shares still have to do.
+    """
+
+    spec: BenchSpec
+    rows: list[BenchRow]
+    timings: list[TimingRow]
+    missing: int
+
+
+def bench(
+    spec: BenchSpec | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    workers: int | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress = lambda *_: None,
+    **settings: object,
+) -> Benchmark:
+    """Compare methods over numbers of sources, SNR and other settings, as ``rismusic bench`` does.
+
+    Scenes depend on (seed, split, number) alone, and a unit of work is one method on one block of scenes. The
+    result therefore does not depend on the number of processes, on shares, or on interruptions. Different
+    processors and library versions may round differently.
+
+    Args:
+        spec: the settings; the default settings if none.
+        out: folder for the settings, the results of every scene and the tables; nothing is kept if none.
+        resume: continue in a folder that holds part of the same benchmark.
+        shard: (i, n): run share i, counted from 0, of n; see :func:`merge_benchmarks`.
+        workers: number of processes, each with one thread; all cores if none. A script that uses more than
+            one must guard the call with ``if __name__ == "__main__":``.
+        device: where the methods compute, such as ``"cuda"``; the CPU if none. Scenes, bounds and the rows that
+            know the truth stay on the CPU, so all devices see the same scenes. On another device the timings
+            are wall-clock times, and one process is the default.
+        progress: called with the completed and the total number of scenes, summed over methods.
+        settings: fields of :class:`~rismusic.benchmark.spec.BenchSpec` to change, such as ``scenes=20``.
+
+    Raises:
+        InputError: a setting is unknown or invalid, the folder holds another benchmark, a worker was killed,
+            or the weights of the hybrid method are missing.
+    """
+    chosen = (spec or BenchSpec()).replace(**settings)
+    place = None if device is None else device_of(device)
+    if workers is None:
+        workers = usable_cores() if place is None or place.type == "cpu" else 1
+    if workers < 1:
+        raise InputError("workers", f"give at least one process; got {workers}")
+    if not 0 <= shard[0] < shard[1]:
+        raise InputError("shard", f"give (i, n) with 0 <= i < n; got {shard}")
+    uses_network = any(parse_method(name).base == "hybrid" for name in chosen.rows)
+    if uses_network and not weights_path(chosen.locate.weights).exists():
+        # Without weights locate falls back to a classical method, which must not be reported as hybrid.
+        raise InputError(
+            "locate.weights",
+            f"the hybrid method needs weights, and {chosen.locate.weights!r} is neither installed nor a file",
+        )
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(Path(folder))
+            _run(chosen, store, shard, workers, place, progress)
+            return _summed(chosen, store)
+    store = Store(Path(out))
+    store.open(chosen, resume=resume)
+    _run(chosen, store, shard, workers, place, progress)
+    return _finished(chosen, store)
+
+
+def merge_benchmarks(folders: Sequence[str | Path], *, out: str | Path, resume: bool = False) -> Benchmark:
+    """Merge the shares of a benchmark, as ``rismusic bench --merge`` does.
+
+    Args:
+        folders: the folders of all shares.
+        out: folder for the merged benchmark.
+        resume: whether ``out`` may already hold parts of it.
+
+    Raises:
+        InputError: the folders belong to different benchmarks, or a part is missing in all of them.
+    """
+    if not folders:
+        raise InputError("merge", "give one or more folders of a benchmark")
+    sources = [Store(Path(folder)) for folder in folders]
+    spec = load_settings(sources[0].folder)
+    for source in sources[1:]:
+        check_same(spec, source.folder)
+    store = Store(Path(out))
+    found, missing = [], []
+    for unit in all_units(spec):
+        holders = [one for one in (store, *sources) if one.read(unit) is not None]
+        if not holders:
+            missing.append(unit)
+        elif holders[0] is not store:
+            found.append((unit, holders[0]))
+    if missing:
+        raise InputError(
+            "merge", f"{len(missing)} parts are in none of the folders; the first is {missing[0]}"
+        )
+    store.open(spec, resume=resume)
+    for unit, source in found:
+        store.copy(unit, source)
+    return _finished(spec, store)
+
+
+def _run(
+    spec: BenchSpec,
+    store: Store,
+    shard: tuple[int, int],
+    workers: int,
+    device: torch.device | None,
+    progress: Progress,
+) -> None:
+    units = all_units(spec)[shard[0] :: shard[1]]
+    total = sum(unit.stop - unit.start for unit in units)
+    left = [unit for unit in units if store.read(unit) is None]
+    completed = total - sum(unit.stop - unit.start for unit in left)
+    progress(completed, total)
+
+    def done(unit: Unit) -> None:
+        nonlocal completed
+        completed += unit.stop - unit.start
+        progress(completed, total)
+
+    run_all(partial(do_unit, spec, store, device=device), left, workers=workers, done=done)
+
+
+def _finished(spec: BenchSpec, store: Store) -> Benchmark:
+    """Write the tables once all parts are complete."""
+    result = _summed(spec, store)
+    if result.missing == 0:
+        store.clear()
+        write_table(store.folder / RESULTS, result.rows, overwrite=True)
+        if result.timings:
+            write_table(store.folder / TIMINGS, result.timings, overwrite=True)
+    return result
+
+
+def _summed(spec: BenchSpec, store: Store) -> Benchmark:
+    missing = sum(store.read(unit) is None for unit in all_units(spec))
+    rows: list[BenchRow] = []
+    timings: list[TimingRow] = []
+    for cell in spec.cells() if missing == 0 else ():
+        some, times = cell_rows(spec, cell, store)
+        rows += some
+        timings += times
+    return Benchmark(spec, rows, timings, missing)
+
+
+def do_unit(spec: BenchSpec, store: Store, unit: Unit, *, device: torch.device | None = None) -> None:
+    """Run one unit in a single thread and store its results."""
+    load_plugins(spec.locate.plugins)  # a worker process has not imported them yet
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        store.write(unit, results(spec, unit, device))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> Arrays:
+    """The arrays to store for one unit.
+
+    For the scenes themselves: the truth, the bound and the noise variance. For a method: azimuth (rad),
+    elevation (rad) and range (m) of its estimates [S, K], NaN-padded, their conditional cost and negative
+    unconditional log-likelihood [S], and the processor time in seconds.
+    """
+    recording = Simulator(unit.cell.system, seed=spec.seed, split=spec.split).scenes(unit.start, unit.stop)
+    if unit.method == SCENES:
+        return _truth(recording)
+    noise = recording.noise_variance if spec.noise == "known" else None
+    blind = replace(recording, truth=None, noise_variance=noise)
+    # The time of a process leaves out what a GPU does for it.
+    clock = time.process_time if device is None or device.type == "cpu" else time.perf_counter
+    begin = clock()
+    if parse_method(unit.method).peeked:
+        assert recording.truth is not None
+        found, fit = _oracle(blind, recording.truth, spec, unit)
+    else:
+        count = "auto" if spec.count == "auto" else unit.cell.sources
+        found, fit = locate(blind, sources=count, spec=spec.search(unit.method), device=device).sources, None
+    seconds = clock() - begin
+    fit = fit or _at(blind, found)
+    values = {**_positions(found), "cost": fit.cost, "likelihood": fit.neg_log_likelihood}
+    return {
+        **{name: value.numpy() for name, value in values.items()},
+        "seconds": torch.tensor(seconds).numpy(),
+    }
+
+
+def _truth(recording: Recording) -> Arrays:
+    assert recording.truth is not None
+    assert recording.noise_variance is not None
+    _, L, M = recording.snapshots.shape
+    values = {
+        **_positions(recording.truth),
+        "covariance": recording_crb(recording).covariance,
+        "noise_variance": recording.noise_variance.double(),
+        "samples": torch.tensor(L * M),
+    }
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def _oracle(blind: Recording, truth: Sources, spec: BenchSpec, unit: Unit) -> tuple[Sources, Fit]:
+    """Oracles: MUSIC on the true covariance, or maximum likelihood started at the truth."""
+    method = parse_method(unit.method)
+    volume = volume_of(spec.locate)
+    start = Sources(**_positions(truth))
+    if method.base == "music":
+        assert truth.power is not None
+        A = start.steering(blind.panel)
+        grid = SearchGrid.cover(blind.panel, volume, spec.locate.oversampling)
+        spectrum = music(true_covariance(A, truth.power.double()), unit.cell.sources)
+        # With an exact covariance a second pass over the sources improves the result.
+        found = rap_music(spectrum, grid, unit.cell.sources)
+        start = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
+    fit = nfmle(blind, start, volume, criterion=method.criterion) if method.polish else _at(blind, start)
+    return fit.sources, fit
+
+
+def _at(recording: Recording, found: Sources) -> Fit:
+    """Cost and log-likelihood at given positions."""
+    positions, active = unpack(found, recording)
+    return finish(recording, positions, active, torch.ones_like(active[:, 0]))
+
+
+def _positions(sources: Sources) -> dict[str, Tensor]:
+    return {name: getattr(sources, name).double() for name in ("azimuth", "elevation", "range")}

@@ -1,0 +1,328 @@
+"""Settings of a benchmark: the systems to simulate, the methods to compare, and how the work is divided.
+
+A *cell* is one system: a number of sources, an SNR and, in a sweep, one value of the setting that varies. A
+*unit* is one method on one block of scenes of one cell. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rismusic.benchmark.methods import ABLATIONS, DEFAULT_METHODS, parse_method, with_starts
+from rismusic.errors import InputError
+from rismusic.nn.spec import weights_path
+from rismusic.spec import (
+    ChannelSpec,
+    CodebookSpec,
+    Count,
+    Finite,
+    HardwareSpec,
+    LocateSpec,
+    PanelSpec,
+    SceneSpec,
+    Spec,
+    SystemSpec,
+)
+
+Value = int | float | str
+
+NONE = "none"
+# The setting that each sweep changes, its default values, and the label of its axis.
+SWEEPS: dict[str, tuple[str, tuple[Value, ...], str]] = {
+    "separation": ("scene.separation_deg", (0.0, 4.0, 8.0, 16.0, 24.0), "minimum separation / deg"),
+    "snapshots": ("codebook.snapshots", (4, 8, 16, 32, 64), "snapshots L"),
+    "bits": ("codebook.bits", (1, 2, 3, 4, "continuous"), "bits of the phase shifters"),
+    "power_spread": ("scene.power_spread_db", (0.0, 3.0, 6.0, 10.0, 15.0), "power spread / dB"),
+    "symbols": ("scene.symbols", ("gaussian", "qpsk", "static"), "symbols"),
+}
+RANGE_EDGES = (0.5, 1.0, 2.0, 4.0, 7.0, 10.0)
+# Hardware impairments that the recording does not show, one kind at a time.
+HARDWARE: tuple[tuple[str, dict[str, Value]], ...] = (
+    ("none", {}),
+    ("static phase 0.1 rad", {"hardware.static_phase_rad": 0.1}),
+    ("static phase 0.3 rad", {"hardware.static_phase_rad": 0.3}),
+    ("code phase 0.3 rad", {"hardware.code_phase_rad": 0.3}),
+    ("gain ±0.3", {"hardware.gain": 0.3}),
+    ("dead 0.1", {"hardware.dead_fraction": 0.1}),
+    ("moved 0.05 wavelengths", {"hardware.position_wavelengths": 0.05}),
+)
+NAMES = (NONE, "range", *SWEEPS, "hardware")
+AXES = {"range": "range of the sources / m", "hardware": "hardware impairment"} | {
+    name: axis for name, (_, _, axis) in SWEEPS.items()
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system on which all methods are compared.
+
+    Args:
+        sweep: name of the sweep; ``none`` for the grid of K and SNR.
+        point: value of the swept setting, as text.
+        place: index of the value in its sweep, from 0.
+        sources: K.
+        snr_db: SNR in dB.
+        system: the system.
+    """
+
+    sweep: str
+    point: str
+    place: int
+    sources: int
+    snr_db: float
+    system: SystemSpec
+
+    @property
+    def name(self) -> str:
+        """Name of the cell and of its folder."""
+        return f"{self.sweep}_{self.place}_K{self.sources}_{self.snr_db:g}dB"
+
+
+def sweep_cells(
+    sweep: str,
+    values: Sequence[Value],
+    sources: Sequence[int],
+    snr_db: Sequence[float],
+    system: SystemSpec,
+) -> list[Cell]:
+    """A cell for each K, SNR and value.
+
+    Args:
+        sweep: one of ``NAMES``, or a setting such as ``scene.separation_deg``.
+        values: values of the sweep (for ``range``: bin edges in metres); its default values if empty.
+        sources: K.
+        snr_db: dB.
+        system: the settings that stay fixed.
+
+    Raises:
+        InputError: the sweep is unknown, a value is invalid, or the sweep needs values and none are given.
+    """
+    return [
+        Cell(sweep, label, place, K, float(snr), _changed(system, {**change, "sources": K, "snr_db": snr}))
+        for K in sources
+        for snr in snr_db
+        for place, (label, change) in enumerate(_points(sweep, values))
+    ]
+
+
+def _points(sweep: str, values: Sequence[Value]) -> list[tuple[str, dict[str, Value]]]:
+    """Label and settings of each point."""
+    if sweep in (NONE, "hardware"):
+        if values:
+            raise InputError(
+                "sweep_values", f"the sweep {sweep} takes no values; got {' '.join(map(str, values))}"
+            )
+        return list(HARDWARE) if sweep == "hardware" else [("", {})]
+    if sweep == "range":
+        edges = [edge for edge in values or RANGE_EDGES if not isinstance(edge, str)]
+        if len(edges) < max(2, len(values)) or sorted(set(edges)) != edges:
+            raise InputError(
+                "sweep_values",
+                f"give two or more increasing ranges in metres; got {' '.join(map(str, values))}",
+            )
+        return [
+            (f"{low:g} to {high:g}", {"scene.range_min_m": low, "scene.range_max_m": high})
+            for low, high in itertools.pairwise(edges)
+        ]
+    setting, own, _ = SWEEPS.get(sweep, (sweep, (), sweep))
+    if "." not in setting:
+        raise InputError(
+            "sweep",
+            f"unknown sweep {sweep!r}; choose from {', '.join(NAMES)}, or name a setting such as scene.power",
+        )
+    values = values or own
+    if not values:
+        raise InputError("sweep_values", f"give the values of {sweep}; it has no default values")
+    return [(f"{value:g}" if not isinstance(value, str) else value, {setting: value}) for value in values]
+
+
+def _changed(system: SystemSpec, settings: dict[str, Value]) -> SystemSpec:
+    for name, value in settings.items():
+        part, dot, leaf = name.rpartition(".")
+        old = getattr(system, part, None) if dot else None
+        if dot and not isinstance(old, Spec):
+            raise InputError(
+                "sweep", f"{name!r} is not a setting of the system, such as scene.separation_deg"
+            )
+        system = system.replace(
+            **({part: old.replace(**{leaf: value})} if isinstance(old, Spec) else {name: value})
+        )
+    return system
+
+
+GRID = ((1, 2, 3, 5), (0.0, 5.0, 10.0, 20.0))
+# With a sweep: a case in which the methods differ, yet all of them work.
+SWEPT = ((3,), (5.0,))
+
+
+class BenchSpec(Spec):
+    """A benchmark: methods compared on the same scenes of one or more systems."""
+
+    methods: tuple[str, ...] = ()
+    """Methods to compare: those of locate; ':raw' without polishing, ':conditional' with the conditional
+    likelihood, 'hybrid:music' and so on for ablations. 'oracle:music', 'oracle:truth' and 'oracle:best' use
+    the true sources. None: all (hybrid only where its weights exist)."""
+    sources: tuple[Count, ...] = ()
+    """Numbers of sources, K. None: 1 2 3 5, or 3 in a sweep."""
+    snr_db: tuple[Finite, ...] = ()
+    """SNRs in dB. None: 0 5 10 20, or 5 in a sweep."""
+    scenes: Count = 200
+    """Number of scenes of each system."""
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Seed of the scenes."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Split of the scenes. Different splits of one seed share no scene."""
+    count: Literal["known", "auto"] = "known"
+    """Whether the number of sources is given or estimated."""
+    noise: Literal["hidden", "known"] = "hidden"
+    """Whether the noise variance is given or estimated."""
+    sweep: tuple[str, ...] = (NONE,)
+    """Settings to vary, one at a time: none (K and SNR only), range, separation, snapshots, bits,
+    power_spread, symbols, hardware, or a setting such as scene.separation_deg."""
+    sweep_values: tuple[float | str, ...] = ()
+    """Values of the swept setting (range: bin edges in metres). None: its default values."""
+    block: Count = 50
+    """Scenes processed and stored at a time. An interrupted run loses at most one block per worker."""
+    one_link: bool = False
+    """Use one channel, codebook and set of hardware impairments for all scenes, not new ones for each."""
+    scene: SceneSpec = SceneSpec()
+    panel: PanelSpec = PanelSpec()
+    channel: ChannelSpec = ChannelSpec()
+    codebook: CodebookSpec = CodebookSpec()
+    hardware: HardwareSpec = HardwareSpec()
+    locate: LocateSpec = LocateSpec()
+    """Settings of the search. Method, polishing and number of sources follow from the fields above."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BenchSpec:
+        for names, field in ((self.methods, "methods"), (self.sweep, "sweep")):
+            if len(set(names)) < len(names):
+                raise InputError(field, f"each name may occur once; got {' '.join(names)}")
+        if not self.sweep or (self.sweep_values and len(self.sweep) > 1):
+            raise InputError(
+                "sweep",
+                "give one sweep, or several without sweep_values; got " + (" ".join(self.sweep) or "none"),
+            )
+        for name in ("method", "sources", "polish", "criterion"):
+            value = getattr(self.locate, name)
+            if value != LocateSpec.model_fields[name].default:
+                other = "count" if name == "sources" else "methods"
+                raise InputError(
+                    f"locate.{name}", f"a benchmark sets this through {other}; remove {name} = {value!r}"
+                )
+        for method in map(parse_method, self.methods):
+            if self.count == "auto" and method.peeked and method.base == "best":
+                raise InputError(
+                    "methods",
+                    f"{method.name} needs a known number of sources: leave it out, or set count to known",
+                )
+        for cell in self.cells():
+            self._check_volume(cell.system.scene)
+        return self
+
+    def _check_volume(self, scene: SceneSpec) -> None:
+        for name, inside in (
+            ("azimuth_max_deg", self.locate.azimuth_max_deg >= scene.azimuth_max_deg),
+            ("elevation_max_deg", self.locate.elevation_max_deg >= scene.elevation_max_deg),
+            ("range_min_m", self.locate.range_min_m <= scene.range_min_m),
+            ("range_max_m", self.locate.range_max_m >= scene.range_max_m),
+        ):
+            if not inside:
+                raise InputError(
+                    f"locate.{name}",
+                    f"the searched volume must contain all sources (scene.{name} {getattr(scene, name):g}); "
+                    f"got {getattr(self.locate, name):g}",
+                )
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the methods that are compared."""
+        if self.methods:
+            return self.methods
+        left_out: tuple[str, ...] = () if self.count == "known" else ("oracle:best",)
+        if not weights_path(self.locate.weights).exists():
+            left_out = (*left_out, "hybrid")
+        return tuple(name for name in DEFAULT_METHODS if not name.startswith(left_out))
+
+    def cells(self) -> list[Cell]:
+        """All systems on which the methods are compared."""
+        system = SystemSpec(
+            one_link=self.one_link,
+            scene=self.scene,
+            panel=self.panel,
+            channel=self.channel,
+            codebook=self.codebook,
+            hardware=self.hardware,
+        )
+        cells = []
+        for sweep in self.sweep:
+            sources, snr_db = GRID if sweep == NONE else SWEPT
+            cells += sweep_cells(
+                sweep, self.sweep_values, self.sources or sources, self.snr_db or snr_db, system
+            )
+        return cells
+
+    def search(self, name: str) -> LocateSpec:
+        """The settings of :func:`rismusic.locate` for a method that is no oracle."""
+        method = parse_method(name)
+        hybrid = self.locate.hybrid.replace(**ABLATIONS.get(method.variant, {}))
+        return self.locate.replace(
+            method=method.base, polish=method.polish, criterion=method.criterion, hybrid=hybrid
+        )
+
+
+# Pseudo-method: the truth and the bound of the scenes themselves.
+SCENES = "scenes"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: scenes ``start`` to ``stop - 1`` of a cell with one method (or ``scenes``)."""
+
+    cell: Cell
+    method: str
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.method} in {self.cell.name}, scenes {self.start} to {self.stop - 1}"
+
+
+def blocks(spec: BenchSpec) -> list[tuple[int, int]]:
+    """First scene of each block, and the scene after its last."""
+    return [(start, min(start + spec.block, spec.scenes)) for start in range(0, spec.scenes, spec.block)]
+
+
+def all_units(spec: BenchSpec) -> list[Unit]:
+    """All units, in a fixed random order.
+
+    The order mixes fast and slow methods, so that shares take equal time and the remaining time can be
+    estimated. It is the same on every machine.
+    """
+    methods = (SCENES, *(name for name in with_starts(spec.rows) if not name.startswith("oracle:best")))
+    units = [
+        Unit(cell, method, start, stop)
+        for cell in spec.cells()
+        for method in methods
+        for start, stop in blocks(spec)
+    ]
+    random.Random(0).shuffle(units)
+    return units
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Parse ``i/n``: share i, counted from 0, of n.
+
+    Raises:
+        InputError: the text is not of this form.
+    """
+    share, slash, shares = text.partition("/")
+    if not (slash and share.isdecimal() and shares.isdecimal() and int(share) < int(shares)):
+        raise InputError("shard", f"give a share as I/N with 0 <= I < N, such as 0/4 or 3/4; got {text!r}")
+    return int(share), int(shares)

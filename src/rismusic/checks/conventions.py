@@ -1,0 +1,391 @@
+"""Wrong conventions in recordings: how each one is undone, and when the evidence for one is strong enough.
+
+Each :class:`Change` undoes one mistake, such as a conjugated channel or angles in degrees. :func:`applicable`
+lists the changes that apply to a recording, and :func:`best_change` selects the one that fits best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from rismusic.io import Recording
+from rismusic.sources import Sources
+
+# Accepted and usual distances of neighbouring elements, in wavelengths.
+POSSIBLE, USUAL = (0.01, 10.0), (0.2, 0.6)
+# Relative changes of a length below this are ignored.
+SAME = 0.02
+
+Apply = Callable[[Recording], Recording | None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One convention changed.
+
+    Args:
+        name: name of the mistake that the change undoes.
+        meaning: description of the mistake, and of mistakes with exactly the same effect.
+        remedy: what to do about it.
+        apply: returns the recording with the mistake undone, or none if the change does not apply or has no
+            effect.
+        family: changes of one family can be indistinguishable, for instance with far sources. The best one is
+            reported, with those that fit equally well.
+        blind: the family if the truth is unknown; none if the change cannot be detected without truth.
+    """
+
+    name: str
+    meaning: str
+    remedy: str
+    apply: Apply
+    family: str
+    blind: str | None = None
+
+
+def conjugated(*parts: str) -> Apply:
+    """Some of snapshots, channel and codes conjugated; none where one of them is missing or real."""
+
+    def apply(recording: Recording) -> Recording | None:
+        values = {name: getattr(recording, name) for name in parts}
+        # What is real is its own conjugate, and the change without it is the same.
+        if any(v is None or v.imag.abs().max() <= 1e-6 * v.abs().max() for v in values.values()):
+            return None
+        return replace(recording, **{name: value.conj().resolve_conj() for name, value in values.items()})
+
+    return apply
+
+
+def transposed(*, conjugate: bool) -> Apply:
+    """The channel transposed, where it is square."""
+
+    def apply(recording: Recording) -> Recording | None:
+        H = recording.channel
+        if H is None or H.shape[-1] != H.shape[-2] or H.shape[-1] == 1:
+            return None
+        changed = (H.mH if conjugate else H.mT).resolve_conj().contiguous()
+        return None if torch.equal(changed, H) else replace(recording, channel=changed)
+
+    return apply
+
+
+def moved(change: Callable[[Sources, Recording], Sources | None]) -> Apply:
+    """The truth changed."""
+
+    def apply(recording: Recording) -> Recording | None:
+        truth = None if recording.truth is None else change(recording.truth, recording)
+        return None if truth is None else replace(recording, truth=truth)
+
+    return apply
+
+
+def scaled_angles(factor: float) -> Apply:
+    """True angles times a factor, where they remain in front of the panel."""
+
+    def change(truth: Sources, _: Recording) -> Sources | None:
+        azimuth, elevation = truth.azimuth * factor, truth.elevation * factor
+        beyond = (azimuth.abs() >= math.pi / 2) | (elevation.abs() >= math.pi / 2)  # NaN is not
+        return None if beyond.any() else replace(truth, azimuth=azimuth, elevation=elevation)
+
+    return moved(change)
+
+
+def scaled_panel(
+    elements: Callable[[float], float] | None = None, wavelength: Callable[[float], float] | None = None
+) -> Apply:
+    """Elements times a factor, which may depend on the wavelength, and another wavelength.
+
+    Without truth only a panel of unusual spacing is changed, and to a usual one: how large it is cannot be
+    told from sources that are farther to the side.
+    """
+
+    def apply(recording: Recording) -> Recording | None:
+        recorded = recording.wavelength
+        factor = 1.0 if elements is None else elements(recorded)
+        other = recorded if wavelength is None else wavelength(recorded)
+        if abs(factor - 1) < SAME and abs(other / recorded - 1) < SAME:
+            return None
+        before = recording.panel.spacing / recorded
+        after = before * factor * recorded / other
+        if math.isfinite(before) and not POSSIBLE[0] <= after <= POSSIBLE[1]:
+            return None
+        if recording.truth is None and (_usual(before) or not _usual(after)):
+            return None
+        return replace(recording, elements=recording.elements * factor, wavelength=other)
+
+    return apply
+
+
+def renumbered(recording: Recording) -> Recording | None:
+    """The elements numbered by columns (x slowest), or by rows where that is what they are."""
+    elements, spacing = recording.elements, recording.panel.spacing
+    if len(elements) < 2:
+        return None
+    # Rounded, so that the elements of a row have one y.
+    x, y = ((elements[:, axis] / spacing * 100).round() for axis in (0, 1))
+    by_x, by_y = torch.argsort(x, stable=True), torch.argsort(y, stable=True)
+    by_rows = by_x[torch.argsort(y[by_x], stable=True)]
+    by_columns = by_y[torch.argsort(x[by_y], stable=True)]
+    in_rows = torch.equal(by_rows, torch.arange(len(elements), device=elements.device))
+    changed = elements[by_columns if in_rows else by_rows]
+    # A square panel becomes its own mirror image, as sources do whose x and y are swapped.
+    mirror_image = torch.allclose(changed, elements[:, [1, 0, 2]], atol=1e-3 * spacing)
+    if torch.equal(changed, elements) or (mirror_image and recording.truth is None):
+        return None
+    return replace(recording, elements=changed)
+
+
+def _usual(spacing: float) -> bool:
+    return USUAL[0] <= spacing <= USUAL[1]
+
+
+_SPEED_OF_LIGHT = 299792458.0
+_FRAME = (
+    "x is horizontal, y vertical, z the normal; azimuth turns from z towards +x, elevation rises towards +y"
+)
+_WAVE = "a wave's phase falls with distance, exp(-j k0 d), and an element multiplies the field by c"
+_ROWS = "store H with rows for antennas and columns for elements, [M, N]"
+_METRES = "give all lengths in metres"
+
+
+def applicable(recording: Recording, *, blind: bool = False) -> Iterator[tuple[Change, Recording]]:
+    """Each change that applies, with the recording that it makes.
+
+    Args:
+        recording: as recorded; with its truth, unless ``blind``.
+        blind: whether to leave out changes that cannot be detected without truth.
+    """
+    for change in CHANGES:
+        if not blind or change.blind is not None:
+            changed = change.apply(recording)
+            if changed is not None:
+                yield change, changed
+
+
+def _conjugations() -> Iterator[Change]:
+    """Each set of snapshots, channel and codes: the same as the others and the wave."""
+    whole = ("snapshots", "channel", "codes")
+    for size in (1, 2, 3):
+        for parts in combinations(whole, size):
+            rest = tuple(name for name in whole if name not in parts)
+            name = f"{'_and_'.join(parts)}_conjugated" if rest else "all_conjugated"
+            words = ", ".join((*parts[:-2], " and ".join(parts[-2:])))
+            others = ", ".join((*rest, "wave"))
+            yield Change(
+                name,
+                f"{words} fit as their complex conjugates (the same as conjugates of: {others})",
+                f"conjugate {words}; {_WAVE}",
+                conjugated(*parts),
+                # The conjugate of a far source's wave is that of one in the opposite direction.
+                "directions" if parts in (whole, ("snapshots",)) else name,
+                "conjugates of " + ", ".join(min((len(some), some) for some in (parts, rest))[1]),
+            )
+
+
+def _panels() -> Iterator[Change]:
+    """Units of elements and wavelength; those of one ratio differ only in how they curve the wave.
+
+    Mistakes that leave the elements absurdly near or far in wavelengths are refused when a file is read.
+    """
+    c = _SPEED_OF_LIGHT
+    elements: dict[str, tuple[str, Callable[[float], float]]] = {
+        "elements_in_centimetres": ("centimetres", lambda _: 1e-2),
+        "elements_in_wavelengths": ("wavelengths", lambda wavelength: wavelength),
+        "elements_in_half_wavelengths": ("half wavelengths", lambda wavelength: wavelength / 2),
+        "elements_times_wavelength": ("metres times wavelength", lambda wavelength: 1 / wavelength),
+    }
+    for name, (unit, factor) in elements.items():
+        words = f"the elements fit in {unit}"
+        yield Change(name, words, _METRES, scaled_panel(elements=factor), "panel", "panel")
+    wavelength: dict[str, tuple[str, Callable[[float], float]]] = {
+        "wavelength_doubled": ("twice the wavelength", lambda value: value / 2),
+        "wavelength_halved": ("half the wavelength", lambda value: value * 2),
+        "frequency_in_ghz": ("a frequency in GHz", lambda value: c / (value * 1e9)),
+        "frequency_in_mhz": ("a frequency in MHz", lambda value: c / (value * 1e6)),
+        "wavenumber": ("2 pi / wavelength", lambda value: 2 * math.pi / value),
+    }
+    for name, (unit, other) in wavelength.items():
+        words = f"the wavelength fits as {unit}"
+        yield Change(name, words, _METRES, scaled_panel(wavelength=other), "panel", "panel")
+
+
+def _ranges() -> Iterator[Change]:
+    """Units of ranges against those of the panel."""
+    for unit, size in (("millimetres", 1e-3), ("centimetres", 1e-2)):
+
+        def shrunk(value: float, size: float = size) -> float:
+            return value * size
+
+        def factor(_: float, size: float = size) -> float:
+            return size
+
+        words = f"elements and wavelength fit in {unit} (the same as ranges too small by {1 / size:g})"
+        apply = _with_truth(scaled_panel(elements=factor, wavelength=shrunk))
+        yield Change(f"panel_in_{unit}", words, _METRES, apply, "range")
+    ranges: dict[str, tuple[str, Callable[[Tensor, float], Tensor]]] = {
+        "range_in_millimetres": ("in millimetres", lambda r, _: r * 1e-3),
+        "range_in_centimetres": ("in centimetres", lambda r, _: r * 1e-2),
+        "range_in_wavelengths": ("in wavelengths", lambda r, wavelength: r * wavelength),
+        "range_inverse": ("as 1 / range", lambda r, _: 1 / r),
+    }
+    for name, (words, of) in ranges.items():
+
+        def change(
+            truth: Sources, recording: Recording, of: Callable[[Tensor, float], Tensor] = of
+        ) -> Sources | None:
+            distance = of(truth.range, recording.wavelength)
+            same = ((distance / truth.range - 1).abs() < SAME) | truth.range.isnan()
+            return None if same.all() else replace(truth, range=distance)
+
+        yield Change(name, f"the true ranges fit {words}", "give ranges in metres", moved(change), "range")
+
+
+def _with_truth(apply: Apply) -> Apply:
+    return lambda recording: None if recording.truth is None else apply(recording)
+
+
+CHANGES: tuple[Change, ...] = (
+    *_conjugations(),
+    Change(
+        "channel_transposed",
+        "the channel fits transposed",
+        _ROWS,
+        transposed(conjugate=False),
+        "channel_transposed",
+        "channel_transposed",
+    ),
+    Change(
+        "channel_hermitian",
+        "the channel fits as its Hermitian transpose",
+        f"{_ROWS}; not H^H",
+        transposed(conjugate=True),
+        "channel_hermitian",
+        "channel_hermitian",
+    ),
+    Change(
+        "elements_renumbered",
+        "the elements fit in another order, by rows or by columns (or x and y exchanged)",
+        "list the elements in the order in which channel and codes number them",
+        renumbered,
+        "axes",
+        "elements_renumbered",
+    ),
+    Change(
+        "angles_swapped",
+        "the truth fits with azimuth and elevation swapped",
+        _FRAME,
+        moved(lambda truth, _: replace(truth, azimuth=truth.elevation, elevation=truth.azimuth)),
+        "axes",
+    ),
+    Change(
+        "azimuth_mirrored",
+        "the truth fits with azimuth reversed (the same as elements with x reversed)",
+        _FRAME,
+        moved(lambda truth, _: replace(truth, azimuth=-truth.azimuth)),
+        "azimuth_mirrored",
+    ),
+    Change(
+        "elevation_mirrored",
+        "the truth fits with elevation reversed (the same as elements with y reversed)",
+        _FRAME,
+        moved(lambda truth, _: replace(truth, elevation=-truth.elevation)),
+        "elevation_mirrored",
+    ),
+    Change(
+        "directions_reversed",
+        "the truth fits with azimuth and elevation reversed (the same as elements in reverse order)",
+        _FRAME,
+        moved(lambda truth, _: replace(truth, azimuth=-truth.azimuth, elevation=-truth.elevation)),
+        "directions",
+    ),
+    Change(
+        "angles_in_degrees",
+        "the true angles fit in degrees",
+        "give angles in radians",
+        scaled_angles(math.pi / 180),
+        "angles_in_degrees",
+    ),
+    Change(
+        "angles_converted_twice",
+        "the true angles fit as if turned from degrees to radians twice",
+        "give angles in radians",
+        scaled_angles(180 / math.pi),
+        "angles_converted_twice",
+    ),
+    *_panels(),
+    *_ranges(),
+)
+
+
+MOST_LEFT = 0.5
+"""Share of the signal power above which a fit counts as failed."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Evidence for a change against the recorded form.
+
+    Args:
+        change: the change.
+        ratio: log-likelihood ratio summed over the scenes, nats.
+        improved: share of the scenes in which the likelihood increases.
+        left: share of the signal power left unexplained; 0 if unknown.
+    """
+
+    change: Change
+    ratio: float
+    improved: float
+    left: float = 0.0
+
+
+@dataclass(frozen=True)
+class WrongConvention:
+    """A wrong convention, detected from the evidence.
+
+    Args:
+        change: the change that undoes it.
+        ratio: log-likelihood ratio in its favour, nats.
+        threshold: the ratio required, nats.
+        alike: names of changes of the same family that fit equally well.
+    """
+
+    change: Change
+    ratio: float
+    threshold: float
+    alike: tuple[str, ...]
+
+
+def best_change(
+    evidence: Sequence[Evidence], threshold: float, *, blind: bool = False
+) -> WrongConvention | None:
+    """The change that fits best, if the evidence is strong enough.
+
+    It must beat the recorded form and every change of another family by the threshold, improve half of the
+    scenes and explain most of the signal. Where the recorded form and all changes are wrong they fit badly in
+    much the same way, and none stands out.
+
+    Args:
+        evidence: evidence for all changes that apply.
+        threshold: log-likelihood ratio that chance does not reach, nats.
+        blind: whether the truth is unknown, which makes other changes indistinguishable.
+    """
+    if not evidence:
+        return None
+
+    def family(change: Change) -> str | None:
+        return change.blind if blind else change.family
+
+    ranked = sorted(evidence, key=lambda each: -each.ratio)
+    best = ranked[0]
+    kin = [each for each in ranked[1:] if family(each.change) == family(best.change)]
+    others = [each.ratio for each in ranked if each is not best and each not in kin]
+    stands_out = best.ratio - max([0.0, *others]) >= threshold
+    if not stands_out or best.improved < 0.5 or best.left > MOST_LEFT:
+        return None
+    alike = tuple(each.change.name for each in kin if best.ratio - each.ratio < threshold)
+    return WrongConvention(best.change, best.ratio, threshold, alike)

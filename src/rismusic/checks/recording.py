@@ -1,0 +1,258 @@
+"""Facts about a recording file, and checks for common mistakes in it.
+
+Files that cannot be used are rejected when they are read. This module checks files that can be read for
+implausible values and wrong conventions, the usual mistakes when a measurement is exported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rismusic.array import Panel
+from rismusic.checks.blindfit import BlindFit
+from rismusic.checks.conventions import MOST_LEFT, WrongConvention
+from rismusic.checks.truthfit import TruthFit
+from rismusic.io import Recording, RecordingFile, open_recording
+from rismusic.units import to_db
+
+# Scenes read at a time, numbers per scene compared to find copies, most scenes used to check conventions.
+_BLOCK, _MARK, _ENOUGH = 64, 64, 256
+
+# Name: threshold, meaning of a measured value above it, remedy.
+CHECKS: dict[str, tuple[float, str, str]] = {
+    "snapshots_real": (
+        0.999999,
+        "the snapshots have no imaginary part (share of the modulus that is real)",
+        "export I and Q, not the modulus or the real part",
+    ),
+    "channel_real": (
+        0.999999,
+        "the channel has no imaginary part (share of the modulus that is real)",
+        "export the complex channel",
+    ),
+    "noise_too_loud": (
+        0.0,
+        "scenes whose noise_variance exceeds their total power",
+        "give E|n|^2 of the complex noise at one receiver output",
+    ),
+    "snapshots_repeated": (
+        0.0,
+        "scenes whose snapshots are all the same",
+        "check that the snapshots were neither averaged nor copied",
+    ),
+    "codes_repeated": (
+        0.0,
+        "codebooks whose codes are all the same",
+        "change the RIS configuration between snapshots; a single one can hardly separate sources",
+    ),
+    "codes_modulus": (
+        0.5,
+        "codes far from modulus 1 (largest | |c| - 1 |)",
+        "store exp(j phase), not the phase or its index",
+    ),
+    "scenes_repeated": (0.0, "scenes that occur more than once", "check the loop that exported them"),
+    "truth_unexplained": (
+        MOST_LEFT,
+        "the true sources do not explain the signal (share of its power that they leave)",
+        "check truth, channel, codes and element order; no single wrong convention explains it",
+    ),
+    "truth_far": (
+        100.0,
+        "true ranges far beyond the near field (median range / Fraunhofer distance)",
+        "give ranges in metres; in the far field the range cannot be estimated",
+    ),
+    "elements_coarse": (
+        0.6,
+        "nearest elements lie far apart (wavelengths), so that directions are ambiguous",
+        "check the wavelength and the unit of the elements; or search a smaller volume",
+    ),
+    "elements_dense": (
+        10.0,
+        "nearest elements lie close together (elements per wavelength)",
+        "check the wavelength and the unit of the elements",
+    ),
+    "elements_off_centre": (
+        0.05,
+        "the middle of the elements is not the origin (distance / aperture)",
+        "shift the elements; angles and ranges are measured from the origin",
+    ),
+    "elements_out_of_plane": (
+        0.5,
+        "elements leave the plane z = 0 (extent in wavelengths)",
+        "turn the panel so that z is its normal, x horizontal and y vertical",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class CheckFinding:
+    """A failed check: a measured value above its threshold, its meaning, and a remedy.
+
+    ``alike`` names other mistakes that have the same effect in this recording.
+    """
+
+    name: str
+    value: float
+    threshold: float
+    meaning: str
+    remedy: str
+    alike: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, wrong: WrongConvention) -> CheckFinding:
+        """The finding of a wrong convention."""
+        change = wrong.change
+        meaning = f"{change.meaning}; log-likelihood ratio"
+        return cls(change.name, wrong.ratio, wrong.threshold, meaning, change.remedy, wrong.alike)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Result of :func:`check`: facts by name, and the failed checks (none in a correct recording)."""
+
+    facts: dict[str, str]
+    findings: list[CheckFinding]
+
+
+def check(path: str | Path, *, fit: bool = True) -> CheckReport:
+    """Check a recording file, as ``rismusic check`` does.
+
+    Every scene is read once, block by block, so that the file may be larger than memory. Wrong conventions
+    are detected with the truth of the first 256 scenes or, without truth, by fits to a few scenes.
+
+    Args:
+        path: an ``.h5``, ``.npz`` or ``.mat`` file.
+        fit: whether to check the conventions of a file without truth, which takes some seconds.
+
+    Raises:
+        InputError: the file cannot be read as a recording.
+    """
+    with open_recording(path) as file:
+        panel = Panel(file.elements, file.wavelength)
+        statistics, conventions = _Statistics(), "not tried (no truth)"
+        first: Recording | None = None
+        for recording in file.batches(_BLOCK):
+            statistics.add(recording)
+            first = recording if first is None else first
+        wrong = None
+        if statistics.truth.scenes:
+            wrong, conventions = (
+                statistics.truth.wrong_convention(),
+                f"tried on the truth of {statistics.truth.scenes} scenes",
+            )
+        elif fit and first is not None:
+            search = BlindFit(first)
+            if search.feasible:
+                wrong, conventions = search.search(), f"tried by fits to {search.scenes} scenes"
+            else:
+                conventions = "not tried (no truth, and a panel too large for quick fits)"
+        values = {**statistics.values(), **_panel_values(panel)}
+        if statistics.range:
+            values["truth_far"] = float(torch.cat(statistics.range).median()) / panel.fraunhofer_distance
+        if wrong is None:
+            values["truth_unexplained"] = statistics.truth.residual_energy
+        findings = [] if wrong is None else [CheckFinding.of(wrong)]
+        findings += [
+            CheckFinding(name, values[name], *row)
+            for name, row in CHECKS.items()
+            if values.get(name, 0) > row[0]
+        ]
+        return CheckReport({**_facts(file, panel, statistics), "conventions": conventions}, findings)
+
+
+class _Statistics:
+    """Statistics of the scenes, accumulated block by block."""
+
+    def __init__(self) -> None:
+        self.snr_db: list[Tensor] = []
+        self.sources: Counter[int] = Counter()
+        self.range: list[Tensor] = []
+        self.truth = TruthFit()
+        self._largest: dict[str, float] = {}
+        self._count: Counter[str] = Counter()
+        self._marks: set[bytes] = set()
+
+    def add(self, recording: Recording) -> None:
+        y, channel, codes = recording.snapshots, recording.channel, recording.codes
+        for mark in (bytes(row) for row in torch.view_as_real(y).flatten(1)[:, :_MARK].numpy()):
+            self._count["scenes_repeated"] += mark in self._marks
+            self._marks.add(mark)
+        self._raise("snapshots_real", 1 - y.imag.abs().max() / y.abs().max())
+        if y.shape[1] > 1:
+            self._count["snapshots_repeated"] += int((y == y[:, :1]).flatten(1).all(dim=1).sum())
+        if channel is not None:
+            self._raise("channel_real", 1 - channel.imag.abs().max() / channel.abs().max())
+        if codes is not None:
+            self._raise("codes_modulus", (codes.abs() - 1).abs().max())
+            if codes.shape[-2] > 1:
+                self._count["codes_repeated"] += int(
+                    (codes == codes[..., :1, :]).flatten(-2).all(dim=-1).sum()
+                )
+        if recording.noise_variance is not None:
+            power, noise = y.abs().square().double().mean(dim=(1, 2)), recording.noise_variance
+            self.snr_db.append(to_db(((power - noise) / noise).clamp_min(1e-3)))
+            # Allow four standard deviations for the scatter of a mean of few samples.
+            self._count["noise_too_loud"] += int((power < noise * (1 - 4 / math.sqrt(y[0].numel()))).sum())
+        if recording.truth is not None:
+            self.sources.update(recording.truth.active.sum(-1).tolist())
+            self.range.append(recording.truth.range[recording.truth.active])
+            if self.truth.scenes < _ENOUGH:
+                self.truth.add(recording)
+
+    def _raise(self, name: str, value: Tensor) -> None:
+        self._largest[name] = max(self._largest.get(name, 0.0), float(value))
+
+    def values(self) -> dict[str, float]:
+        """The measured value of each check."""
+        return self._largest | {name: float(count) for name, count in self._count.items()}
+
+
+def _panel_values(panel: Panel) -> dict[str, float]:
+    spacing = panel.spacing / panel.wavelength
+    extent = panel.elements.amax(0) - panel.elements.amin(0)
+    values = {"elements_out_of_plane": float(extent[2]) / panel.wavelength}
+    if panel.size > 1:
+        values["elements_coarse"] = spacing
+        values["elements_dense"] = 1 / spacing
+        values["elements_off_centre"] = float(panel.elements.mean(0).norm()) / panel.aperture
+    return values
+
+
+def _facts(file: RecordingFile, panel: Panel, statistics: _Statistics) -> dict[str, str]:
+    link = "none (the panel is sampled directly)"
+    if not file.direct:
+        words = {True: "per scene", False: "for all scenes"}
+        link = f"one channel {words[file.channel_per_scene]}, one codebook {words[file.codes_per_scene]}"
+    facts = {
+        "file": f"{file.path} ({file.format})",
+        "scenes S": str(file.scenes),
+        "snapshots L": str(file.snapshots),
+        "receiver outputs M": str(file.antennas),
+        "elements N": str(file.size),
+        "wavelength": f"{file.wavelength:.6g} m ({299.792458 / file.wavelength:.6g} MHz)",
+        "nearest elements": f"{panel.spacing / panel.wavelength:.3g} wavelengths apart",
+        "aperture": f"{panel.aperture:.4g} m",
+        "Fresnel distance": f"{panel.fresnel_distance:.3g} m",
+        "Fraunhofer distance": f"{panel.fraunhofer_distance:.3g} m (range can be estimated well inside it)",
+        "link": link,
+        "noise variance": "given" if statistics.snr_db else "not given",
+    }
+    if statistics.snr_db:
+        snr = torch.cat(statistics.snr_db)
+        facts["SNR"] = f"{float(snr.min()):.1f} to {float(snr.max()):.1f} dB (power over noise variance)"
+    facts["truth"] = "not given"
+    if statistics.range:
+        ranges = torch.cat(statistics.range)
+        counts = ", ".join(f"{n} x {K}" for K, n in sorted(statistics.sources.items()))
+        facts["truth"] = f"scenes x sources: {counts}"
+        if len(ranges):
+            facts["true ranges"] = f"{float(ranges.min()):.3g} to {float(ranges.max()):.3g} m"
+    if file.ignored:
+        facts["fields not used"] = ", ".join(file.ignored)
+    return facts

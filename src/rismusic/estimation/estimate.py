@@ -1,0 +1,423 @@
+"""The result of an estimator: positions with error bars, and how well they explain the data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rismusic.array import direction
+from rismusic.crb import unconditional_crb
+from rismusic.errors import InputError
+from rismusic.estimation.goodness_of_fit import at_search_limit, goodness_of_fit
+from rismusic.estimation.grid import Volume
+from rismusic.estimation.maximum_likelihood import Fit, finish, unpack
+from rismusic.estimation.table import COLUMNS, csv_text, position_rows, scene_records
+from rismusic.files import replace_file
+from rismusic.io import Recording
+from rismusic.sources import Sources
+from rismusic.spec import LocateSpec
+from rismusic.units import to_db
+from rismusic.version import __version__
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
+
+# Sources that the repr of an estimate lists.
+_SHOWN = 12
+
+NSources = int | Tensor | Literal["auto"]
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """What ``locate`` runs: a callable from a recording and a number of sources to an :class:`Estimate`.
+
+    ``n_sources`` is one number, a tensor [S] of one number per scene, or ``"auto"``. See
+    :func:`rismusic.register_estimator`.
+    """
+
+    def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
+        """Estimate the sources of every scene."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Estimate:
+    """Estimated sources of S scenes, the strongest first, with error bars.
+
+    Built-in estimators return it; :meth:`from_sources` builds one from positions of any other estimator.
+
+    Args:
+        sources: azimuth (rad), elevation (rad), range (m) and power of up to K_max sources, [S, K_max]; NaN
+            where there is none.
+        covariance: [S, K_max, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m) of each
+            source: the unconditional Cramer-Rao bound at the estimate, or that with the panel's errors
+            unknown (:mod:`rismusic.estimation.calibration`). Infinite where the data do not determine them.
+        snr_db: [S, K_max] received power of each source over the noise variance, dB.
+        noise_variance: [S] as recorded, or estimated where it is not.
+        neg_log_likelihood: [S] minus the unconditional log-likelihood of the scene in nats, without the
+            constant L M log(pi).
+        n_sources_probability: [S, sources_max + 1] of 0, 1, ... sources under a uniform prior; none where
+            their number was given.
+        p_value: [S] probability, if the model holds, of a residual at least as large as this one (noise
+            variance known), or as far from white noise (not known); see :mod:`rismusic.estimation.goodness_of_fit`.
+            NaN where it is not available.
+        warnings: sentences about each scene.
+        spec: the settings.
+        method: the method that was used in each scene. It differs from ``spec.method`` where the hybrid
+            estimator fell back on a classical one.
+        pose: [4, 4] from the panel frame to the room frame, of the recording; none where it has none.
+    """
+
+    sources: Sources
+    covariance: Float[Tensor, "S K 3 3"]
+    snr_db: Float[Tensor, "S K"]
+    noise_variance: Float[Tensor, "S"]
+    neg_log_likelihood: Float[Tensor, "S"]
+    n_sources_probability: Float[Tensor, "S counts"] | None
+    p_value: Float[Tensor, "S"]
+    warnings: list[list[str]]
+    spec: LocateSpec
+    method: list[str]
+    pose: Float[Tensor, "4 4"] | None = None
+
+    @classmethod
+    def from_sources(
+        cls,
+        recording: Recording,
+        sources: Sources,
+        *,
+        spec: LocateSpec | None = None,
+        n_sources_probability: Float[Tensor, "S counts"] | None = None,
+        converged: Bool[Tensor, "S"] | None = None,
+    ) -> Estimate:
+        """An estimate from positions: adds powers, noise variance, error bars, likelihood and p-value.
+
+        Sources are ordered by power. Positions are taken as they are; pass them through
+        :func:`rismusic.estimation.maximum_likelihood.nfmle` first if they come from a coarse search.
+
+        Args:
+            recording: S scenes.
+            sources: positions [S, K], NaN where there is no source.
+            spec: the settings, as the factory of the estimator received them; the default if none.
+            n_sources_probability: [S, ...] of 0, 1, ... sources, where the estimator has it.
+            converged: where the estimator converged; everywhere if none.
+
+        Raises:
+            InputError: another number of scenes, or positions that are not finite.
+        """
+        positions, active = unpack(sources, recording)
+        if positions.shape[1] == 0:
+            positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
+        if converged is None:
+            converged = torch.ones_like(active[:, 0])
+        fit = finish(recording, positions, active, converged)
+        spec = spec or LocateSpec()
+        return from_fit(recording, fit, n_sources_probability, volume_of(spec), spec)
+
+    @property
+    def azimuth_deg(self) -> Float[Tensor, "S K"]:
+        """Azimuth in degrees."""
+        return self.sources.azimuth.rad2deg()
+
+    @property
+    def elevation_deg(self) -> Float[Tensor, "S K"]:
+        """Elevation in degrees."""
+        return self.sources.elevation.rad2deg()
+
+    @property
+    def range_m(self) -> Float[Tensor, "S K"]:
+        """Range in metres."""
+        return self.sources.range
+
+    @property
+    def position(self) -> Float[Tensor, "S K 3"]:
+        """Cartesian position in the panel frame, metres."""
+        towards = torch.stack(direction(self.sources.azimuth, self.sources.elevation), dim=-1)
+        return self.sources.range[..., None] * towards
+
+    @property
+    def position_room(self) -> Float[Tensor, "S K 3"]:
+        """Cartesian position in the room frame, metres.
+
+        Raises:
+            InputError: the recording has no pose.
+        """
+        if self.pose is None:
+            raise InputError(
+                "pose", "the recording has no pose; add one to obtain positions in the room frame"
+            )
+        pose = self.pose.to(self.position)
+        return self.position @ pose[:3, :3].mT + pose[:3, 3]
+
+    @property
+    def std(self) -> Float[Tensor, "S K 3"]:
+        """Standard deviations of azimuth (rad), elevation (rad) and range (m)."""
+        return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+
+    @property
+    def azimuth_std_deg(self) -> Float[Tensor, "S K"]:
+        """Standard deviation of the azimuth in degrees."""
+        return self.std[..., 0].rad2deg()
+
+    @property
+    def elevation_std_deg(self) -> Float[Tensor, "S K"]:
+        """Standard deviation of the elevation in degrees."""
+        return self.std[..., 1].rad2deg()
+
+    @property
+    def range_std_m(self) -> Float[Tensor, "S K"]:
+        """Standard deviation of the range in metres."""
+        return self.std[..., 2]
+
+    @property
+    def position_covariance(self) -> Float[Tensor, "S K 3 3"]:
+        """Covariance of the Cartesian position in the panel frame, m^2, to first order."""
+        phi, theta, r = self.sources.azimuth, self.sources.elevation, self.sources.range
+        zero = torch.zeros_like(phi)
+        by_phi = torch.stack((phi.cos() * theta.cos(), zero, -phi.sin() * theta.cos()), dim=-1)
+        by_theta = torch.stack((-phi.sin() * theta.sin(), theta.cos(), -phi.cos() * theta.sin()), dim=-1)
+        by_range = torch.stack(direction(phi, theta), dim=-1)
+        jacobian = torch.stack((r[..., None] * by_phi, r[..., None] * by_theta, by_range), dim=-1)
+        return jacobian @ self.covariance @ jacobian.mT
+
+    @property
+    def n_sources(self) -> Int64[Tensor, "S"]:
+        """Number of sources of each scene."""
+        return self.sources.active.sum(-1)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A pandas DataFrame with one row per source and the columns of the CSV file.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise InputError(
+                "to_dataframe", "pandas is not installed; run: pip install 'rismusic[pandas]'"
+            ) from None
+        return pandas.DataFrame(position_rows(self), columns=list(COLUMNS))
+
+    def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write one row per source, in degrees, metres and dB.
+
+        Raises:
+            InputError: the file exists and ``overwrite`` is off, or it cannot be written.
+        """
+        with replace_file(Path(path), overwrite=overwrite) as temporary:
+            temporary.write_text(csv_text(position_rows(self)), encoding="utf-8")
+
+    def to_json(self, path: str | Path, *, overwrite: bool = False, **head: object) -> None:
+        """Write the same and, per scene, settings, probabilities of the number of sources and warnings.
+
+        Args:
+            path: the file.
+            overwrite: whether to replace a file that exists.
+            head: further entries beside ``version`` and ``scenes``.
+
+        Raises:
+            InputError: the file exists and ``overwrite`` is off, or it cannot be written.
+        """
+        content = {"version": __version__, **head, "scenes": scene_records(self)}
+        with replace_file(Path(path), overwrite=overwrite) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def __len__(self) -> int:
+        return len(self.warnings)
+
+    def __getitem__(self, scenes: int | slice | Tensor) -> Estimate:
+        """The estimate of some scenes. An int gives one scene, which keeps its leading axis: S = 1."""
+        if isinstance(scenes, int):
+            scenes = range(len(self))[scenes]
+            scenes = slice(scenes, scenes + 1)
+        numbers = torch.arange(len(self))[scenes.cpu() if isinstance(scenes, Tensor) else scenes].tolist()
+        return replace(
+            self._each(lambda value: value[scenes]),
+            warnings=[self.warnings[scene] for scene in numbers],
+            method=[self.method[scene] for scene in numbers],
+        )
+
+    def __iter__(self) -> Iterator[Estimate]:
+        return (self[scene] for scene in range(len(self)))
+
+    def __repr__(self) -> str:
+        methods = "+".join(dict.fromkeys(self.method)) or self.spec.method
+        scenes, count = len(self), int(self.n_sources.sum())
+        lines = [f"Estimate({scenes} scene{'s' * (scenes != 1)}, {count} sources, method={methods!r})"]
+        if count > _SHOWN:
+            return lines[0]
+        if count:
+            lines.append("scene  #    azimuth / deg     elevation / deg         range / m   power / dB")
+        for row in position_rows(self):
+            lines.append(
+                f"{row.scene:5d} {row.source:2d}"
+                f"  {row.azimuth_deg:7.2f} ± {row.azimuth_std_deg:<7.2g}"
+                f"  {row.elevation_deg:7.2f} ± {row.elevation_std_deg:<7.2g}"
+                f"  {row.range_m:7.2f} ± {row.range_std_m:<7.2g}  {row.power_db:8.1f}"
+            )
+        return "\n".join(line.rstrip() for line in lines)
+
+    def to(self, device: torch.device | str) -> Estimate:
+        """The same estimate on another device."""
+        return self._each(lambda value: value.to(device))
+
+    def detached(self) -> Estimate:
+        """A copy without gradients, of tensors that may take part in a computation of gradients."""
+        return self._each(lambda value: value.detach().clone())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Estimate:
+        probability = self.n_sources_probability
+        return replace(
+            self,
+            sources=self.sources.each(change),
+            covariance=change(self.covariance),
+            snr_db=change(self.snr_db),
+            noise_variance=change(self.noise_variance),
+            neg_log_likelihood=change(self.neg_log_likelihood),
+            n_sources_probability=None if probability is None else change(probability),
+            p_value=change(self.p_value),
+        )
+
+
+def log_likelihood(
+    recording: Recording,
+    sources: Sources,
+    *,
+    criterion: Literal["conditional", "unconditional"] = "unconditional",
+) -> Float[Tensor, "S"]:
+    """Log-likelihood of source positions [S], nats, maximised over everything else.
+
+    Args:
+        recording: S scenes.
+        sources: positions [S, K], NaN where there is no source; powers are not used.
+        criterion: ``unconditional`` (Gaussian symbols), the greatest value over powers and, where it is not
+            recorded, the noise variance, without the constant -L M log(pi). ``conditional`` (deterministic
+            symbols), -L M log(f), f the residual energy, without constants.
+
+    Raises:
+        InputError: another number of scenes, or positions that are not finite.
+    """
+    positions, active = unpack(sources, recording)
+    if positions.shape[1] == 0:
+        positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
+    fit = finish(recording, positions, active, torch.ones_like(active[:, 0]))
+    if criterion == "unconditional":
+        return -fit.neg_log_likelihood
+    return -recording.snapshots[0].numel() * fit.cost.log()
+
+
+def volume_of(spec: LocateSpec) -> Volume:
+    """The volume that the settings search."""
+    return Volume(
+        math.radians(spec.azimuth_max_deg),
+        math.radians(spec.elevation_max_deg),
+        spec.range_min_m,
+        spec.range_max_m,
+    )
+
+
+def from_fit(
+    recording: Recording,
+    fit: Fit,
+    n_sources_probability: Float[Tensor, "S counts"] | None,
+    volume: Volume,
+    spec: LocateSpec,
+) -> Estimate:
+    """Order a fit's sources by power; add error bars, received power, p-value and warnings."""
+    found = fit.sources
+    assert found.power is not None
+    order = torch.where(found.active, found.power, -torch.inf).argsort(dim=-1, descending=True)
+    found = found.each(
+        lambda value: value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
+    )
+    # With fitted symbols the conditional bound would be too small: they carry noise of their own.
+    L = recording.snapshots.shape[-2]
+    bound = unconditional_crb(recording.panel, recording.link, found, fit.noise_variance, snapshots=L)
+    warnings = warnings_of(found, bound.std, fit.converged, volume)
+    p_value = torch.full_like(fit.neg_log_likelihood, math.nan)
+    if not spec.allowed_error:  # else what sources leave is meant to be more than noise
+        fits = goodness_of_fit(recording, found, volume)
+        p_value = fits.p_value
+        for scene, sentences in enumerate(warnings):
+            if (sentence := fits.sentence(scene)) is not None:
+                sentences.append(sentence)
+    return Estimate(
+        sources=replace(found, symbols=None),
+        covariance=bound.per_source,
+        snr_db=received_db(recording, found, fit.noise_variance),
+        noise_variance=fit.noise_variance,
+        neg_log_likelihood=fit.neg_log_likelihood,
+        n_sources_probability=n_sources_probability,
+        p_value=p_value,
+        warnings=warnings,
+        spec=spec,
+        method=[spec.method] * len(recording),
+        pose=getattr(recording, "pose", None),
+    )
+
+
+def received_db(
+    recording: Recording, found: Sources, noise_variance: Float[Tensor, "S"]
+) -> Float[Tensor, "S K"]:
+    """Received power of each source over the noise variance, dB."""
+    assert found.power is not None
+    fields = recording.link.to(torch.complex128).matmul(found.steering(recording.panel).to(torch.complex128))
+    gain = torch.view_as_real(fields).square().sum(-1).mean(dim=-2).mean(dim=-2)  # over m, then over l
+    return torch.where(found.active, to_db(found.power * gain / noise_variance[:, None]), math.nan)
+
+
+def warnings_of(
+    found: Sources, std: Float[Tensor, "S K 3"], converged: Bool[Tensor, "S"], volume: Volume
+) -> list[list[str]]:
+    """Warnings about sources on the border or without an error bar, and fits that did not converge."""
+    warnings: list[list[str]] = [[] for _ in range(len(converged))]
+    place = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
+    border = at_search_limit(place, volume)
+    for axis, name in enumerate(("azimuth", "elevation", "range")):
+        for scene, source in border[..., axis].nonzero().tolist():
+            warnings[scene].append(f"source {source} lies on the border of the searched volume in {name}")
+    for scene, source in std.isinf().any(-1).nonzero().tolist():
+        warnings[scene].append(f"source {source} has no error bar: the data cannot tell it from another one")
+    vague = (std[..., 2] > found.range) & ~std[..., 2].isinf()
+    for scene, source in vague.nonzero().tolist():
+        warnings[scene].append(f"source {source}: range is vague, its error bar exceeds it")
+    for scene in (~converged).nonzero()[:, 0].tolist():
+        warnings[scene].append("the likelihood fit did not come to rest")
+    return warnings
+
+
+def join_estimates(parts: list[Estimate]) -> Estimate:
+    """Blocks of scenes put together, padded to the same K_max."""
+    most = max(part.snr_db.shape[1] for part in parts)
+
+    def joined(values: list[Tensor]) -> Tensor:
+        padded = []
+        for value in values:
+            missing = (len(value), most - value.shape[1], *value.shape[2:])
+            padded.append(torch.cat((value, value.new_full(missing, math.nan)), dim=1))
+        return torch.cat(padded)
+
+    names = ("azimuth", "elevation", "range", "power")
+    probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
+    return replace(
+        parts[0],
+        sources=Sources(**{name: joined([getattr(part.sources, name) for part in parts]) for name in names}),
+        covariance=joined([part.covariance for part in parts]),
+        snr_db=joined([part.snr_db for part in parts]),
+        noise_variance=torch.cat([part.noise_variance for part in parts]),
+        neg_log_likelihood=torch.cat([part.neg_log_likelihood for part in parts]),
+        n_sources_probability=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
+        p_value=torch.cat([part.p_value for part in parts]),
+        warnings=[sentences for part in parts for sentences in part.warnings],
+        method=[name for part in parts for name in part.method],
+    )

@@ -1,0 +1,397 @@
+"""Plots with matplotlib, which the extra ``rismusic[report]`` installs.
+
+Functions that draw one plot take ``ax=`` and return it. :func:`scene_figure` and the figures of other modules
+take ``width_mm=``, the printed width of the whole figure; text is then 7 to 8 pt, as journals ask, and panels
+stand below each other where they would be too narrow side by side. An IEEE column is 88.9 mm (3.5 in) wide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rismusic.array import Panel
+from rismusic.ellipsoid import CONFIDENCE
+from rismusic.errors import InputError
+from rismusic.estimation.grid import Volume
+from rismusic.files import PLOT_ENDINGS, check_output, replace_file
+from rismusic.scene_view import ABOVE, BEHIND, Projection, Scene, Shape
+from rismusic.sources import Sources
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+_MM_PER_INCH = 25.4
+# Least width of one panel in print, mm; narrower panels stand below each other.
+_PANEL_MM = 70.0
+# Width of the picture of a scene on the screen, inches.
+_SCENE_INCHES = 11.0
+# Widths that can be printed, mm.
+_WIDTHS_MM = (40.0, 1000.0)
+_SCREEN_DPI, _PRINT_DPI = 150, 300
+# Text sizes in pt and line widths of figures with a printed width.
+_PRINT: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 4,
+}
+# Embed fonts as TrueType: journals refuse the Type 3 fonts that matplotlib writes by default.
+_SAVED: dict[Any, Any] = {"pdf.fonttype": 42}
+
+
+def check_matplotlib() -> None:
+    """Check that matplotlib can be imported, before work is done for a plot.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "plot", "plots need matplotlib, which is not installed: pip install 'rismusic[report]'"
+        ) from None
+
+
+@contextmanager
+def print_style(width_mm: float | None) -> Iterator[None]:
+    """Text sizes and line widths for a figure of this printed width; matplotlib's own where it is none.
+
+    Raises:
+        InputError: the width cannot be printed, or matplotlib is not installed.
+    """
+    check_matplotlib()
+    if width_mm is None:
+        yield
+        return
+    if not _WIDTHS_MM[0] <= width_mm <= _WIDTHS_MM[1]:
+        low, high = _WIDTHS_MM
+        raise InputError(
+            "figure_width",
+            f"the width of a figure must be {low:g} to {high:g} mm (a column is 88.9 mm); got {width_mm:g}",
+        )
+    import matplotlib
+
+    with matplotlib.rc_context(_PRINT):
+        yield
+
+
+def new_figure(size: tuple[float, float], *, layout: str = "constrained") -> Figure:
+    """An empty figure of this size in inches, which needs no display.
+
+    Args:
+        size: width and height in inches.
+        layout: matplotlib's layout engine: ``constrained``, or ``compressed`` for axes with equal scales.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout=layout)  # type: ignore[arg-type]
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def new_axes(
+    *projections: str | None, size: tuple[float, float] = (6.0, 4.5), width_mm: float | None = None
+) -> list[Any]:
+    """Axes of a new figure, one for each projection (``None``: plain).
+
+    Args:
+        projections: of the axes, side by side, or below each other where the printed width is too small.
+        size: width and height of the figure in inches.
+        width_mm: printed width of the figure; the height follows from the shape of the panels in ``size``.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    count = len(projections)
+    columns = count
+    if width_mm is not None:
+        columns = max(1, min(count, int(width_mm // _PANEL_MM)))
+        lines = math.ceil(count / columns)
+        width = width_mm / _MM_PER_INCH
+        size = (width, width / columns * size[1] / (size[0] / count) * lines)
+    figure = new_figure(size)
+    return [
+        figure.add_subplot(math.ceil(count / columns), columns, place, projection=projection)
+        for place, projection in enumerate(projections, start=1)
+    ]
+
+
+def save(plot: Axes | Figure, path: Path, *, overwrite: bool) -> None:
+    """Write a figure, or the whole figure that axes are part of.
+
+    Raises:
+        InputError: the name does not end in .png, .pdf or .svg, or the file cannot be written.
+    """
+    import matplotlib
+
+    check_output(path, overwrite=overwrite, endings=PLOT_ENDINGS)
+    figure = figure_of(plot)
+    dpi = _PRINT_DPI if figure.get_figwidth() * _MM_PER_INCH < 2 * _PANEL_MM else _SCREEN_DPI
+    with replace_file(path, overwrite=overwrite) as temporary, matplotlib.rc_context(_SAVED):
+        figure.savefig(temporary, dpi=dpi)
+
+
+def figure_of(plot: Axes | Figure) -> Figure:
+    """The whole figure that axes are part of, or the figure itself."""
+    figure: Figure = plot.figure.figure
+    return figure
+
+
+def plain_log_axis(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers (0.5, 1, 2), not with powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    if decades < 2.5:
+        axis.set_minor_locator(NullLocator())
+
+
+def scene_figure(
+    panel: Panel,
+    estimates: Sources | None = None,
+    *,
+    covariance: torch.Tensor | None = None,
+    truth: Sources | None = None,
+    volume: Volume | None = None,
+    width_mm: float | None = None,
+) -> Figure:
+    """One scene in space and from above, with one legend.
+
+    Args:
+        panel: the panel.
+        estimates: estimated sources of one scene, [K].
+        covariance: [K, 3, 3] of their errors in azimuth (rad), elevation (rad) and range (m).
+        truth: true sources, [K].
+        volume: the searched volume; error regions are clipped to it.
+        width_mm: printed width of the figure.
+    """
+    scene = Scene(panel, estimates, covariance, truth, volume)
+    width = _SCENE_INCHES if width_mm is None else width_mm / _MM_PER_INCH
+    stacked = width * _MM_PER_INCH < 2 * _PANEL_MM
+    # Height over width of what the two views show; the axes and the legend need some inches more.
+    space_aspect, top_aspect = (
+        float(np.divide(*np.ptp(_extent(shapes, projection), axis=0)[::-1]))
+        for shapes, projection in ((scene.in_space(), BEHIND), (scene.from_above(), ABOVE))
+    )
+    with print_style(width_mm):
+        if stacked:
+            figure = new_figure((width, width * (space_aspect + 0.8 * top_aspect) + 1.1), layout="compressed")
+            grid = figure.add_gridspec(2, 1, height_ratios=(space_aspect, top_aspect))
+        else:
+            figure = new_figure(
+                (width, width / 2 * max(space_aspect, 0.9 * top_aspect) + 1.3), layout="compressed"
+            )
+            grid = figure.add_gridspec(1, 2)
+        space, top = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
+        scene_3d(panel, estimates, covariance=covariance, truth=truth, volume=volume, ax=space)
+        scene_top(panel, estimates, covariance=covariance, truth=truth, volume=volume, ax=top)
+        entries: dict[str, Artist] = {}
+        for ax in (space, top):
+            handles, labels = ax.get_legend_handles_labels()
+            entries |= dict(zip(labels, handles, strict=True))
+            ax.legend().remove()
+        figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=2 if stacked else 5,
+            frameon=False,
+        )
+    return figure
+
+
+def scene_3d(
+    panel: Panel,
+    estimates: Sources | None = None,
+    *,
+    covariance: torch.Tensor | None = None,
+    truth: Sources | None = None,
+    volume: Volume | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The panel and the sources of one scene, seen from behind and above the panel.
+
+    The view is a parallel projection on plain axes, in metres. Rings of equal range and rays of equal azimuth
+    lie in the plane of elevation 0; a dotted line leads from each source straight to that plane.
+
+    Args:
+        panel: the panel.
+        estimates: estimated sources of one scene, [K]; crosses, numbered from 0.
+        covariance: [K, 3, 3] of their errors in azimuth (rad), elevation (rad) and range (m); drawn as 95 %
+            error ellipsoids.
+        truth: true sources, [K]; circles.
+        volume: the searched volume; ellipsoids are clipped to it.
+        ax: plain axes to draw into.
+    """
+    ax = ax or new_axes(None)[0]
+    _draw(ax, Scene(panel, estimates, covariance, truth, volume).in_space(), BEHIND)
+    ax.set_axis_off()
+    return ax
+
+
+def scene_top(
+    panel: Panel,
+    estimates: Sources | None = None,
+    *,
+    covariance: torch.Tensor | None = None,
+    truth: Sources | None = None,
+    volume: Volume | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The scene from above, with error ellipses and the Fresnel and Fraunhofer distances.
+
+    z points upwards and x to the left, so that the frame is right-handed.
+
+    Args:
+        panel: see :func:`scene_3d`.
+        estimates: see :func:`scene_3d`.
+        covariance: see :func:`scene_3d`; drawn as 95 % error ellipses.
+        truth: see :func:`scene_3d`.
+        volume: see :func:`scene_3d`.
+        ax: axes to draw into.
+    """
+    ax = ax or new_axes(None)[0]
+    from matplotlib.ticker import MaxNLocator
+
+    shapes = Scene(panel, estimates, covariance, truth, volume).from_above()
+    # The axes carry the distances: rings would say the same again.
+    _draw(ax, [shape for shape in shapes if shape.kind not in ("ring", "tick")], ABOVE, panel)
+    ax.invert_xaxis()
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.set(xlabel="x / m (horizontal)", ylabel="z / m (normal)")
+    return ax
+
+
+# How shapes look, by kind.
+_LINES: dict[str, dict[str, Any]] = {
+    "ring": {"color": "0.8", "lw": 0.6},
+    "ray": {"color": "0.8", "lw": 0.6, "ls": ":"},
+    "ellipsoid": {"color": COLOURS[1], "lw": 0.6},
+    "fresnel": {"color": COLOURS[0], "lw": 0.9, "ls": "-."},
+    "fraunhofer": {"color": COLOURS[0], "lw": 0.9, "ls": "--"},
+    "stem true": {"color": "0.5", "lw": 0.8, "ls": ":"},
+    "stem estimate": {"color": "0.5", "lw": 0.8, "ls": ":"},
+}
+_AREAS: dict[str, dict[str, Any]] = {
+    "panel": {"facecolor": "0.45", "alpha": 0.35, "edgecolor": "0.3", "lw": 0.6},
+    "ellipse": {"facecolor": COLOURS[1], "alpha": 0.25, "edgecolor": COLOURS[1], "lw": 0.8},
+}
+_MARKS: dict[str, dict[str, Any]] = {
+    "estimate": {"marker": "x", "ms": 6, "mew": 1.4, "color": COLOURS[1], "zorder": 5},
+    "true": {"marker": "o", "ms": 9, "mfc": "none", "mew": 1.1, "color": COLOURS[2], "zorder": 4},
+}
+_REGION = f"{100 * CONFIDENCE:.0f} % error region"
+_LABELS = {"estimate": "estimate", "true": "true source", "panel": "panel"} | dict.fromkeys(
+    ("ellipsoid", "ellipse"), _REGION
+)
+
+
+def _draw(ax: Axes, shapes: Sequence[Shape], projection: Projection, panel: Panel | None = None) -> None:
+    """Draw shapes as a projection shows them, with equal scales, and one legend entry for each kind."""
+    labels = dict(_LABELS)
+    # From above the projection gives -x and z; the axes carry x itself, and are inverted.
+    across = np.array((-1, 1) if projection is ABOVE else (1, 1))
+    if panel is not None:
+        labels["fresnel"] = f"Fresnel distance, {panel.fresnel_distance:.3g} m"
+        labels["fraunhofer"] = f"Fraunhofer distance, {panel.fraunhofer_distance:.3g} m"
+    for shape in shapes:
+        points = across * projection.project(shape.points)
+        label = labels.pop(shape.kind, "")
+        if shape.form == "line":
+            ax.plot(*points.T, label=label, **_LINES[shape.kind])
+        elif shape.form == "area":
+            ax.fill(*points.T, label=label, **_AREAS[shape.kind])
+        elif shape.form == "mark":
+            ax.plot(*points.T, ls="", label=label, **_MARKS[shape.kind])
+        if shape.text:
+            mark = shape.form == "mark"
+            ax.annotate(
+                shape.text,
+                (float(points[0, 0]), float(points[0, 1])),
+                xytext=(6, 4) if mark else (0, 0),
+                textcoords="offset points",
+                ha="left" if mark else "center",
+                va="bottom" if mark else "center",
+                color="black" if mark else "0.35",
+                fontsize="medium" if mark else _small(),
+                annotation_clip=False,
+            )
+    low, high = np.sort(across * _extent(shapes, projection), axis=0)
+    margin = 0.05 * (high - low).max()
+    ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
+    ax.set_aspect("equal")
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+
+
+def _extent(shapes: Sequence[Shape], projection: Projection) -> np.ndarray:
+    """Least and largest coordinates [2, 2] of shapes in a projection."""
+    points = np.concatenate([projection.project(shape.points) for shape in shapes])
+    return np.stack((points.min(0), points.max(0)))
+
+
+def _small() -> float:
+    """Size of small text, pt: 7 at least."""
+    import matplotlib
+
+    return max(7.0, 0.85 * float(matplotlib.rcParams["font.size"]))
+
+
+def bound_curves(
+    snr_db: Sequence[float],
+    std: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    unit: str,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Cramer-Rao bound on the standard deviation over the SNR, one curve for each label.
+
+    Args:
+        snr_db: [X] dB.
+        std: [Y, X] standard deviations, a row for each label.
+        labels: [Y].
+        unit: label of the vertical axis, with its unit.
+        ax: axes to draw into.
+    """
+    ax = ax or new_axes(None)[0]
+    for place, (row, label) in enumerate(zip(std, labels, strict=True)):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        ax.semilogy(snr_db, row, marker=marker, c=colour, label=label)
+    plain_log_axis(ax.yaxis)
+    ax.set(xlabel="SNR / dB", ylabel=unit)
+    ax.grid(which="major", alpha=0.3)
+    ax.legend(frameon=False)
+    return ax

@@ -1,0 +1,213 @@
+"""Names of estimators, spectra and networks, to which users add their own.
+
+Three registries: :data:`ESTIMATORS`, :data:`SPECTRA` and :data:`NETWORKS`. The built-in entries are
+``module:attribute`` strings that are imported on first use, so this module does not import torch. A user adds
+an entry with :func:`register_estimator`, :func:`register_spectrum` or :func:`register_network`, or installs a
+package that declares an entry point in the group ``rismusic.estimators``, ``rismusic.spectra`` or
+``rismusic.networks``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from rismusic.errors import InputError
+
+
+class Registry:
+    """Values by name: built-in ones, those of entry points, and those that were registered at run time.
+
+    Args:
+        kind: what an entry is, for messages.
+        group: group of entry points that is searched for further names.
+        builtin: ``module:attribute`` of each built-in entry.
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
+        self.kind, self.group = kind, group
+        self._builtin = dict(builtin)
+        self._registered: dict[str, Any] = {}
+
+    def register(self, name: str, value: Any) -> None:
+        """Add an entry, or replace one that was registered under the same name.
+
+        Raises:
+            InputError: the name is not an identifier, or belongs to a built-in entry.
+        """
+        if not name.isidentifier():
+            raise InputError(
+                "name", f"{name!r} is not a valid {self.kind} name; use letters, digits and underscores"
+            )
+        if name in self._builtin:
+            raise InputError("name", f"{name!r} is a built-in {self.kind} and cannot be replaced")
+        self._registered[name] = value
+
+    def unregister(self, name: str) -> None:
+        """Remove an entry that was registered at run time; other names are left alone."""
+        self._registered.pop(name, None)
+
+    def names(self) -> tuple[str, ...]:
+        """All known names, the built-in ones first."""
+        return tuple(dict.fromkeys((*self._builtin, *self._entry_points(), *self._registered)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._builtin or name in self._registered or name in self._entry_points()
+
+    def get(self, name: str) -> Any:
+        """The value of a name, imported if necessary.
+
+        Raises:
+            InputError: the name is unknown, or its entry point cannot be imported.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._builtin:
+            module, _, attribute = self._builtin[name].partition(":")
+            return getattr(import_module(module), attribute)
+        points = self._entry_points()
+        if name not in points:
+            raise self.unknown(self.kind, name)
+        try:
+            return points[name].load()
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                self.kind, f"the entry point {name!r} ({points[name].value}) cannot be imported: {error}"
+            ) from error
+
+    def check(self, name: str) -> str:
+        """Return the name if it is known.
+
+        Raises:
+            InputError: it is not.
+        """
+        if name not in self:
+            raise self.unknown("kind", name)
+        return name
+
+    def unknown(self, field: str, name: str) -> InputError:
+        """The error for a name that is in no registry."""
+        known = self.names()
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return InputError(field, f"no {self.kind} is named {name!r}.{hint} Known: {', '.join(known)}")
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+
+_CLASSICAL = "rismusic.estimation.locate:ClassicalEstimator"
+
+SPECTRA = Registry(
+    "spectrum",
+    "rismusic.spectra",
+    {
+        "music": "rismusic.estimation.locators:MUSIC",
+        "soft_music": "rismusic.estimation.locators:SOFT_MUSIC",
+        "mvdr": "rismusic.estimation.locators:MVDR",
+        "bartlett": "rismusic.estimation.locators:BARTLETT",
+    },
+)
+"""Spectra: ``SpectrumMethod`` or a function ``(covariance, n_sources) -> Spectrum``."""
+
+ESTIMATORS = Registry(
+    "method",
+    "rismusic.estimators",
+    {
+        "hybrid": "rismusic.hybrid:HybridEstimator",
+        **dict.fromkeys(
+            ("music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best"), _CLASSICAL
+        ),
+    },
+)
+"""Estimators: factories ``(LocateSpec) -> Estimator``, see :class:`rismusic.Estimator`."""
+
+NETWORKS = Registry("network", "rismusic.networks", {"sbl_unrolled": "rismusic.nn.network:Network"})
+"""Networks: subclasses of :class:`rismusic.GridNetwork`."""
+
+
+def method_names() -> tuple[str, ...]:
+    """Names that ``locate(method=...)`` takes: all estimators, then the spectra that users added."""
+    return tuple(dict.fromkeys((*ESTIMATORS.names(), *SPECTRA.names())))
+
+
+def check_method(name: str) -> str:
+    """Return the name if ``locate`` knows it.
+
+    Raises:
+        InputError: it is neither an estimator nor a spectrum.
+    """
+    if name in ESTIMATORS or name in SPECTRA:
+        return name
+    known = method_names()
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise InputError("method", f"no estimator or spectrum is named {name!r}.{hint} Known: {', '.join(known)}")
+
+
+def register_estimator(name: str, factory: Callable[..., Any]) -> None:
+    """Make an estimator available as ``locate(method=name)``, in benchmarks and in reports.
+
+    Args:
+        name: an identifier that no built-in method has.
+        factory: ``(LocateSpec) -> Estimator``; the estimator is called as ``(recording, n_sources)``, with
+            ``n_sources`` an int, a tensor [S] or ``"auto"``, and returns an :class:`~rismusic.Estimate`.
+
+    Raises:
+        InputError: the name is taken by a built-in method.
+    """
+    if name in SPECTRA:
+        raise InputError("name", f"{name!r} is already the name of a spectrum")
+    ESTIMATORS.register(name, factory)
+
+
+def register_spectrum(name: str, function: Any) -> None:
+    """Make a spectrum available as ``locate(method=name)`` and in :func:`rismusic.spectrum`.
+
+    Peak search, Newton refinement, maximum likelihood and the estimate of the number of sources are added.
+
+    Args:
+        name: an identifier that no built-in method has.
+        function: ``(covariance, n_sources) -> Spectrum``, with ``covariance`` the sample covariance of S
+            scenes and ``n_sources`` a tensor [S], all at least 1; or a
+            :class:`~rismusic.estimation.spectra.SpectrumMethod`.
+
+    Raises:
+        InputError: the name is taken by a built-in method.
+    """
+    if name in ESTIMATORS:
+        raise InputError("name", f"{name!r} is already the name of an estimator")
+    SPECTRA.register(name, function)
+
+
+def register_network(name: str, cls: Callable[..., Any]) -> None:
+    """Make a network class available as ``--network.kind name`` in training.
+
+    Args:
+        name: an identifier that no built-in network has.
+        cls: a subclass of :class:`~rismusic.GridNetwork`, built as ``cls(spec, grid)``.
+
+    Raises:
+        InputError: the name is taken by a built-in network.
+    """
+    NETWORKS.register(name, cls)
+
+
+def load_plugins(modules: tuple[str, ...]) -> tuple[str, ...]:
+    """Import modules that register estimators, spectra or networks, and return their names.
+
+    Raises:
+        InputError: a module cannot be imported.
+    """
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise InputError(
+                "plugins",
+                f"cannot import {module!r} ({error}); give the name of a module on PYTHONPATH",
+            ) from error
+    return modules

@@ -1,0 +1,189 @@
+"""Report of a benchmark as one HTML file: plots, tables and settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rismusic.benchmark.plots import benchmark_figure, plot_errors, plot_misses
+from rismusic.benchmark.spec import BenchSpec
+from rismusic.benchmark.summary import BenchRow, Group, Share, TimingRow, groups
+from rismusic.errors import InputError
+from rismusic.report.page import (
+    Plot,
+    check_report,
+    fixed,
+    fragment,
+    general,
+    setting_rows,
+    within,
+    write_page,
+)
+
+# Size limits in bytes: plots, tables by group, table of all results.
+_PLOTS, _TABLES, _ALL = 450_000, 250_000, 200_000
+
+# Columns of the table of all results: name, unit, attribute.
+COLUMNS = (
+    ("missed", "%", "misses"),
+    ("search", "%", "search_failures"),
+    ("ambiguous", "%", "ambiguities"),
+    ("number", "%", "wrong_counts"),
+    ("false alarms", "%", "false_alarms"),
+    ("precision", "%", "precision"),
+    ("recall", "%", "recall"),
+    ("F1", "%", "f1"),
+    ("correct number", "%", "count_right"),
+    ("GOSPA", "m", "gospa_m"),
+    ("azimuth", "degrees", "azimuth_error_deg"),
+    ("elevation", "degrees", "elevation_error_deg"),
+    ("range", "m", "range_error_m"),
+    ("azimuth", "/ bound", "azimuth_over_bound"),
+    ("elevation", "/ bound", "elevation_over_bound"),
+    ("1/range", "/ bound", "inverse_range_over_bound"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in a table, its confidence interval, and whether it is the best of its column."""
+
+    text: str
+    interval: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A table with a row for each method and a column for each SNR or value of the sweep."""
+
+    title: str
+    what: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str, bool, list[Cell]]]
+
+
+def write_bench_report(
+    path: str | Path,
+    rows: Sequence[BenchRow],
+    *,
+    settings: BenchSpec | None = None,
+    timings: Sequence[TimingRow] = (),
+    command: str = "",
+    made: datetime | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the rows of a benchmark as one HTML file below 1 MB, with plots.
+
+    Args:
+        path: an ``.html`` file.
+        rows: one for each cell and method, as of
+            :attr:`Benchmark.rows <rismusic.benchmark.run.Benchmark>` or from
+            :func:`~rismusic.benchmark.summary.read_table`.
+        settings: settings of the benchmark, where they are known.
+        timings: computing times of the methods.
+        command: the command line that made the report.
+        made: time stamp of the report; the current time if none.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        InputError: no rows, the packages that reports need are not installed, or the file cannot be written.
+    """
+    check_report(Path(path), overwrite=overwrite)
+    if not rows:
+        raise InputError("report", "the benchmark has no rows to report")
+    arranged = groups(rows)
+    drawn = list(_plots(arranged))
+    kept = len(within((plot.image for plot in drawn), _PLOTS))
+    tables = [fragment("matrices.html.j2", pair=list(_matrices(group))) for group in arranged]
+    rates = {(row.sweep, row.point, row.sources, row.snr_db, row.method): row.scenes_per_s for row in timings}
+    lines = [
+        fragment("bench_row.html.j2", row=row, cells=_cells(row), rate=_rate(row, rates), timed=bool(rates))
+        for row in rows
+    ]
+    shown_tables, shown_lines = within(tables, _TABLES), within(lines, _ALL)
+    write_page(
+        Path(path),
+        "bench.html.j2",
+        overwrite=overwrite,
+        command=command,
+        made=made,
+        methods=list(dict.fromkeys(row.method for row in rows)),
+        cells=len({(row.sweep, row.point, row.sources, row.snr_db) for row in rows}),
+        scenes=sorted({row.scenes for row in rows}),
+        oracles=any(row.peeked for row in rows),
+        plots=drawn[:kept],
+        left_plots=len(drawn) - kept,
+        tables=shown_tables,
+        left_tables=len(tables) - len(shown_tables),
+        lines=shown_lines,
+        left_lines=len(lines) - len(shown_lines),
+        columns=COLUMNS,
+        timed=bool(rates),
+        settings=[] if settings is None else setting_rows(settings),
+    )
+
+
+def _plots(arranged: Sequence[Group]) -> Iterator[Plot]:
+    """Misses and errors of each sweep."""
+    for sweep in dict.fromkeys(group.sweep for group in arranged):
+        some = [group for group in arranged if group.sweep == sweep]
+        over = f"{some[0].axis} for {'; '.join(group.title for group in some)}"
+        yield Plot.of(
+            benchmark_figure(some, plot_misses), f"Share of sources missed over {over}, with 95 % intervals."
+        )
+        yield Plot.of(
+            benchmark_figure(some, plot_errors),
+            f"Median error of hits divided by the Cramér-Rao bound, over {over}.",
+        )
+
+
+def _matrices(group: Group) -> Iterator[Matrix]:
+    """Misses and errors of one group."""
+    title = group.title if group.sweep == "none" else f"{group.title}, {group.axis}"
+    misses = {name: [row.misses.value for row in some] for name, some in group.rows.items()}
+    errors = {name: [row.worst_over_bound for row in some] for name, some in group.rows.items()}
+    for what, values in (
+        ("sources missed / % (95 % interval)", misses),
+        ("median error of hits / Cramér-Rao bound", errors),
+    ):
+        methods = [values[name] for name, some in group.rows.items() if not some[0].peeked]
+        lowest = [_lowest(column) for column in zip(*methods, strict=True)]
+        rows = []
+        for name, some in group.rows.items():
+            cells = []
+            for row, value, best in zip(some, values[name], lowest or [math.nan] * len(some), strict=True):
+                text, interval = fixed(value, 2), ""
+                if values is misses:
+                    text, interval = fixed(100 * value, 1), _interval(row.misses)
+                cells.append(Cell(text, interval, value == best and not row.peeked))
+            rows.append((name, some[0].peeked, cells))
+        yield Matrix(title, what, group.heads, rows)
+
+
+def _lowest(values: Iterable[float]) -> float:
+    return min((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+def _interval(share: Share) -> str:
+    return f"{fixed(100 * share.low, 1)}–{fixed(100 * share.high, 1)}"
+
+
+def _cells(row: BenchRow) -> list[tuple[str, str]]:
+    """Number and interval of every column."""
+    cells = []
+    for _, _, name in COLUMNS:
+        value = getattr(row, name)
+        if isinstance(value, Share):
+            cells.append((fixed(100 * value.value, 1), _interval(value)))
+        else:
+            cells.append((general(value), ""))
+    return cells
+
+
+def _rate(row: BenchRow, rates: dict[tuple[str, str, int, float, str], float]) -> str:
+    rate = rates.get((row.sweep, row.point, row.sources, row.snr_db, row.method), math.nan)
+    return general(rate)

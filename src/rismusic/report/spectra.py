@@ -1,0 +1,255 @@
+"""Slices through the spectrum of the sample covariance of a scene, as small images."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rismusic.covariance import recording_covariance
+from rismusic.estimation.grid import SearchGrid, Volume, to_cosines
+from rismusic.estimation.noise import noise_of
+from rismusic.estimation.spectra import Spectrum, bartlett, music
+from rismusic.io import Recording
+from rismusic.report.page import MINUS, png_address
+from rismusic.report.scene import WIDTH
+from rismusic.sources import Sources
+from rismusic.units import to_db
+
+# Grid points per beam width, and most entries of the steering matrix; larger panels get a coarser grid.
+_OVERSAMPLING, _NUMBERS = 5.0, 2**26
+# Pixels: azimuth, elevation, range.
+_PIXELS = (145, 73, 61)
+# The colours span this much below the maximum, dB.
+_FLOOR_DB = 20.0
+# Number of shades: invisible steps, small files.
+_SHADES = 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 8.0, 40.0
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice with its axes, in the units of the picture.
+
+    Args:
+        image: a PNG, as a ``data:`` address.
+        box: left, top, width and height of the image.
+        x_ticks: place and text.
+        y_ticks: place and text.
+        x_name: label of the horizontal axis.
+        y_name: label of the vertical axis.
+        marks: kind, x, y, text.
+        alt: description of the picture.
+    """
+
+    image: str
+    box: tuple[float, float, float, float]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    x_name: str
+    y_name: str
+    marks: list[tuple[str, float, float, str]]
+    alt: str
+    width: float = WIDTH
+
+    @property
+    def height(self) -> float:
+        """Height of the whole picture."""
+        return self.box[1] + self.box[3] + _BOTTOM
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Two slices through one scene's spectrum.
+
+    Args:
+        name: name of the spectrum.
+        span_db: range of the colours, dB below the maximum.
+        front: azimuth and elevation, maximum over range.
+        above: azimuth and range, maximum over elevation.
+    """
+
+    name: str
+    span_db: float
+    front: Slice
+    above: Slice
+
+
+def slices(recording: Recording, estimates: Sources, volume: Volume) -> list[Slices]:
+    """The slices of every scene: MUSIC with the estimated number of sources, Bartlett where it is zero.
+
+    The spectrum is evaluated on a search grid (even in direction cosines and 1/r) and interpolated, in dB,
+    between its points.
+
+    Args:
+        recording: S scenes; pass only those that are drawn.
+        estimates: estimated sources, [S, K].
+        volume: the searched volume.
+    """
+    covariance = recording_covariance(recording, noise_of(recording))
+    count = estimates.active.sum(-1)
+    grid = _grid(recording, volume)
+    pictures = []
+    for scene in range(len(recording)):
+        K = int(count[scene])
+        one = covariance[scene : scene + 1]
+        spectrum: Spectrum = bartlett(one) if K == 0 else music(one, min(K, one.rank))
+        name = "Bartlett" if K == 0 else f"MUSIC, K = {K}"
+        box = _resampled(to_db(spectrum.on_grid(grid)[0].double()), grid)
+        pictures.append(_slices(name, box, recording, estimates, scene, volume))
+    return pictures
+
+
+def _grid(recording: Recording, volume: Volume) -> SearchGrid:
+    """The search grid for the picture, coarser for large panels."""
+    oversampling = _OVERSAMPLING
+    while True:
+        grid = SearchGrid.cover(recording.panel, volume, oversampling)
+        if len(grid) * recording.panel.size <= _NUMBERS or oversampling < 1:
+            return grid.to(recording.snapshots.device)
+        oversampling /= 1.25
+
+
+def _axes(volume: Volume) -> tuple[Tensor, Tensor, Tensor]:
+    """Azimuth from the left (positive) to the right, elevation upwards, range upwards in equal ratios."""
+    wide, high, deep = _PIXELS
+    return (
+        torch.linspace(volume.azimuth_max, -volume.azimuth_max, wide, dtype=torch.float64),
+        torch.linspace(-volume.elevation_max, volume.elevation_max, high, dtype=torch.float64),
+        torch.logspace(math.log10(volume.range_min), math.log10(volume.range_max), deep, dtype=torch.float64),
+    )
+
+
+def _resampled(values: Float[Tensor, "P"], grid: SearchGrid) -> Float[Tensor, "azimuth elevation range"]:
+    """Values on the grid, at the pixels: trilinear in the grid's own coordinates."""
+    axes = torch.meshgrid(*_axes(grid.volume), indexing="ij")
+    wanted = []
+    for at, known in zip(to_cosines(*axes), (grid.u_x, grid.u_y, grid.q), strict=True):
+        low, high = float(known[0]), float(known[-1])
+        wanted.append(2 * (at - low) / (high - low) - 1 if high > low else torch.zeros_like(at))
+    # grid_sample wants the last axis of the values first.
+    sampled = torch.nn.functional.grid_sample(
+        values.cpu().view(1, 1, *grid.shape),
+        torch.stack(wanted[::-1], dim=-1)[None],
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
+    )
+    return sampled[0, 0]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Values in radians or metres along one side of a slice: from ``first`` to ``last``."""
+
+    name: str
+    length: float
+    first: float
+    last: float
+    ratios: bool = False
+
+    def place(self, value: float) -> float:
+        """Distance of a value from the end of ``first``, in the units of the picture."""
+        first, last = (math.log(end) if self.ratios else end for end in (self.first, self.last))
+        # An interval of no length, where one range is searched, is drawn from its first value on.
+        return self.length * ((math.log(value) if self.ratios else value) - first) / ((last - first) or 1.0)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and texts: metres in steps of 1, 2 and 5, or whole degrees."""
+        if self.ratios:
+            return [(self.place(value), f"{value:g}") for value in _metres(self.first, self.last)]
+        limit = math.degrees(abs(self.last))
+        step = next((step for step in (30, 15, 10, 5, 2, 1) if limit / step > 1.99), limit)
+        whole = math.floor(limit / step + 1e-9)
+        values = [step * number for number in range(-whole, whole + 1)]
+        return [(self.place(math.radians(value)), f"{value:g}".replace("-", MINUS)) for value in values]
+
+
+def _slices(
+    name: str, box: Tensor, recording: Recording, estimates: Sources, scene: int, volume: Volume
+) -> Slices:
+    span = min(_FLOOR_DB, float(box.max() - box.min()))
+    shade = ((box - box.max()) / max(span, 1e-9) + 1).clamp(0, 1).numpy()
+    sources = {"estimate": _listed(estimates[scene])}
+    if recording.truth is not None:
+        sources["true"] = _listed(recording.truth[scene])
+    wide = WIDTH - _LEFT - _RIGHT
+    high = max(90.0, wide * volume.elevation_max / volume.azimuth_max)
+    azimuth = _Axis("azimuth / degrees", wide, volume.azimuth_max, -volume.azimuth_max)
+    elevation = _Axis("elevation / degrees", high, -volume.elevation_max, volume.elevation_max)
+    distance = _Axis("range / m", 0.5 * wide, volume.range_min, volume.range_max, ratios=True)
+    words = f"{name} spectrum of the sample covariance over azimuth and"
+    front = {kind: [(at[0], at[1]) for at in places] for kind, places in sources.items()}
+    above = {kind: [(at[0], at[2]) for at in places] for kind, places in sources.items()}
+    return Slices(
+        name,
+        span,
+        _slice(shade.max(2), azimuth, elevation, front, f"{words} elevation, maximum over range."),
+        _slice(shade.max(1), azimuth, distance, above, f"{words} range, maximum over elevation."),
+    )
+
+
+def _slice(
+    shade: npt.NDArray[np.float64],
+    across: _Axis,
+    upwards: _Axis,
+    sources: dict[str, list[tuple[float, float]]],
+    alt: str,
+) -> Slice:
+    """One slice: values [across, upwards], with the sources that lie in it."""
+    bottom = _TOP + upwards.length
+    marks = []
+    for kind, places in sources.items():
+        for number, (one, other) in enumerate(places):
+            x, y = across.place(one), upwards.place(other)
+            if 0 <= x <= across.length and 0 <= y <= upwards.length:
+                marks.append((kind, _LEFT + x, bottom - y, str(number) if kind == "estimate" else ""))
+    return Slice(
+        _png(shade.T[::-1]),
+        (_LEFT, _TOP, across.length, upwards.length),
+        [(_LEFT + place, text) for place, text in across.ticks()],
+        [(bottom - place, text) for place, text in upwards.ticks()],
+        across.name,
+        upwards.name,
+        marks,
+        alt,
+    )
+
+
+def colour_bar() -> str:
+    """The colours from the lowest value to the highest, a PNG of one row."""
+    return _png(np.linspace(0, 1, _SHADES)[None])
+
+
+def _listed(sources: Sources) -> list[tuple[float, float, float]]:
+    active = sources.active
+    values = (sources.azimuth[active], sources.elevation[active], sources.range[active])
+    return list(zip(*(value.double().tolist() for value in values), strict=True))
+
+
+def _metres(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten within two limits, with the limits themselves if there are few."""
+    first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
+    inside = [
+        factor * 10.0**power
+        for power in range(first, last + 1)
+        for factor in (1, 2, 5)
+        if low <= factor * 10.0**power <= high
+    ]
+    return inside if len(inside) > 2 else sorted({low, *inside, high})
+
+
+def _png(shade: npt.NDArray[np.float64]) -> str:
+    """Values from 0 to 1, the first row on top, as a PNG with its colours inside a ``data:`` address."""
+    from matplotlib.image import imsave
+
+    levels = np.round(shade * (_SHADES - 1)) / (_SHADES - 1)
+    with io.BytesIO() as file:
+        imsave(file, levels, cmap="cividis", vmin=0, vmax=1, format="png", pil_kwargs={"optimize": True})
+        return png_address(file.getvalue())

@@ -1,0 +1,228 @@
+"""The benchmark as a whole, on a small panel: what it says, and that nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rismusic.benchmark import run
+from rismusic.benchmark.run import bench, merge_benchmarks, results
+from rismusic.benchmark.spec import SCENES, BenchSpec, Unit
+from rismusic.benchmark.store import load_settings
+from rismusic.benchmark.summary import read_table
+from rismusic.crb import Bound, recording_crb
+from rismusic.errors import InputError
+from rismusic.hybrid import locate
+from rismusic.metrics import match, score
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
+
+SPEC = BenchSpec(
+    methods=("music:conditional", "omp:conditional"),
+    sources=(2,),
+    snr_db=(20.0,),
+    scenes=5,
+    block=3,
+    seed=3,
+    panel={"rows": 4, "columns": 5},
+    channel={"antennas": 7},
+    codebook={"snapshots": 6},
+    locate={"oversampling": 1.2},
+)
+PARTS = 2 * 4  # blocks; the scenes, two methods, and the truth's fit that their misses are compared with
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of the whole benchmark, done at once in this process."""
+    folder = tmp_path_factory.mktemp("whole") / "bench"
+    seen = []
+    result = bench(SPEC, out=folder, workers=1, progress=lambda done, total: seen.append((done, total)))
+    assert (result.missing, len(result.rows)) == (0, 2)
+    assert seen[0] == (0, seen[-1][1]) == (0, 4 * 5)
+    assert seen[-1][0] == seen[-1][1]
+    assert read_table(folder / "results.csv") == result.rows
+    assert load_settings(folder) == SPEC
+    return folder
+
+
+def joined(parts):
+    names = ("azimuth", "elevation", "range")
+    return Sources(**{name: torch.cat([getattr(part, name).double() for part in parts]) for name in names})
+
+
+@pytest.mark.parametrize("method", ["music", "omp"])
+def test_rows_are_those_of_a_plain_loop(whole, method):
+    found, truth, bounds = [], [], []
+    system = SPEC.cells()[0].system
+    made = simulate(system, scenes=5, sources=2, snr_db=20, seed=3, split="test")
+    for start in range(0, 5, 3):
+        block = made[start : start + 3]
+        blind = replace(block, truth=None, noise_variance=None)
+        found.append(
+            locate(blind, sources=2, oversampling=1.2, method=method, criterion="conditional").sources
+        )
+        truth.append(block.truth)
+        bounds.append(recording_crb(block))
+    bound = Bound(torch.cat([one.covariance for one in bounds]), torch.cat([one.range for one in bounds]))
+    expected = score(match(joined(truth), joined(found)), bound)
+    (row,) = (row for row in read_table(whole / "results.csv") if row.method.startswith(method))
+    for name, value in vars(expected).items():
+        got = getattr(row, name)
+        assert getattr(got, "value", got) == pytest.approx(value, rel=1e-9), name
+
+
+def test_music_on_the_true_covariance_needs_no_snapshots():
+    (cell,) = SPEC.cells()
+    raw, polished = (results(SPEC, Unit(cell, f"oracle:music{how}", 0, 2)) for how in (":raw", ""))
+    truth = results(SPEC, Unit(cell, SCENES, 0, 2))
+    for name in ("azimuth", "elevation", "range"):
+        np.testing.assert_allclose(np.sort(raw[name]), np.sort(truth[name]), atol=1e-6)
+        assert np.abs(np.sort(polished[name]) - np.sort(truth[name])).max() > 1e-4
+    assert (polished["likelihood"] < raw["likelihood"]).all()
+
+
+def test_shares_put_together_are_the_whole(whole, tmp_path):
+    """Two of the three shares on one machine, the last one on another."""
+    folders = [tmp_path / "one", tmp_path / "other"]
+    assert bench(SPEC, out=folders[0], shard=(0, 3), workers=1).missing == PARTS - 3
+    assert bench(SPEC, out=folders[0], shard=(2, 3), workers=1, resume=True).missing == PARTS - 5
+    assert bench(SPEC, out=folders[1], shard=(1, 3), workers=1).missing == PARTS - 3
+    assert not list(tmp_path.rglob("results.csv"))
+    with pytest.raises(InputError, match=r"merge: \d+ parts are in none of the folders"):
+        merge_benchmarks(folders[:1], out=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    result = merge_benchmarks(folders, out=tmp_path / "merged")
+    assert result.spec == SPEC
+    assert (tmp_path / "merged" / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+    with pytest.raises(InputError, match=r"already holds a benchmark; .* resume=True"):
+        merge_benchmarks(folders, out=tmp_path / "merged")
+    again = merge_benchmarks([tmp_path / "merged"], out=tmp_path / "merged", resume=True)
+    assert again.rows == result.rows
+
+
+def test_damaged_parts_are_done_again_and_no_others(whole, tmp_path, monkeypatch):
+    folder = tmp_path / "bench"
+    shutil.copytree(whole, folder)
+    parts = sorted((folder / "parts").glob("*/*/*.npz"))
+    assert len(parts) == PARTS
+    parts[0].write_bytes(parts[0].read_bytes()[:-40])
+    parts[1].write_bytes(b"")
+    parts[2].write_bytes(bytes(100))
+    middle = bytearray(parts[3].read_bytes())
+    middle[len(middle) // 2] ^= 1
+    parts[3].write_bytes(middle)
+    shutil.copyfile(parts[4], parts[5])  # whole, but of more scenes
+    parts[7].unlink()
+    (parts[7].parent / ".0000000.99.part.npz").write_bytes(b"half written")
+    (folder / "results.csv").unlink()
+    done = []
+    monkeypatch.setattr(run, "do_unit", counting(run.do_unit, done))
+    result = bench(SPEC, out=folder, resume=True, workers=1)
+    assert len(done) == 6
+    assert result.missing == 0
+    assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+    assert list(folder.rglob(".*")) == []
+
+
+def counting(work, done):
+    def counted(spec, store, unit, **named):
+        done.append(unit)
+        work(spec, store, unit, **named)
+
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"seed": 4}, r"^seed: must be 3 as in .*settings\.toml; got 4$"),
+        ({"methods": ("omp",)}, r"^methods: must be \['music:conditional', .* got \['omp'\]$"),
+        ({"panel": {"rows": 4, "columns": 6}}, r"^panel\.columns: must be 5 as in .* got 6$"),
+        ({"noise": "known"}, r"^noise: must be 'hidden' as in .* got 'known'$"),
+    ],
+)
+def test_other_settings_are_refused(whole, changed, sentence):
+    with pytest.raises(InputError, match=sentence):
+        bench(SPEC, out=whole, resume=True, workers=1, **changed)
+
+
+def test_folders_that_are_refused(whole, tmp_path):
+    with pytest.raises(InputError, match=r"already holds a benchmark; .* resume=True \(--resume\)"):
+        bench(SPEC, out=whole)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="not an empty folder"):
+        bench(SPEC, out=tmp_path / "mine", resume=True)
+    with pytest.raises(InputError, match=r"settings\.toml: cannot be read as the settings of a benchmark"):
+        merge_benchmarks([tmp_path / "mine"], out=tmp_path / "merged")
+    with pytest.raises(InputError, match="merge: give one or more folders"):
+        merge_benchmarks([], out=tmp_path / "merged")
+    old = tmp_path / "old"
+    old.mkdir()
+    text = (whole / "settings.toml").read_text()
+    (old / "settings.toml").write_text(text.replace('version = "', 'version = "0.'))
+    with pytest.raises(InputError, match="cannot be continued with version"):
+        bench(SPEC, out=old, resume=True)
+    for settings, field in (({"workers": 0}, "workers"), ({"shard": (2, 2)}, "shard")):
+        with pytest.raises(InputError, match=field):
+            bench(SPEC, out=tmp_path / "new", **settings)
+
+
+def test_known_noise_and_unknown_count_reach_the_methods(monkeypatch):
+    asked = []
+
+    def watched(recording, **settings):
+        assert recording.truth is None
+        asked.append((recording.noise_variance is not None, settings["sources"]))
+        return locate(recording, **settings)
+
+    monkeypatch.setattr("rismusic.benchmark.run.locate", watched)
+    small = SPEC.replace(locate={"oversampling": 1.2, "sources_max": 1})
+    unit = Unit(SPEC.cells()[0], "bartlett:raw", 0, 1)
+    for noise in ("hidden", "known"):
+        for count in ("known", "auto"):
+            results(small.replace(noise=noise, count=count), unit)
+    assert asked == [(False, 2), (False, "auto"), (True, 2), (True, "auto")]
+
+
+SCRIPT = """
+import sys
+from rismusic.benchmark.spec import SCENES, Unit
+from rismusic.benchmark.run import bench
+from rismusic.benchmark.spec import BenchSpec
+if __name__ == "__main__":
+    bench(BenchSpec.model_validate_json(sys.argv[1]), out=sys.argv[2], workers=1)
+"""
+
+
+def test_kill_in_mid_run_and_resume(whole, tmp_path, monkeypatch):
+    """SIGKILL at the first result: only the rest is done later, and the table is the same."""
+    script, folder = tmp_path / "script.py", tmp_path / "bench"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen([sys.executable, script, SPEC.model_dump_json(), folder])
+    while process.poll() is None and not list(folder.glob("parts/*/*/0*.npz")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = len(list(folder.glob("parts/*/*/0*.npz")))
+    assert 1 <= left < PARTS
+    done = []
+    monkeypatch.setattr(run, "do_unit", counting(run.do_unit, done))
+    bench(SPEC, out=folder, resume=True, workers=1)
+    assert len(done) == PARTS - left
+    assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+def test_a_fallback_is_not_measured_in_the_name_of_weights(tmp_path):
+    with pytest.raises(InputError, match=r"locate\.weights: the hybrid method needs weights, and 'no"):
+        bench(SPEC, methods=("hybrid",), locate={"weights": "nothing"}, out=tmp_path / "bench", workers=1)
+    assert not (tmp_path / "bench").exists()

@@ -1,0 +1,150 @@
+"""Without truth: mistakes are named by the fits, and sound recordings are left alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import mistakes
+import pytest
+import torch
+
+from rismusic.array import Panel
+from rismusic.checks import blindfit
+from rismusic.checks.blindfit import BlindFit
+from rismusic.checks.conventions import CHANGES, Change, Evidence, applicable, best_change
+from rismusic.estimation.estimate import volume_of
+from rismusic.estimation.grid import SearchGrid
+from rismusic.io import read
+from rismusic.simulation.simulator import simulate
+from rismusic.spec import SystemSpec
+
+SPEC = SystemSpec(
+    panel={"rows": 4, "columns": 5},
+    channel={"antennas": 20},
+    codebook={"snapshots": 8},
+    sources=1,
+    snr_db=15.0,
+    scene={"range_min_m": 0.5, "range_max_m": 2.0},
+)
+
+
+@pytest.fixture(autouse=True)
+def one_source(monkeypatch):
+    """A search for one source instead of three: a third of the time, and enough for these scenes."""
+    monkeypatch.setattr(blindfit, "SETTINGS", blindfit.SETTINGS.replace(sources=1))
+
+
+def small(**settings):
+    made = simulate(SPEC, scenes=2, **settings)
+    return replace(made, truth=None, noise_variance=None)
+
+
+def named(recording):
+    found = BlindFit(recording).search()
+    return None if found is None else found.change.name
+
+
+@pytest.mark.parametrize("kind", [{"channel": {"kind": "direct"}}, {"hardware": {"static_phase_rad": 0.2}}])
+def test_sound_recordings(kind):
+    assert named(small(**kind)) is None
+
+
+@pytest.mark.parametrize("name", ["codes_conjugated", "channel_transposed", "elements_renumbered"])
+def test_mistakes(name):
+    assert named(mistakes.made(name, small())) == name
+
+
+def test_a_sample_with_conjugate_snapshots(samples):
+    sample = read(samples / "one_link_20dB.mat")[:1]
+    assert named(mistakes.made("snapshots_conjugated", sample)) == "snapshots_conjugated"
+
+
+def test_what_cannot_be_seen_is_not_tried():
+    def tried(recording):
+        return {change.name for change, _ in applicable(recording, blind=True)}
+
+    conjugates = {change.name for change in CHANGES if change.name.endswith("conjugated")}
+    assert len(conjugates) == 7
+    square = {"channel_transposed", "channel_hermitian"}
+    assert tried(small()) == conjugates | square | {"elements_renumbered"}
+    # x and y exchanged on a square panel are sources with u_x and u_y exchanged.
+    assert tried(small(panel={"rows": 4, "columns": 4})) == conjugates
+    # Real codes are their own conjugates.
+    real = small(codebook={"kind": "hadamard", "snapshots": 8}, channel={"antennas": 6})
+    without = {name for name in conjugates if "codes" not in name and "all" not in name}
+    assert tried(real) == {"elements_renumbered", *without}
+    direct = small(channel={"kind": "direct"})
+    assert tried(direct) == {"snapshots_conjugated", "elements_renumbered"}
+    # Units only where the spacing is unusual, and only to a usual one.
+    coarse = mistakes.made("elements_in_wavelengths", direct)
+    assert tried(coarse) >= {"elements_in_wavelengths", "frequency_in_ghz"}
+    assert "wavelength_halved" not in tried(coarse)
+
+
+def test_a_mirrored_panel_fits_as_well():
+    """The symmetry behind it: elements with x reversed, and sources at reversed azimuth."""
+    sound = small()
+    mirrored = replace(sound, elements=sound.elements * torch.tensor([-1.0, 1.0, 1.0]))
+    first, second = (blindfit._Form(form).evidence(slice(None)) for form in (sound, mirrored))
+    torch.testing.assert_close(first, second, atol=0.5, rtol=1e-3)
+
+
+def test_size_of_the_search_is_foreseen():
+    for rows, columns, spacing in ((12, 12, 0.5), (4, 5, 0.5), (24, 24, 0.5), (8, 8, 1.7)):
+        panel = Panel.uniform_planar(rows, columns, spacing_wavelengths=spacing)
+        grid = SearchGrid.cover(panel, volume_of(blindfit.SETTINGS), blindfit.SETTINGS.oversampling)
+        assert 0.5 < blindfit._points(panel) / len(grid) < 4
+    huge = Panel.uniform_planar(64, 64, spacing_wavelengths=5.0)
+    assert blindfit._points(huge) > 1e8
+
+
+def change(name, family, blind=None):
+    return Change(name, "", "", lambda recording: recording, family, blind)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "answer"),
+    [
+        ([("a", "1", 100.0, 1.0)], "a"),
+        ([("a", "1", 10.0, 1.0)], None),  # too little
+        ([("a", "1", 100.0, 0.4)], None),  # not in half of the scenes
+        ([("a", "1", 100.0, 1.0), ("b", "2", 90.0, 1.0)], None),  # does not stand out
+        ([("a", "1", 100.0, 1.0), ("b", "1", 90.0, 1.0), ("c", "1", 20.0, 1.0)], "a b"),
+        ([("a", "1", 100.0, 1.0), ("b", "2", -50.0, 0.0)], "a"),
+        ([], None),
+    ],
+)
+def test_verdict(ratios, answer):
+    evidence = [Evidence(change(name, family, family), ratio, share) for name, family, ratio, share in ratios]
+    for blind in (False, True):
+        found = best_change(evidence, 20.0, blind=blind)
+        assert (None if found is None else " ".join((found.change.name, *found.alike))) == answer
+    if answer == "a":
+        left = [replace(each, left=0.6) for each in evidence]
+        assert best_change(left, 20.0) is None
+
+
+def test_threshold():
+    fit = BlindFit(small())
+    assert fit.threshold == pytest.approx(math.log(10 / 1e-6))
+
+
+def test_truth_and_noise_variance_are_not_used():
+    made = simulate(SPEC, scenes=1, panel={"rows": 4, "columns": 4})
+    fit, blind = BlindFit(made), BlindFit(replace(made, truth=None, noise_variance=None))
+    names = [{each.change.name for each in some.evidence()} for some in (fit, blind)]
+    assert names[0] == names[1]
+    assert "elements_renumbered" not in names[0]
+
+
+def test_scenes_are_looked_at_until_it_is_clear(monkeypatch):
+    monkeypatch.setattr(blindfit, "_TOGETHER", 1)
+    direct = replace(simulate(SPEC, scenes=12, snr_db=-8.0, channel={"kind": "direct"}), truth=None)
+    sound, wrong = BlindFit(direct), BlindFit(mistakes.made("elements_renumbered", direct))
+    assert sound.search() is None
+    assert wrong.search().change.name == "elements_renumbered"
+    assert 1 < wrong.scenes < 12
+    # What is refuted is looked at no more.
+    seen = {change.name: count for change, count in sound._scenes_used.items()}
+    assert min(seen.values()) < max(seen.values()) == sound.scenes

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from print_figure import check_print
+from rismusic.array import Panel
+from rismusic.benchmark.bound_table import BoundRow, bound_figure, bound_table
+from rismusic.errors import InputError
+from rismusic.plots import bound_curves, new_axes, save, scene_3d, scene_figure, scene_top
+from rismusic.scene_view import ABOVE, Projection, positions
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
+from rismusic.spec import SystemSpec
+
+PANEL = Panel.uniform_planar()
+SOURCES = Sources(
+    azimuth=torch.tensor([torch.pi / 2 - 1e-9, 0.0, torch.nan]),
+    elevation=torch.tensor([0.0, torch.pi / 6, torch.nan]),
+    range=torch.tensor([2.0, 4.0, torch.nan]),
+)
+
+
+def test_positions():
+    expected = torch.tensor([[2.0, 0, 0], [0, 2, 4 * 3**0.5 / 2]]).double()
+    torch.testing.assert_close(torch.from_numpy(positions(SOURCES)), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_plots_take_axes_and_return_them(tmp_path):
+    space, top = new_axes(None, None)
+    assert scene_3d(PANEL, SOURCES, truth=SOURCES, ax=space) is space
+    assert scene_top(PANEL, truth=SOURCES, ax=top) is top
+    assert scene_top(PANEL, SOURCES).get_xlabel().startswith("x / m")
+    save(top, tmp_path / "scene.png", overwrite=False)
+    with pytest.raises(InputError, match="existing"):
+        save(top, tmp_path / "scene.png", overwrite=False)
+    with pytest.raises(InputError, match=r"\.png or \.pdf or \.svg"):
+        save(top, tmp_path / "scene.doc", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
+
+
+def test_the_drawn_frame_is_right_handed():
+    """From above and from behind, x points to the left; z, or y, points upwards."""
+    for projection, up in ((ABOVE, 2), (Projection(0.0, 0.0), 1)):
+        screen = projection.project(np.eye(3))
+        np.testing.assert_allclose(screen[0], (-1, 0), atol=1e-12)
+        np.testing.assert_allclose(screen[up], (0, 1), atol=1e-12)
+    ax = scene_top(PANEL, SOURCES)
+    marks = next(line for line in ax.get_lines() if line.get_label() == "estimate")
+    np.testing.assert_allclose(marks.get_xydata(), [(2.0, 0.0)], atol=1e-6)
+    left, right = ax.get_xlim()
+    assert left > right
+
+
+def test_each_kind_has_one_entry_in_the_legend():
+    """Two estimates with three sections of an ellipsoid each, and their ellipses."""
+    covariance = torch.diag(torch.tensor([1e-4, 1e-4, 0.01])).expand(3, 3, 3)
+    close = SOURCES.each(lambda value: 0.5 * value)
+    for draw in (scene_3d, scene_top):
+        own = draw(PANEL, close, covariance=covariance, truth=close).get_legend()
+        names = [text.get_text() for text in own.get_texts()]
+        assert len(set(names)) == len(names) > 3
+    figure = scene_figure(PANEL, close, covariance=covariance, truth=close)
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert sorted(set(labels)) == sorted(labels)
+    assert {"panel", "estimate", "true source", "95 % error region"} <= set(labels)
+    assert all(ax.get_legend() is None for ax in figure.axes)
+
+
+def test_error_regions_are_those_of_the_covariance():
+    """The ellipse from above holds 95 % of a Gaussian error in two coordinates: 2.45 standard deviations."""
+    ahead = SOURCES.each(lambda value: value[:1] * 0 + 0.0)
+    ahead = replace(ahead, range=torch.tensor([4.0]))
+    covariance = torch.diag(torch.tensor([0.01, 0.02, 0.3]).square())[None]
+    ax = scene_top(PANEL, ahead, covariance=covariance)
+    patch = next(patch for patch in ax.patches if patch.get_label() == "95 % error region")
+    low, high = patch.get_xy().min(0), patch.get_xy().max(0)
+    np.testing.assert_allclose(high - low, 2 * 2.4477 * np.array((4 * 0.01, 0.3)), rtol=0.02)
+
+
+@pytest.mark.parametrize("width_mm", [88.9, 120.0, 181.0])
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_a_scene_fits_a_printed_width(width_mm, ending, tmp_path):
+    recording = simulate(scenes=1, sources=3, snr_db=10, seed=4)
+    covariance = torch.diag(torch.tensor([1e-4, 1e-4, 0.1])).expand(3, 3, 3)
+    truth = recording.truth[0]
+    figure = scene_figure(recording.panel, truth, covariance=covariance, truth=truth, width_mm=width_mm)
+    check_print(figure, width_mm)
+    save(figure, tmp_path / f"scene.{ending}", overwrite=False)
+    if ending == "pdf":
+        assert b"/Type3" not in (tmp_path / "scene.pdf").read_bytes()
+
+
+def test_a_width_that_cannot_be_printed_is_refused():
+    with pytest.raises(InputError, match=r"figure_width: .* must be 40 to 1000 mm .* got 3.5"):
+        scene_figure(PANEL, SOURCES, width_mm=3.5)
+
+
+def test_the_style_of_print_leaves_no_trace():
+    before = dict(matplotlib.rcParams)
+    scene_figure(PANEL, SOURCES, width_mm=88.9)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_bound_curves_have_plain_numbers():
+    ax = bound_curves([0.0, 10.0], [[1.0, 0.3], [2.0, 0.6]], ["K = 1", "K = 2"], "azimuth / deg")
+    assert ax.get_yscale() == "log"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["K = 1", "K = 2"]
+    ax.get_figure().canvas.draw()
+    low, high = ax.get_ylim()
+    labels = [
+        text.get_text() for text in ax.get_yticklabels(which="both") if low <= text.get_position()[1] <= high
+    ]
+    assert [label for label in labels if label] == ["0.5", "1", "2"]
+
+
+def test_the_figure_of_bounds_fits_a_column():
+    rows = [BoundRow(K, snr, *(4 * [K * 10 ** (-snr / 20)])) for K in (1, 2, 5) for snr in (0.0, 10.0, 20.0)]
+    figure = bound_figure(rows, width_mm=88.9)
+    check_print(figure, 88.9)
+    assert [len(ax.get_lines()) for ax in figure.axes] == [3, 3]
+
+
+def test_bound_table_falls_with_snr_and_rises_with_sources():
+    spec = SystemSpec(panel={"rows": 4, "columns": 5})
+    rows = bound_table(spec, sources=(1, 3), snr_db=(0.0, 20.0), scenes=20)
+    stds = {(row.sources, row.snr_db): row.azimuth_std_deg for row in rows}
+    assert stds[1, 0.0] == pytest.approx(10 * stds[1, 20.0], rel=1e-3)
+    assert stds[3, 0.0] > stds[1, 0.0]
