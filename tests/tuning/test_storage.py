@@ -90,6 +90,15 @@ def test_databases_that_cannot_be_used(tmp_path):
         assert "secret" not in str(error.value)
 
 
+def test_the_password_in_the_message_of_a_driver_is_redacted(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no role 'me' with password s/ecret")
+
+    monkeypatch.setattr("rismusic.tuning.storage.RDBStorage", refuse)
+    with pytest.raises(InputError, match=r"me:\*\*\*@host/db: no role 'me' with password \*\*\*$"):
+        open_storage("postgresql://me:s%2Fecret@host/db", tmp_path, heartbeat_s=1).__enter__()
+
+
 @pytest.mark.parametrize(
     ("text", "redacted"),
     [

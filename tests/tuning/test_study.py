@@ -24,7 +24,13 @@ def searched(quick_validation, tmp_path_factory):
     folder = tmp_path_factory.mktemp("searched")
     (folder / "space.toml").write_text(SPACE)
     spec = SPEC.replace(space=str(folder / "space.toml"))
-    return spec, tune(spec, out=folder / "out", trials=2, device="cpu", command="rismusic tune")
+    return spec, tune(
+        spec,
+        out=folder / "out",
+        trials=2,
+        device="cpu",
+        command="rismusic tune --storage postgresql://me:secret@host/db",
+    )
 
 
 def test_best_toml_reproduces_the_score(searched, tmp_path):
@@ -51,6 +57,8 @@ def test_files(searched):
     page = (tuned.folder / "report.html").read_text()
     for sentence in tuned.sentences():
         assert sentence.split(":")[0] in page
+    assert "postgresql://me:***@host/db" in page
+    assert "secret" not in page
     assert (tuned.folder / "history.png").stat().st_size > 10_000
 
 
