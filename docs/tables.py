@@ -14,13 +14,13 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-import architectures
-import counting
-import doctoring
-import gating
-import leaderboard
+import architecture_tables
+import model_order_tables
+import doctor_tables
+import learning_tests
+import benchmark_tables
 import rismusic
-from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
+from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 from markdowntable import table
 from rismusic.cli import main
 from rismusic.errors import InputError
@@ -28,21 +28,21 @@ from rismusic.io import read
 from rismusic.io.schema import FIELDS
 from rismusic.spec import Spec, SystemSpec
 
-BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
+BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "io" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
 COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train", "tune", "doctor")
 MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",
-    "snapshots": "what the receiver saw, y, in each scene and snapshot",
-    "channel": "H from the panel to the receiver; absent where the panel is sampled directly (M = N)",
-    "codes": "c, what the panel wore; absent where `channel` is",
+    "snapshots": "received signal y of each scene and snapshot",
+    "channel": "H from the panel to the receiver; absent with direct sampling (M = N)",
+    "codes": "RIS configurations c; absent with direct sampling",
     "noise_variance": "σ² = E|n|² of the complex noise at one receiver output; optional",
     "truth/azimuth": "radians, NaN where there is no source; optional",
     "truth/elevation": "radians, NaN where there is no source; with `truth/azimuth`",
     "truth/range": "metres, NaN where there is no source; with `truth/azimuth`",
-    "truth/power": "mean power p of each source's symbols; optional",
-    "truth/symbols": "the symbols s that were sent; optional, the conditional bound needs them",
+    "truth/power": "mean power p of the symbols of each source; optional",
+    "truth/symbols": "transmitted symbols s; optional, needed by the conditional bound",
 }
 BAD_SETTINGS: tuple[dict[str, object], ...] = (
     {"sources": 0},
@@ -225,7 +225,7 @@ def api() -> str:
             continue
         kind = "class" if isinstance(thing, type) else "func"
         rows.append((f"{{py:{kind}}}`~{thing.__module__}.{name}`", _first_sentence(thing)))
-    return table(("name", "what it is"), rows)
+    return table(("name", "meaning"), rows)
 
 
 def _first_sentence(thing: object) -> str:
@@ -251,7 +251,7 @@ def samples() -> str:
     shown = []
     for row in rows:
         over = (row[f"{name}_over_bound"] for name in ("azimuth", "elevation", "inverse_range"))
-        told = "told" if row["count"] == "K" else "found"
+        told = "known" if row["count"] == "K" else "estimated"
         numbers = f"{row['hits']} of {row['sources']}", row["false_alarm_count"]
         shown.append(
             (f"`{row['sample']}`", f"`{row['method']}`", told, *numbers, *(f"{float(x):.2f}" for x in over))
@@ -271,11 +271,11 @@ def write_all(folder: Path) -> None:
         wave_bias,
         api,
         samples,
-        *leaderboard.TABLES,
-        *architectures.TABLES,
-        *counting.TABLES,
-        *gating.TABLES,
-        *doctoring.TABLES,
+        *benchmark_tables.TABLES,
+        *architecture_tables.TABLES,
+        *model_order_tables.TABLES,
+        *learning_tests.TABLES,
+        *doctor_tables.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
     for name in COMMANDS:

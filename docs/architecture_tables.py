@@ -1,4 +1,4 @@
-"""Tables of the architectures that were compared, from ``docs/measured/architectures.csv``."""
+"""Table of the compared architectures, from ``docs/measured/architectures.csv``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, str]
 
 
 def architectures() -> str:
-    """What each is, and what it learned in its time."""
+    """Size and result of each architecture after the same training time."""
     lines = [
         [
             NAMES[row["architecture"]],
