@@ -10,7 +10,7 @@ from markdowntable import table
 
 MEASURED = Path(__file__).parent / "measured" / "architectures.csv"
 NAMES = {
-    "fixed_point": "steps of the fixed point",
+    "fixed_point": "fixed-point steps",
     "convolutions": "3-D convolutions",
     "attention": "attention",
 }
