@@ -1,7 +1,9 @@
-"""Coverage of the stated standard deviations: ``python benchmarks/calibration.py [--scenes 200] [--csv FILE]``.
+"""Coverage of the stated standard deviations.
 
-Default system, K known, noise variance hidden. Each coordinate of every hit gives |error| / std
-(with 1 / range in place of range, since its error is nearly normal). The share of these ratios below a quantile of
+Run ``python benchmarks/calibration.py [--scenes 200] [--csv FILE]``.
+
+Default system, K known, noise variance hidden. Each coordinate of every hit gives |error| / std (with 1 /
+range in place of range, since its error is nearly normal). The share of these ratios below a quantile of
 the normal distribution equals the level of the quantile if the standard deviations are right.
 """
 

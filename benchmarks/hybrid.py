@@ -1,7 +1,7 @@
 """Speed of the hybrid estimator: ``python benchmarks/hybrid.py [--weights FILE] [--json FILE]``.
 
-K = 3, 10 dB, default system, noise variance estimated, 2 threads: scenes/s of 256 scenes, K known and unknown,
-the time of a single scene after loading, and the share of processor time of each part.
+K = 3, 10 dB, default system, noise variance estimated, 2 threads: scenes/s of 256 scenes, K known and
+unknown, the time of a single scene after loading, and the share of processor time of each part.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@
   learning rate they do not.
 * ``overfit``: 512 scenes, seen 30 times: the training loss ends below 0.2, and the loss of a validation on
   the same scenes below 0.5.
-* ``overfit_continued``: the same network goes on with these scenes; the error of R_pred against R_true ends below
-  0.1, and MUSIC on R_pred alone (no R_samp, no NF-MLE, K from the network) has an F1 above 0.95.
+* ``overfit_continued``: the same network goes on with these scenes; the error of R_pred against R_true ends
+  below 0.1, and MUSIC on R_pred alone (no R_samp, no NF-MLE, K from the network) has an F1 above 0.95.
 * ``generalise``: the preset ``tiny`` on scenes that are always new; on 500 unseen ones of three sources at
   10 dB, without NF-MLE, it misses at most half of what MUSIC on R_samp misses.
 
-The budgets are those of two cores, 15 minutes for ``overfit`` and ``overfit_continued`` together and 30 minutes for
-``generalise``, counted in seconds of processor time of this process (2 x 15 x 60, 2 x 30 x 60), since other
-processes may be at work beside it. Each test writes its results to
+The budgets are those of two cores, 15 minutes for ``overfit`` and ``overfit_continued`` together and 30
+minutes for ``generalise``, counted in seconds of processor time of this process (2 x 15 x 60, 2 x 30 x 60),
+since other processes may be at work beside it. Each test writes its results to
 ``docs/measured/learning_test_NAME.json``, and its epochs to ``learning_test_NAME.csv``.
 """
 

@@ -1,9 +1,12 @@
-"""Accuracy of the estimated number of sources: ``python benchmarks/model_order.py [--scenes 100] [--csv FILE]``.
+"""Accuracy of the estimated number of sources.
 
-Default system, unknown noise variance, K = 0 .. 5 sources at 0, 5, 10 and 20 dB; for K = 0 as many scenes of
-noise as for all SNRs together. MDL and AIC count the eigenvalues of a sample covariance, at the
-receiver or on the panel; ``evidence`` is ``locate --sources auto``. The table counts how often each estimated each number.
-``--reliability FILE`` compares the probability given to the estimated number with how often it is right.
+Run ``python benchmarks/model_order.py [--scenes 100] [--csv FILE]``.
+
+Default system, unknown noise variance, K = 0 .. 5 sources at 0, 5, 10 and 20 dB; for K = 0 as many scenes
+of noise as for all SNRs together. MDL and AIC count the eigenvalues of a sample covariance, at the receiver
+or on the panel; ``evidence`` is ``locate --sources auto``. The table counts how often each estimated each
+number. ``--reliability FILE`` compares the probability given to the estimated number with how often it is
+right.
 """
 
 from __future__ import annotations

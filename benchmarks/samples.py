@@ -1,8 +1,8 @@
 """Errors on every sample recording: ``python benchmarks/samples.py [--methods sbl omp ...] [--csv FILE]``.
 
-Neither the samples nor the bounds in ``*.bound.npz`` were made by this code. Where there is no such file, this
-package computes the bound. Settings are the defaults; the number of sources is known in one row (K) and unknown
-in the other (auto). The noise variance is used where the recording has it.
+Neither the samples nor the bounds in ``*.bound.npz`` were made by this code. Where there is no such file,
+this package computes the bound. Settings are the defaults; the number of sources is known in one row (K)
+and unknown in the other (auto). The noise variance is used where the recording has it.
 """
 
 from __future__ import annotations

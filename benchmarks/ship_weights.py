@@ -1,8 +1,9 @@
 """Add weights to the package: ``python benchmarks/ship_weights.py ideal --run RUN [--bench FOLDER] ...``.
 
 Without a run, those that are there get new figures, and new limits if some are given. With one, it takes
-``best.safetensors`` of the training's folder, gives it a card and writes it to ``src/rismusic/weights``. The
-page there is made from the cards of all weights. Figures are the misses of the row ``hybrid`` of a benchmark.
+``best.safetensors`` of the training's folder, gives it a card and writes it to ``src/rismusic/weights``.
+The page there is made from the cards of all weights. Figures are the misses of the row ``hybrid`` of a
+benchmark.
 """
 
 from __future__ import annotations

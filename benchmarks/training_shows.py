@@ -1,7 +1,10 @@
-"""Interrupted and distributed trainings compared with uninterrupted ones: ``python benchmarks/training_shows.py``.
+"""Interrupted and distributed trainings compared with uninterrupted ones.
+
+Run ``python benchmarks/training_shows.py``.
 
 * ``kills``: a training is killed (kill -9) at random instants and resumed, repeatedly; its weights,
-  averages, optimizer state, log and saved networks are compared bit by bit with those of an uninterrupted one.
+  averages, optimizer state, log and saved networks are compared bit by bit with those of an uninterrupted
+  one.
 * ``group``: one process and two of ``torchrun`` train the same network; their losses are compared by epoch.
 
 Everything runs through the command line, on the CPU. The tables go to ``docs/measured/training_NAME.csv``.

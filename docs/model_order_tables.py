@@ -45,7 +45,9 @@ def number_confusion() -> str:
             if row["criterion"] == criterion
         ]
         text += (
-            f"**{criterion}**\n\n" + table(["true", *(f"{k} estimated" for k in COUNTS), "more"], lines) + "\n"
+            f"**{criterion}**\n\n"
+            + table(["true", *(f"{k} estimated" for k in COUNTS), "more"], lines)
+            + "\n"
         )
     return text
 
@@ -100,11 +102,20 @@ def wrong_conventions() -> str:
             *(row[name] for name in ("recordings", "named", "alike", "other")),
         ]
         for row in sorted(
-            _rows("wrong_conventions.csv"), key=lambda row: (row["truth"] != "truth", row["mistake"] != "sound")
+            _rows("wrong_conventions.csv"),
+            key=lambda row: (row["truth"] != "truth", row["mistake"] != "sound"),
         )
     ]
     return table(
-        ["truth in the file", "mistake", "recordings", "identified", "listed as equivalent", "another identified"], lines
+        [
+            "truth in the file",
+            "mistake",
+            "recordings",
+            "identified",
+            "listed as equivalent",
+            "another identified",
+        ],
+        lines,
     )
 
 

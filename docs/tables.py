@@ -15,18 +15,18 @@ from pathlib import Path
 from types import ModuleType
 
 import architecture_tables
-import model_order_tables
+import benchmark_tables
 import doctor_tables
 import learning_tests
-import benchmark_tables
+import model_order_tables
 import rismusic
-from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 from markdowntable import table
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.io import read
 from rismusic.io.schema import FIELDS
 from rismusic.spec import Spec, SystemSpec
+from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "io" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
