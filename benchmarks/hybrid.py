@@ -79,7 +79,7 @@ def main() -> None:
     rows["K known, one scene: ms"] = 1e3 * seconds(single, weights, SOURCES)
     rows["K not known, one scene: ms"] = 1e3 * seconds(single, weights, "auto")
     rows |= {f"share of {part}": value for part, value in shares(batches[0], weights).items()}
-    report("Hybrid locator", rows)
+    report("Hybrid estimator", rows)
 
 
 if __name__ == "__main__":

@@ -73,9 +73,9 @@ def started(command: Sequence[str], *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     if process.returncode:
-        raise RuntimeError(said.decode())
+        raise RuntimeError(stderr.decode())
 
 
 def killed_at_random(folder: Path, configuration: Path, draws: random.Random) -> list[Row]:

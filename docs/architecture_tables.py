@@ -48,7 +48,7 @@ def architectures() -> str:
 
 
 def architecture_misses() -> str:
-    """Sources missed by the hybrid locator with each of them, whole and without what comes after MUSIC."""
+    """Sources missed by the hybrid estimator with each network, and by MUSIC on its blend alone."""
     kept: dict[tuple[str, str], dict[str, str]] = {}
     for row in _rows():
         cell = f"K = {row['sources']}, {float(row['snr_db']):g} dB"

@@ -38,6 +38,7 @@ MEANINGS = {
     "channel": "H from the panel to the receiver; absent with direct sampling (M = N)",
     "codes": "RIS configurations c; absent with direct sampling",
     "noise_variance": "σ² = E|n|² of the complex noise at one receiver output; optional",
+    "pose": "transform from the panel frame to a room frame; optional",
     "truth/azimuth": "radians, NaN where there is no source; optional",
     "truth/elevation": "radians, NaN where there is no source; with `truth/azimuth`",
     "truth/range": "metres, NaN where there is no source; with `truth/azimuth`",
@@ -139,7 +140,7 @@ def sentence(call: object, *arguments: object, **settings: object) -> str:
 
 
 def bad_settings() -> str:
-    """Impossible settings, and what is said to each."""
+    """Invalid settings with their error messages."""
     rows = []
     for case in BAD_SETTINGS:
         given = ", ".join(f"{name}={value!r}" for name, value in case.items())
@@ -152,12 +153,12 @@ def bad_commands() -> str:
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for command in BAD_COMMANDS:
-            said = io.StringIO()
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            stderr = io.StringIO()
+            with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
                 status = main(command.split())
             if status != 2:
                 raise AssertionError(f"rismusic {command}: exit code {status}, not 2")
-            rows.append((code(f"rismusic {command}"), " ".join(said.getvalue().split())))
+            rows.append((code(f"rismusic {command}"), " ".join(stderr.getvalue().split())))
     return table(("command", "standard error"), rows)
 
 
@@ -175,8 +176,8 @@ def bad_recordings() -> str:
     for case in _module(BAD_RECORDINGS).CASES:
         with tempfile.TemporaryDirectory() as folder:
             path = case.make(Path(folder))
-            said = sentence(read, path).replace(str(path), path.name).replace(folder, "the folder")
-        rows.append((case.name, code(said)))
+            message = sentence(read, path).replace(str(path), path.name).replace(folder, "the folder")
+        rows.append((case.name, code(message)))
     return table(("what is wrong", "sentence"), rows)
 
 
@@ -251,10 +252,10 @@ def samples() -> str:
     shown = []
     for row in rows:
         over = (row[f"{name}_over_bound"] for name in ("azimuth", "elevation", "inverse_range"))
-        told = "known" if row["count"] == "K" else "estimated"
+        number = "known" if row["count"] == "K" else "estimated"
         numbers = f"{row['hits']} of {row['sources']}", row["false_alarm_count"]
         shown.append(
-            (f"`{row['sample']}`", f"`{row['method']}`", told, *numbers, *(f"{float(x):.2f}" for x in over))
+            (f"`{row['sample']}`", f"`{row['method']}`", number, *numbers, *(f"{float(x):.2f}" for x in over))
         )
     head = ("sample", "method", "K", "hits", "false alarms", "azimuth", "elevation", "1/range")
     return table(head, shown)
