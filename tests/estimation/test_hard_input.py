@@ -148,7 +148,7 @@ def test_one_antenna(method):
     """One output has no subspace to leave: a source and noise cannot be told apart."""
     recording = small(antennas=1, sources=1)
     with pytest.raises(
-        InputError, match=r"sources: L = 7 snapshots of M = 1 antennas identify at most 0 sources,"
+        InputError, match=r"sources: L = 7 snapshots of M = 1 antennas identify at most 0 sources"
     ):
         locate(recording, sources=1, method=method)
     assert not answered(recording, method=method).sources.active.any()
@@ -212,7 +212,7 @@ def test_values_that_are_none(method):
         snapshots, noise = recording.snapshots.clone(), recording.noise_variance.clone()
         snapshots[1, 2, 3], noise[1] = bad, bad
         for sources in (1, "auto"):
-            with pytest.raises(InputError, match="snapshots: expected finite values"):
+            with pytest.raises(InputError, match="snapshots: values must be finite"):
                 locate(replace(recording, snapshots=snapshots), sources=sources, method=method)
             with pytest.raises(InputError, match="noise_variance: expected positive"):
                 locate(replace(recording, noise_variance=noise), sources=sources, method=method)

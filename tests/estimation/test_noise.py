@@ -42,7 +42,7 @@ def test_data_that_no_fit_can_have():
     check_fit(recording, count)
     wrong = recording.snapshots.clone()
     wrong[3, 2, 1] = complex(0, float("nan"))
-    with pytest.raises(InputError, match="snapshots: expected finite values"):
+    with pytest.raises(InputError, match="snapshots: values must be finite"):
         check_fit(replace(recording, snapshots=wrong), count)
     for bad in (0.0, -1.0, float("nan")):
         noise = recording.noise_variance.clone()
