@@ -33,7 +33,7 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/bounds.py
 	$(BIN)/python benchmarks/spectra.py
-	$(BIN)/python benchmarks/locators.py
+	$(BIN)/python benchmarks/estimators.py
 
 .venv/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
