@@ -147,7 +147,7 @@ class Covariance:
 
 
 def energy(values: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """|z|^2, without the square root that ``abs`` would take, whose derivative at 0 does not exist."""
+    """Squared modulus without the square root of ``abs``, which has no derivative at 0."""
     return values.real.square() + values.imag.square()
 
 
