@@ -31,7 +31,9 @@ import torch
 
 from rismusic.benchmark.summary import share_interval
 from rismusic.covariance import Covariance, recording_covariance
+from rismusic.estimation.locators import rap_music_sources
 from rismusic.estimation.maximum_likelihood import nfmle
+from rismusic.estimation.spectra import music
 from rismusic.io import Recording
 from rismusic.metrics import match
 from rismusic.nn.distributed import ProcessGroup
@@ -41,7 +43,6 @@ from rismusic.nn.monitors import LEAST_FALL, litmus
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import NetworkSpec, ScheduleSpec, TrainSpec
 from rismusic.nn.train import start_from, train
-from rismusic.nn.validation import sources_of
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
@@ -195,7 +196,7 @@ def blended(learner: Learner, recording: Recording) -> Covariance:
 def missed(learner: Learner, recording: Recording, covariance: Covariance) -> Figures:
     """Share of the sources that MUSIC misses, K known, as it is and with NF-MLE behind it."""
     count = torch.full((len(recording),), SOURCES)
-    found = sources_of(covariance, count, learner.grid)
+    found, _ = rap_music_sources(music(covariance, count), learner.grid, count)
     polished = nfmle(recording, found, learner.grid.volume, criterion="unconditional").sources
     return {**_share(recording, found, ""), **_share(recording, polished, "_with_nfmle")}
 

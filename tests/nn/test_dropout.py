@@ -31,7 +31,7 @@ def with_dropout(share=SHARE, **settings):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+    monkeypatch.setattr(validation, "rap_music_sources", nowhere)
 
 
 def draws(first, stop, seed=0):

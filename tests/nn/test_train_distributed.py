@@ -32,7 +32,7 @@ def work(rank, port, said, arguments):
     }
     os.environ.update({name: str(value) for name, value in here.items()})
     torch.set_num_threads(1)
-    validation.sources_of = nowhere
+    validation.rap_music_sources = nowhere
     with Path(f"{said}{rank}").open("w") as file, contextlib.redirect_stderr(file):
         code = main(arguments)
     raise SystemExit(code)
@@ -70,7 +70,7 @@ def test_two_processes_are_one(tmp_path, monkeypatch):
     assert codes == [0, 0], said
     assert said[0].count("[BETA]") == 1
     assert "[" not in said[1]  # one of them speaks
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+    monkeypatch.setattr(validation, "rap_music_sources", nowhere)
     finished(tmp_path / "one", spec)
     steps = [log_of(tmp_path / name, "step") for name in ("one", "two")]
     assert len(steps[0]) == len(steps[1]) == 4

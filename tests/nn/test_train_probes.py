@@ -10,6 +10,8 @@ import torch
 from train_case import SPEC, log_of, trainer
 
 from rismusic.covariance import Covariance
+from rismusic.estimation.locators import rap_music_sources
+from rismusic.estimation.spectra import music
 from rismusic.nn import monitors as probes
 from rismusic.nn import validation
 from rismusic.nn.checkpoint import State
@@ -17,7 +19,7 @@ from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Report, at_least, at_most
-from rismusic.nn.validation import describe, rank, report, sources_of, validate, variety
+from rismusic.nn.validation import describe, rank, report, validate, variety
 from rismusic.sources import Sources
 from validation_stub import nowhere
 
@@ -195,18 +197,19 @@ def test_sources_of_exact_covariances(scenes):
     recording, _ = scenes.scored()
     learner = Learner(SPEC)
     targets = Targets.of(recording, learner.grid)
-    found = sources_of(targets.true, targets.count, learner.grid)
+    found, _ = rap_music_sources(music(targets.true, targets.count.clamp_min(1)), learner.grid, targets.count)
     assert isinstance(found, Sources)
     assert torch.equal(found.active.sum(-1), targets.count)
     score = validation.score(validation.match(recording.truth, found))
     assert score.recall > 0.9
-    none = sources_of(targets.true, torch.zeros(8, dtype=torch.int64), learner.grid)
+    nothing = torch.zeros(8, dtype=torch.int64)
+    none, _ = rap_music_sources(music(targets.true, nothing + 1), learner.grid, nothing)
     assert not none.active.any()
 
 
 def test_all_of_them_are_in_the_log(tmp_path, monkeypatch):
     """On by default: each in every epoch, the norms of the gradient in every step."""
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+    monkeypatch.setattr(validation, "rap_music_sources", nowhere)
     trainer(tmp_path / "run").train()
     for epoch in range(2):
         tags = [line["tag"] for line in log_of(tmp_path / "run", "probe") if line["epoch"] == epoch]

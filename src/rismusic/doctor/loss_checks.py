@@ -12,12 +12,13 @@ from rismusic.covariance import IDENTITY_MAX, Conditioning, Covariance
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.report import must_be_zero, report_of
+from rismusic.estimation import locators
 from rismusic.estimation.grid import to_cosines
+from rismusic.estimation.spectra import music
 from rismusic.io import Recording
 from rismusic.metrics import match
 from rismusic.nn import learner as learner_module
 from rismusic.nn import monitors as probes
-from rismusic.nn import validation
 from rismusic.nn.losses import Losses, Targets
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.nn.network import Prediction
@@ -123,7 +124,8 @@ def check_music_ceiling(case: Case) -> Report:
     truth = recording.truth
     assert truth is not None
     targets = Targets.of(recording, grid)
-    found = validation.sources_of(targets.true, targets.count, grid)
+    spectrum = music(targets.true, targets.count.clamp_min(1))
+    found, _ = locators.rap_music_sources(spectrum, grid, targets.count)
     hits = match(truth, found)
     exact = to_cosines(*truth.filled())
     estimated = to_cosines(*(value.gather(1, hits.partner.clamp_min(0)) for value in found.filled()))

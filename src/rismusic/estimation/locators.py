@@ -146,13 +146,13 @@ def rap_music_sources(
     Args:
         spectrum: of each scene.
         grid: the points that are searched.
-        count: K of each scene, one of them at least 1.
+        count: K of each scene.
         climb: how far each climb goes.
 
     Returns:
         Positions [S, K_max] in float64, NaN in empty places, and where Newton came to rest.
     """
-    most = int(count.max())
+    most = max(1, int(count.max()))
     # Visiting sources again pays on exact covariances only (measured).
     found = rap_music(spectrum, grid, most, visits=0, climb=climb)
     absent = torch.arange(most, device=count.device) >= count[:, None]

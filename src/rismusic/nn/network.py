@@ -28,6 +28,7 @@ from rismusic.array import steering
 from rismusic.covariance import Conditioning, Covariance, blend, finish, predicted_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, from_cosines, highest_points
+from rismusic.estimation.sbl import sbl_update
 from rismusic.io import Recording
 from rismusic.nn.spec import NetworkSpec
 from rismusic.nn.statistics import GridStatistics, Observed
@@ -414,7 +415,7 @@ class Network(GridNetwork):
         power = statistics.flat(observed)
         pull, own = statistics(observed, power)
         first = torch.stack((_log(pull / own), _log(own * power)), dim=1)
-        power = statistics.climb(observed, power * pull / own, self.spec.climbs - 1)
+        power = statistics.climb(observed, sbl_update(power, pull, own), self.spec.climbs - 1)
         return observed, first, power
 
     def predict(

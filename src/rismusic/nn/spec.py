@@ -78,10 +78,6 @@ class LossSpec(Spec):
 
     eigengap_margin: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Gap that is asked for at most, in units of the trace."""
-    peak_spectrum: Literal["capon", "bartlett"] = "capon"
-    """The spectrum whose contrast counts."""
-    count_smoothing: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """Share of the label that is spread over all numbers of sources."""
     angle_scale_deg: Positive = 5.0
     """Error in degrees at which the loss of an angle turns from a square to a straight line."""
     log_range_scale: Positive = 0.3

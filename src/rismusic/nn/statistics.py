@@ -47,6 +47,7 @@ from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.noise import noise_of
+from rismusic.estimation.sbl import sbl_update
 from rismusic.estimation.search import real_rows, scenes_first
 from rismusic.io import Recording
 
@@ -278,7 +279,7 @@ class GridStatistics:
         """Some steps of the fixed point, power times pull over own."""
         for _ in range(steps):
             pull, own = self(observed, power)
-            power = power * pull / own
+            power = sbl_update(power, pull, own)
         return power
 
     def _blocks(self, scenes: int) -> list[slice]:

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from rismusic.covariance import Covariance, energy
 from rismusic.crb import recording_crb
-from rismusic.estimation.grid import SearchGrid
-from rismusic.estimation.spectra import music, rap_music
+from rismusic.estimation.locators import rap_music_sources
+from rismusic.estimation.spectra import music
 from rismusic.metrics import Score, match, score
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets, covariance_error
 from rismusic.nn.monitors import Report, at_least, at_most
 from rismusic.nn.schedules import weights_at
-from rismusic.sources import Sources
 
 # Eigenvalues below this share of the largest are rounding.
 _ROUNDING = 1e-6
@@ -187,24 +186,10 @@ def _located(
     bound = recording_crb(recording)
     scores = {}
     for name, covariance in (("blend", blended), ("predicted", prediction.covariance)):
-        found = sources_of(covariance, count, learner.grid)
+        # The same search as inference runs on R_blend.
+        found, _ = rap_music_sources(music(covariance, count.clamp_min(1)), learner.grid, count)
         scores[name] = score(match(recording.truth, found), bound)
     return scores, describe(prediction.covariance, blended, targets, count)
-
-
-def sources_of(covariance: Covariance, count: Int64[Tensor, "S"], grid: SearchGrid) -> Sources:
-    """The sources of each scene by MUSIC, one after the other, each refined by Newton's method.
-
-    Args:
-        covariance: of each scene.
-        count: K of each scene.
-        grid: the points that are searched.
-    """
-    most = max(1, int(count.max()))
-    found = rap_music(music(covariance, count.clamp_min(1)), grid, most, visits=0)
-    absent = torch.arange(most, device=count.device) >= count[:, None]
-    places = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
-    return places.each(lambda value: value.masked_fill(absent, math.nan))
 
 
 def describe(

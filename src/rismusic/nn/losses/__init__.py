@@ -1,13 +1,13 @@
 """What the network learns by: small batched losses, one idea to a file, and their weighted total."""
 
 from rismusic.nn.losses.covariance import (
-    capon,
     covariance_error,
     cross_coherence,
     eigengap_hinge,
     eigenvalue_gap,
     factor_coherence,
     inner,
+    mvdr_value,
     peak_contrast,
     steering_basis,
     subspace_leakage,
@@ -28,7 +28,6 @@ __all__ = [
     "Matched",
     "Targets",
     "assign",
-    "capon",
     "check_start",
     "count_divergence",
     "covariance_error",
@@ -40,6 +39,7 @@ __all__ = [
     "heat_map_target",
     "inner",
     "match_heads",
+    "mvdr_value",
     "peak_contrast",
     "steering_basis",
     "subspace_leakage",

@@ -11,8 +11,6 @@ How far the columns of the predicted factors say the same thing twice.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Complex, Float, Int64
 from torch import Tensor
@@ -186,33 +184,26 @@ def eigengap_hinge(
 _LOADING = 0.05
 
 
-def capon(covariance: Covariance, steering: Complex[Tensor, "*batch N Q"]) -> Float[Tensor, "*batch Q"]:
-    r"""The minimum variance spectrum :math:`1 / (a^H R^{-1} a)` of a covariance with a loading.
+def mvdr_value(covariance: Covariance, steering: Complex[Tensor, "*batch N Q"]) -> Float[Tensor, "*batch Q"]:
+    r"""The MVDR spectrum :math:`1 / (a^H R^{-1} a) = \epsilon / (|a|^2 - |V^H a|^2)`, in double precision.
 
-    .. math:: a^H R^{-1} a = \frac{1}{\epsilon} \left( |a|^2 - |C^{-1} F^H a|^2 \right), \qquad
-        C C^H = \epsilon I + F^H F
-
-    (Woodbury; C a Cholesky factor, in double precision). The twin of
-    :func:`rismusic.estimation.spectra.mvdr` that does not make the host wait for the device.
+    V is that of :func:`rismusic.estimation.spectra.mvdr`,
+    :meth:`Covariance.inverse_root <rismusic.covariance.Covariance.inverse_root>`. Its positive loading is not
+    checked here, so that a GPU is not synchronised.
 
     Args:
-        covariance: R, its loading positive.
+        covariance: R, with a positive loading.
         steering: vectors a.
     """
-    F, loading = covariance.factor.to(torch.complex128), covariance.loading.double()[..., None]
-    identity = torch.eye(F.shape[-1], dtype=F.dtype, device=F.device)
-    root, _ = torch.linalg.cholesky_ex(F.mH @ F + loading[..., None] * identity)
-    across = (covariance.factor.mH @ steering).to(F.dtype)
-    solved = torch.linalg.solve_triangular(root, across, upper=False)
-    left = energy(steering).sum(-2).double() - energy(solved).sum(-2)
-    return (loading / left).to(covariance.loading.dtype)
+    projected = covariance.inverse_root().mH @ steering.to(torch.complex128)
+    remainder = energy(steering).sum(-2).double() - energy(projected).sum(-2)
+    return (covariance.loading.double()[..., None] / remainder).to(covariance.loading.dtype)
 
 
 def peak_contrast(
     covariance: Covariance,
     target: Covariance,
     around: Complex[Tensor, "*batch N K C"],
-    spectrum: Literal["capon", "bartlett"] = "capon",
 ) -> Float[Tensor, "*batch K"]:
     r"""How much less a true source stands out of its neighbourhood in R than it does in T.
 
@@ -230,7 +221,6 @@ def peak_contrast(
         covariance: R.
         target: T, finished as R is.
         around: steering vectors of the C cells around each of the K sources, the source among them.
-        spectrum: ``capon``, :math:`1 / a^H R^{-1} a`, or ``bartlett``, :math:`a^H R a`.
 
     Returns:
         [..., K], not negative; meaningless where there is no source.
@@ -241,8 +231,7 @@ def peak_contrast(
     def log_share(which: Covariance) -> Tensor:
         loading = torch.full_like(which.loading, _LOADING)
         loaded = finish(which, Conditioning(loading, torch.zeros_like(loading)))
-        values = loaded.quadratic(vectors) if spectrum == "bartlett" else capon(loaded, vectors)
-        return values.unflatten(-1, shape).log().log_softmax(-1)
+        return mvdr_value(loaded, vectors).unflatten(-1, shape).log().log_softmax(-1)
 
     with torch.no_grad():
         t = log_share(target)

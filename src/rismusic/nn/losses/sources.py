@@ -325,6 +325,10 @@ def heat_map_divergence(
     return (torch.special.xlogy(target, target) - target * log_share).sum(-1)
 
 
+COUNT_SMOOTHING = 0.05
+"""Label smoothing of the number of sources."""
+
+
 def count_divergence(
     logits: Float[Tensor, "*batch C"], count: Int64[Tensor, "*batch"], smoothing: float
 ) -> Float[Tensor, "*batch"]:

@@ -25,6 +25,7 @@ from rismusic.nn.losses.covariance import (
     subspace_leakage,
 )
 from rismusic.nn.losses.sources import (
+    COUNT_SMOOTHING,
     Targets,
     count_divergence,
     heat_map_divergence,
@@ -142,7 +143,7 @@ def total_loss(
     if "cross" in used:
         losses["cross"] = cross_coherence(*factors)
     if "count" in used:
-        losses["count"] = count_divergence(prediction.count_logits, targets.count, spec.count_smoothing)
+        losses["count"] = count_divergence(prediction.count_logits, targets.count, COUNT_SMOOTHING)
     losses |= _positions(prediction, targets, spec, used)
     if "heat_map" in used:
         assert prediction.grid_logits is not None
@@ -181,7 +182,7 @@ class _Structure:
         if "eigengap" in self._used:
             losses["eigengap"] = eigengap_hinge(covariance, self._true, targets.count, spec.eigengap_margin)
         if self._around is not None:
-            lost = peak_contrast(covariance, self._true, self._around, spec.peak_spectrum)
+            lost = peak_contrast(covariance, self._true, self._around)
             present = torch.where(targets.truth.active, lost, 0).sum(-1)
             losses["peak_contrast"] = present / targets.count.clamp_min(1)
         return losses
