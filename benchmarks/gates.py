@@ -1,6 +1,6 @@
-"""Gates before a long training: ``python benchmarks/gates.py [--gates litmus overfit by_heart generalise]``.
+"""Gates before a long training: ``python benchmarks/gates.py [--gates overfit_one_batch overfit by_heart generalise]``.
 
-* ``litmus``: five steps on one batch, beta from 0 to 0.3, take a fifth off its loss at beta = 0; without a
+* ``overfit_one_batch``: five steps on one batch, beta from 0 to 0.3, take a fifth off its loss at beta = 0; without a
   learning rate they do not.
 * ``overfit``: 512 scenes, seen 30 times: the training loss ends below 0.2, and the loss of a validation on
   the same scenes below 0.5.
@@ -39,7 +39,7 @@ from rismusic.metrics import match
 from rismusic.nn.distributed import ProcessGroup
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets
-from rismusic.nn.monitors import LEAST_FALL, litmus
+from rismusic.nn.monitors import MIN_DECREASE, overfit_one_batch
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import NetworkSpec, ScheduleSpec, TrainSpec
 from rismusic.nn.train import start_from, train
@@ -64,15 +64,15 @@ Figures = dict[str, Any]
 def gate_litmus(_: Path) -> tuple[Figures, list[Figures]]:
     """Five steps on one batch."""
     spec = TrainSpec.tiny()
-    result = litmus(spec)
-    still = litmus(spec.replace(backbone_learning_rate=0.0, head_learning_rate=0.0))
+    result = overfit_one_batch(spec)
+    still = overfit_one_batch(spec.replace(backbone_learning_rate=0.0, head_learning_rate=0.0))
     figures = {
         "before": result.before,
         "after": result.after,
-        "fall": result.fall,
-        "fall_at_rate_0": still.fall,
+        "fall": result.decrease,
+        "fall_at_rate_0": still.decrease,
     }
-    return figures | {"passed": result.passed and not still.passed, "least_fall": LEAST_FALL}, []
+    return figures | {"passed": result.passed and not still.passed, "least_fall": MIN_DECREASE}, []
 
 
 def gate_overfit(work: Path) -> tuple[Figures, list[Figures]]:
@@ -120,7 +120,7 @@ def gate_generalise(work: Path) -> tuple[Figures, list[Figures]]:
 
 
 GATES: dict[str, Callable[[Path], tuple[Figures, list[Figures]]]] = {
-    "litmus": gate_litmus,
+    "overfit_one_batch": gate_litmus,
     "overfit": gate_overfit,
     "by_heart": gate_by_heart,
     "generalise": gate_generalise,

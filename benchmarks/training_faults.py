@@ -20,7 +20,7 @@ import torch
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.nn.data import TrainingScenes
-from rismusic.nn.monitors import litmus
+from rismusic.nn.monitors import overfit_one_batch
 from rismusic.nn.network import Network, Prediction
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import TrainSpec
@@ -54,7 +54,7 @@ def planted(value: float, steps: int) -> Patches:
 
 def predicting(change: Callable[[Prediction], Prediction], epoch: int = 0) -> Patches:
     """Change the network's output, from an epoch on."""
-    forward, look = Network.forward, Trainer._look
+    forward, look = Network.forward, Trainer._probe
     now = 0
 
     def seen(self: Trainer, beta: float) -> None:
@@ -66,7 +66,7 @@ def predicting(change: Callable[[Prediction], Prediction], epoch: int = 0) -> Pa
         prediction = forward(self, recording)
         return change(prediction) if now >= epoch else prediction
 
-    return [patch.object(Network, "forward", changed), patch.object(Trainer, "_look", seen)]
+    return [patch.object(Network, "forward", changed), patch.object(Trainer, "_probe", seen)]
 
 
 def detached(prediction: Prediction) -> Prediction:
@@ -144,11 +144,11 @@ def main() -> None:
         lines = "\n".join(messages_of(spec, fault()))
         text += f"== {name}\n{lines}\n\n"
         print(text.rsplit("== ", 1)[1])
-    text += "== the litmus, with and without a learning rate\n"
+    text += "== the overfit_one_batch, with and without a learning rate\n"
     for spec in (HEALTHY, RATE_0):
-        result = litmus(spec)
+        result = overfit_one_batch(spec)
         verdict = "passed" if result.passed else "failed"
-        text += f"loss {result.before:.4f} -> {result.after:.4f}, {result.fall:.1%} less: {verdict}\n"
+        text += f"loss {result.before:.4f} -> {result.after:.4f}, {result.decrease:.1%} less: {verdict}\n"
     out.write_text(text)
 
 

@@ -212,7 +212,7 @@ PLANTED = [
     (
         "FINITE",
         "averaged weights",
-        method(Learner, "_follow", lambda original, self, _: original(self, torch.ones(()))),
+        method(Learner, "_update_average", lambda original, self, _: original(self, torch.ones(()))),
     ),
     ("DRIFT", "unchanged after three steps", KNOWN["backbone frozen"]),
     ("DRIFT", "change of all weights", settings(backbone_learning_rate=1.0, head_learning_rate=1.0)),

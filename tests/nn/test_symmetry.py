@@ -107,8 +107,8 @@ def test_statistics_are_the_same_without_mirrors(kind, scenes, monkeypatch):
         share = torch.rand(1, len(grid), generator=torch.Generator().manual_seed(2)) + 1e-3
         power = counted.spread(seen, share.expand(scenes, -1))
         # Scales differ: powers are relative to the energy that arrives.
-        pull, own = counted(seen, power)
-        found.append((len(counted.mirrors), power * seen.reach, power * own, power * pull))
+        matched, own = counted(seen, power)
+        found.append((len(counted.symmetry), power * seen.gain, power * own, power * matched))
     assert (found[0][0], found[1][0]) == (KINDS[kind], 1)
     for one, other in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4 * float(other.max()))

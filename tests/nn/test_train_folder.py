@@ -205,11 +205,11 @@ def test_a_folder_in_use(tmp_path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match=f"nobody is at work, found process {other.pid}$"), run.held():
+    with pytest.raises(InputError, match=f"nobody is at work, found process {other.pid}$"), run.lock():
         pass
     other.kill()
     other.communicate()
-    with run.held():
+    with run.lock():
         pass
 
 
@@ -346,7 +346,7 @@ def test_a_log_that_cannot_be_cut(tmp_path, monkeypatch):
         resumed(tmp_path / "run")
     with (
         pytest.raises(InputError, match=r"lock: expected a place .*, found Read-only file system"),
-        one.run.held(),
+        one.run.lock(),
     ):
         pass
 

@@ -100,8 +100,8 @@ def test_nothing_is_put_aside_without_need():
     prediction = Learner(SPEC).network(recording)
     for held in (recording, prediction):
         assert guard.all_finite(held)
-        same = guard.put_aside(held, torch.tensor(True))
-        other = guard.put_aside(held, torch.tensor(False))
+        same = guard.replace_nonfinite(held, torch.tensor(True))
+        other = guard.replace_nonfinite(held, torch.tensor(False))
         for name in guard.finite(held):
             assert torch.equal(getattr(same, name), getattr(held, name))
             assert (getattr(other, name) == 1).all()

@@ -41,7 +41,7 @@ def wrong(found: Report) -> list[str]:
     return [finding.name for finding in found.wrong]
 
 
-def judged(now, before=None):
+def prediction_losses(now, before=None):
     return wrong(report(now, before, sources_max=2, snapshots=7))
 
 
@@ -90,19 +90,19 @@ def test_first_loss():
 
 def test_change_of_the_parameters(scenes):
     learner = Learner(SPEC)
-    before, rates = probes.snapshot(learner), probes.learning_rate(learner).values
-    still = probes.change(learner, before, rates)
+    before, rates = probes.copy_parameters(learner), probes.learning_rate(learner).values
+    still = probes.parameter_updates(learner, before, rates)
     assert wrong(still) == ["median change of a parameter, over its learning rate"]
     assert still.values["unmoved"] == len(before)
     learner.step(scenes.step(0, 0), 0.1, WEIGHTS)
-    moved = probes.change(learner, before, rates)
+    moved = probes.parameter_updates(learner, before, rates)
     assert wrong(moved) == []
     expected = max(float((learner.weights[name] - old).detach().norm()) for name, old in before.items())
     assert moved.values["max"] == pytest.approx(expected)
     assert 0.3 < moved.values["median_over_rate"] < 1.5  # AdamW moves each number by about its rate
     with torch.no_grad():
         learner.weights["details.weight"] += 1.0
-    assert wrong(probes.change(learner, before, rates)) == [
+    assert wrong(probes.parameter_updates(learner, before, rates)) == [
         "largest change of a parameter, over its learning rate"
     ]
 

@@ -11,10 +11,10 @@ from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, resumed, trainer
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import whitened
 from rismusic.estimation.noise import guess_noise
-from rismusic.nn.data import TrainingScenes, with_guessed_noise
+from rismusic.nn.data import TrainingScenes, with_estimated_noise
 from rismusic.nn.learner import Learner, is_head, precision_on
 from rismusic.nn.losses import total
-from rismusic.nn.monitors import LEAST_FALL, litmus
+from rismusic.nn.monitors import MIN_DECREASE, overfit_one_batch
 from rismusic.nn.network import Network
 from rismusic.nn.schedules import beta_at, learning_rate_factor, weights_at
 from rismusic.nn.spec import NetworkSpec, TrainSpec
@@ -227,12 +227,12 @@ def test_each_step_has_its_own_scenes_beta_and_weights(tmp_path, monkeypatch):
 def test_litmus():
     """Five steps with beta from 0 to 0.3 take a fifth off the loss; without a learning rate nothing goes."""
     spec = SPEC.replace(network=NETWORK.replace(width=32), batch=8)
-    result = litmus(spec)
+    result = overfit_one_batch(spec)
     assert result.passed
-    assert result.fall >= LEAST_FALL
-    still = litmus(spec.replace(backbone_learning_rate=0.0, head_learning_rate=0.0))
+    assert result.decrease >= MIN_DECREASE
+    still = overfit_one_batch(spec.replace(backbone_learning_rate=0.0, head_learning_rate=0.0))
     assert not still.passed
-    assert still.fall == pytest.approx(0, abs=1e-6)
+    assert still.decrease == pytest.approx(0, abs=1e-6)
 
 
 def test_scenes_are_never_shared():
@@ -281,7 +281,7 @@ def test_the_noise_is_hidden_in_a_half_of_the_validation():
     whole, told = scenes.scored()
     assert torch.equal(whole.noise_variance, true.noise_variance)
     assert (told.noise_variance == true.noise_variance).tolist() == [True, False, True, False]
-    guessed = with_guessed_noise(true).noise_variance
+    guessed = with_estimated_noise(true).noise_variance
     torch.testing.assert_close(seen[2:], guessed[2:])
     torch.testing.assert_close(told.noise_variance[1::2], guessed[1::2])
 

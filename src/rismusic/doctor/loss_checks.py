@@ -165,7 +165,7 @@ def check_blend(case: Case) -> Report:
         )
         for beta in (0.0, 0.3):
             loss = float(
-                learner.judged(prediction, recording, beta, case.spec.loss.weights).terms["covariance"]
+                learner.prediction_losses(prediction, recording, beta, case.spec.loss.weights).terms["covariance"]
             )
             candidates = {
                 ref.EXPECTED: (1 - beta) * predicted + beta * sample,
@@ -405,7 +405,7 @@ def check_symmetry(case: Case) -> Report:
     assert truth is not None
 
     def terms(prediction: Prediction, scenes: Recording) -> dict[str, float]:
-        losses = learner.judged(prediction, scenes, 0.3, weights)
+        losses = learner.prediction_losses(prediction, scenes, 0.3, weights)
         return {"total": float(losses.total), **{n: float(v) for n, v in losses.terms.items()}}
 
     with torch.no_grad():
@@ -458,9 +458,9 @@ def check_precision(case: Case) -> Report:
     learner, weights = case.learner, every_weight(case)
     with torch.no_grad():
         prediction = learner.predict(case.recording, averaged=False)
-        single = learner.judged(prediction, case.recording, 0.3, weights).terms
+        single = learner.prediction_losses(prediction, case.recording, 0.3, weights).terms
         wide = ref.prediction_in_double(prediction), ref.recording_in_double(case.recording)
-        double = learner.judged(*wide, 0.3, weights).terms
+        double = learner.prediction_losses(*wide, 0.3, weights).terms
     off = {
         name: abs(float(value) - float(double[name])) / max(abs(float(double[name])), 1e-2)
         for name, value in single.items()

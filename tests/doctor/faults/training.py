@@ -194,6 +194,6 @@ FAULTS = (
         "average never updated",
         "The moving average of the weights is never updated.",
         ("moving average (EMA) of the weights is never updated",),
-        method(Learner, "_follow", lambda *_: None),
+        method(Learner, "_update_average", lambda *_: None),
     ),
 )

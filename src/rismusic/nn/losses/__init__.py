@@ -1,4 +1,4 @@
-"""What the network learns by: small batched losses, one idea to a file, and their weighted total."""
+"""Losses: of covariances, of positions and number of sources, and their weighted total."""
 
 from rismusic.nn.losses.covariance import (
     covariance_error,
@@ -21,9 +21,10 @@ from rismusic.nn.losses.sources import (
     heat_map_target,
     match_heads,
 )
-from rismusic.nn.losses.total import Losses, check_start, total_loss
+from rismusic.nn.losses.total import NO_GRADIENT, Losses, check_start, total_loss
 
 __all__ = [
+    "NO_GRADIENT",
     "Losses",
     "Matched",
     "Targets",
