@@ -148,7 +148,7 @@ def overfit_spec(epochs: int, rates: tuple[float, float]) -> TrainSpec:
 def trained(spec: TrainSpec, run: Path, start: Path | None = None) -> Figures:
     """Train, and say what it took."""
     wall, processor = time.perf_counter(), time.process_time()
-    train(spec, out=run, start=start, say=print)
+    train(spec, out=run, start=start, log=print)
     scenes = spec.scenes_per_epoch * spec.schedule.epochs
     seconds = time.process_time() - processor
     return {

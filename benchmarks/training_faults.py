@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from rismusic.nn.data import TrainingScenes
 from rismusic.nn.monitors import overfit_one_batch
 from rismusic.nn.network import Network, Prediction
 from rismusic.nn.run_folder import RunFolder
-from rismusic.nn.spec import TrainSpec
+from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.train import Trainer
 from training_shows import SMALL
 
@@ -57,10 +57,10 @@ def predicting(change: Callable[[Prediction], Prediction], epoch: int = 0) -> Pa
     forward, look = Network.forward, Trainer._probe
     now = 0
 
-    def seen(self: Trainer, beta: float) -> None:
+    def seen(self: Trainer, beta: float, weights: Mapping[TermName, float]) -> None:
         nonlocal now
         now = self.state.epoch
-        look(self, beta)
+        look(self, beta, weights)
 
     def changed(self: Network, recording: Recording) -> Prediction:
         prediction = forward(self, recording)
@@ -123,7 +123,7 @@ def messages_of(spec: TrainSpec, patches: Patches) -> list[str]:
                 # The same finding with another value counts once.
                 found.setdefault(line.split(" = ")[0], f"epoch {trainer.state.epoch}  {line}")
 
-        trainer = Trainer(spec, run, say=keep)
+        trainer = Trainer(spec, run, log=keep)
         try:
             trainer.train()
         except InputError as error:

@@ -83,7 +83,8 @@ def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str,
     """Nested settings as one dictionary with dotted names."""
     flat: dict[str, object] = {}
     for name, value in settings.items():
-        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        nested = isinstance(value, dict)
+        flat |= flat_settings(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat
 
 

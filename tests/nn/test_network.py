@@ -129,8 +129,8 @@ def test_scenes_without_signal_and_without_noise():
 
 @pytest.mark.parametrize("kind", SYSTEMS)
 def test_statistics_against_dense_matrices(kind, monkeypatch):
-    """With the whole space as basis: matched and own with R_l, its inverse and every a_p formed explicitly."""
-    monkeypatch.setattr(statistics, "_LEFT_OUT", 1e-12)
+    """In the full basis: matched and expected energy with R_l, its inverse and every a_p formed explicitly."""
+    monkeypatch.setattr(statistics, "_TRUNCATION", 1e-12)
     recording = recorded(kind, scenes=2, dtype=torch.float64)
     grid = SearchGrid.cover(recording.panel, VOLUME, 0.8)
     made = GridStatistics(grid)
@@ -194,7 +194,7 @@ def test_the_fixed_point_climbs():
     for _ in range(4):
         power = made.sbl_steps(observed, power, 1)
         values.append(_likelihood(made, observed, power))
-    # The fixed point is no gradient; it sbl_iterations after the first step, by which powers find their level.
+    # The fixed point is no gradient; it climbs after the first step, by which powers find their level.
     assert all((after < before).all() for before, after in itertools.pairwise(values[1:]))
 
 
@@ -210,9 +210,9 @@ def _likelihood(made, observed, power):
 
 
 def test_a_grid_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(statistics, "_TABLE", 1000)
+    monkeypatch.setattr(statistics, "_TABLE_BYTES", 1000)
     recording = recorded(scenes=1)
-    with pytest.raises(InputError, match="a table of outer products of at most"):
+    with pytest.raises(InputError, match="the table of outer products for"):
         GridStatistics(SearchGrid.cover(recording.panel, VOLUME))
 
 

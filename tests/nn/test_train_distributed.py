@@ -95,10 +95,10 @@ def test_bad_input_that_one_process_meets_ends_both(tmp_path):
     codes, said = under_torchrun(tmp_path, str(tmp_path / "small.toml"), "--out", str(tmp_path / "run"))
     assert codes == [2, 2], said
     for one in said:
-        assert "expected a new or empty folder" in one
+        assert "must be a new or empty folder" in one
         assert one.count("\n") == 1
 
 
 def test_a_batch_that_cannot_be_shared():
-    with pytest.raises(InputError, match="batch: expected a multiple of the 3 processes, found 4"):
+    with pytest.raises(InputError, match="batch: must be a multiple of the number of processes, 3; got 4"):
         Learner(SPEC, ProcessGroup(0, 3, torch.device("cpu")))

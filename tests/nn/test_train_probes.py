@@ -19,7 +19,7 @@ from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Report, at_least, at_most
-from rismusic.nn.validation import describe, rank, report, validate, variety
+from rismusic.nn.validation import covariance_statistics, rank, report, validate, variety
 from rismusic.sources import Sources
 from validation_stub import nowhere
 
@@ -42,7 +42,7 @@ def wrong(found: Report) -> list[str]:
 
 
 def prediction_losses(now, before=None):
-    return wrong(report(now, before, sources_max=2, snapshots=7))
+    return wrong(report(now, before, SPEC))
 
 
 def test_findings_say_what_they_mean():
@@ -79,7 +79,7 @@ def test_gradient_path_and_dead_parameters(scenes):
     forward = learner.network.forward
     learner.network.forward = lambda given: replace(p := forward(given), range_factor=p.range_factor.detach())
     path, _ = probes.gradients(learner, scenes.probe(), 0.3, WEIGHTS)
-    assert wrong(path) == ["gradient of R_blend's loss by the range_factor, over that of the other"]
+    assert wrong(path) == ["gradient of the R_blend loss with respect to range_factor over the larger one"]
 
 
 def test_first_loss():
@@ -92,7 +92,7 @@ def test_change_of_the_parameters(scenes):
     learner = Learner(SPEC)
     before, rates = probes.copy_parameters(learner), probes.learning_rate(learner).values
     still = probes.parameter_updates(learner, before, rates)
-    assert wrong(still) == ["median change of a parameter, over its learning rate"]
+    assert wrong(still) == ["median parameter update over the learning rate"]
     assert still.values["unmoved"] == len(before)
     learner.step(scenes.step(0, 0), 0.1, WEIGHTS)
     moved = probes.parameter_updates(learner, before, rates)
@@ -103,7 +103,7 @@ def test_change_of_the_parameters(scenes):
     with torch.no_grad():
         learner.weights["details.weight"] += 1.0
     assert wrong(probes.parameter_updates(learner, before, rates)) == [
-        "largest change of a parameter, over its learning rate"
+        "largest parameter update over the learning rate"
     ]
 
 
@@ -154,14 +154,14 @@ def test_validation_of_a_sound_network(validated):
         ({"rank_blend": 13.0}, "rank of R_blend"),
         ({"error_predicted": 0.6}, "error of R_pred against R_true"),
         ({"error_predicted": math.nan}, "error of R_pred against R_true"),
-        ({"variety": 0.1}, "variety of the predictions, over that of the truth"),
-        ({"count_variety": 0.0}, "spread of the predicted number of sources, over that of the truth"),
+        ({"variety": 0.1}, "variety of the predictions over that of the truth"),
+        ({"count_variety": 0.0}, "spread of the predicted number of sources over that of the truth"),
     ):
         assert judged(planted(**change), before=2.0) == [name]
     assert judged(validated, before=validated.loss) == ["change of the validation loss since the last epoch"]
     assert judged(replace(validated, loss=math.nan), before=2.0)[0] == "validation loss"
     assert judged(replace(validated, first_batch=6 * validated.loss), before=2.0) == [
-        "loss of the first validation batch, over that of all"
+        "loss of the first validation batch over the loss of all"
     ]
 
 
@@ -172,10 +172,10 @@ def test_a_constant_prediction_is_caught(scenes):
     F = targets.true.factor
     same = Covariance(F[:1].expand_as(F).contiguous(), targets.true.loading)
     blended = same  # its rank alone is looked at
-    trapped = describe(same, blended, targets, torch.full((8,), 2))
+    trapped = covariance_statistics(same, blended, targets, torch.full((8,), 2))
     assert trapped["variety"] < 1e-4
     assert trapped["count_variety"] == 0
-    honest = describe(targets.true, blended, targets, targets.count)
+    honest = covariance_statistics(targets.true, blended, targets, targets.count)
     assert honest["variety"] == pytest.approx(1, rel=1e-4)
     assert honest["count_variety"] == pytest.approx(1)
     assert honest["error_predicted"] < 1e-5

@@ -121,7 +121,7 @@ def load_checkpoint(run: RunFolder) -> tuple[State, dict[str, Tensor]] | None:
     if version != __version__:
         raise InputError(
             str(path),
-            f"the checkpoint was written by rismusic {version} and this is {__version__}; resume it with that "
+            f"the checkpoint was written by rismusic {version}, this is {__version__}; resume it with that "
             "version, or start a new training from its weights with --start",
         )
     _check_settings(run, settings)

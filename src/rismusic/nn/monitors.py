@@ -130,8 +130,8 @@ def nonfinite_gradient_error(
     return InputError(
         "gradient",
         f"{skipped} steps were skipped because of non-finite gradients, more than skipped_max = "
-        f"{learner.spec.skipped_max}; the last one at epoch {epoch}, step {step}. Lower the learning rates or "
-        f"set precision = 'float32'. Not finite: {cause}",
+        f"{learner.spec.skipped_max}; the last one at epoch {epoch}, step {step}. Lower the learning rates "
+        f"or set precision = 'float32'. Not finite: {cause}",
     )
 
 
@@ -314,7 +314,7 @@ def steps(state: State, clip_norm: float) -> Report:
             "share of steps with a clipped gradient",
             values["clipped"],
             0.5,
-            f"clip_norm = {clip_norm:g} is below the typical gradient norm, so that most steps are shortened.",
+            f"clip_norm = {clip_norm:g} is below the typical gradient norm, so most steps are shortened.",
             "Raise clip_norm to a few times the mean gradient norm.",
         ),
         at_most(
@@ -322,8 +322,8 @@ def steps(state: State, clip_norm: float) -> Report:
             lost,
             0.01,
             "losses or gradients are not finite.",
-            "Lower the learning rates or set precision = 'float32'. After skipped_max steps the training stops "
-            "with the cause.",
+            "Lower the learning rates or set precision = 'float32'. After skipped_max steps the training "
+            "stops with the cause.",
         ),
     )
     text = (
@@ -355,7 +355,7 @@ def losses(terms: Mapping[str, float], weights: Mapping[TermName, float]) -> Rep
             shares.get("covariance", 0.0) / total if total else math.nan,
             0.02,
             "the other losses dominate the covariance loss.",
-            f"Lower the weight of the largest term, {max(shares, key=shares.__getitem__) if shares else 'none'}.",
+            f"Lower the weight of the largest term, {max(shares, key=shares.__getitem__, default='none')}.",
         )
     )
     text = "  ".join(f"{name} {value:.3f}x{weights[name]:g}" for name, value in values.items())  # type: ignore[index]

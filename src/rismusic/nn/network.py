@@ -400,7 +400,7 @@ class Network(GridNetwork):
     def initial_statistics(
         self, recording: Recording
     ) -> tuple[ScaledScenes, Float[Tensor, "S 2 P"], Float[Tensor, "S P"]]:
-        """The part without weights: scaled scenes, maps at uniform powers, powers after the SBL iterations."""
+        """The part without weights: scaled scenes, maps at uniform powers, powers after the SBL steps."""
         statistics = self._statistics
         scenes = statistics.observe(recording)
         power = statistics.uniform_power(scenes)

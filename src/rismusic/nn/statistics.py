@@ -235,7 +235,7 @@ class GridStatistics:
         R = B.shape[1]
         data = (y / power.sqrt()[:, None, None]).unflatten(1, (R, L // R)).mT
         gain = (self._quadratic(torch.cat(inner)) * (L // R)).expand(S, -1)
-        return Observed(B, data, (noise / power).float().clamp_min(_MIN_NOISE), gain.clamp_min(1e-6))
+        return ScaledScenes(B, data, (noise / power).float().clamp_min(_MIN_NOISE), gain.clamp_min(1e-6))
 
     def uniform_power(self, scenes: ScaledScenes) -> Float[Tensor, "S P"]:
         """Uniform powers inside the volume that explain the signal energy."""

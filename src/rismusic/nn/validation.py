@@ -209,9 +209,10 @@ def covariance_statistics(
         count: predicted number of sources.
 
     Returns:
-        ``rank_predicted``, ``rank_blend``: mean numerical rank (of R_blend without its loading); ``error_predicted``, ``error_blend``: mean covariance error against R_true;
-        ``variety``: :func:`variety` of R_pred over that of R_true; ``sources``: mean true K;
-        ``count_variety``: standard deviation of the predicted K over that of the true one.
+        ``rank_predicted``, ``rank_blend``: mean numerical rank (of R_blend without its loading);
+        ``error_predicted``, ``error_blend``: mean covariance error against R_true; ``variety``: variety of
+        R_pred over that of R_true; ``sources``: mean true K; ``count_variety``: standard deviation of the
+        predicted K over that of the true one.
     """
     true = targets.count.double()
     spread = float(true.std(unbiased=False))

@@ -117,7 +117,7 @@ def trained(work: Work, trial: optuna.Trial, training: TrainSpec, folder: Path) 
         pruned = bool(trial.should_prune())
         return pruned
 
-    train(training, out=folder, device=work.device, watch=watch)
+    train(training, out=folder, device=work.device, on_epoch=watch)
     last = epochs[-1]
     said = "pruned" if pruned else "trained"
     work.say(f"trial {trial.number}: {said} after {len(epochs)} epochs, surrogate {last['surrogate']:.4f}")

@@ -37,7 +37,8 @@ def covariance_error(covariance: Covariance, target: Covariance) -> Float[Tensor
 
     The diagonal entries of a steering covariance are nearly equal and easy to predict; the off-diagonal ones
     hold the positions, and a loading would dominate them in a common norm. Both covariances are scaled to
-    trace 1. For a diagonal T, the off-diagonal error is relative to :math:`|T|_F^2`. With :math:`R = F F^H + \ldots`, :math:`T = G G^H + \ldots`,
+    trace 1. For a diagonal T, the off-diagonal error is relative to :math:`|T|_F^2`.
+    With :math:`R = F F^H + \ldots`, :math:`T = G G^H + \ldots`,
 
     .. math:: |\mathrm{off}(R - T)|_F^2 = |F^H F|_F^2 - 2 |F^H G|_F^2 + |G^H G|_F^2
         - |\mathrm{diag}(F F^H - G G^H)|^2.

@@ -204,8 +204,8 @@ def match_heads(
         \right) + h\!\left(\frac{\mathrm{wrap}(\hat\theta_q - \theta_k)}{s_a}\right) \right], \qquad
         d^{range}_{qk} = h\!\left(\frac{\log \hat q_q + \log r_k}{s_r}\right),
 
-    whose gradient neither vanishes nor grows for large errors. Each is averaged over the K sources of a scene.
-    The existence loss is the mean over the Q heads of :math:`\mathrm{softplus}(-e_q)` for assigned heads and
+    whose gradient neither vanishes nor grows for large errors. Each is averaged over the K sources. The
+    existence loss is the mean over the Q heads of :math:`\mathrm{softplus}(-e_q)` for assigned heads and
     :math:`\mathrm{softplus}(e_q)` for the others. The assignment minimises
 
     .. math:: \sum_k \frac{w_a d^{angle}_{q_k k} + w_r d^{range}_{q_k k}}{K} - \frac{w_e\, e_{q_k}}{Q}
