@@ -31,7 +31,7 @@ import torch
 
 from rismusic.benchmark.summary import share_interval
 from rismusic.covariance import Covariance, recording_covariance
-from rismusic.estimation.locators import rap_music_sources
+from rismusic.estimation.classical import rap_music_sources
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.estimation.spectra import music
 from rismusic.io import Recording

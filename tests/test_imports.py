@@ -32,6 +32,7 @@ ORDER = [
     ["plots"],
     ["nn"],
     ["hybrid"],
+    ["spectrum_map"],
     ["checks", "benchmark"],
     ["report"],
     ["doctor", "tuning"],

@@ -16,13 +16,19 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.devices import device_of
+from rismusic.estimation.classical import (
+    ClassicalEstimator,
+    calibrated,
+    counts_of,
+    fit_nothing,
+    rap_music_sources,
+    searched_grid,
+)
 from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, from_cosines, to_cosines
 from rismusic.estimation.levenberg_marquardt import FitOptions
-from rismusic.estimation.locate import ClassicalEstimator, by_blocks, calibrated, counts_of, searched_grid
-from rismusic.estimation.locators import nothing, rap_music_sources
 from rismusic.estimation.maximum_likelihood import ROUGH, Fit, FitState, finish, nfmle, pack, refine, unpack
-from rismusic.estimation.model_order import SelectedOrder, log_evidence, replaced, select_model_order
+from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
@@ -89,7 +95,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         if len(hopeful) and count >= (spec.hybrid.search_from or math.inf):
             some = part[hopeful]
             searched = _searched(some, fit[hopeful], grid, spec)
-            fit = replaced(fit, hopeful, searched)
+            fit = fit.replaced(hopeful, searched)
             evidence[hopeful] = log_evidence(some.recording, searched, grid.volume)
         best[scenes] = torch.maximum(here, evidence + before)
         return fit, evidence
@@ -100,7 +106,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     few = (fewer & _map_doubts(output, chosen.fit, spec)).nonzero()[:, 0]
     if len(few) == 0:
         return chosen
-    fit = replaced(chosen.fit, few, _searched(output[few], chosen.fit[few], grid, spec))
+    fit = chosen.fit.replaced(few, _searched(output[few], chosen.fit[few], grid, spec))
     return SelectedOrder(fit, chosen.log_evidence)
 
 
@@ -124,7 +130,7 @@ def _near_network(
     """The fit without a search of the whole grid: what the network leads to."""
     recording = output.recording
     if int(count.max()) == 0:
-        return nothing(recording)
+        return fit_nothing(recording)
     climb = _climb(spec) if spec.polish else TO_CONVERGENCE
     start, converged = rap_music_sources(music(output.blend, count.clamp_min(1)), grid, count, climb=climb)
     if spec.polish:
@@ -148,7 +154,7 @@ def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpe
     power_noise, value = None, L * M * start.cost.log()
     if spec.criterion == "unconditional":
         power_noise = torch.where(active, start.sources.power, 0), start.noise_variance
-        value = start.likelihood
+        value = start.neg_log_likelihood
     begin = FitState(positions, value, start.converged, power_noise)
     end = birth_death(
         GridSearch(Dictionary.of(grid), part.recording),
@@ -161,7 +167,7 @@ def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpe
     if len(changed) == 0:
         return fit
     last = _finished(part[changed], end[changed], active[changed], grid, spec)
-    return replaced(fit, many[changed], last)
+    return fit.replaced(many[changed], last)
 
 
 def _map_doubts(output: NetworkOutput, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
@@ -182,7 +188,7 @@ def _finished(
         pack(fit.positions, active),
         grid.volume,
         criterion=spec.criterion,
-        effort=FitOptions(spec.hybrid.steps, spec.hybrid.tolerance),
+        options=FitOptions(spec.hybrid.steps, spec.hybrid.tolerance),
         power_noise=fit.power_noise,
     )
 
@@ -195,7 +201,7 @@ def _polished(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: Loc
     recording, volume = output.recording, grid.volume
     positions, active = unpack(start, recording)
     prior = _prior(output, spec)
-    rough = partial(refine, volume=volume, criterion=spec.criterion, effort=_FIRST)
+    rough = partial(refine, volume=volume, criterion=spec.criterion, options=_FIRST)
     fit = rough(recording, positions, active)
     if spec.hybrid.own_list:
         own = output.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))
@@ -277,8 +283,10 @@ def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, 
 
 
 FALLBACK: Literal["sbl"] = "sbl"
-"""The classical method for what the network does not know."""
+"""The classical method for recordings that the weights were not trained for."""
 
+# Scenes located at a time, so that memory does not grow with the recording.
+_BLOCK = 256
 _LOG = logging.getLogger("rismusic.locate")
 _UNKNOWN = "the weights {!r} do not know this case"
 
@@ -313,10 +321,16 @@ def locate(
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
-    n_sources: NSources = (
-        sources.to(recording.snapshots.device) if isinstance(sources, Tensor) else chosen.sources
-    )
-    estimate = by_blocks(recording, n_sources, estimator_of(chosen)).detached()
+    n_sources: NSources = chosen.sources
+    if isinstance(sources, Tensor):
+        n_sources = sources.to(recording.snapshots.device)
+        check_fit(recording, n_sources)
+    estimator, estimates = estimator_of(chosen), []
+    for start in range(0, len(recording), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        count = n_sources[block] if isinstance(n_sources, Tensor) else n_sources
+        estimates.append(estimator(recording[block], count))
+    estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
 
 

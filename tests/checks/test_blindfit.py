@@ -13,6 +13,7 @@ from rismusic.array import Panel
 from rismusic.checks import blindfit
 from rismusic.checks.blindfit import BlindFit
 from rismusic.checks.conventions import CHANGES, Change, Evidence, applicable, best_change
+from rismusic.estimation.estimate import volume_of
 from rismusic.estimation.grid import SearchGrid
 from rismusic.io import read
 from rismusic.simulation.simulator import simulate

@@ -115,21 +115,6 @@ def test_steering_is_kept_and_its_blocks_agree():
     torch.testing.assert_close(grid.steering(torch.complex128), expected, rtol=0, atol=0)
 
 
-def test_local_points_surround_their_centre_inside_the_volume(generator):
-    grid = SearchGrid.cover(Panel.uniform_planar(), VOLUME)
-    centre = tuple(value.reshape(6, 5) for value in inside(generator, 30))
-    local = grid.local(centre, fine=3)
-    assert local[0].shape == (6, 5, 125)
-    for value, middle in zip(local, centre, strict=True):
-        torch.testing.assert_close(value[..., 62], middle)
-    for value, clamped in zip(local, VOLUME.clamp(*local), strict=True):
-        assert torch.equal(value, clamped)
-    broadside = tuple(torch.tensor([value]).double() for value in (0.0, 0.0, 2.0))
-    u_x, u_y, q = to_cosines(*grid.local(broadside, fine=2))
-    for value, step in zip((u_x, u_y, q), grid.step, strict=True):
-        torch.testing.assert_close((value.max() - value.min()) / step, torch.ones(()).double())
-
-
 def test_a_line_of_elements_has_one_elevation():
     X, Y, Z = SearchGrid.cover(Panel.uniform_planar(1, 16), VOLUME).shape
     assert X > 20

@@ -11,12 +11,12 @@ import torch
 
 from rismusic.errors import InputError
 from rismusic.estimation import sbl as powermap
-from rismusic.estimation.locators import LOCATORS, SPARSE
+from rismusic.estimation.classical import METHODS, STRATEGIES
 from rismusic.hybrid import locate
 from rismusic.simulation.simulator import simulate
 
-ALL = pytest.mark.parametrize("method", LOCATORS)
-OF_SPARSE = pytest.mark.parametrize("method", SPARSE)
+ALL = pytest.mark.parametrize("method", METHODS)
+OF_SPARSE = pytest.mark.parametrize("method", STRATEGIES)
 OF_A_SUBSPACE = ("music", "soft_music")
 # Scenes of `hard`.
 ORDINARY, SILENT, NOISE, OUTSIDE, TWINS, CLEAN_TWINS = range(6)
@@ -73,9 +73,9 @@ def answered(recording, criterion="conditional", **settings):
 
 
 # Every method once; what a method does with known noise and with direct sampling is the same for all spectra.
-SCENES = [(method, "own", False, "unconditional") for method in LOCATORS]
-SCENES += [(method, "own", True, "conditional") for method in ("music", *SPARSE)]
-SCENES += [(method, "direct", False, "conditional") for method in ("bartlett", *SPARSE)]
+SCENES = [(method, "own", False, "unconditional") for method in METHODS]
+SCENES += [(method, "own", True, "conditional") for method in ("music", *STRATEGIES)]
+SCENES += [(method, "direct", False, "conditional") for method in ("bartlett", *STRATEGIES)]
 
 
 @pytest.mark.parametrize(("method", "system", "known", "criterion"), SCENES)
@@ -94,7 +94,7 @@ def test_hard_scenes_beside_an_easy_one(method, system, known, criterion):
     counted = answered(recording, sources="auto", **settings).sources.active.sum(1)
     assert counted[SILENT] == 0
     assert (counted[[ORDINARY, TWINS, CLEAN_TWINS]] > 0).all()
-    if method in SPARSE:
+    if method in STRATEGIES:
         assert dense.misses(recording.truth[:1], located.sources[:1]) == 0
         assert counted[NOISE] == 0
         assert counted[ORDINARY] == 2

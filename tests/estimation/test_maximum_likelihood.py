@@ -42,9 +42,9 @@ def test_clean_data_give_the_truth_back(system, criterion, generator):
     at = nfmle(recording, recording.truth, dense.VOLUME, criterion=criterion)
     assert error(at, recording) < 1e-6
     # Gaussian symbols without noise: the noise variance has far to fall, by a factor of e a step at most.
-    effort = FitOptions(steps=300)
+    options = FitOptions(steps=300)
     near = nfmle(
-        recording, start(recording, generator, 0.01), dense.VOLUME, criterion=criterion, effort=effort
+        recording, start(recording, generator, 0.01), dense.VOLUME, criterion=criterion, options=options
     )
     assert error(near, recording) < 1e-6
     torch.testing.assert_close(near.sources.symbols, recording.truth.symbols, rtol=0, atol=1e-4)
@@ -63,11 +63,11 @@ def test_the_likelihood_only_improves(criterion, scale, generator):
     first = start(recording, generator, scale)
     positions, active = unpack(first, recording)
     settings = {"criterion": criterion}
-    before = refine(recording, positions, active, dense.VOLUME, **settings, effort=FitOptions(steps=0)).value
+    before = refine(recording, positions, active, dense.VOLUME, **settings, options=FitOptions(steps=0)).value
     last = before
     for steps in (1, 3, 10):
         value = refine(
-            recording, positions, active, dense.VOLUME, **settings, effort=FitOptions(steps=steps)
+            recording, positions, active, dense.VOLUME, **settings, options=FitOptions(steps=steps)
         ).value
         assert (value <= last).all()
         last = value
@@ -93,8 +93,8 @@ def test_gradient_vanishes_or_the_box_holds(criterion, generator):
 
     recording = dense.small(scenes=20)
     positions, active = unpack(start(recording, generator, 0.05), recording)
-    effort = FitOptions(steps=300, tolerance=1e-12)
-    end = refine(recording, positions, active, dense.VOLUME, criterion=criterion, effort=effort)
+    options = FitOptions(steps=300, tolerance=1e-6)
+    end = refine(recording, positions, active, dense.VOLUME, criterion=criterion, options=options)
     x, converged = end.positions, end.converged
     assert converged.float().mean() > 0.9
     here = sufficient_statistics(recording, x, active, derivatives=True)
@@ -128,7 +128,9 @@ def test_padded_batch_equals_loop(criterion, generator):
             torch.testing.assert_close(many[:K], one, rtol=1e-5, atol=1e-6, equal_nan=True)
             assert many[K:].isnan().all()
         torch.testing.assert_close(together.cost[i], alone.cost[0], rtol=1e-6, atol=0)
-        torch.testing.assert_close(together.likelihood[i], alone.likelihood[0], rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(
+            together.neg_log_likelihood[i], alone.neg_log_likelihood[0], rtol=1e-6, atol=1e-4
+        )
     assert torch.equal(together.sources.active, first.active)
     torch.testing.assert_close(together.cost[5], recording.snapshots[5].abs().square().sum())
 
@@ -165,7 +167,7 @@ def test_coincident_and_outside_starts_end_inside_and_finite(criterion):
         fit = nfmle(recording, first, dense.VOLUME, criterion=criterion)
         for field in fields(Sources):
             assert getattr(fit.sources, field.name).isfinite().all()
-        assert fit.likelihood.isfinite().all()
+        assert fit.neg_log_likelihood.isfinite().all()
         q = 1 / fit.sources.range
         assert (fit.sources.azimuth.abs() <= dense.VOLUME.azimuth_max + 1e-9).all()
         assert ((q > dense.VOLUME.lower[2] - 1e-9) & (q < dense.VOLUME.upper[2] + 1e-9)).all()
@@ -186,7 +188,7 @@ def test_a_single_snapshot_of_one_source_is_enough():
     recording = dense.small(dense.SMALL.replace(codebook={"snapshots": 1}), sources=1, snr_db=30.0)
     fit = nfmle(recording, recording.truth, dense.VOLUME, criterion="conditional")
     assert error(fit, recording) < 0.2
-    assert fit.likelihood.isfinite().all()
+    assert fit.neg_log_likelihood.isfinite().all()
 
 
 def test_a_known_noise_variance_is_kept():
@@ -198,9 +200,9 @@ def test_a_known_noise_variance_is_kept():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"azimuth": torch.full((5, 2), torch.inf)}, "start.azimuth: expected finite values"),
-        ({"elevation": torch.full((5, 2), torch.nan)}, "start.elevation: expected finite values"),
-        ({"range": torch.full((5, 2), -1.0)}, "start.range: expected positive ranges"),
+        ({"azimuth": torch.full((5, 2), torch.inf)}, "start.azimuth: values must be finite"),
+        ({"elevation": torch.full((5, 2), torch.nan)}, "start.elevation: values must be finite"),
+        ({"range": torch.full((5, 2), -1.0)}, "start.range: ranges must be positive"),
     ],
 )
 def test_starts_that_are_none(change, sentence):
@@ -212,7 +214,7 @@ def test_starts_that_are_none(change, sentence):
 
 def test_starts_of_other_scenes_and_too_many_sources():
     recording = dense.small()
-    with pytest.raises(InputError, match="start: expected positions"):
+    with pytest.raises(InputError, match="start: must hold positions"):
         nfmle(recording, recording.truth[:3], dense.VOLUME)
     many = Sources(**{name: torch.full((5, 7), 0.5) for name in ("azimuth", "elevation", "range")})
     with pytest.raises(InputError, match="sources: expected at most 6"):
@@ -223,8 +225,10 @@ def test_the_better_of_two_fits_scene_by_scene(generator):
     recording = dense.small(scenes=10)
     one, other = (nfmle(recording, start(recording, generator, 0.5), dense.VOLUME) for _ in range(2))
     chosen = better(one, other)
-    assert torch.equal(chosen.likelihood, torch.minimum(one.likelihood, other.likelihood))
-    take = other.likelihood < one.likelihood
+    assert torch.equal(
+        chosen.neg_log_likelihood, torch.minimum(one.neg_log_likelihood, other.neg_log_likelihood)
+    )
+    take = other.neg_log_likelihood < one.neg_log_likelihood
     assert take.any()
     assert not take.all()
     for i in range(10):
@@ -246,7 +250,7 @@ def test_blocks_of_scenes_are_joined_and_padded_to_the_widest(generator):
             value = getattr(joined.sources, field.name)[here]
             assert torch.equal(value[:, :K], getattr(part.sources, field.name))
             assert value[:, K:].isnan().all()
-        for name in ("cost", "likelihood", "noise_variance", "converged"):
+        for name in ("cost", "neg_log_likelihood", "noise_variance", "converged"):
             assert torch.equal(getattr(joined, name)[here], getattr(part, name))
 
 
@@ -265,5 +269,7 @@ def test_powers_are_the_best_ones_and_those_of_silent_scenes_zero(generator):
     assert (fit.sources.power[3][active[3]] == 0).all()
     best = finish(recording, positions, active, fit.converged)
     heard = torch.arange(10) != 3
-    torch.testing.assert_close(fit.likelihood[heard], best.likelihood[heard], rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        fit.neg_log_likelihood[heard], best.neg_log_likelihood[heard], rtol=0, atol=1e-2
+    )
     torch.testing.assert_close(fit.noise_variance, best.noise_variance)

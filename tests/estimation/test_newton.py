@@ -11,7 +11,7 @@ from rismusic.crb import recording_crb
 from rismusic.errors import InputError
 from rismusic.estimation import spectra as module
 from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.estimation.spectra import NewtonOptions, bartlett, music, mvdr, newton, search_range, soft_music
+from rismusic.estimation.spectra import NewtonOptions, bartlett, music, mvdr, newton, soft_music
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import SceneSpec
 
@@ -133,13 +133,6 @@ def test_stays_in_the_volume_and_within_reach(recorded, generator):
     assert (held.azimuth - start[0]).abs().max() < math.radians(0.1)
 
 
-def test_a_coordinate_that_is_held_does_not_move(recorded, generator):
-    start = VOLUME.clamp(*near(recorded.truth, generator))
-    found = newton(exact(recorded), recorded.panel, VOLUME, *start, free=(True, False, True))
-    torch.testing.assert_close(found.elevation, start[1], rtol=0, atol=1e-15)
-    assert (found.azimuth - start[0]).abs().max() > 1e-3
-
-
 def test_batch_is_loop_and_blocks_change_nothing(recorded, generator, memory_budget):
     spectrum = music(recording_covariance(recorded), 3)
     start = near(recorded.truth, generator)
@@ -164,30 +157,11 @@ def test_no_batch_axes(recorded, generator):
     assert one.range.shape == (3,)
 
 
-def test_range_search_finds_the_range_of_a_known_direction(recorded):
-    truth = recorded.truth
-    found = search_range(exact(recorded), recorded.panel, VOLUME, truth.azimuth, truth.elevation)
-    assert (1 / found.range - 1 / truth.range).abs().max() < 1e-6
-    torch.testing.assert_close(found.azimuth, truth.azimuth)
-
-
-def test_range_search_beats_a_fine_plain_search(recorded):
-    """On snapshots, no range on a fine line is better."""
-    truth, spectrum = recorded.truth, music(recording_covariance(recorded), 3)
-    found = search_range(spectrum, recorded.panel, VOLUME, truth.azimuth, truth.elevation)
-    for q in torch.linspace(0.1, 2, 400).double():
-        other = spectrum.explained_at(
-            recorded.panel, truth.azimuth, truth.elevation, torch.full_like(truth.range, float(1 / q))
-        )
-        assert (other <= found.explained + 1e-9).all()
-
-
 def test_refusals(recorded, generator, untyped):
     spectrum, start = exact(recorded), near(recorded.truth, generator)
     cases = [
         ("reach", lambda: newton(spectrum, recorded.panel, VOLUME, *start, reach=0.0)),
         ("panel", lambda: newton(spectrum, Panel.uniform_planar(2, 2), VOLUME, *start)),
-        ("points", lambda: search_range(spectrum, recorded.panel, VOLUME, *start[:2], points=0)),
     ]
     for field, attempt in cases:
         with pytest.raises(InputError) as caught:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rismusic.estimation.levenberg_marquardt import FitOptions
-from rismusic.estimation.maximum_likelihood import pack, refine
+from rismusic.estimation.maximum_likelihood import ROUGH, pack, refine
 from rismusic.estimation.relax import relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
 
@@ -36,10 +36,10 @@ def test_exchanges_only_improve(criterion, generator):
         active,
         grid.volume,
         criterion=criterion,
-        effort=FitOptions(0),
+        options=FitOptions(0),
         power_noise=fit.power_noise,
     )
-    torch.testing.assert_close(again.value, after)
+    torch.testing.assert_close(again.value, after, rtol=0, atol=ROUGH.tolerance**2)
     assert (after < before - 1).float().mean() > 0.7
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import dense
 import pytest
 import torch
+from searches import sbl
 
 from rismusic.estimation import sbl as powermap
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import pack
 from rismusic.estimation.sbl import sbl_peaks, shares_outer
 from rismusic.estimation.search import Dictionary, GridSearch
-from rismusic.estimation.sparse import sbl
 
 
 @pytest.mark.parametrize("system", dense.SYSTEMS)
@@ -72,10 +72,12 @@ def test_a_batch_is_a_loop_whether_outer_products_are_shared_or_not(monkeypatch,
     grid = dense.grid_for(recording)
     assert shares_outer(torch.zeros(1, 7, 16, len(grid)))
     together = sbl(recording, 2, grid)
-    alone = [sbl(recording[i : i + 1], 2, grid).likelihood for i in range(6)]
-    torch.testing.assert_close(together.likelihood, torch.cat(alone), rtol=1e-6, atol=1e-2)
+    alone = [sbl(recording[i : i + 1], 2, grid).neg_log_likelihood for i in range(6)]
+    torch.testing.assert_close(together.neg_log_likelihood, torch.cat(alone), rtol=1e-6, atol=1e-2)
     memory_budget(4 * 7 * 16 * 16 * len(grid) // 8)
-    torch.testing.assert_close(sbl(recording, 2, grid).likelihood, together.likelihood, rtol=1e-6, atol=1e-2)
+    torch.testing.assert_close(
+        sbl(recording, 2, grid).neg_log_likelihood, together.neg_log_likelihood, rtol=1e-6, atol=1e-2
+    )
 
 
 def test_maps_of_blocks_of_scenes_are_those_of_all(monkeypatch, memory_budget):

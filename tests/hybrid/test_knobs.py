@@ -18,8 +18,8 @@ from rismusic.covariance import (
     predicted_covariance,
 )
 from rismusic.errors import InputError
+from rismusic.estimation.classical import searched_grid
 from rismusic.estimation.grid import highest_peaks, to_cosines
-from rismusic.estimation.locate import searched_grid
 from rismusic.estimation.maximum_likelihood import Fit
 from rismusic.estimation.noise import guess_noise, noise_of
 from rismusic.estimation.spectra import music
@@ -63,8 +63,8 @@ def seen_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
     )
 
 
-def fitted(made: Recording, weights: str, count=TWO, **hybrid: object) -> Fit:
-    spec = spec_of(weights, **hybrid)
+def fitted(made: Recording, weights: str, count=TWO, *, polish: bool = True, **hybrid: object) -> Fit:
+    spec = spec_of(weights, **hybrid).replace(polish=polish)
     return fit_n_sources(seen_with(made, weights, **hybrid), count, searched_grid(made, spec), spec)
 
 

@@ -320,15 +320,15 @@ def test_start_is_refused_where_an_output_learns_nothing(generator, untyped):
 
     whole = with_gradient(random_prediction(generator, to))
     started(whole)
-    with pytest.raises(InputError, match=r"prediction\.grid_logits: no loss of positive weight has a gradient"):
+    with pytest.raises(
+        InputError, match=r"prediction\.grid_logits: no loss of positive weight has a gradient"
+    ):
         started(whole, heat_map=0.0)
     with pytest.raises(InputError, match=r"prediction\.count_logits: no loss"):
         started(whole, count=0.0)
     with pytest.raises(InputError, match="does not depend on the network's parameters"):
         started(random_prediction(generator, to))
-    with pytest.raises(
-        InputError, match=r"prediction\.azimuth: the output is constant"
-    ):
+    with pytest.raises(InputError, match=r"prediction\.azimuth: the output is constant"):
         started(replace(whole, azimuth=whole.azimuth.detach()))
     # A factor of zeros is a stationary point of A A^H: it would never move.
     still = torch.zeros_like(whole.range_factor, requires_grad=True)

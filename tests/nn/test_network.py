@@ -174,12 +174,14 @@ def test_few_scenes_are_looked_at_as_many_are(kind):
     recording = recorded(kind, scenes=20)
     made = GridStatistics(SearchGrid.cover(recording.panel, VOLUME, 1.3))
     whole = made.observe(recording)
-    power = made.flat(whole) * torch.rand(20, whole.gain.shape[1], generator=torch.Generator().manual_seed(0))
+    power = made.uniform_power(whole) * torch.rand(
+        20, whole.gain.shape[1], generator=torch.Generator().manual_seed(0)
+    )
     values = made(whole, power)
     for few in (slice(0, 1), slice(17, 20)):
         part = made.observe(recording[few])
         torch.testing.assert_close(part.fields, whole.fields[few], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(part.gain, whole.reach[few], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(part.gain, whole.gain[few], rtol=1e-4, atol=1e-4)
         for one, all_of_them in zip(made(part, power[few]), values, strict=True):
             torch.testing.assert_close(one, all_of_them[few], rtol=1e-3, atol=1e-4)
 

@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
         whole(path, data)
 
     monkeypatch.setattr(checkpoint, "write_safely", full)
-    with pytest.raises(InputError, match="cannot write: No space left on device"):
+    with pytest.raises(InputError, match="No space left on device"):
         one.train()
     monkeypatch.setattr(checkpoint, "write_safely", whole)
     state, tensors = checkpoint_of(tmp_path / "run")
@@ -299,9 +299,7 @@ def test_settings_that_were_changed_after_the_begin(tmp_path):
         (SPEC.replace(schedule=SPEC.schedule.replace(epochs=9)), "schedule.epochs was 2"),
     ):
         settings.write_text(dump_spec(changed))
-        with pytest.raises(
-            InputError, match=rf"settings.toml: {name} when the training was started"
-        ):
+        with pytest.raises(InputError, match=rf"settings.toml: {name} when the training was started"):
             resumed(tmp_path / "run")
     settings.write_text(whole)
     resumed(tmp_path / "run")

@@ -10,7 +10,7 @@ import torch
 from train_case import SPEC, log_of, trainer
 
 from rismusic.covariance import Covariance
-from rismusic.estimation.locators import rap_music_sources
+from rismusic.estimation.classical import rap_music_sources
 from rismusic.estimation.spectra import music
 from rismusic.nn import monitors as probes
 from rismusic.nn import validation
@@ -41,7 +41,7 @@ def wrong(found: Report) -> list[str]:
     return [finding.name for finding in found.wrong]
 
 
-def prediction_losses(now, before=None):
+def findings_of(now, before=None):
     return wrong(report(now, before, SPEC))
 
 
@@ -138,7 +138,7 @@ def test_beta():
 
 def test_validation_of_a_sound_network(validated):
     """By MUSIC on both covariances; the findings are fine, and each of them can fail."""
-    assert judged(validated, before=2.0) == []
+    assert findings_of(validated, before=2.0) == []
     for scored in validated.scores.values():
         assert scored.scenes == 8
         assert 0 < scored.recall <= 1
@@ -157,10 +157,12 @@ def test_validation_of_a_sound_network(validated):
         ({"variety": 0.1}, "variety of the predictions over that of the truth"),
         ({"count_variety": 0.0}, "spread of the predicted number of sources over that of the truth"),
     ):
-        assert judged(planted(**change), before=2.0) == [name]
-    assert judged(validated, before=validated.loss) == ["change of the validation loss since the last epoch"]
-    assert judged(replace(validated, loss=math.nan), before=2.0)[0] == "validation loss"
-    assert judged(replace(validated, first_batch=6 * validated.loss), before=2.0) == [
+        assert findings_of(planted(**change), before=2.0) == [name]
+    assert findings_of(validated, before=validated.loss) == [
+        "change of the validation loss since the last epoch"
+    ]
+    assert findings_of(replace(validated, loss=math.nan), before=2.0)[0] == "validation loss"
+    assert findings_of(replace(validated, first_batch=6 * validated.loss), before=2.0) == [
         "loss of the first validation batch over the loss of all"
     ]
 

@@ -124,9 +124,7 @@ def test_a_detached_factor_is_refused(tmp_path, monkeypatch):
         "forward",
         lambda self, given: replace(p := forward(self, given), range_factor=p.range_factor.detach()),
     )
-    with pytest.raises(
-        InputError, match=r"prediction.range_factor: the output is constant"
-    ):
+    with pytest.raises(InputError, match=r"prediction.range_factor: the output is constant"):
         trainer(tmp_path / "run").train()
 
 
@@ -136,7 +134,9 @@ def test_a_frozen_head_is_said(tmp_path):
     one._log = said.append
     one.learner.network.count.requires_grad_(False)
     one.train()
-    assert any("these parameters do not learn: count.0.weight, count.0.bias, count.2.weight" in line for line in said)
+    assert any(
+        "these parameters do not learn: count.0.weight, count.0.bias, count.2.weight" in line for line in said
+    )
 
 
 def test_nothing_to_learn_is_refused_in_training_alone():

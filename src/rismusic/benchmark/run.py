@@ -226,7 +226,7 @@ def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> 
         found, fit = locate(blind, sources=count, spec=spec.search(unit.method), device=device).sources, None
     seconds = clock() - begin
     fit = fit or _at(blind, found)
-    values = {**_positions(found), "cost": fit.cost, "likelihood": fit.likelihood}
+    values = {**_positions(found), "cost": fit.cost, "likelihood": fit.neg_log_likelihood}
     return {
         **{name: value.numpy() for name, value in values.items()},
         "seconds": torch.tensor(seconds).numpy(),
@@ -257,7 +257,7 @@ def _oracle(blind: Recording, truth: Sources, spec: BenchSpec, unit: Unit) -> tu
         grid = SearchGrid.cover(blind.panel, volume, spec.locate.oversampling)
         spectrum = music(true_covariance(A, truth.power.double()), unit.cell.sources)
         # With an exact covariance a second pass over the sources improves the result.
-        found = rap_music(spectrum, grid, unit.cell.sources, visits=1)
+        found = rap_music(spectrum, grid, unit.cell.sources)
         start = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
     fit = nfmle(blind, start, volume, criterion=method.criterion) if method.polish else _at(blind, start)
     return fit.sources, fit

@@ -312,7 +312,7 @@ def log_likelihood(
         positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
     fit = finish(recording, positions, active, torch.ones_like(active[:, 0]))
     if criterion == "unconditional":
-        return -fit.likelihood
+        return -fit.neg_log_likelihood
     return -recording.snapshots[0].numel() * fit.cost.log()
 
 
@@ -344,7 +344,7 @@ def from_fit(
     L = recording.snapshots.shape[-2]
     bound = unconditional_crb(recording.panel, recording.link, found, fit.noise_variance, snapshots=L)
     warnings = warnings_of(found, bound.std, fit.converged, volume)
-    p_value = torch.full_like(fit.likelihood, math.nan)
+    p_value = torch.full_like(fit.neg_log_likelihood, math.nan)
     if not spec.allowed_error:  # else what sources leave is meant to be more than noise
         fits = goodness_of_fit(recording, found, volume)
         p_value = fits.p_value
@@ -356,7 +356,7 @@ def from_fit(
         covariance=bound.per_source,
         snr_db=received_db(recording, found, fit.noise_variance),
         noise_variance=fit.noise_variance,
-        neg_log_likelihood=fit.likelihood,
+        neg_log_likelihood=fit.neg_log_likelihood,
         n_sources_probability=n_sources_probability,
         p_value=p_value,
         warnings=warnings,

@@ -249,34 +249,6 @@ class SearchGrid:
             block = slice(start, min(start + points, len(self)))
             yield block, self._at(block, dtype)
 
-    def local(
-        self,
-        centre: tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K"], Float[Tensor, "*batch K"]],
-        fine: int = 3,
-    ) -> tuple[Float[Tensor, "*batch K Q"], Float[Tensor, "*batch K Q"], Float[Tensor, "*batch K Q"]]:
-        """A small box of points around each centre, ``fine`` to a step of this grid.
-
-        It reaches as far as the neighbours on the grid without them, so Q = (2 fine - 1)^3, the centre among
-        them. Points outside the volume are moved to its border.
-
-        Args:
-            centre: azimuth (rad), elevation (rad) and range (m), [..., K].
-            fine: points per step, at least 1 (the centre alone).
-
-        Returns:
-            Azimuth, elevation and range, [..., K, Q].
-        """
-        if fine < 1:
-            raise InputError("fine", "at least 1 point per step", str(fine))
-        reference = centre[0]
-        offset = torch.arange(1 - fine, fine, dtype=reference.dtype, device=reference.device) / fine
-        box = torch.stack(torch.meshgrid(offset, offset, offset, indexing="ij")).flatten(1)
-        middle = to_cosines(*centre)
-        moved = [c[..., None] + s * o for c, s, o in zip(middle, self.step, box, strict=True)]
-        # Beyond the volume's far border q might be negative.
-        moved[2] = moved[2].clamp_min(self.volume.lower[2])
-        return self.volume.clamp(*from_cosines(moved[0], moved[1], moved[2]))
-
     def to(self, device: torch.device | str) -> SearchGrid:
         """The same grid on another device."""
         axes = (self.u_x.to(device), self.u_y.to(device), self.q.to(device))

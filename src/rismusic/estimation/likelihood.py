@@ -1,23 +1,20 @@
-r"""What both likelihoods need of the data: inner products of fields at the receiver.
+r"""Likelihoods of source positions through any link, from sufficient statistics of the data.
 
-Everything behind them is K x K, in float64 whatever the precision of the data. (Inner products of complex64
-fields are exact in float64, so a cost loses nothing to cancellation: it is that of slightly rounded fields.)
+With :math:`y_l = G_l A s_l + n_l`, :math:`C_l = G_l A` [M, K] and noise of variance :math:`\sigma^2`, the two
+likelihoods are
 
-The two likelihoods of source positions, conditional and unconditional, through any link.
-
-With :math:`y_l = G_l A s_l + n_l`, :math:`C_l = G_l A` [M, K] and noise of variance :math:`\sigma^2`:
-
-* *conditional* (the symbols are what they were): with symbols and noise variance at their best,
+* *conditional* (deterministic symbols), concentrated over symbols and noise variance:
 
   .. math:: f = \sum_l |P^\perp_{C_l} y_l|^2, \qquad -\log p = L M \log f + \mathrm{const};
 
-* *unconditional* (Gaussian symbols of power :math:`p_k`), with :math:`R_l = C_l P C_l^H + \sigma^2 I`,
+* *unconditional* (Gaussian symbols of power :math:`p_k`), with :math:`R_l = C_l P C_l^H + \sigma^2 I`:
 
   .. math:: -\log p = \sum_l \left[ \log\det R_l + y_l^H R_l^{-1} y_l \right] + \mathrm{const}.
 
-Both need no more of the data than the inner products of :math:`X_l = [C_l, B_l]` (B_l [M, 3K] the
-derivatives of C_l by the positions) among themselves and with y_l
-(:class:`~rismusic.estimation.likelihood.SufficientStatistics`).
+Both depend on the data only through the inner products of :math:`X_l = [C_l, B_l]` (B_l [M, 3K] the derivatives of
+C_l with respect to the coordinates) with each other and with y_l: the sufficient statistics. All later computations
+are on K x K matrices in float64. (Inner products of complex64 fields are exact in float64, so the cost does not
+suffer from cancellation: it is the exact cost of slightly rounded fields.)
 
 Stoica and Nehorai, "Performance study of conditional and unconditional direction-of-arrival estimation", IEEE
 Trans. ASSP 38 (1990); Golub and Pereyra, "Separable nonlinear least squares", Inverse Problems 19 (2003).
@@ -32,23 +29,28 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import Wave, by_inverse_range, steering, steering_with_derivatives
+from rismusic.array import by_inverse_range, steering, steering_with_derivatives
 from rismusic.io import Recording
 from rismusic.memory import blocks
+
+# Ridge relative to a unit diagonal: two columns closer than this (squared) count as one.
+_RIDGE = 1e-13
+# Smallest cost. It has a logarithm, and the square of its inverse is finite, also for snapshots of zeros.
+_SMALLEST_COST = 1e-140
 
 
 @dataclass(frozen=True, eq=False)
 class SufficientStatistics:
-    r"""What the likelihoods need of S scenes at given positions: inner products, in float64.
+    r"""Sufficient statistics of S scenes for given positions: inner products in float64.
 
     Args:
         gram: :math:`X_l^H X_l`, [S, L, C, C] complex (L = 1 where the link is the same in every snapshot), of
-            C = K columns G_l a_k, or K + 3K with their derivatives behind them (source slow, coordinate
-            fast). Columns of empty places are zero.
+            C = K columns G_l a_k, or K + 3K with their derivatives appended (source slow, coordinate fast).
+            Columns without a source are zero.
         cross: :math:`X_l^H y_l`, [S, L, C] complex.
         energy: :math:`|y_l|^2`, [S, L].
-        active: which places hold a source, [S, K].
-        antennas: M, length of y_l.
+        active: which columns hold a source, [S, K].
+        antennas: M, the length of y_l.
     """
 
     gram: Complex[Tensor, "S _ C C"]
@@ -59,24 +61,24 @@ class SufficientStatistics:
 
     @property
     def size(self) -> int:
-        """Complex numbers in a scene's data, L M."""
+        """Number of complex samples of a scene, L M."""
         return self.energy.shape[1] * self.antennas
 
     def __getitem__(self, scenes: Tensor | slice) -> SufficientStatistics:
-        """The moments of some scenes."""
+        """The statistics of some scenes."""
         return SufficientStatistics(
             self.gram[scenes], self.cross[scenes], self.energy[scenes], self.active[scenes], self.antennas
         )
 
     def without_derivatives(self) -> SufficientStatistics:
-        """Those of the fields alone."""
+        """The statistics without the derivatives."""
         K = self.active.shape[1]
         return SufficientStatistics(
             self.gram[..., :K, :K], self.cross[..., :K], self.energy, self.active, self.antennas
         )
 
     def without_each(self) -> SufficientStatistics:
-        """With one source after the other left out, S K problems, the source fast; no derivatives."""
+        """S K problems, each with one source left out (source fast), without derivatives."""
         K = self.active.shape[1]
         stay = ~torch.eye(K, dtype=torch.bool, device=self.active.device)  # [left out, K]
         pair = stay[:, :, None] & stay[:, None, :]
@@ -95,26 +97,24 @@ def sufficient_statistics(
     active: Bool[Tensor, "S K"],
     *,
     derivatives: bool = False,
-    wave: Wave = "spherical",
 ) -> SufficientStatistics:
-    """Inner products of the sources' fields at the receiver, and of the fields' derivatives, with the data.
+    """Compute the sufficient statistics at given source positions.
 
     Args:
         recording: S scenes.
         positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite throughout.
-        active: which places hold a source.
-        derivatives: whether B_l is there, by azimuth, elevation and inverse range.
-        wave: the form of the wave.
+        active: which columns hold a source.
+        derivatives: whether to include B_l, the derivatives by azimuth, elevation and inverse range.
     """
     data = recording.snapshots
     azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
     panel, present = recording.panel, active[:, None]
     if derivatives:
-        A, D = steering_with_derivatives(panel, azimuth, elevation, 1 / q, wave)
+        A, D = steering_with_derivatives(panel, azimuth, elevation, 1 / q)
         turn = by_inverse_range(q)
         columns = torch.cat((A * present, (D * (turn * active[..., None])[:, None]).flatten(-2)), dim=-1)
     else:
-        columns = steering(panel, azimuth, elevation, 1 / q, wave) * present
+        columns = steering(panel, azimuth, elevation, 1 / q) * present
     fields = recording.link.matmul(columns).to(torch.complex128).contiguous()
     received = data.to(torch.complex128)
     adjoint = fields.mH
@@ -124,47 +124,41 @@ def sufficient_statistics(
 
 
 def scene_blocks(recording: Recording, columns: int) -> list[slice]:
-    """Blocks of scenes whose fields, ``columns`` of them for each scene, fit the memory budget."""
+    """Blocks of scenes whose fields (``columns`` per scene) fit the memory budget."""
     _, L, M = recording.snapshots.shape
     N = recording.elements.shape[0]
     coded = 1 if recording.codes is None else recording.codes.shape[-2]
-    # Coded columns on the panel, fields at the receiver and their float64 copies, the link's own rows.
+    # Columns on the panel after the RIS configuration, fields at the receiver, their float64 copies, and G_l.
     each = coded * columns * (8 * N + 40 * M) + 8 * N * (L + M) + 4 * 16 * coded * columns**2
     return blocks(len(recording), each, recording.snapshots.device)
 
 
-# Two columns closer than this (relative, squared) count as one; far above rounding, far below any data.
-_RIDGE = 1e-13
-# Least cost, so that scenes of zeros have a logarithm, and an inverse whose square is still a number.
-_SILENCE = 1e-140
-
-
 def symbols(stats: SufficientStatistics) -> Complex[Tensor, "S L K"]:
-    r"""Symbols of least squares, :math:`\hat s_l = (C_l^H C_l)^{-1} C_l^H y_l`; 0 in empty places."""
+    r"""Least-squares symbols :math:`\hat s_l = (C_l^H C_l)^{-1} C_l^H y_l`; 0 where there is no source."""
     K = stats.active.shape[1]
     return _solve(stats, stats.cross[..., :K, None])[..., 0]
 
 
 def conditional_cost(stats: SufficientStatistics) -> Float[Tensor, "S"]:
-    r"""The cost :math:`f = \sum_l |P^\perp_{C_l} y_l|^2`, at least rounding above zero."""
+    r"""The concentrated cost :math:`f = \sum_l |P^\perp_{C_l} y_l|^2`, which is never 0."""
     return residual_energy(stats, symbols(stats))
 
 
 def conditional(
     stats: SufficientStatistics,
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
-    r"""Conditional likelihood with its exact gradient and Gauss-Newton curvature in the U = 3K coordinates.
+    r"""Negative conditional log-likelihood, its exact gradient and Gauss-Newton curvature in U = 3K coordinates.
 
-    With the symbols eliminated (variable projection, Kaufman's form) and :math:`r_l = P^\perp_{C_l} y_l`,
+    The symbols are eliminated by variable projection (Kaufman's form). With :math:`r_l = P^\perp_{C_l} y_l`,
 
     .. math:: \frac{\partial f}{\partial x_i} = -2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H r_l
         \right], \qquad F_{ij} = 2 \sum_l \mathrm{Re}\left[ s_{k(i)l}^* \, b_{il}^H P^\perp_{C_l} b_{jl} \,
         s_{k(j)l} \right],
 
-    b_il [M] the derivative of source k(i)'s field by coordinate i.
+    where b_il [M] is the derivative of the field of source k(i) with respect to coordinate i.
 
     Returns:
-        :math:`L M \log f`, in nats, with :math:`L M / f` times the gradient and the curvature of f.
+        :math:`L M \log f` in nats, and :math:`L M / f` times gradient and curvature of f.
     """
     K = stats.active.shape[1]
     s = symbols(stats)
@@ -206,7 +200,7 @@ def unconditional(
 
     Args:
         stats: with derivatives or without.
-        power: p of each source; those of empty places are ignored.
+        power: p of each source; ignored where there is no source.
         noise_variance: sigma^2.
 
     Returns:
@@ -219,7 +213,7 @@ def unconditional(
     weights = inverse.T @ C_y  # T C^H y
     J, Fyx, weight, trace = inverse.information(stats.antennas, stats.energy.shape[1])
 
-    v = (stats.cross - (inverse.gram_T @ C_y)[..., 0]) / inverse.noise[..., 0]  # X^H W y
+    v = (stats.cross - (inverse.gram_times_T @ C_y)[..., 0]) / inverse.noise[..., 0]  # X^H W y
     vx = v.narrow(-1, 0, K)
     if stats.gram.shape[-1] > K:
         vx = _and_thrice(vx)
@@ -252,7 +246,7 @@ def fisher_information(
     Args:
         gram: :math:`X_l^H X_l` of the K columns of :math:`C_l = G_l A` and, behind them, their derivatives by
             the three coordinates of each source (source slow, coordinate fast).
-        power: p; 0 in empty places.
+        power: p; 0 where there is no source.
         noise_variance: sigma^2.
         antennas: M.
         repeats: how many snapshots each of the L matrices stands for.
@@ -265,14 +259,14 @@ def fisher_information(
 
 
 class _InverseCovariance:
-    """W = R^-1 = (I - C T C^H) / sigma^2 by Woodbury's identity; well defined at p = 0 too.
+    """W = R^-1 = (I - C T C^H) / sigma^2 by Woodbury's identity, which also holds at p = 0.
 
     Args:
         gram: X^H X with X = [C, derivatives of C].
-        power: p, 0 in empty places.
+        power: p, 0 where there is no source.
         noise_variance: sigma^2.
-        ridge: added to a diagonal of ones; an estimate can put sources in one place, a truth does not, and
-            high above the noise the bound would feel it.
+        ridge: added to a unit diagonal, for estimates with two sources in the same place. The bound of true
+            positions does without, since the ridge would bias it at very high SNR.
     """
 
     def __init__(self, gram: Tensor, power: Tensor, noise_variance: Tensor, ridge: float = _RIDGE) -> None:
@@ -293,18 +287,18 @@ class _InverseCovariance:
         self.T = root * torch.cholesky_inverse(self.factor) * root.mT / self.noise  # [S, L, K, K]
 
     @cached_property
-    def gram_T(self) -> Tensor:
+    def gram_times_T(self) -> Tensor:
         """X^H C T."""
         return self.gram.narrow(-1, 0, self.K) @ self.T
 
     def information(self, antennas: int, snapshots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """J; and of the gradient y^H W x summed over snapshots, the weights of R', and tr W.
+        """J, and the quantities that the gradient shares with it: diag(Y^H W X), the weights of R', and tr W.
 
-        Powers come before coordinates until the last lines, as in [C, B].
+        Powers come before coordinates until the last lines, as in X = [C, B].
         """
         K, p, gram, noise, sigma2 = self.K, self.power, self.gram, self.noise, self.sigma2
         repeats = snapshots if gram.shape[1] == 1 else 1
-        XC, half = gram.narrow(-1, 0, K), self.gram_T
+        XC, half = gram.narrow(-1, 0, K), self.gram_times_T
         FC = (XC - half @ self.CC) / noise  # X^H W C
         FCC = FC.narrow(-2, 0, K)  # C^H W C
         F = (gram - half @ XC.mH) / noise if gram.shape[-1] > K else FC  # X^H W X
@@ -342,13 +336,13 @@ def _value(inverse: _InverseCovariance, weights: Tensor, stats: SufficientStatis
 
 
 def _and_thrice(columns: Tensor) -> Tensor:
-    """K columns, and behind them each of them three times."""
+    """K columns followed by three copies of each."""
     thrice = columns[..., None].expand(*columns.shape, 3).flatten(-2)
     return torch.cat((columns, thrice), dim=-1)
 
 
 def _sources_last(value: Tensor, dim: int, sources: int) -> Tensor:
-    """The first K entries moved behind the 3K that follow; what comes after stays."""
+    """Move the first K entries behind the 3K that follow them."""
     head, middle, tail = value.tensor_split((sources, 4 * sources), dim=dim)
     return torch.cat((middle, head, tail), dim=dim)
 
@@ -358,7 +352,7 @@ def _trace(matrix: Tensor) -> Tensor:
 
 
 def _solve(stats: SufficientStatistics, right: Tensor) -> Tensor:
-    """(C^H C)^-1 times ``right``, [S, L, K, *]; columns that coincide share, empty places give 0."""
+    """(C^H C)^-1 times ``right``, [S, L, K, *]; coinciding columns share, columns of zeros give 0."""
     K = stats.active.shape[1]
     gram = stats.gram[..., :K, :K]
     norm = gram.diagonal(dim1=-2, dim2=-1).real.sqrt()
@@ -371,7 +365,7 @@ def _solve(stats: SufficientStatistics, right: Tensor) -> Tensor:
 
 
 def residual_energy(stats: SufficientStatistics, s: Complex[Tensor, "S L K"]) -> Float[Tensor, "S"]:
-    """Energy not explained by the symbols s; one step of rounding of the whole at the least."""
+    """Energy that the symbols s leave unexplained, at least the rounding error of the total energy."""
     explained = (stats.cross[..., : s.shape[-1]].conj() * s).real.sum(dim=(1, 2))
     energy = stats.energy.sum(dim=1)
-    return torch.maximum(energy - explained, energy * 1e-15).clamp_min(_SILENCE)
+    return torch.maximum(energy - explained, energy * 1e-15).clamp_min(_SMALLEST_COST)

@@ -1,15 +1,17 @@
-r"""Powers and noise variance of the greatest unconditional likelihood, the positions held.
+r"""Near-field maximum likelihood (NF-MLE): joint refinement of all sources on the raw snapshots.
 
-Descent on either likelihood, for blocks of scenes of any number of sources: what NF-MLE is made of.
+The unknowns are azimuth, elevation and inverse range :math:`q = 1/r` of each source. The phase of a far source is
+nearly linear in q, while its range is unbounded. The conditional likelihood eliminates the symbols by variable
+projection. The unconditional likelihood has the source powers and, unless it is known, the noise variance as
+further unknowns.
 
-Near-field maximum likelihood (NF-MLE): all sources of a scene refined at once on its raw snapshots.
-
-The unknowns are azimuth, elevation and inverse range :math:`q = 1/r` of every source; q because the phase of
-a far source is nearly linear in it while its range runs away. Symbols are eliminated (variable projection).
+:func:`nfmle` fits positions from a start; :func:`refine` is the same on plain tensors, for any number of sources per
+scene; :func:`fit_powers` fits powers and noise variance for fixed positions; :func:`finish` completes a fit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -17,7 +19,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Wave
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, Minimum, levenberg_marquardt
@@ -37,8 +38,10 @@ from rismusic.sources import Sources
 
 Criterion = Literal["conditional", "unconditional"]
 
+THOROUGH = FitOptions()
+ROUGH = FitOptions(steps=12, tolerance=0.2)
 POWER_FIT = FitOptions(steps=20, tolerance=0.02)
-# Powers are searched within these factors of the mean received power, the noise variance likewise.
+# Limits of the powers, and of the noise variance, relative to the mean received power.
 _POWER = (1e-6, 1e3)
 _NOISE = (1e-15, 2.0)
 
@@ -47,13 +50,12 @@ def fit_power_noise(
     recording: Recording,
     positions: Float[Tensor, "S K 3"],
     active: Bool[Tensor, "S K"],
-    wave: Wave = "spherical",
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"]]:
-    """Powers and noise variance of the greatest unconditional likelihood at the given positions."""
+    """Powers and noise variance that maximise the unconditional likelihood at given positions."""
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):
         part = recording[block]
-        at = sufficient_statistics(part, positions[block], active[block], wave=wave)
+        at = sufficient_statistics(part, positions[block], active[block])
         parts.append(fit_powers(part.noise_variance, at)[:2])
     power, noise = (torch.cat(part) for part in zip(*parts, strict=True))
     return power, noise
@@ -65,7 +67,7 @@ def values_without_each(
     active: Bool[Tensor, "S K"],
     criterion: Criterion,
 ) -> Float[Tensor, "S K"]:
-    """Minus the log-likelihood (nats) without each source, all others where they are; infinite for none."""
+    """Negative log-likelihood (nats) without each source in turn, the others fixed; inf where there is none."""
     parts = []
     for block in scene_blocks(recording, 2 * positions.shape[1]):
         part, there = recording[block], active[block]
@@ -82,20 +84,20 @@ def values_without_each(
 def fit_powers(
     noise_variance: Float[Tensor, "S"] | None,
     at: SufficientStatistics,
-    effort: FitOptions = POWER_FIT,
+    options: FitOptions = POWER_FIT,
     limits: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
-    """Powers and noise variance (unless it is known) of the greatest unconditional likelihood.
+    """Powers and, unless it is known, noise variance that maximise the unconditional likelihood.
 
     Args:
-        noise_variance: sigma^2; none where it is not known.
-        at: moments, without derivatives.
-        effort: when to stop.
-        limits: what :func:`power_noise_limits` says, if it was asked already.
+        noise_variance: sigma^2; ``None`` if unknown.
+        at: sufficient statistics without derivatives.
+        options: when to stop.
+        limits: result of :func:`power_noise_limits`, if already computed.
 
     Returns:
-        Powers [S, K] (0 in empty places and in scenes of zeros), noise variance [S], minus log-likelihood
-        [S] in nats.
+        Powers [S, K] (0 where there is no source, and in scenes of zeros), noise variance [S], negative
+        log-likelihood [S] in nats.
     """
     start, lower, upper = limits or power_noise_limits(noise_variance, at)
     K = at.active.shape[1]
@@ -104,8 +106,8 @@ def fit_powers(
         start,
         lower,
         upper,
-        steps=effort.steps,
-        tolerance=effort.tolerance,
+        steps=options.steps,
+        tolerance=options.tolerance,
     )
     heard = at.active & (at.energy.sum(dim=1) > 0)[:, None]
     return torch.where(heard, fit.point[:, :K].exp(), 0), fit.point[:, K].exp(), fit.value
@@ -114,7 +116,7 @@ def fit_powers(
 def power_noise_limits(
     noise_variance: Tensor | None, at: SufficientStatistics
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Start and limits of log p and log sigma^2, [S, K + 1]; what is known or empty is held."""
+    """Start and limits of log p and log sigma^2, [S, K + 1]; equal limits hold what is known or absent."""
     L, K = at.energy.shape[1], at.active.shape[1]
     count = at.active.sum(-1)
     energy = at.energy.mean(dim=1)
@@ -141,13 +143,13 @@ def power_noise_limits(
 
 @dataclass(frozen=True, eq=False)
 class FitState:
-    """Where a descent from the sources of S scenes ended.
+    """State of a likelihood fit of S scenes.
 
     Args:
         positions: azimuth, elevation, 1/range.
-        value: minus the log-likelihood there (nats; up to a constant for each criterion).
-        converged: whether the descent came to rest.
-        power_noise: powers [S, K] and noise variance [S] there, of the unconditional likelihood; else none.
+        value: negative log-likelihood (nats, up to a constant of the criterion).
+        converged: whether the fit converged.
+        power_noise: powers [S, K] and noise variance [S] of the unconditional likelihood; otherwise ``None``.
     """
 
     positions: Float[Tensor, "S K 3"]
@@ -156,14 +158,14 @@ class FitState:
     power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None
 
     def __getitem__(self, scenes: Tensor) -> FitState:
-        """That of some scenes."""
+        """The state of some scenes."""
         power_noise = (
             None if self.power_noise is None else (self.power_noise[0][scenes], self.power_noise[1][scenes])
         )
         return FitState(self.positions[scenes], self.value[scenes], self.converged[scenes], power_noise)
 
     def with_others(self, scenes: Int64[Tensor, "B"], others: FitState) -> FitState:
-        """The same with some scenes replaced."""
+        """A copy with some scenes replaced."""
 
         def put(one: Tensor, other: Tensor) -> Tensor:
             return one.index_copy(0, scenes, other)
@@ -182,10 +184,6 @@ class FitState:
         )
 
 
-THOROUGH = FitOptions()
-ROUGH = FitOptions(steps=12, tolerance=0.2)
-
-
 def refine(
     recording: Recording,
     positions: Float[Tensor, "S K 3"],
@@ -193,31 +191,29 @@ def refine(
     volume: Volume,
     *,
     criterion: Criterion = "conditional",
-    effort: FitOptions = THOROUGH,
-    wave: Wave = "spherical",
+    options: FitOptions = THOROUGH,
     power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> FitState:
-    """Descend to the nearest maximum of the likelihood; see :func:`~rismusic.estimation.maximum_likelihood.nfmle`.
+    """Fit positions from a start, as :func:`nfmle` does, on plain tensors.
 
     Args:
         recording: S scenes.
         positions: azimuth, elevation, 1/range of the start.
-        active: which places hold a source.
-        volume: see :func:`~rismusic.estimation.maximum_likelihood.nfmle`.
-        criterion: see :func:`~rismusic.estimation.maximum_likelihood.nfmle`.
-        effort: see :func:`~rismusic.estimation.maximum_likelihood.nfmle`.
-        wave: the form of the wave.
-        power_noise: powers and noise variance to start from with the unconditional likelihood; if none, its best
-            ones at the start, or those of least squares, as ``effort`` says.
+        active: which entries hold a source.
+        volume: see :func:`nfmle`.
+        criterion: see :func:`nfmle`.
+        options: see :func:`nfmle`.
+        power_noise: initial powers and noise variance of the unconditional likelihood. If ``None``, they are
+            fitted at the start or taken from least squares, as ``options`` says.
     """
     parts = []
     for block in scene_blocks(recording, 4 * positions.shape[1]):
         x, there = positions[block], active[block]
         if criterion == "conditional":
-            fit = _conditional(recording[block], x, there, volume, wave, effort)
+            fit = _conditional(recording[block], x, there, volume, options)
         else:
             start = None if power_noise is None else (power_noise[0][block], power_noise[1][block])
-            fit = _unconditional(recording[block], x, there, volume, wave, effort, start)
+            fit = _unconditional(recording[block], x, there, volume, options, start)
         parts.append((fit.point, fit.value, fit.converged))
     point, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
     K = positions.shape[1]
@@ -228,17 +224,17 @@ def refine(
 
 
 def _conditional(
-    recording: Recording, positions: Tensor, active: Tensor, volume: Volume, wave: Wave, effort: FitOptions
+    recording: Recording, positions: Tensor, active: Tensor, volume: Volume, options: FitOptions
 ) -> Minimum:
-    at = _At(recording, active, wave)
+    at = _At(recording, active)
     lower, upper = _box(positions, active, volume)
     return levenberg_marquardt(
         lambda scenes, x: conditional(at(scenes, x)),
         positions.flatten(1),
         lower,
         upper,
-        steps=effort.steps,
-        tolerance=effort.tolerance,
+        steps=options.steps,
+        tolerance=options.tolerance,
     )
 
 
@@ -247,17 +243,16 @@ def _unconditional(
     positions: Tensor,
     active: Tensor,
     volume: Volume,
-    wave: Wave,
-    effort: FitOptions,
+    options: FitOptions,
     power_noise: tuple[Tensor, Tensor] | None,
 ) -> Minimum:
-    at, K = _At(recording, active, wave), positions.shape[1]
+    at, K = _At(recording, active), positions.shape[1]
     lower, upper = _box(positions, active, volume)
     inside = torch.minimum(torch.maximum(positions.flatten(1), lower), upper)
     here = at(torch.arange(len(recording), device=active.device), inside)
     plain = here.without_derivatives()
     limits = power_noise_limits(recording.noise_variance, plain)
-    if power_noise is None and effort.powers_first:
+    if power_noise is None and options.powers_first:
         power_noise = fit_powers(recording.noise_variance, plain, limits=limits)[:2]
     start, least, most = limits
     if power_noise is not None:
@@ -272,30 +267,28 @@ def _unconditional(
     return levenberg_marquardt(
         lambda scenes, x: value(at(scenes, x[:, : 3 * K]), x),
         *join,
-        steps=effort.steps,
-        tolerance=effort.tolerance,
+        steps=options.steps,
+        tolerance=options.tolerance,
         first=value(here, join[0]),
     )
 
 
 class _At:
-    """Moments with derivatives, of the scenes that are still in the batch."""
+    """Sufficient statistics with derivatives, of the scenes that are still in the batch."""
 
-    def __init__(self, recording: Recording, active: Tensor, wave: Wave) -> None:
-        self._recording, self._active, self._wave = recording, active, wave
+    def __init__(self, recording: Recording, active: Tensor) -> None:
+        self._recording, self._active = recording, active
         self._part, self._present = recording, active
 
     def __call__(self, scenes: Tensor, x: Tensor) -> SufficientStatistics:
-        # The batch only ever shrinks: as many scenes as before are the same scenes.
+        # The batch only shrinks: if its size is unchanged, so are its scenes.
         if len(scenes) != len(self._part):
             self._part, self._present = self._recording[scenes], self._active[scenes]
-        return sufficient_statistics(
-            self._part, x.unflatten(-1, (-1, 3)), self._present, derivatives=True, wave=self._wave
-        )
+        return sufficient_statistics(self._part, x.unflatten(-1, (-1, 3)), self._present, derivatives=True)
 
 
 def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Tensor]:
-    """Limits of the coordinates, [S, 3K]; empty places are held where they are."""
+    """Limits of the coordinates, [S, 3K]; entries without a source are held."""
     lower, upper = (
         positions.new_tensor(limit).expand_as(positions) for limit in (volume.lower, volume.upper)
     )
@@ -308,25 +301,38 @@ class Fit:
     """Sources fitted to the snapshots of S scenes.
 
     Args:
-        sources: positions, mean powers p (of unconditional maximum likelihood) and symbols (of least squares)
-            of up to K sources; places without one hold NaN, and come last if they did in the start.
+        sources: positions, mean powers p (maximum likelihood) and symbols (least squares) of up to K sources;
+            NaN where there is no source. The order is that of the start.
         cost: the conditional cost f = sum_l |P_perp y_l|^2.
-        likelihood: minus the unconditional log-likelihood at its best powers, in nats; comparable between
+        neg_log_likelihood: negative unconditional log-likelihood at its best powers, in nats; comparable between
             fits of the same data.
-        noise_variance: sigma^2, as given or fitted with the powers and freed of bias.
-        converged: whether the refinement came to rest.
+        noise_variance: sigma^2, as given or estimated without bias from the residual.
+        converged: whether the fit converged.
     """
 
     sources: Sources
     cost: Float[Tensor, "S"]
-    likelihood: Float[Tensor, "S"]
+    neg_log_likelihood: Float[Tensor, "S"]
     noise_variance: Float[Tensor, "S"]
     converged: Bool[Tensor, "S"]
 
     def __getitem__(self, scenes: Tensor) -> Fit:
-        """The fit of some scenes."""
-        names = [field.name for field in fields(self) if field.name != "sources"]
-        return Fit(sources=self.sources[scenes], **{name: getattr(self, name)[scenes] for name in names})
+        """The fits of some scenes."""
+        return _combine(lambda value: value[scenes], self)
+
+    def replaced(self, scenes: Int64[Tensor, "B"], others: Fit) -> Fit:
+        """A copy with some scenes taken from another fit.
+
+        Args:
+            scenes: the B scenes to replace.
+            others: fits of these B scenes, with any number of places for sources.
+        """
+
+        def put(old: Tensor, new: Tensor) -> Tensor:
+            old, new = _same_width(old, new)
+            return old.index_copy(0, scenes, new)
+
+        return _combine(put, self, others)
 
 
 def nfmle(
@@ -335,58 +341,51 @@ def nfmle(
     volume: Volume,
     *,
     criterion: Criterion = "conditional",
-    effort: FitOptions = THOROUGH,
-    wave: Wave = "spherical",
+    options: FitOptions = THOROUGH,
     power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> Fit:
-    """Refine all sources of each scene by maximum likelihood; the likelihood only ever improves.
+    """Refine all sources of each scene by maximum likelihood.
 
     Args:
-        recording: S scenes; their noise variance, where they have one, is taken as known.
-        start: S x K positions, moved into the volume first; NaN where there is no source.
-        volume: the box that the sources stay in.
-        criterion: ``conditional`` (deterministic symbols) or ``unconditional`` (Gaussian symbols, with the
-            powers and, where it is not known, the noise variance as further unknowns; better below 5 dB).
-        effort: most evaluations of the likelihood, and the gain (nats) that is worth no further step.
-        wave: the form of the wave.
-        power_noise: see :func:`~rismusic.estimation.maximum_likelihood.refine`.
+        recording: S scenes. Their noise variance, where given, is taken as known.
+        start: initial positions [S, K], moved into the volume first; NaN where there is no source.
+        volume: the box that bounds the positions.
+        criterion: ``conditional`` (deterministic symbols) or ``unconditional`` (Gaussian symbols, with powers and
+            unknown noise variance as further unknowns). The latter misses fewer sources below 5 dB.
+        options: when to stop.
+        power_noise: see :func:`refine`.
 
     Raises:
-        InputError: a start of another number of scenes or with infinite values, or more sources than the data
-            can carry.
+        InputError: the start has another number of scenes or infinite values, or there are more sources than
+            the data can identify.
     """
     positions, active = unpack(start, recording)
     check_fit(recording, active.sum(-1))
     end = refine(
-        recording,
-        positions,
-        active,
-        volume,
-        criterion=criterion,
-        effort=effort,
-        wave=wave,
-        power_noise=power_noise,
+        recording, positions, active, volume, criterion=criterion, options=options, power_noise=power_noise
     )
-    return finish(recording, end.positions, active, end.converged, wave=wave, end=end)
+    return finish(recording, end.positions, active, end.converged, end=end)
 
 
 def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"], Bool[Tensor, "S K"]]:
-    """Positions (azimuth, elevation, 1/range) in float64, harmless in empty places, and who is there.
+    """Positions as azimuth, elevation and 1/range in float64 (finite everywhere), and a mask of the sources.
 
     Raises:
-        InputError: another number of scenes, a value that is infinite, or NaN in one coordinate only.
+        InputError: another number of scenes, an infinite value, or NaN in one coordinate only.
     """
     if start.azimuth.ndim != 2 or len(start.azimuth) != len(recording):
         raise InputError(
-            "start", f"positions [S, K] of S = {len(recording)} scenes", f"shape {list(start.azimuth.shape)}"
+            "start",
+            f"must hold positions [S, K] of the recording's {len(recording)} scenes; got shape "
+            f"{list(start.azimuth.shape)}",
         )
     active = start.active
     azimuth, elevation, distance = (value.double() for value in start.filled())
     for name, value in (("azimuth", azimuth), ("elevation", elevation), ("range", distance)):
         if not torch.isfinite(value).all():
-            raise InputError(f"start.{name}", "finite values, NaN where there is no source", "others")
+            raise InputError(f"start.{name}", "values must be finite, or NaN where there is no source")
     if not (distance > 0).all():
-        raise InputError("start.range", "positive ranges in metres", f"{float(distance.min()):g}")
+        raise InputError("start.range", f"ranges must be positive; got {float(distance.min()):g} m")
     return torch.stack((azimuth, elevation, 1 / distance), dim=-1), active
 
 
@@ -402,75 +401,73 @@ def finish(
     active: Bool[Tensor, "S K"],
     converged: Bool[Tensor, "S"],
     *,
-    wave: Wave = "spherical",
     end: FitState | None = None,
 ) -> Fit:
-    """A fit at the given positions: symbols, powers, noise variance, cost and likelihood.
+    """Complete a fit at given positions: symbols, powers, noise variance, cost and likelihood.
 
     Args:
         recording: S scenes.
         positions: azimuth, elevation, 1/range.
-        active: which places hold a source.
-        converged: what is to be said of the positions.
-        wave: the form of the wave.
-        end: of a descent to these positions, whose powers are taken if it has some; else the best ones.
+        active: which entries hold a source.
+        converged: whether the positions are those of a converged fit.
+        end: state of the fit that ended at these positions, whose powers are kept. Without one, or without
+            powers in it, the powers are fitted.
     """
     _, L, M = recording.snapshots.shape
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):
         part = recording[block]
-        at = sufficient_statistics(part, positions[block], active[block], wave=wave)
+        at = sufficient_statistics(part, positions[block], active[block])
         if end is None or end.power_noise is None:
             power, noise, value = fit_powers(part.noise_variance, at)
         else:
-            (power, noise), value = (level[block] for level in end.power_noise), end.value[block]
+            (power, noise), value = (one[block] for one in end.power_noise), end.value[block]
             power = torch.where((at.energy.sum(dim=1) > 0)[:, None], power, 0)
         s = symbols(at)
         parts.append((s.mT, residual_energy(at, s), power, noise, value))
     s, cost, power, noise, value = (torch.cat(part) for part in zip(*parts, strict=True))
     if recording.noise_variance is None:
         noise = noise_from_fit(cost, active.sum(-1), L, M)
-    empty = ~active
-    place = pack(positions, active)
+    position = pack(positions, active)
     sources = Sources(
-        azimuth=place.azimuth,
-        elevation=place.elevation,
-        range=place.range,
-        power=power.masked_fill(empty, torch.nan),
-        symbols=s.masked_fill(empty[..., None], torch.nan),
+        azimuth=position.azimuth,
+        elevation=position.elevation,
+        range=position.range,
+        power=power.masked_fill(~active, torch.nan),
+        symbols=s.masked_fill(~active[..., None], torch.nan),
     )
-    return Fit(sources=sources, cost=cost, likelihood=value, noise_variance=noise, converged=converged)
+    return Fit(
+        sources=sources, cost=cost, neg_log_likelihood=value, noise_variance=noise, converged=converged
+    )
 
 
 def better(one: Fit, other: Fit) -> Fit:
-    """Of two fits of the same recording with the same numbers of sources, each scene's likelier one."""
-    take = other.likelihood < one.likelihood
-
-    def pick(first: Tensor | None, second: Tensor | None) -> Tensor:
-        assert first is not None
-        assert second is not None
-        return torch.where(take.reshape(-1, *[1] * (first.ndim - 1)), second, first)
-
-    def picked(first: Fit | Sources, second: Fit | Sources) -> dict[str, Tensor]:
-        names = [field.name for field in fields(first) if field.name != "sources"]
-        return {name: pick(getattr(first, name), getattr(second, name)) for name in names}
-
-    return Fit(sources=Sources(**picked(one.sources, other.sources)), **picked(one, other))
+    """Scene by scene the likelier of two fits with the same numbers of sources."""
+    take = other.neg_log_likelihood < one.neg_log_likelihood
+    return _combine(lambda a, b: torch.where(take.reshape(-1, *[1] * (a.ndim - 1)), b, a), one, other)
 
 
 def join(parts: list[Fit]) -> Fit:
-    """Fits of blocks of scenes as one, all padded to the most places of any."""
-    places = max(part.sources.azimuth.shape[1] for part in parts)
+    """Concatenate fits of blocks of scenes."""
+    return _combine(lambda *values: torch.cat(_same_width(*values)), *parts)
 
-    def padded(value: Tensor) -> Tensor:
-        missing = value.new_full((len(value), places - value.shape[1], *value.shape[2:]), torch.nan)
-        return torch.cat((value, missing), dim=1)
 
-    sources = {
-        field.name: torch.cat([padded(getattr(part.sources, field.name)) for part in parts])
-        for field in fields(Sources)
-    }
-    names = [field.name for field in fields(Fit) if field.name != "sources"]
-    return Fit(
-        sources=Sources(**sources), **{name: torch.cat([getattr(p, name) for p in parts]) for name in names}
-    )
+def _combine(change: Callable[..., Tensor], *fits: Fit) -> Fit:
+    """A fit whose fields, those of its sources included, are made from the same fields of other fits."""
+
+    def changed(objects: Sequence[Fit | Sources]) -> dict[str, Tensor]:
+        names = [field.name for field in fields(objects[0]) if field.name != "sources"]
+        return {name: change(*(getattr(one, name) for one in objects)) for name in names}
+
+    return Fit(sources=Sources(**changed([fit.sources for fit in fits])), **changed(fits))
+
+
+def _same_width(*values: Tensor) -> list[Tensor]:
+    """Tensors with a source axis, padded with NaN to the same number of sources."""
+    if values[0].ndim == 1:
+        return list(values)
+    width = max(value.shape[1] for value in values)
+    missing = [
+        value.new_full((len(value), width - value.shape[1], *value.shape[2:]), torch.nan) for value in values
+    ]
+    return [torch.cat(pair, dim=1) for pair in zip(values, missing, strict=True)]

@@ -43,20 +43,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from rismusic.array import Wave
 from rismusic.covariance import back_project
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, unconditional
 from rismusic.estimation.maximum_likelihood import Fit, unpack
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording
-from rismusic.sources import Sources
 
 # A scene is done when so many further sources in a row have not paid.
 _PATIENCE = 2
@@ -114,53 +112,21 @@ def select_model_order(
         better = evidence > value[left]
         value[left] = torch.where(better, evidence, value[left])
         since[left] = torch.where(better, 0, since[left] + 1)
-        best = replaced(best, left[better], tried[better])
+        best = best.replaced(left[better], tried[better])
     return SelectedOrder(best, all_evidence)
-
-
-def replaced(best: Fit, scenes: Int64[Tensor, "_"], tried: Fit) -> Fit:
-    """``best`` with some scenes taken from another fit; both padded to the wider one's places.
-
-    Args:
-        best: of S scenes.
-        scenes: numbers of the scenes of the other fit.
-        tried: the other fit, of these scenes.
-    """
-    width = max(best.sources.azimuth.shape[1], tried.sources.azimuth.shape[1])
-
-    def put(old: Tensor, new: Tensor) -> Tensor:
-        changed = _padded(old, width) if old.ndim > 1 else old.clone()
-        changed[scenes] = _padded(new, width) if new.ndim > 1 else new
-        return changed
-
-    sources = {
-        f.name: put(getattr(best.sources, f.name), getattr(tried.sources, f.name)) for f in fields(Sources)
-    }
-    rest = {
-        f.name: put(getattr(best, f.name), getattr(tried, f.name)) for f in fields(Fit) if f.name != "sources"
-    }
-    return Fit(sources=Sources(**sources), **rest)
-
-
-def _padded(value: Tensor, width: int) -> Tensor:
-    missing = (len(value), width - value.shape[1], *value.shape[2:])
-    return torch.cat((value, value.new_full(missing, math.nan)), dim=1)
 
 
 # Powers are spread over 30 dB beforehand, the noise variance likewise: natural logarithm.
 _LEVELS = math.log(1e3)
 
 
-def log_evidence(
-    recording: Recording, fit: Fit, volume: Volume, *, wave: Wave = "spherical"
-) -> Float[Tensor, "S"]:
+def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor, "S"]:
     """Logarithm of the evidence of each scene's number of sources, nats, up to a constant of the scene.
 
     Args:
         recording: S scenes.
         fit: of the number of sources in question, at the best of the unconditional likelihood.
         volume: where sources were looked for; azimuth, elevation and 1/range are spread over it evenly.
-        wave: the form of the wave.
     """
     positions, active = unpack(fit.sources, recording)
     assert fit.sources.power is not None
@@ -175,16 +141,14 @@ def log_evidence(
     width = torch.where(free, width, 0)
     volumes = []
     for block in scene_blocks(recording, 4 * K):
-        at = sufficient_statistics(
-            recording[block], positions[block], active[block], derivatives=True, wave=wave
-        )
+        at = sufficient_statistics(recording[block], positions[block], active[block], derivatives=True)
         _, _, J = unconditional(at, power[block], fit.noise_variance[block])
         w = width[block]
         scaled = w[:, :, None] * J * w[:, None, :] / (2 * math.pi)
         seen = (scaled.diagonal(dim1=-2, dim2=-1)[:, 3 * K : -1] > 1).sum(-1)
         scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
         volumes.append(torch.lgamma(seen.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet)
-    return torch.cat(volumes) - fit.likelihood
+    return torch.cat(volumes) - fit.neg_log_likelihood
 
 
 # Eigenvalues below this share of the largest are rounding and count as this.

@@ -41,6 +41,6 @@ def omp_path(
             power_noise = fit_power_noise(part, positions[:, :k], so_far[:, :k])
         found = search.best(scenes, project_out(part, positions[:, :k], so_far[:, :k], power_noise))[:, 0]
         positions[:, k] = search.dictionary.positions(found)
-        fit = refine(part, positions, so_far, volume, criterion=criterion, effort=ROUGH)
+        fit = refine(part, positions, so_far, volume, criterion=criterion, options=ROUGH)
         path[scenes, k, : k + 1] = fit.positions
     return path

@@ -86,7 +86,7 @@ def relax_sweeps(
                 continue
             there, trial = active[scenes], at.positions[scenes]
             trial[:, k] = found
-            fit = refine(recording[scenes], trial, there, grid.volume, criterion=criterion, effort=ROUGH)
+            fit = refine(recording[scenes], trial, there, grid.volume, criterion=criterion, options=ROUGH)
             new = fit.value - log_prior(prior, scenes, fit.positions, there)
             better = new < score[scenes] - GAIN
             scenes = scenes[better]
@@ -182,14 +182,14 @@ def birth_death(
             (here.positions.repeat_interleave(births, dim=0), born.flatten(0, 1)[:, None]), dim=1
         )
         crowded = torch.cat((there, torch.ones_like(there[:, :1])), dim=1)
-        crowd = refine(part, crowd, crowded, volume, criterion=criterion, effort=_CROWDED).positions
+        crowd = refine(part, crowd, crowded, volume, criterion=criterion, options=_CROWDED).positions
         without, last = values_without_each(part, crowd, crowded, criterion).min(dim=1)
         trial = _dropped(crowd, last)
         hopeful = without - log_prior(prior, scenes, trial, there) < score[scenes] + _HOPE
         which = hopeful.nonzero()[:, 0]
         if len(which) == 0:
             break
-        fit = refine(part[which], trial[which], there[which], volume, criterion=criterion, effort=ROUGH)
+        fit = refine(part[which], trial[which], there[which], volume, criterion=criterion, options=ROUGH)
         ends = torch.full_like(without, torch.inf)
         ends[which] = fit.value - log_prior(prior, scenes[which], fit.positions, there[which])
         least, best = ends.unflatten(0, (-1, births)).min(dim=1)

@@ -42,7 +42,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Wave, steering
+from rismusic.array import steering
 from rismusic.estimation.grid import SearchGrid
 from rismusic.io import Recording
 from rismusic.memory import block_size, memory_budget
@@ -201,7 +201,6 @@ def project_out(
     positions: Float[Tensor, "S K 3"],
     active: Bool[Tensor, "S K"],
     power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
-    wave: Wave = "spherical",
 ) -> Residual:
     """The scenes without some sources.
 
@@ -210,11 +209,10 @@ def project_out(
         positions: azimuth, elevation, 1/range of the sources.
         active: which places hold a source; empty ones come last.
         power_noise: powers and noise variance, for the unconditional criterion.
-        wave: the form of the wave.
     """
     data = recording.snapshots
     azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
-    A = steering(recording.panel, azimuth, elevation, 1 / q, wave) * active[:, None]
+    A = steering(recording.panel, azimuth, elevation, 1 / q) * active[:, None]
     fields = recording.link.matmul(A)
     if power_noise is None:
         noise = None

@@ -1,7 +1,7 @@
-r"""Spectra: how much each point of space looks like a source, from a covariance R of the field on the panel.
+r"""Spatial spectra of a covariance R of the field on the panel, their peaks by Newton's method, and RAP-MUSIC.
 
-All of them are one quadratic form of the steering vector, :math:`f(a) = |V^H a|^2`, with a narrow matrix V
-[N, C] per scene:
+**Spectra.** All of them are quadratic forms of the steering vector, :math:`f(a) = |V^H a|^2`, with a narrow matrix
+V [N, C] per scene:
 
 =========== ======================================================= ======================================
 spectrum    V                                                       value
@@ -9,16 +9,14 @@ spectrum    V                                                       value
 Bartlett    F, of :math:`R = F F^H + \epsilon I`                    :math:`a^H R a = f + \epsilon`
 MVDR        :math:`F (\epsilon I + F^H F)^{-1/2}`                   :math:`1/a^H R^{-1} a = \epsilon/(1-f)`
 MUSIC       the K leading eigenvectors                              :math:`1 / (1 - f)`
-soft MUSIC  eigenvectors of F, each weighted by its share of signal :math:`1 / (1 - f)`
+soft MUSIC  eigenvectors of F, weighted by their share of signal    :math:`1 / (1 - f)`
 =========== ======================================================= ======================================
 
-The value grows with f, so that peaks, refinement and Newton work on f, which is smooth where the value is
+The value increases with f. Peaks are therefore searched and refined on f, which is smooth where the value is
 not. On a grid, f of all scenes is one matrix product.
 
-Newton's method on a spectrum, in azimuth, elevation and 1 / range, for all peaks of all scenes at once.
-
-Every spectrum is a quadratic form :math:`f(a) = |V^H a|^2` (see :mod:`rismusic.estimation.spectra`), and
-every element's wave a pure phase, :math:`a_n = e^{j\psi_n} / \sqrt N`. With :math:`g = V V^H a` and
+**Newton's method** maximises f over azimuth, elevation and 1/range for all peaks of all scenes at once. Each
+element's wave is a pure phase, :math:`a_n = e^{j\psi_n} / \sqrt N`. With :math:`g = V V^H a` and
 :math:`c_n = a_n^* g_n`,
 
 .. math:: \frac{\partial f}{\partial p} = 2 \sum_n \psi_{n,p}\, \mathrm{Im}\, c_n, \qquad
@@ -26,21 +24,18 @@ every element's wave a pure phase, :math:`a_n = e^{j\psi_n} / \sqrt N`. With :ma
     \right) - 2 \sum_n \psi_{n,p} \psi_{n,q}\, \mathrm{Re}\, c_n
     + 2 \sum_n \psi_{n,pq}\, \mathrm{Im}\, c_n.
 
-The last term is left out: it vanishes where g is a multiple of a, as it is at a source that R explains. The
-rest is exact, so that the steps there are Newton's. Where it is not positive definite (f bends upwards), the
-curvature that a lone source would have, :math:`2 f\, \mathrm{Cov}_n[\psi_{,p}, \psi_{,q}]`, takes its place.
+The last term is left out. It vanishes where g is a multiple of a, as at a source that R explains. Where the
+remaining Hessian is not negative definite, the curvature of a single source,
+:math:`2 f\, \mathrm{Cov}_n[\psi_{,p}, \psi_{,q}]`, replaces it.
 
-Sources found one after the other, each with those before it projected out.
+**RAP-MUSIC** finds the sources one after the other. Peaks of one spectrum are lost where two sources are within a
+step or two of the grid, or where the slope of a strong one hides a weak one. With the steering vectors Q of the
+sources found so far (orthonormalised), the next source is the maximum of
 
-Peaks of one spectrum are lost where two sources stand within a step or two of the grid, or where a strong
-one's slope hides a weak one. With the steering vectors Q of the sources already found (made orthonormal)
-taken out of both the spectrum's vectors and the steering vector, the next source is the highest point of
+.. math:: f_k(a) = \frac{|V^H P^\perp a|^2}{|P^\perp a|^2}, \qquad P^\perp = I - Q Q^H.
 
-.. math:: f_k(a) = \frac{|V^H P^\perp a|^2}{|P^\perp a|^2}, \qquad P^\perp = I - Q Q^H,
-
-the recursively projected form of Mosher and Leahy, "Source localization using recursively applied and
-projected (RAP) MUSIC", IEEE Trans. SP 47 (1999), here for any V. A source found early, while another one
-still pulled at it, is visited again with all the others taken out.
+Mosher and Leahy, "Source localization using recursively applied and projected (RAP) MUSIC", IEEE Trans. SP 47
+(1999); here for any V.
 """
 
 from __future__ import annotations
@@ -54,21 +49,29 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import Panel, by_inverse_range, steering, steering_with_slopes
-from rismusic.covariance import Covariance, energy
+from rismusic.covariance import Covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import levenberg_marquardt
 from rismusic.memory import block_size, blocks
 
+# Newton decrement at convergence. f is of the order of 1, so the phases are off by about 1e-7 rad.
+_TOLERANCE = 1e-7
+# Grid points whose steering vector keeps less than this share of its energy after the projection coincide with
+# a source that has been found.
+_LEFT = 0.05
+# How far Newton's method may move from a point of the grid, in beam widths.
+_REACH = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """A spectrum of each scene; see the head of this module.
+    """A spatial spectrum of each scene: a quadratic form of the steering vector.
 
     Args:
         vectors: V, [..., N, C] complex.
-        scale: [...] what the value is scaled with, or what is added to it.
-        sharp: whether the value is scale / (1 - f) in place of f + scale.
+        scale: [...] see ``sharp``.
+        sharp: whether the value is scale / (1 - f) rather than f + scale.
     """
 
     vectors: Complex[Tensor, "*batch N C"]
@@ -86,7 +89,7 @@ class Spectrum:
         return cls(vectors, scale, sharp=True)
 
     def on_grid(self, grid: SearchGrid) -> Float[Tensor, "*batch P"]:
-        """Values at all points of a grid, larger where there is a source; those not ``inside`` count too."""
+        """Values at all points of a grid, those outside its volume included."""
         return self.value(self.explained_on_grid(grid))
 
     def at(
@@ -96,7 +99,7 @@ class Spectrum:
         elevation: Float[Tensor, "*batch Q"],
         range: Float[Tensor, "*batch Q"],
     ) -> Float[Tensor, "*batch Q"]:
-        """Values at points of each scene's own: azimuth, elevation (rad) and range (m)."""
+        """Values at the given azimuths, elevations (rad) and ranges (m), which differ between scenes."""
         return self.value(self.explained_at(panel, azimuth, elevation, range))
 
     def value(self, explained: Float[Tensor, "*batch Q"]) -> Float[Tensor, "*batch Q"]:
@@ -134,7 +137,7 @@ class Spectrum:
         elevation: Float[Tensor, "*batch Q"],
         range: Float[Tensor, "*batch Q"],
     ) -> Float[Tensor, "*batch Q"]:
-        """The form f at points of each scene's own."""
+        """F at the given points, which differ between scenes."""
         self._check(panel)
         A = steering(panel, azimuth, elevation, range).to(self.vectors.dtype)
         projected = self.vectors.mH @ A
@@ -146,7 +149,9 @@ class Spectrum:
 
     def _check(self, panel: Panel) -> None:
         if panel.size != self.vectors.shape[-2]:
-            raise InputError("panel", f"N = {self.vectors.shape[-2]} elements as in R", str(panel.size))
+            raise InputError(
+                "panel", f"has {panel.size} elements, but the covariance has {self.vectors.shape[-2]}"
+            )
 
 
 SpectrumFunction = Callable[[Covariance, Int64[Tensor, "S"]], Spectrum]
@@ -175,7 +180,7 @@ class SpectrumMethod:
 
 
 def bartlett(covariance: Covariance) -> Spectrum:
-    """The conventional beamformer, a^H R a: the power received from a point. One source is found exactly."""
+    """The conventional (Bartlett) beamformer, a^H R a. Its maximum is exact for one source."""
     return Spectrum(covariance.factor, covariance.loading, sharp=False)
 
 
@@ -219,14 +224,14 @@ def music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spe
 
 
 def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spectrum:
-    r"""MUSIC whose projector fades out instead of being cut off after K eigenvectors.
+    r"""MUSIC with a soft signal projector, which weights eigenvectors rather than selecting K of them.
 
-    Each eigenvector counts by the share of signal in its eigenvalue,
+    The weight of an eigenvector is the share of signal in its eigenvalue,
 
     .. math:: V = \left[ \sqrt{w_i}\, u_i \right], \qquad w_i = \max(0, 1 - \nu / \lambda_i),
 
     :math:`\nu` being the noise level: the mean of the eigenvalues of F beyond the K-th, or the loading where
-    there are none. At low SNR, where signal and noise eigenvalues mix, a source whose energy has leaked past
+    F has no more than K. At low SNR, where signal and noise eigenvalues mix, a source whose energy has leaked past
     the K-th eigenvector is not lost. For an exact covariance :math:`w_i = 1` and this is MUSIC. The weights
     are those of weighted subspace fitting to first order: Viberg and Ottersten, "Sensor array processing
     based on subspace fitting", IEEE Trans. SP 39 (1991).
@@ -254,7 +259,7 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
 
 
 def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The real form of A, whole if it is small enough to be kept."""
+    """Blocks of A in real form; a single one, which the grid caches, if A fits the memory budget."""
     points = block_size(8 * grid.panel.size, grid.azimuth.device)
     if len(grid) <= points:
         yield slice(0, len(grid)), grid.real_steering(dtype)
@@ -263,18 +268,14 @@ def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
         yield block, torch.cat((A.real, A.imag))
 
 
-# f is of the order of 1, so that this decrement moves the phases by about 1e-7 rad.
-_TOLERANCE = 1e-7
-
-
 @dataclass(frozen=True)
 class NewtonOptions:
-    """How each climb goes.
+    """Options of Newton's method on a spectrum.
 
     Args:
-        steps: at most so many; few where a fit follows.
-        each: whether of sources that are found in turn each is climbed on the spectrum itself before the next
-            one is sought; all of them are in the end.
+        steps: maximum number of steps. A few are enough where a maximum-likelihood fit follows.
+        each: whether RAP-MUSIC refines each source on the unprojected spectrum before it searches the next one.
+            All sources are refined there at the end in any case.
     """
 
     steps: int = 40
@@ -292,8 +293,8 @@ class RefinedPeaks:
         azimuth: [..., K] radians.
         elevation: [..., K] radians.
         range: [..., K] metres.
-        explained: [..., K] the spectrum's f there, not below that of the start.
-        converged: [..., K] whether no step would gain any more.
+        explained: [..., K] f at the peak, not below that at the start.
+        converged: [..., K] whether Newton's method converged.
     """
 
     azimuth: Float[Tensor, "*batch K"]
@@ -314,12 +315,11 @@ def newton(
     *,
     climb: NewtonOptions = TO_CONVERGENCE,
     reach: float = 1.0,
-    free: tuple[bool, bool, bool] = (True, True, True),
 ) -> RefinedPeaks:
-    """Climb from each start to the top of its peak: damped, within the volume, never downhill.
+    """Refine the start of each peak by a damped Newton's method within the volume.
 
-    Starts outside the volume are moved to its border first. The work is done in double precision, since f is
-    too flat at its top for single precision to find it.
+    Starts outside the volume are moved to its boundary first. The method works in double precision, since f is
+    too flat at its maximum for single precision.
 
     Args:
         spectrum: of each scene, [...].
@@ -328,10 +328,9 @@ def newton(
         azimuth: radians, [..., K].
         elevation: radians.
         range: metres.
-        climb: how many steps, and how long.
-        reach: how far from its start a peak may end, in widths of beam and focus along each coordinate, so
-            that it does not run over to another one's.
-        free: which of azimuth, elevation and range move.
+        climb: options of Newton's method.
+        reach: largest distance between start and peak in each coordinate, in beam widths (depths of focus in
+            1/range), so that the method does not move to the peak of another source.
 
     Returns:
         Positions in the precision of ``azimuth``.
@@ -340,27 +339,28 @@ def newton(
         InputError: a reach that is not positive; a panel that does not fit the spectrum.
     """
     if not reach > 0:
-        raise InputError("reach", "a positive number of beam widths", f"{reach:g}")
+        raise InputError("reach", f"must be a positive number of beam widths; got {reach:g}")
     if panel.size != spectrum.vectors.shape[-2]:
-        raise InputError("panel", f"N = {spectrum.vectors.shape[-2]} elements as in R", str(panel.size))
+        raise InputError(
+            "panel", f"has {panel.size} elements, but the covariance has {spectrum.vectors.shape[-2]}"
+        )
     *batch, K = azimuth.shape
     start = volume.clamp(azimuth.double(), elevation.double(), range.double())
     place = torch.stack((start[0], start[1], 1 / start[2]), dim=-1).reshape(-1, K, 3)
     N, C = spectrum.vectors.shape[-2:]
     vectors = spectrum.vectors.expand(*batch, N, C).reshape(-1, N, C)
     box = torch.tensor((volume.lower, volume.upper), dtype=torch.float64, device=place.device)
-    moving = torch.tensor(free, device=place.device)
     ends = []
     for block in blocks(len(place), 16 * vectors[0].numel() * K, place.device):
         V = vectors[block].to(torch.complex128)
         begin = place[block].flatten(0, 1)
         V = V.repeat_interleave(K, dim=0)
         a, slope = _phases(panel, begin)
-        width = torch.where(moving, reach * _width(slope), 0)
+        width = reach * _width(slope)
         lower, upper = torch.maximum(begin - width, box[0]), torch.minimum(begin + width, box[1])
 
         def evaluate(live: Tensor, x: Tensor, V: Tensor = V) -> tuple[Tensor, Tensor, Tensor]:
-            # The batch only ever shrinks: as many points as at first are the same ones.
+            # The batch only shrinks: while its size is the initial one, it holds the initial points.
             return _model(V if len(live) == len(V) else V[live], *_phases(panel, x))
 
         end = levenberg_marquardt(
@@ -386,55 +386,20 @@ def newton(
     )
 
 
-@torch.no_grad()
-def search_range(
-    spectrum: Spectrum,
-    panel: Panel,
-    volume: Volume,
-    azimuth: Float[Tensor, "*batch K"],
-    elevation: Float[Tensor, "*batch K"],
-    *,
-    points: int = 32,
-) -> RefinedPeaks:
-    """The best range along each direction: a search over ``points`` even steps of 1 / range, then Newton.
-
-    Args:
-        spectrum: of each scene, [...].
-        panel: N elements.
-        volume: bounds of the range; directions outside it are moved to its border.
-        azimuth: radians, [..., K]; held.
-        elevation: radians, held.
-        points: 1 / range is searched at so many points.
-
-    Raises:
-        InputError: no points.
-    """
-    if points < 1:
-        raise InputError("points", "at least 1", str(points))
-    (_, _, low), (_, _, high) = volume.lower, volume.upper
-    middle = (torch.arange(points, dtype=azimuth.dtype, device=azimuth.device) + 0.5) / points
-    q = (low + (high - low) * middle).expand(*azimuth.shape, points)
-    places = (azimuth[..., None].expand_as(q), elevation[..., None].expand_as(q), 1 / q)
-    explained = spectrum.explained_at(panel, *(value.flatten(-2) for value in places))
-    best = explained.view(q.shape).argmax(-1, keepdim=True)
-    distance = 1 / q.gather(-1, best)[..., 0]
-    return newton(spectrum, panel, volume, azimuth, elevation, distance, free=(False, False, True))
-
-
 def _phases(panel: Panel, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The waves a [B, N] at azimuth, elevation and 1 / range x [B, 3]; their phases' derivatives by x."""
+    """Steering vectors a [B, N] at azimuth, elevation and 1/range x [B, 3], and their phases' derivatives."""
     A, slope = steering_with_slopes(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
     return A[..., 0], slope[..., 0, :] * by_inverse_range(x[:, 2])[:, None]
 
 
 def _width(slope: Tensor) -> Tensor:
-    """Widths of beam and focus in the three coordinates, [B, 3]; see :meth:`SearchGrid.cover`."""
+    """Beam widths and depth of focus in the three coordinates, [B, 3]; see :meth:`SearchGrid.cover`."""
     spread = slope.var(dim=1, unbiased=False)
     return torch.where(spread > 0, 2 * math.pi / (12 * spread).sqrt(), torch.inf)
 
 
 def _model(V: Tensor, a: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, gradient and curvature of -f for V [B, N, C], waves a [B, N] and their phases' slopes."""
+    """Value, gradient and curvature of -f for V [B, N, C], steering vectors a [B, N] and phase derivatives."""
     projected = V.mH @ torch.cat((a[..., None], 1j * slope * a[..., None]), dim=-1)  # [B, C, 1 + 3]
     f = torch.view_as_real(projected[..., 0]).square().sum((-2, -1))
     c = a.conj() * (V @ projected[..., :1])[..., 0]
@@ -448,104 +413,57 @@ def _model(V: Tensor, a: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return -f, -gradient, torch.where((failed == 0)[:, None, None], B, alone)
 
 
-# Points of which less than this is left after the projection are too close to a source to tell.
-_LEFT = 0.05
-# How far Newton may go from a point of the grid, and from a place that was found under another's pull.
-_FROM_GRID, _FROM_PLACE = 0.5, 1.0
-
-
 @torch.no_grad()
 def rap_music(
-    spectrum: Spectrum,
-    grid: SearchGrid,
-    count: int,
-    *,
-    visits: int = 1,
-    climb: NewtonOptions = TO_CONVERGENCE,
+    spectrum: Spectrum, grid: SearchGrid, count: int, *, climb: NewtonOptions = TO_CONVERGENCE
 ) -> RefinedPeaks:
-    """K sources of each scene, one after the other: search, Newton, project out; then visited again.
+    """K sources of each scene, one after the other: search the grid, refine, project out.
 
-    Costs K searches of the grid. What comes later depends on what was found before, so this is a loop over
+    The cost is that of K searches of the grid. Each source depends on those before it, so this is a loop over
     the sources; all scenes take each turn together.
 
     Args:
         spectrum: of each scene, [...].
-        grid: the points that are searched.
+        grid: the search grid.
         count: K, below N.
-        visits: how often all sources are visited again. A scene keeps the outcome only if its sources
-            together explain more of V than before. It pays where V is nearly exact and sources are close;
-            not where noise decides.
-        climb: how far each climb goes, but for the visits, which go to the top.
+        climb: options of Newton's method.
 
     Returns:
         Positions [..., K] in the order in which they were found.
 
     Raises:
-        InputError: no sources, or as many as there are elements; a grid that does not fit the spectrum.
+        InputError: K is below 1 or not below N, or the grid is of another panel than the spectrum.
     """
     if not 1 <= count < grid.panel.size:
-        raise InputError("sources", f"1 to {grid.panel.size - 1} (below N)", str(count))
+        raise InputError(
+            "n_sources", f"a panel of N = {grid.panel.size} elements resolves 1 to N - 1 sources; got {count}"
+        )
     V, panel, volume = spectrum.vectors, grid.panel, grid.volume
-    places = V.real.new_empty(*V.shape[:-2], 0, 3)
-    rest = replace(spectrum, sharp=False)
+    positions = V.real.new_empty(*V.shape[:-2], 0, 3)
+    residual = replace(spectrum, sharp=False)
     Q, left = V[..., :0], V.real.new_ones(len(grid))
     for turn in torch.arange(count):
         if turn > 0:
-            q = _beside(panel, places[..., -1:, :], Q)
-            rest = replace(rest, vectors=rest.vectors - q @ (q.mH @ rest.vectors))
-            left = left - replace(rest, vectors=q).explained_on_grid(grid)
+            q = _orthonormal_to(Q, panel, positions[..., -1:, :])
+            residual = replace(residual, vectors=residual.vectors - q @ (q.mH @ residual.vectors))
+            left = left - replace(residual, vectors=q).explained_on_grid(grid)
             Q = torch.cat((Q, q), dim=-1)
-        ratio = rest.explained_on_grid(grid) / left.clamp_min(_LEFT)
+        ratio = residual.explained_on_grid(grid) / left.clamp_min(_LEFT)
         best = torch.where(grid.inside & (left > _LEFT), ratio, -1).argmax(-1, keepdim=True)
         start = [axis.to(left.dtype)[best] for axis in (grid.azimuth, grid.elevation, grid.range)]
-        found = newton(rest, panel, volume, start[0], start[1], start[2], reach=_FROM_GRID, climb=climb)
+        peak = newton(residual, panel, volume, start[0], start[1], start[2], reach=_REACH, climb=climb)
         if climb.each:
-            found = newton(spectrum, panel, volume, *_position(found), reach=_FROM_GRID, climb=climb)
-        places = torch.cat((places, _stacked(found)), dim=-2)
-    for _ in torch.arange(visits if count > 1 else 0):
-        trial = _visit(spectrum, grid, places)
-        better = _together(V, panel, trial) > _together(V, panel, places)
-        places = torch.where(better[..., None, None], trial, places)
-    azimuth, elevation, distance = places.unbind(-1)
-    return newton(spectrum, panel, volume, azimuth, elevation, distance, reach=_FROM_GRID, climb=climb)
+            peak = newton(
+                spectrum, panel, volume, peak.azimuth, peak.elevation, peak.range, reach=_REACH, climb=climb
+            )
+        position = torch.stack((peak.azimuth, peak.elevation, peak.range), dim=-1)
+        positions = torch.cat((positions, position), dim=-2)
+    azimuth, elevation, distance = positions.unbind(-1)
+    return newton(spectrum, panel, volume, azimuth, elevation, distance, reach=_REACH, climb=climb)
 
 
-def _visit(spectrum: Spectrum, grid: SearchGrid, places: Float[Tensor, "... K 3"]) -> Tensor:
-    """Each source moved to its peak with all others taken out, then to that of the spectrum itself."""
-    V, K = spectrum.vectors, places.shape[-2]
-    everyone = torch.arange(K, device=places.device)
-    others = torch.stack([everyone[everyone != k] for k in everyone])
-    Q = _basis(grid.panel, places[..., others, :], V.dtype)  # [..., K, N, K - 1]
-    V = V[..., None, :, :]
-    rest = Spectrum(V - Q @ (Q.mH @ V), spectrum.scale[..., None].expand(Q.shape[:-2]), sharp=False)
-    start = places[..., None, :]
-    moved = newton(
-        rest, grid.panel, grid.volume, start[..., 0], start[..., 1], start[..., 2], reach=_FROM_PLACE
-    )
-    azimuth, elevation, distance = (value[..., 0] for value in _position(moved))
-    return _stacked(newton(spectrum, grid.panel, grid.volume, azimuth, elevation, distance, reach=_FROM_GRID))
-
-
-def _basis(panel: Panel, places: Tensor, dtype: torch.dtype) -> Complex[Tensor, "... N K"]:
-    """Orthonormal basis of the steering vectors at [..., K, 3] places."""
-    return torch.linalg.qr(steering(panel, places[..., 0], places[..., 1], places[..., 2]).to(dtype)).Q
-
-
-def _beside(panel: Panel, place: Tensor, Q: Tensor) -> Complex[Tensor, "... N 1"]:
-    """What the steering vector at one more place adds to an orthonormal basis Q [..., N, K], of unit norm."""
-    a = steering(panel, place[..., 0], place[..., 1], place[..., 2]).to(Q.dtype)
+def _orthonormal_to(Q: Tensor, panel: Panel, position: Tensor) -> Complex[Tensor, "... N 1"]:
+    """The component of one more steering vector orthogonal to the basis Q [..., N, K], with unit norm."""
+    a = steering(panel, position[..., 0], position[..., 1], position[..., 2]).to(Q.dtype)
     a = a - Q @ (Q.mH @ a)
     return a / a.norm(dim=-2, keepdim=True).clamp_min(torch.finfo(a.real.dtype).tiny)
-
-
-def _together(V: Tensor, panel: Panel, places: Tensor) -> Tensor:
-    """How much of V the sources explain together, [...]."""
-    return energy(_basis(panel, places, V.dtype).mH @ V).sum((-2, -1))
-
-
-def _position(found: RefinedPeaks) -> tuple[Tensor, Tensor, Tensor]:
-    return found.azimuth, found.elevation, found.range
-
-
-def _stacked(found: RefinedPeaks) -> Tensor:
-    return torch.stack(_position(found), dim=-1)

@@ -11,7 +11,7 @@ from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.io.pose import check_pose
 from rismusic.io.recording import Recording, structure_of, tensors
-from rismusic.io.schema import Structure
+from rismusic.io.schema import AXES, FIELDS, Structure
 from rismusic.sources import check_sources
 
 _SPACING_WAVELENGTHS = (1 / 100, 10)
