@@ -1,6 +1,6 @@
-"""Gates before a long training: ``python benchmarks/gates.py [--gates overfit_one_batch overfit by_heart generalise]``.
+"""Gates before a long training: ``python benchmarks/gates.py [--gates litmus overfit by_heart generalise]``.
 
-* ``overfit_one_batch``: five steps on one batch, beta from 0 to 0.3, take a fifth off its loss at beta = 0; without a
+* ``litmus``: five steps on one batch, beta from 0 to 0.3, take a fifth off its loss at beta = 0; without a
   learning rate they do not.
 * ``overfit``: 512 scenes, seen 30 times: the training loss ends below 0.2, and the loss of a validation on
   the same scenes below 0.5.

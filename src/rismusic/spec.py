@@ -83,8 +83,10 @@ def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str,
     """Nested settings as one dictionary with dotted names."""
     flat: dict[str, object] = {}
     for name, value in settings.items():
-        nested = isinstance(value, dict)
-        flat |= flat_settings(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        if isinstance(value, dict):
+            flat |= flat_settings(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
     return flat
 
 

@@ -129,7 +129,7 @@ def test_scenes_without_signal_and_without_noise():
 
 @pytest.mark.parametrize("kind", SYSTEMS)
 def test_statistics_against_dense_matrices(kind, monkeypatch):
-    """In the full basis: matched and expected energy with R_l, its inverse and every a_p formed explicitly."""
+    """In the full basis, against R_l, its inverse and every a_p formed explicitly."""
     monkeypatch.setattr(statistics, "_TRUNCATION", 1e-12)
     recording = recorded(kind, scenes=2, dtype=torch.float64)
     grid = SearchGrid.cover(recording.panel, VOLUME, 0.8)

@@ -112,7 +112,7 @@ class Trainer:
                 self._checkpoint()
 
     def _check_start(self) -> None:
-        """Check before the first step that outputs have gradients, validation runs, and files can be written."""
+        """Before the first step: do outputs have gradients, does validation run, can files be written?"""
         weights = self.spec.loss.weights
         recording = next(self.scenes.step(0, 0))
         prediction = self.learner.network(recording)
@@ -157,7 +157,7 @@ class Trainer:
             self._progress(done, spec.schedule.epochs * spec.scenes_per_epoch)
 
     def _log_steps(self) -> None:
-        """Fetch the numbers of the last steps from the device and log them; stop after too many skipped steps."""
+        """Fetch and log the numbers of the last steps; stop after too many skipped steps."""
         if not self._pending:
             return
         state, names = self.state, list(self._pending[0])
