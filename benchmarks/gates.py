@@ -120,7 +120,7 @@ def gate_generalise(work: Path) -> tuple[Figures, list[Figures]]:
 
 
 GATES: dict[str, Callable[[Path], tuple[Figures, list[Figures]]]] = {
-    "overfit_one_batch": gate_litmus,
+    "litmus": gate_litmus,
     "overfit": gate_overfit,
     "by_heart": gate_by_heart,
     "generalise": gate_generalise,

@@ -143,7 +143,7 @@ PLANTED = [
     (
         "LEAK",
         "second epoch",
-        method(TrainingScenes, "numbers", lambda original, self, epoch, step: original(self, 0, step)),
+        method(TrainingScenes, "scene_ranges", lambda original, self, epoch, step: original(self, 0, step)),
     ),
     ("R_SAMP", "energy of R_samp", method(Targets, "of", any_sample)),
     ("R_SAMP", "those of other scenes", KNOWN["R_samp from the labels"]),
