@@ -207,8 +207,8 @@ PLANTED = [
     ("SCHEDULE", "largest beta", beta(1.0)),
     ("SCHEDULE", "over that of the settings", beta(0.0)),
     ("STEP", "logged norm", stepped(lambda _, numbers: {**numbers, "gradient": 10 * numbers["gradient"]})),
-    ("STEP", "median change", settings(backbone_learning_rate=0.0, head_learning_rate=0.0)),
-    ("STEP", "largest change of a parameter", stepped(push)),
+    ("STEP", "median parameter update", settings(backbone_learning_rate=0.0, head_learning_rate=0.0)),
+    ("STEP", "largest parameter update", stepped(push)),
     (
         "FINITE",
         "averaged weights",
