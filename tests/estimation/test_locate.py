@@ -147,7 +147,7 @@ def test_the_noise_variance_need_not_be_given(method, recording, answers):
 
 @ALL
 def test_what_the_data_cannot_carry_is_refused(method, recording):
-    with pytest.raises(InputError, match=r"sources: expected at most \d+ .*, found 10"):
+    with pytest.raises(InputError, match=r"identify at most \d+ sources; got 10"):
         locate(recording, sources=10, method=method, **SETTINGS)
 
 
