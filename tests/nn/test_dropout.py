@@ -157,9 +157,7 @@ def test_a_training_from_before_there_was_dropout_goes_on(tmp_path):
     assert resumed(tmp_path / "run").state.step == 2
     record["settings"]["network"]["dropout"] = 0.1
     path.write_text(json.dumps(record))
-    with pytest.raises(
-        InputError, match=r"network\.dropout was 0\.1 when the .* and is now 0"
-    ):
+    with pytest.raises(InputError, match=r"network\.dropout was 0\.1 when the .* and is now 0"):
         resumed(tmp_path / "run")
 
 

@@ -134,9 +134,7 @@ def test_a_frozen_head_is_said(tmp_path):
     one._log = said.append
     one.learner.network.count.requires_grad_(False)
     one.train()
-    assert any(
-        "do not learn: count.0.weight, count.0.bias, count.2.weight" in line for line in said
-    )
+    assert any("do not learn: count.0.weight, count.0.bias, count.2.weight" in line for line in said)
 
 
 def test_nothing_to_learn_is_refused_in_training_alone():

@@ -32,7 +32,7 @@ from rismusic.nn.losses.sources import (
 from rismusic.nn.network import Prediction
 from rismusic.nn.spec import LossSpec, TermName
 
-NO_GRADIENT = "the total loss does not depend on the network's parameters, so there is nothing to train"
+NO_GRADIENT = "the total loss has no gradient with respect to the network, so there is nothing to train"
 
 
 def check_start(losses: Losses, prediction: Prediction) -> None:
