@@ -1,5 +1,4 @@
-r"""The searched volume, the grid that covers it in direction cosines and inverse range, and peaks on that
-grid.
+r"""The searched volume, its grid in direction cosines and inverse range, and peaks on that grid.
 
 In :math:`(u_x, u_y, q)`, :math:`q = 1/r`, the beam width of a panel does not depend on the direction, nor its
 depth of focus on the range. Even steps in these coordinates therefore cover the volume evenly, unlike steps
