@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -76,6 +77,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def dump_spec(spec: Spec) -> str:
     """The spec as TOML text, from which an equal spec can be made."""
     return tomlkit.dumps(spec.model_dump(mode="json"))
+
+
+def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings as one dictionary with dotted names."""
+    flat: dict[str, object] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flat_settings(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _input_error(error: ValidationError, section: str) -> InputError:

@@ -192,7 +192,13 @@ def mvdr(covariance: Covariance) -> Spectrum:
     Raises:
         InputError: a covariance without loading, whose inverse does not exist.
     """
-    return Spectrum(covariance.inverse_root(), covariance.loading, sharp=True)
+    if not (covariance.loading > 0).all():
+        raise InputError(
+            "covariance.loading",
+            "MVDR needs R^-1, so the loading must be positive; got 0. Add diagonal loading or shrinkage.",
+        )
+    vectors = covariance.inverse_root().to(covariance.factor.dtype)
+    return Spectrum(vectors, covariance.loading, sharp=True)
 
 
 def music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spectrum:
