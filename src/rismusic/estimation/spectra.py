@@ -111,7 +111,7 @@ class Spectrum:
         return scale / (1 - explained).clamp_min(4 * torch.finfo(explained.dtype).eps)
 
     def explained_on_grid(self, grid: SearchGrid) -> Float[Tensor, "*batch P"]:
-        """f at all points of a grid, as one matrix product, by blocks of scenes."""
+        """F at all points of a grid, as one matrix product, by blocks of scenes."""
         self._check(grid.panel)
         *batch, N, C = self.vectors.shape
         dtype = self.vectors.real.dtype
