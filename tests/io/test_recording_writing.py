@@ -115,7 +115,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     with refused(tmp_path / "a", "got no extension"):
         write(tmp_path / "a", recording)
     (tmp_path / "dir.h5").mkdir()
-    with refused(tmp_path / "dir.h5", "found a folder"):
+    with refused(tmp_path / "dir.h5", "is a folder"):
         write(tmp_path / "dir.h5", recording, overwrite=True)
     (tmp_path / "a.h5").write_bytes(b"precious")
     with refused(tmp_path / "a.h5", "an existing one"):

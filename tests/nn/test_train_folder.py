@@ -100,8 +100,8 @@ def test_presets_survive_the_command_line(preset, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("bacth = 3", "bacth: expected a known setting, found an unknown one"),
-        ("[network]\nwidht = 3", "network.widht: expected a known setting"),
+        ("bacth = 3", "bacth: unknown setting"),
+        ("[network]\nwidht = 3", "network.widht: unknown setting"),
         ("[system.panel]\nrows = 0", "panel.rows: expected at least 1, found 0"),
         ("batch = 7", "scenes_per_epoch: expected a multiple of batch x accumulation = 7, found 25600"),
         (
@@ -109,7 +109,7 @@ def test_presets_survive_the_command_line(preset, monkeypatch, tmp_path):
             "network.sources_max: expected at least 5, as in system.sources, found 2",
         ),
         ("[loss]\ncovariance = 0.0", "loss.covariance: expected at least 0.1, found 0.0"),
-        ("batch = ", "expected a TOML file"),
+        ("batch = ", "is not a valid TOML file"),
     ],
 )
 def test_bad_configurations(text, sentence, tmp_path, capfd):
@@ -135,7 +135,7 @@ def test_bad_flags(tmp_path, capfd):
         (["--out", str(tmp_path)], "expected a new or empty folder, found something else"),
         (["--out", str(tmp_path / "a"), "--start", str(tmp_path / "no")], "no: expected a readable file"),
         (["--out", str(tmp_path / "b"), "--device", "cuda"], "device: expected cpu"),
-        ([str(tmp_path / "none.toml")], "none.toml: expected a readable TOML file"),
+        ([str(tmp_path / "none.toml")], "none.toml: cannot be read: no such file"),
     ):
         assert main(["train", *args]) == 2
         said = capfd.readouterr().err

@@ -112,7 +112,7 @@ def test_rank_correlation():
     [
         ("--space nowhere", "space: expected narrow, wide or a .toml file, found 'nowhere'"),
         ("--resume --space wide", "resume: expected no settings beside it but trials"),
-        ("--config none.toml", "none.toml: expected a readable TOML file"),
+        ("--config none.toml", "none.toml: cannot be read: no such file"),
         ("--resume", "study: expected one that was begun"),
         ("--locate.method omp", "locate.method: expected 'hybrid'"),
     ],

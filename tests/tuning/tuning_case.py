@@ -24,7 +24,7 @@ TRAINING = TrainSpec(
     average_decay=0.9,
 )
 # Peaks as the network sees them: a polish takes most of the time, and leads different networks to one answer.
-LOCATE = LocateSpec(polish=False, hybrid={"count": "network", "doubt": 0.0})
+LOCATE = LocateSpec(polish=False, hybrid={"model_order": "network", "recheck_p_value": 0.0})
 SPEC = TuneSpec(
     training=TRAINING,
     locate=LOCATE,
