@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -91,13 +92,12 @@ def dump_spec(spec: Spec) -> str:
 
 def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:
     """The first complaint of pydantic as one sentence."""
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return cause
-    # A setting that takes a value or a pair reports both attempts; the names of the types are no part of it.
-    types = re.compile(r"[\[(]|^(constrained-.*|int|float|tuple|literal)$")
-    names = [part for part in first["loc"] if isinstance(part, str) and not types.search(part)]
+    names = _field_names(first["loc"])
     field = ".".join(name for name in [kind.section, *names] if name)
     if first["type"] == "extra_forbidden":
         changed = renamed_setting(field)
@@ -111,9 +111,34 @@ def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:
         return InputError(field, "unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
     if first["type"] in ("model_type", "dict_type"):
         return InputError(field, f"expected a table of settings, found {first['input']!r}")
-    expected = first["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
-    expected = expected.replace("greater than", "more than")
+    if first["type"] == "missing":
+        return InputError(field, "is required")
+    # Text that is none of several types gets one error for each of them.
+    alike = [one for one in errors if _field_names(one["loc"]) == names and "tuple" not in one["type"]]
+    several = isinstance(first["input"], str) and len(alike) > 1
+    expected = " or ".join(dict.fromkeys(_expected(one["msg"]) for one in (alike if several else [first])))
     return InputError(field, f"expected {expected}, found {first['input']!r}")
+
+
+def _field_names(location: Sequence[int | str]) -> list[str]:
+    """Where pydantic found an error, without the types of a union that it tried there."""
+    types = re.compile(r"[\[(]|^(constrained-.*|int|float|tuple|literal|none)$")
+    return [part for part in location if isinstance(part, str) and not types.search(part)]
+
+
+def _expected(message: str) -> str:
+    """What pydantic expected, as the end of "expected ..."."""
+    text = message.removeprefix("Input should be ").removeprefix("Value should be ")
+    for long, short in (
+        ("greater than or equal to", "at least"),
+        ("less than or equal to", "at most"),
+        ("greater than", "more than"),
+        (", unable to parse string as an integer", ""),
+        (", unable to parse string as a number", ""),
+        (", got a number with a fractional part", ""),
+    ):
+        text = text.replace(long, short)
+    return text
 
 
 def setting_names(kind: type[Spec], prefix: str = "") -> list[str]:

@@ -18,8 +18,8 @@ from train_case import NETWORK, SPEC, checkpoint_of, finished, log_of, resumed, 
 
 import rismusic
 from rismusic.array import Panel
-from rismusic.cli import main
-from rismusic.cli.train import with_settings
+from rismusic.cli import COMMANDS, main
+from rismusic.cli.parser import parse
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid
 from rismusic.nn import checkpoint, validation
@@ -79,11 +79,14 @@ def test_from_the_command_line_and_from_python(configuration, tmp_path, capfd):
 
 
 def test_flags_win_over_the_configuration_and_this_over_the_preset(configuration):
-    flags = with_settings(["train", str(configuration), "--preset", "tiny", "--seed", "5"])
-    order = [place for place, flag in enumerate(flags) if flag == "--batch"]
-    assert [flags[place + 1] for place in order] == ["32", "4"]
-    assert flags[-2:] == ["--seed", "5"]
-    assert with_settings(["bench", "--preset", "tiny"]) == ["bench", "--preset", "tiny"]
+    made = parse(["train", "--preset", "tiny", str(configuration), "--seed", "5"], COMMANDS).settings
+    given = load_train_spec(configuration)
+    assert (made.batch, made.seed) == (given.batch, 5) == (4, 5)
+    assert TrainSpec.tiny().average_decay != TrainSpec().average_decay
+    alone = parse(["train", "--preset", "tiny"], COMMANDS).settings
+    assert alone == TrainSpec.tiny()
+    other = next(n for n in TrainSpec.tiny().model_fields_set if n not in given.model_fields_set)
+    assert getattr(made, other) == getattr(TrainSpec.tiny(), other)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "search", "final"])
@@ -125,12 +128,12 @@ def test_bad_flags(tmp_path, capfd):
     for args, sentence in (
         (["--resume", str(tmp_path / "none")], "none: expected the folder of a training, found no such"),
         (["--resume", str(tmp_path)], "expected the folder of a training, found no settings.toml in it"),
-        (["--resume", str(tmp_path / "run"), "--batch", "8"], "--resume: expected no settings beside it"),
-        (["--resume", str(tmp_path / "run"), "--epochs=40"], "the folder), found --epochs"),
-        (["--resume", str(tmp_path / "run"), "-o", "other"], "the folder), found -o"),
-        (["--resume", str(tmp_path / "run"), "--preset", "tiny"], "the folder), found --preset"),
-        (["some.toml", "--resume", str(tmp_path / "run")], "the folder), found --config"),
-        (["--epochs", "2", "--schedule.epochs", "3"], "--epochs: expected one of --epochs and --schedule"),
+        (["--resume", str(tmp_path / "run"), "--batch", "8"], "--resume: cannot be combined with other settings (found --batch)"),
+        (["--resume", str(tmp_path / "run"), "--epochs=40"], "(found --epochs)"),
+        (["--resume", str(tmp_path / "run"), "-o", "other"], "(found --out)"),
+        (["--resume", str(tmp_path / "run"), "--preset", "tiny"], "(found --preset)"),
+        (["some.toml", "--resume", str(tmp_path / "run")], "(found --config)"),
+        (["--epochs", "2", "--schedule.epochs", "3"], "--epochs: give either --epochs or --schedule.epochs"),
         (["--out", str(tmp_path / "run")], "run: expected a new folder (or resume, --resume"),
         (["--out", str(tmp_path)], "expected a new or empty folder, found something else"),
         (["--out", str(tmp_path / "a"), "--start", str(tmp_path / "no")], "no: expected a readable file"),
@@ -152,10 +155,10 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr("rismusic.nn.train.train", interrupted)
     begun = False
     assert main(["train", "--out", str(tmp_path / "x")]) == 130
-    assert "go on" not in capfd.readouterr().err
+    assert "continue" not in capfd.readouterr().err
     begun = True
     assert main(["train", "--out", str(tmp_path / "x")]) == 130
-    assert f"go on with rismusic train --resume {tmp_path / 'x'}" in capfd.readouterr().err
+    assert f"continue with rismusic train --resume {tmp_path / 'x'}" in capfd.readouterr().err
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):

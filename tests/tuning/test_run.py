@@ -111,7 +111,7 @@ def test_rank_correlation():
     ("flags", "said"),
     [
         ("--space nowhere", "space: expected narrow, wide or a .toml file, found 'nowhere'"),
-        ("--resume --space wide", "resume: expected no settings beside it but trials"),
+        ("--resume --space wide", "--resume: cannot be combined with settings other than --trials"),
         ("--config none.toml", "none.toml: cannot be read: no such file"),
         ("--resume", "study: expected one that was begun"),
         ("--locate.method omp", "locate.method: expected 'hybrid'"),

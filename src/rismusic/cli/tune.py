@@ -1,16 +1,15 @@
-"""``rismusic tune``: settings of training and inference are searched, on one machine or many."""
+"""``rismusic tune``: search the settings of training and inference, on one machine or many."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from tyro.conf import arg
-
-from rismusic.cli.command import Command
-from rismusic.cli.output import note, progress_bar
+from rismusic.cli.command import Command, Option
+from rismusic.cli.output import check_extras, note, progress_bar
 from rismusic.errors import InputError
 from rismusic.spec import Count
 from rismusic.tuning.spec import TuneSpec
@@ -22,40 +21,45 @@ if TYPE_CHECKING:
 
 
 class Tune(Command):
-    """Search settings: rismusic tune [--trials N] [--epochs-per-trial N] [--space narrow|wide|FILE.toml].
+    """Search the settings of training and inference. Short trials are pruned; the best are trained longer
+    from several seeds and compared with the default. Machines with the same --storage share one study.
+    """  # noqa: D205
 
-    Short trainings are stopped where they do badly; the best few are trained for longer from several seeds,
-    beside the default, and compared with it on fresh scenes. The same command started on several machines
-    with one --storage joins one study. Ctrl-C puts the running trial back; go on with --resume.
-    """
+    FLAT: ClassVar[str] = "settings"
+    CONFIG_TABLES: ClassVar[Mapping[str, str]] = {"config": "", "training_config": "training"}
 
-    settings: Annotated[TuneSpec, arg(name="")] = TuneSpec()
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with settings of a training to begin with, such as the settings.toml of a run."""
+    settings: TuneSpec = TuneSpec()
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings; options on the command line win."""
+    training_config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with the settings of the trainings, such as the settings.toml of a run."""
     trials: Count | None = None
-    """Short trainings of the first stage: 50 of a new study, as many as before of one that is resumed."""
-    out: Annotated[Path, arg(aliases=("-o",), metavar="FOLDER")] = Path("tune")
-    """Folder for the trainings and the results."""
-    storage: Annotated[str | None, arg(metavar="URL")] = None
-    """Database for many machines (postgresql://user@host/name), or a journal file; else one in the folder."""
+    """Number of trials (default: 50, or as many as before with --resume)."""
+    out: Annotated[Path, Option("FOLDER", short="-o")] = Path("tune")
+    """Folder for trainings and results."""
+    storage: Annotated[str | None, Option("URL")] = None
+    """Database for several machines (postgresql://user@host/name), or a journal file; by default a journal in
+    the folder."""
     study: str = "tune"
     """Name of the study in the storage."""
     resume: bool = False
-    """Go on with a study, with its own settings; a larger --trials adds to it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to work; 'auto': on a GPU where there is one."""
+    """Resume a study with its own settings; a larger --trials extends it."""
+    device: str = "auto"
+    """Device to train on, such as cpu or cuda; auto: a GPU if there is one."""
     heartbeat_s: Count = 60
-    """Seconds between two signs of life in a database; without one for twice as long, a trial is put back."""
+    """Seconds between heartbeats in a database. A trial without one for twice as long is run again."""
 
     def run(self) -> int:
-        """Search, and show what came of it."""
+        """Search, and print the results."""
         spec = self.settings
         if self.resume and spec != TuneSpec():
-            raise InputError("resume", "no settings beside it but trials (they are in the study)", "some")
-        try:
-            from rismusic.tuning.run import tune
-        except ImportError as error:
-            raise InputError("tune", "optuna (pip install 'rismusic[tune]')", f"no {error.name}") from None
+            raise InputError(
+                "--resume",
+                "cannot be combined with settings other than --trials; those of the study are used",
+            )
+        check_extras("tune", "optuna")
+        from rismusic.tuning.run import tune
+
         try:
             with progress_bar() as bar:
                 task = bar.add_task("trials", total=None)
@@ -73,7 +77,7 @@ class Tune(Command):
                     say=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
                 )
         except KeyboardInterrupt:
-            note("what is done is kept: go on with the same command and --resume in place of its settings")
+            note("finished trials are kept; continue with the same command and --resume instead of settings")
             raise
         _show(tuned)
         note(f"settings in {self.out / 'best.toml'} and {self.out / 'locate.toml'}; the rest beside them")
@@ -81,7 +85,7 @@ class Tune(Command):
 
 
 def _show(tuned: Tuned) -> None:
-    """The finalists on the screen."""
+    """Print the finalists."""
     from rich.console import Console
 
     console = Console()
