@@ -25,9 +25,16 @@ SETTINGS: dict[str, str | None] = {
     "hybrid.newton_step": None,
     "hybrid.peak_threshold": None,
     "hybrid.polish_up_to_db": None,
+    "knob_scenes": "inference_scenes",
+    "fresh_scenes": "test_scenes",
+    "failures": "max_failures",
 }
 # Attributes of the package.
-NAMES: dict[str, str | None] = {"Located": "Estimate", "Trained": "TrainingResult"}
+NAMES: dict[str, str | None] = {
+    "Located": "Estimate",
+    "Trained": "TrainingResult",
+    "Tuned": "TuneResult",
+}
 # Attributes of public classes.
 ATTRIBUTES: dict[str, dict[str, str | None]] = {
     "Estimate": {"likelihood": "neg_log_likelihood", "count_probability": "n_sources_probability"},
@@ -49,7 +56,7 @@ def renamed_setting(name: str) -> str | None:
             ``locate.hybrid.belief`` is known as well.
     """
     *parents, table, key = ("", *name.split("."))
-    old = f"{table}.{key}"
+    old = f"{table}.{key}".lstrip(".")
     if old not in SETTINGS:
         return None
     return _sentence(SETTINGS[old], "".join(f"{parent}." for parent in parents if parent))

@@ -1,4 +1,4 @@
-"""``rismusic tune``: search the settings of training and inference, on one machine or many."""
+"""``rismusic tune``: search settings of training and inference, on one machine or several."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rismusic.tuning.spec import TuneSpec
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rismusic.tuning.outcome import Tuned
+    from rismusic.tuning.results import TuneResult
 
 
 class Tune(Command):
@@ -38,8 +38,7 @@ class Tune(Command):
     out: Annotated[Path, Option("FOLDER", short="-o")] = Path("tune")
     """Folder for trainings and results."""
     storage: Annotated[str | None, Option("URL")] = None
-    """Database for several machines (postgresql://user@host/name), or a journal file; by default a journal in
-    the folder."""
+    """Database server (postgresql://user@host/name) or SQLite file (default: study.db in --out)."""
     study: str = "tune"
     """Name of the study in the storage."""
     resume: bool = False
@@ -57,8 +56,8 @@ class Tune(Command):
                 "--resume",
                 "cannot be combined with settings other than --trials; those of the study are used",
             )
-        check_extras("tune", "optuna")
-        from rismusic.tuning.run import tune
+        check_extras("tune", "optuna", "sqlalchemy")
+        from rismusic.tuning.study import tune
 
         try:
             with progress_bar() as bar:
@@ -77,15 +76,15 @@ class Tune(Command):
                     say=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
                 )
         except KeyboardInterrupt:
-            note("finished trials are kept; continue with the same command and --resume instead of settings")
+            note("finished trials are kept: run the command again with --resume instead of its settings")
             raise
         _show(tuned)
-        note(f"settings in {self.out / 'best.toml'} and {self.out / 'locate.toml'}; the rest beside them")
+        note(f"wrote best.toml, locate.toml, tables and plots to {self.out}")
         return 0
 
 
-def _show(tuned: Tuned) -> None:
-    """Print the finalists."""
+def _show(tuned: TuneResult) -> None:
+    """Print the final evaluation."""
     from rich.console import Console
 
     console = Console()
@@ -94,12 +93,12 @@ def _show(tuned: Tuned) -> None:
         console.print(sentence, highlight=False, soft_wrap=True)
 
 
-def _table(tuned: Tuned) -> Table:
+def _table(tuned: TuneResult) -> Table:
     from rich.table import Table
 
-    table = Table("settings", "cost", "fresh cost", "F1", "GOSPA / m")
+    table = Table("settings", "cost", "test cost", "F1", "GOSPA / m")
     for final in tuned.finals:
-        f1, gospa = final.fresh_mean("f1"), final.fresh_mean("mean_gospa_m")
+        f1, gospa = final.test_mean("f1"), final.test_mean("mean_gospa_m")
         name = final.name + (" (best)" if final is tuned.best else "")
-        table.add_row(name, f"{final.cost:.4f}", f"{final.fresh_cost:.4f}", f"{f1:.3f}", f"{gospa:.3f}")
+        table.add_row(name, f"{final.cost:.4f}", f"{final.test_cost:.4f}", f"{f1:.3f}", f"{gospa:.3f}")
     return table
