@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -172,3 +173,12 @@ def test_old_attributes_of_an_estimate_give_the_new_ones(samples):
         for old, new in names.items():
             assert not hasattr(getattr(rismusic, owner), old)
             assert new in {*vars(getattr(rismusic, owner)), *rismusic.Estimate.__annotations__}
+
+
+def test_the_changelog_lists_every_renamed_name():
+    text = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    assert f"## [{rismusic.__version__}]" in text
+    attributes = {old: new for names in renames.ATTRIBUTES.values() for old, new in names.items()}
+    for old, new in {**renames.SETTINGS, **renames.NAMES, **attributes}.items():
+        row = rf"^- .*`{old}`" if new is None else rf"^\|.*\b{old}\b.*\|.*\b{new}\b"
+        assert re.search(row.replace("_", "[_-]"), text, flags=re.MULTILINE), old

@@ -76,7 +76,7 @@ def test_settings_that_constrain_each_other_are_set_at_once():
         ('[training."network.widht"]\nchoices = [8]', "space.training.network.widht: is not a known setting"),
         ("[training.network]\nchoices = [8]", "space.training.network: is a group of settings"),
         ('[training."batch.size"]\nchoices = [8]', "space.training.batch.size: is a single setting"),
-        ('[training."loss.count"]\nlow = 0.1\nhigh = 2.0', "space.training.loss.count: expected less than"),
+        ('[training."loss.count"]\nlow = 0.1\nhigh = 2.0', "space.training.loss.count: expected at most 1"),
         (
             '[training.batch]\nchoices = [8]\n[locate."hybrid.beta"]\nlow = 0.0\nhigh = 1.5',
             "space.locate.hybrid.beta: expected",
