@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rismusic.cli import COMMANDS, main
 from rismusic.cli.everyday import EVERYDAY
-from rismusic.cli.locate import results_table
+from rismusic.cli.locate import results_table, scenes_table
 from rismusic.cli.parser import parse, settings_of
 from rismusic.errors import InputError
 from rismusic.estimation.table import COLUMNS
@@ -426,10 +426,10 @@ def test_locate_names_the_method_used_and_gives_no_bound_for_unpolished_peaks(
     assert "P(K)" not in text
     assert run("locate", small, "--weights", tmp_path / "none.safetensors", "--method", "sbl") == 0
     text = capsys.readouterr().out
-    assert "sbl: estimates ± Cramer-Rao bound" in text
+    assert "sbl: ± Cramer-Rao bound" in text
     assert "P(K)" in text
     assert run("locate", small, "--method", "hybrid", "--sources", 1, "--range-max-m", 11) == 0
-    assert "sbl (hybrid fell back, see warnings): estimates ± Cramer-Rao bound" in capsys.readouterr().out
+    assert "sbl instead of hybrid (see warnings): ± Cramer-Rao bound" in capsys.readouterr().out
 
 
 def test_the_table_shows_far_sources_warnings_and_scenes_without_sources(samples, capsys):
@@ -444,14 +444,19 @@ def test_the_table_shows_far_sources_warnings_and_scenes_without_sources(samples
         found, sources=sources, n_sources_probability=probability, warnings=[["a", "b"], [], []],
         p_value=torch.tensor([math.nan, 0.25, 0.5]), method=["omp", "sbl", "omp"],
     )  # fmt: skip
-    Console(width=120).print(results_table(changed, []))
+    Console(width=80).print(results_table(changed, []))
     lines = capsys.readouterr().out.splitlines()
-    assert "omp in 2 scenes, sbl in 1 scene (omp fell back, see warnings)" in lines[0]
+    assert "omp in 2 scenes, sbl in 1 scene: ± Cramer-Rao bound" in lines[0]
     rows = [line.split() for line in lines if line.split()[:1] in (["0"], ["1"], ["2"])]
     assert "far field" in next(line for line in lines if line.split()[:1] == ["0"])
-    assert rows[0][-3:] == ["0.90", "-", "2"]
-    assert rows[1] == ["1", "no", "source", "0.75", "0.25"]
-    assert rows[2][-2:] == ["1.00", "0.5"]
+    assert rows[1] == ["1", "no", "source"]
+    Console(width=80).print(scenes_table(changed))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.split()[:1] in (["0"], ["1"], ["2"])] == [
+        ["0", "1", "0.90", "-", "2", "omp"],
+        ["1", "0", "0.75", "0.25", "0", "sbl"],
+        ["2", "1", "1.00", "0.5", "0", "omp"],
+    ]
 
 
 def test_locate_writes_a_header_alone_where_there_is_no_source(samples, tmp_path):

@@ -135,7 +135,9 @@ class Locate(Command):
     def _print(self, estimate: Estimate, truth: list[Truth]) -> None:
         from rich.console import Console
 
-        Console().print(results_table(estimate, truth))
+        console = Console()
+        console.print(results_table(estimate, truth))
+        console.print(scenes_table(estimate))
         if truth:
             hits = sum(row.found is not None for row in truth)
             false_alarms = int(estimate.n_sources.sum()) - hits
@@ -161,7 +163,7 @@ class Locate(Command):
 
 
 def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
-    """The table that ``rismusic locate`` prints: a row per source.
+    """The table that ``rismusic locate`` prints: a row per source or miss.
 
     Args:
         estimate: all scenes.
@@ -174,10 +176,8 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
 
     title, with_error = table_title(estimate)
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
-    auto = estimate.n_sources_probability is not None
     names = ["scene", "#", "azimuth\ndeg", "elevation\ndeg", "range\nm", "power\ndB"]
     names += ["true\nazim.", "true\nelev.", "true\nrange"] if truth else []
-    names += (["P(K)"] if auto else []) + ["p", "warn."]
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     beside = {(row.scene, row.found): row for row in truth if row.found is not None}
@@ -196,8 +196,8 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
         missed = [row for row in truth if row.scene == scene and row.found is None]
         lines += [["", "missed", "", "", "", *_true_cells(row)] for row in missed]
         lines = lines or [["", "no source", "", "", "", *([""] * 3 if truth else [])]]
-        for place, line in enumerate(lines):
-            table.add_row(str(scene), *line, *(_scene_cells(estimate, scene) if place == 0 else []))
+        for line in lines:
+            table.add_row(str(scene), *line)
         table.add_section()
     return table
 
@@ -213,22 +213,31 @@ def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
         name if len(used) == 1 else f"{name} in {count} scene{'s' * (count != 1)}"
         for name, count in used.items()
     )
-    if any(name != estimate.spec.method for name in used):
-        title += f" ({estimate.spec.method} fell back, see warnings)"
+    if estimate.spec.method not in used:
+        title += f" instead of {estimate.spec.method} (see warnings)"
     peaks = {"hybrid", *SPECTRA.names()}
     with_error = [estimate.spec.polish or name not in peaks for name in estimate.method]
-    return title + (
-        ": estimates ± Cramer-Rao bound" if any(with_error) else ": peaks, not polished"
-    ), with_error
+    return title + (": ± Cramer-Rao bound" if any(with_error) else ": peaks, not polished"), with_error
 
 
-def _scene_cells(estimate: Estimate, scene: int) -> list[str]:
-    cells = []
-    if estimate.n_sources_probability is not None:
-        cells.append(f"{estimate.n_sources_probability[scene, estimate.n_sources[scene]]:.2f}")
-    p_value = float(estimate.p_value[scene])
-    warnings = len(estimate.warnings[scene])
-    return [*cells, "-" if math.isnan(p_value) else f"{p_value:.2g}", str(warnings) if warnings else ""]
+def scenes_table(estimate: Estimate) -> Table:
+    """The second table of ``rismusic locate``: a row per scene."""
+    from rich import box
+    from rich.table import Table
+
+    probability = estimate.n_sources_probability
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for name in ["scene", "sources", *(["P(K)"] if probability is not None else []), "p-value", "warnings"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("method")
+    for scene, count in enumerate(estimate.n_sources.tolist()):
+        cells = [str(scene), str(count)]
+        if probability is not None:
+            cells.append(f"{probability[scene, count]:.2f}")
+        p_value = float(estimate.p_value[scene])
+        cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", str(len(estimate.warnings[scene]))]
+        table.add_row(*cells, f" {estimate.method[scene]}")
+    return table
 
 
 def _with_bar(value: float, bar: float | None) -> str:
