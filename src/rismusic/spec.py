@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -88,6 +88,17 @@ def read_spec(kind: type[S], path: str | Path) -> S:
 def dump_spec(spec: Spec) -> str:
     """The settings as TOML text, from which equal settings can be made."""
     return tomlkit.dumps(spec.model_dump(mode="json"))
+
+
+def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings as one dictionary with dotted names."""
+    flat: dict[str, object] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flat_settings(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:

@@ -35,7 +35,7 @@ CASES = {
     "nearer": ({}, {"sources": 1, "range_min_m": 0.4}, "the searched volume is larger"),
     "more sources": ({}, {"sources_max": 4}, "they know at most 3 sources"),
     "direct": ({"channel": {"kind": "direct"}}, {"sources": 1}, "they were trained through a channel"),
-    "other panel": ({"panel": {"rows": 6, "columns": 6}}, {"sources": 1}, "panel, one of 64 elements"),
+    "other panel": ({"panel": {"rows": 6, "columns": 6}}, {"sources": 1}, "panel, with N = 64 elements"),
     "wider panel": (
         {"panel": {"rows": 8, "columns": 8, "spacing_wavelengths": 0.6}}, {"sources": 1},
         "another panel, one whose elements are up to 0.35 wavelengths elsewhere",
@@ -92,8 +92,8 @@ def test_the_same_panel_at_another_wavelength_is_known(recording, weights):
     there = hybrid(third, weights, sources=2, range_min_m=0.5 / 3, range_max_m=1.0)
     assert not warned(there)
     gap = (there.sources.range * 3 - here.sources.range).abs() / here.std[..., 2]
-    assert gap.max() < 0.05
-    assert (there.sources.azimuth - here.sources.azimuth).abs().max() < 1e-4
+    assert gap.max() < 0.01
+    assert ((there.sources.azimuth - here.sources.azimuth).abs() / here.std[..., 0]).max() < 0.01
     # In the same metres the volume is a larger one, in wavelengths.
     assert "the searched volume is larger" in warned(hybrid(third, weights, sources=2))
 
@@ -111,5 +111,5 @@ def test_weights_that_are_not_installed(recording, monkeypatch, tmp_path):
 
 
 def test_weights_of_the_users_own_that_are_not_there(recording, tmp_path):
-    with pytest.raises(InputError, match="expected a readable file of weights, found no such file"):
+    with pytest.raises(InputError, match="cannot read the weights: no such file"):
         hybrid(recording, str(tmp_path / "mine.safetensors"), sources=2)

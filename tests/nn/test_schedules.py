@@ -161,11 +161,11 @@ def test_weights_beyond_their_limits_are_refused(settings, said):
 def test_impossible_schedules_are_refused():
     with pytest.raises(InputError, match=r"schedule\.epochs: expected at least 1"):
         ScheduleSpec(epochs=0)
-    with pytest.raises(InputError, match=r"schedule\.curriculum_ends: expected the end of the first stage"):
+    with pytest.raises(InputError, match=r"schedule\.curriculum_ends: the range stage must not end"):
         ScheduleSpec(curriculum_ends=(0.5, 0.2))
-    with pytest.raises(InputError, match="epoch: expected 0 to 39, found 40"):
+    with pytest.raises(InputError, match="epoch: must be 0 to 39; got 40"):
         beta_at(SPEC, 40, seed=0)
-    with pytest.raises(InputError, match="epoch: expected 0 to 39, found -1"):
+    with pytest.raises(InputError, match="epoch: must be 0 to 39; got -1"):
         weights_at(LossSpec(), SPEC, -1, 0.3)
     with pytest.raises(InputError, match="step"):
         learning_rate_factor(SPEC, -1, 10)

@@ -82,7 +82,7 @@ class Train(Command):
                     device=None if self.device == "auto" else self.device,
                     tensorboard=self.tensorboard,
                     progress=lambda done, total: bar.update(task, completed=done, total=total),
-                    say=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
+                    log=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
                 )
         except KeyboardInterrupt:
             if (folder / SETTINGS).exists():
