@@ -32,9 +32,11 @@ from torch import Tensor
 
 from rismusic.conversion import ArrayLike, to_tensor
 from rismusic.errors import InputError
+from rismusic.renames import refuse_old_names
 from rismusic.spec import PanelSpec
 
 
+@refuse_old_names
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class Panel:
     r"""Element positions of a RIS or antenna array, and its wavelength.

@@ -15,7 +15,7 @@ from rismusic.simulation.simulator import simulate
 
 def hybrid(recording, weights, **settings):
     """Without the second look at scenes in doubt, which is another matter."""
-    settings = {**SETTINGS, "hybrid": {"doubt": 0.0}, **settings}
+    settings = {**SETTINGS, "hybrid": {"recheck_p_value": 0.0}, **settings}
     return locate(recording, method="hybrid", weights=weights, **settings)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from rismusic.errors import InputError
 from rismusic.files import replace_file
 from rismusic.nn.spec import TrainSpec
-from rismusic.spec import dump_spec, read_toml
+from rismusic.spec import dump_spec, read_spec
 from rismusic.version import __version__
 
 SETTINGS, LOG, STATE, LOCK, CURVES = "settings.toml", "log.jsonl", "state.json", "lock", "curves.png"
@@ -176,7 +176,7 @@ def load_train_spec(path: Path) -> TrainSpec:
     Raises:
         InputError: the file is missing or no TOML, or a setting is unknown or invalid.
     """
-    return TrainSpec(**read_toml(path))
+    return read_spec(TrainSpec, path)
 
 
 def _plain(value: object) -> object:
