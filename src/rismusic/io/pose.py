@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.conversion import ArrayLike, to_tensor
+from rismusic.array import ArrayLike, to_tensor
 from rismusic.errors import InputError
 
 _TOLERANCE = 1e-6

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.array import Panel
-from rismusic.conversion import ArrayLike, to_tensor
+from rismusic.array import ArrayLike, Panel, to_tensor
 from rismusic.errors import InputError
 from rismusic.io.pose import check_pose
 from rismusic.io.schema import FIELDS, Description, Structure, check_structure
