@@ -181,6 +181,10 @@ class Mat5Store(Store):
         """The variables."""
         return set(self._variables)
 
+    def structs(self) -> list[str]:
+        """Names of variables of class ``struct``."""
+        return [name for name, found in self._variables.items() if found.kind == "struct"]
+
     def array(self, name: str) -> StoredArray:
         """A variable; a text as an array of one."""
         found = self._variables[name]
@@ -320,6 +324,10 @@ class Mat73Store(Store):
     def names(self) -> set[str]:
         """The variables; MATLAB's own groups are none."""
         return {from_flat(name) for name in members(self._file) if not name.startswith("#")}
+
+    def structs(self) -> list[str]:
+        """Names of groups of class ``struct``."""
+        return [name for name in self.names() if isinstance(self._file.get(name), h5py.Group)]
 
     def array(self, name: str) -> StoredArray:
         """A variable, or a text as an array of one."""

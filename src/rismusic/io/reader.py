@@ -21,7 +21,7 @@ from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
 from rismusic.io.recording import Recording
 from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description, check_structure
-from rismusic.io.store import Array, Store, StoredArray, understood
+from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
 from rismusic.io.validation import check_panel, check_values
 from rismusic.sources import Sources
 
@@ -145,15 +145,16 @@ class RecordingFile:
         self.format = self._store.format
         with understood(str(self.path), "must be a readable recording"):
             names = self._store.names()
-        self.fields = tuple(name for name in FIELDS if name in names)
-        self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES)))
+        self.fields = tuple(name for name in FIELDS if name in names or names.issuperset(_parts(name)))
+        parts = {part for name in self.fields if name not in names for part in _parts(name)}
+        self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES) - parts))
         _check_format(self._store, names)
         self.wavelength = _wavelength(self._store, names)
         self._arrays, descriptions = {}, {}
         for name in self.fields:
             with understood(name, "must be a readable array"):
-                array = self._arrays[name] = self._store.array(name)
-                descriptions[name] = Description(array.shape, _type_name(array))
+                array = self._arrays[name] = _open_array(self._store, name, names)
+                descriptions[name] = Description(array.shape, _type_name(name, array))
         structure = check_structure(descriptions, matlab=self._store.matlab)
         self._structure = structure
         self.scenes, self.snapshots, self.antennas = structure.scenes, structure.snapshots, structure.antennas
@@ -207,7 +208,7 @@ class RecordingFile:
             **values,
             truth=Sources(**truth) if truth else None,
         )
-        check_values(recording, first_scene=start)
+        check_values(values, recording.truth, first_scene=start)
         return recording
 
     def batches(self, scenes: int) -> Iterator[Recording]:
@@ -326,15 +327,36 @@ def _in_file(path: Path) -> Iterator[None]:
         raise InputError(error.field, f"{error.problem} (in {path})") from error
 
 
-def _type_name(array: StoredArray) -> str:
+def _parts(name: str) -> tuple[str, str]:
+    """Names of the real and the imaginary part of a field that is stored as two arrays."""
+    return f"{name}_real", f"{name}_imag"
+
+
+def _open_array(store: Store, name: str, names: set[str]) -> StoredArray:
+    if name in names:
+        return store.array(name)
+    real, imag = (store.array(part) for part in _parts(name))
+    return ComplexPair(real, imag)
+
+
+def _type_name(name: str, array: StoredArray) -> str:
+    """Type of an array. Real RIS configurations, such as +1 and -1 of one bit, count as complex."""
+    if name == "codes" and array.dtype.kind in "fi":
+        return "complex64"
     return "text" if array.dtype.kind in "SU" else array.dtype.name
 
 
 def _native(name: str, stored: Array) -> Array:
     """As torch takes it: float64; complex64, or complex128 where the file has more; in C order."""
+    if name == "codes" and stored.dtype.kind == "i" and np.isin(stored, (0, 1)).all():
+        raise InputError(
+            name,
+            f"must hold reflection coefficients; got {stored.dtype} values 0 and 1 only. If they are phase "
+            "bits, store 1 - 2 * codes",
+        )
     target: type[np.generic] = np.float64
     if FIELDS[name].kind == "complex":
-        target = np.complex64 if stored.dtype.itemsize <= 8 else np.complex128
+        target = np.complex64 if np.can_cast(stored.dtype, np.complex64) else np.complex128
     # What overflows becomes an infinity, and that is refused with the other values that are not finite.
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(stored, target)
@@ -343,8 +365,14 @@ def _native(name: str, stored: Array) -> Array:
 def _check_format(store: Store, names: set[str]) -> None:
     expected = f'must be the text "{FORMAT}"'
     if "format" not in names:
+        hint = ""
+        if structs := store.structs():
+            hint = (
+                f". Are the fields inside the struct {' or '.join(structs)}? Save them as variables: "
+                f"save('file.mat', '-struct', '{structs[0]}')"
+            )
         raise InputError(
-            "format", f"{expected}, which marks the file as a recording; no such text in the file"
+            "format", f"{expected}, which marks the file as a recording; no such text in the file{hint}"
         )
     value = _scalar("format", store, expected)
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value

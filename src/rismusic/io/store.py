@@ -47,6 +47,10 @@ class Store(ABC):
     def names(self) -> set[str]:
         """The names of everything in the file, as :mod:`~rismusic.io.schema` spells them."""
 
+    def structs(self) -> list[str]:
+        """Names of MATLAB structs in the file."""
+        return []
+
     @abstractmethod
     def array(self, name: str) -> StoredArray:
         """One of them; nothing but its shape and type need be read yet."""
@@ -82,6 +86,25 @@ class Sink(ABC):
     @abstractmethod
     def abort(self) -> None:
         """Close without completing; what is on disk is thrown away by the caller."""
+
+
+class ComplexPair:
+    """A complex array that is stored as two real arrays."""
+
+    def __init__(self, real: StoredArray, imag: StoredArray) -> None:
+        if real.shape != imag.shape:
+            raise ValueError(f"real part of shape {list(real.shape)}, imaginary part {list(imag.shape)}")
+        if real.dtype.kind != "f" or imag.dtype.kind != "f":
+            raise ValueError(f"real and imaginary part of types {real.dtype} and {imag.dtype}")
+        self._parts, self.shape = (real, imag), real.shape
+        self.dtype: np.dtype[Any] = np.result_type(real.dtype, imag.dtype, np.complex64)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Array:
+        """A fresh array with the part that the slices select."""
+        real, imag = (part[index] for part in self._parts)
+        values = np.empty(real.shape, self.dtype)
+        values.real, values.imag = real, imag
+        return values
 
 
 @contextmanager

@@ -21,10 +21,10 @@ from rismusic.io.hdf5 import Hdf5Sink
 from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
-from rismusic.io.recording import Recording, structure_of, tensors
+from rismusic.io.recording import Recording, structure_of, tensors, validate
 from rismusic.io.schema import FIELDS, FORMAT
 from rismusic.io.store import Sink, reason
-from rismusic.io.validation import check_values, validate
+from rismusic.io.validation import check_values
 
 MatVersion = Literal["5", "7.3"]
 _BLOCK_SCENES = 256
@@ -218,7 +218,7 @@ def _as_stored(recording: Recording, first_scene: int) -> Recording:
         truth=None if recording.truth is None else replace(recording.truth, **truth),
     )
     if narrowed:
-        check_values(stored, first_scene=first_scene)
+        check_values(tensors(stored), stored.truth, first_scene=first_scene)
     return stored
 
 
