@@ -81,7 +81,7 @@ def test_existing_files_are_kept(tmp_path, capsys):
     path = tmp_path / "a.h5"
     path.write_text("precious")
     assert run("simulate", "-o", path, "--scenes", 3, *SMALL) == 2
-    assert "a new file (or overwrite=True, --overwrite), found an existing one" in capsys.readouterr().err
+    assert "the file exists; choose another name, or replace it with --overwrite" in capsys.readouterr().err
     assert path.read_text() == "precious"
     assert run("simulate", "-o", path, "--scenes", 3, "--overwrite", *SMALL) == 0
     assert len(read(path)) == 3
@@ -171,8 +171,8 @@ def test_bound_table_csv_json_and_plot(tmp_path, capsys):
 BAD = [
     ("simulate -o {tmp}/a.h5 --scenes 0", "scenes: expected at least 1, found 0"),
     ("simulate -o {tmp}/a.txt --scenes 1", ".txt"),
-    ("simulate -o {tmp}/none/a.h5 --scenes 1", "expected an existing folder to write to"),
-    ("simulate -o {tmp} --scenes 1", "found a folder"),
+    ("simulate -o {tmp}/none/a.h5 --scenes 1", "none does not exist; create it first"),
+    ("simulate -o {tmp} --scenes 1", "is a folder; give the name"),
     ("simulate -o {tmp}/a.h5 --scenes 1 --panel.rows 0", "panel.rows: expected at least 1"),
     (
         "simulate -o {tmp}/a.h5 --scenes 1 --sources 5 2",
@@ -195,7 +195,7 @@ BAD = [
     ("check {tmp}/none.h5", "none.h5"),
     ("check {tmp}", "{tmp}"),
     ("check {samples}/README.md", "README.md"),
-    ("check {samples}/ideal_10dB.h5 --plot {tmp}/a.xyz", "expected a name ending in .png or .pdf or .svg"),
+    ("check {samples}/ideal_10dB.h5 --plot {tmp}/a.xyz", "the name must end in .png or .pdf or .svg"),
     (
         "check {samples}/ideal_10dB.h5 --plot {tmp}/a.png --scene 99",
         "scene: expected a scene from 0 to 23, found 99",
@@ -206,9 +206,9 @@ BAD = [
     ("locate {samples}/ideal_10dB.h5 --sources -1", "sources: expected at least 0, found -1"),
     ("locate {samples}/ideal_10dB.h5 --range-min-m 20", "range_max_m: expected at least range_min_m = 20"),
     ("locate {samples}/ideal_10dB.h5 --method esprit", "esprit"),
-    ("locate {samples}/ideal_10dB.h5 -o {tmp}/a.txt", "expected a name ending in .csv or .json"),
+    ("locate {samples}/ideal_10dB.h5 -o {tmp}/a.txt", "the name must end in .csv or .json"),
     ("locate {samples}/ideal_10dB.h5 --plot {tmp}/a.png --scene 24", "scene: expected a scene from 0 to 23"),
-    ("bound --scenes 2 -o {tmp}/a.xls", "expected a name ending in .csv or .json"),
+    ("bound --scenes 2 -o {tmp}/a.xls", "the name must end in .csv or .json"),
     ("bound --scenes 2 --sources", "sources: expected at least one value, found none"),
     ("bound --kind joint", "joint"),
     ("", "simulate"),

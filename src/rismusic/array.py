@@ -10,8 +10,8 @@ Its steering vector has unit norm,
 .. math:: a_n = \frac{1}{\sqrt N} \exp(j k_0 \delta_n), \qquad \delta_n = r - d_n,
     \qquad k_0 = 2 \pi / \lambda,
 
-where :math:`d_n` is the distance from the source to element n at :math:`p_n`. Amplitudes are uniform. Three forms
-of the path difference :math:`\delta_n` are available:
+where :math:`d_n` is the distance from the source to element n at :math:`p_n`. Amplitudes are uniform. Three
+forms of the path difference :math:`\delta_n` are available:
 
 * ``spherical`` (exact): :math:`d_n = |r u - p_n|`, computed as
   :math:`\delta_n = (2 r\, p_n\!\cdot\!u - |p_n|^2) / (r + d_n)`, which avoids cancellation in float32;

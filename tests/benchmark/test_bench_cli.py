@@ -72,7 +72,7 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
         ("--shard 4/4", "error: shard: give a share as I/N with 0 <= I < N"),
         ("--merge a b", "error: a/settings.toml: cannot be read as the settings of a benchmark"),
         ("--merge a b --scenes 3", "error: merge: expected no settings beside it"),
-        ("-o table.txt", "error: table.txt: expected a name ending in .csv or .json"),
+        ("-o table.txt", "error: table.txt: the name must end in .csv or .json"),
         ("--scenes 0", "error: scenes: expected at least 1, found 0"),
     ):
         assert run(*args.split()) == 2

@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
         whole(path, data)
 
     monkeypatch.setattr(checkpoint, "write_safely", full)
-    with pytest.raises(InputError, match="a place that can be written to, found No space left on device"):
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
         one.train()
     monkeypatch.setattr(checkpoint, "write_safely", whole)
     state, tensors = checkpoint_of(tmp_path / "run")

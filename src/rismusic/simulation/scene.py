@@ -34,7 +34,7 @@ def draw_sources(
         spec: volume, separation, powers, symbols.
         sources: K, or the limits of a uniform draw.
         snapshots: L.
-        draws: the scenes' random numbers.
+        draws: random numbers of the scenes.
         dtype: float32 or float64.
 
     Returns:

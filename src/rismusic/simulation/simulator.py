@@ -1,4 +1,4 @@
-"""Simulator: each scene is a function of (seed, split, scene number) alone."""
+"""Simulator of recordings; each scene is a function of (seed, split, scene number) alone."""
 
 from __future__ import annotations
 
