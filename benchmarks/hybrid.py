@@ -25,11 +25,11 @@ SCENES, SOURCES, SINGLE = 256, 3, 20
 # Name of a part, the file and the function that do it.
 PARTS = {
     "statistics of the snapshots": ("statistics.py", ("observe", "__call__")),
-    "learned stages": ("blocks.py", ("forward",)),
-    "MUSIC and Newton": ("locators.py", ("peaks_in_turn",)),
-    "NF-MLE": ("nfmle.py", ("nfmle",)),
-    "goodness of fit": ("goodness.py", ("goodness",)),
-    "error bars": ("unconditional.py", ("unconditional_crb",)),
+    "learned stages": ("network.py", ("forward",)),
+    "MUSIC and Newton": ("classical.py", ("rap_music_sources",)),
+    "NF-MLE": ("maximum_likelihood.py", ("nfmle",)),
+    "goodness of fit": ("goodness_of_fit.py", ("goodness_of_fit",)),
+    "error bars": ("crb.py", ("unconditional_crb",)),
 }
 
 

@@ -16,11 +16,17 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.devices import device_of
+from rismusic.estimation.classical import (
+    ClassicalEstimator,
+    calibrated,
+    counts_of,
+    fit_nothing,
+    rap_music_sources,
+    searched_grid,
+)
 from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, from_cosines, to_cosines
 from rismusic.estimation.levenberg_marquardt import FitOptions
-from rismusic.estimation.locate import ClassicalEstimator, by_blocks, calibrated, counts_of, searched_grid
-from rismusic.estimation.locators import nothing, rap_music_sources
 from rismusic.estimation.maximum_likelihood import ROUGH, Fit, FitState, finish, nfmle, pack, refine, unpack
 from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
@@ -124,7 +130,7 @@ def _near_network(
     """The fit without a search of the whole grid: what the network leads to."""
     recording = output.recording
     if int(count.max()) == 0:
-        return nothing(recording)
+        return fit_nothing(recording)
     climb = _climb(spec) if spec.polish else TO_CONVERGENCE
     start, converged = rap_music_sources(music(output.blend, count.clamp_min(1)), grid, count, climb=climb)
     if spec.polish:
@@ -277,8 +283,10 @@ def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, 
 
 
 FALLBACK: Literal["sbl"] = "sbl"
-"""The classical method for what the network does not know."""
+"""The classical method for recordings that the weights were not trained for."""
 
+# Scenes located at a time, so that memory does not grow with the recording.
+_BLOCK = 256
 _LOG = logging.getLogger("rismusic.locate")
 _UNKNOWN = "the weights {!r} do not know this case"
 
@@ -313,10 +321,16 @@ def locate(
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
-    n_sources: NSources = (
-        sources.to(recording.snapshots.device) if isinstance(sources, Tensor) else chosen.sources
-    )
-    estimate = by_blocks(recording, n_sources, estimator_of(chosen)).detached()
+    n_sources: NSources = chosen.sources
+    if isinstance(sources, Tensor):
+        n_sources = sources.to(recording.snapshots.device)
+        check_fit(recording, n_sources)
+    estimator, estimates = estimator_of(chosen), []
+    for start in range(0, len(recording), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        count = n_sources[block] if isinstance(n_sources, Tensor) else n_sources
+        estimates.append(estimator(recording[block], count))
+    estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
 
 

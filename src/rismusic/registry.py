@@ -99,16 +99,16 @@ class Registry:
         return {point.name: point for point in entry_points(group=self.group)}
 
 
-_CLASSICAL = "rismusic.estimation.locate:ClassicalEstimator"
+_CLASSICAL = "rismusic.estimation.classical:ClassicalEstimator"
 
 SPECTRA = Registry(
     "spectrum",
     "rismusic.spectra",
     {
-        "music": "rismusic.estimation.locators:MUSIC",
-        "soft_music": "rismusic.estimation.locators:SOFT_MUSIC",
-        "mvdr": "rismusic.estimation.locators:MVDR",
-        "bartlett": "rismusic.estimation.locators:BARTLETT",
+        "music": "rismusic.estimation.classical:MUSIC",
+        "soft_music": "rismusic.estimation.classical:SOFT_MUSIC",
+        "mvdr": "rismusic.estimation.classical:MVDR",
+        "bartlett": "rismusic.estimation.classical:BARTLETT",
     },
 )
 """Spectra: ``SpectrumMethod`` or a function ``(covariance, n_sources) -> Spectrum``."""

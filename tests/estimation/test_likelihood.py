@@ -228,7 +228,7 @@ def test_scenes_of_zeros_have_a_likelihood():
     silent = replace(recording, snapshots=torch.zeros_like(recording.snapshots))
     parts = conditional(at(silent, dense.truth_of(recording)[0], derivatives=True))
     assert all(part.isfinite().all() for part in parts)
-    assert likelihood._SILENCE > 0
+    assert likelihood._SMALLEST_COST > 0
 
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-16])

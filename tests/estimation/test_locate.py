@@ -13,8 +13,8 @@ import torch
 from rismusic.array import Panel
 from rismusic.crb import recording_crb
 from rismusic.errors import InputError
+from rismusic.estimation.classical import METHODS
 from rismusic.estimation.estimate import Estimate
-from rismusic.estimation.locators import LOCATORS
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.metrics import match, score
@@ -30,7 +30,7 @@ SMALL = SystemSpec(
     scene={"range_max_m": 3.0, "separation_deg": 20.0},
 )
 SETTINGS = {"range_max_m": 3.0}
-ALL = pytest.mark.parametrize("method", LOCATORS)
+ALL = pytest.mark.parametrize("method", METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_the_noise_variance_need_not_be_given(method, recording, answers):
 
 @ALL
 def test_what_the_data_cannot_carry_is_refused(method, recording):
-    with pytest.raises(InputError, match=r"sources: expected at most \d+ .*, found 10"):
+    with pytest.raises(InputError, match=r"identify at most \d+ sources; got 10"):
         locate(recording, sources=10, method=method, **SETTINGS)
 
 
@@ -225,7 +225,7 @@ def test_power_is_received_power_over_noise():
 
 def test_blocks_of_scenes_equal_one(monkeypatch, recording):
     whole = locate(recording, method="omp", sources_max=3, **SETTINGS)
-    monkeypatch.setattr("rismusic.estimation.locate._BLOCK", 4)
+    monkeypatch.setattr("rismusic.hybrid._BLOCK", 4)
     parts = locate(recording, method="omp", sources_max=3, **SETTINGS)
     assert same(whole, parts)
 
@@ -270,4 +270,4 @@ def test_bad_settings(settings, sentence, recording):
 
 
 def test_registry_has_every_method():
-    assert set(method_names()) >= {"hybrid", *LOCATORS}
+    assert set(method_names()) >= {"hybrid", *METHODS}

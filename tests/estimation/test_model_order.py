@@ -6,12 +6,12 @@ from dataclasses import replace
 import dense
 import pytest
 import torch
+from searches import omp
 
+from rismusic.estimation.classical import fit_unknown
 from rismusic.estimation.likelihood import sufficient_statistics, unconditional, unconditional_value
-from rismusic.estimation.locators import count_and_fit
 from rismusic.estimation.maximum_likelihood import nfmle, unpack
 from rismusic.estimation.model_order import _LEVELS, SelectedOrder, log_evidence, select_model_order
-from rismusic.estimation.sparse import omp
 from rismusic.hybrid import locate
 from rismusic.spec import LocateSpec
 
@@ -112,11 +112,11 @@ def test_probability_of_equal_evidence_is_equal():
 def test_numbers_are_right_where_all_is_clear():
     recording = dense.small(scenes=16, sources=(1, 3), snr_db=25.0)
     spec = LocateSpec(method="relax", sources_max=4)
-    chosen = count_and_fit(replace(recording, truth=None), dense.grid_for(recording), spec)
+    chosen = fit_unknown(replace(recording, truth=None), dense.grid_for(recording), spec)
     right = chosen.fit.sources.active.sum(-1) == recording.truth.active.sum(-1)
     assert right.sum() >= 14
     wrong = replace(recording, snapshots=recording.snapshots.conj().resolve_conj(), truth=None)
-    chosen = count_and_fit(wrong, dense.grid_for(recording), spec)
+    chosen = fit_unknown(wrong, dense.grid_for(recording), spec)
     assert (chosen.fit.sources.active.sum(-1) == recording.truth.active.sum(-1)).sum() < 10
 
 

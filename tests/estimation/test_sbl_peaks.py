@@ -5,13 +5,13 @@ from dataclasses import replace
 import dense
 import pytest
 import torch
+from searches import sbl
 
 from rismusic.estimation import sbl as powermap
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import pack
 from rismusic.estimation.sbl import sbl_peaks, shares_outer
 from rismusic.estimation.search import Dictionary, GridSearch
-from rismusic.estimation.sparse import sbl
 
 
 @pytest.mark.parametrize("system", dense.SYSTEMS)

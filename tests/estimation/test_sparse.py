@@ -7,17 +7,17 @@ from dataclasses import replace
 import dense
 import pytest
 import torch
+from searches import SEARCHES, omp, relax
 
 from rismusic.array import Panel
 from rismusic.errors import InputError
+from rismusic.estimation.classical import Starts, Strategy
 from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
 from rismusic.estimation.omp import omp_path
 from rismusic.estimation.search import Dictionary, GridSearch
-from rismusic.estimation.sparse import Starts, Strategy, best, omp, relax, sbl
 
-LOCATORS = {locator.__name__: locator for locator in (omp, relax, sbl, best)}
 CRITERIA = ["conditional", "unconditional"]
-ALL = pytest.mark.parametrize("name", LOCATORS)
+ALL = pytest.mark.parametrize("name", SEARCHES)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -25,7 +25,7 @@ ALL = pytest.mark.parametrize("name", LOCATORS)
 @ALL
 def test_every_locator_finds_strong_sources(name, system, criterion):
     recording = dense.small(dense.SYSTEMS[system], 12, snr_db=25.0, dtype=torch.float32)
-    fit = LOCATORS[name](recording, 2, dense.grid_for(recording), criterion=criterion)
+    fit = SEARCHES[name](recording, 2, dense.grid_for(recording), criterion=criterion)
     assert dense.misses(recording.truth, fit.sources) <= 1
     assert fit.converged.float().mean() > 0.8
 
@@ -41,7 +41,7 @@ def test_more_search_is_never_less_likely(criterion):
     """RELAX starts where OMP ends, and what has two starts keeps the likelier end."""
     recording = dense.small(scenes=20, sources=3, snr_db=5.0)
     grid = dense.grid_for(recording)
-    fits = {name: locator(recording, 3, grid, criterion=criterion) for name, locator in LOCATORS.items()}
+    fits = {name: locator(recording, 3, grid, criterion=criterion) for name, locator in SEARCHES.items()}
     value = {name: fit.neg_log_likelihood for name, fit in fits.items()}
     assert (value["sbl"] <= value["omp"] + 1e-9).all()
     assert (value["best"] <= value["relax"] + 1e-9).all()
@@ -68,10 +68,10 @@ def test_each_scene_has_its_own_number_of_sources(name, monkeypatch, memory_budg
     """In one batch as in a loop and in blocks, none at all among them."""
     recording = dense.small(scenes=4, sources=3, snr_db=25.0)
     count, grid = torch.tensor([2, 0, 3, 1]), dense.grid_for(recording)
-    together = LOCATORS[name](recording, count, grid)
+    together = SEARCHES[name](recording, count, grid)
     assert torch.equal(together.sources.active.sum(1), count)
     memory_budget(1)
-    blocks = LOCATORS[name](recording, count, grid)  # of one scene each
+    blocks = SEARCHES[name](recording, count, grid)  # of one scene each
     assert blocks.sources.azimuth.shape == together.sources.azimuth.shape
     torch.testing.assert_close(blocks.neg_log_likelihood, together.neg_log_likelihood, rtol=1e-5, atol=1e-2)
     for part in ("azimuth", "elevation"):
@@ -83,10 +83,12 @@ def test_each_scene_has_its_own_number_of_sources(name, monkeypatch, memory_budg
 def test_what_cannot_be_located_is_said(name):
     recording = dense.small()
     grid = dense.grid_for(recording)
-    with pytest.raises(InputError, match="sources: expected at most 6"):
-        LOCATORS[name](recording, 7, grid)
-    with pytest.raises(InputError, match="grid: expected a grid of the recording's panel, 36 elements"):
-        LOCATORS[name](recording, 1, type(grid).cover(Panel.uniform_planar(5, 5), dense.VOLUME))
+    with pytest.raises(InputError, match="identify at most 6 sources"):
+        SEARCHES[name](recording, 7, grid)
+    with pytest.raises(
+        InputError, match=r"grid: covers a panel of 25 elements at 0.3 m, but the recording's has 36"
+    ):
+        SEARCHES[name](recording, 1, type(grid).cover(Panel.uniform_planar(5, 5), dense.VOLUME))
 
 
 def test_a_longer_pursuit_never_costs_more():
@@ -127,10 +129,10 @@ def test_starts_for_many_sources_serve_for_fewer_and_for_some_scenes(criterion):
     grid = dense.grid_for(recording)
     search = GridSearch(Dictionary.of(grid), recording)
     for name, (maps, exchanges) in {"omp": (False, False), "best": (True, True)}.items():
-        strategy = Strategy(maps=maps, exchanges=exchanges, criterion=criterion)
+        strategy = Strategy(sbl=maps, relax=exchanges, criterion=criterion)
         starts = Starts.prepare(search, torch.full((4,), 3), strategy)
         count = torch.tensor([2, 1, 0])
         fit = starts[torch.tensor([3, 1, 0])].fit(count, strategy)
         assert torch.equal(fit.sources.active.sum(1), count)
-        alone = LOCATORS[name](recording[3:4], 2, grid, criterion=criterion)
+        alone = SEARCHES[name](recording[3:4], 2, grid, criterion=criterion)
         torch.testing.assert_close(fit.neg_log_likelihood[:1], alone.neg_log_likelihood, rtol=1e-5, atol=1e-2)

@@ -61,7 +61,7 @@ def test_batch_equals_loop_and_one_link_serves_all(recording, weights):
 
 def test_blocks_of_scenes_equal_one(monkeypatch, recording, weights):
     whole = hybrid(recording, weights, sources=2)
-    monkeypatch.setattr("rismusic.estimation.locate._BLOCK", 4)
+    monkeypatch.setattr("rismusic.hybrid._BLOCK", 4)
     assert gap(whole, hybrid(recording, weights, sources=2)) < 0.02
 
 

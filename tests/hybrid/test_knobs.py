@@ -18,8 +18,8 @@ from rismusic.covariance import (
     predicted_covariance,
 )
 from rismusic.errors import InputError
+from rismusic.estimation.classical import searched_grid
 from rismusic.estimation.grid import highest_peaks, to_cosines
-from rismusic.estimation.locate import searched_grid
 from rismusic.estimation.maximum_likelihood import Fit
 from rismusic.estimation.noise import guess_noise, noise_of
 from rismusic.estimation.spectra import music

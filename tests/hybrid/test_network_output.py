@@ -10,8 +10,8 @@ from hybrid_case import SETTINGS, SYSTEM
 
 from rismusic import hybrid as module
 from rismusic.covariance import Covariance
+from rismusic.estimation.classical import searched_grid
 from rismusic.estimation.grid import to_cosines
-from rismusic.estimation.locate import searched_grid
 from rismusic.estimation.maximum_likelihood import finish, unpack
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import noise_of

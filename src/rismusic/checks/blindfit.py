@@ -31,9 +31,9 @@ from torch import Tensor
 
 from rismusic.array import Panel
 from rismusic.checks.conventions import Evidence, WrongConvention, applicable, best_change
+from rismusic.estimation.classical import fit_known
 from rismusic.estimation.estimate import volume_of
 from rismusic.estimation.grid import SearchGrid
-from rismusic.estimation.locators import fit_known
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording

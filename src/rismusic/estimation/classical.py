@@ -1,0 +1,411 @@
+r"""Estimators without a network: spectra of the sample covariance, OMP, RELAX and SBL.
+
+All of them end in near-field maximum likelihood (NF-MLE) on the raw snapshots. They differ in its starts:
+
+=================================  =========================================================================
+method                             start of the fit
+=================================  =========================================================================
+``music``, ``soft_music``,         RAP-MUSIC on that spectrum of R_samp
+``mvdr``, ``bartlett``
+``omp``                            greedy search of the grid, with a joint re-fit after each source
+``relax``                          the same; then each source is removed, searched again and re-fitted
+``sbl``                            the likelier of OMP and the peaks of a sparse Bayesian power map
+``best``                           both starts of ``sbl``, each improved as in ``relax``
+=================================  =========================================================================
+
+With an unknown number of sources, fits with 0, 1, 2, ... sources are compared by their evidence
+(:mod:`rismusic.estimation.model_order`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rismusic.array import Panel
+from rismusic.covariance import recording_covariance
+from rismusic.errors import InputError
+from rismusic.estimation.calibration import calibrate, whitened
+from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, volume_of, warnings_of
+from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.estimation.maximum_likelihood import (
+    Criterion,
+    Fit,
+    better,
+    finish,
+    join,
+    nfmle,
+    refine,
+    unpack,
+)
+from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
+from rismusic.estimation.noise import check_fit, most_sources, noise_of
+from rismusic.estimation.omp import omp_path
+from rismusic.estimation.relax import relax_sweeps
+from rismusic.estimation.sbl import sbl_peaks
+from rismusic.estimation.search import Dictionary, GridSearch
+from rismusic.estimation.spectra import (
+    TO_CONVERGENCE,
+    NewtonOptions,
+    Spectrum,
+    SpectrumMethod,
+    bartlett,
+    music,
+    mvdr,
+    rap_music,
+    soft_music,
+)
+from rismusic.io import Recording
+from rismusic.memory import blocks
+from rismusic.registry import SPECTRA
+from rismusic.sources import Sources
+from rismusic.spec import LocateSpec
+
+MUSIC = SpectrumMethod(music)
+SOFT_MUSIC = SpectrumMethod(soft_music)
+MVDR = SpectrumMethod(lambda covariance, _: mvdr(covariance), subspace=False, shrink=True)
+BARTLETT = SpectrumMethod(lambda covariance, _: bartlett(covariance), subspace=False)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a search of the grid prepares the fit.
+
+    Args:
+        sbl: whether the peaks of a sparse Bayesian power map are a second start beside OMP.
+        relax: whether RELAX sweeps improve each start before the last refinement.
+        criterion: likelihood of search, sweeps and refinement. Two starts are always compared by the
+            unconditional likelihood.
+        sweeps: maximum number of RELAX sweeps.
+        iterations: iterations of the SBL fixed point.
+    """
+
+    sbl: bool
+    relax: bool
+    criterion: Criterion = "conditional"
+    sweeps: int = 4
+    iterations: int = 15
+
+
+STRATEGIES = {
+    "omp": Strategy(sbl=False, relax=False),
+    "relax": Strategy(sbl=False, relax=True),
+    "sbl": Strategy(sbl=True, relax=False),
+    "best": Strategy(sbl=True, relax=True),
+}
+METHODS = ("music", "soft_music", "mvdr", "bartlett", *STRATEGIES)
+"""The built-in methods that need no network."""
+
+
+class ClassicalEstimator:
+    """One of the methods above.
+
+    Args:
+        spec: method, searched volume and so on.
+    """
+
+    def __init__(self, spec: LocateSpec) -> None:
+        self.spec = spec
+
+    # Fits are many small operations, each a sixth cheaper when autograd records nothing.
+    @torch.inference_mode()
+    def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
+        """Estimate the sources of every scene."""
+        spec, grid = self.spec, searched_grid(recording, self.spec)
+        fitted = recording
+        if spec.allowed_error:
+            # Only the size of the hardware errors is known: what the whitening leaves is fitted as noise.
+            fitted = replace(whitened(recording, spec.allowed_error), noise_variance=None)
+        count = counts_of(fitted, n_sources)
+        if count is None:
+            selected = fit_unknown(fitted, grid, spec)
+            fit, probability = selected.fit, selected.probability
+        else:
+            fit, probability = fit_known(fitted, count, grid, spec), None
+        estimate = from_fit(fitted, fit, probability, grid.volume, spec)
+        return calibrated(estimate, recording, grid.volume, spec) if spec.allowed_error else estimate
+
+
+def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
+    """The search grid of the settings for the recording's panel, on the recording's device."""
+    elements = recording.elements
+    key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, recording.wavelength
+    return _grid(*key, volume_of(spec), spec.oversampling, recording.snapshots.device)
+
+
+@lru_cache(maxsize=4)
+def _grid(
+    elements: bytes,
+    dtype: torch.dtype,
+    wavelength: float,
+    volume: Volume,
+    oversampling: float,
+    device: torch.device,
+) -> SearchGrid:
+    """Cached with its steering vectors, which for a single scene take as long as the search."""
+    panel = Panel(torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3), wavelength)
+    return SearchGrid.cover(panel, volume, oversampling).to(device)
+
+
+def counts_of(recording: Recording, n_sources: NSources) -> Int64[Tensor, "S"] | None:
+    """The number of sources of each scene, checked against what the data can identify; ``None`` for ``auto``.
+
+    Raises:
+        InputError: see :func:`~rismusic.estimation.noise.check_fit`.
+    """
+    if isinstance(n_sources, str):
+        return None
+    if isinstance(n_sources, int):
+        n_sources = torch.full((len(recording),), n_sources, device=recording.snapshots.device)
+    check_fit(recording, n_sources)
+    return n_sources
+
+
+def fit_known(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
+    """Fit a given number of sources to each scene.
+
+    Args:
+        recording: S scenes.
+        count: K of each scene, from :func:`counts_of`.
+        grid: the search grid.
+        spec: method, criterion, polish.
+    """
+    if int(count.max()) == 0:
+        return fit_nothing(recording)
+    if spec.method in STRATEGIES:
+        return fit_from_search(recording, count, grid, strategy_of(spec))
+    return fit_from_spectrum(recording, count, grid, spec)
+
+
+def fit_unknown(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> SelectedOrder:
+    """Fit the most probable number of sources, at most ``spec.sources_max``, to each scene."""
+    _, L, M = recording.snapshots.shape
+    scenes = torch.arange(len(recording), device=recording.snapshots.device)
+    check_fit(recording, torch.zeros_like(scenes))
+    most = min(spec.sources_max, most_sources(L, M))
+    if spec.method in STRATEGIES:
+        return _search_unknown(recording, grid, most, strategy_of(spec))
+    if spectrum_method(spec.method).subspace:
+        most = min(most, L)  # the rank of R_samp
+
+    def fit(some: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
+        part = recording[some]
+        one = fit_known(part, torch.full_like(some, count), grid, spec)
+        return one, log_evidence(part, one, grid.volume)
+
+    return select_model_order(scenes, fit, most)
+
+
+def fit_nothing(recording: Recording) -> Fit:
+    """The fit without sources: all of the data is noise."""
+    scenes, device = len(recording), recording.snapshots.device
+    positions = torch.ones(scenes, 1, 3, dtype=torch.float64, device=device)
+    absent = torch.zeros(scenes, 1, dtype=torch.bool, device=device)
+    return finish(recording, positions, absent, torch.ones_like(absent[:, 0]))
+
+
+def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: LocateSpec) -> Estimate:
+    """Refine an estimate from whitened snapshots jointly with the responses of the panel's elements.
+
+    Args:
+        estimate: from ``recording``, whitened.
+        recording: as recorded.
+        volume: the searched volume.
+        spec: the settings, with a positive ``panel_error``.
+    """
+    sources, noise = estimate.sources, noise_of(recording).double()
+    covariance, converged = estimate.covariance, torch.ones_like(noise, dtype=torch.bool)
+    if spec.polish and sources.azimuth.shape[1]:
+        fit = calibrate(recording, sources, volume, panel_error=spec.allowed_error)
+        sources, covariance, converged = fit.sources, fit.covariance, fit.converged
+    std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    return replace(
+        estimate,
+        sources=sources,
+        covariance=covariance,
+        snr_db=received_db(recording, sources, noise),
+        noise_variance=noise,
+        warnings=warnings_of(sources, std, converged, volume),
+    )
+
+
+# --- Spectra of the sample covariance ---
+
+
+def spectrum_method(name: str) -> SpectrumMethod:
+    """The registered spectrum of that name.
+
+    Raises:
+        InputError: no spectrum has this name.
+    """
+    return SpectrumMethod.of(SPECTRA.get(name))
+
+
+def fit_from_spectrum(
+    recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec
+) -> Fit:
+    """RAP-MUSIC on a spectrum of R_samp, then NF-MLE unless ``spec.polish`` is off.
+
+    For spectra that invert R_samp, it is shrunk towards the identity.
+    """
+    method = spectrum_method(spec.method)
+    covariance = recording_covariance(recording, noise_of(recording), oracle=method.shrink)
+    start, converged = rap_music_sources(method.function(covariance, count.clamp_min(1)), grid, count)
+    if spec.polish:
+        return nfmle(recording, start, grid.volume, criterion=spec.criterion)
+    return finish(recording, *unpack(start, recording), converged)
+
+
+def rap_music_sources(
+    spectrum: Spectrum, grid: SearchGrid, count: Int64[Tensor, "S"], *, climb: NewtonOptions = TO_CONVERGENCE
+) -> tuple[Sources, Bool[Tensor, "S"]]:
+    """RAP-MUSIC for a number of sources that differs between scenes.
+
+    Args:
+        spectrum: of each scene.
+        grid: the search grid.
+        count: K of each scene; at least one of them positive.
+        climb: options of Newton's method.
+
+    Returns:
+        Positions [S, K_max] in float64, NaN where there is no source; whether Newton's method converged.
+    """
+    most = int(count.max())
+    peaks = rap_music(spectrum, grid, most, climb=climb)
+    absent = torch.arange(most, device=count.device) >= count[:, None]
+    sources = Sources(azimuth=peaks.azimuth, elevation=peaks.elevation, range=peaks.range)
+    sources = sources.each(lambda value: value.double().masked_fill(absent, math.nan))
+    return sources, (peaks.converged | absent).all(-1)
+
+
+# --- Searches of the grid with the likelihood: OMP, RELAX, SBL ---
+
+
+def strategy_of(spec: LocateSpec) -> Strategy:
+    """The strategy of the settings' method, with the settings' likelihood."""
+    return replace(STRATEGIES[spec.method], criterion=spec.criterion)
+
+
+def fit_from_search(
+    recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, strategy: Strategy
+) -> Fit:
+    """Fit a given number of sources to each scene, from starts that a search of the grid finds.
+
+    Args:
+        recording: S scenes.
+        count: K of each scene, from :func:`counts_of`.
+        grid: the search grid, of the recording's panel.
+        strategy: which starts.
+
+    Raises:
+        InputError: the grid is of another panel.
+    """
+    dictionary = _dictionary(recording, grid)
+    fits = []
+    for block in _search_blocks(recording, dictionary):
+        starts = Starts.prepare(GridSearch(dictionary, recording[block]), count[block], strategy)
+        fits.append(starts.fit(count[block], strategy))
+    return join(fits)
+
+
+def _search_unknown(recording: Recording, grid: SearchGrid, most: int, strategy: Strategy) -> SelectedOrder:
+    """The most probable number of sources of each scene, up to ``most``."""
+    dictionary = _dictionary(recording, grid)
+    selected = []
+    for block in _search_blocks(recording, dictionary):
+        part = recording[block]
+        scenes = torch.arange(len(part), device=part.snapshots.device)
+        starts = Starts.prepare(GridSearch(dictionary, part), torch.full_like(scenes, most), strategy)
+
+        def fit(
+            some: Int64[Tensor, "_"], count: int, starts: Starts = starts
+        ) -> tuple[Fit, Float[Tensor, "_"]]:
+            here = starts[some]
+            data = here.search.recording
+            one = here.fit(torch.full_like(some, count), strategy) if count else fit_nothing(data)
+            return one, log_evidence(data, one, grid.volume)
+
+        selected.append(select_model_order(scenes, fit, most))
+    return SelectedOrder(
+        join([one.fit for one in selected]), torch.cat([one.log_evidence for one in selected])
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """Starts of the fits of S scenes, for any number of sources up to a largest one.
+
+    Args:
+        search: search of the grid for these scenes.
+        path: [S, K_max, K_max, 3] azimuth, elevation, 1/range of OMP after each source: row K - 1 holds K of
+            them.
+        peaks: [S, K_max, 3] the highest peaks of the SBL map, the highest first; ``None`` without a map.
+    """
+
+    search: GridSearch
+    path: Float[Tensor, "S K K 3"]
+    peaks: Float[Tensor, "S K 3"] | None
+
+    @classmethod
+    def prepare(cls, search: GridSearch, count: Int64[Tensor, "S"], strategy: Strategy) -> Starts:
+        """Compute the starts for up to ``count`` sources in each scene."""
+        path = omp_path(search, count, strategy.criterion)
+        peaks = None
+        if strategy.sbl:
+            positions, active = _step_of(path, count)
+            converged = torch.ones_like(active[:, 0])
+            noise = finish(search.recording, positions, active, converged).noise_variance
+            peaks = sbl_peaks(search, noise, path.shape[1], iterations=strategy.iterations)
+        return cls(search, path, peaks)
+
+    def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Starts:
+        """The starts of some scenes."""
+        peaks = None if self.peaks is None else self.peaks[scenes]
+        return Starts(self.search[scenes], self.path[scenes], peaks)
+
+    def fit(self, count: Int64[Tensor, "S"], strategy: Strategy) -> Fit:
+        """The likelier of the fits from all starts, with ``count`` sources in each scene."""
+        positions, active = _step_of(self.path, count)
+        fit = self._fit(positions, active, strategy)
+        if self.peaks is None:
+            return fit
+        return better(fit, self._fit(self.peaks[:, : active.shape[1]], active, strategy))
+
+    def _fit(self, positions: Float[Tensor, "S C 3"], active: Bool[Tensor, "S C"], strategy: Strategy) -> Fit:
+        recording, volume = self.search.recording, self.search.dictionary.grid.volume
+        fit = refine(recording, positions, active, volume, criterion=strategy.criterion)
+        if strategy.relax:
+            fit = relax_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
+            fit = refine(recording, fit.positions, active, volume, criterion=strategy.criterion)
+        return finish(recording, fit.positions, active, fit.converged)
+
+
+def _step_of(
+    path: Float[Tensor, "S K K 3"], count: Int64[Tensor, "S"]
+) -> tuple[Float[Tensor, "S C 3"], Bool[Tensor, "S C"]]:
+    """The step of the OMP path with ``count`` sources, and a mask of them (C, the largest number)."""
+    most = max(1, int(count.max()))
+    step = path[torch.arange(len(path), device=path.device), (count - 1).clamp_min(0), :most]
+    return step, torch.arange(most, device=path.device) < count[:, None]
+
+
+def _dictionary(recording: Recording, grid: SearchGrid) -> Dictionary:
+    panel = recording.panel
+    if grid.panel.size != panel.size or grid.panel.wavelength != panel.wavelength:
+        raise InputError(
+            "grid",
+            f"covers a panel of {grid.panel.size} elements at {grid.panel.wavelength:g} m, but the "
+            f"recording's has {panel.size} elements at {panel.wavelength:g} m",
+        )
+    return Dictionary.of(grid)
+
+
+def _search_blocks(recording: Recording, dictionary: Dictionary) -> list[slice]:
+    """Blocks of scenes. A search keeps the energies of all points, and the snapshots twice in float64."""
+    _, L, M = recording.snapshots.shape
+    return blocks(len(recording), 4 * L * len(dictionary) + 32 * L * M, recording.snapshots.device)
