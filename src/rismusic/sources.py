@@ -101,7 +101,7 @@ class Sources:
             power=from_db(level[0]) if level else None,
             symbols=None if symbols is None else to_tensor("symbols", symbols, "complex"),
         )
-        sources = replace(sources.blank(empty), symbols=sources.symbols)
+        sources = replace(replace(sources, symbols=None).blank(empty), symbols=sources.symbols)
         check_sources(sources, field="sources")
         return sources
 

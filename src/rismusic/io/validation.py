@@ -109,7 +109,7 @@ def check_pose(pose: Tensor, *, field: str = "pose") -> None:
 
 
 def _likely_unit(panel: Panel) -> str:
-    """The mistake that would bring the elements closest to half a wavelength apart, if one does."""
+    """The wrong unit that explains the spacing best, if one gives about half a wavelength."""
     p, w, c = panel.spacing, panel.wavelength, 299792458.0
     spacings = {
         "elements in millimetres": p / 1e3 / w,
@@ -170,7 +170,7 @@ def _check_symbols(symbols: Tensor, active: Tensor, first_scene: int) -> None:
 
 
 def _where(name: str, place: Tensor, first_scene: int) -> str:
-    """``scene 3, snapshot 2, antenna 5``; a ``place`` of fewer axes names the first of them."""
+    """Text such as ``scene 3, snapshot 2, antenna 5``; ``place`` may have fewer axes than the field."""
     axes = FIELDS[name].axes
     shared = FIELDS[name].shared and len(place) == 2
     named = zip(axes[1:] if shared else axes, place.tolist(), strict=False)
