@@ -1,7 +1,7 @@
-"""Speed of the hybrid locator: ``python benchmarks/hybrid.py [--weights FILE] [--json FILE]``.
+"""Speed of the hybrid estimator: ``python benchmarks/hybrid.py [--weights FILE] [--json FILE]``.
 
-K = 3, 10 dB, default system, noise variance estimated, 2 threads: scenes/s of 256 scenes, K known and not,
-the time of a single scene after loading, and the share of the processor's time that each part takes.
+K = 3, 10 dB, default system, noise variance estimated, 2 threads: scenes/s of 256 scenes, K known and
+unknown, the time of a single scene after loading, and the share of processor time of each part.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     rows["K known, one scene: ms"] = 1e3 * seconds(single, weights, SOURCES)
     rows["K not known, one scene: ms"] = 1e3 * seconds(single, weights, "auto")
     rows |= {f"share of {part}": value for part, value in shares(batches[0], weights).items()}
-    report("Hybrid locator", rows)
+    report("Hybrid estimator", rows)
 
 
 if __name__ == "__main__":

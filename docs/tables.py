@@ -14,35 +14,36 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-import architectures
-import counting
-import doctoring
-import gating
-import leaderboard
+import architecture_tables
+import benchmark_tables
+import doctor_tables
+import learning_tests
+import model_order_tables
 import rismusic
-from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 from markdowntable import table
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.io import read
 from rismusic.io.schema import FIELDS
 from rismusic.spec import Spec, SystemSpec
+from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 
-BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
+BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "io" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
 COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train", "tune", "doctor")
 MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",
-    "snapshots": "what the receiver saw, y, in each scene and snapshot",
-    "channel": "H from the panel to the receiver; absent where the panel is sampled directly (M = N)",
-    "codes": "c, what the panel wore; absent where `channel` is",
+    "snapshots": "received signal y of each scene and snapshot",
+    "channel": "H from the panel to the receiver; absent with direct sampling (M = N)",
+    "codes": "RIS configurations c; absent with direct sampling",
     "noise_variance": "σ² = E|n|² of the complex noise at one receiver output; optional",
+    "pose": "transform from the panel frame to a room frame; optional",
     "truth/azimuth": "radians, NaN where there is no source; optional",
     "truth/elevation": "radians, NaN where there is no source; with `truth/azimuth`",
     "truth/range": "metres, NaN where there is no source; with `truth/azimuth`",
-    "truth/power": "mean power p of each source's symbols; optional",
-    "truth/symbols": "the symbols s that were sent; optional, the conditional bound needs them",
+    "truth/power": "mean power p of the symbols of each source; optional",
+    "truth/symbols": "transmitted symbols s; optional, needed by the conditional bound",
 }
 BAD_SETTINGS: tuple[dict[str, object], ...] = (
     {"sources": 0},
@@ -139,7 +140,7 @@ def sentence(call: object, *arguments: object, **settings: object) -> str:
 
 
 def bad_settings() -> str:
-    """Impossible settings, and what is said to each."""
+    """Invalid settings with their error messages."""
     rows = []
     for case in BAD_SETTINGS:
         given = ", ".join(f"{name}={value!r}" for name, value in case.items())
@@ -152,12 +153,12 @@ def bad_commands() -> str:
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for command in BAD_COMMANDS:
-            said = io.StringIO()
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            stderr = io.StringIO()
+            with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
                 status = main(command.split())
             if status != 2:
                 raise AssertionError(f"rismusic {command}: exit code {status}, not 2")
-            rows.append((code(f"rismusic {command}"), " ".join(said.getvalue().split())))
+            rows.append((code(f"rismusic {command}"), " ".join(stderr.getvalue().split())))
     return table(("command", "standard error"), rows)
 
 
@@ -175,8 +176,8 @@ def bad_recordings() -> str:
     for case in _module(BAD_RECORDINGS).CASES:
         with tempfile.TemporaryDirectory() as folder:
             path = case.make(Path(folder))
-            said = sentence(read, path).replace(str(path), path.name).replace(folder, "the folder")
-        rows.append((case.name, code(said)))
+            message = sentence(read, path).replace(str(path), path.name).replace(folder, "the folder")
+        rows.append((case.name, code(message)))
     return table(("what is wrong", "sentence"), rows)
 
 
@@ -225,7 +226,7 @@ def api() -> str:
             continue
         kind = "class" if isinstance(thing, type) else "func"
         rows.append((f"{{py:{kind}}}`~{thing.__module__}.{name}`", _first_sentence(thing)))
-    return table(("name", "what it is"), rows)
+    return table(("name", "meaning"), rows)
 
 
 def _first_sentence(thing: object) -> str:
@@ -251,10 +252,10 @@ def samples() -> str:
     shown = []
     for row in rows:
         over = (row[f"{name}_over_bound"] for name in ("azimuth", "elevation", "inverse_range"))
-        told = "told" if row["count"] == "K" else "found"
+        number = "known" if row["count"] == "K" else "estimated"
         numbers = f"{row['hits']} of {row['sources']}", row["false_alarm_count"]
         shown.append(
-            (f"`{row['sample']}`", f"`{row['method']}`", told, *numbers, *(f"{float(x):.2f}" for x in over))
+            (f"`{row['sample']}`", f"`{row['method']}`", number, *numbers, *(f"{float(x):.2f}" for x in over))
         )
     head = ("sample", "method", "K", "hits", "false alarms", "azimuth", "elevation", "1/range")
     return table(head, shown)
@@ -271,11 +272,11 @@ def write_all(folder: Path) -> None:
         wave_bias,
         api,
         samples,
-        *leaderboard.TABLES,
-        *architectures.TABLES,
-        *counting.TABLES,
-        *gating.TABLES,
-        *doctoring.TABLES,
+        *benchmark_tables.TABLES,
+        *architecture_tables.TABLES,
+        *model_order_tables.TABLES,
+        *learning_tests.TABLES,
+        *doctor_tables.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
     for name in COMMANDS:
