@@ -241,7 +241,8 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
     least = sources if isinstance(sources, int) else int(sources.min())
     if not 1 <= least <= most <= covariance.rank:
         found = least if least < 1 else most
-        raise InputError("sources", f"1 to {covariance.rank} (the rank of the covariance)", str(found))
+        rank = covariance.rank
+        raise InputError("sources", f"must be 1 to {rank}, the rank of the covariance; got {found}")
     values, vectors = covariance.eigen(covariance.rank)
     place = torch.arange(covariance.rank, device=values.device)
     count = torch.as_tensor(sources, device=values.device)
