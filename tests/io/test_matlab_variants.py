@@ -95,3 +95,14 @@ def test_parts_of_different_shape(tmp_path):
     values |= {"snapshots_real": y.real.copy(), "snapshots_imag": y.imag[1:].copy()}
     with pytest.raises(InputError, match=r"^snapshots: .*imaginary part"):
         read(WRITERS["npz"](tmp_path / "a.npz", values))
+
+
+def test_complex_integers_of_matlab(tmp_path):
+    """A variable of class int8 with an imaginary part, as ``complex(int8(1), int8(-1))``."""
+    path = WRITERS["mat 5"](tmp_path / "a.mat", {**sound(), "codes": np.ones((3, 6), np.complex64)})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"codes") - 32
+    assert content[place] == 7, "class single"
+    content[place] = 8
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read(path).codes.numpy(), np.ones((3, 6)))

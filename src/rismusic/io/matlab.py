@@ -25,7 +25,7 @@ from scipy.io import savemat
 from rismusic.errors import InputError
 from rismusic.io.hdf5 import Hdf5Sink, chunk_shape, dataset, members, open_hdf5
 from rismusic.io.schema import from_flat, to_flat
-from rismusic.io.store import Array, Sink, Store, StoredArray, understood
+from rismusic.io.store import Array, Sink, Store, StoredArray, to_complex, understood
 
 LARGEST_BYTES = 2**31 - 1
 """Largest size of one variable in version 5."""
@@ -173,7 +173,7 @@ class Mat5Array:
     def __init__(self, file: IO[bytes], offset: int, found: Variable) -> None:
         self._file, self._order, self.shape = file, found.order, found.shape
         self.dtype: np.dtype[Any] = np.dtype("u2" if found.kind == "char" else found.kind)
-        if found.is_complex and self.dtype.kind == "f":
+        if found.is_complex:
             self.dtype = np.result_type(self.dtype, np.complex64)
         end = file.seek(0, 2)
         place = offset + found.data
@@ -196,12 +196,7 @@ class Mat5Array:
             np.memmap(self._file, dtype, "r", place, self.shape, order="F")[index]
             for dtype, place in self._parts
         ]
-        values = np.empty(parts[0].shape, self.dtype)
-        if len(parts) == 1:
-            values[...] = parts[0]
-        else:
-            values.real, values.imag = parts
-        return values
+        return parts[0].astype(self.dtype) if len(parts) == 1 else to_complex(parts[0], parts[1], self.dtype)
 
     def text(self) -> Array:
         """Text of a variable of class ``char``."""
@@ -291,7 +286,7 @@ class Mat73Array:
         self.shape: tuple[int, ...] = tuple(int(n) for n in found[()].ravel()) if empty else found.shape[::-1]
         self._pairs = found.dtype.names == ("real", "imag")
         self.dtype: np.dtype[Any] = found.dtype
-        if self._pairs and all(found.dtype[part].kind == "f" for part in ("real", "imag")):
+        if self._pairs:
             self.dtype = np.result_type(found.dtype["real"], found.dtype["imag"], np.complex64)
 
     def __getitem__(self, index: tuple[slice, ...]) -> Array:
@@ -300,9 +295,7 @@ class Mat73Array:
         stored = self._dataset[full[::-1]].T
         if not self._pairs:
             return np.asarray(stored)
-        values = np.empty(stored.shape, self.dtype)
-        values.real, values.imag = stored["real"], stored["imag"]
-        return values
+        return to_complex(stored["real"], stored["imag"], self.dtype)
 
 
 @dataclass(frozen=True)

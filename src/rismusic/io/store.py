@@ -101,10 +101,15 @@ class ComplexPair:
 
     def __getitem__(self, index: tuple[slice, ...]) -> Array:
         """Read a part as a new array."""
-        real, imag = (part[index] for part in self._parts)
-        values = np.empty(real.shape, self.dtype)
-        values.real, values.imag = real, imag
-        return values
+        real, imag = self._parts
+        return to_complex(real[index], imag[index], self.dtype)
+
+
+def to_complex(real: Array, imag: Array, dtype: np.dtype[Any]) -> Array:
+    """Join real and imaginary parts."""
+    values = np.empty(real.shape, dtype)
+    values.real, values.imag = real, imag
+    return values
 
 
 @contextmanager
