@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import ArrayLike, Panel, Wave, steering, to_tensor
+from rismusic.array import ArrayLike, Panel, Wave, direction, steering, to_tensor
 from rismusic.errors import InputError
 from rismusic.units import from_db
 
@@ -126,9 +126,7 @@ class Sources:
 
         :math:`r\,(\sin\phi\cos\theta,\ \sin\theta,\ \cos\phi\cos\theta)`; NaN in unused slots.
         """
-        phi, theta = self.azimuth, self.elevation
-        u = torch.stack((phi.sin() * theta.cos(), theta.sin(), phi.cos() * theta.cos()), dim=-1)
-        return self.range[..., None] * u
+        return self.range[..., None] * torch.stack(direction(self.azimuth, self.elevation), dim=-1)
 
     def __repr__(self) -> str:
         optional = [name for name in ("power", "symbols") if getattr(self, name) is not None]

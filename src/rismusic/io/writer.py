@@ -72,7 +72,7 @@ class RecordingWriter:
         validate(block, first_scene=self._written)
         if self._written + len(block) > self.scenes:
             raise InputError(
-                "scenes", f"{self.path} takes {self.scenes} scenes in all; got {self._written + len(block)}"
+                "scenes", f"{self.path} needs {self.scenes} scenes in total; got {self._written + len(block)}"
             )
         block = _as_stored(block, self._written)
         values = tensors(block)
@@ -97,7 +97,7 @@ class RecordingWriter:
             return
         if self._written != self.scenes:
             self._abort()
-            raise InputError("scenes", f"{self.path} takes {self.scenes} scenes in all; got {self._written}")
+            raise InputError("scenes", f"{self.path} needs {self.scenes} scenes in total; got {self._written}")
         with self._on_disk():
             self._sink.finish()
             check_output(self.path, overwrite=self.overwrite)
