@@ -21,7 +21,7 @@ from rismusic.plots import COLOURS, new_axes, save, scene_top
 from rismusic.simulation.channel import draw_channel, line_of_sight
 from rismusic.simulation.codebook import dft_codes, draw_codes, spread_order
 from rismusic.simulation.random_numbers import Draws
-from rismusic.sources import draw_sources
+from rismusic.simulation.scene import draw_sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec
 from wave_bias import BINS, DESIGN_RMS_DEG, fits, rms
 
