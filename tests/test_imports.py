@@ -18,7 +18,7 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors", "renames"],
-    ["files", "registry", "devices", "memory", "conversion"],
+    ["files", "registry", "devices", "memory"],
     ["spec"],
     ["units", "array"],
     ["operator", "simulation.random_numbers"],

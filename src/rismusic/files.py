@@ -19,11 +19,11 @@ def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) 
     Args:
         path: the file to be written.
         overwrite: whether an existing file may be replaced.
-        endings: what the name may end in; anything if empty.
+        endings: allowed extensions; empty for any.
 
     Raises:
-        InputError: the file exists and ``overwrite`` is off, is a folder, its folder is missing, or its name
-            ends in something else.
+        InputError: the path is a folder or an existing file without ``overwrite``, its folder is missing, or
+            the extension is not allowed.
     """
     if endings and path.suffix not in endings:
         raise InputError(str(path), f"the file name must end in {' or '.join(endings)}")
@@ -42,7 +42,7 @@ def replace_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary name beside ``path``; renamed to ``path`` on success, removed on failure.
 
     Raises:
-        InputError: see :func:`check_output`; or the disk is full or refuses the file.
+        InputError: see :func:`check_output`; or the file cannot be written, as on a full disk.
     """
     check_output(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")

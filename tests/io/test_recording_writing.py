@@ -50,9 +50,9 @@ def test_a_failing_write_leaves_everything_as_it_was(container: str, tmp_path: P
         interrupted()
     assert names(tmp_path) == [path.name]
 
-    with refused("scenes", "4 scenes in all; got 2"), RecordingWriter(path, **settings) as writer:
+    with refused("scenes", "4 scenes in total; got 2"), RecordingWriter(path, **settings) as writer:
         writer.append(recording[:2])
-    with refused("scenes", "4 scenes in all; got 6"), RecordingWriter(path, **settings) as writer:
+    with refused("scenes", "4 scenes in total; got 6"), RecordingWriter(path, **settings) as writer:
         writer.append(recording)
         writer.append(recording[:2])
     bad = recording.snapshots.clone()

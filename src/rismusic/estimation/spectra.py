@@ -48,7 +48,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel, by_inverse_range, steering, steering_with_slopes
+from rismusic.array import Panel, by_inverse_range, steering, steering_with_phase_derivatives
 from rismusic.covariance import Covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
@@ -247,7 +247,8 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
     least = sources if isinstance(sources, int) else int(sources.min())
     if not 1 <= least <= most <= covariance.rank:
         found = least if least < 1 else most
-        raise InputError("sources", f"1 to {covariance.rank} (the rank of the covariance)", str(found))
+        rank = covariance.rank
+        raise InputError("sources", f"must be 1 to {rank}, the rank of the covariance; got {found}")
     values, vectors = covariance.eigen(covariance.rank)
     place = torch.arange(covariance.rank, device=values.device)
     count = torch.as_tensor(sources, device=values.device)
@@ -388,7 +389,7 @@ def newton(
 
 def _phases(panel: Panel, x: Tensor) -> tuple[Tensor, Tensor]:
     """Steering vectors a [B, N] at azimuth, elevation and 1/range x [B, 3], and their phases' derivatives."""
-    A, slope = steering_with_slopes(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
+    A, slope = steering_with_phase_derivatives(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
     return A[..., 0], slope[..., 0, :] * by_inverse_range(x[:, 2])[:, None]
 
 
