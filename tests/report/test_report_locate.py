@@ -248,7 +248,7 @@ def test_a_missing_package_is_said_before_any_work(name, recording, tmp_path, mo
 
 
 def test_bad_reports(recording, located, tmp_path):
-    with pytest.raises(InputError, match=r"ending in \.html"):
+    with pytest.raises(InputError, match=r"must end in \.html"):
         check_report(tmp_path / "a.pdf", overwrite=False)
     with pytest.raises(InputError, match="no scene to report"):
         LocateReport().write(tmp_path / "a.html")

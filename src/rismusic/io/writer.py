@@ -97,7 +97,9 @@ class RecordingWriter:
             return
         if self._written != self.scenes:
             self._abort()
-            raise InputError("scenes", f"{self.path} needs {self.scenes} scenes in total; got {self._written}")
+            raise InputError(
+                "scenes", f"{self.path} needs {self.scenes} scenes in total; got {self._written}"
+            )
         with self._on_disk():
             self._sink.finish()
             check_output(self.path, overwrite=self.overwrite)
