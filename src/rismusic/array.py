@@ -35,6 +35,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.errors import InputError
+from rismusic.renames import refuse_old_names
 from rismusic.spec import PanelSpec
 
 ArrayLike = Any
@@ -44,6 +45,7 @@ Wave = Literal["spherical", "fresnel", "paraxial"]
 """Form of the path difference; see the documentation of this module."""
 
 
+@refuse_old_names
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class Panel:
     r"""Element positions of a RIS or antenna array, and its wavelength.

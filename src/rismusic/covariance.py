@@ -98,19 +98,14 @@ class Covariance:
     def inverse_root(self) -> Complex[Tensor, "*batch N R"]:
         r"""V with :math:`I - V V^H = \epsilon R^{-1}` (Woodbury): :math:`V = F C^{-H}`.
 
-        C is the Cholesky factor of :math:`\epsilon I + F^H F`. The loading must be positive.
-
-        Raises:
-            InputError: a loading that is zero, so that R has no inverse.
+        C is the Cholesky factor of :math:`\epsilon I + F^H F`, in double precision. The loading must be
+        positive; this is not checked, so that a GPU is not synchronised.
         """
-        if not (self.loading > 0).all():
-            raise InputError("covariance.loading", "must be positive; with a loading of 0, R has no inverse")
         wide = self.factor.to(torch.complex128)
         gram = wide.mH @ wide
         identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        root = torch.linalg.cholesky(gram + self.loading.double()[..., None, None] * identity)
-        solved = torch.linalg.solve_triangular(root, wide.mH, upper=False)
-        return solved.mH.to(self.factor.dtype).resolve_conj()
+        root, _ = torch.linalg.cholesky_ex(gram + self.loading.double()[..., None, None] * identity)
+        return torch.linalg.solve_triangular(root, wide.mH, upper=False).mH.resolve_conj()
 
     @torch.no_grad()
     def eigen(self, count: int) -> tuple[Float[Tensor, "*batch K"], Complex[Tensor, "*batch N K"]]:
@@ -420,7 +415,7 @@ def blend(predicted: Covariance, sample: Covariance, beta: Float[Tensor, "*batch
 
 
 def energy(values: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """|z|^2, differentiable at 0 (unlike ``abs``)."""
+    """Squared modulus without the square root of ``abs``, which has no derivative at 0."""
     return values.real.square() + values.imag.square()
 
 

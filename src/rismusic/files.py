@@ -1,4 +1,4 @@
-"""Checks of output files, and atomic writing: to a temporary name that is then renamed."""
+"""Atomic writing of files: to a temporary name first, then renamed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TABLE_ENDINGS = (".csv", ".json")
 
 
 def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) -> None:
-    """Check that an output file can be written, before the work for it starts.
+    """Check that an output file can be written, before work starts.
 
     Args:
         path: the file to be written.
@@ -26,22 +26,20 @@ def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) 
             the extension is not allowed.
     """
     if endings and path.suffix not in endings:
-        raise InputError(
-            str(path), f"the name must end in {' or '.join(endings)}; got {path.suffix or 'no extension'}"
-        )
+        raise InputError(str(path), f"the file name must end in {' or '.join(endings)}")
     if path.is_dir():
-        raise InputError(str(path), "is a folder; give the name of a file to write")
+        raise InputError(str(path), "is a folder; give the name of a file")
     if not path.parent.is_dir():
-        raise InputError(str(path), f"the folder {path.parent} does not exist; create it first")
+        raise InputError(str(path), f"the folder {path.parent} does not exist")
     if path.exists() and not overwrite:
         raise InputError(
-            str(path), "the file exists; choose another name, or replace it with --overwrite (overwrite=True)"
+            str(path), "the file exists already; pass overwrite=True (--overwrite) to replace it"
         )
 
 
 @contextmanager
 def replace_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Context manager of a temporary path beside ``path``: renamed to it on success, removed on failure.
+    """A temporary name beside ``path``; renamed to ``path`` on success, removed on failure.
 
     Raises:
         InputError: see :func:`check_output`; or the file cannot be written, as on a full disk.

@@ -108,17 +108,17 @@ def test_full_disk_is_said_as_such(fault: Exception, tmp_path: Path, monkeypatch
 
 def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = simulated()
-    with refused(tmp_path / "no" / "a.h5", "does not exist; create it first"):
+    with refused(tmp_path / "no" / "a.h5", "does not exist"):
         write(tmp_path / "no" / "a.h5", recording)
     with refused(tmp_path / "a.wav", "a name that ends in .h5, .npz, .mat"):
         write(tmp_path / "a.wav", recording)
     with refused(tmp_path / "a", "got no extension"):
         write(tmp_path / "a", recording)
     (tmp_path / "dir.h5").mkdir()
-    with refused(tmp_path / "dir.h5", "is a folder; give the name"):
+    with refused(tmp_path / "dir.h5", "is a folder"):
         write(tmp_path / "dir.h5", recording, overwrite=True)
     (tmp_path / "a.h5").write_bytes(b"precious")
-    with refused(tmp_path / "a.h5", "the file exists"):
+    with refused(tmp_path / "a.h5", "the file exists already"):
         write(tmp_path / "a.h5", recording)
     with refused("scenes", "at least one"):
         RecordingWriter(tmp_path / "b.h5", scenes=0)

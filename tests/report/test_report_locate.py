@@ -231,7 +231,7 @@ def test_the_command_is_the_twin_of_the_call(recording, tmp_path, capsys):
     ]
     assert scenes[0] == scenes[1]
     assert main(args) == 2
-    assert "the file exists" in capsys.readouterr().err
+    assert "the file exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["jinja2", "matplotlib"])
