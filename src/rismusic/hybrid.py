@@ -340,8 +340,8 @@ def _fit_from_peaks(output: NetworkOutput, start: Sources, grid: SearchGrid, spe
             first, there = fit[scenes], active[scenes]
             listed = rough(recording[scenes], unpack(own, recording)[0][scenes], there)
             gain = first.value - listed.value
-            gain = gain + log_weighted_prior(prior, scenes, listed.positions, there)
-            gain = gain - log_weighted_prior(prior, scenes, first.positions, there)
+            gain = gain + log_prior(prior, scenes, listed.positions, there)
+            gain = gain - log_prior(prior, scenes, first.positions, there)
             fit = fit.with_others(scenes[gain > 0], listed[gain > 0])
     if spec.hybrid.relax_sweeps:
         places = output.candidates if spec.hybrid.network_sources else _peaks_of_blend(output, grid, spec)

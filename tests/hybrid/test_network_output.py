@@ -163,14 +163,14 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, m
 
 def test_the_evidence_is_that_of_the_fit_that_is_returned(seen, made, weights, monkeypatch):
     """Also where the search of the grid came to another fit than what it began with."""
-    whole = module._searched
+    whole = module._birth_death
 
     def elsewhere(seen, fit, grid, spec):
         aside = replace(fit.sources, power=None, symbols=None)
         positions, active = unpack(aside.each(lambda value: 0.99 * value), seen.recording)
         return finish(seen.recording, positions, active, whole(seen, fit, grid, spec).converged)
 
-    monkeypatch.setattr(module, "_searched", elsewhere)
+    monkeypatch.setattr(module, "_birth_death", elsewhere)
     spec = spec_of(weights, model_order="likelihood", birth_death_min_sources=1)
     grid = searched_grid(made, spec)
     chosen = fit_most_probable(seen, grid, spec)
