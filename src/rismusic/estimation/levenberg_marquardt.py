@@ -43,8 +43,12 @@ Evaluated = tuple[Float[Tensor, "B"], Float[Tensor, "B U"], Float[Tensor, "B U U
 Evaluate = Callable[[Int64[Tensor, "B"], Float[Tensor, "B U"]], Evaluated]
 
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-10, 1e9
+# A smaller damping does not change a step.
+_NO_DAMPING = 1e-4
 # Steps whose change of the gradient is remembered, and the least curvature along one, relative to B.
-_MEMORY, _LEAST_CURVATURE = 3, 0.05
+_MEMORY, _LEAST_CURVATURE = 2, 0.05
+# From this tolerance on a fit is only a rough one, whose few steps do without the updates.
+_ROUGH = 0.1
 # Relative to a unit diagonal, so that a singular curvature has an inverse.
 _RIDGE = 1e-12
 # Values are rounded to about this relative error, since fields are computed in single precision.
@@ -105,6 +109,7 @@ class _Iterate:
         lower: Tensor,
         upper: Tensor,
         history: list[tuple[Tensor, Tensor]],
+        tolerance: float,
     ) -> _Iterate:
         value, gradient, F = evaluated
         B = F
@@ -117,14 +122,16 @@ class _Iterate:
         ridge = torch.full_like(value, _RIDGE)
         step, failed = _solve(B, gradient, free, scale, ridge)
         decrement = (step * (F @ step[..., None])[..., 0]).sum(-1).clamp_min(0).sqrt()
-        if history:
+        decrement = torch.where(failed, torch.inf, decrement)
+        if history and bool((decrement <= tolerance).any()):
             # A curvature met far from here may make B too large, and its decrement too small.
             plain = -(gradient * _solve(F, gradient, free, scale, ridge)[0]).sum(-1)
             decrement = torch.maximum(decrement, plain.clamp_min(0).sqrt())
-        decrement = torch.where(failed, torch.inf, decrement)
         return cls(x, value, gradient, B, free, scale, step, decrement)
 
     def damped(self, damping: Tensor) -> Tensor:
+        if bool((damping < _NO_DAMPING).all()):
+            return self.newton
         return _solve(self.curvature, self.gradient, self.free, self.scale, damping)[0]
 
     def __getitem__(self, keep: Tensor) -> _Iterate:
@@ -162,7 +169,7 @@ def levenberg_marquardt(
     x = torch.minimum(torch.maximum(start, low), high)
     live = torch.arange(len(x), device=x.device)
     history: list[tuple[Tensor, Tensor]] = []
-    now = _Iterate.at(x, evaluate(live, x) if first is None else first, low, high, history)
+    now = _Iterate.at(x, evaluate(live, x) if first is None else first, low, high, history, tolerance)
     damping = torch.full_like(now.value, _FIRST_DAMPING)
     end = Minimum(x.clone(), now.value.clone(), torch.zeros_like(now.value, dtype=torch.bool))
     for evaluation in range(steps + 1):
@@ -187,8 +194,9 @@ def levenberg_marquardt(
         foreseen = -(now.gradient * move).sum(-1)
         foreseen = foreseen - (move * (now.curvature @ move[..., None])[..., 0]).sum(-1) / 2
         evaluated = evaluate(live, trial)
-        history = [*history, (move, evaluated[1] - now.gradient)][-_MEMORY:]
-        new = _Iterate.at(trial, evaluated, low, high, history)
+        if tolerance < _ROUGH:
+            history = [*history, (move, evaluated[1] - now.gradient)][-_MEMORY:]
+        new = _Iterate.at(trial, evaluated, low, high, history, tolerance)
         gain = now.value - new.value
         rounding = _ROUNDING * (1 + now.value.abs())
         near = (now.decrement <= _NEAR * tolerance) & (new.decrement < now.decrement) & (gain > -rounding)
@@ -196,9 +204,13 @@ def levenberg_marquardt(
         good = better & ((gain > 0.5 * foreseen) | near)
         damping = torch.where(good, damping / 8, torch.where(better, damping, damping * 6))
         damping = damping.clamp_min(_LEAST_DAMPING)
-        # A refused step tells of a place where the minimum is not.
-        history[-1] = torch.where(better[:, None], history[-1][0], 0), history[-1][1]
+        if better.all():
+            now = new
+            continue
         now = now.replaced(better, new)
+        if history:
+            # A refused step tells of a place where the minimum is not.
+            history[-1] = torch.where(better[:, None], history[-1][0], 0), history[-1][1]
     return end
 
 
