@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from torch import Tensor
 
-import gating
-import leaderboard
-from bias import BINS, DESIGN_RMS_DEG, fits, rms
+import readiness_tables
+import benchmark_tables
+from wave_bias import BINS, DESIGN_RMS_DEG, fits, rms
 from rismusic.array import Panel, Wave, direction, path_difference, steering
 from rismusic.plots import COLOURS, new_axes, save, scene_top
 from rismusic.simulation.channel import draw_channel, line_of_sight
@@ -270,7 +270,7 @@ FIGURES: tuple[Callable[[], Any], ...] = (
     codebook_order,
     rician_factor,
     calibration,
-    gating.gate_curves,
+    readiness_tables.readiness_curves,
 )
 
 
@@ -278,4 +278,4 @@ def draw_all(folder: Path) -> None:
     """Draw every figure into ``folder``, a PNG named after its function."""
     for draw in FIGURES:
         save(draw(), folder / f"{draw.__name__}.png", overwrite=True)
-    leaderboard.draw(folder)
+    benchmark_tables.draw(folder)

@@ -14,21 +14,21 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-import architectures
-import counting
-import doctoring
-import gating
-import leaderboard
+import architecture_tables
+import measured_tables
+import doctor_tables
+import readiness_tables
+import benchmark_tables
 import rismusic
-from bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
-from markdowntable import table
+from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
+from markdown_table import table
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.io import read
 from rismusic.io.schema import FIELDS
 from rismusic.spec import Spec, SystemSpec
 
-BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "recording" / "bad_inputs.py"
+BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "io" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
 COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train", "tune", "doctor")
 MEASURED = Path(__file__).parent / "measured"
@@ -271,11 +271,11 @@ def write_all(folder: Path) -> None:
         wave_bias,
         api,
         samples,
-        *leaderboard.TABLES,
-        *architectures.TABLES,
-        *counting.TABLES,
-        *gating.TABLES,
-        *doctoring.TABLES,
+        *benchmark_tables.TABLES,
+        *architecture_tables.TABLES,
+        *measured_tables.TABLES,
+        *readiness_tables.TABLES,
+        *doctor_tables.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
     for name in COMMANDS:

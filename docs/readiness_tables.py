@@ -1,4 +1,4 @@
-"""Tables and the figure of the gates before a long training, from what ``benchmarks/gates.py`` measured."""
+"""Tables and the figure of the readiness tests, from the results of ``benchmarks/training_readiness.py``."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from markdowntable import table
+from markdown_table import table
 from rismusic.plots import COLOURS, new_axes
 
 MEASURED = Path(__file__).parent / "measured"
 Row = dict[str, Any]
 
 
-def gate_figures() -> str:
-    """Every gate: what is asked, what was measured, what it took."""
+def readiness_figures() -> str:
+    """Every test: target, result, cost."""
     lines = []
     for name, asked in (
         ("litmus", ("fall of the loss in five steps", "fall", "least_fall", "at least")),
         ("overfit", ("training loss after 30 epochs", "training_loss", "training_below", "below")),
         ("overfit", ("validation loss, same scenes", "validation_loss", "validation_below", "below")),
-        ("by_heart", ("error of R_pred", "error_predicted", "error_below", "below")),
-        ("by_heart", ("F1, MUSIC on R_pred alone", "f1_predicted", "f1_above", "above")),
+        ("memorize", ("error of R_pred", "error_predicted", "error_below", "below")),
+        ("memorize", ("F1, MUSIC on R_pred alone", "f1_predicted", "f1_above", "above")),
         ("generalise", ("misses over those of MUSIC on R_samp", "ratio", "ratio_at_most", "at most")),
     ):
         figures = _figures(name)
@@ -38,10 +38,10 @@ def gate_figures() -> str:
                 _took(figures),
             ]
         )
-    return table(["gate", "what", "asked", "measured", "passed", "scenes seen; processor time"], lines)
+    return table(["test", "what", "asked", "measured", "passed", "scenes seen; processor time"], lines)
 
 
-def gate_misses() -> str:
+def readiness_misses() -> str:
     """Misses on unseen scenes: R_samp, untrained and trained network, without and with NF-MLE."""
     figures = _figures("generalise")
     lines = [
@@ -57,10 +57,10 @@ def gate_misses() -> str:
     return table(["MUSIC on", "without NF-MLE", "with NF-MLE"], lines)
 
 
-def gate_curves() -> Any:
-    """Losses and scores of the gates over their epochs."""
+def readiness_curves() -> Any:
+    """Losses and scores of the readiness tests over their epochs."""
     axes = new_axes(None, None, None, size=(12.0, 3.8))
-    heart = _rows("overfit") + _rows("by_heart")
+    heart = _rows("overfit") + _rows("memorize")
     for ax, rows in ((axes[0], heart), (axes[2], _rows("generalise"))):
         at = range(1, len(rows) + 1)
         for colour, name in zip(COLOURS, ("training_loss", "validation_loss"), strict=False):
@@ -77,7 +77,7 @@ def gate_curves() -> Any:
     ):
         axes[1].plot(at, [float(row[name]) for row in heart], c=colour, label=label)
     axes[1].set(xlabel="epoch", ylabel="share", ylim=(0, 1.02))
-    titles = "512 scenes by heart: losses", "512 scenes by heart: scores", "tiny, new scenes: losses"
+    titles = "512 scenes memorized: losses", "512 scenes memorized: scores", "tiny, new scenes: losses"
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)
@@ -93,13 +93,13 @@ def _took(figures: Row) -> str:
     return f"{figures['scenes']:,}; {figures['processor_s'] / 60:.1f} min"
 
 
-def _figures(gate: str) -> Row:
-    return json.loads((MEASURED / f"gate_{gate}.json").read_text(encoding="utf-8"))
+def _figures(test: str) -> Row:
+    return json.loads((MEASURED / f"readiness_{test}.json").read_text(encoding="utf-8"))
 
 
-def _rows(gate: str) -> list[Row]:
-    with (MEASURED / f"gate_{gate}.csv").open(newline="", encoding="utf-8") as file:
+def _rows(test: str) -> list[Row]:
+    with (MEASURED / f"readiness_{test}.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-TABLES: tuple[Callable[[], str], ...] = (gate_figures, gate_misses)
+TABLES: tuple[Callable[[], str], ...] = (readiness_figures, readiness_misses)

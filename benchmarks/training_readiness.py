@@ -1,18 +1,18 @@
-"""Gates before a long training: ``python benchmarks/gates.py [--gates litmus overfit by_heart generalise]``.
+"""Readiness tests before a long training: ``python benchmarks/training_readiness.py [--tests litmus overfit memorize generalise]``.
 
 * ``litmus``: five steps on one batch, beta from 0 to 0.3, take a fifth off its loss at beta = 0; without a
   learning rate they do not.
 * ``overfit``: 512 scenes, seen 30 times: the training loss ends below 0.2, and the loss of a validation on
   the same scenes below 0.5.
-* ``by_heart``: the same network goes on with these scenes; the error of R_pred against R_true ends below
+* ``memorize``: the same network goes on with these scenes; the error of R_pred against R_true ends below
   0.1, and MUSIC on R_pred alone (no R_samp, no NF-MLE, K from the network) has an F1 above 0.95.
 * ``generalise``: the preset ``tiny`` on scenes that are always new; on 500 unseen ones of three sources at
   10 dB, without NF-MLE, it misses at most half of what MUSIC on R_samp misses.
 
-The budgets are those of two cores, 15 minutes for ``overfit`` and ``by_heart`` together and 30 minutes for
+The budgets are those of two cores, 15 minutes for ``overfit`` and ``memorize`` together and 30 minutes for
 ``generalise``, counted in seconds of processor time of this process (2 x 15 x 60, 2 x 30 x 60), since other
-processes may be at work beside it. Each gate writes its figures to ``docs/measured/gate_NAME.json``, and its
-epochs to ``gate_NAME.csv``.
+processes may be at work beside it. Each test writes its figures to ``docs/measured/readiness_NAME.json``, and its
+epochs to ``readiness_NAME.csv``.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ OVERFIT_S, GENERALISE_S = 15 * 60, 30 * 60
 TRAINING_LOSS, VALIDATION_LOSS, ERROR, F1 = 0.2, 0.5, 0.1, 0.95
 RATIO = 0.5
 SOURCES, SNR_DB, SCENES = 3, 10.0, 500
-BY_HEART_EPOCHS = 20
-# To be learned by heart.
+MEMORIZE_EPOCHS = 20
+# Network and rates that memorize the scenes.
 OVERFIT_NETWORK = NetworkSpec(stages=2, depth=2, width=96)
-OVERFIT_BATCH, OVERFIT_RATES, BY_HEART_RATES = 8, (2e-3, 4e-3), (1e-3, 2e-3)
+OVERFIT_BATCH, OVERFIT_RATES, MEMORIZE_RATES = 8, (2e-3, 4e-3), (1e-3, 2e-3)
 
 Figures = dict[str, Any]
 
 
-def gate_litmus(_: Path) -> tuple[Figures, list[Figures]]:
+def run_litmus(_: Path) -> tuple[Figures, list[Figures]]:
     """Five steps on one batch."""
     spec = TrainSpec.tiny()
     result = litmus(spec)
@@ -74,7 +74,7 @@ def gate_litmus(_: Path) -> tuple[Figures, list[Figures]]:
     return figures | {"passed": result.passed and not still.passed, "least_fall": LEAST_FALL}, []
 
 
-def gate_overfit(work: Path) -> tuple[Figures, list[Figures]]:
+def run_overfit(work: Path) -> tuple[Figures, list[Figures]]:
     """512 scenes, 30 epochs."""
     run = work / "overfit"
     figures = trained(overfit_spec(30, OVERFIT_RATES), run)
@@ -86,11 +86,11 @@ def gate_overfit(work: Path) -> tuple[Figures, list[Figures]]:
     }, rows
 
 
-def gate_by_heart(work: Path) -> tuple[Figures, list[Figures]]:
+def run_memorize(work: Path) -> tuple[Figures, list[Figures]]:
     """The same scenes, on from the weights of ``overfit``."""
-    run = work / "by_heart"
+    run = work / "memorize"
     figures = trained(
-        overfit_spec(BY_HEART_EPOCHS, BY_HEART_RATES), run, start=work / "overfit" / "last.safetensors"
+        overfit_spec(MEMORIZE_EPOCHS, MEMORIZE_RATES), run, start=work / "overfit" / "last.safetensors"
     )
     rows = epochs_of(run)
     figures |= {name: rows[-1][name] for name in ("error_predicted", "f1_predicted", "training_loss")}
@@ -98,7 +98,7 @@ def gate_by_heart(work: Path) -> tuple[Figures, list[Figures]]:
     return figures | {"error_below": ERROR, "f1_above": F1, "passed": passed}, rows
 
 
-def gate_generalise(work: Path) -> tuple[Figures, list[Figures]]:
+def run_generalise(work: Path) -> tuple[Figures, list[Figures]]:
     """New scenes in each epoch; then misses on unseen ones, beside those of MUSIC on R_samp."""
     spec = TrainSpec.tiny()
     run = work / "generalise"
@@ -118,11 +118,11 @@ def gate_generalise(work: Path) -> tuple[Figures, list[Figures]]:
     }, epochs_of(run)
 
 
-GATES: dict[str, Callable[[Path], tuple[Figures, list[Figures]]]] = {
-    "litmus": gate_litmus,
-    "overfit": gate_overfit,
-    "by_heart": gate_by_heart,
-    "generalise": gate_generalise,
+TESTS: dict[str, Callable[[Path], tuple[Figures, list[Figures]]]] = {
+    "litmus": run_litmus,
+    "overfit": run_overfit,
+    "memorize": run_memorize,
+    "generalise": run_generalise,
 }
 
 
@@ -210,24 +210,24 @@ def _share(recording: Recording, found: Sources, name: str) -> Figures:
 
 
 def main() -> None:
-    """Run gates and write what came of them."""
+    """Run the tests and write their results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gates", nargs="+", choices=GATES, default=list(GATES))
+    parser.add_argument("--tests", nargs="+", choices=TESTS, default=list(TESTS))
     parser.add_argument("--out", type=Path, default=MEASURED)
     parser.add_argument("--work", type=Path, help="folder for the runs; none: a temporary one")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = chosen.work or Path(temporary)
-        for name in chosen.gates:
-            figures, rows = GATES[name](work)
+        for name in chosen.tests:
+            figures, rows = TESTS[name](work)
             threads = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, {ProcessGroup().device}"
             machine = f"torch {torch.__version__}, {threads}"
-            record = {"gate": name, **figures, "machine": machine, "load": round(os.getloadavg()[0], 1)}
-            (chosen.out / f"gate_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+            record = {"test": name, **figures, "machine": machine, "load": round(os.getloadavg()[0], 1)}
+            (chosen.out / f"readiness_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
             if rows:
-                write_rows(chosen.out / f"gate_{name}.csv", rows)
+                write_rows(chosen.out / f"readiness_{name}.csv", rows)
             print(json.dumps(record, indent=1))
 
 

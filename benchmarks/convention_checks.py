@@ -1,4 +1,4 @@
-"""Mix-ups that ``check`` names: ``python benchmarks/mixups.py [--recordings 100] [--csv FILE]``.
+"""Wrong conventions that ``check`` detects: ``python benchmarks/convention_checks.py [--recordings 100] [--csv FILE]``.
 
 Recordings of many kinds (panels of 4 x 4 to 14 x 14 elements, 4 to 24 snapshots, -5 to 20 dB, 1 to 5 sources,
 sampled directly or through one link or many, with hardware errors and without, 1 to 16 scenes) are looked at

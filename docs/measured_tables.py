@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from markdowntable import table
+from markdown_table import table
 from rismusic.checks import CHECKS
 from rismusic.checks.conventions import CHANGES
 
@@ -91,8 +91,8 @@ def goodness_uniform() -> str:
     return table(["case", "noise variance", "sound fits", "p value of uniformity"], lines)
 
 
-def mixups() -> str:
-    """How often each mistake is named."""
+def convention_checks() -> str:
+    """How often each mistake is reported."""
     lines = [
         [
             "yes" if row["truth"] == "truth" else "no",
@@ -100,18 +100,27 @@ def mixups() -> str:
             *(row[name] for name in ("recordings", "named", "alike", "other")),
         ]
         for row in sorted(
-            _rows("mixups.csv"), key=lambda row: (row["truth"] != "truth", row["mistake"] != "sound")
+            _rows("convention_checks.csv"),
+            key=lambda row: (row["truth"] != "truth", row["mistake"] != "sound"),
         )
     ]
     return table(
-        ["truth in the file", "mistake", "recordings", "named", "told as alike", "another named"], lines
+        [
+            "truth in the file",
+            "mistake",
+            "recordings",
+            "reported",
+            "listed as equivalent",
+            "another reported",
+        ],
+        lines,
     )
 
 
-def mixup_names() -> str:
+def convention_names() -> str:
     """Every mistake that is looked for, and whether it is with truth only."""
     lines = [[f"`{change.name}`", change.meaning, "yes" if change.blind else ""] for change in CHANGES]
-    return table(["name", "what is said", "without truth"], lines)
+    return table(["name", "message", "without truth"], lines)
 
 
 def finding_names() -> str:
@@ -130,8 +139,8 @@ TABLES: tuple[Callable[[], str], ...] = (
     number_reliability,
     goodness_of_fit,
     goodness_uniform,
-    mixups,
-    mixup_names,
+    convention_checks,
+    convention_names,
     finding_names,
 )
 
