@@ -1,9 +1,11 @@
-"""Wrong conventions that ``check`` detects: ``python benchmarks/convention_checks.py [--recordings 100] [--csv FILE]``.
+"""Wrong conventions that ``check`` detects.
+
+Run ``python benchmarks/convention_checks.py [--recordings 100] [--csv FILE]``.
 
 Recordings of many kinds (panels of 4 x 4 to 14 x 14 elements, 4 to 24 snapshots, -5 to 20 dB, 1 to 5 sources,
-sampled directly or through one link or many, with hardware errors and without, 1 to 16 scenes) are looked at
-as they are and with each mistake in turn, with their truth and without. How often is the mistake named, told
-among those that look alike, or another one named in its place?
+sampled directly or through one link or many, with hardware errors and without, 1 to 16 scenes) are
+checked as they are and with each mistake in turn, with their truth and without. The table counts how often
+the mistake is reported, listed as equivalent to the reported one, or replaced by another one.
 """
 
 from __future__ import annotations

@@ -1,18 +1,20 @@
-"""Readiness tests before a long training: ``python benchmarks/training_readiness.py [--tests litmus overfit memorize generalise]``.
+"""Readiness tests before a long training.
 
-* ``litmus``: five steps on one batch, beta from 0 to 0.3, take a fifth off its loss at beta = 0; without a
-  learning rate they do not.
-* ``overfit``: 512 scenes, seen 30 times: the training loss ends below 0.2, and the loss of a validation on
-  the same scenes below 0.5.
-* ``memorize``: the same network goes on with these scenes; the error of R_pred against R_true ends below
+Run ``python benchmarks/training_readiness.py [--tests litmus overfit memorize generalise]``.
+
+* ``litmus``: five steps on one batch, with beta from 0 to 0.3, reduce its loss at beta = 0 by a fifth. At a
+  learning rate of 0 they do not.
+* ``overfit``: after 30 epochs on the same 512 scenes the training loss is below 0.2, and the validation loss
+  on the same scenes below 0.5.
+* ``memorize``: the same network continues with these scenes. The error of R_pred against R_true ends below
   0.1, and MUSIC on R_pred alone (no R_samp, no NF-MLE, K from the network) has an F1 above 0.95.
-* ``generalise``: the preset ``tiny`` on scenes that are always new; on 500 unseen ones of three sources at
-  10 dB, without NF-MLE, it misses at most half of what MUSIC on R_samp misses.
+* ``generalise``: the preset ``tiny`` on new scenes in every step. On 500 unseen scenes of three sources at
+  10 dB, without NF-MLE, it misses at most half as many sources as MUSIC on R_samp.
 
-The budgets are those of two cores, 15 minutes for ``overfit`` and ``memorize`` together and 30 minutes for
-``generalise``, counted in seconds of processor time of this process (2 x 15 x 60, 2 x 30 x 60), since other
-processes may be at work beside it. Each test writes its figures to ``docs/measured/readiness_NAME.json``, and its
-epochs to ``readiness_NAME.csv``.
+The budgets are 15 minutes on two cores for ``overfit`` and ``memorize`` together and 30 minutes for
+``generalise``, counted in processor time of this process (2 x 15 x 60 s, 2 x 30 x 60 s), because other
+processes may run at the same time. Each test writes its results to ``docs/measured/readiness_NAME.json`` and
+its epochs to ``readiness_NAME.csv``.
 """
 
 from __future__ import annotations

@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from torch import Tensor
 
-import readiness_tables
 import benchmark_tables
-from wave_bias import BINS, DESIGN_RMS_DEG, fits, rms
+import readiness_tables
 from rismusic.array import Panel, Wave, direction, path_difference, steering
 from rismusic.plots import COLOURS, new_axes, save, scene_top
 from rismusic.simulation.channel import draw_channel, line_of_sight
@@ -24,6 +23,7 @@ from rismusic.simulation.codebook import dft_codes, draw_codes, spread_order
 from rismusic.simulation.random_numbers import Draws
 from rismusic.sources import draw_sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec
+from wave_bias import BINS, DESIGN_RMS_DEG, fits, rms
 
 MEASURED = Path(__file__).parent / "measured"
 

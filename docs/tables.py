@@ -1,4 +1,4 @@
-"""Tables and texts of the documentation, taken from the package at each build; nothing is pasted."""
+"""Tables and texts of the documentation, taken from the package at each build."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pathlib import Path
 from types import ModuleType
 
 import architecture_tables
-import measured_tables
-import doctor_tables
-import readiness_tables
 import benchmark_tables
+import doctor_tables
+import measured_tables
+import readiness_tables
 import rismusic
-from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 from markdown_table import table
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.io import read
 from rismusic.io.schema import FIELDS
 from rismusic.spec import Spec, SystemSpec
+from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "io" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
@@ -34,15 +34,15 @@ COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train", "tune"
 MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",
-    "snapshots": "what the receiver saw, y, in each scene and snapshot",
-    "channel": "H from the panel to the receiver; absent where the panel is sampled directly (M = N)",
-    "codes": "c, what the panel wore; absent where `channel` is",
+    "snapshots": "received samples y",
+    "channel": "H from the panel to the receiver; absent for direct sampling (M = N)",
+    "codes": "RIS configurations c; absent where `channel` is absent",
     "noise_variance": "σ² = E|n|² of the complex noise at one receiver output; optional",
     "truth/azimuth": "radians, NaN where there is no source; optional",
     "truth/elevation": "radians, NaN where there is no source; with `truth/azimuth`",
     "truth/range": "metres, NaN where there is no source; with `truth/azimuth`",
     "truth/power": "mean power p of each source's symbols; optional",
-    "truth/symbols": "the symbols s that were sent; optional, the conditional bound needs them",
+    "truth/symbols": "transmitted symbols s; optional, needed for the conditional bound",
 }
 BAD_SETTINGS: tuple[dict[str, object], ...] = (
     {"sources": 0},
@@ -88,7 +88,7 @@ def code(text: str) -> str:
 
 
 def settings() -> str:
-    """Every setting of a system, part by part, with its default and meaning."""
+    """Every system setting with its default and meaning, by part."""
     parts: list[tuple[str, str, Spec]] = [("the system", "", SystemSpec())]
     whole = SystemSpec()
     for name in SystemSpec.model_fields:
@@ -126,43 +126,43 @@ def fields() -> str:
 
 
 def sentence(call: object, *arguments: object, **settings: object) -> str:
-    """What the package says to bad input.
+    """Error message for invalid input.
 
     Raises:
-        AssertionError: it says nothing.
+        AssertionError: the input is accepted.
     """
     try:
         call(*arguments, **settings)  # type: ignore[operator]
     except InputError as error:
         return str(error)
-    raise AssertionError(f"{call} took {arguments} {settings} without a word")
+    raise AssertionError(f"{call} accepted {arguments} {settings}")
 
 
 def bad_settings() -> str:
-    """Impossible settings, and what is said to each."""
+    """Invalid settings and their error messages."""
     rows = []
     for case in BAD_SETTINGS:
         given = ", ".join(f"{name}={value!r}" for name, value in case.items())
         rows.append((code(f"SystemSpec({given})"), sentence(SystemSpec, **case)))
-    return table(("call", "sentence"), rows)
+    return table(("call", "error message"), rows)
 
 
 def bad_commands() -> str:
-    """Impossible commands, and what the command line prints to standard error before it leaves with 2."""
+    """Invalid commands and what they print to standard error."""
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for command in BAD_COMMANDS:
-            said = io.StringIO()
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            stderr = io.StringIO()
+            with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
                 status = main(command.split())
             if status != 2:
                 raise AssertionError(f"rismusic {command}: exit code {status}, not 2")
-            rows.append((code(f"rismusic {command}"), " ".join(said.getvalue().split())))
+            rows.append((code(f"rismusic {command}"), " ".join(stderr.getvalue().split())))
     return table(("command", "standard error"), rows)
 
 
 def bad_recordings() -> str:
-    """Each bad file that the tests make, and the sentence that reading it ends in.
+    """Each invalid file that the tests make, and the error message of reading it.
 
     Raises:
         FileNotFoundError: the tests' list of bad files is not where it should be.
@@ -175,9 +175,9 @@ def bad_recordings() -> str:
     for case in _module(BAD_RECORDINGS).CASES:
         with tempfile.TemporaryDirectory() as folder:
             path = case.make(Path(folder))
-            said = sentence(read, path).replace(str(path), path.name).replace(folder, "the folder")
-        rows.append((case.name, code(said)))
-    return table(("what is wrong", "sentence"), rows)
+            message = sentence(read, path).replace(str(path), path.name).replace(folder, "the folder")
+        rows.append((case.name, code(message)))
+    return table(("defect", "error message"), rows)
 
 
 def _module(path: Path) -> ModuleType:
@@ -217,15 +217,31 @@ def wave_bias() -> str:
 
 
 def api() -> str:
-    """The names of ``import rismusic``, each with its first sentence and a link."""
-    rows = []
-    for name in rismusic.__all__:
-        thing = getattr(rismusic, name)
-        if isinstance(thing, str):
-            continue
-        kind = "class" if isinstance(thing, type) else "func"
-        rows.append((f"{{py:{kind}}}`~{thing.__module__}.{name}`", _first_sentence(thing)))
-    return table(("name", "what it is"), rows)
+    """The names of ``import rismusic`` by task, each with its first sentence and a link."""
+    source = Path(rismusic.__file__).read_text(encoding="utf-8")
+    homes = source[source.index("_HOME = {") : source.index("__all__ = [")]
+    groups: dict[str, list[str]] = {}
+    title = ""
+    for line in homes.splitlines():
+        if comment := re.match(r"    # (.*)", line):
+            title = comment[1]
+        elif name := re.match(r'    "(\w+)": ', line):
+            groups.setdefault(title, []).append(name[1])
+    grouped = {name for names in groups.values() for name in names}
+    groups["settings, errors and own methods"] = [name for name in rismusic.__all__ if name not in grouped]
+    text = ""
+    for title, names in groups.items():
+        rows = []
+        for name in names:
+            thing = getattr(rismusic, name)
+            if isinstance(thing, str):
+                continue
+            kind = "class" if isinstance(thing, type) else "func"
+            kind = kind if hasattr(thing, "__module__") and hasattr(thing, "__name__") else "data"
+            home = getattr(thing, "__module__", "rismusic")
+            rows.append((f"{{py:{kind}}}`~{home}.{name}`", _first_sentence(thing)))
+        text += f"**{title[0].upper()}{title[1:]}**\n\n" + table(("name", "meaning"), rows) + "\n"
+    return text
 
 
 def _first_sentence(thing: object) -> str:
@@ -251,10 +267,10 @@ def samples() -> str:
     shown = []
     for row in rows:
         over = (row[f"{name}_over_bound"] for name in ("azimuth", "elevation", "inverse_range"))
-        told = "told" if row["count"] == "K" else "found"
+        number = "given" if row["count"] == "K" else "estimated"
         numbers = f"{row['hits']} of {row['sources']}", row["false_alarm_count"]
         shown.append(
-            (f"`{row['sample']}`", f"`{row['method']}`", told, *numbers, *(f"{float(x):.2f}" for x in over))
+            (f"`{row['sample']}`", f"`{row['method']}`", number, *numbers, *(f"{float(x):.2f}" for x in over))
         )
     head = ("sample", "method", "K", "hits", "false alarms", "azimuth", "elevation", "1/range")
     return table(head, shown)
