@@ -20,8 +20,8 @@ from rismusic.nn.weights import read_network, save_network
 HEAD = """# Weights of the hybrid locator
 
 Files of `safetensors`, loaded with `rismusic.load_network("{first}")` and used by
-`rismusic locate --method hybrid --weights {first}`. What lies outside what a card says is located by a
-classical method, and the warnings of the scene say so. Made by `python benchmarks/ship_weights.py`.
+`rismusic locate --method hybrid --weights {first}`. Scenes that the weights were not trained for are located by a
+classical estimator, and a warning of the scene says so. Made by `python benchmarks/ship_weights.py`.
 """
 
 

@@ -38,6 +38,7 @@ MEANINGS = {
     "channel": "H from the panel to the receiver; absent for direct sampling (M = N)",
     "codes": "RIS configurations c; absent where `channel` is absent",
     "noise_variance": "σ² = E|n|² of the complex noise at one receiver output; optional",
+    "pose": "homogeneous transform from the panel frame to a room frame, metres; optional",
     "truth/azimuth": "radians, NaN where there is no source; optional",
     "truth/elevation": "radians, NaN where there is no source; with `truth/azimuth`",
     "truth/range": "metres, NaN where there is no source; with `truth/azimuth`",
