@@ -303,7 +303,7 @@ class Fit:
     Args:
         sources: positions, mean powers p (maximum likelihood) and symbols (least squares) of up to K sources;
             NaN where there is no source. The order is that of the start.
-        cost: the conditional cost f = sum_l |P_perp y_l|^2.
+        cost: the conditional cost ``f = sum_l |P_perp y_l|^2``.
         neg_log_likelihood: negative unconditional log-likelihood at its best powers, in nats; comparable between
             fits of the same data.
         noise_variance: sigma^2, as given or estimated without bias from the residual.

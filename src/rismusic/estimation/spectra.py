@@ -80,7 +80,7 @@ class Spectrum:
 
     @classmethod
     def from_subspace(cls, vectors: Complex[Tensor, "*batch N C"]) -> Spectrum:
-        """The MUSIC-like spectrum 1 / (1 - |V^H a|^2), for |V^H a| at most 1 at unit vectors a.
+        """The MUSIC-like spectrum ``1 / (1 - |V^H a|^2)``, for ``|V^H a|`` at most 1 at unit vectors a.
 
         Args:
             vectors: V, orthonormal columns or shorter ones; columns of zeros are ignored.
@@ -111,7 +111,7 @@ class Spectrum:
         return scale / (1 - explained).clamp_min(4 * torch.finfo(explained.dtype).eps)
 
     def explained_on_grid(self, grid: SearchGrid) -> Float[Tensor, "*batch P"]:
-        """The form f = |V^H a|^2 at all points of a grid, as one matrix product, by blocks of scenes."""
+        """The form ``f = |V^H a|^2`` at all points of a grid, as one matrix product, by blocks of scenes."""
         self._check(grid.panel)
         *batch, N, C = self.vectors.shape
         dtype = self.vectors.real.dtype
@@ -196,7 +196,7 @@ def mvdr(covariance: Covariance) -> Spectrum:
 
 
 def music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spectrum:
-    """1 / (1 - |U^H a|^2), U the eigenvectors of the K largest eigenvalues.
+    """``1 / (1 - |U^H a|^2)``, U the eigenvectors of the K largest eigenvalues.
 
     Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34 (1986).
 
