@@ -23,7 +23,7 @@ def bench_scenes() -> str:
     """How many scenes each figure stands on."""
     grid = [group for group in measured() if group.sweep == "none"]
     counts = sorted({row.scenes for group in grid for rows in group.rows.values() for row in rows})
-    return f"{' to '.join(map(str, counts))} scenes a cell.\n"
+    return f"{' to '.join(map(str, counts))} scenes per cell.\n"
 
 
 def bench_misses() -> str:

@@ -18,7 +18,7 @@ Row = dict[str, str]
 def number_scenes() -> str:
     """How many scenes each figure stands on."""
     counts = sorted({int(row["scenes"]) for row in _rows("source_number.csv")})
-    return f"{' to '.join(map(str, counts))} scenes a cell.\n"
+    return f"{' to '.join(map(str, counts))} scenes per cell.\n"
 
 
 def number_right() -> str:
