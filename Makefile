@@ -1,9 +1,10 @@
 # Everything from nothing: needs Python 3.11 or newer and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+NUMERICAL := tests/estimation tests/hybrid tests/test_crb.py
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs benchmarks clean
+.PHONY: demo test test-cpu lint docs benchmarks clean
 
 # A recording that this code did not make, with its truth inside.
 demo: .venv/.base
@@ -14,6 +15,11 @@ demo: .venv/.base
 
 test: .venv/.dev
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+# The numerical tests with other instruction sets: estimates must not depend on the processor.
+test-cpu: .venv/.dev
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -q -n 2 --dist loadscope $(NUMERICAL)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/pytest -q -n 2 --dist loadscope $(NUMERICAL)
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -27,7 +33,7 @@ benchmarks: .venv/.dev
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/bounds.py
 	$(BIN)/python benchmarks/spectra.py
-	$(BIN)/python benchmarks/locators.py
+	$(BIN)/python benchmarks/estimators.py
 
 .venv/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

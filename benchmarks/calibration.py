@@ -1,8 +1,10 @@
-"""Do the stated error bars hold? ``python benchmarks/calibration.py [--scenes 200] [--csv FILE]``.
+"""Coverage of the stated standard deviations.
 
-Default system, K known, noise variance hidden. For each coordinate of every hit, |error| over the stated
-standard deviation (1 / range in place of range: its error is the one that is nearly normal); and the share of
-these below the quantiles of the normal distribution, which is the level of the quantile if the bars hold.
+Run ``python benchmarks/calibration.py [--scenes 200] [--csv FILE]``.
+
+Default system, K known, noise variance hidden. Each coordinate of every hit gives |error| / std (with 1 /
+range in place of range, since its error is nearly normal). The share of these ratios below a quantile of
+the normal distribution equals the level of the quantile if the standard deviations are right.
 """
 
 from __future__ import annotations

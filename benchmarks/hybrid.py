@@ -1,7 +1,7 @@
-"""Speed of the hybrid locator: ``python benchmarks/hybrid.py [--weights FILE] [--json FILE]``.
+"""Speed of the hybrid estimator: ``python benchmarks/hybrid.py [--weights FILE] [--json FILE]``.
 
-K = 3, 10 dB, default system, noise variance estimated, 2 threads: scenes/s of 256 scenes, K known and not,
-the time of a single scene after loading, and the share of the processor's time that each part takes.
+K = 3, 10 dB, default system, noise variance estimated, 2 threads: scenes/s of 256 scenes, K known and
+unknown, the time of a single scene after loading, and the share of processor time of each part.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SCENES, SOURCES, SINGLE = 256, 3, 20
 # Name of a part, the file and the function that do it.
 PARTS = {
     "statistics of the snapshots": ("statistics.py", ("observe", "__call__")),
-    "learned stages": ("blocks.py", ("forward",)),
-    "MUSIC and Newton": ("locators.py", ("peaks_in_turn",)),
-    "NF-MLE": ("nfmle.py", ("nfmle",)),
-    "goodness of fit": ("goodness.py", ("goodness",)),
-    "error bars": ("unconditional.py", ("unconditional_crb",)),
+    "learned stages": ("network.py", ("forward",)),
+    "MUSIC and Newton": ("classical.py", ("rap_music_sources",)),
+    "NF-MLE": ("maximum_likelihood.py", ("nfmle",)),
+    "goodness of fit": ("goodness_of_fit.py", ("goodness_of_fit",)),
+    "error bars": ("crb.py", ("unconditional_crb",)),
 }
 
 
@@ -79,7 +79,7 @@ def main() -> None:
     rows["K known, one scene: ms"] = 1e3 * seconds(single, weights, SOURCES)
     rows["K not known, one scene: ms"] = 1e3 * seconds(single, weights, "auto")
     rows |= {f"share of {part}": value for part, value in shares(batches[0], weights).items()}
-    report("Hybrid locator", rows)
+    report("Hybrid estimator", rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Timing that all benchmarks share."""
+"""Timing functions of the benchmarks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def rate(work: Callable[[], int], seconds: float = 3.0, repeats: int = 3) -> flo
     """Items per second: the median of a few runs of at least ``seconds`` each, after a warm-up.
 
     Args:
-        work: does some work and returns how many items it did.
-        seconds: least duration of a run.
+        work: processes some items and returns their number.
+        seconds: minimum duration of a run.
         repeats: number of runs.
     """
     work()

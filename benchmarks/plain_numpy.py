@@ -1,4 +1,4 @@
-"""The model scene by scene in plain NumPy, straight from the definitions, to compare the package with."""
+"""The signal model in plain NumPy, scene by scene and from the definitions, as a reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own for a while, behind a socket in a temporary folder."""
+"""A temporary PostgreSQL server, behind a socket in a temporary folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 class NoServerError(RuntimeError):
-    """Why there is none."""
+    """No server could be started."""
 
 
 def binaries() -> Path:
-    """Where the server is installed.
+    """The folder of the server's programs.
 
     Raises:
-        NoServerError: nowhere.
+        NoServerError: PostgreSQL is not installed.
     """
     found = shutil.which("initdb")
     if found is not None:
@@ -32,25 +32,25 @@ def binaries() -> Path:
 
 @contextmanager
 def postgres_server() -> Iterator[str]:
-    """The URL of an empty database.
+    """Start a server with an empty database, yield its URL, and stop it at the end.
 
     Raises:
-        NoServerError: no server is installed, or none that could be started.
+        NoServerError: no server is installed, or it cannot be started.
     """
     place = binaries()
-    before: list[str] = []
+    prefix: list[str] = []
     # The server refuses to run as root.
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
-            raise NoServerError("PostgreSQL does not run as root, and there is no setpriv")
-        before = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-    # A short path: the name of a socket has 107 letters at most.
+            raise NoServerError("PostgreSQL does not run as root, and setpriv is not installed")
+        prefix = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    # A short path, since the name of a socket has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
     folder.chmod(0o777)
     data = folder / "data"
 
     def run(program: str, *arguments: str) -> None:
-        command = [*before, str(place / program), *arguments]
+        command = [*prefix, str(place / program), *arguments]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
 
     try:

@@ -1,8 +1,8 @@
-"""Every shipped sample located: ``python benchmarks/samples.py [--methods sbl omp ...] [--csv FILE]``.
+"""Errors on every sample recording: ``python benchmarks/samples.py [--methods sbl omp ...] [--csv FILE]``.
 
-The samples were not made by this code; the bounds beside them (``*.bound.npz``) were not computed by it
-either. Where there is no such file the bound is ours. Settings are the defaults; the number of sources
-is known in one row (K) and not in the other (auto). A recording's noise variance is used where it is given.
+Neither the samples nor the bounds in ``*.bound.npz`` were made by this code. Where there is no such file,
+this package computes the bound. Settings are the defaults; the number of sources is known in one row (K)
+and unknown in the other (auto). The noise variance is used where the recording has it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Put weights into the package: ``python benchmarks/ship_weights.py ideal --run RUN [--bench FOLDER] ...``.
+"""Add weights to the package: ``python benchmarks/ship_weights.py ideal --run RUN [--bench FOLDER] ...``.
 
 Without a run, those that are there get new figures, and new limits if some are given. With one, it takes
-``best.safetensors`` of the training's folder, gives it a card and writes it to ``src/rismusic/weights``. The
-page there is made from the cards of all weights. Figures are the misses of the row ``hybrid`` of a benchmark.
+``best.safetensors`` of the training's folder, gives it a card and writes it to ``src/rismusic/weights``.
+The page there is made from the cards of all weights. Figures are the misses of the row ``hybrid`` of a
+benchmark.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from rismusic.nn.run_folder import BEST
 from rismusic.nn.spec import SHIPPED, TrainSpec, card_of, card_text, weights_path
 from rismusic.nn.weights import read_network, save_network
 
-HEAD = """# Weights of the hybrid locator
+HEAD = """# Weights of the hybrid estimator
 
 Files of `safetensors`, loaded with `rismusic.load_network("{first}")` and used by
-`rismusic locate --method hybrid --weights {first}`. Scenes that the weights were not trained for are located by a
-classical estimator, and a warning of the scene says so. Made by `python benchmarks/ship_weights.py`.
+`rismusic locate --method hybrid --weights {first}`. Scenes outside the conditions of a card are located
+by SBL, and their warnings say so. Made by `python benchmarks/ship_weights.py`.
 """
 
 

@@ -1,8 +1,8 @@
 """Speed of the spectra over the default grid: ``python benchmarks/spectra.py [--json FILE]``.
 
-256 scenes, each with its own link, on 2 threads. Each spectrum counts from the covariance to the values
-(eigenvectors or inverse included); the bare product beside it is A^H V of all scenes in complex64, with as
-many columns, and nothing before or after it. The NumPy form takes one scene after the other: dense
+256 scenes, each with its own link, on 2 threads. Times run from the covariance to the values of the
+spectrum (eigenvectors or inverse included). The reference product is A^H V alone, of all scenes in
+complex64 with the same number of columns. The NumPy version processes one scene after the other: dense
 covariance, ``eigh`` or inverse, then the quadratic form at every point.
 """
 

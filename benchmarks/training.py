@@ -1,4 +1,4 @@
-"""Speed of a training step, and where its time goes: ``python benchmarks/training.py [--json FILE]``."""
+"""Speed of a training step and the share of each part: ``python benchmarks/training.py [--json FILE]``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = 6
 
 
 class Clock:
-    """Seconds spent on each part; the device is waited for, so the parts do not overlap."""
+    """Seconds spent on each part; synchronises the device, so that parts do not overlap."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, dict[str, float]()

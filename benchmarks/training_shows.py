@@ -1,10 +1,13 @@
-"""Interrupted and shared trainings against undisturbed ones: ``python benchmarks/training_shows.py``.
+"""Interrupted and distributed trainings compared with uninterrupted ones.
 
-* ``kills``: a training is killed (kill -9) at random instants and resumed, again and again; its weights,
-  averages, optimizer, log and kept networks are compared with those of an undisturbed one, bit by bit.
+Run ``python benchmarks/training_shows.py``.
+
+* ``kills``: a training is killed (kill -9) at random instants and resumed, repeatedly; its weights,
+  averages, optimizer state, log and saved networks are compared bit by bit with those of an uninterrupted
+  one.
 * ``group``: one process and two of ``torchrun`` train the same network; their losses are compared by epoch.
 
-All is done through the command line, on the CPU. The tables go to ``docs/measured/training_NAME.csv``.
+Everything runs through the command line, on the CPU. The tables go to ``docs/measured/training_NAME.csv``.
 """
 
 from __future__ import annotations
@@ -70,9 +73,9 @@ def started(command: Sequence[str], *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     if process.returncode:
-        raise RuntimeError(said.decode())
+        raise RuntimeError(stderr.decode())
 
 
 def killed_at_random(folder: Path, configuration: Path, draws: random.Random) -> list[Row]:

@@ -1,7 +1,7 @@
-"""The evidence for ``docs/tuning.md``: a search, its best run anew, and two workers of which one is killed.
+"""Measurements for ``docs/tuning.md``: a search, its best training repeated, and two workers, one killed.
 
-``python benchmarks/tuning.py --out FOLDER`` needs some 15 minutes on two idle cores, most of it for the
-search; ``--parts`` runs some of it. A search that was cut short goes on where it was.
+``python benchmarks/tuning.py --out FOLDER`` takes about 15 minutes on two idle cores, most of it for the
+search. ``--parts`` selects parts. An interrupted search is resumed.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ import optuna
 from postgres_server import postgres_server
 from rismusic.nn.run_folder import load_train_spec
 from rismusic.spec import load_locate_spec
-from rismusic.tuning.ledger import history, standing
-from rismusic.tuning.scoring import judge, objective_scenes
-from rismusic.tuning.storage import closing, open_storage, quiet
+from rismusic.tuning.objective import evaluate, scenes_for
+from rismusic.tuning.storage import DATABASE, open_storage, quiet
+from rismusic.tuning.worker import current, history
 
 MEASURED = Path(__file__).parent.parent / "docs" / "measured" / "tuning"
 BASE = MEASURED / "base.toml"
-SCENES, WORKED = 96, 6
+SCENES, TRIALS = 96, 6
 SEARCH = (
     "tune --trials 24 --epochs-per-trial 20 --space wide --early-stop-patience 6 --inference-trials 6 "
-    f"--knob-scenes 24 --objective-scenes {SCENES} --fresh-scenes 192 --finalists 2 --final-seeds 2 "
+    f"--inference-scenes 24 --objective-scenes {SCENES} --test-scenes 192 --finalists 2 --final-seeds 2 "
     "--final-epochs 30"
 ).split()
 SHARED = (
-    f"tune --trials {WORKED} --epochs-per-trial 2 --space narrow --inference-trials 1 --knob-scenes 4 "
-    "--objective-scenes 8 --fresh-scenes 8 --finalists 1 --final-seeds 1 --final-epochs 2 --heartbeat-s 5"
+    f"tune --trials {TRIALS} --epochs-per-trial 2 --space narrow --inference-trials 1 --inference-scenes 4 "
+    "--objective-scenes 8 --test-scenes 8 --finalists 1 --final-seeds 1 --final-epochs 2 --heartbeat-s 5"
 ).split()
 
 
 def rismusic(*arguments: str) -> list[str]:
-    """A command on one thread."""
+    """The command line in a process of its own."""
     return [sys.executable, "-m", "rismusic", *arguments]
 
 
 def search(out: Path) -> None:
-    """The search of the page, begun or gone on with."""
+    """Run the search of the page, or resume it."""
     folder = out / "search"
     new = [*SEARCH, "--config", str(BASE)]
     begun = time.monotonic()
-    again = (folder / "study.journal").exists()
+    again = (folder / DATABASE).exists()
     subprocess.run(
         rismusic(*(["tune", "--resume"] if again else new), "--out", str(folder)),
         check=True,
     )
-    print(f"search: {'gone on with for' if again else ''} {time.monotonic() - begun:.0f} s")
-    for name in ("verdict.txt", "trials.csv", "finals.csv", "best.toml", "history.png", "importance.png"):
+    print(f"search{' (resumed)' if again else ''}: {time.monotonic() - begun:.0f} s")
+    for name in ("comparison.txt", "trials.csv", "finals.csv", "best.toml", "history.png", "importance.png"):
         shutil.copy(folder / name, MEASURED / name)
     _without(MEASURED / "trials.csv", "worker")
     (MEASURED / "outcome.md").write_text(_page(), encoding="utf-8")
 
 
 def _without(path: Path, column: str) -> None:
-    """Leave out a column of a table: here the names of the machines."""
+    """Remove a column of a table: here the names of the machines."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -75,13 +75,13 @@ def _without(path: Path, column: str) -> None:
 
 
 def _page() -> str:
-    """What the documentation shows of it."""
+    """The results as a page of the documentation."""
     lines = [
         "```text",
         f"rismusic {' '.join(SEARCH)} --config base.toml --out search",
         "```",
         "",
-        "| settings | cost | cost, fresh | F1, fresh | GOSPA / m, fresh | cost, fresh, of each seed |",
+        "| settings | cost | test cost | test F1 | test GOSPA / m | test cost of each seed |",
         "|---|---|---|---|---|---|",
     ]
     finals = list(csv.DictReader((MEASURED / "finals.csv").read_text(encoding="utf-8").splitlines()))
@@ -89,17 +89,17 @@ def _page() -> str:
         rows = [row for row in finals if row["settings"] == name]
         means = [
             statistics.fmean(float(row[column]) for row in rows)
-            for column in ("cost", "fresh_cost", "fresh_f1", "fresh_gospa_m")
+            for column in ("cost", "test_cost", "test_f1", "test_gospa_m")
         ]
-        seeds = ", ".join(f"{float(row['fresh_cost']):.3f}" for row in rows)
+        seeds = ", ".join(f"{float(row['test_cost']):.3f}" for row in rows)
         lines.append(f"| {name} | {' | '.join(f'{mean:.3f}' for mean in means)} | {seeds} |")
     pictures = [f"![Trials of the search](measured/tuning/{name}.png)" for name in ("history", "importance")]
-    said = [f"- {line}" for line in (MEASURED / "verdict.txt").read_text().splitlines()]
-    return "\n".join([*lines, "", *said, "", *pictures, ""])
+    sentences = [f"- {line}" for line in (MEASURED / "comparison.txt").read_text().splitlines()]
+    return "\n".join([*lines, "", *sentences, "", *pictures, ""])
 
 
 def reproduce(out: Path) -> None:
-    """``rismusic train best.toml`` and the cost that comes of it."""
+    """Train ``best.toml`` again and compute its cost."""
     folder, again = out / "search", out / "again"
     subprocess.run(
         rismusic("train", str(folder / "best.toml"), "--out", str(again)),
@@ -108,13 +108,13 @@ def reproduce(out: Path) -> None:
     )
     training = load_train_spec(folder / "best.toml")
     locate = load_locate_spec(folder / "locate.toml").replace(weights=str(again / "best.safetensors"))
-    cost = judge(objective_scenes(training.system, 0, SCENES, "cpu"), locate).cost
-    said = (folder / "best.toml").read_text().splitlines()[0]
-    print(f"reproduce: cost {cost!r}; best.toml says {said}")
+    cost = evaluate(scenes_for("objective", training.system, 0, SCENES, "cpu"), locate).cost
+    recorded = (folder / "best.toml").read_text().splitlines()[0]
+    print(f"reproduce: cost {cost!r}; best.toml: {recorded}")
 
 
 def shared(out: Path) -> None:
-    """Two workers on one PostgreSQL server; one is killed while it trains."""
+    """Run two workers on one PostgreSQL server and kill one while it trains."""
     with postgres_server() as url:
         commands = [
             rismusic(*SHARED, "--config", str(BASE), "--storage", url, "--out", str(out / f"worker{number}"))
@@ -126,23 +126,20 @@ def shared(out: Path) -> None:
         os.kill(victim.pid, signal.SIGKILL)
         victim.wait()
         if other.wait() != 0:
-            raise SystemExit("the other worker did not end well")
-        storage, _ = open_storage(url, out, heartbeat_s=5)
-        with quiet(), closing(storage):
+            raise SystemExit("the other worker failed")
+        with quiet(), open_storage(url, out, heartbeat_s=5) as storage:
             trials = optuna.load_study(study_name="tune", storage=storage).get_trials()
         rows = [
-            {"trial": trial.number, "state": trial.state.name, "instead of": history(trial)}
-            for trial in trials
+            {"trial": trial.number, "state": trial.state.name, "repeats": history(trial)} for trial in trials
         ]
-        print(json.dumps({"killed in": held, "standing": len(standing(trials)), "trials": rows}, indent=1))
+        print(json.dumps({"killed in": held, "counting": len(current(trials)), "trials": rows}, indent=1))
 
 
 def _first_epoch(url: str, out: Path) -> int:
-    """Wait until a trial has told of an epoch; its number."""
+    """Wait until a trial has reported an epoch, and return its number."""
     while True:
         time.sleep(0.5)
-        storage, _ = open_storage(url, out, heartbeat_s=5)
-        with quiet(), closing(storage):
+        with quiet(), open_storage(url, out, heartbeat_s=5) as storage:
             names = optuna.get_all_study_names(storage)
             trials = optuna.load_study(study_name="tune", storage=storage).get_trials() if names else []
         for trial in trials:

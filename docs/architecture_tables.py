@@ -1,4 +1,4 @@
-"""Tables of the architectures that were compared, from ``docs/measured/architectures.csv``."""
+"""Table of the compared architectures, from ``docs/measured/architectures.csv``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from markdown_table import table
+from markdowntable import table
 
 MEASURED = Path(__file__).parent / "measured" / "architectures.csv"
 NAMES = {
-    "fixed_point": "steps of the fixed point",
+    "fixed_point": "fixed-point steps",
     "convolutions": "3-D convolutions",
     "attention": "attention",
 }
@@ -18,7 +18,7 @@ Row = dict[str, str]
 
 
 def architectures() -> str:
-    """What each is, and what it learned in its time."""
+    """Size and result of each architecture after the same training time."""
     lines = [
         [
             NAMES[row["architecture"]],
@@ -48,7 +48,7 @@ def architectures() -> str:
 
 
 def architecture_misses() -> str:
-    """Sources missed by the hybrid locator with each of them, whole and without what comes after MUSIC."""
+    """Sources missed by the hybrid estimator with each network, and by MUSIC on its blend alone."""
     kept: dict[tuple[str, str], dict[str, str]] = {}
     for row in _rows():
         cell = f"K = {row['sources']}, {float(row['snr_db']):g} dB"

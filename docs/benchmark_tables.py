@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import headline
-from markdown_table import table
+from markdowntable import table
 from rismusic.benchmark.plots import save_plots
 from rismusic.benchmark.summary import BenchRow, Group, groups, read_table
 
@@ -20,10 +20,10 @@ def measured() -> list[Group]:
 
 
 def bench_scenes() -> str:
-    """How many scenes each figure stands on."""
+    """Number of scenes of each cell."""
     grid = [group for group in measured() if group.sweep == "none"]
     counts = sorted({row.scenes for group in grid for rows in group.rows.values() for row in rows})
-    return f"{' to '.join(map(str, counts))} scenes per cell.\n"
+    return f"{' to '.join(map(str, counts))} scenes a cell.\n"
 
 
 def bench_misses() -> str:
@@ -32,7 +32,7 @@ def bench_misses() -> str:
 
 
 def bench_causes() -> str:
-    """Misses of search and misses of the likelihood, of rows that have not peeked."""
+    """Misses by search failure and by ambiguity, oracles left out."""
     return _tables(
         "none",
         lambda row: f"{_digits(row.search_failures.value)} + {_digits(row.ambiguities.value)}",
@@ -68,7 +68,7 @@ def bench_speed() -> str:
 
 
 def hybrid_misses() -> str:
-    """Sources missed by the hybrid locator and by the classical ones, on the same scenes."""
+    """Sources missed by the hybrid and the classical estimators on the same scenes."""
     return _tables("none", _missed, among=headline.compared())
 
 
@@ -78,7 +78,7 @@ def hybrid_errors() -> str:
 
 
 def hybrid_ablation() -> str:
-    """Sources missed by the hybrid locator and by what it is without its parts."""
+    """Sources missed by the hybrid estimator and by its ablations."""
     return _tables(
         "none",
         _missed,
@@ -87,17 +87,17 @@ def hybrid_ablation() -> str:
 
 
 def hybrid_counts() -> str:
-    """Number of sources named right, and F1, where their number is not told."""
+    """Share of scenes with the right number of sources, and F1, for an unknown number."""
     return _counts("hybrid_auto")
 
 
 def hybrid_direct() -> str:
-    """Sources missed where the panel is sampled directly."""
+    """Sources missed with direct sampling."""
     return _tables("none", _missed, among=groups(read_table(MEASURED / "direct" / "results.csv")))
 
 
 def hybrid_robust() -> str:
-    """Median errors of hits where the panel errs, and what they are of those of the classical method."""
+    """Median errors of hits with hardware impairments, and their ratio to those of SBL."""
     rows = read_table(MEASURED / "robust" / "results.csv")
     lines = []
     for classical in (row for row in rows if row.method == "sbl"):
@@ -120,7 +120,7 @@ def hybrid_robust() -> str:
 
 
 def hybrid_robust_counts() -> str:
-    """Number of sources named right where the panel errs."""
+    """Share of scenes with the right number of sources, with hardware impairments."""
     return _counts("robust_auto")
 
 

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from markdown_table import table
+from markdowntable import table
 
 MEASURED = Path(__file__).parent / "measured" / "doctor_faults.csv"
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Polygon
 from torch import Tensor
 
 import benchmark_tables
-import readiness_tables
+import learning_tests
 from rismusic.array import Panel, Wave, direction, path_difference, steering
 from rismusic.plots import COLOURS, new_axes, save, scene_top
 from rismusic.simulation.channel import draw_channel, line_of_sight
@@ -270,7 +270,7 @@ FIGURES: tuple[Callable[[], Any], ...] = (
     codebook_order,
     rician_factor,
     calibration,
-    readiness_tables.readiness_curves,
+    learning_tests.learning_curves,
 )
 
 

@@ -19,7 +19,7 @@ METHODS = {
     "sbl": "SBL + ML",
     "omp": "OMP + ML",
     "music:raw": "MUSIC",
-    "oracle:best": "oracle: likeliest start",
+    "oracle:best": "oracle: best start",
 }
 
 

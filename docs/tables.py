@@ -1,4 +1,4 @@
-"""Tables and texts of the documentation, taken from the package at each build."""
+"""Tables and texts of the documentation, taken from the package at each build; nothing is pasted."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from types import ModuleType
 import architecture_tables
 import benchmark_tables
 import doctor_tables
-import measured_tables
-import readiness_tables
+import learning_tests
+import model_order_tables
 import rismusic
-from markdown_table import table
+from markdowntable import table
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.io import read
@@ -34,16 +34,16 @@ COMMANDS = ("", "simulate", "check", "locate", "bound", "bench", "train", "tune"
 MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",
-    "snapshots": "received samples y",
-    "channel": "H from the panel to the receiver; absent for direct sampling (M = N)",
-    "codes": "RIS configurations c; absent where `channel` is absent",
+    "snapshots": "received signal y of each scene and snapshot",
+    "channel": "H from the panel to the receiver; absent with direct sampling (M = N)",
+    "codes": "RIS configurations c; absent with direct sampling",
     "noise_variance": "σ² = E|n|² of the complex noise at one receiver output; optional",
-    "pose": "homogeneous transform from the panel frame to a room frame, metres; optional",
+    "pose": "transform from the panel frame to a room frame; optional",
     "truth/azimuth": "radians, NaN where there is no source; optional",
     "truth/elevation": "radians, NaN where there is no source; with `truth/azimuth`",
     "truth/range": "metres, NaN where there is no source; with `truth/azimuth`",
-    "truth/power": "mean power p of each source's symbols; optional",
-    "truth/symbols": "transmitted symbols s; optional, needed for the conditional bound",
+    "truth/power": "mean power p of the symbols of each source; optional",
+    "truth/symbols": "transmitted symbols s; optional, needed by the conditional bound",
 }
 BAD_SETTINGS: tuple[dict[str, object], ...] = (
     {"sources": 0},
@@ -89,7 +89,7 @@ def code(text: str) -> str:
 
 
 def settings() -> str:
-    """Every system setting with its default and meaning, by part."""
+    """Every setting of a system, part by part, with its default and meaning."""
     parts: list[tuple[str, str, Spec]] = [("the system", "", SystemSpec())]
     whole = SystemSpec()
     for name in SystemSpec.model_fields:
@@ -127,29 +127,29 @@ def fields() -> str:
 
 
 def sentence(call: object, *arguments: object, **settings: object) -> str:
-    """Error message for invalid input.
+    """What the package says to bad input.
 
     Raises:
-        AssertionError: the input is accepted.
+        AssertionError: it says nothing.
     """
     try:
         call(*arguments, **settings)  # type: ignore[operator]
     except InputError as error:
         return str(error)
-    raise AssertionError(f"{call} accepted {arguments} {settings}")
+    raise AssertionError(f"{call} took {arguments} {settings} without a word")
 
 
 def bad_settings() -> str:
-    """Invalid settings and their error messages."""
+    """Invalid settings with their error messages."""
     rows = []
     for case in BAD_SETTINGS:
         given = ", ".join(f"{name}={value!r}" for name, value in case.items())
         rows.append((code(f"SystemSpec({given})"), sentence(SystemSpec, **case)))
-    return table(("call", "error message"), rows)
+    return table(("call", "sentence"), rows)
 
 
 def bad_commands() -> str:
-    """Invalid commands and what they print to standard error."""
+    """Impossible commands, and what the command line prints to standard error before it leaves with 2."""
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for command in BAD_COMMANDS:
@@ -163,7 +163,7 @@ def bad_commands() -> str:
 
 
 def bad_recordings() -> str:
-    """Each invalid file that the tests make, and the error message of reading it.
+    """Each bad file that the tests make, and the sentence that reading it ends in.
 
     Raises:
         FileNotFoundError: the tests' list of bad files is not where it should be.
@@ -178,7 +178,7 @@ def bad_recordings() -> str:
             path = case.make(Path(folder))
             message = sentence(read, path).replace(str(path), path.name).replace(folder, "the folder")
         rows.append((case.name, code(message)))
-    return table(("defect", "error message"), rows)
+    return table(("what is wrong", "sentence"), rows)
 
 
 def _module(path: Path) -> ModuleType:
@@ -218,31 +218,15 @@ def wave_bias() -> str:
 
 
 def api() -> str:
-    """The names of ``import rismusic`` by task, each with its first sentence and a link."""
-    source = Path(rismusic.__file__).read_text(encoding="utf-8")
-    homes = source[source.index("_HOME = {") : source.index("__all__ = [")]
-    groups: dict[str, list[str]] = {}
-    title = ""
-    for line in homes.splitlines():
-        if comment := re.match(r"    # (.*)", line):
-            title = comment[1]
-        elif name := re.match(r'    "(\w+)": ', line):
-            groups.setdefault(title, []).append(name[1])
-    grouped = {name for names in groups.values() for name in names}
-    groups["settings, errors and own methods"] = [name for name in rismusic.__all__ if name not in grouped]
-    text = ""
-    for title, names in groups.items():
-        rows = []
-        for name in names:
-            thing = getattr(rismusic, name)
-            if isinstance(thing, str):
-                continue
-            kind = "class" if isinstance(thing, type) else "func"
-            kind = kind if hasattr(thing, "__module__") and hasattr(thing, "__name__") else "data"
-            home = getattr(thing, "__module__", "rismusic")
-            rows.append((f"{{py:{kind}}}`~{home}.{name}`", _first_sentence(thing)))
-        text += f"**{title[0].upper()}{title[1:]}**\n\n" + table(("name", "meaning"), rows) + "\n"
-    return text
+    """The names of ``import rismusic``, each with its first sentence and a link."""
+    rows = []
+    for name in rismusic.__all__:
+        thing = getattr(rismusic, name)
+        if isinstance(thing, str):
+            continue
+        kind = "class" if isinstance(thing, type) else "func"
+        rows.append((f"{{py:{kind}}}`~{thing.__module__}.{name}`", _first_sentence(thing)))
+    return table(("name", "meaning"), rows)
 
 
 def _first_sentence(thing: object) -> str:
@@ -268,7 +252,7 @@ def samples() -> str:
     shown = []
     for row in rows:
         over = (row[f"{name}_over_bound"] for name in ("azimuth", "elevation", "inverse_range"))
-        number = "given" if row["count"] == "K" else "estimated"
+        number = "known" if row["count"] == "K" else "estimated"
         numbers = f"{row['hits']} of {row['sources']}", row["false_alarm_count"]
         shown.append(
             (f"`{row['sample']}`", f"`{row['method']}`", number, *numbers, *(f"{float(x):.2f}" for x in over))
@@ -290,8 +274,8 @@ def write_all(folder: Path) -> None:
         samples,
         *benchmark_tables.TABLES,
         *architecture_tables.TABLES,
-        *measured_tables.TABLES,
-        *readiness_tables.TABLES,
+        *model_order_tables.TABLES,
+        *learning_tests.TABLES,
         *doctor_tables.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")

@@ -29,7 +29,7 @@ LONGEST = (
     "learn/test_train_resume.py",
     "learn/test_train_folder.py",
     "learn/test_train_ranks.py",
-    "tuning/test_run.py",
+    "tuning/test_study.py",
     "test_readme.py",
     "test_cli.py",
 )

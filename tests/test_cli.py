@@ -202,7 +202,7 @@ BAD = [
     ),
     ("check {samples}/one_link_20dB.mat --plot {tmp}/a.png", "truth: expected sources to draw"),
     ("locate {tmp}/none.h5", "none.h5: no such file"),
-    ("locate {samples}/ideal_10dB.h5 --sources 99", "sources: expected at most 14 "),
+    ("locate {samples}/ideal_10dB.h5 --sources 99", "identify at most 14 sources"),
     ("locate {samples}/ideal_10dB.h5 --sources -1", "sources: expected at least 0, found -1"),
     ("locate {samples}/ideal_10dB.h5 --range-min-m 20", "range_max_m: expected at least range_min_m = 20"),
     ("locate {samples}/ideal_10dB.h5 --method esprit", "esprit"),

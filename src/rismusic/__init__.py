@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
     from rismusic.spectrum_map import SpectrumMap, spectrum
-    from rismusic.tuning.outcome import Tuned
-    from rismusic.tuning.run import tune
+    from rismusic.tuning.results import TuneResult
     from rismusic.tuning.spec import TuneSpec
+    from rismusic.tuning.study import tune
 
 _HOME = {
     # describe a system
@@ -113,8 +113,8 @@ _HOME = {
     "write_diagnosis": "doctor.report",
     # search settings
     "TuneSpec": "tuning.spec",
-    "tune": "tuning.run",
-    "Tuned": "tuning.outcome",
+    "tune": "tuning.study",
+    "TuneResult": "tuning.results",
     # what came of it, as one HTML file
     "write_report": "report",
     "write_bench_report": "report",

@@ -147,7 +147,7 @@ class Covariance:
 
 
 def energy(values: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """``|z|^2``, without the square root that ``abs`` would take, whose derivative at 0 does not exist."""
+    """|z|^2, without the square root that ``abs`` would take, whose derivative at 0 does not exist."""
     return values.real.square() + values.imag.square()
 
 

@@ -191,7 +191,7 @@ def conditional_crb(
     symbols = torch.where(sources.active[..., None], sources.symbols, 0).to(torch.complex128)
     symbols = problem.flat(symbols, 2)
 
-    def information(block: slice, link: Link, A: Tensor, D: Tensor, active: Tensor) -> Tensor:
+    def information(block: slice, link: Link, A: Tensor, D: Tensor, _active: Tensor) -> Tensor:
         K = A.shape[-1]
         columns = link.matmul(torch.cat((A, D.flatten(-2)), dim=-1))  # [S, L, M, 4K]
         C, B = columns[..., :K], columns[..., K:].unflatten(-1, (K, 3))

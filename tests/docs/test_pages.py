@@ -46,5 +46,7 @@ def test_pages_have_examples() -> None:
 def test_every_page_is_reached_from_the_first() -> None:
     first = (DOCS / "index.md").read_text("utf-8")
     pages = {page.stem for page in DOCS.glob("*.md")} - {"index"}
-    toctrees = "\n".join(re.findall(r"^```\{toctree\}.*?^```$", first, re.MULTILINE | re.DOTALL))
-    assert pages == set(re.findall(r"^(\w+)$", toctrees, re.MULTILINE))
+    toctrees = re.findall(r"```\{toctree\}.*?```", first, re.DOTALL)
+    listed = re.findall(r"^(\w+)$", "\n".join(toctrees), re.MULTILINE)
+    assert pages == set(listed)
+    assert len(listed) == len(pages)

@@ -132,7 +132,7 @@ def test_elements_that_are_off_are_suspected_and_no_others():
     hardware = HardwareSpec(dead_fraction=0.05)
     recording = simulate(scenes=4, sources=2, snr_db=25, hardware=hardware, seed=3)
     at = _fit(recording, _start(recording), hardware.response_error)
-    at.settle()
+    at.iterate()
     dead = (1 + at.e).abs() < 0.5
     assert dead.any()
     gain, phase = at.variance.unflatten(-1, (2, -1)).unbind(1)

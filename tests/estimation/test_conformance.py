@@ -124,12 +124,12 @@ def test_estimate_is_complete(method, answers):
 @ALL
 def test_scenes_may_come_in_any_order(method, recording, run, answers):
     order = torch.tensor([2, 0, 3, 1])
-    assert gap(run(recording[order], 2, method), answers(method)[order]) < 0.02
+    assert gap(run(recording[order], 2, method), answers(method)[order]) < 0.01
 
 
 @ALL
 def test_batch_equals_single(method, recording, run, answers):
-    assert gap(run(recording[1:2], 2, method), answers(method)[1]) < 0.02
+    assert gap(run(recording[1:2], 2, method), answers(method)[1]) < 0.01
 
 
 @ALL
@@ -140,7 +140,7 @@ def test_phase_and_scale_of_the_snapshots_do_not_matter(method, recording, run, 
         snapshots=recording.snapshots * factor[:, None, None],
         noise_variance=recording.noise_variance * factor.abs().square(),
     )
-    assert gap(run(changed, 2, method), answers(method)) < 0.02
+    assert gap(run(changed, 2, method), answers(method)) < 0.01
 
 
 @ALL

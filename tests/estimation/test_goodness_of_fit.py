@@ -206,7 +206,7 @@ def test_located_says_so(known):
     sound, short = (locate(recording, sources=K, method="omp") for K in (2, 1))
     assert (sound.p_value > 1e-3).all()
     assert not any("as recorded" in said for scene in sound.warnings for said in scene)
-    words = "times the noise (by chance: p =" if known else "is not white noise (by chance: p ="
+    words = "times the energy of the noise (p =" if known else "is not white noise (p ="
     for p, warnings in zip(short.p_value.tolist(), short.warnings, strict=True):
         assert any(words in said for said in warnings) == (p < 1e-3)
     assert (short.p_value < 1e-3).double().mean() > 0.5

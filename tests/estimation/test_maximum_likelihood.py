@@ -217,7 +217,7 @@ def test_starts_of_other_scenes_and_too_many_sources():
     with pytest.raises(InputError, match="start: must hold positions"):
         nfmle(recording, recording.truth[:3], dense.VOLUME)
     many = Sources(**{name: torch.full((5, 7), 0.5) for name in ("azimuth", "elevation", "range")})
-    with pytest.raises(InputError, match="sources: expected at most 6"):
+    with pytest.raises(InputError, match="identify at most 6 sources"):
         nfmle(recording, many, dense.VOLUME)
 
 

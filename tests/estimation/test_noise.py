@@ -27,9 +27,9 @@ def test_unknowns_stay_fewer_than_numbers(snapshots, outputs, most):
 @pytest.mark.parametrize(
     ("count", "sentence"),
     [
-        ([1, 2, 7, 1, 1], "sources: expected at most 6 .L = 7 snapshots of M = 8 outputs., found 7"),
-        ([1, -1, 0, 0, 0], "sources: expected numbers that are not negative, found -1"),
-        ([1, 2], "sources: expected a number for each of 5 scenes, found 2 numbers"),
+        ([1, 2, 7, 1, 1], "sources: L = 7 snapshots of M = 8 antennas identify at most 6 sources; got 7"),
+        ([1, -1, 0, 0, 0], "sources: must not be negative; got -1"),
+        ([1, 2], "sources: give one number per scene .5.; got 2"),
     ],
 )
 def test_numbers_that_no_fit_can_have(count, sentence):
@@ -42,7 +42,7 @@ def test_data_that_no_fit_can_have():
     check_fit(recording, count)
     wrong = recording.snapshots.clone()
     wrong[3, 2, 1] = complex(0, float("nan"))
-    with pytest.raises(InputError, match="snapshots: expected finite values"):
+    with pytest.raises(InputError, match="snapshots: values must be finite"):
         check_fit(replace(recording, snapshots=wrong), count)
     for bad in (0.0, -1.0, float("nan")):
         noise = recording.noise_variance.clone()

@@ -52,7 +52,7 @@ def test_it_finds_what_is_there_and_hits_sit_on_the_bound(recording, weights):
 def test_batch_equals_loop_and_one_link_serves_all(recording, weights):
     whole = hybrid(recording, weights, sources=2)
     for scene in range(0, 6, 2):
-        assert gap(hybrid(recording[scene : scene + 1], weights, sources=2), whole[scene : scene + 1]) < 0.02
+        assert gap(hybrid(recording[scene : scene + 1], weights, sources=2), whole[scene : scene + 1]) < 0.01
     made = simulate(SYSTEM.replace(one_link=True), scenes=4, sources=1, snr_db=20.0)
     assert made.channel.ndim == 2
     located = hybrid(replace(made, noise_variance=None), weights, sources=1)
@@ -62,7 +62,7 @@ def test_batch_equals_loop_and_one_link_serves_all(recording, weights):
 def test_blocks_of_scenes_equal_one(monkeypatch, recording, weights):
     whole = hybrid(recording, weights, sources=2)
     monkeypatch.setattr("rismusic.hybrid._BLOCK", 4)
-    assert gap(whole, hybrid(recording, weights, sources=2)) < 0.02
+    assert gap(whole, hybrid(recording, weights, sources=2)) < 0.01
 
 
 def test_scale_phase_and_order_of_snapshots_change_nothing(recording, weights, generator):
@@ -73,7 +73,7 @@ def test_scale_phase_and_order_of_snapshots_change_nothing(recording, weights, g
         recording, snapshots=recording.snapshots * 100j, noise_variance=recording.noise_variance * 1e4
     )
     for changed in (shuffled, louder):
-        assert gap(hybrid(changed, weights, sources=2), reference) < 0.02
+        assert gap(hybrid(changed, weights, sources=2), reference) < 0.01
     conjugated = replace(recording, snapshots=recording.snapshots.conj().resolve_conj())
     assert gap(hybrid(conjugated, weights, sources=2, hybrid={"doubt": 0.0}), reference) > 1
 
@@ -86,12 +86,12 @@ def test_a_number_for_each_scene(recording, weights):
 
 def test_with_beta_1_it_is_music_on_the_snapshots(recording, weights):
     """What is left of the hybrid without R_pred and the network's list is the classical method, exactly."""
-    alone = {"own_list": False, "exchanges": 0, "newton_steps": 40, "tolerance": 1e-4}
+    alone = {"own_list": False, "exchanges": 0, "newton_steps": 40}
     for polish in (True, False):
         plain = locate(recording, method="music", sources=2, polish=polish, **SETTINGS)
         same = hybrid(recording, weights, sources=2, polish=polish, hybrid={"beta": 1.0, **alone})
-        # The descents take different steps, and end within 1e-4 nats, 0.014 standard deviations.
-        assert gap(plain, same) < (0.02 if polish else 1e-3)
+        # Both fits converge to .005 of an error bar, from different starts.
+        assert gap(plain, same) < (0.01 if polish else 1e-3)
     blended = hybrid(recording, weights, sources=2, polish=False, hybrid={"beta": 0.5, **alone})
     assert gap(plain, blended) > 0.1
 

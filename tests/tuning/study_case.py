@@ -6,36 +6,38 @@ from datetime import datetime
 
 from optuna.trial import FrozenTrial, TrialState
 
-from rismusic.tuning.failures import reason_kept
-from rismusic.tuning.ledger import REASON
-from rismusic.tuning.loop import Loop
-from rismusic.tuning.storage import WORKER
+from rismusic.tuning.worker import Worker, failure_recorded
 
 
-def loop(storage, workers, **settings) -> Loop:
-    said: list[str] = []
-    given = {"failures": 3, "poll_s": 0.05, "progress": lambda *_: None, "say": said.append, **settings}
-    return Loop(storage, workers, **given)
+def worker(storage, **settings) -> Worker:
+    given = {
+        "max_failures": 3,
+        "poll_s": 0.05,
+        "progress": lambda *_: None,
+        "say": lambda _: None,
+        **settings,
+    }
+    return Worker(storage, **given)
 
 
-def signed(workers, values=lambda number: float(number)):
-    """An objective that makes something of the number of its trial."""
+def jobs(number):
+    return [str(place) for place in range(number)]
 
-    def objective(trial):
-        trial.set_user_attr(WORKER, workers.name)
-        trial.set_user_attr(REASON, "")
-        with reason_kept(trial):
+
+def objective(value=float):
+    """An objective that is a function of the number of its trial."""
+
+    def call(trial):
+        with failure_recorded(trial):
             trial.suggest_float("x", 0, 1)
-            return values(trial.number)
+            return value(trial.number)
 
-    return objective
+    return call
 
 
-def frozen(number, state=TrialState.COMPLETE, *, after=(), reason="", value=None, params=(), **attributes):
-    """A trial as a storage gives it back."""
+def frozen(number, state=TrialState.COMPLETE, *, after=(), value=None, params=(), **attributes):
+    """A trial as a storage returns it; its job is its own number if none is given."""
     history = {"failed_trial": after[0], "retry_history": list(after)} if after else {}
-    if reason:
-        attributes["reason"] = reason
     ended = state.is_finished()
     return FrozenTrial(
         number=number,
@@ -45,7 +47,7 @@ def frozen(number, state=TrialState.COMPLETE, *, after=(), reason="", value=None
         datetime_complete=datetime(2026, 1, 1, 1, 0, number) if ended else None,
         params=dict(params),
         distributions={},
-        user_attrs=attributes,
+        user_attrs={"job": str(after[0] if after else number), **attributes},
         system_attrs=history,
         intermediate_values={},
         trial_id=number,

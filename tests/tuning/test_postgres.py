@@ -1,4 +1,4 @@
-"""Two workers on one PostgreSQL server, one of them killed in mid-trial: no trial is lost, none is double."""
+"""Two workers on one PostgreSQL server, one of which is killed: no trial is lost, and none counts twice."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from rismusic.tuning.ledger import history, standing
-from rismusic.tuning.storage import closing, open_storage, quiet
+from rismusic.tuning.storage import open_storage, quiet
+from rismusic.tuning.worker import current, history
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from postgres_server import NoServerError, postgres_server
@@ -25,19 +25,18 @@ WORKER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import optuna
-from study_case import loop, signed
-from rismusic.tuning.storage import closing, open_storage, quiet
+from study_case import jobs, objective, worker
+from rismusic.tuning.storage import open_storage, quiet
 from pathlib import Path
 
-storage, workers = open_storage(sys.argv[2], Path("."), heartbeat_s=1)
 stays = sys.argv[3] == "stays"
 def value(number):
     print("trial", number, flush=True)
     time.sleep(60 if stays else 0.1)
     return float(number)
-with quiet(), closing(storage), workers.at_work():
+with quiet(), open_storage(sys.argv[2], Path("."), heartbeat_s=1) as storage:
     study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
-    loop(storage, workers).run(study, signed(workers, value), int(sys.argv[4]))
+    worker(storage).run(study, objective(value), jobs(int(sys.argv[4])))
 """
 
 
@@ -61,7 +60,7 @@ def test_two_workers_one_killed(server, tmp_path):
     assert victim.stdout is not None
     held = int(victim.stdout.readline().split()[1])
     other = start(server, "goes")
-    # In mid-trial, while the other one is at work.
+    # During a trial, while the other one is at work.
     assert other.stdout is not None
     seen = [int(other.stdout.readline().split()[1])]
     victim.kill()
@@ -70,15 +69,14 @@ def test_two_workers_one_killed(server, tmp_path):
     rest, _ = other.communicate(timeout=120)
     assert other.returncode == 0
     seen += [int(line.split()[1]) for line in rest.splitlines() if line.startswith("trial")]
-    storage, _ = open_storage(server, tmp_path, heartbeat_s=1)
-    with quiet(), closing(storage):
+    with quiet(), open_storage(server, tmp_path, heartbeat_s=1) as storage:
         trials = optuna.load_study(storage=storage, study_name="s").get_trials()
-    done = standing(trials)
+    done = list(current(trials).values())
     assert [trial.state for trial in done] == [TrialState.COMPLETE] * TRIALS
     assert len(trials) == TRIALS + 1
     assert trials[held].state == TrialState.FAIL
     (back,) = (trial for trial in done if history(trial))
     assert history(back) == [held]
     assert back.params == trials[held].params
-    # Each was done once, by the one that lived.
+    # The survivor did each of them once.
     assert sorted(seen) == sorted(trial.number for trial in done)

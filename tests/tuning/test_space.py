@@ -1,4 +1,4 @@
-"""What is searched, as data."""
+"""The search space."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from rismusic.errors import InputError
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import LocateSpec
-from rismusic.tuning.space import Knob, Space, apply, load_space
+from rismusic.tuning.space import Parameter, Space, apply, load_space
 
 HYBRID = LocateSpec(method="hybrid")
 
@@ -21,7 +21,7 @@ def test_shipped_spaces_fit_the_settings(name):
 
 def test_the_wide_space_holds_every_weight_of_the_search():
     names = {name.removeprefix("loss.") for name in load_space("wide").training if name.startswith("loss.")}
-    # Off in the search of settings: the contrast.
+    # The contrast has weight 0 during a search.
     assert names == TrainSpec.search().loss.weights.keys() - {"peak_contrast"}
 
 
@@ -29,67 +29,70 @@ def test_the_wide_space_holds_what_older_pipelines_tuned():
     space = load_space("wide")
     assert {f"network.{name}" for name in ("width", "depth", "heads", "dropout")} <= space.training.keys()
     wanted = {
-        *("beta", "shrinkage", "newton_steps", "newton_step", "steps", "polish_up_to_db"),
-        *("peak_threshold", "count"),
+        *("beta", "shrinkage", "newton_steps", "steps", "tolerance", "count"),
     }
     assert {f"hybrid.{name}" for name in wanted} <= space.locate.keys()
+    assert {"schedule.beta", "schedule.curriculum"} <= space.training.keys()
 
 
 @pytest.mark.parametrize("name", ["narrow", "wide"])
 @pytest.mark.parametrize("part", ["training", "locate"])
-def test_every_knob_turns_something(name, part):
-    """Its ends make settings that differ."""
-    knobs, spec = getattr(load_space(name), part), {"training": TrainSpec.search(), "locate": HYBRID}[part]
-    for knob, held in knobs.items():
-        made = [apply(spec, knobs, {knob: end}) for end in held.ends]
-        assert len({one.model_dump_json() for one in made}) == len(held.ends)
+def test_every_parameter_has_an_effect(name, part):
+    """Its extreme values give different settings."""
+    parameters, spec = (
+        getattr(load_space(name), part),
+        {"training": TrainSpec.search(), "locate": HYBRID}[part],
+    )
+    for name, held in parameters.items():
+        made = [apply(spec, parameters, {name: end}) for end in held.extremes]
+        assert len({one.model_dump_json() for one in made}) == len(held.extremes)
 
 
 def test_values_reach_their_settings():
-    knobs = {
-        "network.width": Knob(choices=(48, 96)),
-        "network.heads": Knob(choices=(3, 6)),
-        "loss.subspace": Knob(low=0.01, high=0.2, also=("loss.subspace_last",)),
-        "batch": Knob(low=16, high=64, step=16),
+    parameters = {
+        "network.width": Parameter(choices=(48, 96)),
+        "network.heads": Parameter(choices=(3, 6)),
+        "loss.subspace": Parameter(low=0.01, high=0.2, also=("loss.subspace_last",)),
+        "batch": Parameter(low=16, high=64, step=16),
     }
     values = {"network.width": 48, "network.heads": 6, "loss.subspace": 0.07, "batch": 32}
-    spec = apply(TrainSpec.search(), knobs, values)
+    spec = apply(TrainSpec.search(), parameters, values)
     assert (spec.network.width, spec.network.heads, spec.batch) == (48, 6, 32)
     assert spec.loss.subspace == 0.07
     assert spec.loss.subspace_last == (0.07, 0.07)
     assert spec.loss.count == TrainSpec.search().loss.count
 
 
-def test_settings_that_bear_on_each_other_are_set_at_once():
+def test_settings_that_constrain_each_other_are_set_at_once():
     """Width 30 does not fit the 4 heads that were there before, nor 5 heads the width."""
-    knobs = {name: Knob(choices=(1, 2)) for name in ("network.width", "network.heads")}
-    spec = apply(TrainSpec(), knobs, {"network.width": 30, "network.heads": 5})
+    parameters = {name: Parameter(choices=(1, 2)) for name in ("network.width", "network.heads")}
+    spec = apply(TrainSpec(), parameters, {"network.width": 30, "network.heads": 5})
     assert (spec.network.width, spec.network.heads) == (30, 5)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[training."network.widht"]\nchoices = [8]', "space.training.network.widht: expected a known"),
-        ("[training.network]\nchoices = [8]", "space.training.network: expected the name of one setting"),
-        ('[training."batch.size"]\nchoices = [8]', "space.training.batch.size: expected a setting without"),
+        ('[training."network.widht"]\nchoices = [8]', "space.training.network.widht: is not a known setting"),
+        ("[training.network]\nchoices = [8]", "space.training.network: is a group of settings"),
+        ('[training."batch.size"]\nchoices = [8]', "space.training.batch.size: is a single setting"),
         ('[training."loss.count"]\nlow = 0.1\nhigh = 2.0', "space.training.loss.count: expected less than"),
         (
             '[training.batch]\nchoices = [8]\n[locate."hybrid.beta"]\nlow = 0.0\nhigh = 1.5',
             "space.locate.hybrid.beta: expected",
         ),
-        ('[training.batch]\nchoices = [8]\nalso = ["seeed"]', "space.training.batch: expected a known"),
-        ("[training.batch]\nlow = 8", "low, high: expected both limits"),
-        ("[training.batch]\nlow = 8\nhigh = 4", "high: expected at least low = 8"),
-        ("[training.batch]\nlow = 0\nhigh = 4\nlog = true", "log: expected a positive low"),
-        ("[training.batch]\nlow = 1\nhigh = 4\nchoices = [8]", "choices: expected no limits"),
+        ('[training.batch]\nchoices = [8]\nalso = ["seeed"]', "space.training.batch: is not a known setting"),
+        ("[training.batch]\nlow = 8", "low, high: give both limits, or choices"),
+        ("[training.batch]\nlow = 8\nhigh = 4", "high: must be at least low = 8; got 4"),
+        ("[training.batch]\nlow = 0\nhigh = 4\nlog = true", "log: needs a positive low and no step"),
+        ("[training.batch]\nlow = 1\nhigh = 4\nchoices = [8]", "choices: cannot be combined with low"),
         ("[training.batch]\nlow = 1\nhigh = 4\nsteps = 2", "steps: expected a known setting"),
         ("[trainings.batch]\nlow = 1\nhigh = 4", "trainings: expected a known setting"),
         ("[training.batch\n", "expected a TOML file"),
-        ("", "space: expected at least one setting"),
+        ("", "space: must contain at least one setting under [training]"),
     ],
 )
-def test_bad_spaces_are_said_in_a_sentence(tmp_path, text, said):
+def test_invalid_spaces_are_refused_with_a_sentence(tmp_path, text, said):
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(InputError) as error:
@@ -98,7 +101,7 @@ def test_bad_spaces_are_said_in_a_sentence(tmp_path, text, said):
 
 
 def test_unknown_spaces_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"narrow, wide or a \.toml file, found 'narow'"):
+    with pytest.raises(InputError, match=r"must be one of narrow, wide, or a \.toml file; got 'narow'"):
         load_space("narow")
     with pytest.raises(InputError, match="a readable TOML file"):
         load_space(str(tmp_path / "none.toml"))

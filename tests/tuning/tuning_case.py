@@ -23,16 +23,16 @@ TRAINING = TrainSpec(
     scored_scenes=2,
     average_decay=0.9,
 )
-# Peaks as the network sees them: a polish takes most of the time, and leads different networks to one answer.
+# Without the polish, which takes most of the time and leads different networks to the same estimates.
 LOCATE = LocateSpec(polish=False, hybrid={"count": "network", "doubt": 0.0})
 SPEC = TuneSpec(
     training=TRAINING,
     locate=LOCATE,
     epochs_per_trial=2,
     inference_trials=1,
-    knob_scenes=3,
+    inference_scenes=3,
     objective_scenes=6,
-    fresh_scenes=6,
+    test_scenes=6,
     finalists=1,
     final_seeds=1,
     final_epochs=2,

@@ -77,9 +77,9 @@ def bench(
         shard: (i, n): run share i, counted from 0, of n; see :func:`merge_benchmarks`.
         workers: number of processes, each with one thread; all cores if none. A script that uses more than
             one must guard the call with ``if __name__ == "__main__":``.
-        device: where the methods compute, such as ``"cuda"``; the CPU if none. Scenes, bounds and the rows that
-            know the truth stay on the CPU, so all devices see the same scenes. On another device the timings
-            are wall-clock times, and one process is the default.
+        device: where the methods compute, such as ``"cuda"``; the CPU if none. Scenes, bounds and the rows
+            that know the truth stay on the CPU, so all devices see the same scenes. On another device the
+            timings are wall-clock times, and one process is the default.
         progress: called with the completed and the total number of scenes, summed over methods.
         settings: fields of :class:`~rismusic.benchmark.spec.BenchSpec` to change, such as ``scenes=20``.
 

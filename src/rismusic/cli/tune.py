@@ -1,4 +1,4 @@
-"""``rismusic tune``: settings of training and inference are searched, on one machine or many."""
+"""``rismusic tune``: search settings of training and inference, on one machine or several."""
 
 from __future__ import annotations
 
@@ -18,44 +18,50 @@ from rismusic.tuning.spec import TuneSpec
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rismusic.tuning.outcome import Tuned
+    from rismusic.tuning.results import TuneResult
 
 
 class Tune(Command):
     """Search settings: rismusic tune [--trials N] [--epochs-per-trial N] [--space narrow|wide|FILE.toml].
 
-    Short trainings are stopped where they do badly; the best few are trained for longer from several seeds,
-    beside the default, and compared with it on fresh scenes. The same command started on several machines
-    with one --storage joins one study. Ctrl-C puts the running trial back; go on with --resume.
+    Unpromising trials are pruned. The best ones and the default are trained for longer from several seeds and
+    compared on test scenes. Workers that are started with the same command and the same --storage share one
+    study. After Ctrl-C, continue with --resume.
     """
 
     settings: Annotated[TuneSpec, arg(name="")] = TuneSpec()
     config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with settings of a training to begin with, such as the settings.toml of a run."""
+    """TOML file with the training settings that are not searched, such as the settings.toml of a run."""
     trials: Count | None = None
-    """Short trainings of the first stage: 50 of a new study, as many as before of one that is resumed."""
+    """Number of trials; default 50, and the number of the study with --resume."""
     out: Annotated[Path, arg(aliases=("-o",), metavar="FOLDER")] = Path("tune")
-    """Folder for the trainings and the results."""
+    """Folder for the training runs and the results."""
     storage: Annotated[str | None, arg(metavar="URL")] = None
-    """Database for many machines (postgresql://user@host/name), or a journal file; else one in the folder."""
+    """Database server (postgresql://user@host/name) or SQLite file; default study.db in --out."""
     study: str = "tune"
     """Name of the study in the storage."""
     resume: bool = False
-    """Go on with a study, with its own settings; a larger --trials adds to it."""
+    """Continue a study with its own settings; --trials changes their number."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to work; 'auto': on a GPU where there is one."""
+    """Where to compute; 'auto' uses a GPU if there is one."""
     heartbeat_s: Count = 60
-    """Seconds between two signs of life in a database; without one for twice as long, a trial is put back."""
+    """Seconds between two heartbeats of a worker; after twice as long without one its trial is repeated."""
 
     def run(self) -> int:
-        """Search, and show what came of it."""
+        """Search, and print the results."""
         spec = self.settings
         if self.resume and spec != TuneSpec():
-            raise InputError("resume", "no settings beside it but trials (they are in the study)", "some")
+            raise InputError(
+                "resume",
+                "--resume cannot be combined with settings of the search, which the study has already",
+            )
         try:
-            from rismusic.tuning.run import tune
+            from rismusic.tuning.study import tune
         except ImportError as error:
-            raise InputError("tune", "optuna (pip install 'rismusic[tune]')", f"no {error.name}") from None
+            raise InputError(
+                "tune",
+                f"needs the extra 'tune' (pip install 'rismusic[tune]'); {error.name} is not installed",
+            ) from None
         try:
             with progress_bar() as bar:
                 task = bar.add_task("trials", total=None)
@@ -73,15 +79,15 @@ class Tune(Command):
                     say=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
                 )
         except KeyboardInterrupt:
-            note("what is done is kept: go on with the same command and --resume in place of its settings")
+            note("finished trials are kept: run the command again with --resume instead of its settings")
             raise
         _show(tuned)
-        note(f"settings in {self.out / 'best.toml'} and {self.out / 'locate.toml'}; the rest beside them")
+        note(f"wrote best.toml, locate.toml, tables and plots to {self.out}")
         return 0
 
 
-def _show(tuned: Tuned) -> None:
-    """The finalists on the screen."""
+def _show(tuned: TuneResult) -> None:
+    """Print the final evaluation."""
     from rich.console import Console
 
     console = Console()
@@ -90,12 +96,12 @@ def _show(tuned: Tuned) -> None:
         console.print(sentence, highlight=False, soft_wrap=True)
 
 
-def _table(tuned: Tuned) -> Table:
+def _table(tuned: TuneResult) -> Table:
     from rich.table import Table
 
-    table = Table("settings", "cost", "fresh cost", "F1", "GOSPA / m")
+    table = Table("settings", "cost", "test cost", "F1", "GOSPA / m")
     for final in tuned.finals:
-        f1, gospa = final.fresh_mean("f1"), final.fresh_mean("mean_gospa_m")
+        f1, gospa = final.test_mean("f1"), final.test_mean("mean_gospa_m")
         name = final.name + (" (best)" if final is tuned.best else "")
-        table.add_row(name, f"{final.cost:.4f}", f"{final.fresh_cost:.4f}", f"{f1:.3f}", f"{gospa:.3f}")
+        table.add_row(name, f"{final.cost:.4f}", f"{final.test_cost:.4f}", f"{f1:.3f}", f"{gospa:.3f}")
     return table

@@ -1,40 +1,35 @@
-r"""Snapshots of a panel that errs, with the errors' share made white.
+r"""Hardware impairments: whitening of their share of the noise, and joint calibration with the sources.
 
-Where element n responds with :math:`1 + e_n` in place of 1, snapshot l is
-
-.. math:: y_l = G_l A s_l + G_l\, \mathrm{diag}(e)\, A s_l + n_l .
-
-For errors of variance :math:`\epsilon^2` that do not depend on each other, and sources of mean powers p_k
-whose steering vectors have entries of modulus :math:`1 / \sqrt N`, the last two terms have the covariance
-
-.. math:: \Sigma = \sigma^2 I + \epsilon^2 \frac{\sum_k p_k}{N} H D H^H, \qquad D = \mathrm{diag}_n
-    \Big( \frac 1 L \sum_l |c_{ln}|^2 \Big),
-
-coloured like the field itself: where the channel is strong, so are the errors, and a fit that takes the
-noise for white believes most in the outputs that err most. :math:`\sigma \Sigma^{-1/2}` in front of H and y
-leaves white noise of variance :math:`\sigma^2`. (The errors stay the same over the snapshots, but the symbols
-do not, so that their share is uncorrelated from one snapshot to the next.)
-
-Positions and the panel's own errors at once, from the snapshots of one scene.
-
-Element n responds with :math:`1 + e_n` in place of 1, so that snapshot l is
+Element n responds with :math:`1 + e_n` instead of 1, so that snapshot l is
 
 .. math:: y_l = H\, \mathrm{diag}(c_l)\, \mathrm{diag}(1 + e)\, A(x)\, s_l + n_l .
 
-Sources' coordinates x, symbols s and errors e are those of the greatest posterior density: s_kl is
-:math:`CN(0, p_k)`, x is flat, and real and imaginary part of :math:`e_n` are two errors of different kinds,
-of the gain and of the phase. Each is :math:`N(0, v_n)` with a variance of its own,
-:math:`1 / v_n \sim \Gamma(a, b)`, so that the few elements that are dead or badly off do not make all others
-suspect (Tipping, "Sparse Bayesian learning and the relevance vector machine", JMLR 1 (2001), whose fixed
-point sets :math:`v_n = (b + e_n^2 / 2 + \mathrm{var}(e_n) / 2) / (a + 1/2)`). A dead element is off in gain
-and not in phase: gains have the longer tail, a smaller a.
+**Whitening** (:func:`whitened`). For independent errors of variance :math:`\epsilon^2` and sources of mean
+powers p_k whose steering vectors have entries of modulus :math:`1 / \sqrt N`, errors and noise together have
+the covariance
 
-Each step is one of Gauss and Newton in all unknowns. With the sources' fields
-:math:`C_l = H\, \mathrm{diag}(c_l)\, \mathrm{diag}(1 + e) A` [M, K] the symbols are eliminated within their
-snapshot, then e [N] in all of them together: what is left are 3K equations of x, whose inverse is the
-covariance of x with s and e unknown: an error bar that knows of the panel's errors. Products with the
-derivative by e, :math:`J_l = H\, \mathrm{diag}(f_l)`, :math:`f_l = c_l \circ A s_l`, need no more than
-:math:`H^H H`: :math:`\sum_l J_l^H J_l = H^H H \circ \sum_l \bar f_l f_l^T`.
+.. math:: \Sigma = \sigma^2 I + \epsilon^2 \frac{\sum_k p_k}{N} H D H^H, \qquad D = \mathrm{diag}_n
+    \Big( \frac 1 L \sum_l |c_{ln}|^2 \Big).
+
+It is coloured like the field: where the channel is strong, so are the errors. A fit that assumes white noise
+gives most weight to the antennas with the largest errors. :math:`\sigma \Sigma^{-1/2}`, applied to H and y,
+leaves white noise of variance :math:`\sigma^2`. (The errors are the same in all snapshots, but the symbols
+are not, so that the errors' share is uncorrelated between snapshots.)
+
+**Calibration** (:func:`calibrate`) maximises the posterior density of the coordinates x, the symbols s and
+the errors e. The priors are :math:`s_{kl} \sim CN(0, p_k)`, flat for x, and :math:`N(0, v_n)` for the real
+part (gain error) and the imaginary part (phase error) of each :math:`e_n`. Each has a variance of its own
+with :math:`1 / v_n \sim \Gamma(a, b)`, so that a few dead elements do not cast doubt on all others. The
+variances follow the fixed point :math:`v_n = (b + e_n^2 / 2 + \mathrm{var}(e_n) / 2) / (a + 1/2)` (Tipping,
+"Sparse Bayesian learning and the relevance vector machine", JMLR 1 (2001)). A dead element has a gain error
+and no phase error, so that gains get the longer tail, a smaller a.
+
+Each Gauss-Newton step solves for all unknowns. With the sources' fields
+:math:`C_l = H\, \mathrm{diag}(c_l)\, \mathrm{diag}(1 + e) A` [M, K], the symbols are eliminated within each
+snapshot, then e [N] over all snapshots. The remaining 3K equations are for x; their inverse is the covariance
+of x with s and e unknown, that is, error bars that include the hardware impairments. The derivative by e is
+:math:`J_l = H\, \mathrm{diag}(f_l)`, :math:`f_l = c_l \circ A s_l`, and its products need only :math:`H^H H`:
+:math:`\sum_l J_l^H J_l = H^H H \circ \sum_l \bar f_l f_l^T`.
 """
 
 from __future__ import annotations
@@ -54,19 +49,30 @@ from rismusic.io import Recording
 from rismusic.memory import blocks
 from rismusic.sources import Sources
 
+# Maximum number of steps, and the largest predicted movement at convergence in units of the error bars.
+_STEPS, _TOLERANCE = 20, 0.02
+# Shape a of the prior of the variances, for gain and phase errors.
+_SHAPES = (1.5, 10.0)
+# Share of the error variance that changes with configuration or source, and is treated as noise.
+_NOISE_SHARE = 0.3
+# Ridge relative to a unit diagonal.
+_RIDGE = 1e-13
+_FIRST_DAMPING, _MOST_DAMPING = 1e-3, 1e6
+# Largest number of elements, since the equations for e are dense.
+_MAX_ELEMENTS = 1024
+
 
 def whitened(recording: Recording, panel_error: float) -> Recording:
-    r"""The same scenes through a channel behind which errors of the panel and noise are white together.
+    r"""Whiten the joint covariance of hardware errors and noise.
 
-    A panel that is sampled directly (H = I) colours nothing and stays as it is.
+    A directly sampled panel (H = I) has white errors and is returned unchanged.
 
     Args:
         recording: S scenes.
         panel_error: :math:`\epsilon`, root mean square of the relative error of an element's response.
 
     Returns:
-        A recording with a channel of its own for each scene, [S, M, N], and the noise variance that it was
-        whitened by, recorded or guessed.
+        A recording with one channel per scene, [S, M, N], and the noise variance used, recorded or estimated.
     """
     noise = noise_of(recording).double()
     known = replace(recording, noise_variance=noise.to(recording.snapshots.real.dtype))
@@ -80,7 +86,7 @@ def whitened(recording: Recording, panel_error: float) -> Recording:
     M = H.shape[-2]
     spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
     power = torch.view_as_real(y).square().sum(-1).mean(dim=(1, 2))
-    # What noise does not explain is field and errors, 1 to epsilon^2.
+    # The part of the power that is not noise is field and errors, in the ratio 1 to epsilon^2.
     share = panel_error**2 / (1 + panel_error**2)
     level = share * (power / torch.where(noise > 0, noise, torch.inf) - 1).clamp_min(0)
     total = torch.eye(M, dtype=H.dtype, device=H.device) + level[:, None, None] * spread
@@ -91,27 +97,14 @@ def whitened(recording: Recording, panel_error: float) -> Recording:
     return replace(known, channel=channel.to(dtype), snapshots=snapshots.to(dtype))
 
 
-# Most steps, and the share of an error bar that is worth no further one.
-_STEPS, _SETTLED = 20, 0.02
-# Shapes a of the distribution of an element's variance, of gain and phase: an element may be dead.
-_SHAPES = (1.5, 10.0)
-# Share of the errors' variance that differs from code to code or from source to source: it is noise.
-_FLEETING = 0.3
-# Coordinates whose effects differ by less than this (relative, squared) are one.
-_RIDGE = 1e-13
-_FIRST_DAMPING, _MOST_DAMPING = 1e-3, 1e6
-# Elements that a panel may have: the equations of e are dense.
-_ELEMENTS = 1024
-
-
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """Sources and the responses of the elements, of S scenes.
+    """Result of :func:`calibrate` for S scenes.
 
     Args:
         sources: azimuth, elevation, range of up to K sources, NaN where there is none, [S, K].
-        covariance: of the errors of azimuth (rad), elevation (rad) and range (m), responses and symbols
-            unknown, [S, K, 3, 3]; NaN where there is no source.
+        covariance: error covariance of azimuth (rad), elevation (rad) and range (m) with unknown responses
+            and symbols, [S, K, 3, 3]; NaN where there is no source.
         response: 1 + e, [S, N] complex.
         converged: [S].
     """
@@ -123,13 +116,13 @@ class Calibrated:
 
 
 def calibrate(recording: Recording, found: Sources, volume: Volume, *, panel_error: float) -> Calibrated:
-    """Refine sources that were found, the panel's errors unknown.
+    """Refine sources jointly with the responses of the panel's elements.
 
     Args:
-        recording: S scenes, as recorded; a noise variance that is not recorded is estimated.
-        found: positions [S, K] with their mean powers, near those of a fit to snapshots that are
-            :func:`~rismusic.estimation.calibration.whitened`; NaN where there is none.
-        volume: the box that the sources stay in.
+        recording: S scenes, as recorded; an unknown noise variance is estimated.
+        found: positions [S, K] with mean powers, from a fit to :func:`whitened` snapshots; NaN where there is
+            no source.
+        volume: the box that bounds the positions.
         panel_error: root mean square of the relative error of an element's response, positive.
 
     Raises:
@@ -137,9 +130,11 @@ def calibrate(recording: Recording, found: Sources, volume: Volume, *, panel_err
     """
     N = recording.elements.shape[0]
     if not panel_error > 0:
-        raise InputError("panel_error", "a positive number", f"{panel_error:g}")
-    if N > _ELEMENTS:
-        raise InputError("panel_error", f"0 for panels of more than {_ELEMENTS} elements", f"{N} elements")
+        raise InputError("panel_error", f"must be positive; got {panel_error:g}")
+    if N > _MAX_ELEMENTS:
+        raise InputError(
+            "panel_error", f"must be 0 for more than {_MAX_ELEMENTS} elements; the panel has {N}"
+        )
     positions, active = unpack(found, recording)
     assert found.power is not None
     power = torch.where(active, found.power.double(), 1).clamp_min(torch.finfo(torch.float64).tiny)
@@ -148,7 +143,7 @@ def calibrate(recording: Recording, found: Sources, volume: Volume, *, panel_err
     parts = []
     for block in blocks(len(recording), each, positions.device):
         fit = _Fit(recording[block], positions[block], active[block], power[block], volume, panel_error)
-        parts.append(fit.settle())
+        parts.append(fit.iterate())
     x, covariance, response, converged = (torch.cat(part) for part in zip(*parts, strict=True))
     placed = pack(x, active)
     return Calibrated(
@@ -171,8 +166,8 @@ class _Fit:
         volume: Volume,
         panel_error: float,
     ) -> None:
-        lasting = panel_error**2 * (1 - _FLEETING)
-        recording = whitened(recording, panel_error * _FLEETING**0.5)
+        lasting = panel_error**2 * (1 - _NOISE_SHARE)
+        recording = whitened(recording, panel_error * _NOISE_SHARE**0.5)
         assert recording.noise_variance is not None
         self.panel, self.active, self.power = recording.panel, active, power
         self.link = recording.link.to(torch.complex128)
@@ -193,10 +188,10 @@ class _Fit:
         self.s = self.y.new_zeros(S, L, active.shape[1])
         self.size = L * M
 
-    def settle(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Positions, covariance of their errors, responses, and where the steps came to rest."""
+    def iterate(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Iterate; return positions, their error covariance, responses, and whether they converged."""
         damping = torch.full_like(self.noise, _FIRST_DAMPING)
-        # Symbols first: everything else is linear around them.
+        # Symbols first: the rest is linearised around them.
         self.s = self._symbols(self.x, self.e)
         value = self._value(self.x, self.s, self.e)
         converged = torch.zeros_like(damping, dtype=torch.bool)
@@ -211,9 +206,9 @@ class _Fit:
                 torch.where(better.reshape(-1, *[1] * (old.ndim - 1)), fresh, old)
                 for fresh, old in ((x, self.x), (s, self.s), (e, self.e))
             )
-            still = (change.x.abs() <= _SETTLED * change.std).flatten(1).all(-1)
+            still = (change.x.abs() <= _TOLERANCE * change.std).flatten(1).all(-1)
             converged = converged | (better & still) | (damping >= _MOST_DAMPING)
-            self._levels(change, ~converged)
+            self._update_variances(change, ~converged)
             if bool(converged.all()):
                 break
             value = self._value(self.x, self.s, self.e)
@@ -221,7 +216,7 @@ class _Fit:
         return self.x, last.covariance, 1 + self.e, converged
 
     def model(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A [S, N, K] and its derivatives by azimuth, elevation, 1/range [S, N, K, 3]; 0 in empty places."""
+        """A [S, N, K] and its derivatives by azimuth, elevation, 1/range [S, N, K, 3]; 0 without a source."""
         azimuth, elevation, q = x.unbind(-1)
         A, D = steering_with_derivatives(self.panel, azimuth, elevation, 1 / q)
         there = self.active[:, None]
@@ -233,20 +228,20 @@ class _Fit:
         return torch.linalg.solve(inner, C.mH @ self.y[..., None])[..., 0]
 
     def _value(self, x: Tensor, s: Tensor, e: Tensor) -> Float[Tensor, "S"]:
-        """Minus the logarithm of the density, variances held."""
+        """Negative log posterior density for fixed variances."""
         return (
-            self._left(x, s, e) / self.noise
+            self._residual_energy(x, s, e) / self.noise
             + (_squared(s) / self.power[:, None]).sum((1, 2))
             + (_parts(e).square() / (2 * self.variance)).sum(-1)
         )
 
-    def _left(self, x: Tensor, s: Tensor, e: Tensor) -> Float[Tensor, "S"]:
-        """Energy of the snapshots that is not explained."""
+    def _residual_energy(self, x: Tensor, s: Tensor, e: Tensor) -> Float[Tensor, "S"]:
+        """Energy of the residual."""
         f = ((1 + e)[..., None] * self.model(x)[0]) @ s.mT  # [S, N, L]
         return _squared(self.y - self.link.apply(f.mT)).sum((1, 2))
 
-    def _levels(self, step: _Step, live: Bool[Tensor, "S"]) -> None:
-        """The errors' variances and the noise's, from what the step leaves unknown."""
+    def _update_variances(self, step: _Step, live: Bool[Tensor, "S"]) -> None:
+        """Update the variances of errors and noise from the posterior of the step."""
         spread = step.spread()
         energy = (_parts(self.e).square() + spread) / 2
         fresh = (self.rate + energy) / (self.shape + 0.5)
@@ -254,13 +249,13 @@ class _Fit:
         L = self.y.shape[1]
         count = self.active.sum(-1)
         freedom = (self.size - L * count - 1.5 * count - known).clamp_min(0.1 * self.size)
-        noise = self._left(self.x, self.s, self.e) / freedom
+        noise = self._residual_energy(self.x, self.s, self.e) / freedom
         self.variance = torch.where(live[:, None], fresh, self.variance)
         self.noise = torch.where(live & (noise > 0), noise, self.noise)
 
 
 class _Step:
-    """One step of Gauss and Newton; see the head of this module."""
+    """One Gauss-Newton step."""
 
     def __init__(self, at: _Fit, damping: Float[Tensor, "S"]) -> None:
         A, D = at.model(at.x)
@@ -280,7 +275,7 @@ class _Step:
             back = columns.mH if at.H is None else columns.mH @ at.H.unsqueeze(-3)
             return back * P.unsqueeze(-2)
 
-        # In units of the noise; the symbols leave first, each snapshot for itself.
+        # In units of the noise. The symbols are eliminated first, within each snapshot.
         inner = C.mH @ C + torch.diag_embed(at.noise[:, None] / at.power).unsqueeze(-3)
         factor = torch.linalg.cholesky(inner)
         right = torch.cat((B, rest[..., None]), dim=-1)
@@ -292,7 +287,7 @@ class _Step:
         Q = at.HH * (P.mH @ P) - E.mH @ E
         Jr = by_error(right).conj().sum(1).mT  # sum_l J_l^H right, [S, N, 3K + 1]
         Jr = Jr - E.mH @ T
-        # Real and imaginary part of e are unknowns of their own from here on, as the coordinates are.
+        # From here on real and imaginary parts of e are separate unknowns.
         stiff = at.noise[:, None] / (2 * at.variance)
         Q = torch.cat((torch.cat((Q.real, -Q.imag), dim=-1), torch.cat((Q.imag, Q.real), dim=-1)), dim=-2)
         Jr = torch.cat((Jr.real, Jr.imag), dim=-2)
@@ -303,7 +298,7 @@ class _Step:
         whole = ((right.mH @ right).sum(1) - T.mH @ T).real - Jr.mT @ solved
         F, pull = whole[:, :-1, :-1], whole[:, :-1, -1]
         diagonal = F.diagonal(dim1=-2, dim2=-1)
-        # Empty places, and sources of which the data say nothing.
+        # False without a source, and for sources on which the data carry no information.
         seen = diagonal > torch.finfo(F.dtype).tiny
         scale = torch.where(seen, diagonal.clamp_min(torch.finfo(F.dtype).tiny).rsqrt(), 0)
         unit = F * scale[:, :, None] * scale[:, None, :]

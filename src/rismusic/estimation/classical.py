@@ -399,8 +399,8 @@ def _dictionary(recording: Recording, grid: SearchGrid) -> Dictionary:
     if grid.panel.size != panel.size or grid.panel.wavelength != panel.wavelength:
         raise InputError(
             "grid",
-            f"covers a panel of {grid.panel.size} elements at {grid.panel.wavelength:g} m, but the recording's has "
-            f"{panel.size} elements at {panel.wavelength:g} m",
+            f"covers a panel of {grid.panel.size} elements at {grid.panel.wavelength:g} m, but the "
+            f"recording's has {panel.size} elements at {panel.wavelength:g} m",
         )
     return Dictionary.of(grid)
 

@@ -68,8 +68,8 @@ class Estimate:
         n_sources_probability: [S, sources_max + 1] of 0, 1, ... sources under a uniform prior; none where
             their number was given.
         p_value: [S] probability, if the model holds, of a residual at least as large as this one (noise
-            variance known), or as far from white noise (not known); see :mod:`rismusic.estimation.goodness_of_fit`.
-            NaN where it is not available.
+            variance known), or as far from white noise (not known); see
+            :mod:`rismusic.estimation.goodness_of_fit`. NaN where it is not available.
         warnings: sentences about each scene.
         spec: the settings.
         method: the method that was used in each scene. It differs from ``spec.method`` where the hybrid

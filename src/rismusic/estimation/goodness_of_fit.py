@@ -1,35 +1,33 @@
-r"""What sources leave of the snapshots: the residual of maximum likelihood, and the dimensions it lives in.
+r"""Goodness of fit: do the estimated sources explain the data, so that the residual is noise?
 
-With :math:`C_l = G_l A` [M, K] the sources' fields, b_il [M] the derivative of source k(i)'s field by one of
-its coordinates and s_kl the symbols of least squares, what is left of the snapshots y is
+**Residual.** With :math:`C_l = G_l A` [M, K] the sources' fields, b_il [M] the derivative of the field of
+source k(i) by one of its coordinates and s_kl the least-squares symbols, the residual of the snapshots y is
 
 .. math:: r = \Pi\, y, \qquad \Pi \perp C_l \text{ in each snapshot, and } \Pi \perp t_i
     = \left( b_{il}\, s_{k(i)l} \right)_{l = 1 \ldots L}.
 
-One complex direction goes for each symbol and one real direction, of all snapshots together, for each
-coordinate: to first order r is the residual at maximum likelihood, whichever fit found the sources. Noise
-alone is white in the :math:`\nu = 2 L (M - K) - 3 K` real dimensions that remain.
+Each symbol removes one complex dimension, and each free coordinate one real dimension of all snapshots
+together. To first order r is therefore the residual at maximum likelihood, whichever method found the
+sources. Noise alone is white in the remaining :math:`\nu = 2 L (M - K) - 3 K` real dimensions. A coordinate
+held at the boundary of the searched volume is not free and removes no dimension.
 
-Whether the sources that were found explain the data: what they leave must look like noise.
+**p-value.**
 
-The residual r of :mod:`rismusic.estimation.goodness_of_fit` holds nothing but noise in :math:`\nu = 2 L (M - K) - 3 K`
-real dimensions if they do. A coordinate that the border of the searched volume holds is not free and takes no
-dimension away.
-
-* *Noise variance known*: :math:`2 |r|^2 / \sigma^2` is chi-square with :math:`\nu` degrees of freedom.
-* *Not known*: r must be white, at whatever level. Two statistics of sphericity (John, "Some optimal
-  multivariate tests", Biometrika 58 (1971)) are watched,
+* *Noise variance known*: :math:`2 |r|^2 / \sigma^2` is chi-square distributed with :math:`\nu` degrees of
+  freedom.
+* *Unknown*: r must be white at any level. Two sphericity statistics (John, "Some optimal multivariate tests",
+  Biometrika 58 (1971)) are tested,
 
   .. math:: T = \frac{\| \sum_l x_l x_l^H \|_F^2}{(\sum_l |r_l|^2)^2}
       = \frac{\sum_{l,l'} |x_l^H x_{l'}|^2}{(\sum_l |r_l|^2)^2},
 
-  of the residual at the receiver, :math:`x_l = r_l` [M], which tells what did not come through the panel as
-  recorded, and of the residual carried back to the panel, :math:`x_l = G_l^H (H H^H)^{-1/4} r_l` [N], which
-  tells sources that are missing and panels that err. (The root stands between the matched filter and the
-  whitened field; it had the most power of the three over the misfits that were tried.)
+  one of the residual at the receiver, :math:`x_l = r_l` [M], which detects signals that did not come through
+  the panel as recorded, and one of the residual back-projected to the panel, :math:`x_l = G_l^H
+  (H H^H)^{-1/4} r_l` [N], which detects missing sources and hardware impairments. (The root is between the
+  matched filter and the whitened field. It had the most power of the three over the misfits that were tried.)
 
-How T is distributed if nothing but noise is left depends on the link. It is found by passing noise through
-the same projection and the same link; the noise is seeded, so that a scene always gets the same answer.
+The null distribution of T depends on the link. It is sampled by passing noise through the same projection and
+link; the noise is seeded, so that a scene always gets the same p-value.
 """
 
 from __future__ import annotations
@@ -50,7 +48,21 @@ from rismusic.memory import block_size
 from rismusic.operator import Link
 from rismusic.sources import Sources
 
-# Directions of columns of unit norm whose squared length is below this are rounding.
+SIGNIFICANCE = 1e-3
+"""Significance level of the warning: one in 1000 scenes that fit the model gets it."""
+
+# Noise draws, the number of the largest ones that the tail is fitted to, and their seed.
+_DRAWS, _TAIL, _SEED = 255, 51, 20261122
+# Draws of a first pass. Scenes with a larger p-value than this need no more.
+_FIRST, _CLEAR = 63, 0.1
+# Smaller residuals, relative to the energy of the data, are rounding errors.
+_NOTHING = 1e-10
+# A log statistic that varies by less than this carries no information.
+_CONSTANT = 1e-4
+# Smaller eigenvalues of H H^H, relative to the largest, are rounding errors.
+_CHANNEL_ROUNDING = 1e-6
+
+# Smaller squared norms, of columns of unit norm, are rounding errors.
 _ROUNDING = 1e-10
 
 
@@ -59,10 +71,10 @@ class Projection:
     r"""The projection :math:`\Pi` of S scenes.
 
     Args:
-        fields: orthonormal basis of C_l, [S, L, M, K] complex (L = 1 where it is always the same); columns
-            that stand for nothing are zero.
-        tangents: orthonormal basis of the t_i beside the C_l, real parts above imaginary parts,
-            [S, 2LM, 3K] real; columns that stand for nothing are zero.
+        fields: orthonormal basis of C_l, [S, L, M, K] complex (L = 1 if it is the same in all snapshots);
+            columns without a source are zero.
+        tangents: orthonormal basis of the t_i orthogonal to the C_l, real parts above imaginary parts,
+            [S, 2LM, 3K] real; columns without a source are zero.
     """
 
     fields: Complex[Tensor, "S _ M K"]
@@ -76,13 +88,13 @@ class Projection:
         active: Bool[Tensor, "S K"],
         free: Bool[Tensor, "S K 3"],
     ) -> Projection:
-        """Off the fields of sources and off their changes with the coordinates that are free.
+        """The projection orthogonal to the sources' fields and to their derivatives by the free coordinates.
 
         Args:
             recording: S scenes.
             positions: azimuth (rad), elevation (rad), inverse range (1/m), float64; finite throughout.
-            active: which places hold a source.
-            free: which of its coordinates were fitted.
+            active: which entries hold a source.
+            free: which coordinates are free.
         """
         azimuth, elevation, q = positions.unbind(-1)
         A, D = steering_with_derivatives(recording.panel, azimuth, elevation, 1 / q)
@@ -94,7 +106,7 @@ class Projection:
         return cls(fields, _orthonormal(torch.cat((t.real, t.imag), dim=1)))
 
     def freedom(self, snapshots: int) -> Float[Tensor, "S"]:
-        r"""Real dimensions that are left of L snapshots, :math:`\nu`."""
+        r"""Remaining real dimensions of L snapshots, :math:`\nu`."""
         taken = (self.fields != 0).any(-2).sum(-1).expand(-1, snapshots).sum(-1)
         tangents = (self.tangents != 0).any(-2).sum(-1)
         return (2 * (snapshots * self.fields.shape[-2] - taken) - tangents).to(self.tangents.dtype)
@@ -107,7 +119,7 @@ class Projection:
         return Projection(self.fields.to(torch.complex64), self.tangents.float())
 
     def of(self, data: Complex[Tensor, "S Q L M"]) -> Complex[Tensor, "S Q L M"]:
-        """What is left of each of Q sets of snapshots."""
+        """The residuals of Q sets of snapshots."""
         # One matrix product for all sets: rows are sets of one snapshot, y^T less (y^T Q^*) Q^T.
         rows = data.transpose(1, 2)
         rest = (rows - (rows @ self.fields.conj()) @ self.fields.mT).transpose(1, 2)
@@ -122,7 +134,7 @@ def _less(basis: Tensor, columns: Tensor) -> Tensor:
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
-    """Orthonormal basis of the columns, wherever the zero ones stand; surplus columns are zero."""
+    """Orthonormal basis of the columns; surplus columns are zero."""
     norm = columns.norm(dim=-2, keepdim=True)
     unit = columns / torch.where(norm > 0, norm, 1)
     values, vectors = torch.linalg.eigh(unit.mH @ unit)
@@ -130,59 +142,44 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return unit @ (vectors * scale[..., None, :])
 
 
-SIGNIFICANCE = 1e-3
-"""Probability below which a fit is said not to explain the data: of 1000 sound scenes one is blamed."""
-
-# Draws of noise, how many of the largest make the tail beyond them, and what seeds them.
-_DRAWS, _TAIL, _SEED = 255, 51, 20261122
-# Fewer draws come first; scenes that they find more probable than this are clear, and get no more.
-_FIRST, _CLEAR = 63, 0.1
-# Share of the energy below which what is left is the rounding of data and fit, not noise.
-_NOTHING = 1e-10
-# A logarithm that varies by less than this says nothing.
-_CONSTANT = 1e-4
-# Eigenvalues of H H^H below this share of the largest are rounding.
-_ROUNDING_GOODNESS = 1e-6
-
-
 @dataclass(frozen=True, eq=False)
 class GoodnessOfFit:
     """How well the sources of each scene explain its data.
 
     Args:
-        p_value: [S] probability that sound scenes leave as much (noise variance known), or something as far
-            from white (not known): uniform over sound scenes. NaN where there is nothing to compare, as for
-            one snapshot of a panel that is sampled directly.
-        excess: [S] energy left over what noise of the known variance leaves, 1 for a sound fit; NaN where
-            the variance is not known.
+        p_value: [S] probability of a residual with at least this energy (noise variance known) or at least
+            this far from white (unknown), if the sources explain the data. NaN where there is nothing to
+            compare, as for a single snapshot of a directly sampled panel.
+        excess: [S] energy of the residual over its expectation, about 1 for a good fit; NaN where the noise
+            variance is unknown.
     """
 
     p_value: Float[Tensor, "S"]
     excess: Float[Tensor, "S"]
 
     def sentence(self, scene: int) -> str | None:
-        """What to say of a scene that is not explained; nothing of one that is."""
+        """The warning for a scene whose fit is rejected; ``None`` otherwise."""
         p, excess = float(self.p_value[scene]), float(self.excess[scene])
         if math.isnan(p) or p >= SIGNIFICANCE:
             return None
         left = (
-            "what the sources leave is not white noise"
+            "the residual is not white noise"
             if math.isnan(excess)
-            else f"the sources leave {excess:.3g} times the noise"
+            else f"the residual has {excess:.3g} times the energy of the noise"
         )
         return (
-            f"{left} (by chance: p = {p:.1g}): more sources, sources outside the searched volume, or a panel "
-            "that is not as recorded"
+            f"{left} (p = {p:.1g}): there may be more sources, sources outside the searched volume, or a "
+            "panel that differs from its description"
         )
 
 
 def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | None = None) -> GoodnessOfFit:
-    """How well some sources explain the snapshots; see the head of this module.
+    """Test how well some sources explain the snapshots.
 
     Args:
         recording: S scenes, with their noise variance or without.
-        sources: positions [S, K], of maximum likelihood or near it; NaN where there is none. K < M.
-        volume: the box that they were searched in; without one all coordinates count as free.
+        sources: positions [S, K] near maximum likelihood; NaN where there is no source. K < M.
+        volume: the searched volume. Without one, all coordinates count as free.
     """
     positions, active = unpack(sources, recording)
     parts = []
@@ -195,7 +192,7 @@ def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | Non
 
 
 def at_search_limit(positions: Float[Tensor, "S K 3"], volume: Volume | None) -> Bool[Tensor, "S K 3"]:
-    """Which coordinates (azimuth, elevation, 1/range) lie on the border of the searched volume."""
+    """Which coordinates (azimuth, elevation, 1/range) are at the boundary of the searched volume."""
     if volume is None:
         return torch.zeros_like(positions, dtype=torch.bool)
     low, high = (positions.new_tensor(limit) for limit in (volume.lower, volume.upper))
@@ -204,7 +201,7 @@ def at_search_limit(positions: Float[Tensor, "S K 3"], volume: Volume | None) ->
 
 
 def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S 2 Q"]:
-    """Logarithm of John's statistic T at the receiver and on the panel; see the head of this module.
+    """Logarithm of John's statistic T at the receiver and on the panel.
 
     Args:
         link: of the S scenes.
@@ -216,7 +213,7 @@ def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S
         return torch.stack((receiver, receiver), dim=1)
     H = link.channel.to(rest.dtype)
     values, basis = torch.linalg.eigh(H @ H.mH)
-    root = values.clamp_min(_ROUNDING_GOODNESS * values[..., -1:]).pow(-0.25)
+    root = values.clamp_min(_CHANNEL_ROUNDING * values[..., -1:]).pow(-0.25)
     back = (basis * root[..., None, :]) @ (basis.mH @ H)  # (H H^H)^(-1/4) H
     codes = None if link.codes is None else _for_draws(link.codes.to(rest.dtype))
     panel = _gram_energy(Link(_for_draws(back), codes).adjoint(rest)) - 2 * energy
@@ -273,7 +270,7 @@ def tail_probability(
 
 
 def _as_much(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
-    """P value and excess where the noise variance is known."""
+    """p-value and excess where the noise variance is known."""
     assert recording.noise_variance is not None
     data = recording.snapshots.to(torch.complex128)
     statistic = 2 * _energy(off.of(data[:, None])) / recording.noise_variance.double()
@@ -282,14 +279,14 @@ def _as_much(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
 
 
 def _white(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
-    """P value, and no excess, where the noise variance is not known."""
+    """p-value, and NaN as excess, where the noise variance is unknown."""
     data = recording.snapshots.to(torch.complex128)[:, None]
     rest = off.of(data)
     nothing = _energy(rest) <= _NOTHING * _energy(data)
     rest = torch.where(nothing[:, None, None, None], data, rest)
     measured = sphericity(recording.link, rest)[..., 0]
     p = _as_white(recording.link, off, measured, data, _FIRST)
-    # Most scenes are sound, and the draws are most of the work.
+    # Most scenes fit, and the draws are most of the work.
     doubtful = (p < _CLEAR).nonzero()[:, 0]
     if len(doubtful):
         link, some = recording.link[doubtful], off[doubtful]
@@ -299,13 +296,13 @@ def _white(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
 
 
 def _as_white(link: Link, off: Projection, measured: Tensor, data: Tensor, draws: int) -> Tensor:
-    """P value from so many draws; NaN where no statistic varies."""
+    """p-value from a number of draws; NaN where no statistic varies."""
     _, _, L, M = data.shape
     drawn = null_sphericity(link, off, L, M, draws)
     mean, spread = drawn.mean(-1), drawn.std(-1)
     varies = spread > _CONSTANT
     spread = torch.where(varies, spread, torch.inf)
-    # Of the two the more surprising one counts; how surprising that is, the same draws say.
+    # The larger of the two standardised statistics; its distribution comes from the same draws.
     most = ((measured - mean) / spread).amax(1)
     among = ((drawn - mean[..., None]) / spread[..., None]).amax(1)
     p = tail_probability(most, among, _TAIL * draws // _DRAWS)

@@ -1,10 +1,8 @@
-r"""The searched volume and the grid laid over it, in direction cosines and inverse range.
+r"""The searched volume, its grid in direction cosines and inverse range, and peaks on that grid.
 
-A spherical wave is nearly stationary in :math:`(u_x, u_y, q)`, :math:`q = 1/r`: the beam of a panel keeps its
-width in the direction cosines wherever it points, and its depth in 1/r wherever it focuses. A box with even
-steps in these three therefore covers the volume evenly, which a box in angles and metres does not.
-
-Peaks of anything on the search grid: K in each scene, apart from each other, between the points.
+In :math:`(u_x, u_y, q)`, :math:`q = 1/r`, the beam width of a panel does not depend on the direction, nor its
+depth of focus on the range. Even steps in these coordinates therefore cover the volume evenly, unlike steps
+in angles and metres.
 """
 
 from __future__ import annotations
@@ -24,9 +22,9 @@ from rismusic.spec import SceneSpec
 OVERSAMPLING = 2.51
 """Points per beam width. The default panel and volume then have 26 x 16 x 8 points."""
 
-# A direction grazing the panel is taken for one this far (in |u|) above it.
+# Least distance of |(u_x, u_y)| from 1, so that every direction is in front of the panel.
 _GRAZING = 1e-6
-# Points along each axis at which the depth of focus is averaged.
+# Points per axis over which the depth of focus is averaged.
 _PROBES = 7
 
 
@@ -43,8 +41,8 @@ def from_cosines(
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Azimuth, elevation (rad) and range (m) of direction cosines and inverse range (1/m, positive).
 
-    Where u_x^2 + u_y^2 reaches 1 there is no direction in front of the panel; the nearest one that just is
-    (the same cosines, scaled down) takes its place.
+    Where u_x^2 + u_y^2 reaches 1, there is no direction in front of the panel; the cosines are scaled down to
+    the nearest one that is.
     """
     across = torch.hypot(u_x, u_y)
     scale = torch.where(across > 1 - _GRAZING, (1 - _GRAZING) / across, 1)
@@ -113,7 +111,7 @@ class Volume:
         elevation: Float[Tensor, "*batch"],
         range: Float[Tensor, "*batch"],
     ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-        """The nearest points of the volume, coordinate by coordinate."""
+        """Clip each coordinate to the volume."""
         return (
             azimuth.clamp(-self.azimuth_max, self.azimuth_max),
             elevation.clamp(-self.elevation_max, self.elevation_max),
@@ -168,7 +166,7 @@ class SearchGrid:
 
     @classmethod
     def cover(cls, panel: Panel, volume: Volume, oversampling: float = OVERSAMPLING) -> SearchGrid:
-        r"""The grid whose steps are the panel's widths of beam and focus, divided by ``oversampling``.
+        r"""The grid whose steps are beam width and depth of focus of the panel, divided by ``oversampling``.
 
         Two points a small step :math:`\Delta` apart in one coordinate p correlate as
 
@@ -226,7 +224,7 @@ class SearchGrid:
         return len(self.azimuth)
 
     def steering(self, dtype: torch.dtype = torch.complex64) -> Complex[Tensor, "N P"]:
-        """Steering matrix A of all points, [N, P]; kept for the next call (N P numbers of ``dtype``)."""
+        """Steering matrix A of all points, [N, P]; cached (N P numbers of ``dtype``)."""
         if dtype not in self._steering:
             self._steering[dtype] = self._at(slice(None), dtype)
         return self._steering[dtype]
@@ -244,7 +242,7 @@ class SearchGrid:
     def blocks(
         self, points: int, dtype: torch.dtype = torch.complex64
     ) -> Iterator[tuple[slice, Complex[Tensor, "N _"]]]:
-        """The columns of A, at most ``points`` of them at a time and never all at once, with their places."""
+        """Blocks of at most ``points`` columns of A, with their slices."""
         for start in torch.arange(0, len(self), points).tolist():
             block = slice(start, min(start + points, len(self)))
             yield block, self._at(block, dtype)
@@ -272,7 +270,7 @@ def _mean_focus(panel: Panel, volume: Volume) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Peaks:
-    """K candidates of each scene, the highest first.
+    """K peaks of each scene, the highest first.
 
     Args:
         azimuth: [..., K] radians.
@@ -294,7 +292,7 @@ class Peaks:
 def find_peaks(
     values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
 ) -> Peaks:
-    """The highest peaks of each scene, refined between the points of the grid.
+    """The K highest peaks of each scene, refined between the points of the grid.
 
     A point is a peak where no point of the box around it is higher; of neighbours of which this holds the
     first counts. Sources within a step or two of each other share one peak:
@@ -354,13 +352,13 @@ def highest_peaks(
 def highest_points(
     values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
 ) -> Int64[Tensor, "*batch K"]:
-    """The flat places on the grid of :func:`highest_peaks`, which are not refined."""
+    """Flat indices of the grid points of :func:`highest_peaks`, not refined."""
     index, _ = _chosen(_boxes(values, grid), grid, count, separation)
     return index.view(*values.shape[:-1], count)
 
 
 def _chosen(box: Tensor, grid: SearchGrid, count: int, separation: float) -> tuple[Tensor, Tensor]:
-    """Flat places [S, K] of the highest points, and which of them are peaks."""
+    """Flat indices [S, K] of the highest points, and which of them are peaks."""
     inside = grid.inside.view(grid.shape)
     reach = max(1, int(separation * grid.oversampling))
     peak = _highest(box, reach) & inside
@@ -371,12 +369,12 @@ def _chosen(box: Tensor, grid: SearchGrid, count: int, separation: float) -> tup
 
 
 def _boxes(values: Tensor, grid: SearchGrid) -> Float[Tensor, "S X Y Z"]:
-    """The values as boxes of points; nothing outside the volume."""
+    """The values on the X x Y x Z grid; minus infinity outside the volume."""
     return values.reshape(-1, *grid.shape).masked_fill(~grid.inside.view(grid.shape), -torch.inf)
 
 
 def _pooled(box: Tensor, reach: int) -> Tensor:
-    """Largest value within ``reach`` points along each axis: one axis after the other, which is the same."""
+    """Largest value within ``reach`` points along each axis, one axis after the other."""
     for axis in (1, 2, 3):
         size = box.shape[axis]
         pooled = box.clone()
@@ -390,7 +388,7 @@ def _pooled(box: Tensor, reach: int) -> Tensor:
 
 
 def _highest(box: Tensor, reach: int) -> Tensor:
-    """Where no point within reach is higher, and none that comes before it is as high."""
+    """Where no point within reach is higher, and none with a lower index is as high."""
     candidate = box == _pooled(box, reach)
     place = -torch.arange(box[0].numel(), device=box.device, dtype=torch.int32).view(box.shape[1:])
     first = torch.where(candidate, place, -box[0].numel())
@@ -398,7 +396,7 @@ def _highest(box: Tensor, reach: int) -> Tensor:
 
 
 def _best(values: Tensor, peak: Tensor, apart: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Places [S, K] of the best peaks, then of the best scattered points, then of any others inside."""
+    """Indices [S, K] of the highest peaks, then of the highest scattered points, then of others inside."""
     rest = ~peak & ~apart & (values > -torch.inf)
     indices, usable = [], []
     for kind in (peak, apart, rest):
@@ -412,7 +410,7 @@ def _best(values: Tensor, peak: Tensor, apart: Tensor, count: int) -> tuple[Tens
 
 
 def _between(box: Tensor, grid: SearchGrid, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Top of the parabola through each place and its two neighbours, along each axis by itself."""
+    """Vertex of the parabola through each point and its two neighbours, for each axis separately."""
     flat = box.flatten(1)
     here = flat.gather(1, index)
     X, Y, Z = grid.shape

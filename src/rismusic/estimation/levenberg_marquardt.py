@@ -6,8 +6,8 @@ A step solves, over the unknowns that the box does not hold,
 
 with the gradient g and a curvature B. The caller supplies a positive semidefinite curvature F: the Fisher
 information or a Gauss-Newton matrix of a negative log-likelihood. F leaves part of the Hessian out, so that
-steps with it alone converge linearly, and slowly where the noise is strong. The changes y of the gradient over
-the last steps s supply the rest: B is F with a BFGS update for each of them,
+steps with it alone converge linearly, and slowly where the noise is strong. The changes y of the gradient
+over the last steps s supply the rest: B is F with a BFGS update for each of them,
 
 .. math:: B \leftarrow B - \frac{B s s^T B}{s^T B s} + \frac{y y^T}{y^T s}.
 
@@ -17,10 +17,11 @@ A problem has converged when its **Newton decrement**
 
 .. math:: \lambda = \sqrt{\Delta^T F \Delta}, \qquad \Delta = -B^{-1} g,
 
-is at most the tolerance (with B and with F alone in its place). For a likelihood, :math:`F^{-1}` is the covariance
-of the estimate, so no unknown is then predicted to move by more than :math:`\lambda` of its error bar. The last
-step is taken without evaluating the function again. Unlike a small gain in likelihood, a small decrement leaves no
-movement along flat directions, so the end does not depend on the start, the batch or rounding.
+is at most the tolerance (with B and with F alone in its place). For a likelihood, :math:`F^{-1}` is the
+covariance of the estimate, so no unknown is then predicted to move by more than :math:`\lambda` of its error
+bar. The last step is taken without evaluating the function again. Unlike a small gain in likelihood, a small
+decrement leaves no movement along flat directions, so the end does not depend on the start, the batch or
+rounding.
 
 Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", SIAM J. Appl. Math. 11 (1963);
 Bertsekas, "Projected Newton methods", SIAM J. Control Optim. 20 (1982); Nocedal and Wright, *Numerical

@@ -11,10 +11,10 @@ likelihoods are
 
   .. math:: -\log p = \sum_l \left[ \log\det R_l + y_l^H R_l^{-1} y_l \right] + \mathrm{const}.
 
-Both depend on the data only through the inner products of :math:`X_l = [C_l, B_l]` (B_l [M, 3K] the derivatives of
-C_l with respect to the coordinates) with each other and with y_l: the sufficient statistics. All later computations
-are on K x K matrices in float64. (Inner products of complex64 fields are exact in float64, so the cost does not
-suffer from cancellation: it is the exact cost of slightly rounded fields.)
+Both depend on the data only through the inner products of :math:`X_l = [C_l, B_l]` (B_l [M, 3K] the
+derivatives of C_l with respect to the coordinates) with each other and with y_l: the sufficient statistics.
+All later computations are on K x K matrices in float64. (Inner products of complex64 fields are exact in
+float64, so the cost does not suffer from cancellation: it is the exact cost of slightly rounded fields.)
 
 Stoica and Nehorai, "Performance study of conditional and unconditional direction-of-arrival estimation", IEEE
 Trans. ASSP 38 (1990); Golub and Pereyra, "Separable nonlinear least squares", Inverse Problems 19 (2003).
@@ -147,7 +147,7 @@ def conditional_cost(stats: SufficientStatistics) -> Float[Tensor, "S"]:
 def conditional(
     stats: SufficientStatistics,
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
-    r"""Negative conditional log-likelihood, its exact gradient and Gauss-Newton curvature in U = 3K coordinates.
+    r"""Negative conditional log-likelihood, its exact gradient, and its Gauss-Newton curvature.
 
     The symbols are eliminated by variable projection (Kaufman's form). With :math:`r_l = P^\perp_{C_l} y_l`,
 
@@ -213,7 +213,7 @@ def unconditional(
     weights = inverse.T @ C_y  # T C^H y
     J, Fyx, weight, trace = inverse.information(stats.antennas, stats.energy.shape[1])
 
-    v = (stats.cross - (inverse.gram_times_T @ C_y)[..., 0]) / inverse.noise[..., 0]  # X^H W y
+    v = (stats.cross - (inverse.gram_t @ C_y)[..., 0]) / inverse.noise[..., 0]  # X^H W y
     vx = v.narrow(-1, 0, K)
     if stats.gram.shape[-1] > K:
         vx = _and_thrice(vx)
@@ -287,7 +287,7 @@ class _InverseCovariance:
         self.T = root * torch.cholesky_inverse(self.factor) * root.mT / self.noise  # [S, L, K, K]
 
     @cached_property
-    def gram_times_T(self) -> Tensor:
+    def gram_t(self) -> Tensor:
         """X^H C T."""
         return self.gram.narrow(-1, 0, self.K) @ self.T
 
@@ -298,7 +298,7 @@ class _InverseCovariance:
         """
         K, p, gram, noise, sigma2 = self.K, self.power, self.gram, self.noise, self.sigma2
         repeats = snapshots if gram.shape[1] == 1 else 1
-        XC, half = gram.narrow(-1, 0, K), self.gram_times_T
+        XC, half = gram.narrow(-1, 0, K), self.gram_t
         FC = (XC - half @ self.CC) / noise  # X^H W C
         FCC = FC.narrow(-2, 0, K)  # C^H W C
         F = (gram - half @ XC.mH) / noise if gram.shape[-1] > K else FC  # X^H W X

@@ -1,12 +1,13 @@
 r"""Near-field maximum likelihood (NF-MLE): joint refinement of all sources on the raw snapshots.
 
-The unknowns are azimuth, elevation and inverse range :math:`q = 1/r` of each source. The phase of a far source is
-nearly linear in q, while its range is unbounded. The conditional likelihood eliminates the symbols by variable
-projection. The unconditional likelihood has the source powers and, unless it is known, the noise variance as
-further unknowns.
+The unknowns are azimuth, elevation and inverse range :math:`q = 1/r` of each source. The phase of a far
+source is nearly linear in q, while its range is unbounded. The conditional likelihood eliminates the symbols
+by variable projection. The unconditional likelihood has the source powers and, unless it is known, the noise
+variance as further unknowns.
 
-:func:`nfmle` fits positions from a start; :func:`refine` is the same on plain tensors, for any number of sources per
-scene; :func:`fit_powers` fits powers and noise variance for fixed positions; :func:`finish` completes a fit.
+:func:`nfmle` fits positions from a start; :func:`refine` is the same on plain tensors, for any number of
+sources per scene; :func:`fit_powers` fits powers and noise variance for fixed positions; :func:`finish`
+completes a fit.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def values_without_each(
     active: Bool[Tensor, "S K"],
     criterion: Criterion,
 ) -> Float[Tensor, "S K"]:
-    """Negative log-likelihood (nats) without each source in turn, the others fixed; inf where there is none."""
+    """Negative log-likelihood (nats) without each source in turn, the others fixed; inf without a source."""
     parts = []
     for block in scene_blocks(recording, 2 * positions.shape[1]):
         part, there = recording[block], active[block]
@@ -303,9 +304,9 @@ class Fit:
     Args:
         sources: positions, mean powers p (maximum likelihood) and symbols (least squares) of up to K sources;
             NaN where there is no source. The order is that of the start.
-        cost: the conditional cost ``f = sum_l |P_perp y_l|^2``.
-        neg_log_likelihood: negative unconditional log-likelihood at its best powers, in nats; comparable between
-            fits of the same data.
+        cost: the conditional cost f = sum_l |P_perp y_l|^2.
+        neg_log_likelihood: negative unconditional log-likelihood at its best powers, in nats; comparable
+            between fits of the same data.
         noise_variance: sigma^2, as given or estimated without bias from the residual.
         converged: whether the fit converged.
     """
@@ -350,8 +351,8 @@ def nfmle(
         recording: S scenes. Their noise variance, where given, is taken as known.
         start: initial positions [S, K], moved into the volume first; NaN where there is no source.
         volume: the box that bounds the positions.
-        criterion: ``conditional`` (deterministic symbols) or ``unconditional`` (Gaussian symbols, with powers and
-            unknown noise variance as further unknowns). The latter misses fewer sources below 5 dB.
+        criterion: ``conditional`` (deterministic symbols) or ``unconditional`` (Gaussian symbols, with powers
+            and unknown noise variance as further unknowns). The latter misses fewer sources below 5 dB.
         options: when to stop.
         power_noise: see :func:`refine`.
 

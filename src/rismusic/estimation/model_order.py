@@ -1,42 +1,33 @@
-r"""How many sources: fits with 0, 1, 2, ... of them, and how probable each number is.
+r"""Model order: the number of sources by Bayesian evidence, and by MDL and AIC for comparison.
 
-How well so many sources explain a scene, whatever exactly their positions and powers: the evidence.
-
-With :math:`\theta` the U unknowns of K sources (azimuth, elevation, 1/range and log power of each, the log
-noise variance where it is not known), spread evenly beforehand over widths :math:`w_i`, Laplace's integral at
-the best fit :math:`\hat\theta` gives
+**Evidence.** Fits with K = 0, 1, 2, ... sources are compared by the Laplace approximation of the evidence for
+K sources. Let :math:`\theta` hold the U unknowns (azimuth, elevation, 1/range and log power of each source,
+and the log noise variance where it is unknown), with uniform priors of widths :math:`w_i`. At the best fit
+:math:`\hat\theta`,
 
 .. math:: \log p(Y | K) \approx \log p(Y | \hat\theta) + \log K!
     - \tfrac12 \log\det\left( \mathrm{diag}(w)\, \frac{J + \Lambda}{2\pi}\, \mathrm{diag}(w) \right),
 
-J the Fisher information of the unconditional likelihood there. An unknown of which the data say nothing must
-not cost anything: :math:`\Lambda = \mathrm{diag}(2\pi / w_i^2)` makes its factor 1. K! counts the orders in
-which one set of sources can be written: of those whose power the data tell at all, since one that may be
-anything is spread over all orders already.
+with the Fisher information J of the unconditional likelihood. :math:`\Lambda = \mathrm{diag}(2\pi / w_i^2)`
+makes the factor of an unknown 1 if the data carry no information on it. K! counts the permutations of the
+sources; only those whose power is identifiable are counted. (BIC is the same with each information replaced
+by 2 L M. Here, a weak source or an uncertain range costs less than a well-determined one.) Kass and Raftery,
+"Bayes factors", J. Am. Stat. Assoc. 90 (1995).
 
-Schwarz's criterion is the same with every information replaced by 2 L M; here a source that is hardly seen,
-or a range that is hardly known, costs less than one that is known well.
-
-Kass and Raftery, "Bayes factors", J. Am. Stat. Assoc. 90 (1995).
-
-The number of sources by the eigenvalues of a sample covariance: MDL and AIC, for comparison.
-
-With :math:`\lambda_1 \ge \ldots \ge \lambda_p` the eigenvalues of the sample covariance of n snapshots and k
-the number of sources,
+**MDL and AIC.** With the eigenvalues :math:`\lambda_1 \ge \ldots \ge \lambda_p` of the sample covariance of n
+snapshots,
 
 .. math:: \Lambda(k) = -n (p - k) \log \frac{\left( \prod_{i > k} \lambda_i \right)^{1 / (p - k)}}
     {\frac{1}{p - k} \sum_{i > k} \lambda_i}, \qquad
     \mathrm{MDL}(k) = \Lambda(k) + \tfrac12 k (2 p - k) \log n, \qquad
-    \mathrm{AIC}(k) = 2 \Lambda(k) + 2 k (2 p - k);
+    \mathrm{AIC}(k) = 2 \Lambda(k) + 2 k (2 p - k),
 
-the k of the least value is taken (Wax and Kailath, "Detection of signals by information theoretic criteria",
-IEEE Trans. ASSP 33 (1985)).
-
-They suppose a covariance of rank K plus white noise, which is what a panel that is sampled directly has.
-Through a panel with codes neither covariance is one: that of y_l is
-:math:`\frac1L \sum_l G_l A P A^H G_l^H + \sigma^2 I`, of another K dimensions in each snapshot, and that of
-the back-projected snapshots holds in each of them the field's projection onto M of N dimensions, with the
-noise coloured besides. The criterion of :mod:`rismusic.estimation.model_order` does not suppose it.
+and the k of the least value is taken. Wax and Kailath, "Detection of signals by information theoretic
+criteria", IEEE Trans. ASSP 33 (1985). Both assume a covariance of rank K plus white noise, as a directly
+sampled panel has. Through a RIS with changing configurations neither available covariance has this form: that
+of y_l, :math:`\frac1L \sum_l G_l A P A^H G_l^H + \sigma^2 I`, has K other dimensions in each snapshot, and
+that of the back-projected snapshots holds the projection of the field onto M of N dimensions, in coloured
+noise.
 """
 
 from __future__ import annotations
@@ -56,7 +47,13 @@ from rismusic.estimation.maximum_likelihood import Fit, unpack
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording
 
-# A scene is done when so many further sources in a row have not paid.
+# Smaller eigenvalues, relative to the largest, are rounding errors and count as this.
+_ROUNDING = 1e-12
+
+# Prior width of log power and log noise variance: 30 dB, as a natural logarithm.
+_LOG_POWER_WIDTH = math.log(1e3)
+
+# The search stops after this many additional sources in a row without a gain.
 _PATIENCE = 2
 
 
@@ -65,9 +62,9 @@ class SelectedOrder:
     """The most probable number of sources of S scenes.
 
     Args:
-        fit: with that number, padded to the largest of any scene (one place at least).
-        log_evidence: [S, most + 1] of 0, 1, ... sources, in nats, with what was known beforehand; minus
-            infinity where it was not tried.
+        fit: the fit with that number, padded to the largest number of any scene (at least one).
+        log_evidence: [S, most + 1] log evidence (nats) plus log prior of 0, 1, ... sources; minus infinity
+            where a number was not tried.
     """
 
     fit: Fit
@@ -75,7 +72,7 @@ class SelectedOrder:
 
     @property
     def probability(self) -> Float[Tensor, "S counts"]:
-        """[S, most + 1] probability of each number, equally probable beforehand if nothing else was said."""
+        """[S, most + 1] posterior probability of each number of sources."""
         return self.log_evidence.softmax(dim=1)
 
 
@@ -85,16 +82,16 @@ def select_model_order(
     most: int,
     prior: Float[Tensor, "S counts"] | None = None,
 ) -> SelectedOrder:
-    """The fits whose number of sources has the greatest evidence, scene by scene.
+    """Select the number of sources with the greatest posterior probability, scene by scene.
 
-    Numbers are tried upwards; a scene that two more sources have not improved is not tried with a third.
+    Numbers are tried in increasing order. A scene for which two more sources in a row bring no gain is done.
 
     Args:
         scenes: 0 to S - 1.
-        fit: fits so many sources to each of some scenes, and says how evident that number is (nats).
-        most: largest number that is tried.
-        prior: [S, most + 1] logarithm of how probable each number is beforehand; where it is minus infinity
-            the number is not tried (but 0, which costs nothing). Equal if none is given.
+        fit: fits a given number of sources to some scenes and returns the fit and its log evidence (nats).
+        most: largest number of sources.
+        prior: [S, most + 1] log prior of each number; uniform if ``None``. Numbers with minus infinity are
+            not tried, except 0.
     """
     best, evidence = fit(scenes, 0)
     if prior is None:
@@ -116,25 +113,23 @@ def select_model_order(
     return SelectedOrder(best, all_evidence)
 
 
-# Powers are spread over 30 dB beforehand, the noise variance likewise: natural logarithm.
-_LEVELS = math.log(1e3)
-
-
 def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor, "S"]:
-    """Logarithm of the evidence of each scene's number of sources, nats, up to a constant of the scene.
+    """Laplace approximation of the log evidence for K sources (nats), up to a constant of the scene.
 
     Args:
         recording: S scenes.
-        fit: of the number of sources in question, at the best of the unconditional likelihood.
-        volume: where sources were looked for; azimuth, elevation and 1/range are spread over it evenly.
+        fit: fit with K sources, at the maximum of the unconditional likelihood.
+        volume: the searched volume, over which azimuth, elevation and 1/range have a uniform prior.
     """
     positions, active = unpack(fit.sources, recording)
     assert fit.sources.power is not None
     power = torch.where(active, fit.sources.power, 0)
     S, K = active.shape
     extent = (high - low for low, high in zip(volume.lower, volume.upper, strict=True))
-    width = torch.tensor([*extent] * K + [_LEVELS] * (K + 1), dtype=torch.float64, device=power.device)
-    # What is not there, or is known, has no width.
+    width = torch.tensor(
+        [*extent] * K + [_LOG_POWER_WIDTH] * (K + 1), dtype=torch.float64, device=power.device
+    )
+    # Absent or known unknowns have no width.
     free = torch.cat((active.repeat_interleave(3, dim=1), active, active.new_ones(S, 1)), dim=1)
     if recording.noise_variance is not None:
         free[:, -1] = False
@@ -151,23 +146,19 @@ def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor
     return torch.cat(volumes) - fit.neg_log_likelihood
 
 
-# Eigenvalues below this share of the largest are rounding and count as this.
-_ROUNDING = 1e-12
-
-
 def mdl(recording: Recording, *, panel: bool = False) -> Int64[Tensor, "S"]:
-    """The number of sources by the minimum description length; see the head of this module.
+    """The number of sources by the minimum description length (MDL).
 
     Args:
         recording: S scenes.
-        panel: of the snapshots carried back to the panel, rather than of those at the receiver.
+        panel: use the snapshots back-projected to the panel instead of those at the receiver.
     """
     values, snapshots = eigenvalues(recording, panel=panel)
     return _criterion(values, snapshots, 1.0, math.log(snapshots) / 2)
 
 
 def aic(recording: Recording, *, panel: bool = False) -> Int64[Tensor, "S"]:
-    """The number of sources by Akaike's criterion; see :func:`mdl`."""
+    """The number of sources by Akaike's information criterion (AIC); see :func:`mdl`."""
     values, snapshots = eigenvalues(recording, panel=panel)
     return _criterion(values, snapshots, 2.0, 2.0)
 
@@ -175,8 +166,8 @@ def aic(recording: Recording, *, panel: bool = False) -> Int64[Tensor, "S"]:
 def eigenvalues(recording: Recording, *, panel: bool = False) -> tuple[Float[Tensor, "S p"], int]:
     r"""Eigenvalues of :math:`\frac1L \sum_l x_l x_l^H`, descending, and L.
 
-    Of fewer snapshots than dimensions only the L eigenvalues that are not zero are given; the criteria are
-    used on them as if there were no others, which is what is left to do.
+    With fewer snapshots than dimensions, only the L non-zero eigenvalues are returned, and the criteria are
+    applied to these.
 
     Args:
         recording: S scenes.

@@ -1,4 +1,4 @@
-r"""The noise variance where the recording does not give it, and how many sources the data can carry."""
+r"""Noise variance estimates, and how many sources the data can identify."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.units import to_db
 
-# Steps of the fixed point for the diffuse field; it is a start, not an estimate.
+# Iterations of the fixed point. Its result is an initial value, not the final estimate.
 _STEPS = 30
 
 
 def most_sources(snapshots: int, outputs: int) -> int:
-    r"""Sources that L snapshots of M outputs can carry: fewer unknowns than numbers, hence K < M.
+    r"""Largest number of sources that L snapshots of M antennas identify: fewer unknowns than real numbers.
 
     Real numbers: 2 L M. Unknowns: 2 L K of the symbols, 3 K coordinates, the noise variance.
     """
@@ -23,7 +23,7 @@ def most_sources(snapshots: int, outputs: int) -> int:
 
 
 def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
-    """Refuse what no fit can be made of.
+    """Check that the data can be fitted with these numbers of sources.
 
     Raises:
         InputError: no scene, snapshots that are not finite, a noise variance that is not positive, numbers of
@@ -31,20 +31,23 @@ def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
     """
     _, L, M = recording.snapshots.shape
     if len(recording) == 0:
-        raise InputError("snapshots", "at least one scene", "none")
+        raise InputError("snapshots", "there is no scene")
     if not torch.isfinite(torch.view_as_real(recording.snapshots)).all():
-        raise InputError("snapshots", "finite values", "a NaN or an infinity")
+        raise InputError("snapshots", "values must be finite; there is a NaN or an infinity")
     noise = recording.noise_variance
     if noise is not None and not ((noise > 0) & noise.isfinite()).all():
-        raise InputError("noise_variance", "positive, finite values, or none at all", "others")
+        raise InputError(
+            "noise_variance", "values must be positive and finite; leave the field out if unknown"
+        )
     if len(count) != len(recording):
-        raise InputError("sources", f"a number for each of {len(recording)} scenes", f"{len(count)} numbers")
+        raise InputError("sources", f"give one number per scene ({len(recording)}); got {len(count)}")
     if int(count.min()) < 0:
-        raise InputError("sources", "numbers that are not negative", f"{int(count.min())}")
+        raise InputError("sources", f"must not be negative; got {int(count.min())}")
     most = most_sources(L, M)
     if int(count.max()) > most:
         raise InputError(
-            "sources", f"at most {most} (L = {L} snapshots of M = {M} outputs)", f"{int(count.max())}"
+            "sources",
+            f"L = {L} snapshots of M = {M} antennas identify at most {most} sources; got {int(count.max())}",
         )
 
 

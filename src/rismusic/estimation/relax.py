@@ -1,16 +1,15 @@
-r"""Exchanges of sources (RELAX): each in turn is taken out, searched again and re-fitted with the others.
+r"""RELAX sweeps and birth-death moves: searches that improve a fit of K sources.
 
-After Li and Stoica, "Efficient mixed-spectrum estimation with applications to target feature extraction",
-IEEE Trans. SP 44 (1996); here with a joint NF-MLE in place of theirs one source at a time.
+**RELAX** removes each source in turn, searches it again in the residual, and re-fits all sources. Li and
+Stoica, "Efficient mixed-spectrum estimation with applications to target feature extraction", IEEE Trans. SP
+44 (1996); here with a joint NF-MLE of all sources rather than of one at a time.
 
-A source too many for a while: one is added where the data want it most, then the least one is dropped.
-
-What keeps a fit of K sources in a wrong place is often that two of them stand for a third: taken out and
-searched again (:mod:`rismusic.estimation.relax`), each comes back to where it was, since the other still
-covers for it. With K + 1 sources all can move to where they belong before one has to go, and the one that
-goes need not be the one that came. These are the births and deaths of reversible-jump samplers, used
-greedily: Andrieu and Doucet, "Joint Bayesian model selection and estimation of noisy sinusoids via reversible
-jump MCMC", IEEE Trans. SP 47 (1999).
+**Birth-death moves** add a source where the residual calls for it most, re-fit all K + 1 sources, and drop
+the one that matters least. RELAX cannot leave a local optimum in which two sources stand for a third: each of
+the two, once removed, is found again where it was, since the other one still covers for it. With K + 1
+sources, all can move to their places before one is dropped, and that need not be the new one. This is the
+greedy form of the births and deaths of reversible-jump samplers: Andrieu and Doucet, "Joint Bayesian model
+selection and estimation of noisy sinusoids via reversible jump MCMC", IEEE Trans. SP 47 (1999).
 """
 
 from __future__ import annotations
@@ -26,16 +25,23 @@ from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import ROUGH, Criterion, FitState, refine, values_without_each
 from rismusic.estimation.search import CandidateSearch, GridSearch, project_out
 
-# A source found again within so many grid steps of where it was is left alone: it would come back to itself.
-_SAME = 1.5
-GAIN = 0.1
-"""What a change must gain (nats) to count: more than the descent leaves undone."""
+# Number of best grid points among which births are chosen, and their least distance in grid steps.
+_BIRTH_POINTS, _BIRTH_DISTANCE = 200, 3.0
+# The fit with one source too many need not converge.
+_CROWDED = FitOptions(steps=4, tolerance=0.4)
+# Prune trials that are worse than the current fit by more than this many nats before their re-fit.
+_PRUNE_NATS = 5.0
+
+# A source that is found again within this many grid steps of its position counts as unchanged.
+_UNCHANGED_STEPS = 1.5
+MIN_GAIN_NATS = 0.1
+"""Least gain in log-likelihood (nats) for which a change is kept. It exceeds the error of a rough fit."""
 
 Prior = Callable[
     [Int64[Tensor, "B"], Float[Tensor, "B K 3"], Bool[Tensor, "B K"]],
     Float[Tensor, "B"],
 ]
-"""Logarithm of how probable sources are beforehand where they are, in scenes of given numbers."""
+"""Log prior probability of source positions in the scenes of the given indices."""
 
 
 def relax_sweeps(
@@ -47,30 +53,29 @@ def relax_sweeps(
     sweeps: int = 4,
     prior: Prior | None = None,
 ) -> FitState:
-    """Sources taken out, searched again, and kept where the re-fit is likelier.
+    """Remove each source in turn, search it again, and keep the re-fit where it is likelier.
 
     Args:
-        search: over the grid, or over a few places of each scene, of S scenes.
-        start: the fit to improve, refined under the same criterion: to the end, if what an exchange has to
-            beat is not to be lower than it seems.
-        active: which places hold a source; empty ones come last.
-        criterion: the likelihood of search and re-fit.
-        sweeps: most passes.
-        prior: what an exchange must improve is the likelihood times this; if none, the likelihood alone.
+        search: search of the grid, or of a few candidates per scene, for S scenes.
+        start: the fit to improve, converged under the same criterion.
+        active: which entries hold a source; entries without one come last.
+        criterion: likelihood of search and re-fit.
+        sweeps: maximum number of sweeps.
+        prior: spatial prior. If given, the posterior decides instead of the likelihood.
 
     Returns:
-        The fit, roughly refined where something was exchanged; without a prior the likelihood of no scene is
-        worse than that of the start.
+        The fit, roughly refined where a source changed. Without a prior no scene is less likely than at the
+        start.
     """
     recording, grid, at = search.recording, search.grid, start
     everyone = torch.arange(len(recording), device=active.device)
     score = at.value - log_prior(prior, everyone, at.positions, active)
-    # One source alone is where the search put it.
+    # A single source is where the search put it.
     live = (active.sum(-1) > 1).nonzero()[:, 0]
     sources = active.shape[1]
     for _ in range(sweeps):
         if isinstance(search, CandidateSearch):
-            # Few places are looked at for all sources at once: most scenes are at rest.
+            # All sources are searched at once first, since most scenes do not change.
             scenes = live.repeat_interleave(sources)
             which = torch.arange(sources, device=live.device).repeat(len(live))
             moved = _searched_again(search, at, active, scenes, which)[1] & active[scenes, which]
@@ -88,7 +93,7 @@ def relax_sweeps(
             trial[:, k] = found
             fit = refine(recording[scenes], trial, there, grid.volume, criterion=criterion, options=ROUGH)
             new = fit.value - log_prior(prior, scenes, fit.positions, there)
-            better = new < score[scenes] - GAIN
+            better = new < score[scenes] - MIN_GAIN_NATS
             scenes = scenes[better]
             if len(scenes) == 0:
                 continue
@@ -103,7 +108,7 @@ def relax_sweeps(
 def _searched_again(
     search: GridSearch | CandidateSearch, at: FitState, active: Tensor, scenes: Tensor, which: Tensor
 ) -> tuple[Float[Tensor, "B 3"], Bool[Tensor, "B"]]:
-    """Where the search puts a source of some scenes that is taken out, and whether that is elsewhere."""
+    """Position that the search finds for a removed source, and whether it differs from the old one."""
     here, rows = at[scenes], torch.arange(len(scenes), device=scenes.device)[:, None]
     others = torch.arange(active.shape[1] - 1, device=scenes.device).expand(len(scenes), -1)
     others = others + (others >= which[:, None])
@@ -115,7 +120,7 @@ def _searched_again(
     found = search.place(scenes, rest).to(here.positions)
     step = found.new_tensor(search.grid.step)
     apart = (direction_cosines(found) - direction_cosines(here.positions[rows[:, 0], which])).abs()
-    return found, (apart > _SAME * step).any(-1)
+    return found, (apart > _UNCHANGED_STEPS * step).any(-1)
 
 
 def log_prior(
@@ -124,7 +129,7 @@ def log_prior(
     positions: Float[Tensor, "B K 3"],
     active: Bool[Tensor, "B K"],
 ) -> Float[Tensor, "B"]:
-    """What the prior says of sources in some scenes; 0 if there is none."""
+    """Log prior of the positions; 0 without a prior."""
     return torch.zeros_like(positions[:, 0, 0]) if prior is None else prior(scenes, positions, active)
 
 
@@ -132,14 +137,6 @@ def direction_cosines(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*b
     """Azimuth, elevation, 1/range as direction cosines and 1/range."""
     azimuth, elevation, q = positions.unbind(-1)
     return torch.stack(to_cosines(azimuth, elevation, 1 / q), dim=-1)
-
-
-# Points of the grid among which births are chosen, and how many steps they are apart in some coordinate.
-_POINTS, _APART = 200, 3.0
-# A fit that has one source too many need not come to rest.
-_CROWDED = FitOptions(steps=4, tolerance=0.4)
-# Nats that the settling of the sources that stay may gain: what has lost more is not followed.
-_HOPE = 5.0
 
 
 def birth_death(
@@ -152,19 +149,19 @@ def birth_death(
     sweeps: int = 3,
     prior: Prior | None = None,
 ) -> FitState:
-    """Sources added and dropped again where what is left is likelier than before.
+    """Add a source, re-fit, drop the least important one, and keep the result where it is likelier.
 
     Args:
-        search: over the grid, of S scenes.
-        start: the fit to improve, refined under the same criterion.
-        active: which places hold a source; at least one in each scene.
-        criterion: the likelihood of search and re-fits.
-        births: places where one more source is tried, each by itself; the best of the ends counts.
-        sweeps: most passes; scenes that one has not changed get no other.
-        prior: see :func:`~rismusic.estimation.relax.relax_sweeps`.
+        search: search of the grid for S scenes.
+        start: the fit to improve, under the same criterion.
+        active: which entries hold a source; at least one in each scene.
+        criterion: likelihood of search and re-fits.
+        births: number of positions where one more source is tried, each on its own; the best result counts.
+        sweeps: maximum number of passes. Scenes that a pass does not change are done.
+        prior: see :func:`relax_sweeps`.
 
     Returns:
-        The fit, roughly refined where something changed.
+        The fit, roughly refined where it changed.
     """
     recording, volume, at = search.recording, search.grid.volume, start
     live = torch.arange(len(recording), device=active.device)
@@ -172,10 +169,10 @@ def birth_death(
     for _ in range(sweeps):
         here, there = at[live], active[live]
         points = search.best(
-            live, project_out(recording[live], here.positions, there, here.power_noise), _POINTS
+            live, project_out(recording[live], here.positions, there, here.power_noise), _BIRTH_POINTS
         )
         born = _apart(search.dictionary.positions(points).to(here.positions), search, births)
-        # From here on each scene stands there once for each birth.
+        # From here on each scene is repeated for each birth.
         scenes, there = (value.repeat_interleave(births, dim=0) for value in (live, there))
         part = recording[scenes]
         crowd = torch.cat(
@@ -185,7 +182,7 @@ def birth_death(
         crowd = refine(part, crowd, crowded, volume, criterion=criterion, options=_CROWDED).positions
         without, last = values_without_each(part, crowd, crowded, criterion).min(dim=1)
         trial = _dropped(crowd, last)
-        hopeful = without - log_prior(prior, scenes, trial, there) < score[scenes] + _HOPE
+        hopeful = without - log_prior(prior, scenes, trial, there) < score[scenes] + _PRUNE_NATS
         which = hopeful.nonzero()[:, 0]
         if len(which) == 0:
             break
@@ -193,8 +190,8 @@ def birth_death(
         ends = torch.full_like(without, torch.inf)
         ends[which] = fit.value - log_prior(prior, scenes[which], fit.positions, there[which])
         least, best = ends.unflatten(0, (-1, births)).min(dim=1)
-        better = least < score[live] - GAIN
-        # Of the fits that were made, the one of each scene's best birth.
+        better = least < score[live] - MIN_GAIN_NATS
+        # Index, among the fits that were made, of each scene's best birth.
         number = hopeful.cumsum(0) - 1
         chosen = number.unflatten(0, (-1, births)).gather(1, best[:, None])[:, 0]
         live, least, chosen = live[better], least[better], chosen[better]
@@ -206,8 +203,8 @@ def birth_death(
 
 
 def _apart(places: Float[Tensor, "B P 3"], search: GridSearch, count: int) -> Float[Tensor, "B count 3"]:
-    """The first of the places, then the first that is apart from it, and so on."""
-    width = _APART * places.new_tensor(search.grid.step)
+    """The first position, then the first one at the least distance from it, and so on."""
+    width = _BIRTH_DISTANCE * places.new_tensor(search.grid.step)
     middle = direction_cosines(places)
     left = torch.ones_like(places[..., 0], dtype=torch.bool)
     chosen: list[Int64[Tensor, "B 1"]] = []
@@ -220,7 +217,7 @@ def _apart(places: Float[Tensor, "B P 3"], search: GridSearch, count: int) -> Fl
 
 
 def _dropped(crowd: Float[Tensor, "B K1 3"], last: Int64[Tensor, "B"]) -> Float[Tensor, "B K 3"]:
-    """All but one source; the new one, at the end, takes the place of the one that goes."""
+    """All sources but one; the new one, at the end, takes the place of the dropped one."""
     K = crowd.shape[1] - 1
     goes = (torch.arange(K, device=last.device) == last[:, None])[..., None]
     return torch.where(goes, crowd[:, K:], crowd[:, :K])

@@ -1,23 +1,21 @@
-r"""Sparse Bayesian learning on the search grid, through the link: a map of source powers.
+r"""Sparse Bayesian learning (SBL) on the search grid, through the link: a map of source powers and its peaks.
 
-Every point p of the grid is a Gaussian source of unknown power :math:`\gamma_p`; snapshot l has covariance
+Every grid point p is a Gaussian source of unknown power :math:`\gamma_p`. Snapshot l has the covariance
 
 .. math:: R_l = \sum_p \gamma_p\, g_{lp} g_{lp}^H + \sigma^2 I, \qquad g_{lp} = G_l a_p,
 
-M x M whatever the size of the grid. The powers climb the marginal likelihood by the fixed point
+M x M whatever the size of the grid. The powers maximise the marginal likelihood by the fixed point
 
 .. math:: \gamma_p \leftarrow \gamma_p\,
     \frac{\sum_l |g_{lp}^H R_l^{-1} y_l|^2}{\sum_l g_{lp}^H R_l^{-1} g_{lp}},
 
 at which its gradient vanishes (MacKay's form: Tipping, "Sparse Bayesian learning and the relevance vector
-machine", JMLR 1 (2001); for arrays: Gerstoft et al., "Multisnapshot sparse Bayesian learning for DOA",
-IEEE SPL 23 (2016)). It is several times faster than expectation maximisation; unlike for the square root of
-the ratio (Sun, Babu and Palomar, 2016) it is not proven that every step climbs. The noise variance is held:
-learned beside thousands of powers it falls to a third of what it is (measured).
+machine", JMLR 1 (2001); for arrays: Gerstoft et al., "Multisnapshot sparse Bayesian learning for DOA", IEEE
+SPL 23 (2016)). It is several times faster than expectation maximisation. Unlike for the square root of the
+ratio (Sun, Babu and Palomar, 2016), there is no proof that each step increases the likelihood. The noise
+variance is fixed: estimated together with thousands of powers, it falls to a third of its value (measured).
 
-All matrices are real, complex rows being written as two (see :mod:`rismusic.estimation.search`).
-
-Peaks of the map of source powers that sparse Bayesian learning (SBL) makes on the search grid.
+All matrices are real, with complex rows written as two real ones (see :mod:`rismusic.estimation.search`).
 """
 
 from __future__ import annotations
@@ -33,11 +31,11 @@ from rismusic.estimation.grid import find_peaks
 from rismusic.estimation.search import GridSearch, project_out
 from rismusic.memory import memory_budget
 
-# A noise variance below this share of the power per output is raised to it: single precision has no more.
+# Least noise variance relative to the power per antenna, for single precision.
 _LOADING = 1e-5
-# Powers below this share of the greatest are none (and would be denormal numbers soon).
+# Smaller powers, relative to the largest, are set to 0 before they become denormal numbers.
 _NOTHING = 1e-12
-# After so many steps only one in so many points goes on: those with the greatest powers.
+# After _WARM iterations, only the 1 / _SHRINK of the points with the largest powers go on.
 _WARM, _SHRINK = 5, 4
 
 
@@ -49,7 +47,7 @@ def sbl_powers(
     shared: bool = False,
     iterations: int = 30,
 ) -> Float[Tensor, "S P"]:
-    """Powers of all points of a dictionary after so many steps of the fixed point.
+    """Powers of all points of a dictionary after a number of iterations of the fixed point.
 
     Args:
         fields: G_l a_p of P points, rows Re and Im of each output in turn; one for each scene or one for all,

@@ -1,26 +1,17 @@
-r"""The search grid seen through the link: :math:`D_l = G_l A` of all grid points, never all of it at once.
+r"""Searches for one more source: which point of the grid raises the likelihood the most.
 
-Complex products are written as real ones, the real and the imaginary part of a row w times a column a being
-:math:`[\mathrm{Re}\,w, -\mathrm{Im}\,w] \cdot [\mathrm{Re}\,a; \mathrm{Im}\,a]` and
-:math:`[\mathrm{Im}\,w, \mathrm{Re}\,w] \cdot [\mathrm{Re}\,a; \mathrm{Im}\,a]`: one large real matrix product
-for all rows of many scenes, whose squares are then summed many times faster than complex moduli. A search
-needs no more than float32.
+Let :math:`x_l = (I - Q_l Q_l^H) y_l` be the data with the sources found so far projected out, :math:`g_{lp} =
+G_l a_p` the field of grid point p at the receiver, and :math:`h_{lp} = |g_{lp}|^2 - |Q_l^H g_{lp}|^2`.
 
-Which point of the grid, as one more source of a scene, raises its likelihood the most.
-
-Let the sources that are already there be taken out of the data, :math:`x_l = (I - Q_l Q_l^H) y_l`, and
-:math:`g_{lp} = G_l a_p` be the field of point p at the receiver,
-:math:`h_{lp} = |g_{lp}|^2 - |Q_l^H g_{lp}|^2`.
-
-* *conditional*: Q_l [M, K] an orthonormal basis of the sources' fields; the cost falls by
+* *conditional*: Q_l [M, K] is an orthonormal basis of the sources' fields. A new source lowers the cost by
 
   .. math:: \sum_l \frac{|g_{lp}^H x_l|^2}{h_{lp}},
 
-  which is orthogonal least squares (Chen, Billings and Luo, Int. J. Control 50 (1989)) with a gain of its own
-  in each snapshot;
+  which is orthogonal least squares (Chen, Billings and Luo, Int. J. Control 50 (1989)) with its own gain in
+  each snapshot.
 
-* *unconditional*: :math:`I - Q_l Q_l^H = \sigma^2 R_l^{-1}`, R_l the covariance of sources and noise; the
-  likelihood rises, at the best power :math:`\gamma` of the new source, by
+* *unconditional*: :math:`I - Q_l Q_l^H = \sigma^2 R_l^{-1}` with the covariance R_l of sources and noise. At
+  the best power :math:`\gamma` of the new source, the log-likelihood rises by
 
   .. math:: \max_\gamma \sum_l \left[ \frac{\gamma b_{lp}}{1 + \gamma a_{lp}}
       - \log(1 + \gamma a_{lp}) \right],
@@ -28,8 +19,14 @@ Let the sources that are already there be taken out of the data, :math:`x_l = (I
 
   (Tipping and Faul, "Fast marginal likelihood maximisation for sparse Bayesian models", AISTATS 2003).
 
-:math:`g_{lp}^H x = a_p^H (G_l^H x)` takes the steering matrix only, which all scenes share; what depends on
-the link alone, :math:`|g_{lp}|^2`, is computed once and kept.
+:math:`g_{lp}^H x = a_p^H (G_l^H x)` needs only the steering matrix, which all scenes share.
+:math:`|g_{lp}|^2` depends on the link alone; it is computed once and kept.
+
+The dictionary of all grid points, :math:`D_l = G_l A`, is never formed as a whole. Complex products are
+written as real ones, with :math:`[\mathrm{Re}\,w, -\mathrm{Im}\,w] \cdot [\mathrm{Re}\,a; \mathrm{Im}\,a]`
+the real part of a row w times a column a and :math:`[\mathrm{Im}\,w, \mathrm{Re}\,w] \cdot [\mathrm{Re}\,a;
+\mathrm{Im}\,a]` the imaginary part. This makes one large real matrix product of many scenes, whose squares
+are summed several times faster than complex moduli. Float32 is accurate enough for a search.
 """
 
 from __future__ import annotations
@@ -48,13 +45,23 @@ from rismusic.io import Recording
 from rismusic.memory import block_size, memory_budget
 from rismusic.operator import Link
 
-# Directions of the channel that are told apart where all that is wanted is how much arrives.
+# Least share of a point's energy outside the span of the sources found so far. Below it they are
+# indistinguishable.
+_FLOOR = 1e-3
+# The same where the energy is an approximation, whose errors would otherwise look like sources.
+_ROUGH_FLOOR = 0.2
+# Number of leading points whose gain is computed exactly.
+_CHECKED = 32
+# Iterations for the best power of a new source.
+_STEPS = 3
+
+# Channel directions that are treated exactly in the approximate energies.
 _STRONG = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """The points of a grid that lie inside its volume, for products with many rows at once.
+    """The points of a grid that lie inside its volume, as columns of large matrix products.
 
     Args:
         grid: the grid.
@@ -163,28 +170,18 @@ def real_rows(rows: Complex[Tensor, "*batch N"]) -> Float[Tensor, "*batch 2 _"]:
 
 
 def scenes_first(value: Tensor, keep: int) -> Tensor:
-    """One scene axis in front of the last ``keep``, of length 1 where there is none."""
+    """Exactly one scene axis before the last ``keep`` axes, of length 1 if there was none."""
     return value if value.ndim > keep else value[None]
-
-
-# Share of a point's energy outside the sources already found below which it is not told from them.
-_FLOOR = 1e-3
-# The same where the energy itself is an approximation: less would let errors stand out as sources.
-_ROUGH_FLOOR = 0.2
-# Leading points of a search that are looked at exactly.
-_CHECKED = 32
-# Steps towards the best power of a new source; a search needs no more.
-_STEPS = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """What some scenes are without the sources already found.
+    """Data of some scenes with the sources found so far projected out.
 
     Args:
         data: x_l, [B, L, M].
-        basis: Q_l, [B, L, M, K] (L = 1 where it is always the same); zero columns stand for nothing.
-        noise_variance: sigma^2 for the unconditional criterion; none for the conditional one.
+        basis: Q_l, [B, L, M, K] (L = 1 if it is the same in all snapshots); zero columns are ignored.
+        noise_variance: sigma^2 for the unconditional criterion; ``None`` for the conditional one.
     """
 
     data: Complex[Tensor, "B L M"]
@@ -202,12 +199,12 @@ def project_out(
     active: Bool[Tensor, "S K"],
     power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> Residual:
-    """The scenes without some sources.
+    """Project sources out of the data.
 
     Args:
         recording: S scenes.
         positions: azimuth, elevation, 1/range of the sources.
-        active: which places hold a source; empty ones come last.
+        active: which entries hold a source; entries without one come last.
         power_noise: powers and noise variance, for the unconditional criterion.
     """
     data = recording.snapshots
@@ -217,7 +214,7 @@ def project_out(
     if power_noise is None:
         noise = None
         Q, R = torch.linalg.qr(fields)
-        # A column that the others span is left as rounding and stands for nothing, nor does an empty place.
+        # Columns in the span of others, and those without a source, are rounding errors.
         Q = Q * (R.diagonal(dim1=-2, dim2=-1).abs() > 1e-5 * fields.norm(dim=-2))[..., None, :]
     else:
         power, noise = power_noise
@@ -231,7 +228,7 @@ def project_out(
 
 
 class GridSearch:
-    """A search of all points for S scenes at once; see the head of this module.
+    """Search of all grid points for S scenes at once.
 
     Args:
         dictionary: the points.
@@ -253,7 +250,7 @@ class GridSearch:
         return self.dictionary.grid
 
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> GridSearch:
-        """The search of some scenes; what was computed for them is kept."""
+        """The search of some scenes, with the energies computed so far."""
         part = copy(self)
         part.recording = self.recording[scenes]
         if self._energies is not None and self.recording.link.per_scene:

@@ -1,7 +1,7 @@
-r"""Spatial spectra of a covariance R of the field on the panel, their peaks by Newton's method, and RAP-MUSIC.
+r"""Spatial spectra of the covariance of the field, Newton's method for their peaks, and RAP-MUSIC.
 
-**Spectra.** All of them are quadratic forms of the steering vector, :math:`f(a) = |V^H a|^2`, with a narrow matrix
-V [N, C] per scene:
+**Spectra.** All of them are quadratic forms of the steering vector, :math:`f(a) = |V^H a|^2`, with a narrow
+matrix V [N, C] per scene:
 
 =========== ======================================================= ======================================
 spectrum    V                                                       value
@@ -28,9 +28,9 @@ The last term is left out. It vanishes where g is a multiple of a, as at a sourc
 remaining Hessian is not negative definite, the curvature of a single source,
 :math:`2 f\, \mathrm{Cov}_n[\psi_{,p}, \psi_{,q}]`, replaces it.
 
-**RAP-MUSIC** finds the sources one after the other. Peaks of one spectrum are lost where two sources are within a
-step or two of the grid, or where the slope of a strong one hides a weak one. With the steering vectors Q of the
-sources found so far (orthonormalised), the next source is the maximum of
+**RAP-MUSIC** finds the sources one after the other. Peaks of one spectrum are lost where two sources are
+within a step or two of the grid, or where the slope of a strong one hides a weak one. With the steering
+vectors Q of the sources found so far (orthonormalised), the next source is the maximum of
 
 .. math:: f_k(a) = \frac{|V^H P^\perp a|^2}{|P^\perp a|^2}, \qquad P^\perp = I - Q Q^H.
 
@@ -57,8 +57,8 @@ from rismusic.memory import block_size, blocks
 
 # Newton decrement at convergence. f is of the order of 1, so the phases are off by about 1e-7 rad.
 _TOLERANCE = 1e-7
-# Grid points whose steering vector keeps less than this share of its energy after the projection coincide with
-# a source that has been found.
+# Grid points whose steering vector keeps less than this share of its energy after the projection coincide
+# with a source that has been found.
 _LEFT = 0.05
 # How far Newton's method may move from a point of the grid, in beam widths.
 _REACH = 0.5
@@ -80,7 +80,7 @@ class Spectrum:
 
     @classmethod
     def from_subspace(cls, vectors: Complex[Tensor, "*batch N C"]) -> Spectrum:
-        """The MUSIC-like spectrum ``1 / (1 - |V^H a|^2)``, for ``|V^H a|`` at most 1 at unit vectors a.
+        """The MUSIC-like spectrum 1 / (1 - |V^H a|^2), for |V^H a| at most 1 at unit vectors a.
 
         Args:
             vectors: V, orthonormal columns or shorter ones; columns of zeros are ignored.
@@ -111,7 +111,7 @@ class Spectrum:
         return scale / (1 - explained).clamp_min(4 * torch.finfo(explained.dtype).eps)
 
     def explained_on_grid(self, grid: SearchGrid) -> Float[Tensor, "*batch P"]:
-        """The form ``f = |V^H a|^2`` at all points of a grid, as one matrix product, by blocks of scenes."""
+        """The form f = |V^H a|^2 at all points of a grid, as one matrix product, by blocks of scenes."""
         self._check(grid.panel)
         *batch, N, C = self.vectors.shape
         dtype = self.vectors.real.dtype
@@ -196,7 +196,7 @@ def mvdr(covariance: Covariance) -> Spectrum:
 
 
 def music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spectrum:
-    """``1 / (1 - |U^H a|^2)``, U the eigenvectors of the K largest eigenvalues.
+    """1 / (1 - |U^H a|^2), U the eigenvectors of the K largest eigenvalues.
 
     Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34 (1986).
 
@@ -225,10 +225,10 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
     .. math:: V = \left[ \sqrt{w_i}\, u_i \right], \qquad w_i = \max(0, 1 - \nu / \lambda_i),
 
     :math:`\nu` being the noise level: the mean of the eigenvalues of F beyond the K-th, or the loading where
-    F has no more than K. At low SNR, where signal and noise eigenvalues mix, a source whose energy has leaked past
-    the K-th eigenvector is not lost. For an exact covariance :math:`w_i = 1` and this is MUSIC. The weights
-    are those of weighted subspace fitting to first order: Viberg and Ottersten, "Sensor array processing
-    based on subspace fitting", IEEE Trans. SP 39 (1991).
+    F has no more than K. At low SNR, where signal and noise eigenvalues mix, a source whose energy has leaked
+    past the K-th eigenvector is not lost. For an exact covariance :math:`w_i = 1` and this is MUSIC. The
+    weights are those of weighted subspace fitting to first order: Viberg and Ottersten, "Sensor array
+    processing based on subspace fitting", IEEE Trans. SP 39 (1991).
 
     Args:
         covariance: R.
@@ -268,8 +268,8 @@ class NewtonOptions:
 
     Args:
         steps: maximum number of steps. A few are enough where a maximum-likelihood fit follows.
-        each: whether RAP-MUSIC refines each source on the unprojected spectrum before it searches the next one.
-            All sources are refined there at the end in any case.
+        each: whether RAP-MUSIC refines each source on the unprojected spectrum before it searches the next
+            one. All sources are refined there at the end in any case.
     """
 
     steps: int = 40
@@ -312,8 +312,8 @@ def newton(
 ) -> RefinedPeaks:
     """Refine the start of each peak by a damped Newton's method within the volume.
 
-    Starts outside the volume are moved to its boundary first. The method works in double precision, since f is
-    too flat at its maximum for single precision.
+    Starts outside the volume are moved to its boundary first. The method works in double precision, since f
+    is too flat at its maximum for single precision.
 
     Args:
         spectrum: of each scene, [...].
@@ -393,7 +393,7 @@ def _width(slope: Tensor) -> Tensor:
 
 
 def _model(V: Tensor, a: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, gradient and curvature of -f for V [B, N, C], steering vectors a [B, N] and phase derivatives."""
+    """Value, gradient and curvature of -f for V [B, N, C], steering vectors [B, N], phase derivatives."""
     projected = V.mH @ torch.cat((a[..., None], 1j * slope * a[..., None]), dim=-1)  # [B, C, 1 + 3]
     f = torch.view_as_real(projected[..., 0]).square().sum((-2, -1))
     c = a.conj() * (V @ projected[..., :1])[..., 0]

@@ -1,4 +1,4 @@
-"""What is searched, as data: dotted names of settings, each with its limits or its choices.
+"""The search space: settings by their dotted names, each with limits or a list of choices.
 
 ::
 
@@ -15,8 +15,8 @@
     low = 0.0
     high = 0.6
 
-Limits that are both whole numbers make whole numbers. ``also`` names settings that get the same value; a
-setting that is a pair gets it twice.
+If both limits are integers, the parameter is an integer. ``also`` lists settings that receive the same value;
+a setting that is a pair receives it twice.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import optuna
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from rismusic.errors import InputError
@@ -38,121 +39,138 @@ S = TypeVar("S", bound=Spec)
 SHIPPED = Path(__file__).parent / "spaces"
 
 
-class Knob(Spec):
-    """One setting that is searched: between limits, or among choices."""
+class Parameter(Spec):
+    """One searched setting, with limits or choices."""
 
     low: StrictInt | StrictFloat | None = None
-    """Least value."""
+    """Lower limit."""
     high: StrictInt | StrictFloat | None = None
-    """Greatest value."""
+    """Upper limit."""
     log: bool = False
-    """Whether equal ratios are equally likely, in place of equal differences."""
+    """Sample uniformly on a logarithmic scale."""
     step: StrictInt | StrictFloat | None = None
-    """Distance between two values; any if none (1 for whole numbers)."""
+    """Step between values; none means continuous (or 1 for integers)."""
     choices: tuple[Value, ...] = ()
-    """The values, in place of limits."""
+    """Possible values, instead of limits."""
     also: tuple[str, ...] = ()
-    """Settings that get the same value."""
+    """Other settings that receive the same value."""
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Knob:
+    def _limits_or_choices(self) -> Parameter:
         if self.choices:
             if self.low is not None or self.high is not None or self.log or self.step is not None:
-                raise InputError("choices", "no limits beside them", "some")
+                raise InputError("choices", "cannot be combined with low, high, log or step")
             return self
         if self.low is None or self.high is None:
-            raise InputError("low, high", "both limits, or choices", "fewer")
+            raise InputError("low, high", "give both limits, or choices")
         if self.high < self.low:
-            raise InputError("high", f"at least low = {self.low:g}", f"{self.high:g}")
+            raise InputError("high", f"must be at least low = {self.low:g}; got {self.high:g}")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise InputError("log", "a positive low and no step", f"low = {self.low:g}, step = {self.step}")
+            raise InputError(
+                "log", f"needs a positive low and no step; got low = {self.low:g}, step = {self.step}"
+            )
         return self
 
     @property
-    def whole(self) -> bool:
-        """Whether the values are whole numbers."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
+    def extremes(self) -> tuple[Any, ...]:
         """All choices, or both limits."""
         return self.choices or (self.low, self.high)
 
+    def suggest(self, trial: optuna.Trial, name: str) -> Any:
+        """A value proposed by the sampler of the study.
+
+        Args:
+            trial: the trial.
+            name: name of the parameter in the study.
+        """
+        if self.choices:
+            return trial.suggest_categorical(name, self.choices)
+        assert self.low is not None
+        assert self.high is not None
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(name, self.low, self.high, log=self.log, step=int(self.step or 1))
+        return trial.suggest_float(name, float(self.low), float(self.high), log=self.log, step=self.step)
+
+
+def suggest(trial: optuna.Trial, parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """A value for each parameter, proposed by the sampler of the study."""
+    return {name: parameter.suggest(trial, name) for name, parameter in parameters.items()}
+
 
 class Space(Spec):
-    """Everything that is searched."""
+    """A search space."""
 
-    training: dict[str, Knob] = Field(default_factory=dict)
+    training: dict[str, Parameter] = Field(default_factory=dict)
     """Settings of :class:`~rismusic.nn.spec.TrainSpec`, one value for each training."""
-    locate: dict[str, Knob] = Field(default_factory=dict)
-    """Settings of :class:`~rismusic.spec.LocateSpec`, tried on each trained network."""
+    locate: dict[str, Parameter] = Field(default_factory=dict)
+    """Settings of :class:`~rismusic.spec.LocateSpec`, searched on each trained network."""
 
     def check(self, training: TrainSpec, locate: LocateSpec) -> None:
-        """Refuse a space with a name or a limit that is none of the settings'.
+        """Check that every name is a setting and every limit and choice is a valid value of it.
 
         Raises:
-            InputError: the name of the knob, and what is wrong with it.
+            InputError: names the parameter and what is wrong with it.
         """
-        parts: list[tuple[str, dict[str, Knob], Spec]] = [
+        if not self.training:
+            raise InputError("space", "must contain at least one setting under [training]")
+        parts: list[tuple[str, dict[str, Parameter], Spec]] = [
             ("training", self.training, training),
             ("locate", self.locate, locate),
         ]
-        if not self.training:
-            raise InputError("space", "at least one setting of the training", "none")
-        for part, knobs, spec in parts:
-            for name, knob in knobs.items():
-                for end in knob.ends:
+        for part, parameters, spec in parts:
+            for name, parameter in parameters.items():
+                for value in parameter.extremes:
                     try:
-                        apply(spec, knobs, {name: end})
+                        apply(spec, parameters, {name: value})
                     except InputError as error:
                         raise InputError(f"space.{part}.{name}", error.problem) from None
 
 
 def load_space(name: str) -> Space:
-    """A space that is shipped (``narrow``, ``wide``), or that of a TOML file.
+    """Load a search space that comes with the package (``narrow``, ``wide``), or one from a TOML file.
 
     Raises:
-        InputError: no such file, or no space in it.
+        InputError: there is no such space, or the file is invalid.
     """
     path = Path(name)
     if path.suffix != ".toml":
         shipped = sorted(one.stem for one in SHIPPED.glob("*.toml"))
         if name not in shipped:
-            raise InputError("space", f"{', '.join(shipped)} or a .toml file", repr(name))
+            raise InputError("space", f"must be one of {', '.join(shipped)}, or a .toml file; got {name!r}")
         path = SHIPPED / f"{name}.toml"
     return Space(**read_toml(path))
 
 
-def apply(spec: S, knobs: Mapping[str, Knob], values: Values) -> S:
-    """Settings with the values of some knobs.
+def apply(spec: S, parameters: Mapping[str, Parameter], values: Values) -> S:
+    """A copy of the settings with the values of some parameters.
 
     Raises:
-        InputError: an unknown setting, or an impossible one.
+        InputError: a setting is unknown, or a value is invalid.
     """
     tree: dict[str, Any] = {}
     for name, value in values.items():
-        for each in (name, *knobs[name].also):
+        for each in (name, *parameters[name].also):
             *parents, last = each.split(".")
             branch = tree
             for parent in parents:
                 branch = branch.setdefault(parent, {})
             branch[last] = value
-    return _changed(spec, tree, "")
+    return _replaced(spec, tree, "")
 
 
-def _changed(spec: S, tree: Mapping[str, Any], prefix: str) -> S:
-    """All settings of one part at once, so that those that bear on each other fit."""
+def _replaced(spec: S, tree: Mapping[str, Any], prefix: str) -> S:
+    """Replace all settings of a group at once, so that settings that constrain each other fit."""
     changes: dict[str, Any] = {}
     for name, value in tree.items():
         if name not in type(spec).model_fields:
-            raise InputError(prefix + name, "a known setting", "an unknown one")
+            raise InputError(prefix + name, "is not a known setting")
         now = getattr(spec, name)
         if isinstance(value, Mapping):
             if not isinstance(now, Spec):
-                raise InputError(prefix + name, "a setting without parts", "parts")
-            changes[name] = _changed(now, value, f"{prefix}{name}.")
+                raise InputError(prefix + name, "is a single setting, not a group of settings")
+            changes[name] = _replaced(now, value, f"{prefix}{name}.")
         elif isinstance(now, Spec):
-            raise InputError(prefix + name, "the name of one setting", "a group of them")
+            raise InputError(prefix + name, "is a group of settings; name one of them")
         else:
             changes[name] = (value, value) if isinstance(now, tuple) else value
     return spec.replace(**changes)

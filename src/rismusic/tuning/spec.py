@@ -1,4 +1,4 @@
-"""Settings of a search of settings. The module does not import torch."""
+"""Settings of a hyperparameter search. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,69 +11,70 @@ from rismusic.nn.spec import TrainSpec
 from rismusic.spec import Count, LocateSpec, Spec
 
 TRIALS = 50
-"""Trials of the first stage where nothing else is said."""
+"""Default number of trials."""
 
 
 class TuneSpec(Spec):
-    """A whole search: what is tried, for how long, and on which scenes it is judged."""
+    """Settings of a search: what is varied, for how long each trial trains, and how it is evaluated."""
 
     training: TrainSpec = TrainSpec.search()
-    """Settings of a training that are not searched. With ``locate`` they are the default, to be beaten."""
+    """Training settings that are not searched. With ``locate`` they form the default, the baseline."""
     locate: LocateSpec = LocateSpec(method="hybrid")
-    """The same for inference; the searched volume and the weights are filled in."""
+    """Inference settings that are not searched. The search volume and the weights are filled in."""
     space: str = "narrow"
-    """What is searched: 'narrow', 'wide', or a TOML file."""
+    """Search space: 'narrow', 'wide', or a TOML file."""
     epochs_per_trial: Count = 12
-    """Epochs of a trial at most."""
+    """Maximum number of epochs of a trial."""
     early_stop_patience: Annotated[int, Field(ge=0)] = 0
-    """Epochs without a better validation loss after which any training stops; 0: never."""
+    """Stop any training after this many epochs without a lower validation loss; 0 disables it."""
     sampler: Literal["tpe", "gp", "qmc", "nsgaii", "random"] = "tpe"
-    """Who proposes settings: 'tpe' (multivariate), 'gp' (Gaussian process), 'qmc', 'nsgaii' or 'random'."""
+    """Optuna sampler: 'tpe' (multivariate), 'gp' (Gaussian process), 'qmc', 'nsgaii' or 'random'."""
     pruner: Literal["median", "hyperband", "none"] = "median"
-    """Who stops trials that do badly."""
+    """Optuna pruner, which stops unpromising trials early."""
     startup_trials: Annotated[int, Field(ge=0)] = 5
-    """Trials that finish before the median is asked."""
+    """Number of completed trials before the median pruner prunes any."""
     inference_trials: Annotated[int, Field(ge=0)] = 12
-    """Settings of inference that are tried on each trained network; 0: the default ones are kept."""
-    knob_scenes: Count = 64
-    """Scenes on which these are compared."""
+    """Number of inference settings tried on each trained network; 0 keeps the default ones."""
+    inference_scenes: Count = 64
+    """Number of scenes on which inference settings are compared."""
     objective_scenes: Count = 128
-    """Other scenes on which every trial is judged, the same for all."""
+    """Number of scenes on which the cost of every trial is computed, the same scenes for all trials."""
     finalists: Count = 3
-    """Best trials that go to the second stage, beside the default."""
+    """Number of best trials that enter the final evaluation, in addition to the default."""
     final_seeds: Count = 3
-    """Seeds of each there."""
+    """Number of trainings of each in the final evaluation, each with its own seed."""
     final_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs of each there; 0: three times those of a trial."""
-    fresh_scenes: Annotated[int, Field(ge=2)] = 256
-    """Scenes that nothing was chosen by, on which the best and the default are compared at the end."""
-    failures: Count = 5
-    """Trials in a row that may fail; one more and the search stops."""
+    """Epochs of a training in the final evaluation; 0 means three times those of a trial."""
+    test_scenes: Annotated[int, Field(ge=2)] = 256
+    """Number of test scenes, used only to compare the best settings with the default at the end."""
+    max_failures: Count = 5
+    """Stop the search when more than this many trials of a worker fail in a row."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
-    """Of the proposals, of the trainings of the first stage and of the scenes that judge."""
+    """Seed of the sampler, of the trainings of all trials, and of the scenes on which they are evaluated."""
 
     @model_validator(mode="after")
     def _hybrid(self) -> TuneSpec:
         if self.locate.method != "hybrid":
             raise InputError(
-                "locate.method", "'hybrid' (the others use no network)", repr(self.locate.method)
+                "locate.method",
+                f"a search needs a method with a network, 'hybrid'; got {self.locate.method!r}",
             )
         return self
 
     @property
     def long_epochs(self) -> int:
-        """Epochs of a training of the second stage."""
+        """Epochs of a training in the final evaluation."""
         return self.final_epochs or 3 * self.epochs_per_trial
 
     def short_training(self) -> TrainSpec:
-        """What a trial begins with."""
+        """Training settings of a trial before the searched values are applied."""
         return self._training(self.epochs_per_trial, self.seed)
 
     def long_training(self, seed: int) -> TrainSpec:
-        """What a training of the second stage begins with.
+        """Training settings in the final evaluation before the searched values are applied.
 
         Args:
-            seed: counted from 0; none of them is that of the first stage.
+            seed: index of the training, counted from 0; its seed differs from that of the trials.
         """
         return self._training(self.long_epochs, self.seed + 1 + seed)
 

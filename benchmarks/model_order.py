@@ -1,9 +1,12 @@
-"""Who names the right number of sources: ``python benchmarks/source_number.py [--scenes 100] [--csv FILE]``.
+"""Accuracy of the estimated number of sources.
 
-Default system, noise variance not given, K = 0 .. 5 sources at 0, 5, 10 and 20 dB, without sources as many
-scenes of noise as all SNRs have together. MDL and AIC count the eigenvalues of a sample covariance, at the
-receiver or on the panel; ``evidence`` is ``locate --sources auto``. Of each: how often each number was named.
-With ``--reliability FILE``: how often the named number is right where so much probability is given to it.
+Run ``python benchmarks/model_order.py [--scenes 100] [--csv FILE]``.
+
+Default system, unknown noise variance, K = 0 .. 5 sources at 0, 5, 10 and 20 dB; for K = 0 as many scenes
+of noise as for all SNRs together. MDL and AIC count the eigenvalues of a sample covariance, at the receiver
+or on the panel; ``evidence`` is ``locate --sources auto``. The table counts how often each estimated each
+number. ``--reliability FILE`` compares the probability given to the estimated number with how often it is
+right.
 """
 
 from __future__ import annotations
@@ -72,11 +75,11 @@ def cell(K: int, snr_db: float | None, scenes: int, seed: int, method: str) -> t
     return rows, np.stack((stated, (named["evidence"] == K).double().numpy()), axis=1)
 
 
-def reliability(told: np.ndarray) -> list[Row]:
+def reliability(stated_and_right: np.ndarray) -> list[Row]:
     """Stated probability and share right, by bins of the former."""
     rows: list[Row] = []
     for low, high in pairwise(BINS):
-        some = told[(told[:, 0] > low) & (told[:, 0] <= high)]
+        some = stated_and_right[(stated_and_right[:, 0] > low) & (stated_and_right[:, 0] <= high)]
         if len(some):
             limits = share_interval(some[:, 1], np.ones(len(some)))
             row: Row = {"above": low, "to": high, "scenes": len(some), "stated": some[:, 0].mean()}
@@ -112,15 +115,15 @@ def main() -> None:
         pairs = [one.split(",") for one in options.cells]
         cells = [(int(pair[0]), float(pair[1]) if len(pair) > 1 else None) for pair in pairs]
     rows: list[Row] = []
-    told = np.empty((0, 2))
+    stated_and_right = np.empty((0, 2))
     for K, snr_db in cells:
         scenes = options.scenes * (len(SNRS_DB) if K == 0 else 1)
         more, stated = cell(K, snr_db, scenes, options.seed, options.method)
-        rows, told = rows + more, np.concatenate((told, stated))
+        rows, stated_and_right = rows + more, np.concatenate((stated_and_right, stated))
         # After each cell: a long run that is cut short has not run for nothing.
         save(options.csv, rows)
-        save(options.reliability, reliability(told))
-    for row in reliability(told):
+        save(options.reliability, reliability(stated_and_right))
+    for row in reliability(stated_and_right):
         print(
             f"stated {row['stated']:.3f}: right {row['right']:.3f} "
             f"({row['right_low']:.3f} to {row['right_high']:.3f}), {row['scenes']} scenes"

@@ -1,9 +1,9 @@
-"""Speed and memory of the locators: ``python benchmarks/locators.py [--json FILE]``.
+"""Speed and memory of the classical estimators: ``python benchmarks/estimators.py [--json FILE]``.
 
-K = 3 known, 10 dB, default system, noise variance estimated, 256 scenes, 2 threads; each scene with its own
-link, and one link for all. Beside OMP stands its plain NumPy form: scene by scene, the whole dictionary
-G_l A formed, greedy search by projections, then SciPy's least squares on the projected residual. Memory is
-the peak of a process of its own that locates four times as many scenes.
+K = 3 known, 10 dB, default system, noise variance estimated, 256 scenes, 2 threads; with a link per scene
+and with one link for all. OMP is compared with a plain NumPy version: scene by scene, with the dense
+dictionary G_l A, greedy search by projections, then SciPy's least squares on the projected residual. Memory
+is the peak of a separate process that locates four times as many scenes.
 """
 
 from __future__ import annotations

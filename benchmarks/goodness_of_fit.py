@@ -1,8 +1,10 @@
-"""Whether bad fits are blamed and good ones are not: ``python benchmarks/goodness.py [--scenes 300]``.
+"""Distribution of p-values for correct and wrong models.
 
-Default system, K given, OMP with NF-MLE. Of each case: share of scenes whose p value lies below .05, .01 and
-.001, with the noise variance known and not known. For sound fits (every source hit) p is uniform: the p value
-of Kolmogorov and Smirnov's test against that stands beside.
+Run ``python benchmarks/goodness_of_fit.py [--scenes 300]``.
+
+Default system, K given, OMP with NF-MLE. For each case: share of scenes with a p-value below .05, .01 and
+.001, with known and unknown noise variance. For correct fits (every source hit) p-values should be uniform;
+the p-value of the Kolmogorov-Smirnov test of this is given too.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Wrong conventions that ``check`` detects.
+"""How often ``check`` identifies a wrong convention.
 
-Run ``python benchmarks/convention_checks.py [--recordings 100] [--csv FILE]``.
+Run ``python benchmarks/wrong_conventions.py [--recordings 100] [--csv FILE]``.
 
-Recordings of many kinds (panels of 4 x 4 to 14 x 14 elements, 4 to 24 snapshots, -5 to 20 dB, 1 to 5 sources,
-sampled directly or through one link or many, with hardware errors and without, 1 to 16 scenes) are
-checked as they are and with each mistake in turn, with their truth and without. The table counts how often
-the mistake is reported, listed as equivalent to the reported one, or replaced by another one.
+Recordings of many kinds (panels of 4 x 4 to 14 x 14 elements, 4 to 24 snapshots, -5 to 20 dB, 1 to 5
+sources, direct sampling or through one link or many, with and without hardware impairments, 1 to 16 scenes)
+are checked unchanged and with each mistake in turn, with and without the truth. The table counts how often
+the mistake is identified, listed among equivalent ones, or another one is identified.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""Readiness tests before a long training.
+"""Short trainings that a network must pass before a long one: ``python benchmarks/learning_tests.py``.
 
-Run ``python benchmarks/training_readiness.py [--tests litmus overfit memorize generalise]``.
+``--tests`` selects some of them:
 
-* ``litmus``: five steps on one batch, with beta from 0 to 0.3, reduce its loss at beta = 0 by a fifth. At a
-  learning rate of 0 they do not.
-* ``overfit``: after 30 epochs on the same 512 scenes the training loss is below 0.2, and the validation loss
-  on the same scenes below 0.5.
-* ``memorize``: the same network continues with these scenes. The error of R_pred against R_true ends below
-  0.1, and MUSIC on R_pred alone (no R_samp, no NF-MLE, K from the network) has an F1 above 0.95.
-* ``generalise``: the preset ``tiny`` on new scenes in every step. On 500 unseen scenes of three sources at
-  10 dB, without NF-MLE, it misses at most half as many sources as MUSIC on R_samp.
+* ``litmus``: five steps on one batch, beta from 0 to 0.3, take a fifth off its loss at beta = 0; without a
+  learning rate they do not.
+* ``overfit``: 512 scenes, seen 30 times: the training loss ends below 0.2, and the loss of a validation on
+  the same scenes below 0.5.
+* ``overfit_continued``: the same network goes on with these scenes; the error of R_pred against R_true ends
+  below 0.1, and MUSIC on R_pred alone (no R_samp, no NF-MLE, K from the network) has an F1 above 0.95.
+* ``generalise``: the preset ``tiny`` on scenes that are always new; on 500 unseen ones of three sources at
+  10 dB, without NF-MLE, it misses at most half of what MUSIC on R_samp misses.
 
-The budgets are 15 minutes on two cores for ``overfit`` and ``memorize`` together and 30 minutes for
-``generalise``, counted in processor time of this process (2 x 15 x 60 s, 2 x 30 x 60 s), because other
-processes may run at the same time. Each test writes its results to ``docs/measured/readiness_NAME.json`` and
-its epochs to ``readiness_NAME.csv``.
+The budgets are those of two cores, 15 minutes for ``overfit`` and ``overfit_continued`` together and 30
+minutes for ``generalise``, counted in seconds of processor time of this process (2 x 15 x 60, 2 x 30 x 60),
+since other processes may be at work beside it. Each test writes its results to
+``docs/measured/learning_test_NAME.json``, and its epochs to ``learning_test_NAME.csv``.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ OVERFIT_S, GENERALISE_S = 15 * 60, 30 * 60
 TRAINING_LOSS, VALIDATION_LOSS, ERROR, F1 = 0.2, 0.5, 0.1, 0.95
 RATIO = 0.5
 SOURCES, SNR_DB, SCENES = 3, 10.0, 500
-MEMORIZE_EPOCHS = 20
-# Network and rates that memorize the scenes.
+BY_HEART_EPOCHS = 20
+# The fixed scenes of the overfitting tests.
 OVERFIT_NETWORK = NetworkSpec(stages=2, depth=2, width=96)
-OVERFIT_BATCH, OVERFIT_RATES, MEMORIZE_RATES = 8, (2e-3, 4e-3), (1e-3, 2e-3)
+OVERFIT_BATCH, OVERFIT_RATES, BY_HEART_RATES = 8, (2e-3, 4e-3), (1e-3, 2e-3)
 
 Figures = dict[str, Any]
 
 
-def run_litmus(_: Path) -> tuple[Figures, list[Figures]]:
+def learning_test_litmus(_: Path) -> tuple[Figures, list[Figures]]:
     """Five steps on one batch."""
     spec = TrainSpec.tiny()
     result = litmus(spec)
@@ -76,7 +76,7 @@ def run_litmus(_: Path) -> tuple[Figures, list[Figures]]:
     return figures | {"passed": result.passed and not still.passed, "least_fall": LEAST_FALL}, []
 
 
-def run_overfit(work: Path) -> tuple[Figures, list[Figures]]:
+def learning_test_overfit(work: Path) -> tuple[Figures, list[Figures]]:
     """512 scenes, 30 epochs."""
     run = work / "overfit"
     figures = trained(overfit_spec(30, OVERFIT_RATES), run)
@@ -88,11 +88,11 @@ def run_overfit(work: Path) -> tuple[Figures, list[Figures]]:
     }, rows
 
 
-def run_memorize(work: Path) -> tuple[Figures, list[Figures]]:
+def learning_test_overfit_continued(work: Path) -> tuple[Figures, list[Figures]]:
     """The same scenes, on from the weights of ``overfit``."""
-    run = work / "memorize"
+    run = work / "overfit_continued"
     figures = trained(
-        overfit_spec(MEMORIZE_EPOCHS, MEMORIZE_RATES), run, start=work / "overfit" / "last.safetensors"
+        overfit_spec(BY_HEART_EPOCHS, BY_HEART_RATES), run, start=work / "overfit" / "last.safetensors"
     )
     rows = epochs_of(run)
     figures |= {name: rows[-1][name] for name in ("error_predicted", "f1_predicted", "training_loss")}
@@ -100,7 +100,7 @@ def run_memorize(work: Path) -> tuple[Figures, list[Figures]]:
     return figures | {"error_below": ERROR, "f1_above": F1, "passed": passed}, rows
 
 
-def run_generalise(work: Path) -> tuple[Figures, list[Figures]]:
+def learning_test_generalise(work: Path) -> tuple[Figures, list[Figures]]:
     """New scenes in each epoch; then misses on unseen ones, beside those of MUSIC on R_samp."""
     spec = TrainSpec.tiny()
     run = work / "generalise"
@@ -121,10 +121,10 @@ def run_generalise(work: Path) -> tuple[Figures, list[Figures]]:
 
 
 TESTS: dict[str, Callable[[Path], tuple[Figures, list[Figures]]]] = {
-    "litmus": run_litmus,
-    "overfit": run_overfit,
-    "memorize": run_memorize,
-    "generalise": run_generalise,
+    "litmus": learning_test_litmus,
+    "overfit": learning_test_overfit,
+    "overfit_continued": learning_test_overfit_continued,
+    "generalise": learning_test_generalise,
 }
 
 
@@ -227,9 +227,9 @@ def main() -> None:
             threads = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, {ProcessGroup().device}"
             machine = f"torch {torch.__version__}, {threads}"
             record = {"test": name, **figures, "machine": machine, "load": round(os.getloadavg()[0], 1)}
-            (chosen.out / f"readiness_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+            (chosen.out / f"learning_test_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
             if rows:
-                write_rows(chosen.out / f"readiness_{name}.csv", rows)
+                write_rows(chosen.out / f"learning_test_{name}.csv", rows)
             print(json.dumps(record, indent=1))
 
 

@@ -1,14 +1,11 @@
-"""A whole search on a system that takes seconds: what it leaves, that it can be resumed and reproduced."""
+"""A complete search on a small system: its files, resuming it, and reproducing its cost."""
 
 from __future__ import annotations
 
 import csv
-import math
 
 import optuna
 import pytest
-from optuna.trial import TrialState
-from study_case import frozen
 from tuning_case import SPACE, SPEC
 
 from rismusic.cli import main
@@ -16,9 +13,8 @@ from rismusic.errors import InputError
 from rismusic.nn.run_folder import load_train_spec
 from rismusic.nn.train import train
 from rismusic.spec import load_locate_spec
-from rismusic.tuning.outcome import correlations, shares_saved
-from rismusic.tuning.run import pruner, sampler, tune
-from rismusic.tuning.scoring import judge, objective_scenes
+from rismusic.tuning.objective import evaluate, scenes_for
+from rismusic.tuning.study import pruner, sampler, tune
 
 pytestmark = pytest.mark.usefixtures("quick_validation")
 
@@ -28,7 +24,13 @@ def searched(quick_validation, tmp_path_factory):
     folder = tmp_path_factory.mktemp("searched")
     (folder / "space.toml").write_text(SPACE)
     spec = SPEC.replace(space=str(folder / "space.toml"))
-    return spec, tune(spec, out=folder / "out", trials=2, device="cpu", command="rismusic tune")
+    return spec, tune(
+        spec,
+        out=folder / "out",
+        trials=2,
+        device="cpu",
+        command="rismusic tune --storage postgresql://me:secret@host/db",
+    )
 
 
 def test_best_toml_reproduces_the_score(searched, tmp_path):
@@ -39,12 +41,12 @@ def test_best_toml_reproduces_the_score(searched, tmp_path):
     locate = load_locate_spec(tuned.folder / "locate.toml")
     weights = str(trained.folder / "best.safetensors")
     assert locate.weights != weights
-    scenes = objective_scenes(training.system, spec.seed, spec.objective_scenes, "cpu")
-    assert judge(scenes, locate.replace(weights=weights)) == tuned.score
-    assert judge(scenes, locate) == tuned.score
+    scenes = scenes_for("objective", training.system, spec.seed, spec.objective_scenes, "cpu")
+    assert evaluate(scenes, locate.replace(weights=weights)) == tuned.evaluation
+    assert evaluate(scenes, locate) == tuned.evaluation
 
 
-def test_what_it_leaves(searched):
+def test_files(searched):
     _, tuned = searched
     rows = list(csv.DictReader((tuned.folder / "trials.csv").read_text().splitlines()))
     assert [row["state"] for row in rows] == ["complete", "complete"]
@@ -55,6 +57,8 @@ def test_what_it_leaves(searched):
     page = (tuned.folder / "report.html").read_text()
     for sentence in tuned.sentences():
         assert sentence.split(":")[0] in page
+    assert "postgresql://me:***@host/db" in page
+    assert "secret" not in page
     assert (tuned.folder / "history.png").stat().st_size > 10_000
 
 
@@ -63,26 +67,26 @@ def test_resumed_without_anything_left_to_do(searched):
     before = (tuned.folder / "trials.csv").read_text()
     again = tune(out=tuned.folder, resume=True, device="cpu")
     assert (tuned.folder / "trials.csv").read_text() == before
-    assert again.verdict == tuned.verdict
+    assert again.comparison == tuned.comparison
     assert again.training == tuned.training
 
 
-def test_a_study_is_not_begun_twice(searched, tmp_path):
+def test_an_existing_study_is_not_begun_again(searched, tmp_path):
     spec, tuned = searched
-    with pytest.raises(InputError, match="expected a new folder"):
+    with pytest.raises(InputError, match="already contains a study"):
         tune(spec, out=tuned.folder)
-    journal = str(tuned.folder / "study.journal")
-    with pytest.raises(InputError, match="study: expected the settings that it was begun with"):
-        tune(spec.replace(inference_trials=5), out=tmp_path, storage=journal, trials=2)
-    with pytest.raises(InputError, match="study: expected the settings that it was begun with"):
-        tune(spec, out=tmp_path, storage=journal, trials=3)
-    with pytest.raises(InputError, match="resume: expected no settings beside it"):
+    database = str(tuned.folder / "study.db")
+    with pytest.raises(InputError, match="study: 'tune' exists in this storage with other settings"):
+        tune(spec.replace(inference_trials=5), out=tmp_path, storage=database, trials=2)
+    with pytest.raises(InputError, match="study: 'tune' exists in this storage with other settings"):
+        tune(spec, out=tmp_path, storage=database, trials=3)
+    with pytest.raises(InputError, match="resume: cannot be combined with settings"):
         tune(spec, out=tuned.folder, resume=True)
-    with pytest.raises(InputError, match="study: expected one that was begun, found 'other'"):
+    with pytest.raises(InputError, match="study: there is no study 'other' to resume; the storage has: tune"):
         tune(out=tuned.folder, resume=True, study="other")
 
 
-def test_every_sampler_and_pruner_has_a_name():
+def test_samplers_and_pruners():
     for name in ("tpe", "gp", "qmc", "nsgaii", "random"):
         study = optuna.create_study(sampler=sampler(SPEC.replace(sampler=name), 0))
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
@@ -90,31 +94,14 @@ def test_every_sampler_and_pruner_has_a_name():
     assert names == ["MedianPruner", "HyperbandPruner", "NopPruner"]
 
 
-def told(number, epochs, state=TrialState.COMPLETE, value=None):
-    said = [{"surrogate": value, "loss": -(value or 0), "f1": -(value or 0)} for _ in range(epochs)]
-    return frozen(number, state, value=value, epochs=said)
-
-
-def test_epochs_saved():
-    spec = SPEC.replace(epochs_per_trial=10)
-    trials = [told(0, 10), told(1, 4, TrialState.PRUNED), told(2, 8), told(3, 1, TrialState.FAIL)]
-    assert shares_saved(spec, trials) == (6 / 30, 2 / 30)
-
-
-def test_rank_correlation():
-    trials = [told(number, 1, value=value) for number, value in enumerate((1.0, 8.0, 27.0))]
-    assert correlations(trials) == {"surrogate": 1.0, "loss": -1.0, "f1": 1.0}
-    assert math.isnan(correlations(trials[:2])["surrogate"])
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--space nowhere", "space: expected narrow, wide or a .toml file, found 'nowhere'"),
-        ("--resume --space wide", "resume: expected no settings beside it but trials"),
+        ("--space nowhere", "space: must be one of narrow, wide, or a .toml file; got 'nowhere'"),
+        ("--resume --space wide", "resume: --resume cannot be combined with settings"),
         ("--config none.toml", "none.toml: expected a readable TOML file"),
-        ("--resume", "study: expected one that was begun"),
-        ("--locate.method omp", "locate.method: expected 'hybrid'"),
+        ("--resume", "tune: contains no study to resume"),
+        ("--locate.method omp", "locate.method: a search needs a method with a network, 'hybrid'; got 'omp'"),
     ],
 )
 def test_bad_input_on_the_command_line(flags, said, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Tables of the pages on the number of sources and on checks, from measured figures that the pages name."""
+"""Tables of the pages on the number of sources and on checks, from ``docs/measured``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from markdown_table import table
+from markdowntable import table
 from rismusic.checks import CHECKS
 from rismusic.checks.conventions import CHANGES
 
@@ -16,15 +16,15 @@ Row = dict[str, str]
 
 
 def number_scenes() -> str:
-    """How many scenes each figure stands on."""
-    counts = sorted({int(row["scenes"]) for row in _rows("source_number.csv")})
-    return f"{' to '.join(map(str, counts))} scenes per cell.\n"
+    """Number of scenes of each cell."""
+    counts = sorted({int(row["scenes"]) for row in _rows("model_order.csv")})
+    return f"{' to '.join(map(str, counts))} scenes a cell.\n"
 
 
 def number_right() -> str:
-    """Share right of each criterion, with its interval, over K and SNR."""
-    shown: dict[str, Row] = {_cell(row): {} for row in _rows("source_number.csv")}
-    for row in _rows("source_number.csv"):
+    """Share of scenes with the right number of sources, with its interval, over K and SNR."""
+    shown: dict[str, Row] = {_cell(row): {} for row in _rows("model_order.csv")}
+    for row in _rows("model_order.csv"):
         limits = f"{100 * float(row['right_low']):.0f} to {100 * float(row['right_high']):.0f}"
         shown[_cell(row)][row["criterion"]] = f"{100 * float(row['right']):.0f} ({limits})"
     criteria = list(next(iter(shown.values())))
@@ -35,8 +35,8 @@ def number_right() -> str:
 
 
 def number_confusion() -> str:
-    """What is named at 10 dB: a table for each criterion."""
-    rows = [row for row in _rows("source_number.csv") if row["sources"] == "0" or row["snr_db"] == "10.0"]
+    """Estimated against true number of sources at 10 dB, for each criterion."""
+    rows = [row for row in _rows("model_order.csv") if row["sources"] == "0" or row["snr_db"] == "10.0"]
     text = ""
     for criterion in dict.fromkeys(row["criterion"] for row in rows):
         lines = [
@@ -45,13 +45,15 @@ def number_confusion() -> str:
             if row["criterion"] == criterion
         ]
         text += (
-            f"**{criterion}**\n\n" + table(["true", *(f"named {k}" for k in COUNTS), "more"], lines) + "\n"
+            f"**{criterion}**\n\n"
+            + table(["true", *(f"{k} estimated" for k in COUNTS), "more"], lines)
+            + "\n"
         )
     return text
 
 
 def number_reliability() -> str:
-    """Stated probability of the named number, and how often it is right."""
+    """Probability given to the estimated number, and how often it is right."""
     lines = [
         [
             f"{float(row['above']):g} to {float(row['to']):g}",
@@ -65,9 +67,9 @@ def number_reliability() -> str:
 
 
 def goodness_of_fit() -> str:
-    """Share of scenes whose p value lies below a level, with the noise variance known and not known."""
+    """Share of scenes whose p-value lies below a level, with the noise variance known and not known."""
     shown: dict[str, dict[str, Row]] = {}
-    for row in _rows("goodness.csv"):
+    for row in _rows("goodness_of_fit.csv"):
         shown.setdefault(row["case"], {})[row["noise"]] = row
     levels = ("below_0.05", "below_0.01", "below_0.001")
     lines = []
@@ -82,25 +84,25 @@ def goodness_of_fit() -> str:
 
 
 def goodness_uniform() -> str:
-    """Kolmogorov and Smirnov's test of the p values of sound fits."""
+    """Kolmogorov-Smirnov test of uniformity for the p-values of correct fits."""
     lines = [
         [row["case"], row["noise"], row["scenes"], f"{float(row['uniform_p']):.2f}"]
-        for row in _rows("goodness.csv")
+        for row in _rows("goodness_of_fit.csv")
         if row["case"].startswith("sound")
     ]
-    return table(["case", "noise variance", "sound fits", "p value of uniformity"], lines)
+    return table(["case", "noise variance", "correct fits", "p-value of uniformity"], lines)
 
 
-def convention_checks() -> str:
-    """How often each mistake is reported."""
+def wrong_conventions() -> str:
+    """How often each mistake is identified."""
     lines = [
         [
             "yes" if row["truth"] == "truth" else "no",
-            "none (sound)" if row["mistake"] == "sound" else f"`{row['mistake']}`",
+            "none (correct)" if row["mistake"] == "sound" else f"`{row['mistake']}`",
             *(row[name] for name in ("recordings", "named", "alike", "other")),
         ]
         for row in sorted(
-            _rows("convention_checks.csv"),
+            _rows("wrong_conventions.csv"),
             key=lambda row: (row["truth"] != "truth", row["mistake"] != "sound"),
         )
     ]
@@ -109,27 +111,27 @@ def convention_checks() -> str:
             "truth in the file",
             "mistake",
             "recordings",
-            "reported",
+            "identified",
             "listed as equivalent",
-            "another reported",
+            "another identified",
         ],
         lines,
     )
 
 
 def convention_names() -> str:
-    """Every mistake that is looked for, and whether it is with truth only."""
+    """Every mistake that is searched for, and whether this needs the truth."""
     lines = [[f"`{change.name}`", change.meaning, "yes" if change.blind else ""] for change in CHANGES]
-    return table(["name", "message", "without truth"], lines)
+    return table(["name", "meaning", "without truth"], lines)
 
 
 def finding_names() -> str:
-    """Everything else that is looked for."""
+    """All other checks."""
     lines = [
         [f"`{name}`", meaning.replace("|", "\\|"), f"{threshold:g}", remedy]
         for name, (threshold, meaning, remedy) in CHECKS.items()
     ]
-    return table(["name", "what it means", "above", "what to try"], lines)
+    return table(["name", "meaning", "limit", "advice"], lines)
 
 
 TABLES: tuple[Callable[[], str], ...] = (
@@ -139,7 +141,7 @@ TABLES: tuple[Callable[[], str], ...] = (
     number_reliability,
     goodness_of_fit,
     goodness_uniform,
-    convention_checks,
+    wrong_conventions,
     convention_names,
     finding_names,
 )

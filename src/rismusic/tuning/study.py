@@ -1,0 +1,198 @@
+"""A search from Python: begin a study, join one on another machine, or resume one."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.exceptions import DuplicatedStudyError
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+
+from rismusic.errors import InputError
+from rismusic.tuning.objective import FinalObjective, Objective
+from rismusic.tuning.results import TuneResult, candidates, summarize, write_results
+from rismusic.tuning.space import Space, load_space
+from rismusic.tuning.spec import TRIALS, TuneSpec
+from rismusic.tuning.storage import DATABASE, experimental, open_storage, quiet, redact
+from rismusic.tuning.worker import Progress, Say, Worker, cancel, current, failure, is_finished
+
+# Attribute of a study: its settings, its space and the number of trials.
+_SETTINGS = "settings"
+# Seconds that a worker waits for the settings of a study that another one has just created.
+_CREATED_S = 10.0
+
+
+def tune(
+    spec: TuneSpec | None = None,
+    *,
+    out: str | Path = "tune",
+    storage: str | None = None,
+    study: str = "tune",
+    resume: bool = False,
+    trials: int | None = None,
+    device: str | None = None,
+    heartbeat_s: int = 60,
+    poll_s: float = 5.0,
+    command: str = "",
+    progress: Progress = lambda *_: None,
+    say: Say = lambda _: None,
+    **settings: object,
+) -> TuneResult:
+    """Search settings of training and inference, as ``rismusic tune`` does.
+
+    Args:
+        spec: settings of the search; the default ones if none.
+        out: folder for runs and results.
+        storage: URL of a database that several workers share, or an SQLite file; if none, ``study.db`` in
+            ``out``.
+        study: name of the study in the storage.
+        resume: continue an existing study with its own settings.
+        trials: number of trials; if none, 50 for a new study, and the number of the study if it is resumed.
+        device: ``cpu`` or ``cuda``; if none, a GPU if there is one.
+        heartbeat_s: seconds between two heartbeats of a worker; after twice as long without one its trial is
+            repeated.
+        poll_s: seconds between two looks at the trials of other workers.
+        command: the command that was typed, for the report; passwords in it are redacted.
+        progress: called with the number of finished trials and the number of all trials.
+        say: called with each line for the console.
+        settings: fields of :class:`~rismusic.tuning.spec.TuneSpec` to change, such as ``space="wide"``.
+
+    Raises:
+        InputError: a setting or the search space is invalid, the study exists already or has other settings,
+            the database cannot be used, or too many trials failed in a row.
+        KeyboardInterrupt: on Ctrl-C, after the running trial was queued again.
+    """
+    if resume and (spec is not None or settings):
+        raise InputError(
+            "resume", "cannot be combined with settings of the search, which the study has already"
+        )
+    if Path(study).name != study:
+        raise InputError("study", f"must be a valid folder name; got {study!r}")
+    if trials is not None and trials < 1:
+        raise InputError("trials", f"must be at least 1; got {trials}")
+    chosen = (spec or TuneSpec()).replace(**settings)
+    folder = Path(out)
+    if storage is None:
+        exists = (folder / DATABASE).exists()
+        if exists and not resume:
+            raise InputError(
+                str(folder), "already contains a study. Resume it (--resume), or choose another folder"
+            )
+        if resume and not exists:
+            raise InputError(str(folder), f"contains no study to resume (there is no {DATABASE})")
+    if not resume:
+        space = load_space(chosen.space)
+        space.check(chosen.short_training(), chosen.locate)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with quiet(), open_storage(storage, folder, heartbeat_s=heartbeat_s) as opened:
+        first = False
+        if resume:
+            short, chosen, space, count = _resume(opened, study)
+            if trials is not None and trials != count:
+                short.set_user_attr(_SETTINGS, _settings(chosen, space, trials))
+                count = trials
+        else:
+            count = trials or TRIALS
+            short, first = _begin(opened, study, _settings(chosen, space, count))
+        worker = Worker(opened, max_failures=chosen.max_failures, poll_s=poll_s, progress=progress, say=say)
+        short.sampler = sampler(chosen, chosen.seed if first else _worker_seed(chosen.seed, worker.name))
+        short.pruner = pruner(chosen)
+        jobs = [str(number) for number in range(count)]
+        cancel(short, opened, jobs)
+        worker.run(short, Objective(chosen, space, folder / study, device, say), jobs)
+        done = [one for one in current(short.get_trials()).values() if is_finished(one)]
+        found = candidates(chosen, done)
+        if len(found) == 1:
+            reasons = [failure(trial) for trial in done if failure(trial)]
+            raise InputError(
+                "trials", f"no trial was completed; the last failure: {(reasons or ['none'])[-1]}"
+            )
+        # With more trials the finalists may be others, so they get a study of their own.
+        stage = f"{study}-long-{count}"
+        long = optuna.create_study(
+            storage=opened, study_name=stage, load_if_exists=True, pruner=optuna.pruners.NopPruner()
+        )
+        objective = FinalObjective(chosen, space, folder / stage, device, say, found)
+        worker.run(long, objective, objective.jobs())
+        result = summarize(objective, done, long.get_trials(), folder=folder, command=redact(command))
+        write_results(result, short, say)
+    return result
+
+
+def _settings(spec: TuneSpec, space: Space, trials: int) -> dict[str, Any]:
+    return {"spec": spec.model_dump(mode="json"), "space": space.model_dump(mode="json"), "trials": trials}
+
+
+def _begin(storage: BaseStorage, name: str, settings: dict[str, Any]) -> tuple[optuna.Study, bool]:
+    """Create a study, or join one that another worker has created with the same settings; whether it is new.
+
+    Raises:
+        InputError: there is a study of this name with other settings.
+    """
+    try:
+        study, new = optuna.create_study(storage=storage, study_name=name), True
+    except DuplicatedStudyError:
+        study, new = optuna.load_study(study_name=name, storage=storage), False
+        until = time.monotonic() + _CREATED_S
+        while _SETTINGS not in study.user_attrs and time.monotonic() < until:
+            time.sleep(0.1)
+    if study.user_attrs.setdefault(_SETTINGS, settings) != settings:
+        raise InputError(
+            "study",
+            f"{name!r} exists in this storage with other settings. Use the same settings to join it, resume "
+            "it, or choose another name",
+        )
+    study.set_user_attr(_SETTINGS, settings)
+    return study, new
+
+
+def _resume(storage: BaseStorage, name: str) -> tuple[optuna.Study, TuneSpec, Space, int]:
+    """Load a study with its settings, its space and its number of trials.
+
+    Raises:
+        InputError: there is no study of this name, or it has no settings of this version.
+    """
+    known = optuna.get_all_study_names(storage)
+    if name not in known:
+        raise InputError(
+            "study", f"there is no study {name!r} to resume; the storage has: {', '.join(known) or 'none'}"
+        )
+    study = optuna.load_study(study_name=name, storage=storage)
+    held = study.user_attrs.get(_SETTINGS)
+    if held is None:
+        raise InputError("study", f"{name!r} was not written by this version of rismusic tune")
+    return study, TuneSpec(**held["spec"]), Space(**held["space"]), int(held["trials"])
+
+
+def sampler(spec: TuneSpec, seed: int) -> BaseSampler:
+    """The sampler that the settings name."""
+    with experimental():
+        if spec.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        kinds = {
+            "gp": optuna.samplers.GPSampler,
+            "qmc": optuna.samplers.QMCSampler,
+            "nsgaii": optuna.samplers.NSGAIISampler,
+            "random": optuna.samplers.RandomSampler,
+        }
+        return kinds[spec.sampler](seed=seed)
+
+
+def pruner(spec: TuneSpec) -> optuna.pruners.BasePruner:
+    """The pruner that the settings name; it prunes no trial in the first fifth of the epochs."""
+    early = max(1, spec.epochs_per_trial // 5)
+    if spec.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=spec.startup_trials, n_warmup_steps=early)
+    if spec.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=early, max_resource=spec.epochs_per_trial)
+    return optuna.pruners.NopPruner()
+
+
+def _worker_seed(seed: int, worker: str) -> int:
+    """Another seed for each worker that joins or resumes a study, so that their proposals differ."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{worker}".encode()).digest()[:4], "big")

@@ -1,0 +1,115 @@
+"""The storage of a study: files that are something else are left alone, and passwords are redacted."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import h5py
+import numpy as np
+import optuna
+import pytest
+
+from rismusic.errors import InputError
+from rismusic.tuning.storage import open_storage, quiet, redact
+
+
+def hdf5(path):
+    with h5py.File(path, "w") as file:
+        file["data"] = np.arange(1000)
+
+
+def numpy(path):
+    with path.open("wb") as file:
+        np.save(file, np.arange(1000))
+
+
+def another_database(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE studies (name TEXT)")
+    connection.close()
+
+
+def half_a_database(path):
+    another_database(path)
+    path.write_bytes(path.read_bytes()[:100] + b"nothing\nof it")
+
+
+def journal(path):
+    path.write_text('{"op_code":0,"worker_id":"w","study_name":"s","directions":[1]}\n{"op_code":4,"wor')
+
+
+@pytest.mark.parametrize("write", [hdf5, numpy, another_database, half_a_database, journal])
+@pytest.mark.parametrize("prefix", ["", "sqlite:///"])
+def test_a_file_that_is_something_else_is_left_as_it_is(tmp_path, write, prefix):
+    path = tmp_path / "measured.data"
+    write(path)
+    before, files = path.read_bytes(), sorted(tmp_path.iterdir())
+    with (
+        pytest.raises(InputError, match=r"measured\.data: is not a database of a study\. It was left"),
+        open_storage(f"{prefix}{path}", tmp_path, heartbeat_s=1),
+    ):
+        pass
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_folder_is_no_database(tmp_path):
+    with (
+        pytest.raises(InputError, match="cannot be read: Is a directory"),
+        open_storage(str(tmp_path), tmp_path, heartbeat_s=1),
+    ):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("name", ["new.db", "with space & ?.db", "empty.db"])
+def test_new_and_empty_files_are_taken_and_reopened(tmp_path, name):
+    path = tmp_path / "new folder" / name
+    if name == "empty.db":
+        path.parent.mkdir()
+        path.touch()
+    for value in (1.0, 2.0):
+        with quiet(), open_storage(str(path), tmp_path, heartbeat_s=1) as storage:
+            study = optuna.create_study(storage=storage, study_name="s", load_if_exists=True)
+            study.tell(study.ask(), value)
+            assert study.get_trials()[-1].value == value
+            assert len(study.get_trials()) == value
+    assert path.stat().st_size > 0
+
+
+def test_databases_that_cannot_be_used(tmp_path):
+    for url, reason in (
+        (f"postgresql://u:secret@/d?host={tmp_path}", "cannot use the database"),
+        ("oracul://u:secret@/d", "cannot use the database"),
+        ("postgresql://u:secret@host:port/d", "is not a valid database URL"),
+        (f"sqlite:///{tmp_path}/file/study.db", "cannot use the database"),
+    ):
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match=f"storage: .*{reason}") as error:
+            open_storage(url, tmp_path, heartbeat_s=1).__enter__()
+        assert "secret" not in str(error.value)
+
+
+def test_the_password_in_the_message_of_a_driver_is_redacted(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no role 'me' with password s/ecret")
+
+    monkeypatch.setattr("rismusic.tuning.storage.RDBStorage", refuse)
+    with pytest.raises(InputError, match=r"me:\*\*\*@host/db: no role 'me' with password \*\*\*$"):
+        open_storage("postgresql://me:s%2Fecret@host/db", tmp_path, heartbeat_s=1).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("tune --storage postgresql://me:secret@host/db --trials 5", "postgresql://me:***@host/db"),
+        ("tune --storage 'postgresql://me:s/ec:r@et@host/db'", "'postgresql://me:***@host/db'"),
+        ("--storage=postgresql://host/db?user=me&password=secret", "host/db?user=me&password=***"),
+        ("'postgresql://host/db?sslpassword=secret&a=b'", "sslpassword=***&a=b'"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("see http://a.b/c, mail x@y.z", "see http://a.b/c, mail x@y.z"),
+    ],
+)
+def test_passwords_are_redacted(text, redacted):
+    assert redacted in redact(text)
+    assert "secret" not in redact(text)
