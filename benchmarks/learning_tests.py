@@ -33,17 +33,18 @@ import torch
 
 from rismusic.benchmark.summary import share_interval
 from rismusic.covariance import Covariance, recording_covariance
+from rismusic.estimation.classical import rap_music_sources
 from rismusic.estimation.maximum_likelihood import nfmle
+from rismusic.estimation.spectra import music
 from rismusic.io import Recording
 from rismusic.metrics import match
 from rismusic.nn.distributed import ProcessGroup
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets
-from rismusic.nn.monitors import LEAST_FALL, litmus
+from rismusic.nn.monitors import MIN_DECREASE, overfit_one_batch
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import NetworkSpec, ScheduleSpec, TrainSpec
 from rismusic.nn.train import start_from, train
-from rismusic.nn.validation import sources_of
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
@@ -65,15 +66,15 @@ Figures = dict[str, Any]
 def learning_test_litmus(_: Path) -> tuple[Figures, list[Figures]]:
     """Five steps on one batch."""
     spec = TrainSpec.tiny()
-    result = litmus(spec)
-    still = litmus(spec.replace(backbone_learning_rate=0.0, head_learning_rate=0.0))
+    result = overfit_one_batch(spec)
+    still = overfit_one_batch(spec.replace(backbone_learning_rate=0.0, head_learning_rate=0.0))
     figures = {
         "before": result.before,
         "after": result.after,
-        "fall": result.fall,
-        "fall_at_rate_0": still.fall,
+        "fall": result.decrease,
+        "fall_at_rate_0": still.decrease,
     }
-    return figures | {"passed": result.passed and not still.passed, "least_fall": LEAST_FALL}, []
+    return figures | {"passed": result.passed and not still.passed, "least_fall": MIN_DECREASE}, []
 
 
 def learning_test_overfit(work: Path) -> tuple[Figures, list[Figures]]:
@@ -149,7 +150,7 @@ def overfit_spec(epochs: int, rates: tuple[float, float]) -> TrainSpec:
 def trained(spec: TrainSpec, run: Path, start: Path | None = None) -> Figures:
     """Train, and say what it took."""
     wall, processor = time.perf_counter(), time.process_time()
-    train(spec, out=run, start=start, say=print)
+    train(spec, out=run, start=start, log=print)
     scenes = spec.scenes_per_epoch * spec.schedule.epochs
     seconds = time.process_time() - processor
     return {
@@ -197,7 +198,7 @@ def blended(learner: Learner, recording: Recording) -> Covariance:
 def missed(learner: Learner, recording: Recording, covariance: Covariance) -> Figures:
     """Share of the sources that MUSIC misses, K known, as it is and with NF-MLE behind it."""
     count = torch.full((len(recording),), SOURCES)
-    found = sources_of(covariance, count, learner.grid)
+    found, _ = rap_music_sources(music(covariance, count), learner.grid, count)
     polished = nfmle(recording, found, learner.grid.volume, criterion="unconditional").sources
     return {**_share(recording, found, ""), **_share(recording, polished, "_with_nfmle")}
 

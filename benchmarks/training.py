@@ -48,7 +48,7 @@ def shares(learner: Learner, scenes: TrainingScenes) -> dict[str, float]:
             with clock.on("simulation"):
                 recording = next(scenes.step(0, step))
             with clock.on("front end"):
-                looked = network.look(recording)
+                looked = network.initial_statistics(recording)
             with clock.on("network, forward"):
                 prediction = network.predict(*looked)
             with clock.on("targets and losses"):

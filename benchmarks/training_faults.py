@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,10 @@ import torch
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.nn.data import TrainingScenes
-from rismusic.nn.monitors import litmus
+from rismusic.nn.monitors import overfit_one_batch
 from rismusic.nn.network import Network, Prediction
 from rismusic.nn.run_folder import RunFolder
-from rismusic.nn.spec import TrainSpec
+from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.train import Trainer
 from training_robustness import SMALL
 
@@ -54,19 +54,19 @@ def planted(value: float, steps: int) -> Patches:
 
 def predicting(change: Callable[[Prediction], Prediction], epoch: int = 0) -> Patches:
     """Change the network's output, from an epoch on."""
-    forward, look = Network.forward, Trainer._look
+    forward, look = Network.forward, Trainer._probe
     now = 0
 
-    def seen(self: Trainer, beta: float) -> None:
+    def seen(self: Trainer, beta: float, weights: Mapping[TermName, float]) -> None:
         nonlocal now
         now = self.state.epoch
-        look(self, beta)
+        look(self, beta, weights)
 
     def changed(self: Network, recording: Recording) -> Prediction:
         prediction = forward(self, recording)
         return change(prediction) if now >= epoch else prediction
 
-    return [patch.object(Network, "forward", changed), patch.object(Trainer, "_look", seen)]
+    return [patch.object(Network, "forward", changed), patch.object(Trainer, "_probe", seen)]
 
 
 def detached(prediction: Prediction) -> Prediction:
@@ -123,7 +123,7 @@ def messages_of(spec: TrainSpec, patches: Patches) -> list[str]:
                 # The same finding with another value counts once.
                 found.setdefault(line.split(" = ")[0], f"epoch {trainer.state.epoch}  {line}")
 
-        trainer = Trainer(spec, run, say=keep)
+        trainer = Trainer(spec, run, log=keep)
         try:
             trainer.train()
         except InputError as error:
@@ -144,11 +144,11 @@ def main() -> None:
         lines = "\n".join(messages_of(spec, fault()))
         text += f"== {name}\n{lines}\n\n"
         print(text.rsplit("== ", 1)[1])
-    text += "== the litmus, with and without a learning rate\n"
+    text += "== the overfit_one_batch, with and without a learning rate\n"
     for spec in (HEALTHY, RATE_0):
-        result = litmus(spec)
+        result = overfit_one_batch(spec)
         verdict = "passed" if result.passed else "failed"
-        text += f"loss {result.before:.4f} -> {result.after:.4f}, {result.fall:.1%} less: {verdict}\n"
+        text += f"loss {result.before:.4f} -> {result.after:.4f}, {result.decrease:.1%} less: {verdict}\n"
     out.write_text(text)
 
 

@@ -15,13 +15,13 @@ from matplotlib.patches import Polygon
 from torch import Tensor
 
 import benchmark_tables
-import learning_tests
+import learning_test_tables
 from rismusic.array import Panel, Wave, direction, path_difference, steering
 from rismusic.plots import COLOURS, new_axes, save, scene_top
 from rismusic.simulation.channel import draw_channel, line_of_sight
 from rismusic.simulation.codebook import dft_codes, draw_codes, spread_order
 from rismusic.simulation.random_numbers import Draws
-from rismusic.sources import draw_sources
+from rismusic.simulation.scene import draw_sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec
 from wave_bias import BINS, DESIGN_RMS_DEG, fits, rms
 
@@ -270,7 +270,7 @@ FIGURES: tuple[Callable[[], Any], ...] = (
     codebook_order,
     rician_factor,
     calibration,
-    learning_tests.learning_curves,
+    learning_test_tables.learning_curves,
 )
 
 

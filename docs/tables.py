@@ -17,7 +17,7 @@ from types import ModuleType
 import architecture_tables
 import benchmark_tables
 import doctor_tables
-import learning_tests
+import learning_test_tables
 import model_order_tables
 import rismusic
 from markdown_table import table
@@ -288,7 +288,7 @@ def write_all(folder: Path) -> None:
         *benchmark_tables.TABLES,
         *architecture_tables.TABLES,
         *model_order_tables.TABLES,
-        *learning_tests.TABLES,
+        *learning_test_tables.TABLES,
         *doctor_tables.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")

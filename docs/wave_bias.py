@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rismusic.array import Panel, Wave, steering
 from rismusic.simulation.random_numbers import Draws
-from rismusic.sources import draw_sources
+from rismusic.simulation.scene import draw_sources
 from rismusic.spec import SystemSpec
 
 # Range bins of DESIGN.md, in metres, and the azimuth rms in degrees that it gives for the paraxial wave.

@@ -28,9 +28,9 @@ class HeatMap(rismusic.GridNetwork):
         X, Y, Z = self.grid.shape
         with torch.no_grad():
             observed = self.statistics.observe(recording)
-            power = self.statistics.flat(observed)
-            pull, own = self.statistics(observed, power)
-            ratio = (pull / own).clamp_min(1e-6).log()
+            power = self.statistics.uniform_power(observed)
+            matched, own = self.statistics(observed, power)
+            ratio = (matched / own).clamp_min(1e-6).log()
             maps = torch.stack((ratio, (own * power).clamp_min(1e-6).log()), dim=1)
         maps = maps.view(-1, 2, X, Y, Z).movedim(-1, 2).flatten(1, 2)
         heat = ratio + self.layers(maps).movedim(1, -1).flatten(1)

@@ -52,7 +52,7 @@ def quick_validation() -> Iterator[None]:
     from validation_stub import nowhere
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("rismusic.nn.validation.sources_of", nowhere)
+        patched.setattr("rismusic.nn.validation.rap_music_sources", nowhere)
         yield
 
 

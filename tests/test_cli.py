@@ -2,25 +2,35 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
-from rismusic.cli import main
+from rismusic.cli import COMMANDS, main
+from rismusic.cli.everyday import EVERYDAY
+from rismusic.cli.locate import results_table, scenes_table
+from rismusic.cli.parser import parse, settings_of
+from rismusic.errors import InputError
+from rismusic.estimation.table import COLUMNS
+from rismusic.hybrid import locate
 from rismusic.io import open_recording, read, write
+from rismusic.nn.spec import TrainSpec
 from rismusic.simulation.simulator import simulate
-from rismusic.spec import SystemSpec, load_spec
+from rismusic.spec import LocateSpec, SystemSpec, load_spec
+from rismusic.tuning.spec import TuneSpec
 
 SMALL = ["--panel.rows", "4", "--panel.columns", "5", "--codebook.snapshots", "6", "--channel.antennas", "7"]
 
 
 def run(*args):
-    """Exit code of the command line, whether it returns it or leaves with it."""
-    try:
-        return main([str(arg) for arg in args])
-    except SystemExit as leave:
-        return leave.code
+    """Exit code of the command line."""
+    return main([str(arg) for arg in args])
 
 
 @pytest.mark.parametrize("name", ["a.h5", "a.npz", "a.mat"])
@@ -81,7 +91,7 @@ def test_existing_files_are_kept(tmp_path, capsys):
     path = tmp_path / "a.h5"
     path.write_text("precious")
     assert run("simulate", "-o", path, "--scenes", 3, *SMALL) == 2
-    assert "a new file (or overwrite=True, --overwrite), found an existing one" in capsys.readouterr().err
+    assert "the file exists already; pass overwrite=True (--overwrite)" in capsys.readouterr().err
     assert path.read_text() == "precious"
     assert run("simulate", "-o", path, "--scenes", 3, "--overwrite", *SMALL) == 0
     assert len(read(path)) == 3
@@ -104,7 +114,7 @@ def test_locate_by_weights_of_ones_own(samples, capsys, tmp_path):
     write(small, read(samples / "ideal_10dB.h5")[:1])
     args = ["locate", small, "--method", "hybrid", "--sources", 1, "--hybrid.beta", 0.2]
     assert run(*args, "--weights", tmp_path / "none.safetensors") == 2
-    assert "expected a readable file of weights, found no such file" in capsys.readouterr().err
+    assert "cannot read the weights: no such file" in capsys.readouterr().err
     assert run(*args, "--range-max-m", 11.0) == 0
     assert "scene 0: located by sbl, not by the network: " in capsys.readouterr().err
 
@@ -171,14 +181,14 @@ def test_bound_table_csv_json_and_plot(tmp_path, capsys):
 BAD = [
     ("simulate -o {tmp}/a.h5 --scenes 0", "scenes: expected at least 1, found 0"),
     ("simulate -o {tmp}/a.txt --scenes 1", ".txt"),
-    ("simulate -o {tmp}/none/a.h5 --scenes 1", "expected an existing folder to write to"),
-    ("simulate -o {tmp} --scenes 1", "found a folder"),
+    ("simulate -o {tmp}/none/a.h5 --scenes 1", "none does not exist"),
+    ("simulate -o {tmp} --scenes 1", "is a folder"),
     ("simulate -o {tmp}/a.h5 --scenes 1 --panel.rows 0", "panel.rows: expected at least 1"),
     (
         "simulate -o {tmp}/a.h5 --scenes 1 --sources 5 2",
-        "sources: expected the lower limit first, found 5, 2",
+        "sources: give the lower limit first; got 5, 2",
     ),
-    ("simulate -o {tmp}/a.h5 --scenes 1 --snr-db nan", "snr_db: expected a finite number, found nan"),
+    ("simulate -o {tmp}/a.h5 --scenes 1 --snr-db nan", "--snr-db: expected a finite number, found nan"),
     ("simulate -o {tmp}/a.h5 --scenes 1 --seed -1", "seed: expected at least 0, found -1"),
     (
         "simulate -o {tmp}/a.h5 --scenes 1 --sources 40",
@@ -186,31 +196,61 @@ BAD = [
     ),
     (
         "simulate -o {tmp}/a.h5 --scenes 1 --config {tmp}/none.toml",
-        "none.toml: expected a readable TOML file",
+        "none.toml: cannot be read: no such file",
     ),
-    ("simulate -o {tmp}/a.h5 --scenes 1 --config", "--config: expected a TOML file, found nothing"),
+    ("simulate -o {tmp}/a.h5 --scenes 1 --config", "--config: a value is missing"),
     ("simulate -o {tmp}/a.h5 --scenes 1 --link-from {tmp}/none.h5", "none.h5"),
     ("simulate -o {tmp}/a.h5 --scenes many", "many"),
     ("simulate -o {tmp}/a.h5 --scenes 1 --frobnicate", "--frobnicate"),
     ("check {tmp}/none.h5", "none.h5"),
     ("check {tmp}", "{tmp}"),
     ("check {samples}/README.md", "README.md"),
-    ("check {samples}/ideal_10dB.h5 --plot {tmp}/a.xyz", "expected a name ending in .png or .pdf or .svg"),
+    ("check {samples}/ideal_10dB.h5 --plot {tmp}/a.xyz", "the file name must end in .png or .pdf or .svg"),
     (
         "check {samples}/ideal_10dB.h5 --plot {tmp}/a.png --scene 99",
-        "scene: expected a scene from 0 to 23, found 99",
+        "--scene: the recording has scenes 0 to 23; got 99",
     ),
-    ("check {samples}/one_link_20dB.mat --plot {tmp}/a.png", "truth: expected sources to draw"),
+    (
+        "check {samples}/one_link_20dB.mat --plot {tmp}/a.png",
+        "one_link_20dB.mat: has no true positions to plot",
+    ),
     ("locate {tmp}/none.h5", "none.h5: no such file"),
-    ("locate {samples}/ideal_10dB.h5 --sources 99", "identify at most 14 sources"),
+    ("locate {samples}/ideal_10dB.h5 --sources 99", "identify at most 14 sources; got 99"),
     ("locate {samples}/ideal_10dB.h5 --sources -1", "sources: expected at least 0, found -1"),
-    ("locate {samples}/ideal_10dB.h5 --range-min-m 20", "range_max_m: expected at least range_min_m = 20"),
+    ("locate {samples}/ideal_10dB.h5 --range-min-m 20", "--range-max-m: expected at least range_min_m = 20"),
     ("locate {samples}/ideal_10dB.h5 --method esprit", "esprit"),
-    ("locate {samples}/ideal_10dB.h5 -o {tmp}/a.txt", "expected a name ending in .csv or .json"),
-    ("locate {samples}/ideal_10dB.h5 --plot {tmp}/a.png --scene 24", "scene: expected a scene from 0 to 23"),
-    ("bound --scenes 2 -o {tmp}/a.xls", "expected a name ending in .csv or .json"),
-    ("bound --scenes 2 --sources", "sources: expected at least one value, found none"),
-    ("bound --kind joint", "joint"),
+    ("locate {samples}/ideal_10dB.h5 -o {tmp}/a.txt", "the file name must end in .csv or .json"),
+    (
+        "locate {samples}/ideal_10dB.h5 --plot {tmp}/a.png --scene 24",
+        "--scene: the recording has scenes 0 to 23",
+    ),
+    ("bound --scenes 2 -o {tmp}/a.xls", "the file name must end in .csv or .json"),
+    ("bound --scenes 2 --sources", "--sources: give at least one value"),
+    ("bound --kind joint", "--kind: expected 'conditional' or 'unconditional', found 'joint'"),
+    ("locate", "FILE: is required; see rismusic locate --help"),
+    ("simulate --scenes 2", "--output: is required"),
+    ("locate a.h5 --sources many", "--sources: expected a valid integer or 'auto', found 'many'"),
+    ("locate a.h5 --figure-width big", "--figure-width: expected a valid number, found 'big'"),
+    ("simulate -o {tmp}/a.h5 --scenes 1.5", "--scenes: expected a valid integer, found 1.5"),
+    (
+        "simulate -o {tmp}/a.h5 --scenes 1 --codebook.bits x",
+        "expected a valid integer or 'continuous', found 'x'",
+    ),
+    ("locate a.h5 --hybrid.beta 2", "--hybrid.beta: expected at most 1, found 2"),
+    ("locate a.h5 b.h5", "unexpected argument 'b.h5'"),
+    ("locate a.h5 --range-max-m", "--range-max-m: a value is missing"),
+    ("locate a.h5 --rang-max-m 3", "--rang-max-m: unknown option; did you mean --range-max-m"),
+    ("check a.h5 --rang-max-m 3", "--rang-max-m: unknown option"),
+    ("locat a.h5", "unknown command 'locat'; did you mean locate?"),
+    ("xyzzy", "unknown command 'xyzzy'; the commands are simulate, check,"),
+    ("locate a.h5 --hybrid.belief 1", "--hybrid.belief: was renamed to --hybrid.spatial-prior in 0.2.0"),
+    ("locate a.h5 --hybrid.no-own-list", "was renamed to --hybrid.network-sources in 0.2.0"),
+    ("bench --locate.hybrid.doubt 0", "was renamed to --locate.hybrid.recheck-p-value in 0.2.0"),
+    ("locate a.h5 --hybrid.peak-threshold 1", "--hybrid.peak-threshold: was removed in 0.2.0"),
+    ("tune --fresh-scenes 3", "--fresh-scenes: was renamed to --test-scenes in 0.2.0"),
+    ("doctor faults", "doctor faults: was removed in 0.2.0; run python benchmarks/doctor_faults.py"),
+    ("locate {samples}/ideal_10dB.h5 --device cuda:77", "device: 'cuda:77' is not available on this machine"),
+    ("simulate -o {tmp}/a.h5 --scenes 1 --device gpu", "device: 'gpu' is not available on this machine"),
     ("", "simulate"),
 ]
 
@@ -222,8 +262,208 @@ def test_bad_input_is_a_sentence_and_exit_code_2(command, sentence, tmp_path, sa
     said = capsys.readouterr().err
     assert sentence.format(tmp=tmp_path) in " ".join(said.replace("│", " ").split())
     assert "Traceback" not in said
-    assert "tyro-dummy" not in said
+    assert said.count("\n") == 1
+    for internal in ("typing.", "Annotated", "FieldInfo", "NoneType", "<class", "Spec("):
+        assert internal not in said
     assert list(tmp_path.iterdir()) == [], "nothing half written"
+
+
+CONFIGS = [
+    ("simulate -o a.h5 --scenes 1", "rows = 3", "rows: unknown setting; did you mean panel.rows?"),
+    (
+        "simulate -o a.h5 --scenes 1",
+        "[panel]\nrow = 3",
+        "panel.row: unknown setting; did you mean panel.rows?",
+    ),
+    ("simulate -o a.h5 --scenes 1", "[panel]\nrows = 0", "panel.rows: expected at least 1, found 0"),
+    ("simulate -o a.h5 --scenes 1", "self = 1", "self: unknown setting"),
+    ("bound", "self = 1", "self: unknown setting"),
+    ("bound", "config = 'x'", "config: unknown setting"),
+    ("locate a.h5", "[hybrid]\ndoubt = 0.1", "hybrid.doubt: was renamed to hybrid.recheck_p_value in 0.2.0"),
+    ("locate a.h5", "[hybrid]\nbeta = 2.0", "hybrid.beta: expected at most 1, found 2.0"),
+    ("bench", "[locate.hybrid]\nsteps = 3", "was renamed to locate.hybrid.max_evaluations in 0.2.0"),
+    ("bench", "scenes = 'few'", "scenes: expected a valid integer, found 'few'"),
+    ("check a.h5", "fits = false", "fits: unknown setting; did you mean fit?"),
+    ("train", "[network]\nwidths = 8", "network.widths: unknown setting; did you mean network.width?"),
+    ("tune", "trialss = 8", "trialss: unknown setting; did you mean trials?"),
+    ("doctor", "self = 8", "self: unknown setting"),
+]
+
+
+@pytest.mark.parametrize(("command", "text", "sentence"), CONFIGS)
+def test_a_bad_configuration_is_one_sentence_with_file_and_key(command, text, sentence, tmp_path, capsys):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    assert run(*command.split(), "--config", path) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path}: ")
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_typed_options_win_over_the_configuration(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(
+        "method = 'omp'\nsources = 3\npolish = false\noutput = 'a.csv'\n"
+        "[hybrid]\nbeta = 0.5\nrelax_sweeps = 1\n"
+    )
+    made = parse(
+        ["locate", "a.h5", "--hybrid.beta", "0.25", "--config", str(path), "--sources=auto"], COMMANDS
+    )
+    assert made.settings == LocateSpec(
+        method="omp", polish=False, hybrid={"beta": 0.25, "relax_sweeps": 1}, sources="auto"
+    )
+    assert (made.output, made.file) == (Path("a.csv"), Path("a.h5"))
+    # A bad value in the file does not matter where an option replaces it.
+    path.write_text("[hybrid]\nbeta = 2.0\n")
+    assert parse(["locate", "a.h5", "--hybrid.beta", "0", "--config", str(path)], COMMANDS)
+    # Of two bad values the one that counts is named.
+    with pytest.raises(InputError, match=r"^--hybrid.beta: expected at most 1, found 3$"):
+        parse(["locate", "a.h5", "--hybrid.beta", "3", "--config", str(path)], COMMANDS)
+
+
+def test_groups_keep_their_own_defaults():
+    """Those of tune differ from those of train."""
+    made = parse(["tune", "--training.batch", "32", "--locate.sources-max", "4"], COMMANDS)
+    assert made.settings == TuneSpec(
+        training=TrainSpec.search().replace(batch=32), locate=LocateSpec(method="hybrid", sources_max=4)
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_short_and_help_all_lists_every_setting(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(name, "--help") == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: rismusic {name}")
+    assert len(text.splitlines()) <= 45
+    assert max(map(len, text.splitlines())) <= 80
+    assert run(name, "--help-all") == 0
+    everything = capsys.readouterr().out
+    settings = list(settings_of(COMMANDS[name]))
+    assert EVERYDAY[name]
+    assert set(EVERYDAY[name]) <= {one.path for one in settings}
+    for one in settings:
+        assert one.field.description, one.path
+        if not (one.path == COMMANDS[name].POSITIONAL and one.field.is_required()):
+            assert one.flag in everything or one.negative in everything, one.path
+    for internal in ("typing.", "Annotated", "None", "<class"):
+        assert internal not in everything
+
+
+def test_help_of_the_program_names_the_commands(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"\n  {name} " in text
+    assert run("locat", "--help") == 2
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys\nfrom rismusic.cli import main, COMMANDS\n"
+        "for name in COMMANDS:\n    assert main([name, '--help']) == main([name, '--help-all']) == 0\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_other_errors_are_one_sentence_and_a_file_with_the_traceback(tmp_path, monkeypatch, capsys):
+    def broken(self):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("rismusic.cli.check.Check.run", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert run("check", "a.h5") == 70
+    said = capsys.readouterr().err
+    (path,) = tmp_path.iterdir()
+    assert said == (
+        f"error: internal error: RuntimeError: two lines. The traceback is in {path}; please report it.\n"
+    )
+    assert "in broken" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        ("check {file} --plot a.png", "matplotlib", "report"),
+        ("locate {file} --plot a.png", "matplotlib", "report"),
+        ("locate {file} --report a.html", "jinja2", "report"),
+        ("bound --plot a.png", "matplotlib", "report"),
+        ("bench --report a.html", "jinja2", "report"),
+        ("bench --figure-width 80", "matplotlib", "report"),
+        ("doctor --report a.html", "jinja2", "report"),
+        ("train --tensorboard", "tensorboard", "tensorboard"),
+        ("tune", "optuna", "tune"),
+    ],
+)
+def test_extras_are_checked_before_work_starts(
+    command, package, extra, samples, tmp_path, monkeypatch, capsys
+):
+    from importlib.util import find_spec
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "rismusic.cli.output.find_spec", lambda name: None if name == package else find_spec(name)
+    )
+    assert run(*command.format(file=samples / "ideal_10dB.h5").split()) == 2
+    assert capsys.readouterr().err == (
+        f"error: {package}: is not installed; run: pip install 'rismusic[{extra}]'\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_locate_names_the_method_used_and_gives_no_bound_for_unpolished_peaks(
+    samples, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "110")
+    small = tmp_path / "small.h5"
+    write(small, read(samples / "ideal_10dB.h5")[:2])
+    assert run("locate", small, "--method", "music", "--sources", 1, "--no-polish") == 0
+    text = capsys.readouterr().out
+    assert "music: peaks, not polished" in text
+    assert "±" not in text
+    assert "P(K)" not in text
+    assert run("locate", small, "--weights", tmp_path / "none.safetensors", "--method", "sbl") == 0
+    text = capsys.readouterr().out
+    assert "sbl: ± Cramer-Rao bound" in text
+    assert "P(K)" in text
+    assert run("locate", small, "--method", "hybrid", "--sources", 1, "--range-max-m", 11) == 0
+    assert "sbl instead of hybrid (see warnings): ± Cramer-Rao bound" in capsys.readouterr().out
+
+
+def test_the_table_shows_far_sources_warnings_and_scenes_without_sources(samples, capsys):
+    recording = read(samples / "ideal_10dB.h5")[:3]
+    found = locate(recording, method="omp", sources=1)
+    distance = found.sources.range.clone()
+    distance[0] = math.inf
+    counts = torch.tensor([1, 0, 1])[:, None].bool()
+    sources = replace(found.sources, range=distance).each(lambda value: value.where(counts, math.nan))
+    probability = torch.tensor([[0.1, 0.9], [0.75, 0.25], [0.0, 1.0]])
+    changed = replace(
+        found, sources=sources, n_sources_probability=probability, warnings=[["a", "b"], [], []],
+        p_value=torch.tensor([math.nan, 0.25, 0.5]), method=["omp", "sbl", "omp"],
+    )  # fmt: skip
+    Console(width=80).print(results_table(changed, []))
+    lines = capsys.readouterr().out.splitlines()
+    assert "omp in 2 scenes, sbl in 1 scene: ± Cramer-Rao bound" in lines[0]
+    rows = [line.split() for line in lines if line.split()[:1] in (["0"], ["1"], ["2"])]
+    assert "far field" in next(line for line in lines if line.split()[:1] == ["0"])
+    assert rows[1] == ["1", "no", "source"]
+    Console(width=80).print(scenes_table(changed))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.split()[:1] in (["0"], ["1"], ["2"])] == [
+        ["0", "1", "0.90", "-", "2", "omp"],
+        ["1", "0", "0.75", "0.25", "0", "sbl"],
+        ["2", "1", "1.00", "0.5", "0", "omp"],
+    ]
+
+
+def test_locate_writes_a_header_alone_where_there_is_no_source(samples, tmp_path):
+    small = tmp_path / "small.h5"
+    write(small, read(samples / "ideal_10dB.h5")[:2])
+    assert run("locate", small, "--method", "omp", "--sources", 0, "-o", tmp_path / "out.csv") == 0
+    assert (tmp_path / "out.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
 def test_interrupted_simulation_leaves_nothing(tmp_path, monkeypatch, capsys):

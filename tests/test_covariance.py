@@ -16,6 +16,7 @@ from rismusic.covariance import (
     true_covariance,
 )
 from rismusic.errors import InputError
+from rismusic.estimation.spectra import mvdr
 from rismusic.simulation.simulator import simulate
 
 
@@ -161,7 +162,7 @@ def test_refusals(generator, untyped):
     cases = [
         ("sources", lambda: R.eigen(4)),
         ("sources", lambda: R.eigen(0)),
-        ("covariance.loading", lambda: Covariance(R.factor, R.loading * 0).inverse_root()),
+        ("covariance.loading", lambda: mvdr(Covariance(R.factor, R.loading * 0))),
         ("covariance.loading", lambda: Covariance(R.factor, R.loading[0])),
         ("covariance.factor", lambda: Covariance(R.factor.real, R.loading)),
         ("beta", lambda: blend(R, R, 1.5)),

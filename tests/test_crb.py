@@ -237,11 +237,11 @@ def test_bad_input(untyped):
     gap = recording.truth.each(lambda v: torch.cat((torch.full_like(v[:, :1], math.nan), v[:, :1]), dim=1))
     noise = recording.noise_variance
     for call, sentence in [
-        (lambda: conditional_crb(*problem, 0 * noise), "noise_variance: expected positive values, found 0"),
-        (lambda: conditional_crb(*problem[:2], bare, noise), "symbols: expected"),
-        (lambda: unconditional_crb(*problem[:2], bare, noise), "power: expected"),
-        (lambda: conditional_crb(*problem, noise, unknowns=("azimut",)), "unknowns: expected"),
-        (lambda: conditional_crb(*problem[:2], gap, noise), "sources: expected empty places"),
+        (lambda: conditional_crb(*problem, 0 * noise), "noise_variance: must be positive; got 0"),
+        (lambda: conditional_crb(*problem[:2], bare, noise), "symbols: missing"),
+        (lambda: unconditional_crb(*problem[:2], bare, noise), "power: missing"),
+        (lambda: conditional_crb(*problem, noise, unknowns=("azimut",)), "unknowns: must be"),
+        (lambda: conditional_crb(*problem[:2], gap, noise), "sources: unused slots"),
         (
             lambda: unconditional_crb(
                 recording.panel,
@@ -254,7 +254,7 @@ def test_bad_input(untyped):
                 ),
                 noise,
             ),
-            "snapshots: expected the number of snapshots L",
+            "snapshots: pass the number of snapshots L",
         ),
     ]:
         with pytest.raises(InputError, match=sentence):

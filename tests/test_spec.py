@@ -1,11 +1,24 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+import rismusic
+from rismusic import renames
 from rismusic.errors import InputError
-from rismusic.spec import SceneSpec, SystemSpec, dump_spec, limits, load_spec
+from rismusic.spec import (
+    LocateSpec,
+    SceneSpec,
+    SystemSpec,
+    dump_spec,
+    limits,
+    load_locate_spec,
+    load_spec,
+    setting_names,
+)
+from rismusic.tuning.spec import TuneSpec
 
 
 @pytest.mark.parametrize(
@@ -34,13 +47,13 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
         ({"panel": {"rows": 0}}, "panel.rows: expected at least 1, found 0"),
         ({"panel": {"wavelength_m": -0.3}}, "panel.wavelength_m: expected more than 0, found -0.3"),
         ({"panel": {"spacing_wavelengths": "wide"}}, "panel.spacing_wavelengths: expected a valid number"),
-        ({"panel": 3}, "panel: expected a valid dictionary or instance of PanelSpec, found 3"),
+        ({"panel": 3}, "panel: expected a table of settings, found 3"),
         ({"sources": 0}, "sources: expected at least 1, found 0"),
-        ({"sources": (4, 2)}, "sources: expected the lower limit first, found 4, 2"),
+        ({"sources": (4, 2)}, "sources: give the lower limit first; got 4, 2"),
         ({"snr_db": float("inf")}, "snr_db: expected a finite number, found inf"),
-        ({"snr_db": (20, -5)}, "snr_db: expected the lower limit first, found 20, -5"),
-        ({"noise": 1}, "noise: expected a known setting, found an unknown one"),
-        ({"scene": {"colour": 1}}, "scene.colour: expected a known setting, found an unknown one"),
+        ({"snr_db": (20, -5)}, "snr_db: give the lower limit first; got 20, -5"),
+        ({"noise": 1}, "noise: unknown setting"),
+        ({"scene": {"colour": 1}}, "scene.colour: unknown setting"),
         ({"scene": {"range_min_m": 20}}, "scene.range_max_m: expected at least range_min_m = 20, found 10"),
         ({"scene": {"range_min_m": 0}}, "scene.range_min_m: expected more than 0, found 0"),
         ({"scene": {"azimuth_max_deg": 90}}, "scene.azimuth_max_deg: expected less than 90, found 90"),
@@ -54,14 +67,14 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
         ),
         (
             {"channel": {"rician_factor_db": (3, 1)}},
-            "channel.rician_factor_db: expected the lower limit first",
+            "channel.rician_factor_db: give the lower limit first",
         ),
         ({"codebook": {"bits": 0}}, "codebook.bits: expected at least 1, found 0"),
         ({"hardware": {"dead_fraction": 1.0}}, "hardware.dead_fraction: expected less than 1, found 1.0"),
         ({"hardware": {"gain": -0.1}}, "hardware.gain: expected at least 0, found -0.1"),
         (
             {"channel": {"kind": "direct"}, "hardware": {"code_phase_rad": 0.1}},
-            "hardware.code_phase_rad: expected 0 where the panel is sampled directly",
+            "hardware.code_phase_rad: must be 0 if the panel is sampled directly",
         ),
     ],
 )
@@ -76,14 +89,14 @@ def test_parts_name_themselves_too():
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(InputError, match=r"none.toml: expected a readable TOML file, found no such file"):
+    with pytest.raises(InputError, match=r"none.toml: cannot be read: no such file"):
         load_spec(tmp_path / "none.toml")
     path = tmp_path / "bad.toml"
     path.write_text("panel = [")
-    with pytest.raises(InputError, match=r"bad.toml: expected a TOML file, found a file that does not parse"):
+    with pytest.raises(InputError, match=r"bad.toml: is not a valid TOML file"):
         load_spec(path)
     path.write_bytes(b"\x89PNG\xff")
-    with pytest.raises(InputError, match=r"bad.toml: expected a TOML file"):
+    with pytest.raises(InputError, match=r"bad.toml: is not a valid TOML file"):
         load_spec(path)
 
 
@@ -97,3 +110,75 @@ def test_specs_are_frozen_and_replaced():
         spec.replace(sources=-1)
     assert limits(3) == (3, 3)
     assert limits((1, 2)) == (1, 2)
+
+
+OLD_SETTINGS = [
+    ({"belief": 0.5}, "hybrid.belief: was renamed to hybrid.spatial_prior in 0.2.0"),
+    ({"own_list": False}, "hybrid.own_list: was renamed to hybrid.network_sources in 0.2.0"),
+    ({"doubt": 0.1}, "hybrid.doubt: was renamed to hybrid.recheck_p_value in 0.2.0"),
+    ({"steps": 3}, "hybrid.steps: was renamed to hybrid.max_evaluations in 0.2.0"),
+    ({"newton_step": 1.5}, "hybrid.newton_step: was removed in 0.2.0"),
+    ({"max_evaluation": 3}, "hybrid.max_evaluation: unknown setting; did you mean hybrid.max_evaluations?"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), OLD_SETTINGS)
+def test_old_settings_name_the_new_ones(settings, sentence, tmp_path):
+    with pytest.raises(InputError) as caught:
+        LocateSpec(hybrid=settings)
+    assert str(caught.value) == sentence
+    path = tmp_path / "locate.toml"
+    path.write_text("[hybrid]\n" + "\n".join(f"{k} = {str(v).lower()}" for k, v in settings.items()))
+    with pytest.raises(InputError) as caught:
+        load_locate_spec(path)
+    assert str(caught.value) == f"{path}: {sentence}"
+
+
+def test_a_key_named_self_is_an_unknown_setting(tmp_path):
+    path = tmp_path / "system.toml"
+    path.write_text("self = 3\n[panel]\nrows = 2\n")
+    with pytest.raises(InputError, match=r"system.toml: self: unknown setting"):
+        load_spec(path)
+
+
+def test_every_renamed_setting_exists_and_its_old_name_does_not():
+    known = [*setting_names(LocateSpec), *setting_names(TuneSpec)]
+    for old, new in renames.SETTINGS.items():
+        assert old not in known
+        assert new is None or new in known
+
+
+def test_old_names_of_the_package_give_the_new_ones():
+    with pytest.raises(AttributeError, match=r"^rismusic.Located was renamed to rismusic.Estimate in 0.2.0$"):
+        _ = rismusic.Located
+    with pytest.raises(AttributeError, match=r"^rismusic.Trained was renamed to rismusic.TrainingResult in"):
+        _ = rismusic.Trained
+    with pytest.raises(AttributeError, match=r"^Panel.uniform was renamed to Panel.uniform_planar in 0.2.0$"):
+        rismusic.Panel.uniform(3, 4)
+    for new in renames.NAMES.values():
+        assert hasattr(rismusic, new)
+
+
+def test_old_attributes_of_an_estimate_give_the_new_ones(samples):
+    estimate = rismusic.locate(
+        rismusic.open_recording(samples / "ideal_10dB.h5")[0:1], method="omp", sources=1
+    )
+    with pytest.raises(
+        AttributeError, match=r"^Estimate.likelihood was renamed to Estimate.neg_log_likelihood"
+    ):
+        _ = estimate.likelihood
+    with pytest.raises(AttributeError, match=r"Estimate.n_sources_probability in 0.2.0"):
+        _ = estimate.count_probability
+    for owner, names in renames.ATTRIBUTES.items():
+        for old, new in names.items():
+            assert not hasattr(getattr(rismusic, owner), old)
+            assert new in {*vars(getattr(rismusic, owner)), *rismusic.Estimate.__annotations__}
+
+
+def test_the_changelog_lists_every_renamed_name():
+    text = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    assert f"## [{rismusic.__version__}]" in text
+    attributes = {old: new for names in renames.ATTRIBUTES.values() for old, new in names.items()}
+    for old, new in {**renames.SETTINGS, **renames.NAMES, **attributes}.items():
+        row = rf"^- .*`{old}`" if new is None else rf"^\|.*\b{old}\b.*\|.*\b{new}\b"
+        assert re.search(row.replace("_", "[_-]"), text, flags=re.MULTILINE), old

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rismusic.errors import InputError
 from rismusic.registry import register_estimator, register_network, register_spectrum
+from rismusic.renames import renamed_name
 from rismusic.spec import SystemSpec
 from rismusic.version import __version__
 
@@ -135,6 +136,9 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
+        changed = renamed_name(name)
+        if changed is not None:
+            raise AttributeError(f"rismusic.{name} {changed}")
         raise AttributeError(f"module 'rismusic' has no attribute {name!r}")
     return getattr(import_module(f"rismusic.{_HOME[name]}"), name)
 

@@ -1,40 +1,51 @@
-r"""Panel geometry: element positions, spacing, aperture and near-field distances.
+r"""Array geometry and near-field steering vectors.
 
-Steering vectors of the near field and their derivatives: the one place that knows the wave.
+A source at azimuth :math:`\varphi`, elevation :math:`\theta` and range :math:`r` is at the position
+:math:`r u` in the panel frame, with the direction vector
 
-A source at azimuth :math:`\varphi`, elevation :math:`\theta` and range :math:`r` lies at :math:`r u`,
+.. math:: u = (\sin\varphi\cos\theta,\; \sin\theta,\; \cos\varphi\cos\theta).
 
-.. math:: u = (\sin\varphi\cos\theta,\; \sin\theta,\; \cos\varphi\cos\theta),
+Its steering vector has unit norm,
 
-and its steering vector of unit norm is
+.. math:: a_n = \frac{1}{\sqrt N} \exp(j k_0 \delta_n), \qquad \delta_n = r - d_n,
+    \qquad k_0 = 2 \pi / \lambda,
 
-.. math:: a_n = \exp(j k_0 \delta_n) / \sqrt N, \qquad \delta_n = r - d_n,
+where :math:`d_n` is the distance from the source to element n at :math:`p_n`. Amplitudes are uniform. Three
+forms of the path difference :math:`\delta_n` are available:
 
-with :math:`d_n` the distance from the source to element n at :math:`p_n`. The path difference
-:math:`\delta_n` has three forms:
-
-* ``spherical`` (exact): :math:`d_n = |r u - p_n|`, hence
-  :math:`\delta_n = (2 r\, p_n\!\cdot\!u - |p_n|^2) / (r + d_n)`, which does not cancel in float32;
-* ``fresnel`` (second order): :math:`\delta_n = p_n\!\cdot\!u - (|p_n|^2 - (p_n\!\cdot\!u)^2) / (2 r)`;
-* ``paraxial`` (curvature as on the axis, common and wrong off it):
+* ``spherical`` (exact): :math:`d_n = |r u - p_n|`, computed as
+  :math:`\delta_n = (2 r\, p_n\!\cdot\!u - |p_n|^2) / (r + d_n)`, which avoids cancellation in float32;
+* ``fresnel`` (second order in :math:`p_n`):
+  :math:`\delta_n = p_n\!\cdot\!u - (|p_n|^2 - (p_n\!\cdot\!u)^2) / (2 r)`;
+* ``paraxial`` (curvature independent of the angle, accurate near the axis only):
   :math:`\delta_n = p_n\!\cdot\!u - |p_n|^2 / (2 r)`.
+
+``spherical`` is the default; the other two serve for comparison with data and code that use them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.conversion import ArrayLike, to_tensor
 from rismusic.errors import InputError
+from rismusic.renames import refuse_old_names
 from rismusic.spec import PanelSpec
 
+ArrayLike = Any
+"""A NumPy array, a torch tensor, a number, or a nested sequence of numbers."""
 
+Wave = Literal["spherical", "fresnel", "paraxial"]
+"""Form of the path difference; see the documentation of this module."""
+
+
+@refuse_old_names
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class Panel:
     r"""Element positions of a RIS or antenna array, and its wavelength.
@@ -233,13 +244,20 @@ class Panel:
         return Panel(self.elements.to(device), self.wavelength)
 
 
-Wave = Literal["spherical", "fresnel", "paraxial"]
-
-
 def direction(
     azimuth: Float[Tensor, "*batch"], elevation: Float[Tensor, "*batch"]
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """The direction cosines (u_x, u_y, u_z) of azimuth and elevation (radians)."""
+    r"""Direction cosines :math:`(u_x, u_y, u_z)` of a direction.
+
+    .. math:: u = (\sin\varphi\cos\theta,\; \sin\theta,\; \cos\varphi\cos\theta)
+
+    Args:
+        azimuth: :math:`\varphi` in radians, [...].
+        elevation: :math:`\theta` in radians, [...].
+
+    Returns:
+        The three cosines, each [...].
+    """
     return azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()
 
 
@@ -249,13 +267,18 @@ def path_difference(
     range: Float[Tensor, "*batch K"],
     wave: Wave = "spherical",
 ) -> Float[Tensor, "*batch K N"]:
-    """Path differences delta = r - d in metres, for directions given by their cosines.
+    r"""Path differences :math:`\delta_n = r - d_n` of K points to N elements.
+
+    The equations are in the documentation of this module.
 
     Args:
         panel: N elements.
-        towards: direction cosines (u_x, u_y, u_z) of K points.
-        range: their ranges in metres.
-        wave: the form of the wave; see the head of this module.
+        towards: direction cosines (u_x, u_y, u_z) of the points, each [..., K]; see :func:`direction`.
+        range: ranges r in metres, [..., K].
+        wave: ``spherical`` (exact), ``fresnel`` or ``paraxial``.
+
+    Returns:
+        Path differences in metres, [..., K, N].
     """
     x, y, z = (cosine[..., None] for cosine in towards)
     return _Paths(panel, (x, y, z), range[..., None], wave).difference
@@ -268,19 +291,27 @@ def steering(
     range: Float[Tensor, "*batch K"],
     wave: Wave = "spherical",
 ) -> Complex[Tensor, "*batch N K"]:
-    """Steering matrix A, a column of unit norm for each source.
+    r"""Near-field steering matrix; every column has unit norm.
+
+    .. math:: A_{nk} = \frac{1}{\sqrt N} \exp\left( j k_0 (r_k - d_{nk}) \right)
 
     Args:
-        panel: N elements; its leading axes, if any, broadcast against those of the sources.
-        azimuth: radians; its precision is that of the result (float32 gives complex64).
-        elevation: radians.
-        range: metres, positive.
-        wave: ``spherical`` (exact), ``fresnel`` or ``paraxial``; see the head of this module.
+        panel: N elements. Its leading axes, if any, broadcast against those of the sources.
+        azimuth: :math:`\varphi_k` in radians, [..., K]. Its precision sets that of the result: float32 gives
+            complex64, float64 gives complex128.
+        elevation: :math:`\theta_k` in radians, [..., K].
+        range: :math:`r_k` in metres, positive, [..., K].
+        wave: ``spherical`` (exact), ``fresnel`` or ``paraxial``; see the documentation of this module.
 
     Returns:
-        A, [..., N, K] complex.
+        A, complex [..., N, K].
+
+    Example:
+        >>> panel = Panel.uniform_planar(8, 8)
+        >>> steering(panel, torch.tensor([0.3]), torch.tensor([0.1]), torch.tensor([2.0])).shape
+        torch.Size([64, 1])
     """
-    return _wave(panel, path_difference(panel, direction(azimuth, elevation), range, wave)).mT
+    return _unit_wave(panel, path_difference(panel, direction(azimuth, elevation), range, wave)).mT
 
 
 def steering_with_derivatives(
@@ -290,26 +321,28 @@ def steering_with_derivatives(
     range: Float[Tensor, "*batch K"],
     wave: Wave = "spherical",
 ) -> tuple[Complex[Tensor, "*batch N K"], Complex[Tensor, "*batch N K 3"]]:
-    r"""Steering matrix and its exact derivatives in azimuth, elevation and range.
+    r"""Steering matrix and its exact derivatives with respect to azimuth, elevation and range.
 
-    :math:`\partial a_n / \partial p = j a_n\, \partial\psi_n / \partial p`, with the phases' derivatives of
-    :func:`steering_with_slopes`.
+    .. math:: \frac{\partial a_n}{\partial p} = j a_n \frac{\partial\psi_n}{\partial p},
+        \qquad \psi_n = k_0 \delta_n
+
+    The derivatives of the phases are those of :func:`steering_with_phase_derivatives`.
 
     Args:
-        panel: see :func:`steering`.
-        azimuth: radians.
-        elevation: radians.
-        range: metres.
+        panel: N elements.
+        azimuth: radians, [..., K].
+        elevation: radians, [..., K].
+        range: metres, positive, [..., K].
         wave: see :func:`steering`.
 
     Returns:
-        A [..., N, K], and D [..., N, K, 3]: per radian, per radian, per metre.
+        A [..., N, K], and its derivatives [..., N, K, 3] per radian, per radian and per metre.
     """
-    A, slopes = steering_with_slopes(panel, azimuth, elevation, range, wave)
+    A, slopes = steering_with_phase_derivatives(panel, azimuth, elevation, range, wave)
     return A, torch.complex(-slopes * A.imag[..., None], slopes * A.real[..., None])
 
 
-def steering_with_slopes(
+def steering_with_phase_derivatives(
     panel: Panel,
     azimuth: Float[Tensor, "*batch K"],
     elevation: Float[Tensor, "*batch K"],
@@ -318,41 +351,92 @@ def steering_with_slopes(
 ) -> tuple[Complex[Tensor, "*batch N K"], Float[Tensor, "*batch N K 3"]]:
     r"""Steering matrix and the derivatives of its phases :math:`\psi_n = k_0 \delta_n`.
 
-    For the spherical wave :math:`\partial\delta / \partial\varphi = r\, (p\!\cdot\!u_\varphi) / d`, likewise
-    in elevation, and :math:`\partial\delta / \partial r = (|p|^2 - \delta\, p\!\cdot\!u) / (d (r + d))`,
-    again without cancellation.
+    For the spherical wave, in forms that do not suffer from cancellation,
+
+    .. math:: \frac{\partial\delta_n}{\partial\varphi} = \frac{r\, p_n\!\cdot\!u_\varphi}{d_n}, \qquad
+        \frac{\partial\delta_n}{\partial\theta} = \frac{r\, p_n\!\cdot\!u_\theta}{d_n}, \qquad
+        \frac{\partial\delta_n}{\partial r} = \frac{|p_n|^2 - \delta_n\, p_n\!\cdot\!u}{d_n (r + d_n)}
+
+    where :math:`u_\varphi` and :math:`u_\theta` are the derivatives of the direction vector u.
 
     Args:
-        panel: see :func:`steering`.
-        azimuth: radians.
-        elevation: radians.
-        range: metres.
+        panel: N elements.
+        azimuth: radians, [..., K].
+        elevation: radians, [..., K].
+        range: metres, positive, [..., K].
         wave: see :func:`steering`.
 
     Returns:
-        A [..., N, K], and the derivatives [..., N, K, 3]: radians per radian, per radian, per metre.
+        A [..., N, K], and the real derivatives of the phases [..., N, K, 3] in radians per radian, per radian
+        and per metre.
     """
     azimuth, elevation = azimuth[..., None], elevation[..., None]
-    sin, cos, rise, level = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
-    x, z = sin * level, cos * level
-    paths = _Paths(panel, (x, rise, z), range[..., None], wave)
-    by_azimuth, by_elevation = paths.turn((z, None, -x)), paths.turn((-sin * rise, level, -cos * rise))
-    slopes = torch.stack((by_azimuth, by_elevation, paths.stretch()), dim=-1) * panel.wavenumber
-    return _wave(panel, paths.difference).mT, slopes.transpose(-3, -2)
+    sin_az, cos_az, sin_el, cos_el = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
+    x, z = sin_az * cos_el, cos_az * cos_el
+    paths = _Paths(panel, (x, sin_el, z), range[..., None], wave)
+    derivatives = (
+        paths.by_direction((z, None, -x)),
+        paths.by_direction((-sin_az * sin_el, cos_el, -cos_az * sin_el)),
+        paths.by_range(),
+    )
+    slopes = torch.stack(derivatives, dim=-1) * panel.wavenumber
+    return _unit_wave(panel, paths.difference).mT, slopes.transpose(-3, -2)
 
 
 def by_inverse_range(inverse_range: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3"]:
-    """Derivatives of azimuth, elevation and range by azimuth, elevation and 1/range: 1, 1 and -r^2.
+    r"""Factors that turn derivatives with respect to range into derivatives with respect to inverse range.
+
+    .. math:: \left( \frac{\partial\varphi}{\partial\varphi},\; \frac{\partial\theta}{\partial\theta},\;
+        \frac{\partial r}{\partial (1/r)} \right) = (1,\; 1,\; -r^2)
 
     Args:
-        inverse_range: 1/r in 1/m, positive.
+        inverse_range: 1 / r in 1/m, positive, [...].
+
+    Returns:
+        [..., 3].
     """
     one = torch.ones_like(inverse_range)
     return torch.stack((one, one, -1 / inverse_range.square()), dim=-1)
 
 
+def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) -> Tensor:
+    """Convert a user-supplied array to a tensor.
+
+    Real values become float64. Complex values keep their precision, complex64 or complex128. Tensors stay on
+    their device and in their autograd graph.
+
+    Args:
+        field: name of the argument, for error messages.
+        value: NumPy array, torch tensor, number or nested sequence. Integers are accepted in sequences only:
+            integer arrays are usually element indices, not metres.
+        kind: ``real`` or ``complex``.
+
+    Raises:
+        InputError: the values are not numbers of this kind.
+    """
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        array = value if isinstance(value, (np.ndarray, np.generic)) else _array(field, value)
+        if array.dtype.kind not in "fciub":
+            raise InputError(field, f"must hold {kind} numbers; got an array of type {array.dtype}")
+        # A copy where NumPy's memory layout (negative strides, byte order, read-only) does not suit torch.
+        native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        tensor = torch.from_numpy(native if native.flags.writeable else native.copy()).reshape(array.shape)
+    name = str(tensor.dtype).removeprefix("torch.")
+    if kind == "real":
+        if not tensor.is_floating_point():
+            raise InputError(field, f"must hold real floating-point numbers; got {name}")
+        return tensor.to(torch.float64)
+    if not tensor.is_complex():
+        raise InputError(
+            field, f"must hold complex numbers; got {name}. If the imaginary part is 0, convert to complex64"
+        )
+    return tensor if tensor.dtype in (torch.complex64, torch.complex128) else tensor.to(torch.complex64)
+
+
 class _Paths:
-    """Path differences delta = r - d of K sources to N elements, laid out [..., K, N]: the long axis last.
+    """Path differences delta = r - d and their derivatives, [..., K, N]; the longer axis N is contiguous.
 
     Directions and distances are columns, [..., K, 1].
     """
@@ -367,7 +451,7 @@ class _Paths:
         self._along = along = self._dot(towards)
         self._squared = squared = elements.square().sum(-1).unsqueeze(-2)
         if wave == "spherical":
-            # For an element far off the axis both squares grow; the sum below stays positive.
+            # r + d is positive, so that the quotient does not suffer from cancellation.
             twice = 2 * r * along
             self._distance = (r.square() - twice + squared).sqrt()
             self._sum = r + self._distance
@@ -382,8 +466,8 @@ class _Paths:
         product = torch.addcmul(x * vector[0], z, vector[2])
         return product if vector[1] is None else product.addcmul_(y, vector[1])
 
-    def turn(self, by: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
-        """Derivative of the path difference along a change of direction ``by``."""
+    def by_direction(self, by: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
+        """Derivative of the path difference for a change ``by`` of the unit direction vector."""
         across = self._dot(by)
         if self._wave == "spherical":
             return self._range * across / self._distance
@@ -391,8 +475,8 @@ class _Paths:
             return across * (1 + self._along / self._range)
         return across
 
-    def stretch(self) -> Tensor:
-        """Derivative of the path difference by the range."""
+    def by_range(self) -> Tensor:
+        """Derivative of the path difference with respect to range."""
         if self._wave == "spherical":
             rest = self._squared - self._along * self.difference
             return rest / (self._distance * self._sum)
@@ -401,7 +485,16 @@ class _Paths:
         return (self._squared / (2 * self._range.square())).expand_as(self._along)
 
 
-def _wave(panel: Panel, difference: Tensor) -> Tensor:
+def _unit_wave(panel: Panel, difference: Tensor) -> Tensor:
+    """exp(j k0 delta) / sqrt(N)."""
     phase = panel.wavenumber * difference
     scale = 1 / math.sqrt(panel.size)
     return torch.complex(phase.cos() * scale, phase.sin() * scale)
+
+
+def _array(field: str, value: ArrayLike) -> Any:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(field, "must be an array or nested lists of equal length") from error
+    return array.astype(np.float64) if array.dtype.kind in "iu" else array

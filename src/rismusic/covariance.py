@@ -1,8 +1,14 @@
-r"""Covariances of low rank plus identity, :math:`R = F F^H + \epsilon I`, never N x N unless asked.
+r"""Covariances of the field on the panel: sample, predicted, blended and true.
 
-R_samp: what the snapshots themselves say of the field on the panel.
+Every covariance is of low rank plus a multiple of the identity, :math:`R = F F^H + \epsilon I`, and is kept
+as the factor F and the loading :math:`\epsilon`; the N x N matrix is formed by :meth:`Covariance.dense` only.
 
-The one builder: R_true, R_pred, R_blend, and what is done to each of them before they meet.
+* :func:`sample_covariance` gives R_samp from the snapshots, by regularised back-projection onto the panel
+  (:func:`back_project`).
+* :func:`predicted_covariance` gives R_pred from the factors of the network, :func:`true_covariance` gives
+  R_true from the sources.
+* :func:`blend` combines R_pred and R_samp. :func:`finish` normalises, loads and shrinks a covariance; the
+  blend and the R_true that it is compared with are finished with the same parameters.
 """
 
 from __future__ import annotations
@@ -16,6 +22,12 @@ from torch import Tensor
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
+
+IDENTITY_MAX = 0.25
+"""Largest share of the trace that loading and shrinkage together may give to the identity."""
+
+RANGE_WEIGHT = 0.3
+"""Weight of the range factor in the predicted covariance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,24 +49,23 @@ class Covariance:
         if self.factor.ndim < 2 or not self.factor.is_complex():
             raise InputError(
                 "covariance.factor",
-                "complex values of shape [..., N, R]",
-                f"{self.factor.dtype}, shape {list(self.factor.shape)}",
+                f"must be complex [..., N, R]; got {self.factor.dtype} of shape {list(self.factor.shape)}",
             )
         if self.loading.shape != self.factor.shape[:-2]:
             raise InputError(
                 "covariance.loading",
-                f"one value per scene, shape {list(self.factor.shape[:-2])}",
-                f"{list(self.loading.shape)}",
+                f"needs one value per scene, shape {list(self.factor.shape[:-2])}; "
+                f"got {list(self.loading.shape)}",
             )
 
     @property
     def size(self) -> int:
-        """N."""
+        """Number of elements, N."""
         return self.factor.shape[-2]
 
     @property
     def rank(self) -> int:
-        """Most directions that can stand out of the identity."""
+        """Largest possible rank of F F^H, min(N, R)."""
         return min(self.factor.shape[-2:])
 
     @property
@@ -69,7 +80,7 @@ class Covariance:
         return (product + product.mH) / 2 + self.loading[..., None, None] * identity
 
     def normalised(self) -> Covariance:
-        """R / tr R. Where R is zero it says nothing of any direction, and I / N takes its place."""
+        """R / tr R; I / N where R is zero."""
         trace = self.trace
         empty = trace == 0
         safe = torch.where(empty, 1, trace)
@@ -87,40 +98,34 @@ class Covariance:
     def inverse_root(self) -> Complex[Tensor, "*batch N R"]:
         r"""V with :math:`I - V V^H = \epsilon R^{-1}` (Woodbury): :math:`V = F C^{-H}`.
 
-        C is the Cholesky factor of :math:`\epsilon I + F^H F`. The loading must be positive.
-
-        Raises:
-            InputError: a loading that is zero, so that R has no inverse.
+        C is the Cholesky factor of :math:`\epsilon I + F^H F`, in double precision. The loading must be
+        positive; this is not checked, so that a GPU is not synchronised.
         """
-        if not (self.loading > 0).all():
-            raise InputError("covariance.loading", "a positive loading (R has no inverse)", "0")
         wide = self.factor.to(torch.complex128)
         gram = wide.mH @ wide
         identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        root = torch.linalg.cholesky(gram + self.loading.double()[..., None, None] * identity)
-        solved = torch.linalg.solve_triangular(root, wide.mH, upper=False)
-        return solved.mH.to(self.factor.dtype).resolve_conj()
+        root, _ = torch.linalg.cholesky_ex(gram + self.loading.double()[..., None, None] * identity)
+        return torch.linalg.solve_triangular(root, wide.mH, upper=False).mH.resolve_conj()
 
     @torch.no_grad()
     def eigen(self, count: int) -> tuple[Float[Tensor, "*batch K"], Complex[Tensor, "*batch N K"]]:
-        """The largest eigenvalues, descending, and their eigenvectors, through the small Gram matrix F^H F.
+        """Largest eigenvalues in descending order and their eigenvectors, from the smaller Gram matrix of F.
 
-        Nothing differentiates through eigenvectors: where eigenvalues meet, their derivative does not exist.
+        No gradient flows through: eigenvectors are not differentiable where eigenvalues coincide.
 
         Args:
             count: K, at most the rank of the factor.
 
         Returns:
-            Eigenvalues of R [..., K] (the loading included) and orthonormal eigenvectors [..., N, K]. Where
-            the factor has fewer than K directions of its own, the rest of the eigenvectors are zero: any
-            others would do as well.
+            Eigenvalues of R [..., K] (the loading included) and orthonormal eigenvectors [..., N, K]. If the
+            factor has a rank below K, the eigenvectors beyond it are zero.
 
         Raises:
             InputError: K below 1 or above the rank.
         """
         if not 1 <= count <= self.rank:
-            raise InputError("sources", f"1 to {self.rank} (the rank of the covariance)", str(count))
-        # In double precision: the Gram matrix squares the ratio of the singular values.
+            raise InputError("sources", f"must be 1 to {self.rank}, the rank of the covariance; got {count}")
+        # The Gram matrix squares the condition number, hence double precision.
         wide = self.factor.to(torch.complex128)
         N, R = wide.shape[-2:]
         values, vectors = torch.linalg.eigh(wide.mH @ wide if R <= N else wide @ wide.mH)
@@ -134,35 +139,52 @@ class Covariance:
         return loaded.to(self.loading.dtype), vectors.to(self.factor.dtype)
 
     def detach(self) -> Covariance:
-        """The same covariance without its history of gradients."""
+        """Copy that is detached from the autograd graph."""
         return Covariance(self.factor.detach(), self.loading.detach())
 
     def to(self, target: torch.device | str) -> Covariance:
-        """The same covariance on another device."""
+        """Copy on another device."""
         return Covariance(self.factor.to(target), self.loading.to(target))
 
     def __getitem__(self, scenes: slice | Tensor | int) -> Covariance:
-        """The covariances of some scenes."""
+        """Covariances of a subset of scenes."""
         return Covariance(self.factor[scenes], self.loading[scenes])
 
 
-def energy(values: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """|z|^2, without the square root that ``abs`` would take, whose derivative at 0 does not exist."""
-    return values.real.square() + values.imag.square()
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """Loading and shrinkage of a covariance of trace 1.
 
+    Args:
+        loading: [...] trace of the added multiple of the identity, relative to the trace of R.
+        shrinkage: [...] share of the loaded matrix that is then replaced by the identity, 0 to 1.
+    """
 
-IDENTITY_MAX = 0.25
-"""Largest share of the trace that loading and shrinkage together may give to the identity."""
+    loading: Float[Tensor, "*batch"]
+    shrinkage: Float[Tensor, "*batch"]
+
+    @property
+    def identity(self) -> Float[Tensor, "*batch"]:
+        """Share of the identity in the trace of the finished covariance, [...]."""
+        return 1 - (1 - self.shrinkage) / (1 + self.loading)
+
+    def detach(self) -> Conditioning:
+        """Copy that is detached from the autograd graph."""
+        return Conditioning(self.loading.detach(), self.shrinkage.detach())
+
+    def __getitem__(self, scenes: slice | Tensor | int) -> Conditioning:
+        """Conditioning of a subset of scenes."""
+        return Conditioning(self.loading[scenes], self.shrinkage[scenes])
 
 
 @dataclass(frozen=True, eq=False)
 class BackProjection:
-    """The field on the panel that explains the snapshots, and how much of it is noise.
+    """Estimate of the field on the panel from the snapshots, and the share of noise in it.
 
     Args:
         field: x_l, [..., L, N].
-        noise_share: [...] share of its mean energy that receiver noise put there, 0 to 1.
-        coverage: M / N, at most 1: the share of a wave's energy that one snapshot can bring back.
+        noise_share: [...] share of its mean energy that is due to receiver noise, 0 to 1.
+        coverage: M / N, at most 1: the share of the energy of a wave that one snapshot can recover.
     """
 
     field: Complex[Tensor, "*batch L N"]
@@ -170,7 +192,7 @@ class BackProjection:
     coverage: float
 
     def covariance(self) -> Covariance:
-        """(1/L) sum_l x_l x_l^H. The mean is not taken out: the sources' waves have none to begin with."""
+        """(1/L) sum_l x_l x_l^H. The mean is not subtracted: the symbols have zero mean."""
         L = self.field.shape[-2]
         factor = self.field.mT / L**0.5
         return Covariance(factor, torch.zeros_like(self.noise_share))
@@ -181,16 +203,16 @@ def back_project(
     snapshots: Complex[Tensor, "*batch L M"],
     noise_variance: Float[Tensor, "*batch"],
 ) -> BackProjection:
-    r"""The snapshots carried back through the link, regularised by the noise.
+    r"""Regularised back-projection of the snapshots onto the panel.
 
     .. math:: x_l = G_l^H (G_l G_l^H + \lambda I)^{-1} y_l, \qquad
         \lambda = \sigma^2 / \sigma_x^2, \quad
         \sigma_x^2 = \left( \overline{|y|^2} - \sigma^2 \right) / \overline{g}
 
-    the linear minimum mean square error estimate of a field that is white with power :math:`\sigma_x^2` per
-    element before anything is known of the sources (Kay, *Estimation Theory*, section 12.5);
-    :math:`\overline g` is the mean of :math:`\mathrm{tr}(G_l G_l^H) / M`. Only M x M systems are solved; for
-    direct sampling it is :math:`y_l / (1 + \lambda)`.
+    This is the linear minimum mean square error estimate of a field with a white prior of power
+    :math:`\sigma_x^2` per element (Kay, *Estimation Theory*, section 12.5). :math:`\overline g` is the mean
+    of :math:`\mathrm{tr}(G_l G_l^H) / M`. Only M x M systems are solved. For direct sampling the result is
+    :math:`y_l / (1 + \lambda)`.
 
     Args:
         link: G_l, for all scenes or one for each.
@@ -198,13 +220,13 @@ def back_project(
         noise_variance: sigma^2 of each scene, [...].
 
     Raises:
-        InputError: a noise variance that is negative; snapshots that do not fit the link.
+        InputError: the noise variance is negative, or the snapshots do not fit the link.
     """
     _check(link, snapshots, noise_variance)
     L, M = snapshots.shape[-2:]
     noise = noise_variance.to(snapshots.real.dtype)
     received = energy(snapshots).mean((-2, -1))
-    # The mean of L M noise samples is known no better than to this part of itself.
+    # The mean energy of L M noise samples has this relative standard deviation.
     excess = torch.maximum(received - noise, noise / (L * M) ** 0.5)
     rounding = 10 * M * torch.finfo(noise.dtype).eps
     to_signal = torch.where(excess > 0, noise / torch.where(excess > 0, excess, 1), 0).clamp_min(rounding)
@@ -219,7 +241,7 @@ def back_project(
         ridge = to_signal * mean_gain
         identity = torch.eye(M, dtype=gram.dtype, device=gram.device)
         inverse = torch.linalg.inv(gram + ridge[..., None, None, None] * identity)
-        # One system for all snapshots where the codes' moduli are the same in all of them.
+        # One inverse serves all snapshots if the moduli of the RIS configurations are equal.
         weighted = (
             (inverse @ snapshots[..., None])[..., 0]
             if inverse.shape[-3] > 1
@@ -234,27 +256,27 @@ def back_project(
 
 
 def conditioning(projected: BackProjection, *, oracle: bool = False) -> Conditioning:
-    r"""Loading and shrinkage that the noise in R_samp asks for.
+    r"""Loading and shrinkage of R_samp, from the noise in it.
 
-    The loading is the noise that is there already, :math:`\epsilon = \nu`, the noise's share of the energy.
-    The shrinkage towards I / N is the one of least mean square error (Ledoit and Wolf, J. Multivar. Anal. 88
-    (2004); Chen et al., IEEE Trans. SP 58 (2010), for Gaussian snapshots),
+    The loading equals the share of the noise in the energy, :math:`\epsilon = \nu`. The shrinkage towards I /
+    N has the least mean square error (Ledoit and Wolf, J. Multivar. Anal. 88 (2004); Chen et al., IEEE Trans.
+    SP 58 (2010), for Gaussian snapshots),
 
     .. math:: \rho = \frac{e}{e + d}, \qquad
         d = \max\left( |R|_F^2 - \frac1L - \frac1N, \frac{(1 - \nu)^2 \kappa^2}{L} \right),
 
-    d the energy of what stands out of the identity, in R_samp of trace 1 (:math:`\kappa` the coverage; the
-    least value is that of L equal sources), and e that of the error: 1 / L in all, of which
-    :math:`\nu (2 - \nu) / L` is the noise's.
+    where d is the energy of R_samp (of trace 1) in excess of the identity, at least that of L equal sources
+    (:math:`\kappa` is the coverage), and e is the energy of the error: 1 / L in total, of which
+    :math:`\nu (2 - \nu) / L` is due to noise.
 
-    With M of N dimensions seen at a time, the least error is reached when nearly all of R_samp is given to
-    the identity. That is right for a search by MVDR (``oracle``), and wrong for a matrix to be learned from
-    or compared, where the identity would hide the rest. There only the noise's error counts, and loading
-    and shrinkage together stop at a quarter of the trace (``IDENTITY_MAX``).
+    A snapshot observes M of N dimensions only, so that the least total error gives nearly all of R_samp to
+    the identity. This suits an MVDR search (``oracle``) but hides the structure that a network learns. By
+    default, therefore, e includes the noise only, and loading and shrinkage together give at most
+    ``IDENTITY_MAX`` of the trace to the identity.
 
     Args:
-        projected: the snapshots on the panel.
-        oracle: whether to take the shrinkage of least error, without the limit; there is no loading then.
+        projected: the back-projected snapshots.
+        oracle: use the shrinkage of least total error without a limit, and no loading.
     """
     noise, L, N = projected.noise_share, *projected.field.shape[-2:]
     factor = projected.covariance().normalised().factor
@@ -276,7 +298,7 @@ def sample_covariance(
     *,
     oracle: bool = False,
 ) -> tuple[Covariance, Conditioning]:
-    """R_samp of trace 1 from the snapshots, and the conditioning that its noise asks for.
+    """Sample covariance R_samp of trace 1, and its loading and shrinkage.
 
     Args:
         link: see :func:`back_project`.
@@ -285,7 +307,8 @@ def sample_covariance(
         oracle: see :func:`conditioning`.
 
     Returns:
-        R_samp of rank L at most, not yet finished, and what to finish it with (alone, or blended).
+        R_samp of rank L at most, before :func:`finish`, and the conditioning to finish it with, alone or
+        blended.
     """
     return projected_covariance(back_project(link, snapshots, noise_variance), oracle=oracle)
 
@@ -293,7 +316,7 @@ def sample_covariance(
 def projected_covariance(
     projected: BackProjection, *, oracle: bool = False
 ) -> tuple[Covariance, Conditioning]:
-    """:func:`sample_covariance` of snapshots that were carried back already."""
+    """:func:`sample_covariance` from snapshots that are back-projected already."""
     return projected.covariance().normalised(), conditioning(projected, oracle=oracle)
 
 
@@ -303,24 +326,101 @@ def recording_covariance(
     *,
     oracle: bool = False,
 ) -> Covariance:
-    """R_samp of each scene of a recording, finished: trace 1, loaded, shrunk.
+    """Finished R_samp of each scene of a recording: trace 1, loaded and shrunk.
 
     Args:
         recording: S scenes.
-        noise_variance: sigma^2 of each scene; that of the recording where none is given.
+        noise_variance: sigma^2 of each scene; by default that of the recording.
         oracle: see :func:`conditioning`.
 
     Raises:
-        InputError: neither gives the noise variance.
+        InputError: the noise variance is neither passed nor part of the recording.
     """
     noise = recording.noise_variance if noise_variance is None else noise_variance
     if noise is None:
-        raise InputError("noise_variance", "a noise variance (the recording has none)", "none")
+        raise InputError("noise_variance", "missing: the recording has none, and none was passed")
     return finish(*sample_covariance(recording.link, recording.snapshots, noise, oracle=oracle))
 
 
+def finish(covariance: Covariance, conditioning: Conditioning) -> Covariance:
+    r"""Normalise a covariance to trace 1, load it and shrink it towards the identity.
+
+    .. math:: R \mapsto \frac{1 - \rho}{1 + \epsilon}
+        \left( \frac{R}{\mathrm{tr} R} + \epsilon\, \frac{I}{N} \right) + \rho\, \frac{I}{N}
+
+    with the loading :math:`\epsilon` and the shrinkage :math:`\rho` of ``conditioning``. A blend and the
+    R_true that it is compared with are finished with the same conditioning. The result is Hermitian with
+    trace 1.
+    """
+    unit = covariance.normalised()
+    keep = 1 - conditioning.identity
+    factor = unit.factor * keep.sqrt()[..., None, None]
+    return Covariance(factor, keep * unit.loading + conditioning.identity / covariance.size)
+
+
+def true_covariance(steering: Complex[Tensor, "*batch N K"], power: Float[Tensor, "*batch K"]) -> Covariance:
+    """R_true = A diag(p) A^H, not yet of trace 1.
+
+    Args:
+        steering: A, [..., N, K] with columns of unit norm; zero in unused slots.
+        power: mean powers p [..., K] of the sources (not those of the realised symbols); NaN in unused slots.
+    """
+    present = torch.where(power.isnan(), 0, power)
+    return Covariance(steering * present.sqrt()[..., None, :], power.new_zeros(power.shape[:-1]))
+
+
+def predicted_covariance(
+    angle_factor: Complex[Tensor, "*batch N K"], range_factor: Complex[Tensor, "*batch N J"]
+) -> Covariance:
+    """R_pred = A_ang A_ang^H + 0.3 A_rng A_rng^H from the two factors that the network outputs."""
+    factor = torch.cat((angle_factor, RANGE_WEIGHT**0.5 * range_factor), dim=-1)
+    return Covariance(factor, factor.real.new_zeros(factor.shape[:-2]))
+
+
+def blend(predicted: Covariance, sample: Covariance, beta: Float[Tensor, "*batch"] | float) -> Covariance:
+    r"""R_blend = (1 - beta) R_pred + beta stop_gradient(R_samp), each of trace 1.
+
+    Args:
+        predicted: R_pred; gradients flow into it only.
+        sample: R_samp from the snapshots, in training as in inference.
+        beta: weight of R_samp, 0 to 1.
+
+    Raises:
+        InputError: beta is outside 0 .. 1, or the covariances differ in shape.
+    """
+    if predicted.factor.shape[:-1] != sample.factor.shape[:-1]:
+        raise InputError(
+            "sample",
+            f"must have the scenes and elements of predicted, {list(predicted.factor.shape[:-1])}; "
+            f"got {list(sample.factor.shape[:-1])}",
+        )
+    # Checking a float, unlike a tensor, does not synchronise with the device.
+    inside = bool(((beta >= 0) & (beta <= 1)).all()) if isinstance(beta, Tensor) else 0 <= beta <= 1
+    if not inside:
+        found = torch.as_tensor(beta)
+        raise InputError(
+            "beta", f"must be within 0 .. 1; got {float(found.min()):g} to {float(found.max()):g}"
+        )
+    given = beta.detach().to(predicted.loading) if isinstance(beta, Tensor) else beta
+    share = torch.zeros_like(predicted.loading) + given
+    first, second = predicted.normalised(), sample.detach().normalised()
+    factor = torch.cat(
+        (
+            first.factor * (1 - share).sqrt()[..., None, None],
+            second.factor * share.sqrt()[..., None, None],
+        ),
+        dim=-1,
+    )
+    return Covariance(factor, (1 - share) * first.loading + share * second.loading)
+
+
+def energy(values: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """|z|^2, differentiable at 0 (unlike ``abs``)."""
+    return values.real.square() + values.imag.square()
+
+
 def _gram(link: Link) -> Tensor:
-    """G_l G_l^H, [..., L or 1, M, M]; one for all snapshots where the codes have the same moduli in each."""
+    """G_l G_l^H, [..., L or 1, M, M]; one for all snapshots if the moduli of the codes are equal."""
     assert link.channel is not None
     channel = link.channel[..., None, :, :]
     if link.codes is None:
@@ -334,110 +434,16 @@ def _gram(link: Link) -> Tensor:
 
 def _check(link: Link, snapshots: Tensor, noise_variance: Tensor) -> None:
     if not (torch.isfinite(noise_variance) & (noise_variance >= 0)).all():
-        raise InputError("noise_variance", "finite values, not negative", f"{float(noise_variance.min()):g}")
+        raise InputError(
+            "noise_variance", f"must be finite and at least 0; got {float(noise_variance.min()):g}"
+        )
     L, M = snapshots.shape[-2:]
     antennas = None if link.channel is None else link.channel.shape[-2]
     if antennas is None and link.codes is not None:
         antennas = link.codes.shape[-1]
     if antennas not in (None, M):
-        raise InputError("snapshots", f"M = {antennas} as in the link", str(M))
+        raise InputError("snapshots", f"must have M = {antennas} receiver outputs, as the link; got {M}")
     if link.codes is not None and link.codes.shape[-2] not in (1, L):
-        raise InputError("snapshots", f"L = {link.codes.shape[-2]} as in the link", str(L))
-
-
-RANGE_WEIGHT = 0.3
-"""Weight of the range factor in the predicted covariance."""
-
-
-@dataclass(frozen=True, eq=False)
-class Conditioning:
-    """What is done to a covariance of trace 1 before it is used, or compared with another.
-
-    Args:
-        loading: [...] trace of the identity that is added, in units of the trace.
-        shrinkage: [...] share, 0 to 1, of the result that is then replaced by the identity.
-    """
-
-    loading: Float[Tensor, "*batch"]
-    shrinkage: Float[Tensor, "*batch"]
-
-    @property
-    def identity(self) -> Float[Tensor, "*batch"]:
-        """Share of the trace of the finished covariance that the identity put there."""
-        return 1 - (1 - self.shrinkage) / (1 + self.loading)
-
-    def detach(self) -> Conditioning:
-        """The same without its history of gradients."""
-        return Conditioning(self.loading.detach(), self.shrinkage.detach())
-
-    def __getitem__(self, scenes: slice | Tensor | int) -> Conditioning:
-        """The conditioning of some scenes."""
-        return Conditioning(self.loading[scenes], self.shrinkage[scenes])
-
-
-def finish(covariance: Covariance, conditioning: Conditioning) -> Covariance:
-    r"""Trace 1, loaded, shrunk: what every covariance goes through before it is used or compared.
-
-    .. math:: R \mapsto \frac{1 - \rho}{1 + \epsilon}
-        \left( \frac{R}{\mathrm{tr} R} + \epsilon\, \frac{I}{N} \right) + \rho\, \frac{I}{N}
-
-    with the loading :math:`\epsilon` and the shrinkage :math:`\rho` of ``conditioning``. A blend, and the
-    R_true that it is compared with, are finished with the same ones. The result is Hermitian with trace 1.
-    """
-    unit = covariance.normalised()
-    keep = 1 - conditioning.identity
-    factor = unit.factor * keep.sqrt()[..., None, None]
-    return Covariance(factor, keep * unit.loading + conditioning.identity / covariance.size)
-
-
-def true_covariance(steering: Complex[Tensor, "*batch N K"], power: Float[Tensor, "*batch K"]) -> Covariance:
-    """R_true = A diag(p) A^H, not yet of trace 1.
-
-    Args:
-        steering: A, columns of unit norm, zero where there is no source.
-        power: p, the sources' mean powers (not those of the realised symbols); NaN where there is no source.
-    """
-    present = torch.where(power.isnan(), 0, power)
-    return Covariance(steering * present.sqrt()[..., None, :], power.new_zeros(power.shape[:-1]))
-
-
-def predicted_covariance(
-    angle_factor: Complex[Tensor, "*batch N K"], range_factor: Complex[Tensor, "*batch N J"]
-) -> Covariance:
-    """R_pred = A_ang A_ang^H + 0.3 A_rng A_rng^H from the two factors that the network gives."""
-    factor = torch.cat((angle_factor, RANGE_WEIGHT**0.5 * range_factor), dim=-1)
-    return Covariance(factor, factor.real.new_zeros(factor.shape[:-2]))
-
-
-def blend(predicted: Covariance, sample: Covariance, beta: Float[Tensor, "*batch"] | float) -> Covariance:
-    r"""R_blend = (1 - beta) R_pred + beta stop_gradient(R_samp), each of trace 1.
-
-    Args:
-        predicted: R_pred; the gradient flows into it, and never into ``sample``.
-        sample: R_samp as it comes from the snapshots, in training as in inference.
-        beta: 0 to 1.
-
-    Raises:
-        InputError: beta outside 0 .. 1, or covariances of different shape.
-    """
-    if predicted.factor.shape[:-1] != sample.factor.shape[:-1]:
         raise InputError(
-            "sample", f"scenes and N as predicted, {list(predicted.factor.shape[:-1])}",
-            f"{list(sample.factor.shape[:-1])}",
-        )  # fmt: skip
-    # A number is checked without a wait for the device.
-    inside = bool(((beta >= 0) & (beta <= 1)).all()) if isinstance(beta, Tensor) else 0 <= beta <= 1
-    if not inside:
-        found = torch.as_tensor(beta)
-        raise InputError("beta", "0 to 1", f"{float(found.min()):g} to {float(found.max()):g}")
-    given = beta.detach().to(predicted.loading) if isinstance(beta, Tensor) else beta
-    share = torch.zeros_like(predicted.loading) + given
-    first, second = predicted.normalised(), sample.detach().normalised()
-    factor = torch.cat(
-        (
-            first.factor * (1 - share).sqrt()[..., None, None],
-            second.factor * share.sqrt()[..., None, None],
-        ),
-        dim=-1,
-    )
-    return Covariance(factor, (1 - share) * first.loading + share * second.loading)
+            "snapshots", f"must have L = {link.codes.shape[-2]} snapshots, as the codes; got {L}"
+        )

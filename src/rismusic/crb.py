@@ -1,15 +1,13 @@
-r"""Cramer-Rao bounds of the positions of all K sources jointly, through any link.
+r"""Cramer-Rao bounds of the positions of K sources, jointly and for any link.
 
-The bound is the least covariance of an unbiased estimate when all other unknowns are estimated too. There are
-two, which differ in what is unknown besides the positions:
+The bound is the least covariance of an unbiased estimate when the nuisance parameters are estimated too. Two
+bounds differ in the nuisance parameters (Stoica and Nehorai, "Performance study of conditional and
+unconditional direction-of-arrival estimation", IEEE Trans. ASSP 38 (1990)):
 
 * *conditional* (deterministic symbols): every symbol :math:`s_{kl}`;
 * *unconditional* (Gaussian symbols): the power of each source, and the noise variance.
 
-Everything is computed in float64, and no N x N or M x M matrix is formed.
-
-Stoica and Nehorai, "Performance study of conditional and unconditional direction-of-arrival estimation", IEEE
-Trans. ASSP 38 (1990).
+All computations are in float64. No N x N or M x M matrix is formed.
 """
 
 from __future__ import annotations
@@ -33,22 +31,25 @@ from rismusic.sources import Sources
 Unknown = Literal["azimuth", "elevation", "range"]
 POSITION: tuple[Unknown, ...] = get_args(Unknown)
 
-# Information about the positions, from a block of scenes, its link, A, its derivatives and who is active.
-Information = Callable[[slice, Link, Tensor, Tensor, Tensor], Tensor]
+# Fisher information of the positions from a block of scenes, its link, A, the derivatives of A, and the mask
+# of the active sources.
+_Information = Callable[[slice, Link, Tensor, Tensor, Tensor], Tensor]
 
-ROUNDING = 1e-7
-"""A matrix of unit diagonal with a Cholesky pivot below this is treated as singular."""
+# A matrix of unit diagonal with a smaller Cholesky pivot is singular.
+_SINGULAR_PIVOT = 1e-7
+
+# Components below this share of a column's norm are rounding errors.
+_ROUNDING = 1e-11
 
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """A Cramer-Rao bound of K sources.
+    """Cramer-Rao bound of K sources.
 
     Args:
-        covariance: [..., K, 3, K, 3], the joint bound of azimuth (rad), elevation (rad) and range (m); NaN
-            for places without a source and for coordinates that were taken as known, infinite where the
-            sources cannot be told apart from the data at all.
-        range: [..., K] the true ranges in metres.
+        covariance: joint bound of azimuth (rad), elevation (rad) and range (m), [..., K, 3, K, 3]. NaN in
+            unused slots and for known coordinates; infinite if the Fisher information is singular.
+        range: true ranges in metres, [..., K].
     """
 
     covariance: Float[Tensor, "*batch K 3 K 3"]
@@ -56,100 +57,20 @@ class Bound:
 
     @property
     def std(self) -> Float[Tensor, "*batch K 3"]:
-        """Least standard deviations of azimuth (rad), elevation (rad) and range (m)."""
+        """Bounds on the standard deviations of azimuth (rad), elevation (rad) and range (m)."""
         K = self.range.shape[-1]
         square = self.covariance.reshape(*self.range.shape[:-1], 3 * K, 3 * K)
         return square.diagonal(dim1=-2, dim2=-1).sqrt().unflatten(-1, (K, 3))
 
     @property
     def per_source(self) -> Float[Tensor, "*batch K 3 3"]:
-        """Joint bound of each source's own three coordinates, the other sources being estimated along."""
+        """Joint bound of the three coordinates of each source; the other sources are unknown too."""
         return self.covariance.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
     @property
     def inverse_range_std(self) -> Float[Tensor, "*batch K"]:
-        """Least standard deviation of 1 / range (1/m); the one to compare with where range is vague."""
+        """Bound on the standard deviation of 1 / range in 1/m, for sources of poorly determined range."""
         return self.std[..., 2] / self.range.square()
-
-
-class Problem:
-    """Sources and link in float64, with all scene axes flattened into one, worked on block by block."""
-
-    def __init__(
-        self, panel: Panel, link: Link, sources: Sources, noise_variance: Tensor, wave: Wave
-    ) -> None:
-        if not (noise_variance > 0).all():
-            raise InputError("noise_variance", "positive values", f"{float(noise_variance.min()):g}")
-        if (sources.active.int().diff(dim=-1) > 0).any():
-            raise InputError(
-                "sources", "empty places (NaN) after all sources", "a source after an empty place"
-            )
-        self.batch = sources.azimuth.shape[:-1]
-        self.panel, self.wave = panel, wave
-        self.link = link.to(torch.complex128)
-        if self.link.per_scene and len(self.batch) != 1:
-            raise InputError(
-                "sources", "one scene axis, as the link has", f"shape {list(sources.azimuth.shape)}"
-            )
-        self.active = self.flat(sources.active, 1)
-        self.range = sources.range.double()
-        self.positions = [self.flat(value.double(), 1) for value in sources.filled()]
-        self.noise_variance = self.flat(noise_variance.double().expand(self.batch), 0)
-
-    def flat(self, value: Tensor, keep: int) -> Tensor:
-        """Scene axes flattened, the last ``keep`` axes kept."""
-        return value.reshape(-1, *value.shape[value.ndim - keep :])
-
-    def bound(self, information: Information, which: list[int]) -> Bound:
-        """Invert the information of each block of scenes and put it into the places of its coordinates."""
-        scenes, K = self.active.shape
-        codes = self.link.codes
-        L = 1 if codes is None else codes.shape[-2]
-        each = 16 * self.panel.size * L * 4 * K
-        width = len(which)
-        full = torch.full((scenes, K, 3, K, 3), torch.nan, dtype=torch.float64, device=self.active.device)
-        places = torch.tensor(which, device=full.device)
-        for block in blocks(scenes, each, full.device):
-            azimuth, elevation, distance = (value[block] for value in self.positions)
-            A, D = steering_with_derivatives(self.panel, azimuth, elevation, distance, self.wave)
-            active = self.active[block]
-            A, D = A * active[:, None], D * active[:, None, :, None]
-            J = information(block, self.link[block], A, D, active)
-            covariance = _inverse(J, active.repeat_interleave(width, dim=1))
-            covariance = covariance.reshape(-1, K, width, K, width)
-            full[block, :, places[:, None], :, places[None, :]] = covariance.permute(2, 4, 0, 1, 3)
-        return Bound(full.reshape(*self.batch, K, 3, K, 3), self.range)
-
-
-def chosen(unknowns: Sequence[Unknown]) -> list[int]:
-    """Places of the unknown coordinates among azimuth, elevation and range."""
-    for name in unknowns:
-        if name not in POSITION:
-            raise InputError("unknowns", "some of azimuth, elevation and range", repr(name))
-    return [i for i, name in enumerate(POSITION) if name in unknowns]
-
-
-def _inverse(J: Tensor, active: Tensor) -> Tensor:
-    """Inverse of each J over its active unknowns: NaN for the others, infinity where J is singular."""
-    scale = J.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    usable = active & (scale > 0)
-    scale = torch.where(usable, scale, 1)
-    unit = torch.where(
-        usable[:, :, None] & usable[:, None, :], J / (scale[:, :, None] * scale[:, None, :]), 0
-    )
-    unit = unit + torch.diag_embed((~usable).to(J.dtype))
-    factor, failed = torch.linalg.cholesky_ex(unit)
-    pivot = factor.diagonal(dim1=-2, dim2=-1).amin(-1)
-    singular = (failed > 0) | (pivot < ROUNDING) | (usable != active).any(-1)
-    safe = torch.where(
-        singular[:, None, None], torch.eye(J.shape[-1], dtype=J.dtype, device=J.device), factor
-    )
-    inverse = torch.cholesky_inverse(safe) / (scale[:, :, None] * scale[:, None, :])
-    inverse = torch.where(singular[:, None, None], torch.inf, inverse)
-    return torch.where(active[:, :, None] & active[:, None, :], inverse, torch.nan)
-
-
-_ROUNDING = 1e-11
 
 
 def conditional_crb(
@@ -161,33 +82,38 @@ def conditional_crb(
     unknowns: Sequence[Unknown] = POSITION,
     wave: Wave = "spherical",
 ) -> Bound:
-    r"""Bound for deterministic symbols: those that were really sent.
+    r"""Conditional Cramer-Rao bound, for deterministic unknown symbols.
 
-    Unknowns: the coordinates in ``unknowns`` of all K sources, and every symbol :math:`s_{kl}`. (The noise
-    variance decouples from them; whether it is known makes no difference.)
+    Unknown are the coordinates ``unknowns`` of all K sources and every symbol :math:`s_{kl}`. The noise
+    variance decouples from them, so that the bound is the same whether it is known or not.
 
     .. math:: J = \frac{2}{\sigma^2} \sum_l \mathrm{Re}\left[ B_l^H P^\perp_{G_l A} B_l \right],
         \qquad B_l = \left[ G_l \frac{\partial a_k}{\partial p}\, s_{kl} \right]_{k,p}
 
-    Stoica and Nehorai, "MUSIC, maximum likelihood, and Cramer-Rao bound", IEEE Trans. ASSP 37 (1989), here
-    through G_l.
+    This is the bound of Stoica and Nehorai, "MUSIC, maximum likelihood, and Cramer-Rao bound", IEEE Trans.
+    ASSP 37 (1989), for the operators G_l.
 
     Args:
         panel: N elements.
-        link: G_l; its scene axes, if any, are those of the sources.
-        sources: positions [..., K] and realised symbols [..., K, L]; empty places (NaN) come last.
+        link: G_l; its scene axis, if any, is that of the sources.
+        sources: positions [..., K] and realised symbols [..., K, L]; unused slots (NaN) come last.
         noise_variance: sigma^2, [...].
-        unknowns: the coordinates that are estimated; the others count as known.
-        wave: the form of the wave.
+        unknowns: coordinates that are estimated; the others are known.
+        wave: form of the wave, see :mod:`rismusic.array`.
+
+    Returns:
+        The bound of all sources jointly.
 
     Raises:
-        InputError: no symbols; a noise variance that is not positive; an unknown coordinate; a gap before a
-            source.
+        InputError: the symbols are missing, the noise variance is not positive, a coordinate has another
+            name, or an unused slot precedes a source.
     """
     if sources.symbols is None:
-        raise InputError("symbols", "the realised symbols (the conditional bound needs them)", "none")
-    which = chosen(unknowns)
-    problem = Problem(panel, link, sources, noise_variance, wave)
+        raise InputError(
+            "symbols", "missing: the conditional bound needs the realised symbols of the sources"
+        )
+    which = _coordinates(unknowns)
+    problem = _Problem(panel, link, sources, noise_variance, wave)
     symbols = torch.where(sources.active[..., None], sources.symbols, 0).to(torch.complex128)
     symbols = problem.flat(symbols, 2)
 
@@ -196,14 +122,14 @@ def conditional_crb(
         columns = link.matmul(torch.cat((A, D.flatten(-2)), dim=-1))  # [S, L, M, 4K]
         C, B = columns[..., :K], columns[..., K:].unflatten(-1, (K, 3))
         B = (B[..., which] * symbols[block].mT[..., None, :, None]).flatten(-2)
-        # The orthonormal basis of G_l A; empty places (last) and columns in the span of others add nothing.
+        # Orthonormal basis of G_l A; unused slots (last) and dependent columns contribute no dimension.
         Q, R = torch.linalg.qr(C)
         depth = R.diagonal(dim1=-2, dim2=-1).abs()
         Q = Q * (depth > _ROUNDING * C.norm(dim=-2)[..., : depth.shape[-1]])[..., None, :]
         rest = B - Q @ (Q.mH @ B)
-        # What rounding leaves of a column that lies in the span is no information.
+        # Residuals of columns within the span are rounding errors.
         rest = rest * (rest.norm(dim=-2) > _ROUNDING * B.norm(dim=-2))[..., None, :]
-        if rest.shape[1] == 1:  # a link that is the same in every snapshot; the symbols still changed
+        if rest.shape[1] == 1:  # the same G in every snapshot; the symbols differ
             rest = rest.expand(-1, symbols.shape[-1], -1, -1)
         flat = rest.flatten(1, 2)
         return 2 * (flat.mH @ flat).real / problem.noise_variance[block, None, None]
@@ -221,31 +147,34 @@ def unconditional_crb(
     unknowns: Sequence[Unknown] = POSITION,
     wave: Wave = "spherical",
 ) -> Bound:
-    r"""Bound for Gaussian symbols of unknown power.
+    r"""Unconditional Cramer-Rao bound, for Gaussian symbols of unknown power.
 
-    Unknowns: the coordinates in ``unknowns`` and the power of every source, and the noise variance.
+    Unknown are the coordinates ``unknowns`` and the power of every source, and the noise variance.
 
     .. math:: J_{ij} = \sum_l \mathrm{tr}\left( R_l^{-1} \frac{\partial R_l}{\partial i}
         R_l^{-1} \frac{\partial R_l}{\partial j} \right), \qquad R_l = G_l A P A^H G_l^H + \sigma^2 I
 
-    J is :func:`~rismusic.estimation.likelihood.fisher_information`, the one that maximum likelihood uses.
+    J is :func:`~rismusic.estimation.likelihood.fisher_information`, which maximum likelihood uses too.
 
     Args:
         panel: N elements.
-        link: G_l.
-        sources: positions and powers [..., K]; empty places (NaN) come last.
+        link: G_l; its scene axis, if any, is that of the sources.
+        sources: positions and powers [..., K]; unused slots (NaN) come last.
         noise_variance: sigma^2, [...].
-        snapshots: L, needed only where the link has no codes and the sources have no symbols.
-        unknowns: the coordinates that are estimated.
-        wave: the form of the wave.
+        snapshots: L; needed only if the link has no codes and the sources have no symbols.
+        unknowns: coordinates that are estimated; the others are known.
+        wave: form of the wave, see :mod:`rismusic.array`.
+
+    Returns:
+        The bound of all sources jointly.
 
     Raises:
-        InputError: no powers, or no way to know L; otherwise as :func:`conditional_crb`.
+        InputError: the powers are missing or L is unknown; otherwise as :func:`conditional_crb`.
     """
     if sources.power is None:
-        raise InputError("power", "the powers of the sources (the unconditional bound needs them)", "none")
-    which = chosen(unknowns)
-    problem = Problem(panel, link, sources, noise_variance, wave)
+        raise InputError("power", "missing: the unconditional bound needs the powers of the sources")
+    which = _coordinates(unknowns)
+    problem = _Problem(panel, link, sources, noise_variance, wave)
     if link.codes is not None and link.codes.shape[-2] > 1:
         repeats = 1
     elif snapshots is not None:
@@ -253,7 +182,7 @@ def unconditional_crb(
     elif sources.symbols is not None:
         repeats = sources.symbols.shape[-1]
     else:
-        raise InputError("snapshots", "the number of snapshots L (the link does not tell it)", "none")
+        raise InputError("snapshots", "pass the number of snapshots L; link and sources do not contain it")
     power = problem.flat(torch.where(sources.active, sources.power, 0).double(), 1)
 
     def information(block: slice, link: Link, A: Tensor, D: Tensor, active: Tensor) -> Tensor:
@@ -274,10 +203,112 @@ def unconditional_crb(
     return problem.bound(information, which)
 
 
-def _marginal(J: Tensor, keep: int, active: Tensor) -> Tensor:
-    """Information about the first ``keep`` unknowns when the others (``active`` of them) are unknown too.
+def recording_crb(
+    recording: Recording, kind: Literal["conditional", "unconditional"] = "conditional"
+) -> Bound:
+    """Bound of every scene of a recording with truth and noise variance.
 
-    NaN where the others cannot be told apart, as the powers of sources at one place.
+    Args:
+        recording: its truth must contain the symbols (conditional) or the powers (unconditional).
+        kind: which bound.
+
+    Raises:
+        InputError: the truth or the noise variance is missing.
+    """
+    if recording.truth is None or recording.noise_variance is None:
+        missing = "truth" if recording.truth is None else "noise_variance"
+        raise InputError(missing, "missing: the bound needs the truth and the noise variance of a recording")
+    if kind == "conditional":
+        return conditional_crb(recording.panel, recording.link, recording.truth, recording.noise_variance)
+    L = recording.snapshots.shape[-2]
+    return unconditional_crb(
+        recording.panel, recording.link, recording.truth, recording.noise_variance, snapshots=L
+    )
+
+
+class _Problem:
+    """Sources and link in float64, with the scene axes flattened into one, processed in blocks."""
+
+    def __init__(
+        self, panel: Panel, link: Link, sources: Sources, noise_variance: Tensor, wave: Wave
+    ) -> None:
+        if not (noise_variance > 0).all():
+            raise InputError("noise_variance", f"must be positive; got {float(noise_variance.min()):g}")
+        if (sources.active.int().diff(dim=-1) > 0).any():
+            raise InputError(
+                "sources", "unused slots (NaN) must come last; got a source after an unused slot"
+            )
+        self.batch = sources.azimuth.shape[:-1]
+        self.panel, self.wave = panel, wave
+        self.link = link.to(torch.complex128)
+        if self.link.per_scene and len(self.batch) != 1:
+            raise InputError(
+                "sources",
+                f"must have shape [S, K], as the link has one scene axis; got {list(sources.azimuth.shape)}",
+            )
+        self.active = self.flat(sources.active, 1)
+        self.range = sources.range.double()
+        self.positions = [self.flat(value.double(), 1) for value in sources.filled()]
+        self.noise_variance = self.flat(noise_variance.double().expand(self.batch), 0)
+
+    def flat(self, value: Tensor, keep: int) -> Tensor:
+        """Scene axes flattened, the last ``keep`` axes kept."""
+        return value.reshape(-1, *value.shape[value.ndim - keep :])
+
+    def bound(self, information: _Information, which: list[int]) -> Bound:
+        """Bound from the inverse Fisher information of each block of scenes."""
+        scenes, K = self.active.shape
+        codes = self.link.codes
+        L = 1 if codes is None else codes.shape[-2]
+        each = 16 * self.panel.size * L * 4 * K
+        width = len(which)
+        full = torch.full((scenes, K, 3, K, 3), torch.nan, dtype=torch.float64, device=self.active.device)
+        places = torch.tensor(which, device=full.device)
+        for block in blocks(scenes, each, full.device):
+            azimuth, elevation, distance = (value[block] for value in self.positions)
+            A, D = steering_with_derivatives(self.panel, azimuth, elevation, distance, self.wave)
+            active = self.active[block]
+            A, D = A * active[:, None], D * active[:, None, :, None]
+            J = information(block, self.link[block], A, D, active)
+            covariance = _inverse(J, active.repeat_interleave(width, dim=1))
+            covariance = covariance.reshape(-1, K, width, K, width)
+            full[block, :, places[:, None], :, places[None, :]] = covariance.permute(2, 4, 0, 1, 3)
+        return Bound(full.reshape(*self.batch, K, 3, K, 3), self.range)
+
+
+def _coordinates(unknowns: Sequence[Unknown]) -> list[int]:
+    """Indices of the unknown coordinates among azimuth, elevation and range."""
+    for name in unknowns:
+        if name not in POSITION:
+            raise InputError("unknowns", f"must be of azimuth, elevation and range; got {name!r}")
+    return [i for i, name in enumerate(POSITION) if name in unknowns]
+
+
+def _inverse(J: Tensor, active: Tensor) -> Tensor:
+    """Inverse of each J over its active unknowns; NaN for the others, infinite if J is singular."""
+    scale = J.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    usable = active & (scale > 0)
+    scale = torch.where(usable, scale, 1)
+    unit = torch.where(
+        usable[:, :, None] & usable[:, None, :], J / (scale[:, :, None] * scale[:, None, :]), 0
+    )
+    unit = unit + torch.diag_embed((~usable).to(J.dtype))
+    factor, failed = torch.linalg.cholesky_ex(unit)
+    pivot = factor.diagonal(dim1=-2, dim2=-1).amin(-1)
+    singular = (failed > 0) | (pivot < _SINGULAR_PIVOT) | (usable != active).any(-1)
+    safe = torch.where(
+        singular[:, None, None], torch.eye(J.shape[-1], dtype=J.dtype, device=J.device), factor
+    )
+    inverse = torch.cholesky_inverse(safe) / (scale[:, :, None] * scale[:, None, :])
+    inverse = torch.where(singular[:, None, None], torch.inf, inverse)
+    return torch.where(active[:, :, None] & active[:, None, :], inverse, torch.nan)
+
+
+def _marginal(J: Tensor, keep: int, active: Tensor) -> Tensor:
+    """Fisher information of the first ``keep`` unknowns with the others (those ``active``) as nuisance.
+
+    This is the Schur complement of the nuisance block. NaN if that block is singular, as for the powers of
+    two sources at one position.
     """
     nuisance = torch.where(active[:, :, None] & active[:, None, :], J[:, keep:, keep:], 0)
     nuisance = nuisance + torch.diag_embed((~active).to(J.dtype))
@@ -285,24 +316,5 @@ def _marginal(J: Tensor, keep: int, active: Tensor) -> Tensor:
     scale = nuisance.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     factor, failed = torch.linalg.cholesky_ex(nuisance / (scale[:, :, None] * scale[:, None, :]))
     half = torch.linalg.solve_triangular(factor, (cross / scale[:, None]).mT, upper=False)
-    singular = (failed > 0) | (factor.diagonal(dim1=-2, dim2=-1).amin(-1) < ROUNDING)
+    singular = (failed > 0) | (factor.diagonal(dim1=-2, dim2=-1).amin(-1) < _SINGULAR_PIVOT)
     return torch.where(singular[:, None, None], torch.nan, J[:, :keep, :keep] - half.mT @ half)
-
-
-def recording_crb(
-    recording: Recording, kind: Literal["conditional", "unconditional"] = "conditional"
-) -> Bound:
-    """The bound of every scene of a recording that carries its truth (symbols or powers) and noise variance.
-
-    Raises:
-        InputError: the truth or the noise variance is missing.
-    """
-    if recording.truth is None or recording.noise_variance is None:
-        missing = "truth" if recording.truth is None else "noise_variance"
-        raise InputError(missing, "a recording with truth and noise variance", "none")
-    if kind == "conditional":
-        return conditional_crb(recording.panel, recording.link, recording.truth, recording.noise_variance)
-    L = recording.snapshots.shape[-2]
-    return unconditional_crb(
-        recording.panel, recording.link, recording.truth, recording.noise_variance, snapshots=L
-    )

@@ -21,5 +21,5 @@ class InputError(ValueError):
         super().__init__(f"{self.field}: {self.problem}")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
-        """Pickled as its two parts, so that it can travel between processes."""
+        """Pickle the two parts, so that the exception can cross process boundaries."""
         return type(self), (self.field, self.problem)

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half written: to a temporary name first, then renamed."""
+"""Atomic writing of files: to a temporary name first, then renamed."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ TABLE_ENDINGS = (".csv", ".json")
 
 
 def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) -> None:
-    """Refuse an output file that cannot or should not be written, before any work is done for it.
+    """Check that an output file can be written, before work starts.
 
     Args:
         path: the file to be written.
         overwrite: whether an existing file may be replaced.
-        endings: what the name may end in; anything if empty.
+        endings: allowed extensions; empty for any.
 
     Raises:
-        InputError: the file exists and ``overwrite`` is off, is a folder, its folder is missing, or its name
-            ends in something else.
+        InputError: the path is a folder or an existing file without ``overwrite``, its folder is missing, or
+            the extension is not allowed.
     """
     if endings and path.suffix not in endings:
-        raise InputError(str(path), f"a name ending in {' or '.join(endings)}", repr(path.suffix))
+        raise InputError(str(path), f"the file name must end in {' or '.join(endings)}")
     if path.is_dir():
-        raise InputError(str(path), "the name of a file to write", "a folder")
+        raise InputError(str(path), "is a folder; give the name of a file")
     if not path.parent.is_dir():
-        raise InputError(str(path), "an existing folder to write to", f"no folder {path.parent}")
+        raise InputError(str(path), f"the folder {path.parent} does not exist")
     if path.exists() and not overwrite:
-        raise InputError(str(path), "a new file (or overwrite=True, --overwrite)", "an existing one")
+        raise InputError(
+            str(path), "the file exists already; pass overwrite=True (--overwrite) to replace it"
+        )
 
 
 @contextmanager
 def replace_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; renamed to ``path`` if all goes well, removed if not.
+    """A temporary name beside ``path``; renamed to ``path`` on success, removed on failure.
 
     Raises:
-        InputError: see :func:`check_output`; or the disk is full or refuses the file.
+        InputError: see :func:`check_output`; or the file cannot be written, as on a full disk.
     """
     check_output(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -48,6 +50,6 @@ def replace_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise InputError(str(path), "a place that can be written to", error.strerror or str(error)) from error
+        raise InputError(str(path), f"cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -75,14 +75,14 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     surest = prior.masked_fill(unmet, -math.inf).amax(-1, keepdim=True)
     prior = torch.where(unmet, surest, prior)
     # Evidence takes what errors of the panel leave for more sources; the network has learned better.
-    erring = spec.hybrid.count == "both" and spec.allowed_error > 0
-    if spec.hybrid.count == "network" or erring:
+    erring = spec.hybrid.model_order == "both" and spec.allowed_error > 0
+    if spec.hybrid.model_order == "network" or erring:
         prior = prior.masked_fill(unmet, -math.inf)
         return SelectedOrder(fit_n_sources(output, prior.argmax(-1), grid, spec), prior)
-    if spec.hybrid.count == "likelihood":
+    if spec.hybrid.model_order == "likelihood":
         prior = torch.zeros_like(prior)
     else:
-        prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.count_floor), -math.inf)
+        prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.model_order_floor), -math.inf)
     best = torch.full_like(surest[:, 0], -math.inf)
 
     def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
@@ -92,7 +92,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         before, here = prior[scenes, count], best[scenes]
         # The grid is searched for what may still turn out to be the answer.
         hopeful = (evidence + before > here - _HOPE).nonzero()[:, 0]
-        if len(hopeful) and count >= (spec.hybrid.search_from or math.inf):
+        if len(hopeful) and count >= (spec.hybrid.birth_death_min_sources or math.inf):
             some = part[hopeful]
             searched = _searched(some, fit[hopeful], grid, spec)
             fit = fit.replaced(hopeful, searched)
@@ -102,7 +102,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
 
     chosen = select_model_order(scenes, one, most, prior)
     # Many sources were searched before they were chosen, for the evidence; few are where the map doubts them.
-    fewer = chosen.fit.sources.active.sum(-1) < spec.hybrid.search_from
+    fewer = chosen.fit.sources.active.sum(-1) < spec.hybrid.birth_death_min_sources
     few = (fewer & _map_doubts(output, chosen.fit, spec)).nonzero()[:, 0]
     if len(few) == 0:
         return chosen
@@ -144,7 +144,7 @@ def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpe
         return fit
     _, L, M = output.recording.snapshots.shape
     count = fit.sources.active.sum(-1)
-    wanted = (count >= (spec.hybrid.search_from or math.inf)) | _map_doubts(output, fit, spec)
+    wanted = (count >= (spec.hybrid.birth_death_min_sources or math.inf)) | _map_doubts(output, fit, spec)
     many = (wanted & (count < most_sources(L, M))).nonzero()[:, 0]
     if len(many) == 0:
         return fit
@@ -172,11 +172,15 @@ def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpe
 
 def _map_doubts(output: NetworkOutput, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
     """Where the network's map gives the places that were found little probability."""
-    if not (spec.hybrid.search_from and spec.hybrid.search_below and spec.hybrid.own_list):
+    if not (
+        spec.hybrid.birth_death_min_sources
+        and spec.hybrid.birth_death_prior_below
+        and spec.hybrid.network_sources
+    ):
         return torch.zeros_like(fit.converged)
     positions, active = unpack(fit.sources, output.recording)
     scenes = torch.arange(len(positions), device=active.device)
-    return output.belief(scenes, positions, active) < math.log(spec.hybrid.search_below)
+    return output.belief(scenes, positions, active) < math.log(spec.hybrid.birth_death_prior_below)
 
 
 def _finished(
@@ -188,7 +192,7 @@ def _finished(
         pack(fit.positions, active),
         grid.volume,
         criterion=spec.criterion,
-        options=FitOptions(spec.hybrid.steps, spec.hybrid.tolerance),
+        options=FitOptions(spec.hybrid.max_evaluations, spec.hybrid.tolerance),
         power_noise=fit.power_noise,
     )
 
@@ -203,7 +207,7 @@ def _polished(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: Loc
     prior = _prior(output, spec)
     rough = partial(refine, volume=volume, criterion=spec.criterion, options=_FIRST)
     fit = rough(recording, positions, active)
-    if spec.hybrid.own_list:
+    if spec.hybrid.network_sources:
         own = output.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))
         as_many = (own.active == active).all(-1)
         scenes = (as_many & ~same_places(pack(fit.positions, active), own, grid)).nonzero()[:, 0]
@@ -214,15 +218,15 @@ def _polished(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: Loc
             gain = gain + log_prior(prior, scenes, listed.positions, there)
             gain = gain - log_prior(prior, scenes, first.positions, there)
             fit = fit.with_others(scenes[gain > 0], listed[gain > 0])
-    if spec.hybrid.exchanges:
-        places = output.places if spec.hybrid.own_list else _places_of_blend(output, grid, spec)
+    if spec.hybrid.relax_sweeps:
+        places = output.places if spec.hybrid.network_sources else _places_of_blend(output, grid, spec)
         candidates = torch.cat((places, beside(fit.positions, grid)), dim=1)
         fit = relax_sweeps(
             CandidateSearch(grid, recording, candidates),
             fit,
             active,
             criterion=spec.criterion,
-            sweeps=spec.hybrid.exchanges,
+            sweeps=spec.hybrid.relax_sweeps,
             prior=prior,
         )
     return _finished(output, fit, active, grid, spec)
@@ -230,7 +234,7 @@ def _polished(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: Loc
 
 def _prior(output: NetworkOutput, spec: LocateSpec) -> Prior | None:
     """What the network's map says, where its own list is wanted at all."""
-    weight = spec.hybrid.belief if spec.hybrid.own_list else 0.0
+    weight = spec.hybrid.spatial_prior if spec.hybrid.network_sources else 0.0
     if not weight:
         return None
     return lambda scenes, positions, active: weight * output.belief(scenes, positions, active)
@@ -417,7 +421,7 @@ def _doubted(
     estimate: Estimate, output: NetworkOutput, count: Int64[Tensor, "S"] | None, spec: LocateSpec
 ) -> Estimate:
     """Another search where what was found does not explain the data; a p value of NaN cannot tell."""
-    doubtful = (estimate.p_value < spec.hybrid.doubt).nonzero()[:, 0]
+    doubtful = (estimate.p_value < spec.hybrid.recheck_p_value).nonzero()[:, 0]
     if len(doubtful) == 0:
         return estimate
     other = _classical(output.recording[doubtful], None if count is None else count[doubtful], spec)

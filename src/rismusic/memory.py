@@ -1,4 +1,4 @@
-"""How much memory temporary arrays may take: one budget, from which all block sizes follow."""
+"""Memory budget of temporary arrays, from which all block sizes follow."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rismusic.errors import InputError
 VARIABLE = "RISMUSIC_MEMORY_BUDGET_MIB"
 """Environment variable that replaces the default budget, in MiB."""
 
-# MiB by type of device. On a processor small blocks stay in its caches; a GPU wants large ones.
+# MiB by type of device: small blocks stay in the caches of a CPU; a GPU needs large ones.
 _DEFAULT_MIB = {"cpu": 256, "cuda": 2048}
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that the arrays kept for one block of work may take; temporary arrays take a quarter of it.
+    """Memory budget in bytes for one block of work; temporary arrays use a quarter of it.
 
     Args:
-        device: where the work is done.
+        device: device of the arrays.
 
     Raises:
-        InputError: the environment variable holds no positive number.
+        InputError: the environment variable is not a positive number.
     """
     text = os.environ.get(VARIABLE)
     if text is None:
@@ -37,22 +37,22 @@ def memory_budget(device: torch.device) -> int:
 
 
 def block_size(bytes_each: int, device: torch.device) -> int:
-    """How many items fit into a block of temporary arrays, at least one.
+    """Number of items whose temporary arrays fit into the budget, at least one.
 
     Args:
-        bytes_each: of the arrays made for one item.
-        device: where they are.
+        bytes_each: size of the temporary arrays of one item.
+        device: device of the arrays.
     """
     return max(1, memory_budget(device) // 4 // max(1, bytes_each))
 
 
 def blocks(count: int, bytes_each: int, device: torch.device) -> list[slice]:
-    """Slices of ``count`` items, such as scenes, whose temporary arrays fit the budget.
+    """Split ``count`` items, such as scenes, into slices whose temporary arrays fit into the budget.
 
     Args:
-        count: all items.
-        bytes_each: of the arrays made for one item.
-        device: where they are.
+        count: number of items.
+        bytes_each: size of the temporary arrays of one item.
+        device: device of the arrays.
     """
     step = block_size(bytes_each, device)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]

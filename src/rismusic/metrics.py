@@ -48,7 +48,8 @@ class Score:
     """Metrics over all sources of all scenes.
 
     A miss is a true source without a found one within the gate; a false alarm is a found source that is no
-    true one's. ``*_over_bound`` is the median of |error| over .6745 CRB of the same scene: 1 on the bound.
+    true one's. ``*_over_bound`` is the median absolute error over .6745 CRB of the same scene: 1 on the
+    bound.
     """
 
     scenes: int

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
-from rismusic.conversion import ArrayLike, to_tensor
+from rismusic.array import ArrayLike, to_tensor
 from rismusic.errors import InputError
 
 

@@ -1,17 +1,15 @@
-"""What all settings have in common: frozen pydantic models whose errors are one sentence, and TOML files.
+"""Settings: frozen pydantic models whose errors are one sentence, read from and written to TOML.
 
-The module does not import torch.
-
-The configuration of a system, as frozen pydantic models.
-
-The command line, the TOML files and the Python calls all speak through these models; nothing else in the
-package holds a default of the physics. The module does not import torch.
+The command line, the TOML files and the Python API share these models; no other module holds a default of
+the physics. The module does not import torch.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -21,6 +19,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from rismusic.errors import InputError
 from rismusic.registry import check_method, load_plugins
+from rismusic.renames import renamed_setting
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -31,176 +30,247 @@ Number = TypeVar("Number", int, float)
 
 
 class Spec(BaseModel):
-    """A frozen part of the configuration; unknown keys are refused."""
+    """A frozen group of settings. Unknown names are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     section: ClassVar[str] = ""
 
-    def __init__(self, **values: object) -> None:
+    # The instance is positional only, so that a TOML key `self` is an unknown setting like any other.
+    def __init__(_spec, /, **values: object) -> None:  # noqa: N805
         try:
-            super().__init__(**values)
+            super(Spec, _spec).__init__(**values)
         except ValidationError as error:
-            raise _input_error(error, self.section) from None
+            raise _input_error(error, type(_spec)) from None
 
     def replace(self: S, **settings: object) -> S:
-        """The same settings but for those named, checked anew.
+        """A copy with some settings changed. All settings are validated again.
 
         Raises:
-            InputError: a setting is unknown or impossible.
+            InputError: a setting is unknown or invalid.
         """
         kept = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**kept, **settings})
 
 
 def limits(value: Number | tuple[Number, Number]) -> tuple[Number, Number]:
-    """The two limits of a setting that is one value or a pair."""
+    """Lower and upper limit of a setting that is one value or a pair."""
     return value if isinstance(value, tuple) else (value, value)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """What a TOML file holds.
+    """Contents of a TOML file.
 
     Raises:
-        InputError: the file is missing or is no TOML.
+        InputError: the file cannot be read, or is not valid TOML.
     """
     path = Path(path)
     try:
         return tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
     except OSError as error:
-        reason = (error.strerror or "an unreadable one").lower()
-        raise InputError(str(path), "a readable TOML file", reason) from None
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(str(path), f"cannot be read: {reason}") from None
     except (TOMLKitError, UnicodeDecodeError) as error:
-        raise InputError(str(path), "a TOML file", f"a file that does not parse ({error})") from None
+        raise InputError(str(path), f"is not a valid TOML file: {error}") from None
+
+
+def read_spec(kind: type[S], path: str | Path) -> S:
+    """Settings of one kind from a TOML file. Settings that are not in the file keep their defaults.
+
+    Raises:
+        InputError: the file cannot be read, is not valid TOML, or has an unknown or invalid setting.
+    """
+    try:
+        return kind(**read_toml(path))
+    except InputError as error:
+        raise error if error.field == str(path) else InputError(str(path), str(error)) from None
 
 
 def dump_spec(spec: Spec) -> str:
-    """The spec as TOML text, from which an equal spec can be made."""
+    """The settings as TOML text, from which equal settings can be made."""
     return tomlkit.dumps(spec.model_dump(mode="json"))
 
 
-def _input_error(error: ValidationError, section: str) -> InputError:
+def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings as one dictionary with dotted names."""
+    flat: dict[str, object] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flat_settings(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:
     """The first complaint of pydantic as one sentence."""
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return cause
-    # A setting that takes a value or a pair reports both attempts; the names of the types are no part of it.
-    types = re.compile(r"[\[(]|^(constrained-.*|int|float|tuple|literal)$")
-    names = [section, *(part for part in first["loc"] if isinstance(part, str) and not types.search(part))]
-    field = ".".join(name for name in names if name)
+    names = _field_names(first["loc"])
+    field = ".".join(name for name in [kind.section, *names] if name)
     if first["type"] == "extra_forbidden":
-        return InputError(field, "a known setting", "an unknown one")
-    expected = first["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
-    return InputError(field, expected.replace("greater than", "more than"), repr(first["input"]))
+        changed = renamed_setting(field)
+        if changed is not None:
+            return InputError(field, changed)
+        known = setting_names(kind)
+        close = [
+            ".".join((kind.section, name)).lstrip(".")
+            for name in difflib.get_close_matches(".".join(names), known, n=1)
+        ]
+        return InputError(field, "unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
+    if first["type"] in ("model_type", "dict_type"):
+        return InputError(field, f"expected a table of settings, found {first['input']!r}")
+    if first["type"] == "missing":
+        return InputError(field, "is required")
+    # Text that is none of several types gets one error for each of them.
+    alike = [one for one in errors if _field_names(one["loc"]) == names and "tuple" not in one["type"]]
+    several = isinstance(first["input"], str) and len(alike) > 1
+    expected = " or ".join(dict.fromkeys(_expected(one["msg"]) for one in (alike if several else [first])))
+    return InputError(field, f"expected {expected}, found {first['input']!r}")
+
+
+def _field_names(location: Sequence[int | str]) -> list[str]:
+    """Where pydantic found an error, without the types of a union that it tried there."""
+    types = re.compile(r"[\[(]|^(constrained-.*|int|float|tuple|literal|none)$")
+    return [part for part in location if isinstance(part, str) and not types.search(part)]
+
+
+def _expected(message: str) -> str:
+    """What pydantic expected, as the end of "expected ..."."""
+    text = message.removeprefix("Input should be ").removeprefix("Value should be ")
+    for long, short in (
+        ("greater than or equal to", "at least"),
+        ("less than or equal to", "at most"),
+        ("greater than", "more than"),
+        (", unable to parse string as an integer", ""),
+        (", unable to parse string as a number", ""),
+        (", got a number with a fractional part", ""),
+    ):
+        text = text.replace(long, short)
+    return text
+
+
+def setting_names(kind: type[Spec], prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a kind."""
+    names = []
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Spec):
+            names += setting_names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
 
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Where the weights are that come with the package."""
+"""Folder of the weights that come with the package."""
 
 SymbolKind = Literal["gaussian", "qpsk", "static"]
 
 
 def _check_ranges(section: str, low: float, high: float) -> None:
     if high < low:
-        raise InputError(f"{section}range_max_m", f"at least range_min_m = {low:g}", f"{high:g}")
+        raise InputError(f"{section}range_max_m", f"expected at least range_min_m = {low:g}, found {high:g}")
 
 
 class PanelSpec(Spec):
-    """A uniform planar panel, centred on the origin of its frame."""
+    """A uniform planar panel, centred on the origin of the panel frame."""
 
     section: ClassVar[str] = "panel"
 
     rows: Count = 12
-    """Elements along y (vertical)."""
+    """Number of elements along y (vertical)."""
     columns: Count = 12
-    """Elements along x (horizontal)."""
+    """Number of elements along x (horizontal)."""
     spacing_wavelengths: Positive = 0.5
-    """Distance between neighbouring elements, in wavelengths."""
+    """Element spacing, in wavelengths."""
     wavelength_m: Positive = 0.3
     """Wavelength in metres."""
 
 
 class ChannelSpec(Spec):
-    """The channel H from the panel to the base station, or no channel at all ('direct')."""
+    """The channel H from the panel to the base station, or direct sampling of the panel."""
 
     section: ClassVar[str] = "channel"
 
     kind: Literal["rician", "rayleigh", "direct"] = "rician"
-    """'rician': line of sight from geometry plus scatter; 'rayleigh': i.i.d. scatter; 'direct': the
-    panel itself is sampled, M = N."""
+    """Channel model. 'rician': geometric line of sight plus scatter; 'rayleigh': i.i.d. scatter; 'direct': no
+    channel, each element of the panel is sampled (M = N)."""
     antennas: Count = 16
-    """Antennas of the base station, M (a uniform line parallel to x)."""
+    """Number of base station antennas, M (a uniform linear array parallel to x)."""
     antenna_spacing_wavelengths: Positive = 0.5
-    """Distance between neighbouring antennas, in wavelengths."""
+    """Antenna spacing of the base station, in wavelengths."""
     distance_m: Positive = 100.0
-    """Distance from the panel to the middle of the base station, in metres."""
+    """Distance from the panel to the centre of the base station array, in metres."""
     azimuth_max_deg: Annotated[float, Field(ge=0, lt=90)] = 60.0
-    """The base station stands within this azimuth to either side."""
+    """Maximum absolute azimuth of the base station, in degrees (drawn uniformly)."""
     elevation_max_deg: Annotated[float, Field(ge=0, lt=90)] = 30.0
-    """The base station stands within this elevation up or down."""
+    """Maximum absolute elevation of the base station, in degrees (drawn uniformly)."""
     rician_factor_db: Finite | tuple[Finite, Finite] = (-3.0, 10.0)
-    """Energy ratio of line of sight to scatter, in dB: one value, or the limits of a uniform draw."""
+    """Rician K-factor in dB: one value, or the limits of a uniform distribution."""
 
 
 class CodebookSpec(Spec):
-    """The codes c_l that the panel wears, one for each snapshot."""
+    """The RIS configurations c_l, one for each snapshot."""
 
     section: ClassVar[str] = "codebook"
 
     kind: Literal["random", "dft", "hadamard"] = "random"
-    """'random': independent phases; 'dft': beams of the 2-D DFT; 'hadamard': rows of +1 and -1."""
+    """Codebook. 'random': independent phases; 'dft': beams of the 2-D DFT; 'hadamard': rows of +1 and -1."""
     snapshots: Count = 16
-    """Snapshots of a scene, L."""
+    """Number of snapshots of a scene, L."""
     bits: Annotated[int, Field(ge=1, le=16)] | Literal["continuous"] = 3
-    """Resolution of the phase shifters in bits, or 'continuous'."""
+    """Phase resolution of the RIS elements in bits, or 'continuous'."""
 
 
 class HardwareSpec(Spec):
-    """How the panel that acts differs from the panel that the recording describes."""
+    """Hardware impairments: differences between the real panel and the one that the recording describes."""
 
     section: ClassVar[str] = "hardware"
 
     static_phase_rad: NonNegative = 0.0
-    """Standard deviation of each element's constant phase error, in radians."""
+    """Standard deviation of the constant phase error of each element, in radians."""
     code_phase_rad: NonNegative = 0.0
-    """Standard deviation of the phase error drawn anew for each element and code, in radians."""
+    """Standard deviation of the phase error drawn for each element and RIS configuration, in radians."""
     gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Gains are uniform between 1 - gain and 1 + gain."""
+    """Element gains are uniform between 1 - gain and 1 + gain."""
     dead_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability that an element does not reflect at all."""
+    """Probability that an element is dead (does not reflect)."""
     position_wavelengths: NonNegative = 0.0
-    """Elements are displaced by up to this many wavelengths along each axis."""
+    """Maximum displacement of an element along each axis, in wavelengths."""
 
     @property
     def response_error(self) -> float:
-        """Root mean square of the relative error of an element's response, for small errors of phase."""
+        """RMS relative error of the element responses, for small phase errors."""
         phase = self.static_phase_rad**2 + self.code_phase_rad**2
-        # A displacement counts along the ray, which is a unit vector.
-        place = (2 * math.pi * self.position_wavelengths) ** 2 / 3
-        return math.sqrt(phase + place + self.gain**2 / 3 + self.dead_fraction)
+        # Only the displacement along the ray, a unit vector, changes the phase.
+        position = (2 * math.pi * self.position_wavelengths) ** 2 / 3
+        return math.sqrt(phase + position + self.gain**2 / 3 + self.dead_fraction)
 
 
 class SceneSpec(Spec):
-    """Where the sources are, how strong they are, and what they send."""
+    """Positions, powers and symbols of the sources."""
 
     section: ClassVar[str] = "scene"
 
     azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
-    """Azimuths are uniform within this limit to either side."""
+    """Maximum absolute azimuth, in degrees (drawn uniformly)."""
     elevation_max_deg: Annotated[float, Field(gt=0, lt=90)] = 30.0
-    """Elevations are uniform within this limit up or down."""
+    """Maximum absolute elevation, in degrees (drawn uniformly)."""
     range_min_m: Positive = 0.5
-    """Nearest range in metres."""
+    """Minimum range, in metres."""
     range_max_m: Positive = 10.0
-    """Farthest range in metres."""
+    """Maximum range, in metres."""
     separation_deg: NonNegative = 8.0
-    """Least separation of two sources: the larger of their azimuth and elevation differences."""
+    """Minimum separation of two sources in degrees: the larger of their azimuth and elevation differences."""
     power: Literal["equal", "path_loss"] = "equal"
-    """'equal', or 'path_loss': power proportional to 1 / range^2. The mean power of a scene is 1."""
+    """Source powers: 'equal', or 'path_loss' (proportional to 1 / range^2). Their mean in a scene is 1."""
     power_spread_db: NonNegative = 0.0
-    """On top of it, powers are drawn uniformly within a band of this width, in dB."""
+    """Width of an additional uniform random power variation, in dB."""
     symbols: SymbolKind = "gaussian"
-    """'gaussian' and 'qpsk' change with every snapshot; 'static' is one symbol held throughout."""
+    """Symbols: 'gaussian' and 'qpsk' change with every snapshot; 'static' is one symbol for all snapshots."""
 
     @model_validator(mode="after")
     def _limits(self) -> SceneSpec:
@@ -209,14 +279,14 @@ class SceneSpec(Spec):
 
 
 class SystemSpec(Spec):
-    """A whole system: panel, channel, codes, hardware errors, sources and noise."""
+    """A system: panel, channel, RIS configurations, hardware impairments, sources and noise."""
 
     sources: Count | tuple[Count, Count] = (1, 5)
-    """Number of sources K: one value, or the limits of a uniform draw."""
+    """Number of sources K: one value, or the limits of a uniform distribution."""
     snr_db: Finite | tuple[Finite, Finite] = (-5.0, 20.0)
-    """Signal to noise ratio in dB, exact in every scene: one value, or the limits of a uniform draw."""
+    """SNR in dB, realised exactly in every scene: one value, or the limits of a uniform distribution."""
     one_link: bool = False
-    """One channel, one codebook and one set of hardware errors for all scenes; else new ones in each."""
+    """Use one channel, codebook and set of hardware impairments for all scenes, not new ones for each."""
     scene: SceneSpec = SceneSpec()
     panel: PanelSpec = PanelSpec()
     channel: ChannelSpec = ChannelSpec()
@@ -231,104 +301,100 @@ class SystemSpec(Spec):
             ("channel.rician_factor_db", self.channel.rician_factor_db),
         ):
             if isinstance(pair, tuple) and pair[1] < pair[0]:
-                raise InputError(name, "the lower limit first", f"{pair[0]:g}, {pair[1]:g}")
+                raise InputError(name, f"give the lower limit first; got {pair[0]:g}, {pair[1]:g}")
         if self.channel.kind == "direct" and self.hardware.code_phase_rad > 0:
             raise InputError(
                 "hardware.code_phase_rad",
-                "0 where the panel is sampled directly (there are no codes)",
-                f"{self.hardware.code_phase_rad:g}",
+                "must be 0 if the panel is sampled directly (there are no RIS configurations); "
+                f"got {self.hardware.code_phase_rad:g}",
             )
         return self
 
 
 class HybridSpec(Spec):
-    """How the network's covariance is used."""
+    """Expert settings of the hybrid estimator."""
 
     section: ClassVar[str] = "hybrid"
 
     beta: Annotated[float, Field(ge=0, le=1)] | Literal["trained"] = "trained"
-    """Share of the sample covariance in the blend that MUSIC searches; 'trained': as in the training."""
+    """Weight of the sample covariance R_samp in the blend R_blend; 'trained': the value used in training."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How far R_samp gives way to R_pred in noisy scenes: beta falls by this times the noise's share of the
-    energy; 0: the same beta in every scene."""
-    own_list: bool = True
-    """Let the network's own list of sources stand beside MUSIC as a second start (the likelier end counts),
-    and its map name the candidates of exchanges; else all comes from MUSIC on the blend."""
-    count: Literal["both", "likelihood", "network"] = "both"
-    """With sources 'auto', what tells their number: the network's logits, the likelihood, or both. Where the
-    panel may err, 'both' is the network alone."""
-    count_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
-    """With count 'both', numbers less probable than this times the most probable one are not tried."""
-    exchanges: Annotated[int, Field(ge=0)] = 6
-    """Sweeps in which each source is taken out and the best candidate put in its place, where that is
-    likelier; 0: none."""
+    """Reduce beta in noisy scenes by this times the noise's share of the energy; 0 disables it."""
+    network_sources: bool = True
+    """Use the network's source list and heat map as well as MUSIC on R_blend: the list as a second starting
+    point, the heat map for the candidates of the RELAX sweeps."""
+    model_order: Literal["both", "likelihood", "network"] = "both"
+    """If the number of sources is 'auto': estimate it from the likelihood, the network's probabilities, or
+    both. With hardware impairments (panel_error > 0), 'both' uses the network alone."""
+    model_order_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
+    """With model_order 'both': skip numbers of sources whose network probability is below this times the
+    highest one."""
+    relax_sweeps: Annotated[int, Field(ge=0)] = 6
+    """Maximum number of RELAX sweeps. Each sweep replaces every source by its best candidate if that
+    increases the likelihood; 0 disables them."""
     candidates: Count = 60
-    """Highest peaks of the network's map (or of MUSIC, without it), among which exchanges choose, beside
-    places next to each source."""
-    belief: NonNegative = 1.0
-    """Weight of what the network's map says of places, beside the likelihood, where one set of places is
-    chosen over another; 0: the likelihood alone. Without the own list it has none."""
-    search_from: Annotated[int, Field(ge=0)] = 4
-    """From so many sources on, sources are added from all points of the search grid in the end, and the least
-    ones dropped, where that is likelier; 0: never."""
-    search_below: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """The same with fewer sources, where the network's map gives what was found a probability below this; 0:
-    never. Without the own list it is not asked."""
-    doubt: Annotated[float, Field(ge=0, le=1)] = 0.005
-    """Scenes whose data what was found explains with a p value below this are located by 'sbl' too, and the
-    better answer counts; 0: none."""
+    """Number of candidates of a RELAX sweep: peaks of the heat map, or of MUSIC without network_sources."""
+    spatial_prior: NonNegative = 1.0
+    """Weight of the heat map as a spatial prior beside the likelihood; 0: likelihood only."""
+    birth_death_min_sources: Annotated[int, Field(ge=0)] = 4
+    """Minimum number of sources for birth-death search over the whole grid; 0 disables it."""
+    birth_death_prior_below: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Run birth-death search for fewer sources, too, if the heat map gives the estimate a probability below
+    this; 0 disables it."""
+    recheck_p_value: Annotated[float, Field(ge=0, le=1)] = 0.005
+    """If the p-value of the fit is below this, SBL is run as well and the better fit is kept."""
     newton_steps: Count = 1
-    """Most steps of each climb of the MUSIC spectrum, where NF-MLE follows."""
-    steps: Count = 60
-    """Most evaluations of the likelihood from each start."""
+    """Maximum number of Newton steps from each peak of the MUSIC spectrum, before NF-MLE."""
+    max_evaluations: Count = 60
+    """Maximum number of likelihood evaluations from each starting point of NF-MLE."""
     tolerance: Positive = 5e-3
-    """A fit has converged when no unknown is predicted to move by more than this many error bars."""
+    """NF-MLE has converged when no parameter is predicted to move by more than this many error bars."""
     untrained: bool = False
-    """Use the network as it was before it learned anything, to see what its weights are worth."""
+    """Use the network with its initial random weights, for comparison."""
 
 
 class LocateSpec(Spec):
-    """How sources are located, and where they are looked for."""
+    """The method, its settings and the searched volume."""
 
     section: ClassVar[str] = ""
 
     plugins: Annotated[tuple[str, ...], AfterValidator(load_plugins)] = ()
-    """Python modules to import first, which register further methods (see docs: own estimators)."""
+    """Python modules to import first, which register further methods (see the documentation, Extending)."""
     method: Annotated[str, AfterValidator(check_method)] = (
         "hybrid" if (WEIGHTS / "ideal.safetensors").exists() else "sbl"
     )
-    """MUSIC on a network's covariance ('hybrid'), spectra of the sample covariance ('music', 'soft_music',
-    'mvdr', 'bartlett'), or searches that fit the snapshots themselves: 'omp' (greedy), 'relax' (cyclic),
-    'sbl' (sparse Bayesian), 'best' (the likelier of two relaxed starts); or a registered name."""
+    """'hybrid' (MUSIC on a network's covariance, then NF-MLE); spectra of the sample covariance: 'music',
+    'soft_music', 'mvdr', 'bartlett'; model-based searches: 'omp', 'relax', 'sbl' (sparse Bayesian learning),
+    'best' (the likelier of RELAX from OMP and from SBL); or a registered name."""
     weights: str = "ideal"
-    """The network of 'hybrid': 'ideal', 'robust' (trained with hardware errors), or a file of weights."""
+    """Weights of 'hybrid': 'ideal', 'robust' (trained with hardware impairments), or a file."""
     hybrid: HybridSpec = HybridSpec()
     sources: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Number of sources K of each scene, or 'auto'."""
+    """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Count = 5
-    """With 'auto': the largest number that is tried."""
+    """Maximum number of sources, if it is estimated."""
     panel_error: NonNegative | Literal["trained"] = "trained"
-    """Root mean square of the relative error that an element's response may have (0.1: 10 % of amplitude, or
-    0.1 rad): the elements' responses are then found along with the sources. 0: the panel is as recorded;
-    'trained': with 'hybrid' the errors that its weights were trained with, else 0."""
+    """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
+    responses are calibrated along with the positions. 'trained': the value that the weights of 'hybrid' were
+    trained with; 0 for other methods."""
     polish: bool = True
-    """Refine the peaks of a spectrum by near-field maximum likelihood on the snapshots."""
+    """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
-    """The likelihood that is maximised: of unknown symbols, or of Gaussian ones (fewer misses)."""
+    """Likelihood to maximise: 'conditional' (deterministic symbols) or 'unconditional' (Gaussian symbols)."""
     oversampling: Annotated[float, Field(ge=1)] = 2.51
-    """Points of the search grid per beam width."""
+    """Search grid points per beam width."""
     azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
-    """Azimuths are searched within this limit to either side."""
+    """Maximum absolute azimuth of the search, in degrees."""
     elevation_max_deg: Annotated[float, Field(gt=0, lt=90)] = 30.0
-    """Elevations are searched within this limit up or down."""
+    """Maximum absolute elevation of the search, in degrees."""
     range_min_m: Positive = 0.5
-    """Nearest range that is searched, in metres."""
+    """Minimum range of the search, in metres."""
     range_max_m: Positive = 10.0
-    """Farthest range that is searched, in metres."""
+    """Maximum range of the search, in metres."""
 
     @property
     def allowed_error(self) -> float:
-        """``panel_error`` as a number; 0 where no training has named one."""
+        """``panel_error`` as a number; 0 for 'trained' before the weights are known."""
         return 0.0 if self.panel_error == "trained" else self.panel_error
 
     @model_validator(mode="after")
@@ -338,18 +404,18 @@ class LocateSpec(Spec):
 
 
 def load_spec(path: str | Path) -> SystemSpec:
-    """Read a :class:`SystemSpec` from a TOML file; what it does not name keeps its default.
+    """Read a :class:`SystemSpec` from a TOML file. Settings that are not in the file keep their defaults.
 
     Raises:
-        InputError: the file is missing, is no TOML, or holds an unknown or impossible setting.
+        InputError: the file cannot be read, is not valid TOML, or has an unknown or invalid setting.
     """
-    return SystemSpec(**read_toml(path))
+    return read_spec(SystemSpec, path)
 
 
 def load_locate_spec(path: str | Path) -> LocateSpec:
-    """Read a :class:`LocateSpec` from a TOML file; what it does not name keeps its default.
+    """Read a :class:`LocateSpec` from a TOML file. Settings that are not in the file keep their defaults.
 
     Raises:
-        InputError: the file is missing, is no TOML, or holds an unknown or impossible setting.
+        InputError: the file cannot be read, is not valid TOML, or has an unknown or invalid setting.
     """
-    return LocateSpec(**read_toml(path))
+    return read_spec(LocateSpec, path)

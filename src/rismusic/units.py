@@ -1,4 +1,4 @@
-"""Decibels, which live at the edges only; inside, power is linear."""
+"""Conversion between decibels and linear power ratios. Inside the package, power is linear."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 def from_db(level_db: Tensor) -> Tensor:
     """Power ratio of a level in dB.
 
-    By ``exp``, whose result for one number does not depend on how many there are; ``10 ** x`` takes another
-    path for the last few numbers of a tensor, so that a scene would depend on its batch in the last bit.
+    Uses ``exp``, whose result for an element does not depend on the size of the tensor. ``10 ** x`` treats
+    the last few elements of a tensor differently, so that a scene would depend on its batch in the last bit.
     """
     return (level_db * (math.log(10) / 10)).exp()
 

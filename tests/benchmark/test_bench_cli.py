@@ -53,7 +53,7 @@ def test_the_command_is_the_twin_of_the_call(tmp_path, monkeypatch, capsys):
         "F1",
         "GOSPA",
         "/ CRB",
-        "has been told the truth",
+        "uses the true sources",
     ):
         assert word in out
     names = {path.name for path in (tmp_path / "bench").iterdir()}
@@ -67,13 +67,13 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
     for args, sentence in (
         (
             "--methods esprit",
-            "error: methods: no method is named 'esprit'; known are hybrid, music, soft_music, ",
+            "error: --methods: no method is named 'esprit'; known are hybrid, music, soft_music, ",
         ),
         ("--shard 4/4", "error: shard: give a share as I/N with 0 <= I < N"),
         ("--merge a b", "error: a/settings.toml: cannot be read as the settings of a benchmark"),
-        ("--merge a b --scenes 3", "error: merge: expected no settings beside it"),
-        ("-o table.txt", "error: table.txt: expected a name ending in .csv or .json"),
-        ("--scenes 0", "error: scenes: expected at least 1, found 0"),
+        ("--merge a b --scenes 3", "error: --merge: cannot be combined with settings"),
+        ("-o table.txt", "error: table.txt: the file name must end in .csv or .json"),
+        ("--scenes 0", "error: --scenes: expected at least 1, found 0"),
     ):
         assert run(*args.split()) == 2
         said = capsys.readouterr().err
@@ -85,7 +85,7 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
 def test_shares_are_run_and_merged_and_settings_come_from_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "system.toml").write_text("sources = 5\n[scene]\nseparation_deg = 12.0\n")
+    (tmp_path / "system.toml").write_text("sources = [5]\n[scene]\nseparation_deg = 12.0\n")
     flags = [
         *TINY.replace("--scenes 2", "--scenes 1").split(),
         "--sweep",
@@ -95,7 +95,7 @@ def test_shares_are_run_and_merged_and_settings_come_from_a_file(tmp_path, monke
     ]
     for share in (0, 1):
         assert run(*flags, "--shard", f"{share}/2", "--out", f"share{share}", "--workers", 1) == 0
-        assert "parts left to other shares; put them together with --merge" in capsys.readouterr().err
+        assert "parts belong to other shares; combine them with --merge" in capsys.readouterr().err
     assert run("--merge", "share0", "share1", "--out", "whole") == 0
     out = shown(capsys)
     for word in ("K = 2, 20 dB, symbols: missed in %", "gaussian", "qpsk", "static", "error over bound"):
@@ -113,7 +113,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("rismusic.benchmark.run.bench", interrupted)
     assert run("--out", tmp_path / "b") == 130
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue with --resume" in capsys.readouterr().err
 
 
 def test_no_matplotlib_is_no_reason_to_fail(tmp_path, monkeypatch, capsys):

@@ -35,7 +35,7 @@ def test_the_hybrid_without_its_parts():
     assert spec.search("hybrid:raw") == whole.replace(polish=False)
     assert spec.search("hybrid:beta0").hybrid == whole.hybrid.replace(beta=0.0)
     assert spec.search("hybrid:untrained_music").hybrid == whole.hybrid.replace(
-        untrained=True, own_list=False, doubt=0.0, search_from=0
+        untrained=True, network_sources=False, recheck_p_value=0.0, birth_death_min_sources=0
     )
     assert len({spec.search(f"hybrid:{name}").hybrid.model_dump_json() for name in ABLATIONS}) == len(
         ABLATIONS
@@ -123,7 +123,7 @@ def test_grid_and_sweeps_side_by_side():
     ("settings", "sentence"),
     [
         ({"sweep": ("speed",)}, "sweep: unknown sweep 'speed'; choose from none, range, "),
-        ({"sweep": ("scene.speed",), "sweep_values": (1,)}, "speed: expected a known setting"),
+        ({"sweep": ("scene.speed",), "sweep_values": (1,)}, "speed: unknown setting"),
         ({"sweep": ("speed.scene",), "sweep_values": (1,)}, "sweep: .* is not a setting of the system"),
         ({"sweep": ("scene.power",)}, "sweep_values: give the values of scene.power"),
         ({"sweep": ("bits",), "sweep_values": (0,)}, r"codebook\.bits: .* found 0"),

@@ -14,7 +14,7 @@ from faults.table import FAULTS
 from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, run_check
 from rismusic.doctor.report import Diagnosis
-from rismusic.nn import validation
+from rismusic.estimation import classical
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets, covariance_error, eigengap_hinge, total_loss
@@ -23,8 +23,8 @@ from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.schedules import beta_at
 from rismusic.nn.spec import LossSpec
 from rismusic.simulation.channel import draw_channel
+from rismusic.simulation.scene import draw_sources
 from rismusic.simulation.simulator import Simulator
-from rismusic.sources import draw_sources
 
 
 def made(change):
@@ -78,8 +78,13 @@ def any_sample(original, cls, *given, **named):
 
 @contextmanager
 def moved_sources(spec, change):
-    sound = validation.sources_of
-    with attribute(validation, "sources_of", lambda *given: change(sound(*given))):
+    sound = classical.rap_music_sources
+
+    def changed(*given):
+        sources, converged = sound(*given)
+        return change(sources), converged
+
+    with attribute(classical, "rap_music_sources", changed):
         yield spec
 
 
@@ -138,7 +143,7 @@ PLANTED = [
     (
         "LEAK",
         "second epoch",
-        method(TrainingScenes, "numbers", lambda original, self, epoch, step: original(self, 0, step)),
+        method(TrainingScenes, "scene_ranges", lambda original, self, epoch, step: original(self, 0, step)),
     ),
     ("R_SAMP", "energy of R_samp", method(Targets, "of", any_sample)),
     ("R_SAMP", "those of other scenes", KNOWN["R_samp from the labels"]),
@@ -202,12 +207,12 @@ PLANTED = [
     ("SCHEDULE", "largest beta", beta(1.0)),
     ("SCHEDULE", "over that of the settings", beta(0.0)),
     ("STEP", "logged norm", stepped(lambda _, numbers: {**numbers, "gradient": 10 * numbers["gradient"]})),
-    ("STEP", "median change", settings(backbone_learning_rate=0.0, head_learning_rate=0.0)),
-    ("STEP", "largest change of a parameter", stepped(push)),
+    ("STEP", "median parameter update", settings(backbone_learning_rate=0.0, head_learning_rate=0.0)),
+    ("STEP", "largest parameter update", stepped(push)),
     (
         "FINITE",
         "averaged weights",
-        method(Learner, "_follow", lambda original, self, _: original(self, torch.ones(()))),
+        method(Learner, "_update_average", lambda original, self, _: original(self, torch.ones(()))),
     ),
     ("DRIFT", "unchanged after three steps", KNOWN["backbone frozen"]),
     ("DRIFT", "change of all weights", settings(backbone_learning_rate=1.0, head_learning_rate=1.0)),

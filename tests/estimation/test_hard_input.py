@@ -108,9 +108,7 @@ def test_a_single_snapshot(method, system):
     located = answered(recording, sources_max=2, method=method)
     assert located.sources.active[:, 0].all()
     if method in OF_A_SUBSPACE:
-        with pytest.raises(
-            InputError, match=r"sources: expected 1 to 1 \(the rank of the covariance\), found 2"
-        ):
+        with pytest.raises(InputError, match="sources: must be 1 to 1, the rank of the covariance; got 2"):
             locate(recording, sources=2, method=method)
 
 
@@ -214,5 +212,5 @@ def test_values_that_are_none(method):
         for sources in (1, "auto"):
             with pytest.raises(InputError, match="snapshots: values must be finite"):
                 locate(replace(recording, snapshots=snapshots), sources=sources, method=method)
-            with pytest.raises(InputError, match="noise_variance: expected positive"):
+            with pytest.raises(InputError, match="noise_variance: values must be positive"):
                 locate(replace(recording, noise_variance=noise), sources=sources, method=method)

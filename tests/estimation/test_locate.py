@@ -261,7 +261,7 @@ def test_arbitrary_elements(generator):
         ({"sources": -1}, "sources: expected at least 0"),
         ({"sources": "many"}, "sources: expected"),
         ({"oversampling": 0.5}, "oversampling: expected at least 1"),
-        ({"colour": 1}, "colour: expected a known setting"),
+        ({"colour": 1}, "colour: unknown setting"),
     ],
 )
 def test_bad_settings(settings, sentence, recording):

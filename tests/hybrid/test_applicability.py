@@ -15,7 +15,7 @@ from rismusic.simulation.simulator import simulate
 
 def hybrid(recording, weights, **settings):
     """Without the second look at scenes in doubt, which is another matter."""
-    settings = {**SETTINGS, "hybrid": {"doubt": 0.0}, **settings}
+    settings = {**SETTINGS, "hybrid": {"recheck_p_value": 0.0}, **settings}
     return locate(recording, method="hybrid", weights=weights, **settings)
 
 
@@ -35,7 +35,7 @@ CASES = {
     "nearer": ({}, {"sources": 1, "range_min_m": 0.4}, "the searched volume is larger"),
     "more sources": ({}, {"sources_max": 4}, "they know at most 3 sources"),
     "direct": ({"channel": {"kind": "direct"}}, {"sources": 1}, "they were trained through a channel"),
-    "other panel": ({"panel": {"rows": 6, "columns": 6}}, {"sources": 1}, "panel, one of 64 elements"),
+    "other panel": ({"panel": {"rows": 6, "columns": 6}}, {"sources": 1}, "panel, with N = 64 elements"),
     "wider panel": (
         {"panel": {"rows": 8, "columns": 8, "spacing_wavelengths": 0.6}}, {"sources": 1},
         "another panel, one whose elements are up to 0.35 wavelengths elsewhere",
@@ -111,5 +111,5 @@ def test_weights_that_are_not_installed(recording, monkeypatch, tmp_path):
 
 
 def test_weights_of_the_users_own_that_are_not_there(recording, tmp_path):
-    with pytest.raises(InputError, match="expected a readable file of weights, found no such file"):
+    with pytest.raises(InputError, match="cannot read the weights: no such file"):
         hybrid(recording, str(tmp_path / "mine.safetensors"), sources=2)

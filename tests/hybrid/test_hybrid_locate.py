@@ -75,7 +75,7 @@ def test_scale_phase_and_order_of_snapshots_change_nothing(recording, weights, g
     for changed in (shuffled, louder):
         assert gap(hybrid(changed, weights, sources=2), reference) < 0.01
     conjugated = replace(recording, snapshots=recording.snapshots.conj().resolve_conj())
-    assert gap(hybrid(conjugated, weights, sources=2, hybrid={"doubt": 0.0}), reference) > 1
+    assert gap(hybrid(conjugated, weights, sources=2, hybrid={"recheck_p_value": 0.0}), reference) > 1
 
 
 def test_a_number_for_each_scene(recording, weights):
@@ -86,7 +86,7 @@ def test_a_number_for_each_scene(recording, weights):
 
 def test_with_beta_1_it_is_music_on_the_snapshots(recording, weights):
     """What is left of the hybrid without R_pred and the network's list is the classical method, exactly."""
-    alone = {"own_list": False, "exchanges": 0, "newton_steps": 40}
+    alone = {"network_sources": False, "relax_sweeps": 0, "newton_steps": 40}
     for polish in (True, False):
         plain = locate(recording, method="music", sources=2, polish=polish, **SETTINGS)
         same = hybrid(recording, weights, sources=2, polish=polish, hybrid={"beta": 1.0, **alone})
@@ -106,7 +106,7 @@ def test_beta_is_that_of_the_training_unless_it_is_said(recording, weights):
 @pytest.mark.parametrize("rule", ["both", "likelihood", "network"])
 def test_how_many(weights, rule):
     made = simulate(SYSTEM, scenes=10, sources=(1, 3), snr_db=20.0)
-    located = hybrid(replace(made, noise_variance=None), weights, hybrid={"count": rule})
+    located = hybrid(replace(made, noise_variance=None), weights, hybrid={"model_order": rule})
     told = located.n_sources_probability
     assert told.shape == (10, 4)
     torch.testing.assert_close(told.sum(-1), torch.ones(10, dtype=torch.float64))
@@ -143,11 +143,13 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
 
     monkeypatch.setattr(fits, "_near_network", astray)
     # The map, which would doubt what is found too, is not asked.
-    blind = hybrid(recording, weights, sources=sources, hybrid={"doubt": 0.0, "search_below": 0.0})
+    blind = hybrid(
+        recording, weights, sources=sources, hybrid={"recheck_p_value": 0.0, "birth_death_prior_below": 0.0}
+    )
     missed = ~match(recording.truth, blind.sources).hit
     assert missed[[1, 4]].any(-1).all()
     assert not missed[[0, 2, 3, 5]].any()
-    again = hybrid(recording, weights, sources=sources, hybrid={"search_below": 0.0})
+    again = hybrid(recording, weights, sources=sources, hybrid={"birth_death_prior_below": 0.0})
     assert match(recording.truth, again.sources).hit.all()
     assert again.spec.method == "hybrid"
     # What was sound is left as it was, scene by scene.

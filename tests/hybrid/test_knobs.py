@@ -53,7 +53,10 @@ def made() -> Recording:
 
 def spec_of(weights: str, **hybrid: object) -> LocateSpec:
     return LocateSpec(
-        method="hybrid", weights=weights, hybrid={"beta": BETA, "search_below": 0.0, **hybrid}, **SETTINGS
+        method="hybrid",
+        weights=weights,
+        hybrid={"beta": BETA, "birth_death_prior_below": 0.0, **hybrid},
+        **SETTINGS,
     )
 
 
@@ -102,7 +105,7 @@ def test_shrinkage_takes_from_noisy_scenes(made, weights):
     for shrinkage in (0.5, 1.0):
         shares = share_of_sample(seen_with(made, weights, shrinkage=shrinkage))
         torch.testing.assert_close(shares, BETA * (1 - shrinkage * noise))
-    rough = {"own_list": False}
+    rough = {"network_sources": False}
     plain, shrunk = (fitted(made, weights, polish=False, shrinkage=one, **rough) for one in (0.0, 1.0))
     gap = (plain.sources.azimuth - shrunk.sources.azimuth).abs().amax(-1)
     assert gap[0] > 100 * gap[3]
@@ -121,7 +124,7 @@ def test_newton_takes_the_steps_that_were_asked_for(made, weights, monkeypatch):
     monkeypatch.setattr(
         module, "rap_music_sources", lambda *given, climb: asked.append(climb) or whole(*given, climb=climb)
     )
-    few = {"newton_steps": 2, "own_list": False, "exchanges": 0, "steps": 1}
+    few = {"newton_steps": 2, "network_sources": False, "relax_sweeps": 0, "max_evaluations": 1}
     fitted(made, weights, **few)
     # Peaks that stay are climbed to the top.
     fitted(made, weights, polish=False, **few)
@@ -142,7 +145,7 @@ def test_heads_stand_at_the_highest_peaks(made, weights):
 def test_whether_the_list_is_tried_is_each_scene_s_own(weights, generator):
     """A list that is the truth, beside a useless blend; in every second scene it lacks a source."""
     made = simulate(SYSTEM, scenes=6, sources=2, snr_db=20.0)
-    spec = spec_of(weights, exchanges=0)
+    spec = spec_of(weights, relax_sweeps=0)
     noise = torch.randn(6, 64, 4, dtype=torch.complex64, generator=generator)
     truth = Sources(**{n: getattr(made.truth, n).double() for n in ("azimuth", "elevation", "range")})
     short = torch.tensor([[False, False], [False, True]] * 3)

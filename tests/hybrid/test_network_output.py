@@ -32,7 +32,9 @@ def made() -> Recording:
 
 
 def spec_of(weights: str, **hybrid: object) -> LocateSpec:
-    return LocateSpec(method="hybrid", weights=weights, hybrid={"search_below": 0.0, **hybrid}, **SETTINGS)
+    return LocateSpec(
+        method="hybrid", weights=weights, hybrid={"birth_death_prior_below": 0.0, **hybrid}, **SETTINGS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +57,14 @@ def test_the_likelier_of_two_starts_counts(seen, made, weights, generator):
     """A useless blend beside a good list, and the other way round."""
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
     lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), own=places(made.truth))
-    assert misses(lost, made, spec_of(weights, exchanges=0)) == 0
-    assert misses(lost, made, spec_of(weights, own_list=False, exchanges=0)) > 0.2
+    assert misses(lost, made, spec_of(weights, relax_sweeps=0)) == 0
+    assert misses(lost, made, spec_of(weights, network_sources=False, relax_sweeps=0)) > 0.2
     corner = places(made.truth).each(lambda value: torch.ones_like(value))
     strayed = replace(seen, own=corner)
     assert (
-        misses(strayed, made, spec_of(weights)) == misses(seen, made, spec_of(weights, own_list=False)) == 0
+        misses(strayed, made, spec_of(weights))
+        == misses(seen, made, spec_of(weights, network_sources=False))
+        == 0
     )
 
 
@@ -68,11 +72,11 @@ def test_exchanges_mend_a_start(seen, made, weights, generator):
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
     corner = places(made.truth).each(lambda value: torch.ones_like(value))
     lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), own=corner)
-    alone = misses(lost, made, spec_of(weights, exchanges=0))
-    assert misses(lost, made, spec_of(weights, exchanges=2)) < alone / 2
+    alone = misses(lost, made, spec_of(weights, relax_sweeps=0))
+    assert misses(lost, made, spec_of(weights, relax_sweeps=2)) < alone / 2
     # Of candidates that are no sources none is taken.
     nowhere = replace(lost, places=torch.ones_like(lost.places))
-    assert misses(nowhere, made, spec_of(weights, exchanges=2)) == alone
+    assert misses(nowhere, made, spec_of(weights, relax_sweeps=2)) == alone
 
 
 def test_a_search_of_the_grid_mends_what_no_candidate_can(seen, made, weights, generator):
@@ -85,7 +89,7 @@ def test_a_search_of_the_grid_mends_what_no_candidate_can(seen, made, weights, g
         own=corner,
         places=torch.ones_like(seen.places),
     )
-    without, with_it = (misses(lost, made, spec_of(weights, search_from=one)) for one in (3, 2))
+    without, with_it = (misses(lost, made, spec_of(weights, birth_death_min_sources=one)) for one in (3, 2))
     assert with_it < without / 2
 
 
@@ -101,7 +105,7 @@ def test_the_grid_is_searched_only_where_one_more_source_can_be_and_is_wanted(
         return whole(search, start, active, **named)
 
     monkeypatch.setattr(module, "birth_death", told)
-    spec = spec_of(weights, search_from=2)
+    spec = spec_of(weights, birth_death_min_sources=2)
     fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
     assert searched == [8]
     unpolished = spec.replace(polish=False)
@@ -140,7 +144,7 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, m
     monkeypatch.setattr(module, "birth_death", told)
 
     def missed(**hybrid):
-        spec = spec_of(weights, count="likelihood", search_from=3, **hybrid)
+        spec = spec_of(weights, model_order="likelihood", birth_death_min_sources=3, **hybrid)
         grid = searched_grid(made, spec)
         if known:
             fit = fit_n_sources(doubting, TWO, grid, spec)
@@ -149,9 +153,9 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, m
         return (~match(made.truth, fit.sources).hit & made.truth.active).any(-1)
 
     assert missed()[one].all()
-    assert missed(search_below=0.5, own_list=False)[one].all()
+    assert missed(birth_death_prior_below=0.5, network_sources=False)[one].all()
     assert searched == []
-    assert not missed(search_below=0.5).any()
+    assert not missed(birth_death_prior_below=0.5).any()
     assert searched == [2]
 
 
@@ -165,7 +169,7 @@ def test_the_evidence_is_that_of_the_fit_that_is_returned(seen, made, weights, m
         return finish(seen.recording, positions, active, whole(seen, fit, grid, spec).converged)
 
     monkeypatch.setattr(module, "_searched", elsewhere)
-    spec = spec_of(weights, count="likelihood", search_from=1)
+    spec = spec_of(weights, model_order="likelihood", birth_death_min_sources=1)
     grid = searched_grid(made, spec)
     chosen = fit_most_probable(seen, grid, spec)
     evidence = log_evidence(seen.recording, chosen.fit, grid.volume)
@@ -189,7 +193,7 @@ def test_places_beside_sources(made, weights):
 
 def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
     """Neither the list nor the map of the network has a part in the answer then."""
-    spec = spec_of(weights, own_list=False)
+    spec = spec_of(weights, network_sources=False)
 
     class Deaf(SpatialPrior):
         """Is never asked."""
@@ -206,8 +210,8 @@ def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
     assert not torch.equal(seen.places, other.places)
 
 
-@pytest.mark.parametrize("search_from", [0, 2])
-def test_what_the_map_says_of_places_counts_with_its_weight(search_from, seen, made, weights):
+@pytest.mark.parametrize("birth_death_min_sources", [0, 2])
+def test_what_the_map_says_of_places_counts_with_its_weight(birth_death_min_sources, seen, made, weights):
     """A map that rules out where a source is: with some weight it is missed, with none it is not."""
     truth = places(made.truth)
 
@@ -224,9 +228,9 @@ def test_what_the_map_says_of_places_counts_with_its_weight(search_from, seen, m
     corner = truth.each(lambda value: torch.ones_like(value))
     against = Against(seen.belief.near, seen.belief.grid, seen.belief.scale)
     biased = replace(seen, own=corner, belief=against)
-    settings = {"exchanges": 2, "search_from": search_from}
+    settings = {"relax_sweeps": 2, "birth_death_min_sources": birth_death_min_sources}
     heard, unheard = (
-        misses(biased, made, spec_of(weights, belief=weight, **settings)) for weight in (1.0, 0.0)
+        misses(biased, made, spec_of(weights, spatial_prior=weight, **settings)) for weight in (1.0, 0.0)
     )
     assert unheard == 0
     assert heard > 0.2
@@ -236,7 +240,7 @@ def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, m
     given = []
     whole = module.CandidateSearch
     monkeypatch.setattr(module, "CandidateSearch", lambda *told: given.append(told[2]) or whole(*told))
-    spec = spec_of(weights, exchanges=1, search_from=0)
+    spec = spec_of(weights, relax_sweeps=1, birth_death_min_sources=0)
     fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
     (places,) = given
     assert torch.equal(places[:, : seen.places.shape[1]], seen.places)

@@ -140,7 +140,7 @@ def _pickled_format(directory: Path) -> Path:
     return write_npz(directory / "a.npz", {**sound(), "format": np.array("rismusic/1", dtype=object)})
 
 
-@bad("member of .npz that is no array", "snapshots", "numpy's format")
+@bad("member of .npz that is no array", "snapshots", "NumPy's format")
 def _member(directory: Path) -> Path:
     path = write_npz(directory / "a.npz", {k: v for k, v in sound().items() if k != "snapshots"})
     with zipfile.ZipFile(path, "a") as archive:

@@ -50,9 +50,9 @@ def test_a_failing_write_leaves_everything_as_it_was(container: str, tmp_path: P
         interrupted()
     assert names(tmp_path) == [path.name]
 
-    with refused("scenes", "4 scenes in all; got 2"), RecordingWriter(path, **settings) as writer:
+    with refused("scenes", "4 scenes in total; got 2"), RecordingWriter(path, **settings) as writer:
         writer.append(recording[:2])
-    with refused("scenes", "4 scenes in all; got 6"), RecordingWriter(path, **settings) as writer:
+    with refused("scenes", "4 scenes in total; got 6"), RecordingWriter(path, **settings) as writer:
         writer.append(recording)
         writer.append(recording[:2])
     bad = recording.snapshots.clone()
@@ -108,17 +108,17 @@ def test_full_disk_is_said_as_such(fault: Exception, tmp_path: Path, monkeypatch
 
 def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = simulated()
-    with refused(tmp_path / "no" / "a.h5", "existing folder"):
+    with refused(tmp_path / "no" / "a.h5", "does not exist"):
         write(tmp_path / "no" / "a.h5", recording)
     with refused(tmp_path / "a.wav", "a name that ends in .h5, .npz, .mat"):
         write(tmp_path / "a.wav", recording)
     with refused(tmp_path / "a", "got no extension"):
         write(tmp_path / "a", recording)
     (tmp_path / "dir.h5").mkdir()
-    with refused(tmp_path / "dir.h5", "found a folder"):
+    with refused(tmp_path / "dir.h5", "is a folder"):
         write(tmp_path / "dir.h5", recording, overwrite=True)
     (tmp_path / "a.h5").write_bytes(b"precious")
-    with refused(tmp_path / "a.h5", "an existing one"):
+    with refused(tmp_path / "a.h5", "the file exists already"):
         write(tmp_path / "a.h5", recording)
     with refused("scenes", "at least one"):
         RecordingWriter(tmp_path / "b.h5", scenes=0)

@@ -31,7 +31,7 @@ def with_dropout(share=SHARE, **settings):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+    monkeypatch.setattr(validation, "rap_music_sources", nowhere)
 
 
 def draws(first, stop, seed=0):
@@ -113,7 +113,7 @@ def test_two_processes_leave_out_the_same(monkeypatch):
     """Losses of two processes' shares of accumulated batches, put together, are those of one process."""
     spec = with_dropout(accumulation=2)
     asked = []
-    monkeypatch.setattr(ProcessGroup, "average", lambda self, parameters, numbers: numbers)
+    monkeypatch.setattr(ProcessGroup, "average_gradients", lambda self, parameters, numbers: numbers)
     monkeypatch.setattr(
         "rismusic.nn.learner.channel_dropout",
         lambda network, given: asked.append(channel_dropout(network, given)) or asked[-1],
@@ -157,7 +157,7 @@ def test_a_training_from_before_there_was_dropout_goes_on(tmp_path):
     assert resumed(tmp_path / "run").state.step == 2
     record["settings"]["network"]["dropout"] = 0.1
     path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"network\.dropout = 0\.1 as when the training was begun.*found 0"):
+    with pytest.raises(InputError, match=r"network\.dropout was 0\.1 when the .* and is now 0"):
         resumed(tmp_path / "run")
 
 

@@ -45,7 +45,7 @@ def test_a_batch_is_its_scenes(generator):
 
 
 def test_refuses_what_it_cannot_assign(generator):
-    with pytest.raises(InputError, match="a head for each of 3 sources, found 2 heads"):
+    with pytest.raises(InputError, match="2 heads cannot be assigned to 3 sources"):
         assign(torch.zeros(1, 2, 3))
     with pytest.raises(InputError, match="at most 10 sources"):
         assign(torch.zeros(1, 12, 11))

@@ -129,14 +129,16 @@ def test_scenes_without_signal_and_without_noise():
 
 @pytest.mark.parametrize("kind", SYSTEMS)
 def test_statistics_against_dense_matrices(kind, monkeypatch):
-    """With the whole space as basis: pull and own with R_l, its inverse and every a_p formed explicitly."""
-    monkeypatch.setattr(statistics, "_LEFT_OUT", 1e-12)
+    """In the full basis, against R_l, its inverse and every a_p formed explicitly."""
+    monkeypatch.setattr(statistics, "_TRUNCATION", 1e-12)
     recording = recorded(kind, scenes=2, dtype=torch.float64)
     grid = SearchGrid.cover(recording.panel, VOLUME, 0.8)
     made = GridStatistics(grid)
     observed = made.observe(recording)
-    power = made.flat(observed) * torch.rand(2, len(grid), generator=torch.Generator().manual_seed(0))
-    pull, own = made(observed, power)
+    power = made.uniform_power(observed) * torch.rand(
+        2, len(grid), generator=torch.Generator().manual_seed(0)
+    )
+    matched, own = made(observed, power)
     A = grid.steering(torch.complex128)
     for scene in range(2):
         one = recording[scene : scene + 1]
@@ -159,8 +161,8 @@ def test_statistics_against_dense_matrices(kind, monkeypatch):
             expected[0] += (V.mH @ y[snapshot]).abs().square()
             expected[1] += (V.conj() * (G[snapshot] @ A)).sum(0).real
         reach = (G @ A).abs().square().sum((0, 1))
-        torch.testing.assert_close(observed.reach[scene].double(), reach, rtol=2e-4, atol=1e-4)
-        for found, dense in ((pull, expected[0]), (own, expected[1])):
+        torch.testing.assert_close(observed.gain[scene].double(), reach, rtol=2e-4, atol=1e-4)
+        for found, dense in ((matched, expected[0]), (own, expected[1])):
             torch.testing.assert_close(
                 found[scene].double(), dense, rtol=5e-3, atol=5e-3 * float(dense.max())
             )
@@ -172,14 +174,14 @@ def test_few_scenes_are_looked_at_as_many_are(kind):
     recording = recorded(kind, scenes=20)
     made = GridStatistics(SearchGrid.cover(recording.panel, VOLUME, 1.3))
     whole = made.observe(recording)
-    power = made.flat(whole) * torch.rand(
-        20, whole.reach.shape[1], generator=torch.Generator().manual_seed(0)
+    power = made.uniform_power(whole) * torch.rand(
+        20, whole.gain.shape[1], generator=torch.Generator().manual_seed(0)
     )
     values = made(whole, power)
     for few in (slice(0, 1), slice(17, 20)):
         part = made.observe(recording[few])
         torch.testing.assert_close(part.fields, whole.fields[few], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(part.reach, whole.reach[few], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(part.gain, whole.gain[few], rtol=1e-4, atol=1e-4)
         for one, all_of_them in zip(made(part, power[few]), values, strict=True):
             torch.testing.assert_close(one, all_of_them[few], rtol=1e-3, atol=1e-4)
 
@@ -189,10 +191,10 @@ def test_the_fixed_point_climbs():
     recording = recorded(scenes=2)
     made = GridStatistics(SearchGrid.cover(recording.panel, VOLUME, 1.3))
     observed = made.observe(recording)
-    power = made.flat(observed)
+    power = made.uniform_power(observed)
     values = [_likelihood(made, observed, power)]
     for _ in range(4):
-        power = made.climb(observed, power, 1)
+        power = made.sbl_steps(observed, power, 1)
         values.append(_likelihood(made, observed, power))
     # The fixed point is no gradient; it climbs after the first step, by which powers find their level.
     assert all((after < before).all() for before, after in itertools.pairwise(values[1:]))
@@ -210,9 +212,9 @@ def _likelihood(made, observed, power):
 
 
 def test_a_grid_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(statistics, "_TABLE", 1000)
+    monkeypatch.setattr(statistics, "_TABLE_BYTES", 1000)
     recording = recorded(scenes=1)
-    with pytest.raises(InputError, match="a table of outer products of at most"):
+    with pytest.raises(InputError, match="the table of outer products for"):
         GridStatistics(SearchGrid.cover(recording.panel, VOLUME))
 
 
@@ -221,25 +223,25 @@ def test_powers_explain_what_noise_does_not(kind):
     recording = recorded(kind, snr_db=3.0)
     statistics_of_it = GridStatistics(SearchGrid.cover(recording.panel, VOLUME, NETWORK.oversampling))
     observed = statistics_of_it.observe(recording)
-    power = statistics_of_it.flat(observed)
+    power = statistics_of_it.uniform_power(observed)
     numbers = recording.snapshots[0].numel()
     noise = recording.noise_variance / recording.snapshots.abs().square().mean((1, 2))
     # 3 dB: two of three parts are signal, and a network that forgot the noise would claim all.
     assert (noise > 0.2).all()
-    torch.testing.assert_close((power * observed.reach).sum(-1), numbers * (1 - noise), rtol=1e-3, atol=0)
+    torch.testing.assert_close((power * observed.gain).sum(-1), numbers * (1 - noise), rtol=1e-3, atol=0)
 
 
 def test_without_a_lesson_the_map_is_that_of_the_statistics():
-    """What a stage writes is added to the map it was given and to the pull of the data."""
+    """What a stage writes is added to the map it was given and to the SBL ratio of the data."""
     recording = recorded()
     made = network_for(recording)
     with torch.no_grad():
         for stage in made.stages:
             stage.write.weight.zero_()
             stage.write.bias.zero_()
-        observed, _, power = made.look(recording)
-        pull, own = GridStatistics(made.grid)(observed, power)
-        expected = (power * observed.reach).log().clamp(-8, 8) + (pull / own).log().clamp(-8, 8)
+        observed, _, power = made.initial_statistics(recording)
+        matched, own = GridStatistics(made.grid)(observed, power)
+        expected = (power * observed.gain).log().clamp(-8, 8) + (matched / own).log().clamp(-8, 8)
         found = made(recording).grid_logits[:, 0]
     inside = made.grid.inside
     torch.testing.assert_close(found[:, inside], expected[:, inside], rtol=1e-4, atol=1e-4)

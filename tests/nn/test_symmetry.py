@@ -79,7 +79,7 @@ def test_sums_over_points_fall_into_sums_of_classes(kind):
     # A value of the points, taken apart and put together again.
     rows = torch.randn(2, len(A), dtype=torch.complex128, generator=generator)
     fields = torch.stack([rows @ part for part in parts])
-    together = found.spread(found.unfold(fields.real.float())) + 1j * found.spread(
+    together = found.to_points(found.unfold(fields.real.float())) + 1j * found.to_points(
         found.unfold(fields.imag.float())
     )
     torch.testing.assert_close(together, (rows @ A).to(torch.complex64), rtol=1e-4, atol=1e-5)
@@ -88,7 +88,7 @@ def test_sums_over_points_fall_into_sums_of_classes(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scenes", [1, 9])
 def test_statistics_are_the_same_without_mirrors(kind, scenes, monkeypatch):
-    monkeypatch.setattr(statistics, "_LEFT_OUT", 1e-10)
+    monkeypatch.setattr(statistics, "_TRUNCATION", 1e-10)
     made = simulate(
         scenes=scenes,
         panel={"rows": 4, "columns": 5},
@@ -105,10 +105,10 @@ def test_statistics_are_the_same_without_mirrors(kind, scenes, monkeypatch):
         counted = GridStatistics(grid)
         seen = counted.observe(recording)
         share = torch.rand(1, len(grid), generator=torch.Generator().manual_seed(2)) + 1e-3
-        power = counted.spread(seen, share.expand(scenes, -1))
+        power = counted.scale_power(seen, share.expand(scenes, -1))
         # Scales differ: powers are relative to the energy that arrives.
-        pull, own = counted(seen, power)
-        found.append((len(counted.mirrors), power * seen.reach, power * own, power * pull))
+        matched, own = counted(seen, power)
+        found.append((len(counted.symmetry), power * seen.gain, power * own, power * matched))
     assert (found[0][0], found[1][0]) == (KINDS[kind], 1)
     for one, other in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4 * float(other.max()))

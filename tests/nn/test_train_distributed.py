@@ -32,7 +32,7 @@ def work(rank, port, said, arguments):
     }
     os.environ.update({name: str(value) for name, value in here.items()})
     torch.set_num_threads(1)
-    validation.sources_of = nowhere
+    validation.rap_music_sources = nowhere
     with Path(f"{said}{rank}").open("w") as file, contextlib.redirect_stderr(file):
         code = main(arguments)
     raise SystemExit(code)
@@ -70,7 +70,7 @@ def test_two_processes_are_one(tmp_path, monkeypatch):
     assert codes == [0, 0], said
     assert said[0].count("[BETA]") == 1
     assert "[" not in said[1]  # one of them speaks
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+    monkeypatch.setattr(validation, "rap_music_sources", nowhere)
     finished(tmp_path / "one", spec)
     steps = [log_of(tmp_path / name, "step") for name in ("one", "two")]
     assert len(steps[0]) == len(steps[1]) == 4
@@ -95,10 +95,10 @@ def test_bad_input_that_one_process_meets_ends_both(tmp_path):
     codes, said = under_torchrun(tmp_path, str(tmp_path / "small.toml"), "--out", str(tmp_path / "run"))
     assert codes == [2, 2], said
     for one in said:
-        assert "expected a new or empty folder" in one
+        assert "must be a new or empty folder" in one
         assert one.count("\n") == 1
 
 
 def test_a_batch_that_cannot_be_shared():
-    with pytest.raises(InputError, match="batch: expected a multiple of the 3 processes, found 4"):
+    with pytest.raises(InputError, match="batch: must be a multiple of the number of processes, 3; got 4"):
         Learner(SPEC, ProcessGroup(0, 3, torch.device("cpu")))

@@ -52,7 +52,7 @@ def test_one_bad_batch_is_skipped_and_said(monkeypatch, tmp_path):
     planted(monkeypatch, torch.nan)
     one = trainer(tmp_path / "run")
     said = []
-    one._say = said.append
+    one._log = said.append
     one.train()
     assert [line["taken"] for line in log_of(tmp_path / "run", "step")] == [1, 0, *[1] * 6]
     assert log_of(tmp_path / "run", "step")[1]["loss"] == "nan"
@@ -65,10 +65,10 @@ def test_one_bad_batch_is_skipped_and_said(monkeypatch, tmp_path):
 def test_bad_data_are_named(monkeypatch, tmp_path, value):
     planted(monkeypatch, value, steps=(1, 2))
     one = trainer(tmp_path / "run", skipped_max=1)
-    with pytest.raises(InputError, match=r"2 steps skipped, .* not finite: snapshots of the scenes$"):
+    with pytest.raises(InputError, match=r"2 steps were skipped .* Not finite: snapshots of the scenes$"):
         one.train()
     planted(monkeypatch, value, steps=(0,))
-    with pytest.raises(InputError, match=r"found nan; not finite: snapshots of the scenes$"):
+    with pytest.raises(InputError, match=r"is nan; not finite: snapshots of the scenes$"):
         trainer(tmp_path / "other").train()
 
 
@@ -76,7 +76,7 @@ def test_bad_outputs_are_named(monkeypatch, tmp_path):
     """As after an overflow in low precision: the search for peaks and the eigenvalues see no NaN."""
     forward = Network.forward
     one = trainer(tmp_path / "run", skipped_max=0)
-    one._begin()
+    one._check_start()
     monkeypatch.setattr(
         Network,
         "forward",
@@ -84,7 +84,7 @@ def test_bad_outputs_are_named(monkeypatch, tmp_path):
     )
     path, _ = probes.gradients(one.learner, one.scenes.probe(), 0.3, WEIGHTS)
     assert path.wrong
-    with pytest.raises(InputError, match=r"not finite: range_factor of the network$"):
+    with pytest.raises(InputError, match=r"Not finite: range_factor of the network$"):
         one.train()
 
 
@@ -100,8 +100,8 @@ def test_nothing_is_put_aside_without_need():
     prediction = Learner(SPEC).network(recording)
     for held in (recording, prediction):
         assert guard.all_finite(held)
-        same = guard.put_aside(held, torch.tensor(True))
-        other = guard.put_aside(held, torch.tensor(False))
+        same = guard.replace_nonfinite(held, torch.tensor(True))
+        other = guard.replace_nonfinite(held, torch.tensor(False))
         for name in guard.finite(held):
             assert torch.equal(getattr(same, name), getattr(held, name))
             assert (getattr(other, name) == 1).all()

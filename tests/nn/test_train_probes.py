@@ -10,6 +10,8 @@ import torch
 from train_case import SPEC, log_of, trainer
 
 from rismusic.covariance import Covariance
+from rismusic.estimation.classical import rap_music_sources
+from rismusic.estimation.spectra import music
 from rismusic.nn import monitors as probes
 from rismusic.nn import validation
 from rismusic.nn.checkpoint import State
@@ -17,7 +19,7 @@ from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Report, at_least, at_most
-from rismusic.nn.validation import describe, rank, report, sources_of, validate, variety
+from rismusic.nn.validation import covariance_statistics, rank, report, validate, variety
 from rismusic.sources import Sources
 from validation_stub import nowhere
 
@@ -39,8 +41,8 @@ def wrong(found: Report) -> list[str]:
     return [finding.name for finding in found.wrong]
 
 
-def judged(now, before=None):
-    return wrong(report(now, before, sources_max=2, snapshots=7))
+def findings_of(now, before=None):
+    return wrong(report(now, before, SPEC))
 
 
 def test_findings_say_what_they_mean():
@@ -77,7 +79,7 @@ def test_gradient_path_and_dead_parameters(scenes):
     forward = learner.network.forward
     learner.network.forward = lambda given: replace(p := forward(given), range_factor=p.range_factor.detach())
     path, _ = probes.gradients(learner, scenes.probe(), 0.3, WEIGHTS)
-    assert wrong(path) == ["gradient of R_blend's loss by the range_factor, over that of the other"]
+    assert wrong(path) == ["gradient of the R_blend loss with respect to range_factor over the larger one"]
 
 
 def test_first_loss():
@@ -88,20 +90,20 @@ def test_first_loss():
 
 def test_change_of_the_parameters(scenes):
     learner = Learner(SPEC)
-    before, rates = probes.snapshot(learner), probes.learning_rate(learner).values
-    still = probes.change(learner, before, rates)
-    assert wrong(still) == ["median change of a parameter, over its learning rate"]
+    before, rates = probes.copy_parameters(learner), probes.learning_rate(learner).values
+    still = probes.parameter_updates(learner, before, rates)
+    assert wrong(still) == ["median parameter update over the learning rate"]
     assert still.values["unmoved"] == len(before)
     learner.step(scenes.step(0, 0), 0.1, WEIGHTS)
-    moved = probes.change(learner, before, rates)
+    moved = probes.parameter_updates(learner, before, rates)
     assert wrong(moved) == []
     expected = max(float((learner.weights[name] - old).detach().norm()) for name, old in before.items())
     assert moved.values["max"] == pytest.approx(expected)
     assert 0.3 < moved.values["median_over_rate"] < 1.5  # AdamW moves each number by about its rate
     with torch.no_grad():
         learner.weights["details.weight"] += 1.0
-    assert wrong(probes.change(learner, before, rates)) == [
-        "largest change of a parameter, over its learning rate"
+    assert wrong(probes.parameter_updates(learner, before, rates)) == [
+        "largest parameter update over the learning rate"
     ]
 
 
@@ -136,7 +138,7 @@ def test_beta():
 
 def test_validation_of_a_sound_network(validated):
     """By MUSIC on both covariances; the findings are fine, and each of them can fail."""
-    assert judged(validated, before=2.0) == []
+    assert findings_of(validated, before=2.0) == []
     for scored in validated.scores.values():
         assert scored.scenes == 8
         assert 0 < scored.recall <= 1
@@ -152,14 +154,16 @@ def test_validation_of_a_sound_network(validated):
         ({"rank_blend": 13.0}, "rank of R_blend"),
         ({"error_predicted": 0.6}, "error of R_pred against R_true"),
         ({"error_predicted": math.nan}, "error of R_pred against R_true"),
-        ({"variety": 0.1}, "variety of the predictions, over that of the truth"),
-        ({"count_variety": 0.0}, "spread of the predicted number of sources, over that of the truth"),
+        ({"variety": 0.1}, "variety of the predictions over that of the truth"),
+        ({"count_variety": 0.0}, "spread of the predicted number of sources over that of the truth"),
     ):
-        assert judged(planted(**change), before=2.0) == [name]
-    assert judged(validated, before=validated.loss) == ["change of the validation loss since the last epoch"]
-    assert judged(replace(validated, loss=math.nan), before=2.0)[0] == "validation loss"
-    assert judged(replace(validated, first_batch=6 * validated.loss), before=2.0) == [
-        "loss of the first validation batch, over that of all"
+        assert findings_of(planted(**change), before=2.0) == [name]
+    assert findings_of(validated, before=validated.loss) == [
+        "change of the validation loss since the last epoch"
+    ]
+    assert findings_of(replace(validated, loss=math.nan), before=2.0)[0] == "validation loss"
+    assert findings_of(replace(validated, first_batch=6 * validated.loss), before=2.0) == [
+        "loss of the first validation batch over the loss of all"
     ]
 
 
@@ -170,10 +174,10 @@ def test_a_constant_prediction_is_caught(scenes):
     F = targets.true.factor
     same = Covariance(F[:1].expand_as(F).contiguous(), targets.true.loading)
     blended = same  # its rank alone is looked at
-    trapped = describe(same, blended, targets, torch.full((8,), 2))
+    trapped = covariance_statistics(same, blended, targets, torch.full((8,), 2))
     assert trapped["variety"] < 1e-4
     assert trapped["count_variety"] == 0
-    honest = describe(targets.true, blended, targets, targets.count)
+    honest = covariance_statistics(targets.true, blended, targets, targets.count)
     assert honest["variety"] == pytest.approx(1, rel=1e-4)
     assert honest["count_variety"] == pytest.approx(1)
     assert honest["error_predicted"] < 1e-5
@@ -195,18 +199,19 @@ def test_sources_of_exact_covariances(scenes):
     recording, _ = scenes.scored()
     learner = Learner(SPEC)
     targets = Targets.of(recording, learner.grid)
-    found = sources_of(targets.true, targets.count, learner.grid)
+    found, _ = rap_music_sources(music(targets.true, targets.count.clamp_min(1)), learner.grid, targets.count)
     assert isinstance(found, Sources)
     assert torch.equal(found.active.sum(-1), targets.count)
     score = validation.score(validation.match(recording.truth, found))
     assert score.recall > 0.9
-    none = sources_of(targets.true, torch.zeros(8, dtype=torch.int64), learner.grid)
+    nothing = torch.zeros(8, dtype=torch.int64)
+    none, _ = rap_music_sources(music(targets.true, nothing + 1), learner.grid, nothing)
     assert not none.active.any()
 
 
 def test_all_of_them_are_in_the_log(tmp_path, monkeypatch):
     """On by default: each in every epoch, the norms of the gradient in every step."""
-    monkeypatch.setattr(validation, "sources_of", nowhere)
+    monkeypatch.setattr(validation, "rap_music_sources", nowhere)
     trainer(tmp_path / "run").train()
     for epoch in range(2):
         tags = [line["tag"] for line in log_of(tmp_path / "run", "probe") if line["epoch"] == epoch]

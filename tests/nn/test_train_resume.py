@@ -39,9 +39,9 @@ def test_killed_in_mid_epoch(undisturbed, tmp_path):
         "from train_case import trainer\n"
         "from validation_stub import nowhere\n"
         "from rismusic.nn import validation\n"
-        "validation.sources_of = nowhere\n"
+        "validation.rap_music_sources = nowhere\n"
         "one = trainer(Path(sys.argv[1]), save_steps=3)\n"
-        "with one.run.held():\n"
+        "with one.run.lock():\n"
         "    one._progress = lambda done, _: done == 32 and os.kill(os.getpid(), signal.SIGKILL)\n"
         "    one.train()\n"
     )
@@ -51,7 +51,7 @@ def test_killed_in_mid_epoch(undisturbed, tmp_path):
     state, _ = checkpoint_of(folder)
     assert (state.epoch, state.step) == (1, 3)
     one = resumed(folder)
-    with one.run.held():  # the lock went with the process
+    with one.run.lock():  # the lock went with the process
         one.train()
     assert_same_run(undisturbed, folder)
 

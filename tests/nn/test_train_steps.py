@@ -11,10 +11,10 @@ from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, resumed, trainer
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import whitened
 from rismusic.estimation.noise import guess_noise
-from rismusic.nn.data import TrainingScenes, with_guessed_noise
+from rismusic.nn.data import TrainingScenes, with_estimated_noise
 from rismusic.nn.learner import Learner, is_head, precision_on
 from rismusic.nn.losses import total
-from rismusic.nn.monitors import LEAST_FALL, litmus
+from rismusic.nn.monitors import MIN_DECREASE, overfit_one_batch
 from rismusic.nn.network import Network
 from rismusic.nn.schedules import beta_at, learning_rate_factor, weights_at
 from rismusic.nn.spec import NetworkSpec, TrainSpec
@@ -96,7 +96,7 @@ def test_skipped_steps_are_counted_and_stop_the_run_at_last(tmp_path, monkeypatc
     one = trainer(tmp_path / "run", skipped_max=2)
     monkeypatch.setattr("rismusic.nn.train.check_start", lambda *_: None)
     with pytest.raises(
-        InputError, match=r"skipped_max = 2 steps, found 3 steps skipped.* not finite: subspace$"
+        InputError, match=r"3 steps were skipped.* more than skipped_max = 2;.* Not finite: subspace$"
     ):
         one.train()
     steps = log_of(tmp_path / "run", "step")
@@ -109,11 +109,11 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
     error = total.covariance_error
     monkeypatch.setattr(total, "covariance_error", lambda *given: error(*given) * torch.inf)
     one = trainer(tmp_path / "run")
-    with pytest.raises(InputError, match=r"found inf; not finite: covariance, covariance_predicted$"):
+    with pytest.raises(InputError, match=r"is inf; not finite: covariance, covariance_predicted$"):
         one.train()
     one.state.begun = True
     one.spec = one.spec.replace(skipped_max=0)
-    with pytest.raises(InputError, match=r"not finite: covariance, covariance_predicted$"):
+    with pytest.raises(InputError, match=r"Not finite: covariance, covariance_predicted$"):
         one.train()
 
 
@@ -124,25 +124,23 @@ def test_a_detached_factor_is_refused(tmp_path, monkeypatch):
         "forward",
         lambda self, given: replace(p := forward(self, given), range_factor=p.range_factor.detach()),
     )
-    with pytest.raises(
-        InputError, match=r"prediction.range_factor: .*depends on the network, found a constant"
-    ):
+    with pytest.raises(InputError, match=r"prediction.range_factor: the output is constant"):
         trainer(tmp_path / "run").train()
 
 
 def test_a_frozen_head_is_said(tmp_path):
     one = trainer(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=1))
     said = []
-    one._say = said.append
+    one._log = said.append
     one.learner.network.count.requires_grad_(False)
     one.train()
-    assert any("these do not learn: count.0.weight, count.0.bias, count.2.weight" in line for line in said)
+    assert any("do not learn: count.0.weight, count.0.bias, count.2.weight" in line for line in said)
 
 
 def test_nothing_to_learn_is_refused_in_training_alone():
     learner, scenes = Learner(SPEC), TrainingScenes(SPEC)
     learner.network.requires_grad_(False)
-    with pytest.raises(InputError, match="nothing can be learned"):
+    with pytest.raises(InputError, match="there is nothing to train"):
         stepped(learner, scenes)
     learner.predict(next(scenes.validation()))  # an evaluation needs no gradient
 
@@ -188,7 +186,7 @@ def test_float16_is_scaled_and_unscaled(tmp_path):
     one = trainer(tmp_path / "run", precision="float16")
     stepped(one.learner, one.scenes)
     one.learner.scaler.update(8.0)
-    one._save()
+    one._checkpoint()
     assert resumed(tmp_path / "run").learner.scaler.get_scale() == 8
 
 
@@ -227,12 +225,12 @@ def test_each_step_has_its_own_scenes_beta_and_weights(tmp_path, monkeypatch):
 def test_litmus():
     """Five steps with beta from 0 to 0.3 take a fifth off the loss; without a learning rate nothing goes."""
     spec = SPEC.replace(network=NETWORK.replace(width=32), batch=8)
-    result = litmus(spec)
+    result = overfit_one_batch(spec)
     assert result.passed
-    assert result.fall >= LEAST_FALL
-    still = litmus(spec.replace(backbone_learning_rate=0.0, head_learning_rate=0.0))
+    assert result.decrease >= MIN_DECREASE
+    still = overfit_one_batch(spec.replace(backbone_learning_rate=0.0, head_learning_rate=0.0))
     assert not still.passed
-    assert still.fall == pytest.approx(0, abs=1e-6)
+    assert still.decrease == pytest.approx(0, abs=1e-6)
 
 
 def test_scenes_are_never_shared():
@@ -245,17 +243,17 @@ def test_scenes_are_never_shared():
         for epoch in range(2)
         for step in range(spec.steps_per_epoch)
         for rank in range(2)
-        for numbers in TrainingScenes(spec, ProcessGroup(rank, 2)).numbers(epoch, step)
+        for numbers in TrainingScenes(spec, ProcessGroup(rank, 2)).scene_ranges(epoch, step)
         for number in numbers
     ]
     assert sorted(seen) == list(range(2 * spec.scenes_per_epoch))
-    alone = TrainingScenes(spec).numbers(1, 1)
-    shared = [TrainingScenes(spec, ProcessGroup(rank, 2)).numbers(1, 1) for rank in range(2)]
+    alone = TrainingScenes(spec).scene_ranges(1, 1)
+    shared = [TrainingScenes(spec, ProcessGroup(rank, 2)).scene_ranges(1, 1) for rank in range(2)]
     assert [sorted([*first, *second]) for first, second in zip(*shared, strict=True)] == list(
         map(list, alone)
     )
     again = spec.replace(fresh=False)
-    assert TrainingScenes(again).numbers(0, 1) == TrainingScenes(again).numbers(1, 1)
+    assert TrainingScenes(again).scene_ranges(0, 1) == TrainingScenes(again).scene_ranges(1, 1)
     same = again.replace(validation_scenes=again.scenes_per_epoch)
     learned = [
         r.truth.azimuth[:, 0]
@@ -281,7 +279,7 @@ def test_the_noise_is_hidden_in_a_half_of_the_validation():
     whole, told = scenes.scored()
     assert torch.equal(whole.noise_variance, true.noise_variance)
     assert (told.noise_variance == true.noise_variance).tolist() == [True, False, True, False]
-    guessed = with_guessed_noise(true).noise_variance
+    guessed = with_estimated_noise(true).noise_variance
     torch.testing.assert_close(seen[2:], guessed[2:])
     torch.testing.assert_close(told.noise_variance[1::2], guessed[1::2])
 
@@ -289,7 +287,7 @@ def test_the_noise_is_hidden_in_a_half_of_the_validation():
 def test_the_noise_is_hidden_in_a_share_of_the_batches():
     """There it is the estimate that inference would take, elsewhere the true one."""
     scenes = TrainingScenes(SPEC.replace(hidden_noise=0.3))
-    hidden = [scenes.hidden(epoch, step)[0] for epoch in range(40) for step in range(4)]
+    hidden = [scenes.noise_hidden(epoch, step)[0] for epoch in range(40) for step in range(4)]
     assert 0.2 < sum(hidden) / len(hidden) < 0.4
     for hide in (True, False):
         step = hidden.index(hide)

@@ -46,12 +46,12 @@ def test_without_a_card_the_training_says_it(network, tmp_path):
     told = card_of(str(path), read_network(path)[1])
     assert (told.name, told.system, told.sources_max, told.beta) == ("best", SYSTEM, 2, 0.25)
     save_network(path, network)
-    with pytest.raises(InputError, match="weights that say what they were trained on"):
+    with pytest.raises(InputError, match="no valid card or training settings"):
         card_of(str(path), read_network(path)[1])
 
 
 def test_a_card_of_another_kind_is_refused():
-    with pytest.raises(InputError, match="say what they were trained on"):
+    with pytest.raises(InputError, match="no valid card or training settings"):
         card_of("file", {"card": json.dumps({"colour": "blue"})})
 
 
@@ -61,7 +61,7 @@ def test_a_damaged_number_is_noticed(network, tmp_path):
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(InputError, match=r"weights as they were written, .* found damaged ones"):
+    with pytest.raises(InputError, match=r"the weights are damaged"):
         load_network(path)
 
 
@@ -81,7 +81,7 @@ def test_names_of_shipped_weights(network, tmp_path, monkeypatch):
     monkeypatch.setattr(card, "WEIGHTS", tmp_path)
     assert weights_path("ideal") == tmp_path / "ideal.safetensors"
     assert weights_path("my/ideal") != weights_path("ideal")
-    with pytest.raises(InputError, match=r"ideal.safetensors: expected a readable file of weights"):
+    with pytest.raises(InputError, match=r"ideal.safetensors: cannot read the weights"):
         load_network("ideal")
     save_network(tmp_path / "ideal.safetensors", network)
     assert load_network("ideal").spec == network.spec

@@ -231,7 +231,7 @@ def test_the_command_is_the_twin_of_the_call(recording, tmp_path, capsys):
     ]
     assert scenes[0] == scenes[1]
     assert main(args) == 2
-    assert "found an existing one" in capsys.readouterr().err
+    assert "the file exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["jinja2", "matplotlib"])
@@ -248,7 +248,7 @@ def test_a_missing_package_is_said_before_any_work(name, recording, tmp_path, mo
 
 
 def test_bad_reports(recording, located, tmp_path):
-    with pytest.raises(InputError, match=r"ending in \.html"):
+    with pytest.raises(InputError, match=r"must end in \.html"):
         check_report(tmp_path / "a.pdf", overwrite=False)
     with pytest.raises(InputError, match="no scene to report"):
         LocateReport().write(tmp_path / "a.html")

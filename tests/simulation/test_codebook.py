@@ -119,5 +119,5 @@ def test_quantise():
         assert len(torch.view_as_real(coarse[0]).mul(1e6).round().add(0.0).unique(dim=0)) == 2**bits
     assert torch.equal(quantise(walk, "continuous"), walk)
     for bits in (0, "three"):
-        with pytest.raises(InputError, match="bits: expected a positive integer"):
+        with pytest.raises(InputError, match="bits: must be a positive integer"):
             quantise(walk, bits)

@@ -116,5 +116,5 @@ def test_integers_are_uniform():
 
 def test_bad_seed_and_split():
     for seed, split, field in [(-1, "train", "seed"), (2**64, "train", "seed"), (0, "dev", "split")]:
-        with pytest.raises(InputError, match=f"^{field}: expected"):
+        with pytest.raises(InputError, match=f"^{field}: must be"):
             Draws(seed, split, torch.arange(1))

@@ -98,8 +98,8 @@ def test_samplers_and_pruners():
     ("flags", "said"),
     [
         ("--space nowhere", "space: must be one of narrow, wide, or a .toml file; got 'nowhere'"),
-        ("--resume --space wide", "resume: --resume cannot be combined with settings"),
-        ("--config none.toml", "none.toml: expected a readable TOML file"),
+        ("--resume --space wide", "--resume: cannot be combined with settings other than --trials"),
+        ("--config none.toml", "none.toml: cannot be read: no such file"),
         ("--resume", "tune: contains no study to resume"),
         ("--locate.method omp", "locate.method: a search needs a method with a network, 'hybrid'; got 'omp'"),
     ],

@@ -24,7 +24,7 @@ TRAINING = TrainSpec(
     average_decay=0.9,
 )
 # Without the polish, which takes most of the time and leads different networks to the same estimates.
-LOCATE = LocateSpec(polish=False, hybrid={"count": "network", "doubt": 0.0})
+LOCATE = LocateSpec(polish=False, hybrid={"model_order": "network", "recheck_p_value": 0.0})
 SPEC = TuneSpec(
     training=TRAINING,
     locate=LOCATE,

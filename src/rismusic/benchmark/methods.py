@@ -29,12 +29,17 @@ STARTS = ("omp", "sbl", "oracle:truth")
 
 ABLATIONS: dict[str, dict[str, object]] = {
     "beta0": {"beta": 0.0},
-    "sure": {"doubt": 0.0, "search_from": 0},
-    "music": {"own_list": False, "doubt": 0.0, "search_from": 0},
-    "untrained": {"untrained": True, "doubt": 0.0, "search_from": 0},
-    "untrained_music": {"untrained": True, "own_list": False, "doubt": 0.0, "search_from": 0},
-    "likelihood": {"count": "likelihood"},
-    "network": {"count": "network"},
+    "sure": {"recheck_p_value": 0.0, "birth_death_min_sources": 0},
+    "music": {"network_sources": False, "recheck_p_value": 0.0, "birth_death_min_sources": 0},
+    "untrained": {"untrained": True, "recheck_p_value": 0.0, "birth_death_min_sources": 0},
+    "untrained_music": {
+        "untrained": True,
+        "network_sources": False,
+        "recheck_p_value": 0.0,
+        "birth_death_min_sources": 0,
+    },
+    "likelihood": {"model_order": "likelihood"},
+    "network": {"model_order": "network"},
 }
 """Variants of the hybrid locator: no R_samp in the blend; no second search of doubtful scenes, nor of those
 with many sources; neither this nor the own list, so that all starts at MUSIC on the blend; a network that has

@@ -167,11 +167,11 @@ class BenchSpec(Spec):
     methods: tuple[str, ...] = ()
     """Methods to compare: those of locate; ':raw' without polishing, ':conditional' with the conditional
     likelihood, 'hybrid:music' and so on for ablations. 'oracle:music', 'oracle:truth' and 'oracle:best' use
-    the true sources. None: all (hybrid only where its weights exist)."""
+    the true sources. Default: all (hybrid only where its weights exist)."""
     sources: tuple[Count, ...] = ()
-    """Numbers of sources, K. None: 1 2 3 5, or 3 in a sweep."""
+    """Numbers of sources, K. Default: 1 2 3 5, or 3 in a sweep."""
     snr_db: tuple[Finite, ...] = ()
-    """SNRs in dB. None: 0 5 10 20, or 5 in a sweep."""
+    """SNRs in dB. Default: 0 5 10 20, or 5 in a sweep."""
     scenes: Count = 200
     """Number of scenes of each system."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
@@ -186,7 +186,7 @@ class BenchSpec(Spec):
     """Settings to vary, one at a time: none (K and SNR only), range, separation, snapshots, bits,
     power_spread, symbols, hardware, or a setting such as scene.separation_deg."""
     sweep_values: tuple[float | str, ...] = ()
-    """Values of the swept setting (range: bin edges in metres). None: its default values."""
+    """Values of the swept setting (range: bin edges in metres). Default: those of the sweep."""
     block: Count = 50
     """Scenes processed and stored at a time. An interrupted run loses at most one block per worker."""
     one_link: bool = False

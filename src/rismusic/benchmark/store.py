@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from tomlkit.exceptions import TOMLKitError
 from rismusic.benchmark.spec import SCENES, BenchSpec, Unit
 from rismusic.errors import InputError
 from rismusic.files import replace_file
+from rismusic.spec import flat_settings
 from rismusic.version import __version__
 
 SETTINGS = "settings.toml"
@@ -125,7 +125,7 @@ def check_same(spec: BenchSpec, folder: Path) -> None:
     Raises:
         InputError: a setting differs; the error names the first one.
     """
-    given, kept = (dict(_flat(one.model_dump(mode="json"))) for one in (spec, load_settings(folder)))
+    given, kept = (flat_settings(one.model_dump(mode="json")) for one in (spec, load_settings(folder)))
     for name, value in kept.items():
         if given[name] != value:
             raise InputError(name, f"must be {value!r} as in {folder / SETTINGS}; got {given[name]!r}")
@@ -134,11 +134,3 @@ def check_same(spec: BenchSpec, folder: Path) -> None:
 def _dump(spec: BenchSpec) -> str:
     values = spec.model_dump(mode="json", exclude_none=True)
     return tomlkit.dumps({"version": __version__, **values})
-
-
-def _flat(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -1,4 +1,4 @@
-"""``rismusic bench``: who misses how many sources, and how close to the bound the others are found."""
+"""``rismusic bench``: misses and errors of methods, compared with the Cramer-Rao bound."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from tyro.conf import arg
 
 from rismusic.benchmark.spec import BenchSpec
-from rismusic.cli.command import Command
-from rismusic.cli.output import note, progress_bar
+from rismusic.cli.command import Command, Option
+from rismusic.cli.output import check_extras, note, progress_bar
 from rismusic.errors import InputError
 from rismusic.files import TABLE_ENDINGS, check_output
 
@@ -28,38 +27,45 @@ _WIDTH, _WIDTH_OF_NAME, _WIDTH_OF_SHARE = 78, 25, 13
 
 
 class Bench(Command):
-    """Compare methods on the same scenes, over numbers of sources, SNR and other settings."""
+    """Compare methods on the same scenes, over number of sources, SNR and other settings."""
 
-    settings: Annotated[BenchSpec, arg(name="")] = BenchSpec()
-    out: Annotated[Path, arg(metavar="FOLDER")] = Path("bench")
+    FLAT: ClassVar[str] = "settings"
+
+    settings: BenchSpec = BenchSpec()
+    out: Annotated[Path, Option("FOLDER")] = Path("bench")
     """Folder for the settings, the results of every scene, the tables and the plots."""
     resume: bool = False
-    """Go on in a folder that holds a part of this very benchmark."""
-    shard: Annotated[str, arg(metavar="I/N")] = "0/1"
-    """Do share I, counted from 0, of N, each on a machine of its own; then --merge."""
-    merge: Annotated[tuple[Path, ...], arg(metavar="FOLDER ...")] = ()
-    """Run nothing: put the shares in these folders together, with the settings they were made with."""
+    """Resume an interrupted benchmark with the same settings in the same folder."""
+    shard: Annotated[str, Option("I/N")] = "0/1"
+    """Run share I (counted from 0) of N only; --merge combines them."""
+    merge: Annotated[tuple[Path, ...], Option("FOLDER ...")] = ()
+    """Combine the shares in these folders. Nothing is run."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes; 0: as many as there are cores."""
-    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
-    """Write the table to a .csv or .json file of your own as well."""
-    figure_width: Annotated[float | None, Field(ge=40, le=1000), arg(metavar="MM")] = None
-    """Printed width of the plots in mm (a column is 88.9 mm wide); they are then written as .pdf too."""
-    report: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Write a report of everything as one .html file that needs no network."""
+    """Number of processes; 0: one per core."""
+    device: str = "cpu"
+    """Device that the methods compute on, such as cpu or cuda."""
+    output: Annotated[Path | None, Option("FILE", short="-o")] = None
+    """Write the table to this .csv or .json file, too."""
+    figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
+    """Width of the plots in mm (a column is 88.9 mm wide); they are then written as .pdf, too."""
+    report: Annotated[Path | None, Option("FILE")] = None
+    """Write a self-contained HTML report."""
     overwrite: bool = False
-    """Replace these files if they exist."""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with settings of the system (its sources and SNR are not used here)."""
+    """Replace output files that exist."""
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings; options on the command line win."""
 
     def run(self) -> int:
-        """Run or merge, then show what came of it."""
+        """Run or merge, then print the results."""
         from rismusic.benchmark.spec import parse_shard
 
         shard = parse_shard(self.shard)
+        if self.figure_width is not None:
+            check_extras("report", "matplotlib")
         if self.output is not None:
             check_output(self.output, overwrite=self.overwrite, endings=TABLE_ENDINGS)
         if self.report is not None:
+            check_extras("report", "jinja2", "matplotlib")
             from rismusic.report import check_report
 
             check_report(self.report, overwrite=self.overwrite)
@@ -68,7 +74,7 @@ class Bench(Command):
 
         if self.merge:
             if self.settings != BenchSpec():
-                raise InputError("merge", "no settings beside it (they are in the folders)", "some")
+                raise InputError("--merge", "cannot be combined with settings; those of the shares are used")
             result = merge_benchmarks(self.merge, out=self.out, resume=self.resume)
         else:
             try:
@@ -80,13 +86,14 @@ class Bench(Command):
                         resume=self.resume,
                         shard=shard,
                         workers=self.workers or None,
+                        device=None if self.device == "cpu" else self.device,
                         progress=lambda done, total: bar.update(task, completed=done, total=total),
                     )
             except KeyboardInterrupt:
-                note(f"what is done is kept in {self.out}: go on with --resume")
+                note(f"results so far are in {self.out}; continue with --resume")
                 raise
         if result.missing:
-            note(f"{self.out}: {result.missing} parts left to other shares; put them together with --merge")
+            note(f"{self.out}: {result.missing} parts belong to other shares; combine them with --merge")
             return 0
         _show(result)
         if self.output is not None:
@@ -112,7 +119,7 @@ class Bench(Command):
         note(f"report written to {path}")
 
     def _draw(self, result: Benchmark) -> None:
-        """Plots beside the tables; a run of hours does not fail for want of matplotlib."""
+        """Plots beside the tables. A run of hours does not fail because matplotlib is missing."""
         from rismusic.benchmark.plots import save_plots
         from rismusic.benchmark.summary import groups
 
@@ -132,8 +139,8 @@ def _show(result: Benchmark) -> None:
         for table in _details(result):
             console.print(table)
         console.print(
-            "missed = search (the fit from the truth is likelier than the answer)\n"
-            "+ ambig. (it is not) + count (another number of sources was found).",
+            "missed = search (the fit from the truth is likelier than the estimate)\n"
+            "+ ambig. (it is not) + count (wrong number of sources).",
             style="dim",
         )
     else:
@@ -148,7 +155,7 @@ def _show(result: Benchmark) -> None:
                     _matrix(group, part, "error over bound", lambda row: _plain(row.worst_over_bound, 2))
                 )
     if any(row.peeked for row in result.rows):
-        console.print("oracle: has been told the truth; no method.", style="dim")
+        console.print("oracle: uses the true sources; not a method.", style="dim")
 
 
 def _table(title: str, heads: Sequence[str]) -> Table:

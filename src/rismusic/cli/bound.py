@@ -1,15 +1,14 @@
-"""``rismusic bound``: the best accuracy that physics allows, over number of sources and SNR."""
+"""``rismusic bound``: the Cramer-Rao bound over number of sources and SNR."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from tyro.conf import arg
 
-from rismusic.cli.command import Command
-from rismusic.cli.output import note, progress_bar, write_rows
+from rismusic.cli.command import Command, Option
+from rismusic.cli.output import check_extras, note, progress_bar, write_rows
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.spec import ChannelSpec, CodebookSpec, Count, Finite, PanelSpec, SceneSpec, SystemSpec
@@ -17,44 +16,44 @@ from rismusic.version import __version__
 
 
 class Bound(Command):
-    """Table of the Cramer-Rao bound: median least standard deviations over random scenes."""
+    """Table of the Cramer-Rao bound: median standard deviations over random scenes."""
+
+    IGNORED: ClassVar[tuple[str, ...]] = ("one_link", "hardware")
 
     sources: tuple[Count, ...] = (1, 2, 3, 5)
     """Numbers of sources, K."""
     snr_db: tuple[Finite, ...] = (0.0, 5.0, 10.0, 20.0)
-    """Signal to noise ratios in dB."""
+    """SNRs in dB."""
     scenes: Count = 200
-    """Scenes for each cell."""
+    """Number of scenes of each cell."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     """Seed of the scenes."""
     kind: Literal["conditional", "unconditional"] = "conditional"
-    """Symbols taken as unknown numbers, or as Gaussian with unknown powers."""
-    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
-    """Write the table to a .csv or .json file as well."""
-    plot: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Draw the table (.png, .pdf or .svg)."""
-    figure_width: Annotated[float | None, Field(ge=40, le=1000), arg(metavar="MM")] = None
-    """Printed width of the plot in mm (a column is 88.9 mm wide)."""
+    """Deterministic symbols (conditional), or Gaussian symbols with unknown powers (unconditional)."""
+    output: Annotated[Path | None, Option("FILE", short="-o")] = None
+    """Write the table to a .csv or .json file, too."""
+    plot: Annotated[Path | None, Option("FILE")] = None
+    """Plot the table (.png, .pdf or .svg)."""
+    figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
+    """Width of the plot in mm (a column is 88.9 mm wide)."""
     overwrite: bool = False
     """Replace output files that exist."""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with settings of the system (its sources, SNR and hardware errors are not used here)."""
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings; options on the command line win."""
     scene: SceneSpec = SceneSpec()
     panel: PanelSpec = PanelSpec()
     channel: ChannelSpec = ChannelSpec()
     codebook: CodebookSpec = CodebookSpec()
 
     def run(self) -> int:
-        """Compute the table, print it, and write it where it was asked for."""
+        """Compute, print and write the table."""
         if not self.sources or not self.snr_db:
-            raise InputError("sources" if not self.sources else "snr_db", "at least one value", "none")
+            raise InputError("--snr-db" if self.sources else "--sources", "give at least one value")
         for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
             if path is not None:
                 check_output(path, overwrite=self.overwrite, endings=endings)
         if self.plot is not None:
-            from rismusic.plots import check_matplotlib
-
-            check_matplotlib()
+            check_extras("report", "matplotlib")
         from rich.console import Console
         from rich.table import Table
 
@@ -63,7 +62,7 @@ class Bound(Command):
 
         system = SystemSpec(scene=self.scene, panel=self.panel, channel=self.channel, codebook=self.codebook)
         with progress_bar() as progress:
-            task = progress.add_task("bounding cells", total=len(self.sources) * len(self.snr_db))
+            task = progress.add_task("cells", total=len(self.sources) * len(self.snr_db))
             rows = bound_table(
                 system,
                 sources=self.sources,

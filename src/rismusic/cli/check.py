@@ -1,17 +1,16 @@
-"""``rismusic check``: what is in a recording file, and what looks wrong with it."""
+"""``rismusic check``: contents of a recording, and suspicious values in it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from tyro.conf import Positional, arg
 
-from rismusic.cli.command import Command
-from rismusic.cli.output import note
+from rismusic.cli.command import Command, Option
+from rismusic.cli.output import check_extras, note
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output
 
@@ -20,29 +19,30 @@ if TYPE_CHECKING:
 
 
 class Check(Command):
-    """Say what is in a recording file, what looks wrong with it, and how far the near field reaches."""
+    """Describe a recording, report what looks wrong in it, and the extent of its near field."""
 
-    file: Positional[Path]
+    POSITIONAL: ClassVar[str] = "file"
+
+    file: Path
     """The recording: .h5, .npz or .mat."""
-    as_json: Annotated[bool, arg(name="json")] = False
-    """Print JSON in place of a table."""
+    as_json: Annotated[bool, Option(name="json")] = False
+    """Print JSON instead of a table."""
     fit: bool = True
-    """Where there is no truth, look for mix-ups of conventions by quick fits (some seconds)."""
-
-    plot: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Draw the panel and the true sources of a scene (.png, .pdf or .svg)."""
+    """Test for mixed-up conventions by quick fits, if there are no true positions (some seconds)."""
+    plot: Annotated[Path | None, Option("FILE")] = None
+    """Plot the panel and the true sources of a scene (.png, .pdf or .svg)."""
     scene: Annotated[int, Field(ge=0)] = 0
-    """The scene to draw, counted from 0."""
+    """Scene to plot, counted from 0."""
     overwrite: bool = False
-    """Replace the picture if it exists."""
+    """Replace the plot if it exists."""
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings; options on the command line win."""
 
     def run(self) -> int:
-        """Print facts and findings; findings are no reason to fail."""
+        """Print facts and findings. Findings do not change the exit code."""
         if self.plot is not None:
             check_output(self.plot, overwrite=self.overwrite, endings=PLOT_ENDINGS)
-            from rismusic.plots import check_matplotlib
-
-            check_matplotlib()
+            check_extras("report", "matplotlib")
         from rismusic.checks import check
 
         result = check(self.file, fit=self.fit)
@@ -79,10 +79,12 @@ class Check(Command):
 
         with open_recording(self.file) as file:
             if self.scene >= len(file):
-                raise InputError("scene", f"a scene from 0 to {len(file) - 1}", str(self.scene))
+                raise InputError(
+                    "--scene", f"the recording has scenes 0 to {len(file) - 1}; got {self.scene}"
+                )
             recording = file[self.scene : self.scene + 1]
         if recording.truth is None:
-            raise InputError("truth", "sources to draw", "none in the file")
+            raise InputError(str(self.file), "has no true positions to plot")
         sources = recording.truth.each(lambda value: value[0])
         save(scene_figure(recording.panel, truth=sources), path, overwrite=self.overwrite)
-        note(f"picture of scene {self.scene} written to {path}")
+        note(f"plot of scene {self.scene} written to {path}")

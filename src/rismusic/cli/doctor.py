@@ -1,16 +1,16 @@
-"""``rismusic doctor``: why a training does not learn."""
+"""``rismusic doctor``: find out why a training does not learn."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from tyro.conf import arg
-
-from rismusic.cli.command import Command
-from rismusic.cli.output import note, progress_bar
+from rismusic.cli.command import Command, Option
+from rismusic.cli.output import check_extras, note, progress_bar
+from rismusic.cli.train import preset_settings
 from rismusic.errors import InputError
 from rismusic.files import check_output, replace_file
 from rismusic.nn.run_folder import RunFolder
@@ -21,27 +21,38 @@ if TYPE_CHECKING:
 
 
 class Doctor(Command):
-    """Find out why a training does not learn: rismusic doctor [CONFIG.toml | RUN] [--preset tiny].
+    """Find out why a training does not learn. With settings, it checks a training before it starts; with
+    the folder of a run, it reads the log of the run. Exit code 0: no problem found; 1: problem found.
+    """  # noqa: D205
 
-    With settings, it checks the training before it starts. With the folder of a run, it reads the run's log
-    and reports what went wrong and in which epochs. Exit code 0: nothing is wrong; 1: something is.
-    """
+    FLAT: ClassVar[str] = "settings"
+    POSITIONAL: ClassVar[str] = "config"
 
-    settings: Annotated[TrainSpec, arg(name="")] = TrainSpec()
+    settings: TrainSpec = TrainSpec()
     preset: Literal["tiny", "search", "final"] | None = None
-    """Settings to begin with, as in rismusic train."""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with settings; the flag's name can be left out."""
-    folder: Annotated[Path | None, arg(name="run", metavar="RUN")] = None
-    """Read the log of this run instead of checking settings; the flag's name can be left out."""
+    """Settings to start from, as in rismusic train."""
+    config: Annotated[Path | None, Option("CONFIG.toml|RUN")] = None
+    """TOML file with the settings of a training. --config can be left out."""
+    folder: Annotated[Path | None, Option("RUN", name="run")] = None
+    """Read the log of this run instead of checking settings. --run can be left out."""
     overfit: bool = False
     """Also check whether the network can fit 512 fixed scenes (minutes)."""
-    json_file: Annotated[Path | None, arg(name="json", metavar="FILE")] = None
+    json_file: Annotated[Path | None, Option("FILE", name="json")] = None
     """Write all findings as JSON."""
-    report: Annotated[Path | None, arg(metavar="FILE")] = None
+    report: Annotated[Path | None, Option("FILE")] = None
     """Write all findings as an HTML page, beside the curves of the run."""
     overwrite: bool = False
-    """Replace these files if they exist."""
+    """Replace output files that exist."""
+
+    @classmethod
+    def positional_field(cls, value: str) -> str:
+        """A folder is a run; anything else is a file of settings."""
+        return "folder" if Path(value).is_dir() else "config"
+
+    @classmethod
+    def base(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings of the preset."""
+        return preset_settings(given)
 
     def run(self) -> int:
         """Run the checks and print the findings."""
@@ -50,12 +61,13 @@ class Doctor(Command):
         if self.folder is not None:
             if self.settings != TrainSpec() or self.overfit:
                 raise InputError(
-                    "run",
-                    "it cannot be combined with settings or --overfit; the run's folder has its settings",
+                    "--run",
+                    "cannot be combined with settings or --overfit; the run's folder has its settings",
                 )
             # Checked before torch is imported, which takes seconds.
             RunFolder(self.folder).settings()
         if self.report is not None:
+            check_extras("report", "jinja2", "matplotlib")
             from rismusic.report.page import check_report
 
             check_report(self.report, overwrite=self.overwrite)
@@ -104,17 +116,6 @@ class Doctor(Command):
                 overwrite=self.overwrite,
             )
             note(f"report written to {self.report}")
-
-
-def with_target(args: list[str]) -> list[str]:
-    """Add ``--run`` or ``--config`` before a folder or file given right after ``doctor``.
-
-    Args:
-        args: the command and its flags; those of other commands are returned unchanged.
-    """
-    if args[:1] != ["doctor"] or len(args) < 2 or args[1].startswith("-"):
-        return args
-    return ["doctor", "--run" if Path(args[1]).is_dir() else "--config", *args[1:]]
 
 
 def _say(line: str) -> None:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from tyro.conf import Positional, arg
 
-from rismusic.cli.command import Command
-from rismusic.cli.output import note, progress_bar, write_rows
+from rismusic.cli.command import Command, Option
+from rismusic.cli.output import check_extras, note, progress_bar
 from rismusic.errors import InputError
-from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, replace_file
+from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
+from rismusic.registry import SPECTRA
 from rismusic.spec import Count, LocateSpec
-from rismusic.version import __version__
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rismusic.estimation.estimate import Estimate
-    from rismusic.evaluate.positions import Position, Truth
+    from rismusic.evaluate.positions import Truth
     from rismusic.io import Recording
     from rismusic.report import LocateReport
 
@@ -32,23 +33,28 @@ _BLOCK = 64
 class Locate(Command):
     """Locate the sources of every scene of a recording (.h5, .npz or .mat)."""
 
-    file: Positional[Path]
+    FLAT: ClassVar[str] = "settings"
+    POSITIONAL: ClassVar[str] = "file"
+
+    file: Path
     """The recording."""
-    settings: Annotated[LocateSpec, arg(name="")] = LocateSpec()
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with these settings, such as the locate.toml of a search; flags win."""
-    output: Annotated[Path | None, arg(aliases=("-o",), metavar="FILE")] = None
-    """Write the positions to a .csv or .json file in place of the table on the screen."""
-    plot: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Draw a scene with its estimates and error regions (.png, .pdf or .svg)."""
-    figure_width: Annotated[float | None, Field(ge=40, le=1000), arg(metavar="MM")] = None
-    """Printed width of the plot in mm (a column is 88.9 mm wide)."""
+    settings: LocateSpec = LocateSpec()
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings, such as the locate.toml of a search; options on the command line win."""
+    output: Annotated[Path | None, Option("FILE", short="-o")] = None
+    """Write the positions to a .csv or .json file instead of printing a table."""
+    plot: Annotated[Path | None, Option("FILE")] = None
+    """Plot a scene with its estimates and error ellipsoids (.png, .pdf or .svg)."""
+    figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
+    """Width of the plot in mm (a column is 88.9 mm wide)."""
     scene: Annotated[int, Field(ge=0)] = 0
-    """The scene to draw, counted from 0."""
-    report: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Write a report of everything as one .html file that needs no network."""
+    """Scene to plot, counted from 0."""
+    report: Annotated[Path | None, Option("FILE")] = None
+    """Write a self-contained HTML report."""
     report_scenes: Count = 8
-    """Scenes that the report shows in full, from the first on (fewer where it would pass 1 MB)."""
+    """Number of scenes that the report shows in full (fewer if it would exceed 1 MB)."""
+    device: str = "cpu"
+    """Device to compute on, such as cpu or cuda."""
     overwrite: bool = False
     """Replace output files that exist."""
 
@@ -58,50 +64,47 @@ class Locate(Command):
             if path is not None:
                 check_output(path, overwrite=self.overwrite, endings=endings)
         if self.plot is not None:
-            from rismusic.plots import check_matplotlib
-
-            check_matplotlib()
+            check_extras("report", "matplotlib")
         report = None if self.report is None else self._new_report(self.report)
-        from rismusic.evaluate.positions import position_rows, scene_records, truth_rows
+        from rismusic.estimation.estimate import join_estimates
+        from rismusic.evaluate.positions import truth_rows
         from rismusic.hybrid import locate
         from rismusic.io import open_recording
 
-        positions: list[Position] = []
+        parts: list[Estimate] = []
         truth: list[Truth] = []
-        records: list[dict[str, object]] = []
         drawn: tuple[Recording, Estimate] | None = None
         with open_recording(self.file) as file, progress_bar() as progress:
             if self.plot is not None and self.scene >= len(file):
-                raise InputError("scene", f"a scene from 0 to {len(file) - 1}", str(self.scene))
-            task = progress.add_task("locating in scenes", total=len(file))
+                raise InputError(
+                    "--scene", f"the recording has scenes 0 to {len(file) - 1}; got {self.scene}"
+                )
+            task = progress.add_task("locating", total=len(file))
             first = 0
             for recording in file.batches(_BLOCK):
-                located = locate(recording, spec=self.settings)
-                positions += position_rows(located, first_scene=first)
-                records += scene_records(located, first_scene=first)
+                estimate = locate(recording, spec=self.settings, device=self.device)
+                parts.append(estimate)
                 if recording.truth is not None:
-                    truth += truth_rows(recording.truth, located, first_scene=first)
+                    truth += truth_rows(recording.truth, estimate, first_scene=first)
                 if first <= self.scene < first + len(recording):
-                    drawn = recording, located
+                    drawn = recording, estimate
                 if report is not None:
-                    report.add(recording, located)
+                    report.add(recording, estimate)
                 first += len(recording)
                 progress.advance(task, len(recording))
-        for record in records:
-            for sentence in record["warnings"]:  # type: ignore[attr-defined]
-                note(f"scene {record['scene']}: {sentence}")
+        estimate = join_estimates(parts)
+        for scene, sentences in enumerate(estimate.warnings):
+            for sentence in sentences:
+                note(f"scene {scene}: {sentence}")
         if self.output is None:
-            self._print(positions, truth)
+            self._print(estimate, truth)
         elif self.output.suffix == ".csv":
-            write_rows(self.output, positions, overwrite=self.overwrite)
+            estimate.to_csv(self.output, overwrite=self.overwrite)
         else:
-            head = {"version": __version__, "recording": str(self.file)}
-            with replace_file(self.output, overwrite=self.overwrite) as temporary:
-                temporary.write_text(
-                    json.dumps({**head, "scenes": records}, indent=1, allow_nan=False) + "\n"
-                )
+            estimate.to_json(self.output, overwrite=self.overwrite, recording=str(self.file))
         if self.output is not None:
-            note(f"{len(positions)} sources in {len(records)} scenes written to {self.output}")
+            count = int(estimate.n_sources.sum())
+            note(f"{count} sources in {len(estimate)} scenes written to {self.output}")
         if self.plot is not None and drawn is not None:
             self._draw(*drawn, self.plot)
         if self.report is not None and report is not None:
@@ -109,6 +112,7 @@ class Locate(Command):
         return 0
 
     def _new_report(self, path: Path) -> LocateReport:
+        check_extras("report", "jinja2", "matplotlib")
         from rismusic.report import LocateReport, check_report
 
         check_report(path, overwrite=self.overwrite)
@@ -128,67 +132,120 @@ class Locate(Command):
         )
         note(f"report written to {path}")
 
-    def _print(self, positions: list[Position], truth: list[Truth]) -> None:
-        from rich import box
+    def _print(self, estimate: Estimate, truth: list[Truth]) -> None:
         from rich.console import Console
-        from rich.table import Table
 
-        table = Table(
-            title=f"{self.settings.method}: sources found, ± the Cramer-Rao bound at the estimate",
-            box=box.SIMPLE_HEAD,
-            padding=0,
-        )
-        names = ["scene", "#", "azimuth\ndeg", "elevation\ndeg", "range\nm", "power\ndB"]
-        for name in names + (["true\nazim.", "true\nelev.", "true\nrange"] if truth else []):
-            table.add_column(name, justify="right", no_wrap=True)
-        beside = {(row.scene, row.found): row for row in truth if row.found is not None}
-        missed: dict[int, list[Truth]] = {}
-        for row in truth:
-            if row.found is None:
-                missed.setdefault(row.scene, []).append(row)
-        scenes = sorted({row.scene for row in positions} | set(missed))
-        for scene in scenes:
-            for found in (row for row in positions if row.scene == scene):
-                true = beside.get((scene, found.source))
-                cells = [
-                    str(scene),
-                    str(found.source),
-                    _with_bar(found.azimuth_deg, found.azimuth_std_deg),
-                    _with_bar(found.elevation_deg, found.elevation_std_deg),
-                    _with_bar(found.range_m, found.range_std_m),
-                    f"{found.power_db:.1f}",
-                ]
-                table.add_row(*cells, *(_true_cells(true) if truth else []))
-            for lost in missed.get(scene, []):
-                table.add_row(str(scene), "", "missed", "", "", "", *_true_cells(lost))
-            table.add_section()
-        Console().print(table)
+        console = Console()
+        console.print(results_table(estimate, truth))
+        console.print(scenes_table(estimate))
         if truth:
-            hits, true_count = len(beside), len(truth)
-            false_alarms = len(positions) - hits
-            note(f"{hits} of {true_count} true sources hit (within 5 deg), {false_alarms} false alarms")
+            hits = sum(row.found is not None for row in truth)
+            false_alarms = int(estimate.n_sources.sum()) - hits
+            note(f"{hits} of {len(truth)} true sources hit (within 5 deg), {false_alarms} false alarms")
 
-    def _draw(self, recording: Recording, located: Estimate, path: Path) -> None:
+    def _draw(self, recording: Recording, estimate: Estimate, path: Path) -> None:
         from rismusic.estimation.estimate import volume_of
         from rismusic.plots import save, scene_figure
 
         place = self.scene % _BLOCK
-        found = located.sources.each(lambda value: value[place])
+        found = estimate.sources.each(lambda value: value[place])
         truth = None if recording.truth is None else recording.truth.each(lambda value: value[place])
         figure = scene_figure(
             recording.panel,
             found,
-            covariance=located.covariance[place],
+            covariance=estimate.covariance[place],
             truth=truth,
-            volume=volume_of(located.spec),
+            volume=volume_of(estimate.spec),
             width_mm=self.figure_width,
         )
         save(figure, path, overwrite=self.overwrite)
-        note(f"picture of scene {self.scene} written to {path}")
+        note(f"plot of scene {self.scene} written to {path}")
 
 
-def _with_bar(value: float, bar: float) -> str:
-    """A value and its error bar, with the decimals the bar is worth: two figures, three places at most."""
+def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
+    """The table that ``rismusic locate`` prints: a row per source or miss.
+
+    Args:
+        estimate: all scenes.
+        truth: rows of the true sources; empty where they are not known.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from rismusic.estimation.table import position_rows
+
+    title, with_error = table_title(estimate)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
+    names = ["scene", "#", "azimuth\ndeg", "elevation\ndeg", "range\nm", "power\ndB"]
+    names += ["true\nazim.", "true\nelev.", "true\nrange"] if truth else []
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    beside = {(row.scene, row.found): row for row in truth if row.found is not None}
+    rows = position_rows(estimate)
+    for scene in range(len(estimate)):
+        lines = []
+        for row in (row for row in rows if row.scene == scene):
+            bars = (row.azimuth_std_deg, row.elevation_std_deg, row.range_std_m)
+            values = (row.azimuth_deg, row.elevation_deg, row.range_m)
+            cells = [
+                _with_bar(value, bar if with_error[scene] else None)
+                for value, bar in zip(values, bars, strict=True)
+            ]
+            cells = [str(row.source), *cells, f"{row.power_db:.1f}"]
+            lines.append([*cells, *(_true_cells(beside.get((scene, row.source))) if truth else [])])
+        missed = [row for row in truth if row.scene == scene and row.found is None]
+        lines += [["", "missed", "", "", "", *_true_cells(row)] for row in missed]
+        lines = lines or [["", "no source", "", "", "", *([""] * 3 if truth else [])]]
+        for line in lines:
+            table.add_row(str(scene), *line)
+        table.add_section()
+    return table
+
+
+def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
+    """Title of the table, and for each scene whether its error bars hold.
+
+    The title names the methods that were used. The bound is the error of a maximum-likelihood estimate, so
+    it does not hold for peaks of a spectrum that were not polished.
+    """
+    used = Counter(estimate.method)
+    title = ", ".join(
+        name if len(used) == 1 else f"{name} in {count} scene{'s' * (count != 1)}"
+        for name, count in used.items()
+    )
+    if estimate.spec.method not in used:
+        title += f" instead of {estimate.spec.method} (see warnings)"
+    peaks = {"hybrid", *SPECTRA.names()}
+    with_error = [estimate.spec.polish or name not in peaks for name in estimate.method]
+    return title + (": ± Cramer-Rao bound" if any(with_error) else ": peaks, not polished"), with_error
+
+
+def scenes_table(estimate: Estimate) -> Table:
+    """The second table of ``rismusic locate``: a row per scene."""
+    from rich import box
+    from rich.table import Table
+
+    probability = estimate.n_sources_probability
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for name in ["scene", "sources", *(["P(K)"] if probability is not None else []), "p-value", "warnings"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("method")
+    for scene, count in enumerate(estimate.n_sources.tolist()):
+        cells = [str(scene), str(count)]
+        if probability is not None:
+            cells.append(f"{probability[scene, count]:.2f}")
+        p_value = float(estimate.p_value[scene])
+        cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", str(len(estimate.warnings[scene]))]
+        table.add_row(*cells, f" {estimate.method[scene]}")
+    return table
+
+
+def _with_bar(value: float, bar: float | None) -> str:
+    """A value and its error bar, with two significant figures of the bar and three decimals at most."""
+    if math.isinf(value):
+        return "far field"
+    if bar is None:
+        return f"{value:.2f}"
     if not math.isfinite(bar):
         return f"{value:.2f} ±?"
     places = min(3, max(0, 1 - math.floor(math.log10(bar)))) if bar > 0 else 3

@@ -7,7 +7,10 @@ import dataclasses
 import io
 import json
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +26,40 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from rismusic.errors import InputError
 from rismusic.files import TABLE_ENDINGS, check_output, replace_file
+from rismusic.version import __version__
 
 
 def complain(sentence: str) -> None:
-    """Say what was wrong, on standard error."""
+    """Print an error on standard error."""
     Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/] ", end="")
     print(sentence, file=sys.stderr)
 
 
+def save_traceback(error: BaseException) -> Path:
+    """Write the traceback of an error into a new temporary file."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="rismusic-error-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(f"rismusic {__version__}: {' '.join(sys.argv)}\n\n")
+        file.writelines(traceback.format_exception(error))
+    return Path(file.name)
+
+
+def check_extras(extra: str, *packages: str) -> None:
+    """Check that optional packages are installed, before work starts.
+
+    Raises:
+        InputError: one of them is not; the sentence has the command that installs it.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise InputError(package, f"is not installed; run: pip install 'rismusic[{extra}]'")
+
+
 def note(sentence: str) -> None:
-    """Say something that is not data, on standard error."""
+    """Print something that is not data, on standard error."""
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(sentence)
 
 
@@ -69,7 +95,9 @@ def write_rows(path: Path, rows: Sequence[Any], *, overwrite: bool, **head: obje
         text = json.dumps({**head, "rows": records}, indent=1, allow_nan=False) + "\n"
     else:
         buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, list(records[0]), lineterminator="\n")
+        writer = csv.DictWriter(
+            buffer, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(records)
         text = buffer.getvalue()

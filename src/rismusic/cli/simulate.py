@@ -1,16 +1,15 @@
-"""``rismusic simulate``: draw scenes of a system and write them as a recording, truth inside."""
+"""``rismusic simulate``: random scenes of a system, as a recording with the true positions."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
-from tyro.conf import arg
 
-from rismusic.cli.command import Command
+from rismusic.cli.command import Command, Option
 from rismusic.cli.output import note, progress_bar
 from rismusic.errors import InputError
 from rismusic.files import check_output, replace_file
@@ -21,33 +20,37 @@ if TYPE_CHECKING:
     from rismusic.array import Panel
     from rismusic.operator import Link
 
-# Scenes simulated at a time: enough for full speed, little enough for memory with a large panel.
+# Numbers simulated at a time: enough for full speed, and little memory even for a large panel.
 _BLOCK_NUMBERS = 2**22
 
 
 class Simulate(Command):
-    """Simulate scenes and write them as a recording (.h5, .npz or .mat), the truth inside."""
+    """Simulate scenes and write them, with the true positions, as a recording (.h5, .npz or .mat)."""
 
-    output: Annotated[Path, arg(aliases=("-o",), metavar="FILE")]
-    """File to write. FILE.toml beside it keeps the settings."""
+    FLAT: ClassVar[str] = "system"
+
+    output: Annotated[Path, Option("FILE", short="-o")]
+    """Recording to write. The settings are written to FILE.toml."""
     scenes: Count
     """Number of scenes, S."""
-    system: Annotated[SystemSpec, arg(name="")] = SystemSpec()
+    system: SystemSpec = SystemSpec()
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
-    """The same seed gives the same scenes."""
+    """Seed of the scenes."""
     split: Literal["train", "validation", "test"] = "test"
-    """Splits of one seed share no scene."""
-    link_from: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Take wavelength, elements, channel and codes from this recording (one link for all scenes)."""
+    """Split of the scenes. Different splits of one seed share no scene."""
+    link_from: Annotated[Path | None, Option("FILE")] = None
+    """Use wavelength, elements, channel and RIS configurations of this recording."""
     mat_version: Literal["5", "7.3"] = "5"
     """Version of a .mat file."""
     overwrite: bool = False
-    """Replace the output file if it exists."""
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with settings of the system; flags on the command line win."""
+    """Replace the output files if they exist."""
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings; options on the command line win."""
+    device: str = "cpu"
+    """Device to compute on, such as cpu or cuda."""
 
     def run(self) -> int:
-        """Simulate block by block straight into the file, so that memory stays flat."""
+        """Simulate block by block straight into the file, so that memory stays constant."""
         settings = self.output.with_name(f"{self.output.name}.toml")
         for path in (self.output, settings):
             check_output(path, overwrite=self.overwrite)
@@ -55,7 +58,9 @@ class Simulate(Command):
         from rismusic.simulation.simulator import Simulator
 
         panel, link = self._given()
-        simulator = Simulator(self.system, seed=self.seed, split=self.split, panel=panel, link=link)
+        simulator = Simulator(
+            self.system, seed=self.seed, split=self.split, panel=panel, link=link, device=self.device
+        )
         codebook = self.system.codebook
         block = max(1, _BLOCK_NUMBERS // (simulator.panel.size * codebook.snapshots))
         with (
@@ -66,7 +71,7 @@ class Simulate(Command):
         ):
             task = progress.add_task("simulating scenes", total=self.scenes)
             for recording in simulator.stream(block, stop=self.scenes):
-                writer.append(recording)
+                writer.append(recording.to("cpu"))
                 progress.advance(task, len(recording))
         with replace_file(settings, overwrite=self.overwrite) as temporary:
             command = shlex.join(["rismusic", *sys.argv[1:]])
@@ -82,5 +87,7 @@ class Simulate(Command):
         with open_recording(self.link_from) as file:
             one = file[0:1]
         if one.link.per_scene:
-            raise InputError(str(self.link_from), "one link for all scenes", "a link per scene")
+            raise InputError(
+                str(self.link_from), "has a channel per scene; --link-from needs one for all scenes"
+            )
         return one.panel, one.link

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from tyro.conf import arg
-
-from rismusic.cli.command import Command
-from rismusic.cli.output import note, progress_bar
+from rismusic.cli.command import Command, Option
+from rismusic.cli.output import check_extras, note, progress_bar
 from rismusic.errors import InputError
 from rismusic.spec import Count
 from rismusic.tuning.spec import TuneSpec
@@ -22,46 +21,44 @@ if TYPE_CHECKING:
 
 
 class Tune(Command):
-    """Search settings: rismusic tune [--trials N] [--epochs-per-trial N] [--space narrow|wide|FILE.toml].
+    """Search the settings of training and inference. Short trials are pruned; the best are trained longer
+    from several seeds and compared with the default. Machines with the same --storage share one study.
+    """  # noqa: D205
 
-    Unpromising trials are pruned. The best ones and the default are trained for longer from several seeds and
-    compared on test scenes. Workers that are started with the same command and the same --storage share one
-    study. After Ctrl-C, continue with --resume.
-    """
+    FLAT: ClassVar[str] = "settings"
+    CONFIG_TABLES: ClassVar[Mapping[str, str]] = {"config": "", "training_config": "training"}
 
-    settings: Annotated[TuneSpec, arg(name="")] = TuneSpec()
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """TOML file with the training settings that are not searched, such as the settings.toml of a run."""
+    settings: TuneSpec = TuneSpec()
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings; options on the command line win."""
+    training_config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with the settings of the trainings, such as the settings.toml of a run."""
     trials: Count | None = None
-    """Number of trials; default 50, and the number of the study with --resume."""
-    out: Annotated[Path, arg(aliases=("-o",), metavar="FOLDER")] = Path("tune")
-    """Folder for the training runs and the results."""
-    storage: Annotated[str | None, arg(metavar="URL")] = None
-    """Database server (postgresql://user@host/name) or SQLite file; default study.db in --out."""
+    """Number of trials (default: 50, or as many as before with --resume)."""
+    out: Annotated[Path, Option("FOLDER", short="-o")] = Path("tune")
+    """Folder for trainings and results."""
+    storage: Annotated[str | None, Option("URL")] = None
+    """Database server (postgresql://user@host/name) or SQLite file (default: study.db in --out)."""
     study: str = "tune"
     """Name of the study in the storage."""
     resume: bool = False
-    """Continue a study with its own settings; --trials changes their number."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; 'auto' uses a GPU if there is one."""
+    """Resume a study with its own settings; a larger --trials extends it."""
+    device: str = "auto"
+    """Device to train on, such as cpu or cuda; auto: a GPU if there is one."""
     heartbeat_s: Count = 60
-    """Seconds between two heartbeats of a worker; after twice as long without one its trial is repeated."""
+    """Seconds between heartbeats in a database. A trial without one for twice as long is run again."""
 
     def run(self) -> int:
         """Search, and print the results."""
         spec = self.settings
         if self.resume and spec != TuneSpec():
             raise InputError(
-                "resume",
-                "--resume cannot be combined with settings of the search, which the study has already",
+                "--resume",
+                "cannot be combined with settings other than --trials; those of the study are used",
             )
-        try:
-            from rismusic.tuning.study import tune
-        except ImportError as error:
-            raise InputError(
-                "tune",
-                f"needs the extra 'tune' (pip install 'rismusic[tune]'); {error.name} is not installed",
-            ) from None
+        check_extras("tune", "optuna", "sqlalchemy")
+        from rismusic.tuning.study import tune
+
         try:
             with progress_bar() as bar:
                 task = bar.add_task("trials", total=None)

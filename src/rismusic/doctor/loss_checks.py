@@ -12,12 +12,13 @@ from rismusic.covariance import IDENTITY_MAX, Conditioning, Covariance
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.report import must_be_zero, report_of
+from rismusic.estimation import classical
 from rismusic.estimation.grid import to_cosines
+from rismusic.estimation.spectra import music
 from rismusic.io import Recording
 from rismusic.metrics import match
 from rismusic.nn import learner as learner_module
 from rismusic.nn import monitors as probes
-from rismusic.nn import validation
 from rismusic.nn.losses import Losses, Targets
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.nn.network import Prediction
@@ -123,7 +124,8 @@ def check_music_ceiling(case: Case) -> Report:
     truth = recording.truth
     assert truth is not None
     targets = Targets.of(recording, grid)
-    found = validation.sources_of(targets.true, targets.count, grid)
+    spectrum = music(targets.true, targets.count.clamp_min(1))
+    found, _ = classical.rap_music_sources(spectrum, grid, targets.count)
     hits = match(truth, found)
     exact = to_cosines(*truth.filled())
     estimated = to_cosines(*(value.gather(1, hits.partner.clamp_min(0)) for value in found.filled()))
@@ -163,7 +165,9 @@ def check_blend(case: Case) -> Report:
         )
         for beta in (0.0, 0.3):
             loss = float(
-                learner.judged(prediction, recording, beta, case.spec.loss.weights).terms["covariance"]
+                learner.prediction_losses(prediction, recording, beta, case.spec.loss.weights).terms[
+                    "covariance"
+                ]
             )
             candidates = {
                 ref.EXPECTED: (1 - beta) * predicted + beta * sample,
@@ -403,7 +407,7 @@ def check_symmetry(case: Case) -> Report:
     assert truth is not None
 
     def terms(prediction: Prediction, scenes: Recording) -> dict[str, float]:
-        losses = learner.judged(prediction, scenes, 0.3, weights)
+        losses = learner.prediction_losses(prediction, scenes, 0.3, weights)
         return {"total": float(losses.total), **{n: float(v) for n, v in losses.terms.items()}}
 
     with torch.no_grad():
@@ -456,9 +460,9 @@ def check_precision(case: Case) -> Report:
     learner, weights = case.learner, every_weight(case)
     with torch.no_grad():
         prediction = learner.predict(case.recording, averaged=False)
-        single = learner.judged(prediction, case.recording, 0.3, weights).terms
+        single = learner.prediction_losses(prediction, case.recording, 0.3, weights).terms
         wide = ref.prediction_in_double(prediction), ref.recording_in_double(case.recording)
-        double = learner.judged(*wide, 0.3, weights).terms
+        double = learner.prediction_losses(*wide, 0.3, weights).terms
     off = {
         name: abs(float(value) - float(double[name])) / max(abs(float(double[name])), 1e-2)
         for name, value in single.items()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.errors import InputError
-from rismusic.nn.monitors import LEAST_FALL, Report, at_least, at_most, dead_report
+from rismusic.nn.monitors import MIN_DECREASE, Report, at_least, at_most, dead_report
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Output = Callable[[nn.Module, Any], Tensor]
@@ -268,7 +268,7 @@ class _ModuleUnderTest:
             at_least(
                 f"relative decrease of the loss in {steps} steps on one batch",
                 1 - last / first if first else 0.0,
-                LEAST_FALL,
+                MIN_DECREASE,
                 "the network does not learn even one batch.",
                 "See the other findings first. Then try learning rates ten times lower and higher.",
             ),

@@ -19,11 +19,11 @@ from rismusic.nn import monitors as probes
 from rismusic.nn import schedules, validation
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
-from rismusic.nn.monitors import LEAST_FALL, Report, at_least, at_most, litmus
+from rismusic.nn.monitors import MIN_DECREASE, Report, at_least, at_most, overfit_one_batch
 from rismusic.nn.spec import TrainSpec
 from rismusic.sources import Sources
 
-# TrainingScenes in the batch of the litmus test, and in the batches of a trial step.
+# TrainingScenes in the batch of the overfit_one_batch test, and in the batches of a trial step.
 _LITMUS_BATCH, _TRIAL_BATCH = 32, 8
 # The gradient norm may be this many times clip_norm before steps lose their size.
 _CLIPPED = 30.0
@@ -45,20 +45,20 @@ def check_first_steps(case: Case) -> Report:
         batch = min(most, case.spec.batch)
         return case.spec.replace(batch=batch, accumulation=1, scenes_per_epoch=8 * batch)
 
-    trained = litmus(with_batch(_LITMUS_BATCH), make=make)
+    trained = overfit_one_batch(with_batch(_LITMUS_BATCH), make=make)
     frozen = with_batch(_TRIAL_BATCH).replace(backbone_learning_rate=0.0, head_learning_rate=0.0)
-    untrained = litmus(frozen, make=make, steps=2)
+    untrained = overfit_one_batch(frozen, make=make, steps=2)
     findings = [
         at_least(
             "relative decrease of the loss in five steps on one batch",
-            trained.fall,
-            LEAST_FALL,
+            trained.decrease,
+            MIN_DECREASE,
             "the network does not learn even one batch.",
             "Check the learning rates. Check that the loss is not detached, nor its gradient reversed.",
         ),
         at_most(
             "relative change of the loss at a learning rate of 0",
-            abs(untrained.fall),
+            abs(untrained.decrease),
             1e-3,
             "the loss changes without training, so its decrease proves nothing.",
             "Find what changes the weights besides the optimizer, or the loss at random (dropout).",
@@ -225,7 +225,7 @@ def check_step(case: Case) -> list[Report]:
         loss, list(parameters.values()), allow_unused=True, materialize_grads=True
     )
     expected = dict(zip(parameters, gradients, strict=True))
-    before, rates = probes.snapshot(learner), probes.learning_rate(learner)
+    before, rates = probes.copy_parameters(learner), probes.learning_rate(learner)
     with recorded(learner) as record:
         numbers = learner.step(recordings, beta, weights)
     moved = _changes(learner.weights, before)
@@ -282,7 +282,7 @@ def check_step(case: Case) -> list[Report]:
         ),
     ]
     text = f"gradient {size:.3g}, clipped at {clip:g}, {record.steps} optimizer step"
-    return [report_of("STEP", text, findings), probes.change(learner, before, rates.values), rates]
+    return [report_of("STEP", text, findings), probes.parameter_updates(learner, before, rates.values), rates]
 
 
 def _changes(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -312,7 +312,7 @@ def check_non_finite_gradient(case: Case) -> Report:
     weights = case.spec.loss.weights
     # A regular step first, so that the moving average differs from the weights.
     learner.step(recordings, 0.1, weights)
-    before, average = probes.snapshot(learner), {k: v.clone() for k, v in learner.average.items()}
+    before, average = probes.copy_parameters(learner), {k: v.clone() for k, v in learner.average.items()}
     name, target = max(
         ((n, w) for n, w in learner.weights.items() if w.requires_grad), key=lambda pair: pair[1].numel()
     )
@@ -345,7 +345,7 @@ def check_non_finite_gradient(case: Case) -> Report:
 def check_parameter_updates(case: Case) -> Report:
     """[DRIFT]: three steps move every parameter, none too far, and the moving average follows."""
     learner, recordings = _trial(case)
-    before, average = probes.snapshot(learner), {k: v.clone() for k, v in learner.average.items()}
+    before, average = probes.copy_parameters(learner), {k: v.clone() for k, v in learner.average.items()}
     for _ in range(3):
         learner.step(recordings, 0.1, case.spec.loss.weights)
     moved, followed = _changes(learner.weights, before), _changes(learner.average, average)
@@ -420,7 +420,7 @@ def check_validation(case: Case) -> Report:
             # Training in less than float32 differs by that much.
             1e-5 if learner.precision is None else 5e-2,
             f"validation differs from training (most in {worst}): another matrix, precision, or dropout?",
-            "Use Learner.judged for both, in float32.",
+            "Use Learner.prediction_losses for both, in float32.",
         ),
         at_least(
             "change of the validation loss in three steps, over that of the training loss",

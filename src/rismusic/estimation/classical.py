@@ -269,13 +269,13 @@ def rap_music_sources(
     Args:
         spectrum: of each scene.
         grid: the search grid.
-        count: K of each scene; at least one of them positive.
+        count: K of each scene.
         climb: options of Newton's method.
 
     Returns:
         Positions [S, K_max] in float64, NaN where there is no source; whether Newton's method converged.
     """
-    most = int(count.max())
+    most = max(1, int(count.max()))
     peaks = rap_music(spectrum, grid, most, climb=climb)
     absent = torch.arange(most, device=count.device) >= count[:, None]
     sources = Sources(azimuth=peaks.azimuth, elevation=peaks.elevation, range=peaks.range)

@@ -22,6 +22,7 @@ from rismusic.estimation.maximum_likelihood import Fit, finish, unpack
 from rismusic.estimation.table import COLUMNS, csv_text, position_rows, scene_records
 from rismusic.files import replace_file
 from rismusic.io import Recording
+from rismusic.renames import refuse_old_names
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 from rismusic.units import to_db
@@ -49,6 +50,7 @@ class Estimator(Protocol):
         ...
 
 
+@refuse_old_names
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Estimate:
     """Estimated sources of S scenes, the strongest first, with error bars.

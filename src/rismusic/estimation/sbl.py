@@ -76,10 +76,23 @@ def sbl_powers(
             model.keep(index)
         R = model.covariance(power) + noise[:, None, None, None] * identity
         half = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(R).L, identity, upper=False)
-        pull, own = model.match(half)
-        power = power * torch.where(own > 0, pull / own, 0)
+        power = sbl_update(power, *model.match(half))
         power = torch.where(power > _NOTHING * power.amax(dim=1, keepdim=True), power, 0)
     return power if index is None else torch.zeros_like(full).scatter(1, index, power)
+
+
+def sbl_update(
+    power: Float[Tensor, "S P"], matched: Float[Tensor, "S P"], expected: Float[Tensor, "S P"]
+) -> Float[Tensor, "S P"]:
+    """One step of the fixed point: each power times the ratio of matched to expected energy.
+
+    Args:
+        power: gamma of P points.
+        matched: sum over l of |g^H R^-1 y|^2, the energy of the snapshots at each point.
+        expected: sum over l of g^H R^-1 g, the value of ``matched`` per unit power at the fixed point. Points
+            where it is 0 get power 0.
+    """
+    return power * torch.where(expected > 0, matched / expected, 0)
 
 
 def shares_outer(fields: Float[Tensor, "_ R M2 P"]) -> bool:

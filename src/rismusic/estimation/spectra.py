@@ -48,7 +48,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel, by_inverse_range, steering, steering_with_slopes
+from rismusic.array import Panel, by_inverse_range, steering, steering_with_phase_derivatives
 from rismusic.covariance import Covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
@@ -80,7 +80,7 @@ class Spectrum:
 
     @classmethod
     def from_subspace(cls, vectors: Complex[Tensor, "*batch N C"]) -> Spectrum:
-        """The MUSIC-like spectrum 1 / (1 - |V^H a|^2), for |V^H a| at most 1 at unit vectors a.
+        r"""The MUSIC-like spectrum :math:`1 / (1 - |V^H a|^2)`, for :math:`|V^H a| \le 1` at unit vectors a.
 
         Args:
             vectors: V, orthonormal columns or shorter ones; columns of zeros are ignored.
@@ -111,7 +111,7 @@ class Spectrum:
         return scale / (1 - explained).clamp_min(4 * torch.finfo(explained.dtype).eps)
 
     def explained_on_grid(self, grid: SearchGrid) -> Float[Tensor, "*batch P"]:
-        """The form f = |V^H a|^2 at all points of a grid, as one matrix product, by blocks of scenes."""
+        """F at all points of a grid, as one matrix product, by blocks of scenes."""
         self._check(grid.panel)
         *batch, N, C = self.vectors.shape
         dtype = self.vectors.real.dtype
@@ -192,11 +192,17 @@ def mvdr(covariance: Covariance) -> Spectrum:
     Raises:
         InputError: a covariance without loading, whose inverse does not exist.
     """
-    return Spectrum(covariance.inverse_root(), covariance.loading, sharp=True)
+    if not (covariance.loading > 0).all():
+        raise InputError(
+            "covariance.loading",
+            "MVDR needs R^-1, so the loading must be positive; got 0. Add diagonal loading or shrinkage.",
+        )
+    vectors = covariance.inverse_root().to(covariance.factor.dtype)
+    return Spectrum(vectors, covariance.loading, sharp=True)
 
 
 def music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spectrum:
-    """1 / (1 - |U^H a|^2), U the eigenvectors of the K largest eigenvalues.
+    r"""MUSIC, :math:`1 / (1 - |U^H a|^2)` with the eigenvectors U of the K largest eigenvalues.
 
     Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34 (1986).
 
@@ -241,7 +247,8 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
     least = sources if isinstance(sources, int) else int(sources.min())
     if not 1 <= least <= most <= covariance.rank:
         found = least if least < 1 else most
-        raise InputError("sources", f"1 to {covariance.rank} (the rank of the covariance)", str(found))
+        rank = covariance.rank
+        raise InputError("sources", f"must be 1 to {rank}, the rank of the covariance; got {found}")
     values, vectors = covariance.eigen(covariance.rank)
     place = torch.arange(covariance.rank, device=values.device)
     count = torch.as_tensor(sources, device=values.device)
@@ -382,7 +389,7 @@ def newton(
 
 def _phases(panel: Panel, x: Tensor) -> tuple[Tensor, Tensor]:
     """Steering vectors a [B, N] at azimuth, elevation and 1/range x [B, 3], and their phases' derivatives."""
-    A, slope = steering_with_slopes(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
+    A, slope = steering_with_phase_derivatives(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
     return A[..., 0], slope[..., 0, :] * by_inverse_range(x[:, 2])[:, None]
 
 

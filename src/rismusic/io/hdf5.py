@@ -1,7 +1,4 @@
-"""HDF5 onto a disk that may be full.
-
-``.h5``: one dataset for each field, chunked by scenes.
-"""
+"""``.h5`` files: one dataset for each field, in chunks of scenes; also the basis of MATLAB 7.3 files."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -18,125 +15,8 @@ from rismusic.errors import InputError
 from rismusic.io.schema import ATTRIBUTES, FIELDS
 from rismusic.io.store import Array, Sink, Store, StoredArray, reason
 
-
-class HeldErrors(io.FileIO):
-    """A file whose first failing write is remembered, and after which writes are accepted and dropped.
-
-    HDF5 cannot close a file to which it cannot write: the half-closed file stays in its tables and brings the
-    process down later. So the library is told that all is well, and whoever drives it calls
-    :meth:`raise_held` after each step.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
-        self._held: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        """Write all of it, or remember why not."""
-        view = memoryview(content).cast("B")
-        written = 0
-        try:
-            while self._held is None and written < len(view):
-                written += super().write(view[written:]) or 0
-        except OSError as error:
-            self._held = error
-        if self._held is not None:
-            self.seek(len(view) - written, os.SEEK_CUR)
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        """Set the size, or remember why not."""
-        try:
-            return self.tell() if self._held else super().truncate(size)
-        except OSError as error:
-            self._held = error
-            return self.tell()
-
-    def raise_held(self) -> None:
-        """Raise what was remembered.
-
-        Raises:
-            OSError: a write has failed.
-        """
-        if self._held is not None:
-            raise self._held
-
-
-class CarefulFile:
-    """A new HDF5 file that can be closed on a full disk.
-
-    Args:
-        path: where it is written.
-        userblock_bytes: room before the HDF5 content.
-    """
-
-    def __init__(self, path: Path, *, userblock_bytes: int = 0) -> None:
-        self._disk = HeldErrors(path)
-        self.hdf5 = h5py.File(self._disk, "w", userblock_size=userblock_bytes)
-
-    def check(self) -> None:
-        """Raise if a write has failed.
-
-        Raises:
-            OSError: a write has failed.
-        """
-        self._disk.raise_held()
-
-    def close(self) -> None:
-        """Close, and raise if a write has failed.
-
-        Raises:
-            OSError: a write has failed.
-        """
-        self.hdf5.close()
-        self._disk.close()
-        self.check()
-
-
 _CHUNK_BYTES = 1 << 18
 _LARGEST_CHUNK_BYTES = 1 << 30
-
-
-def open_hdf5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        InputError: it is being written by another program, truncated, or broken.
-    """
-    try:
-        return h5py.File(path, "r")
-    except (OSError, RuntimeError) as error:
-        problem = f"is not a complete HDF5 file ({reason(error)})"
-        if "unable to lock" in str(error) or "open for write" in str(error):
-            problem = "is locked: another program is writing it, or was writing it when it died"
-        elif "truncated" in str(error):
-            problem = "is a truncated HDF5 file"
-        raise InputError(str(path), problem) from error
-
-
-def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset of the file that holds values."""
-    found = file[name]
-    if not isinstance(found, h5py.Dataset):
-        raise InputError(name, "must be an array; got a group")
-    if found.shape is None:
-        raise InputError(name, "must be an array; got a dataset without any values")
-    return found
-
-
-def members(group: Iterable[str | bytes]) -> set[str]:
-    """Names in a group; h5py gives those that are no UTF-8 as bytes."""
-    return {name if isinstance(name, str) else name.decode("utf-8", "replace") for name in group}
-
-
-def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...] | None:
-    """Chunks of whole scenes; none where scenes share the array or one alone is too large for a chunk."""
-    if not FIELDS[name].per_scene(len(shape)):
-        return None
-    scene_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-    if scene_bytes > _LARGEST_CHUNK_BYTES:
-        return None
-    return (max(1, min(shape[0], _CHUNK_BYTES // scene_bytes)), *shape[1:])
 
 
 class Hdf5Store(Store):
@@ -170,19 +50,21 @@ class Hdf5Store(Store):
 class Hdf5Sink(Sink):
     """A ``.h5`` file under construction."""
 
+    userblock_bytes: ClassVar[int] = 0
+
     def __init__(self, path: Path) -> None:
-        self._file = CarefulFile(path)
+        self._path, self._file = path, CarefulFile(path, userblock_bytes=self.userblock_bytes)
 
     def attribute(self, name: str, value: str | float) -> None:
-        """An attribute of the root."""
+        """Write an attribute of the root."""
         self._file.hdf5.attrs[name] = value
 
     def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """A dataset, in chunks of whole scenes."""
+        """Create a dataset in chunks of whole scenes."""
         self._file.hdf5.create_dataset(name, shape, dtype, chunks=chunk_shape(name, shape, dtype))
 
     def write(self, name: str, start: int, block: Array) -> None:
-        """Fill part of a dataset."""
+        """Write part of a dataset."""
         self._file.hdf5[name][start : start + len(block)] = block
         self._file.check()
 
@@ -193,3 +75,112 @@ class Hdf5Sink(Sink):
     def abort(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class CarefulFile:
+    """New HDF5 file that can be closed on a full disk.
+
+    Args:
+        path: the file.
+        userblock_bytes: size of the block before the HDF5 content.
+    """
+
+    def __init__(self, path: Path, *, userblock_bytes: int = 0) -> None:
+        self._disk = HeldErrors(path)
+        self.hdf5 = h5py.File(self._disk, "w", userblock_size=userblock_bytes)
+        self.check = self._disk.raise_held
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            OSError: a write has failed.
+        """
+        self.hdf5.close()
+        self._disk.close()
+        self.check()
+
+
+class HeldErrors(io.FileIO):
+    """File that stores its first write error; later writes are discarded without an error.
+
+    HDF5 cannot close a file after a failed write: the file stays half-closed in its tables and crashes the
+    process later. Therefore HDF5 never sees the error, and the caller checks with :meth:`raise_held` after
+    each step.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._held: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write the content, or store the error."""
+        view = memoryview(content).cast("B")
+        written = 0
+        try:
+            while self._held is None and written < len(view):
+                written += super().write(view[written:]) or 0
+        except OSError as error:
+            self._held = error
+        if self._held is not None:
+            self.seek(len(view) - written, os.SEEK_CUR)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, or store the error."""
+        try:
+            return self.tell() if self._held else super().truncate(size)
+        except OSError as error:
+            self._held = error
+            return self.tell()
+
+    def raise_held(self) -> None:
+        """Raise the stored error, if any.
+
+        Raises:
+            OSError: a write has failed.
+        """
+        if self._held is not None:
+            raise self._held
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Raises:
+        InputError: it is being written by another program, truncated, or broken.
+    """
+    try:
+        return h5py.File(path, "r")
+    except (OSError, RuntimeError) as error:
+        problem = f"is not a complete HDF5 file ({reason(error)})"
+        if "unable to lock" in str(error) or "open for write" in str(error):
+            problem = "is locked: another program is writing it, or ended while writing it"
+        elif "truncated" in str(error):
+            problem = "is a truncated HDF5 file"
+        raise InputError(str(path), problem) from error
+
+
+def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Dataset of a name; refuses groups and datasets without values."""
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
+        raise InputError(name, "must be an array; got a group")
+    if found.shape is None:
+        raise InputError(name, "must be an array; got a dataset without any values")
+    return found
+
+
+def members(group: Iterable[str | bytes]) -> set[str]:
+    """Names in a group; h5py returns names that are not UTF-8 as bytes."""
+    return {name if isinstance(name, str) else name.decode("utf-8", "replace") for name in group}
+
+
+def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...] | None:
+    """Chunks of whole scenes; None if the scenes share the array or one scene exceeds the largest chunk."""
+    if not FIELDS[name].per_scene(len(shape)):
+        return None
+    scene_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    if scene_bytes > _LARGEST_CHUNK_BYTES:
+        return None
+    return (max(1, min(shape[0], _CHUNK_BYTES // scene_bytes)), *shape[1:])

@@ -1,7 +1,7 @@
-"""``.npz``: what ``numpy.savez`` writes, read and written without ever holding a whole array.
+"""``.npz`` files, as ``numpy.savez`` writes them; no whole array is held in memory.
 
-Members that are stored plainly are memory-mapped where they lie in the archive. Compressed members are
-unpacked once, in pieces, into a temporary file, which is then memory-mapped.
+Uncompressed members are memory-mapped within the archive. Compressed members are unpacked once into a
+temporary file, which is then memory-mapped.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class NpzStore(Store):
         self._spools: list[IO[bytes]] = []
 
     def names(self) -> set[str]:
-        """The members of the archive."""
+        """Names of the members of the archive."""
         return set(self._members)
 
     def array(self, name: str) -> StoredArray:
-        """A member; only its header is read. Attributes, being scalars, are read."""
+        """Open a member: only the header of a field is read; attributes are read whole."""
         info = self._members[name]
         if info.flag_bits & _ENCRYPTED:
             raise InputError(name, "is encrypted in the archive; store it without encryption")
-        with understood(name, "must be an array in numpy's format"):
+        with understood(name, "must be an array in NumPy's format"):
             member = NpzMember(self, info)
         if name in ATTRIBUTES and not member.dtype.hasobject and int(np.prod(member.shape)) == 1:
             return member[tuple(slice(None) for _ in member.shape)]
@@ -65,12 +65,12 @@ class NpzStore(Store):
         self._file.close()
 
     def locate(self, info: zipfile.ZipInfo) -> tuple[IO[bytes], int]:
-        """A file in which the member lies unpacked, and where in it."""
+        """File that holds the uncompressed member, and its offset there."""
         if info.compress_type == zipfile.ZIP_STORED:
             self._file.seek(info.header_offset)
             signature, name_length, extra_length = _LOCAL_HEADER.unpack(self._file.read(_LOCAL_HEADER.size))
             if signature != b"PK\x03\x04":
-                raise zipfile.BadZipFile("the archive's directory points to no member")
+                raise zipfile.BadZipFile("the directory of the archive is wrong")
             return self._file, info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
         spool = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the store)
         self._spools.append(spool)
@@ -101,11 +101,11 @@ class NpzMember:
             raise ValueError(f"{info.file_size - self._header_bytes} bytes of values instead of {size}")
 
     def __getitem__(self, index: tuple[slice, ...]) -> Array:
-        """A copy of the part that the slices select."""
+        """Read a part as a new array."""
         if self._place is None:
             self._place = self._store.locate(self._info)
         file, offset = self._place
-        # Mapped anew for each slice: the pages that were touched are given back with the mapping.
+        # A new mapping for each slice, so that its pages are released afterwards.
         mapped = np.memmap(
             file,
             self.dtype,
@@ -120,8 +120,8 @@ class NpzMember:
 class NpzSink(Sink):
     """A ``.npz`` file under construction.
 
-    A zip archive is written one member after the other, scenes arrive with all fields at once: each array
-    waits in a nameless temporary file next to the output until the archive is put together.
+    A zip archive is written member by member, but a block of scenes has all fields. Each array is therefore
+    collected in an unnamed temporary file next to the output; :meth:`finish` copies them into the archive.
     """
 
     def __init__(self, path: Path) -> None:
@@ -130,24 +130,24 @@ class NpzSink(Sink):
         self._waiting: dict[str, tuple[IO[bytes], dict[str, Any]]] = {}
 
     def attribute(self, name: str, value: str | float) -> None:
-        """A member without axes."""
+        """Write a member of one value."""
         with self._zip.open(f"{name}.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
 
     def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """A member to come."""
+        """Create the temporary file of an array."""
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         spool = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115  (closed with the sink)
         self._waiting[name] = (spool, header)
 
     def write(self, name: str, start: int, block: Array) -> None:
-        """Fill part of a member to come."""
+        """Write part of an array."""
         spool, _ = self._waiting[name]
         spool.seek(start * block[0].nbytes)
         spool.write(np.ascontiguousarray(block).data)
 
     def finish(self) -> None:
-        """Put the archive together."""
+        """Copy the arrays into the archive and close it."""
         for name, (spool, header) in self._waiting.items():
             with self._zip.open(f"{to_flat(name)}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)
@@ -157,7 +157,7 @@ class NpzSink(Sink):
         self._zip.close()
 
     def abort(self) -> None:
-        """Close everything."""
+        """Close the archive and the temporary files."""
         for spool, _ in self._waiting.values():
             spool.close()
         self._zip.close()

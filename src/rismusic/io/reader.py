@@ -1,7 +1,4 @@
-"""Detection of the file format from name and first bytes.
-
-Readers: the structure is checked on opening, values when a block of scenes is read.
-"""
+"""Reading recordings of any format: the structure is checked on opening, values when scenes are read."""
 
 from __future__ import annotations
 
@@ -21,9 +18,12 @@ from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
 from rismusic.io.recording import Recording
 from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description, check_structure
-from rismusic.io.store import Array, Store, StoredArray, understood
+from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
 from rismusic.io.validation import check_panel, check_values
 from rismusic.sources import Sources
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+"""Folder of the sample recordings in the package."""
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _STORES: dict[str, dict[str, type[Store]]] = {
@@ -33,80 +33,53 @@ _STORES: dict[str, dict[str, type[Store]]] = {
 }
 
 
-def suffix(path: Path) -> str:
-    """The extension of a recording, in lower case.
+def open_recording(path: str | Path) -> RecordingFile:
+    """Open a ``.h5``, ``.npz`` or ``.mat`` recording without reading its scenes.
+
+    ``sample:NAME`` opens a sample recording of the package, unless a file of that name exists.
 
     Raises:
-        InputError: it is none of the known ones.
+        InputError: the file is missing, damaged or not a recording, or its structure is wrong.
     """
-    found = path.suffix.lower()
-    if found not in SUFFIXES:
-        raise InputError(
-            str(path),
-            f"a recording needs a name that ends in {', '.join(SUFFIXES)}; got {found or 'no extension'}",
-        )
-    return found
+    return RecordingFile(path)
 
 
-def open_store(path: Path) -> Store:
-    """Open a recording for reading.
+def read(path: str | Path) -> Recording:
+    """Read a whole recording into memory and check it.
 
     Raises:
-        InputError: it is missing, unreadable, or not of a format that goes with its name.
+        InputError: the file cannot be read or holds an invalid recording; the message names file and field.
     """
-    stores = _STORES[suffix(path)]
-    content = _content(path)
-    expected = " or ".join(stores)
-    if content not in stores:
-        raise InputError(str(path), f"should be {expected} by its name, but is {content}")
-    try:
-        return stores[content](path)
-    except OSError as error:
-        raise InputError(str(path), f"cannot be read as {expected} ({error.strerror})") from error
+    with open_recording(path) as file:
+        return file[:]
 
 
-def _content(path: Path) -> str:
-    """Kind of a file, from its first bytes."""
-    try:
-        if path.is_dir():
-            raise InputError(str(path), "is a directory, not a recording")
-        if path.exists() and not path.is_file():
-            raise InputError(str(path), "is a device or a pipe, not a recording")
-        with path.open("rb") as file:
-            head = file.read(2 * HEADER_BYTES)
-            places = [head[place : place + 8] for place in (0, HEADER_BYTES)]
-            place = 2 * HEADER_BYTES
-            # HDF5 may come after a block of any other content, of 512 bytes or a power of two times that.
-            while head and _HDF5 not in places and file.seek(place) == place and (found := file.read(8)):
-                places.append(found)
-                place *= 2
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file") from None
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        found_instead = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(str(path), f"cannot be read: {found_instead}") from error
-    version = {b"IM": head[124:126][::-1], b"MI": head[124:126]}.get(head[126:128], b"")
-    if not head:
-        return "an empty file"
-    if version == b"\2\0" and places[1] == _HDF5:
-        return "a MATLAB 7.3 file"
-    if _HDF5 in places:
-        return "an HDF5 file"
-    if version == b"\1\0":
-        return "a MATLAB 5 file"
-    if head[:4] in (b"PK\3\4", b"PK\5\6"):
-        return "a zip archive"
-    if path.suffix.lower() == ".mat" and 0 in head[:4]:
-        return "something else (a MATLAB 4 file?)"
-    return f"a file that starts with {head[:16]!r}"
+def load_sample(name: str = "") -> Recording:
+    """Load a sample recording that comes with the package.
+
+    ``samples/README.md`` in the package describes them. On the command line and in :func:`read`, the file
+    name ``sample:NAME`` stands for a sample.
+
+    Args:
+        name: name of the sample, such as ``ideal_10dB``.
+
+    Returns:
+        The whole recording, with truth where it is known.
+
+    Raises:
+        InputError: no sample has this name; the message lists the names.
+
+    Example:
+        >>> load_sample("ideal_10dB")
+        Recording(24 scenes, L=16, M=16, N=144, wavelength 0.3 m; channel per scene, codes per scene, truth)
+    """
+    return read(sample_path(name))
 
 
 class RecordingFile:
-    """A recording in a file, read in blocks of scenes. A context manager.
+    """Recording in a file, read in blocks of scenes; a context manager.
 
-    Opening reads the sizes only. Memory is bounded by the block that is read, not by the file.
+    Opening the file reads only the sizes. Memory use depends on the block that is read, not on the file.
 
     Args:
         path: a ``.h5``, ``.npz`` or ``.mat`` file, or ``sample:NAME`` for a sample recording.
@@ -124,8 +97,12 @@ class RecordingFile:
         fields: names of the fields that are present, as in ``.h5``.
         ignored: other names in the file.
 
+    A complex field may be stored as two real arrays, such as ``snapshots_real`` and ``snapshots_imag``. Codes
+    may be real numbers or signed integers. In MATLAB files, a matrix of snapshots that fits [L, M] is one
+    scene.
+
     Raises:
-        InputError: the file is missing, broken, foreign, or structurally wrong.
+        InputError: the file is missing, damaged or not a recording, or its structure is wrong.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -145,15 +122,16 @@ class RecordingFile:
         self.format = self._store.format
         with understood(str(self.path), "must be a readable recording"):
             names = self._store.names()
-        self.fields = tuple(name for name in FIELDS if name in names)
-        self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES)))
+        self.fields = tuple(name for name in FIELDS if name in names or names.issuperset(_parts(name)))
+        parts = {part for name in self.fields if name not in names for part in _parts(name)}
+        self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES) - parts))
         _check_format(self._store, names)
         self.wavelength = _wavelength(self._store, names)
         self._arrays, descriptions = {}, {}
         for name in self.fields:
             with understood(name, "must be a readable array"):
-                array = self._arrays[name] = self._store.array(name)
-                descriptions[name] = Description(array.shape, _type_name(array))
+                array = self._arrays[name] = _open_array(self._store, name, names)
+                descriptions[name] = Description(array.shape, _type_name(name, array))
         structure = check_structure(descriptions, matlab=self._store.matlab)
         self._structure = structure
         self.scenes, self.snapshots, self.antennas = structure.scenes, structure.snapshots, structure.antennas
@@ -168,22 +146,22 @@ class RecordingFile:
 
     @property
     def channel_per_scene(self) -> bool:
-        """Whether each scene has a channel of its own."""
+        """Whether each scene has its own channel."""
         return self._structure.per_scene("channel")
 
     @property
     def codes_per_scene(self) -> bool:
-        """Whether each scene has codes of its own."""
+        """Whether each scene has its own RIS configurations."""
         return self._structure.per_scene("codes")
 
     def __len__(self) -> int:
         return self.scenes
 
     def __getitem__(self, scenes: slice) -> Recording:
-        """Read the scenes of a slice without a step, and check their values.
+        """Read the scenes of a slice with step 1, and check their values.
 
         Raises:
-            InputError: invalid or unreadable values, or no scene in the slice.
+            InputError: values are invalid or unreadable, or the slice is empty.
         """
         start, stop, step = scenes.indices(self.scenes)
         if step != 1 or stop <= start:
@@ -207,7 +185,7 @@ class RecordingFile:
             **values,
             truth=Sources(**truth) if truth else None,
         )
-        check_values(recording, first_scene=start)
+        check_values(values, recording.truth, first_scene=start)
         return recording
 
     def batches(self, scenes: int) -> Iterator[Recording]:
@@ -236,7 +214,7 @@ class RecordingFile:
         self.close()
 
     def _read(self, name: str, start: int, stop: int) -> Tensor:
-        """Scenes ``start`` to ``stop - 1`` of a field, or all of it where the scenes share it."""
+        """Read scenes ``start`` to ``stop - 1`` of a field, or a field that the scenes share."""
         if name in self._shared:
             return self._shared[name]
         array, (shape, scene_axis) = self._arrays[name], self._structure.placements[name]
@@ -250,10 +228,6 @@ class RecordingFile:
         if scene_axis is None:
             self._shared[name] = value
         return value
-
-
-SAMPLES = Path(__file__).parent.parent / "samples"
-"""Folder of the sample recordings in the package."""
 
 
 def sample_names() -> list[str]:
@@ -272,47 +246,74 @@ def sample_path(name: str) -> Path:
     return next(path for path in SAMPLES.glob(f"{name}.*") if path.suffix in (".h5", ".mat"))
 
 
-def load_sample(name: str = "") -> Recording:
-    """Load a sample recording that comes with the package.
-
-    ``samples/README.md`` in the package describes them. On the command line and in :func:`read`, the file
-    name ``sample:NAME`` stands for a sample.
-
-    Args:
-        name: name of the sample, such as ``ideal_10dB``.
-
-    Returns:
-        The whole recording, with truth where it is known.
+def suffix(path: Path) -> str:
+    """Extension of a recording in lower case.
 
     Raises:
-        InputError: no sample has this name; the message lists the names.
-
-    Example:
-        >>> load_sample("ideal_10dB")
-        Recording(24 scenes, L=16, M=16, N=144, wavelength 0.3 m; channel per scene, codes per scene, truth)
+        InputError: the extension is unknown.
     """
-    return read(sample_path(name))
+    found = path.suffix.lower()
+    if found not in SUFFIXES:
+        raise InputError(
+            str(path),
+            f"a recording needs a name that ends in {', '.join(SUFFIXES)}; got {found or 'no extension'}",
+        )
+    return found
 
 
-def open_recording(path: str | Path) -> RecordingFile:
-    """Open a ``.h5``, ``.npz`` or ``.mat`` recording without reading its scenes.
-
-    ``sample:NAME`` opens a sample recording of the package, unless a file of that name exists.
+def open_store(path: Path) -> Store:
+    """Open a file in the format that its extension and its first bytes say.
 
     Raises:
-        InputError: the file is missing, broken, foreign, or structurally wrong.
+        InputError: the file is missing or unreadable, or its content does not match its extension.
     """
-    return RecordingFile(path)
+    stores = _STORES[suffix(path)]
+    content = _content(path)
+    expected = " or ".join(stores)
+    if content not in stores:
+        raise InputError(str(path), f"should be {expected} by its name, but is {content}")
+    try:
+        return stores[content](path)
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read as {expected} ({error.strerror})") from error
 
 
-def read(path: str | Path) -> Recording:
-    """Read a whole recording into memory and check it.
-
-    Raises:
-        InputError: the file cannot be read or holds an invalid recording; the message names file and field.
-    """
-    with open_recording(path) as file:
-        return file[:]
+def _content(path: Path) -> str:
+    """Describe the format of a file from its first bytes."""
+    try:
+        if path.is_dir():
+            raise InputError(str(path), "is a directory, not a recording")
+        if path.exists() and not path.is_file():
+            raise InputError(str(path), "is a device or a pipe, not a recording")
+        with path.open("rb") as file:
+            head = file.read(2 * HEADER_BYTES)
+            places = [head[place : place + 8] for place in (0, HEADER_BYTES)]
+            place = 2 * HEADER_BYTES
+            # HDF5 content may follow a user block of 512 bytes times a power of two.
+            while head and _HDF5 not in places and file.seek(place) == place and (found := file.read(8)):
+                places.append(found)
+                place *= 2
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file") from None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        found_instead = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(str(path), f"cannot be read: {found_instead}") from error
+    version = {b"IM": head[124:126][::-1], b"MI": head[124:126]}.get(head[126:128], b"")
+    if not head:
+        return "an empty file"
+    if version == b"\2\0" and places[1] == _HDF5:
+        return "a MATLAB 7.3 file"
+    if _HDF5 in places:
+        return "an HDF5 file"
+    if version == b"\1\0":
+        return "a MATLAB 5 file"
+    if head[:4] in (b"PK\3\4", b"PK\5\6"):
+        return "a zip archive"
+    if path.suffix.lower() == ".mat" and 0 in head[:4]:
+        return "something else (a MATLAB 4 file?)"
+    return f"a file that starts with {head[:16]!r}"
 
 
 @contextmanager
@@ -326,16 +327,37 @@ def _in_file(path: Path) -> Iterator[None]:
         raise InputError(error.field, f"{error.problem} (in {path})") from error
 
 
-def _type_name(array: StoredArray) -> str:
+def _parts(name: str) -> tuple[str, str]:
+    """Names of the real and the imaginary part of a field that is stored as two arrays."""
+    return f"{name}_real", f"{name}_imag"
+
+
+def _open_array(store: Store, name: str, names: set[str]) -> StoredArray:
+    if name in names:
+        return store.array(name)
+    real, imag = (store.array(part) for part in _parts(name))
+    return ComplexPair(real, imag)
+
+
+def _type_name(name: str, array: StoredArray) -> str:
+    """Type of an array. Real RIS configurations, such as +1 and -1 of one bit, count as complex."""
+    if name == "codes" and array.dtype.kind in "fi":
+        return "complex64"
     return "text" if array.dtype.kind in "SU" else array.dtype.name
 
 
 def _native(name: str, stored: Array) -> Array:
-    """As torch takes it: float64; complex64, or complex128 where the file has more; in C order."""
+    """Convert to float64, complex64 or complex128, in C order and native byte order."""
+    if name == "codes" and stored.dtype.kind == "i" and np.isin(stored, (0, 1)).all():
+        raise InputError(
+            name,
+            f"must hold reflection coefficients; got {stored.dtype} values 0 and 1 only. If they are phase "
+            "bits, store 1 - 2 * codes",
+        )
     target: type[np.generic] = np.float64
     if FIELDS[name].kind == "complex":
-        target = np.complex64 if stored.dtype.itemsize <= 8 else np.complex128
-    # What overflows becomes an infinity, and that is refused with the other values that are not finite.
+        target = np.complex64 if np.can_cast(stored.dtype, np.complex64) else np.complex128
+    # Overflow gives an infinity, which the check of the values refuses.
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(stored, target)
 
@@ -343,8 +365,14 @@ def _native(name: str, stored: Array) -> Array:
 def _check_format(store: Store, names: set[str]) -> None:
     expected = f'must be the text "{FORMAT}"'
     if "format" not in names:
+        hint = ""
+        if structs := store.structs():
+            hint = (
+                f". Are the fields inside the struct {' or '.join(structs)}? Save them as variables: "
+                f"save('file.mat', '-struct', '{structs[0]}')"
+            )
         raise InputError(
-            "format", f"{expected}, which marks the file as a recording; no such text in the file"
+            "format", f"{expected}, which marks the file as a recording; no such text in the file{hint}"
         )
     value = _scalar("format", store, expected)
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
@@ -365,7 +393,7 @@ def _wavelength(store: Store, names: set[str]) -> float:
 
 
 def _scalar(name: str, store: Store, expected: str) -> object:
-    """The one value of an attribute."""
+    """Read an attribute of one value."""
     with understood(name, expected):
         array: StoredArray = store.array(name)
         if int(np.prod(array.shape)) != 1:

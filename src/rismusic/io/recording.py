@@ -1,4 +1,9 @@
-"""A recording in memory: snapshots, link, panel and, where known, noise variance, truth and panel pose."""
+r"""A recording in memory, its checks, and the transform to a room frame.
+
+A panel pose is a homogeneous matrix :math:`T = \begin{pmatrix} R & t \\ 0 & 1 \end{pmatrix}`. The columns
+of the rotation R [3, 3] are the panel's x, y and z (normal) axes in the room; t [3] is the position of the
+panel's centre in the room in metres.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,10 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.array import Panel
-from rismusic.conversion import ArrayLike, to_tensor
+from rismusic.array import ArrayLike, Panel, to_tensor
 from rismusic.errors import InputError
-from rismusic.io.pose import check_pose
 from rismusic.io.schema import FIELDS, Description, Structure, check_structure
+from rismusic.io.validation import check_panel, check_pose, check_values
 from rismusic.operator import Link
 from rismusic.sources import Sources
 
@@ -121,8 +125,6 @@ class Recording:
         if values["pose"] is not None:
             check_pose(values["pose"])
         recording = cls(wavelength=panel.wavelength, truth=truth, **values)  # type: ignore[arg-type]
-        from rismusic.io.validation import validate
-
         validate(recording)
         return recording
 
@@ -219,6 +221,54 @@ class Recording:
         }
         truth = self.truth and self.truth.each(lambda value: change("truth", value))
         return replace(self, truth=truth, **changed)  # type: ignore[arg-type]
+
+
+def validate(recording: Recording, *, first_scene: int = 0) -> Structure:
+    """Check shapes, sizes and values of a recording.
+
+    Args:
+        recording: in memory.
+        first_scene: number of its first scene in error messages.
+
+    Returns:
+        Its sizes.
+
+    Raises:
+        InputError: naming the field, and the scene where there is one.
+    """
+    structure = structure_of(recording)
+    check_panel(recording.panel)
+    check_values(tensors(recording), recording.truth, first_scene=first_scene)
+    return structure
+
+
+def to_room_frame(
+    pose: ArrayLike, position: Float[Tensor, "*batch 3"] | ArrayLike
+) -> Float[Tensor, "*batch 3"]:
+    r"""Positions in the room frame: :math:`x_{room} = R\,x_{panel} + t`.
+
+    Args:
+        pose: [4, 4] transform from the panel frame to the room frame.
+        position: [..., 3] metres in the panel frame; NaN stays NaN.
+
+    Returns:
+        [..., 3] float64, metres in the room frame.
+
+    Raises:
+        InputError: the pose is not a rigid transform, or the positions have no last axis of 3.
+
+    Example:
+        >>> pose = torch.eye(4, dtype=torch.float64)
+        >>> pose[:3, 3] = torch.tensor([0.0, 1.5, 0.0])
+        >>> to_room_frame(pose, [[0.0, 0.0, 2.0]]).tolist()
+        [[0.0, 1.5, 2.0]]
+    """
+    transform, points = to_tensor("pose", pose, "real"), to_tensor("position", position, "real")
+    check_pose(transform)
+    if not points.ndim or points.shape[-1] != 3:
+        raise InputError("position", f"must have shape [..., 3] (x, y, z); got {list(points.shape)}")
+    transform = transform.to(points.device)
+    return points @ transform[:3, :3].mT + transform[:3, 3]
 
 
 def scene_index(index: SceneIndex, scenes: int, device: torch.device | str = "cpu") -> slice | Tensor:

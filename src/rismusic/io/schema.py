@@ -157,6 +157,10 @@ def check_structure(
 
     sizes = {"3": 3, "4": 4}
     _measure("elements", found["elements"], sizes, matlab=matlab)
+    one_scene = matlab and _is_one_scene(found, sizes["N"])
+    if one_scene:
+        shape, dtype = found["snapshots"]
+        found = {**found, "snapshots": Description((1, *shape), dtype)}
     _measure("snapshots", found["snapshots"], sizes, matlab=matlab)
     _check_orientation(found, sizes, single=single)
     if "channel" not in found and sizes["M"] != sizes["N"]:
@@ -170,17 +174,31 @@ def check_structure(
         row = matlab and sizes["S"] > 1 and found["truth/azimuth"].shape == (1, sizes["S"])
         shape = (sizes["S"], 1) if row else found["truth/azimuth"].shape
         _measure("truth/azimuth", Description(shape, found["truth/azimuth"].dtype), sizes, matlab=matlab)
+    placements = {
+        name: _place(FIELDS[name], description.shape, sizes, matlab=matlab)
+        for name, description in found.items()
+    }
+    if one_scene:
+        placements["snapshots"] = Placement(placements["snapshots"].shape, None)
     return Structure(
         scenes=sizes["S"],
         snapshots=sizes["L"],
         antennas=sizes["M"],
         size=sizes["N"],
         sources_max=sizes.get("K"),
-        placements={
-            name: _place(FIELDS[name], description.shape, sizes, matlab=matlab)
-            for name, description in found.items()
-        },
+        placements=placements,
     )
+
+
+def _is_one_scene(found: Mapping[str, Description], N: int) -> bool:
+    """Whether a matrix of snapshots is one scene [L, M] rather than [S, L, 1] without its trailing axis."""
+    shape = found["snapshots"].shape
+    if len(shape) != 2 or N == 1:
+        return False
+    if "channel" not in found:
+        return shape[1] == N
+    H, c = found["channel"].shape, found["codes"].shape
+    return len(H) >= 2 and len(c) >= 2 and shape == (c[-2], H[-2])
 
 
 def _check_orientation(found: Mapping[str, Description], sizes: Mapping[str, int], *, single: bool) -> None:

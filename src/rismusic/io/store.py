@@ -18,26 +18,26 @@ Array = npt.NDArray[Any]
 
 @runtime_checkable
 class StoredArray(Protocol):
-    """An array in a file, of which slices are read when they are asked for."""
+    """An array in a file, read in slices on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, in the order of the axes that Python sees."""
+        """Shape, in the order of the schema."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Its type; complex numbers are complex, however the file stores them."""
+        """Type; complex for complex numbers, however the file stores them."""
 
     def __getitem__(self, index: tuple[slice, ...]) -> Array:
-        """A fresh array with the part that the slices select."""
+        """Read a part as a new array."""
 
 
 class Store(ABC):
-    """An open file, as named arrays. Attributes are arrays of one value."""
+    """A file open for reading, as named arrays. Attributes are arrays of one value."""
 
     format: ClassVar[str]
     matlab: ClassVar[bool] = False
-    """Trailing axes of length 1 may be missing, and a vector may be a row or a column."""
+    """Whether trailing axes of length 1 may be missing, and vectors may be rows or columns."""
 
     @abstractmethod
     def __init__(self, path: Path) -> None:
@@ -45,11 +45,15 @@ class Store(ABC):
 
     @abstractmethod
     def names(self) -> set[str]:
-        """The names of everything in the file, as :mod:`~rismusic.io.schema` spells them."""
+        """Names of everything in the file, in the spelling of :mod:`~rismusic.io.schema`."""
+
+    def structs(self) -> list[str]:
+        """Names of MATLAB structs in the file."""
+        return []
 
     @abstractmethod
     def array(self, name: str) -> StoredArray:
-        """One of them; nothing but its shape and type need be read yet."""
+        """Open an array; values are read when it is indexed."""
 
     @abstractmethod
     def close(self) -> None:
@@ -57,7 +61,7 @@ class Store(ABC):
 
 
 class Sink(ABC):
-    """A file under construction: arrays are created at full size, then filled from the first scene on."""
+    """A file under construction: arrays are created at full size, then written in blocks of scenes."""
 
     @abstractmethod
     def __init__(self, path: Path) -> None:
@@ -69,11 +73,11 @@ class Sink(ABC):
 
     @abstractmethod
     def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Announce an array, at its full size."""
+        """Create an array of full size."""
 
     @abstractmethod
     def write(self, name: str, start: int, block: Array) -> None:
-        """Write ``block`` to the places from ``start`` on along the first axis."""
+        """Write ``block`` at index ``start`` of the first axis."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -81,15 +85,39 @@ class Sink(ABC):
 
     @abstractmethod
     def abort(self) -> None:
-        """Close without completing; what is on disk is thrown away by the caller."""
+        """Close an incomplete file, which the caller then removes."""
+
+
+class ComplexPair:
+    """A complex array that is stored as two real arrays."""
+
+    def __init__(self, real: StoredArray, imag: StoredArray) -> None:
+        if real.shape != imag.shape:
+            raise ValueError(f"real part of shape {list(real.shape)}, imaginary part {list(imag.shape)}")
+        if real.dtype.kind != "f" or imag.dtype.kind != "f":
+            raise ValueError(f"real and imaginary part of types {real.dtype} and {imag.dtype}")
+        self._parts, self.shape = (real, imag), real.shape
+        self.dtype: np.dtype[Any] = np.result_type(real.dtype, imag.dtype, np.complex64)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Array:
+        """Read a part as a new array."""
+        real, imag = self._parts
+        return to_complex(real[index], imag[index], self.dtype)
+
+
+def to_complex(real: Array, imag: Array, dtype: np.dtype[Any]) -> Array:
+    """Join real and imaginary parts."""
+    values = np.empty(real.shape, dtype)
+    values.real, values.imag = real, imag
+    return values
 
 
 @contextmanager
 def understood(field: str, expected: str) -> Iterator[None]:
     """Convert any exception of a parser on a bad file to an :class:`InputError` for ``field``.
 
-    The parsers of h5py, scipy, zipfile and numpy raise nearly every built-in exception on broken files, so
-    the block must hold nothing but their calls.
+    h5py, zipfile and NumPy raise nearly every built-in exception on broken files, so that the block must
+    contain their calls only.
     """
     try:
         yield
@@ -100,6 +128,6 @@ def understood(field: str, expected: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library had to say, or the exception's name if that is nothing."""
+    """First line of the message of an exception, or its class name if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

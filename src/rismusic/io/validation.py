@@ -1,39 +1,23 @@
-"""Checks of the values of a recording: finite, non-zero, plausible units."""
+"""Checks of the values of a recording: finite, non-zero, in plausible units, and a pose that is rigid."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from rismusic.array import Panel
 from rismusic.errors import InputError
-from rismusic.io.pose import check_pose
-from rismusic.io.recording import Recording, structure_of, tensors
-from rismusic.io.schema import AXES, FIELDS, Structure
-from rismusic.sources import check_sources
+from rismusic.io.schema import AXES, FIELDS
+from rismusic.sources import Sources, check_sources
 
+# Least and largest plausible distance between neighbouring elements.
 _SPACING_WAVELENGTHS = (1 / 100, 10)
 
-
-def validate(recording: Recording, *, first_scene: int = 0) -> Structure:
-    """Check shapes, sizes and values of a recording.
-
-    Args:
-        recording: in memory.
-        first_scene: number of its first scene in error messages.
-
-    Returns:
-        Its sizes.
-
-    Raises:
-        InputError: naming the field, and the scene where there is one.
-    """
-    structure = structure_of(recording)
-    check_panel(recording.panel)
-    check_values(recording, first_scene=first_scene)
-    return structure
+# Largest deviation of a pose from a rigid transform.
+_POSE_TOLERANCE = 1e-6
 
 
 def check_panel(panel: Panel) -> None:
@@ -54,8 +38,78 @@ def check_panel(panel: Panel) -> None:
         )
 
 
+def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_scene: int = 0) -> None:
+    """Check that values are finite, of positive power and physically possible.
+
+    Args:
+        values: fields of a recording by name, of consistent shapes.
+        truth: sources, if known.
+        first_scene: number of the first scene in error messages.
+
+    Raises:
+        InputError: naming the field, and the scene where there is one.
+    """
+    for name in ("snapshots", "channel", "codes", "noise_variance"):
+        if name in values:
+            _check_finite(name, values[name], first_scene)
+    for name in ("snapshots", "channel", "codes"):
+        if name in values:
+            _check_power(name, values[name], first_scene)
+    noise = values.get("noise_variance")
+    if noise is not None and (noise <= 0).any():
+        scene = int((noise <= 0).nonzero()[0])
+        raise InputError(
+            "noise_variance", f"must be positive; got {float(noise[scene]):g} in scene {first_scene + scene}"
+        )
+    if "pose" in values:
+        check_pose(values["pose"])
+    if truth is not None:
+        check_sources(truth)
+        if truth.symbols is not None:
+            _check_symbols(truth.symbols, truth.active, first_scene)
+
+
+def check_pose(pose: Tensor, *, field: str = "pose") -> None:
+    """Check that a matrix is a rigid transform.
+
+    Args:
+        pose: [4, 4].
+        field: name for error messages.
+
+    Raises:
+        InputError: another shape, values that are not finite, a last row other than 0 0 0 1, or a rotation
+            block that is not orthonormal with determinant +1 (to 1e-6).
+    """
+    if tuple(pose.shape) != (4, 4):
+        raise InputError(field, f"must be a homogeneous transform of shape [4, 4]; got {list(pose.shape)}")
+    if not torch.isfinite(pose).all():
+        raise InputError(field, "must be finite; got a NaN or an infinity")
+    pose = pose.detach().to(torch.float64).cpu()
+    last = pose.new_tensor([0, 0, 0, 1])
+    if not torch.allclose(pose[3], last, rtol=0, atol=_POSE_TOLERANCE):
+        hint = ""
+        if torch.allclose(pose[:, 3], last, rtol=0, atol=_POSE_TOLERANCE):
+            hint = ". The last column is 0 0 0 1: pass the transpose"
+        row = " ".join(f"{value:g}" for value in pose[3].tolist())
+        raise InputError(field, f"the last row must be 0 0 0 1; got {row}{hint}")
+    R = pose[:3, :3]
+    error = float((R.T @ R - torch.eye(3, dtype=R.dtype)).abs().max())
+    if error > _POSE_TOLERANCE:
+        raise InputError(
+            field,
+            f"the upper left 3 x 3 block must be a rotation (orthonormal columns); R^T R differs from the "
+            f"identity by {error:.2g}",
+        )
+    if torch.linalg.det(R) < 0:
+        raise InputError(
+            field,
+            "the upper left 3 x 3 block must be a rotation; its determinant is -1, a reflection. Is one axis "
+            "flipped, or is the room frame left-handed?",
+        )
+
+
 def _likely_unit(panel: Panel) -> str:
-    """The mistake that would bring the elements closest to half a wavelength apart, if one does."""
+    """The wrong unit that explains the spacing best, if one gives about half a wavelength."""
     p, w, c = panel.spacing, panel.wavelength, 299792458.0
     spacings = {
         "elements in millimetres": p / 1e3 / w,
@@ -70,29 +124,6 @@ def _likely_unit(panel: Panel) -> str:
     }
     name, spacing = min(spacings.items(), key=lambda item: abs(item[1] - 0.5))
     return f" {name} would be {spacing:.2g} apart" if abs(spacing - 0.5) < 0.25 else ""
-
-
-def check_values(recording: Recording, *, first_scene: int = 0) -> None:
-    """Check the values of a recording of sound structure; see :func:`validate`."""
-    values = tensors(recording)
-    for name in ("snapshots", "channel", "codes", "noise_variance"):
-        if name in values:
-            _check_finite(name, values[name], first_scene)
-    for name in ("snapshots", "channel", "codes"):
-        if name in values:
-            _check_power(name, values[name], first_scene)
-    noise = recording.noise_variance
-    if noise is not None and (noise <= 0).any():
-        scene = int((noise <= 0).nonzero()[0])
-        raise InputError(
-            "noise_variance", f"must be positive; got {float(noise[scene]):g} in scene {first_scene + scene}"
-        )
-    if recording.pose is not None:
-        check_pose(recording.pose)
-    if recording.truth is not None:
-        check_sources(recording.truth)
-        if recording.truth.symbols is not None:
-            _check_symbols(recording.truth.symbols, recording.truth.active, first_scene)
 
 
 def _check_finite(name: str, value: Tensor, first_scene: int) -> None:
@@ -139,7 +170,7 @@ def _check_symbols(symbols: Tensor, active: Tensor, first_scene: int) -> None:
 
 
 def _where(name: str, place: Tensor, first_scene: int) -> str:
-    """``scene 3, snapshot 2, antenna 5``; a ``place`` of fewer axes names the first of them."""
+    """Text such as ``scene 3, snapshot 2, antenna 5``; ``place`` may have fewer axes than the field."""
     axes = FIELDS[name].axes
     shared = FIELDS[name].shared and len(place) == 2
     named = zip(axes[1:] if shared else axes, place.tolist(), strict=False)

@@ -1,4 +1,4 @@
-"""Writers: blocks of scenes, under a temporary name until the file is complete."""
+"""Writing recordings in blocks of scenes, under a temporary name until the file is complete."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from rismusic.io.hdf5 import Hdf5Sink
 from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
-from rismusic.io.recording import Recording, structure_of, tensors
+from rismusic.io.recording import Recording, structure_of, tensors, validate
 from rismusic.io.schema import FIELDS, FORMAT
 from rismusic.io.store import Sink, reason
-from rismusic.io.validation import check_values, validate
+from rismusic.io.validation import check_values
 
 MatVersion = Literal["5", "7.3"]
 _BLOCK_SCENES = 256
 
 
 class RecordingWriter:
-    """Writes a recording block by block; the file appears under its name when it is complete.
+    """Write a recording block by block; a context manager.
 
-    A context manager: leaving it completes the file, leaving it through an exception throws away what was
-    written and leaves a file of that name as it was. Memory is bounded by the block (a MATLAB 5 file is
-    gathered in memory). Snapshots, channel and codes are written as complex64, everything real as float64.
+    The file appears under its name when the context ends. If it ends with an exception, what was written is
+    removed, and an existing file of that name is left as it was. Memory use depends on the block (a MATLAB 5
+    file is kept in memory). Snapshots, channel and codes are stored as complex64, real fields as float64.
 
     Args:
-        path: ends in ``.h5``, ``.npz`` or ``.mat``.
-        scenes: how many scenes will be appended in all, S.
-        overwrite: replace a file of that name.
-        mat_version: of ``.mat`` files: ``"5"`` (2 GiB a variable) or ``"7.3"``.
+        path: name ending in ``.h5``, ``.npz`` or ``.mat``.
+        scenes: total number of scenes S.
+        overwrite: replace an existing file.
+        mat_version: version of ``.mat`` files: ``"5"`` (at most 2 GiB for each variable) or ``"7.3"``.
 
     Raises:
-        InputError: an unknown extension or version, a place that cannot be written, a file that exists.
+        InputError: the extension or version is unknown, the file cannot be written, or it exists.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class RecordingWriter:
         """Write the next scenes.
 
         Raises:
-            InputError: the block is no sound recording, differs from the first one in more than its scenes,
-                has too many scenes, or there is no room on the disk.
+            InputError: the block is invalid, has too many scenes, or differs from the first block in more
+                than its scenes; or the disk is full.
         """
         validate(block, first_scene=self._written)
         if self._written + len(block) > self.scenes:
             raise InputError(
-                "scenes", f"{self.path} takes {self.scenes} scenes in all; got {self._written + len(block)}"
+                "scenes", f"{self.path} needs {self.scenes} scenes in total; got {self._written + len(block)}"
             )
         block = _as_stored(block, self._written)
         values = tensors(block)
@@ -97,7 +97,9 @@ class RecordingWriter:
             return
         if self._written != self.scenes:
             self._abort()
-            raise InputError("scenes", f"{self.path} takes {self.scenes} scenes in all; got {self._written}")
+            raise InputError(
+                "scenes", f"{self.path} needs {self.scenes} scenes in total; got {self._written}"
+            )
         with self._on_disk():
             self._sink.finish()
             check_output(self.path, overwrite=self.overwrite)
@@ -115,11 +117,11 @@ class RecordingWriter:
                 self._sink.create(name, shape, array.dtype)
                 if not per_scene:
                     self._sink.write(name, 0, array)
-                # One scene and what all share is enough to compare later blocks with.
+                # Later blocks are compared with one scene and the shared fields.
                 self._first[name] = value[:1].clone() if per_scene else value
 
     def _compare(self, values: dict[str, Tensor], wavelength: float) -> None:
-        """Everything but the scenes must be as in the first block."""
+        """Refuse a block that differs from the first one in more than its scenes."""
         expected = self._first
         for name in FIELDS:
             if (name in values) != (name in expected):
@@ -151,7 +153,7 @@ class RecordingWriter:
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
-        """Operations on the file: if one fails, nothing stays, and a full disk is bad input, said as such."""
+        """Context of file operations: a failure removes the file; disk errors become InputError."""
         try:
             yield
         except BaseException as error:
@@ -161,7 +163,7 @@ class RecordingWriter:
             raise
 
     def _abort(self) -> None:
-        # An error is on its way already; that a file on a full disk does not close either adds nothing to it.
+        # Another error is being raised already; a failure to close adds nothing.
         with contextlib.suppress(OSError, RuntimeError):
             if hasattr(self, "_sink"):
                 self._sink.abort()
@@ -174,7 +176,7 @@ def write(
     """Write a recording; see :class:`RecordingWriter`.
 
     Raises:
-        InputError: an unsound recording, an unknown extension, a place that cannot be written.
+        InputError: the recording is invalid, the extension is unknown, or the file cannot be written.
     """
     structure_of(recording)
     with RecordingWriter(path, scenes=len(recording), overwrite=overwrite, mat_version=mat_version) as writer:
@@ -191,7 +193,7 @@ def _sink(path: Path, mat_version: str) -> type[Sink]:
 
 
 def _as_stored(recording: Recording, first_scene: int) -> Recording:
-    """In main memory and in the precision of the file; what does not fit into that is refused."""
+    """Copy of a recording in main memory and in the precision of the file."""
     recording = recording.to("cpu")
     changed: dict[str, Tensor] = {}
     narrowed = False
@@ -218,7 +220,7 @@ def _as_stored(recording: Recording, first_scene: int) -> Recording:
         truth=None if recording.truth is None else replace(recording.truth, **truth),
     )
     if narrowed:
-        check_values(stored, first_scene=first_scene)
+        check_values(tensors(stored), stored.truth, first_scene=first_scene)
     return stored
 
 
@@ -229,7 +231,7 @@ def _kind(name: str, value: Tensor) -> str:
 
 
 def _failure(error: OSError | RuntimeError) -> str:
-    """HDF5 hides the number of the system's error in its text."""
+    """Reason of a failed write; HDF5 gives the error number of the system in its text only."""
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
     if full or f"errno = {errno.ENOSPC}," in str(error):
         return "no space left on the disk"

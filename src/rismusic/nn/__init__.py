@@ -1,1 +1,1 @@
-"""The hybrid network that predicts the covariance of the field on the panel, and what it learns by."""
+"""The network that predicts the covariance of the field on the panel, its losses and its training."""

@@ -1,7 +1,7 @@
-"""Checkpoints: all or nothing, whatever happens while one is written.
+"""Atomic checkpoints of a training.
 
-The tensors go to a file of a new name. Then a small JSON file, renamed into its place, says which file of
-tensors holds: that is the moment at which the new checkpoint takes the old one's place.
+Tensors are written to a file with a new name. A small JSON file with the name of the tensor file is then
+renamed into place: the new checkpoint replaces the old one at that moment, whatever happens before.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rismusic.errors import InputError
 from rismusic.files import replace_file
 from rismusic.nn.run_folder import SETTINGS, STATE, RunFolder
 from rismusic.nn.spec import TrainSpec
+from rismusic.spec import flat_settings
 from rismusic.version import __version__
 
 _FORMAT = "rismusic-training/1"
@@ -28,24 +29,24 @@ _FORMAT = "rismusic-training/1"
 
 @dataclass
 class State:
-    """Where a training stands, but for its tensors.
+    """Progress of a training, without its tensors.
 
     Args:
-        begun: whether the first batch and validation have been looked at.
-        epoch: the one at work, from 0.
-        step: optimizer steps of this epoch that are done, taken or skipped.
-        skipped: steps skipped for a gradient that was not finite, in all epochs.
+        begun: whether the checks before the first step are done.
+        epoch: current epoch, from 0.
+        step: optimizer steps done in this epoch, including skipped ones.
+        skipped: steps skipped because of non-finite gradients, in all epochs.
         clipped: steps of this epoch whose gradient was clipped.
-        validation: loss of the last epoch.
+        validation: validation loss of the last epoch.
         best: lowest validation loss so far.
-        best_epoch: its epoch, -1 before there is one.
-        sums: over the steps of this epoch, of each logged number.
-        stopped: whether nothing is left to do.
-        scaler: of the gradient scaler.
+        best_epoch: its epoch, or -1.
+        sums: sum of each logged number over the steps of this epoch.
+        stopped: whether the training is finished.
+        scaler: state of the gradient scaler.
         log_bytes: length of the log.
     """
 
-    # As read from a file: no other fields, no other types.
+    # Strict, because it is read from a file.
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     begun: bool = False
@@ -66,18 +67,18 @@ _STATE = TypeAdapter(State)
 
 
 def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: dict[str, Tensor]) -> None:
-    """Put a checkpoint in the place of the one that is there.
+    """Write a checkpoint and remove the previous one.
 
     Args:
-        run: the folder.
-        settings: go to ``state.json``, so that a training goes on with those that it was begun with.
-        state: goes there too.
-        tensors: go to a file of their own.
+        run: the run folder.
+        settings: written to ``state.json``, to detect settings that were changed before resuming.
+        state: written to ``state.json``.
+        tensors: written to their own file.
 
     Raises:
-        InputError: the disk is full or refuses; the earlier checkpoint is as it was.
+        InputError: the disk is full or not writable; the previous checkpoint is kept.
     """
-    name = _tensors_of(state)
+    name = _tensor_file(state)
     write_tensors(run.folder / name, tensors, {"format": _FORMAT})
     record = {
         "format": _FORMAT,
@@ -91,21 +92,23 @@ def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: 
     for old in run.folder.glob("state-*.safetensors"):
         if old.name != name:
             old.unlink(missing_ok=True)
-    for half in run.folder.glob(".*.part*"):
-        half.unlink(missing_ok=True)
+    for partial in run.folder.glob(".*.part*"):
+        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(run: RunFolder) -> tuple[State, dict[str, Tensor]] | None:
-    """The checkpoint of a folder; none where there is none yet.
+    """The checkpoint of a run folder, or none before the first one.
 
     Raises:
-        InputError: files that are no checkpoint, or of another version or other settings, or damaged; the
-            file that names the tensors is gone.
+        InputError: the checkpoint is damaged or incomplete, or was written by another version or with other
+            settings.
     """
     path = run.folder / STATE
     if not path.exists():
-        if any(each.name != _tensors_of(State()) for each in run.folder.glob("state-*.safetensors")):
-            raise InputError(str(path), "the state of the training in this folder", "no such file")
+        if any(file.name != _tensor_file(State()) for file in run.folder.glob("state-*.safetensors")):
+            raise InputError(
+                str(path), "the file is missing, so the training in this folder cannot be resumed"
+            )
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -114,51 +117,46 @@ def load_checkpoint(run: RunFolder) -> tuple[State, dict[str, Tensor]] | None:
         version, name, settings = record["version"], str(record["tensors"]), dict(record["settings"])
         state = _STATE.validate_json(json.dumps(record["state"]))
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(str(path), "the state of a training", "something else") from None
+        raise InputError(str(path), "the file is not a training checkpoint, or it is damaged") from None
     if version != __version__:
-        raise InputError(str(path), f"a training of this version, {__version__}", f"version {version}")
+        raise InputError(
+            str(path),
+            f"the checkpoint was written by rismusic {version}, this is {__version__}; resume it with that "
+            "version, or start a new training from its weights with --start",
+        )
     _check_settings(run, settings)
     tensors, metadata = read_tensors(run.folder / name)
     if metadata.get("format") != _FORMAT:
-        raise InputError(str(run.folder / name), "the tensors of a training", "other tensors")
+        raise InputError(str(run.folder / name), "the tensors are not those of a training checkpoint")
     return state, tensors
 
 
-def _tensors_of(state: State) -> str:
-    """Name of the file of tensors."""
+def _tensor_file(state: State) -> str:
+    """Name of the tensor file."""
     return f"state-{state.epoch:04d}-{state.step:07d}.safetensors"
 
 
 def _check_settings(run: RunFolder, begun_with: dict[str, object]) -> None:
-    """Refuse settings that were changed after the training had begun.
+    """Refuse settings that were changed after the training was started.
 
-    One that came later than that had the default, which leaves all as it was.
+    Settings that the checkpoint does not have yet count as having had their default.
     """
-    before = _flat(TrainSpec().model_dump(mode="json")) | _flat(begun_with)
-    now = _flat(run.settings().model_dump(mode="json"))
+    before = flat_settings(TrainSpec().model_dump(mode="json")) | flat_settings(begun_with)
+    now = flat_settings(run.settings().model_dump(mode="json"))
     for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name):
             raise InputError(
                 str(run.folder / SETTINGS),
-                f"{name} = {before.get(name)} as when the training was begun (for other settings begin a new "
-                "one; start, --start, takes the weights along)",
-                str(now.get(name)),
+                f"{name} was {before.get(name)} when the training was started and is now {now.get(name)}; "
+                "restore it, or start a new training from the weights with --start",
             )
 
 
-def _flat(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Settings by their dotted names."""
-    found: dict[str, object] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors; the file appears whole or not at all.
+    """Write tensors to a safetensors file atomically.
 
     Raises:
-        InputError: the disk is full or refuses.
+        InputError: the disk is full or not writable.
     """
     data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
     with replace_file(path, overwrite=True) as temporary:
@@ -169,7 +167,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        InputError: the file is missing, cut short, or no safetensors.
+        InputError: the file is missing, truncated, or not a safetensors file.
     """
     try:
         data = path.read_bytes()
@@ -177,17 +175,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = load(data)
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except OSError as error:
-        reason = (error.strerror or "an unreadable one").lower()
-        raise InputError(str(path), "a readable file of weights", reason) from None
+        reason = (error.strerror or "unknown error").lower()
+        raise InputError(str(path), f"cannot read the weights: {reason}") from None
     except (SafetensorError, ValueError, KeyError, AttributeError):
-        raise InputError(
-            str(path), "a whole safetensors file", "a file that is cut short or something else"
-        ) from None
+        raise InputError(str(path), "not a safetensors file, or it is truncated") from None
     return tensors, metadata
 
 
 def write_safely(path: Path, data: bytes) -> None:
-    """Write, and wait until it is on the disk, so that a later rename cannot overtake it."""
+    """Write and fsync, so that a later rename cannot become visible before the data."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -195,13 +191,13 @@ def write_safely(path: Path, data: bytes) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's memory, by number of the parameter and name."""
+    """The optimizer state as named tensors, ``<parameter number>.<name>``."""
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, held in state.items() for name, value in held.items()}
+    return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give an optimizer the memory that :func:`optimizer_tensors` returned."""
+    """Load the optimizer state that :func:`optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, _, key = name.partition(".")

@@ -1,7 +1,4 @@
-"""The numbers of a training for TensorBoard, where it is installed.
-
-Curves of a training.
-"""
+"""Learning curves: TensorBoard events and a figure, both from the lines of the run log."""
 
 from __future__ import annotations
 
@@ -19,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class TensorBoardLog:
-    """Takes lines of the log and hands their numbers on.
+    """Writes the numbers of the run log as TensorBoard events.
 
     Args:
-        folder: of the run; TensorBoard's files go to ``tensorboard`` in it.
-        steps_per_epoch: of the training, by which numbers have their place.
-        begin: steps done before; what an interrupted training has shown of later ones is hidden.
+        folder: run folder; the events go to its subfolder ``tensorboard``.
+        steps_per_epoch: optimizer steps per epoch.
+        begin: steps done before. Later events of an interrupted training are purged.
 
     Raises:
-        InputError: TensorBoard is not installed, or the folder cannot be written to.
+        InputError: TensorBoard is not installed, or the folder is not writable.
     """
 
     def __init__(self, folder: Path, steps_per_epoch: int, begin: int = 0) -> None:
@@ -35,16 +32,16 @@ class TensorBoardLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise InputError(
-                "tensorboard", "TensorBoard (pip install 'rismusic[tensorboard]')", "none"
+                "tensorboard", "TensorBoard is not installed; pip install 'rismusic[tensorboard]'"
             ) from None
         self._folder, self._steps = folder / "tensorboard", steps_per_epoch
         self._step = begin
         with writing(self._folder):
-            # An event at the step of the purge is hidden too.
+            # Events at the purge step itself are purged too.
             self._writer = SummaryWriter(str(self._folder), purge_step=begin + 1 if begin else None)
 
     def __call__(self, record: dict[str, object]) -> None:
-        """Numbers of a step are at the count of steps; those of an epoch where the epoch ends."""
+        """Write one log line. Step numbers count over all epochs."""
         if record["kind"] == "step":
             self._step = int(str(record["epoch"])) * self._steps + int(str(record["step"])) + 1
         with writing(self._folder):
@@ -53,40 +50,40 @@ class TensorBoardLog:
                 self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the files."""
         with writing(self._folder):
             self._writer.close()
 
     def _write(self, name: str, value: object) -> None:
         if isinstance(value, Mapping):
-            for part, held in value.items():
+            for part, content in value.items():
                 if part not in ("kind", "epoch", "step", "tag", "findings"):
-                    self._write(f"{name}/{part}", held)
+                    self._write(f"{name}/{part}", content)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             self._writer.add_scalar(name, value, self._step)
 
 
 def plot_losses(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> Axes:
-    """Total loss in training and validation over the epochs.
+    """Total training and validation loss over the epochs.
 
     Args:
-        epochs: lines of the log, one an epoch.
-        ax: axes to draw into.
+        epochs: log lines of kind ``epoch``.
+        ax: axes to draw into; new ones by default.
     """
     ax = ax or new_axes(None)[0]
     at = [line["epoch"] + 1 for line in epochs]
     ax.plot(at, [_number(line["training"].get("loss")) for line in epochs], c=COLOURS[0], label="training")
     ax.plot(at, [_number(line["validation"]["loss"]) for line in epochs], c=COLOURS[1], label="validation")
     ax.set(xlabel="epoch", ylabel="loss (weighted sum)", ylim=(0, None))
-    return _finished(ax)
+    return _styled(ax)
 
 
 def plot_terms(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> Axes:
-    """Each loss of the validation, without its weight.
+    """Each validation loss, without its weight, over the epochs.
 
     Args:
-        epochs: lines of the log, one an epoch.
-        ax: axes to draw into.
+        epochs: log lines of kind ``epoch``.
+        ax: axes to draw into; new ones by default.
     """
     ax = ax or new_axes(None)[0]
     at = [line["epoch"] + 1 for line in epochs]
@@ -94,16 +91,16 @@ def plot_terms(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> A
         style = ("-", "--", ":")[place // len(COLOURS)]
         values = [_number(line["validation"]["terms"].get(name)) for line in epochs]
         ax.plot(at, values, style, c=COLOURS[place % len(COLOURS)], label=name.replace("_", " "))
-    ax.set(xlabel="epoch", ylabel="losses of the validation (without weights)", yscale="log")
-    return _finished(ax, aside=True)
+    ax.set(xlabel="epoch", ylabel="validation losses (unweighted)", yscale="log")
+    return _styled(ax, aside=True)
 
 
 def plot_scores(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> Axes:
-    """Share of sources hit, and of scenes whose number of sources is right.
+    """Share of sources located, and of scenes with the right number of sources, over the epochs.
 
     Args:
-        epochs: lines of the log, one an epoch.
-        ax: axes to draw into.
+        epochs: log lines of kind ``epoch``.
+        ax: axes to draw into; new ones by default.
     """
     ax = ax or new_axes(None)[0]
     at = [line["epoch"] + 1 for line in epochs]
@@ -113,7 +110,7 @@ def plot_scores(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> 
             at,
             [100 * _number(one["recall"]) for one in scores],
             c=COLOURS[place],
-            label=f"hit, MUSIC on {label}",
+            label=f"sources located, MUSIC on {label}",
         )
     ax.plot(
         at,
@@ -122,15 +119,15 @@ def plot_scores(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> 
         label="number of sources right",
     )
     ax.set(xlabel="epoch", ylabel="share / %", ylim=(0, 100))
-    return _finished(ax)
+    return _styled(ax)
 
 
-def save_curves(run: RunFolder, say: Callable[[str], None]) -> None:
-    """Draw a training into its folder; without matplotlib it says so and leaves it at that.
+def save_curves(run: RunFolder, log: Callable[[str], None]) -> None:
+    """Save the learning curves in the run folder. Without matplotlib, only log that there is no figure.
 
     Args:
-        run: the folder.
-        say: takes the sentence.
+        run: the run folder.
+        log: called with the message.
     """
     try:
         epochs: list[dict[str, Any]] = run.records("epoch")
@@ -141,16 +138,16 @@ def save_curves(run: RunFolder, say: Callable[[str], None]) -> None:
             draw(epochs, ax=ax)
         save(axes[0], run.folder / CURVES, overwrite=True)
     except InputError as error:
-        say(f"no plot: {error}")
+        log(f"no plot: {error}")
 
 
 def _number(value: float | str | None) -> float:
-    """What the log has: text for what is not finite, nothing where every step was skipped."""
+    """A number of the log: a string if it is not finite, none if every step was skipped."""
     return math.nan if value is None else float(value)
 
 
-def _finished(ax: Axes, *, aside: bool = False) -> Axes:
-    """Grid, whole epochs, and a legend within the axes or, where there are many lines, aside of them."""
+def _styled(ax: Axes, *, aside: bool = False) -> Axes:
+    """Grid, integer ticks, and a legend inside the axes or beside them."""
     ax.grid(which="both", alpha=0.3)
     ax.locator_params(axis="x", integer=True)
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if aside else {}

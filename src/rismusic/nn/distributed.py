@@ -1,7 +1,4 @@
-"""Several processes that train one network, each on its share of every batch.
-
-Ctrl-C between two steps, never within one.
-"""
+"""Data-parallel training: several processes, each with a share of every batch; and deferred Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,134 +19,143 @@ from rismusic.errors import InputError
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Which of how many processes this is, and its device.
+    """The rank of this process, the number of processes, and the device.
 
     Args:
-        rank: from 0; process 0 writes and speaks.
-        world: number of processes.
-        device: of this process.
+        rank: from 0. Rank 0, the main process, writes files and messages.
+        world_size: number of processes.
+        device: device of this process.
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is the main process, rank 0."""
         return self.rank == 0
 
-    def average(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
-        """Make the gradients of all processes their mean, and return the mean of the numbers: one message."""
-        if self.world == 1:
+    def average_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
+        """Average the gradients and ``numbers`` over all processes with one all-reduce.
+
+        Args:
+            parameters: their gradients are changed in place.
+            numbers: values to average as well.
+
+        Returns:
+            The averaged numbers.
+        """
+        if self.world_size == 1:
             return numbers
-        held = [parameter for parameter in parameters if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in held]
-        message = torch.cat([numbers, *(g.flatten() for g in gradients if g is not None)]) / self.world
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        message = torch.cat([numbers, *(gradient.flatten() for gradient in gradients)]) / self.world_size
         distributed.all_reduce(message)
-        parts = message[len(numbers) :].split([parameter.numel() for parameter in held])
+        parts = message[len(numbers) :].split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
-            assert gradient is not None
             gradient.copy_(part.view_as(gradient))
         return message[: len(numbers)]
 
-    def told(self, value: bool) -> bool:
-        """What process 0 says."""
-        if self.world == 1:
+    def broadcast(self, value: bool) -> bool:
+        """The value of the main process."""
+        if self.world_size == 1:
             return value
         message = torch.tensor([float(value)], device=self.device)
         distributed.broadcast(message, src=0)
         return bool(message.item())
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """What only process 0 does in here: bad input that it meets ends all processes, with its sentence.
+    def propagate_errors(self) -> Iterator[None]:
+        """Raise an :class:`InputError` of the main process in all processes.
 
         Raises:
-            InputError: that of process 0.
+            InputError: that of the main process.
         """
-        said: list[InputError | None] = [None]
+        errors: list[InputError | None] = [None]
         try:
             yield
         except InputError as error:
-            if not self.first:
+            if not self.is_main:
                 raise
-            said[0] = error
-        if self.world > 1:
-            distributed.broadcast_object_list(said, src=0, device=self.device)
-        if said[0] is not None:
-            raise said[0]
+            errors[0] = error
+        if self.world_size > 1:
+            distributed.broadcast_object_list(errors, src=0, device=self.device)
+        if errors[0] is not None:
+            raise errors[0]
 
-    def wait(self) -> None:
-        """Go on when all have come this far."""
-        if self.world > 1:
+    def barrier(self) -> None:
+        """Wait until all processes have called this."""
+        if self.world_size > 1:
             distributed.barrier()
 
 
 @contextmanager
 def process_group(device: torch.device | str | None = None) -> Iterator[ProcessGroup]:
-    """The processes that ``torchrun`` started, or this one alone.
+    """The process group that ``torchrun`` started, or a group of this process alone.
 
     Args:
-        device: of a process alone; a GPU where there is one, if none. Under ``torchrun`` each process has the
-            GPU of its local rank, or the CPU if that is asked for or there is no GPU.
+        device: device of a single process; by default a GPU if there is one. Under ``torchrun`` each process
+            uses the GPU of its local rank, or the CPU if that is requested or there is no GPU.
 
     Raises:
-        InputError: a device that is not there.
+        InputError: a device that does not exist.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    kind = _device(device)
-    if world == 1:
-        yield ProcessGroup(device=kind)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    own = _device(device)
+    if world_size == 1:
+        yield ProcessGroup(device=own)
         return
-    if kind.type == "cuda":
-        kind = _device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(kind)
-    distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+    if own.type == "cuda":
+        own = _device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(own)
+    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
-        yield ProcessGroup(distributed.get_rank(), world, kind)
+        yield ProcessGroup(distributed.get_rank(), world_size, own)
     finally:
         distributed.destroy_process_group()
 
 
-def _device(wanted: torch.device | str | None) -> torch.device:
-    """The device of that name, if it is there."""
+def _device(name: torch.device | str | None) -> torch.device:
+    """The device of that name, checked to exist."""
     gpus = torch.cuda.device_count()
     try:
-        found = torch.device(wanted or ("cuda" if gpus else "cpu"))
+        device = torch.device(name or ("cuda" if gpus else "cpu"))
     except RuntimeError:
-        raise InputError("device", "cpu or cuda", str(wanted)) from None
-    if found.type not in ("cpu", "cuda"):
-        raise InputError("device", "cpu or cuda", str(wanted))
-    if found.type == "cuda" and (found.index or 0) >= gpus:
-        seen = f"one of the {gpus} GPUs" if gpus else "cpu (no GPU is to be seen)"
-        raise InputError("device", seen, str(wanted))
-    return found
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError("device", f"must be 'cpu' or 'cuda'; got '{name}'")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        available = f"{gpus} GPUs are visible" if gpus else "no GPU is visible; use 'cpu'"
+        raise InputError("device", f"'{name}' does not exist: {available}")
+    return device
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Remember the first Ctrl-C (or SIGTERM) instead of stopping there; a second one acts at once.
+    """Record the first SIGINT or SIGTERM instead of raising; a second one takes effect at once.
 
     Yields:
-        Whether there has been one. Outside the main thread, where nothing can be caught, there never is.
+        A function that returns whether a signal has arrived. Outside the main thread, where no handler can be
+        installed, it always returns False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    seen = False
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received = False
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def remember(_: int, __: FrameType | None) -> None:
-        nonlocal seen
-        seen = True
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, remember)
-    try:
-        yield lambda: seen
-    finally:
-        for number, handler in before.items():
+    def restore_handlers() -> None:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+
+    def on_signal(_: int, __: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        restore_handlers()
+
+    for number in handlers:
+        signal.signal(number, on_signal)
+    try:
+        yield lambda: received
+    finally:
+        restore_handlers()

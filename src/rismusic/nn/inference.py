@@ -1,23 +1,18 @@
-r"""A network with its weights and their card, loaded once for each file and device.
+r"""Inference with a network: loading, network outputs for recordings, the spatial prior, and applicability.
 
-What the network's map says of places: a prior for the likelihood to meet.
-
-The map spreads the sources of a scene over the points of the grid, each with a share :math:`\pi_p` of them,
-:math:`\sum_p \pi_p = 1`. Of K sources, :math:`K \pi` summed over the points next to a place is nearly the
-probability that one is there, and
+**Spatial prior.** The network's heat map gives each grid point p a share :math:`\pi_p` of the sources,
+:math:`\sum_p \pi_p = 1`. For K sources, :math:`K \pi` summed over the points around a position approximates
+the probability of a source there, and
 
 .. math:: \log b(x) = \sum_k \log \min\left(1, \max\left(\epsilon, K \sum_{p \sim x_k} \pi_p\right)\right)
 
-stands beside the log-likelihood where one set of places is chosen over another. Where noise decides between
-them, the likeliest set is often not the true one; the network has seen how sources are spread and spaced.
-Where the data tell, tens of nats of them outweigh at most :math:`-\log\epsilon` for each source.
+is added to the log-likelihood when sets of positions are compared. At low SNR the most likely set is often
+not the true one, and the network knows how sources are distributed. At high SNR the log-likelihood dominates,
+since the prior is at least :math:`\log\epsilon` per source.
 
-What the network makes of scenes, and the fits that start from it.
-
-Which scenes the network knows: what lies outside its training is located classically, and says so.
-
-A network answers anything it is asked. What it was not trained for, its card tells: another panel, a larger
-volume, more sources, another kind of link, stronger signals.
+**Applicability.** A network returns an output for any input. The card of its weights says what it was trained
+on. Scenes outside of it (another panel, a larger volume, more sources, another kind of link, a higher SNR)
+are located without the network, with a warning.
 """
 
 from __future__ import annotations
@@ -44,17 +39,17 @@ from rismusic.nn.weights import other_panel, read_network
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
 
-# Networks that are kept: weights and the statistics of their grid.
-_KEPT = 4
+# Number of networks in the cache.
+_CACHED = 4
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedNetwork:
-    """A network and what is known of it.
+    """A network and the card of its weights.
 
     Args:
-        network: on a device.
-        card: of its weights.
+        network: the network.
+        card: the card.
     """
 
     network: GridNetwork
@@ -62,55 +57,54 @@ class LoadedNetwork:
 
 
 def missing(weights: str) -> bool:
-    """Whether these are weights that come with the package, but not with this one."""
+    """Whether these are shipped weights that this installation does not have."""
     return weights in SHIPPED and not weights_path(weights).exists()
 
 
 def trained(weights: str, device: torch.device, *, untrained: bool = False) -> LoadedNetwork:
-    """The network of a name or a file of weights.
+    """Load a network, from a cache if possible.
 
     Args:
         weights: ``ideal``, ``robust`` or a file.
-        device: where it is to work.
-        untrained: whether to give it weights that have learned nothing.
+        device: device of the network.
+        untrained: whether to replace the weights by random initial ones.
 
     Raises:
-        InputError: no file, or none of weights.
+        InputError: the file is missing or no weights file.
     """
     path = weights_path(weights)
     try:
         state = path.stat()
     except OSError as error:
-        raise InputError(
-            str(path), "a readable file of weights", (error.strerror or "none").lower()
-        ) from None
+        reason = (error.strerror or "unknown error").lower()
+        raise InputError(str(path), f"cannot read the weights: {reason}") from None
     version = state.st_mtime_ns, state.st_size
     return _trained(path.absolute(), version, str(device), untrained)
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=_CACHED)
 def _trained(path: Path, _version: tuple[int, int], device: str, untrained: bool) -> LoadedNetwork:
-    """Also of the file's time and size, so that one that was replaced is read again."""
-    network, said = read_network(path, device=device)
+    """Time and size of the file are part of the cache key, so that a replaced file is loaded again."""
+    network, metadata = read_network(path, device=device)
     if untrained:
         network = build_network(network.spec, network.grid, torch.Generator().manual_seed(0)).to(device)
-    return LoadedNetwork(network.requires_grad_(False), card_of(str(path), said))
+    return LoadedNetwork(network.requires_grad_(False), card_of(str(path), metadata))
 
 
-# Probability of a source anywhere, whatever the map says: of the network's word no more than this is taken.
-_LEAST = 1e-2
-# Points next to a place along each axis, itself included.
-_NEXT = 3
+# Minimum probability of a source at any position, epsilon.
+_MIN_PROBABILITY = 1e-2
+# Side length, in grid points, of the neighbourhood over which the map is summed.
+_NEIGHBOURHOOD = 3
 
 
 @dataclass(frozen=True, eq=False)
 class SpatialPrior:
-    """The map of S scenes, as the prior of :func:`~rismusic.estimation.relax.relax_sweeps`.
+    """Spatial prior from the heat maps of S scenes, for :func:`~rismusic.estimation.relax.relax_sweeps`.
 
     Args:
-        near: share of the sources that the map has at each point and those next to it, [S, X, Y, Z].
-        grid: of the map, in the network's own wavelength.
-        scale: that wavelength over the recording's.
+        near: share of the sources in the neighbourhood of each grid point, [S, X, Y, Z].
+        grid: grid of the map, for the wavelength of the network.
+        scale: wavelength of the network over that of the recording.
     """
 
     near: Float[Tensor, "S X Y Z"]
@@ -119,20 +113,20 @@ class SpatialPrior:
 
     @classmethod
     def of(cls, logits: Float[Tensor, "S P"], grid: SearchGrid, scale: float) -> SpatialPrior:
-        """From the logarithm of a map, up to a constant of each scene."""
+        """From the logits of the heat maps."""
         share = logits.double().softmax(-1).view(-1, *grid.shape)
-        padded = pad(share[:, None], (_NEXT // 2,) * 6)
-        pooled = avg_pool3d(padded, _NEXT, stride=1) * _NEXT**3
+        padded = pad(share[:, None], (_NEIGHBOURHOOD // 2,) * 6)
+        pooled = avg_pool3d(padded, _NEIGHBOURHOOD, stride=1) * _NEIGHBOURHOOD**3
         return cls(pooled[:, 0], grid, scale)
 
     def __getitem__(self, scenes: slice | Tensor) -> SpatialPrior:
-        """That of some scenes."""
+        """The prior of some scenes."""
         return replace(self, near=self.near[scenes])
 
     def __call__(
         self, scenes: Int64[Tensor, "B"], positions: Float[Tensor, "B K 3"], active: Bool[Tensor, "B K"]
     ) -> Float[Tensor, "B"]:
-        """Log b of sources at azimuth, elevation, 1/range of the recording, in scenes of these numbers."""
+        """Log b of sources at azimuth, elevation, 1/range, in the scenes of the given indices."""
         azimuth, elevation, q = positions.unbind(-1)
         place = to_cosines(azimuth, elevation, self.scale / q)
         axes = (self.grid.u_x, self.grid.u_y, self.grid.q)
@@ -141,22 +135,22 @@ class SpatialPrior:
             for value, axis, step in zip(place, axes, self.grid.step, strict=True)
         )
         share = self.near[scenes[:, None], x, y, z] * active.sum(-1, keepdim=True)
-        return torch.where(active, share.clamp(_LEAST, 1).log(), 0).sum(-1)
+        return torch.where(active, share.clamp(_MIN_PROBABILITY, 1).log(), 0).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkOutput:
-    """S scenes and what the network says of them.
+    """Network outputs for S scenes.
 
     Args:
-        recording: the scenes as they are fitted: whitened where the panel may err.
-        blend: R_blend, finished.
-        own: the network's own list of sources [S, K_max], the most probable first.
-        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the network's map.
+        recording: the scenes as they are fitted, whitened if hardware impairments are allowed for.
+        blend: R_blend with its loading.
+        own: the sources of the network's heads [S, K_max], the most probable first.
+        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the heat map.
         belief: what its map says of any other place.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
-        snr_db: [S] of the scenes, with the recorded noise variance or a guess.
-        card: of the network's weights.
+        snr_db: [S] SNR of the scenes, with the recorded or estimated noise variance.
+        card: card of the weights.
     """
 
     recording: Recording
@@ -177,15 +171,15 @@ class NetworkOutput:
         noise_variance: Float[Tensor, "S"],
         spec: LocateSpec,
     ) -> NetworkOutput:
-        """Let a network look at scenes of a panel that is its own but for the wavelength.
+        """Run the network on scenes of its panel, possibly at another wavelength.
 
-        Lengths go to the network in its own wavelength, and come back in the recording's: a panel and its
-        waves are the same at every wavelength when all lengths are in units of it.
+        Lengths are scaled to the wavelength of the network and back, since the problem only depends on
+        lengths in wavelengths.
 
         Args:
             trained: the network.
             recording: S scenes.
-            noise_variance: of each, as recorded or guessed.
+            noise_variance: recorded or estimated sigma^2 of each scene.
             spec: the settings.
         """
         network = trained.network
@@ -220,7 +214,7 @@ class NetworkOutput:
         )
 
     def __getitem__(self, scenes: slice | Tensor) -> NetworkOutput:
-        """What was seen of some scenes."""
+        """The outputs of some scenes."""
         return replace(
             self,
             recording=self.recording[scenes],
@@ -234,13 +228,11 @@ class NetworkOutput:
 
 
 def _share(projected: BackProjection, card: WeightsCard, spec: LocateSpec) -> Float[Tensor, "S"] | float:
-    """Beta of each scene: the share of R_samp in the blend, less by what of R_samp is noise.
+    """Beta of each scene, the share of R_samp in R_blend, reduced by the share of noise in R_samp.
 
-    Shrinkage towards I / N leaves eigenvectors, and so MUSIC, as they are. Towards R_pred it does not: the
-    blend is itself a shrinkage of R_samp, of which the network's covariance is the target (Stoica et al., "On
-    using a priori knowledge in space-time adaptive processing", IEEE Trans. SP 56 (2008)). Their weights want
-    an error that is white on the panel, which that of noise carried back through the link is not; the
-    noise's share of the energy stands in for them.
+    The blend is a shrinkage of R_samp towards R_pred (Stoica et al., "On using a priori knowledge in
+    space-time adaptive processing", IEEE Trans. SP 56 (2008)). Their weights need errors that are white on
+    the panel, which back-projected noise is not; the share of noise in the energy replaces them.
     """
     beta = card.beta if spec.hybrid.beta == "trained" else spec.hybrid.beta
     if not spec.hybrid.shrinkage:
@@ -248,14 +240,14 @@ def _share(projected: BackProjection, card: WeightsCard, spec: LocateSpec) -> Fl
     return beta * (1 - spec.hybrid.shrinkage * projected.noise_share)
 
 
-# How far beyond the SNR of the training a scene may lie, in dB: the noise is guessed to within a few.
+# Tolerance above the maximum SNR of the training, dB, since the noise variance may be an estimate.
 _MARGIN_DB = 10.0
-# Limits of the searched volume that pass the trained ones by less than this share are the same.
+# Relative tolerance of the limits of the search volume.
 _SAME = 1e-6
 
 
 def system_mismatch(trained: LoadedNetwork, recording: Recording, spec: LocateSpec) -> str | None:
-    """What of panel, link, searched volume or number of sources the network does not know; none if nothing.
+    """Why the network does not apply to a panel, link, search volume or number of sources; none if it does.
 
     Args:
         trained: the network.
@@ -281,20 +273,20 @@ def system_mismatch(trained: LoadedNetwork, recording: Recording, spec: LocateSp
 def scene_mismatches(
     trained: LoadedNetwork, snr_db: Float[Tensor, "S"], count: Int64[Tensor, "S"] | None
 ) -> dict[int, str]:
-    """Scenes, by number, that the network does not know for what is in them, and why.
+    """Scenes, by index, to which the network does not apply because of their content, and why.
 
     Args:
         trained: the network.
         snr_db: of S scenes.
-        count: K of each scene; none where it is to be found.
+        count: K of each scene, if known.
     """
-    said = {}
+    reasons = {}
     most, (_, highest) = trained.card.sources_max, limits(trained.card.system.snr_db)
     for scene in (snr_db > highest + _MARGIN_DB).nonzero()[:, 0].tolist():
-        said[scene] = f"they were trained up to {highest:g} dB SNR"
+        reasons[scene] = f"they were trained up to {highest:g} dB SNR"
     if count is not None:
-        said |= dict.fromkeys((count > most).nonzero()[:, 0].tolist(), f"they know at most {most} sources")
-    return said
+        reasons |= dict.fromkeys((count > most).nonzero()[:, 0].tolist(), f"they know at most {most} sources")
+    return reasons
 
 
 _RANGES = ("range_min", "range_max")

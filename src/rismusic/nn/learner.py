@@ -1,9 +1,8 @@
-"""What is not finite in a batch: found without waiting for the device, and put aside.
+"""The state of a training, its network, optimizer and moving average of the weights, and one optimizer step.
 
-A NaN that reaches an eigenvalue solver ends the training with an error of the solver. So the numbers of such
-a batch are set to 1 before the losses see them, and the losses to NaN after: the step is skipped and counted.
-
-A network that learns: its optimizer, the moving average of its weights, and one step of them.
+A batch that is not finite must not reach an eigenvalue solver, which would raise. Without synchronising with
+the device, its values are replaced by 1 before the losses and its losses by NaN after them, so that the step
+is skipped and counted.
 """
 
 from __future__ import annotations
@@ -25,38 +24,38 @@ from rismusic.io import Recording
 from rismusic.nn.checkpoint import optimizer_tensors, restore_optimizer
 from rismusic.nn.data import channel_dropout
 from rismusic.nn.distributed import ProcessGroup
-from rismusic.nn.losses import Losses, Targets, total_loss
+from rismusic.nn.losses import NO_GRADIENT, Losses, Targets, total_loss
 from rismusic.nn.network import Prediction, build_network
 from rismusic.nn.schedules import learning_rate_factor
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.simulation.random_numbers import Draws
 
-Held = TypeVar("Held", Recording, Prediction)
+Batch = TypeVar("Batch", Recording, Prediction)
 
 
-def finite(held: Recording | Prediction) -> dict[str, Bool[Tensor, ""]]:
-    """Of each tensor of a recording (but for its truth) or prediction: whether all numbers are finite."""
-    return {name: value.isfinite().all() for name, value in _tensors(held).items()}
+def finite(batch: Recording | Prediction) -> dict[str, Bool[Tensor, ""]]:
+    """For each tensor of a recording (except its truth) or prediction, whether all its values are finite."""
+    return {name: value.isfinite().all() for name, value in _tensors(batch).items()}
 
 
-def all_finite(*held: Recording | Prediction) -> Bool[Tensor, ""]:
-    """Whether all numbers of all of them are finite."""
-    return torch.stack([flag for each in held for flag in finite(each).values()]).all()
+def all_finite(*batches: Recording | Prediction) -> Bool[Tensor, ""]:
+    """Whether all values of all batches are finite."""
+    return torch.stack([flag for batch in batches for flag in finite(batch).values()]).all()
 
 
-def put_aside(held: Held, whole: Bool[Tensor, ""]) -> Held:
-    """The same where ``whole``, else with 1 for every number."""
+def replace_nonfinite(batch: Batch, is_finite: Bool[Tensor, ""]) -> Batch:
+    """The batch if ``is_finite``, otherwise one whose values are all 1."""
     changed: dict[str, Any] = {
-        name: torch.where(whole, value, torch.ones_like(value)) for name, value in _tensors(held).items()
+        name: torch.where(is_finite, value, torch.ones_like(value)) for name, value in _tensors(batch).items()
     }
-    return replace(held, **changed)
+    return replace(batch, **changed)
 
 
-def marked(losses: Losses, whole: Bool[Tensor, ""]) -> Losses:
-    """The same where ``whole``, else with NaN for every loss."""
+def mask_losses(losses: Losses, is_finite: Bool[Tensor, ""]) -> Losses:
+    """The losses if ``is_finite``, otherwise NaN for all of them."""
 
     def mark(value: Tensor) -> Tensor:
-        return torch.where(whole, value, torch.nan)
+        return torch.where(is_finite, value, torch.nan)
 
     return replace(
         losses,
@@ -66,8 +65,8 @@ def marked(losses: Losses, whole: Bool[Tensor, ""]) -> Losses:
     )
 
 
-def _tensors(held: Recording | Prediction) -> dict[str, Tensor]:
-    named = {field.name: getattr(held, field.name) for field in fields(held) if field.name != "elements"}
+def _tensors(batch: Recording | Prediction) -> dict[str, Tensor]:
+    named = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "elements"}
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
@@ -75,21 +74,24 @@ GROUPS = ("backbone", "head")
 
 
 class Learner:
-    """What a training changes.
+    """Network, optimizer, moving average of the weights, and learning rate schedule.
 
     Args:
         spec: all settings.
         group: the processes and the device.
 
     Raises:
-        InputError: a batch that the processes cannot share evenly.
+        InputError: the batch size is not a multiple of the number of processes.
     """
 
     def __init__(self, spec: TrainSpec, group: ProcessGroup | None = None) -> None:
         self.spec, self.group = spec, group or ProcessGroup()
         device = self.group.device
-        if spec.batch % self.group.world:
-            raise InputError("batch", f"a multiple of the {self.group.world} processes", str(spec.batch))
+        if spec.batch % self.group.world_size:
+            raise InputError(
+                "batch",
+                f"must be a multiple of the number of processes, {self.group.world_size}; got {spec.batch}",
+            )
         volume = Volume.from_scene(spec.system.scene)
         panel = Panel.from_spec(spec.system.panel).to(device)
         self.grid = SearchGrid.cover(panel, volume, spec.network.oversampling)
@@ -97,7 +99,7 @@ class Learner:
         self.network = build_network(spec.network, self.grid, generator).to(device)
         self.weights = dict(self.network.named_parameters())
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        # Fused: it leaves the weights as they are where ``found_inf`` says so, without asking the host.
+        # The fused kernel skips the step if ``found_inf`` is set, without synchronising with the host.
         self.optimizer = torch.optim.AdamW(parameter_groups(self.network, spec), fused=True)
         dtype = precision_on(device, spec.precision)
         self.precision = None if dtype == torch.float32 else dtype
@@ -107,13 +109,13 @@ class Learner:
         factors = [learning_rate_factor(spec.schedule, i, steps) for i in range(steps)]
         self.factors = torch.tensor(factors, device=device)
         self.taken = torch.zeros((), dtype=torch.int64, device=device)
-        self._schedule()
+        self._set_learning_rate()
 
     def losses(self, recording: Recording, beta: float, weights: Mapping[TermName, float]) -> Losses:
-        """The losses of a batch, in single precision but for the stages of the network; no dropout."""
-        return self.judged(self.network(recording), recording, beta, weights)
+        """The losses of a batch, without dropout."""
+        return self.prediction_losses(self.network(recording), recording, beta, weights)
 
-    def judged(
+    def prediction_losses(
         self,
         prediction: Prediction,
         recording: Recording,
@@ -122,51 +124,53 @@ class Learner:
         *,
         oracle: bool = False,
     ) -> Losses:
-        """The losses of a prediction; NaN where it or the recording is not finite."""
-        whole = all_finite(recording, prediction)
-        targets = Targets.of(put_aside(recording, whole), self.grid)
-        prediction = put_aside(prediction, whole)
+        """The losses of a prediction; NaN if the prediction or the recording is not finite."""
+        is_finite = all_finite(recording, prediction)
+        targets = Targets.of(replace_nonfinite(recording, is_finite), self.grid)
+        prediction = replace_nonfinite(prediction, is_finite)
         losses = total_loss(prediction, targets, self.spec.loss, beta=beta, weights=weights, oracle=oracle)
-        return marked(losses, whole)
+        return mask_losses(losses, is_finite)
 
     def step(
         self, recordings: Iterable[Recording], beta: float, weights: Mapping[TermName, float]
     ) -> dict[str, Tensor]:
-        """One optimizer step, on ``spec.accumulation`` batches; the host does not wait for the device.
+        """One optimizer step on ``spec.accumulation`` batches, without synchronising with the device.
 
         Args:
             recordings: the batches.
             beta: share of R_samp in R_blend.
-            weights: of the losses.
+            weights: weights of the losses.
 
         Returns:
-            Numbers on the device: ``loss`` and its terms (means over all scenes of all processes), norms of
-            the gradient, whether the step was taken and the gradient clipped, and the learning rate's factor.
+            On the device: ``loss`` and its terms (means over the scenes of all processes), gradient norms,
+            whether the step was ``taken`` and the gradient ``clipped``, and the learning rate factor.
         """
         spec, parameters = self.spec, list(self.weights.values())
         self.optimizer.zero_grad(set_to_none=True)
         numbers, names = torch.zeros((), device=self.taken.device), []
         for part, recording in enumerate(recordings):
-            losses = self.judged(self._thinned(recording, part), recording, beta, weights)
+            losses = self.prediction_losses(
+                self._predict_with_dropout(recording, part), recording, beta, weights
+            )
             if not losses.total.requires_grad:
-                raise InputError("loss", "a total with a gradient", "none: nothing can be learned")
+                raise InputError("loss", NO_GRADIENT)
             self.scaler.scale(losses.total / spec.accumulation).backward()
             names = ["loss", *losses.terms]
             numbers = numbers + torch.stack([losses.total.detach(), *losses.terms.values()]).detach()
-        numbers = self.group.average(parameters, numbers / spec.accumulation)
+        numbers = self.group.average_gradients(parameters, numbers / spec.accumulation)
         self.scaler.unscale_(self.optimizer)
         norms = self._norms()
         norm = norms.norm()
-        held = [parameter for parameter in parameters if parameter.grad is not None]
-        nn.utils.clip_grads_with_norm_(held, spec.clip_norm, norm)
+        trained = [parameter for parameter in parameters if parameter.grad is not None]
+        nn.utils.clip_grads_with_norm_(trained, spec.clip_norm, norm)
         finite = numbers.isfinite().all() & norm.isfinite()
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.scaler.update()
-        factor = self._factor()
+        factor = self._learning_rate_factor()
         self.taken += finite
-        self._schedule()
-        self._follow(finite)
+        self._set_learning_rate()
+        self._update_average(finite)
         return {
             **dict(zip(names, numbers, strict=True)),
             "gradient": norm,
@@ -178,7 +182,7 @@ class Learner:
 
     @torch.no_grad()
     def predict(self, recording: Recording, *, averaged: bool = True) -> Prediction:
-        """What the network says, in single precision, with the averaged weights or its own."""
+        """Predict in single precision, with the averaged weights or the current ones."""
         with self.single_precision():
             if not averaged:
                 return self.network(recording)
@@ -186,7 +190,7 @@ class Learner:
 
     @contextmanager
     def single_precision(self) -> Iterator[None]:
-        """The stages in float32 meanwhile."""
+        """Context in which the network computes in float32."""
         self._set_precision(None)
         try:
             yield
@@ -194,28 +198,28 @@ class Learner:
             self._set_precision(self.precision)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a step changes."""
-        held = {"taken": self.taken}
+        """All tensors that a step changes."""
+        named = {"taken": self.taken}
         for kind, tensors in (
             ("weights", self.weights),
             ("average", self.average),
             ("optimizer", optimizer_tensors(self.optimizer)),
         ):
-            held |= {f"{kind}/{name}": value for name, value in tensors.items()}
-        return held
+            named |= {f"{kind}/{name}": value for name, value in tensors.items()}
+        return named
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to what :meth:`tensors` returned.
+        """Restore the tensors that :meth:`tensors` returned.
 
         Raises:
             InputError: tensors of another network.
         """
-        memory = {}
+        optimizer = {}
         for name, value in sorted(tensors.items()):
             kind, _, key = name.partition("/")
             if kind == "optimizer":
-                memory[key] = value
+                optimizer[key] = value
                 continue
             kinds: dict[str, Mapping[str, Tensor]] = {
                 "weights": self.weights,
@@ -224,29 +228,28 @@ class Learner:
             }
             own = kinds.get(kind, {})
             if key not in own or own[key].shape != value.shape:
-                raise InputError("checkpoint", "the weights of this network", f"{name} of another one")
+                raise InputError("checkpoint", f"the tensor {name} does not fit this network")
             own[key].copy_(value)
         if missing := self.tensors().keys() - tensors.keys() - {"taken"}:
-            raise InputError("checkpoint", "the weights of this network", f"none for {min(missing)}")
-        restore_optimizer(self.optimizer, memory)
-        self._schedule()
+            raise InputError("checkpoint", f"the tensor {min(missing)} of this network is missing")
+        restore_optimizer(self.optimizer, optimizer)
+        self._set_learning_rate()
 
-    def _thinned(self, recording: Recording, part: int) -> Prediction:
-        """What the network says of a batch of the step at hand, with dropout.
+    def _predict_with_dropout(self, recording: Recording, part: int) -> Prediction:
+        """Predict a batch of the current step with dropout.
 
-        A scene's share in it is told by its place among all scenes of all steps that were taken, whichever
-        process has it.
+        The mask of a scene depends on its number among all scenes of all steps, not on its rank.
         """
         spec = self.spec
         if not spec.network.dropout:
             return self.network(recording)
-        first = part * spec.batch + self.group.rank * (spec.batch // self.group.world)
+        first = part * spec.batch + self.group.rank * (spec.batch // self.group.world_size)
         scenes = torch.arange(first, first + len(recording), device=self.taken.device)
         draws = Draws(spec.seed, "train", self.taken * spec.batch * spec.accumulation + scenes)
         return self.network(recording, channel_dropout(spec.network, draws))
 
     def _norms(self) -> Tensor:
-        """Norm of the gradient of backbone and heads."""
+        """Gradient norms of backbone and head."""
         norms = []
         for group in GROUPS:
             gradients = [
@@ -259,19 +262,19 @@ class Learner:
             norms.append(nn.utils.get_total_norm(gradients) if gradients else self.factors.new_zeros(()))
         return torch.stack(norms)
 
-    def _schedule(self) -> None:
-        """The learning rate of the next step, by the number of steps that were taken."""
-        factor = self._factor()
+    def _set_learning_rate(self) -> None:
+        """Set the learning rate of the next step, from the number of steps taken."""
+        factor = self._learning_rate_factor()
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * factor
 
-    def _factor(self) -> Tensor:
-        """Of the learning rate at the next step; ``take``, since an index would make the host wait."""
+    def _learning_rate_factor(self) -> Tensor:
+        # ``take``, because indexing would synchronise with the host.
         return self.factors.take(self.taken.clamp_max(len(self.factors) - 1))
 
     @torch.no_grad()
-    def _follow(self, finite: Tensor) -> None:
-        """Move the average towards the weights; quickly at first, not at all after a skipped step."""
+    def _update_average(self, finite: Tensor) -> None:
+        """Update the moving average: quickly at first, not at all after a skipped step."""
         decay = ((1 + self.taken) / (10 + self.taken)).clamp_max(self.spec.average_decay)
         share = (1 - decay) * finite
         for name, weight in self.weights.items():
@@ -282,7 +285,7 @@ class Learner:
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter belongs to a layer that writes an output."""
+    """Whether a parameter belongs to an output layer."""
     return name.startswith(("details.", "count.")) or ".write." in name
 
 
@@ -294,13 +297,19 @@ def parameter_groups(network: nn.Module, spec: TrainSpec) -> list[dict[str, obje
         decay = spec.weight_decay if parameter.ndim > 1 else 0.0
         parts.setdefault((GROUPS[is_head(name)], decay), []).append(parameter)
     return [
-        {"params": held, "name": group, "highest": rates[group], "lr": rates[group], "weight_decay": decay}
-        for (group, decay), held in parts.items()
+        {
+            "params": parameters,
+            "name": group,
+            "highest": rates[group],
+            "lr": rates[group],
+            "weight_decay": decay,
+        }
+        for (group, decay), parameters in parts.items()
     ]
 
 
 def precision_on(device: torch.device, wanted: str) -> torch.dtype:
-    """The type in which the stages of the network multiply."""
+    """The data type of the network's matrix products."""
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
     if device.type != "cuda":

@@ -1,23 +1,19 @@
-"""What was found while a network learned, and what it means.
+"""Probes: measurements in every epoch of a training, each with limits and advice.
 
-Who is to blame where gradients are not finite.
-
-What is looked at in every epoch, on by default: each probe measures, and says what is wrong and why.
-
-One line each in the log, and a short one on the console:
+Each probe writes one record to the run log and one line to the console:
 
 ========== =====================================================================================
-[LR]       learning rate of each group
+[LR]       learning rate of each parameter group
 [GRADPATH] gradient from R_blend to the two factors
 [GRAD]     parameters without a gradient
-[OPT]      how far a step moves the parameters
-[STEP]     norms of the gradient, steps clipped and skipped (each step is in the log as well)
+[OPT]      size of the parameter updates
+[STEP]     gradient norms, clipped and skipped steps (the log has every step as well)
 [VAL]      validation, see :func:`rismusic.nn.validation.report`
-[LOSS]     the loss before the first step; each term with its weight
+[LOSS]     the loss before the first step; each loss with its weight
 [BETA]     share of R_samp in R_blend
 ========== =====================================================================================
 
-The quickest test of a training: do a few steps on one batch bring the loss of that batch down?
+:func:`overfit_one_batch` is the quickest test of a training: a few steps must lower the loss of one batch.
 """
 
 from __future__ import annotations
@@ -41,15 +37,15 @@ from rismusic.nn.spec import TermName, TrainSpec
 
 @dataclass(frozen=True)
 class Finding:
-    """A number and what to make of it.
+    """A measured value with its limit.
 
     Args:
-        name: what was measured.
-        value: what came of it.
-        threshold: what it should not pass.
-        fine: whether it did not.
-        meaning: what it means where it did: a sentence.
-        advice: what to try then: a sentence.
+        name: the measured quantity.
+        value: its value.
+        threshold: its limit.
+        fine: whether the value is within the limit.
+        meaning: what a value outside the limit means, one sentence.
+        advice: what to do about it, one sentence.
     """
 
     name: str
@@ -61,7 +57,7 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """The finding as text."""
         return f"{self.name} = {self.value:.3g} (limit {self.threshold:.3g}): {self.meaning} {self.advice}"
 
 
@@ -71,9 +67,9 @@ class Report:
 
     Args:
         tag: LR, GRADPATH, GRAD, OPT, STEP, VAL, LOSS or BETA.
-        text: a short line.
-        values: all numbers, by name.
-        findings: what some of them mean.
+        text: a short summary.
+        values: all measured numbers, by name.
+        findings: those with limits.
     """
 
     tag: str
@@ -83,69 +79,69 @@ class Report:
 
     @property
     def wrong(self) -> list[Finding]:
-        """Findings that are not fine."""
+        """Findings outside their limits."""
         return [finding for finding in self.findings if not finding.fine]
 
     @property
     def lines(self) -> list[str]:
-        """What is said on the console."""
+        """Lines for the console."""
         return [f"[{self.tag}] {self.text}", *(f"[{self.tag}] ! {one.sentence}" for one in self.wrong)]
 
     def record(self, epoch: int) -> dict[str, object]:
-        """The line of the log."""
+        """The record for the run log."""
         findings = [asdict(finding) for finding in self.findings]
         return {"kind": "probe", "tag": self.tag, "epoch": epoch, **self.values, "findings": findings}
 
 
 def at_least(name: str, value: float, threshold: float, meaning: str, advice: str) -> Finding:
-    """Fine at the threshold and above; NaN is not."""
+    """A finding that is fine at the threshold and above; NaN is not."""
     return Finding(name, value, threshold, value >= threshold, meaning, advice)
 
 
 def at_most(name: str, value: float, threshold: float, meaning: str, advice: str) -> Finding:
-    """Fine at the threshold and below; NaN is not."""
+    """A finding that is fine at the threshold and below; NaN is not."""
     return Finding(name, value, threshold, value <= threshold, meaning, advice)
 
 
-def nonfinite_error(
+def nonfinite_gradient_error(
     learner: Learner, scenes: TrainingScenes, record: Mapping[str, object], skipped: int
 ) -> InputError:
-    """What to raise after too many skipped steps: what is not finite, by name.
+    """The error after too many skipped steps, which names what is not finite.
 
-    The scenes of the skipped step are made again: their data are looked at, then the outputs of the network,
-    then each loss and its gradient by itself.
+    The scenes of the skipped step are simulated again and searched with :func:`find_nonfinite`.
 
     Args:
-        learner: as it is now.
-        scenes: the training's.
-        record: what was logged of the step.
-        skipped: steps that were.
+        learner: network and settings.
+        scenes: the training scenes.
+        record: log record of the skipped step.
+        skipped: number of skipped steps.
     """
     epoch, step = int(str(record["epoch"])), int(str(record["step"]))
     schedule = learner.spec.schedule
     beta = beta_at(schedule, epoch, learner.spec.seed)
-    guilty = [
-        name for each in scenes.step(epoch, step) for name in nonfinite_parts(learner, each, epoch, beta)
+    names = [
+        name for batch in scenes.step(epoch, step) for name in find_nonfinite(learner, batch, epoch, beta)
     ]
-    if not guilty:
-        # Something of another process's share.
+    if not names:
+        # The cause is in the scenes of another rank.
         weights = learner.spec.loss.weights
-        guilty = [name for name, value in record.items() if name in weights and value - value != 0]  # type: ignore[operator]
-    who = ", ".join(dict.fromkeys(guilty)) or "no loss by itself (the sum, or the weights, overflow)"
+        names = [name for name, value in record.items() if name in weights and value - value != 0]  # type: ignore[operator]
+    cause = ", ".join(dict.fromkeys(names)) or "no single loss (their sum or the weights overflow)"
     return InputError(
         "gradient",
-        f"finite values in all but skipped_max = {learner.spec.skipped_max} steps",
-        f"{skipped} steps skipped, the last at epoch {epoch}, step {step}; not finite: {who}",
+        f"{skipped} steps were skipped because of non-finite gradients, more than skipped_max = "
+        f"{learner.spec.skipped_max}; the last one at epoch {epoch}, step {step}. Lower the learning rates "
+        f"or set precision = 'float32'. Not finite: {cause}",
     )
 
 
-def nonfinite_parts(learner: Learner, recording: Recording, epoch: int, beta: float) -> list[str]:
-    """What is not finite of the data, else of the network's outputs, else of the losses and their gradients.
+def find_nonfinite(learner: Learner, recording: Recording, epoch: int, beta: float) -> list[str]:
+    """Names of what is not finite: the data, else the network's outputs, else losses or their gradients.
 
     Args:
-        learner: as it is now.
+        learner: network and settings.
         recording: a batch.
-        epoch: whose weights of the losses are taken.
+        epoch: epoch of the loss weights.
         beta: share of R_samp.
     """
     if bad := [f"{name} of the scenes" for name, fine in finite(recording).items() if not fine]:
@@ -156,7 +152,7 @@ def nonfinite_parts(learner: Learner, recording: Recording, epoch: int, beta: fl
     spec = learner.spec
     weights = weights_at(spec.loss, spec.schedule, epoch, beta)
     trained = [weight for weight in learner.weights.values() if weight.requires_grad]
-    for name, term in learner.judged(prediction, recording, beta, weights).terms.items():
+    for name, term in learner.prediction_losses(prediction, recording, beta, weights).terms.items():
         if not term.isfinite():
             bad.append(name)
         elif term.requires_grad:
@@ -166,9 +162,9 @@ def nonfinite_parts(learner: Learner, recording: Recording, epoch: int, beta: fl
     return bad
 
 
-# Smallest share of the larger factor's gradient that is more than rounding.
-_PATH = 1e-7
-# Losses that are never exactly 0 on real scenes.
+# Ratio of the factors' gradients below which the smaller one is a rounding error.
+_MIN_GRADIENT_RATIO = 1e-7
+# Losses that are never exactly 0 on simulated scenes.
 _NEVER_ZERO = ("covariance", "covariance_predicted", "subspace", "heat_map", "count")
 
 
@@ -180,8 +176,8 @@ def learning_rate(learner: Learner) -> Report:
             f"learning rate of {name}",
             rate,
             1e-12,
-            "nothing is learned.",
-            "Look at the learning rates in the settings; the schedule never gives 0.",
+            "the parameters do not change.",
+            "Check the learning rates in the settings; the schedule never returns 0.",
         )
         for name, rate in rates.items()
     ]
@@ -193,12 +189,9 @@ def learning_rate(learner: Learner) -> Report:
 def gradients(
     learner: Learner, recording: Recording, beta: float, weights: Mapping[TermName, float]
 ) -> list[Report]:
-    """[GRADPATH] and [GRAD]: where the gradient arrives, on a few scenes of their own.
-
-    Nothing is left behind: no gradient is accumulated.
-    """
+    """[GRADPATH] and [GRAD]: which outputs and parameters get a gradient. No gradient is accumulated."""
     prediction = learner.network(recording)
-    losses = learner.judged(prediction, recording, beta, weights)
+    losses = learner.prediction_losses(prediction, recording, beta, weights)
     factors = {"angle_factor": prediction.angle_factor, "range_factor": prediction.range_factor}
     path = dict(zip(factors, _gradients(losses.terms["covariance"], list(factors.values())), strict=True))
     trained = {name: weight for name, weight in learner.weights.items() if weight.requires_grad}
@@ -207,15 +200,15 @@ def gradients(
 
 
 def path_report(path: Mapping[str, float]) -> Report:
-    """[GRADPATH]: from norms of the gradient of the loss of R_blend by each factor."""
+    """[GRADPATH], from the gradient norms of the loss of R_blend with respect to the factors."""
     most = max(path.values()) or 1.0
     findings = [
         at_least(
-            f"gradient of R_blend's loss by the {name}, over that of the other",
+            f"gradient of the R_blend loss with respect to {name} over the larger one",
             size / most,
-            _PATH,
-            f"the {name} cannot learn from R_blend.",
-            "Is it detached, is beta 1, or is it multiplied by zero?",
+            _MIN_GRADIENT_RATIO,
+            f"{name} gets no gradient from R_blend.",
+            "Check that it is not detached or multiplied by zero, and that beta is below 1.",
         )
         for name, size in path.items()
     ]
@@ -224,45 +217,45 @@ def path_report(path: Mapping[str, float]) -> Report:
 
 
 def dead_report(sizes: Mapping[str, float]) -> Report:
-    """[GRAD]: from norms of the gradient of each parameter, 0 for none."""
+    """[GRAD], from the gradient norm of each parameter, 0 for none."""
     dead = [name for name, size in sizes.items() if size == 0]
     finding = at_most(
         "parameters without a gradient",
         float(len(dead)),
         0.0,
-        f"these do not learn: {', '.join(dead[:6])}{', ...' if len(dead) > 6 else ''}.",
-        "Is a head frozen, a loss of weight 0 its only teacher, or its output unused?",
+        f"these parameters do not learn: {', '.join(dead[:6])}{', ...' if len(dead) > 6 else ''}.",
+        "Check for frozen heads, unused outputs, and outputs whose only loss has weight 0.",
     )
     text = f"{len(dead)} of {len(sizes)} parameters without a gradient"
     return Report("GRAD", text, {"without": float(len(dead)), "parameters": float(len(sizes))}, (finding,))
 
 
 def first_loss(loss: float) -> Report:
-    """[LOSS]: the total before the first step."""
+    """[LOSS]: the total loss before the first step."""
     finding = at_most(
         "loss before the first step",
         loss,
         100.0,
-        "the losses are of order 1 by their making.",
-        "Is a term not normalised, or an input not finite?",
+        "the losses are normalised to order 1.",
+        "Check the normalisation of the terms, and that the inputs are finite.",
     )
     return Report("LOSS", f"{loss:.4f} before the first step", {"first": loss}, (finding,))
 
 
-def snapshot(learner: Learner) -> dict[str, Tensor]:
-    """The parameters as they are, for :func:`change`."""
+def copy_parameters(learner: Learner) -> dict[str, Tensor]:
+    """A copy of the parameters, for :func:`parameter_updates`."""
     return {name: weight.detach().clone() for name, weight in learner.weights.items()}
 
 
-def change(learner: Learner, before: Mapping[str, Tensor], rates: Mapping[str, float]) -> Report:
-    """[OPT]: what a step did to the parameters.
+def parameter_updates(learner: Learner, before: Mapping[str, Tensor], rates: Mapping[str, float]) -> Report:
+    """[OPT]: sizes of the parameter updates of a step.
 
-    The optimizer moves each number by about its learning rate, so the root mean square of the change is
-    measured in units of it.
+    Adam changes each value by about the learning rate, so the root mean square change is measured in units
+    of it.
 
     Args:
         learner: after the step.
-        before: :func:`snapshot` before it.
+        before: :func:`copy_parameters` before the step.
         rates: learning rate of each group in that step.
     """
     group_of = {
@@ -285,26 +278,26 @@ def change(learner: Learner, before: Mapping[str, Tensor], rates: Mapping[str, f
     }
     findings = (
         at_least(
-            "median change of a parameter, over its learning rate",
+            "median parameter update over the learning rate",
             values["median_over_rate"],
             1e-3,
-            "the optimizer hardly moves anything.",
-            "Was the step skipped, the gradient clipped to nothing, or the learning rate 0?",
+            "the optimizer hardly changes the parameters.",
+            "Check for a skipped step, a tiny clip_norm, or a learning rate of 0.",
         ),
         at_most(
-            "largest change of a parameter, over its learning rate",
+            "largest parameter update over the learning rate",
             values["max_over_rate"],
             20.0,
-            "a step is far longer than the learning rate says.",
-            "Is the optimizer's memory that of another training?",
+            "the update is much larger than the learning rate.",
+            "Check that the optimizer state belongs to this training.",
         ),
     )
-    text = f"change of a parameter: median {values['median']:.2e}, max {values['max']:.2e}"
+    text = f"parameter updates: median {values['median']:.2e}, max {values['max']:.2e}"
     return Report("OPT", text, values, findings)
 
 
 def steps(state: State, clip_norm: float) -> Report:
-    """[STEP]: the steps of an epoch."""
+    """[STEP]: gradient norms, and clipped and skipped steps of an epoch."""
     done, taken = max(1, state.step), state.sums.get("taken", 0.0)
     totals = {name: state.sums.get(f"gradient{name}", math.nan) for name in ("", "_backbone", "_head")}
     means = {name: total / taken if taken else math.nan for name, total in totals.items()}
@@ -321,16 +314,16 @@ def steps(state: State, clip_norm: float) -> Report:
             "share of steps with a clipped gradient",
             values["clipped"],
             0.5,
-            f"clip_norm = {clip_norm:g} lies below the usual gradient norm, so steps lose their size.",
-            "Raise clip_norm to a few times the mean norm.",
+            f"clip_norm = {clip_norm:g} is below the typical gradient norm, so most steps are shortened.",
+            "Raise clip_norm to a few times the mean gradient norm.",
         ),
         at_most(
             "share of skipped steps",
             lost,
             0.01,
-            "losses or gradients that are not finite.",
-            "Lower the learning rates, or use precision = 'float32'; past skipped_max steps the "
-            "cause is named.",
+            "losses or gradients are not finite.",
+            "Lower the learning rates or set precision = 'float32'. After skipped_max steps the training "
+            "stops with the cause.",
         ),
     )
     text = (
@@ -341,7 +334,7 @@ def steps(state: State, clip_norm: float) -> Report:
 
 
 def losses(terms: Mapping[str, float], weights: Mapping[TermName, float]) -> Report:
-    """[LOSS]: means of the terms over an epoch, with their weights."""
+    """[LOSS]: means of the losses over an epoch, with their weights."""
     values = {name: value for name, value in terms.items() if name in weights}
     shares = {name: weights[name] * value for name, value in values.items()}  # type: ignore[index]
     total = sum(shares.values())
@@ -350,8 +343,8 @@ def losses(terms: Mapping[str, float], weights: Mapping[TermName, float]) -> Rep
             f"loss {name}",
             value,
             1e-9,
-            "it is 0 on every scene, which no real scene gives.",
-            "Is it fed degrees for radians, or the truth itself?",
+            "the loss is 0 on every scene, which cannot be right.",
+            "Check for degrees in place of radians, and for the truth used as the prediction.",
         )
         for name, value in values.items()
         if name in _NEVER_ZERO
@@ -361,9 +354,8 @@ def losses(terms: Mapping[str, float], weights: Mapping[TermName, float]) -> Rep
             "share of the covariance in the total loss",
             shares.get("covariance", 0.0) / total if total else math.nan,
             0.02,
-            "other losses drown what is to be learned.",
-            "Lower the weight of the largest term, "
-            f"{max(shares, key=shares.__getitem__) if shares else 'none'}.",
+            "the other losses dominate the covariance loss.",
+            f"Lower the weight of the largest term, {max(shares, key=shares.__getitem__, default='none')}.",
         )
     )
     text = "  ".join(f"{name} {value:.3f}x{weights[name]:g}" for name, value in values.items())  # type: ignore[index]
@@ -372,52 +364,52 @@ def losses(terms: Mapping[str, float], weights: Mapping[TermName, float]) -> Rep
 
 
 def beta(value: float) -> Report:
-    """[BETA]: the share of R_samp."""
-    finding = at_most("beta", value, 0.999, "R_pred has no part in R_blend.", "Lower schedule.beta below 1.")
+    """[BETA]: the share of R_samp in R_blend."""
+    finding = at_most("beta", value, 0.999, "R_blend does not contain R_pred.", "Set schedule.beta below 1.")
     return Report("BETA", f"{value:.3f}", {"beta": value}, (finding,))
 
 
-def _gradients(of: Tensor, by: list[Tensor]) -> list[float]:
-    """Norms of the gradient; 0 where there is none."""
-    wanted = [value for value in by if value.requires_grad]
-    if not wanted or not of.requires_grad:
-        return [0.0] * len(by)
-    found = iter(torch.autograd.grad(of, wanted, retain_graph=True, allow_unused=True))
-    sizes = []
-    for value in by:
-        gradient = next(found) if value.requires_grad else None
-        sizes.append(0.0 if gradient is None else float(gradient.norm()))
-    return sizes
+def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[float]:
+    """Norms of the gradient of a loss with respect to each input, 0 if there is none."""
+    trained = [value for value in inputs if value.requires_grad]
+    if not trained or not loss.requires_grad:
+        return [0.0] * len(inputs)
+    gradients = iter(torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True))
+    norms = []
+    for value in inputs:
+        gradient = next(gradients) if value.requires_grad else None
+        norms.append(0.0 if gradient is None else float(gradient.norm()))
+    return norms
 
 
-LEAST_FALL = 0.2
-"""Share of the loss that is to go."""
+MIN_DECREASE = 0.2
+"""Relative decrease of the loss that :func:`overfit_one_batch` must reach."""
 
 
 @dataclass(frozen=True)
-class Litmus:
-    """Loss of one batch at beta = 0, before and after.
+class OverfitResult:
+    """Total loss of one batch at beta = 0 before and after a few steps.
 
     Args:
-        before: total loss.
-        after: total loss.
+        before: loss before the steps.
+        after: loss after them.
     """
 
     before: float
     after: float
 
     @property
-    def fall(self) -> float:
-        """Share of the loss that has gone."""
+    def decrease(self) -> float:
+        """Relative decrease of the loss."""
         return 1 - self.after / self.before
 
     @property
     def passed(self) -> bool:
-        """Whether that is enough."""
-        return self.fall >= LEAST_FALL
+        """Whether the loss decreased enough."""
+        return self.decrease >= MIN_DECREASE
 
 
-def litmus(
+def overfit_one_batch(
     spec: TrainSpec,
     *,
     steps: int = 5,
@@ -426,16 +418,16 @@ def litmus(
         Learner(spec),
         TrainingScenes(spec),
     ),
-) -> Litmus:
-    """Take a few steps on the first batch, beta rising from 0, at the full learning rates.
+) -> OverfitResult:
+    """Take a few steps on the first batch at the full learning rates, with beta rising from 0.
 
-    The loss is that of the network's own weights, all terms with the weights of the settings, at beta = 0.
+    The loss is that of the current (not averaged) weights at beta = 0, with the weights of the settings.
 
     Args:
-        spec: settings; those of the schedule count for nothing here.
-        steps: optimizer steps.
-        beta: at the last of them.
-        make: what makes the learner and its scenes.
+        spec: settings; the schedule is ignored.
+        steps: number of optimizer steps.
+        beta: its value in the last step.
+        make: creates the learner and its scenes.
     """
     constant = spec.schedule.replace(epochs=1, warm_up=0.0, learning_rate_floor=1.0)
     spec = spec.replace(schedule=constant, accumulation=1, scenes_per_epoch=steps * spec.batch)
@@ -443,9 +435,9 @@ def litmus(
     recording = next(scenes.step(0, 0))
     weights = spec.loss.weights
     prediction = learner.network(recording)
-    losses = learner.judged(prediction, recording, 0.0, weights)
+    losses = learner.prediction_losses(prediction, recording, 0.0, weights)
     check_start(losses, prediction)
     for step in range(steps):
         learner.step([recording], beta * step / max(1, steps - 1), weights)
     after = learner.losses(recording, 0.0, weights)
-    return Litmus(float(losses.total.detach()), float(after.total.detach()))
+    return OverfitResult(float(losses.total.detach()), float(after.total.detach()))

@@ -1,16 +1,9 @@
-"""What the network says of each scene: the factors of R_pred, the number of sources, and where they are.
+r"""The default network, unrolled sparse Bayesian learning on the search grid, and its predictions.
 
-What the network's stages are made of.
-
-The hybrid network: learned steps of sparse Bayesian learning on the grid, and the factors of R_pred.
-
-A stage looks at what the data say of every point under the present map of powers
-(:mod:`rismusic.nn.statistics`), and makes a better map; after the last one the map's highest peaks become
-sources. Between two stages the data are asked again, with the new powers in place: what the network claimed
-is then either supported or not.
-
-No gradient flows through the statistics: each stage is taught by the sources themselves, and hands what it
-remembers to the next.
+Each stage is given statistics of the data at every grid point under the current source powers
+(:mod:`rismusic.nn.statistics`) and outputs a heat map, whose softmax gives the powers for the next stage. The
+highest peaks of the last heat map become the sources. No gradient passes through the statistics: each stage
+has its own loss, and passes its features on to the next one.
 """
 
 from __future__ import annotations
@@ -28,18 +21,18 @@ from rismusic.array import steering
 from rismusic.covariance import Conditioning, Covariance, blend, finish, predicted_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, from_cosines, highest_points
+from rismusic.estimation.sbl import sbl_update
 from rismusic.io import Recording
 from rismusic.nn.spec import NetworkSpec
-from rismusic.nn.statistics import GridStatistics, Observed
+from rismusic.nn.statistics import GridStatistics, ScaledScenes
 from rismusic.registry import NETWORKS
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Prediction:
-    r"""The network's answer for S scenes.
+    r"""Network output for S scenes.
 
-    The heads are a set: nothing ties head q to source q of the truth, and they are matched before they are
-    compared.
+    The heads are an unordered set; they are matched to the true sources before they are compared.
 
     Args:
         angle_factor: A_ang, [S, N, K_max] complex.
@@ -48,12 +41,13 @@ class Prediction:
         azimuth: [S, Q] radians.
         elevation: [S, Q] radians.
         inverse_range: [S, Q] 1/m, positive.
-        existence_logits: [S, Q], positive where head q stands for a source.
-        grid_logits: [S, T, P], heat maps of T stages, the last one the answer, over the points of a
-            :class:`~rismusic.estimation.grid.SearchGrid`; softmax gives the share of sources at each point.
+        existence_logits: [S, Q], positive if head q represents a source.
+        grid_logits: [S, T, P], heat maps of T stages over the points of a
+            :class:`~rismusic.estimation.grid.SearchGrid`; the softmax of the last one is the share of the
+            sources at each point.
 
     Raises:
-        InputError: count logits that do not fit the factors, or heads of different shapes.
+        InputError: shapes that do not match.
     """
 
     angle_factor: Complex[Tensor, "S N K"]
@@ -108,23 +102,23 @@ class Prediction:
 
     @property
     def covariance(self) -> Covariance:
-        """R_pred = A_ang A_ang^H + 0.3 A_rng A_rng^H, of trace 1 and rank 2 K_max at most."""
+        """R_pred = A_ang A_ang^H + 0.3 A_rng A_rng^H, of trace 1 and rank at most 2 K_max."""
         return predicted_covariance(self.angle_factor, self.range_factor).normalised()
 
     def blended(
         self, sample: Covariance, conditioning: Conditioning, beta: Float[Tensor, "S"] | float
     ) -> Covariance:
-        """R_blend, finished: what the losses compare with R_true and what inference searches.
+        """R_blend with its loading, as used by the losses and by inference.
 
         Args:
-            sample: R_samp as :func:`~rismusic.covariance.sample_covariance` gives it.
+            sample: R_samp of :func:`~rismusic.covariance.sample_covariance`.
             conditioning: loading and shrinkage, from the same call.
             beta: share of R_samp, 0 to 1.
         """
         return finish(blend(self.covariance, sample, beta), conditioning)
 
     def detach(self) -> Prediction:
-        """The same without its history of gradients."""
+        """The prediction without gradients."""
         return self._each(torch.Tensor.detach)
 
     def to(self, target: torch.device | str) -> Prediction:
@@ -143,7 +137,7 @@ class Prediction:
 
 def _shaped(name: str, value: Tensor, shape: list[int]) -> None:
     if list(value.shape) != shape:
-        raise InputError(f"prediction.{name}", f"shape {shape}", f"{list(value.shape)}")
+        raise InputError(f"prediction.{name}", f"must have shape {shape}; got {list(value.shape)}")
 
 
 def interpolated(
@@ -187,15 +181,14 @@ def interpolated(
 
 
 class Block(nn.Module):
-    """A convolution of each channel by itself, a small network per place, and attention over all places.
+    """ConvNeXt block, with attention over all cells because distant sources compete to explain the data.
 
-    After Liu et al., "A ConvNet for the 2020s" (CVPR 2022); the attention is there because sources far apart
-    explain the same data.
+    Liu et al., "A ConvNet for the 2020s" (CVPR 2022).
 
     Args:
-        width: channels.
-        kernel: places along each side of the convolution, odd.
-        heads: of the attention; 0 for none.
+        width: number of channels.
+        kernel: side length of the depthwise convolution, odd.
+        heads: attention heads; 0 for no attention.
     """
 
     def __init__(self, width: int, kernel: int, *, heads: int) -> None:
@@ -207,27 +200,24 @@ class Block(nn.Module):
         self.attention = Attention(width, heads) if heads else None
 
     def forward(
-        self, x: Float[Tensor, "S C X Y"], kept: Float[Tensor, "S 2 C"] | None = None
+        self, x: Float[Tensor, "S C X Y"], mask: Float[Tensor, "S 2 C"] | None = None
     ) -> Float[Tensor, "S C X Y"]:
-        """Each part adds to what it was given, as far as its channels are ``kept``.
-
-        See :func:`rismusic.nn.data.channel_dropout`; all are if none.
-        """
+        """Apply the residual branches, with a mask of :func:`rismusic.nn.data.channel_dropout` if given."""
         flat = self.near(x).flatten(2).mT  # [S, X Y, C]
         change = self.narrow(gelu(self.widen(self.norm(flat)))).mT
-        x = x + _thinned(change, kept, 0).view_as(x)
+        x = x + _dropout(change, mask, 0).view_as(x)
         if self.attention is not None:
-            x = x + _thinned(self.attention(x.flatten(2).mT).mT, kept, 1).view_as(x)
+            x = x + _dropout(self.attention(x.flatten(2).mT).mT, mask, 1).view_as(x)
         return x
 
 
-def _thinned(change: Tensor, kept: Tensor | None, part: int) -> Tensor:
-    """A change [S, C, X Y] without the channels that are left out."""
-    return change if kept is None else change * kept[:, part, :, None].to(change.dtype)
+def _dropout(branch: Tensor, mask: Tensor | None, row: int) -> Tensor:
+    """A residual branch [S, C, X Y] times a row of the dropout mask."""
+    return branch if mask is None else branch * mask[:, row, :, None].to(branch.dtype)
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention of all places of a scene to each other."""
+    """Multi-head self-attention over the cells of a scene."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -237,7 +227,7 @@ class Attention(nn.Module):
         self.answer = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "S T C"]) -> Float[Tensor, "S T C"]:
-        """Tokens in, tokens out."""
+        """Apply to T tokens."""
         queries, keys, values = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.ask(self.norm(x)).chunk(3, dim=-1)
@@ -246,19 +236,19 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Module):
-    """Maps in, a memory and a value for each point of the grid out.
+    """A convolutional network from input maps to features and a heat map.
 
     Args:
-        maps: channels given.
-        width: channels of the memory.
-        depth: blocks; the last one holds attention.
-        kernel: of the convolutions.
-        heads: of the attention.
-        planes: Z, values for each place.
+        maps: number of input channels.
+        width: number of feature channels.
+        depth: number of blocks; the last one has attention.
+        kernel: side length of the convolutions.
+        heads: attention heads.
+        planes: Z, number of heat map values per cell.
     """
 
     precision: torch.dtype | None = None
-    """Of the matrix products, where it is not that of what is given; what comes out has the latter."""
+    """Autocast type, none for the type of the input. Outputs have the type of the input."""
 
     def __init__(self, maps: int, width: int, depth: int, kernel: int, heads: int, planes: int) -> None:
         super().__init__()
@@ -270,20 +260,21 @@ class Stage(nn.Module):
         self.write = nn.Conv2d(width, planes, 1)
 
     def forward(
-        self, given: Float[Tensor, "S C X Y"], kept: Float[Tensor, "S B 2 W"] | None = None
+        self, maps: Float[Tensor, "S C X Y"], mask: Float[Tensor, "S B 2 W"] | None = None
     ) -> tuple[Float[Tensor, "S W X Y"], Float[Tensor, "S P"]]:
-        """The memory, and values [S, X Y Z]; ``kept`` is for each block."""
-        with torch.autocast(given.device.type, self.precision, enabled=self.precision is not None):
-            memory = self.read(given)
+        """The features and the heat map [S, X Y Z]; the mask has one row pair per block."""
+        with torch.autocast(maps.device.type, self.precision, enabled=self.precision is not None):
+            features = self.read(maps)
             for number, block in enumerate(self.blocks):
-                memory = block(memory, None if kept is None else kept[:, number])
-            values = self.write(memory).movedim(1, -1).flatten(1)
-        return memory.to(given.dtype), values.to(given.dtype)
+                features = block(features, None if mask is None else mask[:, number])
+            values = self.write(features).movedim(1, -1).flatten(1)
+        return features.to(maps.dtype), values.to(maps.dtype)
 
 
-# Maps that a stage is given for each point: log ratio, log own, log power, two of them under flat powers.
+# Input maps per grid point: the log of matched / expected, expected * power and received power under the
+# current powers, and of the first two under uniform powers.
 _MAPS = 5
-# Ratios and powers are looked at on a logarithmic scale within these limits (nats).
+# Limits of the logarithms, nats.
 _LOWEST, _HIGHEST = -8.0, 8.0
 
 
@@ -303,11 +294,11 @@ class GridNetwork(nn.Module):
         self.spec, self.grid = spec, grid
 
     def forward(self, recording: Recording) -> Prediction:
-        """Predict for S scenes of the grid's panel; their noise variance is known or none."""
+        """Predict for S scenes of the grid's panel; the noise variance may be missing."""
         raise NotImplementedError
 
     def set_precision(self, precision: torch.dtype | None) -> None:
-        """The type of mixed-precision products in training, none for float32; ignored by default."""
+        """Set the autocast type for training, none for float32; ignored by default."""
 
 
 def build_network(
@@ -318,10 +309,10 @@ def build_network(
     Args:
         spec: the settings.
         grid: the search grid.
-        generator: of the initial weights. The default initialisation of torch's layers draws from its seed.
+        generator: generator of the initial weights; torch's default initialisation uses its seed.
 
     Raises:
-        InputError: the registered class is no :class:`GridNetwork`, or settings that it does not have.
+        InputError: the registered class is no :class:`GridNetwork`, or does not support a setting.
     """
     cls = NETWORKS.get(spec.kind)
     if not (isinstance(cls, type) and issubclass(cls, GridNetwork)):
@@ -338,10 +329,10 @@ def build_network(
 
 
 class Network(GridNetwork):
-    r"""From recordings to :class:`~rismusic.nn.network.Prediction`.
+    r"""The default network, unrolled sparse Bayesian learning; see the module docstring.
 
-    It does not care for the order of the snapshots, a global phase, or the scale of y: its input are sums
-    over snapshots of squared moduli, of scenes scaled to unit power.
+    Its inputs are sums over snapshots of squared magnitudes, normalised to unit power, so the output does not
+    depend on the order of the snapshots, a global phase, or the scale of y.
 
     Args:
         spec: sizes.
@@ -355,16 +346,16 @@ class Network(GridNetwork):
         self._statistics = GridStatistics(grid)
         X, Y, Z = grid.shape
         width = spec.width
-        # Where a point lies, for all scenes.
+        # Coordinates of the cells, and whether they are inside the volume.
         place = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (X, Y)), indexing="ij"))
         inside = grid.inside.view(X, Y, Z).any(-1).float()[None].cpu()
         self.register_buffer("place", torch.cat((place, inside)), persistent=False)
-        given = _MAPS * Z + 3 + 1
+        channels = _MAPS * Z + 3 + 1
         self.stages = nn.ModuleList(
-            Stage(given + (width if stage else 0), width, spec.depth, spec.kernel, spec.heads, Z)
+            Stage(channels + (width if stage else 0), width, spec.depth, spec.kernel, spec.heads, Z)
             for stage in range(spec.stages)
         )
-        # Of each point: shifts along u_x, u_y, q; log amplitude in either factor; existence.
+        # Per grid point: offsets along u_x, u_y, q; log amplitude in both factors; existence logit.
         self.details = nn.Conv2d(width, 6 * Z, 1)
         self.count = nn.Sequential(
             nn.Linear(2 * width + 1 + spec.sources_max + 1, width),
@@ -374,12 +365,12 @@ class Network(GridNetwork):
         self._reset(generator)
 
     def set_precision(self, precision: torch.dtype | None) -> None:
-        """The type of the stages' products."""
+        """Set the autocast type of the stages."""
         for stage in self._each_stage():
             stage.precision = precision
 
     def _reset(self, generator: torch.Generator | None) -> None:
-        """All weights from one generator; outputs start small."""
+        """Initialise all weights from one generator, output layers with small ones."""
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 fan = module.weight[0].numel()
@@ -395,90 +386,100 @@ class Network(GridNetwork):
     def _each_stage(self) -> list[Stage]:
         return [cast(Stage, stage) for stage in self.stages]
 
-    def forward(self, recording: Recording, kept: Float[Tensor, "S T B 2 W"] | None = None) -> Prediction:
+    def forward(self, recording: Recording, mask: Float[Tensor, "S T B 2 W"] | None = None) -> Prediction:
         """Predict for S scenes.
 
         Args:
-            recording: S scenes of the grid's panel; noise variance as known or not at all.
-            kept: the channels that dropout leaves, see :func:`~rismusic.nn.data.channel_dropout`; all of
-                them if none.
+            recording: S scenes of the grid's panel; the noise variance may be missing.
+            mask: dropout mask of :func:`~rismusic.nn.data.channel_dropout`; no dropout if none.
         """
-        observed, maps, power = self.look(recording)
-        return self.predict(observed, maps, power, kept)
+        scenes, maps, power = self.initial_statistics(recording)
+        return self.predict(scenes, maps, power, mask)
 
     @torch.no_grad()
-    def look(self, recording: Recording) -> tuple[Observed, Float[Tensor, "S 2 P"], Float[Tensor, "S P"]]:
-        """What does not depend on the weights: scenes, statistics of flat powers, powers after some steps."""
+    def initial_statistics(
+        self, recording: Recording
+    ) -> tuple[ScaledScenes, Float[Tensor, "S 2 P"], Float[Tensor, "S P"]]:
+        """The part without weights: scaled scenes, maps at uniform powers, powers after the SBL steps."""
         statistics = self._statistics
-        observed = statistics.observe(recording)
-        power = statistics.flat(observed)
-        pull, own = statistics(observed, power)
-        first = torch.stack((_log(pull / own), _log(own * power)), dim=1)
-        power = statistics.climb(observed, power * pull / own, self.spec.climbs - 1)
-        return observed, first, power
+        scenes = statistics.observe(recording)
+        power = statistics.uniform_power(scenes)
+        matched, expected = statistics(scenes, power)
+        initial_maps = torch.stack((_log(matched / expected), _log(expected * power)), dim=1)
+        power = statistics.sbl_steps(
+            scenes, sbl_update(power, matched, expected), self.spec.sbl_iterations - 1
+        )
+        return scenes, initial_maps, power
 
     def predict(
         self,
-        observed: Observed,
-        first: Float[Tensor, "S 2 P"],
+        scenes: ScaledScenes,
+        initial_maps: Float[Tensor, "S 2 P"],
         power: Float[Tensor, "S P"],
-        kept: Float[Tensor, "S T B 2 W"] | None = None,
+        mask: Float[Tensor, "S T B 2 W"] | None = None,
     ) -> Prediction:
-        """The stages, and the sources that come of them."""
+        """Run the stages and extract the sources."""
         X, Y, Z = self.grid.shape
         S = len(power)
-        memory: Tensor | None = None
+        features: Tensor | None = None
         all_logits = []
         for number, stage in enumerate(self._each_stage()):
             with torch.no_grad():
-                pull, own = self._statistics(observed, power)
-                seen = torch.stack((_log(pull / own), _log(own * power), _log(power * observed.reach)), dim=1)
-            maps = torch.cat((first, seen), dim=1).view(S, _MAPS, X, Y, Z).movedim(-1, 2).flatten(1, 2)
-            noise = observed.noise_variance.log().view(S, 1, 1, 1).expand(S, 1, X, Y)
-            given = [maps, self.place.expand(S, -1, -1, -1), noise / 4]
-            if memory is not None:
-                given.append(memory)
-            left = None if kept is None else kept[:, number]
-            memory, logits = stage(torch.cat(given, dim=1), left)
-            # What the data say is where the stage starts from.
-            logits = logits + seen[:, 2] + seen[:, 0]
+                matched, expected = self._statistics(scenes, power)
+                current_maps = torch.stack(
+                    (_log(matched / expected), _log(expected * power), _log(power * scenes.gain)), dim=1
+                )
+            maps = (
+                torch.cat((initial_maps, current_maps), dim=1)
+                .view(S, _MAPS, X, Y, Z)
+                .movedim(-1, 2)
+                .flatten(1, 2)
+            )
+            noise = scenes.noise_variance.log().view(S, 1, 1, 1).expand(S, 1, X, Y)
+            inputs = [maps, self.place.expand(S, -1, -1, -1), noise / 4]
+            if features is not None:
+                inputs.append(features)
+            stage_mask = None if mask is None else mask[:, number]
+            features, logits = stage(torch.cat(inputs, dim=1), stage_mask)
+            # A stage starts from one SBL iteration.
+            logits = logits + current_maps[:, 2] + current_maps[:, 0]
             logits = logits.masked_fill(~self.grid.inside, -30.0)
             all_logits.append(logits)
             with torch.no_grad():
                 share = logits.detach().softmax(-1) + 1e-7 * self.grid.inside
-                power = self._statistics.spread(observed, share)
-        assert memory is not None
-        return self._sources(all_logits, memory, seen, observed)
+                power = self._statistics.scale_power(scenes, share)
+        assert features is not None
+        return self._sources(all_logits, features, current_maps, scenes)
 
     def _sources(
-        self, all_logits: list[Tensor], memory: Tensor, seen: Tensor, observed: Observed
+        self, all_logits: list[Tensor], features: Tensor, current_maps: Tensor, scenes: ScaledScenes
     ) -> Prediction:
         grid, most = self.grid, self.spec.sources_max
         logits = all_logits[-1]
         X, Y, Z = grid.shape
         S = len(logits)
         index = highest_points(logits.detach(), grid, most)
-        details = self.details(memory).view(S, 6, Z, X, Y).movedim(2, -1).flatten(2)
-        here = details.gather(2, index[:, None, :].expand(-1, 6, -1))  # [S, 6, K]
-        azimuth, elevation, distance = interpolated(grid, logits, index, here[:, :3].mT.tanh())
+        details = self.details(features).view(S, 6, Z, X, Y).movedim(2, -1).flatten(2)
+        at_peaks = details.gather(2, index[:, None, :].expand(-1, 6, -1))  # [S, 6, K]
+        azimuth, elevation, distance = interpolated(grid, logits, index, at_peaks[:, :3].mT.tanh())
         height = logits.log_softmax(-1).gather(1, index)
-        amplitude = (height[:, None] / 2 + here[:, 3:5]).exp()
+        amplitude = (height[:, None] / 2 + at_peaks[:, 3:5]).exp()
         panel = grid.panel
         A = steering(panel, azimuth, elevation, distance)
-        # The range factor learns the range alone; where nothing learns, it is the same.
+        # The range factor gets gradients of the range only.
         B = steering(panel, azimuth.detach(), elevation.detach(), distance) if A.requires_grad else A
-        pooled = torch.cat((memory.mean((2, 3)), memory.amax((2, 3))), dim=1)
-        told = torch.cat(
-            (pooled, observed.noise_variance.log()[:, None] / 4, height, seen.amax((1, 2))[:, None]), 1
+        pooled = torch.cat((features.mean((2, 3)), features.amax((2, 3))), dim=1)
+        count_input = torch.cat(
+            (pooled, scenes.noise_variance.log()[:, None] / 4, height, current_maps.amax((1, 2))[:, None]), 1
         )
         return Prediction(
             angle_factor=A * amplitude[:, :1],
             range_factor=B * amplitude[:, 1:],
-            count_logits=self.count(told),
+            count_logits=self.count(count_input),
             azimuth=azimuth,
             elevation=elevation,
             inverse_range=1 / distance,
-            existence_logits=here[:, 5] + 4 + height,
+            existence_logits=at_peaks[:, 5] + 4 + height,
             grid_logits=torch.stack(all_logits, dim=1),
         )
 

@@ -1,14 +1,14 @@
-"""The folder of a training: its settings, its log, its checkpoints, and who is at work in it.
+"""The run folder of a training.
 
 ========================= =============================================================================
 ``settings.toml``         the settings, as ``rismusic train`` takes them
-``log.jsonl``             a JSON object a line: every step, every epoch, every finding
-``state.json``            where the training stands, and the name of the file of tensors that belongs to it
-``state-*.safetensors``   weights, their average, and the optimizer
-``best.safetensors``      the averaged weights of the epoch with the best validation loss
-``last.safetensors``      those of the last epoch
+``log.jsonl``             one JSON object per line: every step, epoch and finding
+``state.json``            progress of the training, and the name of the tensor file
+``state-*.safetensors``   weights, their moving average, and the optimizer state
+``best.safetensors``      averaged weights of the epoch with the lowest validation loss
+``last.safetensors``      averaged weights of the last epoch
 ``curves.png``            losses and scores
-``lock``                  the process that is at work
+``lock``                  number of the process that uses the folder
 ========================= =============================================================================
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from rismusic.errors import InputError
 from rismusic.files import replace_file
 from rismusic.nn.spec import TrainSpec
-from rismusic.spec import dump_spec, read_toml
+from rismusic.spec import dump_spec, read_spec
 from rismusic.version import __version__
 
 SETTINGS, LOG, STATE, LOCK, CURVES = "settings.toml", "log.jsonl", "state.json", "lock", "curves.png"
@@ -36,55 +36,56 @@ class RunFolder:
     """A training on disk.
 
     Args:
-        folder: see the head of this module.
+        folder: its path; the module docstring lists the files.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def create(self, spec: TrainSpec) -> None:
-        """Make the folder and write the settings.
+        """Create the folder and write the settings.
 
         Raises:
-            InputError: there is something in the folder already, or it cannot be made.
+            InputError: the folder is not empty, or cannot be created.
         """
         if (self.folder / SETTINGS).exists():
             raise InputError(
-                str(self.folder), "a new folder (or resume, --resume, to go on)", "a training in it"
+                str(self.folder),
+                "the folder already contains a training; choose another one, or continue it with --resume",
             )
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise InputError(str(self.folder), "a new or empty folder", "something else in its place")
+            raise InputError(str(self.folder), "the output must be a new or empty folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                str(self.folder), "a folder that can be made", error.strerror or str(error)
+                str(self.folder), f"cannot create the folder: {error.strerror or error}"
             ) from error
         with replace_file(self.folder / SETTINGS, overwrite=True) as temporary:
             temporary.write_text(f"# rismusic {__version__}\n{dump_spec(spec)}", encoding="utf-8")
 
     def settings(self) -> TrainSpec:
-        """The settings that the training was begun with.
+        """The settings that the training was started with.
 
         Raises:
-            InputError: there is no training in the folder, or one with settings that are not of this version.
+            InputError: there is no training in the folder, or its settings are not valid in this version.
         """
         if not (self.folder / SETTINGS).exists():
-            found = "no settings.toml in it" if self.folder.is_dir() else "no such folder"
-            raise InputError(str(self.folder), "the folder of a training", found)
+            reason = f"it has no {SETTINGS}" if self.folder.is_dir() else "it does not exist"
+            raise InputError(str(self.folder), f"not the folder of a training: {reason}")
         return load_train_spec(self.folder / SETTINGS)
 
     @contextmanager
-    def held(self, first: bool = True) -> Iterator[None]:
-        """Keep others out; the lock goes with the process, however it ends.
+    def lock(self, is_main: bool = True) -> Iterator[None]:
+        """Lock the folder against other processes. The operating system releases it when the process ends.
 
         Args:
-            first: whether this is the process that writes; the others of the same training hold nothing.
+            is_main: whether this is the process that writes. Other ranks of the same training take no lock.
 
         Raises:
-            InputError: another process is at work in the folder.
+            InputError: another process uses the folder.
         """
-        if not first:
+        if not is_main:
             yield
             return
         path = self.folder / LOCK
@@ -94,9 +95,9 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                who = os.read(file, 100).decode(errors="replace").strip() or "unknown"
+                process = os.read(file, 100).decode(errors="replace").strip() or "unknown"
                 raise InputError(
-                    str(self.folder), "a folder in which nobody is at work", f"process {who}"
+                    str(self.folder), f"the folder is in use by another training (process {process})"
                 ) from None
             with writing(path):
                 os.truncate(file, 0)
@@ -106,10 +107,10 @@ class RunFolder:
             os.close(file)
 
     def log(self, records: Sequence[Mapping[str, object]]) -> None:
-        """Append to the log.
+        """Append records to the run log.
 
         Raises:
-            InputError: the disk is full or refuses.
+            InputError: the disk is full or not writable.
         """
         text = "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records)
         path = self.folder / LOG
@@ -117,15 +118,15 @@ class RunFolder:
             file.write(text)
 
     def log_size(self) -> int:
-        """Bytes of the log."""
+        """Size of the log in bytes."""
         path = self.folder / LOG
         return path.stat().st_size if path.exists() else 0
 
     def cut_log(self, size: int) -> None:
-        """Take back what was logged after a checkpoint; it is done again.
+        """Remove the lines that were logged after the checkpoint, since those steps are repeated.
 
         Raises:
-            InputError: the file refuses.
+            InputError: the file is not writable.
         """
         path = self.folder / LOG
         if path.exists():
@@ -133,53 +134,53 @@ class RunFolder:
                 os.truncate(path, min(size, path.stat().st_size))
 
     def records(self, kind: str) -> list[dict[str, object]]:
-        """Lines of the log of one kind; one that a full disk or the end of the process cut short is left out.
+        """The records of one kind in the log. An incomplete last line is ignored.
 
         Raises:
-            InputError: a line that is no record.
+            InputError: a line is not a record.
         """
         path = self.folder / LOG
         if not path.exists():
             return []
-        found = []
+        records = []
         for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
             try:
                 line = json.loads(text)
                 if line["kind"] == kind:
-                    found.append(line)
+                    records.append(line)
             except (ValueError, TypeError, KeyError):
                 raise InputError(
                     str(path),
-                    "a record in each line (without the file the training goes on, and its curves are lost)",
-                    f"something else in line {number}",
+                    f"line {number} is not a log record; without the file the training can be resumed, but "
+                    "its learning curves are lost",
                 ) from None
-        return found
+        return records
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say it in a sentence where a file cannot be written.
+    """Convert errors of writing a file to :class:`~rismusic.errors.InputError`.
 
     Raises:
-        InputError: the disk is full or refuses.
+        InputError: the disk is full or not writable.
     """
     try:
         yield
     except OSError as error:
-        raise InputError(str(path), "a place that can be written to", error.strerror or str(error)) from error
+        raise InputError(str(path), f"cannot write: {error.strerror or error}") from error
 
 
 def load_train_spec(path: Path) -> TrainSpec:
-    """The settings of a training from a TOML file; what it does not name keeps its default.
+    """Read the settings of a training from a TOML file; missing ones have their default.
 
     Raises:
-        InputError: the file is missing, is no TOML, or holds an unknown or impossible setting.
+        InputError: the file is missing or no TOML, or a setting is unknown or invalid.
     """
-    return TrainSpec(**read_toml(path))
+    return read_spec(TrainSpec, path)
 
 
 def _plain(value: object) -> object:
-    """What JSON can hold: numbers that are not finite become text."""
+    """The value as JSON can hold it: non-finite numbers become strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

@@ -1,9 +1,4 @@
-"""Settings of the network and of its training. The module does not import torch.
-
-What a file of weights is for: the systems it was trained on, what it took, and what it reaches.
-
-The module does not import torch.
-"""
+"""Settings of network and training, and the cards of weights. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -40,68 +35,61 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class LossSpec(Spec):
-    """Weights and scales of the losses; the defaults are those of the final training.
-
-    A weight beyond its limits is refused: the covariance is what is learned, and the other terms help it.
-    """
+    """Weights and scales of the losses; the defaults are those of the final training."""
 
     section: ClassVar[str] = "loss"
 
     covariance: Main = 1.0
-    """Error of R_blend. It is never off."""
+    """Error of R_blend; the main loss, always on."""
     covariance_predicted: Part = 0.05
-    """Error of R_pred alone, so that it cannot hide behind R_samp."""
+    """Error of R_pred alone, whose part in R_blend is small for a large beta."""
     subspace_warm_up: Structural = 0.02
-    """Energy of R_blend outside the true sources' subspace, while warming up."""
+    """Energy of R_blend outside the subspace of the true sources, while beta rises."""
     subspace: Structural = 0.05
-    """The same, from then on."""
+    """The same, after that."""
     subspace_last: tuple[Structural, Structural] = (0.10, 0.20)
-    """The same, at the beginning and at the end of the last phase."""
+    """The same, at the beginning and the end of the last phase."""
     eigengap: Annotated[float, Field(ge=0, le=0.1)] = 0.012
-    """What the eigengap of R_blend lacks of its margin."""
+    """Hinge loss of the eigengap of R_blend."""
     peak_contrast_last: tuple[Structural, Structural] = (0.05, 0.10)
-    """Contrast of the spectrum at the true sources, at the beginning and at the end of the last phase."""
+    """Contrast of the MVDR spectrum at the true sources, at the beginning and the end of the last phase."""
     orthogonality: Structural = 0.01
-    """Coherence of the columns of one factor."""
+    """Coherence of the columns within each factor."""
     cross: Structural = 0.01
     """Coherence of the columns of the angle factor with those of the range factor."""
     count: Part = 0.1
     """Number of sources."""
     angle: Part = 0.05
-    """Azimuth and elevation of the heads."""
+    """Azimuth and elevation of the source heads."""
     log_range: Part = 0.05
-    """Range of the heads."""
+    """Range of the source heads."""
     existence: Part = 0.1
-    """Which heads stand for a source."""
+    """Existence of a source at each head."""
     heat_map: Part = 0.1
-    """Heat map over the search grid, where the network has one."""
+    """Heat map over the search grid, if the network has one."""
 
     eigengap_margin: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Gap that is asked for at most, in units of the trace."""
-    peak_spectrum: Literal["capon", "bartlett"] = "capon"
-    """The spectrum whose contrast counts."""
-    count_smoothing: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """Share of the label that is spread over all numbers of sources."""
+    """Largest required eigengap, relative to the trace."""
     angle_scale_deg: Positive = 5.0
-    """Error in degrees at which the loss of an angle turns from a square to a straight line."""
+    """Angle error, degrees, at which the Huber loss turns from quadratic to linear."""
     log_range_scale: Positive = 0.3
-    """The same for the logarithm of the range."""
+    """The same for the error of the logarithm of the range."""
     heat_map_width: Annotated[float, Field(ge=0.2, le=5)] = 0.6
-    """Standard deviation of a source's place on the heat map, in steps of the grid."""
+    """Standard deviation of a source in the target heat map, in grid steps."""
 
     @classmethod
     def final(cls) -> LossSpec:
-        """For the final training: structure counts more towards the end."""
+        """For the final training: the structure losses get more weight towards the end."""
         return cls()
 
     @classmethod
     def search(cls) -> LossSpec:
-        """For the search of settings: weights stay as they are after the warm-up, so that trials compare."""
+        """For tuning: constant weights after the warm-up, so that trials are comparable."""
         return cls(subspace_last=(0.05, 0.05), peak_contrast_last=(0.0, 0.0))
 
     @property
     def weights(self) -> dict[TermName, float]:
-        """The weight of each term, after the warm-up and before the last phase."""
+        """The weight of each loss after the warm-up and before the last phase."""
         return {
             "covariance": self.covariance,
             "covariance_predicted": self.covariance_predicted,
@@ -119,35 +107,36 @@ class LossSpec(Spec):
 
 
 class ScheduleSpec(Spec):
-    """What changes from epoch to epoch, and from step to step."""
+    """Schedules of beta, learning rate and loss weights."""
 
     section: ClassVar[str] = "schedule"
 
     epochs: Count = 40
-    """Epochs of the whole training."""
+    """Number of epochs."""
     beta: Share = 0.30
-    """Share of R_samp in R_blend, once it has been reached."""
+    """Share of R_samp in R_blend after the ramp."""
     beta_ramp: Share = 0.2
-    """Share of the epochs, at least 2 of them, in which beta rises from 0 in a straight line."""
+    """Share of the epochs, at least 2 epochs, in which beta rises linearly from 0."""
     beta_jitter: Annotated[float, Field(ge=0, le=0.3)] = 0.05
-    """From then on beta differs by up to this from epoch to epoch."""
+    """After the ramp, beta varies randomly between epochs by up to this."""
     last_phase: Share = 0.3
     """Share of the epochs in which the weights of the structure losses rise."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the optimizer steps, at least one, in which the learning rate rises."""
+    """Share of the optimizer steps, at least one step, in which the learning rate rises."""
     learning_rate_floor: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of the learning rate that is left at the last optimizer step."""
+    """Factor of the learning rate at the last optimizer step."""
     curriculum: bool = False
-    """Learn angles first, then range, then both together; the covariance always."""
+    """Train angles first, then range, then both; the covariance always."""
     curriculum_ends: tuple[Share, Share] = (0.2, 0.4)
-    """Shares of the epochs at which the angles' stage and the range's stage end."""
+    """Shares of the epochs at which the angle stage and the range stage end."""
 
     @model_validator(mode="after")
     def _stages_in_turn(self) -> ScheduleSpec:
         first, second = self.curriculum_ends
         if second < first:
             raise InputError(
-                "schedule.curriculum_ends", "the end of the first stage first", f"{first:g}, {second:g}"
+                "schedule.curriculum_ends",
+                f"the range stage must not end before the angle stage; got {first:g}, {second:g}",
             )
         return self
 
@@ -158,12 +147,12 @@ class ScheduleSpec(Spec):
 
     @classmethod
     def search(cls) -> ScheduleSpec:
-        """For the search of settings: less jitter, so that trials compare."""
+        """For tuning: less jitter, so that trials are comparable."""
         return cls(beta_jitter=0.02)
 
 
 class NetworkSpec(Spec):
-    """Sizes of the hybrid network."""
+    """Kind and sizes of the network."""
 
     section: ClassVar[str] = "network"
 
@@ -172,38 +161,38 @@ class NetworkSpec(Spec):
     kind: Annotated[str, AfterValidator(NETWORKS.check)] = "sbl_unrolled"
     """The network: 'sbl_unrolled', or a registered name. Sizes that a network does not use are ignored."""
     sources_max: Annotated[int, Field(ge=1, le=8)] = 5
-    """Most sources of a scene, K_max."""
+    """Largest number of sources in a scene, K_max."""
     oversampling: Annotated[float, Field(ge=1, le=4)] = 2.0
-    """Points of the network's grid per beam width."""
-    climbs: Count = 2
-    """Steps of the sparse Bayesian fixed point before the first stage."""
+    """Grid points per beam width."""
+    sbl_iterations: Count = 2
+    """SBL iterations before the first stage."""
     stages: Annotated[int, Field(ge=1, le=8)] = 3
-    """Learned steps, between which the data are asked again."""
+    """Learned stages; each gets new statistics of the data under the powers of the previous one."""
     depth: Count = 3
-    """Blocks of a stage; the last one holds attention."""
+    """Blocks per stage; the last one has attention."""
     width: Annotated[int, Field(ge=8, le=1024)] = 96
     """Channels."""
     kernel: Literal[3, 5, 7, 9] = 5
-    """Places along each side of a convolution."""
+    """Side length of the convolution kernels."""
     heads: Count = 4
-    """Heads of the attention."""
+    """Attention heads."""
     dropout: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Share of the channels of what each block adds that a step of the training does without."""
+    """Dropout probability of the channels of the residual branches, in training."""
 
     @model_validator(mode="after")
     def _divisible(self) -> NetworkSpec:
         if self.width % self.heads:
-            raise InputError("network.width", f"a multiple of heads = {self.heads}", str(self.width))
+            raise InputError("network.width", f"must be a multiple of heads = {self.heads}; got {self.width}")
         return self
 
     @classmethod
     def tiny(cls) -> NetworkSpec:
-        """Memorises a few hundred scenes in a minute on two cores."""
+        """Small: memorises a few hundred scenes in a minute on two cores."""
         return cls(stages=2, depth=2, width=48)
 
     @classmethod
     def base(cls) -> NetworkSpec:
-        """What the shipped weights are made with."""
+        """The defaults."""
         return cls()
 
     @classmethod
@@ -213,69 +202,70 @@ class NetworkSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """A whole training: what learns, from which scenes, by what, and for how long."""
+    """All settings of a training."""
 
     network: NetworkSpec = NetworkSpec()
     system: SystemSpec = SystemSpec()
-    """The scenes that are learned from."""
+    """The training scenes."""
     loss: LossSpec = LossSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the first weights and of the scenes; training, validation and test share none."""
+    """Seed of initial weights and scenes. Training, validation and test scenes never overlap."""
     scenes_per_epoch: Count = 25_600
-    """Scenes between two validations, a multiple of batch times accumulation."""
+    """Scenes per epoch, a multiple of batch times accumulation; each epoch ends with a validation."""
     fresh: bool = True
-    """New scenes in each epoch; else the same ones, to see whether they can be learned by heart: then the
-    validation looks at these too, and not at scenes of its own."""
+    """Whether each epoch has new scenes. Otherwise all epochs and the validation use the same scenes, to test
+    whether the network can memorise them."""
     hidden_noise: Share = 0.5
-    """Share of the batches whose noise variance is estimated as if it were not recorded."""
+    """Share of the batches whose noise variance is hidden and estimated."""
     batch: Count = 64
-    """Scenes of one forward pass, of all processes together."""
+    """Scenes per batch, over all processes."""
     accumulation: Count = 1
-    """Batches whose gradients make up one optimizer step."""
+    """Batches per optimizer step."""
     backbone_learning_rate: NonNegative = 2e-4
-    """Highest learning rate of what the outputs are computed from."""
+    """Peak learning rate of all but the output layers."""
     head_learning_rate: NonNegative = 8e-4
-    """Highest learning rate of the layers that write the outputs."""
+    """Peak learning rate of the output layers."""
     weight_decay: NonNegative = 0.01
-    """Of AdamW; biases and norms have none."""
+    """Weight decay of AdamW; none for biases and norms."""
     clip_norm: Positive = 1.0
-    """Largest norm of the gradient."""
+    """Gradient norm above which the gradient is clipped."""
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the moving average of the weights, which is what is validated and kept."""
+    """Decay of the moving average of the weights, which is validated and saved."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the stages; 'auto': bfloat16 (or float16) on a GPU, float32 else. All around them is float32."""
+    """Precision of the stages; 'auto': bfloat16 (or float16) on a GPU, else float32. The rest is float32."""
     skipped_max: Annotated[int, Field(ge=0)] = 20
-    """Steps that may be skipped for a gradient that is not finite; one more and the training stops."""
+    """Number of steps with non-finite gradients that are skipped before the training stops."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Epochs without a better validation loss after which the training stops; 0: never."""
+    """Stop after this many epochs without a lower validation loss; 0 disables it."""
     validation_scenes: Annotated[int, Field(ge=2)] = 512
-    """Scenes of the validation, the same in each epoch; the noise of every second one is hidden."""
+    """Validation scenes, the same in each epoch; half of them with hidden noise variance."""
     scored_scenes: Annotated[int, Field(ge=2)] = 64
-    """Scenes of these that are located."""
+    """Number of validation scenes whose sources are located."""
     log_steps: Count = 20
-    """Steps whose numbers are fetched from the device at once."""
+    """Log after this many steps; each time, the numbers are fetched from the device."""
     save_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps between two checkpoints within an epoch; 0: by time alone."""
+    """Optimizer steps between checkpoints within an epoch; 0: by time only."""
     save_minutes: Positive = 10.0
-    """Minutes between two checkpoints."""
+    """Minutes between checkpoints."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSpec:
         most, step = limits(self.system.sources)[1], self.batch * self.accumulation
         if most > self.network.sources_max:
             raise InputError(
-                "network.sources_max", f"at least {most}, as in system.sources", str(self.network.sources_max)
+                "network.sources_max",
+                f"must be at least {most}, the maximum of system.sources; got {self.network.sources_max}",
             )
         if self.scenes_per_epoch % step:
             raise InputError(
-                "scenes_per_epoch", f"a multiple of batch x accumulation = {step}", str(self.scenes_per_epoch)
+                "scenes_per_epoch",
+                f"must be a multiple of batch x accumulation = {step}; got {self.scenes_per_epoch}",
             )
         if self.scored_scenes > self.validation_scenes:
             raise InputError(
                 "scored_scenes",
-                f"at most validation_scenes = {self.validation_scenes}",
-                str(self.scored_scenes),
+                f"must be at most validation_scenes = {self.validation_scenes}; got {self.scored_scenes}",
             )
         return self
 
@@ -286,7 +276,7 @@ class TrainSpec(Spec):
 
     @classmethod
     def tiny(cls) -> TrainSpec:
-        """Some minutes on two cores: shows that it learns, not how well it can."""
+        """A few minutes on two cores, to see that a training works."""
         return cls(
             network=NetworkSpec.tiny(),
             schedule=ScheduleSpec(epochs=20),
@@ -298,14 +288,14 @@ class TrainSpec(Spec):
 
     @classmethod
     def search(cls) -> TrainSpec:
-        """For the search of settings: short, and its losses weighted alike in all trials."""
+        """For tuning: short, with equal loss weights in all trials."""
         return cls(
             loss=LossSpec.search(), schedule=ScheduleSpec.search().replace(epochs=12), scenes_per_epoch=6400
         )
 
     @classmethod
     def final(cls) -> TrainSpec:
-        """For weights that are to be used."""
+        """For weights to be used."""
         return cls(loss=LossSpec.final(), schedule=ScheduleSpec.final().replace(epochs=100), patience=25)
 
 
@@ -313,50 +303,50 @@ SHIPPED: tuple[Literal["ideal"], Literal["robust"]] = ("ideal", "robust")
 """Names of the weights that come with the package."""
 
 KEY = "card"
-"""Where the card stands among the metadata of a file of weights."""
+"""Metadata key of the card in a weights file."""
 
 
 class WeightsCard(Spec):
-    """The card of a network's weights."""
+    """What weights were trained on, what they reach, and what they are not for."""
 
     section: ClassVar[str] = "card"
 
     name: str = ""
-    """What they are called."""
+    """Name."""
     system: SystemSpec = SystemSpec()
-    """The systems that it was trained on: panel, link, SNR, searched volume, hardware errors."""
+    """Training systems: panel, link, SNR, search volume, hardware impairments."""
     sources_max: Count
-    """Most sources of a scene that it knows."""
+    """Largest number of sources in a scene."""
     beta: Annotated[float, Field(ge=0, le=1)]
-    """Share of the sample covariance in the blend that it was trained with."""
+    """Share of R_samp in R_blend in training."""
     scenes: Annotated[int, Field(ge=0)] = 0
-    """Scenes that it has seen in training."""
+    """Number of training scenes."""
     hours: NonNegative = 0.0
-    """Hours that the training took."""
+    """Training time, hours."""
     device: str = ""
-    """What it was trained on."""
+    """Training device."""
     figures: dict[str, Finite] = Field(default_factory=dict)
-    """What it reaches, as measured."""
+    """Measured performance."""
     limits: tuple[str, ...] = ()
-    """What it is not for."""
+    """Limitations."""
     licence: str = "Apache-2.0"
-    """Under which the weights may be used."""
+    """Licence of the weights."""
 
 
 def weights_path(weights: str | Path) -> Path:
-    """The file that a name of shipped weights, or a path, stands for."""
+    """The path of shipped weights, by name, or of a file."""
     return WEIGHTS / f"{weights}.safetensors" if weights in SHIPPED else Path(weights)
 
 
 def card_of(source: str, metadata: Mapping[str, str]) -> WeightsCard:
-    """The card of a file of weights, or what its training's settings say where it has none.
+    """The card of a weights file, or one from its training settings if it has none.
 
     Args:
-        source: the file, for what is said of it.
-        metadata: of the file.
+        source: the file, for error messages.
+        metadata: metadata of the file.
 
     Raises:
-        InputError: neither, or something else in their place.
+        InputError: the file has neither, or they are invalid.
     """
     try:
         if KEY in metadata:
@@ -369,16 +359,16 @@ def card_of(source: str, metadata: Mapping[str, str]) -> WeightsCard:
             beta=training["schedule"]["beta"],
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(source, "weights that say what they were trained on", str(error)) from None
+        raise InputError(source, f"the weights have no valid card or training settings ({error})") from None
 
 
 def card_text(card: WeightsCard, *, checksum: str, size: int) -> str:
-    """A card as Markdown, as ``weights/README.md`` has it.
+    """A card as a Markdown table, as in ``weights/README.md``.
 
     Args:
-        card: of the weights.
+        card: the card.
         checksum: SHA-256 of the file.
-        size: of the file, in bytes.
+        size: size of the file in bytes.
     """
     system, (low, high) = card.system, limits(card.system.snr_db)
     panel, scene, hardware = system.panel, system.scene, system.hardware

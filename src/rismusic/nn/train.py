@@ -1,10 +1,8 @@
-"""The training: one loop over epochs, one over optimizer steps, and nothing hidden from either.
+"""Training of a network, in Python and under ``torchrun``.
 
-Which scenes a step sees, beta, the weights of the losses and the learning rate are functions of epoch and
-step; everything else that a step depends on is in the checkpoint. So a training ends where an undisturbed one
-does, however often and however rudely it was interrupted.
-
-A training from Python: begun, resumed, alone or under ``torchrun``.
+:func:`train` sets a run folder up; :meth:`Trainer.train` is the loop over epochs and optimizer steps. Scenes,
+beta, loss weights and learning rate are functions of epoch and step, and the checkpoint holds everything else
+that a step depends on, so an interrupted and resumed training gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,30 +26,30 @@ from rismusic.nn.data import TrainingScenes
 from rismusic.nn.distributed import ProcessGroup, deferred_interrupt, process_group
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import check_start
-from rismusic.nn.monitors import Report, nonfinite_error, nonfinite_parts
+from rismusic.nn.monitors import Report, find_nonfinite, nonfinite_gradient_error
 from rismusic.nn.network import GridNetwork
 from rismusic.nn.run_folder import BEST, LAST, RunFolder
 from rismusic.nn.schedules import beta_at, weights_at
-from rismusic.nn.spec import TrainSpec
+from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.validation import Validation, report, validate
 from rismusic.nn.weights import load_network, restore, save_network
 
 Progress = Callable[[int, int], None]
-Say = Callable[[str], None]
-Watch = Callable[[int, Validation], bool]
+LogCallback = Callable[[str], None]
+EpochCallback = Callable[[int, Validation], bool]
 
 
 class Trainer:
-    """A training in its folder.
+    """The training loop.
 
     Args:
         spec: all settings.
-        run: the folder, made and held.
+        run: the run folder, created and locked.
         group: the processes and the device.
-        progress: called with the number of scenes done and that of all.
-        say: called with each line for the console.
-        record: called with each line of the log, beside it.
-        watch: told the number of each epoch and its validation; the training stops there if it says so.
+        progress: called with the number of scenes done and the total.
+        log: called with each message for the console.
+        on_record: called with each record of the run log.
+        on_epoch: called with the number of each epoch and its validation; returns whether to stop.
     """
 
     def __init__(
@@ -61,200 +59,197 @@ class Trainer:
         group: ProcessGroup | None = None,
         *,
         progress: Progress = lambda *_: None,
-        say: Say = lambda _: None,
-        record: Callable[[dict[str, object]], None] | None = None,
-        watch: Watch = lambda *_: False,
+        log: LogCallback = lambda _: None,
+        on_record: Callable[[dict[str, object]], None] = lambda _: None,
+        on_epoch: EpochCallback = lambda *_: False,
     ) -> None:
         self.spec, self.run, self.group = spec, run, group or ProcessGroup()
         self.learner = Learner(spec, self.group)
         self.scenes = TrainingScenes(spec, self.group)
         self.state = State()
-        self._progress, self._say, self.record, self._watch = progress, say, record, watch
+        self.on_record = on_record
+        self._progress, self._log, self._on_epoch = progress, log, on_epoch
+        # Numbers of the last steps, still on the device.
         self._pending: list[dict[str, Tensor]] = []
-        self._saved = time.monotonic()
+        self._checkpoint_time = time.monotonic()
 
     def resume(self) -> None:
-        """Go back to the last checkpoint, if there is one."""
-        found = load_checkpoint(self.run)
-        if found is not None:
-            self.state, tensors = found
+        """Restore the last checkpoint, if there is one."""
+        checkpoint = load_checkpoint(self.run)
+        if checkpoint is not None:
+            self.state, tensors = checkpoint
             self.learner.restore(tensors)
             self.learner.scaler.load_state_dict(self.state.scaler)
-        if self.group.first:
+        if self.group.is_main:
             self.run.cut_log(self.state.log_bytes)
-            self.run.records("epoch")  # A damaged log is found now, not after the last epoch.
-        self.group.wait()
+            self.run.records("epoch")  # Fail on a damaged log now rather than after the last epoch.
+        self.group.barrier()
 
     def train(self) -> None:
-        """From where the state stands to the end.
+        """Train from the current state to the end.
 
         Raises:
-            InputError: too many steps without a finite gradient; the disk is full.
-            KeyboardInterrupt: after a checkpoint.
+            InputError: too many steps with non-finite gradients, or a full disk.
+            KeyboardInterrupt: on Ctrl-C, after a checkpoint.
         """
-        spec, state, learner = self.spec, self.state, self.learner
+        spec, state = self.spec, self.state
         if not state.begun:
-            self._begin()
+            self._check_start()
         with deferred_interrupt() as interrupted:
             while not state.stopped:
                 beta = beta_at(spec.schedule, state.epoch, spec.seed)
                 weights = weights_at(spec.loss, spec.schedule, state.epoch, beta)
                 if state.step == 0:
-                    self._look(beta)
+                    self._probe(beta, weights)
                 while state.step < spec.steps_per_epoch:
-                    first = self.group.first and state.step == 0
-                    before = probes.snapshot(learner) if first else {}
-                    rates = probes.learning_rate(learner).values if first else {}
-                    self._pending.append(
-                        learner.step(self.scenes.step(state.epoch, state.step), beta, weights)
-                    )
-                    state.step += 1
-                    if first:
-                        self._tell(probes.change(learner, before, rates))
-                    if len(self._pending) >= spec.log_steps:
-                        self._fetch()
-                    self._show()
-                    if interrupted() or self._due():
-                        self._save()
+                    self._step(beta, weights)
+                    if interrupted() or self._checkpoint_due():
+                        self._checkpoint()
                     if interrupted():
                         raise KeyboardInterrupt
-                self._fetch()
-                self._close_epoch(beta)
-                self._save()
+                self._log_steps()
+                self._end_epoch(beta, weights)
+                self._checkpoint()
 
-    def _begin(self) -> None:
-        """Before the first step: do all outputs learn, and can the folder be written?"""
-        beta, weights = 0.0, self.spec.loss.weights
+    def _check_start(self) -> None:
+        """Before the first step: do outputs have gradients, does validation run, can files be written?"""
+        weights = self.spec.loss.weights
         recording = next(self.scenes.step(0, 0))
         prediction = self.learner.network(recording)
-        losses = self.learner.judged(prediction, recording, beta, weights)
+        losses = self.learner.prediction_losses(prediction, recording, 0.0, weights)
         if not losses.total.isfinite():
-            who = ", ".join(nonfinite_parts(self.learner, recording, 0, beta))
-            raise InputError("loss", "a finite total", f"{float(losses.total.detach()):g}; not finite: {who}")
+            names = ", ".join(find_nonfinite(self.learner, recording, 0, 0.0))
+            total = float(losses.total.detach())
+            raise InputError("loss", f"the total loss of the first batch is {total:g}; not finite: {names}")
         check_start(losses, prediction)
-        self._tell(probes.first_loss(float(losses.total.detach())))
-        if self.group.first:
+        self._report(probes.first_loss(float(losses.total.detach())))
+        if self.group.is_main:
             if not self.spec.fresh:
-                self._say("[VAL] on the scenes that are trained on, since fresh is off")
-            first = validate(self.learner, self.scenes)
-            self._tell(report(first, None, self.spec.network.sources_max, self._snapshots))
+                self._log("[VAL] fresh is off: validation uses the training scenes")
+            validation = validate(self.learner, self.scenes)
+            self._report(report(validation, None, self.spec))
         self.state.begun = True
-        self._save()
+        self._checkpoint()
 
-    def _look(self, beta: float) -> None:
-        """The probes at the head of an epoch."""
-        if not self.group.first:
+    def _probe(self, beta: float, weights: Mapping[TermName, float]) -> None:
+        """Run the probes at the start of an epoch."""
+        if not self.group.is_main:
             return
-        weights = weights_at(self.spec.loss, self.spec.schedule, self.state.epoch, beta)
-        self._tell(probes.beta(beta))
-        self._tell(probes.learning_rate(self.learner))
-        for each in probes.gradients(self.learner, self.scenes.probe(), beta, weights):
-            self._tell(each)
+        self._report(probes.beta(beta))
+        self._report(probes.learning_rate(self.learner))
+        for one in probes.gradients(self.learner, self.scenes.probe(), beta, weights):
+            self._report(one)
 
-    def _fetch(self) -> None:
-        """Bring the numbers of the last steps to the host, log them, and stop after too many bad ones."""
+    def _step(self, beta: float, weights: Mapping[TermName, float]) -> None:
+        """One optimizer step; the first one of an epoch is probed."""
+        spec, state, learner = self.spec, self.state, self.learner
+        probed = self.group.is_main and state.step == 0
+        before = probes.copy_parameters(learner) if probed else {}
+        rates = probes.learning_rate(learner).values if probed else {}
+        self._pending.append(learner.step(self.scenes.step(state.epoch, state.step), beta, weights))
+        state.step += 1
+        if probed:
+            self._report(probes.parameter_updates(learner, before, rates))
+        if len(self._pending) >= spec.log_steps:
+            self._log_steps()
+        if self.group.is_main:
+            done = state.epoch * spec.scenes_per_epoch + state.step * spec.batch * spec.accumulation
+            self._progress(done, spec.schedule.epochs * spec.scenes_per_epoch)
+
+    def _log_steps(self) -> None:
+        """Fetch and log the numbers of the last steps; stop after too many skipped steps."""
         if not self._pending:
             return
         state, names = self.state, list(self._pending[0])
         rows = torch.stack([torch.stack(list(row.values())) for row in self._pending]).tolist()
-        step = state.step - len(rows)
         records: list[dict[str, object]] = []
-        for number, row in enumerate(rows, start=step):
+        for step, row in enumerate(rows, start=state.step - len(rows)):
             values = dict(zip(names, row, strict=True))
-            records.append({"kind": "step", "epoch": state.epoch, "step": number, **values})
+            records.append({"kind": "step", "epoch": state.epoch, "step": step, **values})
             taken = values["taken"] == 1
             state.skipped += not taken
             state.clipped += bool(values["clipped"])
             for name, value in values.items():
-                # What a skipped step leaves has no mean.
+                # The means of an epoch are over the steps that were taken.
                 state.sums[name] = state.sums.get(name, 0.0) + (value if taken else 0.0)
         self._pending.clear()
         self._write(records)
         if state.skipped > self.spec.skipped_max:
-            bad = [record for record in records if record["taken"] != 1]
-            raise nonfinite_error(self.learner, self.scenes, bad[-1] if bad else records[-1], state.skipped)
+            bad = [record for record in records if record["taken"] != 1] or records
+            raise nonfinite_gradient_error(self.learner, self.scenes, bad[-1], state.skipped)
 
-    def _close_epoch(self, beta: float) -> None:
-        """Validate, log, keep the weights, and decide whether to go on."""
+    def _end_epoch(self, beta: float, weights: Mapping[TermName, float]) -> None:
+        """Validate, save the weights, and decide whether to stop."""
         spec, state = self.spec, self.state
         stop = False
-        if self.group.first:
-            now = validate(self.learner, self.scenes)
-            stop = self._judge(now, beta)
-        state.stopped = self.group.told(stop)
+        if self.group.is_main:
+            validation = validate(self.learner, self.scenes)
+            self._log_epoch(validation, beta, weights)
+            self._save_weights(validation)
+            stop = self._on_epoch(state.epoch, validation)
+            stop = stop or 0 < spec.patience <= state.epoch - state.best_epoch
+        state.stopped = self.group.broadcast(stop)
         state.epoch, state.step, state.clipped, state.sums = state.epoch + 1, 0, 0, {}
         state.stopped = state.stopped or state.epoch == spec.schedule.epochs
 
-    def _judge(self, now: Validation, beta: float) -> bool:
-        """Log an epoch and keep its weights; whether the training has gone on for long enough."""
-        spec, state, learner = self.spec, self.state, self.learner
+    def _log_epoch(self, validation: Validation, beta: float, weights: Mapping[TermName, float]) -> None:
+        state = self.state
         taken = state.sums.get("taken", 0.0)
         means = {name: total / taken for name, total in state.sums.items()} if taken else {}
-        weights = weights_at(spec.loss, spec.schedule, state.epoch, beta)
-        self._tell(probes.steps(state, spec.clip_norm))
-        self._tell(probes.losses(means, weights))
-        self._tell(report(now, state.validation, spec.network.sources_max, self._snapshots))
+        self._report(probes.steps(state, self.spec.clip_norm))
+        self._report(probes.losses(means, weights))
+        self._report(report(validation, state.validation, self.spec))
         record = {"kind": "epoch", "epoch": state.epoch, "beta": beta, "training": means}
-        self._write([{**record, "validation": now.record()}])
-        state.validation = now.loss if math.isfinite(now.loss) else None
-        notes = {"epoch": str(state.epoch), "validation_loss": json.dumps(now.loss)}
-        if math.isfinite(now.loss) and (state.best is None or now.loss < state.best):
-            state.best, state.best_epoch = now.loss, state.epoch
-        if state.best is None or state.best_epoch == state.epoch:
-            save_network(self.run.folder / BEST, learner.network, learner.average, training=spec, notes=notes)
-        save_network(self.run.folder / LAST, learner.network, learner.average, training=spec, notes=notes)
-        enough = self._watch(state.epoch, now)
-        return enough or 0 < spec.patience <= state.epoch - state.best_epoch
+        self._write([{**record, "validation": validation.record()}])
 
-    def _save(self) -> None:
-        """A checkpoint, of what all steps so far have left."""
-        self._fetch()
-        if self.group.first:
+    def _save_weights(self, validation: Validation) -> None:
+        """Save the averaged weights as the last ones, and as the best ones if they are."""
+        spec, state, learner, loss = self.spec, self.state, self.learner, validation.loss
+        state.validation = loss if math.isfinite(loss) else None
+        if math.isfinite(loss) and (state.best is None or loss < state.best):
+            state.best, state.best_epoch = loss, state.epoch
+        notes = {"epoch": str(state.epoch), "validation_loss": json.dumps(loss)}
+        is_best = state.best is None or state.best_epoch == state.epoch
+        for name in (BEST, LAST) if is_best else (LAST,):
+            save_network(self.run.folder / name, learner.network, learner.average, training=spec, notes=notes)
+
+    def _checkpoint(self) -> None:
+        self._log_steps()
+        if self.group.is_main:
             self.state.scaler = self.learner.scaler.state_dict()
             self.state.log_bytes = self.run.log_size()
             save_checkpoint(self.run, self.spec, self.state, self.learner.tensors())
-        self._saved = time.monotonic()
+        self._checkpoint_time = time.monotonic()
 
-    def _due(self) -> bool:
-        """Whether it is time for a checkpoint."""
-        if not self.group.first:
+    def _checkpoint_due(self) -> bool:
+        if not self.group.is_main:
             return False
-        steps, minutes = self.spec.save_steps, self.spec.save_minutes
-        return (steps > 0 and self.state.step % steps == 0) or time.monotonic() - self._saved > 60 * minutes
+        steps = self.spec.save_steps
+        minutes = (time.monotonic() - self._checkpoint_time) / 60
+        return (steps > 0 and self.state.step % steps == 0) or minutes > self.spec.save_minutes
 
-    def _tell(self, found: Report) -> None:
-        """A line for the log and one for the console."""
-        if self.group.first:
-            self._write([found.record(self.state.epoch)])
-            for line in found.lines:
-                self._say(line)
+    def _report(self, finding: Report) -> None:
+        """Write a probe's report to the run log and the console."""
+        if self.group.is_main:
+            self._write([finding.record(self.state.epoch)])
+            for line in finding.lines:
+                self._log(line)
 
     def _write(self, records: list[dict[str, object]]) -> None:
-        if self.group.first:
+        if self.group.is_main:
             self.run.log(records)
-            if self.record is not None:
-                for record in records:
-                    self.record(record)
-
-    def _show(self) -> None:
-        if self.group.first:
-            spec, state = self.spec, self.state
-            done = state.epoch * spec.scenes_per_epoch + state.step * spec.batch * spec.accumulation
-            self._progress(done, spec.schedule.epochs * spec.scenes_per_epoch)
-
-    @property
-    def _snapshots(self) -> int:
-        return self.spec.system.codebook.snapshots
+            for record in records:
+                self.on_record(record)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """What came of a training.
+    """Result of a training.
 
     Args:
         network: with the averaged weights of the best epoch.
-        epochs: what was logged of each epoch.
-        folder: of the run.
+        epochs: log record of each epoch.
+        folder: the run folder.
     """
 
     network: GridNetwork
@@ -271,61 +266,69 @@ def train(
     device: torch.device | str | None = None,
     tensorboard: bool = False,
     progress: Progress = lambda *_: None,
-    say: Say = lambda _: None,
-    watch: Watch = lambda *_: False,
+    log: LogCallback = lambda _: None,
+    on_epoch: EpochCallback = lambda *_: False,
     **settings: object,
 ) -> TrainingResult:
-    """Train a network; the twin of ``rismusic train``.
+    """Train a network, as ``rismusic train`` does.
 
-    Under ``torchrun`` all of its processes train one network together.
+    Under ``torchrun`` all processes train one network together.
 
     Args:
-        spec: the settings; the default ones if none.
+        spec: the settings; the defaults if none.
         out: folder for settings, log, checkpoints and weights.
-        resume: go on with the training in this folder, with its own settings.
-        start: weights to start from, of the same panel and sizes.
-        device: ``cpu`` or ``cuda``; a GPU where there is one, if none.
-        tensorboard: whether to write the numbers for TensorBoard too.
-        progress: called with the number of scenes done and that of all.
-        say: called with each line for the console.
-        watch: told the number of each epoch and its validation; the training stops there if it says so.
+        resume: continue the training in this folder, with its own settings.
+        start: initial weights, of a network with the same panel and sizes.
+        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
+        tensorboard: whether to write TensorBoard events.
+        progress: called with the number of scenes done and the total.
+        log: called with each message for the console.
+        on_epoch: called with the number of each epoch and its validation; returns whether to stop.
         settings: fields of :class:`~rismusic.nn.spec.TrainSpec` to change, such as ``batch=32``.
 
     Raises:
-        InputError: an unknown or impossible setting, a folder that holds something else or is in use, weights
-            of another network, a full disk, gradients that are not finite in too many steps.
+        InputError: an invalid setting, a folder that is not empty or in use, weights of another network, a
+            full disk, or non-finite gradients in too many steps.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint.
     """
     run = RunFolder(Path(out))
     if resume and (settings or spec is not None or start is not None):
-        raise InputError("resume", "no settings beside it (they are in the folder)", "some")
-    with process_group(device) as group, ExitStack() as held:
+        given = [
+            *settings,
+            *(["spec"] if spec is not None else []),
+            *(["start"] if start is not None else []),
+        ]
+        raise InputError(
+            "resume",
+            f"cannot be combined with other settings (got {', '.join(given)}); they are read from the folder",
+        )
+    with process_group(device) as group, ExitStack() as lock:
         chosen = run.settings() if resume else (spec or TrainSpec()).replace(**settings)
-        with group.together():
-            if group.first and not resume:
+        with group.propagate_errors():
+            if group.is_main and not resume:
                 run.create(chosen)
-            held.enter_context(run.held(group.first))
-        trainer = Trainer(chosen, run, group, progress=progress, say=say, watch=watch)
+            lock.enter_context(run.lock(group.is_main))
+        trainer = Trainer(chosen, run, group, progress=progress, log=log, on_epoch=on_epoch)
         if resume:
             trainer.resume()
         elif start is not None:
             start_from(start, trainer.learner)
         with ExitStack() as stack:
-            if group.first:
-                stack.callback(save_curves, run, say)
-            if tensorboard and group.first:
+            if group.is_main:
+                stack.callback(save_curves, run, log)
+            if tensorboard and group.is_main:
                 steps = chosen.steps_per_epoch
                 done = trainer.state.epoch * steps + trainer.state.step
-                trainer.record = stack.enter_context(closing(TensorBoardLog(run.folder, steps, done)))
+                trainer.on_record = stack.enter_context(closing(TensorBoardLog(run.folder, steps, done)))
             trainer.train()
-        held.close()
-        group.wait()
+        lock.close()
+        group.barrier()
         network = load_network(run.folder / BEST, device=group.device)
     return TrainingResult(network, run.records("epoch"), run.folder)
 
 
 def start_from(path: str | Path, learner: Learner) -> None:
-    """Give a learner the weights of a file, and its average too."""
+    """Load initial weights from a file into a learner and its moving average."""
     other = load_network(path, panel=learner.grid.panel)
     restore(str(path), learner.network, dict(other.named_parameters()))
     for name, weight in learner.weights.items():

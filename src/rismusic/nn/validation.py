@@ -1,7 +1,7 @@
-"""How good the network is on scenes it does not learn from: its losses, and what inference makes of it.
+"""Validation: losses on held-out scenes, and the sources that the search of inference locates with them.
 
-Always in single precision, on the covariances that the same builder makes in training and inference, with
-beta and the weights of the losses as at the end of the training, so that epochs compare.
+It runs in single precision, with the covariances that training and inference use, and with beta and the loss
+weights of the end of the training, so that epochs can be compared.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from torch import Tensor
 
 from rismusic.covariance import Covariance, energy
 from rismusic.crb import recording_crb
-from rismusic.estimation.grid import SearchGrid
-from rismusic.estimation.spectra import music, rap_music
+from rismusic.estimation.classical import rap_music_sources
+from rismusic.estimation.spectra import music
 from rismusic.metrics import Score, match, score
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets, covariance_error
 from rismusic.nn.monitors import Report, at_least, at_most
 from rismusic.nn.schedules import weights_at
-from rismusic.sources import Sources
+from rismusic.nn.spec import TrainSpec
 
-# Eigenvalues below this share of the largest are rounding.
+# Eigenvalues below this share of the largest are rounding errors.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What came of a validation.
+    """Result of a validation.
 
     Args:
         loss: the weighted total.
         terms: each loss, mean over the scenes.
-        weights: of the losses.
+        weights: weights of the losses.
         oracle: see :class:`~rismusic.nn.losses.Losses`.
-        scores: ``blend``: MUSIC on R_blend, as in inference; ``predicted``: on R_pred alone. K is that of the
-            network's count.
-        covariance: of R_pred and R_blend on the scenes that were located: see :func:`describe`.
+        scores: of MUSIC on R_blend (``blend``), as in inference, and on R_pred (``predicted``). The number of
+            sources is the most probable one of the network's count head.
+        covariance: statistics of R_pred and R_blend, see :func:`covariance_statistics`.
         first_batch: loss of the first batch.
     """
 
@@ -53,7 +53,7 @@ class Validation:
     first_batch: float
 
     def record(self) -> dict[str, object]:
-        """As a line of the log has it."""
+        """As a record for the run log."""
         return asdict(self)
 
 
@@ -63,166 +63,156 @@ def validate(learner: Learner, scenes: TrainingScenes, *, averaged: bool = True)
 
     Args:
         learner: the network and its averaged weights.
-        scenes: where the validation set comes from.
-        averaged: whether the averaged weights are looked at, or the network's own.
+        scenes: the scenes.
+        averaged: whether to use the averaged weights or the current ones.
     """
     spec = learner.spec
     beta = spec.schedule.beta
     weights = weights_at(spec.loss, spec.schedule, spec.schedule.epochs - 1, beta)
     totals: list[Tensor] = []
     names: list[str] = []
-    best: list[str] = []
-    count: list[int] = []
+    oracle_names: list[str] = []
+    sizes: list[int] = []
     for recording in scenes.validation():
         prediction = learner.predict(recording, averaged=averaged)
-        losses = learner.judged(prediction, recording, beta, weights, oracle=True)
-        names, best = ["loss", *losses.terms], list(losses.oracle)
+        losses = learner.prediction_losses(prediction, recording, beta, weights, oracle=True)
+        names, oracle_names = ["loss", *losses.terms], list(losses.oracle)
         values = [losses.total, *losses.terms.values(), *losses.oracle.values()]
         totals.append(torch.stack(values).double())
-        count.append(len(recording))
-    share = torch.tensor(count, dtype=torch.float64, device=totals[0].device) / sum(count)
+        sizes.append(len(recording))
+    share = torch.tensor(sizes, dtype=torch.float64, device=totals[0].device) / sum(sizes)
     means = (torch.stack(totals) * share[:, None]).sum(0).tolist()
     terms = dict(zip(names, means, strict=False))
-    scores, covariance = _located(learner, scenes, beta, averaged)
+    scores, covariance = _score(learner, scenes, beta, averaged)
     return Validation(
         loss=terms.pop("loss"),
         terms=terms,
         weights={name: weights[name] for name in terms},  # type: ignore[index]
-        oracle=dict(zip(best, means[len(names) :], strict=True)),
+        oracle=dict(zip(oracle_names, means[len(names) :], strict=True)),
         scores=scores,
         covariance=covariance,
         first_batch=float(totals[0][0]),
     )
 
 
-def report(now: Validation, before: float | None, sources_max: int, snapshots: int) -> Report:
-    """[VAL]: what the probes make of a validation.
+def report(now: Validation, previous_loss: float | None, spec: TrainSpec) -> Report:
+    """[VAL]: findings of a validation.
 
     Args:
-        now: of this epoch.
-        before: the loss of the one before.
-        sources_max: K_max.
-        snapshots: L.
+        now: the validation.
+        previous_loss: validation loss of the previous epoch.
+        spec: the settings.
     """
-    seen = now.covariance
-    values = {"loss": now.loss, "first_batch": now.first_batch, **seen}
-    for name, held in now.scores.items():
-        values |= {f"{name}_recall": held.recall, f"{name}_f1": held.f1, f"{name}_gospa_m": held.gospa_m}
+    stats = now.covariance
+    factor_rank = 2.0 * spec.network.sources_max
+    values = {"loss": now.loss, "first_batch": now.first_batch, **stats}
+    for name, one in now.scores.items():
+        values |= {f"{name}_recall": one.recall, f"{name}_f1": one.f1, f"{name}_gospa_m": one.gospa_m}
     findings = [
-        at_most("validation loss", now.loss, 100.0, "not finite, or far from order 1.", "See the terms."),
+        at_most("validation loss", now.loss, 100.0, "the loss is not of order 1.", "Look at its terms."),
         at_most(
-            "loss of the first validation batch, over that of all",
+            "loss of the first validation batch over the loss of all",
             now.first_batch / now.loss if now.loss > 0 else math.nan,
             5.0,
-            "one batch is far from the rest.",
-            "Are its scenes, or their noise variance, damaged?",
+            "the first batch differs strongly from the others.",
+            "Check its scenes and their noise variance.",
         ),
         at_least(
             "rank of R_pred over the number of sources",
-            seen["rank_predicted"] / max(seen["sources"], 1e-9),
+            stats["rank_predicted"] / max(stats["sources"], 1e-9),
             1.0,
-            "R_pred has fewer directions than there are sources: its columns have collapsed.",
-            "Raise the weight of orthogonality, or look at the factor heads.",
+            "the rank of R_pred is below the number of sources: its columns have collapsed.",
+            "Raise the weight of orthogonality, or check the factor heads.",
         ),
         at_most(
-            "rank of R_pred", seen["rank_predicted"], 2.0 * sources_max, "no factor allows it.", "A bug."
+            "rank of R_pred",
+            stats["rank_predicted"],
+            factor_rank,
+            "the rank exceeds the number of columns of the factors.",
+            "This is a bug.",
         ),
         at_most(
             "rank of R_blend",
-            seen["rank_blend"],
-            float(2 * sources_max + snapshots),
-            "more than factors and snapshots allow.",
-            "Is R_samp built from something else than the snapshots?",
+            stats["rank_blend"],
+            factor_rank + spec.system.codebook.snapshots,
+            "the rank exceeds what factors and snapshots allow.",
+            "Check that R_samp is built from the snapshots.",
         ),
         at_most(
             "error of R_pred against R_true",
-            seen["error_predicted"],
+            stats["error_predicted"],
             0.5,
-            "no better than the identity.",
+            "R_pred is no better than the identity.",
             "Train longer, or look at [GRADPATH].",
         ),
         at_least(
-            "variety of the predictions, over that of the truth",
-            seen["variety"],
+            "variety of the predictions over that of the truth",
+            stats["variety"],
             0.5,
-            "the network says nearly the same of every scene: it has learned the mean of the data.",
-            "Is the input the same for all scenes, or the learning rate too high?",
+            "the network predicts nearly the same covariance for every scene, the mean of the data.",
+            "Check that the inputs differ between scenes and that the learning rate is not too high.",
         ),
         at_least(
-            "spread of the predicted number of sources, over that of the truth",
-            seen["count_variety"],
+            "spread of the predicted number of sources over that of the truth",
+            stats["count_variety"],
             0.1,
-            "the count head says the same of every scene.",
+            "the count head predicts the same number for every scene.",
             "Train longer, or raise the weight of count.",
         ),
     ]
-    if before is not None:
+    if previous_loss is not None:
         findings.append(
             at_least(
                 "change of the validation loss since the last epoch",
-                abs(now.loss - before),
+                abs(now.loss - previous_loss),
                 1e-9,
-                "it does not move at all.",
-                "Is what is validated the network that learns?",
+                "the validation loss does not change.",
+                "Check that the validated network is the trained one.",
             )
         )
     blend = now.scores["blend"]
     text = (
-        f"loss {now.loss:.4f}  hit {blend.recall:.3f}  F1 {blend.f1:.3f}  GOSPA {blend.gospa_m:.2f} m  "
-        f"count {blend.count_right:.3f}  R_pred: error {seen['error_predicted']:.3f} "
-        f"rank {seen['rank_predicted']:.1f}"
+        f"loss {now.loss:.4f}  recall {blend.recall:.3f}  F1 {blend.f1:.3f}  GOSPA {blend.gospa_m:.2f} m  "
+        f"count {blend.count_right:.3f}  R_pred: error {stats['error_predicted']:.3f} "
+        f"rank {stats['rank_predicted']:.1f}"
     )
     return Report("VAL", text, values, tuple(findings))
 
 
-def _located(
+def _score(
     learner: Learner, scenes: TrainingScenes, beta: float, averaged: bool
 ) -> tuple[dict[str, Score], dict[str, float]]:
-    recording, told = scenes.scored()
+    recording, network_input = scenes.scored()
     assert recording.truth is not None
-    prediction = learner.predict(told, averaged=averaged)
-    targets = Targets.of(told, learner.grid)
+    prediction = learner.predict(network_input, averaged=averaged)
+    targets = Targets.of(network_input, learner.grid)
     blended = prediction.blended(targets.sample, targets.conditioning, beta)
     count = prediction.count_logits.argmax(-1)
     bound = recording_crb(recording)
     scores = {}
     for name, covariance in (("blend", blended), ("predicted", prediction.covariance)):
-        found = sources_of(covariance, count, learner.grid)
-        scores[name] = score(match(recording.truth, found), bound)
-    return scores, describe(prediction.covariance, blended, targets, count)
+        # The same search as inference runs on R_blend.
+        estimate, _ = rap_music_sources(music(covariance, count.clamp_min(1)), learner.grid, count)
+        scores[name] = score(match(recording.truth, estimate), bound)
+    return scores, covariance_statistics(prediction.covariance, blended, targets, count)
 
 
-def sources_of(covariance: Covariance, count: Int64[Tensor, "S"], grid: SearchGrid) -> Sources:
-    """The sources of each scene by MUSIC, one after the other, each refined by Newton's method.
-
-    Args:
-        covariance: of each scene.
-        count: K of each scene.
-        grid: the points that are searched.
-    """
-    most = max(1, int(count.max()))
-    found = rap_music(music(covariance, count.clamp_min(1)), grid, most)
-    absent = torch.arange(most, device=count.device) >= count[:, None]
-    places = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
-    return places.each(lambda value: value.masked_fill(absent, math.nan))
-
-
-def describe(
+def covariance_statistics(
     predicted: Covariance, blended: Covariance, targets: Targets, count: Int64[Tensor, "S"]
 ) -> dict[str, float]:
     """Ranks, errors and variety of covariances.
 
     Args:
         predicted: R_pred.
-        blended: R_blend, finished.
-        targets: of the same scenes.
-        count: K as the network has it.
+        blended: R_blend with its loading.
+        targets: targets of the same scenes.
+        count: predicted number of sources.
 
     Returns:
-        ``rank_predicted``, ``rank_blend``: mean numbers of eigenvalues above the rounding (the loading of
-        R_blend left aside); ``error_predicted``, ``error_blend``: mean covariance error against R_true;
-        ``variety``: :func:`variety` of R_pred over that of R_true; ``sources``: mean true K;
-        ``count_variety``: standard deviation of the predicted K over that of the true one.
+        ``rank_predicted``, ``rank_blend``: mean numerical rank (of R_blend without its loading);
+        ``error_predicted``, ``error_blend``: mean covariance error against R_true; ``variety``: variety of
+        R_pred over that of R_true; ``sources``: mean true K; ``count_variety``: standard deviation of the
+        predicted K over that of the true one.
     """
     true = targets.count.double()
     spread = float(true.std(unbiased=False))
@@ -238,14 +228,14 @@ def describe(
 
 
 def rank(covariance: Covariance) -> Int64[Tensor, "S"]:
-    """Eigenvalues of F F^H above the rounding."""
+    """Numerical rank of F F^H."""
     F = covariance.factor.to(torch.complex128)
     values = torch.linalg.eigvalsh(F.mH @ F if F.shape[-1] <= F.shape[-2] else F @ F.mH)
     return (values > _ROUNDING * values[..., -1:]).sum(-1)
 
 
 def variety(covariance: Covariance) -> float:
-    r"""How far covariances are from being all the same, 0 to 1.
+    r"""Variety of covariances: 0 if all are equal, up to 1.
 
     .. math:: 1 - \frac{|\overline{R}|_F^2}{\overline{|R_i|_F^2}}, \qquad \overline R = \frac1S \sum_i R_i.
 

@@ -1,4 +1,4 @@
-"""Weights of a network as a safetensors file that says what they are for."""
+"""Weights files: safetensors with the network's sizes, panel, grid and card as metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rismusic.version import __version__
 _FORMAT = "rismusic-network/1"
 _ELEMENTS = "panel.elements"
 _CHECKSUM = "checksum"
-# Share of the wavelength by which elements of the same panel may differ.
+# Relative tolerance of element positions, in wavelengths, and of the wavelength.
 _SAME = 1e-3
 
 
@@ -35,23 +35,22 @@ def save_network(
     card: WeightsCard | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network's weights, with its sizes, panel and grid.
+    """Write the weights of a network with its sizes, panel and grid.
 
     Args:
-        path: the file; one that exists is replaced.
-        network: whose sizes, panel and grid are written.
-        weights: by name of the parameter; those of the network if none.
-        training: the settings that they come from.
-        card: what they are for.
-        notes: more to say of them.
+        path: the file; replaced if it exists.
+        network: the network.
+        weights: weights by parameter name; by default those of the network.
+        training: the training settings.
+        card: the card.
+        notes: further metadata.
 
     Raises:
-        InputError: the disk is full or refuses.
+        InputError: the disk is full or not writable.
     """
     panel, volume = network.grid.panel, network.grid.volume
-    held = (
-        {name: value.detach() for name, value in network.named_parameters()} if weights is None else weights
-    )
+    if weights is None:
+        weights = {name: value.detach() for name, value in network.named_parameters()}
     metadata = {
         "format": _FORMAT,
         "version": __version__,
@@ -64,39 +63,39 @@ def save_network(
         **({} if card is None else {KEY: card.model_dump_json()}),
         **(notes or {}),
     }
-    tensors = {**held, _ELEMENTS: panel.elements.double()}
+    tensors = {**weights, _ELEMENTS: panel.elements.double()}
     write_tensors(path, tensors, {**metadata, _CHECKSUM: checksum(tensors)})
 
 
 def load_network(
     weights: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
 ) -> GridNetwork:
-    """The network of a file of weights, on its panel and grid; see :func:`read_network`."""
+    """Load a network from a weights file; see :func:`read_network`."""
     return read_network(weights, panel=panel, device=device)[0]
 
 
 def read_network(
     weights: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
 ) -> tuple[GridNetwork, dict[str, str]]:
-    """The network of a file of weights, on its panel and grid, and what else the file says.
+    """Load a network, with its panel and grid, from a weights file.
 
     Args:
-        weights: ``ideal``, ``robust`` or a file of :func:`save_network`.
-        panel: the panel that it is meant for; any if none.
-        device: where it is to work.
+        weights: ``ideal``, ``robust``, or a file of :func:`save_network`.
+        panel: the panel it must be for; by default any.
+        device: device of the network.
+
+    Returns:
+        The network and the metadata of the file.
 
     Raises:
-        InputError: no file of weights of this package, one that is cut short or damaged, or one for another
-            panel.
+        InputError: not a weights file of this package, a damaged one, or one for another panel.
     """
     path = weights_path(weights)
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _FORMAT or _ELEMENTS not in tensors:
-        raise InputError(str(path), "weights of a rismusic network", "weights of something else")
-    if metadata.get(_CHECKSUM, found := checksum(tensors)) != found:
-        raise InputError(
-            str(path), f"weights as they were written, {metadata[_CHECKSUM][:12]}", "damaged ones"
-        )
+        raise InputError(str(path), "not a weights file of rismusic")
+    if _CHECKSUM in metadata and metadata[_CHECKSUM] != checksum(tensors):
+        raise InputError(str(path), "the weights are damaged: their checksum does not match")
     try:
         sizes = json.loads(metadata["network"])
         if (kind := sizes.get("kind", "sbl_unrolled")) not in NETWORKS:
@@ -105,25 +104,31 @@ def read_network(
                 f"the weights are of a network {kind!r} that is not registered; name the module that "
                 "registers it with --plugins",
             )
+        if "climbs" in sizes:  # Name of the setting in files written before version 0.2.
+            sizes["sbl_iterations"] = sizes.pop("climbs")
         spec = NetworkSpec(**sizes)
         own = Panel(tensors.pop(_ELEMENTS), float(metadata["wavelength_m"])).to(device)
         volume = Volume(*json.loads(metadata["volume"]))
     except InputError:
         raise
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(str(path), "weights of a network of this version", str(error)) from None
+        raise InputError(
+            str(path), f"the metadata do not describe a network of this version ({error})"
+        ) from None
     if panel is not None:
         check_panel(str(path), own, panel)
     network = build_network(spec, SearchGrid.cover(own, volume, spec.oversampling)).to(device)
     shape = json.dumps(network.grid.shape)
     if metadata.get("grid") != shape:
-        raise InputError(str(path), f"weights for the grid {shape}", f"weights for {metadata.get('grid')}")
+        raise InputError(
+            str(path), f"the weights are for the grid {metadata.get('grid')}, but this version builds {shape}"
+        )
     restore(str(path), network, tensors)
     return network, metadata
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of named tensors: their names, types, shapes and numbers."""
+    """SHA-256 of named tensors: names, types, shapes and values."""
     total = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         total.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
@@ -132,42 +137,52 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def restore(source: str, network: GridNetwork, weights: Mapping[str, Tensor]) -> None:
-    """Give a network its weights.
+    """Copy weights into a network.
+
+    Args:
+        source: the file, for error messages.
+        network: the network.
+        weights: weights by parameter name.
 
     Raises:
-        InputError: weights of another network.
+        InputError: weights of another network, or non-finite ones.
     """
     own = dict(network.named_parameters())
     for name in own.keys() | weights.keys():
-        shapes = [tuple(held[name].shape) if name in held else None for held in (own, weights)]
-        if shapes[0] != shapes[1]:
-            said = ["none" if shape is None else f"shape {list(shape)}" for shape in shapes]
-            raise InputError(source, f"for the weight {name} {said[0]}, as in the network", said[1])
-        if name in weights and not weights[name].isfinite().all():
-            raise InputError(source, f"finite numbers in the weight {name}", "a NaN or an infinity")
+        expected, given = (list(part[name].shape) if name in part else "absent" for part in (own, weights))
+        if expected != given:
+            raise InputError(source, f"weight {name}: shape {expected} in the network, {given} in the file")
+        if not weights[name].isfinite().all():
+            raise InputError(source, f"weight {name}: has non-finite values")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
 
 
 def check_panel(source: str, own: Panel, panel: Panel) -> None:
-    """Refuse a panel that weights were not made for.
+    """Check that weights are for a panel.
+
+    Args:
+        source: the file, for error messages.
+        own: panel of the weights.
+        panel: panel to use.
 
     Raises:
-        InputError: another wavelength, another number of elements, or elements elsewhere.
+        InputError: the wavelength, the number of elements or their positions differ.
     """
     if own.size == panel.size and abs(own.wavelength - panel.wavelength) > _SAME * own.wavelength:
         raise InputError(
-            source, f"weights for a wavelength of {panel.wavelength:g} m", f"weights for {own.wavelength:g} m"
+            source,
+            f"the weights are for a wavelength of {own.wavelength:g} m, the panel has {panel.wavelength:g} m",
         )
     if (other := other_panel(own, panel)) is not None:
-        raise InputError(source, f"weights for this panel, N = {panel.size} elements", f"weights for {other}")
+        raise InputError(source, f"the weights are for another panel, {other}; this one has N = {panel.size}")
 
 
 def other_panel(own: Panel, panel: Panel) -> str | None:
-    """How one panel differs from another when lengths are in wavelengths; none where it does not."""
+    """How the panel ``own`` differs from ``panel`` with lengths in wavelengths; none if it does not."""
     if own.size != panel.size:
-        return f"one of {own.size} elements"
+        return f"with N = {own.size} elements"
     gap = own.elements.cpu() / own.wavelength - panel.elements.cpu() / panel.wavelength
-    away = float(gap.abs().max())
-    return f"one whose elements are up to {away:.2g} wavelengths elsewhere" if away > _SAME else None
+    distance = float(gap.abs().max())
+    return f"with elements up to {distance:.2g} wavelengths away from these" if distance > _SAME else None

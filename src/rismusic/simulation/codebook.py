@@ -1,4 +1,4 @@
-"""Codebooks: the phases that the panel wears, one code for each snapshot."""
+"""Codebooks: the RIS configurations of the snapshots (random, DFT beams, Hadamard rows)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from rismusic.spec import CodebookSpec, PanelSpec
 def draw_codes(
     panel: PanelSpec, spec: CodebookSpec, draws: Draws, dtype: torch.dtype = torch.complex64
 ) -> Complex[Tensor, "S L N"]:
-    """One codebook for each scene, unit modulus, of the resolution that ``spec`` names.
+    """RIS configurations of each scene, of unit modulus and of the phase resolution in ``spec``.
 
-    ``random`` draws every phase anew. ``dft`` and ``hadamard`` walk through all their beams (rows) in an
-    order that spreads any few neighbours evenly, each scene from a place of its own: N snapshots in a row
-    visit every beam once, and over many scenes each beam is visited equally often.
+    ``random`` draws every phase independently. ``dft`` and ``hadamard`` step through all beams (rows) in an
+    order that separates consecutive beams widely, from a random start in each scene: N consecutive snapshots
+    use every beam once, and over many scenes each beam is used equally often.
 
     Args:
         panel: the uniform panel; ``dft`` needs its rows and columns.
-        spec: kind, snapshots and bits.
-        draws: the scenes' random numbers.
+        spec: kind, number of snapshots and bits.
+        draws: random numbers of the scenes.
         dtype: complex64 or complex128.
+
+    Returns:
+        Configurations c, [S, L, N].
     """
     size, L = panel.rows * panel.columns, spec.snapshots
     if spec.kind == "random":
@@ -39,19 +42,19 @@ def draw_codes(
 
 
 def quantise(codes: Complex[Tensor, "*batch L N"], bits: int | str) -> Complex[Tensor, "*batch L N"]:
-    """Codes with each phase at the nearest of 2**bits equal steps (0 among them), moduli kept.
+    """Round each phase to the nearest multiple of 2 pi / 2**bits; moduli are kept.
 
     Args:
-        codes: c, complex.
-        bits: a positive number of bits, or ``continuous`` for no change.
+        codes: RIS configurations c, complex [..., L, N].
+        bits: positive number of bits, or ``continuous`` for no rounding.
 
     Raises:
-        InputError: bits is neither.
+        InputError: another value of ``bits``.
     """
     if bits == "continuous":
         return codes
     if not isinstance(bits, int) or bits < 1:
-        raise InputError("bits", "a positive integer or 'continuous'", repr(bits))
+        raise InputError("bits", f"must be a positive integer or 'continuous'; got {bits!r}")
     step = 2 * math.pi / 2**bits
     return torch.polar(codes.abs(), (codes.angle() / step).round() * step)
 
@@ -67,7 +70,7 @@ def dft_codes(rows: int, columns: int, beams: Int[Tensor, "*batch L"]) -> Comple
     p, q = beams % columns, beams // columns
     number = torch.arange(rows * columns, device=beams.device)
     x, y = number % columns, number // columns
-    # Whole turns are removed in integers; what is left of the phase is exact to rounding.
+    # Integer arithmetic removes whole turns, so that the phase is accurate to rounding.
     turns = (p[..., None] * x % columns).double() / columns + (q[..., None] * y % rows).double() / rows
     return torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
 
@@ -91,10 +94,10 @@ def hadamard_order(size: int, snapshots: int) -> int:
 
 
 def spread_order(total: int, device: torch.device | str = "cpu") -> Int[Tensor, "total"]:
-    """All of 0 .. total - 1, each once, such that any few neighbours lie far apart.
+    """Permutation of 0 .. total - 1 in which consecutive numbers are far apart.
 
-    Multiples of a step near the golden section of ``total``; the step is coprime with ``total``, or a part
-    of the beams would never be visited.
+    It consists of the multiples, modulo ``total``, of a step near the golden section of ``total``. The step
+    is coprime with ``total``, so that every number occurs once.
     """
     golden = total * (math.sqrt(5) - 1) / 2
     step = min((s for s in range(1, total + 1) if math.gcd(s, total) == 1), key=lambda s: abs(s - golden))

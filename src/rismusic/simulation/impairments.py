@@ -1,4 +1,4 @@
-"""Hardware errors: the panel that acts is not quite the panel that the recording describes."""
+"""Hardware impairments: deviations of the actual panel and link from those in the recording."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from rismusic.spec import HardwareSpec
 
 
 def impair(panel: Panel, link: Link, spec: HardwareSpec, draws: Draws) -> tuple[Panel, Link]:
-    r"""The panel and the link that act, given those that are recorded.
+    r"""Actual panel and link with hardware impairments, from the nominal ones.
 
-    Element n reflects with :math:`\gamma_n e^{j(\epsilon_n + \eta_{ln})} c_{ln}` in place of
-    :math:`c_{ln}`: gain :math:`\gamma_n` uniform within 1 -+ ``gain`` and 0 for a dead element, static phase
-    error :math:`\epsilon_n`, and a phase error :math:`\eta_{ln}` of each code. It sits up to
-    ``position_wavelengths`` off its place along each axis. A directly sampled panel has the same errors,
-    of its antennas, but for those of codes.
+    The reflection coefficient of element n in snapshot l is
+
+    .. math:: \gamma_n e^{j(\epsilon_n + \eta_{ln})} c_{ln}
+
+    with a gain :math:`\gamma_n` uniform within 1 -+ ``gain`` (0 for a dead element), a static phase error
+    :math:`\epsilon_n` and a phase error :math:`\eta_{ln}` per snapshot. Each coordinate of an element
+    deviates by up to ``position_wavelengths``. The elements of a directly sampled array have the same
+    impairments, except for the phase error per snapshot.
 
     Args:
-        panel: the nominal panel, N elements.
-        link: the nominal link.
-        spec: sizes of the errors; all zero returns the nominal objects themselves.
-        draws: random numbers, one set of errors for each row.
+        panel: nominal panel, N elements.
+        link: nominal link.
+        spec: magnitudes of the impairments; if all are zero, the nominal objects are returned.
+        draws: random numbers; each row gives one realisation.
 
     Returns:
-        The actual panel and the actual link, both with a leading axis of draws.
+        Actual panel and actual link, each with a leading axis of realisations.
     """
     if spec == HardwareSpec():
         return panel, link

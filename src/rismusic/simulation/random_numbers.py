@@ -1,11 +1,10 @@
-"""Random numbers that belong to a scene: a function of (seed, split, scene, stream) and of nothing else.
+"""Counter-based random numbers of a scene, a function of (seed, split, scene, stream) alone.
 
-A stateful generator hands out numbers in the order in which it is asked, so what a scene becomes depends on
-the batch size, the process and the device that drew it. Here every number is a hash of its own address, by
-the counter-based generator Threefry-2x32 with 13 rounds (Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3", SC 2011; the generator of JAX in its shorter, still Crush-resistant form). Any scene can be drawn
-alone, in any order, on any device. The integers are the same everywhere; what becomes of them
-(logarithms, cosines) agrees to rounding.
+With a stateful generator, a scene would depend on the batch size, the process and the device. Here every
+number is a hash of its address by the counter-based generator Threefry-2x32 with 13 rounds (Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011; JAX uses the version with 20 rounds, and 13 rounds
+pass the BigCrush tests). Any scene can be drawn alone, in any order, on any device. The integers are
+identical everywhere; functions of them (logarithms, cosines) agree to rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from rismusic.errors import InputError
 
 Split = Literal["train", "validation", "test"]
 
-# Every split has a key of its own; "link" holds what all scenes of a system with one link have in common.
+# Each split has its own key; "link" is for the link that all scenes of a system share.
 SPLITS = {"train": 0, "validation": 1, "test": 2, "link": 3}
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
@@ -30,7 +29,7 @@ _PARITY = 0x1BD11BDA
 
 
 class Stream(IntEnum):
-    """What a number is for. Streams are independent: another K leaves a scene's channel as it was."""
+    """Purpose of a random number. Streams are independent: the channel of a scene does not depend on K."""
 
     POSITIONS = 0
     COUNT = 1
@@ -53,22 +52,22 @@ class Stream(IntEnum):
 
 
 class Draws:
-    """Random numbers of a batch of scenes, each row a function of (seed, split, scene number) alone.
+    """Random numbers of a batch of scenes; each row is a function of (seed, split, scene number) alone.
 
     Args:
-        seed: any integer from 0 to 2**64 - 1.
+        seed: integer from 0 to 2**64 - 1.
         split: ``train``, ``validation`` or ``test`` (or ``link``); the splits of a seed share no scene.
-        scenes: the scene numbers, [S] int64, from 0 to 2**63 - 1, on the device that is to draw.
+        scenes: scene numbers, [S] int64, from 0 to 2**63 - 1, on the device of the random numbers.
 
     Raises:
-        InputError: the seed or the split is unknown to the generator.
+        InputError: the seed or the split is invalid.
     """
 
     def __init__(self, seed: int, split: str, scenes: Int64[Tensor, "S"]) -> None:
         if not 0 <= seed < 2**64:
-            raise InputError("seed", "an integer from 0 to 2**64 - 1", str(seed))
+            raise InputError("seed", f"must be an integer from 0 to 2**64 - 1; got {seed}")
         if split not in SPLITS:
-            raise InputError("split", "train, validation or test", repr(split))
+            raise InputError("split", f"must be train, validation or test; got {split!r}")
         self.scenes = scenes
         whole = scenes.new_zeros(1)
         low, high = _word(whole + (seed & 0xFFFFFFFF)), _word(whole + (seed >> 32))
@@ -76,13 +75,13 @@ class Draws:
         self._key = threefry(*key, _word(scenes), _word(scenes >> 32))
 
     def __getitem__(self, rows: Int64[Tensor, "R"]) -> Draws:
-        """The draws of some of the scenes."""
+        """Random numbers of a subset of the scenes."""
         part = object.__new__(Draws)
         part.scenes, part._key = self.scenes[rows], (self._key[0][rows], self._key[1][rows])
         return part
 
     def words(self, stream: Stream, count: int, skip: int = 0) -> Int32[Tensor, "S count"]:
-        """[S, count] independent words of 32 random bits; ``skip`` passes over that many pairs of words."""
+        """[S, count] independent words of 32 random bits; ``skip`` is the number of pairs to skip."""
         pairs = (count + 1) // 2
         zero = self._key[0].new_zeros(1)
         key0, key1 = threefry(*self._key, zero, zero + int(stream))
@@ -111,7 +110,7 @@ class Draws:
     def complex_normal(
         self, stream: Stream, *shape: int, dtype: torch.dtype = torch.complex64
     ) -> Complex[Tensor, "S ..."]:
-        """[S, *shape] circular complex normal of unit variance, E|z|^2 = 1, by Box and Muller."""
+        """[S, *shape] circular complex normal of unit variance, E|z|^2 = 1, by the Box-Muller transform."""
         count = math.prod(shape)
         words = self.words(stream, 2 * count)
         real = dtype.to_real()
@@ -140,7 +139,7 @@ def threefry(
     for turn in range(13):
         left = _ROTATIONS[turn % 8]
         x0 += x1
-        # Rotate x1 left; the shift to the right carries the sign, which the mask removes.
+        # Rotate x1 left; the mask removes the sign bits of the arithmetic right shift.
         torch.bitwise_right_shift(x1, 32 - left, out=low)
         low &= (1 << left) - 1
         x1 <<= left
@@ -154,11 +153,11 @@ def threefry(
 
 
 def _word(value: Int64[Tensor, "..."]) -> Int32[Tensor, "..."]:
-    """The low 32 bits, as the signed integers that torch has."""
+    """The low 32 bits as int32."""
     value = value & 0xFFFFFFFF
     return torch.where(value >= 1 << 31, value - (1 << 32), value).to(torch.int32)
 
 
 def _unit(words: Int32[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
-    """Words to (0, 1): the middles of 2**23 cells, exact in float32, so that no logarithm meets 0."""
+    """Words to midpoints of 2**23 cells of (0, 1), exact in float32 and never 0."""
     return (words & 0x7FFFFF).to(dtype).add_(0.5).mul_(2.0**-23)

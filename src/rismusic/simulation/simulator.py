@@ -1,4 +1,4 @@
-"""Simulator: each scene is a function of (seed, split, scene number) alone."""
+"""Simulator of recordings; each scene is a function of (seed, split, scene number) alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from rismusic.simulation.channel import draw_channel
 from rismusic.simulation.codebook import draw_codes
 from rismusic.simulation.impairments import impair
 from rismusic.simulation.random_numbers import Draws, Split, Stream
-from rismusic.sources import Sources, check_sources, complete_sources, draw_sources
+from rismusic.simulation.scene import complete_sources, draw_sources
+from rismusic.sources import Sources, check_sources
 from rismusic.spec import PanelSpec, SystemSpec, limits
 from rismusic.units import from_db
 

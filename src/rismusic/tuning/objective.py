@@ -272,7 +272,7 @@ class Objective:
             pruned = bool(trial.should_prune())  # Optuna returns a numpy.bool
             return pruned
 
-        train(training, out=self.run_folder(trial), device=self.device, watch=watch)
+        train(training, out=self.run_folder(trial), device=self.device, on_epoch=watch)
         self.say(
             f"trial {trial.number}: {'pruned' if pruned else 'trained'} after {len(epochs)} epochs, "
             f"surrogate {epochs[-1]['surrogate']:.4f}"

@@ -131,7 +131,7 @@ FAULTS = (
         0,
         "loss detached",
         "The loss has no gradient.",
-        ("gradient", "nothing can be learned"),
+        ("gradient", "nothing to train"),
         _losing(lambda found: replace(found, total=found.total.detach())),
     ),
     Fault(

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from faults.plant import Fault, Plant, attribute, everywhere, function, method
-from rismusic import sources as scene
 from rismusic.array import Panel, steering
 from rismusic.estimation.grid import SearchGrid, Volume, from_cosines, to_cosines
 from rismusic.nn import network as network_module
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.spec import TrainSpec
+from rismusic.simulation import scene
 from rismusic.simulation.channel import draw_channel
 from rismusic.simulation.codebook import spread_order
 from rismusic.simulation.simulator import Simulator

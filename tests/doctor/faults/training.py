@@ -32,7 +32,7 @@ def _by_epoch(_: Any, self: Learner) -> Tensor:
 
 def _schedule_first(original: Callable[..., Any], self: Learner, *given: Any) -> Any:
     self.taken += 1
-    self._schedule()
+    self._set_learning_rate()
     self.taken -= 1
     return original(self, *given)
 
@@ -103,7 +103,7 @@ FAULTS = (
         "schedule ticks in epochs",
         "A schedule made for optimizer steps advances once per epoch.",
         ("ticks in epochs",),
-        method(Learner, "_factor", _by_epoch),
+        method(Learner, "_learning_rate_factor", _by_epoch),
     ),
     Fault(
         10,
@@ -194,6 +194,6 @@ FAULTS = (
         "average never updated",
         "The moving average of the weights is never updated.",
         ("moving average (EMA) of the weights is never updated",),
-        method(Learner, "_follow", lambda *_: None),
+        method(Learner, "_update_average", lambda *_: None),
     ),
 )

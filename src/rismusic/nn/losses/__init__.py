@@ -1,13 +1,13 @@
-"""What the network learns by: small batched losses, one idea to a file, and their weighted total."""
+"""Losses: of covariances, of positions and number of sources, and their weighted total."""
 
 from rismusic.nn.losses.covariance import (
-    capon,
     covariance_error,
     cross_coherence,
     eigengap_hinge,
     eigenvalue_gap,
     factor_coherence,
     inner,
+    mvdr_value,
     peak_contrast,
     steering_basis,
     subspace_leakage,
@@ -21,14 +21,14 @@ from rismusic.nn.losses.sources import (
     heat_map_target,
     match_heads,
 )
-from rismusic.nn.losses.total import Losses, check_start, total_loss
+from rismusic.nn.losses.total import NO_GRADIENT, Losses, check_start, total_loss
 
 __all__ = [
+    "NO_GRADIENT",
     "Losses",
     "Matched",
     "Targets",
     "assign",
-    "capon",
     "check_start",
     "count_divergence",
     "covariance_error",
@@ -40,6 +40,7 @@ __all__ = [
     "heat_map_target",
     "inner",
     "match_heads",
+    "mvdr_value",
     "peak_contrast",
     "steering_basis",
     "subspace_leakage",

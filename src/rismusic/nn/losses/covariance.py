@@ -1,17 +1,6 @@
-"""How far one covariance is from another, from products of their factors.
-
-How much of a covariance lies outside what the true sources can send.
-
-The gap between the eigenvalues of the sources and those of the rest.
-
-How the spectrum of a covariance stands out at the true sources from what is around them.
-
-How far the columns of the predicted factors say the same thing twice.
-"""
+"""Losses of a covariance: error, subspace leakage, eigengap, peak contrast, and coherence of its factors."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from jaxtyping import Complex, Float, Int64
@@ -19,7 +8,7 @@ from torch import Tensor
 
 from rismusic.covariance import Conditioning, Covariance, energy, finish, predicted_covariance
 
-# Share of the target's energy below which it counts as diagonal.
+# Share of off-diagonal energy below which the target counts as diagonal.
 _DIAGONAL = 1e-6
 
 
@@ -40,27 +29,26 @@ def inner(first: Covariance, second: Covariance) -> Float[Tensor, "*batch"]:
 
 
 def covariance_error(covariance: Covariance, target: Covariance) -> Float[Tensor, "*batch"]:
-    r"""Squared relative error of R, its diagonal and its other entries each measured on their own scale.
+    r"""Squared relative error of R: mean of the errors of its diagonal and of its off-diagonal entries.
 
     .. math:: \frac12 \frac{|\mathrm{diag}(R - T)|^2}{|\mathrm{diag}(T)|^2}
         + \frac12 \frac{|\mathrm{off}(R - T)|_F^2}{|\mathrm{off}(T)|_F^2},
         \qquad \mathrm{tr} R = \mathrm{tr} T = 1.
 
-    The N diagonal entries of a steering covariance are all 1 / N and easily met; the others hold where the
-    sources are, and would drown in a loading if the two were measured together. Both covariances are brought
-    to trace 1 first, so the scale of neither matters. Where T has no entries off the diagonal, these are
-    measured by :math:`|T|_F^2`. With :math:`R = F F^H + \ldots`, :math:`T = G G^H + \ldots`,
+    The diagonal entries of a steering covariance are nearly equal and easy to predict; the off-diagonal ones
+    hold the positions, and a loading would dominate them in a common norm. Both covariances are scaled to
+    trace 1. For a diagonal T, the off-diagonal error is relative to :math:`|T|_F^2`.
+    With :math:`R = F F^H + \ldots`, :math:`T = G G^H + \ldots`,
 
     .. math:: |\mathrm{off}(R - T)|_F^2 = |F^H F|_F^2 - 2 |F^H G|_F^2 + |G^H G|_F^2
         - |\mathrm{diag}(F F^H - G G^H)|^2.
 
     Args:
-        covariance: R, of N elements; the gradient flows into it.
-        target: T, finished as R is.
+        covariance: R, of N elements; with a gradient.
+        target: T, conditioned like R.
 
     Returns:
-        [...], 0 where R = T (to rounding: about 1e-7 in float32), 1/2 and more where they have nothing in
-        common.
+        [...], 0 for R = T (up to rounding, about 1e-7 in float32), at least 1/2 for orthogonal ones.
     """
     R, T = covariance.normalised(), target.normalised()
     F, G = R.factor, T.factor
@@ -83,13 +71,13 @@ def _total(values: Complex[Tensor, "*batch R C"]) -> Float[Tensor, "*batch"]:
     return energy(values).sum((-2, -1))
 
 
-# Keeps the Gram matrix of coincident or absent sources invertible (columns of A have unit norm).
+# Keeps the Gram matrix of coincident or absent sources invertible; columns of A have unit norm.
 _RIDGE = 1e-9
 
 
 @torch.no_grad()
 def steering_basis(steering: Complex[Tensor, "*batch N K"]) -> Complex[Tensor, "*batch N K"]:
-    r"""Q with :math:`Q Q^H = P = A (A^H A + \epsilon I)^{-1} A^H`, the projector on the true sources.
+    r"""Q with :math:`Q Q^H = P = A (A^H A + \epsilon I)^{-1} A^H`, the projector onto the true sources.
 
     :math:`Q = A C^{-H}`, C the Cholesky factor of :math:`A^H A + \epsilon I`, :math:`\epsilon` = 1e-9, in
     double precision. No gradient flows through it.
@@ -102,13 +90,13 @@ def steering_basis(steering: Complex[Tensor, "*batch N K"]) -> Complex[Tensor, "
     """
     A = steering.to(torch.complex128)
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    # A positive definite matrix: unlike ``cholesky``, this one does not make the host wait for the answer.
+    # ``cholesky_ex`` does not synchronise with the host.
     root, _ = torch.linalg.cholesky_ex(A.mH @ A + _RIDGE * identity)
     return torch.linalg.solve_triangular(root, A.mH, upper=False).mH.to(steering.dtype).resolve_conj()
 
 
 def subspace_leakage(covariance: Covariance, basis: Complex[Tensor, "*batch N K"]) -> Float[Tensor, "*batch"]:
-    r"""Share of the energy of R that lies outside the true sources' subspace.
+    r"""Share of the energy of R outside the subspace of the true sources.
 
     .. math:: \frac{|P_\perp R P_\perp|_F^2}{|R|_F^2}, \qquad P_\perp = I - Q Q^H,
 
@@ -117,14 +105,14 @@ def subspace_leakage(covariance: Covariance, basis: Complex[Tensor, "*batch N K"
     .. math:: |P_\perp R P_\perp|_F^2 = |F_\perp^H F_\perp|_F^2 + 2 \epsilon |F_\perp|_F^2
         + \epsilon^2 (N - \mathrm{tr}\, Q Q^H).
 
-    It projects on ground-truth steering vectors, so that nothing is differentiated through eigenvectors.
+    It projects onto true steering vectors, so no gradient passes through eigenvectors.
 
     Args:
         covariance: R, of N elements.
         basis: Q of :func:`steering_basis`.
 
     Returns:
-        [...], 0 to 1; 0 where all of R lies in the subspace, which no loading does.
+        [...], 0 to 1; 0 if R lies in the subspace, which needs a loading of 0.
     """
     F, loading = covariance.factor, covariance.loading
     outside = F - basis @ (basis.mH @ F)
@@ -134,25 +122,24 @@ def subspace_leakage(covariance: Covariance, basis: Complex[Tensor, "*batch N K"
     return leaked / inner(covariance, covariance)
 
 
-# Keeps the hinge finite where the true gap closes (coincident sources), in units of the trace.
+# Keeps the hinge finite if the true gap closes (coincident sources), relative to the trace.
 _FLOOR = 1e-6
 
 
 def eigenvalue_gap(covariance: Covariance, count: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     r"""The gap :math:`\lambda_K - \lambda_{K+1}`, eigenvalues descending, of a covariance of trace 1.
 
-    The eigenvalues of :math:`F F^H` are those of the small Hermitian matrix :math:`F^H F` and zeros; the
-    loading lifts all alike and drops out. The gradient is that of eigenvalues, :math:`u^H\,dR\,u`, which
-    exists where eigenvalues meet, unlike that of eigenvectors, of which there is none here.
+    They are the eigenvalues of the small matrix :math:`F^H F`; the loading shifts all equally and cancels.
+    Unlike that of eigenvectors, the gradient of eigenvalues, :math:`u^H\,dR\,u`, is finite for repeated ones.
 
     Args:
         covariance: R.
-        count: K, at least 1 (0 is read as 1).
+        count: K; 0 counts as 1.
     """
     F = covariance.normalised().factor
     gram = F.mH @ F if F.shape[-1] <= F.shape[-2] else F @ F.mH
     ascending = torch.linalg.eigvalsh((gram + gram.mH) / 2)
-    # Beyond the rank of F all are zero.
+    # Eigenvalues beyond the rank of F are zero.
     descending = torch.nn.functional.pad(ascending.flip(-1), (0, 1))
     last = (count.clamp(1, descending.shape[-1] - 1) - 1)[..., None]
     return (descending.gather(-1, last) - descending.gather(-1, last + 1))[..., 0]
@@ -161,79 +148,69 @@ def eigenvalue_gap(covariance: Covariance, count: Int64[Tensor, "*batch"]) -> Fl
 def eigengap_hinge(
     covariance: Covariance, target: Covariance, count: Int64[Tensor, "*batch"], margin: float
 ) -> Float[Tensor, "*batch"]:
-    r"""What the gap of R lacks of the margin, relative to the margin.
+    r"""Hinge loss of the eigengap of R, relative to its margin.
 
     .. math:: \frac{\max(0, \gamma - (\lambda_K(R) - \lambda_{K+1}(R)))}{\gamma + 10^{-6}}, \qquad
         \gamma = \min(m,\; \lambda_K(T) - \lambda_{K+1}(T)),
 
-    so that no more is asked for than the truth has: sources that are close, or many, leave a small gap.
+    so that the margin does not exceed the true gap, which is small for close or many sources.
 
     Args:
         covariance: R.
-        target: T, finished as R is.
+        target: T, conditioned like R.
         count: K.
-        margin: m, in units of the trace.
+        margin: m, relative to the trace.
 
     Returns:
-        [...], 0 where the gap is wide enough, more than 1 where eigenvalues are out of reach.
+        [...], 0 if the gap reaches the margin.
     """
     with torch.no_grad():
-        wanted = eigenvalue_gap(target, count).clamp_max(margin)
-    return (wanted - eigenvalue_gap(covariance, count)).relu() / (wanted + _FLOOR)
+        gap = eigenvalue_gap(target, count).clamp_max(margin)
+    return (gap - eigenvalue_gap(covariance, count)).relu() / (gap + _FLOOR)
 
 
-# Trace of the identity that a covariance is given before its spectrum is taken.
+# Diagonal loading for the MVDR spectrum, relative to the trace.
 _LOADING = 0.05
 
 
-def capon(covariance: Covariance, steering: Complex[Tensor, "*batch N Q"]) -> Float[Tensor, "*batch Q"]:
-    r"""The minimum variance spectrum :math:`1 / (a^H R^{-1} a)` of a covariance with a loading.
+def mvdr_value(covariance: Covariance, steering: Complex[Tensor, "*batch N Q"]) -> Float[Tensor, "*batch Q"]:
+    r"""The MVDR spectrum :math:`1 / (a^H R^{-1} a) = \epsilon / (|a|^2 - |V^H a|^2)`, in double precision.
 
-    .. math:: a^H R^{-1} a = \frac{1}{\epsilon} \left( |a|^2 - |C^{-1} F^H a|^2 \right), \qquad
-        C C^H = \epsilon I + F^H F
-
-    (Woodbury; C a Cholesky factor, in double precision). The twin of
-    :func:`rismusic.estimation.spectra.mvdr` that does not make the host wait for the device.
+    V is that of :func:`rismusic.estimation.spectra.mvdr`,
+    :meth:`Covariance.inverse_root <rismusic.covariance.Covariance.inverse_root>`. Its positive loading is not
+    checked here, so that a GPU is not synchronised.
 
     Args:
-        covariance: R, its loading positive.
+        covariance: R, with a positive loading.
         steering: vectors a.
     """
-    F, loading = covariance.factor.to(torch.complex128), covariance.loading.double()[..., None]
-    identity = torch.eye(F.shape[-1], dtype=F.dtype, device=F.device)
-    root, _ = torch.linalg.cholesky_ex(F.mH @ F + loading[..., None] * identity)
-    across = (covariance.factor.mH @ steering).to(F.dtype)
-    solved = torch.linalg.solve_triangular(root, across, upper=False)
-    left = energy(steering).sum(-2).double() - energy(solved).sum(-2)
-    return (loading / left).to(covariance.loading.dtype)
+    projected = covariance.inverse_root().mH @ steering.to(torch.complex128)
+    remainder = energy(steering).sum(-2).double() - energy(projected).sum(-2)
+    return (covariance.loading.double()[..., None] / remainder).to(covariance.loading.dtype)
 
 
 def peak_contrast(
     covariance: Covariance,
     target: Covariance,
     around: Complex[Tensor, "*batch N K C"],
-    spectrum: Literal["capon", "bartlett"] = "capon",
 ) -> Float[Tensor, "*batch K"]:
-    r"""How much less a true source stands out of its neighbourhood in R than it does in T.
+    r"""Divergence of the MVDR spectra of R and T around the true sources.
 
-    The spectrum at the source and at the C - 1 = 24 cells around it, divided by its sum over the C cells, is
-    a distribution, s for R and t for T. The loss is what s lacks to be t,
+    The spectrum at the C = 25 cells around a source, itself included, divided by its sum over them, is a
+    distribution: s for R and t for T. The loss is the Kullback-Leibler divergence
 
     .. math:: \sum_c t_c \log \frac{t_c}{s_c},
 
-    the cross-entropy of the true cell against its neighbours, softened by what the truth itself shows, less
-    its entropy: no more contrast is asked for than the truth has, and at T it is exactly 0. The spectra are
-    those of R and T with a further loading of 5 % of the trace, without which R may have no inverse, and s
-    no logarithm.
+    so that no more contrast is required than the true covariance has. Both covariances get a further loading
+    of 5 % of the trace, since R may be singular.
 
     Args:
         covariance: R.
-        target: T, finished as R is.
-        around: steering vectors of the C cells around each of the K sources, the source among them.
-        spectrum: ``capon``, :math:`1 / a^H R^{-1} a`, or ``bartlett``, :math:`a^H R a`.
+        target: T, conditioned like R.
+        around: steering vectors of the C cells around each of the K sources.
 
     Returns:
-        [..., K], not negative; meaningless where there is no source.
+        [..., K], not negative; undefined where there is no source.
     """
     shape = around.shape[-2:]
     vectors = around.flatten(-2)
@@ -241,8 +218,7 @@ def peak_contrast(
     def log_share(which: Covariance) -> Tensor:
         loading = torch.full_like(which.loading, _LOADING)
         loaded = finish(which, Conditioning(loading, torch.zeros_like(loading)))
-        values = loaded.quadratic(vectors) if spectrum == "bartlett" else capon(loaded, vectors)
-        return values.unflatten(-1, shape).log().log_softmax(-1)
+        return mvdr_value(loaded, vectors).unflatten(-1, shape).log().log_softmax(-1)
 
     with torch.no_grad():
         t = log_share(target)
@@ -252,14 +228,14 @@ def peak_contrast(
 def factor_coherence(
     angle_factor: Complex[Tensor, "*batch N K"], range_factor: Complex[Tensor, "*batch N K"]
 ) -> Float[Tensor, "*batch"]:
-    r"""Energy of the inner products of different columns of one factor.
+    r"""Energy of the inner products of different columns within each factor.
 
     .. math:: \frac{1}{(\mathrm{tr} R_{pred})^2} \sum_{i \ne j}
         \left( |a_i^H a_j|^2 + 0.3^2 |b_i^H b_j|^2 \right)
 
-    a and b the columns of A_ang and A_rng. Any covariance has a factor with orthogonal columns (its scaled
-    eigenvectors), so this never stands against the covariance: it picks one of the many factors of the same
-    R_pred, and keeps columns from collapsing onto each other.
+    with the columns a of A_ang and b of A_rng. Every covariance has a factor with orthogonal columns, its
+    scaled eigenvectors, so this loss does not conflict with the covariance loss; it prevents the columns from
+    collapsing onto each other.
 
     Args:
         angle_factor: A_ang.
@@ -281,7 +257,7 @@ def cross_coherence(
 
     .. math:: \frac{2 \cdot 0.3\, |A_{ang}^H A_{rng}|_F^2}{(\mathrm{tr} R_{pred})^2},
 
-    0 where the range factor adds directions that the angle factor does not have.
+    0 if the range factor is orthogonal to the angle factor.
 
     Args:
         angle_factor: A_ang.

@@ -1,13 +1,4 @@
-"""What a prediction is compared with: the truth of each scene, and what its snapshots say.
-
-Which head stands for which source: the best assignment, exactly, in batches, on the device.
-
-How far the heads are from the true sources, as two sets.
-
-How far the heat map over the search grid is from one of the true sources.
-
-How far the predicted number of sources is from the true one.
-"""
+"""Losses of the source heads, the heat map and the number of sources, and the targets of all losses."""
 
 from __future__ import annotations
 
@@ -28,20 +19,20 @@ from rismusic.io import Recording
 from rismusic.nn.network import Prediction
 from rismusic.sources import Sources
 
-# Cells on either side of a true source, along u_x and u_y.
-_REACH = 2
+# Cells on either side of a true source along u_x and u_y, for the peak contrast.
+_NEIGHBOURS = 2
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Targets:
-    """Truth and sample covariance of S scenes; nothing in it has a gradient.
+    """True sources and sample covariance of S scenes, without gradient.
 
     Args:
         truth: true sources, [S, K].
         steering: A, [S, N, K], zero where there is no source.
         true: R_true of trace 1, not conditioned.
-        sample: R_samp of trace 1, not conditioned, from the snapshots as in inference.
-        conditioning: loading and shrinkage of R_samp, for the blend and for what it is compared with.
+        sample: R_samp of trace 1, not conditioned, computed from the snapshots as in inference.
+        conditioning: loading and shrinkage of R_samp, applied to R_blend and R_true.
         grid: the search grid.
     """
 
@@ -57,21 +48,21 @@ class Targets:
     def of(
         cls, recording: Recording, grid: SearchGrid, noise_variance: Float[Tensor, "S"] | None = None
     ) -> Targets:
-        """Targets of the scenes of a recording that knows its sources.
+        """Targets from a recording with true sources.
 
         Args:
             recording: S scenes with truth, positions and powers.
             grid: the search grid, on the recording's device.
-            noise_variance: sigma^2 of each scene; that of the recording where none is given, estimated where
-                it has none, as in inference.
+            noise_variance: sigma^2 of each scene; by default that of the recording, or an estimate if it has
+                none, as in inference.
 
         Raises:
-            InputError: no truth, or no powers in it.
+            InputError: the recording has no truth, or no source powers.
         """
         if recording.truth is None:
-            raise InputError("truth", "the true sources of each scene", "none")
+            raise InputError("truth", "the recording has no true sources, which the losses need")
         if recording.truth.power is None:
-            raise InputError("truth/power", "the sources' powers, without which there is no R_true", "none")
+            raise InputError("truth/power", "the recording has no source powers, which R_true needs")
         noise = noise_of(recording) if noise_variance is None else noise_variance
         sample, conditioning = sample_covariance(recording.link, recording.snapshots, noise)
         dtype = recording.snapshots.real.dtype
@@ -92,23 +83,23 @@ class Targets:
 
     @property
     def count(self) -> Int64[Tensor, "S"]:
-        """K of each scene."""
+        """Number of sources of each scene."""
         return self.truth.active.sum(-1)
 
     @property
     def conditioned(self) -> Covariance:
-        """R_true, finished as the blend is that it is compared with."""
+        """R_true, conditioned like R_blend."""
         return finish(self.true, self.conditioning)
 
     def around(self) -> Complex[Tensor, "S N K C"]:
-        """Steering vectors of the 5 x 5 cells around each true source, at its range, itself in the middle.
+        """Steering vectors of the 5 x 5 cells around each true source, at its range.
 
-        The cells are a step of the grid apart in u_x and u_y, and centred on the source, which lies between
-        the points of the grid. Empty places hold the cells around some harmless point.
+        The cells are one grid step apart in u_x and u_y and centred on the source. For absent sources they
+        are centred on an arbitrary valid point.
         """
         azimuth, elevation, distance = self.truth.filled()
         u_x, u_y, q = to_cosines(azimuth, elevation, distance)
-        offset = torch.arange(-_REACH, _REACH + 1, dtype=u_x.dtype, device=u_x.device)
+        offset = torch.arange(-_NEIGHBOURS, _NEIGHBOURS + 1, dtype=u_x.dtype, device=u_x.device)
         right, up = (axis.ravel() for axis in torch.meshgrid(offset, offset, indexing="ij"))
         x, y = u_x[..., None] + self.grid.step[0] * right, u_y[..., None] + self.grid.step[1] * up
         azimuth, elevation, distance = (
@@ -128,26 +119,25 @@ class Targets:
         )
 
 
-# The table has 2^K entries per scene.
-_MOST = 10
+# Limits the table of 2^K entries per scene.
+_MAX_SOURCES = 10
 
 
 @torch.no_grad()
 def assign(cost: Float[Tensor, "S Q K"]) -> Int64[Tensor, "S K"]:
-    r"""The assignment of K sources to different ones of Q heads that costs least.
+    r"""The assignment of K sources to different heads, out of Q, with the least total cost.
 
-    Heads are taken one after the other; the least cost at which a set B of sources is served by the first q
-    of them is
+    The least cost of assigning a set B of sources to the first q heads is
 
     .. math:: c_q(B) = \min\left( c_{q-1}(B),\; \min_{k \in B} c_{q-1}(B \setminus k) + \mathrm{cost}_{qk}
         \right),
 
-    and the choices that led to the full set are read backwards (dynamic programming over subsets; Held and
-    Karp, J. SIAM 10 (1962)). Exact like the Hungarian algorithm, but without a wait for the host: Q steps on
-    tables of 2^K numbers per scene.
+    and the choices are traced back from the full set (dynamic programming over subsets; Held and Karp,
+    J. SIAM 10 (1962)). It is exact like the Hungarian algorithm, batched, and does not synchronise with the
+    host: Q steps on tables of 2^K numbers per scene.
 
     Args:
-        cost: cost of head q for source k; the same for all heads where there is no source.
+        cost: cost of head q for source k; equal for all heads if source k is absent.
 
     Returns:
         [S, K] the head of each source.
@@ -157,9 +147,9 @@ def assign(cost: Float[Tensor, "S Q K"]) -> Int64[Tensor, "S K"]:
     """
     scenes, heads, most = cost.shape
     if most > heads:
-        raise InputError("prediction", f"a head for each of {most} sources", f"{heads} heads")
-    if most > _MOST:
-        raise InputError("truth", f"at most {_MOST} sources", str(most))
+        raise InputError("prediction", f"{heads} heads cannot be assigned to {most} sources")
+    if most > _MAX_SOURCES:
+        raise InputError("truth", f"at most {_MAX_SOURCES} sources are supported; got {most}")
     bit = 1 << torch.arange(most, device=cost.device)
     subset = torch.arange(1 << most, device=cost.device)
     member = (subset[:, None] & bit) > 0
@@ -183,13 +173,13 @@ def assign(cost: Float[Tensor, "S Q K"]) -> Int64[Tensor, "S K"]:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """Losses of each scene under the assignment of heads to sources that makes their weighted sum least.
+    """Losses of each scene under the best assignment of heads to sources.
 
     Args:
-        partner: [S, K] the head that stands for each source, any of the rest where there is no source.
-        angle: [S] see :func:`match_heads`.
-        log_range: [S]
-        existence: [S]
+        partner: [S, K] the head assigned to each source; an arbitrary unused one for absent sources.
+        angle: [S] angle loss, see :func:`match_heads`.
+        log_range: [S] loss of the log-range.
+        existence: [S] existence loss.
     """
 
     partner: Int64[Tensor, "S K"]
@@ -206,7 +196,7 @@ def match_heads(
     angle_scale_deg: float,
     log_range_scale: float,
 ) -> Matched:
-    r"""Errors of angles, log-range and existence between two sets.
+    r"""Losses of angles, log-range and existence between the set of heads and the set of true sources.
 
     With the Huber function :math:`h(x) = x^2 / 2` up to 1, :math:`|x| - 1/2` beyond, head q for source k has
 
@@ -214,15 +204,14 @@ def match_heads(
         \right) + h\!\left(\frac{\mathrm{wrap}(\hat\theta_q - \theta_k)}{s_a}\right) \right], \qquad
         d^{range}_{qk} = h\!\left(\frac{\log \hat q_q + \log r_k}{s_r}\right),
 
-    whose gradient neither vanishes nor grows with a large error. Each is averaged over the K sources of a
-    scene. Existence is the mean over the Q heads of :math:`\mathrm{softplus}(-e_q)` where head q stands for
-    a source, :math:`\mathrm{softplus}(e_q)` where it does not. The assignment is the one for which
+    whose gradient neither vanishes nor grows for large errors. Each is averaged over the K sources. The
+    existence loss is the mean over the Q heads of :math:`\mathrm{softplus}(-e_q)` for assigned heads and
+    :math:`\mathrm{softplus}(e_q)` for the others. The assignment minimises
 
     .. math:: \sum_k \frac{w_a d^{angle}_{q_k k} + w_r d^{range}_{q_k k}}{K} - \frac{w_e\, e_{q_k}}{Q}
 
-    is least. That is the weighted sum of the three losses up to what no assignment changes, because
-    softplus(-e) - softplus(e) = -e: the heads are compared with the sources in the order that suits them
-    best, and the loss is continuous where that order changes.
+    which is the weighted sum of the three losses up to a constant, because softplus(-e) - softplus(e) = -e.
+    The loss is therefore continuous where the assignment changes.
 
     Args:
         prediction: Q heads.
@@ -257,13 +246,13 @@ def match_heads(
 def _mean(
     errors: Float[Tensor, "S Q K"], partner: Int64[Tensor, "S K"], active: Bool[Tensor, "S K"]
 ) -> Tensor:
-    """Mean over a scene's sources of the errors of the heads that stand for them."""
+    """Mean error of the assigned heads over the sources of a scene."""
     paired = errors.gather(1, partner[:, None, :])[:, 0]
     return torch.where(active, paired, 0).sum(-1) / active.sum(-1).clamp_min(1)
 
 
 def _wrapped(angle: Tensor) -> Tensor:
-    """The angle within -pi .. pi (radians)."""
+    """The angle wrapped to [-pi, pi), radians."""
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
@@ -273,23 +262,23 @@ def _huber(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def heat_map_target(truth: Sources, grid: SearchGrid, width: float) -> Float[Tensor, "S P"]:
-    r"""The share of the sources that belongs to each point of the grid.
+    r"""Target of the heat map: the share of the sources at each point of the grid.
 
-    Each source, which lies between the points, is spread over its neighbours,
+    Each source is spread over the grid points around it,
 
     .. math:: t_p \propto \sum_k \prod_{c \in (u_x, u_y, q)}
         \frac{e^{-(c_p - c_k)^2 / 2 w^2 \Delta_c^2}}{\sum_{c'} e^{-(c' - c_k)^2 / 2 w^2 \Delta_c^2}},
 
-    :math:`\Delta_c` the step of the grid in coordinate c, the lower sum over all points of that axis. Points
-    outside the volume have no share.
+    with the grid step :math:`\Delta_c` of coordinate c and the lower sum over all points of that axis. Points
+    outside the volume get 0.
 
     Args:
         truth: true sources.
         grid: P points.
-        width: w, in steps of the grid.
+        width: w, in grid steps.
 
     Returns:
-        [S, P], of sum 1; all 0 where there is no source, or none near the volume.
+        [S, P], of sum 1; all 0 without a source in or near the volume.
     """
     azimuth, elevation, distance = truth.filled()
     spread = []
@@ -307,17 +296,17 @@ def heat_map_target(truth: Sources, grid: SearchGrid, width: float) -> Float[Ten
 def heat_map_divergence(
     logits: Float[Tensor, "S P"], target: Float[Tensor, "S P"], grid: SearchGrid
 ) -> Float[Tensor, "S"]:
-    r"""Cross-entropy of the heat map over the points inside the volume, less the target's entropy.
+    r"""Kullback-Leibler divergence of the heat map from its target, over the points inside the volume.
 
     .. math:: \sum_p t_p \log \frac{t_p}{\mathrm{softmax}(z)_p}
 
     Args:
         logits: z.
         target: t of :func:`heat_map_target`.
-        grid: P points; those not ``inside`` take no part.
+        grid: P points; those not ``inside`` are ignored.
 
     Returns:
-        [S], not negative, 0 where the softmax is t, or where t is 0 throughout.
+        [S], not negative; 0 if the softmax equals t, or if t is 0.
     """
     log_share = logits.masked_fill(~grid.inside, -torch.inf).log_softmax(-1)
     # 0 log 0 = 0, in the gradient too.
@@ -325,10 +314,14 @@ def heat_map_divergence(
     return (torch.special.xlogy(target, target) - target * log_share).sum(-1)
 
 
+COUNT_SMOOTHING = 0.05
+"""Label smoothing of the number of sources."""
+
+
 def count_divergence(
     logits: Float[Tensor, "*batch C"], count: Int64[Tensor, "*batch"], smoothing: float
 ) -> Float[Tensor, "*batch"]:
-    r"""Cross-entropy of the number of sources with smoothed labels, less the labels' entropy.
+    r"""Kullback-Leibler divergence of the predicted number of sources from smoothed labels.
 
     .. math:: \sum_k t_k \log \frac{t_k}{\mathrm{softmax}(z)_k}, \qquad
         t_k = (1 - s)\, [k = K] + \frac{s}{K_{max} + 1}.
@@ -336,11 +329,11 @@ def count_divergence(
     Args:
         logits: z, of 0 .. K_max sources, C = K_max + 1.
         count: K.
-        smoothing: s, 0 (hard labels) and below 1.
+        smoothing: s, 0 (hard labels) or more, below 1.
 
     Returns:
-        [...], not negative, 0 where the softmax is t.
+        [...], not negative; 0 if the softmax equals t.
     """
-    places = torch.arange(logits.shape[-1], device=logits.device)
-    t = (1 - smoothing) * (places == count[..., None]).to(logits.dtype) + smoothing / len(places)
+    numbers = torch.arange(logits.shape[-1], device=logits.device)
+    t = (1 - smoothing) * (numbers == count[..., None]).to(logits.dtype) + smoothing / len(numbers)
     return (torch.special.xlogy(t, t) - t * logits.log_softmax(-1)).sum(-1)

@@ -1,7 +1,4 @@
-"""Before the first step: does every output of the network learn anything at all?
-
-The weighted total of all losses, and what each of them would be at a perfect prediction.
-"""
+"""The weighted total of all losses, its oracle values, and a check before the first step."""
 
 from __future__ import annotations
 
@@ -25,6 +22,7 @@ from rismusic.nn.losses.covariance import (
     subspace_leakage,
 )
 from rismusic.nn.losses.sources import (
+    COUNT_SMOOTHING,
     Targets,
     count_divergence,
     heat_map_divergence,
@@ -34,23 +32,25 @@ from rismusic.nn.losses.sources import (
 from rismusic.nn.network import Prediction
 from rismusic.nn.spec import LossSpec, TermName
 
+NO_GRADIENT = "the total loss has no gradient with respect to the network, so there is nothing to train"
+
 
 def check_start(losses: Losses, prediction: Prediction) -> None:
-    """Refuse a total that is not finite, or from which an output of the network learns nothing.
+    """Check that the total is finite and that every output of the network gets a gradient.
 
-    To be called once, on the first batch, with the weights of the spec: it waits for the device.
+    Call it once, on the first batch, with the weights of the spec; it synchronises with the device.
 
     Args:
-        losses: of ``prediction``, its graph still there (and kept).
+        losses: losses of ``prediction``; their graph is kept.
         prediction: from the network.
 
     Raises:
-        InputError: the output and what is wrong with its gradient.
+        InputError: an output without a valid gradient.
     """
     if not torch.isfinite(losses.total):
-        raise InputError("loss", "a finite total", f"{float(losses.total.detach()):g}")
+        raise InputError("loss", f"the total must be finite; got {float(losses.total.detach()):g}")
     if not losses.total.requires_grad:
-        raise InputError("loss", "a total with a gradient", "none: nothing can be learned")
+        raise InputError("loss", NO_GRADIENT)
     outputs = {
         field.name: value
         for field in fields(prediction)
@@ -58,7 +58,9 @@ def check_start(losses: Losses, prediction: Prediction) -> None:
     }
     for name, value in outputs.items():
         if not value.requires_grad:
-            raise InputError(f"prediction.{name}", "an output that depends on the network", "a constant")
+            raise InputError(
+                f"prediction.{name}", "the output is constant; it must depend on the network's parameters"
+            )
     gradients = torch.autograd.grad(
         losses.total, list(outputs.values()), retain_graph=True, allow_unused=True
     )
@@ -68,24 +70,26 @@ def check_start(losses: Losses, prediction: Prediction) -> None:
     }
     for name, size in sizes.items():
         if not math.isfinite(size):
-            raise InputError(f"prediction.{name}", "a finite gradient", "a NaN or an infinity")
-        # A factor of zeros would never move; rounding gives it a gradient that is no gradient.
+            raise InputError(f"prediction.{name}", "its gradient is not finite")
+        # A factor of zeros never changes: its gradient is a rounding error.
         factors = max(sizes["angle_factor"], sizes["range_factor"])
         if size <= (torch.finfo(losses.total.dtype).eps * factors if name.endswith("_factor") else 0):
-            raise InputError(f"prediction.{name}", "a gradient from some loss of positive weight", "none")
+            raise InputError(
+                f"prediction.{name}", "no loss of positive weight has a gradient with respect to this output"
+            )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Losses:
-    """The total and what it is made of, on the device; nothing here waits for it.
+    """The total loss and its terms, on the device.
 
     Args:
-        total: the sum of weight times term, a scalar with a gradient.
-        terms: each loss by itself, mean over the scenes, without its weight; those of weight 0 are left out.
-        weights: the weights of the terms.
-        oracle: of the terms that compare R_blend with R_true, the value at R_pred = R_true: what R_samp and
-            the loading leave of them when the network is right. No lower bound: an R_pred that leans against
-            the errors of R_samp goes a little below.
+        total: weighted sum of the terms, a scalar with a gradient.
+        terms: mean over the scenes of each loss, unweighted; losses of weight 0 are left out.
+        weights: weights of the terms.
+        oracle: values at R_pred = R_true of the terms that compare R_blend with R_true: the part that is due
+            to R_samp and the loading. It is not a lower bound, since an R_pred that compensates errors of
+            R_samp gets slightly below.
     """
 
     total: Float[Tensor, ""]
@@ -103,25 +107,22 @@ def total_loss(
     weights: Mapping[TermName, float] | None = None,
     oracle: bool = True,
 ) -> Losses:
-    r"""The loss of a batch, :math:`\sum_i w_i\, \overline{\ell_i}`, the bar being the mean over the scenes.
+    r"""The loss of a batch, :math:`\sum_i w_i\, \overline{\ell_i}`, the mean being over the scenes.
 
-    Covariance, subspace, eigengap and contrast are those of R_blend, against R_true conditioned as R_blend
-    is; ``covariance_predicted`` is that of R_pred alone, so that the network cannot hide behind R_samp. A
-    scene without a source has no R_true, and only counts in the number of sources, the existence of the heads
-    and the coherence of the factors.
+    Covariance, subspace, eigengap and peak contrast compare R_blend with R_true, conditioned in the same way;
+    ``covariance_predicted`` compares R_pred alone. A scene without sources has no R_true; it contributes to
+    the losses of count, existence, orthogonality and cross only.
 
     Args:
         prediction: of S scenes.
         targets: of the same scenes.
-        spec: scales, margins, and the weights.
+        spec: scales, margins and weights.
         beta: share of R_samp in R_blend.
-        weights: the weights in force, as :func:`~rismusic.nn.schedules.weights_at` gives them; those of
-            ``spec`` if none.
+        weights: replace weights of ``spec``; see :func:`~rismusic.nn.schedules.weights_at`.
         oracle: whether to compute the oracle values too.
 
     Raises:
-        InputError: targets of other scenes or another panel, more sources than the prediction can count, a
-            weight that is negative or not finite, or none for the covariance.
+        InputError: prediction and targets do not match, or a weight is invalid.
     """
     weights = {**spec.weights, **(weights or {})}
     _check(prediction, targets, weights)
@@ -142,7 +143,7 @@ def total_loss(
     if "cross" in used:
         losses["cross"] = cross_coherence(*factors)
     if "count" in used:
-        losses["count"] = count_divergence(prediction.count_logits, targets.count, spec.count_smoothing)
+        losses["count"] = count_divergence(prediction.count_logits, targets.count, COUNT_SMOOTHING)
     losses |= _positions(prediction, targets, spec, used)
     if "heat_map" in used:
         assert prediction.grid_logits is not None
@@ -162,7 +163,7 @@ def total_loss(
 
 
 class _Structure:
-    """The losses of a covariance against R_true; what they need of the truth is made once."""
+    """Losses of a covariance against R_true; quantities of the truth are computed once."""
 
     def __init__(self, targets: Targets, spec: LossSpec, used: Mapping[TermName, float]) -> None:
         self._targets, self._spec, self._used = targets, spec, used
@@ -171,7 +172,7 @@ class _Structure:
         self._around = targets.around() if "peak_contrast" in used else None
 
     def of(self, covariance: Covariance) -> dict[TermName, Tensor]:
-        """The losses of R_blend, [S] each."""
+        """The losses of a covariance, [S] each."""
         spec, targets = self._spec, self._targets
         losses: dict[TermName, Tensor] = {}
         if "covariance" in self._used:
@@ -181,7 +182,7 @@ class _Structure:
         if "eigengap" in self._used:
             losses["eigengap"] = eigengap_hinge(covariance, self._true, targets.count, spec.eigengap_margin)
         if self._around is not None:
-            lost = peak_contrast(covariance, self._true, self._around, spec.peak_spectrum)
+            lost = peak_contrast(covariance, self._true, self._around)
             present = torch.where(targets.truth.active, lost, 0).sum(-1)
             losses["peak_contrast"] = present / targets.count.clamp_min(1)
         return losses
@@ -190,7 +191,7 @@ class _Structure:
 def _positions(
     prediction: Prediction, targets: Targets, spec: LossSpec, used: Mapping[TermName, float]
 ) -> dict[TermName, Tensor]:
-    """The losses of the heads, those in use."""
+    """The losses of the position heads."""
     weights = used.get("angle", 0.0), used.get("log_range", 0.0), used.get("existence", 0.0)
     if not any(weights):
         return {}
@@ -207,16 +208,24 @@ def _positions(
 def _check(prediction: Prediction, targets: Targets, weights: Mapping[TermName, float]) -> None:
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
-            raise InputError(f"loss.{name}", "a finite weight, not negative", f"{weight:g}")
+            raise InputError(f"loss.{name}", f"the weight must be finite and not negative; got {weight:g}")
     if weights["covariance"] == 0:
-        raise InputError("loss.covariance", "a positive weight (the covariance is never off)", "0")
+        raise InputError("loss.covariance", "the weight must be positive; got 0")
     if len(prediction) != len(targets):
-        raise InputError("prediction", f"{len(targets)} scenes as in the targets", str(len(prediction)))
+        raise InputError(
+            "prediction", f"must have {len(targets)} scenes like the targets; got {len(prediction)}"
+        )
     size, most = prediction.angle_factor.shape[1:]
     if size != targets.true.size:
-        raise InputError("prediction", f"N = {targets.true.size} elements as in the targets", str(size))
+        raise InputError(
+            "prediction", f"must have N = {targets.true.size} elements like the targets; got {size}"
+        )
     if targets.truth.azimuth.shape[-1] > most:
-        raise InputError("truth", f"at most K_max = {most} sources", str(targets.truth.azimuth.shape[-1]))
+        raise InputError(
+            "truth", f"at most K_max = {most} sources are supported; got {targets.truth.azimuth.shape[-1]}"
+        )
     points = None if prediction.grid_logits is None else prediction.grid_logits.shape[-1]
     if points not in (None, len(targets.grid)):
-        raise InputError("prediction.grid_logits", f"P = {len(targets.grid)} as in the grid", str(points))
+        raise InputError(
+            "prediction.grid_logits", f"must have P = {len(targets.grid)} points like the grid; got {points}"
+        )
