@@ -1,10 +1,9 @@
 """Differences of the estimates of two benchmark runs, ``python benchmarks/compare_estimates.py A B``.
 
-A and B are folders that ``rismusic bench --out`` made with the same settings, by two versions of the code
-or on two machines. Estimates of one scene are matched by Hungarian assignment. The difference of a scene is
-the largest one over its sources and coordinates, in units of the Cramer-Rao bound of the true source that
-the first run hit. Scenes in which it hit none are left out; a source that only one run found counts as
-infinite.
+A and B are folders that ``rismusic bench --out`` made with the same settings, by two versions of the code or
+on two machines. Estimates of one scene are matched by Hungarian assignment. The difference of a scene is the
+largest one over its sources and coordinates, in units of the Cramer-Rao bound of the true source that the
+first run hit. Scenes in which it hit none are left out; a source that only one run found counts as infinite.
 """
 
 from __future__ import annotations

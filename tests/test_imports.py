@@ -18,7 +18,7 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors", "renames"],
-    ["files", "registry", "devices", "memory"],
+    ["files", "registry", "devices"],
     ["spec"],
     ["units", "array"],
     ["operator", "simulation.random_numbers"],
@@ -27,7 +27,7 @@ ORDER = [
     ["simulation", "covariance", "estimation.likelihood"],
     ["crb"],
     ["estimation", "metrics"],
-    ["ellipsoid", "evaluate"],
+    ["ellipsoid"],
     ["scene_view"],
     ["plots"],
     ["nn"],

@@ -36,7 +36,7 @@ def test_plots_take_axes_and_return_them(tmp_path):
     assert scene_top(PANEL, truth=SOURCES, ax=top) is top
     assert scene_top(PANEL, SOURCES).get_xlabel().startswith("x / m")
     save(top, tmp_path / "scene.png", overwrite=False)
-    with pytest.raises(InputError, match="existing"):
+    with pytest.raises(InputError, match="the file exists already"):
         save(top, tmp_path / "scene.png", overwrite=False)
     with pytest.raises(InputError, match=r"\.png or \.pdf or \.svg"):
         save(top, tmp_path / "scene.doc", overwrite=False)

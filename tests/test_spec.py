@@ -8,6 +8,7 @@ import pytest
 import rismusic
 from rismusic import renames
 from rismusic.errors import InputError
+from rismusic.nn.spec import TrainSpec
 from rismusic.spec import (
     LocateSpec,
     SceneSpec,
@@ -142,7 +143,7 @@ def test_a_key_named_self_is_an_unknown_setting(tmp_path):
 
 
 def test_every_renamed_setting_exists_and_its_old_name_does_not():
-    known = [*setting_names(LocateSpec), *setting_names(TuneSpec)]
+    known = [*setting_names(LocateSpec), *setting_names(TuneSpec), *setting_names(TrainSpec)]
     for old, new in renames.SETTINGS.items():
         assert old not in known
         assert new is None or new in known

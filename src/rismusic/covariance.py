@@ -415,7 +415,7 @@ def blend(predicted: Covariance, sample: Covariance, beta: Float[Tensor, "*batch
 
 
 def energy(values: Complex[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """|z|^2, differentiable at 0 (unlike ``abs``)."""
+    """Squared modulus without the square root of ``abs``, which has no derivative at 0."""
     return values.real.square() + values.imag.square()
 
 

@@ -21,10 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rismusic.array import Panel, Wave, steering_with_derivatives
+from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import fisher_information
 from rismusic.io import Recording
-from rismusic.memory import blocks
 from rismusic.operator import Link
 from rismusic.sources import Sources
 

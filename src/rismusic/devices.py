@@ -1,10 +1,18 @@
-"""The device that a user names."""
+"""Devices, and the memory budget of temporary arrays on them, from which all block sizes follow."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
 from rismusic.errors import InputError
+
+VARIABLE = "RISMUSIC_MEMORY_BUDGET_MIB"
+"""Environment variable that replaces the default budget, in MiB."""
+
+# MiB by type of device: small blocks stay in the caches of a CPU; a GPU needs large ones.
+_DEFAULT_MIB = {"cpu": 256, "cuda": 2048}
 
 
 def device_of(device: torch.device | str) -> torch.device:
@@ -22,3 +30,46 @@ def device_of(device: torch.device | str) -> torch.device:
             "device", f"{str(device)!r} is not available on this machine ({reason}); use 'cpu'"
         ) from None
     return chosen
+
+
+def memory_budget(device: torch.device) -> int:
+    """Memory budget in bytes for one block of work; temporary arrays use a quarter of it.
+
+    Args:
+        device: device of the arrays.
+
+    Raises:
+        InputError: the environment variable is not a positive number.
+    """
+    text = os.environ.get(VARIABLE)
+    if text is None:
+        return _DEFAULT_MIB.get(device.type, _DEFAULT_MIB["cpu"]) * 2**20
+    try:
+        mebibytes = float(text)
+    except ValueError:
+        mebibytes = 0.0
+    if not 0 < mebibytes < float("inf"):
+        raise InputError(VARIABLE, f"the memory budget must be a positive number of MiB; got {text!r}")
+    return int(mebibytes * 2**20)
+
+
+def block_size(bytes_each: int, device: torch.device) -> int:
+    """Number of items whose temporary arrays fit into the budget, at least one.
+
+    Args:
+        bytes_each: size of the temporary arrays of one item.
+        device: device of the arrays.
+    """
+    return max(1, memory_budget(device) // 4 // max(1, bytes_each))
+
+
+def blocks(count: int, bytes_each: int, device: torch.device) -> list[slice]:
+    """Split ``count`` items, such as scenes, into slices whose temporary arrays fit into the budget.
+
+    Args:
+        count: number of items.
+        bytes_each: size of the temporary arrays of one item.
+        device: device of the arrays.
+    """
+    step = block_size(bytes_each, device)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]

@@ -1,6 +1,13 @@
-"""Fits that start from what the network sees: MUSIC on R_blend, Newton, NF-MLE, and searches beside them.
+"""``rismusic.locate`` and the hybrid estimator, in the order in which a recording passes through them.
 
-``rismusic.locate``: every estimator behind one call, and the hybrid estimator.
+1. :func:`locate` runs the estimator that the settings name on blocks of scenes.
+2. :class:`HybridEstimator` checks that the weights apply to panel, link and volume, computes the network
+   outputs (:class:`~rismusic.nn.inference.NetworkOutput`) and fits a given or the most probable number of
+   sources. Where the weights do not apply, or the fit does not explain the data, SBL takes its place.
+3. :func:`fit_most_probable` compares fits with 0, 1, 2, ... sources by evidence and the network's prior.
+4. :func:`fit_n_sources` fits K sources: RAP-MUSIC on R_blend, the blend of the network's covariance with the
+   sample covariance; Newton's method; near-field maximum likelihood; RELAX sweeps over the peaks of the
+   network's heat map; and birth-death moves over the whole grid.
 """
 
 from __future__ import annotations
@@ -46,253 +53,19 @@ from rismusic.registry import ESTIMATORS
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
 
-# Distance of the places beside a source from it, in beam widths (widths of focus in 1/r).
-_BESIDE = 0.8
-# Of the first fits, from places that are nearly right.
-_FIRST = replace(ROUGH, powers_first=False)
-# Nats of evidence that a search of the whole grid may bring: a number of sources further behind gets none.
-_HOPE = 6.0
-
-
-def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec) -> SelectedOrder:
-    """The most probable number of sources, at most ``spec.sources_max``, and the fit with it.
-
-    To the evidence of each number (see :mod:`rismusic.estimation.model_order`) comes what the network thinks
-    of it; numbers of which it thinks nothing are not tried.
-
-    Args:
-        output: S scenes.
-        grid: the points that are searched.
-        spec: the settings.
-    """
-    _, L, M = output.recording.snapshots.shape
-    scenes = torch.arange(len(output.recording), device=output.log_count.device)
-    check_fit(output.recording, torch.zeros_like(scenes))
-    most = min(spec.sources_max, most_sources(L, M), output.log_count.shape[1] - 1)
-    prior = output.log_count[:, : most + 1].clone()
-    # Of numbers that it never met the network has no opinion.
-    unmet = torch.arange(most + 1, device=prior.device) < limits(output.card.system.sources)[0]
-    surest = prior.masked_fill(unmet, -math.inf).amax(-1, keepdim=True)
-    prior = torch.where(unmet, surest, prior)
-    # Evidence takes what errors of the panel leave for more sources; the network has learned better.
-    erring = spec.hybrid.model_order == "both" and spec.allowed_error > 0
-    if spec.hybrid.model_order == "network" or erring:
-        prior = prior.masked_fill(unmet, -math.inf)
-        return SelectedOrder(fit_n_sources(output, prior.argmax(-1), grid, spec), prior)
-    if spec.hybrid.model_order == "likelihood":
-        prior = torch.zeros_like(prior)
-    else:
-        prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.model_order_floor), -math.inf)
-    best = torch.full_like(surest[:, 0], -math.inf)
-
-    def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
-        part = output[scenes]
-        fit = _near_network(part, torch.full_like(scenes, count), grid, spec)
-        evidence = log_evidence(part.recording, fit, grid.volume)
-        before, here = prior[scenes, count], best[scenes]
-        # The grid is searched for what may still turn out to be the answer.
-        hopeful = (evidence + before > here - _HOPE).nonzero()[:, 0]
-        if len(hopeful) and count >= (spec.hybrid.birth_death_min_sources or math.inf):
-            some = part[hopeful]
-            searched = _searched(some, fit[hopeful], grid, spec)
-            fit = fit.replaced(hopeful, searched)
-            evidence[hopeful] = log_evidence(some.recording, searched, grid.volume)
-        best[scenes] = torch.maximum(here, evidence + before)
-        return fit, evidence
-
-    chosen = select_model_order(scenes, one, most, prior)
-    # Many sources were searched before they were chosen, for the evidence; few are where the map doubts them.
-    fewer = chosen.fit.sources.active.sum(-1) < spec.hybrid.birth_death_min_sources
-    few = (fewer & _map_doubts(output, chosen.fit, spec)).nonzero()[:, 0]
-    if len(few) == 0:
-        return chosen
-    fit = chosen.fit.replaced(few, _searched(output[few], chosen.fit[few], grid, spec))
-    return SelectedOrder(fit, chosen.log_evidence)
-
-
-def fit_n_sources(
-    output: NetworkOutput, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec
-) -> Fit:
-    """MUSIC on R_blend, Newton, NF-MLE; beside it the network's own list, exchanges, and a search.
-
-    Args:
-        output: S scenes.
-        count: K of each, at most K_max.
-        grid: the points that are searched.
-        spec: the settings.
-    """
-    return _searched(output, _near_network(output, count, grid, spec), grid, spec)
-
-
-def _near_network(
-    output: NetworkOutput, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec
-) -> Fit:
-    """The fit without a search of the whole grid: what the network leads to."""
-    recording = output.recording
-    if int(count.max()) == 0:
-        return fit_nothing(recording)
-    climb = _climb(spec) if spec.polish else TO_CONVERGENCE
-    start, converged = rap_music_sources(music(output.blend, count.clamp_min(1)), grid, count, climb=climb)
-    if spec.polish:
-        return _polished(output, start, grid, spec)
-    return finish(recording, *unpack(start, recording), converged)
-
-
-def _searched(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
-    """A search of the whole grid for scenes with many sources, or where the map doubts what was found."""
-    if not spec.polish:
-        return fit
-    _, L, M = output.recording.snapshots.shape
-    count = fit.sources.active.sum(-1)
-    wanted = (count >= (spec.hybrid.birth_death_min_sources or math.inf)) | _map_doubts(output, fit, spec)
-    many = (wanted & (count < most_sources(L, M))).nonzero()[:, 0]
-    if len(many) == 0:
-        return fit
-    part, start = output[many], fit[many]
-    positions, active = unpack(start.sources, part.recording)
-    assert start.sources.power is not None
-    power_noise, value = None, L * M * start.cost.log()
-    if spec.criterion == "unconditional":
-        power_noise = torch.where(active, start.sources.power, 0), start.noise_variance
-        value = start.neg_log_likelihood
-    begin = FitState(positions, value, start.converged, power_noise)
-    end = birth_death(
-        GridSearch(Dictionary.of(grid), part.recording),
-        begin,
-        active,
-        criterion=spec.criterion,
-        prior=_prior(part, spec),
-    )
-    changed = (end.positions != positions).flatten(1).any(-1).nonzero()[:, 0]
-    if len(changed) == 0:
-        return fit
-    last = _finished(part[changed], end[changed], active[changed], grid, spec)
-    return fit.replaced(many[changed], last)
-
-
-def _map_doubts(output: NetworkOutput, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
-    """Where the network's map gives the places that were found little probability."""
-    if not (
-        spec.hybrid.birth_death_min_sources
-        and spec.hybrid.birth_death_prior_below
-        and spec.hybrid.network_sources
-    ):
-        return torch.zeros_like(fit.converged)
-    positions, active = unpack(fit.sources, output.recording)
-    scenes = torch.arange(len(positions), device=active.device)
-    return output.belief(scenes, positions, active) < math.log(spec.hybrid.birth_death_prior_below)
-
-
-def _finished(
-    output: NetworkOutput, fit: FitState, active: Bool[Tensor, "S K"], grid: SearchGrid, spec: LocateSpec
-) -> Fit:
-    """NF-MLE to the end."""
-    return nfmle(
-        output.recording,
-        pack(fit.positions, active),
-        grid.volume,
-        criterion=spec.criterion,
-        options=FitOptions(spec.hybrid.max_evaluations, spec.hybrid.tolerance),
-        power_noise=fit.power_noise,
-    )
-
-
-def _polished(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
-    """NF-MLE from the likelier of two starts, the peaks of MUSIC and the network's list, and exchanges.
-
-    What is compared is refined roughly; the one that stays, to the end.
-    """
-    recording, volume = output.recording, grid.volume
-    positions, active = unpack(start, recording)
-    prior = _prior(output, spec)
-    rough = partial(refine, volume=volume, criterion=spec.criterion, options=_FIRST)
-    fit = rough(recording, positions, active)
-    if spec.hybrid.network_sources:
-        own = output.own.each(lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan))
-        as_many = (own.active == active).all(-1)
-        scenes = (as_many & ~same_places(pack(fit.positions, active), own, grid)).nonzero()[:, 0]
-        if len(scenes):
-            first, there = fit[scenes], active[scenes]
-            listed = rough(recording[scenes], unpack(own, recording)[0][scenes], there)
-            gain = first.value - listed.value
-            gain = gain + log_prior(prior, scenes, listed.positions, there)
-            gain = gain - log_prior(prior, scenes, first.positions, there)
-            fit = fit.with_others(scenes[gain > 0], listed[gain > 0])
-    if spec.hybrid.relax_sweeps:
-        places = output.places if spec.hybrid.network_sources else _places_of_blend(output, grid, spec)
-        candidates = torch.cat((places, beside(fit.positions, grid)), dim=1)
-        fit = relax_sweeps(
-            CandidateSearch(grid, recording, candidates),
-            fit,
-            active,
-            criterion=spec.criterion,
-            sweeps=spec.hybrid.relax_sweeps,
-            prior=prior,
-        )
-    return _finished(output, fit, active, grid, spec)
-
-
-def _prior(output: NetworkOutput, spec: LocateSpec) -> Prior | None:
-    """What the network's map says, where its own list is wanted at all."""
-    weight = spec.hybrid.spatial_prior if spec.hybrid.network_sources else 0.0
-    if not weight:
-        return None
-    return lambda scenes, positions, active: weight * output.belief(scenes, positions, active)
-
-
-def _places_of_blend(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec) -> Float[Tensor, "S C 3"]:
-    """Candidates without the network's map: more peaks of MUSIC on R_blend than there are sources."""
-    most = min(spec.hybrid.candidates, output.blend.rank, grid.panel.size - 1)
-    count = torch.full((len(output.recording),), most, device=output.log_count.device)
-    found, _ = rap_music_sources(music(output.blend, count), grid, count, climb=_climb(spec))
-    return unpack(found, output.recording)[0]
-
-
-def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
-    """Places a beam's width from sources to either side, C = 6 K: where two share a peak, one may be there.
-
-    Args:
-        positions: azimuth, elevation, 1/range of K sources.
-        grid: whose beams and volume are meant.
-    """
-    middle = direction_cosines(positions)
-    width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
-    u_x, u_y, q = (middle[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
-    q = q.clamp_min(grid.volume.lower[2])
-    azimuth, elevation, distance = grid.volume.clamp(*from_cosines(u_x, u_y, q))
-    return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
-
-
-def _climb(spec: LocateSpec) -> NewtonOptions:
-    return NewtonOptions(spec.hybrid.newton_steps, each=False)
-
-
-def same_places(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, "S"]:
-    """Where two lists of as many sources are the same to a step of the grid, in whatever order.
-
-    Args:
-        one: [S, K], NaN where there is no source.
-        other: [S, K], NaN in the same places.
-        grid: whose steps are meant.
-    """
-    places = [
-        torch.stack(to_cosines(*(value.double() for value in sources.filled())), dim=-1)
-        for sources in (one, other)
-    ]
-    step = places[0].new_tensor(grid.step)
-    near = ((places[0][:, :, None] - places[1][:, None]).abs() < step).all(-1)
-    there = one.active
-    near = near & there[:, :, None] & there[:, None, :]
-    return ((near.any(2) & near.any(1)) | ~there).all(-1)
-
-
 FALLBACK: Literal["sbl"] = "sbl"
 """The classical method for recordings that the weights were not trained for."""
 
 # Scenes located at a time, so that memory does not grow with the recording.
 _BLOCK = 256
+# Distance of the additional RELAX candidates from a source, in beam widths (depths of focus in 1/r).
+_BESIDE = 0.8
+# First fits start near the solution, where least squares gives good enough powers.
+_FIRST = replace(ROUGH, powers_first=False)
+# Prune numbers of sources that trail the best by more than this many nats before the birth-death search.
+_PRUNE_NATS = 6.0
 _LOG = logging.getLogger("rismusic.locate")
-_UNKNOWN = "the weights {!r} do not know this case"
+_NOT_APPLICABLE = "the weights {!r} do not know this case"
 
 
 def locate(
@@ -303,12 +76,13 @@ def locate(
     device: torch.device | str | None = None,
     **settings: object,
 ) -> Estimate:
-    """Locate the sources of every scene; the twin of ``rismusic locate``.
+    """Locate the sources of every scene, as ``rismusic locate`` does.
 
     Args:
         recording: S scenes.
-        sources: K: one number, one for each scene [S], or ``auto``; that of ``spec`` if not given.
-        spec: method, searched volume and so on; the default if none.
+        sources: number of sources K: one for all scenes, one per scene [S], or ``auto``. By default that of
+            ``spec``.
+        spec: method, searched volume and so on.
         device: where to compute, such as ``"cuda"``; the recording's device if none.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
 
@@ -316,8 +90,8 @@ def locate(
         Positions with error bars, in float64 and on the recording's device, whatever ``device`` is.
 
     Raises:
-        InputError: an unknown setting, a device that is not available, or more sources than the data can
-            carry.
+        InputError: a setting is unknown, the device is not available, or there are more sources than the data
+            can identify.
     """
     chosen = (spec or LocateSpec()).replace(**settings)
     if isinstance(sources, (int, str)):
@@ -364,21 +138,21 @@ class HybridEstimator:
         spec = self.spec
         if missing(spec.weights):
             why = f"the weights {spec.weights!r} are not installed"
-            return _fall_back(recording, n_sources, why, spec)
+            return _with_fallback(recording, n_sources, why, spec)
         network = trained(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
         if spec.panel_error == "trained":
             spec = spec.replace(panel_error=network.card.system.hardware.response_error)
         mismatch = system_mismatch(network, recording, spec)
         if mismatch is not None:
-            why = f"{_UNKNOWN.format(spec.weights)}: {mismatch}"
-            return _fall_back(recording, n_sources, why, spec)
-        return _locate_block(recording, counts_of(recording, n_sources), network, spec)
+            why = f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch}"
+            return _with_fallback(recording, n_sources, why, spec)
+        return _locate_applicable(recording, counts_of(recording, n_sources), network, spec)
 
 
-def _locate_block(
+def _locate_applicable(
     recording: Recording, count: Int64[Tensor, "S"] | None, trained: LoadedNetwork, spec: LocateSpec
 ) -> Estimate:
-    """Scenes of a system that the network knows; single scenes that it does not know go to the fallback."""
+    """Locate scenes of a system that the weights apply to; single scenes may still need the fallback."""
     grid = searched_grid(recording, spec)
     noise = noise_of(recording)
     mismatch = scene_mismatches(trained, snr_db(replace(recording, noise_variance=noise)), count)
@@ -388,15 +162,15 @@ def _locate_block(
     parts = []
     if len(here):
         known = None if count is None else count[here]
-        parts.append(_hybrid(recording[here], noise[here], known, trained, grid, spec))
+        parts.append(_fit_and_check(recording[here], noise[here], known, trained, grid, spec))
     if len(there):
         classical = _classical(recording[there], None if count is None else count[there], spec)
-        why = [f"{_UNKNOWN.format(spec.weights)}: {mismatch[scene]}" for scene in there.tolist()]
+        why = [f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch[scene]}" for scene in there.tolist()]
         parts.append(_warned(classical, why))
     return _in_order(parts, here, there)
 
 
-def _hybrid(
+def _fit_and_check(
     recording: Recording,
     noise: Float[Tensor, "S"],
     count: Int64[Tensor, "S"] | None,
@@ -404,7 +178,7 @@ def _hybrid(
     grid: SearchGrid,
     spec: LocateSpec,
 ) -> Estimate:
-    output = NetworkOutput.by(trained, recording, noise, spec)
+    output = NetworkOutput.compute(trained, recording, noise, spec)
     if count is None:
         chosen = fit_most_probable(output, grid, spec)
         estimate = from_fit(output.recording, chosen.fit, chosen.probability, grid.volume, spec)
@@ -414,19 +188,19 @@ def _hybrid(
         )
     if spec.allowed_error:
         return calibrated(estimate, recording, grid.volume, spec)
-    return _doubted(estimate, output, count, spec) if spec.polish else estimate
+    return _recheck(estimate, output, count, spec) if spec.polish else estimate
 
 
-def _doubted(
+def _recheck(
     estimate: Estimate, output: NetworkOutput, count: Int64[Tensor, "S"] | None, spec: LocateSpec
 ) -> Estimate:
-    """Another search where what was found does not explain the data; a p value of NaN cannot tell."""
+    """Run SBL too where the p-value rejects the fit, and keep the better fit. NaN rejects nothing."""
     doubtful = (estimate.p_value < spec.hybrid.recheck_p_value).nonzero()[:, 0]
     if len(doubtful) == 0:
         return estimate
     other = _classical(output.recording[doubtful], None if count is None else count[doubtful], spec)
     first = estimate[doubtful]
-    # With K given the likelihoods compare; fits of different K by how well they explain the data.
+    # Likelihoods are comparable for the same number of sources only.
     if count is None:
         better = other.p_value > first.p_value
     else:
@@ -438,11 +212,11 @@ def _doubted(
 
 
 def _in_order(parts: list[Estimate], here: Int64[Tensor, "_"], there: Int64[Tensor, "_"]) -> Estimate:
-    """Scenes that went two ways, in their order; the ways that nobody went are empty or missing."""
+    """Estimates of the scenes ``here`` and ``there``, back in the order of the scenes."""
     return join_estimates([part for part in parts if len(part)])[torch.cat((here, there)).argsort()]
 
 
-def _fall_back(recording: Recording, n_sources: NSources, why: str, spec: LocateSpec) -> Estimate:
+def _with_fallback(recording: Recording, n_sources: NSources, why: str, spec: LocateSpec) -> Estimate:
     return _warned(_classical(recording, counts_of(recording, n_sources), spec), [why] * len(recording))
 
 
@@ -459,3 +233,238 @@ def _warned(estimate: Estimate, why: list[str]) -> Estimate:
         for one, more in zip(why, estimate.warnings, strict=True)
     ]
     return replace(estimate, warnings=warnings)
+
+
+def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec) -> SelectedOrder:
+    """Select the most probable number of sources, at most ``spec.sources_max``, and fit it.
+
+    The network's output is the prior of the number of sources. It is combined with the evidence of each
+    number (:mod:`rismusic.estimation.model_order`); numbers with a prior below ``model_order_floor`` are not
+    tried.
+
+    Args:
+        output: S scenes.
+        grid: the points that are searched.
+        spec: the settings.
+    """
+    _, L, M = output.recording.snapshots.shape
+    scenes = torch.arange(len(output.recording), device=output.log_count.device)
+    check_fit(output.recording, torch.zeros_like(scenes))
+    most = min(spec.sources_max, most_sources(L, M), output.log_count.shape[1] - 1)
+    prior = output.log_count[:, : most + 1].clone()
+    # Numbers that do not occur in the training get the largest prior.
+    unmet = torch.arange(most + 1, device=prior.device) < limits(output.card.system.sources)[0]
+    surest = prior.masked_fill(unmet, -math.inf).amax(-1, keepdim=True)
+    prior = torch.where(unmet, surest, prior)
+    # With hardware impairments the evidence counts their residual as sources; the network alone decides.
+    erring = spec.hybrid.model_order == "both" and spec.allowed_error > 0
+    if spec.hybrid.model_order == "network" or erring:
+        prior = prior.masked_fill(unmet, -math.inf)
+        return SelectedOrder(fit_n_sources(output, prior.argmax(-1), grid, spec), prior)
+    if spec.hybrid.model_order == "likelihood":
+        prior = torch.zeros_like(prior)
+    else:
+        prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.model_order_floor), -math.inf)
+    best = torch.full_like(surest[:, 0], -math.inf)
+
+    def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
+        part = output[scenes]
+        fit = _fit_near_network(part, torch.full_like(scenes, count), grid, spec)
+        evidence = log_evidence(part.recording, fit, grid.volume)
+        before, here = prior[scenes, count], best[scenes]
+        # The grid is searched for numbers that can still become the most probable.
+        hopeful = (evidence + before > here - _PRUNE_NATS).nonzero()[:, 0]
+        if len(hopeful) and count >= (spec.hybrid.birth_death_min_sources or math.inf):
+            some = part[hopeful]
+            searched = _birth_death(some, fit[hopeful], grid, spec)
+            fit = fit.replaced(hopeful, searched)
+            evidence[hopeful] = log_evidence(some.recording, searched, grid.volume)
+        best[scenes] = torch.maximum(here, evidence + before)
+        return fit, evidence
+
+    chosen = select_model_order(scenes, one, most, prior)
+    # Fits of many sources were searched for their evidence already; those of few are if improbable.
+    fewer = chosen.fit.sources.active.sum(-1) < spec.hybrid.birth_death_min_sources
+    few = (fewer & _improbable(output, chosen.fit, spec)).nonzero()[:, 0]
+    if len(few) == 0:
+        return chosen
+    fit = chosen.fit.replaced(few, _birth_death(output[few], chosen.fit[few], grid, spec))
+    return SelectedOrder(fit, chosen.log_evidence)
+
+
+def fit_n_sources(
+    output: NetworkOutput, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec
+) -> Fit:
+    """Fit K sources to each scene: from the network's outputs, then by birth-death moves over the whole grid.
+
+    Args:
+        output: S scenes.
+        count: K of each, at most K_max.
+        grid: the points that are searched.
+        spec: the settings.
+    """
+    return _birth_death(output, _fit_near_network(output, count, grid, spec), grid, spec)
+
+
+def _fit_near_network(
+    output: NetworkOutput, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec
+) -> Fit:
+    """Fit K sources from the network's outputs: RAP-MUSIC on R_blend, then maximum likelihood."""
+    recording = output.recording
+    if int(count.max()) == 0:
+        return fit_nothing(recording)
+    climb = _climb(spec) if spec.polish else TO_CONVERGENCE
+    start, converged = rap_music_sources(music(output.blend, count.clamp_min(1)), grid, count, climb=climb)
+    if spec.polish:
+        return _fit_from_peaks(output, start, grid, spec)
+    return finish(recording, *unpack(start, recording), converged)
+
+
+def _fit_from_peaks(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
+    """NF-MLE from the likelier of two starts (the MUSIC peaks, the network's sources) and RELAX sweeps.
+
+    Starts are compared after a rough refinement; the better one is refined until convergence.
+    """
+    recording, volume = output.recording, grid.volume
+    positions, active = unpack(start, recording)
+    prior = _weighted_prior(output, spec)
+    rough = partial(refine, volume=volume, criterion=spec.criterion, options=_FIRST)
+    fit = rough(recording, positions, active)
+    if spec.hybrid.network_sources:
+        own = output.network_sources.each(
+            lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan)
+        )
+        as_many = (own.active == active).all(-1)
+        scenes = (as_many & ~same_positions(pack(fit.positions, active), own, grid)).nonzero()[:, 0]
+        if len(scenes):
+            first, there = fit[scenes], active[scenes]
+            listed = rough(recording[scenes], unpack(own, recording)[0][scenes], there)
+            gain = first.value - listed.value
+            gain = gain + log_prior(prior, scenes, listed.positions, there)
+            gain = gain - log_prior(prior, scenes, first.positions, there)
+            fit = fit.with_others(scenes[gain > 0], listed[gain > 0])
+    if spec.hybrid.relax_sweeps:
+        places = output.candidates if spec.hybrid.network_sources else _peaks_of_blend(output, grid, spec)
+        candidates = torch.cat((places, beside(fit.positions, grid)), dim=1)
+        fit = relax_sweeps(
+            CandidateSearch(grid, recording, candidates),
+            fit,
+            active,
+            criterion=spec.criterion,
+            sweeps=spec.hybrid.relax_sweeps,
+            prior=prior,
+        )
+    return _converge(output, fit, active, grid, spec)
+
+
+def _converge(
+    output: NetworkOutput, fit: FitState, active: Bool[Tensor, "S K"], grid: SearchGrid, spec: LocateSpec
+) -> Fit:
+    """NF-MLE until convergence."""
+    return nfmle(
+        output.recording,
+        pack(fit.positions, active),
+        grid.volume,
+        criterion=spec.criterion,
+        options=FitOptions(spec.hybrid.max_evaluations, spec.hybrid.tolerance),
+        power_noise=fit.power_noise,
+    )
+
+
+def _birth_death(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: LocateSpec) -> Fit:
+    """Birth-death moves for scenes with many sources, and for those whose sources are improbable."""
+    if not spec.polish:
+        return fit
+    _, L, M = output.recording.snapshots.shape
+    count = fit.sources.active.sum(-1)
+    wanted = (count >= (spec.hybrid.birth_death_min_sources or math.inf)) | _improbable(output, fit, spec)
+    many = (wanted & (count < most_sources(L, M))).nonzero()[:, 0]
+    if len(many) == 0:
+        return fit
+    part, start = output[many], fit[many]
+    positions, active = unpack(start.sources, part.recording)
+    assert start.sources.power is not None
+    power_noise, value = None, L * M * start.cost.log()
+    if spec.criterion == "unconditional":
+        power_noise = torch.where(active, start.sources.power, 0), start.noise_variance
+        value = start.neg_log_likelihood
+    begin = FitState(positions, value, start.converged, power_noise)
+    end = birth_death(
+        GridSearch(Dictionary.of(grid), part.recording),
+        begin,
+        active,
+        criterion=spec.criterion,
+        prior=_weighted_prior(part, spec),
+    )
+    changed = (end.positions != positions).flatten(1).any(-1).nonzero()[:, 0]
+    if len(changed) == 0:
+        return fit
+    last = _converge(part[changed], end[changed], active[changed], grid, spec)
+    return fit.replaced(many[changed], last)
+
+
+def _improbable(output: NetworkOutput, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
+    """Where the spatial prior gives the fitted positions a low probability."""
+    if not (
+        spec.hybrid.birth_death_min_sources
+        and spec.hybrid.birth_death_prior_below
+        and spec.hybrid.network_sources
+    ):
+        return torch.zeros_like(fit.converged)
+    positions, active = unpack(fit.sources, output.recording)
+    scenes = torch.arange(len(positions), device=active.device)
+    return output.spatial_prior(scenes, positions, active) < math.log(spec.hybrid.birth_death_prior_below)
+
+
+def _weighted_prior(output: NetworkOutput, spec: LocateSpec) -> Prior | None:
+    """The spatial prior with its weight; ``None`` if it is not used."""
+    weight = spec.hybrid.spatial_prior if spec.hybrid.network_sources else 0.0
+    if not weight:
+        return None
+    return lambda scenes, positions, active: weight * output.spatial_prior(scenes, positions, active)
+
+
+def _peaks_of_blend(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec) -> Float[Tensor, "S C 3"]:
+    """Candidates without the heat map: more peaks of MUSIC on R_blend than there are sources."""
+    most = min(spec.hybrid.candidates, output.blend.rank, grid.panel.size - 1)
+    count = torch.full((len(output.recording),), most, device=output.log_count.device)
+    found, _ = rap_music_sources(music(output.blend, count), grid, count, climb=_climb(spec))
+    return unpack(found, output.recording)[0]
+
+
+def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
+    """Positions beside each source, C = 6 K: a second source within a beam width shares its peak.
+
+    Args:
+        positions: azimuth, elevation, 1/range of K sources.
+        grid: defines beam width and volume.
+    """
+    middle = direction_cosines(positions)
+    width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
+    u_x, u_y, q = (middle[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
+    q = q.clamp_min(grid.volume.lower[2])
+    azimuth, elevation, distance = grid.volume.clamp(*from_cosines(u_x, u_y, q))
+    return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
+
+
+def _climb(spec: LocateSpec) -> NewtonOptions:
+    return NewtonOptions(spec.hybrid.newton_steps, each=False)
+
+
+def same_positions(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tensor, "S"]:
+    """Whether two lists with the same number of sources agree within a grid step, in any order.
+
+    Args:
+        one: [S, K], NaN where there is no source.
+        other: [S, K], NaN in the same entries.
+        grid: defines the step.
+    """
+    places = [
+        torch.stack(to_cosines(*(value.double() for value in sources.filled())), dim=-1)
+        for sources in (one, other)
+    ]
+    step = places[0].new_tensor(grid.step)
+    near = ((places[0][:, :, None] - places[1][:, None]).abs() < step).all(-1)
+    there = one.active
+    near = near & there[:, :, None] & there[:, None, :]
+    return ((near.any(2) & near.any(1)) | ~there).all(-1)

@@ -1,4 +1,4 @@
-"""How good found sources are. No scene is dropped, and no penalty is averaged into an error."""
+"""Metrics of estimated sources. No scene is dropped, and no penalty is averaged into an error."""
 
 from __future__ import annotations
 
@@ -180,3 +180,29 @@ def _places(sources: Sources, scene: int) -> Float[Tensor, "K 3"]:
     active = one.active
     towards = torch.stack(direction(one.azimuth[active], one.elevation[active]), dim=-1)
     return (one.range[active][:, None] * towards).double().cpu()
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One true source, and the number of the estimated source that hits it (``None`` if it is missed)."""
+
+    scene: int
+    azimuth_deg: float
+    elevation_deg: float
+    range_m: float
+    found: int | None
+
+
+def truth_rows(truth: Sources, estimated: Sources, *, first_scene: int = 0) -> list[Truth]:
+    """A row for each true source, with the estimated one that hits it."""
+    partner = match(truth, estimated).partner
+    return [
+        Truth(
+            scene=first_scene + scene,
+            azimuth_deg=math.degrees(truth.azimuth[scene, source]),
+            elevation_deg=math.degrees(truth.elevation[scene, source]),
+            range_m=float(truth.range[scene, source]),
+            found=None if partner[scene, source] < 0 else int(partner[scene, source]),
+        )
+        for scene, source in truth.active.nonzero().tolist()
+    ]

@@ -175,4 +175,4 @@ def _corners(grid: SearchGrid) -> tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _
 
 def _blend(recording: Recording, spec: LocateSpec) -> Covariance:
     network = trained(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
-    return NetworkOutput.by(network, recording, noise_of(recording), spec).blend
+    return NetworkOutput.compute(network, recording, noise_of(recording), spec).blend

@@ -164,7 +164,7 @@ def test_mixed_numbers_of_sources_are_those_of_single_scenes():
 
 def test_refused():
     recording = simulate(scenes=1, sources=1, snr_db=20)
-    with pytest.raises(InputError, match="positive number"):
+    with pytest.raises(InputError, match="panel_error: must be positive"):
         calibrate(recording, _start(recording), VOLUME, panel_error=0.0)
     large = simulate(scenes=1, sources=1, snr_db=20, panel={"rows": 33, "columns": 32})
     with pytest.raises(InputError, match="1024 elements"):

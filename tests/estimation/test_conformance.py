@@ -46,6 +46,7 @@ ALL = pytest.mark.parametrize("method", METHODS)
 
 @pytest.fixture(scope="module", autouse=True)
 def _examples_registered() -> Iterator[None]:
+    registered()  # other modules of tests may have removed them since the import
     yield
     ESTIMATORS.unregister("grid_peaks")
     SPECTRA.unregister("weighted_music")

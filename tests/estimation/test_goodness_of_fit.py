@@ -20,7 +20,7 @@ from rismusic.estimation.goodness_of_fit import (
     tail_probability,
 )
 from rismusic.estimation.maximum_likelihood import pack
-from rismusic.evaluate.positions import scene_records
+from rismusic.estimation.table import scene_records
 from rismusic.hybrid import locate
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources

@@ -47,9 +47,9 @@ def test_data_that_no_fit_can_have():
     for bad in (0.0, -1.0, float("nan")):
         noise = recording.noise_variance.clone()
         noise[2] = bad
-        with pytest.raises(InputError, match="noise_variance: expected positive"):
+        with pytest.raises(InputError, match="noise_variance: values must be positive"):
             check_fit(replace(recording, noise_variance=noise), count)
-    with pytest.raises(InputError, match="snapshots: expected at least one scene"):
+    with pytest.raises(InputError, match="snapshots: there is no scene"):
         check_fit(recording[:0], count[:0])
 
 

@@ -38,7 +38,7 @@ CASES = {
     "other panel": ({"panel": {"rows": 6, "columns": 6}}, {"sources": 1}, "panel, with N = 64 elements"),
     "wider panel": (
         {"panel": {"rows": 8, "columns": 8, "spacing_wavelengths": 0.6}}, {"sources": 1},
-        "another panel, one whose elements are up to 0.35 wavelengths elsewhere",
+        "another panel, with elements up to 0.35 wavelengths away from these",
     ),
 }  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_weights_that_are_not_installed(recording, monkeypatch, tmp_path):
     assert not warned(hybrid(recording, "robust", sources=2))
     # Damaged ones are not passed over.
     (tmp_path / "robust.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"robust.safetensors: expected a whole safetensors file"):
+    with pytest.raises(InputError, match=r"robust.safetensors: not a safetensors file, or it is truncated"):
         hybrid(recording, "robust", sources=2)
 
 

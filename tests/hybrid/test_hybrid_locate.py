@@ -131,7 +131,7 @@ def test_without_polish_the_peaks_stay(recording, weights):
 @pytest.mark.parametrize("sources", [2, "auto"])
 def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeypatch):
     """A network that looks away in two scenes: what is found there does not explain the data."""
-    sound = fits._near_network
+    sound = fits._fit_near_network
 
     def astray(seen: NetworkOutput, count, grid, spec):
         fit = sound(seen, count, grid, spec)
@@ -141,7 +141,7 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
         positions, active = unpack(aside, seen.recording)
         return finish(seen.recording, positions, active, fit.converged)
 
-    monkeypatch.setattr(fits, "_near_network", astray)
+    monkeypatch.setattr(fits, "_fit_near_network", astray)
     # The map, which would doubt what is found too, is not asked.
     blind = hybrid(
         recording, weights, sources=sources, hybrid={"recheck_p_value": 0.0, "birth_death_prior_below": 0.0}

@@ -61,7 +61,7 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
 
 
 def seen_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
-    return NetworkOutput.by(
+    return NetworkOutput.compute(
         trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights, **hybrid)
     )
 
@@ -152,7 +152,7 @@ def test_whether_the_list_is_tried_is_each_scene_s_own(weights, generator):
     lost = replace(
         seen_with(made, weights),
         blend=Covariance(noise, torch.zeros(6)),
-        own=truth.each(lambda value: value.masked_fill(short, torch.nan)),
+        network_sources=truth.each(lambda value: value.masked_fill(short, torch.nan)),
     )
     fit = fit_n_sources(lost, torch.full((6,), 2), searched_grid(made, spec), spec)
     hits = match(made.truth, fit.sources).hit.all(-1)

@@ -15,7 +15,7 @@ from rismusic.estimation.grid import to_cosines
 from rismusic.estimation.maximum_likelihood import finish, unpack
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import noise_of
-from rismusic.hybrid import beside, fit_most_probable, fit_n_sources, same_places
+from rismusic.hybrid import beside, fit_most_probable, fit_n_sources, same_positions
 from rismusic.io import Recording
 from rismusic.metrics import match, score
 from rismusic.nn.inference import NetworkOutput, SpatialPrior, trained
@@ -39,7 +39,9 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
 
 @pytest.fixture(scope="module")
 def seen(made, weights) -> NetworkOutput:
-    return NetworkOutput.by(trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights))
+    return NetworkOutput.compute(
+        trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights)
+    )
 
 
 def places(truth: Sources) -> Sources:
@@ -56,11 +58,11 @@ def misses(seen: NetworkOutput, made: Recording, spec: LocateSpec) -> float:
 def test_the_likelier_of_two_starts_counts(seen, made, weights, generator):
     """A useless blend beside a good list, and the other way round."""
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
-    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), own=places(made.truth))
+    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), network_sources=places(made.truth))
     assert misses(lost, made, spec_of(weights, relax_sweeps=0)) == 0
     assert misses(lost, made, spec_of(weights, network_sources=False, relax_sweeps=0)) > 0.2
     corner = places(made.truth).each(lambda value: torch.ones_like(value))
-    strayed = replace(seen, own=corner)
+    strayed = replace(seen, network_sources=corner)
     assert (
         misses(strayed, made, spec_of(weights))
         == misses(seen, made, spec_of(weights, network_sources=False))
@@ -71,11 +73,11 @@ def test_the_likelier_of_two_starts_counts(seen, made, weights, generator):
 def test_exchanges_mend_a_start(seen, made, weights, generator):
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
     corner = places(made.truth).each(lambda value: torch.ones_like(value))
-    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), own=corner)
+    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), network_sources=corner)
     alone = misses(lost, made, spec_of(weights, relax_sweeps=0))
     assert misses(lost, made, spec_of(weights, relax_sweeps=2)) < alone / 2
     # Of candidates that are no sources none is taken.
-    nowhere = replace(lost, places=torch.ones_like(lost.places))
+    nowhere = replace(lost, candidates=torch.ones_like(lost.candidates))
     assert misses(nowhere, made, spec_of(weights, relax_sweeps=2)) == alone
 
 
@@ -86,8 +88,8 @@ def test_a_search_of_the_grid_mends_what_no_candidate_can(seen, made, weights, g
     lost = replace(
         seen,
         blend=Covariance(noise, torch.zeros(8)),
-        own=corner,
-        places=torch.ones_like(seen.places),
+        network_sources=corner,
+        candidates=torch.ones_like(seen.candidates),
     )
     without, with_it = (misses(lost, made, spec_of(weights, birth_death_min_sources=one)) for one in (3, 2))
     assert with_it < without / 2
@@ -130,10 +132,10 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, m
         there = there & (torch.arange(2) < count[:, None])
         return finish(part.recording, start, there, torch.ones_like(count, dtype=torch.bool))
 
-    monkeypatch.setattr(module, "_near_network", near)
-    share = seen.belief.near.clone()
+    monkeypatch.setattr(module, "_fit_near_network", near)
+    share = seen.spatial_prior.near.clone()
     share[one], share[~one] = 0.0, 1.0
-    doubting = replace(seen, belief=replace(seen.belief, near=share))
+    doubting = replace(seen, spatial_prior=replace(seen.spatial_prior, near=share))
     searched = []
     whole = module.birth_death
 
@@ -161,14 +163,14 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, m
 
 def test_the_evidence_is_that_of_the_fit_that_is_returned(seen, made, weights, monkeypatch):
     """Also where the search of the grid came to another fit than what it began with."""
-    whole = module._searched
+    whole = module._birth_death
 
     def elsewhere(seen, fit, grid, spec):
         aside = replace(fit.sources, power=None, symbols=None)
         positions, active = unpack(aside.each(lambda value: 0.99 * value), seen.recording)
         return finish(seen.recording, positions, active, whole(seen, fit, grid, spec).converged)
 
-    monkeypatch.setattr(module, "_searched", elsewhere)
+    monkeypatch.setattr(module, "_birth_death", elsewhere)
     spec = spec_of(weights, model_order="likelihood", birth_death_min_sources=1)
     grid = searched_grid(made, spec)
     chosen = fit_most_probable(seen, grid, spec)
@@ -201,13 +203,16 @@ def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
         def __call__(self, *_: torch.Tensor) -> torch.Tensor:
             raise AssertionError
 
-    deaf = Deaf(seen.belief.near, seen.belief.grid, seen.belief.scale)
+    deaf = Deaf(seen.spatial_prior.near, seen.spatial_prior.grid, seen.spatial_prior.scale)
     other = replace(
-        seen, own=seen.own.each(torch.ones_like), places=torch.ones_like(seen.places), belief=deaf
+        seen,
+        network_sources=seen.network_sources.each(torch.ones_like),
+        candidates=torch.ones_like(seen.candidates),
+        spatial_prior=deaf,
     )
     fits = [fit_n_sources(one, TWO, searched_grid(made, spec), spec) for one in (seen, other)]
     assert torch.equal(fits[0].sources.azimuth, fits[1].sources.azimuth)
-    assert not torch.equal(seen.places, other.places)
+    assert not torch.equal(seen.candidates, other.candidates)
 
 
 @pytest.mark.parametrize("birth_death_min_sources", [0, 2])
@@ -226,8 +231,8 @@ def test_what_the_map_says_of_places_counts_with_its_weight(birth_death_min_sour
             return torch.where(near, -1e6, 0.0).double()
 
     corner = truth.each(lambda value: torch.ones_like(value))
-    against = Against(seen.belief.near, seen.belief.grid, seen.belief.scale)
-    biased = replace(seen, own=corner, belief=against)
+    against = Against(seen.spatial_prior.near, seen.spatial_prior.grid, seen.spatial_prior.scale)
+    biased = replace(seen, network_sources=corner, spatial_prior=against)
     settings = {"relax_sweeps": 2, "birth_death_min_sources": birth_death_min_sources}
     heard, unheard = (
         misses(biased, made, spec_of(weights, spatial_prior=weight, **settings)) for weight in (1.0, 0.0)
@@ -243,17 +248,21 @@ def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, m
     spec = spec_of(weights, relax_sweeps=1, birth_death_min_sources=0)
     fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
     (places,) = given
-    assert torch.equal(places[:, : seen.places.shape[1]], seen.places)
-    assert places.shape[1] == seen.places.shape[1] + 12
+    assert torch.equal(places[:, : seen.candidates.shape[1]], seen.candidates)
+    assert places.shape[1] == seen.candidates.shape[1] + 12
 
 
 def test_the_own_list_has_the_surest_first(made, weights):
     network = trained(weights, torch.device("cpu"))
     prediction = network.network(made)
-    seen = NetworkOutput.by(network, made, noise_of(made), spec_of(weights))
+    seen = NetworkOutput.compute(network, made, noise_of(made), spec_of(weights))
     best = prediction.existence_logits.argmax(-1, keepdim=True)
-    torch.testing.assert_close(seen.own.azimuth[:, :1].float(), prediction.azimuth.gather(1, best))
-    torch.testing.assert_close(1 / seen.own.range[:, :1].float(), prediction.inverse_range.gather(1, best))
+    torch.testing.assert_close(
+        seen.network_sources.azimuth[:, :1].float(), prediction.azimuth.gather(1, best)
+    )
+    torch.testing.assert_close(
+        1 / seen.network_sources.range[:, :1].float(), prediction.inverse_range.gather(1, best)
+    )
     torch.testing.assert_close(seen.log_count.exp().sum(-1), torch.ones(8, dtype=torch.float64))
 
 
@@ -281,12 +290,12 @@ def test_a_file_that_changes_is_read_again(tmp_path, weights):
 def test_same_places(made, weights):
     grid = searched_grid(made, spec_of(weights))
     one = places(made.truth)
-    assert same_places(one, one.each(lambda value: value.flip(1)), grid).all()
+    assert same_positions(one, one.each(lambda value: value.flip(1)), grid).all()
     moved = replace(one, azimuth=one.azimuth + torch.tensor([0.0, 0.5]))
-    assert not same_places(one, moved, grid).any()
+    assert not same_positions(one, moved, grid).any()
     # Two of one list at the same source of the other leave that one's second source alone.
     twice = one.each(lambda value: value[:, :1].expand(-1, 2))
-    assert not same_places(twice, one, grid).any()
-    assert not same_places(one, twice, grid).any()
+    assert not same_positions(twice, one, grid).any()
+    assert not same_positions(one, twice, grid).any()
     single = one.each(lambda value: torch.where(torch.tensor([True, False]), value, torch.nan))
-    assert same_places(single, single, grid).all()
+    assert same_positions(single, single, grid).all()

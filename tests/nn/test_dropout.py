@@ -163,5 +163,5 @@ def test_a_training_from_before_there_was_dropout_goes_on(tmp_path):
 
 @pytest.mark.parametrize("share", [-0.1, 0.6])
 def test_an_impossible_share_is_refused(share):
-    with pytest.raises(InputError, match=r"network\.dropout: expected (at least 0|less than or)"):
+    with pytest.raises(InputError, match=r"network\.dropout: expected (at least 0|at most 0.5)"):
         NETWORK.replace(dropout=share)

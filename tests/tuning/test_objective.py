@@ -85,11 +85,11 @@ def test_hyperband_prunes_by_the_reported_values(tmp_path, monkeypatch, reported
         loss=1.0, terms={}, weights={}, oracle={}, scores={"blend": score}, covariance={}, first_batch=1.0
     )
 
-    def training(spec, *, out, device, watch):
+    def training(spec, *, out, device, on_epoch):
         epochs_run.append(0)
         for epoch in range(9):
             epochs_run[-1] += 1
-            if watch(epoch, found):
+            if on_epoch(epoch, found):
                 return
 
     monkeypatch.setattr(objective_module, "train", training)
@@ -113,7 +113,7 @@ def test_hyperband_prunes_by_the_reported_values(tmp_path, monkeypatch, reported
 def test_an_invalid_combination_is_a_reason(tmp_path):
     done = run(study_of([], NopPruner()), objective(tmp_path, {"network.width": Parameter(choices=(9,))}))
     assert done.state == TrialState.FAIL
-    assert done.user_attrs[REASON] == "network.width: expected a multiple of heads = 2, found 9"
+    assert done.user_attrs[REASON] == "network.width: must be a multiple of heads = 2; got 9"
 
 
 def test_a_validation_loss_that_is_not_finite_is_a_reason(tmp_path, monkeypatch):

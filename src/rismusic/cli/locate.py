@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rismusic.estimation.estimate import Estimate
-    from rismusic.evaluate.positions import Truth
     from rismusic.io import Recording
+    from rismusic.metrics import Truth
     from rismusic.report import LocateReport
 
 # Scenes located between two steps of the progress bar.
@@ -67,9 +67,9 @@ class Locate(Command):
             check_extras("report", "matplotlib")
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
-        from rismusic.evaluate.positions import truth_rows
         from rismusic.hybrid import locate
         from rismusic.io import open_recording
+        from rismusic.metrics import truth_rows
 
         parts: list[Estimate] = []
         truth: list[Truth] = []
@@ -85,7 +85,7 @@ class Locate(Command):
                 estimate = locate(recording, spec=self.settings, device=self.device)
                 parts.append(estimate)
                 if recording.truth is not None:
-                    truth += truth_rows(recording.truth, estimate, first_scene=first)
+                    truth += truth_rows(recording.truth, estimate.sources, first_scene=first)
                 if first <= self.scene < first + len(recording):
                     drawn = recording, estimate
                 if report is not None:

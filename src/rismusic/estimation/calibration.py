@@ -41,12 +41,12 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import by_inverse_range, steering_with_derivatives
+from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import pack, unpack
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording
-from rismusic.memory import blocks
 from rismusic.sources import Sources
 
 # Maximum number of steps, and the largest predicted movement at convergence in units of the error bars.

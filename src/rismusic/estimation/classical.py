@@ -29,6 +29,7 @@ from torch import Tensor
 
 from rismusic.array import Panel
 from rismusic.covariance import recording_covariance
+from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import calibrate, whitened
 from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, volume_of, warnings_of
@@ -61,7 +62,6 @@ from rismusic.estimation.spectra import (
     soft_music,
 )
 from rismusic.io import Recording
-from rismusic.memory import blocks
 from rismusic.registry import SPECTRA
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec

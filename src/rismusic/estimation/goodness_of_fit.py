@@ -40,11 +40,11 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import steering_with_derivatives
+from rismusic.devices import block_size
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.io import Recording
-from rismusic.memory import block_size
 from rismusic.operator import Link
 from rismusic.sources import Sources
 

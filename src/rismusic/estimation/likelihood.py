@@ -30,8 +30,8 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import by_inverse_range, steering, steering_with_derivatives
+from rismusic.devices import blocks
 from rismusic.io import Recording
-from rismusic.memory import blocks
 
 # Ridge relative to a unit diagonal: two columns closer than this (squared) count as one.
 _RIDGE = 1e-13

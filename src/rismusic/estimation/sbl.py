@@ -27,9 +27,9 @@ from jaxtyping import Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering
+from rismusic.devices import memory_budget
 from rismusic.estimation.grid import find_peaks
 from rismusic.estimation.search import GridSearch, project_out
-from rismusic.memory import memory_budget
 
 # Least noise variance relative to the power per antenna, for single precision.
 _LOADING = 1e-5

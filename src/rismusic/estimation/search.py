@@ -40,9 +40,9 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering
+from rismusic.devices import block_size, memory_budget
 from rismusic.estimation.grid import SearchGrid
 from rismusic.io import Recording
-from rismusic.memory import block_size, memory_budget
 from rismusic.operator import Link
 
 # Least share of a point's energy outside the span of the sources found so far. Below it they are

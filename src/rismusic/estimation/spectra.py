@@ -50,10 +50,10 @@ from torch import Tensor
 
 from rismusic.array import Panel, by_inverse_range, steering, steering_with_phase_derivatives
 from rismusic.covariance import Covariance
+from rismusic.devices import block_size, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import levenberg_marquardt
-from rismusic.memory import block_size, blocks
 
 # Newton decrement at convergence. f is of the order of 1, so the phases are off by about 1e-7 rad.
 _TOLERANCE = 1e-7

@@ -145,9 +145,9 @@ class NetworkOutput:
     Args:
         recording: the scenes as they are fitted, whitened if hardware impairments are allowed for.
         blend: R_blend with its loading.
-        own: the sources of the network's heads [S, K_max], the most probable first.
-        places: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the heat map.
-        belief: what its map says of any other place.
+        network_sources: the sources of the network's heads [S, K_max], the most probable first.
+        candidates: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the heat map.
+        spatial_prior: what its map says of any other place.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         snr_db: [S] SNR of the scenes, with the recorded or estimated noise variance.
         card: card of the weights.
@@ -155,16 +155,16 @@ class NetworkOutput:
 
     recording: Recording
     blend: Covariance
-    own: Sources
-    places: Float[Tensor, "S C 3"]
-    belief: SpatialPrior
+    network_sources: Sources
+    candidates: Float[Tensor, "S C 3"]
+    spatial_prior: SpatialPrior
     log_count: Float[Tensor, "S counts"]
     snr_db: Float[Tensor, "S"]
     card: WeightsCard
 
     @classmethod
     @torch.no_grad()
-    def by(
+    def compute(
         cls,
         trained: LoadedNetwork,
         recording: Recording,
@@ -219,9 +219,9 @@ class NetworkOutput:
             self,
             recording=self.recording[scenes],
             blend=self.blend[scenes],
-            own=self.own[scenes],
-            places=self.places[scenes],
-            belief=self.belief[scenes],
+            network_sources=self.network_sources[scenes],
+            candidates=self.candidates[scenes],
+            spatial_prior=self.spatial_prior[scenes],
             log_count=self.log_count[scenes],
             snr_db=self.snr_db[scenes],
         )

@@ -1,1 +1,0 @@
-"""Estimates as rows in degrees and dB."""
