@@ -225,8 +225,8 @@ def api() -> str:
     for line in source[source.index("_HOME = {") : source.index("__all__ = [")].splitlines():
         if comment := re.match(r"    # (.*)", line):
             title = comment[1]
-        elif name := re.match(r'    "(\w+)": ', line):
-            groups.setdefault(title, []).append(name[1])
+        elif entry := re.match(r'    "(\w+)": ', line):
+            groups.setdefault(title, []).append(entry[1])
     grouped = {name for names in groups.values() for name in names}
     groups["settings, errors and your own methods"] = [n for n in rismusic.__all__ if n not in grouped]
     text = ""
