@@ -25,7 +25,7 @@ from rismusic.nn.network import Network, Prediction
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.train import Trainer
-from training_shows import SMALL
+from training_robustness import SMALL
 
 OUT = Path(__file__).parent.parent / "docs" / "measured" / "training_faults.txt"
 HEALTHY = SMALL.replace(

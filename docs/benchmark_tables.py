@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import headline
-from markdowntable import table
+from markdown_table import table
 from rismusic.benchmark.plots import save_plots
 from rismusic.benchmark.summary import BenchRow, Group, groups, read_table
 

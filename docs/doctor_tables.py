@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from markdowntable import table
+from markdown_table import table
 
 MEASURED = Path(__file__).parent / "measured" / "doctor_faults.csv"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from markdowntable import table
+from markdown_table import table
 from rismusic.plots import COLOURS, new_axes
 
 MEASURED = Path(__file__).parent / "measured"

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from markdowntable import table
+from markdown_table import table
 from rismusic.checks import CHECKS
 from rismusic.checks.conventions import CHANGES
 

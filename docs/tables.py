@@ -20,7 +20,7 @@ import doctor_tables
 import learning_test_tables
 import model_order_tables
 import rismusic
-from markdowntable import table
+from markdown_table import table
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.io import read
@@ -218,15 +218,28 @@ def wave_bias() -> str:
 
 
 def api() -> str:
-    """The names of ``import rismusic``, each with its first sentence and a link."""
-    rows = []
-    for name in rismusic.__all__:
-        thing = getattr(rismusic, name)
-        if isinstance(thing, str):
-            continue
-        kind = "class" if isinstance(thing, type) else "func"
-        rows.append((f"{{py:{kind}}}`~{thing.__module__}.{name}`", _first_sentence(thing)))
-    return table(("name", "meaning"), rows)
+    """The names of ``import rismusic`` by task, each with its first sentence and a link."""
+    source = Path(rismusic.__file__).read_text(encoding="utf-8")
+    groups: dict[str, list[str]] = {}
+    title = ""
+    for line in source[source.index("_HOME = {") : source.index("__all__ = [")].splitlines():
+        if comment := re.match(r"    # (.*)", line):
+            title = comment[1]
+        elif entry := re.match(r'    "(\w+)": ', line):
+            groups.setdefault(title, []).append(entry[1])
+    grouped = {name for names in groups.values() for name in names}
+    groups["settings, errors and your own methods"] = [n for n in rismusic.__all__ if n not in grouped]
+    text = ""
+    for title, names in groups.items():
+        rows = []
+        for name in names:
+            thing = getattr(rismusic, name)
+            if isinstance(thing, str):
+                continue
+            kind = "class" if isinstance(thing, type) else "func"
+            rows.append((f"{{py:{kind}}}`~{thing.__module__}.{name}`", _first_sentence(thing)))
+        text += f"**{title[0].upper()}{title[1:]}**\n\n" + table(("name", "meaning"), rows) + "\n"
+    return text
 
 
 def _first_sentence(thing: object) -> str:

@@ -1,6 +1,6 @@
 """Interrupted and distributed trainings compared with uninterrupted ones.
 
-Run ``python benchmarks/training_shows.py``.
+Run ``python benchmarks/training_robustness.py``.
 
 * ``kills``: a training is killed (kill -9) at random instants and resumed, repeatedly; its weights,
   averages, optimizer state, log and saved networks are compared bit by bit with those of an uninterrupted
