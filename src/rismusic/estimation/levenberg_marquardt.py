@@ -47,7 +47,7 @@ _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-10, 1e9
 _NO_DAMPING = 1e-4
 # Steps whose change of the gradient is remembered, and the least curvature along one, relative to B.
 _MEMORY, _LEAST_CURVATURE = 2, 0.05
-# From this tolerance on a fit is only a rough one, whose few steps do without the updates.
+# From this tolerance on a fit is a rough one, without updates and with every step evaluated.
 _ROUGH = 0.1
 # Relative to a unit diagonal, so that a singular curvature has an inverse.
 _RIDGE = 1e-12
@@ -173,8 +173,9 @@ def levenberg_marquardt(
     damping = torch.full_like(now.value, _FIRST_DAMPING)
     end = Minimum(x.clone(), now.value.clone(), torch.zeros_like(now.value, dtype=torch.bool))
     for evaluation in range(steps + 1):
-        # The last step counts as taken where the box does not cut it.
-        last = now.x + now.newton
+        # The last step counts as taken where the box does not cut it. After a rough fit it would be a long
+        # one.
+        last = now.x if tolerance >= _ROUGH else now.x + now.newton
         converged = (now.decrement <= tolerance) & ((last >= low) & (last <= high)).all(-1)
         done = converged | (damping > _MOST_DAMPING)
         if evaluation == steps:
@@ -182,7 +183,7 @@ def levenberg_marquardt(
         if done.any():
             gone, reached, keep = live[done], converged[done], ~done
             end.point[gone] = torch.where(reached[:, None], last[done], now.x[done])
-            gain = -(now.gradient * now.newton).sum(-1)[done] / 2
+            gain = -(now.gradient * (last - now.x)).sum(-1)[done] / 2
             end.value[gone] = now.value[done] - torch.where(reached, gain, 0)
             end.converged[gone] = reached
             live, low, high, damping, now = live[keep], low[keep], high[keep], damping[keep], now[keep]
