@@ -67,8 +67,8 @@ class Estimate:
         noise_variance: [S] as recorded, or estimated where it is not.
         neg_log_likelihood: [S] minus the unconditional log-likelihood of the scene in nats, without the
             constant L M log(pi).
-        n_sources_probability: [S, sources_max + 1] of 0, 1, ... sources under a uniform prior; none where
-            their number was given.
+        n_sources_probability: [S, sources_max + 1] posterior of 0, 1, ... sources, under a uniform prior for
+            classical methods and the network's for the hybrid; none where their number was given.
         p_value: [S] probability, if the model holds, of a residual at least as large as this one (noise
             variance known), or as far from white noise (not known); see
             :mod:`rismusic.estimation.goodness_of_fit`. NaN where it is not available.
