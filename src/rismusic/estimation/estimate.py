@@ -18,7 +18,7 @@ from rismusic.crb import unconditional_crb
 from rismusic.errors import InputError
 from rismusic.estimation.goodness_of_fit import at_search_limit, goodness_of_fit
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.maximum_likelihood import Fit, finish, unpack
+from rismusic.estimation.maximum_likelihood import Fit, finish, same_width, unpack
 from rismusic.estimation.table import COLUMNS, csv_text, position_rows, scene_records
 from rismusic.files import replace_file
 from rismusic.io import Recording
@@ -400,14 +400,9 @@ def warnings_of(
 
 def join_estimates(parts: list[Estimate]) -> Estimate:
     """Blocks of scenes put together, padded to the same K_max."""
-    most = max(part.snr_db.shape[1] for part in parts)
 
     def joined(values: list[Tensor]) -> Tensor:
-        padded = []
-        for value in values:
-            missing = (len(value), most - value.shape[1], *value.shape[2:])
-            padded.append(torch.cat((value, value.new_full(missing, math.nan)), dim=1))
-        return torch.cat(padded)
+        return torch.cat(same_width(*values))
 
     names = ("azimuth", "elevation", "range", "power")
     probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]

@@ -330,7 +330,7 @@ class Fit:
         """
 
         def put(old: Tensor, new: Tensor) -> Tensor:
-            old, new = _same_width(old, new)
+            old, new = same_width(old, new)
             return old.index_copy(0, scenes, new)
 
         return _combine(put, self, others)
@@ -450,7 +450,7 @@ def better(one: Fit, other: Fit) -> Fit:
 
 def join(parts: list[Fit]) -> Fit:
     """Concatenate fits of blocks of scenes."""
-    return _combine(lambda *values: torch.cat(_same_width(*values)), *parts)
+    return _combine(lambda *values: torch.cat(same_width(*values)), *parts)
 
 
 def _combine(change: Callable[..., Tensor], *fits: Fit) -> Fit:
@@ -463,7 +463,7 @@ def _combine(change: Callable[..., Tensor], *fits: Fit) -> Fit:
     return Fit(sources=Sources(**changed([fit.sources for fit in fits])), **changed(fits))
 
 
-def _same_width(*values: Tensor) -> list[Tensor]:
+def same_width(*values: Tensor) -> list[Tensor]:
     """Tensors with a source axis, padded with NaN to the same number of sources."""
     if values[0].ndim == 1:
         return list(values)
