@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import tomlkit
-from tomlkit.exceptions import TOMLKitError
 
 from rismusic.benchmark.spec import SCENES, BenchSpec, Unit
 from rismusic.errors import InputError
 from rismusic.files import replace_file
-from rismusic.spec import flat_settings
+from rismusic.spec import flat_settings, read_toml
 from rismusic.version import __version__
 
 SETTINGS = "settings.toml"
@@ -107,16 +106,18 @@ def load_settings(folder: Path) -> BenchSpec:
         InputError: there are none, or another version of rismusic wrote them.
     """
     path = folder / SETTINGS
-    try:
-        values = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
-    except (OSError, UnicodeDecodeError, TOMLKitError) as error:
-        raise InputError(str(path), f"cannot be read as the settings of a benchmark: {error}") from None
+    if not path.exists():
+        raise InputError(str(folder), f"is not the folder of a benchmark: it has no {SETTINGS}")
+    values = read_toml(path)
     version = values.pop("version", None)
     if version != __version__:
         raise InputError(
             str(path), f"results of rismusic {version} cannot be continued with version {__version__}"
         )
-    return BenchSpec(**values)
+    try:
+        return BenchSpec(**values)
+    except InputError as error:
+        raise InputError(str(path), str(error)) from None
 
 
 def check_same(spec: BenchSpec, folder: Path) -> None:

@@ -37,9 +37,10 @@ from rismusic.benchmark.methods import STARTS, Method, parse_method
 from rismusic.benchmark.spec import AXES, NONE, SCENES, BenchSpec, Cell, Unit, blocks
 from rismusic.benchmark.store import Arrays, Store
 from rismusic.crb import Bound
-from rismusic.files import TABLE_ENDINGS, check_output, replace_file
+from rismusic.files import TABLE_ENDINGS, check_output, read_text, write_text
 from rismusic.metrics import match, score
 from rismusic.sources import Sources
+from rismusic.text import csv_text
 
 
 class Share(NamedTuple):
@@ -141,19 +142,13 @@ def write_table(path: Path, rows: Sequence[Row], *, overwrite: bool) -> None:
     if path.suffix == ".json":
         text = json.dumps(records, indent=1, allow_nan=False) + "\n"
     else:
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        text = buffer.getvalue()
-    with replace_file(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        text = csv_text(list(records[0]), records)
+    write_text(path, text, overwrite=overwrite)
 
 
 def read_table(path: Path) -> list[BenchRow]:
     """Read the rows of a ``results.csv``."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_parse_row(record) for record in csv.DictReader(file)]
+    return [_parse_row(record) for record in csv.DictReader(io.StringIO(read_text(path), newline=""))]
 
 
 def _parse_row(record: Mapping[str, str]) -> BenchRow:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +11,10 @@ from pydantic import Field
 
 from rismusic.benchmark.spec import BenchSpec
 from rismusic.cli.command import Command, Option
-from rismusic.cli.output import check_extras, note, progress_bar
+from rismusic.cli.output import SafeConsole, check_extras, note, progress_bar
 from rismusic.errors import InputError
 from rismusic.files import TABLE_ENDINGS, check_output
+from rismusic.text import command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,7 +112,7 @@ class Bench(Command):
             result.rows,
             settings=result.spec,
             timings=result.timings,
-            command=shlex.join(["rismusic", *sys.argv[1:]]),
+            command=command_line(),
             overwrite=self.overwrite,
         )
         note(f"report written to {path}")
@@ -130,11 +129,9 @@ class Bench(Command):
 
 
 def _show(result: Benchmark) -> None:
-    from rich.console import Console
-
     from rismusic.benchmark.summary import groups
 
-    console = Console()
+    console = SafeConsole()
     if len(result.spec.cells()) == 1:
         for table in _details(result):
             console.print(table)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rismusic.cli.command import Command, Option
-from rismusic.cli.output import check_extras, note, progress_bar, write_rows
+from rismusic.cli.output import SafeConsole, check_extras, note, progress_bar, write_rows
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.spec import ChannelSpec, CodebookSpec, Count, Finite, PanelSpec, SceneSpec, SystemSpec
@@ -54,7 +54,6 @@ class Bound(Command):
                 check_output(path, overwrite=self.overwrite, endings=endings)
         if self.plot is not None:
             check_extras("report", "matplotlib")
-        from rich.console import Console
         from rich.table import Table
 
         from rismusic.benchmark.bound_table import bound_figure, bound_table
@@ -85,7 +84,7 @@ class Bound(Command):
                 f"{row.inverse_range_std_per_m:.3g}",
                 end_section=row.snr_db == self.snr_db[-1],
             )
-        Console().print(table)
+        SafeConsole().print(table)
         if self.output is not None:
             head = {"version": __version__, "kind": self.kind, "scenes": self.scenes, "seed": self.seed}
             write_rows(

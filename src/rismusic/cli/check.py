@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from rismusic.cli.command import Command, Option
-from rismusic.cli.output import check_extras, note
+from rismusic.cli.output import SafeConsole, check_extras, note
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output
+from rismusic.text import plain
 
 if TYPE_CHECKING:
     from rismusic.checks import CheckReport
@@ -55,18 +56,21 @@ class Check(Command):
         return 0
 
     def _print(self, result: CheckReport) -> None:
-        from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        console = Console()
+        console = SafeConsole()
         facts = Table(show_header=False, box=None)
         for name, value in result.facts.items():
-            facts.add_row(name, value)
+            facts.add_row(name, plain(value))
         console.print(facts)
         for finding in result.findings:
             console.print(
-                f"\n[bold yellow]suspicious:[/] {finding.name}: {finding.meaning}: {finding.value:.3g}"
-                f" (at most {finding.threshold:.3g}).\n  To try: {finding.remedy}."
+                Text.assemble(
+                    ("\nsuspicious:", "bold yellow"),
+                    f" {finding.name}: {finding.meaning}: {finding.value:.3g}"
+                    f" (at most {finding.threshold:.3g}).\n  To try: {finding.remedy}.",
+                )
             )
             if finding.alike:
                 console.print(f"  Fits as well: {', '.join(finding.alike)}.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -12,8 +10,9 @@ from pydantic import Field
 from rismusic.cli.command import Command, Option
 from rismusic.cli.output import note, progress_bar
 from rismusic.errors import InputError
-from rismusic.files import check_output, replace_file
+from rismusic.files import check_output, write_text
 from rismusic.spec import Count, SystemSpec, dump_spec
+from rismusic.text import command_line
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -73,9 +72,8 @@ class Simulate(Command):
             for recording in simulator.stream(block, stop=self.scenes):
                 writer.append(recording.to("cpu"))
                 progress.advance(task, len(recording))
-        with replace_file(settings, overwrite=self.overwrite) as temporary:
-            command = shlex.join(["rismusic", *sys.argv[1:]])
-            temporary.write_text(f"# rismusic {__version__}: {command}\n{dump_spec(self.system)}", "utf-8")
+        head = f"# rismusic {__version__}: {command_line()}\n"
+        write_text(settings, head + dump_spec(self.system), overwrite=self.overwrite)
         note(f"{self.output}: {self.scenes} scenes; settings in {settings}")
         return 0
 

@@ -12,6 +12,7 @@ from rismusic.errors import InputError
 from rismusic.nn.run_folder import SETTINGS, RunFolder
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import Count
+from rismusic.text import plain
 
 BESIDE_RESUME = ("resume", "device", "tensorboard")
 PRESETS = {"tiny": TrainSpec.tiny, "search": TrainSpec.search, "final": TrainSpec.final}
@@ -82,7 +83,7 @@ class Train(Command):
                     device=None if self.device == "auto" else self.device,
                     tensorboard=self.tensorboard,
                     progress=lambda done, total: bar.update(task, completed=done, total=total),
-                    log=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
+                    log=lambda line: bar.console.print(plain(line), soft_wrap=True),
                 )
         except KeyboardInterrupt:
             if (folder / SETTINGS).exists():

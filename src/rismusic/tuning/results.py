@@ -14,8 +14,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +25,12 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from rismusic.errors import InputError
-from rismusic.files import replace_file
+from rismusic.files import write_text
 from rismusic.nn.run_folder import BEST as BEST_WEIGHTS
 from rismusic.nn.spec import TrainSpec
 from rismusic.plots import save
 from rismusic.spec import LocateSpec, dump_spec
+from rismusic.text import csv_text
 from rismusic.tuning.objective import (
     DEFAULT,
     EPOCHS,
@@ -342,8 +341,7 @@ def write_results(result: TuneResult, study: optuna.Study, say: Say) -> None:
         ("finals.csv", _csv(final_rows(result.finals))),
         ("comparison.txt", "".join(f"{sentence}\n" for sentence in result.sentences())),
     ):
-        with replace_file(folder / name, overwrite=True) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text, overwrite=True)
     importance = importances(study)
     try:
         save(plot_overview(result), folder / "history.png", overwrite=True)
@@ -406,8 +404,4 @@ def final_rows(finals: Sequence[Final]) -> list[dict[str, Any]]:
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text(list(rows[0]), rows)
