@@ -111,5 +111,5 @@ def test_weights_that_are_not_installed(recording, monkeypatch, tmp_path):
 
 
 def test_weights_of_the_users_own_that_are_not_there(recording, tmp_path):
-    with pytest.raises(InputError, match="cannot read the weights: no such file"):
+    with pytest.raises(InputError, match="cannot be read: no such file"):
         hybrid(recording, str(tmp_path / "mine.safetensors"), sources=2)

@@ -32,6 +32,7 @@ from rismusic.estimation.calibration import whitened
 from rismusic.estimation.estimate import volume_of
 from rismusic.estimation.grid import SearchGrid, Volume, highest_peaks, to_cosines
 from rismusic.estimation.noise import snr_db
+from rismusic.files import failure
 from rismusic.io import Recording
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import SHIPPED, WeightsCard, card_of, weights_path
@@ -76,8 +77,7 @@ def trained(weights: str, device: torch.device, *, untrained: bool = False) -> L
     try:
         state = path.stat()
     except OSError as error:
-        reason = (error.strerror or "unknown error").lower()
-        raise InputError(str(path), f"cannot read the weights: {reason}") from None
+        raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
     version = state.st_mtime_ns, state.st_size
     return _trained(path.absolute(), version, str(device), untrained)
 
