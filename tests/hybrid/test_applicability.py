@@ -106,7 +106,9 @@ def test_weights_that_are_not_installed(recording, monkeypatch, tmp_path):
     assert not warned(hybrid(recording, "robust", sources=2))
     # Damaged ones are not passed over.
     (tmp_path / "robust.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"robust.safetensors: not a safetensors file, or it is truncated"):
+    with pytest.raises(
+        InputError, match=r"robust.safetensors: is not a safetensors file, or it is truncated"
+    ):
         hybrid(recording, "robust", sources=2)
 
 

@@ -338,7 +338,7 @@ def test_a_log_that_cannot_be_cut(tmp_path, monkeypatch):
     one = trainer(tmp_path / "run")
     one._check_start()
 
-    def refuses(*_):
+    def refuses(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("os.truncate", refuses)
