@@ -64,7 +64,7 @@ from rismusic.estimation.spectra import (
 from rismusic.io import Recording
 from rismusic.registry import SPECTRA
 from rismusic.sources import Sources
-from rismusic.spec import LocateSpec
+from rismusic.spec import LocateSpec, Wave
 
 MUSIC = SpectrumMethod(music)
 SOFT_MUSIC = SpectrumMethod(soft_music)
@@ -135,7 +135,8 @@ def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
     """The search grid of the settings for the recording's panel, on the recording's device."""
     elements = recording.elements
     key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, recording.wavelength
-    return _grid(*key, volume_of(spec), spec.oversampling, recording.snapshots.device)
+    model = recording.panel.wave, recording.panel.pattern_exponent
+    return _grid(*key, *model, volume_of(spec), spec.oversampling, recording.snapshots.device)
 
 
 @lru_cache(maxsize=4)
@@ -143,12 +144,15 @@ def _grid(
     elements: bytes,
     dtype: torch.dtype,
     wavelength: float,
+    wave: Wave,
+    pattern_exponent: float,
     volume: Volume,
     oversampling: float,
     device: torch.device,
 ) -> SearchGrid:
     """Cached with its steering vectors, which for a single scene take as long as the search."""
-    panel = Panel(torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3), wavelength)
+    positions = torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3)
+    panel = Panel(positions, wavelength, wave, pattern_exponent)
     return SearchGrid.cover(panel, volume, oversampling).to(device)
 
 
@@ -396,11 +400,11 @@ def _step_of(
 
 def _dictionary(recording: Recording, grid: SearchGrid) -> Dictionary:
     panel = recording.panel
-    if grid.panel.size != panel.size or grid.panel.wavelength != panel.wavelength:
+    same = grid.panel.size == panel.size and grid.panel.wavelength == panel.wavelength
+    if not (same and grid.panel.same_model(panel)):
         raise InputError(
             "grid",
-            f"covers a panel of {grid.panel.size} elements at {grid.panel.wavelength:g} m, but the "
-            f"recording's has {panel.size} elements at {panel.wavelength:g} m",
+            f"covers {grid.panel}, but the recording's panel is {panel}",
         )
     return Dictionary.of(grid)
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel, direction, steering, steering_with_derivatives
+from rismusic.array import Panel, direction, steering, steering_with_log_derivatives
 from rismusic.errors import InputError
 from rismusic.spec import SceneSpec
 
@@ -263,8 +263,8 @@ def _mean_focus(panel: Panel, volume: Volume) -> float:
     fraction = (torch.arange(_PROBES, dtype=torch.float64, device=panel.elements.device) + 0.5) / _PROBES
     axes = [low + (high - low) * fraction for low, high in zip(volume.lower, volume.upper, strict=True)]
     azimuth, elevation, q = (axis.ravel() for axis in torch.meshgrid(*axes, indexing="ij"))
-    A, D = steering_with_derivatives(panel, azimuth, elevation, 1 / q)
-    by_range = (D[..., 2] * A.conj()).imag * panel.size
+    _, slopes = steering_with_log_derivatives(panel, azimuth, elevation, 1 / q)
+    by_range = slopes[..., 2].imag
     return float((by_range / q.square()).var(dim=-2, unbiased=False).mean())
 
 
