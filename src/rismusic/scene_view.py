@@ -22,7 +22,7 @@ Points = npt.NDArray[np.float64]
 
 # Number of elements drawn one by one; of a larger panel every second, third, ... is drawn.
 _ELEMENTS = 400
-# Azimuth to either side up to which the floor is drawn where no searched volume is given.
+# Azimuth to either side up to which the floor is drawn where no search volume is given.
 _SIDE = math.radians(60)
 
 
@@ -86,7 +86,7 @@ class Scene:
         estimates: estimated sources, [K], or none.
         covariance: [K, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m), or none.
         truth: true sources, or none.
-        volume: the searched volume, to which error regions are limited; none where it is not known.
+        volume: the search volume, to which error regions are limited; none where it is not known.
         clipped: set while drawing: whether the volume clipped an error region.
     """
 
