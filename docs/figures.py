@@ -18,8 +18,7 @@ import benchmark_tables
 import learning_test_tables
 from rismusic.array import Panel, Wave, direction, path_difference, steering
 from rismusic.plots import COLOURS, new_axes, save, scene_top
-from rismusic.simulation.channel import draw_channel, line_of_sight
-from rismusic.simulation.codebook import dft_codes, draw_codes, spread_order
+from rismusic.simulation.link import dft_codes, draw_channel, draw_codes, line_of_sight, spread_order
 from rismusic.simulation.random_numbers import Draws
 from rismusic.simulation.scene import draw_sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec

@@ -22,7 +22,7 @@ from rismusic.nn.network import Network
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.schedules import beta_at
 from rismusic.nn.spec import LossSpec
-from rismusic.simulation.channel import draw_channel
+from rismusic.simulation.link import draw_channel
 from rismusic.simulation.scene import draw_sources
 from rismusic.simulation.simulator import Simulator
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option
-from rismusic.cli.output import check_extras, note, progress_bar
+from rismusic.cli.command import Command, Option, check_extras, note, progress_bar
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.registry import SPECTRA
