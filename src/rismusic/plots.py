@@ -17,11 +17,10 @@ import numpy as np
 import torch
 
 from rismusic.array import Panel
-from rismusic.ellipsoid import CONFIDENCE
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.files import PLOT_ENDINGS, check_output, replace_file
-from rismusic.scene_view import ABOVE, BEHIND, Projection, Scene, Shape
+from rismusic.scene_view import ABOVE, BEHIND, CONFIDENCE, Projection, Scene, Shape
 from rismusic.sources import Sources
 
 if TYPE_CHECKING:

@@ -12,16 +12,14 @@ from pathlib import Path
 
 import torch
 
-from rismusic.ellipsoid import CONFIDENCE
 from rismusic.errors import InputError
 from rismusic.estimation.estimate import Estimate, volume_of
 from rismusic.io import Recording
 from rismusic.metrics import Score, score
 from rismusic.report.page import environment, fragment, general, setting_rows, within, write_page
-from rismusic.report.scene import picture_from_above, picture_in_space
+from rismusic.report.pictures import Slices, colour_bar, picture_from_above, picture_in_space, slices
 from rismusic.report.sources import Comparison, compare, entries, joined
-from rismusic.report.spectra import Slices, colour_bar, slices
-from rismusic.scene_view import Scene
+from rismusic.scene_view import CONFIDENCE, Scene
 from rismusic.spec import LocateSpec
 
 # Size limits in bytes: scenes in detail, table of all scenes.

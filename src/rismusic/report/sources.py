@@ -10,13 +10,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from rismusic.crb import Bound, conditional_crb, unconditional_crb
-from rismusic.ellipsoid import inside_ellipsoid
 from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.maximum_likelihood import finish, unpack
 from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording
 from rismusic.metrics import Match, match
 from rismusic.report.page import decimals, fixed, general
+from rismusic.scene_view import inside_ellipsoid
 from rismusic.sources import Sources
 
 SYMBOLS_KNOWN = "the conditional Cramér-Rao bound at the true positions, with the transmitted symbols"

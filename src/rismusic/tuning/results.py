@@ -49,8 +49,7 @@ from rismusic.tuning.objective import (
     locate_settings,
 )
 from rismusic.tuning.report import plot_importance, plot_overview, write_tune_report
-from rismusic.tuning.space import apply
-from rismusic.tuning.spec import TuneSpec
+from rismusic.tuning.spec import TuneSpec, apply
 from rismusic.tuning.storage import experimental
 from rismusic.tuning.worker import WORKER, Say, current, failure
 from rismusic.version import __version__

@@ -118,7 +118,7 @@ def total_loss(
         targets: of the same scenes.
         spec: scales, margins and weights.
         beta: share of R_samp in R_blend.
-        weights: replace weights of ``spec``; see :func:`~rismusic.nn.schedules.weights_at`.
+        weights: replace weights of ``spec``; see :func:`~rismusic.nn.data.weights_at`.
         oracle: whether to compute the oracle values too.
 
     Raises:
