@@ -193,7 +193,7 @@ def scene_figure(
         estimates: estimated sources of one scene, [K].
         covariance: [K, 3, 3] of their errors in azimuth (rad), elevation (rad) and range (m).
         truth: true sources, [K].
-        volume: the searched volume; error regions are clipped to it.
+        volume: the search volume; error regions are clipped to it.
         width_mm: printed width of the figure.
     """
     scene = Scene(panel, estimates, covariance, truth, volume)
@@ -251,7 +251,7 @@ def scene_3d(
         covariance: [K, 3, 3] of their errors in azimuth (rad), elevation (rad) and range (m); drawn as 95 %
             error ellipsoids.
         truth: true sources, [K]; circles.
-        volume: the searched volume; ellipsoids are clipped to it.
+        volume: the search volume; ellipsoids are clipped to it.
         ax: plain axes to draw into.
     """
     ax = ax or new_axes(None)[0]

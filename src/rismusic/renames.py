@@ -42,6 +42,7 @@ NAMES: dict[str, str | None] = {
 ATTRIBUTES: dict[str, dict[str, str | None]] = {
     "Estimate": {"likelihood": "neg_log_likelihood", "count_probability": "n_sources_probability"},
     "Panel": {"uniform": "uniform_planar"},
+    "Volume": {"from_scene": "from_spec"},
 }
 # Subcommands, with what to run instead.
 COMMANDS: dict[str, str] = {"doctor faults": "python benchmarks/doctor_faults.py"}

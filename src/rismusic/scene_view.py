@@ -13,9 +13,9 @@ in metres. The points :math:`x + \sqrt{q}\, C^{1/2} v`, :math:`|v| = 1`, are the
 holds a Gaussian error with the probability that a chi-squared number of three degrees of freedom is below q.
 
 For drawing, the points are computed in the estimated coordinates,
-:math:`(\varphi, \theta, r) + \sqrt{q}\, J^{-1} C^{1/2} v`, limited to the searched volume, and then converted
+:math:`(\varphi, \theta, r) + \sqrt{q}\, J^{-1} C^{1/2} v`, limited to the search volume, and then converted
 to Cartesian coordinates. For small errors the result is the ellipsoid. A large error region bends along the
-sphere and never extends behind the panel or beyond the searched volume.
+sphere and never extends behind the panel or beyond the search volume.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def ellipsoid(
     Args:
         position: azimuth (rad), elevation (rad) and range (m).
         covariance: Sigma of these three, finite.
-        volume: the searched volume; the drawing stays inside.
+        volume: the search volume; the drawing stays inside.
         points: number of points of each section; the last equals the first.
 
     Returns:
@@ -149,7 +149,7 @@ Points = npt.NDArray[np.float64]
 
 # Number of elements drawn one by one; of a larger panel every second, third, ... is drawn.
 _ELEMENTS = 400
-# Azimuth to either side up to which the floor is drawn where no searched volume is given.
+# Azimuth to either side up to which the floor is drawn where no search volume is given.
 _SIDE = math.radians(60)
 
 
@@ -213,7 +213,7 @@ class Scene:
         estimates: estimated sources, [K], or none.
         covariance: [K, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m), or none.
         truth: true sources, or none.
-        volume: the searched volume, to which error regions are limited; none where it is not known.
+        volume: the search volume, to which error regions are limited; none where it is not known.
         clipped: set while drawing: whether the volume clipped an error region.
     """
 

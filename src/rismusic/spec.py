@@ -354,7 +354,7 @@ class HybridSpec(Spec):
 
 
 class LocateSpec(Spec):
-    """The method, its settings and the searched volume."""
+    """The method, its settings and the search volume."""
 
     section: ClassVar[str] = ""
 

@@ -69,7 +69,7 @@ def test_misses_are_blamed_on_search_or_on_the_likelihood(tmp_path, block):
     assert (row.misses.value, row.search_failures.value, row.ambiguities.value) == (3 / 8, 1 / 8, 2 / 8)
     assert (row.wrong_counts.value, row.count_right.value) == (0, 1)
     assert (row.false_alarms.value, row.f1.value) == (3 / 8, 5 / 8)
-    assert (rows["oracle:truth"].peeked, row.peeked) == (True, False)
+    assert (rows["oracle:truth"].uses_truth, row.uses_truth) == (True, False)
     assert timings == [
         TimingRow(sweep="none", point="", sources=2, snr_db=5.0, method="omp", scenes=4,
                   seconds=0.5 * math.ceil(4 / block), scenes_per_s=8 / math.ceil(4 / block))

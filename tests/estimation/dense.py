@@ -12,7 +12,7 @@ from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import SceneSpec, SystemSpec
 
-VOLUME = Volume.from_scene(SceneSpec())
+VOLUME = Volume.from_spec(SceneSpec())
 SMALL = SystemSpec(
     panel={"rows": 6, "columns": 6},
     channel={"antennas": 8},

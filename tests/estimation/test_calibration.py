@@ -13,13 +13,13 @@ from rismusic.array import steering
 from rismusic.errors import InputError
 from rismusic.estimation import calibration
 from rismusic.estimation.calibration import calibrate
-from rismusic.estimation.estimate import volume_of
+from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import HardwareSpec, LocateSpec
 
-VOLUME = volume_of(LocateSpec())
+VOLUME = Volume.from_spec(LocateSpec())
 ERRORS = HardwareSpec(
     static_phase_rad=0.1, code_phase_rad=0.04, gain=0.05, dead_fraction=0.03, position_wavelengths=0.025
 )

@@ -14,7 +14,6 @@ from scipy import stats
 
 from rismusic.estimation.goodness_of_fit import (
     Projection,
-    at_search_limit,
     goodness_of_fit,
     sphericity,
     tail_probability,
@@ -156,15 +155,14 @@ def test_what_the_sources_do_not_explain_is_noticed(known):
     assert blamed(wrong, truth) > (0.9 if known else 0.5)
 
 
-def test_a_coordinate_on_the_border_is_not_free():
+def test_a_coordinate_at_the_boundary_is_not_free():
     recording = made(scenes=3, sources=1)
     positions, active = dense.truth_of(recording)
     positions[0, 0, 0], positions[1, 0, 2] = dense.VOLUME.upper[0], dense.VOLUME.lower[2]
-    held = at_search_limit(positions, dense.VOLUME)
+    held = dense.VOLUME.at_boundary(positions)
     assert held.sum(dim=(1, 2)).tolist() == [1, 1, 0]
     off = Projection.off(recording, positions, active, ~held)
     assert off.freedom(7).tolist() == [2 * 7 * 7 - 2, 2 * 7 * 7 - 2, 2 * 7 * 7 - 3]
-    assert not at_search_limit(positions, None).any()
     held, free = (
         goodness_of_fit(recording, pack(positions, active), box).excess for box in (dense.VOLUME, None)
     )

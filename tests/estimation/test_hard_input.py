@@ -86,7 +86,7 @@ def test_hard_scenes_beside_an_easy_one(method, system, known, criterion):
     assert located.sources.active.all()
     assert located.std[SILENT].isinf().any(-1).all()
     said = " ".join(located.warnings[OUTSIDE])
-    assert "border of the searched volume" in said or "outside the searched volume" in said
+    assert "boundary of the search volume" in said or "outside the search volume" in said
     one = recording.truth.each(lambda value: value[:, :1])
     for twins in (TWINS, CLEAN_TWINS):
         scene = slice(twins, twins + 1)

@@ -181,7 +181,7 @@ def test_sources_outside_the_volume_are_flagged(method):
     assert located.sources.azimuth.abs().max() <= math.radians(10) + 1e-9
     for scene in outside.nonzero()[:, 0].tolist():
         said = " ".join(located.warnings[scene])
-        assert "border of the searched volume" in said or "times the energy of the noise" in said
+        assert "boundary of the search volume" in said or "times the energy of the noise" in said
 
 
 def test_a_sound_fit_is_not_called_incomplete(recording):
@@ -227,7 +227,7 @@ def test_power_is_received_power_over_noise():
 
 def test_blocks_of_scenes_equal_one(monkeypatch, recording):
     whole = locate(recording, method="omp", sources_max=3, **SETTINGS)
-    monkeypatch.setattr("rismusic.hybrid._BLOCK", 4)
+    monkeypatch.setattr("rismusic.hybrid.BLOCK_SCENES", 4)
     parts = locate(recording, method="omp", sources_max=3, **SETTINGS)
     assert same(whole, parts)
 

@@ -97,7 +97,7 @@ def test_the_greatest_evidence_wins_and_two_failures_end_a_scene():
     chosen = select_model_order(torch.arange(3), fit, 4)
     assert chosen.fit.sources.active.sum(-1).tolist() == [0, 3, 1]
     assert tried == [([0, 1, 2], 0), ([0, 1, 2], 1), ([0, 1, 2], 2), ([1, 2], 3), ([1], 4)]
-    assert chosen.log_evidence[2].tolist() == [0, 5, 4, 3, -math.inf]
+    assert chosen.log_posterior[2].tolist() == [0, 5, 4, 3, -math.inf]
     torch.testing.assert_close(chosen.probability.sum(1), torch.ones(3, dtype=torch.float64))
     others = sum(math.exp(value - 8) for value in (0, 5, 1, 2))
     assert float(chosen.probability[1, 3]) == pytest.approx(1 / (1 + others))
@@ -146,5 +146,5 @@ def test_what_was_known_beforehand_counts_and_saves_fits():
     prior = torch.tensor([[0.0, 1.0, 3.0, 2.0], [0.0, -math.inf, -math.inf, 1.0]], dtype=torch.float64)
     chosen = select_model_order(torch.arange(2), fit, 3, prior)
     assert tried == [(0, [0, 1]), (1, [0]), (2, [0]), (3, [0, 1])]
-    assert chosen.log_evidence.argmax(-1).tolist() == [2, 3]
+    assert chosen.log_posterior.argmax(-1).tolist() == [2, 3]
     torch.testing.assert_close(chosen.probability, prior.softmax(-1))

@@ -15,7 +15,7 @@ from rismusic.estimation.spectra import NewtonOptions, bartlett, music, mvdr, ne
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import SceneSpec
 
-VOLUME = Volume.from_scene(SceneSpec())
+VOLUME = Volume.from_spec(SceneSpec())
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_curvature_is_the_hessian_at_an_exact_source(recorded):
 def test_reaches_the_truth_in_few_steps(recorded, generator):
     truth, spectrum = recorded.truth, exact(recorded)
     start = near(truth, generator)
-    found = newton(spectrum, recorded.panel, VOLUME, *start, climb=NewtonOptions(steps=12))
+    found = newton(spectrum, recorded.panel, VOLUME, *start, options=NewtonOptions(steps=12))
     assert found.converged.all()
     assert (found.azimuth - truth.azimuth).abs().max() < math.radians(1e-5)
     assert (found.elevation - truth.elevation).abs().max() < math.radians(1e-5)

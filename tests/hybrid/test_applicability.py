@@ -30,9 +30,9 @@ def equal(one, other) -> bool:
 
 
 CASES = {
-    "larger volume": ({}, {"sources": 1, "range_max_m": 3.1}, "the searched volume is larger"),
-    "wider volume": ({}, {"sources": 1, "azimuth_max_deg": 61.0}, "the searched volume is larger"),
-    "nearer": ({}, {"sources": 1, "range_min_m": 0.4}, "the searched volume is larger"),
+    "larger volume": ({}, {"sources": 1, "range_max_m": 3.1}, "the search volume is larger"),
+    "wider volume": ({}, {"sources": 1, "azimuth_max_deg": 61.0}, "the search volume is larger"),
+    "nearer": ({}, {"sources": 1, "range_min_m": 0.4}, "the search volume is larger"),
     "more sources": ({}, {"sources_max": 4}, "they know at most 3 sources"),
     "direct": ({"channel": {"kind": "direct"}}, {"sources": 1}, "they were trained through a channel"),
     "other panel": ({"panel": {"rows": 6, "columns": 6}}, {"sources": 1}, "panel, with N = 64 elements"),
@@ -95,7 +95,7 @@ def test_the_same_panel_at_another_wavelength_is_known(recording, weights):
     assert gap.max() < 0.01
     assert ((there.sources.azimuth - here.sources.azimuth).abs() / here.std[..., 0]).max() < 0.01
     # In the same metres the volume is a larger one, in wavelengths.
-    assert "the searched volume is larger" in warned(hybrid(third, weights, sources=2))
+    assert "the search volume is larger" in warned(hybrid(third, weights, sources=2))
 
 
 def test_weights_that_are_not_installed(recording, monkeypatch, tmp_path):

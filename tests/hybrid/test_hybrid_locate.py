@@ -12,7 +12,7 @@ import rismusic
 from rismusic import hybrid as fits
 from rismusic.crb import recording_crb
 from rismusic.estimation.estimate import Estimate
-from rismusic.estimation.maximum_likelihood import finish, unpack
+from rismusic.estimation.maximum_likelihood import complete_fit, unpack
 from rismusic.hybrid import locate
 from rismusic.metrics import match, score
 from rismusic.nn.inference import NetworkOutput
@@ -61,7 +61,7 @@ def test_batch_equals_loop_and_one_link_serves_all(recording, weights):
 
 def test_blocks_of_scenes_equal_one(monkeypatch, recording, weights):
     whole = hybrid(recording, weights, sources=2)
-    monkeypatch.setattr("rismusic.hybrid._BLOCK", 4)
+    monkeypatch.setattr("rismusic.hybrid.BLOCK_SCENES", 4)
     assert gap(whole, hybrid(recording, weights, sources=2)) < 0.01
 
 
@@ -139,7 +139,7 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
         plain = replace(fit.sources, power=None, symbols=None)
         aside = plain.each(lambda value: torch.where(lost[:, None], 0.5 * value, value))
         positions, active = unpack(aside, seen.recording)
-        return finish(seen.recording, positions, active, fit.converged)
+        return complete_fit(seen.recording, positions, active, fit.converged)
 
     monkeypatch.setattr(fits, "_fit_near_network", astray)
     # The map, which would doubt what is found too, is not asked.

@@ -68,7 +68,7 @@ def test_refusals(network, monkeypatch):
         network.replace(kind="heatmap")
     monkeypatch.setitem(NETWORKS._registered, "heat_map", torch.nn.Linear)
     grid = rismusic.SearchGrid.cover(
-        rismusic.Panel.from_spec(SYSTEM.panel), rismusic.estimation.grid.Volume.from_scene(SYSTEM.scene)
+        rismusic.Panel.from_spec(SYSTEM.panel), rismusic.estimation.grid.Volume.from_spec(SYSTEM.scene)
     )
     with pytest.raises(InputError, match=r"must be a subclass of rismusic\.GridNetwork"):
         build_network(network, grid)

@@ -217,7 +217,7 @@ class BenchSpec(Spec):
                     f"locate.{name}", f"a benchmark sets this through {other}; remove {name} = {value!r}"
                 )
         for method in map(parse_method, self.methods):
-            if self.count == "auto" and method.peeked and method.base == "best":
+            if self.count == "auto" and method.uses_truth and method.base == "best":
                 raise InputError(
                     "methods",
                     f"{method.name} needs a known number of sources: leave it out, or set count to known",
@@ -236,7 +236,7 @@ class BenchSpec(Spec):
             if not inside:
                 raise InputError(
                     f"locate.{name}",
-                    f"the searched volume must contain all sources (scene.{name} {getattr(scene, name):g}); "
+                    f"the search volume must contain all sources (scene.{name} {getattr(scene, name):g}); "
                     f"got {getattr(self.locate, name):g}",
                 )
 

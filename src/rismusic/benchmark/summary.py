@@ -57,7 +57,7 @@ class BenchRow:
     ``misses`` is the sum of three shares of the true sources. ``search_failures``: the maximum-likelihood fit
     started at the truth has a higher likelihood than the estimate, so a better search would hit the sources.
     ``ambiguities``: it has not, so only another likelihood would. ``wrong_counts``: the estimated number of
-    sources is wrong. Rows of oracles, which use the truth, are ``peeked``.
+    sources is wrong. ``uses_truth`` marks the rows of oracles.
     """
 
     sweep: str
@@ -65,7 +65,7 @@ class BenchRow:
     sources: int
     snr_db: float
     method: str
-    peeked: bool
+    uses_truth: bool
     scenes: int
     misses: Share
     search_failures: Share
@@ -183,7 +183,7 @@ def cell_rows(spec: BenchSpec, cell: Cell, store: Store) -> tuple[list[BenchRow]
     def answer(name: str) -> Arrays:
         if name not in kept:
             method = parse_method(name) if name != SCENES else None
-            if method is not None and (method.peeked, method.base) == (True, "best"):
+            if method is not None and (method.uses_truth, method.base) == (True, "best"):
                 kept[name] = _likeliest(
                     [answer(method.beside(start)) for start in STARTS], method, answer(SCENES)
                 )
@@ -197,7 +197,7 @@ def cell_rows(spec: BenchSpec, cell: Cell, store: Store) -> tuple[list[BenchRow]
         result = answer(name)
         row = _row(cell, method, result, answer(method.beside("oracle:truth")), answer(SCENES))
         rows.append(row)
-        if "seconds" in result and not method.peeked:
+        if "seconds" in result and not method.uses_truth:
             seconds = float(result["seconds"])
             rate = row.scenes / seconds
             timings.append(
@@ -255,7 +255,7 @@ def _sources(arrays: Arrays) -> Sources:
     return Sources(azimuth=azimuth, elevation=elevation, range=distance)
 
 
-def _row(cell: Cell, method: Method, answer: Arrays, peeked: Arrays, scenes: Arrays) -> BenchRow:
+def _row(cell: Cell, method: Method, answer: Arrays, from_truth: Arrays, scenes: Arrays) -> BenchRow:
     truth, found = _sources(scenes), _sources(answer)
     matched = match(truth, found)
     result = asdict(score(matched, Bound(torch.from_numpy(scenes["covariance"]), truth.range)))
@@ -264,7 +264,7 @@ def _row(cell: Cell, method: Method, answer: Arrays, peeked: Arrays, scenes: Arr
     missed = true - hits
     counted = true == seen
     search = counted & (
-        neg_log_likelihood(method, peeked, scenes) < neg_log_likelihood(method, answer, scenes) - TIE_NATS
+        neg_log_likelihood(method, from_truth, scenes) < neg_log_likelihood(method, answer, scenes) - TIE_NATS
     )
     parts = {
         "misses": (missed, true),
@@ -282,7 +282,7 @@ def _row(cell: Cell, method: Method, answer: Arrays, peeked: Arrays, scenes: Arr
         low, high = (float(limit) for limit in share_interval(part, whole))
         value = result.pop(name, None)
         shares[name] = Share(float(part.sum() / max(whole.sum(), 1)) if value is None else value, low, high)
-    return BenchRow(**_about(cell), method=method.name, peeked=method.peeked, **shares, **result)
+    return BenchRow(**_about(cell), method=method.name, uses_truth=method.uses_truth, **shares, **result)
 
 
 def _about(cell: Cell) -> dict[str, Any]:

@@ -23,7 +23,7 @@ Some mistakes cannot be detected in this way, because other sources explain the 
 
 * reversed x or y, or x and y exchanged on a square panel (sources at mirrored directions);
 * a panel that is too large or too small in wavelengths (sources farther to the side or nearer the axis, at
-  other ranges); it is tried only where its spacing is unusual, and then stands for a searched volume that is
+  other ranges); it is tried only where its spacing is unusual, and then stands for a search volume that is
   too small as well;
 * conjugates of several parts together and of the rest with the wave: of far sources they are the same.
 """
@@ -41,8 +41,7 @@ from torch import Tensor
 from rismusic.array import Panel
 from rismusic.checks.conventions import CHANGES, Evidence, WrongConvention, applicable, best_change
 from rismusic.estimation.classical import fit_known
-from rismusic.estimation.estimate import volume_of
-from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.estimation.model_order import log_evidence
@@ -239,12 +238,12 @@ class _Form:
 
     @cached_property
     def _grid(self) -> SearchGrid:
-        return SearchGrid.cover(self.recording.panel, volume_of(SETTINGS), SETTINGS.oversampling)
+        return SearchGrid.cover(self.recording.panel, Volume.from_spec(SETTINGS), SETTINGS.oversampling)
 
 
 def _points(panel: Panel) -> int:
     """Approximate size of the grid for this panel, without building it, which may need too much memory."""
-    volume, p = volume_of(SETTINGS), panel.elements
+    volume, p = Volume.from_spec(SETTINGS), panel.elements
     spread = torch.stack((p[:, 0], p[:, 1], p.square().sum(-1) / 2)).std(dim=1, correction=0)
     extent = p.new_tensor([high - low for low, high in zip(volume.lower, volume.upper, strict=True)])
     # Widths as in SearchGrid.cover, on the axis, where the focus is sharpest.

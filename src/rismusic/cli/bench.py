@@ -239,7 +239,7 @@ def _show(result: Benchmark) -> None:
                 console.print(
                     _matrix(group, part, "error over bound", lambda row: _plain(row.worst_over_bound, 2))
                 )
-    if any(row.peeked for row in result.rows):
+    if any(row.uses_truth for row in result.rows):
         console.print("oracle: uses the true sources; not a method.", style="dim")
 
 
@@ -266,7 +266,7 @@ def _matrix(group: Group, part: slice, what: str, cell: Callable[[BenchRow], str
     axis = "" if group.sweep == "none" else f", {group.axis}"
     table = _table(f"{group.title}{axis}: {what}", group.heads[part])
     for name, rows in group.rows.items():
-        table.add_row(name, *map(cell, rows[part]), style="dim" if rows[0].peeked else None)
+        table.add_row(name, *map(cell, rows[part]), style="dim" if rows[0].uses_truth else None)
     return table
 
 
@@ -293,7 +293,7 @@ def _details(result: Benchmark) -> list[Table]:
     )
     rates = {row.method: row.scenes_per_s for row in result.timings}
     for row in result.rows:
-        style = "dim" if row.peeked else None
+        style = "dim" if row.uses_truth else None
         shares = (
             row.search_failures,
             row.ambiguities,

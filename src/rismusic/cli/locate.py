@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from rismusic.metrics import Truth
     from rismusic.report import LocateReport
 
-# Scenes located between two steps of the progress bar.
-_BLOCK = 64
-
 
 class Locate(Command):
     """Locate the sources of every scene of a recording (.h5, .npz or .mat)."""
@@ -66,7 +63,7 @@ class Locate(Command):
             check_extras("report", "matplotlib")
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
-        from rismusic.hybrid import locate
+        from rismusic.hybrid import BLOCK_SCENES, locate
         from rismusic.io import open_recording
         from rismusic.metrics import truth_rows
 
@@ -80,13 +77,14 @@ class Locate(Command):
                 )
             task = progress.add_task("locating", total=len(file))
             first = 0
-            for recording in file.batches(_BLOCK):
+            for recording in file.batches(BLOCK_SCENES):
                 estimate = locate(recording, spec=self.settings, device=self.device)
                 parts.append(estimate)
                 if recording.truth is not None:
                     truth += truth_rows(recording.truth, estimate.sources, first_scene=first)
                 if first <= self.scene < first + len(recording):
-                    drawn = recording, estimate
+                    place = self.scene - first
+                    drawn = recording[place], estimate[place]
                 if report is not None:
                     report.add(recording, estimate)
                 first += len(recording)
@@ -143,18 +141,18 @@ class Locate(Command):
             note(f"{hits} of {len(truth)} true sources hit (within 5 deg), {false_alarms} false alarms")
 
     def _draw(self, recording: Recording, estimate: Estimate, path: Path) -> None:
-        from rismusic.estimation.estimate import volume_of
+        """Plot one scene."""
+        from rismusic.estimation.grid import Volume
         from rismusic.plots import save, scene_figure
 
-        place = self.scene % _BLOCK
-        found = estimate.sources.each(lambda value: value[place])
-        truth = None if recording.truth is None else recording.truth.each(lambda value: value[place])
+        found = estimate.sources.each(lambda value: value[0])
+        truth = None if recording.truth is None else recording.truth.each(lambda value: value[0])
         figure = scene_figure(
             recording.panel,
             found,
-            covariance=estimate.covariance[place],
+            covariance=estimate.covariance[0],
             truth=truth,
-            volume=volume_of(estimate.spec),
+            volume=Volume.from_spec(estimate.spec),
             width_mm=self.figure_width,
         )
         save(figure, path, overwrite=self.overwrite)

@@ -1,4 +1,4 @@
-r"""The searched volume, its grid in direction cosines and inverse range, and peaks on that grid.
+r"""The search volume, its grid in direction cosines and inverse range, and peaks on that grid.
 
 In :math:`(u_x, u_y, q)`, :math:`q = 1/r`, the beam width of a panel does not depend on the direction, nor its
 depth of focus on the range. Even steps in these coordinates therefore cover the volume evenly, unlike steps
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from rismusic.array import Panel, direction, steering, steering_with_derivatives
 from rismusic.errors import InputError
-from rismusic.spec import SceneSpec
+from rismusic.io import Recording
+from rismusic.renames import refuse_old_names
+from rismusic.spec import LocateSpec, SceneSpec
 
 OVERSAMPLING = 2.51
 """Points per beam width. The default panel and volume then have 26 x 16 x 8 points."""
@@ -26,6 +29,8 @@ OVERSAMPLING = 2.51
 _GRAZING = 1e-6
 # Points per axis over which the depth of focus is averaged.
 _PROBES = 7
+# A coordinate this close to a limit of the volume, relative to the width of the volume, is at its boundary.
+_BOUNDARY_MARGIN = 1e-6
 
 
 def to_cosines(
@@ -51,6 +56,7 @@ def from_cosines(
     return torch.atan2(u_x, u_z), torch.asin(u_y), 1 / q
 
 
+@refuse_old_names
 @dataclass(frozen=True)
 class Volume:
     """The box in azimuth, elevation and range in which sources are searched.
@@ -86,8 +92,8 @@ class Volume:
             )
 
     @classmethod
-    def from_scene(cls, spec: SceneSpec) -> Volume:
-        """The volume that sources of a :class:`~rismusic.spec.SceneSpec` are drawn from."""
+    def from_spec(cls, spec: SceneSpec | LocateSpec) -> Volume:
+        """The volume that sources are drawn from (``SceneSpec``) or searched in (``LocateSpec``)."""
         return cls(
             math.radians(spec.azimuth_max_deg),
             math.radians(spec.elevation_max_deg),
@@ -117,6 +123,12 @@ class Volume:
             elevation.clamp(-self.elevation_max, self.elevation_max),
             range.clamp(self.range_min, self.range_max),
         )
+
+    def at_boundary(self, positions: Float[Tensor, "S K 3"]) -> Bool[Tensor, "S K 3"]:
+        """Which coordinates (azimuth, elevation, 1/range) are at the boundary of the volume."""
+        low, high = (positions.new_tensor(limit) for limit in (self.lower, self.upper))
+        margin = _BOUNDARY_MARGIN * (high - low)
+        return (positions <= low + margin) | (positions >= high - margin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,6 +268,27 @@ class SearchGrid:
         real = dtype.to_real()
         place = (self.azimuth[points].to(real), self.elevation[points].to(real), self.range[points].to(real))
         return steering(self.panel, *place).contiguous()
+
+
+def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
+    """The search grid of the settings for the recording's panel, on the recording's device."""
+    elements = recording.elements
+    key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, recording.wavelength
+    return _cached_grid(*key, Volume.from_spec(spec), spec.oversampling, recording.snapshots.device)
+
+
+@lru_cache(maxsize=4)
+def _cached_grid(
+    elements: bytes,
+    dtype: torch.dtype,
+    wavelength: float,
+    volume: Volume,
+    oversampling: float,
+    device: torch.device,
+) -> SearchGrid:
+    """Cached with its steering vectors, which for a single scene take as long as the search."""
+    panel = Panel(torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3), wavelength)
+    return SearchGrid.cover(panel, volume, oversampling).to(device)
 
 
 def _mean_focus(panel: Panel, volume: Volume) -> float:
@@ -423,7 +456,7 @@ def _between(box: Tensor, grid: SearchGrid, index: Tensor) -> tuple[Tensor, Tens
         before = flat.gather(1, torch.where(inner, index - stride, index))
         after = flat.gather(1, torch.where(inner, index + stride, index))
         bend = before - 2 * here + after
-        # At the border, beside a point outside, and where the values bend upwards, the place itself stays.
+        # At the boundary, beside a point outside, and where the values bend upwards, the place itself stays.
         usable = inner & before.isfinite() & after.isfinite() & (bend < 0)
         shift = torch.where(usable, 0.5 * (before - after) / torch.where(usable, bend, 1), 0)
         moved.append(axis[place] + step * shift.clamp(-0.5, 0.5).double())

@@ -54,6 +54,7 @@ from rismusic.devices import block_size, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import levenberg_marquardt
+from rismusic.sources import Sources
 
 # Newton decrement at convergence. f is of the order of 1, so the phases are off by about 1e-7 rad.
 _TOLERANCE = 1e-7
@@ -314,7 +315,7 @@ def newton(
     elevation: Float[Tensor, "*batch K"],
     range: Float[Tensor, "*batch K"],
     *,
-    climb: NewtonOptions = TO_CONVERGENCE,
+    options: NewtonOptions = TO_CONVERGENCE,
     reach: float = 1.0,
 ) -> RefinedPeaks:
     """Refine the start of each peak by a damped Newton's method within the volume.
@@ -329,7 +330,7 @@ def newton(
         azimuth: radians, [..., K].
         elevation: radians.
         range: metres.
-        climb: options of Newton's method.
+        options: options of Newton's method.
         reach: largest distance between start and peak in each coordinate, in beam widths (depths of focus in
             1/range), so that the method does not move to the peak of another source.
 
@@ -369,7 +370,7 @@ def newton(
             begin,
             lower,
             upper,
-            steps=climb.steps,
+            steps=options.steps,
             tolerance=_TOLERANCE,
             first=_model(V, a, slope),
         )
@@ -416,7 +417,7 @@ def _model(V: Tensor, a: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def rap_music(
-    spectrum: Spectrum, grid: SearchGrid, count: int, *, climb: NewtonOptions = TO_CONVERGENCE
+    spectrum: Spectrum, grid: SearchGrid, count: int, *, options: NewtonOptions = TO_CONVERGENCE
 ) -> RefinedPeaks:
     """K sources of each scene, one after the other: search the grid, refine, project out.
 
@@ -427,7 +428,7 @@ def rap_music(
         spectrum: of each scene, [...].
         grid: the search grid.
         count: K, below N.
-        climb: options of Newton's method.
+        options: options of Newton's method.
 
     Returns:
         Positions [..., K] in the order in which they were found.
@@ -452,15 +453,48 @@ def rap_music(
         ratio = residual.explained_on_grid(grid) / left.clamp_min(_LEFT)
         best = torch.where(grid.inside & (left > _LEFT), ratio, -1).argmax(-1, keepdim=True)
         start = [axis.to(left.dtype)[best] for axis in (grid.azimuth, grid.elevation, grid.range)]
-        peak = newton(residual, panel, volume, start[0], start[1], start[2], reach=_REACH, climb=climb)
-        if climb.each:
+        peak = newton(residual, panel, volume, start[0], start[1], start[2], reach=_REACH, options=options)
+        if options.each:
             peak = newton(
-                spectrum, panel, volume, peak.azimuth, peak.elevation, peak.range, reach=_REACH, climb=climb
+                spectrum,
+                panel,
+                volume,
+                peak.azimuth,
+                peak.elevation,
+                peak.range,
+                reach=_REACH,
+                options=options,
             )
         position = torch.stack((peak.azimuth, peak.elevation, peak.range), dim=-1)
         positions = torch.cat((positions, position), dim=-2)
     azimuth, elevation, distance = positions.unbind(-1)
-    return newton(spectrum, panel, volume, azimuth, elevation, distance, reach=_REACH, climb=climb)
+    return newton(spectrum, panel, volume, azimuth, elevation, distance, reach=_REACH, options=options)
+
+
+def rap_music_sources(
+    spectrum: Spectrum,
+    grid: SearchGrid,
+    count: Int64[Tensor, "S"],
+    *,
+    options: NewtonOptions = TO_CONVERGENCE,
+) -> tuple[Sources, Bool[Tensor, "S"]]:
+    """RAP-MUSIC for a number of sources that differs between scenes.
+
+    Args:
+        spectrum: of each scene.
+        grid: the search grid.
+        count: K of each scene.
+        options: options of Newton's method.
+
+    Returns:
+        Positions [S, K_max] in float64, NaN where there is no source; whether Newton's method converged.
+    """
+    most = max(1, int(count.max()))
+    peaks = rap_music(spectrum, grid, most, options=options)
+    absent = torch.arange(most, device=count.device) >= count[:, None]
+    sources = Sources(azimuth=peaks.azimuth, elevation=peaks.elevation, range=peaks.range)
+    sources = sources.each(lambda value: value.double().masked_fill(absent, math.nan))
+    return sources, (peaks.converged | absent).all(-1)
 
 
 def _orthonormal_to(Q: Tensor, panel: Panel, position: Tensor) -> Complex[Tensor, "... N 1"]:

@@ -91,7 +91,7 @@ class Learner:
                 "batch",
                 f"must be a multiple of the number of processes, {self.group.world_size}; got {spec.batch}",
             )
-        volume = Volume.from_scene(spec.system.scene)
+        volume = Volume.from_spec(spec.system.scene)
         panel = Panel.from_spec(spec.system.panel).to(device)
         self.grid = SearchGrid.cover(panel, volume, spec.network.oversampling)
         generator = torch.Generator().manual_seed(spec.seed)

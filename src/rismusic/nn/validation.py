@@ -15,8 +15,7 @@ from torch import Tensor
 
 from rismusic.covariance import Covariance, energy
 from rismusic.crb import recording_crb
-from rismusic.estimation.classical import rap_music_sources
-from rismusic.estimation.spectra import music
+from rismusic.estimation.spectra import music, rap_music_sources
 from rismusic.metrics import Score, match, score
 from rismusic.nn.data import TrainingScenes, weights_at
 from rismusic.nn.learner import Learner

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from rismusic.errors import InputError
-from rismusic.estimation.estimate import Estimate, volume_of
+from rismusic.estimation.estimate import Estimate
+from rismusic.estimation.grid import Volume
 from rismusic.io import Recording
 from rismusic.metrics import Score, score
 from rismusic.report.page import environment, fragment, general, setting_rows, within, write_page
@@ -97,7 +98,7 @@ class LocateReport:
         shown = max(0, min(self._wanted - first, len(recording)))
         if shown:
             part = slice(0, shown)
-            pictures = slices(recording[part], located.sources[part], volume_of(located.spec))
+            pictures = slices(recording[part], located.sources[part], Volume.from_spec(located.spec))
             for scene, picture in enumerate(pictures):
                 self._details.append(_detail(rows[scene], recording, located, comparison, scene, picture))
 
@@ -262,7 +263,7 @@ def _detail(
         located.sources[scene],
         located.covariance[scene],
         truth,
-        volume_of(located.spec),
+        Volume.from_spec(located.spec),
     )
     space, above = picture_in_space(drawing), picture_from_above(drawing)
     return fragment(

@@ -200,7 +200,7 @@ def slices(recording: Recording, estimates: Sources, volume: Volume) -> list[Sli
     Args:
         recording: S scenes; pass only those that are drawn.
         estimates: estimated sources, [S, K].
-        volume: the searched volume.
+        volume: the search volume.
     """
     covariance = recording_covariance(recording, noise_of(recording))
     count = estimates.active.sum(-1)

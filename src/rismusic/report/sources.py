@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rismusic.crb import Bound, conditional_crb, unconditional_crb
 from rismusic.estimation.estimate import Estimate
-from rismusic.estimation.maximum_likelihood import finish, unpack
+from rismusic.estimation.maximum_likelihood import complete_fit, unpack
 from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording
 from rismusic.metrics import Match, match
@@ -84,7 +84,7 @@ def _bound(recording: Recording) -> tuple[Bound | None, str]:
     if truth.active.sum(-1).max() > most_sources(*recording.snapshots.shape[-2:]):
         return None, ""
     positions, active = unpack(truth, recording)
-    fit = finish(recording, positions, active, active.any(-1))
+    fit = complete_fit(recording, positions, active, active.any(-1))
     return unconditional_crb(panel, link, fit.sources, fit.noise_variance, snapshots=L), POWERS_FITTED
 
 

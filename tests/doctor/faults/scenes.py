@@ -96,7 +96,7 @@ def _stride(spec: TrainSpec) -> Iterator[TrainSpec]:
 
 @contextmanager
 def _on_the_grid(spec: TrainSpec) -> Iterator[TrainSpec]:
-    volume = Volume.from_scene(spec.system.scene)
+    volume = Volume.from_spec(spec.system.scene)
     grid = SearchGrid.cover(Panel.from_spec(spec.system.panel), volume, spec.network.oversampling)
 
     def snapped(truth: Sources) -> Sources:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.covariance import Conditioning, Covariance, energy, finish, predicted_covariance
+from rismusic.covariance import Conditioning, Covariance, energy, load_and_shrink, predicted_covariance
 
 # Share of off-diagonal energy below which the target counts as diagonal.
 _DIAGONAL = 1e-6
@@ -217,7 +217,7 @@ def peak_contrast(
 
     def log_share(which: Covariance) -> Tensor:
         loading = torch.full_like(which.loading, _LOADING)
-        loaded = finish(which, Conditioning(loading, torch.zeros_like(loading)))
+        loaded = load_and_shrink(which, Conditioning(loading, torch.zeros_like(loading)))
         return mvdr_value(loaded, vectors).unflatten(-1, shape).log().log_softmax(-1)
 
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
 from rismusic.array import steering
-from rismusic.covariance import Conditioning, Covariance, finish, sample_covariance, true_covariance
+from rismusic.covariance import Conditioning, Covariance, load_and_shrink, sample_covariance, true_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, from_cosines, to_cosines
 from rismusic.estimation.noise import noise_of
@@ -89,7 +89,7 @@ class Targets:
     @property
     def conditioned(self) -> Covariance:
         """R_true, conditioned like R_blend."""
-        return finish(self.true, self.conditioning)
+        return load_and_shrink(self.true, self.conditioning)
 
     def around(self) -> Complex[Tensor, "S N K C"]:
         """Steering vectors of the 5 x 5 cells around each true source, at its range.

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.covariance import Covariance, blend, finish
+from rismusic.covariance import Covariance, blend, load_and_shrink
 from rismusic.errors import InputError
 from rismusic.nn.losses.covariance import (
     covariance_error,
@@ -155,7 +155,7 @@ def total_loss(
     best: dict[TermName, Tensor] = {}
     if oracle:
         with torch.no_grad():
-            perfect = finish(blend(targets.true, targets.sample, beta), targets.conditioning)
+            perfect = load_and_shrink(blend(targets.true, targets.sample, beta), targets.conditioning)
             best = {name: (loss * occupied).mean() for name, loss in structure.of(perfect).items()}
     terms = {name: losses[name].mean() for name in used}
     total = torch.stack([weight * terms[name] for name, weight in used.items()]).sum()
