@@ -14,7 +14,7 @@ from rismusic.covariance import Covariance, recording_covariance
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import counts_of, spectrum_method
-from rismusic.estimation.grid import SearchGrid, find_peaks, from_cosines
+from rismusic.estimation.grid import SearchGrid, find_peaks, from_cosines, searched_grid
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording
 from rismusic.nn.inference import NetworkOutput, load_network
