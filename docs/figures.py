@@ -16,7 +16,7 @@ from torch import Tensor
 
 import benchmark_tables
 import learning_test_tables
-from rismusic.array import Panel, Wave, direction, path_difference, steering
+from rismusic.array import Panel, direction, path_difference, steering
 from rismusic.plots import COLOURS, new_axes, save, scene_top
 from rismusic.simulation.link import dft_codes, draw_channel, draw_codes, line_of_sight, spread_order
 from rismusic.simulation.random_numbers import Draws
@@ -100,7 +100,9 @@ def steering_phase() -> Any:
         exact = path_difference(panel, towards, r)
         waves: tuple[Wave, ...] = ("fresnel", "paraxial")
         for ax, wave in zip(row[1:], waves, strict=True):
-            error = panel.wavenumber * (path_difference(panel, towards, r, wave) - exact).reshape(12, 12)
+            error = panel.wavenumber * (
+                path_difference(panel.replace(wave=wave), towards, r) - exact
+            ).reshape(12, 12)
             worst = float(error.abs().max())
             image = ax.imshow(error, cmap="PuOr", vmin=-worst, vmax=worst, **look)
             figure.colorbar(image, ax=ax, shrink=0.85, label="phase error / rad")

@@ -169,6 +169,12 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 SymbolKind = Literal["gaussian", "qpsk", "static"]
 
+SymbolModel = Literal["independent", "constant", "known"]
+"""What is known of the symbols; see :class:`rismusic.Recording`."""
+
+Wave = Literal["spherical", "uniform", "fresnel", "paraxial"]
+"""Form of the wave; see :mod:`rismusic.array`."""
+
 
 def _check_ranges(section: str, low: float, high: float) -> None:
     if high < low:
@@ -188,6 +194,11 @@ class PanelSpec(Spec):
     """Element spacing, in wavelengths."""
     wavelength_m: Positive = 0.3
     """Wavelength in metres."""
+    wave: Wave = "spherical"
+    """Form of the wave on the panel. 'spherical': exact phases and amplitudes r / d_n; 'uniform': the same
+    phases, equal amplitudes; 'fresnel' and 'paraxial': second-order phases, equal amplitudes."""
+    pattern_exponent: NonNegative = 0.0
+    """Exponent q of the element pattern cos^q (amplitude); 0: isotropic."""
 
 
 class ChannelSpec(Spec):

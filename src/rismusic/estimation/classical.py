@@ -346,11 +346,11 @@ def _step_of(
 
 def _dictionary(recording: Recording, grid: SearchGrid) -> Dictionary:
     panel = recording.panel
-    if grid.panel.size != panel.size or grid.panel.wavelength != panel.wavelength:
+    same = grid.panel.size == panel.size and grid.panel.wavelength == panel.wavelength
+    if not (same and grid.panel.same_model(panel)):
         raise InputError(
             "grid",
-            f"covers a panel of {grid.panel.size} elements at {grid.panel.wavelength:g} m, but the "
-            f"recording's has {panel.size} elements at {panel.wavelength:g} m",
+            f"covers {grid.panel}, but the recording's panel is {panel}",
         )
     return Dictionary.of(grid)
 

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel, direction, steering, steering_with_derivatives
+from rismusic.array import Panel, direction, steering, steering_with_log_derivatives
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.renames import refuse_old_names
-from rismusic.spec import LocateSpec, SceneSpec
+from rismusic.spec import LocateSpec, SceneSpec, Wave
 
 OVERSAMPLING = 2.51
 """Points per beam width. The default panel and volume then have 26 x 16 x 8 points."""
@@ -274,7 +274,8 @@ def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
     """The search grid of the settings for the recording's panel, on the recording's device."""
     elements = recording.elements
     key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, recording.wavelength
-    return _cached_grid(*key, Volume.from_spec(spec), spec.oversampling, recording.snapshots.device)
+    model = recording.panel.wave, recording.panel.pattern_exponent
+    return _cached_grid(*key, *model, Volume.from_spec(spec), spec.oversampling, recording.snapshots.device)
 
 
 @lru_cache(maxsize=4)
@@ -282,12 +283,15 @@ def _cached_grid(
     elements: bytes,
     dtype: torch.dtype,
     wavelength: float,
+    wave: Wave,
+    pattern_exponent: float,
     volume: Volume,
     oversampling: float,
     device: torch.device,
 ) -> SearchGrid:
     """Cached with its steering vectors, which for a single scene take as long as the search."""
-    panel = Panel(torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3), wavelength)
+    positions = torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3)
+    panel = Panel(positions, wavelength, wave, pattern_exponent)
     return SearchGrid.cover(panel, volume, oversampling).to(device)
 
 
@@ -296,8 +300,8 @@ def _mean_focus(panel: Panel, volume: Volume) -> float:
     fraction = (torch.arange(_PROBES, dtype=torch.float64, device=panel.elements.device) + 0.5) / _PROBES
     axes = [low + (high - low) * fraction for low, high in zip(volume.lower, volume.upper, strict=True)]
     azimuth, elevation, q = (axis.ravel() for axis in torch.meshgrid(*axes, indexing="ij"))
-    A, D = steering_with_derivatives(panel, azimuth, elevation, 1 / q)
-    by_range = (D[..., 2] * A.conj()).imag * panel.size
+    _, slopes = steering_with_log_derivatives(panel, azimuth, elevation, 1 / q)
+    by_range = slopes[..., 2].imag
     return float((by_range / q.square()).var(dim=-2, unbiased=False).mean())
 
 

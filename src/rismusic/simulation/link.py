@@ -227,4 +227,4 @@ def impair(panel: Panel, link: Link, spec: HardwareSpec, draws: Draws) -> tuple[
         return panel, actual
     offset = 2 * draws.uniform(Stream.DISPLACEMENT, N, 3, dtype=torch.float64) - 1
     reach = spec.position_wavelengths * panel.wavelength
-    return Panel(panel.elements + reach * offset, panel.wavelength), actual
+    return panel.replace(elements=panel.elements + reach * offset), actual
