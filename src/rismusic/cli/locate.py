@@ -144,18 +144,12 @@ class Locate(Command):
         """Plot one scene."""
         from rismusic.estimation.grid import Volume
         from rismusic.plots import save, scene_figure
+        from rismusic.scene_view import Scene
 
-        found = estimate.sources.each(lambda value: value[0])
-        truth = None if recording.truth is None else recording.truth.each(lambda value: value[0])
-        figure = scene_figure(
-            recording.panel,
-            found,
-            covariance=estimate.covariance[0],
-            truth=truth,
-            volume=Volume.from_spec(estimate.spec),
-            width_mm=self.figure_width,
-        )
-        save(figure, path, overwrite=self.overwrite)
+        truth = None if recording.truth is None else recording.truth[0]
+        volume = Volume.from_spec(estimate.spec)
+        scene = Scene(recording.panel, estimate.sources[0], estimate.covariance[0], truth, volume)
+        save(scene_figure(scene, width_mm=self.figure_width), path, overwrite=self.overwrite)
         note(f"plot of scene {self.scene} written to {path}")
 
 

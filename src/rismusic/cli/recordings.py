@@ -154,6 +154,7 @@ class Check(Command):
     def _draw(self, path: Path) -> None:
         from rismusic.io import open_recording
         from rismusic.plots import save, scene_figure
+        from rismusic.scene_view import Scene
 
         with open_recording(self.file) as file:
             if self.scene >= len(file):
@@ -163,6 +164,6 @@ class Check(Command):
             recording = file[self.scene : self.scene + 1]
         if recording.truth is None:
             raise InputError(str(self.file), "has no true positions to plot")
-        sources = recording.truth.each(lambda value: value[0])
-        save(scene_figure(recording.panel, truth=sources), path, overwrite=self.overwrite)
+        scene = Scene(recording.panel, truth=recording.truth[0])
+        save(scene_figure(scene), path, overwrite=self.overwrite)
         note(f"plot of scene {self.scene} written to {path}")
