@@ -2,7 +2,7 @@
 
 =========================== ====================================================================
 terminal, log, TOML comment :func:`plain`: one line without control characters
-rich tables                 :class:`rismusic.cli.output.SafeConsole`, which uses :func:`printable`
+rich tables                 :class:`rismusic.cli.command.SafeConsole`, which uses :func:`printable`
 CSV                         :func:`csv_text`: no cell is a formula
 HTML                        the templates escape markup; :func:`printable` removes control characters
 anything that is kept       :func:`redact`, :func:`command_line`: no passwords of URLs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rismusic.benchmark.store import load_settings
+from rismusic.benchmark.summary import load_settings
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.files import read_small, read_text
@@ -15,7 +15,7 @@ from rismusic.nn.checkpoint import load_checkpoint
 from rismusic.nn.run_folder import LOG, SETTINGS, STATE, RunFolder
 from rismusic.nn.spec import TrainSpec
 from rismusic.nn.weights import load_network
-from rismusic.spec import load_spec
+from rismusic.spec import SystemSpec, read_spec
 
 
 def pipe(path: Path) -> None:
@@ -37,7 +37,7 @@ STRANGE = [(pipe, "is a pipe, not a file"), (endless, "is a device, not a file")
 def test_what_is_no_file_is_refused_at_once(make, sentence, tmp_path):
     path = tmp_path / "config.toml"
     make(path)
-    for read in (read_small, load_spec, load_network):
+    for read in (read_small, lambda path: read_spec(SystemSpec, path), load_network):
         with pytest.raises(InputError, match=sentence) as error:
             read(path)
         assert error.value.field == str(path)
@@ -67,7 +67,7 @@ def test_the_size_is_limited(tmp_path):
         read_small(path, limit=999)
     path.write_text("# comment\n" * 10_000)
     with pytest.raises(InputError, match="is too large"):
-        load_spec(path)
+        read_spec(SystemSpec, path)
     with pytest.raises(InputError, match="is too large"):  # a file without a size
         read_small(Path("/proc/kallsyms"), limit=1000)
 

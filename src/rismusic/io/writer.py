@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +54,7 @@ class RecordingWriter:
             raise InputError("scenes", f"needs at least one scene to write; got {scenes}")
         self._written = 0
         self._first: dict[str, Tensor] = {}
-        self._wavelength = math.nan
+        self._attributes: dict[str, str | float] = {}
         with self._on_disk():
             self._output = OutputFile(self.path, overwrite=overwrite)
             self._sink = make_sink(self._output.temporary)
@@ -74,10 +73,11 @@ class RecordingWriter:
             )
         block = _as_stored(block, self._written)
         values = tensors(block)
+        attributes = _attributes(block)
         if self._first:
-            self._compare(values, block.wavelength)
+            self._compare(values, attributes)
         else:
-            self._create(values, block.wavelength)
+            self._create(values, attributes)
         with self._on_disk():
             for name, value in values.items():
                 if FIELDS[name].per_scene(value.ndim):
@@ -103,11 +103,11 @@ class RecordingWriter:
             self._output.commit()
             self._output.discard()
 
-    def _create(self, values: dict[str, Tensor], wavelength: float) -> None:
-        self._wavelength = float(wavelength)
+    def _create(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
+        self._attributes = attributes
         with self._on_disk():
-            self._sink.attribute("format", FORMAT)
-            self._sink.attribute("wavelength", self._wavelength)
+            for name, attribute in attributes.items():
+                self._sink.attribute(name, attribute)
             for name, value in values.items():
                 per_scene = FIELDS[name].per_scene(value.ndim)
                 shape = (self.scenes, *value.shape[1:]) if per_scene else tuple(value.shape)
@@ -118,7 +118,7 @@ class RecordingWriter:
                 # Later blocks are compared with one scene and the shared fields.
                 self._first[name] = value[:1].clone() if per_scene else value
 
-    def _compare(self, values: dict[str, Tensor], wavelength: float) -> None:
+    def _compare(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
         """Refuse a block that differs from the first one in more than its scenes."""
         expected = self._first
         for name in FIELDS:
@@ -144,10 +144,11 @@ class RecordingWriter:
                 raise InputError(
                     name, "is shared by all scenes; its values differ from those of the first block"
                 )
-        if wavelength != self._wavelength:
-            raise InputError(
-                "wavelength", f"must be {self._wavelength:g} m as in the first block; got {wavelength:g}"
-            )
+        for name, attribute in attributes.items():
+            if attribute != self._attributes[name]:
+                raise InputError(
+                    name, f"must be {self._attributes[name]} as in the first block; got {attribute}"
+                )
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -181,6 +182,17 @@ def write(
     with RecordingWriter(path, scenes=len(recording), overwrite=overwrite, mat_version=mat_version) as writer:
         for start in range(0, len(recording), _BLOCK_SCENES):
             writer.append(recording[start : start + _BLOCK_SCENES])
+
+
+def _attributes(recording: Recording) -> dict[str, str | float]:
+    """The attributes of the file of a recording, beside its arrays."""
+    return {
+        "format": FORMAT,
+        "wavelength": float(recording.wavelength),
+        "wave": recording.wave,
+        "pattern_exponent": float(recording.pattern_exponent),
+        "symbols": recording.symbols,
+    }
 
 
 def _sink(path: Path, mat_version: str) -> type[Sink]:

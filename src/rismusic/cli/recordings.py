@@ -1,0 +1,170 @@
+"""``rismusic simulate`` and ``rismusic check``: write a recording of random scenes, and examine one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar
+from rismusic.errors import InputError
+from rismusic.files import PLOT_ENDINGS, check_output, write_text
+from rismusic.spec import Count, SystemSpec, dump_spec
+from rismusic.text import command_line, plain
+from rismusic.version import __version__
+
+if TYPE_CHECKING:
+    from rismusic.array import Panel
+    from rismusic.checks import CheckReport
+    from rismusic.operator import Link
+
+
+# Numbers simulated at a time: enough for full speed, and little memory even for a large panel.
+_BLOCK_NUMBERS = 2**22
+
+
+class Simulate(Command):
+    """Simulate scenes and write them, with the true positions, as a recording (.h5, .npz or .mat)."""
+
+    FLAT: ClassVar[str] = "system"
+
+    output: Annotated[Path, Option("FILE", short="-o")]
+    """Recording to write. The settings are written to FILE.toml."""
+    scenes: Count
+    """Number of scenes, S."""
+    system: SystemSpec = SystemSpec()
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Seed of the scenes."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Split of the scenes. Different splits of one seed share no scene."""
+    link_from: Annotated[Path | None, Option("FILE")] = None
+    """Use wavelength, elements, channel and RIS configurations of this recording."""
+    mat_version: Literal["5", "7.3"] = "5"
+    """Version of a .mat file."""
+    overwrite: bool = False
+    """Replace the output files if they exist."""
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings; options on the command line win."""
+    device: str = "cpu"
+    """Device to compute on, such as cpu or cuda."""
+
+    def run(self) -> int:
+        """Simulate block by block straight into the file, so that memory stays constant."""
+        settings = self.output.with_name(f"{self.output.name}.toml")
+        for path in (self.output, settings):
+            check_output(path, overwrite=self.overwrite)
+        from rismusic.io import RecordingWriter
+        from rismusic.simulation.simulator import Simulator
+
+        panel, link = self._given()
+        simulator = Simulator(
+            self.system, seed=self.seed, split=self.split, panel=panel, link=link, device=self.device
+        )
+        codebook = self.system.codebook
+        block = max(1, _BLOCK_NUMBERS // (simulator.panel.size * codebook.snapshots))
+        with (
+            RecordingWriter(
+                self.output, scenes=self.scenes, overwrite=self.overwrite, mat_version=self.mat_version
+            ) as writer,
+            progress_bar() as progress,
+        ):
+            task = progress.add_task("simulating scenes", total=self.scenes)
+            for recording in simulator.stream(block, stop=self.scenes):
+                writer.append(recording.to("cpu"))
+                progress.advance(task, len(recording))
+        head = f"# rismusic {__version__}: {command_line()}\n"
+        write_text(settings, head + dump_spec(self.system), overwrite=self.overwrite)
+        note(f"{self.output}: {self.scenes} scenes; settings in {settings}")
+        return 0
+
+    def _given(self) -> tuple[Panel, Link] | tuple[None, None]:
+        if self.link_from is None:
+            return None, None
+        from rismusic.io import open_recording
+
+        with open_recording(self.link_from) as file:
+            one = file[0:1]
+        if one.link.per_scene:
+            raise InputError(
+                str(self.link_from), "has a channel per scene; --link-from needs one for all scenes"
+            )
+        return one.panel, one.link
+
+
+class Check(Command):
+    """Describe a recording, report what looks wrong in it, and the extent of its near field."""
+
+    POSITIONAL: ClassVar[str] = "file"
+
+    file: Path
+    """The recording: .h5, .npz or .mat."""
+    as_json: Annotated[bool, Option(name="json")] = False
+    """Print JSON instead of a table."""
+    fit: bool = True
+    """Test for mixed-up conventions by quick fits, if there are no true positions (some seconds)."""
+    plot: Annotated[Path | None, Option("FILE")] = None
+    """Plot the panel and the true sources of a scene (.png, .pdf or .svg)."""
+    scene: Annotated[int, Field(ge=0)] = 0
+    """Scene to plot, counted from 0."""
+    overwrite: bool = False
+    """Replace the plot if it exists."""
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings; options on the command line win."""
+
+    def run(self) -> int:
+        """Print facts and findings. Findings do not change the exit code."""
+        if self.plot is not None:
+            check_output(self.plot, overwrite=self.overwrite, endings=PLOT_ENDINGS)
+            check_extras("report", "matplotlib")
+        from rismusic.checks import check
+
+        result = check(self.file, fit=self.fit)
+        if self.as_json:
+            print(json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False))
+        else:
+            self._print(result)
+        if self.plot is not None:
+            self._draw(self.plot)
+        return 0
+
+    def _print(self, result: CheckReport) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        console = SafeConsole()
+        facts = Table(show_header=False, box=None)
+        for name, value in result.facts.items():
+            facts.add_row(name, plain(value))
+        console.print(facts)
+        for finding in result.findings:
+            console.print(
+                Text.assemble(
+                    ("\nsuspicious:", "bold yellow"),
+                    f" {finding.name}: {finding.meaning}: {finding.value:.3g}"
+                    f" (at most {finding.threshold:.3g}).\n  To try: {finding.remedy}.",
+                )
+            )
+            if finding.alike:
+                console.print(f"  Fits as well: {', '.join(finding.alike)}.")
+        if not result.findings:
+            console.print("\nNothing suspicious.")
+
+    def _draw(self, path: Path) -> None:
+        from rismusic.io import open_recording
+        from rismusic.plots import save, scene_figure
+        from rismusic.scene_view import Scene
+
+        with open_recording(self.file) as file:
+            if self.scene >= len(file):
+                raise InputError(
+                    "--scene", f"the recording has scenes 0 to {len(file) - 1}; got {self.scene}"
+                )
+            recording = file[self.scene : self.scene + 1]
+        if recording.truth is None:
+            raise InputError(str(self.file), "has no true positions to plot")
+        scene = Scene(recording.panel, truth=recording.truth[0])
+        save(scene_figure(scene), path, overwrite=self.overwrite)
+        note(f"plot of scene {self.scene} written to {path}")
