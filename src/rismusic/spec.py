@@ -28,6 +28,8 @@ Count = Annotated[int, Field(ge=1)]
 S = TypeVar("S", bound="Spec")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
 _LARGEST_TOML = 2**16
+# Numbers of the largest array of one scene: one gigabyte in single precision.
+_LARGEST_SCENE = 2**27
 Number = TypeVar("Number", int, float)
 
 
@@ -313,6 +315,15 @@ class SystemSpec(Spec):
         ):
             if isinstance(pair, tuple) and pair[1] < pair[0]:
                 raise InputError(name, f"give the lower limit first; got {pair[0]:g}, {pair[1]:g}")
+        N, L, K = self.panel.rows * self.panel.columns, self.codebook.snapshots, limits(self.sources)[1]
+        M = N if self.channel.kind == "direct" else self.channel.antennas
+        links = 0 if self.channel.kind == "direct" else M * N
+        if (largest := max(links, L * N, L * M, K * N, K * K, K * L)) > _LARGEST_SCENE:
+            raise InputError(
+                "system",
+                f"a scene of {N:,} elements, {M:,} antennas, {L:,} snapshots and {K:,} sources has an array "
+                f"of {largest:,} numbers; the limit is {_LARGEST_SCENE:,}",
+            )
         if self.channel.kind == "direct" and self.hardware.code_phase_rad > 0:
             raise InputError(
                 "hardware.code_phase_rad",
