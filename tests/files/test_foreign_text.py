@@ -7,9 +7,9 @@ import io
 import json
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
-import h5py
 import pytest
 from rich.console import Console
 
@@ -45,11 +45,11 @@ def test_the_console_takes_text_as_it_is(capsys):
 
 @pytest.fixture
 def nasty_recording(tmp_path):
-    path = tmp_path / "[foo] \x1b[2J\nsecond line.h5"
+    path = tmp_path / "[foo] \x1b[2J\nsecond line.npz"
     write(path, load_sample("ideal_10dB")[:2])
-    with h5py.File(path, "a") as file:
-        file["[/foo]"] = 1.0
-        file["\x1b]0;title\x07"] = 1.0
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("[/foo].npy", b"")
+        archive.writestr("\x1b]0;title\x07.npy", b"")
     return path
 
 
