@@ -145,7 +145,7 @@ def test_killed_at_any_moment(tmp_path):
     """By SIGKILL after the first block; the rest is located by the next run."""
     path = tmp_path / "recording.h5"
     sample = load_sample("ideal_10dB")
-    write(path, Recording.concatenate([sample] * 40))
+    write(path, Recording.concatenate([sample] * 12))
     command = [sys.executable, "-m", "rismusic", "locate", str(path), "-o", str(tmp_path / "a.csv"), *OPTIONS]
     process = subprocess.Popen(command)
     state = tmp_path / "a.csv.part.json"
