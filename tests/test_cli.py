@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from rismusic.cli import COMMANDS, main
-from rismusic.cli.everyday import EVERYDAY
+from rismusic.cli.command import EVERYDAY
 from rismusic.cli.locate import results_table, scenes_table
 from rismusic.cli.parser import parse, settings_of
 from rismusic.errors import InputError
@@ -48,7 +48,7 @@ def test_simulate_is_the_twin_of_the_python_call(name, tmp_path):
 
 
 def test_simulate_in_blocks_equals_simulate_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("rismusic.cli.simulate._BLOCK_NUMBERS", 4 * 20 * 6)
+    monkeypatch.setattr("rismusic.cli.recordings._BLOCK_NUMBERS", 4 * 20 * 6)
     assert run("simulate", "-o", tmp_path / "a.h5", "--scenes", 10, *SMALL) == 0
     expected = simulate(read_spec(SystemSpec, tmp_path / "a.h5.toml"), scenes=10)
     assert read(tmp_path / "a.h5").snapshots.equal(expected.snapshots)
@@ -372,7 +372,7 @@ def test_other_errors_are_one_sentence_and_a_file_with_the_traceback(tmp_path, m
     def broken(self):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("rismusic.cli.check.Check.run", broken)
+    monkeypatch.setattr("rismusic.cli.recordings.Check.run", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert run("check", "a.h5") == 70
     said = capsys.readouterr().err
@@ -404,7 +404,7 @@ def test_extras_are_checked_before_work_starts(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "rismusic.cli.output.find_spec", lambda name: None if name == package else find_spec(name)
+        "rismusic.cli.command.find_spec", lambda name: None if name == package else find_spec(name)
     )
     assert run(*command.format(file=samples / "ideal_10dB.h5").split()) == 2
     assert capsys.readouterr().err == (

@@ -16,8 +16,7 @@ import torch
 from rismusic.benchmark import run
 from rismusic.benchmark.run import bench, merge_benchmarks, results
 from rismusic.benchmark.spec import SCENES, BenchSpec, Unit
-from rismusic.benchmark.store import load_settings
-from rismusic.benchmark.summary import read_table
+from rismusic.benchmark.summary import load_settings, read_table
 from rismusic.crb import Bound, recording_crb
 from rismusic.errors import InputError
 from rismusic.hybrid import locate

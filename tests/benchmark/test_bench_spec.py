@@ -3,8 +3,17 @@ from __future__ import annotations
 import pytest
 import tomlkit
 
-from rismusic.benchmark.methods import ABLATIONS, DEFAULT_METHODS, parse_method, with_starts
-from rismusic.benchmark.spec import NAMES, SCENES, BenchSpec, all_units, parse_shard
+from rismusic.benchmark.spec import (
+    ABLATIONS,
+    DEFAULT_METHODS,
+    NAMES,
+    SCENES,
+    BenchSpec,
+    all_units,
+    parse_method,
+    parse_shard,
+    with_starts,
+)
 from rismusic.errors import InputError
 from rismusic.spec import LocateSpec, SystemSpec
 

@@ -11,8 +11,7 @@ import pytest
 from print_figure import check_print
 from rismusic.benchmark.plots import benchmark_figure, plot_errors, plot_misses, save_plots
 from rismusic.benchmark.spec import SCENES, BenchSpec, Unit
-from rismusic.benchmark.store import Store
-from rismusic.benchmark.summary import Share, TimingRow, cell_rows, groups, read_table, write_table
+from rismusic.benchmark.summary import Share, Store, TimingRow, cell_rows, groups, read_table, write_table
 from rismusic.plots import new_axes
 
 TRUE_DEG = (0.0, 30.0)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rismusic.array import Panel
-from rismusic.checks import blindfit
-from rismusic.checks.blindfit import BlindFit
+from rismusic.checks import fits as blindfit
 from rismusic.checks.conventions import CHANGES, Change, Evidence, applicable, best_change
+from rismusic.checks.fits import BlindFit
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io import read
 from rismusic.simulation.simulator import simulate

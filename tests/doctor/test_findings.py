@@ -15,14 +15,13 @@ from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, run_check
 from rismusic.doctor.report import Diagnosis
 from rismusic.estimation import spectra
-from rismusic.nn.data import TrainingScenes
+from rismusic.nn.data import TrainingScenes, beta_at
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets, covariance_error, eigengap_hinge, total_loss
 from rismusic.nn.network import Network
 from rismusic.nn.run_folder import RunFolder
-from rismusic.nn.schedules import beta_at
 from rismusic.nn.spec import LossSpec
-from rismusic.simulation.channel import draw_channel
+from rismusic.simulation.link import draw_channel
 from rismusic.simulation.scene import draw_sources
 from rismusic.simulation.simulator import Simulator
 

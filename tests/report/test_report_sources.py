@@ -11,7 +11,7 @@ from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording, read
 from rismusic.metrics import score
-from rismusic.report.sources import (
+from rismusic.report.locate import (
     POWERS_FITTED,
     POWERS_KNOWN,
     SYMBOLS_KNOWN,

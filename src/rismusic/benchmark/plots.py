@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rismusic.benchmark.methods import parse_method
+from rismusic.benchmark.spec import parse_method
 from rismusic.benchmark.summary import BenchRow, Group
 from rismusic.plots import COLOURS, MARKERS, new_axes, new_figure, print_style, save
 

@@ -12,11 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rismusic.benchmark.methods import parse_method
 from rismusic.benchmark.pool import run_all, usable_cores
-from rismusic.benchmark.spec import SCENES, BenchSpec, Unit, all_units
-from rismusic.benchmark.store import Arrays, Store, check_same, load_settings
-from rismusic.benchmark.summary import BenchRow, TimingRow, cell_rows, write_table
+from rismusic.benchmark.spec import SCENES, BenchSpec, Unit, all_units, parse_method
+from rismusic.benchmark.summary import (
+    Arrays,
+    BenchRow,
+    Store,
+    TimingRow,
+    cell_rows,
+    check_same,
+    load_settings,
+    write_table,
+)
 from rismusic.covariance import true_covariance
 from rismusic.crb import recording_crb
 from rismusic.devices import device_of

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option
-from rismusic.cli.output import check_extras, note, progress_bar
+from rismusic.cli.command import Command, Option, check_extras, note, progress_bar
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.registry import SPECTRA
@@ -145,18 +144,12 @@ class Locate(Command):
         """Plot one scene."""
         from rismusic.estimation.grid import Volume
         from rismusic.plots import save, scene_figure
+        from rismusic.scene_view import Scene
 
-        found = estimate.sources.each(lambda value: value[0])
-        truth = None if recording.truth is None else recording.truth.each(lambda value: value[0])
-        figure = scene_figure(
-            recording.panel,
-            found,
-            covariance=estimate.covariance[0],
-            truth=truth,
-            volume=Volume.from_spec(estimate.spec),
-            width_mm=self.figure_width,
-        )
-        save(figure, path, overwrite=self.overwrite)
+        truth = None if recording.truth is None else recording.truth[0]
+        volume = Volume.from_spec(estimate.spec)
+        scene = Scene(recording.panel, estimate.sources[0], estimate.covariance[0], truth, volume)
+        save(scene_figure(scene, width_mm=self.figure_width), path, overwrite=self.overwrite)
         note(f"plot of scene {self.scene} written to {path}")
 
 

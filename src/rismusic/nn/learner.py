@@ -22,11 +22,10 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io import Recording
 from rismusic.nn.checkpoint import optimizer_tensors, restore_optimizer
-from rismusic.nn.data import channel_dropout
+from rismusic.nn.data import channel_dropout, learning_rate_factor
 from rismusic.nn.distributed import ProcessGroup
 from rismusic.nn.losses import NO_GRADIENT, Losses, Targets, total_loss
 from rismusic.nn.network import Prediction, build_network
-from rismusic.nn.schedules import learning_rate_factor
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.simulation.random_numbers import Draws
 

@@ -13,9 +13,7 @@ from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
-from rismusic.simulation.channel import draw_channel
-from rismusic.simulation.codebook import draw_codes
-from rismusic.simulation.impairments import impair
+from rismusic.simulation.link import draw_channel, draw_codes, impair
 from rismusic.simulation.random_numbers import Draws, Split, Stream
 from rismusic.simulation.scene import complete_sources, draw_sources
 from rismusic.sources import Sources, check_sources

@@ -7,7 +7,9 @@ import torch
 from scipy.stats import chi2
 
 from rismusic.crb import conditional_crb
-from rismusic.ellipsoid import (
+from rismusic.estimation.grid import Volume
+from rismusic.hybrid import locate
+from rismusic.scene_view import (
     CHI_SQUARED,
     CONFIDENCE,
     cartesian_covariance,
@@ -17,8 +19,6 @@ from rismusic.ellipsoid import (
     jacobian,
     to_cartesian,
 )
-from rismusic.estimation.grid import Volume
-from rismusic.hybrid import locate
 from rismusic.simulation.simulator import simulate
 
 VOLUME = Volume(math.radians(60), math.radians(30), 0.5, 10.0)
