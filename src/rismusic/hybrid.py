@@ -264,6 +264,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     impaired = spec.hybrid.model_order == "both" and spec.allowed_error > 0
     if spec.hybrid.model_order == "network" or impaired:
         log_prior_count = log_prior_count.masked_fill(not_trained, -math.inf)
+        # Without the evidence, the prior is the posterior.
         return SelectedOrder(fit_n_sources(output, log_prior_count.argmax(-1), grid, spec), log_prior_count)
     if spec.hybrid.model_order == "likelihood":
         log_prior_count = torch.zeros_like(log_prior_count)
