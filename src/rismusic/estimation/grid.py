@@ -377,7 +377,7 @@ def find_peaks(
 def highest_peaks(
     values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
 ) -> Peaks:
-    """:func:`find_peaks` without a look at its input, for which the host would wait for the device.
+    """:func:`find_peaks` without the checks of its input, which would synchronise with the device.
 
     Of a scene whose values are not finite some points are returned.
     """
