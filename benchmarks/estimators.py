@@ -36,7 +36,7 @@ def made(scenes: int, *, one_link: bool) -> Recording:
 
 def run(recording: Recording, name: str) -> None:
     method, _, criterion = name.partition(" ")
-    locate(recording, sources=SOURCES, method=method, criterion=criterion or "unconditional")
+    locate(recording, n_sources=SOURCES, method=method, criterion=criterion or "unconditional")
 
 
 def scenes_per_second(recording: Recording, name: str) -> float:

@@ -34,7 +34,7 @@ PARTS = {
 
 
 def located(recording: Recording, weights: str, sources: int | str) -> None:
-    locate(recording, sources=sources, method="hybrid", weights=weights)
+    locate(recording, n_sources=sources, method="hybrid", weights=weights)
 
 
 def seconds(recordings: Sequence[Recording], weights: str, sources: int | str) -> float:

@@ -67,7 +67,7 @@ def main() -> None:
             for known in (True, False):
                 found = locate(
                     recording,
-                    sources=count if known else "auto",
+                    n_sources=count if known else "auto",
                     method=base,
                     weights=weights or "ideal",
                 )

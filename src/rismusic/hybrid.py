@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.devices import device_of
+from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, from_cosines, searched_grid, to_cosines
@@ -46,12 +47,12 @@ from rismusic.io import Recording
 from rismusic.nn.inference import (
     LoadedNetwork,
     NetworkOutput,
-    load_network,
     missing,
     scene_mismatches,
     system_mismatch,
 )
 from rismusic.registry import ESTIMATORS
+from rismusic.renames import renamed_argument
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
 
@@ -74,7 +75,7 @@ _NOT_APPLICABLE = "the weights {!r} do not know this case"
 def locate(
     recording: Recording,
     *,
-    sources: Int64[Tensor, "S"] | int | str | None = None,
+    n_sources: Int64[Tensor, "S"] | int | str | None = None,
     spec: LocateSpec | None = None,
     device: torch.device | str | None = None,
     **settings: object,
@@ -83,8 +84,8 @@ def locate(
 
     Args:
         recording: S scenes.
-        sources: number of sources K: one for all scenes, one per scene [S], or ``auto``. By default that of
-            ``spec``.
+        n_sources: number of sources K: one for all scenes, one per scene [S], or ``auto``. By default
+            ``spec.sources``.
         spec: method, search volume and so on.
         device: where to compute, such as ``"cuda"``; the recording's device if none.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
@@ -96,21 +97,23 @@ def locate(
         InputError: a setting is unknown, the device is not available, or there are more sources than the data
             can identify.
     """
+    for name in settings:
+        if (changed := renamed_argument("locate", name)) is not None:
+            raise InputError(name, changed)
+    if isinstance(n_sources, (int, str)):
+        settings["sources"] = n_sources
     chosen = (spec or LocateSpec()).replace(**settings)
-    if isinstance(sources, (int, str)):
-        chosen = chosen.replace(sources=sources)
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
-    n_sources: NSources = chosen.sources
-    if isinstance(sources, Tensor):
-        n_sources = sources.to(recording.snapshots.device)
-        check_fit(recording, n_sources)
+    count: NSources = chosen.sources
+    if isinstance(n_sources, Tensor):
+        count = n_sources.to(recording.snapshots.device)
+        check_fit(recording, count)
     estimator, estimates = estimator_of(chosen), []
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
-        count = n_sources[block] if isinstance(n_sources, Tensor) else n_sources
-        estimates.append(estimator(recording[block], count))
+        estimates.append(estimator(recording[block], count[block] if isinstance(count, Tensor) else count))
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
 
@@ -142,7 +145,9 @@ class HybridEstimator:
         if missing(spec.weights):
             reason = f"the weights {spec.weights!r} are not installed"
             return _with_fallback(recording, n_sources, reason, spec)
-        network = load_network(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
+        network = LoadedNetwork.load(
+            spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained
+        )
         if spec.panel_error == "trained":
             spec = spec.replace(panel_error=network.card.system.hardware.response_error)
         mismatch = system_mismatch(network, recording, spec)

@@ -370,7 +370,7 @@ class LocateSpec(Spec):
     section: ClassVar[str] = ""
 
     plugins: Annotated[tuple[str, ...], AfterValidator(load_plugins)] = ()
-    """Python modules to import first, which register further methods (see the documentation, Extending)."""
+    """Modules with methods of your own, on PYTHONPATH."""
     method: Annotated[str, AfterValidator(check_method)] = (
         "hybrid" if (WEIGHTS / "ideal.safetensors").exists() else "sbl"
     )
@@ -412,21 +412,3 @@ class LocateSpec(Spec):
     def _limits(self) -> LocateSpec:
         _check_ranges("", self.range_min_m, self.range_max_m)
         return self
-
-
-def load_spec(path: str | Path) -> SystemSpec:
-    """Read a :class:`SystemSpec` from a TOML file. Settings that are not in the file keep their defaults.
-
-    Raises:
-        InputError: the file cannot be read, is not valid TOML, or has an unknown or invalid setting.
-    """
-    return read_spec(SystemSpec, path)
-
-
-def load_locate_spec(path: str | Path) -> LocateSpec:
-    """Read a :class:`LocateSpec` from a TOML file. Settings that are not in the file keep their defaults.
-
-    Raises:
-        InputError: the file cannot be read, is not valid TOML, or has an unknown or invalid setting.
-    """
-    return read_spec(LocateSpec, path)

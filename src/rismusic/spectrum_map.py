@@ -17,7 +17,7 @@ from rismusic.estimation.classical import counts_of, spectrum_method
 from rismusic.estimation.grid import SearchGrid, find_peaks, from_cosines, searched_grid
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording
-from rismusic.nn.inference import NetworkOutput, load_network
+from rismusic.nn.inference import LoadedNetwork, NetworkOutput
 from rismusic.registry import SPECTRA
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -174,5 +174,5 @@ def _corners(grid: SearchGrid) -> tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _
 
 
 def _blend(recording: Recording, spec: LocateSpec) -> Covariance:
-    network = load_network(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
+    network = LoadedNetwork.load(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
     return NetworkOutput.compute(network, recording, noise_of(recording), spec).blend

@@ -185,8 +185,8 @@ def test_locate_says_how_many_though_the_panel_errs(method):
 
 def test_unpolished_peaks_stay():
     recording = simulate(scenes=2, sources=1, snr_db=20, hardware=ERRORS)
-    peaks = locate(recording, sources=1, method="music", polish=False, panel_error=0.2)
-    polished = locate(recording, sources=1, method="music", panel_error=0.2)
+    peaks = locate(recording, n_sources=1, method="music", polish=False, panel_error=0.2)
+    polished = locate(recording, n_sources=1, method="music", panel_error=0.2)
     assert not torch.allclose(peaks.sources.azimuth, polished.sources.azimuth, atol=1e-5)
 
 

@@ -71,7 +71,7 @@ def run(recording, tmp_path_factory) -> Callable[..., Estimate]:
     def run(some: Recording, sources, method: str, **settings: object) -> Estimate:
         return locate(
             some,
-            sources=sources,
+            n_sources=sources,
             method=method,
             weights=str(weights),
             range_max_m=2.0,

@@ -194,14 +194,14 @@ def test_where_nothing_can_be_told():
     assert (goodness_of_fit(clean, places(clean.truth)).p_value == 1).all()
     one = made("direct", known=False, sources=1, codebook={"snapshots": 1})
     assert goodness_of_fit(one, places(one.truth)).p_value.isnan().all()
-    records = scene_records(locate(one, sources=1, method="omp"))
+    records = scene_records(locate(one, n_sources=1, method="omp"))
     assert all(record["p_value"] is None for record in records)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_located_says_so(known):
     recording = made(scenes=6, known=known, sources=2, snr_db=25.0)
-    sound, short = (locate(recording, sources=K, method="omp") for K in (2, 1))
+    sound, short = (locate(recording, n_sources=K, method="omp") for K in (2, 1))
     assert (sound.p_value > 1e-3).all()
     assert not any("as recorded" in said for scene in sound.warnings for said in scene)
     words = "times the energy of the noise (p =" if known else "is not white noise (p ="

@@ -25,7 +25,7 @@ from rismusic.estimation.spectra import music
 from rismusic.hybrid import fit_n_sources
 from rismusic.io import Recording
 from rismusic.metrics import match
-from rismusic.nn.inference import NetworkOutput, load_network
+from rismusic.nn.inference import LoadedNetwork, NetworkOutput
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import HybridSpec, LocateSpec
@@ -61,7 +61,7 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
 
 def seen_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
     return NetworkOutput.compute(
-        load_network(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights, **hybrid)
+        LoadedNetwork.load(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights, **hybrid)
     )
 
 
@@ -134,7 +134,7 @@ def test_newton_takes_the_steps_that_were_asked_for(made, weights, monkeypatch):
 
 def test_heads_stand_at_the_highest_peaks(made, weights):
     """What the threshold takes for granted, of its list."""
-    network = load_network(weights, torch.device("cpu")).network
+    network = LoadedNetwork.load(weights, torch.device("cpu")).network
     prediction = network(made)
     peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, 3)
     heads = to_cosines(prediction.azimuth, prediction.elevation, 1 / prediction.inverse_range)

@@ -17,7 +17,7 @@ from rismusic.estimation.noise import noise_of
 from rismusic.hybrid import beside, fit_most_probable, fit_n_sources, same_positions
 from rismusic.io import Recording
 from rismusic.metrics import match, score
-from rismusic.nn.inference import NetworkOutput, SpatialPrior, load_network
+from rismusic.nn.inference import LoadedNetwork, NetworkOutput, SpatialPrior
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -39,7 +39,7 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
 @pytest.fixture(scope="module")
 def seen(made, weights) -> NetworkOutput:
     return NetworkOutput.compute(
-        load_network(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights)
+        LoadedNetwork.load(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights)
     )
 
 
@@ -252,7 +252,7 @@ def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, m
 
 
 def test_the_own_list_has_the_surest_first(made, weights):
-    network = load_network(weights, torch.device("cpu"))
+    network = LoadedNetwork.load(weights, torch.device("cpu"))
     prediction = network.network(made)
     seen = NetworkOutput.compute(network, made, noise_of(made), spec_of(weights))
     best = prediction.existence_logits.argmax(-1, keepdim=True)
@@ -266,7 +266,7 @@ def test_the_own_list_has_the_surest_first(made, weights):
 
 
 def test_an_untrained_network_is_another_one(weights):
-    known, raw = (load_network(weights, torch.device("cpu"), untrained=one) for one in (False, True))
+    known, raw = (LoadedNetwork.load(weights, torch.device("cpu"), untrained=one) for one in (False, True))
     assert known.network.spec == raw.network.spec
     pairs = zip(known.network.parameters(), raw.network.parameters(), strict=True)
     assert any(not torch.equal(one, other) for one, other in pairs)
@@ -280,10 +280,10 @@ def test_a_file_that_changes_is_read_again(tmp_path, weights):
     path = tmp_path / "weights.safetensors"
     copy(weights, path)
     device = torch.device("cpu")
-    first = load_network(str(path), device)
-    assert load_network(str(path), device) is first
+    first = LoadedNetwork.load(str(path), device)
+    assert LoadedNetwork.load(str(path), device) is first
     save_weights(path, SYSTEM.replace(snr_db=(0.0, 7.0)))
-    assert load_network(str(path), device).card.system.snr_db == (0.0, 7.0)
+    assert LoadedNetwork.load(str(path), device).card.system.snr_db == (0.0, 7.0)
 
 
 def test_same_places(made, weights):

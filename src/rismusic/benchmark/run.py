@@ -229,7 +229,10 @@ def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> 
         found, fit = _oracle(blind, recording.truth, spec, unit)
     else:
         count = "auto" if spec.count == "auto" else unit.cell.sources
-        found, fit = locate(blind, sources=count, spec=spec.search(unit.method), device=device).sources, None
+        found, fit = (
+            locate(blind, n_sources=count, spec=spec.search(unit.method), device=device).sources,
+            None,
+        )
     seconds = clock() - begin
     fit = fit or _at(blind, found)
     values = {**_positions(found), "cost": fit.cost, "likelihood": fit.neg_log_likelihood}

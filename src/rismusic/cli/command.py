@@ -106,16 +106,17 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "locate": (
         *("file", "sources", "method", "weights", "panel_error", "range_min_m", "range_max_m"),
         *("azimuth_max_deg", "elevation_max_deg", "output", "plot", "scene", "report", "device", "config"),
-        "overwrite",
+        *("overwrite", "plugins"),
     ),
     "bound": ("sources", "snr_db", "scenes", "seed", "kind", "output", "plot", "config", "overwrite"),
     "bench": (
         *("methods", "sources", "snr_db", "scenes", "seed", "count", "sweep", "sweep_values", "out"),
         *("resume", "workers", "device", "shard", "merge", "output", "report", "config", "overwrite"),
+        "locate.plugins",
     ),
     "train": (
         *("config", "preset", "epochs", "out", "resume", "start", "device", "tensorboard", "seed", "batch"),
-        *("scenes_per_epoch", "backbone_learning_rate", "head_learning_rate", "precision"),
+        *("scenes_per_epoch", "backbone_learning_rate", "head_learning_rate", "precision", "network.plugins"),
     ),
     "doctor": ("config", "preset", "folder", "overfit", "json_file", "report", "overwrite"),
     "tune": (

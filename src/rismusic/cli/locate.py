@@ -50,7 +50,7 @@ class Locate(Command):
     report_scenes: Count = 8
     """Number of scenes that the report shows in full (fewer if it would exceed 1 MB)."""
     device: str = "cpu"
-    """Device to compute on, such as cpu or cuda."""
+    """Device, such as cpu or cuda."""
     overwrite: bool = False
     """Replace output files that exist."""
 
@@ -194,10 +194,10 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
 
 
 def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
-    """Title of the table, and for each scene whether its error bars hold.
+    """Title of the table, and for each scene whether its error bars apply.
 
     The title names the methods that were used. The bound is the error of a maximum-likelihood estimate, so
-    it does not hold for peaks of a spectrum that were not polished.
+    it does not apply to peaks of a spectrum that were not polished.
     """
     used = Counter(estimate.method)
     title = ", ".join(
@@ -205,7 +205,7 @@ def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
         for name, count in used.items()
     )
     if estimate.spec.method not in used:
-        title += f" instead of {estimate.spec.method} (see warnings)"
+        title += f" instead of {estimate.spec.method} (the warnings say why)"
     peaks = {"hybrid", *SPECTRA.names()}
     with_error = [estimate.spec.polish or name not in peaks for name in estimate.method]
     return title + (": ± Cramer-Rao bound" if any(with_error) else ": peaks, not polished"), with_error

@@ -143,7 +143,7 @@ def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command
         return _command(kind, layers)
     except InputError as error:
         wrong = _meant(error.field, settings, typed)
-        # The file is to blame where the same setting fails without the options.
+        # The error is in the file if it occurs without the options as well.
         for file, content in files if wrong is None or wrong.path not in typed else ():
             try:
                 required = {name: options[name] for name in options if kind.model_fields.get(name)}

@@ -23,7 +23,7 @@ from rismusic.nn.monitors import MIN_DECREASE, Report, at_least, at_most, overfi
 from rismusic.nn.spec import TrainSpec
 from rismusic.sources import Sources
 
-# TrainingScenes in the batch of the overfit_one_batch test, and in the batches of a trial step.
+# Scenes in the batch of the overfit_one_batch test, and in the batches of a trial step.
 _LITMUS_BATCH, _TRIAL_BATCH = 32, 8
 # The gradient norm may be this many times clip_norm before steps lose their size.
 _CLIPPED = 30.0

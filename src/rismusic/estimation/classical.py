@@ -91,8 +91,6 @@ STRATEGIES = {
     "sbl": Strategy(sbl=True, relax=False),
     "best": Strategy(sbl=True, relax=True),
 }
-METHODS = ("music", "soft_music", "mvdr", "bartlett", *STRATEGIES)
-"""The built-in methods that need no network."""
 
 
 class ClassicalEstimator:

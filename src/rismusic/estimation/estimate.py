@@ -220,7 +220,7 @@ class Estimate:
             temporary.write_text(csv_text(position_rows(self)), encoding="utf-8")
 
     def to_json(self, path: str | Path, *, overwrite: bool = False, **head: object) -> None:
-        """Write the same and, per scene, settings, probabilities of the number of sources and warnings.
+        """Write positions and standard deviations and, per scene, settings, P(K), p-value and warnings.
 
         Args:
             path: the file.
@@ -332,12 +332,12 @@ def from_fit(
     found = found.each(
         lambda value: value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
     )
-    # With fitted symbols the conditional bound would be too small: they carry noise of their own.
+    # With fitted symbols, which are noisy, the conditional bound would be too small.
     L = recording.snapshots.shape[-2]
     bound = unconditional_crb(recording.panel, recording.link, found, fit.noise_variance, snapshots=L)
     warnings = warnings_of(found, bound.std, fit.converged, volume)
     p_value = torch.full_like(fit.neg_log_likelihood, math.nan)
-    if not spec.allowed_error:  # else what sources leave is meant to be more than noise
+    if not spec.allowed_error:  # otherwise the residual contains the hardware errors
         fits = goodness_of_fit(recording, found, volume)
         p_value = fits.p_value
         for scene, sentences in enumerate(warnings):

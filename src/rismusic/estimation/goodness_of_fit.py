@@ -279,10 +279,10 @@ def _white(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
     measured = sphericity(recording.link, rest)[..., 0]
     p = _as_white(recording.link, off, measured, data, _FIRST)
     # Most scenes fit, and the draws are most of the work.
-    doubtful = (p < _CLEAR).nonzero()[:, 0]
-    if len(doubtful):
-        link, some = recording.link[doubtful], off[doubtful]
-        p[doubtful] = _as_white(link, some, measured[doubtful], data[doubtful], _DRAWS)
+    unclear = (p < _CLEAR).nonzero()[:, 0]
+    if len(unclear):
+        link, some = recording.link[unclear], off[unclear]
+        p[unclear] = _as_white(link, some, measured[unclear], data[unclear], _DRAWS)
     p = torch.where(nothing, 1.0, p)
     return p, torch.full_like(p, torch.nan)
 

@@ -80,15 +80,16 @@ class Volume:
         for name in ("azimuth_max", "elevation_max"):
             value = getattr(self, name)
             if not 0 < value < math.pi / 2:
-                hint = "; degrees?" if value > math.pi else ""
-                raise InputError(f"volume.{name}", "radians above 0 and below pi/2", f"{value:g}{hint}")
+                hint = " (degrees?)" if value > math.pi else ""
+                raise InputError(
+                    f"volume.{name}", f"must be above 0 and below pi/2 radians; got {value:g}{hint}"
+                )
         if not (math.isfinite(self.range_min) and self.range_min > 0):
-            raise InputError("volume.range_min", "a positive, finite range in metres", f"{self.range_min:g}")
+            raise InputError("volume.range_min", f"must be positive and finite; got {self.range_min:g} m")
         if not (math.isfinite(self.range_max) and self.range_max >= self.range_min):
             raise InputError(
                 "volume.range_max",
-                f"a finite range, at least range_min = {self.range_min:g}",
-                f"{self.range_max:g}",
+                f"must be finite and at least range_min = {self.range_min:g} m; got {self.range_max:g} m",
             )
 
     @classmethod
@@ -209,9 +210,11 @@ class SearchGrid:
             InputError: an oversampling that is not positive and finite; a panel that differs per scene.
         """
         if not (math.isfinite(oversampling) and oversampling > 0):
-            raise InputError("oversampling", "a positive, finite number", f"{oversampling:g}")
+            raise InputError("oversampling", f"must be positive and finite; got {oversampling:g}")
         if panel.elements.ndim != 2:
-            raise InputError("panel", "one panel, elements [N, 3]", f"shape {list(panel.elements.shape)}")
+            raise InputError(
+                "panel", f"must be one panel, with elements [N, 3]; got shape {list(panel.elements.shape)}"
+            )
         metric = [*(panel.wavenumber**2 * panel.elements[:, :2].double().var(0, unbiased=False)).tolist()]
         metric.append(_mean_focus(panel, volume))
         _, _, nearest = volume.upper
@@ -272,9 +275,9 @@ class SearchGrid:
 
 def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
     """The search grid of the settings for the recording's panel, on the recording's device."""
-    elements = recording.elements
-    key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, recording.wavelength
-    model = recording.panel.wave, recording.panel.pattern_exponent
+    elements, panel = recording.elements, recording.panel
+    key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, panel.wavelength
+    model = panel.wave, panel.pattern_exponent
     return _cached_grid(*key, *model, Volume.from_spec(spec), spec.oversampling, recording.snapshots.device)
 
 
@@ -353,14 +356,14 @@ def find_peaks(
             separation.
     """
     if values.shape[-1] != len(grid):
-        raise InputError("values", f"P = {len(grid)} points as in the grid", str(values.shape[-1]))
+        raise InputError("values", f"must have the grid's P = {len(grid)} points; got {values.shape[-1]}")
     if not separation >= 0:
-        raise InputError("separation", "0 or more beam widths", f"{separation:g}")
+        raise InputError("separation", f"must be at least 0 beam widths; got {separation:g}")
     available = int(grid.inside.sum())
     if not 1 <= count <= available:
-        raise InputError("count", f"1 to {available} (points inside the volume)", str(count))
+        raise InputError("count", f"must be 1 to {available}, the points inside the volume; got {count}")
     if not values.isfinite().all():
-        raise InputError("values", "finite numbers", "a NaN or an infinity")
+        raise InputError("values", "must be finite; got NaN or infinity")
     return highest_peaks(values, grid, count, separation=separation)
 
 

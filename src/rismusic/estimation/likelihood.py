@@ -179,14 +179,6 @@ def conditional(
     return stats.size * cost.log(), scale[:, None] * gradient, scale[:, None, None] * curvature
 
 
-def unconditional_value(
-    stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
-) -> Float[Tensor, "S"]:
-    r"""Negative unconditional log-likelihood :math:`\sum_l [\log\det R_l + y_l^H R_l^{-1} y_l]`, in nats."""
-    inverse = _InverseCovariance(stats.gram, torch.where(stats.active, power, 0), noise_variance)
-    return _value(inverse, inverse.T @ stats.cross[..., : inverse.K, None], stats)
-
-
 def unconditional(
     stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
@@ -225,7 +217,12 @@ def unconditional(
     if stats.gram.shape[-1] > K:
         gradient = _sources_last(gradient, 1, K)
     gradient = torch.cat((gradient, noise_gradient[:, None]), dim=1)
-    return _value(inverse, weights, stats), gradient, J
+    L = stats.energy.shape[1]
+    pivots = (inverse.factor.diagonal(dim1=-2, dim2=-1).real / inverse.scale[..., 0]).log().sum(-1)
+    determinant = (2 * pivots).sum(-1) * (L if pivots.shape[1] == 1 else 1)
+    rest = (stats.energy - explained).sum(-1)
+    value = determinant + stats.size * sigma2.log() + rest / sigma2
+    return value, gradient, J
 
 
 def fisher_information(
@@ -323,16 +320,6 @@ class _InverseCovariance:
         if gram.shape[-1] > K:
             J = _sources_last(_sources_last(J, 1, K), 2, K)
         return J, Fyx.diagonal(dim1=-2, dim2=-1).real.sum(1) * repeats, weight, trace
-
-
-def _value(inverse: _InverseCovariance, weights: Tensor, stats: SufficientStatistics) -> Tensor:
-    """Negative log-likelihood, ``weights`` being T C^H y."""
-    L = stats.energy.shape[1]
-    pivots = (inverse.factor.diagonal(dim1=-2, dim2=-1).real / inverse.scale[..., 0]).log().sum(-1)
-    determinant = (2 * pivots).sum(-1) * (L if pivots.shape[1] == 1 else 1)
-    explained = (stats.cross[..., : inverse.K, None].mH @ weights).real[..., 0, 0]
-    rest = (stats.energy - explained).sum(-1)
-    return determinant + stats.size * inverse.sigma2.log() + rest / inverse.sigma2
 
 
 def _and_thrice(columns: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ def music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spe
     values, vectors = covariance.eigen(most)
     if not isinstance(sources, int):
         if int(sources.min()) < 1:
-            raise InputError("sources", f"1 to {covariance.rank} in every scene", str(int(sources.min())))
+            raise InputError("sources", f"must be at least 1 in every scene; got {int(sources.min())}")
         place = torch.arange(most, device=sources.device)
         vectors = vectors * (place < sources[..., None])[..., None, :]
     return Spectrum(vectors, torch.ones_like(values[..., 0]), sharp=True)

@@ -54,35 +54,35 @@ class LoadedNetwork:
     network: GridNetwork
     card: WeightsCard
 
+    @classmethod
+    def load(cls, weights: str, device: torch.device, *, untrained: bool = False) -> LoadedNetwork:
+        """Load a network, from a cache if possible.
+
+        Args:
+            weights: ``ideal``, ``robust`` or a file.
+            device: device of the network.
+            untrained: whether to replace the weights by random initial ones.
+
+        Raises:
+            InputError: the file is missing or no weights file.
+        """
+        path = weights_path(weights)
+        try:
+            state = path.stat()
+        except OSError as error:
+            reason = (error.strerror or "unknown error").lower()
+            raise InputError(str(path), f"cannot read the weights: {reason}") from None
+        version = state.st_mtime_ns, state.st_size
+        return _load(path.absolute(), version, str(device), untrained)
+
 
 def missing(weights: str) -> bool:
     """Whether these are shipped weights that this installation does not have."""
     return weights in SHIPPED and not weights_path(weights).exists()
 
 
-def load_network(weights: str, device: torch.device, *, untrained: bool = False) -> LoadedNetwork:
-    """Load a network, from a cache if possible.
-
-    Args:
-        weights: ``ideal``, ``robust`` or a file.
-        device: device of the network.
-        untrained: whether to replace the weights by random initial ones.
-
-    Raises:
-        InputError: the file is missing or no weights file.
-    """
-    path = weights_path(weights)
-    try:
-        state = path.stat()
-    except OSError as error:
-        reason = (error.strerror or "unknown error").lower()
-        raise InputError(str(path), f"cannot read the weights: {reason}") from None
-    version = state.st_mtime_ns, state.st_size
-    return _load_network(path.absolute(), version, str(device), untrained)
-
-
 @lru_cache(maxsize=_CACHED)
-def _load_network(path: Path, _version: tuple[int, int], device: str, untrained: bool) -> LoadedNetwork:
+def _load(path: Path, _version: tuple[int, int], device: str, untrained: bool) -> LoadedNetwork:
     """Time and size of the file are part of the cache key, so that a replaced file is loaded again."""
     network, metadata = read_network(path, device=device)
     if untrained:
