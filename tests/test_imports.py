@@ -17,8 +17,8 @@ ROOT = Path(rismusic.__file__).parent
 # A module imports only from those before it; those on one line do not know each other. A dotted name has a
 # place of its own, before the rest of its package.
 ORDER = [
-    ["version", "errors", "renames"],
-    ["files", "registry", "devices"],
+    ["version", "errors", "renames", "text"],
+    ["files", "registry", "devices", "records"],
     ["spec"],
     ["units", "array"],
     ["operator", "simulation.random_numbers"],

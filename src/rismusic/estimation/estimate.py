@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -19,12 +19,13 @@ from rismusic.errors import InputError
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, same_width, unpack
-from rismusic.estimation.table import COLUMNS, csv_text, position_rows, scene_records
-from rismusic.files import replace_file
+from rismusic.estimation.table import COLUMNS, position_rows, scene_records
+from rismusic.files import write_text
 from rismusic.io import Recording
 from rismusic.renames import refuse_old_names
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
+from rismusic.text import csv_text
 from rismusic.units import to_db
 from rismusic.version import __version__
 
@@ -216,8 +217,7 @@ class Estimate:
         Raises:
             InputError: the file exists and ``overwrite`` is off, or it cannot be written.
         """
-        with replace_file(Path(path), overwrite=overwrite) as temporary:
-            temporary.write_text(csv_text(position_rows(self)), encoding="utf-8")
+        write_text(Path(path), csv_text(COLUMNS, map(asdict, position_rows(self))), overwrite=overwrite)
 
     def to_json(self, path: str | Path, *, overwrite: bool = False, **head: object) -> None:
         """Write positions and standard deviations and, per scene, settings, P(K), p-value and warnings.
@@ -231,8 +231,8 @@ class Estimate:
             InputError: the file exists and ``overwrite`` is off, or it cannot be written.
         """
         content = {"version": __version__, **head, "scenes": scene_records(self)}
-        with replace_file(Path(path), overwrite=overwrite) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        write_text(Path(path), text, overwrite=overwrite)
 
     def __len__(self) -> int:
         return len(self.warnings)

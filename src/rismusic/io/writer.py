@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.files import check_output
+from rismusic.files import OutputFile
 from rismusic.io.hdf5 import Hdf5Sink
 from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
@@ -49,17 +48,16 @@ class RecordingWriter:
     def __init__(
         self, path: str | Path, *, scenes: int, overwrite: bool = False, mat_version: MatVersion = "5"
     ) -> None:
-        self.path, self.scenes, self.overwrite = Path(path), scenes, overwrite
+        self.path, self.scenes = Path(path), scenes
         make_sink = _sink(self.path, mat_version)
         if scenes < 1:
             raise InputError("scenes", f"needs at least one scene to write; got {scenes}")
-        check_output(self.path, overwrite=overwrite)
         self._written = 0
         self._first: dict[str, Tensor] = {}
         self._attributes: dict[str, str | float] = {}
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         with self._on_disk():
-            self._sink = make_sink(self._temporary)
+            self._output = OutputFile(self.path, overwrite=overwrite)
+            self._sink = make_sink(self._output.temporary)
 
     def append(self, block: Recording) -> None:
         """Write the next scenes.
@@ -102,8 +100,8 @@ class RecordingWriter:
             )
         with self._on_disk():
             self._sink.finish()
-            check_output(self.path, overwrite=self.overwrite)
-            self._temporary.replace(self.path)
+            self._output.commit()
+            self._output.discard()
 
     def _create(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
         self._attributes = attributes
@@ -168,7 +166,8 @@ class RecordingWriter:
         with contextlib.suppress(OSError, RuntimeError):
             if hasattr(self, "_sink"):
                 self._sink.abort()
-        self._temporary.unlink(missing_ok=True)
+        if hasattr(self, "_output"):
+            self._output.discard()
 
 
 def write(
