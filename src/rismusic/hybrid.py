@@ -42,6 +42,7 @@ from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
+from rismusic.estimation.signal_model import with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
 from rismusic.io import Recording
 from rismusic.nn.inference import (
@@ -106,10 +107,11 @@ def locate(
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
+    recording = with_signal_model(recording, chosen)
     count: NSources = chosen.sources
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)
-        check_fit(recording, count)
+        check_fit(recording.stacked(), count)
     estimator, estimates = estimator_of(chosen), []
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
@@ -146,7 +148,10 @@ class HybridEstimator:
             reason = f"the weights {spec.weights!r} are not installed"
             return _with_fallback(recording, n_sources, reason, spec)
         network = LoadedNetwork.load(
-            spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained
+            spec.weights,
+            recording.snapshots.device,
+            untrained=spec.hybrid.untrained,
+            wave="uniform" if recording.wave == "uniform" else "spherical",
         )
         if spec.panel_error == "trained":
             spec = spec.replace(panel_error=network.card.system.hardware.response_error)

@@ -388,6 +388,12 @@ class LocateSpec(Spec):
     """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
     responses are calibrated along with the positions. 'trained': the value that the weights of 'hybrid' were
     trained with; 0 for other methods."""
+    wave: Wave | Literal["recorded", "auto"] = "recorded"
+    """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
+    'auto': the most likely one."""
+    symbols: SymbolModel | Literal["recorded", "auto"] = "recorded"
+    """Symbols: 'independent' in every snapshot, 'constant' over all snapshots, 'known' (the recording's
+    pilots); 'recorded': what the recording states; 'auto': the more probable of independent and constant."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"

@@ -100,7 +100,7 @@ def test_a_step_solves_the_dense_equations(direct):
 
 
 def test_better_than_a_panel_taken_as_recorded_and_dead_elements_are_found():
-    recording = simulate(scenes=24, sources=2, snr_db=20, hardware=ERRORS)
+    recording = simulate(scenes=24, sources=2, snr_db=20, hardware=ERRORS, panel={"wave": "uniform"})
     hidden = replace(recording, noise_variance=None, truth=None)
     nominal = nfmle(hidden, _start(recording), VOLUME, criterion="unconditional").sources
     fit = calibrate(hidden, _start(recording), VOLUME, panel_error=ERRORS.response_error)

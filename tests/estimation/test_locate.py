@@ -24,7 +24,7 @@ from rismusic.simulation.simulator import simulate
 from rismusic.spec import SystemSpec
 
 SMALL = SystemSpec(
-    panel={"rows": 8, "columns": 8},
+    panel={"rows": 8, "columns": 8, "wave": "uniform"},
     channel={"antennas": 10},
     codebook={"snapshots": 10},
     scene={"range_max_m": 3.0, "separation_deg": 20.0},

@@ -117,6 +117,7 @@ class Estimate:
         Raises:
             InputError: another number of scenes, or positions that are not finite.
         """
+        recording = recording.stacked()
         positions, active = unpack(sources, recording)
         if positions.shape[1] == 0:
             positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
@@ -309,6 +310,7 @@ def log_likelihood(
     Raises:
         InputError: another number of scenes, or positions that are not finite.
     """
+    recording = recording.stacked()
     positions, active = unpack(sources, recording)
     if positions.shape[1] == 0:
         positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
@@ -329,6 +331,8 @@ def from_fit(
     found = fit.sources
     assert found.power is not None
     order = torch.where(found.active, found.power, -torch.inf).argsort(dim=-1, descending=True)
+    if recording.link.pilots is not None:  # source k is the one of pilot k
+        order = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     found = found.each(
         lambda value: value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
     )

@@ -39,7 +39,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import steering_with_derivatives
+from rismusic.array import steering_with_log_derivatives
 from rismusic.devices import block_size
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
@@ -97,7 +97,8 @@ class Projection:
             free: which coordinates are free.
         """
         azimuth, elevation, q = positions.unbind(-1)
-        A, D = steering_with_derivatives(recording.panel, azimuth, elevation, 1 / q)
+        A, slopes = steering_with_log_derivatives(recording.panel, azimuth, elevation, 1 / q)
+        D = slopes * A[..., None]
         link = recording.link.to(torch.complex128)
         fields = _orthonormal(link.matmul(A * active[:, None]))
         changes = link.matmul((D * (active[..., None] & free)[:, None]).flatten(-2))
@@ -181,6 +182,7 @@ def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | Non
         sources: positions [S, K] near maximum likelihood; NaN where there is no source. K < M.
         volume: the search volume. Without one, all coordinates count as free.
     """
+    recording = recording.stacked()
     positions, active = unpack(sources, recording)
     parts = []
     for block in scene_blocks(recording, 8 * active.shape[1]):
@@ -199,9 +201,11 @@ def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S
         link: of the S scenes.
         rest: Q residuals of each scene.
     """
+    if link.coherent:
+        rest, link = link.separate(rest)
     energy = torch.view_as_real(rest).square().sum((-3, -2, -1)).log()
     receiver = _gram_energy(rest) - 2 * energy
-    if link.channel is None:  # the panel is the receiver
+    if link.channel is None or link.subcarriers > 1:  # the panel is the receiver, or differs by subcarrier
         return torch.stack((receiver, receiver), dim=1)
     H = link.channel.to(rest.dtype)
     values, basis = torch.linalg.eigh(H @ H.mH)
@@ -306,8 +310,9 @@ def _energy(data: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S"]:
 
 
 def _gram_energy(x: Complex[Tensor, "S Q L _"]) -> Float[Tensor, "S Q"]:
-    r"""Logarithm of :math:`\sum_{l,l'} |x_l^H x_{l'}|^2`."""
-    return torch.view_as_real(x @ x.mH).square().sum((-3, -2, -1)).log()
+    r"""Logarithm of :math:`\sum_{l,l'} |x_l^H x_{l'}|^2`, from the smaller of the two Gram matrices."""
+    gram = x @ x.mH if x.shape[-2] <= x.shape[-1] else x.mH @ x
+    return torch.view_as_real(gram).square().sum((-3, -2, -1)).log()
 
 
 def _for_draws(value: Tensor) -> Tensor:

@@ -360,6 +360,7 @@ def nfmle(
         InputError: the start has another number of scenes or infinite values, or there are more sources than
             the data can identify.
     """
+    recording = recording.stacked()
     positions, active = unpack(start, recording)
     check_fit(recording, active.sum(-1))
     end = refine(
@@ -414,6 +415,7 @@ def complete_fit(
         end: state of the fit that ended at these positions, whose powers are kept. Without one, or without
             powers in it, the powers are fitted.
     """
+    recording = recording.stacked()
     _, L, M = recording.snapshots.shape
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):

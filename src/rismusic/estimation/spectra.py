@@ -46,7 +46,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel, by_inverse_range, steering, steering_with_log_derivatives
+from rismusic.array import Panel, steering, steering_with_log_derivatives
 from rismusic.covariance import Covariance
 from rismusic.devices import block_size, blocks
 from rismusic.errors import InputError
@@ -389,7 +389,7 @@ def newton(
 def _steering(panel: Panel, x: Tensor) -> tuple[Tensor, Tensor]:
     """Steering vectors a [B, N] at azimuth, elevation and 1/range x [B, 3], and their log derivatives."""
     A, slope = steering_with_log_derivatives(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
-    return A[..., 0], slope[..., 0, :] * by_inverse_range(x[:, 2])[:, None]
+    return A[..., 0], slope[..., 0, :]
 
 
 def _width(slope: Tensor) -> Tensor:

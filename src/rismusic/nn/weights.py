@@ -17,6 +17,7 @@ from rismusic.nn.checkpoint import read_tensors, write_tensors
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import KEY, NetworkSpec, TrainSpec, WeightsCard, weights_path
 from rismusic.registry import NETWORKS
+from rismusic.spec import Wave
 from rismusic.version import __version__
 
 _FORMAT = "rismusic-network/1"
@@ -75,7 +76,11 @@ def load_network(
 
 
 def read_network(
-    weights: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
+    weights: str | Path,
+    *,
+    panel: Panel | None = None,
+    device: torch.device | str = "cpu",
+    wave: Wave = "spherical",
 ) -> tuple[GridNetwork, dict[str, str]]:
     """Load a network, with its panel and grid, from a weights file.
 
@@ -83,6 +88,7 @@ def read_network(
         weights: ``ideal``, ``robust``, or a file of :func:`save_network`.
         panel: the panel it must be for; by default any.
         device: device of the network.
+        wave: form of the wave in the statistics that the network is given.
 
     Returns:
         The network and the metadata of the file.
@@ -107,7 +113,7 @@ def read_network(
         if "climbs" in sizes:  # Name of the setting in files written before version 0.2.
             sizes["sbl_iterations"] = sizes.pop("climbs")
         spec = NetworkSpec(**sizes)
-        own = Panel(tensors.pop(_ELEMENTS), float(metadata["wavelength_m"])).to(device)
+        own = Panel(tensors.pop(_ELEMENTS), float(metadata["wavelength_m"]), wave).to(device)
         volume = Volume(*json.loads(metadata["volume"]))
     except InputError:
         raise
