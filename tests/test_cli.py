@@ -492,6 +492,6 @@ def test_as_a_program(tmp_path):
     first = (tmp_path / "a.h5.toml").read_text().splitlines()[0]
     assert first.startswith("# rismusic")
     assert "simulate -o a.h5 --scenes 2 --panel.rows 4" in first
-    done = call("check", "b.h5")
+    done = call("simulate", "-o", "a.h5", "--scenes", "2")  # refused before torch is imported
     assert done.returncode == 2
-    assert done.stderr.startswith("error: b.h5: no such file")
+    assert done.stderr.startswith("error: a.h5: the file exists already")
