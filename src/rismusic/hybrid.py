@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -64,6 +64,8 @@ _BESIDE = 0.8
 _FIRST = replace(ROUGH, powers_first=False)
 # Prune numbers of sources that trail the best by more than this many nats before the birth-death search.
 _PRUNE_NATS = 6.0
+# Up to this many scenes, fits with different numbers of sources make up one batch.
+_TOGETHER = 4
 _LOG = logging.getLogger("rismusic.locate")
 _NOT_APPLICABLE = "the weights {!r} do not know this case"
 
@@ -266,11 +268,17 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     else:
         prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.model_order_floor), -math.inf)
     best = torch.full_like(surest[:, 0], -math.inf)
+    # Small tensors cost their operations, not their size: few scenes are fitted with all numbers at once.
+    together = len(scenes) <= _TOGETHER and bool((prior[:, 1:] > -math.inf).any())
+    fits = _FitsOfAllNumbers.of(output, prior > -math.inf, grid, spec) if together else None
 
     def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
         part = output[scenes]
-        fit = _fit_near_network(part, torch.full_like(scenes, count), grid, spec)
-        evidence = log_evidence(part.recording, fit, grid.volume)
+        if fits is not None and count > 0:
+            fit, evidence = fits.of_number(scenes, count)
+        else:
+            fit = _fit_near_network(part, torch.full_like(scenes, count), grid, spec)
+            evidence = log_evidence(part.recording, fit, grid.volume)
         before, here = prior[scenes, count], best[scenes]
         # The grid is searched for numbers that can still become the most probable.
         hopeful = (evidence + before > here - _PRUNE_NATS).nonzero()[:, 0]
@@ -290,6 +298,40 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         return chosen
     fit = chosen.fit.replaced(few, _birth_death(output[few], chosen.fit[few], grid, spec))
     return SelectedOrder(fit, chosen.log_evidence)
+
+
+@dataclass(frozen=True, eq=False)
+class _FitsOfAllNumbers:
+    """Fits of S scenes with different numbers of sources, made as one batch.
+
+    Args:
+        fit: all of them, padded to the largest number of sources.
+        evidence: of each.
+        place: index of the fit of each scene with 0, 1, ... sources.
+    """
+
+    fit: Fit
+    evidence: Float[Tensor, "B"]
+    place: Int64[Tensor, "S counts"]
+
+    @classmethod
+    def of(
+        cls, output: NetworkOutput, wanted: Bool[Tensor, "S counts"], grid: SearchGrid, spec: LocateSpec
+    ) -> _FitsOfAllNumbers:
+        """Fit the wanted numbers of sources, except 0."""
+        wanted = wanted.clone()
+        wanted[:, 0] = False
+        scenes, count = wanted.nonzero().unbind(-1)
+        part = output[scenes]
+        fit = _fit_near_network(part, count, grid, spec)
+        place = wanted.flatten().cumsum(0).view_as(wanted) - 1
+        return cls(fit, log_evidence(part.recording, fit, grid.volume), place)
+
+    def of_number(self, scenes: Int64[Tensor, "B"], count: int) -> tuple[Fit, Float[Tensor, "B"]]:
+        """Fits and evidence of some scenes with one number of sources."""
+        which = self.place[scenes, count]
+        fit = self.fit[which]
+        return replace(fit, sources=fit.sources.each(lambda value: value[:, :count])), self.evidence[which]
 
 
 def fit_n_sources(
@@ -345,7 +387,9 @@ def _fit_from_peaks(output: NetworkOutput, start: Sources, grid: SearchGrid, spe
             fit = fit.with_others(scenes[gain > 0], listed[gain > 0])
     if spec.hybrid.relax_sweeps:
         places = output.candidates if spec.hybrid.network_sources else _peaks_of_blend(output, grid, spec)
-        candidates = torch.cat((places, beside(fit.positions, grid)), dim=1)
+        # Candidates beside the first source again, in place of those beside sources that are not there.
+        around = torch.where(active[..., None], fit.positions, fit.positions[:, :1])
+        candidates = torch.cat((places, beside(around, grid)), dim=1)
         fit = relax_sweeps(
             CandidateSearch(grid, recording, candidates),
             fit,
