@@ -322,7 +322,7 @@ class _FitsOfAllNumbers:
         wanted = wanted.clone()
         wanted[:, 0] = False
         scenes, count = wanted.nonzero().unbind(-1)
-        part = output[scenes]
+        part = replace(output, recording=_with_shared_link(output.recording))[scenes]
         fit = _fit_near_network(part, count, grid, spec)
         place = wanted.flatten().cumsum(0).view_as(wanted) - 1
         return cls(fit, log_evidence(part.recording, fit, grid.volume), place)
@@ -332,6 +332,16 @@ class _FitsOfAllNumbers:
         which = self.place[scenes, count]
         fit = self.fit[which]
         return replace(fit, sources=fit.sources.each(lambda value: value[:, :count])), self.evidence[which]
+
+
+def _with_shared_link(recording: Recording) -> Recording:
+    """One scene with a link that its repetitions share; several scenes as they are."""
+    if len(recording) > 1:
+        return recording
+    channel, codes = (
+        part if part is None or part.ndim == 2 else part[0] for part in (recording.channel, recording.codes)
+    )
+    return replace(recording, channel=channel, codes=codes)
 
 
 def fit_n_sources(
