@@ -54,7 +54,7 @@ def main() -> None:
             made = simulate(scenes=options.scenes, sources=K, snr_db=snr_db, seed=options.seed, split="test")
             assert made.truth is not None
             blind = replace(made, noise_variance=None, truth=None)
-            located = locate(blind, sources=K, method=options.method)
+            located = locate(blind, n_sources=K, method=options.method)
             ratio = in_bars(located, match(made.truth, located.sources))
             for axis, name in enumerate(COORDINATES):
                 for level in LEVELS:

@@ -19,8 +19,7 @@ from scipy.optimize import least_squares
 
 import plain_numpy as plain
 from measure import peak_memory_mib, report
-from rismusic.estimation.estimate import volume_of
-from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.simulation.simulator import simulate
@@ -37,7 +36,7 @@ def made(scenes: int, *, one_link: bool) -> Recording:
 
 def run(recording: Recording, name: str) -> None:
     method, _, criterion = name.partition(" ")
-    locate(recording, sources=SOURCES, method=method, criterion=criterion or "unconditional")
+    locate(recording, n_sources=SOURCES, method=method, criterion=criterion or "unconditional")
 
 
 def scenes_per_second(recording: Recording, name: str) -> float:
@@ -83,7 +82,7 @@ def numpy_omp(p: np.ndarray, H: np.ndarray, codes: np.ndarray, y: np.ndarray, po
 
 
 def numpy_scenes_per_second(recording: Recording) -> float:
-    grid = SearchGrid.cover(recording.panel, volume_of(LocateSpec()), LocateSpec().oversampling)
+    grid = SearchGrid.cover(recording.panel, Volume.from_spec(LocateSpec()), LocateSpec().oversampling)
     coordinates = torch.stack((grid.azimuth, grid.elevation, grid.range), dim=-1)
     points = coordinates[grid.inside].numpy()
     p = recording.elements.double().numpy()

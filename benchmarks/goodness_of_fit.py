@@ -74,7 +74,7 @@ def measure(
     """One row."""
     sound = name.startswith("sound")
     given = recording if known else replace(recording, noise_variance=None)
-    located = locate(given, sources=count, method="omp")
+    located = locate(given, n_sources=count, method="omp")
     p = located.p_value
     if sound:
         assert recording.truth is not None

@@ -26,7 +26,7 @@ SCENES, SOURCES, SINGLE = 256, 3, 20
 PARTS = {
     "statistics of the snapshots": ("statistics.py", ("observe", "__call__")),
     "learned stages": ("network.py", ("forward",)),
-    "MUSIC and Newton": ("classical.py", ("rap_music_sources",)),
+    "MUSIC and Newton": ("spectra.py", ("rap_music_sources",)),
     "NF-MLE": ("maximum_likelihood.py", ("nfmle",)),
     "goodness of fit": ("goodness_of_fit.py", ("goodness_of_fit",)),
     "error bars": ("crb.py", ("unconditional_crb",)),
@@ -34,7 +34,7 @@ PARTS = {
 
 
 def located(recording: Recording, weights: str, sources: int | str) -> None:
-    locate(recording, sources=sources, method="hybrid", weights=weights)
+    locate(recording, n_sources=sources, method="hybrid", weights=weights)
 
 
 def seconds(recordings: Sequence[Recording], weights: str, sources: int | str) -> float:

@@ -33,9 +33,8 @@ import torch
 
 from rismusic.benchmark.summary import share_interval
 from rismusic.covariance import Covariance, recording_covariance
-from rismusic.estimation.classical import rap_music_sources
 from rismusic.estimation.maximum_likelihood import nfmle
-from rismusic.estimation.spectra import music
+from rismusic.estimation.spectra import music, rap_music_sources
 from rismusic.io import Recording
 from rismusic.metrics import match
 from rismusic.nn.distributed import ProcessGroup

@@ -53,7 +53,7 @@ def scenes_of(K: int, snr_db: float | None, scenes: int, seed: int) -> Recording
 def cell(K: int, snr_db: float | None, scenes: int, seed: int, method: str) -> tuple[list[Row], np.ndarray]:
     """Rows of all criteria, and [S, 2]: probability of the number named by evidence, whether it is right."""
     recording = scenes_of(K, snr_db, scenes, seed)
-    located = locate(recording, method=method, sources="auto", sources_max=COUNTS[-1])
+    located = locate(recording, method=method, n_sources="auto", sources_max=COUNTS[-1])
     named = {name: count(recording) for name, count in CRITERIA.items()}
     named["evidence"] = located.sources.active.sum(-1)
     rows = []

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from rismusic.crb import Bound, conditional_crb
-from rismusic.estimation.estimate import volume_of
+from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.hybrid import locate
 from rismusic.io import Recording, read
@@ -43,7 +43,7 @@ def bound_of(path: Path, recording: Recording, truth: Sources, noise: torch.Tens
         std = torch.from_numpy(np.load(beside)["crb"])[:, : truth.azimuth.shape[1]]
         covariance = torch.diag_embed(std.square().flatten(-2)).unflatten(-1, std.shape[-2:])
         return Bound(covariance.unflatten(-3, std.shape[-2:]), truth.range)
-    fitted = nfmle(recording, truth, volume_of(LocateSpec())).sources
+    fitted = nfmle(recording, truth, Volume.from_spec(LocateSpec())).sources
     return conditional_crb(recording.panel, recording.link, fitted, noise)
 
 
@@ -67,7 +67,7 @@ def main() -> None:
             for known in (True, False):
                 found = locate(
                     recording,
-                    sources=count if known else "auto",
+                    n_sources=count if known else "auto",
                     method=base,
                     weights=weights or "ideal",
                 )

@@ -61,7 +61,7 @@ def one_by_one(plain: Callable[[Array, Array], object], covariances: Array, A: A
 def main() -> None:
     torch.set_num_threads(2)
     recording = simulate(scenes=SCENES, sources=SOURCES, snr_db=10.0)
-    grid = SearchGrid.cover(recording.panel, Volume.from_scene(SceneSpec()))
+    grid = SearchGrid.cover(recording.panel, Volume.from_spec(SceneSpec()))
     R = recording_covariance(recording)
     A, dense = grid.steering(), R[:BY_NUMPY].dense().numpy()
     product = torch.empty(SCENES * R.rank, len(grid), dtype=A.dtype)

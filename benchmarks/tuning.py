@@ -22,7 +22,7 @@ import optuna
 
 from postgres_server import postgres_server
 from rismusic.nn.run_folder import load_train_spec
-from rismusic.spec import load_locate_spec
+from rismusic.spec import LocateSpec, read_spec
 from rismusic.tuning.objective import evaluate, scenes_for
 from rismusic.tuning.storage import DATABASE, open_storage, quiet
 from rismusic.tuning.worker import current, history
@@ -107,7 +107,7 @@ def reproduce(out: Path) -> None:
         stdout=subprocess.DEVNULL,
     )
     training = load_train_spec(folder / "best.toml")
-    locate = load_locate_spec(folder / "locate.toml").replace(weights=str(again / "best.safetensors"))
+    locate = read_spec(LocateSpec, folder / "locate.toml").replace(weights=str(again / "best.safetensors"))
     cost = evaluate(scenes_for("objective", training.system, 0, SCENES, "cpu"), locate).cost
     recorded = (folder / "best.toml").read_text().splitlines()[0]
     print(f"reproduce: cost {cost!r}; best.toml: {recorded}")

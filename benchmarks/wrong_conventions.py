@@ -20,9 +20,8 @@ from pathlib import Path
 
 import torch
 
-from rismusic.checks.blindfit import BlindFit
 from rismusic.checks.conventions import CHANGES, WrongConvention
-from rismusic.checks.truthfit import TruthFit
+from rismusic.checks.fits import BlindFit, TruthFit
 from rismusic.io import Recording
 from rismusic.simulation.simulator import simulate
 

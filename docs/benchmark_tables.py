@@ -36,7 +36,7 @@ def bench_causes() -> str:
     return _tables(
         "none",
         lambda row: f"{_digits(row.search_failures.value)} + {_digits(row.ambiguities.value)}",
-        peeked=False,
+        oracles=False,
     )
 
 
@@ -147,7 +147,7 @@ def draw(folder: Path) -> None:
 
 
 def _tables(
-    sweep: str, cell: Callable[[BenchRow], str], *, peeked: bool = True, among: list[Group] | None = None
+    sweep: str, cell: Callable[[BenchRow], str], *, oracles: bool = True, among: list[Group] | None = None
 ) -> str:
     text = ""
     for group in measured() if among is None else among:
@@ -157,7 +157,7 @@ def _tables(
         lines = [
             [f"`{name}`", *map(cell, rows)]
             for name, rows in group.rows.items()
-            if peeked or not rows[0].peeked
+            if oracles or not rows[0].uses_truth
         ]
         text += f"**{group.title}{axis}**\n\n{table(['method', *group.heads], lines)}\n"
     return text

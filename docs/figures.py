@@ -16,10 +16,10 @@ from torch import Tensor
 
 import benchmark_tables
 import learning_test_tables
-from rismusic.array import Panel, Wave, direction, path_difference, steering
+from rismusic.array import Panel, direction, path_difference, steering
 from rismusic.plots import COLOURS, new_axes, save, scene_top
-from rismusic.simulation.channel import draw_channel, line_of_sight
-from rismusic.simulation.codebook import dft_codes, draw_codes, spread_order
+from rismusic.scene_view import Scene
+from rismusic.simulation.link import dft_codes, draw_channel, draw_codes, line_of_sight, spread_order
 from rismusic.simulation.random_numbers import Draws
 from rismusic.simulation.scene import draw_sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec
@@ -101,7 +101,9 @@ def steering_phase() -> Any:
         exact = path_difference(panel, towards, r)
         waves: tuple[Wave, ...] = ("fresnel", "paraxial")
         for ax, wave in zip(row[1:], waves, strict=True):
-            error = panel.wavenumber * (path_difference(panel, towards, r, wave) - exact).reshape(12, 12)
+            error = panel.wavenumber * (
+                path_difference(panel.replace(wave=wave), towards, r) - exact
+            ).reshape(12, 12)
             worst = float(error.abs().max())
             image = ax.imshow(error, cmap="PuOr", vmin=-worst, vmax=worst, **look)
             figure.colorbar(image, ax=ax, shrink=0.85, label="phase error / rad")
@@ -143,7 +145,8 @@ def near_field() -> Any:
     """The default panel and volume from above, with the two distances that divide the field."""
     panel, scene = Panel.uniform_planar(), SceneSpec()
     wide, close = new_axes(None, None, size=(9.6, 3.6))
-    scene_top(panel, truth=draw_sources(scene, 5, 1, Draws(0, "test", torch.arange(1)))[0], ax=close)
+    truth = draw_sources(scene, 5, 1, Draws(0, "test", torch.arange(1)))[0]
+    scene_top(Scene(panel, truth=truth), ax=close)
     reach = 1.14 * scene.range_max_m
     close.set(xlim=(reach, -reach), ylim=(-0.5, reach), title="the default volume, one scene of five sources")
     limit = scene.azimuth_max_deg

@@ -9,10 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from rismusic.array import Panel, Wave, steering
+from rismusic.array import Panel, steering
 from rismusic.simulation.random_numbers import Draws
 from rismusic.simulation.scene import draw_sources
-from rismusic.spec import SystemSpec
+from rismusic.spec import SystemSpec, Wave
 
 # Range bins of DESIGN.md, in metres, and the azimuth rms in degrees that it gives for the paraxial wave.
 BINS = ((0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 10.0))
@@ -65,7 +65,8 @@ def fit(truth: Tensor, wave: Wave, curvature_limits: tuple[float, float]) -> Fit
         wave: the wave that is fitted.
         curvature_limits: least and largest 1/range in 1/m.
     """
-    panel = Panel.uniform_planar()
+    # Phases are compared, so that all waves have equal amplitudes.
+    panel = Panel.uniform_planar().replace(wave="uniform")
     low = torch.tensor([-1.55, -1.55, curvature_limits[0]], dtype=torch.float64)
     high = torch.tensor([1.55, 1.55, curvature_limits[1]], dtype=torch.float64)
     azimuth, elevation, distance = truth.unbind(-1)
@@ -73,10 +74,10 @@ def fit(truth: Tensor, wave: Wave, curvature_limits: tuple[float, float]) -> Fit
 
     def match(points: Tensor) -> Tensor:
         azimuth, elevation, curvature = points[:, None].unbind(-1)
-        fitted = steering(panel, azimuth, elevation, 1 / curvature, wave)[..., 0]
+        fitted = steering(panel.replace(wave=wave), azimuth, elevation, 1 / curvature)[..., 0]
         return (fitted.conj() * exact).sum(-1).abs().square()
 
-    x = _grid_start(panel, exact, wave, low, high)
+    x = _grid_start(panel.replace(wave=wave), exact, low, high)
     best = match(x)
     damping = torch.full_like(best, 1e-2)
     identity = torch.eye(3, dtype=torch.float64)
@@ -111,7 +112,7 @@ def _slopes(match: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, 
     return g.detach(), torch.stack(rows, dim=-2)
 
 
-def _grid_start(panel: Panel, exact: Tensor, wave: Wave, low: Tensor, high: Tensor) -> Tensor:
+def _grid_start(panel: Panel, exact: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The best point for each exact wave on a grid over sines of the angles and 1/range."""
     sines = torch.linspace(-0.98, 0.98, 49, dtype=torch.float64).asin()
     tilts = torch.linspace(-0.75, 0.75, 37, dtype=torch.float64).asin()
@@ -119,7 +120,7 @@ def _grid_start(panel: Panel, exact: Tensor, wave: Wave, low: Tensor, high: Tens
     for curvature in torch.linspace(float(low[2]), float(high[2]), _CURVATURES, dtype=torch.float64):
         points = torch.cartesian_prod(sines, tilts, curvature[None])
         azimuth, elevation, inverse = points.float().unbind(-1)
-        A = steering(panel, azimuth, elevation, 1 / inverse, wave)
+        A = steering(panel, azimuth, elevation, 1 / inverse)
         reached, place = (exact.to(A.dtype).conj() @ A).abs().max(dim=-1)
         better = reached > best
         best, chosen = torch.where(better, reached, best), torch.where(better[:, None], points[place], chosen)

@@ -31,4 +31,4 @@ rismusic.register_estimator("grid_peaks", grid_peaks)
 
 if __name__ == "__main__":
     recording = rismusic.simulate(scenes=2, sources=2, snr_db=15.0)
-    print(rismusic.locate(recording, method="grid_peaks", sources=2))
+    print(rismusic.locate(recording, method="grid_peaks", n_sources=2))

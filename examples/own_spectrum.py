@@ -21,5 +21,5 @@ rismusic.register_spectrum("weighted_music", weighted_music)
 
 if __name__ == "__main__":
     recording = rismusic.simulate(scenes=2, sources=2, snr_db=15.0)
-    print(rismusic.locate(recording, method="weighted_music", sources=2))
+    print(rismusic.locate(recording, method="weighted_music", n_sources=2))
     print(rismusic.spectrum(recording, method="weighted_music", n_sources=2).peaks(2).azimuth.rad2deg())

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from rismusic.cli import COMMANDS, main
-from rismusic.cli.everyday import EVERYDAY
+from rismusic.cli.command import EVERYDAY
 from rismusic.cli.locate import results_table, scenes_table
 from rismusic.cli.parser import parse, settings_of
 from rismusic.errors import InputError
@@ -22,7 +22,7 @@ from rismusic.hybrid import locate
 from rismusic.io import open_recording, read, write
 from rismusic.nn.spec import TrainSpec
 from rismusic.simulation.simulator import simulate
-from rismusic.spec import LocateSpec, SystemSpec, load_spec
+from rismusic.spec import LocateSpec, SystemSpec, read_spec
 from rismusic.tuning.spec import TuneSpec
 
 SMALL = ["--panel.rows", "4", "--panel.columns", "5", "--codebook.snapshots", "6", "--channel.antennas", "7"]
@@ -37,7 +37,7 @@ def run(*args):
 def test_simulate_is_the_twin_of_the_python_call(name, tmp_path):
     path = tmp_path / name
     assert run("simulate", "-o", path, "--scenes", 9, "--sources", 2, "--snr-db", 7, "--seed", 4, *SMALL) == 0
-    spec = load_spec(tmp_path / f"{name}.toml")
+    spec = read_spec(SystemSpec, tmp_path / f"{name}.toml")
     assert spec.sources == 2
     assert spec.panel.rows == 4
     expected = simulate(spec, scenes=9, seed=4)
@@ -48,9 +48,9 @@ def test_simulate_is_the_twin_of_the_python_call(name, tmp_path):
 
 
 def test_simulate_in_blocks_equals_simulate_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("rismusic.cli.simulate._BLOCK_NUMBERS", 4 * 20 * 6)
+    monkeypatch.setattr("rismusic.cli.recordings._BLOCK_NUMBERS", 4 * 20 * 6)
     assert run("simulate", "-o", tmp_path / "a.h5", "--scenes", 10, *SMALL) == 0
-    expected = simulate(load_spec(tmp_path / "a.h5.toml"), scenes=10)
+    expected = simulate(read_spec(SystemSpec, tmp_path / "a.h5.toml"), scenes=10)
     assert read(tmp_path / "a.h5").snapshots.equal(expected.snapshots)
 
 
@@ -61,7 +61,7 @@ def test_config_and_flags(tmp_path):
     )
     args = ["simulate", "-o", tmp_path / "a.h5", "--panel.rows", 6, "--scenes", 2, "--config", config]
     assert run(*args) == 0
-    assert load_spec(tmp_path / "a.h5.toml") == SystemSpec(
+    assert read_spec(SystemSpec, tmp_path / "a.h5.toml") == SystemSpec(
         sources=(2, 3), one_link=True, panel={"rows": 6}, codebook={"bits": "continuous"}
     )
     assert run("bound", "--scenes", 3, "--sources", 1, "--snr-db", 10, f"--config={config}") == 0
@@ -139,7 +139,7 @@ def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):
     assert [(row["scene"], row["source"]) for row in rows] == [
         (str(s), str(k)) for s in range(3) for k in range(2)
     ]
-    expected = locate(read(small), method="omp", sources=2)
+    expected = locate(read(small), method="omp", n_sources=2)
     assert float(rows[3]["azimuth_deg"]) == pytest.approx(float(expected.sources.azimuth[1, 1].rad2deg()))
     assert float(rows[3]["range_std_m"]) == pytest.approx(float(expected.std[1, 1, 2]))
     assert run(*args, "-o", tmp_path / "out.json") == 0
@@ -372,7 +372,7 @@ def test_other_errors_are_one_sentence_and_a_file_with_the_traceback(tmp_path, m
     def broken(self):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("rismusic.cli.check.Check.run", broken)
+    monkeypatch.setattr("rismusic.cli.recordings.Check.run", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert run("check", "a.h5") == 70
     said = capsys.readouterr().err
@@ -404,7 +404,7 @@ def test_extras_are_checked_before_work_starts(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "rismusic.cli.output.find_spec", lambda name: None if name == package else find_spec(name)
+        "rismusic.cli.command.find_spec", lambda name: None if name == package else find_spec(name)
     )
     assert run(*command.format(file=samples / "ideal_10dB.h5").split()) == 2
     assert capsys.readouterr().err == (
@@ -429,12 +429,12 @@ def test_locate_names_the_method_used_and_gives_no_bound_for_unpolished_peaks(
     assert "sbl: ± Cramer-Rao bound" in text
     assert "P(K)" in text
     assert run("locate", small, "--method", "hybrid", "--sources", 1, "--range-max-m", 11) == 0
-    assert "sbl instead of hybrid (see warnings): ± Cramer-Rao bound" in capsys.readouterr().out
+    assert "sbl instead of hybrid (the warnings say why): ± Cramer-Rao bound" in capsys.readouterr().out
 
 
 def test_the_table_shows_far_sources_warnings_and_scenes_without_sources(samples, capsys):
     recording = read(samples / "ideal_10dB.h5")[:3]
-    found = locate(recording, method="omp", sources=1)
+    found = locate(recording, method="omp", n_sources=1)
     distance = found.sources.range.clone()
     distance[0] = math.inf
     counts = torch.tensor([1, 0, 1])[:, None].bool()

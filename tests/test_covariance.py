@@ -11,7 +11,7 @@ from rismusic.covariance import (
     Covariance,
     back_project,
     blend,
-    finish,
+    load_and_shrink,
     predicted_covariance,
     true_covariance,
 )
@@ -95,7 +95,7 @@ def test_nothing_received_is_no_direction():
 def test_finish_is_its_equation_with_trace_one(generator):
     R = some_covariance(generator, 3, 8, 4)
     condition = Conditioning(torch.tensor([0.0, 0.3, 1.0]).double(), torch.tensor([0.0, 0.5, 0.2]).double())
-    done = finish(R, condition).dense()
+    done = load_and_shrink(R, condition).dense()
     unit = R.dense() / R.trace[:, None, None]
     eye = torch.eye(8).double() / 8
     epsilon, rho = condition.loading[:, None, None], condition.shrinkage[:, None, None]
@@ -109,8 +109,8 @@ def test_finish_commutes_with_blending(generator):
     """What is done to the blend is done to each of its parts, and so to R_true."""
     first, second = some_covariance(generator, 2, 8, 3), some_covariance(generator, 2, 8, 4)
     condition = Conditioning(torch.tensor([0.1, 0.4]).double(), torch.tensor([0.3, 0.2]).double())
-    whole = finish(blend(first, second, 0.3), condition).dense()
-    parts = 0.7 * finish(first, condition).dense() + 0.3 * finish(second, condition).dense()
+    whole = load_and_shrink(blend(first, second, 0.3), condition).dense()
+    parts = 0.7 * load_and_shrink(first, condition).dense() + 0.3 * load_and_shrink(second, condition).dense()
     torch.testing.assert_close(whole, parts)
 
 

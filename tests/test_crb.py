@@ -21,7 +21,17 @@ SMALL = SystemSpec(
 DIRECT = SMALL.replace(channel={"kind": "direct"})
 
 
-@pytest.mark.parametrize("name", ["ideal_0dB", "ideal_10dB", "impaired_10dB", "direct_10dB"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ideal_0dB",
+        "ideal_10dB",
+        "impaired_10dB",
+        "direct_10dB",
+        "physical_10dB",
+        "physical_direct_10dB",
+    ],
+)
 def test_against_bounds_not_made_by_this_code(name, samples):
     bound = np.load(samples / f"{name}.bound.npz")
     with h5py.File(samples / f"{name}.h5") as file:
@@ -29,10 +39,11 @@ def test_against_bounds_not_made_by_this_code(name, samples):
             key: torch.from_numpy(file[key][()]) for key in ("elements", "channel", "codes") if key in file
         }
         truth = {key: torch.from_numpy(file[f"truth/{key}"][()]) for key in ("azimuth", "elevation", "range")}
+        wave = file.attrs.get("wave", "spherical")
     sources = Sources(**truth, symbols=torch.from_numpy(bound["symbols"]))
     link = Link(read.get("channel"), read.get("codes"))
     crb = conditional_crb(
-        Panel(read["elements"], 0.3), link, sources, torch.from_numpy(bound["noise_variance"])
+        Panel(read["elements"], 0.3, wave), link, sources, torch.from_numpy(bound["noise_variance"])
     )
     assert np.array_equal(np.isnan(crb.std.numpy()), np.isnan(bound["crb"]))
     assert np.nanmax(np.abs(crb.std.numpy() / bound["crb"] - 1)) < 1e-6

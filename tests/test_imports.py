@@ -27,7 +27,6 @@ ORDER = [
     ["simulation", "covariance", "estimation.likelihood"],
     ["crb"],
     ["estimation", "metrics"],
-    ["ellipsoid"],
     ["scene_view"],
     ["plots"],
     ["nn"],

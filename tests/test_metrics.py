@@ -115,5 +115,5 @@ def test_ratio_to_the_bound_is_1_for_errors_of_that_size(generator):
 
 
 def test_another_number_of_scenes():
-    with pytest.raises(InputError, match="found: expected 1 scenes as in truth, found 2"):
+    with pytest.raises(InputError, match="found: must have the 1 scenes of the truth; got 2"):
         match(sources([(0, 0, 1)]), sources([(0, 0, 1)], [(0, 0, 1)]))

@@ -12,7 +12,7 @@ from rismusic.array import Panel
 from rismusic.benchmark.bound_table import BoundRow, bound_figure, bound_table
 from rismusic.errors import InputError
 from rismusic.plots import bound_curves, new_axes, save, scene_3d, scene_figure, scene_top
-from rismusic.scene_view import ABOVE, Projection, positions
+from rismusic.scene_view import ABOVE, Projection, Scene, positions
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
@@ -32,9 +32,9 @@ def test_positions():
 
 def test_plots_take_axes_and_return_them(tmp_path):
     space, top = new_axes(None, None)
-    assert scene_3d(PANEL, SOURCES, truth=SOURCES, ax=space) is space
-    assert scene_top(PANEL, truth=SOURCES, ax=top) is top
-    assert scene_top(PANEL, SOURCES).get_xlabel().startswith("x / m")
+    assert scene_3d(Scene(PANEL, SOURCES, truth=SOURCES), ax=space) is space
+    assert scene_top(Scene(PANEL, truth=SOURCES), ax=top) is top
+    assert scene_top(Scene(PANEL, SOURCES)).get_xlabel().startswith("x / m")
     save(top, tmp_path / "scene.png", overwrite=False)
     with pytest.raises(InputError, match="the file exists already"):
         save(top, tmp_path / "scene.png", overwrite=False)
@@ -49,7 +49,7 @@ def test_the_drawn_frame_is_right_handed():
         screen = projection.project(np.eye(3))
         np.testing.assert_allclose(screen[0], (-1, 0), atol=1e-12)
         np.testing.assert_allclose(screen[up], (0, 1), atol=1e-12)
-    ax = scene_top(PANEL, SOURCES)
+    ax = scene_top(Scene(PANEL, SOURCES))
     marks = next(line for line in ax.get_lines() if line.get_label() == "estimate")
     np.testing.assert_allclose(marks.get_xydata(), [(2.0, 0.0)], atol=1e-6)
     left, right = ax.get_xlim()
@@ -61,10 +61,10 @@ def test_each_kind_has_one_entry_in_the_legend():
     covariance = torch.diag(torch.tensor([1e-4, 1e-4, 0.01])).expand(3, 3, 3)
     close = SOURCES.each(lambda value: 0.5 * value)
     for draw in (scene_3d, scene_top):
-        own = draw(PANEL, close, covariance=covariance, truth=close).get_legend()
+        own = draw(Scene(PANEL, close, covariance, close)).get_legend()
         names = [text.get_text() for text in own.get_texts()]
         assert len(set(names)) == len(names) > 3
-    figure = scene_figure(PANEL, close, covariance=covariance, truth=close)
+    figure = scene_figure(Scene(PANEL, close, covariance, close))
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
     assert sorted(set(labels)) == sorted(labels)
@@ -77,7 +77,7 @@ def test_error_regions_are_those_of_the_covariance():
     ahead = SOURCES.each(lambda value: value[:1] * 0 + 0.0)
     ahead = replace(ahead, range=torch.tensor([4.0]))
     covariance = torch.diag(torch.tensor([0.01, 0.02, 0.3]).square())[None]
-    ax = scene_top(PANEL, ahead, covariance=covariance)
+    ax = scene_top(Scene(PANEL, ahead, covariance))
     patch = next(patch for patch in ax.patches if patch.get_label() == "95 % error region")
     low, high = patch.get_xy().min(0), patch.get_xy().max(0)
     np.testing.assert_allclose(high - low, 2 * 2.4477 * np.array((4 * 0.01, 0.3)), rtol=0.02)
@@ -89,7 +89,7 @@ def test_a_scene_fits_a_printed_width(width_mm, ending, tmp_path):
     recording = simulate(scenes=1, sources=3, snr_db=10, seed=4)
     covariance = torch.diag(torch.tensor([1e-4, 1e-4, 0.1])).expand(3, 3, 3)
     truth = recording.truth[0]
-    figure = scene_figure(recording.panel, truth, covariance=covariance, truth=truth, width_mm=width_mm)
+    figure = scene_figure(Scene(recording.panel, truth, covariance, truth), width_mm=width_mm)
     check_print(figure, width_mm)
     save(figure, tmp_path / f"scene.{ending}", overwrite=False)
     if ending == "pdf":
@@ -98,12 +98,12 @@ def test_a_scene_fits_a_printed_width(width_mm, ending, tmp_path):
 
 def test_a_width_that_cannot_be_printed_is_refused():
     with pytest.raises(InputError, match=r"figure_width: .* must be 40 to 1000 mm .* got 3.5"):
-        scene_figure(PANEL, SOURCES, width_mm=3.5)
+        scene_figure(Scene(PANEL, SOURCES), width_mm=3.5)
 
 
 def test_the_style_of_print_leaves_no_trace():
     before = dict(matplotlib.rcParams)
-    scene_figure(PANEL, SOURCES, width_mm=88.9)
+    scene_figure(Scene(PANEL, SOURCES), width_mm=88.9)
     assert dict(matplotlib.rcParams) == before
 
 

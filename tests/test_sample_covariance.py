@@ -11,7 +11,7 @@ from rismusic.covariance import (
     Covariance,
     back_project,
     conditioning,
-    finish,
+    load_and_shrink,
     recording_covariance,
     sample_covariance,
     true_covariance,
@@ -135,11 +135,11 @@ def test_batch_is_loop_and_links_may_be_shared(one_link, dtype):
 
 
 @pytest.mark.parametrize("change", ["scale", "phase", "permutation", "conjugation"])
-@pytest.mark.parametrize("oracle", [False, True])
-def test_what_must_not_matter_and_what_must(change, oracle, generator):
+@pytest.mark.parametrize("full_shrinkage", [False, True])
+def test_what_must_not_matter_and_what_must(change, full_shrinkage, generator):
     recorded = recording()
     y, noise, codes = recorded.snapshots, recorded.noise_variance, recorded.codes
-    before = recording_covariance(recorded, oracle=oracle).dense()
+    before = recording_covariance(recorded, full_shrinkage=full_shrinkage).dense()
     if change == "scale":
         y, noise = 1e-4 * y, 1e-8 * noise
     elif change == "phase":
@@ -149,7 +149,9 @@ def test_what_must_not_matter_and_what_must(change, oracle, generator):
         y, codes = y[:, order], codes[:, order]
     else:
         codes = codes.conj()
-    after = finish(*sample_covariance(Link(recorded.channel, codes), y, noise, oracle=oracle)).dense()
+    after = load_and_shrink(
+        *sample_covariance(Link(recorded.channel, codes), y, noise, full_shrinkage=full_shrinkage)
+    ).dense()
     same = torch.allclose(after, before, rtol=1e-7, atol=1e-12)
     assert same == (change != "conjugation")
 
@@ -159,7 +161,7 @@ def test_codes_must_stay_with_their_snapshots(generator):
     order = torch.randperm(recorded.snapshots.shape[1], generator=generator)
     before = recording_covariance(recorded).dense()
     R, condition = sample_covariance(recorded.link, recorded.snapshots[:, order], recorded.noise_variance)
-    assert not torch.allclose(finish(R, condition).dense(), before, rtol=1e-2, atol=1e-4)
+    assert not torch.allclose(load_and_shrink(R, condition).dense(), before, rtol=1e-2, atol=1e-4)
 
 
 # conditioning
@@ -183,7 +185,9 @@ def test_the_oracle_comes_near_the_least_error():
         scenes=60, sources=4, channel={"kind": "direct"}, snr_db=0.0, panel={"rows": 6, "columns": 6}
     )
     N = 36
-    R, condition = sample_covariance(recorded.link, recorded.snapshots, recorded.noise_variance, oracle=True)
+    R, condition = sample_covariance(
+        recorded.link, recorded.snapshots, recorded.noise_variance, full_shrinkage=True
+    )
     A = recorded.truth.steering(recorded.panel)
     mean_power = recorded.truth.power.sum(-1) / N
     realised = recorded.snapshots.abs().square().mean((1, 2)) - recorded.noise_variance
@@ -203,8 +207,8 @@ def test_the_oracle_comes_near_the_least_error():
 @pytest.mark.parametrize("settings", [{"codebook": {"snapshots": 1}}, {"scene": {"symbols": "static"}}])
 def test_few_or_equal_snapshots_still_give_a_covariance(settings):
     recorded = recording(sources=1, snr_db=20.0, **settings)
-    for oracle in (False, True):
-        R = recording_covariance(recorded, oracle=oracle)
+    for full_shrinkage in (False, True):
+        R = recording_covariance(recorded, full_shrinkage=full_shrinkage)
         torch.testing.assert_close(R.trace, torch.ones(6).double())
         assert (R.loading * R.size < 0.999).all()
 
@@ -218,7 +222,7 @@ def test_no_noise_and_no_signal(kind):
     for noise in (torch.zeros(6), torch.ones(6)):
         nothing = sample_covariance(recorded.link, 0 * recorded.snapshots, noise.double())
         torch.testing.assert_close(
-            finish(*nothing).dense(), torch.eye(16, dtype=torch.complex128).expand(6, 16, 16) / 16
+            load_and_shrink(*nothing).dense(), torch.eye(16, dtype=torch.complex128).expand(6, 16, 16) / 16
         )
 
 
@@ -243,7 +247,7 @@ def test_shrinkage_is_its_equation():
     R = projected.covariance().normalised().dense()
     least = ((1 - nu) * 16 / 144) ** 2 / L
     d = torch.maximum(torch.linalg.matrix_norm(R) ** 2 - 1 / L - 1 / N, least)
-    for oracle, error in ((False, nu * (2 - nu) / L), (True, torch.full_like(nu, 1 / L))):
-        condition = conditioning(projected, oracle=oracle)
+    for full_shrinkage, error in ((False, nu * (2 - nu) / L), (True, torch.full_like(nu, 1 / L))):
+        condition = conditioning(projected, full_shrinkage=full_shrinkage)
         torch.testing.assert_close(condition.shrinkage, error / (error + d))
-        torch.testing.assert_close(condition.loading, torch.zeros_like(nu) if oracle else nu)
+        torch.testing.assert_close(condition.loading, torch.zeros_like(nu) if full_shrinkage else nu)

@@ -15,8 +15,7 @@ from rismusic.spec import (
     SystemSpec,
     dump_spec,
     limits,
-    load_locate_spec,
-    load_spec,
+    read_spec,
     setting_names,
 )
 from rismusic.tuning.spec import TuneSpec
@@ -33,13 +32,13 @@ from rismusic.tuning.spec import TuneSpec
 def test_round_trip_through_toml(spec, tmp_path):
     path = tmp_path / "system.toml"
     path.write_text(dump_spec(spec))
-    assert load_spec(path) == spec
+    assert read_spec(SystemSpec, path) == spec
 
 
 def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
     path = tmp_path / "system.toml"
     path.write_text("[panel]\nrows = 3\n")
-    assert load_spec(path) == SystemSpec(panel={"rows": 3})
+    assert read_spec(SystemSpec, path) == SystemSpec(panel={"rows": 3})
 
 
 @pytest.mark.parametrize(
@@ -91,14 +90,14 @@ def test_parts_name_themselves_too():
 
 def test_bad_files(tmp_path):
     with pytest.raises(InputError, match=r"none.toml: cannot be read: no such file"):
-        load_spec(tmp_path / "none.toml")
+        read_spec(SystemSpec, tmp_path / "none.toml")
     path = tmp_path / "bad.toml"
     path.write_text("panel = [")
     with pytest.raises(InputError, match=r"bad.toml: is not a valid TOML file"):
-        load_spec(path)
+        read_spec(SystemSpec, path)
     path.write_bytes(b"\x89PNG\xff")
     with pytest.raises(InputError, match=r"bad.toml: is not a valid TOML file"):
-        load_spec(path)
+        read_spec(SystemSpec, path)
 
 
 def test_specs_are_frozen_and_replaced():
@@ -131,7 +130,7 @@ def test_old_settings_name_the_new_ones(settings, sentence, tmp_path):
     path = tmp_path / "locate.toml"
     path.write_text("[hybrid]\n" + "\n".join(f"{k} = {str(v).lower()}" for k, v in settings.items()))
     with pytest.raises(InputError) as caught:
-        load_locate_spec(path)
+        read_spec(LocateSpec, path)
     assert str(caught.value) == f"{path}: {sentence}"
 
 
@@ -139,7 +138,7 @@ def test_a_key_named_self_is_an_unknown_setting(tmp_path):
     path = tmp_path / "system.toml"
     path.write_text("self = 3\n[panel]\nrows = 2\n")
     with pytest.raises(InputError, match=r"system.toml: self: unknown setting"):
-        load_spec(path)
+        read_spec(SystemSpec, path)
 
 
 def test_every_renamed_setting_exists_and_its_old_name_does_not():
@@ -162,7 +161,7 @@ def test_old_names_of_the_package_give_the_new_ones():
 
 def test_old_attributes_of_an_estimate_give_the_new_ones(samples):
     estimate = rismusic.locate(
-        rismusic.open_recording(samples / "ideal_10dB.h5")[0:1], method="omp", sources=1
+        rismusic.open_recording(samples / "ideal_10dB.h5")[0:1], method="omp", n_sources=1
     )
     with pytest.raises(
         AttributeError, match=r"^Estimate.likelihood was renamed to Estimate.neg_log_likelihood"

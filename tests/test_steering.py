@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from rismusic.array import Panel, Wave, direction, steering, steering_with_derivatives
+from rismusic.array import WAVES, Panel, direction, steering, steering_with_derivatives
+from rismusic.errors import InputError
 
-WAVES = get_args(Wave)
+MODELS = [*((wave, 0.0) for wave in WAVES), ("spherical", 1.5), ("fresnel", 0.5)]
 
 
 def points(generator, *shape, nearest=0.5, farthest=10.0, dtype=torch.float64):
@@ -18,56 +18,87 @@ def points(generator, *shape, nearest=0.5, farthest=10.0, dtype=torch.float64):
     return azimuth, elevation, torch.exp(math.log(nearest) + unit[2] * math.log(farthest / nearest))
 
 
-def independent(panel, azimuth, elevation, r, wave):
+def independent(panel, azimuth, elevation, r):
     """DESIGN.md, section 2, in numpy: distances as norms of coordinate differences."""
     p, k0 = panel.elements.numpy(), 2 * np.pi / panel.wavelength
     az, el, r = azimuth.numpy(), elevation.numpy(), r.numpy()
     u = np.stack((np.sin(az) * np.cos(el), np.sin(el), np.cos(az) * np.cos(el)))
     along = np.einsum("ni,i...->n...", p, u)
     squared = (p**2).sum(1).reshape(-1, *[1] * az.ndim)
-    if wave == "spherical":
-        source = r * u
-        d = np.sqrt(sum((source[i] - p[:, i].reshape(-1, *[1] * az.ndim)) ** 2 for i in range(3)))
-    elif wave == "fresnel":
+    ray = np.stack([r * u[i] - p[:, i].reshape(-1, *[1] * az.ndim) for i in range(3)])
+    exact = np.sqrt((ray**2).sum(0))
+    d = exact
+    if panel.wave == "fresnel":
         d = r - along + (squared - along**2) / (2 * r)
-    else:
+    elif panel.wave == "paraxial":
         d = r - along + squared / (2 * r)
-    return np.exp(1j * k0 * (r - d)) / np.sqrt(len(p))
+    g = (r / exact if panel.wave == "spherical" else 1) * np.maximum(
+        ray[2] / exact, 0
+    ) ** panel.pattern_exponent
+    a = g * np.exp(1j * k0 * (r - d))
+    return a / np.sqrt((np.abs(a) ** 2).sum(0))
 
 
-@pytest.mark.parametrize("wave", WAVES)
-def test_against_the_definition(wave, generator):
-    panel = Panel.uniform_planar(5, 7)
+@pytest.mark.parametrize(("wave", "exponent"), MODELS)
+def test_against_the_definition(wave, exponent, generator):
+    panel = Panel.uniform_planar(5, 7).replace(wave=wave, pattern_exponent=exponent)
     place = points(generator, 9)
-    A = steering(panel, *place, wave)
-    np.testing.assert_allclose(A.numpy(), independent(panel, *place, wave), atol=1e-12)
+    A = steering(panel, *place)
+    np.testing.assert_allclose(A.numpy(), independent(panel, *place), atol=1e-12)
     torch.testing.assert_close(A.norm(dim=-2), torch.ones(9, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("wave", WAVES)
-def test_elements_out_of_the_plane(wave, generator):
+@pytest.mark.parametrize(("wave", "exponent"), MODELS)
+def test_elements_out_of_the_plane(wave, exponent, generator):
     elements = torch.randn(11, 3, generator=generator, dtype=torch.float64) * 0.3
-    panel, place = Panel(elements, 0.3), points(generator, 6)
-    np.testing.assert_allclose(
-        steering(panel, *place, wave).numpy(), independent(panel, *place, wave), atol=1e-12
+    panel, place = Panel(elements, 0.3, wave, exponent), points(generator, 6, nearest=2)
+    np.testing.assert_allclose(steering(panel, *place).numpy(), independent(panel, *place), atol=1e-12)
+
+
+def test_amplitudes_near_the_default_panel():
+    """At 0.7 m they run from 0.62 to 1.41 of their mean (DESIGN.md, section 2)."""
+    angle = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    azimuth, elevation = torch.meshgrid(angle * math.pi / 3, angle * math.pi / 6, indexing="ij")
+    A = steering(
+        Panel.uniform_planar(), azimuth.ravel(), elevation.ravel(), torch.full((1681,), 0.7).double()
     )
+    on_axis = A[:, 840].abs() / A[:, 840].abs().mean()
+    assert float(on_axis.min()) == pytest.approx(0.62, abs=0.15)
+    assert float(on_axis.max()) == pytest.approx(1.41, abs=0.15)
 
 
-@pytest.mark.parametrize("wave", WAVES)
+def test_a_source_behind_directional_elements_is_silent():
+    panel = Panel([[0.0, 0, 0], [0, 0, 5.0]], 0.3, pattern_exponent=2.0)
+    zero = torch.zeros(1).double()
+    A = steering(panel, zero, zero, torch.ones(1).double())
+    torch.testing.assert_close(A.abs()[:, 0], torch.tensor([1.0, 0.0]).double())
+
+
+@pytest.mark.parametrize(("wave", "exponent"), MODELS)
 @pytest.mark.parametrize("nearest", [0.3, 50.0])
-def test_derivatives_against_finite_differences(wave, nearest, generator):
-    panel, place = Panel.uniform_planar(6, 8), points(generator, 4, 5, nearest=nearest, farthest=3 * nearest)
-    A, D = steering_with_derivatives(panel, *place, wave)
-    torch.testing.assert_close(A, steering(panel, *place, wave), rtol=0, atol=0)
+def test_derivatives_against_finite_differences(wave, exponent, nearest, generator):
+    panel = Panel.uniform_planar(6, 8).replace(wave=wave, pattern_exponent=exponent)
+    place = points(generator, 4, 5, nearest=nearest, farthest=3 * nearest)
+    A, D = steering_with_derivatives(panel, *place)
+    torch.testing.assert_close(A, steering(panel, *place), rtol=0, atol=0)
     step = 1e-5
     for i in range(3):
         shift = [p.clone() for p in place]
         numeric = torch.zeros_like(A)
         for times, weight in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
             shift[i] = place[i] + times * step
-            numeric += weight * steering(panel, *shift, wave) / (12 * step)
+            numeric += weight * steering(panel, *shift) / (12 * step)
         scale = D[..., i].abs().max()
         assert (D[..., i] - numeric).abs().max() < 1e-7 * max(float(scale), 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"), [("wave", {"wave": "plane"}), ("pattern_exponent", {"pattern_exponent": -1.0})]
+)
+def test_models_that_do_not_exist_are_refused(field, change):
+    with pytest.raises(InputError) as caught:
+        Panel.uniform_planar().replace(**change)
+    assert caught.value.field == field
 
 
 def test_derivatives_far_away_do_not_cancel():
@@ -83,12 +114,12 @@ def test_derivatives_far_away_do_not_cancel():
 
 @pytest.mark.parametrize("wave", WAVES)
 def test_far_field_limit(wave, generator):
-    panel = Panel.uniform_planar()
+    panel = Panel.uniform_planar().replace(wave=wave)
     azimuth, elevation, _ = points(generator, 10)
     r = torch.full_like(azimuth, 1e7)
     u = torch.stack(direction(azimuth, elevation))
     plane = torch.exp(1j * panel.wavenumber * (panel.elements @ u)) / 12
-    assert (steering(panel, azimuth, elevation, r, wave) - plane).abs().max() < 1e-6
+    assert (steering(panel, azimuth, elevation, r) - plane).abs().max() < 1e-6
 
 
 def test_fresnel_form_is_second_order_and_paraxial_is_not(generator):
@@ -98,7 +129,7 @@ def test_fresnel_form_is_second_order_and_paraxial_is_not(generator):
 
     def error(wave, r):
         place = azimuth, elevation, torch.full_like(azimuth, r)
-        turn = steering(panel, *place) * steering(panel, *place, wave).conj()
+        turn = steering(panel, *place) * steering(panel.replace(wave=wave), *place).conj()
         return turn.angle().abs().max()
 
     assert error("fresnel", 200.0) / error("fresnel", 400.0) == pytest.approx(4, rel=0.05)

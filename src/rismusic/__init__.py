@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rismusic.doctor.report import Diagnosis, write_diagnosis
     from rismusic.doctor.run_log import diagnose_run
     from rismusic.estimation.estimate import Estimate, Estimator, log_likelihood
-    from rismusic.estimation.grid import SearchGrid
+    from rismusic.estimation.grid import SearchGrid, Volume
     from rismusic.estimation.model_order import aic, mdl
     from rismusic.estimation.spectra import Spectrum, SpectrumMethod
     from rismusic.hybrid import locate
@@ -81,6 +81,7 @@ _HOME = {
     "Spectrum": "estimation.spectra",
     "SpectrumMethod": "estimation.spectra",
     "SearchGrid": "estimation.grid",
+    "Volume": "estimation.grid",
     "log_likelihood": "estimation.estimate",
     "mdl": "estimation.model_order",
     "aic": "estimation.model_order",

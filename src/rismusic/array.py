@@ -7,27 +7,36 @@ A source at azimuth :math:`\varphi`, elevation :math:`\theta` and range :math:`r
 
 Its steering vector has unit norm,
 
-.. math:: a_n = \frac{1}{\sqrt N} \exp(j k_0 \delta_n), \qquad \delta_n = r - d_n,
+.. math:: a_n = \frac{g_n}{|g|} \exp(j k_0 \delta_n), \qquad \delta_n = r - d_n,
     \qquad k_0 = 2 \pi / \lambda,
 
-where :math:`d_n` is the distance from the source to element n at :math:`p_n`. Amplitudes are uniform. Three
-forms of the path difference :math:`\delta_n` are available:
+where :math:`d_n` is the distance from the source to element n at :math:`p_n`. A :class:`Panel` states which
+form of the wave applies:
 
-* ``spherical`` (exact): :math:`d_n = |r u - p_n|`, computed as
-  :math:`\delta_n = (2 r\, p_n\!\cdot\!u - |p_n|^2) / (r + d_n)`, which avoids cancellation in float32;
+* ``spherical`` (exact in free space): :math:`d_n = |r u - p_n|` and amplitudes :math:`g_n = r / d_n`. The
+  path difference is computed as :math:`\delta_n = (2 r\, p_n\!\cdot\!u - |p_n|^2) / (r + d_n)`, which
+  avoids cancellation in float32;
+* ``uniform``: the same phases, amplitudes :math:`g_n = 1` (the uniform spherical wave of most papers);
 * ``fresnel`` (second order in :math:`p_n`):
-  :math:`\delta_n = p_n\!\cdot\!u - (|p_n|^2 - (p_n\!\cdot\!u)^2) / (2 r)`;
+  :math:`\delta_n = p_n\!\cdot\!u - (|p_n|^2 - (p_n\!\cdot\!u)^2) / (2 r)`, :math:`g_n = 1`;
 * ``paraxial`` (curvature independent of the angle, accurate near the axis only):
-  :math:`\delta_n = p_n\!\cdot\!u - |p_n|^2 / (2 r)`.
+  :math:`\delta_n = p_n\!\cdot\!u - |p_n|^2 / (2 r)`, :math:`g_n = 1`.
 
-``spherical`` is the default; the other two serve for comparison with data and code that use them.
+``spherical`` is the default; the others serve for data and code that use them. At 0.7 m from the default
+panel the amplitudes of the spherical wave run from 0.62 to 1.41 of their mean. Liu et al., "Near-field
+communications: a tutorial review", IEEE Open J. Commun. Soc. 4 (2023), compare the uniform and the
+non-uniform spherical wave.
+
+Elements with a directional pattern multiply the amplitudes of any wave by :math:`\cos^q\beta_n`, where
+:math:`\beta_n` is the angle between the normal of the panel and the ray from element n to the source, and q
+the ``pattern_exponent`` (0: isotropic). Elements receive nothing from behind.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -36,19 +45,19 @@ from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.renames import refuse_old_names
-from rismusic.spec import PanelSpec
+from rismusic.spec import PanelSpec, Wave
+
+WAVES: tuple[Wave, ...] = get_args(Wave)
+"""The forms of the wave; see the documentation of this module."""
 
 ArrayLike = Any
 """A NumPy array, a torch tensor, a number, or a nested sequence of numbers."""
-
-Wave = Literal["spherical", "fresnel", "paraxial"]
-"""Form of the path difference; see the documentation of this module."""
 
 
 @refuse_old_names
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class Panel:
-    r"""Element positions of a RIS or antenna array, and its wavelength.
+    r"""Element positions of a RIS or antenna array, its wavelength, and the form of the waves on it.
 
     Positions are in the panel frame: x horizontal, y vertical, z the outward normal, the origin at the centre
     of the array. The constructors :meth:`uniform_planar`, :meth:`uniform_linear` and :meth:`uniform_circular`
@@ -58,10 +67,13 @@ class Panel:
         elements: element positions [..., N, 3] in metres, as NumPy array, nested lists or tensor. Stored as
             float64. Leading axes hold one geometry per scene.
         wavelength: carrier wavelength in metres.
+        wave: form of the wave, ``spherical`` (default), ``uniform``, ``fresnel`` or ``paraxial``; see the
+            documentation of this module.
+        pattern_exponent: q of the element pattern :math:`\cos^q\beta` (an amplitude); 0 is isotropic.
 
     Raises:
-        InputError: the positions are not finite real numbers of shape [N, 3], or the wavelength is not
-            positive and finite.
+        InputError: the positions are not finite real numbers of shape [N, 3], the wavelength is not positive
+            and finite, the wave has another name, or the exponent is negative.
 
     Example:
         >>> Panel([[-0.075, 0, 0], [0.075, 0, 0]], wavelength=0.3)
@@ -70,8 +82,16 @@ class Panel:
 
     elements: Float[Tensor, "*batch N 3"]
     wavelength: float
+    wave: Wave = "spherical"
+    pattern_exponent: float = 0.0
 
-    def __init__(self, elements: ArrayLike, wavelength: float) -> None:
+    def __init__(
+        self,
+        elements: ArrayLike,
+        wavelength: float,
+        wave: Wave = "spherical",
+        pattern_exponent: float = 0.0,
+    ) -> None:
         positions = to_tensor("elements", elements, "real")
         shape = list(positions.shape)
         if len(shape) == 2 and shape[0] == 3 and shape[1] != 3:
@@ -84,15 +104,26 @@ class Panel:
             raise InputError("elements", "positions must be finite, in metres; got a NaN or an infinity")
         if not (math.isfinite(wavelength) and wavelength > 0):
             raise InputError("wavelength", f"must be positive and finite, in metres; got {wavelength:g}")
+        if wave not in WAVES:
+            raise InputError("wave", f"must be one of {', '.join(WAVES)}; got {wave!r}")
+        if not (math.isfinite(pattern_exponent) and pattern_exponent >= 0):
+            raise InputError("pattern_exponent", f"must be finite and not negative; got {pattern_exponent:g}")
         object.__setattr__(self, "elements", positions)
         object.__setattr__(self, "wavelength", float(wavelength))
+        object.__setattr__(self, "wave", wave)
+        object.__setattr__(self, "pattern_exponent", float(pattern_exponent))
 
     def __repr__(self) -> str:
         geometries = math.prod(self.elements.shape[:-2])
         batch = "" if self.elements.ndim == 2 else f" in {geometries} geometries"
         spacing = "" if self.size < 2 else f"aperture {self.aperture:.3g} m, spacing {self.spacing:.3g} m, "
         plural = "" if self.size == 1 else "s"
-        return f"Panel({self.size} element{plural}{batch}, {spacing}wavelength {self.wavelength:g} m)"
+        wave = "" if self.wave == "spherical" else f", {self.wave} wave"
+        pattern = f", cos^{self.pattern_exponent:g} elements" if self.pattern_exponent else ""
+        return (
+            f"Panel({self.size} element{plural}{batch}, {spacing}wavelength {self.wavelength:g} m"
+            f"{wave}{pattern})"
+        )
 
     @classmethod
     def uniform_planar(
@@ -191,7 +222,7 @@ class Panel:
         y = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
         grid_x, grid_y = torch.meshgrid(x, y, indexing="xy")
         elements = torch.stack((grid_x, grid_y, torch.zeros_like(grid_x)), dim=-1)
-        return cls(elements.reshape(-1, 3), spec.wavelength_m)
+        return cls(elements.reshape(-1, 3), spec.wavelength_m, spec.wave, spec.pattern_exponent)
 
     @property
     def size(self) -> int:
@@ -241,7 +272,16 @@ class Panel:
 
     def to(self, device: torch.device | str) -> Panel:
         """Copy of the panel on another device."""
-        return Panel(self.elements.to(device), self.wavelength)
+        return self.replace(elements=self.elements.to(device))
+
+    def replace(self, **changes: Any) -> Panel:
+        """Copy of the panel with other ``elements``, ``wavelength``, ``wave`` or ``pattern_exponent``."""
+        present = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Panel(**(present | changes))
+
+    def same_model(self, other: Panel) -> bool:
+        """Whether steering vectors of both panels follow the same equation: wave and element pattern."""
+        return self.wave == other.wave and self.pattern_exponent == other.pattern_exponent
 
 
 def direction(
@@ -265,7 +305,6 @@ def path_difference(
     panel: Panel,
     towards: tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K"], Float[Tensor, "*batch K"]],
     range: Float[Tensor, "*batch K"],
-    wave: Wave = "spherical",
 ) -> Float[Tensor, "*batch K N"]:
     r"""Path differences :math:`\delta_n = r - d_n` of K points to N elements.
 
@@ -275,13 +314,12 @@ def path_difference(
         panel: N elements.
         towards: direction cosines (u_x, u_y, u_z) of the points, each [..., K]; see :func:`direction`.
         range: ranges r in metres, [..., K].
-        wave: ``spherical`` (exact), ``fresnel`` or ``paraxial``.
 
     Returns:
         Path differences in metres, [..., K, N].
     """
     x, y, z = (cosine[..., None] for cosine in towards)
-    return _Paths(panel, (x, y, z), range[..., None], wave).difference
+    return _Rays(panel, (x, y, z), range[..., None]).difference
 
 
 def steering(
@@ -289,11 +327,12 @@ def steering(
     azimuth: Float[Tensor, "*batch K"],
     elevation: Float[Tensor, "*batch K"],
     range: Float[Tensor, "*batch K"],
-    wave: Wave = "spherical",
 ) -> Complex[Tensor, "*batch N K"]:
     r"""Near-field steering matrix; every column has unit norm.
 
-    .. math:: A_{nk} = \frac{1}{\sqrt N} \exp\left( j k_0 (r_k - d_{nk}) \right)
+    .. math:: A_{nk} = \frac{g_{nk}}{|g_k|} \exp\left( j k_0 (r_k - d_{nk}) \right)
+
+    Amplitudes :math:`g_{nk}` and distances :math:`d_{nk}` are those of the panel's wave and element pattern.
 
     Args:
         panel: N elements. Its leading axes, if any, broadcast against those of the sources.
@@ -301,7 +340,6 @@ def steering(
             complex64, float64 gives complex128.
         elevation: :math:`\theta_k` in radians, [..., K].
         range: :math:`r_k` in metres, positive, [..., K].
-        wave: ``spherical`` (exact), ``fresnel`` or ``paraxial``; see the documentation of this module.
 
     Returns:
         A, complex [..., N, K].
@@ -311,7 +349,9 @@ def steering(
         >>> steering(panel, torch.tensor([0.3]), torch.tensor([0.1]), torch.tensor([2.0])).shape
         torch.Size([64, 1])
     """
-    return _unit_wave(panel, path_difference(panel, direction(azimuth, elevation), range, wave)).mT
+    towards = (cosine[..., None] for cosine in direction(azimuth, elevation))
+    x, y, z = towards
+    return _Rays(panel, (x, y, z), range[..., None]).unit_wave().mT
 
 
 def steering_with_derivatives(
@@ -319,68 +359,81 @@ def steering_with_derivatives(
     azimuth: Float[Tensor, "*batch K"],
     elevation: Float[Tensor, "*batch K"],
     range: Float[Tensor, "*batch K"],
-    wave: Wave = "spherical",
 ) -> tuple[Complex[Tensor, "*batch N K"], Complex[Tensor, "*batch N K 3"]]:
     r"""Steering matrix and its exact derivatives with respect to azimuth, elevation and range.
 
-    .. math:: \frac{\partial a_n}{\partial p} = j a_n \frac{\partial\psi_n}{\partial p},
-        \qquad \psi_n = k_0 \delta_n
+    .. math:: \frac{\partial a_n}{\partial p} = a_n \frac{\partial \log a_n}{\partial p}
 
-    The derivatives of the phases are those of :func:`steering_with_phase_derivatives`.
+    The logarithmic derivatives are those of :func:`steering_with_log_derivatives`.
 
     Args:
         panel: N elements.
         azimuth: radians, [..., K].
         elevation: radians, [..., K].
         range: metres, positive, [..., K].
-        wave: see :func:`steering`.
 
     Returns:
         A [..., N, K], and its derivatives [..., N, K, 3] per radian, per radian and per metre.
     """
-    A, slopes = steering_with_phase_derivatives(panel, azimuth, elevation, range, wave)
-    return A, torch.complex(-slopes * A.imag[..., None], slopes * A.real[..., None])
+    A, slopes = steering_with_log_derivatives(panel, azimuth, elevation, range)
+    return A, slopes * A[..., None]
 
 
-def steering_with_phase_derivatives(
+def steering_with_log_derivatives(
     panel: Panel,
     azimuth: Float[Tensor, "*batch K"],
     elevation: Float[Tensor, "*batch K"],
     range: Float[Tensor, "*batch K"],
-    wave: Wave = "spherical",
-) -> tuple[Complex[Tensor, "*batch N K"], Float[Tensor, "*batch N K 3"]]:
-    r"""Steering matrix and the derivatives of its phases :math:`\psi_n = k_0 \delta_n`.
+) -> tuple[Complex[Tensor, "*batch N K"], Complex[Tensor, "*batch N K 3"]]:
+    r"""Steering matrix and the derivatives of the logarithms of its entries.
+
+    .. math:: \frac{\partial\log a_n}{\partial p} = \gamma_{n,p} - \sum_m |a_m|^2 \gamma_{m,p}
+        + j k_0 \frac{\partial\delta_n}{\partial p}, \qquad
+        \gamma_{n,p} = \frac{\partial\log g_n}{\partial p}.
 
     For the spherical wave, in forms that do not suffer from cancellation,
 
     .. math:: \frac{\partial\delta_n}{\partial\varphi} = \frac{r\, p_n\!\cdot\!u_\varphi}{d_n}, \qquad
         \frac{\partial\delta_n}{\partial\theta} = \frac{r\, p_n\!\cdot\!u_\theta}{d_n}, \qquad
-        \frac{\partial\delta_n}{\partial r} = \frac{|p_n|^2 - \delta_n\, p_n\!\cdot\!u}{d_n (r + d_n)}
+        \frac{\partial\delta_n}{\partial r} = \frac{|p_n|^2 - \delta_n\, p_n\!\cdot\!u}{d_n (r + d_n)},
 
-    where :math:`u_\varphi` and :math:`u_\theta` are the derivatives of the direction vector u.
+    .. math:: \gamma_{n,\varphi} = \frac{1}{d_n} \frac{\partial\delta_n}{\partial\varphi}, \qquad
+        \gamma_{n,\theta} = \frac{1}{d_n} \frac{\partial\delta_n}{\partial\theta}, \qquad
+        \gamma_{n,r} = \frac{1}{d_n} \left( \frac{\partial\delta_n}{\partial r}
+        - \frac{\delta_n}{r} \right),
+
+    where :math:`u_\varphi` and :math:`u_\theta` are the derivatives of the direction vector u. An element
+    pattern adds :math:`q\, \partial \log\cos\beta_n / \partial p` to :math:`\gamma_{n,p}`.
 
     Args:
         panel: N elements.
         azimuth: radians, [..., K].
         elevation: radians, [..., K].
         range: metres, positive, [..., K].
-        wave: see :func:`steering`.
 
     Returns:
-        A [..., N, K], and the real derivatives of the phases [..., N, K, 3] in radians per radian, per radian
-        and per metre.
+        A [..., N, K], and the logarithmic derivatives [..., N, K, 3] per radian, per radian and per metre.
+        Without amplitudes they are purely imaginary.
     """
     azimuth, elevation = azimuth[..., None], elevation[..., None]
     sin_az, cos_az, sin_el, cos_el = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
     x, z = sin_az * cos_el, cos_az * cos_el
-    paths = _Paths(panel, (x, sin_el, z), range[..., None], wave)
-    derivatives = (
-        paths.by_direction((z, None, -x)),
-        paths.by_direction((-sin_az * sin_el, cos_el, -cos_az * sin_el)),
-        paths.by_range(),
+    rays = _Rays(panel, (x, sin_el, z), range[..., None])
+    phase, gain = zip(
+        rays.by_direction((z, None, -x)),
+        rays.by_direction((-sin_az * sin_el, cos_el, -cos_az * sin_el)),
+        rays.by_range(),
+        strict=True,
     )
-    slopes = torch.stack(derivatives, dim=-1) * panel.wavenumber
-    return _unit_wave(panel, paths.difference).mT, slopes.transpose(-3, -2)
+    a = rays.unit_wave()
+    slopes = torch.stack(phase, dim=-1) * panel.wavenumber
+    if rays.gain is None:
+        growth = torch.zeros_like(slopes)
+    else:
+        growth = torch.stack(gain, dim=-1)
+        weight = (rays.gain / rays.gain.norm(dim=-1, keepdim=True)).square()
+        growth = growth - (weight[..., None, :] @ growth)
+    return a.mT, torch.complex(growth, slopes).transpose(-3, -2)
 
 
 def by_inverse_range(inverse_range: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3"]:
@@ -435,61 +488,98 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
     return tensor if tensor.dtype in (torch.complex64, torch.complex128) else tensor.to(torch.complex64)
 
 
-class _Paths:
-    """Path differences delta = r - d and their derivatives, [..., K, N]; the longer axis N is contiguous.
+class _Rays:
+    """Path differences and amplitudes from K points to N elements, [..., K, N]; N is contiguous.
 
     Directions and distances are columns, [..., K, 1].
     """
 
-    def __init__(
-        self, panel: Panel, towards: tuple[Tensor, Tensor, Tensor], distance: Tensor, wave: Wave
-    ) -> None:
+    def __init__(self, panel: Panel, towards: tuple[Tensor, Tensor, Tensor], distance: Tensor) -> None:
         elements = panel.elements.to(device=distance.device, dtype=distance.dtype)
+        self._panel, self._wave = panel, panel.wave
         self._elements = elements.unsqueeze(-3).unbind(-1)
-        self._wave = wave
-        self._range = r = distance
+        self._towards, self._range = towards, distance
+        r = distance
         self._along = along = self._dot(towards)
         self._squared = squared = elements.square().sum(-1).unsqueeze(-2)
-        if wave == "spherical":
+        if self._wave in ("spherical", "uniform") or panel.pattern_exponent:
             # r + d is positive, so that the quotient does not suffer from cancellation.
             twice = 2 * r * along
             self._distance = (r.square() - twice + squared).sqrt()
             self._sum = r + self._distance
+        if self._wave in ("spherical", "uniform"):
             self.difference = (twice - squared) / self._sum
-        elif wave == "fresnel":
+        elif self._wave == "fresnel":
             self.difference = along - (squared - along.square()) / (2 * r)
         else:
             self.difference = along - squared / (2 * r)
+        self.gain = self._gain()
+
+    def _gain(self) -> Tensor | None:
+        """Amplitudes g_n, up to a factor common to all elements; none if they are all the same."""
+        q = self._panel.pattern_exponent
+        gain = self._range / self._distance if self._wave == "spherical" else None
+        if not q:
+            return gain
+        pattern = (self._depth().clamp_min(0) / self._distance) ** q
+        return pattern if gain is None else gain * pattern
+
+    def _depth(self) -> Tensor:
+        """Distance of the source from the element, along the normal: d_n cos(beta_n)."""
+        return self._range * self._towards[2] - self._elements[2]
+
+    def unit_wave(self) -> Tensor:
+        """The steering vectors as rows."""
+        phase = self._panel.wavenumber * self.difference
+        scale: Tensor | float = 1 / math.sqrt(self._panel.size)
+        if self.gain is not None:
+            norm = self.gain.norm(dim=-1, keepdim=True)
+            scale = self.gain / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return torch.complex(phase.cos() * scale, phase.sin() * scale)
 
     def _dot(self, vector: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
         x, y, z = self._elements
         product = torch.addcmul(x * vector[0], z, vector[2])
         return product if vector[1] is None else product.addcmul_(y, vector[1])
 
-    def by_direction(self, by: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
-        """Derivative of the path difference for a change ``by`` of the unit direction vector."""
+    def by_direction(self, by: tuple[Tensor, Tensor | None, Tensor]) -> tuple[Tensor, Tensor]:
+        """Derivatives of path difference and log amplitude for a change ``by`` of the direction vector."""
         across = self._dot(by)
-        if self._wave == "spherical":
-            return self._range * across / self._distance
-        if self._wave == "fresnel":
-            return across * (1 + self._along / self._range)
-        return across
+        slope = across
+        if self._wave in ("spherical", "uniform"):
+            slope = self._range * across / self._distance
+        elif self._wave == "fresnel":
+            slope = across * (1 + self._along / self._range)
+        if self.gain is None:
+            return slope, slope
+        q = self._panel.pattern_exponent
+        # The true distance shrinks by this; it differs from the path difference of approximate waves.
+        closer = self._range * across / self._distance / self._distance
+        growth = closer * (q + 1.0 * (self._wave == "spherical"))
+        if q:
+            growth = growth + q * self._range * by[2] / self._depth()
+        return slope, growth
 
-    def by_range(self) -> Tensor:
-        """Derivative of the path difference with respect to range."""
-        if self._wave == "spherical":
-            rest = self._squared - self._along * self.difference
-            return rest / (self._distance * self._sum)
-        if self._wave == "fresnel":
-            return (self._squared - self._along.square()) / (2 * self._range.square())
-        return (self._squared / (2 * self._range.square())).expand_as(self._along)
-
-
-def _unit_wave(panel: Panel, difference: Tensor) -> Tensor:
-    """exp(j k0 delta) / sqrt(N)."""
-    phase = panel.wavenumber * difference
-    scale = 1 / math.sqrt(panel.size)
-    return torch.complex(phase.cos() * scale, phase.sin() * scale)
+    def by_range(self) -> tuple[Tensor, Tensor]:
+        """Derivatives of path difference and log amplitude with respect to range."""
+        if self._wave in ("spherical", "uniform"):
+            slope = (self._squared - self._along * self.difference) / (self._distance * self._sum)
+        elif self._wave == "fresnel":
+            slope = (self._squared - self._along.square()) / (2 * self._range.square())
+        else:
+            slope = (self._squared / (2 * self._range.square())).expand_as(self._along)
+        if self.gain is None:
+            return slope, slope
+        q, r, d = self._panel.pattern_exponent, self._range, self._distance
+        # -d log d / dr, without the part -1 / r that all elements share.
+        difference = (2 * r * self._along - self._squared) / self._sum
+        closer = (self._squared - self._along * difference) / (d * self._sum)
+        farther = (closer - difference / r) / d
+        growth = farther * (q + 1.0 * (self._wave == "spherical"))
+        if q:
+            # d log(r u_z - p_z) / dr, without the part 1 / r.
+            growth = growth + q * self._elements[2] / (r * self._depth())
+        return slope, growth
 
 
 def _array(field: str, value: ArrayLike) -> Any:

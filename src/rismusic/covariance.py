@@ -7,8 +7,8 @@ as the factor F and the loading :math:`\epsilon`; the N x N matrix is formed by 
   (:func:`back_project`).
 * :func:`predicted_covariance` gives R_pred from the factors of the network, :func:`true_covariance` gives
   R_true from the sources.
-* :func:`blend` combines R_pred and R_samp. :func:`finish` normalises, loads and shrinks a covariance; the
-  blend and the R_true that it is compared with are finished with the same parameters.
+* :func:`blend` combines R_pred and R_samp. :func:`load_and_shrink` normalises, loads and shrinks a
+  covariance; it treats the blend and the R_true that it is compared with alike.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Conditioning:
 
     @property
     def identity(self) -> Float[Tensor, "*batch"]:
-        """Share of the identity in the trace of the finished covariance, [...]."""
+        """Share of the identity in the trace of the loaded and shrunk covariance, [...]."""
         return 1 - (1 - self.shrinkage) / (1 + self.loading)
 
     def detach(self) -> Conditioning:
@@ -255,7 +255,7 @@ def back_project(
     return BackProjection(field, share.clamp(0, 1), min(1.0, M / field.shape[-1]))
 
 
-def conditioning(projected: BackProjection, *, oracle: bool = False) -> Conditioning:
+def conditioning(projected: BackProjection, *, full_shrinkage: bool = False) -> Conditioning:
     r"""Loading and shrinkage of R_samp, from the noise in it.
 
     The loading equals the share of the noise in the energy, :math:`\epsilon = \nu`. The shrinkage towards I /
@@ -270,22 +270,22 @@ def conditioning(projected: BackProjection, *, oracle: bool = False) -> Conditio
     :math:`\nu (2 - \nu) / L` is due to noise.
 
     A snapshot observes M of N dimensions only, so that the least total error gives nearly all of R_samp to
-    the identity. This suits an MVDR search (``oracle``) but hides the structure that a network learns. By
+    the identity (``full_shrinkage``). This suits MVDR but hides the structure that a network learns. By
     default, therefore, e includes the noise only, and loading and shrinkage together give at most
     ``IDENTITY_MAX`` of the trace to the identity.
 
     Args:
         projected: the back-projected snapshots.
-        oracle: use the shrinkage of least total error without a limit, and no loading.
+        full_shrinkage: use the shrinkage of least total error without a limit, and no loading.
     """
     noise, L, N = projected.noise_share, *projected.field.shape[-2:]
     factor = projected.covariance().normalised().factor
     gram = factor.mH @ factor if L <= N else factor @ factor.mH
     least = ((1 - noise) * projected.coverage).square() / L
     stands_out = torch.maximum(energy(gram).sum((-2, -1)) - 1 / L - 1 / N, least)
-    error = torch.full_like(noise, 1 / L) if oracle else noise * (2 - noise) / L
+    error = torch.full_like(noise, 1 / L) if full_shrinkage else noise * (2 - noise) / L
     shrinkage = error / (error + stands_out)
-    if oracle:
+    if full_shrinkage:
         return Conditioning(torch.zeros_like(noise), shrinkage)
     loading = noise.clamp_max(IDENTITY_MAX / (1 - IDENTITY_MAX))
     return Conditioning(loading, torch.minimum(shrinkage, 1 - (1 - IDENTITY_MAX) * (1 + loading)))
@@ -296,7 +296,7 @@ def sample_covariance(
     snapshots: Complex[Tensor, "*batch L M"],
     noise_variance: Float[Tensor, "*batch"],
     *,
-    oracle: bool = False,
+    full_shrinkage: bool = False,
 ) -> tuple[Covariance, Conditioning]:
     """Sample covariance R_samp of trace 1, and its loading and shrinkage.
 
@@ -304,34 +304,34 @@ def sample_covariance(
         link: see :func:`back_project`.
         snapshots: see :func:`back_project`.
         noise_variance: see :func:`back_project`.
-        oracle: see :func:`conditioning`.
+        full_shrinkage: see :func:`conditioning`.
 
     Returns:
-        R_samp of rank L at most, before :func:`finish`, and the conditioning to finish it with, alone or
-        blended.
+        R_samp of rank L at most, and the conditioning to apply to it, alone or blended, with
+        :func:`load_and_shrink`.
     """
-    return projected_covariance(back_project(link, snapshots, noise_variance), oracle=oracle)
+    return projected_covariance(back_project(link, snapshots, noise_variance), full_shrinkage=full_shrinkage)
 
 
 def projected_covariance(
-    projected: BackProjection, *, oracle: bool = False
+    projected: BackProjection, *, full_shrinkage: bool = False
 ) -> tuple[Covariance, Conditioning]:
     """:func:`sample_covariance` from snapshots that are back-projected already."""
-    return projected.covariance().normalised(), conditioning(projected, oracle=oracle)
+    return projected.covariance().normalised(), conditioning(projected, full_shrinkage=full_shrinkage)
 
 
 def recording_covariance(
     recording: Recording,
     noise_variance: Float[Tensor, "S"] | None = None,
     *,
-    oracle: bool = False,
+    full_shrinkage: bool = False,
 ) -> Covariance:
     """Finished R_samp of each scene of a recording: trace 1, loaded and shrunk.
 
     Args:
         recording: S scenes.
         noise_variance: sigma^2 of each scene; by default that of the recording.
-        oracle: see :func:`conditioning`.
+        full_shrinkage: see :func:`conditioning`.
 
     Raises:
         InputError: the noise variance is neither passed nor part of the recording.
@@ -339,17 +339,19 @@ def recording_covariance(
     noise = recording.noise_variance if noise_variance is None else noise_variance
     if noise is None:
         raise InputError("noise_variance", "missing: the recording has none, and none was passed")
-    return finish(*sample_covariance(recording.link, recording.snapshots, noise, oracle=oracle))
+    return load_and_shrink(
+        *sample_covariance(recording.link, recording.snapshots, noise, full_shrinkage=full_shrinkage)
+    )
 
 
-def finish(covariance: Covariance, conditioning: Conditioning) -> Covariance:
+def load_and_shrink(covariance: Covariance, conditioning: Conditioning) -> Covariance:
     r"""Normalise a covariance to trace 1, load it and shrink it towards the identity.
 
     .. math:: R \mapsto \frac{1 - \rho}{1 + \epsilon}
         \left( \frac{R}{\mathrm{tr} R} + \epsilon\, \frac{I}{N} \right) + \rho\, \frac{I}{N}
 
     with the loading :math:`\epsilon` and the shrinkage :math:`\rho` of ``conditioning``. A blend and the
-    R_true that it is compared with are finished with the same conditioning. The result is Hermitian with
+    R_true that it is compared with get the same conditioning. The result is Hermitian with
     trace 1.
     """
     unit = covariance.normalised()

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.array import Panel, Wave, steering_with_derivatives
+from rismusic.array import Panel, steering_with_derivatives
 from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import fisher_information
@@ -80,7 +80,6 @@ def conditional_crb(
     noise_variance: Float[Tensor, "*batch"],
     *,
     unknowns: Sequence[Unknown] = POSITION,
-    wave: Wave = "spherical",
 ) -> Bound:
     r"""Conditional Cramer-Rao bound, for deterministic unknown symbols.
 
@@ -99,7 +98,6 @@ def conditional_crb(
         sources: positions [..., K] and realised symbols [..., K, L]; unused slots (NaN) come last.
         noise_variance: sigma^2, [...].
         unknowns: coordinates that are estimated; the others are known.
-        wave: form of the wave, see :mod:`rismusic.array`.
 
     Returns:
         The bound of all sources jointly.
@@ -113,7 +111,7 @@ def conditional_crb(
             "symbols", "missing: the conditional bound needs the realised symbols of the sources"
         )
     which = _coordinates(unknowns)
-    problem = _Problem(panel, link, sources, noise_variance, wave)
+    problem = _Problem(panel, link, sources, noise_variance)
     symbols = torch.where(sources.active[..., None], sources.symbols, 0).to(torch.complex128)
     symbols = problem.flat(symbols, 2)
 
@@ -145,7 +143,6 @@ def unconditional_crb(
     *,
     snapshots: int | None = None,
     unknowns: Sequence[Unknown] = POSITION,
-    wave: Wave = "spherical",
 ) -> Bound:
     r"""Unconditional Cramer-Rao bound, for Gaussian symbols of unknown power.
 
@@ -163,7 +160,6 @@ def unconditional_crb(
         noise_variance: sigma^2, [...].
         snapshots: L; needed only if the link has no codes and the sources have no symbols.
         unknowns: coordinates that are estimated; the others are known.
-        wave: form of the wave, see :mod:`rismusic.array`.
 
     Returns:
         The bound of all sources jointly.
@@ -174,7 +170,7 @@ def unconditional_crb(
     if sources.power is None:
         raise InputError("power", "missing: the unconditional bound needs the powers of the sources")
     which = _coordinates(unknowns)
-    problem = _Problem(panel, link, sources, noise_variance, wave)
+    problem = _Problem(panel, link, sources, noise_variance)
     if link.codes is not None and link.codes.shape[-2] > 1:
         repeats = 1
     elif snapshots is not None:
@@ -229,9 +225,7 @@ def recording_crb(
 class _Problem:
     """Sources and link in float64, with the scene axes flattened into one, processed in blocks."""
 
-    def __init__(
-        self, panel: Panel, link: Link, sources: Sources, noise_variance: Tensor, wave: Wave
-    ) -> None:
+    def __init__(self, panel: Panel, link: Link, sources: Sources, noise_variance: Tensor) -> None:
         if not (noise_variance > 0).all():
             raise InputError("noise_variance", f"must be positive; got {float(noise_variance.min()):g}")
         if (sources.active.int().diff(dim=-1) > 0).any():
@@ -239,7 +233,7 @@ class _Problem:
                 "sources", "unused slots (NaN) must come last; got a source after an unused slot"
             )
         self.batch = sources.azimuth.shape[:-1]
-        self.panel, self.wave = panel, wave
+        self.panel = panel
         self.link = link.to(torch.complex128)
         if self.link.per_scene and len(self.batch) != 1:
             raise InputError(
@@ -266,7 +260,7 @@ class _Problem:
         places = torch.tensor(which, device=full.device)
         for block in blocks(scenes, each, full.device):
             azimuth, elevation, distance = (value[block] for value in self.positions)
-            A, D = steering_with_derivatives(self.panel, azimuth, elevation, distance, self.wave)
+            A, D = steering_with_derivatives(self.panel, azimuth, elevation, distance)
             active = self.active[block]
             A, D = A * active[:, None], D * active[:, None, :, None]
             J = information(block, self.link[block], A, D, active)

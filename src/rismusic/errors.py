@@ -10,15 +10,13 @@ class InputError(ValueError):
 
     Args:
         field: name of the offending field, argument or file.
-        problem: what is wrong with it and, where that is not obvious, what to do. With ``found``, what would
-            have been accepted.
-        found: what was there instead; the sentence then reads ``expected ..., found ...``.
+        problem: what is wrong with it and, where that is not obvious, what to do.
     """
 
-    def __init__(self, field: str, problem: str, found: str | None = None) -> None:
+    def __init__(self, field: str, problem: str) -> None:
         self.field = field
-        self.problem = problem if found is None else f"expected {problem}, found {found}"
-        super().__init__(f"{self.field}: {self.problem}")
+        self.problem = problem
+        super().__init__(f"{field}: {problem}")
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
         """Pickle the two parts, so that the exception can cross process boundaries."""

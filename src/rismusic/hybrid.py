@@ -23,23 +23,26 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.devices import device_of
-from rismusic.estimation.classical import (
-    ClassicalEstimator,
-    calibrated,
-    counts_of,
-    fit_nothing,
-    rap_music_sources,
-    searched_grid,
-)
+from rismusic.errors import InputError
+from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
-from rismusic.estimation.grid import SearchGrid, from_cosines, to_cosines
+from rismusic.estimation.grid import SearchGrid, from_cosines, searched_grid, to_cosines
 from rismusic.estimation.levenberg_marquardt import FitOptions
-from rismusic.estimation.maximum_likelihood import ROUGH, Fit, FitState, finish, nfmle, pack, refine, unpack
+from rismusic.estimation.maximum_likelihood import (
+    ROUGH,
+    Fit,
+    FitState,
+    complete_fit,
+    nfmle,
+    pack,
+    refine,
+    unpack,
+)
 from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
-from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music
+from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
 from rismusic.io import Recording
 from rismusic.nn.inference import (
     LoadedNetwork,
@@ -47,25 +50,26 @@ from rismusic.nn.inference import (
     missing,
     scene_mismatches,
     system_mismatch,
-    trained,
 )
 from rismusic.registry import ESTIMATORS
+from rismusic.renames import renamed_argument
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
 
 FALLBACK: Literal["sbl"] = "sbl"
 """The classical method for recordings that the weights were not trained for."""
 
-# Scenes located at a time, so that memory does not grow with the recording.
-_BLOCK = 256
+BLOCK_SCENES = 64
+"""Scenes located at a time, so that memory does not grow with the recording."""
+
 # Distance of the additional RELAX candidates from a source, in beam widths (depths of focus in 1/r).
 _BESIDE = 0.8
 # First fits start near the solution, where least squares gives good enough powers.
 _FIRST = replace(ROUGH, powers_first=False)
-# Prune numbers of sources that trail the best by more than this many nats before the birth-death search.
-_PRUNE_NATS = 6.0
+# No birth-death search for numbers of sources whose log posterior is below the best by more than this (nats).
+_BIRTH_DEATH_MARGIN_NATS = 6.0
 # Up to this many scenes, fits with different numbers of sources make up one batch.
-_TOGETHER = 4
+_JOINT_SCENES = 4
 _LOG = logging.getLogger("rismusic.locate")
 _NOT_APPLICABLE = "the weights {!r} do not know this case"
 
@@ -73,7 +77,7 @@ _NOT_APPLICABLE = "the weights {!r} do not know this case"
 def locate(
     recording: Recording,
     *,
-    sources: Int64[Tensor, "S"] | int | str | None = None,
+    n_sources: Int64[Tensor, "S"] | int | str | None = None,
     spec: LocateSpec | None = None,
     device: torch.device | str | None = None,
     **settings: object,
@@ -82,9 +86,9 @@ def locate(
 
     Args:
         recording: S scenes.
-        sources: number of sources K: one for all scenes, one per scene [S], or ``auto``. By default that of
-            ``spec``.
-        spec: method, searched volume and so on.
+        n_sources: number of sources K: one for all scenes, one per scene [S], or ``auto``. By default
+            ``spec.sources``.
+        spec: method, search volume and so on.
         device: where to compute, such as ``"cuda"``; the recording's device if none.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
 
@@ -95,21 +99,23 @@ def locate(
         InputError: a setting is unknown, the device is not available, or there are more sources than the data
             can identify.
     """
+    for name in settings:
+        if (changed := renamed_argument("locate", name)) is not None:
+            raise InputError(name, changed)
+    if isinstance(n_sources, (int, str)):
+        settings["sources"] = n_sources
     chosen = (spec or LocateSpec()).replace(**settings)
-    if isinstance(sources, (int, str)):
-        chosen = chosen.replace(sources=sources)
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
-    n_sources: NSources = chosen.sources
-    if isinstance(sources, Tensor):
-        n_sources = sources.to(recording.snapshots.device)
-        check_fit(recording, n_sources)
+    count: NSources = chosen.sources
+    if isinstance(n_sources, Tensor):
+        count = n_sources.to(recording.snapshots.device)
+        check_fit(recording, count)
     estimator, estimates = estimator_of(chosen), []
-    for start in range(0, len(recording), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        count = n_sources[block] if isinstance(n_sources, Tensor) else n_sources
-        estimates.append(estimator(recording[block], count))
+    for start in range(0, len(recording), BLOCK_SCENES):
+        block = slice(start, start + BLOCK_SCENES)
+        estimates.append(estimator(recording[block], count[block] if isinstance(count, Tensor) else count))
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
 
@@ -128,7 +134,7 @@ class HybridEstimator:
     a warning.
 
     Args:
-        spec: weights, searched volume and so on.
+        spec: weights, search volume and so on.
     """
 
     def __init__(self, spec: LocateSpec) -> None:
@@ -139,48 +145,50 @@ class HybridEstimator:
         """Estimate the sources of every scene."""
         spec = self.spec
         if missing(spec.weights):
-            why = f"the weights {spec.weights!r} are not installed"
-            return _with_fallback(recording, n_sources, why, spec)
-        network = trained(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
+            reason = f"the weights {spec.weights!r} are not installed"
+            return _with_fallback(recording, n_sources, reason, spec)
+        network = LoadedNetwork.load(
+            spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained
+        )
         if spec.panel_error == "trained":
             spec = spec.replace(panel_error=network.card.system.hardware.response_error)
         mismatch = system_mismatch(network, recording, spec)
         if mismatch is not None:
-            why = f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch}"
-            return _with_fallback(recording, n_sources, why, spec)
+            reason = f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch}"
+            return _with_fallback(recording, n_sources, reason, spec)
         return _locate_applicable(recording, counts_of(recording, n_sources), network, spec)
 
 
 def _locate_applicable(
-    recording: Recording, count: Int64[Tensor, "S"] | None, trained: LoadedNetwork, spec: LocateSpec
+    recording: Recording, count: Int64[Tensor, "S"] | None, network: LoadedNetwork, spec: LocateSpec
 ) -> Estimate:
     """Locate scenes of a system that the weights apply to; single scenes may still need the fallback."""
     grid = searched_grid(recording, spec)
     noise = noise_of(recording)
-    mismatch = scene_mismatches(trained, snr_db(replace(recording, noise_variance=noise)), count)
+    mismatch = scene_mismatches(network, snr_db(replace(recording, noise_variance=noise)), count)
     device = recording.snapshots.device
-    away = torch.tensor([scene in mismatch for scene in range(len(recording))], device=device)
-    here, there = (~away).nonzero()[:, 0], away.nonzero()[:, 0]
+    mismatched = torch.tensor([scene in mismatch for scene in range(len(recording))], device=device)
+    applicable, others = (~mismatched).nonzero()[:, 0], mismatched.nonzero()[:, 0]
     parts = []
-    if len(here):
-        known = None if count is None else count[here]
-        parts.append(_fit_and_check(recording[here], noise[here], known, trained, grid, spec))
-    if len(there):
-        classical = _classical(recording[there], None if count is None else count[there], spec)
-        why = [f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch[scene]}" for scene in there.tolist()]
-        parts.append(_warned(classical, why))
-    return _in_order(parts, here, there)
+    if len(applicable):
+        known = None if count is None else count[applicable]
+        parts.append(_fit_and_check(recording[applicable], noise[applicable], known, network, grid, spec))
+    if len(others):
+        by_fallback = _classical(recording[others], None if count is None else count[others], spec)
+        reasons = [f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch[scene]}" for scene in others.tolist()]
+        parts.append(_warned(by_fallback, reasons))
+    return _in_order(parts, applicable, others)
 
 
 def _fit_and_check(
     recording: Recording,
     noise: Float[Tensor, "S"],
     count: Int64[Tensor, "S"] | None,
-    trained: LoadedNetwork,
+    network: LoadedNetwork,
     grid: SearchGrid,
     spec: LocateSpec,
 ) -> Estimate:
-    output = NetworkOutput.compute(trained, recording, noise, spec)
+    output = NetworkOutput.compute(network, recording, noise, spec)
     if count is None:
         chosen = fit_most_probable(output, grid, spec)
         estimate = from_fit(output.recording, chosen.fit, chosen.probability, grid.volume, spec)
@@ -197,29 +205,29 @@ def _recheck(
     estimate: Estimate, output: NetworkOutput, count: Int64[Tensor, "S"] | None, spec: LocateSpec
 ) -> Estimate:
     """Run SBL too where the p-value rejects the fit, and keep the better fit. NaN rejects nothing."""
-    doubtful = (estimate.p_value < spec.hybrid.recheck_p_value).nonzero()[:, 0]
-    if len(doubtful) == 0:
+    rejected = (estimate.p_value < spec.hybrid.recheck_p_value).nonzero()[:, 0]
+    if len(rejected) == 0:
         return estimate
-    other = _classical(output.recording[doubtful], None if count is None else count[doubtful], spec)
-    first = estimate[doubtful]
+    by_network = estimate[rejected]
+    by_sbl = _classical(output.recording[rejected], None if count is None else count[rejected], spec)
     # Likelihoods are comparable for the same number of sources only.
     if count is None:
-        better = other.p_value > first.p_value
+        better = by_sbl.p_value > by_network.p_value
     else:
-        better = other.neg_log_likelihood < first.neg_log_likelihood
-    kept = torch.ones_like(estimate.p_value, dtype=torch.bool)
-    kept[doubtful] = ~better
-    here, there = kept.nonzero()[:, 0], doubtful[better]
-    return _in_order([estimate[here], other[better.nonzero()[:, 0]]], here, there)
+        better = by_sbl.neg_log_likelihood < by_network.neg_log_likelihood
+    keep = torch.ones_like(estimate.p_value, dtype=torch.bool)
+    keep[rejected] = ~better
+    kept, replaced = keep.nonzero()[:, 0], rejected[better]
+    return _in_order([estimate[kept], by_sbl[better.nonzero()[:, 0]]], kept, replaced)
 
 
-def _in_order(parts: list[Estimate], here: Int64[Tensor, "_"], there: Int64[Tensor, "_"]) -> Estimate:
-    """Estimates of the scenes ``here`` and ``there``, back in the order of the scenes."""
-    return join_estimates([part for part in parts if len(part)])[torch.cat((here, there)).argsort()]
+def _in_order(parts: list[Estimate], first: Int64[Tensor, "_"], second: Int64[Tensor, "_"]) -> Estimate:
+    """Estimates of the scenes ``first`` and ``second``, back in the order of the recording."""
+    return join_estimates([part for part in parts if len(part)])[torch.cat((first, second)).argsort()]
 
 
-def _with_fallback(recording: Recording, n_sources: NSources, why: str, spec: LocateSpec) -> Estimate:
-    return _warned(_classical(recording, counts_of(recording, n_sources), spec), [why] * len(recording))
+def _with_fallback(recording: Recording, n_sources: NSources, reason: str, spec: LocateSpec) -> Estimate:
+    return _warned(_classical(recording, counts_of(recording, n_sources), spec), [reason] * len(recording))
 
 
 def _classical(recording: Recording, count: Int64[Tensor, "S"] | None, spec: LocateSpec) -> Estimate:
@@ -227,12 +235,13 @@ def _classical(recording: Recording, count: Int64[Tensor, "S"] | None, spec: Loc
     return replace(estimator(recording, "auto" if count is None else count), spec=spec)
 
 
-def _warned(estimate: Estimate, why: list[str]) -> Estimate:
-    for reason in dict.fromkeys(why):
-        _LOG.info("%d scenes located by %s: %s", why.count(reason), FALLBACK, reason)
+def _warned(estimate: Estimate, reasons: list[str]) -> Estimate:
+    """The estimate with a warning in each scene that says why the network did not locate it."""
+    for reason in dict.fromkeys(reasons):
+        _LOG.info("%d scenes located by %s: %s", reasons.count(reason), FALLBACK, reason)
     warnings = [
-        [f"located by {FALLBACK}, not by the network: {one}", *more]
-        for one, more in zip(why, estimate.warnings, strict=True)
+        [f"located by {FALLBACK}, not by the network: {reason}", *sentences]
+        for reason, sentences in zip(reasons, estimate.warnings, strict=True)
     ]
     return replace(estimate, warnings=warnings)
 
@@ -240,9 +249,9 @@ def _warned(estimate: Estimate, why: list[str]) -> Estimate:
 def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec) -> SelectedOrder:
     """Select the most probable number of sources, at most ``spec.sources_max``, and fit it.
 
-    The network's output is the prior of the number of sources. It is combined with the evidence of each
-    number (:mod:`rismusic.estimation.model_order`); numbers with a prior below ``model_order_floor`` are not
-    tried.
+    The network's probabilities are the prior of the number of sources. They are combined with the evidence of
+    each number (:mod:`rismusic.estimation.model_order`). Numbers whose prior is below ``model_order_floor``
+    times the highest one are not tried.
 
     Args:
         output: S scenes.
@@ -253,83 +262,85 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     scenes = torch.arange(len(output.recording), device=output.log_count.device)
     check_fit(output.recording, torch.zeros_like(scenes))
     most = min(spec.sources_max, most_sources(L, M), output.log_count.shape[1] - 1)
-    prior = output.log_count[:, : most + 1].clone()
-    # Numbers that do not occur in the training get the largest prior.
-    unmet = torch.arange(most + 1, device=prior.device) < limits(output.card.system.sources)[0]
-    surest = prior.masked_fill(unmet, -math.inf).amax(-1, keepdim=True)
-    prior = torch.where(unmet, surest, prior)
+    log_prior_count = output.log_count[:, : most + 1].clone()
+    # Numbers below the smallest one of the training get the highest probability of the others.
+    not_trained = torch.arange(most + 1, device=scenes.device) < limits(output.card.system.sources)[0]
+    highest = log_prior_count.masked_fill(not_trained, -math.inf).amax(-1, keepdim=True)
+    log_prior_count = torch.where(not_trained, highest, log_prior_count)
     # With hardware impairments the evidence counts their residual as sources; the network alone decides.
-    erring = spec.hybrid.model_order == "both" and spec.allowed_error > 0
-    if spec.hybrid.model_order == "network" or erring:
-        prior = prior.masked_fill(unmet, -math.inf)
-        return SelectedOrder(fit_n_sources(output, prior.argmax(-1), grid, spec), prior)
+    impaired = spec.hybrid.model_order == "both" and spec.allowed_error > 0
+    if spec.hybrid.model_order == "network" or impaired:
+        log_prior_count = log_prior_count.masked_fill(not_trained, -math.inf)
+        return SelectedOrder(fit_n_sources(output, log_prior_count.argmax(-1), grid, spec), log_prior_count)
     if spec.hybrid.model_order == "likelihood":
-        prior = torch.zeros_like(prior)
+        log_prior_count = torch.zeros_like(log_prior_count)
     else:
-        prior = prior.masked_fill(prior < surest + math.log(spec.hybrid.model_order_floor), -math.inf)
-    best = torch.full_like(surest[:, 0], -math.inf)
+        too_low = log_prior_count < highest + math.log(spec.hybrid.model_order_floor)
+        log_prior_count = log_prior_count.masked_fill(too_low, -math.inf)
+    best_posterior = torch.full_like(highest[:, 0], -math.inf)
     # Small tensors cost their operations, not their size: few scenes are fitted with all numbers at once.
-    together = len(scenes) <= _TOGETHER and bool((prior[:, 1:] > -math.inf).any())
-    fits = _FitsOfAllNumbers.of(output, prior > -math.inf, grid, spec) if together else None
+    wanted = log_prior_count > -math.inf
+    joint = None
+    if len(scenes) <= _JOINT_SCENES and bool(wanted[:, 1:].any()):
+        joint = _JointFits.compute(output, wanted, grid, spec)
 
-    def one(scenes: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
-        part = output[scenes]
-        if fits is not None and count > 0:
-            fit, evidence = fits.of_number(scenes, count)
+    def fit_count(some: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
+        part = output[some]
+        if joint is not None and count > 0:
+            fit, evidence = joint.of_count(some, count)
         else:
-            fit = _fit_near_network(part, torch.full_like(scenes, count), grid, spec)
+            fit = _fit_near_network(part, torch.full_like(some, count), grid, spec)
             evidence = log_evidence(part.recording, fit, grid.volume)
-        before, here = prior[scenes, count], best[scenes]
+        prior, best = log_prior_count[some, count], best_posterior[some]
         # The grid is searched for numbers that can still become the most probable.
-        hopeful = (evidence + before > here - _PRUNE_NATS).nonzero()[:, 0]
-        if len(hopeful) and count >= (spec.hybrid.birth_death_min_sources or math.inf):
-            some = part[hopeful]
-            searched = _birth_death(some, fit[hopeful], grid, spec)
-            fit = fit.replaced(hopeful, searched)
-            evidence[hopeful] = log_evidence(some.recording, searched, grid.volume)
-        best[scenes] = torch.maximum(here, evidence + before)
+        competitive = (evidence + prior > best - _BIRTH_DEATH_MARGIN_NATS).nonzero()[:, 0]
+        if len(competitive) and count >= (spec.hybrid.birth_death_min_sources or math.inf):
+            improved = _birth_death(part[competitive], fit[competitive], grid, spec)
+            fit = fit.replaced(competitive, improved)
+            evidence[competitive] = log_evidence(part.recording[competitive], improved, grid.volume)
+        best_posterior[some] = torch.maximum(best, evidence + prior)
         return fit, evidence
 
-    chosen = select_model_order(scenes, one, most, prior)
+    selected = select_model_order(scenes, fit_count, most, log_prior_count)
     # Fits of many sources were searched for their evidence already; those of few are if improbable.
-    fewer = chosen.fit.sources.active.sum(-1) < spec.hybrid.birth_death_min_sources
-    few = (fewer & _improbable(output, chosen.fit, spec)).nonzero()[:, 0]
-    if len(few) == 0:
-        return chosen
-    fit = chosen.fit.replaced(few, _birth_death(output[few], chosen.fit[few], grid, spec))
-    return SelectedOrder(fit, chosen.log_evidence)
+    fewer = selected.fit.sources.active.sum(-1) < spec.hybrid.birth_death_min_sources
+    to_search = (fewer & _improbable(output, selected.fit, spec)).nonzero()[:, 0]
+    if len(to_search) == 0:
+        return selected
+    improved = _birth_death(output[to_search], selected.fit[to_search], grid, spec)
+    return SelectedOrder(selected.fit.replaced(to_search, improved), selected.log_posterior)
 
 
 @dataclass(frozen=True, eq=False)
-class _FitsOfAllNumbers:
+class _JointFits:
     """Fits of S scenes with different numbers of sources, made as one batch.
 
     Args:
         fit: all of them, padded to the largest number of sources.
         evidence: of each.
-        place: index of the fit of each scene with 0, 1, ... sources.
+        index: number of the fit of each scene with 0, 1, ... sources.
     """
 
     fit: Fit
     evidence: Float[Tensor, "B"]
-    place: Int64[Tensor, "S counts"]
+    index: Int64[Tensor, "S counts"]
 
     @classmethod
-    def of(
+    def compute(
         cls, output: NetworkOutput, wanted: Bool[Tensor, "S counts"], grid: SearchGrid, spec: LocateSpec
-    ) -> _FitsOfAllNumbers:
+    ) -> _JointFits:
         """Fit the wanted numbers of sources, except 0."""
         wanted = wanted.clone()
         wanted[:, 0] = False
         scenes, count = wanted.nonzero().unbind(-1)
         part = replace(output, recording=_with_shared_link(output.recording))[scenes]
         fit = _fit_near_network(part, count, grid, spec)
-        place = wanted.flatten().cumsum(0).view_as(wanted) - 1
-        return cls(fit, log_evidence(part.recording, fit, grid.volume), place)
+        index = wanted.flatten().cumsum(0).view_as(wanted) - 1
+        return cls(fit, log_evidence(part.recording, fit, grid.volume), index)
 
-    def of_number(self, scenes: Int64[Tensor, "B"], count: int) -> tuple[Fit, Float[Tensor, "B"]]:
+    def of_count(self, scenes: Int64[Tensor, "B"], count: int) -> tuple[Fit, Float[Tensor, "B"]]:
         """Fits and evidence of some scenes with one number of sources."""
-        which = self.place[scenes, count]
+        which = self.index[scenes, count]
         fit = self.fit[which]
         return replace(fit, sources=fit.sources.each(lambda value: value[:, :count])), self.evidence[which]
 
@@ -365,11 +376,13 @@ def _fit_near_network(
     recording = output.recording
     if int(count.max()) == 0:
         return fit_nothing(recording)
-    climb = _climb(spec) if spec.polish else TO_CONVERGENCE
-    start, converged = rap_music_sources(music(output.blend, count.clamp_min(1)), grid, count, climb=climb)
+    options = _newton_options(spec) if spec.polish else TO_CONVERGENCE
+    start, converged = rap_music_sources(
+        music(output.blend, count.clamp_min(1)), grid, count, options=options
+    )
     if spec.polish:
         return _fit_from_peaks(output, start, grid, spec)
-    return finish(recording, *unpack(start, recording), converged)
+    return complete_fit(recording, *unpack(start, recording), converged)
 
 
 def _fit_from_peaks(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
@@ -379,34 +392,35 @@ def _fit_from_peaks(output: NetworkOutput, start: Sources, grid: SearchGrid, spe
     """
     recording, volume = output.recording, grid.volume
     positions, active = unpack(start, recording)
-    prior = _weighted_prior(output, spec)
-    rough = partial(refine, volume=volume, criterion=spec.criterion, options=_FIRST)
-    fit = rough(recording, positions, active)
+    spatial_prior = _weighted_prior(output, spec)
+    rough_fit = partial(refine, volume=volume, criterion=spec.criterion, options=_FIRST)
+    fit = rough_fit(recording, positions, active)
     if spec.hybrid.network_sources:
-        own = output.network_sources.each(
-            lambda own: own[:, : active.shape[1]].masked_fill(~active, math.nan)
+        listed = output.network_sources.each(
+            lambda value: value[:, : active.shape[1]].masked_fill(~active, math.nan)
         )
-        as_many = (own.active == active).all(-1)
-        scenes = (as_many & ~same_positions(pack(fit.positions, active), own, grid)).nonzero()[:, 0]
+        same_number = (listed.active == active).all(-1)
+        differs = ~same_positions(pack(fit.positions, active), listed, grid)
+        scenes = (same_number & differs).nonzero()[:, 0]
         if len(scenes):
-            first, there = fit[scenes], active[scenes]
-            listed = rough(recording[scenes], unpack(own, recording)[0][scenes], there)
-            gain = first.value - listed.value
-            gain = gain + log_prior(prior, scenes, listed.positions, there)
-            gain = gain - log_prior(prior, scenes, first.positions, there)
-            fit = fit.with_others(scenes[gain > 0], listed[gain > 0])
+            from_music, there = fit[scenes], active[scenes]
+            from_list = rough_fit(recording[scenes], unpack(listed, recording)[0][scenes], there)
+            gain = from_music.value - from_list.value
+            gain = gain + log_prior(spatial_prior, scenes, from_list.positions, there)
+            gain = gain - log_prior(spatial_prior, scenes, from_music.positions, there)
+            fit = fit.with_others(scenes[gain > 0], from_list[gain > 0])
     if spec.hybrid.relax_sweeps:
-        places = output.candidates if spec.hybrid.network_sources else _peaks_of_blend(output, grid, spec)
+        peaks = output.candidates if spec.hybrid.network_sources else _peaks_of_blend(output, grid, spec)
         # Candidates beside the first source again, in place of those beside sources that are not there.
         around = torch.where(active[..., None], fit.positions, fit.positions[:, :1])
-        candidates = torch.cat((places, beside(around, grid)), dim=1)
+        candidates = torch.cat((peaks, beside(around, grid)), dim=1)
         fit = relax_sweeps(
             CandidateSearch(grid, recording, candidates),
             fit,
             active,
             criterion=spec.criterion,
             sweeps=spec.hybrid.relax_sweeps,
-            prior=prior,
+            prior=spatial_prior,
         )
     return _converge(output, fit, active, grid, spec)
 
@@ -432,29 +446,28 @@ def _birth_death(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: Locate
     _, L, M = output.recording.snapshots.shape
     count = fit.sources.active.sum(-1)
     wanted = (count >= (spec.hybrid.birth_death_min_sources or math.inf)) | _improbable(output, fit, spec)
-    many = (wanted & (count < most_sources(L, M))).nonzero()[:, 0]
-    if len(many) == 0:
+    scenes = (wanted & (count < most_sources(L, M))).nonzero()[:, 0]
+    if len(scenes) == 0:
         return fit
-    part, start = output[many], fit[many]
-    positions, active = unpack(start.sources, part.recording)
-    assert start.sources.power is not None
-    power_noise, value = None, L * M * start.cost.log()
+    part, old = output[scenes], fit[scenes]
+    positions, active = unpack(old.sources, part.recording)
+    assert old.sources.power is not None
+    power_noise, value = None, L * M * old.cost.log()
     if spec.criterion == "unconditional":
-        power_noise = torch.where(active, start.sources.power, 0), start.noise_variance
-        value = start.neg_log_likelihood
-    begin = FitState(positions, value, start.converged, power_noise)
-    end = birth_death(
+        power_noise = torch.where(active, old.sources.power, 0), old.noise_variance
+        value = old.neg_log_likelihood
+    new = birth_death(
         GridSearch(Dictionary.of(grid), part.recording),
-        begin,
+        FitState(positions, value, old.converged, power_noise),
         active,
         criterion=spec.criterion,
         prior=_weighted_prior(part, spec),
     )
-    changed = (end.positions != positions).flatten(1).any(-1).nonzero()[:, 0]
+    changed = (new.positions != positions).flatten(1).any(-1).nonzero()[:, 0]
     if len(changed) == 0:
         return fit
-    last = _converge(part[changed], end[changed], active[changed], grid, spec)
-    return fit.replaced(many[changed], last)
+    converged = _converge(part[changed], new[changed], active[changed], grid, spec)
+    return fit.replaced(scenes[changed], converged)
 
 
 def _improbable(output: NetworkOutput, fit: Fit, spec: LocateSpec) -> Bool[Tensor, "S"]:
@@ -482,8 +495,8 @@ def _peaks_of_blend(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec) -
     """Candidates without the heat map: more peaks of MUSIC on R_blend than there are sources."""
     most = min(spec.hybrid.candidates, output.blend.rank, grid.panel.size - 1)
     count = torch.full((len(output.recording),), most, device=output.log_count.device)
-    found, _ = rap_music_sources(music(output.blend, count), grid, count, climb=_climb(spec))
-    return unpack(found, output.recording)[0]
+    peaks, _ = rap_music_sources(music(output.blend, count), grid, count, options=_newton_options(spec))
+    return unpack(peaks, output.recording)[0]
 
 
 def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
@@ -493,15 +506,15 @@ def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor,
         positions: azimuth, elevation, 1/range of K sources.
         grid: defines beam width and volume.
     """
-    middle = direction_cosines(positions)
+    center = direction_cosines(positions)
     width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
-    u_x, u_y, q = (middle[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
+    u_x, u_y, q = (center[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
     q = q.clamp_min(grid.volume.lower[2])
     azimuth, elevation, distance = grid.volume.clamp(*from_cosines(u_x, u_y, q))
     return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
 
 
-def _climb(spec: LocateSpec) -> NewtonOptions:
+def _newton_options(spec: LocateSpec) -> NewtonOptions:
     return NewtonOptions(spec.hybrid.newton_steps, each=False)
 
 
@@ -513,12 +526,11 @@ def same_positions(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tenso
         other: [S, K], NaN in the same entries.
         grid: defines the step.
     """
-    places = [
+    first, second = (
         torch.stack(to_cosines(*(value.double() for value in sources.filled())), dim=-1)
         for sources in (one, other)
-    ]
-    step = places[0].new_tensor(grid.step)
-    near = ((places[0][:, :, None] - places[1][:, None]).abs() < step).all(-1)
+    )
+    near = ((first[:, :, None] - second[:, None]).abs() < first.new_tensor(grid.step)).all(-1)
     there = one.active
     near = near & there[:, :, None] & there[:, None, :]
     return ((near.any(2) & near.any(1)) | ~there).all(-1)

@@ -76,14 +76,16 @@ def match(truth: Sources, found: Sources, *, gate_deg: float = 5.0) -> Match:
 
     Args:
         truth: true sources, [S, K].
-        found: found sources, [S, K'], K' as it comes.
+        found: estimated sources, [S, K'], with any K'.
         gate_deg: degrees.
 
     Raises:
         InputError: another number of scenes in ``found`` than in ``truth``.
     """
     if len(truth.azimuth) != len(found.azimuth):
-        raise InputError("found", f"{len(truth.azimuth)} scenes as in truth", str(len(found.azimuth)))
+        raise InputError(
+            "found", f"must have the {len(truth.azimuth)} scenes of the truth; got {len(found.azimuth)}"
+        )
     azimuth, elevation = (
         (getattr(found, name)[:, None, :] - getattr(truth, name)[:, :, None]).double()
         for name in ("azimuth", "elevation")

@@ -14,15 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from rismusic.array import Panel
-from rismusic.ellipsoid import CONFIDENCE
 from rismusic.errors import InputError
-from rismusic.estimation.grid import Volume
 from rismusic.files import PLOT_ENDINGS, check_output, replace_file
-from rismusic.scene_view import ABOVE, BEHIND, Projection, Scene, Shape
-from rismusic.sources import Sources
+from rismusic.scene_view import ABOVE, BEHIND, CONFIDENCE, Projection, Scene, Shape
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -178,26 +174,13 @@ def plain_log_axis(axis: Axis) -> None:
         axis.set_minor_locator(NullLocator())
 
 
-def scene_figure(
-    panel: Panel,
-    estimates: Sources | None = None,
-    *,
-    covariance: torch.Tensor | None = None,
-    truth: Sources | None = None,
-    volume: Volume | None = None,
-    width_mm: float | None = None,
-) -> Figure:
+def scene_figure(scene: Scene, *, width_mm: float | None = None) -> Figure:
     """One scene in space and from above, with one legend.
 
     Args:
-        panel: the panel.
-        estimates: estimated sources of one scene, [K].
-        covariance: [K, 3, 3] of their errors in azimuth (rad), elevation (rad) and range (m).
-        truth: true sources, [K].
-        volume: the searched volume; error regions are clipped to it.
+        scene: the scene.
         width_mm: printed width of the figure.
     """
-    scene = Scene(panel, estimates, covariance, truth, volume)
     width = _SCENE_INCHES if width_mm is None else width_mm / _MM_PER_INCH
     stacked = width * _MM_PER_INCH < 2 * _PANEL_MM
     # Height over width of what the two views show; the axes and the legend need some inches more.
@@ -215,8 +198,8 @@ def scene_figure(
             )
             grid = figure.add_gridspec(1, 2)
         space, top = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-        scene_3d(panel, estimates, covariance=covariance, truth=truth, volume=volume, ax=space)
-        scene_top(panel, estimates, covariance=covariance, truth=truth, volume=volume, ax=top)
+        scene_3d(scene, ax=space)
+        scene_top(scene, ax=top)
         entries: dict[str, Artist] = {}
         for ax in (space, top):
             handles, labels = ax.get_legend_handles_labels()
@@ -232,62 +215,38 @@ def scene_figure(
     return figure
 
 
-def scene_3d(
-    panel: Panel,
-    estimates: Sources | None = None,
-    *,
-    covariance: torch.Tensor | None = None,
-    truth: Sources | None = None,
-    volume: Volume | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+def scene_3d(scene: Scene, *, ax: Axes | None = None) -> Axes:
     """The panel and the sources of one scene, seen from behind and above the panel.
 
     The view is a parallel projection on plain axes, in metres. Rings of equal range and rays of equal azimuth
-    lie in the plane of elevation 0; a dotted line leads from each source straight to that plane.
+    lie in the plane of elevation 0; a dotted line leads from each source straight to that plane. Estimates
+    are crosses, numbered from 0, with 95 % error ellipsoids; true sources are circles.
 
     Args:
-        panel: the panel.
-        estimates: estimated sources of one scene, [K]; crosses, numbered from 0.
-        covariance: [K, 3, 3] of their errors in azimuth (rad), elevation (rad) and range (m); drawn as 95 %
-            error ellipsoids.
-        truth: true sources, [K]; circles.
-        volume: the searched volume; ellipsoids are clipped to it.
+        scene: the scene.
         ax: plain axes to draw into.
     """
     ax = ax or new_axes(None)[0]
-    _draw(ax, Scene(panel, estimates, covariance, truth, volume).in_space(), BEHIND)
+    _draw(ax, scene.in_space(), BEHIND)
     ax.set_axis_off()
     return ax
 
 
-def scene_top(
-    panel: Panel,
-    estimates: Sources | None = None,
-    *,
-    covariance: torch.Tensor | None = None,
-    truth: Sources | None = None,
-    volume: Volume | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """The scene from above, with error ellipses and the Fresnel and Fraunhofer distances.
+def scene_top(scene: Scene, *, ax: Axes | None = None) -> Axes:
+    """The scene from above, with 95 % error ellipses and the Fresnel and Fraunhofer distances.
 
     z points upwards and x to the left, so that the frame is right-handed.
 
     Args:
-        panel: see :func:`scene_3d`.
-        estimates: see :func:`scene_3d`.
-        covariance: see :func:`scene_3d`; drawn as 95 % error ellipses.
-        truth: see :func:`scene_3d`.
-        volume: see :func:`scene_3d`.
+        scene: the scene.
         ax: axes to draw into.
     """
     ax = ax or new_axes(None)[0]
     from matplotlib.ticker import MaxNLocator
 
-    shapes = Scene(panel, estimates, covariance, truth, volume).from_above()
     # The axes carry the distances: rings would say the same again.
-    _draw(ax, [shape for shape in shapes if shape.kind not in ("ring", "tick")], ABOVE, panel)
+    shapes = [shape for shape in scene.from_above() if shape.kind not in ("ring", "tick")]
+    _draw(ax, shapes, ABOVE, scene.panel)
     ax.invert_xaxis()
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

@@ -99,7 +99,8 @@ class Registry:
         return {point.name: point for point in entry_points(group=self.group)}
 
 
-_CLASSICAL = "rismusic.estimation.classical:ClassicalEstimator"
+CLASSICAL_METHODS = ("music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best")
+"""The built-in methods that need no network."""
 
 SPECTRA = Registry(
     "spectrum",
@@ -118,9 +119,7 @@ ESTIMATORS = Registry(
     "rismusic.estimators",
     {
         "hybrid": "rismusic.hybrid:HybridEstimator",
-        **dict.fromkeys(
-            ("music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best"), _CLASSICAL
-        ),
+        **dict.fromkeys(CLASSICAL_METHODS, "rismusic.estimation.classical:ClassicalEstimator"),
     },
 )
 """Estimators: factories ``(LocateSpec) -> Estimator``, see :class:`rismusic.Estimator`."""

@@ -42,7 +42,10 @@ NAMES: dict[str, str | None] = {
 ATTRIBUTES: dict[str, dict[str, str | None]] = {
     "Estimate": {"likelihood": "neg_log_likelihood", "count_probability": "n_sources_probability"},
     "Panel": {"uniform": "uniform_planar"},
+    "Volume": {"from_scene": "from_spec"},
 }
+# Arguments of functions.
+ARGUMENTS: dict[str, dict[str, str | None]] = {"locate": {"sources": "n_sources"}}
 # Subcommands, with what to run instead.
 COMMANDS: dict[str, str] = {"doctor faults": "python benchmarks/doctor_faults.py"}
 
@@ -68,10 +71,10 @@ def renamed_setting(name: str) -> str | None:
 def renamed_option(option: str) -> str | None:
     """The same for an option of the command line, such as ``--hybrid.own-list``."""
     name = option.removeprefix("--").replace("-", "_").replace(".no_", ".")
-    told = renamed_setting(name)
-    if told is None or "renamed" not in told:
-        return told
-    start, new, end = told.partition(told.split()[3])
+    sentence = renamed_setting(name)
+    if sentence is None or "renamed" not in sentence:
+        return sentence
+    start, new, end = sentence.partition(sentence.split()[3])
     return f"{start}--{new.replace('_', '-')}{end}"
 
 
@@ -83,6 +86,12 @@ def renamed_command(words: str) -> str | None:
 def renamed_name(name: str) -> str | None:
     """The same for an attribute of the package."""
     return _sentence(NAMES[name], "rismusic.") if name in NAMES else None
+
+
+def renamed_argument(function: str, name: str) -> str | None:
+    """The same for an argument of a function."""
+    old = ARGUMENTS[function]
+    return _sentence(old[name]) if name in old else None
 
 
 class _Renamed:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import ArrayLike, Panel, Wave, direction, steering, to_tensor
+from rismusic.array import ArrayLike, Panel, direction, steering, to_tensor
 from rismusic.errors import InputError
 from rismusic.units import from_db
 
@@ -161,9 +161,9 @@ class Sources:
             torch.where(active, self.range, 1),
         )
 
-    def steering(self, panel: Panel, wave: Wave = "spherical") -> Complex[Tensor, "*batch N K"]:
+    def steering(self, panel: Panel) -> Complex[Tensor, "*batch N K"]:
         """Steering matrix A [..., N, K_max]; columns of unused slots are zero."""
-        return steering(panel, *self.filled(), wave) * self.active.unsqueeze(-2)
+        return steering(panel, *self.filled()) * self.active.unsqueeze(-2)
 
     def to(self, target: torch.device | str) -> Sources:
         """Copy of the sources on another device."""

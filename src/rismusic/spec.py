@@ -169,6 +169,12 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 SymbolKind = Literal["gaussian", "qpsk", "static"]
 
+SymbolModel = Literal["independent", "constant", "known"]
+"""What is known of the symbols; see :class:`rismusic.Recording`."""
+
+Wave = Literal["spherical", "uniform", "fresnel", "paraxial"]
+"""Form of the wave; see :mod:`rismusic.array`."""
+
 
 def _check_ranges(section: str, low: float, high: float) -> None:
     if high < low:
@@ -188,6 +194,11 @@ class PanelSpec(Spec):
     """Element spacing, in wavelengths."""
     wavelength_m: Positive = 0.3
     """Wavelength in metres."""
+    wave: Wave = "spherical"
+    """Form of the wave on the panel. 'spherical': exact phases and amplitudes r / d_n; 'uniform': the same
+    phases, equal amplitudes; 'fresnel' and 'paraxial': second-order phases, equal amplitudes."""
+    pattern_exponent: NonNegative = 0.0
+    """Exponent q of the element pattern cos^q (amplitude); 0: isotropic."""
 
 
 class ChannelSpec(Spec):
@@ -354,12 +365,12 @@ class HybridSpec(Spec):
 
 
 class LocateSpec(Spec):
-    """The method, its settings and the searched volume."""
+    """The method, its settings and the search volume."""
 
     section: ClassVar[str] = ""
 
     plugins: Annotated[tuple[str, ...], AfterValidator(load_plugins)] = ()
-    """Python modules to import first, which register further methods (see the documentation, Extending)."""
+    """Modules with methods of your own, on PYTHONPATH."""
     method: Annotated[str, AfterValidator(check_method)] = (
         "hybrid" if (WEIGHTS / "ideal.safetensors").exists() else "sbl"
     )
@@ -401,21 +412,3 @@ class LocateSpec(Spec):
     def _limits(self) -> LocateSpec:
         _check_ranges("", self.range_min_m, self.range_max_m)
         return self
-
-
-def load_spec(path: str | Path) -> SystemSpec:
-    """Read a :class:`SystemSpec` from a TOML file. Settings that are not in the file keep their defaults.
-
-    Raises:
-        InputError: the file cannot be read, is not valid TOML, or has an unknown or invalid setting.
-    """
-    return read_spec(SystemSpec, path)
-
-
-def load_locate_spec(path: str | Path) -> LocateSpec:
-    """Read a :class:`LocateSpec` from a TOML file. Settings that are not in the file keep their defaults.
-
-    Raises:
-        InputError: the file cannot be read, is not valid TOML, or has an unknown or invalid setting.
-    """
-    return read_spec(LocateSpec, path)

@@ -13,11 +13,11 @@ from torch import Tensor
 from rismusic.covariance import Covariance, recording_covariance
 from rismusic.devices import device_of
 from rismusic.errors import InputError
-from rismusic.estimation.classical import counts_of, searched_grid, spectrum_method
-from rismusic.estimation.grid import SearchGrid, find_peaks, from_cosines
+from rismusic.estimation.classical import counts_of, spectrum_method
+from rismusic.estimation.grid import SearchGrid, find_peaks, from_cosines, searched_grid
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording
-from rismusic.nn.inference import NetworkOutput, trained
+from rismusic.nn.inference import LoadedNetwork, NetworkOutput
 from rismusic.registry import SPECTRA
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -33,7 +33,7 @@ class SpectrumMap:
     """A spectrum of S scenes on a grid that is even in direction cosines and inverse range.
 
     Args:
-        values: [S, X, Y, Z], linear, larger where a source is likelier; NaN outside the searched volume.
+        values: [S, X, Y, Z], linear, larger where a source is likelier; NaN outside the search volume.
         azimuth_deg: [X, Y] degrees. Axis X is the direction cosine along x, so azimuth varies with both axes.
         elevation_deg: [Y] degrees.
         range_m: [Z] metres, descending.
@@ -119,7 +119,7 @@ def spectrum(
         method: ``music``, ``soft_music``, ``mvdr``, ``bartlett``, a registered spectrum, or ``hybrid``: MUSIC
             on the blend of the network's covariance with the sample covariance.
         n_sources: one number or one per scene [S], at least 1.
-        spec: searched volume, oversampling, weights; the default if none.
+        spec: search volume, oversampling, weights; the default if none.
         device: where to compute; the recording's device if none.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``oversampling=5.0``.
 
@@ -148,7 +148,7 @@ def spectrum(
         if method == "hybrid":
             covariance = _blend(recording, chosen)
         else:
-            covariance = recording_covariance(recording, noise_of(recording), oracle=function.shrink)
+            covariance = recording_covariance(recording, noise_of(recording), full_shrinkage=function.shrink)
         values = function.function(covariance, count).on_grid(grid)
     values = torch.where(grid.inside, values, math.nan).view(-1, *grid.shape).clone()
     u_x, u_y = torch.meshgrid(grid.u_x, grid.u_y, indexing="ij")
@@ -174,5 +174,5 @@ def _corners(grid: SearchGrid) -> tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _
 
 
 def _blend(recording: Recording, spec: LocateSpec) -> Covariance:
-    network = trained(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
+    network = LoadedNetwork.load(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
     return NetworkOutput.compute(network, recording, noise_of(recording), spec).blend

@@ -42,7 +42,7 @@ def test_the_command_is_the_twin_of_the_call(tmp_path, monkeypatch, capsys):
     expected = bench(SPEC, workers=1)
     assert read_table(tmp_path / "bench" / "results.csv") == expected.rows
     records = json.loads((tmp_path / "own.json").read_text())
-    assert [(one["method"], one["peeked"]) for one in records] == [
+    assert [(one["method"], one["uses_truth"]) for one in records] == [
         ("omp:conditional", False), ("oracle:truth:conditional", True)
     ]  # fmt: skip
     out = shown(capsys)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rismusic import bench
-from rismusic.benchmark.methods import parse_method
+from rismusic.benchmark.spec import parse_method
 from rismusic.errors import InputError
 from rismusic.registry import ESTIMATORS, SPECTRA
 

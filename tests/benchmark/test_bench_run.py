@@ -16,8 +16,7 @@ import torch
 from rismusic.benchmark import run
 from rismusic.benchmark.run import bench, merge_benchmarks, results
 from rismusic.benchmark.spec import SCENES, BenchSpec, Unit
-from rismusic.benchmark.store import load_settings
-from rismusic.benchmark.summary import read_table
+from rismusic.benchmark.summary import load_settings, read_table
 from rismusic.crb import Bound, recording_crb
 from rismusic.errors import InputError
 from rismusic.hybrid import locate
@@ -68,7 +67,7 @@ def test_rows_are_those_of_a_plain_loop(whole, method):
         block = made[start : start + 3]
         blind = replace(block, truth=None, noise_variance=None)
         found.append(
-            locate(blind, sources=2, oversampling=1.2, method=method, criterion="conditional").sources
+            locate(blind, n_sources=2, oversampling=1.2, method=method, criterion="conditional").sources
         )
         truth.append(block.truth)
         bounds.append(recording_crb(block))
@@ -182,7 +181,7 @@ def test_known_noise_and_unknown_count_reach_the_methods(monkeypatch):
 
     def watched(recording, **settings):
         assert recording.truth is None
-        asked.append((recording.noise_variance is not None, settings["sources"]))
+        asked.append((recording.noise_variance is not None, settings["n_sources"]))
         return locate(recording, **settings)
 
     monkeypatch.setattr("rismusic.benchmark.run.locate", watched)

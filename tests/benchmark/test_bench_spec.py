@@ -3,22 +3,31 @@ from __future__ import annotations
 import pytest
 import tomlkit
 
-from rismusic.benchmark.methods import ABLATIONS, DEFAULT_METHODS, parse_method, with_starts
-from rismusic.benchmark.spec import NAMES, SCENES, BenchSpec, all_units, parse_shard
+from rismusic.benchmark.spec import (
+    ABLATIONS,
+    DEFAULT_METHODS,
+    NAMES,
+    SCENES,
+    BenchSpec,
+    all_units,
+    parse_method,
+    parse_shard,
+    with_starts,
+)
 from rismusic.errors import InputError
 from rismusic.spec import LocateSpec, SystemSpec
 
 
 def test_names_of_methods():
     music = parse_method("music:raw")
-    assert (music.base, music.peeked, music.polish, music.criterion) == (
+    assert (music.base, music.uses_truth, music.polish, music.criterion) == (
         "music",
         False,
         False,
         "unconditional",
     )
     sbl = parse_method("oracle:best:conditional")
-    assert (sbl.base, sbl.peeked, sbl.polish, sbl.criterion) == ("best", True, True, "conditional")
+    assert (sbl.base, sbl.uses_truth, sbl.polish, sbl.criterion) == ("best", True, True, "conditional")
     spec = BenchSpec(locate=LocateSpec(oversampling=1.5))
     assert spec.search("omp:conditional") == LocateSpec(
         oversampling=1.5, method="omp", criterion="conditional"

@@ -11,8 +11,7 @@ import pytest
 from print_figure import check_print
 from rismusic.benchmark.plots import benchmark_figure, plot_errors, plot_misses, save_plots
 from rismusic.benchmark.spec import SCENES, BenchSpec, Unit
-from rismusic.benchmark.store import Store
-from rismusic.benchmark.summary import Share, TimingRow, cell_rows, groups, read_table, write_table
+from rismusic.benchmark.summary import Share, Store, TimingRow, cell_rows, groups, read_table, write_table
 from rismusic.plots import new_axes
 
 TRUE_DEG = (0.0, 30.0)
@@ -69,7 +68,7 @@ def test_misses_are_blamed_on_search_or_on_the_likelihood(tmp_path, block):
     assert (row.misses.value, row.search_failures.value, row.ambiguities.value) == (3 / 8, 1 / 8, 2 / 8)
     assert (row.wrong_counts.value, row.count_right.value) == (0, 1)
     assert (row.false_alarms.value, row.f1.value) == (3 / 8, 5 / 8)
-    assert (rows["oracle:truth"].peeked, row.peeked) == (True, False)
+    assert (rows["oracle:truth"].uses_truth, row.uses_truth) == (True, False)
     assert timings == [
         TimingRow(sweep="none", point="", sources=2, snr_db=5.0, method="omp", scenes=4,
                   seconds=0.5 * math.ceil(4 / block), scenes_per_s=8 / math.ceil(4 / block))

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from rismusic.array import Panel
-from rismusic.checks import blindfit
-from rismusic.checks.blindfit import BlindFit
+from rismusic.checks import fits as blindfit
 from rismusic.checks.conventions import CHANGES, Change, Evidence, applicable, best_change
-from rismusic.estimation.estimate import volume_of
-from rismusic.estimation.grid import SearchGrid
+from rismusic.checks.fits import BlindFit
+from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io import read
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import SystemSpec
@@ -93,7 +92,7 @@ def test_a_mirrored_panel_fits_as_well():
 def test_size_of_the_search_is_foreseen():
     for rows, columns, spacing in ((12, 12, 0.5), (4, 5, 0.5), (24, 24, 0.5), (8, 8, 1.7)):
         panel = Panel.uniform_planar(rows, columns, spacing_wavelengths=spacing)
-        grid = SearchGrid.cover(panel, volume_of(blindfit.SETTINGS), blindfit.SETTINGS.oversampling)
+        grid = SearchGrid.cover(panel, Volume.from_spec(blindfit.SETTINGS), blindfit.SETTINGS.oversampling)
         assert 0.5 < blindfit._points(panel) / len(grid) < 4
     huge = Panel.uniform_planar(64, 64, spacing_wavelengths=5.0)
     assert blindfit._points(huge) > 1e8

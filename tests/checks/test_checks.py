@@ -109,7 +109,7 @@ def test_without_truth_fits_are_tried_unless_it_is_forbidden(tmp_path, monkeypat
     assert finding.name == "snapshots_conjugated"
     assert check(path, fit=False).findings == []
     assert check(path, fit=False).facts["conventions"] == "not tried (no truth)"
-    monkeypatch.setattr("rismusic.checks.blindfit._LARGEST", 1)
+    monkeypatch.setattr("rismusic.checks.fits._LARGEST", 1)
     assert "too large" in check(path).facts["conventions"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rismusic.checks.conventions import CHANGES
-from rismusic.checks.truthfit import TruthFit, log_likelihood_ratios, unexplained_share
+from rismusic.checks.fits import TruthFit, log_likelihood_ratios, unexplained_share
 from rismusic.errors import InputError
 from rismusic.io import Recording, read, validate
 from rismusic.simulation.simulator import simulate

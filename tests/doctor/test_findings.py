@@ -14,15 +14,14 @@ from faults.table import FAULTS
 from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, run_check
 from rismusic.doctor.report import Diagnosis
-from rismusic.estimation import classical
-from rismusic.nn.data import TrainingScenes
+from rismusic.estimation import spectra
+from rismusic.nn.data import TrainingScenes, beta_at
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets, covariance_error, eigengap_hinge, total_loss
 from rismusic.nn.network import Network
 from rismusic.nn.run_folder import RunFolder
-from rismusic.nn.schedules import beta_at
 from rismusic.nn.spec import LossSpec
-from rismusic.simulation.channel import draw_channel
+from rismusic.simulation.link import draw_channel
 from rismusic.simulation.scene import draw_sources
 from rismusic.simulation.simulator import Simulator
 
@@ -78,13 +77,13 @@ def any_sample(original, cls, *given, **named):
 
 @contextmanager
 def moved_sources(spec, change):
-    sound = classical.rap_music_sources
+    sound = spectra.rap_music_sources
 
     def changed(*given):
         sources, converged = sound(*given)
         return change(sources), converged
 
-    with attribute(classical, "rap_music_sources", changed):
+    with attribute(spectra, "rap_music_sources", changed):
         yield spec
 
 

@@ -12,7 +12,7 @@ from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import SceneSpec, SystemSpec
 
-VOLUME = Volume.from_scene(SceneSpec())
+VOLUME = Volume.from_spec(SceneSpec())
 SMALL = SystemSpec(
     panel={"rows": 6, "columns": 6},
     channel={"antennas": 8},
@@ -80,7 +80,9 @@ def fields(recording, scene, positions):
             [np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)]
         )
         distance = np.linalg.norm(u / q - p, axis=1)
-        A.append(np.exp(2j * np.pi / recording.wavelength * (1 / q - distance)) / np.sqrt(len(p)))
+        gain = 1 / distance if recording.wave == "spherical" else np.ones(len(p))
+        gain = gain / np.sqrt((gain**2).sum())
+        A.append(gain * np.exp(2j * np.pi / recording.wavelength * (1 / q - distance)))
     A = np.array(A).T
     if recording.channel is None:
         return np.broadcast_to(A, (recording.snapshots.shape[1], *A.shape))

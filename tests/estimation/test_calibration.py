@@ -13,13 +13,13 @@ from rismusic.array import steering
 from rismusic.errors import InputError
 from rismusic.estimation import calibration
 from rismusic.estimation.calibration import calibrate
-from rismusic.estimation.estimate import volume_of
+from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import HardwareSpec, LocateSpec
 
-VOLUME = volume_of(LocateSpec())
+VOLUME = Volume.from_spec(LocateSpec())
 ERRORS = HardwareSpec(
     static_phase_rad=0.1, code_phase_rad=0.04, gain=0.05, dead_fraction=0.03, position_wavelengths=0.025
 )
@@ -100,7 +100,7 @@ def test_a_step_solves_the_dense_equations(direct):
 
 
 def test_better_than_a_panel_taken_as_recorded_and_dead_elements_are_found():
-    recording = simulate(scenes=24, sources=2, snr_db=20, hardware=ERRORS)
+    recording = simulate(scenes=24, sources=2, snr_db=20, hardware=ERRORS, panel={"wave": "uniform"})
     hidden = replace(recording, noise_variance=None, truth=None)
     nominal = nfmle(hidden, _start(recording), VOLUME, criterion="unconditional").sources
     fit = calibrate(hidden, _start(recording), VOLUME, panel_error=ERRORS.response_error)
@@ -185,8 +185,8 @@ def test_locate_says_how_many_though_the_panel_errs(method):
 
 def test_unpolished_peaks_stay():
     recording = simulate(scenes=2, sources=1, snr_db=20, hardware=ERRORS)
-    peaks = locate(recording, sources=1, method="music", polish=False, panel_error=0.2)
-    polished = locate(recording, sources=1, method="music", panel_error=0.2)
+    peaks = locate(recording, n_sources=1, method="music", polish=False, panel_error=0.2)
+    polished = locate(recording, n_sources=1, method="music", panel_error=0.2)
     assert not torch.allclose(peaks.sources.azimuth, polished.sources.azimuth, atol=1e-5)
 
 

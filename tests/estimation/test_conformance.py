@@ -64,14 +64,14 @@ def run(recording, tmp_path_factory) -> Callable[..., Estimate]:
     """``locate`` on the small volume; the hybrid with a small untrained network for this panel."""
     weights = tmp_path_factory.mktemp("weights") / "small.safetensors"
     spec = NetworkSpec(sources_max=2, stages=1, depth=1, width=8, kernel=3, heads=1)
-    grid = SearchGrid.cover(recording.panel, Volume.from_scene(SMALL.scene), spec.oversampling)
+    grid = SearchGrid.cover(recording.panel, Volume.from_spec(SMALL.scene), spec.oversampling)
     network = Network(spec, grid, torch.Generator().manual_seed(0))
     save_network(weights, network, card=WeightsCard(system=SMALL, sources_max=2, beta=0.5))
 
     def run(some: Recording, sources, method: str, **settings: object) -> Estimate:
         return locate(
             some,
-            sources=sources,
+            n_sources=sources,
             method=method,
             weights=str(weights),
             range_max_m=2.0,

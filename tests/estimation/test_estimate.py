@@ -36,7 +36,7 @@ def recording():
 
 @pytest.fixture(scope="module")
 def estimate(recording) -> Estimate:
-    return locate(recording, sources=torch.tensor([2, 0, 1]), method="omp", range_max_m=2.0)
+    return locate(recording, n_sources=torch.tensor([2, 0, 1]), method="omp", range_max_m=2.0)
 
 
 def test_degrees_metres_and_cartesian_positions(estimate):
@@ -156,11 +156,11 @@ def test_log_likelihood_has_the_sign_of_its_name(recording, estimate):
 
 def test_device_is_checked(recording):
     with pytest.raises(InputError, match="device: 'warp' is not available"):
-        locate(recording, sources=1, method="omp", device="warp")
+        locate(recording, n_sources=1, method="omp", device="warp")
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="device: 'cuda' is not available"):
-            locate(recording, sources=1, method="omp", device="cuda")
-    assert locate(recording[:1], sources=1, method="omp", device="cpu").n_sources.tolist() == [1]
+            locate(recording, n_sources=1, method="omp", device="cuda")
+    assert locate(recording[:1], n_sources=1, method="omp", device="cpu").n_sources.tolist() == [1]
 
 
 @pytest.mark.parametrize("method", ["bartlett", "mvdr", "music", "soft_music"])
@@ -252,7 +252,7 @@ def test_gradients_of_an_own_estimator_stay_inside(recording):
 
     rismusic.register_estimator("with_gradient", factory)
     try:
-        found = locate(recording, sources=2, method="with_gradient")
+        found = locate(recording, n_sources=2, method="with_gradient")
     finally:
         ESTIMATORS.unregister("with_gradient")
     assert found.method == ["with_gradient"] * 3

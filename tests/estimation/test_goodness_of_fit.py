@@ -14,7 +14,6 @@ from scipy import stats
 
 from rismusic.estimation.goodness_of_fit import (
     Projection,
-    at_search_limit,
     goodness_of_fit,
     sphericity,
     tail_probability,
@@ -156,15 +155,14 @@ def test_what_the_sources_do_not_explain_is_noticed(known):
     assert blamed(wrong, truth) > (0.9 if known else 0.5)
 
 
-def test_a_coordinate_on_the_border_is_not_free():
+def test_a_coordinate_at_the_boundary_is_not_free():
     recording = made(scenes=3, sources=1)
     positions, active = dense.truth_of(recording)
     positions[0, 0, 0], positions[1, 0, 2] = dense.VOLUME.upper[0], dense.VOLUME.lower[2]
-    held = at_search_limit(positions, dense.VOLUME)
+    held = dense.VOLUME.at_boundary(positions)
     assert held.sum(dim=(1, 2)).tolist() == [1, 1, 0]
     off = Projection.off(recording, positions, active, ~held)
     assert off.freedom(7).tolist() == [2 * 7 * 7 - 2, 2 * 7 * 7 - 2, 2 * 7 * 7 - 3]
-    assert not at_search_limit(positions, None).any()
     held, free = (
         goodness_of_fit(recording, pack(positions, active), box).excess for box in (dense.VOLUME, None)
     )
@@ -196,14 +194,14 @@ def test_where_nothing_can_be_told():
     assert (goodness_of_fit(clean, places(clean.truth)).p_value == 1).all()
     one = made("direct", known=False, sources=1, codebook={"snapshots": 1})
     assert goodness_of_fit(one, places(one.truth)).p_value.isnan().all()
-    records = scene_records(locate(one, sources=1, method="omp"))
+    records = scene_records(locate(one, n_sources=1, method="omp"))
     assert all(record["p_value"] is None for record in records)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_located_says_so(known):
     recording = made(scenes=6, known=known, sources=2, snr_db=25.0)
-    sound, short = (locate(recording, sources=K, method="omp") for K in (2, 1))
+    sound, short = (locate(recording, n_sources=K, method="omp") for K in (2, 1))
     assert (sound.p_value > 1e-3).all()
     assert not any("as recorded" in said for scene in sound.warnings for said in scene)
     words = "times the energy of the noise (p =" if known else "is not white noise (p ="

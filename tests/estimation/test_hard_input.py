@@ -11,11 +11,12 @@ import torch
 
 from rismusic.errors import InputError
 from rismusic.estimation import sbl as powermap
-from rismusic.estimation.classical import METHODS, STRATEGIES
+from rismusic.estimation.classical import STRATEGIES
 from rismusic.hybrid import locate
+from rismusic.registry import CLASSICAL_METHODS
 from rismusic.simulation.simulator import simulate
 
-ALL = pytest.mark.parametrize("method", METHODS)
+ALL = pytest.mark.parametrize("method", CLASSICAL_METHODS)
 OF_SPARSE = pytest.mark.parametrize("method", STRATEGIES)
 OF_A_SUBSPACE = ("music", "soft_music")
 # Scenes of `hard`.
@@ -73,7 +74,7 @@ def answered(recording, criterion="conditional", **settings):
 
 
 # Every method once; what a method does with known noise and with direct sampling is the same for all spectra.
-SCENES = [(method, "own", False, "unconditional") for method in METHODS]
+SCENES = [(method, "own", False, "unconditional") for method in CLASSICAL_METHODS]
 SCENES += [(method, "own", True, "conditional") for method in ("music", *STRATEGIES)]
 SCENES += [(method, "direct", False, "conditional") for method in ("bartlett", *STRATEGIES)]
 
@@ -82,16 +83,16 @@ SCENES += [(method, "direct", False, "conditional") for method in ("bartlett", *
 def test_hard_scenes_beside_an_easy_one(method, system, known, criterion):
     recording = hard(system, known)
     settings = {"method": method, "criterion": criterion, "sources_max": 2}
-    located = answered(recording, sources=2, **settings)
+    located = answered(recording, n_sources=2, **settings)
     assert located.sources.active.all()
     assert located.std[SILENT].isinf().any(-1).all()
     said = " ".join(located.warnings[OUTSIDE])
-    assert "border of the searched volume" in said or "outside the searched volume" in said
+    assert "boundary of the search volume" in said or "outside the search volume" in said
     one = recording.truth.each(lambda value: value[:, :1])
     for twins in (TWINS, CLEAN_TWINS):
         scene = slice(twins, twins + 1)
         assert dense.misses(one[scene], located.sources[scene]) == 0
-    counted = answered(recording, sources="auto", **settings).sources.active.sum(1)
+    counted = answered(recording, n_sources="auto", **settings).sources.active.sum(1)
     assert counted[SILENT] == 0
     assert (counted[[ORDINARY, TWINS, CLEAN_TWINS]] > 0).all()
     if method in STRATEGIES:
@@ -109,7 +110,7 @@ def test_a_single_snapshot(method, system):
     assert located.sources.active[:, 0].all()
     if method in OF_A_SUBSPACE:
         with pytest.raises(InputError, match="sources: must be 1 to 1, the rank of the covariance; got 2"):
-            locate(recording, sources=2, method=method)
+            locate(recording, n_sources=2, method=method)
 
 
 @pytest.mark.parametrize("method", OF_A_SUBSPACE)
@@ -126,11 +127,11 @@ def test_more_sources_than_the_data_carry(method):
         with pytest.raises(
             InputError, match=r"sources: L = 7 snapshots of M = 4 antennas identify at most 3 sources"
         ):
-            locate(recording, sources=sources, method=method)
+            locate(recording, n_sources=sources, method=method)
     with pytest.raises(InputError, match=r"sources: give one number per scene .2.; got 3"):
-        locate(recording, sources=torch.tensor([1, 1, 1]), method=method)
-    assert answered(recording, sources=3, method=method).sources.active.all()
-    assert answered(recording, sources="auto", sources_max=100, method=method).sources.active.any(1).all()
+        locate(recording, n_sources=torch.tensor([1, 1, 1]), method=method)
+    assert answered(recording, n_sources=3, method=method).sources.active.all()
+    assert answered(recording, n_sources="auto", sources_max=100, method=method).sources.active.any(1).all()
 
 
 @ALL
@@ -138,7 +139,7 @@ def test_nothing_but_silence(method):
     recording = small()
     silent = replace(recording, snapshots=torch.zeros_like(recording.snapshots))
     assert not answered(silent, method=method, sources_max=2).sources.active.any()
-    assert answered(silent, sources=1, method=method).std.isinf().any(-1).all()
+    assert answered(silent, n_sources=1, method=method).std.isinf().any(-1).all()
 
 
 @ALL
@@ -148,9 +149,9 @@ def test_one_antenna(method):
     with pytest.raises(
         InputError, match=r"sources: L = 7 snapshots of M = 1 antennas identify at most 0 sources"
     ):
-        locate(recording, sources=1, method=method)
+        locate(recording, n_sources=1, method=method)
     assert not answered(recording, method=method).sources.active.any()
-    assert answered(small(antennas=2, sources=1), sources=1, method=method).sources.active.all()
+    assert answered(small(antennas=2, sources=1), n_sources=1, method=method).sources.active.all()
 
 
 @ALL
@@ -158,10 +159,10 @@ def test_one_element(method):
     """A panel of one element has no direction; one of two has no elevation and no range."""
     one = simulate(dense.DIRECT.replace(panel={"rows": 1, "columns": 1}), scenes=2, sources=1)
     with pytest.raises(InputError, match="identify at most 0 sources"):
-        locate(one, sources=1, method=method)
+        locate(one, n_sources=1, method=method)
     assert not answered(one, method=method).sources.active.any()
     two = simulate(dense.DIRECT.replace(panel={"rows": 1, "columns": 2}), scenes=2, sources=1)
-    located = answered(two, sources=1, method=method)
+    located = answered(two, n_sources=1, method=method)
     assert located.std.isinf().any(-1).all()
     assert all(located.warnings)
 
@@ -182,7 +183,7 @@ def test_a_large_panel(method, monkeypatch, memory_budget):
     memory_budget(2**23)
     monkeypatch.setattr(powermap, "_FEWEST", 64)
     recording = replace(made, noise_variance=None)
-    located = answered(recording, sources=1, method=method, oversampling=1.5, **volume)
+    located = answered(recording, n_sources=1, method=method, oversampling=1.5, **volume)
     assert dense.misses(made.truth, located.sources, degrees=0.5) == 0
 
 
@@ -196,7 +197,7 @@ def test_the_unit_of_the_data(method):
     snapshots = (units.snapshots * scale[:, None, None]).to(torch.complex64)
     variance = units.noise_variance.double() * scale.square()
     scaled = replace(units, snapshots=snapshots, noise_variance=variance)
-    found = answered(scaled, sources=1, method=method, criterion="unconditional")
+    found = answered(scaled, n_sources=1, method=method, criterion="unconditional")
     offset = 2 * recording.snapshots[0].numel() * scale.log()
     expected, *others = (found.neg_log_likelihood - offset).split(4)
     for one in others:
@@ -211,6 +212,6 @@ def test_values_that_are_none(method):
         snapshots[1, 2, 3], noise[1] = bad, bad
         for sources in (1, "auto"):
             with pytest.raises(InputError, match="snapshots: values must be finite"):
-                locate(replace(recording, snapshots=snapshots), sources=sources, method=method)
+                locate(replace(recording, snapshots=snapshots), n_sources=sources, method=method)
             with pytest.raises(InputError, match="noise_variance: values must be positive"):
-                locate(replace(recording, noise_variance=noise), sources=sources, method=method)
+                locate(replace(recording, noise_variance=noise), n_sources=sources, method=method)

@@ -14,7 +14,6 @@ from rismusic.estimation.likelihood import (
     sufficient_statistics,
     symbols,
     unconditional,
-    unconditional_value,
 )
 
 POWER = torch.tensor([1.3, 0.4], dtype=torch.float64)
@@ -50,7 +49,7 @@ def test_unconditional_value_is_the_dense_determinant_and_inverse(system, genera
     recording = dense.small(dense.SYSTEMS[system])
     positions = dense.scattered(dense.truth_of(recording)[0], generator, 0.2)
     power, noise = power_noise(recording)
-    found = unconditional_value(at(recording, positions), power, noise)
+    found = unconditional(at(recording, positions), power, noise)[0]
     for i in range(len(recording)):
         expected = dense.unconditional_value(recording, i, positions[i], POWER.numpy(), float(noise[i]))
         np.testing.assert_allclose(float(found[i]), expected, rtol=1e-9)
@@ -70,9 +69,7 @@ def test_empty_places_count_for_nothing(generator):
     assert (symbols(wide)[..., 2] == 0).all()
     more = torch.cat((power, torch.full_like(power[:, :1], torch.nan)), dim=1)
     for one in (wide, plain):
-        torch.testing.assert_close(
-            unconditional_value(one, more, noise), unconditional_value(narrow, power, noise)
-        )
+        torch.testing.assert_close(unconditional(one, more, noise)[0], unconditional(narrow, power, noise)[0])
     for wide_part, narrow_part in zip(conditional(wide)[1:], conditional(narrow)[1:], strict=True):
         torch.testing.assert_close(wide_part[(..., *[slice(6)] * (wide_part.ndim - 1))], narrow_part)
         assert wide_part[:, 6:].abs().max() == 0
@@ -99,16 +96,16 @@ def test_gradients_meet_finite_differences(system, generator):
             return conditional(at(recording, shifted(positions, i, h), derivatives=True))[0]
 
         def value(h, i=i):
-            return unconditional_value(at(recording, shifted(positions, i, h)), power, noise)
+            return unconditional(at(recording, shifted(positions, i, h)), power, noise)[0]
 
         torch.testing.assert_close(conditional_gradient[:, i], slope(cost), rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(gradient[:, i], slope(value), rtol=1e-5, atol=1e-4)
     fixed = at(recording, positions)
     for k in range(2):
         turn = torch.eye(2, dtype=torch.float64)[k]
-        found = slope(lambda h, turn=turn: unconditional_value(fixed, power * (h * turn).exp(), noise))
+        found = slope(lambda h, turn=turn: unconditional(fixed, power * (h * turn).exp(), noise)[0])
         torch.testing.assert_close(gradient[:, 6 + k], found, rtol=1e-6, atol=1e-5)
-    found = slope(lambda h: unconditional_value(fixed, power, noise * np.exp(h)))
+    found = slope(lambda h: unconditional(fixed, power, noise * np.exp(h))[0])
     torch.testing.assert_close(gradient[:, 8], found, rtol=1e-6, atol=1e-5)
 
 
@@ -176,7 +173,7 @@ def test_nothing_that_means_nothing_changes_the_likelihood(criterion, generator)
         if criterion == "conditional":
             return conditional_cost(here) / scale**2
         offset = recording.snapshots[0].numel() * np.log(scale**2)
-        return unconditional_value(here, power * scale**2, noise * scale**2) - offset
+        return unconditional(here, power * scale**2, noise * scale**2)[0] - offset
 
     expected = value(recording)
     turned = replace(recording, snapshots=recording.snapshots * np.exp(1.3j))

@@ -13,24 +13,24 @@ import torch
 from rismusic.array import Panel
 from rismusic.crb import recording_crb
 from rismusic.errors import InputError
-from rismusic.estimation.classical import METHODS
+from rismusic.estimation.classical import STRATEGIES
 from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.metrics import match, score
 from rismusic.operator import Link
-from rismusic.registry import method_names
+from rismusic.registry import CLASSICAL_METHODS, SPECTRA
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import SystemSpec
 
 SMALL = SystemSpec(
-    panel={"rows": 8, "columns": 8},
+    panel={"rows": 8, "columns": 8, "wave": "uniform"},
     channel={"antennas": 10},
     codebook={"snapshots": 10},
     scene={"range_max_m": 3.0, "separation_deg": 20.0},
 )
 SETTINGS = {"range_max_m": 3.0}
-ALL = pytest.mark.parametrize("method", METHODS)
+ALL = pytest.mark.parametrize("method", CLASSICAL_METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def recording() -> Recording:
 def answers(recording) -> Callable[[str], Estimate]:
     """What each method says of the recording, found once for all tests."""
     blind = replace(recording, truth=None)
-    return cache(lambda method: locate(blind, sources=2, method=method, **SETTINGS))
+    return cache(lambda method: locate(blind, n_sources=2, method=method, **SETTINGS))
 
 
 def same(
@@ -82,7 +82,7 @@ def test_finds_what_is_there(method, recording, answers):
 def test_batch_equals_loop(method, recording, answers):
     whole = answers(method)
     for i in (0, 3):
-        one = locate(recording[i : i + 1], sources=2, method=method, **SETTINGS)
+        one = locate(recording[i : i + 1], n_sources=2, method=method, **SETTINGS)
         assert same(one, whole, slice(i, i + 1), tolerance=0.01)
 
 
@@ -100,23 +100,23 @@ def test_order_of_snapshots_phase_and_scale_change_nothing(method, recording, an
         codes=recording.codes[scenes, orders],
         noise_variance=recording.noise_variance * scale.abs().square(),
     )
-    assert same(locate(changed, sources=2, method=method, **SETTINGS), answers(method), tolerance=0.01)
+    assert same(locate(changed, n_sources=2, method=method, **SETTINGS), answers(method), tolerance=0.01)
 
 
 @ALL
 def test_conjugated_data_are_other_data(method, recording, answers):
     two = recording[:2]
     conjugated = replace(two, snapshots=two.snapshots.conj().resolve_conj())
-    located = locate(conjugated, sources=2, method=method, **SETTINGS)
+    located = locate(conjugated, n_sources=2, method=method, **SETTINGS)
     assert not same(located, answers(method), slice(0, 2), tolerance=0.01)
 
 
 @ALL
 def test_a_number_for_each_scene(method, recording):
     count = torch.tensor([1, 2, 0, 2, 1, 3])
-    located = locate(recording, sources=count, method=method, **SETTINGS)
+    located = locate(recording, n_sources=count, method=method, **SETTINGS)
     assert torch.equal(located.sources.active.sum(-1), count)
-    two = locate(recording[1:2], sources=2, method=method, **SETTINGS)
+    two = locate(recording[1:2], n_sources=2, method=method, **SETTINGS)
     assert same(two, located, slice(1, 2), slice(2), tolerance=0.01)
 
 
@@ -132,13 +132,13 @@ def test_other_systems(method, kind):
         scenes = 3
     made = simulate(spec, scenes=scenes, sources=1, snr_db=20.0)
     settings = {"range_max_m": spec.scene.range_max_m, "oversampling": 2.0}
-    located = locate(replace(made, noise_variance=None, truth=None), sources=1, method=method, **settings)
+    located = locate(replace(made, noise_variance=None, truth=None), n_sources=1, method=method, **settings)
     assert score(match(made.truth, located.sources)).misses == 0
 
 
 @ALL
 def test_the_noise_variance_need_not_be_given(method, recording, answers):
-    located = locate(replace(recording, noise_variance=None), sources=2, method=method, **SETTINGS)
+    located = locate(replace(recording, noise_variance=None), n_sources=2, method=method, **SETTINGS)
     ratio = located.noise_variance / recording.noise_variance
     assert 0.7 < ratio.median() < 1.6
     given = answers(method)
@@ -148,13 +148,13 @@ def test_the_noise_variance_need_not_be_given(method, recording, answers):
 @ALL
 def test_what_the_data_cannot_carry_is_refused(method, recording):
     with pytest.raises(InputError, match=r"identify at most \d+ sources; got 10"):
-        locate(recording, sources=10, method=method, **SETTINGS)
+        locate(recording, n_sources=10, method=method, **SETTINGS)
 
 
 @ALL
 def test_a_single_snapshot(method):
     made = simulate(SMALL.replace(codebook={"snapshots": 1}), scenes=3, sources=1, snr_db=30.0)
-    located = locate(replace(made, noise_variance=None), sources=1, method=method, **SETTINGS)
+    located = locate(replace(made, noise_variance=None), n_sources=1, method=method, **SETTINGS)
     assert located.sources.active.all()
     assert located.sources.azimuth.isfinite().all()
 
@@ -167,7 +167,7 @@ def test_coincident_sources_and_pure_noise_are_answered(method, recording, gener
     twins = recording.link.apply(field)[:3]
     noise = torch.randn(3, 10, 10, dtype=torch.complex64, generator=generator)
     data = replace(recording, snapshots=torch.cat((twins, noise)), noise_variance=None)
-    located = locate(data, sources=2, method=method, **SETTINGS)
+    located = locate(data, n_sources=2, method=method, **SETTINGS)
     assert located.sources.azimuth.isfinite().all()
     assert not located.std.isnan().any()
 
@@ -175,19 +175,19 @@ def test_coincident_sources_and_pure_noise_are_answered(method, recording, gener
 @ALL
 def test_sources_outside_the_volume_are_flagged(method):
     made = simulate(SMALL, scenes=4, sources=1, snr_db=20.0)
-    located = locate(made, sources=1, method=method, azimuth_max_deg=10.0, **SETTINGS)
+    located = locate(made, n_sources=1, method=method, azimuth_max_deg=10.0, **SETTINGS)
     outside = made.truth.azimuth[:, 0].abs().rad2deg() > 15
     assert outside.any()
     assert located.sources.azimuth.abs().max() <= math.radians(10) + 1e-9
     for scene in outside.nonzero()[:, 0].tolist():
         said = " ".join(located.warnings[scene])
-        assert "border of the searched volume" in said or "times the energy of the noise" in said
+        assert "boundary of the search volume" in said or "times the energy of the noise" in said
 
 
 def test_a_sound_fit_is_not_called_incomplete(recording):
-    for said in locate(recording, sources=2, method="omp", **SETTINGS).warnings:
+    for said in locate(recording, n_sources=2, method="omp", **SETTINGS).warnings:
         assert not any("times the energy of the noise" in sentence for sentence in said)
-    fewer = locate(recording, sources=1, method="omp", **SETTINGS)
+    fewer = locate(recording, n_sources=1, method="omp", **SETTINGS)
     assert all(
         any("times the energy of the noise" in sentence for sentence in said) for said in fewer.warnings
     )
@@ -196,7 +196,7 @@ def test_a_sound_fit_is_not_called_incomplete(recording):
 @pytest.mark.parametrize("method", ["omp", "music"])
 def test_auto(method):
     made = simulate(SMALL, scenes=8, sources=(1, 3), snr_db=20.0)
-    located = locate(made, method=method, sources="auto", **SETTINGS)
+    located = locate(made, method=method, n_sources="auto", **SETTINGS)
     right = located.sources.active.sum(-1) == made.truth.active.sum(-1)
     assert right.double().mean() >= (0.85 if method == "omp" else 0.4)
 
@@ -209,7 +209,7 @@ def test_auto_finds_nothing_in_noise(recording, generator):
 
 def test_hits_reach_the_bound_and_error_bars_hold():
     made = simulate(SMALL, scenes=100, sources=1, snr_db=15.0)
-    located = locate(replace(made, noise_variance=None), sources=1, method="omp", **SETTINGS)
+    located = locate(replace(made, noise_variance=None), n_sources=1, method="omp", **SETTINGS)
     matched = match(made.truth, located.sources)
     result = score(matched, recording_crb(made))
     assert result.misses == 0
@@ -221,20 +221,20 @@ def test_hits_reach_the_bound_and_error_bars_hold():
 
 def test_power_is_received_power_over_noise():
     made = simulate(SMALL, scenes=50, sources=1, snr_db=13.0)
-    located = locate(made, sources=1, method="omp", **SETTINGS)
+    located = locate(made, n_sources=1, method="omp", **SETTINGS)
     assert located.snr_db.median() == pytest.approx(13.0, abs=0.6)
 
 
 def test_blocks_of_scenes_equal_one(monkeypatch, recording):
     whole = locate(recording, method="omp", sources_max=3, **SETTINGS)
-    monkeypatch.setattr("rismusic.hybrid._BLOCK", 4)
+    monkeypatch.setattr("rismusic.hybrid.BLOCK_SCENES", 4)
     parts = locate(recording, method="omp", sources_max=3, **SETTINGS)
     assert same(whole, parts)
 
 
 def test_without_polish_a_spectrum_is_only_a_spectrum(recording):
-    rough = locate(recording, sources=2, method="music", polish=False, **SETTINGS)
-    fine = locate(recording, sources=2, method="music", polish=True, **SETTINGS)
+    rough = locate(recording, n_sources=2, method="music", polish=False, **SETTINGS)
+    fine = locate(recording, n_sources=2, method="music", polish=True, **SETTINGS)
     assert (fine.neg_log_likelihood <= rough.neg_log_likelihood + 1e-6).double().mean() > 0.8
     assert not same(rough, fine)
 
@@ -248,7 +248,7 @@ def test_arbitrary_elements(generator):
         torch.polar(torch.ones(12, 60), 6.28 * torch.rand(12, 60, generator=generator)),
     )
     made = simulate(SMALL, scenes=3, sources=1, snr_db=20.0, panel=panel, link=link)
-    located = locate(made, sources=1, method="omp", **SETTINGS)
+    located = locate(made, n_sources=1, method="omp", **SETTINGS)
     assert score(match(made.truth, located.sources)).misses == 0
 
 
@@ -260,10 +260,11 @@ def test_arbitrary_elements(generator):
             r"method: no estimator or spectrum is named 'esprit'\..* Known: hybrid, music, soft_music",
         ),
         ({"range_min_m": 20.0}, "range_max_m: expected at least range_min_m = 20"),
-        ({"sources": -1}, "sources: expected at least 0"),
-        ({"sources": "many"}, "sources: expected"),
+        ({"n_sources": -1}, "sources: expected at least 0"),
+        ({"n_sources": "many"}, "sources: expected"),
         ({"oversampling": 0.5}, "oversampling: expected at least 1"),
         ({"colour": 1}, "colour: unknown setting"),
+        ({"sources": 2}, r"sources: was renamed to n_sources in 0\.2\.0"),
     ],
 )
 def test_bad_settings(settings, sentence, recording):
@@ -271,5 +272,7 @@ def test_bad_settings(settings, sentence, recording):
         locate(recording, **settings)
 
 
-def test_registry_has_every_method():
-    assert set(method_names()) >= {"hybrid", *METHODS}
+def test_every_classical_method_is_a_search_or_a_spectrum():
+    for name in CLASSICAL_METHODS:
+        assert (name in STRATEGIES) != (name in SPECTRA), name
+    assert set(STRATEGIES) <= set(CLASSICAL_METHODS)

@@ -9,7 +9,7 @@ import torch
 from searches import omp
 
 from rismusic.estimation.classical import fit_unknown
-from rismusic.estimation.likelihood import sufficient_statistics, unconditional, unconditional_value
+from rismusic.estimation.likelihood import sufficient_statistics, unconditional
 from rismusic.estimation.maximum_likelihood import nfmle, unpack
 from rismusic.estimation.model_order import _LOG_POWER_WIDTH, SelectedOrder, log_evidence, select_model_order
 from rismusic.hybrid import locate
@@ -43,7 +43,7 @@ def test_evidence_is_the_integral_over_all_unknowns(sources, generator):
     many = torch.arange(4).repeat(100)  # that many draws for each scene at once
     for one in x.view(draws // 100, -1, U):
         m = sufficient_statistics(recording[many], one[:, : 3 * sources].unflatten(1, (-1, 3)), active[many])
-        values.append(-unconditional_value(m, one[:, 3 * sources :].exp(), noise[many]).view(-1, 4))
+        values.append(-unconditional(m, one[:, 3 * sources :].exp(), noise[many])[0].view(-1, 4))
     low, high = (x.new_tensor(limit) for limit in (grid.volume.lower, grid.volume.upper))
     place = x[..., : 3 * sources].unflatten(-1, (-1, 3))
     inside = ((place >= low) & (place <= high)).all(-1).all(-1)
@@ -97,7 +97,7 @@ def test_the_greatest_evidence_wins_and_two_failures_end_a_scene():
     chosen = select_model_order(torch.arange(3), fit, 4)
     assert chosen.fit.sources.active.sum(-1).tolist() == [0, 3, 1]
     assert tried == [([0, 1, 2], 0), ([0, 1, 2], 1), ([0, 1, 2], 2), ([1, 2], 3), ([1], 4)]
-    assert chosen.log_evidence[2].tolist() == [0, 5, 4, 3, -math.inf]
+    assert chosen.log_posterior[2].tolist() == [0, 5, 4, 3, -math.inf]
     torch.testing.assert_close(chosen.probability.sum(1), torch.ones(3, dtype=torch.float64))
     others = sum(math.exp(value - 8) for value in (0, 5, 1, 2))
     assert float(chosen.probability[1, 3]) == pytest.approx(1 / (1 + others))
@@ -123,7 +123,7 @@ def test_numbers_are_right_where_all_is_clear():
 def test_blind_equals_known_where_the_number_is_right():
     recording = replace(dense.small(scenes=6, sources=2, snr_db=25.0), truth=None)
     blind = locate(recording, method="omp", sources_max=3, oversampling=2.0)
-    known = locate(recording, method="omp", sources=2, oversampling=2.0)
+    known = locate(recording, method="omp", n_sources=2, oversampling=2.0)
     two = blind.sources.active.sum(-1) == 2
     assert two.sum() >= 4
     assert known.n_sources_probability is None
@@ -146,5 +146,5 @@ def test_what_was_known_beforehand_counts_and_saves_fits():
     prior = torch.tensor([[0.0, 1.0, 3.0, 2.0], [0.0, -math.inf, -math.inf, 1.0]], dtype=torch.float64)
     chosen = select_model_order(torch.arange(2), fit, 3, prior)
     assert tried == [(0, [0, 1]), (1, [0]), (2, [0]), (3, [0, 1])]
-    assert chosen.log_evidence.argmax(-1).tolist() == [2, 3]
+    assert chosen.log_posterior.argmax(-1).tolist() == [2, 3]
     torch.testing.assert_close(chosen.probability, prior.softmax(-1))

@@ -15,7 +15,7 @@ from rismusic.estimation.spectra import NewtonOptions, bartlett, music, mvdr, ne
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import SceneSpec
 
-VOLUME = Volume.from_scene(SceneSpec())
+VOLUME = Volume.from_spec(SceneSpec())
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_gradient_against_finite_differences(maker, free, generator):
     spectrum = maker(Covariance(factor, torch.full((4,), 0.2).double()).normalised())
     unit = torch.rand(4, 3, generator=generator, dtype=torch.float64)
     x = torch.stack((unit[:, 0] - 0.5, 0.6 * unit[:, 1] - 0.3, 0.1 + 1.9 * unit[:, 2]), dim=1)
-    _, gradient, _ = module._model(spectrum.vectors, *module._phases(panel, x))
+    _, gradient, _ = module._model(spectrum.vectors, *module._steering(panel, x))
 
     def value(shift):
         moved = x.clone()
@@ -57,18 +57,18 @@ def test_gradient_against_finite_differences(maker, free, generator):
 
 
 def test_curvature_is_the_hessian_at_an_exact_source(recorded):
-    """What the left-out term does not change; one that was wrong by a factor would still converge, slowly."""
+    """The approximation is exact there; one that was wrong by a factor would still converge, slowly."""
     truth = recorded.truth
     spectrum = exact(recorded)
     x = torch.stack((truth.azimuth[:, 0], truth.elevation[:, 0], 1 / truth.range[:, 0]), dim=1)
-    _, gradient, curvature = module._model(spectrum.vectors, *module._phases(recorded.panel, x))
+    _, gradient, curvature = module._model(spectrum.vectors, *module._steering(recorded.panel, x))
     assert gradient.abs().max() < 1e-9
     h = 1e-5
     for i in range(3):
         shift = torch.zeros(3).double()
         shift[i] = h
         ahead, behind = (
-            module._model(spectrum.vectors, *module._phases(recorded.panel, x + s))[1]
+            module._model(spectrum.vectors, *module._steering(recorded.panel, x + s))[1]
             for s in (shift, -shift)
         )
         torch.testing.assert_close(curvature[:, i], (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-4)
@@ -77,7 +77,7 @@ def test_curvature_is_the_hessian_at_an_exact_source(recorded):
 def test_reaches_the_truth_in_few_steps(recorded, generator):
     truth, spectrum = recorded.truth, exact(recorded)
     start = near(truth, generator)
-    found = newton(spectrum, recorded.panel, VOLUME, *start, climb=NewtonOptions(steps=12))
+    found = newton(spectrum, recorded.panel, VOLUME, *start, options=NewtonOptions(steps=12))
     assert found.converged.all()
     assert (found.azimuth - truth.azimuth).abs().max() < math.radians(1e-5)
     assert (found.elevation - truth.elevation).abs().max() < math.radians(1e-5)

@@ -10,7 +10,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume, find_peaks, from_cosines, to_cosines
 from rismusic.spec import SceneSpec
 
-VOLUME = Volume.from_scene(SceneSpec())
+VOLUME = Volume.from_spec(SceneSpec())
 
 
 @pytest.fixture(scope="module")

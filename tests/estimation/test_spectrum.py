@@ -10,7 +10,7 @@ from rismusic.array import Panel, steering
 from rismusic.covariance import (
     Conditioning,
     Covariance,
-    finish,
+    load_and_shrink,
     recording_covariance,
     sample_covariance,
     true_covariance,
@@ -22,7 +22,7 @@ from rismusic.operator import Link
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import SceneSpec
 
-VOLUME = Volume.from_scene(SceneSpec())
+VOLUME = Volume.from_spec(SceneSpec())
 SPECTRA = {
     "bartlett": lambda R, sources: bartlett(R),
     "mvdr": lambda R, sources: mvdr(R),
@@ -114,7 +114,7 @@ def test_what_must_not_matter_and_what_must(name, change, grid, recorded, genera
         y, codes = y[:, order], codes[:, order]
     else:
         y = y.conj().resolve_conj()
-    R = finish(*sample_covariance(Link(recorded.channel, codes), y, noise))
+    R = load_and_shrink(*sample_covariance(Link(recorded.channel, codes), y, noise))
     after = SPECTRA[name](R, 3).on_grid(grid)
     assert torch.allclose(after, before, rtol=1e-6, atol=0) == (change != "conjugation")
 
@@ -124,7 +124,7 @@ def exact(recorded, dtype):
     R = true_covariance(recorded.truth.steering(recorded.panel), recorded.truth.power)
     R = Covariance(R.factor.to(dtype), R.loading.to(dtype.to_real()))
     little = torch.full_like(R.loading, 1e-7)
-    return finish(R, Conditioning(little, torch.zeros_like(little)))
+    return load_and_shrink(R, Conditioning(little, torch.zeros_like(little)))
 
 
 def worst_errors(spectrum, grid, truth, sources):

@@ -26,7 +26,7 @@ SETTINGS: dict[str, object] = {"range_max_m": 3.0, "sources_max": 3}
 def save_weights(path: Path, system: SystemSpec = SYSTEM) -> Path:
     """Weights of a small network that has learned nothing: its maps are those of the statistics."""
     spec = TrainSpec(system=system, network=NetworkSpec(sources_max=3, width=8, depth=1, stages=2))
-    grid = SearchGrid.cover(Panel.from_spec(system.panel), Volume.from_scene(system.scene), 2.0)
+    grid = SearchGrid.cover(Panel.from_spec(system.panel), Volume.from_spec(system.scene), 2.0)
     network = Network(spec.network, grid, torch.Generator().manual_seed(1))
     save_network(path, network, training=spec)
     return path

@@ -30,14 +30,14 @@ def equal(one, other) -> bool:
 
 
 CASES = {
-    "larger volume": ({}, {"sources": 1, "range_max_m": 3.1}, "the searched volume is larger"),
-    "wider volume": ({}, {"sources": 1, "azimuth_max_deg": 61.0}, "the searched volume is larger"),
-    "nearer": ({}, {"sources": 1, "range_min_m": 0.4}, "the searched volume is larger"),
+    "larger volume": ({}, {"n_sources": 1, "range_max_m": 3.1}, "the search volume is larger"),
+    "wider volume": ({}, {"n_sources": 1, "azimuth_max_deg": 61.0}, "the search volume is larger"),
+    "nearer": ({}, {"n_sources": 1, "range_min_m": 0.4}, "the search volume is larger"),
     "more sources": ({}, {"sources_max": 4}, "they know at most 3 sources"),
-    "direct": ({"channel": {"kind": "direct"}}, {"sources": 1}, "they were trained through a channel"),
-    "other panel": ({"panel": {"rows": 6, "columns": 6}}, {"sources": 1}, "panel, with N = 64 elements"),
+    "direct": ({"channel": {"kind": "direct"}}, {"n_sources": 1}, "they were trained through a channel"),
+    "other panel": ({"panel": {"rows": 6, "columns": 6}}, {"n_sources": 1}, "panel, with N = 64 elements"),
     "wider panel": (
-        {"panel": {"rows": 8, "columns": 8, "spacing_wavelengths": 0.6}}, {"sources": 1},
+        {"panel": {"rows": 8, "columns": 8, "spacing_wavelengths": 0.6}}, {"n_sources": 1},
         "another panel, with elements up to 0.35 wavelengths away from these",
     ),
 }  # fmt: skip
@@ -55,18 +55,18 @@ def test_another_system(case, weights):
 
 def test_what_it_knows_goes_no_other_way(recording, weights):
     for settings in ({}, {"range_max_m": 2.9}, {"azimuth_max_deg": 20.0}):
-        assert not warned(hybrid(recording, weights, sources=1, **settings))
+        assert not warned(hybrid(recording, weights, n_sources=1, **settings))
     assert not warned(hybrid(recording[:1], weights, sources_max=2))
 
 
 def test_scenes_with_more_sources_go_alone(recording, weights):
     count = torch.tensor([2, 4, 1, 2, 4, 2])
-    located = hybrid(recording, weights, sources=count)
+    located = hybrid(recording, weights, n_sources=count)
     assert [bool(warned(located, scene)) for scene in range(6)] == [False, True, False, False, True, False]
     assert "they know at most 3 sources" in warned(located, 1)
     assert torch.equal(located.sources.active.sum(-1), count)
     known = torch.tensor([0, 2, 3, 5])
-    alone = hybrid(recording[known], weights, sources=count[known])
+    alone = hybrid(recording[known], weights, n_sources=count[known])
     assert equal(alone, replace(located[known], sources=located.sources[known].each(lambda v: v[:, :2])))
 
 
@@ -80,7 +80,7 @@ def test_scenes_far_above_the_snr_of_the_training_go_alone(recording, weights):
         noise_variance=torch.cat((recording.noise_variance[:2], made.noise_variance[:1])),
         truth=None,
     )
-    located = hybrid(mixed, weights, sources=1)
+    located = hybrid(mixed, weights, n_sources=1)
     assert [bool(warned(located, scene)) for scene in range(3)] == [False, False, True]
     assert "they were trained up to 20 dB SNR" in warned(located, 2)
 
@@ -88,28 +88,28 @@ def test_scenes_far_above_the_snr_of_the_training_go_alone(recording, weights):
 def test_the_same_panel_at_another_wavelength_is_known(recording, weights):
     third = replace(recording, wavelength=0.1, elements=recording.elements / 3)
     assert third.panel.aperture == pytest.approx(recording.panel.aperture / 3)
-    here = hybrid(recording, weights, sources=2)
-    there = hybrid(third, weights, sources=2, range_min_m=0.5 / 3, range_max_m=1.0)
+    here = hybrid(recording, weights, n_sources=2)
+    there = hybrid(third, weights, n_sources=2, range_min_m=0.5 / 3, range_max_m=1.0)
     assert not warned(there)
     gap = (there.sources.range * 3 - here.sources.range).abs() / here.std[..., 2]
     assert gap.max() < 0.01
     assert ((there.sources.azimuth - here.sources.azimuth).abs() / here.std[..., 0]).max() < 0.01
     # In the same metres the volume is a larger one, in wavelengths.
-    assert "the searched volume is larger" in warned(hybrid(third, weights, sources=2))
+    assert "the search volume is larger" in warned(hybrid(third, weights, n_sources=2))
 
 
 def test_weights_that_are_not_installed(recording, monkeypatch, tmp_path):
     monkeypatch.setattr("rismusic.nn.spec.WEIGHTS", tmp_path)
-    located = hybrid(recording, "robust", sources=2)
+    located = hybrid(recording, "robust", n_sources=2)
     assert "the weights 'robust' are not installed" in warned(located)
     save_weights(tmp_path / "robust.safetensors")
-    assert not warned(hybrid(recording, "robust", sources=2))
+    assert not warned(hybrid(recording, "robust", n_sources=2))
     # Damaged ones are not passed over.
     (tmp_path / "robust.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"robust.safetensors: not a safetensors file, or it is truncated"):
-        hybrid(recording, "robust", sources=2)
+        hybrid(recording, "robust", n_sources=2)
 
 
 def test_weights_of_the_users_own_that_are_not_there(recording, tmp_path):
     with pytest.raises(InputError, match="cannot read the weights: no such file"):
-        hybrid(recording, str(tmp_path / "mine.safetensors"), sources=2)
+        hybrid(recording, str(tmp_path / "mine.safetensors"), n_sources=2)

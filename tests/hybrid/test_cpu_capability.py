@@ -18,7 +18,7 @@ torch.set_num_threads(int(sys.argv[2]))
 recording = rismusic.load_sample("ideal_10dB")[:6]
 values = {}
 for method, sources in (("hybrid", "auto"), ("sbl", 2), ("omp", 3)):
-    estimate = rismusic.locate(recording, method=method, sources=sources)
+    estimate = rismusic.locate(recording, method=method, n_sources=sources)
     position = torch.stack([getattr(estimate.sources, n) for n in ("azimuth", "elevation", "range")], -1)
     values[method], values[method + "_std"] = position.numpy(), estimate.std.numpy()
 numpy.savez(sys.argv[1], capability=torch.backends.cpu.get_cpu_capability(), **values)

@@ -14,19 +14,18 @@ from rismusic.covariance import (
     Covariance,
     back_project,
     energy,
-    finish,
+    load_and_shrink,
     predicted_covariance,
 )
 from rismusic.errors import InputError
-from rismusic.estimation.classical import searched_grid
-from rismusic.estimation.grid import highest_peaks, to_cosines
+from rismusic.estimation.grid import highest_peaks, searched_grid, to_cosines
 from rismusic.estimation.maximum_likelihood import Fit
 from rismusic.estimation.noise import guess_noise, noise_of
 from rismusic.estimation.spectra import music
 from rismusic.hybrid import fit_n_sources
 from rismusic.io import Recording
 from rismusic.metrics import match
-from rismusic.nn.inference import NetworkOutput, trained
+from rismusic.nn.inference import LoadedNetwork, NetworkOutput
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import HybridSpec, LocateSpec
@@ -62,7 +61,7 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
 
 def seen_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
     return NetworkOutput.compute(
-        trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights, **hybrid)
+        LoadedNetwork.load(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights, **hybrid)
     )
 
 
@@ -87,7 +86,7 @@ def test_music_does_not_see_the_identity(generator):
     factor = torch.randn(5, 64, 6, dtype=torch.complex128, generator=generator)
     sound = Covariance(factor, torch.zeros(5).double())
     shrunk = Conditioning(torch.full((5,), 0.3).double(), torch.full((5,), 0.5).double())
-    spectra = [music(one, 2).vectors for one in (sound, finish(sound, shrunk))]
+    spectra = [music(one, 2).vectors for one in (sound, load_and_shrink(sound, shrunk))]
     projectors = [V @ V.mH for V in spectra]
     torch.testing.assert_close(*projectors)
     # The test would see another target.
@@ -122,18 +121,20 @@ def test_newton_takes_the_steps_that_were_asked_for(made, weights, monkeypatch):
     asked = []
     whole = module.rap_music_sources
     monkeypatch.setattr(
-        module, "rap_music_sources", lambda *given, climb: asked.append(climb) or whole(*given, climb=climb)
+        module,
+        "rap_music_sources",
+        lambda *given, options: asked.append(options) or whole(*given, options=options),
     )
     few = {"newton_steps": 2, "network_sources": False, "relax_sweeps": 0, "max_evaluations": 1}
     fitted(made, weights, **few)
     # Peaks that stay are climbed to the top.
     fitted(made, weights, polish=False, **few)
-    assert [climb.steps for climb in asked] == [2, 40]
+    assert [options.steps for options in asked] == [2, 40]
 
 
 def test_heads_stand_at_the_highest_peaks(made, weights):
     """What the threshold takes for granted, of its list."""
-    network = trained(weights, torch.device("cpu")).network
+    network = LoadedNetwork.load(weights, torch.device("cpu")).network
     prediction = network(made)
     peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, 3)
     heads = to_cosines(prediction.azimuth, prediction.elevation, 1 / prediction.inverse_range)

@@ -10,15 +10,14 @@ from hybrid_case import SETTINGS, SYSTEM
 
 from rismusic import hybrid as module
 from rismusic.covariance import Covariance
-from rismusic.estimation.classical import searched_grid
-from rismusic.estimation.grid import to_cosines
-from rismusic.estimation.maximum_likelihood import finish, unpack
+from rismusic.estimation.grid import searched_grid, to_cosines
+from rismusic.estimation.maximum_likelihood import complete_fit, unpack
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import noise_of
 from rismusic.hybrid import beside, fit_most_probable, fit_n_sources, same_positions
 from rismusic.io import Recording
 from rismusic.metrics import match, score
-from rismusic.nn.inference import NetworkOutput, SpatialPrior, trained
+from rismusic.nn.inference import LoadedNetwork, NetworkOutput, SpatialPrior
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -40,7 +39,7 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
 @pytest.fixture(scope="module")
 def seen(made, weights) -> NetworkOutput:
     return NetworkOutput.compute(
-        trained(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights)
+        LoadedNetwork.load(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights)
     )
 
 
@@ -130,7 +129,7 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, m
         ]
         start, there = unpack(aside.each(lambda value: value[scenes]), part.recording)
         there = there & (torch.arange(2) < count[:, None])
-        return finish(part.recording, start, there, torch.ones_like(count, dtype=torch.bool))
+        return complete_fit(part.recording, start, there, torch.ones_like(count, dtype=torch.bool))
 
     monkeypatch.setattr(module, "_fit_near_network", near)
     share = seen.spatial_prior.near.clone()
@@ -168,14 +167,14 @@ def test_the_evidence_is_that_of_the_fit_that_is_returned(seen, made, weights, m
     def elsewhere(seen, fit, grid, spec):
         aside = replace(fit.sources, power=None, symbols=None)
         positions, active = unpack(aside.each(lambda value: 0.99 * value), seen.recording)
-        return finish(seen.recording, positions, active, whole(seen, fit, grid, spec).converged)
+        return complete_fit(seen.recording, positions, active, whole(seen, fit, grid, spec).converged)
 
     monkeypatch.setattr(module, "_birth_death", elsewhere)
     spec = spec_of(weights, model_order="likelihood", birth_death_min_sources=1)
     grid = searched_grid(made, spec)
     chosen = fit_most_probable(seen, grid, spec)
     evidence = log_evidence(seen.recording, chosen.fit, grid.volume)
-    torch.testing.assert_close(chosen.log_evidence.amax(1), evidence, rtol=0, atol=1e-4)
+    torch.testing.assert_close(chosen.log_posterior.amax(1), evidence, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["likelihood", "both"])
@@ -185,9 +184,9 @@ def test_few_scenes_fitted_with_all_numbers_at_once_as_many_with_one_after_the_o
     spec = spec_of(weights, model_order=order)
     grid = searched_grid(made, spec)
     many = fit_most_probable(seen, grid, spec)
-    assert len(made) > module._TOGETHER >= 3
+    assert len(made) > module._JOINT_SCENES >= 3
     few = fit_most_probable(seen[2:5], grid, spec)
-    torch.testing.assert_close(few.log_evidence, many.log_evidence[2:5], rtol=0, atol=2e-3)
+    torch.testing.assert_close(few.log_posterior, many.log_posterior[2:5], rtol=0, atol=2e-3)
     one, other = few.fit.sources.position, many.fit.sources.position[2:5, : few.fit.sources.azimuth.shape[1]]
     torch.testing.assert_close(one, other, rtol=0, atol=1e-3, equal_nan=True)
 
@@ -267,7 +266,7 @@ def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, m
 
 
 def test_the_own_list_has_the_surest_first(made, weights):
-    network = trained(weights, torch.device("cpu"))
+    network = LoadedNetwork.load(weights, torch.device("cpu"))
     prediction = network.network(made)
     seen = NetworkOutput.compute(network, made, noise_of(made), spec_of(weights))
     best = prediction.existence_logits.argmax(-1, keepdim=True)
@@ -281,7 +280,7 @@ def test_the_own_list_has_the_surest_first(made, weights):
 
 
 def test_an_untrained_network_is_another_one(weights):
-    known, raw = (trained(weights, torch.device("cpu"), untrained=one) for one in (False, True))
+    known, raw = (LoadedNetwork.load(weights, torch.device("cpu"), untrained=one) for one in (False, True))
     assert known.network.spec == raw.network.spec
     pairs = zip(known.network.parameters(), raw.network.parameters(), strict=True)
     assert any(not torch.equal(one, other) for one, other in pairs)
@@ -295,10 +294,10 @@ def test_a_file_that_changes_is_read_again(tmp_path, weights):
     path = tmp_path / "weights.safetensors"
     copy(weights, path)
     device = torch.device("cpu")
-    first = trained(str(path), device)
-    assert trained(str(path), device) is first
+    first = LoadedNetwork.load(str(path), device)
+    assert LoadedNetwork.load(str(path), device) is first
     save_weights(path, SYSTEM.replace(snr_db=(0.0, 7.0)))
-    assert trained(str(path), device).card.system.snr_db == (0.0, 7.0)
+    assert LoadedNetwork.load(str(path), device).card.system.snr_db == (0.0, 7.0)
 
 
 def test_same_places(made, weights):

@@ -252,6 +252,9 @@ def test_matlab_73_file_is_as_matlab_wants_it(tmp_path: Path) -> None:
         assert classes == {
             "format": b"char",
             "wavelength": b"double",
+            "wave": b"char",
+            "pattern_exponent": b"double",
+            "symbols": b"char",
             **dict.fromkeys(("snapshots", "channel", "codes", "truth_symbols"), b"single"),
             **{f"truth_{name}": b"double" for name in ("azimuth", "elevation", "range", "power")},
             **dict.fromkeys(("elements", "noise_variance"), b"double"),

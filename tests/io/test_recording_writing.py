@@ -156,7 +156,7 @@ def test_blocks_must_agree(tmp_path: Path) -> None:
             "noise_variance",
             "this block has noise_variance, the first has not",
         ),
-        (own, replace(own, wavelength=0.2), "wavelength", "0.3 m as in the first block"),
+        (own, replace(own, wavelength=0.2), "wavelength", "0.3 as in the first block"),
         (own, simulated(sources=3), "truth/azimuth", "float64 [S, 2]"),
         (own, simulated(codebook={"snapshots": 8}), "snapshots", "complex64 [S, 16, 16]"),
     ):

@@ -9,7 +9,7 @@ import torch
 from loss_scenes import TRUTH, check_gradient, covariance, panel, random_complex, random_prediction, targets
 
 from rismusic.array import steering
-from rismusic.covariance import Conditioning, Covariance, finish, true_covariance
+from rismusic.covariance import Conditioning, Covariance, load_and_shrink, true_covariance
 from rismusic.nn.losses import (
     covariance_error,
     cross_coherence,
@@ -206,7 +206,7 @@ def test_invariances(generator, name):
 def test_zero_at_the_truth_and_growing_away_from_it(generator, name):
     """Mistake 18: no floor. Mistakes 2, 3: sources moved by degrees are seen."""
     to, losses = structure_losses(generator)
-    bare = finish(to.true, Conditioning(torch.zeros(3).double(), torch.zeros(3).double()))
+    bare = load_and_shrink(to.true, Conditioning(torch.zeros(3).double(), torch.zeros(3).double()))
     # Only the subspace loss minds the loading, which lies outside any subspace.
     at_truth = losses[name](bare if name == "subspace" else to.conditioned)
     assert at_truth.abs().max() < 1e-14
@@ -215,7 +215,7 @@ def test_zero_at_the_truth_and_growing_away_from_it(generator, name):
         # The truth, with some of it moved onto a source that is not there.
         stray = steering(panel(), *(torch.full((3, 1), v).double() for v in (-0.9, 0.3, 4.0)))
         both = torch.cat((bare.factor * (1 - share) ** 0.5, stray * share**0.5), dim=-1)
-        values.append(losses[name](finish(of(both, 0.0), to.conditioning)))
+        values.append(losses[name](load_and_shrink(of(both, 0.0), to.conditioning)))
     assert rising(values[1:]) if name == "eigengap" else rising(values)
 
 
@@ -229,7 +229,7 @@ def test_structure_sees_sources_that_moved(generator):
             turned = torch.deg2rad(torch.tensor(moved_deg).double())
             azimuth, elevation, distance = degrees.filled()
             A = steering(panel(), azimuth + turned, elevation, distance) * degrees.active[:, None, :]
-            values.append(losses[name](finish(true_covariance(A, degrees.power), to.conditioning)))
+            values.append(losses[name](load_and_shrink(true_covariance(A, degrees.power), to.conditioning)))
         assert rising(values), name
         assert (values[-1] > 0.005).all(), name
 

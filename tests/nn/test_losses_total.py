@@ -20,7 +20,7 @@ from loss_scenes import (
     with_gradient,
 )
 
-from rismusic.covariance import Conditioning, Covariance, finish, recording_covariance
+from rismusic.covariance import Conditioning, Covariance, load_and_shrink, recording_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid
 from rismusic.nn.losses import Targets, check_start, covariance_error, total_loss
@@ -210,7 +210,7 @@ def simulated():
 def test_targets_hold_the_sample_of_inference_and_the_truth(simulated):
     """Mistake 7: R_samp comes from the snapshots; another truth leaves it as it was."""
     recording, to = simulated
-    finished = finish(to.sample, to.conditioning)
+    finished = load_and_shrink(to.sample, to.conditioning)
     inference = recording_covariance(recording)
     torch.testing.assert_close(finished.dense(), inference.dense(), rtol=1e-5, atol=1e-7)
     truth = recording.truth

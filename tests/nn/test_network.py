@@ -24,7 +24,7 @@ SYSTEMS = {
     "one link": SYSTEM.replace(one_link=True),
     "direct": SYSTEM.replace(channel={"kind": "direct"}),
 }
-VOLUME = Volume.from_scene(SYSTEM.scene)
+VOLUME = Volume.from_spec(SYSTEM.scene)
 
 
 def recorded(kind="own link", scenes=3, **settings):

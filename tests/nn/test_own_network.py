@@ -40,7 +40,7 @@ def test_an_own_network_is_trained_and_used(network, tmp_path, untyped):
     _, metadata = read_tensors(weights)
     assert json.loads(metadata["network"])["kind"] == "heat_map"
     recording = rismusic.simulate(SYSTEM, scenes=2, sources=1, snr_db=20.0)
-    estimate = rismusic.locate(recording, sources=1, method="hybrid", weights=str(weights))
+    estimate = rismusic.locate(recording, n_sources=1, method="hybrid", weights=str(weights))
     assert not any("not by the network" in one for some in estimate.warnings for one in some)
     error = (estimate.sources.azimuth - recording.truth.azimuth[:, :1]).abs()
     assert float(error.max()) < 0.1
@@ -68,7 +68,7 @@ def test_refusals(network, monkeypatch):
         network.replace(kind="heatmap")
     monkeypatch.setitem(NETWORKS._registered, "heat_map", torch.nn.Linear)
     grid = rismusic.SearchGrid.cover(
-        rismusic.Panel.from_spec(SYSTEM.panel), rismusic.estimation.grid.Volume.from_scene(SYSTEM.scene)
+        rismusic.Panel.from_spec(SYSTEM.panel), rismusic.estimation.grid.Volume.from_spec(SYSTEM.scene)
     )
     with pytest.raises(InputError, match=r"must be a subclass of rismusic\.GridNetwork"):
         build_network(network, grid)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rismusic.errors import InputError
-from rismusic.nn.schedules import beta_at, learning_rate_factor, weights_at
+from rismusic.nn.data import beta_at, learning_rate_factor, weights_at
 from rismusic.nn.spec import LossSpec, ScheduleSpec
 
 SPEC = ScheduleSpec(epochs=40)

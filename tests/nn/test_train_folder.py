@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("quick_validation")
 @pytest.fixture(scope="module")
 def network():
     panel = Panel.from_spec(SPEC.system.panel)
-    grid = SearchGrid.cover(panel, rismusic.estimation.grid.Volume.from_scene(SPEC.system.scene), 1.3)
+    grid = SearchGrid.cover(panel, rismusic.estimation.grid.Volume.from_spec(SPEC.system.scene), 1.3)
     return Network(NETWORK, grid, torch.Generator().manual_seed(0))
 
 

@@ -10,8 +10,7 @@ import torch
 from train_case import SPEC, log_of, trainer
 
 from rismusic.covariance import Covariance
-from rismusic.estimation.classical import rap_music_sources
-from rismusic.estimation.spectra import music
+from rismusic.estimation.spectra import music, rap_music_sources
 from rismusic.nn import monitors as probes
 from rismusic.nn import validation
 from rismusic.nn.checkpoint import State

@@ -11,12 +11,11 @@ from train_case import NETWORK, SPEC, SYSTEM, finished, log_of, resumed, trainer
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import whitened
 from rismusic.estimation.noise import guess_noise
-from rismusic.nn.data import TrainingScenes, with_estimated_noise
+from rismusic.nn import losses as total
+from rismusic.nn.data import TrainingScenes, beta_at, learning_rate_factor, weights_at, with_estimated_noise
 from rismusic.nn.learner import Learner, is_head, precision_on
-from rismusic.nn.losses import total
 from rismusic.nn.monitors import MIN_DECREASE, overfit_one_batch
 from rismusic.nn.network import Network
-from rismusic.nn.schedules import beta_at, learning_rate_factor, weights_at
 from rismusic.nn.spec import NetworkSpec, TrainSpec
 from rismusic.simulation.simulator import Simulator
 from rismusic.spec import SystemSpec

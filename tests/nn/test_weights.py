@@ -30,7 +30,7 @@ CARD = WeightsCard(
 
 @pytest.fixture
 def network() -> Network:
-    grid = SearchGrid.cover(Panel.from_spec(SYSTEM.panel), Volume.from_scene(SYSTEM.scene), 1.5)
+    grid = SearchGrid.cover(Panel.from_spec(SYSTEM.panel), Volume.from_spec(SYSTEM.scene), 1.5)
     return Network(SPEC.network, grid, torch.Generator().manual_seed(0))
 
 

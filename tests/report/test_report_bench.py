@@ -23,7 +23,7 @@ def made_up(method: str, sources: int, snr_db: float, number: int) -> BenchRow:
         sources=sources,
         snr_db=snr_db,
         method=method,
-        peeked=method.startswith("oracle"),
+        uses_truth=method.startswith("oracle"),
         scenes=50,
         misses=share,
         search_failures=share,

@@ -114,7 +114,7 @@ def test_error_bars_are_named_after_the_bound_that_they_are(page, recording, tmp
         ({"polish": False, "method": "music"}, "peaks of a spectrum, whose errors are larger"),
     ):
         path = tmp_path / f"{next(iter(settings))}.html"
-        write_report(path, recording[:1], locate(recording[:1], sources=1, **settings))
+        write_report(path, recording[:1], locate(recording[:1], n_sources=1, **settings))
         assert sentence in html_page.parse(path.read_text("utf-8")).text
 
 
@@ -138,7 +138,7 @@ def test_hits_misses_and_false_alarms(recording, located, tmp_path):
 def test_without_truth_and_without_sources(recording, tmp_path):
     silent = replace(recording[:1], truth=None, noise_variance=torch.ones(1, dtype=torch.float64))
     path = tmp_path / "report.html"
-    write_report(path, silent, locate(silent, sources=0, method="omp"))
+    write_report(path, silent, locate(silent, n_sources=0, method="omp"))
     page = html_page.parse(path.read_text("utf-8"))
     assert page.unclosed == []
     assert "No sources located in 1 scene" in page.text
@@ -223,7 +223,7 @@ def test_the_command_is_the_twin_of_the_call(recording, tmp_path, capsys):
     assert "small.h5" in page.text
     assert "Fraunhofer distance" in page.text
     expected = tmp_path / "expected.html"
-    located = locate(read(file), method="music", sources=2, polish=False)
+    located = locate(read(file), method="music", n_sources=2, polish=False)
     write_report(expected, read(file), located, details=1, name="small.h5")
     texts = [each.read_text("utf-8") for each in (path, expected)]
     scenes = [

@@ -13,8 +13,17 @@ from rismusic.array import Panel, steering
 from rismusic.covariance import Covariance
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.spectra import music
-from rismusic.report.scene import WIDTH, View, picture_from_above, picture_in_space
-from rismusic.report.spectra import _PIXELS, _axes, _resampled, colour_bar, slices
+from rismusic.report.pictures import (
+    _PIXELS,
+    WIDTH,
+    View,
+    _axes,
+    _resampled,
+    colour_bar,
+    picture_from_above,
+    picture_in_space,
+    slices,
+)
 from rismusic.scene_view import Scene, nice_step
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources

@@ -11,7 +11,7 @@ from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording, read
 from rismusic.metrics import score
-from rismusic.report.sources import (
+from rismusic.report.locate import (
     POWERS_FITTED,
     POWERS_KNOWN,
     SYMBOLS_KNOWN,
@@ -28,7 +28,7 @@ def recording() -> Recording:
 
 @pytest.fixture(scope="module")
 def located(recording) -> Estimate:
-    return locate(recording, sources=2, method="omp")
+    return locate(recording, n_sources=2, method="omp")
 
 
 def test_the_bound_is_the_best_that_the_truth_allows(recording, located):
@@ -47,7 +47,7 @@ def test_fitted_powers_come_near_the_true_bound(samples):
     """Bounds made by other code with the transmitted symbols; the medians differ by the symbols' luck."""
     recording = read(samples / "direct_10dB.h5")
     true = np.load(samples / "direct_10dB.bound.npz")["crb"]
-    comparison = compare(recording, locate(recording, sources=0))
+    comparison = compare(recording, locate(recording, n_sources=0))
     assert comparison.kind == POWERS_FITTED
     ratio = comparison.bound.std.numpy() / true
     assert np.nanmedian(ratio) == pytest.approx(1, abs=0.02)
@@ -77,7 +77,7 @@ def test_an_infinite_error_bar_holds_nothing(recording, located):
 def test_blocks_score_like_the_whole(recording, located):
     parts = []
     for part in (recording[:2], recording[2:]):
-        parts.append(compare(part, locate(part, sources=2, method="omp")))
+        parts.append(compare(part, locate(part, n_sources=2, method="omp")))
     whole = compare(recording, located)
     expected = score(whole.match, whole.bound)
     assert asdict(score(*joined(parts))) == pytest.approx(asdict(expected), rel=1e-3)

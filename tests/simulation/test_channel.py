@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rismusic.array import Panel
-from rismusic.simulation.channel import draw_channel, line_of_sight
+from rismusic.simulation.link import draw_channel, line_of_sight
 from rismusic.simulation.random_numbers import Draws, Stream
 from rismusic.spec import ChannelSpec
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rismusic.errors import InputError
-from rismusic.simulation.codebook import (
+from rismusic.simulation.link import (
     dft_codes,
     draw_codes,
     hadamard_codes,

@@ -17,7 +17,7 @@ from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.validation import Validation
 from rismusic.tuning import objective as objective_module
 from rismusic.tuning.objective import SURROGATE, Evaluation, Objective
-from rismusic.tuning.space import Parameter, Space
+from rismusic.tuning.spec import Parameter, Space
 from rismusic.tuning.storage import quiet
 from rismusic.tuning.study import pruner
 from rismusic.tuning.worker import EXPECTED, REASON

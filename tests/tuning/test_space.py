@@ -7,7 +7,7 @@ import pytest
 from rismusic.errors import InputError
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import LocateSpec
-from rismusic.tuning.space import Parameter, Space, apply, load_space
+from rismusic.tuning.spec import Parameter, Space, apply, load_space
 
 HYBRID = LocateSpec(method="hybrid")
 

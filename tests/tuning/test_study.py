@@ -12,7 +12,7 @@ from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.nn.run_folder import load_train_spec
 from rismusic.nn.train import train
-from rismusic.spec import load_locate_spec
+from rismusic.spec import LocateSpec, read_spec
 from rismusic.tuning.objective import evaluate, scenes_for
 from rismusic.tuning.study import pruner, sampler, tune
 
@@ -38,7 +38,7 @@ def test_best_toml_reproduces_the_score(searched, tmp_path):
     training = load_train_spec(tuned.folder / "best.toml")
     assert training == tuned.training
     trained = train(training, out=tmp_path / "again", device="cpu")
-    locate = load_locate_spec(tuned.folder / "locate.toml")
+    locate = read_spec(LocateSpec, tuned.folder / "locate.toml")
     weights = str(trained.folder / "best.safetensors")
     assert locate.weights != weights
     scenes = scenes_for("objective", training.system, spec.seed, spec.objective_scenes, "cpu")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rismusic.benchmark.methods import parse_method
+from rismusic.benchmark.spec import parse_method
 from rismusic.benchmark.summary import BenchRow, Group
 from rismusic.plots import COLOURS, MARKERS, new_axes, new_figure, print_style, save
 
@@ -39,7 +39,7 @@ def plot_misses(group: Group, *, ax: Axes | None = None) -> Axes:
     ax = _curves(group, lambda row: 100 * row.misses.value, ax)
     for places, rows, style in zip(_places(group), group.rows.values(), _styles(group.rows), strict=True):
         low, high = ([100 * getattr(row.misses, end) for row in rows] for end in ("low", "high"))
-        if not rows[0].peeked:
+        if not rows[0].uses_truth:
             ax.vlines(places, low, high, color=style["color"], lw=0.8, alpha=0.5)
     ax.set_yscale("symlog", linthresh=_LINEAR)
     ax.set(ylabel="sources missed / %", ylim=(-0.1 * _LINEAR, 100))
@@ -175,21 +175,21 @@ def _places(group: Group) -> list[list[float]]:
 def _styles(names: Iterable[str]) -> list[dict[str, Any]]:
     """A colour and marker for each method, a line style for each variant; grey for oracles."""
     methods = [parse_method(name) for name in names]
-    bases = list(dict.fromkeys(method.base for method in methods if not method.peeked))
-    peeks = list(dict.fromkeys(method.base for method in methods if method.peeked))
+    bases = list(dict.fromkeys(method.base for method in methods if not method.uses_truth))
+    oracles = list(dict.fromkeys(method.base for method in methods if method.uses_truth))
     styles = []
     for method in methods:
-        place = (peeks if method.peeked else bases).index(method.base)
+        place = (oracles if method.uses_truth else bases).index(method.base)
         dash = "-" if method.polish else ":"
         styles.append(
             {
                 "color": ("0.15", "0.45", "0.65")[place]
-                if method.peeked
+                if method.uses_truth
                 else _COLOURS[place % len(_COLOURS)],
                 "marker": MARKERS[place % len(MARKERS)],
                 "ls": "--" if method.criterion == "conditional" else dash,
                 "mfc": "white"
-                if method.peeked or method.criterion == "conditional" or not method.polish
+                if method.uses_truth or method.criterion == "conditional" or not method.polish
                 else None,
             }
         )

@@ -12,18 +12,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rismusic.benchmark.methods import parse_method
 from rismusic.benchmark.pool import run_all, usable_cores
-from rismusic.benchmark.spec import SCENES, BenchSpec, Unit, all_units
-from rismusic.benchmark.store import Arrays, Store, check_same, load_settings
-from rismusic.benchmark.summary import BenchRow, TimingRow, cell_rows, write_table
+from rismusic.benchmark.spec import SCENES, BenchSpec, Unit, all_units, parse_method
+from rismusic.benchmark.summary import (
+    Arrays,
+    BenchRow,
+    Store,
+    TimingRow,
+    cell_rows,
+    check_same,
+    load_settings,
+    write_table,
+)
 from rismusic.covariance import true_covariance
 from rismusic.crb import recording_crb
 from rismusic.devices import device_of
 from rismusic.errors import InputError
-from rismusic.estimation.estimate import volume_of
-from rismusic.estimation.grid import SearchGrid
-from rismusic.estimation.maximum_likelihood import Fit, finish, nfmle, unpack
+from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.estimation.maximum_likelihood import Fit, complete_fit, nfmle, unpack
 from rismusic.estimation.spectra import music, rap_music
 from rismusic.hybrid import locate
 from rismusic.io import Recording
@@ -218,12 +224,15 @@ def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> 
     # The time of a process leaves out what a GPU does for it.
     clock = time.process_time if device is None or device.type == "cpu" else time.perf_counter
     begin = clock()
-    if parse_method(unit.method).peeked:
+    if parse_method(unit.method).uses_truth:
         assert recording.truth is not None
         found, fit = _oracle(blind, recording.truth, spec, unit)
     else:
         count = "auto" if spec.count == "auto" else unit.cell.sources
-        found, fit = locate(blind, sources=count, spec=spec.search(unit.method), device=device).sources, None
+        found, fit = (
+            locate(blind, n_sources=count, spec=spec.search(unit.method), device=device).sources,
+            None,
+        )
     seconds = clock() - begin
     fit = fit or _at(blind, found)
     values = {**_positions(found), "cost": fit.cost, "likelihood": fit.neg_log_likelihood}
@@ -249,7 +258,7 @@ def _truth(recording: Recording) -> Arrays:
 def _oracle(blind: Recording, truth: Sources, spec: BenchSpec, unit: Unit) -> tuple[Sources, Fit]:
     """Oracles: MUSIC on the true covariance, or maximum likelihood started at the truth."""
     method = parse_method(unit.method)
-    volume = volume_of(spec.locate)
+    volume = Volume.from_spec(spec.locate)
     start = Sources(**_positions(truth))
     if method.base == "music":
         assert truth.power is not None
@@ -266,7 +275,7 @@ def _oracle(blind: Recording, truth: Sources, spec: BenchSpec, unit: Unit) -> tu
 def _at(recording: Recording, found: Sources) -> Fit:
     """Cost and log-likelihood at given positions."""
     positions, active = unpack(found, recording)
-    return finish(recording, positions, active, torch.ones_like(active[:, 0]))
+    return complete_fit(recording, positions, active, torch.ones_like(active[:, 0]))
 
 
 def _positions(sources: Sources) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-r"""The tables of a benchmark: one row for each method and cell, with confidence intervals.
+r"""The results of a benchmark on disk, and their tables: one row for each method and cell, with intervals.
 
 Each share has a 95 % interval from :func:`share_interval`. A share is :math:`p = \sum_i x_i / \sum_i n_i`
 over the scenes i, where x_i of n_i sources were missed. Scenes are independent; sources of one scene are not.
@@ -23,6 +23,9 @@ import csv
 import io
 import json
 import math
+import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,16 +33,148 @@ from statistics import NormalDist
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
+import tomlkit
 import torch
 from jaxtyping import Float
+from tomlkit.exceptions import TOMLKitError
 
-from rismusic.benchmark.methods import STARTS, Method, parse_method
-from rismusic.benchmark.spec import AXES, NONE, SCENES, BenchSpec, Cell, Unit, blocks
-from rismusic.benchmark.store import Arrays, Store
+from rismusic.benchmark.spec import (
+    AXES,
+    NONE,
+    SCENES,
+    STARTS,
+    BenchSpec,
+    Cell,
+    Method,
+    Unit,
+    blocks,
+    parse_method,
+)
 from rismusic.crb import Bound
+from rismusic.errors import InputError
 from rismusic.files import TABLE_ENDINGS, check_output, replace_file
 from rismusic.metrics import match, score
 from rismusic.sources import Sources
+from rismusic.spec import flat_settings
+from rismusic.version import __version__
+
+SETTINGS = "settings.toml"
+_ANSWER = ("azimuth", "elevation", "range", "cost", "likelihood", "seconds")
+_TRUTH = ("azimuth", "elevation", "range", "covariance", "noise_variance", "samples")
+
+Arrays = dict[str, np.ndarray]
+
+
+class Store:
+    """Results of a benchmark on disk. Files are written atomically.
+
+    Args:
+        folder: ``settings.toml``, and ``parts/CELL/METHOD/SCENE.npz``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, spec: BenchSpec, *, resume: bool) -> None:
+        """Create the folder, or continue in it.
+
+        Raises:
+            InputError: the folder holds a benchmark and ``resume`` is off, it holds one with other settings,
+                or it cannot be written.
+        """
+        if (self.folder / SETTINGS).exists():
+            if not resume:
+                raise InputError(
+                    str(self.folder),
+                    "already holds a benchmark; choose another, or continue with resume=True (--resume)",
+                )
+            check_same(spec, self.folder)
+            return
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise InputError(str(self.folder), "not an empty folder; choose a new one for the benchmark")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                str(self.folder), f"the folder cannot be created: {error.strerror or error}"
+            ) from error
+        with replace_file(self.folder / SETTINGS, overwrite=True) as temporary:
+            temporary.write_text(_dump(spec), encoding="utf-8")
+
+    def path(self, unit: Unit) -> Path:
+        """Path of the results of a unit."""
+        return (
+            self.folder / "parts" / unit.cell.name / unit.method.replace(":", "-") / f"{unit.start:07d}.npz"
+        )
+
+    def read(self, unit: Unit) -> Arrays | None:
+        """The results of a unit; none if they are missing or the file is damaged."""
+        names = _TRUTH if unit.method == SCENES else _ANSWER
+        try:
+            with self.path(unit).open("rb") as file, np.load(file, allow_pickle=False) as held:
+                arrays = {name: held[name] for name in names}
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None  # a truncated file: the unit is run again
+        return arrays if len(arrays["azimuth"]) == unit.stop - unit.start else None
+
+    def write(self, unit: Unit, arrays: Arrays) -> None:
+        """Store the results of a unit.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        path = self.path(unit)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path, overwrite=True) as temporary:
+            np.savez(temporary, allow_pickle=False, **arrays)
+
+    def copy(self, unit: Unit, source: Store) -> None:
+        """Copy the results of a unit from another folder."""
+        path = self.path(unit)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path, overwrite=True) as temporary:
+            shutil.copyfile(source.path(unit), temporary)
+
+    def clear(self) -> None:
+        """Remove partial files of killed runs."""
+        for path in (self.folder / "parts").glob("*/*/.*.part.npz"):
+            path.unlink(missing_ok=True)
+
+
+def load_settings(folder: Path) -> BenchSpec:
+    """The settings of the benchmark in a folder.
+
+    Raises:
+        InputError: there are none, or another version of rismusic wrote them.
+    """
+    path = folder / SETTINGS
+    try:
+        values = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+    except (OSError, UnicodeDecodeError, TOMLKitError) as error:
+        raise InputError(str(path), f"cannot be read as the settings of a benchmark: {error}") from None
+    version = values.pop("version", None)
+    if version != __version__:
+        raise InputError(
+            str(path), f"results of rismusic {version} cannot be continued with version {__version__}"
+        )
+    return BenchSpec(**values)
+
+
+def check_same(spec: BenchSpec, folder: Path) -> None:
+    """Check that settings equal those of the benchmark in a folder.
+
+    Raises:
+        InputError: a setting differs; the error names the first one.
+    """
+    given, kept = (flat_settings(one.model_dump(mode="json")) for one in (spec, load_settings(folder)))
+    for name, value in kept.items():
+        if given[name] != value:
+            raise InputError(name, f"must be {value!r} as in {folder / SETTINGS}; got {given[name]!r}")
+
+
+def _dump(spec: BenchSpec) -> str:
+    values = spec.model_dump(mode="json", exclude_none=True)
+    return tomlkit.dumps({"version": __version__, **values})
 
 
 class Share(NamedTuple):
@@ -57,7 +192,7 @@ class BenchRow:
     ``misses`` is the sum of three shares of the true sources. ``search_failures``: the maximum-likelihood fit
     started at the truth has a higher likelihood than the estimate, so a better search would hit the sources.
     ``ambiguities``: it has not, so only another likelihood would. ``wrong_counts``: the estimated number of
-    sources is wrong. Rows of oracles, which use the truth, are ``peeked``.
+    sources is wrong. ``uses_truth`` marks the rows of oracles.
     """
 
     sweep: str
@@ -65,7 +200,7 @@ class BenchRow:
     sources: int
     snr_db: float
     method: str
-    peeked: bool
+    uses_truth: bool
     scenes: int
     misses: Share
     search_failures: Share
@@ -183,7 +318,7 @@ def cell_rows(spec: BenchSpec, cell: Cell, store: Store) -> tuple[list[BenchRow]
     def answer(name: str) -> Arrays:
         if name not in kept:
             method = parse_method(name) if name != SCENES else None
-            if method is not None and (method.peeked, method.base) == (True, "best"):
+            if method is not None and (method.uses_truth, method.base) == (True, "best"):
                 kept[name] = _likeliest(
                     [answer(method.beside(start)) for start in STARTS], method, answer(SCENES)
                 )
@@ -197,7 +332,7 @@ def cell_rows(spec: BenchSpec, cell: Cell, store: Store) -> tuple[list[BenchRow]
         result = answer(name)
         row = _row(cell, method, result, answer(method.beside("oracle:truth")), answer(SCENES))
         rows.append(row)
-        if "seconds" in result and not method.peeked:
+        if "seconds" in result and not method.uses_truth:
             seconds = float(result["seconds"])
             rate = row.scenes / seconds
             timings.append(
@@ -255,7 +390,7 @@ def _sources(arrays: Arrays) -> Sources:
     return Sources(azimuth=azimuth, elevation=elevation, range=distance)
 
 
-def _row(cell: Cell, method: Method, answer: Arrays, peeked: Arrays, scenes: Arrays) -> BenchRow:
+def _row(cell: Cell, method: Method, answer: Arrays, from_truth: Arrays, scenes: Arrays) -> BenchRow:
     truth, found = _sources(scenes), _sources(answer)
     matched = match(truth, found)
     result = asdict(score(matched, Bound(torch.from_numpy(scenes["covariance"]), truth.range)))
@@ -264,7 +399,7 @@ def _row(cell: Cell, method: Method, answer: Arrays, peeked: Arrays, scenes: Arr
     missed = true - hits
     counted = true == seen
     search = counted & (
-        neg_log_likelihood(method, peeked, scenes) < neg_log_likelihood(method, answer, scenes) - TIE_NATS
+        neg_log_likelihood(method, from_truth, scenes) < neg_log_likelihood(method, answer, scenes) - TIE_NATS
     )
     parts = {
         "misses": (missed, true),
@@ -282,7 +417,7 @@ def _row(cell: Cell, method: Method, answer: Arrays, peeked: Arrays, scenes: Arr
         low, high = (float(limit) for limit in share_interval(part, whole))
         value = result.pop(name, None)
         shares[name] = Share(float(part.sum() / max(whole.sum(), 1)) if value is None else value, low, high)
-    return BenchRow(**_about(cell), method=method.name, peeked=method.peeked, **shares, **result)
+    return BenchRow(**_about(cell), method=method.name, uses_truth=method.uses_truth, **shares, **result)
 
 
 def _about(cell: Cell) -> dict[str, Any]:

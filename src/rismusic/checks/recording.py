@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from rismusic.array import Panel
-from rismusic.checks.blindfit import BlindFit
 from rismusic.checks.conventions import MOST_LEFT, WrongConvention
-from rismusic.checks.truthfit import TruthFit
+from rismusic.checks.fits import BlindFit, TruthFit
 from rismusic.io import Recording, RecordingFile, open_recording
 from rismusic.units import to_db
 

@@ -10,17 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rismusic.cli.bench import Bench
-from rismusic.cli.bound import Bound
-from rismusic.cli.check import Check
-from rismusic.cli.command import Command
+from rismusic.cli.bench import Bench, Bound
+from rismusic.cli.command import Command, complain, save_traceback
 from rismusic.cli.doctor import Doctor
 from rismusic.cli.locate import Locate
-from rismusic.cli.output import complain, save_traceback
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
-from rismusic.cli.simulate import Simulate
-from rismusic.cli.train import Train
-from rismusic.cli.tune import Tune
+from rismusic.cli.recordings import Check, Simulate
+from rismusic.cli.train import Train, Tune
 from rismusic.errors import InputError
 from rismusic.version import __version__
 

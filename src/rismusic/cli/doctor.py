@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from rismusic.cli.command import Command, Option
-from rismusic.cli.output import check_extras, note, progress_bar
+from rismusic.cli.command import Command, Option, check_extras, note, progress_bar
 from rismusic.cli.train import preset_settings
 from rismusic.errors import InputError
 from rismusic.files import check_output, replace_file

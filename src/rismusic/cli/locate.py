@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option
-from rismusic.cli.output import check_extras, note, progress_bar
+from rismusic.cli.command import Command, Option, check_extras, note, progress_bar
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.registry import SPECTRA
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from rismusic.io import Recording
     from rismusic.metrics import Truth
     from rismusic.report import LocateReport
-
-# Scenes located between two steps of the progress bar.
-_BLOCK = 64
 
 
 class Locate(Command):
@@ -54,7 +50,7 @@ class Locate(Command):
     report_scenes: Count = 8
     """Number of scenes that the report shows in full (fewer if it would exceed 1 MB)."""
     device: str = "cpu"
-    """Device to compute on, such as cpu or cuda."""
+    """Device, such as cpu or cuda."""
     overwrite: bool = False
     """Replace output files that exist."""
 
@@ -67,7 +63,7 @@ class Locate(Command):
             check_extras("report", "matplotlib")
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
-        from rismusic.hybrid import locate
+        from rismusic.hybrid import BLOCK_SCENES, locate
         from rismusic.io import open_recording
         from rismusic.metrics import truth_rows
 
@@ -81,13 +77,14 @@ class Locate(Command):
                 )
             task = progress.add_task("locating", total=len(file))
             first = 0
-            for recording in file.batches(_BLOCK):
+            for recording in file.batches(BLOCK_SCENES):
                 estimate = locate(recording, spec=self.settings, device=self.device)
                 parts.append(estimate)
                 if recording.truth is not None:
                     truth += truth_rows(recording.truth, estimate.sources, first_scene=first)
                 if first <= self.scene < first + len(recording):
-                    drawn = recording, estimate
+                    place = self.scene - first
+                    drawn = recording[place], estimate[place]
                 if report is not None:
                     report.add(recording, estimate)
                 first += len(recording)
@@ -144,21 +141,15 @@ class Locate(Command):
             note(f"{hits} of {len(truth)} true sources hit (within 5 deg), {false_alarms} false alarms")
 
     def _draw(self, recording: Recording, estimate: Estimate, path: Path) -> None:
-        from rismusic.estimation.estimate import volume_of
+        """Plot one scene."""
+        from rismusic.estimation.grid import Volume
         from rismusic.plots import save, scene_figure
+        from rismusic.scene_view import Scene
 
-        place = self.scene % _BLOCK
-        found = estimate.sources.each(lambda value: value[place])
-        truth = None if recording.truth is None else recording.truth.each(lambda value: value[place])
-        figure = scene_figure(
-            recording.panel,
-            found,
-            covariance=estimate.covariance[place],
-            truth=truth,
-            volume=volume_of(estimate.spec),
-            width_mm=self.figure_width,
-        )
-        save(figure, path, overwrite=self.overwrite)
+        truth = None if recording.truth is None else recording.truth[0]
+        volume = Volume.from_spec(estimate.spec)
+        scene = Scene(recording.panel, estimate.sources[0], estimate.covariance[0], truth, volume)
+        save(scene_figure(scene, width_mm=self.figure_width), path, overwrite=self.overwrite)
         note(f"plot of scene {self.scene} written to {path}")
 
 
@@ -203,10 +194,10 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
 
 
 def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
-    """Title of the table, and for each scene whether its error bars hold.
+    """Title of the table, and for each scene whether its error bars apply.
 
     The title names the methods that were used. The bound is the error of a maximum-likelihood estimate, so
-    it does not hold for peaks of a spectrum that were not polished.
+    it does not apply to peaks of a spectrum that were not polished.
     """
     used = Counter(estimate.method)
     title = ", ".join(
@@ -214,7 +205,7 @@ def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
         for name, count in used.items()
     )
     if estimate.spec.method not in used:
-        title += f" instead of {estimate.spec.method} (see warnings)"
+        title += f" instead of {estimate.spec.method} (the warnings say why)"
     peaks = {"hybrid", *SPECTRA.names()}
     with_error = [estimate.spec.polish or name not in peaks for name in estimate.method]
     return title + (": ± Cramer-Rao bound" if any(with_error) else ": peaks, not polished"), with_error

@@ -19,8 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 
 from pydantic.fields import FieldInfo
 
-from rismusic.cli.command import Command, Option
-from rismusic.cli.everyday import EVERYDAY
+from rismusic.cli.command import EVERYDAY, Command, Option
 from rismusic.errors import InputError
 from rismusic.renames import renamed_command, renamed_option, renamed_setting
 from rismusic.spec import Spec, read_toml
@@ -144,7 +143,7 @@ def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command
         return _command(kind, layers)
     except InputError as error:
         wrong = _meant(error.field, settings, typed)
-        # The file is to blame where the same setting fails without the options.
+        # The error is in the file if it occurs without the options as well.
         for file, content in files if wrong is None or wrong.path not in typed else ():
             try:
                 required = {name: options[name] for name in options if kind.model_fields.get(name)}

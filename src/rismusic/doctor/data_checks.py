@@ -29,7 +29,7 @@ from rismusic.units import to_db
 _POSITIONS = 12
 # A source closer to a grid point than this, in grid steps in each coordinate, counts as on the grid.
 _ON_GRID = 0.02
-# TrainingScenes of each split that are compared.
+# Number of scenes of each split that are compared.
 _COMPARED = 512
 # Standard deviation of a uniform distribution over half its width.
 _UNIFORM = 1 / math.sqrt(3)

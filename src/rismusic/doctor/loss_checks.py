@@ -12,7 +12,7 @@ from rismusic.covariance import IDENTITY_MAX, Conditioning, Covariance
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.report import must_be_zero, report_of
-from rismusic.estimation import classical
+from rismusic.estimation import spectra
 from rismusic.estimation.grid import to_cosines
 from rismusic.estimation.spectra import music
 from rismusic.io import Recording
@@ -125,7 +125,7 @@ def check_music_ceiling(case: Case) -> Report:
     assert truth is not None
     targets = Targets.of(recording, grid)
     spectrum = music(targets.true, targets.count.clamp_min(1))
-    found, _ = classical.rap_music_sources(spectrum, grid, targets.count)
+    found, _ = spectra.rap_music_sources(spectrum, grid, targets.count)
     hits = match(truth, found)
     exact = to_cosines(*truth.filled())
     estimated = to_cosines(*(value.gather(1, hits.partner.clamp_min(0)) for value in found.filled()))

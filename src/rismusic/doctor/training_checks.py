@@ -15,15 +15,15 @@ from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.io import Recording
 from rismusic.metrics import Score
+from rismusic.nn import data, validation
 from rismusic.nn import monitors as probes
-from rismusic.nn import schedules, validation
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.monitors import MIN_DECREASE, Report, at_least, at_most, overfit_one_batch
 from rismusic.nn.spec import TrainSpec
 from rismusic.sources import Sources
 
-# TrainingScenes in the batch of the overfit_one_batch test, and in the batches of a trial step.
+# Scenes in the batch of the overfit_one_batch test, and in the batches of a trial step.
 _LITMUS_BATCH, _TRIAL_BATCH = 32, 8
 # The gradient norm may be this many times clip_norm before steps lose their size.
 _CLIPPED = 30.0
@@ -134,7 +134,7 @@ def check_schedule(case: Case) -> Report:
                 usual,
             ),
         ]
-    betas = [schedules.beta_at(spec.schedule, epoch, spec.seed) for epoch in range(spec.schedule.epochs)]
+    betas = [data.beta_at(spec.schedule, epoch, spec.seed) for epoch in range(spec.schedule.epochs)]
     reached = max(betas) / spec.schedule.beta if spec.schedule.beta > 0 and len(betas) > 2 else 1.0
     findings += [
         at_most(
@@ -395,7 +395,7 @@ def check_validation(case: Case) -> Report:
     spec, few = learner.spec, recordings[0]
     scenes = _OneRecording(case.trainer.scenes, few)
     beta = spec.schedule.beta
-    weights = schedules.weights_at(spec.loss, spec.schedule, spec.schedule.epochs - 1, beta)
+    weights = data.weights_at(spec.loss, spec.schedule, spec.schedule.epochs - 1, beta)
     own = validation.validate(learner, scenes, averaged=False)
     # With its gradient, as in training.
     trained = learner.losses(few, beta, weights)
@@ -508,7 +508,7 @@ def check_short_run(case: Case) -> Report:
         skipped_max=total,
     )
     trainer = case.start(spec)
-    planned = [schedules.learning_rate_factor(spec.schedule, step, total) for step in range(total)]
+    planned = [data.learning_rate_factor(spec.schedule, step, total) for step in range(total)]
     highest = _highest_rates(trainer.learner)
     with recorded(trainer.learner) as record:
         trainer.train()

@@ -19,26 +19,23 @@ With an unknown number of sources, fits with 0, 1, 2, ... sources are compared b
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel
 from rismusic.covariance import recording_covariance
 from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import calibrate, whitened
-from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, volume_of, warnings_of
-from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, warnings_of
+from rismusic.estimation.grid import SearchGrid, Volume, searched_grid
 from rismusic.estimation.maximum_likelihood import (
     Criterion,
     Fit,
     better,
-    finish,
+    complete_fit,
     join,
     nfmle,
     refine,
@@ -51,19 +48,15 @@ from rismusic.estimation.relax import relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
 from rismusic.estimation.search import Dictionary, GridSearch
 from rismusic.estimation.spectra import (
-    TO_CONVERGENCE,
-    NewtonOptions,
-    Spectrum,
     SpectrumMethod,
     bartlett,
     music,
     mvdr,
-    rap_music,
+    rap_music_sources,
     soft_music,
 )
 from rismusic.io import Recording
 from rismusic.registry import SPECTRA
-from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 
 MUSIC = SpectrumMethod(music)
@@ -98,15 +91,13 @@ STRATEGIES = {
     "sbl": Strategy(sbl=True, relax=False),
     "best": Strategy(sbl=True, relax=True),
 }
-METHODS = ("music", "soft_music", "mvdr", "bartlett", *STRATEGIES)
-"""The built-in methods that need no network."""
 
 
 class ClassicalEstimator:
     """One of the methods above.
 
     Args:
-        spec: method, searched volume and so on.
+        spec: method, search volume and so on.
     """
 
     def __init__(self, spec: LocateSpec) -> None:
@@ -129,27 +120,6 @@ class ClassicalEstimator:
             fit, probability = fit_known(fitted, count, grid, spec), None
         estimate = from_fit(fitted, fit, probability, grid.volume, spec)
         return calibrated(estimate, recording, grid.volume, spec) if spec.allowed_error else estimate
-
-
-def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
-    """The search grid of the settings for the recording's panel, on the recording's device."""
-    elements = recording.elements
-    key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, recording.wavelength
-    return _grid(*key, volume_of(spec), spec.oversampling, recording.snapshots.device)
-
-
-@lru_cache(maxsize=4)
-def _grid(
-    elements: bytes,
-    dtype: torch.dtype,
-    wavelength: float,
-    volume: Volume,
-    oversampling: float,
-    device: torch.device,
-) -> SearchGrid:
-    """Cached with its steering vectors, which for a single scene take as long as the search."""
-    panel = Panel(torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3), wavelength)
-    return SearchGrid.cover(panel, volume, oversampling).to(device)
 
 
 def counts_of(recording: Recording, n_sources: NSources) -> Int64[Tensor, "S"] | None:
@@ -206,7 +176,7 @@ def fit_nothing(recording: Recording) -> Fit:
     scenes, device = len(recording), recording.snapshots.device
     positions = torch.ones(scenes, 1, 3, dtype=torch.float64, device=device)
     absent = torch.zeros(scenes, 1, dtype=torch.bool, device=device)
-    return finish(recording, positions, absent, torch.ones_like(absent[:, 0]))
+    return complete_fit(recording, positions, absent, torch.ones_like(absent[:, 0]))
 
 
 def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: LocateSpec) -> Estimate:
@@ -215,7 +185,7 @@ def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: L
     Args:
         estimate: from ``recording``, whitened.
         recording: as recorded.
-        volume: the searched volume.
+        volume: the search volume.
         spec: the settings, with a positive ``panel_error``.
     """
     sources, noise = estimate.sources, noise_of(recording).double()
@@ -254,33 +224,11 @@ def fit_from_spectrum(
     For spectra that invert R_samp, it is shrunk towards the identity.
     """
     method = spectrum_method(spec.method)
-    covariance = recording_covariance(recording, noise_of(recording), oracle=method.shrink)
+    covariance = recording_covariance(recording, noise_of(recording), full_shrinkage=method.shrink)
     start, converged = rap_music_sources(method.function(covariance, count.clamp_min(1)), grid, count)
     if spec.polish:
         return nfmle(recording, start, grid.volume, criterion=spec.criterion)
-    return finish(recording, *unpack(start, recording), converged)
-
-
-def rap_music_sources(
-    spectrum: Spectrum, grid: SearchGrid, count: Int64[Tensor, "S"], *, climb: NewtonOptions = TO_CONVERGENCE
-) -> tuple[Sources, Bool[Tensor, "S"]]:
-    """RAP-MUSIC for a number of sources that differs between scenes.
-
-    Args:
-        spectrum: of each scene.
-        grid: the search grid.
-        count: K of each scene.
-        climb: options of Newton's method.
-
-    Returns:
-        Positions [S, K_max] in float64, NaN where there is no source; whether Newton's method converged.
-    """
-    most = max(1, int(count.max()))
-    peaks = rap_music(spectrum, grid, most, climb=climb)
-    absent = torch.arange(most, device=count.device) >= count[:, None]
-    sources = Sources(azimuth=peaks.azimuth, elevation=peaks.elevation, range=peaks.range)
-    sources = sources.each(lambda value: value.double().masked_fill(absent, math.nan))
-    return sources, (peaks.converged | absent).all(-1)
+    return complete_fit(recording, *unpack(start, recording), converged)
 
 
 # --- Searches of the grid with the likelihood: OMP, RELAX, SBL ---
@@ -332,7 +280,7 @@ def _search_unknown(recording: Recording, grid: SearchGrid, most: int, strategy:
 
         selected.append(select_model_order(scenes, fit, most))
     return SelectedOrder(
-        join([one.fit for one in selected]), torch.cat([one.log_evidence for one in selected])
+        join([one.fit for one in selected]), torch.cat([one.log_posterior for one in selected])
     )
 
 
@@ -359,7 +307,7 @@ class Starts:
         if strategy.sbl:
             positions, active = _step_of(path, count)
             converged = torch.ones_like(active[:, 0])
-            noise = finish(search.recording, positions, active, converged).noise_variance
+            noise = complete_fit(search.recording, positions, active, converged).noise_variance
             peaks = sbl_peaks(search, noise, path.shape[1], iterations=strategy.iterations)
         return cls(search, path, peaks)
 
@@ -382,7 +330,7 @@ class Starts:
         if strategy.relax:
             fit = relax_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
             fit = refine(recording, fit.positions, active, volume, criterion=strategy.criterion)
-        return finish(recording, fit.positions, active, fit.converged)
+        return complete_fit(recording, fit.positions, active, fit.converged)
 
 
 def _step_of(
@@ -396,11 +344,11 @@ def _step_of(
 
 def _dictionary(recording: Recording, grid: SearchGrid) -> Dictionary:
     panel = recording.panel
-    if grid.panel.size != panel.size or grid.panel.wavelength != panel.wavelength:
+    same = grid.panel.size == panel.size and grid.panel.wavelength == panel.wavelength
+    if not (same and grid.panel.same_model(panel)):
         raise InputError(
             "grid",
-            f"covers a panel of {grid.panel.size} elements at {grid.panel.wavelength:g} m, but the "
-            f"recording's has {panel.size} elements at {panel.wavelength:g} m",
+            f"covers {grid.panel}, but the recording's panel is {panel}",
         )
     return Dictionary.of(grid)
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from rismusic.array import direction
 from rismusic.crb import unconditional_crb
 from rismusic.errors import InputError
-from rismusic.estimation.goodness_of_fit import at_search_limit, goodness_of_fit
+from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.maximum_likelihood import Fit, finish, same_width, unpack
+from rismusic.estimation.maximum_likelihood import Fit, complete_fit, same_width, unpack
 from rismusic.estimation.table import COLUMNS, csv_text, position_rows, scene_records
 from rismusic.files import replace_file
 from rismusic.io import Recording
@@ -121,9 +121,9 @@ class Estimate:
             positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
         if converged is None:
             converged = torch.ones_like(active[:, 0])
-        fit = finish(recording, positions, active, converged)
+        fit = complete_fit(recording, positions, active, converged)
         spec = spec or LocateSpec()
-        return from_fit(recording, fit, n_sources_probability, volume_of(spec), spec)
+        return from_fit(recording, fit, n_sources_probability, Volume.from_spec(spec), spec)
 
     @property
     def azimuth_deg(self) -> Float[Tensor, "S K"]:
@@ -220,7 +220,7 @@ class Estimate:
             temporary.write_text(csv_text(position_rows(self)), encoding="utf-8")
 
     def to_json(self, path: str | Path, *, overwrite: bool = False, **head: object) -> None:
-        """Write the same and, per scene, settings, probabilities of the number of sources and warnings.
+        """Write positions and standard deviations and, per scene, settings, P(K), p-value and warnings.
 
         Args:
             path: the file.
@@ -312,20 +312,10 @@ def log_likelihood(
     positions, active = unpack(sources, recording)
     if positions.shape[1] == 0:
         positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
-    fit = finish(recording, positions, active, torch.ones_like(active[:, 0]))
+    fit = complete_fit(recording, positions, active, torch.ones_like(active[:, 0]))
     if criterion == "unconditional":
         return -fit.neg_log_likelihood
     return -recording.snapshots[0].numel() * fit.cost.log()
-
-
-def volume_of(spec: LocateSpec) -> Volume:
-    """The volume that the settings search."""
-    return Volume(
-        math.radians(spec.azimuth_max_deg),
-        math.radians(spec.elevation_max_deg),
-        spec.range_min_m,
-        spec.range_max_m,
-    )
 
 
 def from_fit(
@@ -342,12 +332,12 @@ def from_fit(
     found = found.each(
         lambda value: value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
     )
-    # With fitted symbols the conditional bound would be too small: they carry noise of their own.
+    # With fitted symbols, which are noisy, the conditional bound would be too small.
     L = recording.snapshots.shape[-2]
     bound = unconditional_crb(recording.panel, recording.link, found, fit.noise_variance, snapshots=L)
     warnings = warnings_of(found, bound.std, fit.converged, volume)
     p_value = torch.full_like(fit.neg_log_likelihood, math.nan)
-    if not spec.allowed_error:  # else what sources leave is meant to be more than noise
+    if not spec.allowed_error:  # otherwise the residual contains the hardware errors
         fits = goodness_of_fit(recording, found, volume)
         p_value = fits.p_value
         for scene, sentences in enumerate(warnings):
@@ -381,20 +371,24 @@ def received_db(
 def warnings_of(
     found: Sources, std: Float[Tensor, "S K 3"], converged: Bool[Tensor, "S"], volume: Volume
 ) -> list[list[str]]:
-    """Warnings about sources on the border or without an error bar, and fits that did not converge."""
+    """Warnings about sources at the boundary or without an error bar, and fits that did not converge."""
     warnings: list[list[str]] = [[] for _ in range(len(converged))]
     place = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
-    border = at_search_limit(place, volume)
+    at_boundary = volume.at_boundary(place)
     for axis, name in enumerate(("azimuth", "elevation", "range")):
-        for scene, source in border[..., axis].nonzero().tolist():
-            warnings[scene].append(f"source {source} lies on the border of the searched volume in {name}")
+        for scene, source in at_boundary[..., axis].nonzero().tolist():
+            warnings[scene].append(f"source {source} is at the boundary of the search volume in {name}")
     for scene, source in std.isinf().any(-1).nonzero().tolist():
-        warnings[scene].append(f"source {source} has no error bar: the data cannot tell it from another one")
-    vague = (std[..., 2] > found.range) & ~std[..., 2].isinf()
-    for scene, source in vague.nonzero().tolist():
-        warnings[scene].append(f"source {source}: range is vague, its error bar exceeds it")
+        warnings[scene].append(
+            f"source {source} has no error bar: the data do not distinguish it from another source"
+        )
+    uncertain = (std[..., 2] > found.range) & ~std[..., 2].isinf()
+    for scene, source in uncertain.nonzero().tolist():
+        warnings[scene].append(
+            f"source {source}: the range is poorly determined (its error bar exceeds the range)"
+        )
     for scene in (~converged).nonzero()[:, 0].tolist():
-        warnings[scene].append("the likelihood fit did not come to rest")
+        warnings[scene].append("the maximum-likelihood fit did not converge")
     return warnings
 
 

@@ -9,7 +9,7 @@ source k(i) by one of its coordinates and s_kl the least-squares symbols, the re
 Each symbol removes one complex dimension, and each free coordinate one real dimension of all snapshots
 together. To first order r is therefore the residual at maximum likelihood, whichever method found the
 sources. Noise alone is white in the remaining :math:`\nu = 2 L (M - K) - 3 K` real dimensions. A coordinate
-held at the boundary of the searched volume is not free and removes no dimension.
+held at the boundary of the search volume is not free and removes no dimension.
 
 **p-value.**
 
@@ -168,7 +168,7 @@ class GoodnessOfFit:
             else f"the residual has {excess:.3g} times the energy of the noise"
         )
         return (
-            f"{left} (p = {p:.1g}): there may be more sources, sources outside the searched volume, or a "
+            f"{left} (p = {p:.1g}): there may be more sources, sources outside the search volume, or a "
             "panel that differs from its description"
         )
 
@@ -179,25 +179,17 @@ def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | Non
     Args:
         recording: S scenes, with their noise variance or without.
         sources: positions [S, K] near maximum likelihood; NaN where there is no source. K < M.
-        volume: the searched volume. Without one, all coordinates count as free.
+        volume: the search volume. Without one, all coordinates count as free.
     """
     positions, active = unpack(sources, recording)
     parts = []
     for block in scene_blocks(recording, 8 * active.shape[1]):
         part, here = recording[block], positions[block]
-        off = Projection.off(part, here, active[block], ~at_search_limit(here, volume))
+        free = torch.ones_like(here, dtype=torch.bool) if volume is None else ~volume.at_boundary(here)
+        off = Projection.off(part, here, active[block], free)
         parts.append(_white(part, off) if part.noise_variance is None else _as_much(part, off))
     p_value, excess = (torch.cat(part) for part in zip(*parts, strict=True))
     return GoodnessOfFit(p_value, excess)
-
-
-def at_search_limit(positions: Float[Tensor, "S K 3"], volume: Volume | None) -> Bool[Tensor, "S K 3"]:
-    """Which coordinates (azimuth, elevation, 1/range) are at the boundary of the searched volume."""
-    if volume is None:
-        return torch.zeros_like(positions, dtype=torch.bool)
-    low, high = (positions.new_tensor(limit) for limit in (volume.lower, volume.upper))
-    margin = 1e-6 * (high - low)
-    return (positions <= low + margin) | (positions >= high - margin)
 
 
 def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S 2 Q"]:
@@ -287,10 +279,10 @@ def _white(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
     measured = sphericity(recording.link, rest)[..., 0]
     p = _as_white(recording.link, off, measured, data, _FIRST)
     # Most scenes fit, and the draws are most of the work.
-    doubtful = (p < _CLEAR).nonzero()[:, 0]
-    if len(doubtful):
-        link, some = recording.link[doubtful], off[doubtful]
-        p[doubtful] = _as_white(link, some, measured[doubtful], data[doubtful], _DRAWS)
+    unclear = (p < _CLEAR).nonzero()[:, 0]
+    if len(unclear):
+        link, some = recording.link[unclear], off[unclear]
+        p[unclear] = _as_white(link, some, measured[unclear], data[unclear], _DRAWS)
     p = torch.where(nothing, 1.0, p)
     return p, torch.full_like(p, torch.nan)
 

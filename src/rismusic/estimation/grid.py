@@ -1,4 +1,4 @@
-r"""The searched volume, its grid in direction cosines and inverse range, and peaks on that grid.
+r"""The search volume, its grid in direction cosines and inverse range, and peaks on that grid.
 
 In :math:`(u_x, u_y, q)`, :math:`q = 1/r`, the beam width of a panel does not depend on the direction, nor its
 depth of focus on the range. Even steps in these coordinates therefore cover the volume evenly, unlike steps
@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel, direction, steering, steering_with_derivatives
+from rismusic.array import Panel, direction, steering, steering_with_log_derivatives
 from rismusic.errors import InputError
-from rismusic.spec import SceneSpec
+from rismusic.io import Recording
+from rismusic.renames import refuse_old_names
+from rismusic.spec import LocateSpec, SceneSpec, Wave
 
 OVERSAMPLING = 2.51
 """Points per beam width. The default panel and volume then have 26 x 16 x 8 points."""
@@ -26,6 +29,8 @@ OVERSAMPLING = 2.51
 _GRAZING = 1e-6
 # Points per axis over which the depth of focus is averaged.
 _PROBES = 7
+# A coordinate this close to a limit of the volume, relative to the width of the volume, is at its boundary.
+_BOUNDARY_MARGIN = 1e-6
 
 
 def to_cosines(
@@ -51,6 +56,7 @@ def from_cosines(
     return torch.atan2(u_x, u_z), torch.asin(u_y), 1 / q
 
 
+@refuse_old_names
 @dataclass(frozen=True)
 class Volume:
     """The box in azimuth, elevation and range in which sources are searched.
@@ -74,20 +80,21 @@ class Volume:
         for name in ("azimuth_max", "elevation_max"):
             value = getattr(self, name)
             if not 0 < value < math.pi / 2:
-                hint = "; degrees?" if value > math.pi else ""
-                raise InputError(f"volume.{name}", "radians above 0 and below pi/2", f"{value:g}{hint}")
+                hint = " (degrees?)" if value > math.pi else ""
+                raise InputError(
+                    f"volume.{name}", f"must be above 0 and below pi/2 radians; got {value:g}{hint}"
+                )
         if not (math.isfinite(self.range_min) and self.range_min > 0):
-            raise InputError("volume.range_min", "a positive, finite range in metres", f"{self.range_min:g}")
+            raise InputError("volume.range_min", f"must be positive and finite; got {self.range_min:g} m")
         if not (math.isfinite(self.range_max) and self.range_max >= self.range_min):
             raise InputError(
                 "volume.range_max",
-                f"a finite range, at least range_min = {self.range_min:g}",
-                f"{self.range_max:g}",
+                f"must be finite and at least range_min = {self.range_min:g} m; got {self.range_max:g} m",
             )
 
     @classmethod
-    def from_scene(cls, spec: SceneSpec) -> Volume:
-        """The volume that sources of a :class:`~rismusic.spec.SceneSpec` are drawn from."""
+    def from_spec(cls, spec: SceneSpec | LocateSpec) -> Volume:
+        """The volume that sources are drawn from (``SceneSpec``) or searched in (``LocateSpec``)."""
         return cls(
             math.radians(spec.azimuth_max_deg),
             math.radians(spec.elevation_max_deg),
@@ -117,6 +124,12 @@ class Volume:
             elevation.clamp(-self.elevation_max, self.elevation_max),
             range.clamp(self.range_min, self.range_max),
         )
+
+    def at_boundary(self, positions: Float[Tensor, "S K 3"]) -> Bool[Tensor, "S K 3"]:
+        """Which coordinates (azimuth, elevation, 1/range) are at the boundary of the volume."""
+        low, high = (positions.new_tensor(limit) for limit in (self.lower, self.upper))
+        margin = _BOUNDARY_MARGIN * (high - low)
+        return (positions <= low + margin) | (positions >= high - margin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +198,8 @@ class SearchGrid:
         exact derivatives.
 
         With the default of 2.51 points per width the best of the grid's points meets any point of the volume
-        with :math:`|a^H a'|^2 \ge 0.65`, 0.88 in the mean (measured on 12 x 12, 8 x 16 and irregular panels;
-        0.63 on 20 x 20).
+        with :math:`|a^H a'|^2 \ge 0.65`, 0.88 in the mean (measured for the uniform wave on 12 x 12, 8 x 16
+        and irregular panels; 0.63 on 20 x 20; the spherical wave on 8 x 16 has 0.648).
 
         Args:
             panel: N elements anywhere near the plane z = 0.
@@ -197,9 +210,11 @@ class SearchGrid:
             InputError: an oversampling that is not positive and finite; a panel that differs per scene.
         """
         if not (math.isfinite(oversampling) and oversampling > 0):
-            raise InputError("oversampling", "a positive, finite number", f"{oversampling:g}")
+            raise InputError("oversampling", f"must be positive and finite; got {oversampling:g}")
         if panel.elements.ndim != 2:
-            raise InputError("panel", "one panel, elements [N, 3]", f"shape {list(panel.elements.shape)}")
+            raise InputError(
+                "panel", f"must be one panel, with elements [N, 3]; got shape {list(panel.elements.shape)}"
+            )
         metric = [*(panel.wavenumber**2 * panel.elements[:, :2].double().var(0, unbiased=False)).tolist()]
         metric.append(_mean_focus(panel, volume))
         _, _, nearest = volume.upper
@@ -258,13 +273,38 @@ class SearchGrid:
         return steering(self.panel, *place).contiguous()
 
 
+def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
+    """The search grid of the settings for the recording's panel, on the recording's device."""
+    elements, panel = recording.elements, recording.panel
+    key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, panel.wavelength
+    model = panel.wave, panel.pattern_exponent
+    return _cached_grid(*key, *model, Volume.from_spec(spec), spec.oversampling, recording.snapshots.device)
+
+
+@lru_cache(maxsize=4)
+def _cached_grid(
+    elements: bytes,
+    dtype: torch.dtype,
+    wavelength: float,
+    wave: Wave,
+    pattern_exponent: float,
+    volume: Volume,
+    oversampling: float,
+    device: torch.device,
+) -> SearchGrid:
+    """Cached with its steering vectors, which for a single scene take as long as the search."""
+    positions = torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3)
+    panel = Panel(positions, wavelength, wave, pattern_exponent)
+    return SearchGrid.cover(panel, volume, oversampling).to(device)
+
+
 def _mean_focus(panel: Panel, volume: Volume) -> float:
     """Mean over the volume of g_qq (m^2): variance over the elements of the phase's derivative by 1/r."""
     fraction = (torch.arange(_PROBES, dtype=torch.float64, device=panel.elements.device) + 0.5) / _PROBES
     axes = [low + (high - low) * fraction for low, high in zip(volume.lower, volume.upper, strict=True)]
     azimuth, elevation, q = (axis.ravel() for axis in torch.meshgrid(*axes, indexing="ij"))
-    A, D = steering_with_derivatives(panel, azimuth, elevation, 1 / q)
-    by_range = (D[..., 2] * A.conj()).imag * panel.size
+    _, slopes = steering_with_log_derivatives(panel, azimuth, elevation, 1 / q)
+    by_range = slopes[..., 2].imag
     return float((by_range / q.square()).var(dim=-2, unbiased=False).mean())
 
 
@@ -316,14 +356,14 @@ def find_peaks(
             separation.
     """
     if values.shape[-1] != len(grid):
-        raise InputError("values", f"P = {len(grid)} points as in the grid", str(values.shape[-1]))
+        raise InputError("values", f"must have the grid's P = {len(grid)} points; got {values.shape[-1]}")
     if not separation >= 0:
-        raise InputError("separation", "0 or more beam widths", f"{separation:g}")
+        raise InputError("separation", f"must be at least 0 beam widths; got {separation:g}")
     available = int(grid.inside.sum())
     if not 1 <= count <= available:
-        raise InputError("count", f"1 to {available} (points inside the volume)", str(count))
+        raise InputError("count", f"must be 1 to {available}, the points inside the volume; got {count}")
     if not values.isfinite().all():
-        raise InputError("values", "finite numbers", "a NaN or an infinity")
+        raise InputError("values", "must be finite; got NaN or infinity")
     return highest_peaks(values, grid, count, separation=separation)
 
 
@@ -423,7 +463,7 @@ def _between(box: Tensor, grid: SearchGrid, index: Tensor) -> tuple[Tensor, Tens
         before = flat.gather(1, torch.where(inner, index - stride, index))
         after = flat.gather(1, torch.where(inner, index + stride, index))
         bend = before - 2 * here + after
-        # At the border, beside a point outside, and where the values bend upwards, the place itself stays.
+        # At the boundary, beside a point outside, and where the values bend upwards, the place itself stays.
         usable = inner & before.isfinite() & after.isfinite() & (bend < 0)
         shift = torch.where(usable, 0.5 * (before - after) / torch.where(usable, bend, 1), 0)
         moved.append(axis[place] + step * shift.clamp(-0.5, 0.5).double())

@@ -193,15 +193,6 @@ def conditional(
     return stats.size * cost.log(), scale[:, None] * gradient, scale[:, None, None] * curvature
 
 
-def unconditional_value(
-    stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
-) -> Float[Tensor, "S"]:
-    r"""Negative unconditional log-likelihood :math:`\sum_l [\log\det R_l + y_l^H R_l^{-1} y_l]`, in nats."""
-    inverse = _InverseCovariance(stats.gram, torch.where(stats.active, power, 0), noise_variance)
-    C_y = stats.cross[..., : inverse.K, None]
-    return _value(inverse, (C_y.mH @ inverse.T @ C_y).real[..., 0, 0], stats)
-
-
 def unconditional(
     stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
@@ -239,7 +230,12 @@ def unconditional(
     gradient = 2 * weight * (Fyx - pull / sigma2.square()[:, None])
     noise_gradient = sigma2 * trace - energy2.sum(1) / sigma2
     gradient = torch.cat((gradient, noise_gradient[:, None]), dim=1)
-    return _value(inverse, explained, stats), gradient, J
+    L = stats.energy.shape[1]
+    pivots = (inverse.factor.diagonal(dim1=-2, dim2=-1).real / inverse.scale[..., 0]).log().sum(-1)
+    determinant = (2 * pivots).sum(-1) * (L if pivots.shape[1] == 1 else 1)
+    rest = (stats.energy - explained).sum(-1)
+    value = determinant + stats.size * sigma2.log() + rest / sigma2
+    return value, gradient, J
 
 
 def fisher_information(
@@ -355,17 +351,6 @@ class _InverseCovariance:
         J = torch.cat((J, by_noise[:, None]), dim=1)
         J = torch.cat((J, torch.cat((by_noise, trace2[:, None]), dim=1)[..., None]), dim=2)
         return J, Fyx / sigma2[:, None], weight, trace
-
-
-def _value(
-    inverse: _InverseCovariance, explained: Float[Tensor, "S L"], stats: SufficientStatistics
-) -> Tensor:
-    """Negative log-likelihood, ``explained`` being y^H C T C^H y."""
-    L = stats.energy.shape[1]
-    pivots = (inverse.factor.diagonal(dim1=-2, dim2=-1).real / inverse.scale[..., 0]).log().sum(-1)
-    determinant = (2 * pivots).sum(-1) * (L if pivots.shape[1] == 1 else 1)
-    rest = (stats.energy - explained).sum(-1)
-    return determinant + stats.size * inverse.sigma2.log() + rest / inverse.sigma2
 
 
 def _real_dot(one: Complex[Tensor, "S L X"], other: Complex[Tensor, "S L X"]) -> Float[Tensor, "S X"]:

@@ -6,7 +6,7 @@ by variable projection. The unconditional likelihood has the source powers and, 
 variance as further unknowns.
 
 :func:`nfmle` fits positions from a start; :func:`refine` is the same on plain tensors, for any number of
-sources per scene; :func:`fit_powers` fits powers and noise variance for fixed positions; :func:`finish`
+sources per scene; :func:`fit_powers` fits powers and noise variance for fixed positions; :func:`complete_fit`
 completes a fit.
 """
 
@@ -369,7 +369,7 @@ def nfmle(
     end = refine(
         recording, positions, active, volume, criterion=criterion, options=options, power_noise=power_noise
     )
-    return finish(recording, end.positions, active, end.converged, end=end)
+    return complete_fit(recording, end.positions, active, end.converged, end=end)
 
 
 def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"], Bool[Tensor, "S K"]]:
@@ -400,7 +400,7 @@ def pack(positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]) -> Sour
     return Sources(azimuth=azimuth, elevation=elevation, range=1 / q)
 
 
-def finish(
+def complete_fit(
     recording: Recording,
     positions: Float[Tensor, "S K 3"],
     active: Bool[Tensor, "S K"],

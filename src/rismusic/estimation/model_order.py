@@ -63,17 +63,17 @@ class SelectedOrder:
 
     Args:
         fit: the fit with that number, padded to the largest number of any scene (at least one).
-        log_evidence: [S, most + 1] log evidence (nats) plus log prior of 0, 1, ... sources; minus infinity
-            where a number was not tried.
+        log_posterior: [S, most + 1] log evidence plus log prior (nats) of 0, 1, ... sources, up to a constant
+            of the scene; minus infinity where a number was not tried.
     """
 
     fit: Fit
-    log_evidence: Float[Tensor, "S counts"]
+    log_posterior: Float[Tensor, "S counts"]
 
     @property
     def probability(self) -> Float[Tensor, "S counts"]:
         """[S, most + 1] posterior probability of each number of sources."""
-        return self.log_evidence.softmax(dim=1)
+        return self.log_posterior.softmax(dim=1)
 
 
 def select_model_order(
@@ -96,21 +96,22 @@ def select_model_order(
     best, evidence = fit(scenes, 0)
     if prior is None:
         prior = evidence.new_zeros(len(scenes), most + 1)
-    all_evidence = torch.full_like(prior, -math.inf)
-    value, since = evidence + prior[:, 0], torch.zeros_like(scenes)
-    all_evidence[:, 0] = value
+    log_posterior = torch.full_like(prior, -math.inf)
+    # The prior is added here and below; `fit` returns the evidence alone.
+    log_posterior[:, 0] = evidence + prior[:, 0]
+    highest, since = log_posterior[:, 0].clone(), torch.zeros_like(scenes)
     for count in range(1, most + 1):
         left = scenes[(since < _PATIENCE) & (prior[:, count] > -math.inf)]
         if len(left) == 0:
             continue
         tried, evidence = fit(left, count)
-        evidence = evidence + prior[left, count]
-        all_evidence[left, count] = evidence
-        better = evidence > value[left]
-        value[left] = torch.where(better, evidence, value[left])
+        posterior = evidence + prior[left, count]
+        log_posterior[left, count] = posterior
+        better = posterior > highest[left]
+        highest[left] = torch.where(better, posterior, highest[left])
         since[left] = torch.where(better, 0, since[left] + 1)
         best = best.replaced(left[better], tried[better])
-    return SelectedOrder(best, all_evidence)
+    return SelectedOrder(best, log_posterior)
 
 
 def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor, "S"]:
@@ -119,7 +120,7 @@ def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor
     Args:
         recording: S scenes.
         fit: fit with K sources, at the maximum of the unconditional likelihood.
-        volume: the searched volume, over which azimuth, elevation and 1/range have a uniform prior.
+        volume: the search volume, over which azimuth, elevation and 1/range have a uniform prior.
     """
     positions, active = unpack(fit.sources, recording)
     assert fit.sources.power is not None
@@ -140,9 +141,9 @@ def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor
         _, _, J = unconditional(at, power[block], fit.noise_variance[block])
         w = width[block]
         scaled = w[:, :, None] * J * w[:, None, :] / (2 * math.pi)
-        seen = (scaled.diagonal(dim1=-2, dim2=-1)[:, 3 * K : -1] > 1).sum(-1)
+        identifiable = (scaled.diagonal(dim1=-2, dim2=-1)[:, 3 * K : -1] > 1).sum(-1)
         scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
-        volumes.append(torch.lgamma(seen.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet)
+        volumes.append(torch.lgamma(identifiable.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet)
     return torch.cat(volumes) - fit.neg_log_likelihood
 
 

@@ -29,8 +29,8 @@ from rismusic.estimation.search import CandidateSearch, GridSearch, project_out
 _BIRTH_POINTS, _BIRTH_DISTANCE = 200, 3.0
 # The fit with one source too many need not converge.
 _CROWDED = FitOptions(steps=4, tolerance=0.4)
-# Prune trials that are worse than the current fit by more than this many nats before their re-fit.
-_PRUNE_NATS = 5.0
+# Trials that are worse than the current fit by more than this many nats are not re-fitted.
+_REFIT_MARGIN_NATS = 5.0
 
 # A source that is found again within this many grid steps of its position counts as unchanged.
 _UNCHANGED_STEPS = 1.5
@@ -182,8 +182,8 @@ def birth_death(
         crowd = refine(part, crowd, crowded, volume, criterion=criterion, options=_CROWDED).positions
         without, last = values_without_each(part, crowd, crowded, criterion).min(dim=1)
         trial = _dropped(crowd, last)
-        hopeful = without - log_prior(prior, scenes, trial, there) < score[scenes] + _PRUNE_NATS
-        which = hopeful.nonzero()[:, 0]
+        promising = without - log_prior(prior, scenes, trial, there) < score[scenes] + _REFIT_MARGIN_NATS
+        which = promising.nonzero()[:, 0]
         if len(which) == 0:
             break
         fit = refine(part[which], trial[which], there[which], volume, criterion=criterion, options=ROUGH)
@@ -192,7 +192,7 @@ def birth_death(
         least, best = ends.unflatten(0, (-1, births)).min(dim=1)
         better = least < score[live] - MIN_GAIN_NATS
         # Index, among the fits that were made, of each scene's best birth.
-        number = hopeful.cumsum(0) - 1
+        number = promising.cumsum(0) - 1
         chosen = number.unflatten(0, (-1, births)).gather(1, best[:, None])[:, 0]
         live, least, chosen = live[better], least[better], chosen[better]
         if len(live) == 0:

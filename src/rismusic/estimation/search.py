@@ -127,7 +127,7 @@ class Dictionary:
         Returns:
             [S, L, B], with axes of length 1 where the link is the same for all.
         """
-        # |a_n|^2 = 1 / N, whatever the point.
+        # |a_n|^2 is near 1 / N: only their sum, 1, is exact.
         N = self.grid.panel.size
         level = link.codes.abs().square().mean(-1) if link.codes is not None else columns.new_ones(1, 1)
         level = scenes_first(level, 1).float()[..., None]

@@ -15,18 +15,16 @@ soft MUSIC  eigenvectors of F, weighted by their share of signal    :math:`1 / (
 The value increases with f. Peaks are therefore searched and refined on f, which is smooth where the value is
 not. On a grid, f of all scenes is one matrix product.
 
-**Newton's method** maximises f over azimuth, elevation and 1/range for all peaks of all scenes at once. Each
-element's wave is a pure phase, :math:`a_n = e^{j\psi_n} / \sqrt N`. With :math:`g = V V^H a` and
-:math:`c_n = a_n^* g_n`,
+**Newton's method** maximises f over azimuth, elevation and 1/range for all peaks of all scenes at once. Let
+:math:`\zeta_{n,p} = \partial \log a_n / \partial p`, :math:`g = V V^H a` and :math:`c_n = a_n^* g_n`. Then
 
-.. math:: \frac{\partial f}{\partial p} = 2 \sum_n \psi_{n,p}\, \mathrm{Im}\, c_n, \qquad
-    \frac{\partial^2 f}{\partial p\, \partial q} = 2\, \mathrm{Re}\left( \partial_p a^H\, V V^H \partial_q a
-    \right) - 2 \sum_n \psi_{n,p} \psi_{n,q}\, \mathrm{Re}\, c_n
-    + 2 \sum_n \psi_{n,pq}\, \mathrm{Im}\, c_n.
+.. math:: \frac{\partial f}{\partial p} = 2\, \mathrm{Re} \sum_n \zeta_{n,p}^* c_n, \qquad
+    \frac{\partial^2 f}{\partial p\, \partial q} \approx 2\, \mathrm{Re}\left( \partial_p a^H\, V V^H
+    \partial_q a \right) - 2 \sum_n \mathrm{Re}(\zeta_{n,p}^* \zeta_{n,q})\, \mathrm{Re}\, c_n.
 
-The last term is left out. It vanishes where g is a multiple of a, as at a source that R explains. Where the
-remaining Hessian is not negative definite, the curvature of a single source,
-:math:`2 f\, \mathrm{Cov}_n[\psi_{,p}, \psi_{,q}]`, replaces it.
+The approximation is exact where g is a multiple of a, as at a source that R explains, since a has unit norm.
+Where the Hessian is not negative definite, the curvature of a single source,
+:math:`2 f\, \mathrm{Cov}_n[\zeta_{,p}, \zeta_{,q}]` with the weights :math:`|a_n|^2`, replaces it.
 
 **RAP-MUSIC** finds the sources one after the other. Peaks of one spectrum are lost where two sources are
 within a step or two of the grid, or where the slope of a strong one hides a weak one. With the steering
@@ -48,12 +46,13 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel, by_inverse_range, steering, steering_with_phase_derivatives
+from rismusic.array import Panel, by_inverse_range, steering, steering_with_log_derivatives
 from rismusic.covariance import Covariance
 from rismusic.devices import block_size, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import levenberg_marquardt
+from rismusic.sources import Sources
 
 # Newton decrement at convergence. f is of the order of 1, so the phases are off by about 1e-7 rad.
 _TOLERANCE = 1e-7
@@ -217,7 +216,7 @@ def music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spe
     values, vectors = covariance.eigen(most)
     if not isinstance(sources, int):
         if int(sources.min()) < 1:
-            raise InputError("sources", f"1 to {covariance.rank} in every scene", str(int(sources.min())))
+            raise InputError("sources", f"must be at least 1 in every scene; got {int(sources.min())}")
         place = torch.arange(most, device=sources.device)
         vectors = vectors * (place < sources[..., None])[..., None, :]
     return Spectrum(vectors, torch.ones_like(values[..., 0]), sharp=True)
@@ -314,7 +313,7 @@ def newton(
     elevation: Float[Tensor, "*batch K"],
     range: Float[Tensor, "*batch K"],
     *,
-    climb: NewtonOptions = TO_CONVERGENCE,
+    options: NewtonOptions = TO_CONVERGENCE,
     reach: float = 1.0,
 ) -> RefinedPeaks:
     """Refine the start of each peak by a damped Newton's method within the volume.
@@ -329,7 +328,7 @@ def newton(
         azimuth: radians, [..., K].
         elevation: radians.
         range: metres.
-        climb: options of Newton's method.
+        options: options of Newton's method.
         reach: largest distance between start and peak in each coordinate, in beam widths (depths of focus in
             1/range), so that the method does not move to the peak of another source.
 
@@ -356,20 +355,20 @@ def newton(
         V = vectors[block].to(torch.complex128)
         begin = place[block].flatten(0, 1)
         V = V.repeat_interleave(K, dim=0)
-        a, slope = _phases(panel, begin)
+        a, slope = _steering(panel, begin)
         width = reach * _width(slope)
         lower, upper = torch.maximum(begin - width, box[0]), torch.minimum(begin + width, box[1])
 
         def evaluate(live: Tensor, x: Tensor, V: Tensor = V) -> tuple[Tensor, Tensor, Tensor]:
             # The batch only shrinks: while its size is the initial one, it holds the initial points.
-            return _model(V if len(live) == len(V) else V[live], *_phases(panel, x))
+            return _model(V if len(live) == len(V) else V[live], *_steering(panel, x))
 
         end = levenberg_marquardt(
             evaluate,
             begin,
             lower,
             upper,
-            steps=climb.steps,
+            steps=options.steps,
             tolerance=_TOLERANCE,
             first=_model(V, a, slope),
         )
@@ -387,28 +386,29 @@ def newton(
     )
 
 
-def _phases(panel: Panel, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Steering vectors a [B, N] at azimuth, elevation and 1/range x [B, 3], and their phases' derivatives."""
-    A, slope = steering_with_phase_derivatives(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
+def _steering(panel: Panel, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Steering vectors a [B, N] at azimuth, elevation and 1/range x [B, 3], and their log derivatives."""
+    A, slope = steering_with_log_derivatives(panel, x[:, :1], x[:, 1:2], 1 / x[:, 2:])
     return A[..., 0], slope[..., 0, :] * by_inverse_range(x[:, 2])[:, None]
 
 
 def _width(slope: Tensor) -> Tensor:
     """Beam widths and depth of focus in the three coordinates, [B, 3]; see :meth:`SearchGrid.cover`."""
-    spread = slope.var(dim=1, unbiased=False)
+    spread = slope.imag.var(dim=1, unbiased=False)
     return torch.where(spread > 0, 2 * math.pi / (12 * spread).sqrt(), torch.inf)
 
 
 def _model(V: Tensor, a: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, gradient and curvature of -f for V [B, N, C], steering vectors [B, N], phase derivatives."""
-    projected = V.mH @ torch.cat((a[..., None], 1j * slope * a[..., None]), dim=-1)  # [B, C, 1 + 3]
+    """Value, gradient and curvature of -f for V [B, N, C], steering vectors [B, N], log derivatives."""
+    by = slope * a[..., None]
+    projected = V.mH @ torch.cat((a[..., None], by), dim=-1)  # [B, C, 1 + 3]
     f = torch.view_as_real(projected[..., 0]).square().sum((-2, -1))
     c = a.conj() * (V @ projected[..., :1])[..., 0]
-    gradient = 2 * (slope * c.imag[..., None]).sum(1)
+    gradient = 2 * (slope.conj() * c[..., None]).real.sum(1)
     inner = projected[..., 1:]
-    B = 2 * ((slope * c.real[..., None]).mT @ slope - (inner.mH @ inner).real)
-    centred = slope - slope.mean(1, keepdim=True)
-    alone = 2 * f[:, None, None] * (centred.mT @ centred) / a.shape[-1]
+    B = 2 * ((slope * c.real[..., None]).mH @ slope - inner.mH @ inner).real
+    across = a.conj()[:, None] @ by  # [B, 1, 3]
+    alone = 2 * f[:, None, None] * (by.mH @ by - across.mH @ across).real
     scale = alone.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(f.dtype).tiny).rsqrt()
     _, failed = torch.linalg.cholesky_ex(B * scale[:, :, None] * scale[:, None, :])
     return -f, -gradient, torch.where((failed == 0)[:, None, None], B, alone)
@@ -416,7 +416,7 @@ def _model(V: Tensor, a: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def rap_music(
-    spectrum: Spectrum, grid: SearchGrid, count: int, *, climb: NewtonOptions = TO_CONVERGENCE
+    spectrum: Spectrum, grid: SearchGrid, count: int, *, options: NewtonOptions = TO_CONVERGENCE
 ) -> RefinedPeaks:
     """K sources of each scene, one after the other: search the grid, refine, project out.
 
@@ -427,7 +427,7 @@ def rap_music(
         spectrum: of each scene, [...].
         grid: the search grid.
         count: K, below N.
-        climb: options of Newton's method.
+        options: options of Newton's method.
 
     Returns:
         Positions [..., K] in the order in which they were found.
@@ -452,15 +452,48 @@ def rap_music(
         ratio = residual.explained_on_grid(grid) / left.clamp_min(_LEFT)
         best = torch.where(grid.inside & (left > _LEFT), ratio, -1).argmax(-1, keepdim=True)
         start = [axis.to(left.dtype)[best] for axis in (grid.azimuth, grid.elevation, grid.range)]
-        peak = newton(residual, panel, volume, start[0], start[1], start[2], reach=_REACH, climb=climb)
-        if climb.each:
+        peak = newton(residual, panel, volume, start[0], start[1], start[2], reach=_REACH, options=options)
+        if options.each:
             peak = newton(
-                spectrum, panel, volume, peak.azimuth, peak.elevation, peak.range, reach=_REACH, climb=climb
+                spectrum,
+                panel,
+                volume,
+                peak.azimuth,
+                peak.elevation,
+                peak.range,
+                reach=_REACH,
+                options=options,
             )
         position = torch.stack((peak.azimuth, peak.elevation, peak.range), dim=-1)
         positions = torch.cat((positions, position), dim=-2)
     azimuth, elevation, distance = positions.unbind(-1)
-    return newton(spectrum, panel, volume, azimuth, elevation, distance, reach=_REACH, climb=climb)
+    return newton(spectrum, panel, volume, azimuth, elevation, distance, reach=_REACH, options=options)
+
+
+def rap_music_sources(
+    spectrum: Spectrum,
+    grid: SearchGrid,
+    count: Int64[Tensor, "S"],
+    *,
+    options: NewtonOptions = TO_CONVERGENCE,
+) -> tuple[Sources, Bool[Tensor, "S"]]:
+    """RAP-MUSIC for a number of sources that differs between scenes.
+
+    Args:
+        spectrum: of each scene.
+        grid: the search grid.
+        count: K of each scene.
+        options: options of Newton's method.
+
+    Returns:
+        Positions [S, K_max] in float64, NaN where there is no source; whether Newton's method converged.
+    """
+    most = max(1, int(count.max()))
+    peaks = rap_music(spectrum, grid, most, options=options)
+    absent = torch.arange(most, device=count.device) >= count[:, None]
+    sources = Sources(azimuth=peaks.azimuth, elevation=peaks.elevation, range=peaks.range)
+    sources = sources.each(lambda value: value.double().masked_fill(absent, math.nan))
+    return sources, (peaks.converged | absent).all(-1)
 
 
 def _orthonormal_to(Q: Tensor, panel: Panel, position: Tensor) -> Complex[Tensor, "... N 1"]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rismusic.array import Panel
+from rismusic.array import WAVES, Panel
 from rismusic.errors import InputError
 from rismusic.io.hdf5 import Hdf5Store
 from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
@@ -21,9 +23,12 @@ from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description
 from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
 from rismusic.io.validation import check_panel, check_values
 from rismusic.sources import Sources
+from rismusic.spec import SymbolModel
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 """Folder of the sample recordings in the package."""
+
+_Word = TypeVar("_Word", bound=str)
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _STORES: dict[str, dict[str, type[Store]]] = {
@@ -93,6 +98,9 @@ class RecordingFile:
         size: elements of the panel, N.
         sources_max: K_max; none without truth.
         wavelength: metres.
+        wave: form of the wave, ``spherical`` where the file does not say.
+        symbols: model of the symbols, ``independent`` where the file has no pilots and does not say.
+        pattern_exponent: q of the element pattern cos^q, 0 where the file does not say.
         elements: [N, 3] float64, metres.
         fields: names of the fields that are present, as in ``.h5``.
         ignored: other names in the file.
@@ -127,6 +135,10 @@ class RecordingFile:
         self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES) - parts))
         _check_format(self._store, names)
         self.wavelength = _wavelength(self._store, names)
+        self.wave = _choice(self._store, names, "wave", WAVES, "spherical")
+        default: SymbolModel = "known" if "pilots" in self.fields else "independent"
+        self.symbols = _choice(self._store, names, "symbols", get_args(SymbolModel), default)
+        self.pattern_exponent = _exponent(self._store, names)
         self._arrays, descriptions = {}, {}
         for name in self.fields:
             with understood(name, "must be a readable array"):
@@ -137,7 +149,15 @@ class RecordingFile:
         self.scenes, self.snapshots, self.antennas = structure.scenes, structure.snapshots, structure.antennas
         self.size, self.sources_max = structure.size, structure.sources_max
         self.elements = self._read("elements", 0, 0)
-        check_panel(Panel(self.elements, self.wavelength))
+        check_panel(self.panel)
+        if ("pilots" in self.fields) != (self.symbols == "known"):
+            missing = "pilots" if self.symbols == "known" else "symbols"
+            raise InputError(missing, "symbols = known and pilots go together: give both, or neither of them")
+
+    @property
+    def panel(self) -> Panel:
+        """Nominal panel."""
+        return Panel(self.elements, self.wavelength, self.wave, self.pattern_exponent)
 
     @property
     def direct(self) -> bool:
@@ -182,6 +202,9 @@ class RecordingFile:
         }
         recording = Recording(
             wavelength=self.wavelength,
+            wave=self.wave,
+            symbols=self.symbols,
+            pattern_exponent=self.pattern_exponent,
             **values,
             truth=Sources(**truth) if truth else None,
         )
@@ -380,6 +403,29 @@ def _check_format(store: Store, names: set[str]) -> None:
         raise InputError("format", f"{expected} (in MATLAB in single quotes); got {value!r}")
     if text != FORMAT:
         raise InputError("format", f'{expected}; got "{text[:80]}"')
+
+
+def _choice(store: Store, names: set[str], name: str, options: tuple[_Word, ...], default: _Word) -> _Word:
+    """An optional text attribute that is one of several words."""
+    if name not in names:
+        return default
+    expected = f"must be one of the texts {', '.join(options)}"
+    value = _scalar(name, store, expected)
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    for option in options:
+        if text == option:
+            return option
+    raise InputError(name, f"{expected}; got {str(text)[:80]!r}")
+
+
+def _exponent(store: Store, names: set[str]) -> float:
+    if "pattern_exponent" not in names:
+        return 0.0
+    expected = "must be one number, 0 or larger"
+    value = _scalar("pattern_exponent", store, expected)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise InputError("pattern_exponent", f"{expected}; got {value!r}")
+    return float(value)
 
 
 def _wavelength(store: Store, names: set[str]) -> float:

@@ -21,9 +21,10 @@ from torch import Tensor
 from rismusic.array import ArrayLike, Panel, to_tensor
 from rismusic.errors import InputError
 from rismusic.io.schema import FIELDS, Description, Structure, check_structure
-from rismusic.io.validation import check_panel, check_pose, check_values
+from rismusic.io.validation import check_panel, check_pose, check_symbols, check_values
 from rismusic.operator import Link
 from rismusic.sources import Sources
+from rismusic.spec import SymbolModel, Wave
 
 SceneIndex = Any
 """An integer, a slice, or a list, array or tensor of integers or booleans."""
@@ -50,6 +51,16 @@ class Recording:
         noise_variance: sigma^2 = E|n|^2 of each scene, [S]; None where unknown.
         truth: sources of each scene, [S, K_max]; None where unknown.
         pose: homogeneous transform [4, 4] float64 from the panel frame to a room frame; None where unknown.
+        wave: form of the wave on the panel, see :mod:`rismusic.array`.
+        pattern_exponent: q of the element pattern cos^q; 0 for isotropic elements.
+        symbols: what is known of the symbols. ``independent``: unknown, new in every snapshot; ``constant``:
+            unknown, the same in all snapshots; ``known``: those of ``pilots`` times one unknown complex
+            amplitude per source.
+        pilots: known symbols of K sources, [L, K] or [S, L, K] complex; None unless they are known.
+        noise_covariance: covariance of the noise at the receiver outputs, [M, M] or [S, M, M] complex; None
+            for white noise. Where ``noise_variance`` is given too, the covariance is scaled to that mean
+            variance.
+        times: time of each scene in seconds, [S] float64; None where unknown.
     """
 
     wavelength: float
@@ -60,6 +71,12 @@ class Recording:
     noise_variance: Float[Tensor, "S"] | None = None
     truth: Sources | None = None
     pose: Float[Tensor, "4 4"] | None = None
+    wave: Wave = "spherical"
+    pattern_exponent: float = 0.0
+    symbols: SymbolModel = "independent"
+    pilots: Complex[Tensor, "... L K"] | None = None
+    noise_covariance: Complex[Tensor, "... M M"] | None = None
+    times: Float[Tensor, "S"] | None = None
 
     @classmethod
     def from_arrays(
@@ -73,6 +90,12 @@ class Recording:
         noise_variance: ArrayLike | None = None,
         truth: Sources | None = None,
         pose: ArrayLike | None = None,
+        wave: Wave = "spherical",
+        pattern_exponent: float = 0.0,
+        symbols: SymbolModel | None = None,
+        pilots: ArrayLike | None = None,
+        noise_covariance: ArrayLike | None = None,
+        times: ArrayLike | None = None,
     ) -> Recording:
         r"""Build a recording from NumPy arrays or torch tensors, and check it.
 
@@ -89,6 +112,13 @@ class Recording:
             noise_variance: sigma^2, [S], or one number for all scenes.
             truth: sources, [S, K], or [K] for the same in all scenes.
             pose: [4, 4] transform from the panel frame to a room frame, see :func:`check_pose`.
+            wave: form of the wave: ``spherical``, ``uniform``, ``fresnel`` or ``paraxial``.
+            pattern_exponent: q of the element pattern cos^q.
+            symbols: ``independent``, ``constant`` or ``known``; by default ``known`` with pilots and
+                ``independent`` without.
+            pilots: known symbols, complex [L, K] or [S, L, K].
+            noise_covariance: complex [M, M] or [S, M, M]; omit for white noise.
+            times: [S] seconds.
 
         Returns:
             A checked recording; complex values keep their precision, real ones are float64.
@@ -111,7 +141,7 @@ class Recording:
             noise = noise.reshape(1).expand(scenes)
         if truth is not None and truth.azimuth.ndim == 1:
             truth = truth.each(lambda value: value.expand(scenes, *value.shape))
-        panel = Panel(elements, wavelength)
+        panel = Panel(elements, wavelength, wave, pattern_exponent)
         link = Link(channel, codes)
         values = {
             "elements": panel.elements,
@@ -120,11 +150,21 @@ class Recording:
             "codes": link.codes,
             "noise_variance": noise,
             "pose": None if pose is None else to_tensor("pose", pose, "real"),
+            "pilots": None if pilots is None else to_tensor("pilots", pilots, "complex"),
+            "noise_covariance": _covariance(noise_covariance),
+            "times": None if times is None else torch.atleast_1d(to_tensor("times", times, "real")),
         }
         check_structure(_descriptions(values, truth), single=single)
         if values["pose"] is not None:
             check_pose(values["pose"])
-        recording = cls(wavelength=panel.wavelength, truth=truth, **values)  # type: ignore[arg-type]
+        recording = cls(
+            wavelength=panel.wavelength,
+            truth=truth,
+            wave=panel.wave,
+            pattern_exponent=panel.pattern_exponent,
+            symbols=symbols or ("independent" if pilots is None else "known"),
+            **values,  # type: ignore[arg-type]
+        )
         validate(recording)
         return recording
 
@@ -151,15 +191,17 @@ class Recording:
         for number, other in enumerate(recordings[1:], start=1):
             _check_same(first, other, f"recordings[{number}]")
         joined: dict[str, Tensor | None] = {
-            "channel": _join_shared([r.channel for r in recordings], [len(r) for r in recordings]),
-            "codes": _join_shared([r.codes for r in recordings], [len(r) for r in recordings]),
+            name: _join_shared([getattr(r, name) for r in recordings], [len(r) for r in recordings])
+            for name in ("channel", "codes", "pilots", "noise_covariance")
         }
         noise = [r.noise_variance for r in recordings if r.noise_variance is not None]
+        times = [r.times for r in recordings if r.times is not None]
         truth = [r.truth for r in recordings if r.truth is not None]
         return replace(
             first,
             snapshots=torch.cat([r.snapshots for r in recordings]),
             noise_variance=torch.cat(noise) if len(noise) == len(recordings) else None,
+            times=torch.cat(times) if len(times) == len(recordings) else None,
             truth=_join_sources(truth) if len(truth) == len(recordings) else None,
             **joined,  # type: ignore[arg-type]
         )
@@ -178,7 +220,12 @@ class Recording:
             for name, value in (("channel", self.channel), ("codes", self.codes))
             if value is not None
         ]
-        optional = [n for n in ("noise_variance", "truth", "pose") if getattr(self, n) is not None]
+        names = ("noise_variance", "noise_covariance", "pilots", "truth", "pose", "times")
+        optional = [name for name in names if getattr(self, name) is not None]
+        if self.wave != "spherical":
+            optional.insert(0, f"{self.wave} wave")
+        if self.symbols != "independent":
+            optional.insert(0, f"{self.symbols} symbols")
         return (
             f"Recording({S} scene{'' if S == 1 else 's'}, L={L}, M={M}, N={N}, "
             f"wavelength {self.wavelength:g} m; {', '.join([*(link or ['direct sampling']), *optional])})"
@@ -187,7 +234,7 @@ class Recording:
     @cached_property
     def panel(self) -> Panel:
         """Nominal panel."""
-        return Panel(self.elements, self.wavelength)
+        return Panel(self.elements, self.wavelength, self.wave, self.pattern_exponent)
 
     @property
     def link(self) -> Link:
@@ -238,6 +285,7 @@ def validate(recording: Recording, *, first_scene: int = 0) -> Structure:
     """
     structure = structure_of(recording)
     check_panel(recording.panel)
+    check_symbols(recording.symbols, recording.pilots)
     check_values(tensors(recording), recording.truth, first_scene=first_scene)
     return structure
 
@@ -357,6 +405,10 @@ def _check_same(first: Recording, other: Recording, name: str) -> None:
         one, two = getattr(first, field), getattr(other, field)
         if (one is None) != (two is None) or (one is not None and not torch.equal(one, two)):
             raise InputError(f"{name}.{field}", f"must equal {field} of recordings[0]")
+    for field in ("wave", "pattern_exponent", "symbols"):
+        one, two = getattr(first, field), getattr(other, field)
+        if one != two:
+            raise InputError(f"{name}.{field}", f"must be {one!r} as in recordings[0]; got {two!r}")
     if first.wavelength != other.wavelength:
         raise InputError(
             f"{name}.wavelength",
@@ -365,9 +417,19 @@ def _check_same(first: Recording, other: Recording, name: str) -> None:
     one, two = list(first.snapshots.shape[1:]), list(other.snapshots.shape[1:])
     if one != two:
         raise InputError(f"{name}.snapshots", f"must have [L, M] = {one} as in recordings[0]; got {two}")
-    for field in ("channel", "codes"):
+    for field in ("channel", "codes", "pilots", "noise_covariance"):
         if (getattr(first, field) is None) != (getattr(other, field) is None):
             raise InputError(f"{name}.{field}", f"all recordings need {field}, or none of them")
+
+
+def _covariance(value: ArrayLike | None) -> Tensor | None:
+    """A noise covariance, which may be given as real numbers."""
+    if value is None:
+        return None
+    array = value if isinstance(value, Tensor) else np.asarray(value)
+    if not (array.is_complex() if isinstance(array, Tensor) else np.iscomplexobj(array)):
+        array = to_tensor("noise_covariance", array, "real").to(torch.complex128)
+    return to_tensor("noise_covariance", array, "complex")
 
 
 def _join_shared(parts: Sequence[Tensor | None], scenes: Sequence[int]) -> Tensor | None:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from rismusic.errors import InputError
 
 FORMAT = "rismusic/1"
-ATTRIBUTES = ("format", "wavelength")
+ATTRIBUTES = ("format", "wavelength", "wave", "pattern_exponent", "symbols")
 SUFFIXES = (".h5", ".npz", ".mat")
 
 
@@ -49,6 +49,9 @@ FIELDS = {
         Field("channel", "complex", "SMN", shared=True),
         Field("codes", "complex", "SLN", shared=True),
         Field("noise_variance", "real", "S"),
+        Field("noise_covariance", "complex", "SMM", shared=True),
+        Field("pilots", "complex", "SLK", shared=True),
+        Field("times", "real", "S"),
         Field("pose", "real", "44"),
         Field("truth/azimuth", "real", "SK"),
         Field("truth/elevation", "real", "SK"),
@@ -174,6 +177,8 @@ def check_structure(
         row = matlab and sizes["S"] > 1 and found["truth/azimuth"].shape == (1, sizes["S"])
         shape = (sizes["S"], 1) if row else found["truth/azimuth"].shape
         _measure("truth/azimuth", Description(shape, found["truth/azimuth"].dtype), sizes, matlab=matlab)
+    if "pilots" in found and "K" not in sizes and found["pilots"].shape:
+        sizes["K"] = found["pilots"].shape[-1]
     placements = {
         name: _place(FIELDS[name], description.shape, sizes, matlab=matlab)
         for name, description in found.items()
@@ -185,7 +190,7 @@ def check_structure(
         snapshots=sizes["L"],
         antennas=sizes["M"],
         size=sizes["N"],
-        sources_max=sizes.get("K"),
+        sources_max=sizes.get("K") if truth else None,
         placements=placements,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.io.schema import AXES, FIELDS
 from rismusic.sources import Sources, check_sources
+from rismusic.spec import SymbolModel
 
 # Least and largest plausible distance between neighbouring elements.
 _SPACING_WAVELENGTHS = (1 / 100, 10)
@@ -49,10 +51,10 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
     Raises:
         InputError: naming the field, and the scene where there is one.
     """
-    for name in ("snapshots", "channel", "codes", "noise_variance"):
+    for name in ("snapshots", "channel", "codes", "noise_variance", "noise_covariance", "pilots", "times"):
         if name in values:
             _check_finite(name, values[name], first_scene)
-    for name in ("snapshots", "channel", "codes"):
+    for name in ("snapshots", "channel", "codes", "pilots"):
         if name in values:
             _check_power(name, values[name], first_scene)
     noise = values.get("noise_variance")
@@ -61,12 +63,43 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
         raise InputError(
             "noise_variance", f"must be positive; got {float(noise[scene]):g} in scene {first_scene + scene}"
         )
+    if "noise_covariance" in values:
+        _check_covariance(values["noise_covariance"], first_scene)
     if "pose" in values:
         check_pose(values["pose"])
     if truth is not None:
         check_sources(truth)
         if truth.symbols is not None:
             _check_symbols(truth.symbols, truth.active, first_scene)
+
+
+def check_symbols(symbols: SymbolModel, pilots: Tensor | None) -> None:
+    """Check that the model of the symbols and the pilots go together.
+
+    Raises:
+        InputError: another model, known symbols without pilots, or pilots of symbols that are not known.
+    """
+    if symbols not in get_args(SymbolModel):
+        raise InputError("symbols", f"must be one of {', '.join(get_args(SymbolModel))}; got {symbols!r}")
+    if symbols == "known" and pilots is None:
+        raise InputError("pilots", "missing; symbols = known needs the pilots, complex [L, K] or [S, L, K]")
+    if symbols != "known" and pilots is not None:
+        raise InputError("symbols", f"must be known where pilots are given; got {symbols!r}")
+
+
+def _check_covariance(value: Tensor, first_scene: int) -> None:
+    """Refuse a noise covariance that is not Hermitian and positive definite."""
+    scale = value.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None]
+    wide = value.to(torch.complex128)
+    skew = (wide - wide.mH).abs().amax(dim=(-2, -1)) > 1e-5 * scale[..., 0, 0].abs()
+    _, failed = torch.linalg.cholesky_ex(torch.where(skew[..., None, None], 0, wide))
+    for wrong, problem in ((skew, "Hermitian"), (failed > 0, "positive definite")):
+        if wrong.any():
+            place = wrong.nonzero()[0]
+            where = f" in scene {int(place[0]) + first_scene}" if len(place) else ""
+            raise InputError(
+                "noise_covariance", f"must be Hermitian and positive definite; it is not {problem}{where}"
+            )
 
 
 def check_pose(pose: Tensor, *, field: str = "pose") -> None:

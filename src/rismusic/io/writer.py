@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
@@ -57,7 +56,7 @@ class RecordingWriter:
         check_output(self.path, overwrite=overwrite)
         self._written = 0
         self._first: dict[str, Tensor] = {}
-        self._wavelength = math.nan
+        self._attributes: dict[str, str | float] = {}
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         with self._on_disk():
             self._sink = make_sink(self._temporary)
@@ -76,10 +75,11 @@ class RecordingWriter:
             )
         block = _as_stored(block, self._written)
         values = tensors(block)
+        attributes = _attributes(block)
         if self._first:
-            self._compare(values, block.wavelength)
+            self._compare(values, attributes)
         else:
-            self._create(values, block.wavelength)
+            self._create(values, attributes)
         with self._on_disk():
             for name, value in values.items():
                 if FIELDS[name].per_scene(value.ndim):
@@ -105,11 +105,11 @@ class RecordingWriter:
             check_output(self.path, overwrite=self.overwrite)
             self._temporary.replace(self.path)
 
-    def _create(self, values: dict[str, Tensor], wavelength: float) -> None:
-        self._wavelength = float(wavelength)
+    def _create(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
+        self._attributes = attributes
         with self._on_disk():
-            self._sink.attribute("format", FORMAT)
-            self._sink.attribute("wavelength", self._wavelength)
+            for name, attribute in attributes.items():
+                self._sink.attribute(name, attribute)
             for name, value in values.items():
                 per_scene = FIELDS[name].per_scene(value.ndim)
                 shape = (self.scenes, *value.shape[1:]) if per_scene else tuple(value.shape)
@@ -120,7 +120,7 @@ class RecordingWriter:
                 # Later blocks are compared with one scene and the shared fields.
                 self._first[name] = value[:1].clone() if per_scene else value
 
-    def _compare(self, values: dict[str, Tensor], wavelength: float) -> None:
+    def _compare(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
         """Refuse a block that differs from the first one in more than its scenes."""
         expected = self._first
         for name in FIELDS:
@@ -146,10 +146,11 @@ class RecordingWriter:
                 raise InputError(
                     name, "is shared by all scenes; its values differ from those of the first block"
                 )
-        if wavelength != self._wavelength:
-            raise InputError(
-                "wavelength", f"must be {self._wavelength:g} m as in the first block; got {wavelength:g}"
-            )
+        for name, attribute in attributes.items():
+            if attribute != self._attributes[name]:
+                raise InputError(
+                    name, f"must be {self._attributes[name]} as in the first block; got {attribute}"
+                )
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -182,6 +183,17 @@ def write(
     with RecordingWriter(path, scenes=len(recording), overwrite=overwrite, mat_version=mat_version) as writer:
         for start in range(0, len(recording), _BLOCK_SCENES):
             writer.append(recording[start : start + _BLOCK_SCENES])
+
+
+def _attributes(recording: Recording) -> dict[str, str | float]:
+    """The attributes of the file of a recording, beside its arrays."""
+    return {
+        "format": FORMAT,
+        "wavelength": float(recording.wavelength),
+        "wave": recording.wave,
+        "pattern_exponent": float(recording.pattern_exponent),
+        "symbols": recording.symbols,
+    }
 
 
 def _sink(path: Path, mat_version: str) -> type[Sink]:

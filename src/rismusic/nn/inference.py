@@ -29,7 +29,6 @@ from torch.nn.functional import avg_pool3d, pad
 from rismusic.covariance import BackProjection, Covariance, back_project, projected_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import whitened
-from rismusic.estimation.estimate import volume_of
 from rismusic.estimation.grid import SearchGrid, Volume, highest_peaks, to_cosines
 from rismusic.estimation.noise import snr_db
 from rismusic.io import Recording
@@ -55,35 +54,35 @@ class LoadedNetwork:
     network: GridNetwork
     card: WeightsCard
 
+    @classmethod
+    def load(cls, weights: str, device: torch.device, *, untrained: bool = False) -> LoadedNetwork:
+        """Load a network, from a cache if possible.
+
+        Args:
+            weights: ``ideal``, ``robust`` or a file.
+            device: device of the network.
+            untrained: whether to replace the weights by random initial ones.
+
+        Raises:
+            InputError: the file is missing or no weights file.
+        """
+        path = weights_path(weights)
+        try:
+            state = path.stat()
+        except OSError as error:
+            reason = (error.strerror or "unknown error").lower()
+            raise InputError(str(path), f"cannot read the weights: {reason}") from None
+        version = state.st_mtime_ns, state.st_size
+        return _load(path.absolute(), version, str(device), untrained)
+
 
 def missing(weights: str) -> bool:
     """Whether these are shipped weights that this installation does not have."""
     return weights in SHIPPED and not weights_path(weights).exists()
 
 
-def trained(weights: str, device: torch.device, *, untrained: bool = False) -> LoadedNetwork:
-    """Load a network, from a cache if possible.
-
-    Args:
-        weights: ``ideal``, ``robust`` or a file.
-        device: device of the network.
-        untrained: whether to replace the weights by random initial ones.
-
-    Raises:
-        InputError: the file is missing or no weights file.
-    """
-    path = weights_path(weights)
-    try:
-        state = path.stat()
-    except OSError as error:
-        reason = (error.strerror or "unknown error").lower()
-        raise InputError(str(path), f"cannot read the weights: {reason}") from None
-    version = state.st_mtime_ns, state.st_size
-    return _trained(path.absolute(), version, str(device), untrained)
-
-
 @lru_cache(maxsize=_CACHED)
-def _trained(path: Path, _version: tuple[int, int], device: str, untrained: bool) -> LoadedNetwork:
+def _load(path: Path, _version: tuple[int, int], device: str, untrained: bool) -> LoadedNetwork:
     """Time and size of the file are part of the cache key, so that a replaced file is loaded again."""
     network, metadata = read_network(path, device=device)
     if untrained:
@@ -147,7 +146,7 @@ class NetworkOutput:
         blend: R_blend with its loading.
         network_sources: the sources of the network's heads [S, K_max], the most probable first.
         candidates: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the heat map.
-        spatial_prior: what its map says of any other place.
+        spatial_prior: log probability of source positions, from the heat map.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         snr_db: [S] SNR of the scenes, with the recorded or estimated noise variance.
         card: card of the weights.
@@ -166,7 +165,7 @@ class NetworkOutput:
     @torch.no_grad()
     def compute(
         cls,
-        trained: LoadedNetwork,
+        loaded: LoadedNetwork,
         recording: Recording,
         noise_variance: Float[Tensor, "S"],
         spec: LocateSpec,
@@ -177,15 +176,15 @@ class NetworkOutput:
         lengths in wavelengths.
 
         Args:
-            trained: the network.
+            loaded: the network.
             recording: S scenes.
             noise_variance: recorded or estimated sigma^2 of each scene.
             spec: the settings.
         """
-        network = trained.network
+        network = loaded.network
         scale = network.grid.panel.wavelength / recording.wavelength
-        guessed = replace(recording, noise_variance=noise_variance)
-        known = whitened(guessed, spec.allowed_error)
+        with_noise = replace(recording, noise_variance=noise_variance)
+        known = whitened(with_noise, spec.allowed_error)
         assert known.noise_variance is not None
         fitted = replace(known, noise_variance=None) if spec.allowed_error else recording
         prediction = network(
@@ -193,15 +192,15 @@ class NetworkOutput:
         )
         projected = back_project(known.link, known.snapshots, known.noise_variance)
         sample = projected_covariance(projected)
-        beta = _share(projected, trained.card, spec)
+        beta = _share(projected, loaded.card, spec)
         if prediction.grid_logits is None:
             raise InputError("network.kind", f"the network {network.spec.kind!r} returned no grid_logits")
         most = min(spec.hybrid.candidates, len(network.grid))
         peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
         places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
-        surest = prediction.existence_logits.argsort(dim=-1, descending=True)
-        own = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
-        azimuth, elevation, distance = (value.gather(1, surest).double() for value in own)
+        order = prediction.existence_logits.argsort(dim=-1, descending=True)
+        heads = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
+        azimuth, elevation, distance = (value.gather(1, order).double() for value in heads)
         return cls(
             fitted,
             prediction.blended(*sample, beta),
@@ -209,8 +208,8 @@ class NetworkOutput:
             places.double(),
             SpatialPrior.of(prediction.grid_logits[:, -1], network.grid, scale),
             prediction.count_logits.log_softmax(-1).double(),
-            snr_db(guessed),
-            trained.card,
+            snr_db(with_noise),
+            loaded.card,
         )
 
     def __getitem__(self, scenes: slice | Tensor) -> NetworkOutput:
@@ -246,42 +245,42 @@ _MARGIN_DB = 10.0
 _SAME = 1e-6
 
 
-def system_mismatch(trained: LoadedNetwork, recording: Recording, spec: LocateSpec) -> str | None:
+def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpec) -> str | None:
     """Why the network does not apply to a panel, link, search volume or number of sources; none if it does.
 
     Args:
-        trained: the network.
+        loaded: the network.
         recording: the scenes.
         spec: the settings.
     """
-    own, system = trained.network.grid, trained.card.system
+    own, system = loaded.network.grid, loaded.card.system
     if (panel := other_panel(own.panel, recording.panel)) is not None:
         return f"they are for another panel, {panel}"
     direct = recording.channel is None
     if direct != (system.channel.kind == "direct"):
         return f"they were trained {'through a channel' if direct else 'without a channel'}"
-    searched, scale = volume_of(spec), own.panel.wavelength / recording.wavelength
+    searched, scale = Volume.from_spec(spec), own.panel.wavelength / recording.wavelength
     if not _within(
         replace(searched, **{name: getattr(searched, name) * scale for name in _RANGES}), own.volume
     ):
-        return "the searched volume is larger than the one they were trained on"
-    if spec.sources == "auto" and spec.sources_max > trained.card.sources_max:
-        return f"they know at most {trained.card.sources_max} sources"
+        return "the search volume is larger than the one they were trained on"
+    if spec.sources == "auto" and spec.sources_max > loaded.card.sources_max:
+        return f"they know at most {loaded.card.sources_max} sources"
     return None
 
 
 def scene_mismatches(
-    trained: LoadedNetwork, snr_db: Float[Tensor, "S"], count: Int64[Tensor, "S"] | None
+    loaded: LoadedNetwork, snr_db: Float[Tensor, "S"], count: Int64[Tensor, "S"] | None
 ) -> dict[int, str]:
     """Scenes, by index, to which the network does not apply because of their content, and why.
 
     Args:
-        trained: the network.
+        loaded: the network.
         snr_db: of S scenes.
         count: K of each scene, if known.
     """
     reasons = {}
-    most, (_, highest) = trained.card.sources_max, limits(trained.card.system.snr_db)
+    most, (_, highest) = loaded.card.sources_max, limits(loaded.card.system.snr_db)
     for scene in (snr_db > highest + _MARGIN_DB).nonzero()[:, 0].tolist():
         reasons[scene] = f"they were trained up to {highest:g} dB SNR"
     if count is not None:

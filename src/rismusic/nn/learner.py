@@ -22,11 +22,10 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io import Recording
 from rismusic.nn.checkpoint import optimizer_tensors, restore_optimizer
-from rismusic.nn.data import channel_dropout
+from rismusic.nn.data import channel_dropout, learning_rate_factor
 from rismusic.nn.distributed import ProcessGroup
 from rismusic.nn.losses import NO_GRADIENT, Losses, Targets, total_loss
 from rismusic.nn.network import Prediction, build_network
-from rismusic.nn.schedules import learning_rate_factor
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.simulation.random_numbers import Draws
 
@@ -92,7 +91,7 @@ class Learner:
                 "batch",
                 f"must be a multiple of the number of processes, {self.group.world_size}; got {spec.batch}",
             )
-        volume = Volume.from_scene(spec.system.scene)
+        volume = Volume.from_spec(spec.system.scene)
         panel = Panel.from_spec(spec.system.panel).to(device)
         self.grid = SearchGrid.cover(panel, volume, spec.network.oversampling)
         generator = torch.Generator().manual_seed(spec.seed)

@@ -28,10 +28,9 @@ from torch import Tensor
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.nn.checkpoint import State
-from rismusic.nn.data import TrainingScenes
+from rismusic.nn.data import TrainingScenes, beta_at, weights_at
 from rismusic.nn.learner import GROUPS, Learner, finite
 from rismusic.nn.losses import check_start
-from rismusic.nn.schedules import beta_at, weights_at
 from rismusic.nn.spec import TermName, TrainSpec
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from rismusic.array import steering
-from rismusic.covariance import Conditioning, Covariance, blend, finish, predicted_covariance
+from rismusic.covariance import Conditioning, Covariance, blend, load_and_shrink, predicted_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, from_cosines, highest_points
 from rismusic.estimation.sbl import sbl_update
@@ -115,7 +115,7 @@ class Prediction:
             conditioning: loading and shrinkage, from the same call.
             beta: share of R_samp, 0 to 1.
         """
-        return finish(blend(self.covariance, sample, beta), conditioning)
+        return load_and_shrink(blend(self.covariance, sample, beta), conditioning)
 
     def detach(self) -> Prediction:
         """The prediction without gradients."""

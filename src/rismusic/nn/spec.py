@@ -157,7 +157,7 @@ class NetworkSpec(Spec):
     section: ClassVar[str] = "network"
 
     plugins: Annotated[tuple[str, ...], AfterValidator(load_plugins)] = ()
-    """Python modules to import first, which register further networks."""
+    """Modules with networks of your own, on PYTHONPATH."""
     kind: Annotated[str, AfterValidator(NETWORKS.check)] = "sbl_unrolled"
     """The network: 'sbl_unrolled', or a registered name. Sizes that a network does not use are ignored."""
     sources_max: Annotated[int, Field(ge=1, le=8)] = 5

@@ -15,14 +15,12 @@ from torch import Tensor
 
 from rismusic.covariance import Covariance, energy
 from rismusic.crb import recording_crb
-from rismusic.estimation.classical import rap_music_sources
-from rismusic.estimation.spectra import music
+from rismusic.estimation.spectra import music, rap_music_sources
 from rismusic.metrics import Score, match, score
-from rismusic.nn.data import TrainingScenes
+from rismusic.nn.data import TrainingScenes, weights_at
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import Targets, covariance_error
 from rismusic.nn.monitors import Report, at_least, at_most
-from rismusic.nn.schedules import weights_at
 from rismusic.nn.spec import TrainSpec
 
 # Eigenvalues below this share of the largest are rounding errors.

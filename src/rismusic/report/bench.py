@@ -114,7 +114,7 @@ def write_bench_report(
         methods=list(dict.fromkeys(row.method for row in rows)),
         cells=len({(row.sweep, row.point, row.sources, row.snr_db) for row in rows}),
         scenes=sorted({row.scenes for row in rows}),
-        oracles=any(row.peeked for row in rows),
+        oracles=any(row.uses_truth for row in rows),
         plots=drawn[:kept],
         left_plots=len(drawn) - kept,
         tables=shown_tables,
@@ -150,7 +150,7 @@ def _matrices(group: Group) -> Iterator[Matrix]:
         ("sources missed / % (95 % interval)", misses),
         ("median error of hits / Cramér-Rao bound", errors),
     ):
-        methods = [values[name] for name, some in group.rows.items() if not some[0].peeked]
+        methods = [values[name] for name, some in group.rows.items() if not some[0].uses_truth]
         lowest = [_lowest(column) for column in zip(*methods, strict=True)]
         rows = []
         for name, some in group.rows.items():
@@ -159,8 +159,8 @@ def _matrices(group: Group) -> Iterator[Matrix]:
                 text, interval = fixed(value, 2), ""
                 if values is misses:
                     text, interval = fixed(100 * value, 1), _interval(row.misses)
-                cells.append(Cell(text, interval, value == best and not row.peeked))
-            rows.append((name, some[0].peeked, cells))
+                cells.append(Cell(text, interval, value == best and not row.uses_truth))
+            rows.append((name, some[0].uses_truth, cells))
         yield Matrix(title, what, group.heads, rows)
 
 

@@ -13,9 +13,7 @@ from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
-from rismusic.simulation.channel import draw_channel
-from rismusic.simulation.codebook import draw_codes
-from rismusic.simulation.impairments import impair
+from rismusic.simulation.link import draw_channel, draw_codes, impair
 from rismusic.simulation.random_numbers import Draws, Split, Stream
 from rismusic.simulation.scene import complete_sources, draw_sources
 from rismusic.sources import Sources, check_sources
@@ -86,7 +84,7 @@ class Simulator:
             whole = Draws(seed, "link", torch.zeros(1, dtype=torch.int64, device=self.device))
             nominal, acting, actual = self._link(whole)
             if acting.elements.ndim > 2:
-                acting = Panel(acting.elements[0], acting.wavelength)
+                acting = acting.replace(elements=acting.elements[0])
             self._fixed = (_first(nominal), acting, _first(actual))
 
     def __call__(self, scenes: Int64[Tensor, "S"]) -> Recording:
@@ -102,6 +100,8 @@ class Simulator:
         snapshots, noise_variance = self._receive(truth, acting, actual, draws)
         return Recording(
             wavelength=self.panel.wavelength,
+            wave=self.panel.wave,
+            pattern_exponent=self.panel.pattern_exponent,
             elements=self.panel.elements,
             snapshots=snapshots,
             channel=nominal.channel,

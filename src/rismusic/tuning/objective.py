@@ -30,8 +30,7 @@ from rismusic.nn.validation import Validation
 from rismusic.simulation.random_numbers import Split
 from rismusic.simulation.simulator import Simulator
 from rismusic.spec import LocateSpec, SystemSpec, limits
-from rismusic.tuning.space import Parameter, Space, apply, suggest
-from rismusic.tuning.spec import TuneSpec
+from rismusic.tuning.spec import Parameter, Space, TuneSpec, apply, suggest
 from rismusic.tuning.storage import JOB, experimental
 from rismusic.tuning.worker import NotFiniteError, Say, failure_recorded
 

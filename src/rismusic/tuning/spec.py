@@ -1,14 +1,182 @@
-"""Settings of a hyperparameter search. The module does not import torch."""
+"""Settings of a hyperparameter search, and its search space. The module does not import torch.
+
+A search space names settings by their dotted names, each with limits or a list of choices::
+
+    [training."network.width"]
+    choices = [24, 32, 48]
+
+    [training."loss.subspace"]
+    low = 0.01
+    high = 0.2
+    log = true
+    also = ["loss.subspace_last"]
+
+    [locate."hybrid.beta"]
+    low = 0.0
+    high = 0.6
+
+If both limits are integers, the parameter is an integer. ``also`` lists settings that receive the same value;
+a setting that is a pair receives it twice.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from rismusic.errors import InputError
 from rismusic.nn.spec import TrainSpec
-from rismusic.spec import Count, LocateSpec, Spec
+from rismusic.spec import Count, LocateSpec, Spec, read_toml
+
+if TYPE_CHECKING:
+    import optuna
+
+Value: TypeAlias = StrictBool | StrictInt | StrictFloat | StrictStr
+Values: TypeAlias = Mapping[str, Any]
+S = TypeVar("S", bound=Spec)
+
+SHIPPED = Path(__file__).parent / "spaces"
+
+
+class Parameter(Spec):
+    """One searched setting, with limits or choices."""
+
+    low: StrictInt | StrictFloat | None = None
+    """Lower limit."""
+    high: StrictInt | StrictFloat | None = None
+    """Upper limit."""
+    log: bool = False
+    """Sample uniformly on a logarithmic scale."""
+    step: StrictInt | StrictFloat | None = None
+    """Step between values; none means continuous (or 1 for integers)."""
+    choices: tuple[Value, ...] = ()
+    """Possible values, instead of limits."""
+    also: tuple[str, ...] = ()
+    """Other settings that receive the same value."""
+
+    @model_validator(mode="after")
+    def _limits_or_choices(self) -> Parameter:
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log or self.step is not None:
+                raise InputError("choices", "cannot be combined with low, high, log or step")
+            return self
+        if self.low is None or self.high is None:
+            raise InputError("low, high", "give both limits, or choices")
+        if self.high < self.low:
+            raise InputError("high", f"must be at least low = {self.low:g}; got {self.high:g}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise InputError(
+                "log", f"needs a positive low and no step; got low = {self.low:g}, step = {self.step}"
+            )
+        return self
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """All choices, or both limits."""
+        return self.choices or (self.low, self.high)
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Any:
+        """A value proposed by the sampler of the study.
+
+        Args:
+            trial: the trial.
+            name: name of the parameter in the study.
+        """
+        if self.choices:
+            return trial.suggest_categorical(name, self.choices)
+        assert self.low is not None
+        assert self.high is not None
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(name, self.low, self.high, log=self.log, step=int(self.step or 1))
+        return trial.suggest_float(name, float(self.low), float(self.high), log=self.log, step=self.step)
+
+
+def suggest(trial: optuna.Trial, parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """A value for each parameter, proposed by the sampler of the study."""
+    return {name: parameter.suggest(trial, name) for name, parameter in parameters.items()}
+
+
+class Space(Spec):
+    """A search space."""
+
+    training: dict[str, Parameter] = Field(default_factory=dict)
+    """Settings of :class:`~rismusic.nn.spec.TrainSpec`, one value for each training."""
+    locate: dict[str, Parameter] = Field(default_factory=dict)
+    """Settings of :class:`~rismusic.spec.LocateSpec`, searched on each trained network."""
+
+    def check(self, training: TrainSpec, locate: LocateSpec) -> None:
+        """Check that every name is a setting and every limit and choice is a valid value of it.
+
+        Raises:
+            InputError: names the parameter and what is wrong with it.
+        """
+        if not self.training:
+            raise InputError("space", "must contain at least one setting under [training]")
+        parts: list[tuple[str, dict[str, Parameter], Spec]] = [
+            ("training", self.training, training),
+            ("locate", self.locate, locate),
+        ]
+        for part, parameters, spec in parts:
+            for name, parameter in parameters.items():
+                for value in parameter.extremes:
+                    try:
+                        apply(spec, parameters, {name: value})
+                    except InputError as error:
+                        raise InputError(f"space.{part}.{name}", error.problem) from None
+
+
+def load_space(name: str) -> Space:
+    """Load a search space that comes with the package (``narrow``, ``wide``), or one from a TOML file.
+
+    Raises:
+        InputError: there is no such space, or the file is invalid.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        shipped = sorted(one.stem for one in SHIPPED.glob("*.toml"))
+        if name not in shipped:
+            raise InputError("space", f"must be one of {', '.join(shipped)}, or a .toml file; got {name!r}")
+        path = SHIPPED / f"{name}.toml"
+    return Space(**read_toml(path))
+
+
+def apply(spec: S, parameters: Mapping[str, Parameter], values: Values) -> S:
+    """A copy of the settings with the values of some parameters.
+
+    Raises:
+        InputError: a setting is unknown, or a value is invalid.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        for each in (name, *parameters[name].also):
+            *parents, last = each.split(".")
+            branch = tree
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            branch[last] = value
+    return _replaced(spec, tree, "")
+
+
+def _replaced(spec: S, tree: Mapping[str, Any], prefix: str) -> S:
+    """Replace all settings of a group at once, so that settings that constrain each other fit."""
+    changes: dict[str, Any] = {}
+    for name, value in tree.items():
+        if name not in type(spec).model_fields:
+            raise InputError(prefix + name, "is not a known setting")
+        now = getattr(spec, name)
+        if isinstance(value, Mapping):
+            if not isinstance(now, Spec):
+                raise InputError(prefix + name, "is a single setting, not a group of settings")
+            changes[name] = _replaced(now, value, f"{prefix}{name}.")
+        elif isinstance(now, Spec):
+            raise InputError(prefix + name, "is a group of settings; name one of them")
+        else:
+            changes[name] = (value, value) if isinstance(now, tuple) else value
+    return spec.replace(**changes)
+
 
 TRIALS = 50
 """Default number of trials."""

@@ -16,8 +16,7 @@ from optuna.storages import BaseStorage
 from rismusic.errors import InputError
 from rismusic.tuning.objective import FinalObjective, Objective
 from rismusic.tuning.results import TuneResult, candidates, summarize, write_results
-from rismusic.tuning.space import Space, load_space
-from rismusic.tuning.spec import TRIALS, TuneSpec
+from rismusic.tuning.spec import TRIALS, Space, TuneSpec, load_space
 from rismusic.tuning.storage import DATABASE, experimental, open_storage, quiet, redact
 from rismusic.tuning.worker import Progress, Say, Worker, cancel, current, failure, is_finished
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from faults.plant import Fault, Plant, function, method
-from rismusic.covariance import Covariance, finish
+from rismusic.covariance import Covariance, load_and_shrink
 from rismusic.nn.losses import (
     Losses,
     assign,
@@ -67,7 +67,7 @@ def _summed(original: Callable[..., Losses], prediction: Prediction, *given: Any
 
 
 def _raw(_: Any, self: Prediction, *given: Any) -> Covariance:
-    return finish(self.covariance, given[1])
+    return load_and_shrink(self.covariance, given[1])
 
 
 FAULTS = (

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import dropout, one_hot
 
 from faults.plant import Fault, Plant, attribute, method
-from rismusic.covariance import Covariance, finish
+from rismusic.covariance import Covariance, load_and_shrink
 from rismusic.metrics import Match, Score
 from rismusic.nn import validation
 from rismusic.nn.learner import Learner
@@ -86,7 +86,7 @@ def _other_matrix(original: Callable[..., Any], self: Any, sample: Covariance, *
     """R_blend without R_samp in validation; training is recognised by its gradient."""
     if torch.is_grad_enabled():
         return original(self, sample, *given)
-    return finish(self.covariance, given[0])
+    return load_and_shrink(self.covariance, given[0])
 
 
 def _penalised(original: Callable[..., Score], matched: Match, *given: Any) -> Score:

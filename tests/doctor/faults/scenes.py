@@ -18,8 +18,7 @@ from rismusic.nn import network as network_module
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.spec import TrainSpec
 from rismusic.simulation import scene
-from rismusic.simulation.channel import draw_channel
-from rismusic.simulation.codebook import spread_order
+from rismusic.simulation.link import draw_channel, spread_order
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
 
@@ -97,7 +96,7 @@ def _stride(spec: TrainSpec) -> Iterator[TrainSpec]:
 
 @contextmanager
 def _on_the_grid(spec: TrainSpec) -> Iterator[TrainSpec]:
-    volume = Volume.from_scene(spec.system.scene)
+    volume = Volume.from_spec(spec.system.scene)
     grid = SearchGrid.cover(Panel.from_spec(spec.system.panel), volume, spec.network.oversampling)
 
     def snapped(truth: Sources) -> Sources:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from faults.plant import Fault, Plant, attribute, function, method, settings
+from rismusic.nn.data import learning_rate_factor
 from rismusic.nn.learner import Learner
-from rismusic.nn.schedules import learning_rate_factor
 
 # Factor of a gradient scaler.
 _SCALE = 1024.0

@@ -7,7 +7,9 @@ import torch
 from scipy.stats import chi2
 
 from rismusic.crb import conditional_crb
-from rismusic.ellipsoid import (
+from rismusic.estimation.grid import Volume
+from rismusic.hybrid import locate
+from rismusic.scene_view import (
     CHI_SQUARED,
     CONFIDENCE,
     cartesian_covariance,
@@ -17,8 +19,6 @@ from rismusic.ellipsoid import (
     jacobian,
     to_cartesian,
 )
-from rismusic.estimation.grid import Volume
-from rismusic.hybrid import locate
 from rismusic.simulation.simulator import simulate
 
 VOLUME = Volume(math.radians(60), math.radians(30), 0.5, 10.0)
@@ -110,7 +110,7 @@ def test_as_many_errors_lie_inside_as_should(covariance, generator):
 
 def test_located_sources_carry_the_whole_covariance():
     recording = simulate(scenes=2, sources=2, snr_db=20, panel={"rows": 6, "columns": 6}, seed=3)
-    located = locate(recording, sources=2, method="omp")
+    located = locate(recording, n_sources=2, method="omp")
     joint = conditional_crb(recording.panel, recording.link, recording.truth, recording.noise_variance)
     for scene in range(2):
         for source in range(2):

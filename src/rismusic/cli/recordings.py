@@ -1,7 +1,9 @@
-"""``rismusic simulate``: random scenes of a system, as a recording with the true positions."""
+"""``rismusic simulate`` and ``rismusic check``: write a recording of random scenes, and examine one."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -9,16 +11,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option
-from rismusic.cli.output import note, progress_bar
+from rismusic.cli.command import Command, Option, check_extras, note, progress_bar
 from rismusic.errors import InputError
-from rismusic.files import check_output, replace_file
+from rismusic.files import PLOT_ENDINGS, check_output, replace_file
 from rismusic.spec import Count, SystemSpec, dump_spec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rismusic.array import Panel
+    from rismusic.checks import CheckReport
     from rismusic.operator import Link
+
 
 # Numbers simulated at a time: enough for full speed, and little memory even for a large panel.
 _BLOCK_NUMBERS = 2**22
@@ -91,3 +94,76 @@ class Simulate(Command):
                 str(self.link_from), "has a channel per scene; --link-from needs one for all scenes"
             )
         return one.panel, one.link
+
+
+class Check(Command):
+    """Describe a recording, report what looks wrong in it, and the extent of its near field."""
+
+    POSITIONAL: ClassVar[str] = "file"
+
+    file: Path
+    """The recording: .h5, .npz or .mat."""
+    as_json: Annotated[bool, Option(name="json")] = False
+    """Print JSON instead of a table."""
+    fit: bool = True
+    """Test for mixed-up conventions by quick fits, if there are no true positions (some seconds)."""
+    plot: Annotated[Path | None, Option("FILE")] = None
+    """Plot the panel and the true sources of a scene (.png, .pdf or .svg)."""
+    scene: Annotated[int, Field(ge=0)] = 0
+    """Scene to plot, counted from 0."""
+    overwrite: bool = False
+    """Replace the plot if it exists."""
+    config: Annotated[Path | None, Option("FILE")] = None
+    """TOML file with these settings; options on the command line win."""
+
+    def run(self) -> int:
+        """Print facts and findings. Findings do not change the exit code."""
+        if self.plot is not None:
+            check_output(self.plot, overwrite=self.overwrite, endings=PLOT_ENDINGS)
+            check_extras("report", "matplotlib")
+        from rismusic.checks import check
+
+        result = check(self.file, fit=self.fit)
+        if self.as_json:
+            print(json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False))
+        else:
+            self._print(result)
+        if self.plot is not None:
+            self._draw(self.plot)
+        return 0
+
+    def _print(self, result: CheckReport) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console()
+        facts = Table(show_header=False, box=None)
+        for name, value in result.facts.items():
+            facts.add_row(name, value)
+        console.print(facts)
+        for finding in result.findings:
+            console.print(
+                f"\n[bold yellow]suspicious:[/] {finding.name}: {finding.meaning}: {finding.value:.3g}"
+                f" (at most {finding.threshold:.3g}).\n  To try: {finding.remedy}."
+            )
+            if finding.alike:
+                console.print(f"  Fits as well: {', '.join(finding.alike)}.")
+        if not result.findings:
+            console.print("\nNothing suspicious.")
+
+    def _draw(self, path: Path) -> None:
+        from rismusic.io import open_recording
+        from rismusic.plots import save, scene_figure
+        from rismusic.scene_view import Scene
+
+        with open_recording(self.file) as file:
+            if self.scene >= len(file):
+                raise InputError(
+                    "--scene", f"the recording has scenes 0 to {len(file) - 1}; got {self.scene}"
+                )
+            recording = file[self.scene : self.scene + 1]
+        if recording.truth is None:
+            raise InputError(str(self.file), "has no true positions to plot")
+        scene = Scene(recording.panel, truth=recording.truth[0])
+        save(scene_figure(scene), path, overwrite=self.overwrite)
+        note(f"plot of scene {self.scene} written to {path}")

@@ -1,0 +1,251 @@
+r"""Detect wrong conventions in recordings: the sources fit better with the mistake undone.
+
+**With truth** (:class:`TruthFit`). With :math:`C_l = G_l A` the fields of the true sources, the
+log-likelihood ratio of a changed against the recorded form is, symbols and noise variance being unknown,
+:math:`L (M - K) \log(U_0 / U_1)`, U the :func:`unexplained_share`.
+
+Chance: two forms that are both wrong explain of white noise the energies in two K-dimensional subspaces of
+each snapshot. Their difference has variance :math:`2 L K \sigma^4` in a scene, the log-likelihood ratio
+therefore :math:`2 L K`, and :math:`5.5 \sqrt{2 L \sum K}` nats are reached once in 10^7 changes.
+
+**Without truth** (:class:`BlindFit`). Under each form a quick search (conditional OMP on a coarse grid)
+estimates three sources, whatever their number. The difference of their log-evidence
+(:func:`~rismusic.estimation.model_order.log_evidence`) is the logarithm of the Bayes factor of a changed
+against the recorded form. (Surplus sources cost little evidence, and of more than three sources three are
+enough.)
+
+Chance: if the recorded form is right, a Bayes factor of B is reached with a probability of 1 / B at most,
+however often one looks (Ville's inequality; Kass and Raftery, "Bayes factors", J. Am. Stat. Assoc. 90
+(1995)); so :math:`\log(\text{number of changes} / 10^{-6})` nats are asked for. Scenes are looked at a few at
+a time, until each change is named or as clearly refuted.
+
+Some mistakes cannot be detected in this way, because other sources explain the same data just as well:
+
+* reversed x or y, or x and y exchanged on a square panel (sources at mirrored directions);
+* a panel that is too large or too small in wavelengths (sources farther to the side or nearer the axis, at
+  other ranges); it is tried only where its spacing is unusual, and then stands for a search volume that is
+  too small as well;
+* conjugates of several parts together and of the rest with the wave: of far sources they are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rismusic.array import Panel
+from rismusic.checks.conventions import CHANGES, Evidence, WrongConvention, applicable, best_change
+from rismusic.estimation.classical import fit_known
+from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
+from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.estimation.model_order import log_evidence
+from rismusic.estimation.noise import most_sources
+from rismusic.io import Recording
+from rismusic.sources import Sources
+from rismusic.spec import LocateSpec
+
+_DEVIATIONS = 5.5
+
+
+def unexplained_share(recording: Recording, sources: Sources) -> Float[Tensor, "S"]:
+    r"""Share of each scene's energy outside the span of the sources, [S]; 1 / (1 + SNR) for the true ones.
+
+    :math:`\frac{M}{M - K} \sum_l |P^\perp_{G_l A} y_l|^2 / \sum_l |y_l|^2`; 0 where K >= M leaves nothing.
+
+    Args:
+        recording: snapshots and link.
+        sources: sources of each scene, [S, K_max].
+    """
+    at = sufficient_statistics(recording, *unpack(sources, recording))
+    M, K = recording.snapshots.shape[-1], sources.active.sum(-1)
+    share = conditional_cost(at) / at.energy.sum(1) * M / (M - K).clamp_min(1)
+    return torch.where(K < M, share, 0)
+
+
+def log_likelihood_ratios(recording: Recording) -> dict[str, Float[Tensor, "S"]]:
+    """Log-likelihood ratio of each changed convention against the recorded one, per scene, in nats.
+
+    Large and negative for a correct recording. The changes are those of
+    :data:`~rismusic.checks.conventions.CHANGES` that apply.
+
+    Args:
+        recording: with its truth.
+    """
+    truth = recording.truth
+    assert truth is not None
+    _, L, M = recording.snapshots.shape
+    freedom = L * (M - truth.active.sum(-1)).clamp_min(0)
+    recorded = unexplained_share(recording, truth)
+    ratios = {}
+    for change, changed in applicable(replace(recording, noise_variance=None)):
+        assert changed.truth is not None
+        other = unexplained_share(changed, changed.truth)
+        # With K >= M sources any data are explained, which is no evidence.
+        usable = (recorded > 0) & (other > 0)
+        share = torch.where(usable, recorded / torch.where(usable, other, 1), 1)
+        ratios[change.name] = freedom * share.log()
+    return ratios
+
+
+class TruthFit:
+    """Evidence from the true sources, accumulated block by block."""
+
+    def __init__(self) -> None:
+        self.scenes = 0
+        """Number of scenes so far."""
+        self._ratio: dict[str, float] = {}
+        self._improved: dict[str, int] = {}
+        self._left: dict[str, float] = {}
+        self._variance = 0.0
+        self._signal = self._signal_variance = 0.0
+
+    def add(self, recording: Recording) -> None:
+        """Add scenes."""
+        truth = recording.truth
+        assert truth is not None
+        _, L, M = recording.snapshots.shape
+        count = truth.active.sum(-1)
+        self.scenes += len(recording)
+        self._variance += 2 * L * float(count.sum())
+        share = unexplained_share(recording, truth)
+        power = torch.view_as_real(recording.snapshots).double().square().sum(-1).mean((1, 2))
+        # Without a noise variance all power counts as noise, and nothing can be left of a signal.
+        noise = power if recording.noise_variance is None else recording.noise_variance.double()
+        self._signal += float((power - noise).sum())
+        self._signal_variance += float(noise.square().sum()) / (L * M)
+        self._add("", share * power - noise, torch.zeros_like(share))
+        for name, ratio in log_likelihood_ratios(recording).items():
+            gain = torch.exp(-ratio / (L * (M - count)).clamp_min(1))
+            self._add(name, share * gain * power - noise, ratio)
+
+    def _add(self, name: str, left: Float[Tensor, "S"], ratio: Float[Tensor, "S"]) -> None:
+        self._left[name] = self._left.get(name, 0.0) + float(left.sum())
+        self._ratio[name] = self._ratio.get(name, 0.0) + float(ratio.sum())
+        self._improved[name] = self._improved.get(name, 0) + int((ratio > 0).sum())
+
+    @property
+    def residual_energy(self) -> float:
+        """Share of the signal power that the true sources leave unexplained in the recorded form."""
+        return self._share("") if self.scenes else 0.0
+
+    def wrong_convention(self) -> WrongConvention | None:
+        """The wrong convention for which the evidence is strong enough, or none."""
+        evidence = [
+            Evidence(change, self._ratio[name], self._improved[name] / self.scenes, self._share(name))
+            for change in CHANGES
+            if (name := change.name) in self._ratio
+        ]
+        return best_change(evidence, _DEVIATIONS * math.sqrt(self._variance))
+
+    def _share(self, name: str) -> float:
+        """Share of the signal power left unexplained; 0 if the signal does not stand out from the noise."""
+        significant = self._signal > _DEVIATIONS * math.sqrt(self._signal_variance)
+        return self._left[name] / self._signal if significant else 0.0
+
+
+SETTINGS = LocateSpec(method="omp", criterion="conditional", oversampling=1.6, sources=3)
+"""Settings of the quick search."""
+
+# Probability of a false detection in a correct recording.
+_CHANCE = 1e-6
+# Scenes at most, and together; numbers (L N times the points of the grid) in a scene at most, of the scenes
+# together, and in all: some seconds for a panel of usual size, a minute or two at most.
+_SCENES, _TOGETHER = 32, 4
+_LARGEST, _BLOCK, _BUDGET = 4 * 10**8, 10**7, 2 * 10**9
+
+
+class BlindFit:
+    """Evidence of the scenes of a recording for each changed convention.
+
+    Args:
+        recording: S scenes; its truth and noise variance are not used.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._recorded = _Form(replace(recording[:_SCENES], truth=None, noise_variance=None))
+        self._changed = {
+            change: _Form(made) for change, made in applicable(self._recorded.recording, blind=True)
+        }
+        self._ratio = dict.fromkeys(self._changed, 0.0)
+        self._improved = dict.fromkeys(self._changed, 0)
+        self._scenes_used = dict.fromkeys(self._changed, 0)
+        self._open = list(self._changed)
+        self.scenes = 0
+        """Number of scenes used so far."""
+
+    @property
+    def threshold(self) -> float:
+        """Log-evidence in nats at which a change is accepted; at minus this value it is rejected."""
+        return math.log(max(1, len(self._changed)) / _CHANCE)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the search is fast enough under every form."""
+        return all(form.size <= _LARGEST for form in (self._recorded, *self._changed.values()))
+
+    def search(self) -> WrongConvention | None:
+        """Use scenes until one change is accepted, all are rejected, or the budget is spent."""
+        size = max(form.size for form in (self._recorded, *self._changed.values()))
+        step, spent = max(1, min(_TOGETHER, _BLOCK // size)), 0
+        named, most = None, len(self._recorded.recording)
+        while self._open and self.scenes < most and spent < _BUDGET:
+            spent += step * (self._recorded.size + sum(self._changed[change].size for change in self._open))
+            self._search(slice(self.scenes, self.scenes + step))
+            named = best_change(self.evidence(), self.threshold, blind=True)
+            if named is not None and not named.alike:
+                break
+        return named
+
+    def evidence(self) -> list[Evidence]:
+        """Evidence for each change so far."""
+        return [
+            Evidence(change, self._ratio[change], self._improved[change] / max(1, self._scenes_used[change]))
+            for change in self._changed
+        ]
+
+    def _search(self, scenes: slice) -> None:
+        recorded = self._recorded.evidence(scenes)
+        self.scenes += len(recorded)
+        for change in list(self._open):
+            gain = self._changed[change].evidence(scenes) - recorded
+            self._ratio[change] += float(gain.sum())
+            self._improved[change] += int((gain > 0).sum())
+            self._scenes_used[change] += len(gain)
+            if self._ratio[change] < -self.threshold:
+                self._open.remove(change)
+
+
+class _Form:
+    """One form of the recording, with the search grid of its panel."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.size = recording.snapshots.shape[1] * len(recording.elements) * _points(recording.panel)
+
+    def evidence(self, scenes: slice) -> Float[Tensor, "S"]:
+        """Log-evidence of the estimated sources, nats."""
+        part = self.recording[scenes]
+        _, L, M = part.snapshots.shape
+        count = torch.full((len(part),), min(int(SETTINGS.sources), most_sources(L, M)))
+        fit = fit_known(part, count.to(part.snapshots.device), self._grid, SETTINGS)
+        return log_evidence(part, fit, self._grid.volume)
+
+    @cached_property
+    def _grid(self) -> SearchGrid:
+        return SearchGrid.cover(self.recording.panel, Volume.from_spec(SETTINGS), SETTINGS.oversampling)
+
+
+def _points(panel: Panel) -> int:
+    """Approximate size of the grid for this panel, without building it, which may need too much memory."""
+    volume, p = Volume.from_spec(SETTINGS), panel.elements
+    spread = torch.stack((p[:, 0], p[:, 1], p.square().sum(-1) / 2)).std(dim=1, correction=0)
+    extent = p.new_tensor([high - low for low, high in zip(volume.lower, volume.upper, strict=True)])
+    # Widths as in SearchGrid.cover, on the axis, where the focus is sharpest.
+    steps = extent * SETTINGS.oversampling * panel.wavenumber * spread * math.sqrt(12) / (2 * math.pi)
+    return int(steps.clamp_min(1).prod())
