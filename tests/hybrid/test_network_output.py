@@ -177,6 +177,20 @@ def test_the_evidence_is_that_of_the_fit_that_is_returned(output, made, weights,
     torch.testing.assert_close(chosen.log_posterior.amax(1), evidence, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("order", ["likelihood", "both"])
+def test_few_scenes_fitted_with_all_numbers_at_once_as_many_with_one_after_the_other(
+    order, seen, made, weights
+):
+    spec = spec_of(weights, model_order=order)
+    grid = searched_grid(made, spec)
+    many = fit_most_probable(seen, grid, spec)
+    assert len(made) > module._JOINT_SCENES >= 3
+    few = fit_most_probable(seen[2:5], grid, spec)
+    torch.testing.assert_close(few.log_posterior, many.log_posterior[2:5], rtol=0, atol=2e-3)
+    one, other = few.fit.sources.position, many.fit.sources.position[2:5, : few.fit.sources.azimuth.shape[1]]
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-3, equal_nan=True)
+
+
 def test_places_beside_sources(made, weights):
     """A beam's width to either side along each axis, and never out of the volume."""
     grid = searched_grid(made, spec_of(weights))
