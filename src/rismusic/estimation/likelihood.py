@@ -107,8 +107,8 @@ def sufficient_statistics(
         positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite throughout.
         active: which columns hold a source.
         derivatives: whether to include B_l, the derivatives by azimuth, elevation and inverse range.
-        link: the recording's, or the same as one matrix for all snapshots (:func:`as_one_matrix`), which is faster
-            where many positions are tried.
+        link: the recording's, or the same as one matrix for all snapshots (:func:`as_one_matrix`), which is
+            faster where many positions are tried.
     """
     data = recording.snapshots
     azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
