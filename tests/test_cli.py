@@ -133,7 +133,7 @@ def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):
     assert run(*args, "-o", tmp_path / "out.csv") == 0
     text = (tmp_path / "out.csv").read_text().splitlines()
     assert text[0] == (
-        "scene,source,azimuth_deg,elevation_deg,range_m,azimuth_std_deg,elevation_std_deg,range_std_m,power_db"
+        "scene,source,azimuth_deg,elevation_deg,range_m,azimuth_std_deg,elevation_std_deg,range_std_m,power_db,range_lower_m"
     )
     rows = list(csv.DictReader(text))
     assert [(row["scene"], row["source"]) for row in rows] == [
@@ -492,6 +492,6 @@ def test_as_a_program(tmp_path):
     first = (tmp_path / "a.h5.toml").read_text().splitlines()[0]
     assert first.startswith("# rismusic")
     assert "simulate -o a.h5 --scenes 2 --panel.rows 4" in first
-    done = call("check", "b.h5")
+    done = call("simulate", "-o", "a.h5", "--scenes", "2")  # refused before torch is imported
     assert done.returncode == 2
-    assert done.stderr.startswith("error: b.h5: no such file")
+    assert done.stderr.startswith("error: a.h5: the file exists already")

@@ -399,6 +399,12 @@ class LocateSpec(Spec):
     """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
     responses are calibrated along with the positions. 'trained': the value that the weights of 'hybrid' were
     trained with; 0 for other methods."""
+    wave: Wave | Literal["recorded", "auto"] = "recorded"
+    """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
+    'auto': the most likely one."""
+    symbols: SymbolModel | Literal["recorded", "auto"] = "recorded"
+    """Symbols: 'independent' in every snapshot, 'constant' over all snapshots, 'known' (the recording's
+    pilots); 'recorded': what the recording states; 'auto': the more probable of independent and constant."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
@@ -411,8 +417,12 @@ class LocateSpec(Spec):
     """Maximum absolute elevation of the search, in degrees."""
     range_min_m: Positive = 0.5
     """Minimum range of the search, in metres."""
-    range_max_m: Positive = 10.0
-    """Maximum range of the search, in metres."""
+    range_max_m: Annotated[float, Field(gt=0)] = 10.0
+    """Maximum range of the search, in metres; inf includes sources in the far field."""
+    unknowns: tuple[Literal["azimuth", "elevation", "range"], ...] = ("azimuth", "elevation", "range")
+    """Coordinates that are estimated. An angle that is left out is held at 0 deg, the range at range_max_m.
+    For
+    a line of elements one angle is left out by itself."""
 
     @property
     def allowed_error(self) -> float:

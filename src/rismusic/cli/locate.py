@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar
+from rismusic.cli.command import (
+    Command,
+    Option,
+    SafeConsole,
+    check_extras,
+    check_outputs,
+    note,
+    progress_bar,
+)
 from rismusic.errors import InputError
-from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.registry import SPECTRA
 from rismusic.spec import Count, LocateSpec
 from rismusic.text import command_line, plain
@@ -62,11 +69,7 @@ class Locate(Command):
         """Locate block by block, so that the file may be larger than memory."""
         if self.resume and (self.output is None or self.plot is not None or self.report is not None):
             raise InputError("--resume", "needs --output, and cannot be combined with --plot or --report")
-        for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
-            if path is not None:
-                check_output(path, overwrite=self.overwrite, endings=endings)
-        if self.plot is not None:
-            check_extras("report", "matplotlib")
+        check_outputs(self.output, self.plot, overwrite=self.overwrite)
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
         from rismusic.hybrid import BLOCK_SCENES, locate
@@ -212,6 +215,8 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
                 _with_bar(value, bar if with_error[scene] else None)
                 for value, bar in zip(values, bars, strict=True)
             ]
+            if math.isinf(row.range_m):
+                cells[2] = f"far field (> {row.range_lower_m:.3g})"
             cells = [str(row.source), *cells, f"{row.power_db:.1f}"]
             lines.append([*cells, *(_true_cells(beside.get((scene, row.source))) if truth else [])])
         missed = [row for row in truth if row.scene == scene and row.found is None]

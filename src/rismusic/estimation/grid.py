@@ -66,13 +66,13 @@ class Volume:
     """The box in azimuth, elevation and range in which sources are searched.
 
     Args:
-        azimuth_max: radians, to either side.
-        elevation_max: radians, up or down.
+        azimuth_max: radians, to either side; 0 holds the azimuth at 0.
+        elevation_max: radians, up or down; 0 holds the elevation at 0.
         range_min: metres.
-        range_max: metres.
+        range_max: metres; infinite to include plane waves; equal to ``range_min`` to hold the range.
 
     Raises:
-        InputError: an angle outside 0 .. pi/2, a range that is not positive and finite, or none between them.
+        InputError: an angle outside 0 .. pi/2, a range that is not positive, or none between them.
     """
 
     azimuth_max: float
@@ -83,26 +83,27 @@ class Volume:
     def __post_init__(self) -> None:
         for name in ("azimuth_max", "elevation_max"):
             value = getattr(self, name)
-            if not 0 < value < math.pi / 2:
+            if not 0 <= value < math.pi / 2:
                 hint = " (degrees?)" if value > math.pi else ""
                 raise InputError(
-                    f"volume.{name}", f"must be above 0 and below pi/2 radians; got {value:g}{hint}"
+                    f"volume.{name}", f"must be 0 or larger and below pi/2 radians; got {value:g}{hint}"
                 )
-        if not (math.isfinite(self.range_min) and self.range_min > 0):
-            raise InputError("volume.range_min", f"must be positive and finite; got {self.range_min:g} m")
-        if not (math.isfinite(self.range_max) and self.range_max >= self.range_min):
+        if not self.range_min > 0:
+            raise InputError("volume.range_min", f"must be positive; got {self.range_min:g} m")
+        if not self.range_max >= self.range_min:
             raise InputError(
                 "volume.range_max",
-                f"must be finite and at least range_min = {self.range_min:g} m; got {self.range_max:g} m",
+                f"must be at least range_min = {self.range_min:g} m; got {self.range_max:g} m",
             )
 
     @classmethod
     def from_spec(cls, spec: SceneSpec | LocateSpec) -> Volume:
         """The volume that sources are drawn from (``SceneSpec``) or searched in (``LocateSpec``)."""
+        unknowns = getattr(spec, "unknowns", ("azimuth", "elevation", "range"))
         return cls(
-            math.radians(spec.azimuth_max_deg),
-            math.radians(spec.elevation_max_deg),
-            spec.range_min_m,
+            math.radians(spec.azimuth_max_deg) if "azimuth" in unknowns else 0.0,
+            math.radians(spec.elevation_max_deg) if "elevation" in unknowns else 0.0,
+            spec.range_min_m if "range" in unknowns else spec.range_max_m,
             spec.range_max_m,
         )
 
@@ -130,7 +131,7 @@ class Volume:
         )
 
     def at_boundary(self, positions: Float[Tensor, "S K 3"]) -> Bool[Tensor, "S K 3"]:
-        """Which coordinates (azimuth, elevation, 1/range) are at the boundary of the volume."""
+        """Which coordinates (azimuth, elevation, 1/range) are at the boundary of the volume, or held."""
         low, high = (positions.new_tensor(limit) for limit in (self.lower, self.upper))
         margin = _BOUNDARY_MARGIN * (high - low)
         return (positions <= low + margin) | (positions >= high - margin)
@@ -256,15 +257,22 @@ class SearchGrid:
             self._steering[dtype] = self._at(slice(None), dtype)
         return self._steering[dtype]
 
-    def real_steering(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "rows P"]:
+    def real_steering(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*F rows P"]:
         """Real part of A above its imaginary part, [2 N, P]; kept for the next call.
 
         Real matrix products are the faster ones, and leave squared moduli without a complex detour.
         """
         if dtype not in self._steering:
-            A = self._at(slice(None), dtype.to_complex())
-            self._steering[dtype] = torch.cat((A.real, A.imag))
+            self._steering[dtype] = self.real_columns(self._at(slice(None), dtype.to_complex()))
         return self._steering[dtype]
+
+    def real_columns(self, A: Complex[Tensor, "N B"]) -> Float[Tensor, "*F rows B"]:
+        """Real part of A above its imaginary part, [2 N, B]; one matrix per subcarrier, [F, 2 N, B]."""
+        F = self.panel.subcarriers
+        if F == 1:
+            return torch.cat((A.real, A.imag))
+        A = A.unflatten(0, (F, -1))
+        return torch.cat((A.real, A.imag), dim=1)
 
     def blocks(
         self, points: int, dtype: torch.dtype = torch.complex64
@@ -289,7 +297,7 @@ def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
     """The search grid of the settings for the recording's panel, on the recording's device."""
     elements, panel = recording.elements, recording.panel
     key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, panel.wavelength
-    model = panel.wave, panel.pattern_exponent
+    model = panel.wave, panel.pattern_exponent, panel.frequencies
     return _cached_grid(*key, *model, Volume.from_spec(spec), spec.oversampling, recording.snapshots.device)
 
 
@@ -300,13 +308,14 @@ def _cached_grid(
     wavelength: float,
     wave: Wave,
     pattern_exponent: float,
+    frequencies: tuple[float, ...],
     volume: Volume,
     oversampling: float,
     device: torch.device,
 ) -> SearchGrid:
     """Cached with its steering vectors, which for a single scene take as long as the search."""
     positions = torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3)
-    panel = Panel(positions, wavelength, wave, pattern_exponent)
+    panel = Panel(positions, wavelength, wave, pattern_exponent, frequencies)
     return SearchGrid.cover(panel, volume, oversampling).to(device)
 
 
@@ -315,9 +324,8 @@ def _mean_focus(panel: Panel, volume: Volume) -> float:
     fraction = (torch.arange(_PROBES, dtype=torch.float64, device=panel.elements.device) + 0.5) / _PROBES
     axes = [low + (high - low) * fraction for low, high in zip(volume.lower, volume.upper, strict=True)]
     azimuth, elevation, q = (axis.ravel() for axis in torch.meshgrid(*axes, indexing="ij"))
-    _, slopes = steering_with_log_derivatives(panel, azimuth, elevation, 1 / q)
-    by_range = slopes[..., 2].imag
-    return float((by_range / q.square()).var(dim=-2, unbiased=False).mean())
+    _, slopes = steering_with_log_derivatives(panel.replace(frequencies=()), azimuth, elevation, 1 / q)
+    return float(slopes[..., 2].imag.var(dim=-2, unbiased=False).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,7 +390,7 @@ def find_peaks(
 def highest_peaks(
     values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
 ) -> Peaks:
-    """:func:`find_peaks` without a look at its input, for which the host would wait for the device.
+    """:func:`find_peaks` without the checks of its input, which would synchronise with the device.
 
     Of a scene whose values are not finite some points are returned.
     """

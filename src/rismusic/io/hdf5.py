@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from rismusic.errors import InputError
-from rismusic.io.schema import ATTRIBUTES, FIELDS
+from rismusic.io.schema import ATTRIBUTES, FIELDS, WIDEBAND
 from rismusic.io.store import Array, Sink, Store, StoredArray, reason
 
 _CHUNK_BYTES = 1 << 18
@@ -256,7 +256,7 @@ def members(group: Iterable[str | bytes]) -> set[str]:
 
 def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...] | None:
     """Chunks of whole scenes; None if the scenes share the array or one scene exceeds the largest chunk."""
-    if not FIELDS[name].per_scene(len(shape)):
+    if not (FIELDS[name].per_scene(len(shape)) or WIDEBAND[name].per_scene(len(shape))):
         return None
     scene_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     if scene_bytes > _LARGEST_CHUNK_BYTES:

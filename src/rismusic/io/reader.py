@@ -212,7 +212,7 @@ class RecordingFile:
             wave=self.wave,
             symbols=self.symbols,
             pattern_exponent=self.pattern_exponent,
-            **values,
+            **values,  # type: ignore[arg-type]
             truth=Sources(**truth) if truth else None,
         )
         check_values(values, recording.truth, first_scene=start)

@@ -21,7 +21,7 @@ from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
 from rismusic.io.recording import Recording, structure_of, tensors, validate
-from rismusic.io.schema import FIELDS, FORMAT
+from rismusic.io.schema import FIELDS, FORMAT, Field, fields_of
 from rismusic.io.store import Sink, reason
 from rismusic.io.validation import check_values
 
@@ -81,7 +81,7 @@ class RecordingWriter:
             self._create(values, attributes)
         with self._on_disk():
             for name, value in values.items():
-                if FIELDS[name].per_scene(value.ndim):
+                if fields_of(values)[name].per_scene(value.ndim):
                     self._sink.write(name, self._written, value.numpy())
         self._written += len(block)
 
@@ -111,7 +111,7 @@ class RecordingWriter:
             for name, attribute in attributes.items():
                 self._sink.attribute(name, attribute)
             for name, value in values.items():
-                per_scene = FIELDS[name].per_scene(value.ndim)
+                per_scene = fields_of(values)[name].per_scene(value.ndim)
                 shape = (self.scenes, *value.shape[1:]) if per_scene else tuple(value.shape)
                 array = value.numpy()
                 self._sink.create(name, shape, array.dtype)
@@ -149,8 +149,8 @@ class RecordingWriter:
                 )
             if name not in values:
                 continue
-            value, other = values[name], expected[name]
-            per_scene = FIELDS[name].per_scene(value.ndim)
+            value, other, field = values[name], expected[name], fields_of(values)[name]
+            per_scene = field.per_scene(value.ndim)
             if (
                 value.ndim != other.ndim
                 or value.dtype != other.dtype
@@ -158,7 +158,8 @@ class RecordingWriter:
             ):
                 raise InputError(
                     name,
-                    f"must be {_kind(name, other)} in each block, as in the first; got {_kind(name, value)}",
+                    f"must be {_kind(field, other)} in each block, as in the first; "
+                    f"got {_kind(field, value)}",
                 )
             if not per_scene and not torch.equal(value, other):
                 raise InputError(
@@ -255,8 +256,8 @@ def _as_stored(recording: Recording, first_scene: int) -> Recording:
     return stored
 
 
-def _kind(name: str, value: Tensor) -> str:
-    per_scene = FIELDS[name].per_scene(value.ndim)
+def _kind(field: Field, value: Tensor) -> str:
+    per_scene = field.per_scene(value.ndim)
     shape = ", ".join([*(["S"] if per_scene else []), *map(str, value.shape[per_scene:])])
     return f"{str(value.dtype).removeprefix('torch.')} [{shape}]"
 

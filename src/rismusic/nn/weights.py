@@ -20,7 +20,7 @@ from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import KEY, NetworkSpec, TrainSpec, WeightsCard, weights_path
 from rismusic.records import Record, parse_record
 from rismusic.registry import NETWORKS
-from rismusic.spec import Positive
+from rismusic.spec import Positive, Wave
 from rismusic.version import __version__
 
 _FORMAT = "rismusic-network/1"
@@ -87,7 +87,11 @@ def load_network(
 
 
 def read_network(
-    weights: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
+    weights: str | Path,
+    *,
+    panel: Panel | None = None,
+    device: torch.device | str = "cpu",
+    wave: Wave = "spherical",
 ) -> tuple[GridNetwork, dict[str, str]]:
     """Load a network, with its panel and grid, from a weights file.
 
@@ -95,6 +99,7 @@ def read_network(
         weights: ``ideal``, ``robust``, or a file of :func:`save_network`.
         panel: the panel it must be for; by default any.
         device: device of the network.
+        wave: form of the wave in the statistics that the network is given.
 
     Returns:
         The network and the metadata of the file.
@@ -112,6 +117,7 @@ def read_network(
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != checksum(tensors):
         raise InputError(str(path), "the weights are damaged: their checksum does not match")
     spec, own, volume = _described(str(path), tensors.pop(_ELEMENTS), metadata)
+    own = own.replace(wave=wave)
     if panel is not None:
         check_panel(str(path), own, panel)
     try:
