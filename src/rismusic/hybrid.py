@@ -60,6 +60,9 @@ from rismusic.spec import LocateSpec, limits
 FALLBACK: Literal["sbl"] = "sbl"
 """The classical method for recordings that the weights were not trained for."""
 
+FALLBACK_LARGE: Literal["relax"] = "relax"
+"""The same for one long snapshot or many subcarriers, whose covariance matrices are large or many."""
+
 BLOCK_SCENES = 64
 """Scenes located at a time, so that memory does not grow with the recording."""
 
