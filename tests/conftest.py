@@ -18,25 +18,27 @@ SAMPLES = HERE.parent / "samples"
 
 # Modules that take longest go first, so that two processes end at the same time (``make test``).
 LONGEST = (
-    "estimate/test_locate.py",
-    "estimate/test_hard_input.py",
-    "docs/test_pages.py",
+    "estimation/test_locate.py",
+    "estimation/test_hard_input.py",
+    "test_readme.py",
     "doctor/test_faults.py",
-    "estimate/test_sparse.py",
+    "docs/test_pages.py",
+    "estimation/test_sparse.py",
     "hybrid/test_hybrid_locate.py",
     "doctor/test_findings.py",
-    "checks/test_truthfit.py",
-    "learn/test_train_resume.py",
-    "learn/test_train_folder.py",
-    "learn/test_train_ranks.py",
-    "tuning/test_study.py",
-    "test_readme.py",
     "test_cli.py",
+    "tuning/test_study.py",
+    "checks/test_truthfit.py",
+    "nn/test_train_resume.py",
+    "nn/test_dropout.py",
+    "nn/test_train_folder.py",
+    "nn/test_train_distributed.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {HERE / name: place for place, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in places), "LONGEST names a file that is gone"
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 

@@ -96,7 +96,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(InputError, match=r"bad.toml: is not a valid TOML file"):
         read_spec(SystemSpec, path)
     path.write_bytes(b"\x89PNG\xff")
-    with pytest.raises(InputError, match=r"bad.toml: is not a valid TOML file"):
+    with pytest.raises(InputError, match=r"bad.toml: is not a text file: byte 0"):
         read_spec(SystemSpec, path)
 
 

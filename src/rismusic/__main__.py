@@ -1,7 +1,18 @@
-"""``python -m rismusic``."""
+"""``python -m rismusic``, and the script ``rismusic``."""
 
 import sys
 
-from rismusic.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line. An interruption while it is still being loaded leaves no stack trace."""
+    try:
+        from rismusic.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,6 +35,7 @@ the ``pattern_exponent`` (0: isotropic). Elements receive nothing from behind.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -49,6 +50,9 @@ from rismusic.spec import PanelSpec, Wave
 
 WAVES: tuple[Wave, ...] = get_args(Wave)
 """The forms of the wave; see the documentation of this module."""
+
+SPEED_OF_LIGHT = 299792458.0
+"""In metres per second."""
 
 ArrayLike = Any
 """A NumPy array, a torch tensor, a number, or a nested sequence of numbers."""
@@ -70,10 +74,11 @@ class Panel:
         wave: form of the wave, ``spherical`` (default), ``uniform``, ``fresnel`` or ``paraxial``; see the
             documentation of this module.
         pattern_exponent: q of the element pattern :math:`\cos^q\beta` (an amplitude); 0 is isotropic.
+        frequencies: F subcarriers in hertz (wideband); none for a narrowband signal at the wavelength.
 
     Raises:
         InputError: the positions are not finite real numbers of shape [N, 3], the wavelength is not positive
-            and finite, the wave has another name, or the exponent is negative.
+            and finite, the wave has another name, the exponent is negative, or a frequency is not positive.
 
     Example:
         >>> Panel([[-0.075, 0, 0], [0.075, 0, 0]], wavelength=0.3)
@@ -84,6 +89,7 @@ class Panel:
     wavelength: float
     wave: Wave = "spherical"
     pattern_exponent: float = 0.0
+    frequencies: tuple[float, ...] = ()
 
     def __init__(
         self,
@@ -91,6 +97,7 @@ class Panel:
         wavelength: float,
         wave: Wave = "spherical",
         pattern_exponent: float = 0.0,
+        frequencies: Sequence[float] = (),
     ) -> None:
         positions = to_tensor("elements", elements, "real")
         shape = list(positions.shape)
@@ -108,7 +115,11 @@ class Panel:
             raise InputError("wave", f"must be one of {', '.join(WAVES)}; got {wave!r}")
         if not (math.isfinite(pattern_exponent) and pattern_exponent >= 0):
             raise InputError("pattern_exponent", f"must be finite and not negative; got {pattern_exponent:g}")
+        frequencies = tuple(float(frequency) for frequency in frequencies)
+        if not all(math.isfinite(frequency) and frequency > 0 for frequency in frequencies):
+            raise InputError("frequencies", "must be positive and finite, in hertz")
         object.__setattr__(self, "elements", positions)
+        object.__setattr__(self, "frequencies", frequencies)
         object.__setattr__(self, "wavelength", float(wavelength))
         object.__setattr__(self, "wave", wave)
         object.__setattr__(self, "pattern_exponent", float(pattern_exponent))
@@ -120,6 +131,7 @@ class Panel:
         plural = "" if self.size == 1 else "s"
         wave = "" if self.wave == "spherical" else f", {self.wave} wave"
         pattern = f", cos^{self.pattern_exponent:g} elements" if self.pattern_exponent else ""
+        pattern += f", {len(self.frequencies)} subcarriers" if self.frequencies else ""
         return (
             f"Panel({self.size} element{plural}{batch}, {spacing}wavelength {self.wavelength:g} m"
             f"{wave}{pattern})"
@@ -235,6 +247,16 @@ class Panel:
         return 2 * math.pi / self.wavelength
 
     @property
+    def subcarriers(self) -> int:
+        """Number of subcarriers, F; 1 for a narrowband signal."""
+        return max(1, len(self.frequencies))
+
+    def relative_frequencies(self, like: Tensor) -> Float[Tensor, "F 1"]:
+        """Frequencies of the subcarriers over that of the wavelength, with type and device of ``like``."""
+        values = [frequency * self.wavelength / SPEED_OF_LIGHT for frequency in self.frequencies]
+        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+    @property
     def aperture(self) -> float:
         """Aperture D in metres: the diagonal of the bounding box of the elements."""
         extent = self.elements.amax(dim=-2) - self.elements.amin(dim=-2)
@@ -280,8 +302,9 @@ class Panel:
         return Panel(**(present | changes))
 
     def same_model(self, other: Panel) -> bool:
-        """Whether steering vectors of both panels follow the same equation: wave and element pattern."""
-        return self.wave == other.wave and self.pattern_exponent == other.pattern_exponent
+        """Whether steering vectors follow the same equation: wave, element pattern, subcarriers."""
+        names = ("wave", "pattern_exponent", "frequencies")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 def direction(
@@ -319,7 +342,7 @@ def path_difference(
         Path differences in metres, [..., K, N].
     """
     x, y, z = (cosine[..., None] for cosine in towards)
-    return _Rays(panel, (x, y, z), range[..., None]).difference
+    return _Rays(panel, (x, y, z), 1 / range[..., None]).difference
 
 
 def steering(
@@ -339,19 +362,19 @@ def steering(
         azimuth: :math:`\varphi_k` in radians, [..., K]. Its precision sets that of the result: float32 gives
             complex64, float64 gives complex128.
         elevation: :math:`\theta_k` in radians, [..., K].
-        range: :math:`r_k` in metres, positive, [..., K].
+        range: :math:`r_k` in metres, positive, [..., K]; infinite for a plane wave.
 
     Returns:
-        A, complex [..., N, K].
+        A, complex [..., N, K]. With F subcarriers, [..., F N, K]: the steering vectors of all subcarriers
+        one below the other, each of unit norm.
 
     Example:
         >>> panel = Panel.uniform_planar(8, 8)
         >>> steering(panel, torch.tensor([0.3]), torch.tensor([0.1]), torch.tensor([2.0])).shape
         torch.Size([64, 1])
     """
-    towards = (cosine[..., None] for cosine in direction(azimuth, elevation))
-    x, y, z = towards
-    return _Rays(panel, (x, y, z), range[..., None]).unit_wave().mT
+    x, y, z = (cosine[..., None] for cosine in direction(azimuth, elevation))
+    return _Rays(panel, (x, y, z), 1 / range[..., None]).unit_wave().mT
 
 
 def steering_with_derivatives(
@@ -364,7 +387,8 @@ def steering_with_derivatives(
 
     .. math:: \frac{\partial a_n}{\partial p} = a_n \frac{\partial \log a_n}{\partial p}
 
-    The logarithmic derivatives are those of :func:`steering_with_log_derivatives`.
+    The logarithmic derivatives are those of :func:`steering_with_log_derivatives`, and
+    :math:`\partial / \partial r = -r^{-2}\, \partial / \partial (1/r)`.
 
     Args:
         panel: N elements.
@@ -376,7 +400,9 @@ def steering_with_derivatives(
         A [..., N, K], and its derivatives [..., N, K, 3] per radian, per radian and per metre.
     """
     A, slopes = steering_with_log_derivatives(panel, azimuth, elevation, range)
-    return A, slopes * A[..., None]
+    one = torch.ones_like(range)
+    turn = torch.stack((one, one, -1 / range.square()), dim=-1)
+    return A, slopes * A[..., None] * turn.unsqueeze(-3)
 
 
 def steering_with_log_derivatives(
@@ -385,47 +411,47 @@ def steering_with_log_derivatives(
     elevation: Float[Tensor, "*batch K"],
     range: Float[Tensor, "*batch K"],
 ) -> tuple[Complex[Tensor, "*batch N K"], Complex[Tensor, "*batch N K 3"]]:
-    r"""Steering matrix and the derivatives of the logarithms of its entries.
+    r"""Steering matrix and the derivatives of the logarithms of its entries, with respect to 1 / range.
 
     .. math:: \frac{\partial\log a_n}{\partial p} = \gamma_{n,p} - \sum_m |a_m|^2 \gamma_{m,p}
         + j k_0 \frac{\partial\delta_n}{\partial p}, \qquad
         \gamma_{n,p} = \frac{\partial\log g_n}{\partial p}.
 
-    For the spherical wave, in forms that do not suffer from cancellation,
+    With :math:`q = 1 / r` and :math:`\rho_n = d_n / r`, for the spherical wave, in forms that do not suffer
+    from cancellation and hold at infinity (q = 0) too,
 
-    .. math:: \frac{\partial\delta_n}{\partial\varphi} = \frac{r\, p_n\!\cdot\!u_\varphi}{d_n}, \qquad
-        \frac{\partial\delta_n}{\partial\theta} = \frac{r\, p_n\!\cdot\!u_\theta}{d_n}, \qquad
-        \frac{\partial\delta_n}{\partial r} = \frac{|p_n|^2 - \delta_n\, p_n\!\cdot\!u}{d_n (r + d_n)},
+    .. math:: \frac{\partial\delta_n}{\partial\varphi} = \frac{p_n\!\cdot\!u_\varphi}{\rho_n}, \qquad
+        \frac{\partial\delta_n}{\partial\theta} = \frac{p_n\!\cdot\!u_\theta}{\rho_n}, \qquad
+        \frac{\partial\delta_n}{\partial q} = \frac{\delta_n\, p_n\!\cdot\!u - |p_n|^2}{\rho_n (1 + \rho_n)},
 
-    .. math:: \gamma_{n,\varphi} = \frac{1}{d_n} \frac{\partial\delta_n}{\partial\varphi}, \qquad
-        \gamma_{n,\theta} = \frac{1}{d_n} \frac{\partial\delta_n}{\partial\theta}, \qquad
-        \gamma_{n,r} = \frac{1}{d_n} \left( \frac{\partial\delta_n}{\partial r}
-        - \frac{\delta_n}{r} \right),
+    .. math:: \gamma_{n,\varphi} = \frac{q\, p_n\!\cdot\!u_\varphi}{\rho_n^2}, \qquad
+        \gamma_{n,\theta} = \frac{q\, p_n\!\cdot\!u_\theta}{\rho_n^2}, \qquad
+        \gamma_{n,q} = \frac{p_n\!\cdot\!u - q |p_n|^2}{\rho_n^2},
 
     where :math:`u_\varphi` and :math:`u_\theta` are the derivatives of the direction vector u. An element
-    pattern adds :math:`q\, \partial \log\cos\beta_n / \partial p` to :math:`\gamma_{n,p}`.
+    pattern adds :math:`\partial \log\cos\beta_n / \partial p` times its exponent to :math:`\gamma_{n,p}`.
 
     Args:
         panel: N elements.
         azimuth: radians, [..., K].
         elevation: radians, [..., K].
-        range: metres, positive, [..., K].
+        range: metres, positive, [..., K]; infinite for plane waves.
 
     Returns:
-        A [..., N, K], and the logarithmic derivatives [..., N, K, 3] per radian, per radian and per metre.
-        Without amplitudes they are purely imaginary.
+        A [..., N, K], and the logarithmic derivatives [..., N, K, 3] by azimuth, elevation (per radian) and
+        inverse range (metres). Without amplitudes they are purely imaginary. With F subcarriers the axis N is
+        F N, as in :func:`steering`.
     """
     azimuth, elevation = azimuth[..., None], elevation[..., None]
     sin_az, cos_az, sin_el, cos_el = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
     x, z = sin_az * cos_el, cos_az * cos_el
-    rays = _Rays(panel, (x, sin_el, z), range[..., None])
+    rays = _Rays(panel, (x, sin_el, z), 1 / range[..., None])
     phase, gain = zip(
         rays.by_direction((z, None, -x)),
         rays.by_direction((-sin_az * sin_el, cos_el, -cos_az * sin_el)),
-        rays.by_range(),
+        rays.by_inverse_range(),
         strict=True,
     )
-    a = rays.unit_wave()
     slopes = torch.stack(phase, dim=-1) * panel.wavenumber
     if rays.gain is None:
         growth = torch.zeros_like(slopes)
@@ -433,23 +459,12 @@ def steering_with_log_derivatives(
         growth = torch.stack(gain, dim=-1)
         weight = (rays.gain / rays.gain.norm(dim=-1, keepdim=True)).square()
         growth = growth - (weight[..., None, :] @ growth)
-    return a.mT, torch.complex(growth, slopes).transpose(-3, -2)
-
-
-def by_inverse_range(inverse_range: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3"]:
-    r"""Factors that turn derivatives with respect to range into derivatives with respect to inverse range.
-
-    .. math:: \left( \frac{\partial\varphi}{\partial\varphi},\; \frac{\partial\theta}{\partial\theta},\;
-        \frac{\partial r}{\partial (1/r)} \right) = (1,\; 1,\; -r^2)
-
-    Args:
-        inverse_range: 1 / r in 1/m, positive, [...].
-
-    Returns:
-        [..., 3].
-    """
-    one = torch.ones_like(inverse_range)
-    return torch.stack((one, one, -1 / inverse_range.square()), dim=-1)
+    if panel.subcarriers > 1:
+        slopes = slopes.unsqueeze(-3) * panel.relative_frequencies(slopes)[..., None]
+        slopes, growth = (
+            part.flatten(-3, -2) for part in torch.broadcast_tensors(slopes, growth.unsqueeze(-3))
+        )
+    return rays.unit_wave().mT, torch.complex(growth, slopes).transpose(-3, -2)
 
 
 def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) -> Tensor:
@@ -489,53 +504,58 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
 
 
 class _Rays:
-    """Path differences and amplitudes from K points to N elements, [..., K, N]; N is contiguous.
+    r"""Path differences and amplitudes from K points to N elements, [..., K, N]; N is contiguous.
 
-    Directions and distances are columns, [..., K, 1].
+    Directions and inverse ranges q = 1 / r are columns, [..., K, 1]. All quantities are written with q and
+    :math:`\rho_n = d_n / r`, which are finite for a source at infinity.
     """
 
-    def __init__(self, panel: Panel, towards: tuple[Tensor, Tensor, Tensor], distance: Tensor) -> None:
-        elements = panel.elements.to(device=distance.device, dtype=distance.dtype)
+    def __init__(self, panel: Panel, towards: tuple[Tensor, Tensor, Tensor], inverse: Tensor) -> None:
+        elements = panel.elements.to(device=inverse.device, dtype=inverse.dtype)
         self._panel, self._wave = panel, panel.wave
         self._elements = elements.unsqueeze(-3).unbind(-1)
-        self._towards, self._range = towards, distance
-        r = distance
+        self._towards, self._q = towards, inverse
         self._along = along = self._dot(towards)
         self._squared = squared = elements.square().sum(-1).unsqueeze(-2)
         if self._wave in ("spherical", "uniform") or panel.pattern_exponent:
-            # r + d is positive, so that the quotient does not suffer from cancellation.
-            twice = 2 * r * along
-            self._distance = (r.square() - twice + squared).sqrt()
-            self._sum = r + self._distance
+            # The exact path difference is twice / (1 + rho); 1 + rho is positive, so nothing cancels.
+            twice = 2 * along - inverse * squared
+            self._ratio = (1 - inverse * twice).clamp_min(torch.finfo(twice.dtype).tiny).sqrt()
+            self._exact = twice / (1 + self._ratio)
         if self._wave in ("spherical", "uniform"):
-            self.difference = (twice - squared) / self._sum
+            self.difference = self._exact
         elif self._wave == "fresnel":
-            self.difference = along - (squared - along.square()) / (2 * r)
+            self.difference = along - (squared - along.square()) * (inverse / 2)
         else:
-            self.difference = along - squared / (2 * r)
+            self.difference = along - squared * (inverse / 2)
         self.gain = self._gain()
 
     def _gain(self) -> Tensor | None:
         """Amplitudes g_n, up to a factor common to all elements; none if they are all the same."""
-        q = self._panel.pattern_exponent
-        gain = self._range / self._distance if self._wave == "spherical" else None
-        if not q:
+        exponent = self._panel.pattern_exponent
+        gain = 1 / self._ratio if self._wave == "spherical" else None
+        if not exponent:
             return gain
-        pattern = (self._depth().clamp_min(0) / self._distance) ** q
+        pattern = (self._depth().clamp_min(0) / self._ratio) ** exponent
         return pattern if gain is None else gain * pattern
 
     def _depth(self) -> Tensor:
-        """Distance of the source from the element, along the normal: d_n cos(beta_n)."""
-        return self._range * self._towards[2] - self._elements[2]
+        """Distance of the source from the element along the normal, over the range: rho_n cos(beta_n)."""
+        return self._towards[2] - self._q * self._elements[2]
 
     def unit_wave(self) -> Tensor:
-        """The steering vectors as rows."""
+        """The steering vectors as rows, [..., K, N], or [..., K, F N] for F subcarriers."""
         phase = self._panel.wavenumber * self.difference
-        scale: Tensor | float = 1 / math.sqrt(self._panel.size)
-        if self.gain is not None:
-            norm = self.gain.norm(dim=-1, keepdim=True)
-            scale = self.gain / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        return torch.complex(phase.cos() * scale, phase.sin() * scale)
+        if self._panel.subcarriers > 1:
+            phase = (phase.unsqueeze(-2) * self._panel.relative_frequencies(phase)).flatten(-2)
+        if self.gain is None:
+            scale = 1 / math.sqrt(self._panel.size)
+            return torch.complex(phase.cos() * scale, phase.sin() * scale)
+        norm = self.gain.norm(dim=-1, keepdim=True)
+        gain = self.gain / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        if self._panel.subcarriers > 1:
+            gain = gain.repeat(*[1] * (gain.ndim - 1), self._panel.subcarriers)
+        return torch.complex(phase.cos() * gain, phase.sin() * gain)
 
     def _dot(self, vector: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
         x, y, z = self._elements
@@ -547,38 +567,34 @@ class _Rays:
         across = self._dot(by)
         slope = across
         if self._wave in ("spherical", "uniform"):
-            slope = self._range * across / self._distance
+            slope = across / self._ratio
         elif self._wave == "fresnel":
-            slope = across * (1 + self._along / self._range)
+            slope = across * (1 + self._along * self._q)
         if self.gain is None:
             return slope, slope
-        q = self._panel.pattern_exponent
-        # The true distance shrinks by this; it differs from the path difference of approximate waves.
-        closer = self._range * across / self._distance / self._distance
-        growth = closer * (q + 1.0 * (self._wave == "spherical"))
-        if q:
-            growth = growth + q * self._range * by[2] / self._depth()
+        exponent = self._panel.pattern_exponent
+        # -d log rho: the true distance shrinks.
+        growth = self._q * across / self._ratio.square() * (exponent + 1.0 * (self._wave == "spherical"))
+        if exponent:
+            growth = growth + exponent * by[2] / self._depth()
         return slope, growth
 
-    def by_range(self) -> tuple[Tensor, Tensor]:
-        """Derivatives of path difference and log amplitude with respect to range."""
+    def by_inverse_range(self) -> tuple[Tensor, Tensor]:
+        """Derivatives of path difference and log amplitude with respect to q = 1 / r."""
         if self._wave in ("spherical", "uniform"):
-            slope = (self._squared - self._along * self.difference) / (self._distance * self._sum)
+            slope = (self._along * self._exact - self._squared) / (self._ratio * (1 + self._ratio))
         elif self._wave == "fresnel":
-            slope = (self._squared - self._along.square()) / (2 * self._range.square())
+            slope = (self._along.square() - self._squared) / 2
         else:
-            slope = (self._squared / (2 * self._range.square())).expand_as(self._along)
+            slope = (-self._squared / 2).expand_as(self._along)
         if self.gain is None:
             return slope, slope
-        q, r, d = self._panel.pattern_exponent, self._range, self._distance
-        # -d log d / dr, without the part -1 / r that all elements share.
-        difference = (2 * r * self._along - self._squared) / self._sum
-        closer = (self._squared - self._along * difference) / (d * self._sum)
-        farther = (closer - difference / r) / d
-        growth = farther * (q + 1.0 * (self._wave == "spherical"))
-        if q:
-            # d log(r u_z - p_z) / dr, without the part 1 / r.
-            growth = growth + q * self._elements[2] / (r * self._depth())
+        exponent = self._panel.pattern_exponent
+        # -d log rho / dq, with rho^2 = 1 - 2 q p.u + q^2 |p|^2.
+        closer = (self._along - self._q * self._squared) / self._ratio.square()
+        growth = closer * (exponent + 1.0 * (self._wave == "spherical"))
+        if exponent:
+            growth = growth - exponent * self._elements[2] / self._depth()
         return slope, growth
 
 

@@ -214,6 +214,9 @@ def recording_crb(
     if recording.truth is None or recording.noise_variance is None:
         missing = "truth" if recording.truth is None else "noise_variance"
         raise InputError(missing, "missing: the bound needs the truth and the noise variance of a recording")
+    recording = recording.stacked()
+    assert recording.truth is not None
+    assert recording.noise_variance is not None
     if kind == "conditional":
         return conditional_crb(recording.panel, recording.link, recording.truth, recording.noise_variance)
     L = recording.snapshots.shape[-2]

@@ -1,8 +1,21 @@
-"""Atomic writing of files: to a temporary name first, then renamed."""
+"""Reading of small files and writing of output files.
+
+Every output file is written under a random temporary name in the same folder, which is created exclusively,
+and gets its own name when it is complete. Temporary files of killed processes are removed by the next one
+that writes to the folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import os
+import secrets
+import socket
+import stat
+import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +24,87 @@ from rismusic.errors import InputError
 
 PLOT_ENDINGS = (".png", ".pdf", ".svg")
 TABLE_ENDINGS = (".csv", ".json")
+
+SMALL_BYTES = 2**24
+"""Largest size of a file that is read at once, unless the caller gives another one."""
+_PART = ".rismusic-"
+# A temporary file of another machine is removed when nothing was written to it for this long.
+_ABANDONED_S = 7 * 24 * 3600.0
+_LONGEST_NAME = 255
+
+
+def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
+    """Contents of a regular file of limited size. Opening a pipe or a device does not block.
+
+    Args:
+        path: the file.
+        limit: largest size in bytes.
+
+    Raises:
+        InputError: the file is missing, is a folder, a pipe or a device, is too large, or cannot be read.
+    """
+    flags = os.O_RDONLY | _flags("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
+    try:
+        descriptor = os.open(path, flags)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(str(path), f"is {kind_of(found.st_mode)}, not a file")
+            with open(descriptor, "rb", closefd=False) as file:
+                # Files of some file systems have no size; therefore not more than the limit is read.
+                content = b"" if found.st_size > limit else file.read(limit + 1)
+        finally:
+            os.close(descriptor)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
+    size = max(found.st_size, len(content))
+    if size > limit:
+        raise InputError(str(path), f"is too large: at most {limit:,} bytes are read here, it has {size:,}")
+    return content
+
+
+def read_text(path: Path, *, limit: int = SMALL_BYTES) -> str:
+    """Contents of a small UTF-8 file; see :func:`read_small`.
+
+    Raises:
+        InputError: see :func:`read_small`; or the file is not UTF-8 text.
+    """
+    try:
+        return read_small(path, limit=limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), f"is not a text file: byte {error.start} is not valid UTF-8") from None
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path is a regular file or does not exist, without opening it.
+
+    Raises:
+        InputError: it is a folder, a pipe or a device, or cannot be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(str(path), f"is {kind_of(mode)}, not a file")
+
+
+def kind_of(mode: int) -> str:
+    """What a file of this mode is, such as "a folder"."""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link"}
+    kinds |= {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def failure(error: Exception) -> str:
+    """Reason of a failed operation on a file."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "no space left on the disk"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) -> None:
@@ -22,34 +116,190 @@ def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) 
         endings: allowed extensions; empty for any.
 
     Raises:
-        InputError: the path is a folder or an existing file without ``overwrite``, its folder is missing, or
-            the extension is not allowed.
+        InputError: the extension is not allowed; the folder is missing or cannot be written; or the path is a
+            folder, a symbolic link, a pipe, a device, a read-only file, or an existing file without
+            ``overwrite``.
     """
     if endings and path.suffix not in endings:
         raise InputError(str(path), f"the file name must end in {' or '.join(endings)}")
-    if path.is_dir():
-        raise InputError(str(path), "is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise InputError(str(path), f"the folder {path.parent} does not exist")
-    if path.exists() and not overwrite:
-        raise InputError(
-            str(path), "the file exists already; pass overwrite=True (--overwrite) to replace it"
-        )
+    try:
+        if not path.parent.is_dir():
+            raise InputError(str(path), f"the folder {path.parent} does not exist")
+        if len(os.fsencode(path.name)) > _LONGEST_NAME:
+            raise InputError(str(path), f"the file name is longer than {_LONGEST_NAME} bytes")
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"cannot be written: {failure(error)}") from None
+    if mode is not None:
+        if stat.S_ISDIR(mode):
+            raise InputError(str(path), "is a folder; give the name of a file")
+        if stat.S_ISLNK(mode):
+            raise InputError(
+                str(path), "is a symbolic link; remove it, or give the name of the file that it points to"
+            )
+        if not stat.S_ISREG(mode):
+            raise InputError(str(path), f"is {kind_of(mode)}; give the name of a file")
+        if not overwrite:
+            raise InputError(
+                str(path), "the file exists already; pass overwrite=True (--overwrite) to replace it"
+            )
+        if not mode & 0o222:
+            raise InputError(str(path), "is read-only; make it writable or give another name")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(str(path), f"cannot be written: the folder {path.parent} is read-only for this user")
+
+
+class OutputFile:
+    """A file under a random temporary name, until it is complete.
+
+    The temporary file is created exclusively, so that no link of that name is followed. It has the mode of
+    the file that it replaces.
+
+    Args:
+        path: the final name.
+        overwrite: whether an existing file may be replaced.
+
+    Attributes:
+        temporary: the temporary name, in the same folder and with the same extension.
+
+    Raises:
+        InputError: see :func:`check_output`.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool) -> None:
+        check_output(path, overwrite=overwrite)
+        self.path, self._overwrite = path, overwrite
+        sweep(path.parent)
+        suffix = path.suffix if len(os.fsencode(path.suffix)) <= 16 else ""
+        self.temporary = path.with_name(f"{_owned()}{secrets.token_hex(8)}.part{suffix}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flags("O_NOFOLLOW", "O_CLOEXEC")
+        descriptor = os.open(self.temporary, flags, 0o666)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self.temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        finally:
+            os.close(descriptor)
+
+    def commit(self) -> None:
+        """Give the complete file its name. After a power cut the file is either the old or the new one.
+
+        Raises:
+            InputError: see :func:`check_output`.
+            OSError: the file cannot be written.
+        """
+        check_output(self.path, overwrite=self._overwrite)
+        _sync(self.temporary)
+        if self._overwrite:
+            self.temporary.replace(self.path)
+        else:
+            self._publish()
+        if os.name == "posix":
+            _sync(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove the temporary file, if it is still there."""
+        self.temporary.unlink(missing_ok=True)
+
+    def _publish(self) -> None:
+        """Rename, unless another process has written the file meanwhile."""
+        try:
+            os.link(self.temporary, self.path)
+        except FileExistsError:
+            raise InputError(
+                str(self.path), "another process has written the file meanwhile; it was left as it is"
+            ) from None
+        except OSError:  # a file system without hard links
+            check_output(self.path, overwrite=False)
+            self.temporary.rename(self.path)
+            return
+        self.temporary.unlink()
 
 
 @contextmanager
 def replace_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary name beside ``path``; renamed to ``path`` on success, removed on failure.
+    """A temporary file beside ``path``; renamed to ``path`` on success, removed on failure.
 
     Raises:
         InputError: see :func:`check_output`; or the file cannot be written, as on a full disk.
     """
-    check_output(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    output: OutputFile | None = None
     try:
-        yield temporary
-        temporary.replace(path)
+        output = OutputFile(path, overwrite=overwrite)
+        yield output.temporary
+        output.commit()
     except OSError as error:
-        raise InputError(str(path), f"cannot be written: {error.strerror or error}") from error
+        raise InputError(str(path), f"cannot be written: {failure(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if output is not None:
+            output.discard()
+
+
+def write_text(path: Path, text: str, *, overwrite: bool) -> None:
+    """Write a text file as UTF-8; see :func:`replace_file`.
+
+    Raises:
+        InputError: see :func:`replace_file`.
+    """
+    with replace_file(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed.
+
+    Those of this machine are removed if their process has ended; those of others after a week without a
+    change, since the folder may be shared.
+    """
+    own = _owned().rpartition("-")[0].rpartition("-")[0]
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:  # a folder that can be written but not listed
+        return
+    for found in entries:
+        if not found.name.startswith(_PART) or ".part" not in found.name:
+            continue
+        host, _, rest = found.name.removeprefix(_PART).partition("-")
+        pid = rest.partition("-")[0]
+        # Another process may remove the file at the same time, and one of another user cannot be removed.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            ended = f"{_PART}{host}" == own and pid.isdecimal() and not is_running(int(pid))
+            age = time.time() - found.stat(follow_symlinks=False).st_mtime
+            if ended or age > _ABANDONED_S:
+                Path(found).unlink()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is running; taken to be so where the system cannot tell."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _owned() -> str:
+    """Start of the names of this process's temporary files: machine and process."""
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f"{_PART}{host}-{os.getpid()}-"
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flags(*names: str) -> int:
+    """Flags of ``os.open`` that this platform has."""
+    return sum(getattr(os, name, 0) for name in names)

@@ -25,7 +25,7 @@ from torch import Tensor
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
-from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
+from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, from_cosines, searched_grid, to_cosines
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import (
@@ -42,6 +42,7 @@ from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
+from rismusic.estimation.signal_model import with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
 from rismusic.io import Recording
 from rismusic.nn.inference import (
@@ -108,23 +109,19 @@ def locate(
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
+    recording = with_signal_model(recording, chosen)
     count: NSources = chosen.sources
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)
-        check_fit(recording, count)
-    estimator, estimates = estimator_of(chosen), []
+        check_fit(recording.stacked(), count)
+    # A registered estimator, or a registered spectrum.
+    estimator = (ESTIMATORS.get(chosen.method) if chosen.method in ESTIMATORS else ClassicalEstimator)(chosen)
+    estimates = []
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
         estimates.append(estimator(recording[block], count[block] if isinstance(count, Tensor) else count))
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
-
-
-def estimator_of(spec: LocateSpec) -> Estimator:
-    """The estimator that the settings name; the classical one for a registered spectrum."""
-    if spec.method in ESTIMATORS:
-        return ESTIMATORS.get(spec.method)(spec)
-    return ClassicalEstimator(spec)
 
 
 class HybridEstimator:
@@ -148,7 +145,10 @@ class HybridEstimator:
             reason = f"the weights {spec.weights!r} are not installed"
             return _with_fallback(recording, n_sources, reason, spec)
         network = LoadedNetwork.load(
-            spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained
+            spec.weights,
+            recording.snapshots.device,
+            untrained=spec.hybrid.untrained,
+            wave="uniform" if recording.wave == "uniform" else "spherical",
         )
         if spec.panel_error == "trained":
             spec = spec.replace(panel_error=network.card.system.hardware.response_error)
@@ -271,6 +271,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     impaired = spec.hybrid.model_order == "both" and spec.allowed_error > 0
     if spec.hybrid.model_order == "network" or impaired:
         log_prior_count = log_prior_count.masked_fill(not_trained, -math.inf)
+        # Without the evidence, the prior is the posterior.
         return SelectedOrder(fit_n_sources(output, log_prior_count.argmax(-1), grid, spec), log_prior_count)
     if spec.hybrid.model_order == "likelihood":
         log_prior_count = torch.zeros_like(log_prior_count)

@@ -3,10 +3,19 @@ r"""The linear operator from the panel to the receiver.
 The receiver observes :math:`y_l = G_l A s_l + n_l` with :math:`G_l = H\,\mathrm{diag}(c_l)`: H [M, N] is the
 channel from the panel to the base station, c_l [N] the RIS configuration of snapshot l. A directly sampled
 array has :math:`G_l = I`. No N x N matrix is formed.
+
+Two further models have the same form with another operator:
+
+* *coherent* (constant or known symbols): all snapshots are one long snapshot of L M outputs. A source of
+  constant symbol s sends :math:`[G_1 a; \ldots; G_L a]\, s`, one with the known symbols (pilots) x_l sends
+  :math:`[x_1 G_1 a; \ldots; x_L G_L a]` times an unknown amplitude.
+* *wideband*: subcarrier f has its own steering vectors and its own channel H_f; the F L snapshots are counted
+  subcarrier by subcarrier.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +35,9 @@ class Link:
             (direct sampling, M = N).
         codes: RIS configurations c_l, complex [L, N] or [..., L, N]. None: c_l = 1. L = 1 broadcasts over
             the snapshots.
+        coherent: whether the L snapshots form one of L M outputs. Needs codes, which tell L.
+        pilots: known symbols, complex [L, K] or [..., L, K], of a coherent link; None: constant symbols.
+        subcarriers: F; if it is above 1, the channel is [F, M, N] or [..., F, M, N].
 
     Raises:
         InputError: the values are not complex, have fewer than two axes, or disagree in N.
@@ -37,11 +49,28 @@ class Link:
 
     channel: Complex[Tensor, "... M N"] | None = None
     codes: Complex[Tensor, "... L N"] | None = None
+    coherent: bool = False
+    pilots: Complex[Tensor, "... L K"] | None = None
+    subcarriers: int = 1
 
-    def __init__(self, channel: ArrayLike | None = None, codes: ArrayLike | None = None) -> None:
-        for name, value, shape in (("channel", channel, "[M, N]"), ("codes", codes, "[L, N]")):
+    def __init__(
+        self,
+        channel: ArrayLike | None = None,
+        codes: ArrayLike | None = None,
+        *,
+        coherent: bool = False,
+        pilots: ArrayLike | None = None,
+        subcarriers: int = 1,
+    ) -> None:
+        object.__setattr__(self, "coherent", coherent)
+        object.__setattr__(self, "subcarriers", subcarriers)
+        for name, value, shape in (
+            ("channel", channel, "[M, N]" if subcarriers == 1 else "[F, M, N]"),
+            ("codes", codes, "[L, N]"),
+            ("pilots", pilots, "[L, K]"),
+        ):
             part = None if value is None else to_tensor(name, value, "complex")
-            if part is not None and part.ndim < 2:
+            if part is not None and part.ndim < (3 if name == "channel" and subcarriers > 1 else 2):
                 raise InputError(
                     name, f"must have shape {shape}, or [S, ...] with one per scene; got {list(part.shape)}"
                 )
@@ -64,34 +93,109 @@ class Link:
 
     @property
     def per_scene(self) -> bool:
-        """Whether channel or codes have leading scene axes."""
-        return any(part is not None and part.ndim > 2 for part in (self.channel, self.codes))
+        """Whether channel, codes or pilots have leading scene axes."""
+        return any(part.ndim > shared for part, shared in self._parts())
+
+    @property
+    def matrices(self) -> int:
+        """Number of different operators of a scene: L F, F or 1."""
+        snapshots = 1 if self.codes is None or self.coherent else self.codes.shape[-2]
+        return self.subcarriers * snapshots
+
+    def _parts(self) -> list[tuple[Tensor, int]]:
+        """Channel, codes and pilots that are there, and their number of axes without a scene axis."""
+        channel = 2 if self.subcarriers == 1 else 3
+        parts = ((self.channel, channel), (self.codes, 2), (self.pilots, 2))
+        return [(part, shared) for part, shared in parts if part is not None]
+
+    def separate(self, received: Complex[Tensor, "... F LM"]) -> tuple[Complex[Tensor, "... L M"], Link]:
+        """The snapshots of a coherent link as separate ones, [..., F L, M], and their link."""
+        return received.unflatten(-1, (self._length(), -1)).flatten(-3, -2), self._plain()
+
+    def _plain(self) -> Link:
+        """The same snapshots as independent ones."""
+        return Link(self.channel, self.codes, subcarriers=self.subcarriers)
+
+    def for_pilots(self, source: int) -> Link:
+        """The operator for any point that sends the pilots of one source."""
+        if self.pilots is None:
+            return self
+        pilots = self.pilots[..., source, None]
+        codes = pilots if self.codes is None else self.codes * pilots
+        return Link(self.channel, codes, coherent=self.coherent, subcarriers=self.subcarriers)
 
     def apply(self, field: Complex[Tensor, "... L N"]) -> Complex[Tensor, "... L M"]:
-        """G_l x_l for a field x_l on the panel, one per snapshot: [..., L, N] to [..., L, M]."""
-        coded = field if self.codes is None else field * self.codes
-        return coded if self.channel is None else coded @ self.channel.mT
+        """G_l x_l for a field x_l on the panel, one per snapshot: [..., L, N] to [..., L, M].
+
+        With subcarriers L stands for F L. The snapshots are independent ones, whether the link is coherent
+        or not.
+        """
+        if self.subcarriers > 1:
+            field = field.unflatten(-2, (self.subcarriers, -1))
+        coded = field if self.codes is None else field * self._per_subcarrier(self.codes)
+        received = coded if self.channel is None else coded @ self.channel.mT
+        return received.flatten(-3, -2) if self.subcarriers > 1 else received
 
     def adjoint(self, received: Complex[Tensor, "... L M"]) -> Complex[Tensor, "... L N"]:
-        """Adjoint G_l^H y_l, the back-projection onto the panel: [..., L, M] to [..., L, N]."""
+        """Adjoint G_l^H y_l, the back-projection onto the panel: [..., L, M] to [..., L, N].
+
+        With subcarriers L stands for F L. The adjoint of a coherent link sums over its snapshots, to
+        [..., F, N].
+        """
+        F = self.subcarriers
+        if self.coherent:
+            received = received.unflatten(-1, (self._length(), -1))  # [..., F, L, M]
+            received = received if F > 1 else received.squeeze(-3)
+        elif F > 1:
+            received = received.unflatten(-2, (F, -1))
         field = received if self.channel is None else received @ self.channel.conj()
-        return field if self.codes is None else field * self.codes.conj()
+        field = field if self.codes is None else field * self._per_subcarrier(self.codes).conj()
+        if self.coherent:
+            return field.sum(-2, keepdim=F == 1)
+        return field.flatten(-3, -2) if F > 1 else field
 
     def matmul(self, matrix: Complex[Tensor, "... N K"]) -> Complex[Tensor, "... L M K"]:
         """G_l A for every snapshot: [..., N, K] to [..., L, M, K] (L = 1 without codes).
 
+        With subcarriers the rows of A are F N, and L stands for F L. A coherent link gives [..., F, L M, K].
+        With pilots the K columns are those of the sources, or of the sources and their three derivatives.
+
         With many columns the G_l of all scenes are formed, [..., L, M, N]: work in blocks of scenes.
         """
+        product = self._matmul(matrix)
+        if self.pilots is not None:
+            pilots = _for_columns(self.pilots, product.shape[-1])
+            pilots = pilots.to(product.dtype)
+            if self.subcarriers > 1:
+                product = product.unflatten(-3, (self.subcarriers, -1)) * pilots.unsqueeze(-3).unsqueeze(-2)
+                product = product.flatten(-4, -3)
+            else:
+                product = product * pilots.unsqueeze(-2)
+        if self.coherent:
+            product = product.unflatten(-3, (self.subcarriers, -1)).flatten(-3, -2)
+        return product
+
+    def _matmul(self, matrix: Tensor) -> Tensor:
+        """The products of independent snapshots."""
+        if self.subcarriers > 1:
+            matrix = matrix.unflatten(-2, (self.subcarriers, -1))  # [..., F, N, K]
+            if self.codes is None:
+                return matrix if self.channel is None else self.channel @ matrix
+            coded = self.codes.mT[..., None, :, :, None] * matrix.unsqueeze(-2)  # [..., F, N, L, K]
+            received = coded.flatten(-2)
+            if self.channel is not None:
+                received = self.channel @ received
+            return received.unflatten(-1, coded.shape[-2:]).transpose(-3, -2).flatten(-4, -3)
         if self.codes is None:
             product = matrix if self.channel is None else self.channel @ matrix
             return product.unsqueeze(-3)
         if self.channel is None:
             return self.codes.unsqueeze(-1) * matrix.unsqueeze(-3)
-        if not self.per_scene:
-            return torch.einsum("lmn,...nk->...lmk", self.dense(), matrix)
+        if not any(part.ndim > shared for part, shared in self._plain()._parts()):
+            return torch.einsum("lmn,...nk->...lmk", self._plain().dense(), matrix)
         if matrix.shape[-1] >= self.channel.shape[-2] // 2:
             # Many columns: one large product with G_l is worth forming it (up to 7 times faster, measured).
-            G = self.dense()
+            G = self._plain().dense()
             return (G.flatten(-3, -2) @ matrix).unflatten(-2, G.shape[-3:-1])
         coded = self.codes.mT.unsqueeze(-1) * matrix.unsqueeze(-2)  # [..., N, L, K]
         product = self.channel @ coded.flatten(-2)
@@ -99,6 +203,8 @@ class Link:
 
     def dense(self) -> Complex[Tensor, "... L M N"]:
         """The matrices G_l themselves, [..., L, M, N] (L = 1 without codes).
+
+        With subcarriers L stands for F L; a coherent link gives [..., F, L M, N].
 
         Raises:
             InputError: the link is direct sampling without codes; it does not know N.
@@ -108,17 +214,54 @@ class Link:
                 raise InputError(
                     "link", "direct sampling (G = I) has no dense matrix: its size N is not part of the link"
                 )
-            return self.channel.unsqueeze(-3)
+            return self.channel.unsqueeze(-3) if self.subcarriers == 1 else self.channel
+        codes = self._per_subcarrier(self.codes)
         if self.channel is None:
-            return torch.diag_embed(self.codes)
-        return self.channel.unsqueeze(-3) * self.codes.unsqueeze(-2)
+            G = torch.diag_embed(codes)
+        else:
+            G = self.channel.unsqueeze(-3) * codes.unsqueeze(-2)  # [..., (F,) L, M, N]
+        if self.subcarriers > 1:
+            G = G.expand(*G.shape[:-4], self.subcarriers, *G.shape[-3:]).flatten(-4, -3)
+        if self.coherent:
+            G = G.unflatten(-3, (self.subcarriers, -1)).flatten(-3, -2)
+        return G
+
+    def _per_subcarrier(self, codes: Tensor) -> Tensor:
+        return codes.unsqueeze(-3) if self.subcarriers > 1 else codes
+
+    def _length(self) -> int:
+        """L of a coherent link."""
+        part = self.codes if self.codes is not None else self.pilots
+        if part is None:
+            raise InputError("codes", "a coherent link needs codes, which tell the number of snapshots")
+        return part.shape[-2]
 
     def to(self, target: torch.device | str | torch.dtype) -> Link:
         """Copy of the link on another device or in another complex precision."""
-        return Link(*(None if part is None else part.to(target) for part in (self.channel, self.codes)))
+        return self._each(lambda part, _: part.to(target))
 
     def __getitem__(self, scenes: slice | Tensor) -> Link:
         """Link of a subset of scenes; parts shared by all scenes are kept whole."""
-        return Link(
-            *(part if part is None or part.ndim == 2 else part[scenes] for part in (self.channel, self.codes))
+        return self._each(lambda part, shared: part if part.ndim == shared else part[scenes])
+
+    def _each(self, change: Callable[[Tensor, int], Tensor]) -> Link:
+        """Apply a function of a part and its number of axes without a scene axis to every part."""
+        channel, codes, pilots = (
+            None if part is None else change(part, shared)
+            for part, shared in (
+                (self.channel, 2 + (self.subcarriers > 1)),
+                (self.codes, 2),
+                (self.pilots, 2),
+            )
         )
+        return Link(channel, codes, coherent=self.coherent, pilots=pilots, subcarriers=self.subcarriers)
+
+
+def _for_columns(pilots: Tensor, columns: int) -> Tensor:
+    """Pilots of the columns of A, of its derivatives (source slow, coordinate fast), or of both."""
+    K = pilots.shape[-1]
+    thrice = pilots.repeat_interleave(3, dim=-1)
+    options = {K: pilots, 3 * K: thrice, 4 * K: torch.cat((pilots, thrice), dim=-1)}
+    if columns not in options:
+        raise InputError("pilots", f"are for K = {K} sources; got {columns} columns")
+    return options[columns]

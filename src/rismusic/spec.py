@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tomlkit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from tomlkit.exceptions import TOMLKitError
 
 from rismusic.errors import InputError
+from rismusic.files import read_text
 from rismusic.registry import check_method, load_plugins
 from rismusic.renames import renamed_setting
 
@@ -26,6 +26,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 S = TypeVar("S", bound="Spec")
+# Files of settings have a few kilobytes; the time of the parser grows faster than their size.
+_LARGEST_TOML = 2**16
 Number = TypeVar("Number", int, float)
 
 
@@ -64,12 +66,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         InputError: the file cannot be read, or is not valid TOML.
     """
     path = Path(path)
+    text = read_text(path, limit=_LARGEST_TOML)
     try:
-        return tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(str(path), f"cannot be read: {reason}") from None
-    except (TOMLKitError, UnicodeDecodeError) as error:
+        return tomlkit.parse(text).unwrap()
+    except Exception as error:  # on broken files the parser raises more than its own exceptions
         raise InputError(str(path), f"is not a valid TOML file: {error}") from None
 
 
@@ -388,6 +388,12 @@ class LocateSpec(Spec):
     """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
     responses are calibrated along with the positions. 'trained': the value that the weights of 'hybrid' were
     trained with; 0 for other methods."""
+    wave: Wave | Literal["recorded", "auto"] = "recorded"
+    """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
+    'auto': the most likely one."""
+    symbols: SymbolModel | Literal["recorded", "auto"] = "recorded"
+    """Symbols: 'independent' in every snapshot, 'constant' over all snapshots, 'known' (the recording's
+    pilots); 'recorded': what the recording states; 'auto': the more probable of independent and constant."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"

@@ -70,7 +70,7 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
             "error: --methods: no method is named 'esprit'; known are hybrid, music, soft_music, ",
         ),
         ("--shard 4/4", "error: shard: give a share as I/N with 0 <= I < N"),
-        ("--merge a b", "error: a/settings.toml: cannot be read as the settings of a benchmark"),
+        ("--merge a b", "error: a: is not the folder of a benchmark: it has no settings.toml"),
         ("--merge a b --scenes 3", "error: --merge: cannot be combined with settings"),
         ("-o table.txt", "error: table.txt: the file name must end in .csv or .json"),
         ("--scenes 0", "error: --scenes: expected at least 1, found 0"),

@@ -161,7 +161,7 @@ def test_folders_that_are_refused(whole, tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("years")
     with pytest.raises(InputError, match="not an empty folder"):
         bench(SPEC, out=tmp_path / "mine", resume=True)
-    with pytest.raises(InputError, match=r"settings\.toml: cannot be read as the settings of a benchmark"):
+    with pytest.raises(InputError, match=r"mine: is not the folder of a benchmark: it has no settings\.toml"):
         merge_benchmarks([tmp_path / "mine"], out=tmp_path / "merged")
     with pytest.raises(InputError, match="merge: give one or more folders"):
         merge_benchmarks([], out=tmp_path / "merged")

@@ -26,7 +26,8 @@ SHARE = 0.3
 
 
 def with_dropout(share=SHARE, **settings):
-    return SPEC.replace(network=NETWORK.replace(dropout=share), **settings)
+    schedule = SPEC.schedule.replace(epochs=1)
+    return SPEC.replace(network=NETWORK.replace(dropout=share), schedule=schedule, **settings)
 
 
 @pytest.fixture(autouse=True)

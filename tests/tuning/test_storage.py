@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 
 import h5py
@@ -10,7 +11,8 @@ import optuna
 import pytest
 
 from rismusic.errors import InputError
-from rismusic.tuning.storage import open_storage, quiet, redact
+from rismusic.text import redact
+from rismusic.tuning.storage import open_storage, quiet
 
 
 def hdf5(path):
@@ -53,12 +55,23 @@ def test_a_file_that_is_something_else_is_left_as_it_is(tmp_path, write, prefix)
     assert sorted(tmp_path.iterdir()) == files
 
 
-def test_a_folder_is_no_database(tmp_path):
-    with (
-        pytest.raises(InputError, match="cannot be read: Is a directory"),
-        open_storage(str(tmp_path), tmp_path, heartbeat_s=1),
+def test_what_is_no_file_is_no_database(tmp_path):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for storage, sentence in (
+        (str(tmp_path), "is a folder, not a file"),
+        (f"sqlite:///{tmp_path}/file/study.db", "cannot be read: not a directory"),
+        (str(tmp_path / "pipe"), "is a pipe, not a file"),
+        ("sqlite:////dev/zero", "is a device, not a file"),
+        ("sqlite://", "must be a file"),
+        (f"sqlite:///file:{tmp_path}/file?uri=true", "must be a file"),
     ):
-        pass
+        with (
+            pytest.raises(InputError, match=sentence),
+            open_storage(storage, tmp_path, heartbeat_s=1),
+        ):
+            pass
+    assert (tmp_path / "file").read_bytes() == b""
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
@@ -82,9 +95,7 @@ def test_databases_that_cannot_be_used(tmp_path):
         (f"postgresql://u:secret@/d?host={tmp_path}", "cannot use the database"),
         ("oracul://u:secret@/d", "cannot use the database"),
         ("postgresql://u:secret@host:port/d", "is not a valid database URL"),
-        (f"sqlite:///{tmp_path}/file/study.db", "cannot use the database"),
     ):
-        (tmp_path / "file").touch()
         with pytest.raises(InputError, match=f"storage: .*{reason}") as error:
             open_storage(url, tmp_path, heartbeat_s=1).__enter__()
         assert "secret" not in str(error.value)

@@ -36,7 +36,6 @@ import numpy as np
 import tomlkit
 import torch
 from jaxtyping import Float
-from tomlkit.exceptions import TOMLKitError
 
 from rismusic.benchmark.spec import (
     AXES,
@@ -52,10 +51,11 @@ from rismusic.benchmark.spec import (
 )
 from rismusic.crb import Bound
 from rismusic.errors import InputError
-from rismusic.files import TABLE_ENDINGS, check_output, replace_file
+from rismusic.files import TABLE_ENDINGS, check_output, read_text, replace_file, write_text
 from rismusic.metrics import match, score
 from rismusic.sources import Sources
-from rismusic.spec import flat_settings
+from rismusic.spec import flat_settings, read_toml
+from rismusic.text import csv_text
 from rismusic.version import __version__
 
 SETTINGS = "settings.toml"
@@ -98,8 +98,7 @@ class Store:
             raise InputError(
                 str(self.folder), f"the folder cannot be created: {error.strerror or error}"
             ) from error
-        with replace_file(self.folder / SETTINGS, overwrite=True) as temporary:
-            temporary.write_text(_dump(spec), encoding="utf-8")
+        write_text(self.folder / SETTINGS, _dump(spec), overwrite=True)
 
     def path(self, unit: Unit) -> Path:
         """Path of the results of a unit."""
@@ -148,16 +147,18 @@ def load_settings(folder: Path) -> BenchSpec:
         InputError: there are none, or another version of rismusic wrote them.
     """
     path = folder / SETTINGS
-    try:
-        values = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
-    except (OSError, UnicodeDecodeError, TOMLKitError) as error:
-        raise InputError(str(path), f"cannot be read as the settings of a benchmark: {error}") from None
+    if not path.exists():
+        raise InputError(str(folder), f"is not the folder of a benchmark: it has no {SETTINGS}")
+    values = read_toml(path)
     version = values.pop("version", None)
     if version != __version__:
         raise InputError(
             str(path), f"results of rismusic {version} cannot be continued with version {__version__}"
         )
-    return BenchSpec(**values)
+    try:
+        return BenchSpec(**values)
+    except InputError as error:
+        raise InputError(str(path), str(error)) from None
 
 
 def check_same(spec: BenchSpec, folder: Path) -> None:
@@ -276,19 +277,13 @@ def write_table(path: Path, rows: Sequence[Row], *, overwrite: bool) -> None:
     if path.suffix == ".json":
         text = json.dumps(records, indent=1, allow_nan=False) + "\n"
     else:
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        text = buffer.getvalue()
-    with replace_file(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        text = csv_text(list(records[0]), records)
+    write_text(path, text, overwrite=overwrite)
 
 
 def read_table(path: Path) -> list[BenchRow]:
     """Read the rows of a ``results.csv``."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_parse_row(record) for record in csv.DictReader(file)]
+    return [_parse_row(record) for record in csv.DictReader(io.StringIO(read_text(path), newline=""))]
 
 
 def _parse_row(record: Mapping[str, str]) -> BenchRow:

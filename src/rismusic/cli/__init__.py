@@ -7,8 +7,11 @@ runs, so that ``--help`` is quick.
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rismusic.cli.bench import Bench, Bound
 from rismusic.cli.command import Command, complain, save_traceback
@@ -18,6 +21,7 @@ from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overvie
 from rismusic.cli.recordings import Check, Simulate
 from rismusic.cli.train import Train, Tune
 from rismusic.errors import InputError
+from rismusic.text import redact
 from rismusic.version import __version__
 
 DESCRIPTION = "Localisation of radio sources in 3-D in the near field of a RIS or antenna panel."
@@ -43,15 +47,10 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if args is None else args)
     try:
-        if args == ["--version"]:
-            print(f"rismusic {__version__}")
-            return 0
-        if {*HELP, HELP_ALL}.intersection(args):
-            _help(args)
-            return 0
-        return parse(args, COMMANDS).run()
+        with _terminated_as_interrupted():
+            return _run(args)
     except InputError as error:
-        complain(str(error))
+        complain(redact(str(error)))
         return 2
     except KeyboardInterrupt:
         complain("interrupted")
@@ -61,11 +60,37 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        complain(
-            f"internal error: {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}. "
-            f"The traceback is in {save_traceback(error)}; please report it."
-        )
+        cause = " ".join(redact(str(error)).split()) or "no message"
+        saved = save_traceback(error)
+        complain(f"internal error: {type(error).__name__}: {cause[:500]}. {saved}; please report it.")
         return 70
+
+
+def _run(args: Sequence[str]) -> int:
+    if args == ["--version"]:
+        print(f"rismusic {__version__}")
+        return 0
+    if {*HELP, HELP_ALL}.intersection(args):
+        _help(args)
+        return 0
+    return parse(args, COMMANDS).run()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM, and SIGHUP of a closed terminal, as Ctrl-C. Signals that are ignored stay ignored."""
+    names = ("SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _help(args: Sequence[str]) -> None:

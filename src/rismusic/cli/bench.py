@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +10,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rismusic.benchmark.spec import BenchSpec
-from rismusic.cli.command import Command, Option, check_extras, note, progress_bar, write_rows
+from rismusic.cli.command import (
+    Command,
+    Option,
+    SafeConsole,
+    check_extras,
+    check_outputs,
+    note,
+    progress_bar,
+    write_rows,
+)
 from rismusic.errors import InputError
-from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
+from rismusic.files import TABLE_ENDINGS, check_output
 from rismusic.spec import ChannelSpec, CodebookSpec, Count, Finite, PanelSpec, SceneSpec, SystemSpec
+from rismusic.text import command_line
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -59,12 +67,7 @@ class Bound(Command):
         """Compute, print and write the table."""
         if not self.sources or not self.snr_db:
             raise InputError("--snr-db" if self.sources else "--sources", "give at least one value")
-        for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
-            if path is not None:
-                check_output(path, overwrite=self.overwrite, endings=endings)
-        if self.plot is not None:
-            check_extras("report", "matplotlib")
-        from rich.console import Console
+        check_outputs(self.output, self.plot, overwrite=self.overwrite)
         from rich.table import Table
 
         from rismusic.benchmark.bound_table import bound_figure, bound_table
@@ -95,7 +98,7 @@ class Bound(Command):
                 f"{row.inverse_range_std_per_m:.3g}",
                 end_section=row.snr_db == self.snr_db[-1],
             )
-        Console().print(table)
+        SafeConsole().print(table)
         if self.output is not None:
             head = {"version": __version__, "kind": self.kind, "scenes": self.scenes, "seed": self.seed}
             write_rows(
@@ -198,7 +201,7 @@ class Bench(Command):
             result.rows,
             settings=result.spec,
             timings=result.timings,
-            command=shlex.join(["rismusic", *sys.argv[1:]]),
+            command=command_line(),
             overwrite=self.overwrite,
         )
         note(f"report written to {path}")
@@ -215,11 +218,9 @@ class Bench(Command):
 
 
 def _show(result: Benchmark) -> None:
-    from rich.console import Console
-
     from rismusic.benchmark.summary import groups
 
-    console = Console()
+    console = SafeConsole()
     if len(result.spec.cells()) == 1:
         for table in _details(result):
             console.print(table)

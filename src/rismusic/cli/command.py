@@ -6,11 +6,8 @@ error.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
-import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
@@ -32,8 +29,9 @@ from rich.progress import (
 from rich.text import Text
 
 from rismusic.errors import InputError
-from rismusic.files import TABLE_ENDINGS, check_output, replace_file
+from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, failure, write_text
 from rismusic.spec import Spec
+from rismusic.text import command_line, csv_text, plain, printable, redact
 from rismusic.version import __version__
 
 
@@ -126,20 +124,35 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
 }
 
 
+class SafeConsole(Console):
+    """Console for text of any origin: no markup in it is interpreted, and control characters are escaped."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text as it is, line breaks included."""
+        return super().render_str(printable(text), **options)
+
+
 def complain(sentence: str) -> None:
-    """Print an error on standard error."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/] ", end="")
-    print(sentence, file=sys.stderr)
+    """Print an error on standard error, in one line."""
+    line = Text.assemble(("error:", "bold red"), " ", plain(sentence))
+    SafeConsole(stderr=True).print(line, soft_wrap=True)
 
 
-def save_traceback(error: BaseException) -> Path:
-    """Write the traceback of an error into a new temporary file."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="rismusic-error-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(f"rismusic {__version__}: {' '.join(sys.argv)}\n\n")
-        file.writelines(traceback.format_exception(error))
-    return Path(file.name)
+def save_traceback(error: BaseException) -> str:
+    """Write the traceback of an error into a new temporary file; say where it is."""
+    lines = [f"rismusic {__version__}: {command_line()}\n\n", *traceback.format_exception(error)]
+    text = printable(redact("".join(lines)))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="rismusic-error-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+    except OSError as unsaved:
+        return f"The traceback could not be saved ({failure(unsaved)})"
+    return f"The traceback is in {file.name}"
 
 
 def check_extras(extra: str, *packages: str) -> None:
@@ -154,8 +167,13 @@ def check_extras(extra: str, *packages: str) -> None:
 
 
 def note(sentence: str) -> None:
-    """Print something that is not data, on standard error."""
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(sentence)
+    """Print something that is not data, on standard error, in one line."""
+    SafeConsole(stderr=True).print(plain(sentence), soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """Print one line of data on standard output, at once."""
+    print(plain(line), flush=True)
 
 
 class _Rate(ProgressColumn):
@@ -165,7 +183,7 @@ class _Rate(ProgressColumn):
 
 def progress_bar() -> Progress:
     """A progress bar with count, rate and time left; silent where standard error is no terminal."""
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -176,6 +194,19 @@ def progress_bar() -> Progress:
         disable=not console.is_terminal,
         transient=True,
     )
+
+
+def check_outputs(output: Path | None, plot: Path | None, *, overwrite: bool) -> None:
+    """Check the names of table and plot, and that plots are possible, before a command starts to work.
+
+    Raises:
+        InputError: another ending; the file exists and ``overwrite`` is off; matplotlib is missing.
+    """
+    for path, endings in ((output, TABLE_ENDINGS), (plot, PLOT_ENDINGS)):
+        if path is not None:
+            check_output(path, overwrite=overwrite, endings=endings)
+    if plot is not None:
+        check_extras("report", "matplotlib")
 
 
 def write_rows(path: Path, rows: Sequence[Any], *, overwrite: bool, **head: object) -> None:
@@ -189,12 +220,5 @@ def write_rows(path: Path, rows: Sequence[Any], *, overwrite: bool, **head: obje
     if path.suffix == ".json":
         text = json.dumps({**head, "rows": records}, indent=1, allow_nan=False) + "\n"
     else:
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(
-            buffer, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n"
-        )
-        writer.writeheader()
-        writer.writerows(records)
-        text = buffer.getvalue()
-    with replace_file(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        text = csv_text([field.name for field in dataclasses.fields(rows[0])], records)
+    write_text(path, text, overwrite=overwrite)

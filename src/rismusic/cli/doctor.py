@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from rismusic.cli.command import Command, Option, check_extras, note, progress_bar
+from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar, say
 from rismusic.cli.train import preset_settings
 from rismusic.errors import InputError
-from rismusic.files import check_output, replace_file
+from rismusic.files import check_output, write_text
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import TrainSpec
+from rismusic.text import command_line
 
 if TYPE_CHECKING:
     from rismusic.doctor.report import Diagnosis
@@ -79,31 +79,28 @@ class Doctor(Command):
         from rismusic.doctor.run_log import diagnose_run
 
         if self.folder is not None:
-            return diagnose_run(self.folder, say=_say)
+            return diagnose_run(self.folder, say=say)
         with progress_bar() as bar:
             task = bar.add_task("checks", total=len(CHECKS) + self.overfit)
 
             def begun(tag: str) -> None:
                 bar.update(task, description=tag.lower())
 
-            def say(line: str) -> None:
+            def told(line: str) -> None:
                 bar.advance(task, 0 if "] !" in line else 1)
-                _say(line)
+                say(line)
 
-            return diagnose(self.settings, overfit=self.overfit, say=say, begun=begun)
+            return diagnose(self.settings, overfit=self.overfit, say=told, begun=begun)
 
     def _print(self, diagnosis: Diagnosis) -> None:
-        from rich.console import Console
-
         from rismusic.doctor.report import findings_table, write_diagnosis
 
         if not diagnosis.healthy:
-            Console().print(findings_table(diagnosis))
-        print(diagnosis.verdict)
+            SafeConsole().print(findings_table(diagnosis))
+        say(diagnosis.verdict)
         if self.json_file is not None:
             text = json.dumps(diagnosis.record(), indent=1, allow_nan=False) + "\n"
-            with replace_file(self.json_file, overwrite=self.overwrite) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(self.json_file, text, overwrite=self.overwrite)
         if self.report is not None:
             settings = self.settings if self.folder is None else RunFolder(self.folder).settings()
             write_diagnosis(
@@ -111,11 +108,7 @@ class Doctor(Command):
                 diagnosis,
                 settings=settings,
                 run=self.folder,
-                command=" ".join(("rismusic", *sys.argv[1:])),
+                command=command_line(),
                 overwrite=self.overwrite,
             )
             note(f"report written to {self.report}")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option, check_extras, note, progress_bar
+from rismusic.cli.command import (
+    Command,
+    Option,
+    SafeConsole,
+    check_extras,
+    check_outputs,
+    note,
+    progress_bar,
+)
 from rismusic.errors import InputError
-from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.registry import SPECTRA
 from rismusic.spec import Count, LocateSpec
+from rismusic.text import command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,11 +62,7 @@ class Locate(Command):
 
     def run(self) -> int:
         """Locate block by block, so that the file may be larger than memory."""
-        for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
-            if path is not None:
-                check_output(path, overwrite=self.overwrite, endings=endings)
-        if self.plot is not None:
-            check_extras("report", "matplotlib")
+        check_outputs(self.output, self.plot, overwrite=self.overwrite)
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
         from rismusic.hybrid import BLOCK_SCENES, locate
@@ -124,15 +126,13 @@ class Locate(Command):
             name=self.file.name,
             facts=checked.facts,
             remarks=[f"{one.meaning}: {one.value:.3g}. {one.remedy}" for one in checked.findings],
-            command=shlex.join(["rismusic", *sys.argv[1:]]),
+            command=command_line(),
             overwrite=self.overwrite,
         )
         note(f"report written to {path}")
 
     def _print(self, estimate: Estimate, truth: list[Truth]) -> None:
-        from rich.console import Console
-
-        console = Console()
+        console = SafeConsole()
         console.print(results_table(estimate, truth))
         console.print(scenes_table(estimate))
         if truth:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option, check_extras, note, progress_bar
+from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar
 from rismusic.errors import InputError
-from rismusic.files import PLOT_ENDINGS, check_output, replace_file
+from rismusic.files import PLOT_ENDINGS, check_output, write_text
 from rismusic.spec import Count, SystemSpec, dump_spec
+from rismusic.text import command_line, plain
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -76,9 +75,8 @@ class Simulate(Command):
             for recording in simulator.stream(block, stop=self.scenes):
                 writer.append(recording.to("cpu"))
                 progress.advance(task, len(recording))
-        with replace_file(settings, overwrite=self.overwrite) as temporary:
-            command = shlex.join(["rismusic", *sys.argv[1:]])
-            temporary.write_text(f"# rismusic {__version__}: {command}\n{dump_spec(self.system)}", "utf-8")
+        head = f"# rismusic {__version__}: {command_line()}\n"
+        write_text(settings, head + dump_spec(self.system), overwrite=self.overwrite)
         note(f"{self.output}: {self.scenes} scenes; settings in {settings}")
         return 0
 
@@ -133,18 +131,21 @@ class Check(Command):
         return 0
 
     def _print(self, result: CheckReport) -> None:
-        from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        console = Console()
+        console = SafeConsole()
         facts = Table(show_header=False, box=None)
         for name, value in result.facts.items():
-            facts.add_row(name, value)
+            facts.add_row(name, plain(value))
         console.print(facts)
         for finding in result.findings:
             console.print(
-                f"\n[bold yellow]suspicious:[/] {finding.name}: {finding.meaning}: {finding.value:.3g}"
-                f" (at most {finding.threshold:.3g}).\n  To try: {finding.remedy}."
+                Text.assemble(
+                    ("\nsuspicious:", "bold yellow"),
+                    f" {finding.name}: {finding.meaning}: {finding.value:.3g}"
+                    f" (at most {finding.threshold:.3g}).\n  To try: {finding.remedy}.",
+                )
             )
             if finding.alike:
                 console.print(f"  Fits as well: {', '.join(finding.alike)}.")

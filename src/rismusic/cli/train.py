@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from rismusic.cli.command import Command, Option, check_extras, note, progress_bar
+from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar
 from rismusic.errors import InputError
 from rismusic.nn.run_folder import SETTINGS, RunFolder
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import Count
+from rismusic.text import command_line, plain
 from rismusic.tuning.spec import TuneSpec
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Train(Command):
                     device=None if self.device == "auto" else self.device,
                     tensorboard=self.tensorboard,
                     progress=lambda done, total: bar.update(task, completed=done, total=total),
-                    log=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
+                    log=lambda line: bar.console.print(plain(line), soft_wrap=True),
                 )
         except KeyboardInterrupt:
             if (folder / SETTINGS).exists():
@@ -161,9 +160,9 @@ class Tune(Command):
                     trials=self.trials,
                     device=None if self.device == "auto" else self.device,
                     heartbeat_s=self.heartbeat_s,
-                    command=shlex.join(["rismusic", *sys.argv[1:]]),
+                    command=command_line(),
                     progress=lambda done, total: bar.update(task, completed=done, total=total),
-                    say=lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True),
+                    say=lambda line: bar.console.print(plain(line), soft_wrap=True),
                 )
         except KeyboardInterrupt:
             note("finished trials are kept: run the command again with --resume instead of its settings")
@@ -175,12 +174,10 @@ class Tune(Command):
 
 def _show(tuned: TuneResult) -> None:
     """Print the final evaluation."""
-    from rich.console import Console
-
-    console = Console()
+    console = SafeConsole()
     console.print(_table(tuned))
     for sentence in tuned.sentences():
-        console.print(sentence, highlight=False, soft_wrap=True)
+        console.print(plain(sentence), soft_wrap=True)
 
 
 def _table(tuned: TuneResult) -> Table:

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rismusic.files import read_small
 from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.run_folder import CURVES
 from rismusic.nn.spec import TrainSpec
-from rismusic.report.page import check_report, png_address, setting_rows, write_page
+from rismusic.report.page import LIMIT, check_report, png_address, setting_rows, write_page
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,7 +120,7 @@ def write_diagnosis(
     """
     check_report(Path(path), overwrite=overwrite)
     curves = None if run is None else Path(run) / CURVES
-    image = png_address(curves.read_bytes()) if curves is not None and curves.is_file() else ""
+    image = png_address(read_small(curves, limit=LIMIT)) if curves is not None and curves.is_file() else ""
     write_page(
         Path(path),
         "doctor.html.j2",

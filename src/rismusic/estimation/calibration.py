@@ -40,7 +40,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import by_inverse_range, steering_with_derivatives
+from rismusic.array import steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
@@ -218,9 +218,9 @@ class _Fit:
     def model(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A [S, N, K] and its derivatives by azimuth, elevation, 1/range [S, N, K, 3]; 0 without a source."""
         azimuth, elevation, q = x.unbind(-1)
-        A, D = steering_with_derivatives(self.panel, azimuth, elevation, 1 / q)
+        A, slopes = steering_with_log_derivatives(self.panel, azimuth, elevation, 1 / q)
         there = self.active[:, None]
-        return A * there, D * (by_inverse_range(q)[:, None] * there[..., None])
+        return A * there, slopes * A[..., None] * there[..., None]
 
     def _symbols(self, x: Tensor, e: Tensor) -> Tensor:
         C = self.link.matmul((1 + e)[..., None] * self.model(x)[0])
@@ -317,7 +317,8 @@ class _Step:
         bound = bound * scale[:, :, None] * scale[:, None, :] * (noise / 2)
         bound = bound + torch.diag_embed(torch.where(seen, 0.0, torch.inf))
         bound = bound.unflatten(-1, (K, 3)).unflatten(-3, (K, 3)).diagonal(dim1=-4, dim2=-2).movedim(-1, 1)
-        turn = by_inverse_range(at.x[..., 2])
+        q = at.x[..., 2]
+        turn = torch.stack((torch.ones_like(q), torch.ones_like(q), -1 / q.square()), dim=-1)
         self.std = torch.where(at.active[..., None], bound.diagonal(dim1=-2, dim2=-1).sqrt(), torch.inf)
         there = at.active[..., None, None]
         self.covariance = torch.where(there, bound * turn[..., None] * turn[..., None, :], torch.nan)

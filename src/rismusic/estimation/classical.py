@@ -32,6 +32,7 @@ from rismusic.estimation.calibration import calibrate, whitened
 from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, warnings_of
 from rismusic.estimation.grid import SearchGrid, Volume, searched_grid
 from rismusic.estimation.maximum_likelihood import (
+    ROUGH,
     Criterion,
     Fit,
     better,
@@ -46,7 +47,7 @@ from rismusic.estimation.noise import check_fit, most_sources, noise_of
 from rismusic.estimation.omp import omp_path
 from rismusic.estimation.relax import relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
-from rismusic.estimation.search import Dictionary, GridSearch
+from rismusic.estimation.search import Dictionary, GridSearch, project_out
 from rismusic.estimation.spectra import (
     SpectrumMethod,
     bartlett,
@@ -108,10 +109,16 @@ class ClassicalEstimator:
     def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
         """Estimate the sources of every scene."""
         spec, grid = self.spec, searched_grid(recording, self.spec)
-        fitted = recording
+        fitted = recording = recording.stacked()
         if spec.allowed_error:
+            if recording.is_stacked and (recording.link.coherent or recording.frequencies is not None):
+                raise InputError(
+                    "panel_error", "must be 0 for constant or known symbols and for wideband recordings"
+                )
             # Only the size of the hardware errors is known: what the whitening leaves is fitted as noise.
             fitted = replace(whitened(recording, spec.allowed_error), noise_variance=None)
+        if fitted.link.pilots is not None:
+            return from_fit(fitted, fit_known_symbols(fitted, n_sources, grid, spec), None, grid.volume, spec)
         count = counts_of(fitted, n_sources)
         if count is None:
             selected = fit_unknown(fitted, grid, spec)
@@ -171,6 +178,50 @@ def fit_unknown(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> Sel
     return select_model_order(scenes, fit, most)
 
 
+def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGrid, spec: LocateSpec) -> Fit:
+    """Fit the sources whose pilots are known, one for each column of the pilots.
+
+    The sources are searched in turn, each with its own pilots, in what the others leave of the data, and all
+    are fitted together after each turn. Two rounds are enough, since different pilots separate the sources.
+
+    Args:
+        recording: S stacked scenes with known symbols.
+        n_sources: the number of pilots, or ``auto``, which is the same.
+        grid: the search grid.
+        spec: criterion.
+
+    Raises:
+        InputError: another number of sources.
+    """
+    pilots = recording.link.pilots
+    assert pilots is not None
+    S, K = len(recording), pilots.shape[-1]
+    given = None if isinstance(n_sources, str) else torch.as_tensor(n_sources)
+    if given is not None and bool((given != K).any()):
+        raise InputError("sources", f"must be the number of pilots, {K}, or auto; got {n_sources}")
+    check_fit(recording, torch.full((S,), K, device=recording.snapshots.device))
+    dictionary = _dictionary(recording, grid)
+    fits = []
+    for block in _search_blocks(recording, dictionary):
+        part = recording[block]
+        scenes = torch.arange(len(part), device=part.snapshots.device)
+        positions = torch.ones(len(part), K, 3, dtype=torch.float64, device=scenes.device)
+        active = torch.zeros(len(part), K, dtype=torch.bool, device=scenes.device)
+        for turn in range(2 * K if K > 1 else 1):
+            k = turn % K
+            others = active.clone()
+            others[:, k] = False
+            rest = project_out(part, positions, others)
+            search = GridSearch(dictionary, part, part.link.for_pilots(k))
+            positions[:, k] = search.place(scenes, rest)
+            active[:, k] = True
+            fit = refine(part, positions, active, grid.volume, criterion="conditional", options=ROUGH)
+            positions = fit.positions
+        end = refine(part, positions, active, grid.volume, criterion=spec.criterion)
+        fits.append(complete_fit(part, end.positions, active, end.converged))
+    return join(fits)
+
+
 def fit_nothing(recording: Recording) -> Fit:
     """The fit without sources: all of the data is noise."""
     scenes, device = len(recording), recording.snapshots.device
@@ -224,7 +275,10 @@ def fit_from_spectrum(
     For spectra that invert R_samp, it is shrunk towards the identity.
     """
     method = spectrum_method(spec.method)
-    covariance = recording_covariance(recording, noise_of(recording), full_shrinkage=method.shrink)
+    seen = recording.middle_subcarrier()
+    covariance = recording_covariance(seen, noise_of(recording), full_shrinkage=method.shrink)
+    if seen.panel.subcarriers != recording.panel.subcarriers:
+        grid = replace(grid, panel=seen.panel)
     start, converged = rap_music_sources(method.function(covariance, count.clamp_min(1)), grid, count)
     if spec.polish:
         return nfmle(recording, start, grid.volume, criterion=spec.criterion)

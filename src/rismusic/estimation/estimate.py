@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -19,12 +19,13 @@ from rismusic.errors import InputError
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, same_width, unpack
-from rismusic.estimation.table import COLUMNS, csv_text, position_rows, scene_records
-from rismusic.files import replace_file
+from rismusic.estimation.table import COLUMNS, position_rows, scene_records
+from rismusic.files import write_text
 from rismusic.io import Recording
 from rismusic.renames import refuse_old_names
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
+from rismusic.text import csv_text
 from rismusic.units import to_db
 from rismusic.version import __version__
 
@@ -116,12 +117,10 @@ class Estimate:
         Raises:
             InputError: another number of scenes, or positions that are not finite.
         """
-        positions, active = unpack(sources, recording)
-        if positions.shape[1] == 0:
-            positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
-        if converged is None:
-            converged = torch.ones_like(active[:, 0])
-        fit = complete_fit(recording, positions, active, converged)
+        recording = recording.stacked()
+        fit = _fit_at(recording, sources)
+        if converged is not None:
+            fit = replace(fit, converged=converged)
         spec = spec or LocateSpec()
         return from_fit(recording, fit, n_sources_probability, Volume.from_spec(spec), spec)
 
@@ -216,8 +215,7 @@ class Estimate:
         Raises:
             InputError: the file exists and ``overwrite`` is off, or it cannot be written.
         """
-        with replace_file(Path(path), overwrite=overwrite) as temporary:
-            temporary.write_text(csv_text(position_rows(self)), encoding="utf-8")
+        write_text(Path(path), csv_text(COLUMNS, map(asdict, position_rows(self))), overwrite=overwrite)
 
     def to_json(self, path: str | Path, *, overwrite: bool = False, **head: object) -> None:
         """Write positions and standard deviations and, per scene, settings, P(K), p-value and warnings.
@@ -231,8 +229,8 @@ class Estimate:
             InputError: the file exists and ``overwrite`` is off, or it cannot be written.
         """
         content = {"version": __version__, **head, "scenes": scene_records(self)}
-        with replace_file(Path(path), overwrite=overwrite) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        write_text(Path(path), text, overwrite=overwrite)
 
     def __len__(self) -> int:
         return len(self.warnings)
@@ -309,13 +307,19 @@ def log_likelihood(
     Raises:
         InputError: another number of scenes, or positions that are not finite.
     """
-    positions, active = unpack(sources, recording)
-    if positions.shape[1] == 0:
-        positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
-    fit = complete_fit(recording, positions, active, torch.ones_like(active[:, 0]))
+    recording = recording.stacked()
+    fit = _fit_at(recording, sources)
     if criterion == "unconditional":
         return -fit.neg_log_likelihood
     return -recording.snapshots[0].numel() * fit.cost.log()
+
+
+def _fit_at(recording: Recording, sources: Sources) -> Fit:
+    """The fit at given positions, as if converged."""
+    positions, active = unpack(sources, recording)
+    if positions.shape[1] == 0:
+        positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
+    return complete_fit(recording, positions, active, torch.ones_like(active[:, 0]))
 
 
 def from_fit(
@@ -329,6 +333,8 @@ def from_fit(
     found = fit.sources
     assert found.power is not None
     order = torch.where(found.active, found.power, -torch.inf).argsort(dim=-1, descending=True)
+    if recording.link.pilots is not None:  # source k is the one of pilot k
+        order = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     found = found.each(
         lambda value: value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
     )

@@ -39,7 +39,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import steering_with_derivatives
+from rismusic.array import steering_with_log_derivatives
 from rismusic.devices import block_size
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
@@ -97,12 +97,13 @@ class Projection:
             free: which coordinates are free.
         """
         azimuth, elevation, q = positions.unbind(-1)
-        A, D = steering_with_derivatives(recording.panel, azimuth, elevation, 1 / q)
+        A, slopes = steering_with_log_derivatives(recording.panel, azimuth, elevation, 1 / q)
+        D = slopes * A[..., None]
         link = recording.link.to(torch.complex128)
         fields = _orthonormal(link.matmul(A * active[:, None]))
         changes = link.matmul((D * (active[..., None] & free)[:, None]).flatten(-2))
         s = symbols(sufficient_statistics(recording, positions, active)).repeat_interleave(3, dim=-1)
-        t = (_less(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
+        t = (_project_out(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
         return cls(fields, _orthonormal(torch.cat((t.real, t.imag), dim=1)))
 
     def freedom(self, snapshots: int) -> Float[Tensor, "S"]:
@@ -129,7 +130,7 @@ class Projection:
         return torch.complex(real, imaginary).reshape(data.shape)
 
 
-def _less(basis: Tensor, columns: Tensor) -> Tensor:
+def _project_out(basis: Tensor, columns: Tensor) -> Tensor:
     return columns - basis @ (basis.mH @ columns)
 
 
@@ -181,13 +182,18 @@ def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | Non
         sources: positions [S, K] near maximum likelihood; NaN where there is no source. K < M.
         volume: the search volume. Without one, all coordinates count as free.
     """
+    recording = recording.stacked()
     positions, active = unpack(sources, recording)
     parts = []
     for block in scene_blocks(recording, 8 * active.shape[1]):
         part, here = recording[block], positions[block]
         free = torch.ones_like(here, dtype=torch.bool) if volume is None else ~volume.at_boundary(here)
         off = Projection.off(part, here, active[block], free)
-        parts.append(_white(part, off) if part.noise_variance is None else _as_much(part, off))
+        parts.append(
+            _p_value_unknown_noise(part, off)
+            if part.noise_variance is None
+            else _p_value_known_noise(part, off)
+        )
     p_value, excess = (torch.cat(part) for part in zip(*parts, strict=True))
     return GoodnessOfFit(p_value, excess)
 
@@ -199,9 +205,11 @@ def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S
         link: of the S scenes.
         rest: Q residuals of each scene.
     """
+    if link.coherent:
+        rest, link = link.separate(rest)
     energy = torch.view_as_real(rest).square().sum((-3, -2, -1)).log()
     receiver = _gram_energy(rest) - 2 * energy
-    if link.channel is None:  # the panel is the receiver
+    if link.channel is None or link.subcarriers > 1:  # the panel is the receiver, or differs by subcarrier
         return torch.stack((receiver, receiver), dim=1)
     H = link.channel.to(rest.dtype)
     values, basis = torch.linalg.eigh(H @ H.mH)
@@ -215,7 +223,7 @@ def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S
 def null_sphericity(
     link: Link, off: Projection, snapshots: int, outputs: int, draws: int = _DRAWS
 ) -> Float[Tensor, "S 2 Q"]:
-    """:func:`sphericity` of what is left of noise alone: the same seeded noise for every scene.
+    """:func:`sphericity` of the residual of noise alone; the same seeded noise for every scene.
 
     Args:
         link: of the S scenes.
@@ -261,33 +269,33 @@ def tail_probability(
     return torch.where(value > edge, beyond, counted.to(value.dtype))
 
 
-def _as_much(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
-    """p-value and excess where the noise variance is known."""
+def _p_value_known_noise(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
+    """p-value and excess if the noise variance is known."""
     assert recording.noise_variance is not None
     data = recording.snapshots.to(torch.complex128)
-    statistic = 2 * _energy(off.of(data[:, None])) / recording.noise_variance.double()
+    statistic = 2 * _total_energy(off.of(data[:, None])) / recording.noise_variance.double()
     freedom = off.freedom(data.shape[1])
     return torch.special.gammaincc(freedom / 2, statistic / 2), statistic / freedom
 
 
-def _white(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
-    """p-value, and NaN as excess, where the noise variance is unknown."""
+def _p_value_unknown_noise(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
+    """p-value, and NaN as excess, if the noise variance is unknown."""
     data = recording.snapshots.to(torch.complex128)[:, None]
     rest = off.of(data)
-    nothing = _energy(rest) <= _NOTHING * _energy(data)
+    nothing = _total_energy(rest) <= _NOTHING * _total_energy(data)
     rest = torch.where(nothing[:, None, None, None], data, rest)
     measured = sphericity(recording.link, rest)[..., 0]
-    p = _as_white(recording.link, off, measured, data, _FIRST)
+    p = _p_value_from_draws(recording.link, off, measured, data, _FIRST)
     # Most scenes fit, and the draws are most of the work.
     unclear = (p < _CLEAR).nonzero()[:, 0]
     if len(unclear):
         link, some = recording.link[unclear], off[unclear]
-        p[unclear] = _as_white(link, some, measured[unclear], data[unclear], _DRAWS)
+        p[unclear] = _p_value_from_draws(link, some, measured[unclear], data[unclear], _DRAWS)
     p = torch.where(nothing, 1.0, p)
     return p, torch.full_like(p, torch.nan)
 
 
-def _as_white(link: Link, off: Projection, measured: Tensor, data: Tensor, draws: int) -> Tensor:
+def _p_value_from_draws(link: Link, off: Projection, measured: Tensor, data: Tensor, draws: int) -> Tensor:
     """p-value from a number of draws; NaN where no statistic varies."""
     _, _, L, M = data.shape
     drawn = null_sphericity(link, off, L, M, draws)
@@ -301,13 +309,14 @@ def _as_white(link: Link, off: Projection, measured: Tensor, data: Tensor, draws
     return torch.where(varies.any(1), p, torch.nan)
 
 
-def _energy(data: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S"]:
+def _total_energy(data: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S"]:
     return torch.view_as_real(data).square().sum((1, 2, 3, 4))
 
 
 def _gram_energy(x: Complex[Tensor, "S Q L _"]) -> Float[Tensor, "S Q"]:
-    r"""Logarithm of :math:`\sum_{l,l'} |x_l^H x_{l'}|^2`."""
-    return torch.view_as_real(x @ x.mH).square().sum((-3, -2, -1)).log()
+    r"""Logarithm of :math:`\sum_{l,l'} |x_l^H x_{l'}|^2`, from the smaller of the two Gram matrices."""
+    gram = x @ x.mH if x.shape[-2] <= x.shape[-1] else x.mH @ x
+    return torch.view_as_real(gram).square().sum((-3, -2, -1)).log()
 
 
 def _for_draws(value: Tensor) -> Tensor:

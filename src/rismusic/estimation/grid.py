@@ -56,6 +56,10 @@ def from_cosines(
     return torch.atan2(u_x, u_z), torch.asin(u_y), 1 / q
 
 
+MOST_POINTS = 2**24
+"""Largest number of points of a search grid."""
+
+
 @refuse_old_names
 @dataclass(frozen=True)
 class Volume:
@@ -207,7 +211,8 @@ class SearchGrid:
             oversampling: points per width, in each of the three coordinates.
 
         Raises:
-            InputError: an oversampling that is not positive and finite; a panel that differs per scene.
+            InputError: an oversampling that is not positive and finite; a panel that differs per scene; more
+                than ``MOST_POINTS`` points.
         """
         if not (math.isfinite(oversampling) and oversampling > 0):
             raise InputError("oversampling", f"must be positive and finite; got {oversampling:g}")
@@ -220,10 +225,17 @@ class SearchGrid:
         _, _, nearest = volume.upper
         _, _, farthest = volume.lower
         u_x, u_y = math.sin(volume.azimuth_max), math.sin(volume.elevation_max)
-        axes, steps = [], []
+        axes, steps, points = [], [], 1
         for (low, high), g in zip(((-u_x, u_x), (-u_y, u_y), (farthest, nearest)), metric, strict=True):
             width = 2 * math.pi / math.sqrt(12 * g) if g > 0 else math.inf
-            count = max(1, math.ceil((high - low) * oversampling / width))
+            count = max(1, math.ceil(min((high - low) * oversampling / width, MOST_POINTS + 1.0)))
+            points *= count
+            if points > MOST_POINTS:
+                raise InputError(
+                    "grid",
+                    f"the search would need more than {MOST_POINTS:,} points. Search a smaller volume (a "
+                    "larger least range), lower the oversampling, or check the unit of the elements",
+                )
             step = (high - low) / count
             middle = torch.arange(count, dtype=torch.float64, device=panel.elements.device) + 0.5
             axes.append(low + step * middle)
@@ -244,15 +256,22 @@ class SearchGrid:
             self._steering[dtype] = self._at(slice(None), dtype)
         return self._steering[dtype]
 
-    def real_steering(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "rows P"]:
+    def real_steering(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*F rows P"]:
         """Real part of A above its imaginary part, [2 N, P]; kept for the next call.
 
         Real matrix products are the faster ones, and leave squared moduli without a complex detour.
         """
         if dtype not in self._steering:
-            A = self._at(slice(None), dtype.to_complex())
-            self._steering[dtype] = torch.cat((A.real, A.imag))
+            self._steering[dtype] = self.real_columns(self._at(slice(None), dtype.to_complex()))
         return self._steering[dtype]
+
+    def real_columns(self, A: Complex[Tensor, "N B"]) -> Float[Tensor, "*F rows B"]:
+        """Real part of A above its imaginary part, [2 N, B]; one matrix per subcarrier, [F, 2 N, B]."""
+        F = self.panel.subcarriers
+        if F == 1:
+            return torch.cat((A.real, A.imag))
+        A = A.unflatten(0, (F, -1))
+        return torch.cat((A.real, A.imag), dim=1)
 
     def blocks(
         self, points: int, dtype: torch.dtype = torch.complex64
@@ -277,7 +296,7 @@ def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
     """The search grid of the settings for the recording's panel, on the recording's device."""
     elements, panel = recording.elements, recording.panel
     key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, panel.wavelength
-    model = panel.wave, panel.pattern_exponent
+    model = panel.wave, panel.pattern_exponent, panel.frequencies
     return _cached_grid(*key, *model, Volume.from_spec(spec), spec.oversampling, recording.snapshots.device)
 
 
@@ -288,13 +307,14 @@ def _cached_grid(
     wavelength: float,
     wave: Wave,
     pattern_exponent: float,
+    frequencies: tuple[float, ...],
     volume: Volume,
     oversampling: float,
     device: torch.device,
 ) -> SearchGrid:
     """Cached with its steering vectors, which for a single scene take as long as the search."""
     positions = torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3)
-    panel = Panel(positions, wavelength, wave, pattern_exponent)
+    panel = Panel(positions, wavelength, wave, pattern_exponent, frequencies)
     return SearchGrid.cover(panel, volume, oversampling).to(device)
 
 
@@ -303,9 +323,8 @@ def _mean_focus(panel: Panel, volume: Volume) -> float:
     fraction = (torch.arange(_PROBES, dtype=torch.float64, device=panel.elements.device) + 0.5) / _PROBES
     axes = [low + (high - low) * fraction for low, high in zip(volume.lower, volume.upper, strict=True)]
     azimuth, elevation, q = (axis.ravel() for axis in torch.meshgrid(*axes, indexing="ij"))
-    _, slopes = steering_with_log_derivatives(panel, azimuth, elevation, 1 / q)
-    by_range = slopes[..., 2].imag
-    return float((by_range / q.square()).var(dim=-2, unbiased=False).mean())
+    _, slopes = steering_with_log_derivatives(panel.replace(frequencies=()), azimuth, elevation, 1 / q)
+    return float(slopes[..., 2].imag.var(dim=-2, unbiased=False).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,7 +389,7 @@ def find_peaks(
 def highest_peaks(
     values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
 ) -> Peaks:
-    """:func:`find_peaks` without a look at its input, for which the host would wait for the device.
+    """:func:`find_peaks` without the checks of its input, which would synchronise with the device.
 
     Of a scene whose values are not finite some points are returned.
     """

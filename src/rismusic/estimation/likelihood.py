@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import by_inverse_range, steering, steering_with_derivatives
+from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.io import Recording
 from rismusic.operator import Link
@@ -107,16 +107,16 @@ def sufficient_statistics(
         positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite throughout.
         active: which columns hold a source.
         derivatives: whether to include B_l, the derivatives by azimuth, elevation and inverse range.
-        link: the recording's, or the same as one matrix for all snapshots (:func:`stacked`), which is faster
-            where many positions are tried.
+        link: the recording's, or the same as one matrix for all snapshots (:func:`as_one_matrix`), which is
+            faster where many positions are tried.
     """
     data = recording.snapshots
     azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
     panel, present = recording.panel, active[:, None]
     if derivatives:
-        A, D = steering_with_derivatives(panel, azimuth, elevation, 1 / q)
-        turn = by_inverse_range(q)
-        columns = torch.cat((A * present, (D * (turn * active[..., None])[:, None]).flatten(-2)), dim=-1)
+        A, slopes = steering_with_log_derivatives(panel, azimuth, elevation, 1 / q)
+        D = slopes * A[..., None]
+        columns = torch.cat((A * present, (D * active[:, None, :, None]).flatten(-2)), dim=-1)
     else:
         columns = steering(panel, azimuth, elevation, 1 / q) * present
     fields = (link or recording.link).matmul(columns).to(torch.complex128)
@@ -130,9 +130,9 @@ def sufficient_statistics(
     return SufficientStatistics(adjoint @ fields, cross, energy, active, data.shape[-1])
 
 
-def stacked(link: Link) -> Link:
+def as_one_matrix(link: Link) -> Link:
     """The G_l of all snapshots below one another, [L M, N], as a link without RIS configurations."""
-    if link.channel is None or link.codes is None:
+    if link.channel is None or link.codes is None or link.coherent or link.subcarriers > 1:
         return link
     return Link(link.dense().flatten(-3, -2))
 
@@ -141,9 +141,13 @@ def scene_blocks(recording: Recording, columns: int) -> list[slice]:
     """Blocks of scenes whose fields (``columns`` per scene) fit the memory budget."""
     _, L, M = recording.snapshots.shape
     N = recording.elements.shape[0]
-    coded = 1 if recording.codes is None else recording.codes.shape[-2]
+    link = recording.link
+    coded = link.subcarriers * (1 if link.codes is None else link.codes.shape[-2])
     # Columns on the panel after the RIS configuration, fields at the receiver, their float64 copies, and G_l.
-    each = coded * columns * (8 * N + 40 * M) + 8 * N * (L + M + coded * M) + 4 * 16 * coded * columns**2
+    received = 40 * link.matrices * M
+    each = (
+        columns * (8 * N * coded + received) + 8 * N * (L + M + coded * M) + 64 * link.matrices * columns**2
+    )
     return blocks(len(recording), each, recording.snapshots.device)
 
 

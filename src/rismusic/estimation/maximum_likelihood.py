@@ -25,11 +25,11 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, Minimum, levenberg_marquardt
 from rismusic.estimation.likelihood import (
     SufficientStatistics,
+    as_one_matrix,
     conditional,
     conditional_cost,
     residual_energy,
     scene_blocks,
-    stacked,
     sufficient_statistics,
     symbols,
     unconditional,
@@ -279,14 +279,14 @@ class _At:
     """Sufficient statistics with derivatives, of the scenes that are still in the batch."""
 
     def __init__(self, recording: Recording, active: Tensor) -> None:
-        self._recording, self._active, self._stacked = recording, active, stacked(recording.link)
-        self._part, self._present, self._link = recording, active, self._stacked
+        self._recording, self._active, self._whole_link = recording, active, as_one_matrix(recording.link)
+        self._part, self._present, self._link = recording, active, self._whole_link
 
     def __call__(self, scenes: Tensor, x: Tensor) -> SufficientStatistics:
         # The batch only shrinks: if its size is unchanged, so are its scenes.
         if len(scenes) != len(self._part):
             self._part, self._present = self._recording[scenes], self._active[scenes]
-            self._link = self._stacked[scenes]
+            self._link = self._whole_link[scenes]
         return sufficient_statistics(
             self._part, x.unflatten(-1, (-1, 3)), self._present, derivatives=True, link=self._link
         )
@@ -364,6 +364,7 @@ def nfmle(
         InputError: the start has another number of scenes or infinite values, or there are more sources than
             the data can identify.
     """
+    recording = recording.stacked()
     positions, active = unpack(start, recording)
     check_fit(recording, active.sum(-1))
     end = refine(
@@ -418,6 +419,7 @@ def complete_fit(
         end: state of the fit that ended at these positions, whose powers are kept. Without one, or without
             powers in it, the powers are fitted.
     """
+    recording = recording.stacked()
     _, L, M = recording.snapshots.shape
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):

@@ -87,6 +87,8 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
     """
     data = recording.snapshots.to(torch.complex128)
     link = recording.link
+    if link.coherent:
+        data, link = link.separate(data)
     _, L, M = data.shape
     power = torch.view_as_real(data).square().sum(-1).mean(dim=(1, 2))
     if link.channel is None or M == 1:
@@ -97,6 +99,8 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
         return values[:, few // 2 :].mean(dim=1)
     # |c_n| is the same for all n up to hardware; H diag(|c|^2) H^H is taken with its mean.
     H = link.channel.to(torch.complex128)
+    if link.subcarriers > 1:
+        H = H[..., link.subcarriers // 2, :, :]
     level, basis = torch.linalg.eigh(H @ H.mH / H.shape[-1])
     turned = torch.view_as_real(data @ basis.conj()).square().sum(-1).mean(dim=1)  # [S, M]
     level = (level.clamp_min(0) / level.mean(dim=-1, keepdim=True)).expand_as(turned)

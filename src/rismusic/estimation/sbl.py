@@ -221,7 +221,7 @@ def _dictionaries(search: GridSearch) -> Iterator[tuple[slice, Tensor, Int64[Ten
     """Blocks of scenes, their dictionary [_, R, 2M, P], its points, whether its outer products are shared."""
     recording, dictionary = search.recording, search.dictionary
     link, scenes = recording.link, len(recording)
-    R = 1 if link.codes is None else link.codes.shape[-2]
+    R = link.matrices
     _, L, M = recording.snapshots.shape
     budget = memory_budget(recording.snapshots.device)
     most = min(budget // 8 // (8 * R * M), budget // (8 * recording.panel.size))
@@ -232,10 +232,10 @@ def _dictionaries(search: GridSearch) -> Iterator[tuple[slice, Tensor, Int64[Ten
             part, points = slice(i, i + 1), best[i : i + 1]
             azimuth, elevation, q = dictionary.positions(points[0]).float().unbind(-1)
             A = steering(dictionary.grid.panel, azimuth, elevation, 1 / q)
-            yield part, dictionary.fields(link[part], torch.cat((A.real, A.imag))), points, False
+            yield part, dictionary.fields(link[part], dictionary.grid.real_columns(A)), points, False
         return
     index = torch.arange(len(dictionary), device=dictionary.points.device)[None]
-    columns = torch.cat([part for _, part in dictionary.columns()], dim=1)
+    columns = torch.cat([part for _, part in dictionary.columns()], dim=-1)
     if link.per_scene:
         step = max(1, affordable // len(dictionary))
         for i in range(0, scenes, step):

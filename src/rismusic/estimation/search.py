@@ -86,32 +86,32 @@ class Dictionary:
             (self.grid.azimuth[number], self.grid.elevation[number], 1 / self.grid.range[number]), dim=-1
         )
 
-    def columns(self) -> Iterator[tuple[slice, Float[Tensor, "_ B"]]]:
-        """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B]."""
-        N = self.grid.panel.size
+    def columns(self) -> Iterator[tuple[slice, Float[Tensor, "*F _ B"]]]:
+        """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B] or [F, 2N, B]."""
+        N = self.grid.panel.size * self.grid.panel.subcarriers
         if 8 * N * len(self.grid) <= memory_budget(self.points.device):
-            yield slice(0, len(self)), self.grid.real_steering(torch.float32)[:, self.points]
+            yield slice(0, len(self)), self.grid.real_steering(torch.float32)[..., self.points]
             return
         done = 0
         for block, A in self.grid.blocks(block_size(8 * N, self.points.device)):
             inside = self.grid.inside[block]
             count = int(inside.sum())
             if count:
-                yield slice(done, done + count), torch.cat((A.real, A.imag))[:, inside]
+                yield slice(done, done + count), self.grid.real_columns(A)[..., inside]
             done += count
 
-    def fields(self, link: Link, columns: Float[Tensor, "_ B"]) -> Float[Tensor, "_ _ M2 B"]:
+    def fields(self, link: Link, columns: Float[Tensor, "*F _ B"]) -> Float[Tensor, "_ _ M2 B"]:
         r"""The dictionary :math:`G_l a_p` itself, rows Re and Im of each output in turn, [S, L, 2M, B].
 
         Axes S and L have length 1 where the link is the same for all scenes or snapshots.
         """
-        if link.channel is not None:
+        if link.channel is not None or link.subcarriers > 1:
             return real_products(scenes_first(link.dense(), 3), columns).flatten(2, 3)
         real, imaginary = columns.chunk(2)
         fields = scenes_first(link.matmul(torch.complex(real, imaginary)), 3)
-        return torch.view_as_real(fields).movedim(-1, -2).flatten(2, 3)
+        return torch.view_as_real(fields).movedim(-1, -2).flatten(2, 3).float()
 
-    def energies(self, link: Link, columns: Float[Tensor, "_ B"]) -> Float[Tensor, "_ _ B"]:
+    def energies(self, link: Link, columns: Float[Tensor, "*F _ B"]) -> Float[Tensor, "_ _ B"]:
         r"""Nearly what a source of unit power at each point sends to the receiver, :math:`|G_l a_p|^2`.
 
         With :math:`H H^H = \sum_j \lambda_j u_j u_j^H` and :math:`v_j = H^H u_j / \sqrt{\lambda_j}`, the
@@ -124,15 +124,20 @@ class Dictionary:
 
         It costs J / M of the exact form, and a search only needs to know which few points to look at.
 
+        The energies of the snapshots of a coherent link are added.
+
         Returns:
             [S, L, B], with axes of length 1 where the link is the same for all.
         """
+        if link.coherent:
+            plain = Link(link.channel, link.codes, subcarriers=link.subcarriers)
+            return self.energies(plain, columns).unflatten(1, (link.subcarriers, -1)).sum(2)
         # |a_n|^2 is near 1 / N: only their sum, 1, is exact.
-        N = self.grid.panel.size
+        N, F = self.grid.panel.size, link.subcarriers
         level = link.codes.abs().square().mean(-1) if link.codes is not None else columns.new_ones(1, 1)
-        level = scenes_first(level, 1).float()[..., None]
+        level = scenes_first(level, 1).float()[..., None].repeat(1, F, 1)
         if link.channel is None:
-            return level.expand(-1, -1, columns.shape[1])
+            return level.expand(-1, -1, columns.shape[-1])
         H = link.channel
         values, basis = torch.linalg.eigh(H @ H.mH)
         strong = min(_STRONG, values.shape[-1])
@@ -143,23 +148,33 @@ class Dictionary:
         weight = torch.where(kept > 0, 1 - rest / kept.clamp_min(torch.finfo(kept.dtype).tiny), 0).clamp_min(
             0
         )
-        rows = Link(weight.sqrt()[..., None] * (basis[..., -strong:].mH @ H), link.codes)
+        kept_channel = weight.sqrt()[..., None] * (basis[..., -strong:].mH @ H)
         ones = torch.ones(1, N, dtype=H.dtype, device=H.device)
-        dense = scenes_first(Link(rows.channel, ones if link.codes is None else link.codes).dense(), 3)
+        codes = ones if link.codes is None else link.codes
+        dense = scenes_first(Link(kept_channel, codes, subcarriers=F).dense(), 3)
         S, L = dense.shape[:2]
-        step = block_size(8 * L * strong * columns.shape[1], columns.device)
+        step = block_size(8 * L * strong * columns.shape[-1], columns.device)
         parts = [
             real_products(dense[i : i + step], columns).flatten(2, 3).square().sum(dim=2)
             for i in range(0, S, step)
         ]
-        return torch.cat(parts) + level * scenes_first(rest, 1)[..., None]
+        rest = scenes_first(rest, 1 if F == 1 else 2).flatten(1)[..., None]  # [S, F, 1]
+        return torch.cat(parts) + level * rest.repeat_interleave(L // F if F > 1 else 1, dim=1)
 
 
 def real_products(
-    rows: Complex[Tensor, "*batch N"], columns: Float[Tensor, "_ B"]
+    rows: Complex[Tensor, "*batch N"], columns: Float[Tensor, "*F _ B"]
 ) -> Float[Tensor, "*batch 2 B"]:
-    """Real and imaginary part of rows times real columns [2N, B] of :meth:`Dictionary.columns`; float32."""
+    """Real and imaginary part of rows times real columns [2N, B] of :meth:`Dictionary.columns`; float32.
+
+    With columns of each subcarrier, [F, 2N, B], the last axis of the batch (or that before M outputs) counts
+    snapshots subcarrier by subcarrier.
+    """
     both = real_rows(rows)
+    if columns.ndim == 3:
+        # Rows [S, F L, 2, 2N] of snapshots, or [S, F L, M, 2, 2N] of their outputs.
+        each = both.unflatten(1, (len(columns), -1)).movedim(1, 0)
+        return (each.flatten(1, -2) @ columns).unflatten(1, each.shape[1:-1]).movedim(0, 1).flatten(1, 2)
     return (both.flatten(0, -2) @ columns).unflatten(0, both.shape[:-1])
 
 
@@ -233,15 +248,15 @@ class GridSearch:
     Args:
         dictionary: the points.
         recording: S scenes.
+        link: the operator of a point; that of the recording if none.
     """
 
-    def __init__(self, dictionary: Dictionary, recording: Recording) -> None:
+    def __init__(self, dictionary: Dictionary, recording: Recording, link: Link | None = None) -> None:
         self.dictionary, self.recording = dictionary, recording
-        link = recording.link
+        self.link = link = recording.link if link is None else link
         scenes = len(recording) if link.per_scene else 1
-        snapshots = 1 if link.codes is None else link.codes.shape[-2]
         self._energies: list[Tensor] | None = None
-        if 4 * scenes * snapshots * len(dictionary) <= memory_budget(recording.snapshots.device):
+        if 4 * scenes * link.matrices * len(dictionary) <= memory_budget(recording.snapshots.device):
             self._energies = [dictionary.energies(link, columns) for _, columns in dictionary.columns()]
 
     @property
@@ -252,8 +267,8 @@ class GridSearch:
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> GridSearch:
         """The search of some scenes, with the energies computed so far."""
         part = copy(self)
-        part.recording = self.recording[scenes]
-        if self._energies is not None and self.recording.link.per_scene:
+        part.recording, part.link = self.recording[scenes], self.link[scenes]
+        if self._energies is not None and self.link.per_scene:
             part._energies = [energy[scenes] for energy in self._energies]
         return part
 
@@ -279,7 +294,8 @@ class GridSearch:
             index[part] = places.gather(1, order)
         leaders = index[:, :_CHECKED]
         exact = likelihood_gain(
-            rest, received_fields(self.recording[scenes], self.dictionary.positions(leaders))
+            rest,
+            received_fields(self.recording[scenes], self.dictionary.positions(leaders), self.link[scenes]),
         )
         order = exact.argsort(dim=1, descending=True)
         return torch.cat((leaders.gather(1, order), index[:, _CHECKED:]), dim=1)[:, :count]
@@ -292,10 +308,10 @@ class GridSearch:
         """Places of a block of points and of scenes, and how much each point is worth to each scene."""
         rows = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
         for number, (points, columns) in enumerate(self.dictionary.columns()):
-            step = block_size(8 * rows * columns.shape[1], columns.device)
+            step = block_size(8 * rows * columns.shape[-1], columns.device)
             for start in range(0, len(scenes), step):
                 part = slice(start, start + step)
-                link = self.recording.link[scenes[part]]
+                link = self.link[scenes[part]]
                 if self._energies is None:
                     energy = self.dictionary.energies(link, columns)
                 else:
@@ -329,15 +345,18 @@ class CandidateSearch:
         return self.places[scenes].take_along_dim(best[:, None, None], dim=1)[:, 0]
 
 
-def received_fields(recording: Recording, places: Float[Tensor, "B C 3"]) -> Complex[Tensor, "B _ M C"]:
+def received_fields(
+    recording: Recording, places: Float[Tensor, "B C 3"], link: Link | None = None
+) -> Complex[Tensor, "B _ M C"]:
     """Fields at the receiver of a unit source at some places.
 
     Args:
         recording: B scenes.
         places: azimuth, elevation, 1/range of C places in each.
+        link: the operator; that of the recording if none.
     """
     azimuth, elevation, q = places.to(recording.snapshots.real.dtype).unbind(-1)
-    return recording.link.matmul(steering(recording.panel, azimuth, elevation, 1 / q))
+    return (link or recording.link).matmul(steering(recording.panel, azimuth, elevation, 1 / q))
 
 
 def likelihood_gain(rest: Residual, fields: Complex[Tensor, "B _ M C"]) -> Float[Tensor, "B C"]:

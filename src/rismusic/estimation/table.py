@@ -5,8 +5,6 @@ Scripts of users read the names of these columns; new ones are added behind the 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
@@ -83,15 +81,6 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
         }
         for scene, warnings in enumerate(estimate.warnings)
     ]
-
-
-def csv_text(rows: list[Position]) -> str:
-    """The rows as CSV; without rows, the header alone."""
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return buffer.getvalue()
 
 
 def _finite(record: dict[str, int | float]) -> dict[str, int | float | None]:

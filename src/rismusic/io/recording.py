@@ -7,6 +7,7 @@ panel's centre in the room in metres.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,9 +19,9 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.array import ArrayLike, Panel, to_tensor
+from rismusic.array import SPEED_OF_LIGHT, ArrayLike, Panel, to_tensor
 from rismusic.errors import InputError
-from rismusic.io.schema import FIELDS, Description, Structure, check_structure
+from rismusic.io.schema import FIELDS, Description, Structure, check_structure, fields_of
 from rismusic.io.validation import check_panel, check_pose, check_symbols, check_values
 from rismusic.operator import Link
 from rismusic.sources import Sources
@@ -61,11 +62,14 @@ class Recording:
             for white noise. Where ``noise_variance`` is given too, the covariance is scaled to that mean
             variance.
         times: time of each scene in seconds, [S] float64; None where unknown.
+        frequencies: F subcarriers in hertz (wideband), [F] float64; None for a narrowband signal. With them
+            the snapshots are [S, F, L, M] and the channel is [F, M, N] or [S, F, M, N].
+        is_stacked: whether this is the result of :meth:`stacked`.
     """
 
     wavelength: float
     elements: Float[Tensor, "N 3"]
-    snapshots: Complex[Tensor, "S L M"]
+    snapshots: Complex[Tensor, "S ... L M"]
     channel: Complex[Tensor, "... M N"] | None = None
     codes: Complex[Tensor, "... L N"] | None = None
     noise_variance: Float[Tensor, "S"] | None = None
@@ -77,6 +81,8 @@ class Recording:
     pilots: Complex[Tensor, "... L K"] | None = None
     noise_covariance: Complex[Tensor, "... M M"] | None = None
     times: Float[Tensor, "S"] | None = None
+    frequencies: Float[Tensor, "F"] | None = None
+    is_stacked: bool = False
 
     @classmethod
     def from_arrays(
@@ -96,6 +102,7 @@ class Recording:
         pilots: ArrayLike | None = None,
         noise_covariance: ArrayLike | None = None,
         times: ArrayLike | None = None,
+        frequencies: ArrayLike | None = None,
     ) -> Recording:
         r"""Build a recording from NumPy arrays or torch tensors, and check it.
 
@@ -119,6 +126,7 @@ class Recording:
             pilots: known symbols, complex [L, K] or [S, L, K].
             noise_covariance: complex [M, M] or [S, M, M]; omit for white noise.
             times: [S] seconds.
+            frequencies: [F] hertz, for wideband snapshots [S, F, L, M] (or [F, L, M], one scene).
 
         Returns:
             A checked recording; complex values keep their precision, real ones are float64.
@@ -133,7 +141,7 @@ class Recording:
             Recording(1 scene, L=200, M=64, N=64, wavelength 0.3 m; direct sampling)
         """
         y = to_tensor("snapshots", snapshots, "complex")
-        single = y.ndim == 2
+        single = y.ndim == (2 if frequencies is None else 3)
         y = y.unsqueeze(0) if single else y
         scenes = len(y) if y.ndim else 0
         noise = None if noise_variance is None else to_tensor("noise_variance", noise_variance, "real")
@@ -142,7 +150,8 @@ class Recording:
         if truth is not None and truth.azimuth.ndim == 1:
             truth = truth.each(lambda value: value.expand(scenes, *value.shape))
         panel = Panel(elements, wavelength, wave, pattern_exponent)
-        link = Link(channel, codes)
+        bands = None if frequencies is None else to_tensor("frequencies", frequencies, "real")
+        link = Link(channel, codes, subcarriers=1 if bands is None else bands.numel())
         values = {
             "elements": panel.elements,
             "snapshots": y,
@@ -152,6 +161,7 @@ class Recording:
             "pose": None if pose is None else to_tensor("pose", pose, "real"),
             "pilots": None if pilots is None else to_tensor("pilots", pilots, "complex"),
             "noise_covariance": _covariance(noise_covariance),
+            "frequencies": bands,
             "times": None if times is None else torch.atleast_1d(to_tensor("times", times, "real")),
         }
         check_structure(_descriptions(values, truth), single=single)
@@ -191,7 +201,11 @@ class Recording:
         for number, other in enumerate(recordings[1:], start=1):
             _check_same(first, other, f"recordings[{number}]")
         joined: dict[str, Tensor | None] = {
-            name: _join_shared([getattr(r, name) for r in recordings], [len(r) for r in recordings])
+            name: _join_shared(
+                [getattr(r, name) for r in recordings],
+                [len(r) for r in recordings],
+                3 if name == "channel" and first.frequencies is not None else 2,
+            )
             for name in ("channel", "codes", "pilots", "noise_covariance")
         }
         noise = [r.noise_variance for r in recordings if r.noise_variance is not None]
@@ -215,8 +229,9 @@ class Recording:
     def __repr__(self) -> str:
         L, M = self.snapshots.shape[-2:]
         N, S = len(self.elements), len(self)
+        subcarriers = "" if self.frequencies is None else f"F={len(self.frequencies)}, "
         link = [
-            f"{name} {'shared' if value.ndim == 2 else 'per scene'}"
+            f"{name} {'per scene' if self._per_scene(name, value) else 'shared'}"
             for name, value in (("channel", self.channel), ("codes", self.codes))
             if value is not None
         ]
@@ -227,19 +242,101 @@ class Recording:
         if self.symbols != "independent":
             optional.insert(0, f"{self.symbols} symbols")
         return (
-            f"Recording({S} scene{'' if S == 1 else 's'}, L={L}, M={M}, N={N}, "
+            f"Recording({S} scene{'' if S == 1 else 's'}, {subcarriers}L={L}, M={M}, N={N}, "
             f"wavelength {self.wavelength:g} m; {', '.join([*(link or ['direct sampling']), *optional])})"
         )
 
     @cached_property
     def panel(self) -> Panel:
         """Nominal panel."""
-        return Panel(self.elements, self.wavelength, self.wave, self.pattern_exponent)
+        frequencies = () if self.frequencies is None else self.frequencies.tolist()
+        return Panel(self.elements, self.wavelength, self.wave, self.pattern_exponent, frequencies)
 
     @property
     def link(self) -> Link:
-        """Nominal link."""
-        return Link(self.channel, self.codes)
+        """Nominal link; coherent for the snapshots of a :meth:`stacked` recording of one long snapshot."""
+        coherent = self.is_stacked and self.symbols != "independent"
+        return Link(
+            self.channel,
+            self.codes,
+            coherent=coherent and (self.codes is None or self.codes.shape[-2] > 1 or self.pilots is not None),
+            pilots=self.pilots if coherent else None,
+            subcarriers=1 if self.frequencies is None else len(self.frequencies),
+        )
+
+    def stacked(self) -> Recording:
+        r"""The same data as independent snapshots [S, L', M'] in white noise, the form that is fitted.
+
+        * Coloured noise is whitened: :math:`\Sigma^{-1/2}` is applied to snapshots and channel.
+        * The L snapshots of constant or known symbols become one of L M outputs, with the operator
+          :math:`[G_1; \ldots; G_L]` (see :class:`~rismusic.operator.Link`). For a directly sampled array with
+          constant symbols, the sum of the snapshots over :math:`\sqrt L` takes their place. The others hold
+          noise only; an unknown noise variance is estimated from them.
+        * Subcarriers are counted as further snapshots: L' = F L, or F.
+
+        A recording of independent symbols in white noise is returned as it is.
+        """
+        plain = self.symbols == "independent" and self.frequencies is None
+        if self.is_stacked or (plain and self.noise_covariance is None):
+            return self
+        made = self if self.noise_covariance is None else _whitened(self)
+        y, codes, noise, truth = made.snapshots, made.codes, made.noise_variance, made.truth
+        L = y.shape[-2]
+        if self.symbols == "constant" and codes is None:
+            mean = y.sum(dim=-2, keepdim=True) / math.sqrt(L)
+            if noise is None and L > 1:
+                rest = _energy(y).flatten(1).sum(1) - _energy(mean).flatten(1).sum(1)
+                noise = rest / (y[0].numel() - mean[0].numel())
+                noise = noise.clamp_min(torch.finfo(noise.dtype).tiny)
+            y, codes = mean, y.new_full((1, len(self.elements)), math.sqrt(L))
+        elif self.frequencies is not None and codes is None:
+            codes = y.new_ones(L, len(self.elements))
+        if self.frequencies is not None:
+            y = y.flatten(1, 2)
+        if self.symbols != "independent" and y.shape[1] > made._subcarriers:
+            y = y.unflatten(1, (made._subcarriers, L)).flatten(2)
+        if truth is not None and truth.symbols is not None:
+            truth = replace(truth, symbols=self._amplitudes(truth.symbols))
+        return replace(made, snapshots=y, codes=codes, noise_variance=noise, truth=truth, is_stacked=True)
+
+    def middle_subcarrier(self) -> Recording:
+        """The snapshots of the middle subcarrier as independent narrowband ones, for covariances.
+
+        A narrowband recording of independent symbols is returned as it is.
+        """
+        made, link, F = self.stacked(), self.stacked().link, self._subcarriers
+        if F == 1 and not link.coherent:
+            return made
+        y = link.separate(made.snapshots)[0] if link.coherent else made.snapshots
+        channel, truth = made.channel, None if made.truth is None else replace(made.truth, symbols=None)
+        if made.frequencies is None:
+            return replace(made, snapshots=y, symbols="independent", pilots=None, truth=truth)
+        middle = F // 2
+        return replace(
+            made,
+            snapshots=y.unflatten(1, (F, -1))[:, middle],
+            channel=None if channel is None else channel[..., middle, :, :],
+            wavelength=SPEED_OF_LIGHT / float(made.frequencies[middle]),
+            frequencies=None,
+            symbols="independent",
+            pilots=None,
+            truth=truth,
+        )
+
+    @property
+    def _subcarriers(self) -> int:
+        return 1 if self.frequencies is None else len(self.frequencies)
+
+    def _amplitudes(self, symbols: Complex[Tensor, "S K L"]) -> Complex[Tensor, "S K _"]:
+        """The unknown symbols of the stacked snapshots: one per subcarrier if they are constant or known."""
+        each = symbols.unflatten(-1, (self._subcarriers, -1))
+        if self.symbols == "independent":
+            return symbols
+        if self.pilots is None:
+            return each[..., 0]
+        pilots = self.pilots.mT.unsqueeze(-2)  # [..., K, 1, L]
+        energy = pilots.abs().square().sum(-1).clamp_min(torch.finfo(pilots.real.dtype).tiny)
+        return (each * pilots.conj()).sum(-1) / energy
 
     def __getitem__(self, scenes: SceneIndex) -> Recording:
         """Recording of a subset of scenes; fields shared by all scenes are kept whole.
@@ -253,7 +350,13 @@ class Recording:
             TypeError: an index of another type.
         """
         index = scene_index(scenes, len(self), self.snapshots.device)
-        return self._each(lambda name, value: value[index] if _per_scene(name, value) else value)
+        return self._each(lambda name, value: value[index] if self._per_scene(name, value) else value)
+
+    def _per_scene(self, name: str, value: Tensor) -> bool:
+        """Whether a field (``truth`` for all of its fields) has a scene axis."""
+        if name in ("truth", "snapshots"):
+            return True
+        return fields_of(() if self.frequencies is None else ("frequencies",))[name].per_scene(value.ndim)
 
     def to(self, device: torch.device | str) -> Recording:
         """Copy of the recording on another device."""
@@ -394,11 +497,6 @@ def _descriptions(values: dict[str, Any], truth: Sources | None) -> dict[str, De
     }
 
 
-def _per_scene(name: str, value: Tensor) -> bool:
-    """Whether a field of :class:`Recording` (``truth`` for all of its fields) has a scene axis."""
-    return name == "truth" or FIELDS[name].per_scene(value.ndim)
-
-
 def _check_same(first: Recording, other: Recording, name: str) -> None:
     """Refuse to join recordings that differ in more than their scenes."""
     for field in ("elements", "pose"):
@@ -414,12 +512,48 @@ def _check_same(first: Recording, other: Recording, name: str) -> None:
             f"{name}.wavelength",
             f"must be {first.wavelength:g} m as in recordings[0]; got {other.wavelength:g}",
         )
+    if first.panel.frequencies != other.panel.frequencies:
+        raise InputError(f"{name}.frequencies", "must equal frequencies of recordings[0]")
     one, two = list(first.snapshots.shape[1:]), list(other.snapshots.shape[1:])
     if one != two:
         raise InputError(f"{name}.snapshots", f"must have [L, M] = {one} as in recordings[0]; got {two}")
     for field in ("channel", "codes", "pilots", "noise_covariance"):
         if (getattr(first, field) is None) != (getattr(other, field) is None):
             raise InputError(f"{name}.{field}", f"all recordings need {field}, or none of them")
+
+
+def _whitened(recording: Recording) -> Recording:
+    """Recording with white noise, by the inverse root of the noise covariance on snapshots and channel."""
+    assert recording.noise_covariance is not None
+    covariance = recording.noise_covariance.to(torch.complex128)
+    mean = covariance.diagonal(dim1=-2, dim2=-1).real.mean(-1)
+    root = torch.linalg.cholesky(covariance / mean[..., None, None])
+    y, H = recording.snapshots, recording.channel
+    wide = y.to(torch.complex128).mT  # [S, (F,) M, L]
+    shared = root.ndim == 2
+    lifted = root if shared or recording.frequencies is None else root.unsqueeze(-3)
+    white = torch.linalg.solve_triangular(lifted, wide, upper=False).mT
+    if H is None:
+        H = torch.eye(y.shape[-1], dtype=torch.complex128, device=y.device)
+        if recording.frequencies is not None:
+            H = H.expand(len(recording.frequencies), -1, -1)
+    if not shared and not recording._per_scene("channel", H):
+        H = H.expand(len(recording), *H.shape)
+    channel = torch.linalg.solve_triangular(lifted, H.to(torch.complex128), upper=False)
+    noise = recording.noise_variance
+    if noise is None:
+        noise = mean.expand(len(recording))
+    return replace(
+        recording,
+        snapshots=white.to(y.dtype).contiguous(),
+        channel=channel.to(y.dtype),
+        noise_variance=noise,
+        noise_covariance=None,
+    )
+
+
+def _energy(value: Tensor) -> Float[Tensor, "..."]:
+    return torch.view_as_real(value).double().square().sum(-1)
 
 
 def _covariance(value: ArrayLike | None) -> Tensor | None:
@@ -432,15 +566,18 @@ def _covariance(value: ArrayLike | None) -> Tensor | None:
     return to_tensor("noise_covariance", array, "complex")
 
 
-def _join_shared(parts: Sequence[Tensor | None], scenes: Sequence[int]) -> Tensor | None:
+def _join_shared(parts: Sequence[Tensor | None], scenes: Sequence[int], rank: int) -> Tensor | None:
     """Parts of links joined along the scene axis; one that all share stays shared."""
     present = [part for part in parts if part is not None]
     if not present:
         return None
-    if all(part.ndim == 2 and torch.equal(part, present[0]) for part in present):
+    if all(part.ndim == rank and torch.equal(part, present[0]) for part in present):
         return present[0]
     return torch.cat(
-        [part if part.ndim == 3 else part.expand(n, -1, -1) for part, n in zip(present, scenes, strict=True)]
+        [
+            part if part.ndim > rank else part.expand(n, *part.shape)
+            for part, n in zip(present, scenes, strict=True)
+        ]
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal, NamedTuple
@@ -21,8 +21,8 @@ class Field:
     Args:
         name: as in ``.h5``; ``truth/x`` is ``truth_x`` in the flat formats.
         kind: ``real`` or ``complex``.
-        axes: one letter per axis: scenes S, snapshots L, antennas M, elements N, sources K; 3 and 4 are
-            lengths.
+        axes: one letter per axis: scenes S, subcarriers F, snapshots L, antennas M, elements N, sources K; 3
+            and 4 are lengths.
         shared: whether the scene axis may be absent (one value for all scenes).
     """
 
@@ -52,6 +52,7 @@ FIELDS = {
         Field("noise_covariance", "complex", "SMM", shared=True),
         Field("pilots", "complex", "SLK", shared=True),
         Field("times", "real", "S"),
+        Field("frequencies", "real", "F"),
         Field("pose", "real", "44"),
         Field("truth/azimuth", "real", "SK"),
         Field("truth/elevation", "real", "SK"),
@@ -60,12 +61,30 @@ FIELDS = {
         Field("truth/symbols", "complex", "SKL"),
     )
 }
+WIDEBAND = FIELDS | {
+    field.name: field
+    for field in (
+        Field("snapshots", "complex", "SFLM"),
+        Field("channel", "complex", "SFMN", shared=True),
+        Field("truth/symbols", "complex", "SKX"),
+    )
+}
+"""The fields of a recording with subcarriers F; X = F L."""
+
+
+def fields_of(names: Collection[str]) -> Mapping[str, Field]:
+    """The fields of a recording that has fields of these names: narrowband or wideband."""
+    return WIDEBAND if "frequencies" in names else FIELDS
+
+
 TRUTH = ("truth/azimuth", "truth/elevation", "truth/range")
 AXES = {
     "S": "scene",
     "L": "snapshot",
     "M": "antenna",
     "N": "element",
+    "F": "subcarrier",
+    "X": "subcarrier and snapshot",
     "K": "source",
     "3": "coordinate",
     "4": "row or column",
@@ -141,9 +160,10 @@ def check_structure(
     Raises:
         InputError: a field is missing, of another type or shape, or disagrees with the others in size.
     """
+    fields = fields_of(found)
     for name in ("elements", "snapshots"):
         if name not in found:
-            raise InputError(name, f"missing; a recording needs {name}, {_axes(FIELDS[name])}")
+            raise InputError(name, f"missing; a recording needs {name}, {_axes(fields[name])}")
     for name, other in (("channel", "codes"), ("codes", "channel")):
         if name in found and other not in found:
             raise InputError(
@@ -156,15 +176,22 @@ def check_structure(
         if truth and name not in found:
             raise InputError(name, f"missing; needed, {_axes(FIELDS[name])}, to go with {truth[0]}")
     for name, description in found.items():
-        _check_type(FIELDS[name], description)
+        _check_type(fields[name], description)
 
     sizes = {"3": 3, "4": 4}
-    _measure("elements", found["elements"], sizes, matlab=matlab)
+    _measure(fields["elements"], found["elements"], sizes, matlab=matlab)
+    if "frequencies" in found:
+        shape, dtype = found["frequencies"]
+        if matlab and len(shape) == 2 and 1 in shape:
+            shape = (max(shape),)
+        _measure(fields["frequencies"], Description(shape, dtype), sizes, matlab=matlab)
+        found = {**found, "frequencies": Description(shape, dtype)}
     one_scene = matlab and _is_one_scene(found, sizes["N"])
     if one_scene:
         shape, dtype = found["snapshots"]
         found = {**found, "snapshots": Description((1, *shape), dtype)}
-    _measure("snapshots", found["snapshots"], sizes, matlab=matlab)
+    _measure(fields["snapshots"], found["snapshots"], sizes, matlab=matlab)
+    sizes["X"] = sizes["L"] * sizes.get("F", 1)
     _check_orientation(found, sizes, single=single)
     if "channel" not in found and sizes["M"] != sizes["N"]:
         raise InputError(
@@ -176,11 +203,13 @@ def check_structure(
         # A row [1, S] of MATLAB's is one source in each of S scenes.
         row = matlab and sizes["S"] > 1 and found["truth/azimuth"].shape == (1, sizes["S"])
         shape = (sizes["S"], 1) if row else found["truth/azimuth"].shape
-        _measure("truth/azimuth", Description(shape, found["truth/azimuth"].dtype), sizes, matlab=matlab)
+        _measure(
+            fields["truth/azimuth"], Description(shape, found["truth/azimuth"].dtype), sizes, matlab=matlab
+        )
     if "pilots" in found and "K" not in sizes and found["pilots"].shape:
         sizes["K"] = found["pilots"].shape[-1]
     placements = {
-        name: _place(FIELDS[name], description.shape, sizes, matlab=matlab)
+        name: _place(fields[name], description.shape, sizes, matlab=matlab)
         for name, description in found.items()
     }
     if one_scene:
@@ -262,24 +291,28 @@ def _check_type(field: Field, description: Description) -> None:
     )
 
 
-def _measure(name: str, description: Description, sizes: dict[str, int], *, matlab: bool) -> None:
+def _measure(field: Field, description: Description, sizes: dict[str, int], *, matlab: bool) -> None:
     """Set the sizes that are not known yet from the shape of this field."""
-    axes, shape = FIELDS[name].axes, description.shape
+    name, axes, shape = field.name, field.axes, description.shape
     if matlab and len(shape) == 2:
         shape = shape + (1,) * (len(axes) - 2)
     if len(shape) != len(axes):
         hint = ""
         if name == "snapshots" and len(shape) == 2:
             hint = ". Store one scene as [1, L, M]"
-        raise InputError(name, f"must be {_axes(FIELDS[name])}; got shape {list(description.shape)}{hint}")
+        if name == "snapshots" and len(shape) == 4:
+            hint = ". Snapshots [S, F, L, M] of F subcarriers need frequencies, [F] in hertz"
+        raise InputError(name, f"must be {_axes(field)}; got shape {list(description.shape)}{hint}")
     for axis, length in zip(axes, shape, strict=True):
         if axis == "3" and length != 3:
             hint = " (transposed?)" if shape[0] == 3 else ""
-            raise InputError(
-                name, f"must be {_axes(FIELDS[name])}; got shape {list(description.shape)}{hint}"
-            )
+            raise InputError(name, f"must be {_axes(field)}; got shape {list(description.shape)}{hint}")
         if length < 1:
             raise InputError(name, f"needs at least one {AXES[axis]}; got shape {list(description.shape)}")
+        if axis == "F" and sizes.get("F", length) != length:
+            raise InputError(
+                name, f"must have F = {sizes['F']} subcarriers, one for each of frequencies; got {length}"
+            )
         sizes.setdefault(axis, length)
 
 

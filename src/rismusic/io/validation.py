@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rismusic.array import Panel
 from rismusic.errors import InputError
-from rismusic.io.schema import AXES, FIELDS
+from rismusic.io.schema import AXES, FIELDS, Field, fields_of
 from rismusic.sources import Sources, check_sources
 from rismusic.spec import SymbolModel
 
@@ -51,18 +51,25 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
     Raises:
         InputError: naming the field, and the scene where there is one.
     """
-    for name in ("snapshots", "channel", "codes", "noise_variance", "noise_covariance", "pilots", "times"):
+    fields = fields_of(values)
+    for name in (
+        *("snapshots", "channel", "codes", "noise_variance", "noise_covariance", "pilots", "times"),
+        "frequencies",
+    ):
         if name in values:
-            _check_finite(name, values[name], first_scene)
+            _check_finite(fields[name], values[name], first_scene)
     for name in ("snapshots", "channel", "codes", "pilots"):
         if name in values:
-            _check_power(name, values[name], first_scene)
+            _check_power(fields[name], values[name], first_scene)
     noise = values.get("noise_variance")
     if noise is not None and (noise <= 0).any():
         scene = int((noise <= 0).nonzero()[0])
         raise InputError(
             "noise_variance", f"must be positive; got {float(noise[scene]):g} in scene {first_scene + scene}"
         )
+    frequencies = values.get("frequencies")
+    if frequencies is not None and (frequencies <= 0).any():
+        raise InputError("frequencies", f"must be positive, in hertz; got {float(frequencies.min()):g}")
     if "noise_covariance" in values:
         _check_covariance(values["noise_covariance"], first_scene)
     if "pose" in values:
@@ -159,16 +166,17 @@ def _likely_unit(panel: Panel) -> str:
     return f" {name} would be {spacing:.2g} apart" if abs(spacing - 0.5) < 0.25 else ""
 
 
-def _check_finite(name: str, value: Tensor, first_scene: int) -> None:
+def _check_finite(field: Field, value: Tensor, first_scene: int) -> None:
     wrong = ~torch.isfinite(value)
     if wrong.any():
         place = wrong.nonzero()[0]
         raise InputError(
-            name, f"must be finite; got {value[tuple(place)].item()} in {_where(name, place, first_scene)}"
+            field.name,
+            f"must be finite; got {value[tuple(place)].item()} in {_where(field, value, place, first_scene)}",
         )
 
 
-def _check_power(name: str, value: Tensor, first_scene: int) -> None:
+def _check_power(field: Field, value: Tensor, first_scene: int) -> None:
     """Refuse scenes whose values are all 0, or whose squares under- or overflow."""
     magnitude = value.abs()
     peak = magnitude.amax(dim=(-2, -1))
@@ -180,9 +188,9 @@ def _check_power(name: str, value: Tensor, first_scene: int) -> None:
     ):
         if wrong.any():
             place = wrong.nonzero()[0]
-            where = f" in {_where(name, place, first_scene)}" if len(place) else ""
+            where = f" in {_where(field, value, place, first_scene)}" if len(place) else ""
             raise InputError(
-                name,
+                field.name,
                 f"{found}{where}; needs a power above 0 that {value.dtype.to_real()} can hold".replace(
                     "torch.", ""
                 ),
@@ -195,16 +203,15 @@ def _check_symbols(symbols: Tensor, active: Tensor, first_scene: int) -> None:
         (~symbols.isnan() & ~active[..., None], "a value in an unused slot"),
     ):
         if wrong.any():
-            where = _where("truth/symbols", wrong.nonzero()[0], first_scene)
+            where = _where(FIELDS["truth/symbols"], symbols, wrong.nonzero()[0], first_scene)
             raise InputError(
                 "truth/symbols",
                 f"must be finite for each source and NaN in unused slots; got {found} in {where}",
             )
 
 
-def _where(name: str, place: Tensor, first_scene: int) -> str:
+def _where(field: Field, value: Tensor, place: Tensor, first_scene: int) -> str:
     """Text such as ``scene 3, snapshot 2, antenna 5``; ``place`` may have fewer axes than the field."""
-    axes = FIELDS[name].axes
-    shared = FIELDS[name].shared and len(place) == 2
-    named = zip(axes[1:] if shared else axes, place.tolist(), strict=False)
+    axes = field.axes if field.per_scene(value.ndim) else field.axes.removeprefix("S")
+    named = zip(axes, place.tolist(), strict=False)
     return ", ".join(f"{AXES[axis]} {index + first_scene if axis == 'S' else index}" for axis, index in named)

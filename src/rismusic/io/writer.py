@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,13 @@ import torch
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.files import check_output
+from rismusic.files import OutputFile
 from rismusic.io.hdf5 import Hdf5Sink
 from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
 from rismusic.io.recording import Recording, structure_of, tensors, validate
-from rismusic.io.schema import FIELDS, FORMAT
+from rismusic.io.schema import FIELDS, FORMAT, Field, fields_of
 from rismusic.io.store import Sink, reason
 from rismusic.io.validation import check_values
 
@@ -49,17 +48,16 @@ class RecordingWriter:
     def __init__(
         self, path: str | Path, *, scenes: int, overwrite: bool = False, mat_version: MatVersion = "5"
     ) -> None:
-        self.path, self.scenes, self.overwrite = Path(path), scenes, overwrite
+        self.path, self.scenes = Path(path), scenes
         make_sink = _sink(self.path, mat_version)
         if scenes < 1:
             raise InputError("scenes", f"needs at least one scene to write; got {scenes}")
-        check_output(self.path, overwrite=overwrite)
         self._written = 0
         self._first: dict[str, Tensor] = {}
         self._attributes: dict[str, str | float] = {}
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         with self._on_disk():
-            self._sink = make_sink(self._temporary)
+            self._output = OutputFile(self.path, overwrite=overwrite)
+            self._sink = make_sink(self._output.temporary)
 
     def append(self, block: Recording) -> None:
         """Write the next scenes.
@@ -82,7 +80,7 @@ class RecordingWriter:
             self._create(values, attributes)
         with self._on_disk():
             for name, value in values.items():
-                if FIELDS[name].per_scene(value.ndim):
+                if fields_of(values)[name].per_scene(value.ndim):
                     self._sink.write(name, self._written, value.numpy())
         self._written += len(block)
 
@@ -102,8 +100,8 @@ class RecordingWriter:
             )
         with self._on_disk():
             self._sink.finish()
-            check_output(self.path, overwrite=self.overwrite)
-            self._temporary.replace(self.path)
+            self._output.commit()
+            self._output.discard()
 
     def _create(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
         self._attributes = attributes
@@ -111,7 +109,7 @@ class RecordingWriter:
             for name, attribute in attributes.items():
                 self._sink.attribute(name, attribute)
             for name, value in values.items():
-                per_scene = FIELDS[name].per_scene(value.ndim)
+                per_scene = fields_of(values)[name].per_scene(value.ndim)
                 shape = (self.scenes, *value.shape[1:]) if per_scene else tuple(value.shape)
                 array = value.numpy()
                 self._sink.create(name, shape, array.dtype)
@@ -131,8 +129,8 @@ class RecordingWriter:
                 )
             if name not in values:
                 continue
-            value, other = values[name], expected[name]
-            per_scene = FIELDS[name].per_scene(value.ndim)
+            value, other, field = values[name], expected[name], fields_of(values)[name]
+            per_scene = field.per_scene(value.ndim)
             if (
                 value.ndim != other.ndim
                 or value.dtype != other.dtype
@@ -140,7 +138,8 @@ class RecordingWriter:
             ):
                 raise InputError(
                     name,
-                    f"must be {_kind(name, other)} in each block, as in the first; got {_kind(name, value)}",
+                    f"must be {_kind(field, other)} in each block, as in the first; "
+                    f"got {_kind(field, value)}",
                 )
             if not per_scene and not torch.equal(value, other):
                 raise InputError(
@@ -168,7 +167,8 @@ class RecordingWriter:
         with contextlib.suppress(OSError, RuntimeError):
             if hasattr(self, "_sink"):
                 self._sink.abort()
-        self._temporary.unlink(missing_ok=True)
+        if hasattr(self, "_output"):
+            self._output.discard()
 
 
 def write(
@@ -236,8 +236,8 @@ def _as_stored(recording: Recording, first_scene: int) -> Recording:
     return stored
 
 
-def _kind(name: str, value: Tensor) -> str:
-    per_scene = FIELDS[name].per_scene(value.ndim)
+def _kind(field: Field, value: Tensor) -> str:
+    per_scene = field.per_scene(value.ndim)
     shape = ", ".join([*(["S"] if per_scene else []), *map(str, value.shape[per_scene:])])
     return f"{str(value.dtype).removeprefix('torch.')} [{shape}]"
 

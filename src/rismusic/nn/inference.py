@@ -31,12 +31,13 @@ from rismusic.errors import InputError
 from rismusic.estimation.calibration import whitened
 from rismusic.estimation.grid import SearchGrid, Volume, highest_peaks, to_cosines
 from rismusic.estimation.noise import snr_db
+from rismusic.files import failure
 from rismusic.io import Recording
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import SHIPPED, WeightsCard, card_of, weights_path
 from rismusic.nn.weights import other_panel, read_network
 from rismusic.sources import Sources
-from rismusic.spec import LocateSpec, limits
+from rismusic.spec import LocateSpec, Wave, limits
 
 # Number of networks in the cache.
 _CACHED = 4
@@ -55,13 +56,16 @@ class LoadedNetwork:
     card: WeightsCard
 
     @classmethod
-    def load(cls, weights: str, device: torch.device, *, untrained: bool = False) -> LoadedNetwork:
+    def load(
+        cls, weights: str, device: torch.device, *, untrained: bool = False, wave: Wave = "spherical"
+    ) -> LoadedNetwork:
         """Load a network, from a cache if possible.
 
         Args:
             weights: ``ideal``, ``robust`` or a file.
             device: device of the network.
             untrained: whether to replace the weights by random initial ones.
+            wave: form of the wave in the statistics that the network is given.
 
         Raises:
             InputError: the file is missing or no weights file.
@@ -70,10 +74,9 @@ class LoadedNetwork:
         try:
             state = path.stat()
         except OSError as error:
-            reason = (error.strerror or "unknown error").lower()
-            raise InputError(str(path), f"cannot read the weights: {reason}") from None
+            raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
         version = state.st_mtime_ns, state.st_size
-        return _load(path.absolute(), version, str(device), untrained)
+        return _load(path.absolute(), version, str(device), untrained, wave)
 
 
 def missing(weights: str) -> bool:
@@ -82,9 +85,9 @@ def missing(weights: str) -> bool:
 
 
 @lru_cache(maxsize=_CACHED)
-def _load(path: Path, _version: tuple[int, int], device: str, untrained: bool) -> LoadedNetwork:
+def _load(path: Path, _version: tuple[int, int], device: str, untrained: bool, wave: Wave) -> LoadedNetwork:
     """Time and size of the file are part of the cache key, so that a replaced file is loaded again."""
-    network, metadata = read_network(path, device=device)
+    network, metadata = read_network(path, device=device, wave=wave)
     if untrained:
         network = build_network(network.spec, network.grid, torch.Generator().manual_seed(0)).to(device)
     return LoadedNetwork(network.requires_grad_(False), card_of(str(path), metadata))
@@ -256,6 +259,14 @@ def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpe
     own, system = loaded.network.grid, loaded.card.system
     if (panel := other_panel(own.panel, recording.panel)) is not None:
         return f"they are for another panel, {panel}"
+    if not own.panel.same_model(recording.panel):
+        return f"they do not support the {recording.wave} wave or the element pattern of the recording"
+    if recording.symbols != "independent":
+        return f"the symbols are {recording.symbols}, and they were trained with independent ones"
+    if recording.frequencies is not None:
+        return "the recording is wideband, and they were trained with narrowband signals"
+    if recording.noise_covariance is not None:
+        return "the noise is coloured, and they were trained with white noise"
     direct = recording.channel is None
     if direct != (system.channel.kind == "direct"):
         return f"they were trained {'through a channel' if direct else 'without a channel'}"

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from rismusic.errors import InputError
-from rismusic.files import check_output, replace_file
+from rismusic.files import check_output, write_text
 from rismusic.plots import figure_of
 from rismusic.spec import Spec
+from rismusic.text import printable, redact
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def environment() -> Environment:
         loader=PackageLoader("rismusic.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        # Markup of other templates is text already; the escaping of values follows.
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -124,14 +127,13 @@ def write_page(
     check_report(path, overwrite=overwrite)
     made = made or datetime.now().astimezone()
     when = made.strftime("%Y-%m-%d %H:%M %Z").strip()
-    text = fragment(template, command=command, made=when, versions=versions(), **values)
+    text = fragment(template, command=redact(command), made=when, versions=versions(), **values)
     size = len(text.encode())
     if size > LIMIT:
         raise InputError(
             str(path), f"the report has {size} bytes; the limit is {LIMIT}. Show fewer scenes in full"
         )
-    with replace_file(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text, overwrite=overwrite)
 
 
 def versions() -> dict[str, str]:

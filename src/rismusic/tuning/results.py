@@ -16,8 +16,6 @@ Each plot takes ``ax=`` and returns the axes.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +29,13 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from rismusic.errors import InputError
-from rismusic.files import replace_file
+from rismusic.files import write_text
 from rismusic.nn.run_folder import BEST as BEST_WEIGHTS
 from rismusic.nn.spec import TrainSpec
 from rismusic.plots import COLOURS, MARKERS, new_axes, save
 from rismusic.report.page import Plot, fixed, general, setting_rows, within, write_page
 from rismusic.spec import LocateSpec, dump_spec
+from rismusic.text import csv_text
 from rismusic.tuning.objective import (
     DEFAULT,
     EPOCHS,
@@ -349,8 +348,7 @@ def write_results(result: TuneResult, study: optuna.Study, say: Say) -> None:
         ("finals.csv", _csv(final_rows(result.finals))),
         ("comparison.txt", "".join(f"{sentence}\n" for sentence in result.sentences())),
     ):
-        with replace_file(folder / name, overwrite=True) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text, overwrite=True)
     importance = importances(study)
     try:
         save(plot_overview(result), folder / "history.png", overwrite=True)
@@ -413,11 +411,7 @@ def final_rows(finals: Sequence[Final]) -> list[dict[str, Any]]:
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text(list(rows[0]), rows)
 
 
 # Maximum size of the table of trials, in bytes.

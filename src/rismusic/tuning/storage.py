@@ -7,7 +7,6 @@ Optuna queues it again.
 from __future__ import annotations
 
 import copy
-import re
 import sqlite3
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rismusic.errors import InputError
+from rismusic.files import check_regular, failure
+from rismusic.text import redact
 
 DATABASE = "study.db"
 JOB = "job"
@@ -57,8 +58,13 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iter
             raise InputError("storage", f"{redact(storage)} is not a valid database URL") from None
     if url.drivername == "postgresql":  # else SQLAlchemy looks for psycopg2
         url = url.set(drivername="postgresql+psycopg")
-    is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    is_file = url.get_backend_name() == "sqlite"
     if is_file:
+        name = str(url.database or "")
+        if name in ("", ":memory:") or name.startswith("file:") or url.query:
+            raise InputError(
+                "storage", "an SQLite database must be a file, sqlite:///PATH without further parameters"
+            )
         check_sqlite(Path(str(url.database)))
     try:
         if is_file:
@@ -100,6 +106,7 @@ def check_sqlite(path: Path) -> None:
     Raises:
         InputError: the file is something else or cannot be read.
     """
+    check_regular(path)
     if not path.exists():
         return
     other = (
@@ -117,16 +124,10 @@ def check_sqlite(path: Path) -> None:
     except sqlite3.Error:
         raise InputError(str(path), other) from None
     except OSError as error:
-        raise InputError(str(path), f"cannot be read: {error.strerror or error}") from None
+        raise InputError(str(path), f"cannot be read: {failure(error)}") from None
     tables = {name for (name,) in rows}
     if tables and not tables >= _TABLES:
         raise InputError(str(path), other)
-
-
-def redact(text: str) -> str:
-    """The text with the password of every database URL replaced by ``***``."""
-    text = re.sub(r"(://[^\s:/@'\"]*:)[^\s'\"]*@", r"\1***@", text)
-    return re.sub(r"([?&][a-z]*password=)[^\s&'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def _failure(url: URL, error: BaseException) -> str:

@@ -14,10 +14,11 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from rismusic.errors import InputError
+from rismusic.text import redact
 from rismusic.tuning.objective import FinalObjective, Objective
 from rismusic.tuning.results import TuneResult, candidates, summarize, write_results
 from rismusic.tuning.spec import TRIALS, Space, TuneSpec, load_space
-from rismusic.tuning.storage import DATABASE, experimental, open_storage, quiet, redact
+from rismusic.tuning.storage import DATABASE, experimental, open_storage, quiet
 from rismusic.tuning.worker import Progress, Say, Worker, cancel, current, failure, is_finished
 
 # Attribute of a study: its settings, its space and the number of trials.

@@ -1,0 +1,101 @@
+r"""Which signal model a recording follows: the form of the wave, and whether its symbols are constant.
+
+Quick fits (conditional OMP with at most three sources on a coarse grid) are made under each model. The
+models are compared by the log evidence of their fits
+(:func:`~rismusic.estimation.model_order.log_evidence`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rismusic.array import WAVES
+from rismusic.errors import InputError
+from rismusic.estimation.classical import fit_known
+from rismusic.estimation.grid import searched_grid
+from rismusic.estimation.model_order import log_evidence
+from rismusic.estimation.noise import most_sources
+from rismusic.io import Recording
+from rismusic.spec import LocateSpec, SymbolModel, Wave
+
+# Scenes that are fitted, evenly spread over the recording, and sources in each.
+_SCENES, _SOURCES = 8, 3
+
+
+def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
+    """The recording with the wave and the symbols that the settings ask for.
+
+    Args:
+        recording: S scenes.
+        spec: its ``wave`` and ``symbols``, and the search volume.
+
+    Raises:
+        InputError: known symbols of a recording without pilots.
+    """
+    if spec.symbols == "known" and recording.pilots is None:
+        raise InputError("symbols", "known symbols need a recording with pilots; it has none")
+    if spec.symbols == "independent" or spec.symbols == "constant":
+        recording = replace(recording, symbols=spec.symbols, pilots=None)
+    if spec.wave != "recorded" and spec.wave != "auto":
+        recording = replace(recording, wave=spec.wave)
+    if spec.symbols == "auto" and recording.pilots is None:
+        evidence = evidence_of_symbols(recording, spec)
+        recording = replace(recording, symbols=max(evidence, key=lambda name: evidence[name]))
+    if spec.wave == "auto":
+        waves = evidence_of_waves(recording, spec)
+        recording = replace(recording, wave=max(waves, key=lambda name: waves[name]))
+    return recording
+
+
+def evidence_of_waves(recording: Recording, spec: LocateSpec | None = None) -> dict[Wave, float]:
+    """Log evidence (nats) of each form of the wave, summed over some scenes; larger is more probable.
+
+    Args:
+        recording: S scenes; its wave is not used.
+        spec: the search volume; the default one if none.
+    """
+    some = _some_scenes(recording)
+    return {
+        wave: float(_evidence(replace(some, wave=wave).stacked(), spec or LocateSpec()).sum())
+        for wave in WAVES
+    }
+
+
+def evidence_of_symbols(recording: Recording, spec: LocateSpec | None = None) -> dict[SymbolModel, float]:
+    """Log evidence (nats) of independent and of constant symbols, summed over some scenes.
+
+    Args:
+        recording: S scenes; its model of the symbols is not used.
+        spec: the search volume; the default one if none.
+    """
+    some = replace(_some_scenes(recording), symbols="independent", pilots=None)
+    if some.codes is None:
+        # Constant symbols would leave out the snapshots that hold noise only; all data are to be compared.
+        y = some.snapshots
+        some = replace(some, codes=y.new_ones(y.shape[-2], y.shape[-1]))
+    models: tuple[SymbolModel, ...] = ("independent", "constant")
+    return {
+        model: float(_evidence(replace(some, symbols=model).stacked(), spec or LocateSpec()).sum())
+        for model in models
+    }
+
+
+def _some_scenes(recording: Recording) -> Recording:
+    step = max(1, len(recording) // _SCENES)
+    return replace(recording[::step][:_SCENES], truth=None)
+
+
+def _evidence(recording: Recording, spec: LocateSpec) -> Float[Tensor, "S"]:
+    """Log evidence of the most probable number of sources, 0 to 3."""
+    quick = spec.replace(method="omp", criterion="conditional", oversampling=1.6)
+    grid = searched_grid(recording, quick)
+    _, L, M = recording.snapshots.shape
+    values = []
+    for count in range(min(_SOURCES, most_sources(L, M), spec.sources_max) + 1):
+        number = torch.full((len(recording),), count, device=recording.snapshots.device)
+        values.append(log_evidence(recording, fit_known(recording, number, grid, quick), grid.volume))
+    return torch.stack(values).amax(0)

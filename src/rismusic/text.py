@@ -1,0 +1,89 @@
+"""Text from files, names and command lines, made safe for where it goes.
+
+=========================== ====================================================================
+terminal, log, TOML comment :func:`plain`: one line without control characters
+rich tables                 :class:`rismusic.cli.command.SafeConsole`, which uses :func:`printable`
+CSV                         :func:`csv_text`: no cell is a formula
+HTML                        the templates escape markup; :func:`printable` removes control characters
+anything that is kept       :func:`redact`, :func:`command_line`: no passwords of URLs
+=========================== ====================================================================
+
+The module does not import torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shlex
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+LONGEST = 2000
+"""Largest number of characters of a sentence that is printed."""
+
+_FORMULA = ("=", "+", "-", "@")
+_USER = re.compile(r"(://[^\s:/?#@'\"]*:)[^\s'\"]*@")
+_USER_OF_ARGUMENT = re.compile(r"(://[^:/?#@]*:).*@", re.DOTALL)
+_SECRET = r"((?:^|[?&;\s])[a-z_]*(?:password|passwd|passphrase|pwd|secret|token)=)"
+_QUERY = re.compile(_SECRET + r"[^\s&;'\"]*", re.IGNORECASE)
+_QUERY_OF_ARGUMENT = re.compile(_SECRET + r"[^&;]*", re.IGNORECASE)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, such as those of a terminal, as escapes; line breaks stay."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable() or character == "\n" or unicodedata.category(character) == "Zs":
+        return character
+    return ascii(character)[1:-1]
+
+
+def plain(text: str, *, limit: int = LONGEST) -> str:
+    r"""The text as one line: line breaks and control characters become escapes such as ``\n``.
+
+    Args:
+        text: any text, such as a name in a file.
+        limit: longer text is cut.
+    """
+    text = text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+    return printable(text).replace("\n", "\\n")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, header: bool = True) -> str:
+    """Rows as CSV. A cell of text that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    Args:
+        columns: names, in order.
+        rows: values by name.
+        header: whether the names come first.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    if header:
+        writer.writerow([_cell(name) for name in columns])
+    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
+    return buffer.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return f"'{plain(value)}" if value.startswith(_FORMULA) else plain(value)
+
+
+def redact(text: str) -> str:
+    """The text with the passwords of URLs replaced by ``***``."""
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+def command_line() -> str:
+    """The command line of this process as one line for a shell, with the passwords of URLs replaced."""
+    arguments = [
+        _QUERY_OF_ARGUMENT.sub(r"\1***", _USER_OF_ARGUMENT.sub(r"\1***@", one)) for one in sys.argv[1:]
+    ]
+    return plain(shlex.join(["rismusic", *arguments]), limit=10 * LONGEST)
