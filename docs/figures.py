@@ -22,7 +22,7 @@ from rismusic.scene_view import Scene
 from rismusic.simulation.link import dft_codes, draw_channel, draw_codes, line_of_sight, spread_order
 from rismusic.simulation.random_numbers import Draws
 from rismusic.simulation.scene import draw_sources
-from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec
+from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec, Wave
 from wave_bias import BINS, DESIGN_RMS_DEG, fits, rms
 
 MEASURED = Path(__file__).parent / "measured"

@@ -45,17 +45,21 @@ def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
     """
     flags = os.O_RDONLY | _flags("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
     try:
-        with open(os.open(path, flags), "rb") as file:  # noqa: PTH123  (a descriptor)
-            found = os.fstat(file.fileno())
+        descriptor = os.open(path, flags)
+        try:
+            found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise InputError(str(path), f"is {kind_of(found.st_mode)}, not a file")
-            # Files of some file systems have no size; therefore not more than the limit is read.
-            content = b"" if found.st_size > limit else file.read(limit + 1)
-            size = max(found.st_size, len(content))
+            with open(descriptor, "rb", closefd=False) as file:
+                # Files of some file systems have no size; therefore not more than the limit is read.
+                content = b"" if found.st_size > limit else file.read(limit + 1)
+        finally:
+            os.close(descriptor)
     except InputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
+    size = max(found.st_size, len(content))
     if size > limit:
         raise InputError(str(path), f"is too large: at most {limit:,} bytes are read here, it has {size:,}")
     return content

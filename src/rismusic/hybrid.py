@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
-from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
+from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, from_cosines, searched_grid, to_cosines
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import (
@@ -69,6 +69,8 @@ _BESIDE = 0.8
 _FIRST = replace(ROUGH, powers_first=False)
 # No birth-death search for numbers of sources whose log posterior is below the best by more than this (nats).
 _BIRTH_DEATH_MARGIN_NATS = 6.0
+# Up to this many scenes, fits with different numbers of sources make up one batch.
+_JOINT_SCENES = 4
 _LOG = logging.getLogger("rismusic.locate")
 _NOT_APPLICABLE = "the weights {!r} do not know this case"
 
@@ -112,19 +114,14 @@ def locate(
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)
         check_fit(recording.stacked(), count)
-    estimator, estimates = estimator_of(chosen), []
+    # A registered estimator, or a registered spectrum.
+    estimator = (ESTIMATORS.get(chosen.method) if chosen.method in ESTIMATORS else ClassicalEstimator)(chosen)
+    estimates = []
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
         estimates.append(estimator(recording[block], count[block] if isinstance(count, Tensor) else count))
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
-
-
-def estimator_of(spec: LocateSpec) -> Estimator:
-    """The estimator that the settings name; the classical one for a registered spectrum."""
-    if spec.method in ESTIMATORS:
-        return ESTIMATORS.get(spec.method)(spec)
-    return ClassicalEstimator(spec)
 
 
 class HybridEstimator:
@@ -274,6 +271,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     impaired = spec.hybrid.model_order == "both" and spec.allowed_error > 0
     if spec.hybrid.model_order == "network" or impaired:
         log_prior_count = log_prior_count.masked_fill(not_trained, -math.inf)
+        # Without the evidence, the prior is the posterior.
         return SelectedOrder(fit_n_sources(output, log_prior_count.argmax(-1), grid, spec), log_prior_count)
     if spec.hybrid.model_order == "likelihood":
         log_prior_count = torch.zeros_like(log_prior_count)
@@ -281,11 +279,19 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         too_low = log_prior_count < highest + math.log(spec.hybrid.model_order_floor)
         log_prior_count = log_prior_count.masked_fill(too_low, -math.inf)
     best_posterior = torch.full_like(highest[:, 0], -math.inf)
+    # Small tensors cost their operations, not their size: few scenes are fitted with all numbers at once.
+    wanted = log_prior_count > -math.inf
+    joint = None
+    if len(scenes) <= _JOINT_SCENES and bool(wanted[:, 1:].any()):
+        joint = _JointFits.compute(output, wanted, grid, spec)
 
     def fit_count(some: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
         part = output[some]
-        fit = _fit_near_network(part, torch.full_like(some, count), grid, spec)
-        evidence = log_evidence(part.recording, fit, grid.volume)
+        if joint is not None and count > 0:
+            fit, evidence = joint.of_count(some, count)
+        else:
+            fit = _fit_near_network(part, torch.full_like(some, count), grid, spec)
+            evidence = log_evidence(part.recording, fit, grid.volume)
         prior, best = log_prior_count[some, count], best_posterior[some]
         # The grid is searched for numbers that can still become the most probable.
         competitive = (evidence + prior > best - _BIRTH_DEATH_MARGIN_NATS).nonzero()[:, 0]
@@ -304,6 +310,50 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         return selected
     improved = _birth_death(output[to_search], selected.fit[to_search], grid, spec)
     return SelectedOrder(selected.fit.replaced(to_search, improved), selected.log_posterior)
+
+
+@dataclass(frozen=True, eq=False)
+class _JointFits:
+    """Fits of S scenes with different numbers of sources, made as one batch.
+
+    Args:
+        fit: all of them, padded to the largest number of sources.
+        evidence: of each.
+        index: number of the fit of each scene with 0, 1, ... sources.
+    """
+
+    fit: Fit
+    evidence: Float[Tensor, "B"]
+    index: Int64[Tensor, "S counts"]
+
+    @classmethod
+    def compute(
+        cls, output: NetworkOutput, wanted: Bool[Tensor, "S counts"], grid: SearchGrid, spec: LocateSpec
+    ) -> _JointFits:
+        """Fit the wanted numbers of sources, except 0."""
+        wanted = wanted.clone()
+        wanted[:, 0] = False
+        scenes, count = wanted.nonzero().unbind(-1)
+        part = replace(output, recording=_with_shared_link(output.recording))[scenes]
+        fit = _fit_near_network(part, count, grid, spec)
+        index = wanted.flatten().cumsum(0).view_as(wanted) - 1
+        return cls(fit, log_evidence(part.recording, fit, grid.volume), index)
+
+    def of_count(self, scenes: Int64[Tensor, "B"], count: int) -> tuple[Fit, Float[Tensor, "B"]]:
+        """Fits and evidence of some scenes with one number of sources."""
+        which = self.index[scenes, count]
+        fit = self.fit[which]
+        return replace(fit, sources=fit.sources.each(lambda value: value[:, :count])), self.evidence[which]
+
+
+def _with_shared_link(recording: Recording) -> Recording:
+    """One scene with a link that its repetitions share; several scenes as they are."""
+    if len(recording) > 1:
+        return recording
+    channel, codes = (
+        part if part is None or part.ndim == 2 else part[0] for part in (recording.channel, recording.codes)
+    )
+    return replace(recording, channel=channel, codes=codes)
 
 
 def fit_n_sources(
@@ -362,7 +412,9 @@ def _fit_from_peaks(output: NetworkOutput, start: Sources, grid: SearchGrid, spe
             fit = fit.with_others(scenes[gain > 0], from_list[gain > 0])
     if spec.hybrid.relax_sweeps:
         peaks = output.candidates if spec.hybrid.network_sources else _peaks_of_blend(output, grid, spec)
-        candidates = torch.cat((peaks, beside(fit.positions, grid)), dim=1)
+        # Candidates beside the first source again, in place of those beside sources that are not there.
+        around = torch.where(active[..., None], fit.positions, fit.positions[:, :1])
+        candidates = torch.cat((peaks, beside(around, grid)), dim=1)
         fit = relax_sweeps(
             CandidateSearch(grid, recording, candidates),
             fit,

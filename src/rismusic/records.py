@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rismusic.errors import InputError
 
-T = TypeVar("T")
+R = TypeVar("R", bound="Record")
 
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Number = float | Literal["nan", "inf", "-inf"] | None
@@ -21,11 +21,11 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
-def parse_record(adapter: TypeAdapter[T], content: str | bytes, source: str, expected: str) -> T:
+def parse_record(kind: type[R], content: str | bytes, source: str, expected: str) -> R:
     """Parse a record from JSON.
 
     Args:
-        adapter: its type.
+        kind: its type.
         content: the JSON text.
         source: the file, for the error message.
         expected: what the content should be, such as "a training checkpoint".
@@ -34,7 +34,7 @@ def parse_record(adapter: TypeAdapter[T], content: str | bytes, source: str, exp
         InputError: the content is not JSON or has other fields.
     """
     try:
-        return adapter.validate_json(content)
+        return kind.model_validate_json(content)
     except ValidationError as error:
         raise InputError(source, f"is not {expected}, or it is damaged ({complaint(error)})") from None
 

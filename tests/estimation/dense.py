@@ -1,4 +1,4 @@
-"""Small scenes, and the likelihoods written out with dense matrices, for the tests of the locators."""
+"""Small scenes, and the likelihoods written out with dense matrices, for the tests of the estimators."""
 
 from __future__ import annotations
 

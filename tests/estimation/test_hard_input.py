@@ -1,4 +1,4 @@
-"""Input that no locator can do well on: a clear answer or one clear sentence, never anything else."""
+"""Input that no estimator can handle well: a clear answer or one clear sentence."""
 
 from __future__ import annotations
 

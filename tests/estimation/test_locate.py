@@ -1,4 +1,4 @@
-"""One conformance suite over all locators, and what the common call adds to them."""
+"""One conformance suite for all estimators, and what `locate` adds to them."""
 
 from __future__ import annotations
 

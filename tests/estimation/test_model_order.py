@@ -19,7 +19,7 @@ from rismusic.spec import LocateSpec
 @pytest.mark.parametrize("sources", [1, 2])
 def test_evidence_is_the_integral_over_all_unknowns(sources, generator):
     """Against importance sampling around the fit, in the same unknowns with the same spread beforehand."""
-    # Far from the border, which cuts the integral; many snapshots, so that the information expected is near
+    # Far from the boundary, which cuts the integral; many snapshots, so that the information expected is near
     # to that observed.
     scene = dense.SMALL.scene.replace(range_max_m=5.0)
     spec = dense.SMALL.replace(codebook={"snapshots": 40}, scene=scene)

@@ -1,4 +1,4 @@
-"""The sparse locators as wholes, and how they stand to each other."""
+"""The sparse estimators, and how they compare."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALL = pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("system", dense.SYSTEMS)
 @ALL
-def test_every_locator_finds_strong_sources(name, system, criterion):
+def test_every_estimator_finds_strong_sources(name, system, criterion):
     recording = dense.small(dense.SYSTEMS[system], 12, snr_db=25.0, dtype=torch.float32)
     fit = SEARCHES[name](recording, 2, dense.grid_for(recording), criterion=criterion)
     assert dense.misses(recording.truth, fit.sources) <= 1
@@ -41,7 +41,7 @@ def test_more_search_is_never_less_likely(criterion):
     """RELAX starts where OMP ends, and what has two starts keeps the likelier end."""
     recording = dense.small(scenes=20, sources=3, snr_db=5.0)
     grid = dense.grid_for(recording)
-    fits = {name: locator(recording, 3, grid, criterion=criterion) for name, locator in SEARCHES.items()}
+    fits = {name: search(recording, 3, grid, criterion=criterion) for name, search in SEARCHES.items()}
     value = {name: fit.neg_log_likelihood for name, fit in fits.items()}
     assert (value["sbl"] <= value["omp"] + 1e-9).all()
     assert (value["best"] <= value["relax"] + 1e-9).all()

@@ -1,4 +1,4 @@
-"""Small files are read by one function, which does not wait, does not fill memory, and names what is wrong."""
+"""Small files are read by one function that does not wait, does not fill memory, and names the problem."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_files_of_a_run_that_are_no_files(make, sentence, name, tmp_path):
     run = RunFolder(tmp_path / "run")
     run.create(TrainSpec())
     make(run.folder / name)
-    with pytest.raises(InputError, match=r"is a pipe|is a device|is a folder|missing"):
-        assert load_checkpoint(run) is None
-        run.records("epoch")
+    read = {LOG: lambda: run.records("epoch")}.get(name, lambda: load_checkpoint(run))
+    with pytest.raises(InputError, match="the file is missing" if name.endswith("s") else sentence):
+        read()
 
 
 def test_the_size_is_limited(tmp_path):
@@ -101,4 +101,4 @@ def test_strange_settings_are_one_sentence(content, command, tmp_path, monkeypat
     said = capsys.readouterr().err
     assert said.startswith("error: config.toml: ")
     assert said.count("\n") == 1
-    assert os.listdir() == ["config.toml"]
+    assert list(Path().iterdir()) == [Path("config.toml")]

@@ -106,10 +106,12 @@ def test_weights_that_are_not_installed(recording, monkeypatch, tmp_path):
     assert not warned(hybrid(recording, "robust", n_sources=2))
     # Damaged ones are not passed over.
     (tmp_path / "robust.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"robust.safetensors: not a safetensors file, or it is truncated"):
+    with pytest.raises(
+        InputError, match=r"robust.safetensors: is not a safetensors file, or it is truncated"
+    ):
         hybrid(recording, "robust", n_sources=2)
 
 
 def test_weights_of_the_users_own_that_are_not_there(recording, tmp_path):
-    with pytest.raises(InputError, match="cannot read the weights: no such file"):
+    with pytest.raises(InputError, match="cannot be read: no such file"):
         hybrid(recording, str(tmp_path / "mine.safetensors"), n_sources=2)

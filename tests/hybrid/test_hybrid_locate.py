@@ -1,4 +1,4 @@
-"""The hybrid locator from end to end, on what its network knows."""
+"""The hybrid estimator from end to end, on what its network knows."""
 
 from __future__ import annotations
 
@@ -109,17 +109,17 @@ def test_beta_is_that_of_the_training_unless_it_is_said(recording, weights):
 def test_how_many(weights, rule):
     made = simulate(SYSTEM, scenes=10, sources=(1, 3), snr_db=20.0)
     located = hybrid(replace(made, noise_variance=None), weights, hybrid={"model_order": rule})
-    told = located.n_sources_probability
-    assert told.shape == (10, 4)
-    torch.testing.assert_close(told.sum(-1), torch.ones(10, dtype=torch.float64))
-    assert torch.equal(told.argmax(-1), located.sources.active.sum(-1))
-    right = (told.argmax(-1) == made.truth.active.sum(-1)).double().mean()
+    probability = located.n_sources_probability
+    assert probability.shape == (10, 4)
+    torch.testing.assert_close(probability.sum(-1), torch.ones(10, dtype=torch.float64))
+    assert torch.equal(probability.argmax(-1), located.sources.active.sum(-1))
+    right = (probability.argmax(-1) == made.truth.active.sum(-1)).double().mean()
     # This network has learned nothing: alone it cannot tell, and it must not keep the likelihood from it.
     assert right < 0.8 if rule == "network" else right >= 0.85
 
 
 def test_nothing_is_found_in_noise(recording, weights, generator):
-    """Numbers that the training never showed, such as 0, are told by the likelihood."""
+    """Numbers that the training never showed, such as 0, are estimated by the likelihood."""
     noise = torch.randn(6, 10, 10, dtype=torch.complex64, generator=generator)
     located = hybrid(replace(recording, snapshots=noise, noise_variance=None), weights)
     assert located.sources.active.sum() == 0
@@ -135,13 +135,13 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
     """A network that looks away in two scenes: what is found there does not explain the data."""
     sound = fits._fit_near_network
 
-    def astray(seen: NetworkOutput, count, grid, spec):
-        fit = sound(seen, count, grid, spec)
-        lost = torch.isin(seen.recording.snapshots.real[:, 0, 0], recording.snapshots.real[[1, 4], 0, 0])
+    def astray(output: NetworkOutput, count, grid, spec):
+        fit = sound(output, count, grid, spec)
+        lost = torch.isin(output.recording.snapshots.real[:, 0, 0], recording.snapshots.real[[1, 4], 0, 0])
         plain = replace(fit.sources, power=None, symbols=None)
         aside = plain.each(lambda value: torch.where(lost[:, None], 0.5 * value, value))
-        positions, active = unpack(aside, seen.recording)
-        return complete_fit(seen.recording, positions, active, fit.converged)
+        positions, active = unpack(aside, output.recording)
+        return complete_fit(output.recording, positions, active, fit.converged)
 
     monkeypatch.setattr(fits, "_fit_near_network", astray)
     # The map, which would doubt what is found too, is not asked.

@@ -59,7 +59,7 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
     )
 
 
-def seen_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
+def output_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
     return NetworkOutput.compute(
         LoadedNetwork.load(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights, **hybrid)
     )
@@ -67,7 +67,7 @@ def seen_with(made: Recording, weights: str, **hybrid: object) -> NetworkOutput:
 
 def fitted(made: Recording, weights: str, count=TWO, *, polish: bool = True, **hybrid: object) -> Fit:
     spec = spec_of(weights, **hybrid).replace(polish=polish)
-    return fit_n_sources(seen_with(made, weights, **hybrid), count, searched_grid(made, spec), spec)
+    return fit_n_sources(output_with(made, weights, **hybrid), count, searched_grid(made, spec), spec)
 
 
 def same(one: Fit, other: Fit) -> bool:
@@ -75,9 +75,9 @@ def same(one: Fit, other: Fit) -> bool:
     return all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in pairs)
 
 
-def share_of_sample(seen: NetworkOutput) -> torch.Tensor:
+def share_of_sample(output: NetworkOutput) -> torch.Tensor:
     """Of the trace of R_blend without its identity: the columns of R_samp, which are the last ten."""
-    columns = energy(seen.blend.factor).sum(-2)
+    columns = energy(output.blend.factor).sum(-2)
     return columns[:, -10:].sum(-1) / columns.sum(-1)
 
 
@@ -96,13 +96,13 @@ def test_music_does_not_see_the_identity(generator):
 
 
 def test_shrinkage_takes_from_noisy_scenes(made, weights):
-    torch.testing.assert_close(share_of_sample(seen_with(made, weights)), torch.full((4,), BETA))
+    torch.testing.assert_close(share_of_sample(output_with(made, weights)), torch.full((4,), BETA))
     noise = back_project(made.link, made.snapshots, made.noise_variance).noise_share
     assert (noise.diff() < 0).all()
     assert noise[0] > 0.5
     assert noise[3] < 0.05
     for shrinkage in (0.5, 1.0):
-        shares = share_of_sample(seen_with(made, weights, shrinkage=shrinkage))
+        shares = share_of_sample(output_with(made, weights, shrinkage=shrinkage))
         torch.testing.assert_close(shares, BETA * (1 - shrinkage * noise))
     rough = {"network_sources": False}
     plain, shrunk = (fitted(made, weights, polish=False, shrinkage=one, **rough) for one in (0.0, 1.0))
@@ -113,7 +113,7 @@ def test_shrinkage_takes_from_noisy_scenes(made, weights):
 def test_shrinkage_with_a_guessed_noise(made, weights):
     hidden = replace(made, noise_variance=None)
     noise = back_project(made.link, made.snapshots, guess_noise(hidden)).noise_share
-    shares = share_of_sample(seen_with(hidden, weights, shrinkage=1.0))
+    shares = share_of_sample(output_with(hidden, weights, shrinkage=1.0))
     torch.testing.assert_close(shares, BETA * (1 - noise))
 
 
@@ -151,7 +151,7 @@ def test_whether_the_list_is_tried_is_each_scene_s_own(weights, generator):
     truth = Sources(**{n: getattr(made.truth, n).double() for n in ("azimuth", "elevation", "range")})
     short = torch.tensor([[False, False], [False, True]] * 3)
     lost = replace(
-        seen_with(made, weights),
+        output_with(made, weights),
         blend=Covariance(noise, torch.zeros(6)),
         network_sources=truth.each(lambda value: value.masked_fill(short, torch.nan)),
     )

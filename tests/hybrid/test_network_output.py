@@ -37,7 +37,7 @@ def spec_of(weights: str, **hybrid: object) -> LocateSpec:
 
 
 @pytest.fixture(scope="module")
-def seen(made, weights) -> NetworkOutput:
+def output(made, weights) -> NetworkOutput:
     return NetworkOutput.compute(
         LoadedNetwork.load(weights, torch.device("cpu")), made, noise_of(made), spec_of(weights)
     )
@@ -49,30 +49,30 @@ def places(truth: Sources) -> Sources:
     )
 
 
-def misses(seen: NetworkOutput, made: Recording, spec: LocateSpec) -> float:
-    fit = fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
+def misses(output: NetworkOutput, made: Recording, spec: LocateSpec) -> float:
+    fit = fit_n_sources(output, TWO, searched_grid(made, spec), spec)
     return score(match(made.truth, fit.sources)).misses
 
 
-def test_the_likelier_of_two_starts_counts(seen, made, weights, generator):
+def test_the_likelier_of_two_starts_counts(output, made, weights, generator):
     """A useless blend beside a good list, and the other way round."""
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
-    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), network_sources=places(made.truth))
+    lost = replace(output, blend=Covariance(noise, torch.zeros(8)), network_sources=places(made.truth))
     assert misses(lost, made, spec_of(weights, relax_sweeps=0)) == 0
     assert misses(lost, made, spec_of(weights, network_sources=False, relax_sweeps=0)) > 0.2
     corner = places(made.truth).each(lambda value: torch.ones_like(value))
-    strayed = replace(seen, network_sources=corner)
+    strayed = replace(output, network_sources=corner)
     assert (
         misses(strayed, made, spec_of(weights))
-        == misses(seen, made, spec_of(weights, network_sources=False))
+        == misses(output, made, spec_of(weights, network_sources=False))
         == 0
     )
 
 
-def test_exchanges_mend_a_start(seen, made, weights, generator):
+def test_exchanges_mend_a_start(output, made, weights, generator):
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
     corner = places(made.truth).each(lambda value: torch.ones_like(value))
-    lost = replace(seen, blend=Covariance(noise, torch.zeros(8)), network_sources=corner)
+    lost = replace(output, blend=Covariance(noise, torch.zeros(8)), network_sources=corner)
     alone = misses(lost, made, spec_of(weights, relax_sweeps=0))
     assert misses(lost, made, spec_of(weights, relax_sweeps=2)) < alone / 2
     # Of candidates that are no sources none is taken.
@@ -80,45 +80,45 @@ def test_exchanges_mend_a_start(seen, made, weights, generator):
     assert misses(nowhere, made, spec_of(weights, relax_sweeps=2)) == alone
 
 
-def test_a_search_of_the_grid_mends_what_no_candidate_can(seen, made, weights, generator):
+def test_a_search_of_the_grid_mends_what_no_candidate_can(output, made, weights, generator):
     """Blend, list and candidates useless: the grid alone is left."""
     noise = torch.randn(8, 64, 4, dtype=torch.complex64, generator=generator)
     corner = places(made.truth).each(lambda value: torch.ones_like(value))
     lost = replace(
-        seen,
+        output,
         blend=Covariance(noise, torch.zeros(8)),
         network_sources=corner,
-        candidates=torch.ones_like(seen.candidates),
+        candidates=torch.ones_like(output.candidates),
     )
     without, with_it = (misses(lost, made, spec_of(weights, birth_death_min_sources=one)) for one in (3, 2))
     assert with_it < without / 2
 
 
 def test_the_grid_is_searched_only_where_one_more_source_can_be_and_is_wanted(
-    seen, made, weights, monkeypatch
+    output, made, weights, monkeypatch
 ):
     """Not beside as many as the data carry, not without polishing."""
     searched = []
     whole = module.birth_death
 
-    def told(search, start, active, **named):
+    def recorded(search, start, active, **named):
         searched.append(len(active))
         return whole(search, start, active, **named)
 
-    monkeypatch.setattr(module, "birth_death", told)
+    monkeypatch.setattr(module, "birth_death", recorded)
     spec = spec_of(weights, birth_death_min_sources=2)
-    fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
+    fit_n_sources(output, TWO, searched_grid(made, spec), spec)
     assert searched == [8]
     unpolished = spec.replace(polish=False)
-    fit_n_sources(seen, TWO, searched_grid(made, unpolished), unpolished)
+    fit_n_sources(output, TWO, searched_grid(made, unpolished), unpolished)
     assert searched == [8]
     monkeypatch.setattr(module, "most_sources", lambda *_: 2)
-    fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
+    fit_n_sources(output, TWO, searched_grid(made, spec), spec)
     assert searched == [8]
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, made, weights, monkeypatch):
+def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, output, made, weights, monkeypatch):
     """A map that has nothing where the sources of two scenes are; blend and candidates lead astray there."""
     one = torch.isin(torch.arange(8), torch.tensor([1, 4]))
     aside = places(made.truth).each(lambda value: torch.where(one[:, None], 0.5 * value, value))
@@ -132,25 +132,25 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, m
         return complete_fit(part.recording, start, there, torch.ones_like(count, dtype=torch.bool))
 
     monkeypatch.setattr(module, "_fit_near_network", near)
-    share = seen.spatial_prior.near.clone()
+    share = output.spatial_prior.near.clone()
     share[one], share[~one] = 0.0, 1.0
-    doubting = replace(seen, spatial_prior=replace(seen.spatial_prior, near=share))
+    with_map = replace(output, spatial_prior=replace(output.spatial_prior, near=share))
     searched = []
     whole = module.birth_death
 
-    def told(search, *args, **named):
+    def recorded(search, *args, **named):
         searched.append(len(search.recording))
         return whole(search, *args, **named)
 
-    monkeypatch.setattr(module, "birth_death", told)
+    monkeypatch.setattr(module, "birth_death", recorded)
 
     def missed(**hybrid):
         spec = spec_of(weights, model_order="likelihood", birth_death_min_sources=3, **hybrid)
         grid = searched_grid(made, spec)
         if known:
-            fit = fit_n_sources(doubting, TWO, grid, spec)
+            fit = fit_n_sources(with_map, TWO, grid, spec)
         else:
-            fit = module.fit_most_probable(doubting, grid, spec.replace(sources_max=2)).fit
+            fit = module.fit_most_probable(with_map, grid, spec.replace(sources_max=2)).fit
         return (~match(made.truth, fit.sources).hit & made.truth.active).any(-1)
 
     assert missed()[one].all()
@@ -160,21 +160,35 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, seen, m
     assert searched == [2]
 
 
-def test_the_evidence_is_that_of_the_fit_that_is_returned(seen, made, weights, monkeypatch):
+def test_the_evidence_is_that_of_the_fit_that_is_returned(output, made, weights, monkeypatch):
     """Also where the search of the grid came to another fit than what it began with."""
     whole = module._birth_death
 
-    def elsewhere(seen, fit, grid, spec):
+    def elsewhere(output, fit, grid, spec):
         aside = replace(fit.sources, power=None, symbols=None)
-        positions, active = unpack(aside.each(lambda value: 0.99 * value), seen.recording)
-        return complete_fit(seen.recording, positions, active, whole(seen, fit, grid, spec).converged)
+        positions, active = unpack(aside.each(lambda value: 0.99 * value), output.recording)
+        return complete_fit(output.recording, positions, active, whole(output, fit, grid, spec).converged)
 
     monkeypatch.setattr(module, "_birth_death", elsewhere)
     spec = spec_of(weights, model_order="likelihood", birth_death_min_sources=1)
     grid = searched_grid(made, spec)
-    chosen = fit_most_probable(seen, grid, spec)
-    evidence = log_evidence(seen.recording, chosen.fit, grid.volume)
+    chosen = fit_most_probable(output, grid, spec)
+    evidence = log_evidence(output.recording, chosen.fit, grid.volume)
     torch.testing.assert_close(chosen.log_posterior.amax(1), evidence, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["likelihood", "both"])
+def test_few_scenes_fitted_with_all_numbers_at_once_as_many_with_one_after_the_other(
+    order, seen, made, weights
+):
+    spec = spec_of(weights, model_order=order)
+    grid = searched_grid(made, spec)
+    many = fit_most_probable(seen, grid, spec)
+    assert len(made) > module._JOINT_SCENES >= 3
+    few = fit_most_probable(seen[2:5], grid, spec)
+    torch.testing.assert_close(few.log_posterior, many.log_posterior[2:5], rtol=0, atol=2e-3)
+    one, other = few.fit.sources.position, many.fit.sources.position[2:5, : few.fit.sources.azimuth.shape[1]]
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-3, equal_nan=True)
 
 
 def test_places_beside_sources(made, weights):
@@ -192,7 +206,7 @@ def test_places_beside_sources(made, weights):
     torch.testing.assert_close(direction_cosines[1:], expected, rtol=1e-6, atol=1e-9)
 
 
-def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
+def test_without_its_list_nothing_but_the_blend_counts(output, made, weights):
     """Neither the list nor the map of the network has a part in the answer then."""
     spec = spec_of(weights, network_sources=False)
 
@@ -202,20 +216,20 @@ def test_without_its_list_nothing_but_the_blend_counts(seen, made, weights):
         def __call__(self, *_: torch.Tensor) -> torch.Tensor:
             raise AssertionError
 
-    deaf = Deaf(seen.spatial_prior.near, seen.spatial_prior.grid, seen.spatial_prior.scale)
+    deaf = Deaf(output.spatial_prior.near, output.spatial_prior.grid, output.spatial_prior.scale)
     other = replace(
-        seen,
-        network_sources=seen.network_sources.each(torch.ones_like),
-        candidates=torch.ones_like(seen.candidates),
+        output,
+        network_sources=output.network_sources.each(torch.ones_like),
+        candidates=torch.ones_like(output.candidates),
         spatial_prior=deaf,
     )
-    fits = [fit_n_sources(one, TWO, searched_grid(made, spec), spec) for one in (seen, other)]
+    fits = [fit_n_sources(one, TWO, searched_grid(made, spec), spec) for one in (output, other)]
     assert torch.equal(fits[0].sources.azimuth, fits[1].sources.azimuth)
-    assert not torch.equal(seen.candidates, other.candidates)
+    assert not torch.equal(output.candidates, other.candidates)
 
 
 @pytest.mark.parametrize("birth_death_min_sources", [0, 2])
-def test_what_the_map_says_of_places_counts_with_its_weight(birth_death_min_sources, seen, made, weights):
+def test_what_the_map_says_of_places_counts_with_its_weight(birth_death_min_sources, output, made, weights):
     """A map that rules out where a source is: with some weight it is missed, with none it is not."""
     truth = places(made.truth)
 
@@ -230,8 +244,8 @@ def test_what_the_map_says_of_places_counts_with_its_weight(birth_death_min_sour
             return torch.where(near, -1e6, 0.0).double()
 
     corner = truth.each(lambda value: torch.ones_like(value))
-    against = Against(seen.spatial_prior.near, seen.spatial_prior.grid, seen.spatial_prior.scale)
-    biased = replace(seen, network_sources=corner, spatial_prior=against)
+    against = Against(output.spatial_prior.near, output.spatial_prior.grid, output.spatial_prior.scale)
+    biased = replace(output, network_sources=corner, spatial_prior=against)
     settings = {"relax_sweeps": 2, "birth_death_min_sources": birth_death_min_sources}
     heard, unheard = (
         misses(biased, made, spec_of(weights, spatial_prior=weight, **settings)) for weight in (1.0, 0.0)
@@ -240,29 +254,31 @@ def test_what_the_map_says_of_places_counts_with_its_weight(birth_death_min_sour
     assert heard > 0.2
 
 
-def test_candidates_are_the_map_s_peaks_and_places_beside(seen, made, weights, monkeypatch):
+def test_candidates_are_the_map_s_peaks_and_places_beside(output, made, weights, monkeypatch):
     given = []
     whole = module.CandidateSearch
-    monkeypatch.setattr(module, "CandidateSearch", lambda *told: given.append(told[2]) or whole(*told))
+    monkeypatch.setattr(
+        module, "CandidateSearch", lambda *recorded: given.append(recorded[2]) or whole(*recorded)
+    )
     spec = spec_of(weights, relax_sweeps=1, birth_death_min_sources=0)
-    fit_n_sources(seen, TWO, searched_grid(made, spec), spec)
+    fit_n_sources(output, TWO, searched_grid(made, spec), spec)
     (places,) = given
-    assert torch.equal(places[:, : seen.candidates.shape[1]], seen.candidates)
-    assert places.shape[1] == seen.candidates.shape[1] + 12
+    assert torch.equal(places[:, : output.candidates.shape[1]], output.candidates)
+    assert places.shape[1] == output.candidates.shape[1] + 12
 
 
 def test_the_own_list_has_the_surest_first(made, weights):
     network = LoadedNetwork.load(weights, torch.device("cpu"))
     prediction = network.network(made)
-    seen = NetworkOutput.compute(network, made, noise_of(made), spec_of(weights))
+    output = NetworkOutput.compute(network, made, noise_of(made), spec_of(weights))
     best = prediction.existence_logits.argmax(-1, keepdim=True)
     torch.testing.assert_close(
-        seen.network_sources.azimuth[:, :1].float(), prediction.azimuth.gather(1, best)
+        output.network_sources.azimuth[:, :1].float(), prediction.azimuth.gather(1, best)
     )
     torch.testing.assert_close(
-        1 / seen.network_sources.range[:, :1].float(), prediction.inverse_range.gather(1, best)
+        1 / output.network_sources.range[:, :1].float(), prediction.inverse_range.gather(1, best)
     )
-    torch.testing.assert_close(seen.log_count.exp().sum(-1), torch.ones(8, dtype=torch.float64))
+    torch.testing.assert_close(output.log_count.exp().sum(-1), torch.ones(8, dtype=torch.float64))
 
 
 def test_an_untrained_network_is_another_one(weights):

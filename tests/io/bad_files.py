@@ -109,13 +109,111 @@ def _group(directory: Path) -> Path:
     return write_h5(directory / "a.h5", values)
 
 
-@bad("link to a field that is gone", "snapshots", "cannot be read")
-def _link(directory: Path) -> Path:
-    path = write_h5(directory / "a.h5", sound())
+def _relinked(directory: Path, field: str, link: Any, suffix: str = "h5") -> Path:
+    path = WRITERS[suffix](directory / f"a{SUFFIX[suffix]}", sound())
+    other = write_h5(directory / "other.h5", sound())
     with h5py.File(path, "a") as file:
-        del file["snapshots"]
-        file["snapshots"] = h5py.ExternalLink("gone.h5", "/y")
+        values = file[field][()] if isinstance(file[field], h5py.Dataset) else None
+        del file[field]
+        if callable(link):
+            link(file, field, values, other)
+        else:
+            file[field] = link
     return path
+
+
+@bad("link to a field that is gone", "snapshots", "cannot be read")
+def _gone(directory: Path) -> Path:
+    return _relinked(directory, "snapshots", h5py.SoftLink("/gone"))
+
+
+@bad("link to another file", "snapshots", "a link to another file, which is not followed")
+def _link(directory: Path) -> Path:
+    return _relinked(directory, "snapshots", h5py.ExternalLink("other.h5", "/snapshots"))
+
+
+@bad("link to another file in .mat", "snapshots", "a link to another file, which is not followed")
+def _link_mat(directory: Path) -> Path:
+    return _relinked(directory, "snapshots", h5py.ExternalLink("other.h5", "/snapshots"), "mat 7.3")
+
+
+@bad("truth in another file", "truth", "a link to another file, which is not followed")
+def _link_truth(directory: Path) -> Path:
+    return _relinked(directory, "truth", h5py.ExternalLink("other.h5", "/truth"))
+
+
+@bad("link to a link to another file", "snapshots", "a link to another file, which is not followed")
+def _link_twice(directory: Path) -> Path:
+    def link(file: h5py.File, field: str, _: Any, __: Path) -> None:
+        file["there"] = h5py.ExternalLink("other.h5", "/")
+        file[field] = h5py.SoftLink("/there/snapshots")
+
+    return _relinked(directory, "snapshots", link)
+
+
+@bad("link to itself", "snapshots", "a link that leads to itself")
+def _circle(directory: Path) -> Path:
+    return _relinked(directory, "snapshots", h5py.SoftLink("/snapshots"))
+
+
+@bad("virtual dataset", "snapshots", "a virtual dataset, whose values are in other files")
+def _virtual(directory: Path) -> Path:
+    def link(file: h5py.File, field: str, values: Any, other: Path) -> None:
+        layout = h5py.VirtualLayout(values.shape, values.dtype)
+        layout[:] = h5py.VirtualSource(str(other), field, values.shape)
+        file.create_virtual_dataset(field, layout)
+
+    return _relinked(directory, "snapshots", link)
+
+
+@bad("values in another file", "noise_variance", "has its values in another file, which is not read")
+def _external(directory: Path) -> Path:
+    def link(file: h5py.File, field: str, values: Any, _: Path) -> None:
+        raw = directory / "values.raw"
+        raw.write_bytes(values.tobytes())
+        file.create_dataset(field, values.shape, values.dtype, external=[(str(raw), 0, values.nbytes)])
+
+    return _relinked(directory, "noise_variance", link)
+
+
+def _declared(**layout: Any) -> Callable[[Path], Path]:
+    """Snapshots of 10^12 scenes that were never written."""
+
+    def make(directory: Path) -> Path:
+        def link(file: h5py.File, field: str, values: Any, _: Path) -> None:
+            file.create_dataset(field, (10**12, *values.shape[1:]), values.dtype, **layout)
+
+        return _relinked(directory, "snapshots", link)
+
+    return make
+
+
+NOT_HELD = "the file does not hold so many values"
+bad("10^12 scenes declared", "snapshots", NOT_HELD)(_declared())
+bad("10^12 scenes declared in chunks", "snapshots", NOT_HELD)(_declared(chunks=(64, 3, 2)))
+bad("10^12 scenes declared, compressed", "snapshots", NOT_HELD)(_declared(chunks=(64, 3, 2), compression=4))
+
+
+@bad("scenes that were not written", "snapshots", NOT_HELD)
+def _unwritten(directory: Path) -> Path:
+    def link(file: h5py.File, field: str, values: Any, _: Path) -> None:
+        found = file.create_dataset(field, values.shape, values.dtype, chunks=(1, 3, 2), compression=4)
+        found[:2] = values[:2]
+
+    return _relinked(directory, "snapshots", link)
+
+
+@bad("blocks that unpack to gigabytes", "snapshots", "use smaller chunks")
+def _large_block(directory: Path) -> Path:
+    def link(file: h5py.File, field: str, _: Any, __: Path) -> None:
+        file.create_dataset(field, (4, 3, 2), "c8", chunks=(1, 3, 2), compression=9)
+        # The chunk is declared, not written: one of 2 GiB would take a minute.
+        del file[field]
+        shape = (2**17 + 1, 2**10, 1)
+        found = file.create_dataset(field, shape, "c8", chunks=shape, compression=1)
+        found.id.write_direct_chunk((0, 0, 0), bytes(2**20))
+
+    return _relinked(directory, "snapshots", link)
 
 
 @bad("name that is no text", "snapshots", "missing; a recording needs snapshots")

@@ -135,7 +135,7 @@ def test_bad_flags(tmp_path, capfd):
         (["--epochs", "2", "--schedule.epochs", "3"], "--epochs: give either --epochs or --schedule.epochs"),
         (["--out", str(tmp_path / "run")], "run: the folder already contains a training"),
         (["--out", str(tmp_path)], "the output must be a new or empty folder"),
-        (["--out", str(tmp_path / "a"), "--start", str(tmp_path / "no")], "no: cannot read the weights"),
+        (["--out", str(tmp_path / "a"), "--start", str(tmp_path / "no")], "no: cannot be read: no such file"),
         (["--out", str(tmp_path / "b"), "--device", "cuda"], "device: 'cuda' does not exist: no GPU"),
         ([str(tmp_path / "none.toml")], "none.toml: cannot be read: no such file"),
     ):
@@ -162,20 +162,20 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, capfd):
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     one = trainer(tmp_path / "run", save_steps=2)
-    whole, count = checkpoint.write_safely, 0
+    whole, count = Path.write_bytes, 0
 
     def full(path, data):
         nonlocal count
         count += 1
         if count > 4:  # the first checkpoint, and that after two steps
-            path.write_bytes(data[:100])
+            whole(path, data[:100])
             raise OSError(errno.ENOSPC, "No space left on device")
         whole(path, data)
 
-    monkeypatch.setattr(checkpoint, "write_safely", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="no space left on the disk"):
         one.train()
-    monkeypatch.setattr(checkpoint, "write_safely", whole)
+    monkeypatch.setattr(Path, "write_bytes", whole)
     state, tensors = checkpoint_of(tmp_path / "run")
     assert (state.epoch, state.step) == (0, 2)
     assert int(tensors["taken"]) == 2
@@ -232,7 +232,7 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
     with pytest.raises(InputError, match="the tensors are not those of a training checkpoint"):
         resumed(tmp_path / "run")
     path.unlink()
-    with pytest.raises(InputError, match="cannot read the weights: no such file"):
+    with pytest.raises(InputError, match="cannot be read: no such file"):
         resumed(tmp_path / "run")
     path.write_bytes(whole)
     inside = record["state"]
@@ -245,14 +245,14 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
         {"settings": [1]},
     ):
         state.write_text(json.dumps(record | change))
-        with pytest.raises(InputError, match="the file is not a training checkpoint"):
+        with pytest.raises(InputError, match="is not a training checkpoint, or it is damaged"):
             resumed(tmp_path / "run")
     state.write_text(json.dumps(record | {"version": "0.0.0"}))
     with pytest.raises(InputError, match=r"was written by rismusic 0\.0\.0"):
         resumed(tmp_path / "run")
     state.write_text(json.dumps(record))
     state.write_text("{" + state.read_text())
-    with pytest.raises(InputError, match="the file is not a training checkpoint"):
+    with pytest.raises(InputError, match="is not a training checkpoint, or it is damaged"):
         resumed(tmp_path / "run")
 
 
@@ -338,12 +338,13 @@ def test_a_log_that_cannot_be_cut(tmp_path, monkeypatch):
     one = trainer(tmp_path / "run")
     one._check_start()
 
-    def refuses(*_):
+    def refuses(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("os.truncate", refuses)
     with pytest.raises(InputError, match=r"log.jsonl: cannot write: Read-only file system"):
         resumed(tmp_path / "run")
+    monkeypatch.setattr(Path, "write_text", refuses)
     with (
         pytest.raises(InputError, match=r"lock: cannot write: Read-only file system"),
         one.run.lock(),

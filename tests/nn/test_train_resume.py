@@ -63,18 +63,18 @@ class Killed(BaseException):
 @pytest.mark.parametrize("write", [3, 5, 8])
 def test_killed_while_a_checkpoint_is_written(undisturbed, tmp_path, monkeypatch, write):
     """Half a file of tensors, of the best weights, or of the state that names the tensors."""
-    count, whole = 0, checkpoint.write_safely
+    count, whole = 0, Path.write_bytes
 
     def dies(path, data):
         nonlocal count
         count += 1
         if count == write:
-            path.write_bytes(data[: len(data) // 2])
+            whole(path, data[: len(data) // 2])
             raise Killed
         whole(path, data)
 
     one = trainer(tmp_path / "run", save_steps=3)
-    monkeypatch.setattr(checkpoint, "write_safely", dies)
+    monkeypatch.setattr(Path, "write_bytes", dies)
     with pytest.raises(Killed):
         one.train()
     monkeypatch.undo()

@@ -98,8 +98,7 @@ class Store:
             raise InputError(
                 str(self.folder), f"the folder cannot be created: {error.strerror or error}"
             ) from error
-        with replace_file(self.folder / SETTINGS, overwrite=True) as temporary:
-            temporary.write_text(_dump(spec), encoding="utf-8")
+        write_text(self.folder / SETTINGS, _dump(spec), overwrite=True)
 
     def path(self, unit: Unit) -> Path:
         """Path of the results of a unit."""

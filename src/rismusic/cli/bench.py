@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rismusic.benchmark.spec import BenchSpec
-from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar, write_rows
+from rismusic.cli.command import (
+    Command,
+    Option,
+    SafeConsole,
+    check_extras,
+    check_outputs,
+    note,
+    progress_bar,
+    write_rows,
+)
 from rismusic.errors import InputError
-from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
+from rismusic.files import TABLE_ENDINGS, check_output
 from rismusic.spec import ChannelSpec, CodebookSpec, Count, Finite, PanelSpec, SceneSpec, SystemSpec
 from rismusic.text import command_line
 from rismusic.version import __version__
@@ -58,11 +67,7 @@ class Bound(Command):
         """Compute, print and write the table."""
         if not self.sources or not self.snr_db:
             raise InputError("--snr-db" if self.sources else "--sources", "give at least one value")
-        for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
-            if path is not None:
-                check_output(path, overwrite=self.overwrite, endings=endings)
-        if self.plot is not None:
-            check_extras("report", "matplotlib")
+        check_outputs(self.output, self.plot, overwrite=self.overwrite)
         from rich.table import Table
 
         from rismusic.benchmark.bound_table import bound_figure, bound_table

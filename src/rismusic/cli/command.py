@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.text import Text
 
 from rismusic.errors import InputError
-from rismusic.files import TABLE_ENDINGS, check_output, failure, write_text
+from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, failure, write_text
 from rismusic.spec import Spec
 from rismusic.text import command_line, csv_text, plain, printable, redact
 from rismusic.version import __version__
@@ -194,6 +194,19 @@ def progress_bar() -> Progress:
         disable=not console.is_terminal,
         transient=True,
     )
+
+
+def check_outputs(output: Path | None, plot: Path | None, *, overwrite: bool) -> None:
+    """Check the names of table and plot, and that plots are possible, before a command starts to work.
+
+    Raises:
+        InputError: another ending; the file exists and ``overwrite`` is off; matplotlib is missing.
+    """
+    for path, endings in ((output, TABLE_ENDINGS), (plot, PLOT_ENDINGS)):
+        if path is not None:
+            check_output(path, overwrite=overwrite, endings=endings)
+    if plot is not None:
+        check_extras("report", "matplotlib")
 
 
 def write_rows(path: Path, rows: Sequence[Any], *, overwrite: bool, **head: object) -> None:

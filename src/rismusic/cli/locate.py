@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar
+from rismusic.cli.command import (
+    Command,
+    Option,
+    SafeConsole,
+    check_extras,
+    check_outputs,
+    note,
+    progress_bar,
+)
 from rismusic.errors import InputError
-from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output
 from rismusic.registry import SPECTRA
 from rismusic.spec import Count, LocateSpec
 from rismusic.text import command_line
@@ -55,11 +62,7 @@ class Locate(Command):
 
     def run(self) -> int:
         """Locate block by block, so that the file may be larger than memory."""
-        for path, endings in ((self.output, TABLE_ENDINGS), (self.plot, PLOT_ENDINGS)):
-            if path is not None:
-                check_output(path, overwrite=self.overwrite, endings=endings)
-        if self.plot is not None:
-            check_extras("report", "matplotlib")
+        check_outputs(self.output, self.plot, overwrite=self.overwrite)
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
         from rismusic.hybrid import BLOCK_SCENES, locate

@@ -522,7 +522,7 @@ def check_short_run(case: Case) -> Report:
         default=math.inf,
     )
     losses = [float(str(line["loss"])) for line in logged if "loss" in line]
-    validated = [line["validation"]["loss"] for line in epochs]  # type: ignore[index]
+    validated = [line["validation"]["loss"] for line in epochs]
     per_epoch = record.steps / _EPOCHS
     findings = [
         must_be_zero(
@@ -580,7 +580,7 @@ def check_overfit(case: Case, scenes: int = OVERFIT_SCENES, epochs: int = OVERFI
     trainer = case.start(spec)
     trainer.train()
     log = trainer.run.records("epoch")
-    first, last = (float(line["training"]["covariance_predicted"]) for line in (log[0], log[-1]))  # type: ignore[index]
+    first, last = (float(line["training"]["covariance_predicted"]) for line in (log[0], log[-1]))
     finding = at_most(
         f"covariance error of R_pred after {epochs} epochs on the same {scenes} scenes, over the first",
         last / first,

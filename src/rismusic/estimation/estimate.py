@@ -118,12 +118,9 @@ class Estimate:
             InputError: another number of scenes, or positions that are not finite.
         """
         recording = recording.stacked()
-        positions, active = unpack(sources, recording)
-        if positions.shape[1] == 0:
-            positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
-        if converged is None:
-            converged = torch.ones_like(active[:, 0])
-        fit = complete_fit(recording, positions, active, converged)
+        fit = _fit_at(recording, sources)
+        if converged is not None:
+            fit = replace(fit, converged=converged)
         spec = spec or LocateSpec()
         return from_fit(recording, fit, n_sources_probability, Volume.from_spec(spec), spec)
 
@@ -311,13 +308,18 @@ def log_likelihood(
         InputError: another number of scenes, or positions that are not finite.
     """
     recording = recording.stacked()
-    positions, active = unpack(sources, recording)
-    if positions.shape[1] == 0:
-        positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
-    fit = complete_fit(recording, positions, active, torch.ones_like(active[:, 0]))
+    fit = _fit_at(recording, sources)
     if criterion == "unconditional":
         return -fit.neg_log_likelihood
     return -recording.snapshots[0].numel() * fit.cost.log()
+
+
+def _fit_at(recording: Recording, sources: Sources) -> Fit:
+    """The fit at given positions, as if converged."""
+    positions, active = unpack(sources, recording)
+    if positions.shape[1] == 0:
+        positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
+    return complete_fit(recording, positions, active, torch.ones_like(active[:, 0]))
 
 
 def from_fit(

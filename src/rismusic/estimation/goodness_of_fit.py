@@ -103,7 +103,7 @@ class Projection:
         fields = _orthonormal(link.matmul(A * active[:, None]))
         changes = link.matmul((D * (active[..., None] & free)[:, None]).flatten(-2))
         s = symbols(sufficient_statistics(recording, positions, active)).repeat_interleave(3, dim=-1)
-        t = (_less(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
+        t = (_project_out(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
         return cls(fields, _orthonormal(torch.cat((t.real, t.imag), dim=1)))
 
     def freedom(self, snapshots: int) -> Float[Tensor, "S"]:
@@ -130,7 +130,7 @@ class Projection:
         return torch.complex(real, imaginary).reshape(data.shape)
 
 
-def _less(basis: Tensor, columns: Tensor) -> Tensor:
+def _project_out(basis: Tensor, columns: Tensor) -> Tensor:
     return columns - basis @ (basis.mH @ columns)
 
 
@@ -189,7 +189,11 @@ def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | Non
         part, here = recording[block], positions[block]
         free = torch.ones_like(here, dtype=torch.bool) if volume is None else ~volume.at_boundary(here)
         off = Projection.off(part, here, active[block], free)
-        parts.append(_white(part, off) if part.noise_variance is None else _as_much(part, off))
+        parts.append(
+            _p_value_unknown_noise(part, off)
+            if part.noise_variance is None
+            else _p_value_known_noise(part, off)
+        )
     p_value, excess = (torch.cat(part) for part in zip(*parts, strict=True))
     return GoodnessOfFit(p_value, excess)
 
@@ -219,7 +223,7 @@ def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S
 def null_sphericity(
     link: Link, off: Projection, snapshots: int, outputs: int, draws: int = _DRAWS
 ) -> Float[Tensor, "S 2 Q"]:
-    """:func:`sphericity` of what is left of noise alone: the same seeded noise for every scene.
+    """:func:`sphericity` of the residual of noise alone; the same seeded noise for every scene.
 
     Args:
         link: of the S scenes.
@@ -265,33 +269,33 @@ def tail_probability(
     return torch.where(value > edge, beyond, counted.to(value.dtype))
 
 
-def _as_much(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
-    """p-value and excess where the noise variance is known."""
+def _p_value_known_noise(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
+    """p-value and excess if the noise variance is known."""
     assert recording.noise_variance is not None
     data = recording.snapshots.to(torch.complex128)
-    statistic = 2 * _energy(off.of(data[:, None])) / recording.noise_variance.double()
+    statistic = 2 * _total_energy(off.of(data[:, None])) / recording.noise_variance.double()
     freedom = off.freedom(data.shape[1])
     return torch.special.gammaincc(freedom / 2, statistic / 2), statistic / freedom
 
 
-def _white(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
-    """p-value, and NaN as excess, where the noise variance is unknown."""
+def _p_value_unknown_noise(recording: Recording, off: Projection) -> tuple[Tensor, Tensor]:
+    """p-value, and NaN as excess, if the noise variance is unknown."""
     data = recording.snapshots.to(torch.complex128)[:, None]
     rest = off.of(data)
-    nothing = _energy(rest) <= _NOTHING * _energy(data)
+    nothing = _total_energy(rest) <= _NOTHING * _total_energy(data)
     rest = torch.where(nothing[:, None, None, None], data, rest)
     measured = sphericity(recording.link, rest)[..., 0]
-    p = _as_white(recording.link, off, measured, data, _FIRST)
+    p = _p_value_from_draws(recording.link, off, measured, data, _FIRST)
     # Most scenes fit, and the draws are most of the work.
     unclear = (p < _CLEAR).nonzero()[:, 0]
     if len(unclear):
         link, some = recording.link[unclear], off[unclear]
-        p[unclear] = _as_white(link, some, measured[unclear], data[unclear], _DRAWS)
+        p[unclear] = _p_value_from_draws(link, some, measured[unclear], data[unclear], _DRAWS)
     p = torch.where(nothing, 1.0, p)
     return p, torch.full_like(p, torch.nan)
 
 
-def _as_white(link: Link, off: Projection, measured: Tensor, data: Tensor, draws: int) -> Tensor:
+def _p_value_from_draws(link: Link, off: Projection, measured: Tensor, data: Tensor, draws: int) -> Tensor:
     """p-value from a number of draws; NaN where no statistic varies."""
     _, _, L, M = data.shape
     drawn = null_sphericity(link, off, L, M, draws)
@@ -305,7 +309,7 @@ def _as_white(link: Link, off: Projection, measured: Tensor, data: Tensor, draws
     return torch.where(varies.any(1), p, torch.nan)
 
 
-def _energy(data: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S"]:
+def _total_energy(data: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S"]:
     return torch.view_as_real(data).square().sum((1, 2, 3, 4))
 
 

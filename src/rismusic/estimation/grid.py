@@ -56,6 +56,10 @@ def from_cosines(
     return torch.atan2(u_x, u_z), torch.asin(u_y), 1 / q
 
 
+MOST_POINTS = 2**24
+"""Largest number of points of a search grid."""
+
+
 @refuse_old_names
 @dataclass(frozen=True)
 class Volume:
@@ -207,7 +211,8 @@ class SearchGrid:
             oversampling: points per width, in each of the three coordinates.
 
         Raises:
-            InputError: an oversampling that is not positive and finite; a panel that differs per scene.
+            InputError: an oversampling that is not positive and finite; a panel that differs per scene; more
+                than ``MOST_POINTS`` points.
         """
         if not (math.isfinite(oversampling) and oversampling > 0):
             raise InputError("oversampling", f"must be positive and finite; got {oversampling:g}")
@@ -220,10 +225,17 @@ class SearchGrid:
         _, _, nearest = volume.upper
         _, _, farthest = volume.lower
         u_x, u_y = math.sin(volume.azimuth_max), math.sin(volume.elevation_max)
-        axes, steps = [], []
+        axes, steps, points = [], [], 1
         for (low, high), g in zip(((-u_x, u_x), (-u_y, u_y), (farthest, nearest)), metric, strict=True):
             width = 2 * math.pi / math.sqrt(12 * g) if g > 0 else math.inf
-            count = max(1, math.ceil((high - low) * oversampling / width))
+            count = max(1, math.ceil(min((high - low) * oversampling / width, MOST_POINTS + 1.0)))
+            points *= count
+            if points > MOST_POINTS:
+                raise InputError(
+                    "grid",
+                    f"the search would need more than {MOST_POINTS:,} points. Search a smaller volume (a "
+                    "larger least range), lower the oversampling, or check the unit of the elements",
+                )
             step = (high - low) / count
             middle = torch.arange(count, dtype=torch.float64, device=panel.elements.device) + 0.5
             axes.append(low + step * middle)
@@ -377,7 +389,7 @@ def find_peaks(
 def highest_peaks(
     values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
 ) -> Peaks:
-    """:func:`find_peaks` without a look at its input, for which the host would wait for the device.
+    """:func:`find_peaks` without the checks of its input, which would synchronise with the device.
 
     Of a scene whose values are not finite some points are returned.
     """

@@ -219,11 +219,12 @@ def _bfgs(B: Tensor, s: Tensor, y: Tensor) -> Tensor:
     """B updated so that B s = y, where the curvature y^T s along the step is clearly positive."""
     Bs = (B @ s[..., None])[..., 0]
     sBs, ys = (s * Bs).sum(-1), (y * s).sum(-1)
-    use = (sBs > 0) & (ys > _LEAST_CURVATURE * sBs)
-    plus = torch.where(use, 1 / torch.where(use, ys, 1), 0)[:, None, None]
-    minus = torch.where(use, 1 / torch.where(use, sBs, 1), 0)[:, None, None]
-    y, Bs = torch.where(use[:, None], y, 0), torch.where(use[:, None], Bs, 0)
-    return B + plus * y[:, :, None] * y[:, None] - minus * Bs[:, :, None] * Bs[:, None]
+    use = ((sBs > 0) & (ys > _LEAST_CURVATURE * sBs))[:, None]
+    plus = torch.where(use, y * ys[:, None].rsqrt(), 0)
+    minus = torch.where(use, Bs * sBs[:, None].rsqrt(), 0)
+    return torch.addcmul(
+        torch.addcmul(B, plus[:, :, None], plus[:, None]), minus[:, :, None], minus[:, None], value=-1
+    )
 
 
 def _solve(

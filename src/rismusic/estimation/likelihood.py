@@ -32,6 +32,7 @@ from torch import Tensor
 from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.io import Recording
+from rismusic.operator import Link
 
 # Ridge relative to a unit diagonal: two columns closer than this (squared) count as one.
 _RIDGE = 1e-13
@@ -97,6 +98,7 @@ def sufficient_statistics(
     active: Bool[Tensor, "S K"],
     *,
     derivatives: bool = False,
+    link: Link | None = None,
 ) -> SufficientStatistics:
     """Compute the sufficient statistics at given source positions.
 
@@ -105,6 +107,8 @@ def sufficient_statistics(
         positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite throughout.
         active: which columns hold a source.
         derivatives: whether to include B_l, the derivatives by azimuth, elevation and inverse range.
+        link: the recording's, or the same as one matrix for all snapshots (:func:`as_one_matrix`), which is
+            faster where many positions are tried.
     """
     data = recording.snapshots
     azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
@@ -115,12 +119,22 @@ def sufficient_statistics(
         columns = torch.cat((A * present, (D * active[:, None, :, None]).flatten(-2)), dim=-1)
     else:
         columns = steering(panel, azimuth, elevation, 1 / q) * present
-    fields = recording.link.matmul(columns).to(torch.complex128).contiguous()
+    fields = (link or recording.link).matmul(columns).to(torch.complex128)
+    if link is not None:
+        fields = fields.unflatten(-2, (-1, data.shape[-1])).flatten(1, 2)
+    fields = fields.contiguous()
     received = data.to(torch.complex128)
     adjoint = fields.mH
     cross = (adjoint @ received[..., None])[..., 0]
     energy = torch.view_as_real(received).square().sum(dim=(-2, -1))
     return SufficientStatistics(adjoint @ fields, cross, energy, active, data.shape[-1])
+
+
+def as_one_matrix(link: Link) -> Link:
+    """The G_l of all snapshots below one another, [L M, N], as a link without RIS configurations."""
+    if link.channel is None or link.codes is None or link.coherent or link.subcarriers > 1:
+        return link
+    return Link(link.dense().flatten(-3, -2))
 
 
 def scene_blocks(recording: Recording, columns: int) -> list[slice]:
@@ -131,7 +145,9 @@ def scene_blocks(recording: Recording, columns: int) -> list[slice]:
     coded = link.subcarriers * (1 if link.codes is None else link.codes.shape[-2])
     # Columns on the panel after the RIS configuration, fields at the receiver, their float64 copies, and G_l.
     received = 40 * link.matrices * M
-    each = columns * (8 * N * coded + received) + 8 * N * (L + M) + 4 * 16 * link.matrices * columns**2
+    each = (
+        columns * (8 * N * coded + received) + 8 * N * (L + M + coded * M) + 64 * link.matrices * columns**2
+    )
     return blocks(len(recording), each, recording.snapshots.device)
 
 
@@ -207,17 +223,16 @@ def unconditional(
     weights = inverse.T @ C_y  # T C^H y
     J, Fyx, weight, trace = inverse.information(stats.antennas, stats.energy.shape[1])
 
-    v = (stats.cross - (inverse.gram_t @ C_y)[..., 0]) / inverse.noise[..., 0]  # X^H W y
+    v = stats.cross - (inverse.gram_t @ C_y)[..., 0]  # sigma^2 X^H W y
     vx = v.narrow(-1, 0, K)
     if stats.gram.shape[-1] > K:
         vx = _and_thrice(vx)
     explained = (C_y.mH @ weights).real[..., 0, 0]
     again = (weights.mH @ inverse.CC @ weights).real[..., 0, 0]
-    energy2 = (stats.energy - 2 * explained + again).sum(1) / sigma2.square()  # |W y|^2
-    gradient = 2 * weight * (Fyx - (v.conj() * vx).real.sum(1))
-    noise_gradient = sigma2 * (trace - energy2)
-    if stats.gram.shape[-1] > K:
-        gradient = _sources_last(gradient, 1, K)
+    energy2 = stats.energy - 2 * explained + again  # sigma^4 |W y|^2
+    pull = _coordinates_first(_real_dot(v, vx), K)
+    gradient = 2 * weight * (Fyx - pull / sigma2.square()[:, None])
+    noise_gradient = sigma2 * trace - energy2.sum(1) / sigma2
     gradient = torch.cat((gradient, noise_gradient[:, None]), dim=1)
     L = stats.energy.shape[1]
     pivots = (inverse.factor.diagonal(dim1=-2, dim2=-1).real / inverse.scale[..., 0]).log().sum(-1)
@@ -271,10 +286,11 @@ class _InverseCovariance:
     def __init__(self, gram: Tensor, power: Tensor, noise_variance: Tensor, ridge: float = _RIDGE) -> None:
         K = power.shape[1]
         self.gram, self.K, self.power = gram, K, power
-        self.sigma2, self.noise = noise_variance, noise_variance[:, None, None, None]
-        root = power.sqrt()[:, None, :, None]
-        self.CC = gram[..., :K, :K]
-        inner = root * self.CC * root.mT / self.noise
+        self.sigma2 = noise_variance
+        root = (power / noise_variance[:, None]).sqrt()[:, None, :, None]
+        self.XC = gram.narrow(-1, 0, K).contiguous()
+        self.CC = self.XC.narrow(-2, 0, K)
+        inner = root * self.CC * root.mT
         inner.diagonal(dim1=-2, dim2=-1).add_(1)
         # With a unit diagonal and the ridge, for sources that coincide high above the noise.
         self.scale = inner.diagonal(dim1=-2, dim2=-1).real.rsqrt()[..., None]
@@ -283,45 +299,68 @@ class _InverseCovariance:
         self.factor, failed = torch.linalg.cholesky_ex(inner)
         self.factor = torch.where(failed[..., None, None] > 0, torch.nan, self.factor)
         root = root * self.scale
-        self.T = root * torch.cholesky_inverse(self.factor) * root.mT / self.noise  # [S, L, K, K]
+        self.T = root * torch.cholesky_inverse(self.factor) * root.mT  # [S, L, K, K]
 
     @cached_property
     def gram_t(self) -> Tensor:
         """X^H C T."""
-        return self.gram.narrow(-1, 0, self.K) @ self.T
+        return self.XC @ self.T
 
     def information(self, antennas: int, snapshots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """J, and the quantities that the gradient shares with it: diag(Y^H W X), the weights of R', and tr W.
-
-        Powers come before coordinates until the last lines, as in X = [C, B].
-        """
-        K, p, gram, noise, sigma2 = self.K, self.power, self.gram, self.noise, self.sigma2
+        """J, and what the gradient shares with it: diag(Y^H W X), the weights of R', and tr W."""
+        K, p, gram, sigma2 = self.K, self.power, self.gram, self.sigma2
+        # Columns of a source: its field, and its derivatives where there are any.
+        kinds = 4 if gram.shape[-1] > K else 1
         repeats = snapshots if gram.shape[1] == 1 else 1
-        XC, half = gram.narrow(-1, 0, K), self.gram_t
-        FC = (XC - half @ self.CC) / noise  # X^H W C
+        # All products with W are in units of 1 / sigma^2, those with W W of 1 / sigma^4.
+        half = self.gram_t
+        FC = self.XC - half @ self.CC  # X^H W C
         FCC = FC.narrow(-2, 0, K)  # C^H W C
-        F = (gram - half @ XC.mH) / noise if gram.shape[-1] > K else FC  # X^H W X
-        F2 = (FC - half @ FCC) / noise  # X^H W W C
-        turn = self.T @ self.CC
-        one, two = _trace(turn).real, _trace(turn @ turn).real
+        F = gram - half @ gram.narrow(-2, 0, K) if kinds > 1 else FC  # X^H W X
+        F2 = FC - half @ FCC  # X^H W W C
+        turn = half.narrow(-2, 0, K)
+        one, two = _trace(turn).real, (turn * turn.mT).sum((-2, -1)).real
         trace = (antennas - one).sum(1) * repeats / sigma2  # tr W, over all snapshots
-        trace2 = (antennas - 2 * one + two).sum(1) * repeats  # tr W W, in units of 1 / sigma^4
+        trace2 = (antennas - 2 * one + two).sum(1) * repeats
 
         # R' = weight (x y^H + y x^H): x = y = c_k, p_k / 2 for the logarithm of a power; x = c_k, y = b_i,
-        # weight p_k for a coordinate.
-        Fyx, Fyx2, Fxx, weight = FC, F2, FCC, p / 2
-        if gram.shape[-1] > K:
-            Fyx, Fyx2 = _and_thrice(FC), _and_thrice(F2)
-            Fxx = _and_thrice(_and_thrice(FCC).mT).mT
-            weight = torch.cat((weight, p.repeat_interleave(3, dim=-1)), dim=-1)
-        J = (2 * repeats) * (Fyx * Fyx.mT + F * Fxx.mT).real.sum(1) * weight[:, :, None] * weight[:, None]
-        scaled = 2 * repeats * weight
-        by_noise = Fyx2.diagonal(dim1=-2, dim2=-1).real.sum(1) * scaled * sigma2[:, None]
+        # weight p_k for a coordinate. Coordinates come first here, powers last.
+        weight = p / 2 if kinds == 1 else torch.cat((p.repeat_interleave(3, dim=-1), p / 2), dim=-1)
+        source = torch.arange(K, device=p.device)
+        column = source if kinds == 1 else torch.cat((source, source.repeat_interleave(kinds - 1)))
+        Fxx = FCC.flatten(-2).index_select(-1, (column[:, None] * K + column).flatten())
+        J = _real_dot(F.flatten(-2), Fxx).unflatten(-1, F.shape[-2:])
+        J = _coordinates_first(_coordinates_first(J, K, dim=1), K, dim=2)
+        # Products of Y^H W X with its transpose: for each pair of sources one of matrices [kinds, L].
+        parts = FCC[..., None, :]
+        if kinds > 1:
+            parts = torch.cat((FC[..., K:, :].unflatten(-2, (K, kinds - 1)), parts), dim=-2)
+        parts = parts.permute(0, 2, 4, 3, 1)  # [S, source, other source, kinds, L]
+        left = torch.view_as_real(parts.contiguous())
+        right = (left * left.new_tensor((1, -1))).transpose(1, 2)
+        cross = (left.flatten(-2) @ right.flatten(-2).mT).transpose(2, 3).flatten(3).flatten(1, 2)
+        order = source * kinds + kinds - 1
+        if kinds > 1:
+            first = (source[:, None] * kinds + torch.arange(kinds - 1, device=p.device)).flatten()
+            order = torch.cat((first, order))
+        scaled = weight / sigma2[:, None]
+        J = (J + cross[:, order[:, None], order]) * (2 * repeats * scaled[:, :, None]) * scaled[:, None]
+        # Entries (i, source of i) of Y^H W X and Y^H W W X.
+        own = _coordinates_first(torch.arange(len(column), device=p.device) * K + column, K)
+        Fyx, Fyx2 = (
+            torch.view_as_real(value).sum(1)[..., 0].flatten(1).index_select(1, own) * repeats
+            for value in (FC, F2)
+        )
+        by_noise = 2 * Fyx2 * scaled
         J = torch.cat((J, by_noise[:, None]), dim=1)
         J = torch.cat((J, torch.cat((by_noise, trace2[:, None]), dim=1)[..., None]), dim=2)
-        if gram.shape[-1] > K:
-            J = _sources_last(_sources_last(J, 1, K), 2, K)
-        return J, Fyx.diagonal(dim1=-2, dim2=-1).real.sum(1) * repeats, weight, trace
+        return J, Fyx / sigma2[:, None], weight, trace
+
+
+def _real_dot(one: Complex[Tensor, "S L X"], other: Complex[Tensor, "S L X"]) -> Float[Tensor, "S X"]:
+    """Re(one^* other), summed over the snapshots."""
+    product = (torch.view_as_real(one) * torch.view_as_real(other)).sum(1)
+    return product.sum(-1)
 
 
 def _and_thrice(columns: Tensor) -> Tensor:
@@ -330,10 +369,9 @@ def _and_thrice(columns: Tensor) -> Tensor:
     return torch.cat((columns, thrice), dim=-1)
 
 
-def _sources_last(value: Tensor, dim: int, sources: int) -> Tensor:
-    """Move the first K entries behind the 3K that follow them."""
-    head, middle, tail = value.tensor_split((sources, 4 * sources), dim=dim)
-    return torch.cat((middle, head, tail), dim=dim)
+def _coordinates_first(value: Tensor, sources: int, dim: int = -1) -> Tensor:
+    """Move the first K entries behind the 3K that may follow them."""
+    return value.roll(-sources, dim)
 
 
 def _trace(matrix: Tensor) -> Tensor:

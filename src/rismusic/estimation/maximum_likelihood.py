@@ -25,6 +25,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, Minimum, levenberg_marquardt
 from rismusic.estimation.likelihood import (
     SufficientStatistics,
+    as_one_matrix,
     conditional,
     conditional_cost,
     residual_energy,
@@ -278,14 +279,17 @@ class _At:
     """Sufficient statistics with derivatives, of the scenes that are still in the batch."""
 
     def __init__(self, recording: Recording, active: Tensor) -> None:
-        self._recording, self._active = recording, active
-        self._part, self._present = recording, active
+        self._recording, self._active, self._whole_link = recording, active, as_one_matrix(recording.link)
+        self._part, self._present, self._link = recording, active, self._whole_link
 
     def __call__(self, scenes: Tensor, x: Tensor) -> SufficientStatistics:
         # The batch only shrinks: if its size is unchanged, so are its scenes.
         if len(scenes) != len(self._part):
             self._part, self._present = self._recording[scenes], self._active[scenes]
-        return sufficient_statistics(self._part, x.unflatten(-1, (-1, 3)), self._present, derivatives=True)
+            self._link = self._whole_link[scenes]
+        return sufficient_statistics(
+            self._part, x.unflatten(-1, (-1, 3)), self._present, derivatives=True, link=self._link
+        )
 
 
 def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Tensor]:

@@ -212,11 +212,9 @@ def music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spe
     Raises:
         InputError: K below 1 or above the rank of the covariance.
     """
-    most = sources if isinstance(sources, int) else int(sources.max())
+    most = _largest_number(covariance, sources)
     values, vectors = covariance.eigen(most)
     if not isinstance(sources, int):
-        if int(sources.min()) < 1:
-            raise InputError("sources", f"must be at least 1 in every scene; got {int(sources.min())}")
         place = torch.arange(most, device=sources.device)
         vectors = vectors * (place < sources[..., None])[..., None, :]
     return Spectrum(vectors, torch.ones_like(values[..., 0]), sharp=True)
@@ -242,12 +240,7 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
     Raises:
         InputError: K below 1 or above the rank of the covariance.
     """
-    most = sources if isinstance(sources, int) else int(sources.max())
-    least = sources if isinstance(sources, int) else int(sources.min())
-    if not 1 <= least <= most <= covariance.rank:
-        found = least if least < 1 else most
-        rank = covariance.rank
-        raise InputError("sources", f"must be 1 to {rank}, the rank of the covariance; got {found}")
+    _largest_number(covariance, sources)
     values, vectors = covariance.eigen(covariance.rank)
     place = torch.arange(covariance.rank, device=values.device)
     count = torch.as_tensor(sources, device=values.device)
@@ -256,6 +249,16 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
     noise = torch.where(tail.any(-1), noise, covariance.loading)
     weight = (1 - noise[..., None] / values).clamp_min(0)
     return Spectrum(vectors * weight.sqrt()[..., None, :], torch.ones_like(noise), sharp=True)
+
+
+def _largest_number(covariance: Covariance, sources: int | Tensor) -> int:
+    """The largest number of sources of any scene, checked against the rank of the covariance."""
+    least, most = (sources, sources) if isinstance(sources, int) else (int(sources.min()), int(sources.max()))
+    if not 1 <= least <= most <= covariance.rank:
+        found = least if least < 1 else most
+        rank = covariance.rank
+        raise InputError("sources", f"must be 1 to {rank}, the rank of the covariance; got {found}")
+    return most
 
 
 def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

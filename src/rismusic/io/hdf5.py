@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,9 @@ from rismusic.io.store import Array, Sink, Store, StoredArray, reason
 
 _CHUNK_BYTES = 1 << 18
 _LARGEST_CHUNK_BYTES = 1 << 30
+_MOST_LINKS = 64
+LARGEST_RATIO = 1100
+"""A little more than the largest compression ratio of deflate, 1032."""
 
 
 class Hdf5Store(Store):
@@ -31,9 +35,10 @@ class Hdf5Store(Store):
         """Datasets of the root and of ``truth``, and the root's attributes."""
         names = members(self._file) - {"truth", *ATTRIBUTES} | members(self._file.attrs)
         if "truth" in self._file:
-            if not isinstance(self._file["truth"], h5py.Group):
+            truth = member(self._file, "truth")
+            if not isinstance(truth, h5py.Group):
                 raise InputError("truth", "must be a group of arrays; got an array")
-            names |= {f"truth/{name}" for name in members(self._file["truth"])}
+            names |= {f"truth/{name}" for name in members(truth)}
         return names
 
     def array(self, name: str) -> StoredArray:
@@ -161,14 +166,87 @@ def open_hdf5(path: Path) -> h5py.File:
         raise InputError(str(path), problem) from error
 
 
+def member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
+    """Group or dataset of a name. Links that lead out of the file are not followed.
+
+    Raises:
+        InputError: there is an external link on the way, or a circle of links.
+    """
+    left, place = name.strip("/").split("/"), file
+    for _ in range(_MOST_LINKS):
+        if not left:
+            return place
+        part = left.pop(0)
+        if part in ("", "."):
+            continue
+        link = place.get(part, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise InputError(
+                name, "is a link to another file, which is not followed; store the values themselves"
+            )
+        if isinstance(link, h5py.SoftLink):
+            if link.path.startswith("/"):
+                place = file
+            left = [*link.path.strip("/").split("/"), *left]
+        else:
+            place = place[part]
+    raise InputError(name, "is a link that leads to itself")
+
+
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Dataset of a name; refuses groups and datasets without values."""
-    found = file[name]
+    """Dataset of a name, whose values are all in the file.
+
+    Raises:
+        InputError: a group, a dataset without values, or one whose values are elsewhere or missing.
+    """
+    found = member(file, name)
     if not isinstance(found, h5py.Dataset):
         raise InputError(name, "must be an array; got a group")
     if found.shape is None:
         raise InputError(name, "must be an array; got a dataset without any values")
+    if found.is_virtual:
+        raise InputError(
+            name, "is a virtual dataset, whose values are in other files; store the values themselves"
+        )
+    if found.external:
+        raise InputError(
+            name, "has its values in another file, which is not read; store the values themselves"
+        )
+    _check_stored(file, name, found)
     return found
+
+
+def _check_stored(file: h5py.File, name: str, found: h5py.Dataset) -> None:
+    """Compare the declared size of a dataset with what the file holds.
+
+    HDF5 invents zeros for values that were never written, and a few bytes can declare any shape.
+
+    Raises:
+        InputError: values are missing, or blocks are too large to be unpacked.
+    """
+    needed = int(np.prod(found.shape, dtype=object)) * found.dtype.itemsize
+    plist = found.id.get_create_plist()
+    compact = plist.get_layout() == h5py.h5d.COMPACT
+    if needed == 0 or compact:
+        return
+    held = Path(file.filename).stat().st_size
+    stored = found.id.get_storage_size()
+    filtered = plist.get_nfilters() > 0
+    if filtered:
+        needed = -(-needed // LARGEST_RATIO)
+    complete = stored >= needed <= held
+    if found.chunks is not None and complete:
+        expected = math.prod(-(-size // chunk) for size, chunk in zip(found.shape, found.chunks, strict=True))
+        complete = found.id.get_num_chunks() == expected
+        block = math.prod(found.chunks) * found.dtype.itemsize
+        if filtered and block > _LARGEST_CHUNK_BYTES:
+            raise InputError(name, f"is compressed in blocks of {block:,} bytes; use smaller chunks")
+    if not complete:
+        raise InputError(
+            name,
+            f"declares shape {list(found.shape)}, but the file does not hold so many values. Was it written "
+            "to the end?",
+        )
 
 
 def members(group: Iterable[str | bytes]) -> set[str]:

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.io import savemat
 
 from rismusic.errors import InputError
-from rismusic.io.hdf5 import Hdf5Sink, chunk_shape, dataset, members, open_hdf5
+from rismusic.io.hdf5 import LARGEST_RATIO, Hdf5Sink, chunk_shape, dataset, member, members, open_hdf5
 from rismusic.io.schema import from_flat, to_flat
 from rismusic.io.store import Array, Sink, Store, StoredArray, to_complex, understood
 
@@ -112,6 +112,10 @@ class Mat5Store(Store):
         """File that holds the uncompressed variable, and its offset there."""
         if not found.compressed:
             return self._file, found.offset
+        # Two parts of at most eight bytes a value, and tags.
+        most = 16 * int(np.prod(found.shape, dtype=object)) + 2 * _HEAD_BYTES
+        if int(np.prod(found.shape, dtype=object)) > LARGEST_RATIO * found.size:
+            raise ValueError(f"shape {list(found.shape)}, but only {found.size} compressed bytes")
         unpacked = TemporaryFile()  # noqa: SIM115  (closed with the store)
         self._unpacked.append(unpacked)
         self._file.seek(found.offset)
@@ -124,6 +128,8 @@ class Mat5Store(Store):
             while piece:
                 unpacked.write(inflate.decompress(piece, _PIECE_BYTES))
                 piece = inflate.unconsumed_tail
+                if unpacked.tell() > most:
+                    raise ValueError("the compressed values are longer than the shape says")
         unpacked.write(inflate.flush())
         if not inflate.eof:
             raise ValueError("the compressed values are truncated")
@@ -222,7 +228,7 @@ class Mat73Store(Store):
 
     def structs(self) -> list[str]:
         """Names of groups of class ``struct``."""
-        return [name for name in self.names() if isinstance(self._file.get(name), h5py.Group)]
+        return [name for name in self.names() if isinstance(member(self._file, to_flat(name)), h5py.Group)]
 
     def array(self, name: str) -> StoredArray:
         """Open a variable; text becomes an array of one value."""

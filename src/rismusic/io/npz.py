@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from rismusic.errors import InputError
+from rismusic.io.hdf5 import LARGEST_RATIO
 from rismusic.io.schema import ATTRIBUTES, from_flat, to_flat
 from rismusic.io.store import Array, Sink, Store, StoredArray, understood
 
@@ -51,6 +52,10 @@ class NpzStore(Store):
         info = self._members[name]
         if info.flag_bits & _ENCRYPTED:
             raise InputError(name, "is encrypted in the archive; store it without encryption")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(
+                name, "is compressed by another method than deflate, as numpy.savez_compressed does"
+            )
         with understood(name, "must be an array in NumPy's format"):
             member = NpzMember(self, info)
         if name in ATTRIBUTES and not member.dtype.hasobject and int(np.prod(member.shape)) == 1:
@@ -99,6 +104,8 @@ class NpzMember:
         size = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
         if not self.dtype.hasobject and info.file_size != self._header_bytes + size:
             raise ValueError(f"{info.file_size - self._header_bytes} bytes of values instead of {size}")
+        if info.file_size > LARGEST_RATIO * info.compress_size:
+            raise ValueError(f"{info.file_size} bytes cannot be unpacked from {info.compress_size}")
 
     def __getitem__(self, index: tuple[slice, ...]) -> Array:
         """Read a part as a new array."""

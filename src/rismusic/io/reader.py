@@ -30,6 +30,7 @@ SAMPLES = Path(__file__).parent.parent / "samples"
 
 _Word = TypeVar("_Word", bound=str)
 
+_LARGEST_SCENE_BYTES = 2**30
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _STORES: dict[str, dict[str, type[Store]]] = {
     ".h5": {"an HDF5 file": Hdf5Store},
@@ -146,6 +147,12 @@ class RecordingFile:
                 descriptions[name] = Description(array.shape, _type_name(name, array))
         structure = check_structure(descriptions, matlab=self._store.matlab)
         self._structure = structure
+        for name, (shape, scene_axis) in structure.placements.items():
+            size = 16 * math.prod(shape if scene_axis is None else shape[1:])
+            if size > _LARGEST_SCENE_BYTES:
+                raise InputError(
+                    name, f"has shape {list(shape)}; more than {_LARGEST_SCENE_BYTES:,} bytes a scene"
+                )
         self.scenes, self.snapshots, self.antennas = structure.scenes, structure.snapshots, structure.antennas
         self.size, self.sources_max = structure.size, structure.sources_max
         self.elements = self._read("elements", 0, 0)

@@ -138,7 +138,8 @@ class RecordingWriter:
             ):
                 raise InputError(
                     name,
-                    f"must be {_kind(field, other)} in each block, as in the first; got {_kind(field, value)}",
+                    f"must be {_kind(field, other)} in each block, as in the first; "
+                    f"got {_kind(field, value)}",
                 )
             if not per_scene and not torch.equal(value, other):
                 raise InputError(

@@ -7,20 +7,21 @@ renamed into place: the new checkpoint replaces the old one at that moment, what
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.files import replace_file
+from rismusic.files import read_small, replace_file
 from rismusic.nn.run_folder import SETTINGS, STATE, RunFolder
 from rismusic.nn.spec import TrainSpec
+from rismusic.records import Natural, Record, parse_record
 from rismusic.spec import flat_settings
 from rismusic.version import __version__
 
@@ -50,20 +51,28 @@ class State:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     begun: bool = False
-    epoch: int = 0
-    step: int = 0
-    skipped: int = 0
-    clipped: int = 0
+    epoch: Natural = 0
+    step: Natural = 0
+    skipped: Natural = 0
+    clipped: Natural = 0
     validation: float | None = None
     best: float | None = None
     best_epoch: int = -1
     sums: dict[str, float] = field(default_factory=dict)
     stopped: bool = False
     scaler: dict[str, int | float] = field(default_factory=dict)
-    log_bytes: int = 0
+    log_bytes: Natural = 0
 
 
-_STATE = TypeAdapter(State)
+class _Version(Record):
+    format: Literal["rismusic-training/1"]
+    version: str
+
+
+class _Checkpoint(_Version):
+    tensors: Annotated[str, Field(pattern=r"^state-\d{4,20}-\d{7,20}\.safetensors$")]
+    settings: dict[str, object]
+    state: State
 
 
 def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: dict[str, Tensor]) -> None:
@@ -88,7 +97,7 @@ def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: 
         "state": asdict(state),
     }
     with replace_file(run.folder / STATE, overwrite=True) as temporary:
-        write_safely(temporary, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        temporary.write_bytes((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     for old in run.folder.glob("state-*.safetensors"):
         if old.name != name:
             old.unlink(missing_ok=True)
@@ -110,25 +119,41 @@ def load_checkpoint(run: RunFolder) -> tuple[State, dict[str, Tensor]] | None:
                 str(path), "the file is missing, so the training in this folder cannot be resumed"
             )
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != _FORMAT:
-            raise KeyError("format")
-        version, name, settings = record["version"], str(record["tensors"]), dict(record["settings"])
-        state = _STATE.validate_json(json.dumps(record["state"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(str(path), "the file is not a training checkpoint, or it is damaged") from None
+    content = read_small(path)
+    version = parse_record(_Version, content, str(path), "a training checkpoint").version
     if version != __version__:
         raise InputError(
             str(path),
             f"the checkpoint was written by rismusic {version}, this is {__version__}; resume it with that "
             "version, or start a new training from its weights with --start",
         )
-    _check_settings(run, settings)
-    tensors, metadata = read_tensors(run.folder / name)
+    record = parse_record(_Checkpoint, content, str(path), "a training checkpoint")
+    _check_settings(run, record.settings)
+    tensors, metadata = read_tensors(run.folder / record.tensors)
     if metadata.get("format") != _FORMAT:
-        raise InputError(str(run.folder / name), "the tensors are not those of a training checkpoint")
-    return state, tensors
+        raise InputError(
+            str(run.folder / record.tensors), "the tensors are not those of a training checkpoint"
+        )
+    return record.state, tensors
+
+
+class _TensorRecord(Record):
+    dtype: Literal["F16", "BF16", "F32", "F64", "I64", "I32", "U8", "BOOL"]
+    shape: Annotated[list[Natural], Field(max_length=8)]
+    data_offsets: tuple[Natural, Natural]
+
+
+class _Header(Record):
+    """Header of a safetensors file: metadata, and a record for each tensor."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _TensorRecord] = Field(init=False)
+
+    metadata: Annotated[dict[str, str], Field(alias="__metadata__", default_factory=dict)]
+
+
+# The largest network of the settings has some hundred megabytes, with the state of its optimizer.
+_LARGEST_TENSORS, _LARGEST_HEADER = 2**32, 2**22
 
 
 def _tensor_file(state: State) -> str:
@@ -160,34 +185,27 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
     with replace_file(path, overwrite=True) as temporary:
-        write_safely(temporary, data)
+        temporary.write_bytes(data)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
+    The header is checked before the tensors are built: its size, and the types and the names in it.
+
     Raises:
-        InputError: the file is missing, truncated, or not a safetensors file.
+        InputError: the file is missing or truncated, is not a safetensors file, is larger than 4 GiB, or has
+            tensors of unusual types.
     """
+    data = read_small(path, limit=_LARGEST_TENSORS)
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(len(data) - 8, _LARGEST_HEADER):
+        raise InputError(str(path), "is not a safetensors file, or it is truncated")
+    header = parse_record(_Header, data[8 : 8 + length], str(path), "a safetensors file")
     try:
-        data = path.read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        tensors = load(data)
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except OSError as error:
-        reason = (error.strerror or "unknown error").lower()
-        raise InputError(str(path), f"cannot read the weights: {reason}") from None
-    except (SafetensorError, ValueError, KeyError, AttributeError):
-        raise InputError(str(path), "not a safetensors file, or it is truncated") from None
-    return tensors, metadata
-
-
-def write_safely(path: Path, data: bytes) -> None:
-    """Write and fsync, so that a later rename cannot become visible before the data."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        return load(data), header.metadata
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(str(path), f"is not a safetensors file, or it is truncated ({error})") from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

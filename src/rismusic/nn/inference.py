@@ -31,6 +31,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.calibration import whitened
 from rismusic.estimation.grid import SearchGrid, Volume, highest_peaks, to_cosines
 from rismusic.estimation.noise import snr_db
+from rismusic.files import failure
 from rismusic.io import Recording
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import SHIPPED, WeightsCard, card_of, weights_path
@@ -73,8 +74,7 @@ class LoadedNetwork:
         try:
             state = path.stat()
         except OSError as error:
-            reason = (error.strerror or "unknown error").lower()
-            raise InputError(str(path), f"cannot read the weights: {reason}") from None
+            raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
         version = state.st_mtime_ns, state.st_size
         return _load(path.absolute(), version, str(device), untrained, wave)
 

@@ -14,22 +14,107 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field
 
 from rismusic.errors import InputError
-from rismusic.files import replace_file
+from rismusic.files import check_regular, failure, read_small, write_text
 from rismusic.nn.spec import TrainSpec
+from rismusic.records import Natural, Number, Record, parse_record
 from rismusic.spec import dump_spec, read_spec
 from rismusic.version import __version__
 
 SETTINGS, LOG, STATE, LOCK, CURVES = "settings.toml", "log.jsonl", "state.json", "lock", "curves.png"
 BEST, LAST = "best.safetensors", "last.safetensors"
+# Largest size of a log that is read: millions of steps.
+_LARGEST_LOG = 2**30
+
+
+class StepRecord(Record):
+    """One optimizer step in the log, with the value of each loss."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+
+    kind: Literal["step"]
+    epoch: Natural
+    step: Natural
+    taken: Number
+    loss: Number = None
+
+
+class FindingRecord(Record):
+    """A finding of a probe in the log."""
+
+    name: str
+    value: Number
+    threshold: Number
+    fine: bool
+    meaning: str
+    advice: str
+
+
+class ProbeRecord(Record):
+    """The report of a probe in the log, with its numbers."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
+
+    kind: Literal["probe"]
+    tag: str
+    epoch: Natural
+    findings: list[FindingRecord]
+
+
+class ScoreRecord(Record):
+    """What the curves show of a score."""
+
+    recall: Number = None
+    count_right: Number = None
+
+
+class ScoresRecord(Record):
+    """Scores of MUSIC on R_blend and on R_pred."""
+
+    blend: ScoreRecord = ScoreRecord()
+    predicted: ScoreRecord = ScoreRecord()
+
+
+class ValidationRecord(Record):
+    """A validation in the log."""
+
+    loss: Number
+    terms: dict[str, Number]
+    scores: ScoresRecord = ScoresRecord()
+
+
+class EpochRecord(Record):
+    """An epoch in the log."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Literal["epoch"]
+    epoch: Natural
+    training: dict[str, Number]
+    validation: ValidationRecord
+
+
+Kind = Literal["step", "probe", "epoch"]
+
+
+class _Line(Record):
+    kind: Kind
+
+
+_RECORDS: dict[Kind, type[Record]] = {"step": StepRecord, "probe": ProbeRecord, "epoch": EpochRecord}
 
 
 class RunFolder:
@@ -61,8 +146,7 @@ class RunFolder:
             raise InputError(
                 str(self.folder), f"cannot create the folder: {error.strerror or error}"
             ) from error
-        with replace_file(self.folder / SETTINGS, overwrite=True) as temporary:
-            temporary.write_text(f"# rismusic {__version__}\n{dump_spec(spec)}", encoding="utf-8")
+        write_text(self.folder / SETTINGS, f"# rismusic {__version__}\n{dump_spec(spec)}", overwrite=True)
 
     def settings(self) -> TrainSpec:
         """The settings that the training was started with.
@@ -88,23 +172,8 @@ class RunFolder:
         if not is_main:
             yield
             return
-        path = self.folder / LOCK
-        with writing(path):
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                process = os.read(file, 100).decode(errors="replace").strip() or "unknown"
-                raise InputError(
-                    str(self.folder), f"the folder is in use by another training (process {process})"
-                ) from None
-            with writing(path):
-                os.truncate(file, 0)
-                os.write(file, f"{os.getpid()}\n".encode())
+        with locked(self.folder / LOCK, str(self.folder), "the folder is in use by another training"):
             yield
-        finally:
-            os.close(file)
 
     def log(self, records: Sequence[Mapping[str, object]]) -> None:
         """Append records to the run log.
@@ -133,7 +202,7 @@ class RunFolder:
             with writing(path):
                 os.truncate(path, min(size, path.stat().st_size))
 
-    def records(self, kind: str) -> list[dict[str, object]]:
+    def records(self, kind: Kind) -> list[dict[str, Any]]:
         """The records of one kind in the log. An incomplete last line is ignored.
 
         Raises:
@@ -142,19 +211,57 @@ class RunFolder:
         path = self.folder / LOG
         if not path.exists():
             return []
-        records = []
-        for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        records: list[dict[str, Any]] = []
+        for number, text in enumerate(read_small(path, limit=_LARGEST_LOG).split(b"\n")[:-1], start=1):
             try:
-                line = json.loads(text)
-                if line["kind"] == kind:
-                    records.append(line)
-            except (ValueError, TypeError, KeyError):
+                if parse_record(_Line, text, str(path), "a log record").kind == kind:
+                    records.append(parse_record(_RECORDS[kind], text, str(path), "a log record").model_dump())
+            except InputError as error:
                 raise InputError(
                     str(path),
-                    f"line {number} is not a log record; without the file the training can be resumed, but "
-                    "its learning curves are lost",
+                    f"line {number} {error.problem}; without the file the training can be resumed, but its "
+                    "learning curves are lost",
                 ) from None
         return records
+
+
+@contextmanager
+def locked(path: Path, field: str, sentence: str) -> Iterator[None]:
+    """Hold a lock file with the number of this process. It ends with the process, however that ends.
+
+    Args:
+        path: the lock file.
+        field: what it locks, for the error message.
+        sentence: what to say if another process holds the lock.
+
+    Raises:
+        InputError: another process holds the lock, or the file cannot be written.
+    """
+    check_regular(path)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(field, f"{sentence} (process {_holder(path)})") from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot write: {failure(error)}") from error
+    try:
+        # Without locks of the operating system the library writes the number itself.
+        if _holder(path) != str(os.getpid()):
+            with writing(path):
+                path.write_text(f"{os.getpid()}\n", encoding="ascii")
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Number of the process in a lock file."""
+    try:
+        text = read_small(path, limit=1000).decode("ascii", "replace").split()
+    except InputError:  # a file that the system does not let others read
+        text = []
+    return text[0] if text and text[0].isdecimal() else "unknown"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -143,17 +143,17 @@ class NetworkSpec(Spec):
     """Largest number of sources in a scene, K_max."""
     oversampling: Annotated[float, Field(ge=1, le=4)] = 2.0
     """Grid points per beam width."""
-    sbl_iterations: Count = 2
+    sbl_iterations: Annotated[int, Field(ge=1, le=100)] = 2
     """SBL iterations before the first stage."""
     stages: Annotated[int, Field(ge=1, le=8)] = 3
     """Learned stages; each gets new statistics of the data under the powers of the previous one."""
-    depth: Count = 3
+    depth: Annotated[int, Field(ge=1, le=64)] = 3
     """Blocks per stage; the last one has attention."""
     width: Annotated[int, Field(ge=8, le=1024)] = 96
     """Channels."""
     kernel: Literal[3, 5, 7, 9] = 5
     """Side length of the convolution kernels."""
-    heads: Count = 4
+    heads: Annotated[int, Field(ge=1, le=64)] = 4
     """Attention heads."""
     dropout: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Dropout probability of the channels of the residual branches, in training."""
@@ -324,16 +324,24 @@ def card_of(source: str, metadata: Mapping[str, str]) -> WeightsCard:
     """
     try:
         if KEY in metadata:
-            return WeightsCard(**json.loads(metadata[KEY]))
-        training = json.loads(metadata["training"])
+            return WeightsCard(**_table(metadata[KEY]))
+        training = _table(metadata["training"])
         return WeightsCard(
             name=Path(source).stem,
             system=SystemSpec(**training["system"]),
             sources_max=training["network"]["sources_max"],
             beta=training["schedule"]["beta"],
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise InputError(source, f"the weights have no valid card or training settings ({error})") from None
+
+
+def _table(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError(f"a table is needed, not {type(value).__name__}")
+    return value
 
 
 def card_text(card: WeightsCard, *, checksum: str, size: int) -> str:

@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.io.validation import check_panel as check_spacing
 from rismusic.nn.checkpoint import read_tensors, write_tensors
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import KEY, NetworkSpec, TrainSpec, WeightsCard, weights_path
+from rismusic.records import Record, parse_record
 from rismusic.registry import NETWORKS
-from rismusic.spec import Wave
+from rismusic.spec import Positive, Wave
 from rismusic.version import __version__
 
 _FORMAT = "rismusic-network/1"
@@ -25,6 +28,14 @@ _ELEMENTS = "panel.elements"
 _CHECKSUM = "checksum"
 # Relative tolerance of element positions, in wavelengths, and of the wavelength.
 _SAME = 1e-3
+_MOST_ELEMENTS = 2**14
+# Largest number of grid points times elements: one gigabyte of steering vectors.
+_LARGEST_GRID = 2**27
+
+
+class _Sizes(Record):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | int | float | bool | None] = Field(init=False)
 
 
 def save_network(
@@ -100,37 +111,98 @@ def read_network(
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _FORMAT or _ELEMENTS not in tensors:
         raise InputError(str(path), "not a weights file of rismusic")
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise InputError(str(path), f"weight {name}: must be floating-point numbers; got {value.dtype}")
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != checksum(tensors):
         raise InputError(str(path), "the weights are damaged: their checksum does not match")
+    spec, own, volume = _described(str(path), tensors.pop(_ELEMENTS), metadata)
+    own = own.replace(wave=wave)
+    if panel is not None:
+        check_panel(str(path), own, panel)
     try:
-        sizes = json.loads(metadata["network"])
+        grid = SearchGrid.cover(own.to(device), volume, spec.oversampling)
+    except InputError as error:
+        raise InputError(str(path), str(error)) from None
+    if metadata.get("grid") != json.dumps(grid.shape):
+        raise InputError(
+            str(path),
+            f"the weights are for the grid {metadata.get('grid')}, but this version builds {[*grid.shape]}",
+        )
+    _check_size(str(path), spec, grid, tensors)
+    network = build_network(spec, grid).to(device)
+    restore(str(path), network, tensors)
+    return network, metadata
+
+
+class _Volume(Record):
+    values: tuple[Positive, Positive, Positive, Positive]
+
+
+class _Wavelength(Record):
+    value: Positive
+
+
+def _described(
+    source: str, elements: Tensor, metadata: Mapping[str, str]
+) -> tuple[NetworkSpec, Panel, Volume]:
+    """The settings, panel and volume that the metadata describe.
+
+    Raises:
+        InputError: they are incomplete or impossible, or the network is not registered.
+    """
+    try:
+        sizes = parse_record(_Sizes, metadata["network"], source, "a weights file").model_dump()
         if (kind := sizes.get("kind", "sbl_unrolled")) not in NETWORKS:
             raise InputError(
-                str(path),
+                source,
                 f"the weights are of a network {kind!r} that is not registered; name the module that "
                 "registers it with --plugins",
             )
         if "climbs" in sizes:  # Name of the setting in files written before version 0.2.
             sizes["sbl_iterations"] = sizes.pop("climbs")
+        if "plugins" in sizes:  # A file does not name code to run.
+            raise InputError(source, "the weights name plugins, which a file may not do")
         spec = NetworkSpec(**sizes)
-        own = Panel(tensors.pop(_ELEMENTS), float(metadata["wavelength_m"]), wave).to(device)
-        volume = Volume(*json.loads(metadata["volume"]))
-    except InputError:
-        raise
+        wavelength = parse_record(
+            _Wavelength, f'{{"value": {metadata["wavelength_m"]}}}', source, "a weights file"
+        ).value
+        if elements.ndim != 2 or elements.shape[1] != 3 or not 1 <= len(elements) <= _MOST_ELEMENTS:
+            raise InputError(source, f"{_ELEMENTS}: has shape {list(elements.shape)}, not [N, 3]")
+        if not elements.isfinite().all():
+            raise InputError(source, f"{_ELEMENTS}: has non-finite values")
+        panel = Panel(elements, wavelength)
+        check_spacing(panel)
+        limits = parse_record(_Volume, f'{{"values": {metadata["volume"]}}}', source, "a weights file")
+        return spec, panel, Volume(*limits.values)
+    except InputError as error:
+        raise error if error.field == source else InputError(source, str(error)) from None
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
-            str(path), f"the metadata do not describe a network of this version ({error})"
+            source, f"the metadata do not describe a network of this version ({error})"
         ) from None
-    if panel is not None:
-        check_panel(str(path), own, panel)
-    network = build_network(spec, SearchGrid.cover(own, volume, spec.oversampling)).to(device)
-    shape = json.dumps(network.grid.shape)
-    if metadata.get("grid") != shape:
+
+
+def _check_size(source: str, spec: NetworkSpec, grid: SearchGrid, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse sizes of a network that the tensors of the file cannot have, before it is built.
+
+    Raises:
+        InputError: a network that is larger than the tensors, or a grid that is too large.
+    """
+    if len(grid) * grid.panel.size > _LARGEST_GRID:
         raise InputError(
-            str(path), f"the weights are for the grid {metadata.get('grid')}, but this version builds {shape}"
+            source, f"{len(grid)} grid points with {grid.panel.size} elements are too many for a network"
         )
-    restore(str(path), network, tensors)
-    return network, metadata
+    if spec.kind != "sbl_unrolled":
+        return
+    # Each block has four matrices of width x width, and each grid plane twelve rows of weights.
+    least = spec.width * (4 * spec.stages * spec.depth * spec.width + 12 * grid.shape[2])
+    present = sum(value.numel() for value in tensors.values())
+    if present < least:
+        raise InputError(
+            source,
+            f"the network of these sizes has more than {least:,} weights, but the file holds {present:,}",
+        )
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
