@@ -42,7 +42,7 @@ from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
-from rismusic.estimation.signal_model import with_signal_model
+from rismusic.estimation.signal_model import for_geometry, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
 from rismusic.io import Recording
 from rismusic.nn.inference import (
@@ -110,6 +110,7 @@ def locate(
     if device is not None:
         recording = recording.to(device_of(device))
     recording = with_signal_model(recording, chosen)
+    chosen = for_geometry(chosen, recording.panel)
     count: NSources = chosen.sources
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)

@@ -406,8 +406,12 @@ class LocateSpec(Spec):
     """Maximum absolute elevation of the search, in degrees."""
     range_min_m: Positive = 0.5
     """Minimum range of the search, in metres."""
-    range_max_m: Positive = 10.0
-    """Maximum range of the search, in metres."""
+    range_max_m: Annotated[float, Field(gt=0)] = 10.0
+    """Maximum range of the search, in metres; inf includes sources in the far field."""
+    unknowns: tuple[Literal["azimuth", "elevation", "range"], ...] = ("azimuth", "elevation", "range")
+    """Coordinates that are estimated. An angle that is left out is held at 0 deg, the range at range_max_m.
+    For
+    a line of elements one angle is left out by itself."""
 
     @property
     def allowed_error(self) -> float:
