@@ -28,6 +28,8 @@ Count = Annotated[int, Field(ge=1)]
 S = TypeVar("S", bound="Spec")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
 _LARGEST_TOML = 2**16
+# Numbers of the largest array of one scene: one gigabyte in single precision.
+_LARGEST_SCENE = 2**27
 Number = TypeVar("Number", int, float)
 
 
@@ -334,6 +336,16 @@ class SystemSpec(Spec):
                 )
         if self.scene.symbols == "pilots" and self.wideband.subcarriers > 1:
             raise InputError("scene.symbols", "pilots are simulated for one subcarrier only")
+        N, L, K = self.panel.rows * self.panel.columns, self.codebook.snapshots, limits(self.sources)[1]
+        M = N if self.channel.kind == "direct" else self.channel.antennas
+        links = 0 if self.channel.kind == "direct" else M * N
+        F = self.wideband.subcarriers
+        if (largest := F * max(links, L * N, L * M, K * N, K * K, K * L)) > _LARGEST_SCENE:
+            raise InputError(
+                "system",
+                f"a scene of {N:,} elements, {M:,} antennas, {L:,} snapshots and {K:,} sources has an array "
+                f"of {largest:,} numbers; the limit is {_LARGEST_SCENE:,}",
+            )
         if self.channel.kind == "direct" and self.hardware.code_phase_rad > 0:
             raise InputError(
                 "hardware.code_phase_rad",

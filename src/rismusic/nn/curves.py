@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rismusic.errors import InputError
-from rismusic.nn.run_folder import CURVES, RunFolder, writing
+from rismusic.files import writing
+from rismusic.nn.run_folder import CURVES, RunFolder
 from rismusic.plots import COLOURS, new_axes, save
 
 if TYPE_CHECKING:
