@@ -41,26 +41,33 @@ def element_positions(panel: PanelSpec) -> Float[Tensor, "N 3"]:
 
 
 def steering_vectors(
-    elements: Float[Tensor, "N 3"], wavelength: float, azimuth: Tensor, elevation: Tensor, distance: Tensor
+    elements: Float[Tensor, "N 3"],
+    wavelength: float,
+    azimuth: Tensor,
+    elevation: Tensor,
+    distance: Tensor,
+    *,
+    uniform: bool = False,
 ) -> Complex[Tensor, "... N K"]:
-    """exp(j 2 pi (r - d) / wavelength) / sqrt(N) for sources [..., K] (radians, metres)."""
+    """G exp(j 2 pi (r - d) / wavelength) / |g| with g = 1 / d, or 1 (uniform), of sources [..., K]."""
     azimuth, elevation, distance = azimuth.double(), elevation.double(), distance.double()
     x = azimuth.sin() * elevation.cos()
     z = azimuth.cos() * elevation.cos()
     source = distance[..., None] * torch.stack((x, elevation.sin(), z), dim=-1)
     d = (source[..., None, :, :] - elements[:, None, :]).norm(dim=-1)
     phase = 2 * math.pi / wavelength * (distance[..., None, :] - d)
-    return torch.polar(torch.ones_like(phase), phase) / math.sqrt(len(elements))
+    gain = torch.ones_like(d) if uniform else 1 / d
+    return torch.polar(gain / gain.square().sum(-2, keepdim=True).sqrt(), phase)
 
 
 def true_steering(
-    truth: Sources, elements: Float[Tensor, "N 3"], wavelength: float
+    truth: Sources, elements: Float[Tensor, "N 3"], wavelength: float, *, uniform: bool = False
 ) -> Complex[Tensor, "S N K"]:
     """Steering matrices of the true sources; columns without a source are 0."""
     active = ~truth.azimuth.isnan()
     pairs = ((truth.azimuth, 0.0), (truth.elevation, 0.0), (truth.range, 1.0))
     filled = (torch.where(active, value, other) for value, other in pairs)
-    return steering_vectors(elements, wavelength, *filled) * active[:, None, :]
+    return steering_vectors(elements, wavelength, *filled, uniform=uniform) * active[:, None, :]
 
 
 def operators(recording: Recording) -> Complex[Tensor, "S L M N"]:
