@@ -424,6 +424,7 @@ def attempt(case: Case, folder: Path) -> Outcome:
         sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(sink, 1)
         os.dup2(sink, 2)
+        sys.stdout = sys.stderr = os.fdopen(sink, "w", encoding="utf-8", errors="backslashreplace")
         code = 255
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))

@@ -24,7 +24,7 @@ from rismusic.renames import renamed_setting
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 S = TypeVar("S", bound="Spec")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
 _LARGEST_TOML = 2**16
@@ -413,9 +413,9 @@ class LocateSpec(Spec):
     weights: str = "ideal"
     """Weights of 'hybrid': 'ideal', 'robust' (trained with hardware impairments), or a file."""
     hybrid: HybridSpec = HybridSpec()
-    sources: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    sources: Annotated[int, Field(ge=0, le=1000)] | Literal["auto"] = "auto"
     """Number of sources K of each scene, or 'auto' to estimate it."""
-    sources_max: Count = 5
+    sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
     panel_error: NonNegative | Literal["trained"] = "trained"
     """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
