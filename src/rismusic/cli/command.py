@@ -104,7 +104,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "locate": (
         *("file", "sources", "method", "weights", "panel_error", "range_min_m", "range_max_m"),
         *("azimuth_max_deg", "elevation_max_deg", "output", "plot", "scene", "report", "device", "config"),
-        *("overwrite", "plugins"),
+        *("overwrite", "resume", "plugins"),
     ),
     "bound": ("sources", "snr_db", "scenes", "seed", "kind", "output", "plot", "config", "overwrite"),
     "bench": (
