@@ -81,7 +81,7 @@ def test_the_search_of_each_model_is_a_start_for_the_others():
 def constant(antennas: int) -> Recording:
     """Constant symbols behind a RIS, stated as independent."""
     size = SIZE | {"channel": {"antennas": antennas}, "codebook": {"snapshots": 40}}
-    return simulate(scenes=2, sources=1, snr_db=20.0, **(size | {"scene": {"symbols": "static"}}))
+    return simulate(scenes=2, sources=1, snr_db=20.0, **(size | {"scene": {"symbols": "constant"}}))
 
 
 @pytest.mark.parametrize("antennas", [1, 4])
