@@ -50,7 +50,7 @@ def test_the_position_error_is_the_trace_of_the_cartesian_covariance():
 def test_the_position_error_of_known_coordinates_and_unused_slots():
     covariance = torch.full((2, 3, 2, 3), math.nan, dtype=torch.float64)
     covariance[0, 0, 0, 0] = 0.04
-    bound = Bound(covariance, torch.tensor([5.0, math.nan], dtype=torch.float64))
+    bound = Bound.from_covariance(covariance, torch.tensor([5.0, math.nan], dtype=torch.float64))
     error = bound.position_error(torch.tensor([0.0, math.nan], dtype=torch.float64))
     assert float(error[0]) == pytest.approx(1.0), "0.2 rad at 5 m; elevation and range are known"
     assert error[1].isnan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -85,7 +86,8 @@ def scene_bounds(
         seed: seed of the scenes.
         kind: see :mod:`rismusic.crb`.
         power_dbm: transmit power of each source in dBm. The SNR then follows from the link budget, as
-            :func:`rismusic.link_budget.compute_link_budget` describes. None: the SNR is that of the system.
+            :func:`rismusic.link_budget.compute_link_budget` describes; F subcarriers share the power
+            equally, and the bandwidth of the budget is that of one. None: the SNR is that of the system.
         budget: gains, bandwidth and noise of the link budget.
     """
     if power_dbm is not None:
@@ -99,6 +101,8 @@ def scene_bounds(
         low, high = limits(system.snr_db)
         snr_db = torch.full((scenes,), low if low == high else torch.nan)
     else:
+        # The subcarriers share the power of a source.
+        power_dbm -= 10 * math.log10(system.wideband.subcarriers)
         azimuth, elevation, distance = truth.filled()
         gain = compute_link_budget(
             distance,

@@ -423,6 +423,7 @@ def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
     if positional is not None and positional.field.is_required():
         lines += ["arguments:", *_entry(positional.metavar, positional.help), ""]
     group = None
+    swept = _sweepable(kind)
     for one in shown:
         if one is positional and positional.field.is_required():
             continue
@@ -436,7 +437,8 @@ def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
             text = one.help if one.field.default is not True else f"Switch off: {one.help}"
         else:
             text, short = one.help, one.option.short
-            flag = f"{short}, {flag} {one.metavar}" if short else f"{flag} {one.metavar}"
+            several = " ..." if one.path in swept else ""
+            flag = f"{short}, " * bool(short) + f"{flag} {one.metavar}{several}"
         lines += _entry(flag, text)
     if not everything:
         lines += _entry(HELP_ALL, f"Show all {len(settings)} options.")

@@ -20,7 +20,9 @@ from rismusic.spec import (
     PanelSpec,
     Positive,
     SceneSpec,
+    Spec,
     SystemSpec,
+    WidebandSpec,
 )
 from rismusic.version import __version__
 
@@ -34,14 +36,14 @@ _SOURCES_IN_SWEEP, _SNR_DB_IN_SWEEP = (1, 3), (10.0,)
 
 
 class Bound(Command):
-    """Table of the Cramer-Rao bound: median standard deviations and position error bound over random scenes.
+    """Table of the Cramer-Rao bound over random scenes; several values of one setting make a sweep.
 
-    Several values of one setting (``--panel.rows 8 12 16``) make a sweep; the values of several such settings
-    are paired in order.
+    ``--panel.rows 8 12 16`` is a sweep of three values. The values of several such settings are paired in
+    order.
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ("one_link", "hardware")
-    SWEPT: ClassVar[tuple[str, ...]] = ("scene", "panel", "channel", "codebook", "budget")
+    SWEPT: ClassVar[tuple[str, ...]] = ("scene", "panel", "channel", "codebook", "wideband", "budget")
 
     sources: tuple[Count, ...] = (1, 2, 3, 5)
     """Numbers of sources, K. In a sweep the default is 1 3."""
@@ -69,6 +71,7 @@ class Bound(Command):
     panel: PanelSpec = PanelSpec()
     channel: ChannelSpec = ChannelSpec()
     codebook: CodebookSpec = CodebookSpec()
+    wideband: WidebandSpec = WidebandSpec()
     budget: LinkBudgetSpec = LinkBudgetSpec()
     sweep: Annotated[dict[str, tuple[int | float | str, ...]], Option(hidden=True)] = Field(
         default_factory=dict
@@ -87,7 +90,7 @@ class Bound(Command):
         return self
 
     def _system(self) -> SystemSpec:
-        return SystemSpec(scene=self.scene, panel=self.panel, channel=self.channel, codebook=self.codebook)
+        return SystemSpec(sources=1, **_tables(self))
 
     def run(self) -> int:
         """Compute, print and write the table."""
@@ -133,6 +136,11 @@ class Bound(Command):
             save(bound_figure(rows, width_mm=self.figure_width), self.plot, overwrite=self.overwrite)
             note(f"plot written to {self.plot}")
         return 0
+
+
+def _tables(command: Bound | Plan) -> dict[str, Spec]:
+    """The tables of a system among the settings of a command."""
+    return {name: getattr(command, name) for name in ("scene", "panel", "channel", "codebook", "wideband")}
 
 
 def _bound_table(rows: Sequence[BoundRow], title: str) -> Table:
@@ -213,6 +221,7 @@ class Plan(Command):
     panel: PanelSpec = PanelSpec()
     channel: ChannelSpec = ChannelSpec()
     codebook: CodebookSpec = CodebookSpec()
+    wideband: WidebandSpec = WidebandSpec()
     budget: LinkBudgetSpec = LinkBudgetSpec()
 
     @classmethod
@@ -237,7 +246,7 @@ class Plan(Command):
         check_outputs(self.output, None, overwrite=self.overwrite)
         from rismusic.benchmark.planning import PlannedSystem, plan
 
-        system = SystemSpec(scene=self.scene, panel=self.panel, channel=self.channel, codebook=self.codebook)
+        system = SystemSpec(sources=self.sources, **_tables(self))
         with progress_bar() as bar:
             task = bar.add_task("candidates", total=None)
             result = plan(

@@ -19,7 +19,6 @@ from torch import Tensor
 from rismusic.io import Recording
 from rismusic.nn.losses import Targets, heat_map_target
 from rismusic.nn.network import Prediction
-from rismusic.nn.spec import LossSpec
 from rismusic.sources import Sources
 from rismusic.spec import PanelSpec
 
@@ -132,7 +131,7 @@ def best_explanation(errors: Mapping[str, float]) -> str:
 _COUNT_SMOOTHING = 0.05
 
 
-def perfect_prediction(targets: Targets, like: Prediction, spec: LossSpec) -> Prediction:
+def perfect_prediction(targets: Targets, like: Prediction) -> Prediction:
     """The prediction at which every loss must be 0, with the shapes of ``like``.
 
     Its factors are the scaled eigenvectors of R_true, so their columns are orthogonal.
@@ -149,7 +148,7 @@ def perfect_prediction(targets: Targets, like: Prediction, spec: LossSpec) -> Pr
     smoothed = (1 - _COUNT_SMOOTHING) * label + _COUNT_SMOOTHING / len(counts)
     maps = None
     if like.grid_logits is not None:
-        target = heat_map_target(targets.truth, targets.grid, spec.heat_map_width)
+        target = heat_map_target(targets.truth, targets.grid)
         maps = target.clamp_min(1e-30).log()[:, None].expand_as(like.grid_logits).to(dtype)
     return Prediction(
         angle_factor=factor.to(like.angle_factor.dtype),
