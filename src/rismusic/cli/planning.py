@@ -90,7 +90,7 @@ class Bound(Command):
         return self
 
     def _system(self) -> SystemSpec:
-        return SystemSpec(sources=1, **_tables(self))
+        return SystemSpec().replace(sources=1, **_tables(self))
 
     def run(self) -> int:
         """Compute, print and write the table."""
@@ -246,7 +246,7 @@ class Plan(Command):
         check_outputs(self.output, None, overwrite=self.overwrite)
         from rismusic.benchmark.planning import PlannedSystem, plan
 
-        system = SystemSpec(sources=self.sources, **_tables(self))
+        system = SystemSpec().replace(sources=self.sources, **_tables(self))
         with progress_bar() as bar:
             task = bar.add_task("candidates", total=None)
             result = plan(
