@@ -83,6 +83,13 @@ def test_direct_sampling_has_rows_and_snapshots_only():
     assert "bits" not in str(found.largest)
 
 
+def test_constant_symbols_need_one_antenna_only():
+    arguments = {**CANDIDATES, "antennas": [1], "snapshots": [32], "bits": [2]}
+    system = SystemSpec(scene={"symbols": "constant"})
+    assert plan(0.5, 3.0, **arguments, snr_db=20.0, system=system, scenes=5).systems
+    assert not plan(0.5, 3.0, **arguments, snr_db=20.0, scenes=5).systems, "symbols that change"
+
+
 def test_progress_counts_decided_candidates():
     calls = []
     plan(0.2, 3.0, **CANDIDATES, snr_db=15.0, scenes=5, progress=lambda *done: calls.append(done))

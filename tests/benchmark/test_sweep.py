@@ -163,6 +163,8 @@ def test_the_table_of_two_swept_settings_and_powers_fits_80_columns(monkeypatch,
     assert max(map(len, out.splitlines())) <= 80
     assert "4, 4" in out
     assert "…" not in out
+    assert run("bound", "--wideband.subcarriers", 1, 4, "--power-dbm", 0, "--scenes", 2) == 0
+    assert "…" not in capsys.readouterr().out
 
 
 def test_a_file_sweeps_too_and_options_win(tmp_path):

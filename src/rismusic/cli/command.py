@@ -139,8 +139,8 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     ),
     "plan": (
         *("target_m", "range_m", "rows", "antennas", "snapshots", "bits", "sources", "power_dbm", "snr_db"),
-        *("scenes", "seed", "kind", "output", "config", "overwrite", "panel.wavelength_m", "channel.kind"),
-        *("channel.distance_m", "budget.bandwidth_hz", "budget.noise_figure_db"),
+        *("scenes", "kind", "output", "config", "overwrite", "panel.wavelength_m", "channel.distance_m"),
+        "budget.bandwidth_hz",
     ),
     "bench": (
         *("methods", "sources", "snr_db", "scenes", "seed", "count", "sweep", "sweep_values", "out"),

@@ -155,7 +155,7 @@ def _bound_table(rows: Sequence[BoundRow], title: str) -> Table:
     heads = ["K", *["power\n/ dBm"] * power, "SNR\n/ dB", *swept_heads]
     heads += ["azimuth\n/ deg", "elevation\n/ deg", "range\n/ m", "1/range\n/ (1/m)", "position\n/ m"]
     for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right", no_wrap=head not in swept_heads, overflow="fold")
     for place, row in enumerate(rows, start=1):
         values = (
             row.azimuth_std_deg,
