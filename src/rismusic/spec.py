@@ -355,6 +355,31 @@ class SystemSpec(Spec):
         return self
 
 
+class LinkBudgetSpec(Spec):
+    """Receiver, antennas and elements of a link budget; see :mod:`rismusic.link_budget`.
+
+    Distances, number of elements and wavelength are those of the system.
+    """
+
+    section: ClassVar[str] = "budget"
+
+    bandwidth_hz: Positive = 1e6
+    """Noise bandwidth of the receiver in hertz: the reciprocal of the integration time of a snapshot."""
+    noise_figure_db: NonNegative = 5.0
+    """Noise figure of the receiver, in dB."""
+    temperature_k: NonNegative = 290.0
+    """Noise temperature of the receiving antenna, in kelvins."""
+    transmit_gain_dbi: Finite = 0.0
+    """Antenna gain of a source towards the panel, in dBi."""
+    receive_gain_dbi: Finite = 0.0
+    """Gain of a base station antenna towards the panel, in dBi. Not used with direct sampling."""
+    element_area_m2: Positive | None = None
+    """Area of a RIS element, in square metres. Default: (wavelength / 2)^2, or the square of the element
+    spacing if that is smaller."""
+    element_gain_dbi: Finite | None = None
+    """Peak gain of an element, in dBi. Default: that of its area, 4 pi area / wavelength^2."""
+
+
 class HybridSpec(Spec):
     """Expert settings of the hybrid estimator."""
 
