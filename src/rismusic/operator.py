@@ -97,6 +97,11 @@ class Link:
         return any(part.ndim > shared for part, shared in self._parts())
 
     @property
+    def device(self) -> torch.device:
+        """Device of its parts; the CPU where it has none."""
+        return next((part.device for part, _ in self._parts()), torch.device("cpu"))
+
+    @property
     def matrices(self) -> int:
         """Number of different operators of a scene: L F, F or 1."""
         snapshots = 1 if self.codes is None or self.coherent else self.codes.shape[-2]
@@ -243,6 +248,10 @@ class Link:
     def __getitem__(self, scenes: slice | Tensor) -> Link:
         """Link of a subset of scenes; parts shared by all scenes are kept whole."""
         return self._each(lambda part, shared: part if part.ndim == shared else part[scenes])
+
+    def shared(self, scene: int) -> Link:
+        """The link of one scene, as one that all scenes share."""
+        return self._each(lambda part, shared: part if part.ndim == shared else part[scene])
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Link:
         """Apply a function of a part and its number of axes without a scene axis to every part."""

@@ -169,7 +169,7 @@ def setting_names(kind: type[Spec], prefix: str = "") -> list[str]:
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the weights that come with the package."""
 
-SymbolKind = Literal["gaussian", "qpsk", "static"]
+SymbolKind = Literal["gaussian", "qpsk", "constant", "pilots"]
 
 SymbolModel = Literal["independent", "constant", "known"]
 """What is known of the symbols; see :class:`rismusic.Recording`."""
@@ -283,12 +283,24 @@ class SceneSpec(Spec):
     power_spread_db: NonNegative = 0.0
     """Width of an additional uniform random power variation, in dB."""
     symbols: SymbolKind = "gaussian"
-    """Symbols: 'gaussian' and 'qpsk' change with every snapshot; 'static' is one symbol for all snapshots."""
+    """Symbols: 'gaussian' and 'qpsk' change with every snapshot; 'constant' is one symbol for all snapshots;
+    'pilots' are known QPSK symbols times one unknown phase per source."""
 
     @model_validator(mode="after")
     def _limits(self) -> SceneSpec:
         _check_ranges("scene.", self.range_min_m, self.range_max_m)
         return self
+
+
+class WidebandSpec(Spec):
+    """Subcarriers of a wideband signal (OFDM), evenly spaced around the carrier."""
+
+    section: ClassVar[str] = "wideband"
+
+    subcarriers: Count = 1
+    """Number of subcarriers, F; 1: a narrowband signal."""
+    bandwidth_hz: Positive = 100e6
+    """Bandwidth in hertz; the spacing of the subcarriers is this over their number."""
 
 
 class SystemSpec(Spec):
@@ -305,6 +317,7 @@ class SystemSpec(Spec):
     channel: ChannelSpec = ChannelSpec()
     codebook: CodebookSpec = CodebookSpec()
     hardware: HardwareSpec = HardwareSpec()
+    wideband: WidebandSpec = WidebandSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> SystemSpec:
@@ -315,10 +328,19 @@ class SystemSpec(Spec):
         ):
             if isinstance(pair, tuple) and pair[1] < pair[0]:
                 raise InputError(name, f"give the lower limit first; got {pair[0]:g}, {pair[1]:g}")
+        if self.scene.symbols == "pilots" and isinstance(self.sources, tuple):
+            low, high = self.sources
+            if low != high:
+                raise InputError(
+                    "sources", f"pilots need one number of sources, the same in all scenes; got {low}, {high}"
+                )
+        if self.scene.symbols == "pilots" and self.wideband.subcarriers > 1:
+            raise InputError("scene.symbols", "pilots are simulated for one subcarrier only")
         N, L, K = self.panel.rows * self.panel.columns, self.codebook.snapshots, limits(self.sources)[1]
         M = N if self.channel.kind == "direct" else self.channel.antennas
         links = 0 if self.channel.kind == "direct" else M * N
-        if (largest := max(links, L * N, L * M, K * N, K * K, K * L)) > _LARGEST_SCENE:
+        F = self.wideband.subcarriers
+        if (largest := F * max(links, L * N, L * M, K * N, K * K, K * L)) > _LARGEST_SCENE:
             raise InputError(
                 "system",
                 f"a scene of {N:,} elements, {M:,} antennas, {L:,} snapshots and {K:,} sources has an array "
@@ -331,6 +353,31 @@ class SystemSpec(Spec):
                 f"got {self.hardware.code_phase_rad:g}",
             )
         return self
+
+
+class LinkBudgetSpec(Spec):
+    """Receiver, antennas and elements of a link budget; see :mod:`rismusic.link_budget`.
+
+    Distances, number of elements and wavelength are those of the system.
+    """
+
+    section: ClassVar[str] = "budget"
+
+    bandwidth_hz: Positive = 1e6
+    """Noise bandwidth of the receiver in hertz: the reciprocal of the integration time of a snapshot."""
+    noise_figure_db: NonNegative = 5.0
+    """Noise figure of the receiver, in dB."""
+    temperature_k: NonNegative = 290.0
+    """Noise temperature of the receiving antenna, in kelvins."""
+    transmit_gain_dbi: Finite = 0.0
+    """Antenna gain of a source towards the panel, in dBi."""
+    receive_gain_dbi: Finite = 0.0
+    """Gain of a base station antenna towards the panel, in dBi. Not used with direct sampling."""
+    element_area_m2: Positive | None = None
+    """Area of a RIS element, in square metres. Default: (wavelength / 2)^2, or the square of the element
+    spacing if that is smaller."""
+    element_gain_dbi: Finite | None = None
+    """Peak gain of an element, in dBi. Default: that of its area, 4 pi area / wavelength^2."""
 
 
 class HybridSpec(Spec):

@@ -27,7 +27,8 @@ TWO = torch.full((8,), 2)
 
 @pytest.fixture(scope="module")
 def made() -> Recording:
-    return simulate(SYSTEM, scenes=8, sources=2, snr_db=20.0)
+    uniform = SYSTEM.panel.replace(wave="uniform")
+    return simulate(SYSTEM.replace(panel=uniform), scenes=8, sources=2, snr_db=20.0)
 
 
 def spec_of(weights: str, **hybrid: object) -> LocateSpec:
@@ -75,9 +76,9 @@ def test_exchanges_mend_a_start(output, made, weights, generator):
     lost = replace(output, blend=Covariance(noise, torch.zeros(8)), network_sources=corner)
     alone = misses(lost, made, spec_of(weights, relax_sweeps=0))
     assert misses(lost, made, spec_of(weights, relax_sweeps=2)) < alone / 2
-    # Of candidates that are no sources none is taken.
+    # Candidates that are no sources are not taken; those beside a fitted source mend one of 16 at most.
     nowhere = replace(lost, candidates=torch.ones_like(lost.candidates))
-    assert misses(nowhere, made, spec_of(weights, relax_sweeps=2)) == alone
+    assert alone - 1 / 16 <= misses(nowhere, made, spec_of(weights, relax_sweeps=2)) <= alone
 
 
 def test_a_search_of_the_grid_mends_what_no_candidate_can(output, made, weights, generator):
@@ -178,14 +179,12 @@ def test_the_evidence_is_that_of_the_fit_that_is_returned(output, made, weights,
 
 
 @pytest.mark.parametrize("order", ["likelihood", "both"])
-def test_few_scenes_fitted_with_all_numbers_at_once_as_many_with_one_after_the_other(
-    order, seen, made, weights
-):
+def test_joint_fits_of_few_scenes_equal_fits_in_turn(order, output, made, weights):
     spec = spec_of(weights, model_order=order)
     grid = searched_grid(made, spec)
-    many = fit_most_probable(seen, grid, spec)
+    many = fit_most_probable(output, grid, spec)
     assert len(made) > module._JOINT_SCENES >= 3
-    few = fit_most_probable(seen[2:5], grid, spec)
+    few = fit_most_probable(output[2:5], grid, spec)
     torch.testing.assert_close(few.log_posterior, many.log_posterior[2:5], rtol=0, atol=2e-3)
     one, other = few.fit.sources.position, many.fit.sources.position[2:5, : few.fit.sources.azimuth.shape[1]]
     torch.testing.assert_close(one, other, rtol=0, atol=1e-3, equal_nan=True)

@@ -137,7 +137,7 @@ def test_bad_flags(tmp_path, capfd):
         (["--out", str(tmp_path / "run")], "run: the folder already contains a training"),
         (["--out", str(tmp_path)], "the output must be a new or empty folder"),
         (["--out", str(tmp_path / "a"), "--start", str(tmp_path / "no")], "no: cannot be read: no such file"),
-        (["--out", str(tmp_path / "b"), "--device", "cuda"], "device: 'cuda' does not exist: no GPU"),
+        (["--out", str(tmp_path / "b"), "--device", "cuda"], "device: 'cuda' is not available"),
         ([str(tmp_path / "none.toml")], "none.toml: cannot be read: no such file"),
     ):
         assert main(["train", *args]) == 2
