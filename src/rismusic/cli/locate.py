@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -205,10 +205,15 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     beside = {(row.scene, row.found): row for row in truth if row.found is not None}
-    rows = position_rows(estimate)
+    rows, missing = defaultdict(list), defaultdict(list)
+    for found in position_rows(estimate):
+        rows[found.scene].append(found)
+    for one in truth:
+        if one.found is None:
+            missing[one.scene].append(one)
     for scene in range(len(estimate)):
         lines = []
-        for row in (row for row in rows if row.scene == scene):
+        for row in rows[scene]:
             bars = (row.azimuth_std_deg, row.elevation_std_deg, row.range_std_m)
             values = (row.azimuth_deg, row.elevation_deg, row.range_m)
             cells = [
@@ -219,8 +224,7 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
                 cells[2] = f"far field (> {row.range_lower_m:.3g})"
             cells = [str(row.source), *cells, f"{row.power_db:.1f}"]
             lines.append([*cells, *(_true_cells(beside.get((scene, row.source))) if truth else [])])
-        missed = [row for row in truth if row.scene == scene and row.found is None]
-        lines += [["", "missed", "", "", "", *_true_cells(row)] for row in missed]
+        lines += [["", "missed", "", "", "", *_true_cells(row)] for row in missing[scene]]
         lines = lines or [["", "no source", "", "", "", *([""] * 3 if truth else [])]]
         for line in lines:
             table.add_row(str(scene), *line)
