@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -158,4 +159,19 @@ def test_killed_at_any_moment(tmp_path):
     resumed = (tmp_path / "a.csv").read_bytes()
     subprocess.run([*command, "--overwrite"], check=True, capture_output=True)
     assert (tmp_path / "a.csv").read_bytes() == resumed
+    assert names(tmp_path) == ["a.csv", "recording.h5"]
+
+
+def test_a_full_disk_keeps_what_is_complete(recording, tmp_path, capsys):
+    output = tmp_path / "a.csv"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        assert run("locate", recording, "-o", output, *OPTIONS) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err.splitlines()
+    assert "cannot write" in said[-1]
+    assert "of 17 scenes are in" in said[-2]
+    assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
     assert names(tmp_path) == ["a.csv", "recording.h5"]

@@ -13,6 +13,7 @@ import pytest
 from rismusic.errors import InputError
 from rismusic.text import redact
 from rismusic.tuning.storage import open_storage, quiet
+from rismusic.tuning.study import tune
 
 
 def hdf5(path):
@@ -124,3 +125,18 @@ def test_the_password_in_the_message_of_a_driver_is_redacted(tmp_path, monkeypat
 def test_passwords_are_redacted(text, redacted):
     assert redacted in redact(text)
     assert "secret" not in redact(text)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize(
+    "content", ["{", '{"spec": {}}', '{"spec": {"x": 1}, "space": {}, "trials": 1}', "3"]
+)
+def test_a_study_with_damaged_settings_is_one_sentence(tmp_path, content):
+    path = tmp_path / "study.db"
+    with quiet(), open_storage(str(path), tmp_path, heartbeat_s=1) as storage:
+        optuna.create_study(storage=storage, study_name="tune").set_user_attr("settings", 1)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE study_user_attributes SET value_json = ?", (content,))
+    connection.close()
+    with pytest.raises(InputError, match=r"was not written by this version|cannot use the database"):
+        tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")

@@ -6,6 +6,7 @@ are complete. Both are on the disk before the next block starts. ``NAME.part`` i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -144,7 +145,9 @@ class PartialOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        # After a failed write, closing tries to write the rest again.
+        with contextlib.suppress(OSError):
+            self._file.close()
         if not self.progress.scenes:
             self._drop()
         # While the lock is held, so that no other process can have begun.

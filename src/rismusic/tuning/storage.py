@@ -11,6 +11,7 @@ import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 
 import optuna
@@ -81,7 +82,7 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iter
         raise InputError("storage", _failure(url, error)) from None
     try:
         yield opened
-    except (StorageInternalError, SQLAlchemyError) as error:
+    except (StorageInternalError, SQLAlchemyError, JSONDecodeError) as error:
         raise InputError("storage", _failure(url, error.__cause__ or error)) from error
     finally:
         opened.remove_session()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
 import torch
 from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
+from pydantic import Field, ValidationError
 
 from rismusic.errors import InputError
+from rismusic.records import Record, complaint
 from rismusic.text import redact
 from rismusic.tuning.objective import FinalObjective, Objective
 from rismusic.tuning.results import TuneResult, candidates, summarize, write_results
@@ -163,10 +165,22 @@ def _resume(storage: BaseStorage, name: str) -> tuple[optuna.Study, TuneSpec, Sp
             "study", f"there is no study {name!r} to resume; the storage has: {', '.join(known) or 'none'}"
         )
     study = optuna.load_study(study_name=name, storage=storage)
-    held = study.user_attrs.get(_SETTINGS)
-    if held is None:
-        raise InputError("study", f"{name!r} was not written by this version of rismusic tune")
-    return study, TuneSpec(**held["spec"]), Space(**held["space"]), int(held["trials"])
+    try:
+        held = _Held.model_validate(study.user_attrs.get(_SETTINGS))
+        return study, TuneSpec(**held.spec), Space(**held.space), held.trials
+    except (InputError, ValidationError) as error:
+        reason = complaint(error) if isinstance(error, ValidationError) else str(error)
+        raise InputError(
+            "study", f"{name!r} was not written by this version of rismusic tune ({reason})"
+        ) from None
+
+
+class _Held(Record):
+    """The settings of a study in its database."""
+
+    spec: dict[str, Any]
+    space: dict[str, Any]
+    trials: Annotated[int, Field(ge=1, lt=2**31)]
 
 
 def sampler(spec: TuneSpec, seed: int) -> BaseSampler:
