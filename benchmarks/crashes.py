@@ -69,7 +69,7 @@ def jobs() -> dict[str, Job]:
         *SMALL,
     )
     locate = ("locate", "IN/a.h5", "-o", "OUT/a.csv", "--method", "music", "--no-polish", "--sources", "1")
-    bench = (
+    bench: tuple[str, ...] = (
         "bench",
         "--out",
         "OUT/bench",
@@ -224,7 +224,6 @@ def interrupted(trial: Trial, number: signal.Signals, delay: float) -> list[str]
 
 def full(trial: Trial, limit: int) -> list[str]:
     """Run a job where no file may grow beyond a size, then without the limit."""
-
     # The limit holds for a file of messages, too; those pass through another process.
     with trial.said.open("wb") as said, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=said) as pipe:
         assert pipe.stdin is not None
