@@ -298,6 +298,9 @@ class SystemSpec(Spec):
     """SNR in dB, realised exactly in every scene: one value, or the limits of a uniform distribution."""
     one_link: bool = False
     """Use one channel, codebook and set of hardware impairments for all scenes, not new ones for each."""
+    one_panel: bool = False
+    """Use one panel for all scenes: the same element gains, phases, dead elements and displacements. Channel,
+    codebook and the phase errors of each configuration are new in every scene."""
     scene: SceneSpec = SceneSpec()
     panel: PanelSpec = PanelSpec()
     channel: ChannelSpec = ChannelSpec()

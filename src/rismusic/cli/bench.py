@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Bound(Command):
     """Table of the Cramer-Rao bound: median standard deviations over random scenes."""
 
-    IGNORED: ClassVar[tuple[str, ...]] = ("one_link", "hardware")
+    IGNORED: ClassVar[tuple[str, ...]] = ("one_link", "one_panel", "hardware")
 
     sources: tuple[Count, ...] = (1, 2, 3, 5)
     """Numbers of sources, K."""

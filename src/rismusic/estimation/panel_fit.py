@@ -1,0 +1,459 @@
+r"""Joint fit of one panel's responses and element positions to all scenes of a recording.
+
+The model of :mod:`rismusic.estimation.calibration` with errors that all scenes share,
+
+.. math:: y_{il} = H_i\, \mathrm{diag}(c_{il})\, \mathrm{diag}(1 + e)\, A(x_i, p + d)\, s_{il} + n_{il},
+
+for scene i and snapshot l: the errors e [N] of the responses and the offsets d [N, 3] of the elements belong to
+the panel, positions :math:`x_i` and symbols :math:`s_{il}` to the scene. The priors of e are those of the single
+scene. The offsets along each axis have the prior :math:`N(0, v)`, whose variance is re-estimated.
+
+Each Gauss-Newton step eliminates the symbols within each snapshot, then the 3K coordinates within each scene.
+What is left for the panel's real unknowns :math:`\theta` = (Re e, Im e, d) adds up over the scenes, weighted with
+the inverse of their noise variance; the sum [5N, 5N] is solved, and the steps of the coordinates follow by
+back-substitution. The symbols are always those of highest posterior density for the present e, d and x (variable
+projection).
+
+The data do not determine all unknowns. The symbols absorb a common factor of the responses. If the positions are
+unknown, a phase gradient over the panel turns all directions, a curvature of the phase changes all ranges, and
+offsets that are a common motion of the panel move all sources. The priors, whose mean is the nominal panel, choose
+the smallest errors among all that fit equally well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from rismusic.array import Panel, steering, steering_with_log_derivatives
+from rismusic.errors import InputError
+from rismusic.estimation.calibration import _SHAPES, whitened
+from rismusic.estimation.grid import Volume
+from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, unpack
+from rismusic.estimation.noise import noise_of
+from rismusic.io import Recording
+from rismusic.operator import Link
+from rismusic.sources import Sources
+
+MAX_ELEMENTS = 1024
+"""Largest number of elements, since the equations of the panel are dense."""
+
+_STEPS, _FIRST_DAMPING, _MOST_DAMPING = 25, 1e-3, 1e8
+# The fit has converged when the objective falls by less than this share of itself.
+_TOLERANCE = 1e-5
+# Step of the finite differences by the element positions, in wavelengths.
+_DIFFERENCE = 1e-4
+# Smallest standard deviation of the prior of the offsets, in wavelengths.
+_LEAST_OFFSET = 1e-4
+# Largest share of the noise's degrees of freedom that the fit may take.
+_LEAST_FREEDOM = 0.1
+_LARGEST_ERROR = 0.5
+_TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(frozen=True, eq=False)
+class PanelFit:
+    """Result of :func:`fit_panel`.
+
+    Args:
+        response: 1 + e.
+        response_std: its standard deviation.
+        offsets: d in metres.
+        sources: positions of each scene.
+        noise: noise variance of each scene after the fit, with everything that the model does not explain.
+        remaining_error: root mean square of the response errors that change from snapshot to snapshot or scene to
+            scene.
+        converged: whether the fit converged.
+    """
+
+    response: Complex[Tensor, "N"]
+    response_std: Float[Tensor, "N"]
+    offsets: Float[Tensor, "N 3"]
+    sources: Sources
+    noise: Float[Tensor, "S"]
+    remaining_error: float
+    converged: bool
+
+
+def fit_panel(
+    recording: Recording,
+    start: Sources,
+    volume: Volume,
+    *,
+    panel_error: float,
+    position_error: float,
+    remaining_error: float,
+    known_positions: bool,
+    first: PanelFit | None = None,
+) -> PanelFit:
+    """Fit responses, offsets and, unless they are known, the source positions.
+
+    Args:
+        recording: S scenes with independent symbols, narrowband, with the nominal panel.
+        start: positions [S, K], NaN where there is no source.
+        volume: the box that bounds the positions.
+        panel_error: root mean square of the relative error of the responses (prior), positive.
+        position_error: standard deviation of the offsets along each axis (prior), metres; 0 for no offsets.
+        remaining_error: root mean square of the errors that are treated as noise.
+        known_positions: whether the start holds the true positions.
+        first: a previous fit to start from.
+
+    Raises:
+        InputError: a panel of more than 1024 elements, or an error that is not positive.
+    """
+    if not panel_error > 0:
+        raise InputError("panel_error", f"must be positive; got {panel_error:g}")
+    N = len(recording.elements)
+    if N > MAX_ELEMENTS:
+        raise InputError("recording", f"has {N} elements; panels of up to {MAX_ELEMENTS} can be calibrated")
+    positions, active = unpack(start, recording)
+    white = whitened(recording, remaining_error)
+    power = torch.where(active, fit_power_noise(white, positions, active)[0].double(), 1).clamp_min(_TINY)
+    unknowns = Unknowns(
+        e=torch.zeros(N, dtype=torch.complex128) if first is None else first.response - 1,
+        d=torch.zeros(N, 3, dtype=torch.float64) if first is None else first.offsets,
+        x=positions,
+    )
+    problem = Problem(white, active, power, volume, known_positions=known_positions)
+    end, variance, converged = _iterate(problem, unknowns, panel_error, position_error)
+    spread = problem.system(end, variance).spread()
+    N2 = 2 * N
+    return PanelFit(
+        response=1 + end.e,
+        response_std=(spread[:N] + spread[N:N2]).sqrt(),
+        offsets=end.d,
+        sources=start if known_positions else pack(end.x, active),
+        noise=problem.noise,
+        remaining_error=_remaining_error(recording, problem, end, remaining_error),
+        converged=converged,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Unknowns:
+    """Errors e of the responses, offsets d, and azimuth, elevation and 1/range x of the sources."""
+
+    e: Complex[Tensor, "N"]
+    d: Float[Tensor, "N 3"]
+    x: Float[Tensor, "S K 3"]
+
+    def parts(self) -> Float[Tensor, "_"]:
+        """The real unknowns of the panel: Re e, Im e, then the offsets along x, y and z."""
+        return torch.cat((self.e.real, self.e.imag, self.d.mT.flatten()))
+
+    def moved(self, panel: Float[Tensor, "_"], x: Float[Tensor, "S K 3"]) -> Unknowns:
+        """After a step of the panel, with other coordinates."""
+        real, imaginary, *offsets = panel.unflatten(0, (5, -1)).unbind(0)
+        return Unknowns(self.e + torch.complex(real, imaginary), self.d + torch.stack(offsets, dim=-1), x)
+
+
+class Problem:
+    """Scenes with independent symbols; evaluates the objective and the equations of a step.
+
+    Args:
+        recording: S whitened scenes with noise variance.
+        active: which entries hold a source.
+        power: prior powers of the symbols.
+        volume: the box that bounds the positions.
+        known_positions: whether the positions are held.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        active: Bool[Tensor, "S K"],
+        power: Float[Tensor, "S K"],
+        volume: Volume,
+        *,
+        known_positions: bool,
+    ) -> None:
+        assert recording.noise_variance is not None
+        self.panel, self.active, self.power = recording.panel, active, power
+        self.link = recording.link.to(torch.complex128)
+        self.y = recording.snapshots.to(torch.complex128)
+        self.noise = recording.noise_variance.double().clamp_min(_TINY)
+        self.known_positions = known_positions
+        _, L, M = self.y.shape
+        # Degrees of freedom of the residual of each scene (complex).
+        self.freedom = L * M - L * active.sum(-1).double()
+        low, high = (power.new_tensor(limit) for limit in (volume.lower, volume.upper))
+        self.low, self.high = low, high
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def clamp(self, x: Float[Tensor, "S K 3"]) -> Float[Tensor, "S K 3"]:
+        """Positions moved into the volume."""
+        return x if self.known_positions else torch.minimum(torch.maximum(x, self.low), self.high)
+
+    def residuals(self, at: Unknowns) -> tuple[Tensor, Tensor]:
+        """Symbols [S, L, K] of highest posterior density, and residuals [S, L, M]."""
+        symbols, rest = zip(*(self.scene(i, at).fitted() for i in range(len(self))), strict=True)
+        return torch.stack(symbols), torch.stack(rest)
+
+    def value(self, at: Unknowns, prior: Float[Tensor, "_"]) -> Float[Tensor, ""]:
+        """Negative log posterior density for fixed variances of noise and prior."""
+        s, rest = self.residuals(at)
+        fit = (_squared(rest).sum((1, 2)) / self.noise).sum()
+        return fit + (_squared(s) / self.power[:, None]).sum() + (at.parts().square() / (2 * prior)).sum()
+
+    def system(self, at: Unknowns, prior: Float[Tensor, "_"], damping: float = 0.0) -> System:
+        """The equations of a Gauss-Newton step."""
+        n = len(at.parts())
+        matrix, right = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        back = []
+        for i in range(len(self)):
+            Q, g, B, F, pull = self.scene(i, at).equations()
+            if not self.known_positions:
+                there = self.active[i].repeat_interleave(3)
+                diagonal = F.diagonal()
+                scale = torch.where(there & (diagonal > _TINY), diagonal.clamp_min(_TINY).rsqrt(), 0)
+                unit = F * scale[:, None] * scale
+                ridge = torch.where(scale > 0, 1e-12 + damping, 1.0)
+                factor = torch.linalg.cholesky(unit + torch.diag(ridge))
+                white = torch.linalg.solve_triangular(factor, scale[:, None] * B.mT, upper=False)
+                aim = torch.linalg.solve_triangular(factor, (scale * pull)[:, None], upper=False)
+                Q, g = Q - white.mT @ white, g - (white.mT @ aim)[:, 0]
+                back.append((factor, scale, white, aim))
+            matrix += Q
+            right += g
+        stiff = 1 / (2 * prior)
+        matrix += torch.diag(stiff)
+        right -= stiff * at.parts()
+        return System(matrix, right, back, damping)
+
+    def scene(self, number: int, at: Unknowns) -> _Scene:
+        """One scene at the present unknowns."""
+        part = self.link[number : number + 1]
+        H, codes = (
+            None if value is None else (value[0] if value.ndim == 3 else value)
+            for value in (part.channel, part.codes)
+        )
+        return _Scene(
+            self.panel.replace(elements=self.panel.elements + at.d),
+            Link(H, codes),
+            self.y[number],
+            self.noise[number],
+            torch.where(self.active[number], self.power[number], _TINY),
+            at.e,
+            at.x[number],
+            self.active[number],
+        )
+
+
+class _Scene:
+    """One scene: its model, symbols and normal equations."""
+
+    def __init__(
+        self, panel: Panel, link: Link, y: Tensor, noise: Tensor, power: Tensor, e: Tensor, x: Tensor, active: Tensor
+    ) -> None:
+        self.panel, self.link, self.y, self.noise, self.e, self.x = panel, link, y, noise, e, x
+        self.active = active
+        azimuth, elevation, q = x.unbind(-1)
+        self.place = azimuth, elevation, 1 / q
+        A, slopes = steering_with_log_derivatives(panel, *self.place)
+        there = active.to(torch.float64)
+        self.A = A.to(torch.complex128) * there
+        self.D = slopes * self.A[..., None]
+        C = link.matmul((1 + e)[:, None] * self.A)
+        self.C = C.expand(y.shape[0], -1, -1)
+        inner = self.C.mH @ self.C + torch.diag(noise / power)
+        self.factor = torch.linalg.cholesky(inner)
+        self.s = torch.cholesky_solve(self.C.mH @ y[..., None], self.factor)[..., 0]
+
+    def fitted(self) -> tuple[Tensor, Tensor]:
+        """Symbols [L, K] and residuals [L, M]."""
+        return self.s, self.y - (self.C @ self.s[..., None])[..., 0]
+
+    def equations(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Normal equations without the symbols: panel, its right side, panel x coordinates, coordinates, theirs.
+
+        The symbols are optimal, so that the residual needs no projection.
+        """
+        N, K = self.A.shape
+        s, rest = self.fitted()
+        response = (1 + self.e)[:, None]
+        codes = self.link.codes if self.link.codes is not None else self.A.new_ones(1, N)
+        H = self.link.channel
+        # Fields on the panel, changed by e and by the offsets: [L, 4, N].
+        h = _DIFFERENCE * self.panel.wavelength
+        by_offset = []
+        for axis in range(3):
+            shift = torch.zeros(3, dtype=torch.float64)
+            shift[axis] = h
+            ahead, behind = (
+                steering(self.panel.replace(elements=self.panel.elements + sign * shift), *self.place)
+                for sign in (1, -1)
+            )
+            by_offset.append((ahead - behind).to(torch.complex128) * self.active / (2 * h) * response)
+        W = torch.stack([s @ value.mT for value in (self.A, *by_offset)], dim=1) * codes[:, None]
+        L, n = len(W), 4 * N
+        flat = W.flatten(1)
+        HH = torch.eye(N, dtype=torch.complex128) if H is None else H.mH @ H
+        Q = (flat.mH @ flat).unflatten(0, (4, N)).unflatten(2, (4, N)) * HH[:, None, :]
+
+        def back(columns: Tensor) -> Tensor:
+            """J_l^H of [L, M, c], [L, c, 4 N]."""
+            rows = columns.mH if H is None else columns.mH @ H  # conjugate of H^H columns
+            return (rows[:, :, None] * W[:, None]).flatten(2)
+
+        E = torch.linalg.solve_triangular(self.factor, back(self.C), upper=False).flatten(0, 1)  # [L K, 4 N]
+        whole = Q.reshape(n, n) - E.mH @ E
+        B = self.link.matmul(response * self.D.flatten(1)).expand(L, -1, -1)
+        B = (B.unflatten(-1, (K, 3)) * s[:, None, :, None]).flatten(-2)  # [L, M, 3 K]
+        T = torch.linalg.solve_triangular(self.factor, self.C.mH @ B, upper=False)
+        cross = back(B).conj().sum(0).mT - E.mH @ T.flatten(0, 1)
+        right = back(rest[..., None]).conj().sum((0, 1))
+        F = ((B.mH @ B).sum(0) - (T.mH @ T).sum(0)).real
+        pull = (B.mH @ rest[..., None]).sum(0)[:, 0].real
+        return (
+            _real_square(whole, N) / self.noise,
+            _real_rows(right[:, None], N)[:, 0] / self.noise,
+            _real_rows(cross, N) / self.noise,
+            F / self.noise,
+            pull / self.noise,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """Equations of a Gauss-Newton step for the panel, and what the coordinates need to follow."""
+
+    matrix: Float[Tensor, "n n"]
+    right: Float[Tensor, "n"]
+    back: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    damping: float
+
+    def solve(self) -> tuple[Float[Tensor, "n"], list[Tensor]]:
+        """Steps of the panel and of the coordinates of each scene."""
+        damped = self.matrix + self.damping * torch.diag(self.matrix.diagonal())
+        step = torch.cholesky_solve(self.right[:, None], torch.linalg.cholesky(damped))
+        follow = []
+        for factor, scale, white, aim in self.back:
+            follow.append(scale * torch.linalg.solve_triangular(factor.mT, aim - white @ step, upper=True)[:, 0])
+        return step[:, 0], follow
+
+    def spread(self) -> Float[Tensor, "n"]:
+        """Posterior variances of the panel's unknowns."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.matrix)).diagonal() / 2
+
+
+def _iterate(
+    problem: Problem, at: Unknowns, panel_error: float, position_error: float
+) -> tuple[Unknowns, Float[Tensor, "_"], bool]:
+    """Levenberg-Marquardt steps, with the variances of noise and prior updated between them."""
+    N = len(at.e)
+    shape = torch.tensor(_SHAPES, dtype=torch.float64).repeat_interleave(N)
+    first = panel_error**2 / 2
+    rate = first * (shape - 1)
+    # An offset that is not estimated has a prior so narrow that it stays 0.
+    fixed = position_error == 0
+    offset = (1e-12 if fixed else position_error) ** 2
+    prior = torch.cat((shape.new_full((2 * N,), first), shape.new_full((3 * N,), offset)))
+    least = (_LEAST_OFFSET * problem.panel.wavelength) ** 2
+    x = problem.clamp(at.x)
+    at = Unknowns(at.e, at.d, x)
+    damping, converged = _FIRST_DAMPING, False
+    for _ in range(_STEPS):
+        value = problem.value(at, prior)
+        system = problem.system(at, prior, damping)
+        step, follow = system.solve()
+        moved = problem.clamp(at.x + torch.stack(follow).view_as(at.x)) if follow else at.x
+        new = at.moved(step, moved)
+        gain = value - problem.value(new, prior)
+        if not gain >= 0:
+            damping *= 10
+            if damping > _MOST_DAMPING:
+                break
+            continue
+        at, damping = new, max(damping / 5, 1e-9)
+        spread = system.spread()
+        energy = (at.parts().square() + spread) / 2
+        errors = (rate + energy[: 2 * N]) / (shape + 0.5)
+        known = float((1 - spread / prior).clamp(0, 1).sum())
+        offsets = prior[2 * N :]
+        if not fixed:
+            by_axis = 2 * energy[2 * N :].unflatten(0, (3, N)).mean(-1)
+            offsets = by_axis.clamp_min(least).repeat_interleave(N)
+        prior = torch.cat((errors, offsets))
+        _update_noise(problem, at, known)
+        if gain < _TOLERANCE * value:
+            converged = True
+            break
+    return at, prior, converged
+
+
+def _update_noise(problem: Problem, at: Unknowns, known: float) -> None:
+    """Noise variance of each scene from its residual; ``known`` unknowns of the panel are shared by all."""
+    _, rest = problem.residuals(at)
+    _, L, M = problem.y.shape
+    count = problem.active.sum(-1)
+    coordinates = 0.0 if problem.known_positions else 1.5 * count
+    problem.freedom = L * M - L * count - coordinates - known / 2 / len(problem)
+    problem.freedom = problem.freedom.clamp_min(_LEAST_FREEDOM * L * M)
+    noise = _squared(rest).sum((1, 2)) / problem.freedom
+    problem.noise = torch.where(noise > 0, noise, problem.noise)
+
+
+def _remaining_error(recording: Recording, problem: Problem, at: Unknowns, already: float) -> float:
+    """Root mean square of the response errors that the noise of the fit contains, by maximum likelihood.
+
+    Such errors have the covariance of the whitening, coloured like the field, and noise is white. The sum of both
+    is fitted to the residuals, for all scenes together; a recorded noise variance is taken as known.
+    """
+    if recording.channel is None:
+        return already
+    plain = Problem(
+        whitened(recording, 0.0), problem.active, problem.power, _EVERYWHERE, known_positions=True
+    )
+    plain.noise = problem.noise
+    _, rest = plain.residuals(at)
+    _, L, M = rest.shape
+    freedom = problem.freedom / (L * M)
+    link = recording.link.to(torch.complex128)
+    assert link.channel is not None
+    reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
+    spread = (link.channel * reflected) @ link.channel.mH
+    spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
+    values, vectors = torch.linalg.eigh(spread.expand(len(rest), -1, -1))
+    energy = _squared(rest @ vectors.conj()).sum(1) / freedom[:, None]  # [S, M]
+    signal = (_squared(plain.y).mean((1, 2)) - _squared(rest).mean((1, 2))).clamp_min(0)
+    given = None if recording.noise_variance is None else noise_of(recording).double()
+
+    def cost(error: float) -> float:
+        extra = error**2 * signal[:, None] * values.clamp_min(0)
+        if given is not None:
+            total = given[:, None] + extra
+            return float((L * total.log() + energy / total).sum())
+        # The noise variance of each scene by a few fixed-point steps.
+        noise = (energy.sum(-1) / (L * M))[:, None]
+        for _ in range(20):
+            total = noise + extra
+            noise = noise * (energy / total.square()).sum(-1, keepdim=True) / (L / total).sum(-1, keepdim=True)
+        total = noise + extra
+        return float((L * total.log() + energy / total).sum())
+
+    return float(minimize_scalar(cost, bounds=(0.0, _LARGEST_ERROR), method="bounded").x)
+
+
+_EVERYWHERE = Volume(math.pi / 2 - 1e-6, math.pi / 2 - 1e-6, 1e-3, 1e9)
+
+
+def _real_square(matrix: Complex[Tensor, "n n"], N: int) -> Float[Tensor, "m m"]:
+    """Equations of (e, d), complex, as those of the real unknowns (Re e, Im e, d)."""
+    turned = torch.cat((matrix[:, :N], 1j * matrix[:, :N], matrix[:, N:]), dim=1)
+    return torch.cat((turned[:N].real, turned[:N].imag, turned[N:].real))
+
+
+def _real_rows(rows: Complex[Tensor, "n c"], N: int) -> Float[Tensor, "m c"]:
+    """Right sides J^H r of (e, d) as those of the real unknowns."""
+    return torch.cat((rows[:N].real, rows[:N].imag, rows[N:].real))
+
+
+def _squared(value: Tensor) -> Tensor:
+    return torch.view_as_real(value).square().sum(-1)
