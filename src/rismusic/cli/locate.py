@@ -43,6 +43,8 @@ class Locate(Command):
     settings: LocateSpec = LocateSpec()
     config: Annotated[Path | None, Option("FILE")] = None
     """TOML file with these settings, such as the locate.toml of a search; options on the command line win."""
+    calibration: Annotated[Path | None, Option("FILE")] = None
+    """Calibration of the panel, written by 'calibrate'."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
     """Write the positions to a .csv or .json file instead of printing a table."""
     plot: Annotated[Path | None, Option("FILE")] = None
@@ -67,8 +69,10 @@ class Locate(Command):
         from rismusic.estimation.estimate import join_estimates
         from rismusic.hybrid import BLOCK_SCENES, locate
         from rismusic.io import open_recording
+        from rismusic.io.calibration import PanelCalibration
         from rismusic.metrics import truth_rows
 
+        panel = None if self.calibration is None else PanelCalibration.load(self.calibration)
         parts: list[Estimate] = []
         truth: list[Truth] = []
         drawn: tuple[Recording, Estimate] | None = None
@@ -80,7 +84,7 @@ class Locate(Command):
             task = progress.add_task("locating", total=len(file))
             first = 0
             for recording in file.batches(BLOCK_SCENES):
-                estimate = locate(recording, spec=self.settings, device=self.device)
+                estimate = locate(recording, spec=self.settings, device=self.device, calibration=panel)
                 parts.append(estimate)
                 if recording.truth is not None:
                     truth += truth_rows(recording.truth, estimate.sources, first_scene=first)

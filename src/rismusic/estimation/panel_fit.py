@@ -4,20 +4,20 @@ The model of :mod:`rismusic.estimation.calibration` with errors that all scenes 
 
 .. math:: y_{il} = H_i\, \mathrm{diag}(c_{il})\, \mathrm{diag}(1 + e)\, A(x_i, p + d)\, s_{il} + n_{il},
 
-for scene i and snapshot l: the errors e [N] of the responses and the offsets d [N, 3] of the elements belong to
-the panel, positions :math:`x_i` and symbols :math:`s_{il}` to the scene. The priors of e are those of the single
-scene. The offsets along each axis have the prior :math:`N(0, v)`, whose variance is re-estimated.
+for scene i and snapshot l: the errors e [N] of the responses and the offsets d [N, 3] of the elements belong
+to the panel, positions :math:`x_i` and symbols :math:`s_{il}` to the scene. The priors of e are those of the
+single scene. The offsets along each axis have the prior :math:`N(0, v)`, whose variance is re-estimated.
 
 Each Gauss-Newton step eliminates the symbols within each snapshot, then the 3K coordinates within each scene.
-What is left for the panel's real unknowns :math:`\theta` = (Re e, Im e, d) adds up over the scenes, weighted with
-the inverse of their noise variance; the sum [5N, 5N] is solved, and the steps of the coordinates follow by
-back-substitution. The symbols are always those of highest posterior density for the present e, d and x (variable
-projection).
+What is left for the panel's real unknowns :math:`\theta` = (Re e, Im e, d) adds up over the scenes, weighted
+with the inverse of their noise variance; the sum [5N, 5N] is solved, and the steps of the coordinates follow
+by back-substitution. The symbols are always those of highest posterior density for the present e, d and x
+(variable projection).
 
-The data do not determine all unknowns. The symbols absorb a common factor of the responses. If the positions are
-unknown, a phase gradient over the panel turns all directions, a curvature of the phase changes all ranges, and
-offsets that are a common motion of the panel move all sources. The priors, whose mean is the nominal panel, choose
-the smallest errors among all that fit equally well.
+The data do not determine all unknowns. The symbols absorb a common factor of the responses. If the positions
+are unknown, a phase gradient over the panel turns all directions, a curvature of the phase changes all
+ranges, and offsets that are a common motion of the panel move all sources. The priors, whose mean is the
+nominal panel, choose the smallest errors among all that fit equally well.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from rismusic.errors import InputError
 from rismusic.estimation.calibration import _SHAPES, whitened
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, unpack
-from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording
 from rismusic.operator import Link
 from rismusic.sources import Sources
@@ -53,6 +52,8 @@ _LEAST_OFFSET = 1e-4
 # Largest share of the noise's degrees of freedom that the fit may take.
 _LEAST_FREEDOM = 0.1
 _LARGEST_ERROR = 0.5
+# Noise variances that are tried, relative to the fitted one, where none is recorded.
+_NOISE_LEVELS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0, 1.1)
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -66,8 +67,8 @@ class PanelFit:
         offsets: d in metres.
         sources: positions of each scene.
         noise: noise variance of each scene after the fit, with everything that the model does not explain.
-        remaining_error: root mean square of the response errors that change from snapshot to snapshot or scene to
-            scene.
+        remaining_error: root mean square of the response errors that change from snapshot to snapshot or
+            scene to scene.
         converged: whether the fit converged.
     """
 
@@ -129,7 +130,7 @@ def fit_panel(
         offsets=end.d,
         sources=start if known_positions else pack(end.x, active),
         noise=problem.noise,
-        remaining_error=_remaining_error(recording, problem, end, remaining_error),
+        remaining_error=_remaining_error(recording, problem, end),
         converged=converged,
     )
 
@@ -181,6 +182,8 @@ class Problem:
         _, L, M = self.y.shape
         # Degrees of freedom of the residual of each scene (complex).
         self.freedom = L * M - L * active.sum(-1).double()
+        # Share of the panel's unknowns (complex) in each scene.
+        self.known = 0.0
         low, high = (power.new_tensor(limit) for limit in (volume.lower, volume.upper))
         self.low, self.high = low, high
 
@@ -250,7 +253,15 @@ class _Scene:
     """One scene: its model, symbols and normal equations."""
 
     def __init__(
-        self, panel: Panel, link: Link, y: Tensor, noise: Tensor, power: Tensor, e: Tensor, x: Tensor, active: Tensor
+        self,
+        panel: Panel,
+        link: Link,
+        y: Tensor,
+        noise: Tensor,
+        power: Tensor,
+        e: Tensor,
+        x: Tensor,
+        active: Tensor,
     ) -> None:
         self.panel, self.link, self.y, self.noise, self.e, self.x = panel, link, y, noise, e, x
         self.active = active
@@ -271,9 +282,13 @@ class _Scene:
         return self.s, self.y - (self.C @ self.s[..., None])[..., 0]
 
     def equations(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Normal equations without the symbols: panel, its right side, panel x coordinates, coordinates, theirs.
+        """Normal equations after the elimination of the symbols.
 
         The symbols are optimal, so that the residual needs no projection.
+
+        Returns:
+            For the 5N unknowns of the panel: matrix and right side; their coupling to the 3K coordinates;
+            matrix and right side of the coordinates.
         """
         N, K = self.A.shape
         s, rest = self.fitted()
@@ -335,7 +350,9 @@ class System:
         step = torch.cholesky_solve(self.right[:, None], torch.linalg.cholesky(damped))
         follow = []
         for factor, scale, white, aim in self.back:
-            follow.append(scale * torch.linalg.solve_triangular(factor.mT, aim - white @ step, upper=True)[:, 0])
+            follow.append(
+                scale * torch.linalg.solve_triangular(factor.mT, aim - white @ step, upper=True)[:, 0]
+            )
         return step[:, 0], follow
 
     def spread(self) -> Float[Tensor, "n"]:
@@ -381,11 +398,24 @@ def _iterate(
             by_axis = 2 * energy[2 * N :].unflatten(0, (3, N)).mean(-1)
             offsets = by_axis.clamp_min(least).repeat_interleave(N)
         prior = torch.cat((errors, offsets))
+        at = _normalised(problem, at, prior)
         _update_noise(problem, at, known)
         if gain < _TOLERANCE * value:
             converged = True
             break
     return at, prior, converged
+
+
+def _normalised(problem: Problem, at: Unknowns, prior: Float[Tensor, "_"]) -> Unknowns:
+    """Fix the common factor of the responses: the mean response is 1, elements of small prior variance first.
+
+    Symbols and their powers take the factor, so that the likelihood stays.
+    """
+    N = len(at.e)
+    weight = 1 / (prior[:N] + prior[N : 2 * N])
+    factor = (weight * (1 + at.e)).sum() / weight.sum()
+    problem.power = problem.power * factor.abs().square()
+    return Unknowns((1 + at.e) / factor - 1, at.d, at.x)
 
 
 def _update_noise(problem: Problem, at: Unknowns, known: float) -> None:
@@ -394,51 +424,59 @@ def _update_noise(problem: Problem, at: Unknowns, known: float) -> None:
     _, L, M = problem.y.shape
     count = problem.active.sum(-1)
     coordinates = 0.0 if problem.known_positions else 1.5 * count
-    problem.freedom = L * M - L * count - coordinates - known / 2 / len(problem)
+    problem.known = known / 2 / len(problem)
+    problem.freedom = L * M - L * count - coordinates - problem.known
     problem.freedom = problem.freedom.clamp_min(_LEAST_FREEDOM * L * M)
     noise = _squared(rest).sum((1, 2)) / problem.freedom
     problem.noise = torch.where(noise > 0, noise, problem.noise)
 
 
-def _remaining_error(recording: Recording, problem: Problem, at: Unknowns, already: float) -> float:
+def _remaining_error(recording: Recording, problem: Problem, at: Unknowns) -> float:
     """Root mean square of the response errors that the noise of the fit contains, by maximum likelihood.
 
-    Such errors have the covariance of the whitening, coloured like the field, and noise is white. The sum of both
-    is fitted to the residuals, for all scenes together; a recorded noise variance is taken as known.
+    Such errors have the covariance of the whitening, coloured like the field, and noise is white. With
+    Gaussian symbols the snapshots have the covariance of symbols, errors and noise together. A recorded noise
+    variance is taken as known. In a directly sampled array the errors are as white as noise, and are taken to
+    be 0.
+
+    The variance of the fitted responses adds to it: in new scenes it causes as much error as it has removed
+    of the noise in these.
     """
+    _, L, M = problem.y.shape
+    share = min(problem.known / (L * M), 1 - _LEAST_FREEDOM)
+    level = problem.noise / (_squared(problem.y).mean((1, 2)) - problem.noise).clamp_min(_TINY)
+    of_fit = math.sqrt(share * float(level.median()))
     if recording.channel is None:
-        return already
+        return of_fit
     plain = Problem(
         whitened(recording, 0.0), problem.active, problem.power, _EVERYWHERE, known_positions=True
     )
-    plain.noise = problem.noise
-    _, rest = plain.residuals(at)
-    _, L, M = rest.shape
-    freedom = problem.freedom / (L * M)
-    link = recording.link.to(torch.complex128)
+    link, y = plain.link, plain.y
     assert link.channel is not None
     reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
     spread = (link.channel * reflected) @ link.channel.mH
-    spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
-    values, vectors = torch.linalg.eigh(spread.expand(len(rest), -1, -1))
-    energy = _squared(rest @ vectors.conj()).sum(1) / freedom[:, None]  # [S, M]
-    signal = (_squared(plain.y).mean((1, 2)) - _squared(rest).mean((1, 2))).clamp_min(0)
-    given = None if recording.noise_variance is None else noise_of(recording).double()
+    spread = spread * (y.shape[-1] / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
+    C = torch.stack([plain.scene(i, at).C for i in range(len(plain))])  # [S, L, M, K]
+    sent = (C * torch.where(plain.active, plain.power, 0)[:, None, None]) @ C.mH
+    signal = sent.diagonal(dim1=-2, dim2=-1).real.mean((1, 2))
+    eye = torch.eye(y.shape[-1], dtype=y.dtype)
+    given = recording.noise_variance is not None
+    levels = (1.0,) if given else _NOISE_LEVELS
+    scale = plain.noise if given else problem.noise
 
     def cost(error: float) -> float:
-        extra = error**2 * signal[:, None] * values.clamp_min(0)
-        if given is not None:
-            total = given[:, None] + extra
-            return float((L * total.log() + energy / total).sum())
-        # The noise variance of each scene by a few fixed-point steps.
-        noise = (energy.sum(-1) / (L * M))[:, None]
-        for _ in range(20):
-            total = noise + extra
-            noise = noise * (energy / total.square()).sum(-1, keepdim=True) / (L / total).sum(-1, keepdim=True)
-        total = noise + extra
-        return float((L * total.log() + energy / total).sum())
+        """Least negative log-likelihood over the levels of noise."""
+        extra = sent + (error**2 * signal[:, None, None] * spread)[:, None]
+        values = []
+        for level in levels:
+            factor = torch.linalg.cholesky(extra + (level * scale)[:, None, None, None] * eye)
+            white = torch.linalg.solve_triangular(factor, y[..., None], upper=False)
+            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2))
+            values.append(log_det + _squared(white).sum((1, 2, 3)) / (1 - share))
+        return float(torch.stack(values).amin(0).sum())
 
-    return float(minimize_scalar(cost, bounds=(0.0, _LARGEST_ERROR), method="bounded").x)
+    best = minimize_scalar(cost, bounds=(0.0, _LARGEST_ERROR), method="bounded", options={"xatol": 1e-3})
+    return math.hypot(float(best.x), of_fit)
 
 
 _EVERYWHERE = Volume(math.pi / 2 - 1e-6, math.pi / 2 - 1e-6, 1e-3, 1e9)

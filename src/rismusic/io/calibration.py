@@ -1,8 +1,8 @@
 """Calibration of a panel: the responses and positions of its elements, in memory and as a file.
 
 The file is HDF5 with the attributes ``format`` (``rismusic-calibration/1``), ``wavelength`` and
-``remaining_error``, and the datasets ``elements`` (nominal positions, [N, 3] metres), ``response`` ([N] complex),
-``response_std`` ([N]) and ``offsets`` ([N, 3] metres).
+``remaining_error``, and the datasets ``elements`` (nominal positions, [N, 3] metres), ``response`` ([N]
+complex), ``response_std`` ([N]) and ``offsets`` ([N, 3] metres).
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ FORMAT = "rismusic-calibration/1"
 DEAD_BELOW = 0.3
 """Elements whose response has a modulus below this are reported as dead."""
 
-_SHAPES: Mapping[str, tuple[int, ...]] = {"elements": (3,), "response": (), "response_std": (), "offsets": (3,)}
+_SHAPES: Mapping[str, tuple[int, ...]] = {
+    "elements": (3,),
+    "response": (),
+    "response_std": (),
+    "offsets": (3,),
+}
 _ATTRIBUTES = ("format", "wavelength", "remaining_error")
 # Wavelengths and nominal positions of calibration and recording agree to this share of a wavelength.
 _SAME = 1e-4
@@ -107,7 +112,8 @@ class PanelCalibration:
         if own.shape != other.shape:
             raise InputError(
                 "calibration",
-                f"is for a panel of {len(own)} elements, but the recording has {len(other)}. Calibrate this panel",
+                f"is for a panel of {len(own)} elements, but the recording has {len(other)}. "
+                "Calibrate its panel",
             )
         if abs(self.wavelength - recording.wavelength) > _SAME * self.wavelength:
             raise InputError(
@@ -119,7 +125,8 @@ class PanelCalibration:
         if largest > _SAME * self.wavelength:
             raise InputError(
                 "calibration",
-                f"is for another panel: its nominal elements are up to {largest:.3g} m from those of the recording",
+                f"is for another panel: its nominal elements are up to {largest:.3g} m from those of the "
+                "recording",
             )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -194,7 +201,9 @@ def _check(values: dict[str, Tensor]) -> None:
     for name, shape in _SHAPES.items():
         value = values[name]
         if tuple(value.shape) != (N, *shape):
-            raise InputError(name, f"must have shape {[N, *shape]}, as many as elements; got {list(value.shape)}")
+            raise InputError(
+                name, f"must have shape {[N, *shape]}, as many as elements; got {list(value.shape)}"
+            )
         if not torch.isfinite(value.abs()).all():
             raise InputError(name, "must be finite; got a NaN or an infinity")
     if bool((values["response_std"] < 0).any()):
