@@ -42,7 +42,7 @@ def bound_of(path: Path, recording: Recording, truth: Sources, noise: torch.Tens
     if beside.exists():
         std = torch.from_numpy(np.load(beside)["crb"])[:, : truth.azimuth.shape[1]]
         covariance = torch.diag_embed(std.square().flatten(-2)).unflatten(-1, std.shape[-2:])
-        return Bound(covariance.unflatten(-3, std.shape[-2:]), truth.range)
+        return Bound.from_covariance(covariance.unflatten(-3, std.shape[-2:]), truth.range)
     fitted = nfmle(recording, truth, Volume.from_spec(LocateSpec())).sources
     return conditional_crb(recording.panel, recording.link, fitted, noise)
 

@@ -67,7 +67,7 @@ def some_kind(number: int, seed: int) -> Recording:
         one_link=draw.random() < 0.3,
         hardware=hardware,
         scene={
-            "symbols": draw.choice(("gaussian", "gaussian", "qpsk", "static")),
+            "symbols": draw.choice(("gaussian", "gaussian", "qpsk", "constant")),
             "power": draw.choice(("equal", "path_loss")),
             "power_spread_db": draw.choice((0.0, 6.0)),
         },

@@ -133,7 +133,7 @@ def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):
     assert run(*args, "-o", tmp_path / "out.csv") == 0
     text = (tmp_path / "out.csv").read_text().splitlines()
     assert text[0] == (
-        "scene,source,azimuth_deg,elevation_deg,range_m,azimuth_std_deg,elevation_std_deg,range_std_m,power_db"
+        "scene,source,azimuth_deg,elevation_deg,range_m,azimuth_std_deg,elevation_std_deg,range_std_m,power_db,range_lower_m"
     )
     rows = list(csv.DictReader(text))
     assert [(row["scene"], row["source"]) for row in rows] == [

@@ -102,7 +102,7 @@ def test_noise_share_is_what_the_noise_alone_leaves(generator):
 def test_the_mean_is_not_taken_out():
     """One static source: the field is the same in every snapshot, and centring would leave nothing of it."""
     recorded = recording(
-        sources=1, snr_db=30.0, channel={"kind": "direct"}, scene={"symbols": "static"}, scenes=3
+        sources=1, snr_db=30.0, channel={"kind": "direct"}, scene={"symbols": "constant"}, scenes=3
     )
     R, _ = sample_covariance(recorded.link, recorded.snapshots, recorded.noise_variance)
     assert (R.quadratic(recorded.truth.steering(recorded.panel)) > 0.99).all()
@@ -204,7 +204,7 @@ def test_the_oracle_comes_near_the_least_error():
     assert error(0.0) > 1.5 * best
 
 
-@pytest.mark.parametrize("settings", [{"codebook": {"snapshots": 1}}, {"scene": {"symbols": "static"}}])
+@pytest.mark.parametrize("settings", [{"codebook": {"snapshots": 1}}, {"scene": {"symbols": "constant"}}])
 def test_few_or_equal_snapshots_still_give_a_covariance(settings):
     recorded = recording(sources=1, snr_db=20.0, **settings)
     for full_shrinkage in (False, True):

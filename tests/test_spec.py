@@ -59,7 +59,7 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
         ({"scene": {"azimuth_max_deg": 90}}, "scene.azimuth_max_deg: expected less than 90, found 90"),
         (
             {"scene": {"symbols": "bpsk"}},
-            "scene.symbols: expected 'gaussian', 'qpsk' or 'static', found 'bpsk'",
+            "scene.symbols: expected 'gaussian', 'qpsk', 'constant' or 'pilots', found 'bpsk'",
         ),
         (
             {"channel": {"kind": "awgn"}},

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rismusic.array import Panel, steering_with_derivatives
+from rismusic.array import Panel, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import fisher_information
@@ -48,12 +48,25 @@ class Bound:
 
     Args:
         covariance: joint bound of azimuth (rad), elevation (rad) and range (m), [..., K, 3, K, 3]. NaN in
-            unused slots and for known coordinates; infinite if the Fisher information is singular.
+            unused slots and for known coordinates. The variance of a coordinate that the data do not
+            determine is infinite, and the others are the bound with this coordinate known. All are infinite
+            if sources cannot be told apart.
         range: true ranges in metres, [..., K].
+        inverse_range_std: bound on the standard deviation of 1 / range in 1/m, [..., K], for sources of
+            poorly determined range. It is finite for a source at infinity.
     """
 
     covariance: Float[Tensor, "*batch K 3 K 3"]
     range: Float[Tensor, "*batch K"]
+    inverse_range_std: Float[Tensor, "*batch K"]
+
+    @classmethod
+    def from_covariance(
+        cls, covariance: Float[Tensor, "*batch K 3 K 3"], range: Float[Tensor, "*batch K"]
+    ) -> Bound:
+        """A bound from the covariance of sources at finite ranges."""
+        variance = covariance.diagonal(dim1=-4, dim2=-2)[..., 2, 2, :]
+        return cls(covariance, range, variance.sqrt() / range.square())
 
     @property
     def std(self) -> Float[Tensor, "*batch K 3"]:
@@ -66,11 +79,6 @@ class Bound:
     def per_source(self) -> Float[Tensor, "*batch K 3 3"]:
         """Joint bound of the three coordinates of each source; the other sources are unknown too."""
         return self.covariance.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-
-    @property
-    def inverse_range_std(self) -> Float[Tensor, "*batch K"]:
-        """Bound on the standard deviation of 1 / range in 1/m, for sources of poorly determined range."""
-        return self.std[..., 2] / self.range.square()
 
 
 def conditional_crb(
@@ -263,14 +271,26 @@ class _Problem:
         places = torch.tensor(which, device=full.device)
         for block in blocks(scenes, each, full.device):
             azimuth, elevation, distance = (value[block] for value in self.positions)
-            A, D = steering_with_derivatives(self.panel, azimuth, elevation, distance)
+            A, slopes = steering_with_log_derivatives(self.panel, azimuth, elevation, distance)
+            D = slopes * A[..., None]
             active = self.active[block]
             A, D = A * active[:, None], D * active[:, None, :, None]
             J = information(block, self.link[block], A, D, active)
-            covariance = _inverse(J, active.repeat_interleave(width, dim=1))
+            covariance = _inverse(J, active.repeat_interleave(width, dim=1), width)
             covariance = covariance.reshape(-1, K, width, K, width)
             full[block, :, places[:, None], :, places[None, :]] = covariance.permute(2, 4, 0, 1, 3)
-        return Bound(full.reshape(*self.batch, K, 3, K, 3), self.range)
+        # The information is that on 1 / r, which stays finite for a source at infinity.
+        inverse_range_std = full[:, :, 2, :, 2].diagonal(dim1=-2, dim2=-1).sqrt().reshape(self.range.shape)
+        turn = torch.ones(scenes, K, 3, dtype=torch.float64, device=full.device)
+        turn[..., 2] = -self.positions[2].square()
+        turn = turn.flatten(1)
+        product = full.view(scenes, 3 * K, 3 * K) * turn[:, :, None] * turn[:, None, :]
+        # At infinity nothing is known of the range, which does not vary with the other coordinates.
+        far = turn.isinf()
+        product = torch.where(far[:, :, None] | far[:, None, :], 0, product)
+        product = product + torch.diag_embed(torch.where(far, torch.inf, 0))
+        full = torch.where(full.isnan(), full, product.view_as(full))
+        return Bound(full.reshape(*self.batch, K, 3, K, 3), self.range, inverse_range_std)
 
 
 def _coordinates(unknowns: Sequence[Unknown]) -> list[int]:
@@ -281,10 +301,44 @@ def _coordinates(unknowns: Sequence[Unknown]) -> list[int]:
     return [i for i, name in enumerate(POSITION) if name in unknowns]
 
 
-def _inverse(J: Tensor, active: Tensor) -> Tensor:
-    """Inverse of each J over its active unknowns; NaN for the others, infinite if J is singular."""
+def identifiable(J: Float[Tensor, "*batch K w K w"]) -> Bool[Tensor, "*batch K w"]:
+    """Which coordinates of each source, taken alone, the data determine.
+
+    The coordinates are taken in their order. One on which the Fisher information is 0 once those before it
+    are unknown too is not identifiable: the elevation of a source seen by a line along x, whose data depend
+    on one direction cosine only.
+
+    Args:
+        J: Fisher information of w coordinates of K sources.
+    """
+    own = J.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # [..., K, w, w]
+    scale = own.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    known = scale > 0
+    scale = torch.where(known, scale, 1)
+    left = own / (scale[..., :, None] * scale[..., None, :])
+    kept = []
+    for i in range(own.shape[-1]):
+        pivot = left[..., i, i]
+        keep = known[..., i] & (pivot > _SINGULAR_PIVOT**2)
+        kept.append(keep)
+        row = torch.where(keep, pivot.clamp_min(torch.finfo(pivot.dtype).tiny).rsqrt(), 0)[..., None]
+        row = row * left[..., i]
+        left = left - row[..., :, None] * row[..., None, :]
+    return torch.stack(kept, dim=-1)
+
+
+def _inverse(J: Tensor, active: Tensor, width: int) -> Tensor:
+    """Inverse of each J over its active unknowns; NaN for the others, infinite if J is singular.
+
+    Coordinates that are not :func:`identifiable` are held: their variance is infinite, and those of the
+    others are the bound with these coordinates known.
+    """
     scale = J.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    usable = active & (scale > 0)
+    K = J.shape[-1] // width
+    held = active & ~identifiable(J.reshape(-1, K, width, K, width)).flatten(1)
+    # A source without information on any coordinate has power zero, or coincides with another one.
+    lost = (active & held).view(-1, K, width).all(-1).any(-1)
+    usable = active & ~held & (scale > 0)
     scale = torch.where(usable, scale, 1)
     unit = torch.where(
         usable[:, :, None] & usable[:, None, :], J / (scale[:, :, None] * scale[:, None, :]), 0
@@ -292,11 +346,14 @@ def _inverse(J: Tensor, active: Tensor) -> Tensor:
     unit = unit + torch.diag_embed((~usable).to(J.dtype))
     factor, failed = torch.linalg.cholesky_ex(unit)
     pivot = factor.diagonal(dim1=-2, dim2=-1).amin(-1)
-    singular = (failed > 0) | (pivot < _SINGULAR_PIVOT) | (usable != active).any(-1)
+    singular = (failed > 0) | (pivot < _SINGULAR_PIVOT) | lost
     safe = torch.where(
         singular[:, None, None], torch.eye(J.shape[-1], dtype=J.dtype, device=J.device), factor
     )
     inverse = torch.cholesky_inverse(safe) / (scale[:, :, None] * scale[:, None, :])
+    diagonal = torch.where(held, torch.inf, inverse.diagonal(dim1=-2, dim2=-1))
+    inverse = torch.where(held[:, :, None] | held[:, None, :], 0, inverse)
+    inverse = inverse.diagonal_scatter(diagonal, dim1=-2, dim2=-1)
     inverse = torch.where(singular[:, None, None], torch.inf, inverse)
     return torch.where(active[:, :, None] & active[:, None, :], inverse, torch.nan)
 

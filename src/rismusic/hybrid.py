@@ -42,7 +42,7 @@ from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
-from rismusic.estimation.signal_model import with_signal_model
+from rismusic.estimation.signal_model import for_geometry, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
 from rismusic.io import Recording
 from rismusic.io.calibration import PanelCalibration
@@ -60,6 +60,9 @@ from rismusic.spec import LocateSpec, limits
 
 FALLBACK: Literal["sbl"] = "sbl"
 """The classical method for recordings that the weights were not trained for."""
+
+FALLBACK_LARGE: Literal["relax"] = "relax"
+"""The same for one long snapshot or many subcarriers, whose covariance matrices are large or many."""
 
 BLOCK_SCENES = 64
 """Scenes located at a time, so that memory does not grow with the recording."""
@@ -118,6 +121,7 @@ def locate(
         if chosen.panel_error == "trained":
             chosen = chosen.replace(panel_error=calibration.remaining_error)
     recording = with_signal_model(recording, chosen)
+    chosen = for_geometry(chosen, recording.panel)
     count: NSources = chosen.sources
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)
@@ -235,21 +239,23 @@ def _in_order(parts: list[Estimate], first: Int64[Tensor, "_"], second: Int64[Te
 
 
 def _with_fallback(recording: Recording, n_sources: NSources, reason: str, spec: LocateSpec) -> Estimate:
-    return _warned(_classical(recording, counts_of(recording, n_sources), spec), [reason] * len(recording))
+    count = counts_of(recording.stacked(), n_sources)
+    return _warned(_classical(recording, count, spec), [reason] * len(recording))
 
 
 def _classical(recording: Recording, count: Int64[Tensor, "S"] | None, spec: LocateSpec) -> Estimate:
-    estimator = ClassicalEstimator(spec.replace(method=FALLBACK))
+    large = recording.symbols != "independent" or recording.frequencies is not None
+    estimator = ClassicalEstimator(spec.replace(method=FALLBACK_LARGE if large else FALLBACK))
     return replace(estimator(recording, "auto" if count is None else count), spec=spec)
 
 
 def _warned(estimate: Estimate, reasons: list[str]) -> Estimate:
     """The estimate with a warning in each scene that says why the network did not locate it."""
     for reason in dict.fromkeys(reasons):
-        _LOG.info("%d scenes located by %s: %s", reasons.count(reason), FALLBACK, reason)
+        _LOG.info("%d scenes not located by the network: %s", reasons.count(reason), reason)
     warnings = [
-        [f"located by {FALLBACK}, not by the network: {reason}", *sentences]
-        for reason, sentences in zip(reasons, estimate.warnings, strict=True)
+        [f"located by {method}, not by the network: {reason}", *sentences]
+        for method, reason, sentences in zip(estimate.method, reasons, estimate.warnings, strict=True)
     ]
     return replace(estimate, warnings=warnings)
 

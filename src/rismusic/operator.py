@@ -244,6 +244,10 @@ class Link:
         """Link of a subset of scenes; parts shared by all scenes are kept whole."""
         return self._each(lambda part, shared: part if part.ndim == shared else part[scenes])
 
+    def shared(self, scene: int) -> Link:
+        """The link of one scene, as one that all scenes share."""
+        return self._each(lambda part, shared: part if part.ndim == shared else part[scene])
+
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Link:
         """Apply a function of a part and its number of axes without a scene axis to every part."""
         channel, codes, pilots = (

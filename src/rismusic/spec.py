@@ -167,7 +167,7 @@ def setting_names(kind: type[Spec], prefix: str = "") -> list[str]:
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the weights that come with the package."""
 
-SymbolKind = Literal["gaussian", "qpsk", "static"]
+SymbolKind = Literal["gaussian", "qpsk", "constant", "pilots"]
 
 SymbolModel = Literal["independent", "constant", "known"]
 """What is known of the symbols; see :class:`rismusic.Recording`."""
@@ -281,12 +281,24 @@ class SceneSpec(Spec):
     power_spread_db: NonNegative = 0.0
     """Width of an additional uniform random power variation, in dB."""
     symbols: SymbolKind = "gaussian"
-    """Symbols: 'gaussian' and 'qpsk' change with every snapshot; 'static' is one symbol for all snapshots."""
+    """Symbols: 'gaussian' and 'qpsk' change with every snapshot; 'constant' is one symbol for all snapshots;
+    'pilots' are known QPSK symbols times one unknown phase per source."""
 
     @model_validator(mode="after")
     def _limits(self) -> SceneSpec:
         _check_ranges("scene.", self.range_min_m, self.range_max_m)
         return self
+
+
+class WidebandSpec(Spec):
+    """Subcarriers of a wideband signal (OFDM), evenly spaced around the carrier."""
+
+    section: ClassVar[str] = "wideband"
+
+    subcarriers: Count = 1
+    """Number of subcarriers, F; 1: a narrowband signal."""
+    bandwidth_hz: Positive = 100e6
+    """Bandwidth in hertz; the spacing of the subcarriers is this over their number."""
 
 
 class SystemSpec(Spec):
@@ -306,6 +318,7 @@ class SystemSpec(Spec):
     channel: ChannelSpec = ChannelSpec()
     codebook: CodebookSpec = CodebookSpec()
     hardware: HardwareSpec = HardwareSpec()
+    wideband: WidebandSpec = WidebandSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> SystemSpec:
@@ -316,6 +329,14 @@ class SystemSpec(Spec):
         ):
             if isinstance(pair, tuple) and pair[1] < pair[0]:
                 raise InputError(name, f"give the lower limit first; got {pair[0]:g}, {pair[1]:g}")
+        if self.scene.symbols == "pilots" and isinstance(self.sources, tuple):
+            low, high = self.sources
+            if low != high:
+                raise InputError(
+                    "sources", f"pilots need one number of sources, the same in all scenes; got {low}, {high}"
+                )
+        if self.scene.symbols == "pilots" and self.wideband.subcarriers > 1:
+            raise InputError("scene.symbols", "pilots are simulated for one subcarrier only")
         if self.channel.kind == "direct" and self.hardware.code_phase_rad > 0:
             raise InputError(
                 "hardware.code_phase_rad",
@@ -409,8 +430,12 @@ class LocateSpec(Spec):
     """Maximum absolute elevation of the search, in degrees."""
     range_min_m: Positive = 0.5
     """Minimum range of the search, in metres."""
-    range_max_m: Positive = 10.0
-    """Maximum range of the search, in metres."""
+    range_max_m: Annotated[float, Field(gt=0)] = 10.0
+    """Maximum range of the search, in metres; inf includes sources in the far field."""
+    unknowns: tuple[Literal["azimuth", "elevation", "range"], ...] = ("azimuth", "elevation", "range")
+    """Coordinates that are estimated. An angle that is left out is held at 0 deg, the range at range_max_m.
+    For
+    a line of elements one angle is left out by itself."""
 
     @property
     def allowed_error(self) -> float:

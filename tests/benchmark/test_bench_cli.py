@@ -98,11 +98,11 @@ def test_shares_are_run_and_merged_and_settings_come_from_a_file(tmp_path, monke
         assert "parts belong to other shares; combine them with --merge" in capsys.readouterr().err
     assert run("--merge", "share0", "share1", "--out", "whole") == 0
     out = shown(capsys)
-    for word in ("K = 2, 20 dB, symbols: missed in %", "gaussian", "qpsk", "static", "error over bound"):
+    for word in ("K = 2, 20 dB, symbols: missed in %", "gaussian", "qpsk", "constant", "error over bound"):
         assert word in out
     assert "separation_deg = 12.0" in (tmp_path / "whole" / "settings.toml").read_text()
     rows = read_table(tmp_path / "whole" / "results.csv")
-    assert [row.point for row in rows] == ["gaussian", "gaussian", "qpsk", "qpsk", "static", "static"]
+    assert [row.point for row in rows] == ["gaussian", "gaussian", "qpsk", "qpsk", "constant", "constant"]
     assert run(*flags, "--out", "share0", "--seed", 4, "--resume") == 2
     assert "seed: must be 3 as in share0/settings.toml; got 4" in capsys.readouterr().err
 

@@ -178,14 +178,12 @@ def test_the_evidence_is_that_of_the_fit_that_is_returned(output, made, weights,
 
 
 @pytest.mark.parametrize("order", ["likelihood", "both"])
-def test_few_scenes_fitted_with_all_numbers_at_once_as_many_with_one_after_the_other(
-    order, seen, made, weights
-):
+def test_joint_fits_of_few_scenes_equal_fits_in_turn(order, output, made, weights):
     spec = spec_of(weights, model_order=order)
     grid = searched_grid(made, spec)
-    many = fit_most_probable(seen, grid, spec)
+    many = fit_most_probable(output, grid, spec)
     assert len(made) > module._JOINT_SCENES >= 3
-    few = fit_most_probable(seen[2:5], grid, spec)
+    few = fit_most_probable(output[2:5], grid, spec)
     torch.testing.assert_close(few.log_posterior, many.log_posterior[2:5], rtol=0, atol=2e-3)
     one, other = few.fit.sources.position, many.fit.sources.position[2:5, : few.fit.sources.azimuth.shape[1]]
     torch.testing.assert_close(one, other, rtol=0, atol=1e-3, equal_nan=True)

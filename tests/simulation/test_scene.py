@@ -83,7 +83,7 @@ def test_powers():
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
 
 
-@pytest.mark.parametrize(("kind", "fourth"), [("gaussian", 2.0), ("qpsk", 1.0), ("static", 1.0)])
+@pytest.mark.parametrize(("kind", "fourth"), [("gaussian", 2.0), ("qpsk", 1.0), ("constant", 1.0)])
 def test_symbols(kind, fourth):
     s = draw_symbols(kind, 5, 16, Draws(0, "train", torch.arange(S)), torch.complex128)
     assert s.shape == (S, 5, 16)
@@ -91,7 +91,7 @@ def test_symbols(kind, fourth):
     assert s.abs().pow(4).mean() == pytest.approx(fourth, abs=0.05)
     assert s.mean().abs() < 5 / math.sqrt(5 * S)
     held = torch.equal(s[..., 1:], s[..., :-1])
-    assert held == (kind == "static")
+    assert held == (kind == "constant")
     if kind == "qpsk":
         assert len((s * 1e6).real.round().unique()) == 2
 

@@ -176,7 +176,7 @@ SWEEPS: dict[str, tuple[str, tuple[Value, ...], str]] = {
     "snapshots": ("codebook.snapshots", (4, 8, 16, 32, 64), "snapshots L"),
     "bits": ("codebook.bits", (1, 2, 3, 4, "continuous"), "bits of the phase shifters"),
     "power_spread": ("scene.power_spread_db", (0.0, 3.0, 6.0, 10.0, 15.0), "power spread / dB"),
-    "symbols": ("scene.symbols", ("gaussian", "qpsk", "static"), "symbols"),
+    "symbols": ("scene.symbols", ("gaussian", "qpsk", "constant"), "symbols"),
 }
 RANGE_EDGES = (0.5, 1.0, 2.0, 4.0, 7.0, 10.0)
 # Hardware impairments that the recording does not show, one kind at a time.

@@ -388,7 +388,9 @@ def _sources(arrays: Arrays) -> Sources:
 def _row(cell: Cell, method: Method, answer: Arrays, from_truth: Arrays, scenes: Arrays) -> BenchRow:
     truth, found = _sources(scenes), _sources(answer)
     matched = match(truth, found)
-    result = asdict(score(matched, Bound(torch.from_numpy(scenes["covariance"]), truth.range)))
+    result = asdict(
+        score(matched, Bound.from_covariance(torch.from_numpy(scenes["covariance"]), truth.range))
+    )
     hits = matched.hit.sum(-1).double().numpy()
     true, seen = (count.double().numpy() for count in (matched.true_count, matched.found_count))
     missed = true - hits

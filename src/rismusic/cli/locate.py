@@ -186,6 +186,8 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
                 _with_bar(value, bar if with_error[scene] else None)
                 for value, bar in zip(values, bars, strict=True)
             ]
+            if math.isinf(row.range_m):
+                cells[2] = f"far field (> {row.range_lower_m:.3g})"
             cells = [str(row.source), *cells, f"{row.power_db:.1f}"]
             lines.append([*cells, *(_true_cells(beside.get((scene, row.source))) if truth else [])])
         missed = [row for row in truth if row.scene == scene and row.found is None]

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.array import direction
-from rismusic.crb import unconditional_crb
+from rismusic.crb import POSITION, unconditional_crb
 from rismusic.errors import InputError
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, same_width, unpack
-from rismusic.estimation.table import COLUMNS, position_rows, scene_records
+from rismusic.estimation.table import COLUMNS, Position, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
 from rismusic.renames import refuse_old_names
@@ -78,6 +78,8 @@ class Estimate:
         method: the method that was used in each scene. It differs from ``spec.method`` where the hybrid
             estimator fell back on a classical one.
         pose: [4, 4] from the panel frame to the room frame, of the recording; none where it has none.
+        inverse_range_std: [S, K_max] standard deviation of 1 / range (1/m); none where only the covariance is
+            known.
     """
 
     sources: Sources
@@ -91,6 +93,7 @@ class Estimate:
     spec: LocateSpec
     method: list[str]
     pose: Float[Tensor, "4 4"] | None = None
+    inverse_range_std: Float[Tensor, "S K"] | None = None
 
     @classmethod
     def from_sources(
@@ -180,6 +183,17 @@ class Estimate:
         return self.std[..., 2]
 
     @property
+    def range_lower_m(self) -> Float[Tensor, "S K"]:
+        """Lower limit of the range, metres: 1/range plus two standard deviations.
+
+        It is what is known of the range of a source in the far field, whose range is infinite.
+        """
+        std = self.inverse_range_std
+        if std is None:
+            std = self.std[..., 2] / self.sources.range.square()
+        return 1 / (1 / self.sources.range + 2 * std)
+
+    @property
     def position_covariance(self) -> Float[Tensor, "S K 3 3"]:
         """Covariance of the Cartesian position in the panel frame, m^2, to first order."""
         phi, theta, r = self.sources.azimuth, self.sources.elevation, self.sources.range
@@ -263,7 +277,7 @@ class Estimate:
                 f"{row.scene:5d} {row.source:2d}"
                 f"  {row.azimuth_deg:7.2f} ± {row.azimuth_std_deg:<7.2g}"
                 f"  {row.elevation_deg:7.2f} ± {row.elevation_std_deg:<7.2g}"
-                f"  {row.range_m:7.2f} ± {row.range_std_m:<7.2g}  {row.power_db:8.1f}"
+                f"  {_range_text(row)}  {row.power_db:8.1f}"
             )
         return "\n".join(line.rstrip() for line in lines)
 
@@ -286,7 +300,14 @@ class Estimate:
             neg_log_likelihood=change(self.neg_log_likelihood),
             n_sources_probability=None if probability is None else change(probability),
             p_value=change(self.p_value),
+            inverse_range_std=None if self.inverse_range_std is None else change(self.inverse_range_std),
         )
+
+
+def _range_text(row: Position) -> str:
+    if math.isinf(row.range_m):
+        return f"far, > {row.range_lower_m:.3g} m".ljust(17)
+    return f"{row.range_m:7.2f} ± {row.range_std_m:<7.2g}"
 
 
 def log_likelihood(
@@ -340,8 +361,21 @@ def from_fit(
     )
     # With fitted symbols, which are noisy, the conditional bound would be too small.
     L = recording.snapshots.shape[-2]
-    bound = unconditional_crb(recording.panel, recording.link, found, fit.noise_variance, snapshots=L)
-    warnings = warnings_of(found, bound.std, fit.converged, volume)
+    bound = unconditional_crb(
+        recording.panel,
+        recording.link,
+        found,
+        fit.noise_variance,
+        snapshots=L,
+        unknowns=spec.unknowns,
+    )
+    covariance = bound.per_source
+    held = torch.tensor([name not in spec.unknowns for name in POSITION], device=covariance.device)
+    # Nothing is known of a coordinate that is held.
+    unknown = torch.diag_embed(torch.where(held, torch.inf, 0).to(covariance.dtype))
+    covariance = torch.where((held[:, None] | held) & found.active[..., None, None], unknown, covariance)
+    std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    warnings = warnings_of(found, std, fit.converged, volume)
     p_value = torch.full_like(fit.neg_log_likelihood, math.nan)
     if not spec.allowed_error:  # otherwise the residual contains the hardware errors
         fits = goodness_of_fit(recording, found, volume)
@@ -351,7 +385,7 @@ def from_fit(
                 sentences.append(sentence)
     return Estimate(
         sources=replace(found, symbols=None),
-        covariance=bound.per_source,
+        covariance=covariance,
         snr_db=received_db(recording, found, fit.noise_variance),
         noise_variance=fit.noise_variance,
         neg_log_likelihood=fit.neg_log_likelihood,
@@ -361,6 +395,7 @@ def from_fit(
         spec=spec,
         method=[spec.method] * len(recording),
         pose=getattr(recording, "pose", None),
+        inverse_range_std=bound.inverse_range_std,
     )
 
 
@@ -381,13 +416,29 @@ def warnings_of(
     warnings: list[list[str]] = [[] for _ in range(len(converged))]
     place = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
     at_boundary = volume.at_boundary(place)
-    for axis, name in enumerate(("azimuth", "elevation", "range")):
+    # The far field is a legal answer where it is searched.
+    at_boundary[..., 2] &= ~found.range.isinf()
+    held = [low == high for low, high in zip(volume.lower, volume.upper, strict=True)]
+    for axis, name in enumerate(POSITION):
+        if held[axis]:
+            for scene in found.active.any(-1).nonzero()[:, 0].tolist():
+                value = f"{float(found.range[scene, 0]):g} m" if name == "range" else "0 deg"
+                warnings[scene].append(f"the {name} was not estimated but held at {value}")
+            continue
         for scene, source in at_boundary[..., axis].nonzero().tolist():
             warnings[scene].append(f"source {source} is at the boundary of the search volume in {name}")
-    for scene, source in std.isinf().any(-1).nonzero().tolist():
+    free = std[..., [axis for axis in range(3) if not held[axis]]]
+    for scene, source in free.isinf().all(-1).nonzero().tolist():
         warnings[scene].append(
             f"source {source} has no error bar: the data do not distinguish it from another source"
         )
+    for axis, name in enumerate(POSITION):
+        lost = std[..., axis].isinf() & ~free.isinf().all(-1) & ~found.range.isinf()
+        for scene, source in lost.nonzero().tolist() if not held[axis] else ():
+            warnings[scene].append(
+                f"source {source}: this array does not determine the {name}; the error bars of the other "
+                f"coordinates hold for the {name} given here"
+            )
     uncertain = (std[..., 2] > found.range) & ~std[..., 2].isinf()
     for scene, source in uncertain.nonzero().tolist():
         warnings[scene].append(
@@ -405,6 +456,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         return torch.cat(same_width(*values))
 
     names = ("azimuth", "elevation", "range", "power")
+    inverse = [one for part in parts if (one := part.inverse_range_std) is not None]
     probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
     return replace(
         parts[0],
@@ -415,6 +467,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         neg_log_likelihood=torch.cat([part.neg_log_likelihood for part in parts]),
         n_sources_probability=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
         p_value=torch.cat([part.p_value for part in parts]),
+        inverse_range_std=joined(inverse) if len(inverse) == len(parts) else None,
         warnings=[sentences for part in parts for sentences in part.warnings],
         method=[name for part in parts for name in part.method],
     )

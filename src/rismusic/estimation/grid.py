@@ -66,13 +66,13 @@ class Volume:
     """The box in azimuth, elevation and range in which sources are searched.
 
     Args:
-        azimuth_max: radians, to either side.
-        elevation_max: radians, up or down.
+        azimuth_max: radians, to either side; 0 holds the azimuth at 0.
+        elevation_max: radians, up or down; 0 holds the elevation at 0.
         range_min: metres.
-        range_max: metres.
+        range_max: metres; infinite to include plane waves; equal to ``range_min`` to hold the range.
 
     Raises:
-        InputError: an angle outside 0 .. pi/2, a range that is not positive and finite, or none between them.
+        InputError: an angle outside 0 .. pi/2, a range that is not positive, or none between them.
     """
 
     azimuth_max: float
@@ -83,26 +83,27 @@ class Volume:
     def __post_init__(self) -> None:
         for name in ("azimuth_max", "elevation_max"):
             value = getattr(self, name)
-            if not 0 < value < math.pi / 2:
+            if not 0 <= value < math.pi / 2:
                 hint = " (degrees?)" if value > math.pi else ""
                 raise InputError(
-                    f"volume.{name}", f"must be above 0 and below pi/2 radians; got {value:g}{hint}"
+                    f"volume.{name}", f"must be 0 or larger and below pi/2 radians; got {value:g}{hint}"
                 )
-        if not (math.isfinite(self.range_min) and self.range_min > 0):
-            raise InputError("volume.range_min", f"must be positive and finite; got {self.range_min:g} m")
-        if not (math.isfinite(self.range_max) and self.range_max >= self.range_min):
+        if not self.range_min > 0:
+            raise InputError("volume.range_min", f"must be positive; got {self.range_min:g} m")
+        if not self.range_max >= self.range_min:
             raise InputError(
                 "volume.range_max",
-                f"must be finite and at least range_min = {self.range_min:g} m; got {self.range_max:g} m",
+                f"must be at least range_min = {self.range_min:g} m; got {self.range_max:g} m",
             )
 
     @classmethod
     def from_spec(cls, spec: SceneSpec | LocateSpec) -> Volume:
         """The volume that sources are drawn from (``SceneSpec``) or searched in (``LocateSpec``)."""
+        unknowns = getattr(spec, "unknowns", ("azimuth", "elevation", "range"))
         return cls(
-            math.radians(spec.azimuth_max_deg),
-            math.radians(spec.elevation_max_deg),
-            spec.range_min_m,
+            math.radians(spec.azimuth_max_deg) if "azimuth" in unknowns else 0.0,
+            math.radians(spec.elevation_max_deg) if "elevation" in unknowns else 0.0,
+            spec.range_min_m if "range" in unknowns else spec.range_max_m,
             spec.range_max_m,
         )
 
@@ -130,7 +131,7 @@ class Volume:
         )
 
     def at_boundary(self, positions: Float[Tensor, "S K 3"]) -> Bool[Tensor, "S K 3"]:
-        """Which coordinates (azimuth, elevation, 1/range) are at the boundary of the volume."""
+        """Which coordinates (azimuth, elevation, 1/range) are at the boundary of the volume, or held."""
         low, high = (positions.new_tensor(limit) for limit in (self.lower, self.upper))
         margin = _BOUNDARY_MARGIN * (high - low)
         return (positions <= low + margin) | (positions >= high - margin)

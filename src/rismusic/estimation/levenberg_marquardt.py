@@ -122,7 +122,7 @@ class _Iterate:
         ridge = torch.full_like(value, _RIDGE)
         step, failed = _solve(B, gradient, free, scale, ridge)
         decrement = (step * (F @ step[..., None])[..., 0]).sum(-1).clamp_min(0).sqrt()
-        decrement = torch.where(failed, torch.inf, decrement)
+        decrement = decrement.masked_fill(failed, torch.inf)
         if history and bool((decrement <= tolerance).any()):
             # A curvature met far from here may make B too large, and its decrement too small.
             plain = -(gradient * _solve(F, gradient, free, scale, ridge)[0]).sum(-1)
@@ -173,14 +173,14 @@ def levenberg_marquardt(
     damping = torch.full_like(now.value, _FIRST_DAMPING)
     end = Minimum(x.clone(), now.value.clone(), torch.zeros_like(now.value, dtype=torch.bool))
     for evaluation in range(steps + 1):
-        # The last step counts as taken where the box does not cut it. After a rough fit it would be a long
-        # one.
-        last = now.x if tolerance >= _ROUGH else now.x + now.newton
-        converged = (now.decrement <= tolerance) & ((last >= low) & (last <= high)).all(-1)
-        done = converged | (damping > _MOST_DAMPING)
-        if evaluation == steps:
-            done = torch.ones_like(done)
-        if done.any():
+        small = now.decrement <= tolerance
+        done = small | (damping > _MOST_DAMPING)
+        if evaluation == steps or done.any():
+            # The last step counts as taken where the box does not cut it. After a rough fit it would be a
+            # long one.
+            last = now.x if tolerance >= _ROUGH else now.x + now.newton
+            converged = small & ((last >= low) & (last <= high)).all(-1)
+            done = converged | (damping > _MOST_DAMPING) if evaluation < steps else torch.ones_like(small)
             gone, reached, keep = live[done], converged[done], ~done
             end.point[gone] = torch.where(reached[:, None], last[done], now.x[done])
             gain = -(now.gradient * (last - now.x)).sum(-1)[done] / 2
@@ -192,17 +192,17 @@ def levenberg_marquardt(
                 break
         trial = torch.minimum(torch.maximum(now.x + now.damped(damping), low), high)
         move = trial - now.x
-        foreseen = -(now.gradient * move).sum(-1)
-        foreseen = foreseen - (move * (now.curvature @ move[..., None])[..., 0]).sum(-1) / 2
+        slope = torch.add(now.gradient, (now.curvature @ move[..., None])[..., 0], alpha=0.5)
+        foreseen = -(slope * move).sum(-1)
         evaluated = evaluate(live, trial)
         if tolerance < _ROUGH:
             history = [*history, (move, evaluated[1] - now.gradient)][-_MEMORY:]
         new = _Iterate.at(trial, evaluated, low, high, history, tolerance)
         gain = now.value - new.value
-        rounding = _ROUNDING * (1 + now.value.abs())
-        near = (now.decrement <= _NEAR * tolerance) & (new.decrement < now.decrement) & (gain > -rounding)
+        near = (now.decrement <= _NEAR * tolerance) & (new.decrement < now.decrement)
+        near = near & (gain > -_ROUNDING * (1 + now.value.abs()))
         better = (gain > 0) | near  # false for NaN
-        good = better & ((gain > 0.5 * foreseen) | near)
+        good = near | (better & (gain > 0.5 * foreseen))
         damping = torch.where(good, damping / 8, torch.where(better, damping, damping * 6))
         damping = damping.clamp_min(_LEAST_DAMPING)
         if better.all():
@@ -231,7 +231,9 @@ def _solve(
     B: Tensor, gradient: Tensor, free: Tensor, scale: Tensor, damping: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The damped step over the free unknowns, 0 for the others; and where B is not positive definite."""
-    unit = B * scale[:, :, None] * scale[:, None, :]
-    factor, failed = torch.linalg.cholesky_ex(unit + torch.diag_embed(torch.where(free, damping[:, None], 1)))
-    step = -scale * torch.cholesky_solve((scale * gradient)[..., None], factor)[..., 0]
-    return torch.where((failed > 0)[:, None], 0, step), failed > 0
+    unit = B * (scale[:, :, None] * scale[:, None])
+    unit.diagonal(dim1=-2, dim2=-1).add_(torch.where(free, damping[:, None], 1))
+    factor, info = torch.linalg.cholesky_ex(unit)
+    failed = info > 0
+    step = torch.cholesky_solve((scale * gradient)[..., None], factor)[..., 0] * -scale
+    return step.masked_fill(failed[:, None], 0), failed

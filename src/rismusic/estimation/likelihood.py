@@ -23,10 +23,10 @@ Trans. ASSP 38 (1990); Golub and Pereyra, "Separable nonlinear least squares", I
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering, steering_with_log_derivatives
@@ -224,9 +224,7 @@ def unconditional(
     J, Fyx, weight, trace = inverse.information(stats.antennas, stats.energy.shape[1])
 
     v = stats.cross - (inverse.gram_t @ C_y)[..., 0]  # sigma^2 X^H W y
-    vx = v.narrow(-1, 0, K)
-    if stats.gram.shape[-1] > K:
-        vx = _and_thrice(vx)
+    vx = v.index_select(-1, inverse.order.owner)
     explained = (C_y.mH @ weights).real[..., 0, 0]
     again = (weights.mH @ inverse.CC @ weights).real[..., 0, 0]
     energy2 = stats.energy - 2 * explained + again  # sigma^4 |W y|^2
@@ -272,6 +270,55 @@ def fisher_information(
     return inverse.information(antennas, repeats * gram.shape[1])[0]
 
 
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """Indices by which the Fisher information is put together, and constants, for K sources.
+
+    Columns of X: K fields and behind them 3K derivatives. Unknowns: 3K coordinates and behind them K powers.
+
+    Args:
+        owner: source of each column.
+        owners: K owner[i] + owner[j] for each pair of columns.
+        unknown_owner: source of each unknown.
+        weight: 1 for a coordinate, 1/2 for a power.
+        from_parts: place of each unknown where the unknowns of each source follow one another, power last.
+        own: K i + owner[i] of the column i of each unknown.
+        conjugate: (1, -1).
+    """
+
+    owner: Int64[Tensor, "C"]
+    owners: Int64[Tensor, "C2"]
+    unknown_owner: Int64[Tensor, "C"]
+    weight: Float[Tensor, "C"]
+    from_parts: Int64[Tensor, "C"]
+    own: Int64[Tensor, "C"]
+    conjugate: Float[Tensor, "2"]
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def of(K: int, derivatives: bool, device: torch.device) -> _Order:
+        """The indices, made once. They also serve computations with gradients."""
+        with torch.inference_mode(False):
+            source = torch.arange(K, device=device)
+            one = torch.ones(K, dtype=torch.float64, device=device)
+            owner, weight, from_parts = source, one / 2, source
+            if derivatives:
+                owner = torch.cat((source, source.repeat_interleave(3)))
+                weight = torch.cat((one.repeat_interleave(3), one / 2))
+                parts = torch.arange(4 * K, device=device).view(K, 4)
+                from_parts = torch.cat((parts[:, :3].flatten(), parts[:, 3]))
+            own = torch.arange(len(owner), device=device) * K + owner
+            return _Order(
+                owner,
+                (owner[:, None] * K + owner).flatten(),
+                _coordinates_first(owner, K),
+                weight,
+                from_parts,
+                _coordinates_first(own, K),
+                torch.tensor((1.0, -1.0), dtype=torch.float64, device=device),
+            )
+
+
 class _InverseCovariance:
     """W = R^-1 = (I - C T C^H) / sigma^2 by Woodbury's identity, which also holds at p = 0.
 
@@ -286,7 +333,7 @@ class _InverseCovariance:
     def __init__(self, gram: Tensor, power: Tensor, noise_variance: Tensor, ridge: float = _RIDGE) -> None:
         K = power.shape[1]
         self.gram, self.K, self.power = gram, K, power
-        self.sigma2 = noise_variance
+        self.sigma2, self.order = noise_variance, _Order.of(K, gram.shape[-1] > K, power.device)
         root = (power / noise_variance[:, None]).sqrt()[:, None, :, None]
         self.XC = gram.narrow(-1, 0, K).contiguous()
         self.CC = self.XC.narrow(-2, 0, K)
@@ -325,10 +372,9 @@ class _InverseCovariance:
 
         # R' = weight (x y^H + y x^H): x = y = c_k, p_k / 2 for the logarithm of a power; x = c_k, y = b_i,
         # weight p_k for a coordinate. Coordinates come first here, powers last.
-        weight = p / 2 if kinds == 1 else torch.cat((p.repeat_interleave(3, dim=-1), p / 2), dim=-1)
-        source = torch.arange(K, device=p.device)
-        column = source if kinds == 1 else torch.cat((source, source.repeat_interleave(kinds - 1)))
-        Fxx = FCC.flatten(-2).index_select(-1, (column[:, None] * K + column).flatten())
+        order = self.order
+        weight = p.index_select(1, order.unknown_owner) * order.weight
+        Fxx = FCC.flatten(-2).index_select(-1, order.owners)
         J = _real_dot(F.flatten(-2), Fxx).unflatten(-1, F.shape[-2:])
         J = _coordinates_first(_coordinates_first(J, K, dim=1), K, dim=2)
         # Products of Y^H W X with its transpose: for each pair of sources one of matrices [kinds, L].
@@ -337,18 +383,17 @@ class _InverseCovariance:
             parts = torch.cat((FC[..., K:, :].unflatten(-2, (K, kinds - 1)), parts), dim=-2)
         parts = parts.permute(0, 2, 4, 3, 1)  # [S, source, other source, kinds, L]
         left = torch.view_as_real(parts.contiguous())
-        right = (left * left.new_tensor((1, -1))).transpose(1, 2)
+        right = (left * order.conjugate).transpose(1, 2)
         cross = (left.flatten(-2) @ right.flatten(-2).mT).transpose(2, 3).flatten(3).flatten(1, 2)
-        order = source * kinds + kinds - 1
-        if kinds > 1:
-            first = (source[:, None] * kinds + torch.arange(kinds - 1, device=p.device)).flatten()
-            order = torch.cat((first, order))
         scaled = weight / sigma2[:, None]
-        J = (J + cross[:, order[:, None], order]) * (2 * repeats * scaled[:, :, None]) * scaled[:, None]
+        J = (
+            (J + cross[:, order.from_parts[:, None], order.from_parts])
+            * (2 * repeats * scaled[:, :, None])
+            * scaled[:, None]
+        )
         # Entries (i, source of i) of Y^H W X and Y^H W W X.
-        own = _coordinates_first(torch.arange(len(column), device=p.device) * K + column, K)
         Fyx, Fyx2 = (
-            torch.view_as_real(value).sum(1)[..., 0].flatten(1).index_select(1, own) * repeats
+            torch.view_as_real(value).sum(1)[..., 0].flatten(1).index_select(1, order.own) * repeats
             for value in (FC, F2)
         )
         by_noise = 2 * Fyx2 * scaled
@@ -361,12 +406,6 @@ def _real_dot(one: Complex[Tensor, "S L X"], other: Complex[Tensor, "S L X"]) ->
     """Re(one^* other), summed over the snapshots."""
     product = (torch.view_as_real(one) * torch.view_as_real(other)).sum(1)
     return product.sum(-1)
-
-
-def _and_thrice(columns: Tensor) -> Tensor:
-    """K columns followed by three copies of each."""
-    thrice = columns[..., None].expand(*columns.shape, 3).flatten(-2)
-    return torch.cat((columns, thrice), dim=-1)
 
 
 def _coordinates_first(value: Tensor, sources: int, dim: int = -1) -> Tensor:

@@ -387,7 +387,7 @@ def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"]
         )
     active = start.active
     azimuth, elevation, distance = (value.double() for value in start.filled())
-    for name, value in (("azimuth", azimuth), ("elevation", elevation), ("range", distance)):
+    for name, value in (("azimuth", azimuth), ("elevation", elevation)):
         if not torch.isfinite(value).all():
             raise InputError(f"start.{name}", "values must be finite, or NaN where there is no source")
     if not (distance > 0).all():

@@ -23,28 +23,32 @@ nominal panel, choose the smallest errors among all that fit equally well.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Complex, Float
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from rismusic.array import Panel, steering, steering_with_log_derivatives
+from rismusic.array import steering, steering_with_log_derivatives
+from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import _SHAPES, whitened
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, unpack
 from rismusic.io import Recording
-from rismusic.operator import Link
 from rismusic.sources import Sources
 
 MAX_ELEMENTS = 1024
 """Largest number of elements, since the equations of the panel are dense."""
 
-_STEPS, _FIRST_DAMPING, _MOST_DAMPING = 25, 1e-3, 1e8
-# The fit has converged when the objective falls by less than this share of itself.
-_TOLERANCE = 1e-5
+# Ridge relative to a unit diagonal.
+_RIDGE = 1e-12
+_STEPS, _FIRST_DAMPING, _MOST_DAMPING = 15, 1e-3, 1e8
+# The fit has converged when a step is below this share of the standard deviations (root mean square).
+_TOLERANCE = 0.05
 # Step of the finite differences by the element positions, in wavelengths.
 _DIFFERENCE = 1e-4
 # Smallest standard deviation of the prior of the offsets, in wavelengths.
@@ -194,10 +198,19 @@ class Problem:
         """Positions moved into the volume."""
         return x if self.known_positions else torch.minimum(torch.maximum(x, self.low), self.high)
 
+    def model(self, at: Unknowns) -> Iterator[_Scenes]:
+        """Models of blocks of scenes at the present unknowns."""
+        N, K = len(self.panel.elements), self.active.shape[1]
+        L, M = self.y.shape[1:]
+        each = 16 * (12 * N * K + 2 * L * N * K + 8 * L * M * K)
+        for block in blocks(len(self), each, self.y.device):
+            yield _Scenes(self, at, block)
+
     def residuals(self, at: Unknowns) -> tuple[Tensor, Tensor]:
         """Symbols [S, L, K] of highest posterior density, and residuals [S, L, M]."""
-        symbols, rest = zip(*(self.scene(i, at).fitted() for i in range(len(self))), strict=True)
-        return torch.stack(symbols), torch.stack(rest)
+        parts = [(one.s, one.rest) for one in self.model(at)]
+        symbols, rest = zip(*parts, strict=True)
+        return torch.cat(symbols), torch.cat(rest)
 
     def value(self, at: Unknowns, prior: Float[Tensor, "_"]) -> Float[Tensor, ""]:
         """Negative log posterior density for fixed variances of noise and prior."""
@@ -207,97 +220,61 @@ class Problem:
 
     def system(self, at: Unknowns, prior: Float[Tensor, "_"], damping: float = 0.0) -> System:
         """The equations of a Gauss-Newton step."""
-        n = len(at.parts())
-        matrix, right = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        N = len(at.e)
+        total = torch.zeros(4 * N, 4 * N, dtype=torch.complex128)
+        right = torch.zeros(4 * N, 1, dtype=torch.complex128)
         back = []
-        for i in range(len(self)):
-            Q, g, B, F, pull = self.scene(i, at).equations()
-            if not self.known_positions:
-                there = self.active[i].repeat_interleave(3)
+        for scenes in self.model(at):
+            for i in range(len(scenes)):
+                coupling, F, pull = scenes.add_equations(i, total, right)
+                if self.known_positions:
+                    continue
                 diagonal = F.diagonal()
-                scale = torch.where(there & (diagonal > _TINY), diagonal.clamp_min(_TINY).rsqrt(), 0)
-                unit = F * scale[:, None] * scale
-                ridge = torch.where(scale > 0, 1e-12 + damping, 1.0)
-                factor = torch.linalg.cholesky(unit + torch.diag(ridge))
-                white = torch.linalg.solve_triangular(factor, scale[:, None] * B.mT, upper=False)
-                aim = torch.linalg.solve_triangular(factor, (scale * pull)[:, None], upper=False)
-                Q, g = Q - white.mT @ white, g - (white.mT @ aim)[:, 0]
-                back.append((factor, scale, white, aim))
-            matrix += Q
-            right += g
+                scale = torch.where(diagonal > _TINY, diagonal.clamp_min(_TINY).rsqrt(), 0)
+                ridge = torch.where(scale > 0, _RIDGE + damping, 1.0)
+                factor = torch.linalg.cholesky(F * scale[:, None] * scale + torch.diag(ridge))
+                columns = torch.cat((_real_rows(coupling, N).mT, pull[:, None]), dim=1)
+                white = torch.linalg.solve_triangular(factor, scale[:, None] * columns, upper=False)
+                back.append((factor, scale, white[:, :-1], white[:, -1:]))
+        matrix, aim = _real_square(total, N), _real_rows(right, N)[:, 0]
+        if back:
+            white = torch.cat([one[2] for one in back])
+            matrix = matrix - white.mT @ white
+            aim = aim - (white.mT @ torch.cat([one[3] for one in back]))[:, 0]
         stiff = 1 / (2 * prior)
-        matrix += torch.diag(stiff)
-        right -= stiff * at.parts()
-        return System(matrix, right, back, damping)
-
-    def scene(self, number: int, at: Unknowns) -> _Scene:
-        """One scene at the present unknowns."""
-        part = self.link[number : number + 1]
-        H, codes = (
-            None if value is None else (value[0] if value.ndim == 3 else value)
-            for value in (part.channel, part.codes)
-        )
-        return _Scene(
-            self.panel.replace(elements=self.panel.elements + at.d),
-            Link(H, codes),
-            self.y[number],
-            self.noise[number],
-            torch.where(self.active[number], self.power[number], _TINY),
-            at.e,
-            at.x[number],
-            self.active[number],
-        )
+        return System(matrix + torch.diag(stiff), aim - stiff * at.parts(), back, damping)
 
 
-class _Scene:
-    """One scene: its model, symbols and normal equations."""
+class _Scenes:
+    """A block of scenes: model, symbols of highest posterior density, and normal equations."""
 
-    def __init__(
-        self,
-        panel: Panel,
-        link: Link,
-        y: Tensor,
-        noise: Tensor,
-        power: Tensor,
-        e: Tensor,
-        x: Tensor,
-        active: Tensor,
-    ) -> None:
-        self.panel, self.link, self.y, self.noise, self.e, self.x = panel, link, y, noise, e, x
-        self.active = active
-        azimuth, elevation, q = x.unbind(-1)
+    def __init__(self, problem: Problem, at: Unknowns, block: slice) -> None:
+        self.panel = problem.panel.replace(elements=problem.panel.elements + at.d)
+        self.link, self.e, self.noise = problem.link[block], at.e, problem.noise[block]
+        self.active, y = problem.active[block], problem.y[block]
+        azimuth, elevation, q = at.x[block].unbind(-1)
         self.place = azimuth, elevation, 1 / q
-        A, slopes = steering_with_log_derivatives(panel, *self.place)
-        there = active.to(torch.float64)
-        self.A = A.to(torch.complex128) * there
-        self.D = slopes * self.A[..., None]
-        C = link.matmul((1 + e)[:, None] * self.A)
-        self.C = C.expand(y.shape[0], -1, -1)
-        inner = self.C.mH @ self.C + torch.diag(noise / power)
+        A, slopes = steering_with_log_derivatives(self.panel, *self.place)
+        self.A = A.to(torch.complex128) * self.active[:, None]  # [S, N, K]
+        self.D = (slopes * self.A[..., None]).flatten(2)  # [S, N, 3 K]
+        self.C = self.link.matmul((1 + at.e)[:, None] * self.A).expand(-1, y.shape[1], -1, -1)
+        power = torch.where(self.active, problem.power[block], 1)
+        inner = self.C.mH @ self.C + torch.diag_embed(self.noise[:, None] / power).unsqueeze(1)
         self.factor = torch.linalg.cholesky(inner)
         self.s = torch.cholesky_solve(self.C.mH @ y[..., None], self.factor)[..., 0]
+        self.rest = y - (self.C @ self.s[..., None])[..., 0]
 
-    def fitted(self) -> tuple[Tensor, Tensor]:
-        """Symbols [L, K] and residuals [L, M]."""
-        return self.s, self.y - (self.C @ self.s[..., None])[..., 0]
+    def __len__(self) -> int:
+        return len(self.rest)
 
-    def equations(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Normal equations after the elimination of the symbols.
+    @cached_property
+    def by_offset(self) -> list[Complex[Tensor, "S N K"]]:
+        """Derivatives of the steering vectors by the offsets, without that of their common norm.
 
-        The symbols are optimal, so that the residual needs no projection.
-
-        Returns:
-            For the 5N unknowns of the panel: matrix and right side; their coupling to the 3K coordinates;
-            matrix and right side of the coordinates.
+        The symbols absorb the norm.
         """
-        N, K = self.A.shape
-        s, rest = self.fitted()
-        response = (1 + self.e)[:, None]
-        codes = self.link.codes if self.link.codes is not None else self.A.new_ones(1, N)
-        H = self.link.channel
-        # Fields on the panel, changed by e and by the offsets: [L, 4, N].
         h = _DIFFERENCE * self.panel.wavelength
-        by_offset = []
+        derivatives = []
         for axis in range(3):
             shift = torch.zeros(3, dtype=torch.float64)
             shift[axis] = h
@@ -305,34 +282,54 @@ class _Scene:
                 steering(self.panel.replace(elements=self.panel.elements + sign * shift), *self.place)
                 for sign in (1, -1)
             )
-            by_offset.append((ahead - behind).to(torch.complex128) * self.active / (2 * h) * response)
-        W = torch.stack([s @ value.mT for value in (self.A, *by_offset)], dim=1) * codes[:, None]
-        L, n = len(W), 4 * N
+            derivatives.append((ahead - behind).to(torch.complex128) * self.active[:, None] / (2 * h))
+        return derivatives
+
+    @cached_property
+    def by_place(self) -> Complex[Tensor, "S L M _"]:
+        """Derivatives of the received signal by the coordinates, [S, L, M, 3 K]."""
+        B = self.link.matmul((1 + self.e)[:, None] * self.D).expand(-1, self.s.shape[1], -1, -1)
+        return B * self.s.repeat_interleave(3, dim=-1)[:, :, None]
+
+    def add_equations(
+        self, i: int, total: Complex[Tensor, "n n"], right: Complex[Tensor, "n 1"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Add the normal equations of a scene for (e, d), without its symbols, to those of other scenes.
+
+        The symbols are optimal, so that the residual needs no projection.
+
+        Returns:
+            Coupling [4N, 3K] of (e, d) to the coordinates, and matrix and right side of the coordinates.
+        """
+        N = len(self.e)
+        s, C, factor, noise = self.s[i], self.C[i], self.factor[i], self.noise[i]
+        H, codes = (
+            None if value is None else (value[i] if value.ndim == 3 else value)
+            for value in (self.link.channel, self.link.codes)
+        )
+        # Fields on the panel, changed by e and by the offsets: [L, 4, N].
+        response = (1 + self.e)[:, None]
+        W = torch.stack([s @ self.A[i].mT, *(s @ (response * D[i]).mT for D in self.by_offset)], dim=1)
+        W = W if codes is None else W * codes[:, None]
         flat = W.flatten(1)
-        HH = torch.eye(N, dtype=torch.complex128) if H is None else H.mH @ H
-        Q = (flat.mH @ flat).unflatten(0, (4, N)).unflatten(2, (4, N)) * HH[:, None, :]
+        Q = (flat.mH @ flat).view(4, N, 4, N)
+        Q *= (torch.eye(N, dtype=Q.dtype) if H is None else H.mH @ H)[:, None, :] / noise
+        total += Q.view_as(total)
 
         def back(columns: Tensor) -> Tensor:
-            """J_l^H of [L, M, c], [L, c, 4 N]."""
-            rows = columns.mH if H is None else columns.mH @ H  # conjugate of H^H columns
+            """Conjugate of J_l^H columns, [L, columns, 4 N]."""
+            rows = columns.mH if H is None else columns.mH @ H
             return (rows[:, :, None] * W[:, None]).flatten(2)
 
-        E = torch.linalg.solve_triangular(self.factor, back(self.C), upper=False).flatten(0, 1)  # [L K, 4 N]
-        whole = Q.reshape(n, n) - E.mH @ E
-        B = self.link.matmul(response * self.D.flatten(1)).expand(L, -1, -1)
-        B = (B.unflatten(-1, (K, 3)) * s[:, None, :, None]).flatten(-2)  # [L, M, 3 K]
-        T = torch.linalg.solve_triangular(self.factor, self.C.mH @ B, upper=False)
-        cross = back(B).conj().sum(0).mT - E.mH @ T.flatten(0, 1)
-        right = back(rest[..., None]).conj().sum((0, 1))
-        F = ((B.mH @ B).sum(0) - (T.mH @ T).sum(0)).real
-        pull = (B.mH @ rest[..., None]).sum(0)[:, 0].real
-        return (
-            _real_square(whole, N) / self.noise,
-            _real_rows(right[:, None], N)[:, 0] / self.noise,
-            _real_rows(cross, N) / self.noise,
-            F / self.noise,
-            pull / self.noise,
-        )
+        E = torch.linalg.solve_triangular(factor, back(C), upper=False).flatten(0, 1)  # [L K, 4 N]
+        total.addmm_(E.mH, E, alpha=-1 / float(noise))
+        right += back(self.rest[i][..., None]).conj().sum(0).mT / noise
+        B = self.by_place[i]
+        T = torch.linalg.solve_triangular(factor, C.mH @ B, upper=False).flatten(0, 1)
+        coupling = back(B).conj().sum(0).mT - E.mH @ T
+        F = (B.mH @ B).sum(0).real - (T.mH @ T).real
+        pull = (B.mH @ self.rest[i][..., None]).sum(0)[:, 0].real
+        return coupling / noise, F / noise, pull / noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -400,7 +397,7 @@ def _iterate(
         prior = torch.cat((errors, offsets))
         at = _normalised(problem, at, prior)
         _update_noise(problem, at, known)
-        if gain < _TOLERANCE * value:
+        if float((step.square() / spread).mean()) < _TOLERANCE**2:
             converged = True
             break
     return at, prior, converged
@@ -456,7 +453,7 @@ def _remaining_error(recording: Recording, problem: Problem, at: Unknowns) -> fl
     reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
     spread = (link.channel * reflected) @ link.channel.mH
     spread = spread * (y.shape[-1] / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
-    C = torch.stack([plain.scene(i, at).C for i in range(len(plain))])  # [S, L, M, K]
+    C = torch.cat([one.C for one in plain.model(at)])  # [S, L, M, K]
     sent = (C * torch.where(plain.active, plain.power, 0)[:, None, None]) @ C.mH
     signal = sent.diagonal(dim1=-2, dim2=-1).real.mean((1, 2))
     eye = torch.eye(y.shape[-1], dtype=y.dtype)

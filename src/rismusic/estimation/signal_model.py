@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.array import WAVES
+from rismusic.array import WAVES, Panel
 from rismusic.errors import InputError
 from rismusic.estimation.classical import fit_known
 from rismusic.estimation.grid import searched_grid
@@ -24,6 +24,8 @@ from rismusic.spec import LocateSpec, SymbolModel, Wave
 
 # Scenes that are fitted, evenly spread over the recording, and sources in each.
 _SCENES, _SOURCES = 8, 3
+# Elements whose spread across their main axis is below this share of that along it form a line.
+_COLLINEAR = 1e-9
 
 
 def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
@@ -49,6 +51,26 @@ def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
         waves = evidence_of_waves(recording, spec)
         recording = replace(recording, wave=max(waves, key=lambda name: waves[name]))
     return recording
+
+
+def for_geometry(spec: LocateSpec, panel: Panel) -> LocateSpec:
+    """The settings without an angle that a line of elements cannot tell.
+
+    The data of a line depend on the angle to the line only. The elevation is held at 0, or the azimuth for a
+    line nearer to the vertical.
+
+    Args:
+        spec: the settings; if their ``unknowns`` are fewer than three, they stay.
+        panel: N elements.
+    """
+    centred = panel.elements - panel.elements.mean(dim=-2, keepdim=True)
+    if len(spec.unknowns) < 3 or panel.size < 2:
+        return spec
+    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
+    if len(values) > 1 and float(values[1]) > _COLLINEAR * float(values[0]):
+        return spec
+    vertical = abs(float(axes[0, 1])) > abs(float(axes[0, 0]))
+    return spec.replace(unknowns=("elevation", "range") if vertical else ("azimuth", "range"))
 
 
 def evidence_of_waves(recording: Recording, spec: LocateSpec | None = None) -> dict[Wave, float]:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Position:
-    """One estimated source. Scenes and sources count from 0; error bars are the bound at the estimate."""
+    """One estimated source. Scenes and sources count from 0; error bars are the bound at the estimate.
+
+    ``range_lower_m`` is the lower limit of the range, from two standard deviations of 1 / range.
+    """
 
     scene: int
     source: int
@@ -26,6 +29,7 @@ class Position:
     elevation_std_deg: float
     range_std_m: float
     power_db: float
+    range_lower_m: float
 
 
 COLUMNS = tuple(field.name for field in fields(Position))
@@ -54,6 +58,7 @@ def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]
                 elevation_std_deg=math.degrees(std[1]),
                 range_std_m=std[2],
                 power_db=float(estimate.snr_db[scene, source]),
+                range_lower_m=float(estimate.range_lower_m[scene, source]),
             )
         )
     return rows

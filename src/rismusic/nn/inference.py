@@ -261,6 +261,8 @@ def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpe
         return f"they are for another panel, {panel}"
     if not own.panel.same_model(recording.panel):
         return f"they do not support the {recording.wave} wave or the element pattern of the recording"
+    if len(spec.unknowns) < 3:
+        return "they estimate all three coordinates"
     if recording.symbols != "independent":
         return f"the symbols are {recording.symbols}, and they were trained with independent ones"
     if recording.frequencies is not None:

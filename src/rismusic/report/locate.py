@@ -372,7 +372,9 @@ def joined(parts: list[Comparison]) -> tuple[Match, Bound | None]:
     if len(bounds) < len(parts):
         return whole, None
     return whole, Bound(
-        torch.cat([bound.covariance for bound in bounds]), torch.cat([bound.range for bound in bounds])
+        torch.cat([bound.covariance for bound in bounds]),
+        torch.cat([bound.range for bound in bounds]),
+        torch.cat([bound.inverse_range_std for bound in bounds]),
     )
 
 

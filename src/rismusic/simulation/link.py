@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Complex, Int
 from torch import Tensor
 
-from rismusic.array import Panel, direction, path_difference
+from rismusic.array import SPEED_OF_LIGHT, Panel, direction, path_difference
 from rismusic.errors import InputError
 from rismusic.operator import Link
 from rismusic.simulation.random_numbers import Draws, Stream
@@ -18,7 +18,7 @@ from rismusic.units import from_db
 
 def draw_channel(
     panel: Panel, spec: ChannelSpec, draws: Draws, dtype: torch.dtype = torch.complex64
-) -> Complex[Tensor, "S M N"] | None:
+) -> Complex[Tensor, "S *F M N"] | None:
     r"""Channel of each scene; None for direct sampling.
 
     A Rician channel is
@@ -29,6 +29,9 @@ def draw_channel(
     Entries of the line of sight have modulus 1 and those of the scatter unit mean power, so that the Rician
     factor :math:`\kappa` is the ratio of their energies.
 
+    With subcarriers, each has a line of sight at its own wavelength; the scatter is the same for all (flat
+    fading).
+
     Args:
         panel: N elements.
         spec: kind of channel, and limits of the position of the base station.
@@ -36,10 +39,21 @@ def draw_channel(
         dtype: complex64 or complex128.
 
     Returns:
-        H, complex [S, M, N], or None.
+        H, complex [S, M, N], [S, F, M, N] with F subcarriers, or None.
     """
     if spec.kind == "direct":
         return None
+    if panel.subcarriers > 1:
+        spacing, each = spec.antenna_spacing_wavelengths * panel.wavelength, []
+        for frequency in panel.frequencies:
+            one = panel.replace(frequencies=(), wavelength=SPEED_OF_LIGHT / frequency)
+            # The antennas stay where they are.
+            H = draw_channel(
+                one, spec.replace(antenna_spacing_wavelengths=spacing / one.wavelength), draws, dtype
+            )
+            assert H is not None
+            each.append(H)
+        return torch.stack(each, dim=1)
     scatter = draws.complex_normal(Stream.SCATTER, spec.antennas, panel.size, dtype=dtype)
     if spec.kind == "rayleigh":
         return scatter
@@ -227,7 +241,8 @@ def impair(
         L = link.codes.shape[-2]
         phase = phase + spec.code_phase_rad * draws.normal(Stream.CODE_PHASE, L, N, dtype=real)
     response = torch.polar((gain * alive).expand_as(phase).contiguous(), phase)
-    actual = Link(link.channel, response if link.codes is None else link.codes * response)
+    codes = response if link.codes is None else link.codes * response
+    actual = Link(link.channel, codes, subcarriers=link.subcarriers)
     if spec.position_wavelengths == 0:
         return panel, actual
     offset = 2 * fixed.uniform(Stream.DISPLACEMENT, N, 3, dtype=torch.float64) - 1

@@ -49,6 +49,7 @@ class Stream(IntEnum):
     BETA = 15
     HIDDEN_NOISE = 16
     DROPOUT = 17
+    PILOTS = 18
 
 
 class Draws:

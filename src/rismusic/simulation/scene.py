@@ -89,14 +89,31 @@ def complete_sources(spec: SceneSpec, sources: Sources, snapshots: int, draws: D
 def draw_symbols(
     kind: SymbolKind, sources: int, snapshots: int, draws: Draws, dtype: torch.dtype = torch.complex64
 ) -> Complex[Tensor, "S K L"]:
-    """Symbols of unit mean power: ``gaussian``, ``qpsk``, or ``static`` (one random phase per source)."""
+    """Symbols of unit mean power: ``gaussian``, ``qpsk``, or one random phase per source (``constant``).
+
+    Those of ``pilots`` are :func:`draw_pilots` with one random phase per source.
+    """
     if kind == "gaussian":
         return draws.complex_normal(Stream.SYMBOLS, sources, snapshots, dtype=dtype)
     if kind == "qpsk":
         turns = (draws.integers(Stream.SYMBOLS, 4, sources, snapshots).to(dtype.to_real()) + 0.5) / 4
     else:
         turns = draws.uniform(Stream.SYMBOLS, sources, 1, dtype=dtype.to_real()).expand(-1, -1, snapshots)
+    if kind == "pilots":
+        turns = turns + _pilot_turns(sources, snapshots, draws, dtype.to_real())
     return torch.polar(torch.ones_like(turns), 2 * math.pi * turns)
+
+
+def draw_pilots(
+    sources: int, snapshots: int, draws: Draws, dtype: torch.dtype = torch.complex64
+) -> Complex[Tensor, "S L K"]:
+    """Pilots of each source, random QPSK symbols."""
+    turns = _pilot_turns(sources, snapshots, draws, dtype.to_real())
+    return torch.polar(torch.ones_like(turns), 2 * math.pi * turns).mT
+
+
+def _pilot_turns(sources: int, snapshots: int, draws: Draws, dtype: torch.dtype) -> Tensor:
+    return (draws.integers(Stream.PILOTS, 4, sources, snapshots).to(dtype) + 0.5) / 4
 
 
 def _powers(spec: SceneSpec, distance: Tensor, active: Tensor, draws: Draws) -> Tensor:

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel
+from rismusic.array import SPEED_OF_LIGHT, Panel
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
 from rismusic.simulation.link import draw_channel, draw_codes, impair
 from rismusic.simulation.random_numbers import Draws, Split, Stream
-from rismusic.simulation.scene import complete_sources, draw_sources
+from rismusic.simulation.scene import complete_sources, draw_pilots, draw_sources
 from rismusic.sources import Sources, check_sources
-from rismusic.spec import PanelSpec, SystemSpec, limits
+from rismusic.spec import PanelSpec, SymbolModel, SystemSpec, WidebandSpec, limits
 from rismusic.units import from_db
 
 
@@ -65,6 +65,7 @@ class Simulator:
         self.seed, self.split = seed, split
         self.device, self.dtype = device_of(device), dtype
         self.panel = (panel or Panel.from_spec(self.spec.panel)).to(self.device)
+        self.panel = self.panel.replace(frequencies=_frequencies(self.spec.wideband, self.panel.wavelength))
         self._shape = self.spec.panel
         if panel is not None and panel.size != self._shape.rows * self._shape.columns:
             if link is None and self.spec.channel.kind != "direct" and self.spec.codebook.kind == "dft":
@@ -97,9 +98,17 @@ class Simulator:
         draws = Draws(self.seed, self.split, scenes.to(self.device))
         nominal, acting, actual = self._fixed or self._link(draws)
         L = self.spec.codebook.snapshots if nominal.codes is None else nominal.codes.shape[-2]
-        truth = self._truth(scenes.to(self.device), L, draws)
+        F = self.panel.subcarriers
+        truth = self._truth(scenes.to(self.device), L * F, draws)
+        symbols, pilots = self._symbol_model(truth, L, draws)
         snapshots, noise_variance = self._receive(truth, acting, actual, draws)
+        if F > 1:
+            snapshots = snapshots.unflatten(1, (F, L))
+        frequencies = self.panel.frequencies
         return Recording(
+            symbols=symbols,
+            pilots=pilots,
+            frequencies=snapshots.real.new_tensor(frequencies, dtype=torch.float64) if frequencies else None,
             wavelength=self.panel.wavelength,
             wave=self.panel.wave,
             pattern_exponent=self.panel.pattern_exponent,
@@ -133,6 +142,19 @@ class Simulator:
             given = given[scenes]
         return complete_sources(self.spec.scene, given, snapshots, draws)
 
+    def _symbol_model(
+        self, truth: Sources, snapshots: int, draws: Draws
+    ) -> tuple[SymbolModel, Tensor | None]:
+        """What the recording states of the symbols, and the pilots."""
+        kind = self.spec.scene.symbols
+        if self._sources is not None and self._sources.symbols is not None:
+            return "independent", None
+        if kind == "constant":
+            return "constant", None
+        if kind != "pilots":
+            return "independent", None
+        return "known", draw_pilots(truth.azimuth.shape[-1], snapshots, draws, self.dtype.to_complex())
+
     def scenes(self, start: int, stop: int) -> Recording:
         """Scenes ``start`` to ``stop - 1``."""
         return self(torch.arange(start, stop, device=self.device))
@@ -152,8 +174,9 @@ class Simulator:
         elif self.spec.channel.kind == "direct":
             nominal = Link()
         else:
+            codes = draw_codes(self._shape, self.spec.codebook, draws, dtype)
             channel = draw_channel(self.panel, self.spec.channel, draws, dtype)
-            nominal = Link(channel, draw_codes(self._shape, self.spec.codebook, draws, dtype))
+            nominal = Link(channel, codes, subcarriers=self.panel.subcarriers)
         return nominal, *impair(self.panel, nominal, self.spec.hardware, draws, self._of_panel)
 
     def _receive(
@@ -162,7 +185,12 @@ class Simulator:
         """Snapshots and noise variance; the noise is scaled to the requested SNR of the realised signal."""
         assert sources.symbols is not None
         symbols = torch.where(sources.active[..., None], sources.symbols, 0)
-        field = symbols.mT @ sources.steering(acting).mT
+        A, F = sources.steering(acting), acting.subcarriers
+        if F == 1:
+            field = symbols.mT @ A.mT
+        else:
+            each = symbols.unflatten(-1, (F, -1)).movedim(1, -1)  # [S, F, L, K]
+            field = (each @ A.unflatten(-2, (F, -1)).mT).flatten(1, 2)
         signal = actual.apply(field)
         power = 2 * torch.view_as_real(signal).square().mean(dim=(-3, -2, -1))
         if not (power > 0).all():
@@ -268,4 +296,19 @@ def _check_link(link: Link, panel: Panel) -> None:
 
 def _first(link: Link) -> Link:
     """A link drawn as a batch of one, without its scene axis."""
-    return Link(*(part if part is None or part.ndim == 2 else part[0] for part in (link.channel, link.codes)))
+    return link.shared(0)
+
+
+def _frequencies(spec: WidebandSpec, wavelength: float) -> list[float]:
+    """The subcarriers around the carrier; none for a narrowband signal."""
+    if spec.subcarriers == 1:
+        return []
+    spacing = spec.bandwidth_hz / spec.subcarriers
+    carrier = SPEED_OF_LIGHT / wavelength
+    lowest = carrier - spacing * (spec.subcarriers - 1) / 2
+    if lowest <= 0:
+        raise InputError(
+            "wideband.bandwidth_hz",
+            f"must be below twice the carrier, {carrier:.4g} Hz; got {spec.bandwidth_hz:g}",
+        )
+    return [lowest + spacing * f for f in range(spec.subcarriers)]

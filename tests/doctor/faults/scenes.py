@@ -75,7 +75,7 @@ def _panel(change: Callable[[Tensor, float], tuple[Tensor, float]]) -> Plant:
 
 
 def _static(original: Callable[..., Tensor], *given: Any) -> Tensor:
-    return original("static", *given[1:])
+    return original("constant", *given[1:])
 
 
 def _scattered(original: Callable[..., Any], panel: Any, spec: Any, *given: Any, **named: Any) -> Any:
