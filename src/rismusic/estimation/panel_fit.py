@@ -126,11 +126,9 @@ def fit_panel(
     )
     problem = Problem(white, active, power, volume, known_positions=known_positions)
     end, variance, converged = _iterate(problem, unknowns, panel_error, position_error)
-    spread = problem.system(end, variance).spread()
-    N2 = 2 * N
     return PanelFit(
         response=1 + end.e,
-        response_std=(spread[:N] + spread[N:N2]).sqrt(),
+        response_std=_response_std(problem.system(end, variance), variance),
         offsets=end.d,
         sources=start if known_positions else pack(end.x, active),
         noise=problem.noise,
@@ -352,9 +350,10 @@ class System:
             )
         return step[:, 0], follow
 
-    def spread(self) -> Float[Tensor, "n"]:
-        """Posterior variances of the panel's unknowns."""
-        return torch.cholesky_inverse(torch.linalg.cholesky(self.matrix)).diagonal() / 2
+    @cached_property
+    def covariance(self) -> Float[Tensor, "n n"]:
+        """Posterior covariance of the panel's unknowns."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.matrix)) / 2
 
 
 def _iterate(
@@ -386,7 +385,7 @@ def _iterate(
                 break
             continue
         at, damping = new, max(damping / 5, 1e-9)
-        spread = system.spread()
+        spread = system.covariance.diagonal()
         energy = (at.parts().square() + spread) / 2
         errors = (rate + energy[: 2 * N]) / (shape + 0.5)
         known = float((1 - spread / prior).clamp(0, 1).sum())
@@ -413,6 +412,15 @@ def _normalised(problem: Problem, at: Unknowns, prior: Float[Tensor, "_"]) -> Un
     factor = (weight * (1 + at.e)).sum() / weight.sum()
     problem.power = problem.power * factor.abs().square()
     return Unknowns((1 + at.e) / factor - 1, at.d, at.x)
+
+
+def _response_std(system: System, prior: Float[Tensor, "_"]) -> Float[Tensor, "N"]:
+    """Standard deviations of the responses whose common factor is fixed as in :func:`_normalised`."""
+    N = len(prior) // 5
+    weight = 1 / (prior[:N] + prior[N : 2 * N])
+    fixed = torch.eye(N, dtype=prior.dtype) - weight / weight.sum()
+    parts = (system.covariance[:N, :N], system.covariance[N : 2 * N, N : 2 * N])
+    return torch.stack([(fixed @ part @ fixed.mT).diagonal() for part in parts]).sum(0).sqrt()
 
 
 def _update_noise(problem: Problem, at: Unknowns, known: float) -> None:

@@ -83,7 +83,7 @@ class PanelCalibration:
         """The recording as one of the calibrated panel.
 
         The responses multiply the codes, and the offsets are added to the elements. A directly sampled array
-        gets codes of one row.
+        gets the responses as codes.
 
         Args:
             recording: scenes of the same panel.
@@ -97,8 +97,7 @@ class PanelCalibration:
         if recording.codes is not None:
             codes = recording.codes * response
         else:
-            L = 1 if recording.symbols == "independent" and recording.frequencies is None else y.shape[-2]
-            codes = response.expand(L, -1)
+            codes = response.expand(y.shape[-2], -1)
         elements = recording.elements + self.offsets.to(recording.elements)
         return replace(recording, codes=codes, elements=elements)
 
@@ -159,7 +158,9 @@ class PanelCalibration:
             raise InputError(str(path), "does not exist")
         with open_hdf5(path) as file:
             try:
-                return cls(**_fields(file))
+                fields = _fields(file)
+                _check({name: fields[name] for name in _SHAPES})
+                return cls(**fields)
             except InputError as error:
                 raise InputError(str(path), f"{error.field} {error.problem}") from None
 
