@@ -18,8 +18,9 @@ from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
+from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.estimation.noise import noise_of
-from rismusic.estimation.panel_fit import MAX_ELEMENTS, PanelFit, fit_panel
+from rismusic.estimation.panel_fit import MAX_ELEMENTS, PanelFit, error_in_new_scenes, fit_panel
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.io.calibration import PanelCalibration
@@ -31,6 +32,8 @@ from rismusic.spec import CalibrateSpec, LocateSpec
 _BAD_FIT = 2.0
 # Errors that change from snapshot to snapshot, as a share of panel_error, before they are estimated.
 _FIRST_REMAINING = 0.3
+# Number of scenes from which the remaining error is measured in one of so many scenes, held out.
+_LEAST_SCENES, _HELD_OUT = 10, 5
 _LOG = logging.getLogger("rismusic.calibrate")
 
 
@@ -103,7 +106,39 @@ def calibrate_panel(
         located_by = located_by.replace(panel_error=remaining)
         _LOG.info("round %d: %d of %d scenes, remaining error %.3g", number, used.sum(), len(used), remaining)
     assert calibration is not None
-    return calibration
+    assert first is not None
+    if int(used.sum()) < _LEAST_SCENES:
+        return calibration
+    measured = _measured_error(recording, first, used, volume, chosen, remaining, found)
+    return replace(calibration, remaining_error=measured)
+
+
+def _measured_error(
+    recording: Recording,
+    fit: PanelFit,
+    used: Bool[Tensor, "S"],
+    volume: Volume,
+    spec: CalibrateSpec,
+    remaining: float,
+    known: Sources | None,
+) -> float:
+    """The remaining error, measured in every fifth scene with a panel that is fitted to the others."""
+    held = torch.arange(int(used.sum())) % _HELD_OUT == 0
+    part, sources = recording[used.nonzero()[:, 0]], fit.sources
+    other = fit_panel(
+        part[~held],
+        sources[~held],
+        volume,
+        panel_error=spec.panel_error,
+        position_error=spec.position_error_wavelengths * recording.wavelength,
+        remaining_error=remaining,
+        known_positions=known is not None,
+    )
+    test, there = part[held], sources[held]
+    if known is None:
+        made = replace(_as_calibration(recording, other, used), remaining_error=0.0).apply(test)
+        there = nfmle(replace(made, noise_variance=None), there, volume, criterion="unconditional").sources
+    return error_in_new_scenes(test, replace(there, power=None, symbols=None), other)
 
 
 def _fit(

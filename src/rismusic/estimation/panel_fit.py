@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -437,37 +437,78 @@ def _update_noise(problem: Problem, at: Unknowns, known: float) -> None:
 
 
 def _remaining_error(recording: Recording, problem: Problem, at: Unknowns) -> float:
-    """Root mean square of the response errors that the noise of the fit contains, by maximum likelihood.
+    """Root mean square of the response errors that the noise of the fit contains, and of those of the fit.
 
-    Such errors have the covariance of the whitening, coloured like the field, and noise is white. With
-    Gaussian symbols the snapshots have the covariance of symbols, errors and noise together. A recorded noise
-    variance is taken as known. In a directly sampled array the errors are as white as noise, and are taken to
-    be 0.
-
-    The variance of the fitted responses adds to it: in new scenes it causes as much error as it has removed
-    of the noise in these.
+    In new scenes the errors of the fit add as much to the residual as the fit has removed of it in these.
     """
     _, L, M = problem.y.shape
     share = min(problem.known / (L * M), 1 - _LEAST_FREEDOM)
     level = problem.noise / (_squared(problem.y).mean((1, 2)) - problem.noise).clamp_min(_TINY)
-    of_fit = math.sqrt(share * float(level.median()))
-    if recording.channel is None:
-        return of_fit
     plain = Problem(
         whitened(recording, 0.0), problem.active, problem.power, _EVERYWHERE, known_positions=True
     )
-    link, y = plain.link, plain.y
-    assert link.channel is not None
-    reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
-    spread = (link.channel * reflected) @ link.channel.mH
-    spread = spread * (y.shape[-1] / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
-    C = torch.cat([one.C for one in plain.model(at)])  # [S, L, M, K]
-    sent = (C * torch.where(plain.active, plain.power, 0)[:, None, None]) @ C.mH
+    known = recording.noise_variance is not None
+    inside = _error_in_noise(plain, at, problem.noise, known_noise=known, share=share)
+    return math.hypot(inside, math.sqrt(share * float(level.median())))
+
+
+def error_in_new_scenes(recording: Recording, sources: Sources, fit: PanelFit) -> float:
+    """Root mean square of the response errors of a fitted panel in scenes that the fit has not seen.
+
+    Args:
+        recording: S scenes with the nominal panel.
+        sources: their positions under the fitted panel.
+        fit: of other scenes.
+    """
+    positions, active = unpack(sources, recording)
+    plain = whitened(recording, 0.0)
+    codes = fit.response if plain.codes is None else plain.codes * fit.response
+    if plain.codes is None:
+        codes = codes.expand(plain.snapshots.shape[1], -1)
+    panel = replace(
+        plain, codes=codes.to(plain.snapshots.dtype), elements=plain.elements + fit.offsets.to(plain.elements)
+    )
+    power, noise = fit_power_noise(replace(panel, noise_variance=None), positions, active)
+    power = torch.where(active, power.double(), 1).clamp_min(_TINY)
+    problem = Problem(panel, active, power, _EVERYWHERE, known_positions=True)
+    N = len(fit.response)
+    nothing = torch.zeros(N, dtype=torch.complex128), torch.zeros(N, 3, dtype=torch.float64)
+    known = recording.noise_variance is not None
+    return _error_in_noise(
+        problem, Unknowns(*nothing, positions), noise.double(), known_noise=known, share=0.0
+    )
+
+
+def _error_in_noise(
+    problem: Problem, at: Unknowns, noise: Float[Tensor, "S"], *, known_noise: bool, share: float
+) -> float:
+    """Root mean square of the response errors that are part of the noise, by maximum likelihood.
+
+    Such errors have the covariance of the whitening, coloured like the field, and noise is white. With
+    Gaussian symbols the snapshots have the covariance of symbols, errors and noise together. In a directly
+    sampled array the errors are as white as noise; they are taken to be 0 if the noise variance is not known.
+
+    Args:
+        problem: scenes that are not whitened.
+        at: the panel, and positions.
+        noise: variance of noise and errors together, where the noise variance is not known.
+        known_noise: whether the noise variance of the problem is that of the noise alone.
+        share: share of the residual that the fit has removed.
+    """
+    link, y = problem.link, problem.y
+    M = y.shape[-1]
+    eye = torch.eye(M, dtype=y.dtype)
+    if link.channel is None and not known_noise:
+        return 0.0
+    spread = eye
+    if link.channel is not None:
+        reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
+        spread = (link.channel * reflected) @ link.channel.mH
+        spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
+    C = torch.cat([one.C for one in problem.model(at)])  # [S, L, M, K]
+    sent = (C * torch.where(problem.active, problem.power, 0)[:, None, None]) @ C.mH
     signal = sent.diagonal(dim1=-2, dim2=-1).real.mean((1, 2))
-    eye = torch.eye(y.shape[-1], dtype=y.dtype)
-    given = recording.noise_variance is not None
-    levels = (1.0,) if given else _NOISE_LEVELS
-    scale = plain.noise if given else problem.noise
+    scale, levels = (problem.noise, (1.0,)) if known_noise else (noise, _NOISE_LEVELS)
 
     def cost(error: float) -> float:
         """Least negative log-likelihood over the levels of noise."""
@@ -481,7 +522,7 @@ def _remaining_error(recording: Recording, problem: Problem, at: Unknowns) -> fl
         return float(torch.stack(values).amin(0).sum())
 
     best = minimize_scalar(cost, bounds=(0.0, _LARGEST_ERROR), method="bounded", options={"xatol": 1e-3})
-    return math.hypot(float(best.x), of_fit)
+    return float(best.x)
 
 
 _EVERYWHERE = Volume(math.pi / 2 - 1e-6, math.pi / 2 - 1e-6, 1e-3, 1e9)
