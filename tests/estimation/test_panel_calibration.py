@@ -92,7 +92,7 @@ def test_a_direct_array_gets_the_responses_as_codes():
     made = simulate(
         scenes=20, **SETTINGS | {"channel": {"kind": "direct"}, "hardware": HARDWARE.replace(dead_fraction=0)}
     )
-    found = calibrate_panel(made, made.truth, position_error_wavelengths=0)
+    found = calibrate_panel(made, made.truth, position_error_wavelengths=0, rounds=1)
     applied = found.apply(made)
     assert applied.codes.shape == (10, N)
     torch.testing.assert_close(applied.codes[3].to(torch.complex128), found.response, atol=1e-6, rtol=1e-6)
@@ -199,7 +199,7 @@ def test_plot(calibration):
 
 
 def test_command(recording, response, tmp_path, capsys):
-    write(recording, tmp_path / "all.h5")
+    write(tmp_path / "all.h5", recording)
     lines = ["scene,source,azimuth_deg,elevation_deg,range_m"]
     truth = recording.truth
     for scene in range(len(recording)):
@@ -210,7 +210,21 @@ def test_command(recording, response, tmp_path, capsys):
     table.write_text("\n".join(lines) + "\n")
     command = ["calibrate", str(tmp_path / "all.h5"), "-o", str(tmp_path / "panel.h5")]
     plot = ["--plot", str(tmp_path / "panel.png")]
-    assert main([*command, "--known-positions", str(table), "--position-error-wavelengths", "0", *plot]) == 0
+    assert (
+        main(
+            [
+                *command,
+                "--known-positions",
+                str(table),
+                "--position-error-wavelengths",
+                "0",
+                "--rounds",
+                "1",
+                *plot,
+            ]
+        )
+        == 0
+    )
     assert "remaining error" in capsys.readouterr().err
     assert _error(PanelCalibration.load(tmp_path / "panel.h5").response, response) < 0.03
     assert (tmp_path / "panel.png").stat().st_size > 5000
