@@ -1,10 +1,13 @@
 # Everything from nothing: needs Python 3.11 or newer and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+WITHOUT_FCNTL := tests/files/test_platforms.py tests/files/test_small_files.py \
+	tests/tuning/test_storage.py tests/nn/test_train_folder.py \
+	--deselect tests/nn/test_train_folder.py::test_from_the_command_line_and_from_python
 NUMERICAL := tests/estimation tests/hybrid tests/test_crb.py
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-cpu lint docs benchmarks clean
+.PHONY: demo test test-cpu test-no-fcntl lint docs benchmarks clean
 
 # A recording that this code did not make, with its truth inside.
 demo: .venv/.base
@@ -20,6 +23,11 @@ test: .venv/.dev
 test-cpu: .venv/.dev
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/pytest -q -n 2 --dist loadscope $(NUMERICAL)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/pytest -q -n 2 --dist loadscope $(NUMERICAL)
+
+# As on a platform without fcntl: it cannot be imported, in no process.
+test-no-fcntl: .venv/.dev
+	HIDDEN_MODULES=fcntl PYTHONPATH=tests/hidden $(BIN)/pytest -q -p no:xdist \
+		-W "ignore:only soft file lock" $(WITHOUT_FCNTL)
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -17,7 +17,7 @@ from rismusic.nn.losses import Targets, total_loss
 from rismusic.nn.network import Network
 from rismusic.nn.spec import NetworkSpec, TrainSpec
 
-SIZES = {"tiny": NetworkSpec.tiny(), "base": NetworkSpec.base()}
+SIZES = {"tiny": NetworkSpec.tiny(), "base": NetworkSpec()}
 STEPS = 6
 
 

@@ -30,7 +30,19 @@ from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "io" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
-COMMANDS = ("", "simulate", "check", "locate", "calibrate", "bound", "bench", "train", "tune", "doctor")
+COMMANDS = (
+    "",
+    "simulate",
+    "check",
+    "locate",
+    "calibrate",
+    "bound",
+    "plan",
+    "bench",
+    "train",
+    "tune",
+    "doctor",
+)
 MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",
@@ -38,6 +50,11 @@ MEANINGS = {
     "channel": "H from the panel to the receiver; absent with direct sampling (M = N)",
     "codes": "RIS configurations c; absent with direct sampling",
     "noise_variance": "σ² = E|n|² of the complex noise at one receiver output; optional",
+    "noise_covariance": "covariance of the noise at the receiver outputs; optional, white noise without it",
+    "pilots": "known symbols, with `symbols` = `known`",
+    "times": "time of each scene in seconds; optional",
+    "frequencies": "F subcarriers in hertz; optional. With them `snapshots` are [S, F, L, M], `channel` is "
+    "[F, M, N] or [S, F, M, N], `truth/symbols` [S, K_max, F L]",
     "pose": "transform from the panel frame to a room frame; optional",
     "truth/azimuth": "radians, NaN where there is no source; optional",
     "truth/elevation": "radians, NaN where there is no source; with `truth/azimuth`",
@@ -114,7 +131,18 @@ def fields() -> str:
     axes = {"K": "K_max"}
     rows = [
         ("attribute `format`", "text", "`rismusic/1`"),
-        ("attribute `wavelength`", "real number", "metres"),
+        ("attribute `wavelength`", "real number", "metres; with `frequencies`, that of the design frequency"),
+        ("attribute `wave`", "text", "`spherical` (default), `uniform`, `fresnel` or `paraxial`; optional"),
+        (
+            "attribute `pattern_exponent`",
+            "real number",
+            "q of the element pattern cos^q; 0 (default): isotropic",
+        ),
+        (
+            "attribute `symbols`",
+            "text",
+            "`independent` (default), `constant` or `known` (default with `pilots`)",
+        ),
     ]
     for field in FIELDS.values():
         shape = [axes.get(axis, axis) for axis in field.axes]

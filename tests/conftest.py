@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import config, install_import_hook
+
+if "fcntl" in os.environ.get("HIDDEN_MODULES", ""):  # make test-no-fcntl
+    with pytest.raises(ModuleNotFoundError, match="is hidden by the tests"):
+        importlib.import_module("fcntl")
 
 install_import_hook("rismusic", "beartype.beartype")
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ ORDER = [
     ["files", "registry", "devices", "records"],
     ["spec"],
     ["units", "array"],
-    ["operator", "simulation.random_numbers"],
+    ["operator", "link_budget", "simulation.random_numbers"],
     ["sources"],
     ["io"],
     ["simulation", "covariance", "estimation.likelihood"],

@@ -120,10 +120,10 @@ def test_bound_curves_have_plain_numbers():
 
 
 def test_the_figure_of_bounds_fits_a_column():
-    rows = [BoundRow(K, snr, *(4 * [K * 10 ** (-snr / 20)])) for K in (1, 2, 5) for snr in (0.0, 10.0, 20.0)]
+    rows = [BoundRow(K, snr, *(5 * [K * 10 ** (-snr / 20)])) for K in (1, 2, 5) for snr in (0.0, 10.0, 20.0)]
     figure = bound_figure(rows, width_mm=88.9)
     check_print(figure, 88.9)
-    assert [len(ax.get_lines()) for ax in figure.axes] == [3, 3]
+    assert [len(ax.get_lines()) for ax in figure.axes] == [3, 3, 3]
 
 
 def test_bound_table_falls_with_snr_and_rises_with_sources():

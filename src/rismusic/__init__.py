@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from rismusic.errors import InputError
 from rismusic.registry import register_estimator, register_network, register_spectrum
 from rismusic.renames import renamed_name
-from rismusic.spec import SystemSpec
+from rismusic.spec import LinkBudgetSpec, SystemSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rismusic.array import Panel, steering, steering_with_derivatives
     from rismusic.benchmark.bound_table import bound_table
+    from rismusic.benchmark.planning import PlanResult, plan
     from rismusic.benchmark.run import Benchmark, bench, merge_benchmarks
     from rismusic.benchmark.spec import BenchSpec
     from rismusic.checks import check
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         write,
     )
     from rismusic.io.calibration import PanelCalibration
+    from rismusic.link_budget import LinkBudget, compute_link_budget
     from rismusic.metrics import Match, Score, match, score
     from rismusic.nn.network import GridNetwork, Prediction
     from rismusic.nn.spec import TrainSpec
@@ -97,6 +99,11 @@ _HOME = {
     "unconditional_crb": "crb",
     "recording_crb": "crb",
     "bound_table": "benchmark.bound_table",
+    # plan a system
+    "LinkBudget": "link_budget",
+    "compute_link_budget": "link_budget",
+    "plan": "benchmark.planning",
+    "PlanResult": "benchmark.planning",
     # compare methods
     "match": "metrics",
     "Match": "metrics",
@@ -130,6 +137,7 @@ _HOME = {
 
 __all__ = [
     "InputError",
+    "LinkBudgetSpec",
     "SystemSpec",
     "__version__",
     "register_estimator",

@@ -80,6 +80,23 @@ class Bound:
         """Joint bound of the three coordinates of each source; the other sources are unknown too."""
         return self.covariance.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
+    def position_error(self, elevation: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:
+        r"""Position error bound in metres: the square root of the trace of the Cartesian covariance.
+
+        The derivatives of a position by azimuth, elevation and range are orthogonal, so that
+
+        .. math:: \mathrm{PEB}^2 = r^2 \cos^2\theta\, \sigma_\varphi^2 + r^2 \sigma_\theta^2 + \sigma_r^2.
+
+        A known coordinate contributes nothing; one that the data do not determine makes it infinite.
+
+        Args:
+            elevation: true elevations in radians, [..., K].
+        """
+        scale = torch.stack((self.range * elevation.cos(), self.range, torch.ones_like(self.range)), dim=-1)
+        error = self.std * scale
+        known = error.isnan() & ~self.range.isnan()[..., None]
+        return error.masked_fill(known, 0).norm(dim=-1)
+
 
 def conditional_crb(
     panel: Panel,

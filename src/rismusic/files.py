@@ -20,6 +20,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from rismusic.errors import InputError
 
 PLOT_ENDINGS = (".png", ".pdf", ".svg")
@@ -191,32 +193,43 @@ class OutputFile:
             InputError: see :func:`check_output`.
             OSError: the file cannot be written.
         """
-        check_output(self.path, overwrite=self._overwrite)
-        _sync(self.temporary)
-        if self._overwrite:
-            self.temporary.replace(self.path)
-        else:
-            self._publish()
-        if os.name == "posix":
-            _sync(self.path.parent)
+        publish(self.temporary, self.path, overwrite=self._overwrite)
 
     def discard(self) -> None:
         """Remove the temporary file, if it is still there."""
         self.temporary.unlink(missing_ok=True)
 
-    def _publish(self) -> None:
-        """Rename, unless another process has written the file meanwhile."""
+
+def publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a complete file its name. After a power cut the file is either the old or the new one.
+
+    Args:
+        temporary: the complete file, in the same folder.
+        path: its name.
+        overwrite: whether to replace an existing file.
+
+    Raises:
+        InputError: see :func:`check_output`; or another process has written the file meanwhile.
+        OSError: the file cannot be written.
+    """
+    check_output(path, overwrite=overwrite)
+    _sync(temporary)
+    if overwrite:
+        temporary.replace(path)
+    else:
         try:
-            os.link(self.temporary, self.path)
+            os.link(temporary, path)
         except FileExistsError:
             raise InputError(
-                str(self.path), "another process has written the file meanwhile; it was left as it is"
+                str(path), "another process has written the file meanwhile; it was left as it is"
             ) from None
         except OSError:  # a file system without hard links
-            check_output(self.path, overwrite=False)
-            self.temporary.rename(self.path)
-            return
-        self.temporary.unlink()
+            check_output(path, overwrite=False)
+            temporary.rename(path)
+        else:
+            temporary.unlink()
+    if os.name == "posix":
+        _sync(path.parent)
 
 
 @contextmanager
@@ -246,6 +259,58 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
     """
     with replace_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Convert errors of writing a file to :class:`~rismusic.errors.InputError`.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(str(path), f"cannot write: {failure(error)}") from error
+
+
+@contextmanager
+def locked(path: Path, field: str, sentence: str) -> Iterator[None]:
+    """Hold a lock file with the number of this process. It ends with the process, however that ends.
+
+    Args:
+        path: the lock file.
+        field: what it locks, for the error message.
+        sentence: what to say if another process holds the lock.
+
+    Raises:
+        InputError: another process holds the lock, or the file cannot be written.
+    """
+    check_regular(path)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(field, f"{sentence} (process {_holder(path)})") from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot write: {failure(error)}") from error
+    try:
+        # Without locks of the operating system the library writes the number itself.
+        if _holder(path) != str(os.getpid()):
+            with writing(path):
+                path.write_text(f"{os.getpid()}\n", encoding="ascii")
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Number of the process in a lock file."""
+    try:
+        text = read_small(path, limit=1000).decode("ascii", "replace").split()
+    except InputError:  # a file that the system does not let others read
+        text = []
+    return text[0] if text and text[0].isdecimal() else "unknown"
 
 
 def sweep(folder: Path) -> None:

@@ -97,6 +97,11 @@ class Link:
         return any(part.ndim > shared for part, shared in self._parts())
 
     @property
+    def device(self) -> torch.device:
+        """Device of its parts; the CPU where it has none."""
+        return next((part.device for part, _ in self._parts()), torch.device("cpu"))
+
+    @property
     def matrices(self) -> int:
         """Number of different operators of a scene: L F, F or 1."""
         snapshots = 1 if self.codes is None or self.coherent else self.codes.shape[-2]

@@ -330,28 +330,36 @@ def _small() -> float:
 
 
 def bound_curves(
-    snr_db: Sequence[float],
+    places: Sequence[float] | Sequence[str],
     std: Sequence[Sequence[float]],
     labels: Sequence[str],
     unit: str,
     *,
+    xlabel: str = "SNR / dB",
     ax: Axes | None = None,
 ) -> Axes:
-    """Cramer-Rao bound on the standard deviation over the SNR, one curve for each label.
+    """Cramer-Rao bound on the standard deviation over the SNR or a setting, one curve for each label.
 
     Args:
-        snr_db: [X] dB.
-        std: [Y, X] standard deviations, a row for each label.
+        places: [X] horizontal values: numbers, such as SNRs in dB, or text. Text is evenly spaced, in its
+            order.
+        std: [Y, X] standard deviations, a row for each label. Infinite ones are left out.
         labels: [Y].
         unit: label of the vertical axis, with its unit.
+        xlabel: label of the horizontal axis, with its unit.
         ax: axes to draw into.
     """
     ax = ax or new_axes(None)[0]
     for place, (row, label) in enumerate(zip(std, labels, strict=True)):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-        ax.semilogy(snr_db, row, marker=marker, c=colour, label=label)
-    plain_log_axis(ax.yaxis)
-    ax.set(xlabel="SNR / dB", ylabel=unit)
+        finite = [value if math.isfinite(value) else math.nan for value in row]
+        x = range(len(places)) if isinstance(places[0], str) else places
+        ax.semilogy(x, finite, marker=marker, c=colour, label=label)
+    if isinstance(places[0], str):
+        ax.set_xticks(range(len(places)), [str(place) for place in places])
+    if any(math.isfinite(value) for row in std for value in row):
+        plain_log_axis(ax.yaxis)
+    ax.set(xlabel=xlabel, ylabel=unit)
     ax.grid(which="major", alpha=0.3)
     ax.legend(frameon=False)
     return ax

@@ -28,9 +28,16 @@ SETTINGS: dict[str, str | None] = {
     "network.climbs": "network.sbl_iterations",
     "loss.peak_spectrum": None,
     "loss.count_smoothing": None,
+    "loss.eigengap_margin": None,
+    "loss.angle_scale_deg": None,
+    "loss.log_range_scale": None,
+    "loss.heat_map_width": None,
+    "schedule.last_phase": None,
     "knob_scenes": "inference_scenes",
     "fresh_scenes": "test_scenes",
     "failures": "max_failures",
+    "startup_trials": None,
+    "early_stop_patience": "training.patience",
 }
 # Attributes of the package.
 NAMES: dict[str, str | None] = {

@@ -24,10 +24,12 @@ from rismusic.renames import renamed_setting
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 S = TypeVar("S", bound="Spec")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
 _LARGEST_TOML = 2**16
+# Numbers of the largest array of one scene: one gigabyte in single precision.
+_LARGEST_SCENE = 2**27
 Number = TypeVar("Number", int, float)
 
 
@@ -337,6 +339,16 @@ class SystemSpec(Spec):
                 )
         if self.scene.symbols == "pilots" and self.wideband.subcarriers > 1:
             raise InputError("scene.symbols", "pilots are simulated for one subcarrier only")
+        N, L, K = self.panel.rows * self.panel.columns, self.codebook.snapshots, limits(self.sources)[1]
+        M = N if self.channel.kind == "direct" else self.channel.antennas
+        links = 0 if self.channel.kind == "direct" else M * N
+        F = self.wideband.subcarriers
+        if (largest := F * max(links, L * N, L * M, K * N, K * K, K * L)) > _LARGEST_SCENE:
+            raise InputError(
+                "system",
+                f"a scene of {N:,} elements, {M:,} antennas, {L:,} snapshots and {K:,} sources has an array "
+                f"of {largest:,} numbers; the limit is {_LARGEST_SCENE:,}",
+            )
         if self.channel.kind == "direct" and self.hardware.code_phase_rad > 0:
             raise InputError(
                 "hardware.code_phase_rad",
@@ -344,6 +356,31 @@ class SystemSpec(Spec):
                 f"got {self.hardware.code_phase_rad:g}",
             )
         return self
+
+
+class LinkBudgetSpec(Spec):
+    """Receiver, antennas and elements of a link budget; see :mod:`rismusic.link_budget`.
+
+    Distances, number of elements and wavelength are those of the system.
+    """
+
+    section: ClassVar[str] = "budget"
+
+    bandwidth_hz: Positive = 1e6
+    """Noise bandwidth of the receiver in hertz: the reciprocal of the integration time of a snapshot."""
+    noise_figure_db: NonNegative = 5.0
+    """Noise figure of the receiver, in dB."""
+    temperature_k: NonNegative = 290.0
+    """Noise temperature of the receiving antenna, in kelvins."""
+    transmit_gain_dbi: Finite = 0.0
+    """Antenna gain of a source towards the panel, in dBi."""
+    receive_gain_dbi: Finite = 0.0
+    """Gain of a base station antenna towards the panel, in dBi. Not used with direct sampling."""
+    element_area_m2: Positive | None = None
+    """Area of a RIS element, in square metres. Default: (wavelength / 2)^2, or the square of the element
+    spacing if that is smaller."""
+    element_gain_dbi: Finite | None = None
+    """Peak gain of an element, in dBi. Default: that of its area, 4 pi area / wavelength^2."""
 
 
 class HybridSpec(Spec):
@@ -404,9 +441,9 @@ class LocateSpec(Spec):
     weights: str = "ideal"
     """Weights of 'hybrid': 'ideal', 'robust' (trained with hardware impairments), or a file."""
     hybrid: HybridSpec = HybridSpec()
-    sources: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    sources: Annotated[int, Field(ge=0, le=1000)] | Literal["auto"] = "auto"
     """Number of sources K of each scene, or 'auto' to estimate it."""
-    sources_max: Count = 5
+    sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
     panel_error: NonNegative | Literal["trained"] = "trained"
     """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the

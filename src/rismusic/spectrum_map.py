@@ -81,12 +81,8 @@ class SpectrumMap:
         """
         if not -len(self) <= scene < len(self):
             raise InputError("scene", f"there are {len(self)} scenes, counted from 0; got {scene}")
-        try:
-            from rismusic.plots import new_axes
-        except ImportError:
-            raise InputError(
-                "plot", "matplotlib is not installed; run: pip install 'rismusic[report]'"
-            ) from None
+        from rismusic.plots import new_axes
+
         ax = ax or new_axes(None)[0]
         values = self.values[scene].nan_to_num(0.0)
         if range_m is None:

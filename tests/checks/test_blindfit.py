@@ -11,7 +11,7 @@ import torch
 
 from rismusic.array import Panel
 from rismusic.checks import fits as blindfit
-from rismusic.checks.conventions import CHANGES, Change, Evidence, applicable, best_change
+from rismusic.checks.conventions import CHANGES, MODELS, Change, Evidence, applicable, best_change
 from rismusic.checks.fits import BlindFit
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io import read
@@ -61,7 +61,7 @@ def test_a_sample_with_conjugate_snapshots(samples):
 
 def test_what_cannot_be_seen_is_not_tried():
     def tried(recording):
-        return {change.name for change, _ in applicable(recording, blind=True)}
+        return {change.name for change, _ in applicable(recording, blind=True) if change.family not in MODELS}
 
     conjugates = {change.name for change in CHANGES if change.name.endswith("conjugated")}
     assert len(conjugates) == 7
@@ -85,7 +85,8 @@ def test_a_mirrored_panel_fits_as_well():
     """The symmetry behind it: elements with x reversed, and sources at reversed azimuth."""
     sound = small()
     mirrored = replace(sound, elements=sound.elements * torch.tensor([-1.0, 1.0, 1.0]))
-    first, second = (blindfit._Form(form).evidence(slice(None)) for form in (sound, mirrored))
+    forms = [blindfit._Form(form) for form in (sound, mirrored)]
+    first, second = (form.evidence(slice(None), form.fit(slice(None))) for form in forms)
     torch.testing.assert_close(first, second, atol=0.5, rtol=1e-3)
 
 
@@ -126,7 +127,7 @@ def test_verdict(ratios, answer):
 
 def test_threshold():
     fit = BlindFit(small())
-    assert fit.threshold == pytest.approx(math.log(10 / 1e-6))
+    assert fit.threshold == pytest.approx(math.log(14 / 1e-6))
 
 
 def test_truth_and_noise_variance_are_not_used():
@@ -141,9 +142,11 @@ def test_scenes_are_looked_at_until_it_is_clear(monkeypatch):
     monkeypatch.setattr(blindfit, "_TOGETHER", 1)
     direct = replace(simulate(SPEC, scenes=12, snr_db=-8.0, channel={"kind": "direct"}), truth=None)
     sound, wrong = BlindFit(direct), BlindFit(mistakes.made("elements_renumbered", direct))
+    for fit in (sound, wrong):
+        fit._open = [change for change in fit._open if change.family not in MODELS]
     assert sound.search() is None
     assert wrong.search().change.name == "elements_renumbered"
     assert 1 < wrong.scenes < 12
     # What is refuted is looked at no more.
-    seen = {change.name: count for change, count in sound._scenes_used.items()}
+    seen = {change.name: count for change, count in sound._scenes_used.items() if count}
     assert min(seen.values()) < max(seen.values()) == sound.scenes

@@ -54,7 +54,7 @@ def test_only_noise_remains_outside_the_true_sources(case):
 def test_covariance_of_the_perfect_prediction_is_the_true_one(case):
     targets = Targets.of(case.recording, case.learner.grid)
     like = case.learner.predict(case.recording, averaged=False)
-    found = perfect_prediction(targets, like, case.spec.loss).covariance.normalised().dense()
+    found = perfect_prediction(targets, like).covariance.normalised().dense()
     assert torch.allclose(found, targets.true.normalised().dense().to(found.dtype), atol=1e-5)
 
 

@@ -127,10 +127,10 @@ def test_a_line_of_elements_has_one_elevation():
     ("field", "values"),
     [
         ("volume.azimuth_max", (60.0, 0.5, 0.5, 10.0)),
-        ("volume.elevation_max", (1.0, 0.0, 0.5, 10.0)),
+        ("volume.elevation_max", (1.0, -0.1, 0.5, 10.0)),
         ("volume.range_min", (1.0, 0.5, 0.0, 10.0)),
         ("volume.range_max", (1.0, 0.5, 0.5, 0.4)),
-        ("volume.range_max", (1.0, 0.5, 0.5, math.inf)),
+        ("volume.range_max", (1.0, 0.5, 0.5, math.nan)),
         ("volume.azimuth_max", (math.nan, 0.5, 0.5, 10.0)),
     ],
 )

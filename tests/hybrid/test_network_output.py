@@ -27,7 +27,8 @@ TWO = torch.full((8,), 2)
 
 @pytest.fixture(scope="module")
 def made() -> Recording:
-    return simulate(SYSTEM, scenes=8, sources=2, snr_db=20.0)
+    uniform = SYSTEM.panel.replace(wave="uniform")
+    return simulate(SYSTEM.replace(panel=uniform), scenes=8, sources=2, snr_db=20.0)
 
 
 def spec_of(weights: str, **hybrid: object) -> LocateSpec:
@@ -75,9 +76,9 @@ def test_exchanges_mend_a_start(output, made, weights, generator):
     lost = replace(output, blend=Covariance(noise, torch.zeros(8)), network_sources=corner)
     alone = misses(lost, made, spec_of(weights, relax_sweeps=0))
     assert misses(lost, made, spec_of(weights, relax_sweeps=2)) < alone / 2
-    # Of candidates that are no sources none is taken.
+    # Candidates that are no sources are not taken; those beside a fitted source mend one of 16 at most.
     nowhere = replace(lost, candidates=torch.ones_like(lost.candidates))
-    assert misses(nowhere, made, spec_of(weights, relax_sweeps=2)) == alone
+    assert alone - 1 / 16 <= misses(nowhere, made, spec_of(weights, relax_sweeps=2)) <= alone
 
 
 def test_a_search_of_the_grid_mends_what_no_candidate_can(output, made, weights, generator):

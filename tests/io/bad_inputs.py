@@ -5,7 +5,7 @@ from __future__ import annotations
 import bad_files  # noqa: F401  (enters its cases)
 import numpy as np
 from bad_case import CASES, PATH, BadInput, altered, at
-from foreign import K, L, M, N, S, direct
+from foreign import K, L, M, N, S, Values, direct, sound
 
 __all__ = ["CASES", "PATH", "BadInput"]
 
@@ -183,3 +183,85 @@ altered(
     "scene 0, source 1",
     truth_symbols=np.ones((S, K, L), complex),
 )
+
+# The signal model.
+F = 2
+BANDS = np.array([0.9e9, 1.1e9])
+
+
+def wideband() -> Values:
+    """A sound wideband recording of F = 2 subcarriers."""
+    values = sound()
+    y, H = values["snapshots"], values["channel"]
+    return {
+        **values,
+        "frequencies": BANDS,
+        "snapshots": np.stack([y] * F, axis=1),
+        "channel": np.stack([H] * F, axis=1),
+    }
+
+
+PILOTS = np.ones((L, K), np.complex64)
+EYE = np.eye(M, dtype=np.complex64)
+
+altered(
+    "unknown wave", "wave", "must be one of the texts spherical, uniform, fresnel, paraxial", wave="plane"
+)
+altered("unknown wave in .npz", "wave", "plane", container="npz", wave="plane")
+altered("negative pattern exponent", "pattern_exponent", "-1", pattern_exponent=-1.0)
+altered(
+    "unknown symbols", "symbols", "must be one of the texts independent, constant, known", symbols="pilot"
+)
+altered("known symbols without pilots", "pilots", "symbols = known and pilots go together", symbols="known")
+altered(
+    "pilots of constant symbols",
+    "symbols",
+    "symbols = known and pilots go together",
+    symbols="constant",
+    pilots=PILOTS,
+)
+altered("pilots of another length", "pilots", f"[{L}, {K}]", pilots=np.ones((L + 1, K), np.complex64))
+altered("pilots of more sources", "pilots", f"[{L}, {K}]", pilots=np.ones((L, K + 1), np.complex64))
+altered(
+    "pilots transposed", "pilots", "(transposed?)", container="mat 5", pilots=np.ones((K, L), np.complex64)
+)
+altered("real pilots", "pilots", "must hold complex", pilots=np.ones((L, K)))
+altered("pilots of zeros", "pilots", "zero power", pilots=0 * PILOTS)
+altered("subcarriers without frequencies", "snapshots", "need frequencies", "frequencies", base=wideband)
+altered(
+    "subcarriers without frequencies in .mat",
+    "snapshots",
+    "need frequencies",
+    "frequencies",
+    base=wideband,
+    container="mat 5",
+)
+altered(
+    "another number of frequencies",
+    "snapshots",
+    "F = 3 subcarriers, one for each of frequencies; got 2",
+    base=wideband,
+    frequencies=np.array([0.9e9, 1e9, 1.1e9]),
+)
+altered(
+    "channel without subcarriers", "channel", f"[{F}, {M}, {N}]", base=wideband, channel=sound()["channel"][0]
+)
+altered("frequency 0", "frequencies", "must be positive, in hertz", base=wideband, frequencies=0 * BANDS)
+altered("frequency NaN", "frequencies", "must be finite", base=wideband, frequencies=np.array([1e9, np.nan]))
+altered(
+    "noise covariance that is not Hermitian",
+    "noise_covariance",
+    "it is not Hermitian",
+    noise_covariance=np.array([[1, 0.5], [0, 1]], np.complex64),
+)
+altered(
+    "noise covariance that is not positive",
+    "noise_covariance",
+    "it is not positive definite in scene 2",
+    noise_covariance=np.stack([EYE, EYE, -EYE, EYE]),
+)
+altered(
+    "noise covariance of another size", "noise_covariance", f"[{M}, {M}]", noise_covariance=np.eye(M + 1) + 0j
+)
+altered("times NaN", "times", "nan in scene 1", times=np.array([0, np.nan, 2, 3]))
+altered("times of another number of scenes", "times", f"[{S}]", times=np.arange(S + 1.0))

@@ -60,7 +60,7 @@ def flat(values: Values) -> Values:
 def write_h5(path: Path, values: Values) -> Path:
     with h5py.File(path, "w") as file:
         for name, value in values.items():
-            if name in ("format", "wavelength"):
+            if name in ("format", "wavelength", "wave", "pattern_exponent", "symbols"):
                 file.attrs[name] = value
             else:
                 file[name] = value

@@ -243,7 +243,8 @@ def test_leakage_is_measured_from_the_sources_where_they_are():
         azimuth, elevation, r = (torch.tensor(v, dtype=torch.float64) for v in (azimuth, elevation, r))
         u = azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()
         distance = ((r * u[0] - x) ** 2 + (r * u[1] - y) ** 2 + (r * u[2]) ** 2).sqrt()
-        columns.append(torch.exp(2j * torch.pi / 0.3 * (r - distance)) / 20**0.5)
+        wave = r / distance * torch.exp(2j * torch.pi / 0.3 * (r - distance))
+        columns.append(wave / wave.norm())
     basis = steering_basis(TRUTH[:1].steering(where))
     written = of(torch.stack(columns, dim=-1)[None], 0.0)
     assert subspace_leakage(written, basis) < 1e-14

@@ -22,7 +22,7 @@ from rismusic.nn.network import Prediction
 from rismusic.sources import Sources
 
 WEIGHTS = (0.7, 0.4, 0.3)
-SETTINGS = {"weights": WEIGHTS, "angle_scale_deg": 5.0, "log_range_scale": 0.3}
+SETTINGS = {"weights": WEIGHTS}
 
 
 def heads_of(azimuth: list[float], elevation: list[float], inverse_range: list[float], exists: list[float]):

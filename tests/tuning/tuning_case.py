@@ -28,14 +28,14 @@ LOCATE = LocateSpec(polish=False, hybrid={"model_order": "network", "recheck_p_v
 SPEC = TuneSpec(
     training=TRAINING,
     locate=LOCATE,
-    epochs_per_trial=2,
+    epochs_per_trial=1,
     inference_trials=1,
     inference_scenes=3,
     objective_scenes=6,
     test_scenes=6,
     finalists=1,
     final_seeds=1,
-    final_epochs=2,
+    final_epochs=1,
 )
 SPACE = """
 [training."network.width"]

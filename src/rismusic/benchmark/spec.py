@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rismusic.benchmark.sweep import Value, changed_system, label_of
 from rismusic.errors import InputError
 from rismusic.nn.spec import weights_path
 from rismusic.registry import ESTIMATORS, SPECTRA, method_names
@@ -167,8 +168,6 @@ def with_starts(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(needed)
 
 
-Value = int | float | str
-
 NONE = "none"
 # The setting that each sweep changes, its default values, and the label of its axis.
 SWEEPS: dict[str, tuple[str, tuple[Value, ...], str]] = {
@@ -241,7 +240,14 @@ def sweep_cells(
         InputError: the sweep is unknown, a value is invalid, or the sweep needs values and none are given.
     """
     return [
-        Cell(sweep, label, place, K, float(snr), _changed(system, {**change, "sources": K, "snr_db": snr}))
+        Cell(
+            sweep,
+            label,
+            place,
+            K,
+            float(snr),
+            changed_system(system, {**change, "sources": K, "snr_db": snr}),
+        )
         for K in sources
         for snr in snr_db
         for place, (label, change) in enumerate(_points(sweep, values))
@@ -276,21 +282,7 @@ def _points(sweep: str, values: Sequence[Value]) -> list[tuple[str, dict[str, Va
     values = values or own
     if not values:
         raise InputError("sweep_values", f"give the values of {sweep}; it has no default values")
-    return [(f"{value:g}" if not isinstance(value, str) else value, {setting: value}) for value in values]
-
-
-def _changed(system: SystemSpec, settings: dict[str, Value]) -> SystemSpec:
-    for name, value in settings.items():
-        part, dot, leaf = name.rpartition(".")
-        old = getattr(system, part, None) if dot else None
-        if dot and not isinstance(old, Spec):
-            raise InputError(
-                "sweep", f"{name!r} is not a setting of the system, such as scene.separation_deg"
-            )
-        system = system.replace(
-            **({part: old.replace(**{leaf: value})} if isinstance(old, Spec) else {name: value})
-        )
-    return system
+    return [(label_of(value), {setting: value}) for value in values]
 
 
 GRID = ((1, 2, 3, 5), (0.0, 5.0, 10.0, 20.0))

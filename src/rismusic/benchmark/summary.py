@@ -25,7 +25,6 @@ import json
 import math
 import shutil
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -51,7 +50,7 @@ from rismusic.benchmark.spec import (
 )
 from rismusic.crb import Bound
 from rismusic.errors import InputError
-from rismusic.files import TABLE_ENDINGS, check_output, read_text, replace_file, write_text
+from rismusic.files import TABLE_ENDINGS, check_output, read_small, read_text, replace_file, write_text
 from rismusic.metrics import match, score
 from rismusic.sources import Sources
 from rismusic.spec import flat_settings, read_toml
@@ -61,6 +60,9 @@ from rismusic.version import __version__
 SETTINGS = "settings.toml"
 _ANSWER = ("azimuth", "elevation", "range", "cost", "likelihood", "seconds")
 _TRUTH = ("azimuth", "elevation", "range", "covariance", "noise_variance", "samples")
+
+# Largest size of one stored unit: some hundred scenes have some hundred kilobytes.
+_LARGEST_PART = 2**26
 
 Arrays = dict[str, np.ndarray]
 
@@ -107,14 +109,19 @@ class Store:
         )
 
     def read(self, unit: Unit) -> Arrays | None:
-        """The results of a unit; none if they are missing or the file is damaged."""
-        names = _TRUTH if unit.method == SCENES else _ANSWER
+        """The results of a unit; none if they are missing or the file is damaged: the unit is run again.
+
+        Raises:
+            InputError: the path is no regular file, or the file is far too large.
+        """
+        path, scenes = self.path(unit), unit.stop - unit.start
+        if not path.exists():
+            return None
+        content = read_small(path, limit=_LARGEST_PART)
         try:
-            with self.path(unit).open("rb") as file, np.load(file, allow_pickle=False) as held:
-                arrays = {name: held[name] for name in names}
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
-            return None  # a truncated file: the unit is run again
-        return arrays if len(arrays["azimuth"]) == unit.stop - unit.start else None
+            return _part(content, _TRUTH if unit.method == SCENES else _ANSWER, scenes)
+        except Exception:  # zipfile and NumPy raise nearly everything on damaged files
+            return None
 
     def write(self, unit: Unit, arrays: Arrays) -> None:
         """Store the results of a unit.
@@ -138,6 +145,27 @@ class Store:
         """Remove partial files of killed runs."""
         for path in (self.folder / "parts").glob("*/*/.*.part.npz"):
             path.unlink(missing_ok=True)
+
+
+def _part(content: bytes, names: Sequence[str], scenes: int) -> Arrays:
+    """The arrays of a stored unit, with their shapes and types checked.
+
+    Raises:
+        ValueError: an array is too large, or has another shape or type.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(one.file_size for one in archive.infolist()) > _LARGEST_PART:
+            raise ValueError("the arrays are too large")
+    with np.load(io.BytesIO(content), allow_pickle=False) as held:
+        arrays = {name: held[name] for name in names}
+    sources = arrays["azimuth"].shape[-1]
+    shapes = {"seconds": (), "samples": (), "covariance": (scenes, sources, 3, sources, 3)}
+    shapes |= dict.fromkeys(("azimuth", "elevation", "range"), (scenes, sources))
+    for name, value in arrays.items():
+        expected = shapes.get(name, (scenes,))
+        if value.shape != expected or value.dtype.kind not in "fi":
+            raise ValueError(f"{name} has shape {value.shape} and type {value.dtype}")
+    return arrays
 
 
 def load_settings(folder: Path) -> BenchSpec:

@@ -14,13 +14,22 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from rismusic.array import WAVES
+from rismusic.checks.subcarriers import as_subcarriers
 from rismusic.io import Recording
 from rismusic.sources import Sources
+from rismusic.spec import Wave
 
 # Accepted and usual distances of neighbouring elements, in wavelengths.
 POSSIBLE, USUAL = (0.01, 10.0), (0.2, 0.6)
 # Relative changes of a length below this are ignored.
 SAME = 0.02
+
+SYMBOLS_CONSTANT = "symbols_constant"
+"""Name of the change to constant symbols, whose evidence is computed in another way."""
+
+MODELS = {"wave", "symbols", "subcarriers"}
+"""Families of the changes to another signal model. Several of them can be needed at once."""
 
 Apply = Callable[[Recording], Recording | None]
 
@@ -144,6 +153,22 @@ def _usual(spacing: float) -> bool:
     return USUAL[0] <= spacing <= USUAL[1]
 
 
+def other_wave(wave: Wave) -> Apply:
+    """The recording with this form of the wave, unless it states it already."""
+
+    def apply(recording: Recording) -> Recording | None:
+        return None if recording.wave == wave else replace(recording, wave=wave)
+
+    return apply
+
+
+def constant_symbols(recording: Recording) -> Recording | None:
+    """The recording with constant symbols, where it states independent ones in several snapshots."""
+    if recording.symbols != "independent" or recording.snapshots.shape[-2] == 1:
+        return None
+    return replace(recording, symbols="constant")
+
+
 _SPEED_OF_LIGHT = 299792458.0
 _FRAME = (
     "x is horizontal, y vertical, z the normal; azimuth turns from z towards +x, elevation rises towards +y"
@@ -212,6 +237,35 @@ def _panels() -> Iterator[Change]:
     for name, (unit, other) in wavelength.items():
         words = f"the wavelength fits as {unit}"
         yield Change(name, words, _METRES, scaled_panel(wavelength=other), "panel", "panel")
+
+
+def _models() -> Iterator[Change]:
+    """Other signal models than the one that the recording states."""
+    for wave in WAVES:
+        yield Change(
+            f"wave_{wave}",
+            f"the wave fits as {wave}",
+            f"state the attribute wave = {wave} in the recording, or run locate with --wave {wave}",
+            other_wave(wave),
+            "wave",
+            "wave",
+        )
+    yield Change(
+        SYMBOLS_CONSTANT,
+        "the symbols are the same in all snapshots (a constant pilot)",
+        "state the attribute symbols = constant in the recording, or run locate with --symbols constant",
+        constant_symbols,
+        "symbols",
+        "symbols",
+    )
+    yield Change(
+        "subcarriers_as_snapshots",
+        "the snapshots fit as subcarriers, each with its own wavelength (the same as one source that moves)",
+        "store snapshots [S, F, L, M] with frequencies [F] in hertz, one for each subcarrier",
+        as_subcarriers,
+        "subcarriers",
+        "subcarriers",
+    )
 
 
 def _ranges() -> Iterator[Change]:
@@ -319,6 +373,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     *_panels(),
     *_ranges(),
+    *_models(),
 )
 
 

@@ -31,6 +31,7 @@ Some mistakes cannot be detected in this way, because other sources explain the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
@@ -39,11 +40,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rismusic.array import Panel
-from rismusic.checks.conventions import CHANGES, Evidence, WrongConvention, applicable, best_change
-from rismusic.estimation.classical import fit_known
+from rismusic.checks.conventions import (
+    CHANGES,
+    SYMBOLS_CONSTANT,
+    Evidence,
+    WrongConvention,
+    applicable,
+    best_change,
+)
+from rismusic.estimation.classical import fit_known, fit_known_symbols
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
-from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.estimation.maximum_likelihood import Fit, complete_fit, fit_powers, refine, unpack
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording
@@ -56,16 +64,30 @@ _DEVIATIONS = 5.5
 def unexplained_share(recording: Recording, sources: Sources) -> Float[Tensor, "S"]:
     r"""Share of each scene's energy outside the span of the sources, [S]; 1 / (1 + SNR) for the true ones.
 
-    :math:`\frac{M}{M - K} \sum_l |P^\perp_{G_l A} y_l|^2 / \sum_l |y_l|^2`; 0 where K >= M leaves nothing.
+    :math:`\frac{M}{M - K} \sum_l |P^\perp_{G_l A} y_l|^2 / \sum_l |y_l|^2`; 0 where K >= M leaves nothing. L
+    and M are those of :func:`as_fitted`.
 
     Args:
         recording: snapshots and link.
         sources: sources of each scene, [S, K_max].
     """
+    recording = as_fitted(recording)
     at = sufficient_statistics(recording, *unpack(sources, recording))
     M, K = recording.snapshots.shape[-1], sources.active.sum(-1)
     share = conditional_cost(at) / at.energy.sum(1) * M / (M - K).clamp_min(1)
     return torch.where(K < M, share, 0)
+
+
+def as_fitted(recording: Recording) -> Recording:
+    """The stacked recording, with all of its data.
+
+    For a directly sampled array with constant symbols, stacking would leave out what holds noise only;
+    likelihoods of several models are comparable for the same data only.
+    """
+    if recording.symbols == "constant" and recording.codes is None and not recording.is_stacked:
+        y = recording.snapshots
+        recording = replace(recording, codes=y.new_ones(y.shape[-2], len(recording.elements)))
+    return recording.stacked()
 
 
 def log_likelihood_ratios(recording: Recording) -> dict[str, Float[Tensor, "S"]]:
@@ -77,20 +99,36 @@ def log_likelihood_ratios(recording: Recording) -> dict[str, Float[Tensor, "S"]]
     Args:
         recording: with its truth.
     """
+    return {name: ratio for name, ratio, _ in _compared(recording)}
+
+
+def _compared(recording: Recording) -> Iterator[tuple[str, Float[Tensor, "S"], Float[Tensor, "S"]]]:
+    """Name, log-likelihood ratio and unexplained share of each change that applies."""
     truth = recording.truth
     assert truth is not None
-    _, L, M = recording.snapshots.shape
+    _, L, M = as_fitted(recording).snapshots.shape
     freedom = L * (M - truth.active.sum(-1)).clamp_min(0)
     recorded = unexplained_share(recording, truth)
-    ratios = {}
     for change, changed in applicable(replace(recording, noise_variance=None)):
         assert changed.truth is not None
         other = unexplained_share(changed, changed.truth)
+        if change.name == SYMBOLS_CONSTANT:
+            # The numbers of unknown symbols differ, which the likelihood of Gaussian symbols accounts for.
+            yield change.name, _gaussian(changed) - _gaussian(recording), other
+            continue
         # With K >= M sources any data are explained, which is no evidence.
         usable = (recorded > 0) & (other > 0)
         share = torch.where(usable, recorded / torch.where(usable, other, 1), 1)
-        ratios[change.name] = freedom * share.log()
-    return ratios
+        yield change.name, freedom * share.log(), torch.where(usable, other, recorded)
+
+
+def _gaussian(recording: Recording) -> Float[Tensor, "S"]:
+    """Log-likelihood of the true positions with Gaussian symbols; powers and noise variance are fitted."""
+    truth = recording.truth
+    assert truth is not None
+    recording = as_fitted(recording)
+    at = sufficient_statistics(recording, *unpack(truth, recording))
+    return -fit_powers(None, at)[2]
 
 
 class TruthFit:
@@ -109,20 +147,20 @@ class TruthFit:
         """Add scenes."""
         truth = recording.truth
         assert truth is not None
-        _, L, M = recording.snapshots.shape
+        fitted = as_fitted(recording)
+        _, L, M = fitted.snapshots.shape
         count = truth.active.sum(-1)
         self.scenes += len(recording)
         self._variance += 2 * L * float(count.sum())
         share = unexplained_share(recording, truth)
-        power = torch.view_as_real(recording.snapshots).double().square().sum(-1).mean((1, 2))
+        power = torch.view_as_real(fitted.snapshots).double().square().sum(-1).mean((1, 2))
         # Without a noise variance all power counts as noise, and nothing can be left of a signal.
         noise = power if recording.noise_variance is None else recording.noise_variance.double()
         self._signal += float((power - noise).sum())
         self._signal_variance += float(noise.square().sum()) / (L * M)
         self._add("", share * power - noise, torch.zeros_like(share))
-        for name, ratio in log_likelihood_ratios(recording).items():
-            gain = torch.exp(-ratio / (L * (M - count)).clamp_min(1))
-            self._add(name, share * gain * power - noise, ratio)
+        for name, ratio, left in _compared(recording):
+            self._add(name, left * power - noise, ratio)
 
     def _add(self, name: str, left: Float[Tensor, "S"], ratio: Float[Tensor, "S"]) -> None:
         self._left[name] = self._left.get(name, 0.0) + float(left.sum())
@@ -149,7 +187,9 @@ class TruthFit:
         return self._left[name] / self._signal if significant else 0.0
 
 
-SETTINGS = LocateSpec(method="omp", criterion="conditional", oversampling=1.6, sources=3)
+SETTINGS = LocateSpec(
+    method="omp", criterion="conditional", oversampling=1.6, sources=3, range_max_m=math.inf
+)
 """Settings of the quick search."""
 
 # Probability of a false detection in a correct recording.
@@ -158,6 +198,10 @@ _CHANCE = 1e-6
 # together, and in all: some seconds for a panel of usual size, a minute or two at most.
 _SCENES, _TOGETHER = 32, 4
 _LARGEST, _BLOCK, _BUDGET = 4 * 10**8, 10**7, 2 * 10**9
+
+
+# Families of changes under which the sources stay about where they are.
+_SAME_SOURCES = ("wave", "subcarriers")
 
 
 class BlindFit:
@@ -210,10 +254,18 @@ class BlindFit:
         ]
 
     def _search(self, scenes: slice) -> None:
-        recorded = self._recorded.evidence(scenes)
-        self.scenes += len(recorded)
+        recorded = self._recorded.fit(scenes)
+        plain = self._recorded.evidence(scenes, recorded)
+        self.scenes += len(plain)
         for change in list(self._open):
-            gain = self._changed[change].evidence(scenes) - recorded
+            form = self._changed[change]
+            fit = form.fit(scenes)
+            one, other = plain, form.evidence(scenes, fit)
+            if change.family in _SAME_SOURCES:
+                # Each fit is a start for the other model, so that the luck of a search is no evidence.
+                one = torch.maximum(one, self._recorded.evidence(scenes, self._recorded.refit(scenes, fit)))
+                other = torch.maximum(other, form.evidence(scenes, form.refit(scenes, recorded)))
+            gain = other - one
             self._ratio[change] += float(gain.sum())
             self._improved[change] += int((gain > 0).sum())
             self._scenes_used[change] += len(gain)
@@ -226,15 +278,29 @@ class _Form:
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
-        self.size = recording.snapshots.shape[1] * len(recording.elements) * _points(recording.panel)
+        # L, or F L.
+        snapshots = recording.snapshots[0, ..., 0].numel()
+        self.size = snapshots * len(recording.elements) * _points(recording.panel)
 
-    def evidence(self, scenes: slice) -> Float[Tensor, "S"]:
-        """Log-evidence of the estimated sources, nats."""
-        part = self.recording[scenes]
+    def fit(self, scenes: slice) -> Fit:
+        """Sources that a quick search estimates."""
+        part = as_fitted(self.recording[scenes])
+        if part.link.pilots is not None:
+            return fit_known_symbols(part, "auto", self._grid, SETTINGS)
         _, L, M = part.snapshots.shape
         count = torch.full((len(part),), min(int(SETTINGS.sources), most_sources(L, M)))
-        fit = fit_known(part, count.to(part.snapshots.device), self._grid, SETTINGS)
-        return log_evidence(part, fit, self._grid.volume)
+        return fit_known(part, count.to(part.snapshots.device), self._grid, SETTINGS)
+
+    def refit(self, scenes: slice, start: Fit) -> Fit:
+        """The fit that starts at the sources of another one."""
+        part = as_fitted(self.recording[scenes])
+        positions, active = unpack(start.sources, part)
+        end = refine(part, positions, active, self._grid.volume, criterion=SETTINGS.criterion)
+        return complete_fit(part, end.positions, active, end.converged)
+
+    def evidence(self, scenes: slice, fit: Fit) -> Float[Tensor, "S"]:
+        """Log-evidence of the sources of a fit, nats."""
+        return log_evidence(as_fitted(self.recording[scenes]), fit, self._grid.volume)
 
     @cached_property
     def _grid(self) -> SearchGrid:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rismusic.array import Panel
-from rismusic.checks.conventions import MOST_LEFT, WrongConvention
+from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
 from rismusic.io import Recording, RecordingFile, open_recording
 from rismusic.units import to_db
@@ -133,36 +133,71 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
         InputError: the file cannot be read as a recording.
     """
     with open_recording(path) as file:
-        panel = Panel(file.elements, file.wavelength)
+        panel = file.panel
         statistics, conventions = _Statistics(), "not tried (no truth)"
         first: Recording | None = None
         for recording in file.batches(_BLOCK):
             statistics.add(recording)
             first = recording if first is None else first
-        wrong = None
+        wrong: list[WrongConvention] = []
         if statistics.truth.scenes:
-            wrong, conventions = (
-                statistics.truth.wrong_convention(),
-                f"tried on the truth of {statistics.truth.scenes} scenes",
-            )
+            assert first is not None
+            wrong = _wrong_with_truth(statistics.truth, first)
+            conventions = f"tried on the truth of {statistics.truth.scenes} scenes"
         elif fit and first is not None:
             search = BlindFit(first)
             if search.feasible:
-                wrong, conventions = search.search(), f"tried by fits to {search.scenes} scenes"
+                wrong = _wrong_without_truth(search, first)
+                conventions = f"tried by fits to {search.scenes} scenes"
             else:
                 conventions = "not tried (no truth, and a panel too large for quick fits)"
         values = {**statistics.values(), **_panel_values(panel)}
         if statistics.range:
             values["truth_far"] = float(torch.cat(statistics.range).median()) / panel.fraunhofer_distance
-        if wrong is None:
+        if not wrong:
             values["truth_unexplained"] = statistics.truth.residual_energy
-        findings = [] if wrong is None else [CheckFinding.of(wrong)]
+        findings = [CheckFinding.of(one) for one in wrong]
         findings += [
             CheckFinding(name, values[name], *row)
             for name, row in CHECKS.items()
             if values.get(name, 0) > row[0]
         ]
         return CheckReport({**_facts(file, panel, statistics), "conventions": conventions}, findings)
+
+
+def _wrong_with_truth(truth: TruthFit, first: Recording) -> list[WrongConvention]:
+    """The wrong convention of all scenes, and further ones of the first block where it is a signal model."""
+    wrong = [named] if (named := truth.wrong_convention()) is not None else []
+    while wrong and (form := _corrected(first, wrong)) is not None:
+        fit = TruthFit()
+        fit.add(form)
+        named = fit.wrong_convention()
+        if named is None:
+            break
+        wrong.append(named)
+    return wrong
+
+
+def _wrong_without_truth(search: BlindFit, first: Recording) -> list[WrongConvention]:
+    """The wrong convention that a search names, and further ones where it is a signal model."""
+    wrong = [named] if (named := search.search()) is not None else []
+    while wrong and (form := _corrected(first, wrong)) is not None:
+        again = BlindFit(form)
+        named = again.search() if again.feasible else None
+        if named is None:
+            break
+        wrong.append(named)
+    return wrong
+
+
+def _corrected(recording: Recording, wrong: list[WrongConvention]) -> Recording | None:
+    """The recording under the signal models found so far; none to end the search for more."""
+    if len({one.change.family for one in wrong} & MODELS) < len(wrong):
+        return None
+    form: Recording | None = recording
+    for one in wrong:
+        form = None if form is None else one.change.apply(form)
+    return form
 
 
 class _Statistics:
@@ -183,8 +218,8 @@ class _Statistics:
             self._count["scenes_repeated"] += mark in self._marks
             self._marks.add(mark)
         self._raise("snapshots_real", 1 - y.imag.abs().max() / y.abs().max())
-        if y.shape[1] > 1:
-            self._count["snapshots_repeated"] += int((y == y[:, :1]).flatten(1).all(dim=1).sum())
+        if y.shape[-2] > 1:
+            self._count["snapshots_repeated"] += int((y == y[..., :1, :]).flatten(1).all(dim=1).sum())
         if channel is not None:
             self._raise("channel_real", 1 - channel.imag.abs().max() / channel.abs().max())
         if codes is not None:
@@ -194,7 +229,7 @@ class _Statistics:
                     (codes == codes[..., :1, :]).flatten(-2).all(dim=-1).sum()
                 )
         if recording.noise_variance is not None:
-            power, noise = y.abs().square().double().mean(dim=(1, 2)), recording.noise_variance
+            power, noise = y.abs().square().double().flatten(1).mean(1), recording.noise_variance
             self.snr_db.append(to_db(((power - noise) / noise).clamp_min(1e-3)))
             # Allow four standard deviations for the scatter of a mean of few samples.
             self._count["noise_too_loud"] += int((power < noise * (1 - 4 / math.sqrt(y[0].numel()))).sum())
@@ -234,12 +269,15 @@ def _facts(file: RecordingFile, panel: Panel, statistics: _Statistics) -> dict[s
         "snapshots L": str(file.snapshots),
         "receiver outputs M": str(file.antennas),
         "elements N": str(file.size),
+        **({"subcarriers F": _subcarriers(file)} if "frequencies" in file.fields else {}),
         "wavelength": f"{file.wavelength:.6g} m ({299.792458 / file.wavelength:.6g} MHz)",
         "nearest elements": f"{panel.spacing / panel.wavelength:.3g} wavelengths apart",
         "aperture": f"{panel.aperture:.4g} m",
         "Fresnel distance": f"{panel.fresnel_distance:.3g} m",
         "Fraunhofer distance": f"{panel.fraunhofer_distance:.3g} m (range can be estimated well inside it)",
         "link": link,
+        "wave": file.wave + (f", cos^{file.pattern_exponent:g} elements" if file.pattern_exponent else ""),
+        "symbols": file.symbols,
         "noise variance": "given" if statistics.snr_db else "not given",
     }
     if statistics.snr_db:
@@ -255,3 +293,10 @@ def _facts(file: RecordingFile, panel: Panel, statistics: _Statistics) -> dict[s
     if file.ignored:
         facts["fields not used"] = ", ".join(file.ignored)
     return facts
+
+
+def _subcarriers(file: RecordingFile) -> str:
+    frequencies = file[:1].frequencies
+    assert frequencies is not None
+    low, high = (float(value) / 1e6 for value in (frequencies.min(), frequencies.max()))
+    return f"{len(frequencies)} from {low:.6g} to {high:.6g} MHz"

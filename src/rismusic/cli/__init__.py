@@ -13,12 +13,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rismusic.cli.bench import Bench, Bound
+from rismusic.cli.bench import Bench
 from rismusic.cli.calibrate import Calibrate
 from rismusic.cli.command import Command, complain, save_traceback
 from rismusic.cli.doctor import Doctor
 from rismusic.cli.locate import Locate
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
+from rismusic.cli.planning import Bound, Plan
 from rismusic.cli.recordings import Check, Simulate
 from rismusic.cli.train import Train, Tune
 from rismusic.errors import InputError
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type[Command]] = {
     "locate": Locate,
     "calibrate": Calibrate,
     "bound": Bound,
+    "plan": Plan,
     "bench": Bench,
     "train": Train,
     "doctor": Doctor,

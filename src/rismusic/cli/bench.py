@@ -1,11 +1,11 @@
-"""``rismusic bound`` and ``rismusic bench``: the Cramer-Rao bound, and methods compared with it."""
+"""``rismusic bench``: methods compared on the same scenes, and with the Cramer-Rao bound."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -15,16 +15,12 @@ from rismusic.cli.command import (
     Option,
     SafeConsole,
     check_extras,
-    check_outputs,
     note,
     progress_bar,
-    write_rows,
 )
 from rismusic.errors import InputError
 from rismusic.files import TABLE_ENDINGS, check_output
-from rismusic.spec import ChannelSpec, CodebookSpec, Count, Finite, PanelSpec, SceneSpec, SystemSpec
 from rismusic.text import command_line
-from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,91 +29,18 @@ if TYPE_CHECKING:
     from rismusic.benchmark.summary import BenchRow, Group, Share
 
 
-class Bound(Command):
-    """Table of the Cramer-Rao bound: median standard deviations over random scenes."""
-
-    IGNORED: ClassVar[tuple[str, ...]] = ("one_link", "one_panel", "hardware")
-
-    sources: tuple[Count, ...] = (1, 2, 3, 5)
-    """Numbers of sources, K."""
-    snr_db: tuple[Finite, ...] = (0.0, 5.0, 10.0, 20.0)
-    """SNRs in dB."""
-    scenes: Count = 200
-    """Number of scenes of each cell."""
-    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
-    """Seed of the scenes."""
-    kind: Literal["conditional", "unconditional"] = "conditional"
-    """Deterministic symbols (conditional), or Gaussian symbols with unknown powers (unconditional)."""
-    output: Annotated[Path | None, Option("FILE", short="-o")] = None
-    """Write the table to a .csv or .json file, too."""
-    plot: Annotated[Path | None, Option("FILE")] = None
-    """Plot the table (.png, .pdf or .svg)."""
-    figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
-    """Width of the plot in mm (a column is 88.9 mm wide)."""
-    overwrite: bool = False
-    """Replace output files that exist."""
-    config: Annotated[Path | None, Option("FILE")] = None
-    """TOML file with these settings; options on the command line win."""
-    scene: SceneSpec = SceneSpec()
-    panel: PanelSpec = PanelSpec()
-    channel: ChannelSpec = ChannelSpec()
-    codebook: CodebookSpec = CodebookSpec()
-
-    def run(self) -> int:
-        """Compute, print and write the table."""
-        if not self.sources or not self.snr_db:
-            raise InputError("--snr-db" if self.sources else "--sources", "give at least one value")
-        check_outputs(self.output, self.plot, overwrite=self.overwrite)
-        from rich.table import Table
-
-        from rismusic.benchmark.bound_table import bound_figure, bound_table
-        from rismusic.plots import save
-
-        system = SystemSpec(scene=self.scene, panel=self.panel, channel=self.channel, codebook=self.codebook)
-        with progress_bar() as progress:
-            task = progress.add_task("cells", total=len(self.sources) * len(self.snr_db))
-            rows = bound_table(
-                system,
-                sources=self.sources,
-                snr_db=self.snr_db,
-                scenes=self.scenes,
-                seed=self.seed,
-                kind=self.kind,
-                progress=lambda: progress.advance(task),
-            )
-        table = Table(title=f"{self.kind} Cramer-Rao bound, median over {self.scenes} scenes")
-        for name in ("K", "SNR / dB", "azimuth / deg", "elevation / deg", "range / m", "1/range / (1/m)"):
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(
-                str(row.sources),
-                f"{row.snr_db:g}",
-                f"{row.azimuth_std_deg:.3g}",
-                f"{row.elevation_std_deg:.3g}",
-                f"{row.range_std_m:.3g}",
-                f"{row.inverse_range_std_per_m:.3g}",
-                end_section=row.snr_db == self.snr_db[-1],
-            )
-        SafeConsole().print(table)
-        if self.output is not None:
-            head = {"version": __version__, "kind": self.kind, "scenes": self.scenes, "seed": self.seed}
-            write_rows(
-                self.output, rows, overwrite=self.overwrite, **head, system=system.model_dump(mode="json")
-            )
-            note(f"table written to {self.output}")
-        if self.plot is not None:
-            save(bound_figure(rows, width_mm=self.figure_width), self.plot, overwrite=self.overwrite)
-            note(f"plot written to {self.plot}")
-        return 0
-
-
 _WIDTH, _WIDTH_OF_NAME, _WIDTH_OF_SHARE = 78, 25, 13
 
 
 class Bench(Command):
-    """Compare methods on the same scenes, over number of sources, SNR and other settings."""
+    """Compare methods on the same scenes, over number of sources, SNR and other settings.
+
+    Several values of one setting of the system (``--panel.rows 8 12 16``) stand for ``--sweep panel.rows
+    --sweep-values 8 12 16``.
+    """
 
     FLAT: ClassVar[str] = "settings"
+    SWEPT: ClassVar[tuple[str, ...]] = ("scene", "panel", "channel", "codebook", "hardware")
 
     settings: BenchSpec = BenchSpec()
     out: Annotated[Path, Option("FOLDER")] = Path("bench")
@@ -142,6 +65,23 @@ class Bench(Command):
     """Replace output files that exist."""
     config: Annotated[Path | None, Option("FILE")] = None
     """TOML file with these settings; options on the command line win."""
+
+    @classmethod
+    def with_sweep(cls, values: Mapping[str, Any], sweep: Mapping[str, tuple[Any, ...]]) -> Mapping[str, Any]:
+        """The swept setting as ``sweep`` and ``sweep_values``.
+
+        Raises:
+            InputError: another sweep, or a second setting with several values.
+        """
+        name, *others = sweep
+        if others or "sweep" in values:
+            other = others[0] if others else "sweep"
+            raise InputError(
+                name, f"has several values and makes a sweep, as does {other}; sweep one of them"
+            )
+        table, _, setting = name.partition(".")
+        others_of_table = {key: value for key, value in values[table].items() if key != setting}
+        return {**values, table: others_of_table, "sweep": (name,), "sweep_values": sweep[name]}
 
     def run(self) -> int:
         """Run or merge, then print the results."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
@@ -43,11 +44,13 @@ class Option:
         metavar: placeholder of the value in the help.
         short: a second, short option such as ``-o``.
         name: name of the option in place of the field's.
+        hidden: whether the field is no option, but follows from others.
     """
 
     metavar: str = ""
     short: str = ""
     name: str = ""
+    hidden: bool = False
 
 
 class Command(Spec):
@@ -61,6 +64,8 @@ class Command(Spec):
     """Options that take a TOML file, and the table that the file fills; "": the settings of the command."""
     IGNORED: ClassVar[tuple[str, ...]] = ()
     """Settings of a system that the command does not use. They are accepted in a TOML file."""
+    SWEPT: ClassVar[tuple[str, ...]] = ()
+    """Tables whose settings may have several values, which make a sweep."""
 
     @classmethod
     def positional_field(cls, value: str) -> str:
@@ -77,6 +82,16 @@ class Command(Spec):
         """
         del given
         return {}
+
+    @classmethod
+    def with_sweep(cls, values: Mapping[str, Any], sweep: Mapping[str, tuple[Any, ...]]) -> Mapping[str, Any]:
+        """Settings with a sweep.
+
+        Args:
+            values: all settings, with the first value of each swept one.
+            sweep: values of the swept settings, by dotted name.
+        """
+        raise NotImplementedError
 
     @classmethod
     def check_options(cls, typed: Mapping[str, Any]) -> None:
@@ -103,31 +118,34 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "check": ("file", "as_json", "fit", "plot", "scene", "overwrite"),
     "locate": (
         *("file", "sources", "method", "weights", "panel_error", "range_min_m", "range_max_m"),
-        *(
-            "azimuth_max_deg",
-            "elevation_max_deg",
-            "calibration",
-            "output",
-            "plot",
-            "scene",
-            "report",
-            "device",
-        ),
-        *("config", "overwrite", "plugins"),
+        *("azimuth_max_deg", "elevation_max_deg", "calibration", "output", "plot", "scene", "report"),
+        *("device", "config", "overwrite", "resume", "plugins"),
     ),
     "calibrate": (
-        *(
-            "file",
-            "output",
-            "known_positions",
-            "sources",
-            "method",
-            "panel_error",
-            "position_error_wavelengths",
-        ),
-        *("plot", "config", "overwrite"),
+        *("file", "output", "known_positions", "sources", "method", "panel_error"),
+        *("position_error_wavelengths", "plot", "config", "overwrite"),
     ),
-    "bound": ("sources", "snr_db", "scenes", "seed", "kind", "output", "plot", "config", "overwrite"),
+    "bound": (
+        *(
+            "sources",
+            "snr_db",
+            "power_dbm",
+            "scenes",
+            "seed",
+            "kind",
+            "output",
+            "plot",
+            "config",
+            "overwrite",
+        ),
+        *("panel.rows", "panel.columns", "channel.antennas", "codebook.snapshots", "codebook.bits"),
+        *("scene.range_min_m", "scene.range_max_m", "budget.bandwidth_hz"),
+    ),
+    "plan": (
+        *("target_m", "range_m", "rows", "antennas", "snapshots", "bits", "sources", "power_dbm", "snr_db"),
+        *("scenes", "kind", "output", "config", "overwrite", "panel.wavelength_m", "channel.distance_m"),
+        "budget.bandwidth_hz",
+    ),
     "bench": (
         *("methods", "sources", "snr_db", "scenes", "seed", "count", "sweep", "sweep_values", "out"),
         *("resume", "workers", "device", "shard", "merge", "output", "report", "config", "overwrite"),
@@ -230,8 +248,19 @@ def check_outputs(output: Path | None, plot: Path | None, *, overwrite: bool) ->
         check_extras("report", "matplotlib")
 
 
-def write_rows(path: Path, rows: Sequence[Any], *, overwrite: bool, **head: object) -> None:
+def write_rows(
+    path: Path, rows: Sequence[Any], *, row_type: type[Any], overwrite: bool, **head: object
+) -> None:
     """Write dataclass rows as CSV or, with ``head`` beside them, as JSON, by the ending of the name.
+
+    Infinities are null in JSON, which has no infinity.
+
+    Args:
+        path: the file.
+        rows: instances of ``row_type``.
+        row_type: a dataclass.
+        overwrite: whether an existing file is replaced.
+        head: further entries of the JSON file.
 
     Raises:
         InputError: another ending; the file exists and ``overwrite`` is off; it cannot be written.
@@ -239,7 +268,13 @@ def write_rows(path: Path, rows: Sequence[Any], *, overwrite: bool, **head: obje
     check_output(path, overwrite=overwrite, endings=TABLE_ENDINGS)
     records = [dataclasses.asdict(row) for row in rows]
     if path.suffix == ".json":
+        for record in records:
+            record |= {
+                name: None
+                for name, value in record.items()
+                if isinstance(value, float) and not math.isfinite(value)
+            }
         text = json.dumps({**head, "rows": records}, indent=1, allow_nan=False) + "\n"
     else:
-        text = csv_text([field.name for field in dataclasses.fields(rows[0])], records)
+        text = csv_text([field.name for field in dataclasses.fields(row_type)], records)
     write_text(path, text, overwrite=overwrite)

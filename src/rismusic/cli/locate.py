@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -19,15 +22,17 @@ from rismusic.cli.command import (
     progress_bar,
 )
 from rismusic.errors import InputError
+from rismusic.files import read_small
 from rismusic.registry import SPECTRA
 from rismusic.spec import Count, LocateSpec
-from rismusic.text import command_line
+from rismusic.text import command_line, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from rismusic.cli.partial import PartialOutput
     from rismusic.estimation.estimate import Estimate
-    from rismusic.io import Recording
+    from rismusic.io import Recording, RecordingFile
     from rismusic.metrics import Truth
     from rismusic.report import LocateReport
 
@@ -61,9 +66,13 @@ class Locate(Command):
     """Device, such as cpu or cuda."""
     overwrite: bool = False
     """Replace output files that exist."""
+    resume: bool = False
+    """Continue an output file (-o) that was cut, with the same settings."""
 
     def run(self) -> int:
         """Locate block by block, so that the file may be larger than memory."""
+        if self.resume and (self.output is None or self.plot is not None or self.report is not None):
+            raise InputError("--resume", "needs --output, and cannot be combined with --plot or --report")
         check_outputs(self.output, self.plot, overwrite=self.overwrite)
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
@@ -76,18 +85,28 @@ class Locate(Command):
         parts: list[Estimate] = []
         truth: list[Truth] = []
         drawn: tuple[Recording, Estimate] | None = None
-        with open_recording(self.file) as file, progress_bar() as progress:
+        with ExitStack() as stack:
+            file = stack.enter_context(open_recording(self.file))
+            output = None if self.output is None else stack.enter_context(self._partial(self.output, file))
+            progress = stack.enter_context(progress_bar())
             if self.plot is not None and self.scene >= len(file):
                 raise InputError(
                     "--scene", f"the recording has scenes 0 to {len(file) - 1}; got {self.scene}"
                 )
-            task = progress.add_task("locating", total=len(file))
-            first = 0
-            for recording in file.batches(BLOCK_SCENES):
+            first = 0 if output is None else output.scenes
+            task = progress.add_task("locating", total=len(file), completed=first)
+            for start in range(first, len(file), BLOCK_SCENES):
+                recording = file[start : start + BLOCK_SCENES]
                 estimate = locate(recording, spec=self.settings, device=self.device, calibration=panel)
-                parts.append(estimate)
-                if recording.truth is not None:
-                    truth += truth_rows(recording.truth, estimate.sources, first_scene=first)
+                for scene, sentences in enumerate(estimate.warnings, start=first):
+                    for sentence in sentences:
+                        progress.console.print(plain(f"scene {scene}: {sentence}"), soft_wrap=True)
+                if output is not None:
+                    output.append(estimate)
+                else:
+                    parts.append(estimate)
+                    if recording.truth is not None:
+                        truth += truth_rows(recording.truth, estimate.sources, first_scene=first)
                 if first <= self.scene < first + len(recording):
                     place = self.scene - first
                     drawn = recording[place], estimate[place]
@@ -95,24 +114,43 @@ class Locate(Command):
                     report.add(recording, estimate)
                 first += len(recording)
                 progress.advance(task, len(recording))
-        estimate = join_estimates(parts)
-        for scene, sentences in enumerate(estimate.warnings):
-            for sentence in sentences:
-                note(f"scene {scene}: {sentence}")
-        if self.output is None:
-            self._print(estimate, truth)
-        elif self.output.suffix == ".csv":
-            estimate.to_csv(self.output, overwrite=self.overwrite)
+            if output is not None:
+                output.finish()
+        if output is None:
+            self._print(join_estimates(parts), truth)
         else:
-            estimate.to_json(self.output, overwrite=self.overwrite, recording=str(self.file))
-        if self.output is not None:
-            count = int(estimate.n_sources.sum())
-            note(f"{count} sources in {len(estimate)} scenes written to {self.output}")
+            note(f"{output.progress.sources} sources in {output.scenes} scenes written to {self.output}")
         if self.plot is not None and drawn is not None:
             self._draw(*drawn, self.plot)
         if self.report is not None and report is not None:
             self._write(report, self.report)
         return 0
+
+    @contextmanager
+    def _partial(self, path: Path, file: RecordingFile) -> Iterator[PartialOutput]:
+        """The output under construction. If it is cut, the user is told how to continue it."""
+        from rismusic.cli.partial import PartialOutput
+
+        settings = self.settings.model_dump(mode="json")
+        if self.calibration is not None:
+            settings["calibration"] = hashlib.sha256(read_small(self.calibration)).hexdigest()
+        with PartialOutput(
+            path,
+            file.path,
+            settings,
+            name=str(self.file),
+            resume=self.resume,
+            overwrite=self.overwrite,
+        ) as output:
+            try:
+                yield output
+            except BaseException:
+                if output.scenes:
+                    note(
+                        f"{output.scenes} of {len(file)} scenes are in {output.part}; run the command again "
+                        "with --resume to continue"
+                    )
+                raise
 
     def _new_report(self, path: Path) -> LocateReport:
         check_extras("report", "jinja2", "matplotlib")

@@ -180,7 +180,7 @@ def settings_of(kind: type[Spec], prefix: str = "") -> Iterator[Setting]:
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Spec):
             groups.append((field.annotation, prefix if name == flat else f"{prefix}{name}."))
-        else:
+        elif not any(isinstance(one, Option) and one.hidden for one in field.metadata):
             yield Setting(prefix + name, field)
     for inner, inner_prefix in groups:
         yield from settings_of(inner, inner_prefix)
@@ -212,13 +212,15 @@ class _Parser(argparse.ArgumentParser):
 def _typed(args: list[str], kind: type[Command], settings: Mapping[str, Setting]) -> dict[str, Any]:
     """Values of the options that were typed."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    swept = _sweepable(kind)
     for one in settings.values():
         flags = [one.option.short] * bool(one.option.short) + [one.flag]
         if one.types == [bool]:
             parser.add_argument(one.flag, dest=one.path, action="store_true")
             parser.add_argument(one.negative, dest=one.path, action="store_false")
         else:
-            parser.add_argument(*flags, dest=one.path, nargs=one.nargs)
+            nargs = "+" if one.path in swept else one.nargs
+            parser.add_argument(*flags, dest=one.path, nargs=nargs)
     known, rest = parser.parse_known_args(args)
     strange = next((word for word in rest if word.startswith("-") and not _number(word)), None)
     if strange is not None:
@@ -235,7 +237,8 @@ def _typed(args: list[str], kind: type[Command], settings: Mapping[str, Setting]
         one = settings[path]
         if isinstance(value, list):
             values = tuple(one.value(text) for text in value)
-            typed[path] = values[0] if one.nargs == "+" and len(values) == 1 else values
+            single = one.nargs == "+" or path in swept
+            typed[path] = values[0] if single and len(values) == 1 else values
         elif isinstance(value, str):
             typed[path] = one.value(value)
     return typed
@@ -309,7 +312,35 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def _sweepable(kind: type[Command]) -> set[str]:
+    """Settings whose several values make a sweep."""
+    return {
+        one.path
+        for one in settings_of(kind)
+        if one.path.partition(".")[0] in kind.SWEPT and one.nargs is None and one.types != [bool]
+    }
+
+
+def _with_sweep(kind: type[Command], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values, with those of swept settings apart."""
+    sweepable = _sweepable(kind)
+    sweep: dict[str, tuple[Any, ...]] = {}
+    single: dict[str, Any] = {}
+    for table, settings in values.items():
+        for name, value in settings.items() if isinstance(settings, Mapping) else ():
+            path = f"{table}.{name}"
+            if path in sweepable and isinstance(value, (list, tuple)) and value:
+                single[path] = value[0]
+                if len(value) > 1:
+                    sweep[path] = tuple(value)
+    if not single:
+        return values
+    values = _merged(values, _tree(single))
+    return kind.with_sweep(values, sweep) if sweep else values
+
+
 def _command(kind: type[Command], values: Mapping[str, Any]) -> Command:
+    values = _with_sweep(kind, values)
     own = {name: value for name, value in values.items() if name in kind.model_fields}
     if kind.FLAT:
         flat = kind.model_fields[kind.FLAT]
@@ -392,6 +423,7 @@ def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
     if positional is not None and positional.field.is_required():
         lines += ["arguments:", *_entry(positional.metavar, positional.help), ""]
     group = None
+    swept = _sweepable(kind)
     for one in shown:
         if one is positional and positional.field.is_required():
             continue
@@ -405,7 +437,8 @@ def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
             text = one.help if one.field.default is not True else f"Switch off: {one.help}"
         else:
             text, short = one.help, one.option.short
-            flag = f"{short}, {flag} {one.metavar}" if short else f"{flag} {one.metavar}"
+            several = " ..." if one.path in swept else ""
+            flag = f"{short}, " * bool(short) + f"{flag} {one.metavar}{several}"
         lines += _entry(flag, text)
     if not everything:
         lines += _entry(HELP_ALL, f"Show all {len(settings)} options.")

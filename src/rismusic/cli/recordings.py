@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rismusic.array import Panel
     from rismusic.checks import CheckReport
     from rismusic.operator import Link
+    from rismusic.scene_view import Scene
 
 
 # Numbers simulated at a time: enough for full speed, and little memory even for a large panel.
@@ -119,6 +120,8 @@ class Check(Command):
         if self.plot is not None:
             check_output(self.plot, overwrite=self.overwrite, endings=PLOT_ENDINGS)
             check_extras("report", "matplotlib")
+        # Refused before the fits, which take seconds.
+        scene = None if self.plot is None else self._drawn()
         from rismusic.checks import check
 
         result = check(self.file, fit=self.fit)
@@ -126,8 +129,11 @@ class Check(Command):
             print(json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False))
         else:
             self._print(result)
-        if self.plot is not None:
-            self._draw(self.plot)
+        if self.plot is not None and scene is not None:
+            from rismusic.plots import save, scene_figure
+
+            save(scene_figure(scene), self.plot, overwrite=self.overwrite)
+            note(f"plot of scene {self.scene} written to {self.plot}")
         return 0
 
     def _print(self, result: CheckReport) -> None:
@@ -152,9 +158,9 @@ class Check(Command):
         if not result.findings:
             console.print("\nNothing suspicious.")
 
-    def _draw(self, path: Path) -> None:
+    def _drawn(self) -> Scene:
+        """The scene to plot."""
         from rismusic.io import open_recording
-        from rismusic.plots import save, scene_figure
         from rismusic.scene_view import Scene
 
         with open_recording(self.file) as file:
@@ -165,6 +171,4 @@ class Check(Command):
             recording = file[self.scene : self.scene + 1]
         if recording.truth is None:
             raise InputError(str(self.file), "has no true positions to plot")
-        scene = Scene(recording.panel, truth=recording.truth[0])
-        save(scene_figure(scene), path, overwrite=self.overwrite)
-        note(f"plot of scene {self.scene} written to {path}")
+        return Scene(recording.panel, truth=recording.truth[0])

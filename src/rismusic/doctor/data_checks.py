@@ -88,9 +88,9 @@ def check_steering(case: Case) -> Report:
     spec = case.spec.system
     elements, columns = ref.element_positions(spec.panel), spec.panel.columns
     wavelength = spec.panel.wavelength_m
-    panel = Panel(elements, wavelength)
+    panel, uniform = Panel(elements, wavelength, spec.panel.wave), spec.panel.wave == "uniform"
     positions = _positions_in_volume(case)
-    expected = ref.steering_vectors(elements, wavelength, *positions)
+    expected = ref.steering_vectors(elements, wavelength, *positions, uniform=uniform)
     functions: dict[int, tuple[str, Callable[..., Tensor]]] = {}
     for name, module in sorted(sys.modules.items()):
         found = getattr(module, "steering", None) if name.startswith("rismusic.") else None
@@ -104,13 +104,13 @@ def check_steering(case: Case) -> Report:
     some = torch.linspace(0, len(grid) - 1, _POSITIONS).long()
     at = [value.cpu()[some] for value in (grid.azimuth, grid.elevation, grid.range)]
     on_grid = grid.steering(torch.complex64).cpu()[:, some]
-    reference = ref.steering_vectors(elements, wavelength, *at)
+    reference = ref.steering_vectors(elements, wavelength, *at, uniform=uniform)
     findings.append(_same_steering("steering of the network's grid", on_grid, reference, columns))
     truth = case.recording.truth
     assert truth is not None
     A = Targets.of(case.recording, grid).steering.cpu()
     active = truth.active.cpu()
-    reference = ref.true_steering(truth, elements, wavelength).mT[active].mT
+    reference = ref.true_steering(truth, elements, wavelength, uniform=uniform).mT[active].mT
     findings.append(_same_steering("steering of the true sources", A.mT[active].mT, reference, columns))
     return report_of("WAVE", f"{len(functions)} functions called steering, grid and true sources", findings)
 
@@ -151,7 +151,7 @@ def _same_steering(name: str, found: Tensor, expected: Tensor, columns: int) -> 
         f"{name}: distance from the exact spherical wave",
         max(candidates[ref.EXPECTED], norms),
         5e-3,
-        f"it is not exp(j k (r - d)) / sqrt(N), elements y slowest{cause}.",
+        f"it is not exp(j k (r - d)) with amplitudes 1 / d, elements y slowest{cause}.",
         "Use rismusic.array.steering everywhere, in radians and metres, and no copy of it.",
     )
 
@@ -170,7 +170,7 @@ def check_labels(case: Case) -> Report:
     def residual(
         labels: Sources, elements: Tensor = exact, length: float = wavelength, conjugate: bool = False
     ) -> float:
-        A = ref.true_steering(labels, elements, length)
+        A = ref.true_steering(labels, elements, length, uniform=spec.panel.wave == "uniform")
         return ref.residual_over_noise(recording, G, A.conj() if conjugate else A)
 
     def angles(change: Callable[[Tensor], Tensor]) -> Sources:
@@ -286,7 +286,7 @@ def check_signal(case: Case) -> Report:
             continue
         s = torch.where(truth.active[..., None], truth.symbols, 0).to(torch.complex128)
         constant.append(s.mean(-1).abs().square().sum() / s.abs().square().mean(-1).sum())
-        A = ref.true_steering(truth, elements, wavelength)
+        A = ref.true_steering(truth, elements, wavelength, uniform=spec.panel.wave == "uniform")
         clean = torch.einsum("slmn,snk,skl->slm", ref.operators(recording), A, s)
         power = clean.abs().square().mean((1, 2))
         ratios.append(to_db(power / variance.double()))

@@ -19,7 +19,7 @@ from rismusic.io import Recording
 from rismusic.metrics import match
 from rismusic.nn import learner as learner_module
 from rismusic.nn import monitors as probes
-from rismusic.nn.losses import Losses, Targets
+from rismusic.nn.losses import EIGENGAP_MARGIN, Losses, Targets
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.nn.network import Prediction
 from rismusic.nn.spec import TermName
@@ -231,7 +231,7 @@ def check_loss_values(case: Case) -> Report:
     def terms(prediction: Prediction) -> dict[str, float]:
         return {name: float(value) for name, value in total_of(case, prediction, targets).terms.items()}
 
-    perfect = terms(ref.perfect_prediction(targets, like, case.spec.loss))
+    perfect = terms(ref.perfect_prediction(targets, like))
     random = terms(ref.random_prediction(like))
     findings: list[Finding] = []
     for name in random:
@@ -277,7 +277,7 @@ def check_eigengap(case: Case) -> Report:
     if loss is None or not loss.requires_grad:
         return report_of("GAP", "skipped: there is no eigengap loss", [])
     before = _eigengaps(start.covariance, targets)
-    wanted = _eigengaps(targets.true, targets).clamp_max(case.spec.loss.eigengap_margin)
+    wanted = _eigengaps(targets.true, targets).clamp_max(EIGENGAP_MARGIN)
     expected = float(((wanted - before).relu() / (wanted + 1e-6)).mean())
     slopes = torch.autograd.grad(loss, factors)
     moved = [

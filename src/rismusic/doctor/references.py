@@ -19,7 +19,6 @@ from torch import Tensor
 from rismusic.io import Recording
 from rismusic.nn.losses import Targets, heat_map_target
 from rismusic.nn.network import Prediction
-from rismusic.nn.spec import LossSpec
 from rismusic.sources import Sources
 from rismusic.spec import PanelSpec
 
@@ -42,26 +41,33 @@ def element_positions(panel: PanelSpec) -> Float[Tensor, "N 3"]:
 
 
 def steering_vectors(
-    elements: Float[Tensor, "N 3"], wavelength: float, azimuth: Tensor, elevation: Tensor, distance: Tensor
+    elements: Float[Tensor, "N 3"],
+    wavelength: float,
+    azimuth: Tensor,
+    elevation: Tensor,
+    distance: Tensor,
+    *,
+    uniform: bool = False,
 ) -> Complex[Tensor, "... N K"]:
-    """exp(j 2 pi (r - d) / wavelength) / sqrt(N) for sources [..., K] (radians, metres)."""
+    """G exp(j 2 pi (r - d) / wavelength) / |g| with g = 1 / d, or 1 (uniform), of sources [..., K]."""
     azimuth, elevation, distance = azimuth.double(), elevation.double(), distance.double()
     x = azimuth.sin() * elevation.cos()
     z = azimuth.cos() * elevation.cos()
     source = distance[..., None] * torch.stack((x, elevation.sin(), z), dim=-1)
     d = (source[..., None, :, :] - elements[:, None, :]).norm(dim=-1)
     phase = 2 * math.pi / wavelength * (distance[..., None, :] - d)
-    return torch.polar(torch.ones_like(phase), phase) / math.sqrt(len(elements))
+    gain = torch.ones_like(d) if uniform else 1 / d
+    return torch.polar(gain / gain.square().sum(-2, keepdim=True).sqrt(), phase)
 
 
 def true_steering(
-    truth: Sources, elements: Float[Tensor, "N 3"], wavelength: float
+    truth: Sources, elements: Float[Tensor, "N 3"], wavelength: float, *, uniform: bool = False
 ) -> Complex[Tensor, "S N K"]:
     """Steering matrices of the true sources; columns without a source are 0."""
     active = ~truth.azimuth.isnan()
     pairs = ((truth.azimuth, 0.0), (truth.elevation, 0.0), (truth.range, 1.0))
     filled = (torch.where(active, value, other) for value, other in pairs)
-    return steering_vectors(elements, wavelength, *filled) * active[:, None, :]
+    return steering_vectors(elements, wavelength, *filled, uniform=uniform) * active[:, None, :]
 
 
 def operators(recording: Recording) -> Complex[Tensor, "S L M N"]:
@@ -132,7 +138,7 @@ def best_explanation(errors: Mapping[str, float]) -> str:
 _COUNT_SMOOTHING = 0.05
 
 
-def perfect_prediction(targets: Targets, like: Prediction, spec: LossSpec) -> Prediction:
+def perfect_prediction(targets: Targets, like: Prediction) -> Prediction:
     """The prediction at which every loss must be 0, with the shapes of ``like``.
 
     Its factors are the scaled eigenvectors of R_true, so their columns are orthogonal.
@@ -149,7 +155,7 @@ def perfect_prediction(targets: Targets, like: Prediction, spec: LossSpec) -> Pr
     smoothed = (1 - _COUNT_SMOOTHING) * label + _COUNT_SMOOTHING / len(counts)
     maps = None
     if like.grid_logits is not None:
-        target = heat_map_target(targets.truth, targets.grid, spec.heat_map_width)
+        target = heat_map_target(targets.truth, targets.grid)
         maps = target.clamp_min(1e-30).log()[:, None].expand_as(like.grid_logits).to(dtype)
     return Prediction(
         angle_factor=factor.to(like.angle_factor.dtype),

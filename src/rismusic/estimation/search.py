@@ -111,7 +111,9 @@ class Dictionary:
         fields = scenes_first(link.matmul(torch.complex(real, imaginary)), 3)
         return torch.view_as_real(fields).movedim(-1, -2).flatten(2, 3).float()
 
-    def energies(self, link: Link, columns: Float[Tensor, "*F _ B"]) -> Float[Tensor, "_ _ B"]:
+    def energies(
+        self, link: Link, columns: Float[Tensor, "*F _ B"], strongest: Strongest | None = None
+    ) -> Float[Tensor, "_ _ B"]:
         r"""Nearly what a source of unit power at each point sends to the receiver, :math:`|G_l a_p|^2`.
 
         With :math:`H H^H = \sum_j \lambda_j u_j u_j^H` and :math:`v_j = H^H u_j / \sqrt{\lambda_j}`, the
@@ -124,20 +126,55 @@ class Dictionary:
 
         It costs J / M of the exact form, and a search only needs to know which few points to look at.
 
-        The energies of the snapshots of a coherent link are added.
+        A coherent link is taken as one channel of L M outputs.
+
+        Args:
+            link: G_l.
+            columns: points.
+            strongest: result of :meth:`Strongest.of` for this link, if it is already computed.
 
         Returns:
             [S, L, B], with axes of length 1 where the link is the same for all.
         """
+        strongest = strongest or Strongest.of(link, self.grid.panel.size)
+        if strongest.rows is None:
+            return strongest.level.expand(-1, -1, columns.shape[-1])
+        S, L, strong, _ = strongest.rows.shape
+        step = block_size(8 * L * strong * columns.shape[-1], columns.device)
+        parts = [
+            real_products(strongest.rows[i : i + step], columns).flatten(2, 3).square().sum(dim=2)
+            for i in range(0, S, step)
+        ]
+        return torch.cat(parts) + strongest.level
+
+
+@dataclass(frozen=True, eq=False)
+class Strongest:
+    r"""The strongest directions of a link; see :meth:`Dictionary.energies`.
+
+    Args:
+        rows: :math:`\sqrt{\lambda_j - \bar\lambda}\, v_j^H \mathrm{diag}(c_l)`, [S, L, J, N]; none without
+            a channel.
+        level: energy of the other directions, [S, L, 1].
+    """
+
+    rows: Complex[Tensor, "S L J N"] | None
+    level: Float[Tensor, "S L 1"]
+
+    @classmethod
+    def of(cls, link: Link, size: int) -> Strongest:
+        """The strongest directions of a link from a panel of ``size`` elements."""
         if link.coherent:
-            plain = Link(link.channel, link.codes, subcarriers=link.subcarriers)
-            return self.energies(plain, columns).unflatten(1, (link.subcarriers, -1)).sum(2)
+            F, G = link.subcarriers, link.dense()  # [..., F, LM, N]
+            return cls.of(Link(G if F > 1 else G.squeeze(-3), subcarriers=F), size)
         # |a_n|^2 is near 1 / N: only their sum, 1, is exact.
-        N, F = self.grid.panel.size, link.subcarriers
-        level = link.codes.abs().square().mean(-1) if link.codes is not None else columns.new_ones(1, 1)
+        N, F, device = size, link.subcarriers, link.device
+        level = torch.ones(1, 1, device=device)
+        if link.codes is not None:
+            level = link.codes.abs().square().mean(-1)
         level = scenes_first(level, 1).float()[..., None].repeat(1, F, 1)
         if link.channel is None:
-            return level.expand(-1, -1, columns.shape[-1])
+            return cls(None, level)
         H = link.channel
         values, basis = torch.linalg.eigh(H @ H.mH)
         strong = min(_STRONG, values.shape[-1])
@@ -152,14 +189,17 @@ class Dictionary:
         ones = torch.ones(1, N, dtype=H.dtype, device=H.device)
         codes = ones if link.codes is None else link.codes
         dense = scenes_first(Link(kept_channel, codes, subcarriers=F).dense(), 3)
-        S, L = dense.shape[:2]
-        step = block_size(8 * L * strong * columns.shape[-1], columns.device)
-        parts = [
-            real_products(dense[i : i + step], columns).flatten(2, 3).square().sum(dim=2)
-            for i in range(0, S, step)
-        ]
         rest = scenes_first(rest, 1 if F == 1 else 2).flatten(1)[..., None]  # [S, F, 1]
-        return torch.cat(parts) + level * rest.repeat_interleave(L // F if F > 1 else 1, dim=1)
+        L = dense.shape[1]
+        return cls(dense, level * rest.repeat_interleave(L // F if F > 1 else 1, dim=1))
+
+    def __getitem__(self, scenes: Tensor) -> Strongest:
+        """Those of some scenes; what all scenes share is kept whole."""
+        rows, level = self.rows, self.level
+        return Strongest(
+            rows if rows is None or len(rows) == 1 else rows[scenes],
+            level if len(level) == 1 else level[scenes],
+        )
 
 
 def real_products(
@@ -255,9 +295,10 @@ class GridSearch:
         self.dictionary, self.recording = dictionary, recording
         self.link = link = recording.link if link is None else link
         scenes = len(recording) if link.per_scene else 1
-        self._energies: list[Tensor] | None = None
+        self._strongest = Strongest.of(link, dictionary.grid.panel.size)
+        self._energies: dict[int, Tensor] | None = None
         if 4 * scenes * link.matrices * len(dictionary) <= memory_budget(recording.snapshots.device):
-            self._energies = [dictionary.energies(link, columns) for _, columns in dictionary.columns()]
+            self._energies = {}
 
     @property
     def grid(self) -> SearchGrid:
@@ -268,8 +309,9 @@ class GridSearch:
         """The search of some scenes, with the energies computed so far."""
         part = copy(self)
         part.recording, part.link = self.recording[scenes], self.link[scenes]
+        part._strongest = self._strongest[scenes] if self.link.per_scene else self._strongest
         if self._energies is not None and self.link.per_scene:
-            part._energies = [energy[scenes] for energy in self._energies]
+            part._energies = {number: energy[scenes] for number, energy in self._energies.items()}
         return part
 
     def best(self, scenes: Int64[Tensor, "B"], rest: Residual, count: int = 1) -> Int64[Tensor, "B count"]:
@@ -313,8 +355,11 @@ class GridSearch:
                 part = slice(start, start + step)
                 link = self.link[scenes[part]]
                 if self._energies is None:
-                    energy = self.dictionary.energies(link, columns)
+                    some = self._strongest[scenes[part]] if self.link.per_scene else self._strongest
+                    energy = self.dictionary.energies(link, columns, some)
                 else:
+                    if number not in self._energies:
+                        self._energies[number] = self.dictionary.energies(self.link, columns, self._strongest)
                     energy = self._energies[number]
                     energy = energy if len(energy) == 1 else energy[scenes[part]]
                 left = energy

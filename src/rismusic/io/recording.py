@@ -70,15 +70,15 @@ class Recording:
     wavelength: float
     elements: Float[Tensor, "N 3"]
     snapshots: Complex[Tensor, "S ... L M"]
-    channel: Complex[Tensor, "... M N"] | None = None
-    codes: Complex[Tensor, "... L N"] | None = None
+    channel: Complex[Tensor, "... _ N"] | None = None  # of stacked snapshots [S, 1, L M] it is still [M, N]
+    codes: Complex[Tensor, "... _ N"] | None = None
     noise_variance: Float[Tensor, "S"] | None = None
     truth: Sources | None = None
     pose: Float[Tensor, "4 4"] | None = None
     wave: Wave = "spherical"
     pattern_exponent: float = 0.0
     symbols: SymbolModel = "independent"
-    pilots: Complex[Tensor, "... L K"] | None = None
+    pilots: Complex[Tensor, "... _ K"] | None = None
     noise_covariance: Complex[Tensor, "... M M"] | None = None
     times: Float[Tensor, "S"] | None = None
     frequencies: Float[Tensor, "F"] | None = None

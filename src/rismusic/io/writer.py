@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,7 @@ class RecordingWriter:
 
     def _create(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
         self._attributes = attributes
+        self._check_space(values)
         with self._on_disk():
             for name, attribute in attributes.items():
                 self._sink.attribute(name, attribute)
@@ -117,6 +119,24 @@ class RecordingWriter:
                     self._sink.write(name, 0, array)
                 # Later blocks are compared with one scene and the shared fields.
                 self._first[name] = value[:1].clone() if per_scene else value
+
+    def _check_space(self, values: dict[str, Tensor]) -> None:
+        """Refuse a file that is larger than the free space of the disk.
+
+        Raises:
+            InputError: there is not enough space.
+        """
+        needed = sum(
+            value.nbytes // len(value) * self.scenes if FIELDS[name].per_scene(value.ndim) else value.nbytes
+            for name, value in values.items()
+        )
+        with self._on_disk():
+            free = shutil.disk_usage(self.path.parent).free
+            if needed > free:
+                raise InputError(
+                    str(self.path),
+                    f"needs {needed / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB of the disk are free",
+                )
 
     def _compare(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
         """Refuse a block that differs from the first one in more than its scenes."""

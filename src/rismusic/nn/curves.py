@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rismusic.errors import InputError
-from rismusic.nn.run_folder import CURVES, RunFolder, writing
+from rismusic.files import writing
+from rismusic.nn.run_folder import CURVES, RunFolder
 from rismusic.plots import COLOURS, new_axes, save
 
 if TYPE_CHECKING:
@@ -70,56 +71,33 @@ def plot_losses(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> 
         epochs: log lines of kind ``epoch``.
         ax: axes to draw into; new ones by default.
     """
-    ax = ax or new_axes(None)[0]
-    at = [line["epoch"] + 1 for line in epochs]
-    ax.plot(at, [_number(line["training"].get("loss")) for line in epochs], c=COLOURS[0], label="training")
-    ax.plot(at, [_number(line["validation"]["loss"]) for line in epochs], c=COLOURS[1], label="validation")
-    ax.set(xlabel="epoch", ylabel="loss (weighted sum)", ylim=(0, None))
-    return _styled(ax)
+    curves = {
+        "training": [line["training"].get("loss") for line in epochs],
+        "validation": [line["validation"]["loss"] for line in epochs],
+    }
+    return _draw(epochs, curves, ax, ylabel="loss (weighted sum)", ylim=(0, None))
 
 
 def plot_terms(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> Axes:
-    """Each validation loss, without its weight, over the epochs.
-
-    Args:
-        epochs: log lines of kind ``epoch``.
-        ax: axes to draw into; new ones by default.
-    """
-    ax = ax or new_axes(None)[0]
-    at = [line["epoch"] + 1 for line in epochs]
-    for place, name in enumerate(epochs[-1]["validation"]["terms"]):
-        style = ("-", "--", ":")[place // len(COLOURS)]
-        values = [_number(line["validation"]["terms"].get(name)) for line in epochs]
-        ax.plot(at, values, style, c=COLOURS[place % len(COLOURS)], label=name.replace("_", " "))
-    ax.set(xlabel="epoch", ylabel="validation losses (unweighted)", yscale="log")
-    return _styled(ax, aside=True)
+    """Each validation loss, without its weight, over the epochs; see :func:`plot_losses`."""
+    curves = {
+        name.replace("_", " "): [line["validation"]["terms"].get(name) for line in epochs]
+        for name in epochs[-1]["validation"]["terms"]
+    }
+    ax = _draw(epochs, curves, ax, ylabel="validation losses (unweighted)", yscale="log")
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
 
 
 def plot_scores(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> Axes:
-    """Share of sources located, and of scenes with the right number of sources, over the epochs.
-
-    Args:
-        epochs: log lines of kind ``epoch``.
-        ax: axes to draw into; new ones by default.
-    """
-    ax = ax or new_axes(None)[0]
-    at = [line["epoch"] + 1 for line in epochs]
-    for place, (name, label) in enumerate((("blend", r"R$_{blend}$"), ("predicted", r"R$_{pred}$"))):
-        scores = [line["validation"]["scores"][name] for line in epochs]
-        ax.plot(
-            at,
-            [100 * _number(one["recall"]) for one in scores],
-            c=COLOURS[place],
-            label=f"sources located, MUSIC on {label}",
-        )
-    ax.plot(
-        at,
-        [100 * _number(one["count_right"]) for one in scores],
-        c=COLOURS[2],
-        label="number of sources right",
-    )
-    ax.set(xlabel="epoch", ylabel="share / %", ylim=(0, 100))
-    return _styled(ax)
+    """Share of sources located, and of scenes with the right number of sources; see :func:`plot_losses`."""
+    scores = [line["validation"]["scores"] for line in epochs]
+    curves = {
+        r"sources located, MUSIC on R$_{blend}$": [_percent(one["blend"]["recall"]) for one in scores],
+        r"sources located, MUSIC on R$_{pred}$": [_percent(one["predicted"]["recall"]) for one in scores],
+        "number of sources right": [_percent(one["predicted"]["count_right"]) for one in scores],
+    }
+    return _draw(epochs, curves, ax, ylabel="share / %", ylim=(0, 100))
 
 
 def save_curves(run: RunFolder, log: Callable[[str], None]) -> None:
@@ -146,10 +124,24 @@ def _number(value: float | str | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _styled(ax: Axes, *, aside: bool = False) -> Axes:
-    """Grid, integer ticks, and a legend inside the axes or beside them."""
+def _percent(share: float | str | None) -> float:
+    return 100 * _number(share)
+
+
+def _draw(
+    epochs: Sequence[dict[str, Any]],
+    curves: Mapping[str, Sequence[float | str | None]],
+    ax: Axes | None,
+    **settings: Any,
+) -> Axes:
+    """Draw named curves over the epochs, with a grid and a legend."""
+    ax = ax or new_axes(None)[0]
+    at = [line["epoch"] + 1 for line in epochs]
+    for place, (name, values) in enumerate(curves.items()):
+        style, colour = ("-", "--", ":")[place // len(COLOURS)], COLOURS[place % len(COLOURS)]
+        ax.plot(at, [_number(value) for value in values], style, c=colour, label=name)
+    ax.set(xlabel="epoch", **settings)
     ax.grid(which="both", alpha=0.3)
     ax.locator_params(axis="x", integer=True)
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if aside else {}
-    ax.legend(frameon=False, fontsize="small", **place)
+    ax.legend(frameon=False, fontsize="small")
     return ax

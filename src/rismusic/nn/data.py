@@ -23,6 +23,8 @@ from rismusic.nn.spec import LossSpec, NetworkSpec, ScheduleSpec, TermName, Trai
 from rismusic.simulation.random_numbers import Draws, Stream
 from rismusic.simulation.simulator import Simulator
 
+# Share of the epochs in which the weights of the structure losses rise.
+_LAST_PHASE = 0.3
 # From this beta on R_blend hardly depends on R_pred, which then needs a loss of its own.
 _BETA_ALL_SAMPLE = 0.999
 _MIN_PREDICTED_WEIGHT = 0.2
@@ -92,7 +94,7 @@ def weights_at(loss: LossSpec, spec: ScheduleSpec, epoch: int, beta: float) -> d
     """
     _check_epoch(spec, epoch)
     weights = dict(loss.weights)
-    last = round(spec.last_phase * spec.epochs)
+    last = round(_LAST_PHASE * spec.epochs)
     begin = spec.epochs - last
     if epoch < _ramp(spec):
         weights["subspace"] = loss.subspace_warm_up

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
+from rismusic.devices import device_of
 from rismusic.errors import InputError
 
 
@@ -101,33 +102,18 @@ def process_group(device: torch.device | str | None = None) -> Iterator[ProcessG
         InputError: a device that does not exist.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    own = _device(device)
+    own = device_of(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if world_size == 1:
         yield ProcessGroup(device=own)
         return
     if own.type == "cuda":
-        own = _device(f"cuda:{os.environ['LOCAL_RANK']}")
+        own = device_of(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(own)
     distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield ProcessGroup(distributed.get_rank(), world_size, own)
     finally:
         distributed.destroy_process_group()
-
-
-def _device(name: torch.device | str | None) -> torch.device:
-    """The device of that name, checked to exist."""
-    gpus = torch.cuda.device_count()
-    try:
-        device = torch.device(name or ("cuda" if gpus else "cpu"))
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError("device", f"must be 'cpu' or 'cuda'; got '{name}'")
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        available = f"{gpus} GPUs are visible" if gpus else "no GPU is visible; use 'cpu'"
-        raise InputError("device", f"'{name}' does not exist: {available}")
-    return device
 
 
 @contextmanager

@@ -167,8 +167,15 @@ def eigenvalue_gap(covariance: Covariance, count: Int64[Tensor, "*batch"]) -> Fl
     return (descending.gather(-1, last) - descending.gather(-1, last + 1))[..., 0]
 
 
+EIGENGAP_MARGIN = 0.1
+"""Largest required eigengap, relative to the trace."""
+
+
 def eigengap_hinge(
-    covariance: Covariance, target: Covariance, count: Int64[Tensor, "*batch"], margin: float
+    covariance: Covariance,
+    target: Covariance,
+    count: Int64[Tensor, "*batch"],
+    margin: float = EIGENGAP_MARGIN,
 ) -> Float[Tensor, "*batch"]:
     r"""Hinge loss of the eigengap of R, relative to its margin.
 
@@ -467,17 +474,15 @@ class Matched:
     existence: Float[Tensor, "S"]
 
 
-def match_heads(
-    prediction: Prediction,
-    truth: Sources,
-    *,
-    weights: tuple[float, float, float],
-    angle_scale_deg: float,
-    log_range_scale: float,
-) -> Matched:
+# Errors at which the Huber losses of the angles and of the log-range turn from quadratic to linear.
+_ANGLE_SCALE_DEG, _LOG_RANGE_SCALE = 5.0, 0.3
+
+
+def match_heads(prediction: Prediction, truth: Sources, *, weights: tuple[float, float, float]) -> Matched:
     r"""Losses of angles, log-range and existence between the set of heads and the set of true sources.
 
-    With the Huber function :math:`h(x) = x^2 / 2` up to 1, :math:`|x| - 1/2` beyond, head q for source k has
+    With the Huber function :math:`h(x) = x^2 / 2` up to 1, :math:`|x| - 1/2` beyond, :math:`s_a` = 5 deg and
+    :math:`s_r` = 0.3, head q for source k has
 
     .. math:: d^{angle}_{qk} = \frac12 \left[ h\!\left(\frac{\mathrm{wrap}(\hat\varphi_q - \varphi_k)}{s_a}
         \right) + h\!\left(\frac{\mathrm{wrap}(\hat\theta_q - \theta_k)}{s_a}\right) \right], \qquad
@@ -496,17 +501,15 @@ def match_heads(
         prediction: Q heads.
         truth: true sources, K_max at most Q.
         weights: w_a, w_r, w_e.
-        angle_scale_deg: s_a, degrees.
-        log_range_scale: s_r.
     """
     active = truth.active
     azimuth, elevation, distance = (value[:, None, :] for value in truth.filled())
-    scale = math.radians(angle_scale_deg)
+    scale = math.radians(_ANGLE_SCALE_DEG)
     angle = (
         _huber(_wrapped(prediction.azimuth[..., None] - azimuth) / scale)
         + _huber(_wrapped(prediction.elevation[..., None] - elevation) / scale)
     ) / 2
-    log_range = _huber((prediction.inverse_range[..., None].log() + distance.log()) / log_range_scale)
+    log_range = _huber((prediction.inverse_range[..., None].log() + distance.log()) / _LOG_RANGE_SCALE)
     logits = prediction.existence_logits
     count = active.sum(-1).clamp_min(1)[:, None]
     by_angle, by_range, by_existence = weights
@@ -539,8 +542,12 @@ def _huber(x: Tensor) -> Tensor:
     return huber_loss(x, torch.zeros_like(x), reduction="none")
 
 
+HEAT_MAP_WIDTH = 0.6
+"""Standard deviation of a source in the target heat map, in grid steps."""
+
+
 @torch.no_grad()
-def heat_map_target(truth: Sources, grid: SearchGrid, width: float) -> Float[Tensor, "S P"]:
+def heat_map_target(truth: Sources, grid: SearchGrid, width: float = HEAT_MAP_WIDTH) -> Float[Tensor, "S P"]:
     r"""Target of the heat map: the share of the sources at each point of the grid.
 
     Each source is spread over the grid points around it,
@@ -702,7 +709,7 @@ def total_loss(
     Args:
         prediction: of S scenes.
         targets: of the same scenes.
-        spec: scales, margins and weights.
+        spec: the weights.
         beta: share of R_samp in R_blend.
         weights: replace weights of ``spec``; see :func:`~rismusic.nn.data.weights_at`.
         oracle: whether to compute the oracle values too.
@@ -717,7 +724,7 @@ def total_loss(
     used = {name: weight for name, weight in weights.items() if weight > 0}
     real = targets.true.loading.dtype
     occupied = (targets.count > 0).to(real)
-    structure = _Structure(targets, spec, used)
+    structure = _Structure(targets, used)
 
     losses = structure.of(prediction.blended(targets.sample, targets.conditioning, beta))
     if "covariance_predicted" in used:
@@ -730,10 +737,10 @@ def total_loss(
         losses["cross"] = cross_coherence(*factors)
     if "count" in used:
         losses["count"] = count_divergence(prediction.count_logits, targets.count, COUNT_SMOOTHING)
-    losses |= _positions(prediction, targets, spec, used)
+    losses |= _positions(prediction, targets, used)
     if "heat_map" in used:
         assert prediction.grid_logits is not None
-        target = heat_map_target(targets.truth, targets.grid, spec.heat_map_width)
+        target = heat_map_target(targets.truth, targets.grid)
         maps = prediction.grid_logits.unbind(1)
         stages = [heat_map_divergence(logits, target, targets.grid) for logits in maps]
         losses["heat_map"] = torch.stack(stages).mean(0)
@@ -751,22 +758,22 @@ def total_loss(
 class _Structure:
     """Losses of a covariance against R_true; quantities of the truth are computed once."""
 
-    def __init__(self, targets: Targets, spec: LossSpec, used: Mapping[TermName, float]) -> None:
-        self._targets, self._spec, self._used = targets, spec, used
+    def __init__(self, targets: Targets, used: Mapping[TermName, float]) -> None:
+        self._targets, self._used = targets, used
         self._true = targets.conditioned
         self._basis = steering_basis(targets.steering) if "subspace" in used else None
         self._around = targets.around() if "peak_contrast" in used else None
 
     def of(self, covariance: Covariance) -> dict[TermName, Tensor]:
         """The losses of a covariance, [S] each."""
-        spec, targets = self._spec, self._targets
+        targets = self._targets
         losses: dict[TermName, Tensor] = {}
         if "covariance" in self._used:
             losses["covariance"] = covariance_error(covariance, self._true)
         if self._basis is not None:
             losses["subspace"] = subspace_leakage(covariance, self._basis)
         if "eigengap" in self._used:
-            losses["eigengap"] = eigengap_hinge(covariance, self._true, targets.count, spec.eigengap_margin)
+            losses["eigengap"] = eigengap_hinge(covariance, self._true, targets.count)
         if self._around is not None:
             lost = peak_contrast(covariance, self._true, self._around)
             present = torch.where(targets.truth.active, lost, 0).sum(-1)
@@ -775,19 +782,13 @@ class _Structure:
 
 
 def _positions(
-    prediction: Prediction, targets: Targets, spec: LossSpec, used: Mapping[TermName, float]
+    prediction: Prediction, targets: Targets, used: Mapping[TermName, float]
 ) -> dict[TermName, Tensor]:
     """The losses of the position heads."""
     weights = used.get("angle", 0.0), used.get("log_range", 0.0), used.get("existence", 0.0)
     if not any(weights):
         return {}
-    matched = match_heads(
-        prediction,
-        targets.truth,
-        weights=weights,
-        angle_scale_deg=spec.angle_scale_deg,
-        log_range_scale=spec.log_range_scale,
-    )
+    matched = match_heads(prediction, targets.truth, weights=weights)
     return {"angle": matched.angle, "log_range": matched.log_range, "existence": matched.existence}
 
 

@@ -22,11 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field
 
 from rismusic.errors import InputError
-from rismusic.files import check_regular, failure, read_small, write_text
+from rismusic.files import locked, read_small, write_text, writing
 from rismusic.nn.spec import TrainSpec
 from rismusic.records import Natural, Number, Record, parse_record
 from rismusic.spec import dump_spec, read_spec
@@ -223,58 +222,6 @@ class RunFolder:
                     "learning curves are lost",
                 ) from None
         return records
-
-
-@contextmanager
-def locked(path: Path, field: str, sentence: str) -> Iterator[None]:
-    """Hold a lock file with the number of this process. It ends with the process, however that ends.
-
-    Args:
-        path: the lock file.
-        field: what it locks, for the error message.
-        sentence: what to say if another process holds the lock.
-
-    Raises:
-        InputError: another process holds the lock, or the file cannot be written.
-    """
-    check_regular(path)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(field, f"{sentence} (process {_holder(path)})") from None
-    except OSError as error:
-        raise InputError(str(path), f"cannot write: {failure(error)}") from error
-    try:
-        # Without locks of the operating system the library writes the number itself.
-        if _holder(path) != str(os.getpid()):
-            with writing(path):
-                path.write_text(f"{os.getpid()}\n", encoding="ascii")
-        yield
-    finally:
-        lock.release()
-
-
-def _holder(path: Path) -> str:
-    """Number of the process in a lock file."""
-    try:
-        text = read_small(path, limit=1000).decode("ascii", "replace").split()
-    except InputError:  # a file that the system does not let others read
-        text = []
-    return text[0] if text and text[0].isdecimal() else "unknown"
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Convert errors of writing a file to :class:`~rismusic.errors.InputError`.
-
-    Raises:
-        InputError: the disk is full or not writable.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(str(path), f"cannot write: {error.strerror or error}") from error
 
 
 def load_train_spec(path: Path) -> TrainSpec:

@@ -35,7 +35,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class LossSpec(Spec):
-    """Weights and scales of the losses; the defaults are those of the final training."""
+    """Weights of the losses; the defaults are those of the final training."""
 
     section: ClassVar[str] = "loss"
 
@@ -67,20 +67,6 @@ class LossSpec(Spec):
     """Existence of a source at each head."""
     heat_map: Part = 0.1
     """Heat map over the search grid, if the network has one."""
-
-    eigengap_margin: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Largest required eigengap, relative to the trace."""
-    angle_scale_deg: Positive = 5.0
-    """Angle error, degrees, at which the Huber loss turns from quadratic to linear."""
-    log_range_scale: Positive = 0.3
-    """The same for the error of the logarithm of the range."""
-    heat_map_width: Annotated[float, Field(ge=0.2, le=5)] = 0.6
-    """Standard deviation of a source in the target heat map, in grid steps."""
-
-    @classmethod
-    def final(cls) -> LossSpec:
-        """For the final training: the structure losses get more weight towards the end."""
-        return cls()
 
     @classmethod
     def search(cls) -> LossSpec:
@@ -119,8 +105,6 @@ class ScheduleSpec(Spec):
     """Share of the epochs, at least 2 epochs, in which beta rises linearly from 0."""
     beta_jitter: Annotated[float, Field(ge=0, le=0.3)] = 0.05
     """After the ramp, beta varies randomly between epochs by up to this."""
-    last_phase: Share = 0.3
-    """Share of the epochs in which the weights of the structure losses rise."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the optimizer steps, at least one step, in which the learning rate rises."""
     learning_rate_floor: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -139,11 +123,6 @@ class ScheduleSpec(Spec):
                 f"the range stage must not end before the angle stage; got {first:g}, {second:g}",
             )
         return self
-
-    @classmethod
-    def final(cls) -> ScheduleSpec:
-        """For the final training."""
-        return cls()
 
     @classmethod
     def search(cls) -> ScheduleSpec:
@@ -189,11 +168,6 @@ class NetworkSpec(Spec):
     def tiny(cls) -> NetworkSpec:
         """Small: memorises a few hundred scenes in a minute on two cores."""
         return cls(stages=2, depth=2, width=48)
-
-    @classmethod
-    def base(cls) -> NetworkSpec:
-        """The defaults."""
-        return cls()
 
     @classmethod
     def large(cls) -> NetworkSpec:
@@ -296,7 +270,7 @@ class TrainSpec(Spec):
     @classmethod
     def final(cls) -> TrainSpec:
         """For weights to be used."""
-        return cls(loss=LossSpec.final(), schedule=ScheduleSpec.final().replace(epochs=100), patience=25)
+        return cls(schedule=ScheduleSpec(epochs=100), patience=25)
 
 
 SHIPPED: tuple[Literal["ideal"], Literal["robust"]] = ("ideal", "robust")

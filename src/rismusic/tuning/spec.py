@@ -193,14 +193,10 @@ class TuneSpec(Spec):
     """Search space: 'narrow', 'wide', or a TOML file."""
     epochs_per_trial: Count = 12
     """Maximum number of epochs of a trial."""
-    early_stop_patience: Annotated[int, Field(ge=0)] = 0
-    """Stop any training after this many epochs without a lower validation loss; 0 disables it."""
     sampler: Literal["tpe", "gp", "qmc", "nsgaii", "random"] = "tpe"
     """Optuna sampler: 'tpe' (multivariate), 'gp' (Gaussian process), 'qmc', 'nsgaii' or 'random'."""
     pruner: Literal["median", "hyperband", "none"] = "median"
     """Optuna pruner, which stops unpromising trials early."""
-    startup_trials: Annotated[int, Field(ge=0)] = 5
-    """Number of completed trials before the median pruner prunes any."""
     inference_trials: Annotated[int, Field(ge=0)] = 12
     """Number of inference settings tried on each trained network; 0 keeps the default ones."""
     inference_scenes: Count = 64
@@ -248,4 +244,4 @@ class TuneSpec(Spec):
 
     def _training(self, epochs: int, seed: int) -> TrainSpec:
         schedule = self.training.schedule.replace(epochs=epochs)
-        return self.training.replace(schedule=schedule, seed=seed, patience=self.early_stop_patience)
+        return self.training.replace(schedule=schedule, seed=seed)

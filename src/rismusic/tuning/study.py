@@ -187,7 +187,7 @@ def pruner(spec: TuneSpec) -> optuna.pruners.BasePruner:
     """The pruner that the settings name; it prunes no trial in the first fifth of the epochs."""
     early = max(1, spec.epochs_per_trial // 5)
     if spec.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=spec.startup_trials, n_warmup_steps=early)
+        return optuna.pruners.MedianPruner(n_warmup_steps=early)
     if spec.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=early, max_resource=spec.epochs_per_trial)
     return optuna.pruners.NopPruner()

@@ -1,0 +1,161 @@
+"""``locate -o`` writes block by block, and ``--resume`` continues an output that was cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rismusic import load_sample
+from rismusic.cli import main
+from rismusic.cli.partial import PartialOutput
+from rismusic.hybrid import locate
+from rismusic.io import Recording, read, write
+from rismusic.spec import LocateSpec
+
+SPEC = LocateSpec(method="music", polish=False)
+OPTIONS = ["--method", "music", "--no-polish"]
+
+
+@pytest.fixture
+def recording(tmp_path, monkeypatch):
+    monkeypatch.setattr("rismusic.hybrid.BLOCK_SCENES", 5)
+    path = tmp_path / "recording.h5"
+    write(path, load_sample("ideal_10dB")[:17])
+    return path
+
+
+def run(*args):
+    return main([str(arg) for arg in args])
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def cut(monkeypatch, recording, output, *, scenes=10, error=KeyboardInterrupt):
+    """Locate until so many scenes are complete."""
+    append = PartialOutput.append
+
+    def until(self, estimate):
+        append(self, estimate)
+        if self.scenes >= scenes:
+            raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PartialOutput, "append", until)
+        return run("locate", recording, "-o", output, *OPTIONS)
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_the_stream_equals_the_whole(ending, recording, tmp_path):
+    output, whole = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
+    assert run("locate", recording, "-o", output, *OPTIONS) == 0
+    estimate = locate(read(recording), spec=SPEC)
+    if ending == "csv":
+        estimate.to_csv(whole)
+    else:
+        estimate.to_json(whole, recording=str(recording))
+    assert output.read_text() == whole.read_text()
+    assert names(tmp_path) == [output.name, whole.name, "recording.h5"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_a_cut_output_is_continued(ending, recording, tmp_path, monkeypatch, capsys):
+    output, whole = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
+    assert run("locate", recording, "-o", whole, *OPTIONS) == 0
+    assert cut(monkeypatch, recording, output) == 130
+    assert "10 of 17 scenes are in" in capsys.readouterr().err
+    part = tmp_path / f"a.{ending}.part"
+    assert whole.read_bytes().startswith(part.read_bytes())
+    with part.open("ab") as file:
+        file.write(b"half a li")
+    for options, sentence in (
+        ([], "an earlier run left 10 scenes in a."),
+        (["--resume", "--range-max-m", "11"], "was written with other settings"),
+    ):
+        assert run("locate", recording, "-o", output, *OPTIONS, *options) == 2
+        assert sentence in capsys.readouterr().err
+    assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
+    assert output.read_bytes() == whole.read_bytes()
+    assert names(tmp_path) == [f"a.{ending}", f"b.{ending}", "recording.h5"]
+
+
+def test_overwrite_starts_again(recording, tmp_path, monkeypatch):
+    output = tmp_path / "a.csv"
+    output.write_text("old")
+    output.chmod(0o600)
+    assert run("locate", recording, "-o", output, *OPTIONS) == 2
+    output.rename(tmp_path / "kept")
+    assert cut(monkeypatch, recording, output) == 130
+    (tmp_path / "kept").rename(output)
+    assert run("locate", recording, "-o", output, "--overwrite", *OPTIONS) == 0
+    assert output.read_text().count("\n") > 17
+    assert output.stat().st_mode & 0o777 == 0o600
+    assert names(tmp_path) == ["a.csv", "recording.h5"]
+
+
+def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "a.csv"
+    assert cut(monkeypatch, recording, output) == 130
+
+    def refused(sentence):
+        assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 2
+        assert sentence in capsys.readouterr().err
+
+    part, state = tmp_path / "a.csv.part", tmp_path / "a.csv.part.json"
+    content, record = part.read_bytes(), state.read_text()
+    part.write_bytes(content[:100])
+    refused("is shorter than it was")
+    part.unlink()
+    part.symlink_to(recording)
+    refused("is a symbolic link")
+    part.unlink()
+    part.write_bytes(content)
+    state.write_text("{}")
+    refused("is not the progress of rismusic locate")
+    state.write_text(json.dumps({**json.loads(record), "scenes": -1}))
+    refused("is not the progress of rismusic locate")
+    state.unlink()
+    refused("was not written by rismusic locate")
+    assert part.read_bytes() == content
+    state.write_text(record)
+    write(recording, load_sample("ideal_0dB")[:17], overwrite=True)
+    refused("was written with another recording")
+    for options in (["--plot", "a.png"], ["--report", "a.html"]):
+        assert run("locate", recording, "-o", output, "--resume", *options) == 2
+        assert "--resume: needs --output" in capsys.readouterr().err
+
+
+def test_one_process_at_a_time(recording, tmp_path, capsys):
+    output = tmp_path / "a.csv"
+    settings = SPEC.model_dump(mode="json")
+    with PartialOutput(output, recording, settings, name="", resume=False, overwrite=False):
+        assert run("locate", recording, "-o", output, *OPTIONS) == 2
+        assert f"another process is writing this file (process {os.getpid()})" in capsys.readouterr().err
+    assert run("locate", recording, "-o", output, *OPTIONS) == 0
+    assert names(tmp_path) == ["a.csv", "recording.h5"]
+
+
+def test_killed_at_any_moment(tmp_path):
+    """By SIGKILL after the first block; the rest is located by the next run."""
+    path = tmp_path / "recording.h5"
+    sample = load_sample("ideal_10dB")
+    write(path, Recording.concatenate([sample] * 12))
+    command = [sys.executable, "-m", "rismusic", "locate", str(path), "-o", str(tmp_path / "a.csv"), *OPTIONS]
+    process = subprocess.Popen(command)
+    state = tmp_path / "a.csv.part.json"
+    while process.poll() is None and (not state.exists() or '"scenes": 0' in state.read_text()):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "a.csv").exists()
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    resumed = (tmp_path / "a.csv").read_bytes()
+    subprocess.run([*command, "--overwrite"], check=True, capture_output=True)
+    assert (tmp_path / "a.csv").read_bytes() == resumed
+    assert names(tmp_path) == ["a.csv", "recording.h5"]

@@ -1,0 +1,190 @@
+"""Output files appear complete or not at all, and nothing that is not ours is replaced or followed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rismusic.cli import main
+from rismusic.errors import InputError
+from rismusic.files import OutputFile, check_output, replace_file, sweep, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def refused(path, sentence, **options):
+    with pytest.raises(InputError, match=sentence):
+        write_text(path, "new", overwrite=True, **options)
+
+
+def test_links_pipes_and_read_only_files_are_not_replaced(tmp_path):
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "read-only").write_text("precious")
+    (tmp_path / "read-only").chmod(0o444)
+    before = names(tmp_path)
+    refused(tmp_path / "link", "is a symbolic link")
+    refused(tmp_path / "dangling", "is a symbolic link")
+    refused(tmp_path / "pipe", "is a pipe")
+    refused(tmp_path / "read-only", "is read-only")
+    refused(Path("/dev/null"), "is a device")
+    assert names(tmp_path) == before
+    assert (tmp_path / "target").read_text() == (tmp_path / "read-only").read_text() == "precious"
+
+
+def test_the_mode_of_a_file_is_kept(tmp_path):
+    path = tmp_path / "private.csv"
+    path.write_text("old")
+    path.chmod(0o600)
+    with replace_file(path, overwrite=True) as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "new.csv", "new", overwrite=False)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new.csv").stat().st_mode) == 0o640
+
+
+def test_temporary_names_are_random_and_exclusive(tmp_path, monkeypatch):
+    first, second = (OutputFile(tmp_path / "a.csv", overwrite=False) for _ in range(2))
+    assert first.temporary != second.temporary
+    first.discard()
+    second.discard()
+    monkeypatch.setattr("secrets.token_hex", lambda _: "known")
+    (tmp_path / "target").write_text("precious")
+    first.temporary.with_name(
+        first.temporary.name.replace(first.temporary.name.split("-")[-1], "known.part.csv")
+    ).symlink_to("target")
+    refused(tmp_path / "a.csv", "File exists")
+    assert (tmp_path / "target").read_text() == "precious"
+
+
+@pytest.mark.parametrize("length", [200, 255])
+def test_long_names(length, tmp_path):
+    path = tmp_path / ("x" * (length - 4) + ".csv")
+    write_text(path, "new", overwrite=False)
+    write_text(path, "newer", overwrite=True)
+    assert path.read_text() == "newer"
+    assert names(tmp_path) == [path.name]
+    with pytest.raises(InputError, match="longer than 255 bytes"):
+        check_output(tmp_path / ("ä" * 127 + ".csv"), overwrite=False)
+
+
+def test_a_file_that_another_process_wrote_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "a.csv"
+    output = OutputFile(path, overwrite=False)
+    output.temporary.write_text("ours")
+    path.write_text("theirs")
+    with pytest.raises(InputError, match="exists already"):
+        output.commit()
+    output.discard()
+    assert path.read_text() == "theirs"
+    assert names(tmp_path) == ["a.csv"]
+
+
+def test_the_last_moment(tmp_path, monkeypatch):
+    """The file appears after the last look at it."""
+    path = tmp_path / "a.csv"
+    output = OutputFile(path, overwrite=False)
+    path.write_text("theirs")
+    monkeypatch.setattr("rismusic.files.check_output", lambda *_, **__: None)
+    with pytest.raises(InputError, match="another process has written the file meanwhile"):
+        output.commit()
+    output.discard()
+    assert path.read_text() == "theirs"
+
+
+def test_files_of_killed_processes_are_swept(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom rismusic.files import OutputFile\n"
+        "OutputFile(Path(sys.argv[1]), overwrite=False)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = tmp_path / "a.csv"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    (left,) = names(tmp_path)
+    assert left.startswith(".rismusic-")
+    own = OutputFile(path, overwrite=False)  # which sweeps
+    foreign = tmp_path / ".rismusic-00000000-1-ab.part.csv"
+    foreign.write_text("of another machine")
+    (tmp_path / ".rismusic-notes").write_text("precious")
+    sweep(tmp_path)
+    assert names(tmp_path) == sorted([own.temporary.name, foreign.name, ".rismusic-notes"])
+    old = time.time() - 8 * 24 * 3600
+    os.utime(foreign, (old, old))
+    sweep(tmp_path)
+    assert not foreign.exists()
+    own.discard()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes an ordinary user")
+def test_a_read_only_folder_is_named_before_work_starts(tmp_path):
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom rismusic.files import check_output\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "try:\n    check_output(Path(sys.argv[1]), overwrite=True)\n"
+        "except ValueError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.csv")], capture_output=True, text=True, check=True
+    )
+    assert "is read-only for this user" in done.stdout
+
+
+def test_sigterm_is_ctrl_c(tmp_path):
+    """A simulation that is terminated leaves nothing behind and ends as an interrupted one."""
+    command = [
+        sys.executable,
+        "-m",
+        "rismusic",
+        "simulate",
+        "-o",
+        str(tmp_path / "a.h5"),
+        "--scenes",
+        "1000000",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not names(tmp_path) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "error: interrupted\n"
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "simulate -o a.h5 --scenes 1 --panel.rows 1000000 --panel.columns 1000000",
+        "simulate -o a.h5 --scenes 1 --codebook.snapshots 100000000000",
+        "simulate -o a.h5 --scenes 1 --sources 1000000",
+        "bound --scenes 1 --panel.rows 1000000 --panel.columns 1000000",
+        "train --system.panel.rows 1000000 --system.panel.columns 1000000",
+        "simulate -o a.h5 --scenes 100000000000000",
+        "locate sample:ideal_10dB --method omp --oversampling 1000000",
+    ],
+)
+def test_what_no_memory_and_no_disk_can_hold(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    assert "limit is" in (said := capsys.readouterr().err) or "are free" in said or "points" in said
+    assert said.count("\n") == 1
+    assert names(tmp_path) == []
