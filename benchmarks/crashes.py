@@ -69,7 +69,7 @@ def jobs() -> dict[str, Job]:
         *SMALL,
     )
     locate = ("locate", "IN/a.h5", "-o", "OUT/a.csv", "--method", "music", "--no-polish", "--sources", "1")
-    bench = (
+    bench: tuple[str, ...] = (
         "bench",
         "--out",
         "OUT/bench",

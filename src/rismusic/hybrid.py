@@ -42,7 +42,7 @@ from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
-from rismusic.estimation.signal_model import for_geometry, with_signal_model
+from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
 from rismusic.io import Recording
 from rismusic.io.calibration import PanelCalibration
@@ -131,7 +131,11 @@ def locate(
     estimates = []
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
-        estimates.append(estimator(recording[block], count[block] if isinstance(count, Tensor) else count))
+        part, K = recording[block], count[block] if isinstance(count, Tensor) else count
+        estimate = estimator(part, K)
+        if chosen.noise == "per_output":
+            estimate = estimator(with_output_noise(part, estimate.sources), K)
+        estimates.append(estimate)
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
 
@@ -153,6 +157,12 @@ class HybridEstimator:
     def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
         """Estimate the sources of every scene."""
         spec = self.spec
+        if (
+            recording.channel is not None
+            and recording.symbols == "independent"
+            and recording.frequencies is None
+        ):
+            recording = recording.stacked()  # coloured noise is whitened, which changes the channel only
         if missing(spec.weights):
             reason = f"the weights {spec.weights!r} are not installed"
             return _with_fallback(recording, n_sources, reason, spec)

@@ -455,6 +455,10 @@ class LocateSpec(Spec):
     symbols: SymbolModel | Literal["recorded", "auto"] = "recorded"
     """Symbols: 'independent' in every snapshot, 'constant' over all snapshots, 'known' (the recording's
     pilots); 'recorded': what the recording states; 'auto': the more probable of independent and constant."""
+    noise: Literal["white", "per_output"] = "white"
+    """Noise of the receiver: 'white' (unless the recording has a noise covariance); 'per_output': each
+    receiver
+    output has a noise variance of its own, estimated from the residual of a first fit."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
