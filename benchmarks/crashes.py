@@ -150,7 +150,13 @@ def run(command: tuple[str, ...], said: Path, before: Callable[[], None] = lambd
 
 
 def digest(path: Path) -> str:
-    """Hash of a result. Weights files are compared without their version and notes."""
+    """Hash of a result; of weights the hash of the tensors, since the order of the metadata varies."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        from rismusic.nn.weights import checksum
+
+        return checksum(load_file(path))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -30,7 +30,19 @@ from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "io" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
-COMMANDS = ("", "simulate", "check", "locate", "bound", "plan", "bench", "train", "tune", "doctor")
+COMMANDS = (
+    "",
+    "simulate",
+    "check",
+    "locate",
+    "calibrate",
+    "bound",
+    "plan",
+    "bench",
+    "train",
+    "tune",
+    "doctor",
+)
 MEASURED = Path(__file__).parent / "measured"
 MEANINGS = {
     "elements": "positions in metres, panel frame",

@@ -34,6 +34,7 @@ LONGEST = (
     "doctor/test_findings.py",
     "test_cli.py",
     "tuning/test_study.py",
+    "checks/test_other_models.py",
     "checks/test_truthfit.py",
     "nn/test_train_resume.py",
     "nn/test_dropout.py",

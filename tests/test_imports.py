@@ -31,7 +31,7 @@ ORDER = [
     ["plots"],
     ["nn"],
     ["hybrid"],
-    ["spectrum_map"],
+    ["spectrum_map", "panel_calibration"],
     ["checks", "benchmark"],
     ["report"],
     ["doctor", "tuning"],

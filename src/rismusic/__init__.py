@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         to_room_frame,
         write,
     )
+    from rismusic.io.calibration import PanelCalibration
     from rismusic.link_budget import LinkBudget, compute_link_budget
     from rismusic.metrics import Match, Score, match, score
     from rismusic.nn.network import GridNetwork, Prediction
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from rismusic.nn.train import TrainingResult, train
     from rismusic.nn.weights import load_network
     from rismusic.operator import Link
+    from rismusic.panel_calibration import calibrate_panel
+    from rismusic.plots import plot_panel_calibration
     from rismusic.report import write_bench_report, write_report
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
@@ -76,6 +79,9 @@ _HOME = {
     "check": "checks",
     # locate the sources
     "locate": "hybrid",
+    "calibrate_panel": "panel_calibration",
+    "PanelCalibration": "io.calibration",
+    "plot_panel_calibration": "plots",
     "Estimate": "estimation.estimate",
     "Estimator": "estimation.estimate",
     "spectrum": "spectrum_map",

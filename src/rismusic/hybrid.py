@@ -42,9 +42,10 @@ from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
-from rismusic.estimation.signal_model import for_geometry, with_signal_model
+from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
 from rismusic.io import Recording
+from rismusic.io.calibration import PanelCalibration
 from rismusic.nn.inference import (
     LoadedNetwork,
     NetworkOutput,
@@ -84,6 +85,7 @@ def locate(
     n_sources: Int64[Tensor, "S"] | int | str | None = None,
     spec: LocateSpec | None = None,
     device: torch.device | str | None = None,
+    calibration: PanelCalibration | None = None,
     **settings: object,
 ) -> Estimate:
     """Locate the sources of every scene, as ``rismusic locate`` does.
@@ -94,14 +96,16 @@ def locate(
             ``spec.sources``.
         spec: method, search volume and so on.
         device: where to compute, such as ``"cuda"``; the recording's device if none.
+        calibration: calibration of the panel, from :func:`rismusic.calibrate_panel`. Its remaining error is
+            the ``panel_error`` unless the settings give a number.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
 
     Returns:
         Positions with error bars, in float64 and on the recording's device, whatever ``device`` is.
 
     Raises:
-        InputError: a setting is unknown, the device is not available, or there are more sources than the data
-            can identify.
+        InputError: a setting is unknown, the device is not available, there are more sources than the data
+            can identify, or the calibration is of another panel.
     """
     for name in settings:
         if (changed := renamed_argument("locate", name)) is not None:
@@ -112,6 +116,10 @@ def locate(
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
+    if calibration is not None:
+        recording = calibration.apply(recording)
+        if chosen.panel_error == "trained":
+            chosen = chosen.replace(panel_error=calibration.remaining_error)
     recording = with_signal_model(recording, chosen)
     chosen = for_geometry(chosen, recording.panel)
     count: NSources = chosen.sources
@@ -123,7 +131,11 @@ def locate(
     estimates = []
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
-        estimates.append(estimator(recording[block], count[block] if isinstance(count, Tensor) else count))
+        part, K = recording[block], count[block] if isinstance(count, Tensor) else count
+        estimate = estimator(part, K)
+        if chosen.noise == "per_output":
+            estimate = estimator(with_output_noise(part, estimate.sources), K)
+        estimates.append(estimate)
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
 
@@ -145,6 +157,12 @@ class HybridEstimator:
     def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
         """Estimate the sources of every scene."""
         spec = self.spec
+        if (
+            recording.channel is not None
+            and recording.symbols == "independent"
+            and recording.frequencies is None
+        ):
+            recording = recording.stacked()  # coloured noise is whitened, which changes the channel only
         if missing(spec.weights):
             reason = f"the weights {spec.weights!r} are not installed"
             return _with_fallback(recording, n_sources, reason, spec)

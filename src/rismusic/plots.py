@@ -18,6 +18,7 @@ import numpy as np
 from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, replace_file
+from rismusic.io.calibration import PanelCalibration
 from rismusic.scene_view import ABOVE, BEHIND, CONFIDENCE, Projection, Scene, Shape
 
 if TYPE_CHECKING:
@@ -362,3 +363,42 @@ def bound_curves(
     ax.grid(which="major", alpha=0.3)
     ax.legend(frameon=False)
     return ax
+
+
+def plot_panel_calibration(calibration: PanelCalibration, *, ax: Sequence[Axes] | None = None) -> Figure:
+    """Amplitude and phase of the responses of a panel's elements, as two maps; crosses mark dead elements.
+
+    The panel is seen from behind, x to the left and y upwards, as in the other plots.
+
+    Args:
+        calibration: of the panel.
+        ax: axes for amplitude and phase; those of a new figure if none.
+
+    Raises:
+        InputError: matplotlib is not installed, or ``ax`` does not hold two axes.
+    """
+    check_matplotlib()
+    axes = list(new_axes(None, None, size=(8.0, 3.6)) if ax is None else ax)
+    if len(axes) != 2:
+        raise InputError("ax", f"needs two axes, for amplitude and phase; got {len(axes)}")
+    x, y = calibration.elements.cpu().numpy()[:, :2].T
+    response, dead = calibration.response.cpu().numpy(), calibration.dead.cpu().numpy()
+    amplitude, phase = np.abs(response), np.rad2deg(np.angle(response))
+    reach = max(10.0, float(np.abs(phase[~dead]).max(initial=0.0)))
+    width = max(0.2, float(np.abs(amplitude[~dead] - 1).max(initial=0.0)))
+    maps = (
+        ("amplitude", amplitude, np.ones_like(dead), 1 - width, 1 + width),
+        ("phase / deg", phase, ~dead, -reach, reach),
+    )
+    for one, (name, values, shown, low, high) in zip(axes, maps, strict=True):
+        marks = one.scatter(
+            x[shown], y[shown], c=values[shown], vmin=low, vmax=high, cmap="RdBu_r", marker="s", s=30
+        )
+        one.scatter(x[dead], y[dead], c=COLOURS[-1], marker="x", s=36, label="dead")
+        one.set(xlabel="x / m", ylabel="y / m", title=name, aspect="equal")
+        if not one.xaxis_inverted():
+            one.invert_xaxis()
+        figure_of(one).colorbar(marks, ax=one)
+    if dead.any():
+        axes[0].legend(loc="upper right")
+    return figure_of(axes[0])

@@ -312,6 +312,9 @@ class SystemSpec(Spec):
     """SNR in dB, realised exactly in every scene: one value, or the limits of a uniform distribution."""
     one_link: bool = False
     """Use one channel, codebook and set of hardware impairments for all scenes, not new ones for each."""
+    one_panel: bool = False
+    """Use one panel for all scenes: the same element gains, phases, dead elements and displacements. Channel,
+    codebook and the phase errors of each configuration are new in every scene."""
     scene: SceneSpec = SceneSpec()
     panel: PanelSpec = PanelSpec()
     channel: ChannelSpec = ChannelSpec()
@@ -452,6 +455,10 @@ class LocateSpec(Spec):
     symbols: SymbolModel | Literal["recorded", "auto"] = "recorded"
     """Symbols: 'independent' in every snapshot, 'constant' over all snapshots, 'known' (the recording's
     pilots); 'recorded': what the recording states; 'auto': the more probable of independent and constant."""
+    noise: Literal["white", "per_output"] = "white"
+    """Noise of the receiver: 'white' (unless the recording has a noise covariance); 'per_output': each
+    receiver
+    output has a noise variance of its own, estimated from the residual of a first fit."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
@@ -478,5 +485,38 @@ class LocateSpec(Spec):
 
     @model_validator(mode="after")
     def _limits(self) -> LocateSpec:
+        _check_ranges("", self.range_min_m, self.range_max_m)
+        return self
+
+
+class CalibrateSpec(Spec):
+    """Calibration of a panel: prior errors, and how the sources are located."""
+
+    section: ClassVar[str] = ""
+
+    method: Annotated[str, AfterValidator(check_method)] = "best"
+    """Method that locates the sources, as in 'locate'."""
+    sources: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Number of sources K of each scene, or 'auto' to estimate it."""
+    sources_max: Count = 5
+    """Maximum number of sources, if it is estimated."""
+    panel_error: Positive = 0.2
+    """Expected RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad)."""
+    position_error_wavelengths: NonNegative = 0.01
+    """Expected RMS displacement of the elements along each axis, in wavelengths; 0: only the responses are
+    estimated."""
+    rounds: Count = 3
+    """How often the sources are located and the panel is fitted."""
+    azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
+    """Maximum absolute azimuth of the search, in degrees."""
+    elevation_max_deg: Annotated[float, Field(gt=0, lt=90)] = 30.0
+    """Maximum absolute elevation of the search, in degrees."""
+    range_min_m: Positive = 0.5
+    """Minimum range of the search, in metres."""
+    range_max_m: Positive = 10.0
+    """Maximum range of the search, in metres."""
+
+    @model_validator(mode="after")
+    def _limits(self) -> CalibrateSpec:
         _check_ranges("", self.range_min_m, self.range_max_m)
         return self

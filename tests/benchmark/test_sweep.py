@@ -112,6 +112,21 @@ def test_settings_of_the_budget_are_swept():
     assert far.azimuth_std_deg == pytest.approx(10 * near.azimuth_std_deg, rel=1e-3)
 
 
+def test_subcarriers_share_the_power():
+    sweep = {"wideband.subcarriers": (1, 4)}
+    one, four = bound_table(SMALL, sources=[1], power_dbm=[0.0], sweep=sweep, scenes=5)
+    assert one.snr_db - four.snr_db == pytest.approx(10 * math.log10(4), abs=1e-3)
+
+
+def test_the_position_error_of_a_row_is_a_root_mean_square():
+    (row,) = bound_table(SMALL, sources=[2], snr_db=[10.0], scenes=7)
+    bound = recording_crb(Simulator(SMALL.replace(snr_db=10.0), split="test").scenes(0, 7))
+    truth = Simulator(SMALL.replace(snr_db=10.0), split="test").scenes(0, 7).truth
+    scale = torch.stack((truth.range * truth.elevation.cos(), truth.range, torch.ones_like(truth.range)), -1)
+    expected = (bound.std * scale).square().sum() / 14
+    assert row.position_error_bound_m == pytest.approx(float(expected.sqrt()), rel=1e-6)
+
+
 def test_limits_may_move_past_the_old_ones():
     sweep = {"scene.range_min_m": (20.0, 0.1), "scene.range_max_m": (30.0, 0.2)}
     points = sweep_points(sweep, SystemSpec())

@@ -377,6 +377,9 @@ CHANGES: tuple[Change, ...] = (
 )
 
 
+# Of changes of a family that differ by less (nats), the first one is named.
+_TIE = 3.0
+
 MOST_LEFT = 0.5
 """Share of the signal power above which a fit counts as failed."""
 
@@ -442,5 +445,8 @@ def best_change(
     stands_out = best.ratio - max([0.0, *others]) >= threshold
     if not stands_out or best.improved < 0.5 or best.left > MOST_LEFT:
         return None
-    alike = tuple(each.change.name for each in kin if best.ratio - each.ratio < threshold)
+    close = [each for each in evidence if each in [best, *kin] and best.ratio - each.ratio < _TIE]
+    best = close[0]
+    kin = [each for each in ranked if each in [*kin, ranked[0]] and each is not best]
+    alike = tuple(each.change.name for each in kin if ranked[0].ratio - each.ratio < threshold)
     return WrongConvention(best.change, best.ratio, threshold, alike)

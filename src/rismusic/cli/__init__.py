@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rismusic.cli.bench import Bench
+from rismusic.cli.calibrate import Calibrate
 from rismusic.cli.command import Command, complain, save_traceback
 from rismusic.cli.doctor import Doctor
 from rismusic.cli.locate import Locate
@@ -30,6 +31,7 @@ COMMANDS: dict[str, type[Command]] = {
     "simulate": Simulate,
     "check": Check,
     "locate": Locate,
+    "calibrate": Calibrate,
     "bound": Bound,
     "plan": Plan,
     "bench": Bench,

@@ -118,8 +118,12 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "check": ("file", "as_json", "fit", "plot", "scene", "overwrite"),
     "locate": (
         *("file", "sources", "method", "weights", "panel_error", "range_min_m", "range_max_m"),
-        *("azimuth_max_deg", "elevation_max_deg", "output", "plot", "scene", "report", "device", "config"),
-        *("overwrite", "plugins"),
+        *("azimuth_max_deg", "elevation_max_deg", "calibration", "output", "plot", "scene", "report"),
+        *("device", "config", "overwrite"),
+    ),
+    "calibrate": (
+        *("file", "output", "known_positions", "sources", "method", "panel_error"),
+        *("position_error_wavelengths", "plot", "config", "overwrite"),
     ),
     "bound": (
         *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from rismusic.cli.command import (
     progress_bar,
 )
 from rismusic.errors import InputError
+from rismusic.files import read_small
 from rismusic.registry import SPECTRA
 from rismusic.spec import Count, LocateSpec
 from rismusic.text import command_line, plain
@@ -46,6 +48,8 @@ class Locate(Command):
     settings: LocateSpec = LocateSpec()
     config: Annotated[Path | None, Option("FILE")] = None
     """TOML file with these settings, such as the locate.toml of a search; options on the command line win."""
+    calibration: Annotated[Path | None, Option("FILE")] = None
+    """Calibration of the panel, written by 'calibrate'."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
     """Write the positions to a .csv or .json file instead of printing a table."""
     plot: Annotated[Path | None, Option("FILE")] = None
@@ -74,8 +78,10 @@ class Locate(Command):
         from rismusic.estimation.estimate import join_estimates
         from rismusic.hybrid import BLOCK_SCENES, locate
         from rismusic.io import open_recording
+        from rismusic.io.calibration import PanelCalibration
         from rismusic.metrics import truth_rows
 
+        panel = None if self.calibration is None else PanelCalibration.load(self.calibration)
         parts: list[Estimate] = []
         truth: list[Truth] = []
         drawn: tuple[Recording, Estimate] | None = None
@@ -91,7 +97,7 @@ class Locate(Command):
             task = progress.add_task("locating", total=len(file), completed=first)
             for start in range(first, len(file), BLOCK_SCENES):
                 recording = file[start : start + BLOCK_SCENES]
-                estimate = locate(recording, spec=self.settings, device=self.device)
+                estimate = locate(recording, spec=self.settings, device=self.device, calibration=panel)
                 for scene, sentences in enumerate(estimate.warnings, start=first):
                     for sentence in sentences:
                         progress.console.print(plain(f"scene {scene}: {sentence}"), soft_wrap=True)
@@ -125,10 +131,13 @@ class Locate(Command):
         """The output under construction. If it is cut, the user is told how to continue it."""
         from rismusic.cli.partial import PartialOutput
 
+        settings = self.settings.model_dump(mode="json")
+        if self.calibration is not None:
+            settings["calibration"] = hashlib.sha256(read_small(self.calibration)).hexdigest()
         with PartialOutput(
             path,
             file.path,
-            self.settings.model_dump(mode="json"),
+            settings,
             name=str(self.file),
             resume=self.resume,
             overwrite=self.overwrite,

@@ -42,7 +42,7 @@ class Bound(Command):
     order.
     """
 
-    IGNORED: ClassVar[tuple[str, ...]] = ("one_link", "hardware")
+    IGNORED: ClassVar[tuple[str, ...]] = ("one_link", "one_panel", "hardware")
     SWEPT: ClassVar[tuple[str, ...]] = ("scene", "panel", "channel", "codebook", "wideband", "budget")
 
     sources: tuple[Count, ...] = (1, 2, 3, 5)
@@ -185,7 +185,7 @@ class Plan(Command):
     and no candidate does that is smaller in one of the four and larger in none.
     """
 
-    IGNORED: ClassVar[tuple[str, ...]] = ("one_link", "hardware")
+    IGNORED: ClassVar[tuple[str, ...]] = ("one_link", "one_panel", "hardware")
 
     target_m: Positive
     """Median position error bound to reach, in metres (3-D)."""

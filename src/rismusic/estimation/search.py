@@ -164,6 +164,10 @@ class Strongest:
     @classmethod
     def of(cls, link: Link, size: int) -> Strongest:
         """The strongest directions of a link from a panel of ``size`` elements."""
+        if link.coherent and link.channel is None and link.codes is not None:
+            # Snapshots of the panel itself: no direction is stronger than another.
+            total = scenes_first(link.codes.abs().square().mean(-1).sum(-1, keepdim=True), 1).float()
+            return cls(None, total[..., None].repeat(1, link.subcarriers, 1))
         if link.coherent:
             F, G = link.subcarriers, link.dense()  # [..., F, LM, N]
             return cls.of(Link(G if F > 1 else G.squeeze(-3), subcarriers=F), size)

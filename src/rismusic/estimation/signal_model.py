@@ -13,17 +13,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.array import WAVES, Panel
+from rismusic.array import WAVES, Panel, steering
 from rismusic.errors import InputError
 from rismusic.estimation.classical import fit_known
 from rismusic.estimation.grid import searched_grid
+from rismusic.estimation.likelihood import sufficient_statistics, symbols
+from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording
+from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, SymbolModel, Wave
 
 # Scenes that are fitted, evenly spread over the recording, and sources in each.
 _SCENES, _SOURCES = 8, 3
+# Smallest noise variance of an output, over the median of all outputs.
+_LEAST_NOISE = 0.01
 # Elements whose spread across their main axis is below this share of that along it form a line.
 _COLLINEAR = 1e-9
 
@@ -71,6 +76,35 @@ def for_geometry(spec: LocateSpec, panel: Panel) -> LocateSpec:
         return spec
     vertical = abs(float(axes[0, 1])) > abs(float(axes[0, 0]))
     return spec.replace(unknowns=("elevation", "range") if vertical else ("azimuth", "range"))
+
+
+def with_output_noise(recording: Recording, sources: Sources) -> Recording:
+    r"""The recording with a noise variance for each receiver output, from the residual of a fit.
+
+    .. math:: \hat\sigma_m^2 = \frac{1}{L - K} \sum_l |y_{lm} - [G_l A \hat s_l]_m|^2, limited to at least
+    1/100 of their median.
+
+    Args:
+        recording: S scenes; a noise variance or covariance in it is replaced.
+        sources: positions of a first fit [S, K], NaN where there is no source.
+    """
+    made = replace(recording, noise_covariance=None).stacked()
+    positions, active = unpack(sources, made)
+    y = made.snapshots.to(torch.complex128)
+    link = made.link.to(torch.complex128)
+    rest = y
+    if positions.shape[1]:
+        s = symbols(sufficient_statistics(made, positions, active))
+        azimuth, elevation, q = positions.unbind(-1)
+        fields = link.matmul(steering(made.panel, azimuth, elevation, 1 / q) * active[:, None])
+        rest = y - (fields @ s[..., None])[..., 0]
+    if link.coherent:
+        rest = link.separate(rest)[0]
+    freedom = (rest.shape[1] - active.sum(-1)).clamp_min(1) if not link.coherent else rest.shape[1]
+    power = torch.view_as_real(rest).square().sum(-1).sum(1) / torch.as_tensor(freedom).reshape(-1, 1)
+    power = torch.maximum(power, _LEAST_NOISE * power.median(dim=1, keepdim=True).values)
+    covariance = torch.diag_embed(power.clamp_min(torch.finfo(power.dtype).tiny)).to(torch.complex128)
+    return replace(recording, noise_variance=None, noise_covariance=covariance)
 
 
 def evidence_of_waves(recording: Recording, spec: LocateSpec | None = None) -> dict[Wave, float]:

@@ -204,7 +204,9 @@ def _random(size: int, spec: CodebookSpec, draws: Draws, dtype: torch.dtype) -> 
     return quantise(torch.polar(torch.ones_like(turns), 2 * math.pi * turns), spec.bits)
 
 
-def impair(panel: Panel, link: Link, spec: HardwareSpec, draws: Draws) -> tuple[Panel, Link]:
+def impair(
+    panel: Panel, link: Link, spec: HardwareSpec, draws: Draws, of_panel: Draws | None = None
+) -> tuple[Panel, Link]:
     r"""Actual panel and link with hardware impairments, from the nominal ones.
 
     The reflection coefficient of element n in snapshot l is
@@ -221,6 +223,8 @@ def impair(panel: Panel, link: Link, spec: HardwareSpec, draws: Draws) -> tuple[
         link: nominal link.
         spec: magnitudes of the impairments; if all are zero, the nominal objects are returned.
         draws: random numbers; each row gives one realisation.
+        of_panel: random numbers of the panel itself, in place of ``draws`` for all but the phase error per
+            snapshot.
 
     Returns:
         Actual panel and actual link, each with a leading axis of realisations.
@@ -229,9 +233,10 @@ def impair(panel: Panel, link: Link, spec: HardwareSpec, draws: Draws) -> tuple[
         return panel, link
     dtype = next((part.dtype for part in (link.codes, link.channel) if part is not None), torch.complex64)
     real, N = dtype.to_real(), panel.size
-    gain = 1 + spec.gain * (2 * draws.uniform(Stream.GAIN, 1, N, dtype=real) - 1)
-    alive = draws.uniform(Stream.DEAD, 1, N, dtype=real) >= spec.dead_fraction
-    phase = spec.static_phase_rad * draws.normal(Stream.STATIC_PHASE, 1, N, dtype=real)
+    fixed = draws if of_panel is None else of_panel
+    gain = 1 + spec.gain * (2 * fixed.uniform(Stream.GAIN, 1, N, dtype=real) - 1)
+    alive = fixed.uniform(Stream.DEAD, 1, N, dtype=real) >= spec.dead_fraction
+    phase = spec.static_phase_rad * fixed.normal(Stream.STATIC_PHASE, 1, N, dtype=real)
     if spec.code_phase_rad > 0 and link.codes is not None:
         L = link.codes.shape[-2]
         phase = phase + spec.code_phase_rad * draws.normal(Stream.CODE_PHASE, L, N, dtype=real)
@@ -240,6 +245,6 @@ def impair(panel: Panel, link: Link, spec: HardwareSpec, draws: Draws) -> tuple[
     actual = Link(link.channel, codes, subcarriers=link.subcarriers)
     if spec.position_wavelengths == 0:
         return panel, actual
-    offset = 2 * draws.uniform(Stream.DISPLACEMENT, N, 3, dtype=torch.float64) - 1
+    offset = 2 * fixed.uniform(Stream.DISPLACEMENT, N, 3, dtype=torch.float64) - 1
     reach = spec.position_wavelengths * panel.wavelength
     return panel.replace(elements=panel.elements + reach * offset), actual

@@ -81,8 +81,9 @@ class Simulator:
         if self._given is not None:
             _check_link(self._given, self.panel)
         self._fixed: tuple[Link, Panel, Link] | None = None
+        whole = Draws(seed, "link", torch.zeros(1, dtype=torch.int64, device=self.device))
+        self._of_panel = whole if self.spec.one_panel else None
         if self.spec.one_link or self._given is not None:
-            whole = Draws(seed, "link", torch.zeros(1, dtype=torch.int64, device=self.device))
             nominal, acting, actual = self._link(whole)
             if acting.elements.ndim > 2:
                 acting = acting.replace(elements=acting.elements[0])
@@ -176,7 +177,7 @@ class Simulator:
             codes = draw_codes(self._shape, self.spec.codebook, draws, dtype)
             channel = draw_channel(self.panel, self.spec.channel, draws, dtype)
             nominal = Link(channel, codes, subcarriers=self.panel.subcarriers)
-        return nominal, *impair(self.panel, nominal, self.spec.hardware, draws)
+        return nominal, *impair(self.panel, nominal, self.spec.hardware, draws, self._of_panel)
 
     def _receive(
         self, sources: Sources, acting: Panel, actual: Link, draws: Draws

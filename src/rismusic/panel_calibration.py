@@ -1,0 +1,216 @@
+r"""``rismusic.calibrate_panel``: calibrate one panel from all scenes of a recording.
+
+1. The sources of every scene are located with hardware impairments allowed for (``panel_error``), unless
+   their positions are known.
+2. :func:`~rismusic.estimation.panel_fit.fit_panel` fits responses and offsets to all scenes together.
+3. The sources are located again under the calibrated panel, which corrects scenes that were located wrongly,
+   and the fit is repeated. Scenes whose residual is much larger than that of the others are left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from rismusic.errors import InputError
+from rismusic.estimation.grid import Volume
+from rismusic.estimation.maximum_likelihood import nfmle
+from rismusic.estimation.noise import noise_of
+from rismusic.estimation.panel_fit import MAX_ELEMENTS, PanelFit, error_in_new_scenes, fit_panel
+from rismusic.hybrid import locate
+from rismusic.io import Recording
+from rismusic.io.calibration import PanelCalibration
+from rismusic.sources import Sources, check_sources
+from rismusic.spec import CalibrateSpec, LocateSpec
+
+# A scene is left out if its residual variance over the noise variance exceeds that of the median scene by
+# this.
+_BAD_FIT = 2.0
+# Errors that change from snapshot to snapshot, as a share of panel_error, before they are estimated.
+_FIRST_REMAINING = 0.3
+# Number of scenes from which the remaining error is measured in one of so many scenes, held out.
+_LEAST_SCENES, _HELD_OUT = 10, 5
+_LOG = logging.getLogger("rismusic.calibrate")
+
+
+def calibrate_panel(
+    recording: Recording,
+    known_positions: Sources | None = None,
+    *,
+    n_sources: Int64[Tensor, "S"] | int | str | None = None,
+    spec: CalibrateSpec | None = None,
+    **settings: object,
+) -> PanelCalibration:
+    """Estimate responses and positions of a panel's elements, as ``rismusic calibrate`` does.
+
+    The common factor of the responses is not identifiable; the mean response is set to 1. With unknown
+    positions (blind calibration) a phase gradient and a curvature of the phase over the panel are not
+    identifiable either: they shift all directions and ranges alike. The smallest errors that explain the data
+    are returned.
+
+    Args:
+        recording: S scenes of one panel, with independent symbols. More scenes, at different positions, give
+            a better calibration.
+        known_positions: true positions, [S, K] or [K] for all scenes; none for blind calibration.
+        n_sources: number of sources of each scene, as in :func:`rismusic.locate`. By default
+            ``spec.sources``.
+        spec: prior errors and number of rounds, and the method that locates the sources.
+        settings: fields of :class:`~rismusic.spec.CalibrateSpec` to change, such as ``panel_error=0.1``.
+
+    Raises:
+        InputError: the symbols are constant or known, the recording is wideband, the panel has more than 1024
+            elements, no scene can be used, or a setting is unknown.
+
+    Example:
+        >>> calibration = calibrate_panel(recording, n_sources=2)
+        >>> estimate = locate(other_recording, calibration=calibration)
+    """
+    if isinstance(n_sources, (int, str)):
+        settings["sources"] = n_sources
+    chosen = (spec or CalibrateSpec()).replace(**settings)
+    _check(recording)
+    count = n_sources if isinstance(n_sources, Tensor) else None
+    recording, found = recording.to("cpu"), None
+    if known_positions is not None:
+        found = _given(known_positions, recording)
+    located_by = LocateSpec(
+        method=chosen.method,
+        sources=chosen.sources,
+        sources_max=chosen.sources_max,
+        panel_error=chosen.panel_error,
+        azimuth_max_deg=chosen.azimuth_max_deg,
+        elevation_max_deg=chosen.elevation_max_deg,
+        range_min_m=chosen.range_min_m,
+        range_max_m=chosen.range_max_m,
+    )
+    volume = Volume.from_spec(located_by)
+    used = torch.ones(len(recording), dtype=torch.bool)
+    remaining = _FIRST_REMAINING * chosen.panel_error
+    calibration: PanelCalibration | None = None
+    first: PanelFit | None = None
+    for number in range(chosen.rounds):
+        sources = found
+        if sources is None:
+            sources = locate(recording, n_sources=count, spec=located_by, calibration=calibration).sources
+            # A scene that was left out may have been located correctly now.
+            used = sources.active.any(-1)
+        elif number == 2:
+            break
+        fit, used = _fit(recording, sources, used, volume, chosen, remaining, first, found is not None)
+        first, remaining = fit, fit.remaining_error
+        calibration = _as_calibration(recording, fit, used)
+        located_by = located_by.replace(panel_error=remaining)
+        _LOG.info("round %d: %d of %d scenes, remaining error %.3g", number, used.sum(), len(used), remaining)
+    assert calibration is not None
+    assert first is not None
+    if int(used.sum()) < _LEAST_SCENES:
+        return calibration
+    measured = _measured_error(recording, first, used, volume, chosen, remaining, found)
+    return replace(calibration, remaining_error=measured)
+
+
+def _measured_error(
+    recording: Recording,
+    fit: PanelFit,
+    used: Bool[Tensor, "S"],
+    volume: Volume,
+    spec: CalibrateSpec,
+    remaining: float,
+    known: Sources | None,
+) -> float:
+    """The remaining error, measured in every fifth scene with a panel that is fitted to the others."""
+    held = torch.arange(int(used.sum())) % _HELD_OUT == 0
+    part, sources = recording[used.nonzero()[:, 0]], fit.sources
+    other = fit_panel(
+        part[~held],
+        sources[~held],
+        volume,
+        panel_error=spec.panel_error,
+        position_error=spec.position_error_wavelengths * recording.wavelength,
+        remaining_error=remaining,
+        known_positions=known is not None,
+    )
+    test, there = part[held], sources[held]
+    if known is None:
+        made = replace(_as_calibration(recording, other, used), remaining_error=0.0).apply(test)
+        there = nfmle(replace(made, noise_variance=None), there, volume, criterion="unconditional").sources
+    return error_in_new_scenes(test, replace(there, power=None, symbols=None), other)
+
+
+def _fit(
+    recording: Recording,
+    sources: Sources,
+    used: Bool[Tensor, "S"],
+    volume: Volume,
+    spec: CalibrateSpec,
+    remaining: float,
+    first: PanelFit | None,
+    known: bool,
+) -> tuple[PanelFit, Bool[Tensor, "S"]]:
+    """Fit the panel; fit again without the scenes that it does not explain."""
+    for _ in range(2):
+        numbers = used.nonzero()[:, 0]
+        if len(numbers) == 0:
+            raise InputError("recording", "no scene has a source; the panel cannot be calibrated")
+        part = recording[numbers]
+        fit = fit_panel(
+            part,
+            sources[numbers],
+            volume,
+            panel_error=spec.panel_error,
+            position_error=spec.position_error_wavelengths * recording.wavelength,
+            remaining_error=remaining,
+            known_positions=known,
+            first=first,
+        )
+        ratio = fit.noise / noise_of(part).double()
+        bad = ratio > _BAD_FIT * ratio.median()
+        if not bool(bad.any()):
+            break
+        used = used.clone()
+        used[numbers[bad]] = False
+        first = None if first is None else fit
+    return fit, used
+
+
+def _as_calibration(recording: Recording, fit: PanelFit, used: Bool[Tensor, "S"]) -> PanelCalibration:
+    return PanelCalibration(
+        wavelength=recording.wavelength,
+        elements=recording.elements,
+        response=fit.response,
+        response_std=fit.response_std,
+        offsets=fit.offsets,
+        remaining_error=fit.remaining_error,
+        used=used,
+    )
+
+
+def _check(recording: Recording) -> None:
+    """Check that the recording is of a kind that can calibrate a panel."""
+    if recording.symbols != "independent":
+        raise InputError("symbols", f"must be independent for a calibration; they are {recording.symbols}")
+    if recording.frequencies is not None:
+        raise InputError(
+            "frequencies", "a wideband recording cannot calibrate a panel; select one subcarrier"
+        )
+    N = len(recording.elements)
+    if N > MAX_ELEMENTS:
+        raise InputError("elements", f"panels of up to {MAX_ELEMENTS} elements can be calibrated; got {N}")
+
+
+def _given(positions: Sources, recording: Recording) -> Sources:
+    """Known positions of every scene."""
+    check_sources(positions, field="known_positions")
+    positions = replace(positions, power=None, symbols=None)
+    if positions.azimuth.ndim == 1:
+        positions = positions.each(lambda value: value.expand(len(recording), *value.shape))
+    if len(positions.azimuth) != len(recording):
+        raise InputError(
+            "known_positions",
+            f"must have the {len(recording)} scenes of the recording; got {len(positions.azimuth)}",
+        )
+    return positions.each(lambda value: value.double().cpu())

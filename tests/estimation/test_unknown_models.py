@@ -1,0 +1,149 @@
+"""Models chosen from the data, coordinates that are held, the far field, and noise of unequal outputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rismusic.array import Panel, steering
+from rismusic.crb import conditional_crb, recording_crb
+from rismusic.errors import InputError
+from rismusic.estimation.signal_model import evidence_of_symbols, evidence_of_waves, for_geometry
+from rismusic.hybrid import locate
+from rismusic.io import Recording
+from rismusic.metrics import match, score
+from rismusic.operator import Link
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
+from rismusic.spec import LocateSpec
+
+SMALL = {"rows": 6, "columns": 6}
+
+
+def plane_waves(panel, azimuth_deg, *, snapshots=40, seed=0, snr_db=20.0):
+    """A recording of plane waves from these azimuths, elevation 0."""
+    generator = torch.Generator().manual_seed(seed)
+    azimuth = torch.tensor(azimuth_deg, dtype=torch.float64).deg2rad()
+    zero, far = torch.zeros_like(azimuth), torch.full_like(azimuth, math.inf)
+    A = steering(panel, azimuth, zero, far)
+    shape = (len(azimuth), snapshots)
+    s = torch.randn(*shape, dtype=torch.complex128, generator=generator)
+    noise = torch.randn(panel.size, snapshots, dtype=torch.complex128, generator=generator)
+    y = A @ s
+    level = float(y.abs().square().mean() / 10 ** (snr_db / 10))
+    return Recording.from_arrays((y + math.sqrt(level) * noise).mT, panel.elements, panel.wavelength)
+
+
+@pytest.mark.parametrize("wave", ["spherical", "uniform", "fresnel", "paraxial"])
+def test_the_wave_of_the_data_has_the_most_evidence(wave):
+    settings = LocateSpec(range_max_m=2.0, sources_max=1, method="omp")
+    panel = {"rows": 5, "columns": 5, "spacing_wavelengths": 0.7, "wave": wave}
+    system = {"scene": {"range_max_m": 2.0}, "channel": {"antennas": 8}, "codebook": {"snapshots": 8}}
+    made = simulate(scenes=2, sources=1, snr_db=25.0, panel=panel, **system)
+    evidence = evidence_of_waves(made, settings)
+    assert max(evidence, key=lambda name: evidence[name]) == wave
+    if wave == "fresnel":
+        found = locate(made, n_sources=1, wave="auto", spec=settings)
+        assert (found.azimuth_deg - made.truth.azimuth_deg).abs().max() < 2
+
+
+@pytest.mark.parametrize("kind", ["direct", "rician"])
+@pytest.mark.parametrize("symbols", ["gaussian", "constant"])
+def test_constant_symbols_are_told_from_independent_ones(symbols, kind):
+    system = {"panel": SMALL, "channel": {"kind": kind}, "scene": {"symbols": symbols}}
+    made = simulate(scenes=1, sources=1, snr_db=10.0, **system)
+    evidence = evidence_of_symbols(made, LocateSpec(sources_max=1))
+    assert (evidence["constant"] > evidence["independent"]) == (symbols == "constant")
+
+
+def test_a_line_of_elements_leaves_out_one_angle():
+    horizontal = Panel.uniform_linear(8)
+    assert for_geometry(LocateSpec(), horizontal).unknowns == ("azimuth", "range")
+    vertical = Panel.uniform_planar(8, 1)
+    assert for_geometry(LocateSpec(), vertical).unknowns == ("elevation", "range")
+    assert for_geometry(LocateSpec(), Panel.uniform_planar(2, 8)).unknowns == LocateSpec().unknowns
+    assert for_geometry(LocateSpec(unknowns=("range",)), horizontal).unknowns == ("range",)
+
+
+def test_the_bound_of_a_line_is_that_with_the_elevation_known():
+    panel = Panel.uniform_linear(8)
+    sources = Sources.from_degrees([-20, 25], [10, 0], [1.0, 2.0])
+    sources = replace(sources, symbols=torch.ones(2, 5, dtype=torch.complex128))
+    noise = torch.tensor(0.1).double()
+    whole = conditional_crb(panel, Link(), sources, noise)
+    known = conditional_crb(panel, Link(), sources, noise, unknowns=("azimuth", "range"))
+    assert whole.std[:, 1].isinf().all()
+    torch.testing.assert_close(whole.std[:, [0, 2]], known.std[:, [0, 2]])
+    # Two sources in the same place have no bound at all.
+    twins = replace(
+        sources, **{name: getattr(sources, name)[[0, 0]] for name in ("azimuth", "elevation", "range")}
+    )
+    assert conditional_crb(panel, Link(), twins, noise).std.isinf().all()
+
+
+def test_a_source_in_the_far_field_has_an_infinite_range_and_a_lower_limit(tmp_path):
+    made = plane_waves(Panel.uniform_planar(6, 6), [20.0], seed=3)
+    found = locate(made, method="omp", n_sources=1, range_max_m=math.inf)
+    assert found.azimuth_deg[0, 0] == pytest.approx(20, abs=0.5)
+    assert found.range_lower_m[0, 0] > 2 * made.panel.aperture
+    far = replace(found, sources=replace(found.sources, range=torch.full((1, 1), math.inf).double()))
+    assert "far, >" in repr(far)
+    far.to_csv(tmp_path / "a.csv")
+    assert ",inf," in (tmp_path / "a.csv").read_text("utf-8")
+    assert not any("boundary" in sentence for sentence in found.warnings[0] if "range" in sentence)
+
+
+def test_plane_waves_have_a_bound():
+    panel = Panel.uniform_planar(6, 6)
+    sources = Sources.from_degrees([20], [5], [2.0])
+    sources = replace(
+        sources, range=torch.tensor([math.inf]).double(), symbols=torch.ones(1, 4, dtype=torch.complex128)
+    )
+    far = conditional_crb(panel, Link(), sources, torch.tensor(0.1).double())
+    near = conditional_crb(
+        panel, Link(), replace(sources, range=torch.tensor([1e6]).double()), torch.tensor(0.1).double()
+    )
+    torch.testing.assert_close(far.std[:, :2], near.std[:, :2], rtol=1e-4, atol=0)
+    torch.testing.assert_close(far.inverse_range_std, near.inverse_range_std, rtol=1e-4, atol=0)
+    assert far.std[0, 2].isinf()
+
+
+def test_held_coordinates_are_said_and_have_no_error_bar():
+    made = plane_waves(Panel.uniform_linear(8), [-10.0, 30.0])
+    found = locate(made, method="omp", n_sources=2, unknowns=("azimuth",), range_max_m=math.inf)
+    assert found.azimuth_deg[0].sort().values.tolist() == pytest.approx([-10, 30], abs=0.3)
+    assert found.std[0, :, 0].isfinite().all()
+    assert found.std[0, :, 1:].isinf().all()
+    assert any("held at 0 deg" in sentence for sentence in found.warnings[0])
+
+
+@pytest.mark.parametrize("kind", ["direct", "rician"])
+def test_noise_of_unequal_outputs(kind):
+    made = simulate(scenes=8, sources=1, snr_db=10.0, panel=SMALL, channel={"kind": kind, "antennas": 12})
+    M, generator = made.snapshots.shape[-1], torch.Generator().manual_seed(1)
+    level = torch.ones(M, dtype=torch.float64)
+    level[:3] = 100.0
+    more = torch.randn(made.snapshots.shape, dtype=made.snapshots.dtype, generator=generator)
+    extra = (made.noise_variance.double()[:, None] * (level - 1)).sqrt()[:, None].to(more.dtype)
+    covariance = torch.diag_embed((made.noise_variance.double()[:, None] * level).to(torch.complex128))
+    noisy = replace(made, snapshots=made.snapshots + extra * more, noise_covariance=covariance)
+    noisy = replace(noisy, noise_variance=covariance.diagonal(dim1=-2, dim2=-1).real.mean(-1))
+    blind = replace(noisy, truth=None, noise_covariance=None, noise_variance=None)
+    bound = recording_crb(noisy)
+
+    def error(**settings):
+        found = locate(blind, method="omp", n_sources=1, **settings)
+        return score(match(made.truth, found.sources), bound)
+
+    white, estimated = error(), error(noise="per_output")
+    assert estimated.misses == 0
+    assert estimated.azimuth_over_bound < 1.8
+    assert white.misses > 0 or white.azimuth_over_bound > 1.5 * estimated.azimuth_over_bound
+
+
+def test_known_symbols_need_pilots():
+    with pytest.raises(InputError, match="pilots"):
+        locate(simulate(scenes=1, sources=1, panel=SMALL), symbols="known", method="omp")
