@@ -71,7 +71,9 @@ def test_rows_are_those_of_a_plain_loop(whole, method):
         )
         truth.append(block.truth)
         bounds.append(recording_crb(block))
-    bound = Bound(torch.cat([one.covariance for one in bounds]), torch.cat([one.range for one in bounds]))
+    bound = Bound.from_covariance(
+        torch.cat([one.covariance for one in bounds]), torch.cat([one.range for one in bounds])
+    )
     expected = score(match(joined(truth), joined(found)), bound)
     (row,) = (row for row in read_table(whole / "results.csv") if row.method.startswith(method))
     for name, value in vars(expected).items():

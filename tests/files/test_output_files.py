@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -133,8 +134,9 @@ def test_files_of_killed_processes_are_swept(tmp_path):
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes an ordinary user")
 def test_a_read_only_folder_is_named_before_work_starts(tmp_path):
     tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.getuid() and parent.is_relative_to(tempfile.gettempdir()):
+            parent.chmod(parent.stat().st_mode | 0o055)
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom rismusic.files import check_output\n"
         "os.setgid(65534); os.setuid(65534)\n"

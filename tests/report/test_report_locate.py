@@ -168,6 +168,7 @@ def some(located: Estimate, scenes: torch.Tensor) -> Estimate:
         neg_log_likelihood=located.neg_log_likelihood[scenes],
         n_sources_probability=located.n_sources_probability[scenes],
         p_value=located.p_value[scenes],
+        inverse_range_std=located.inverse_range_std[scenes],
         warnings=[located.warnings[scene] for scene in scenes.tolist()],
     )
 

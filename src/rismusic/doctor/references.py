@@ -49,7 +49,7 @@ def steering_vectors(
     *,
     uniform: bool = False,
 ) -> Complex[Tensor, "... N K"]:
-    """G exp(j 2 pi (r - d) / wavelength) / |g| with g = 1 / d, or 1 (uniform), of sources [..., K]."""
+    """Unit vectors of g exp(j 2 pi (r - d) / wavelength), g = 1 / d or 1 (uniform), of sources [..., K]."""
     azimuth, elevation, distance = azimuth.double(), elevation.double(), distance.double()
     x = azimuth.sin() * elevation.cos()
     z = azimuth.cos() * elevation.cos()

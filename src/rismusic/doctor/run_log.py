@@ -83,7 +83,8 @@ def _probes(probes: Lines) -> list[Report]:
             bad = [epoch for epoch, one in history if not one.fine]
             counts = bool(bad)
             if tag in _EARLY_PROBES:
-                counts = last[tag] in bad and (len(history) < 3 or not history[-2][1].fine)
+                # The validation before the first step is of epoch 0 too.
+                counts = not history[-1][1].fine and (len(history) < 3 or not history[-2][1].fine)
             elif "clipped" in history[0][1].name:
                 counts = len(bad) / len(history) > _CLIPPED_EPOCHS
             shown = history[-1][1]

@@ -106,7 +106,8 @@ class RecordingWriter:
 
     def _create(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
         self._attributes = attributes
-        self._check_space(values)
+        if not isinstance(self._sink, Mat5Sink):  # which has a limit of its own, and is kept in memory
+            self._check_space(values)
         with self._on_disk():
             for name, attribute in attributes.items():
                 self._sink.attribute(name, attribute)
@@ -127,7 +128,9 @@ class RecordingWriter:
             InputError: there is not enough space.
         """
         needed = sum(
-            value.nbytes // len(value) * self.scenes if FIELDS[name].per_scene(value.ndim) else value.nbytes
+            value.nbytes // len(value) * self.scenes
+            if fields_of(values)[name].per_scene(value.ndim)
+            else value.nbytes
             for name, value in values.items()
         )
         with self._on_disk():
