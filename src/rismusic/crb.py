@@ -293,7 +293,9 @@ class _Problem:
             active = self.active[block]
             A, D = A * active[:, None], D * active[:, None, :, None]
             J = information(block, self.link[block], A, D, active)
-            covariance = _inverse(J, active.repeat_interleave(width, dim=1), width)
+            alone = _alone(self.link[block], A, D)[..., places[:, None], places]
+            held = (active[..., None] & ~identifiable(alone)).flatten(1)
+            covariance = _inverse(J, active.repeat_interleave(width, dim=1), held)
             covariance = covariance.reshape(-1, K, width, K, width)
             full[block, :, places[:, None], :, places[None, :]] = covariance.permute(2, 4, 0, 1, 3)
         # The information is that on 1 / r, which stays finite for a source at infinity.
@@ -318,7 +320,18 @@ def _coordinates(unknowns: Sequence[Unknown]) -> list[int]:
     return [i for i, name in enumerate(POSITION) if name in unknowns]
 
 
-def identifiable(J: Float[Tensor, "*batch K w K w"]) -> Bool[Tensor, "*batch K w"]:
+def _alone(link: Link, A: Tensor, D: Tensor) -> Float[Tensor, "S K 3 3"]:
+    """Information on the coordinates of each source without the others, for unit symbols and noise."""
+    K = A.shape[-1]
+    columns = link.matmul(torch.cat((A, D.flatten(-2)), dim=-1))
+    C, B = columns[..., :K].movedim(-1, -2), columns[..., K:].unflatten(-1, (K, 3)).movedim(-2, -3)
+    C = C[..., None]  # [S, L, K, M, 1], B [S, L, K, M, 3]
+    energy = C.abs().square().sum(-2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    rest = B - C @ ((C.mH @ B) / energy)
+    return (rest.mH @ rest).real.sum(1)
+
+
+def identifiable(own: Float[Tensor, "*batch K w w"]) -> Bool[Tensor, "*batch K w"]:
     """Which coordinates of each source, taken alone, the data determine.
 
     The coordinates are taken in their order. One on which the Fisher information is 0 once those before it
@@ -326,9 +339,8 @@ def identifiable(J: Float[Tensor, "*batch K w K w"]) -> Bool[Tensor, "*batch K w
     on one direction cosine only.
 
     Args:
-        J: Fisher information of w coordinates of K sources.
+        own: Fisher information on w coordinates of each of K sources without the others.
     """
-    own = J.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)  # [..., K, w, w]
     scale = own.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     known = scale > 0
     scale = torch.where(known, scale, 1)
@@ -344,17 +356,13 @@ def identifiable(J: Float[Tensor, "*batch K w K w"]) -> Bool[Tensor, "*batch K w
     return torch.stack(kept, dim=-1)
 
 
-def _inverse(J: Tensor, active: Tensor, width: int) -> Tensor:
+def _inverse(J: Tensor, active: Tensor, held: Tensor) -> Tensor:
     """Inverse of each J over its active unknowns; NaN for the others, infinite if J is singular.
 
-    Coordinates that are not :func:`identifiable` are held: their variance is infinite, and those of the
-    others are the bound with these coordinates known.
+    The variance of unknowns that are ``held``, since they are not :func:`identifiable`, is infinite; those of
+    the others are the bound with these known.
     """
     scale = J.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    K = J.shape[-1] // width
-    held = active & ~identifiable(J.reshape(-1, K, width, K, width)).flatten(1)
-    # A source without information on any coordinate has power zero, or coincides with another one.
-    lost = (active & held).view(-1, K, width).all(-1).any(-1)
     usable = active & ~held & (scale > 0)
     scale = torch.where(usable, scale, 1)
     unit = torch.where(
@@ -363,7 +371,7 @@ def _inverse(J: Tensor, active: Tensor, width: int) -> Tensor:
     unit = unit + torch.diag_embed((~usable).to(J.dtype))
     factor, failed = torch.linalg.cholesky_ex(unit)
     pivot = factor.diagonal(dim1=-2, dim2=-1).amin(-1)
-    singular = (failed > 0) | (pivot < _SINGULAR_PIVOT) | lost
+    singular = (failed > 0) | (pivot < _SINGULAR_PIVOT) | (usable != (active & ~held)).any(-1)
     safe = torch.where(
         singular[:, None, None], torch.eye(J.shape[-1], dtype=J.dtype, device=J.device), factor
     )

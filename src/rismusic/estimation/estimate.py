@@ -436,8 +436,8 @@ def warnings_of(
         lost = std[..., axis].isinf() & ~free.isinf().all(-1) & ~found.range.isinf()
         for scene, source in lost.nonzero().tolist() if not held[axis] else ():
             warnings[scene].append(
-                f"source {source}: this array does not determine the {name}; the error bars of the other "
-                f"coordinates hold for the {name} given here"
+                f"source {source} has no error bar in {name}, which this array does not determine; the other "
+                f"error bars hold for the {name} given here"
             )
     uncertain = (std[..., 2] > found.range) & ~std[..., 2].isinf()
     for scene, source in uncertain.nonzero().tolist():
