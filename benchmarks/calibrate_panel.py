@@ -11,13 +11,13 @@ medians over the bound of the true panel.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from measure import write_csv
 from rismusic.crb import Bound, unconditional_crb
 from rismusic.hybrid import locate
 from rismusic.io import Recording
@@ -136,10 +136,7 @@ def main() -> None:
                     flush=True,
                 )
     if options.csv is not None:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ the normal distribution equals the level of the quantile if the standard deviati
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from measure import write_csv
 from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.metrics import Match, match
@@ -76,10 +76,7 @@ def main() -> None:
                 flush=True,
             )
     if options.csv is not None:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -48,3 +49,11 @@ def report(name: str, rows: dict[str, float | str]) -> None:
         print(f"  {label:<58} {value if isinstance(value, str) else format(value, ',.4g'):>12}")
     if target is not None:
         target.write_text(json.dumps({"machine": machine, **rows}, indent=1) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows with the same columns as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -8,13 +8,13 @@ and unknown in the other (auto). The noise variance is used where the recording 
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from measure import write_csv
 from rismusic.crb import Bound, conditional_crb
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
@@ -94,10 +94,7 @@ def main() -> None:
                     flush=True,
                 )
     if options.csv is not None:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

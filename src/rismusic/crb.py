@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import Panel, steering_with_log_derivatives
@@ -31,9 +31,9 @@ from rismusic.sources import Sources
 Unknown = Literal["azimuth", "elevation", "range"]
 POSITION: tuple[Unknown, ...] = get_args(Unknown)
 
-# Fisher information of the positions from a block of scenes, its link, A, the derivatives of A, and the mask
-# of the active sources.
-_Information = Callable[[slice, Link, Tensor, Tensor, Tensor], Tensor]
+# Fisher information of the positions from a block of scenes, G_l A with its derivatives [S, L, M, 4K], and
+# the mask of the active sources.
+_Information = Callable[[slice, Tensor, Tensor], Tensor]
 
 # A matrix of unit diagonal with a smaller Cholesky pivot is singular.
 _SINGULAR_PIVOT = 1e-7
@@ -140,9 +140,8 @@ def conditional_crb(
     symbols = torch.where(sources.active[..., None], sources.symbols, 0).to(torch.complex128)
     symbols = problem.flat(symbols, 2)
 
-    def information(block: slice, link: Link, A: Tensor, D: Tensor, _active: Tensor) -> Tensor:
-        K = A.shape[-1]
-        columns = link.matmul(torch.cat((A, D.flatten(-2)), dim=-1))  # [S, L, M, 4K]
+    def information(block: slice, columns: Tensor, active: Tensor) -> Tensor:
+        K = active.shape[-1]
         C, B = columns[..., :K], columns[..., K:].unflatten(-1, (K, 3))
         B = (B[..., which] * symbols[block].mT[..., None, :, None]).flatten(-2)
         # Orthonormal basis of G_l A; unused slots (last) and dependent columns contribute no dimension.
@@ -206,9 +205,8 @@ def unconditional_crb(
         raise InputError("snapshots", "pass the number of snapshots L; link and sources do not contain it")
     power = problem.flat(torch.where(sources.active, sources.power, 0).double(), 1)
 
-    def information(block: slice, link: Link, A: Tensor, D: Tensor, active: Tensor) -> Tensor:
-        K = A.shape[-1]
-        fields = link.matmul(torch.cat((A, D.flatten(-2)), dim=-1))
+    def information(block: slice, fields: Tensor, active: Tensor) -> Tensor:
+        K = active.shape[-1]
         J = fisher_information(
             fields.mH @ fields,
             power[block],
@@ -292,8 +290,9 @@ class _Problem:
             D = slopes * A[..., None]
             active = self.active[block]
             A, D = A * active[:, None], D * active[:, None, :, None]
-            J = information(block, self.link[block], A, D, active)
-            alone = _alone(self.link[block], A, D)[..., places[:, None], places]
+            columns = self.link[block].matmul(torch.cat((A, D.flatten(-2)), dim=-1))
+            J = information(block, columns, active)
+            alone = _alone(columns)[..., places[:, None], places]
             held = (active[..., None] & ~identifiable(alone)).flatten(1)
             covariance = _inverse(J, active.repeat_interleave(width, dim=1), held)
             covariance = covariance.reshape(-1, K, width, K, width)
@@ -320,10 +319,9 @@ def _coordinates(unknowns: Sequence[Unknown]) -> list[int]:
     return [i for i, name in enumerate(POSITION) if name in unknowns]
 
 
-def _alone(link: Link, A: Tensor, D: Tensor) -> Float[Tensor, "S K 3 3"]:
+def _alone(columns: Complex[Tensor, "S L M _"]) -> Float[Tensor, "S K 3 3"]:
     """Information on the coordinates of each source without the others, for unit symbols and noise."""
-    K = A.shape[-1]
-    columns = link.matmul(torch.cat((A, D.flatten(-2)), dim=-1))
+    K = columns.shape[-1] // 4
     C, B = columns[..., :K].movedim(-1, -2), columns[..., K:].unflatten(-1, (K, 3)).movedim(-2, -3)
     C = C[..., None]  # [S, L, K, M, 1], B [S, L, K, M, 3]
     energy = C.abs().square().sum(-2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)

@@ -196,7 +196,7 @@ class Link:
             return product.unsqueeze(-3)
         if self.channel is None:
             return self.codes.unsqueeze(-1) * matrix.unsqueeze(-3)
-        if not any(part.ndim > shared for part, shared in self._plain()._parts()):
+        if not self._plain().per_scene:
             return torch.einsum("lmn,...nk->...lmk", self._plain().dense(), matrix)
         if matrix.shape[-1] >= self.channel.shape[-2] // 2:
             # Many columns: one large product with G_l is worth forming it (up to 7 times faster, measured).

@@ -268,7 +268,7 @@ def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
         yield slice(0, len(grid)), grid.real_steering(dtype)
         return
     for block, A in grid.blocks(points, dtype.to_complex()):
-        yield block, torch.cat((A.real, A.imag))
+        yield block, grid.real_columns(A)
 
 
 @dataclass(frozen=True)

@@ -304,7 +304,8 @@ class Recording:
 
         A narrowband recording of independent symbols is returned as it is.
         """
-        made, link, F = self.stacked(), self.stacked().link, self._subcarriers
+        made, F = self.stacked(), self._subcarriers
+        link = made.link
         if F == 1 and not link.coherent:
             return made
         y = link.separate(made.snapshots)[0] if link.coherent else made.snapshots
