@@ -25,6 +25,7 @@ number.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.io import Recording
 
+_LOG = logging.getLogger("rismusic.locate")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Sums may be reordered for vector instructions, but NaN and infinity keep their meaning.
@@ -1065,13 +1067,22 @@ def _gains(first, last, recording, panel_form, problems, fields, rules, out):
 
 
 @lru_cache
-def _entry(function: Callable[..., None]) -> Callable[..., None]:
-    """A compiled function to call from Python, kept on disk where a folder for it can be written."""
+def _entry(function: Callable[..., None], cached: bool) -> Callable[..., None]:
+    """A compiled function to call from Python, kept on disk if a folder for it can be written."""
     function = inspect.unwrap(function)
     try:
-        return numba.njit(function, **_SETTINGS, cache=True)
-    except RuntimeError:  # no folder can be written
+        return numba.njit(function, **_SETTINGS, cache=cached)
+    except RuntimeError:  # no such folder
         return numba.njit(function, **_SETTINGS)
+
+
+def _call(function: Callable[..., None], count: int, arguments: tuple[object, ...]) -> None:
+    """Call a compiled ``function(first, last, *arguments)`` for ``count`` problems, in threads."""
+    try:
+        _in_threads(_entry(function, True), count, torch.get_num_threads(), arguments)
+    except OSError as error:  # the compiled code could not be kept: a full disk, or a folder that is gone
+        _LOG.info("compiled fits are not kept on disk: %s", error)
+        _in_threads(_entry(function, False), count, torch.get_num_threads(), arguments)
 
 
 def applies(recording: Recording) -> bool:
@@ -1178,7 +1189,7 @@ def gains(
     rules = (search._FLOOR, search._COINCIDENT**2 if power_noise is None else 0.0, search._STEPS)
     out = np.empty((len(active), fields.shape[-1]))
     arguments = (data, form, problems, fields.numpy(), rules, out)
-    _in_threads(_entry(_gains), len(active), torch.get_num_threads(), arguments)
+    _call(_gains, len(active), arguments)
     return torch.from_numpy(out)
 
 
@@ -1232,7 +1243,7 @@ def _run(
         *(mode, data, form, problems, np.array(box, dtype=np.float64), _rules(), steps),
         *((_numbers(power, 2, real), _numbers(noise, 1, real)), out),
     )
-    _in_threads(_entry(_fit), P, torch.get_num_threads(), arguments)
+    _call(_fit, P, arguments)
     end, power, noise, value, converged = (torch.from_numpy(part) for part in out)
     return end, power, noise, value, converged
 
