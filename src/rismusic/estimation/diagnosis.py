@@ -25,18 +25,23 @@ from torch import Tensor
 
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.estimate import Estimate, Estimator, NSources, fit_at, join_estimates
-from rismusic.estimation.goodness_of_fit import SIGNIFICANCE
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import sufficient_statistics
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.estimation.model_error import ModelError, can_err, model_error, with_diffuse_noise
 from rismusic.estimation.model_order import log_evidence
-from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording
+from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 
-# Scenes with a smaller p-value, or two sources of smaller probability of being independent, are looked at.
-_SUSPICIOUS, _COHERENT = 0.01, 1e-4
+# Scenes with a smaller p-value are weighed anew.
+_SUSPICIOUS = 0.01
+# So are scenes in which fewer sources are less probable by no more than this (nats).
+_MARGIN = 5.0
+# Two sources of a smaller probability of being independent are coherent.
+_COHERENT = 1e-4
+# From this panel error on, a scene is doubtful.
+_LARGE_ERROR = 0.15
 # Levels of the panel error with which scenes are located again.
 _LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)
 # Log prior (nats) of sources outside the search volume.
@@ -61,25 +66,45 @@ def diagnosed(
         make: makes the estimator from settings.
         spec: the settings.
     """
-    if not can_err(recording) or spec.allowed_error or not spec.polish:
-        return estimate
-    error = model_error(recording, estimate.sources)
-    coherent = coherence_p_value(recording, estimate)
-    most = min(spec.sources_max, most_sources(*recording.snapshots.shape[1:]))
-    count = estimate.n_sources
-    suspicious = (error.gain > 0) | (estimate.p_value < _SUSPICIOUS)
-    suspicious |= coherent.flatten(1).amin(-1) < _COHERENT if coherent.shape[1] else False
-    suspicious |= count >= most
-    scenes = suspicious.nonzero()[:, 0]
-    if len(scenes) == 0:
+    if not can_err(recording) or spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
     known = not isinstance(n_sources, str)
+    if known:
+        error = model_error(recording, estimate.sources)
+        suspicious = error.gain > 0
+    else:
+        suspicious = _fewer_may_do(recording, estimate, spec) | (estimate.p_value < _SUSPICIOUS)
+    scenes, rest = suspicious.nonzero()[:, 0], (~suspicious).nonzero()[:, 0]
+    if len(scenes):
+        part = recording[scenes]
+        if known:
+            fresh = _located_again(part, estimate[scenes].n_sources, error[scenes], make, spec)
+        else:
+            fresh = _weighed(part, estimate[scenes], make, spec)
+        parts = [part for part in (estimate[rest], fresh) if len(part)]
+        estimate = join_estimates(parts)[torch.cat((rest, scenes)).argsort()]
+    return _with_doubts(recording, estimate, n_sources, spec)
+
+
+def _fewer_may_do(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
+    """Where the strongest of the sources, beside a model error, may explain the data as well as all of them."""
+    count = estimate.n_sources
+    most = int(count.max())
+    wanted = torch.arange(most + 1, device=count.device) <= count[:, None]
+    scenes, kept = wanted.nonzero().unbind(-1)
+    # Sources are in order of power.
+    absent = torch.arange(estimate.sources.azimuth.shape[1], device=count.device) >= kept[:, None]
+    some = estimate[scenes].sources
+    some = replace(some.each(lambda value: value.masked_fill(absent, math.nan)), symbols=None)
     part = recording[scenes]
-    fresh = (_located_again if known else _weighed)(part, estimate[scenes], error[scenes], make, spec)
-    rest = (~suspicious).nonzero()[:, 0]
-    if len(rest) == 0:
-        return fresh
-    return join_estimates([estimate[rest], fresh])[torch.cat((rest, scenes)).argsort()]
+    evidence = _evidence(part, some, Volume.from_spec(spec))
+    beside = evidence + model_error(part, some).gain
+    of_all = torch.full_like(wanted, -math.inf, dtype=evidence.dtype)
+    of_all[scenes, kept] = beside
+    plain = evidence[kept == count[scenes]]
+    rival = torch.where(torch.arange(most + 1, device=count.device) == count[:, None], -math.inf, of_all)
+    with_error = of_all.gather(1, count[:, None])[:, 0] > plain
+    return with_error | (rival.amax(1) > plain - _MARGIN)
 
 
 def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor, "S K K"]:
@@ -119,11 +144,7 @@ def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor,
 
 
 def _weighed(
-    recording: Recording,
-    estimate: Estimate,
-    error: ModelError,
-    make: Callable[[LocateSpec], Estimator],
-    spec: LocateSpec,
+    recording: Recording, estimate: Estimate, make: Callable[[LocateSpec], Estimator], spec: LocateSpec
 ) -> Estimate:
     """Weigh the numbers of sources anew, and locate the scenes under the most probable explanation."""
     quick = spec.replace(hybrid=spec.hybrid.replace(recheck_p_value=0.0))
@@ -133,39 +154,47 @@ def _weighed(
     errors = log_posterior.new_zeros(S, most + 1), log_posterior.new_zeros(S, most + 1)
     estimator = make(quick)
     for k in range(most + 1):
-        some = (count >= k).nonzero()[:, 0]
-        part = recording[some]
-        fit = estimator(part, torch.full_like(some, k))
+        some, done = (count > k).nonzero()[:, 0], (count == k).nonzero()[:, 0]
+        fits = [estimate[done]] if len(done) else []
+        if len(some):
+            fits.insert(0, estimator(recording[some], torch.full_like(some, k)))
+        some = torch.cat((some, done))
+        if len(some) == 0:
+            continue
+        part, fit = recording[some], join_estimates(fits)
         beside = model_error(part, fit.sources)
-        log_posterior[some, k] = _evidence(part, fit, volume) + beside.gain
+        log_posterior[some, k] = _evidence(part, fit.sources, volume) + beside.gain
         errors[0][some, k], errors[1][some, k] = beside.panel_error, beside.diffuse
     best, chosen = log_posterior.max(1)
     scenes = torch.arange(S, device=count.device)
     picked = ModelError(best, errors[0][scenes, chosen], errors[1][scenes, chosen])
-    result = _located_again(recording, None, picked, make, quick, chosen)
+    sound = (chosen == count) & (picked.panel_error == 0) & (picked.diffuse == 0)
+    again, same = (~sound).nonzero()[:, 0], sound.nonzero()[:, 0]
+    parts = [estimate[same]] if len(same) else []
+    if len(again):
+        parts.append(_located_again(recording[again], chosen[again], picked[again], make, quick))
+    result = join_estimates(parts)[torch.cat((same, again)).argsort()]
     probability = log_posterior.softmax(1)
-    width = estimate.n_sources_probability.shape[1] if estimate.n_sources_probability is not None else most + 1
-    probability = torch.nn.functional.pad(probability, (0, max(0, width - most - 1)))
+    before = estimate.n_sources_probability
+    if before is not None:
+        probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))
     result = replace(result, n_sources_probability=probability)
     return _with_wide_search(recording, result, best, spec)
 
 
-def _evidence(recording: Recording, estimate: Estimate, volume: Volume) -> Float[Tensor, "S"]:
-    return log_evidence(recording.stacked(), fit_at(recording.stacked(), estimate.sources), volume)
+def _evidence(recording: Recording, sources: Sources, volume: Volume) -> Float[Tensor, "S"]:
+    recording = recording.stacked()
+    return log_evidence(recording, fit_at(recording, sources), volume)
 
 
 def _located_again(
     recording: Recording,
-    estimate: Estimate | None,
+    count: Int64[Tensor, "S"],
     error: ModelError,
     make: Callable[[LocateSpec], Estimator],
     spec: LocateSpec,
-    count: Int64[Tensor, "S"] | None = None,
 ) -> Estimate:
     """Locate a known number of sources with the panel error and the diffuse noise of each scene."""
-    if count is None:
-        assert estimate is not None
-        count = estimate.n_sources
     levels = error.panel_error.new_tensor(_LEVELS)
     level = (error.panel_error[:, None].clamp_min(1e-9).log() - levels.log()).abs().argmin(1)
     level = torch.where((error.panel_error > 0) & (count > 0), level, -1)
@@ -210,7 +239,7 @@ def _with_wide_search(
         oversampling=_COARSE,
     )
     other = ClassicalEstimator(wide)(recording, "auto")
-    gain = _evidence(recording, other, Volume.from_spec(wide)) + _OUTSIDE - evidence
+    gain = _evidence(recording, other.sources, Volume.from_spec(wide)) + _OUTSIDE - evidence
     take = (gain > 0).nonzero()[:, 0]
     if len(take) == 0:
         return estimate
@@ -221,3 +250,21 @@ def _with_wide_search(
     if len(keep) == 0:
         return taken
     return join_estimates([estimate[keep], taken])[torch.cat((keep, take)).argsort()]
+
+
+def _with_doubts(
+    recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec
+) -> Estimate:
+    """Add what the final estimate leaves doubtful: coherent sources, and the largest number of sources."""
+    p = coherence_p_value(recording, estimate)
+    sentences = [list(one) for one in estimate.warnings]
+    for scene, first, second in (p < _COHERENT).nonzero().tolist():
+        if first < second:
+            sentences[scene].append(
+                f"sources {first} and {second} send the same signal: source {second} may be a reflection of "
+                f"source {first}"
+            )
+    if isinstance(n_sources, str):
+        for scene in (estimate.n_sources >= spec.sources_max).nonzero()[:, 0].tolist():
+            sentences[scene].append(f"{spec.sources_max} is the largest number tried; there may be more")
+    return replace(estimate, warnings=sentences)

@@ -47,8 +47,8 @@ from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
-# Ratios rho that are tried; in between, the evidence changes by less than a tenth of a nat.
-_RATIOS = torch.logspace(-3, 5, 33, dtype=torch.float64)
+# Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the noise.
+_RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
 # Powers tau of the diffuse noise that are tried.
 _DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
 # Largest panel error. A larger one would explain any field.
@@ -56,7 +56,7 @@ _MOST_ERROR = 0.5
 # Log prior (nats) of a panel error, and of diffuse noise, against none.
 _LOG_PRIOR = -4.0
 # Largest number of elements, since W is dense.
-_MAX_ELEMENTS = 1024
+_MAX_ELEMENTS = 400
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class ModelError:
 
 
 def can_err(recording: Recording) -> bool:
-    """Whether a model error can be estimated: independent symbols, one carrier, at most 1,024 elements."""
+    """Whether a model error can be estimated: independent symbols, one carrier, at most 400 elements."""
     return (
         recording.symbols == "independent"
         and recording.frequencies is None
@@ -101,16 +101,23 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
     parts = []
     for block in blocks(S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device):
         part, x, there = recording[block], positions[block], active[block]
-        values, errors = [], []
-        for tau in diffuse:
-            at = _Residual.of(part, x, there, tau)
-            value, error = at.evidence()
-            values.append(value - at.log_det[:, None] + (_LOG_PRIOR if tau else 0.0))
-            errors.append(error)
-        value, error = torch.stack(values, dim=1), torch.stack(errors, dim=1)  # [S, tau, rho]
-        gain, best = (value - value[:, :1, :1]).flatten(1).max(1)
-        scenes = torch.arange(len(best), device=best.device)
-        parts.append((gain, error.flatten(1)[scenes, best], error.new_tensor(diffuse)[best // value.shape[-1]]))
+        levels = [_Residual.of(part, x, there, tau) for tau in diffuse]
+        alone = torch.stack([level.alone for level in levels], dim=1)  # [S, tau]
+        prior = alone.new_tensor([_LOG_PRIOR if tau else 0.0 for tau in diffuse])
+        best = (alone + prior).argmax(1)
+        # A panel error beside no diffuse noise, and beside its most probable level.
+        gain, error = levels[0].panel_error()
+        tau = alone.new_tensor(diffuse)[best]
+        some = (best > 0).nonzero()[:, 0]
+        if len(some):
+            coloured = _Residual.of(part[some], x[some], there[some], tau[some])
+            more, also = coloured.panel_error()
+            more = more + (alone + prior)[some, best[some]] - alone[some, 0]
+            take = more > gain[some]
+            gain[some] = torch.where(take, more, gain[some])
+            error[some] = torch.where(take, also, error[some])
+            tau[some] = torch.where(take, tau[some], 0.0)
+        parts.append((gain, error, tau))
     return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -137,25 +144,27 @@ def _covariance(recording: Recording, diffuse: Float[Tensor, "S"]) -> Complex[Te
 
 @dataclass(frozen=True, eq=False)
 class _Residual:
-    """What the evidence of a panel error needs, for one level of the diffuse noise.
+    """The data without the sources' fields, for one level of the diffuse noise in each scene.
 
     Args:
-        values: eigenvalues of W, [S, N].
-        pull: b_i, [S, N].
-        energy: E.
+        H: whitened channel, ``None`` without one.
+        field: c_l times A s_l, [S, L, N].
+        basis: orthonormal basis of the whitened C_l, [S, L, M, K].
+        rest: the residual r, [S, L, M].
         freedom: D.
-        log_det: the two determinants of the whitening; 0 without one.
+        alone: log evidence without a panel error, up to a constant of the scene.
     """
 
-    values: Float[Tensor, "S N"]
-    pull: Float[Tensor, "S N"]
-    energy: Float[Tensor, "S"]
+    H: Complex[Tensor, "S M N"] | None
+    field: Complex[Tensor, "S L N"]
+    basis: Complex[Tensor, "S L M K"]
+    rest: Complex[Tensor, "S L M"]
     freedom: Float[Tensor, "S"]
-    log_det: Float[Tensor, "S"]
+    alone: Float[Tensor, "S"]
 
     @classmethod
     def of(
-        cls, recording: Recording, positions: Tensor, active: Tensor, diffuse: float = 0.0
+        cls, recording: Recording, positions: Tensor, active: Tensor, diffuse: float | Tensor
     ) -> _Residual:
         """Project the sources out of the data, whitened by the diffuse noise."""
         H, codes = recording.channel, recording.codes
@@ -166,12 +175,13 @@ class _Residual:
         P = A.mT[:, None] if codes is None else A.mT[:, None] * codes.to(torch.complex128)[..., None, :]
         log_det = y.real.new_zeros(S)
         if H is not None:
-            H = H.to(torch.complex128)
+            H = H.to(torch.complex128).expand(S, -1, -1)
         fields = P if H is None else P @ H.mT.unsqueeze(-3)  # C_l^T, [S, L, K, M]
-        if diffuse:
+        tau = torch.as_tensor(diffuse, dtype=torch.float64, device=y.device).expand(S)
+        if bool((tau > 0).any()):
             assert H is not None
             plain = _log_det_gram(fields, active)
-            factor = torch.linalg.cholesky(_covariance(recording, y.real.new_full((S,), diffuse)))
+            factor = torch.linalg.cholesky(_covariance(recording, tau))
             H = torch.linalg.solve_triangular(factor, H, upper=False)
             y = torch.linalg.solve_triangular(factor, y.mT, upper=False).mT
             fields = P @ H.mT.unsqueeze(-3)
@@ -179,9 +189,16 @@ class _Residual:
             log_det = log_det + _log_det_gram(fields, active) - plain
         C = fields.expand(S, L, -1, M).mT  # [S, L, M, K]
         Q = orthonormal(C)
-        s = _least_squares(C, y, active)
         rest = y - (Q @ (Q.mH @ y[..., None]))[..., 0]
-        f = (P * s[..., None]).sum(-2)  # [S, L, N]
+        count = active.sum(-1)
+        freedom = (L * (M - count) - 1.5 * count).double()
+        field = (P * _least_squares(C, y, active)[..., None]).sum(-2)
+        alone = -freedom * _squared(rest).sum((1, 2)).log() - log_det
+        return cls(H, field, Q, rest, freedom, alone)
+
+    def panel_error(self) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
+        """Log evidence that a panel error adds, its prior included, and its size; 0 where there is none."""
+        H, f, Q = self.H, self.field, self.basis
         overlap = Q.mH if H is None else Q.mH @ H.unsqueeze(-3)
         E = (overlap * f[..., None, :]).flatten(1, 2)  # Q_l^H J_l
         if H is None:
@@ -189,24 +206,25 @@ class _Residual:
         else:
             W = (H.mH @ H) * (f.mH @ f)
         W = W - E.mH @ E
-        back = rest if H is None else rest @ H.conj()
-        z = (f.conj() * back).sum(1)
-        values, vectors = torch.linalg.eigh(W)
-        pull = _squared((vectors.mH @ z[..., None])[..., 0])
-        count = active.sum(-1)
-        freedom = (L * (M - count) - 1.5 * count).double()
-        return cls(values.clamp_min(0), pull, _squared(rest).sum((1, 2)), freedom, log_det)
-
-    def evidence(self) -> tuple[Float[Tensor, "S rho"], Float[Tensor, "S rho"]]:
-        """Log evidence of each ratio rho, the first 0, up to a constant of the scene, and the panel error."""
-        rho = torch.cat((_RATIOS.new_zeros(1), _RATIOS)).to(self.energy.device)
-        scale = 1 + rho[:, None] * self.values[:, None]  # [S, rho, N]
-        left = self.energy[:, None] - (rho[:, None] * self.pull[:, None] / scale).sum(-1)
-        left = torch.maximum(left, 1e-12 * self.energy[:, None])
-        value = -self.freedom[:, None] * left.log() - scale.log().sum(-1)
-        error = (rho * left / self.freedom[:, None]).sqrt()
-        value = value + torch.where(rho > 0, _LOG_PRIOR, 0.0)
-        return torch.where(error <= _MOST_ERROR, value, -torch.inf), error
+        z = (f.conj() * (self.rest if H is None else self.rest @ H.conj())).sum(1)
+        energy = _squared(self.rest).sum((1, 2))
+        N = W.shape[-1]
+        mean = W.diagonal(dim1=-2, dim2=-1).real.sum(-1) / N
+        there = mean > 0  # there are sources
+        gain, error = torch.zeros_like(energy), torch.zeros_like(energy)
+        for ratio in _RATIOS:
+            rho = torch.where(there, ratio / torch.where(there, mean, 1), 0)
+            inner = rho[:, None, None] * W
+            inner.diagonal(dim1=-2, dim2=-1).add_(1)
+            factor = torch.linalg.cholesky(inner)
+            white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
+            left = torch.maximum(energy - rho * _squared(white).sum(-1), 1e-12 * energy)
+            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+            value = -self.freedom * (left / energy).log() - log_det + _LOG_PRIOR
+            size = (rho * left / self.freedom).sqrt()
+            take = there & (value > gain) & (size <= _MOST_ERROR)
+            gain, error = torch.where(take, value, gain), torch.where(take, size, error)
+        return gain, error
 
 
 def _log_det_gram(fields: Complex[Tensor, "S _ K M"], active: Bool[Tensor, "S K"]) -> Float[Tensor, "S"]:
