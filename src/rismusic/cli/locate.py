@@ -130,6 +130,7 @@ class Locate(Command):
     def _partial(self, path: Path, file: RecordingFile) -> Iterator[PartialOutput]:
         """The output under construction. If it is cut, the user is told how to continue it."""
         from rismusic.cli.partial import PartialOutput
+        from rismusic.estimation.table import COLUMNS, ROOM_COLUMNS
 
         settings = self.settings.model_dump(mode="json")
         if self.calibration is not None:
@@ -141,6 +142,7 @@ class Locate(Command):
             name=str(self.file),
             resume=self.resume,
             overwrite=self.overwrite,
+            columns=ROOM_COLUMNS if "pose" in file.fields else COLUMNS,
         ) as output:
             try:
                 yield output
@@ -176,6 +178,8 @@ class Locate(Command):
     def _print(self, estimate: Estimate, truth: list[Truth]) -> None:
         console = SafeConsole()
         console.print(results_table(estimate, truth))
+        if estimate.pose is not None:
+            console.print(room_table(estimate))
         console.print(scenes_table(estimate))
         if truth:
             hits = sum(row.found is not None for row in truth)
@@ -238,6 +242,29 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
         for line in lines:
             table.add_row(str(scene), *line)
         table.add_section()
+    return table
+
+
+def room_table(estimate: Estimate) -> Table:
+    """Positions in the room frame, a row per source."""
+    from rich import box
+    from rich.table import Table
+
+    from rismusic.estimation.table import RoomPosition, position_rows
+
+    _, with_error = table_title(estimate)
+    table = Table(title="room frame", box=box.SIMPLE_HEAD, padding=0)
+    for name in ("scene", "#", "x\nm", "y\nm", "z\nm"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in position_rows(estimate):
+        assert isinstance(row, RoomPosition)
+        values = (row.x_room_m, row.y_room_m, row.z_room_m)
+        bars = (row.x_room_std_m, row.y_room_std_m, row.z_room_std_m)
+        cells = [
+            "far field" if math.isnan(value) else _with_bar(value, bar if with_error[row.scene] else None)
+            for value, bar in zip(values, bars, strict=True)
+        ]
+        table.add_row(str(row.scene), str(row.source), *cells)
     return table
 
 
