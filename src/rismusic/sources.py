@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rismusic.array import ArrayLike, Panel, direction, steering, to_tensor
 from rismusic.errors import InputError
+from rismusic.room_frame import to_panel_coordinates
 from rismusic.units import from_db
 
 
@@ -104,6 +105,40 @@ class Sources:
         sources = replace(replace(sources, symbols=None).blank(empty), symbols=sources.symbols)
         check_sources(sources, field="sources")
         return sources
+
+    @classmethod
+    def from_room(
+        cls, pose: ArrayLike, position: ArrayLike, power_db: ArrayLike | None = None, *, behind: bool = False
+    ) -> Sources:
+        """Sources at places of a room, as a panel of this pose sees them.
+
+        Args:
+            pose: [4, 4] transform from the panel frame to the room frame.
+            position: metres in the room frame, [K, 3], or [S, K, 3] with one row per scene.
+            power_db: mean powers in dB, [K] or [S, K]; optional.
+            behind: keep sources behind the panel, whose azimuth is beyond 90 degrees. Otherwise their slots
+                hold NaN.
+
+        Raises:
+            InputError: positions that have another shape or are not finite.
+
+        Example:
+            >>> Sources.from_room(torch.eye(4), [[0.0, 0.0, 2.0]])
+            Sources(1 source at azimuth [0] deg, elevation [0] deg, range [2] m)
+        """
+        place = to_tensor("position", position, "real")
+        if place.ndim < 2 or place.shape[-1] != 3:
+            raise InputError(
+                "position", f"must have shape [K, 3] or [S, K, 3] (x, y, z); got {list(place.shape)}"
+            )
+        if not place.isfinite().all():
+            raise InputError("position", "must be finite; got a NaN or an infinity")
+        azimuth, elevation, q = to_panel_coordinates(to_tensor("pose", pose, "real"), place).unbind(-1)
+        power = None
+        if power_db is not None:
+            power = from_db(to_tensor("power_db", power_db, "real")).expand(azimuth.shape)
+        sources = cls(azimuth=azimuth, elevation=elevation, range=1 / q, power=power)
+        return sources if behind else sources.blank(azimuth.abs() >= math.pi / 2)
 
     @property
     def azimuth_deg(self) -> Float[Tensor, "*batch K"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]
     return rows
 
 
-def _room(place: Tensor, bars: Tensor) -> dict[str, float]:
+def _room(place: Tensor, bars: Tensor) -> dict[str, Any]:
     values = (*place.tolist(), *bars.tolist())
     return dict(zip(ROOM_COLUMNS[len(COLUMNS) :], values, strict=True))
 
