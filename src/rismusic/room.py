@@ -1,8 +1,9 @@
 """``rismusic.locate_room``: sources that several panels of one room receive, located together.
 
 1. Each panel locates the sources by itself (:func:`rismusic.locate`).
-2. Candidates for places in the room are the sources of each panel, and the means of two sources of different
-   panels whose error ellipsoids meet.
+2. Candidates for places in the room are the sources of each panel, the means of two sources of different
+   panels whose error ellipsoids meet, and clusters: the assignment of all panels' sources to each other that
+   is the most consistent one.
 3. Sources are added one after the other, each time the candidate of the greatest joint likelihood, and all
    of them are fitted to all panels together (:mod:`rismusic.estimation.room_fit`).
 4. If their number is not known, the evidence of the joint fits decides.
@@ -13,9 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rismusic.crb import check_same_room
@@ -26,7 +29,15 @@ from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import ROUGH, refine
 from rismusic.estimation.noise import check_fit, most_sources
-from rismusic.estimation.room_fit import RoomFit, RoomSolution, View, add_source, complete, refine_places
+from rismusic.estimation.room_fit import (
+    RoomFit,
+    RoomSolution,
+    View,
+    add_source,
+    complete,
+    fit_nothing,
+    refine_places,
+)
 from rismusic.estimation.signal_model import with_output_noise, with_signal_model
 from rismusic.hybrid import BLOCK_SCENES, locate
 from rismusic.io import Recording
@@ -189,16 +200,18 @@ def _located(
         assert recording.pose is not None
         views.append(View(recording, recording.pose.to(recording.snapshots.device, torch.float64)))
     volume = Volume.from_spec(spec)
-    candidates, valid = _candidates(views, alone)
-    each = sum(_bytes(view.recording, candidates.shape[1], spec.sources_max) for view in views)
+    candidates = _candidates(views, alone)
+    S, C = candidates.valid.shape
+    most = spec.sources_max if count is None else int(count.max())
+    each = sum(_bytes(view.recording, C, most) for view in views)
     estimates = []
-    for block in blocks(len(valid), each, valid.device):
+    for block in blocks(S, each, candidates.valid.device):
         some, here = [view[block] for view in views], [estimate[block] for estimate in alone]
         number = None if count is None else count[block]
         if made[0].link.pilots is not None:
             fit, probability = _fit_piloted(some, here, volume, spec), None
         else:
-            fit, probability = _fit(some, candidates[block], valid[block], number, volume, spec)
+            fit, probability = _fit(some, candidates[block], number, volume, spec)
         solution = complete(some, fit, volume)
         estimates.append(_estimate(some, here, solution, probability, spec))
     return estimates
@@ -213,58 +226,62 @@ def _bytes(recording: Recording, candidates: int, sources: int) -> int:
 
 def _fit(
     views: list[View],
-    candidates: Float[Tensor, "S C 3"],
-    valid: Bool[Tensor, "S C"],
+    candidates: _Candidates,
     count: Int64[Tensor, "S"] | None,
     volume: Volume,
     spec: LocateSpec,
 ) -> tuple[RoomFit, Float[Tensor, "S counts"] | None]:
-    """Fit a given number of sources to each scene, or the most probable one."""
-    S, P = len(valid), len(views)
+    """Fit a given number of sources to each scene, or the most probable one.
+
+    Sources are added from all candidates, and from the clusters alone; the likelier result counts.
+    """
+    S, device = len(candidates.valid), candidates.valid.device
     if count is None:
         shapes = [view.recording.snapshots.shape[1:] for view in views]
         most = min(spec.sources_max, *(most_sources(L, M) for L, M in shapes))
     else:
         most = int(count.max())
-    nothing = _nothing(views)
+    nothing = fit_nothing(views)
     chosen = nothing.padded(max(most, 1))
-    evidence = torch.full((S, most + 1), -torch.inf, dtype=torch.float64, device=valid.device)
+    evidence = torch.full((S, most + 1), -torch.inf, dtype=torch.float64, device=device)
     evidence[:, 0] = complete(views, nothing, volume).log_evidence
-    best = evidence[:, 0].clone()
-    since = 0
-    places = candidates.new_ones(S, 0, 3)
-    absent = valid.new_zeros(S, 0)
-    empty = candidates.new_ones(S, P, 0)
-    fit = RoomFit(places, absent, empty, nothing.noise_variance, nothing.value, nothing.converged)
+    best, since = evidence[:, 0].clone(), torch.zeros(S, dtype=torch.int64, device=device)
+    paths = [nothing.emptied()] * 2
+    live, here, some = torch.arange(S, device=device), views, candidates
     for number in range(1, most + 1):
-        fit = add_source(views, fit, candidates, valid, volume, spec.criterion)
-        wanted = torch.ones_like(valid[:, 0]) if count is None else count == number
-        scenes = wanted.nonzero()[:, 0]
-        if len(scenes) == 0:
-            continue
-        some = [view[scenes] for view in views]
-        end = refine_places(some, fit.places[scenes], fit.active[scenes], volume, criterion=spec.criterion)
-        if count is None:
-            tried = complete(some, end, volume).log_evidence
-            tried = torch.where(end.active.all(1), tried, -torch.inf)
-            evidence[:, number] = tried
-            better = tried > best
-            best = torch.where(better, tried, best)
-            since = 0 if better.any() else since + 1
-            scenes, end = better.nonzero()[:, 0], end[better]
-        chosen = chosen.with_others(scenes, end.padded(chosen.active.shape[1]))
-        if since == _PATIENCE:
+        left = since[live] < _PATIENCE if count is None else count[live] >= number
+        if not left.all():
+            live, paths, some = live[left], [path[left] for path in paths], some[left]
+            here = [view[live] for view in views]
+        if len(live) == 0:
             break
+        paths = [
+            add_source(here, path, some.places, valid, volume, spec.criterion)
+            for path, valid in zip(paths, (some.valid, some.clusters), strict=True)
+        ]
+        better = (paths[1].value < paths[0].value).nonzero()[:, 0]
+        fit = paths[0].with_others(better, paths[1][better])
+        wanted = torch.ones_like(left[left]) if count is None else count[live] == number
+        if not wanted.any():
+            continue
+        end = refine_places(
+            [view[wanted] for view in here],
+            fit.places[wanted],
+            fit.active[wanted],
+            volume,
+            criterion=spec.criterion,
+        )
+        scenes = live[wanted]
+        if count is None:
+            tried = complete([view[wanted] for view in here], end, volume).log_evidence
+            tried = torch.where(end.active.all(1), tried, -torch.inf)
+            evidence[scenes, number] = tried
+            gains = tried > best[scenes]
+            best[scenes] = torch.where(gains, tried, best[scenes])
+            since[scenes] = torch.where(gains, 0, since[scenes] + 1)
+            scenes, end = scenes[gains], end[gains]
+        chosen = chosen.with_others(scenes, end.padded(chosen.active.shape[1]))
     return chosen, None if count is not None else evidence.softmax(dim=1)
-
-
-def _nothing(views: list[View]) -> RoomFit:
-    """The fit without sources."""
-    first = views[0].recording.snapshots
-    S, device = len(first), first.device
-    places = torch.ones(S, 1, 3, dtype=torch.float64, device=device)
-    absent = torch.zeros(S, 1, dtype=torch.bool, device=device)
-    return refine_places(views, places, absent, _FRONT)
 
 
 def _fit_piloted(views: list[View], alone: list[Estimate], volume: Volume, spec: LocateSpec) -> RoomFit:
@@ -317,32 +334,82 @@ def _weighted(
     return torch.linalg.solve(torch.stack(weights).sum(0), summed)
 
 
-def _candidates(
-    views: list[View], alone: list[Estimate]
-) -> tuple[Float[Tensor, "S C 3"], Bool[Tensor, "S C"]]:
-    """Sources of each panel, and means of those of two panels that may be the same.
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Places in the room where a source may be.
 
-    Returns:
-        Places in the room, and which of them are candidates.
+    Args:
+        places: metres, room frame.
+        valid: which of them are candidates.
+        clusters: which of them belong to the most consistent assignment of all panels' sources.
     """
-    own = [_in_room(*pair) for pair in zip(views, alone, strict=True)]
-    there = [estimate.sources.active for estimate in alone]
-    places, valid = [place for place, _ in own], list(there)
-    for one in range(len(own)):
-        for other in range(one + 1, len(own)):
-            x, y = torch.broadcast_tensors(own[one][0][:, :, None], own[other][0][:, None])
-            X, Y = torch.broadcast_tensors(own[one][1][:, :, None], own[other][1][:, None])
-            mean = _weighted([x, y], [X, Y], X + Y)
-            distance = sum(
-                ((place - mean)[..., None, :] @ weight @ (place - mean)[..., None])[..., 0, 0]
-                for place, weight in ((x, X), (y, Y))
-            )
-            both = there[one][:, :, None] & there[other][:, None]
-            places.append(mean.flatten(1, 2))
-            valid.append((both & (torch.as_tensor(distance) < _SAME_SOURCE)).flatten(1))
-    everywhere = torch.cat(places, dim=1)
-    usable = torch.cat(valid, dim=1) & everywhere.isfinite().all(-1)
-    return torch.where(usable[..., None], everywhere, 1.0), usable
+
+    places: Float[Tensor, "S C 3"]
+    valid: Bool[Tensor, "S C"]
+    clusters: Bool[Tensor, "S C"]
+
+    def __getitem__(self, scenes: Tensor | slice) -> _Candidates:
+        return _Candidates(self.places[scenes], self.valid[scenes], self.clusters[scenes])
+
+
+@dataclass(frozen=True, eq=False)
+class _Ellipsoids:
+    """Places with their information, and which of them are there."""
+
+    places: Float[Tensor, "S K 3"]
+    information: Float[Tensor, "S K 3 3"]
+    there: Bool[Tensor, "S K"]
+
+    def meet(self, other: _Ellipsoids) -> tuple[_Ellipsoids, Float[Tensor, "S K other"]]:
+        """Weighted means of all pairs (own slow, other fast), and their squared Mahalanobis distances."""
+        x, y = torch.broadcast_tensors(self.places[:, :, None], other.places[:, None])
+        X, Y = torch.broadcast_tensors(self.information[:, :, None], other.information[:, None])
+        mean = _weighted([x, y], [X, Y], X + Y)
+        distance = torch.zeros_like(mean[..., 0])
+        for place, weight in ((x, X), (y, Y)):
+            off = (place - mean)[..., None]
+            distance = distance + (off.mT @ weight @ off)[..., 0, 0]
+        both = self.there[:, :, None] & other.there[:, None]
+        both = both & (distance < _SAME_SOURCE) & mean.isfinite().all(-1)
+        distance = torch.where(both, distance, torch.inf)
+        pairs = _Ellipsoids(mean.flatten(1, 2), (X + Y).flatten(1, 2), both.flatten(1))
+        return pairs, distance
+
+    def cluster(self, other: _Ellipsoids) -> _Ellipsoids:
+        """Sources of both, those assigned to each other as one at their weighted mean."""
+        pairs, distance = self.meet(other)
+        S, _, J = distance.shape
+        # Leaving two sources apart costs as much as the largest distance of a pair.
+        cost = distance.clamp_max(_SAME_SOURCE).cpu().numpy()
+        places, information, there = self.places.clone(), self.information.clone(), self.there.clone()
+        rest = other.there.clone()
+        for scene in range(S):
+            for i, j in zip(*linear_sum_assignment(cost[scene]), strict=True):
+                if cost[scene, i, j] < _SAME_SOURCE:
+                    places[scene, i] = pairs.places[scene, i * J + j]
+                    information[scene, i] = pairs.information[scene, i * J + j]
+                    rest[scene, j] = False
+        return _Ellipsoids(
+            torch.cat((places, other.places), dim=1),
+            torch.cat((information, other.information), dim=1),
+            torch.cat((there, rest), dim=1),
+        )
+
+
+def _candidates(views: list[View], alone: list[Estimate]) -> _Candidates:
+    """Sources of each panel, means of those of two panels that may be the same, and clusters."""
+    own = [
+        _Ellipsoids(*_in_room(view, estimate), estimate.sources.active)
+        for view, estimate in zip(views, alone, strict=True)
+    ]
+    single = [one.meet(other)[0] for n, one in enumerate(own) for other in own[n + 1 :]]
+    clusters = reduce(_Ellipsoids.cluster, own)
+    everything = [*own, *single, clusters]
+    places = torch.cat([part.places for part in everything], dim=1)
+    valid = torch.cat([part.there for part in everything], dim=1)
+    of_cluster = torch.zeros_like(valid)
+    of_cluster[:, valid.shape[1] - clusters.there.shape[1] :] = True
+    return _Candidates(torch.where(valid[..., None], places, 1.0), valid, valid & of_cluster)
 
 
 def _estimate(

@@ -50,6 +50,8 @@ from rismusic.io import Recording
 from rismusic.operator import Link
 from rismusic.room_frame import coordinate_derivatives, to_panel_coordinates
 
+# Least squares gives good enough powers where sources are still exchanged.
+_FIRST = replace(ROUGH, powers_first=False)
 # A source is exchanged for another candidate if the likelihood gains more than this, in nats.
 _MIN_GAIN_NATS = 0.5
 # Fits are repeated where a source has moved in front of or behind a panel, at most this often.
@@ -123,6 +125,10 @@ class RoomFit:
         """A copy with some scenes taken from other fits, of as many sources."""
         pairs = zip(self._fields(), others._fields(), strict=True)
         return RoomFit(*(old.index_copy(0, scenes, new) for old, new in pairs))
+
+    def emptied(self) -> RoomFit:
+        """The same without places for sources."""
+        return replace(self, places=self.places[:, :0], active=self.active[:, :0], power=self.power[..., :0])
 
     def padded(self, sources: int) -> RoomFit:
         """The same with more places for sources."""
@@ -209,6 +215,14 @@ def _refine_once(
         levels = start.unflatten(1, (P, width)).exp()
     where = end.point[:, : 3 * K].unflatten(1, (K, 3))
     return RoomFit(where, active, levels[..., :K], levels[..., K], end.value, end.converged)
+
+
+def fit_nothing(views: list[View]) -> RoomFit:
+    """The fit without sources: all of the data is noise."""
+    first = views[0].recording.snapshots
+    places = torch.ones(len(first), 1, 3, dtype=torch.float64, device=first.device)
+    absent = torch.zeros(len(first), 1, dtype=torch.bool, device=first.device)
+    return refine_places(views, places, absent, Volume(1.0, 1.0, 1.0, 1.0))
 
 
 class _Statistics:
@@ -361,7 +375,7 @@ def add_source(
 
     def rough(scenes: Tensor, where: Tensor) -> RoomFit:
         some = [view[scenes] for view in views]
-        return refine_places(some, where, active[scenes], volume, criterion=criterion, options=ROUGH)
+        return refine_places(some, where, active[scenes], volume, criterion=criterion, options=_FIRST)
 
     fit = rough(rows, places)
     for k in range(K):
