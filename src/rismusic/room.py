@@ -72,7 +72,7 @@ class RoomEstimate(Estimate):
     """
 
     panels: tuple[Estimate, ...]
-    agreement_p_value: Float[Tensor, "S"]
+    agreement_p_value: Float[Tensor, "_"]
 
     def __getitem__(self, scenes: int | slice | Tensor) -> RoomEstimate:
         """The estimate of some scenes. An int gives one scene, which keeps its leading axis: S = 1."""

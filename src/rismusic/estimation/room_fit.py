@@ -167,15 +167,21 @@ def refine_places(
         criterion: ``conditional`` or ``unconditional`` likelihood.
         options: when to stop.
     """
-    for _ in range(_VISIBILITY_ROUNDS):
-        fit = _refine_once(views, places, active, volume, criterion, options)
+    fit = _refine_once(views, places, active, volume, criterion, options)
+    scenes, start = torch.arange(len(active), device=active.device), places
+    # A panel in front of which a source has moved has not taken part in the fit of its power.
+    for _ in range(_VISIBILITY_ROUNDS if options.tolerance < ROUGH.tolerance else 0):
         before, after = (
             torch.stack([view.sees(to_panel_coordinates(view.pose, where)) for view in views])
-            for where in (places, fit.places)
+            for where in (start, fit.places[scenes])
         )
-        if options.tolerance >= ROUGH.tolerance or not ((before != after) & active).any():
+        moved = ((before != after) & active[scenes]).any(0).any(1)
+        scenes = scenes[moved]
+        if len(scenes) == 0:
             break
-        places = fit.places
+        start = fit.places[scenes]
+        some = [view[scenes] for view in views]
+        fit = fit.with_others(scenes, _refine_once(some, start, active[scenes], volume, criterion, options))
     return fit
 
 
