@@ -15,6 +15,9 @@ from rismusic.errors import InputError
 from rismusic.room_frame import to_panel_coordinates
 from rismusic.units import from_db
 
+# Largest azimuth, pi up to the rounding of single precision.
+_ALL_ROUND = math.pi + 1e-6
+
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Sources:
@@ -46,6 +49,8 @@ class Sources:
         range_m: ArrayLike,
         power_db: ArrayLike | None = None,
         symbols: ArrayLike | None = None,
+        *,
+        behind: bool = False,
     ) -> Sources:
         """Sources at positions in degrees and metres.
 
@@ -53,11 +58,12 @@ class Sources:
         per scene (NaN where a scene has fewer sources). They broadcast against each other.
 
         Args:
-            azimuth_deg: azimuths in degrees, within -90 .. 90.
+            azimuth_deg: azimuths in degrees, within -90 .. 90, or -180 .. 180 with ``behind``.
             elevation_deg: elevations in degrees, within -90 .. 90.
             range_m: distances from the panel's centre in metres.
             power_db: mean powers in dB, relative to any common reference; optional.
             symbols: complex symbols [K, L] or [S, K, L]; optional.
+            behind: allow azimuths beyond 90 degrees, for arrays that are not planar.
 
         Returns:
             Sources [K] or [S, K] in float64.
@@ -88,6 +94,10 @@ class Sources:
                 )
         for name, value in (("azimuth_deg", azimuth), ("elevation_deg", elevation)):
             wrong = value[value.abs() >= 90]
+            if behind and name == "azimuth_deg":
+                wrong = value[value.abs() > 180]
+                if len(wrong):
+                    raise InputError(name, f"must be within -180 .. 180 deg; got {float(wrong[0]):g}")
             if len(wrong):
                 raise InputError(
                     name, f"must be within -90 .. 90 deg (in front of the panel); got {float(wrong[0]):g}"
@@ -103,7 +113,7 @@ class Sources:
             symbols=None if symbols is None else to_tensor("symbols", symbols, "complex"),
         )
         sources = replace(replace(sources, symbols=None).blank(empty), symbols=sources.symbols)
-        check_sources(sources, field="sources")
+        check_sources(sources, field="sources", behind=behind)
         return sources
 
     @classmethod
@@ -223,8 +233,13 @@ class Sources:
         return replace(self, **changed)
 
 
-def check_sources(sources: Sources, *, field: str = "truth") -> None:
+def check_sources(sources: Sources, *, field: str = "truth", behind: bool = False) -> None:
     """Check positions and powers of sources.
+
+    Args:
+        sources: of any array.
+        field: name for error messages.
+        behind: allow azimuths beyond pi/2, for arrays that are not planar.
 
     Raises:
         InputError: shapes that differ, angles outside -pi/2 .. pi/2 radians, a range or power that is not
@@ -249,7 +264,14 @@ def check_sources(sources: Sources, *, field: str = "truth") -> None:
         if name in ("range", "power") and (present <= 0).any():
             noun = "ranges must be positive, in metres" if name == "range" else "powers must be positive"
             raise InputError(f"{field}/{name}", f"{noun}; got {float(present.min()):g}")
-        if name in ("azimuth", "elevation") and (present.abs() >= math.pi / 2).any():
+        if behind and name == "azimuth":
+            if (present.abs() > _ALL_ROUND).any():
+                worst = float(present[present.abs().argmax()])
+                raise InputError(
+                    f"{field}/azimuth",
+                    f"must be within -pi .. pi radians; got {worst:g}. Is it in degrees?",
+                )
+        elif name in ("azimuth", "elevation") and (present.abs() >= math.pi / 2).any():
             worst = float(present[present.abs().argmax()])
             hint = ". Is it in degrees?" if abs(worst) > math.pi else ""
             raise InputError(

@@ -92,9 +92,9 @@ class View:
 
 
 def sees(panel: Panel, positions: Float[Tensor, "*batch 3"]) -> Bool[Tensor, "*batch"]:
-    """Which positions a panel receives from: all that are in front of it."""
-    del panel
-    return positions[..., 0].abs() < math.pi / 2
+    """Which positions a panel receives from: those in front of a planar one, all of another array."""
+    front = positions[..., 0].abs() < math.pi / 2
+    return front if panel.is_planar else torch.ones_like(front)
 
 
 @dataclass(frozen=True, eq=False)
