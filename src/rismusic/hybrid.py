@@ -27,7 +27,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates
-from rismusic.estimation.grid import SearchGrid, from_cosines, searched_grid, to_cosines
+from rismusic.estimation.grid import SearchGrid, searched_grid
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
@@ -41,7 +41,7 @@ from rismusic.estimation.maximum_likelihood import (
 )
 from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
-from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
+from rismusic.estimation.relax import Prior, birth_death, log_prior, on_axes, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
@@ -535,11 +535,11 @@ def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor,
         positions: azimuth, elevation, 1/range of K sources.
         grid: defines beam width and volume.
     """
-    center = direction_cosines(positions)
+    center = on_axes(positions, grid)
     width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
     u_x, u_y, q = (center[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
     q = q.clamp_min(grid.volume.lower[2])
-    azimuth, elevation, distance = grid.volume.clamp(*from_cosines(u_x, u_y, q))
+    azimuth, elevation, distance = grid.volume.clamp(*grid.from_axes(u_x, u_y, q))
     return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
 
 
@@ -556,7 +556,7 @@ def same_positions(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tenso
         grid: defines the step.
     """
     first, second = (
-        torch.stack(to_cosines(*(value.double() for value in sources.filled())), dim=-1)
+        torch.stack(grid.to_axes(*(value.double() for value in sources.filled())), dim=-1)
         for sources in (one, other)
     )
     near = ((first[:, :, None] - second[:, None]).abs() < first.new_tensor(grid.step)).all(-1)

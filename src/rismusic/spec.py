@@ -184,10 +184,13 @@ def _check_ranges(section: str, low: float, high: float) -> None:
 
 
 class PanelSpec(Spec):
-    """A uniform planar panel, centred on the origin of the panel frame."""
+    """A uniform panel or circular array, centred on the origin of the panel frame."""
 
     section: ClassVar[str] = "panel"
 
+    kind: Literal["planar", "circular"] = "planar"
+    """Shape. 'planar': rows x columns in the x-y plane; 'circular': horizontal circles of 'columns' elements,
+    'rows' of them one above another. A circular array tells azimuths all round, up to 180 deg."""
     rows: Count = 12
     """Number of elements along y (vertical)."""
     columns: Count = 12
@@ -201,6 +204,16 @@ class PanelSpec(Spec):
     phases, equal amplitudes; 'fresnel' and 'paraxial': second-order phases, equal amplitudes."""
     pattern_exponent: NonNegative = 0.0
     """Exponent q of the element pattern cos^q (amplitude); 0: isotropic."""
+
+    @model_validator(mode="after")
+    def _isotropic(self) -> PanelSpec:
+        if self.kind == "circular" and self.pattern_exponent:
+            raise InputError(
+                "panel.pattern_exponent",
+                "must be 0 for a circular array, whose elements have different normals; got "
+                f"{self.pattern_exponent:g}",
+            )
+        return self
 
 
 class ChannelSpec(Spec):
@@ -268,8 +281,8 @@ class SceneSpec(Spec):
 
     section: ClassVar[str] = "scene"
 
-    azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
-    """Maximum absolute azimuth, in degrees (drawn uniformly)."""
+    azimuth_max_deg: Annotated[float, Field(gt=0, le=180)] = 60.0
+    """Maximum absolute azimuth, in degrees (drawn uniformly); below 90 for planar arrays."""
     elevation_max_deg: Annotated[float, Field(gt=0, lt=90)] = 30.0
     """Maximum absolute elevation, in degrees (drawn uniformly)."""
     range_min_m: Positive = 0.5
@@ -465,8 +478,8 @@ class LocateSpec(Spec):
     """Likelihood to maximise: 'conditional' (deterministic symbols) or 'unconditional' (Gaussian symbols)."""
     oversampling: Annotated[float, Field(ge=1)] = 2.51
     """Search grid points per beam width."""
-    azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
-    """Maximum absolute azimuth of the search, in degrees."""
+    azimuth_max_deg: Annotated[float, Field(gt=0, le=180)] = 60.0
+    """Maximum absolute azimuth of the search, in degrees; below 90 for planar arrays."""
     elevation_max_deg: Annotated[float, Field(gt=0, lt=90)] = 30.0
     """Maximum absolute elevation of the search, in degrees."""
     range_min_m: Positive = 0.5

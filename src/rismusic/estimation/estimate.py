@@ -19,7 +19,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, same_width, unpack
-from rismusic.estimation.table import COLUMNS, Position, position_rows, scene_records
+from rismusic.estimation.table import Position, columns_of, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
 from rismusic.renames import refuse_old_names
@@ -155,12 +155,15 @@ class Estimate:
         Raises:
             InputError: the recording has no pose.
         """
+        pose = self._pose()
+        return self.position @ pose[:3, :3].mT + pose[:3, 3]
+
+    def _pose(self) -> Float[Tensor, "4 4"]:
         if self.pose is None:
             raise InputError(
                 "pose", "the recording has no pose; add one to obtain positions in the room frame"
             )
-        pose = self.pose.to(self.position)
-        return self.position @ pose[:3, :3].mT + pose[:3, 3]
+        return self.pose.to(self.sources.range)
 
     @property
     def std(self) -> Float[Tensor, "S K 3"]:
@@ -195,14 +198,31 @@ class Estimate:
 
     @property
     def position_covariance(self) -> Float[Tensor, "S K 3 3"]:
-        """Covariance of the Cartesian position in the panel frame, m^2, to first order."""
+        """Covariance of the Cartesian position in the panel frame, m^2, to first order.
+
+        Infinite where the data do not determine one of the coordinates.
+        """
         phi, theta, r = self.sources.azimuth, self.sources.elevation, self.sources.range
         zero = torch.zeros_like(phi)
         by_phi = torch.stack((phi.cos() * theta.cos(), zero, -phi.sin() * theta.cos()), dim=-1)
         by_theta = torch.stack((-phi.sin() * theta.sin(), theta.cos(), -phi.cos() * theta.sin()), dim=-1)
         by_range = torch.stack(direction(phi, theta), dim=-1)
         jacobian = torch.stack((r[..., None] * by_phi, r[..., None] * by_theta, by_range), dim=-1)
-        return jacobian @ self.covariance @ jacobian.mT
+        determined = self.covariance.isfinite().all(-1).all(-1)[..., None, None]
+        known = jacobian @ torch.where(determined, self.covariance, 0) @ jacobian.mT
+        return torch.where(determined | self.covariance.isnan(), known, torch.inf)
+
+    @property
+    def position_covariance_room(self) -> Float[Tensor, "S K 3 3"]:
+        """Covariance of the Cartesian position in the room frame, m^2: that in the panel frame, rotated.
+
+        Raises:
+            InputError: the recording has no pose.
+        """
+        R = self._pose()[:3, :3]
+        C = self.position_covariance
+        determined = C.isfinite()
+        return torch.where(determined, R @ torch.where(determined, C, 0) @ R.mT, C)
 
     @property
     def n_sources(self) -> Int64[Tensor, "S"]:
@@ -221,7 +241,7 @@ class Estimate:
             raise InputError(
                 "to_dataframe", "pandas is not installed; run: pip install 'rismusic[pandas]'"
             ) from None
-        return pandas.DataFrame(position_rows(self), columns=list(COLUMNS))
+        return pandas.DataFrame(position_rows(self), columns=list(columns_of(self.pose)))
 
     def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write one row per source, in degrees, metres and dB.
@@ -229,7 +249,8 @@ class Estimate:
         Raises:
             InputError: the file exists and ``overwrite`` is off, or it cannot be written.
         """
-        write_text(Path(path), csv_text(COLUMNS, map(asdict, position_rows(self))), overwrite=overwrite)
+        text = csv_text(columns_of(self.pose), map(asdict, position_rows(self)))
+        write_text(Path(path), text, overwrite=overwrite)
 
     def to_json(self, path: str | Path, *, overwrite: bool = False, **head: object) -> None:
         """Write positions and standard deviations and, per scene, settings, P(K), p-value and warnings.

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.estimation.grid import Volume
+from rismusic.estimation.grid import Volume, wrapped
 from rismusic.estimation.levenberg_marquardt import FitOptions, Minimum, levenberg_marquardt
 from rismusic.estimation.likelihood import (
     SufficientStatistics,
@@ -295,7 +295,8 @@ class _At:
 def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Tensor]:
     """Limits of the coordinates, [S, 3K]; entries without a source are held."""
     lower, upper = (
-        positions.new_tensor(limit).expand_as(positions) for limit in (volume.lower, volume.upper)
+        positions.new_tensor((sign * volume.azimuth_limit, *limit[1:])).expand_as(positions)
+        for sign, limit in ((-1, volume.lower), (1, volume.upper))
     )
     there = active[..., None]
     return torch.where(there, lower, positions).flatten(1), torch.where(there, upper, positions).flatten(1)
@@ -398,7 +399,7 @@ def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"]
 def pack(positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]) -> Sources:
     """The inverse of :func:`unpack`."""
     azimuth, elevation, q = torch.where(active[..., None], positions, torch.nan).unbind(-1)
-    return Sources(azimuth=azimuth, elevation=elevation, range=1 / q)
+    return Sources(azimuth=wrapped(azimuth), elevation=elevation, range=1 / q)
 
 
 def complete_fit(

@@ -51,7 +51,7 @@ from rismusic.io import Recording
 _ROUNDING = 1e-12
 
 # Prior width of log power and log noise variance: 30 dB, as a natural logarithm.
-_LOG_POWER_WIDTH = math.log(1e3)
+LOG_POWER_WIDTH = math.log(1e3)
 
 # The search stops after this many additional sources in a row without a gain.
 _PATIENCE = 2
@@ -128,23 +128,35 @@ def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor
     S, K = active.shape
     extent = (high - low for low, high in zip(volume.lower, volume.upper, strict=True))
     width = torch.tensor(
-        [*extent] * K + [_LOG_POWER_WIDTH] * (K + 1), dtype=torch.float64, device=power.device
+        [*extent] * K + [LOG_POWER_WIDTH] * (K + 1), dtype=torch.float64, device=power.device
     )
     # Absent or known unknowns have no width.
     free = torch.cat((active.repeat_interleave(3, dim=1), active, active.new_ones(S, 1)), dim=1)
     if recording.noise_variance is not None:
         free[:, -1] = False
     width = torch.where(free, width, 0)
-    volumes = []
+    volumes, powers = [], torch.arange(3 * K, 4 * K, device=power.device)[None]
     for block in scene_blocks(recording, 4 * K):
         at = sufficient_statistics(recording[block], positions[block], active[block], derivatives=True)
         _, _, J = unconditional(at, power[block], fit.noise_variance[block])
-        w = width[block]
-        scaled = w[:, :, None] * J * w[:, None, :] / (2 * math.pi)
-        identifiable = (scaled.diagonal(dim1=-2, dim2=-1)[:, 3 * K : -1] > 1).sum(-1)
-        scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
-        volumes.append(torch.lgamma(identifiable.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet)
+        volumes.append(log_occam_factor(J, width[block], powers))
     return torch.cat(volumes) - fit.neg_log_likelihood
+
+
+def log_occam_factor(
+    J: Float[Tensor, "S U U"], width: Float[Tensor, "S U"], powers: Int64[Tensor, "P K"]
+) -> Float[Tensor, "S"]:
+    """Log evidence less the log-likelihood: what the prior volume of the unknowns costs.
+
+    Args:
+        J: Fisher information.
+        width: prior widths of the unknowns; 0 for those that are absent or known.
+        powers: places of the log powers of the K sources among the unknowns, one row for each panel.
+    """
+    scaled = width[:, :, None] * J * width[:, None, :] / (2 * math.pi)
+    identifiable = (scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1).any(1).sum(-1)
+    scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
+    return torch.lgamma(identifiable.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
 
 
 def mdl(recording: Recording, *, panel: bool = False) -> Int64[Tensor, "S"]:

@@ -142,7 +142,8 @@ def _positions(spec: SceneSpec, active: Tensor, draws: Draws, dtype: torch.dtype
     for attempts in _ATTEMPTS:
         fraction = draws[left].uniform(Stream.POSITIONS, attempts, most, 3, dtype=dtype, skip=passed)
         sets = low + (high - low) * fraction
-        gap = (sets[..., :, None, :2] - sets[..., None, :, :2]).abs().amax(-1)
+        gap = (sets[..., :, None, :2] - sets[..., None, :, :2]).abs()
+        gap = torch.minimum(gap, 2 * math.pi - gap).amax(-1)  # all round
         both = active[left][:, None, :, None] & active[left][:, None, None, :] & pair
         good = ~(both & (gap < math.radians(spec.separation_deg))).flatten(-2).any(-1)
         found, first = good.max(dim=1)

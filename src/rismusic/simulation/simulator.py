@@ -66,6 +66,12 @@ class Simulator:
         self.device, self.dtype = device_of(device), dtype
         self.panel = (panel or Panel.from_spec(self.spec.panel)).to(self.device)
         self.panel = self.panel.replace(frequencies=_frequencies(self.spec.wideband, self.panel.wavelength))
+        if self.panel.is_planar and self.spec.scene.azimuth_max_deg >= 90:
+            raise InputError(
+                "scene.azimuth_max_deg",
+                f"must be below 90 for a planar array; got {self.spec.scene.azimuth_max_deg:g}. A source "
+                "behind it is received like its mirror image in front",
+            )
         self._shape = self.spec.panel
         if panel is not None and panel.size != self._shape.rows * self._shape.columns:
             if link is None and self.spec.channel.kind != "direct" and self.spec.codebook.kind == "dft":
@@ -76,7 +82,7 @@ class Simulator:
                     "panel.columns, use another codebook, or pass a link",
                 )
             self._shape = PanelSpec(rows=1, columns=panel.size)
-        self._sources = None if sources is None else _given_sources(sources, self.device, dtype)
+        self._sources = None if sources is None else _given_sources(sources, self.panel, dtype)
         self._given = None if link is None else link.to(self.device).to(dtype.to_complex())
         if self._given is not None:
             _check_link(self._given, self.panel)
@@ -265,13 +271,14 @@ def simulate(
     return simulator.scenes(0, scenes)
 
 
-def _given_sources(sources: Sources, device: torch.device, dtype: torch.dtype) -> Sources:
+def _given_sources(sources: Sources, panel: Panel, dtype: torch.dtype) -> Sources:
     """User-given sources, checked, in the simulator's precision."""
     if sources.azimuth.ndim not in (1, 2):
         raise InputError("sources", f"must have shape [K] or [S, K]; got {list(sources.azimuth.shape)}")
     if not sources.active.any(dim=-1).all():
         raise InputError("sources", "every scene needs at least one source")
-    check_sources(sources, field="sources")
+    check_sources(sources, field="sources", behind=not panel.is_planar)
+    device = panel.elements.device
     if sources.symbols is not None and sources.symbols.shape[:-1] != sources.azimuth.shape:
         raise InputError(
             "sources/symbols",
