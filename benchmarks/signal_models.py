@@ -73,6 +73,8 @@ def wideband(subcarriers: int) -> dict[str, Any]:
     }
 
 
+IMPULSES = {"impulses": {"fraction": 0.02, "power_db": 30.0}}
+
 CELLS = {
     **{wave: Cell({"panel": {"wave": wave}}) for wave in ("spherical", "uniform", "fresnel", "paraxial")},
     "constant, M=1, L=64": Cell(symbols("constant", 1, 64)),
@@ -85,6 +87,9 @@ CELLS = {
     "ULA-16": Cell(DIRECT | {"scene": NEAR}, panel=lambda: Panel.uniform_linear(16), azimuth_only=True),
     "circle-16": Cell(DIRECT | {"scene": NEAR}, panel=lambda: Panel.uniform_circular(16)),
     "8 x 8 direct": Cell(DIRECT | {"panel": {"rows": 8, "columns": 8}}),
+    "impulses": Cell(IMPULSES, {"noise": "impulsive"}),
+    "impulses, fitted as Gaussian noise": Cell(IMPULSES),
+    "Gaussian noise, fitted with impulses": Cell({}, {"noise": "impulsive"}),
     "coloured": Cell(coloured=True),
     "coloured, 8 x 8 direct": Cell(DIRECT | {"panel": {"rows": 8, "columns": 8}}, coloured=True),
 }

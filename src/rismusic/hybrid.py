@@ -27,6 +27,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, from_cosines, searched_grid, to_cosines
+from rismusic.estimation.impulses import check_no_calibration, locate_with_impulses
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
@@ -132,7 +133,10 @@ def locate(
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
         part, K = recording[block], count[block] if isinstance(count, Tensor) else count
-        estimate = estimator(part, K)
+        if chosen.noise == "impulsive":
+            estimate = locate_with_impulses(estimator, part, K, chosen)
+        else:
+            estimate = estimator(part, K)
         if chosen.noise == "per_output":
             estimate = estimator(with_output_noise(part, estimate.sources), K)
         estimates.append(estimate)
@@ -157,7 +161,7 @@ class HybridEstimator:
     def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
         """Estimate the sources of every scene."""
         spec = self.spec
-        if (
+        if recording.sample_weights is not None or (
             recording.channel is not None
             and recording.symbols == "independent"
             and recording.frequencies is None
@@ -174,6 +178,8 @@ class HybridEstimator:
         )
         if spec.panel_error == "trained":
             spec = spec.replace(panel_error=network.card.system.hardware.response_error)
+        if recording.sample_weights is not None:
+            check_no_calibration(spec)
         mismatch = system_mismatch(network, recording, spec)
         if mismatch is not None:
             reason = f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch}"

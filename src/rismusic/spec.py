@@ -238,6 +238,17 @@ class CodebookSpec(Spec):
     """Phase resolution of the RIS elements in bits, or 'continuous'."""
 
 
+class ImpulseSpec(Spec):
+    """Impulsive noise: some samples at the receiver have additional noise."""
+
+    section: ClassVar[str] = "impulses"
+
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a sample holds an impulse; 0: Gaussian noise alone."""
+    power_db: Finite = 30.0
+    """Mean power of an impulse over the noise variance, in dB."""
+
+
 class HardwareSpec(Spec):
     """Hardware impairments: differences between the real panel and the one that the recording describes."""
 
@@ -321,6 +332,7 @@ class SystemSpec(Spec):
     codebook: CodebookSpec = CodebookSpec()
     hardware: HardwareSpec = HardwareSpec()
     wideband: WidebandSpec = WidebandSpec()
+    impulses: ImpulseSpec = ImpulseSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> SystemSpec:
@@ -455,10 +467,10 @@ class LocateSpec(Spec):
     symbols: SymbolModel | Literal["recorded", "auto"] = "recorded"
     """Symbols: 'independent' in every snapshot, 'constant' over all snapshots, 'known' (the recording's
     pilots); 'recorded': what the recording states; 'auto': the more probable of independent and constant."""
-    noise: Literal["white", "per_output"] = "white"
+    noise: Literal["white", "per_output", "impulsive"] = "white"
     """Noise of the receiver: 'white' (unless the recording has a noise covariance); 'per_output': each
-    receiver
-    output has a noise variance of its own, estimated from the residual of a first fit."""
+    receiver output has a noise variance of its own, estimated from the residual of a first fit; 'impulsive':
+    samples with impulses are found and down-weighted."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"

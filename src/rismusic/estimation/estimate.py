@@ -80,6 +80,8 @@ class Estimate:
         pose: [4, 4] from the panel frame to the room frame, of the recording; none where it has none.
         inverse_range_std: [S, K_max] standard deviation of 1 / range (1/m); none where only the covariance is
             known.
+        impulses: [S] number of samples that were down-weighted as impulses; none unless ``spec.noise`` is
+            ``impulsive``.
     """
 
     sources: Sources
@@ -94,6 +96,7 @@ class Estimate:
     method: list[str]
     pose: Float[Tensor, "4 4"] | None = None
     inverse_range_std: Float[Tensor, "S K"] | None = None
+    impulses: Int64[Tensor, "S"] | None = None
 
     @classmethod
     def from_sources(
@@ -301,6 +304,7 @@ class Estimate:
             n_sources_probability=None if probability is None else change(probability),
             p_value=change(self.p_value),
             inverse_range_std=None if self.inverse_range_std is None else change(self.inverse_range_std),
+            impulses=None if self.impulses is None else change(self.impulses),
         )
 
 
@@ -457,6 +461,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
 
     names = ("azimuth", "elevation", "range", "power")
     inverse = [one for part in parts if (one := part.inverse_range_std) is not None]
+    impulses = [one for part in parts if (one := part.impulses) is not None]
     probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
     return replace(
         parts[0],
@@ -468,6 +473,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         n_sources_probability=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
         p_value=torch.cat([part.p_value for part in parts]),
         inverse_range_std=joined(inverse) if len(inverse) == len(parts) else None,
+        impulses=torch.cat(impulses) if len(impulses) == len(parts) else None,
         warnings=[sentences for part in parts for sentences in part.warnings],
         method=[name for part in parts for name in part.method],
     )
