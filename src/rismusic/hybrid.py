@@ -163,7 +163,7 @@ class HybridEstimator:
         spec = self.spec
         if recording.sample_weights is not None or (
             recording.channel is not None
-            and recording.symbols == "independent"
+            and not recording.has_coherent_symbols
             and recording.frequencies is None
         ):
             recording = recording.stacked()  # coloured noise is whitened, which changes the channel only
@@ -260,7 +260,7 @@ def _with_fallback(recording: Recording, n_sources: NSources, reason: str, spec:
 
 
 def _classical(recording: Recording, count: Int64[Tensor, "S"] | None, spec: LocateSpec) -> Estimate:
-    large = recording.symbols != "independent" or recording.frequencies is not None
+    large = recording.has_coherent_symbols or recording.frequencies is not None
     estimator = ClassicalEstimator(spec.replace(method=FALLBACK_LARGE if large else FALLBACK))
     return replace(estimator(recording, "auto" if count is None else count), spec=spec)
 

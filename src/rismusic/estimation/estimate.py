@@ -18,7 +18,13 @@ from rismusic.crb import POSITION, unconditional_crb
 from rismusic.errors import InputError
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.maximum_likelihood import Fit, complete_fit, same_width, unpack
+from rismusic.estimation.maximum_likelihood import (
+    Fit,
+    complete_fit,
+    same_width,
+    source_covariance_at,
+    unpack,
+)
 from rismusic.estimation.table import COLUMNS, Position, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
@@ -364,7 +370,9 @@ def from_fit(
         lambda value: value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
     )
     # With fitted symbols, which are noisy, the conditional bound would be too small.
-    L = recording.snapshots.shape[-2]
+    L, P = recording.snapshots.shape[-2], None
+    if recording.symbols == "correlated":
+        P = source_covariance_at(recording, *unpack(found, recording))
     bound = unconditional_crb(
         recording.panel,
         recording.link,
@@ -372,6 +380,7 @@ def from_fit(
         fit.noise_variance,
         snapshots=L,
         unknowns=spec.unknowns,
+        source_covariance=P,
     )
     covariance = bound.per_source
     held = torch.tensor([name not in spec.unknowns for name in POSITION], device=covariance.device)

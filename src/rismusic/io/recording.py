@@ -54,9 +54,9 @@ class Recording:
         pose: homogeneous transform [4, 4] float64 from the panel frame to a room frame; None where unknown.
         wave: form of the wave on the panel, see :mod:`rismusic.array`.
         pattern_exponent: q of the element pattern cos^q; 0 for isotropic elements.
-        symbols: what is known of the symbols. ``independent``: unknown, new in every snapshot; ``constant``:
-            unknown, the same in all snapshots; ``known``: those of ``pilots`` times one unknown complex
-            amplitude per source.
+        symbols: what is known of the symbols. ``independent``: unknown, new in every snapshot;
+            ``correlated``: the same, but correlated between sources; ``constant``: unknown, the same in all
+            snapshots; ``known``: those of ``pilots`` times one unknown complex amplitude per source.
         pilots: known symbols of K sources, [L, K] or [S, L, K] complex; None unless they are known.
         noise_covariance: covariance of the noise at the receiver outputs, [M, M] or [S, M, M] complex; None
             for white noise. Where ``noise_variance`` is given too, the covariance is scaled to that mean
@@ -126,8 +126,8 @@ class Recording:
             pose: [4, 4] transform from the panel frame to a room frame, see :func:`check_pose`.
             wave: form of the wave: ``spherical``, ``uniform``, ``fresnel`` or ``paraxial``.
             pattern_exponent: q of the element pattern cos^q.
-            symbols: ``independent``, ``constant`` or ``known``; by default ``known`` with pilots and
-                ``independent`` without.
+            symbols: ``independent``, ``correlated``, ``constant`` or ``known``; by default ``known`` with
+                pilots and ``independent`` without.
             pilots: known symbols, complex [L, K] or [S, L, K].
             noise_covariance: complex [M, M] or [S, M, M]; omit for white noise.
             times: [S] seconds.
@@ -262,7 +262,7 @@ class Recording:
     @property
     def link(self) -> Link:
         """Nominal link; coherent for the snapshots of a :meth:`stacked` recording of one long snapshot."""
-        coherent = self.is_stacked and self.symbols != "independent"
+        coherent = self.is_stacked and self.has_coherent_symbols
         weights = self.sample_weights if self.is_stacked else None
         return Link(
             self.channel,
@@ -284,10 +284,10 @@ class Recording:
         * Subcarriers are counted as further snapshots: L' = F L, or F.
         * Samples with a weight w, and their rows of G_l, are multiplied by :math:`\sqrt w`.
 
-        A recording of independent symbols in white noise is returned as it is.
+        A recording of independent or correlated symbols in white noise is returned as it is.
         """
-        plain = self.symbols == "independent" and self.frequencies is None and self.sample_weights is None
-        if self.is_stacked or (plain and self.noise_covariance is None):
+        plain = self.frequencies is None and self.noise_covariance is None and self.sample_weights is None
+        if self.is_stacked or (plain and not self.has_coherent_symbols):
             return self
         made = self if self.noise_covariance is None else _whitened(self)
         y, codes, noise, truth = made.snapshots, made.codes, made.noise_variance, made.truth
@@ -308,7 +308,7 @@ class Recording:
         if self.frequencies is not None:
             y = y.flatten(1, 2)
             weights = None if weights is None else weights.flatten(1, 2)
-        if self.symbols != "independent" and y.shape[1] > made._subcarriers:
+        if self.has_coherent_symbols and y.shape[1] > made._subcarriers:
             y = y.unflatten(1, (made._subcarriers, L)).flatten(2)
         if truth is not None and truth.symbols is not None:
             truth = replace(truth, symbols=self._amplitudes(truth.symbols))
@@ -350,13 +350,18 @@ class Recording:
         )
 
     @property
+    def has_coherent_symbols(self) -> bool:
+        """Whether all snapshots have the same unknown symbols: those of constant or known symbols."""
+        return self.symbols in ("constant", "known")
+
+    @property
     def _subcarriers(self) -> int:
         return 1 if self.frequencies is None else len(self.frequencies)
 
     def _amplitudes(self, symbols: Complex[Tensor, "S K L"]) -> Complex[Tensor, "S K _"]:
         """The unknown symbols of the stacked snapshots: one per subcarrier if they are constant or known."""
         each = symbols.unflatten(-1, (self._subcarriers, -1))
-        if self.symbols == "independent":
+        if not self.has_coherent_symbols:
             return symbols
         if self.pilots is None:
             return each[..., 0]

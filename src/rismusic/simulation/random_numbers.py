@@ -52,6 +52,7 @@ class Stream(IntEnum):
     PILOTS = 18
     IMPULSE_SAMPLES = 19
     IMPULSES = 20
+    COMMON_SYMBOLS = 21
 
 
 class Draws:

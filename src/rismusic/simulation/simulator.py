@@ -152,7 +152,7 @@ class Simulator:
         if kind == "constant":
             return "constant", None
         if kind != "pilots":
-            return "independent", None
+            return "correlated" if self.spec.scene.correlation else "independent", None
         return "known", draw_pilots(truth.azimuth.shape[-1], snapshots, draws, self.dtype.to_complex())
 
     def scenes(self, start: int, stop: int) -> Recording:
