@@ -136,9 +136,10 @@ def locate(
         block = slice(start, start + BLOCK_SCENES)
         part, K = recording[block], count[block] if isinstance(count, Tensor) else count
         if chosen.noise == "impulsive":
-            estimate = locate_with_impulses(estimator, part, K, chosen)
-        else:
-            estimate = estimator(part, K)
+            # The diagnosis takes no weights of samples.
+            estimates.append(locate_with_impulses(estimator, part, K, chosen))
+            continue
+        estimate = estimator(part, K)
         if chosen.noise == "per_output":
             part = with_output_noise(part, estimate.sources)
             estimate = estimator(part, K)
