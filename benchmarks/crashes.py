@@ -22,7 +22,6 @@ import math
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -72,12 +71,18 @@ def jobs() -> dict[str, Job]:
     cheap = ("--method", "music", "--no-polish", "--sources", "1")
     simulate = ("simulate", "-o", "OUT/a.npz", "--scenes", "20000", "--seed", "1", "--overwrite", *SMALL)
     locate = ("locate", "IN/a.h5", "-o", "OUT/a.csv", "--overwrite", *cheap)
-    calibrate = ("calibrate", "IN/few.h5", "-o", "OUT/a.h5", "--overwrite")
-    calibrate += ("--method", "omp", "--sources", "1", "--rounds", "1")
-    bench = ("bench", "--out", "OUT/bench", "--methods", "omp", "bartlett", "--sources", "1", "2")
-    bench += ("--snr-db", "10", "--scenes", "24", "--workers", "1", *SMALL)
-    train = ("train", "--out", "OUT/run", "--config", "IN/training.toml", "--save-steps", "1")
-    train += ("--schedule.epochs", "3")
+    calibrate = (
+        *("calibrate", "IN/few.h5", "-o", "OUT/a.h5", "--overwrite"),
+        *("--method", "omp", "--sources", "1", "--rounds", "1"),
+    )
+    bench = (
+        *("bench", "--out", "OUT/bench", "--methods", "omp", "bartlett", "--sources", "1", "2"),
+        *("--snr-db", "10", "--scenes", "24", "--workers", "1", *SMALL),
+    )
+    train = (
+        *("train", "--out", "OUT/run", "--config", "IN/training.toml"),
+        *("--save-steps", "1", "--schedule.epochs", "3"),
+    )
     tune = ("tune", "--out", "OUT/tune", "--trials", str(TRIALS), "--heartbeat-s", "1")
     settings = ("--config", "IN/tune.toml", "--training-config", "IN/training.toml")
     return {
@@ -173,9 +178,6 @@ class Trial:
 
     def command(self, *, again: bool = False) -> tuple[str, ...]:
         """The command, or what follows an interruption of it."""
-        if again and not self._begun():  # interrupted between the creation of a folder and its first file
-            for name in ("run", "bench", "tune"):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
         begun = not again or "--resume" not in self.job.again or self._begun()
         chosen = self.job.again if again and begun else self.job.command
         return named(chosen, self.folder, self.inputs)
@@ -254,8 +256,19 @@ def limited(sink: int, limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def read_only(trial: Trial) -> list[str]:
-    """Run a job as an ordinary user in a folder that is not the user's."""
+def read_only(trial: Trial, instant: float) -> list[str]:
+    """Begin a job, and go on as an ordinary user in a folder that is not the user's.
+
+    Args:
+        trial: the job.
+        instant: processor time after which the first run is killed; 0: nothing is begun.
+    """
+    if instant:
+        child = start(trial.command(), trial.said)
+        while processor_time(child) < instant:
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        ended(child)
 
     def before() -> None:
         os.setgid(NOBODY)
@@ -264,7 +277,7 @@ def read_only(trial: Trial) -> list[str]:
     trial.said.touch()
     trial.said.chmod(0o666)
     contents = {path: path.read_bytes() for path in trial.folder.rglob("*") if path.is_file()}
-    code = run(trial.command(), trial.said, before)
+    code = run(trial.command(again=bool(instant)), trial.said, before)
     found = [] if code == 2 else [f"exit code {code}"]
     if {path: path.read_bytes() for path in trial.folder.rglob("*") if path.is_file()} != contents:
         found.append("the folder was changed")
@@ -328,7 +341,11 @@ class Table:
         limits = [rng.randrange(1000, max(2000, self.largest)) for _ in range(max(1, instants // 3))]
         yield "disk full", [full(self.trial(), limit) for limit in limits], ""
         if os.getuid() == 0:
-            yield "folder of another user", [read_only(self.trial())], ""
+            yield (
+                "folder of another user",
+                [read_only(self.trial(), part * self.seconds) for part in (0, 0.5)],
+                "",
+            )
         if self.name != "tune":
             yield "two processes, one output", [twice(self.trial())], ""
         if self.name == "locate":
@@ -369,7 +386,13 @@ def prepare() -> None:
 
     torch.set_num_threads(1)
     warm_up()
-    for name in ("torch._dynamo", "rismusic.panel_calibration", "rismusic.io", "rismusic.tuning.results"):
+    for name in (
+        "torch._dynamo",
+        "rismusic.panel_calibration",
+        "rismusic.io",
+        "rismusic.tuning.results",
+        "configparser",
+    ):
         importlib.import_module(name)
     gc.freeze()
 

@@ -386,7 +386,7 @@ _WORK = (
     "rismusic.nn.train.Trainer.train",
     "rismusic.nn.train.RunFolder.create",
     "rismusic.tuning.worker.Worker.run",
-    "rismusic.tuning.study.open_storage",
+    "rismusic.tuning.study.create_storage",
     "rismusic.benchmark.run.run_all",
     "rismusic.doctor.diagnose.diagnose",
     "rismusic.benchmark.bound_table.recording_crb",
@@ -399,7 +399,7 @@ def no_work(command: tuple[str, ...]) -> Iterator[None]:
     resumes = "--resume" in command or "--start" in command
     with contextlib.ExitStack() as stack:
         for name in _WORK:
-            if resumes and name.endswith(("RunFolder.create", "open_storage")):
+            if resumes and name.endswith(("RunFolder.create", "create_storage")):
                 continue
             stack.enter_context(mock.patch(name, begun))
         yield
