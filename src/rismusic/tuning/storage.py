@@ -23,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rismusic.errors import InputError
 from rismusic.files import check_regular, failure
+from rismusic.io.store import understood
 from rismusic.text import redact
 
 DATABASE = "study.db"
@@ -37,7 +38,9 @@ _LOCKED_S = 60
 
 
 @contextmanager
-def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iterator[RDBStorage]:
+def open_storage(
+    storage: str | None, folder: Path, *, heartbeat_s: int, create: bool = True
+) -> Iterator[RDBStorage]:
     """Open the storage of a study, and close its connections at the end.
 
     An existing file is opened for writing only after it has been read and is known to hold an Optuna study.
@@ -46,9 +49,10 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iter
         storage: URL of a database, or an SQLite file; ``study.db`` in ``folder`` if none.
         folder: folder of the results.
         heartbeat_s: seconds between two heartbeats of a worker.
+        create: whether a file that does not exist is created.
 
     Raises:
-        InputError: the file is something else, or the database cannot be reached.
+        InputError: the file is something else or damaged, or the database cannot be reached.
     """
     if storage is None or "://" not in storage:
         url = URL.create("sqlite", database=str(folder / DATABASE if storage is None else storage))
@@ -67,6 +71,8 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iter
                 "storage", "an SQLite database must be a file, sqlite:///PATH without further parameters"
             )
         check_sqlite(Path(str(url.database)))
+        if not create and not Path(name).exists():
+            raise InputError("storage", f"there is no file {name}, so there is no study to resume")
     try:
         if is_file:
             Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +87,9 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iter
     except (ImportError, OSError, RuntimeError, SQLAlchemyError) as error:
         raise InputError("storage", _failure(url, error)) from None
     try:
+        with understood("storage", "must be a database of studies that can be read"):
+            for study in opened.get_all_studies():
+                opened.get_all_trials(study._study_id, deepcopy=False)
         yield opened
     except (StorageInternalError, SQLAlchemyError, JSONDecodeError) as error:
         raise InputError("storage", _failure(url, error.__cause__ or error)) from error

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from rismusic.errors import InputError
 from rismusic.records import Record, complaint
 from rismusic.text import redact
-from rismusic.tuning.objective import FinalObjective, Objective
+from rismusic.tuning.objective import FinalObjective, Objective, check_trials
 from rismusic.tuning.results import TuneResult, candidates, summarize, write_results
 from rismusic.tuning.spec import TRIALS, Space, TuneSpec, load_space
 from rismusic.tuning.storage import DATABASE, experimental, open_storage, quiet
@@ -91,7 +91,7 @@ def tune(
         space = load_space(chosen.space)
         space.check(chosen.short_training(), chosen.locate)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with quiet(), open_storage(storage, folder, heartbeat_s=heartbeat_s) as opened:
+    with quiet(), open_storage(storage, folder, heartbeat_s=heartbeat_s, create=not resume) as opened:
         first = False
         if resume:
             short, chosen, space, count = _resume(opened, study)
@@ -101,6 +101,7 @@ def tune(
         else:
             count = trials or TRIALS
             short, first = _begin(opened, study, _settings(chosen, space, count))
+        check_trials(short)
         worker = Worker(opened, max_failures=chosen.max_failures, poll_s=poll_s, progress=progress, say=say)
         short.sampler = sampler(chosen, chosen.seed if first else _worker_seed(chosen.seed, worker.name))
         short.pruner = pruner(chosen)
@@ -119,6 +120,7 @@ def tune(
         long = optuna.create_study(
             storage=opened, study_name=stage, load_if_exists=True, pruner=optuna.pruners.NopPruner()
         )
+        check_trials(long)
         objective = FinalObjective(chosen, space, folder / stage, device, say, found)
         worker.run(long, objective, objective.jobs())
         result = summarize(objective, done, long.get_trials(), folder=folder, command=redact(command))
