@@ -25,6 +25,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
+LARGEST_PANEL_ERROR = 10.0
+"""Largest RMS relative error of the element responses that can be set."""
 S = TypeVar("S", bound="Spec")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
 _LARGEST_TOML = 2**16
@@ -474,7 +476,7 @@ class LocateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: NonNegative | Literal["trained"] = "trained"
+    panel_error: Annotated[float, Field(ge=0, le=LARGEST_PANEL_ERROR)] | Literal["trained"] = "trained"
     """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
     responses are calibrated along with the positions. 'trained': the value that the weights of 'hybrid' were
     trained with; 0 for other methods."""
@@ -530,9 +532,9 @@ class CalibrateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Count = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: Positive = 0.2
+    panel_error: Annotated[float, Field(gt=0, le=LARGEST_PANEL_ERROR)] = 0.2
     """Expected RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad)."""
-    position_error_wavelengths: NonNegative = 0.01
+    position_error_wavelengths: Annotated[float, Field(ge=0, le=10)] = 0.01
     """Expected RMS displacement of the elements along each axis, in wavelengths; 0: only the responses are
     estimated."""
     rounds: Count = 3

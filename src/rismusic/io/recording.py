@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ from rismusic.spec import SymbolModel, Wave
 
 SceneIndex = Any
 """An integer, a slice, or a list, array or tensor of integers or booleans."""
+
+_COMPLEX = tuple(field.name for field in FIELDS.values() if field.kind == "complex" and "/" not in field.name)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -89,6 +91,15 @@ class Recording:
     sample_weights: Float[Tensor, "S ... _ _"] | None = None  # of coherent snapshots still [S, F L, M]
     is_stacked: bool = False
 
+    def __post_init__(self) -> None:
+        """Give all complex fields the widest precision among them; products of mixed ones are errors."""
+        present = {name: value for name in _COMPLEX if (value := getattr(self, name)) is not None}
+        values = {name: value for name, value in present.items() if value.is_complex()}
+        types = {value.dtype for value in values.values()}
+        if len(types) > 1:
+            for name, value in values.items():
+                object.__setattr__(self, name, value.to(reduce(torch.promote_types, types)))
+
     @classmethod
     def from_arrays(
         cls,
@@ -134,7 +145,7 @@ class Recording:
             frequencies: [F] hertz, for wideband snapshots [S, F, L, M] (or [F, L, M], one scene).
 
         Returns:
-            A checked recording; complex values keep their precision, real ones are float64.
+            A checked recording; complex values have the widest precision among them, real ones are float64.
 
         Raises:
             InputError: an array has the wrong type or shape, the arrays disagree in size, or values are not
