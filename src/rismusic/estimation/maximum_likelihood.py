@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -55,13 +58,37 @@ def fit_power_noise(
     active: Bool[Tensor, "S K"],
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"]]:
     """Powers and noise variance that maximise the unconditional likelihood at given positions."""
+    return _fit_powers_at(recording, positions, active)[:2]
+
+
+def _fit_powers_at(
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
+) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
+    """:func:`fit_powers` at given positions."""
+    kernel = _kernel_for(recording)
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):
-        part = recording[block]
-        at = sufficient_statistics(part, positions[block], active[block])
-        parts.append(fit_powers(part.noise_variance, at)[:2])
-    power, noise = (torch.cat(part) for part in zip(*parts, strict=True))
-    return power, noise
+        part, x, there = recording[block], positions[block], active[block]
+        if kernel is None:
+            parts.append(fit_powers(part.noise_variance, sufficient_statistics(part, x, there)))
+        else:
+            parts.append(kernel.fit_powers(part, x, there, POWER_FIT))
+    power, noise, value = (torch.cat(part) for part in zip(*parts, strict=True))
+    return power, noise, value
+
+
+def _kernel_for(recording: Recording) -> ModuleType | None:
+    """The compiled fits if they are installed and cover this recording."""
+    kernel = _kernel()
+    return kernel if kernel is not None and kernel.applies(recording) else None
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> ModuleType | None:
+    try:
+        return import_module("rismusic.estimation.fit_kernel")
+    except ImportError:  # no Numba, or one that does not know the installed NumPy
+        return None
 
 
 def values_without_each(
@@ -71,15 +98,20 @@ def values_without_each(
     criterion: Criterion,
 ) -> Float[Tensor, "S K"]:
     """Negative log-likelihood (nats) without each source in turn, the others fixed; inf without a source."""
+    kernel = _kernel_for(recording) if criterion == "unconditional" else None
     parts = []
     for block in scene_blocks(recording, 2 * positions.shape[1]):
         part, there = recording[block], active[block]
-        at = sufficient_statistics(part, positions[block], there).without_each()
-        if criterion == "conditional":
-            value = at.size * conditional_cost(at).log()
+        if kernel is not None:
+            value = kernel.fit_powers_without_each(part, positions[block], there, POWER_FIT)
         else:
-            noise = part.noise_variance
-            value = fit_powers(None if noise is None else noise.repeat_interleave(there.shape[1]), at)[2]
+            at = sufficient_statistics(part, positions[block], there).without_each()
+            if criterion == "conditional":
+                value = at.size * conditional_cost(at).log()
+            else:
+                noise = part.noise_variance
+                noise = None if noise is None else noise.repeat_interleave(there.shape[1])
+                value = fit_powers(noise, at)[2]
         parts.append(torch.where(there, value.view(there.shape), torch.inf))
     return torch.cat(parts)
 
@@ -325,21 +357,50 @@ def refine(
         power_noise: initial powers and noise variance of the unconditional likelihood. If ``None``, they are
             fitted at the start or taken from least squares, as ``options`` says.
     """
+    kernel = _kernel_for(recording)
+    fit = _fit_positions if kernel is None else kernel.fit_positions
     parts = []
     for block in scene_blocks(recording, 4 * positions.shape[1]):
-        x, there = positions[block], active[block]
-        if criterion == "conditional":
-            fit = _conditional(recording[block], x, there, volume, options)
-        else:
-            start = None if power_noise is None else (power_noise[0][block], power_noise[1][block])
-            fit = _unconditional(recording[block], x, there, volume, options, start)
-        parts.append((fit.point, fit.value, fit.converged))
-    point, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+        start = None if power_noise is None else (power_noise[0][block], power_noise[1][block])
+        parts.append(
+            fit(
+                recording[block],
+                positions[block],
+                active[block],
+                volume,
+                criterion,
+                options,
+                POWER_FIT,
+                start,
+            )
+        )
+    end, power, noise, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+    return FitState(end, value, converged, (power, noise) if criterion == "unconditional" else None)
+
+
+def _fit_positions(
+    recording: Recording,
+    positions: Tensor,
+    active: Tensor,
+    volume: Volume,
+    criterion: Criterion,
+    options: FitOptions,
+    powers: FitOptions,
+    power_noise: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Positions, powers, noise variance, value, and whether the fit converged.
+
+    :func:`rismusic.estimation.fit_kernel.fit_positions` is the compiled form.
+    """
     K = positions.shape[1]
-    found = None
-    if criterion == "unconditional":
-        found = torch.where(active, point[:, 3 * K : -1].exp(), 0), point[:, -1].exp()
-    return FitState(point[:, : 3 * K].unflatten(-1, (-1, 3)), value, converged, found)
+    if criterion == "conditional":
+        fit = _conditional(recording, positions, active, volume, options)
+        power, noise = torch.zeros_like(positions[..., 0]), torch.zeros_like(fit.value)
+    else:
+        fit = _unconditional(recording, positions, active, volume, options, powers, power_noise)
+        power = torch.where(active, fit.point[:, 3 * K : -1].exp(), 0)
+        noise = fit.point[:, -1].exp()
+    return fit.point[:, : 3 * K].unflatten(-1, (-1, 3)), power, noise, fit.value, fit.converged
 
 
 def _conditional(
@@ -363,6 +424,7 @@ def _unconditional(
     active: Tensor,
     volume: Volume,
     options: FitOptions,
+    powers: FitOptions,
     power_noise: tuple[Tensor, Tensor] | None,
 ) -> Minimum:
     at, K = _At(recording, active), positions.shape[1]
@@ -372,7 +434,7 @@ def _unconditional(
     plain = here.without_derivatives()
     limits = power_noise_limits(recording.noise_variance, plain)
     if power_noise is None and options.powers_first:
-        power_noise = fit_powers(recording.noise_variance, plain, limits=limits)[:2]
+        power_noise = fit_powers(recording.noise_variance, plain, powers, limits)[:2]
     start, least, most = limits
     if power_noise is not None:
         power, noise = power_noise
