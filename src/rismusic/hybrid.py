@@ -25,6 +25,7 @@ from torch import Tensor
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
+from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, from_cosines, searched_grid, to_cosines
 from rismusic.estimation.levenberg_marquardt import FitOptions
@@ -127,14 +128,17 @@ def locate(
         count = n_sources.to(recording.snapshots.device)
         check_fit(recording.stacked(), count)
     # A registered estimator, or a registered spectrum.
-    estimator = (ESTIMATORS.get(chosen.method) if chosen.method in ESTIMATORS else ClassicalEstimator)(chosen)
+    make = ESTIMATORS.get(chosen.method) if chosen.method in ESTIMATORS else ClassicalEstimator
+    estimator = make(chosen)
     estimates = []
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
         part, K = recording[block], count[block] if isinstance(count, Tensor) else count
         estimate = estimator(part, K)
         if chosen.noise == "per_output":
-            estimate = estimator(with_output_noise(part, estimate.sources), K)
+            part = with_output_noise(part, estimate.sources)
+            estimate = estimator(part, K)
+        estimate = diagnosed(part, estimate, K, make, chosen)
         estimates.append(estimate)
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)

@@ -121,7 +121,7 @@ class Estimate:
             InputError: another number of scenes, or positions that are not finite.
         """
         recording = recording.stacked()
-        fit = _fit_at(recording, sources)
+        fit = fit_at(recording, sources)
         if converged is not None:
             fit = replace(fit, converged=converged)
         spec = spec or LocateSpec()
@@ -329,13 +329,13 @@ def log_likelihood(
         InputError: another number of scenes, or positions that are not finite.
     """
     recording = recording.stacked()
-    fit = _fit_at(recording, sources)
+    fit = fit_at(recording, sources)
     if criterion == "unconditional":
         return -fit.neg_log_likelihood
     return -recording.snapshots[0].numel() * fit.cost.log()
 
 
-def _fit_at(recording: Recording, sources: Sources) -> Fit:
+def fit_at(recording: Recording, sources: Sources) -> Fit:
     """The fit at given positions, as if converged."""
     positions, active = unpack(sources, recording)
     if positions.shape[1] == 0:
