@@ -24,12 +24,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.estimation.classical import ClassicalEstimator
-from rismusic.estimation.estimate import Estimate, Estimator, NSources, fit_at, join_estimates
-from rismusic.estimation.grid import Volume
+from rismusic.estimation.estimate import Doubt, Estimate, Estimator, NSources, fit_at, join_estimates
+from rismusic.estimation.grid import Volume, searched_grid
 from rismusic.estimation.likelihood import sufficient_statistics
-from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.estimation.maximum_likelihood import nfmle, pack, unpack
 from rismusic.estimation.model_error import ModelError, can_err, model_error, whitened_by
 from rismusic.estimation.model_order import log_evidence
+from rismusic.estimation.noise import most_sources
+from rismusic.estimation.search import Dictionary, GridSearch, project_out
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -84,7 +86,11 @@ def diagnosed(
             if len(pooled) > 1 and (common := float(pooled.mean())) > _LEAST_DIFFUSE:
                 white = whitened_by(recording, torch.full_like(error.diffuse, common))
                 estimate, _ = _weighed(white, make(spec)(white, n_sources), make, spec)
-                estimate = _with_sentence(estimate, _diffuse_sentence(common))
+                sentences = [
+                    [*one, _diffuse_sentence(common, K)]
+                    for one, K in zip(estimate.warnings, estimate.n_sources.tolist(), strict=True)
+                ]
+                estimate = replace(estimate, warnings=sentences)
     else:
         error = model_error(recording, estimate.sources)
         probable = _share(torch.zeros_like(error.gain), error.gain)[1] > 0.5
@@ -130,9 +136,7 @@ class _Evidence:
         self.panel_error[scenes, count], self.diffuse[scenes, count] = beside.panel_error, beside.diffuse
 
 
-def _share(
-    none: Float[Tensor, "S"], error: Float[Tensor, "S"]
-) -> tuple[float, Float[Tensor, "S"]]:
+def _share(none: Float[Tensor, "S"], error: Float[Tensor, "S"]) -> tuple[float, Float[Tensor, "S"]]:
     """Share of the scenes of a recording with a model error, and the probability of one in each scene.
 
     All scenes have the same panel, as a rule. The share is their common prior (empirical Bayes).
@@ -178,7 +182,9 @@ def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor,
     power = torch.where(active, estimate.sources.power.double(), 0).clamp_min(1e-300)
     noise = estimate.noise_variance.double()
     inner = at.gram + torch.diag_embed((noise[:, None] / power).to(at.gram.dtype))[:, None]
-    solved = torch.linalg.solve(inner, torch.cat((at.gram.expand(-1, at.cross.shape[1], -1, -1), at.cross[..., None]), dim=-1))
+    solved = torch.linalg.solve(
+        inner, torch.cat((at.gram.expand(-1, at.cross.shape[1], -1, -1), at.cross[..., None]), dim=-1)
+    )
     V = (at.gram - at.gram @ solved[..., :K]) / noise[:, None, None, None]
     v = (at.cross - (at.gram @ solved[..., K:])[..., 0]) / noise[:, None, None]
     excess = (v[..., :, None] * v[..., None, :].conj() - V).sum(1)
@@ -229,9 +235,7 @@ def _weighed(
     result = estimate
     if len(erring):
         K = chosen[erring]
-        picked = ModelError(
-            best[erring], evidence.panel_error[erring, K], evidence.diffuse[erring, K]
-        )
+        picked = ModelError(best[erring], evidence.panel_error[erring, K], evidence.diffuse[erring, K])
         fresh = _located_again(recording[erring], K, picked, make, quick)
         probability = log_posterior[erring].softmax(1)
         before = estimate.n_sources_probability
@@ -240,9 +244,7 @@ def _weighed(
         result = _put(result, erring, replace(fresh, n_sources_probability=probability))
     doubted = (suspicious & ((estimate.p_value < _SUSPICIOUS) | (probable > 0.5))).nonzero()[:, 0]
     scenes = torch.arange(S, device=count.device)
-    found = ModelError(
-        probable - 0.5, evidence.panel_error[scenes, chosen], evidence.diffuse[scenes, chosen]
-    )
+    found = ModelError(probable - 0.5, evidence.panel_error[scenes, chosen], evidence.diffuse[scenes, chosen])
     if len(doubted) == 0:
         return result, found
     wide = _with_wide_search(recording[doubted], result[doubted], best[doubted], spec)
@@ -281,21 +283,24 @@ def _located_again(
     result = join_estimates(parts)[torch.cat(order).argsort()]
     sentences = [list(one) for one in result.warnings]
     for scene in range(len(result)):
-        if float(error.panel_error[scene]) > 0:
-            sentences[scene].append(
-                f"the panel departs from its description by about {100 * float(error.panel_error[scene]):.2g} %"
-            )
-        if float(error.diffuse[scene]) > 0:
-            sentences[scene].append(_diffuse_sentence(float(error.diffuse[scene])))
-    return replace(result, warnings=sentences)
+        if (size := float(error.panel_error[scene])) > 0:
+            text = f"the panel departs from its description by about {100 * size:.2g} %"
+            sentences[scene].append(Doubt(text) if size > _LARGE_ERROR else text)
+        if (tau := float(error.diffuse[scene])) > 0:
+            sentences[scene].append(_diffuse_sentence(tau, int(count[scene])))
+    return replace(result, warnings=sentences, panel_error=error.panel_error)
 
 
-def _diffuse_sentence(diffuse: float) -> str:
-    return f"noise that enters through the panel is about {diffuse:.2g} times as strong as that of the receiver"
-
-
-def _with_sentence(estimate: Estimate, sentence: str) -> Estimate:
-    return replace(estimate, warnings=[[*one, sentence] for one in estimate.warnings])
+def _diffuse_sentence(diffuse: float, count: int) -> Doubt:
+    if count:
+        return Doubt(
+            f"noise through the panel is about {diffuse:.2g} times as strong as that of the receiver: the RIS "
+            "configurations or the channel depart from the recorded ones"
+        )
+    return Doubt(
+        f"a signal {diffuse:.2g} times as strong as the noise comes through the panel, but no sources explain "
+        "it: check that configurations and snapshots are in the same order"
+    )
 
 
 def _with_wide_search(
@@ -317,26 +322,49 @@ def _with_wide_search(
         return estimate
     keep = (gain <= 0).nonzero()[:, 0]
     taken = replace(other[take], spec=spec)
-    sentences = [[*one, "sources outside the search volume"] for one in taken.warnings]
+    sentences = [[*one, Doubt("sources outside the search volume")] for one in taken.warnings]
     taken = replace(taken, warnings=sentences)
     if len(keep) == 0:
         return taken
     return join_estimates([estimate[keep], taken])[torch.cat((keep, take)).argsort()]
 
 
-def _with_doubts(
-    recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec
-) -> Estimate:
+def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec) -> Estimate:
     """Add what the final estimate leaves doubtful: coherent sources, and the largest number of sources."""
-    p = coherence_p_value(recording, estimate)
     sentences = [list(one) for one in estimate.warnings]
-    for scene, first, second in (p < _COHERENT).nonzero().tolist():
+    for scene, first, second in (coherence_p_value(recording, estimate) < _COHERENT).nonzero().tolist():
         if first < second:
             sentences[scene].append(
-                f"sources {first} and {second} send the same signal: source {second} may be a reflection of "
-                f"source {first}"
+                Doubt(
+                    f"sources {first} and {second} send the same signal: source {second} may be a reflection "
+                    f"of source {first}"
+                )
             )
     if isinstance(n_sources, str):
-        for scene in (estimate.n_sources >= spec.sources_max).nonzero()[:, 0].tolist():
-            sentences[scene].append(f"{spec.sources_max} is the largest number tried; there may be more")
-    return replace(estimate, warnings=sentences)
+        scenes = (estimate.n_sources >= spec.sources_max).nonzero()[:, 0]
+        more = _one_more(recording[scenes], estimate[scenes], spec) if len(scenes) else scenes.bool()
+        for scene in scenes[more].tolist():
+            sentences[scene].append(
+                Doubt(f"there may be more than {spec.sources_max} sources: raise --sources-max")
+            )
+    errors = estimate.panel_error
+    if errors is None:
+        errors = torch.zeros_like(estimate.p_value)
+    return replace(estimate, warnings=sentences, panel_error=errors)
+
+
+def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
+    """Where another source, searched in what the others leave of the data, raises the evidence."""
+    S, L, M = recording.snapshots.shape
+    positions, active = unpack(estimate.sources, recording)
+    K = int(estimate.n_sources.max())
+    if K >= most_sources(L, M):
+        return torch.zeros(S, dtype=torch.bool, device=active.device)
+    grid = searched_grid(recording, spec)
+    search = GridSearch(Dictionary.of(grid), recording)
+    scenes = torch.arange(S, device=active.device)
+    place = search.place(scenes, project_out(recording, positions[:, :K], active[:, :K]))
+    more = torch.cat((positions[:, :K], place[:, None]), dim=1)
+    there = torch.ones(S, K + 1, dtype=torch.bool, device=active.device)
+    fit = nfmle(recording, pack(more, there), grid.volume, criterion=spec.criterion)
+    return log_evidence(recording, fit, grid.volume) > _evidence(recording, estimate.sources, grid.volume)

@@ -100,7 +100,9 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
     N = recording.panel.size
     diffuse = (0.0,) if recording.channel is None else (0.0, *_DIFFUSE)
     parts = []
-    for block in blocks(S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device):
+    for block in blocks(
+        S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device
+    ):
         part, x, there = recording[block], positions[block], active[block]
         levels = [_Residual.of(part, x, there, tau) for tau in diffuse]
         gain, error = levels[0].panel_error()
@@ -207,11 +209,8 @@ class _Residual:
         H, f, Q = self.H, self.field, self.basis
         overlap = Q.mH if H is None else Q.mH @ H.unsqueeze(-3)
         E = (overlap * f[..., None, :]).flatten(1, 2)  # Q_l^H J_l
-        if H is None:
-            W = torch.diag_embed(_squared(f).sum(1).to(f.dtype))
-        else:
-            W = (H.mH @ H) * (f.mH @ f)
-        W = W - E.mH @ E
+        HH = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device) if H is None else H.mH @ H
+        W = HH * (f.mH @ f) - E.mH @ E
         z = (f.conj() * (self.rest if H is None else self.rest @ H.conj())).sum(1)
         energy = _squared(self.rest).sum((1, 2))
         N = W.shape[-1]
