@@ -23,12 +23,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.array import WAVES, direction
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.estimate import Doubt, Estimate, Estimator, NSources, fit_at, join_estimates
 from rismusic.estimation.grid import Volume, searched_grid
 from rismusic.estimation.likelihood import sufficient_statistics
 from rismusic.estimation.maximum_likelihood import nfmle, pack, unpack
-from rismusic.estimation.model_error import ModelError, can_err, model_error, whitened_by
+from rismusic.estimation.model_error import ModelError, can_err, model_error, spread_gain, whitened_by
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.estimation.search import Dictionary, GridSearch, project_out
@@ -48,6 +49,8 @@ _NO_SOURCE = -12.0
 _LEAST_DIFFUSE = 0.3
 # Two sources of a smaller probability of being independent are coherent.
 _COHERENT = 1e-4
+# Log-likelihood ratio (nats) from which on a source is no point, and another wave is named.
+_SPREAD_NATS, _WAVE_NATS = 8.0, 10.0
 # From this panel error on, a scene is doubtful.
 _LARGE_ERROR = 0.15
 # Levels of the panel error with which scenes are located again.
@@ -340,6 +343,9 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
                     f"of source {first}"
                 )
             )
+    _add_clusters(sentences, recording, estimate)
+    for scene, sentence in _better_wave(recording, estimate, spec):
+        sentences[scene].append(sentence)
     if isinstance(n_sources, str):
         scenes = (estimate.n_sources >= spec.sources_max).nonzero()[:, 0]
         more = _one_more(recording[scenes], estimate[scenes], spec) if len(scenes) else scenes.bool()
@@ -351,6 +357,58 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
     return replace(estimate, warnings=sentences, panel_error=errors)
+
+
+def _add_clusters(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
+    """Add sources that are not one point, and sources closer to each other than the panel resolves."""
+    gain, size = spread_gain(recording, estimate.sources)
+    for scene, source in (gain > _SPREAD_NATS).nonzero().tolist():
+        sentences[scene].append(
+            Doubt(
+                f"source {source} is not one point: it moves, is extended or consists of several sources within "
+                f"about {2 * math.degrees(float(size[scene, source])):.1g} deg"
+            )
+        )
+    towards = torch.stack(direction(*(value.double() for value in estimate.sources.filled()[:2])), dim=-1)
+    gap = torch.linalg.vector_norm(towards[:, :, None] - towards[:, None], dim=-1)
+    elements = recording.panel.elements
+    extent = (elements.amax(-2) - elements.amin(-2)).norm(dim=-1).amax()
+    resolution = 0.5 * recording.wavelength / float(extent.clamp_min(recording.wavelength))
+    there = estimate.sources.active
+    near = (gap < resolution) & there[:, :, None] & there[:, None]
+    for scene, first, second in near.nonzero().tolist():
+        if first < second:
+            apart = math.degrees(float(gap[scene, first, second]))
+            sentences[scene].append(
+                Doubt(
+                    f"sources {first} and {second} are {apart:.1f} deg apart, closer than the panel resolves: one "
+                    "source that moves or departs from the model looks the same"
+                )
+            )
+
+
+def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Doubt]]:
+    """A sentence for each scene if another form of the wave explains the recording better."""
+    some = (estimate.n_sources > 0).nonzero()[:, 0]
+    if len(some) == 0:
+        return []
+    part, volume = recording[some], Volume.from_spec(spec)
+    start = estimate[some].sources
+    here = nfmle(part, start, volume, criterion=spec.criterion).neg_log_likelihood
+    best, name = _WAVE_NATS, None
+    for wave in WAVES:
+        if wave != recording.wave:
+            other = nfmle(replace(part, wave=wave), start, volume, criterion=spec.criterion)
+            gain = float((here - other.neg_log_likelihood).sum())
+            if gain > best:
+                best, name = gain, wave
+    if name is None:
+        return []
+    sentence = Doubt(
+        f"a {name} wave explains the data better than the {recording.wave} one (by {best:.0f} nats): try --wave "
+        f"{name}"
+    )
+    return [(scene, sentence) for scene in some.tolist()]
 
 
 def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
