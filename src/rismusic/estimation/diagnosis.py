@@ -63,6 +63,7 @@ _OUTSIDE = -5.0
 _WIDE_DEG, _COARSE = 85.0, 1.6
 
 
+@torch.inference_mode()
 def diagnosed(
     recording: Recording,
     estimate: Estimate,
@@ -79,10 +80,10 @@ def diagnosed(
         make: makes the estimator from settings.
         spec: the settings.
     """
-    if not can_err(recording) or spec.allowed_error or not spec.polish or len(recording) == 0:
+    if not can_err(recording) or estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
-    recording = recording.stacked()
-    if isinstance(n_sources, str):
+    recording, estimate = recording.stacked(), estimate.detached()
+    if isinstance(n_sources, str) and spec.panel_error == "auto":
         estimate, error = _weighed(recording, estimate, make, spec)
         share = float((error.gain > 0).double().mean())
         if share > 0.5 and recording.channel is not None:
@@ -97,14 +98,26 @@ def diagnosed(
                     for one, K in zip(estimate.warnings, estimate.n_sources.tolist(), strict=True)
                 ]
                 estimate = replace(estimate, warnings=sentences)
-    else:
-        error = model_error(recording, estimate.sources)
-        probable = _share(torch.zeros_like(error.gain), error.gain)[1] > 0.5
-        scenes = probable.nonzero()[:, 0]
-        if len(scenes):
-            fresh = _located_again(recording[scenes], estimate.n_sources[scenes], error[scenes], make, spec)
-            estimate = _put(estimate, scenes, fresh)
+    elif spec.panel_error == "auto":
+        estimate = _with_suspected_error(recording, estimate)
     return _with_doubts(recording, estimate, n_sources, spec)
+
+
+def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
+    """Say where a known number of sources leaves a residual as an erring panel would."""
+    error = model_error(recording, estimate.sources)
+    probable = _share(torch.zeros_like(error.gain), error.gain)[1] > 0.5
+    sentences = [list(one) for one in estimate.warnings]
+    for scene in (probable & (error.panel_error > 0)).nonzero()[:, 0].tolist():
+        size = float(error.panel_error[scene])
+        sentences[scene].append(
+            Doubt(
+                f"there are more sources, or the panel departs from its description by about {100 * size:.2g} "
+                f"%: try --panel-error {size:.1g}"
+            )
+        )
+    found = torch.where(probable, error.panel_error, 0.0)
+    return replace(estimate, warnings=sentences, panel_error=found)
 
 
 @dataclass(frozen=True, eq=False)
