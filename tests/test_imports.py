@@ -25,6 +25,7 @@ ORDER = [
     ["sources"],
     ["io"],
     ["simulation", "covariance", "estimation.likelihood"],
+    ["estimation.source_covariance"],
     ["crb"],
     ["estimation", "metrics"],
     ["scene_view"],

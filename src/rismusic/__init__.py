@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rismusic.doctor.module import diagnose_module
     from rismusic.doctor.report import Diagnosis, write_diagnosis
     from rismusic.doctor.run_log import diagnose_run
+    from rismusic.doctor.watch import watch
     from rismusic.estimation.estimate import Estimate, Estimator, log_likelihood
     from rismusic.estimation.grid import SearchGrid, Volume
     from rismusic.estimation.model_order import aic, mdl
@@ -137,6 +138,7 @@ _HOME = {
     "Diagnosis": "doctor.report",
     "diagnose_run": "doctor.run_log",
     "diagnose_module": "doctor.module",
+    "watch": "doctor.watch",
     "write_diagnosis": "doctor.report",
     # search settings
     "TuneSpec": "tuning.spec",

@@ -5,7 +5,8 @@ bounds differ in the nuisance parameters (Stoica and Nehorai, "Performance study
 unconditional direction-of-arrival estimation", IEEE Trans. ASSP 38 (1990)):
 
 * *conditional* (deterministic symbols): every symbol :math:`s_{kl}`;
-* *unconditional* (Gaussian symbols): the power of each source, and the noise variance.
+* *unconditional* (Gaussian symbols): the power of each source, or the whole covariance of correlated sources,
+  and the noise variance.
 
 All computations are in float64. No N x N or M x M matrix is formed.
 """
@@ -24,6 +25,7 @@ from rismusic.array import Panel, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import fisher_information
+from rismusic.estimation.source_covariance import correlated_information, pair_active
 from rismusic.io import Recording, check_pose
 from rismusic.operator import Link
 from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates
@@ -176,6 +178,7 @@ def unconditional_crb(
     *,
     snapshots: int | None = None,
     unknowns: Sequence[Unknown] = POSITION,
+    source_covariance: Complex[Tensor, "*batch K K"] | None = None,
 ) -> Bound:
     r"""Unconditional Cramer-Rao bound, for Gaussian symbols of unknown power.
 
@@ -184,7 +187,9 @@ def unconditional_crb(
     .. math:: J_{ij} = \sum_l \mathrm{tr}\left( R_l^{-1} \frac{\partial R_l}{\partial i}
         R_l^{-1} \frac{\partial R_l}{\partial j} \right), \qquad R_l = G_l A P A^H G_l^H + \sigma^2 I
 
-    J is :func:`~rismusic.estimation.likelihood.fisher_information`, which maximum likelihood uses too.
+    J is :func:`~rismusic.estimation.likelihood.fisher_information`, which maximum likelihood uses too. With
+    ``source_covariance`` the sources are correlated, and all entries of P are unknown
+    (:func:`~rismusic.estimation.source_covariance.correlated_information`).
 
     Args:
         panel: N elements.
@@ -193,6 +198,8 @@ def unconditional_crb(
         noise_variance: sigma^2, [...].
         snapshots: L; needed only if the link has no codes and the sources have no symbols.
         unknowns: coordinates that are estimated; the others are known.
+        source_covariance: P, Hermitian and positive semidefinite, [..., K, K]; diag(p) with unknown p if
+            none. Rows and columns of unused slots do not count.
 
     Returns:
         The bound of all sources jointly.
@@ -202,14 +209,20 @@ def unconditional_crb(
     """
     which = _coordinates(unknowns)
     problem = _Problem(panel, link, sources, noise_variance)
-    return problem.bound(_unconditional_information(problem, link, sources, which, snapshots), which)
+    information = _unconditional_information(problem, link, sources, which, snapshots, source_covariance)
+    return problem.bound(information, which)
 
 
 def _unconditional_information(
-    problem: _Problem, link: Link, sources: Sources, which: list[int], snapshots: int | None
+    problem: _Problem,
+    link: Link,
+    sources: Sources,
+    which: list[int],
+    snapshots: int | None,
+    source_covariance: Tensor | None = None,
 ) -> _Information:
     """Information on some coordinates, with powers and noise variance as nuisance parameters."""
-    if sources.power is None:
+    if sources.power is None and source_covariance is None:
         raise InputError("power", "missing: the unconditional bound needs the powers of the sources")
     if link.codes is not None and link.codes.shape[-2] > 1:
         repeats = 1
@@ -219,20 +232,26 @@ def _unconditional_information(
         repeats = sources.symbols.shape[-1]
     else:
         raise InputError("snapshots", "pass the number of snapshots L; link and sources do not contain it")
-    power = problem.flat(torch.where(sources.active, sources.power, 0).double(), 1)
+    if source_covariance is None:
+        assert sources.power is not None
+        P = problem.flat(torch.where(sources.active, sources.power, 0).double(), 1)
+    else:
+        P = problem.flat(_checked_covariance(source_covariance, sources.active), 2)
+    compute = fisher_information if source_covariance is None else correlated_information
 
     def information(block: slice, fields: Tensor, active: Tensor) -> Tensor:
         K = active.shape[-1]
-        J = fisher_information(
+        J = compute(
             fields.mH @ fields,
-            power[block],
+            P[block],
             problem.noise_variance[block],
             antennas=fields.shape[-2],
             repeats=repeats if fields.shape[1] == 1 else 1,
         )
         coordinates = torch.arange(3 * K, device=J.device).view(K, 3)[:, which].flatten()
         order = torch.cat((coordinates, torch.arange(3 * K, J.shape[-1], device=J.device)))
-        nuisance_active = torch.cat((active, active.new_ones(len(active), 1)), dim=1)
+        pairs = active[:, :0] if source_covariance is None else pair_active(active)
+        nuisance_active = torch.cat((active, pairs, active.new_ones(len(active), 1)), dim=1)
         return marginal_information(J[:, order[:, None], order], len(coordinates), nuisance_active)
 
     return information
@@ -244,7 +263,8 @@ def recording_crb(
     """Bound of every scene of a recording with truth and noise variance.
 
     Args:
-        recording: its truth must contain the symbols (conditional) or the powers (unconditional).
+        recording: its truth must contain the symbols (conditional) or the powers (unconditional). The source
+            covariance of correlated symbols is that of the symbols in the truth.
         kind: which bound.
 
     Raises:
@@ -256,11 +276,24 @@ def recording_crb(
     recording = recording.stacked()
     assert recording.truth is not None
     assert recording.noise_variance is not None
+    P = None
+    if kind == "unconditional" and recording.symbols == "correlated":
+        if recording.truth.symbols is None:
+            raise InputError(
+                "symbols", "missing: the covariance of correlated sources is that of their symbols"
+            )
+        s = recording.truth.symbols.to(torch.complex128)
+        P = s @ s.mH / s.shape[-1]
     if kind == "conditional":
         return conditional_crb(recording.panel, recording.link, recording.truth, recording.noise_variance)
     L = recording.snapshots.shape[-2]
     return unconditional_crb(
-        recording.panel, recording.link, recording.truth, recording.noise_variance, snapshots=L
+        recording.panel,
+        recording.link,
+        recording.truth,
+        recording.noise_variance,
+        snapshots=L,
+        source_covariance=P,
     )
 
 
@@ -434,6 +467,18 @@ def block_diagonal(blocks: Float[Tensor, "S K 3 3"]) -> Float[Tensor, "S U U"]:
     each = torch.arange(K, device=blocks.device)
     whole[:, each, :, each, :] = blocks.transpose(0, 1)
     return whole.flatten(3, 4).flatten(1, 2)
+def _checked_covariance(P: Tensor, active: Tensor) -> Tensor:
+    """A source covariance with zeros for unused slots, in double precision."""
+    K = active.shape[-1]
+    if P.shape != (*active.shape, K):
+        raise InputError("source_covariance", f"must have shape {[*active.shape, K]}; got {list(P.shape)}")
+    P = P.to(torch.complex128)
+    P = torch.where(active[..., :, None] & active[..., None, :], P, 0)
+    scale = P.abs().amax((-2, -1), keepdim=True)
+    lowest = torch.linalg.eigvalsh(P).amin(-1) if P.isfinite().all() else torch.tensor(-torch.inf)
+    if not ((P - P.mH).abs() <= 1e-6 * scale).all() or not (lowest >= -1e-6 * scale[..., 0, 0]).all():
+        raise InputError("source_covariance", "must be Hermitian and positive semidefinite")
+    return P
 
 
 class _Problem:

@@ -28,6 +28,7 @@ from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts
 from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, searched_grid
+from rismusic.estimation.impulses import check_no_calibration, locate_with_impulses
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
@@ -134,6 +135,10 @@ def locate(
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
         part, K = recording[block], count[block] if isinstance(count, Tensor) else count
+        if chosen.noise == "impulsive":
+            # The diagnosis takes no weights of samples.
+            estimates.append(locate_with_impulses(estimator, part, K, chosen))
+            continue
         estimate = estimator(part, K)
         if chosen.noise == "per_output":
             part = with_output_noise(part, estimate.sources)
@@ -161,9 +166,9 @@ class HybridEstimator:
     def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
         """Estimate the sources of every scene."""
         spec = self.spec
-        if (
+        if recording.sample_weights is not None or (
             recording.channel is not None
-            and recording.symbols == "independent"
+            and not recording.has_coherent_symbols
             and recording.frequencies is None
         ):
             recording = recording.stacked()  # coloured noise is whitened, which changes the channel only
@@ -178,6 +183,8 @@ class HybridEstimator:
         )
         if spec.panel_error == "trained":
             spec = spec.replace(panel_error=network.card.system.hardware.response_error)
+        if recording.sample_weights is not None:
+            check_no_calibration(spec)
         mismatch = system_mismatch(network, recording, spec)
         if mismatch is not None:
             reason = f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch}"
@@ -258,7 +265,7 @@ def _with_fallback(recording: Recording, n_sources: NSources, reason: str, spec:
 
 
 def _classical(recording: Recording, count: Int64[Tensor, "S"] | None, spec: LocateSpec) -> Estimate:
-    large = recording.symbols != "independent" or recording.frequencies is not None
+    large = recording.has_coherent_symbols or recording.frequencies is not None
     estimator = ClassicalEstimator(spec.replace(method=FALLBACK_LARGE if large else FALLBACK))
     return replace(estimator(recording, "auto" if count is None else count), spec=spec)
 

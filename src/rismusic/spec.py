@@ -25,6 +25,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
+LARGEST_PANEL_ERROR = 10.0
+"""Largest RMS relative error of the element responses that can be set."""
 S = TypeVar("S", bound="Spec")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
 _LARGEST_TOML = 2**16
@@ -171,7 +173,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 SymbolKind = Literal["gaussian", "qpsk", "constant", "pilots"]
 
-SymbolModel = Literal["independent", "constant", "known"]
+SymbolModel = Literal["independent", "correlated", "constant", "known"]
 """What is known of the symbols; see :class:`rismusic.Recording`."""
 
 Wave = Literal["spherical", "uniform", "fresnel", "paraxial"]
@@ -251,6 +253,17 @@ class CodebookSpec(Spec):
     """Phase resolution of the RIS elements in bits, or 'continuous'."""
 
 
+class ImpulseSpec(Spec):
+    """Impulsive noise: some samples at the receiver have additional noise."""
+
+    section: ClassVar[str] = "impulses"
+
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a sample holds an impulse; 0: Gaussian noise alone."""
+    power_db: Finite = 30.0
+    """Mean power of an impulse over the noise variance, in dB."""
+
+
 class HardwareSpec(Spec):
     """Hardware impairments: differences between the real panel and the one that the recording describes."""
 
@@ -298,10 +311,14 @@ class SceneSpec(Spec):
     symbols: SymbolKind = "gaussian"
     """Symbols: 'gaussian' and 'qpsk' change with every snapshot; 'constant' is one symbol for all snapshots;
     'pilots' are known QPSK symbols times one unknown phase per source."""
+    correlation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Correlation coefficient of the 'gaussian' symbols of any two sources; 1: all sources send the same."""
 
     @model_validator(mode="after")
     def _limits(self) -> SceneSpec:
         _check_ranges("scene.", self.range_min_m, self.range_max_m)
+        if self.correlation and self.symbols != "gaussian":
+            raise InputError("scene.correlation", f"must be 0 for {self.symbols} symbols")
         return self
 
 
@@ -334,6 +351,7 @@ class SystemSpec(Spec):
     codebook: CodebookSpec = CodebookSpec()
     hardware: HardwareSpec = HardwareSpec()
     wideband: WidebandSpec = WidebandSpec()
+    impulses: ImpulseSpec = ImpulseSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> SystemSpec:
@@ -458,7 +476,7 @@ class LocateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: NonNegative | Literal["trained"] = "trained"
+    panel_error: Annotated[float, Field(ge=0, le=LARGEST_PANEL_ERROR)] | Literal["trained"] = "trained"
     """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
     responses are calibrated along with the positions. 'trained': the value that the weights of 'hybrid' were
     trained with; 0 for other methods."""
@@ -466,12 +484,13 @@ class LocateSpec(Spec):
     """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
     'auto': the most likely one."""
     symbols: SymbolModel | Literal["recorded", "auto"] = "recorded"
-    """Symbols: 'independent' in every snapshot, 'constant' over all snapshots, 'known' (the recording's
-    pilots); 'recorded': what the recording states; 'auto': the more probable of independent and constant."""
-    noise: Literal["white", "per_output"] = "white"
+    """Symbols: 'independent' in every snapshot, 'correlated' (the same, but correlated between sources),
+    'constant' over all snapshots, 'known' (the recording's pilots); 'recorded': what the recording states;
+    'auto': the more probable of independent and constant."""
+    noise: Literal["white", "per_output", "impulsive"] = "white"
     """Noise of the receiver: 'white' (unless the recording has a noise covariance); 'per_output': each
-    receiver
-    output has a noise variance of its own, estimated from the residual of a first fit."""
+    receiver output has a noise variance of its own, estimated from the residual of a first fit; 'impulsive':
+    samples with impulses are found and down-weighted."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
@@ -513,9 +532,9 @@ class CalibrateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Count = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: Positive = 0.2
+    panel_error: Annotated[float, Field(gt=0, le=LARGEST_PANEL_ERROR)] = 0.2
     """Expected RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad)."""
-    position_error_wavelengths: NonNegative = 0.01
+    position_error_wavelengths: Annotated[float, Field(ge=0, le=10)] = 0.01
     """Expected RMS displacement of the elements along each axis, in wavelengths; 0: only the responses are
     estimated."""
     rounds: Count = 3

@@ -331,6 +331,8 @@ def scenes_table(estimate: Estimate) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for name in ["scene", "sources", *(["P(K)"] if probability is not None else []), "p-value", "warnings"]:
         table.add_column(name, justify="right", no_wrap=True)
+    if estimate.impulses is not None:
+        table.add_column("impulses", justify="right", no_wrap=True)
     table.add_column("method")
     for scene, count in enumerate(estimate.n_sources.tolist()):
         cells = [str(scene), str(count)]
@@ -338,6 +340,8 @@ def scenes_table(estimate: Estimate) -> Table:
             cells.append(f"{probability[scene, count]:.2f}")
         p_value = float(estimate.p_value[scene])
         cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", str(len(estimate.warnings[scene]))]
+        if estimate.impulses is not None:
+            cells.append(str(int(estimate.impulses[scene])))
         table.add_row(*cells, f" {estimate.method[scene]}")
     return table
 

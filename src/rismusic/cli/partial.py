@@ -44,6 +44,7 @@ class Progress(Record):
         scenes: number of complete scenes.
         sources: number of sources in them.
         bytes: size of the complete part.
+        digest: its SHA-256.
     """
 
     format: Literal["rismusic-locate/1"] = "rismusic-locate/1"
@@ -53,6 +54,7 @@ class Progress(Record):
     scenes: Natural = 0
     sources: Natural = 0
     bytes: Natural = 0
+    digest: str = ""
 
 
 class PartialOutput:
@@ -103,7 +105,11 @@ class PartialOutput:
             with writing(self.part):
                 self._file = stack.enter_context(self.part.open("r+b"))
                 self._file.truncate(self.progress.bytes)
-                self._file.seek(self.progress.bytes)
+                self._digest = hashlib.file_digest(self._file, "sha256")
+            if self._digest.hexdigest() != self.progress.digest:
+                raise InputError(
+                    str(self.part), "has changed since it was written; start again with --overwrite"
+                )
             self._exit = stack.pop_all()
 
     @property
@@ -118,11 +124,14 @@ class PartialOutput:
             InputError: the disk is full or not writable; what was complete before is kept.
         """
         first = self.progress.scenes
+        content = self._text(estimate, first).encode()
         with writing(self.part):
-            self._file.write(self._text(estimate, first).encode())
+            self._file.write(content)
             self._file.flush()
             os.fsync(self._file.fileno())
+        self._digest.update(content)
         self._keep(
+            digest=self._digest.hexdigest(),
             scenes=first + len(estimate),
             sources=self.progress.sources + int(estimate.n_sources.sum()),
             bytes=self._file.tell(),
@@ -181,7 +190,7 @@ class PartialOutput:
                 if self.path.exists():
                     self.part.chmod(stat.S_IMODE(self.path.stat().st_mode))
                 file.write(head.encode())
-        self._keep(bytes=len(head.encode()))
+        self._keep(bytes=len(head.encode()), digest=hashlib.sha256(head.encode()).hexdigest())
 
     def _earlier(self) -> Progress | None:
         if not self._state.exists():
@@ -213,7 +222,7 @@ class PartialOutput:
         texts = [textwrap.indent(json.dumps(record, indent=1, allow_nan=False), "  ") for record in records]
         return (",\n" if first else "\n") + ",\n".join(texts)
 
-    def _keep(self, **changed: int) -> None:
+    def _keep(self, **changed: int | str) -> None:
         self.progress = self.progress.model_copy(update=changed)
         write_text(self._state, self.progress.model_dump_json(indent=1) + "\n", overwrite=True)
 

@@ -28,7 +28,7 @@ from rismusic.estimation.estimate import Estimate, Estimator, NSources, fit_at, 
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import sufficient_statistics
 from rismusic.estimation.maximum_likelihood import unpack
-from rismusic.estimation.model_error import ModelError, can_err, model_error, with_diffuse_noise
+from rismusic.estimation.model_error import ModelError, can_err, model_error, whitened_by
 from rismusic.estimation.model_order import log_evidence
 from rismusic.io import Recording
 from rismusic.sources import Sources
@@ -38,6 +38,12 @@ from rismusic.spec import LocateSpec
 _SUSPICIOUS = 0.01
 # So are scenes in which fewer sources are less probable by no more than this (nats).
 _MARGIN = 5.0
+# Pseudo-counts of scenes with and without a model error, and iterations for their share.
+_PRIOR, _ROUNDS = (0.03, 1.0), 20
+# Log prior (nats) of a signal without any source.
+_NO_SOURCE = -12.0
+# Weaker diffuse noise, common to a recording, is left out.
+_LEAST_DIFFUSE = 0.3
 # Two sources of a smaller probability of being independent are coherent.
 _COHERENT = 1e-4
 # From this panel error on, a scene is doubtful.
@@ -68,43 +74,83 @@ def diagnosed(
     """
     if not can_err(recording) or spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
-    known = not isinstance(n_sources, str)
-    if known:
-        error = model_error(recording, estimate.sources)
-        suspicious = error.gain > 0
+    recording = recording.stacked()
+    if isinstance(n_sources, str):
+        estimate, error = _weighed(recording, estimate, make, spec)
+        share = float((error.gain > 0).double().mean())
+        if share > 0.5 and recording.channel is not None:
+            # Most scenes err: the diffuse noise is that of the recording.
+            pooled = error.diffuse[(error.gain > 0) & (estimate.n_sources > 0)]
+            if len(pooled) > 1 and (common := float(pooled.mean())) > _LEAST_DIFFUSE:
+                white = whitened_by(recording, torch.full_like(error.diffuse, common))
+                estimate, _ = _weighed(white, make(spec)(white, n_sources), make, spec)
+                estimate = _with_sentence(estimate, _diffuse_sentence(common))
     else:
-        suspicious = _fewer_may_do(recording, estimate, spec) | (estimate.p_value < _SUSPICIOUS)
-    scenes, rest = suspicious.nonzero()[:, 0], (~suspicious).nonzero()[:, 0]
-    if len(scenes):
-        part = recording[scenes]
-        if known:
-            fresh = _located_again(part, estimate[scenes].n_sources, error[scenes], make, spec)
-        else:
-            fresh = _weighed(part, estimate[scenes], make, spec)
-        parts = [part for part in (estimate[rest], fresh) if len(part)]
-        estimate = join_estimates(parts)[torch.cat((rest, scenes)).argsort()]
+        error = model_error(recording, estimate.sources)
+        probable = _share(torch.zeros_like(error.gain), error.gain)[1] > 0.5
+        scenes = probable.nonzero()[:, 0]
+        if len(scenes):
+            fresh = _located_again(recording[scenes], estimate.n_sources[scenes], error[scenes], make, spec)
+            estimate = _put(estimate, scenes, fresh)
     return _with_doubts(recording, estimate, n_sources, spec)
 
 
-def _fewer_may_do(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
-    """Where the strongest of the sources, beside a model error, may explain the data as well as all of them."""
-    count = estimate.n_sources
-    most = int(count.max())
-    wanted = torch.arange(most + 1, device=count.device) <= count[:, None]
-    scenes, kept = wanted.nonzero().unbind(-1)
-    # Sources are in order of power.
-    absent = torch.arange(estimate.sources.azimuth.shape[1], device=count.device) >= kept[:, None]
-    some = estimate[scenes].sources
-    some = replace(some.each(lambda value: value.masked_fill(absent, math.nan)), symbols=None)
-    part = recording[scenes]
-    evidence = _evidence(part, some, Volume.from_spec(spec))
-    beside = evidence + model_error(part, some).gain
-    of_all = torch.full_like(wanted, -math.inf, dtype=evidence.dtype)
-    of_all[scenes, kept] = beside
-    plain = evidence[kept == count[scenes]]
-    rival = torch.where(torch.arange(most + 1, device=count.device) == count[:, None], -math.inf, of_all)
-    with_error = of_all.gather(1, count[:, None])[:, 0] > plain
-    return with_error | (rival.amax(1) > plain - _MARGIN)
+@dataclass(frozen=True, eq=False)
+class _Evidence:
+    """Log evidence (nats) of 0, 1, ... sources in S scenes; minus infinity where a number was not tried.
+
+    Args:
+        none: without a model error.
+        error: with the most probable model error.
+        panel_error: epsilon of that error.
+        diffuse: tau of that error.
+    """
+
+    none: Float[Tensor, "S counts"]
+    error: Float[Tensor, "S counts"]
+    panel_error: Float[Tensor, "S counts"]
+    diffuse: Float[Tensor, "S counts"]
+
+    @classmethod
+    def empty(cls, scenes: int, most: int, device: torch.device) -> _Evidence:
+        """Nothing tried yet."""
+        nothing = torch.full((4, scenes, most + 1), -math.inf, dtype=torch.float64, device=device)
+        return cls(*nothing)
+
+    def put(
+        self, scenes: Tensor, count: Tensor, recording: Recording, sources: Sources, volume: Volume
+    ) -> None:
+        """Compute the evidence of these sources, ``count`` in each of the scenes."""
+        recording = recording.stacked()
+        none = log_evidence(recording, fit_at(recording, sources), volume)
+        beside = model_error(recording, sources)
+        # A signal without any source is the least probable of all departures.
+        gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
+        self.none[scenes, count], self.error[scenes, count] = none, none + gain
+        self.panel_error[scenes, count], self.diffuse[scenes, count] = beside.panel_error, beside.diffuse
+
+
+def _share(
+    none: Float[Tensor, "S"], error: Float[Tensor, "S"]
+) -> tuple[float, Float[Tensor, "S"]]:
+    """Share of the scenes of a recording with a model error, and the probability of one in each scene.
+
+    All scenes have the same panel, as a rule. The share is their common prior (empirical Bayes).
+    """
+    share, probable = _PRIOR[0] / sum(_PRIOR), torch.zeros_like(none)
+    for _ in range(_ROUNDS):
+        probable = torch.sigmoid(error - none + math.log(share / (1 - share)))
+        share = (float(probable.sum()) + _PRIOR[0]) / (len(none) + sum(_PRIOR))
+    return share, probable
+
+
+def _put(estimate: Estimate, scenes: Int64[Tensor, "B"], fresh: Estimate) -> Estimate:
+    """The estimate with some scenes replaced."""
+    keep = torch.ones(len(estimate), dtype=torch.bool, device=scenes.device)
+    keep[scenes] = False
+    kept = keep.nonzero()[:, 0]
+    parts = [part for part in (estimate[kept], fresh) if len(part)]
+    return join_estimates(parts)[torch.cat((kept, scenes)).argsort()]
 
 
 def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor, "S K K"]:
@@ -145,41 +191,62 @@ def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor,
 
 def _weighed(
     recording: Recording, estimate: Estimate, make: Callable[[LocateSpec], Estimator], spec: LocateSpec
-) -> Estimate:
-    """Weigh the numbers of sources anew, and locate the scenes under the most probable explanation."""
+) -> tuple[Estimate, ModelError]:
+    """Weigh numbers of sources and model errors, and locate the scenes again that have an error.
+
+    Returns:
+        The estimate, and the model error, whose gain is positive where there probably is one.
+    """
     quick = spec.replace(hybrid=spec.hybrid.replace(recheck_p_value=0.0))
     volume, count = Volume.from_spec(spec), estimate.n_sources
     S, most = len(recording), int(count.max())
-    log_posterior = torch.full((S, most + 1), -math.inf, dtype=torch.float64, device=count.device)
-    errors = log_posterior.new_zeros(S, most + 1), log_posterior.new_zeros(S, most + 1)
+    evidence = _Evidence.empty(S, most, count.device)
+    numbers = torch.arange(most + 1, device=count.device)
+    # First the strongest of the sources, which come in order of power, at the positions that they have.
+    scenes, kept = (numbers <= count[:, None]).nonzero().unbind(-1)
+    some = estimate.sources.each(lambda value: value[scenes])
+    absent = torch.arange(some.azimuth.shape[1], device=count.device) >= kept[:, None]
+    strongest = replace(some.each(lambda value: value.masked_fill(absent, math.nan)), symbols=None)
+    evidence.put(scenes, kept, recording[scenes], strongest, volume)
+    plain = evidence.none.gather(1, count[:, None])[:, 0]
+    share, _ = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
+    odds = math.log(share / (1 - share))
+    rival = torch.maximum(evidence.none, evidence.error + odds)
+    rival = torch.where(numbers == count[:, None], evidence.error + odds, rival)
+    suspicious = (rival.amax(1) > plain - _MARGIN) | (estimate.p_value < _SUSPICIOUS)
+    # Where fewer sources may do, they are fitted.
     estimator = make(quick)
-    for k in range(most + 1):
-        some, done = (count > k).nonzero()[:, 0], (count == k).nonzero()[:, 0]
-        fits = [estimate[done]] if len(done) else []
-        if len(some):
-            fits.insert(0, estimator(recording[some], torch.full_like(some, k)))
-        some = torch.cat((some, done))
-        if len(some) == 0:
-            continue
-        part, fit = recording[some], join_estimates(fits)
-        beside = model_error(part, fit.sources)
-        log_posterior[some, k] = _evidence(part, fit.sources, volume) + beside.gain
-        errors[0][some, k], errors[1][some, k] = beside.panel_error, beside.diffuse
+    for k in range(most):
+        again = (suspicious & (count > k)).nonzero()[:, 0]
+        if len(again):
+            fit = estimator(recording[again], torch.full_like(again, k))
+            evidence.put(again, torch.full_like(again, k), recording[again], fit.sources, volume)
+    share, probable = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
+    odds = math.log(share / (1 - share))
+    log_posterior = torch.logaddexp(evidence.none, evidence.error + odds)
     best, chosen = log_posterior.max(1)
+    erring = (probable > 0.5).nonzero()[:, 0]
+    result = estimate
+    if len(erring):
+        K = chosen[erring]
+        picked = ModelError(
+            best[erring], evidence.panel_error[erring, K], evidence.diffuse[erring, K]
+        )
+        fresh = _located_again(recording[erring], K, picked, make, quick)
+        probability = log_posterior[erring].softmax(1)
+        before = estimate.n_sources_probability
+        if before is not None:
+            probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))
+        result = _put(result, erring, replace(fresh, n_sources_probability=probability))
+    doubted = (suspicious & ((estimate.p_value < _SUSPICIOUS) | (probable > 0.5))).nonzero()[:, 0]
     scenes = torch.arange(S, device=count.device)
-    picked = ModelError(best, errors[0][scenes, chosen], errors[1][scenes, chosen])
-    sound = (chosen == count) & (picked.panel_error == 0) & (picked.diffuse == 0)
-    again, same = (~sound).nonzero()[:, 0], sound.nonzero()[:, 0]
-    parts = [estimate[same]] if len(same) else []
-    if len(again):
-        parts.append(_located_again(recording[again], chosen[again], picked[again], make, quick))
-    result = join_estimates(parts)[torch.cat((same, again)).argsort()]
-    probability = log_posterior.softmax(1)
-    before = estimate.n_sources_probability
-    if before is not None:
-        probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))
-    result = replace(result, n_sources_probability=probability)
-    return _with_wide_search(recording, result, best, spec)
+    found = ModelError(
+        probable - 0.5, evidence.panel_error[scenes, chosen], evidence.diffuse[scenes, chosen]
+    )
+    if len(doubted) == 0:
+        return result, found
+    wide = _with_wide_search(recording[doubted], result[doubted], best[doubted], spec)
+    return _put(result, doubted, wide), found
 
 
 def _evidence(recording: Recording, sources: Sources, volume: Volume) -> Float[Tensor, "S"]:
@@ -206,7 +273,7 @@ def _located_again(
                 continue
             part = recording[some]
             if coloured:
-                part = with_diffuse_noise(part, error.diffuse[some])
+                part = whitened_by(part, error.diffuse[some])
             allowed = 0.0 if number < 0 else _LEVELS[number]
             located = make(spec.replace(panel_error=allowed))(part, count[some])
             parts.append(replace(located, spec=spec))
@@ -219,11 +286,16 @@ def _located_again(
                 f"the panel departs from its description by about {100 * float(error.panel_error[scene]):.2g} %"
             )
         if float(error.diffuse[scene]) > 0:
-            sentences[scene].append(
-                "noise that enters through the panel is about "
-                f"{float(error.diffuse[scene]):.2g} times as strong as that of the receiver"
-            )
+            sentences[scene].append(_diffuse_sentence(float(error.diffuse[scene])))
     return replace(result, warnings=sentences)
+
+
+def _diffuse_sentence(diffuse: float) -> str:
+    return f"noise that enters through the panel is about {diffuse:.2g} times as strong as that of the receiver"
+
+
+def _with_sentence(estimate: Estimate, sentence: str) -> Estimate:
+    return replace(estimate, warnings=[[*one, sentence] for one in estimate.warnings])
 
 
 def _with_wide_search(

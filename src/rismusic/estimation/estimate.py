@@ -18,7 +18,13 @@ from rismusic.crb import POSITION, unconditional_crb
 from rismusic.errors import InputError
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.maximum_likelihood import Fit, complete_fit, same_width, unpack
+from rismusic.estimation.maximum_likelihood import (
+    Fit,
+    complete_fit,
+    same_width,
+    source_covariance_at,
+    unpack,
+)
 from rismusic.estimation.table import Position, columns_of, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
@@ -80,6 +86,8 @@ class Estimate:
         pose: [4, 4] from the panel frame to the room frame, of the recording; none where it has none.
         inverse_range_std: [S, K_max] standard deviation of 1 / range (1/m); none where only the covariance is
             known.
+        impulses: [S] number of samples that were down-weighted as impulses; none unless ``spec.noise`` is
+            ``impulsive``.
     """
 
     sources: Sources
@@ -94,6 +102,7 @@ class Estimate:
     method: list[str]
     pose: Float[Tensor, "4 4"] | None = None
     inverse_range_std: Float[Tensor, "S K"] | None = None
+    impulses: Int64[Tensor, "S"] | None = None
 
     @classmethod
     def from_sources(
@@ -322,6 +331,7 @@ class Estimate:
             n_sources_probability=None if probability is None else change(probability),
             p_value=change(self.p_value),
             inverse_range_std=None if self.inverse_range_std is None else change(self.inverse_range_std),
+            impulses=None if self.impulses is None else change(self.impulses),
         )
 
 
@@ -381,7 +391,9 @@ def from_fit(
         lambda value: value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
     )
     # With fitted symbols, which are noisy, the conditional bound would be too small.
-    L = recording.snapshots.shape[-2]
+    L, P = recording.snapshots.shape[-2], None
+    if recording.symbols == "correlated":
+        P = source_covariance_at(recording, *unpack(found, recording))
     bound = unconditional_crb(
         recording.panel,
         recording.link,
@@ -389,6 +401,7 @@ def from_fit(
         fit.noise_variance,
         snapshots=L,
         unknowns=spec.unknowns,
+        source_covariance=P,
     )
     covariance = bound.per_source
     held = torch.tensor([name not in spec.unknowns for name in POSITION], device=covariance.device)
@@ -478,6 +491,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
 
     names = ("azimuth", "elevation", "range", "power")
     inverse = [one for part in parts if (one := part.inverse_range_std) is not None]
+    impulses = [one for part in parts if (one := part.impulses) is not None]
     probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
     return replace(
         parts[0],
@@ -489,6 +503,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         n_sources_probability=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
         p_value=torch.cat([part.p_value for part in parts]),
         inverse_range_std=joined(inverse) if len(inverse) == len(parts) else None,
+        impulses=torch.cat(impulses) if len(impulses) == len(parts) else None,
         warnings=[sentences for part in parts for sentences in part.warnings],
         method=[name for part in parts for name in part.method],
     )

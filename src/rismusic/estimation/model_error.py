@@ -34,6 +34,7 @@ for each (type-II maximum likelihood).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,8 +54,8 @@ _RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
 _DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
 # Largest panel error. A larger one would explain any field.
 _MOST_ERROR = 0.5
-# Log prior (nats) of a panel error, and of diffuse noise, against none.
-_LOG_PRIOR = -4.0
+# Log prior of each ratio, and of each power of the diffuse noise.
+_LOG_RATIO, _LOG_DIFFUSE = -math.log(len(_RATIOS)), -math.log(len(_DIFFUSE))
 # Largest number of elements, since W is dense.
 _MAX_ELEMENTS = 400
 
@@ -64,7 +65,7 @@ class ModelError:
     """The model error of S scenes that is most probable beside some sources.
 
     Args:
-        gain: log evidence (nats) that it adds, priors included; 0 where there is none.
+        gain: log evidence (nats) of a model error against none; negative where there is probably none.
         panel_error: root mean square of the error of an element's response, epsilon.
         diffuse: power of the diffuse noise over that of the noise, tau.
     """
@@ -102,34 +103,39 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
     for block in blocks(S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device):
         part, x, there = recording[block], positions[block], active[block]
         levels = [_Residual.of(part, x, there, tau) for tau in diffuse]
-        alone = torch.stack([level.alone for level in levels], dim=1)  # [S, tau]
-        prior = alone.new_tensor([_LOG_PRIOR if tau else 0.0 for tau in diffuse])
-        best = (alone + prior).argmax(1)
-        # A panel error beside no diffuse noise, and beside its most probable level.
         gain, error = levels[0].panel_error()
-        tau = alone.new_tensor(diffuse)[best]
-        some = (best > 0).nonzero()[:, 0]
-        if len(some):
-            coloured = _Residual.of(part[some], x[some], there[some], tau[some])
-            more, also = coloured.panel_error()
-            more = more + (alone + prior)[some, best[some]] - alone[some, 0]
-            take = more > gain[some]
-            gain[some] = torch.where(take, more, gain[some])
-            error[some] = torch.where(take, also, error[some])
-            tau[some] = torch.where(take, tau[some], 0.0)
+        tau = torch.zeros_like(gain)
+        if len(levels) > 1:
+            alone = torch.stack([level.alone for level in levels[1:]], dim=1) - levels[0].alone[:, None]
+            best, which = (alone + _LOG_DIFFUSE).max(1)
+            level = alone.new_tensor(_DIFFUSE)[which]
+            # The panel's error beside the most probable level of the diffuse noise; there may be none.
+            more, also = _Residual.of(part, x, there, level).panel_error()
+            also = torch.where(more > 0, also, 0.0)
+            best = best + more.clamp_min(0)
+            take = best > gain
+            gain, error, tau = (
+                torch.where(take, one, other) for one, other in ((best, gain), (also, error), (level, tau))
+            )
         parts.append((gain, error, tau))
     return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def with_diffuse_noise(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
-    """The recording with the covariance of noise and diffuse noise as its noise covariance.
+def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
+    r"""Data and channel whitened by :math:`\Sigma = I + \tau H H^H`.
 
     Args:
-        recording: S scenes.
+        recording: S scenes with a channel, stacked.
         diffuse: tau of each.
     """
-    covariance = _covariance(recording, diffuse)
-    return replace(recording, noise_variance=None, noise_covariance=covariance)
+    assert recording.channel is not None
+    factor = torch.linalg.cholesky(_covariance(recording, diffuse))
+    H = recording.channel.to(torch.complex128).expand(len(factor), -1, -1)
+    y = recording.snapshots.to(torch.complex128)
+    H = torch.linalg.solve_triangular(factor, H, upper=False)
+    y = torch.linalg.solve_triangular(factor, y.mT, upper=False).mT.contiguous()
+    dtype = recording.snapshots.dtype
+    return replace(recording, channel=H.to(dtype), snapshots=y.to(dtype), noise_variance=None)
 
 
 def _covariance(recording: Recording, diffuse: Float[Tensor, "S"]) -> Complex[Tensor, "S M M"]:
@@ -197,7 +203,7 @@ class _Residual:
         return cls(H, field, Q, rest, freedom, alone)
 
     def panel_error(self) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
-        """Log evidence that a panel error adds, its prior included, and its size; 0 where there is none."""
+        """Log evidence that a panel error adds, and its size; minus infinity without sources."""
         H, f, Q = self.H, self.field, self.basis
         overlap = Q.mH if H is None else Q.mH @ H.unsqueeze(-3)
         E = (overlap * f[..., None, :]).flatten(1, 2)  # Q_l^H J_l
@@ -211,7 +217,7 @@ class _Residual:
         N = W.shape[-1]
         mean = W.diagonal(dim1=-2, dim2=-1).real.sum(-1) / N
         there = mean > 0  # there are sources
-        gain, error = torch.zeros_like(energy), torch.zeros_like(energy)
+        gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
         for ratio in _RATIOS:
             rho = torch.where(there, ratio / torch.where(there, mean, 1), 0)
             inner = rho[:, None, None] * W
@@ -220,7 +226,7 @@ class _Residual:
             white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
             left = torch.maximum(energy - rho * _squared(white).sum(-1), 1e-12 * energy)
             log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
-            value = -self.freedom * (left / energy).log() - log_det + _LOG_PRIOR
+            value = -self.freedom * (left / energy).log() - log_det + _LOG_RATIO
             size = (rho * left / self.freedom).sqrt()
             take = there & (value > gain) & (size <= _MOST_ERROR)
             gain, error = torch.where(take, value, gain), torch.where(take, size, error)

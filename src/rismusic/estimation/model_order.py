@@ -10,9 +10,10 @@ and the log noise variance where it is unknown), with uniform priors of widths :
 
 with the Fisher information J of the unconditional likelihood. :math:`\Lambda = \mathrm{diag}(2\pi / w_i^2)`
 makes the factor of an unknown 1 if the data carry no information on it. K! counts the permutations of the
-sources; only those whose power is identifiable are counted. (BIC is the same with each information replaced
-by 2 L M. Here, a weak source or an uncertain range costs less than a well-determined one.) Kass and Raftery,
-"Bayes factors", J. Am. Stat. Assoc. 90 (1995).
+sources; only those whose power is identifiable are counted. With correlated symbols the correlation
+coefficients are unknowns too, and all correlation matrices are equally probable. (BIC is the same with each
+information replaced by 2 L M. Here, a weak source or an uncertain range costs less than a well-determined
+one.) Kass and Raftery, "Bayes factors", J. Am. Stat. Assoc. 90 (1995).
 
 **MDL and AIC.** With the eigenvalues :math:`\lambda_1 \ge \ldots \ge \lambda_p` of the sample covariance of n
 snapshots,
@@ -42,9 +43,15 @@ from torch import Tensor
 
 from rismusic.covariance import back_project
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, unconditional
-from rismusic.estimation.maximum_likelihood import Fit, unpack
+from rismusic.estimation.likelihood import (
+    SufficientStatistics,
+    scene_blocks,
+    sufficient_statistics,
+    unconditional,
+)
+from rismusic.estimation.maximum_likelihood import Fit, fit_source_covariance, unpack
 from rismusic.estimation.noise import noise_of
+from rismusic.estimation.source_covariance import correlated_information, log_volume, pair_active
 from rismusic.io import Recording
 
 # Smaller eigenvalues, relative to the largest, are rounding errors and count as this.
@@ -138,8 +145,12 @@ def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor
     volumes, powers = [], torch.arange(3 * K, 4 * K, device=power.device)[None]
     for block in scene_blocks(recording, 4 * K):
         at = sufficient_statistics(recording[block], positions[block], active[block], derivatives=True)
-        _, _, J = unconditional(at, power[block], fit.noise_variance[block])
-        volumes.append(log_occam_factor(J, width[block], powers))
+        w = width[block]
+        if recording.symbols == "correlated":
+            J, w = _with_correlations(recording[block], at, w, fit.noise_variance[block])
+        else:
+            _, _, J = unconditional(at, power[block], fit.noise_variance[block])
+        volumes.append(log_occam_factor(J, w, powers))
     return torch.cat(volumes) - fit.neg_log_likelihood
 
 
@@ -157,6 +168,23 @@ def log_occam_factor(
     identifiable = (scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1).any(1).sum(-1)
     scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
     return torch.lgamma(identifiable.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
+
+
+def _with_correlations(
+    recording: Recording, at: SufficientStatistics, width: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fisher information and prior widths with the correlation coefficients of the sources as unknowns too.
+
+    All correlation matrices have the same prior probability.
+    """
+    K, L = at.active.shape[1], at.energy.shape[1]
+    P = fit_source_covariance(recording.noise_variance, at.without_derivatives())[0]
+    repeats = L if at.gram.shape[1] == 1 else 1
+    J = correlated_information(at.gram, P, noise, antennas=at.antennas, repeats=repeats)
+    count = at.active.sum(-1).double()
+    each = (log_volume(count) / (count * (count - 1)).clamp_min(1)).exp()
+    pairs = torch.where(pair_active(at.active), each[:, None], 0)
+    return J, torch.cat((width[:, : 4 * K], pairs, width[:, 4 * K :]), dim=1)
 
 
 def mdl(recording: Recording, *, panel: bool = False) -> Int64[Tensor, "S"]:

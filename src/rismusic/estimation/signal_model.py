@@ -45,7 +45,7 @@ def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
     """
     if spec.symbols == "known" and recording.pilots is None:
         raise InputError("symbols", "known symbols need a recording with pilots; it has none")
-    if spec.symbols == "independent" or spec.symbols == "constant":
+    if spec.symbols == "independent" or spec.symbols == "correlated" or spec.symbols == "constant":
         recording = replace(recording, symbols=spec.symbols, pilots=None)
     if spec.wave != "recorded" and spec.wave != "auto":
         recording = replace(recording, wave=spec.wave)

@@ -131,6 +131,7 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
             "n_sources": int(estimate.n_sources[scene]),
             "n_sources_probability": None if probability is None else probability[scene].tolist(),
             "method": estimate.method[scene],
+            "impulses": None if estimate.impulses is None else int(estimate.impulses[scene]),
         }
         for scene, warnings in enumerate(estimate.warnings)
     ]

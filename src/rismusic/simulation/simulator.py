@@ -158,7 +158,7 @@ class Simulator:
         if kind == "constant":
             return "constant", None
         if kind != "pilots":
-            return "independent", None
+            return "correlated" if self.spec.scene.correlation else "independent", None
         return "known", draw_pilots(truth.azimuth.shape[-1], snapshots, draws, self.dtype.to_complex())
 
     def scenes(self, start: int, stop: int) -> Recording:
@@ -188,7 +188,10 @@ class Simulator:
     def _receive(
         self, sources: Sources, acting: Panel, actual: Link, draws: Draws
     ) -> tuple[Tensor, Float[Tensor, "S"]]:
-        """Snapshots and noise variance; the noise is scaled to the requested SNR of the realised signal."""
+        """Snapshots and noise variance; the noise is scaled to the requested SNR of the realised signal.
+
+        Impulses are not part of the noise variance.
+        """
         assert sources.symbols is not None
         symbols = torch.where(sources.active[..., None], sources.symbols, 0)
         A, F = sources.steering(acting), acting.subcarriers
@@ -209,6 +212,12 @@ class Simulator:
         fraction = draws.uniform(Stream.SNR, dtype=self.dtype)
         noise_variance = power / from_db(low + (high - low) * fraction)
         noise = draws.complex_normal(Stream.NOISE, *signal.shape[1:], dtype=signal.dtype)
+        spec = self.spec.impulses
+        if spec.fraction > 0:
+            shape = signal.shape[1:]
+            where = draws.uniform(Stream.IMPULSE_SAMPLES, *shape, dtype=self.dtype) < spec.fraction
+            impulse = draws.complex_normal(Stream.IMPULSES, *shape, dtype=signal.dtype)
+            noise = noise + where * 10 ** (spec.power_db / 20) * impulse
         return signal + noise_variance.sqrt()[:, None, None] * noise, noise_variance
 
 
