@@ -176,6 +176,13 @@ def _part(content: bytes, names: Sequence[str], scenes: int) -> Arrays:
         expected = shapes.get(name, (scenes,))
         if value.shape != expected or value.dtype.kind not in "fi":
             raise ValueError(f"{name} has shape {value.shape} and type {value.dtype}")
+        if name in ("noise_variance", "seconds", "samples") and not (np.isfinite(value) & (value >= 0)).all():
+            raise ValueError(f"{name} has a value that is not finite, or negative")
+    for name in ("azimuth", "elevation", "range"):
+        if not np.array_equal(np.isnan(arrays[name]), np.isnan(arrays["azimuth"])):
+            raise ValueError(f"{name} has other unused slots than azimuth")
+        if name != "range" and np.isinf(arrays[name]).any():
+            raise ValueError(f"{name} has an infinity")
     return arrays
 
 

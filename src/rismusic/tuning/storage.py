@@ -23,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rismusic.errors import InputError
 from rismusic.files import check_regular, failure, replace_file, writing
+from rismusic.io.store import understood
 from rismusic.text import redact
 
 DATABASE = "study.db"
@@ -75,7 +76,9 @@ def create_storage(
 
 
 @contextmanager
-def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iterator[RDBStorage]:
+def open_storage(
+    storage: str | None, folder: Path, *, heartbeat_s: int, create: bool = True
+) -> Iterator[RDBStorage]:
     """Open the storage of a study, and close its connections at the end.
 
     An existing file is opened for writing only after it has been read and is known to hold an Optuna study.
@@ -84,14 +87,17 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iter
         storage: URL of a database, or an SQLite file; ``study.db`` in ``folder`` if none.
         folder: folder of the results.
         heartbeat_s: seconds between two heartbeats of a worker.
+        create: whether a file that does not exist is created.
 
     Raises:
-        InputError: the file is something else, or the database cannot be reached.
+        InputError: the file is something else or damaged, or the database cannot be reached.
     """
     url = _url(storage, folder)
     path = _sqlite_path(url)
     if path is not None:
         check_sqlite(path)
+        if not create and not path.exists():
+            raise InputError("storage", f"there is no file {path}, so there is no study to resume")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
     with _opened(url, heartbeat_s=heartbeat_s) as opened:
@@ -144,6 +150,9 @@ def _opened(url: URL, *, heartbeat_s: int, shown: URL | None = None) -> Iterator
     except (ImportError, OSError, RuntimeError, SQLAlchemyError) as error:
         raise InputError("storage", _failure(shown, error)) from None
     try:
+        with understood("storage", "must be a database of studies that can be read"):
+            for study in opened.get_all_studies():
+                opened.get_all_trials(study._study_id, deepcopy=False)
         yield opened
     except (StorageInternalError, SQLAlchemyError, JSONDecodeError) as error:
         raise InputError("storage", _failure(shown, error.__cause__ or error)) from error

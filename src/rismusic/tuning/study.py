@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from rismusic.errors import InputError
 from rismusic.records import Record, complaint
 from rismusic.text import redact
-from rismusic.tuning.objective import FinalObjective, Objective
+from rismusic.tuning.objective import FinalObjective, Objective, check_trials
 from rismusic.tuning.results import TuneResult, candidates, summarize, write_results
 from rismusic.tuning.spec import TRIALS, Space, TuneSpec, load_space
 from rismusic.tuning.storage import DATABASE, create_storage, experimental, open_storage, quiet
@@ -95,13 +95,13 @@ def tune(
 
     def begin(new: BaseStorage) -> None:
         """Put the study into a new file, so that no file without a study is left after an interruption."""
-        if resume:
-            _resume(new, study)
         _begin(new, study, _settings(chosen, space, trials or TRIALS))
 
     with quiet(), ExitStack() as stack:
-        first = create_storage(storage, folder, begin, heartbeat_s=heartbeat_s)
-        opened = stack.enter_context(open_storage(storage, folder, heartbeat_s=heartbeat_s))
+        first = not resume and create_storage(storage, folder, begin, heartbeat_s=heartbeat_s)
+        opened = stack.enter_context(
+            open_storage(storage, folder, heartbeat_s=heartbeat_s, create=not resume)
+        )
         if resume:
             short, chosen, space, count = _resume(opened, study)
             if trials is not None and trials != count:
@@ -111,6 +111,7 @@ def tune(
             count = trials or TRIALS
             short, new = _begin(opened, study, _settings(chosen, space, count))
             first = first or new
+        check_trials(short)
         worker = Worker(opened, max_failures=chosen.max_failures, poll_s=poll_s, progress=progress, say=say)
         short.sampler = sampler(chosen, chosen.seed if first else _worker_seed(chosen.seed, worker.name))
         short.pruner = pruner(chosen)
@@ -129,6 +130,7 @@ def tune(
         long = optuna.create_study(
             storage=opened, study_name=stage, load_if_exists=True, pruner=optuna.pruners.NopPruner()
         )
+        check_trials(long)
         objective = FinalObjective(chosen, space, folder / stage, device, say, found)
         worker.run(long, objective, objective.jobs())
         result = summarize(objective, done, long.get_trials(), folder=folder, command=redact(command))
