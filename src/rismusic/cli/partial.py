@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -67,6 +67,7 @@ class PartialOutput:
         name: name of the recording, for a .json file.
         resume: continue the output of an earlier run, if there is one.
         overwrite: replace an existing output, and drop that of an earlier run.
+        columns: columns of a .csv file.
 
     Raises:
         InputError: the output cannot be written, another process writes it, an earlier run left a part of it
@@ -82,9 +83,10 @@ class PartialOutput:
         name: str,
         resume: bool,
         overwrite: bool,
+        columns: Sequence[str] = COLUMNS,
     ) -> None:
         check_output(path, overwrite=overwrite)
-        self.path, self._overwrite = path, overwrite
+        self.path, self._overwrite, self._columns = path, overwrite, columns
         stem = path.name
         if len(os.fsencode(stem)) > 240:  # so that the names of the parts are not too long
             stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
@@ -181,7 +183,7 @@ class PartialOutput:
             return
         self._drop()
         with writing(self.part):
-            head = csv_text(COLUMNS, [])
+            head = csv_text(self._columns, [])
             if self.path.suffix == ".json":
                 head = json.dumps(self._head, indent=1)[:-2] + ',\n "scenes": ['
             with self.part.open("xb") as file:
@@ -215,7 +217,7 @@ class PartialOutput:
     def _text(self, estimate: Estimate, first: int) -> str:
         if self.path.suffix == ".csv":
             rows = position_rows(estimate, first_scene=first)
-            return csv_text(COLUMNS, map(asdict, rows), header=False)
+            return csv_text(self._columns, map(asdict, rows), header=False)
         records = scene_records(estimate, first_scene=first)
         texts = [textwrap.indent(json.dumps(record, indent=1, allow_nan=False), "  ") for record in records]
         return (",\n" if first else "\n") + ",\n".join(texts)

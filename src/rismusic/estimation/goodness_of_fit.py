@@ -100,11 +100,11 @@ class Projection:
         A, slopes = steering_with_log_derivatives(recording.panel, azimuth, elevation, 1 / q)
         D = slopes * A[..., None]
         link = recording.link.to(torch.complex128)
-        fields = _orthonormal(link.matmul(A * active[:, None]))
+        fields = orthonormal(link.matmul(A * active[:, None]))
         changes = link.matmul((D * (active[..., None] & free)[:, None]).flatten(-2))
         s = symbols(sufficient_statistics(recording, positions, active)).repeat_interleave(3, dim=-1)
         t = (_project_out(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
-        return cls(fields, _orthonormal(torch.cat((t.real, t.imag), dim=1)))
+        return cls(fields, orthonormal(torch.cat((t.real, t.imag), dim=1)))
 
     def freedom(self, snapshots: int) -> Float[Tensor, "S"]:
         r"""Remaining real dimensions of L snapshots, :math:`\nu`."""
@@ -134,7 +134,7 @@ def _project_out(basis: Tensor, columns: Tensor) -> Tensor:
     return columns - basis @ (basis.mH @ columns)
 
 
-def _orthonormal(columns: Tensor) -> Tensor:
+def orthonormal(columns: Tensor) -> Tensor:
     """Orthonormal basis of the columns; surplus columns are zero."""
     norm = columns.norm(dim=-2, keepdim=True)
     unit = columns / torch.where(norm > 0, norm, 1)

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rismusic.array import Panel
+from rismusic.array import Panel, faces_forward
 from rismusic.errors import InputError
 from rismusic.io.schema import AXES, FIELDS, Field, fields_of
 from rismusic.sources import Sources, check_sources
@@ -84,7 +84,7 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
     if "pose" in values:
         check_pose(values["pose"])
     if truth is not None:
-        check_sources(truth)
+        check_sources(truth, behind="elements" in values and not faces_forward(values["elements"]))
         if truth.symbols is not None:
             _check_symbols(truth.symbols, truth.active, first_scene)
 

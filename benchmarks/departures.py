@@ -1,0 +1,412 @@
+"""Recordings that depart from their signal model, and what ``locate`` makes of them.
+
+Each row simulates scenes whose data differ from what the recording describes, and locates them with the
+number of sources unknown and the noise variance not recorded::
+
+    python benchmarks/departures.py --scenes 100 --method hybrid --csv departures.csv
+
+A reported source is *wrong* when it is more than 5 deg off every true source and not within three of its
+error bars, or a hit more than five error bars off. It is *silent* when neither it nor its scene carries a
+warning or a status other than ``ok``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import rismusic
+from rismusic import Recording, Sources, simulate
+from rismusic.array import Panel, steering
+from rismusic.metrics import match
+from rismusic.simulation.link import quantise
+
+IMPAIRED = {
+    "static_phase_rad": 0.1,
+    "code_phase_rad": 0.04,
+    "gain": 0.05,
+    "dead_fraction": 0.03,
+    "position_wavelengths": 0.025,
+}
+
+
+def receive(
+    recording: Recording,
+    snr_db: float,
+    seed: int,
+    *,
+    channel: Tensor | None = None,
+    codes: Tensor | None = None,
+    field: Tensor | None = None,
+    power: Tensor | None = None,
+) -> Recording:
+    """New snapshots of a recording's true sources with Gaussian symbols and noise.
+
+    Args:
+        recording: with its truth.
+        snr_db: signal to noise ratio.
+        seed: of symbols and noise.
+        channel: the channel that acts, if it is not the recorded one.
+        codes: the configurations that act.
+        field: the field on the panel [S, L, N], if it is not that of the truth.
+        power: powers of the sources [S, K], if they are not equal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    assert recording.truth is not None
+    truth = recording.truth
+    S, L = recording.snapshots.shape[:2]
+    if field is None:
+        s = complex_normal((S, truth.azimuth.shape[1], L), generator)
+        if power is not None:
+            s = s * power[..., None].sqrt()
+        A = steering_of(recording.panel, truth)
+        field = (A @ s).mT
+    H = recording.channel if channel is None else channel
+    acting = recording.codes if codes is None else codes
+    signal = field if acting is None else field * acting.to(torch.complex128)
+    if H is not None:
+        signal = signal @ H.to(torch.complex128).mT
+    level = signal.abs().square().mean((1, 2)) / 10 ** (snr_db / 10)
+    noise = complex_normal(signal.shape, generator) * level.sqrt()[:, None, None]
+    return replace(
+        recording,
+        snapshots=(signal + noise).to(torch.complex64),
+        noise_variance=None,
+        truth=replace(truth, symbols=None),
+    )
+
+
+def complex_normal(shape: tuple[int, ...] | torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, dtype=torch.complex128, generator=generator)
+
+
+def steering_of(panel: Panel, sources: Sources) -> Tensor:
+    """A [S, N, K], zero without a source."""
+    azimuth, elevation, distance = (value.double() for value in sources.filled())
+    A = steering(panel, azimuth, elevation, distance)
+    return A * sources.active[:, None]
+
+
+def scenes_of(count: int, seed: int, sources: int | tuple[int, int] = (1, 3), **settings: object) -> Recording:
+    return simulate(scenes=count, seed=seed, sources=sources, snr_db=10, **settings)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A departure: what it is, how it is simulated, and what of the scenes is judged."""
+
+    name: str
+    make: Callable[[int, int], Recording]
+    positions_known: bool = True  # False: the truth is no list of points (only the number counts)
+
+
+def _sound(sources: int | tuple[int, int], snr_db: float) -> Callable[[int, int], Recording]:
+    return lambda count, seed: receive(scenes_of(count, seed, sources), snr_db, seed)
+
+
+def _noise_alone(count: int, seed: int) -> Recording:
+    made = scenes_of(count, seed, 1)
+    assert made.truth is not None
+    generator = torch.Generator().manual_seed(seed)
+    noise = complex_normal(made.snapshots.shape, generator).to(torch.complex64)
+    nothing = made.truth.each(lambda value: torch.full_like(value, math.nan))
+    return replace(made, snapshots=noise, noise_variance=None, truth=replace(nothing, symbols=None))
+
+
+def _shifted(count: int, seed: int) -> Recording:
+    made = scenes_of(count, seed)
+    assert made.codes is not None
+    return receive(made, 10, seed, codes=made.codes.roll(1, dims=-2))
+
+
+def _coarse(bits: int) -> Callable[[int, int], Recording]:
+    def make(count: int, seed: int) -> Recording:
+        made = scenes_of(count, seed, codebook={"bits": "continuous"})
+        assert made.codes is not None
+        return receive(made, 10, seed, codes=quantise(made.codes, bits))
+
+    return make
+
+
+def _hardware(snr_db: float, **hardware: float) -> Callable[[int, int], Recording]:
+    def make(count: int, seed: int) -> Recording:
+        made = simulate(scenes=count, seed=seed, sources=(1, 3), snr_db=snr_db, hardware=hardware)
+        return replace(made, noise_variance=None)
+
+    return make
+
+
+def _channel_error(level_db: float) -> Callable[[int, int], Recording]:
+    def make(count: int, seed: int) -> Recording:
+        made = scenes_of(count, seed)
+        assert made.channel is not None
+        generator = torch.Generator().manual_seed(seed + 1)
+        H = made.channel
+        error = complex_normal(H.shape, generator) * (H.abs().square().mean() * 10 ** (level_db / 10)).sqrt()
+        return receive(made, 20, seed, channel=H + error)
+
+    return make
+
+
+def _placed(
+    azimuth_deg: tuple[float, float], elevation_deg: tuple[float, float], range_m: tuple[float, float]
+) -> Callable[[int, int], Recording]:
+    """One source with coordinates uniform between limits (the range in its logarithm)."""
+
+    def make(count: int, seed: int) -> Recording:
+        made = scenes_of(count, seed, 1)
+        generator = torch.Generator().manual_seed(seed + 2)
+
+        def uniform(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(count, 1, dtype=torch.float64, generator=generator)
+
+        sign = torch.where(uniform(-1, 1) < 0, -1.0, 1.0)
+        logs = uniform(math.log(range_m[0]), math.log(range_m[1]))
+        truth = Sources.from_degrees(sign * uniform(*azimuth_deg), uniform(*elevation_deg), logs.exp())
+        return receive(replace(made, truth=truth), 10, seed)
+
+    return make
+
+
+def _multipath(scatterers: int) -> Callable[[int, int], Recording]:
+    """Coherent copies of one source, 3 to 9 dB weaker, from elsewhere in the volume."""
+
+    def make(count: int, seed: int) -> Recording:
+        made = scenes_of(count, seed, 1 + scatterers)
+        assert made.truth is not None
+        generator = torch.Generator().manual_seed(seed + 3)
+        loss = 3 + 6 * torch.rand(count, scatterers, dtype=torch.float64, generator=generator)
+        phase = 2 * math.pi * torch.rand(count, scatterers, dtype=torch.float64, generator=generator)
+        gain = torch.cat((torch.ones(count, 1), torch.polar(10 ** (-loss / 20), phase)), dim=1)
+        s = complex_normal((count, 1, made.snapshots.shape[1]), generator)
+        field = (steering_of(made.panel, made.truth) @ (gain[..., None] * s)).mT
+        one = made.truth.each(lambda value: value[:, :1])
+        return receive(replace(made, truth=one), 10, seed, field=field)
+
+    return make
+
+
+def _close(count: int, seed: int) -> Recording:
+    made = scenes_of(count, seed, 1)
+    assert made.truth is not None
+    generator = torch.Generator().manual_seed(seed + 4)
+    angle = 2 * math.pi * torch.rand(count, 1, dtype=torch.float64, generator=generator)
+    first = made.truth.each(lambda value: value[:, :1])
+    azimuth, elevation = first.azimuth.rad2deg(), first.elevation.rad2deg()
+    truth = Sources.from_degrees(
+        torch.cat((azimuth - angle.cos(), azimuth + angle.cos()), dim=1),
+        torch.cat((elevation - angle.sin(), elevation + angle.sin()), dim=1),
+        first.range.expand(-1, 2),
+    )
+    return receive(replace(made, truth=truth), 10, seed)
+
+
+def _wave(wave: str, snr_db: float) -> Callable[[int, int], Recording]:
+    def make(count: int, seed: int) -> Recording:
+        made = scenes_of(count, seed, panel={"wave": wave})
+        return replace(receive(made, snr_db, seed), wave="spherical")
+
+    return make
+
+
+def _moving(step_deg: float) -> Callable[[int, int], Recording]:
+    def make(count: int, seed: int) -> Recording:
+        made = scenes_of(count, seed, 1)
+        assert made.truth is not None
+        truth, L = made.truth, made.snapshots.shape[1]
+        steps = math.radians(step_deg) * (torch.arange(L, dtype=torch.float64) - (L - 1) / 2)
+        generator = torch.Generator().manual_seed(seed + 5)
+        s = complex_normal((count, L, 1), generator)
+        azimuth = truth.azimuth.double() + steps  # [S, L]
+        A = steering(
+            made.panel, azimuth, truth.elevation.double().expand(-1, L), truth.range.double().expand(-1, L)
+        )
+        return receive(made, 15, seed, field=A.mT * s)
+
+    return make
+
+
+def _subcarriers(bandwidth: float) -> Callable[[int, int], Recording]:
+    """Frequencies spread over a relative bandwidth, one per snapshot, stored as snapshots."""
+
+    def make(count: int, seed: int) -> Recording:
+        made = scenes_of(count, seed, 1)
+        assert made.truth is not None
+        truth, L = made.truth, made.snapshots.shape[1]
+        generator = torch.Generator().manual_seed(seed + 6)
+        s = complex_normal((count, L, 1), generator)
+        columns = []
+        for offset in torch.linspace(-bandwidth / 2, bandwidth / 2, L).tolist():
+            # The delay from the source to the panel's centre is part of the phase over frequency.
+            panel = made.panel.replace(wavelength=made.wavelength / (1 + offset))
+            columns.append(steering_of(panel, truth)[..., 0])
+        return receive(made, 20, seed, field=torch.stack(columns, dim=1) * s)
+
+    return make
+
+
+def _offset(count: int, seed: int) -> Recording:
+    """The same constant offset on every channel, 6 dB below the signal's amplitude; direct sampling."""
+    made = receive(scenes_of(count, seed, 1, channel={"kind": "direct"}), 10, seed)
+    level = made.snapshots.abs().square().mean((1, 2), keepdim=True).sqrt()
+    return replace(made, snapshots=made.snapshots + 0.5 * level)
+
+
+def _grating(count: int, seed: int) -> Recording:
+    """4 x 4 elements one wavelength apart, sampled directly, sources in the far field."""
+    made = scenes_of(
+        count,
+        seed,
+        1,
+        panel={"rows": 4, "columns": 4, "spacing_wavelengths": 1.0},
+        channel={"kind": "direct"},
+        scene={"range_min_m": 30.0, "range_max_m": 300.0},
+    )
+    return receive(made, 10, seed)
+
+
+ROWS = [
+    Row("sound, K = 1 to 5 (5 dB)", _sound((1, 5), 5)),
+    Row("sound, K = 1 to 5 (10 dB)", _sound((1, 5), 10)),
+    Row("noise alone", _noise_alone),
+    Row("configurations shifted by one snapshot (10 dB)", _shifted),
+    Row("1-bit phases (10 dB)", _coarse(1)),
+    Row("2-bit phases (10 dB)", _coarse(2)),
+    Row("positions off by 10 % of the spacing (20 dB)", _hardware(20, position_wavelengths=0.05)),
+    Row("5 % dead elements (20 dB)", _hardware(20, dead_fraction=0.05)),
+    Row("15 % dead elements (10 dB)", _hardware(10, dead_fraction=0.15)),
+    Row("impaired (20 dB)", _hardware(20, **IMPAIRED)),
+    Row("channel known to -10 dB (20 dB)", _channel_error(-10)),
+    Row("channel known to -20 dB (20 dB)", _channel_error(-20)),
+    Row("source at 100 m (10 dB)", _placed((0, 60), (-30, 30), (99, 101))),
+    Row("source in the far field (10 dB)", _placed((0, 60), (-30, 30), (1e5, 1e6))),
+    Row("azimuth 75 deg (10 dB)", _placed((75, 75), (-30, 30), (0.5, 10))),
+    Row("elevation 60 deg (10 dB)", _placed((0, 60), (60, 60), (0.5, 10))),
+    Row("range 0.2 m (10 dB)", _placed((0, 60), (-30, 30), (0.2, 0.2))),
+    Row("multipath, 1 scatterer (10 dB)", _multipath(1)),
+    Row("multipath, 2 scatterers (10 dB)", _multipath(2)),
+    Row("6 sources (10 dB)", _sound(6, 10)),
+    Row("7 sources (10 dB)", _sound(7, 10)),
+    Row("8 sources (10 dB)", _sound(8, 10)),
+    Row("two sources 2 deg apart (10 dB)", _close),
+    Row("Fresnel wave (10 dB)", _wave("fresnel", 10)),
+    Row("paraxial wave (10 dB)", _wave("paraxial", 10)),
+    Row("Fresnel wave (20 dB)", _wave("fresnel", 20)),
+    Row("paraxial wave (20 dB)", _wave("paraxial", 20)),
+    Row("moving 0.2 deg a snapshot (15 dB)", _moving(0.2)),
+    Row("1 % bandwidth as snapshots (20 dB)", _subcarriers(0.01)),
+    Row("constant offset on all channels (10 dB)", _offset),
+    Row("elements one wavelength apart (10 dB)", _grating),
+]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one row of the table says."""
+
+    name: str
+    scenes: int
+    f1: float
+    f1_ok: float
+    count_right: float
+    wrong: float
+    silent_wrong: float
+    doubtful: float
+    bad_flagged: str
+    seconds: float
+
+
+def judge(name: str, recording: Recording, estimate: rismusic.Estimate, seconds: float) -> Counts:
+    """The counts of one row."""
+    truth = recording.truth
+    assert truth is not None
+    matched = match(truth, estimate.sources)
+    S = len(recording)
+    found = estimate.sources.active
+    wrong = torch.zeros_like(found)
+    std = estimate.std
+    near = torch.zeros_like(found)
+    for axis, field in enumerate(("azimuth", "elevation")):
+        gap = (
+            getattr(estimate.sources, field)[:, :, None].double() - getattr(truth, field)[:, None].double()
+        ).abs()
+        covered = (gap <= 3 * std[..., axis, None]) | (gap <= math.radians(5))
+        near = covered if axis == 0 else near & covered
+    wrong = found & ~near.any(-1)
+    hits = matched.hit.nonzero()
+    for scene, source in hits.tolist():
+        partner = int(matched.partner[scene, source])
+        error = matched.error[scene, source]
+        if bool((error[:2].abs() > 5 * std[scene, partner, :2]).any()):
+            wrong[scene, partner] = True
+    flagged = torch.tensor([status != "ok" for status in statuses(estimate)])
+    silent = wrong & ~flagged[:, None]
+    right = matched.true_count == matched.found_count
+    bad = (wrong.any(-1) | ~right | ~(matched.hit | ~truth.active).all(-1)).cpu()
+    total = max(1, int(found.sum()))
+
+    def f1(scenes: Tensor) -> float:
+        hit = int(matched.hit[scenes].sum())
+        both = int(matched.true_count[scenes].sum() + matched.found_count[scenes].sum())
+        return 2 * hit / both if both else 1.0
+
+    return Counts(
+        name,
+        S,
+        f1(torch.ones(S, dtype=torch.bool)),
+        f1(~flagged),
+        float(right.double().mean()),
+        int(wrong.sum()) / total,
+        int(silent.sum()) / total,
+        float(flagged.double().mean()),
+        f"{int((bad & flagged).sum())}/{int(bad.sum())}",
+        seconds,
+    )
+
+
+def statuses(estimate: rismusic.Estimate) -> list[str]:
+    """Status of each scene."""
+    return ["doubtful" if sentences else "ok" for sentences in estimate.warnings]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--method", default="hybrid")
+    parser.add_argument("--rows", nargs="*", default=None, help="text that the names of the rows contain")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    counts = []
+    print(f"{'departure':48} {'F1':>5} {'ok F1':>5} {'K':>5} {'wrong':>5} {'silent':>6} {'doubt':>5}  bad flagged")
+    for row in ROWS:
+        if options.rows and not any(text in row.name for text in options.rows):
+            continue
+        recording = row.make(options.scenes, options.seed)
+        start = time.perf_counter()
+        estimate = rismusic.locate(recording, method=options.method)
+        one = judge(row.name, recording, estimate, time.perf_counter() - start)
+        counts.append(one)
+        print(
+            f"{one.name:48} {one.f1:5.3f} {one.f1_ok:5.3f} {one.count_right:5.2f} {one.wrong:5.2f} "
+            f"{one.silent_wrong:6.3f} {one.doubtful:5.2f}  {one.bad_flagged}  {one.seconds:.0f} s",
+            flush=True,
+        )
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(Counts.__dataclass_fields__))
+            writer.writeheader()
+            writer.writerows(vars(one) for one in counts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+r"""Model error as an unknown: evidence that panel or noise depart from their description.
+
+Where the panel differs from its description, the fit of the true sources leaves a residual that is
+proportional to their field. If only white noise stands beside the sources, surplus sources absorb this
+residual. They are coherent with the true sources, and the more power these have, the more certain they seem.
+This module gives the residual another explanation, so that a surplus source has to explain the data better
+than a panel that errs by a few percent.
+
+**Model.** Element n responds with :math:`1 + e_n`, and the configurations differ from snapshot to snapshot
+from the recorded ones:
+
+.. math:: y_l = C_l s_l + J_l e + H u_l + n_l, \qquad J_l = H\,\mathrm{diag}(c_l \circ A s_l), \qquad
+    e \sim CN(0, \epsilon^2 I), \quad u_l \sim CN(0, \tau \sigma^2 I), \quad n_l \sim CN(0, \sigma^2 I).
+
+The panel error e is the same in all snapshots; the diffuse noise u is not. H is normalised to
+:math:`\mathrm{tr}(H H^H) = M`, so that :math:`\tau` is the power of the diffuse noise over that of the noise.
+
+**Evidence.** For one :math:`\tau`, data and channel are whitened by :math:`\Sigma = I + \tau H H^H`.
+With symbols at their least-squares values, r the residual, :math:`E = \sum_l |r_l|^2`, D its complex
+dimensions and :math:`\rho = \epsilon^2 / \sigma^2`,
+
+.. math:: W = \sum_l J_l^H P^\perp_{C_l} J_l = U \Lambda U^H, \qquad b_i = |[U^H z]_i|^2, \quad
+    z = \sum_l J_l^H r_l,
+
+.. math:: \log p(\rho, \tau) = -D \log\Big( E - \sum_i \frac{\rho\, b_i}{1 + \rho \lambda_i} \Big)
+    - \sum_i \log(1 + \rho \lambda_i) - L \log\det\Sigma - \sum_l \log\frac{\det C_l^H \Sigma^{-1} C_l}{\det
+    C_l^H C_l} + \mathrm{const},
+
+the likelihood of the residual with e and u integrated out and :math:`\sigma^2` at its maximum (restricted
+maximum likelihood; Harville, "Maximum likelihood approaches to variance component estimation and to related
+problems", J. Am. Stat. Assoc. 72 (1977)). It is maximised over :math:`\rho` and :math:`\tau`, with a prior
+for each (type-II maximum likelihood).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from rismusic.array import steering
+from rismusic.devices import blocks
+from rismusic.estimation.goodness_of_fit import orthonormal
+from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.io import Recording
+from rismusic.sources import Sources
+
+# Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the noise.
+_RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
+# Powers tau of the diffuse noise that are tried.
+_DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
+# Largest panel error. A larger one would explain any field.
+_MOST_ERROR = 0.5
+# Log prior of each ratio, and of each power of the diffuse noise.
+_LOG_RATIO, _LOG_DIFFUSE = -math.log(len(_RATIOS)), -math.log(len(_DIFFUSE))
+# Largest number of elements, since W is dense.
+_MAX_ELEMENTS = 400
+
+
+@dataclass(frozen=True, eq=False)
+class ModelError:
+    """The model error of S scenes that is most probable beside some sources.
+
+    Args:
+        gain: log evidence (nats) of a model error against none; negative where there is probably none.
+        panel_error: root mean square of the error of an element's response, epsilon.
+        diffuse: power of the diffuse noise over that of the noise, tau.
+    """
+
+    gain: Float[Tensor, "S"]
+    panel_error: Float[Tensor, "S"]
+    diffuse: Float[Tensor, "S"]
+
+    def __getitem__(self, scenes: Tensor) -> ModelError:
+        return ModelError(self.gain[scenes], self.panel_error[scenes], self.diffuse[scenes])
+
+
+def can_err(recording: Recording) -> bool:
+    """Whether a model error can be estimated: independent symbols, one carrier, at most 400 elements."""
+    return (
+        recording.symbols == "independent"
+        and recording.frequencies is None
+        and recording.panel.size <= _MAX_ELEMENTS
+    )
+
+
+def model_error(recording: Recording, sources: Sources) -> ModelError:
+    """The most probable model error beside some sources.
+
+    Args:
+        recording: S scenes for which :func:`can_err` holds.
+        sources: positions near maximum likelihood [S, K]; NaN where there is no source.
+    """
+    recording = recording.stacked()
+    positions, active = unpack(sources, recording)
+    S, L, M = recording.snapshots.shape
+    N = recording.panel.size
+    diffuse = (0.0,) if recording.channel is None else (0.0, *_DIFFUSE)
+    parts = []
+    for block in blocks(S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device):
+        part, x, there = recording[block], positions[block], active[block]
+        levels = [_Residual.of(part, x, there, tau) for tau in diffuse]
+        gain, error = levels[0].panel_error()
+        tau = torch.zeros_like(gain)
+        if len(levels) > 1:
+            alone = torch.stack([level.alone for level in levels[1:]], dim=1) - levels[0].alone[:, None]
+            best, which = (alone + _LOG_DIFFUSE).max(1)
+            level = alone.new_tensor(_DIFFUSE)[which]
+            # The panel's error beside the most probable level of the diffuse noise; there may be none.
+            more, also = _Residual.of(part, x, there, level).panel_error()
+            also = torch.where(more > 0, also, 0.0)
+            best = best + more.clamp_min(0)
+            take = best > gain
+            gain, error, tau = (
+                torch.where(take, one, other) for one, other in ((best, gain), (also, error), (level, tau))
+            )
+        parts.append((gain, error, tau))
+    return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
+    r"""Data and channel whitened by :math:`\Sigma = I + \tau H H^H`.
+
+    Args:
+        recording: S scenes with a channel, stacked.
+        diffuse: tau of each.
+    """
+    assert recording.channel is not None
+    factor = torch.linalg.cholesky(_covariance(recording, diffuse))
+    H = recording.channel.to(torch.complex128).expand(len(factor), -1, -1)
+    y = recording.snapshots.to(torch.complex128)
+    H = torch.linalg.solve_triangular(factor, H, upper=False)
+    y = torch.linalg.solve_triangular(factor, y.mT, upper=False).mT.contiguous()
+    dtype = recording.snapshots.dtype
+    return replace(recording, channel=H.to(dtype), snapshots=y.to(dtype), noise_variance=None)
+
+
+def _covariance(recording: Recording, diffuse: Float[Tensor, "S"]) -> Complex[Tensor, "S M M"]:
+    """I + tau H H^H."""
+    assert recording.channel is not None
+    H = recording.channel.to(torch.complex128)
+    spread = H @ H.mH
+    M = H.shape[-2]
+    spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
+    return torch.eye(M, dtype=H.dtype, device=H.device) + diffuse[:, None, None] * spread
+
+
+@dataclass(frozen=True, eq=False)
+class _Residual:
+    """The data without the sources' fields, for one level of the diffuse noise in each scene.
+
+    Args:
+        H: whitened channel, ``None`` without one.
+        field: c_l times A s_l, [S, L, N].
+        basis: orthonormal basis of the whitened C_l, [S, L, M, K].
+        rest: the residual r, [S, L, M].
+        freedom: D.
+        alone: log evidence without a panel error, up to a constant of the scene.
+    """
+
+    H: Complex[Tensor, "S M N"] | None
+    field: Complex[Tensor, "S L N"]
+    basis: Complex[Tensor, "S L M K"]
+    rest: Complex[Tensor, "S L M"]
+    freedom: Float[Tensor, "S"]
+    alone: Float[Tensor, "S"]
+
+    @classmethod
+    def of(
+        cls, recording: Recording, positions: Tensor, active: Tensor, diffuse: float | Tensor
+    ) -> _Residual:
+        """Project the sources out of the data, whitened by the diffuse noise."""
+        H, codes = recording.channel, recording.codes
+        y = recording.snapshots.to(torch.complex128)
+        S, L, M = y.shape
+        azimuth, elevation, q = positions.unbind(-1)
+        A = steering(recording.panel, azimuth, elevation, 1 / q) * active[:, None]
+        P = A.mT[:, None] if codes is None else A.mT[:, None] * codes.to(torch.complex128)[..., None, :]
+        log_det = y.real.new_zeros(S)
+        if H is not None:
+            H = H.to(torch.complex128).expand(S, -1, -1)
+        fields = P if H is None else P @ H.mT.unsqueeze(-3)  # C_l^T, [S, L, K, M]
+        tau = torch.as_tensor(diffuse, dtype=torch.float64, device=y.device).expand(S)
+        if bool((tau > 0).any()):
+            assert H is not None
+            plain = _log_det_gram(fields, active)
+            factor = torch.linalg.cholesky(_covariance(recording, tau))
+            H = torch.linalg.solve_triangular(factor, H, upper=False)
+            y = torch.linalg.solve_triangular(factor, y.mT, upper=False).mT
+            fields = P @ H.mT.unsqueeze(-3)
+            log_det = 2 * L * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+            log_det = log_det + _log_det_gram(fields, active) - plain
+        C = fields.expand(S, L, -1, M).mT  # [S, L, M, K]
+        Q = orthonormal(C)
+        rest = y - (Q @ (Q.mH @ y[..., None]))[..., 0]
+        count = active.sum(-1)
+        freedom = (L * (M - count) - 1.5 * count).double()
+        field = (P * _least_squares(C, y, active)[..., None]).sum(-2)
+        alone = -freedom * _squared(rest).sum((1, 2)).log() - log_det
+        return cls(H, field, Q, rest, freedom, alone)
+
+    def panel_error(self) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
+        """Log evidence that a panel error adds, and its size; minus infinity without sources."""
+        H, f, Q = self.H, self.field, self.basis
+        overlap = Q.mH if H is None else Q.mH @ H.unsqueeze(-3)
+        E = (overlap * f[..., None, :]).flatten(1, 2)  # Q_l^H J_l
+        if H is None:
+            W = torch.diag_embed(_squared(f).sum(1).to(f.dtype))
+        else:
+            W = (H.mH @ H) * (f.mH @ f)
+        W = W - E.mH @ E
+        z = (f.conj() * (self.rest if H is None else self.rest @ H.conj())).sum(1)
+        energy = _squared(self.rest).sum((1, 2))
+        N = W.shape[-1]
+        mean = W.diagonal(dim1=-2, dim2=-1).real.sum(-1) / N
+        there = mean > 0  # there are sources
+        gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
+        for ratio in _RATIOS:
+            rho = torch.where(there, ratio / torch.where(there, mean, 1), 0)
+            inner = rho[:, None, None] * W
+            inner.diagonal(dim1=-2, dim2=-1).add_(1)
+            factor = torch.linalg.cholesky(inner)
+            white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
+            left = torch.maximum(energy - rho * _squared(white).sum(-1), 1e-12 * energy)
+            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+            value = -self.freedom * (left / energy).log() - log_det + _LOG_RATIO
+            size = (rho * left / self.freedom).sqrt()
+            take = there & (value > gain) & (size <= _MOST_ERROR)
+            gain, error = torch.where(take, value, gain), torch.where(take, size, error)
+        return gain, error
+
+
+def _log_det_gram(fields: Complex[Tensor, "S _ K M"], active: Bool[Tensor, "S K"]) -> Float[Tensor, "S"]:
+    """Sum over the snapshots of log det C_l^H C_l."""
+    gram = fields.conj() @ fields.mT
+    gram = gram + torch.diag_embed((~active).to(gram.dtype))[:, None]
+    return torch.linalg.slogdet(gram).logabsdet.sum(1)
+
+
+def _least_squares(
+    C: Complex[Tensor, "S L M K"], y: Complex[Tensor, "S L M"], active: Bool[Tensor, "S K"]
+) -> Complex[Tensor, "S L K"]:
+    """Least-squares symbols; 0 without a source."""
+    gram = C.mH @ C
+    diagonal = gram.diagonal(dim1=-2, dim2=-1).real
+    gram = gram + torch.diag_embed(torch.where(active[:, None], 1e-12 * diagonal, 1.0)).to(gram.dtype)
+    return torch.linalg.solve(gram, C.mH @ y[..., None])[..., 0]
+
+
+def _squared(value: Tensor) -> Tensor:
+    return torch.view_as_real(value).square().sum(-1)
