@@ -53,7 +53,10 @@ def test_healthy_network_has_no_finding_and_stays_unchanged():
     assert diagnosis.healthy
     assert [line.split("]")[0] for line in said] == [
         "[FINITE",
+        "[CALLS",
+        "[LAYERS",
         "[GRAD",
+        "[BATCH",
         "[MODES",
         "[PRECISION",
         "[SLOPE",
@@ -117,9 +120,10 @@ class Cancelling(Net):
         return (super().forward(x) + 1e6) - 1e6
 
 
-def frozen():
+def frozen(*parts):
     module = Net()
-    module.body.requires_grad_(False)
+    for part in parts:
+        getattr(module, part).requires_grad_(False)
     return module
 
 
@@ -136,7 +140,7 @@ FAULTS = [
     ({"module": Detached()}, "loss with a gradient"),
     ({"module": Rooted()}, "gradient that is not finite"),
     ({"module": Dead()}, "parameters without a gradient"),
-    ({"module": frozen()}, "parameters without a gradient"),
+    ({"module": frozen("body", "head")}, "loss with a gradient"),
     ({"optimizer": some}, "parameters missing from the optimizer"),
     ({"module": Noisy()}, "relative change of the loss between two evaluations in evaluation mode"),
     ({"module": Batched()}, "relative difference of the loss between training and evaluation mode"),

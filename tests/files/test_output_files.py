@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -12,9 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from rismusic.benchmark.spec import BenchSpec
+from rismusic.benchmark.summary import Store
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.files import OutputFile, check_output, replace_file, sweep, write_text
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.spec import TrainSpec
 
 
 def names(folder):
@@ -109,15 +116,26 @@ def test_the_last_moment(tmp_path, monkeypatch):
     assert path.read_text() == "theirs"
 
 
+def left_by_killed_process(path):
+    """An output file whose process has ended without removing it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            OutputFile(path, overwrite=False)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = (name for name in names(path.parent) if name.startswith(f".rismusic-{_host()}-{child}-"))
+    return path.parent / left
+
+
+def _host():
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
 def test_files_of_killed_processes_are_swept(tmp_path):
-    code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom rismusic.files import OutputFile\n"
-        "OutputFile(Path(sys.argv[1]), overwrite=False)\nos.kill(os.getpid(), signal.SIGKILL)\n"
-    )
     path = tmp_path / "a.csv"
-    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    (left,) = names(tmp_path)
-    assert left.startswith(".rismusic-")
+    left_by_killed_process(path)
     own = OutputFile(path, overwrite=False)  # which sweeps
     foreign = tmp_path / ".rismusic-00000000-1-ab.part.csv"
     foreign.write_text("of another machine")
@@ -129,6 +147,23 @@ def test_files_of_killed_processes_are_swept(tmp_path):
     sweep(tmp_path)
     assert not foreign.exists()
     own.discard()
+
+
+def test_a_folder_with_a_file_of_a_killed_process_counts_as_empty(tmp_path):
+    """A training or benchmark that was killed while its first file was written can be started again."""
+    run, bench = RunFolder(tmp_path / "run"), Store(tmp_path / "bench")
+    for folder, begin in (
+        (run.folder, lambda: run.create(TrainSpec())),
+        (bench.folder, lambda: bench.open(BenchSpec(), resume=False)),
+    ):
+        folder.mkdir()
+        left_by_killed_process(folder / "settings.toml")
+        begin()
+        assert names(folder) == ["settings.toml"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".rismusic-notes").touch()
+    with pytest.raises(InputError, match="must be a new or empty folder"):
+        RunFolder(tmp_path / "other").create(TrainSpec())
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes an ordinary user")

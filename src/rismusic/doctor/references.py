@@ -218,8 +218,14 @@ def _padded(value: Tensor, like: Tensor) -> Tensor:
 
 def total_norm(tensors: Mapping[str, Tensor]) -> float:
     """Norm of all tensors together; infinite if any value is not finite."""
-    total = sum(float(value.detach().double().square().sum()) for value in tensors.values())
+    total = sum(float(_real(value).square().sum()) for value in tensors.values())
     return math.sqrt(total) if math.isfinite(total) else math.inf
+
+
+def _real(value: Tensor) -> Tensor:
+    """The numbers of a real or complex tensor in double precision."""
+    value = value.detach()
+    return (torch.view_as_real(value.resolve_conj()) if value.is_complex() else value).double()
 
 
 def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
@@ -228,8 +234,6 @@ def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
     if sizes == 0 or not math.isfinite(sizes):
         return 0.0
     dot = sum(
-        float((value.detach().double() * second[name].detach().double()).sum())
-        for name, value in first.items()
-        if name in second
+        float((_real(value) * _real(second[name])).sum()) for name, value in first.items() if name in second
     )
     return dot / sizes

@@ -28,7 +28,7 @@ from rismusic.estimation.estimate import Estimate, Estimator, NSources, fit_at, 
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import sufficient_statistics
 from rismusic.estimation.maximum_likelihood import unpack
-from rismusic.estimation.model_error import ModelError, can_err, model_error, with_diffuse_noise
+from rismusic.estimation.model_error import ModelError, can_err, model_error, whitened_by
 from rismusic.estimation.model_order import log_evidence
 from rismusic.io import Recording
 from rismusic.sources import Sources
@@ -41,7 +41,9 @@ _MARGIN = 5.0
 # Pseudo-counts of scenes with and without a model error, and iterations for their share.
 _PRIOR, _ROUNDS = (0.03, 1.0), 20
 # Log prior (nats) of a signal without any source.
-_NO_SOURCE = -5.0
+_NO_SOURCE = -12.0
+# Weaker diffuse noise, common to a recording, is left out.
+_LEAST_DIFFUSE = 0.3
 # Two sources of a smaller probability of being independent are coherent.
 _COHERENT = 1e-4
 # From this panel error on, a scene is doubtful.
@@ -72,8 +74,17 @@ def diagnosed(
     """
     if not can_err(recording) or spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
+    recording = recording.stacked()
     if isinstance(n_sources, str):
-        estimate = _weighed(recording, estimate, make, spec)
+        estimate, error = _weighed(recording, estimate, make, spec)
+        share = float((error.gain > 0).double().mean())
+        if share > 0.5 and recording.channel is not None:
+            # Most scenes err: the diffuse noise is that of the recording.
+            pooled = error.diffuse[(error.gain > 0) & (estimate.n_sources > 0)]
+            if len(pooled) > 1 and (common := float(pooled.mean())) > _LEAST_DIFFUSE:
+                white = whitened_by(recording, torch.full_like(error.diffuse, common))
+                estimate, _ = _weighed(white, make(spec)(white, n_sources), make, spec)
+                estimate = _with_sentence(estimate, _diffuse_sentence(common))
     else:
         error = model_error(recording, estimate.sources)
         probable = _share(torch.zeros_like(error.gain), error.gain)[1] > 0.5
@@ -180,8 +191,12 @@ def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor,
 
 def _weighed(
     recording: Recording, estimate: Estimate, make: Callable[[LocateSpec], Estimator], spec: LocateSpec
-) -> Estimate:
-    """Weigh numbers of sources and model errors, and locate the scenes again that have an error."""
+) -> tuple[Estimate, ModelError]:
+    """Weigh numbers of sources and model errors, and locate the scenes again that have an error.
+
+    Returns:
+        The estimate, and the model error, whose gain is positive where there probably is one.
+    """
     quick = spec.replace(hybrid=spec.hybrid.replace(recheck_p_value=0.0))
     volume, count = Volume.from_spec(spec), estimate.n_sources
     S, most = len(recording), int(count.max())
@@ -224,10 +239,14 @@ def _weighed(
             probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))
         result = _put(result, erring, replace(fresh, n_sources_probability=probability))
     doubted = (suspicious & ((estimate.p_value < _SUSPICIOUS) | (probable > 0.5))).nonzero()[:, 0]
+    scenes = torch.arange(S, device=count.device)
+    found = ModelError(
+        probable - 0.5, evidence.panel_error[scenes, chosen], evidence.diffuse[scenes, chosen]
+    )
     if len(doubted) == 0:
-        return result
+        return result, found
     wide = _with_wide_search(recording[doubted], result[doubted], best[doubted], spec)
-    return _put(result, doubted, wide)
+    return _put(result, doubted, wide), found
 
 
 def _evidence(recording: Recording, sources: Sources, volume: Volume) -> Float[Tensor, "S"]:
@@ -254,7 +273,7 @@ def _located_again(
                 continue
             part = recording[some]
             if coloured:
-                part = with_diffuse_noise(part, error.diffuse[some])
+                part = whitened_by(part, error.diffuse[some])
             allowed = 0.0 if number < 0 else _LEVELS[number]
             located = make(spec.replace(panel_error=allowed))(part, count[some])
             parts.append(replace(located, spec=spec))
@@ -267,11 +286,16 @@ def _located_again(
                 f"the panel departs from its description by about {100 * float(error.panel_error[scene]):.2g} %"
             )
         if float(error.diffuse[scene]) > 0:
-            sentences[scene].append(
-                "noise that enters through the panel is about "
-                f"{float(error.diffuse[scene]):.2g} times as strong as that of the receiver"
-            )
+            sentences[scene].append(_diffuse_sentence(float(error.diffuse[scene])))
     return replace(result, warnings=sentences)
+
+
+def _diffuse_sentence(diffuse: float) -> str:
+    return f"noise that enters through the panel is about {diffuse:.2g} times as strong as that of the receiver"
+
+
+def _with_sentence(estimate: Estimate, sentence: str) -> Estimate:
+    return replace(estimate, warnings=[[*one, sentence] for one in estimate.warnings])
 
 
 def _with_wide_search(

@@ -121,15 +121,21 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
     return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def with_diffuse_noise(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
-    """The recording with the covariance of noise and diffuse noise as its noise covariance.
+def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
+    r"""Data and channel whitened by :math:`\Sigma = I + \tau H H^H`.
 
     Args:
-        recording: S scenes.
+        recording: S scenes with a channel, stacked.
         diffuse: tau of each.
     """
-    covariance = _covariance(recording, diffuse)
-    return replace(recording, noise_variance=None, noise_covariance=covariance)
+    assert recording.channel is not None
+    factor = torch.linalg.cholesky(_covariance(recording, diffuse))
+    H = recording.channel.to(torch.complex128).expand(len(factor), -1, -1)
+    y = recording.snapshots.to(torch.complex128)
+    H = torch.linalg.solve_triangular(factor, H, upper=False)
+    y = torch.linalg.solve_triangular(factor, y.mT, upper=False).mT.contiguous()
+    dtype = recording.snapshots.dtype
+    return replace(recording, channel=H.to(dtype), snapshots=y.to(dtype), noise_variance=None)
 
 
 def _covariance(recording: Recording, diffuse: Float[Tensor, "S"]) -> Complex[Tensor, "S M M"]:

@@ -166,11 +166,19 @@ class Strongest:
         """The strongest directions of a link from a panel of ``size`` elements."""
         if link.coherent and link.channel is None and link.codes is not None:
             # Snapshots of the panel itself: no direction is stronger than another.
-            total = scenes_first(link.codes.abs().square().mean(-1).sum(-1, keepdim=True), 1).float()
+            gain = link.codes.abs().square()
+            gain = gain if link.weights is None else gain * link.weights.square()
+            total = scenes_first(gain.mean(-1).sum(-1, keepdim=True), 1).float()
             return cls(None, total[..., None].repeat(1, link.subcarriers, 1))
         if link.coherent:
             F, G = link.subcarriers, link.dense()  # [..., F, LM, N]
             return cls.of(Link(G if F > 1 else G.squeeze(-3), subcarriers=F), size)
+        if link.weights is not None:
+            # Nearly: with the same mean weight of all outputs of a snapshot.
+            mean = scenes_first(link.weights.square().mean(-1, keepdim=True), 2).float()
+            plain = cls.of(Link(link.channel, link.codes, subcarriers=link.subcarriers), size)
+            rows = None if plain.rows is None else plain.rows * mean[..., None].sqrt()
+            return cls(rows, plain.level * mean)
         # |a_n|^2 is near 1 / N: only their sum, 1, is exact.
         N, F, device = size, link.subcarriers, link.device
         level = torch.ones(1, 1, device=device)

@@ -23,6 +23,8 @@ from rismusic.errors import InputError
 from rismusic.files import check_regular, replace_file
 from rismusic.io.hdf5 import CarefulFile, dataset, members, open_hdf5
 from rismusic.io.recording import Recording
+from rismusic.io.store import understood
+from rismusic.spec import LARGEST_PANEL_ERROR
 
 FORMAT = "rismusic-calibration/1"
 DEAD_BELOW = 0.3
@@ -37,6 +39,8 @@ _SHAPES: Mapping[str, tuple[int, ...]] = {
 _ATTRIBUTES = ("format", "wavelength", "remaining_error")
 # Wavelengths and nominal positions of calibration and recording agree to this share of a wavelength.
 _SAME = 1e-4
+# Largest modulus of a response, and largest offset.
+_LARGEST_RESPONSE, _LARGEST_OFFSET_WAVELENGTHS = 1e3, 10.0
 # Largest number of elements that is read.
 _MOST_ELEMENTS = 2**20
 
@@ -56,7 +60,8 @@ class PanelCalibration:
         used: scenes that the calibration used, [S]; none for one that was read from a file.
 
     Raises:
-        InputError: wrong shapes, values that are not finite, a negative standard deviation.
+        InputError: wrong shapes, values that are not finite, a negative standard deviation, or responses,
+            offsets or a remaining error that no panel has.
     """
 
     wavelength: float
@@ -73,6 +78,13 @@ class PanelCalibration:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name == "wavelength" and value == 0):
                 raise InputError(name, f"must be positive and finite; got {value:g}")
+        for name, value, limit in (
+            ("remaining_error", self.remaining_error, LARGEST_PANEL_ERROR),
+            ("response", float(self.response.abs().max()), _LARGEST_RESPONSE),
+            ("offsets", float(self.offsets.abs().max()), _LARGEST_OFFSET_WAVELENGTHS * self.wavelength),
+        ):
+            if value > limit:
+                raise InputError(name, f"must be at most {limit:g}; got {value:g}. Calibrate again")
 
     @property
     def dead(self) -> Bool[Tensor, "N"]:
@@ -158,7 +170,8 @@ class PanelCalibration:
             raise InputError(str(path), "does not exist")
         with open_hdf5(path) as file:
             try:
-                fields = _fields(file)
+                with understood("its content", "must be a calibration"):
+                    fields = _fields(file)
                 _check({name: fields[name] for name in _SHAPES})
                 return cls(**fields)
             except InputError as error:

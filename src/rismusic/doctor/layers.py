@@ -1,0 +1,249 @@
+"""What happens inside a network: inputs, activations and gradients of its layers, measured with hooks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rismusic.doctor.report import listed
+from rismusic.nn.monitors import Finding, at_least, at_most
+
+_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear, nn.RNNBase)
+_NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d)
+_ACTIVATIONS = {"relu": "relu", "relu_": "relu", "tanh": "tanh", "sigmoid": "sigmoid"}
+# Limits of the root mean square of the network's input. Beyond them, steps of the first weights are too
+# large or too small.
+_LARGEST_INPUT, _SMALLEST_INPUT = 30.0, 1e-3
+# Ratio of the largest to the smallest standard deviation of the input's features.
+_FEATURE_RATIO = 1e3
+# Share of the units of a layer that are 0, or at a limit, for every sample.
+_DEAD, _SATURATED = 0.9, 0.8
+# Ratio of the relative gradients of the first and the last layer.
+_VANISHING = 1e-5
+
+
+@dataclass
+class LayerRecord:
+    """Measurements of the layers in one forward pass.
+
+    Args:
+        first: name, root mean square of the input, and ratio of its features' scales, of the first layer with
+            weights.
+        dead: share of dead units of each rectifier.
+        saturated: share of saturated outputs of each saturating activation.
+        output: first tensor of the outermost module's output.
+        weighted: names of the layers with weights, in the order of their first call.
+    """
+
+    first: tuple[str, float, float] | None = None
+    dead: dict[str, float] = field(default_factory=dict)
+    saturated: dict[str, float] = field(default_factory=dict)
+    output: Tensor | None = None
+    weighted: list[str] = field(default_factory=list)
+    path: list[str] = field(default_factory=list)
+    normalised: bool = False
+
+    def observe(self, func: Any, args: Sequence[Any], result: Any) -> None:
+        """Observer of a :class:`~rismusic.doctor.calls.CallRecorder`: measures activations."""
+        kind = _ACTIVATIONS.get(getattr(func, "__name__", ""))
+        if kind is not None and self.path and isinstance(result, Tensor):
+            self.see_activation(self.path[-1], kind, result)
+
+    def see_activation(self, name: str, kind: str, value: Tensor) -> None:
+        """Measure an activation, ``relu``, ``tanh`` or ``sigmoid``."""
+        if not value.is_floating_point() or value.ndim < 2 or value.shape[0] < 4 or not value.numel():
+            return
+        value = value.detach()
+        if kind == "relu":
+            # A unit is a channel of a feature map, or an entry of a vector.
+            flat = value.flatten(2).amax(2) if value.ndim > 3 else value.flatten(0, -2)
+            if flat.shape[1] >= 4:
+                share = float((flat == 0).all(0).double().mean())
+                self.dead[name] = max(self.dead.get(name, 0.0), share)
+            return
+        near = value.abs() > 0.99 if kind == "tanh" else (value < 0.01) | (value > 0.99)
+        if value.numel() >= 64:
+            self.saturated[name] = max(self.saturated.get(name, 0.0), float(near.double().mean()))
+
+    def findings(self) -> list[Finding]:
+        """Findings of input, dead units and saturation."""
+        found = []
+        if self.first is not None:
+            name, size, ratio = self.first
+            found += [
+                at_most(
+                    f"root mean square of the network's input (at {name})",
+                    size,
+                    _LARGEST_INPUT,
+                    f"the input of {name} is not normalised: its values are of order {size:.0g}.",
+                    "Scale the inputs to mean 0 and standard deviation 1.",
+                ),
+                at_least(
+                    f"root mean square of the network's input (at {name}), lower limit",
+                    size,
+                    _SMALLEST_INPUT,
+                    f"the input of {name} is nearly 0: divided twice, or in another unit?",
+                    "Scale the inputs to mean 0 and standard deviation 1.",
+                ),
+                at_most(
+                    "largest over smallest standard deviation of the input's features",
+                    ratio,
+                    _FEATURE_RATIO,
+                    "the features of the input have very different scales, so most are ignored at first.",
+                    "Scale each feature to mean 0 and standard deviation 1.",
+                ),
+            ]
+        for what, shares, limit, meaning, advice in (
+            (
+                "dead",
+                self.dead,
+                _DEAD,
+                "the units are 0 for every sample (dead ReLU), and get no gradient.",
+                "Lower the learning rate, check the bias, and scale the inputs.",
+            ),
+            (
+                "saturated",
+                self.saturated,
+                _SATURATED,
+                "the activations are at their limits (saturated), where the gradient vanishes.",
+                "Use smaller initial weights, and scale the inputs.",
+            ),
+        ):
+            if shares:
+                name = max(shares, key=shares.__getitem__)
+                found.append(
+                    at_most(f"largest share of {what} units ({name})", shares[name], limit, meaning, advice)
+                )
+        return found
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value
+    parts = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    )
+    for part in parts:
+        found = _first_tensor(part)
+        if found is not None:
+            return found
+    return _first_tensor(vars(value)) if hasattr(value, "__dataclass_fields__") else None
+
+
+@contextmanager
+def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
+    """Record the layers of the forward passes inside the context."""
+    record, handles = LayerRecord(), []
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(part: nn.Module, given: Any) -> None:
+            record.path.append(name)
+            value = _first_tensor(given)
+            if isinstance(part, (*_NORMS, nn.Embedding)) and record.first is None:
+                record.normalised = True
+            if not isinstance(part, _WEIGHTED):
+                return
+            if name not in record.weighted:
+                record.weighted.append(name)
+            if record.first is None and not record.normalised and value is not None:
+                record.first = _input_size(name, value, part)
+
+        return hook
+
+    def after() -> Callable[..., None]:
+        def hook(part: nn.Module, given: Any, result: Any) -> None:
+            record.path.pop()
+            if not record.path and record.output is None:
+                record.output = _first_tensor(result)
+
+        return hook
+
+    for name, part in module.named_modules():
+        handles.append(part.register_forward_pre_hook(before(name or "the network")))
+        handles.append(part.register_forward_hook(after(), always_call=True))
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _input_size(name: str, value: Tensor, part: nn.Module) -> tuple[str, float, float] | None:
+    if not (value.is_floating_point() or value.is_complex()) or value.requires_grad or not value.numel():
+        return None
+    value = value.detach()
+    size = float(value.abs().double().square().mean().sqrt())
+    ratio = 1.0
+    if isinstance(part, nn.Linear) and value.numel() > value.shape[-1]:
+        spread = value.flatten(0, -2).abs().double().std(0)
+        spread = spread[spread > 0]
+        if len(spread) > 1:
+            ratio = float(spread.max() / spread.min())
+    return name, size, ratio
+
+
+def depth_findings(module: nn.Module, gradients: Mapping[str, Tensor], order: list[str]) -> list[Finding]:
+    """Vanishing and exploding gradients: those of the first layers over those of the last ones.
+
+    Args:
+        module: the network.
+        gradients: by name of the parameter.
+        order: names of the layers with weights in the order of their calls.
+    """
+    weights = dict(module.named_parameters())
+    sizes: dict[str, float] = {}
+    for layer in order:
+        parts = [n for n in gradients if n.rpartition(".")[0] == layer and weights[n].ndim > 1]
+        if parts:
+            g = math.sqrt(sum(float(gradients[n].abs().double().square().mean()) for n in parts))
+            if g > 0:
+                sizes[layer] = g
+    names = list(sizes)
+    if len(names) < 4:
+        return []
+    half = len(names) // 2
+    early = min(names[:half], key=sizes.__getitem__)
+    late = max(names[half:], key=sizes.__getitem__)
+    largest, last = max(names[:half], key=sizes.__getitem__), min(names[half:], key=sizes.__getitem__)
+    return [
+        at_least(
+            f"gradient of {early} over that of {late}",
+            sizes[early] / sizes[late],
+            _VANISHING,
+            f"the gradient vanishes on its way to the first layers ({listed([early])}).",
+            "Use ReLU or GELU in place of sigmoid or tanh, normalisation, skip connections, or larger "
+            "weights.",
+        ),
+        at_most(
+            f"gradient of {largest} over that of {last}",
+            sizes[largest] / sizes[last],
+            1 / _VANISHING,
+            "the gradient explodes on its way to the first layers.",
+            "Use smaller initial weights, normalisation, or skip connections.",
+        ),
+    ]
+
+
+def initial_update(changes: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[str, float]:
+    """The weight matrix with the largest update relative to its size, and the ratio."""
+    ratios = {
+        name: float(changes[name].abs().double().square().sum().sqrt())
+        / max(float(value.abs().double().square().sum().sqrt()), 0.01 * math.sqrt(value.numel()))
+        for name, value in before.items()
+        if value.ndim > 1
+    }
+    if not ratios:
+        return "", 0.0
+    name = max(ratios, key=ratios.__getitem__)
+    return name, ratios[name]
+
+
+def norm_of(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Norm of each tensor."""
+    return {name: float(torch.linalg.vector_norm(value.detach())) for name, value in tensors.items()}

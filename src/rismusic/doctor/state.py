@@ -1,0 +1,138 @@
+"""Saving and restoring the state of networks, optimizers and random generators around a check."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Networks = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
+
+
+def as_one(networks: Networks) -> nn.Module:
+    """One module with the parameters of all networks."""
+    if isinstance(networks, nn.Module):
+        return networks
+    if isinstance(networks, Mapping):
+        return nn.ModuleDict(networks)
+    return nn.ModuleList(networks)
+
+
+@contextmanager
+def restored(module: nn.Module) -> Iterator[None]:
+    """Restore weights, buffers, gradients, modes and plain attributes of a module at the end.
+
+    The module itself is used, not a copy, so that closures and modules that cannot be copied work too.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    values = [(tensor, tensor.data, tensor.data.clone()) for tensor in tensors]
+    gradients = [
+        (p, p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in module.parameters()
+    ]
+    kept = ("_parameters", "_buffers", "_modules")
+    attributes = [
+        (part, {k: v for k, v in vars(part).items() if k not in kept}, dict(part._buffers))
+        for part in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, data, value in values:
+                tensor.data = data
+                tensor.data.copy_(value)
+        for weight, grad, old, trained in gradients:
+            weight.requires_grad_(trained)
+            weight.grad = grad
+            if grad is not None and old is not None:
+                grad.data.copy_(old)
+        for part, before, buffers in attributes:
+            for name in [name for name in vars(part) if name not in before and name not in kept]:
+                del vars(part)[name]
+            vars(part).update(before)
+            part._buffers.update(buffers)
+
+
+def to_double(module: nn.Module) -> None:
+    """Change all floating-point and complex parameters and buffers to double precision, in place."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        tensor.data = widened(tensor.data)
+
+
+def widened(value: Any) -> Any:
+    """The value with all floating-point and complex tensors in double precision."""
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            return value.to(torch.complex128)
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {name: widened(part) for name, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(widened(part) for part in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(widened(part) for part in value)
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for part in value.values() for tensor in tensors_in(part)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in tensors_in(part)]
+    return []
+
+
+def changed_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The nested value with each tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: changed_tensors(part, change) for name, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(changed_tensors(part, change) for part in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(changed_tensors(part, change) for part in value)
+    return value
+
+
+@contextmanager
+def seeded(module: nn.Module, seed: int = 0) -> Iterator[None]:
+    """The same random numbers in each use, of torch, numpy, Python and generators held by the module."""
+    device = next(module.parameters()).device
+    own = [
+        value
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, torch.Generator)
+    ]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    # The default generators themselves: torch.manual_seed takes a stack trace for each kind of device.
+    generators = [torch.default_generator, *own]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def optimizer_copy(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """State of an optimizer that can be loaded later."""
+    return copy.deepcopy(optimizer.state_dict())

@@ -1,0 +1,441 @@
+"""Watching an existing training loop in PyTorch: ``with rismusic.watch(model, optimizer) as w:``.
+
+The loop stays as it is. Hooks on the modules, on the gradients and on the optimizer's step see what the loop
+really does; a :class:`~rismusic.doctor.calls.CallRecorder` sees the calls of torch functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rismusic.doctor.calls import CallRecorder
+from rismusic.doctor.layers import LayerRecord, depth_findings, layer_record
+from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
+from rismusic.doctor.state import Networks, as_one
+from rismusic.errors import InputError
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+
+# Numbers of each parameter that are kept to see whether it changes.
+_KEPT = 256
+# Layers and calls are measured in the first forward passes only, because that takes time.
+_MEASURED = 3
+# A weight whose relative change per step stays below this does not learn at any speed.
+_SLOWEST, _FASTEST = 1e-8, 0.5
+# Fewest losses for findings about their course, and the share at the start and at the end that is compared.
+_FEWEST_LOSSES, _PART = 20, 0.2
+# Sum of the relative changes of a weight matrix, from which the loss should have changed.
+_MOVED = 0.05
+
+
+class Watch:
+    """What a training loop does while the context is open.
+
+    Args:
+        model: the network, or several in a list or dictionary.
+        optimizer: the optimizer, or several.
+        say: called with each line for the console when the context is closed.
+
+    Attributes:
+        losses: the loss at each call of ``backward``.
+    """
+
+    def __init__(
+        self,
+        model: Networks,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = (),
+        *,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.module = as_one(model)
+        if not list(self.module.parameters()):
+            raise InputError("model", "it has no parameters, so there is nothing to train")
+        self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        self.losses: list[float] = []
+        self._say = say
+        self._names = {id(p): name for name, p in self.module.named_parameters()}
+        self._stack = ExitStack()
+        self._calls = CallRecorder(self._observe, numbers_cut=False)
+        self._layers: LayerRecord | None = None
+        self._measuring = ExitStack()
+        self._forwards = 0
+        self._evaluation = self._training = self._backwards = self._steps = 0
+        self._rates: dict[str, list[float]] = {}
+        # By parameter: whether its gradient was reset since the last step, and whether it had old values.
+        self._fresh: dict[int, bool] = {}
+        self._stale = 0
+        self._gradient: dict[str, float] = {}
+        self._last_gradients: dict[str, Tensor] = {}
+        self._non_finite: list[str] = []
+        self._start = {name: self._sample(p) for name, p in self.module.named_parameters()}
+        self._before: dict[str, Tensor] = {}
+        self._ratios: dict[str, list[float]] = {}
+        self._diagnosis: Diagnosis | None = None
+
+    def __enter__(self) -> Watch:
+        stack = self._stack
+        stack.enter_context(self._measuring)
+        self._layers = self._measuring.enter_context(layer_record(self.module))
+        handles = [
+            self.module.register_forward_pre_hook(self._before_forward),
+            self.module.register_forward_hook(self._after_forward),
+        ]
+        if isinstance(self.module, (nn.ModuleDict, nn.ModuleList)):
+            for part in self.module.children():
+                handles.append(part.register_forward_pre_hook(self._before_forward))
+                handles.append(part.register_forward_hook(self._after_forward))
+        for weight in self.module.parameters():
+            if weight.requires_grad:
+                handles.append(weight.register_hook(self._gradient_hook(weight)))
+        for optimizer in self.optimizers:
+            handles.append(optimizer.register_step_pre_hook(self._before_step))
+            handles.append(optimizer.register_step_post_hook(self._after_step))
+        for handle in handles:
+            stack.callback(handle.remove)
+        stack.enter_context(self._calls)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        if kind is None or issubclass(kind, (KeyboardInterrupt, StopIteration)):
+            for report in self.diagnosis.reports:
+                for line in report.lines[1:]:
+                    self._say(line)
+            self._say(self.diagnosis.verdict)
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """The findings up to now, ordered by cause."""
+        checks = (
+            self._check_data,
+            self._check_calls,
+            self._check_loop,
+            self._check_optimizer,
+            self._check_layers,
+            self._check_updates,
+            self._check_losses,
+        )
+        return Diagnosis(tuple(check() for check in checks))
+
+    @staticmethod
+    def _sample(weight: Tensor) -> Tensor:
+        return weight.detach().flatten()[:_KEPT].clone()
+
+    def _observe(self, func: Any, args: Sequence[Any], result: Any) -> None:
+        """Note the loss of each ``backward``."""
+        if self._layers is not None:
+            self._layers.observe(func, args, result)
+        name = getattr(func, "__name__", "")
+        if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
+            self.losses.append(float(args[0].detach()))
+
+    def _before_forward(self, module: nn.Module, _: Any) -> None:
+        if torch.is_grad_enabled():
+            if module.training:
+                self._training += 1
+            else:
+                self._evaluation += 1
+        self._forwards += 1
+
+    def _after_forward(self, *_: Any) -> None:
+        if self._forwards == _MEASURED:
+            self._measuring.close()
+
+    def _gradient_hook(self, weight: nn.Parameter) -> Callable[[Tensor], None]:
+        key, name = id(weight), self._names[id(weight)]
+
+        def hook(gradient: Tensor) -> None:
+            # Called before the gradient is added to ``weight.grad``.
+            if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
+                self._fresh[key] = True
+            if name not in self._gradient or self._gradient[name] == 0:
+                self._gradient[name] = float(torch.linalg.vector_norm(gradient.detach()))
+            if len(self._non_finite) < 3 and not bool(gradient.isfinite().all()):
+                self._non_finite.append(name)
+
+        return hook
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._steps += 1
+        held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        closure = len(args) > 1 or "closure" in kwargs
+        moving = [p for p in held if bool(p.grad.any())]
+        if moving and not closure and not any(self._fresh.get(id(p), True) for p in moving):
+            self._stale += 1
+        for number, group in enumerate(optimizer.param_groups):
+            self._rates.setdefault(f"group {number}", []).append(float(group["lr"]))
+        self._before = {
+            self._names[id(p)]: p.detach().clone()
+            for p in held
+            if id(p) in self._names and p.ndim > 1 and p.numel() <= 10**6
+        }
+        if not self._last_gradients or self._steps <= 3:
+            self._last_gradients = {
+                self._names[id(p)]: p.grad.detach().clone() for p in held if id(p) in self._names
+            }
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        weights = dict(self.module.named_parameters())
+        for name, old in self._before.items():
+            size = float(torch.linalg.vector_norm(old))
+            change = float(torch.linalg.vector_norm(weights[name].detach() - old))
+            floor = 0.01 * math.sqrt(old.numel())
+            self._ratios.setdefault(name, []).append(change / max(size, floor))
+        self._before = {}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                self._fresh[id(p)] = False
+
+    def _check_data(self) -> Report:
+        """[FINITE]: losses and gradients are finite."""
+        bad = [number for number, loss in enumerate(self.losses) if not math.isfinite(loss)]
+        findings = [
+            must_be_zero(
+                "losses that are not finite",
+                len(bad),
+                f"the loss is NaN or infinite, first at backward {bad[0] if bad else 0}.",
+                "Look for logarithms, square roots and divisions at 0, NaN in the data, and a learning rate "
+                "that is too high.",
+            ),
+            must_be_zero(
+                "parameters whose gradient is not finite",
+                len(self._non_finite),
+                f"the gradient of {listed(self._non_finite)} is NaN or infinite.",
+                "Square roots and norms have no derivative at 0. See the loss first.",
+            ),
+        ]
+        return report_of("FINITE", f"{len(self.losses)} losses", findings)
+
+    def _check_calls(self) -> Report:
+        return report_of("CALLS", "calls of torch functions", self._calls.findings)
+
+    def _check_loop(self) -> Report:
+        """[LOOP]: gradients are reset, the optimizer steps, the mode is right."""
+        frozen = self._training == 0 and self._evaluation > 0
+        drops = any(
+            isinstance(part, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase))
+            for part in self.module.modules()
+        )
+        findings = [
+            must_be_zero(
+                "steps with the gradient of earlier steps in it",
+                self._stale,
+                "the gradients of earlier steps are added up: zero_grad is missing.",
+                "Call optimizer.zero_grad() before each backward().",
+            ),
+            at_least(
+                "calls of backward",
+                float(len(self.losses)),
+                1.0,
+                "backward was never called, so no gradient was computed.",
+                "Call loss.backward() before optimizer.step().",
+            ),
+        ]
+        if self.optimizers:
+            findings.append(
+                at_least(
+                    "steps of the optimizer",
+                    float(self._steps),
+                    1.0,
+                    "the optimizer never steps (or another optimizer does), so no weight changes.",
+                    "Call step() of the optimizer that is watched after backward().",
+                )
+            )
+        if self._steps:
+            findings.append(
+                at_most(
+                    "calls of backward per step of the optimizer",
+                    len(self.losses) / self._steps,
+                    64.0,
+                    "the optimizer steps once per epoch, not once per batch: its step is outside the "
+                    "batch loop.",
+                    "Step in the batch loop.",
+                )
+            )
+        findings.append(
+            must_be_zero(
+                "training in evaluation mode",
+                int(frozen and drops),
+                "the network is trained in evaluation mode: dropout is off, batch normalisation is frozen.",
+                "Call model.train() after each validation.",
+            )
+        )
+        text = f"{len(self.losses)} backward, {self._steps} steps"
+        return report_of("LOOP", text, findings)
+
+    def _check_optimizer(self) -> Report:
+        """[OPTIMIZER]: the optimizer holds the parameters that get gradients, at a sensible learning rate."""
+        if not self.optimizers:
+            return report_of("OPTIMIZER", "left out: no optimizer is watched", [])
+        held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
+        trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        missing = [name for name, p in trained.items() if id(p) not in held]
+        rates = [rate for values in self._rates.values() for rate in values]
+        zero = sum(rate == 0 for rate in rates)
+        # Cosine schedules end at 0, so that only the fall within the first half counts.
+        early = [values[len(values) // 2] / max(values) for values in self._rates.values() if max(values) > 0]
+        findings = [
+            must_be_zero(
+                "parameters missing from the optimizer",
+                len(missing),
+                f"these parameters never change: {listed(missing)}.",
+                "Pass every parameter to the optimizer, after the network has its final form.",
+            ),
+            must_be_zero(
+                "parameters of the optimizer that the model does not have",
+                len(held - self._names.keys()),
+                "the optimizer changes other weights than those of the model: it was made before the model "
+                "was replaced or copied.",
+                "Create the optimizer after the model has its final form.",
+            ),
+            at_most(
+                "share of steps at a learning rate of 0",
+                zero / len(rates) if rates else 0.0,
+                0.1,
+                "nothing is learned in these steps.",
+                "Start the warm-up above 0, and count the schedule's steps as you call it.",
+            ),
+            at_least(
+                "learning rate halfway over the highest",
+                min(early, default=1.0) if len(rates) >= _FEWEST_LOSSES else 1.0,
+                1e-3,
+                "the learning rate falls to nothing long before the end: the schedule was made for epochs "
+                "and is advanced at every batch.",
+                "Call scheduler.step() once per epoch, or make the schedule for the number of batches.",
+            ),
+        ]
+        return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
+
+    def _check_layers(self) -> Report:
+        """[LAYERS]: input, dead and saturated units, parameters without a gradient, gradients by depth."""
+        findings: list[Finding] = []
+        if self._layers is not None:
+            findings += self._layers.findings()
+        if self.losses:
+            dead = [
+                name
+                for name, p in self.module.named_parameters()
+                if p.requires_grad and self._gradient.get(name, 0.0) == 0
+            ]
+            findings.append(
+                must_be_zero(
+                    "parameters without a gradient",
+                    len(dead),
+                    f"these parameters do not learn: {listed(dead)}.",
+                    f"Check for unused outputs and detach().{self._calls.detached_lines}",
+                )
+            )
+        if self._layers is not None and self._last_gradients:
+            findings += depth_findings(self.module, self._last_gradients, self._layers.weighted)
+        return report_of("LAYERS", "first forward passes", findings)
+
+    def _check_updates(self) -> Report:
+        """[UPDATES]: the optimizer changes the weights, neither hardly nor beyond recognition."""
+        if not self._steps:
+            return report_of("UPDATES", "no steps", [])
+        now = {name: self._sample(p) for name, p in self.module.named_parameters() if p.requires_grad}
+        unmoved = [
+            name
+            for name, value in now.items()
+            if torch.equal(value, self._start[name]) and self._gradient.get(name, 0.0) > 0
+        ]
+        median = {name: sorted(values)[len(values) // 2] for name, values in self._ratios.items()}
+        largest = max(median, key=median.__getitem__, default="")
+        highest = max(median.values(), default=1.0)
+        findings = [
+            must_be_zero(
+                "parameters that have a gradient but do not change",
+                len(unmoved),
+                f"these weights stay as they are: {listed(unmoved)}.",
+                "The optimizer holds other weights, its learning rate is 0, or something restores them.",
+            ),
+            at_least(
+                "largest relative change of a weight matrix in a step",
+                highest,
+                _SLOWEST,
+                "the steps are too small to change anything: the learning rate is too low.",
+                "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
+            ),
+            at_most(
+                f"relative change of a weight matrix in a step ({largest})",
+                highest if median else 0.0,
+                _FASTEST,
+                "each step replaces the weights: the learning rate or the weight decay is too high.",
+                "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
+            ),
+        ]
+        return report_of("UPDATES", f"weights change by {highest:.1e} in a step", findings)
+
+    def _check_losses(self) -> Report:
+        """[COURSE]: the loss falls, and does not oscillate."""
+        losses = [loss for loss in self.losses if math.isfinite(loss)]
+        if len(losses) < _FEWEST_LOSSES:
+            return report_of("COURSE", f"left out: fewer than {_FEWEST_LOSSES} losses", [])
+        if len(self.optimizers) > 1:
+            return report_of("COURSE", "left out: networks with optimizers of their own may compete", [])
+        # Weights that have hardly moved cannot have learned yet.
+        moved = max((sum(values) for values in self._ratios.values()), default=math.inf)
+        part = max(3, int(_PART * len(losses)))
+        first, last = losses[:part], losses[-part:]
+        spread = max(_deviation(first), _deviation(last)) / math.sqrt(part)
+        start, end = sum(first) / part, sum(last) / part
+        scale = max(abs(start), abs(end), 1e-12)
+        findings = [
+            at_most(
+                "mean of the last losses over that of the first ones",
+                (end - start) / scale if end - start > 3 * spread else -1.0,
+                0.2,
+                "the loss rises: the learning rate is too high, or the gradient has the wrong sign.",
+                "Lower the learning rate ten times; if the loss still rises, look for a wrong sign.",
+            ),
+            at_most(
+                "course of the loss: 1 if it does not fall at all",
+                float(abs(end - start) <= max(1e-3 * scale, spread / 2) and moved > _MOVED),
+                0.0,
+                "the loss does not fall.",
+                "See the other findings first; then try learning rates ten times lower and higher.",
+            ),
+        ]
+        return report_of("COURSE", f"loss {start:.4g} -> {end:.4g}", findings)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
+def watch(
+    model: Networks,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] = (),
+    *,
+    say: Callable[[str], None] = print,
+) -> Watch:
+    """Watch an existing training loop and say what is wrong with it.
+
+    Use it as a context manager around the loop, or a part of it such as the first hundred steps. The loop
+    itself stays as it is. The forward, backward and optimizer steps must run in the thread of the context.
+
+    Args:
+        model: the network, or several in a list or dictionary.
+        optimizer: the optimizer, or several; without one, steps and weights are not judged.
+        say: called with each line for the console when the context is closed.
+
+    Returns:
+        A context manager. Its ``diagnosis`` has the findings, also while the loop runs.
+
+    Raises:
+        InputError: a model without parameters.
+
+    Example:
+        >>> with rismusic.watch(model, optimizer) as w:  # doctest: +SKIP
+        ...     train_one_epoch()
+    """
+    return Watch(model, optimizer, say=say)
