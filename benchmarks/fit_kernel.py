@@ -28,7 +28,7 @@ from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec
 
 T = TypeVar("T")
-SINGLE = 12
+SINGLE = 5
 
 
 def in_turns(works: Sequence[Callable[[], T]]) -> tuple[list[list[T]], list[float]]:
@@ -83,13 +83,13 @@ def main() -> None:
     volume = Volume.from_spec(LocateSpec())
     for criterion in ("conditional", "unconditional"):
         fit = partial(refine, volume=volume, criterion=criterion)
-        compare(f"fit, {criterion}", [partial(fit, recording, positions, active)] * 3, scenes)
+        compare(f"fit, {criterion}", [partial(fit, recording, positions, active)] * 2, scenes)
         single = [
             partial(fit, recording[i : i + 1], positions[i : i + 1], active[i : i + 1]) for i in range(SINGLE)
         ]
         compare(f"fit, {criterion}, one scene", single, 1)
     without = partial(values_without_each, recording, positions, active, "unconditional")
-    compare("values without each source", [without] * 3, scenes)
+    compare("values without each source", [without] * 2, scenes)
     for snr_db in (10.0, 0.0):
         for sources, label in (((1, 5), "K unknown"), (3, "K = 3 known")):
             recording = replace(simulated(sources, snr_db), truth=None)
