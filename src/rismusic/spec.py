@@ -477,9 +477,8 @@ class LocateSpec(Spec):
     sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
     panel_error: Annotated[float, Field(ge=0, le=LARGEST_PANEL_ERROR)] | Literal["auto"] = "auto"
-    """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
-    responses are calibrated along with the positions. 'auto': the value that the weights of 'hybrid' were
-    trained with; where that is 0, and for other methods, it is estimated with the number of sources."""
+    """RMS relative error of the element responses (0.1: 10 %), calibrated along with the positions; 'auto':
+    that of the weights' training, or else estimated; 0: none."""
     wave: Wave | Literal["recorded", "auto"] = "recorded"
     """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
     'auto': the most likely one."""

@@ -112,8 +112,8 @@ def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
         size = float(error.panel_error[scene])
         sentences[scene].append(
             Doubt(
-                f"there are more sources, or the panel departs from its description by about {100 * size:.2g} "
-                f"%: try --panel-error {size:.1g}"
+                f"there are more sources, or the panel departs from its description by about "
+                f"{100 * size:.2g} %: try --panel-error {size:.1g}"
             )
         )
     found = torch.where(probable, error.panel_error, 0.0)

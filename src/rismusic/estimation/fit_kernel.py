@@ -1092,6 +1092,7 @@ def applies(recording: Recording) -> bool:
     return (
         all(part is None or (part.device.type == "cpu" and not part.requires_grad) for part in parts)
         and recording.frequencies is None
+        and recording.sample_weights is None
         and link.pilots is None
         and not (link.coherent and link.channel is None)
     )
