@@ -22,7 +22,7 @@ from rismusic import (
 )
 from rismusic.array import steering
 from rismusic.cli import main
-from rismusic.estimation.estimate import _fit_at
+from rismusic.estimation.estimate import fit_at
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.room_fit import (
@@ -219,7 +219,7 @@ def test_two_sources_are_not_mixed_up():
 
 def test_evidence_of_one_panel_is_that_of_the_panel(made):
     one = made[0].stacked()
-    fit = _fit_at(one, one.truth)
+    fit = fit_at(one, one.truth)
     volume = Volume.from_spec(LocateSpec())
     places = from_panel_coordinates(WEST, torch.stack((*one.truth.filled()[:2], 1 / one.truth.range), -1))
     room = refine_places(views(made[:1]), places, one.truth.active, volume)
@@ -277,7 +277,13 @@ def test_contradictions(made):
     several = recordings(PLACES, scenes=2)
     with pytest.raises(InputError, match=r"recordings\[1\]\.snapshots: must have 1 scenes .* got 2"):
         locate_room([made[0], several[1]])
-    for settings in ({"panel_error": 0.1}, {"unknowns": ("azimuth", "range")}, {"range_max_m": math.inf}):
+    for settings in (
+        {"panel_error": 0.1},
+        {"unknowns": ("azimuth", "range")},
+        {"range_max_m": math.inf},
+        {"noise": "impulsive"},
+        {"symbols": "correlated"},
+    ):
         with pytest.raises(InputError, match="several panels are fused"):
             locate_room(made, **settings)
     shifted = replace(made[1], truth=replace(made[1].truth, range=made[1].truth.range + 0.5))

@@ -963,7 +963,7 @@ def fit_positions(
     if criterion == "unconditional" and power_noise is None and options.powers_first:
         first = powers
     mode = UNCONDITIONAL if criterion == "unconditional" else CONDITIONAL
-    return _run(mode, recording, positions, active, (volume.lower, volume.upper), options, first, power_noise)
+    return _run(mode, recording, positions, active, volume.box, options, first, power_noise)
 
 
 def fit_powers(
