@@ -462,8 +462,8 @@ def _add_grating_lobes(
                 sentences[scene].append(
                     Doubt(
                         f"source {source} may as well lie in its grating lobe at {text} deg "
-                        f"(log-likelihood {float(gain[row]):+.1f} nats): the elements are {spacing / recording.wavelength:.2g} "
-                        "wavelengths apart"
+                        f"(log-likelihood {float(gain[row]):+.1f} nats): the elements are "
+                        f"{spacing / recording.wavelength:.2g} wavelengths apart"
                     )
                 )
 
