@@ -100,9 +100,7 @@ def steering_of(panel: Panel, sources: Sources) -> Tensor:
     return A * sources.active[:, None]
 
 
-def scenes_of(
-    count: int, seed: int, sources: int | tuple[int, int] = (1, 3), **settings: object
-) -> Recording:
+def scenes_of(count: int, seed: int, sources: int | tuple[int, int] = (1, 3), **settings: Any) -> Recording:
     spec = SystemSpec(sources=sources, snr_db=10, **settings)
     return simulate(spec, scenes=count, seed=seed)
 
@@ -390,9 +388,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     counts = []
-    print(
-        f"{'departure':48} {'F1':>5} {'ok F1':>5} {'K':>5} {'wrong':>5} {'silent':>6} {'doubt':>5}  bad flagged"
-    )
+    print(f"{'departure':48}    F1 ok F1     K wrong silent doubt  bad flagged")
     for row in ROWS:
         if options.rows and not any(text in row.name for text in options.rows):
             continue

@@ -50,17 +50,20 @@ _LEAST_DIFFUSE = 0.3
 # Two sources of a smaller probability of being independent are coherent.
 _COHERENT = 1e-4
 # Log-likelihood ratio (nats) from which on a source is no point, and another wave is named.
-_SPREAD_NATS, _WAVE_NATS = 8.0, 10.0
+_SPREAD_NATS, _WAVE_NATS = 4.5, 10.0
 # From this panel error on, a scene is doubtful.
 _LARGE_ERROR = 0.15
 # Levels of the panel error with which scenes are located again.
 _LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)
+# Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it.
+_OUTSIDE_NATS = 2.0
 # Log prior (nats) of sources outside the search volume.
 _OUTSIDE = -5.0
 # Angles and oversampling of the search in front of the panel.
 _WIDE_DEG, _COARSE = 85.0, 1.6
 
 
+@torch.inference_mode()
 def diagnosed(
     recording: Recording,
     estimate: Estimate,
@@ -77,16 +80,17 @@ def diagnosed(
         make: makes the estimator from settings.
         spec: the settings.
     """
-    if not can_err(recording) or spec.allowed_error or not spec.polish or len(recording) == 0:
+    if not can_err(recording) or estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
-    recording = recording.stacked()
-    if isinstance(n_sources, str):
+    recording, estimate = recording.stacked(), estimate.detached()
+    if isinstance(n_sources, str) and spec.panel_error == "auto":
         estimate, error = _weighed(recording, estimate, make, spec)
         share = float((error.gain > 0).double().mean())
         if share > 0.5 and recording.channel is not None:
             # Most scenes err: the diffuse noise is that of the recording.
             pooled = error.diffuse[(error.gain > 0) & (estimate.n_sources > 0)]
-            if len(pooled) > 1 and (common := float(pooled.mean())) > _LEAST_DIFFUSE:
+            if len(pooled) > 1 and float(pooled.mean()) > _LEAST_DIFFUSE:
+                common = float(pooled.mean())
                 white = whitened_by(recording, torch.full_like(error.diffuse, common))
                 estimate, _ = _weighed(white, make(spec)(white, n_sources), make, spec)
                 sentences = [
@@ -94,14 +98,26 @@ def diagnosed(
                     for one, K in zip(estimate.warnings, estimate.n_sources.tolist(), strict=True)
                 ]
                 estimate = replace(estimate, warnings=sentences)
-    else:
-        error = model_error(recording, estimate.sources)
-        probable = _share(torch.zeros_like(error.gain), error.gain)[1] > 0.5
-        scenes = probable.nonzero()[:, 0]
-        if len(scenes):
-            fresh = _located_again(recording[scenes], estimate.n_sources[scenes], error[scenes], make, spec)
-            estimate = _put(estimate, scenes, fresh)
+    elif spec.panel_error == "auto":
+        estimate = _with_suspected_error(recording, estimate)
     return _with_doubts(recording, estimate, n_sources, spec)
+
+
+def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
+    """Say where a known number of sources leaves a residual as an erring panel would."""
+    error = model_error(recording, estimate.sources)
+    probable = _share(torch.zeros_like(error.gain), error.gain)[1] > 0.5
+    sentences = [list(one) for one in estimate.warnings]
+    for scene in (probable & (error.panel_error > 0)).nonzero()[:, 0].tolist():
+        size = float(error.panel_error[scene])
+        sentences[scene].append(
+            Doubt(
+                f"there are more sources, or the panel departs from its description by about {100 * size:.2g} "
+                f"%: try --panel-error {size:.1g}"
+            )
+        )
+    found = torch.where(probable, error.panel_error, 0.0)
+    return replace(estimate, warnings=sentences, panel_error=found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +238,8 @@ def _weighed(
     odds = math.log(share / (1 - share))
     rival = torch.maximum(evidence.none, evidence.error + odds)
     rival = torch.where(numbers == count[:, None], evidence.error + odds, rival)
-    suspicious = (rival.amax(1) > plain - _MARGIN) | (estimate.p_value < _SUSPICIOUS)
+    outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS
+    suspicious = (rival.amax(1) > plain - _MARGIN) | (estimate.p_value < _SUSPICIOUS) | outside
     # Where fewer sources may do, they are fitted.
     estimator = make(quick)
     for k in range(most):
@@ -245,7 +262,7 @@ def _weighed(
         if before is not None:
             probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))
         result = _put(result, erring, replace(fresh, n_sources_probability=probability))
-    doubted = (suspicious & ((estimate.p_value < _SUSPICIOUS) | (probable > 0.5))).nonzero()[:, 0]
+    doubted = (suspicious & ((estimate.p_value < _SUSPICIOUS) | (probable > 0.5) | outside)).nonzero()[:, 0]
     scenes = torch.arange(S, device=count.device)
     found = ModelError(probable - 0.5, evidence.panel_error[scenes, chosen], evidence.diffuse[scenes, chosen])
     if len(doubted) == 0:
@@ -297,27 +314,44 @@ def _located_again(
 def _diffuse_sentence(diffuse: float, count: int) -> Doubt:
     if count:
         return Doubt(
-            f"noise through the panel is about {diffuse:.2g} times as strong as that of the receiver: the RIS "
-            "configurations or the channel depart from the recorded ones"
+            f"noise through the panel is about {diffuse:.2g} times as strong as that of the receiver: "
+            "RIS configurations or channel depart from the recorded ones"
         )
     return Doubt(
-        f"a signal {diffuse:.2g} times as strong as the noise comes through the panel, but no sources explain "
-        "it: check that configurations and snapshots are in the same order"
+        f"a signal {diffuse:.2g} times as strong as the noise comes through the panel, but no sources "
+        "explain it: check that configurations and snapshots are in the same order"
     )
+
+
+def _wide(recording: Recording, spec: LocateSpec) -> LocateSpec:
+    """The settings with the half-space in front of the panel as the search volume."""
+    wide = spec.replace(
+        azimuth_max_deg=max(_WIDE_DEG, spec.azimuth_max_deg),
+        elevation_max_deg=max(_WIDE_DEG, spec.elevation_max_deg),
+    )
+    if "range" not in spec.unknowns:  # it is held
+        return wide
+    return wide.replace(range_min_m=min(spec.range_min_m, recording.wavelength / 2), range_max_m=math.inf)
+
+
+def _gain_outside(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S"]:
+    """Log-likelihood (nats) that sources at the boundary of the search volume gain by leaving it."""
+    gain = torch.zeros_like(estimate.neg_log_likelihood)
+    at_boundary = Volume.from_spec(spec).at_boundary(unpack(estimate.sources, recording)[0])
+    some = (at_boundary & estimate.sources.active[..., None]).flatten(1).any(1).nonzero()[:, 0]
+    if len(some):
+        wide = Volume.from_spec(_wide(recording, spec))
+        part, start = recording[some], estimate[some].sources
+        fit = nfmle(part, start, wide, criterion=spec.criterion)
+        gain[some] = estimate.neg_log_likelihood[some] - fit.neg_log_likelihood
+    return gain
 
 
 def _with_wide_search(
     recording: Recording, estimate: Estimate, evidence: Float[Tensor, "S"], spec: LocateSpec
 ) -> Estimate:
     """Take sources outside the search volume where they explain the data better."""
-    wide = spec.replace(
-        method="omp",
-        azimuth_max_deg=max(_WIDE_DEG, spec.azimuth_max_deg),
-        elevation_max_deg=max(_WIDE_DEG, spec.elevation_max_deg),
-        range_min_m=min(spec.range_min_m, recording.wavelength / 2),
-        range_max_m=math.inf,
-        oversampling=_COARSE,
-    )
+    wide = _wide(recording, spec).replace(method="omp", oversampling=_COARSE)
     other = ClassicalEstimator(wide)(recording, "auto")
     gain = _evidence(recording, other.sources, Volume.from_spec(wide)) + _OUTSIDE - evidence
     take = (gain > 0).nonzero()[:, 0]
@@ -365,8 +399,8 @@ def _add_clusters(sentences: list[list[str]], recording: Recording, estimate: Es
     for scene, source in (gain > _SPREAD_NATS).nonzero().tolist():
         sentences[scene].append(
             Doubt(
-                f"source {source} is not one point: it moves, is extended or consists of several sources within "
-                f"about {2 * math.degrees(float(size[scene, source])):.1g} deg"
+                f"source {source} is not one point: it moves, is extended or consists of several sources "
+                f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg"
             )
         )
     towards = torch.stack(direction(*(value.double() for value in estimate.sources.filled()[:2])), dim=-1)
@@ -381,8 +415,8 @@ def _add_clusters(sentences: list[list[str]], recording: Recording, estimate: Es
             apart = math.degrees(float(gap[scene, first, second]))
             sentences[scene].append(
                 Doubt(
-                    f"sources {first} and {second} are {apart:.1f} deg apart, closer than the panel resolves: one "
-                    "source that moves or departs from the model looks the same"
+                    f"sources {first} and {second} are {apart:.1f} deg apart, closer than the panel "
+                    "resolves: one source that moves or departs from the model looks the same"
                 )
             )
 
@@ -405,8 +439,8 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     if name is None:
         return []
     sentence = Doubt(
-        f"a {name} wave explains the data better than the {recording.wave} one (by {best:.0f} nats): try --wave "
-        f"{name}"
+        f"a {name} wave explains the data better than the {recording.wave} one (by {best:.0f} nats): "
+        f"try --wave {name}"
     )
     return [(scene, sentence) for scene in some.tolist()]
 
@@ -416,7 +450,7 @@ def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Boo
     S, L, M = recording.snapshots.shape
     positions, active = unpack(estimate.sources, recording)
     K = int(estimate.n_sources.max())
-    if K >= most_sources(L, M):
+    if most_sources(L, M) <= K:
         return torch.zeros(S, dtype=torch.bool, device=active.device)
     grid = searched_grid(recording, spec)
     search = GridSearch(Dictionary.of(grid), recording)

@@ -48,7 +48,8 @@ from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
-# Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the noise.
+# Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the
+# noise.
 _RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
 # Powers tau of the diffuse noise that are tried.
 _DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
@@ -139,8 +140,8 @@ def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "
         sources: positions near maximum likelihood with powers [S, K].
 
     Returns:
-        The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the place along v
-        that belongs to it, in units of its angle (rad); 0 and NaN without a source.
+        The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the place along
+        v that belongs to it, in units of its angle (rad); 0 and NaN without a source.
     """
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
