@@ -377,6 +377,14 @@ def test_a_path_that_the_system_refuses_is_one_sentence(command, capsys):
     assert "cannot be used: file name too long" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_standard_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["--version"]) == 2
+    assert "the output cannot be written: no space left on the disk" in capsys.readouterr().err
+
+
 def test_other_errors_are_one_sentence_and_a_file_with_the_traceback(tmp_path, monkeypatch, capsys):
     def broken(self):
         raise RuntimeError("two\nlines")
