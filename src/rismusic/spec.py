@@ -479,10 +479,10 @@ class LocateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: Annotated[float, Field(ge=0, le=MAX_PANEL_ERROR)] | Literal["trained"] = "trained"
+    panel_error: Annotated[float, Field(ge=0, le=MAX_PANEL_ERROR)] | Literal["auto"] = "auto"
     """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
-    responses are calibrated along with the positions. 'trained': the value that the weights of 'hybrid' were
-    trained with; 0 for other methods."""
+    responses are calibrated along with the positions. 'auto': the value that the weights of 'hybrid' were
+    trained with; where that is 0, and for other methods, it is estimated with the number of sources."""
     wave: Wave | Literal["recorded", "auto"] = "recorded"
     """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
     'auto': the most likely one."""
@@ -519,8 +519,8 @@ class LocateSpec(Spec):
 
     @property
     def allowed_error(self) -> float:
-        """``panel_error`` as a number; 0 for 'trained' before the weights are known."""
-        return 0.0 if self.panel_error == "trained" else self.panel_error
+        """``panel_error`` as a number; 0 for 'auto' before the weights are known."""
+        return 0.0 if self.panel_error == "auto" else self.panel_error
 
     @model_validator(mode="after")
     def _limits(self) -> LocateSpec:

@@ -107,11 +107,11 @@ def test_beta_is_that_of_the_training_unless_it_is_said(recording, weights):
 
 @pytest.mark.parametrize("rule", ["both", "likelihood", "network"])
 def test_how_many(weights, rule):
-    made = simulate(SYSTEM, scenes=10, sources=(1, 3), snr_db=20.0)
+    made = simulate(SYSTEM, scenes=7, sources=(1, 3), snr_db=20.0)
     located = hybrid(replace(made, noise_variance=None), weights, hybrid={"model_order": rule})
     probability = located.n_sources_probability
-    assert probability.shape == (10, 4)
-    torch.testing.assert_close(probability.sum(-1), torch.ones(10, dtype=torch.float64))
+    assert probability.shape == (7, 4)
+    torch.testing.assert_close(probability.sum(-1), torch.ones(7, dtype=torch.float64))
     assert torch.equal(probability.argmax(-1), located.sources.active.sum(-1))
     right = (probability.argmax(-1) == made.truth.active.sum(-1)).double().mean()
     # This network has learned nothing: alone it cannot tell, and it must not keep the likelihood from it.

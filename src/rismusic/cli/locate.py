@@ -329,17 +329,26 @@ def scenes_table(estimate: Estimate) -> Table:
 
     probability = estimate.n_sources_probability
     table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for name in ["scene", "sources", *(["P(K)"] if probability is not None else []), "p-value", "warnings"]:
+    for name in [
+        "scene",
+        "sources",
+        *(["P(K)"] if probability is not None else []),
+        "p-value",
+        "status",
+        "warnings",
+    ]:
         table.add_column(name, justify="right", no_wrap=True)
     if estimate.impulses is not None:
         table.add_column("impulses", justify="right", no_wrap=True)
     table.add_column("method")
+    status = estimate.status
     for scene, count in enumerate(estimate.n_sources.tolist()):
         cells = [str(scene), str(count)]
         if probability is not None:
             cells.append(f"{probability[scene, count]:.2f}")
         p_value = float(estimate.p_value[scene])
-        cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", str(len(estimate.warnings[scene]))]
+        cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", status[scene]]
+        cells.append(str(len(estimate.warnings[scene])))
         if estimate.impulses is not None:
             cells.append(str(int(estimate.impulses[scene])))
         table.add_row(*cells, f" {estimate.method[scene]}")
