@@ -22,7 +22,7 @@ from rismusic import (
 )
 from rismusic.array import steering
 from rismusic.cli import main
-from rismusic.estimation.estimate import _fit_at
+from rismusic.estimation.estimate import fit_at
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.room_fit import (
@@ -219,7 +219,7 @@ def test_two_sources_are_not_mixed_up():
 
 def test_evidence_of_one_panel_is_that_of_the_panel(made):
     one = made[0].stacked()
-    fit = _fit_at(one, one.truth)
+    fit = fit_at(one, one.truth)
     volume = Volume.from_spec(LocateSpec())
     places = from_panel_coordinates(WEST, torch.stack((*one.truth.filled()[:2], 1 / one.truth.range), -1))
     room = refine_places(views(made[:1]), places, one.truth.active, volume)
