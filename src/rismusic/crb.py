@@ -467,6 +467,8 @@ def block_diagonal(blocks: Float[Tensor, "S K 3 3"]) -> Float[Tensor, "S U U"]:
     each = torch.arange(K, device=blocks.device)
     whole[:, each, :, each, :] = blocks.transpose(0, 1)
     return whole.flatten(3, 4).flatten(1, 2)
+
+
 def _checked_covariance(P: Tensor, active: Tensor) -> Tensor:
     """A source covariance with zeros for unused slots, in double precision."""
     K = active.shape[-1]

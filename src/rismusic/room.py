@@ -545,13 +545,14 @@ def _warnings(
     for scene in (agreement < SIGNIFICANCE).nonzero()[:, 0].tolist():
         warnings[scene].append(
             f"the panels disagree about the places (p = {float(agreement[scene]):.1g}): a pose may be wrong, "
-            "or the recordings are of different sources"
+            "the recordings may be of different sources, or a source is behind a panel that receives from "
+            "there (as from its mirror image in front)"
         )
     for number, panel in enumerate(panels):
         for scene, sentences in enumerate(panel.warnings):
-            warnings[scene] += [f"panel {number}: {sentence}" for sentence in sentences]
+            warnings[scene] += [type(sentence)(f"panel {number}: {sentence}") for sentence in sentences]
     for scene in (~fit.converged).nonzero()[:, 0].tolist():
-        warnings[scene].append("the maximum-likelihood fit did not converge")
+        warnings[scene].append(Doubt("the maximum-likelihood fit did not converge"))
     return warnings
 
 

@@ -476,10 +476,9 @@ class LocateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: Annotated[float, Field(ge=0, le=LARGEST_PANEL_ERROR)] | Literal["trained"] = "trained"
-    """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
-    responses are calibrated along with the positions. 'trained': the value that the weights of 'hybrid' were
-    trained with; 0 for other methods."""
+    panel_error: Annotated[float, Field(ge=0, le=LARGEST_PANEL_ERROR)] | Literal["auto"] = "auto"
+    """RMS relative error of the element responses (0.1: 10 %), calibrated along with the positions; 'auto':
+    that of the weights' training, or else estimated; 0: none."""
     wave: Wave | Literal["recorded", "auto"] = "recorded"
     """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
     'auto': the most likely one."""
@@ -512,8 +511,8 @@ class LocateSpec(Spec):
 
     @property
     def allowed_error(self) -> float:
-        """``panel_error`` as a number; 0 for 'trained' before the weights are known."""
-        return 0.0 if self.panel_error == "trained" else self.panel_error
+        """``panel_error`` as a number; 0 for 'auto' before the weights are known."""
+        return 0.0 if self.panel_error == "auto" else self.panel_error
 
     @model_validator(mode="after")
     def _limits(self) -> LocateSpec:

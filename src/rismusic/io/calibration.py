@@ -21,9 +21,9 @@ from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.files import check_regular, replace_file
-from rismusic.io.hdf5 import CarefulFile, dataset, members, open_hdf5
+from rismusic.io.hdf5 import CarefulFile, attribute, dataset, members, open_hdf5
 from rismusic.io.recording import Recording
-from rismusic.io.store import understood
+from rismusic.io.store import Array, understood
 from rismusic.spec import LARGEST_PANEL_ERROR
 
 FORMAT = "rismusic-calibration/1"
@@ -179,11 +179,12 @@ class PanelCalibration:
 
 
 def _fields(file: h5py.File) -> dict[str, Any]:
-    attributes = {name: _scalar(file.attrs.get(name)) for name in _ATTRIBUTES}
-    if attributes.pop("format") != FORMAT:
+    attributes = {name: _scalar(attribute(file, name)) for name in _ATTRIBUTES if name in file.attrs}
+    if attributes.pop("format", None) != FORMAT:
         raise InputError("format", f"must be {FORMAT!r}; write the file with rismusic calibrate")
     fields: dict[str, Any] = {}
-    for name, value in attributes.items():
+    for name in _ATTRIBUTES[1:]:
+        value = attributes.get(name)
         if not isinstance(value, float):
             raise InputError(name, "must be an attribute with one real number")
         fields[name] = value
@@ -200,14 +201,12 @@ def _fields(file: h5py.File) -> dict[str, Any]:
     return fields
 
 
-def _scalar(value: object) -> str | float | None:
-    """An attribute as text or number; none if it is neither."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, str):
-        return value
-    array = np.asarray(value)
-    return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
+def _scalar(value: Array) -> str | float:
+    """An attribute as text or number."""
+    if value.dtype.kind in "fiu":
+        return float(value)
+    held = value.item()
+    return held.decode("utf-8", "replace") if isinstance(held, bytes) else str(held)
 
 
 def _check(values: dict[str, Tensor]) -> None:
