@@ -1092,6 +1092,7 @@ def applies(recording: Recording) -> bool:
     return (
         all(part is None or (part.device.type == "cpu" and not part.requires_grad) for part in parts)
         and recording.frequencies is None
+        and recording.sample_weights is None
         and link.pilots is None
         and link.weights is None
         and not (link.coherent and link.channel is None)
@@ -1130,9 +1131,7 @@ def fit_positions(
     if criterion == "unconditional" and power_noise is None and options.powers_first:
         first = powers
     mode = UNCONDITIONAL if criterion == "unconditional" else CONDITIONAL
-    limit = volume.azimuth_limit
-    box = (-limit, *volume.lower[1:]), (limit, *volume.upper[1:])
-    return _run(mode, recording, positions, active, box, options, first, power_noise)
+    return _run(mode, recording, positions, active, volume.box, options, first, power_noise)
 
 
 def fit_powers(
