@@ -27,6 +27,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ OUT = {
     "healthy": MEASURED / "doctor_healthy.csv",
     "modules": MEASURED / "doctor_modules.csv",
 }
+FAST = "--fast"
 # Seconds after which a diagnosis counts as a crash.
 _LIMIT = 600
 
@@ -55,6 +57,7 @@ class Outcome:
         finding: that finding.
         checks: all checks with a finding outside its limit.
         seconds: wall time of the diagnosis.
+        texts: all findings outside their limits.
     """
 
     case: str
@@ -63,6 +66,7 @@ class Outcome:
     finding: str
     checks: str
     seconds: float
+    texts: str = ""
 
     def __str__(self) -> str:
         found = f"[{self.check}] {self.finding}" if self.check else ""
@@ -88,7 +92,8 @@ def judge(case: str, names: str | None, found: Sequence[tuple[str, str]], second
                 outcome, check, text = "named", check_, text_
                 break
     checks = " ".join(dict.fromkeys(check for check, _ in found))
-    return Outcome(case, outcome, check, text, checks, round(seconds, 1))
+    texts = " | ".join(f"[{check}] {text}" for check, text in found)
+    return Outcome(case, outcome, check, text, checks, round(seconds, 1), texts)
 
 
 def isolated(work: Callable[[], object]) -> tuple[Any, str]:
@@ -150,14 +155,38 @@ def changed(spec: Any, settings: Mapping[str, object]) -> Any:
     return type(spec).model_validate(values)
 
 
-def diagnosed(package: Path, settings: Mapping[str, object]) -> list[tuple[str, str]]:
+# The checks that a fault in a file concerns, for ``--fast``. All others are left out, so that a fault that is
+# missed may still be noticed by the whole doctor.
+_CONCERNED = {
+    "nn/learner": "OPTIMIZER SCHEDULE STEP FINITE REPLAY HELDOUT FILES",
+    "nn/train": "REPLAY HELDOUT FILES LOOP",
+    "nn/data": "LEAK DRAWS HELDOUT",
+    "nn/losses": "R_SAMP ORACLE TERMS GAP SYMMETRY DRAWS",
+    "covariance": "R_SAMP BLEND ORACLE TERMS GAP",
+    "nn/network": "GRADPATH INSIDE INPUT CONSTANT LITMUS",
+    "nn/validation": "VALIDATION HELDOUT",
+    "metrics": "SCORES",
+    "": "WAVE TRUTH POSITIONS SIGNAL LINK DRAWS",
+}
+
+
+def concerned(file: str) -> list[str]:
+    """The checks that a fault in a file concerns."""
+    return next(checks for start, checks in _CONCERNED.items() if file.startswith(start)).split()
+
+
+def diagnosed(
+    package: Path, settings: Mapping[str, object], checks: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """The findings of the small healthy training with the package in a folder."""
     sys.path[:0] = [str(package), str(ROOT / "tests" / "doctor")]
     torch.set_num_threads(1)
     healthy = importlib.import_module("faults.plant").healthy
-    from rismusic.doctor.diagnose import diagnose
-
-    diagnosis = diagnose(changed(healthy(), settings))
+    module = importlib.import_module("rismusic.doctor.diagnose")
+    if checks:
+        chosen = tuple(pair for pair in module.CHECKS if pair[0] in checks)
+        vars(module)["CHECKS"] = chosen
+    diagnosis = module.diagnose(changed(healthy(), settings))
     return findings(diagnosis)
 
 
@@ -172,11 +201,12 @@ def source_outcomes(only: Sequence[str]) -> Iterable[Outcome]:
     """Outcomes of the source edits, after that of the package as it is."""
     faults = importlib.import_module("source_faults").FAULTS
     with tempfile.TemporaryDirectory() as folder:
-        for fault in [f for f in faults if not only or f.name in only]:
+        for fault in [f for f in faults if not set(only) - {FAST} or f.name in only]:
             package = Path(folder) / "package"
             shutil.rmtree(package, ignore_errors=True)
             edited_package(package, fault.file, fault.old, fault.new)
-            yield outcome_of(fault.name, fault.names, lambda: diagnosed(package, fault.settings))  # noqa: B023
+            checks = concerned(fault.file) if FAST in only else []
+            yield outcome_of(fault.name, fault.names, partial(diagnosed, package, fault.settings, checks))
 
 
 def outcome_of(case: str, names: str | None, work: Callable[[], object]) -> Outcome:
@@ -233,6 +263,14 @@ OUTCOMES: dict[str, Callable[[Sequence[str]], Iterable[Outcome]]] = {
 }
 
 
+def write(path: Path, rows: Sequence[Outcome]) -> None:
+    """Write outcomes as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, Outcome.__dataclass_fields__, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -240,6 +278,9 @@ def main() -> int:
     parser.add_argument("--set", choices=sorted(OUT), default="patched", dest="kind")
     parser.add_argument("--seeds", type=int, default=1, help="number of healthy trainings (patched)")
     parser.add_argument("--only", nargs="*", default=(), help="numbers or names of the cases")
+    parser.add_argument(
+        "--fast", action="store_true", help="only the checks that the edited file concerns (source)"
+    )
     parser.add_argument("--out", type=Path, help="CSV file to write")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -253,14 +294,11 @@ def main() -> int:
         table.write(out)
         print(table.summary)
         return int(bool(table.missed or table.alarms))
-    rows = []
-    for row in OUTCOMES[given.kind](given.only):
+    rows: list[Outcome] = []
+    for row in OUTCOMES[given.kind]([*given.only, *([FAST] if given.fast else [])]):
         rows.append(row)
         print(row, flush=True)
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, Outcome.__dataclass_fields__, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        write(out, rows)
     number = Counter(row.outcome for row in rows)
     seconds = sorted(row.seconds for row in rows)
     print(", ".join(f"{count} {name}" for name, count in number.items()), f"of {len(rows)};", end=" ")

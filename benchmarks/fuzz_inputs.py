@@ -503,14 +503,25 @@ def fuzz(
     out: Path,
     *,
     commands: Collection[str] = (),
+    valid: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Counter[tuple[str, str, str]]:
-    """Try inputs; counts by kind of file, command and verdict. Inputs that fail are kept in ``out``."""
+    """Try inputs, and count them by kind of file, command and verdict.
+
+    Args:
+        inputs: how many.
+        seed: of the changes.
+        out: inputs that fail are kept here.
+        commands: only inputs of these commands; all if empty.
+        valid: folder of valid files; made here if none.
+        say: called with each line for the console.
+    """
     rng = random.Random(seed)
     every = [case for case in cases() if not commands or case.command[0] in commands]
     warm_up()
-    model = out / "valid"
-    make_files(model)
+    model = valid or out / "valid"
+    if valid is None:
+        make_files(model)
     others = [path.read_bytes() for path in model.rglob("*") if path.is_file()]
     found: Counter[tuple[str, str, str]] = Counter()
     begin = time.monotonic()

@@ -35,7 +35,7 @@ class SourceFault:
 _LEARNER, _TRAIN, _DATA = "nn/learner.py", "nn/train.py", "nn/data.py"
 _LOSSES, _VALIDATION, _CHECKPOINT = "nn/losses.py", "nn/validation.py", "nn/checkpoint.py"
 _NETWORK, _SCENE, _SIMULATOR = "nn/network.py", "simulation/scene.py", "simulation/simulator.py"
-_LINK, _COVARIANCE, _METRICS = "simulation/link.py", "covariance.py", "metrics.py"
+_COVARIANCE, _METRICS = "covariance.py", "metrics.py"
 
 FAULTS = (
     # The optimizer step.
@@ -59,14 +59,14 @@ FAULTS = (
         _LEARNER,
         "self.scaler.scale(losses.total / spec.accumulation)",
         "self.scaler.scale(losses.total / spec.accumulation**2)",
-        r"gradient is (scaled|.* too small)|accumulation",
+        r"gradient is (scaled|.* too small)|accumulat",
     ),
     SourceFault(
         "accumulation not divided",
         _LEARNER,
         "self.scaler.scale(losses.total / spec.accumulation)",
         "self.scaler.scale(losses.total)",
-        r"gradient is (scaled|.* too large)|accumulation",
+        r"gradient is (scaled|.* too large)|accumulat",
     ),
     SourceFault(
         "step only after the last epoch's batches",
@@ -280,7 +280,7 @@ FAULTS = (
         _TRAIN,
         '{"kind": "epoch", "epoch": state.epoch, "beta"',
         '{"kind": "epoch", "epoch": state.epoch + 1, "beta"',
-        r"log",
+        r"the log ",
     ),
     SourceFault(
         "last step of every epoch left out",
@@ -423,11 +423,11 @@ FAULTS = (
         r"noise variance|recorded noise",
     ),
     SourceFault(
-        "channel transposed in the receiver",
-        _LINK,
-        "    return torch.view_as_complex(mixed)\n",
-        "    return torch.view_as_complex(mixed).conj().resolve_conj() * (1 + 0j)\n",
-        r"channel|link|line of sight",
+        "channel recorded as its conjugate",
+        _SIMULATOR,
+        "            channel=nominal.channel,\n",
+        "            channel=None if nominal.channel is None else nominal.channel.conj(),\n",
+        r"channel|link|labels do not explain",
     ),
     # Steering, covariances, losses: the doctor's copies break with them.
     SourceFault(

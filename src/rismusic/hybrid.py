@@ -120,7 +120,7 @@ def locate(
         recording = recording.to(device_of(device))
     if calibration is not None:
         recording = calibration.apply(recording)
-        if chosen.panel_error == "trained":
+        if chosen.panel_error == "auto":
             chosen = chosen.replace(panel_error=calibration.remaining_error)
     recording = with_signal_model(recording, chosen)
     chosen = for_geometry(chosen, recording.panel)
@@ -181,7 +181,7 @@ class HybridEstimator:
             untrained=spec.hybrid.untrained,
             wave="uniform" if recording.wave == "uniform" else "spherical",
         )
-        if spec.panel_error == "trained":
+        if spec.panel_error == "auto":
             spec = spec.replace(panel_error=network.card.system.hardware.response_error)
         if recording.sample_weights is not None:
             check_no_calibration(spec)

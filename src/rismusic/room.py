@@ -562,9 +562,9 @@ def _warnings(
         )
     for number, panel in enumerate(panels):
         for scene, sentences in enumerate(panel.warnings):
-            warnings[scene] += [f"panel {number}: {sentence}" for sentence in sentences]
+            warnings[scene] += [type(sentence)(f"panel {number}: {sentence}") for sentence in sentences]
     for scene in (~fit.converged).nonzero()[:, 0].tolist():
-        warnings[scene].append("the maximum-likelihood fit did not converge")
+        warnings[scene].append(Doubt("the maximum-likelihood fit did not converge"))
     return warnings
 
 

@@ -52,6 +52,7 @@ def test_healthy_network_has_no_finding_and_stays_unchanged():
     assert names(diagnosis) == []
     assert diagnosis.healthy
     assert [line.split("]")[0] for line in said] == [
+        "[INPUT",
         "[FINITE",
         "[CALLS",
         "[LAYERS",

@@ -15,6 +15,7 @@ from rismusic.estimation import maximum_likelihood as module
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import fit_power_noise, refine, values_without_each
+from rismusic.estimation.search import CandidateSearch, likelihood_gain, project_out
 
 kernel = pytest.importorskip("rismusic.estimation.fit_kernel", exc_type=ImportError)
 
@@ -81,6 +82,17 @@ def test_limits_and_held_coordinates(volume, criterion, generator):
     active = active.clone()
     active[1] = torch.tensor([True, False, True])
     assert_same_fits(recording, start, active, volume, criterion, FitOptions(6))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_fit_beyond_180_degrees(criterion, generator):
+    """All round, azimuths have no limits."""
+    recording, start, active = case(generator)
+    start[:, 0, 0] = math.pi - 1e-3
+    volume = Volume(math.pi, 0.5, 0.5, 10.0)
+    assert_same_fits(recording, start, active, volume, criterion, FitOptions(3))
+    ends = refine(recording, start, active, volume, criterion=criterion).positions[..., 0]
+    assert ends.abs().max() > math.pi
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -154,8 +166,58 @@ def test_single_precision(generator):
 
 def test_what_the_kernel_does_not_cover_uses_the_torch_form(generator):
     recording, _, _ = case(generator)
-    assert module._kernel_for(recording) is kernel
+    assert module.kernel_for(recording) is kernel
     learned = replace(recording, snapshots=recording.snapshots.clone().requires_grad_())
-    assert module._kernel_for(learned) is None
+    assert module.kernel_for(learned) is None
+    weighted = replace(recording, sample_weights=torch.ones(recording.snapshots.shape).double()).stacked()
+    assert module.kernel_for(weighted) is None
     wide = replace(recording, frequencies=torch.tensor([1e9]))
     assert not kernel.applies(wide)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("system", ["own", "direct"])
+def test_gains_of_candidates(system, criterion, generator):
+    """As those of the residual; one candidate is a source that is there, two sources share a place."""
+    recording, positions, active = case(generator, dense.SYSTEMS[system])
+    positions[2, 1] = positions[2, 0]
+    places = torch.cat((dense.scattered(positions, generator, 0.3), positions[:, :1]), dim=1)
+    scenes = torch.tensor([2, 0, 1, 2])
+    there = positions[scenes], active[scenes]
+    power_noise = None
+    if criterion == "unconditional":
+        power_noise = tuple(part[scenes] for part in fit_power_noise(recording, positions, active))
+    search = CandidateSearch(dense.grid_for(recording), recording, places)
+    gains = kernel.gains(recording, search._parts, scenes, *there, power_noise)
+    rest = project_out(recording[scenes], *there, power_noise)
+    expected = likelihood_gain(rest, search._fields[scenes])
+    # The torch form projects in the precision of the data and compares in single precision.
+    torch.testing.assert_close(gains, expected.double(), rtol=1e-4, atol=1e-4 * float(expected.max()))
+    found = search.place_beside(scenes, *there, power_noise)
+    assert torch.equal(found, search.place(scenes, rest))
+
+
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("no locator available"), OSError("No space left on device")]
+)
+def test_code_that_cannot_be_kept_on_disk_is_compiled_all_the_same(failure, monkeypatch):
+    """Whether there is no folder to write in, or the writing fails."""
+
+    def njit(function, *, cache=False, **settings):
+        if cache and isinstance(failure, RuntimeError):
+            raise failure
+
+        def called(first, last, done):
+            if cache:
+                raise failure
+            done.append((first, last))
+
+        return called
+
+    def unused(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr(kernel.numba, "njit", njit)
+    done = []
+    kernel._call(unused, 3, (done,))
+    assert done == [(0, 3)]

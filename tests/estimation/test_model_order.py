@@ -110,14 +110,14 @@ def test_probability_of_equal_evidence_is_equal():
 
 
 def test_numbers_are_right_where_all_is_clear():
-    recording = dense.small(scenes=16, sources=(1, 3), snr_db=25.0)
+    recording = dense.small(scenes=8, sources=(1, 3), snr_db=25.0)
     spec = LocateSpec(method="relax", sources_max=4)
     chosen = fit_unknown(replace(recording, truth=None), dense.grid_for(recording), spec)
     right = chosen.fit.sources.active.sum(-1) == recording.truth.active.sum(-1)
-    assert right.sum() >= 14
+    assert right.sum() >= 7
     wrong = replace(recording, snapshots=recording.snapshots.conj().resolve_conj(), truth=None)
     chosen = fit_unknown(wrong, dense.grid_for(recording), spec)
-    assert (chosen.fit.sources.active.sum(-1) == recording.truth.active.sum(-1)).sum() < 10
+    assert (chosen.fit.sources.active.sum(-1) == recording.truth.active.sum(-1)).sum() < 5
 
 
 def test_blind_equals_known_where_the_number_is_right():

@@ -47,12 +47,11 @@ class Locate(Command):
     """The recording."""
     settings: LocateSpec = LocateSpec()
     config: Annotated[Path | None, Option("FILE")] = None
-    """TOML file with these settings, such as the locate.toml of a search; options on the command line win."""
+    """TOML file with these settings; options on the command line win."""
     calibration: Annotated[Path | None, Option("FILE")] = None
     """Calibration of the panel, written by 'calibrate'."""
     fuse: Annotated[tuple[Path, ...], Option("FILE")] = ()
-    """Recordings of the same scenes by other panels of the room. All are located together, by one likelihood;
-    each recording needs its pose. Angles and ranges are those of the first recording."""
+    """Recordings of the same scenes by other panels, located together; each needs its pose."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
     """Write the positions to a .csv or .json file instead of printing a table."""
     plot: Annotated[Path | None, Option("FILE")] = None
@@ -329,17 +328,26 @@ def scenes_table(estimate: Estimate) -> Table:
 
     probability = estimate.n_sources_probability
     table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for name in ["scene", "sources", *(["P(K)"] if probability is not None else []), "p-value", "warnings"]:
+    for name in [
+        "scene",
+        "sources",
+        *(["P(K)"] if probability is not None else []),
+        "p-value",
+        "status",
+        "warnings",
+    ]:
         table.add_column(name, justify="right", no_wrap=True)
     if estimate.impulses is not None:
         table.add_column("impulses", justify="right", no_wrap=True)
     table.add_column("method")
+    status = estimate.status
     for scene, count in enumerate(estimate.n_sources.tolist()):
         cells = [str(scene), str(count)]
         if probability is not None:
             cells.append(f"{probability[scene, count]:.2f}")
         p_value = float(estimate.p_value[scene])
-        cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", str(len(estimate.warnings[scene]))]
+        cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", status[scene]]
+        cells.append(str(len(estimate.warnings[scene])))
         if estimate.impulses is not None:
             cells.append(str(int(estimate.impulses[scene])))
         table.add_row(*cells, f" {estimate.method[scene]}")

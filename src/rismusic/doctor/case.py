@@ -35,11 +35,16 @@ class Case:
         self.spec, self._folder, self._make = spec, folder, make
         self._numbers = count()
         self.trainer = self.start(spec)
+        self.short_run: object = None
 
     def start(self, spec: TrainSpec) -> Trainer:
         """A new training loop before its first step, with a run folder of its own."""
         run = RunFolder(self._folder / str(next(self._numbers)))
         run.create(spec)
+        return self._make(spec, run)
+
+    def reopen(self, spec: TrainSpec, run: RunFolder) -> Trainer:
+        """A training loop on the folder of another one, to be resumed."""
         return self._make(spec, run)
 
     @property

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rismusic.doctor import data_checks, loss_checks, network_checks, training_checks
+from rismusic.doctor import (
+    data_checks,
+    loss_checks,
+    network_checks,
+    reference_checks,
+    replay_checks,
+    training_checks,
+)
 from rismusic.doctor.case import Case, MakeTrainer, open_case
 from rismusic.doctor.report import Diagnosis
 from rismusic.nn.monitors import Finding, Report
@@ -20,11 +27,13 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("POSITIONS", data_checks.check_positions),
     ("SIGNAL", data_checks.check_signal),
     ("LINK", data_checks.check_link),
+    ("DRAWS", reference_checks.check_draws),
     ("LEAK", data_checks.check_splits),
     ("R_SAMP", loss_checks.check_sample_covariance),
     ("CEILING", loss_checks.check_music_ceiling),
     ("BLEND", loss_checks.check_blend),
     ("ORACLE", loss_checks.check_loss_values),
+    ("TERMS", reference_checks.check_terms),
     ("GAP", loss_checks.check_eigengap),
     ("SLOPE", loss_checks.check_gradients),
     ("SYMMETRY", loss_checks.check_symmetry),
@@ -33,6 +42,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("LITMUS", training_checks.check_first_steps),
     ("GRADPATH", network_checks.check_gradient_paths),
     ("OPTIMIZER", network_checks.check_optimizer),
+    ("INSIDE", reference_checks.check_inside),
     ("INPUT", network_checks.check_invariance),
     ("CONSTANT", network_checks.check_constant_output),
     ("SCHEDULE", training_checks.check_schedule),
@@ -43,6 +53,9 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("VALIDATION", training_checks.check_validation),
     ("SCORES", training_checks.check_scores),
     ("LOOP", training_checks.check_short_run),
+    ("REPLAY", replay_checks.check_replay),
+    ("HELDOUT", replay_checks.check_validation_set),
+    ("FILES", replay_checks.check_files),
 )
 """Checks by tag, in the order in which they run: later checks assume that earlier ones pass."""
 

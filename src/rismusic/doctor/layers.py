@@ -73,8 +73,12 @@ class LayerRecord:
 
     def findings(self) -> list[Finding]:
         """Findings of input, dead units and saturation."""
-        found = []
-        if self.first is not None:
+        return [*self.input_findings(), *self.unit_findings()]
+
+    def input_findings(self) -> list[Finding]:
+        """Findings of the size of the input and of its features."""
+        found: list[Finding] = []
+        if self.first is not None and all(map(math.isfinite, self.first[1:])):
             name, size, ratio = self.first
             found += [
                 at_most(
@@ -99,6 +103,11 @@ class LayerRecord:
                     "Scale each feature to mean 0 and standard deviation 1.",
                 ),
             ]
+        return found
+
+    def unit_findings(self) -> list[Finding]:
+        """Findings of dead and saturated units."""
+        found: list[Finding] = []
         for what, shares, limit, meaning, advice in (
             (
                 "dead",
@@ -230,20 +239,18 @@ def depth_findings(module: nn.Module, gradients: Mapping[str, Tensor], order: li
     ]
 
 
+def update_ratio(change: Tensor, before: Tensor) -> float:
+    """Size of an update over that of the weights; those that start at 0 count as 0.1 each."""
+    size = float(torch.linalg.vector_norm(before.detach()))
+    if size < 1e-3 * math.sqrt(before.numel()):
+        size = 0.1 * math.sqrt(before.numel())
+    return float(torch.linalg.vector_norm(change.detach())) / size
+
+
 def initial_update(changes: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[str, float]:
     """The weight matrix with the largest update relative to its size, and the ratio."""
-    ratios = {
-        name: float(changes[name].abs().double().square().sum().sqrt())
-        / max(float(value.abs().double().square().sum().sqrt()), 0.01 * math.sqrt(value.numel()))
-        for name, value in before.items()
-        if value.ndim > 1
-    }
+    ratios = {name: update_ratio(changes[name], value) for name, value in before.items() if value.ndim > 1}
     if not ratios:
         return "", 0.0
     name = max(ratios, key=ratios.__getitem__)
     return name, ratios[name]
-
-
-def norm_of(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """Norm of each tensor."""
-    return {name: float(torch.linalg.vector_norm(value.detach())) for name, value in tensors.items()}

@@ -20,7 +20,7 @@ from rismusic.io import Recording
 from rismusic.nn.losses import Targets, heat_map_target
 from rismusic.nn.network import Prediction
 from rismusic.sources import Sources
-from rismusic.spec import PanelSpec
+from rismusic.spec import PanelSpec, SystemSpec
 
 EXPECTED = "expected"
 """Key of the correct form among the candidates of :func:`best_explanation`."""
@@ -79,6 +79,17 @@ def operators(recording: Recording) -> Complex[Tensor, "S L M N"]:
     c = torch.ones(L, N, dtype=dtype) if recording.codes is None else recording.codes.to(dtype)
     H, c = H.expand(S, M, N), c.expand(S, L, N)
     return H[:, None, :, :] * c[:, :, None, :]
+
+
+def true_signal(system: SystemSpec, recording: Recording) -> Complex[Tensor, "S L M"] | None:
+    """G_l A s_l of the true sources; None without symbols or with hardware impairments."""
+    truth = recording.truth
+    if truth is None or truth.symbols is None or system.hardware != type(system.hardware)():
+        return None
+    s = torch.where(truth.azimuth.isnan()[..., None], 0, truth.symbols).to(torch.complex128)
+    elements, uniform = element_positions(system.panel), system.panel.wave == "uniform"
+    A = true_steering(truth, elements, system.panel.wavelength_m, uniform=uniform)
+    return torch.einsum("slmn,snk,skl->slm", operators(recording), A, s)
 
 
 def back_projection(

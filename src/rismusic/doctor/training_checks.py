@@ -457,6 +457,7 @@ def check_scores(case: Case) -> Report:
     def score(found: Sources) -> Score:
         return functions["score"](functions["match"](truth, found))
 
+    beyond = score(replace(truth, azimuth=truth.azimuth + math.radians(8.0)))
     none = score(truth.each(lambda value: value[:, :1] * math.nan))
     near, partly, more = score(shifted), score(first), score(extra)
     cut = "the matching is cut to min(K, K_hat)."
@@ -485,6 +486,38 @@ def check_scores(case: Case) -> Report:
             1e-3,
             "errors are not those of the hits: a penalty value for misses, or heads compared by index?",
             "Give the errors of hits alone, and misses as a share.",
+        ),
+    ]
+    K = truth.active.sum(-1)
+    alone = float((K == 1).double().mean())
+    findings += [
+        at_most(
+            "recall of estimates 8 deg off",
+            beyond.recall,
+            # Another source may be there by chance.
+            0.2,
+            "estimates 8 deg off count as hits: the gate is wider than 5 deg.",
+            "A source is hit if azimuth and elevation are each within 5 deg.",
+        ),
+        at_most(
+            "largest error of recall, precision and F1 of estimates with known scores",
+            max(
+                abs(partly.f1 - 2 * share / (1 + share)),
+                abs(partly.precision - 1),
+                abs(more.precision - total / (total + S)),
+                abs(more.recall - 1),
+                abs(more.f1 - 2 * total / (2 * total + S)),
+            ),
+            1e-6,
+            "recall, precision or F1 is not that of its definition (exchanged, or without a factor?).",
+            "Precision is hits over estimates, recall hits over sources, F1 2 hits over their sum.",
+        ),
+        at_most(
+            "error of the share of scenes with the right number of sources",
+            max(abs(partly.count_right - alone), more.count_right, abs(near.count_right - 1)),
+            1e-6,
+            "the share of scenes with the right number of sources (count_right) counts wrong numbers too.",
+            "The number is right only if it is equal to the true one.",
         ),
     ]
     return report_of("SCORES", f"{total} sources, estimates with known scores", findings)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.layers import LayerRecord, depth_findings, layer_record
+from rismusic.doctor.layers import LayerRecord, depth_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Networks, as_one
 from rismusic.errors import InputError
@@ -65,7 +65,7 @@ class Watch:
         self._layers: LayerRecord | None = None
         self._measuring = ExitStack()
         self._forwards = 0
-        self._evaluation = self._training = self._backwards = self._steps = 0
+        self._evaluation = self._steps = 0
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
@@ -136,13 +136,9 @@ class Watch:
         name = getattr(func, "__name__", "")
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
             self.losses.append(float(args[0].detach()))
+            self._evaluation += not self.module.training
 
-    def _before_forward(self, module: nn.Module, _: Any) -> None:
-        if torch.is_grad_enabled():
-            if module.training:
-                self._training += 1
-            else:
-                self._evaluation += 1
+    def _before_forward(self, *_: Any) -> None:
         self._forwards += 1
 
     def _after_forward(self, *_: Any) -> None:
@@ -185,10 +181,7 @@ class Watch:
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         weights = dict(self.module.named_parameters())
         for name, old in self._before.items():
-            size = float(torch.linalg.vector_norm(old))
-            change = float(torch.linalg.vector_norm(weights[name].detach() - old))
-            floor = 0.01 * math.sqrt(old.numel())
-            self._ratios.setdefault(name, []).append(change / max(size, floor))
+            self._ratios.setdefault(name, []).append(update_ratio(weights[name].detach() - old, old))
         self._before = {}
         for group in optimizer.param_groups:
             for p in group["params"]:
@@ -219,7 +212,6 @@ class Watch:
 
     def _check_loop(self) -> Report:
         """[LOOP]: gradients are reset, the optimizer steps, the mode is right."""
-        frozen = self._training == 0 and self._evaluation > 0
         drops = any(
             isinstance(part, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase))
             for part in self.module.modules()
@@ -262,10 +254,10 @@ class Watch:
             )
         findings.append(
             must_be_zero(
-                "training in evaluation mode",
-                int(frozen and drops),
+                "calls of backward in evaluation mode",
+                self._evaluation if drops else 0,
                 "the network is trained in evaluation mode: dropout is off, batch normalisation is frozen.",
-                "Call model.train() after each validation.",
+                "Call model.train() at the start of each epoch, since validation leaves the evaluation mode.",
             )
         )
         text = f"{len(self.losses)} backward, {self._steps} steps"

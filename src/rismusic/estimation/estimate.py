@@ -44,6 +44,12 @@ _SHOWN = 12
 NSources = int | Tensor | Literal["auto"]
 
 
+class Doubt(str):
+    """A warning that questions the result of a scene, so that its status is not ``ok``."""
+
+    __slots__ = ()
+
+
 @runtime_checkable
 class Estimator(Protocol):
     """What ``locate`` runs: a callable from a recording and a number of sources to an :class:`Estimate`.
@@ -79,11 +85,13 @@ class Estimate:
         p_value: [S] probability, if the model holds, of a residual at least as large as this one (noise
             variance known), or as far from white noise (not known); see
             :mod:`rismusic.estimation.goodness_of_fit`. NaN where it is not available.
-        warnings: sentences about each scene.
+        warnings: sentences about each scene. Those that question the result are :class:`Doubt`.
         spec: the settings.
         method: the method that was used in each scene. It differs from ``spec.method`` where the hybrid
             estimator fell back on a classical one.
         pose: [4, 4] from the panel frame to the room frame, of the recording; none where it has none.
+        panel_error: [S] root mean square of the relative error of an element's response that the data show; 0
+            where they show none; none where it was not estimated (:mod:`rismusic.estimation.diagnosis`).
         inverse_range_std: [S, K_max] standard deviation of 1 / range (1/m); none where only the covariance is
             known.
         impulses: [S] number of samples that were down-weighted as impulses; none unless ``spec.noise`` is
@@ -101,6 +109,7 @@ class Estimate:
     spec: LocateSpec
     method: list[str]
     pose: Float[Tensor, "4 4"] | None = None
+    panel_error: Float[Tensor, "S"] | None = None
     inverse_range_std: Float[Tensor, "S K"] | None = None
     impulses: Int64[Tensor, "S"] | None = None
 
@@ -234,6 +243,39 @@ class Estimate:
         return torch.where(determined, R @ torch.where(determined, C, 0) @ R.mT, C)
 
     @property
+    def doubts(self) -> list[list[str]]:
+        """The warnings of each scene that question its result."""
+        return [[one for one in sentences if isinstance(one, Doubt)] for sentences in self.warnings]
+
+    @property
+    def status(self) -> list[str]:
+        """Status of each scene.
+
+        ``ok``: nothing speaks against the result. ``doubtful``: :attr:`doubts` says what does. ``failed``:
+        there is a signal, but no sources that explain it.
+        """
+        counts = self.n_sources.tolist()
+        return [
+            "ok" if not reasons else "doubtful" if count else "failed"
+            for reasons, count in zip(self.doubts, counts, strict=True)
+        ]
+
+    @property
+    def existence_probability(self) -> Float[Tensor, "S K"]:
+        """Probability that each source exists: that there are at least as many sources.
+
+        Sources count in the order of their powers. 1 where the number of sources was given; NaN where there
+        is no source.
+        """
+        active, probability = self.sources.active, self.n_sources_probability
+        if probability is None:
+            return torch.where(active, 1.0, math.nan).double()
+        at_least = probability.double().flip(1).cumsum(1).flip(1)[:, 1:]  # P(K >= 1), P(K >= 2), ...
+        width = active.shape[1]
+        at_least = torch.nn.functional.pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
+        return torch.where(active, at_least, math.nan)
+
+    @property
     def n_sources(self) -> Int64[Tensor, "S"]:
         """Number of sources of each scene."""
         return self.sources.active.sum(-1)
@@ -330,6 +372,7 @@ class Estimate:
             neg_log_likelihood=change(self.neg_log_likelihood),
             n_sources_probability=None if probability is None else change(probability),
             p_value=change(self.p_value),
+            panel_error=None if self.panel_error is None else change(self.panel_error),
             inverse_range_std=None if self.inverse_range_std is None else change(self.inverse_range_std),
             impulses=None if self.impulses is None else change(self.impulses),
         )
@@ -416,7 +459,7 @@ def from_fit(
         p_value = fits.p_value
         for scene, sentences in enumerate(warnings):
             if (sentence := fits.sentence(scene)) is not None:
-                sentences.append(sentence)
+                sentences.append(Doubt(sentence))
     return Estimate(
         sources=replace(found, symbols=None),
         covariance=covariance,
@@ -464,7 +507,7 @@ def warnings_of(
     free = std[..., [axis for axis in range(3) if not held[axis]]]
     for scene, source in free.isinf().all(-1).nonzero().tolist():
         warnings[scene].append(
-            f"source {source} has no error bar: the data do not distinguish it from another source"
+            Doubt(f"source {source} has no error bar: the data do not distinguish it from another source")
         )
     for axis, name in enumerate(POSITION):
         lost = std[..., axis].isinf() & ~free.isinf().all(-1) & ~found.range.isinf()
@@ -479,7 +522,7 @@ def warnings_of(
             f"source {source}: the range is poorly determined (its error bar exceeds the range)"
         )
     for scene in (~converged).nonzero()[:, 0].tolist():
-        warnings[scene].append("the maximum-likelihood fit did not converge")
+        warnings[scene].append(Doubt("the maximum-likelihood fit did not converge"))
     return warnings
 
 
@@ -491,6 +534,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
 
     names = ("azimuth", "elevation", "range", "power")
     inverse = [one for part in parts if (one := part.inverse_range_std) is not None]
+    errors = [one for part in parts if (one := part.panel_error) is not None]
     impulses = [one for part in parts if (one := part.impulses) is not None]
     probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
     return replace(
@@ -503,6 +547,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         n_sources_probability=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
         p_value=torch.cat([part.p_value for part in parts]),
         inverse_range_std=joined(inverse) if len(inverse) == len(parts) else None,
+        panel_error=torch.cat(errors) if len(errors) == len(parts) else None,
         impulses=torch.cat(impulses) if len(impulses) == len(parts) else None,
         warnings=[sentences for part in parts for sentences in part.warnings],
         method=[name for part in parts for name in part.method],

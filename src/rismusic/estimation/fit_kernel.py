@@ -25,6 +25,7 @@ number.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,15 +36,16 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.estimation import levenberg_marquardt as lm
-from rismusic.estimation import likelihood, maximum_likelihood
+from rismusic.estimation import likelihood, maximum_likelihood, search
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.io import Recording
 
+_LOG = logging.getLogger("rismusic.locate")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Sums may be reordered for vector instructions, but NaN and infinity keep their meaning.
@@ -777,17 +779,59 @@ def _power_noise_limits(K, M, noise, limits, stats, work, symbols, start, lower,
     return total
 
 
+@_inlined
+def _prepare(recording, panel_form, s, C):
+    """Panel, link and data of a scene as real arrays, work arrays for C fields, and the energies |y_l|^2."""
+    snapshots, channels, codes, elements, _, unit = recording
+    L, M, N = snapshots.shape[1], snapshots.shape[2], elements.shape[1]
+    # Real rows are padded with zeros to whole vectors, outputs to an even number.
+    width, outputs = (N + _VECTOR - 1) // _VECTOR * _VECTOR, M + M % 2
+    matrices = codes.shape[1] if codes.shape[0] else 1
+    h = min(s, channels.shape[0] - 1)
+    channel_re = np.zeros((outputs if channels.shape[0] else 0, width), unit.dtype)
+    channel_im = np.zeros_like(channel_re)
+    for m in range(M if channels.shape[0] else 0):
+        for n in range(N):
+            channel_re[m, n], channel_im[m, n] = channels[h, m, n].real, channels[h, m, n].imag
+    h = min(s, codes.shape[0] - 1)
+    codes_re = np.zeros((matrices if codes.shape[0] else 0, width), unit.dtype)
+    codes_im = np.zeros_like(codes_re)
+    for t in range(codes_re.shape[0]):
+        for n in range(N):
+            codes_re[t, n], codes_im[t, n] = codes[h, t, n].real, codes[h, t, n].imag
+    energy, y_re, y_im = np.zeros(L), np.zeros((L, outputs)), np.zeros((L, outputs))
+    for t in range(L):
+        for m in range(M):
+            y_re[t, m], y_im[t, m] = snapshots[s, t, m].real, snapshots[s, t, m].imag
+            energy[t] += y_re[t, m] ** 2 + y_im[t, m] ** 2
+    h = min(s, elements.shape[0] - 1)
+    places = np.empty((3, N))
+    for n in range(N):
+        for i in range(3):
+            places[i, n] = elements[h, n, i]
+    system = (
+        (places, panel_form[0], panel_form[1], panel_form[2]),
+        (channel_re, channel_im, codes_re, codes_im),
+        (y_re, y_im),
+    )
+    scratch = (
+        (np.zeros((C, width), unit.dtype), np.zeros((C, width), unit.dtype)),
+        np.empty((12, N)),
+        (np.zeros((4, width), unit.dtype), np.zeros((4, width), unit.dtype)),
+        (np.zeros((matrices, C, outputs)), np.zeros((matrices, C, outputs))),
+    )
+    return system, scratch, energy
+
+
 def _fit(first, last, mode, recording, panel_form, problems, box, rules, options, initial, out):
     """Fit the problems ``first`` to ``last`` - 1; see :func:`fit`."""
-    snapshots, channels, codes, elements, noise_variance, unit = recording
+    snapshots, _, codes, _, noise_variance, _ = recording
     scenes, positions, active = problems
     limits = rules[1]
     steps, tolerance, power_steps, power_tolerance = options
     start_power, start_noise = initial
     out_positions, out_power, out_noise, out_value, out_converged = out
-    L, M, N = snapshots.shape[1], snapshots.shape[2], elements.shape[1]
-    # Real rows are padded with zeros to whole vectors, outputs to an even number.
-    width, outputs = (N + _VECTOR - 1) // _VECTOR * _VECTOR, M + M % 2
+    L, M = snapshots.shape[1], snapshots.shape[2]
     matrices = codes.shape[1] if codes.shape[0] else 1
     for p in range(first, last):
         s = scenes[p]
@@ -801,40 +845,7 @@ def _fit(first, last, mode, recording, panel_form, problems, box, rules, options
                 which[K] = k
                 K += 1
         C = K if mode == POWERS else 4 * K
-        # Link, data and panel of the scene as real arrays.
-        h = min(s, channels.shape[0] - 1)
-        channel_re = np.zeros((outputs if channels.shape[0] else 0, width), unit.dtype)
-        channel_im = np.zeros_like(channel_re)
-        for m in range(M if channels.shape[0] else 0):
-            for n in range(N):
-                channel_re[m, n], channel_im[m, n] = channels[h, m, n].real, channels[h, m, n].imag
-        h = min(s, codes.shape[0] - 1)
-        codes_re = np.zeros((matrices if codes.shape[0] else 0, width), unit.dtype)
-        codes_im = np.zeros_like(codes_re)
-        for t in range(codes_re.shape[0]):
-            for n in range(N):
-                codes_re[t, n], codes_im[t, n] = codes[h, t, n].real, codes[h, t, n].imag
-        energy, y_re, y_im = np.zeros(L), np.zeros((L, outputs)), np.zeros((L, outputs))
-        for t in range(L):
-            for m in range(M):
-                y_re[t, m], y_im[t, m] = snapshots[s, t, m].real, snapshots[s, t, m].imag
-                energy[t] += y_re[t, m] ** 2 + y_im[t, m] ** 2
-        h = min(s, elements.shape[0] - 1)
-        places = np.empty((3, N))
-        for n in range(N):
-            for i in range(3):
-                places[i, n] = elements[h, n, i]
-        system = (
-            (places, panel_form[0], panel_form[1], panel_form[2]),
-            (channel_re, channel_im, codes_re, codes_im),
-            (y_re, y_im),
-        )
-        scratch = (
-            (np.zeros((C, width), unit.dtype), np.zeros((C, width), unit.dtype)),
-            np.empty((12, N)),
-            (np.zeros((4, width), unit.dtype), np.zeros((4, width), unit.dtype)),
-            (np.zeros((matrices, C, outputs)), np.zeros((matrices, C, outputs))),
-        )
+        system, scratch, energy = _prepare(recording, panel_form, s, C)
         stats = (
             (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
             (np.empty((C, L)), np.empty((C, L))),
@@ -909,24 +920,181 @@ def _fit(first, last, mode, recording, panel_form, problems, box, rules, options
         out_value[p], out_converged[p] = value, converged
 
 
-@lru_cache(maxsize=1)
-def _compiled_fit() -> Callable[..., None]:
-    """The compiled fit, kept on disk where a folder for it can be written."""
-    function = inspect.unwrap(_fit)
+def _gains(first, last, recording, panel_form, problems, fields, rules, out):
+    """What a source at each candidate is worth to the problems ``first`` to ``last`` - 1; see :func:`gains`.
+
+    With E and S as above, the products with the basis Q of the sources are :math:`Q^H g = E^{-1} S C^H g`.
+    """
+    scenes, positions, active, powers, noise_variance = problems
+    floor, coincide, steps = rules
+    L, M = recording[0].shape[1], recording[0].shape[2]
+    matrices, C = fields.shape[1], fields.shape[4]
+    known = noise_variance.shape[0] > 0
+    for p in range(first, last):
+        s, K = scenes[p], 0
+        for k in range(active.shape[1]):
+            K += active[p, k]
+        x, power = np.empty(3 * K), np.ones(K)
+        K = 0
+        for k in range(active.shape[1]):
+            if active[p, k]:
+                for i in range(3):
+                    x[3 * K + i] = positions[p, k, i]
+                if known:
+                    power[K] = powers[p, k]
+                K += 1
+        noise = noise_variance[p] if known else 0.0
+        system, scratch, _ = _prepare(recording, panel_form, s, K)
+        f_re, f_im = scratch[3]
+        y_re, y_im = system[2]
+        for k in range(K):
+            _waves(system[0], x, False, k, scratch[0], scratch[1])
+        _receive(system[1], scratch[0], K, 1, scratch[2], scratch[3])
+        E_re, E_im, scale = np.empty((K, K)), np.empty((K, K)), np.empty(K)
+        q_re, q_im = np.empty((K, C)), np.empty((K, C))
+        u_re, u_im = np.empty(K), np.empty(K)
+        energy, left, pull = np.empty(C), np.empty((matrices, C)), np.empty((L, C))
+        a_re, a_im = np.empty(C), np.empty(C)
+        for t in range(L):
+            f = t if matrices > 1 else 0
+            if matrices > 1 or t == 0:
+                # Cholesky factor of the fields' Gram matrix, plus the noise where powers are known.
+                for i in range(K):
+                    norm = noise
+                    for m in range(M):
+                        norm += power[i] * (f_re[f, i, m] ** 2 + f_im[f, i, m] ** 2)
+                    scale[i] = 1 / math.sqrt(norm) if norm > 0 else 0.0
+                for i in range(K):
+                    for j in range(i + 1):
+                        re = im = 0.0
+                        for m in range(M):
+                            re += f_re[f, i, m] * f_re[f, j, m] + f_im[f, i, m] * f_im[f, j, m]
+                            im += f_re[f, i, m] * f_im[f, j, m] - f_im[f, i, m] * f_re[f, j, m]
+                        both = scale[i] * scale[j] * math.sqrt(power[i] * power[j])
+                        re, im = re * both, im * both
+                        if i == j:
+                            re += noise * scale[i] * scale[i]
+                        for k in range(j):
+                            re -= E_re[i, k] * E_re[j, k] + E_im[i, k] * E_im[j, k]
+                            im -= E_im[i, k] * E_re[j, k] - E_re[i, k] * E_im[j, k]
+                        if i == j:
+                            # Columns in the span of others are rounding errors.
+                            E_re[i, i], E_im[i, i] = math.sqrt(re) if re > coincide else math.inf, 0.0
+                        else:
+                            E_re[i, j], E_im[i, j] = re / E_re[j, j], im / E_re[j, j]
+                # Q^H g of all candidates, and |g|^2 - |Q^H g|^2.
+                for c in range(C):
+                    energy[c] = 0.0
+                for m in range(M):
+                    for c in range(C):
+                        energy[c] += fields[s, f, m, 0, c] ** 2 + fields[s, f, m, 1, c] ** 2
+                for c in range(C):
+                    left[f, c] = energy[c]
+                for i in range(K):
+                    root = scale[i] * math.sqrt(power[i])
+                    for c in range(C):
+                        q_re[i, c], q_im[i, c] = 0.0, 0.0
+                    for m in range(M):
+                        a, b = root * f_re[f, i, m], root * f_im[f, i, m]
+                        for c in range(C):
+                            q_re[i, c] += a * fields[s, f, m, 0, c] + b * fields[s, f, m, 1, c]
+                            q_im[i, c] += a * fields[s, f, m, 1, c] - b * fields[s, f, m, 0, c]
+                    for j in range(i):
+                        a, b = E_re[i, j], E_im[i, j]
+                        for c in range(C):
+                            q_re[i, c] -= a * q_re[j, c] - b * q_im[j, c]
+                            q_im[i, c] -= a * q_im[j, c] + b * q_re[j, c]
+                    inverse = 1 / E_re[i, i]
+                    for c in range(C):
+                        q_re[i, c] *= inverse
+                        q_im[i, c] *= inverse
+                        left[f, c] -= q_re[i, c] ** 2 + q_im[i, c] ** 2
+                for c in range(C):
+                    left[f, c] = max(left[f, c], floor * energy[c])
+            # The data's share of the basis, u = Q^H y, and x^H g = y^H g - u^H Q^H g.
+            for c in range(C):
+                a_re[c], a_im[c] = 0.0, 0.0
+            for m in range(M):
+                a, b = y_re[t, m], y_im[t, m]
+                for c in range(C):
+                    a_re[c] += a * fields[s, f, m, 0, c] + b * fields[s, f, m, 1, c]
+                    a_im[c] += a * fields[s, f, m, 1, c] - b * fields[s, f, m, 0, c]
+            for i in range(K):
+                root = scale[i] * math.sqrt(power[i])
+                re = im = 0.0
+                for m in range(M):
+                    re += f_re[f, i, m] * y_re[t, m] + f_im[f, i, m] * y_im[t, m]
+                    im += f_re[f, i, m] * y_im[t, m] - f_im[f, i, m] * y_re[t, m]
+                re, im = re * root, im * root
+                for j in range(i):
+                    re -= E_re[i, j] * u_re[j] - E_im[i, j] * u_im[j]
+                    im -= E_re[i, j] * u_im[j] + E_im[i, j] * u_re[j]
+                u_re[i], u_im[i] = re / E_re[i, i], im / E_re[i, i]
+                for c in range(C):
+                    a_re[c] -= u_re[i] * q_re[i, c] + u_im[i] * q_im[i, c]
+                    a_im[c] -= u_re[i] * q_im[i, c] - u_im[i] * q_re[i, c]
+            for c in range(C):
+                pull[t, c] = a_re[c] ** 2 + a_im[c] ** 2
+        # See :func:`rismusic.estimation.search._worth`.
+        for c in range(C):
+            out[p, c] = 0.0
+        if not known:
+            for t in range(L):
+                f = t if matrices > 1 else 0
+                for c in range(C):
+                    out[p, c] += pull[t, c] / left[f, c]
+            continue
+        for c in range(C):
+            gamma, value = 0.0, 0.0
+            top = bottom = 0.0
+            for t in range(L):
+                a, b = left[t if matrices > 1 else 0, c], pull[t, c] / noise
+                top += b - a
+                bottom += a * a
+            gamma = max(top / bottom, 0.0)
+            for _ in range(steps):
+                top = bottom = 0.0
+                for t in range(L):
+                    a, b = left[t if matrices > 1 else 0, c], pull[t, c] / noise
+                    damped = 1 / (1 + gamma * a)
+                    top += (b * damped - a) * damped
+                    bottom += (a * damped) ** 2
+                gamma = max(gamma + top / bottom, 0.0)
+            for t in range(L):
+                a, b = gamma * left[t if matrices > 1 else 0, c], pull[t, c] / noise
+                value += gamma * b / (1 + a) - math.log1p(a)
+            out[p, c] = value
+
+
+@lru_cache
+def _entry(function: Callable[..., None], cached: bool) -> Callable[..., None]:
+    """A compiled function to call from Python, kept on disk if a folder for it can be written."""
+    function = inspect.unwrap(function)
     try:
-        return numba.njit(function, **_SETTINGS, cache=True)
-    except RuntimeError:  # no folder can be written
+        return numba.njit(function, **_SETTINGS, cache=cached)
+    except RuntimeError:  # no such folder
         return numba.njit(function, **_SETTINGS)
 
 
+def _call(function: Callable[..., None], count: int, arguments: tuple[object, ...]) -> None:
+    """Call a compiled ``function(first, last, *arguments)`` for ``count`` problems, in threads."""
+    try:
+        _in_threads(_entry(function, True), count, torch.get_num_threads(), arguments)
+    except OSError as error:  # the compiled code could not be kept: a full disk, or a folder that is gone
+        _LOG.info("compiled fits are not kept on disk: %s", error)
+        _in_threads(_entry(function, False), count, torch.get_num_threads(), arguments)
+
+
 def applies(recording: Recording) -> bool:
-    """Whether the compiled fits cover a recording: one carrier, on the CPU, without gradients."""
+    """Whether the compiled fits cover a recording: one carrier, unknown symbols, no weights, on the CPU."""
     link = recording.link
     parts = (recording.snapshots, recording.channel, recording.codes, recording.elements)
     return (
         all(part is None or (part.device.type == "cpu" and not part.requires_grad) for part in parts)
         and recording.frequencies is None
+        and recording.sample_weights is None
         and link.pilots is None
+        and link.weights is None
         and not (link.coherent and link.channel is None)
     )
 
@@ -994,6 +1162,65 @@ def _rules() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return control, (likelihood._RIDGE, likelihood._SMALLEST_COST, *powers, *noise)
 
 
+def gains(
+    recording: Recording,
+    fields: Float[Tensor, "S G M 2 C"],
+    scenes: Int64[Tensor, "P"],
+    positions: Float[Tensor, "P K 3"],
+    active: Bool[Tensor, "P K"],
+    power_noise: tuple[Float[Tensor, "P K"], Float[Tensor, "P"]] | None,
+) -> Float[Tensor, "P C"]:
+    """What a source at each candidate is worth to P problems beside the sources that are there.
+
+    :func:`rismusic.estimation.search.likelihood_gain` of the residual is the torch form.
+
+    Args:
+        recording: S scenes, of a kind that :func:`applies` accepts.
+        fields: real and imaginary parts of the candidates' fields at the receiver.
+        scenes: scene of each problem.
+        positions: azimuth, elevation, 1/range of the sources.
+        active: which entries hold a source.
+        power_noise: powers and noise variance, for the unconditional likelihood.
+    """
+    data, form = _recorded(recording)
+    power, noise = (None, None) if power_noise is None else power_noise
+    problems = (
+        *(scenes.numpy(), _numbers(positions, 3, torch.float64), _numbers(active, 2, torch.bool)),
+        *(_numbers(power, 2, torch.float64), _numbers(noise, 1, torch.float64)),
+    )
+    rules = (search._FLOOR, search._COINCIDENT**2 if power_noise is None else 0.0, search._STEPS)
+    out = np.empty((len(active), fields.shape[-1]))
+    arguments = (data, form, problems, fields.numpy(), rules, out)
+    _call(_gains, len(active), arguments)
+    return torch.from_numpy(out)
+
+
+def _recorded(recording: Recording) -> tuple[tuple[npt.NDArray[Any], ...], tuple[float, int, float]]:
+    """A recording as arrays (the last one tells the precision of fields), and the form of the wave."""
+    link, y = recording.link, recording.snapshots
+    channel, codes = link.channel, link.codes
+    if link.coherent:
+        channel, codes = link.dense().squeeze(-3), None
+    data = (
+        _numbers(y, 3, y.dtype),
+        _numbers(channel, 3, y.dtype),
+        _numbers(codes, 3, y.dtype),
+        _numbers(recording.elements, 3, torch.float64),
+        _numbers(recording.noise_variance, 1, torch.float64),
+        np.zeros(1, np.float32 if y.dtype == torch.complex64 else np.float64),
+    )
+    panel = recording.panel
+    return data, (float(panel.wavenumber), WAVES.index(panel.wave), float(panel.pattern_exponent))
+
+
+def _numbers(value: Tensor | None, axes: int, dtype: torch.dtype) -> npt.NDArray[Any]:
+    """A contiguous array with this number of axes; an empty one for ``None``."""
+    if value is None:
+        return torch.empty((0,) * axes, dtype=dtype).numpy()
+    value = value if value.ndim == axes else value[None]
+    return value.detach().to(dtype).resolve_conj().resolve_neg().contiguous().numpy()
+
+
 def _run(
     mode: int,
     recording: Recording,
@@ -1006,39 +1233,19 @@ def _run(
     scenes: npt.NDArray[Any] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Fit P problems, each in the scene that ``scenes`` names (by default the one of its number)."""
-    link, y = recording.link, recording.snapshots
-    channel, codes = link.channel, link.codes
-    if link.coherent:
-        channel, codes = link.dense().squeeze(-3), None
-
-    def numbers(value: Tensor | None, axes: int, dtype: torch.dtype) -> npt.NDArray[Any]:
-        if value is None:
-            return torch.empty((0,) * axes, dtype=dtype).numpy()
-        value = value if value.ndim == axes else value[None]
-        return value.detach().to(dtype).resolve_conj().resolve_neg().contiguous().numpy()
-
+    data, form = _recorded(recording)
     real, (P, K) = torch.float64, active.shape
-    data = (
-        numbers(y, 3, y.dtype),
-        numbers(channel, 3, y.dtype),
-        numbers(codes, 3, y.dtype),
-        numbers(recording.elements, 3, real),
-        numbers(recording.noise_variance, 1, real),
-        np.zeros(1, np.float32 if y.dtype == torch.complex64 else np.float64),
-    )
-    panel = recording.panel
-    form = (float(panel.wavenumber), WAVES.index(panel.wave), float(panel.pattern_exponent))
     index = np.arange(P) if scenes is None else scenes
-    problems = (index, numbers(positions, 3, real), numbers(active, 2, torch.bool))
+    problems = (index, _numbers(positions, 3, real), _numbers(active, 2, torch.bool))
     power_steps = (-1, 0.0) if powers is None else (powers.steps, float(powers.tolerance))
     steps = (options.steps, float(options.tolerance), *power_steps)
     power, noise = (None, None) if power_noise is None else power_noise
     out = (np.empty((P, K, 3)), np.zeros((P, K)), np.zeros(P), np.empty(P), np.empty(P, np.bool_))
     arguments = (
         *(mode, data, form, problems, np.array(box, dtype=np.float64), _rules(), steps),
-        *((numbers(power, 2, real), numbers(noise, 1, real)), out),
+        *((_numbers(power, 2, real), _numbers(noise, 1, real)), out),
     )
-    _in_threads(_compiled_fit(), P, torch.get_num_threads(), arguments)
+    _call(_fit, P, arguments)
     end, power, noise, value, converged = (torch.from_numpy(part) for part in out)
     return end, power, noise, value, converged
 

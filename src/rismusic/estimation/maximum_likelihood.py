@@ -65,7 +65,7 @@ def _fit_powers_at(
     recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
     """:func:`fit_powers` at given positions."""
-    kernel = _kernel_for(recording)
+    kernel = kernel_for(recording)
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):
         part, x, there = recording[block], positions[block], active[block]
@@ -77,7 +77,7 @@ def _fit_powers_at(
     return power, noise, value
 
 
-def _kernel_for(recording: Recording) -> ModuleType | None:
+def kernel_for(recording: Recording) -> ModuleType | None:
     """The compiled fits if they are installed and cover this recording."""
     kernel = _kernel()
     return kernel if kernel is not None and kernel.applies(recording) else None
@@ -98,7 +98,7 @@ def values_without_each(
     criterion: Criterion,
 ) -> Float[Tensor, "S K"]:
     """Negative log-likelihood (nats) without each source in turn, the others fixed; inf without a source."""
-    kernel = _kernel_for(recording) if criterion == "unconditional" else None
+    kernel = kernel_for(recording) if criterion == "unconditional" else None
     parts = []
     for block in scene_blocks(recording, 2 * positions.shape[1]):
         part, there = recording[block], active[block]
@@ -357,7 +357,7 @@ def refine(
         power_noise: initial powers and noise variance of the unconditional likelihood. If ``None``, they are
             fitted at the start or taken from least squares, as ``options`` says.
     """
-    kernel = _kernel_for(recording)
+    kernel = kernel_for(recording)
     fit = _fit_positions if kernel is None else kernel.fit_positions
     parts = []
     for block in scene_blocks(recording, 4 * positions.shape[1]):

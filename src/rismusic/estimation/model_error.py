@@ -41,17 +41,21 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import steering
+from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.estimation.goodness_of_fit import orthonormal
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
-# Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the noise.
+# Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the
+# noise.
 _RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
 # Powers tau of the diffuse noise that are tried.
 _DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
+# Standard deviations of a source's place that are tried (rad), and directions.
+_SPREADS_RAD = (0.003, 0.006, 0.012, 0.024, 0.048)
+_DIRECTIONS = 8
 # Largest panel error. A larger one would explain any field.
 _MOST_ERROR = 0.5
 # Log prior of each ratio, and of each power of the diffuse noise.
@@ -100,7 +104,9 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
     N = recording.panel.size
     diffuse = (0.0,) if recording.channel is None else (0.0, *_DIFFUSE)
     parts = []
-    for block in blocks(S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device):
+    for block in blocks(
+        S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device
+    ):
         part, x, there = recording[block], positions[block], active[block]
         levels = [_Residual.of(part, x, there, tau) for tau in diffuse]
         gain, error = levels[0].panel_error()
@@ -119,6 +125,61 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
             )
         parts.append((gain, error, tau))
     return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K"]]:
+    r"""Evidence that a source is not one point: it moves, is extended, or consists of several sources.
+
+    Near its place the field of such a source leaves the direction of its steering vector along a derivative
+    :math:`b_l = P^\perp_{C_l} B_l v`, with symbols of its own,
+
+    .. math:: r_l \sim CN(0, \sigma^2 I + \eta\, b_l b_l^H).
+
+    Args:
+        recording: S scenes, narrowband.
+        sources: positions near maximum likelihood with powers [S, K].
+
+    Returns:
+        The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the place along
+        v that belongs to it, in units of its angle (rad); 0 and NaN without a source.
+    """
+    recording = recording.stacked()
+    positions, active = unpack(sources, recording)
+    assert sources.power is not None
+    S, L, M = recording.snapshots.shape
+    gains, sizes = [], []
+    for block in blocks(S, 64 * L * M * (8 * active.shape[1] + 1), positions.device):
+        part, there = recording[block], active[block]
+        azimuth, elevation, q = positions[block].unbind(-1)
+        A, slopes = steering_with_log_derivatives(part.panel, azimuth, elevation, 1 / q)
+        A = A * there[:, None]
+        # Only directions: the spread of the range is harder to see.
+        D = (slopes[..., :2] * A[..., None]).flatten(-2)
+        link, y = part.link.to(torch.complex128), part.snapshots.to(torch.complex128)
+        Q = orthonormal(link.matmul(A).expand(-1, L, -1, -1))
+        B = link.matmul(D).expand(-1, L, -1, -1)
+        B = (B - Q @ (Q.mH @ B)).unflatten(-1, (-1, 2))  # [S, L, M, K, 2]
+        rest = y - (Q @ (Q.mH @ y[..., None]))[..., 0]
+        count = there.sum(-1)
+        sigma2 = _squared(rest).sum((1, 2)) / (L * (M - count) - 1.5 * count)
+        z = torch.einsum("slmki,slm->slki", B.conj(), rest)
+        angle = torch.linspace(0, math.pi, _DIRECTIONS + 1, dtype=torch.float64, device=z.device)[:-1]
+        v = torch.stack((angle.cos(), angle.sin()))  # [2, directions]
+        along = _squared(torch.einsum("slki,id->slkd", z, v.to(z.dtype)))
+        norm = _squared(torch.einsum("slmki,id->slmkd", B, v.to(z.dtype))).sum(2)
+        gain, size = along.new_zeros(there.shape), along.new_full(there.shape, math.nan)
+        power = sources.power[block].double()
+        for step in _SPREADS_RAD:
+            eta = (step**2 * torch.where(there, power, 0))[:, None, :, None]
+            total = sigma2[:, None, None, None] + eta * norm
+            ratio = (sigma2[:, None, None, None] / total).log()
+            ratio = ratio + eta * along / (sigma2[:, None, None, None] * total)
+            value = ratio.sum(1).amax(-1)
+            take = there & (value > gain)
+            gain, size = torch.where(take, value, gain), torch.where(take, step, size)
+        gains.append(gain)
+        sizes.append(size)
+    return torch.cat(gains), torch.cat(sizes)
 
 
 def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
@@ -207,11 +268,8 @@ class _Residual:
         H, f, Q = self.H, self.field, self.basis
         overlap = Q.mH if H is None else Q.mH @ H.unsqueeze(-3)
         E = (overlap * f[..., None, :]).flatten(1, 2)  # Q_l^H J_l
-        if H is None:
-            W = torch.diag_embed(_squared(f).sum(1).to(f.dtype))
-        else:
-            W = (H.mH @ H) * (f.mH @ f)
-        W = W - E.mH @ E
+        HH = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device) if H is None else H.mH @ H
+        W = HH * (f.mH @ f) - E.mH @ E
         z = (f.conj() * (self.rest if H is None else self.rest @ H.conj())).sum(1)
         energy = _squared(self.rest).sum((1, 2))
         N = W.shape[-1]

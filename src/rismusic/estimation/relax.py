@@ -116,8 +116,7 @@ def _searched_again(
         None if here.power_noise is None else (here.power_noise[0][rows, others], here.power_noise[1])
     )
     there = active[scenes][rows, others]
-    rest = project_out(search.recording[scenes], here.positions[rows, others], there, power_noise)
-    found = search.place(scenes, rest).to(here.positions)
+    found = search.place_beside(scenes, here.positions[rows, others], there, power_noise).to(here.positions)
     step = found.new_tensor(search.grid.step)
     apart = (on_axes(found, search.grid) - on_axes(here.positions[rows[:, 0], which], search.grid)).abs()
     return found, (apart > _UNCHANGED_STEPS * step).any(-1)

@@ -21,6 +21,7 @@ class Position:
     """One estimated source. Scenes and sources count from 0; error bars are the bound at the estimate.
 
     ``range_lower_m`` is the lower limit of the range, from two standard deviations of 1 / range.
+    ``existence_probability`` is the probability that the source exists; ``status`` is that of the scene.
     """
 
     scene: int
@@ -33,6 +34,8 @@ class Position:
     range_std_m: float
     power_db: float
     range_lower_m: float
+    existence_probability: float
+    status: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]
     """
     sources = estimate.sources
     rows = []
+    exists, status = estimate.existence_probability, estimate.status
     place, bars = None, None
     if estimate.pose is not None:
         far = sources.range.isinf()[..., None]
@@ -89,6 +93,8 @@ def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]
             range_std_m=std[2],
             power_db=float(estimate.snr_db[scene, source]),
             range_lower_m=float(estimate.range_lower_m[scene, source]),
+            existence_probability=float(exists[scene, source]),
+            status=status[scene],
         )
         if place is not None and bars is not None:
             row = RoomPosition(**asdict(row), **_room(place[scene, source], bars[scene, source]))
@@ -107,12 +113,13 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
     Values that are infinite (an error bar that the data cannot give) or not available are null.
     """
     settings = estimate.spec.model_dump(mode="json")
+    status = estimate.status
     rows = position_rows(estimate, first_scene=first_scene)
     probability = estimate.n_sources_probability
     covariance = None if estimate.pose is None else estimate.position_covariance_room
 
     def source(row: Position) -> dict[str, object]:
-        record: dict[str, object] = {**_finite(asdict(row))}
+        record = _finite(asdict(row))
         if covariance is not None:
             record["covariance_room_m2"] = [
                 [value if math.isfinite(value) else None for value in line]
@@ -128,6 +135,9 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
             "p_value": None if estimate.p_value[scene].isnan() else float(estimate.p_value[scene]),
             "settings": settings,
             "warnings": warnings,
+            "status": status[scene],
+            "reasons": estimate.doubts[scene],
+            "panel_error": None if estimate.panel_error is None else float(estimate.panel_error[scene]),
             "n_sources": int(estimate.n_sources[scene]),
             "n_sources_probability": None if probability is None else probability[scene].tolist(),
             "method": estimate.method[scene],
@@ -137,7 +147,9 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
     ]
 
 
-def _finite(record: Mapping[str, int | float]) -> dict[str, int | float | None]:
+def _finite(record: Mapping[str, object]) -> dict[str, object]:
     return {
-        name: value if math.isfinite(value) else None for name, value in record.items() if name != "scene"
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+        if name != "scene"
     }

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.files import check_regular, replace_file
-from rismusic.io.hdf5 import CarefulFile, dataset, members, open_hdf5
+from rismusic.io.hdf5 import CarefulFile, attribute, dataset, members, open_hdf5
 from rismusic.io.recording import Recording
-from rismusic.io.store import understood
-from rismusic.spec import LARGEST_PANEL_ERROR
+from rismusic.io.store import Array, understood
+from rismusic.spec import MAX_PANEL_ERROR
 
 FORMAT = "rismusic-calibration/1"
 DEAD_BELOW = 0.3
@@ -78,8 +78,10 @@ class PanelCalibration:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name == "wavelength" and value == 0):
                 raise InputError(name, f"must be positive and finite; got {value:g}")
+        if bool(self.dead.all()):
+            raise InputError("response", "is 0 or nearly 0 for all elements; calibrate again")
         for name, value, limit in (
-            ("remaining_error", self.remaining_error, LARGEST_PANEL_ERROR),
+            ("remaining_error", self.remaining_error, MAX_PANEL_ERROR),
             ("response", float(self.response.abs().max()), _LARGEST_RESPONSE),
             ("offsets", float(self.offsets.abs().max()), _LARGEST_OFFSET_WAVELENGTHS * self.wavelength),
         ):
@@ -179,11 +181,12 @@ class PanelCalibration:
 
 
 def _fields(file: h5py.File) -> dict[str, Any]:
-    attributes = {name: _scalar(file.attrs.get(name)) for name in _ATTRIBUTES}
-    if attributes.pop("format") != FORMAT:
+    attributes = {name: _scalar(attribute(file, name)) for name in _ATTRIBUTES if name in file.attrs}
+    if attributes.pop("format", None) != FORMAT:
         raise InputError("format", f"must be {FORMAT!r}; write the file with rismusic calibrate")
     fields: dict[str, Any] = {}
-    for name, value in attributes.items():
+    for name in _ATTRIBUTES[1:]:
+        value = attributes.get(name)
         if not isinstance(value, float):
             raise InputError(name, "must be an attribute with one real number")
         fields[name] = value
@@ -200,14 +203,12 @@ def _fields(file: h5py.File) -> dict[str, Any]:
     return fields
 
 
-def _scalar(value: object) -> str | float | None:
-    """An attribute as text or number; none if it is neither."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, str):
-        return value
-    array = np.asarray(value)
-    return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
+def _scalar(value: Array) -> str | float:
+    """An attribute as text or number; an empty text if it holds several."""
+    held = value.item() if value.size == 1 else ""
+    if isinstance(held, (int, float)):
+        return float(held)
+    return held.decode("utf-8", "replace") if isinstance(held, bytes) else str(held)
 
 
 def _check(values: dict[str, Tensor]) -> None:

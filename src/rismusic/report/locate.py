@@ -57,6 +57,7 @@ class Row:
     false_alarms: int | None
     probability: float | None
     p_value: float
+    status: str
     warnings: list[str]
 
 
@@ -256,7 +257,7 @@ def _row(number: int, scene: int, located: Estimate, comparison: Comparison | No
     estimated = int(located.sources.active[scene].sum())
     probability = _probabilities(located, scene)
     chosen = probability[estimated] if estimated < len(probability) else None
-    rest = (chosen, float(located.p_value[scene]), located.warnings[scene])
+    rest = (chosen, float(located.p_value[scene]), located.status[scene], located.warnings[scene])
     if comparison is None:
         return Row(number, estimated, None, None, None, None, *rest)
     true, hits = int(comparison.match.true_count[scene]), int(comparison.match.hit[scene].sum())

@@ -1,0 +1,673 @@
+"""Checks that watch the training loop itself: a short run of the trainer, and its steps computed again.
+
+The trainer works on its own data and files. Every step, validation and file of the run is compared with one
+that is computed separately, in other words than those of the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.func import functional_call
+
+from rismusic.doctor import references as ref
+from rismusic.doctor.case import Case
+from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.io import Recording
+from rismusic.nn.learner import Learner
+from rismusic.nn.monitors import Finding, Report, at_most
+from rismusic.nn.run_folder import BEST, LAST, RunFolder
+from rismusic.nn.spec import LossSpec, ScheduleSpec, TermName, TrainSpec
+from rismusic.nn.train import Trainer
+
+# The short run: epochs, steps of each, batches of a step, scenes of a batch, validation scenes.
+EPOCHS, STEPS = 2, 3
+_PARTS, _BATCH, _VALIDATION = 2, 4, 10
+# Largest relative difference of what must be equal up to rounding.
+_SAME = 1e-3
+# The settings of AdamW that the documentation states.
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class RecordedStep:
+    """One call of ``Learner.step`` by the loop.
+
+    Args:
+        recordings: the batches.
+        beta: share of R_samp.
+        weights: weights of the losses.
+        before: parameters before the step.
+        average: averaged parameters before the step.
+        gradients: gradients at the optimizer's step; empty if it did not step.
+        rates: learning rate of each parameter at the optimizer's step.
+        after: parameters after the step.
+        average_after: averaged parameters after the step.
+    """
+
+    recordings: list[Recording]
+    beta: float
+    weights: Mapping[TermName, float]
+    before: Tensors
+    average: Tensors
+    gradients: Tensors = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    after: Tensors = field(default_factory=dict)
+    average_after: Tensors = field(default_factory=dict)
+
+
+@dataclass
+class RecordedValidation:
+    """One pass over the validation set by the loop, with the parameters and averages at that time."""
+
+    recordings: list[Recording]
+    weights: Tensors
+    average: Tensors
+
+
+@dataclass
+class ShortRun:
+    """A short run of the trainer and all it did."""
+
+    trainer: Trainer
+    steps: list[RecordedStep] = field(default_factory=list)
+    validations: list[RecordedValidation] = field(default_factory=list)
+
+    @property
+    def spec(self) -> TrainSpec:
+        """Settings of the run."""
+        return self.trainer.spec
+
+
+class _StopError(Exception):
+    """Ends a run in the middle of an epoch."""
+
+
+def short_spec(spec: TrainSpec) -> TrainSpec:
+    """The settings with few steps, two batches a step, no dropout and no clipping."""
+    batch = min(_BATCH, spec.batch)
+    return spec.replace(
+        network=spec.network.replace(dropout=0.0),
+        schedule=spec.schedule.replace(epochs=EPOCHS, warm_up=0.5),
+        batch=batch,
+        accumulation=_PARTS,
+        scenes_per_epoch=batch * _PARTS * STEPS,
+        validation_scenes=_VALIDATION,
+        scored_scenes=2,
+        clip_norm=1e9,
+        log_steps=2,
+        save_minutes=1e6,
+        save_steps=1,
+        patience=0,
+        skipped_max=EPOCHS * STEPS,
+    )
+
+
+def record_run(trainer: Trainer, stop_after: int | None = None) -> ShortRun:
+    """Train, and record every step and validation; stop in the middle if asked."""
+    run, learner, scenes = ShortRun(trainer), trainer.learner, trainer.scenes
+    own_step, own_validation = learner.step, scenes.validation
+
+    def copied(tensors: Mapping[str, Tensor]) -> Tensors:
+        return {name: value.detach().clone() for name, value in tensors.items()}
+
+    def step(recordings: Any, beta: float, weights: Mapping[TermName, float]) -> dict[str, Tensor]:
+        if len(run.steps) == stop_after:
+            raise _StopError
+        one = RecordedStep(
+            list(recordings), beta, dict(weights), copied(learner.weights), copied(learner.average)
+        )
+        run.steps.append(one)
+        result = own_step(iter(one.recordings), beta, weights)
+        one.after, one.average_after = copied(learner.weights), copied(learner.average)
+        return result
+
+    def validation() -> Iterator[Recording]:
+        one = RecordedValidation([], copied(learner.weights), copied(learner.average))
+        run.validations.append(one)
+        for recording in own_validation():
+            one.recordings.append(recording)
+            yield recording
+
+    def before_step(*_: object) -> None:
+        if not run.steps:
+            return
+        names = {id(weight): name for name, weight in learner.weights.items()}
+        one = run.steps[-1]
+        one.gradients = {
+            name: weight.grad.detach().clone()
+            for name, weight in learner.weights.items()
+            if weight.grad is not None
+        }
+        one.rates = {
+            names[id(p)]: float(group["lr"])
+            for group in learner.optimizer.param_groups
+            for p in group["params"]
+            if id(p) in names
+        }
+
+    handle = learner.optimizer.register_step_pre_hook(before_step)
+    vars(learner)["step"], vars(scenes)["validation"] = step, validation
+    try:
+        trainer.train()
+    except _StopError:
+        pass
+    finally:
+        handle.remove()
+        del vars(learner)["step"], vars(scenes)["validation"]
+    return run
+
+
+def short_run(case: Case) -> ShortRun:
+    """The short run of the case, made once."""
+    if case.short_run is None:
+        case.short_run = record_run(case.start(short_spec(case.spec)))
+    assert isinstance(case.short_run, ShortRun)
+    return case.short_run
+
+
+def planned_rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
+    """Linear warm-up to 1, then half a cosine down to the floor."""
+    warm = max(1, round(schedule.warm_up * steps))
+    if step + 1 <= warm:
+        return (step + 1) / warm
+    floor = schedule.learning_rate_floor
+    angle = math.pi * (step + 1 - warm) / (steps - warm)
+    return 1 - (1 - floor) * math.sin(angle / 2) ** 2
+
+
+def planned_beta(schedule: ScheduleSpec, epoch: int) -> tuple[float, float]:
+    """Beta of an epoch, and how far it may differ because of its jitter."""
+    ramp = max(2, math.ceil(schedule.beta_ramp * schedule.epochs))
+    if epoch < ramp:
+        return schedule.beta / (ramp - 1) * epoch, 1e-6
+    return schedule.beta, schedule.beta_jitter + 1e-6
+
+
+def planned_weights(loss: LossSpec, schedule: ScheduleSpec, epoch: int, beta: float) -> dict[str, float]:
+    """Weights of the losses in an epoch, as the documentation of the phases states them."""
+    weights: dict[str, float] = {str(name): value for name, value in loss.weights.items()}
+    ramp, last = max(2, math.ceil(schedule.beta_ramp * schedule.epochs)), round(0.3 * schedule.epochs)
+    if epoch < ramp:
+        weights["subspace"] = loss.subspace_warm_up
+    elif epoch >= schedule.epochs - last:
+        part = (epoch - schedule.epochs + last) / max(1, last - 1)
+        for name, (low, high) in (
+            ("subspace", loss.subspace_last),
+            ("peak_contrast", loss.peak_contrast_last),
+        ):
+            weights[name] = (1 - part) * low + part * high
+    if beta >= 0.999:
+        weights["covariance_predicted"] = max(weights["covariance_predicted"], loss.covariance / 5)
+    if schedule.curriculum:
+        first, second = (share * schedule.epochs for share in schedule.curriculum_ends)
+        if epoch < first:
+            weights["log_range"] = 0.0
+        elif epoch < second:
+            weights["angle"] /= 10
+    return weights
+
+
+def _gradient(
+    learner: Learner, at: Tensors, recording: Recording, beta: float, weights: Mapping[TermName, float]
+) -> Tensors:
+    """Gradient of the loss of one batch at given parameters, apart from the learner's own."""
+    leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
+    prediction = functional_call(learner.network, leaves, (recording,))
+    total = learner.prediction_losses(prediction, recording, beta, weights).total
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
+
+
+def _mean(parts: list[Tensors], factor: float = 1.0) -> Tensors:
+    return {
+        name: sum((p[name] for p in parts), torch.zeros_like(v)) * (factor / len(parts))
+        for name, v in parts[0].items()
+    }
+
+
+def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Norm of the difference over the norm of the second; a missing tensor counts as 0."""
+    off = {name: (one[name] - value if name in one else -value) for name, value in other.items()}
+    return ref.total_norm(off) / max(ref.total_norm(other), 1e-30)
+
+
+def check_replay(case: Case) -> Report:
+    """[REPLAY]: every step of a short run of the loop, computed separately."""
+    run = short_run(case)
+    findings = [*_plan_findings(run), *_gradient_findings(run), *_update_findings(run)]
+    return report_of("REPLAY", f"{len(run.steps)} steps of the loop, computed separately", findings)
+
+
+def _plan_findings(run: ShortRun) -> list[Finding]:
+    """Beta, weights of the losses, learning rates and scenes that the loop used, against the settings."""
+    spec, total = run.spec, EPOCHS * STEPS
+    beta_off, rate_off = 0.0, 0.0
+    wrong_weights: set[str] = set()
+    wrong_rates: set[str] = set()
+    highest = _highest(run)
+    keys: list[bytes] = []
+    for number, one in enumerate(run.steps):
+        epoch = number // STEPS
+        beta, tolerance = planned_beta(spec.schedule, epoch)
+        beta_off = max(beta_off, abs(one.beta - beta) - tolerance)
+        expected = planned_weights(spec.loss, spec.schedule, epoch, one.beta)
+        wrong_weights |= {n for n, v in one.weights.items() if abs(v - expected.get(n, 0.0)) > 1e-6}
+        factor = planned_rate_factor(spec.schedule, number, total)
+        for name, rate in one.rates.items():
+            off = abs(rate - factor * highest[name]) / max(highest[name], 1e-30)
+            rate_off = max(rate_off, off)
+            if off > _SAME:
+                wrong_rates.add("head" if _is_head(name) else "backbone")
+        keys += [key for recording in one.recordings for key in scene_keys(recording)]
+    findings = [
+        at_most(
+            "distance of the beta that the loop uses from the plan",
+            beta_off,
+            0.0,
+            "the steps use another beta than the plan of the settings: it is not passed on, or counted in "
+            "steps.",
+            "Pass beta of the epoch to the step. It rises from 0 within the first fifth of the epochs.",
+        ),
+        must_be_zero(
+            "loss weights in use that differ from the plan",
+            len(wrong_weights),
+            f"the loss weights of {listed(sorted(wrong_weights))} are not those of the plan for the epoch.",
+            "Take the weights of each epoch from weights_at.",
+        ),
+        at_most(
+            "distance of the learning rates in use from those of the settings, over the highest",
+            rate_off,
+            _SAME,
+            f"the learning rate of {' and '.join(sorted(wrong_rates))} is not that of the settings and the "
+            "schedule: the schedule advances at another time, or groups are exchanged.",
+            "Step the optimizer, then the schedule. The head has head_learning_rate, all else the other.",
+        ),
+    ]
+    if spec.fresh:
+        findings.append(
+            must_be_zero(
+                "scenes that the loop uses twice",
+                len(keys) - len(set(keys)),
+                "steps or epochs use the same scenes again, although the settings ask for fresh ones.",
+                "Pass epoch and step on to the scenes.",
+            )
+        )
+    return findings
+
+
+def _is_head(name: str) -> bool:
+    return name.split(".")[0] in ("details", "count") or "write" in name.split(".")
+
+
+def _highest(run: ShortRun) -> dict[str, float]:
+    """Highest learning rate of each parameter, from the settings."""
+    spec, learner = run.spec, run.trainer.learner
+    names = {id(weight): name for name, weight in learner.weights.items()}
+    if spec.network.kind != "sbl_unrolled":
+        return {
+            names[id(p)]: float(group["highest"])
+            for group in learner.optimizer.param_groups
+            for p in group["params"]
+            if id(p) in names
+        }
+    return {
+        name: spec.head_learning_rate if _is_head(name) else spec.backbone_learning_rate
+        for name in learner.weights
+    }
+
+
+def _gradient_findings(run: ShortRun) -> list[Finding]:
+    """The gradients that the optimizer got, against separately computed ones."""
+    worst, cause = 0.0, ""
+    first_batches = run.steps[0].recordings
+    for number, one in enumerate(run.steps):
+
+        def of(recording: Recording, one: RecordedStep = one) -> Tensors:
+            return _gradient(run.trainer.learner, one.before, recording, one.beta, one.weights)
+
+        parts = [of(recording) for recording in one.recordings]
+        expected = _mean(parts)
+        off = _distance(one.gradients, expected)
+        if off <= worst:
+            continue
+        worst = off
+        if off <= _SAME:
+            continue
+        candidates = {
+            ref.EXPECTED: off,
+            ": it is 0 (zero_grad after backward?)": ref.total_norm(one.gradients)
+            / max(ref.total_norm(expected), 1e-30),
+            ": the accumulated batches are summed, not averaged": _distance(
+                one.gradients, _mean(parts, len(parts))
+            ),
+            ": it is divided twice by the number of accumulated batches": _distance(
+                one.gradients, _mean(parts, 1 / len(parts))
+            ),
+            ": it is reversed": _distance(one.gradients, _mean(parts, -1.0)),
+            ": it is that of one of the accumulated batches, the others are left out": min(
+                _distance(one.gradients, _mean([part])) for part in parts
+            ),
+            ": it is that of a part of the batch, other scenes are left out": min(
+                _distance(one.gradients, _mean([of(r[: len(r) // 2]) for r in one.recordings])),
+                _distance(one.gradients, _mean([of(r[len(r) // 2 :]) for r in one.recordings])),
+            ),
+        }
+        if number:
+            old = run.steps[number - 1].gradients
+            candidates |= {
+                ": the gradients of earlier steps are added up (zero_grad is missing)": _distance(
+                    one.gradients, {name: value + old.get(name, 0.0) for name, value in expected.items()}
+                ),
+                ": it is that of the first batch again, not of this one": _distance(
+                    one.gradients, _mean([of(recording) for recording in first_batches])
+                ),
+            }
+        cause = ref.best_explanation(candidates)
+        if number and cause:
+            break
+    return [
+        at_most(
+            "relative distance of the gradient in the loop from one computed separately",
+            worst,
+            2e-2 if run.trainer.learner.precision is not None else _SAME,
+            f"the optimizer does not get the gradient of the loss of this step's batches{cause}.",
+            "Each step: zero_grad, backward on each batch's loss over the number of batches, clip, step.",
+        )
+    ]
+
+
+def _update_findings(run: ShortRun) -> list[Finding]:
+    """The updates of weights and averages, against AdamW and the moving average by their formulas."""
+    spec, highest = run.spec, _highest(run)
+    m: Tensors = {}
+    v: Tensors = {}
+    wrong: dict[str, float] = {}
+    skipped: dict[str, float] = {}
+    aliased = [
+        name
+        for name, weight in run.trainer.learner.weights.items()
+        if weight.data_ptr() == run.trainer.learner.average[name].data_ptr()
+    ]
+    for number, one in enumerate(run.steps, start=1):
+        decay = min(spec.average_decay, (1 + number) / (10 + number))
+        for name, g in one.gradients.items():
+            m[name] = _BETAS[0] * m.get(name, torch.zeros_like(g)) + (1 - _BETAS[0]) * g
+            v[name] = _BETAS[1] * v.get(name, torch.zeros_like(g)) + (1 - _BETAS[1]) * g.square()
+            step = m[name] / (1 - _BETAS[0] ** number)
+            step = step / ((v[name] / (1 - _BETAS[1] ** number)).sqrt() + _EPSILON)
+            shrink = spec.weight_decay * one.before[name] if g.ndim > 1 else 0.0
+            change = one.after[name] - one.before[name]
+            expected = -one.rates.get(name, highest[name]) * (step + shrink)
+            off = float((change - expected).norm() / expected.norm().clamp_min(1e-30))
+            # In single precision, the difference of two weights is exact to their rounding only.
+            rounding = 1e-6 * float(one.before[name].norm() / expected.norm().clamp_min(1e-30))
+            wrong[name] = max(wrong.get(name, 0.0), off - rounding)
+        for name, old in one.average.items():
+            expected = (1 - decay) * (one.after[name] - old)
+            off = float((one.average_after[name] - old - expected).norm() / expected.norm().clamp_min(1e-30))
+            rounding = 1e-6 * float(old.norm() / expected.norm().clamp_min(1e-30))
+            skipped[name] = max(skipped.get(name, 0.0), off - rounding)
+    groups = run.trainer.learner.optimizer.param_groups
+    betas = {tuple(group["betas"]) for group in groups if "betas" in group}
+    decays = {
+        float(group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+        if abs(float(group["weight_decay"]) - (spec.weight_decay if p.ndim > 1 else 0.0)) > 1e-12
+    }
+    late = [name for name, value in skipped.items() if value > 0.05]
+    reason = ""
+    if decays:
+        reason = f": the weight decay of a group is {max(decays):g}, the settings have {spec.weight_decay:g}"
+    elif betas and betas != {_BETAS}:
+        reason = f": its betas are {next(iter(betas))}, Adam's are {_BETAS}"
+    return [
+        at_most(
+            "relative distance of the weights' updates from those of AdamW with the settings",
+            max(wrong.values(), default=0.0),
+            0.05,
+            f"the optimizer's update is not that of AdamW with the settings{reason}.",
+            "Check optimizer, betas, weight decay (none for biases and norms) and what else changes weights.",
+        ),
+        must_be_zero(
+            "averaged weights that are the weights themselves",
+            len(aliased),
+            "the moving average (EMA) shares its memory with the weights, so it is no average.",
+            "Clone the weights for the average.",
+        ),
+        at_most(
+            "relative distance of the moving average's update from its formula",
+            max(skipped.values(), default=0.0) if not aliased else 0.0,
+            0.05,
+            f"the moving average (EMA) is not updated as the settings say; it skips or misses {listed(late)}."
+            if len(late) < len(skipped)
+            else "the moving average (EMA) is not updated by (1 - decay) times the difference: its decay is "
+            "wrong, or the wrong way round.",
+            "average += (1 - decay) (weight - average) for every parameter after every step.",
+        ),
+    ]
+
+
+def scene_keys(recording: Recording) -> list[bytes]:
+    """The labels of each scene as bytes, which identify the scene."""
+    truth = recording.truth
+    assert truth is not None
+    rows = torch.stack((truth.azimuth, truth.elevation, truth.range), -1).flatten(1).cpu()
+    return [row.numpy().tobytes() for row in rows]
+
+
+def check_validation_set(case: Case) -> Report:
+    """[HELDOUT]: the validation set that the loop uses, and its loss computed separately."""
+    run = short_run(case)
+    findings = [*_set_findings(case, run), *_loss_findings(run)]
+    return report_of("HELDOUT", f"{len(run.validations)} validations of the loop", findings)
+
+
+def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
+    """Size, splits, SNR and number of sources of the validation set."""
+    spec = case.spec
+    used = run.validations[-1].recordings if run.validations else []
+    whole = list(case.trainer.scenes.validation())
+    findings = [
+        must_be_zero(
+            "number of validation scenes in use, distance from the settings",
+            abs(sum(map(len, used)) - _VALIDATION) + abs(sum(map(len, whole)) - spec.validation_scenes),
+            "the validation set has another number of scenes than the settings.",
+            "Use validation_scenes, all of them, in each epoch.",
+        )
+    ]
+    if spec.fresh:
+        trained = {key for one in run.steps for recording in one.recordings for key in scene_keys(recording)}
+        shared = {key for one in run.validations for r in one.recordings for key in scene_keys(r)} & trained
+        findings.append(
+            must_be_zero(
+                "validation scenes that the loop trained on",
+                len(shared),
+                "the validation set contains training scenes (a leak).",
+                "Draw each split under its own name.",
+            )
+        )
+    training = case.recordings[:4]
+    for what, limit, of in (
+        ("SNR, dB", 4.0, _snr_db),
+        ("number of sources", 0.75, _number_of_sources),
+    ):
+        one, other = of(spec, training), of(spec, whole)
+        if len(one) < 16 or len(other) < 16:
+            continue
+        # Two sets of the same distribution: mean and spread agree within their standard errors.
+        spread = float(torch.cat((one, other)).std().clamp_min(1e-6))
+        error = 4 * spread * math.sqrt(1 / len(one) + 1 / len(other))
+        off = max(abs(float(one.mean() - other.mean())), abs(float(one.std() - other.std())))
+        findings.append(
+            at_most(
+                f"difference of validation and training scenes in mean or spread of the {what}",
+                off,
+                max(error, limit / 4),
+                f"validation scenes have another {what.split(',')[0]} than the training scenes.",
+                "Simulate both with the same settings.",
+            )
+        )
+    return findings
+
+
+def _number_of_sources(_: TrainSpec, recordings: list[Recording]) -> Tensor:
+    truths = [recording.truth for recording in recordings]
+    return torch.cat([(~truth.azimuth.isnan()).double().sum(-1) for truth in truths if truth is not None])
+
+
+def _snr_db(spec: TrainSpec, recordings: list[Recording]) -> Tensor:
+    """SNR of each scene, measured from the snapshots with the reference form of the true signal."""
+    found = [torch.zeros(0, dtype=torch.float64)]
+    for recording in recordings:
+        clean = ref.true_signal(spec.system, recording)
+        if clean is None:
+            return found[0]
+        noise = (recording.snapshots - clean).abs().square().mean((1, 2))
+        found.append(10 * (clean.abs().square().mean((1, 2)) / noise).log10())
+    return torch.cat(found)
+
+
+def _loss_findings(run: ShortRun) -> list[Finding]:
+    """The logged validation loss, against that of the same scenes computed separately."""
+    spec, learner = run.spec, run.trainer.learner
+    epochs = run.trainer.run.records("epoch")
+    numbers = [int(line["epoch"]) for line in epochs]
+    findings = [
+        must_be_zero(
+            "epochs of the log that are missing or have another number",
+            float(numbers != list(range(EPOCHS))),
+            f"the log has the epochs {numbers}, the loop had 0 to {EPOCHS - 1}.",
+            "Log each epoch once, with its own number.",
+        )
+    ]
+    if not epochs or not run.validations:
+        return findings
+    logged, last = float(str(epochs[-1]["validation"]["loss"])), run.validations[-1]
+    beta = spec.schedule.beta
+    weights = planned_weights(spec.loss, spec.schedule, EPOCHS - 1, beta)
+    chosen: dict[TermName, float] = {name: weights[name] for name in spec.loss.weights}
+
+    @torch.no_grad()
+    def mean(at: Tensors, beta: float, by_scene: bool = True) -> float:
+        values, sizes = [], []
+        with learner.single_precision():
+            for recording in last.recordings:
+                prediction = functional_call(learner.network, at, (recording,))
+                values.append(float(learner.prediction_losses(prediction, recording, beta, chosen).total))
+                sizes.append(len(recording) if by_scene else 1)
+        return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+    candidates = {
+        ref.EXPECTED: mean(last.average, beta),
+        ": it is that of the current weights, not of their moving average": mean(last.weights, beta),
+        ": it is at beta = 0": mean(last.average, 0.0),
+        ": it is the mean over the batches, not over the scenes": mean(last.average, beta, by_scene=False),
+    }
+    off = {name: abs(value - logged) / max(abs(logged), 1e-9) for name, value in candidates.items()}
+    cause = ref.best_explanation(off)
+    findings.append(
+        at_most(
+            "relative difference of the logged validation loss from the mean over the scenes",
+            off[ref.EXPECTED],
+            1e-4,
+            f"the validation differs from the loss of the averaged weights on the validation scenes{cause}.",
+            "Validate the averaged weights, at the beta of the settings, with one weight for each scene.",
+        )
+    )
+    return findings
+
+
+def check_files(case: Case) -> Report:
+    """[FILES]: the written weights are those that they should be, and a resumed run ends like a whole one."""
+    run = short_run(case)
+    return report_of(
+        "FILES",
+        "weights of the best and last epoch; resumption",
+        [
+            *_weight_findings(run),
+            *_resume_findings(case, run),
+        ],
+    )
+
+
+def _weight_findings(run: ShortRun) -> list[Finding]:
+    losses = [float(str(line["validation"]["loss"])) for line in run.trainer.run.records("epoch")]
+    # The first validation is that before the training.
+    epochs = run.validations[-len(losses) :]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    findings = []
+    for file, epoch, what in ((LAST, len(losses) - 1, "last"), (BEST, best, "best")):
+        stored = load_file(run.trainer.run.folder / file)
+        candidates = {
+            ref.EXPECTED: _distance(stored, epochs[epoch].average),
+            ": it has the current weights, not their moving average": _distance(
+                stored, epochs[epoch].weights
+            ),
+        }
+        for other, one in enumerate(epochs):
+            if other != epoch:
+                candidates[f": it has those of epoch {other}, but epoch {epoch} is the {what} one"] = (
+                    _distance(stored, one.average)
+                )
+        if file == BEST and losses[0] == losses[-1]:
+            continue
+        cause = ref.best_explanation(candidates)
+        findings.append(
+            at_most(
+                f"relative distance of {file} from the averaged weights of the {what} epoch",
+                candidates[ref.EXPECTED],
+                1e-6,
+                f"the file of the {what} weights has other weights than it should{cause}.",
+                "Save the averaged weights at the end of each epoch, and as the best ones if the validation "
+                "loss is the lowest so far.",
+            )
+        )
+    return findings
+
+
+def _resume_findings(case: Case, run: ShortRun) -> list[Finding]:
+    """A run that is stopped in the middle of the first epoch and resumed, against the whole run."""
+    stopped = record_run(case.start(run.spec), stop_after=STEPS - 1)
+    before = {name: value.clone() for name, value in stopped.trainer.learner.tensors().items()}
+    again = case.reopen(run.spec, RunFolder(stopped.trainer.run.folder))
+    again.resume()
+    after = again.learner.tensors()
+    wrong: dict[str, list[str]] = {}
+    for name, value in before.items():
+        if name not in after or not torch.equal(value, after[name]):
+            wrong.setdefault(name.partition("/")[0], []).append(name)
+    place = (again.state.epoch, again.state.step)
+    resumed = record_run(again)
+    end = {name: value for name, value in resumed.trainer.learner.tensors().items() if "/" in name}
+    whole = {name: value for name, value in run.trainer.learner.tensors().items() if "/" in name}
+    return [
+        must_be_zero(
+            "kinds of state that a resumed training does not get back",
+            len(wrong),
+            f"a resumed training does not get back: {listed(sorted(wrong))}.",
+            "Write weights, average, optimizer state and number of steps, and restore all of them.",
+        ),
+        must_be_zero(
+            "steps between the interruption and the place of resumption",
+            abs(place[0] * STEPS + place[1] - (STEPS - 1)),
+            f"a resumed training continues at epoch {place[0]}, step {place[1]}, not where it stopped.",
+            "Restore epoch and step.",
+        ),
+        at_most(
+            "relative distance of weights and optimizer after a resumed training from those of a whole one",
+            _distance(end, whole),
+            1e-4,
+            "an interrupted and resumed training ends with other weights than an uninterrupted one.",
+            "Restore everything that a step depends on.",
+        ),
+    ]
