@@ -50,11 +50,11 @@ benchmarks: .venv/.dev
 	touch $@
 
 .venv/.base: .venv/.torch pyproject.toml
-	$(PIP) -e '.[report]'
+	$(PIP) -e '.[fast,report]'
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(PIP) -e '.[report,tune,dev,docs]'
+	$(PIP) -e '.[fast,report,tune,dev,docs]'
 	touch $@
 
 clean:

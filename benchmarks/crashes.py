@@ -1,29 +1,33 @@
 """Interrupt commands at random instants, take the disk away, and check that nothing is lost.
 
-    python benchmarks/crashes.py --instants 30 [--commands simulate locate bench train tune] [--seed N]
+    python benchmarks/crashes.py --instants 30 [--commands simulate locate calibrate ...] [--seed N]
 
 Each command runs to its end once, as the reference. Then it is started again and again, and gets SIGKILL,
-SIGTERM or SIGINT at a random instant of its duration. Afterwards it is run again, with ``--resume`` where it
-has that option, and must reach the result of the reference. An older output must be whole until then. Further
-rows: a disk that takes no more (a limit on the size of files), a folder that an ordinary user may not write,
-and two processes with one output.
+SIGTERM or SIGINT at a random instant, one in each of ``--instants`` equal parts of the processor time of the
+reference. Afterwards it is run again, with ``--resume`` where it has that option, and must reach the result
+of the reference. An older output must be whole until then. Further rows: a disk that takes no more (a limit
+on the size of files), a folder that an ordinary user may not write, two processes with one output, and eight
+processes with one input. Plots are left out, since they take most of the time of short trainings.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import gc
 import hashlib
+import importlib
+import math
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +35,18 @@ from fuzz_inputs import SMALL, warm_up
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 NOBODY = 65534
-NETWORK = ("--network.width", "8", "--network.heads", "1", "--network.stages", "1", "--network.depth", "1")
 TRAINING = (
-    *(*NETWORK, "--system.panel.rows", "3", "--system.panel.columns", "3", "--system.sources", "1"),
-    *("--batch", "4", "--scenes-per-epoch", "16", "--validation-scenes", "4", "--scored-scenes", "2"),
+    *("batch = 4", "scenes_per_epoch = 8", "validation_scenes = 4", "scored_scenes = 2"),
+    *("[network]", "width = 8", "heads = 1", "stages = 1", "depth = 1"),
+    *("[system]", "sources = 1", "[system.panel]", "rows = 3", "columns = 3"),
+    *("[system.channel]", "antennas = 4", "[system.codebook]", "snapshots = 6"),
 )
+TUNING = (
+    *("epochs_per_trial = 1", "final_epochs = 1", "finalists = 1", "final_seeds = 1", 'sampler = "random"'),
+    *("inference_trials = 0", "objective_scenes = 2", "test_scenes = 2", "inference_scenes = 2"),
+    *("[locate]", "sources = 1", "polish = false"),
+)
+TRIALS = 2
 
 
 @dataclass(frozen=True)
@@ -57,61 +68,42 @@ class Job:
 
 def jobs() -> dict[str, Job]:
     """All commands."""
-    simulate: tuple[str, ...] = (
-        "simulate",
-        "-o",
-        "OUT/a.npz",
-        "--scenes",
-        "20000",
-        "--seed",
-        "1",
-        "--overwrite",
-        *SMALL,
+    cheap = ("--method", "music", "--no-polish", "--sources", "1")
+    simulate = ("simulate", "-o", "OUT/a.npz", "--scenes", "20000", "--seed", "1", "--overwrite", *SMALL)
+    locate = ("locate", "IN/a.h5", "-o", "OUT/a.csv", "--overwrite", *cheap)
+    calibrate = (
+        *("calibrate", "IN/few.h5", "-o", "OUT/a.h5", "--overwrite"),
+        *("--method", "omp", "--sources", "1", "--rounds", "1"),
     )
-    locate = ("locate", "IN/a.h5", "-o", "OUT/a.csv", "--method", "music", "--no-polish", "--sources", "1")
-    bench: tuple[str, ...] = (
-        "bench",
-        "--out",
-        "OUT/bench",
-        "--methods",
-        "omp",
-        "bartlett",
-        "--sources",
-        "1",
-        "2",
-        "--snr-db",
-        "10",
+    bench = (
+        *("bench", "--out", "OUT/bench", "--methods", "omp", "bartlett", "--sources", "1", "2"),
+        *("--snr-db", "10", "--scenes", "24", "--workers", "1", *SMALL),
     )
-    bench += ("--scenes", "64", "--workers", "1", "--panel.rows", "4", "--panel.columns", "4")
-    train = ("train", "--out", "OUT/run", "--schedule.epochs", "4", "--save-steps", "1", *TRAINING)
-    tune = ("tune", "--out", "OUT/tune", "--trials", "2", "--heartbeat-s", "1")
+    train = (
+        *("train", "--out", "OUT/run", "--config", "IN/training.toml"),
+        *("--save-steps", "1", "--schedule.epochs", "3"),
+    )
+    tune = ("tune", "--out", "OUT/tune", "--trials", str(TRIALS), "--heartbeat-s", "1")
     settings = ("--config", "IN/tune.toml", "--training-config", "IN/training.toml")
     return {
         "simulate": Job(simulate, simulate, ("a.npz",), overwrites=True),
-        "locate": Job(
-            (*locate, "--overwrite"), (*locate, "--overwrite", "--resume"), ("a.csv",), overwrites=True
-        ),
+        "locate": Job(locate, (*locate, "--resume"), ("a.csv",), overwrites=True),
+        "calibrate": Job(calibrate, calibrate, ("a.h5",), overwrites=True),
         "bench": Job(bench, (*bench, "--resume"), ("bench/results.csv",)),
         "train": Job(
             train, ("train", "--resume", "OUT/run"), ("run/best.safetensors", "run/last.safetensors")
         ),
-        "tune": Job((*tune, *settings), (*tune, "--resume"), ()),
+        "tune": Job((*tune, *settings), (*tune, "--resume"), ("tune/trials.csv",)),
     }
 
 
 def make_inputs(folder: Path) -> None:
     """Files that the commands read."""
     folder.mkdir(parents=True)
-    run(("simulate", "-o", str(folder / "a.h5"), "--scenes", "3000", "--one-link", *SMALL), folder / "said")
-    (folder / "training.toml").write_text(
-        "batch = 4\nscenes_per_epoch = 8\nvalidation_scenes = 4\nscored_scenes = 2\n"
-        "[network]\nwidth = 8\nheads = 1\nstages = 1\ndepth = 1\n"
-        "[system]\nsources = 1\n[system.panel]\nrows = 3\ncolumns = 3\n"
-    )
-    (folder / "tune.toml").write_text(
-        "epochs_per_trial = 1\nfinal_epochs = 1\nfinalists = 1\nfinal_seeds = 1\ninference_trials = 0\n"
-        'objective_scenes = 4\ntest_scenes = 4\ninference_scenes = 4\nsampler = "random"\n'
-    )
+    for name, scenes in (("a.h5", "700"), ("few.h5", "12")):
+        run(("simulate", "-o", str(folder / name), "--scenes", scenes, "--one-link", *SMALL), folder / "said")
+    (folder / "training.toml").write_text("\n".join(TRAINING))
+    (folder / "tune.toml").write_text("\n".join(TUNING))
 
 
 def start(command: tuple[str, ...], said: Path, before: Callable[[], None] = lambda: None) -> int:
@@ -128,6 +120,7 @@ def start(command: tuple[str, ...], said: Path, before: Callable[[], None] = lam
             os.dup2(sink, 2), "w", encoding="utf-8", errors="backslashreplace"
         )
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.modules["matplotlib"] = None  # type: ignore[assignment]
         before()
         from rismusic.cli import main
 
@@ -150,13 +143,20 @@ def run(command: tuple[str, ...], said: Path, before: Callable[[], None] = lambd
 
 
 def digest(path: Path) -> str:
-    """Hash of a result; of weights the hash of the tensors, since the order of the metadata varies."""
+    """What a result must agree in.
+
+    Of weights the tensors, since the order of the metadata varies; of a search the number of complete trials,
+    since the proposals depend on the process that makes them.
+    """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         from rismusic.nn.weights import checksum
 
         return checksum(load_file(path))
+    if path.name == "trials.csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            return str(sorted(row["state"] for row in csv.DictReader(file)))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -172,14 +172,12 @@ class Trial:
         self.job, self.inputs, self.folder, self.reference = job, inputs, folder, reference
         folder.mkdir(parents=True)
         self.said = folder.parent / f"{folder.name}.said"
+        self.ran_through = 0
         if job.overwrites:
             (folder / job.result[0]).write_text("an older output")
 
     def command(self, *, again: bool = False) -> tuple[str, ...]:
         """The command, or what follows an interruption of it."""
-        if again and not self._begun():  # interrupted between the creation of a folder and its first file
-            for name in ("run", "bench", "tune"):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
         begun = not again or "--resume" not in self.job.again or self._begun()
         chosen = self.job.again if again and begun else self.job.command
         return named(chosen, self.folder, self.inputs)
@@ -219,13 +217,24 @@ class Trial:
         return found
 
 
-def interrupted(trial: Trial, number: signal.Signals, delay: float) -> list[str]:
-    """Start a job, send a signal after a delay, run it again, and say what is wrong."""
+def processor_time(child: int) -> float:
+    """Processor time in seconds that a process has used; infinite if it has ended."""
+    state, *fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return math.inf if state == "Z" else sum(map(int, fields[10:12])) / os.sysconf("SC_CLK_TCK")
+
+
+def interrupted(trial: Trial, number: signal.Signals, instant: float) -> list[str]:
+    """Start a job, send a signal after a processor time, run it again, and say what is wrong."""
     child = start(trial.command(), trial.said)
-    time.sleep(delay)
+    while (used := processor_time(child)) < instant:
+        time.sleep(0.002)
+    if math.isfinite(used):
+        time.sleep(random.Random(instant).uniform(0, 0.02))  # the clock has steps of 10 ms
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, number)
-    return trial.problems(ended(child), number)
+    code = ended(child)
+    trial.ran_through = int(code == 0)
+    return trial.problems(code, number)
 
 
 def full(trial: Trial, limit: int) -> list[str]:
@@ -247,8 +256,19 @@ def limited(sink: int, limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def read_only(trial: Trial) -> list[str]:
-    """Run a job as an ordinary user in a folder that is not the user's."""
+def read_only(trial: Trial, instant: float) -> list[str]:
+    """Begin a job, and go on as an ordinary user in a folder that is not the user's.
+
+    Args:
+        trial: the job.
+        instant: processor time after which the first run is killed; 0: nothing is begun.
+    """
+    if instant:
+        child = start(trial.command(), trial.said)
+        while processor_time(child) < instant:
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        ended(child)
 
     def before() -> None:
         os.setgid(NOBODY)
@@ -257,7 +277,7 @@ def read_only(trial: Trial) -> list[str]:
     trial.said.touch()
     trial.said.chmod(0o666)
     contents = {path: path.read_bytes() for path in trial.folder.rglob("*") if path.is_file()}
-    code = run(trial.command(), trial.said, before)
+    code = run(trial.command(again=bool(instant)), trial.said, before)
     found = [] if code == 2 else [f"exit code {code}"]
     if {path: path.read_bytes() for path in trial.folder.rglob("*") if path.is_file()} != contents:
         found.append("the folder was changed")
@@ -279,59 +299,102 @@ def twice(trial: Trial) -> list[str]:
     return found
 
 
+def together(trials: list[Trial]) -> list[str]:
+    """Run a job in several processes at once, each with an output of its own."""
+    children = [start(trial.command(), trial.said) for trial in trials]
+    codes = [ended(child) for child in children]
+    found = [] if not any(codes) else [f"exit codes {codes}"]
+    for trial in trials:
+        for name, expected in trial.reference.items():
+            if digest(trial.folder / name) != expected:
+                found.append(f"{trial.folder / name} differs from that of a single run")
+    return found
+
+
+class Table:
+    """The runs of one command, and a row of the table for each kind of them."""
+
+    def __init__(self, name: str, out: Path) -> None:
+        self.name, self.inputs, self.out = name, out / "inputs", out / name
+        self.job, self._count = jobs()[name], 0
+        whole = Trial(self.job, self.inputs, self.out / "reference", {})
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        code = run(whole.command(), whole.said)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert code == 0, whole.said.read_text()
+        self.seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        self.reference = {path: digest(whole.folder / path) for path in self.job.result}
+        self.largest = max(path.stat().st_size for path in whole.folder.rglob("*") if path.is_file())
+
+    def trial(self) -> Trial:
+        """A folder for the next run."""
+        self._count += 1
+        return Trial(self.job, self.inputs, self.out / str(self._count), self.reference)
+
+    def rows(self, instants: int, rng: random.Random) -> Iterator[tuple[str, list[list[str]], str]]:
+        """What happens, the problems of each run, and a remark."""
+        for number in SIGNALS:
+            trials = [self.trial() for _ in range(instants)]
+            places = [(place + rng.random()) / instants * self.seconds for place in range(instants)]
+            found = [interrupted(trial, number, place) for trial, place in zip(trials, places, strict=True)]
+            yield number.name, found, f"{sum(trial.ran_through for trial in trials)} had ended"
+        limits = [rng.randrange(1000, max(2000, self.largest)) for _ in range(max(1, instants // 3))]
+        yield "disk full", [full(self.trial(), limit) for limit in limits], ""
+        if os.getuid() == 0:
+            yield (
+                "folder of another user",
+                [read_only(self.trial(), part * self.seconds) for part in (0, 0.5)],
+                "",
+            )
+        if self.name != "tune":
+            yield "two processes, one output", [twice(self.trial())], ""
+        if self.name == "locate":
+            yield "eight processes, one input", [together([self.trial() for _ in range(8)])], ""
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--instants", type=int, default=30, help="instants of each signal and command")
-    parser.add_argument("--commands", nargs="+", default=list(jobs()))
+    parser.add_argument("--commands", nargs="+", default=list(jobs()), choices=list(jobs()))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rng = random.Random(options.seed)
-    warm_up()
+    prepare()
     out = Path(tempfile.mkdtemp(prefix="rismusic-crashes-"))
     out.chmod(0o755)
     make_inputs(out / "inputs")
     failures = 0
-    print("| command | what happens | runs | failed |\n|---|---|---|---|", flush=True)
+    print("| command (processor time) | what happens | runs | failed | |\n|---|---|---|---|---|", flush=True)
     for name in options.commands:
-        job = jobs()[name]
-        whole = Trial(job, out / "inputs", out / name / "reference", {})
-        begin = time.monotonic()
-        code = run(whole.command(), whole.said)
-        seconds = time.monotonic() - begin
-        assert code == 0, whole.said.read_text()
-        reference = {path: digest(whole.folder / path) for path in job.result}
-        largest = max(path.stat().st_size for path in whole.folder.rglob("*") if path.is_file())
-        count = 0
-
-        def trial() -> Trial:
-            nonlocal count
-            count += 1
-            return Trial(job, out / "inputs", out / name / str(count), reference)  # noqa: B023
-
-        rows: list[tuple[str, list[list[str]]]] = [
-            (
-                number.name,
-                [interrupted(trial(), number, rng.uniform(0, seconds)) for _ in range(options.instants)],
-            )
-            for number in SIGNALS
-        ]
-        limits = [rng.randrange(1000, max(2000, largest)) for _ in range(max(1, options.instants // 3))]
-        rows += [
-            ("disk full", [full(trial(), limit) for limit in limits]),
-            ("folder of another user", [read_only(trial())] if os.getuid() == 0 else []),
-            ("two processes, one output", [twice(trial())] if name != "tune" else []),
-        ]
-        for what, results in rows:
+        table = Table(name, out)
+        for what, results, remark in table.rows(options.instants, random.Random(f"{options.seed}/{name}")):
             bad = [problems for problems in results if problems]
             failures += len(bad)
-            print(f"| {name} ({seconds:.1f} s) | {what} | {len(results)} | {len(bad)} |", flush=True)
+            command = f"{name} ({table.seconds:.1f} s)"
+            print(f"| {command} | {what} | {len(results)} | {len(bad)} | {remark} |", flush=True)
             for problems in bad:
                 print(f"    {'; '.join(problems)}", flush=True)
     print(f"folders of all runs: {out}")
     return int(failures > 0)
+
+
+def prepare() -> None:
+    """Import what the commands import, once and for all children."""
+    import torch
+
+    torch.set_num_threads(1)
+    warm_up()
+    for name in (
+        "torch._dynamo",
+        "rismusic.panel_calibration",
+        "rismusic.io",
+        "rismusic.tuning.results",
+        "configparser",
+    ):
+        importlib.import_module(name)
+    gc.freeze()
 
 
 if __name__ == "__main__":

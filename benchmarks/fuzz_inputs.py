@@ -1,11 +1,12 @@
 """Run every command on damaged and hostile files, and count what each of them gets.
 
-    python benchmarks/fuzz_inputs.py --inputs 2000 [--seed N] [--out FOLDER]
+    python benchmarks/fuzz_inputs.py --inputs 2000 [--seed N] [--out FOLDER] [--commands NAME ...]
 
-Valid files of every format are made first: recordings, settings, weights, the folders of trainings and
-benchmarks, studies, and outputs that were cut. Each input is one of them, with random changes, or
-with something else in its place (a pipe, an endless device, a folder, a link). A command then reads it in a
-process of its own, with limits on time and memory. Work that would follow the reading is left out.
+Valid files of every format are made first: recordings, calibrations, known positions, settings, weights, the
+folders of trainings and benchmarks, studies, and outputs that were cut. Each input is one of them, with
+random changes, or with something else in its place (a pipe, an endless device, a folder, a link). A command
+then reads it in a process of its own, with limits on time and memory. Work that would follow the reading is
+left out.
 
 An input is a failure if the command shows a stack trace, ends with exit code 70 or by a signal, needs more
 than 10 s of processor time or 2 GiB of memory, or changes or removes a file that it should only read. Inputs
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,9 +55,12 @@ NETWORK = (
     *("--network.heads", "1", "--network.stages", "1", "--network.depth", "1", "--device", "cpu"),
 )
 LOCATE = ("--method", "bartlett", "--no-polish", "--sources", "1")
+CALIBRATE = ("--method", "omp", "--sources", "1", "--rounds", "1", "-o", "FOLDER/new.h5")
 SETTINGS = {
     "simulate": 'sources = 2\nsnr_db = [0.0, 10.0]\n[panel]\nrows = 3\n[channel]\nkind = "rician"\n',
     "bound": "sources = [1]\nsnr_db = [10.0]\nscenes = 1\n[panel]\nrows = 3\n",
+    "plan": "target_m = 0.1\nrange_m = 2.0\nrows = [3, 4]\nbits = [1]\nscenes = 1\n",
+    "calibrate": 'method = "omp"\nsources = 1\nrounds = 1\npanel_error = 0.1\n',
     "bench": 'methods = ["bartlett"]\nsources = [2]\nsnr_db = [5.0]\nscenes = 2\n[panel]\nrows = 4\n',
     "train": "batch = 4\nscenes_per_epoch = 8\n[network]\nwidth = 8\nheads = 1\n[schedule]\nepochs = 1\n",
     "doctor": "batch = 4\nscenes_per_epoch = 8\n[network]\nwidth = 8\nheads = 1\n",
@@ -93,7 +97,14 @@ def cases() -> list[Case]:
             Case(kind, ("locate", path, *LOCATE), name),
             Case(kind, ("locate", path, "-o", "FOLDER/new.csv", *LOCATE), name),
             Case(kind, ("simulate", "-o", "FOLDER/new.h5", "--scenes", "1", "--link-from", path), name),
+            Case(kind, ("calibrate", path, *CALIBRATE), name),
         ]
+    known = ("--known-positions", "FOLDER/known.csv")
+    corrected = ("locate", "FOLDER/a.h5", "--calibration", "FOLDER/calibration.h5", *LOCATE)
+    found += [
+        Case("positions", ("calibrate", "FOLDER/a.h5", *known, *CALIBRATE), "known.csv"),
+        Case("calibration", corrected, "calibration.h5"),
+    ]
     for command in SETTINGS:
         name = f"{command}.toml"
         rest = {
@@ -102,6 +113,7 @@ def cases() -> list[Case]:
             "train": ("--out", "FOLDER/new"),
             "tune": ("--out", "FOLDER/new"),
             "locate": ("FOLDER/a.h5",),
+            "calibrate": ("FOLDER/a.h5", "-o", "FOLDER/new.h5"),
         }.get(command, ())
         found.append(Case("settings", (command, *rest, "--config", f"FOLDER/{name}"), name))
     weights = ("--method", "hybrid", "--weights", "FOLDER/w.safetensors", "--sources", "1", "--no-polish")
@@ -158,6 +170,10 @@ def make_files(folder: Path) -> None:
     for command, text in SETTINGS.items():
         (folder / f"{command}.toml").write_text(text)
     _quiet(main, ["simulate", "-o", str(folder / "a.h5"), "--scenes", "3", "--one-link", *SMALL])
+    names = {"FOLDER/a.h5": "a.h5", "FOLDER/new.h5": "calibration.h5"}
+    calibrate = ["calibrate", "FOLDER/a.h5", *CALIBRATE]
+    _quiet(main, [str(folder / names[word]) if word in names else word for word in calibrate])
+    _quiet(main, ["locate", str(folder / "a.h5"), "-o", str(folder / "known.csv"), *LOCATE])
     recording = read(folder / "a.h5")
     write(folder / "a.npz", recording)
     with np.load(folder / "a.npz") as held:
@@ -370,10 +386,10 @@ _WORK = (
     "rismusic.nn.train.Trainer.train",
     "rismusic.nn.train.RunFolder.create",
     "rismusic.tuning.worker.Worker.run",
-    "rismusic.tuning.study.open_storage",
+    "rismusic.tuning.study.create_storage",
     "rismusic.benchmark.run.run_all",
     "rismusic.doctor.diagnose.diagnose",
-    "rismusic.benchmark.bound_table.bound_table",
+    "rismusic.benchmark.bound_table.recording_crb",
 )
 
 
@@ -383,7 +399,7 @@ def no_work(command: tuple[str, ...]) -> Iterator[None]:
     resumes = "--resume" in command or "--start" in command
     with contextlib.ExitStack() as stack:
         for name in _WORK:
-            if resumes and name.endswith(("RunFolder.create", "open_storage")):
+            if resumes and name.endswith(("RunFolder.create", "create_storage")):
                 continue
             stack.enter_context(mock.patch(name, begun))
         yield
@@ -461,7 +477,9 @@ def warm_up() -> None:
     """Import what the commands import, so that the forked processes need not."""
     for name in ("cli", "hybrid", "checks", "nn.train", "tuning.study", "benchmark.run", "doctor.diagnose"):
         importlib.import_module(f"rismusic.{name}")
-    for name in ("doctor.run_log", "benchmark.bound_table", "benchmark.plots", "cli.partial"):
+    for name in ("doctor.run_log", "benchmark.bound_table", "benchmark.planning", "benchmark.plots"):
+        importlib.import_module(f"rismusic.{name}")
+    for name in ("cli.partial", "panel_calibration"):
         importlib.import_module(f"rismusic.{name}")
 
 
@@ -480,13 +498,30 @@ def resolve(folder: Path, target: str) -> Path:
 
 
 def fuzz(
-    inputs: int, seed: int, out: Path, *, say: Callable[[str], None] = print
+    inputs: int,
+    seed: int,
+    out: Path,
+    *,
+    commands: Collection[str] = (),
+    valid: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> Counter[tuple[str, str, str]]:
-    """Try inputs; counts by kind of file, command and verdict. Inputs that fail are kept in ``out``."""
-    rng, every = random.Random(seed), cases()
+    """Try inputs, and count them by kind of file, command and verdict.
+
+    Args:
+        inputs: how many.
+        seed: of the changes.
+        out: inputs that fail are kept here.
+        commands: only inputs of these commands; all if empty.
+        valid: folder of valid files; made here if none.
+        say: called with each line for the console.
+    """
+    rng = random.Random(seed)
+    every = [case for case in cases() if not commands or case.command[0] in commands]
     warm_up()
-    model = out / "valid"
-    make_files(model)
+    model = valid or out / "valid"
+    if valid is None:
+        make_files(model)
     others = [path.read_bytes() for path in model.rglob("*") if path.is_file()]
     found: Counter[tuple[str, str, str]] = Counter()
     begin = time.monotonic()
@@ -538,11 +573,18 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--out", type=Path, help="folder for inputs that fail (default: a new one in /tmp)")
+    parser.add_argument("--commands", nargs="+", default=(), help="only inputs of these commands")
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="rismusic-fuzz-"))
     out.mkdir(parents=True, exist_ok=True)
     print(f"seed {options.seed}; inputs that fail are kept in {out}", flush=True)
-    found = fuzz(options.inputs, options.seed, out, say=lambda line: print(line, flush=True))
+    found = fuzz(
+        options.inputs,
+        options.seed,
+        out,
+        commands=options.commands,
+        say=lambda line: print(line, flush=True),
+    )
     print(table(found))
     return int(any(verdict == "FAILED" for _, _, verdict in found))
 

@@ -73,18 +73,26 @@ def wideband(subcarriers: int) -> dict[str, Any]:
     }
 
 
+IMPULSES = {"impulses": {"fraction": 0.02, "power_db": 30.0}}
+
 CELLS = {
     **{wave: Cell({"panel": {"wave": wave}}) for wave in ("spherical", "uniform", "fresnel", "paraxial")},
     "constant, M=1, L=64": Cell(symbols("constant", 1, 64)),
     "constant, M=16, L=16": Cell(symbols("constant", 16, 16)),
     "known, M=1, L=64": Cell(symbols("pilots", 1, 64)),
     "known, M=16, L=16": Cell(symbols("pilots", 16, 16)),
+    "correlated .9": Cell({"scene": {"correlation": 0.9}}),
+    "correlated .9, fitted as independent": Cell({"scene": {"correlation": 0.9}}, {"symbols": "independent"}),
+    "independent, fitted as correlated": Cell({}, {"symbols": "correlated"}),
     "qpsk": Cell({"scene": {"symbols": "qpsk"}}),
     "F=16": Cell(wideband(16)),
     "F=64": Cell(wideband(64)),
     "ULA-16": Cell(DIRECT | {"scene": NEAR}, panel=lambda: Panel.uniform_linear(16), azimuth_only=True),
     "circle-16": Cell(DIRECT | {"scene": NEAR}, panel=lambda: Panel.uniform_circular(16)),
     "8 x 8 direct": Cell(DIRECT | {"panel": {"rows": 8, "columns": 8}}),
+    "impulses": Cell(IMPULSES, {"noise": "impulsive"}),
+    "impulses, fitted as Gaussian noise": Cell(IMPULSES),
+    "Gaussian noise, fitted with impulses": Cell({}, {"noise": "impulsive"}),
     "coloured": Cell(coloured=True),
     "coloured, 8 x 8 direct": Cell(DIRECT | {"panel": {"rows": 8, "columns": 8}}, coloured=True),
 }

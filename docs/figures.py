@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,24 @@ from torch import Tensor
 import benchmark_tables
 import learning_test_tables
 from rismusic.array import Panel, direction, path_difference, steering
+from rismusic.hybrid import locate
 from rismusic.plots import COLOURS, new_axes, save, scene_top
+from rismusic.room import locate_room
 from rismusic.scene_view import Scene
 from rismusic.simulation.link import dft_codes, draw_channel, draw_codes, line_of_sight, spread_order
 from rismusic.simulation.random_numbers import Draws
 from rismusic.simulation.scene import draw_sources
-from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec, Wave
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
+from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec, SystemSpec, Wave
 from wave_bias import BINS, DESIGN_RMS_DEG, fits, rms
 
 MEASURED = Path(__file__).parent / "measured"
+ROOM = SystemSpec(
+    panel=PanelSpec(rows=6, columns=6),
+    channel=ChannelSpec(kind="direct"),
+    codebook=CodebookSpec(snapshots=16),
+)
 
 
 def point(azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor | float = 1.0) -> np.ndarray:
@@ -265,6 +275,42 @@ def calibration() -> Any:
     return axes[0]
 
 
+def room() -> Any:
+    """Error ellipses of two sources in a room, of each of two panels alone and of both together."""
+    rotations = ([[0, 0, 1, 0], [1, 0, 0, 2], [0, 1, 0, 1.5]], [[-1, 0, 0, 3], [0, 0, 1, 0], [0, 1, 0, 1.5]])
+    poses = [torch.tensor([*rows, [0, 0, 0, 1]], dtype=torch.float64) for rows in rotations]
+    places = torch.tensor([[2.0, 2.5, 1.3], [3.0, 1.5, 1.6]], dtype=torch.float64)
+    made = []
+    for seed, pose in enumerate(poses):
+        sources = Sources.from_room(pose, places)
+        one = simulate(ROOM, scenes=1, sources=sources, snr_db=5, seed=seed)
+        made.append(replace(one, pose=pose))
+    settings: dict[str, Any] = {"n_sources": 2, "method": "omp"}
+    estimates = [*(locate(one, **settings) for one in made), locate_room(made, **settings)]
+    (ax,) = new_axes(None, size=(6.4, 5.0))
+    turn = np.linspace(0, 2 * np.pi, 200)
+    circle = np.sqrt(-2 * np.log(0.05)) * np.stack((np.cos(turn), np.sin(turn)))
+    for estimate, colour, name in zip(
+        estimates, COLOURS, ("west panel alone", "south panel alone", "both together"), strict=False
+    ):
+        for source in range(2):
+            middle = estimate.position_room[0, source, :2].numpy()
+            root = np.linalg.cholesky(estimate.position_covariance_room[0, source, :2, :2].numpy())
+            outline = middle[:, None] + root @ circle
+            label, filled = (name if source == 0 else None), estimate is estimates[-1]
+            ax.fill(*outline, fill=filled, fc=colour, ec=colour, lw=1.4, label=label, zorder=2 + filled)
+    ax.plot(*places[:, :2].T.numpy(), "+", c="k", ms=11, mew=0.8, label="true places", zorder=5)
+    for one in made:
+        assert one.pose is not None
+        corners = one.elements[[0, -1]] * torch.tensor([1.0, 0, 1])
+        on_wall = corners @ one.pose[:3, :3].mT + one.pose[:3, 3]
+        ax.plot(*on_wall[:, :2].T.numpy(), c="0.2", lw=6, solid_capstyle="butt")
+    ax.set(xlim=(-0.2, 4.6), ylim=(-0.2, 3.6), aspect="equal", xlabel="x / m (east)", ylabel="y / m (north)")
+    ax.legend(frameon=False, loc="upper right")
+    ax.grid(alpha=0.3)
+    return ax
+
+
 FIGURES: tuple[Callable[[], Any], ...] = (
     panel_frame,
     steering_phase,
@@ -273,6 +319,7 @@ FIGURES: tuple[Callable[[], Any], ...] = (
     codebook_order,
     rician_factor,
     calibration,
+    room,
     learning_test_tables.learning_curves,
 )
 

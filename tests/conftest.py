@@ -7,14 +7,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import config, install_import_hook
+
+from shape_checks import jaxtyped
 
 if "fcntl" in os.environ.get("HIDDEN_MODULES", ""):  # make test-no-fcntl
     with pytest.raises(ModuleNotFoundError, match="is hidden by the tests"):
         importlib.import_module("fcntl")
 
+jaxtyping.jaxtyped = jaxtyped  # what the hook decorates with
 install_import_hook("rismusic", "beartype.beartype")
 torch.set_num_threads(1)
 

@@ -35,6 +35,9 @@ MODELS: dict[str, dict] = {
     "coloured, constant": {"coloured": "per scene", "symbols": "constant"},
     "coloured, wideband": {"coloured": "shared", "wideband": True},
     "coloured, direct": {"coloured": "shared", "direct": True},
+    "weighted": {"weighted": True},
+    "weighted, constant, direct": {"weighted": True, "symbols": "constant", "direct": True},
+    "weighted, coloured": {"weighted": True, "coloured": "per scene"},
     "uniform": {"wave": "uniform"},
     "fresnel, constant": {"wave": "fresnel", "symbols": "constant"},
     "paraxial, wideband": {"wave": "paraxial", "wideband": True},
@@ -50,6 +53,7 @@ def make(
     direct=False,
     per_scene=False,
     coloured="",
+    weighted=False,
     wave="spherical",
     pattern=0.0,
     antennas=M,
@@ -112,7 +116,8 @@ def make(
     data = np.stack(clean)
     data = data.reshape(S, *bands, snapshots, antennas)
     data = data + 0.1 * draw(*data.shape)
-    return replace(recording, snapshots=torch.from_numpy(data))
+    weights = torch.from_numpy(rng.uniform(0.01, 1.0, data.shape)) if weighted else None
+    return replace(recording, snapshots=torch.from_numpy(data), sample_weights=weights)
 
 
 def places(recording: Recording, scene: int) -> np.ndarray:
@@ -175,12 +180,23 @@ def columns(recording: Recording, scene: int, where: np.ndarray) -> list[np.ndar
     return blocks
 
 
-def noise_of_block(recording: Recording, scene: int, rows: int) -> np.ndarray:
+def noise_of_block(recording: Recording, scene: int, rows: int, block: int) -> np.ndarray:
     """Covariance of the noise of one block, for a noise variance of 1."""
-    if recording.noise_covariance is None:
-        return np.eye(rows)
-    Sigma = _of(recording.noise_covariance, 2, scene)
-    return np.kron(np.eye(rows // len(Sigma)), Sigma / np.trace(Sigma).real * len(Sigma))
+    root = np.eye(rows)
+    if recording.noise_covariance is not None:
+        Sigma = _of(recording.noise_covariance, 2, scene)
+        Sigma = Sigma / np.trace(Sigma).real * len(Sigma)
+        root = np.kron(np.eye(rows // len(Sigma)), np.linalg.cholesky(Sigma))
+    if recording.sample_weights is not None:
+        weights = recording.sample_weights[scene].numpy().reshape(-1, rows)[block]
+        root = root @ np.diag(weights**-0.5)
+    return root @ root.conj().T
+
+
+def blocks_of(recording: Recording, scene: int, where: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """Columns, data, and noise covariance of each block."""
+    both = zip(columns(recording, scene, where), data_blocks(recording, scene), strict=True)
+    return [(C, y, noise_of_block(recording, scene, len(y), i)) for i, (C, y) in enumerate(both)]
 
 
 def data_blocks(recording: Recording, scene: int) -> list[np.ndarray]:
@@ -192,8 +208,8 @@ def data_blocks(recording: Recording, scene: int) -> list[np.ndarray]:
 def conditional_cost(recording: Recording, scene: int, where: np.ndarray) -> float:
     """Energy of the whitened data that no amplitudes explain."""
     cost = 0.0
-    for C, y in zip(columns(recording, scene, where), data_blocks(recording, scene), strict=True):
-        W = np.linalg.inv(np.linalg.cholesky(noise_of_block(recording, scene, len(y))))
+    for C, y, Q in blocks_of(recording, scene, where):
+        W = np.linalg.inv(np.linalg.cholesky(Q))
         cost += np.linalg.norm(W @ y - W @ C @ np.linalg.lstsq(W @ C, W @ y, rcond=None)[0]) ** 2
     return cost
 
@@ -201,8 +217,8 @@ def conditional_cost(recording: Recording, scene: int, where: np.ndarray) -> flo
 def unconditional_value(recording, scene, where, power, noise) -> float:
     """Negative log-likelihood of Gaussian amplitudes."""
     value = 0.0
-    for C, y in zip(columns(recording, scene, where), data_blocks(recording, scene), strict=True):
-        R = (C * power) @ C.conj().T + noise * noise_of_block(recording, scene, len(y))
+    for C, y, Q in blocks_of(recording, scene, where):
+        R = (C * power) @ C.conj().T + noise * Q
         value += np.linalg.slogdet(R)[1] + (y.conj() @ np.linalg.solve(R, y)).real
     return value
 
@@ -215,8 +231,8 @@ def conditional_bound(recording: Recording, scene: int) -> np.ndarray:
         position, real, imaginary = np.split(x, [3 * K, 3 * K + a.size])
         s = (real + 1j * imaginary).reshape(a.shape)
         white = []
-        for C, amplitude in zip(columns(recording, scene, position.reshape(K, 3)), s, strict=True):
-            W = np.linalg.inv(np.linalg.cholesky(noise_of_block(recording, scene, len(C))))
+        for (C, _, Q), amplitude in zip(blocks_of(recording, scene, position.reshape(K, 3)), s, strict=True):
+            W = np.linalg.inv(np.linalg.cholesky(Q))
             white.append(W @ C @ amplitude)
         return np.concatenate(white)
 
@@ -232,8 +248,8 @@ def unconditional_bound(recording: Recording, scene: int) -> np.ndarray:
     def covariances(x):
         position, p, noise = np.split(x, [3 * K, 4 * K])
         return [
-            (C * p) @ C.conj().T + noise * noise_of_block(recording, scene, len(C))
-            for C in columns(recording, scene, position.reshape(K, 3))
+            (C * p) @ C.conj().T + noise * Q
+            for C, _, Q in blocks_of(recording, scene, position.reshape(K, 3))
         ]
 
     x = np.concatenate((where.ravel(), power, [NOISE]))

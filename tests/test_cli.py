@@ -133,7 +133,8 @@ def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):
     assert run(*args, "-o", tmp_path / "out.csv") == 0
     text = (tmp_path / "out.csv").read_text().splitlines()
     assert text[0] == (
-        "scene,source,azimuth_deg,elevation_deg,range_m,azimuth_std_deg,elevation_std_deg,range_std_m,power_db,range_lower_m"
+        "scene,source,azimuth_deg,elevation_deg,range_m,azimuth_std_deg,elevation_std_deg,range_std_m,power_db,range_lower_m,"
+        "existence_probability,status"
     )
     rows = list(csv.DictReader(text))
     assert [(row["scene"], row["source"]) for row in rows] == [
@@ -453,9 +454,9 @@ def test_the_table_shows_far_sources_warnings_and_scenes_without_sources(samples
     Console(width=80).print(scenes_table(changed))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines if line.split()[:1] in (["0"], ["1"], ["2"])] == [
-        ["0", "1", "0.90", "-", "2", "omp"],
-        ["1", "0", "0.75", "0.25", "0", "sbl"],
-        ["2", "1", "1.00", "0.5", "0", "omp"],
+        ["0", "1", "0.90", "-", "ok", "2", "omp"],
+        ["1", "0", "0.75", "0.25", "ok", "0", "sbl"],
+        ["2", "1", "1.00", "0.5", "ok", "0", "omp"],
     ]
 
 

@@ -21,17 +21,18 @@ ORDER = [
     ["files", "registry", "devices", "records"],
     ["spec"],
     ["units", "array"],
-    ["operator", "link_budget", "simulation.random_numbers"],
+    ["operator", "link_budget", "simulation.random_numbers", "room_frame"],
     ["sources"],
     ["io"],
     ["simulation", "covariance", "estimation.likelihood"],
+    ["estimation.source_covariance"],
     ["crb"],
     ["estimation", "metrics"],
     ["scene_view"],
     ["plots"],
     ["nn"],
     ["hybrid"],
-    ["spectrum_map", "panel_calibration"],
+    ["spectrum_map", "panel_calibration", "room"],
     ["checks", "benchmark"],
     ["report"],
     ["doctor", "tuning"],
@@ -99,7 +100,7 @@ def test_help_does_not_wait_for_torch():
         "from rismusic.cli import main\n"
         "for command in sys.argv[1:]:\n"
         "    main(command.split())\n"
-        "    late = {'torch', 'numpy', 'matplotlib'} & sys.modules.keys()\n"
+        "    late = {'torch', 'numpy', 'numba', 'matplotlib'} & sys.modules.keys()\n"
         "    assert not late, (command, late)"
     )
     done = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, text=True)

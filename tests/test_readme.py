@@ -8,15 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from rismusic.checks import fits
 from rismusic.cli import main
+from rismusic.io import read, write
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
 
 
+@pytest.fixture(scope="module")
+def few_scenes(samples, tmp_path_factory):
+    """The samples, of four scenes each; with all of them the commands take five times as long."""
+    folder = tmp_path_factory.mktemp("samples")
+    for path in samples.glob("*.h5"):
+        write(folder / path.name, read(path)[:4])
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, few_scenes):
     """An empty folder outside the checkout: the README needs the installed package only."""
+    monkeypatch.setattr("rismusic.io.reader.SAMPLES", few_scenes)
+    monkeypatch.setattr(fits, "SETTINGS", fits.SETTINGS.replace(sources=1))  # `check` searches for three
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

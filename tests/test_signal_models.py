@@ -24,6 +24,7 @@ from signal_models import (
     N,
     S,
     amplitudes,
+    blocks_of,
     columns,
     conditional_bound,
     conditional_cost,
@@ -55,7 +56,9 @@ def active_of(recording):
 
 
 @pytest.mark.parametrize("subcarriers", [1, F])
-@pytest.mark.parametrize("parts", ["shared", "channel per scene", "codes per scene", "direct"])
+@pytest.mark.parametrize(
+    "parts", ["shared", "channel per scene", "codes per scene", "direct", "weights per scene"]
+)
 @pytest.mark.parametrize("kind", ["plain", "coherent", "shared pilots", "pilots per scene"])
 def test_link_against_matrices(subcarriers, parts, kind, generator):
     def noise(*shape):
@@ -67,8 +70,9 @@ def test_link_against_matrices(subcarriers, parts, kind, generator):
     channel = None if parts == "direct" else channel
     pilots = None if "pilots" not in kind else noise(*((S,) if "scene" in kind else ()), L, K)
     coherent = kind != "plain"
-    link = Link(channel, codes, coherent=coherent, pilots=pilots, subcarriers=subcarriers)
     rows = N if channel is None else M
+    weights = None if parts != "weights per scene" else noise(S, subcarriers * L, rows).abs()
+    link = Link(channel, codes, coherent=coherent, pilots=pilots, subcarriers=subcarriers, weights=weights)
 
     G = np.zeros((S, subcarriers, L, rows, N), complex)
     for i in range(S):
@@ -79,6 +83,8 @@ def test_link_against_matrices(subcarriers, parts, kind, generator):
                 H = (H[f] if bands else H).numpy()
             for number, code in enumerate(codes if codes.ndim == 2 else codes[i]):
                 G[i, f, number] = H @ np.diag(code.numpy())
+                if weights is not None:
+                    G[i, f, number] *= weights[i, f * L + number, :, None].numpy()
 
     def merged(value):
         """[S, F, L, M, ...] as the link counts snapshots and outputs."""
@@ -138,7 +144,7 @@ def test_stacked_against_matrices(recording):
     for i in range(S):
         assert s[i].shape[-1] == y.shape[1]
         for block, C in enumerate(columns(recording, i, places(recording, i))):
-            W = np.linalg.inv(np.linalg.cholesky(noise_of_block(recording, i, len(C))))
+            W = np.linalg.inv(np.linalg.cholesky(noise_of_block(recording, i, len(C), block)))
             amplitude = amplitudes(recording, i)[block]
             np.testing.assert_allclose(s[i][:, block], amplitude, atol=1e-10)
             mine = fields[i][block if fields.shape[1] > 1 else 0]
@@ -151,6 +157,7 @@ def test_stacked_against_matrices(recording):
         recording.symbols == "independent"
         and recording.frequencies is None
         and recording.noise_covariance is None
+        and recording.sample_weights is None
     ):
         assert stacked is recording
 
@@ -257,8 +264,8 @@ def test_search_finds_the_best_point(recording, criterion):
         for point in points:
             where = np.repeat(point[None], K, axis=0)
             gain, pulls = 0.0, []
-            for C, y in zip(columns(recording, i, where), data_blocks(recording, i), strict=True):
-                W = np.linalg.inv(np.linalg.cholesky(noise_of_block(recording, i, len(y))))
+            for C, y, Q in blocks_of(recording, i, where):
+                W = np.linalg.inv(np.linalg.cholesky(Q))
                 c = (W @ C)[:, 0]
                 pulls.append((abs(c.conj() @ (W @ y)) ** 2, np.linalg.norm(c) ** 2))
             b, h = np.array(pulls).T

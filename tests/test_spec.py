@@ -56,7 +56,11 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
         ({"scene": {"colour": 1}}, "scene.colour: unknown setting"),
         ({"scene": {"range_min_m": 20}}, "scene.range_max_m: expected at least range_min_m = 20, found 10"),
         ({"scene": {"range_min_m": 0}}, "scene.range_min_m: expected more than 0, found 0"),
-        ({"scene": {"azimuth_max_deg": 90}}, "scene.azimuth_max_deg: expected less than 90, found 90"),
+        ({"scene": {"azimuth_max_deg": 181}}, "scene.azimuth_max_deg: expected at most 180, found 181"),
+        (
+            {"panel": {"kind": "circular", "pattern_exponent": 1}},
+            "panel.pattern_exponent: must be 0 for a circular array",
+        ),
         (
             {"scene": {"symbols": "bpsk"}},
             "scene.symbols: expected 'gaussian', 'qpsk', 'constant' or 'pilots', found 'bpsk'",

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from rismusic.benchmark.run import Benchmark, bench, merge_benchmarks
     from rismusic.benchmark.spec import BenchSpec
     from rismusic.checks import check
-    from rismusic.crb import Bound, conditional_crb, recording_crb, unconditional_crb
+    from rismusic.crb import (
+        Bound,
+        RoomBound,
+        conditional_crb,
+        recording_crb,
+        room_crb,
+        unconditional_crb,
+    )
     from rismusic.doctor.diagnose import diagnose
     from rismusic.doctor.module import diagnose_module
     from rismusic.doctor.report import Diagnosis, write_diagnosis
@@ -52,6 +59,7 @@ if TYPE_CHECKING:
     from rismusic.panel_calibration import calibrate_panel
     from rismusic.plots import plot_panel_calibration
     from rismusic.report import write_bench_report, write_report
+    from rismusic.room import RoomEstimate, locate_room
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
     from rismusic.spectrum_map import SpectrumMap, spectrum
@@ -80,6 +88,8 @@ _HOME = {
     "check": "checks",
     # locate the sources
     "locate": "hybrid",
+    "locate_room": "room",
+    "RoomEstimate": "room",
     "calibrate_panel": "panel_calibration",
     "PanelCalibration": "io.calibration",
     "plot_panel_calibration": "plots",
@@ -99,6 +109,8 @@ _HOME = {
     "conditional_crb": "crb",
     "unconditional_crb": "crb",
     "recording_crb": "crb",
+    "room_crb": "crb",
+    "RoomBound": "crb",
     "bound_table": "benchmark.bound_table",
     # plan a system
     "LinkBudget": "link_budget",

@@ -51,6 +51,9 @@ from rismusic.spec import PanelSpec, Wave
 WAVES: tuple[Wave, ...] = get_args(Wave)
 """The forms of the wave; see the documentation of this module."""
 
+# Extent along z of a planar array, relative to its largest extent.
+_FLAT = 0.1
+
 SPEED_OF_LIGHT = 299792458.0
 """In metres per second."""
 
@@ -193,12 +196,17 @@ class Panel:
         radius_m: float | None = None,
         spacing_wavelengths: float = 0.5,
         wavelength: float = 0.3,
+        plane: str = "xy",
     ) -> Panel:
-        r"""Uniform circular array in the x-y plane, centred on the origin.
+        r"""Uniform circular array, centred on the origin.
 
-        Element i is at :math:`\rho (\cos 2\pi i/n, \sin 2\pi i/n, 0)`: element 0 on the positive x axis, the
-        others counter-clockwise as seen from the positive z axis. The circle lies in the panel plane, so that
-        its axis is the outward normal.
+        In the x-y plane, element i is at :math:`\rho (\cos 2\pi i/n, \sin 2\pi i/n, 0)`: element 0 on the
+        positive x axis, the others counter-clockwise as seen from the positive z axis. The circle lies in the
+        panel plane, so that its axis is the outward normal, and it tells directions in front of it.
+
+        In the x-z plane the circle is horizontal, and element i is at azimuth :math:`2\pi i/n`:
+        :math:`\rho (\sin 2\pi i/n, 0, \cos 2\pi i/n)`. It tells azimuths all round (up to 180 deg). What is
+        above the plane it receives like its mirror image below.
 
         Args:
             n: number of elements.
@@ -207,9 +215,10 @@ class Panel:
             spacing_wavelengths: distance d between neighbours (the chord) in wavelengths; unused with
                 ``radius_m``.
             wavelength: in metres.
+            plane: ``xy`` (facing z) or ``xz`` (horizontal).
 
         Raises:
-            InputError: a value that is not positive.
+            InputError: a value that is not positive, or another plane.
 
         Example:
             >>> Panel.uniform_circular(8, radius_m=0.2)
@@ -223,13 +232,28 @@ class Panel:
             radius_m = spacing_wavelengths * wavelength / (2 * math.sin(math.pi / n)) if n > 1 else 0.0
         elif not (math.isfinite(radius_m) and radius_m > 0):
             raise InputError("radius_m", f"must be positive, in metres; got {radius_m:g}")
+        if plane not in ("xy", "xz"):
+            raise InputError("plane", f"must be xy or xz; got {plane!r}")
         angle = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
-        return cls(radius_m * torch.stack((angle.cos(), angle.sin(), 0 * angle), dim=-1), wavelength)
+        across, along, flat = angle.cos(), angle.sin(), 0 * angle
+        circle = (across, along, flat) if plane == "xy" else (along, flat, across)
+        return cls(radius_m * torch.stack(circle, dim=-1), wavelength)
 
     @classmethod
     def from_spec(cls, spec: PanelSpec) -> Panel:
         """Panel described by a :class:`~rismusic.spec.PanelSpec`."""
         spacing = spec.spacing_wavelengths * spec.wavelength_m
+        if spec.kind == "circular":
+            circle = cls.uniform_circular(
+                spec.columns,
+                spacing_wavelengths=spec.spacing_wavelengths,
+                wavelength=spec.wavelength_m,
+                plane="xz",
+            ).elements
+            heights = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
+            elements = circle.repeat(spec.rows, 1)
+            elements[:, 1] = heights.repeat_interleave(spec.columns)
+            return cls(elements, spec.wavelength_m, spec.wave)
         x = (torch.arange(spec.columns, dtype=torch.float64) - (spec.columns - 1) / 2) * spacing
         y = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
         grid_x, grid_y = torch.meshgrid(x, y, indexing="xy")
@@ -240,6 +264,15 @@ class Panel:
     def size(self) -> int:
         """Number of elements, N."""
         return self.elements.shape[-2]
+
+    @property
+    def is_planar(self) -> bool:
+        """Whether the elements lie near one plane z = const, within a tenth of the largest extent.
+
+        Such an array receives a source behind it like its mirror image in front. Others can tell azimuths
+        beyond 90 degrees.
+        """
+        return faces_forward(self.elements)
 
     @property
     def wavenumber(self) -> float:
@@ -305,6 +338,12 @@ class Panel:
         """Whether steering vectors follow the same equation: wave, element pattern, subcarriers."""
         names = ("wave", "pattern_exponent", "frequencies")
         return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+def faces_forward(elements: Float[Tensor, "*batch N 3"]) -> bool:
+    """Whether elements lie near one plane z = const; see :attr:`Panel.is_planar`."""
+    extent = elements.amax(dim=-2) - elements.amin(dim=-2)
+    return bool((extent[..., 2] <= _FLAT * extent.amax(dim=-1)).all())
 
 
 def direction(

@@ -232,9 +232,10 @@ def back_project(
     to_signal = torch.where(excess > 0, noise / torch.where(excess > 0, excess, 1), 0).clamp_min(rounding)
     if link.channel is None:
         gain = torch.ones_like(noise)[..., None, None] if link.codes is None else energy(link.codes)
+        gain = gain if link.weights is None else gain * link.weights.to(gain.dtype).square()
         ridge = (to_signal * gain.mean((-2, -1)))[..., None, None]
         weighted = snapshots / (gain + ridge)
-        through = (gain / (gain + ridge).square()).mean(-2).sum(-1) * (M if link.codes is None else 1)
+        through = (gain / (gain + ridge).square()).mean(-2).sum(-1) * (M if gain.shape[-1] == 1 else 1)
     else:
         gram = _gram(link)
         mean_gain = gram.diagonal(dim1=-2, dim2=-1).real.mean((-2, -1))
@@ -426,12 +427,17 @@ def _gram(link: Link) -> Tensor:
     assert link.channel is not None
     channel = link.channel[..., None, :, :]
     if link.codes is None:
-        return channel @ channel.mH
-    weight = energy(link.codes)
-    mean = weight.mean(-2, keepdim=True)
-    if (weight - mean).abs().amax() <= 1e-5 * mean.amax():
-        weight = mean
-    return (channel * weight[..., None, :]) @ channel.mH
+        gram = channel @ channel.mH
+    else:
+        weight = energy(link.codes)
+        mean = weight.mean(-2, keepdim=True)
+        if (weight - mean).abs().amax() <= 1e-5 * mean.amax():
+            weight = mean
+        gram = (channel * weight[..., None, :]) @ channel.mH
+    if link.weights is None:
+        return gram
+    w = link.weights.to(gram.real.dtype)
+    return w[..., :, None] * gram * w[..., None, :]
 
 
 def _check(link: Link, snapshots: Tensor, noise_variance: Tensor) -> None:

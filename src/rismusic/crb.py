@@ -5,14 +5,15 @@ bounds differ in the nuisance parameters (Stoica and Nehorai, "Performance study
 unconditional direction-of-arrival estimation", IEEE Trans. ASSP 38 (1990)):
 
 * *conditional* (deterministic symbols): every symbol :math:`s_{kl}`;
-* *unconditional* (Gaussian symbols): the power of each source, and the noise variance.
+* *unconditional* (Gaussian symbols): the power of each source, or the whole covariance of correlated sources,
+  and the noise variance.
 
 All computations are in float64. No N x N or M x M matrix is formed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,8 +25,10 @@ from rismusic.array import Panel, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import fisher_information
-from rismusic.io import Recording
+from rismusic.estimation.source_covariance import correlated_information, pair_active
+from rismusic.io import Recording, check_pose
 from rismusic.operator import Link
+from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates
 from rismusic.sources import Sources
 
 Unknown = Literal["azimuth", "elevation", "range"]
@@ -34,6 +37,9 @@ POSITION: tuple[Unknown, ...] = get_args(Unknown)
 # Fisher information of the positions from a block of scenes, G_l A with its derivatives [S, L, M, 4K], and
 # the mask of the active sources.
 _Information = Callable[[slice, Tensor, Tensor], Tensor]
+
+# Positions of one source in two recordings agree to this, in metres and relative to its range.
+_SAME_PLACE = 1e-3
 
 # A matrix of unit diagonal with a smaller Cholesky pivot is singular.
 _SINGULAR_PIVOT = 1e-7
@@ -131,12 +137,17 @@ def conditional_crb(
         InputError: the symbols are missing, the noise variance is not positive, a coordinate has another
             name, or an unused slot precedes a source.
     """
+    which = _coordinates(unknowns)
+    problem = _Problem(panel, link, sources, noise_variance)
+    return problem.bound(_conditional_information(problem, sources, which), which)
+
+
+def _conditional_information(problem: _Problem, sources: Sources, which: list[int]) -> _Information:
+    """Information on some coordinates, with the symbols as nuisance parameters."""
     if sources.symbols is None:
         raise InputError(
             "symbols", "missing: the conditional bound needs the realised symbols of the sources"
         )
-    which = _coordinates(unknowns)
-    problem = _Problem(panel, link, sources, noise_variance)
     symbols = torch.where(sources.active[..., None], sources.symbols, 0).to(torch.complex128)
     symbols = problem.flat(symbols, 2)
 
@@ -156,7 +167,7 @@ def conditional_crb(
         flat = rest.flatten(1, 2)
         return 2 * (flat.mH @ flat).real / problem.noise_variance[block, None, None]
 
-    return problem.bound(information, which)
+    return information
 
 
 def unconditional_crb(
@@ -167,6 +178,7 @@ def unconditional_crb(
     *,
     snapshots: int | None = None,
     unknowns: Sequence[Unknown] = POSITION,
+    source_covariance: Complex[Tensor, "*batch K K"] | None = None,
 ) -> Bound:
     r"""Unconditional Cramer-Rao bound, for Gaussian symbols of unknown power.
 
@@ -175,7 +187,9 @@ def unconditional_crb(
     .. math:: J_{ij} = \sum_l \mathrm{tr}\left( R_l^{-1} \frac{\partial R_l}{\partial i}
         R_l^{-1} \frac{\partial R_l}{\partial j} \right), \qquad R_l = G_l A P A^H G_l^H + \sigma^2 I
 
-    J is :func:`~rismusic.estimation.likelihood.fisher_information`, which maximum likelihood uses too.
+    J is :func:`~rismusic.estimation.likelihood.fisher_information`, which maximum likelihood uses too. With
+    ``source_covariance`` the sources are correlated, and all entries of P are unknown
+    (:func:`~rismusic.estimation.source_covariance.correlated_information`).
 
     Args:
         panel: N elements.
@@ -184,6 +198,8 @@ def unconditional_crb(
         noise_variance: sigma^2, [...].
         snapshots: L; needed only if the link has no codes and the sources have no symbols.
         unknowns: coordinates that are estimated; the others are known.
+        source_covariance: P, Hermitian and positive semidefinite, [..., K, K]; diag(p) with unknown p if
+            none. Rows and columns of unused slots do not count.
 
     Returns:
         The bound of all sources jointly.
@@ -191,10 +207,23 @@ def unconditional_crb(
     Raises:
         InputError: the powers are missing or L is unknown; otherwise as :func:`conditional_crb`.
     """
-    if sources.power is None:
-        raise InputError("power", "missing: the unconditional bound needs the powers of the sources")
     which = _coordinates(unknowns)
     problem = _Problem(panel, link, sources, noise_variance)
+    information = _unconditional_information(problem, link, sources, which, snapshots, source_covariance)
+    return problem.bound(information, which)
+
+
+def _unconditional_information(
+    problem: _Problem,
+    link: Link,
+    sources: Sources,
+    which: list[int],
+    snapshots: int | None,
+    source_covariance: Tensor | None = None,
+) -> _Information:
+    """Information on some coordinates, with powers and noise variance as nuisance parameters."""
+    if sources.power is None and source_covariance is None:
+        raise InputError("power", "missing: the unconditional bound needs the powers of the sources")
     if link.codes is not None and link.codes.shape[-2] > 1:
         repeats = 1
     elif snapshots is not None:
@@ -203,23 +232,29 @@ def unconditional_crb(
         repeats = sources.symbols.shape[-1]
     else:
         raise InputError("snapshots", "pass the number of snapshots L; link and sources do not contain it")
-    power = problem.flat(torch.where(sources.active, sources.power, 0).double(), 1)
+    if source_covariance is None:
+        assert sources.power is not None
+        P = problem.flat(torch.where(sources.active, sources.power, 0).double(), 1)
+    else:
+        P = problem.flat(_checked_covariance(source_covariance, sources.active), 2)
+    compute = fisher_information if source_covariance is None else correlated_information
 
     def information(block: slice, fields: Tensor, active: Tensor) -> Tensor:
         K = active.shape[-1]
-        J = fisher_information(
+        J = compute(
             fields.mH @ fields,
-            power[block],
+            P[block],
             problem.noise_variance[block],
             antennas=fields.shape[-2],
             repeats=repeats if fields.shape[1] == 1 else 1,
         )
         coordinates = torch.arange(3 * K, device=J.device).view(K, 3)[:, which].flatten()
         order = torch.cat((coordinates, torch.arange(3 * K, J.shape[-1], device=J.device)))
-        nuisance_active = torch.cat((active, active.new_ones(len(active), 1)), dim=1)
-        return _marginal(J[:, order[:, None], order], len(coordinates), nuisance_active)
+        pairs = active[:, :0] if source_covariance is None else pair_active(active)
+        nuisance_active = torch.cat((active, pairs, active.new_ones(len(active), 1)), dim=1)
+        return marginal_information(J[:, order[:, None], order], len(coordinates), nuisance_active)
 
-    return problem.bound(information, which)
+    return information
 
 
 def recording_crb(
@@ -228,7 +263,8 @@ def recording_crb(
     """Bound of every scene of a recording with truth and noise variance.
 
     Args:
-        recording: its truth must contain the symbols (conditional) or the powers (unconditional).
+        recording: its truth must contain the symbols (conditional) or the powers (unconditional). The source
+            covariance of correlated symbols is that of the symbols in the truth.
         kind: which bound.
 
     Raises:
@@ -240,12 +276,211 @@ def recording_crb(
     recording = recording.stacked()
     assert recording.truth is not None
     assert recording.noise_variance is not None
+    P = None
+    if kind == "unconditional" and recording.symbols == "correlated":
+        if recording.truth.symbols is None:
+            raise InputError(
+                "symbols", "missing: the covariance of correlated sources is that of their symbols"
+            )
+        s = recording.truth.symbols.to(torch.complex128)
+        P = s @ s.mH / s.shape[-1]
     if kind == "conditional":
         return conditional_crb(recording.panel, recording.link, recording.truth, recording.noise_variance)
     L = recording.snapshots.shape[-2]
     return unconditional_crb(
-        recording.panel, recording.link, recording.truth, recording.noise_variance, snapshots=L
+        recording.panel,
+        recording.link,
+        recording.truth,
+        recording.noise_variance,
+        snapshots=L,
+        source_covariance=P,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class RoomBound:
+    """Cramer-Rao bound of K sources that several panels of one room receive.
+
+    Args:
+        covariance: joint bound of x, y and z in the room frame (m^2), [S, K, 3, K, 3]. NaN in unused slots,
+            infinite for a source that the panels together do not determine.
+        position: true places in the room, metres.
+    """
+
+    covariance: Float[Tensor, "S K 3 K 3"]
+    position: Float[Tensor, "S K 3"]
+
+    @property
+    def per_source(self) -> Float[Tensor, "S K 3 3"]:
+        """Joint bound of the three coordinates of each source; the other sources are unknown too."""
+        return self.covariance.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+    @property
+    def std(self) -> Float[Tensor, "S K 3"]:
+        """Bounds on the standard deviations of x, y and z in metres."""
+        return self.per_source.diagonal(dim1=-2, dim2=-1).sqrt()
+
+    @property
+    def position_error(self) -> Float[Tensor, "S K"]:
+        """Position error bound in metres: the square root of the trace of the covariance."""
+        return self.std.norm(dim=-1)
+
+
+def room_crb(
+    recordings: Sequence[Recording], kind: Literal["conditional", "unconditional"] = "conditional"
+) -> RoomBound:
+    r"""Bound of the positions of sources that several panels of one room receive.
+
+    Symbols, powers and noise of one panel say nothing about those of another, so that the equivalent Fisher
+    informations on the positions add up:
+
+    .. math:: J = \sum_p T_p^T J_p T_p,
+
+    with :math:`J_p` the information of panel p on azimuth, elevation and inverse range and :math:`T_p` their
+    derivatives by the place in the room.
+
+    Args:
+        recordings: of P panels, of the same S scenes; each with pose, noise variance and truth (with symbols
+            for the conditional bound, with powers for the unconditional one). The truth has the same slots in
+            all of them; where a panel does not see a source, its slot is NaN.
+        kind: which bound.
+
+    Returns:
+        The bound of all sources jointly.
+
+    Raises:
+        InputError: a pose, truth or noise variance is missing, or the recordings are of different sources.
+    """
+    check_same_room(recordings)
+    total, position = None, None
+    for number, recording in enumerate(recordings):
+        field = f"recordings[{number}]"
+        if recording.truth is None or recording.noise_variance is None:
+            name = "truth" if recording.truth is None else "noise_variance"
+            raise InputError(f"{field}.{name}", "missing: the bound needs truth and noise variance")
+        made = recording.stacked()
+        assert made.truth is not None
+        assert made.noise_variance is not None
+        assert made.pose is not None
+        pose, truth = made.pose.to(made.truth.azimuth.device, torch.float64), made.truth
+        order = (~truth.active).to(torch.int8).argsort(dim=-1, stable=True)
+        back = order.argsort(dim=-1)
+        first = truth.each(
+            lambda value, order=order: value.take_along_dim(  # type: ignore[misc]
+                order.reshape(order.shape + (1,) * (value.ndim - 2)), dim=1
+            )
+        )
+        problem = _Problem(made.panel, made.link, first, made.noise_variance)
+        L = made.snapshots.shape[-2]
+        information = (
+            _conditional_information(problem, first, [0, 1, 2])
+            if kind == "conditional"
+            else _unconditional_information(problem, made.link, first, [0, 1, 2], L)
+        )
+        J = torch.cat([J for _, _, J, _ in problem.in_blocks(information)])
+        columns = (3 * back[..., None] + torch.arange(3, device=back.device)).flatten(1)
+        J = J.take_along_dim(columns[:, :, None], dim=1).take_along_dim(columns[:, None], dim=2)
+        there, K = truth.active, truth.azimuth.shape[1]
+        coordinates = torch.stack([value.double() for value in truth.filled()], dim=-1)
+        coordinates[..., 2] = 1 / coordinates[..., 2]
+        place = from_panel_coordinates(pose, coordinates).masked_fill(~there[..., None], torch.nan)
+        turn = block_diagonal(coordinate_derivatives(pose, coordinates))
+        there = there.repeat_interleave(3, dim=1)
+        J = torch.where(there[:, :, None] & there[:, None], turn.mT @ J @ turn, 0)
+        if total is None or position is None:
+            total, position = J, place
+            continue
+        if J.shape != total.shape:
+            raise InputError(
+                f"{field}.truth",
+                f"must have {total.shape[1] // 3} slots as in recordings[0]; got {K}",
+            )
+        distance = (place - position).norm(dim=-1)
+        apart = distance > _SAME_PLACE * (1 + 1 / coordinates[..., 2])
+        if apart.any():
+            scene, source = apart.nonzero()[0].tolist()
+            raise InputError(
+                f"{field}.truth",
+                f"source {source} of scene {scene} is {float(distance[scene, source]):.3g} m "
+                "from its place in the recordings before; all need the same sources in the same order, and "
+                "the right pose",
+            )
+        total, position = total + J, torch.where(position.isnan(), place, position)
+    assert total is not None
+    assert position is not None
+    active = ~position[..., 0].isnan()
+    return RoomBound(room_covariance(total, active), position)
+
+
+def check_same_room(recordings: Sequence[Recording]) -> None:
+    """Check that recordings have poses and the same number of scenes.
+
+    Raises:
+        InputError: no recording, one without a pose or with a pose that is not a rigid transform, or numbers
+            of scenes that differ.
+    """
+    if not recordings:
+        raise InputError("recordings", "needs at least one recording")
+    for number, recording in enumerate(recordings):
+        field = f"recordings[{number}]"
+        if recording.pose is None:
+            raise InputError(
+                f"{field}.pose",
+                "missing: give the transform [4, 4] from the panel frame to the room frame",
+            )
+        check_pose(recording.pose, field=f"{field}.pose")
+        if len(recording) != len(recordings[0]):
+            raise InputError(
+                f"{field}.snapshots",
+                f"must have {len(recordings[0])} scenes as recordings[0]; got {len(recording)}. Scene i of "
+                "all recordings is of the same sources",
+            )
+
+
+def room_covariance(J: Float[Tensor, "S U U"], active: Bool[Tensor, "S K"]) -> Float[Tensor, "S K 3 K 3"]:
+    """Inverse of the information on K places of the room.
+
+    Args:
+        J: information on x, y, z of each source, U = 3K.
+        active: which entries hold a source; the others are NaN.
+
+    Returns:
+        The covariance. A source without information in some direction has an infinite one; those of the
+        others are the bound with its place known.
+    """
+    K = active.shape[1]
+    each = torch.arange(K, device=J.device)
+    own = J.unflatten(2, (K, 3)).unflatten(1, (K, 3))[:, each, :, each].transpose(0, 1)
+    lost = ~identifiable(own).all(-1) & active
+    held = lost.repeat_interleave(3, dim=1)
+    covariance = _inverse(J, active.repeat_interleave(3, dim=1), held)
+    covariance = covariance.unflatten(2, (K, 3)).unflatten(1, (K, 3)).contiguous()
+    for k in range(K):
+        covariance[:, k, :, k] = torch.where(lost[:, k, None, None], torch.inf, covariance[:, k, :, k])
+    return covariance
+
+
+def block_diagonal(blocks: Float[Tensor, "S K 3 3"]) -> Float[Tensor, "S U U"]:
+    """K blocks of each scene as one matrix, U = 3K."""
+    S, K = blocks.shape[:2]
+    whole = blocks.new_zeros(S, K, 3, K, 3)
+    each = torch.arange(K, device=blocks.device)
+    whole[:, each, :, each, :] = blocks.transpose(0, 1)
+    return whole.flatten(3, 4).flatten(1, 2)
+
+
+def _checked_covariance(P: Tensor, active: Tensor) -> Tensor:
+    """A source covariance with zeros for unused slots, in double precision."""
+    K = active.shape[-1]
+    if P.shape != (*active.shape, K):
+        raise InputError("source_covariance", f"must have shape {[*active.shape, K]}; got {list(P.shape)}")
+    P = P.to(torch.complex128)
+    P = torch.where(active[..., :, None] & active[..., None, :], P, 0)
+    scale = P.abs().amax((-2, -1), keepdim=True)
+    lowest = torch.linalg.eigvalsh(P).amin(-1) if P.isfinite().all() else torch.tensor(-torch.inf)
+    if not ((P - P.mH).abs() <= 1e-6 * scale).all() or not (lowest >= -1e-6 * scale[..., 0, 0]).all():
+        raise InputError("source_covariance", "must be Hermitian and positive semidefinite")
+    return P
 
 
 class _Problem:
@@ -278,21 +513,11 @@ class _Problem:
     def bound(self, information: _Information, which: list[int]) -> Bound:
         """Bound from the inverse Fisher information of each block of scenes."""
         scenes, K = self.active.shape
-        codes = self.link.codes
-        L = 1 if codes is None else codes.shape[-2]
-        each = 16 * self.panel.size * L * 4 * K
         width = len(which)
         full = torch.full((scenes, K, 3, K, 3), torch.nan, dtype=torch.float64, device=self.active.device)
         places = torch.tensor(which, device=full.device)
-        for block in blocks(scenes, each, full.device):
-            azimuth, elevation, distance = (value[block] for value in self.positions)
-            A, slopes = steering_with_log_derivatives(self.panel, azimuth, elevation, distance)
-            D = slopes * A[..., None]
-            active = self.active[block]
-            A, D = A * active[:, None], D * active[:, None, :, None]
-            columns = self.link[block].matmul(torch.cat((A, D.flatten(-2)), dim=-1))
-            J = information(block, columns, active)
-            alone = _alone(columns)[..., places[:, None], places]
+        for block, active, J, alone in self.in_blocks(information):
+            alone = alone[..., places[:, None], places]
             held = (active[..., None] & ~identifiable(alone)).flatten(1)
             covariance = _inverse(J, active.repeat_interleave(width, dim=1), held)
             covariance = covariance.reshape(-1, K, width, K, width)
@@ -309,6 +534,21 @@ class _Problem:
         product = product + torch.diag_embed(torch.where(far, torch.inf, 0))
         full = torch.where(full.isnan(), full, product.view_as(full))
         return Bound(full.reshape(*self.batch, K, 3, K, 3), self.range, inverse_range_std)
+
+    def in_blocks(self, information: _Information) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Blocks of scenes with their active sources, information, and information on each source alone."""
+        scenes, K = self.active.shape
+        codes = self.link.codes
+        L = 1 if codes is None else codes.shape[-2]
+        each = 16 * self.panel.size * L * 4 * K
+        for block in blocks(scenes, each, self.active.device):
+            azimuth, elevation, distance = (value[block] for value in self.positions)
+            A, slopes = steering_with_log_derivatives(self.panel, azimuth, elevation, distance)
+            D = slopes * A[..., None]
+            active = self.active[block]
+            A, D = A * active[:, None], D * active[:, None, :, None]
+            columns = self.link[block].matmul(torch.cat((A, D.flatten(-2)), dim=-1))
+            yield block, active, information(block, columns, active), _alone(columns)
 
 
 def _coordinates(unknowns: Sequence[Unknown]) -> list[int]:
@@ -381,7 +621,7 @@ def _inverse(J: Tensor, active: Tensor, held: Tensor) -> Tensor:
     return torch.where(active[:, :, None] & active[:, None, :], inverse, torch.nan)
 
 
-def _marginal(J: Tensor, keep: int, active: Tensor) -> Tensor:
+def marginal_information(J: Tensor, keep: int, active: Tensor) -> Tensor:
     """Fisher information of the first ``keep`` unknowns with the others (those ``active``) as nuisance.
 
     This is the Schur complement of the nuisance block. NaN if that block is singular, as for the powers of

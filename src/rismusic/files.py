@@ -155,6 +155,23 @@ def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) 
         raise InputError(str(path), f"cannot be written: the folder {path.parent} is read-only for this user")
 
 
+def is_vacant(folder: Path) -> bool:
+    """Whether a folder is missing or empty. Temporary files of killed processes are removed first.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    try:
+        if not folder.exists():
+            return True
+        if not folder.is_dir():
+            return False
+        sweep(folder)
+        return not any(folder.iterdir())
+    except (OSError, ValueError) as error:
+        raise InputError(str(folder), f"cannot be read: {failure(error).lower()}") from None
+
+
 class OutputFile:
     """A file under a random temporary name, until it is complete.
 

@@ -27,7 +27,8 @@ from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates
-from rismusic.estimation.grid import SearchGrid, from_cosines, searched_grid, to_cosines
+from rismusic.estimation.grid import SearchGrid, searched_grid
+from rismusic.estimation.impulses import check_no_calibration, locate_with_impulses
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
@@ -41,7 +42,7 @@ from rismusic.estimation.maximum_likelihood import (
 )
 from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
-from rismusic.estimation.relax import Prior, birth_death, direction_cosines, log_prior, relax_sweeps
+from rismusic.estimation.relax import Prior, birth_death, log_prior, on_axes, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
@@ -119,7 +120,7 @@ def locate(
         recording = recording.to(device_of(device))
     if calibration is not None:
         recording = calibration.apply(recording)
-        if chosen.panel_error == "trained":
+        if chosen.panel_error == "auto":
             chosen = chosen.replace(panel_error=calibration.remaining_error)
     recording = with_signal_model(recording, chosen)
     chosen = for_geometry(chosen, recording.panel)
@@ -134,6 +135,10 @@ def locate(
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
         part, K = recording[block], count[block] if isinstance(count, Tensor) else count
+        if chosen.noise == "impulsive":
+            # The diagnosis takes no weights of samples.
+            estimates.append(locate_with_impulses(estimator, part, K, chosen))
+            continue
         estimate = estimator(part, K)
         if chosen.noise == "per_output":
             part = with_output_noise(part, estimate.sources)
@@ -161,9 +166,9 @@ class HybridEstimator:
     def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
         """Estimate the sources of every scene."""
         spec = self.spec
-        if (
+        if recording.sample_weights is not None or (
             recording.channel is not None
-            and recording.symbols == "independent"
+            and not recording.has_coherent_symbols
             and recording.frequencies is None
         ):
             recording = recording.stacked()  # coloured noise is whitened, which changes the channel only
@@ -176,8 +181,10 @@ class HybridEstimator:
             untrained=spec.hybrid.untrained,
             wave="uniform" if recording.wave == "uniform" else "spherical",
         )
-        if spec.panel_error == "trained":
+        if spec.panel_error == "auto":
             spec = spec.replace(panel_error=network.card.system.hardware.response_error)
+        if recording.sample_weights is not None:
+            check_no_calibration(spec)
         mismatch = system_mismatch(network, recording, spec)
         if mismatch is not None:
             reason = f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch}"
@@ -258,7 +265,7 @@ def _with_fallback(recording: Recording, n_sources: NSources, reason: str, spec:
 
 
 def _classical(recording: Recording, count: Int64[Tensor, "S"] | None, spec: LocateSpec) -> Estimate:
-    large = recording.symbols != "independent" or recording.frequencies is not None
+    large = recording.has_coherent_symbols or recording.frequencies is not None
     estimator = ClassicalEstimator(spec.replace(method=FALLBACK_LARGE if large else FALLBACK))
     return replace(estimator(recording, "auto" if count is None else count), spec=spec)
 
@@ -535,11 +542,11 @@ def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor,
         positions: azimuth, elevation, 1/range of K sources.
         grid: defines beam width and volume.
     """
-    center = direction_cosines(positions)
+    center = on_axes(positions, grid)
     width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
     u_x, u_y, q = (center[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
     q = q.clamp_min(grid.volume.lower[2])
-    azimuth, elevation, distance = grid.volume.clamp(*from_cosines(u_x, u_y, q))
+    azimuth, elevation, distance = grid.volume.clamp(*grid.from_axes(u_x, u_y, q))
     return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
 
 
@@ -556,7 +563,7 @@ def same_positions(one: Sources, other: Sources, grid: SearchGrid) -> Bool[Tenso
         grid: defines the step.
     """
     first, second = (
-        torch.stack(to_cosines(*(value.double() for value in sources.filled())), dim=-1)
+        torch.stack(grid.to_axes(*(value.double() for value in sources.filled())), dim=-1)
         for sources in (one, other)
     )
     near = ((first[:, :, None] - second[:, None]).abs() < first.new_tensor(grid.step)).all(-1)

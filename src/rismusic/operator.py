@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Complex
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.array import ArrayLike, to_tensor
@@ -38,6 +38,8 @@ class Link:
         coherent: whether the L snapshots form one of L M outputs. Needs codes, which tell L.
         pilots: known symbols, complex [L, K] or [..., L, K], of a coherent link; None: constant symbols.
         subcarriers: F; if it is above 1, the channel is [F, M, N] or [..., F, M, N].
+        weights: real factors of the outputs, [F L, M] or [..., F L, M]: :math:`G_l = \mathrm{diag}(w_l)\, H\,
+            \mathrm{diag}(c_l)`, for samples of unequal noise. None: 1.
 
     Raises:
         InputError: the values are not complex, have fewer than two axes, or disagree in N.
@@ -52,6 +54,7 @@ class Link:
     coherent: bool = False
     pilots: Complex[Tensor, "... L K"] | None = None
     subcarriers: int = 1
+    weights: Float[Tensor, "... L M"] | None = None
 
     def __init__(
         self,
@@ -61,8 +64,10 @@ class Link:
         coherent: bool = False,
         pilots: ArrayLike | None = None,
         subcarriers: int = 1,
+        weights: Float[Tensor, "... L M"] | None = None,
     ) -> None:
         object.__setattr__(self, "coherent", coherent)
+        object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "subcarriers", subcarriers)
         for name, value, shape in (
             ("channel", channel, "[M, N]" if subcarriers == 1 else "[F, M, N]"),
@@ -104,13 +109,15 @@ class Link:
     @property
     def matrices(self) -> int:
         """Number of different operators of a scene: L F, F or 1."""
+        if self.weights is not None and not self.coherent:
+            return self.weights.shape[-2]
         snapshots = 1 if self.codes is None or self.coherent else self.codes.shape[-2]
         return self.subcarriers * snapshots
 
     def _parts(self) -> list[tuple[Tensor, int]]:
-        """Channel, codes and pilots that are there, and their number of axes without a scene axis."""
+        """The parts that are there, and their number of axes without a scene axis."""
         channel = 2 if self.subcarriers == 1 else 3
-        parts = ((self.channel, channel), (self.codes, 2), (self.pilots, 2))
+        parts = ((self.channel, channel), (self.codes, 2), (self.pilots, 2), (self.weights, 2))
         return [(part, shared) for part, shared in parts if part is not None]
 
     def separate(self, received: Complex[Tensor, "... F LM"]) -> tuple[Complex[Tensor, "... L M"], Link]:
@@ -119,7 +126,7 @@ class Link:
 
     def _plain(self) -> Link:
         """The same snapshots as independent ones."""
-        return Link(self.channel, self.codes, subcarriers=self.subcarriers)
+        return Link(self.channel, self.codes, subcarriers=self.subcarriers, weights=self.weights)
 
     def for_pilots(self, source: int) -> Link:
         """The operator for any point that sends the pilots of one source."""
@@ -127,7 +134,9 @@ class Link:
             return self
         pilots = self.pilots[..., source, None]
         codes = pilots if self.codes is None else self.codes * pilots
-        return Link(self.channel, codes, coherent=self.coherent, subcarriers=self.subcarriers)
+        return Link(
+            self.channel, codes, coherent=self.coherent, subcarriers=self.subcarriers, weights=self.weights
+        )
 
     def apply(self, field: Complex[Tensor, "... L N"]) -> Complex[Tensor, "... L M"]:
         """G_l x_l for a field x_l on the panel, one per snapshot: [..., L, N] to [..., L, M].
@@ -139,7 +148,8 @@ class Link:
             field = field.unflatten(-2, (self.subcarriers, -1))
         coded = field if self.codes is None else field * self._per_subcarrier(self.codes)
         received = coded if self.channel is None else coded @ self.channel.mT
-        return received.flatten(-3, -2) if self.subcarriers > 1 else received
+        received = received.flatten(-3, -2) if self.subcarriers > 1 else received
+        return self._weighted(received, 0)
 
     def adjoint(self, received: Complex[Tensor, "... L M"]) -> Complex[Tensor, "... L N"]:
         """Adjoint G_l^H y_l, the back-projection onto the panel: [..., L, M] to [..., L, N].
@@ -149,10 +159,12 @@ class Link:
         """
         F = self.subcarriers
         if self.coherent:
-            received = received.unflatten(-1, (self._length(), -1))  # [..., F, L, M]
-            received = received if F > 1 else received.squeeze(-3)
-        elif F > 1:
-            received = received.unflatten(-2, (F, -1))
+            L = self._length()
+            received = self._weighted(received.unflatten(-1, (L, -1)).flatten(-3, -2), 0)
+            received = received.unflatten(-2, (F, L)) if F > 1 else received  # [..., (F,) L, M]
+        else:
+            received = self._weighted(received, 0)
+            received = received.unflatten(-2, (F, -1)) if F > 1 else received
         field = received if self.channel is None else received @ self.channel.conj()
         field = field if self.codes is None else field * self._per_subcarrier(self.codes).conj()
         if self.coherent:
@@ -168,6 +180,7 @@ class Link:
         With many columns the G_l of all scenes are formed, [..., L, M, N]: work in blocks of scenes.
         """
         product = self._matmul(matrix)
+        product = self._weighted(product, 1)
         if self.pilots is not None:
             pilots = _for_columns(self.pilots, product.shape[-1])
             pilots = pilots.to(product.dtype)
@@ -196,11 +209,12 @@ class Link:
             return product.unsqueeze(-3)
         if self.channel is None:
             return self.codes.unsqueeze(-1) * matrix.unsqueeze(-3)
-        if not self._plain().per_scene:
-            return torch.einsum("lmn,...nk->...lmk", self._plain().dense(), matrix)
+        plain = Link(self.channel, self.codes)
+        if not plain.per_scene:
+            return torch.einsum("lmn,...nk->...lmk", plain.dense(), matrix)
         if matrix.shape[-1] >= self.channel.shape[-2] // 2:
             # Many columns: one large product with G_l is worth forming it (up to 7 times faster, measured).
-            G = self._plain().dense()
+            G = plain.dense()
             return (G.flatten(-3, -2) @ matrix).unflatten(-2, G.shape[-3:-1])
         coded = self.codes.mT.unsqueeze(-1) * matrix.unsqueeze(-2)  # [..., N, L, K]
         product = self.channel @ coded.flatten(-2)
@@ -219,7 +233,8 @@ class Link:
                 raise InputError(
                     "link", "direct sampling (G = I) has no dense matrix: its size N is not part of the link"
                 )
-            return self.channel.unsqueeze(-3) if self.subcarriers == 1 else self.channel
+            G = self.channel.unsqueeze(-3) if self.subcarriers == 1 else self.channel
+            return self._weighted(G, 1)
         codes = self._per_subcarrier(self.codes)
         if self.channel is None:
             G = torch.diag_embed(codes)
@@ -227,9 +242,17 @@ class Link:
             G = self.channel.unsqueeze(-3) * codes.unsqueeze(-2)  # [..., (F,) L, M, N]
         if self.subcarriers > 1:
             G = G.expand(*G.shape[:-4], self.subcarriers, *G.shape[-3:]).flatten(-4, -3)
+        G = self._weighted(G, 1)
         if self.coherent:
             G = G.unflatten(-3, (self.subcarriers, -1)).flatten(-3, -2)
         return G
+
+    def _weighted(self, value: Tensor, after: int) -> Tensor:
+        """Values times the weights of the outputs, with a number of axes after those of the outputs."""
+        if self.weights is None:
+            return value
+        weights = self.weights.to(value.real.dtype)
+        return value * weights.reshape(*weights.shape, *[1] * after)
 
     def _per_subcarrier(self, codes: Tensor) -> Tensor:
         return codes.unsqueeze(-3) if self.subcarriers > 1 else codes
@@ -243,6 +266,8 @@ class Link:
 
     def to(self, target: torch.device | str | torch.dtype) -> Link:
         """Copy of the link on another device or in another complex precision."""
+        if isinstance(target, torch.dtype):
+            return self._each(lambda part, _: part.to(target if part.is_complex() else target.to_real()))
         return self._each(lambda part, _: part.to(target))
 
     def __getitem__(self, scenes: slice | Tensor) -> Link:
@@ -255,15 +280,23 @@ class Link:
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Link:
         """Apply a function of a part and its number of axes without a scene axis to every part."""
-        channel, codes, pilots = (
+        channel, codes, pilots, weights = (
             None if part is None else change(part, shared)
             for part, shared in (
                 (self.channel, 2 + (self.subcarriers > 1)),
                 (self.codes, 2),
                 (self.pilots, 2),
+                (self.weights, 2),
             )
         )
-        return Link(channel, codes, coherent=self.coherent, pilots=pilots, subcarriers=self.subcarriers)
+        return Link(
+            channel,
+            codes,
+            coherent=self.coherent,
+            pilots=pilots,
+            subcarriers=self.subcarriers,
+            weights=weights,
+        )
 
 
 def _for_columns(pilots: Tensor, columns: int) -> Tensor:

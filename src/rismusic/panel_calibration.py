@@ -19,7 +19,7 @@ from torch import Tensor
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
-from rismusic.estimation.noise import noise_of
+from rismusic.estimation.noise import check_fit, noise_of
 from rismusic.estimation.panel_fit import MAX_ELEMENTS, PanelFit, error_in_new_scenes, fit_panel
 from rismusic.hybrid import locate
 from rismusic.io import Recording
@@ -88,7 +88,7 @@ def calibrate_panel(
         range_max_m=chosen.range_max_m,
     )
     volume = Volume.from_spec(located_by)
-    used = torch.ones(len(recording), dtype=torch.bool)
+    used = torch.ones(len(recording), dtype=torch.bool) if found is None else found.active.any(-1)
     remaining = _FIRST_REMAINING * chosen.panel_error
     calibration: PanelCalibration | None = None
     first: PanelFit | None = None
@@ -213,4 +213,5 @@ def _given(positions: Sources, recording: Recording) -> Sources:
             "known_positions",
             f"must have the {len(recording)} scenes of the recording; got {len(positions.azimuth)}",
         )
+    check_fit(recording, positions.active.sum(-1))
     return positions.each(lambda value: value.double().cpu())

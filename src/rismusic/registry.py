@@ -202,6 +202,8 @@ def load_plugins(modules: tuple[str, ...]) -> tuple[str, ...]:
         InputError: a module cannot be imported.
     """
     for module in modules:
+        if not all(module.split(".")) or "\0" in module:
+            raise InputError("plugins", f"{module!r} is not the name of a module on PYTHONPATH")
         try:
             import_module(module)
         except ImportError as error:

@@ -12,7 +12,11 @@ from torch import Tensor
 
 from rismusic.array import ArrayLike, Panel, direction, steering, to_tensor
 from rismusic.errors import InputError
+from rismusic.room_frame import to_panel_coordinates
 from rismusic.units import from_db
+
+# Largest azimuth, pi up to the rounding of single precision.
+_ALL_ROUND = math.pi + 1e-6
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -45,6 +49,8 @@ class Sources:
         range_m: ArrayLike,
         power_db: ArrayLike | None = None,
         symbols: ArrayLike | None = None,
+        *,
+        behind: bool = False,
     ) -> Sources:
         """Sources at positions in degrees and metres.
 
@@ -52,11 +58,12 @@ class Sources:
         per scene (NaN where a scene has fewer sources). They broadcast against each other.
 
         Args:
-            azimuth_deg: azimuths in degrees, within -90 .. 90.
+            azimuth_deg: azimuths in degrees, within -90 .. 90, or -180 .. 180 with ``behind``.
             elevation_deg: elevations in degrees, within -90 .. 90.
             range_m: distances from the panel's centre in metres.
             power_db: mean powers in dB, relative to any common reference; optional.
             symbols: complex symbols [K, L] or [S, K, L]; optional.
+            behind: allow azimuths beyond 90 degrees, for arrays that are not planar.
 
         Returns:
             Sources [K] or [S, K] in float64.
@@ -87,6 +94,10 @@ class Sources:
                 )
         for name, value in (("azimuth_deg", azimuth), ("elevation_deg", elevation)):
             wrong = value[value.abs() >= 90]
+            if behind and name == "azimuth_deg":
+                wrong = value[value.abs() > 180]
+                if len(wrong):
+                    raise InputError(name, f"must be within -180 .. 180 deg; got {float(wrong[0]):g}")
             if len(wrong):
                 raise InputError(
                     name, f"must be within -90 .. 90 deg (in front of the panel); got {float(wrong[0]):g}"
@@ -102,8 +113,42 @@ class Sources:
             symbols=None if symbols is None else to_tensor("symbols", symbols, "complex"),
         )
         sources = replace(replace(sources, symbols=None).blank(empty), symbols=sources.symbols)
-        check_sources(sources, field="sources")
+        check_sources(sources, field="sources", behind=behind)
         return sources
+
+    @classmethod
+    def from_room(
+        cls, pose: ArrayLike, position: ArrayLike, power_db: ArrayLike | None = None, *, behind: bool = False
+    ) -> Sources:
+        """Sources at places of a room, as a panel of this pose sees them.
+
+        Args:
+            pose: [4, 4] transform from the panel frame to the room frame.
+            position: metres in the room frame, [K, 3], or [S, K, 3] with one row per scene.
+            power_db: mean powers in dB, [K] or [S, K]; optional.
+            behind: keep sources behind the panel, whose azimuth is beyond 90 degrees. Otherwise their slots
+                hold NaN.
+
+        Raises:
+            InputError: positions that have another shape or are not finite.
+
+        Example:
+            >>> Sources.from_room(torch.eye(4), [[0.0, 0.0, 2.0]])
+            Sources(1 source at azimuth [0] deg, elevation [0] deg, range [2] m)
+        """
+        place = to_tensor("position", position, "real")
+        if place.ndim < 2 or place.shape[-1] != 3:
+            raise InputError(
+                "position", f"must have shape [K, 3] or [S, K, 3] (x, y, z); got {list(place.shape)}"
+            )
+        if not place.isfinite().all():
+            raise InputError("position", "must be finite; got a NaN or an infinity")
+        azimuth, elevation, q = to_panel_coordinates(to_tensor("pose", pose, "real"), place).unbind(-1)
+        power = None
+        if power_db is not None:
+            power = from_db(to_tensor("power_db", power_db, "real")).expand(azimuth.shape)
+        sources = cls(azimuth=azimuth, elevation=elevation, range=1 / q, power=power)
+        return sources if behind else sources.blank(azimuth.abs() >= math.pi / 2)
 
     @property
     def azimuth_deg(self) -> Float[Tensor, "*batch K"]:
@@ -188,8 +233,13 @@ class Sources:
         return replace(self, **changed)
 
 
-def check_sources(sources: Sources, *, field: str = "truth") -> None:
+def check_sources(sources: Sources, *, field: str = "truth", behind: bool = False) -> None:
     """Check positions and powers of sources.
+
+    Args:
+        sources: of any array.
+        field: name for error messages.
+        behind: allow azimuths beyond pi/2, for arrays that are not planar.
 
     Raises:
         InputError: shapes that differ, angles outside -pi/2 .. pi/2 radians, a range or power that is not
@@ -214,7 +264,14 @@ def check_sources(sources: Sources, *, field: str = "truth") -> None:
         if name in ("range", "power") and (present <= 0).any():
             noun = "ranges must be positive, in metres" if name == "range" else "powers must be positive"
             raise InputError(f"{field}/{name}", f"{noun}; got {float(present.min()):g}")
-        if name in ("azimuth", "elevation") and (present.abs() >= math.pi / 2).any():
+        if behind and name == "azimuth":
+            if (present.abs() > _ALL_ROUND).any():
+                worst = float(present[present.abs().argmax()])
+                raise InputError(
+                    f"{field}/azimuth",
+                    f"must be within -pi .. pi radians; got {worst:g}. Is it in degrees?",
+                )
+        elif name in ("azimuth", "elevation") and (present.abs() >= math.pi / 2).any():
             worst = float(present[present.abs().argmax()])
             hint = ". Is it in degrees?" if abs(worst) > math.pi else ""
             raise InputError(

@@ -25,6 +25,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
+LARGEST_PANEL_ERROR = 10.0
+"""Largest RMS relative error of the element responses that can be set."""
 S = TypeVar("S", bound="Spec")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
 _LARGEST_TOML = 2**16
@@ -171,7 +173,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 SymbolKind = Literal["gaussian", "qpsk", "constant", "pilots"]
 
-SymbolModel = Literal["independent", "constant", "known"]
+SymbolModel = Literal["independent", "correlated", "constant", "known"]
 """What is known of the symbols; see :class:`rismusic.Recording`."""
 
 Wave = Literal["spherical", "uniform", "fresnel", "paraxial"]
@@ -184,10 +186,13 @@ def _check_ranges(section: str, low: float, high: float) -> None:
 
 
 class PanelSpec(Spec):
-    """A uniform planar panel, centred on the origin of the panel frame."""
+    """A uniform panel or circular array, centred on the origin of the panel frame."""
 
     section: ClassVar[str] = "panel"
 
+    kind: Literal["planar", "circular"] = "planar"
+    """Shape. 'planar': rows x columns in the x-y plane; 'circular': horizontal circles of 'columns' elements,
+    'rows' of them one above another. A circular array tells azimuths all round, up to 180 deg."""
     rows: Count = 12
     """Number of elements along y (vertical)."""
     columns: Count = 12
@@ -201,6 +206,16 @@ class PanelSpec(Spec):
     phases, equal amplitudes; 'fresnel' and 'paraxial': second-order phases, equal amplitudes."""
     pattern_exponent: NonNegative = 0.0
     """Exponent q of the element pattern cos^q (amplitude); 0: isotropic."""
+
+    @model_validator(mode="after")
+    def _isotropic(self) -> PanelSpec:
+        if self.kind == "circular" and self.pattern_exponent:
+            raise InputError(
+                "panel.pattern_exponent",
+                "must be 0 for a circular array, whose elements have different normals; got "
+                f"{self.pattern_exponent:g}",
+            )
+        return self
 
 
 class ChannelSpec(Spec):
@@ -238,6 +253,17 @@ class CodebookSpec(Spec):
     """Phase resolution of the RIS elements in bits, or 'continuous'."""
 
 
+class ImpulseSpec(Spec):
+    """Impulsive noise: some samples at the receiver have additional noise."""
+
+    section: ClassVar[str] = "impulses"
+
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a sample holds an impulse; 0: Gaussian noise alone."""
+    power_db: Finite = 30.0
+    """Mean power of an impulse over the noise variance, in dB."""
+
+
 class HardwareSpec(Spec):
     """Hardware impairments: differences between the real panel and the one that the recording describes."""
 
@@ -268,8 +294,8 @@ class SceneSpec(Spec):
 
     section: ClassVar[str] = "scene"
 
-    azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
-    """Maximum absolute azimuth, in degrees (drawn uniformly)."""
+    azimuth_max_deg: Annotated[float, Field(gt=0, le=180)] = 60.0
+    """Maximum absolute azimuth, in degrees (drawn uniformly); below 90 for planar arrays."""
     elevation_max_deg: Annotated[float, Field(gt=0, lt=90)] = 30.0
     """Maximum absolute elevation, in degrees (drawn uniformly)."""
     range_min_m: Positive = 0.5
@@ -285,10 +311,14 @@ class SceneSpec(Spec):
     symbols: SymbolKind = "gaussian"
     """Symbols: 'gaussian' and 'qpsk' change with every snapshot; 'constant' is one symbol for all snapshots;
     'pilots' are known QPSK symbols times one unknown phase per source."""
+    correlation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Correlation coefficient of the 'gaussian' symbols of any two sources; 1: all sources send the same."""
 
     @model_validator(mode="after")
     def _limits(self) -> SceneSpec:
         _check_ranges("scene.", self.range_min_m, self.range_max_m)
+        if self.correlation and self.symbols != "gaussian":
+            raise InputError("scene.correlation", f"must be 0 for {self.symbols} symbols")
         return self
 
 
@@ -321,6 +351,7 @@ class SystemSpec(Spec):
     codebook: CodebookSpec = CodebookSpec()
     hardware: HardwareSpec = HardwareSpec()
     wideband: WidebandSpec = WidebandSpec()
+    impulses: ImpulseSpec = ImpulseSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> SystemSpec:
@@ -445,28 +476,28 @@ class LocateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: NonNegative | Literal["trained"] = "trained"
-    """RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad). If it is above 0, the
-    responses are calibrated along with the positions. 'trained': the value that the weights of 'hybrid' were
-    trained with; 0 for other methods."""
+    panel_error: Annotated[float, Field(ge=0, le=LARGEST_PANEL_ERROR)] | Literal["auto"] = "auto"
+    """RMS relative error of the element responses (0.1: 10 %), calibrated along with the positions; 'auto':
+    that of the weights' training, or else estimated; 0: none."""
     wave: Wave | Literal["recorded", "auto"] = "recorded"
     """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
     'auto': the most likely one."""
     symbols: SymbolModel | Literal["recorded", "auto"] = "recorded"
-    """Symbols: 'independent' in every snapshot, 'constant' over all snapshots, 'known' (the recording's
-    pilots); 'recorded': what the recording states; 'auto': the more probable of independent and constant."""
-    noise: Literal["white", "per_output"] = "white"
+    """Symbols: 'independent' in every snapshot, 'correlated' (the same, but correlated between sources),
+    'constant' over all snapshots, 'known' (the recording's pilots); 'recorded': what the recording states;
+    'auto': the more probable of independent and constant."""
+    noise: Literal["white", "per_output", "impulsive"] = "white"
     """Noise of the receiver: 'white' (unless the recording has a noise covariance); 'per_output': each
-    receiver
-    output has a noise variance of its own, estimated from the residual of a first fit."""
+    receiver output has a noise variance of its own, estimated from the residual of a first fit; 'impulsive':
+    samples with impulses are found and down-weighted."""
     polish: bool = True
     """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
     """Likelihood to maximise: 'conditional' (deterministic symbols) or 'unconditional' (Gaussian symbols)."""
     oversampling: Annotated[float, Field(ge=1)] = 2.51
     """Search grid points per beam width."""
-    azimuth_max_deg: Annotated[float, Field(gt=0, lt=90)] = 60.0
-    """Maximum absolute azimuth of the search, in degrees."""
+    azimuth_max_deg: Annotated[float, Field(gt=0, le=180)] = 60.0
+    """Maximum absolute azimuth of the search, in degrees; below 90 for planar arrays."""
     elevation_max_deg: Annotated[float, Field(gt=0, lt=90)] = 30.0
     """Maximum absolute elevation of the search, in degrees."""
     range_min_m: Positive = 0.5
@@ -480,8 +511,8 @@ class LocateSpec(Spec):
 
     @property
     def allowed_error(self) -> float:
-        """``panel_error`` as a number; 0 for 'trained' before the weights are known."""
-        return 0.0 if self.panel_error == "trained" else self.panel_error
+        """``panel_error`` as a number; 0 for 'auto' before the weights are known."""
+        return 0.0 if self.panel_error == "auto" else self.panel_error
 
     @model_validator(mode="after")
     def _limits(self) -> LocateSpec:
@@ -500,9 +531,9 @@ class CalibrateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Count = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: Positive = 0.2
+    panel_error: Annotated[float, Field(gt=0, le=LARGEST_PANEL_ERROR)] = 0.2
     """Expected RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad)."""
-    position_error_wavelengths: NonNegative = 0.01
+    position_error_wavelengths: Annotated[float, Field(ge=0, le=10)] = 0.01
     """Expected RMS displacement of the elements along each axis, in wavelengths; 0: only the responses are
     estimated."""
     rounds: Count = 3

@@ -14,7 +14,7 @@ from rismusic.covariance import Covariance, recording_covariance
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import counts_of, spectrum_method
-from rismusic.estimation.grid import SearchGrid, find_peaks, from_cosines, searched_grid
+from rismusic.estimation.grid import SearchGrid, find_peaks, searched_grid
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording
 from rismusic.nn.inference import LoadedNetwork, NetworkOutput
@@ -148,7 +148,7 @@ def spectrum(
         values = function.function(covariance, count).on_grid(grid)
     values = torch.where(grid.inside, values, math.nan).view(-1, *grid.shape).clone()
     u_x, u_y = torch.meshgrid(grid.u_x, grid.u_y, indexing="ij")
-    azimuth, _, _ = from_cosines(u_x, u_y, torch.ones_like(u_x))
+    azimuth, _, _ = grid.from_axes(u_x, u_y, torch.ones_like(u_x))
     return SpectrumMap(
         values=values.to(home),
         azimuth_deg=azimuth.rad2deg().to(home),
@@ -166,7 +166,7 @@ def _corners(grid: SearchGrid) -> tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _
         for axis, step in zip((grid.u_x, grid.u_y), grid.step[:2], strict=True)
     ]
     u_x, u_y = torch.meshgrid(*edges, indexing="ij")
-    return from_cosines(u_x, u_y, torch.ones_like(u_x))[:2]
+    return grid.from_axes(u_x, u_y, torch.ones_like(u_x))[:2]
 
 
 def _blend(recording: Recording, spec: LocateSpec) -> Covariance:

@@ -261,3 +261,13 @@ def test_the_plot_of_a_sweep():
     assert azimuth.get_xlabel() == "bits of the phase shifters"
     assert [text.get_text() for text in position.get_xticklabels()] == ["1", "2", "continuous"]
     assert list(position.get_lines()[3].get_ydata()) == [row.position_error_bound_m for row in rows[9:]]
+
+
+def test_bounds_do_not_depend_on_the_block(monkeypatch):
+    system = SystemSpec(panel={"rows": 4, "columns": 4}, sources=2)
+    whole = scene_bounds(system, scenes=3, power_dbm=0.0)
+    monkeypatch.setattr("rismusic.benchmark.bound_table._BLOCK", 1)
+    parts = scene_bounds(system, scenes=3, power_dbm=0.0)
+    torch.testing.assert_close(parts.bound.covariance, whole.bound.covariance, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parts.position_error, whole.position_error, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parts.snr_db, whole.snr_db)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rismusic.array import Panel
-from rismusic.checks import CHECKS, check
+from rismusic.checks import CHECKS, check, fits
 from rismusic.cli import main
 from rismusic.io import Recording, write
 from rismusic.simulation.simulator import simulate
@@ -102,8 +102,9 @@ def test_a_mix_up_is_named_with_what_to_do(tmp_path):
 
 
 def test_without_truth_fits_are_tried_unless_it_is_forbidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(fits, "SETTINGS", fits.SETTINGS.replace(sources=1))
     path = tmp_path / "blind.h5"
-    sound = replace(recording(snr_db=20.0, sources=1), truth=None)
+    sound = replace(recording(snr_db=20.0, sources=1)[:2], truth=None)
     write(path, replace(sound, snapshots=sound.snapshots.conj().resolve_conj()))
     (finding,) = check(path).findings
     assert finding.name == "snapshots_conjugated"

@@ -32,7 +32,7 @@ def one_source(monkeypatch):
     monkeypatch.setattr(fits, "SETTINGS", fits.SETTINGS.replace(sources=1))
 
 
-def simulated(wave: str, snr_db: float, size: dict = DIRECT, scenes: int = 4) -> Recording:
+def simulated(wave: str, snr_db: float, size: dict = DIRECT, scenes: int = 2) -> Recording:
     panel = size["panel"] | {"wave": wave}
     return simulate(scenes=scenes, sources=1, snr_db=snr_db, seed=3, **(size | {"panel": panel}))
 

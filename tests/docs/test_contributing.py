@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names every module, and none that does not exist."""
+"""CONTRIBUTING.md names every module, and none that does not exist; docs/files.md names tests that exist."""
 
 from __future__ import annotations
 
@@ -45,3 +45,16 @@ def test_functions_that_the_text_names_exist():
         code = (PACKAGE / file).read_text(encoding="utf-8")
         for name in re.findall(r"`([\w.]+)`", names):
             assert re.search(rf"\b{name.rpartition('.')[2]}\b", code), (file, name)
+
+
+def test_tests_that_the_page_on_files_names_exist():
+    root = PACKAGE.parents[1]
+    page = (root / "docs" / "files.md").read_text(encoding="utf-8")
+    files, functions = re.findall(r"`(\w+/\w+\.py)`", page), re.findall(r"`(test_\w+)`", page)
+    code = "".join(path.read_text(encoding="utf-8") for path in (root / "tests").rglob("*.py"))
+    assert len(files) > 10
+    assert len(functions) > 10
+    assert [
+        name for name in files if not (root / "tests" / name).exists() and not (root / name).exists()
+    ] == []
+    assert [name for name in functions if f"def {name}(" not in code] == []

@@ -39,7 +39,7 @@ def test_fits_only_improve(criterion, generator):
 
 def test_what_exchanges_cannot_mend_is_mended(generator):
     """Scenes that exchanges leave in a lesser maximum; few of them are left after births and deaths."""
-    settings = {"scenes": 150, "sources": 4, "snr_db": 10.0}
+    settings = {"scenes": 80, "sources": 4, "snr_db": 10.0}
     search, start, active = case("unconditional", 1.5, generator, **settings)
     stuck = relax_sweeps(search, start, active, criterion="unconditional", sweeps=6)
     recording, volume = search.recording, search.grid.volume

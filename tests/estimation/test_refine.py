@@ -86,6 +86,7 @@ def test_levels_that_are_known_lead_to_the_same_end_sooner(generator, monkeypatc
     cold = fit_powers(None, at, FitOptions(steps=100, tolerance=1e-9))
     torch.testing.assert_close(first.power_noise[0], cold[0], rtol=2e-2, atol=1e-5)
     torch.testing.assert_close(first.power_noise[1], cold[1], rtol=1e-3, atol=0)
+    monkeypatch.setattr(module, "_kernel", lambda: None)
     evaluated = []
     whole = module.unconditional
     for one in (module, levels_module):
@@ -145,6 +146,7 @@ def test_only_what_is_asked_for_fits_powers(first, monkeypatch):
     recording = dense.small(scenes=2, sources=2, snr_db=15.0)
     truth, active = dense.truth_of(recording)
     calls = []
+    monkeypatch.setattr(module, "_kernel", lambda: None)
     monkeypatch.setattr(module, "fit_powers", lambda *a, **k: calls.append(1) or fit_powers(*a, **k))
     options = FitOptions(2, powers_first=first)
     refine(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import signal
+import socket
 import stat
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,9 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from rismusic.benchmark.spec import BenchSpec, all_units
+from rismusic.benchmark.summary import Store
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.files import OutputFile, check_output, replace_file, sweep, write_text
+from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.spec import TrainSpec
 
 
 def names(folder):
@@ -109,15 +115,26 @@ def test_the_last_moment(tmp_path, monkeypatch):
     assert path.read_text() == "theirs"
 
 
+def left_by_killed_process(path):
+    """An output file whose process has ended without removing it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            OutputFile(path, overwrite=False)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = (name for name in names(path.parent) if name.startswith(f".rismusic-{_host()}-{child}-"))
+    return path.parent / left
+
+
+def _host():
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
 def test_files_of_killed_processes_are_swept(tmp_path):
-    code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom rismusic.files import OutputFile\n"
-        "OutputFile(Path(sys.argv[1]), overwrite=False)\nos.kill(os.getpid(), signal.SIGKILL)\n"
-    )
     path = tmp_path / "a.csv"
-    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    (left,) = names(tmp_path)
-    assert left.startswith(".rismusic-")
+    left_by_killed_process(path)
     own = OutputFile(path, overwrite=False)  # which sweeps
     foreign = tmp_path / ".rismusic-00000000-1-ab.part.csv"
     foreign.write_text("of another machine")
@@ -131,45 +148,78 @@ def test_files_of_killed_processes_are_swept(tmp_path):
     own.discard()
 
 
+def test_a_folder_with_a_file_of_a_killed_process_counts_as_empty(tmp_path):
+    """A training or benchmark that was killed while its first file was written can be started again."""
+    run, bench = RunFolder(tmp_path / "run"), Store(tmp_path / "bench")
+    for folder, begin in (
+        (run.folder, lambda: run.create(TrainSpec())),
+        (bench.folder, lambda: bench.open(BenchSpec(), resume=False)),
+    ):
+        folder.mkdir()
+        left_by_killed_process(folder / "settings.toml")
+        begin()
+        assert names(folder) == ["settings.toml"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".rismusic-notes").touch()
+    with pytest.raises(InputError, match="must be a new or empty folder"):
+        RunFolder(tmp_path / "other").create(TrainSpec())
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes an ordinary user")
 def test_a_read_only_folder_is_named_before_work_starts(tmp_path):
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.getuid() and parent.is_relative_to(tempfile.gettempdir()):
             parent.chmod(parent.stat().st_mode | 0o055)
-    code = (
-        "import os, sys\nfrom pathlib import Path\nfrom rismusic.files import check_output\n"
-        "os.setgid(65534); os.setuid(65534)\n"
-        "try:\n    check_output(Path(sys.argv[1]), overwrite=True)\n"
-        "except ValueError as error:\n    print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.csv")], capture_output=True, text=True, check=True
-    )
-    assert "is read-only for this user" in done.stdout
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            check_output(tmp_path / "a.csv", overwrite=True)
+        except InputError as error:
+            os.write(theirs, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(theirs)
+    assert b"is read-only for this user" in os.read(ours, 1000)
+    os.close(ours)
 
 
-def test_sigterm_is_ctrl_c(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_is_ctrl_c(number, tmp_path):
     """A simulation that is terminated leaves nothing behind and ends as an interrupted one."""
-    command = [
-        sys.executable,
-        "-m",
-        "rismusic",
-        "simulate",
-        "-o",
-        str(tmp_path / "a.h5"),
-        "--scenes",
-        "1000000",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    out, said = tmp_path / "out", tmp_path / "said"
+    out.mkdir()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(number, signal.SIG_DFL)
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+            sys.stderr = os.fdopen(2, "w")
+            code = main(["simulate", "-o", str(out / "a.h5"), "--scenes", "1000000"])
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
     until = time.monotonic() + 60
-    while not names(tmp_path) and time.monotonic() < until:
-        time.sleep(0.05)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said == "error: interrupted\n"
-    assert names(tmp_path) == []
+    while not names(out) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(child, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert said.read_text() == "error: interrupted\n"
+    assert names(out) == []
+
+
+def test_a_part_of_a_benchmark_that_cannot_be_written(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / "parts").touch()
+    with pytest.raises(InputError, match=r"0000000\.npz: cannot write: Not a directory"):
+        store.write(all_units(BenchSpec())[0], {})
+
+
+MANY = " ".join(map(str, range(1, 101)))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +232,9 @@ def test_sigterm_is_ctrl_c(tmp_path):
         "train --system.panel.rows 1000000 --system.panel.columns 1000000",
         "simulate -o a.h5 --scenes 100000000000000",
         "locate sample:ideal_10dB --method omp --oversampling 1000000",
+        "bound --scenes 1000000000",
+        "plan --target-m 1 --range-m 2 --scenes 1 --rows 1000000",
+        f"plan --target-m 1 --range-m 2 --rows {MANY} --antennas {MANY} --snapshots {MANY}",
     ],
 )
 def test_what_no_memory_and_no_disk_can_hold(command, tmp_path, monkeypatch, capsys):

@@ -107,11 +107,11 @@ def test_beta_is_that_of_the_training_unless_it_is_said(recording, weights):
 
 @pytest.mark.parametrize("rule", ["both", "likelihood", "network"])
 def test_how_many(weights, rule):
-    made = simulate(SYSTEM, scenes=10, sources=(1, 3), snr_db=20.0)
+    made = simulate(SYSTEM, scenes=7, sources=(1, 3), snr_db=20.0)
     located = hybrid(replace(made, noise_variance=None), weights, hybrid={"model_order": rule})
     probability = located.n_sources_probability
-    assert probability.shape == (10, 4)
-    torch.testing.assert_close(probability.sum(-1), torch.ones(10, dtype=torch.float64))
+    assert probability.shape == (7, 4)
+    torch.testing.assert_close(probability.sum(-1), torch.ones(7, dtype=torch.float64))
     assert torch.equal(probability.argmax(-1), located.sources.active.sum(-1))
     right = (probability.argmax(-1) == made.truth.active.sum(-1)).double().mean()
     # This network has learned nothing: alone it cannot tell, and it must not keep the likelihood from it.
@@ -146,12 +146,18 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
     monkeypatch.setattr(fits, "_fit_near_network", astray)
     # The map, which would doubt what is found too, is not asked.
     blind = hybrid(
-        recording, weights, n_sources=sources, hybrid={"recheck_p_value": 0.0, "birth_death_prior_below": 0.0}
+        recording,
+        weights,
+        n_sources=sources,
+        panel_error=0.0,
+        hybrid={"recheck_p_value": 0.0, "birth_death_prior_below": 0.0},
     )
     missed = ~match(recording.truth, blind.sources).hit
     assert missed[[1, 4]].any(-1).all()
     assert not missed[[0, 2, 3, 5]].any()
-    again = hybrid(recording, weights, n_sources=sources, hybrid={"birth_death_prior_below": 0.0})
+    again = hybrid(
+        recording, weights, n_sources=sources, panel_error=0.0, hybrid={"birth_death_prior_below": 0.0}
+    )
     assert match(recording.truth, again.sources).hit.all()
     assert again.spec.method == "hybrid"
     # What was sound is left as it was, scene by scene.

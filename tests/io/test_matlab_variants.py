@@ -43,7 +43,7 @@ def test_one_antenna_is_not_one_scene(tmp_path):
 def test_codes_of_plus_and_minus_one_as_integers(tmp_path):
     stored = scipy.io.loadmat(DATA / "codes_int8.mat")
     found = read(DATA / "codes_int8.mat")
-    assert found.codes.dtype == torch.complex64
+    assert found.codes.dtype == found.snapshots.dtype == torch.complex128
     np.testing.assert_array_equal(found.codes.numpy(), stored["codes"].astype(complex))
     for container in WRITERS:
         values = {**sound(), "codes": np.sign(sound()["codes"].real)}
@@ -83,8 +83,9 @@ def test_real_and_imaginary_part_apart(container, tmp_path):
 
 def test_real_and_imaginary_part_in_a_file_of_matlab():
     stored = scipy.io.loadmat(DATA / "realimag.mat")
-    found = read(DATA / "realimag.mat").snapshots
-    assert found.dtype == torch.complex64
+    recording = read(DATA / "realimag.mat")  # its other fields are complex128
+    found = recording.snapshots
+    assert found.dtype == recording.channel.dtype == torch.complex128
     np.testing.assert_array_equal(found.real.numpy(), stored["snapshots_real"])
     np.testing.assert_array_equal(found.imag.numpy(), stored["snapshots_imag"])
 

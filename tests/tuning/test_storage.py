@@ -12,7 +12,7 @@ import pytest
 
 from rismusic.errors import InputError
 from rismusic.text import redact
-from rismusic.tuning.storage import open_storage, quiet
+from rismusic.tuning.storage import create_storage, open_storage, quiet
 from rismusic.tuning.study import tune
 
 
@@ -89,6 +89,55 @@ def test_new_and_empty_files_are_taken_and_reopened(tmp_path, name):
             assert study.get_trials()[-1].value == value
             assert len(study.get_trials()) == value
     assert path.stat().st_size > 0
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_new_file_appears_with_its_study_or_not_at_all(tmp_path):
+    def begin(storage):
+        optuna.create_study(storage=storage, study_name="s")
+
+    def interrupted(storage):
+        begin(storage)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "study.db"
+    with pytest.raises(KeyboardInterrupt):
+        create_storage(None, tmp_path, interrupted, heartbeat_s=1)
+    assert list(tmp_path.iterdir()) == []
+    assert create_storage(None, tmp_path, begin, heartbeat_s=1)
+    assert [one.name for one in tmp_path.iterdir()] == ["study.db"]
+    assert not create_storage(str(path), tmp_path, interrupted, heartbeat_s=1)
+    with open_storage(None, tmp_path, heartbeat_s=1) as storage:
+        assert optuna.get_all_study_names(storage) == ["s"]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_file_that_another_worker_creates_meanwhile_is_joined(tmp_path):
+    path = tmp_path / "study.db"
+    assert not create_storage(None, tmp_path, lambda _: path.write_bytes(b"theirs"), heartbeat_s=1)
+    assert path.read_bytes() == b"theirs"
+    assert [one.name for one in tmp_path.iterdir()] == ["study.db"]
+
+
+def test_an_interrupted_start_is_no_study(tmp_path, monkeypatch):
+    """After an interruption before its settings are stored, the same command can be given again."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rismusic.tuning.study._settings", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tune(out=tmp_path, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("rismusic.tuning.study.Worker.run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(out=tmp_path, device="cpu")
+    with pytest.raises(InputError, match="already contains a study"):
+        tune(out=tmp_path, device="cpu")
+    with pytest.raises(InputError, match="there is no study 'other' to resume"):
+        tune(out=tmp_path / "new", storage=str(tmp_path / "new.db"), study="other", resume=True)
+    assert [one.name for one in tmp_path.iterdir() if one.suffix == ".db"] == ["study.db"]
 
 
 def test_databases_that_cannot_be_used(tmp_path):

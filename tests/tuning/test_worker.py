@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -149,6 +150,28 @@ def test_interrupted_and_resumed(opened):
     assert [trial.number for trial in counting(study)] == [0, 3, 2]
     assert study.get_trials()[3].params == study.get_trials()[1].params
     assert said == ["trial 3: repeats trial 1, whose worker was killed or interrupted"]
+
+
+def test_an_interrupt_while_a_trial_is_stored_waits(opened, monkeypatch):
+    """Optuna itself fails if it is interrupted there."""
+    study, storage = opened
+    store = storage.set_trial_state_values
+
+    def interrupted(trial, state, values=None):
+        if state == COMPLETE:
+            signal.raise_signal(signal.SIGINT)
+        return store(trial, state, values)
+
+    monkeypatch.setattr(storage, "set_trial_state_values", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker(storage).run(study, objective(), jobs(2))
+    assert [trial.state for trial in counting(study)] == [COMPLETE, WAITING]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.setattr(storage, "set_trial_state_values", store)
+    worker(storage).run(study, lambda _: signal.raise_signal(signal.SIGINT), jobs(1))  # nothing left to do
+    with pytest.raises(KeyboardInterrupt):
+        worker(storage).run(study, lambda _: signal.raise_signal(signal.SIGINT), jobs(2))
+    assert [trial.state for trial in counting(study)] == [COMPLETE, WAITING], "queued again"
 
 
 def test_more_and_fewer_jobs(opened):

@@ -14,6 +14,8 @@ from torch import Tensor
 from rismusic.benchmark.spec import SWEEPS
 from rismusic.benchmark.sweep import Value, sweep_points
 from rismusic.crb import Bound, recording_crb
+from rismusic.errors import InputError
+from rismusic.io import Recording
 from rismusic.link_budget import compute_link_budget
 from rismusic.plots import bound_curves, figure_of, new_axes, print_style
 from rismusic.simulation.simulator import Simulator
@@ -22,6 +24,9 @@ from rismusic.units import to_db
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Largest number of entries of the bounds of all scenes, and of the largest array of a block of scenes.
+_LARGEST_BOUND, _BLOCK = 2**27, 2**24
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,47 @@ def scene_bounds(
             :func:`rismusic.link_budget.compute_link_budget` describes; F subcarriers share the power
             equally, and the bandwidth of the budget is that of one. None: the SNR is that of the system.
         budget: gains, bandwidth and noise of the link budget.
+
+    Raises:
+        InputError: more scenes than memory can hold the bounds of.
     """
+    numbers = scenes * (3 * limits(system.sources)[1]) ** 2
+    if numbers > _LARGEST_BOUND:
+        raise InputError(
+            "scenes",
+            f"the bounds of {scenes:,} scenes are {numbers:,} numbers; the limit is {_LARGEST_BOUND:,}",
+        )
     if power_dbm is not None:
         system = system.replace(snr_db=0.0, scene=system.scene.replace(power="equal"))
-    recording = Simulator(system, seed=seed, split="test").scenes(0, scenes)
+        # The subcarriers share the power of a source.
+        power_dbm -= 10 * math.log10(system.wideband.subcarriers)
+    simulator = Simulator(system, seed=seed, split="test")
+    channel, N = system.channel, system.panel.rows * system.panel.columns
+    M = N if channel.kind == "direct" else channel.antennas
+    step = max(1, _BLOCK // (N * (M + system.codebook.snapshots) * system.wideband.subcarriers))
+    blocks = [
+        _block_bounds(simulator.scenes(start, min(start + step, scenes)), system, kind, power_dbm, budget)
+        for start in range(0, scenes, step)
+    ]
+    bound = Bound(
+        *(
+            torch.cat([getattr(block.bound, name) for block in blocks])
+            for name in ("covariance", "range", "inverse_range_std")
+        )
+    )
+    position_error = torch.cat([block.position_error for block in blocks])
+    return SceneBounds(bound, position_error, torch.cat([block.snr_db for block in blocks]))
+
+
+def _block_bounds(
+    recording: Recording,
+    system: SystemSpec,
+    kind: Literal["conditional", "unconditional"],
+    power_dbm: float | None,
+    budget: LinkBudgetSpec | None,
+) -> SceneBounds:
+    """Bounds of a block of simulated scenes; see :func:`scene_bounds`."""
+    scenes = len(recording)
     truth = recording.truth
     assert truth is not None
     assert truth.power is not None
@@ -101,8 +143,6 @@ def scene_bounds(
         low, high = limits(system.snr_db)
         snr_db = torch.full((scenes,), low if low == high else torch.nan)
     else:
-        # The subcarriers share the power of a source.
-        power_dbm -= 10 * math.log10(system.wideband.subcarriers)
         azimuth, elevation, distance = truth.filled()
         gain = compute_link_budget(
             distance,

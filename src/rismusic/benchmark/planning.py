@@ -18,6 +18,9 @@ from rismusic.benchmark.bound_table import scene_bounds
 from rismusic.errors import InputError
 from rismusic.spec import LinkBudgetSpec, SystemSpec
 
+MAX_CANDIDATES = 100_000
+"""Largest number of candidates of a search."""
+
 _Place = tuple[int, ...]
 
 
@@ -106,7 +109,8 @@ def plan(
         progress: called with the number of candidates that are decided, and of all.
 
     Raises:
-        InputError: a value that is not positive, no candidates, or an impossible setting.
+        InputError: a value that is not positive, no candidates or more than 100,000, or an impossible
+            setting.
 
     Example:
         >>> found = plan(0.1, 2.0, snr_db=20, rows=[8, 12], antennas=[8], snapshots=[16, 32], bits=[2])
@@ -124,6 +128,12 @@ def plan(
     for name, values in zip(("rows", "antennas", "snapshots", "bits"), axes, strict=True):
         if not values:
             raise InputError(name, "give at least one candidate")
+    candidates = math.prod(map(len, axes))
+    if candidates > MAX_CANDIDATES:
+        raise InputError(
+            "rows, antennas, snapshots, bits",
+            f"the limit is {MAX_CANDIDATES:,} candidates; got {candidates:,}. Give fewer values",
+        )
 
     def evaluate(place: _Place) -> PlannedSystem:
         side, M, L, resolution = (values[index] for values, index in zip(axes, place, strict=True))

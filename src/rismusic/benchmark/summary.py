@@ -50,7 +50,16 @@ from rismusic.benchmark.spec import (
 )
 from rismusic.crb import Bound
 from rismusic.errors import InputError
-from rismusic.files import TABLE_ENDINGS, check_output, read_small, read_text, replace_file, write_text
+from rismusic.files import (
+    TABLE_ENDINGS,
+    check_output,
+    is_vacant,
+    read_small,
+    read_text,
+    replace_file,
+    write_text,
+    writing,
+)
 from rismusic.metrics import match, score
 from rismusic.sources import Sources
 from rismusic.spec import flat_settings, read_toml
@@ -92,7 +101,7 @@ class Store:
                 )
             check_same(spec, self.folder)
             return
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        if not is_vacant(self.folder):
             raise InputError(str(self.folder), "not an empty folder; choose a new one for the benchmark")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -130,14 +139,16 @@ class Store:
             InputError: the file cannot be written.
         """
         path = self.path(unit)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path, overwrite=True) as temporary:
             np.savez(temporary, allow_pickle=False, **arrays)
 
     def copy(self, unit: Unit, source: Store) -> None:
         """Copy the results of a unit from another folder."""
         path = self.path(unit)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path, overwrite=True) as temporary:
             shutil.copyfile(source.path(unit), temporary)
 
@@ -165,6 +176,13 @@ def _part(content: bytes, names: Sequence[str], scenes: int) -> Arrays:
         expected = shapes.get(name, (scenes,))
         if value.shape != expected or value.dtype.kind not in "fi":
             raise ValueError(f"{name} has shape {value.shape} and type {value.dtype}")
+        if name in ("noise_variance", "seconds", "samples") and not (np.isfinite(value) & (value >= 0)).all():
+            raise ValueError(f"{name} has a value that is not finite, or negative")
+    for name in ("azimuth", "elevation", "range"):
+        if not np.array_equal(np.isnan(arrays[name]), np.isnan(arrays["azimuth"])):
+            raise ValueError(f"{name} has other unused slots than azimuth")
+        if name != "range" and np.isinf(arrays[name]).any():
+            raise ValueError(f"{name} has an infinity")
     return arrays
 
 

@@ -164,7 +164,7 @@ def other_wave(wave: Wave) -> Apply:
 
 def constant_symbols(recording: Recording) -> Recording | None:
     """The recording with constant symbols, where it states independent ones in several snapshots."""
-    if recording.symbols != "independent" or recording.snapshots.shape[-2] == 1:
+    if recording.has_coherent_symbols or recording.snapshots.shape[-2] == 1:
         return None
     return replace(recording, symbols="constant")
 

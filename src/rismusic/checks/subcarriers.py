@@ -36,7 +36,7 @@ def as_subcarriers(recording: Recording) -> Recording | None:
     other than independent symbols, or with few snapshots.
     """
     L = recording.snapshots.shape[-2]
-    stated = recording.symbols != "independent" or recording.frequencies is not None
+    stated = recording.has_coherent_symbols or recording.frequencies is not None
     if stated or recording.channel is not None or recording.codes is not None or L < _SNAPSHOTS:
         return None
     return with_bandwidth(recording, _bandwidth(recording[:_SCENES]))

@@ -23,6 +23,7 @@ from rismusic.cli.planning import Bound, Plan
 from rismusic.cli.recordings import Check, Simulate
 from rismusic.cli.train import Train, Tune
 from rismusic.errors import InputError
+from rismusic.files import failure
 from rismusic.text import redact
 from rismusic.version import __version__
 
@@ -63,11 +64,22 @@ def main(args: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; Python must not try to flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A path that the system refuses: too long, or in a folder that may not be read.
+        if not isinstance(error.filename, (str, bytes)):
+            return _internal_error(error)
+        complain(redact(f"{os.fsdecode(error.filename)}: cannot be used: {failure(error).lower()}"))
+        return 2
     except Exception as error:
-        cause = " ".join(redact(str(error)).split()) or "no message"
-        saved = save_traceback(error)
-        complain(f"internal error: {type(error).__name__}: {cause[:500]}. {saved}; please report it.")
-        return 70
+        return _internal_error(error)
+
+
+def _internal_error(error: Exception) -> int:
+    """Complain about an error in rismusic itself; the exit code."""
+    cause = " ".join(redact(str(error)).split()) or "no message"
+    saved = save_traceback(error)
+    complain(f"internal error: {type(error).__name__}: {cause[:500]}. {saved}; please report it.")
+    return 70
 
 
 def _run(args: Sequence[str]) -> int:

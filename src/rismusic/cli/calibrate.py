@@ -91,12 +91,19 @@ def read_positions(path: Path, scenes: int) -> Sources:
     """
     from rismusic.sources import Sources
 
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+    # Spreadsheets end lines with \r or \r\n, and mark a text as UTF-8 by a first character of its own.
+    rows = csv.DictReader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=None))
+    found: list[list[tuple[float, ...]]] = [[] for _ in range(scenes)]
+    try:
+        missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+        lines = list(enumerate(rows, start=2))
+    except csv.Error as error:
+        raise InputError(str(path), f"is not a CSV file: {error}") from None
     if missing:
         raise InputError(str(path), f"has no column {missing[0]}; needed are {', '.join(_COLUMNS)}")
-    found: list[list[tuple[float, ...]]] = [[] for _ in range(scenes)]
-    for line, row in enumerate(rows, start=2):
+    if not lines:
+        raise InputError(str(path), "has no positions below its first line")
+    for line, row in lines:
         try:
             scene, *place = (float(row[name]) for name in _COLUMNS)
         except (TypeError, ValueError):

@@ -118,7 +118,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "check": ("file", "as_json", "fit", "plot", "scene", "overwrite"),
     "locate": (
         *("file", "sources", "method", "weights", "panel_error", "range_min_m", "range_max_m"),
-        *("azimuth_max_deg", "elevation_max_deg", "calibration", "output", "plot", "scene", "report"),
+        *("azimuth_max_deg", "elevation_max_deg", "calibration", "fuse", "output", "plot", "scene", "report"),
         *("device", "config", "overwrite"),
     ),
     "calibrate": (

@@ -47,9 +47,11 @@ class Locate(Command):
     """The recording."""
     settings: LocateSpec = LocateSpec()
     config: Annotated[Path | None, Option("FILE")] = None
-    """TOML file with these settings, such as the locate.toml of a search; options on the command line win."""
+    """TOML file with these settings; options on the command line win."""
     calibration: Annotated[Path | None, Option("FILE")] = None
     """Calibration of the panel, written by 'calibrate'."""
+    fuse: Annotated[tuple[Path, ...], Option("FILE")] = ()
+    """Recordings of the same scenes by other panels, located together; each needs its pose."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
     """Write the positions to a .csv or .json file instead of printing a table."""
     plot: Annotated[Path | None, Option("FILE")] = None
@@ -74,12 +76,15 @@ class Locate(Command):
         if self.resume and (self.output is None or self.plot is not None or self.report is not None):
             raise InputError("--resume", "needs --output, and cannot be combined with --plot or --report")
         check_outputs(self.output, self.plot, overwrite=self.overwrite)
+        if self.fuse and self.calibration is not None:
+            raise InputError("--calibration", "is of one panel and cannot be combined with --fuse")
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
         from rismusic.hybrid import BLOCK_SCENES, locate
         from rismusic.io import open_recording
         from rismusic.io.calibration import PanelCalibration
         from rismusic.metrics import truth_rows
+        from rismusic.room import locate_room
 
         panel = None if self.calibration is None else PanelCalibration.load(self.calibration)
         parts: list[Estimate] = []
@@ -87,7 +92,11 @@ class Locate(Command):
         drawn: tuple[Recording, Estimate] | None = None
         with ExitStack() as stack:
             file = stack.enter_context(open_recording(self.file))
-            output = None if self.output is None else stack.enter_context(self._partial(self.output, file))
+            others = [stack.enter_context(open_recording(path)) for path in self.fuse]
+            self._check_fused([file, *others])
+            output = (
+                None if self.output is None else stack.enter_context(self._partial(self.output, file, others))
+            )
             progress = stack.enter_context(progress_bar())
             if self.plot is not None and self.scene >= len(file):
                 raise InputError(
@@ -97,7 +106,11 @@ class Locate(Command):
             task = progress.add_task("locating", total=len(file), completed=first)
             for start in range(first, len(file), BLOCK_SCENES):
                 recording = file[start : start + BLOCK_SCENES]
-                estimate = locate(recording, spec=self.settings, device=self.device, calibration=panel)
+                if others:
+                    parts_of_room = [recording, *(other[start : start + BLOCK_SCENES] for other in others)]
+                    estimate: Estimate = locate_room(parts_of_room, spec=self.settings, device=self.device)
+                else:
+                    estimate = locate(recording, spec=self.settings, device=self.device, calibration=panel)
                 for scene, sentences in enumerate(estimate.warnings, start=first):
                     for sentence in sentences:
                         progress.console.print(plain(f"scene {scene}: {sentence}"), soft_wrap=True)
@@ -118,6 +131,8 @@ class Locate(Command):
                 output.finish()
         if output is None:
             self._print(join_estimates(parts), truth)
+            if self.fuse:
+                note(f"fused from {len(self.fuse) + 1} panels; angles and ranges as {self.file} sees them")
         else:
             note(f"{output.progress.sources} sources in {output.scenes} scenes written to {self.output}")
         if self.plot is not None and drawn is not None:
@@ -127,11 +142,16 @@ class Locate(Command):
         return 0
 
     @contextmanager
-    def _partial(self, path: Path, file: RecordingFile) -> Iterator[PartialOutput]:
+    def _partial(
+        self, path: Path, file: RecordingFile, others: list[RecordingFile]
+    ) -> Iterator[PartialOutput]:
         """The output under construction. If it is cut, the user is told how to continue it."""
-        from rismusic.cli.partial import PartialOutput
+        from rismusic.cli.partial import PartialOutput, fingerprint
+        from rismusic.estimation.table import COLUMNS, ROOM_COLUMNS
 
         settings = self.settings.model_dump(mode="json")
+        if others:
+            settings["fuse"] = [fingerprint(other.path) for other in others]
         if self.calibration is not None:
             settings["calibration"] = hashlib.sha256(read_small(self.calibration)).hexdigest()
         with PartialOutput(
@@ -141,6 +161,7 @@ class Locate(Command):
             name=str(self.file),
             resume=self.resume,
             overwrite=self.overwrite,
+            columns=ROOM_COLUMNS if "pose" in file.fields else COLUMNS,
         ) as output:
             try:
                 yield output
@@ -151,6 +172,22 @@ class Locate(Command):
                         "with --resume to continue"
                     )
                 raise
+
+    def _check_fused(self, files: list[RecordingFile]) -> None:
+        """Refuse to fuse recordings without a pose or of other scenes, before anything is located."""
+        for file in files if len(files) > 1 else ():
+            if "pose" not in file.fields:
+                raise InputError(
+                    str(file.path),
+                    "pose: missing; panels of one room need the transform from the panel frame to the room "
+                    "frame",
+                )
+            if len(file) != len(files[0]):
+                raise InputError(
+                    str(file.path),
+                    f"has {len(file)} scenes, {self.file} has {len(files[0])}; scene i of all recordings is "
+                    "of the same sources",
+                )
 
     def _new_report(self, path: Path) -> LocateReport:
         check_extras("report", "jinja2", "matplotlib")
@@ -176,6 +213,8 @@ class Locate(Command):
     def _print(self, estimate: Estimate, truth: list[Truth]) -> None:
         console = SafeConsole()
         console.print(results_table(estimate, truth))
+        if estimate.pose is not None:
+            console.print(room_table(estimate))
         console.print(scenes_table(estimate))
         if truth:
             hits = sum(row.found is not None for row in truth)
@@ -241,6 +280,29 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
     return table
 
 
+def room_table(estimate: Estimate) -> Table:
+    """Positions in the room frame, a row per source."""
+    from rich import box
+    from rich.table import Table
+
+    from rismusic.estimation.table import RoomPosition, position_rows
+
+    _, with_error = table_title(estimate)
+    table = Table(title="room frame", box=box.SIMPLE_HEAD, padding=0)
+    for name in ("scene", "#", "x\nm", "y\nm", "z\nm"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in position_rows(estimate):
+        assert isinstance(row, RoomPosition)
+        values = (row.x_room_m, row.y_room_m, row.z_room_m)
+        bars = (row.x_room_std_m, row.y_room_std_m, row.z_room_std_m)
+        cells = [
+            "far field" if math.isnan(value) else _with_bar(value, bar if with_error[row.scene] else None)
+            for value, bar in zip(values, bars, strict=True)
+        ]
+        table.add_row(str(row.scene), str(row.source), *cells)
+    return table
+
+
 def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
     """Title of the table, and for each scene whether its error bars apply.
 
@@ -266,15 +328,28 @@ def scenes_table(estimate: Estimate) -> Table:
 
     probability = estimate.n_sources_probability
     table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for name in ["scene", "sources", *(["P(K)"] if probability is not None else []), "p-value", "warnings"]:
+    for name in [
+        "scene",
+        "sources",
+        *(["P(K)"] if probability is not None else []),
+        "p-value",
+        "status",
+        "warnings",
+    ]:
         table.add_column(name, justify="right", no_wrap=True)
+    if estimate.impulses is not None:
+        table.add_column("impulses", justify="right", no_wrap=True)
     table.add_column("method")
+    status = estimate.status
     for scene, count in enumerate(estimate.n_sources.tolist()):
         cells = [str(scene), str(count)]
         if probability is not None:
             cells.append(f"{probability[scene, count]:.2f}")
         p_value = float(estimate.p_value[scene])
-        cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", str(len(estimate.warnings[scene]))]
+        cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", status[scene]]
+        cells.append(str(len(estimate.warnings[scene])))
+        if estimate.impulses is not None:
+            cells.append(str(int(estimate.impulses[scene])))
         table.add_row(*cells, f" {estimate.method[scene]}")
     return table
 

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +44,7 @@ class Progress(Record):
         scenes: number of complete scenes.
         sources: number of sources in them.
         bytes: size of the complete part.
+        digest: its SHA-256.
     """
 
     format: Literal["rismusic-locate/1"] = "rismusic-locate/1"
@@ -53,6 +54,7 @@ class Progress(Record):
     scenes: Natural = 0
     sources: Natural = 0
     bytes: Natural = 0
+    digest: str = ""
 
 
 class PartialOutput:
@@ -65,6 +67,7 @@ class PartialOutput:
         name: name of the recording, for a .json file.
         resume: continue the output of an earlier run, if there is one.
         overwrite: replace an existing output, and drop that of an earlier run.
+        columns: columns of a .csv file.
 
     Raises:
         InputError: the output cannot be written, another process writes it, an earlier run left a part of it
@@ -80,9 +83,10 @@ class PartialOutput:
         name: str,
         resume: bool,
         overwrite: bool,
+        columns: Sequence[str] = COLUMNS,
     ) -> None:
         check_output(path, overwrite=overwrite)
-        self.path, self._overwrite = path, overwrite
+        self.path, self._overwrite, self._columns = path, overwrite, columns
         stem = path.name
         if len(os.fsencode(stem)) > 240:  # so that the names of the parts are not too long
             stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
@@ -101,7 +105,11 @@ class PartialOutput:
             with writing(self.part):
                 self._file = stack.enter_context(self.part.open("r+b"))
                 self._file.truncate(self.progress.bytes)
-                self._file.seek(self.progress.bytes)
+                self._digest = hashlib.file_digest(self._file, "sha256")
+            if self._digest.hexdigest() != self.progress.digest:
+                raise InputError(
+                    str(self.part), "has changed since it was written; start again with --overwrite"
+                )
             self._exit = stack.pop_all()
 
     @property
@@ -116,11 +124,14 @@ class PartialOutput:
             InputError: the disk is full or not writable; what was complete before is kept.
         """
         first = self.progress.scenes
+        content = self._text(estimate, first).encode()
         with writing(self.part):
-            self._file.write(self._text(estimate, first).encode())
+            self._file.write(content)
             self._file.flush()
             os.fsync(self._file.fileno())
+        self._digest.update(content)
         self._keep(
+            digest=self._digest.hexdigest(),
             scenes=first + len(estimate),
             sources=self.progress.sources + int(estimate.n_sources.sum()),
             bytes=self._file.tell(),
@@ -172,14 +183,14 @@ class PartialOutput:
             return
         self._drop()
         with writing(self.part):
-            head = csv_text(COLUMNS, [])
+            head = csv_text(self._columns, [])
             if self.path.suffix == ".json":
                 head = json.dumps(self._head, indent=1)[:-2] + ',\n "scenes": ['
             with self.part.open("xb") as file:
                 if self.path.exists():
                     self.part.chmod(stat.S_IMODE(self.path.stat().st_mode))
                 file.write(head.encode())
-        self._keep(bytes=len(head.encode()))
+        self._keep(bytes=len(head.encode()), digest=hashlib.sha256(head.encode()).hexdigest())
 
     def _earlier(self) -> Progress | None:
         if not self._state.exists():
@@ -206,12 +217,12 @@ class PartialOutput:
     def _text(self, estimate: Estimate, first: int) -> str:
         if self.path.suffix == ".csv":
             rows = position_rows(estimate, first_scene=first)
-            return csv_text(COLUMNS, map(asdict, rows), header=False)
+            return csv_text(self._columns, map(asdict, rows), header=False)
         records = scene_records(estimate, first_scene=first)
         texts = [textwrap.indent(json.dumps(record, indent=1, allow_nan=False), "  ") for record in records]
         return (",\n" if first else "\n") + ",\n".join(texts)
 
-    def _keep(self, **changed: int) -> None:
+    def _keep(self, **changed: int | str) -> None:
         self.progress = self.progress.model_copy(update=changed)
         write_text(self._state, self.progress.model_dump_json(indent=1) + "\n", overwrite=True)
 

@@ -146,6 +146,7 @@ class Tune(Command):
                 "cannot be combined with settings other than --trials; those of the study are used",
             )
         check_extras("tune", "optuna", "sqlalchemy")
+        from rismusic.tuning.storage import DATABASE
         from rismusic.tuning.study import tune
 
         try:
@@ -165,6 +166,8 @@ class Tune(Command):
                     say=lambda line: bar.console.print(plain(line), soft_wrap=True),
                 )
         except KeyboardInterrupt:
+            if self.storage is None and not (self.out / DATABASE).exists():
+                raise
             note("finished trials are kept: run the command again with --resume instead of its settings")
             raise
         _show(tuned)

@@ -40,6 +40,7 @@ from rismusic.estimation.maximum_likelihood import (
     join,
     nfmle,
     refine,
+    refine_correlated,
     unpack,
 )
 from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
@@ -384,6 +385,8 @@ class Starts:
         if strategy.relax:
             fit = relax_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
             fit = refine(recording, fit.positions, active, volume, criterion=strategy.criterion)
+        if recording.symbols == "correlated" and strategy.criterion == "unconditional":
+            fit = refine_correlated(recording, fit, active, volume)
         return complete_fit(recording, fit.positions, active, fit.converged)
 
 

@@ -23,13 +23,16 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.array import WAVES, direction, steering
 from rismusic.estimation.classical import ClassicalEstimator
-from rismusic.estimation.estimate import Estimate, Estimator, NSources, fit_at, join_estimates
-from rismusic.estimation.grid import Volume
-from rismusic.estimation.likelihood import sufficient_statistics
-from rismusic.estimation.maximum_likelihood import unpack
-from rismusic.estimation.model_error import ModelError, can_err, model_error, with_diffuse_noise
+from rismusic.estimation.estimate import Doubt, Estimate, Estimator, NSources, fit_at, join_estimates
+from rismusic.estimation.grid import Volume, from_cosines, searched_grid
+from rismusic.estimation.likelihood import sufficient_statistics, symbols
+from rismusic.estimation.maximum_likelihood import nfmle, pack, unpack
+from rismusic.estimation.model_error import ModelError, can_err, model_error, spread_gain, whitened_by
 from rismusic.estimation.model_order import log_evidence
+from rismusic.estimation.noise import most_sources
+from rismusic.estimation.search import Dictionary, GridSearch, project_out
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -38,18 +41,32 @@ from rismusic.spec import LocateSpec
 _SUSPICIOUS = 0.01
 # So are scenes in which fewer sources are less probable by no more than this (nats).
 _MARGIN = 5.0
+# Pseudo-counts of scenes with and without a model error, and iterations for their share.
+_PRIOR, _ROUNDS = (0.03, 1.0), 20
+# Log prior (nats) of a signal without any source.
+_NO_SOURCE = -12.0
+# Weaker diffuse noise, common to a recording, is left out.
+_LEAST_DIFFUSE = 0.3
 # Two sources of a smaller probability of being independent are coherent.
 _COHERENT = 1e-4
+# Log-likelihood ratio (nats) from which on a source is no point, and another wave is named.
+_SPREAD_NATS, _WAVE_NATS = 4.5, 10.0
+# Elements at most this far apart (wavelengths) have no grating lobes. Correlation of steering vectors from
+# which on a direction counts as one, and how much less likely (nats) it may be.
+_NO_GRATING, _LIKENESS, _AMBIGUOUS_NATS = 0.55, 0.7, 6.0
 # From this panel error on, a scene is doubtful.
 _LARGE_ERROR = 0.15
 # Levels of the panel error with which scenes are located again.
 _LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)
+# Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it.
+_OUTSIDE_NATS = 2.0
 # Log prior (nats) of sources outside the search volume.
 _OUTSIDE = -5.0
 # Angles and oversampling of the search in front of the panel.
 _WIDE_DEG, _COARSE = 85.0, 1.6
 
 
+@torch.inference_mode()
 def diagnosed(
     recording: Recording,
     estimate: Estimate,
@@ -66,45 +83,100 @@ def diagnosed(
         make: makes the estimator from settings.
         spec: the settings.
     """
-    if not can_err(recording) or spec.allowed_error or not spec.polish or len(recording) == 0:
+    if not can_err(recording) or estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
-    known = not isinstance(n_sources, str)
-    if known:
-        error = model_error(recording, estimate.sources)
-        suspicious = error.gain > 0
-    else:
-        suspicious = _fewer_may_do(recording, estimate, spec) | (estimate.p_value < _SUSPICIOUS)
-    scenes, rest = suspicious.nonzero()[:, 0], (~suspicious).nonzero()[:, 0]
-    if len(scenes):
-        part = recording[scenes]
-        if known:
-            fresh = _located_again(part, estimate[scenes].n_sources, error[scenes], make, spec)
-        else:
-            fresh = _weighed(part, estimate[scenes], make, spec)
-        parts = [part for part in (estimate[rest], fresh) if len(part)]
-        estimate = join_estimates(parts)[torch.cat((rest, scenes)).argsort()]
+    recording, estimate = recording.stacked(), estimate.detached()
+    if isinstance(n_sources, str) and spec.panel_error == "auto":
+        estimate, error = _weighed(recording, estimate, make, spec)
+        share = float((error.gain > 0).double().mean())
+        if share > 0.5 and recording.channel is not None:
+            # Most scenes err: the diffuse noise is that of the recording.
+            pooled = error.diffuse[(error.gain > 0) & (estimate.n_sources > 0)]
+            if len(pooled) > 1 and float(pooled.mean()) > _LEAST_DIFFUSE:
+                common = float(pooled.mean())
+                white = whitened_by(recording, torch.full_like(error.diffuse, common))
+                estimate, _ = _weighed(white, make(spec)(white, n_sources), make, spec)
+                sentences = [
+                    [*one, _diffuse_sentence(common, K)]
+                    for one, K in zip(estimate.warnings, estimate.n_sources.tolist(), strict=True)
+                ]
+                estimate = replace(estimate, warnings=sentences)
+    elif spec.panel_error == "auto":
+        estimate = _with_suspected_error(recording, estimate)
     return _with_doubts(recording, estimate, n_sources, spec)
 
 
-def _fewer_may_do(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
-    """Where the strongest of the sources, beside a model error, may explain the data as well as all of them."""
-    count = estimate.n_sources
-    most = int(count.max())
-    wanted = torch.arange(most + 1, device=count.device) <= count[:, None]
-    scenes, kept = wanted.nonzero().unbind(-1)
-    # Sources are in order of power.
-    absent = torch.arange(estimate.sources.azimuth.shape[1], device=count.device) >= kept[:, None]
-    some = estimate[scenes].sources
-    some = replace(some.each(lambda value: value.masked_fill(absent, math.nan)), symbols=None)
-    part = recording[scenes]
-    evidence = _evidence(part, some, Volume.from_spec(spec))
-    beside = evidence + model_error(part, some).gain
-    of_all = torch.full_like(wanted, -math.inf, dtype=evidence.dtype)
-    of_all[scenes, kept] = beside
-    plain = evidence[kept == count[scenes]]
-    rival = torch.where(torch.arange(most + 1, device=count.device) == count[:, None], -math.inf, of_all)
-    with_error = of_all.gather(1, count[:, None])[:, 0] > plain
-    return with_error | (rival.amax(1) > plain - _MARGIN)
+def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
+    """Say where a known number of sources leaves a residual as an erring panel would."""
+    error = model_error(recording, estimate.sources)
+    probable = _share(torch.zeros_like(error.gain), error.gain)[1] > 0.5
+    sentences = [list(one) for one in estimate.warnings]
+    for scene in (probable & (error.panel_error > 0)).nonzero()[:, 0].tolist():
+        size = float(error.panel_error[scene])
+        sentences[scene].append(
+            Doubt(
+                f"there are more sources, or the panel departs from its description by about "
+                f"{100 * size:.2g} %: try --panel-error {size:.1g}"
+            )
+        )
+    found = torch.where(probable, error.panel_error, 0.0)
+    return replace(estimate, warnings=sentences, panel_error=found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Evidence:
+    """Log evidence (nats) of 0, 1, ... sources in S scenes; minus infinity where a number was not tried.
+
+    Args:
+        none: without a model error.
+        error: with the most probable model error.
+        panel_error: epsilon of that error.
+        diffuse: tau of that error.
+    """
+
+    none: Float[Tensor, "S counts"]
+    error: Float[Tensor, "S counts"]
+    panel_error: Float[Tensor, "S counts"]
+    diffuse: Float[Tensor, "S counts"]
+
+    @classmethod
+    def empty(cls, scenes: int, most: int, device: torch.device) -> _Evidence:
+        """Nothing tried yet."""
+        nothing = torch.full((4, scenes, most + 1), -math.inf, dtype=torch.float64, device=device)
+        return cls(*nothing)
+
+    def put(
+        self, scenes: Tensor, count: Tensor, recording: Recording, sources: Sources, volume: Volume
+    ) -> None:
+        """Compute the evidence of these sources, ``count`` in each of the scenes."""
+        recording = recording.stacked()
+        none = log_evidence(recording, fit_at(recording, sources), volume)
+        beside = model_error(recording, sources)
+        # A signal without any source is the least probable of all departures.
+        gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
+        self.none[scenes, count], self.error[scenes, count] = none, none + gain
+        self.panel_error[scenes, count], self.diffuse[scenes, count] = beside.panel_error, beside.diffuse
+
+
+def _share(none: Float[Tensor, "S"], error: Float[Tensor, "S"]) -> tuple[float, Float[Tensor, "S"]]:
+    """Share of the scenes of a recording with a model error, and the probability of one in each scene.
+
+    All scenes have the same panel, as a rule. The share is their common prior (empirical Bayes).
+    """
+    share, probable = _PRIOR[0] / sum(_PRIOR), torch.zeros_like(none)
+    for _ in range(_ROUNDS):
+        probable = torch.sigmoid(error - none + math.log(share / (1 - share)))
+        share = (float(probable.sum()) + _PRIOR[0]) / (len(none) + sum(_PRIOR))
+    return share, probable
+
+
+def _put(estimate: Estimate, scenes: Int64[Tensor, "B"], fresh: Estimate) -> Estimate:
+    """The estimate with some scenes replaced."""
+    keep = torch.ones(len(estimate), dtype=torch.bool, device=scenes.device)
+    keep[scenes] = False
+    kept = keep.nonzero()[:, 0]
+    parts = [part for part in (estimate[kept], fresh) if len(part)]
+    return join_estimates(parts)[torch.cat((kept, scenes)).argsort()]
 
 
 def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor, "S K K"]:
@@ -132,7 +204,9 @@ def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor,
     power = torch.where(active, estimate.sources.power.double(), 0).clamp_min(1e-300)
     noise = estimate.noise_variance.double()
     inner = at.gram + torch.diag_embed((noise[:, None] / power).to(at.gram.dtype))[:, None]
-    solved = torch.linalg.solve(inner, torch.cat((at.gram.expand(-1, at.cross.shape[1], -1, -1), at.cross[..., None]), dim=-1))
+    solved = torch.linalg.solve(
+        inner, torch.cat((at.gram.expand(-1, at.cross.shape[1], -1, -1), at.cross[..., None]), dim=-1)
+    )
     V = (at.gram - at.gram @ solved[..., :K]) / noise[:, None, None, None]
     v = (at.cross - (at.gram @ solved[..., K:])[..., 0]) / noise[:, None, None]
     excess = (v[..., :, None] * v[..., None, :].conj() - V).sum(1)
@@ -145,41 +219,59 @@ def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor,
 
 def _weighed(
     recording: Recording, estimate: Estimate, make: Callable[[LocateSpec], Estimator], spec: LocateSpec
-) -> Estimate:
-    """Weigh the numbers of sources anew, and locate the scenes under the most probable explanation."""
+) -> tuple[Estimate, ModelError]:
+    """Weigh numbers of sources and model errors, and locate the scenes again that have an error.
+
+    Returns:
+        The estimate, and the model error, whose gain is positive where there probably is one.
+    """
     quick = spec.replace(hybrid=spec.hybrid.replace(recheck_p_value=0.0))
     volume, count = Volume.from_spec(spec), estimate.n_sources
     S, most = len(recording), int(count.max())
-    log_posterior = torch.full((S, most + 1), -math.inf, dtype=torch.float64, device=count.device)
-    errors = log_posterior.new_zeros(S, most + 1), log_posterior.new_zeros(S, most + 1)
+    evidence = _Evidence.empty(S, most, count.device)
+    numbers = torch.arange(most + 1, device=count.device)
+    # First the strongest of the sources, which come in order of power, at the positions that they have.
+    scenes, kept = (numbers <= count[:, None]).nonzero().unbind(-1)
+    some = estimate.sources.each(lambda value: value[scenes])
+    absent = torch.arange(some.azimuth.shape[1], device=count.device) >= kept[:, None]
+    strongest = replace(some.each(lambda value: value.masked_fill(absent, math.nan)), symbols=None)
+    evidence.put(scenes, kept, recording[scenes], strongest, volume)
+    plain = evidence.none.gather(1, count[:, None])[:, 0]
+    share, _ = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
+    odds = math.log(share / (1 - share))
+    rival = torch.maximum(evidence.none, evidence.error + odds)
+    rival = torch.where(numbers == count[:, None], evidence.error + odds, rival)
+    outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS
+    suspicious = (rival.amax(1) > plain - _MARGIN) | (estimate.p_value < _SUSPICIOUS) | outside
+    # Where fewer sources may do, they are fitted.
     estimator = make(quick)
-    for k in range(most + 1):
-        some, done = (count > k).nonzero()[:, 0], (count == k).nonzero()[:, 0]
-        fits = [estimate[done]] if len(done) else []
-        if len(some):
-            fits.insert(0, estimator(recording[some], torch.full_like(some, k)))
-        some = torch.cat((some, done))
-        if len(some) == 0:
-            continue
-        part, fit = recording[some], join_estimates(fits)
-        beside = model_error(part, fit.sources)
-        log_posterior[some, k] = _evidence(part, fit.sources, volume) + beside.gain
-        errors[0][some, k], errors[1][some, k] = beside.panel_error, beside.diffuse
+    for k in range(most):
+        again = (suspicious & (count > k)).nonzero()[:, 0]
+        if len(again):
+            fit = estimator(recording[again], torch.full_like(again, k))
+            evidence.put(again, torch.full_like(again, k), recording[again], fit.sources, volume)
+    share, probable = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
+    odds = math.log(share / (1 - share))
+    log_posterior = torch.logaddexp(evidence.none, evidence.error + odds)
     best, chosen = log_posterior.max(1)
+    erring = (probable > 0.5).nonzero()[:, 0]
+    result = estimate
+    if len(erring):
+        K = chosen[erring]
+        picked = ModelError(best[erring], evidence.panel_error[erring, K], evidence.diffuse[erring, K])
+        fresh = _located_again(recording[erring], K, picked, make, quick)
+        probability = log_posterior[erring].softmax(1)
+        before = estimate.n_sources_probability
+        if before is not None:
+            probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))
+        result = _put(result, erring, replace(fresh, n_sources_probability=probability))
+    doubted = (suspicious & ((estimate.p_value < _SUSPICIOUS) | (probable > 0.5) | outside)).nonzero()[:, 0]
     scenes = torch.arange(S, device=count.device)
-    picked = ModelError(best, errors[0][scenes, chosen], errors[1][scenes, chosen])
-    sound = (chosen == count) & (picked.panel_error == 0) & (picked.diffuse == 0)
-    again, same = (~sound).nonzero()[:, 0], sound.nonzero()[:, 0]
-    parts = [estimate[same]] if len(same) else []
-    if len(again):
-        parts.append(_located_again(recording[again], chosen[again], picked[again], make, quick))
-    result = join_estimates(parts)[torch.cat((same, again)).argsort()]
-    probability = log_posterior.softmax(1)
-    before = estimate.n_sources_probability
-    if before is not None:
-        probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))
-    result = replace(result, n_sources_probability=probability)
-    return _with_wide_search(recording, result, best, spec)
+    found = ModelError(probable - 0.5, evidence.panel_error[scenes, chosen], evidence.diffuse[scenes, chosen])
+    if len(doubted) == 0:
+        return result, found
+    wide = _with_wide_search(recording[doubted], result[doubted], best[doubted], spec)
+    return _put(result, doubted, wide), found
 
 
 def _evidence(recording: Recording, sources: Sources, volume: Volume) -> Float[Tensor, "S"]:
@@ -206,7 +298,7 @@ def _located_again(
                 continue
             part = recording[some]
             if coloured:
-                part = with_diffuse_noise(part, error.diffuse[some])
+                part = whitened_by(part, error.diffuse[some])
             allowed = 0.0 if number < 0 else _LEVELS[number]
             located = make(spec.replace(panel_error=allowed))(part, count[some])
             parts.append(replace(located, spec=spec))
@@ -214,30 +306,55 @@ def _located_again(
     result = join_estimates(parts)[torch.cat(order).argsort()]
     sentences = [list(one) for one in result.warnings]
     for scene in range(len(result)):
-        if float(error.panel_error[scene]) > 0:
-            sentences[scene].append(
-                f"the panel departs from its description by about {100 * float(error.panel_error[scene]):.2g} %"
-            )
-        if float(error.diffuse[scene]) > 0:
-            sentences[scene].append(
-                "noise that enters through the panel is about "
-                f"{float(error.diffuse[scene]):.2g} times as strong as that of the receiver"
-            )
-    return replace(result, warnings=sentences)
+        if (size := float(error.panel_error[scene])) > 0:
+            text = f"the panel departs from its description by about {100 * size:.2g} %"
+            sentences[scene].append(Doubt(text) if size > _LARGE_ERROR else text)
+        if (tau := float(error.diffuse[scene])) > 0:
+            sentences[scene].append(_diffuse_sentence(tau, int(count[scene])))
+    return replace(result, warnings=sentences, panel_error=error.panel_error)
+
+
+def _diffuse_sentence(diffuse: float, count: int) -> Doubt:
+    if count:
+        return Doubt(
+            f"noise through the panel is about {diffuse:.2g} times as strong as that of the receiver: "
+            "RIS configurations or channel depart from the recorded ones"
+        )
+    return Doubt(
+        f"a signal {diffuse:.2g} times as strong as the noise comes through the panel, but no sources "
+        "explain it: check that configurations and snapshots are in the same order"
+    )
+
+
+def _wide(recording: Recording, spec: LocateSpec) -> LocateSpec:
+    """The settings with the half-space in front of the panel as the search volume."""
+    wide = spec.replace(
+        azimuth_max_deg=max(_WIDE_DEG, spec.azimuth_max_deg),
+        elevation_max_deg=max(_WIDE_DEG, spec.elevation_max_deg),
+    )
+    if "range" not in spec.unknowns:  # it is held
+        return wide
+    return wide.replace(range_min_m=min(spec.range_min_m, recording.wavelength / 2), range_max_m=math.inf)
+
+
+def _gain_outside(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S"]:
+    """Log-likelihood (nats) that sources at the boundary of the search volume gain by leaving it."""
+    gain = torch.zeros_like(estimate.neg_log_likelihood)
+    at_boundary = Volume.from_spec(spec).at_boundary(unpack(estimate.sources, recording)[0])
+    some = (at_boundary & estimate.sources.active[..., None]).flatten(1).any(1).nonzero()[:, 0]
+    if len(some):
+        wide = Volume.from_spec(_wide(recording, spec))
+        part, start = recording[some], estimate[some].sources
+        fit = nfmle(part, start, wide, criterion=spec.criterion)
+        gain[some] = estimate.neg_log_likelihood[some] - fit.neg_log_likelihood
+    return gain
 
 
 def _with_wide_search(
     recording: Recording, estimate: Estimate, evidence: Float[Tensor, "S"], spec: LocateSpec
 ) -> Estimate:
     """Take sources outside the search volume where they explain the data better."""
-    wide = spec.replace(
-        method="omp",
-        azimuth_max_deg=max(_WIDE_DEG, spec.azimuth_max_deg),
-        elevation_max_deg=max(_WIDE_DEG, spec.elevation_max_deg),
-        range_min_m=min(spec.range_min_m, recording.wavelength / 2),
-        range_max_m=math.inf,
-        oversampling=_COARSE,
-    )
+    wide = _wide(recording, spec).replace(method="omp", oversampling=_COARSE)
     other = ClassicalEstimator(wide)(recording, "auto")
     gain = _evidence(recording, other.sources, Volume.from_spec(wide)) + _OUTSIDE - evidence
     take = (gain > 0).nonzero()[:, 0]
@@ -245,26 +362,176 @@ def _with_wide_search(
         return estimate
     keep = (gain <= 0).nonzero()[:, 0]
     taken = replace(other[take], spec=spec)
-    sentences = [[*one, "sources outside the search volume"] for one in taken.warnings]
+    sentences = [[*one, Doubt("sources outside the search volume")] for one in taken.warnings]
     taken = replace(taken, warnings=sentences)
     if len(keep) == 0:
         return taken
     return join_estimates([estimate[keep], taken])[torch.cat((keep, take)).argsort()]
 
 
-def _with_doubts(
-    recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec
-) -> Estimate:
+def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec) -> Estimate:
     """Add what the final estimate leaves doubtful: coherent sources, and the largest number of sources."""
-    p = coherence_p_value(recording, estimate)
     sentences = [list(one) for one in estimate.warnings]
-    for scene, first, second in (p < _COHERENT).nonzero().tolist():
+    for scene, first, second in (coherence_p_value(recording, estimate) < _COHERENT).nonzero().tolist():
         if first < second:
             sentences[scene].append(
-                f"sources {first} and {second} send the same signal: source {second} may be a reflection of "
-                f"source {first}"
+                Doubt(
+                    f"sources {first} and {second} send the same signal: source {second} may be a reflection "
+                    f"of source {first}"
+                )
             )
+    _add_constant_symbols(sentences, recording, estimate)
+    _add_clusters(sentences, recording, estimate)
+    _add_grating_lobes(sentences, recording, estimate, spec)
+    for scene, sentence in _better_wave(recording, estimate, spec):
+        sentences[scene].append(sentence)
     if isinstance(n_sources, str):
-        for scene in (estimate.n_sources >= spec.sources_max).nonzero()[:, 0].tolist():
-            sentences[scene].append(f"{spec.sources_max} is the largest number tried; there may be more")
-    return replace(estimate, warnings=sentences)
+        scenes = (estimate.n_sources >= spec.sources_max).nonzero()[:, 0]
+        more = _one_more(recording[scenes], estimate[scenes], spec) if len(scenes) else scenes.bool()
+        for scene in scenes[more].tolist():
+            sentences[scene].append(
+                Doubt(f"there may be more than {spec.sources_max} sources: raise --sources-max")
+            )
+    errors = estimate.panel_error
+    if errors is None:
+        errors = torch.zeros_like(estimate.p_value)
+    return replace(estimate, warnings=sentences, panel_error=errors)
+
+
+def _add_constant_symbols(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
+    """Add sources whose symbols are the same in all snapshots, as those of an offset of the receiver are."""
+    positions, active = unpack(estimate.sources, recording)
+    if positions.shape[1] == 0:
+        return
+    s = symbols(sufficient_statistics(recording, positions, active))  # [S, L, K]
+    L = s.shape[1]
+    energy = s.abs().square().sum(1)
+    x = s.sum(1).abs().square() / (L * energy.clamp_min(torch.finfo(energy.dtype).tiny))
+    p = (1 - x.clamp(0, 1)).pow(L - 1)
+    for scene, source in (active & (p < _COHERENT)).nonzero().tolist():
+        sentences[scene].append(
+            Doubt(
+                f"source {source} sends the same symbol in all snapshots: a constant pilot (try --symbols "
+                "constant) or an offset of the receiver"
+            )
+        )
+
+
+def _add_grating_lobes(
+    sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec
+) -> None:
+    """Add the grating lobes of each source that explain the data nearly as well as its place."""
+    panel, there = recording.panel, estimate.sources.active
+    apart = torch.cdist(panel.elements, panel.elements)
+    spacing = float((apart + torch.diag_embed(apart.new_full((panel.size,), math.inf))).amin())
+    if spacing <= _NO_GRATING * recording.wavelength or not bool(there.any()):
+        return
+    extent = max(float(apart.amax()), recording.wavelength)
+    count = 2 * math.ceil(2 * extent / recording.wavelength) + 1
+    across = torch.linspace(-1, 1, count, dtype=torch.float64, device=apart.device)
+    u_x, u_y = (value.flatten() for value in torch.meshgrid(across, across, indexing="ij"))
+    inside = u_x.square() + u_y.square() < 0.99
+    u_x, u_y = u_x[inside], u_y[inside]
+    wide = Volume.from_spec(_wide(recording, spec))
+    at, active = unpack(estimate.sources, recording)
+    own_x, own_y, _ = direction(at[..., 0], at[..., 1])
+    for source in range(at.shape[1]):
+        azimuth, elevation, _ = from_cosines(u_x, u_y, torch.ones_like(u_x))
+        distance = 1 / at[:, source, 2, None].expand(-1, len(u_x))
+        points = steering(panel, azimuth.expand_as(distance), elevation.expand_as(distance), distance)
+        phi, theta, q = at[:, source, :, None].unbind(1)
+        own = steering(panel, phi, theta, 1 / q)
+        likeness = (own.mH @ points).abs()[:, 0] / (own.norm(dim=1) * points.norm(dim=1))
+        lobe = torch.hypot(u_x - own_x[:, source, None], u_y - own_y[:, source, None])
+        best, which = likeness.masked_fill(lobe < recording.wavelength / extent, 0).max(1)
+        scenes = ((best > _LIKENESS) & active[:, source]).nonzero()[:, 0]
+        if len(scenes) == 0:
+            continue
+        moved = at[scenes].clone()
+        moved[:, source, 0], moved[:, source, 1] = azimuth[which[scenes]], elevation[which[scenes]]
+        part = recording[scenes]
+        here = nfmle(part, pack(at[scenes], active[scenes]), wide, criterion=spec.criterion)
+        other = nfmle(part, pack(moved, active[scenes]), wide, criterion=spec.criterion)
+        gain = here.neg_log_likelihood - other.neg_log_likelihood
+        for row, scene in enumerate(scenes.tolist()):
+            if float(gain[row]) > -_AMBIGUOUS_NATS:
+                place = (
+                    float(value[row, source]) for value in (other.sources.azimuth, other.sources.elevation)
+                )
+                text = ", ".join(f"{math.degrees(value):.2f}" for value in place)
+                sentences[scene].append(
+                    Doubt(
+                        f"source {source} may as well lie in its grating lobe at {text} deg "
+                        f"(log-likelihood {float(gain[row]):+.1f} nats): the elements are "
+                        f"{spacing / recording.wavelength:.2g} wavelengths apart"
+                    )
+                )
+
+
+def _add_clusters(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
+    """Add sources that are not one point, and sources closer to each other than the panel resolves."""
+    gain, size = spread_gain(recording, estimate.sources)
+    for scene, source in (gain > _SPREAD_NATS).nonzero().tolist():
+        sentences[scene].append(
+            Doubt(
+                f"source {source} is not one point: it moves, is extended or consists of several sources "
+                f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg"
+            )
+        )
+    towards = torch.stack(direction(*(value.double() for value in estimate.sources.filled()[:2])), dim=-1)
+    gap = torch.linalg.vector_norm(towards[:, :, None] - towards[:, None], dim=-1)
+    elements = recording.panel.elements
+    extent = (elements.amax(-2) - elements.amin(-2)).norm(dim=-1).amax()
+    resolution = 0.5 * recording.wavelength / float(extent.clamp_min(recording.wavelength))
+    there = estimate.sources.active
+    near = (gap < resolution) & there[:, :, None] & there[:, None]
+    for scene, first, second in near.nonzero().tolist():
+        if first < second:
+            apart = math.degrees(float(gap[scene, first, second]))
+            sentences[scene].append(
+                Doubt(
+                    f"sources {first} and {second} are {apart:.1f} deg apart, closer than the panel "
+                    "resolves: one source that moves or departs from the model looks the same"
+                )
+            )
+
+
+def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Doubt]]:
+    """A sentence for each scene if another form of the wave explains the recording better."""
+    some = (estimate.n_sources > 0).nonzero()[:, 0]
+    if len(some) == 0:
+        return []
+    part, volume = recording[some], Volume.from_spec(spec)
+    start = estimate[some].sources
+    here = nfmle(part, start, volume, criterion=spec.criterion).neg_log_likelihood
+    best, name = _WAVE_NATS, None
+    for wave in WAVES:
+        if wave != recording.wave:
+            other = nfmle(replace(part, wave=wave), start, volume, criterion=spec.criterion)
+            gain = float((here - other.neg_log_likelihood).sum())
+            if gain > best:
+                best, name = gain, wave
+    if name is None:
+        return []
+    sentence = Doubt(
+        f"a {name} wave explains the data better than the {recording.wave} one (by {best:.0f} nats): "
+        f"try --wave {name}"
+    )
+    return [(scene, sentence) for scene in some.tolist()]
+
+
+def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
+    """Where another source, searched in what the others leave of the data, raises the evidence."""
+    S, L, M = recording.snapshots.shape
+    positions, active = unpack(estimate.sources, recording)
+    K = int(estimate.n_sources.max())
+    if most_sources(L, M) <= K:
+        return torch.zeros(S, dtype=torch.bool, device=active.device)
+    grid = searched_grid(recording, spec)
+    search = GridSearch(Dictionary.of(grid), recording)
+    scenes = torch.arange(S, device=active.device)
+    place = search.place(scenes, project_out(recording, positions[:, :K], active[:, :K]))
+    more = torch.cat((positions[:, :K], place[:, None]), dim=1)
+    there = torch.ones(S, K + 1, dtype=torch.bool, device=active.device)
+    fit = nfmle(recording, pack(more, there), grid.volume, criterion=spec.criterion)
+    return log_evidence(recording, fit, grid.volume) > _evidence(recording, estimate.sources, grid.volume)

@@ -18,8 +18,14 @@ from rismusic.crb import POSITION, unconditional_crb
 from rismusic.errors import InputError
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.maximum_likelihood import Fit, complete_fit, same_width, unpack
-from rismusic.estimation.table import COLUMNS, Position, position_rows, scene_records
+from rismusic.estimation.maximum_likelihood import (
+    Fit,
+    complete_fit,
+    same_width,
+    source_covariance_at,
+    unpack,
+)
+from rismusic.estimation.table import Position, columns_of, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
 from rismusic.renames import refuse_old_names
@@ -36,6 +42,12 @@ if TYPE_CHECKING:
 _SHOWN = 12
 
 NSources = int | Tensor | Literal["auto"]
+
+
+class Doubt(str):
+    """A warning that questions the result of a scene, so that its status is not ``ok``."""
+
+    __slots__ = ()
 
 
 @runtime_checkable
@@ -73,13 +85,17 @@ class Estimate:
         p_value: [S] probability, if the model holds, of a residual at least as large as this one (noise
             variance known), or as far from white noise (not known); see
             :mod:`rismusic.estimation.goodness_of_fit`. NaN where it is not available.
-        warnings: sentences about each scene.
+        warnings: sentences about each scene. Those that question the result are :class:`Doubt`.
         spec: the settings.
         method: the method that was used in each scene. It differs from ``spec.method`` where the hybrid
             estimator fell back on a classical one.
         pose: [4, 4] from the panel frame to the room frame, of the recording; none where it has none.
+        panel_error: [S] root mean square of the relative error of an element's response that the data show; 0
+            where they show none; none where it was not estimated (:mod:`rismusic.estimation.diagnosis`).
         inverse_range_std: [S, K_max] standard deviation of 1 / range (1/m); none where only the covariance is
             known.
+        impulses: [S] number of samples that were down-weighted as impulses; none unless ``spec.noise`` is
+            ``impulsive``.
     """
 
     sources: Sources
@@ -93,7 +109,9 @@ class Estimate:
     spec: LocateSpec
     method: list[str]
     pose: Float[Tensor, "4 4"] | None = None
+    panel_error: Float[Tensor, "S"] | None = None
     inverse_range_std: Float[Tensor, "S K"] | None = None
+    impulses: Int64[Tensor, "S"] | None = None
 
     @classmethod
     def from_sources(
@@ -155,12 +173,15 @@ class Estimate:
         Raises:
             InputError: the recording has no pose.
         """
+        pose = self._pose()
+        return self.position @ pose[:3, :3].mT + pose[:3, 3]
+
+    def _pose(self) -> Float[Tensor, "4 4"]:
         if self.pose is None:
             raise InputError(
                 "pose", "the recording has no pose; add one to obtain positions in the room frame"
             )
-        pose = self.pose.to(self.position)
-        return self.position @ pose[:3, :3].mT + pose[:3, 3]
+        return self.pose.to(self.sources.range)
 
     @property
     def std(self) -> Float[Tensor, "S K 3"]:
@@ -195,14 +216,64 @@ class Estimate:
 
     @property
     def position_covariance(self) -> Float[Tensor, "S K 3 3"]:
-        """Covariance of the Cartesian position in the panel frame, m^2, to first order."""
+        """Covariance of the Cartesian position in the panel frame, m^2, to first order.
+
+        Infinite where the data do not determine one of the coordinates.
+        """
         phi, theta, r = self.sources.azimuth, self.sources.elevation, self.sources.range
         zero = torch.zeros_like(phi)
         by_phi = torch.stack((phi.cos() * theta.cos(), zero, -phi.sin() * theta.cos()), dim=-1)
         by_theta = torch.stack((-phi.sin() * theta.sin(), theta.cos(), -phi.cos() * theta.sin()), dim=-1)
         by_range = torch.stack(direction(phi, theta), dim=-1)
         jacobian = torch.stack((r[..., None] * by_phi, r[..., None] * by_theta, by_range), dim=-1)
-        return jacobian @ self.covariance @ jacobian.mT
+        determined = self.covariance.isfinite().all(-1).all(-1)[..., None, None]
+        known = jacobian @ torch.where(determined, self.covariance, 0) @ jacobian.mT
+        return torch.where(determined | self.covariance.isnan(), known, torch.inf)
+
+    @property
+    def position_covariance_room(self) -> Float[Tensor, "S K 3 3"]:
+        """Covariance of the Cartesian position in the room frame, m^2: that in the panel frame, rotated.
+
+        Raises:
+            InputError: the recording has no pose.
+        """
+        R = self._pose()[:3, :3]
+        C = self.position_covariance
+        determined = C.isfinite()
+        return torch.where(determined, R @ torch.where(determined, C, 0) @ R.mT, C)
+
+    @property
+    def doubts(self) -> list[list[str]]:
+        """The warnings of each scene that question its result."""
+        return [[one for one in sentences if isinstance(one, Doubt)] for sentences in self.warnings]
+
+    @property
+    def status(self) -> list[str]:
+        """Status of each scene.
+
+        ``ok``: nothing speaks against the result. ``doubtful``: :attr:`doubts` says what does. ``failed``:
+        there is a signal, but no sources that explain it.
+        """
+        counts = self.n_sources.tolist()
+        return [
+            "ok" if not reasons else "doubtful" if count else "failed"
+            for reasons, count in zip(self.doubts, counts, strict=True)
+        ]
+
+    @property
+    def existence_probability(self) -> Float[Tensor, "S K"]:
+        """Probability that each source exists: that there are at least as many sources.
+
+        Sources count in the order of their powers. 1 where the number of sources was given; NaN where there
+        is no source.
+        """
+        active, probability = self.sources.active, self.n_sources_probability
+        if probability is None:
+            return torch.where(active, 1.0, math.nan).double()
+        at_least = probability.double().flip(1).cumsum(1).flip(1)[:, 1:]  # P(K >= 1), P(K >= 2), ...
+        width = active.shape[1]
+        at_least = torch.nn.functional.pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
+        return torch.where(active, at_least, math.nan)
 
     @property
     def n_sources(self) -> Int64[Tensor, "S"]:
@@ -221,7 +292,7 @@ class Estimate:
             raise InputError(
                 "to_dataframe", "pandas is not installed; run: pip install 'rismusic[pandas]'"
             ) from None
-        return pandas.DataFrame(position_rows(self), columns=list(COLUMNS))
+        return pandas.DataFrame(position_rows(self), columns=list(columns_of(self.pose)))
 
     def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write one row per source, in degrees, metres and dB.
@@ -229,7 +300,8 @@ class Estimate:
         Raises:
             InputError: the file exists and ``overwrite`` is off, or it cannot be written.
         """
-        write_text(Path(path), csv_text(COLUMNS, map(asdict, position_rows(self))), overwrite=overwrite)
+        text = csv_text(columns_of(self.pose), map(asdict, position_rows(self)))
+        write_text(Path(path), text, overwrite=overwrite)
 
     def to_json(self, path: str | Path, *, overwrite: bool = False, **head: object) -> None:
         """Write positions and standard deviations and, per scene, settings, P(K), p-value and warnings.
@@ -300,7 +372,9 @@ class Estimate:
             neg_log_likelihood=change(self.neg_log_likelihood),
             n_sources_probability=None if probability is None else change(probability),
             p_value=change(self.p_value),
+            panel_error=None if self.panel_error is None else change(self.panel_error),
             inverse_range_std=None if self.inverse_range_std is None else change(self.inverse_range_std),
+            impulses=None if self.impulses is None else change(self.impulses),
         )
 
 
@@ -360,7 +434,9 @@ def from_fit(
         lambda value: value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
     )
     # With fitted symbols, which are noisy, the conditional bound would be too small.
-    L = recording.snapshots.shape[-2]
+    L, P = recording.snapshots.shape[-2], None
+    if recording.symbols == "correlated":
+        P = source_covariance_at(recording, *unpack(found, recording))
     bound = unconditional_crb(
         recording.panel,
         recording.link,
@@ -368,6 +444,7 @@ def from_fit(
         fit.noise_variance,
         snapshots=L,
         unknowns=spec.unknowns,
+        source_covariance=P,
     )
     covariance = bound.per_source
     held = torch.tensor([name not in spec.unknowns for name in POSITION], device=covariance.device)
@@ -382,7 +459,7 @@ def from_fit(
         p_value = fits.p_value
         for scene, sentences in enumerate(warnings):
             if (sentence := fits.sentence(scene)) is not None:
-                sentences.append(sentence)
+                sentences.append(Doubt(sentence))
     return Estimate(
         sources=replace(found, symbols=None),
         covariance=covariance,
@@ -430,7 +507,7 @@ def warnings_of(
     free = std[..., [axis for axis in range(3) if not held[axis]]]
     for scene, source in free.isinf().all(-1).nonzero().tolist():
         warnings[scene].append(
-            f"source {source} has no error bar: the data do not distinguish it from another source"
+            Doubt(f"source {source} has no error bar: the data do not distinguish it from another source")
         )
     for axis, name in enumerate(POSITION):
         lost = std[..., axis].isinf() & ~free.isinf().all(-1) & ~found.range.isinf()
@@ -445,7 +522,7 @@ def warnings_of(
             f"source {source}: the range is poorly determined (its error bar exceeds the range)"
         )
     for scene in (~converged).nonzero()[:, 0].tolist():
-        warnings[scene].append("the maximum-likelihood fit did not converge")
+        warnings[scene].append(Doubt("the maximum-likelihood fit did not converge"))
     return warnings
 
 
@@ -457,6 +534,8 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
 
     names = ("azimuth", "elevation", "range", "power")
     inverse = [one for part in parts if (one := part.inverse_range_std) is not None]
+    errors = [one for part in parts if (one := part.panel_error) is not None]
+    impulses = [one for part in parts if (one := part.impulses) is not None]
     probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
     return replace(
         parts[0],
@@ -468,6 +547,8 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         n_sources_probability=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
         p_value=torch.cat([part.p_value for part in parts]),
         inverse_range_std=joined(inverse) if len(inverse) == len(parts) else None,
+        panel_error=torch.cat(errors) if len(errors) == len(parts) else None,
+        impulses=torch.cat(impulses) if len(impulses) == len(parts) else None,
         warnings=[sentences for part in parts for sentences in part.warnings],
         method=[name for part in parts for name in part.method],
     )

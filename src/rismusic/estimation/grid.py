@@ -56,6 +56,14 @@ def from_cosines(
     return torch.atan2(u_x, u_z), torch.asin(u_y), 1 / q
 
 
+def wrapped(azimuth: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Azimuths within -pi .. pi; those that are already stay exactly the same."""
+    turned = torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi
+    return torch.where(azimuth.abs() > math.pi, turned, azimuth)
+
+
+_ANGLES = ("azimuth_max", "elevation_max")
+
 MOST_POINTS = 2**24
 """Largest number of points of a search grid."""
 
@@ -66,13 +74,14 @@ class Volume:
     """The box in azimuth, elevation and range in which sources are searched.
 
     Args:
-        azimuth_max: radians, to either side; 0 holds the azimuth at 0.
+        azimuth_max: radians, to either side; 0 holds the azimuth at 0, pi is all round.
         elevation_max: radians, up or down; 0 holds the elevation at 0.
         range_min: metres.
         range_max: metres; infinite to include plane waves; equal to ``range_min`` to hold the range.
 
     Raises:
-        InputError: an angle outside 0 .. pi/2, a range that is not positive, or none between them.
+        InputError: an azimuth outside 0 .. pi, an elevation outside 0 .. pi/2, a range that is not positive,
+            or none between them.
     """
 
     azimuth_max: float
@@ -81,13 +90,18 @@ class Volume:
     range_max: float
 
     def __post_init__(self) -> None:
-        for name in ("azimuth_max", "elevation_max"):
-            value = getattr(self, name)
-            if not 0 <= value < math.pi / 2:
-                hint = " (degrees?)" if value > math.pi else ""
-                raise InputError(
-                    f"volume.{name}", f"must be 0 or larger and below pi/2 radians; got {value:g}{hint}"
-                )
+        hints = {name: " (degrees?)" if getattr(self, name) > math.pi else "" for name in _ANGLES}
+        if not 0 <= self.azimuth_max <= math.pi:
+            raise InputError(
+                "volume.azimuth_max",
+                f"must be 0 to pi radians; got {self.azimuth_max:g}{hints['azimuth_max']}",
+            )
+        if not 0 <= self.elevation_max < math.pi / 2:
+            raise InputError(
+                "volume.elevation_max",
+                "must be 0 or larger and below pi/2 radians; got "
+                f"{self.elevation_max:g}{hints['elevation_max']}",
+            )
         if not self.range_min > 0:
             raise InputError("volume.range_min", f"must be positive; got {self.range_min:g} m")
         if not self.range_max >= self.range_min:
@@ -108,6 +122,17 @@ class Volume:
         )
 
     @property
+    def all_round(self) -> bool:
+        """Whether all azimuths are searched, so that they have no limits."""
+        return self.azimuth_max >= math.pi
+
+    @property
+    def box(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Limits of a fit: :attr:`lower` and :attr:`upper`; all round, the azimuth may pass 180 degrees."""
+        azimuth = 2 * self.azimuth_max if self.all_round else self.azimuth_max
+        return (-azimuth, *self.lower[1:]), (azimuth, *self.upper[1:])
+
+    @property
     def lower(self) -> tuple[float, float, float]:
         """Least azimuth (rad), elevation (rad) and inverse range (1/m)."""
         return -self.azimuth_max, -self.elevation_max, 1 / self.range_max
@@ -125,7 +150,7 @@ class Volume:
     ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
         """Clip each coordinate to the volume."""
         return (
-            azimuth.clamp(-self.azimuth_max, self.azimuth_max),
+            wrapped(azimuth) if self.all_round else azimuth.clamp(-self.azimuth_max, self.azimuth_max),
             elevation.clamp(-self.elevation_max, self.elevation_max),
             range.clamp(self.range_min, self.range_max),
         )
@@ -134,12 +159,17 @@ class Volume:
         """Which coordinates (azimuth, elevation, 1/range) are at the boundary of the volume, or held."""
         low, high = (positions.new_tensor(limit) for limit in (self.lower, self.upper))
         margin = _BOUNDARY_MARGIN * (high - low)
-        return (positions <= low + margin) | (positions >= high - margin)
+        at = (positions <= low + margin) | (positions >= high - margin)
+        if self.all_round:
+            at[..., 0] = False
+        return at
 
 
 @dataclass(frozen=True, eq=False)
 class SearchGrid:
     """X x Y x Z points, evenly spaced in (u_x, u_y, q), flattened with q fastest: P = X Y Z.
+
+    Where azimuths beyond 90 degrees are searched, the first coordinate is the azimuth in place of u_x.
 
     Built by :meth:`cover`. The points stand in the middle of equal cells that fill the box around the
     volume; ``inside`` says which of them count (the box is wider than the volume at high elevations).
@@ -147,7 +177,7 @@ class SearchGrid:
     Args:
         panel: N elements.
         volume: what is covered.
-        u_x: [X] direction cosines along x.
+        u_x: [X] direction cosines along x, or azimuths (rad) where these go beyond 90 degrees.
         u_y: [Y] direction cosines along y.
         q: [Z] inverse ranges, 1/m.
         step: distances of neighbouring points in u_x, u_y and q (1/m).
@@ -173,11 +203,13 @@ class SearchGrid:
 
     def __post_init__(self) -> None:
         u_x, u_y, q = (axis.ravel() for axis in torch.meshgrid(self.u_x, self.u_y, self.q, indexing="ij"))
-        azimuth, elevation, distance = from_cosines(u_x, u_y, q)
+        azimuth, elevation, distance = self.from_axes(u_x, u_y, q)
         # The volume reaches to |u_x| = sin(azimuth_max) cos(elevation), at the lowest elevation of the cell.
         lowest = (u_y.abs() - self.step[1] / 2).clamp_min(0)
         reach = math.sin(self.volume.azimuth_max) * (1 - lowest.square()).sqrt()
         inside = (u_x.abs() <= reach + self.step[0] / 2) & (u_x.square() + u_y.square() < 1)
+        if self.angular:
+            inside = torch.ones_like(inside)
         for name, value in (("azimuth", azimuth), ("elevation", elevation), ("range", distance)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "inside", inside)
@@ -223,9 +255,13 @@ class SearchGrid:
             )
         metric = [*(panel.wavenumber**2 * panel.elements[:, :2].double().var(0, unbiased=False)).tolist()]
         metric.append(_mean_focus(panel, volume))
+        if volume.azimuth_max >= math.pi / 2:
+            metric[:2] = _angular_metric(panel, volume)
         _, _, nearest = volume.upper
         _, _, farthest = volume.lower
         u_x, u_y = math.sin(volume.azimuth_max), math.sin(volume.elevation_max)
+        if volume.azimuth_max >= math.pi / 2:
+            u_x = volume.azimuth_max
         axes, steps, points = [], [], 1
         for (low, high), g in zip(((-u_x, u_x), (-u_y, u_y), (farthest, nearest)), metric, strict=True):
             width = 2 * math.pi / math.sqrt(12 * g) if g > 0 else math.inf
@@ -242,6 +278,30 @@ class SearchGrid:
             axes.append(low + step * middle)
             steps.append(step)
         return cls(panel, volume, axes[0], axes[1], axes[2], (steps[0], steps[1], steps[2]), oversampling)
+
+    @property
+    def angular(self) -> bool:
+        """Whether the first axis is the azimuth, not u_x."""
+        return self.volume.azimuth_max >= math.pi / 2
+
+    def to_axes(
+        self,
+        azimuth: Float[Tensor, "*batch"],
+        elevation: Float[Tensor, "*batch"],
+        range: Float[Tensor, "*batch"],
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """Positions in the coordinates of the grid's axes."""
+        if self.angular:
+            return azimuth, elevation.sin(), 1 / range
+        return to_cosines(azimuth, elevation, range)
+
+    def from_axes(
+        self, first: Float[Tensor, "*batch"], u_y: Float[Tensor, "*batch"], q: Float[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        """The inverse of :meth:`to_axes`."""
+        if self.angular:
+            return first, torch.asin(u_y.clamp(-1, 1)), 1 / q
+        return from_cosines(first, u_y, q)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -321,11 +381,22 @@ def _cached_grid(
 
 def _mean_focus(panel: Panel, volume: Volume) -> float:
     """Mean over the volume of g_qq (m^2): variance over the elements of the phase's derivative by 1/r."""
+    return float(_metric(panel, volume)[1][:, 2].mean())
+
+
+def _angular_metric(panel: Panel, volume: Volume) -> list[float]:
+    """Largest values in the volume of the metric for azimuth and sin(elevation)."""
+    elevation, metric = _metric(panel, volume)
+    return [float(metric[:, 0].max()), float((metric[:, 1] / elevation.cos().square()).max())]
+
+
+def _metric(panel: Panel, volume: Volume) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 3"]]:
+    """Elevations of some points of the volume, and the metric for azimuth, elevation and 1/r there."""
     fraction = (torch.arange(_PROBES, dtype=torch.float64, device=panel.elements.device) + 0.5) / _PROBES
     axes = [low + (high - low) * fraction for low, high in zip(volume.lower, volume.upper, strict=True)]
     azimuth, elevation, q = (axis.ravel() for axis in torch.meshgrid(*axes, indexing="ij"))
     _, slopes = steering_with_log_derivatives(panel.replace(frequencies=()), azimuth, elevation, 1 / q)
-    return float(slopes[..., 2].imag.var(dim=-2, unbiased=False).mean())
+    return elevation, slopes.imag.var(dim=-3, unbiased=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -421,10 +492,11 @@ def _chosen(box: Tensor, grid: SearchGrid, count: int, separation: float) -> tup
     """Flat indices [S, K] of the highest points, and which of them are peaks."""
     inside = grid.inside.view(grid.shape)
     reach = max(1, int(separation * grid.oversampling))
-    peak = _highest(box, reach) & inside
+    turn = grid.volume.all_round
+    peak = _highest(box, reach, turn) & inside
     sparse = torch.zeros_like(inside)
     sparse[:: reach + 1, :: reach + 1, :: reach + 1] = True
-    apart = sparse & inside & (_pooled(peak.to(box.dtype), reach) == 0)
+    apart = sparse & inside & (_pooled(peak.to(box.dtype), reach, turn) == 0)
     return _best(box.flatten(1), peak.flatten(1), apart.flatten(1), count)
 
 
@@ -433,8 +505,14 @@ def _boxes(values: Tensor, grid: SearchGrid) -> Float[Tensor, "S X Y Z"]:
     return values.reshape(-1, *grid.shape).masked_fill(~grid.inside.view(grid.shape), -torch.inf)
 
 
-def _pooled(box: Tensor, reach: int) -> Tensor:
-    """Largest value within ``reach`` points along each axis, one axis after the other."""
+def _pooled(box: Tensor, reach: int, turn: bool) -> Tensor:
+    """Largest value within ``reach`` points along each axis, one axis after the other.
+
+    With ``turn`` the first axis goes all round: its ends are neighbours.
+    """
+    if turn and box.shape[1] > 2 * reach:
+        ends = torch.cat((box[:, -reach:], box, box[:, :reach]), dim=1)
+        return _pooled(ends, reach, False)[:, reach:-reach]
     for axis in (1, 2, 3):
         size = box.shape[axis]
         pooled = box.clone()
@@ -447,12 +525,12 @@ def _pooled(box: Tensor, reach: int) -> Tensor:
     return box
 
 
-def _highest(box: Tensor, reach: int) -> Tensor:
+def _highest(box: Tensor, reach: int, turn: bool) -> Tensor:
     """Where no point within reach is higher, and none with a lower index is as high."""
-    candidate = box == _pooled(box, reach)
+    candidate = box == _pooled(box, reach, turn)
     place = -torch.arange(box[0].numel(), device=box.device, dtype=torch.int32).view(box.shape[1:])
     first = torch.where(candidate, place, -box[0].numel())
-    return candidate & (first == _pooled(first, reach))
+    return candidate & (first == _pooled(first, reach, turn))
 
 
 def _best(values: Tensor, peak: Tensor, apart: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -487,4 +565,4 @@ def _between(box: Tensor, grid: SearchGrid, index: Tensor) -> tuple[Tensor, Tens
         usable = inner & before.isfinite() & after.isfinite() & (bend < 0)
         shift = torch.where(usable, 0.5 * (before - after) / torch.where(usable, bend, 1), 0)
         moved.append(axis[place] + step * shift.clamp(-0.5, 0.5).double())
-    return from_cosines(moved[0], moved[1], moved[2])
+    return grid.from_axes(moved[0], moved[1], moved[2])

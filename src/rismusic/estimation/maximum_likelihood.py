@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.estimation.grid import Volume
+from rismusic.estimation.grid import Volume, wrapped
 from rismusic.estimation.levenberg_marquardt import FitOptions, Minimum, levenberg_marquardt
 from rismusic.estimation.likelihood import (
     SufficientStatistics,
@@ -35,6 +38,7 @@ from rismusic.estimation.likelihood import (
     unconditional,
 )
 from rismusic.estimation.noise import check_fit, noise_from_fit
+from rismusic.estimation.source_covariance import correlated_unconditional
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
@@ -54,13 +58,37 @@ def fit_power_noise(
     active: Bool[Tensor, "S K"],
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"]]:
     """Powers and noise variance that maximise the unconditional likelihood at given positions."""
+    return _fit_powers_at(recording, positions, active)[:2]
+
+
+def _fit_powers_at(
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
+) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
+    """:func:`fit_powers` at given positions."""
+    kernel = kernel_for(recording)
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):
-        part = recording[block]
-        at = sufficient_statistics(part, positions[block], active[block])
-        parts.append(fit_powers(part.noise_variance, at)[:2])
-    power, noise = (torch.cat(part) for part in zip(*parts, strict=True))
-    return power, noise
+        part, x, there = recording[block], positions[block], active[block]
+        if kernel is None:
+            parts.append(fit_powers(part.noise_variance, sufficient_statistics(part, x, there)))
+        else:
+            parts.append(kernel.fit_powers(part, x, there, POWER_FIT))
+    power, noise, value = (torch.cat(part) for part in zip(*parts, strict=True))
+    return power, noise, value
+
+
+def kernel_for(recording: Recording) -> ModuleType | None:
+    """The compiled fits if they are installed and cover this recording."""
+    kernel = _kernel()
+    return kernel if kernel is not None and kernel.applies(recording) else None
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> ModuleType | None:
+    try:
+        return import_module("rismusic.estimation.fit_kernel")
+    except ImportError:  # no Numba, or one that does not know the installed NumPy
+        return None
 
 
 def values_without_each(
@@ -70,15 +98,20 @@ def values_without_each(
     criterion: Criterion,
 ) -> Float[Tensor, "S K"]:
     """Negative log-likelihood (nats) without each source in turn, the others fixed; inf without a source."""
+    kernel = kernel_for(recording) if criterion == "unconditional" else None
     parts = []
     for block in scene_blocks(recording, 2 * positions.shape[1]):
         part, there = recording[block], active[block]
-        at = sufficient_statistics(part, positions[block], there).without_each()
-        if criterion == "conditional":
-            value = at.size * conditional_cost(at).log()
+        if kernel is not None:
+            value = kernel.fit_powers_without_each(part, positions[block], there, POWER_FIT)
         else:
-            noise = part.noise_variance
-            value = fit_powers(None if noise is None else noise.repeat_interleave(there.shape[1]), at)[2]
+            at = sufficient_statistics(part, positions[block], there).without_each()
+            if criterion == "conditional":
+                value = at.size * conditional_cost(at).log()
+            else:
+                noise = part.noise_variance
+                noise = None if noise is None else noise.repeat_interleave(there.shape[1])
+                value = fit_powers(noise, at)[2]
         parts.append(torch.where(there, value.view(there.shape), torch.inf))
     return torch.cat(parts)
 
@@ -113,6 +146,122 @@ def fit_powers(
     )
     heard = at.active & (at.energy.sum(dim=1) > 0)[:, None]
     return torch.where(heard, fit.point[:, :K].exp(), 0), fit.point[:, K].exp(), fit.value
+
+
+class _Factor:
+    """The unknowns of :math:`P = T T^H` and sigma^2: log T_kk, entries of T below its diagonal, log sigma^2.
+
+    Args:
+        noise_variance: sigma^2; ``None`` if unknown.
+        at: sufficient statistics without derivatives.
+    """
+
+    def __init__(self, noise_variance: Tensor | None, at: SufficientStatistics) -> None:
+        self.K = K = at.active.shape[1]
+        self._pairs = i, j = torch.tril_indices(K, K, -1, device=at.active.device)
+        start, lower, upper = power_noise_limits(noise_variance, at)
+        s = symbols(at)
+        P = s.mT @ s.conj() / s.shape[1]
+        power = start[:, :K].exp()
+        P = P + torch.diag_embed((power - P.diagonal(dim1=-2, dim2=-1).real).clamp_min(0) + 1e-3 * power)
+        largest = torch.where(at.active[:, i] & at.active[:, j], (upper[:, i] / 2).exp(), 0)
+        most = torch.cat((largest, largest), dim=1)
+        self.lower = torch.cat((lower[:, :K] / 2, -most, lower[:, K:]), dim=1)
+        self.upper = torch.cat((upper[:, :K] / 2, most, upper[:, K:]), dim=1)
+        self.start = self.packed(P, start[:, K].exp())
+
+    def packed(self, P: Tensor, noise: Tensor) -> Tensor:
+        """The unknowns within their limits."""
+        T = torch.linalg.cholesky(P)
+        below = T[:, self._pairs[0], self._pairs[1]]
+        x = (T.diagonal(dim1=-2, dim2=-1).real.log(), below.real, below.imag, noise.log()[:, None])
+        return torch.minimum(torch.maximum(torch.cat(x, dim=1), self.lower), self.upper)
+
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """T and sigma^2."""
+        T = torch.diag_embed(x[:, : self.K].exp()).to(torch.complex128)
+        T[:, self._pairs[0], self._pairs[1]] = torch.complex(*x[:, self.K : -1].chunk(2, dim=1))
+        return T, x[:, -1].exp()
+
+
+def fit_source_covariance(
+    noise_variance: Float[Tensor, "S"] | None, at: SufficientStatistics, options: FitOptions = POWER_FIT
+) -> tuple[Complex[Tensor, "S K K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
+    """Source covariance and, unless it is known, noise variance that maximise the unconditional likelihood.
+
+    Args:
+        noise_variance: sigma^2; ``None`` if unknown.
+        at: sufficient statistics without derivatives.
+        options: when to stop.
+
+    Returns:
+        P [S, K, K] (0 where there is no source), noise variance [S], negative log-likelihood [S] in nats.
+    """
+    factor = _Factor(noise_variance, at)
+    fit = levenberg_marquardt(
+        lambda scenes, x: correlated_unconditional(at[scenes], *factor.of(x)),
+        factor.start,
+        factor.lower,
+        factor.upper,
+        steps=options.steps,
+        tolerance=options.tolerance,
+    )
+    T, noise = factor.of(fit.point)
+    heard = at.active & (at.energy.sum(dim=1) > 0)[:, None]
+    return torch.where(heard[:, :, None] & heard[:, None, :], T @ T.mH, 0), noise, fit.value
+
+
+def refine_correlated(
+    recording: Recording,
+    fit: FitState,
+    active: Bool[Tensor, "S K"],
+    volume: Volume,
+    options: FitOptions = THOROUGH,
+) -> FitState:
+    """Refine positions by the unconditional likelihood of correlated sources.
+
+    Args:
+        recording: S scenes.
+        fit: of independent sources.
+        active: which entries hold a source.
+        volume: see :func:`nfmle`.
+        options: see :func:`nfmle`.
+    """
+    K, parts = active.shape[1], []
+    for block in scene_blocks(recording, 4 * active.shape[1]):
+        part, x, there = recording[block], fit.positions[block], active[block]
+        at = _At(part, there)
+        lower, upper = _box(x, there, volume)
+        factor = _Factor(part.noise_variance, sufficient_statistics(part, x, there))
+
+        def evaluate(
+            scenes: Tensor, x: Tensor, at: _At = at, factor: _Factor = factor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            return correlated_unconditional(at(scenes, x[:, : 3 * K]), *factor.of(x[:, 3 * K :]))
+
+        end = levenberg_marquardt(
+            evaluate,
+            torch.cat((x.flatten(1), factor.start), dim=1),
+            torch.cat((lower, factor.lower), dim=1),
+            torch.cat((upper, factor.upper), dim=1),
+            steps=options.steps,
+            tolerance=options.tolerance,
+        )
+        parts.append((end.point[:, : 3 * K].unflatten(-1, (K, 3)), end.value, end.converged))
+    positions, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+    return FitState(positions, value, converged, None)
+
+
+def source_covariance_at(
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
+) -> Complex[Tensor, "S K K"]:
+    """The source covariance P at given positions; see :func:`fit_source_covariance`."""
+    parts = []
+    for block in scene_blocks(recording, positions.shape[1]):
+        part = recording[block]
+        at = sufficient_statistics(part, positions[block], active[block])
+        parts.append(fit_source_covariance(part.noise_variance, at)[0])
+    return torch.cat(parts)
 
 
 def power_noise_limits(
@@ -208,21 +357,50 @@ def refine(
         power_noise: initial powers and noise variance of the unconditional likelihood. If ``None``, they are
             fitted at the start or taken from least squares, as ``options`` says.
     """
+    kernel = kernel_for(recording)
+    fit = _fit_positions if kernel is None else kernel.fit_positions
     parts = []
     for block in scene_blocks(recording, 4 * positions.shape[1]):
-        x, there = positions[block], active[block]
-        if criterion == "conditional":
-            fit = _conditional(recording[block], x, there, volume, options)
-        else:
-            start = None if power_noise is None else (power_noise[0][block], power_noise[1][block])
-            fit = _unconditional(recording[block], x, there, volume, options, start)
-        parts.append((fit.point, fit.value, fit.converged))
-    point, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+        start = None if power_noise is None else (power_noise[0][block], power_noise[1][block])
+        parts.append(
+            fit(
+                recording[block],
+                positions[block],
+                active[block],
+                volume,
+                criterion,
+                options,
+                POWER_FIT,
+                start,
+            )
+        )
+    end, power, noise, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+    return FitState(end, value, converged, (power, noise) if criterion == "unconditional" else None)
+
+
+def _fit_positions(
+    recording: Recording,
+    positions: Tensor,
+    active: Tensor,
+    volume: Volume,
+    criterion: Criterion,
+    options: FitOptions,
+    powers: FitOptions,
+    power_noise: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Positions, powers, noise variance, value, and whether the fit converged.
+
+    :func:`rismusic.estimation.fit_kernel.fit_positions` is the compiled form.
+    """
     K = positions.shape[1]
-    found = None
-    if criterion == "unconditional":
-        found = torch.where(active, point[:, 3 * K : -1].exp(), 0), point[:, -1].exp()
-    return FitState(point[:, : 3 * K].unflatten(-1, (-1, 3)), value, converged, found)
+    if criterion == "conditional":
+        fit = _conditional(recording, positions, active, volume, options)
+        power, noise = torch.zeros_like(positions[..., 0]), torch.zeros_like(fit.value)
+    else:
+        fit = _unconditional(recording, positions, active, volume, options, powers, power_noise)
+        power = torch.where(active, fit.point[:, 3 * K : -1].exp(), 0)
+        noise = fit.point[:, -1].exp()
+    return fit.point[:, : 3 * K].unflatten(-1, (-1, 3)), power, noise, fit.value, fit.converged
 
 
 def _conditional(
@@ -246,6 +424,7 @@ def _unconditional(
     active: Tensor,
     volume: Volume,
     options: FitOptions,
+    powers: FitOptions,
     power_noise: tuple[Tensor, Tensor] | None,
 ) -> Minimum:
     at, K = _At(recording, active), positions.shape[1]
@@ -255,7 +434,7 @@ def _unconditional(
     plain = here.without_derivatives()
     limits = power_noise_limits(recording.noise_variance, plain)
     if power_noise is None and options.powers_first:
-        power_noise = fit_powers(recording.noise_variance, plain, limits=limits)[:2]
+        power_noise = fit_powers(recording.noise_variance, plain, powers, limits)[:2]
     start, least, most = limits
     if power_noise is not None:
         power, noise = power_noise
@@ -294,9 +473,7 @@ class _At:
 
 def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Tensor]:
     """Limits of the coordinates, [S, 3K]; entries without a source are held."""
-    lower, upper = (
-        positions.new_tensor(limit).expand_as(positions) for limit in (volume.lower, volume.upper)
-    )
+    lower, upper = (positions.new_tensor(limit).expand_as(positions) for limit in volume.box)
     there = active[..., None]
     return torch.where(there, lower, positions).flatten(1), torch.where(there, upper, positions).flatten(1)
 
@@ -306,8 +483,9 @@ class Fit:
     """Sources fitted to the snapshots of S scenes.
 
     Args:
-        sources: positions, mean powers p (maximum likelihood) and symbols (least squares) of up to K sources;
-            NaN where there is no source. The order is that of the start.
+        sources: positions, mean powers p (maximum likelihood; the diagonal of P for correlated symbols) and
+            symbols (least squares) of up to K sources; NaN where there is no source. The order is that of the
+            start.
         cost: the conditional cost f = sum_l |P_perp y_l|^2.
         neg_log_likelihood: negative unconditional log-likelihood at its best powers, in nats; comparable
             between fits of the same data.
@@ -370,6 +548,8 @@ def nfmle(
     end = refine(
         recording, positions, active, volume, criterion=criterion, options=options, power_noise=power_noise
     )
+    if recording.symbols == "correlated" and criterion == "unconditional":
+        end = refine_correlated(recording, end, active, volume, options)
     return complete_fit(recording, end.positions, active, end.converged, end=end)
 
 
@@ -398,7 +578,7 @@ def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"]
 def pack(positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]) -> Sources:
     """The inverse of :func:`unpack`."""
     azimuth, elevation, q = torch.where(active[..., None], positions, torch.nan).unbind(-1)
-    return Sources(azimuth=azimuth, elevation=elevation, range=1 / q)
+    return Sources(azimuth=wrapped(azimuth), elevation=elevation, range=1 / q)
 
 
 def complete_fit(
@@ -425,7 +605,10 @@ def complete_fit(
     for block in scene_blocks(recording, positions.shape[1]):
         part = recording[block]
         at = sufficient_statistics(part, positions[block], active[block])
-        if end is None or end.power_noise is None:
+        if recording.symbols == "correlated":
+            P, noise, value = fit_source_covariance(part.noise_variance, at)
+            power = P.diagonal(dim1=-2, dim2=-1).real
+        elif end is None or end.power_noise is None:
             power, noise, value = fit_powers(part.noise_variance, at)
         else:
             (power, noise), value = (one[block] for one in end.power_noise), end.value[block]

@@ -34,27 +34,32 @@ for each (type-II maximum likelihood).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import steering
+from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.estimation.goodness_of_fit import orthonormal
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
-# Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the noise.
+# Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the
+# noise.
 _RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
 # Powers tau of the diffuse noise that are tried.
 _DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
+# Standard deviations of a source's place that are tried (rad), and directions.
+_SPREADS_RAD = (0.003, 0.006, 0.012, 0.024, 0.048)
+_DIRECTIONS = 8
 # Largest panel error. A larger one would explain any field.
 _MOST_ERROR = 0.5
-# Log prior (nats) of a panel error, and of diffuse noise, against none.
-_LOG_PRIOR = -4.0
+# Log prior of each ratio, and of each power of the diffuse noise.
+_LOG_RATIO, _LOG_DIFFUSE = -math.log(len(_RATIOS)), -math.log(len(_DIFFUSE))
 # Largest number of elements, since W is dense.
 _MAX_ELEMENTS = 400
 
@@ -64,7 +69,7 @@ class ModelError:
     """The model error of S scenes that is most probable beside some sources.
 
     Args:
-        gain: log evidence (nats) that it adds, priors included; 0 where there is none.
+        gain: log evidence (nats) of a model error against none; negative where there is probably none.
         panel_error: root mean square of the error of an element's response, epsilon.
         diffuse: power of the diffuse noise over that of the noise, tau.
     """
@@ -99,37 +104,99 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
     N = recording.panel.size
     diffuse = (0.0,) if recording.channel is None else (0.0, *_DIFFUSE)
     parts = []
-    for block in blocks(S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device):
+    for block in blocks(
+        S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device
+    ):
         part, x, there = recording[block], positions[block], active[block]
         levels = [_Residual.of(part, x, there, tau) for tau in diffuse]
-        alone = torch.stack([level.alone for level in levels], dim=1)  # [S, tau]
-        prior = alone.new_tensor([_LOG_PRIOR if tau else 0.0 for tau in diffuse])
-        best = (alone + prior).argmax(1)
-        # A panel error beside no diffuse noise, and beside its most probable level.
         gain, error = levels[0].panel_error()
-        tau = alone.new_tensor(diffuse)[best]
-        some = (best > 0).nonzero()[:, 0]
-        if len(some):
-            coloured = _Residual.of(part[some], x[some], there[some], tau[some])
-            more, also = coloured.panel_error()
-            more = more + (alone + prior)[some, best[some]] - alone[some, 0]
-            take = more > gain[some]
-            gain[some] = torch.where(take, more, gain[some])
-            error[some] = torch.where(take, also, error[some])
-            tau[some] = torch.where(take, tau[some], 0.0)
+        tau = torch.zeros_like(gain)
+        if len(levels) > 1:
+            alone = torch.stack([level.alone for level in levels[1:]], dim=1) - levels[0].alone[:, None]
+            best, which = (alone + _LOG_DIFFUSE).max(1)
+            level = alone.new_tensor(_DIFFUSE)[which]
+            # The panel's error beside the most probable level of the diffuse noise; there may be none.
+            more, also = _Residual.of(part, x, there, level).panel_error()
+            also = torch.where(more > 0, also, 0.0)
+            best = best + more.clamp_min(0)
+            take = best > gain
+            gain, error, tau = (
+                torch.where(take, one, other) for one, other in ((best, gain), (also, error), (level, tau))
+            )
         parts.append((gain, error, tau))
     return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def with_diffuse_noise(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
-    """The recording with the covariance of noise and diffuse noise as its noise covariance.
+def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K"]]:
+    r"""Evidence that a source is not one point: it moves, is extended, or consists of several sources.
+
+    Near its place the field of such a source leaves the direction of its steering vector along a derivative
+    :math:`b_l = P^\perp_{C_l} B_l v`, with symbols of its own,
+
+    .. math:: r_l \sim CN(0, \sigma^2 I + \eta\, b_l b_l^H).
 
     Args:
-        recording: S scenes.
+        recording: S scenes, narrowband.
+        sources: positions near maximum likelihood with powers [S, K].
+
+    Returns:
+        The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the place along
+        v that belongs to it, in units of its angle (rad); 0 and NaN without a source.
+    """
+    recording = recording.stacked()
+    positions, active = unpack(sources, recording)
+    assert sources.power is not None
+    S, L, M = recording.snapshots.shape
+    gains, sizes = [], []
+    for block in blocks(S, 64 * L * M * (8 * active.shape[1] + 1), positions.device):
+        part, there = recording[block], active[block]
+        azimuth, elevation, q = positions[block].unbind(-1)
+        A, slopes = steering_with_log_derivatives(part.panel, azimuth, elevation, 1 / q)
+        A = A * there[:, None]
+        # Only directions: the spread of the range is harder to see.
+        D = (slopes[..., :2] * A[..., None]).flatten(-2)
+        link, y = part.link.to(torch.complex128), part.snapshots.to(torch.complex128)
+        Q = orthonormal(link.matmul(A).expand(-1, L, -1, -1))
+        B = link.matmul(D).expand(-1, L, -1, -1)
+        B = (B - Q @ (Q.mH @ B)).unflatten(-1, (-1, 2))  # [S, L, M, K, 2]
+        rest = y - (Q @ (Q.mH @ y[..., None]))[..., 0]
+        count = there.sum(-1)
+        sigma2 = _squared(rest).sum((1, 2)) / (L * (M - count) - 1.5 * count)
+        z = torch.einsum("slmki,slm->slki", B.conj(), rest)
+        angle = torch.linspace(0, math.pi, _DIRECTIONS + 1, dtype=torch.float64, device=z.device)[:-1]
+        v = torch.stack((angle.cos(), angle.sin()))  # [2, directions]
+        along = _squared(torch.einsum("slki,id->slkd", z, v.to(z.dtype)))
+        norm = _squared(torch.einsum("slmki,id->slmkd", B, v.to(z.dtype))).sum(2)
+        gain, size = along.new_zeros(there.shape), along.new_full(there.shape, math.nan)
+        power = sources.power[block].double()
+        for step in _SPREADS_RAD:
+            eta = (step**2 * torch.where(there, power, 0))[:, None, :, None]
+            total = sigma2[:, None, None, None] + eta * norm
+            ratio = (sigma2[:, None, None, None] / total).log()
+            ratio = ratio + eta * along / (sigma2[:, None, None, None] * total)
+            value = ratio.sum(1).amax(-1)
+            take = there & (value > gain)
+            gain, size = torch.where(take, value, gain), torch.where(take, step, size)
+        gains.append(gain)
+        sizes.append(size)
+    return torch.cat(gains), torch.cat(sizes)
+
+
+def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
+    r"""Data and channel whitened by :math:`\Sigma = I + \tau H H^H`.
+
+    Args:
+        recording: S scenes with a channel, stacked.
         diffuse: tau of each.
     """
-    covariance = _covariance(recording, diffuse)
-    return replace(recording, noise_variance=None, noise_covariance=covariance)
+    assert recording.channel is not None
+    factor = torch.linalg.cholesky(_covariance(recording, diffuse))
+    H = recording.channel.to(torch.complex128).expand(len(factor), -1, -1)
+    y = recording.snapshots.to(torch.complex128)
+    H = torch.linalg.solve_triangular(factor, H, upper=False)
+    y = torch.linalg.solve_triangular(factor, y.mT, upper=False).mT.contiguous()
+    dtype = recording.snapshots.dtype
+    return replace(recording, channel=H.to(dtype), snapshots=y.to(dtype), noise_variance=None)
 
 
 def _covariance(recording: Recording, diffuse: Float[Tensor, "S"]) -> Complex[Tensor, "S M M"]:
@@ -197,21 +264,18 @@ class _Residual:
         return cls(H, field, Q, rest, freedom, alone)
 
     def panel_error(self) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
-        """Log evidence that a panel error adds, its prior included, and its size; 0 where there is none."""
+        """Log evidence that a panel error adds, and its size; minus infinity without sources."""
         H, f, Q = self.H, self.field, self.basis
         overlap = Q.mH if H is None else Q.mH @ H.unsqueeze(-3)
         E = (overlap * f[..., None, :]).flatten(1, 2)  # Q_l^H J_l
-        if H is None:
-            W = torch.diag_embed(_squared(f).sum(1).to(f.dtype))
-        else:
-            W = (H.mH @ H) * (f.mH @ f)
-        W = W - E.mH @ E
+        HH = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device) if H is None else H.mH @ H
+        W = HH * (f.mH @ f) - E.mH @ E
         z = (f.conj() * (self.rest if H is None else self.rest @ H.conj())).sum(1)
         energy = _squared(self.rest).sum((1, 2))
         N = W.shape[-1]
         mean = W.diagonal(dim1=-2, dim2=-1).real.sum(-1) / N
         there = mean > 0  # there are sources
-        gain, error = torch.zeros_like(energy), torch.zeros_like(energy)
+        gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
         for ratio in _RATIOS:
             rho = torch.where(there, ratio / torch.where(there, mean, 1), 0)
             inner = rho[:, None, None] * W
@@ -220,7 +284,7 @@ class _Residual:
             white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
             left = torch.maximum(energy - rho * _squared(white).sum(-1), 1e-12 * energy)
             log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
-            value = -self.freedom * (left / energy).log() - log_det + _LOG_PRIOR
+            value = -self.freedom * (left / energy).log() - log_det + _LOG_RATIO
             size = (rho * left / self.freedom).sqrt()
             take = there & (value > gain) & (size <= _MOST_ERROR)
             gain, error = torch.where(take, value, gain), torch.where(take, size, error)

@@ -10,9 +10,10 @@ and the log noise variance where it is unknown), with uniform priors of widths :
 
 with the Fisher information J of the unconditional likelihood. :math:`\Lambda = \mathrm{diag}(2\pi / w_i^2)`
 makes the factor of an unknown 1 if the data carry no information on it. K! counts the permutations of the
-sources; only those whose power is identifiable are counted. (BIC is the same with each information replaced
-by 2 L M. Here, a weak source or an uncertain range costs less than a well-determined one.) Kass and Raftery,
-"Bayes factors", J. Am. Stat. Assoc. 90 (1995).
+sources; only those whose power is identifiable are counted. With correlated symbols the correlation
+coefficients are unknowns too, and all correlation matrices are equally probable. (BIC is the same with each
+information replaced by 2 L M. Here, a weak source or an uncertain range costs less than a well-determined
+one.) Kass and Raftery, "Bayes factors", J. Am. Stat. Assoc. 90 (1995).
 
 **MDL and AIC.** With the eigenvalues :math:`\lambda_1 \ge \ldots \ge \lambda_p` of the sample covariance of n
 snapshots,
@@ -42,16 +43,22 @@ from torch import Tensor
 
 from rismusic.covariance import back_project
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, unconditional
-from rismusic.estimation.maximum_likelihood import Fit, unpack
+from rismusic.estimation.likelihood import (
+    SufficientStatistics,
+    scene_blocks,
+    sufficient_statistics,
+    unconditional,
+)
+from rismusic.estimation.maximum_likelihood import Fit, fit_source_covariance, unpack
 from rismusic.estimation.noise import noise_of
+from rismusic.estimation.source_covariance import correlated_information, log_volume, pair_active
 from rismusic.io import Recording
 
 # Smaller eigenvalues, relative to the largest, are rounding errors and count as this.
 _ROUNDING = 1e-12
 
 # Prior width of log power and log noise variance: 30 dB, as a natural logarithm.
-_LOG_POWER_WIDTH = math.log(1e3)
+LOG_POWER_WIDTH = math.log(1e3)
 
 # The search stops after this many additional sources in a row without a gain.
 _PATIENCE = 2
@@ -128,23 +135,56 @@ def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor
     S, K = active.shape
     extent = (high - low for low, high in zip(volume.lower, volume.upper, strict=True))
     width = torch.tensor(
-        [*extent] * K + [_LOG_POWER_WIDTH] * (K + 1), dtype=torch.float64, device=power.device
+        [*extent] * K + [LOG_POWER_WIDTH] * (K + 1), dtype=torch.float64, device=power.device
     )
     # Absent or known unknowns have no width.
     free = torch.cat((active.repeat_interleave(3, dim=1), active, active.new_ones(S, 1)), dim=1)
     if recording.noise_variance is not None:
         free[:, -1] = False
     width = torch.where(free, width, 0)
-    volumes = []
+    volumes, powers = [], torch.arange(3 * K, 4 * K, device=power.device)[None]
     for block in scene_blocks(recording, 4 * K):
         at = sufficient_statistics(recording[block], positions[block], active[block], derivatives=True)
-        _, _, J = unconditional(at, power[block], fit.noise_variance[block])
         w = width[block]
-        scaled = w[:, :, None] * J * w[:, None, :] / (2 * math.pi)
-        identifiable = (scaled.diagonal(dim1=-2, dim2=-1)[:, 3 * K : -1] > 1).sum(-1)
-        scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
-        volumes.append(torch.lgamma(identifiable.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet)
+        if recording.symbols == "correlated":
+            J, w = _with_correlations(recording[block], at, w, fit.noise_variance[block])
+        else:
+            _, _, J = unconditional(at, power[block], fit.noise_variance[block])
+        volumes.append(log_occam_factor(J, w, powers))
     return torch.cat(volumes) - fit.neg_log_likelihood
+
+
+def log_occam_factor(
+    J: Float[Tensor, "S U U"], width: Float[Tensor, "S U"], powers: Int64[Tensor, "P K"]
+) -> Float[Tensor, "S"]:
+    """Log evidence less the log-likelihood: what the prior volume of the unknowns costs.
+
+    Args:
+        J: Fisher information.
+        width: prior widths of the unknowns; 0 for those that are absent or known.
+        powers: places of the log powers of the K sources among the unknowns, one row for each panel.
+    """
+    scaled = width[:, :, None] * J * width[:, None, :] / (2 * math.pi)
+    identifiable = (scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1).any(1).sum(-1)
+    scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
+    return torch.lgamma(identifiable.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
+
+
+def _with_correlations(
+    recording: Recording, at: SufficientStatistics, width: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fisher information and prior widths with the correlation coefficients of the sources as unknowns too.
+
+    All correlation matrices have the same prior probability.
+    """
+    K, L = at.active.shape[1], at.energy.shape[1]
+    P = fit_source_covariance(recording.noise_variance, at.without_derivatives())[0]
+    repeats = L if at.gram.shape[1] == 1 else 1
+    J = correlated_information(at.gram, P, noise, antennas=at.antennas, repeats=repeats)
+    count = at.active.sum(-1).double()
+    each = (log_volume(count) / (count * (count - 1)).clamp_min(1)).exp()
+    pairs = torch.where(pair_active(at.active), each[:, None], 0)
+    return J, torch.cat((width[:, : 4 * K], pairs, width[:, 4 * K :]), dim=1)
 
 
 def mdl(recording: Recording, *, panel: bool = False) -> Int64[Tensor, "S"]:

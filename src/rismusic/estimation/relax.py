@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.estimation.grid import to_cosines
+from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import ROUGH, Criterion, FitState, refine, values_without_each
 from rismusic.estimation.search import CandidateSearch, GridSearch, project_out
@@ -116,10 +116,9 @@ def _searched_again(
         None if here.power_noise is None else (here.power_noise[0][rows, others], here.power_noise[1])
     )
     there = active[scenes][rows, others]
-    rest = project_out(search.recording[scenes], here.positions[rows, others], there, power_noise)
-    found = search.place(scenes, rest).to(here.positions)
+    found = search.place_beside(scenes, here.positions[rows, others], there, power_noise).to(here.positions)
     step = found.new_tensor(search.grid.step)
-    apart = (direction_cosines(found) - direction_cosines(here.positions[rows[:, 0], which])).abs()
+    apart = (on_axes(found, search.grid) - on_axes(here.positions[rows[:, 0], which], search.grid)).abs()
     return found, (apart > _UNCHANGED_STEPS * step).any(-1)
 
 
@@ -133,10 +132,10 @@ def log_prior(
     return torch.zeros_like(positions[:, 0, 0]) if prior is None else prior(scenes, positions, active)
 
 
-def direction_cosines(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-    """Azimuth, elevation, 1/range as direction cosines and 1/range."""
+def on_axes(positions: Float[Tensor, "*batch 3"], grid: SearchGrid) -> Float[Tensor, "*batch 3"]:
+    """Azimuth, elevation, 1/range in the coordinates of the grid's axes."""
     azimuth, elevation, q = positions.unbind(-1)
-    return torch.stack(to_cosines(azimuth, elevation, 1 / q), dim=-1)
+    return torch.stack(grid.to_axes(azimuth, elevation, 1 / q), dim=-1)
 
 
 def birth_death(
@@ -205,7 +204,7 @@ def birth_death(
 def _apart(places: Float[Tensor, "B P 3"], search: GridSearch, count: int) -> Float[Tensor, "B count 3"]:
     """The first position, then the first one at the least distance from it, and so on."""
     width = _BIRTH_DISTANCE * places.new_tensor(search.grid.step)
-    middle = direction_cosines(places)
+    middle = on_axes(places, search.grid)
     left = torch.ones_like(places[..., 0], dtype=torch.bool)
     chosen: list[Int64[Tensor, "B 1"]] = []
     for _ in range(count):

@@ -42,6 +42,7 @@ from torch import Tensor
 from rismusic.array import steering
 from rismusic.devices import block_size, memory_budget
 from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.maximum_likelihood import kernel_for
 from rismusic.io import Recording
 from rismusic.operator import Link
 
@@ -50,6 +51,8 @@ from rismusic.operator import Link
 _FLOOR = 1e-3
 # The same where the energy is an approximation, whose errors would otherwise look like sources.
 _ROUGH_FLOOR = 0.2
+# A field that differs by less than this share of its norm from the span of others is in it.
+_COINCIDENT = 1e-5
 # Number of leading points whose gain is computed exactly.
 _CHECKED = 32
 # Iterations for the best power of a new source.
@@ -166,11 +169,19 @@ class Strongest:
         """The strongest directions of a link from a panel of ``size`` elements."""
         if link.coherent and link.channel is None and link.codes is not None:
             # Snapshots of the panel itself: no direction is stronger than another.
-            total = scenes_first(link.codes.abs().square().mean(-1).sum(-1, keepdim=True), 1).float()
+            gain = link.codes.abs().square()
+            gain = gain if link.weights is None else gain * link.weights.square()
+            total = scenes_first(gain.mean(-1).sum(-1, keepdim=True), 1).float()
             return cls(None, total[..., None].repeat(1, link.subcarriers, 1))
         if link.coherent:
             F, G = link.subcarriers, link.dense()  # [..., F, LM, N]
             return cls.of(Link(G if F > 1 else G.squeeze(-3), subcarriers=F), size)
+        if link.weights is not None:
+            # Nearly: with the same mean weight of all outputs of a snapshot.
+            mean = scenes_first(link.weights.square().mean(-1, keepdim=True), 2).float()
+            plain = cls.of(Link(link.channel, link.codes, subcarriers=link.subcarriers), size)
+            rows = None if plain.rows is None else plain.rows * mean[..., None].sqrt()
+            return cls(rows, plain.level * mean)
         # |a_n|^2 is near 1 / N: only their sum, 1, is exact.
         N, F, device = size, link.subcarriers, link.device
         level = torch.ones(1, 1, device=device)
@@ -274,7 +285,7 @@ def project_out(
         noise = None
         Q, R = torch.linalg.qr(fields)
         # Columns in the span of others, and those without a source, are rounding errors.
-        Q = Q * (R.diagonal(dim1=-2, dim2=-1).abs() > 1e-5 * fields.norm(dim=-2))[..., None, :]
+        Q = Q * (R.diagonal(dim1=-2, dim2=-1).abs() > _COINCIDENT * fields.norm(dim=-2))[..., None, :]
     else:
         power, noise = power_noise
         scaled = fields.to(torch.complex128) * torch.where(active, power, 0).sqrt()[:, None, None]
@@ -350,6 +361,16 @@ class GridSearch:
         """The best place for one more source: azimuth, elevation, 1/range."""
         return self.dictionary.positions(self.best(scenes, rest)[:, 0])
 
+    def place_beside(
+        self,
+        scenes: Int64[Tensor, "B"],
+        positions: Float[Tensor, "B K 3"],
+        active: Bool[Tensor, "B K"],
+        power_noise: tuple[Float[Tensor, "B K"], Float[Tensor, "B"]] | None,
+    ) -> Float[Tensor, "B 3"]:
+        """The best place for one more source beside those of :func:`project_out`."""
+        return self.place(scenes, project_out(self.recording[scenes], positions, active, power_noise))
+
     def _scores(self, scenes: Tensor, rest: Residual) -> Iterator[tuple[slice, slice, Float[Tensor, "_ _"]]]:
         """Places of a block of points and of scenes, and how much each point is worth to each scene."""
         rows = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
@@ -387,10 +408,29 @@ class CandidateSearch:
     def __init__(self, grid: SearchGrid, recording: Recording, places: Float[Tensor, "S C 3"]) -> None:
         self.grid, self.recording, self.places = grid, recording, places
         self._fields = received_fields(recording, places)
+        self._kernel = kernel_for(recording)
+        if self._kernel is not None:
+            self._parts = torch.view_as_real(self._fields).movedim(-1, -2).contiguous()
 
     def place(self, scenes: Int64[Tensor, "B"], rest: Residual) -> Float[Tensor, "B 3"]:
         """The best of them for one more source; see :meth:`GridSearch.place`."""
-        best = likelihood_gain(rest, self._fields[scenes]).argmax(dim=1)
+        return self._best(scenes, likelihood_gain(rest, self._fields[scenes]))
+
+    def place_beside(
+        self,
+        scenes: Int64[Tensor, "B"],
+        positions: Float[Tensor, "B K 3"],
+        active: Bool[Tensor, "B K"],
+        power_noise: tuple[Float[Tensor, "B K"], Float[Tensor, "B"]] | None,
+    ) -> Float[Tensor, "B 3"]:
+        """The best of them beside other sources; see :meth:`GridSearch.place_beside`."""
+        if self._kernel is None:
+            return self.place(scenes, project_out(self.recording[scenes], positions, active, power_noise))
+        gain = self._kernel.gains(self.recording, self._parts, scenes, positions, active, power_noise)
+        return self._best(scenes, gain)
+
+    def _best(self, scenes: Int64[Tensor, "B"], gain: Float[Tensor, "B C"]) -> Float[Tensor, "B 3"]:
+        best = gain.argmax(dim=1)
         return self.places[scenes].take_along_dim(best[:, None, None], dim=1)[:, 0]
 
 

@@ -45,7 +45,7 @@ def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
     """
     if spec.symbols == "known" and recording.pilots is None:
         raise InputError("symbols", "known symbols need a recording with pilots; it has none")
-    if spec.symbols == "independent" or spec.symbols == "constant":
+    if spec.symbols == "independent" or spec.symbols == "correlated" or spec.symbols == "constant":
         recording = replace(recording, symbols=spec.symbols, pilots=None)
     if spec.wave != "recorded" and spec.wave != "auto":
         recording = replace(recording, wave=spec.wave)
@@ -67,7 +67,16 @@ def for_geometry(spec: LocateSpec, panel: Panel) -> LocateSpec:
     Args:
         spec: the settings; if their ``unknowns`` are fewer than three, they stay.
         panel: N elements.
+
+    Raises:
+        InputError: azimuths of 90 degrees and more for a planar array.
     """
+    if panel.is_planar and spec.azimuth_max_deg >= 90:
+        raise InputError(
+            "azimuth_max_deg",
+            f"must be below 90 for a planar array; got {spec.azimuth_max_deg:g}. A source behind it is "
+            "received like its mirror image in front",
+        )
     centred = panel.elements - panel.elements.mean(dim=-2, keepdim=True)
     if len(spec.unknowns) < 3 or panel.size < 2:
         return spec

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.files import check_regular, replace_file
-from rismusic.io.hdf5 import CarefulFile, dataset, members, open_hdf5
+from rismusic.io.hdf5 import CarefulFile, attribute, dataset, members, open_hdf5
 from rismusic.io.recording import Recording
+from rismusic.io.store import Array, understood
+from rismusic.spec import LARGEST_PANEL_ERROR
 
 FORMAT = "rismusic-calibration/1"
 DEAD_BELOW = 0.3
@@ -37,6 +39,8 @@ _SHAPES: Mapping[str, tuple[int, ...]] = {
 _ATTRIBUTES = ("format", "wavelength", "remaining_error")
 # Wavelengths and nominal positions of calibration and recording agree to this share of a wavelength.
 _SAME = 1e-4
+# Largest modulus of a response, and largest offset.
+_LARGEST_RESPONSE, _LARGEST_OFFSET_WAVELENGTHS = 1e3, 10.0
 # Largest number of elements that is read.
 _MOST_ELEMENTS = 2**20
 
@@ -56,7 +60,8 @@ class PanelCalibration:
         used: scenes that the calibration used, [S]; none for one that was read from a file.
 
     Raises:
-        InputError: wrong shapes, values that are not finite, a negative standard deviation.
+        InputError: wrong shapes, values that are not finite, a negative standard deviation, or responses,
+            offsets or a remaining error that no panel has.
     """
 
     wavelength: float
@@ -73,6 +78,13 @@ class PanelCalibration:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name == "wavelength" and value == 0):
                 raise InputError(name, f"must be positive and finite; got {value:g}")
+        for name, value, limit in (
+            ("remaining_error", self.remaining_error, LARGEST_PANEL_ERROR),
+            ("response", float(self.response.abs().max()), _LARGEST_RESPONSE),
+            ("offsets", float(self.offsets.abs().max()), _LARGEST_OFFSET_WAVELENGTHS * self.wavelength),
+        ):
+            if value > limit:
+                raise InputError(name, f"must be at most {limit:g}; got {value:g}. Calibrate again")
 
     @property
     def dead(self) -> Bool[Tensor, "N"]:
@@ -158,7 +170,8 @@ class PanelCalibration:
             raise InputError(str(path), "does not exist")
         with open_hdf5(path) as file:
             try:
-                fields = _fields(file)
+                with understood("its content", "must be a calibration"):
+                    fields = _fields(file)
                 _check({name: fields[name] for name in _SHAPES})
                 return cls(**fields)
             except InputError as error:
@@ -166,11 +179,12 @@ class PanelCalibration:
 
 
 def _fields(file: h5py.File) -> dict[str, Any]:
-    attributes = {name: _scalar(file.attrs.get(name)) for name in _ATTRIBUTES}
-    if attributes.pop("format") != FORMAT:
+    attributes = {name: _scalar(attribute(file, name)) for name in _ATTRIBUTES if name in file.attrs}
+    if attributes.pop("format", None) != FORMAT:
         raise InputError("format", f"must be {FORMAT!r}; write the file with rismusic calibrate")
     fields: dict[str, Any] = {}
-    for name, value in attributes.items():
+    for name in _ATTRIBUTES[1:]:
+        value = attributes.get(name)
         if not isinstance(value, float):
             raise InputError(name, "must be an attribute with one real number")
         fields[name] = value
@@ -187,14 +201,12 @@ def _fields(file: h5py.File) -> dict[str, Any]:
     return fields
 
 
-def _scalar(value: object) -> str | float | None:
-    """An attribute as text or number; none if it is neither."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, str):
-        return value
-    array = np.asarray(value)
-    return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
+def _scalar(value: Array) -> str | float:
+    """An attribute as text or number."""
+    if value.dtype.kind in "fiu":
+        return float(value)
+    held = value.item()
+    return held.decode("utf-8", "replace") if isinstance(held, bytes) else str(held)
 
 
 def _check(values: dict[str, Tensor]) -> None:

@@ -19,6 +19,8 @@ from rismusic.io.store import Array, Sink, Store, StoredArray, reason
 _CHUNK_BYTES = 1 << 18
 _LARGEST_CHUNK_BYTES = 1 << 30
 _MOST_LINKS = 64
+# Types of attributes that are read.
+_PLAIN = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT)
 LARGEST_RATIO = 1100
 """A little more than the largest compression ratio of deflate, 1032."""
 
@@ -44,7 +46,7 @@ class Hdf5Store(Store):
     def array(self, name: str) -> StoredArray:
         """A dataset, or an attribute as an array of one value."""
         if name in ATTRIBUTES:
-            return np.asarray(self._file.attrs[name])
+            return attribute(self._file, name)
         return dataset(self._file, name)
 
     def close(self) -> None:
@@ -191,6 +193,20 @@ def member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
         else:
             place = place[part]
     raise InputError(name, "is a link that leads to itself")
+
+
+def attribute(file: h5py.File, name: str) -> Array:
+    """An attribute of the root, which is a text or a number.
+
+    The type is looked at first: HDF5 can end the process when it reads other types from a damaged file.
+
+    Raises:
+        InputError: it is neither text nor number, or an array.
+    """
+    found = file.attrs.get_id(name)
+    if found.get_type().get_class() not in _PLAIN or found.shape != ():
+        raise InputError(name, "must be an attribute that is one text or one number")
+    return np.asarray(file.attrs[name])
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:

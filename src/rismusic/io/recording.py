@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ from rismusic.spec import SymbolModel, Wave
 
 SceneIndex = Any
 """An integer, a slice, or a list, array or tensor of integers or booleans."""
+
+_COMPLEX = tuple(field.name for field in FIELDS.values() if field.kind == "complex" and "/" not in field.name)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -54,9 +56,9 @@ class Recording:
         pose: homogeneous transform [4, 4] float64 from the panel frame to a room frame; None where unknown.
         wave: form of the wave on the panel, see :mod:`rismusic.array`.
         pattern_exponent: q of the element pattern cos^q; 0 for isotropic elements.
-        symbols: what is known of the symbols. ``independent``: unknown, new in every snapshot; ``constant``:
-            unknown, the same in all snapshots; ``known``: those of ``pilots`` times one unknown complex
-            amplitude per source.
+        symbols: what is known of the symbols. ``independent``: unknown, new in every snapshot;
+            ``correlated``: the same, but correlated between sources; ``constant``: unknown, the same in all
+            snapshots; ``known``: those of ``pilots`` times one unknown complex amplitude per source.
         pilots: known symbols of K sources, [L, K] or [S, L, K] complex; None unless they are known.
         noise_covariance: covariance of the noise at the receiver outputs, [M, M] or [S, M, M] complex; None
             for white noise. Where ``noise_variance`` is given too, the covariance is scaled to that mean
@@ -64,6 +66,10 @@ class Recording:
         times: time of each scene in seconds, [S] float64; None where unknown.
         frequencies: F subcarriers in hertz (wideband), [F] float64; None for a narrowband signal. With them
             the snapshots are [S, F, L, M] and the channel is [F, M, N] or [S, F, M, N].
+        sample_weights: noise variance of the scene over that of each sample, real, of the shape of
+            ``snapshots``: 1, or below it for samples with impulses (:mod:`rismusic.estimation.impulses`).
+            None where all are 1. Not part of a file. With ``noise_covariance`` they are those of the whitened
+            samples.
         is_stacked: whether this is the result of :meth:`stacked`.
     """
 
@@ -82,7 +88,17 @@ class Recording:
     noise_covariance: Complex[Tensor, "... M M"] | None = None
     times: Float[Tensor, "S"] | None = None
     frequencies: Float[Tensor, "F"] | None = None
+    sample_weights: Float[Tensor, "S ... _ _"] | None = None  # of coherent snapshots still [S, F L, M]
     is_stacked: bool = False
+
+    def __post_init__(self) -> None:
+        """Give all complex fields the widest precision among them; products of mixed ones are errors."""
+        present = {name: value for name in _COMPLEX if (value := getattr(self, name)) is not None}
+        values = {name: value for name, value in present.items() if value.is_complex()}
+        types = {value.dtype for value in values.values()}
+        if len(types) > 1:
+            for name, value in values.items():
+                object.__setattr__(self, name, value.to(reduce(torch.promote_types, types)))
 
     @classmethod
     def from_arrays(
@@ -121,15 +137,15 @@ class Recording:
             pose: [4, 4] transform from the panel frame to a room frame, see :func:`check_pose`.
             wave: form of the wave: ``spherical``, ``uniform``, ``fresnel`` or ``paraxial``.
             pattern_exponent: q of the element pattern cos^q.
-            symbols: ``independent``, ``constant`` or ``known``; by default ``known`` with pilots and
-                ``independent`` without.
+            symbols: ``independent``, ``correlated``, ``constant`` or ``known``; by default ``known`` with
+                pilots and ``independent`` without.
             pilots: known symbols, complex [L, K] or [S, L, K].
             noise_covariance: complex [M, M] or [S, M, M]; omit for white noise.
             times: [S] seconds.
             frequencies: [F] hertz, for wideband snapshots [S, F, L, M] (or [F, L, M], one scene).
 
         Returns:
-            A checked recording; complex values keep their precision, real ones are float64.
+            A checked recording; complex values have the widest precision among them, real ones are float64.
 
         Raises:
             InputError: an array has the wrong type or shape, the arrays disagree in size, or values are not
@@ -210,12 +226,14 @@ class Recording:
         }
         noise = [r.noise_variance for r in recordings if r.noise_variance is not None]
         times = [r.times for r in recordings if r.times is not None]
+        weights = [r.sample_weights for r in recordings if r.sample_weights is not None]
         truth = [r.truth for r in recordings if r.truth is not None]
         return replace(
             first,
             snapshots=torch.cat([r.snapshots for r in recordings]),
             noise_variance=torch.cat(noise) if len(noise) == len(recordings) else None,
             times=torch.cat(times) if len(times) == len(recordings) else None,
+            sample_weights=torch.cat(weights) if len(weights) == len(recordings) else None,
             truth=_join_sources(truth) if len(truth) == len(recordings) else None,
             **joined,  # type: ignore[arg-type]
         )
@@ -255,13 +273,15 @@ class Recording:
     @property
     def link(self) -> Link:
         """Nominal link; coherent for the snapshots of a :meth:`stacked` recording of one long snapshot."""
-        coherent = self.is_stacked and self.symbols != "independent"
+        coherent = self.is_stacked and self.has_coherent_symbols
+        weights = self.sample_weights if self.is_stacked else None
         return Link(
             self.channel,
             self.codes,
             coherent=coherent and (self.codes is None or self.codes.shape[-2] > 1 or self.pilots is not None),
             pilots=self.pilots if coherent else None,
             subcarriers=1 if self.frequencies is None else len(self.frequencies),
+            weights=None if weights is None else weights.sqrt(),
         )
 
     def stacked(self) -> Recording:
@@ -273,15 +293,20 @@ class Recording:
           constant symbols, the sum of the snapshots over :math:`\sqrt L` takes their place. The others hold
           noise only; an unknown noise variance is estimated from them.
         * Subcarriers are counted as further snapshots: L' = F L, or F.
+        * Samples with a weight w, and their rows of G_l, are multiplied by :math:`\sqrt w`.
 
-        A recording of independent symbols in white noise is returned as it is.
+        A recording of independent or correlated symbols in white noise is returned as it is.
         """
-        plain = self.symbols == "independent" and self.frequencies is None
-        if self.is_stacked or (plain and self.noise_covariance is None):
+        plain = self.frequencies is None and self.noise_covariance is None and self.sample_weights is None
+        if self.is_stacked or (plain and not self.has_coherent_symbols):
             return self
         made = self if self.noise_covariance is None else _whitened(self)
         y, codes, noise, truth = made.snapshots, made.codes, made.noise_variance, made.truth
-        L = y.shape[-2]
+        L, weights = y.shape[-2], self.sample_weights
+        if weights is not None:
+            y = y * weights.sqrt().to(y.real.dtype)
+        if self.symbols == "constant" and codes is None and weights is not None:
+            codes = y.new_ones(L, len(self.elements))
         if self.symbols == "constant" and codes is None:
             mean = y.sum(dim=-2, keepdim=True) / math.sqrt(L)
             if noise is None and L > 1:
@@ -293,11 +318,20 @@ class Recording:
             codes = y.new_ones(L, len(self.elements))
         if self.frequencies is not None:
             y = y.flatten(1, 2)
-        if self.symbols != "independent" and y.shape[1] > made._subcarriers:
+            weights = None if weights is None else weights.flatten(1, 2)
+        if self.has_coherent_symbols and y.shape[1] > made._subcarriers:
             y = y.unflatten(1, (made._subcarriers, L)).flatten(2)
         if truth is not None and truth.symbols is not None:
             truth = replace(truth, symbols=self._amplitudes(truth.symbols))
-        return replace(made, snapshots=y, codes=codes, noise_variance=noise, truth=truth, is_stacked=True)
+        return replace(
+            made,
+            snapshots=y,
+            codes=codes,
+            noise_variance=noise,
+            truth=truth,
+            sample_weights=weights,
+            is_stacked=True,
+        )
 
     def middle_subcarrier(self) -> Recording:
         """The snapshots of the middle subcarrier as independent narrowband ones, for covariances.
@@ -310,6 +344,7 @@ class Recording:
             return made
         y = link.separate(made.snapshots)[0] if link.coherent else made.snapshots
         channel, truth = made.channel, None if made.truth is None else replace(made.truth, symbols=None)
+        weights = made.sample_weights
         if made.frequencies is None:
             return replace(made, snapshots=y, symbols="independent", pilots=None, truth=truth)
         middle = F // 2
@@ -322,7 +357,13 @@ class Recording:
             symbols="independent",
             pilots=None,
             truth=truth,
+            sample_weights=None if weights is None else weights.unflatten(1, (F, -1))[:, middle],
         )
+
+    @property
+    def has_coherent_symbols(self) -> bool:
+        """Whether all snapshots have the same unknown symbols: those of constant or known symbols."""
+        return self.symbols in ("constant", "known")
 
     @property
     def _subcarriers(self) -> int:
@@ -331,7 +372,7 @@ class Recording:
     def _amplitudes(self, symbols: Complex[Tensor, "S K L"]) -> Complex[Tensor, "S K _"]:
         """The unknown symbols of the stacked snapshots: one per subcarrier if they are constant or known."""
         each = symbols.unflatten(-1, (self._subcarriers, -1))
-        if self.symbols == "independent":
+        if not self.has_coherent_symbols:
             return symbols
         if self.pilots is None:
             return each[..., 0]
@@ -355,7 +396,7 @@ class Recording:
 
     def _per_scene(self, name: str, value: Tensor) -> bool:
         """Whether a field (``truth`` for all of its fields) has a scene axis."""
-        if name in ("truth", "snapshots"):
+        if name in ("truth", "snapshots", "sample_weights"):
             return True
         return fields_of(() if self.frequencies is None else ("frequencies",))[name].per_scene(value.ndim)
 

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rismusic.array import Panel
+from rismusic.array import Panel, faces_forward
 from rismusic.errors import InputError
 from rismusic.io.schema import AXES, FIELDS, Field, fields_of
 from rismusic.sources import Sources, check_sources
@@ -17,6 +17,8 @@ from rismusic.spec import SymbolModel
 
 # Least and largest plausible distance between neighbouring elements.
 _SPACING_WAVELENGTHS = (1 / 100, 10)
+# Largest plausible extent of a panel.
+_EXTENT_WAVELENGTHS = 1e6
 
 # Largest deviation of a pose from a rigid transform.
 _POSE_TOLERANCE = 1e-6
@@ -26,10 +28,17 @@ def check_panel(panel: Panel) -> None:
     """Refuse element spacings that suggest a wrong unit of the positions or of the wavelength.
 
     Raises:
-        InputError: least spacing below 1/100 or above 10 wavelengths.
+        InputError: least spacing below 1/100 or above 10 wavelengths, or an extent above 10^6 wavelengths.
     """
     if panel.size < 2:
         return
+    extent = float((panel.elements.amax(-2) - panel.elements.amin(-2)).max()) / panel.wavelength
+    if extent > _EXTENT_WAVELENGTHS:
+        raise InputError(
+            "elements",
+            f"extend over {extent:.3g} wavelengths; at most {_EXTENT_WAVELENGTHS:g} are possible. Is a "
+            "position wrong?",
+        )
     spacing, (low, high) = panel.spacing / panel.wavelength, _SPACING_WAVELENGTHS
     if not low <= spacing <= high:
         raise InputError(
@@ -75,7 +84,7 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
     if "pose" in values:
         check_pose(values["pose"])
     if truth is not None:
-        check_sources(truth)
+        check_sources(truth, behind="elements" in values and not faces_forward(values["elements"]))
         if truth.symbols is not None:
             _check_symbols(truth.symbols, truth.active, first_scene)
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from rismusic.errors import InputError
-from rismusic.files import locked, read_small, write_text, writing
+from rismusic.files import is_vacant, locked, read_small, write_text, writing
 from rismusic.nn.spec import TrainSpec
 from rismusic.records import Natural, Number, Record, parse_record
 from rismusic.spec import dump_spec, read_spec
@@ -137,7 +137,7 @@ class RunFolder:
                 str(self.folder),
                 "the folder already contains a training; choose another one, or continue it with --resume",
             )
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        if not is_vacant(self.folder):
             raise InputError(str(self.folder), "the output must be a new or empty folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

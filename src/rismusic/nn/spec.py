@@ -225,6 +225,10 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSpec:
+        if self.system.panel.kind != "planar" or self.system.scene.azimuth_max_deg >= 90:
+            raise InputError(
+                "system.panel.kind", "must be planar, with azimuths below 90 deg: networks see the front only"
+            )
         most, step = limits(self.system.sources)[1], self.batch * self.accumulation
         if most > self.network.sources_max:
             raise InputError(

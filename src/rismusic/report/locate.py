@@ -57,6 +57,7 @@ class Row:
     false_alarms: int | None
     probability: float | None
     p_value: float
+    status: str
     warnings: list[str]
 
 
@@ -256,7 +257,7 @@ def _row(number: int, scene: int, located: Estimate, comparison: Comparison | No
     estimated = int(located.sources.active[scene].sum())
     probability = _probabilities(located, scene)
     chosen = probability[estimated] if estimated < len(probability) else None
-    rest = (chosen, float(located.p_value[scene]), located.warnings[scene])
+    rest = (chosen, float(located.p_value[scene]), located.status[scene], located.warnings[scene])
     if comparison is None:
         return Row(number, estimated, None, None, None, None, *rest)
     true, hits = int(comparison.match.true_count[scene]), int(comparison.match.hit[scene].sum())
@@ -422,11 +423,13 @@ class Entry:
         title: number of the estimate; empty where the source was missed.
         verdict: ``hit``, ``missed``, ``false alarm``, or empty where the truth is not known.
         lines: lines of the table.
+        room: the position in the room frame, where the recording has a pose.
     """
 
     title: str
     verdict: str
     lines: list[Line]
+    room: str = ""
 
 
 def entries(
@@ -453,7 +456,7 @@ def entries(
             verdict = "hit" if source in partner else "false alarm"
             if source in partner:
                 lines += _true(truth, comparison, scene, partner[source], places)
-        listed.append(Entry(str(source), verdict, lines))
+        listed.append(Entry(str(source), verdict, lines, _room(located, scene, source)))
     if truth is not None and comparison is not None:
         for true in truth.active[scene].nonzero()[:, 0].tolist():
             if true not in partner.values():
@@ -469,6 +472,19 @@ def _estimate(located: Estimate, scene: int, source: int) -> tuple[list[Line], l
     cells = [fixed(value, digits) for value, digits in zip(shown, places, strict=True)]
     shown_bars = [fixed(bar, digits) for bar, digits in zip(bars, places, strict=True)]
     return [Line("estimate", cells, shown_bars, fixed(float(located.snr_db[scene, source]), 1))], places
+
+
+def _room(located: Estimate, scene: int, source: int) -> str:
+    """The position in the room frame with its error bars, in metres; empty without a pose."""
+    if located.pose is None or located.sources.range[scene, source].isinf():
+        return ""
+    place = located.position_room[scene, source].tolist()
+    bars = located.position_covariance_room[scene, source].diagonal().sqrt().tolist()
+    shown = [
+        f"{axis} = {fixed(value, decimals(bar))} ± {fixed(bar, decimals(bar))}"
+        for axis, value, bar in zip("xyz", place, bars, strict=True)
+    ]
+    return ", ".join(shown)
 
 
 def _true(truth: Sources, comparison: Comparison, scene: int, source: int, places: list[int]) -> list[Line]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rismusic.covariance import recording_covariance
-from rismusic.estimation.grid import SearchGrid, Volume, to_cosines
+from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.noise import noise_of
 from rismusic.estimation.spectra import Spectrum, bartlett, music
 from rismusic.io import Recording
@@ -240,7 +240,7 @@ def _resampled(values: Float[Tensor, "P"], grid: SearchGrid) -> Float[Tensor, "a
     """Values on the grid, at the pixels: trilinear in the grid's own coordinates."""
     axes = torch.meshgrid(*_axes(grid.volume), indexing="ij")
     wanted = []
-    for at, known in zip(to_cosines(*axes), (grid.u_x, grid.u_y, grid.q), strict=True):
+    for at, known in zip(grid.to_axes(*axes), (grid.u_x, grid.u_y, grid.q), strict=True):
         low, high = float(known[0]), float(known[-1])
         wanted.append(2 * (at - low) / (high - low) - 1 if high > low else torch.zeros_like(at))
     # grid_sample wants the last axis of the values first.

@@ -50,6 +50,9 @@ class Stream(IntEnum):
     HIDDEN_NOISE = 16
     DROPOUT = 17
     PILOTS = 18
+    IMPULSE_SAMPLES = 19
+    IMPULSES = 20
+    COMMON_SYMBOLS = 21
 
 
 class Draws:

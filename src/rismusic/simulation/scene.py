@@ -49,7 +49,9 @@ def draw_sources(
     positions = _positions(spec, active, draws, dtype)
     azimuth, elevation, distance = positions.unbind(-1)
     power = _powers(spec, distance, active, draws)
-    symbols = draw_symbols(spec.symbols, most, snapshots, draws, dtype.to_complex())
+    symbols = draw_symbols(
+        spec.symbols, most, snapshots, draws, dtype.to_complex(), correlation=spec.correlation
+    )
     drawn = Sources(
         azimuth=azimuth,
         elevation=elevation,
@@ -80,21 +82,39 @@ def complete_sources(spec: SceneSpec, sources: Sources, snapshots: int, draws: D
     if power is None:
         power = _powers(spec, sources.range.masked_fill(~active, 1), active, draws)
     if symbols is None:
-        unit = draw_symbols(spec.symbols, active.shape[-1], snapshots, draws, dtype.to_complex())
+        unit = draw_symbols(
+            spec.symbols,
+            active.shape[-1],
+            snapshots,
+            draws,
+            dtype.to_complex(),
+            correlation=spec.correlation,
+        )
         symbols = unit * power.sqrt()[..., None]
     completed = replace(sources, power=power, symbols=symbols)
     return completed.blank(~active)
 
 
 def draw_symbols(
-    kind: SymbolKind, sources: int, snapshots: int, draws: Draws, dtype: torch.dtype = torch.complex64
+    kind: SymbolKind,
+    sources: int,
+    snapshots: int,
+    draws: Draws,
+    dtype: torch.dtype = torch.complex64,
+    *,
+    correlation: float = 0.0,
 ) -> Complex[Tensor, "S K L"]:
     """Symbols of unit mean power: ``gaussian``, ``qpsk``, or one random phase per source (``constant``).
 
-    Those of ``pilots`` are :func:`draw_pilots` with one random phase per source.
+    Those of ``pilots`` are :func:`draw_pilots` with one random phase per source. Gaussian symbols with
+    correlation are the weighted sum of a common symbol and of one's own.
     """
     if kind == "gaussian":
-        return draws.complex_normal(Stream.SYMBOLS, sources, snapshots, dtype=dtype)
+        own = draws.complex_normal(Stream.SYMBOLS, sources, snapshots, dtype=dtype)
+        if correlation == 0:
+            return own
+        common = draws.complex_normal(Stream.COMMON_SYMBOLS, 1, snapshots, dtype=dtype)
+        return math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own
     if kind == "qpsk":
         turns = (draws.integers(Stream.SYMBOLS, 4, sources, snapshots).to(dtype.to_real()) + 0.5) / 4
     else:
@@ -142,7 +162,8 @@ def _positions(spec: SceneSpec, active: Tensor, draws: Draws, dtype: torch.dtype
     for attempts in _ATTEMPTS:
         fraction = draws[left].uniform(Stream.POSITIONS, attempts, most, 3, dtype=dtype, skip=passed)
         sets = low + (high - low) * fraction
-        gap = (sets[..., :, None, :2] - sets[..., None, :, :2]).abs().amax(-1)
+        gap = (sets[..., :, None, :2] - sets[..., None, :, :2]).abs()
+        gap = torch.minimum(gap, 2 * math.pi - gap).amax(-1)  # all round
         both = active[left][:, None, :, None] & active[left][:, None, None, :] & pair
         good = ~(both & (gap < math.radians(spec.separation_deg))).flatten(-2).any(-1)
         found, first = good.max(dim=1)

@@ -66,6 +66,12 @@ class Simulator:
         self.device, self.dtype = device_of(device), dtype
         self.panel = (panel or Panel.from_spec(self.spec.panel)).to(self.device)
         self.panel = self.panel.replace(frequencies=_frequencies(self.spec.wideband, self.panel.wavelength))
+        if self.panel.is_planar and self.spec.scene.azimuth_max_deg >= 90:
+            raise InputError(
+                "scene.azimuth_max_deg",
+                f"must be below 90 for a planar array; got {self.spec.scene.azimuth_max_deg:g}. A source "
+                "behind it is received like its mirror image in front",
+            )
         self._shape = self.spec.panel
         if panel is not None and panel.size != self._shape.rows * self._shape.columns:
             if link is None and self.spec.channel.kind != "direct" and self.spec.codebook.kind == "dft":
@@ -76,7 +82,7 @@ class Simulator:
                     "panel.columns, use another codebook, or pass a link",
                 )
             self._shape = PanelSpec(rows=1, columns=panel.size)
-        self._sources = None if sources is None else _given_sources(sources, self.device, dtype)
+        self._sources = None if sources is None else _given_sources(sources, self.panel, dtype)
         self._given = None if link is None else link.to(self.device).to(dtype.to_complex())
         if self._given is not None:
             _check_link(self._given, self.panel)
@@ -152,7 +158,7 @@ class Simulator:
         if kind == "constant":
             return "constant", None
         if kind != "pilots":
-            return "independent", None
+            return "correlated" if self.spec.scene.correlation else "independent", None
         return "known", draw_pilots(truth.azimuth.shape[-1], snapshots, draws, self.dtype.to_complex())
 
     def scenes(self, start: int, stop: int) -> Recording:
@@ -182,7 +188,10 @@ class Simulator:
     def _receive(
         self, sources: Sources, acting: Panel, actual: Link, draws: Draws
     ) -> tuple[Tensor, Float[Tensor, "S"]]:
-        """Snapshots and noise variance; the noise is scaled to the requested SNR of the realised signal."""
+        """Snapshots and noise variance; the noise is scaled to the requested SNR of the realised signal.
+
+        Impulses are not part of the noise variance.
+        """
         assert sources.symbols is not None
         symbols = torch.where(sources.active[..., None], sources.symbols, 0)
         A, F = sources.steering(acting), acting.subcarriers
@@ -203,6 +212,12 @@ class Simulator:
         fraction = draws.uniform(Stream.SNR, dtype=self.dtype)
         noise_variance = power / from_db(low + (high - low) * fraction)
         noise = draws.complex_normal(Stream.NOISE, *signal.shape[1:], dtype=signal.dtype)
+        spec = self.spec.impulses
+        if spec.fraction > 0:
+            shape = signal.shape[1:]
+            where = draws.uniform(Stream.IMPULSE_SAMPLES, *shape, dtype=self.dtype) < spec.fraction
+            impulse = draws.complex_normal(Stream.IMPULSES, *shape, dtype=signal.dtype)
+            noise = noise + where * 10 ** (spec.power_db / 20) * impulse
         return signal + noise_variance.sqrt()[:, None, None] * noise, noise_variance
 
 
@@ -265,13 +280,14 @@ def simulate(
     return simulator.scenes(0, scenes)
 
 
-def _given_sources(sources: Sources, device: torch.device, dtype: torch.dtype) -> Sources:
+def _given_sources(sources: Sources, panel: Panel, dtype: torch.dtype) -> Sources:
     """User-given sources, checked, in the simulator's precision."""
     if sources.azimuth.ndim not in (1, 2):
         raise InputError("sources", f"must have shape [K] or [S, K]; got {list(sources.azimuth.shape)}")
     if not sources.active.any(dim=-1).all():
         raise InputError("sources", "every scene needs at least one source")
-    check_sources(sources, field="sources")
+    check_sources(sources, field="sources", behind=not panel.is_planar)
+    device = panel.elements.device
     if sources.symbols is not None and sources.symbols.shape[:-1] != sources.azimuth.shape:
         raise InputError(
             "sources/symbols",

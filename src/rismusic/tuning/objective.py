@@ -13,13 +13,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import optuna
 import torch
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field, ValidationError, model_validator
 
+from rismusic.errors import InputError
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.metrics import match
@@ -27,9 +29,10 @@ from rismusic.nn.run_folder import BEST
 from rismusic.nn.spec import LossSpec, TrainSpec
 from rismusic.nn.train import train
 from rismusic.nn.validation import Validation
+from rismusic.records import Natural, Record, complaint
 from rismusic.simulation.random_numbers import Split
 from rismusic.simulation.simulator import Simulator
-from rismusic.spec import LocateSpec, SystemSpec, limits
+from rismusic.spec import Finite, LocateSpec, SystemSpec, limits
 from rismusic.tuning.spec import Parameter, Space, TuneSpec, apply, suggest
 from rismusic.tuning.storage import JOB, experimental
 from rismusic.tuning.worker import NotFiniteError, Say, failure_recorded
@@ -100,6 +103,68 @@ class Evaluation:
     def of(cls, trial: FrozenTrial, name: str) -> Evaluation:
         """Read an evaluation that :meth:`store` has written."""
         return cls(**{field: tuple(values) for field, values in trial.user_attrs[name].items()})
+
+
+class _EpochRecord(Record):
+    surrogate: float
+    loss: float
+    f1: float
+    gospa_m: float
+
+
+class _EvaluationRecord(Record):
+    hits: list[Natural]
+    true: list[Natural]
+    estimated: list[Natural]
+    gospa_m: list[Finite]
+
+    @model_validator(mode="after")
+    def _check_scenes(self) -> _EvaluationRecord:
+        scenes = {len(self.hits), len(self.true), len(self.estimated), len(self.gospa_m)}
+        if len(scenes) > 1 or 0 in scenes:
+            raise ValueError("needs one number for each scene")
+        return self
+
+
+class _TrialRecord(Record):
+    """The attributes of a trial, which :class:`Objective` and the worker write."""
+
+    job: str | None = None
+    worker: str | None = None
+    reason: str | None = None
+    epochs: list[_EpochRecord] | None = None
+    seconds: float | None = None
+    locate: dict[str, bool | int | float | str] | None = None
+    inference_cost: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    evaluation: _EvaluationRecord | None = None
+    test: _EvaluationRecord | None = None
+    evaluation_default_inference: _EvaluationRecord | None = None
+    test_default_inference: _EvaluationRecord | None = None
+
+
+def check_trials(study: optuna.Study) -> None:
+    """Check the attributes of the trials of a study, which a database holds as text.
+
+    Raises:
+        InputError: a trial has other attributes than this package writes.
+    """
+    for trial in study.get_trials(deepcopy=False):
+        where = f"trial {trial.number} of study {study.study_name!r}"
+        try:
+            found = _TrialRecord.model_validate(trial.user_attrs)
+        except ValidationError as error:
+            raise InputError("storage", f"{where} is damaged ({complaint(error)})") from None
+        if trial.state != TrialState.COMPLETE:
+            continue
+        needed = [EVALUATION, EPOCHS]
+        if "/" in (found.job or ""):  # a training of the final evaluation
+            default = found.job is not None and found.job.startswith(f"{DEFAULT}/")
+            needed += [TEST, EVALUATION_DEFAULT, TEST_DEFAULT] if default else [TEST]
+        missing = [name for name in needed if not getattr(found, name)]
+        if trial.value is None or not math.isfinite(trial.value):
+            missing.append("cost")
+        if missing:
+            raise InputError("storage", f"{where} is damaged: it is complete, but has no {missing[0]}")
 
 
 def cost(f1: Number, gospa_m: Number) -> Number:

@@ -220,12 +220,14 @@ class TuneResult:
         failed = sum(trial.state == TrialState.FAIL for trial in self.trials)
         pruned = sum(trial.state == TrialState.PRUNED for trial in self.trials)
         completed = len(self.trials) - failed - pruned
+        value = self.correlation["surrogate"]
+        correlation = "undefined" if math.isnan(value) else f"{value:.2f}"
         return [
             self.comparison.sentence(f"Trial {self.best.name}"),
             f"{len(self.trials)} trials: {pruned} pruned, {failed} failed. Pruning saved "
             f"{self.pruning_saved:.0%} of the epochs, early stopping {self.patience_saved:.0%}.",
-            f"Rank correlation of the surrogate with the cost: {self.correlation['surrogate']:.2f} over the "
-            f"{completed} completed trials.",
+            f"Rank correlation of the surrogate with the cost: {correlation} over the {completed} completed "
+            "trials.",
         ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from json import JSONDecodeError
 from pathlib import Path
@@ -22,7 +22,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rismusic.errors import InputError
-from rismusic.files import check_regular, failure
+from rismusic.files import check_regular, failure, replace_file, writing
+from rismusic.io.store import understood
 from rismusic.text import redact
 
 DATABASE = "study.db"
@@ -36,8 +37,48 @@ _TABLES = {"studies", "trials", "version_info"}
 _LOCKED_S = 60
 
 
+def create_storage(
+    storage: str | None, folder: Path, begin: Callable[[RDBStorage], object], *, heartbeat_s: int
+) -> bool:
+    """Create the SQLite file of a study if it does not exist. It appears when it is complete.
+
+    Args:
+        storage: see :func:`open_storage`.
+        folder: folder of the results.
+        begin: called with the new storage, to put a study into it.
+        heartbeat_s: seconds between two heartbeats of a worker.
+
+    Returns:
+        Whether the file was created; false for a database server, too.
+
+    Raises:
+        InputError: the file cannot be created.
+    """
+    url = _url(storage, folder)
+    path = _sqlite_path(url)
+    if path is None:
+        return False
+    check_sqlite(path)
+    if path.exists():
+        return False
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replace_file(path, overwrite=False) as temporary:
+            place = URL.create("sqlite", database=str(temporary))
+            with _opened(place, heartbeat_s=heartbeat_s, shown=url) as new:
+                begin(new)
+    except InputError:
+        if path.exists():  # another worker has created it meanwhile
+            return False
+        raise
+    return True
+
+
 @contextmanager
-def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iterator[RDBStorage]:
+def open_storage(
+    storage: str | None, folder: Path, *, heartbeat_s: int, create: bool = True
+) -> Iterator[RDBStorage]:
     """Open the storage of a study, and close its connections at the end.
 
     An existing file is opened for writing only after it has been read and is known to hold an Optuna study.
@@ -46,30 +87,58 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iter
         storage: URL of a database, or an SQLite file; ``study.db`` in ``folder`` if none.
         folder: folder of the results.
         heartbeat_s: seconds between two heartbeats of a worker.
+        create: whether a file that does not exist is created.
 
     Raises:
-        InputError: the file is something else, or the database cannot be reached.
+        InputError: the file is something else or damaged, or the database cannot be reached.
     """
+    url = _url(storage, folder)
+    path = _sqlite_path(url)
+    if path is not None:
+        check_sqlite(path)
+        if not create and not path.exists():
+            raise InputError("storage", f"there is no file {path}, so there is no study to resume")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    with _opened(url, heartbeat_s=heartbeat_s) as opened:
+        yield opened
+
+
+def _url(storage: str | None, folder: Path) -> URL:
+    """URL of a storage."""
     if storage is None or "://" not in storage:
-        url = URL.create("sqlite", database=str(folder / DATABASE if storage is None else storage))
-    else:
-        try:
-            url = make_url(storage)
-        except (ArgumentError, ValueError):
-            raise InputError("storage", f"{redact(storage)} is not a valid database URL") from None
+        return URL.create("sqlite", database=str(folder / DATABASE if storage is None else storage))
+    try:
+        url = make_url(storage)
+    except (ArgumentError, ValueError):
+        raise InputError("storage", f"{redact(storage)} is not a valid database URL") from None
     if url.drivername == "postgresql":  # else SQLAlchemy looks for psycopg2
         url = url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def _sqlite_path(url: URL) -> Path | None:
+    """The SQLite file of a URL; none for a database server.
+
+    Raises:
+        InputError: a database in memory, or one with further parameters.
+    """
+    if url.get_backend_name() != "sqlite":
+        return None
+    name = str(url.database or "")
+    if name in ("", ":memory:") or name.startswith("file:") or url.query:
+        raise InputError(
+            "storage", "an SQLite database must be a file, sqlite:///PATH without further parameters"
+        )
+    return Path(name)
+
+
+@contextmanager
+def _opened(url: URL, *, heartbeat_s: int, shown: URL | None = None) -> Iterator[RDBStorage]:
+    """Connect to a database; its errors are converted, with the URL ``shown`` in place of ``url``."""
+    shown = shown or url
     is_file = url.get_backend_name() == "sqlite"
-    if is_file:
-        name = str(url.database or "")
-        if name in ("", ":memory:") or name.startswith("file:") or url.query:
-            raise InputError(
-                "storage", "an SQLite database must be a file, sqlite:///PATH without further parameters"
-            )
-        check_sqlite(Path(str(url.database)))
     try:
-        if is_file:
-            Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
         with experimental():
             opened = RDBStorage(
                 url.render_as_string(hide_password=False),
@@ -79,11 +148,14 @@ def open_storage(storage: str | None, folder: Path, *, heartbeat_s: int) -> Iter
                 heartbeat_stale_trial_callback=Requeue(max_retry=RETRIES),
             )
     except (ImportError, OSError, RuntimeError, SQLAlchemyError) as error:
-        raise InputError("storage", _failure(url, error)) from None
+        raise InputError("storage", _failure(shown, error)) from None
     try:
+        with understood("storage", "must be a database of studies that can be read"):
+            for study in opened.get_all_studies():
+                opened.get_all_trials(study._study_id, deepcopy=False)
         yield opened
     except (StorageInternalError, SQLAlchemyError, JSONDecodeError) as error:
-        raise InputError("storage", _failure(url, error.__cause__ or error)) from error
+        raise InputError("storage", _failure(shown, error.__cause__ or error)) from error
     finally:
         opened.remove_session()
         opened.engine.dispose()

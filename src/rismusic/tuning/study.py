@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +18,10 @@ from pydantic import Field, ValidationError
 from rismusic.errors import InputError
 from rismusic.records import Record, complaint
 from rismusic.text import redact
-from rismusic.tuning.objective import FinalObjective, Objective
+from rismusic.tuning.objective import FinalObjective, Objective, check_trials
 from rismusic.tuning.results import TuneResult, candidates, summarize, write_results
 from rismusic.tuning.spec import TRIALS, Space, TuneSpec, load_space
-from rismusic.tuning.storage import DATABASE, experimental, open_storage, quiet
+from rismusic.tuning.storage import DATABASE, create_storage, experimental, open_storage, quiet
 from rismusic.tuning.worker import Progress, Say, Worker, cancel, current, failure, is_finished
 
 # Attribute of a study: its settings, its space and the number of trials.
@@ -91,8 +92,16 @@ def tune(
         space = load_space(chosen.space)
         space.check(chosen.short_training(), chosen.locate)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with quiet(), open_storage(storage, folder, heartbeat_s=heartbeat_s) as opened:
-        first = False
+
+    def begin(new: BaseStorage) -> None:
+        """Put the study into a new file, so that no file without a study is left after an interruption."""
+        _begin(new, study, _settings(chosen, space, trials or TRIALS))
+
+    with quiet(), ExitStack() as stack:
+        first = not resume and create_storage(storage, folder, begin, heartbeat_s=heartbeat_s)
+        opened = stack.enter_context(
+            open_storage(storage, folder, heartbeat_s=heartbeat_s, create=not resume)
+        )
         if resume:
             short, chosen, space, count = _resume(opened, study)
             if trials is not None and trials != count:
@@ -100,7 +109,9 @@ def tune(
                 count = trials
         else:
             count = trials or TRIALS
-            short, first = _begin(opened, study, _settings(chosen, space, count))
+            short, new = _begin(opened, study, _settings(chosen, space, count))
+            first = first or new
+        check_trials(short)
         worker = Worker(opened, max_failures=chosen.max_failures, poll_s=poll_s, progress=progress, say=say)
         short.sampler = sampler(chosen, chosen.seed if first else _worker_seed(chosen.seed, worker.name))
         short.pruner = pruner(chosen)
@@ -119,6 +130,7 @@ def tune(
         long = optuna.create_study(
             storage=opened, study_name=stage, load_if_exists=True, pruner=optuna.pruners.NopPruner()
         )
+        check_trials(long)
         objective = FinalObjective(chosen, space, folder / stage, device, say, found)
         worker.run(long, objective, objective.jobs())
         result = summarize(objective, done, long.get_trials(), folder=folder, command=redact(command))

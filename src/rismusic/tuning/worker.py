@@ -9,12 +9,15 @@ no job counts twice.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
+from types import FrameType
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -135,6 +138,51 @@ def requeue_abandoned(study: optuna.Study, storage: BaseStorage) -> None:
         Requeue(max_retry=RETRIES)(study, trial)
 
 
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Hold Ctrl-C back while Optuna stores a trial, since it fails if it is interrupted there.
+
+    The interrupt is raised at the end. A second one is raised at once.
+
+    Yields:
+        A context manager in which interrupts are raised as usual. Outside the main thread, which alone gets
+        signals, nothing is held.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield nullcontext
+        return
+    # SIGTERM is among them in commands, which treat it as Ctrl-C.
+    held = [one for one in signal.valid_signals() if signal.getsignal(one) is signal.default_int_handler]
+    received: list[int] = []
+
+    def hold(number: int, _: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    def handle(handler: Callable[[int, FrameType | None], object]) -> None:
+        for number in held:
+            signal.signal(number, handler)
+
+    @contextmanager
+    def released() -> Iterator[None]:
+        handle(signal.default_int_handler)
+        try:
+            if received:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            handle(hold)
+
+    handle(hold)
+    try:
+        yield released
+    finally:
+        handle(signal.default_int_handler)
+    if received:
+        raise KeyboardInterrupt
+
+
 class Worker:
     """A process that runs the trials of a study, alone or together with others.
 
@@ -183,13 +231,23 @@ class Worker:
 
     def _run_next(self, study: optuna.Study, objective: Callable[[optuna.Trial], float]) -> None:
         """Run the next trial of the queue."""
+        with interrupts_held() as released:
+            self._run_held(study, objective, released)
+
+    def _run_held(
+        self,
+        study: optuna.Study,
+        objective: Callable[[optuna.Trial], float],
+        released: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         taken: list[optuna.Trial] = []
 
         def claimed(trial: optuna.Trial) -> float:
             taken.append(trial)
             self._claim(study, trial)
             try:
-                return objective(trial)
+                with released():
+                    return objective(trial)
             except KeyboardInterrupt:
                 Requeue()(study, self.storage.get_trial(trial._trial_id))
                 raise

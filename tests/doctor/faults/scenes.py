@@ -74,8 +74,8 @@ def _panel(change: Callable[[Tensor, float], tuple[Tensor, float]]) -> Plant:
     return method(Panel, "from_spec", wrong)
 
 
-def _static(original: Callable[..., Tensor], *given: Any) -> Tensor:
-    return original("constant", *given[1:])
+def _static(original: Callable[..., Tensor], *given: Any, **named: Any) -> Tensor:
+    return original("constant", *given[1:], **named)
 
 
 def _scattered(original: Callable[..., Any], panel: Any, spec: Any, *given: Any, **named: Any) -> Any:

@@ -1,0 +1,1267 @@
+r"""Likelihood fits compiled by Numba: the fits of the torch form on the CPU, several times faster.
+
+:func:`~rismusic.estimation.levenberg_marquardt.levenberg_marquardt` works on a batch of tensors, and each of
+its steps takes several hundred small tensor operations. Here, Numba compiles the whole fit of a scene
+(steering vectors, sufficient statistics, likelihood, steps) to machine code, in float64. The formulas are
+those of :mod:`rismusic.array`, :mod:`rismusic.estimation.likelihood` and
+:mod:`rismusic.estimation.levenberg_marquardt`, which remain the reference: the tests compare them. The torch
+form also serves GPUs, the models that this file does not cover, and installations without Numba.
+
+A scene is one problem with the sources that are there. Complex arrays are pairs of real ones, and the last
+axis of the small matrices counts snapshots, so that loops over it use vector instructions.
+
+With the Cholesky factor E of :math:`S C^H C S + D` (S scales, D completes the diagonal to 1) and
+:math:`Z = E^{-1} S C^H X`, all products with the inverse covariance follow from
+:math:`X^H W X = (X^H X - Z^H Z) / \sigma^2`.
+
+Fits of different scenes run in threads, as many as torch uses. (Numba's own ``prange`` cannot run in a forked
+process, or be called from two threads, with every threading layer.) The results do not depend on their
+number.
+"""
+
+# The compiled functions have no types of their own: Numba derives them from those of the arguments.
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rismusic.estimation import levenberg_marquardt as lm
+from rismusic.estimation import likelihood, maximum_likelihood, search
+from rismusic.estimation.grid import Volume
+from rismusic.estimation.levenberg_marquardt import FitOptions
+from rismusic.io import Recording
+
+_LOG = logging.getLogger("rismusic.locate")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# Sums may be reordered for vector instructions, but NaN and infinity keep their meaning.
+_SETTINGS: dict[str, Any] = {
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "error_model": "numpy",
+    "nogil": True,
+}
+
+
+def _compiled(function: _Function) -> _Function:
+    """A function that is compiled when it is first called, free of the type checks of the tests."""
+    return numba.njit(inspect.unwrap(function), **_SETTINGS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def _inlined(function: _Function) -> _Function:
+    """A function that is compiled with its callers: each level of calls would be optimised once more."""
+    return numba.njit(inspect.unwrap(function), **_SETTINGS, inline="always")
+
+
+# Modes of a fit: positions by the conditional likelihood; positions, powers and noise variance by the
+# unconditional one; powers and noise variance at given positions.
+CONDITIONAL, UNCONDITIONAL, POWERS = 0, 1, 2
+# Forms of the wave.
+WAVES = ("spherical", "uniform", "fresnel", "paraxial")
+_FRESNEL, _PARAXIAL = 2, 3
+
+_TINY = float(np.finfo(np.float64).tiny)
+# Limits of positions that do not move.
+_NO_BOX = ((0.0,) * 3, (0.0,) * 3)
+# Fewer problems than this are not shared among threads; the others in this many parts for each thread, since
+# fits take different times.
+_LEAST_PARTED, _PARTS = 4, 4
+# Rows of real vectors are padded to a multiple of this.
+_VECTOR = 8
+
+
+@_compiled
+def _waves(panel, position, slopes, source, waves, ray):
+    """Steering vector of a source and, if ``slopes``, its derivatives by azimuth, elevation and 1/range.
+
+    See :func:`rismusic.array.steering_with_log_derivatives`.
+    """
+    elements, wavenumber, wave, exponent = panel
+    real, imag = waves
+    azimuth, elevation, q = position[3 * source], position[3 * source + 1], position[3 * source + 2]
+    sin_az, cos_az, sin_el, cos_el = (
+        math.sin(azimuth),
+        math.cos(azimuth),
+        math.sin(elevation),
+        math.cos(elevation),
+    )
+    ux, uy, uz = sin_az * cos_el, sin_el, cos_az * cos_el
+    vx, vz = -sin_az * sin_el, -cos_az * sin_el
+    N = elements.shape[1]
+    spherical = wave == 0
+    shaped = spherical or exponent != 0
+    first = (4 if slopes else 1) * source
+    energy = 0.0
+    for n in range(N):
+        x, y, z = elements[0, n], elements[1, n], elements[2, n]
+        along, squared = x * ux + y * uy + z * uz, x * x + y * y + z * z
+        twice = 2 * along - q * squared
+        ratio = math.sqrt(max(1 - q * twice, _TINY))
+        exact = twice / (1 + ratio)
+        if wave == _FRESNEL:
+            difference = along - (squared - along * along) * (q / 2)
+        elif wave == _PARAXIAL:
+            difference = along - squared * (q / 2)
+        else:
+            difference = exact
+        gain = 1.0
+        if spherical:
+            gain = 1 / ratio
+        if exponent != 0:
+            gain *= (max(uz - q * z, 0.0) / ratio) ** exponent
+        energy += gain * gain
+        ray[0, n], ray[1, n], ray[2, n], ray[3, n] = along, squared, ratio, exact
+        ray[4, n], ray[5, n] = gain, wavenumber * difference
+    scale = 1 / max(math.sqrt(energy), _TINY) if shaped else 1 / math.sqrt(N)
+    for n in range(N):
+        gain = ray[4, n] * scale
+        real[first, n], imag[first, n] = gain * math.cos(ray[5, n]), gain * math.sin(ray[5, n])
+    if not slopes:
+        return
+    mean0, mean1, mean2 = 0.0, 0.0, 0.0
+    for n in range(N):
+        x, y, z = elements[0, n], elements[1, n], elements[2, n]
+        along, squared, ratio, exact = ray[0, n], ray[1, n], ray[2, n], ray[3, n]
+        across0, across1 = x * uz - z * ux, x * vx + y * cos_el + z * vz
+        if wave == _FRESNEL:
+            ray[6, n], ray[7, n] = across0 * (1 + along * q), across1 * (1 + along * q)
+            ray[8, n] = (along * along - squared) / 2
+        elif wave == _PARAXIAL:
+            ray[6, n], ray[7, n] = across0, across1
+            ray[8, n] = -squared / 2
+        else:
+            ray[6, n], ray[7, n] = across0 / ratio, across1 / ratio
+            ray[8, n] = (along * exact - squared) / (ratio * (1 + ratio))
+        if shaped:
+            order = exponent + (1.0 if spherical else 0.0)
+            near = order / (ratio * ratio)
+            growth0, growth1 = q * across0 * near, q * across1 * near
+            growth2 = (along - q * squared) * near
+            if exponent != 0:
+                depth = uz - q * z
+                growth0 += exponent * -ux / depth
+                growth1 += exponent * vz / depth
+                growth2 -= exponent * z / depth
+            weight = ray[4, n] * ray[4, n] / energy
+            mean0 += weight * growth0
+            mean1 += weight * growth1
+            mean2 += weight * growth2
+            ray[9, n], ray[10, n], ray[11, n] = growth0, growth1, growth2
+    for n in range(N):
+        re, im = real[first, n], imag[first, n]
+        p0, p1, p2 = wavenumber * ray[6, n], wavenumber * ray[7, n], wavenumber * ray[8, n]
+        g0, g1, g2 = 0.0, 0.0, 0.0
+        if shaped:
+            g0, g1, g2 = ray[9, n] - mean0, ray[10, n] - mean1, ray[11, n] - mean2
+        real[first + 1, n], imag[first + 1, n] = g0 * re - p0 * im, g0 * im + p0 * re
+        real[first + 2, n], imag[first + 2, n] = g1 * re - p1 * im, g1 * im + p1 * re
+        real[first + 3, n], imag[first + 3, n] = g2 * re - p2 * im, g2 * im + p2 * re
+
+
+@_compiled
+def _receive(link, waves, K, rows, coded, fields):
+    """Fields at the receiver: G_l times the rows of all waves, into ``fields`` [t, column, m].
+
+    Columns are the K fields and behind them the derivatives (source slow).
+    """
+    channel_re, channel_im, codes_re, codes_im = link
+    real, imag = waves
+    coded_re, coded_im = coded
+    out_re, out_im = fields
+    matrices, _, M = out_re.shape
+    N = real.shape[1]
+    zero = coded_re.dtype.type(0)
+    for k in range(K):
+        for t in range(matrices):
+            for row in range(rows):
+                r = rows * k + row
+                if codes_re.shape[0]:
+                    for n in range(N):
+                        a, b, c, d = real[r, n], imag[r, n], codes_re[t, n], codes_im[t, n]
+                        coded_re[row, n] = a * c - b * d
+                        coded_im[row, n] = a * d + b * c
+                else:
+                    for n in range(N):
+                        coded_re[row, n] = real[r, n]
+                        coded_im[row, n] = imag[r, n]
+            if channel_re.shape[0] == 0:
+                for row in range(rows):
+                    c = k if row == 0 else K + 3 * k + row - 1
+                    for m in range(M):
+                        out_re[t, c, m] = coded_re[row, m]
+                        out_im[t, c, m] = coded_im[row, m]
+            elif rows == 4:
+                c = K + 3 * k
+                for m in range(0, M, 2):
+                    a0r = a0i = a1r = a1i = a2r = a2i = a3r = a3i = zero
+                    b0r = b0i = b1r = b1i = b2r = b2i = b3r = b3i = zero
+                    for n in range(N):
+                        hr, hi, gr, gi = (
+                            channel_re[m, n],
+                            channel_im[m, n],
+                            channel_re[m + 1, n],
+                            channel_im[m + 1, n],
+                        )
+                        xr, xi = coded_re[0, n], coded_im[0, n]
+                        a0r += hr * xr - hi * xi
+                        a0i += hr * xi + hi * xr
+                        b0r += gr * xr - gi * xi
+                        b0i += gr * xi + gi * xr
+                        xr, xi = coded_re[1, n], coded_im[1, n]
+                        a1r += hr * xr - hi * xi
+                        a1i += hr * xi + hi * xr
+                        b1r += gr * xr - gi * xi
+                        b1i += gr * xi + gi * xr
+                        xr, xi = coded_re[2, n], coded_im[2, n]
+                        a2r += hr * xr - hi * xi
+                        a2i += hr * xi + hi * xr
+                        b2r += gr * xr - gi * xi
+                        b2i += gr * xi + gi * xr
+                        xr, xi = coded_re[3, n], coded_im[3, n]
+                        a3r += hr * xr - hi * xi
+                        a3i += hr * xi + hi * xr
+                        b3r += gr * xr - gi * xi
+                        b3i += gr * xi + gi * xr
+                    out_re[t, k, m], out_im[t, k, m] = a0r, a0i
+                    out_re[t, c, m], out_im[t, c, m] = a1r, a1i
+                    out_re[t, c + 1, m], out_im[t, c + 1, m] = a2r, a2i
+                    out_re[t, c + 2, m], out_im[t, c + 2, m] = a3r, a3i
+                    out_re[t, k, m + 1], out_im[t, k, m + 1] = b0r, b0i
+                    out_re[t, c, m + 1], out_im[t, c, m + 1] = b1r, b1i
+                    out_re[t, c + 1, m + 1], out_im[t, c + 1, m + 1] = b2r, b2i
+                    out_re[t, c + 2, m + 1], out_im[t, c + 2, m + 1] = b3r, b3i
+            else:
+                for m in range(0, M, 2):
+                    a0r = a0i = b0r = b0i = zero
+                    for n in range(N):
+                        hr, hi, gr, gi = (
+                            channel_re[m, n],
+                            channel_im[m, n],
+                            channel_re[m + 1, n],
+                            channel_im[m + 1, n],
+                        )
+                        xr, xi = coded_re[0, n], coded_im[0, n]
+                        a0r += hr * xr - hi * xi
+                        a0i += hr * xi + hi * xr
+                        b0r += gr * xr - gi * xi
+                        b0i += gr * xi + gi * xr
+                    out_re[t, k, m], out_im[t, k, m] = a0r, a0i
+                    out_re[t, k, m + 1], out_im[t, k, m + 1] = b0r, b0i
+
+
+@_compiled
+def _inner_products(fields, data, C, gram, cross):
+    """Gram matrices [i, j, t] (j <= i, and the K x K block whole) and products with the data [i, t]."""
+    re, im = fields
+    y_re, y_im = data
+    gram_re, gram_im = gram
+    cross_re, cross_im = cross
+    matrices, _, M = re.shape
+    L = y_re.shape[0]
+    for t in range(matrices):
+        for i in range(C):
+            for j in range(i + 1):
+                a = b = 0.0
+                for m in range(M):
+                    a += re[t, i, m] * re[t, j, m] + im[t, i, m] * im[t, j, m]
+                    b += re[t, i, m] * im[t, j, m] - im[t, i, m] * re[t, j, m]
+                gram_re[i, j, t], gram_im[i, j, t] = a, b
+                gram_re[j, i, t], gram_im[j, i, t] = a, -b
+    for t in range(L):
+        f = t if matrices > 1 else 0
+        for i in range(C):
+            a = b = 0.0
+            for m in range(M):
+                a += re[f, i, m] * y_re[t, m] + im[f, i, m] * y_im[t, m]
+                b += re[f, i, m] * y_im[t, m] - im[f, i, m] * y_re[t, m]
+            cross_re[i, t], cross_im[i, t] = a, b
+
+
+@_inlined
+def _statistics(x, K, slopes, system, scratch, stats):
+    """Sufficient statistics at the positions that head ``x``."""
+    panel, link, data = system
+    waves, ray, coded, fields = scratch
+    rows = 4 if slopes else 1
+    for k in range(K):
+        _waves(panel, x, slopes, k, waves, ray)
+    _receive(link, waves, K, rows, coded, fields)
+    _inner_products(fields, data, K * rows, stats[0], stats[1])
+
+
+@_compiled
+def _factor(A_re, A_im, K, failed):
+    """Cholesky factors of Hermitian matrices [K, K, t] in place (lower triangle); flags those without one."""
+    matrices = A_re.shape[2]
+    for j in range(K):
+        for k in range(j):
+            for t in range(matrices):
+                A_re[j, j, t] -= A_re[j, k, t] * A_re[j, k, t] + A_im[j, k, t] * A_im[j, k, t]
+        for t in range(matrices):
+            pivot = A_re[j, j, t]
+            if not pivot > 0:
+                failed[t] = True
+            A_re[j, j, t] = math.sqrt(pivot)
+            A_im[j, j, t] = 0.0
+        for i in range(j + 1, K):
+            for k in range(j):
+                for t in range(matrices):
+                    a, b, c, d = A_re[i, k, t], A_im[i, k, t], A_re[j, k, t], A_im[j, k, t]
+                    A_re[i, j, t] -= a * c + b * d
+                    A_im[i, j, t] -= b * c - a * d
+            for t in range(matrices):
+                inverse = 1 / A_re[j, j, t]
+                A_re[i, j, t] *= inverse
+                A_im[i, j, t] *= inverse
+
+
+@_compiled
+def _forward(E_re, E_im, K, first, B_re, B_im, column):
+    """Solve E b = b in place for one column [K, t], whose entries before ``first`` are zero."""
+    matrices = E_re.shape[2]
+    for i in range(first, K):
+        for j in range(first, i):
+            for t in range(matrices):
+                a, b, c, d = E_re[i, j, t], E_im[i, j, t], B_re[j, column, t], B_im[j, column, t]
+                B_re[i, column, t] -= a * c - b * d
+                B_im[i, column, t] -= a * d + b * c
+        for t in range(matrices):
+            inverse = 1 / E_re[i, i, t]
+            B_re[i, column, t] *= inverse
+            B_im[i, column, t] *= inverse
+
+
+@_compiled
+def _least_squares(K, limits, stats, work, symbols):
+    """Least-squares symbols [K, t] and the energy that they leave; E and the scales stay in ``work``."""
+    (gram_re, gram_im), (cross_re, cross_im), energy = stats
+    (E_re, E_im), scale, _, _, _, _, failed = work
+    s_re, s_im = symbols[0], symbols[1]
+    matrices, L = gram_re.shape[2], energy.shape[0]
+    for k in range(K):
+        for t in range(matrices):
+            norm = gram_re[k, k, t]
+            scale[k, t] = 1 / math.sqrt(norm) if norm > 0 else 0.0
+    for i in range(K):
+        for j in range(i + 1):
+            for t in range(matrices):
+                both = scale[i, t] * scale[j, t]
+                E_re[i, j, t], E_im[i, j, t] = both * gram_re[i, j, t], both * gram_im[i, j, t]
+        for t in range(matrices):
+            E_re[i, i, t] += limits[0] if scale[i, t] > 0 else 1.0
+    _factor(E_re, E_im, K, failed)
+    total = explained = 0.0
+    for t in range(L):
+        f = t if matrices > 1 else 0
+        for i in range(K):
+            a, b = scale[i, f] * cross_re[i, t], scale[i, f] * cross_im[i, t]
+            for j in range(i):
+                a -= E_re[i, j, f] * s_re[j, t] - E_im[i, j, f] * s_im[j, t]
+                b -= E_re[i, j, f] * s_im[j, t] + E_im[i, j, f] * s_re[j, t]
+            s_re[i, t], s_im[i, t] = a / E_re[i, i, f], b / E_re[i, i, f]
+        for i in range(K - 1, -1, -1):
+            a, b = s_re[i, t], s_im[i, t]
+            for j in range(i + 1, K):
+                a -= E_re[j, i, f] * s_re[j, t] + E_im[j, i, f] * s_im[j, t]
+                b -= E_re[j, i, f] * s_im[j, t] - E_im[j, i, f] * s_re[j, t]
+            s_re[i, t], s_im[i, t] = a / E_re[i, i, f], b / E_re[i, i, f]
+        for i in range(K):
+            s_re[i, t] *= scale[i, f]
+            s_im[i, t] *= scale[i, f]
+            explained += cross_re[i, t] * s_re[i, t] + cross_im[i, t] * s_im[i, t]
+        total += energy[t]
+    return max(max(total - explained, total * 1e-15), limits[1])
+
+
+@_compiled
+def _conditional(K, M, limits, stats, work, symbols, gradient, F):
+    """See :func:`rismusic.estimation.likelihood.conditional`."""
+    (gram_re, gram_im), (cross_re, cross_im), energy = stats
+    (E_re, E_im), scale, (Z_re, Z_im), (F_re, F_im), _, _, _ = work
+    s_re, s_im = symbols[0], symbols[1]
+    matrices, L = gram_re.shape[2], energy.shape[0]
+    cost = _least_squares(K, limits, stats, work, symbols)
+    size = L * M
+    factor = size / cost
+    for i in range(K, 4 * K):
+        own = (i - K) // 3
+        total = 0.0
+        for t in range(L):
+            f = t if matrices > 1 else 0
+            a, b = cross_re[i, t], cross_im[i, t]
+            for k in range(K):
+                a -= gram_re[i, k, f] * s_re[k, t] - gram_im[i, k, f] * s_im[k, t]
+                b -= gram_re[i, k, f] * s_im[k, t] + gram_im[i, k, f] * s_re[k, t]
+            total += s_re[own, t] * a + s_im[own, t] * b
+        gradient[i - K] = -2 * total * factor
+        for k in range(K):
+            for t in range(matrices):
+                Z_re[k, i, t], Z_im[k, i, t] = scale[k, t] * gram_re[k, i, t], scale[k, t] * gram_im[k, i, t]
+        _forward(E_re, E_im, K, 0, Z_re, Z_im, i)
+    for i in range(K, 4 * K):
+        own = (i - K) // 3
+        for j in range(K, i + 1):
+            for t in range(matrices):
+                F_re[i, j, t], F_im[i, j, t] = gram_re[i, j, t], gram_im[i, j, t]
+            for k in range(K):
+                for t in range(matrices):
+                    a, b, c, d = Z_re[k, i, t], Z_im[k, i, t], Z_re[k, j, t], Z_im[k, j, t]
+                    F_re[i, j, t] -= a * c + b * d
+                    F_im[i, j, t] -= a * d - b * c
+            other = (j - K) // 3
+            total = 0.0
+            for t in range(L):
+                f = t if matrices > 1 else 0
+                a = s_re[own, t] * s_re[other, t] + s_im[own, t] * s_im[other, t]
+                b = s_re[own, t] * s_im[other, t] - s_im[own, t] * s_re[other, t]
+                total += F_re[i, j, f] * a - F_im[i, j, f] * b
+            F[i - K, j - K] = F[j - K, i - K] = 2 * total * factor
+    return size * math.log(cost)
+
+
+@_compiled
+def _unconditional(K, slopes, M, power, sigma2, ridge, stats, work, symbols, gradient, J):
+    """See :func:`rismusic.estimation.likelihood.unconditional`; NaN where a factor fails."""
+    (gram_re, gram_im), (cross_re, cross_im), energy = stats
+    (E_re, E_im), scale, (Z_re, Z_im), (F_re, F_im), (V_re, V_im), (Q_re, Q_im), failed = work
+    u_re, u_im, v_re, v_im = symbols
+    matrices, L = gram_re.shape[2], energy.shape[0]
+    C, coordinates = (4 * K, 3 * K) if slopes else (K, 0)
+    repeats = L if matrices == 1 else 1
+    size = L * M
+    # E of the inner matrix with a unit diagonal, and V = E^-1 S.
+    for i in range(K):
+        for t in range(matrices):
+            failed[t] = False
+            scale[i, t] = 1 / math.sqrt(power[i] / sigma2 * gram_re[i, i, t] + 1)
+    determinant = 0.0
+    for i in range(K):
+        for j in range(i + 1):
+            root = math.sqrt(power[i] / sigma2) * math.sqrt(power[j] / sigma2)
+            for t in range(matrices):
+                both = root * scale[i, t] * scale[j, t]
+                E_re[i, j, t], E_im[i, j, t] = both * gram_re[i, j, t], both * gram_im[i, j, t]
+        for t in range(matrices):
+            E_re[i, i, t] += scale[i, t] * scale[i, t] + ridge
+    _factor(E_re, E_im, K, failed)
+    for t in range(matrices):
+        if failed[t]:
+            determinant = math.nan
+    for i in range(K):
+        root = math.sqrt(power[i] / sigma2)
+        for t in range(matrices):
+            determinant += 2 * math.log(E_re[i, i, t] / scale[i, t])
+            scale[i, t] *= root
+    for i in range(K):
+        for k in range(K):
+            for t in range(matrices):
+                V_re[k, i, t], V_im[k, i, t] = scale[k, t] if k == i else 0.0, 0.0
+        _forward(E_re, E_im, K, i, V_re, V_im, i)
+    # Z = E^-1 S C^H X and F = X^H X - Z^H Z, the lower triangle and the K x K block.
+    for i in range(C):
+        for k in range(K):
+            for t in range(matrices):
+                Z_re[k, i, t], Z_im[k, i, t] = scale[k, t] * gram_re[k, i, t], scale[k, t] * gram_im[k, i, t]
+        _forward(E_re, E_im, K, 0, Z_re, Z_im, i)
+    for i in range(C):
+        for j in range(i + 1):
+            for t in range(matrices):
+                F_re[i, j, t], F_im[i, j, t] = gram_re[i, j, t], gram_im[i, j, t]
+            for k in range(K):
+                for t in range(matrices):
+                    a, b, c, d = Z_re[k, i, t], Z_im[k, i, t], Z_re[k, j, t], Z_im[k, j, t]
+                    F_re[i, j, t] -= a * c + b * d
+                    F_im[i, j, t] -= a * d - b * c
+            if i < K:
+                for t in range(matrices):
+                    F_re[j, i, t], F_im[j, i, t] = F_re[i, j, t], -F_im[i, j, t]
+    # Q = E^-1 S C^H W C, for products with W W.
+    for i in range(K):
+        for k in range(K):
+            for t in range(matrices):
+                Q_re[k, i, t], Q_im[k, i, t] = scale[k, t] * F_re[k, i, t], scale[k, t] * F_im[k, i, t]
+        _forward(E_re, E_im, K, 0, Q_re, Q_im, i)
+    # Traces of W and W W from those of C T C^H.
+    one = two = 0.0
+    for i in range(K):
+        for j in range(K):
+            for t in range(matrices):
+                a = b = c = d = 0.0
+                for k in range(K):
+                    a += Z_re[k, i, t] * V_re[k, j, t] + Z_im[k, i, t] * V_im[k, j, t]
+                    b += Z_re[k, i, t] * V_im[k, j, t] - Z_im[k, i, t] * V_re[k, j, t]
+                    c += Z_re[k, j, t] * V_re[k, i, t] + Z_im[k, j, t] * V_im[k, i, t]
+                    d += Z_re[k, j, t] * V_im[k, i, t] - Z_im[k, j, t] * V_re[k, i, t]
+                two += a * c - b * d
+                if i == j:
+                    one += a
+    trace = (M * matrices - one) * repeats / sigma2
+    trace2 = (M * matrices - 2 * one + two) * repeats
+    # Snapshots: u = E^-1 S C^H y.
+    for t in range(L):
+        f = t if matrices > 1 else 0
+        for i in range(K):
+            a = b = 0.0
+            for k in range(i + 1):
+                a += V_re[i, k, f] * cross_re[k, t] - V_im[i, k, f] * cross_im[k, t]
+                b += V_re[i, k, f] * cross_im[k, t] + V_im[i, k, f] * cross_re[k, t]
+            u_re[i, t], u_im[i, t] = a, b
+    rest = energy2 = 0.0
+    for t in range(L):
+        rest += energy[t]
+        energy2 += energy[t]
+    explained = 0.0
+    for i in range(K):
+        for t in range(L):
+            explained += u_re[i, t] * u_re[i, t] + u_im[i, t] * u_im[i, t]
+    rest -= explained
+    again = 0.0
+    # v = X^H W y; those of the fields first, which the derivatives meet.
+    for i in range(C):
+        own = i if i < K else (i - K) // 3
+        pull = 0.0
+        for t in range(L):
+            f = t if matrices > 1 else 0
+            a = b = 0.0
+            for k in range(K):
+                a += Z_re[k, i, f] * u_re[k, t] + Z_im[k, i, f] * u_im[k, t]
+                b += Z_re[k, i, f] * u_im[k, t] - Z_im[k, i, f] * u_re[k, t]
+            if i < K:
+                # weights^H C^H C weights, of weights = V^H u.
+                c = d = 0.0
+                for k in range(i, K):
+                    c += V_re[k, i, f] * u_re[k, t] + V_im[k, i, f] * u_im[k, t]
+                    d += V_re[k, i, f] * u_im[k, t] - V_im[k, i, f] * u_re[k, t]
+                again += c * a + d * b
+            a, b = cross_re[i, t] - a, cross_im[i, t] - b
+            if i < K:
+                v_re[i, t], v_im[i, t] = a, b
+            pull += a * v_re[own, t] + b * v_im[own, t]
+        unknown = i - K if i >= K else coordinates + i
+        weight = power[own] if i >= K else power[own] / 2
+        fyx = fyx2 = 0.0
+        for t in range(matrices):
+            fyx += F_re[i, own, t]
+            fyx2 += F_re[i, own, t]
+        for k in range(K):
+            for t in range(matrices):
+                fyx2 -= Z_re[k, i, t] * Q_re[k, own, t] + Z_im[k, i, t] * Q_im[k, own, t]
+        gradient[unknown] = 2 * weight * (repeats * fyx / sigma2 - pull / (sigma2 * sigma2))
+        J[unknown, C] = J[C, unknown] = 2 * repeats * fyx2 * weight / sigma2
+        for j in range(i + 1):
+            other = j if j < K else (j - K) // 3
+            both = 0.0
+            for t in range(matrices):
+                both += F_re[i, other, t] * F_re[j, own, t] - F_im[i, other, t] * F_im[j, own, t]
+                both += F_re[i, j, t] * F_re[own, other, t] + F_im[i, j, t] * F_im[own, other, t]
+            beside = j - K if j >= K else coordinates + j
+            both *= (
+                2 * repeats * (weight / sigma2) * ((power[other] if j >= K else power[other] / 2) / sigma2)
+            )
+            J[unknown, beside] = J[beside, unknown] = both
+    energy2 += again - 2 * explained
+    gradient[C] = sigma2 * trace - energy2 / sigma2
+    J[C, C] = trace2
+    return determinant * repeats + size * math.log(sigma2) + rest / sigma2
+
+
+@_compiled
+def _solve(B, gradient, scale, damping, U, factor, step):
+    """The damped step over the free unknowns (those with a scale), 0 for the others; whether it failed."""
+    for i in range(U):
+        for j in range(i + 1):
+            factor[i, j] = B[i, j] * scale[i] * scale[j]
+        factor[i, i] += damping if scale[i] > 0 else 1.0
+        for j in range(i + 1):
+            total = factor[i, j]
+            for k in range(j):
+                total -= factor[i, k] * factor[j, k]
+            if i > j:
+                factor[i, j] = total / factor[j, j]
+            elif not total > 0:
+                for k in range(U):
+                    step[k] = 0.0
+                return True
+            else:
+                factor[i, i] = math.sqrt(total)
+    for i in range(U):
+        total = scale[i] * gradient[i]
+        for k in range(i):
+            total -= factor[i, k] * step[k]
+        step[i] = total / factor[i, i]
+    for i in range(U - 1, -1, -1):
+        total = step[i]
+        for k in range(i + 1, U):
+            total -= factor[k, i] * step[k]
+        step[i] = total / factor[i, i]
+    for i in range(U):
+        step[i] *= -scale[i]
+    return False
+
+
+@_inlined
+def _minimise(mode, x, lower, upper, steps, tolerance, K, M, rules, system, scratch, stats, work, symbols):
+    """See :func:`rismusic.estimation.levenberg_marquardt.levenberg_marquardt`; ``x`` moves in place."""
+    control, limits = rules
+    first_damping, least_damping, most_damping, no_damping, least_curvature, ridge = control[:6]
+    memory, rough_tolerance, rounding, nearby = control[6:]
+    U = 3 * K if mode == CONDITIONAL else (4 * K + 1 if mode == UNCONDITIONAL else K + 1)
+    first = 3 * K if mode == UNCONDITIONAL else 0
+    # Two of each: at the current point and at the trial.
+    gradients, curvatures = np.empty((2, U)), np.empty((2, U, U))
+    scales, newtons, decrements, values = np.empty((2, U)), np.empty((2, U)), np.empty(2), np.empty(2)
+    F, factor, spare, power = np.empty((U, U)), np.empty((U, U)), np.empty(U), np.empty(K)
+    moves, changes = np.zeros((memory, U)), np.zeros((memory, U))
+    trial, step = np.empty(U), np.zeros(U)
+    for i in range(U):
+        x[i] = min(max(x[i], lower[i]), upper[i])
+    remembered, now, damping = 0, 0, first_damping
+    rough = tolerance >= rough_tolerance
+    for evaluation in range(steps + 1):
+        # Evaluation 0 is the one at the start.
+        new = 1 - now if evaluation else now
+        for i in range(U):
+            trial[i] = min(max(x[i] + step[i], lower[i]), upper[i])
+            step[i] = trial[i] - x[i]
+        foreseen = 0.0
+        if evaluation:
+            for i in range(U):
+                slope = gradients[now, i]
+                for j in range(U):
+                    slope += curvatures[now, i, j] * step[j] / 2
+                foreseen -= slope * step[i]
+        gradient, B, scale, newton = gradients[new], curvatures[new], scales[new], newtons[new]
+        if mode != POWERS:
+            _statistics(trial, K, True, system, scratch, stats)
+        if mode == CONDITIONAL:
+            values[new] = _conditional(K, M, limits, stats, work, symbols, gradient, F)
+        else:
+            for k in range(K):
+                power[k] = math.exp(trial[first + k])
+            values[new] = _unconditional(
+                K,
+                first > 0,
+                M,
+                power,
+                math.exp(trial[first + K]),
+                limits[0],
+                stats,
+                work,
+                symbols,
+                gradient,
+                F,
+            )
+        if evaluation and not rough:
+            if remembered == memory:
+                for h in range(memory - 1):
+                    for i in range(U):
+                        moves[h, i], changes[h, i] = moves[h + 1, i], changes[h + 1, i]
+            else:
+                remembered += 1
+            for i in range(U):
+                moves[remembered - 1, i] = step[i]
+                changes[remembered - 1, i] = gradient[i] - gradients[now, i]
+        # Curvature B with its updates.
+        for i in range(U):
+            for j in range(U):
+                B[i, j] = F[i, j]
+        for h in range(remembered):
+            sBs = ys = 0.0
+            for i in range(U):
+                total = 0.0
+                for j in range(U):
+                    total += B[i, j] * moves[h, j]
+                spare[i] = total
+                sBs += moves[h, i] * total
+                ys += changes[h, i] * moves[h, i]
+            if sBs > 0 and ys > least_curvature * sBs:
+                for i in range(U):
+                    for j in range(U):
+                        B[i, j] += changes[h, i] * changes[h, j] / ys - spare[i] * spare[j] / sBs
+        # The undamped step over the free unknowns, and its decrement.
+        for i in range(U):
+            held = (trial[i] <= lower[i] and gradient[i] >= 0) or (trial[i] >= upper[i] and gradient[i] <= 0)
+            scale[i] = 1 / math.sqrt(max(B[i, i], _TINY)) if not held and B[i, i] > 0 else 0.0
+        if _solve(B, gradient, scale, ridge, U, factor, newton):
+            decrements[new] = math.inf
+        else:
+            square = 0.0
+            for i in range(U):
+                for j in range(U):
+                    square += newton[i] * F[i, j] * newton[j]
+            decrements[new] = math.sqrt(max(square, 0.0))
+        if remembered and decrements[new] <= tolerance:
+            # A curvature met far from here may make B too large, and its decrement too small.
+            _solve(F, gradient, scale, ridge, U, factor, spare)
+            square = 0.0
+            for i in range(U):
+                square -= gradient[i] * spare[i]
+            decrements[new] = max(decrements[new], math.sqrt(max(square, 0.0)))
+        if evaluation:
+            gain = values[now] - values[new]
+            near = decrements[now] <= nearby * tolerance and decrements[new] < decrements[now]
+            near = near and gain > -rounding * (1 + abs(values[now]))
+            better = gain > 0 or near  # false for NaN
+            if near or (better and gain > 0.5 * foreseen):
+                damping /= 8
+            elif not better:
+                damping *= 6
+            damping = max(damping, least_damping)
+            if better:
+                now = new
+                for i in range(U):
+                    x[i] = trial[i]
+            elif remembered:
+                # A refused step tells of a place where the minimum is not.
+                for i in range(U):
+                    moves[remembered - 1, i] = 0.0
+        if decrements[now] <= tolerance:
+            # The last step counts as taken where the box does not cut it. After a rough fit it would be a
+            # long one.
+            inside, gain = True, 0.0
+            for i in range(U):
+                step[i] = 0.0 if rough else newtons[now, i]
+                inside = inside and x[i] + step[i] >= lower[i] and x[i] + step[i] <= upper[i]
+                gain -= gradients[now, i] * step[i] / 2
+            if inside:
+                for i in range(U):
+                    x[i] += step[i]
+                return values[now] - gain, True
+        if damping > most_damping:
+            break
+        if damping < no_damping:
+            for i in range(U):
+                step[i] = newtons[now, i]
+        else:
+            _solve(curvatures[now], gradients[now], scales[now], damping, U, factor, step)
+    return values[now], False
+
+
+@_inlined
+def _power_noise_limits(K, M, noise, limits, stats, work, symbols, start, lower, upper):
+    """See :func:`rismusic.estimation.maximum_likelihood.power_noise_limits`. Returns the total energy."""
+    gram_re, energies = stats[0][0], stats[2]
+    matrices, L = gram_re.shape[2], energies.shape[0]
+    total = 0.0
+    for t in range(L):
+        total += energies[t]
+    energy = total / L if total > 0 else 1.0
+    cost = _least_squares(K, limits, stats, work, symbols)
+    for k in range(K):
+        norm = power = 0.0
+        for t in range(matrices):
+            norm += gram_re[k, k, t]
+        for t in range(L):
+            power += symbols[0][k, t] ** 2 + symbols[1][k, t] ** 2
+        norm, power = norm / matrices, power / L
+        most = energy / norm if norm > 0 else energy
+        lower[k], upper[k] = math.log(most * limits[2]), math.log(most * limits[3])
+        start[k] = math.log(min(max(power, limits[2] * most), most))
+    if noise > 0:
+        start[K] = lower[K] = upper[K] = math.log(noise)
+    else:
+        least, most = energy / M * limits[4], energy / M * limits[5]
+        lower[K], upper[K] = math.log(least), math.log(most)
+        start[K] = math.log(min(max(cost / (L * (M - K) - 1.5 * K), least), most))
+    return total
+
+
+@_inlined
+def _prepare(recording, panel_form, s, C):
+    """Panel, link and data of a scene as real arrays, work arrays for C fields, and the energies |y_l|^2."""
+    snapshots, channels, codes, elements, _, unit = recording
+    L, M, N = snapshots.shape[1], snapshots.shape[2], elements.shape[1]
+    # Real rows are padded with zeros to whole vectors, outputs to an even number.
+    width, outputs = (N + _VECTOR - 1) // _VECTOR * _VECTOR, M + M % 2
+    matrices = codes.shape[1] if codes.shape[0] else 1
+    h = min(s, channels.shape[0] - 1)
+    channel_re = np.zeros((outputs if channels.shape[0] else 0, width), unit.dtype)
+    channel_im = np.zeros_like(channel_re)
+    for m in range(M if channels.shape[0] else 0):
+        for n in range(N):
+            channel_re[m, n], channel_im[m, n] = channels[h, m, n].real, channels[h, m, n].imag
+    h = min(s, codes.shape[0] - 1)
+    codes_re = np.zeros((matrices if codes.shape[0] else 0, width), unit.dtype)
+    codes_im = np.zeros_like(codes_re)
+    for t in range(codes_re.shape[0]):
+        for n in range(N):
+            codes_re[t, n], codes_im[t, n] = codes[h, t, n].real, codes[h, t, n].imag
+    energy, y_re, y_im = np.zeros(L), np.zeros((L, outputs)), np.zeros((L, outputs))
+    for t in range(L):
+        for m in range(M):
+            y_re[t, m], y_im[t, m] = snapshots[s, t, m].real, snapshots[s, t, m].imag
+            energy[t] += y_re[t, m] ** 2 + y_im[t, m] ** 2
+    h = min(s, elements.shape[0] - 1)
+    places = np.empty((3, N))
+    for n in range(N):
+        for i in range(3):
+            places[i, n] = elements[h, n, i]
+    system = (
+        (places, panel_form[0], panel_form[1], panel_form[2]),
+        (channel_re, channel_im, codes_re, codes_im),
+        (y_re, y_im),
+    )
+    scratch = (
+        (np.zeros((C, width), unit.dtype), np.zeros((C, width), unit.dtype)),
+        np.empty((12, N)),
+        (np.zeros((4, width), unit.dtype), np.zeros((4, width), unit.dtype)),
+        (np.zeros((matrices, C, outputs)), np.zeros((matrices, C, outputs))),
+    )
+    return system, scratch, energy
+
+
+def _fit(first, last, mode, recording, panel_form, problems, box, rules, options, initial, out):
+    """Fit the problems ``first`` to ``last`` - 1; see :func:`fit`."""
+    snapshots, _, codes, _, noise_variance, _ = recording
+    scenes, positions, active = problems
+    limits = rules[1]
+    steps, tolerance, power_steps, power_tolerance = options
+    start_power, start_noise = initial
+    out_positions, out_power, out_noise, out_value, out_converged = out
+    L, M = snapshots.shape[1], snapshots.shape[2]
+    matrices = codes.shape[1] if codes.shape[0] else 1
+    for p in range(first, last):
+        s = scenes[p]
+        K = 0
+        for k in range(active.shape[1]):
+            K += active[p, k]
+        which = np.empty(K, np.int64)
+        K = 0
+        for k in range(active.shape[1]):
+            if active[p, k]:
+                which[K] = k
+                K += 1
+        C = K if mode == POWERS else 4 * K
+        system, scratch, energy = _prepare(recording, panel_form, s, C)
+        stats = (
+            (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
+            (np.empty((C, L)), np.empty((C, L))),
+            energy,
+        )
+        work = (
+            (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
+            np.empty((K, matrices)),
+            (np.empty((K, C, matrices)), np.empty((K, C, matrices))),
+            (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
+            (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
+            (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
+            np.zeros(matrices, np.bool_),
+        )
+        symbols = (np.empty((K, L)), np.empty((K, L)), np.empty((K, L)), np.empty((K, L)))
+        coordinates = 3 * K
+        x, lower, upper = np.empty(4 * K + 1), np.empty(4 * K + 1), np.empty(4 * K + 1)
+        for k in range(K):
+            for i in range(3):
+                x[3 * k + i] = positions[p, which[k], i]
+                lower[3 * k + i], upper[3 * k + i] = box[0, i], box[1, i]
+                if mode != POWERS:
+                    x[3 * k + i] = min(max(x[3 * k + i], box[0, i]), box[1, i])
+        value, converged, total = 0.0, True, 1.0
+        if mode != CONDITIONAL:
+            _statistics(x, K, False, system, scratch, stats)
+            noise = noise_variance[s] if noise_variance.shape[0] else 0.0
+            rest = slice(coordinates, 4 * K + 1)
+            total = _power_noise_limits(
+                K, M, noise, limits, stats, work, symbols, x[rest], lower[rest], upper[rest]
+            )
+            if start_power.shape[0]:
+                for k in range(K):
+                    x[coordinates + k] = math.log(max(start_power[p, which[k]], _TINY))
+                x[4 * K] = math.log(start_noise[p])
+        # Powers and noise variance first, where that is wanted; then everything.
+        for stage in range(2):
+            stage_mode, at, stage_steps, stage_tolerance = POWERS, coordinates, power_steps, power_tolerance
+            if stage:
+                stage_mode, at, stage_steps, stage_tolerance = mode, 0, steps, tolerance
+            if (stage and mode == POWERS) or (stage == 0 and power_steps < 0):
+                continue
+            value, converged = _minimise(
+                stage_mode,
+                x[at:],
+                lower[at:],
+                upper[at:],
+                stage_steps,
+                stage_tolerance,
+                K,
+                M,
+                rules,
+                system,
+                scratch,
+                stats,
+                work,
+                symbols,
+            )
+            if stage == 0 and not total > 0:
+                for k in range(K):
+                    x[coordinates + k] = math.log(_TINY)
+        for k in range(active.shape[1]):
+            out_power[p, k] = 0.0
+            for i in range(3):
+                out_positions[p, k, i] = positions[p, k, i]
+        for k in range(K):
+            for i in range(3):
+                out_positions[p, which[k], i] = x[3 * k + i]
+            if mode != CONDITIONAL and (mode != POWERS or total > 0):
+                out_power[p, which[k]] = math.exp(x[coordinates + k])
+        out_noise[p] = math.exp(x[4 * K]) if mode != CONDITIONAL else 0.0
+        out_value[p], out_converged[p] = value, converged
+
+
+def _gains(first, last, recording, panel_form, problems, fields, rules, out):
+    """What a source at each candidate is worth to the problems ``first`` to ``last`` - 1; see :func:`gains`.
+
+    With E and S as above, the products with the basis Q of the sources are :math:`Q^H g = E^{-1} S C^H g`.
+    """
+    scenes, positions, active, powers, noise_variance = problems
+    floor, coincide, steps = rules
+    L, M = recording[0].shape[1], recording[0].shape[2]
+    matrices, C = fields.shape[1], fields.shape[4]
+    known = noise_variance.shape[0] > 0
+    for p in range(first, last):
+        s, K = scenes[p], 0
+        for k in range(active.shape[1]):
+            K += active[p, k]
+        x, power = np.empty(3 * K), np.ones(K)
+        K = 0
+        for k in range(active.shape[1]):
+            if active[p, k]:
+                for i in range(3):
+                    x[3 * K + i] = positions[p, k, i]
+                if known:
+                    power[K] = powers[p, k]
+                K += 1
+        noise = noise_variance[p] if known else 0.0
+        system, scratch, _ = _prepare(recording, panel_form, s, K)
+        f_re, f_im = scratch[3]
+        y_re, y_im = system[2]
+        for k in range(K):
+            _waves(system[0], x, False, k, scratch[0], scratch[1])
+        _receive(system[1], scratch[0], K, 1, scratch[2], scratch[3])
+        E_re, E_im, scale = np.empty((K, K)), np.empty((K, K)), np.empty(K)
+        q_re, q_im = np.empty((K, C)), np.empty((K, C))
+        u_re, u_im = np.empty(K), np.empty(K)
+        energy, left, pull = np.empty(C), np.empty((matrices, C)), np.empty((L, C))
+        a_re, a_im = np.empty(C), np.empty(C)
+        for t in range(L):
+            f = t if matrices > 1 else 0
+            if matrices > 1 or t == 0:
+                # Cholesky factor of the fields' Gram matrix, plus the noise where powers are known.
+                for i in range(K):
+                    norm = noise
+                    for m in range(M):
+                        norm += power[i] * (f_re[f, i, m] ** 2 + f_im[f, i, m] ** 2)
+                    scale[i] = 1 / math.sqrt(norm) if norm > 0 else 0.0
+                for i in range(K):
+                    for j in range(i + 1):
+                        re = im = 0.0
+                        for m in range(M):
+                            re += f_re[f, i, m] * f_re[f, j, m] + f_im[f, i, m] * f_im[f, j, m]
+                            im += f_re[f, i, m] * f_im[f, j, m] - f_im[f, i, m] * f_re[f, j, m]
+                        both = scale[i] * scale[j] * math.sqrt(power[i] * power[j])
+                        re, im = re * both, im * both
+                        if i == j:
+                            re += noise * scale[i] * scale[i]
+                        for k in range(j):
+                            re -= E_re[i, k] * E_re[j, k] + E_im[i, k] * E_im[j, k]
+                            im -= E_im[i, k] * E_re[j, k] - E_re[i, k] * E_im[j, k]
+                        if i == j:
+                            # Columns in the span of others are rounding errors.
+                            E_re[i, i], E_im[i, i] = math.sqrt(re) if re > coincide else math.inf, 0.0
+                        else:
+                            E_re[i, j], E_im[i, j] = re / E_re[j, j], im / E_re[j, j]
+                # Q^H g of all candidates, and |g|^2 - |Q^H g|^2.
+                for c in range(C):
+                    energy[c] = 0.0
+                for m in range(M):
+                    for c in range(C):
+                        energy[c] += fields[s, f, m, 0, c] ** 2 + fields[s, f, m, 1, c] ** 2
+                for c in range(C):
+                    left[f, c] = energy[c]
+                for i in range(K):
+                    root = scale[i] * math.sqrt(power[i])
+                    for c in range(C):
+                        q_re[i, c], q_im[i, c] = 0.0, 0.0
+                    for m in range(M):
+                        a, b = root * f_re[f, i, m], root * f_im[f, i, m]
+                        for c in range(C):
+                            q_re[i, c] += a * fields[s, f, m, 0, c] + b * fields[s, f, m, 1, c]
+                            q_im[i, c] += a * fields[s, f, m, 1, c] - b * fields[s, f, m, 0, c]
+                    for j in range(i):
+                        a, b = E_re[i, j], E_im[i, j]
+                        for c in range(C):
+                            q_re[i, c] -= a * q_re[j, c] - b * q_im[j, c]
+                            q_im[i, c] -= a * q_im[j, c] + b * q_re[j, c]
+                    inverse = 1 / E_re[i, i]
+                    for c in range(C):
+                        q_re[i, c] *= inverse
+                        q_im[i, c] *= inverse
+                        left[f, c] -= q_re[i, c] ** 2 + q_im[i, c] ** 2
+                for c in range(C):
+                    left[f, c] = max(left[f, c], floor * energy[c])
+            # The data's share of the basis, u = Q^H y, and x^H g = y^H g - u^H Q^H g.
+            for c in range(C):
+                a_re[c], a_im[c] = 0.0, 0.0
+            for m in range(M):
+                a, b = y_re[t, m], y_im[t, m]
+                for c in range(C):
+                    a_re[c] += a * fields[s, f, m, 0, c] + b * fields[s, f, m, 1, c]
+                    a_im[c] += a * fields[s, f, m, 1, c] - b * fields[s, f, m, 0, c]
+            for i in range(K):
+                root = scale[i] * math.sqrt(power[i])
+                re = im = 0.0
+                for m in range(M):
+                    re += f_re[f, i, m] * y_re[t, m] + f_im[f, i, m] * y_im[t, m]
+                    im += f_re[f, i, m] * y_im[t, m] - f_im[f, i, m] * y_re[t, m]
+                re, im = re * root, im * root
+                for j in range(i):
+                    re -= E_re[i, j] * u_re[j] - E_im[i, j] * u_im[j]
+                    im -= E_re[i, j] * u_im[j] + E_im[i, j] * u_re[j]
+                u_re[i], u_im[i] = re / E_re[i, i], im / E_re[i, i]
+                for c in range(C):
+                    a_re[c] -= u_re[i] * q_re[i, c] + u_im[i] * q_im[i, c]
+                    a_im[c] -= u_re[i] * q_im[i, c] - u_im[i] * q_re[i, c]
+            for c in range(C):
+                pull[t, c] = a_re[c] ** 2 + a_im[c] ** 2
+        # See :func:`rismusic.estimation.search._worth`.
+        for c in range(C):
+            out[p, c] = 0.0
+        if not known:
+            for t in range(L):
+                f = t if matrices > 1 else 0
+                for c in range(C):
+                    out[p, c] += pull[t, c] / left[f, c]
+            continue
+        for c in range(C):
+            gamma, value = 0.0, 0.0
+            top = bottom = 0.0
+            for t in range(L):
+                a, b = left[t if matrices > 1 else 0, c], pull[t, c] / noise
+                top += b - a
+                bottom += a * a
+            gamma = max(top / bottom, 0.0)
+            for _ in range(steps):
+                top = bottom = 0.0
+                for t in range(L):
+                    a, b = left[t if matrices > 1 else 0, c], pull[t, c] / noise
+                    damped = 1 / (1 + gamma * a)
+                    top += (b * damped - a) * damped
+                    bottom += (a * damped) ** 2
+                gamma = max(gamma + top / bottom, 0.0)
+            for t in range(L):
+                a, b = gamma * left[t if matrices > 1 else 0, c], pull[t, c] / noise
+                value += gamma * b / (1 + a) - math.log1p(a)
+            out[p, c] = value
+
+
+@lru_cache
+def _entry(function: Callable[..., None], cached: bool) -> Callable[..., None]:
+    """A compiled function to call from Python, kept on disk if a folder for it can be written."""
+    function = inspect.unwrap(function)
+    try:
+        return numba.njit(function, **_SETTINGS, cache=cached)
+    except RuntimeError:  # no such folder
+        return numba.njit(function, **_SETTINGS)
+
+
+def _call(function: Callable[..., None], count: int, arguments: tuple[object, ...]) -> None:
+    """Call a compiled ``function(first, last, *arguments)`` for ``count`` problems, in threads."""
+    try:
+        _in_threads(_entry(function, True), count, torch.get_num_threads(), arguments)
+    except OSError as error:  # the compiled code could not be kept: a full disk, or a folder that is gone
+        _LOG.info("compiled fits are not kept on disk: %s", error)
+        _in_threads(_entry(function, False), count, torch.get_num_threads(), arguments)
+
+
+def applies(recording: Recording) -> bool:
+    """Whether the compiled fits cover a recording: one carrier, unknown symbols, no weights, on the CPU."""
+    link = recording.link
+    parts = (recording.snapshots, recording.channel, recording.codes, recording.elements)
+    return (
+        all(part is None or (part.device.type == "cpu" and not part.requires_grad) for part in parts)
+        and recording.frequencies is None
+        and recording.sample_weights is None
+        and link.pilots is None
+        and link.weights is None
+        and not (link.coherent and link.channel is None)
+    )
+
+
+def fit_positions(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    volume: Volume,
+    criterion: str,
+    options: FitOptions,
+    powers: FitOptions,
+    power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None,
+) -> tuple[
+    Float[Tensor, "S K 3"], Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"], Bool[Tensor, "S"]
+]:
+    """Fit positions; see :func:`rismusic.estimation.maximum_likelihood.refine`.
+
+    Args:
+        recording: S scenes, of a kind that :func:`applies` accepts.
+        positions: azimuth, elevation, 1/range of the start.
+        active: which entries hold a source.
+        volume: limits of the positions.
+        criterion: ``conditional`` or ``unconditional``.
+        options: when the fit stops.
+        powers: when the fit of powers and noise variance before it stops.
+        power_noise: initial powers and noise variance of the unconditional likelihood.
+
+    Returns:
+        Positions, powers and noise variances (0 under the conditional likelihood), values in nats, and
+        whether the fits converged.
+    """
+    first = None
+    if criterion == "unconditional" and power_noise is None and options.powers_first:
+        first = powers
+    mode = UNCONDITIONAL if criterion == "unconditional" else CONDITIONAL
+    return _run(mode, recording, positions, active, volume.box, options, first, power_noise)
+
+
+def fit_powers(
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"], options: FitOptions
+) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
+    """Powers (0 without a source), noise variances and values (nats) at given positions."""
+    return _run(POWERS, recording, positions, active, _NO_BOX, options, options)[1:4]
+
+
+def fit_powers_without_each(
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"], options: FitOptions
+) -> Float[Tensor, "S K"]:
+    """Values (nats) at the best powers and noise variance, without each source in turn."""
+    S, K = active.shape
+    there = (active[:, None] & ~torch.eye(K, dtype=torch.bool)).flatten(0, 1)
+    scenes = np.arange(S).repeat(K)
+    x = positions.repeat_interleave(K, dim=0)
+    return _run(POWERS, recording, x, there, _NO_BOX, options, options, scenes=scenes)[3].view(S, K)
+
+
+def _rules() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Constants of the torch form: arguments, since the code on disk would outlive a change of constants."""
+    control = (
+        *(lm._FIRST_DAMPING, lm._LEAST_DAMPING, lm._MOST_DAMPING, lm._NO_DAMPING, lm._LEAST_CURVATURE),
+        *(lm._RIDGE, lm._MEMORY, lm._ROUGH, lm._ROUNDING, lm._NEAR),
+    )
+    powers, noise = maximum_likelihood._POWER, maximum_likelihood._NOISE
+    return control, (likelihood._RIDGE, likelihood._SMALLEST_COST, *powers, *noise)
+
+
+def gains(
+    recording: Recording,
+    fields: Float[Tensor, "S G M 2 C"],
+    scenes: Int64[Tensor, "P"],
+    positions: Float[Tensor, "P K 3"],
+    active: Bool[Tensor, "P K"],
+    power_noise: tuple[Float[Tensor, "P K"], Float[Tensor, "P"]] | None,
+) -> Float[Tensor, "P C"]:
+    """What a source at each candidate is worth to P problems beside the sources that are there.
+
+    :func:`rismusic.estimation.search.likelihood_gain` of the residual is the torch form.
+
+    Args:
+        recording: S scenes, of a kind that :func:`applies` accepts.
+        fields: real and imaginary parts of the candidates' fields at the receiver.
+        scenes: scene of each problem.
+        positions: azimuth, elevation, 1/range of the sources.
+        active: which entries hold a source.
+        power_noise: powers and noise variance, for the unconditional likelihood.
+    """
+    data, form = _recorded(recording)
+    power, noise = (None, None) if power_noise is None else power_noise
+    problems = (
+        *(scenes.numpy(), _numbers(positions, 3, torch.float64), _numbers(active, 2, torch.bool)),
+        *(_numbers(power, 2, torch.float64), _numbers(noise, 1, torch.float64)),
+    )
+    rules = (search._FLOOR, search._COINCIDENT**2 if power_noise is None else 0.0, search._STEPS)
+    out = np.empty((len(active), fields.shape[-1]))
+    arguments = (data, form, problems, fields.numpy(), rules, out)
+    _call(_gains, len(active), arguments)
+    return torch.from_numpy(out)
+
+
+def _recorded(recording: Recording) -> tuple[tuple[npt.NDArray[Any], ...], tuple[float, int, float]]:
+    """A recording as arrays (the last one tells the precision of fields), and the form of the wave."""
+    link, y = recording.link, recording.snapshots
+    channel, codes = link.channel, link.codes
+    if link.coherent:
+        channel, codes = link.dense().squeeze(-3), None
+    data = (
+        _numbers(y, 3, y.dtype),
+        _numbers(channel, 3, y.dtype),
+        _numbers(codes, 3, y.dtype),
+        _numbers(recording.elements, 3, torch.float64),
+        _numbers(recording.noise_variance, 1, torch.float64),
+        np.zeros(1, np.float32 if y.dtype == torch.complex64 else np.float64),
+    )
+    panel = recording.panel
+    return data, (float(panel.wavenumber), WAVES.index(panel.wave), float(panel.pattern_exponent))
+
+
+def _numbers(value: Tensor | None, axes: int, dtype: torch.dtype) -> npt.NDArray[Any]:
+    """A contiguous array with this number of axes; an empty one for ``None``."""
+    if value is None:
+        return torch.empty((0,) * axes, dtype=dtype).numpy()
+    value = value if value.ndim == axes else value[None]
+    return value.detach().to(dtype).resolve_conj().resolve_neg().contiguous().numpy()
+
+
+def _run(
+    mode: int,
+    recording: Recording,
+    positions: Tensor,
+    active: Tensor,
+    box: tuple[tuple[float, ...], tuple[float, ...]],
+    options: FitOptions,
+    powers: FitOptions | None,
+    power_noise: tuple[Tensor, Tensor] | None = None,
+    scenes: npt.NDArray[Any] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Fit P problems, each in the scene that ``scenes`` names (by default the one of its number)."""
+    data, form = _recorded(recording)
+    real, (P, K) = torch.float64, active.shape
+    index = np.arange(P) if scenes is None else scenes
+    problems = (index, _numbers(positions, 3, real), _numbers(active, 2, torch.bool))
+    power_steps = (-1, 0.0) if powers is None else (powers.steps, float(powers.tolerance))
+    steps = (options.steps, float(options.tolerance), *power_steps)
+    power, noise = (None, None) if power_noise is None else power_noise
+    out = (np.empty((P, K, 3)), np.zeros((P, K)), np.zeros(P), np.empty(P), np.empty(P, np.bool_))
+    arguments = (
+        *(mode, data, form, problems, np.array(box, dtype=np.float64), _rules(), steps),
+        *((_numbers(power, 2, real), _numbers(noise, 1, real)), out),
+    )
+    _call(_fit, P, arguments)
+    end, power, noise, value, converged = (torch.from_numpy(part) for part in out)
+    return end, power, noise, value, converged
+
+
+def _in_threads(
+    function: Callable[..., None], count: int, threads: int, arguments: tuple[object, ...]
+) -> None:
+    """Call ``function(first, last, *arguments)`` for parts of ``count`` problems, in threads."""
+    if threads <= 1 or count < _LEAST_PARTED:
+        function(0, count, *arguments)
+        return
+    step = math.ceil(count / (_PARTS * threads))
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [
+            pool.submit(function, first, min(first + step, count), *arguments)
+            for first in range(0, count, step)
+        ]
+        for part in parts:
+            part.result()

@@ -1,0 +1,579 @@
+"""``rismusic.locate_room``: sources that several panels of one room receive, located together.
+
+1. Each panel locates the sources by itself, with the estimator of the settings.
+2. Candidates for places in the room are the sources of each panel, the means of two sources of different
+   panels whose error ellipsoids meet, and clusters: the assignment of all panels' sources to each other that
+   is the most consistent one.
+3. Sources are added one after the other, each time the candidate of the greatest joint likelihood, and all
+   of them are fitted to all panels together (:mod:`rismusic.estimation.room_fit`).
+4. If their number is not known, the evidence of the joint fits decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from rismusic.crb import check_same_room
+from rismusic.devices import blocks, device_of
+from rismusic.errors import InputError
+from rismusic.estimation.classical import ClassicalEstimator
+from rismusic.estimation.estimate import Estimate, NSources, join_estimates, received_db
+from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
+from rismusic.estimation.grid import Volume
+from rismusic.estimation.maximum_likelihood import ROUGH, refine
+from rismusic.estimation.noise import check_fit, most_sources
+from rismusic.estimation.room_fit import (
+    RoomFit,
+    RoomSolution,
+    View,
+    add_source,
+    complete,
+    fit_nothing,
+    refine_places,
+)
+from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
+from rismusic.hybrid import BLOCK_SCENES
+from rismusic.io import Recording
+from rismusic.registry import ESTIMATORS
+from rismusic.renames import renamed_argument
+from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
+from rismusic.sources import Sources
+from rismusic.spec import LocateSpec
+from rismusic.units import from_db, to_db
+
+# Squared Mahalanobis distance up to which two sources of different panels may be the same.
+_SAME_SOURCE = 100.0
+# The search for the number of sources stops after this many additional sources in a row without a gain.
+_PATIENCE = 2
+# Half-space in front of a panel, for fits of one panel by itself.
+_FRONT = Volume(math.pi / 2 - 1e-6, math.pi / 2 - 1e-6, 1e-3, 1e9)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class RoomEstimate(Estimate):
+    """Sources of S scenes, located by several panels of one room together.
+
+    It is an :class:`Estimate` in the frame of the first panel, whose pose it has: ``position_room`` and
+    ``position_covariance_room`` are the places in the room. A source behind the first panel has an azimuth
+    beyond 90 degrees. ``snr_db`` is the sum over the panels, ``neg_log_likelihood`` too, and ``p_value``
+    combines those of the panels by Fisher's method. The noise variance is that of the first panel.
+
+    Args:
+        panels: the same sources as each panel sees them, in its own frame, with their power there; NaN where
+            the panel does not see a source. The error bars are those of all panels together.
+        agreement_p_value: [S] probability of places that differ as much between the panels, if the poses are
+            right and all recordings are of the same sources.
+    """
+
+    panels: tuple[Estimate, ...]
+    agreement_p_value: Float[Tensor, "_"]
+
+    def __getitem__(self, scenes: int | slice | Tensor) -> RoomEstimate:
+        """The estimate of some scenes. An int gives one scene, which keeps its leading axis: S = 1."""
+        made = super().__getitem__(scenes)
+        assert isinstance(made, RoomEstimate)
+        return replace(made, panels=tuple(panel[scenes] for panel in self.panels))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> RoomEstimate:
+        made = super()._each(change)
+        assert isinstance(made, RoomEstimate)
+        panels = tuple(panel._each(change) for panel in self.panels)
+        return replace(made, panels=panels, agreement_p_value=change(self.agreement_p_value))
+
+
+def locate_room(
+    recordings: Sequence[Recording],
+    *,
+    n_sources: Int64[Tensor, "S"] | int | str | None = None,
+    spec: LocateSpec | None = None,
+    device: torch.device | str | None = None,
+    **settings: object,
+) -> RoomEstimate:
+    """Locate sources that several panels of one room receive, by the sum of their likelihoods.
+
+    Places are common to all panels. Powers, noise and symbols are those of each panel; no phase coherence
+    between panels is assumed. A source behind a planar panel contributes nothing there.
+
+    Args:
+        recordings: of P panels, each with its pose; scene i of all of them is of the same sources. The first
+            gives the frame of the estimate.
+        n_sources: number of sources K that the panels see together: one for all scenes, one per scene [S], or
+            ``auto``. By default ``spec.sources``.
+        spec: method, search volume and so on of each panel.
+        device: where to compute, such as ``"cuda"``; the recordings' device if none.
+        settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
+
+    Returns:
+        Positions with error bars, in float64 and on the first recording's device.
+
+    Raises:
+        InputError: a pose is missing or not a rotation, the recordings have different numbers of scenes, or
+            a setting is not available for several panels; otherwise as :func:`rismusic.locate`.
+
+    Example:
+        >>> locate_room([recording_of_wall, recording_of_ceiling], n_sources=2).position_room
+    """
+    for name in settings:
+        if (changed := renamed_argument("locate", name)) is not None:
+            raise InputError(name, changed)
+    if isinstance(n_sources, (int, str)):
+        settings["sources"] = n_sources
+    chosen = _checked((spec or LocateSpec()).replace(**settings))
+    recordings = list(recordings)
+    check_same_room(recordings)
+    piloted = [recording.pilots is not None for recording in recordings]
+    if any(piloted) != all(piloted):
+        raise InputError(
+            f"recordings[{piloted.index(False)}].pilots",
+            "missing: either all panels know the pilots of the sources, or none",
+        )
+    home = recordings[0].snapshots.device
+    if device is not None:
+        recordings = [recording.to(device_of(device)) for recording in recordings]
+    recordings = [with_signal_model(recording, chosen) for recording in recordings]
+    for number, recording in enumerate(recordings):
+        if recording.symbols == "correlated":
+            raise InputError(
+                f"recordings[{number}].symbols",
+                "must not be correlated where several panels are fused; use independent",
+            )
+    own = chosen.replace(wave="recorded", symbols="recorded")
+    count: Tensor | None = None
+    if isinstance(n_sources, Tensor):
+        count = n_sources.to(recordings[0].snapshots.device)
+    elif isinstance(chosen.sources, int):
+        count = torch.full((len(recordings[0]),), chosen.sources, device=recordings[0].snapshots.device)
+    if count is not None:
+        for number, recording in enumerate(recordings):
+            try:
+                check_fit(recording.stacked(), count)
+            except InputError as error:
+                raise InputError(f"recordings[{number}].{error.field}", error.problem) from None
+    parts = []
+    for start in range(0, len(recordings[0]), BLOCK_SCENES):
+        block = slice(start, start + BLOCK_SCENES)
+        parts += _located(
+            [recording[block] for recording in recordings], None if count is None else count[block], own
+        )
+    estimate = _joined(parts, chosen).detached()
+    assert isinstance(estimate, RoomEstimate)
+    moved = estimate if device is None else estimate.to(home)
+    assert isinstance(moved, RoomEstimate)
+    return moved
+
+
+def _checked(spec: LocateSpec) -> LocateSpec:
+    """The settings, if several panels can be fused with them."""
+    if spec.allowed_error > 0:
+        raise InputError(
+            "panel_error", f"must be 0 where several panels are fused; got {spec.allowed_error:g}"
+        )
+    if len(spec.unknowns) < 3:
+        raise InputError(
+            "unknowns",
+            "must be azimuth, elevation and range where several panels are fused: the unknowns "
+            "are the places in the room",
+        )
+    if spec.noise == "impulsive":
+        raise InputError("noise", "must not be impulsive where several panels are fused")
+    if math.isinf(spec.range_max_m):
+        raise InputError(
+            "range_max_m", "must be finite where several panels are fused: places in the room are"
+        )
+    return spec.replace(panel_error=0.0)
+
+
+@torch.inference_mode()
+def _located(
+    recordings: list[Recording], count: Int64[Tensor, "S"] | None, spec: LocateSpec
+) -> list[RoomEstimate]:
+    """Estimates of blocks of scenes."""
+    made, alone = [], []
+    for recording in recordings:
+        known: NSources = "auto" if count is None else count
+        own = for_geometry(spec, recording.panel)
+        make = ESTIMATORS.get(own.method) if own.method in ESTIMATORS else ClassicalEstimator
+        by_panel = make(own)(recording, known)
+        if spec.noise == "per_output":
+            recording = with_output_noise(recording, by_panel.sources)
+            by_panel = make(own)(recording, known)
+        made.append(recording.stacked())
+        alone.append(by_panel)
+    views = []
+    for recording in made:
+        assert recording.pose is not None
+        views.append(View(recording, recording.pose.to(recording.snapshots.device, torch.float64)))
+    volume = Volume.from_spec(spec)
+    candidates = _candidates(views, alone)
+    S, C = candidates.valid.shape
+    most = spec.sources_max if count is None else int(count.max())
+    each = sum(_bytes(view.recording, C, most) for view in views)
+    estimates = []
+    for block in blocks(S, each, candidates.valid.device):
+        some, here = [view[block] for view in views], [estimate[block] for estimate in alone]
+        number = None if count is None else count[block]
+        if made[0].link.pilots is not None:
+            fit, probability = _fit_piloted(some, here, volume, spec), None
+        else:
+            fit, probability = _fit(some, candidates[block], number, volume, spec)
+        solution = complete(some, fit, volume)
+        estimates.append(_estimate(some, here, solution, probability, spec))
+    return estimates
+
+
+def _bytes(recording: Recording, candidates: int, sources: int) -> int:
+    """Memory of the comparison of candidates in one scene."""
+    matrices, (_, L, M) = recording.link.matrices, recording.snapshots.shape
+    columns = candidates + sources
+    return 16 * (matrices * (candidates * (sources + 1) ** 2 + columns * (columns + M)) + L * M)
+
+
+def _fit(
+    views: list[View],
+    candidates: _Candidates,
+    count: Int64[Tensor, "S"] | None,
+    volume: Volume,
+    spec: LocateSpec,
+) -> tuple[RoomFit, Float[Tensor, "S counts"] | None]:
+    """Fit a given number of sources to each scene, or the most probable one.
+
+    Sources are added from all candidates, and from the clusters alone; the likelier result counts.
+    """
+    S, device = len(candidates.valid), candidates.valid.device
+    if count is None:
+        shapes = [view.recording.snapshots.shape[1:] for view in views]
+        most = min(spec.sources_max, *(most_sources(L, M) for L, M in shapes))
+    else:
+        most = int(count.max())
+    nothing = fit_nothing(views)
+    chosen = nothing.padded(max(most, 1))
+    evidence = torch.full((S, most + 1), -torch.inf, dtype=torch.float64, device=device)
+    evidence[:, 0] = complete(views, nothing, volume).log_evidence
+    best, since = evidence[:, 0].clone(), torch.zeros(S, dtype=torch.int64, device=device)
+    paths = [nothing.emptied()] * 2
+    live, here, some = torch.arange(S, device=device), views, candidates
+    for number in range(1, most + 1):
+        left = since[live] < _PATIENCE if count is None else count[live] >= number
+        if not left.all():
+            live, paths, some = live[left], [path[left] for path in paths], some[left]
+            here = [view[live] for view in views]
+        if len(live) == 0:
+            break
+        paths = [
+            add_source(here, path, some.places, valid, volume, spec.criterion)
+            for path, valid in zip(paths, (some.valid, some.clusters), strict=True)
+        ]
+        better = (paths[1].value < paths[0].value).nonzero()[:, 0]
+        fit = paths[0].with_others(better, paths[1][better])
+        wanted = torch.ones_like(left[left]) if count is None else count[live] == number
+        if not wanted.any():
+            continue
+        end = refine_places(
+            [view[wanted] for view in here],
+            fit.places[wanted],
+            fit.active[wanted],
+            volume,
+            criterion=spec.criterion,
+        )
+        scenes = live[wanted]
+        if count is None:
+            tried = complete([view[wanted] for view in here], end, volume).log_evidence
+            tried = torch.where(end.active.all(1), tried, -torch.inf)
+            evidence[scenes, number] = tried
+            gains = tried > best[scenes]
+            best[scenes] = torch.where(gains, tried, best[scenes])
+            since[scenes] = torch.where(gains, 0, since[scenes] + 1)
+            scenes, end = scenes[gains], end[gains]
+        chosen = chosen.with_others(scenes, end.padded(chosen.active.shape[1]))
+    return chosen, None if count is not None else evidence.softmax(dim=1)
+
+
+def _fit_piloted(views: list[View], alone: list[Estimate], volume: Volume, spec: LocateSpec) -> RoomFit:
+    """Fit sources that all panels know by their pilots, from the best of the panels' own estimates."""
+    places, information = zip(*(_in_room(*pair) for pair in zip(views, alone, strict=True)), strict=True)
+    active = torch.stack([estimate.sources.active for estimate in alone]).any(0)
+    weight = torch.stack(information).sum(0)
+    mean = _weighted(list(places), list(information), weight)
+    best: RoomFit | None = None
+    for start in (mean, *places):
+        fit = refine_places(views, start, active, volume, criterion=spec.criterion, options=ROUGH)
+        if best is None:
+            best = fit
+            continue
+        scenes = (fit.value < best.value).nonzero()[:, 0]
+        best = best.with_others(scenes, fit[scenes])
+    assert best is not None
+    return refine_places(views, best.places, active, volume, criterion=spec.criterion)
+
+
+def _in_room(view: View, estimate: Estimate) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S K 3 3"]]:
+    """Places of one panel's sources in the room, and the information that its error bars state on them."""
+    found = estimate.sources
+    azimuth, elevation, distance = (value.double() for value in found.filled())
+    positions = torch.stack((azimuth, elevation, 1 / distance), dim=-1)
+    scale = torch.ones_like(positions)
+    scale[..., 2] = distance.square()  # to 1 / range
+    covariance = estimate.covariance
+    determined = covariance.diagonal(dim1=-2, dim2=-1).isfinite()
+    both = determined[..., :, None] & determined[..., None, :]
+    one = torch.eye(3, dtype=covariance.dtype, device=covariance.device)
+    information = torch.where(both, torch.where(both, covariance, one).inverse(), 0)
+    information = information * scale[..., :, None] * scale[..., None, :]
+    turn = (
+        coordinate_derivatives(view.pose, positions) * torch.tensor((1.0, 1.0, -1.0)).to(positions)[:, None]
+    )
+    return from_panel_coordinates(view.pose, positions), turn.mT @ information @ turn
+
+
+def _weighted(
+    places: list[Float[Tensor, "*batch 3"]],
+    information: list[Float[Tensor, "*batch 3 3"]],
+    total: Float[Tensor, "*batch 3 3"],
+) -> Float[Tensor, "*batch 3"]:
+    """Mean of places, weighted by their information; a little weight holds directions without any."""
+    scale = total.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-30)
+    one = torch.eye(3, dtype=total.dtype, device=total.device)
+    weights = [part + 1e-9 * scale * one for part in information]
+    summed = torch.stack([(w @ x[..., None])[..., 0] for w, x in zip(weights, places, strict=True)]).sum(0)
+    return torch.linalg.solve(torch.stack(weights).sum(0), summed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Places in the room where a source may be.
+
+    Args:
+        places: metres, room frame.
+        valid: which of them are candidates.
+        clusters: which of them belong to the most consistent assignment of all panels' sources.
+    """
+
+    places: Float[Tensor, "S C 3"]
+    valid: Bool[Tensor, "S C"]
+    clusters: Bool[Tensor, "S C"]
+
+    def __getitem__(self, scenes: Tensor | slice) -> _Candidates:
+        return _Candidates(self.places[scenes], self.valid[scenes], self.clusters[scenes])
+
+
+@dataclass(frozen=True, eq=False)
+class _Ellipsoids:
+    """Places with their information, and which of them are there."""
+
+    places: Float[Tensor, "S K 3"]
+    information: Float[Tensor, "S K 3 3"]
+    there: Bool[Tensor, "S K"]
+
+    def meet(self, other: _Ellipsoids) -> tuple[_Ellipsoids, Float[Tensor, "S K other"]]:
+        """Weighted means of all pairs (own slow, other fast), and their squared Mahalanobis distances."""
+        x, y = torch.broadcast_tensors(self.places[:, :, None], other.places[:, None])
+        X, Y = torch.broadcast_tensors(self.information[:, :, None], other.information[:, None])
+        mean = _weighted([x, y], [X, Y], X + Y)
+        distance = torch.zeros_like(mean[..., 0])
+        for place, weight in ((x, X), (y, Y)):
+            off = (place - mean)[..., None]
+            distance = distance + (off.mT @ weight @ off)[..., 0, 0]
+        both = self.there[:, :, None] & other.there[:, None]
+        both = both & (distance < _SAME_SOURCE) & mean.isfinite().all(-1)
+        distance = torch.where(both, distance, torch.inf)
+        pairs = _Ellipsoids(mean.flatten(1, 2), (X + Y).flatten(1, 2), both.flatten(1))
+        return pairs, distance
+
+    def cluster(self, other: _Ellipsoids) -> _Ellipsoids:
+        """Sources of both, those assigned to each other as one at their weighted mean."""
+        pairs, distance = self.meet(other)
+        S, _, J = distance.shape
+        # Leaving two sources apart costs as much as the largest distance of a pair.
+        cost = distance.clamp_max(_SAME_SOURCE).cpu().numpy()
+        places, information, there = self.places.clone(), self.information.clone(), self.there.clone()
+        rest = other.there.clone()
+        for scene in range(S):
+            for i, j in zip(*linear_sum_assignment(cost[scene]), strict=True):
+                if cost[scene, i, j] < _SAME_SOURCE:
+                    places[scene, i] = pairs.places[scene, i * J + j]
+                    information[scene, i] = pairs.information[scene, i * J + j]
+                    rest[scene, j] = False
+        return _Ellipsoids(
+            torch.cat((places, other.places), dim=1),
+            torch.cat((information, other.information), dim=1),
+            torch.cat((there, rest), dim=1),
+        )
+
+
+def _candidates(views: list[View], alone: list[Estimate]) -> _Candidates:
+    """Sources of each panel, means of those of two panels that may be the same, and clusters."""
+    own = [
+        _Ellipsoids(*_in_room(view, estimate), estimate.sources.active)
+        for view, estimate in zip(views, alone, strict=True)
+    ]
+    single = [one.meet(other)[0] for n, one in enumerate(own) for other in own[n + 1 :]]
+    clusters = reduce(_Ellipsoids.cluster, own)
+    everything = [*own, *single, clusters]
+    places = torch.cat([part.places for part in everything], dim=1)
+    valid = torch.cat([part.there for part in everything], dim=1)
+    of_cluster = torch.zeros_like(valid)
+    of_cluster[:, valid.shape[1] - clusters.there.shape[1] :] = True
+    return _Candidates(torch.where(valid[..., None], places, 1.0), valid, valid & of_cluster)
+
+
+def _estimate(
+    views: list[View],
+    alone: list[Estimate],
+    solution: RoomSolution,
+    probability: Float[Tensor, "S counts"] | None,
+    spec: LocateSpec,
+) -> RoomEstimate:
+    """Order the sources by power; add error bars, received power, p-values and warnings."""
+    fit, K = solution.fit, solution.fit.active.shape[1]
+    seen = [panel.sources.active for panel in solution.panels]
+    levels = [
+        received_db(view.recording, panel.sources, panel.noise_variance)
+        for view, panel in zip(views, solution.panels, strict=True)
+    ]
+    total = torch.stack([from_db(level).nan_to_num(0.0) for level in levels]).sum(0)
+    total = torch.where(fit.active, to_db(total), -torch.inf)
+    order = total.argsort(dim=1, descending=True)
+    if views[0].recording.link.pilots is not None:
+        order = torch.arange(K, device=order.device).expand_as(order)
+
+    def ordered(value: Tensor) -> Tensor:
+        return value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
+
+    active, places = ordered(fit.active), ordered(fit.places)
+    each = torch.arange(K, device=order.device)
+    covariance = ordered(solution.covariance[:, each, :, each].transpose(0, 1))
+    agreement = _agreement(views, alone, solution)
+    panels = []
+    for view, panel, level, value in zip(views, solution.panels, levels, solution.values, strict=True):
+        here = replace(panel.sources, symbols=None).each(ordered)
+        p_value = goodness_of_fit(view.recording, here)
+        own, inverse_range_std = _panel_covariance(view, places, covariance, here.active)
+        sentences = [[s] if (s := p_value.sentence(i)) is not None else [] for i in range(len(active))]
+        panels.append(
+            Estimate(
+                sources=here,
+                covariance=own,
+                snr_db=ordered(level),
+                noise_variance=panel.noise_variance,
+                neg_log_likelihood=value,
+                n_sources_probability=None,
+                p_value=p_value.p_value,
+                warnings=sentences,
+                spec=spec,
+                method=[spec.method] * len(active),
+                pose=view.recording.pose,
+                inverse_range_std=inverse_range_std,
+            )
+        )
+    first = views[0]
+    positions = to_panel_coordinates(first.pose, places)
+    own, inverse_range_std = _panel_covariance(first, places, covariance, active)
+    azimuth, elevation, q = torch.where(active[..., None], positions, torch.nan).unbind(-1)
+    assert panels[0].sources.power is not None
+    power = torch.where(active, panels[0].sources.power.nan_to_num(0.0), torch.nan)
+    return RoomEstimate(
+        sources=Sources(azimuth=azimuth, elevation=elevation, range=1 / q, power=power),
+        covariance=own,
+        snr_db=ordered(total).masked_fill(~active, torch.nan),
+        noise_variance=panels[0].noise_variance,
+        neg_log_likelihood=solution.values.sum(0),
+        n_sources_probability=probability,
+        p_value=_combined([panel.p_value for panel in panels]),
+        warnings=_warnings(fit, seen, covariance, ordered, panels, agreement),
+        spec=spec,
+        method=list(alone[0].method),
+        pose=first.recording.pose,
+        inverse_range_std=inverse_range_std,
+        panels=tuple(panels),
+        agreement_p_value=agreement,
+    )
+
+
+def _panel_covariance(
+    view: View, places: Float[Tensor, "S K 3"], covariance: Float[Tensor, "S K 3 3"], active: Tensor
+) -> tuple[Float[Tensor, "S K 3 3"], Float[Tensor, "S K"]]:
+    """Covariance of azimuth, elevation and range in one panel's frame, and the error bar of 1 / range."""
+    positions = to_panel_coordinates(view.pose, places)
+    turn = coordinate_derivatives(view.pose, positions)
+    determined = covariance.isfinite().all(-1).all(-1)[..., None, None]
+    own = turn @ torch.where(determined, covariance, 0) @ turn.mT
+    scale = torch.ones_like(positions)
+    scale[..., 2] = -1 / positions[..., 2].square()
+    known = torch.where(determined, own * scale[..., :, None] * scale[..., None, :], torch.inf)
+    std = torch.where(determined[..., 0, 0], own[..., 2, 2].clamp_min(0).sqrt(), torch.inf)
+    return known.masked_fill(~active[..., None, None], torch.nan), std.masked_fill(~active, torch.nan)
+
+
+def _agreement(views: list[View], alone: list[Estimate], solution: RoomSolution) -> Float[Tensor, "S"]:
+    """p-value of common places against places of each panel's own, by the likelihood ratio."""
+    excess = torch.zeros_like(solution.values[0])
+    freedom = -3.0 * torch.stack([panel.sources.active for panel in solution.panels]).any(0).sum(1)
+    for view, panel, value, by_panel in zip(views, solution.panels, solution.values, alone, strict=True):
+        seen = panel.sources.active
+        positions = to_panel_coordinates(view.pose, solution.fit.places)
+        free = refine(view.recording, positions, seen, _FRONT, criterion="unconditional").value
+        same = by_panel.n_sources == seen.sum(1)
+        least = torch.where(same, torch.minimum(free, by_panel.neg_log_likelihood), free)
+        excess = excess + (value - least).clamp_min(0)
+        freedom = freedom + 3.0 * seen.sum(1)
+    p_value = torch.special.gammaincc(freedom.clamp_min(1) / 2, excess)
+    return torch.where(freedom > 0, p_value, 1.0)
+
+
+def _combined(p_values: list[Float[Tensor, "S"]]) -> Float[Tensor, "S"]:
+    """Fisher's method: -2 sum log p is chi-squared with two degrees of freedom for each p-value."""
+    logs = torch.stack(p_values).clamp_min(1e-300).log()
+    known = ~logs.isnan()
+    number = known.sum(0)
+    combined = torch.special.gammaincc(number.clamp_min(1).double(), -torch.where(known, logs, 0).sum(0))
+    return torch.where(number > 0, combined, torch.nan)
+
+
+def _warnings(
+    fit: RoomFit,
+    seen: list[Bool[Tensor, "S K"]],
+    covariance: Float[Tensor, "S K 3 3"],
+    ordered: Callable[[Tensor], Tensor],
+    panels: list[Estimate],
+    agreement: Float[Tensor, "S"],
+) -> list[list[str]]:
+    """Warnings about each scene."""
+    warnings: list[list[str]] = [[] for _ in range(len(agreement))]
+    active = ordered(fit.active)
+    hidden = active & ~ordered(torch.stack(seen).any(0))
+    for scene, source in hidden.nonzero().tolist():
+        warnings[scene].append(f"source {source} is behind all panels")
+    lost = active & ~covariance.isfinite().all(-1).all(-1)
+    for scene, source in lost.nonzero().tolist():
+        warnings[scene].append(f"source {source} has no error bar: the panels do not determine its place")
+    for scene in (agreement < SIGNIFICANCE).nonzero()[:, 0].tolist():
+        warnings[scene].append(
+            f"the panels disagree about the places (p = {float(agreement[scene]):.1g}): a pose may be wrong, "
+            "the recordings may be of different sources, or a source is behind a panel that receives from "
+            "there (as from its mirror image in front)"
+        )
+    for number, panel in enumerate(panels):
+        for scene, sentences in enumerate(panel.warnings):
+            warnings[scene] += [type(sentence)(f"panel {number}: {sentence}") for sentence in sentences]
+    for scene in (~fit.converged).nonzero()[:, 0].tolist():
+        warnings[scene].append(Doubt("the maximum-likelihood fit did not converge"))
+    return warnings
+
+
+def _joined(parts: list[RoomEstimate], spec: LocateSpec) -> RoomEstimate:
+    """Blocks of scenes put together."""
+    whole = join_estimates(list(parts))
+    assert isinstance(whole, RoomEstimate)
+    panels = tuple(
+        join_estimates([part.panels[number] for part in parts]) for number in range(len(parts[0].panels))
+    )
+    agreement = torch.cat([part.agreement_p_value for part in parts])
+    return replace(whole, spec=spec, panels=panels, agreement_p_value=agreement)

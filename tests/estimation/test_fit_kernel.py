@@ -1,0 +1,223 @@
+"""The compiled fits against the torch form, step by step and at the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import dense
+import pytest
+import torch
+
+from rismusic.array import WAVES
+from rismusic.crb import recording_crb
+from rismusic.estimation import maximum_likelihood as module
+from rismusic.estimation.grid import Volume
+from rismusic.estimation.levenberg_marquardt import FitOptions
+from rismusic.estimation.maximum_likelihood import fit_power_noise, refine, values_without_each
+from rismusic.estimation.search import CandidateSearch, likelihood_gain, project_out
+
+kernel = pytest.importorskip("rismusic.estimation.fit_kernel", exc_type=ImportError)
+
+CRITERIA = ["conditional", "unconditional"]
+ONE_CONFIGURATION = dense.SMALL.replace(codebook={"snapshots": 1})
+
+
+def one_by_one(function, recording, *arguments, **settings):
+    """The torch form, one scene at a time: its batches differ by rounding."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "_kernel", lambda: None)
+        return [
+            function(recording[s : s + 1], *(value[s : s + 1] for value in arguments), **settings)
+            for s in range(len(recording))
+        ]
+
+
+def assert_same_fits(recording, start, active, volume, criterion, options, value=1e-6, position=1e-7):
+    compiled = refine(recording, start, active, volume, criterion=criterion, options=options)
+    expected = one_by_one(
+        refine, recording, start, active, volume=volume, criterion=criterion, options=options
+    )
+    for s, fit in enumerate(expected):
+        torch.testing.assert_close(compiled.value[s : s + 1], fit.value, rtol=0, atol=value)
+        torch.testing.assert_close(compiled.positions[s : s + 1], fit.positions, rtol=0, atol=position)
+        assert compiled.converged[s] == fit.converged[0]
+        if fit.power_noise is not None:
+            power, noise = compiled.power_noise
+            torch.testing.assert_close(power[s : s + 1], fit.power_noise[0], rtol=1e-5, atol=1e-12)
+            torch.testing.assert_close(noise[s : s + 1], fit.power_noise[1], rtol=1e-6, atol=0)
+
+
+def case(generator, spec=dense.SMALL, scatter=0.05, **settings):
+    recording = dense.small(spec, 3, sources=(1, 3), snr_db=5.0, **settings)
+    truth, active = dense.truth_of(recording)
+    return recording, dense.scattered(truth, generator, scatter), active
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("options", [FitOptions(3), FitOptions(100, 1e-5), FitOptions(8, 0.2, False)])
+@pytest.mark.parametrize(("system", "known"), [("own", False), ("one", True), ("direct", False)])
+def test_fits_are_those_of_the_torch_form(system, known, options, criterion, generator):
+    """After three steps, where the step control shows; at convergence; and a rough fit."""
+    recording, start, active = case(generator, dense.SYSTEMS[system], known=known)
+    assert_same_fits(recording, start, active, dense.VOLUME, criterion, options)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("exponent", [0.0, 1.5])
+@pytest.mark.parametrize("wave", WAVES)
+def test_waves_and_element_patterns(wave, exponent, criterion, generator):
+    recording, start, active = case(generator)
+    recording = replace(recording, wave=wave, pattern_exponent=exponent)
+    assert_same_fits(recording, start, active, dense.VOLUME, criterion, FitOptions(3))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(
+    "volume", [Volume(0.0, 0.5, 0.5, 10.0), Volume(1.0, 0.0, 2.0, 2.0), Volume(0.05, 0.05, 1.0, math.inf)]
+)
+def test_limits_and_held_coordinates(volume, criterion, generator):
+    recording, start, active = case(generator, scatter=0.2)
+    # An empty place between two sources; its coordinates are kept.
+    active = active.clone()
+    active[1] = torch.tensor([True, False, True])
+    assert_same_fits(recording, start, active, volume, criterion, FitOptions(6))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_fit_beyond_180_degrees(criterion, generator):
+    """All round, azimuths have no limits."""
+    recording, start, active = case(generator)
+    start[:, 0, 0] = math.pi - 1e-3
+    volume = Volume(math.pi, 0.5, 0.5, 10.0)
+    assert_same_fits(recording, start, active, volume, criterion, FitOptions(3))
+    ends = refine(recording, start, active, volume, criterion=criterion).positions[..., 0]
+    assert ends.abs().max() > math.pi
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_special_scenes(criterion, generator):
+    """No source, two sources in one place, snapshots of zeros, one long snapshot, one configuration."""
+    recording, start, active = case(generator)
+    active[0], start[1, 1] = False, start[1, 0]
+    recording.snapshots[2] = 0
+    assert_same_fits(recording, start, active, dense.VOLUME, criterion, FitOptions(2), position=1e-5)
+    for spec, snapshots in ((dense.SMALL, 7), (ONE_CONFIGURATION, 1)):
+        recording, start, active = case(generator, spec)
+        active[:, 1:] = False
+        long = replace(recording, symbols="constant").stacked()
+        assert long.snapshots.shape[1:] == (1, 8 * snapshots)
+        assert_same_fits(long, start, active, dense.VOLUME, criterion, FitOptions(3))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_powers_at_given_positions(known, generator):
+    recording, start, active = case(generator, known=known)
+    compiled = fit_power_noise(recording, start, active)
+    without = values_without_each(recording, start, active, "unconditional")
+    expected = one_by_one(fit_power_noise, recording, start, active)
+    expected_without = one_by_one(
+        lambda *some: values_without_each(*some, "unconditional"), recording, start, active
+    )
+    for s in range(3):
+        for one, other in zip(compiled, expected[s], strict=True):
+            torch.testing.assert_close(one[s : s + 1], other, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(without[s : s + 1], expected_without[s], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_neither_batch_nor_threads_matter(criterion, generator):
+    recording, start, active = case(generator)
+    many = torch.arange(3).repeat(4)
+    settings = {"volume": dense.VOLUME, "criterion": criterion}
+    together = refine(recording[many], start[many], active[many], **settings)
+    torch.set_num_threads(2)
+    try:
+        shared = refine(recording[many], start[many], active[many], **settings)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(shared.positions, together.positions)
+    alone = refine(recording[:1], start[:1], active[:1], **settings)
+    assert torch.equal(together.positions[::3], alone.positions.expand(4, -1, -1))
+
+
+def test_the_comparison_sees_another_step_control(generator, monkeypatch):
+    recording, start, active = case(generator)
+    control, limits = kernel._rules()
+    monkeypatch.setattr(kernel, "_rules", lambda: ((0.1, *control[1:]), limits))
+    with pytest.raises(AssertionError):
+        assert_same_fits(recording, start, active, dense.VOLUME, "unconditional", FitOptions(3))
+
+
+def test_single_precision(generator):
+    """Fields in single precision, as in the torch form: values to 1e-3 nats, positions to .01 error bars."""
+    whole = dense.small(dense.SMALL, 3, known=True, sources=2, snr_db=15.0, dtype=torch.float32)
+    recording = replace(whole, noise_variance=None)
+    assert recording.snapshots.dtype == torch.complex64
+    start, active = dense.truth_of(recording)
+    settings = {"volume": dense.VOLUME, "criterion": "unconditional"}
+    compiled = refine(recording, start, active, **settings)
+    bound = recording_crb(whole)
+    std = torch.stack((*bound.std.unbind(-1)[:2], bound.inverse_range_std), dim=-1)
+    for s, fit in enumerate(one_by_one(refine, recording, start, active, **settings)):
+        torch.testing.assert_close(compiled.value[s : s + 1], fit.value, rtol=0, atol=1e-3)
+        assert ((compiled.positions[s] - fit.positions[0]).abs() < 0.01 * std[s]).all()
+
+
+def test_what_the_kernel_does_not_cover_uses_the_torch_form(generator):
+    recording, _, _ = case(generator)
+    assert module.kernel_for(recording) is kernel
+    learned = replace(recording, snapshots=recording.snapshots.clone().requires_grad_())
+    assert module.kernel_for(learned) is None
+    weighted = replace(recording, sample_weights=torch.ones(recording.snapshots.shape).double()).stacked()
+    assert module.kernel_for(weighted) is None
+    wide = replace(recording, frequencies=torch.tensor([1e9]))
+    assert not kernel.applies(wide)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("system", ["own", "direct"])
+def test_gains_of_candidates(system, criterion, generator):
+    """As those of the residual; one candidate is a source that is there, two sources share a place."""
+    recording, positions, active = case(generator, dense.SYSTEMS[system])
+    positions[2, 1] = positions[2, 0]
+    places = torch.cat((dense.scattered(positions, generator, 0.3), positions[:, :1]), dim=1)
+    scenes = torch.tensor([2, 0, 1, 2])
+    there = positions[scenes], active[scenes]
+    power_noise = None
+    if criterion == "unconditional":
+        power_noise = tuple(part[scenes] for part in fit_power_noise(recording, positions, active))
+    search = CandidateSearch(dense.grid_for(recording), recording, places)
+    gains = kernel.gains(recording, search._parts, scenes, *there, power_noise)
+    rest = project_out(recording[scenes], *there, power_noise)
+    expected = likelihood_gain(rest, search._fields[scenes])
+    # The torch form projects in the precision of the data and compares in single precision.
+    torch.testing.assert_close(gains, expected.double(), rtol=1e-4, atol=1e-4 * float(expected.max()))
+    found = search.place_beside(scenes, *there, power_noise)
+    assert torch.equal(found, search.place(scenes, rest))
+
+
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("no locator available"), OSError("No space left on device")]
+)
+def test_code_that_cannot_be_kept_on_disk_is_compiled_all_the_same(failure, monkeypatch):
+    """Whether there is no folder to write in, or the writing fails."""
+
+    def njit(function, *, cache=False, **settings):
+        if cache and isinstance(failure, RuntimeError):
+            raise failure
+
+        def called(first, last, done):
+            if cache:
+                raise failure
+            done.append((first, last))
+
+        return called
+
+    def unused(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr(kernel.numba, "njit", njit)
+    done = []
+    kernel._call(unused, 3, (done,))
+    assert done == [(0, 3)]
