@@ -133,9 +133,7 @@ def edited_package(folder: Path, file: str, old: str, new: str) -> None:
     Raises:
         ValueError: the text does not occur.
     """
-    shutil.copytree(
-        ROOT / "src" / "rismusic", folder / "rismusic", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "src" / "rismusic", folder / "rismusic")
     path = folder / "rismusic" / file
     text = path.read_text(encoding="utf-8")
     if old not in text:
@@ -155,15 +153,15 @@ def changed(spec: Any, settings: Mapping[str, object]) -> Any:
     return type(spec).model_validate(values)
 
 
-# The checks that a fault in a file concerns, for ``--fast``. All others are left out, so that a fault that is
-# missed may still be noticed by the whole doctor.
+# The checks that a fault in a file concerns, for ``--fast``, up to the first that names the cause. All others
+# are left out, so that a fault that is missed may still be noticed by the whole doctor.
 _CONCERNED = {
-    "nn/learner": "OPTIMIZER SCHEDULE STEP FINITE REPLAY HELDOUT FILES",
+    "nn/learner": "REPLAY OPTIMIZER STEP FINITE HELDOUT FILES SCHEDULE",
     "nn/train": "REPLAY HELDOUT FILES LOOP",
-    "nn/data": "LEAK DRAWS HELDOUT",
-    "nn/losses": "R_SAMP ORACLE TERMS GAP SYMMETRY DRAWS",
+    "nn/data": "DRAWS LEAK HELDOUT",
+    "nn/losses": "TERMS DRAWS ORACLE GAP SYMMETRY R_SAMP",
     "covariance": "R_SAMP BLEND ORACLE TERMS GAP",
-    "nn/network": "GRADPATH INSIDE INPUT CONSTANT LITMUS",
+    "nn/network": "INSIDE GRADPATH INPUT CONSTANT LITMUS",
     "nn/validation": "VALIDATION HELDOUT",
     "metrics": "SCORES",
     "": "WAVE TRUTH POSITIONS SIGNAL LINK DRAWS",
@@ -176,18 +174,39 @@ def concerned(file: str) -> list[str]:
 
 
 def diagnosed(
-    package: Path, settings: Mapping[str, object], checks: Sequence[str] = ()
+    package: Path, settings: Mapping[str, object], checks: Sequence[str] = (), names: str = ""
 ) -> list[tuple[str, str]]:
-    """The findings of the small healthy training with the package in a folder."""
+    """The findings of the small healthy training with the package in a folder.
+
+    Args:
+        package: folder of the package.
+        settings: settings to change.
+        checks: the checks to run, up to the first that names the cause; all by default.
+        names: regular expression of the cause.
+    """
     sys.path[:0] = [str(package), str(ROOT / "tests" / "doctor")]
     torch.set_num_threads(1)
     healthy = importlib.import_module("faults.plant").healthy
-    module = importlib.import_module("rismusic.doctor.diagnose")
-    if checks:
-        chosen = tuple(pair for pair in module.CHECKS if pair[0] in checks)
-        vars(module)["CHECKS"] = chosen
-    diagnosis = module.diagnose(changed(healthy(), settings))
-    return findings(diagnosis)
+    from rismusic.doctor.case import open_case
+    from rismusic.doctor.diagnose import CHECKS, diagnose, run_check
+
+    spec = changed(healthy(), settings)
+    if not checks:
+        return findings(diagnose(spec))
+    found: list[tuple[str, str]] = []
+    with open_case(spec) as case:
+        for tag in checks:
+            for report in run_check(tag, dict(CHECKS)[tag], case):
+                found += [(report.tag, f"{one.name}: {one.meaning}") for one in report.wrong]
+            if any(re.search(names, text) for _, text in found):
+                break
+    return found
+
+
+def preload() -> None:
+    """Import in this process what the package imports from elsewhere, once for all forked ones."""
+    for name in ("scipy.optimize", "pydantic", "jaxtyping", "safetensors.torch", "h5py", "rich.table"):
+        importlib.import_module(name)
 
 
 def findings(diagnosis: Any) -> list[tuple[str, str]]:
@@ -200,13 +219,16 @@ def findings(diagnosis: Any) -> list[tuple[str, str]]:
 def source_outcomes(only: Sequence[str]) -> Iterable[Outcome]:
     """Outcomes of the source edits, after that of the package as it is."""
     faults = importlib.import_module("source_faults").FAULTS
+    preload()
     with tempfile.TemporaryDirectory() as folder:
         for fault in [f for f in faults if not set(only) - {FAST} or f.name in only]:
             package = Path(folder) / "package"
             shutil.rmtree(package, ignore_errors=True)
             edited_package(package, fault.file, fault.old, fault.new)
             checks = concerned(fault.file) if FAST in only else []
-            yield outcome_of(fault.name, fault.names, partial(diagnosed, package, fault.settings, checks))
+            yield outcome_of(
+                fault.name, fault.names, partial(diagnosed, package, fault.settings, checks, fault.names)
+            )
 
 
 def outcome_of(case: str, names: str | None, work: Callable[[], object]) -> Outcome:

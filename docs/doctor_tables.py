@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,4 +36,35 @@ def doctor_faults() -> str:
     return f"{summary}\n\n{table(head, lines)}"
 
 
-TABLES: tuple[Callable[[], str], ...] = (doctor_faults,)
+def _outcomes(name: str) -> str:
+    """Cases with outcome, check and finding, from a file of ``benchmarks/doctor_faults.py``."""
+    path = MEASURED.with_name(name)
+    if not path.exists():
+        return "Not measured yet for this version; run the command below.\n"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    number = Counter(row["outcome"] for row in rows)
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in number.items())
+    lines = []
+    for row in rows:
+        outcome = f"**{row['outcome']}**" if row["outcome"] in _BAD else row["outcome"]
+        lines.append((row["case"], outcome, row["check"], row["finding"].partition(":")[0]))
+    head = ("case", "outcome", "check", "measured")
+    return f"Of {len(rows)} cases: {summary}.\n\n{table(head, lines)}"
+
+
+# Outcomes that are shown in bold.
+_BAD = ("missed", "crashed", "alarm")
+
+
+def doctor_source_faults() -> str:
+    """Source edits of the package and what the doctor finds."""
+    return _outcomes("doctor_source_faults.csv")
+
+
+def doctor_modules() -> str:
+    """Small networks, healthy and with faults, and what ``diagnose_module`` finds."""
+    return _outcomes("doctor_modules.csv")
+
+
+TABLES: tuple[Callable[[], str], ...] = (doctor_faults, doctor_source_faults, doctor_modules)
