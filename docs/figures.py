@@ -17,18 +17,25 @@ from torch import Tensor
 
 import benchmark_tables
 import learning_test_tables
-from rismusic import Sources, locate, locate_room, simulate
 from rismusic.array import Panel, direction, path_difference, steering
+from rismusic.hybrid import locate
 from rismusic.plots import COLOURS, new_axes, save, scene_top
+from rismusic.room import locate_room
 from rismusic.scene_view import Scene
 from rismusic.simulation.link import dft_codes, draw_channel, draw_codes, line_of_sight, spread_order
 from rismusic.simulation.random_numbers import Draws
 from rismusic.simulation.scene import draw_sources
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec, SystemSpec, Wave
 from wave_bias import BINS, DESIGN_RMS_DEG, fits, rms
 
 MEASURED = Path(__file__).parent / "measured"
-ROOM = SystemSpec(panel={"rows": 6, "columns": 6}, channel={"kind": "direct"}, codebook={"snapshots": 16})
+ROOM = SystemSpec(
+    panel=PanelSpec(rows=6, columns=6),
+    channel=ChannelSpec(kind="direct"),
+    codebook=CodebookSpec(snapshots=16),
+)
 
 
 def point(azimuth_deg: Tensor, elevation_deg: Tensor, distance: Tensor | float = 1.0) -> np.ndarray:
@@ -278,7 +285,7 @@ def room() -> Any:
         sources = Sources.from_room(pose, places)
         one = simulate(ROOM, scenes=1, sources=sources, snr_db=5, seed=seed)
         made.append(replace(one, pose=pose))
-    settings = {"n_sources": 2, "method": "omp"}
+    settings: dict[str, Any] = {"n_sources": 2, "method": "omp"}
     estimates = [*(locate(one, **settings) for one in made), locate_room(made, **settings)]
     (ax,) = new_axes(None, size=(6.4, 5.0))
     turn = np.linspace(0, 2 * np.pi, 200)
@@ -294,6 +301,7 @@ def room() -> Any:
             ax.fill(*outline, fill=filled, fc=colour, ec=colour, lw=1.4, label=label, zorder=2 + filled)
     ax.plot(*places[:, :2].T.numpy(), "+", c="k", ms=11, mew=0.8, label="true places", zorder=5)
     for one in made:
+        assert one.pose is not None
         corners = one.elements[[0, -1]] * torch.tensor([1.0, 0, 1])
         on_wall = corners @ one.pose[:3, :3].mT + one.pose[:3, 3]
         ax.plot(*on_wall[:, :2].T.numpy(), c="0.2", lw=6, solid_capstyle="butt")

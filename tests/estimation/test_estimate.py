@@ -101,7 +101,8 @@ def test_csv(estimate, tmp_path):
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     assert ",".join(COLUMNS) == (
-        "scene,source,azimuth_deg,elevation_deg,range_m,azimuth_std_deg,elevation_std_deg,range_std_m,power_db,range_lower_m"
+        "scene,source,azimuth_deg,elevation_deg,range_m,azimuth_std_deg,elevation_std_deg,range_std_m,power_db,range_lower_m,"
+        "existence_probability,status"
     )
     assert [(row["scene"], row["source"]) for row in rows] == [("0", "0"), ("0", "1"), ("2", "0")]
     assert float(rows[2]["range_m"]) == float(estimate.range_m[2, 0])

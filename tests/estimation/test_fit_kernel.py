@@ -85,6 +85,17 @@ def test_limits_and_held_coordinates(volume, criterion, generator):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_fit_beyond_180_degrees(criterion, generator):
+    """All round, azimuths have no limits."""
+    recording, start, active = case(generator)
+    start[:, 0, 0] = math.pi - 1e-3
+    volume = Volume(math.pi, 0.5, 0.5, 10.0)
+    assert_same_fits(recording, start, active, volume, criterion, FitOptions(3))
+    ends = refine(recording, start, active, volume, criterion=criterion).positions[..., 0]
+    assert ends.abs().max() > math.pi
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_special_scenes(criterion, generator):
     """No source, two sources in one place, snapshots of zeros, one long snapshot, one configuration."""
     recording, start, active = case(generator)
@@ -158,6 +169,8 @@ def test_what_the_kernel_does_not_cover_uses_the_torch_form(generator):
     assert module.kernel_for(recording) is kernel
     learned = replace(recording, snapshots=recording.snapshots.clone().requires_grad_())
     assert module.kernel_for(learned) is None
+    weighted = replace(recording, sample_weights=torch.ones(recording.snapshots.shape).double()).stacked()
+    assert module.kernel_for(weighted) is None
     wide = replace(recording, frequencies=torch.tensor([1e9]))
     assert not kernel.applies(wide)
 

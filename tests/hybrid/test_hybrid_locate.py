@@ -146,12 +146,18 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
     monkeypatch.setattr(fits, "_fit_near_network", astray)
     # The map, which would doubt what is found too, is not asked.
     blind = hybrid(
-        recording, weights, n_sources=sources, hybrid={"recheck_p_value": 0.0, "birth_death_prior_below": 0.0}
+        recording,
+        weights,
+        n_sources=sources,
+        panel_error=0.0,
+        hybrid={"recheck_p_value": 0.0, "birth_death_prior_below": 0.0},
     )
     missed = ~match(recording.truth, blind.sources).hit
     assert missed[[1, 4]].any(-1).all()
     assert not missed[[0, 2, 3, 5]].any()
-    again = hybrid(recording, weights, n_sources=sources, hybrid={"birth_death_prior_below": 0.0})
+    again = hybrid(
+        recording, weights, n_sources=sources, panel_error=0.0, hybrid={"birth_death_prior_below": 0.0}
+    )
     assert match(recording.truth, again.sources).hit.all()
     assert again.spec.method == "hybrid"
     # What was sound is left as it was, scene by scene.

@@ -15,7 +15,7 @@ altered("no format in .mat 7.3", "format", "no such text in the file", "format",
 altered("another format", "format", 'got "rismusic/2"', container="npz", format="rismusic/2")
 altered("format that is a number", "format", "got 1.0", container="mat 5", format=1.0)
 altered("no wavelength", "wavelength", "one positive length in metres", "wavelength")
-altered("several wavelengths", "wavelength", "shape [2]", wavelength=np.array([0.3, 0.1]))
+altered("several wavelengths", "wavelength", "one number", wavelength=np.array([0.3, 0.1]))
 altered(
     "several wavelengths in .npz", "wavelength", "shape [2]", container="npz", wavelength=np.array([0.3, 0.1])
 )
@@ -40,6 +40,7 @@ altered(
     "millimetres would be 0.5 apart)",
     elements=lambda p: p * 1000,
 )
+altered("element that is far away", "elements", "extend over 3.33e+300", elements=at(0, value=[1e300, 0, 0]))
 altered(
     "two elements in one place", "wavelength", "0 wavelengths apart", elements=at(1, value=[-0.15, -0.075, 0])
 )
@@ -208,9 +209,13 @@ altered(
     "unknown wave", "wave", "must be one of the texts spherical, uniform, fresnel, paraxial", wave="plane"
 )
 altered("unknown wave in .npz", "wave", "plane", container="npz", wave="plane")
+altered("pattern exponent out of range", "pattern_exponent", "0 to 100; got 1000000000", pattern_exponent=1e9)
 altered("negative pattern exponent", "pattern_exponent", "-1", pattern_exponent=-1.0)
 altered(
-    "unknown symbols", "symbols", "must be one of the texts independent, constant, known", symbols="pilot"
+    "unknown symbols",
+    "symbols",
+    "must be one of the texts independent, correlated, constant, known",
+    symbols="pilot",
 )
 altered("known symbols without pilots", "pilots", "symbols = known and pilots go together", symbols="known")
 altered(

@@ -47,12 +47,11 @@ class Locate(Command):
     """The recording."""
     settings: LocateSpec = LocateSpec()
     config: Annotated[Path | None, Option("FILE")] = None
-    """TOML file with these settings, such as the locate.toml of a search; options on the command line win."""
+    """TOML file with these settings; options on the command line win."""
     calibration: Annotated[Path | None, Option("FILE")] = None
     """Calibration of the panel, written by 'calibrate'."""
     fuse: Annotated[tuple[Path, ...], Option("FILE")] = ()
-    """Recordings of the same scenes by other panels of the room. All are located together, by one likelihood;
-    each recording needs its pose. Angles and ranges are those of the first recording."""
+    """Recordings of the same scenes by other panels, located together; each needs its pose."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
     """Write the positions to a .csv or .json file instead of printing a table."""
     plot: Annotated[Path | None, Option("FILE")] = None

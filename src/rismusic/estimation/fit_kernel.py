@@ -1086,13 +1086,15 @@ def _call(function: Callable[..., None], count: int, arguments: tuple[object, ..
 
 
 def applies(recording: Recording) -> bool:
-    """Whether the compiled fits cover a recording: one carrier, on the CPU, without gradients."""
+    """Whether the compiled fits cover a recording: one carrier, unknown symbols, no weights, on the CPU."""
     link = recording.link
     parts = (recording.snapshots, recording.channel, recording.codes, recording.elements)
     return (
         all(part is None or (part.device.type == "cpu" and not part.requires_grad) for part in parts)
         and recording.frequencies is None
+        and recording.sample_weights is None
         and link.pilots is None
+        and link.weights is None
         and not (link.coherent and link.channel is None)
     )
 
@@ -1129,7 +1131,7 @@ def fit_positions(
     if criterion == "unconditional" and power_noise is None and options.powers_first:
         first = powers
     mode = UNCONDITIONAL if criterion == "unconditional" else CONDITIONAL
-    return _run(mode, recording, positions, active, (volume.lower, volume.upper), options, first, power_noise)
+    return _run(mode, recording, positions, active, volume.box, options, first, power_noise)
 
 
 def fit_powers(
