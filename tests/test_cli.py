@@ -379,7 +379,7 @@ def test_a_path_that_the_system_refuses_is_one_sentence(command, capsys):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_standard_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys):
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         monkeypatch.setattr("sys.stdout", full)
         assert main(["--version"]) == 2
     assert "the output cannot be written: no space left on the disk" in capsys.readouterr().err
