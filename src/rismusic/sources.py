@@ -233,6 +233,9 @@ class Sources:
         return replace(self, **changed)
 
 
+_MIN_RANGE_M = 1e-6  # the inverse of smaller ones, and its square, may overflow
+
+
 def check_sources(sources: Sources, *, field: str = "truth", behind: bool = False) -> None:
     """Check positions and powers of sources.
 
@@ -264,6 +267,10 @@ def check_sources(sources: Sources, *, field: str = "truth", behind: bool = Fals
         if name in ("range", "power") and (present <= 0).any():
             noun = "ranges must be positive, in metres" if name == "range" else "powers must be positive"
             raise InputError(f"{field}/{name}", f"{noun}; got {float(present.min()):g}")
+        if name == "range" and (present < _MIN_RANGE_M).any():
+            raise InputError(
+                f"{field}/{name}", f"ranges must be at least {_MIN_RANGE_M:g} m; got {float(present.min()):g}"
+            )
         if behind and name == "azimuth":
             if (present.abs() > _ALL_ROUND).any():
                 worst = float(present[present.abs().argmax()])

@@ -123,10 +123,10 @@ def test_damaged_parts_are_done_again_and_no_others(whole, tmp_path, monkeypatch
     parts[3].write_bytes(middle)
     shutil.copyfile(parts[4], parts[5])  # whole, but of more scenes
     parts[7].unlink()
-    with np.load(parts[8]) as held:
+    with np.load(parts[6]) as held:
         values = dict(held)
     values["range"] = values["range"] * np.nan
-    np.savez(parts[8], **values)
+    np.savez(parts[6], **values)
     (parts[7].parent / ".0000000.99.part.npz").write_bytes(b"half written")
     (folder / "results.csv").unlink()
     done = []
