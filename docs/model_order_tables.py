@@ -34,6 +34,33 @@ def number_right() -> str:
     )
 
 
+def departures() -> str:
+    """What becomes of recordings that depart from their model."""
+    return table(
+        [
+            "departure",
+            "F1",
+            "F1, ok",
+            "number right",
+            "wrong",
+            "silent wrong",
+            "not ok",
+            "flagged of the bad",
+        ],
+        [
+            [
+                row["name"],
+                *(f"{float(row[name]):.3f}" for name in ("f1", "f1_ok")),
+                *(f"{100 * float(row[name]):.0f} %" for name in ("count_right", "wrong")),
+                f"{100 * float(row['silent_wrong']):.1f} %",
+                f"{100 * float(row['doubtful']):.0f} %",
+                row["bad_flagged"],
+            ]
+            for row in _rows("departures.csv")
+        ],
+    )
+
+
 def number_confusion() -> str:
     """Estimated against true number of sources at 10 dB, for each criterion."""
     rows = [row for row in _rows("model_order.csv") if row["sources"] == "0" or row["snr_db"] == "10.0"]
@@ -135,6 +162,7 @@ def finding_names() -> str:
 
 
 TABLES: tuple[Callable[[], str], ...] = (
+    departures,
     number_scenes,
     number_right,
     number_confusion,

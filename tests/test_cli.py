@@ -283,6 +283,9 @@ CONFIGS = [
     ("locate a.h5", "[hybrid]\ndoubt = 0.1", "hybrid.doubt: was renamed to hybrid.recheck_p_value in 0.2.0"),
     ("locate a.h5", "[hybrid]\nbeta = 2.0", "hybrid.beta: expected at most 1, found 2.0"),
     ("bench", "[locate.hybrid]\nsteps = 3", "was renamed to locate.hybrid.max_evaluations in 0.2.0"),
+    ("locate a.h5", "plugins = ['.']", "plugins: '.' is not the name of a module"),
+    ("locate a.h5", "unknowns = []", "unknowns: expected at least one value, found []"),
+    ("locate a.h5", "panel_error = 1e300", "panel_error: expected at most 10"),
     ("bench", "scenes = 'few'", "scenes: expected a valid integer, found 'few'"),
     ("check a.h5", "fits = false", "fits: unknown setting; did you mean fit?"),
     ("train", "[network]\nwidths = 8", "network.widths: unknown setting; did you mean network.width?"),
@@ -367,6 +370,20 @@ def test_help_does_not_import_torch():
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["doctor", "check"])
+def test_a_path_that_the_system_refuses_is_one_sentence(command, capsys):
+    assert run(command, "sample:" + "a" * 300) == 2
+    assert "cannot be used: file name too long" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_standard_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["--version"]) == 2
+    assert "the output cannot be written: no space left on the disk" in capsys.readouterr().err
 
 
 def test_other_errors_are_one_sentence_and_a_file_with_the_traceback(tmp_path, monkeypatch, capsys):

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.renames import refuse_old_names
-from rismusic.spec import PanelSpec, Wave
+from rismusic.spec import MAX_PATTERN_EXPONENT, PanelSpec, Wave
 
 WAVES: tuple[Wave, ...] = get_args(Wave)
 """The forms of the wave; see the documentation of this module."""
@@ -116,8 +116,10 @@ class Panel:
             raise InputError("wavelength", f"must be positive and finite, in metres; got {wavelength:g}")
         if wave not in WAVES:
             raise InputError("wave", f"must be one of {', '.join(WAVES)}; got {wave!r}")
-        if not (math.isfinite(pattern_exponent) and pattern_exponent >= 0):
-            raise InputError("pattern_exponent", f"must be finite and not negative; got {pattern_exponent:g}")
+        if not 0 <= pattern_exponent <= MAX_PATTERN_EXPONENT:
+            raise InputError(
+                "pattern_exponent", f"must be 0 to {MAX_PATTERN_EXPONENT:g}; got {pattern_exponent:g}"
+            )
         frequencies = tuple(float(frequency) for frequency in frequencies)
         if not all(math.isfinite(frequency) and frequency > 0 for frequency in frequencies):
             raise InputError("frequencies", "must be positive and finite, in hertz")

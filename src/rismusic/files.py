@@ -67,6 +67,20 @@ def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
     return content
 
 
+def read_beginning(path: Path, size: int) -> bytes:
+    """At most so many bytes of the beginning of a regular file.
+
+    Raises:
+        InputError: the file is missing, is a folder, a pipe or a device, or cannot be read.
+    """
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
+
+
 def read_text(path: Path, *, limit: int = SMALL_BYTES) -> str:
     """Contents of a small UTF-8 file; see :func:`read_small`.
 

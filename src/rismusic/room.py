@@ -1,6 +1,6 @@
 """``rismusic.locate_room``: sources that several panels of one room receive, located together.
 
-1. Each panel locates the sources by itself (:func:`rismusic.locate`).
+1. Each panel locates the sources by itself, with the estimator of the settings.
 2. Candidates for places in the room are the sources of each panel, the means of two sources of different
    panels whose error ellipsoids meet, and clusters: the assignment of all panels' sources to each other that
    is the most consistent one.
@@ -24,7 +24,8 @@ from torch import Tensor
 from rismusic.crb import check_same_room
 from rismusic.devices import blocks, device_of
 from rismusic.errors import InputError
-from rismusic.estimation.estimate import Estimate, join_estimates, received_db
+from rismusic.estimation.classical import ClassicalEstimator
+from rismusic.estimation.estimate import Estimate, NSources, join_estimates, received_db
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import ROUGH, refine
@@ -38,9 +39,10 @@ from rismusic.estimation.room_fit import (
     fit_nothing,
     refine_places,
 )
-from rismusic.estimation.signal_model import with_output_noise, with_signal_model
-from rismusic.hybrid import BLOCK_SCENES, locate
+from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
+from rismusic.hybrid import BLOCK_SCENES
 from rismusic.io import Recording
+from rismusic.registry import ESTIMATORS
 from rismusic.renames import renamed_argument
 from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
 from rismusic.sources import Sources
@@ -137,6 +139,12 @@ def locate_room(
     if device is not None:
         recordings = [recording.to(device_of(device)) for recording in recordings]
     recordings = [with_signal_model(recording, chosen) for recording in recordings]
+    for number, recording in enumerate(recordings):
+        if recording.symbols == "correlated":
+            raise InputError(
+                f"recordings[{number}].symbols",
+                "must not be correlated where several panels are fused; use independent",
+            )
     own = chosen.replace(wave="recorded", symbols="recorded")
     count: Tensor | None = None
     if isinstance(n_sources, Tensor):
@@ -174,6 +182,8 @@ def _checked(spec: LocateSpec) -> LocateSpec:
             "must be azimuth, elevation and range where several panels are fused: the unknowns "
             "are the places in the room",
         )
+    if spec.noise == "impulsive":
+        raise InputError("noise", "must not be impulsive where several panels are fused")
     if math.isinf(spec.range_max_m):
         raise InputError(
             "range_max_m", "must be finite where several panels are fused: places in the room are"
@@ -188,11 +198,13 @@ def _located(
     """Estimates of blocks of scenes."""
     made, alone = [], []
     for recording in recordings:
-        known = "auto" if count is None else count
-        by_panel = locate(recording, spec=spec, n_sources=known)
+        known: NSources = "auto" if count is None else count
+        own = for_geometry(spec, recording.panel)
+        make = ESTIMATORS.get(own.method) if own.method in ESTIMATORS else ClassicalEstimator
+        by_panel = make(own)(recording, known)
         if spec.noise == "per_output":
             recording = with_output_noise(recording, by_panel.sources)
-            by_panel = locate(recording, spec=spec.replace(noise="white"), n_sources=known)
+            by_panel = make(own)(recording, known)
         made.append(recording.stacked())
         alone.append(by_panel)
     views = []

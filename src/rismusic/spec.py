@@ -25,7 +25,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
-LARGEST_PANEL_ERROR = 10.0
+MAX_PATTERN_EXPONENT = 100.0
+"""Largest exponent of an element pattern. Those of narrower ones are too small for computations."""
+MAX_PANEL_ERROR = 10.0
 """Largest RMS relative error of the element responses that can be set."""
 S = TypeVar("S", bound="Spec")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
@@ -145,6 +147,7 @@ def _expected(message: str) -> str:
     """What pydantic expected, as the end of "expected ..."."""
     text = message.removeprefix("Input should be ").removeprefix("Value should be ")
     for long, short in (
+        ("Tuple should have at least 1 item after validation, not 0", "at least one value"),
         ("greater than or equal to", "at least"),
         ("less than or equal to", "at most"),
         ("greater than", "more than"),
@@ -204,7 +207,7 @@ class PanelSpec(Spec):
     wave: Wave = "spherical"
     """Form of the wave on the panel. 'spherical': exact phases and amplitudes r / d_n; 'uniform': the same
     phases, equal amplitudes; 'fresnel' and 'paraxial': second-order phases, equal amplitudes."""
-    pattern_exponent: NonNegative = 0.0
+    pattern_exponent: Annotated[float, Field(ge=0, le=MAX_PATTERN_EXPONENT)] = 0.0
     """Exponent q of the element pattern cos^q (amplitude); 0: isotropic."""
 
     @model_validator(mode="after")
@@ -476,7 +479,7 @@ class LocateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: Annotated[float, Field(ge=0, le=LARGEST_PANEL_ERROR)] | Literal["auto"] = "auto"
+    panel_error: Annotated[float, Field(ge=0, le=MAX_PANEL_ERROR)] | Literal["auto"] = "auto"
     """RMS relative error of the element responses (0.1: 10 %), calibrated along with the positions; 'auto':
     that of the weights' training, or else estimated; 0: none."""
     wave: Wave | Literal["recorded", "auto"] = "recorded"
@@ -504,7 +507,11 @@ class LocateSpec(Spec):
     """Minimum range of the search, in metres."""
     range_max_m: Annotated[float, Field(gt=0)] = 10.0
     """Maximum range of the search, in metres; inf includes sources in the far field."""
-    unknowns: tuple[Literal["azimuth", "elevation", "range"], ...] = ("azimuth", "elevation", "range")
+    unknowns: Annotated[tuple[Literal["azimuth", "elevation", "range"], ...], Field(min_length=1)] = (
+        "azimuth",
+        "elevation",
+        "range",
+    )
     """Coordinates that are estimated. An angle that is left out is held at 0 deg, the range at range_max_m.
     For
     a line of elements one angle is left out by itself."""
@@ -531,7 +538,7 @@ class CalibrateSpec(Spec):
     """Number of sources K of each scene, or 'auto' to estimate it."""
     sources_max: Count = 5
     """Maximum number of sources, if it is estimated."""
-    panel_error: Annotated[float, Field(gt=0, le=LARGEST_PANEL_ERROR)] = 0.2
+    panel_error: Annotated[float, Field(gt=0, le=MAX_PANEL_ERROR)] = 0.2
     """Expected RMS relative error of the element responses (0.1: 10 % in amplitude, or 0.1 rad)."""
     position_error_wavelengths: Annotated[float, Field(ge=0, le=10)] = 0.01
     """Expected RMS displacement of the elements along each axis, in wavelengths; 0: only the responses are

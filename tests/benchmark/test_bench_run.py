@@ -123,12 +123,16 @@ def test_damaged_parts_are_done_again_and_no_others(whole, tmp_path, monkeypatch
     parts[3].write_bytes(middle)
     shutil.copyfile(parts[4], parts[5])  # whole, but of more scenes
     parts[7].unlink()
+    with np.load(parts[8]) as held:
+        values = dict(held)
+    values["range"] = values["range"] * np.nan
+    np.savez(parts[8], **values)
     (parts[7].parent / ".0000000.99.part.npz").write_bytes(b"half written")
     (folder / "results.csv").unlink()
     done = []
     monkeypatch.setattr(run, "do_unit", counting(run.do_unit, done))
     result = bench(SPEC, out=folder, resume=True, workers=1)
-    assert len(done) == 6
+    assert len(done) == 7
     assert result.missing == 0
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
     assert list(folder.rglob(".*")) == []

@@ -127,6 +127,11 @@ def test_file(calibration, recording, tmp_path):
         ),
         (lambda file: file.attrs.__delitem__("wavelength"), "wavelength must be an attribute"),
         (lambda file: file.attrs.__setitem__("wavelength", -1.0), "wavelength must be positive"),
+        (lambda file: file.attrs.__setitem__("remaining_error", 1e300), "remaining_error must be at most 10"),
+        (lambda file: file.attrs.__setitem__("wavelength", [0.3, 0.3]), "wavelength must be an attribute"),
+        (lambda file: file["offsets"].__setitem__((0, 0), 1e300), "offsets must be at most"),
+        (lambda file: file["response"].__setitem__(3, 1e300), "response must be at most 1000"),
+        (lambda file: file["response"].__setitem__(slice(None), 0), "response is 0 or nearly 0"),
         (lambda file: file.__delitem__("offsets"), "offsets is missing"),
         (lambda file: file["response"].__setitem__(3, np.nan), "response must be finite"),
         (lambda file: file["response_std"].__setitem__(3, -1), "response_std must not be negative"),
@@ -232,6 +237,10 @@ def test_command(recording, response, tmp_path, capsys):
     assert main([*located, "--method", "omp", "--sources", "2", "-o", str(tmp_path / "out.csv")]) == 0
     for text, sentence in (
         ("scene,azimuth_deg\n", "has no column elevation_deg"),
+        (lines[0] + "\n", "has no positions below its first line"),
+        ("\ufeff" + lines[0] + "\r0,0,x,1,1\r", "line 2: values must be numbers"),
+        ('"' + "x" * 200_000, "is not a CSV file: field larger than"),
+        (lines[0] + "\n0,0,1,1,1" * 90 + "\n", "identify at most"),
         (lines[0] + "\n99,0,1,1,1\n", "line 2: scene 99 does not exist"),
         (lines[0] + "\n0,0,x,1,1\n", "line 2: values must be numbers"),
         (lines[0] + "\n0,0,1,1,-1\n", "must be positive"),

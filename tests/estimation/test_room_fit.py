@@ -277,7 +277,13 @@ def test_contradictions(made):
     several = recordings(PLACES, scenes=2)
     with pytest.raises(InputError, match=r"recordings\[1\]\.snapshots: must have 1 scenes .* got 2"):
         locate_room([made[0], several[1]])
-    for settings in ({"panel_error": 0.1}, {"unknowns": ("azimuth", "range")}, {"range_max_m": math.inf}):
+    for settings in (
+        {"panel_error": 0.1},
+        {"unknowns": ("azimuth", "range")},
+        {"range_max_m": math.inf},
+        {"noise": "impulsive"},
+        {"symbols": "correlated"},
+    ):
         with pytest.raises(InputError, match="several panels are fused"):
             locate_room(made, **settings)
     shifted = replace(made[1], truth=replace(made[1].truth, range=made[1].truth.range + 0.5))

@@ -53,7 +53,9 @@ def nasty_recording(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("command", ["check", "check --json --no-fit", "locate --method bartlett"])
+@pytest.mark.parametrize(
+    "command", ["check", "check --json --no-fit", "locate --method bartlett --no-polish --sources 1"]
+)
 def test_names_of_files_and_fields_reach_the_terminal_as_text(command, nasty_recording, capsys):
     name, *options = command.split()
     assert main([name, str(nasty_recording), *options]) == 0

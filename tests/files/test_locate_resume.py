@@ -146,6 +146,8 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
     content, record = part.read_bytes(), state.read_text()
     part.write_bytes(content[:100])
     refused("is shorter than it was")
+    part.write_bytes(content[:-9] + b"1" + content[-8:])
+    refused("has changed since it was written")
     part.unlink()
     part.symlink_to(recording)
     refused("is a symbolic link")

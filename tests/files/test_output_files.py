@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 import time
@@ -172,16 +171,21 @@ def test_a_read_only_folder_is_named_before_work_starts(tmp_path):
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.getuid() and parent.is_relative_to(tempfile.gettempdir()):
             parent.chmod(parent.stat().st_mode | 0o055)
-    code = (
-        "import os, sys\nfrom pathlib import Path\nfrom rismusic.files import check_output\n"
-        "os.setgid(65534); os.setuid(65534)\n"
-        "try:\n    check_output(Path(sys.argv[1]), overwrite=True)\n"
-        "except ValueError as error:\n    print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.csv")], capture_output=True, text=True, check=True
-    )
-    assert "is read-only for this user" in done.stdout
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            check_output(tmp_path / "a.csv", overwrite=True)
+        except InputError as error:
+            os.write(theirs, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(theirs)
+    assert b"is read-only for this user" in os.read(ours, 1000)
+    os.close(ours)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

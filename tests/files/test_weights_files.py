@@ -39,10 +39,10 @@ CASES = {
     "large": ({"network": {"depth": 64, "width": 1024, "stages": 8, "heads": 64}}, "weights, but the file"),
     "iterations": ({"network": {"climbs": 10**9}}, "sbl_iterations"),
     "plug-ins": ({"network": {"plugins": ["os"]}}, "is not a weights file"),
-    "tiny wavelength": ({"wavelength_m": "1e-300"}, "wavelengths apart"),
+    "tiny wavelength": ({"wavelength_m": "1e-300"}, "elements: extend over"),
     "no wavelength": ({"wavelength_m": "nan"}, "is not a weights file"),
     "elements far apart": (
-        {"tensors": {"panel.elements": 1e7 * torch.randn(144, 3).double()}}, "wavelengths apart"
+        {"tensors": {"panel.elements": 1e7 * torch.randn(144, 3).double()}}, "elements: extend over"
     ),
     "elements that are no positions": ({"tensors": {"panel.elements": torch.zeros(144)}}, "not [N, 3]"),
     "elements that are not finite": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -261,3 +262,23 @@ def _sparse(directory: Path) -> Path:
     return write_mat5(
         directory / "a.mat", {**sound(), "elements": scipy.sparse.csc_matrix(sound()["elements"])}
     )
+
+
+@bad("text without a size in the heap of an HDF5 file", PATH, "a block of its texts has no size")
+def _heap(directory: Path) -> Path:
+    """HDF5 walks such a heap forever. One flipped bit in the length of a text suffices."""
+    path = write_h5(directory / "a.h5", direct())
+    content = bytearray(path.read_bytes())
+    place = content.index(b"GCOL\1\0\0\0") + 16
+    (length,) = struct.unpack_from("<Q", content, place + 8)
+    struct.pack_into("<Q", content, place + 8, length + 2048)
+    path.write_bytes(content)
+    return path
+
+
+@bad("attribute of another type", "wavelength", "a text or a real number")
+def _opaque_attribute(directory: Path) -> Path:
+    path = write_h5(directory / "a.h5", direct())
+    with h5py.File(path, "a") as file:
+        file.attrs["wavelength"] = np.void(b"0.3 m")
+    return path

@@ -40,6 +40,7 @@ altered(
     "millimetres would be 0.5 apart)",
     elements=lambda p: p * 1000,
 )
+altered("element that is far away", "elements", "extend over 3.33e+300", elements=at(0, value=[1e300, 0, 0]))
 altered(
     "two elements in one place", "wavelength", "0 wavelengths apart", elements=at(1, value=[-0.15, -0.075, 0])
 )
@@ -208,6 +209,7 @@ altered(
     "unknown wave", "wave", "must be one of the texts spherical, uniform, fresnel, paraxial", wave="plane"
 )
 altered("unknown wave in .npz", "wave", "plane", container="npz", wave="plane")
+altered("pattern exponent out of range", "pattern_exponent", "0 to 100; got 1000000000", pattern_exponent=1e9)
 altered("negative pattern exponent", "pattern_exponent", "-1", pattern_exponent=-1.0)
 altered(
     "unknown symbols",

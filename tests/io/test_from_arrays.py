@@ -47,6 +47,15 @@ def test_numpy_and_torch(convert, dtype):
         np.testing.assert_array_equal(getattr(built, name).numpy(), values[name])
 
 
+@pytest.mark.parametrize("wide", ["snapshots", "channel", "codes"])
+def test_mixed_precision_becomes_the_widest(wide):
+    values = arrays()
+    built = Recording.from_arrays(**{**values, wide: values[wide].astype(np.complex128)})
+    assert built.snapshots.dtype == built.channel.dtype == built.codes.dtype == torch.complex128
+    np.testing.assert_array_equal(built.channel.numpy(), values["channel"])
+    built.link.matmul(torch.ones(N, 1, dtype=built.snapshots.dtype))
+
+
 def test_one_scene_without_the_leading_axis():
     values = arrays()
     one = Recording.from_arrays(

@@ -12,8 +12,9 @@ import pytest
 
 from rismusic.errors import InputError
 from rismusic.text import redact
+from rismusic.tuning.spec import TuneSpec, load_space
 from rismusic.tuning.storage import create_storage, open_storage, quiet
-from rismusic.tuning.study import tune
+from rismusic.tuning.study import _settings, tune
 
 
 def hdf5(path):
@@ -135,7 +136,7 @@ def test_an_interrupted_start_is_no_study(tmp_path, monkeypatch):
         tune(out=tmp_path, device="cpu")
     with pytest.raises(InputError, match="already contains a study"):
         tune(out=tmp_path, device="cpu")
-    with pytest.raises(InputError, match="there is no study 'other' to resume"):
+    with pytest.raises(InputError, match="there is no study to resume"):
         tune(out=tmp_path / "new", storage=str(tmp_path / "new.db"), study="other", resume=True)
     assert [one.name for one in tmp_path.iterdir() if one.suffix == ".db"] == ["study.db"]
 
@@ -188,4 +189,30 @@ def test_a_study_with_damaged_settings_is_one_sentence(tmp_path, content):
         connection.execute("UPDATE study_user_attributes SET value_json = ?", (content,))
     connection.close()
     with pytest.raises(InputError, match=r"was not written by this version|cannot use the database"):
+        tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            "UPDATE trial_user_attributes SET value_json = '{\"hits\": [{}]}'",
+            "trial 0 of study 'tune' is damaged",
+        ),
+        ("DELETE FROM trial_user_attributes", "it is complete, but has no evaluation"),
+        ("UPDATE trials SET state = x'ff'", "cannot use the database .* is not among the defined enum"),
+    ],
+)
+def test_a_study_with_damaged_trials_is_one_sentence(tmp_path, change, sentence):
+    path = tmp_path / "study.db"
+    spec, space = TuneSpec(), load_space("narrow")
+    with quiet(), open_storage(str(path), tmp_path, heartbeat_s=1) as storage:
+        study = optuna.create_study(storage=storage, study_name="tune")
+        study.set_user_attr("settings", _settings(spec, space, 1))
+        study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"evaluation": 1}))
+    with sqlite3.connect(path) as connection:
+        connection.execute(change)
+    connection.close()
+    with pytest.raises(InputError, match=f"^storage: .*{sentence}"):
         tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")

@@ -6,6 +6,7 @@ runs, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -42,6 +43,9 @@ COMMANDS: dict[str, type[Command]] = {
 }
 
 
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
@@ -53,7 +57,9 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     try:
         with _terminated_as_interrupted():
-            return _run(args)
+            code = _run(args)
+            sys.stdout.flush()
+            return code
     except InputError as error:
         complain(redact(str(error)))
         return 2
@@ -61,10 +67,13 @@ def main(args: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone; Python must not try to flush the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # The reader of our output has gone.
         return 0
     except OSError as error:
+        if error.filename is None and error.errno in _DISK_FULL:  # standard output is a file
+            _drop_output()
+            complain(f"the output cannot be written: {failure(error).lower()}")
+            return 2
         # A path that the system refuses: too long, or in a folder that may not be read.
         if not isinstance(error.filename, (str, bytes)):
             return _internal_error(error)
@@ -72,6 +81,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except Exception as error:
         return _internal_error(error)
+
+
+def _drop_output() -> None:
+    """Discard what is left of the output, so that Python does not try to write it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _internal_error(error: Exception) -> int:

@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.array import WAVES, direction
+from rismusic.array import WAVES, direction, steering
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.estimate import Doubt, Estimate, Estimator, NSources, fit_at, join_estimates
-from rismusic.estimation.grid import Volume, searched_grid
-from rismusic.estimation.likelihood import sufficient_statistics
+from rismusic.estimation.grid import Volume, from_cosines, searched_grid
+from rismusic.estimation.likelihood import sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import nfmle, pack, unpack
 from rismusic.estimation.model_error import ModelError, can_err, model_error, spread_gain, whitened_by
 from rismusic.estimation.model_order import log_evidence
@@ -51,6 +51,9 @@ _LEAST_DIFFUSE = 0.3
 _COHERENT = 1e-4
 # Log-likelihood ratio (nats) from which on a source is no point, and another wave is named.
 _SPREAD_NATS, _WAVE_NATS = 4.5, 10.0
+# Elements at most this far apart (wavelengths) have no grating lobes. Correlation of steering vectors from
+# which on a direction counts as one, and how much less likely (nats) it may be.
+_NO_GRATING, _LIKENESS, _AMBIGUOUS_NATS = 0.55, 0.7, 6.0
 # From this panel error on, a scene is doubtful.
 _LARGE_ERROR = 0.15
 # Levels of the panel error with which scenes are located again.
@@ -377,7 +380,9 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
                     f"of source {first}"
                 )
             )
+    _add_constant_symbols(sentences, recording, estimate)
     _add_clusters(sentences, recording, estimate)
+    _add_grating_lobes(sentences, recording, estimate, spec)
     for scene, sentence in _better_wave(recording, estimate, spec):
         sentences[scene].append(sentence)
     if isinstance(n_sources, str):
@@ -391,6 +396,76 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
     return replace(estimate, warnings=sentences, panel_error=errors)
+
+
+def _add_constant_symbols(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
+    """Add sources whose symbols are the same in all snapshots, as those of an offset of the receiver are."""
+    positions, active = unpack(estimate.sources, recording)
+    if positions.shape[1] == 0:
+        return
+    s = symbols(sufficient_statistics(recording, positions, active))  # [S, L, K]
+    L = s.shape[1]
+    energy = s.abs().square().sum(1)
+    x = s.sum(1).abs().square() / (L * energy.clamp_min(torch.finfo(energy.dtype).tiny))
+    p = (1 - x.clamp(0, 1)).pow(L - 1)
+    for scene, source in (active & (p < _COHERENT)).nonzero().tolist():
+        sentences[scene].append(
+            Doubt(
+                f"source {source} sends the same symbol in all snapshots: a constant pilot (try --symbols "
+                "constant) or an offset of the receiver"
+            )
+        )
+
+
+def _add_grating_lobes(
+    sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec
+) -> None:
+    """Add the grating lobes of each source that explain the data nearly as well as its place."""
+    panel, there = recording.panel, estimate.sources.active
+    apart = torch.cdist(panel.elements, panel.elements)
+    spacing = float((apart + torch.diag_embed(apart.new_full((panel.size,), math.inf))).amin())
+    if spacing <= _NO_GRATING * recording.wavelength or not bool(there.any()):
+        return
+    extent = max(float(apart.amax()), recording.wavelength)
+    count = 2 * math.ceil(2 * extent / recording.wavelength) + 1
+    across = torch.linspace(-1, 1, count, dtype=torch.float64, device=apart.device)
+    u_x, u_y = (value.flatten() for value in torch.meshgrid(across, across, indexing="ij"))
+    inside = u_x.square() + u_y.square() < 0.99
+    u_x, u_y = u_x[inside], u_y[inside]
+    wide = Volume.from_spec(_wide(recording, spec))
+    at, active = unpack(estimate.sources, recording)
+    own_x, own_y, _ = direction(at[..., 0], at[..., 1])
+    for source in range(at.shape[1]):
+        azimuth, elevation, _ = from_cosines(u_x, u_y, torch.ones_like(u_x))
+        distance = 1 / at[:, source, 2, None].expand(-1, len(u_x))
+        points = steering(panel, azimuth.expand_as(distance), elevation.expand_as(distance), distance)
+        phi, theta, q = at[:, source, :, None].unbind(1)
+        own = steering(panel, phi, theta, 1 / q)
+        likeness = (own.mH @ points).abs()[:, 0] / (own.norm(dim=1) * points.norm(dim=1))
+        lobe = torch.hypot(u_x - own_x[:, source, None], u_y - own_y[:, source, None])
+        best, which = likeness.masked_fill(lobe < recording.wavelength / extent, 0).max(1)
+        scenes = ((best > _LIKENESS) & active[:, source]).nonzero()[:, 0]
+        if len(scenes) == 0:
+            continue
+        moved = at[scenes].clone()
+        moved[:, source, 0], moved[:, source, 1] = azimuth[which[scenes]], elevation[which[scenes]]
+        part = recording[scenes]
+        here = nfmle(part, pack(at[scenes], active[scenes]), wide, criterion=spec.criterion)
+        other = nfmle(part, pack(moved, active[scenes]), wide, criterion=spec.criterion)
+        gain = here.neg_log_likelihood - other.neg_log_likelihood
+        for row, scene in enumerate(scenes.tolist()):
+            if float(gain[row]) > -_AMBIGUOUS_NATS:
+                place = (
+                    float(value[row, source]) for value in (other.sources.azimuth, other.sources.elevation)
+                )
+                text = ", ".join(f"{math.degrees(value):.2f}" for value in place)
+                sentences[scene].append(
+                    Doubt(
+                        f"source {source} may as well lie in its grating lobe at {text} deg "
+                        f"(log-likelihood {float(gain[row]):+.1f} nats): the elements are "
+                        f"{spacing / recording.wavelength:.2g} wavelengths apart"
+                    )
+                )
 
 
 def _add_clusters(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:

@@ -1131,9 +1131,7 @@ def fit_positions(
     if criterion == "unconditional" and power_noise is None and options.powers_first:
         first = powers
     mode = UNCONDITIONAL if criterion == "unconditional" else CONDITIONAL
-    limit = volume.azimuth_limit
-    box = (-limit, *volume.lower[1:]), (limit, *volume.upper[1:])
-    return _run(mode, recording, positions, active, box, options, first, power_noise)
+    return _run(mode, recording, positions, active, volume.box, options, first, power_noise)
 
 
 def fit_powers(

@@ -127,9 +127,10 @@ class Volume:
         return self.azimuth_max >= math.pi
 
     @property
-    def azimuth_limit(self) -> float:
-        """Largest azimuth of a fit, rad: that of the volume, or infinite if it is all round."""
-        return math.inf if self.all_round else self.azimuth_max
+    def box(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Limits of a fit: :attr:`lower` and :attr:`upper`; all round, the azimuth may pass 180 degrees."""
+        azimuth = 2 * self.azimuth_max if self.all_round else self.azimuth_max
+        return (-azimuth, *self.lower[1:]), (azimuth, *self.upper[1:])
 
     @property
     def lower(self) -> tuple[float, float, float]:

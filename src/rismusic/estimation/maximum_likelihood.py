@@ -473,10 +473,7 @@ class _At:
 
 def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Tensor]:
     """Limits of the coordinates, [S, 3K]; entries without a source are held."""
-    lower, upper = (
-        positions.new_tensor((sign * volume.azimuth_limit, *limit[1:])).expand_as(positions)
-        for sign, limit in ((-1, volume.lower), (1, volume.upper))
-    )
+    lower, upper = (positions.new_tensor(limit).expand_as(positions) for limit in volume.box)
     there = active[..., None]
     return torch.where(there, lower, positions).flatten(1), torch.where(there, upper, positions).flatten(1)
 

@@ -24,7 +24,7 @@ from rismusic.files import check_regular, replace_file
 from rismusic.io.hdf5 import CarefulFile, attribute, dataset, members, open_hdf5
 from rismusic.io.recording import Recording
 from rismusic.io.store import Array, understood
-from rismusic.spec import LARGEST_PANEL_ERROR
+from rismusic.spec import MAX_PANEL_ERROR
 
 FORMAT = "rismusic-calibration/1"
 DEAD_BELOW = 0.3
@@ -78,8 +78,10 @@ class PanelCalibration:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name == "wavelength" and value == 0):
                 raise InputError(name, f"must be positive and finite; got {value:g}")
+        if bool(self.dead.all()):
+            raise InputError("response", "is 0 or nearly 0 for all elements; calibrate again")
         for name, value, limit in (
-            ("remaining_error", self.remaining_error, LARGEST_PANEL_ERROR),
+            ("remaining_error", self.remaining_error, MAX_PANEL_ERROR),
             ("response", float(self.response.abs().max()), _LARGEST_RESPONSE),
             ("offsets", float(self.offsets.abs().max()), _LARGEST_OFFSET_WAVELENGTHS * self.wavelength),
         ):
@@ -202,10 +204,10 @@ def _fields(file: h5py.File) -> dict[str, Any]:
 
 
 def _scalar(value: Array) -> str | float:
-    """An attribute as text or number."""
-    if value.dtype.kind in "fiu":
-        return float(value)
-    held = value.item()
+    """An attribute as text or number; an empty text if it holds several."""
+    held = value.item() if value.size == 1 else ""
+    if isinstance(held, (int, float)):
+        return float(held)
     return held.decode("utf-8", "replace") if isinstance(held, bytes) else str(held)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,8 @@ from rismusic.io.store import Array, Sink, Store, StoredArray, reason
 _CHUNK_BYTES = 1 << 18
 _LARGEST_CHUNK_BYTES = 1 << 30
 _MOST_LINKS = 64
+# Signature and version of a heap of texts, and the bytes at each end of a file in which they are looked for.
+_HEAP, _SCANNED = b"GCOL\1\0\0\0", 2**24
 # Types of attributes that are read.
 _PLAIN = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT)
 LARGEST_RATIO = 1100
@@ -158,6 +161,7 @@ def open_hdf5(path: Path) -> h5py.File:
         InputError: it is being written by another program, truncated, or broken.
     """
     try:
+        _check_heaps(path)
         return h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
         problem = f"is not a complete HDF5 file ({reason(error)})"
@@ -166,6 +170,32 @@ def open_hdf5(path: Path) -> h5py.File:
         elif "truncated" in str(error):
             problem = "is a truncated HDF5 file"
         raise InputError(str(path), problem) from error
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse a heap of texts that HDF5 would walk forever: a free block whose size a flipped bit made 0.
+
+    Heaps are written with the attributes, at the beginning of a file or, by some programs, at its end.
+
+    Raises:
+        InputError: there is such a block.
+    """
+    with path.open("rb") as file:
+        parts = [file.read(_SCANNED)]
+        if len(parts[0]) == _SCANNED:
+            file.seek(max(_SCANNED, file.seek(0, os.SEEK_END) - _SCANNED))
+            parts.append(file.read())
+    for part in parts:
+        start = part.find(_HEAP)
+        while start >= 0:
+            (size,) = struct.unpack_from("<Q", part[start : start + 16].ljust(16, b"\0"), 8)
+            place, end = start + 16, min(start + size, len(part))
+            while place + 16 <= end:
+                index, _, length = struct.unpack_from("<HHxxxxQ", part, place)
+                if index == 0 and length == 0:
+                    raise InputError(str(path), "is a damaged HDF5 file: a block of its texts has no size")
+                place += 16 + -(-length // 8) * 8 if index else length
+            start = part.find(_HEAP, start + 1)
 
 
 def member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
@@ -196,16 +226,15 @@ def member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
 
 
 def attribute(file: h5py.File, name: str) -> Array:
-    """An attribute of the root, which is a text or a number.
+    """An attribute of the root, which holds texts or numbers.
 
     The type is looked at first: HDF5 can end the process when it reads other types from a damaged file.
 
     Raises:
-        InputError: it is neither text nor number, or an array.
+        InputError: it holds something else.
     """
-    found = file.attrs.get_id(name)
-    if found.get_type().get_class() not in _PLAIN or found.shape != ():
-        raise InputError(name, "must be an attribute that is one text or one number")
+    if file.attrs.get_id(name).get_type().get_class() not in _PLAIN:
+        raise InputError(name, "must be an attribute that is a text or a real number")
     return np.asarray(file.attrs[name])
 
 

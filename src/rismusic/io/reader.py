@@ -23,7 +23,7 @@ from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description
 from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
 from rismusic.io.validation import check_panel, check_values
 from rismusic.sources import Sources
-from rismusic.spec import SymbolModel
+from rismusic.spec import MAX_PATTERN_EXPONENT, SymbolModel
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 """Folder of the sample recordings in the package."""
@@ -428,9 +428,13 @@ def _choice(store: Store, names: set[str], name: str, options: tuple[_Word, ...]
 def _exponent(store: Store, names: set[str]) -> float:
     if "pattern_exponent" not in names:
         return 0.0
-    expected = "must be one number, 0 or larger"
+    expected = f"must be one number, 0 to {MAX_PATTERN_EXPONENT:g}"
     value = _scalar("pattern_exponent", store, expected)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value <= MAX_PATTERN_EXPONENT
+    ):
         raise InputError("pattern_exponent", f"{expected}; got {value!r}")
     return float(value)
 

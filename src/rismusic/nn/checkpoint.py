@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.files import read_small, replace_file
+from rismusic.files import read_beginning, read_small, replace_file
 from rismusic.nn.run_folder import SETTINGS, STATE, RunFolder
 from rismusic.nn.spec import TrainSpec
 from rismusic.records import Natural, Record, parse_record
@@ -197,11 +197,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         InputError: the file is missing or truncated, is not a safetensors file, is larger than 4 GiB, or has
             tensors of unusual types.
     """
-    data = read_small(path, limit=_LARGEST_TENSORS)
-    length = int.from_bytes(data[:8], "little")
-    if not 2 <= length <= min(len(data) - 8, _LARGEST_HEADER):
+    # The header first, so that a large file of another kind is not read as a whole.
+    head = read_beginning(path, 8 + _LARGEST_HEADER)
+    length = int.from_bytes(head[:8], "little")
+    if not 2 <= length <= len(head) - 8:
         raise InputError(str(path), "is not a safetensors file, or it is truncated")
-    header = parse_record(_Header, data[8 : 8 + length], str(path), "a safetensors file")
+    header = parse_record(_Header, head[8 : 8 + length], str(path), "a safetensors file")
+    data = read_small(path, limit=_LARGEST_TENSORS)
     try:
         return load(data), header.metadata
     except (SafetensorError, ValueError, KeyError) as error:

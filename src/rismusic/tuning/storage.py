@@ -23,7 +23,6 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rismusic.errors import InputError
 from rismusic.files import check_regular, failure, replace_file, writing
-from rismusic.io.store import understood
 from rismusic.text import redact
 
 DATABASE = "study.db"
@@ -97,7 +96,7 @@ def open_storage(
     if path is not None:
         check_sqlite(path)
         if not create and not path.exists():
-            raise InputError("storage", f"there is no file {path}, so there is no study to resume")
+            raise InputError("storage", f"there is no study to resume: {path} does not exist")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
     with _opened(url, heartbeat_s=heartbeat_s) as opened:
@@ -150,15 +149,27 @@ def _opened(url: URL, *, heartbeat_s: int, shown: URL | None = None) -> Iterator
     except (ImportError, OSError, RuntimeError, SQLAlchemyError) as error:
         raise InputError("storage", _failure(shown, error)) from None
     try:
-        with understood("storage", "must be a database of studies that can be read"):
-            for study in opened.get_all_studies():
-                opened.get_all_trials(study._study_id, deepcopy=False)
+        _read_all(opened, shown)
         yield opened
     except (StorageInternalError, SQLAlchemyError, JSONDecodeError) as error:
         raise InputError("storage", _failure(shown, error.__cause__ or error)) from error
     finally:
         opened.remove_session()
         opened.engine.dispose()
+
+
+def _read_all(opened: RDBStorage, shown: URL) -> None:
+    """Read all trials once. Optuna and SQLAlchemy raise nearly everything on a damaged database.
+
+    Raises:
+        InputError: something cannot be read.
+    """
+    try:
+        for study in opened.get_all_studies():
+            opened.get_all_trials(study._study_id, deepcopy=False)
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else None
+        raise InputError("storage", _failure(shown, cause or error)) from error
 
 
 class Requeue(RetryHeartbeatStaleTrialCallback):

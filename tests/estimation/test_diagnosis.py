@@ -1,0 +1,161 @@
+"""What departs from the model is found and said; sound scenes stay as they are."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rismusic import Sources, locate, simulate
+from rismusic.estimation.estimate import Doubt
+from rismusic.io import read
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def blind(recording, **changes):
+    return replace(recording, noise_variance=None, **changes)
+
+
+def said(estimate, words):
+    """Scenes with a doubt that contains these words."""
+    return [any(words in one for one in doubts) for doubts in estimate.doubts]
+
+
+def places(recording):
+    return Sources(**{n: getattr(recording.truth, n) for n in ("azimuth", "elevation", "range")})
+
+
+def received(recording, field, snr_db=20.0):
+    """The recording with snapshots of another field on the panel [S, L, N]."""
+    signal = recording.link.apply(field.to(torch.complex64))
+    level = (signal.abs().square().mean((1, 2), keepdim=True) / 10 ** (snr_db / 10)).sqrt()
+    noise = torch.randn(signal.shape, dtype=signal.dtype, generator=torch.Generator().manual_seed(5))
+    return blind(recording, snapshots=signal + level * noise)
+
+
+@pytest.fixture(scope="module")
+def erring():
+    """Panels with dead elements, which surplus sources absorb if the panel is trusted."""
+    made = simulate(scenes=6, sources=(1, 2), snr_db=20, hardware={"dead_fraction": 0.06}, seed=3)
+    return blind(made)
+
+
+def test_a_panel_that_errs_makes_no_sources(erring):
+    true = erring.truth.active.sum(-1)
+    trusted = locate(erring, method="omp", panel_error=0.0)
+    assert (trusted.n_sources != true).sum() >= 3
+    found = locate(erring, method="omp")
+    assert torch.equal(found.n_sources, true)
+    assert ((found.panel_error > 0.05) & (found.panel_error < 0.5)).all()
+    assert all("departs from its description" in " ".join(some) for some in found.warnings)
+    assert set(found.status) <= {"ok", "doubtful"}
+    assert found.n_sources_probability.sum(1).allclose(torch.ones(6, dtype=torch.float64))
+
+
+def test_sound_scenes_stay_as_they_are():
+    recording = blind(simulate(scenes=6, sources=(1, 3), snr_db=10, seed=4))
+    found, trusted = (locate(recording, method="omp", panel_error=value) for value in ("auto", 0.0))
+    assert found.status == ["ok"] * 6
+    assert (found.panel_error == 0).all()
+    torch.testing.assert_close(found.sources.azimuth, trusted.sources.azimuth, equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(found.existence_probability > 0.5, found.sources.active)
+
+
+def test_configurations_of_other_snapshots_fail():
+    made = simulate(scenes=3, sources=1, snr_db=20, seed=5)
+    found = locate(blind(made, codes=made.codes.roll(1, dims=1)), method="omp")
+    assert found.status == ["failed"] * 3
+    assert all(said(found, "configurations and snapshots are in the same order"))
+
+
+def test_sources_outside_the_search_volume_are_located():
+    sources = Sources.from_degrees([[75.0], [10.0]], [[5.0], [10.0]], [[3.0], [1e4]])
+    found = locate(blind(simulate(sources=sources, snr_db=20, seed=6)), method="omp")
+    assert found.n_sources.tolist() == [1, 1]
+    assert found.azimuth_deg[:, 0].tolist() == pytest.approx([75, 10], abs=1.0)
+    assert float(found.range_m[1, 0]) > 10
+    assert all(said(found, "outside the search volume"))
+
+
+def test_paths_of_one_source_are_named():
+    made = simulate(scenes=3, sources=2, snr_db=20, seed=7)
+    s = made.truth.symbols[:, :1]
+    both = torch.cat((s, 0.5 * s), dim=1)
+    paths = received(made, (made.truth.steering(made.panel) @ both).mT)
+    assert all(said(locate(paths, method="omp", n_sources=2), "source 1 may be a reflection of source 0"))
+    assert not any(said(locate(blind(made), method="omp", n_sources=2), "reflection"))
+
+
+def test_more_sources_than_the_largest_number():
+    made = blind(simulate(scenes=3, sources=2, snr_db=20, seed=8))
+    assert all(said(locate(made, method="omp", sources_max=1), "more than 1 sources"))
+    assert not any(said(locate(made, method="omp", sources_max=2), "more than 2 sources"))
+
+
+def test_another_wave_is_named():
+    made = blind(simulate(scenes=4, sources=1, snr_db=20, panel={"wave": "fresnel"}, seed=9))
+    assert all(said(locate(replace(made, wave="spherical"), method="omp"), "try --wave fresnel"))
+    assert not any(said(locate(made, method="omp"), "--wave"))
+
+
+def test_a_known_number_is_kept(erring):
+    found = locate(erring, method="omp", n_sources=1)
+    assert (found.n_sources == 1).all()
+    assert sum(said(found, "--panel-error")) >= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words", "count"),
+    [
+        ("grating_1_wavelength", {"range_max_m": 1000.0, "n_sources": 1}, "grating lobe at -20.9", 1),
+        ("near_and_far", {"wave": "uniform"}, "outside the search volume", 2),
+        ("near_and_far", {}, "uniform wave explains the data better", None),
+        ("moving", {}, "closer than the panel resolves", None),
+        ("iq_offset", {}, "an offset of the receiver", None),
+        ("one_channel_inverted", {"wave": "uniform"}, "departs from its description", 1),
+    ],
+)
+def test_cases(name, settings, words, count):
+    """Small inputs that went wrong without saying so; right answers as in shared/cases/README.md."""
+    found = locate(read(DATA / f"{name}.npz"), **{"method": "omp", **settings})
+    assert found.status == ["doubtful"]
+    assert said(found, words) == [True]
+    if count is not None:
+        assert found.n_sources.tolist() == [count]
+
+
+def test_the_case_of_a_far_source():
+    found = locate(read(DATA / "near_and_far.npz"), method="omp", wave="uniform")
+    azimuth, order = found.azimuth_deg[0, :2].sort()
+    assert azimuth.tolist() == pytest.approx([-25, 20], abs=0.1)
+    assert found.range_m[0, order].tolist() == pytest.approx([2, 80], rel=0.15)
+
+
+def test_files_have_status_and_reasons(erring, tmp_path):
+    found = locate(erring[:2], method="omp")
+    found.to_csv(tmp_path / "a.csv")
+    found.to_json(tmp_path / "a.json")
+    with (tmp_path / "a.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == [found.status[int(row["scene"])] for row in rows]
+    assert all(0 <= float(row["existence_probability"]) <= 1 for row in rows)
+    scenes = json.loads((tmp_path / "a.json").read_text())["scenes"]
+    assert [one["status"] for one in scenes] == found.status
+    assert [one["reasons"] for one in scenes] == found.doubts
+    assert [one["panel_error"] for one in scenes] == found.panel_error.tolist()
+
+
+def test_status_and_existence():
+    found = locate(blind(simulate(scenes=2, sources=2, snr_db=20, seed=1)), method="omp")
+    some = replace(found, warnings=[[Doubt("a"), "b"], ["c"]])
+    assert (some.status, some.doubts) == (["doubtful", "ok"], [["a"], []])
+    chance = torch.tensor([[0.0, 0.3, 0.7, 0, 0, 0], [0.0, 0.0, 1.0, 0, 0, 0]], dtype=torch.float64)
+    exists = replace(found, n_sources_probability=chance).existence_probability
+    assert exists[:, :2].flatten().tolist() == pytest.approx([1, 0.7, 1, 1])
+    told = locate(blind(simulate(scenes=1, sources=2, snr_db=20, seed=1)), method="omp", n_sources=2)
+    assert told.existence_probability.tolist() == [[1, 1]]
+    assert math.isnan(float(replace(found, n_sources_probability=chance)[:1].p_value)) is False

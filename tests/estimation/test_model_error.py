@@ -1,0 +1,110 @@
+"""The evidence of a model error, against dense matrices, and whether it is there."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rismusic import simulate
+from rismusic.array import steering
+from rismusic.estimation.likelihood import sufficient_statistics, symbols
+from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.estimation.model_error import _RATIOS, _Residual, model_error, spread_gain
+
+SMALL = {"panel": {"rows": 4, "columns": 4}, "channel": {"antennas": 5}, "codebook": {"snapshots": 6}}
+
+
+def made(scenes=3, sources=2, **settings):
+    recording = simulate(scenes=scenes, sources=sources, **{"snr_db": 15.0, **SMALL, **settings})
+    return replace(recording, noise_variance=None)
+
+
+def restricted(recording, scene, tau, rho):
+    """Restricted log-likelihood of the residual with panel error and diffuse noise, by dense matrices."""
+    y = recording.snapshots[scene].to(torch.complex128)
+    H, codes = (part[scene].to(torch.complex128) for part in (recording.channel, recording.codes))
+    L, M = y.shape
+    positions, _ = unpack(recording.truth, recording)
+    azimuth, elevation, q = positions[scene].unbind(-1)
+    A = steering(recording.panel, azimuth, elevation, 1 / q)
+    spread = H @ H.mH
+    cov = torch.eye(M, dtype=H.dtype) + tau * spread * M / spread.diagonal().real.sum()
+    C = torch.block_diag(*[H @ (codes[n, :, None] * A) for n in range(L)])
+    white = torch.linalg.inv(torch.linalg.cholesky(cov))
+    W = torch.block_diag(*[white] * L)
+    Cw, yw = W @ C, W @ y.flatten()
+    s = torch.linalg.lstsq(Cw, yw[:, None]).solution[:, 0].view(L, -1)
+    J = torch.cat([white @ H @ torch.diag(codes[n] * (A @ s[n])) for n in range(L)])
+    left = (
+        torch.linalg.qr(Cw, mode="complete").Q[:, Cw.shape[1] :].mH
+    )  # onto what is orthogonal to the sources
+    inner = torch.eye(len(left), dtype=H.dtype) + rho * (left @ J) @ (left @ J).mH
+    r = left @ yw
+    energy = (r.conj() @ torch.linalg.solve(inner, r)).real
+    D = L * (M - A.shape[1]) - 1.5 * A.shape[1]
+    gram = [torch.linalg.slogdet(X.mH @ X).logabsdet for X in (Cw, C)]
+    value = -D * energy.log() - torch.linalg.slogdet(inner).logabsdet
+    return value - L * torch.linalg.slogdet(cov).logabsdet - gram[0] + gram[1]
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.5])
+def test_evidence_against_dense_matrices(tau):
+    recording = made(hardware={"static_phase_rad": 0.3})
+    positions, active = unpack(recording.truth, recording)
+    at = _Residual.of(recording, positions, active, tau)
+    for scene in range(3):
+        plain = restricted(recording, scene, 0.0, 0.0)
+        torch.testing.assert_close(
+            at.alone[scene] - _Residual.of(recording, positions, active, 0.0).alone[scene],
+            restricted(recording, scene, tau, 0.0) - plain,
+        )
+    gain, error = at.panel_error()
+    # The best of the ratios, by the dense form. The mean eigenvalue of W is that of the projected J.
+    found = []
+    for ratio in _RATIOS:
+        H, f = at.H[0], at.field[0]
+        W = (H.mH @ H) * (f.mH @ f)
+        E = torch.cat([(at.basis[0, n].mH @ H) * f[n] for n in range(len(f))])
+        rho = ratio / float((W - E.mH @ E).diagonal().real.mean())
+        found.append(float(restricted(recording, 0, tau, rho) - restricted(recording, 0, tau, 0.0)))
+    assert float(gain[0]) == pytest.approx(max(found) - math.log(len(_RATIOS)), abs=1e-6)
+    assert 0 < float(error[0]) < 0.5
+
+
+@pytest.mark.parametrize("channel", [{"antennas": 16}, {"kind": "direct"}])
+def test_panels_that_err_and_panels_that_do_not(channel):
+    settings = {"scenes": 6, "sources": 2, "snr_db": 20.0, "channel": channel}
+    erring = made(hardware={"static_phase_rad": 0.2}, **{**settings, "panel": {}, "codebook": {}})
+    sound = made(**{**settings, "panel": {}, "codebook": {}})
+    found = model_error(erring, erring.truth)
+    assert (found.gain > 5).all()
+    assert float(found.panel_error.median()) == pytest.approx(0.2, abs=0.06)
+    assert (model_error(sound, sound.truth).gain < 0).all()
+
+
+def test_configurations_that_differ_in_each_snapshot_are_diffuse_noise():
+    recording = made(
+        6, 1, panel={}, codebook={"snapshots": 32}, channel={}, hardware={"code_phase_rad": 0.6}, snr_db=20.0
+    )
+    found = model_error(recording, recording.truth)
+    assert (found.gain > 5).all()
+    assert (found.diffuse > 0).all()
+
+
+def test_a_source_that_is_no_point():
+    recording = made(4, 1, panel={}, channel={}, codebook={})
+    positions, active = unpack(recording.truth, recording)
+    s = symbols(sufficient_statistics(recording, positions, active))
+    steps = math.radians(0.4) * (torch.arange(16) - 7.5)
+    azimuth, elevation, q = (value.expand(-1, 16) for value in positions.unbind(-1))
+    A = steering(recording.panel, azimuth + steps, elevation, 1 / q)
+    signal = recording.link.apply((A.mT * s).to(torch.complex64))
+    noise = recording.snapshots - recording.link.apply(
+        (recording.truth.steering(recording.panel) @ s.mT.to(torch.complex64)).mT
+    )
+    moving = replace(recording, snapshots=signal + noise)
+    assert (spread_gain(recording, recording.truth)[0] < 4).all()
+    gain, size = spread_gain(moving, recording.truth)
+    assert (gain > 4.5).all()
+    assert ((size > math.radians(0.3)) & (size < math.radians(4))).all()
