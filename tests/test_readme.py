@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from rismusic.checks import fits
 from rismusic.cli import main
 from rismusic.io import read, write
 
@@ -29,7 +28,6 @@ def few_scenes(samples, tmp_path_factory):
 def folder(tmp_path, monkeypatch, few_scenes):
     """An empty folder outside the checkout: the README needs the installed package only."""
     monkeypatch.setattr("rismusic.io.reader.SAMPLES", few_scenes)
-    monkeypatch.setattr(fits, "SETTINGS", fits.SETTINGS.replace(sources=1))  # `check` searches for three
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
