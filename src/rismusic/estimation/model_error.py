@@ -60,6 +60,8 @@ _DIRECTIONS = 8
 _MOST_ERROR = 0.5
 # Log prior of each ratio, and of each power of the diffuse noise.
 _LOG_RATIO, _LOG_DIFFUSE = -math.log(len(_RATIOS)), -math.log(len(_DIFFUSE))
+# Smaller residuals, relative to the energy of the data, are rounding errors.
+_NOTHING = 1e-10
 # Largest number of elements, since W is dense.
 _MAX_ELEMENTS = 400
 
@@ -123,7 +125,10 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
             gain, error, tau = (
                 torch.where(take, one, other) for one, other in ((best, gain), (also, error), (level, tau))
             )
-        parts.append((gain, error, tau))
+        # What rounding leaves is no evidence.
+        total = _squared(part.snapshots.to(torch.complex128)).sum((1, 2))
+        nothing = _squared(levels[0].rest).sum((1, 2)) <= _NOTHING * total
+        parts.append((torch.where(nothing, -math.inf, gain), error, tau))
     return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
