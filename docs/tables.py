@@ -302,6 +302,30 @@ def samples() -> str:
     return table(head, shown)
 
 
+def signal_models() -> str:
+    """Errors over the bound for every signal model at 10 and 20 dB."""
+    with (MEASURED / "signal_models.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = ("azimuth", "elevation", "inverse_range")
+    shown = []
+    for row in rows:
+        over = (float(row[f"{kind}_{name}_over_bound"]) for kind in ("median", "rms") for name in names)
+        numbers = f"{float(row['snr_db']):g}", f"{float(row['misses']):.4f}"
+        shown.append((row["model"], *numbers, *(f"{x:.2f}" if x > 0 else "-" for x in over)))
+    head = (
+        "model",
+        "SNR / dB",
+        "misses",
+        "azimuth",
+        "elevation",
+        "1/range",
+        "rms az.",
+        "rms el.",
+        "rms 1/range",
+    )
+    return table(head, shown)
+
+
 def write_all(folder: Path) -> None:
     """Write every table and text into ``folder``."""
     for make in (
@@ -313,6 +337,7 @@ def write_all(folder: Path) -> None:
         wave_bias,
         api,
         samples,
+        signal_models,
         *benchmark_tables.TABLES,
         *architecture_tables.TABLES,
         *model_order_tables.TABLES,
