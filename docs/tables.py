@@ -76,7 +76,7 @@ BAD_SETTINGS: tuple[dict[str, object], ...] = (
     {"codebook": {"bits": 0}},
     {"codebook": {"snapshots": 0}},
     {"scene": {"range_max_m": 0.1}},
-    {"scene": {"azimuth_max_deg": 90}},
+    {"scene": {"elevation_max_deg": 90}},
     {"hardware": {"dead_fraction": 1}},
     {"channel": {"kind": "direct"}, "hardware": {"code_phase_rad": 0.1}},
 )

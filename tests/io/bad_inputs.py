@@ -15,7 +15,7 @@ altered("no format in .mat 7.3", "format", "no such text in the file", "format",
 altered("another format", "format", 'got "rismusic/2"', container="npz", format="rismusic/2")
 altered("format that is a number", "format", "got 1.0", container="mat 5", format=1.0)
 altered("no wavelength", "wavelength", "one positive length in metres", "wavelength")
-altered("several wavelengths", "wavelength", "one number", wavelength=np.array([0.3, 0.1]))
+altered("several wavelengths", "wavelength", "shape [2]", wavelength=np.array([0.3, 0.1]))
 altered(
     "several wavelengths in .npz", "wavelength", "shape [2]", container="npz", wavelength=np.array([0.3, 0.1])
 )

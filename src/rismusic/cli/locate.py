@@ -47,7 +47,7 @@ class Locate(Command):
     """The recording."""
     settings: LocateSpec = LocateSpec()
     config: Annotated[Path | None, Option("FILE")] = None
-    """TOML file with these settings; options on the command line win."""
+    """TOML file with these settings; options win."""
     calibration: Annotated[Path | None, Option("FILE")] = None
     """Calibration of the panel, written by 'calibrate'."""
     fuse: Annotated[tuple[Path, ...], Option("FILE")] = ()

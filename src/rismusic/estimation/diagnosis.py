@@ -54,6 +54,8 @@ _SPREAD_NATS, _WAVE_NATS = 4.5, 10.0
 # Elements at most this far apart (wavelengths) have no grating lobes. Correlation of steering vectors from
 # which on a direction counts as one, and how much less likely (nats) it may be.
 _NO_GRATING, _LIKENESS, _AMBIGUOUS_NATS = 0.55, 0.7, 6.0
+# Angle (wavelengths over the diagonal of the panel) below which two sources are not resolved.
+_RESOLUTION = 0.8
 # From this panel error on, a scene is doubtful.
 _LARGE_ERROR = 0.15
 # Levels of the panel error with which scenes are located again.
@@ -482,7 +484,7 @@ def _add_clusters(sentences: list[list[str]], recording: Recording, estimate: Es
     gap = torch.linalg.vector_norm(towards[:, :, None] - towards[:, None], dim=-1)
     elements = recording.panel.elements
     extent = (elements.amax(-2) - elements.amin(-2)).norm(dim=-1).amax()
-    resolution = 0.5 * recording.wavelength / float(extent.clamp_min(recording.wavelength))
+    resolution = _RESOLUTION * recording.wavelength / float(extent.clamp_min(recording.wavelength))
     there = estimate.sources.active
     near = (gap < resolution) & there[:, :, None] & there[:, None]
     for scene, first, second in near.nonzero().tolist():

@@ -21,7 +21,7 @@ _CHUNK_BYTES = 1 << 18
 _LARGEST_CHUNK_BYTES = 1 << 30
 _MOST_LINKS = 64
 # Signature and version of a heap of texts, and the bytes at each end of a file in which they are looked for.
-_HEAP, _SCANNED = b"GCOL\1\0\0\0", 2**24
+_HEAP, _SCANNED = b"GCOL\1\0\0\0", 2**21
 # Types of attributes that are read.
 _PLAIN = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT)
 LARGEST_RATIO = 1100
