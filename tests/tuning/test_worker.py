@@ -152,6 +152,15 @@ def test_interrupted_and_resumed(opened):
     assert said == ["trial 3: repeats trial 1, whose worker was killed or interrupted"]
 
 
+@pytest.fixture
+def heard():
+    """SIGINT raises KeyboardInterrupt, also for tests in the background, which inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_an_interrupt_while_a_trial_is_stored_waits(opened, monkeypatch):
     """Optuna itself fails if it is interrupted there."""
     study, storage = opened
