@@ -115,6 +115,7 @@ def test_reports_escape_markup_and_control_characters(tmp_path):
 
 
 class _Row:
+    status = "ok"
     scene, estimated, true, hits, missed, false_alarms, probability, p_value = (
         0,
         1,
