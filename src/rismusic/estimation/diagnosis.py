@@ -39,6 +39,8 @@ from rismusic.spec import LocateSpec
 
 # Scenes with a smaller p-value are weighed anew.
 _SUSPICIOUS = 0.01
+# With a known number of sources, those with a smaller one are tested for an erring panel.
+_MISFIT = 0.05
 # So are scenes in which fewer sources are less probable by no more than this (nats).
 _MARGIN = 5.0
 # Pseudo-counts of scenes with and without a model error, and iterations for their share.
@@ -110,19 +112,24 @@ def diagnosed(
 
 def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
     """Say where a known number of sources leaves a residual as an erring panel would."""
-    error = model_error(recording, estimate.sources)
-    probable = _share(torch.zeros_like(error.gain), error.gain)[1] > 0.5
+    # Surplus sources cannot hide the misfit, so that the p-value shows it.
+    gain = torch.full_like(estimate.neg_log_likelihood, -math.inf)
+    size = torch.zeros_like(gain)
+    misfit = (~(estimate.p_value >= _MISFIT)).nonzero()[:, 0]
+    if len(misfit):
+        error = model_error(recording[misfit], estimate.sources[misfit])
+        gain[misfit], size[misfit] = error.gain, error.panel_error
+    probable = _share(torch.zeros_like(gain), gain)[1] > 0.5
     sentences = [list(one) for one in estimate.warnings]
-    for scene in (probable & (error.panel_error > 0)).nonzero()[:, 0].tolist():
-        size = float(error.panel_error[scene])
+    for scene in (probable & (size > 0)).nonzero()[:, 0].tolist():
+        share = float(size[scene])
         sentences[scene].append(
             Doubt(
                 f"there are more sources, or the panel departs from its description by about "
-                f"{100 * size:.2g} %: try --panel-error {size:.1g}"
+                f"{100 * share:.2g} %: try --panel-error {share:.1g}"
             )
         )
-    found = torch.where(probable, error.panel_error, 0.0)
-    return replace(estimate, warnings=sentences, panel_error=found)
+    return replace(estimate, warnings=sentences, panel_error=torch.where(probable, size, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
