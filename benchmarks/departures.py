@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goodness_of_fit import IMPAIRED
 from rismusic.array import Panel, steering
 from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
@@ -33,14 +34,6 @@ from rismusic.simulation.link import quantise
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
-
-IMPAIRED = {
-    "static_phase_rad": 0.1,
-    "code_phase_rad": 0.04,
-    "gain": 0.05,
-    "dead_fraction": 0.03,
-    "position_wavelengths": 0.025,
-}
 
 
 def receive(

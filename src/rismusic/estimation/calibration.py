@@ -82,19 +82,38 @@ def whitened(recording: Recording, panel_error: float) -> Recording:
     assert link.channel is not None
     H = link.channel
     reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
-    spread = (H * reflected) @ H.mH
-    M = H.shape[-2]
-    spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
     power = torch.view_as_real(y).square().sum(-1).mean(dim=(1, 2))
     # The part of the power that is not noise is field and errors, in the ratio 1 to epsilon^2.
     share = panel_error**2 / (1 + panel_error**2)
     level = share * (power / torch.where(noise > 0, noise, torch.inf) - 1).clamp_min(0)
-    total = torch.eye(M, dtype=H.dtype, device=H.device) + level[:, None, None] * spread
-    factor = torch.linalg.cholesky(total)
-    channel = torch.linalg.solve_triangular(factor, H.expand(len(y), -1, -1), upper=False)
-    snapshots = torch.linalg.solve_triangular(factor, y.mT, upper=False).mT.contiguous()
+    factor = torch.linalg.cholesky(covariance_through_panel(H, level, reflected))
+    H, y = whiten(factor, H, y)
     dtype = recording.snapshots.dtype
-    return replace(known, channel=channel.to(dtype), snapshots=snapshots.to(dtype))
+    return replace(known, channel=H.to(dtype), snapshots=y.to(dtype))
+
+
+def covariance_through_panel(
+    H: Complex[Tensor, "*S M N"], level: Float[Tensor, "S"], reflected: Tensor | float = 1.0
+) -> Complex[Tensor, "S M M"]:
+    r"""Covariance :math:`I + \tau H D H^H` of white noise and of noise that enters through the panel.
+
+    Args:
+        H: channel; :math:`H D H^H` is scaled to the trace M.
+        level: tau of each scene.
+        reflected: diagonal of D, [..., 1, N].
+    """
+    spread = (H * reflected) @ H.mH
+    M = H.shape[-2]
+    spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
+    return torch.eye(M, dtype=H.dtype, device=H.device) + level[:, None, None] * spread
+
+
+def whiten(
+    factor: Complex[Tensor, "S M M"], H: Complex[Tensor, "*S M N"], y: Complex[Tensor, "S L M"]
+) -> tuple[Complex[Tensor, "S M N"], Complex[Tensor, "S L M"]]:
+    """Channel and snapshots in white noise, from the Cholesky factor of the covariance of the noise."""
+    H = torch.linalg.solve_triangular(factor, H.expand(len(y), -1, -1), upper=False)
+    return H, torch.linalg.solve_triangular(factor, y.mT, upper=False).mT.contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,14 +250,14 @@ class _Fit:
         """Negative log posterior density for fixed variances."""
         return (
             self._residual_energy(x, s, e) / self.noise
-            + (_squared(s) / self.power[:, None]).sum((1, 2))
+            + (squared_modulus(s) / self.power[:, None]).sum((1, 2))
             + (_parts(e).square() / (2 * self.variance)).sum(-1)
         )
 
     def _residual_energy(self, x: Tensor, s: Tensor, e: Tensor) -> Float[Tensor, "S"]:
         """Energy of the residual."""
         f = ((1 + e)[..., None] * self.model(x)[0]) @ s.mT  # [S, N, L]
-        return _squared(self.y - self.link.apply(f.mT)).sum((1, 2))
+        return squared_modulus(self.y - self.link.apply(f.mT)).sum((1, 2))
 
     def _update_variances(self, step: _Step, live: Bool[Tensor, "S"]) -> None:
         """Update the variances of errors and noise from the posterior of the step."""
@@ -334,5 +353,6 @@ def _parts(value: Complex[Tensor, "S N"]) -> Float[Tensor, "S _"]:
     return torch.cat((value.real, value.imag), dim=-1)
 
 
-def _squared(value: Tensor) -> Tensor:
+def squared_modulus(value: Tensor) -> Tensor:
+    """|x|^2 of complex numbers, without the root that ``abs`` takes."""
     return torch.view_as_real(value).square().sum(-1)

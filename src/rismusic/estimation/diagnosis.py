@@ -27,12 +27,12 @@ from rismusic.array import WAVES, direction, steering
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.estimate import Doubt, Estimate, Estimator, NSources, fit_at, join_estimates
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
-from rismusic.estimation.likelihood import sufficient_statistics, symbols
+from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import nfmle, pack, unpack
 from rismusic.estimation.model_error import ModelError, can_err, model_error, spread_gain, whitened_by
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import most_sources
-from rismusic.estimation.search import Dictionary, GridSearch, project_out
+from rismusic.estimation.search import Dictionary, GridSearch
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -159,7 +159,7 @@ class _Evidence:
     ) -> None:
         """Compute the evidence of these sources, ``count`` in each of the scenes."""
         recording = recording.stacked()
-        none = log_evidence(recording, fit_at(recording, sources), volume)
+        none = _evidence(recording, sources, volume)
         beside = model_error(recording, sources)
         # A signal without any source is the least probable of all departures.
         gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
@@ -188,7 +188,7 @@ def _put(estimate: Estimate, scenes: Int64[Tensor, "B"], fresh: Estimate) -> Est
     return join_estimates(parts)[torch.cat((kept, scenes)).argsort()]
 
 
-def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor, "S K K"]:
+def _coherence_p_value(at: SufficientStatistics, estimate: Estimate) -> Float[Tensor, "S K K"]:
     r"""Probability of a correlation of two sources' symbols at least as large as this one, if independent.
 
     With :math:`v_l = C_l^H R_l^{-1} y_l`, whose covariance is :math:`V_l = C_l^H R_l^{-1} C_l`,
@@ -197,18 +197,13 @@ def coherence_p_value(recording: Recording, estimate: Estimate) -> Float[Tensor,
         \qquad p_{ij} = (1 - x_{ij})^{L - 1}.
 
     Args:
-        recording: S scenes.
+        at: sufficient statistics at the sources of S scenes.
         estimate: of these scenes.
 
     Returns:
         p_ij; 1 on the diagonal and without a source.
     """
-    recording = recording.stacked()
-    positions, active = unpack(estimate.sources, recording)
-    S, K = active.shape
-    if K == 0:
-        return positions.new_ones(S, 0, 0)
-    at = sufficient_statistics(recording, positions, active)
+    active, K = at.active, at.active.shape[1]
     assert estimate.sources.power is not None
     power = torch.where(active, estimate.sources.power.double(), 0).clamp_min(1e-300)
     noise = estimate.noise_variance.double()
@@ -369,27 +364,17 @@ def _with_wide_search(
     take = (gain > 0).nonzero()[:, 0]
     if len(take) == 0:
         return estimate
-    keep = (gain <= 0).nonzero()[:, 0]
-    taken = replace(other[take], spec=spec)
+    taken = other[take]
     sentences = [[*one, Doubt("sources outside the search volume")] for one in taken.warnings]
-    taken = replace(taken, warnings=sentences)
-    if len(keep) == 0:
-        return taken
-    return join_estimates([estimate[keep], taken])[torch.cat((keep, take)).argsort()]
+    return _put(estimate, take, replace(taken, spec=spec, warnings=sentences))
 
 
 def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec) -> Estimate:
     """Add what the final estimate leaves doubtful: coherent sources, and the largest number of sources."""
     sentences = [list(one) for one in estimate.warnings]
-    for scene, first, second in (coherence_p_value(recording, estimate) < _COHERENT).nonzero().tolist():
-        if first < second:
-            sentences[scene].append(
-                Doubt(
-                    f"sources {first} and {second} send the same signal: source {second} may be a reflection "
-                    f"of source {first}"
-                )
-            )
-    _add_constant_symbols(sentences, recording, estimate)
+    positions, active = unpack(estimate.sources, recording)
+    if positions.shape[1]:
+        _add_symbols(sentences, sufficient_statistics(recording, positions, active), estimate)
     _add_clusters(sentences, recording, estimate)
     _add_grating_lobes(sentences, recording, estimate, spec)
     for scene, sentence in _better_wave(recording, estimate, spec):
@@ -407,17 +392,22 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
     return replace(estimate, warnings=sentences, panel_error=errors)
 
 
-def _add_constant_symbols(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
-    """Add sources whose symbols are the same in all snapshots, as those of an offset of the receiver are."""
-    positions, active = unpack(estimate.sources, recording)
-    if positions.shape[1] == 0:
-        return
-    s = symbols(sufficient_statistics(recording, positions, active))  # [S, L, K]
+def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate: Estimate) -> None:
+    """Add sources with coherent symbols, and with the same symbol in all snapshots, as an offset has."""
+    for scene, first, second in (_coherence_p_value(at, estimate) < _COHERENT).nonzero().tolist():
+        if first < second:
+            sentences[scene].append(
+                Doubt(
+                    f"sources {first} and {second} send the same signal: source {second} may be a reflection "
+                    f"of source {first}"
+                )
+            )
+    s = symbols(at)  # [S, L, K]
     L = s.shape[1]
     energy = s.abs().square().sum(1)
     x = s.sum(1).abs().square() / (L * energy.clamp_min(torch.finfo(energy.dtype).tiny))
     p = (1 - x.clamp(0, 1)).pow(L - 1)
-    for scene, source in (active & (p < _COHERENT)).nonzero().tolist():
+    for scene, source in (at.active & (p < _COHERENT)).nonzero().tolist():
         sentences[scene].append(
             Doubt(
                 f"source {source} sends the same symbol in all snapshots: a constant pilot (try --symbols "
@@ -539,7 +529,7 @@ def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Boo
     grid = searched_grid(recording, spec)
     search = GridSearch(Dictionary.of(grid), recording)
     scenes = torch.arange(S, device=active.device)
-    place = search.place(scenes, project_out(recording, positions[:, :K], active[:, :K]))
+    place = search.place_beside(scenes, positions[:, :K], active[:, :K], None)
     more = torch.cat((positions[:, :K], place[:, None]), dim=1)
     there = torch.ones(S, K + 1, dtype=torch.bool, device=active.device)
     fit = nfmle(recording, pack(more, there), grid.volume, criterion=spec.criterion)

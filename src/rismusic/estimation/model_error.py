@@ -43,6 +43,7 @@ from torch import Tensor
 
 from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
+from rismusic.estimation.calibration import covariance_through_panel, squared_modulus, whiten
 from rismusic.estimation.goodness_of_fit import orthonormal
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.io import Recording
@@ -126,8 +127,8 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
                 torch.where(take, one, other) for one, other in ((best, gain), (also, error), (level, tau))
             )
         # What rounding leaves is no evidence.
-        total = _squared(part.snapshots.to(torch.complex128)).sum((1, 2))
-        nothing = _squared(levels[0].rest).sum((1, 2)) <= _NOTHING * total
+        total = squared_modulus(part.snapshots.to(torch.complex128)).sum((1, 2))
+        nothing = squared_modulus(levels[0].rest).sum((1, 2)) <= _NOTHING * total
         parts.append((torch.where(nothing, -math.inf, gain), error, tau))
     return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -166,12 +167,12 @@ def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "
         B = (B - Q @ (Q.mH @ B)).unflatten(-1, (-1, 2))  # [S, L, M, K, 2]
         rest = y - (Q @ (Q.mH @ y[..., None]))[..., 0]
         count = there.sum(-1)
-        sigma2 = _squared(rest).sum((1, 2)) / (L * (M - count) - 1.5 * count)
+        sigma2 = squared_modulus(rest).sum((1, 2)) / (L * (M - count) - 1.5 * count)
         z = torch.einsum("slmki,slm->slki", B.conj(), rest)
         angle = torch.linspace(0, math.pi, _DIRECTIONS + 1, dtype=torch.float64, device=z.device)[:-1]
         v = torch.stack((angle.cos(), angle.sin()))  # [2, directions]
-        along = _squared(torch.einsum("slki,id->slkd", z, v.to(z.dtype)))
-        norm = _squared(torch.einsum("slmki,id->slmkd", B, v.to(z.dtype))).sum(2)
+        along = squared_modulus(torch.einsum("slki,id->slkd", z, v.to(z.dtype)))
+        norm = squared_modulus(torch.einsum("slmki,id->slmkd", B, v.to(z.dtype))).sum(2)
         gain, size = along.new_zeros(there.shape), along.new_full(there.shape, math.nan)
         power = sources.power[block].double()
         for step in _SPREADS_RAD:
@@ -195,23 +196,10 @@ def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
         diffuse: tau of each.
     """
     assert recording.channel is not None
-    factor = torch.linalg.cholesky(_covariance(recording, diffuse))
-    H = recording.channel.to(torch.complex128).expand(len(factor), -1, -1)
-    y = recording.snapshots.to(torch.complex128)
-    H = torch.linalg.solve_triangular(factor, H, upper=False)
-    y = torch.linalg.solve_triangular(factor, y.mT, upper=False).mT.contiguous()
+    H, y = recording.channel.to(torch.complex128), recording.snapshots.to(torch.complex128)
+    H, y = whiten(torch.linalg.cholesky(covariance_through_panel(H, diffuse)), H, y)
     dtype = recording.snapshots.dtype
     return replace(recording, channel=H.to(dtype), snapshots=y.to(dtype), noise_variance=None)
-
-
-def _covariance(recording: Recording, diffuse: Float[Tensor, "S"]) -> Complex[Tensor, "S M M"]:
-    """I + tau H H^H."""
-    assert recording.channel is not None
-    H = recording.channel.to(torch.complex128)
-    spread = H @ H.mH
-    M = H.shape[-2]
-    spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
-    return torch.eye(M, dtype=H.dtype, device=H.device) + diffuse[:, None, None] * spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,9 +241,8 @@ class _Residual:
         if bool((tau > 0).any()):
             assert H is not None
             plain = _log_det_gram(fields, active)
-            factor = torch.linalg.cholesky(_covariance(recording, tau))
-            H = torch.linalg.solve_triangular(factor, H, upper=False)
-            y = torch.linalg.solve_triangular(factor, y.mT, upper=False).mT
+            factor = torch.linalg.cholesky(covariance_through_panel(H, tau))
+            H, y = whiten(factor, H, y)
             fields = P @ H.mT.unsqueeze(-3)
             log_det = 2 * L * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
             log_det = log_det + _log_det_gram(fields, active) - plain
@@ -265,7 +252,7 @@ class _Residual:
         count = active.sum(-1)
         freedom = (L * (M - count) - 1.5 * count).double()
         field = (P * _least_squares(C, y, active)[..., None]).sum(-2)
-        alone = -freedom * _squared(rest).sum((1, 2)).log() - log_det
+        alone = -freedom * squared_modulus(rest).sum((1, 2)).log() - log_det
         return cls(H, field, Q, rest, freedom, alone)
 
     def panel_error(self) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
@@ -276,7 +263,7 @@ class _Residual:
         HH = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device) if H is None else H.mH @ H
         W = HH * (f.mH @ f) - E.mH @ E
         z = (f.conj() * (self.rest if H is None else self.rest @ H.conj())).sum(1)
-        energy = _squared(self.rest).sum((1, 2))
+        energy = squared_modulus(self.rest).sum((1, 2))
         N = W.shape[-1]
         mean = W.diagonal(dim1=-2, dim2=-1).real.sum(-1) / N
         there = mean > 0  # there are sources
@@ -287,7 +274,7 @@ class _Residual:
             inner.diagonal(dim1=-2, dim2=-1).add_(1)
             factor = torch.linalg.cholesky(inner)
             white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
-            left = torch.maximum(energy - rho * _squared(white).sum(-1), 1e-12 * energy)
+            left = torch.maximum(energy - rho * squared_modulus(white).sum(-1), 1e-12 * energy)
             log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
             value = -self.freedom * (left / energy).log() - log_det + _LOG_RATIO
             size = (rho * left / self.freedom).sqrt()
@@ -311,7 +298,3 @@ def _least_squares(
     diagonal = gram.diagonal(dim1=-2, dim2=-1).real
     gram = gram + torch.diag_embed(torch.where(active[:, None], 1e-12 * diagonal, 1.0)).to(gram.dtype)
     return torch.linalg.solve(gram, C.mH @ y[..., None])[..., 0]
-
-
-def _squared(value: Tensor) -> Tensor:
-    return torch.view_as_real(value).square().sum(-1)

@@ -35,7 +35,7 @@ from torch import Tensor
 from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.errors import InputError
-from rismusic.estimation.calibration import _SHAPES, whitened
+from rismusic.estimation.calibration import _SHAPES, squared_modulus, whitened
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, unpack
 from rismusic.io import Recording
@@ -213,8 +213,10 @@ class Problem:
     def value(self, at: Unknowns, prior: Float[Tensor, "_"]) -> Float[Tensor, ""]:
         """Negative log posterior density for fixed variances of noise and prior."""
         s, rest = self.residuals(at)
-        fit = (_squared(rest).sum((1, 2)) / self.noise).sum()
-        return fit + (_squared(s) / self.power[:, None]).sum() + (at.parts().square() / (2 * prior)).sum()
+        fit = (squared_modulus(rest).sum((1, 2)) / self.noise).sum()
+        return (
+            fit + (squared_modulus(s) / self.power[:, None]).sum() + (at.parts().square() / (2 * prior)).sum()
+        )
 
     def system(self, at: Unknowns, prior: Float[Tensor, "_"], damping: float = 0.0) -> System:
         """The equations of a Gauss-Newton step."""
@@ -432,7 +434,7 @@ def _update_noise(problem: Problem, at: Unknowns, known: float) -> None:
     problem.known = known / 2 / len(problem)
     problem.freedom = L * M - L * count - coordinates - problem.known
     problem.freedom = problem.freedom.clamp_min(_LEAST_FREEDOM * L * M)
-    noise = _squared(rest).sum((1, 2)) / problem.freedom
+    noise = squared_modulus(rest).sum((1, 2)) / problem.freedom
     problem.noise = torch.where(noise > 0, noise, problem.noise)
 
 
@@ -443,7 +445,7 @@ def _remaining_error(recording: Recording, problem: Problem, at: Unknowns) -> fl
     """
     _, L, M = problem.y.shape
     share = min(problem.known / (L * M), 1 - _LEAST_FREEDOM)
-    level = problem.noise / (_squared(problem.y).mean((1, 2)) - problem.noise).clamp_min(_TINY)
+    level = problem.noise / (squared_modulus(problem.y).mean((1, 2)) - problem.noise).clamp_min(_TINY)
     plain = Problem(
         whitened(recording, 0.0), problem.active, problem.power, _EVERYWHERE, known_positions=True
     )
@@ -518,7 +520,7 @@ def _error_in_noise(
             factor = torch.linalg.cholesky(extra + (level * scale)[:, None, None, None] * eye)
             white = torch.linalg.solve_triangular(factor, y[..., None], upper=False)
             log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2))
-            values.append(log_det + _squared(white).sum((1, 2, 3)) / (1 - share))
+            values.append(log_det + squared_modulus(white).sum((1, 2, 3)) / (1 - share))
         return float(torch.stack(values).amin(0).sum())
 
     best = minimize_scalar(cost, bounds=(0.0, _LARGEST_ERROR), method="bounded", options={"xatol": 1e-3})
@@ -537,7 +539,3 @@ def _real_square(matrix: Complex[Tensor, "n n"], N: int) -> Float[Tensor, "m m"]
 def _real_rows(rows: Complex[Tensor, "n c"], N: int) -> Float[Tensor, "m c"]:
     """Right sides J^H r of (e, d) as those of the real unknowns."""
     return torch.cat((rows[:N].real, rows[:N].imag, rows[N:].real))
-
-
-def _squared(value: Tensor) -> Tensor:
-    return torch.view_as_real(value).square().sum(-1)
