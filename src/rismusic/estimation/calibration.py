@@ -354,5 +354,5 @@ def _parts(value: Complex[Tensor, "S N"]) -> Float[Tensor, "S _"]:
 
 
 def squared_modulus(value: Tensor) -> Tensor:
-    """|x|^2 of complex numbers, without the root that ``abs`` takes."""
+    """Squared modulus of complex numbers, without the root that ``abs`` takes."""
     return torch.view_as_real(value).square().sum(-1)
