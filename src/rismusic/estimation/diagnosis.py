@@ -37,7 +37,7 @@ from rismusic.estimation.model_error import (
     spread_gain,
     whitened_by,
 )
-from rismusic.estimation.model_order import log_evidence
+from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.estimation.search import Dictionary, GridSearch
 from rismusic.io import Recording
@@ -173,7 +173,8 @@ class _Evidence:
         # A signal without any source is the least probable of all departures.
         gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
         # A source that moves leaves a residual that a second one explains, but less well.
-        in_motion = motion(recording, sources).gain.amax(1) + _MOTION
+        path = motion(recording, sources)
+        in_motion = torch.where(path.gain > _MOTION_NATS, path.gain_in_all, 0).amax(1) + _MOTION
         moves = in_motion > gain
         self.none[scenes, count], self.error[scenes, count] = none, none + torch.maximum(gain, in_motion)
         self.panel_error[scenes, count] = torch.where(moves, 0, beside.panel_error)
@@ -277,7 +278,7 @@ def _weighed(
         K = chosen[erring]
         picked = ModelError(best[erring], evidence.panel_error[erring, K], evidence.diffuse[erring, K])
         fresh = _located_again(recording[erring], K, picked, make, quick)
-        probability = log_posterior[erring].softmax(1)
+        probability = (EVIDENCE_WEIGHT * log_posterior[erring]).softmax(1)
         before = estimate.n_sources_probability
         if before is not None:
             probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))

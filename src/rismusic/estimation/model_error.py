@@ -179,12 +179,15 @@ class Motion:
     """A steady motion of each source from the first snapshot to the last, the other sources at rest.
 
     Args:
-        gain: log-likelihood ratio (nats) of the motion against a source at rest; 0 without a source.
+        gain: log-likelihood ratio (nats) of the motion against a source at rest at its best place; 0 without
+            a source.
+        gain_in_all: the same against a source at rest at the estimate.
         offset: direction in the middle less that of the estimate, u: azimuth and elevation (rad).
         change: direction at the end less that at the start, v: azimuth and elevation (rad).
     """
 
     gain: Float[Tensor, "S K"]
+    gain_in_all: Float[Tensor, "S K"]
     offset: Float[Tensor, "S K 2"]
     change: Float[Tensor, "S K 2"]
 
@@ -208,29 +211,35 @@ def motion(recording: Recording, sources: Sources) -> Motion:
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
     gain = torch.zeros_like(positions[..., 0])
-    path = positions.new_zeros(*gain.shape, 4)
+    in_all, path = torch.zeros_like(gain), positions.new_zeros(*gain.shape, 4)
     for scenes, at in _beside_sources(recording, sources):
-        X = at.B * at.symbols[:, :, None, :, None]  # [S, L, M, K, 2]
-        found, explained = _path_regression(X.movedim(3, 1), at.rest[:, None].expand(-1, X.shape[3], -1, -1))
-        gain[scenes] = torch.where(active[scenes], explained / at.sigma2[:, None], 0)
-        path[scenes] = torch.where(active[scenes][..., None], found, 0)
+        X = (at.B * at.symbols[:, :, None, :, None]).movedim(3, 1)  # [S, K, L, M, 2]
+        rest = at.rest[:, None].expand(-1, X.shape[1], -1, -1)
+        there, sigma2 = active[scenes], at.sigma2[:, None]
+        found, explained = _path_regression(X, rest)
+        _, at_rest = _path_regression(X, rest, moves=False)
+        in_all[scenes] = torch.where(there, explained / sigma2, 0)
+        gain[scenes] = torch.where(there, (explained - at_rest) / sigma2, 0)
+        path[scenes] = torch.where(there[..., None], found, 0)
     scene, source = (gain > _MOTION_USUAL).nonzero().unbind(-1)
     _, L, M = recording.snapshots.shape
     for some in blocks(len(scene), 128 * L * (M * (active.shape[1] + 4) + recording.panel.size), gain.device):
         row, column = scene[some], source[some]
         exact = _Path(recording[row], positions[row], active[row], column)
-        gain[row, column], path[row, column] = exact.fit()
-    return Motion(gain, path[..., :2], path[..., 2:])
+        in_all[row, column], path[row, column] = exact.fit()
+        gain[row, column] = in_all[row, column] - exact.fit(moves=False)[0]
+    return Motion(gain, in_all, path[..., :2], path[..., 2:])
 
 
 def _path_regression(
-    X: Complex[Tensor, "*S L M 2"], rest: Complex[Tensor, "*S L M"]
+    X: Complex[Tensor, "*S L M 2"], rest: Complex[Tensor, "*S L M"], *, moves: bool = True
 ) -> tuple[Float[Tensor, "*S 4"], Float[Tensor, "*S"]]:
     """Least-squares u and v of a source in motion, and the energy that they explain.
 
     Args:
         X: change of the field with azimuth and elevation.
         rest: the residual.
+        moves: otherwise v is 0.
     """
     t = torch.linspace(-0.5, 0.5, X.shape[-3], dtype=torch.float64, device=X.device)[:, None, None]
     X = torch.cat((X, t * X), dim=-1).flatten(-3, -2)
@@ -238,8 +247,11 @@ def _path_regression(
     G = (X.mH @ X).real
     level = G.diagonal(dim1=-2, dim2=-1).mean(-1)
     G = G + torch.diag_embed(torch.where(level > 0, 1e-9 * level, 1.0)[..., None].expand(*level.shape, 4))
-    change = torch.linalg.solve(G, b)
-    return change[..., 0], (b * change).sum((-2, -1))
+    free = 4 if moves else 2
+    change = torch.linalg.solve(G[..., :free, :free], b[..., :free, :])
+    b, change = b[..., :free, :], torch.nn.functional.pad(change, (0, 0, 0, 4 - free))
+    explained = (b * change[..., :free, :]).sum((-2, -1))
+    return change[..., 0], explained
 
 
 class _Path:
@@ -262,21 +274,23 @@ class _Path:
         self.resting, self.y = resting, recording.snapshots.to(torch.complex128)
         self.t = torch.linspace(-0.5, 0.5, L, dtype=torch.float64, device=which.device)[:, None]
 
-    def fit(self) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
-        """The log-likelihood ratio of the motion (nats), and u and v."""
+    def fit(self, *, moves: bool = True) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
+        """The log-likelihood ratio against the estimate (nats), and u and v (0 at rest)."""
         _, L, M = self.y.shape
         path = self.start.new_zeros(len(self.start), 4)
-        first, change = self._step(path)
+        first, change = self._step(path, moves)
         best, at_best = first, path
         for _ in range(_STEPS):
             path = path + change
-            energy, change = self._step(path)
+            energy, change = self._step(path, moves)
             better = energy < best
             best = torch.where(better, energy, best)
             at_best = torch.where(better[:, None], path, at_best)
         return L * (M - self.active.sum(-1)) * (first / best).log(), at_best
 
-    def _step(self, path: Float[Tensor, "B 4"]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
+    def _step(
+        self, path: Float[Tensor, "B 4"], moves: bool
+    ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
         """Energy of the residual along a path, and the Gauss-Newton step from there."""
         azimuth, elevation = (
             self.start[:, None, :2] + path[:, None, :2] + self.t * path[:, None, 2:]
@@ -291,7 +305,7 @@ class _Path:
         rest = self.y - (Q @ (Q.mH @ self.y[..., None]))[..., 0]
         s = _least_squares(C, self.y, self.active)[self.rows, :, self.which]
         X = (D - Q @ (Q.mH @ D)) * s[:, :, None, None]
-        return squared_modulus(rest).sum((1, 2)), _path_regression(X, rest)[0]
+        return squared_modulus(rest).sum((1, 2)), _path_regression(X, rest, moves=moves)[0]
 
 
 @dataclass(frozen=True, eq=False)
