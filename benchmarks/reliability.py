@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -73,7 +74,7 @@ def binned(values: Tensor) -> list[dict[str, float]]:
     """Stated and observed share of each bin of stated probabilities."""
     stated, true = values.unbind(-1)
     rows = []
-    for low, high in zip(_BINS, _BINS[1:], strict=False):
+    for low, high in pairwise(_BINS):
         some = (stated > low) & (stated <= high) if low else stated <= high
         if bool(some.any()):
             here = {"stated": float(stated[some].mean()), "observed": float(true[some].mean())}

@@ -64,9 +64,9 @@ EVIDENCE_WEIGHT = 0.4
 """Weight of the log evidence beside the log prior of the number of sources.
 
 The Laplace approximation knows one maximum of the likelihood, while the fit of the true number may be at
-another one, and the prior of a network has seen the same snapshots. With a weight of 1 the probabilities are too
-close to 0 and 1. This weight makes the true numbers of simulated scenes (0 to 20 dB) most probable without a
-loss in accuracy."""
+another one, and the prior of a network has seen the same snapshots. With a weight of 1 the probabilities are
+too close to 0 and 1. This weight makes them reliable on simulated scenes, without a loss in accuracy.
+"""
 
 # The search stops after this many additional sources in a row without a gain.
 _PATIENCE = 2
