@@ -50,6 +50,8 @@ _SUSPICIOUS = 0.01
 _MISFIT = 0.05
 # So are scenes in which fewer sources are less probable by no more than this (nats).
 _MARGIN = 5.0
+# A number of sources that is less probable than another one by more than this (nats) takes no part.
+_NEGLIGIBLE_NATS = 40.0
 # Pseudo-counts of scenes with and without a model error, and iterations for their share.
 _PRIOR, _ROUNDS = (0.03, 1.0), 20
 # Log prior (nats) of a signal without any source.
@@ -169,14 +171,17 @@ class _Evidence:
         """Compute the evidence of these sources, ``count`` in each of the scenes."""
         recording = recording.stacked()
         none = _evidence(recording, sources, volume)
-        beside = model_error(recording, sources)
+        self.none[scenes, count] = none
+        # A number of sources that is this improbable takes no part.
+        least = self.none.amax(1)[scenes] - none - _NEGLIGIBLE_NATS
+        beside = model_error(recording, sources, least)
         # A signal without any source is the least probable of all departures.
         gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
         # A source that moves leaves a residual that a second one explains, but less well.
         path = motion(recording, sources)
         in_motion = torch.where(path.gain > _MOTION_NATS, path.gain_in_all, 0).amax(1) + _MOTION
         moves = in_motion > gain
-        self.none[scenes, count], self.error[scenes, count] = none, none + torch.maximum(gain, in_motion)
+        self.error[scenes, count] = none + torch.maximum(gain, in_motion)
         self.panel_error[scenes, count] = torch.where(moves, 0, beside.panel_error)
         self.diffuse[scenes, count] = torch.where(moves, 0, beside.diffuse)
 
