@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -26,7 +27,7 @@ from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import diagnosed
-from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates
+from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, searched_grid
 from rismusic.estimation.impulses import check_no_calibration, locate_with_impulses
 from rismusic.estimation.levenberg_marquardt import FitOptions
@@ -128,25 +129,49 @@ def locate(
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)
         check_fit(recording.stacked(), count)
-    # A registered estimator, or a registered spectrum.
-    make = ESTIMATORS.get(chosen.method) if chosen.method in ESTIMATORS else ClassicalEstimator
-    estimator = make(chosen)
+    estimator = estimator_of(chosen)
     estimates = []
     for start in range(0, len(recording), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
-        part, K = recording[block], count[block] if isinstance(count, Tensor) else count
-        if chosen.noise == "impulsive":
-            # The diagnosis takes no weights of samples.
-            estimates.append(locate_with_impulses(estimator, part, K, chosen))
-            continue
-        estimate = estimator(part, K)
-        if chosen.noise == "per_output":
-            part = with_output_noise(part, estimate.sources)
-            estimate = estimator(part, K)
-        estimate = diagnosed(part, estimate, K, make, chosen)
-        estimates.append(estimate)
+        K = count[block] if isinstance(count, Tensor) else count
+        estimates.append(locate_block(recording[block], K, estimator, chosen))
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
+
+
+def estimator_of(spec: LocateSpec) -> Estimator:
+    """The estimator that the settings name: a registered one, or that of a registered spectrum."""
+    make = ESTIMATORS.get(spec.method) if spec.method in ESTIMATORS else ClassicalEstimator
+    return make(spec)
+
+
+def locate_block(
+    recording: Recording,
+    n_sources: NSources,
+    estimator: Estimator,
+    spec: LocateSpec,
+    *,
+    improve: Callable[[Recording, Estimate], Estimate] | None = None,
+) -> Estimate:
+    """Locate scenes that are processed together: estimator, noise model and diagnosis.
+
+    Args:
+        recording: S scenes, with the signal model that the settings ask for.
+        n_sources: the number of sources, or ``auto``.
+        estimator: the estimator of the settings.
+        spec: the settings.
+        improve: changes the estimate before it is diagnosed; not called for impulsive noise.
+    """
+    if spec.noise == "impulsive":
+        # The diagnosis takes no weights of samples.
+        return locate_with_impulses(estimator, recording, n_sources, spec)
+    estimate = estimator(recording, n_sources)
+    if spec.noise == "per_output":
+        recording = with_output_noise(recording, estimate.sources)
+        estimate = estimator(recording, n_sources)
+    if improve is not None:
+        estimate = improve(recording, estimate)
+    return diagnosed(recording, estimate, n_sources, estimator_of, spec)
 
 
 class HybridEstimator:

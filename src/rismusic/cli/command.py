@@ -148,7 +148,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     ),
     "bench": (
         *("methods", "sources", "snr_db", "scenes", "seed", "count", "sweep", "sweep_values", "out"),
-        *("resume", "workers", "device", "shard", "merge", "output", "report", "config", "overwrite"),
+        *("resume", "workers", "cluster", "device", "output", "report", "config", "overwrite"),
         "locate.plugins",
     ),
     "train": (
