@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
@@ -40,6 +40,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def default_workers(scenes: int, block: int, device: str = "cpu") -> int:
+    """Number of processes for some scenes: all cores, if each has at least two blocks; one on a GPU.
+
+    Args:
+        scenes: number of scenes.
+        block: scenes that are located together. Starting a process takes about as long as one block.
+        device: where to compute.
+    """
+    return min(usable_cores(), max(1, scenes // (2 * block))) if device == "cpu" else 1
+
+
 def check_workers(workers: int | None, cluster: str | None) -> None:
     """Check the options before work starts.
 
@@ -63,7 +74,7 @@ def run_all(
     workers: int = 1,
     cluster: str | None = None,
     ordered: bool = False,
-) -> Iterator[tuple[Task, Result]]:
+) -> Generator[tuple[Task, Result], None, None]:
     """Run all tasks and yield each with its result.
 
     Tasks are taken when a worker has room for them, so that they may be made one by one. The processes end at
