@@ -19,7 +19,8 @@ from rismusic.benchmark.summary import Store
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.files import OutputFile, check_output, replace_file, sweep, write_text
-from rismusic.nn.run_folder import RunFolder
+from rismusic.nn.checkpoint import State, save_checkpoint
+from rismusic.nn.run_folder import LOCK, LOG, RunFolder
 from rismusic.nn.spec import TrainSpec
 
 
@@ -217,6 +218,33 @@ def test_a_part_of_a_benchmark_that_cannot_be_written(tmp_path):
     (tmp_path / "parts").touch()
     with pytest.raises(InputError, match=r"0000000\.npz: cannot write: Not a directory"):
         store.write(all_units(BenchSpec())[0], {})
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_files_written_in_place_are_ours(is_link, tmp_path):
+    """Only the log and the lock of a training are written in place, and only old checkpoints are removed."""
+    precious = tmp_path / "precious"
+    precious.write_text("of someone else" * 100)
+    run = RunFolder(tmp_path / "run")
+    run.create(TrainSpec())
+    for name in (LOG, LOCK):
+        if is_link:
+            (run.folder / name).symlink_to(precious)
+        else:
+            (run.folder / name).write_bytes(precious.read_bytes())
+    sentence = "is a symbolic link" if is_link else "was left as it is"
+    with pytest.raises(InputError, match=sentence):
+        run.cut_log(0)
+    with pytest.raises(InputError, match=sentence), run.lock():
+        pass
+    if is_link:
+        with pytest.raises(InputError, match=sentence):
+            run.log([{"kind": "step"}])
+    kept = run.folder / "state-backup.safetensors"
+    kept.touch()
+    save_checkpoint(run, TrainSpec(), State(), {})
+    assert kept.exists()
+    assert all(path.read_text() == "of someone else" * 100 for path in (precious, run.folder / LOG))
 
 
 MANY = " ".join(map(str, range(1, 101)))
