@@ -341,11 +341,13 @@ def _diffuse_sentence(diffuse: float, count: int) -> Doubt:
     if count:
         return Doubt(
             f"noise through the panel is about {diffuse:.2g} times as strong as that of the receiver: "
-            "RIS configurations or channel depart from the recorded ones"
+            "RIS configurations or channel depart from the recorded ones",
+            "noise_through_panel",
         )
     return Doubt(
         f"a signal {diffuse:.2g} times as strong as the noise comes through the panel, but no sources "
-        "explain it: check that configurations and snapshots are in the same order"
+        "explain it: check that configurations and snapshots are in the same order",
+        "noise_through_panel",
     )
 
 
@@ -406,7 +408,7 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
         for scene, doubt in zip(scenes.tolist(), more.tolist(), strict=True):
             text = f"there may be more than {most} sources: raise --sources-max"
             limit = f"{most} is the largest number of sources that was tried (--sources-max)"
-            sentences[scene].append(Doubt(text) if doubt else limit)
+            sentences[scene].append(Doubt(text, "sources_too_many") if doubt else limit)
     errors = estimate.panel_error
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
@@ -420,7 +422,8 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
             sentences[scene].append(
                 Doubt(
                     f"sources {first} and {second} send the same signal: source {second} may be a reflection "
-                    f"of source {first}"
+                    f"of source {first}",
+                    "sources_coherent",
                 )
             )
     s = symbols(at)  # [S, L, K]
@@ -432,7 +435,8 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
         sentences[scene].append(
             Doubt(
                 f"source {source} sends the same symbol in all snapshots: a constant pilot (try --symbols "
-                "constant) or an offset of the receiver"
+                "constant) or an offset of the receiver",
+                "symbols_repeated",
             )
         )
 
@@ -508,7 +512,7 @@ def _add_motion(
             text = (
                 f"sources {', '.join(map(str, which))} move by about {far}: they may be one source that moves"
             )
-        sentences[scene].append(Doubt(text))
+        sentences[scene].append(Doubt(text, "sources_moving"))
     alone = (moves & (moves.sum(1, keepdim=True) == 1))[..., None]
     offset = torch.where(alone, path.offset, 0).to(estimate.sources.azimuth.dtype)
     sources = replace(
@@ -528,7 +532,8 @@ def _add_clusters(
         sentences[scene].append(
             Doubt(
                 f"source {source} is not one point: it moves, is extended or consists of several sources "
-                f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg"
+                f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg",
+                "sources_extended",
             )
         )
     towards = torch.stack(direction(*(value.double() for value in estimate.sources.filled()[:2])), dim=-1)

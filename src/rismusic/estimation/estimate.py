@@ -45,9 +45,20 @@ NSources = int | Tensor | Literal["auto"]
 
 
 class Doubt(str):
-    """A warning that questions the result of a scene, so that its status is not ``ok``."""
+    """A warning that questions the result of a scene, so that its status is not ``ok``.
 
-    __slots__ = ()
+    Args:
+        text: the sentence.
+        departure: name of the departure from the signal model that was recognised; empty for other doubts.
+    """
+
+    departure: str
+
+    def __new__(cls, text: str, departure: str = "") -> Doubt:
+        """Make a sentence with the name of a departure."""
+        self = super().__new__(cls, text)
+        self.departure = departure
+        return self
 
 
 @runtime_checkable
