@@ -84,9 +84,12 @@ def on_cluster(recording: str, output: Path, settings: Sequence[str], *, kill: b
             raise SystemExit(f"locate ended with {process.returncode}")
         return time.perf_counter() - begin, said
     finally:
-        for one in (*workers, scheduler):
-            one.kill()
-            one.wait()
+        for worker in workers:
+            worker.kill()
+        scheduler.kill()
+        for worker in workers:
+            worker.wait()
+        scheduler.wait()
 
 
 def locate(recording: str, output: Path, *options: str) -> float:

@@ -84,8 +84,8 @@ class Locator:
         self._panel = panel.panel if isinstance(panel, Recording) else panel
         self.spec = for_geometry(chosen, self._panel)
         self._link = Link() if recording is None else _shared(recording)
-        names = ("wavelength", "elements", "wave", "pattern_exponent", "frequencies")
-        names = names if recording is None else (*names, "symbols", "pilots", "noise_covariance", "pose")
+        names = ["wavelength", "elements", "wave", "pattern_exponent", "frequencies"]
+        names += [] if recording is None else ["symbols", "pilots", "noise_covariance", "pose"]
         self._header = {name: getattr(panel, name) for name in names}
         if recording is None:
             self._header["frequencies"] = self._panel.frequencies or None

@@ -11,36 +11,55 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
-from rismusic.cli.bench import Bench
-from rismusic.cli.calibrate import Calibrate
 from rismusic.cli.command import Command, complain, save_traceback
-from rismusic.cli.doctor import Doctor
-from rismusic.cli.locate import Locate
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
-from rismusic.cli.planning import Bound, Plan
-from rismusic.cli.recordings import Check, Simulate
-from rismusic.cli.train import Train, Tune
 from rismusic.errors import InputError
 from rismusic.files import failure
 from rismusic.text import redact
 from rismusic.version import __version__
 
 DESCRIPTION = "Localisation of radio sources in 3-D in the near field of a RIS or antenna panel."
-COMMANDS: dict[str, type[Command]] = {
-    "simulate": Simulate,
-    "check": Check,
-    "locate": Locate,
-    "calibrate": Calibrate,
-    "bound": Bound,
-    "plan": Plan,
-    "bench": Bench,
-    "train": Train,
-    "doctor": Doctor,
-    "tune": Tune,
-}
+
+
+class _Commands(Mapping[str, type[Command]]):
+    """Commands by name. Only those that are asked for are imported: their settings take time to build."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> type[Command]:
+        module, _, command = self._places[name].partition(":")
+        kind: type[Command] = getattr(import_module(f"rismusic.cli.{module}"), command)
+        return kind
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+COMMANDS: Mapping[str, type[Command]] = _Commands(
+    {
+        "simulate": "recordings:Simulate",
+        "check": "recordings:Check",
+        "locate": "locate:Locate",
+        "calibrate": "calibrate:Calibrate",
+        "bound": "planning:Bound",
+        "plan": "planning:Plan",
+        "bench": "bench:Bench",
+        "train": "train:Train",
+        "doctor": "doctor:Doctor",
+        "tune": "train:Tune",
+    }
+)
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,7 @@ def locate_in_worker(
     device: str,
     calibration: PanelCalibration | None,
     single_thread: bool,
+    one_scene: bool,
 ) -> Estimate:
     """Locate one block, perhaps in another process.
 
@@ -73,14 +74,21 @@ def locate_in_worker(
         device: where to compute.
         calibration: calibration of the panel.
         single_thread: compute in one thread.
+        one_scene: whether the recording has one scene only. Loading Numba then takes longer than it saves.
     """
     from rismusic.devices import one_thread
+    from rismusic.estimation.maximum_likelihood import without_compiled_fits
     from rismusic.hybrid import locate
-    from rismusic.room import locate_room
 
     load_plugins(spec.plugins)
-    with one_thread() if single_thread else nullcontext():
+    with ExitStack() as stack:
+        if single_thread:
+            stack.enter_context(one_thread())
+        if one_scene:
+            stack.enter_context(without_compiled_fits())
         if len(block.recordings) > 1:
+            from rismusic.room import locate_room
+
             return locate_room(block.recordings, spec=spec, device=device)
         return locate(block.recordings[0], spec=spec, device=device, calibration=calibration)
 
@@ -206,6 +214,7 @@ class Locate(Command):
             calibration=calibration,
             # The same for any number of workers, so that the estimates are the same to the last bit.
             single_thread=scenes > BLOCK_SCENES,
+            one_scene=scenes == 1,
         )
         return run_all(work, blocks, workers=workers, cluster=self.cluster, ordered=True)
 
