@@ -106,7 +106,9 @@ def test_a_study_whose_writer_was_killed_is_opened(tmp_path):
         connection.execute("PRAGMA cache_size = 1")  # so that the file is written before the end
         connection.execute("BEGIN")
         connection.execute("UPDATE studies SET study_name = 'half'")
-        connection.execute("CREATE TABLE half AS SELECT randomblob(100000)")
+        connection.execute(
+            "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'half', zeroblob(100000))"
+        )
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert (tmp_path / "study.db-journal").stat().st_size
