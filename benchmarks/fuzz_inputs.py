@@ -136,9 +136,6 @@ def cases() -> list[Case]:
     for name in ("settings.toml", "part.npz", "results.csv"):
         resumed = ("bench", "--out", "FOLDER/bench", "--resume", "--config", "FOLDER/bench.toml")
         found += [
-            Case(
-                "bench folder", ("bench", "--merge", "FOLDER/bench", "--out", "FOLDER/new"), f"bench/{name}"
-            ),
             Case("bench folder", resumed, f"bench/{name}", ("bench/results.csv", "bench/timings.csv")),
         ]
     tune = ("tune", "--out", "FOLDER/new", "--resume", "--storage")

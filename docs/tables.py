@@ -95,8 +95,7 @@ BAD_COMMANDS: tuple[str, ...] = (
     "bound --scenes 2 -o table.txt",
     "bench --methods esprit",
     "bench --sweep speed",
-    "bench --shard 4/4",
-    "bench --merge missing",
+    "bench --workers 2 --cluster tcp://host:8786",
 )
 
 

@@ -17,7 +17,7 @@ from rismusic.io import write
 from rismusic.spec import LocateSpec, SystemSpec
 
 SPEC = LocateSpec(method="music", polish=False)
-OPTIONS = ["--method", "music", "--no-polish"]
+OPTIONS = ["--method", "music", "--no-polish", "--workers", "1"]
 
 
 def scenes_of_seed(seed):
@@ -94,6 +94,13 @@ def test_the_stream_equals_the_whole(ending, recording, located, tmp_path, reque
         located.to_json(whole, recording=str(recording))
     assert output.read_text() == whole.read_text()
     assert names(tmp_path) == [output.name, whole.name, "recording.h5"]
+
+
+def test_processes_write_the_same_file(recording, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert run("locate", recording, "-o", one, *OPTIONS) == 0
+    assert run("locate", recording, "-o", two, *OPTIONS[:-1], "2") == 0
+    assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.usefixtures("looked_up")
