@@ -107,7 +107,7 @@ def test_a_study_whose_writer_was_killed_is_opened(tmp_path):
         connection.execute("BEGIN")
         connection.execute("UPDATE studies SET study_name = 'half'")
         connection.execute(
-            "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'half', zeroblob(100000))"
+            "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'h', zeroblob(99999))"
         )
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
