@@ -428,6 +428,12 @@ def sweep(folder: Path) -> None:
                 Path(found).unlink()
 
 
+def sweep_tree(folder: Path) -> None:
+    """Remove the temporary files of killed processes in a folder and all folders below; see :func:`sweep`."""
+    for found in {path.parent for path in folder.rglob(f"{_PART}*")}:
+        sweep(found)
+
+
 def is_running(pid: int) -> bool:
     """Whether a process of this machine is running; taken to be so where the system cannot tell."""
     if os.name != "posix":

@@ -50,10 +50,14 @@ def test_sound_recordings(kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["codes_conjugated", "channel_transposed", "elements_renumbered", "codes_late", "codes_2_bit"]
+    "name", ["codes_conjugated", "channel_transposed", "elements_renumbered", "codes_late"]
 )
 def test_mistakes(name):
     assert named(mistakes.made(name, small())) == name
+
+
+def test_phases_that_are_coarser_than_recorded():
+    assert named(mistakes.made("codes_2_bit", small(codebook={"bits": 2}))) == "codes_2_bit"
 
 
 def test_a_sample_with_conjugate_snapshots(samples):

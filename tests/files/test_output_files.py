@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import signal
@@ -18,7 +19,7 @@ from rismusic.benchmark.spec import BenchSpec, all_units
 from rismusic.benchmark.summary import Store
 from rismusic.cli import main
 from rismusic.errors import InputError
-from rismusic.files import OutputFile, check_output, replace_file, sweep, write_text
+from rismusic.files import OutputFile, check_output, replace_file, sweep, sweep_tree, write_text
 from rismusic.nn.checkpoint import State, save_checkpoint
 from rismusic.nn.run_folder import LOCK, LOG, RunFolder
 from rismusic.nn.spec import TrainSpec
@@ -147,6 +148,10 @@ def test_files_of_killed_processes_are_swept(tmp_path):
     sweep(tmp_path)
     assert not foreign.exists()
     own.discard()
+    (tmp_path / "runs" / "0000").mkdir(parents=True)
+    left_by_killed_process(tmp_path / "runs" / "0000" / "state.json")
+    sweep_tree(tmp_path)
+    assert list(tmp_path.rglob("*.part*")) == []
 
 
 def test_a_folder_with_a_file_of_a_killed_process_counts_as_empty(tmp_path):
@@ -211,6 +216,23 @@ def test_sigterm_is_ctrl_c(number, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
     assert said.read_text() == "error: interrupted\n"
     assert names(out) == []
+
+
+@pytest.mark.parametrize("hook", [False, True])
+def test_an_interrupt_that_c_code_drops_is_repeated(hook, monkeypatch, capsys):
+    """In a callback of a C library, and where C code prints an exception, as in the import of NumPy."""
+    callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))
+
+    def run(_):
+        if hook:
+            sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+        else:
+            callback()
+        time.sleep(10)
+
+    monkeypatch.setattr("rismusic.cli.Bound.run", run)
+    assert main(["bound"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_a_part_of_a_benchmark_that_cannot_be_written(tmp_path):
