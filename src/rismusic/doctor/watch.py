@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.layers import LayerRecord, depth_findings, layer_record, update_ratio
+from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Networks, as_one
 from rismusic.errors import InputError
@@ -74,6 +74,7 @@ class Watch:
         self._last_gradients: dict[str, Tensor] = {}
         self._non_finite: list[str] = []
         self._start = {name: self._sample(p) for name, p in self.module.named_parameters()}
+        self._initial = initial_findings(self.module)
         self._before: dict[str, Tensor] = {}
         self._ratios: dict[str, list[float]] = {}
         self._diagnosis: Diagnosis | None = None
@@ -106,10 +107,9 @@ class Watch:
     ) -> None:
         self._stack.close()
         if kind is None or issubclass(kind, (KeyboardInterrupt, StopIteration)):
-            for report in self.diagnosis.reports:
-                for line in report.lines[1:]:
-                    self._say(line)
-            self._say(self.diagnosis.verdict)
+            diagnosis = self.diagnosis
+            for line in [*diagnosis.lines, diagnosis.verdict]:
+                self._say(line)
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -309,8 +309,9 @@ class Watch:
     def _check_layers(self) -> Report:
         """[LAYERS]: input, dead and saturated units, parameters without a gradient, gradients by depth."""
         findings: list[Finding] = []
+        findings += self._initial
         if self._layers is not None:
-            findings += self._layers.findings()
+            findings += [*self._layers.findings(), *self._layers.growth_findings()]
         if self.losses:
             dead = [
                 name
