@@ -80,10 +80,6 @@ class LayerRecord:
         if value.numel() >= (16 if single else 64):
             self.saturated[name] = max(self.saturated.get(name, 0.0), float(near.double().mean()))
 
-    def findings(self) -> list[Finding]:
-        """Findings of input, dead units and saturation."""
-        return [*self.input_findings(), *self.unit_findings()]
-
     def growth_findings(self) -> list[Finding]:
         """The growth of the activations from the first to the last layer."""
         sizes = {name: size for name, size in self.sizes.items() if 0 < size < math.inf}
