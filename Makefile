@@ -61,7 +61,7 @@ benchmarks: .venv/.dev
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(PIP) -e '.[fast,report,tune,dev,docs]'
+	$(PIP) -e '.[fast,report,cluster,tune,dev,docs]'
 	touch $@
 
 clean:
