@@ -40,12 +40,12 @@ def departures() -> str:
         [
             "departure",
             "F1",
-            "F1, ok",
-            "number right",
+            "F1 of ok",
+            "right number",
             "wrong",
-            "silent wrong",
+            "wrong, scene ok",
             "not ok",
-            "flagged of the bad",
+            "flagged of those with an error",
         ],
         [
             [

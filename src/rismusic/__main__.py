@@ -6,7 +6,7 @@ import sys
 
 def main() -> int:
     """Run the command line. An interruption while it is still being loaded leaves no stack trace."""
-    # Importing torch makes many objects, none of them garbage, so that collections take an eighth of its time.
+    # Importing torch makes many objects, none of them garbage: collections would take an eighth of its time.
     gc.set_threshold(100_000)
     try:
         from rismusic.cli import main as run
