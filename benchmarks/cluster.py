@@ -53,17 +53,16 @@ def main() -> None:
 
 def on_cluster(recording: str, output: Path, settings: Sequence[str], *, kill: bool) -> tuple[float, str]:
     """Seconds of ``locate`` with two Dask workers, and what was killed when."""
-    scheduler = subprocess.Popen(
-        [sys.executable, "-m", "dask", "scheduler", "--port", "0", "--no-dashboard"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = output.with_suffix(".log")
+    with log.open("w") as file:
+        scheduler = subprocess.Popen(
+            [sys.executable, "-m", "dask", "scheduler", "--port", "0", "--no-dashboard"], stderr=file
+        )
     workers: list[subprocess.Popen[bytes]] = []
     try:
-        assert scheduler.stderr is not None
-        address = next(
-            found[0] for line in scheduler.stderr if (found := re.search(r"tcp://[\d.]+:\d+", line))
-        )
+        while (found := re.search(r"tcp://[\d.]+:\d+", log.read_text())) is None:
+            time.sleep(0.1)
+        address = found[0]
         workers = [
             subprocess.Popen([sys.executable, *_WORKER, address], stderr=subprocess.DEVNULL) for _ in range(2)
         ]

@@ -67,14 +67,14 @@ def main() -> None:
     """Build, install, run."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
+        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
         subprocess.run(build, check=True)
         (wheel,) = folder.glob("*.whl")
         python = environment(folder / "env", wheel)
         for number, name in enumerate(PAGES):
             empty = folder / f"page{number}"
             empty.mkdir()
-            place = [python, "-c", "import rismusic; print(rismusic.__file__)"]
+            place = [str(python), "-c", "import rismusic; print(rismusic.__file__)"]
             imported = subprocess.run(place, cwd=empty, capture_output=True, text=True, check=True).stdout
             if not Path(imported).is_relative_to(folder):
                 raise SystemExit(f"rismusic was imported from {imported.strip()}, not from the wheel")

@@ -61,6 +61,18 @@ def departures() -> str:
     )
 
 
+def calibration_errors() -> str:
+    """Expected calibration error of each set of scenes."""
+    shown: dict[str, Row] = {}
+    for row in _rows("probabilities.csv"):
+        shown.setdefault(row["set"], {})[row["quantity"]] = f"{float(row['ece']):.3f}"
+    quantities = ["existence of a source", "number of sources", "error bars"]
+    return table(
+        ["scenes", *(f"ECE, {name}" for name in quantities)],
+        [[name, *(row.get(quantity, "-") for quantity in quantities)] for name, row in shown.items()],
+    )
+
+
 def number_confusion() -> str:
     """Estimated against true number of sources at 10 dB, for each criterion."""
     rows = [row for row in _rows("model_order.csv") if row["sources"] == "0" or row["snr_db"] == "10.0"]
@@ -163,6 +175,7 @@ def finding_names() -> str:
 
 TABLES: tuple[Callable[[], str], ...] = (
     departures,
+    calibration_errors,
     number_scenes,
     number_right,
     number_confusion,

@@ -15,6 +15,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
+    finally:
+        gc.freeze()  # nor does Python look for garbage among them when it ends, which takes 0.7 s
 
 
 if __name__ == "__main__":

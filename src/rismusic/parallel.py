@@ -15,7 +15,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from itertools import islice
@@ -173,6 +173,11 @@ def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int]]]:
                 "cluster",
                 f"several workers were killed by one task (out of memory?): {error}. Completed parts are "
                 "kept: run again with resume",
+            ) from None
+        except CancelledError:
+            raise InputError(
+                "cluster",
+                f"the connection to {address} was lost. Completed parts are kept: run again with resume",
             ) from None
 
 

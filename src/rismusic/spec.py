@@ -480,8 +480,8 @@ class LocateSpec(Spec):
     sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
     panel_error: Annotated[float, Field(ge=0, le=MAX_PANEL_ERROR)] | Literal["auto"] = "auto"
-    """RMS relative error of the element responses (0.1: 10 %), which are then calibrated; 'auto': that of the
-    weights' training, or else estimated; 0: none."""
+    """RMS relative error of the element responses (0.1: 10 %); 'auto': estimated, or that of the weights'
+    training; 0: none."""
     wave: Wave | Literal["recorded", "auto"] = "recorded"
     """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
     'auto': the most likely one."""

@@ -75,8 +75,8 @@ class LayerRecord:
             return
         # A single unit is an output, which may be near its limits: it counts if its gradient is lost.
         single = value.shape[1:].numel() == 1
-        near = 1e-6 if single else 0.01
-        near = value.abs() > 1 - near if kind == "tanh" else (value < near) | (value > 1 - near)
+        margin = 1e-6 if single else 0.01
+        near = value.abs() > 1 - margin if kind == "tanh" else (value < margin) | (value > 1 - margin)
         if value.numel() >= (16 if single else 64):
             self.saturated[name] = max(self.saturated.get(name, 0.0), float(near.double().mean()))
 
