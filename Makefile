@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 WITHOUT_FCNTL := tests/files/test_platforms.py tests/files/test_small_files.py \
-	tests/tuning/test_storage.py tests/nn/test_train_folder.py \
+	tests/tuning/test_storage.py tests/nn/test_train_folder.py tests/estimation/test_kernel_cache.py \
 	--deselect tests/nn/test_train_folder.py::test_from_the_command_line_and_from_python
 # Estimates that end where an iteration stops: rounding, and so the instruction set, moves them. Shapes, bounds in
 # closed form, files and errors do not depend on it; Numba compiles for the processor that it finds.
