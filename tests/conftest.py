@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 SAMPLES = HERE.parent / "samples"
 
 
-# Modules that take longest go first, so that two processes end at the same time (``make test``). The first one
-# compiles the fits in single precision; meanwhile the second one works on a module without fits.
+# Modules that take longest go first, so that two processes end at the same time (``make test``). The first
+# one compiles the fits in single precision; meanwhile the second one works on a module without fits.
 LONGEST = (
     "estimation/test_locate.py",
     "doctor/test_faults.py",
