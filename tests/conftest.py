@@ -30,8 +30,7 @@ SAMPLES = HERE.parent / "samples"
 
 
 # Modules that take longest go first, so that two processes end at the same time (``make test``). The first
-# compiles the fits in single precision; meanwhile the second process works on a module without fits.
-
+# one compiles the fits in single precision; meanwhile the second one works on a module without fits.
 LONGEST = (
     "estimation/test_locate.py",
     "doctor/test_faults.py",
