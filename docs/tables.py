@@ -17,6 +17,7 @@ from types import ModuleType
 import architecture_tables
 import benchmark_tables
 import doctor_tables
+import file_tables
 import learning_test_tables
 import model_order_tables
 import rismusic
@@ -342,6 +343,7 @@ def write_all(folder: Path) -> None:
         *model_order_tables.TABLES,
         *learning_test_tables.TABLES,
         *doctor_tables.TABLES,
+        *file_tables.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
     for name in COMMANDS:

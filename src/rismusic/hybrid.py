@@ -41,7 +41,7 @@ from rismusic.estimation.maximum_likelihood import (
     refine,
     unpack,
 )
-from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
+from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, log_prior, on_axes, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
@@ -76,7 +76,7 @@ _BESIDE = 0.8
 # First fits start near the solution, where least squares gives good enough powers.
 _FIRST = replace(ROUGH, powers_first=False)
 # No birth-death search for numbers of sources whose log posterior is below the best by more than this (nats).
-_BIRTH_DEATH_MARGIN_NATS = 6.0
+_BIRTH_DEATH_MARGIN_NATS = 3.0
 # Up to this many scenes, fits with different numbers of sources make up one batch.
 _JOINT_SCENES = 4
 _LOG = logging.getLogger("rismusic.locate")
@@ -372,12 +372,14 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
             evidence = log_evidence(part.recording, fit, grid.volume)
         prior, best = log_prior_count[some, count], best_posterior[some]
         # The grid is searched for numbers that can still become the most probable.
-        competitive = (evidence + prior > best - _BIRTH_DEATH_MARGIN_NATS).nonzero()[:, 0]
+        posterior = EVIDENCE_WEIGHT * evidence + prior
+        competitive = (posterior > best - _BIRTH_DEATH_MARGIN_NATS).nonzero()[:, 0]
         if len(competitive) and count >= (spec.hybrid.birth_death_min_sources or math.inf):
             improved = _birth_death(part[competitive], fit[competitive], grid, spec)
             fit = fit.replaced(competitive, improved)
             evidence[competitive] = log_evidence(part.recording[competitive], improved, grid.volume)
-        best_posterior[some] = torch.maximum(best, evidence + prior)
+            posterior = EVIDENCE_WEIGHT * evidence + prior
+        best_posterior[some] = torch.maximum(best, posterior)
         return fit, evidence
 
     selected = select_model_order(scenes, fit_count, most, log_prior_count)

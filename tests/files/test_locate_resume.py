@@ -120,6 +120,15 @@ def test_a_cut_output_is_continued(ending, recording, tmp_path, monkeypatch, cap
     ):
         assert run("locate", recording, "-o", output, *OPTIONS, *options) == 2
         assert sentence in capsys.readouterr().err
+    written = json.loads((state := tmp_path / f"a.{ending}.part.json").read_text())
+    for name, value, what in (
+        ("columns", ["scene"], "other columns"),
+        ("version", "0.1.0", "another version"),
+    ):
+        state.write_text(json.dumps({**written, name: value}))
+        assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 2
+        assert f"part: was written with {what}; " in capsys.readouterr().err
+    state.write_text(json.dumps(written))
     assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
     assert output.read_bytes() == whole.read_bytes()
     assert names(tmp_path) == [f"a.{ending}", f"b.{ending}", "recording.h5"]

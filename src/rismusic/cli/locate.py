@@ -121,7 +121,7 @@ class Locate(Command):
     report_scenes: Count = 8
     """Number of scenes that the report shows in full (fewer if it would exceed 1 MB)."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Number of processes; 0: one per core, as far as there are scenes for them."""
+    """Number of processes; 0: one per core."""
     cluster: Annotated[str | None, Option("ADDRESS")] = None
     """Use the workers of a Dask cluster, such as tcp://host:8786, not processes of this machine."""
     device: str = "cpu"

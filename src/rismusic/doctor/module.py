@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.layers import LayerRecord, depth_findings, initial_update, layer_record
+from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, initial_update, layer_record
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import (
@@ -48,7 +48,7 @@ _SMALL = 1e-3
 _CLEAR_DECREASE = 0.05
 # Smallest decrease that counts when the loss rises at the given learning rate.
 _SOME = 0.02
-# Most steps and seconds in which a loss is followed on one batch.
+# Most steps and seconds of CPU time in which a loss is followed on one batch.
 _MOST_STEPS, _MOST_SECONDS = 100, 3.0
 # Largest relative change of a weight matrix in a step, below which nothing can be learned in time.
 _SLOWEST = 2e-6
@@ -225,12 +225,12 @@ class _ModuleUnderTest:
 
     def losses(self, steps: int, factor: float = 1.0) -> list[float]:
         """The loss before each of some steps, and after them; ends at a loss that is not finite."""
-        end, values = time.monotonic() + _MOST_SECONDS, []
+        end, values = time.thread_time() + _MOST_SECONDS, []
         with restored(self.module), self.optimizer(factor) as optimizer:
             self.module.train()
             for _ in range(steps):
                 values.append(self._step(optimizer))
-                if not math.isfinite(values[-1]) or time.monotonic() > end:
+                if not math.isfinite(values[-1]) or time.thread_time() > end:
                     break
             values.append(self.value())
         return values
@@ -260,6 +260,17 @@ class _ModuleUnderTest:
         loss, size = float(value.detach()), total_norm(self.gradients())
         bad = sum(not bool(one.isfinite().all()) for one in tensors_in(self.batch))
         frozen = not self.weights
+        reached = (
+            value.requires_grad
+            and any(
+                one is not None
+                for one in torch.autograd.grad(
+                    value, list(self.weights.values()), allow_unused=True, retain_graph=True
+                )
+            )
+            if not frozen
+            else False
+        )
         findings = [
             must_be_zero(
                 "tensors of the batch that are not finite",
@@ -275,7 +286,7 @@ class _ModuleUnderTest:
             ),
             at_least(
                 "loss with a gradient",
-                float(value.requires_grad and not frozen),
+                float(reached),
                 1.0,
                 "all parameters are frozen, so nothing can be learned."
                 if frozen
@@ -310,7 +321,11 @@ class _ModuleUnderTest:
         """[LAYERS]: dead and saturated units, and gradients by depth."""
         self.module.train()
         _, layers = self.observed()
-        findings = layers.unit_findings()
+        findings = [
+            *initial_findings(self.module),
+            *layers.growth_findings(),
+            *layers.unit_findings(),
+        ]
         # A layer of zeros at the end stops all gradients before the first steps.
         with self.optimizer() as optimizer:
             self.train(optimizer, 2)
