@@ -81,7 +81,7 @@ def points(count: int) -> tuple[Tensor, Tensor]:
 def classifier(fault: str) -> Training:
     model = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 6))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.5)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
     x, y = points(2048)
     done = 0
 
@@ -116,7 +116,10 @@ def stripes(count: int) -> tuple[Tensor, Tensor]:
     phase = 2 * math.pi * torch.rand(count)
     axis = torch.arange(16.0)
     along = angle.cos()[:, None, None] * axis[:, None] + angle.sin()[:, None, None] * axis
-    return ((along + phase[:, None, None]).sin() + 0.5 * torch.randn(count, 16, 16))[:, None], labels
+    # As bytes, about.
+    return (128 + 60 * (along + phase[:, None, None]).sin() + 30 * torch.randn(count, 16, 16))[
+        :, None
+    ], labels
 
 
 class ConvNet(nn.Module):
@@ -142,7 +145,7 @@ class ConvNet(nn.Module):
         else:
             h = h.flatten(1)
         logits = self.head(h)
-        return logits.relu() * -1 if self.fault == "activation_after_logits" else logits
+        return logits.relu() if self.fault == "activation_after_logits" else logits
 
 
 def cnn(fault: str) -> Training:
@@ -247,8 +250,7 @@ class Encoder(nn.Module):
             h = self.encoder(
                 x, src_key_padding_mask=~padding if self.fault == "padding_mask_inverted" else padding
             )
-        keep = (~padding)[..., None]
-        return self.head((h * keep).sum(1) / keep.sum(1))
+        return self.head(h[:, 0])
 
 
 def transformer(fault: str) -> Training:
@@ -384,6 +386,7 @@ class ComplexNet(nn.Module):
         self.last = nn.Linear(32, 8, dtype=torch.complex64)
         if fault == "weights_start_at_zero":
             nn.init.zeros_(self.first.weight)
+            nn.init.zeros_(self.first.bias)
             nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -557,7 +560,7 @@ def autoencoder(fault: str) -> Training:
     def draw() -> Tensor:
         return scale * blobs(32)
 
-    return of_loss(model, lambda p: torch.optim.Adam(p, lr=3e-3), loss, draw, score, 400)
+    return of_loss(model, lambda p: torch.optim.Adam(p, lr=1e-3), loss, draw, score, 400)
 
 
 # Graph network: two rounds of messages on directed graphs.
@@ -662,7 +665,7 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
             "left_in_eval_mode": "After the first validation the model stays in eval mode; BatchNorm keeps its "
             "first statistics.",
             "flattened_across_batch": "Channels and samples are exchanged before the features are flattened.",
-            "activation_after_logits": "The logits pass a ReLU (and a sign), so they are never positive.",
+            "activation_after_logits": "The logits pass a ReLU, so no class can get less than 0.",
         },
     ),
     "lstm": (
@@ -706,7 +709,7 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
             "imaginary_part_dropped": "The imaginary part of the input is dropped.",
             "squared_without_modulus": "The loss is the real part of the square, not the squared modulus; it has "
             "no lower bound.",
-            "weights_start_at_zero": "Both weight matrices start at 0, so neither gets a gradient.",
+            "weights_start_at_zero": "Both layers start at 0, so neither weight matrix ever gets a gradient.",
         },
     ),
     "siamese": (
@@ -753,7 +756,9 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
 
 CASES: dict[str, str] = {
     **dict.fromkeys(TRAININGS, ""),
-    **{f"{name}:{fault}": cause for name, (_, faults) in TRAININGS.items() for fault, cause in faults.items()},
+    **{
+        f"{name}:{fault}": cause for name, (_, faults) in TRAININGS.items() for fault, cause in faults.items()
+    },
 }
 
 # Steps that are watched; every loop shows its fault within them.

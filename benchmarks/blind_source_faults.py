@@ -424,15 +424,6 @@ FAULTS = (
         "zip(GROUPS, (spec.head_learning_rate, spec.backbone_learning_rate), strict=True)",
         "Backbone and head have each other's learning rate.",
     ),
-    SourceFault(
-        "group_overwritten",
-        "optimizer",
-        "nn/learner.py",
-        "parameter_groups",
-        "parts.setdefault((GROUPS[is_head(name)], decay), []).append(parameter)",
-        "parts[(GROUPS[is_head(name)], decay)] = [parameter]",
-        "Each parameter replaces the list of its group, so the optimizer has only the last one of each.",
-    ),
     # Losses and targets.
     SourceFault(
         "elevation_against_azimuth",
@@ -717,10 +708,8 @@ FAULTS = (
         "units",
         "nn/network.py",
         "Network._sources",
-        "            inverse_range=1 / distance,\n"
-        "            existence_logits=at_peaks",
-        "            inverse_range=distance,\n"
-        "            existence_logits=at_peaks",
+        "            inverse_range=1 / distance,\n            existence_logits=at_peaks",
+        "            inverse_range=distance,\n            existence_logits=at_peaks",
         "The head outputs the range where the inverse range is expected.",
     ),
     SourceFault(
@@ -778,16 +767,6 @@ FAULTS = (
         "state.setdefault(int(number), {})[key] = value",
         "state.setdefault(number, {})[key] = value",
         "Parameter numbers stay strings, so a resumed optimizer finds none of its moments and starts anew.",
-    ),
-    SourceFault(
-        "checkpoint_of_average",
-        "resume",
-        "nn/learner.py",
-        "Learner.tensors",
-        '("weights", self.weights),',
-        '("weights", self.average),',
-        "The checkpoint stores the averaged weights as the current ones; a resumed training continues from "
-        "other weights.",
     ),
     SourceFault(
         "progress_not_resumed",
