@@ -10,7 +10,7 @@ from rismusic import simulate
 from rismusic.array import steering
 from rismusic.estimation.likelihood import sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import unpack
-from rismusic.estimation.model_error import _RATIOS, _Residual, model_error, spread_gain
+from rismusic.estimation.model_error import _RATIOS, _Residual, model_error, motion, spread_gain
 
 SMALL = {"panel": {"rows": 4, "columns": 4}, "channel": {"antennas": 5}, "codebook": {"snapshots": 6}}
 
@@ -108,3 +108,9 @@ def test_a_source_that_is_no_point():
     gain, size = spread_gain(moving, recording.truth)
     assert (gain > 4.5).all()
     assert ((size > math.radians(0.3)) & (size < math.radians(4))).all()
+    assert (motion(recording, recording.truth).gain < 8).all()
+    path = motion(moving, recording.truth)
+    assert (path.gain > 20).all()
+    expected = torch.tensor([6.0, 0.0], dtype=torch.float64).deg2rad()
+    torch.testing.assert_close(path.change[:, 0], expected.expand(4, 2), rtol=0, atol=math.radians(0.7))
+    assert (path.offset.abs() < math.radians(0.3)).all()

@@ -29,7 +29,14 @@ from rismusic.estimation.estimate import Doubt, Estimate, Estimator, NSources, f
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import nfmle, pack, unpack
-from rismusic.estimation.model_error import ModelError, can_err, model_error, spread_gain, whitened_by
+from rismusic.estimation.model_error import (
+    ModelError,
+    can_err,
+    model_error,
+    motion,
+    spread_gain,
+    whitened_by,
+)
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.estimation.search import Dictionary, GridSearch
@@ -51,8 +58,10 @@ _NO_SOURCE = -12.0
 _LEAST_DIFFUSE = 0.3
 # Two sources of a smaller probability of being independent are coherent.
 _COHERENT = 1e-4
-# Log-likelihood ratio (nats) from which on a source is no point, and another wave is named.
-_SPREAD_NATS, _WAVE_NATS = 4.5, 10.0
+# Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave is named.
+_SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
+# Log prior (nats) of a motion in place of a source, with the prior volume of its two unknowns.
+_MOTION = -8.0
 # Elements at most this far apart (wavelengths) have no grating lobes. Correlation of steering vectors from
 # which on a direction counts as one, and how much less likely (nats) it may be.
 _NO_GRATING, _LIKENESS, _AMBIGUOUS_NATS = 0.55, 0.7, 6.0
@@ -163,8 +172,12 @@ class _Evidence:
         beside = model_error(recording, sources)
         # A signal without any source is the least probable of all departures.
         gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
-        self.none[scenes, count], self.error[scenes, count] = none, none + gain
-        self.panel_error[scenes, count], self.diffuse[scenes, count] = beside.panel_error, beside.diffuse
+        # A source that moves leaves a residual that a second one explains, but less well.
+        in_motion = motion(recording, sources).gain.amax(1) + _MOTION
+        moves = in_motion > gain
+        self.none[scenes, count], self.error[scenes, count] = none, none + torch.maximum(gain, in_motion)
+        self.panel_error[scenes, count] = torch.where(moves, 0, beside.panel_error)
+        self.diffuse[scenes, count] = torch.where(moves, 0, beside.diffuse)
 
 
 def _share(none: Float[Tensor, "S"], error: Float[Tensor, "S"]) -> tuple[float, Float[Tensor, "S"]]:
@@ -375,21 +388,23 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
     positions, active = unpack(estimate.sources, recording)
     if positions.shape[1]:
         _add_symbols(sentences, sufficient_statistics(recording, positions, active), estimate)
-    _add_clusters(sentences, recording, estimate)
+    sources, moves = _add_motion(sentences, recording, estimate)
+    _add_clusters(sentences, recording, estimate, moves)
     _add_grating_lobes(sentences, recording, estimate, spec)
     for scene, sentence in _better_wave(recording, estimate, spec):
         sentences[scene].append(sentence)
     if isinstance(n_sources, str):
         scenes = (estimate.n_sources >= spec.sources_max).nonzero()[:, 0]
         more = _one_more(recording[scenes], estimate[scenes], spec) if len(scenes) else scenes.bool()
-        for scene in scenes[more].tolist():
-            sentences[scene].append(
-                Doubt(f"there may be more than {spec.sources_max} sources: raise --sources-max")
-            )
+        most = spec.sources_max
+        for scene, doubt in zip(scenes.tolist(), more.tolist(), strict=True):
+            text = f"there may be more than {most} sources: raise --sources-max"
+            limit = f"{most} is the largest number of sources that was tried (--sources-max)"
+            sentences[scene].append(Doubt(text) if doubt else limit)
     errors = estimate.panel_error
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
-    return replace(estimate, warnings=sentences, panel_error=errors)
+    return replace(estimate, sources=sources, warnings=sentences, panel_error=errors)
 
 
 def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate: Estimate) -> None:
@@ -467,10 +482,43 @@ def _add_grating_lobes(
                 )
 
 
-def _add_clusters(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
+def _add_motion(
+    sentences: list[list[str]], recording: Recording, estimate: Estimate
+) -> tuple[Sources, Bool[Tensor, "S K"]]:
+    """Add sources that move.
+
+    Returns:
+        The sources, with one that moves in the middle of its path, and which of them move.
+    """
+    path = motion(recording, estimate.sources)
+    moves = path.gain > _MOTION_NATS
+    angle = path.change.norm(dim=-1).rad2deg()
+    for scene in moves.any(1).nonzero()[:, 0].tolist():
+        which = moves[scene].nonzero()[:, 0].tolist()
+        far = f"{float(angle[scene, which].amax()):.2g} deg from the first snapshot to the last"
+        if len(which) == 1:
+            text = f"source {which[0]} moves by about {far}: its position is that in the middle"
+        else:
+            text = (
+                f"sources {', '.join(map(str, which))} move by about {far}: they may be one source that moves"
+            )
+        sentences[scene].append(Doubt(text))
+    alone = (moves & (moves.sum(1, keepdim=True) == 1))[..., None]
+    offset = torch.where(alone, path.offset, 0).to(estimate.sources.azimuth.dtype)
+    sources = replace(
+        estimate.sources,
+        azimuth=estimate.sources.azimuth + offset[..., 0],
+        elevation=estimate.sources.elevation + offset[..., 1],
+    )
+    return sources, moves
+
+
+def _add_clusters(
+    sentences: list[list[str]], recording: Recording, estimate: Estimate, moves: Bool[Tensor, "S K"]
+) -> None:
     """Add sources that are not one point, and sources closer to each other than the panel resolves."""
     gain, size = spread_gain(recording, estimate.sources)
-    for scene, source in (gain > _SPREAD_NATS).nonzero().tolist():
+    for scene, source in ((gain > _SPREAD_NATS) & ~moves).nonzero().tolist():
         sentences[scene].append(
             Doubt(
                 f"source {source} is not one point: it moves, is extended or consists of several sources "

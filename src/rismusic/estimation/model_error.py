@@ -35,6 +35,7 @@ for each (type-II maximum likelihood).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,6 +58,8 @@ _DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
 # Standard deviations of a source's place that are tried (rad), and directions.
 _SPREADS_RAD = (0.003, 0.006, 0.012, 0.024, 0.048)
 _DIRECTIONS = 8
+# Log-likelihood ratio (nats) of a motion from which on the path is fitted, and Gauss-Newton steps.
+_MOTION_USUAL, _STEPS = 4.0, 6
 # Largest panel error. A larger one would explain any field.
 _MOST_ERROR = 0.5
 # Log prior of each ratio, and of each power of the diffuse noise.
@@ -134,7 +137,7 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
 
 
 def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K"]]:
-    r"""Evidence that a source is not one point: it moves, is extended, or consists of several sources.
+    r"""Evidence that a source is not one point: it is extended or consists of several sources.
 
     Near its place the field of such a source leaves the direction of its steering vector along a derivative
     :math:`b_l = P^\perp_{C_l} B_l v`, with symbols of its own,
@@ -149,43 +152,190 @@ def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "
         The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the place along
         v that belongs to it, in units of its angle (rad); 0 and NaN without a source.
     """
+    parts = []
+    for _, at in _beside_sources(recording, sources):
+        z = torch.einsum("slmki,slm->slki", at.B.conj(), at.rest)
+        angle = torch.linspace(0, math.pi, _DIRECTIONS + 1, dtype=torch.float64, device=z.device)[:-1]
+        v = torch.stack((angle.cos(), angle.sin()))  # [2, directions]
+        along = squared_modulus(torch.einsum("slki,id->slkd", z, v.to(z.dtype)))
+        norm = squared_modulus(torch.einsum("slmki,id->slmkd", at.B, v.to(z.dtype))).sum(2)
+        sigma2 = at.sigma2[:, None, None, None]
+        there = at.power > 0
+        gain, size = along.new_zeros(there.shape), along.new_full(there.shape, math.nan)
+        for step in _SPREADS_RAD:
+            eta = (step**2 * at.power)[:, None, :, None]
+            total = sigma2 + eta * norm
+            ratio = (sigma2 / total).log() + eta * along / (sigma2 * total)
+            value = ratio.sum(1).amax(-1)
+            take = there & (value > gain)
+            gain, size = torch.where(take, value, gain), torch.where(take, step, size)
+        parts.append((gain, size))
+    gains, sizes = zip(*parts, strict=True)
+    return torch.cat(gains), torch.cat(sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """A steady motion of each source from the first snapshot to the last, the other sources at rest.
+
+    Args:
+        gain: log-likelihood ratio (nats) of the motion against a source at rest; 0 without a source.
+        offset: direction in the middle less that of the estimate, u: azimuth and elevation (rad).
+        change: direction at the end less that at the start, v: azimuth and elevation (rad).
+    """
+
+    gain: Float[Tensor, "S K"]
+    offset: Float[Tensor, "S K 2"]
+    change: Float[Tensor, "S K 2"]
+
+
+def motion(recording: Recording, sources: Sources) -> Motion:
+    r"""Fit a steady motion to each source.
+
+    With :math:`t_l` from -1/2 to 1/2, source k has the direction :math:`\phi_k + u + t_l v` (azimuth and
+    elevation) at the same range. Small u and v leave of the snapshots
+
+    .. math:: r_l = s_l P^\perp_{C_l} B_l (u + t_l v) + n_l,
+
+    so that they follow from linear regression. At the maximum of the likelihood u is nearly 0, and the
+    log-likelihood ratio of a source that rests has an exponential distribution of mean 1. Where it is larger
+    than usual, Gauss-Newton steps are made with the steering vectors along the path.
+
+    Args:
+        recording: S scenes, narrowband.
+        sources: positions near maximum likelihood with powers [S, K].
+    """
+    recording = recording.stacked()
+    positions, active = unpack(sources, recording)
+    gain = torch.zeros_like(positions[..., 0])
+    path = positions.new_zeros(*gain.shape, 4)
+    for scenes, at in _beside_sources(recording, sources):
+        X = at.B * at.symbols[:, :, None, :, None]  # [S, L, M, K, 2]
+        found, explained = _path_regression(X.movedim(3, 1), at.rest[:, None].expand(-1, X.shape[3], -1, -1))
+        gain[scenes] = torch.where(active[scenes], explained / at.sigma2[:, None], 0)
+        path[scenes] = torch.where(active[scenes][..., None], found, 0)
+    scene, source = (gain > _MOTION_USUAL).nonzero().unbind(-1)
+    _, L, M = recording.snapshots.shape
+    for some in blocks(len(scene), 128 * L * (M * (active.shape[1] + 4) + recording.panel.size), gain.device):
+        row, column = scene[some], source[some]
+        exact = _Path(recording[row], positions[row], active[row], column)
+        gain[row, column], path[row, column] = exact.fit()
+    return Motion(gain, path[..., :2], path[..., 2:])
+
+
+def _path_regression(
+    X: Complex[Tensor, "*S L M 2"], rest: Complex[Tensor, "*S L M"]
+) -> tuple[Float[Tensor, "*S 4"], Float[Tensor, "*S"]]:
+    """Least-squares u and v of a source in motion, and the energy that they explain.
+
+    Args:
+        X: change of the field with azimuth and elevation.
+        rest: the residual.
+    """
+    t = torch.linspace(-0.5, 0.5, X.shape[-3], dtype=torch.float64, device=X.device)[:, None, None]
+    X = torch.cat((X, t * X), dim=-1).flatten(-3, -2)
+    b = (X.mH @ rest.flatten(-2).unsqueeze(-1)).real
+    G = (X.mH @ X).real
+    level = G.diagonal(dim1=-2, dim2=-1).mean(-1)
+    G = G + torch.diag_embed(torch.where(level > 0, 1e-9 * level, 1.0)[..., None].expand(*level.shape, 4))
+    change = torch.linalg.solve(G, b)
+    return change[..., 0], (b * change).sum((-2, -1))
+
+
+class _Path:
+    """One source of each of B scenes moves, the others rest.
+
+    Args:
+        recording: B scenes, stacked.
+        positions: azimuth, elevation, 1/range [B, K, 3].
+        active: where there are sources [B, K].
+        which: the source that moves [B].
+    """
+
+    def __init__(self, recording: Recording, positions: Tensor, active: Tensor, which: Tensor) -> None:
+        self.recording, self.active = recording, active
+        self.rows = torch.arange(len(positions), device=which.device)
+        self.which, self.start = which, positions[self.rows, which]
+        A = steering(recording.panel, positions[..., 0], positions[..., 1], 1 / positions[..., 2])
+        L = recording.snapshots.shape[1]
+        resting = recording.link.to(torch.complex128).matmul(A * active[:, None]).expand(-1, L, -1, -1)
+        self.resting, self.y = resting, recording.snapshots.to(torch.complex128)
+        self.t = torch.linspace(-0.5, 0.5, L, dtype=torch.float64, device=which.device)[:, None]
+
+    def fit(self) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
+        """The log-likelihood ratio of the motion (nats), and u and v."""
+        _, L, M = self.y.shape
+        path = self.start.new_zeros(len(self.start), 4)
+        first, change = self._step(path)
+        best, at_best = first, path
+        for _ in range(_STEPS):
+            path = path + change
+            energy, change = self._step(path)
+            better = energy < best
+            best = torch.where(better, energy, best)
+            at_best = torch.where(better[:, None], path, at_best)
+        return L * (M - self.active.sum(-1)) * (first / best).log(), at_best
+
+    def _step(self, path: Float[Tensor, "B 4"]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
+        """Energy of the residual along a path, and the Gauss-Newton step from there."""
+        azimuth, elevation = (
+            self.start[:, None, :2] + path[:, None, :2] + self.t * path[:, None, 2:]
+        ).unbind(-1)
+        distance = (1 / self.start[:, 2:]).expand_as(azimuth)
+        A, slopes = steering_with_log_derivatives(self.recording.panel, azimuth, elevation, distance)
+        link = self.recording.link.to(torch.complex128)
+        C = self.resting.clone()
+        C[self.rows, :, :, self.which] = link.apply(A.mT)
+        D = torch.stack([link.apply((slopes[..., axis] * A).mT) for axis in range(2)], dim=-1)
+        Q = orthonormal(C)
+        rest = self.y - (Q @ (Q.mH @ self.y[..., None]))[..., 0]
+        s = _least_squares(C, self.y, self.active)[self.rows, :, self.which]
+        X = (D - Q @ (Q.mH @ D)) * s[:, :, None, None]
+        return squared_modulus(rest).sum((1, 2)), _path_regression(X, rest)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _BesideSources:
+    """The residual of a block of scenes, and the fields that small changes of direction leave in it.
+
+    Args:
+        rest: r, the data without the fields of the sources, [S, L, M].
+        B: derivatives of each source's field along azimuth and elevation, without the fields of the sources,
+            [S, L, M, K, 2].
+        symbols: least-squares symbols, [S, L, K].
+        sigma2: noise variance, [S].
+        power: of the sources, 0 where there is none, [S, K].
+    """
+
+    rest: Complex[Tensor, "S L M"]
+    B: Complex[Tensor, "S L M K 2"]
+    symbols: Complex[Tensor, "S L K"]
+    sigma2: Float[Tensor, "S"]
+    power: Float[Tensor, "S K"]
+
+
+def _beside_sources(recording: Recording, sources: Sources) -> Iterator[tuple[slice, _BesideSources]]:
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
     assert sources.power is not None
     S, L, M = recording.snapshots.shape
-    gains, sizes = [], []
     for block in blocks(S, 64 * L * M * (8 * active.shape[1] + 1), positions.device):
         part, there = recording[block], active[block]
         azimuth, elevation, q = positions[block].unbind(-1)
         A, slopes = steering_with_log_derivatives(part.panel, azimuth, elevation, 1 / q)
         A = A * there[:, None]
-        # Only directions: the spread of the range is harder to see.
+        # Only directions: a change of the range is harder to see.
         D = (slopes[..., :2] * A[..., None]).flatten(-2)
         link, y = part.link.to(torch.complex128), part.snapshots.to(torch.complex128)
-        Q = orthonormal(link.matmul(A).expand(-1, L, -1, -1))
+        C = link.matmul(A).expand(-1, L, -1, -1)
+        Q = orthonormal(C)
         B = link.matmul(D).expand(-1, L, -1, -1)
-        B = (B - Q @ (Q.mH @ B)).unflatten(-1, (-1, 2))  # [S, L, M, K, 2]
+        B = (B - Q @ (Q.mH @ B)).unflatten(-1, (-1, 2))
         rest = y - (Q @ (Q.mH @ y[..., None]))[..., 0]
         count = there.sum(-1)
         sigma2 = squared_modulus(rest).sum((1, 2)) / (L * (M - count) - 1.5 * count)
-        z = torch.einsum("slmki,slm->slki", B.conj(), rest)
-        angle = torch.linspace(0, math.pi, _DIRECTIONS + 1, dtype=torch.float64, device=z.device)[:-1]
-        v = torch.stack((angle.cos(), angle.sin()))  # [2, directions]
-        along = squared_modulus(torch.einsum("slki,id->slkd", z, v.to(z.dtype)))
-        norm = squared_modulus(torch.einsum("slmki,id->slmkd", B, v.to(z.dtype))).sum(2)
-        gain, size = along.new_zeros(there.shape), along.new_full(there.shape, math.nan)
-        power = sources.power[block].double()
-        for step in _SPREADS_RAD:
-            eta = (step**2 * torch.where(there, power, 0))[:, None, :, None]
-            total = sigma2[:, None, None, None] + eta * norm
-            ratio = (sigma2[:, None, None, None] / total).log()
-            ratio = ratio + eta * along / (sigma2[:, None, None, None] * total)
-            value = ratio.sum(1).amax(-1)
-            take = there & (value > gain)
-            gain, size = torch.where(take, value, gain), torch.where(take, step, size)
-        gains.append(gain)
-        sizes.append(size)
-    return torch.cat(gains), torch.cat(sizes)
+        power = torch.where(there, sources.power[block].double(), 0)
+        yield block, _BesideSources(rest, B, _least_squares(C, y, there), sigma2, power)
 
 
 def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
