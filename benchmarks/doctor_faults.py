@@ -42,8 +42,8 @@ OUT = {
     "modules": MEASURED / "doctor_modules.csv",
 }
 FAST = "--fast"
-# Seconds after which a diagnosis counts as a crash.
-_LIMIT = 600
+# Seconds of wall time after which a diagnosis counts as a crash.
+_LIMIT = 1800
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Outcome:
         check: check of the finding that names the fault, else of the first finding.
         finding: that finding.
         checks: all checks with a finding outside its limit.
-        seconds: wall time of the diagnosis.
+        seconds: CPU time of the diagnosis.
         texts: all findings outside their limits.
     """
 
@@ -80,7 +80,7 @@ def judge(case: str, names: str | None, found: Sequence[tuple[str, str]], second
         case: name.
         names: regular expression of the cause; None for a healthy case.
         found: check, and name and meaning of each finding.
-        seconds: wall time.
+        seconds: CPU time.
     """
     check, text = found[0] if found else ("", "")
     if names is None:
@@ -96,8 +96,8 @@ def judge(case: str, names: str | None, found: Sequence[tuple[str, str]], second
     return Outcome(case, outcome, check, text, checks, round(seconds, 1), texts)
 
 
-def isolated(work: Callable[[], object]) -> tuple[Any, str]:
-    """The result of a function in a forked process, which may import its own copy of the package.
+def isolated(work: Callable[[], object]) -> tuple[Any, str, float]:
+    """Result, error and CPU seconds of a function in a forked process, which may import its own package.
 
     The parent has imported torch but not the package, so that each process saves the seconds of that import.
     """
@@ -115,16 +115,19 @@ def isolated(work: Callable[[], object]) -> tuple[Any, str]:
                 os._exit(code)
         end = time.monotonic() + _LIMIT
         while True:
-            done, status = os.waitpid(process, os.WNOHANG)
+            done, status, used = os.wait4(process, os.WNOHANG)
             if done:
                 break
             if time.monotonic() > end:
                 os.kill(process, 9)
-                os.waitpid(process, 0)
-                return None, f"no answer in {_LIMIT} s"
+                used = os.wait4(process, 0)[2]
+                return None, f"no answer in {_LIMIT} s", used.ru_utime + used.ru_stime
             time.sleep(0.02)
+        seconds = used.ru_utime + used.ru_stime
         text = answer.read_text(encoding="utf-8") if answer.exists() else ""
-        return (json.loads(text), "") if status == 0 else (None, text or f"ended with status {status}")
+        if status:
+            return None, text or f"ended with status {status}", seconds
+        return json.loads(text), "", seconds
 
 
 def edited_package(folder: Path, file: str, old: str, new: str) -> None:
@@ -233,9 +236,7 @@ def source_outcomes(only: Sequence[str]) -> Iterable[Outcome]:
 
 def outcome_of(case: str, names: str | None, work: Callable[[], object]) -> Outcome:
     """The outcome of a diagnosis in a process of its own."""
-    begin = time.monotonic()
-    found, error = isolated(work)
-    seconds = time.monotonic() - begin
+    found, error, seconds = isolated(work)
     if found is None:
         return Outcome(case, "crashed", "", " ".join(error.split())[-300:], "", round(seconds, 1))
     return judge(case, names, [(check, text) for check, text in found], seconds)

@@ -48,7 +48,7 @@ _SMALL = 1e-3
 _CLEAR_DECREASE = 0.05
 # Smallest decrease that counts when the loss rises at the given learning rate.
 _SOME = 0.02
-# Most steps and seconds in which a loss is followed on one batch.
+# Most steps and seconds of CPU time in which a loss is followed on one batch.
 _MOST_STEPS, _MOST_SECONDS = 100, 3.0
 # Largest relative change of a weight matrix in a step, below which nothing can be learned in time.
 _SLOWEST = 2e-6
@@ -225,12 +225,12 @@ class _ModuleUnderTest:
 
     def losses(self, steps: int, factor: float = 1.0) -> list[float]:
         """The loss before each of some steps, and after them; ends at a loss that is not finite."""
-        end, values = time.monotonic() + _MOST_SECONDS, []
+        end, values = time.thread_time() + _MOST_SECONDS, []
         with restored(self.module), self.optimizer(factor) as optimizer:
             self.module.train()
             for _ in range(steps):
                 values.append(self._step(optimizer))
-                if not math.isfinite(values[-1]) or time.monotonic() > end:
+                if not math.isfinite(values[-1]) or time.thread_time() > end:
                     break
             values.append(self.value())
         return values
