@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-import rismusic
+from rismusic.doctor.module import diagnose_module
+from rismusic.doctor.watch import watch
 
 
 @dataclass
@@ -140,10 +141,8 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.features(x)
-        if self.fault == "flattened_across_batch":
-            h = h.transpose(0, 1).reshape(len(x), -1)
-        else:
-            h = h.flatten(1)
+        crossed = self.fault == "flattened_across_batch"
+        h = h.transpose(0, 1).reshape(len(x), -1) if crossed else h.flatten(1)
         logits = self.head(h)
         return logits.relu() if self.fault == "activation_after_logits" else logits
 
@@ -351,10 +350,7 @@ def gan(fault: str) -> Training:
             of_critic.zero_grad()
         loss.backward()
         of_critic.step()
-        if fault == "fake_detached_for_generator":
-            out = critic(fake.detach())
-        else:
-            out = critic(fake)
+        out = critic(fake.detach() if fault == "fake_detached_for_generator" else fake)
         of_generator.zero_grad()
         F.softplus(-out).mean().backward()
         of_generator.step()
@@ -656,13 +652,14 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
             "softmax_before_cross_entropy": "cross_entropy is given probabilities in place of logits.",
             "labels_of_other_rows": "The labels are those of other rows than the inputs.",
             "schedule_steps_per_batch": "A schedule meant for epochs is stepped in each batch; the rate is 0 "
-            "after some hundred steps.",
+            "after a hundred steps.",
         },
     ),
     "cnn": (
         cnn,
         {
-            "left_in_eval_mode": "After the first validation the model stays in eval mode; BatchNorm keeps its "
+            "left_in_eval_mode": "After the first validation the model stays in eval mode; BatchNorm keeps "
+            "its "
             "first statistics.",
             "flattened_across_batch": "Channels and samples are exchanged before the features are flattened.",
             "activation_after_logits": "The logits pass a ReLU, so no class can get less than 0.",
@@ -697,9 +694,13 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
         gan,
         {
             "generator_optimizer_has_critic": "The generator's optimizer has the critic's parameters.",
-            "critic_gradients_not_cleared": "The critic's gradients are never cleared, and contain those of the "
+            "critic_gradients_not_cleared": "The critic's gradients are never cleared and contain those of the "
+            ""
+            ""
             "generator's loss.",
-            "fake_detached_for_generator": "The samples are detached in the generator's loss too, so it gets no "
+            "fake_detached_for_generator": "The samples are detached in the generator's loss too; it gets no "
+            ""
+            ""
             "gradient.",
         },
     ),
@@ -707,7 +708,9 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
         complex_valued,
         {
             "imaginary_part_dropped": "The imaginary part of the input is dropped.",
-            "squared_without_modulus": "The loss is the real part of the square, not the squared modulus; it has "
+            "squared_without_modulus": "The loss is the real part of the square, not the squared modulus; it "
+            "has "
+            ""
             "no lower bound.",
             "weights_start_at_zero": "Both layers start at 0, so neither weight matrix ever gets a gradient.",
         },
@@ -740,8 +743,10 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
         graph,
         {
             "edges_transposed": "Messages run against the direction of the edges.",
-            "normalised_over_batch": "The softmax of the edges runs over the batch in place of the neighbours.",
-            "mask_after_mean": "The error is detached, and what keeps the graph connected is multiplied by 0.",
+            "normalised_over_batch": "The softmax of the edges runs over the batch in place of the "
+            "neighbours.",
+            "mask_after_mean": "The error is detached, and what keeps the graph connected is multiplied by "
+            "0.",
         },
     ),
     "multi_task": (
@@ -770,11 +775,11 @@ def report(name: str) -> None:
     case, _, fault = name.partition(":")
     training = TRAININGS[case][0](fault)
     if training.loss is not None:
-        rismusic.diagnose_module(
+        diagnose_module(
             training.model, training.loss, training.batch, optimizer=training.make_optimizer, say=print
         )
         return
-    with rismusic.watch(training.model, training.optimizer):
+    with watch(training.model, training.optimizer):
         for _ in range(WATCHED):
             training.step()
 

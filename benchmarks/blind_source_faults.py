@@ -303,8 +303,8 @@ FAULTS = (
         "GridStatistics.observe",
         "return ScaledScenes(B, data, (noise / power).float()",
         "return ScaledScenes(B, data, (noise / power.sqrt()).float()",
-        "The noise variance is divided by the amplitude of the data in place of their power, so the network's "
-        "statistics weigh the noise wrongly.",
+        "The noise variance is divided by the amplitude of the data in place of their power, so the "
+        "network's statistics weigh the noise wrongly.",
     ),
     # Schedules.
     SourceFault(
@@ -516,7 +516,7 @@ FAULTS = (
         "total_loss",
         "stages = [heat_map_divergence(logits, target, targets.grid) for logits in maps]",
         "stages = [heat_map_divergence(logits, target, targets.grid) for logits in maps[-1:]]",
-        "Only the last heat map has a loss; the heat maps of earlier stages get no gradient and do not learn.",
+        "Only the last heat map has a loss; those of earlier stages get no gradient and do not learn.",
     ),
     SourceFault(
         "projector_without_conjugate",
