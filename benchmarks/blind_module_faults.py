@@ -694,7 +694,7 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
         gan,
         {
             "generator_optimizer_has_critic": "The generator's optimizer has the critic's parameters.",
-            "critic_gradients_not_cleared": "The critic's gradients are never cleared and contain those of the "
+            "critic_gradients_not_cleared": "The critic's gradients are never cleared and contain those of "
             ""
             ""
             "generator's loss.",
