@@ -695,9 +695,7 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
         {
             "generator_optimizer_has_critic": "The generator's optimizer has the critic's parameters.",
             "critic_gradients_not_cleared": "The critic's gradients are never cleared and contain those of "
-            ""
-            ""
-            "generator's loss.",
+            "the generator's loss.",
             "fake_detached_for_generator": "The samples are detached in the generator's loss too; it gets no "
             ""
             ""
