@@ -7,7 +7,10 @@ WITHOUT_FCNTL := tests/files/test_platforms.py tests/files/test_small_files.py \
 NUMERICAL := tests/estimation tests/hybrid tests/test_crb.py
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-cpu test-no-fcntl lint docs benchmarks clean
+.PHONY: demo test test-cpu test-no-fcntl test-wheel lint docs benchmarks clean
+
+# Test processes share compiled bytecode: without it each of them compiles all modules again.
+test test-cpu test-no-fcntl: export PYTHONDONTWRITEBYTECODE =
 
 # A recording that this code did not make, with its truth inside.
 demo: .venv/.base
@@ -28,6 +31,10 @@ test-cpu: .venv/.dev
 test-no-fcntl: .venv/.dev
 	HIDDEN_MODULES=fcntl PYTHONPATH=tests/hidden $(BIN)/pytest -q -p no:xdist \
 		-W "ignore:only soft file lock" $(WITHOUT_FCNTL)
+
+# The examples of the README and of the first page of the docs, from a wheel, outside the checkout.
+test-wheel: .venv/.dev
+	$(BIN)/python benchmarks/wheel.py
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -54,7 +61,7 @@ benchmarks: .venv/.dev
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(PIP) -e '.[fast,report,tune,dev,docs]'
+	$(PIP) -e '.[fast,report,cluster,tune,dev,docs]'
 	touch $@
 
 clean:

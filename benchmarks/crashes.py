@@ -1,13 +1,16 @@
 """Interrupt commands at random instants, take the disk away, and check that nothing is lost.
 
-    python benchmarks/crashes.py --instants 30 [--commands simulate locate calibrate ...] [--seed N]
+    python benchmarks/crashes.py [--commands simulate locate calibrate ...] [--instants N] [--seed N]
 
 Each command runs to its end once, as the reference. Then it is started again and again, and gets SIGKILL,
 SIGTERM or SIGINT at a random instant, one in each of ``--instants`` equal parts of the processor time of the
 reference. Afterwards it is run again, with ``--resume`` where it has that option, and must reach the result
 of the reference. An older output must be whole until then. Further rows: a disk that takes no more (a limit
 on the size of files), a folder that an ordinary user may not write, two processes with one output, and eight
-processes with one input. Plots are left out, since they take most of the time of short trainings.
+processes with one input. Plots are left out where they would take most of the time.
+
+The counts are written to ``docs/measured/crashes.csv``, from which the documentation makes its table. Rows of
+commands that were not run stay as they are.
 """
 
 from __future__ import annotations
@@ -28,10 +31,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fuzz_inputs import SMALL, warm_up
+
+MEASURED = Path(__file__).parents[1] / "docs" / "measured" / "crashes.csv"
+COLUMNS = ("command", "event", "runs", "ended_before", "failed", "processor_time_s", "seed")
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 NOBODY = 65534
@@ -47,6 +54,8 @@ TUNING = (
     *("[locate]", "sources = 1", "polish = false"),
 )
 TRIALS = 2
+FUSED = 300
+IMPULSES = ("--impulses.fraction", "0.01")
 
 
 @dataclass(frozen=True)
@@ -58,23 +67,44 @@ class Job:
         again: what to run after an interruption, if the first command has begun.
         result: files that must equal those of the reference.
         overwrites: whether an older file of the name of the first result is there before.
+        code: exit code of a complete run; 1 for a diagnosis with findings.
     """
 
     command: tuple[str, ...]
     again: tuple[str, ...]
     result: tuple[str, ...]
     overwrites: bool = False
+    code: int = 0
 
 
 def jobs() -> dict[str, Job]:
     """All commands."""
     cheap = ("--method", "music", "--no-polish", "--sources", "1")
-    simulate = ("simulate", "-o", "OUT/a.npz", "--scenes", "20000", "--seed", "1", "--overwrite", *SMALL)
+    simulate = (
+        "simulate",
+        "-o",
+        "OUT/a.npz",
+        "--scenes",
+        "20000",
+        "--seed",
+        "1",
+        "--overwrite",
+        *SMALL,
+        *IMPULSES,
+    )
     locate = ("locate", "IN/a.h5", "-o", "OUT/a.csv", "--overwrite", *cheap)
     calibrate = (
         *("calibrate", "IN/few.h5", "-o", "OUT/a.h5", "--overwrite"),
         *("--method", "omp", "--sources", "1", "--rounds", "1"),
     )
+    fuse = (
+        *("locate", "IN/west.h5", "--fuse", "IN/south.h5", "-o", "OUT/a.json", "--overwrite"),
+        *("--method", "omp", "--sources", "1"),
+    )
+    report = ("locate", "IN/few.h5", "--report", "OUT/a.html", "--report-scenes", "1", "--overwrite")
+    few = ("--scenes", "100", "--sources", "1", "-o", "OUT/a.csv", "--overwrite")
+    plan = ("plan", "--target-m", "0.1", "--range-m", "2", "--rows", "4", "6", "--bits", "1", "2", *few)
+    doctor = ("doctor", "IN/run", "--json", "OUT/a.json", "--overwrite")
     bench = (
         *("bench", "--out", "OUT/bench", "--methods", "omp", "bartlett", "--sources", "1", "2"),
         *("--snr-db", "10", "--scenes", "24", "--workers", "1", *SMALL),
@@ -88,7 +118,12 @@ def jobs() -> dict[str, Job]:
     return {
         "simulate": Job(simulate, simulate, ("a.npz",), overwrites=True),
         "locate": Job(locate, (*locate, "--resume"), ("a.csv",), overwrites=True),
+        "locate --fuse": Job(fuse, (*fuse, "--resume"), ("a.json",), overwrites=True),
+        "locate --report": Job((*report, *cheap), (*report, *cheap), ("a.html",), overwrites=True),
         "calibrate": Job(calibrate, calibrate, ("a.h5",), overwrites=True),
+        "bound": Job(("bound", *few), ("bound", *few), ("a.csv",), overwrites=True),
+        "plan": Job(plan, plan, ("a.csv",), overwrites=True),
+        "doctor": Job(doctor, doctor, ("a.json",), overwrites=True, code=1),
         "bench": Job(bench, (*bench, "--resume"), ("bench/results.csv",)),
         "train": Job(
             train, ("train", "--resume", "OUT/run"), ("run/best.safetensors", "run/last.safetensors")
@@ -102,8 +137,28 @@ def make_inputs(folder: Path) -> None:
     folder.mkdir(parents=True)
     for name, scenes in (("a.h5", "700"), ("few.h5", "12")):
         run(("simulate", "-o", str(folder / name), "--scenes", scenes, "--one-link", *SMALL), folder / "said")
+    _make_room(folder)
     (folder / "training.toml").write_text("\n".join(TRAINING))
     (folder / "tune.toml").write_text("\n".join(TUNING))
+    run(("train", "--out", str(folder / "run"), "--config", str(folder / "training.toml")), folder / "said")
+
+
+def _make_room(folder: Path) -> None:
+    """Recordings of the same sources by two panels, on walls at a right angle."""
+    import torch
+
+    from rismusic.io import write
+    from rismusic.simulation.simulator import simulate
+    from rismusic.sources import Sources
+
+    west = [[0.0, 0, 1, 0], [1, 0, 0, 2], [0, 1, 0, 1.5], [0, 0, 0, 1]]
+    south = [[-1.0, 0, 0, 3], [0, 0, 1, 0], [0, 1, 0, 1.5], [0, 0, 0, 1]]
+    system: dict[str, Any] = {"panel": {"rows": 4, "columns": 4}, "channel": {"kind": "direct"}, "snr_db": 20}
+    for seed, (name, numbers) in enumerate({"west": west, "south": south}.items()):
+        pose = torch.tensor(numbers, dtype=torch.float64)
+        sources = Sources.from_room(pose.numpy(), [[2.0, 2.5, 1.3]])
+        made = simulate(scenes=FUSED, sources=sources, seed=seed, **system)
+        write(folder / f"{name}.h5", replace(made, pose=pose))
 
 
 def start(command: tuple[str, ...], said: Path, before: Callable[[], None] = lambda: None) -> int:
@@ -120,7 +175,8 @@ def start(command: tuple[str, ...], said: Path, before: Callable[[], None] = lam
             os.dup2(sink, 2), "w", encoding="utf-8", errors="backslashreplace"
         )
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.modules["matplotlib"] = None  # type: ignore[assignment]
+        if "--report" not in command:
+            sys.modules["matplotlib"] = None  # type: ignore[assignment]
         before()
         from rismusic.cli import main
 
@@ -183,7 +239,13 @@ class Trial:
         return named(chosen, self.folder, self.inputs)
 
     def _begun(self) -> bool:
-        marks = ("run/settings.toml", "bench/settings.toml", "tune/study.db", "a.csv.part.json")
+        marks = (
+            "run/settings.toml",
+            "bench/settings.toml",
+            "tune/study.db",
+            "a.csv.part.json",
+            "a.json.part.json",
+        )
         return any((self.folder / mark).exists() for mark in marks)
 
     def old_or_whole(self) -> bool:
@@ -198,13 +260,13 @@ class Trial:
         said, found = self.said.read_text("utf-8", "replace"), []
         if "Traceback" in said:
             found.append("trace")
-        if signal_sent in (signal.SIGTERM, signal.SIGINT) and code not in (0, 130):
+        if signal_sent in (signal.SIGTERM, signal.SIGINT) and code not in (self.job.code, 130):
             found.append(f"exit code {code}")
         if not self.old_or_whole():
             found.append("an output was neither the older nor the new one")
         if signal_sent is not signal.SIGKILL and list(self.folder.rglob(".rismusic-*")):
             found.append("temporary files stayed")
-        if (again := run(self.command(again=True), self.said)) != 0:
+        if (again := run(self.command(again=True), self.said)) != self.job.code:
             found.append(
                 f"the second run ended with {again}: {self.said.read_text('utf-8', 'replace')[-300:]}"
             )
@@ -233,7 +295,7 @@ def interrupted(trial: Trial, number: signal.Signals, instant: float) -> list[st
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, number)
     code = ended(child)
-    trial.ran_through = int(code == 0)
+    trial.ran_through = int(code == trial.job.code)
     return trial.problems(code, number)
 
 
@@ -244,7 +306,7 @@ def full(trial: Trial, limit: int) -> list[str]:
         assert pipe.stdin is not None
         sink = pipe.stdin.fileno()
         code = run(trial.command(), trial.said, lambda: limited(sink, limit))
-    found = [] if code in (0, 2) else [f"exit code {code}"]
+    found = [] if code in (trial.job.code, 2) else [f"exit code {code}"]
     return found + trial.problems(code, None)
 
 
@@ -290,7 +352,8 @@ def twice(trial: Trial) -> list[str]:
     """Run a job in two processes at once; one of them may be refused, and the result is whole."""
     children = [start(trial.command(), trial.said) for _ in range(2)]
     codes = sorted(ended(child) for child in children)
-    found = [] if codes in ([0, 0], [0, 2]) else [f"exit codes {codes}"]
+    whole = trial.job.code
+    found = [] if codes in ([whole, whole], [whole, 2]) else [f"exit codes {codes}"]
     for name, expected in trial.reference.items():
         if digest(trial.folder / name) != expected:
             found.append(f"{name} differs from that of an undisturbed run")
@@ -303,7 +366,7 @@ def together(trials: list[Trial]) -> list[str]:
     """Run a job in several processes at once, each with an output of its own."""
     children = [start(trial.command(), trial.said) for trial in trials]
     codes = [ended(child) for child in children]
-    found = [] if not any(codes) else [f"exit codes {codes}"]
+    found = [] if {*codes} == {trials[0].job.code} else [f"exit codes {codes}"]
     for trial in trials:
         for name, expected in trial.reference.items():
             if digest(trial.folder / name) != expected:
@@ -317,11 +380,12 @@ class Table:
     def __init__(self, name: str, out: Path) -> None:
         self.name, self.inputs, self.out = name, out / "inputs", out / name
         self.job, self._count = jobs()[name], 0
-        whole = Trial(self.job, self.inputs, self.out / "reference", {})
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        code = run(whole.command(), whole.said)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert code == 0, whole.said.read_text()
+        for attempt in ("first", "reference"):  # the first one fills the cache of compiled functions
+            whole = Trial(self.job, self.inputs, self.out / attempt, {})
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            code = run(whole.command(), whole.said)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            assert code == self.job.code, whole.said.read_text()
         self.seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         self.reference = {path: digest(whole.folder / path) for path in self.job.result}
         self.largest = max(path.stat().st_size for path in whole.folder.rglob("*") if path.is_file())
@@ -331,25 +395,38 @@ class Table:
         self._count += 1
         return Trial(self.job, self.inputs, self.out / str(self._count), self.reference)
 
-    def rows(self, instants: int, rng: random.Random) -> Iterator[tuple[str, list[list[str]], str]]:
-        """What happens, the problems of each run, and a remark."""
+    def rows(self, instants: int, rng: random.Random) -> Iterator[tuple[str, list[list[str]], int]]:
+        """What happens, the problems of each run, and the number of runs that ended before it."""
         for number in SIGNALS:
             trials = [self.trial() for _ in range(instants)]
             places = [(place + rng.random()) / instants * self.seconds for place in range(instants)]
             found = [interrupted(trial, number, place) for trial, place in zip(trials, places, strict=True)]
-            yield number.name, found, f"{sum(trial.ran_through for trial in trials)} had ended"
+            yield number.name, found, sum(trial.ran_through for trial in trials)
         limits = [rng.randrange(1000, max(2000, self.largest)) for _ in range(max(1, instants // 3))]
-        yield "disk full", [full(self.trial(), limit) for limit in limits], ""
+        yield "disk full", [full(self.trial(), limit) for limit in limits], 0
         if os.getuid() == 0:
             yield (
                 "folder of another user",
                 [read_only(self.trial(), part * self.seconds) for part in (0, 0.5)],
-                "",
+                0,
             )
         if self.name != "tune":
-            yield "two processes, one output", [twice(self.trial())], ""
+            yield "two processes, one output", [twice(self.trial())], 0
         if self.name == "locate":
-            yield "eight processes, one input", [together([self.trial() for _ in range(8)])], ""
+            yield "eight processes, one input", [together([self.trial() for _ in range(8)])], 0
+
+
+def save(path: Path, command: str, rows: list[dict[str, str]]) -> None:
+    """Put the rows of a command into the table, in place of earlier ones."""
+    kept = []
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["command"] != command]
+    order = list(jobs())
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted([*kept, *rows], key=lambda row: order.index(row["command"])))
 
 
 def main() -> int:
@@ -360,22 +437,26 @@ def main() -> int:
     parser.add_argument("--instants", type=int, default=30, help="instants of each signal and command")
     parser.add_argument("--commands", nargs="+", default=list(jobs()), choices=list(jobs()))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", type=Path, default=MEASURED, help="CSV file for the counts")
     options = parser.parse_args()
     prepare()
     out = Path(tempfile.mkdtemp(prefix="rismusic-crashes-"))
     out.chmod(0o755)
     make_inputs(out / "inputs")
     failures = 0
-    print("| command (processor time) | what happens | runs | failed | |\n|---|---|---|---|---|", flush=True)
     for name in options.commands:
-        table = Table(name, out)
-        for what, results, remark in table.rows(options.instants, random.Random(f"{options.seed}/{name}")):
+        table, rows = Table(name, out), []
+        for event, results, ended_before in table.rows(
+            options.instants, random.Random(f"{options.seed}/{name}")
+        ):
             bad = [problems for problems in results if problems]
             failures += len(bad)
-            command = f"{name} ({table.seconds:.1f} s)"
-            print(f"| {command} | {what} | {len(results)} | {len(bad)} | {remark} |", flush=True)
+            values = (name, event, len(results), ended_before, len(bad), f"{table.seconds:.1f}", options.seed)
+            rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
             for problems in bad:
                 print(f"    {'; '.join(problems)}", flush=True)
+        save(options.table, name, rows)
     print(f"folders of all runs: {out}")
     return int(failures > 0)
 

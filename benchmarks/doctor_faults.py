@@ -245,9 +245,9 @@ def outcome_of(case: str, names: str | None, work: Callable[[], object]) -> Outc
 def healthy_outcomes(only: Sequence[str]) -> Iterable[Outcome]:
     """Outcomes of healthy trainings."""
     trainings = importlib.import_module("healthy_trainings").TRAININGS
-    for name, settings in trainings.items():
-        if not only or name in only:
-            yield outcome_of(name, None, lambda: healthy_findings(settings))  # noqa: B023
+    preload()
+    for name in only or trainings:
+        yield outcome_of(name, None, partial(healthy_findings, trainings[name]))
 
 
 def healthy_findings(settings: Mapping[str, object]) -> list[tuple[str, str]]:

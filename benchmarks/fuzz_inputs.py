@@ -10,13 +10,15 @@ left out.
 
 An input is a failure if the command shows a stack trace, ends with exit code 70 or by a signal, needs more
 than 10 s of processor time or 2 GiB of memory, or changes or removes a file that it should only read. Inputs
-that fail are kept. The exit code is 1 if there is any.
+that fail are kept. The exit code is 1 if there is any. With ``--table docs/measured/fuzz.csv`` the counts go
+to the table of the documentation.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import hashlib
 import importlib
 import os
@@ -33,7 +35,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 from unittest import mock
 
 SECONDS, BYTES = 10, 2 * 2**30
@@ -134,9 +136,6 @@ def cases() -> list[Case]:
     for name in ("settings.toml", "part.npz", "results.csv"):
         resumed = ("bench", "--out", "FOLDER/bench", "--resume", "--config", "FOLDER/bench.toml")
         found += [
-            Case(
-                "bench folder", ("bench", "--merge", "FOLDER/bench", "--out", "FOLDER/new"), f"bench/{name}"
-            ),
             Case("bench folder", resumed, f"bench/{name}", ("bench/results.csv", "bench/timings.csv")),
         ]
     tune = ("tune", "--out", "FOLDER/new", "--resume", "--storage")
@@ -548,21 +547,13 @@ def fuzz(
     return found
 
 
-def table(found: Counter[tuple[str, str, str]]) -> str:
-    """The counts as a Markdown table."""
-    rows = ["| files | command | inputs | read | one sentence | failed |", "|---|---|---|---|---|---|"]
-    pairs = sorted({(kind, command) for kind, command, _ in found})
-    for kind, command in (*pairs, ("all", "")):
-        counts = [
-            sum(
-                n
-                for (k, c, v), n in found.items()
-                if v == verdict and (kind == "all" or (k, c) == (kind, command))
-            )
-            for verdict in ("read", "sentence", "FAILED")
-        ]
-        rows.append(f"| {kind} | {command} | {sum(counts)} | " + " | ".join(map(str, counts)) + " |")
-    return "\n".join(rows)
+def write_table(found: Counter[tuple[str, str, str]], file: TextIO) -> None:
+    """The counts as CSV, a row for each kind of file and command."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("files", "command", "inputs", "read", "sentence", "failed"))
+    for kind, command in sorted({(kind, command) for kind, command, _ in found}):
+        counts = [found[kind, command, verdict] for verdict in ("read", "sentence", "FAILED")]
+        writer.writerow((kind, command, sum(counts), *counts))
 
 
 def main() -> int:
@@ -573,6 +564,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--out", type=Path, help="folder for inputs that fail (default: a new one in /tmp)")
+    parser.add_argument("--table", type=Path, help="CSV file for the counts")
     parser.add_argument("--commands", nargs="+", default=(), help="only inputs of these commands")
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="rismusic-fuzz-"))
@@ -585,7 +577,10 @@ def main() -> int:
         commands=options.commands,
         say=lambda line: print(line, flush=True),
     )
-    print(table(found))
+    write_table(found, sys.stdout)
+    if options.table is not None:
+        with options.table.open("w", encoding="utf-8", newline="") as file:
+            write_table(found, file)
     return int(any(verdict == "FAILED" for _, _, verdict in found))
 
 

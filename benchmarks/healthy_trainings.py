@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 TRAININGS: dict[str, dict[str, object]] = {
-    "recipe ideal": {"recipe": "ideal.toml"},
-    "recipe robust": {"recipe": "robust.toml"},
-    "recipe ideal_on": {"recipe": "ideal_on.toml"},
-    "preset tiny": {"preset": "tiny"},
-    "preset search": {"preset": "search"},
-    "preset final": {"preset": "final"},
     "small": {},
     "another seed": {"seed": 7},
     "two batches a step": {"accumulation": 2},
@@ -47,5 +41,11 @@ TRAININGS: dict[str, dict[str, object]] = {
     "path loss": {"system.scene.power": "path_loss"},
     "uniform wave": {"system.panel.wave": "uniform"},
     "wavelength 1 cm": {"system.panel.wavelength_m": 0.01, "system.scene.range_max_m": 2.0},
+    "recipe ideal": {"recipe": "ideal.toml"},
+    "recipe robust": {"recipe": "robust.toml"},
+    "recipe ideal_on": {"recipe": "ideal_on.toml"},
+    "preset tiny": {"preset": "tiny"},
+    "preset search": {"preset": "search"},
+    "preset final": {"preset": "final"},
 }
 """Settings by name; ``recipe`` and ``preset`` name others to start from."""

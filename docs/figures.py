@@ -275,6 +275,29 @@ def calibration() -> Any:
     return axes[0]
 
 
+def reliability() -> Any:
+    """What was stated against what came true, in the signal model and off it."""
+    with (MEASURED / "probabilities.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    axes = new_axes(None, None, size=(8.4, 4.2))
+    quantities = ("existence of a source", "number of sources", "error bars")
+    for ax, name in zip(axes, ("in the model", "off the model"), strict=True):
+        for colour, style, quantity in zip(COLOURS, ("o", "s", "^"), quantities, strict=False):
+            here = [row for row in rows if row["set"] == name and row["quantity"] == quantity]
+            stated, observed, cases = (
+                np.array([float(row[key]) for row in here]) for key in ("stated", "observed", "cases")
+            )
+            spread = np.sqrt(np.clip(observed * (1 - observed), 0.01, None) / cases)
+            label = f"{quantity}, ECE {float(here[0]['ece']):.3f}"
+            ax.errorbar(stated, observed, spread, fmt=style + "-", ms=4, lw=1, c=colour, label=label)
+        ax.plot((0, 1), (0, 1), c="0.6", lw=1, zorder=0)
+        ax.set(title=name, xlabel="stated", xlim=(0, 1.02), ylim=(0, 1.05), aspect="equal")
+        ax.legend(frameon=False, fontsize=8, loc="upper left")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("came true")
+    return axes[0]
+
+
 def room() -> Any:
     """Error ellipses of two sources in a room, of each of two panels alone and of both together."""
     rotations = ([[0, 0, 1, 0], [1, 0, 0, 2], [0, 1, 0, 1.5]], [[-1, 0, 0, 3], [0, 0, 1, 0], [0, 1, 0, 1.5]])
@@ -319,6 +342,7 @@ FIGURES: tuple[Callable[[], Any], ...] = (
     codebook_order,
     rician_factor,
     calibration,
+    reliability,
     room,
     learning_test_tables.learning_curves,
 )

@@ -40,12 +40,12 @@ def departures() -> str:
         [
             "departure",
             "F1",
-            "F1, ok",
-            "number right",
+            "F1 of ok",
+            "right number",
             "wrong",
-            "silent wrong",
+            "wrong, scene ok",
             "not ok",
-            "flagged of the bad",
+            "flagged of those with an error",
         ],
         [
             [
@@ -58,6 +58,18 @@ def departures() -> str:
             ]
             for row in _rows("departures.csv")
         ],
+    )
+
+
+def calibration_errors() -> str:
+    """Expected calibration error of each set of scenes."""
+    shown: dict[str, Row] = {}
+    for row in _rows("probabilities.csv"):
+        shown.setdefault(row["set"], {})[row["quantity"]] = f"{float(row['ece']):.3f}"
+    quantities = ["existence of a source", "number of sources", "error bars"]
+    return table(
+        ["scenes", *(f"ECE, {name}" for name in quantities)],
+        [[name, *(row.get(quantity, "-") for quantity in quantities)] for name, row in shown.items()],
     )
 
 
@@ -163,6 +175,7 @@ def finding_names() -> str:
 
 TABLES: tuple[Callable[[], str], ...] = (
     departures,
+    calibration_errors,
     number_scenes,
     number_right,
     number_confusion,

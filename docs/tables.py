@@ -17,6 +17,7 @@ from types import ModuleType
 import architecture_tables
 import benchmark_tables
 import doctor_tables
+import file_tables
 import learning_test_tables
 import model_order_tables
 import rismusic
@@ -94,8 +95,7 @@ BAD_COMMANDS: tuple[str, ...] = (
     "bound --scenes 2 -o table.txt",
     "bench --methods esprit",
     "bench --sweep speed",
-    "bench --shard 4/4",
-    "bench --merge missing",
+    "bench --workers 2 --cluster tcp://host:8786",
 )
 
 
@@ -343,6 +343,7 @@ def write_all(folder: Path) -> None:
         *model_order_tables.TABLES,
         *learning_test_tables.TABLES,
         *doctor_tables.TABLES,
+        *file_tables.TABLES,
     ):
         (folder / f"{make.__name__}.md").write_text(make(), encoding="utf-8")
     for name in COMMANDS:

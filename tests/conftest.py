@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import hashlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
+from filelock import FileLock
 from jaxtyping import config, install_import_hook
 
 from shape_checks import jaxtyped
@@ -51,6 +54,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {HERE / name: place for place, name in enumerate(LONGEST)}
     assert all(path.exists() for path in places), "LONGEST names a file that is gone"
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of two test processes one compiles a fit; the other waits and reads the code from the disk."""
+    if "PYTEST_XDIST_WORKER" not in os.environ or importlib.util.find_spec("numba") is None:
+        yield
+        return
+    from numba.core.caching import NullCache
+    from numba.core.dispatcher import Dispatcher
+
+    folder = tmp_path_factory.getbasetemp().parent  # of all processes of this run
+    compile_ = Dispatcher.compile
+
+    def locked(self: Any, signature: Any) -> Any:
+        if isinstance(self._cache, NullCache):  # compiled within a function that is kept
+            return compile_(self, signature)
+        key = hashlib.sha256(f"{self.py_func.__qualname__} {signature}".encode()).hexdigest()
+        with FileLock(folder / f"{key}.lock"):
+            return compile_(self, signature)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Dispatcher, "compile", locked)
+        yield
 
 
 @pytest.fixture(scope="session")

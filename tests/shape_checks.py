@@ -48,24 +48,27 @@ def _runs_later(function: FunctionType) -> bool:
 
 
 def _checked(function: FunctionType) -> Callable[..., Any]:
-    hints = {name: _resolved(hint, function) for name, hint in function.__annotations__.items()}
-    copy = FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
-    copy.__annotations__ = hints
-    typed = beartype(copy)
+    """The check is made at the first call: most processes call a small part of the package."""
 
-    context = _context if any(_has_axes(hint) for hint in hints.values()) else _no_context
+    @functools.cache
+    def check() -> tuple[Callable[..., Any], contextlib.AbstractContextManager[Any]]:
+        hints = {name: _resolved(hint, function) for name, hint in function.__annotations__.items()}
+        copy = FunctionType(
+            function.__code__,
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
+        copy.__annotations__ = hints
+        return beartype(copy), _context if any(_has_axes(hint) for hint in hints.values()) else _no_context
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
+        typed, context = check()
         with context:
             try:
                 return typed(*args, **kwargs)

@@ -18,7 +18,7 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors", "renames", "text"],
-    ["files", "registry", "devices", "records"],
+    ["files", "registry", "devices", "records", "parallel"],
     ["spec"],
     ["units", "array"],
     ["operator", "link_budget", "simulation.random_numbers", "room_frame"],
@@ -32,7 +32,7 @@ ORDER = [
     ["plots"],
     ["nn"],
     ["hybrid"],
-    ["spectrum_map", "panel_calibration", "room"],
+    ["spectrum_map", "panel_calibration", "room", "locator"],
     ["checks", "benchmark"],
     ["report"],
     ["doctor", "tuning"],

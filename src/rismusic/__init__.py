@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rismusic.array import Panel, steering, steering_with_derivatives
     from rismusic.benchmark.bound_table import bound_table
     from rismusic.benchmark.planning import PlanResult, plan
-    from rismusic.benchmark.run import Benchmark, bench, merge_benchmarks
+    from rismusic.benchmark.run import Benchmark, bench
     from rismusic.benchmark.spec import BenchSpec
     from rismusic.checks import check
     from rismusic.crb import (
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     )
     from rismusic.io.calibration import PanelCalibration
     from rismusic.link_budget import LinkBudget, compute_link_budget
+    from rismusic.locator import Locator
     from rismusic.metrics import Match, Score, match, score
     from rismusic.nn.network import GridNetwork, Prediction
     from rismusic.nn.spec import TrainSpec
@@ -88,6 +89,7 @@ _HOME = {
     "check": "checks",
     # locate the sources
     "locate": "hybrid",
+    "Locator": "locator",
     "locate_room": "room",
     "RoomEstimate": "room",
     "calibrate_panel": "panel_calibration",
@@ -125,7 +127,6 @@ _HOME = {
     "BenchSpec": "benchmark.spec",
     "bench": "benchmark.run",
     "Benchmark": "benchmark.run",
-    "merge_benchmarks": "benchmark.run",
     # train a network
     "TrainSpec": "nn.spec",
     "train": "nn.train",

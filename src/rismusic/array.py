@@ -57,6 +57,9 @@ _FLAT = 0.1
 SPEED_OF_LIGHT = 299792458.0
 """In metres per second."""
 
+# Up to this many elements, all distances between two of them are computed.
+_FEW_ELEMENTS = 1024
+
 ArrayLike = Any
 """A NumPy array, a torch tensor, a number, or a nested sequence of numbers."""
 
@@ -301,13 +304,15 @@ class Panel:
     def spacing(self) -> float:
         """Smallest distance between two elements in metres; infinite for a single element.
 
-        Uses a k-d tree, so that no N x N matrix is formed.
+        Uses a k-d tree for many elements, so that no N x N matrix is formed.
         """
-        from scipy.spatial import cKDTree
-
         if self.size < 2:
             return math.inf
-        panels = self.elements.detach().cpu().reshape(-1, self.size, 3).numpy()
+        panels = self.elements.detach().cpu().double().reshape(-1, self.size, 3)
+        if self.size <= _FEW_ELEMENTS:
+            return min(float(torch.pdist(panel).min()) for panel in panels)
+        from scipy.spatial import cKDTree  # takes long to import
+
         return min(float(cKDTree(panel).query(panel, k=2)[0][:, 1].min()) for panel in panels)
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -73,3 +75,14 @@ def blocks(count: int, bytes_each: int, device: torch.device) -> list[slice]:
     """
     step = block_size(bytes_each, device)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in a single thread, so that results do not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -33,6 +33,7 @@ _PART = ".rismusic-"
 # A temporary file of another machine is removed when nothing was written to it for this long.
 _ABANDONED_S = 7 * 24 * 3600.0
 _LONGEST_NAME = 255
+_UNKNOWN = "unknown"
 
 
 def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
@@ -107,6 +108,17 @@ def check_regular(path: Path) -> None:
         raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
     if not stat.S_ISREG(mode):
         raise InputError(str(path), f"is {kind_of(mode)}, not a file")
+
+
+def check_not_link(path: Path) -> None:
+    """Check that a file that is written in place is a regular file or does not exist.
+
+    Raises:
+        InputError: it is a symbolic link, a folder, a pipe or a device, or cannot be looked at.
+    """
+    if path.is_symlink():
+        raise InputError(str(path), "is a symbolic link, which is not followed; remove it")
+    check_regular(path)
 
 
 def kind_of(mode: int) -> str:
@@ -184,6 +196,52 @@ def is_vacant(folder: Path) -> bool:
         return not any(folder.iterdir())
     except (OSError, ValueError) as error:
         raise InputError(str(folder), f"cannot be read: {failure(error).lower()}") from None
+
+
+def writable_by_others(path: Path) -> Path | None:
+    """The part of a path that another user may change, and with it what is found there.
+
+    A folder is not open if it is sticky and what is in it belongs to this user. A group of the same name as
+    the owner has no other members. Links count with what they point to.
+
+    Args:
+        path: an existing file or folder.
+
+    Returns:
+        The path itself or a folder above it; none if only this user and the system may write them. Always
+        none on platforms without the permissions of POSIX.
+    """
+    if os.name != "posix":
+        return None
+    absolute, resolved = path.absolute(), path.resolve()
+    system = {0, *_unmapped_users()}
+    for one in (absolute, resolved, *absolute.parents, *resolved.parents):
+        found = one.lstat()
+        above = one not in (absolute, resolved)
+        if found.st_uid not in ({os.geteuid(), *system} if above else {os.geteuid(), 0}):
+            return one
+        if stat.S_ISLNK(found.st_mode) or (above and found.st_mode & stat.S_ISVTX):
+            continue
+        if found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not _has_own_group(one)):
+            return one
+    return None
+
+
+def _has_own_group(path: Path) -> bool:
+    """Whether the group of a file is that of its owner alone."""
+    try:
+        return path.group() == path.owner()
+    except KeyError:  # numbers without a name
+        return False
+
+
+def _unmapped_users() -> set[int]:
+    """The number of all users that a user namespace does not know; none outside of one."""
+    try:
+        whole = Path("/proc/self/uid_map").read_text("ascii").split() == ["0", "0", "4294967295"]
+        return set() if whole else {int(Path("/proc/sys/kernel/overflowuid").read_text("ascii"))}
+    except OSError:  # not Linux
+        return set()
 
 
 class OutputFile:
@@ -315,9 +373,11 @@ def locked(path: Path, field: str, sentence: str) -> Iterator[None]:
         sentence: what to say if another process holds the lock.
 
     Raises:
-        InputError: another process holds the lock, or the file cannot be written.
+        InputError: another process holds the lock, or the file is something else or cannot be written.
     """
-    check_regular(path)
+    check_not_link(path)
+    if path.exists() and path.stat().st_size and _holder(path) == _UNKNOWN:
+        raise InputError(str(path), "is not a lock file; it was left as it is. Remove it")
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -341,7 +401,7 @@ def _holder(path: Path) -> str:
         text = read_small(path, limit=1000).decode("ascii", "replace").split()
     except InputError:  # a file that the system does not let others read
         text = []
-    return text[0] if text and text[0].isdecimal() else "unknown"
+    return text[0] if text and text[0].isdecimal() else _UNKNOWN
 
 
 def sweep(folder: Path) -> None:
@@ -366,6 +426,12 @@ def sweep(folder: Path) -> None:
             age = time.time() - found.stat(follow_symlinks=False).st_mtime
             if ended or age > _ABANDONED_S:
                 Path(found).unlink()
+
+
+def sweep_tree(folder: Path) -> None:
+    """Remove the temporary files of killed processes in a folder and all folders below; see :func:`sweep`."""
+    for found in {path.parent for path in folder.rglob(f"{_PART}*")}:
+        sweep(found)
 
 
 def is_running(pid: int) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -22,11 +23,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.devices import device_of
+from rismusic.devices import device_of, one_thread
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import diagnosed
-from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates
+from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, searched_grid
 from rismusic.estimation.impulses import check_no_calibration, locate_with_impulses
 from rismusic.estimation.levenberg_marquardt import FitOptions
@@ -40,7 +41,7 @@ from rismusic.estimation.maximum_likelihood import (
     refine,
     unpack,
 )
-from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
+from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, log_prior, on_axes, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
@@ -55,7 +56,8 @@ from rismusic.nn.inference import (
     scene_mismatches,
     system_mismatch,
 )
-from rismusic.registry import ESTIMATORS
+from rismusic.parallel import run_all
+from rismusic.registry import ESTIMATORS, load_plugins
 from rismusic.renames import renamed_argument
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
@@ -74,7 +76,7 @@ _BESIDE = 0.8
 # First fits start near the solution, where least squares gives good enough powers.
 _FIRST = replace(ROUGH, powers_first=False)
 # No birth-death search for numbers of sources whose log posterior is below the best by more than this (nats).
-_BIRTH_DEATH_MARGIN_NATS = 6.0
+_BIRTH_DEATH_MARGIN_NATS = 3.0
 # Up to this many scenes, fits with different numbers of sources make up one batch.
 _JOINT_SCENES = 4
 _LOG = logging.getLogger("rismusic.locate")
@@ -88,6 +90,8 @@ def locate(
     spec: LocateSpec | None = None,
     device: torch.device | str | None = None,
     calibration: PanelCalibration | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
     **settings: object,
 ) -> Estimate:
     """Locate the sources of every scene, as ``rismusic locate`` does.
@@ -100,6 +104,9 @@ def locate(
         device: where to compute, such as ``"cuda"``; the recording's device if none.
         calibration: calibration of the panel, from :func:`rismusic.calibrate_panel`. Its remaining error is
             the ``panel_error`` unless the settings give a number.
+        workers: number of processes, each with one thread, among which blocks of scenes are divided.
+        cluster: address of a Dask scheduler, such as ``tcp://host:8786``, whose workers take the place of
+            processes of this machine.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
 
     Returns:
@@ -128,25 +135,61 @@ def locate(
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)
         check_fit(recording.stacked(), count)
-    # A registered estimator, or a registered spectrum.
-    make = ESTIMATORS.get(chosen.method) if chosen.method in ESTIMATORS else ClassicalEstimator
-    estimator = make(chosen)
-    estimates = []
-    for start in range(0, len(recording), BLOCK_SCENES):
-        block = slice(start, start + BLOCK_SCENES)
-        part, K = recording[block], count[block] if isinstance(count, Tensor) else count
-        if chosen.noise == "impulsive":
-            # The diagnosis takes no weights of samples.
-            estimates.append(locate_with_impulses(estimator, part, K, chosen))
-            continue
-        estimate = estimator(part, K)
-        if chosen.noise == "per_output":
-            part = with_output_noise(part, estimate.sources)
-            estimate = estimator(part, K)
-        estimate = diagnosed(part, estimate, K, make, chosen)
-        estimates.append(estimate)
+    slices = [slice(start, start + BLOCK_SCENES) for start in range(0, len(recording), BLOCK_SCENES)]
+    blocks = [(recording[part], count[part] if isinstance(count, Tensor) else count) for part in slices]
+    several = cluster is not None or workers > 1
+    work = (
+        partial(_locate_in_worker, chosen) if several else partial(_locate_here, estimator_of(chosen), chosen)
+    )
+    parts = run_all(work, blocks, workers=min(workers, max(1, len(blocks))), cluster=cluster, ordered=True)
+    estimates = [estimate for _, estimate in parts]
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
+
+
+def estimator_of(spec: LocateSpec) -> Estimator:
+    """The estimator that the settings name: a registered one, or that of a registered spectrum."""
+    make = ESTIMATORS.get(spec.method) if spec.method in ESTIMATORS else ClassicalEstimator
+    return make(spec)
+
+
+def _locate_here(estimator: Estimator, spec: LocateSpec, block: tuple[Recording, NSources]) -> Estimate:
+    return locate_block(*block, estimator, spec)
+
+
+def _locate_in_worker(spec: LocateSpec, block: tuple[Recording, NSources]) -> Estimate:
+    load_plugins(spec.plugins)
+    with one_thread():
+        return locate_block(*block, estimator_of(spec), spec)
+
+
+def locate_block(
+    recording: Recording,
+    n_sources: NSources,
+    estimator: Estimator,
+    spec: LocateSpec,
+    *,
+    improve: Callable[[Recording, Estimate], Estimate] | None = None,
+) -> Estimate:
+    """Locate scenes that are processed together: estimator, noise model and diagnosis.
+
+    Args:
+        recording: S scenes, with the signal model that the settings ask for.
+        n_sources: the number of sources, or ``auto``.
+        estimator: the estimator of the settings.
+        spec: the settings.
+        improve: changes the estimate before it is diagnosed; not called for impulsive noise.
+    """
+    if spec.noise == "impulsive":
+        # The diagnosis takes no weights of samples.
+        return locate_with_impulses(estimator, recording, n_sources, spec)
+    estimate = estimator(recording, n_sources)
+    if spec.noise == "per_output":
+        recording = with_output_noise(recording, estimate.sources)
+        estimate = estimator(recording, n_sources)
+    if improve is not None:
+        estimate = improve(recording, estimate)
+    return diagnosed(recording, estimate, n_sources, estimator_of, spec)
 
 
 class HybridEstimator:
@@ -329,12 +372,14 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
             evidence = log_evidence(part.recording, fit, grid.volume)
         prior, best = log_prior_count[some, count], best_posterior[some]
         # The grid is searched for numbers that can still become the most probable.
-        competitive = (evidence + prior > best - _BIRTH_DEATH_MARGIN_NATS).nonzero()[:, 0]
+        posterior = EVIDENCE_WEIGHT * evidence + prior
+        competitive = (posterior > best - _BIRTH_DEATH_MARGIN_NATS).nonzero()[:, 0]
         if len(competitive) and count >= (spec.hybrid.birth_death_min_sources or math.inf):
             improved = _birth_death(part[competitive], fit[competitive], grid, spec)
             fit = fit.replaced(competitive, improved)
             evidence[competitive] = log_evidence(part.recording[competitive], improved, grid.volume)
-        best_posterior[some] = torch.maximum(best, evidence + prior)
+            posterior = EVIDENCE_WEIGHT * evidence + prior
+        best_posterior[some] = torch.maximum(best, posterior)
         return fit, evidence
 
     selected = select_model_order(scenes, fit_count, most, log_prior_count)

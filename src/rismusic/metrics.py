@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rismusic.array import direction
@@ -96,6 +95,8 @@ def match(truth: Sources, found: Sources, *, gate_deg: float = 5.0) -> Match:
     # A pair outside the gate costs more than all pairs inside it together.
     far = 4.0 * gate * (1 + inside.shape[1])
     cost = torch.where(inside, (azimuth.square() + elevation.square()).sqrt(), far).cpu().numpy()
+    from scipy.optimize import linear_sum_assignment  # takes long to import
+
     partner = np.full(inside.shape[:2], -1, dtype=np.int64)
     for scene, costs in enumerate(cost):
         rows, columns = linear_sum_assignment(costs)
@@ -140,6 +141,8 @@ def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Ten
         found: found sources, [S, K'].
         cutoff_m: c, metres.
     """
+    from scipy.optimize import linear_sum_assignment
+
     values = []
     for scene in range(len(truth.azimuth)):
         X, Y = (_places(sources, scene) for sources in (truth, found))

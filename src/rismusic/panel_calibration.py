@@ -43,6 +43,8 @@ def calibrate_panel(
     *,
     n_sources: Int64[Tensor, "S"] | int | str | None = None,
     spec: CalibrateSpec | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
     **settings: object,
 ) -> PanelCalibration:
     """Estimate responses and positions of a panel's elements, as ``rismusic calibrate`` does.
@@ -59,6 +61,8 @@ def calibrate_panel(
         n_sources: number of sources of each scene, as in :func:`rismusic.locate`. By default
             ``spec.sources``.
         spec: prior errors and number of rounds, and the method that locates the sources.
+        workers: number of processes that locate the sources, as in :func:`rismusic.locate`.
+        cluster: address of a Dask scheduler whose workers locate them.
         settings: fields of :class:`~rismusic.spec.CalibrateSpec` to change, such as ``panel_error=0.1``.
 
     Raises:
@@ -95,7 +99,14 @@ def calibrate_panel(
     for number in range(chosen.rounds):
         sources = found
         if sources is None:
-            sources = locate(recording, n_sources=count, spec=located_by, calibration=calibration).sources
+            sources = locate(
+                recording,
+                n_sources=count,
+                spec=located_by,
+                calibration=calibration,
+                workers=workers,
+                cluster=cluster,
+            ).sources
             # A scene that was left out may have been located correctly now.
             used = sources.active.any(-1)
         elif number == 2:

@@ -36,6 +36,8 @@ SETTINGS: dict[str, str | None] = {
     "knob_scenes": "inference_scenes",
     "fresh_scenes": "test_scenes",
     "failures": "max_failures",
+    "shard": None,
+    "merge": None,
     "startup_trials": None,
     "early_stop_patience": "training.patience",
 }
@@ -44,6 +46,7 @@ NAMES: dict[str, str | None] = {
     "Located": "Estimate",
     "Trained": "TrainingResult",
     "Tuned": "TuneResult",
+    "merge_benchmarks": None,
 }
 # Attributes of public classes.
 ATTRIBUTES: dict[str, dict[str, str | None]] = {

@@ -18,7 +18,6 @@ from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rismusic.crb import check_same_room
@@ -389,6 +388,8 @@ class _Ellipsoids:
 
     def cluster(self, other: _Ellipsoids) -> _Ellipsoids:
         """Sources of both, those assigned to each other as one at their weighted mean."""
+        from scipy.optimize import linear_sum_assignment  # takes long to import
+
         pairs, distance = self.meet(other)
         S, _, J = distance.shape
         # Leaving two sources apart costs as much as the largest distance of a pair.

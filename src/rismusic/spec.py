@@ -427,8 +427,8 @@ class HybridSpec(Spec):
     shrinkage: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Reduce beta in noisy scenes by this times the noise's share of the energy; 0 disables it."""
     network_sources: bool = True
-    """Use the network's source list and heat map as well as MUSIC on R_blend: the list as a second starting
-    point, the heat map for the candidates of the RELAX sweeps."""
+    """Use the network's source list as a second starting point beside MUSIC on R_blend, and its heat map for
+    the candidates of the RELAX sweeps."""
     model_order: Literal["both", "likelihood", "network"] = "both"
     """If the number of sources is 'auto': estimate it from the likelihood, the network's probabilities, or
     both. With hardware impairments (panel_error > 0), 'both' uses the network alone."""
@@ -480,8 +480,8 @@ class LocateSpec(Spec):
     sources_max: Annotated[int, Field(ge=1, le=1000)] = 5
     """Maximum number of sources, if it is estimated."""
     panel_error: Annotated[float, Field(ge=0, le=MAX_PANEL_ERROR)] | Literal["auto"] = "auto"
-    """RMS relative error of the element responses (0.1: 10 %), which are then calibrated; 'auto': that of the
-    weights' training, or else estimated; 0: none."""
+    """RMS relative error of the element responses (0.1: 10 %); 'auto': estimated, or that of the weights'
+    training; 0: none."""
     wave: Wave | Literal["recorded", "auto"] = "recorded"
     """Form of the wave: 'spherical', 'uniform', 'fresnel', 'paraxial'; 'recorded': what the recording states;
     'auto': the most likely one."""

@@ -69,9 +69,8 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
             "--methods esprit",
             "error: --methods: no method is named 'esprit'; known are hybrid, music, soft_music, ",
         ),
-        ("--shard 4/4", "error: shard: give a share as I/N with 0 <= I < N"),
-        ("--merge a b", "error: a: is not the folder of a benchmark: it has no settings.toml"),
-        ("--merge a b --scenes 3", "error: --merge: cannot be combined with settings"),
+        ("--shard 4/4", "error: --shard: was removed in 0.2.0"),
+        ("--workers 2 --cluster tcp://host:8786", "error: workers: cannot be combined with cluster"),
         ("-o table.txt", "error: table.txt: the file name must end in .csv or .json"),
         ("--scenes 0", "error: --scenes: expected at least 1, found 0"),
     ):
@@ -82,7 +81,7 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shares_are_run_and_merged_and_settings_come_from_a_file(tmp_path, monkeypatch, capsys):
+def test_a_sweep_and_settings_from_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "system.toml").write_text("sources = [5]\n[scene]\nseparation_deg = 12.0\n")
@@ -93,18 +92,15 @@ def test_shares_are_run_and_merged_and_settings_come_from_a_file(tmp_path, monke
         "--config",
         "system.toml",
     ]
-    for share in (0, 1):
-        assert run(*flags, "--shard", f"{share}/2", "--out", f"share{share}", "--workers", 1) == 0
-        assert "parts belong to other shares; combine them with --merge" in capsys.readouterr().err
-    assert run("--merge", "share0", "share1", "--out", "whole") == 0
+    assert run(*flags, "--out", "whole", "--workers", 1) == 0
     out = shown(capsys)
     for word in ("K = 2, 20 dB, symbols: missed in %", "gaussian", "qpsk", "constant", "error over bound"):
         assert word in out
     assert "separation_deg = 12.0" in (tmp_path / "whole" / "settings.toml").read_text()
     rows = read_table(tmp_path / "whole" / "results.csv")
     assert [row.point for row in rows] == ["gaussian", "gaussian", "qpsk", "qpsk", "constant", "constant"]
-    assert run(*flags, "--out", "share0", "--seed", 4, "--resume") == 2
-    assert "seed: must be 3 as in share0/settings.toml; got 4" in capsys.readouterr().err
+    assert run(*flags, "--out", "whole", "--seed", 4, "--resume") == 2
+    assert "seed: must be 3 as in whole/settings.toml; got 4" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
@@ -123,6 +119,6 @@ def test_no_matplotlib_is_no_reason_to_fail(tmp_path, monkeypatch, capsys):
 
 
 def test_what_the_command_line_reads_does_not_wait_for_torch():
-    names = ", ".join(f"rismusic.benchmark.{name}" for name in ("spec", "pool"))
+    names = "rismusic.benchmark.spec, rismusic.parallel"
     code = f"import sys, {names}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,6 @@ from rismusic.benchmark.spec import (
     BenchSpec,
     all_units,
     parse_method,
-    parse_shard,
     with_starts,
 )
 from rismusic.errors import InputError
@@ -163,13 +162,8 @@ def test_methods_left_out_where_the_number_of_sources_is_not_known():
     assert not any(name.startswith("oracle:best") for name in BenchSpec(count="auto").rows)
 
 
-def test_shares():
+def test_units_are_in_a_fixed_order():
     spec = BenchSpec(sources=(1,), snr_db=(0,), scenes=10, block=2)
     units = all_units(spec)
     assert all_units(spec) == units
-    parts = [units[i::3] for i in range(3)]
-    assert sum(map(len, parts)) == len(units) == len(set(units))
-    assert parse_shard("2/3") == (2, 3)
-    for text in ("3/3", "1", "-1/2", "a/b", "1/2/3"):
-        with pytest.raises(InputError, match="shard: give a share"):
-            parse_shard(text)
+    assert len(units) == len(set(units))

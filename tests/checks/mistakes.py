@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from rismusic.io import Recording
+from rismusic.simulation.link import quantise
 
 C = 299792458.0
 
@@ -55,6 +58,23 @@ def swapped(recording: Recording) -> Recording:
     return replace(recording, truth=replace(sources, azimuth=sources.elevation, elevation=sources.azimuth))
 
 
+def other_codes(recording: Recording, change: Callable) -> Recording | None:
+    return None if recording.codes is None else replace(recording, codes=change(recording.codes).contiguous())
+
+
+def finer(recording: Recording, bits: int) -> Recording | None:
+    """Phases as if they were not rounded, where they are to this number of bits and to no fewer."""
+    codes = recording.codes
+    if codes is None or not torch.allclose(quantise(codes, bits), codes, atol=1e-4):
+        return None
+    if bits > 1 and torch.allclose(quantise(codes, bits - 1), codes, atol=1e-4):
+        return None
+    L, N = codes.shape[-2:]
+    wave = torch.sin(1.7 * torch.arange(N) + 0.9 * torch.arange(L)[:, None])
+    lost = 0.8 * math.pi / 2**bits * wave
+    return replace(recording, codes=codes * torch.polar(torch.ones_like(lost), lost))
+
+
 def turned(recording: Recording, *, conjugate: bool) -> Recording | None:
     H = recording.channel
     if H is None or H.shape[-1] != H.shape[-2]:
@@ -72,6 +92,11 @@ MISTAKES: dict[str, Callable[[Recording], Recording | None]] = {
     "all_conjugated": conjugated("snapshots", "channel", "codes"),
     "channel_transposed": lambda r: turned(r, conjugate=False),
     "channel_hermitian": lambda r: turned(r, conjugate=True),
+    "codes_late": lambda r: other_codes(r, lambda codes: codes.roll(-1, dims=-2)),
+    "codes_early": lambda r: other_codes(r, lambda codes: codes.roll(1, dims=-2)),
+    "codes_reversed": lambda r: other_codes(r, lambda codes: codes.flip(-2)),
+    "codes_1_bit": lambda r: finer(r, 1),
+    "codes_2_bit": lambda r: finer(r, 2),
     "angles_swapped": swapped,
     "azimuth_mirrored": lambda r: truth(r, azimuth=lambda a: -a),
     "elevation_mirrored": lambda r: truth(r, elevation=lambda e: -e),

@@ -73,6 +73,14 @@ FAULTS = {
     ),
     "codes_repeated": lambda r: replace(r, codes=r.codes[:, :1].expand(-1, 6, -1).clone(), truth=None),
     "codes_modulus": lambda r: replace(r, codes=r.codes * 3, truth=None),
+    "antenna_dead": lambda r: replace(
+        r, snapshots=r.snapshots * torch.ones(7).index_fill(0, torch.tensor(2), 0.1)
+    ),
+    "antenna_loud": lambda r: replace(
+        r, snapshots=r.snapshots * torch.ones(7).index_fill(0, torch.tensor(2), 9)
+    ),
+    "snapshots_offset": lambda r: replace(r, snapshots=r.snapshots + 3 * r.snapshots.abs().mean()),
+    "channel_rank": lambda r: replace(r, channel=r.channel[..., :1] * r.channel[..., :1, :]),
     "scenes_repeated": lambda r: r[torch.tensor([0, 1, 2, 1])],
     "truth_unexplained": lambda r: replace(r, channel=r.channel.roll(1, 0)),
     "truth_far": lambda r: replace(r, truth=replace(r.truth, range=1000 * r.truth.range)),

@@ -147,6 +147,8 @@ def test_cases():
     # Its wave has no amplitudes either.
     assert names("subcarriers_1_percent") == ["wave_uniform", "subcarriers_as_snapshots"]
     assert names("line_of_8") == []
+    assert names("moving") == ["sources_moving"]
+    assert names("iq_offset") == ["wave_uniform", "symbols_repeated"]
 
 
 def test_pilots_and_noise_covariance():

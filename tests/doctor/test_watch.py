@@ -255,3 +255,58 @@ def test_verdict_is_said_at_the_end_but_not_after_an_error():
     assert said == []
     with pytest.raises(InputError, match="model: it has no parameters"):
         Watch(nn.ReLU())
+
+
+class AlmostZero(Loop):
+    """All weights start at 0."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            for weight in self.model.parameters():
+                weight.zero_()
+
+
+class TooLarge(Explode):
+    """Activations grow from layer to layer."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            for part in self.model[:8]:
+                part.weight.normal_(std=3.0)
+
+
+class Exchanged(Loop):
+    """A reshape in place of a transpose."""
+
+    def loss(self, x, y):
+        return super().loss(x.reshape(6, 32).T, y)
+
+
+@pytest.mark.parametrize(
+    ("loop", "text"),
+    [
+        (AlmostZero, "the initial weights of 0.weight, 3.weight are 0"),
+        (TooLarge, "the activations grow from layer to layer"),
+        (Exchanged, "turns [32, 6] into [6, 32]: axes are mixed up"),
+    ],
+)
+def test_initial_weights_and_exchanged_axes(loop, text):
+    found = [one.sentence for one in loop().watched().diagnosis.wrong]
+    assert any(text in one for one in found), found
+
+
+def test_optimizers_that_are_made_within_the_context_are_found():
+    """As those of Lightning and of other frameworks; others do not count."""
+    loop, other = Loop(), Loop()
+    with rismusic.watch(loop.model, say=lambda _: None) as w:
+        loop.run()
+        other.run()
+    assert w.optimizers == [loop.optimizer]
+    assert w.diagnosis.healthy
+    loop.optimizer = None
+    with rismusic.watch(loop.model, say=lambda _: None) as w:
+        loop.loss(loop.x[0], loop.y[0]).backward()
+        other.optimizer.step()
+    assert "no optimizer with weights of the model steps" in w.diagnosis.wrong[0].meaning

@@ -195,29 +195,3 @@ def test_gains_of_candidates(system, criterion, generator):
     torch.testing.assert_close(gains, expected.double(), rtol=1e-4, atol=1e-4 * float(expected.max()))
     found = search.place_beside(scenes, *there, power_noise)
     assert torch.equal(found, search.place(scenes, rest))
-
-
-@pytest.mark.parametrize(
-    "failure", [RuntimeError("no locator available"), OSError("No space left on device")]
-)
-def test_code_that_cannot_be_kept_on_disk_is_compiled_all_the_same(failure, monkeypatch):
-    """Whether there is no folder to write in, or the writing fails."""
-
-    def njit(function, *, cache=False, **settings):
-        if cache and isinstance(failure, RuntimeError):
-            raise failure
-
-        def called(first, last, done):
-            if cache:
-                raise failure
-            done.append((first, last))
-
-        return called
-
-    def unused(*arguments):
-        raise AssertionError
-
-    monkeypatch.setattr(kernel.numba, "njit", njit)
-    done = []
-    kernel._call(unused, 3, (done,))
-    assert done == [(0, 3)]

@@ -10,7 +10,14 @@ from rismusic import simulate
 from rismusic.array import steering
 from rismusic.estimation.likelihood import sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import unpack
-from rismusic.estimation.model_error import _RATIOS, _Residual, model_error, motion, spread_gain
+from rismusic.estimation.model_error import (
+    _RATIOS,
+    _Residual,
+    diffuse_evidence,
+    model_error,
+    motion,
+    spread_gain,
+)
 
 SMALL = {"panel": {"rows": 4, "columns": 4}, "channel": {"antennas": 5}, "codebook": {"snapshots": 6}}
 
@@ -56,7 +63,7 @@ def test_evidence_against_dense_matrices(tau):
     for scene in range(3):
         plain = restricted(recording, scene, 0.0, 0.0)
         torch.testing.assert_close(
-            at.alone[scene] - _Residual.of(recording, positions, active, 0.0).alone[scene],
+            diffuse_evidence(recording, positions, active, (tau,))[scene, 0],
             restricted(recording, scene, tau, 0.0) - plain,
         )
     gain, error = at.panel_error()

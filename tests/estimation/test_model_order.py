@@ -11,7 +11,13 @@ from searches import omp
 from rismusic.estimation.classical import fit_unknown
 from rismusic.estimation.likelihood import sufficient_statistics, unconditional
 from rismusic.estimation.maximum_likelihood import nfmle, unpack
-from rismusic.estimation.model_order import LOG_POWER_WIDTH, SelectedOrder, log_evidence, select_model_order
+from rismusic.estimation.model_order import (
+    EVIDENCE_WEIGHT,
+    LOG_POWER_WIDTH,
+    SelectedOrder,
+    log_evidence,
+    select_model_order,
+)
 from rismusic.hybrid import locate
 from rismusic.spec import LocateSpec
 
@@ -97,9 +103,10 @@ def test_the_greatest_evidence_wins_and_two_failures_end_a_scene():
     chosen = select_model_order(torch.arange(3), fit, 4)
     assert chosen.fit.sources.active.sum(-1).tolist() == [0, 3, 1]
     assert tried == [([0, 1, 2], 0), ([0, 1, 2], 1), ([0, 1, 2], 2), ([1, 2], 3), ([1], 4)]
-    assert chosen.log_posterior[2].tolist() == [0, 5, 4, 3, -math.inf]
+    weighted = [EVIDENCE_WEIGHT * value for value in (0, 5, 4, 3)]
+    assert chosen.log_posterior[2].tolist() == [*weighted, -math.inf]
     torch.testing.assert_close(chosen.probability.sum(1), torch.ones(3, dtype=torch.float64))
-    others = sum(math.exp(value - 8) for value in (0, 5, 1, 2))
+    others = sum(math.exp(EVIDENCE_WEIGHT * (value - 8)) for value in (0, 5, 1, 2))
     assert float(chosen.probability[1, 3]) == pytest.approx(1 / (1 + others))
 
 

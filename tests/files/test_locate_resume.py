@@ -17,7 +17,7 @@ from rismusic.io import write
 from rismusic.spec import LocateSpec, SystemSpec
 
 SPEC = LocateSpec(method="music", polish=False)
-OPTIONS = ["--method", "music", "--no-polish"]
+OPTIONS = ["--method", "music", "--no-polish", "--workers", "1"]
 
 
 def scenes_of_seed(seed):
@@ -96,6 +96,13 @@ def test_the_stream_equals_the_whole(ending, recording, located, tmp_path, reque
     assert names(tmp_path) == [output.name, whole.name, "recording.h5"]
 
 
+def test_processes_write_the_same_file(recording, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    assert run("locate", recording, "-o", one, *OPTIONS) == 0
+    assert run("locate", recording, "-o", two, *OPTIONS[:-1], "2") == 0
+    assert one.read_bytes() == two.read_bytes()
+
+
 @pytest.mark.usefixtures("looked_up")
 @pytest.mark.parametrize("ending", ["csv", "json"])
 def test_a_cut_output_is_continued(ending, recording, tmp_path, monkeypatch, capsys):
@@ -113,6 +120,15 @@ def test_a_cut_output_is_continued(ending, recording, tmp_path, monkeypatch, cap
     ):
         assert run("locate", recording, "-o", output, *OPTIONS, *options) == 2
         assert sentence in capsys.readouterr().err
+    written = json.loads((state := tmp_path / f"a.{ending}.part.json").read_text())
+    for name, value, what in (
+        ("columns", ["scene"], "other columns"),
+        ("version", "0.1.0", "another version"),
+    ):
+        state.write_text(json.dumps({**written, name: value}))
+        assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 2
+        assert f"part: was written with {what}; " in capsys.readouterr().err
+    state.write_text(json.dumps(written))
     assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
     assert output.read_bytes() == whole.read_bytes()
     assert names(tmp_path) == [f"a.{ending}", f"b.{ending}", "recording.h5"]

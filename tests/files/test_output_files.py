@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import signal
@@ -18,8 +19,9 @@ from rismusic.benchmark.spec import BenchSpec, all_units
 from rismusic.benchmark.summary import Store
 from rismusic.cli import main
 from rismusic.errors import InputError
-from rismusic.files import OutputFile, check_output, replace_file, sweep, write_text
-from rismusic.nn.run_folder import RunFolder
+from rismusic.files import OutputFile, check_output, replace_file, sweep, sweep_tree, write_text
+from rismusic.nn.checkpoint import State, save_checkpoint
+from rismusic.nn.run_folder import LOCK, LOG, RunFolder
 from rismusic.nn.spec import TrainSpec
 
 
@@ -146,6 +148,10 @@ def test_files_of_killed_processes_are_swept(tmp_path):
     sweep(tmp_path)
     assert not foreign.exists()
     own.discard()
+    (tmp_path / "runs" / "0000").mkdir(parents=True)
+    left_by_killed_process(tmp_path / "runs" / "0000" / "state.json")
+    sweep_tree(tmp_path)
+    assert list(tmp_path.rglob("*.part*")) == []
 
 
 def test_a_folder_with_a_file_of_a_killed_process_counts_as_empty(tmp_path):
@@ -212,11 +218,55 @@ def test_sigterm_is_ctrl_c(number, tmp_path):
     assert names(out) == []
 
 
+@pytest.mark.parametrize("hook", [False, True])
+def test_an_interrupt_that_c_code_drops_is_repeated(hook, monkeypatch, capsys):
+    """In a callback of a C library, and where C code prints an exception, as in the import of NumPy."""
+    callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))
+
+    def run(_):
+        if hook:
+            sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+        else:
+            callback()
+        time.sleep(10)
+
+    monkeypatch.setattr("rismusic.cli.Bound.run", run)
+    assert main(["bound"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 def test_a_part_of_a_benchmark_that_cannot_be_written(tmp_path):
     store = Store(tmp_path)
     (tmp_path / "parts").touch()
     with pytest.raises(InputError, match=r"0000000\.npz: cannot write: Not a directory"):
         store.write(all_units(BenchSpec())[0], {})
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_files_written_in_place_are_ours(is_link, tmp_path):
+    """Only the log and the lock of a training are written in place, and only old checkpoints are removed."""
+    precious = tmp_path / "precious"
+    precious.write_text("of someone else" * 100)
+    run = RunFolder(tmp_path / "run")
+    run.create(TrainSpec())
+    for name in (LOG, LOCK):
+        if is_link:
+            (run.folder / name).symlink_to(precious)
+        else:
+            (run.folder / name).write_bytes(precious.read_bytes())
+    sentence = "is a symbolic link" if is_link else "was left as it is"
+    with pytest.raises(InputError, match=sentence):
+        run.cut_log(0)
+    with pytest.raises(InputError, match=sentence), run.lock():
+        pass
+    if is_link:
+        with pytest.raises(InputError, match=sentence):
+            run.log([{"kind": "step"}])
+    kept = run.folder / "state-backup.safetensors"
+    kept.touch()
+    save_checkpoint(run, TrainSpec(), State(), {})
+    assert kept.exists()
+    assert all(path.read_text() == "of someone else" * 100 for path in (precious, run.folder / LOG))
 
 
 MANY = " ".join(map(str, range(1, 101)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 
 import h5py
@@ -90,6 +91,29 @@ def test_new_and_empty_files_are_taken_and_reopened(tmp_path, name):
             assert study.get_trials()[-1].value == value
             assert len(study.get_trials()) == value
     assert path.stat().st_size > 0
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_study_whose_writer_was_killed_is_opened(tmp_path):
+    """What it had half written is undone."""
+    create_storage(
+        None, tmp_path, lambda storage: optuna.create_study(storage=storage, study_name="s"), heartbeat_s=1
+    )
+    path = tmp_path / "study.db"
+    child = os.fork()
+    if child == 0:
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("PRAGMA cache_size = 1")  # so that the file is written before the end
+        connection.execute("BEGIN")
+        connection.execute("UPDATE studies SET study_name = 'half'")
+        connection.execute(
+            "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'h', zeroblob(99999))"
+        )
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (tmp_path / "study.db-journal").stat().st_size
+    with quiet(), open_storage(None, tmp_path, heartbeat_s=1, create=False) as storage:
+        assert optuna.get_all_study_names(storage) == ["s"]
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")

@@ -1,8 +1,7 @@
 """Compare methods on the same simulated scenes.
 
 :mod:`~rismusic.benchmark.spec` holds the settings and names of methods, :mod:`~rismusic.benchmark.run` the
-functions :func:`~rismusic.benchmark.run.bench` and :func:`~rismusic.benchmark.run.merge_benchmarks`,
-:mod:`~rismusic.benchmark.summary` stored results and rows, :mod:`~rismusic.benchmark.plots` the plots,
-and :mod:`~rismusic.benchmark.bound_table` the Cramer-Rao bound as a table. The package imports nothing,
-so that the settings can be read without torch.
+function :func:`~rismusic.benchmark.run.bench`, :mod:`~rismusic.benchmark.summary` stored results and rows,
+:mod:`~rismusic.benchmark.plots` the plots, and :mod:`~rismusic.benchmark.bound_table` the Cramer-Rao bound
+as a table. The package imports nothing, so that the settings can be read without torch.
 """

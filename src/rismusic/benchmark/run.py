@@ -1,10 +1,10 @@
-"""Run, resume, split and merge benchmarks."""
+"""Run and resume benchmarks."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rismusic.benchmark.pool import run_all, usable_cores
 from rismusic.benchmark.spec import SCENES, BenchSpec, Unit, all_units, parse_method
 from rismusic.benchmark.summary import (
     Arrays,
@@ -20,13 +19,11 @@ from rismusic.benchmark.summary import (
     Store,
     TimingRow,
     cell_rows,
-    check_same,
-    load_settings,
     write_table,
 )
 from rismusic.covariance import true_covariance
 from rismusic.crb import recording_crb
-from rismusic.devices import device_of
+from rismusic.devices import device_of, one_thread
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, nfmle, unpack
@@ -34,6 +31,7 @@ from rismusic.estimation.spectra import music, rap_music
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.nn.spec import weights_path
+from rismusic.parallel import check_workers, run_all, usable_cores
 from rismusic.registry import load_plugins
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
@@ -48,15 +46,13 @@ class Benchmark:
 
     Args:
         spec: its settings.
-        rows: one for each cell and method; empty while parts are missing.
+        rows: one for each cell and method.
         timings: computing times of the methods; oracles are not timed.
-        missing: number of parts that other shares still have to do.
     """
 
     spec: BenchSpec
     rows: list[BenchRow]
     timings: list[TimingRow]
-    missing: int
 
 
 def bench(
@@ -64,8 +60,8 @@ def bench(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
+    cluster: str | None = None,
     device: torch.device | str | None = None,
     progress: Progress = lambda *_: None,
     **settings: object,
@@ -73,16 +69,16 @@ def bench(
     """Compare methods over numbers of sources, SNR and other settings, as ``rismusic bench`` does.
 
     Scenes depend on (seed, split, number) alone, and a unit of work is one method on one block of scenes. The
-    result therefore does not depend on the number of processes, on shares, or on interruptions. Different
+    result therefore does not depend on the number of processes or on interruptions. Different
     processors and library versions may round differently.
 
     Args:
         spec: the settings; the default settings if none.
         out: folder for the settings, the results of every scene and the tables; nothing is kept if none.
         resume: continue in a folder that holds part of the same benchmark.
-        shard: (i, n): run share i, counted from 0, of n; see :func:`merge_benchmarks`.
-        workers: number of processes, each with one thread; all cores if none. A script that uses more than
-            one must guard the call with ``if __name__ == "__main__":``.
+        workers: number of processes, each with one thread; all cores if none.
+        cluster: address of a Dask scheduler, such as ``tcp://host:8786``, whose workers take the place of
+            processes of this machine.
         device: where the methods compute, such as ``"cuda"``; the CPU if none. Scenes, bounds and the rows
             that know the truth stay on the CPU, so all devices see the same scenes. On another device the
             timings are wall-clock times, and one process is the default.
@@ -95,12 +91,9 @@ def bench(
     """
     chosen = (spec or BenchSpec()).replace(**settings)
     place = None if device is None else device_of(device)
+    check_workers(workers, cluster)
     if workers is None:
         workers = usable_cores() if place is None or place.type == "cpu" else 1
-    if workers < 1:
-        raise InputError("workers", f"give at least one process; got {workers}")
-    if not 0 <= shard[0] < shard[1]:
-        raise InputError("shard", f"give (i, n) with 0 <= i < n; got {shard}")
     uses_network = any(parse_method(name).base == "hybrid" for name in chosen.rows)
     if uses_network and not weights_path(chosen.locate.weights).exists():
         # Without weights locate falls back to a classical method, which must not be reported as hybrid.
@@ -111,102 +104,59 @@ def bench(
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder))
-            _run(chosen, store, shard, workers, place, progress)
+            _run(chosen, store, workers, cluster, place, progress)
             return _summed(chosen, store)
     store = Store(Path(out))
     store.open(chosen, resume=resume)
-    _run(chosen, store, shard, workers, place, progress)
+    _run(chosen, store, workers, cluster, place, progress)
     return _finished(chosen, store)
-
-
-def merge_benchmarks(folders: Sequence[str | Path], *, out: str | Path, resume: bool = False) -> Benchmark:
-    """Merge the shares of a benchmark, as ``rismusic bench --merge`` does.
-
-    Args:
-        folders: the folders of all shares.
-        out: folder for the merged benchmark.
-        resume: whether ``out`` may already hold parts of it.
-
-    Raises:
-        InputError: the folders belong to different benchmarks, or a part is missing in all of them.
-    """
-    if not folders:
-        raise InputError("merge", "give one or more folders of a benchmark")
-    sources = [Store(Path(folder)) for folder in folders]
-    spec = load_settings(sources[0].folder)
-    for source in sources[1:]:
-        check_same(spec, source.folder)
-    store = Store(Path(out))
-    found, missing = [], []
-    for unit in all_units(spec):
-        holders = [one for one in (store, *sources) if one.read(unit) is not None]
-        if not holders:
-            missing.append(unit)
-        elif holders[0] is not store:
-            found.append((unit, holders[0]))
-    if missing:
-        raise InputError(
-            "merge", f"{len(missing)} parts are in none of the folders; the first is {missing[0]}"
-        )
-    store.open(spec, resume=resume)
-    for unit, source in found:
-        store.copy(unit, source)
-    return _finished(spec, store)
 
 
 def _run(
     spec: BenchSpec,
     store: Store,
-    shard: tuple[int, int],
     workers: int,
+    cluster: str | None,
     device: torch.device | None,
     progress: Progress,
 ) -> None:
-    units = all_units(spec)[shard[0] :: shard[1]]
+    units = all_units(spec)
     total = sum(unit.stop - unit.start for unit in units)
     left = [unit for unit in units if store.read(unit) is None]
     completed = total - sum(unit.stop - unit.start for unit in left)
     progress(completed, total)
-
-    def done(unit: Unit) -> None:
-        nonlocal completed
+    work = partial(do_unit, spec, device=device)
+    for unit, arrays in run_all(work, left, workers=min(workers, max(1, len(left))), cluster=cluster):
+        store.write(unit, arrays)
         completed += unit.stop - unit.start
         progress(completed, total)
 
-    run_all(partial(do_unit, spec, store, device=device), left, workers=workers, done=done)
-
 
 def _finished(spec: BenchSpec, store: Store) -> Benchmark:
-    """Write the tables once all parts are complete."""
+    """Write the tables."""
     result = _summed(spec, store)
-    if result.missing == 0:
-        store.clear()
-        write_table(store.folder / RESULTS, result.rows, overwrite=True)
-        if result.timings:
-            write_table(store.folder / TIMINGS, result.timings, overwrite=True)
+    store.clear()
+    write_table(store.folder / RESULTS, result.rows, overwrite=True)
+    if result.timings:
+        write_table(store.folder / TIMINGS, result.timings, overwrite=True)
     return result
 
 
 def _summed(spec: BenchSpec, store: Store) -> Benchmark:
-    missing = sum(store.read(unit) is None for unit in all_units(spec))
     rows: list[BenchRow] = []
     timings: list[TimingRow] = []
-    for cell in spec.cells() if missing == 0 else ():
+    for cell in spec.cells():
         some, times = cell_rows(spec, cell, store)
         rows += some
         timings += times
-    return Benchmark(spec, rows, timings, missing)
+    return Benchmark(spec, rows, timings)
 
 
-def do_unit(spec: BenchSpec, store: Store, unit: Unit, *, device: torch.device | None = None) -> None:
-    """Run one unit in a single thread and store its results."""
+def do_unit(spec: BenchSpec, unit: Unit, *, device: torch.device | None = None) -> Arrays:
+    """The results of one unit, computed by a single thread."""
     load_plugins(spec.locate.plugins)  # a worker process has not imported them yet
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        store.write(unit, results(spec, unit, device))
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        return results(spec, unit, device)
 
 
 def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> Arrays:

@@ -431,8 +431,8 @@ def blocks(spec: BenchSpec) -> list[tuple[int, int]]:
 def all_units(spec: BenchSpec) -> list[Unit]:
     """All units, in a fixed random order.
 
-    The order mixes fast and slow methods, so that shares take equal time and the remaining time can be
-    estimated. It is the same on every machine.
+    The order mixes fast and slow methods, so that the remaining time can be estimated. It is the
+    same on every machine.
     """
     methods = (SCENES, *(name for name in with_starts(spec.rows) if not name.startswith("oracle:best")))
     units = [
@@ -443,15 +443,3 @@ def all_units(spec: BenchSpec) -> list[Unit]:
     ]
     random.Random(0).shuffle(units)
     return units
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Parse ``i/n``: share i, counted from 0, of n.
-
-    Raises:
-        InputError: the text is not of this form.
-    """
-    share, slash, shares = text.partition("/")
-    if not (slash and share.isdecimal() and shares.isdecimal() and int(share) < int(shares)):
-        raise InputError("shard", f"give a share as I/N with 0 <= I < N, such as 0/4 or 3/4; got {text!r}")
-    return int(share), int(shares)

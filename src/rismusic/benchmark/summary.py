@@ -23,7 +23,6 @@ import csv
 import io
 import json
 import math
-import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -143,14 +142,6 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path, overwrite=True) as temporary:
             np.savez(temporary, allow_pickle=False, **arrays)
-
-    def copy(self, unit: Unit, source: Store) -> None:
-        """Copy the results of a unit from another folder."""
-        path = self.path(unit)
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path, overwrite=True) as temporary:
-            shutil.copyfile(source.path(unit), temporary)
 
     def clear(self) -> None:
         """Remove partial files of killed runs."""

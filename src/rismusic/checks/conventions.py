@@ -17,6 +17,7 @@ from torch import Tensor
 from rismusic.array import WAVES
 from rismusic.checks.subcarriers import as_subcarriers
 from rismusic.io import Recording
+from rismusic.simulation.link import quantise
 from rismusic.sources import Sources
 from rismusic.spec import Wave
 
@@ -169,6 +170,33 @@ def constant_symbols(recording: Recording) -> Recording | None:
     return replace(recording, symbols="constant")
 
 
+def in_another_order(change: Callable[[Tensor], Tensor]) -> Apply:
+    """The configurations in another order of the snapshots, where that makes a difference."""
+
+    def apply(recording: Recording) -> Recording | None:
+        if recording.codes is None or recording.codes.shape[-2] < 2:
+            return None
+        codes = change(recording.codes).contiguous()
+        return None if torch.equal(codes, recording.codes) else replace(recording, codes=codes)
+
+    return apply
+
+
+def quantised_codes(bits: int) -> Apply:
+    """The phases of the configurations rounded to a number of bits, where they are finer."""
+
+    def apply(recording: Recording) -> Recording | None:
+        if recording.codes is None:
+            return None
+        codes = quantise(recording.codes, bits)
+        finer = (codes - recording.codes).abs().amax() > _ROUNDED * codes.abs().amax()
+        return replace(recording, codes=codes) if bool(finer) else None
+
+    return apply
+
+
+# Phases that differ by no more than this (rad) from rounded ones are rounded.
+_ROUNDED = 0.05
 _SPEED_OF_LIGHT = 299792458.0
 _FRAME = (
     "x is horizontal, y vertical, z the normal; azimuth turns from z towards +x, elevation rises towards +y"
@@ -299,6 +327,37 @@ def _ranges() -> Iterator[Change]:
         yield Change(name, f"the true ranges fit {words}", "give ranges in metres", moved(change), "range")
 
 
+def _orders() -> Iterator[Change]:
+    """Configurations in another order than the snapshots."""
+    orders: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+        "codes_late": ("one snapshot later than recorded", lambda codes: codes.roll(1, dims=-2)),
+        "codes_early": ("one snapshot earlier than recorded", lambda codes: codes.roll(-1, dims=-2)),
+        "codes_reversed": ("in reverse order", lambda codes: codes.flip(-2)),
+    }
+    for name, (words, change) in orders.items():
+        yield Change(
+            name,
+            f"the configurations fit {words}",
+            "store codes[l] as the configuration during snapshot l",
+            in_another_order(change),
+            "order",
+            "order",
+        )
+
+
+def _coarse() -> Iterator[Change]:
+    """Phases of the RIS that are coarser than the recorded ones."""
+    for bits in (1, 2):
+        yield Change(
+            f"codes_{bits}_bit",
+            f"the configurations fit with phases rounded to {bits} bit{'s' if bits > 1 else ''}",
+            "record the phases that the elements really take",
+            quantised_codes(bits),
+            "coarse",
+            "coarse",
+        )
+
+
 def _with_truth(apply: Apply) -> Apply:
     return lambda recording: None if recording.truth is None else apply(recording)
 
@@ -329,6 +388,8 @@ CHANGES: tuple[Change, ...] = (
         "axes",
         "elements_renumbered",
     ),
+    *_orders(),
+    *_coarse(),
     Change(
         "angles_swapped",
         "the truth fits with azimuth and elevation swapped",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,9 +17,19 @@ from torch import Tensor
 from rismusic.array import Panel
 from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
+from rismusic.estimation.classical import ClassicalEstimator
+from rismusic.estimation.diagnosis import diagnosed
+from rismusic.estimation.estimate import Doubt
+from rismusic.estimation.model_error import can_err
 from rismusic.io import Recording, RecordingFile, open_recording
+from rismusic.spec import LocateSpec
 from rismusic.units import to_db
 
+# Scenes that are located. Singular values of the channel, relative to the largest, that count as none.
+_LOCATED, _NEGLIGIBLE = 4, 1e-3
+# Power of the mean snapshot times their number, relative to their power, that chance does not reach.
+_CHANCE = 14.0
+_REMEDY = "run locate, which gives the reasons scene by scene; see the page on departures from the model"
 # Scenes read at a time, numbers per scene compared to find copies, most scenes used to check conventions.
 _BLOCK, _MARK, _ENOUGH = 64, 64, 256
 
@@ -54,6 +64,26 @@ CHECKS: dict[str, tuple[float, str, str]] = {
         0.5,
         "codes far from modulus 1 (largest | |c| - 1 |)",
         "store exp(j phase), not the phase or its index",
+    ),
+    "antenna_dead": (
+        10.0,
+        "a receiver output is much weaker than the others (median power over its power)",
+        "check its cable and gain; leave it out of snapshots and channel, or give noise_covariance",
+    ),
+    "antenna_loud": (
+        10.0,
+        "a receiver output is much stronger than the others (its power over the median power)",
+        "check its gain; leave it out of snapshots and channel, or give noise_covariance",
+    ),
+    "snapshots_offset": (
+        0.01,
+        "the snapshots of all scenes have the same offset (share of their power)",
+        "subtract the mean, which is an offset of the receiver",
+    ),
+    "channel_rank": (
+        1.0,
+        "the rank of the channel is too small for the number of sources (needed / present)",
+        "use a channel with more paths, or constant or known symbols, which need no rank",
     ),
     "scenes_repeated": (0.0, "scenes that occur more than once", "check the loop that exported them"),
     "truth_unexplained": (
@@ -152,9 +182,15 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
             else:
                 conventions = "not tried (no truth, and a panel too large for quick fits)"
         values = {**statistics.values(), **_panel_values(panel)}
+        departures = []
+        form = None if first is None else _corrected(first, wrong)
+        if fit and form is not None and can_err(form):
+            departures = _departures(form)
         if statistics.range:
             values["truth_far"] = float(torch.cat(statistics.range).median()) / panel.fraunhofer_distance
-        if not wrong:
+        if wrong:
+            values.pop("channel_rank", None)  # it depends on the model
+        else:
             values["truth_unexplained"] = statistics.truth.residual_energy
         findings = [CheckFinding.of(one) for one in wrong]
         findings += [
@@ -162,7 +198,27 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
             for name, row in CHECKS.items()
             if values.get(name, 0) > row[0]
         ]
+        findings += departures
         return CheckReport({**_facts(file, panel, statistics), "conventions": conventions}, findings)
+
+
+def _departures(recording: Recording) -> list[CheckFinding]:
+    """Departures from the signal model that are recognised in most of the first scenes."""
+    part = replace(recording[:_LOCATED], truth=None, noise_variance=None)
+    spec = LocateSpec(method="omp")
+    estimate = diagnosed(part, ClassicalEstimator(spec)(part, "auto"), "auto", ClassicalEstimator, spec)
+    said: dict[str, dict[int, str]] = {}
+    for scene, doubts in enumerate(estimate.doubts):
+        for doubt in doubts:
+            if isinstance(doubt, Doubt) and doubt.departure:
+                said.setdefault(doubt.departure, {}).setdefault(scene, doubt)
+    findings = []
+    for name, scenes in said.items():
+        if 2 * len(scenes) > len(part):
+            first = min(scenes)
+            meaning = f"scene {first}: {scenes[first]} (share of {len(part)} scenes)"
+            findings.append(CheckFinding(name, len(scenes) / len(part), 0.5, meaning, _REMEDY))
+    return findings
 
 
 def _wrong_with_truth(truth: TruthFit, first: Recording) -> list[WrongConvention]:
@@ -211,12 +267,26 @@ class _Statistics:
         self._largest: dict[str, float] = {}
         self._count: Counter[str] = Counter()
         self._marks: set[bytes] = set()
+        self._power: Tensor | float = 0.0
+        self._sum: Tensor | float = 0.0
+        self._snapshots = 0
+        self._rank: int | None = None
 
     def add(self, recording: Recording) -> None:
         y, channel, codes = recording.snapshots, recording.channel, recording.codes
         for mark in (bytes(row) for row in torch.view_as_real(y).flatten(1)[:, :_MARK].numpy()):
             self._count["scenes_repeated"] += mark in self._marks
             self._marks.add(mark)
+        outputs = y.to(torch.complex128).flatten(0, -2)  # [snapshots, M]
+        self._power = self._power + outputs.abs().square().sum(0)
+        self._sum = self._sum + outputs.sum(0)
+        self._snapshots += len(outputs)
+        # The same in all scenes is the receiver; in one scene it may be the signal.
+        self._count["scenes"] += len(y)
+        if channel is not None and recording.symbols == "independent" and recording.frequencies is None:
+            values = torch.linalg.svdvals(channel.to(torch.complex128))
+            rank = int((values > _NEGLIGIBLE * values[..., :1]).sum(-1).min())
+            self._rank = rank if self._rank is None else min(rank, self._rank)
         self._raise("snapshots_real", 1 - y.imag.abs().max() / y.abs().max())
         if y.shape[-2] > 1:
             self._count["snapshots_repeated"] += int((y == y[..., :1, :]).flatten(1).all(dim=1).sum())
@@ -244,7 +314,20 @@ class _Statistics:
 
     def values(self) -> dict[str, float]:
         """The measured value of each check."""
-        return self._largest | {name: float(count) for name, count in self._count.items()}
+        values = self._largest | {name: float(count) for name, count in self._count.items()}
+        if isinstance(self._power, Tensor) and isinstance(self._sum, Tensor):
+            power = self._power / self._snapshots
+            middle = power.median().clamp_min(torch.finfo(power.dtype).tiny)
+            if len(power) > 2:
+                values["antenna_dead"] = float(middle / power.min().clamp_min(1e-30 * middle))
+                values["antenna_loud"] = float(power.max() / middle)
+            offset = float((self._sum / self._snapshots).abs().square().sum() / power.sum())
+            # By chance this is about 1 / snapshots.
+            if self._count["scenes"] > 1 and offset * self._snapshots > _CHANCE:
+                values["snapshots_offset"] = offset
+        if self._rank is not None:
+            values["channel_rank"] = (1 + max(self.sources, default=1)) / self._rank
+        return values
 
 
 def _panel_values(panel: Panel) -> dict[str, float]:

@@ -6,41 +6,62 @@ runs, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from types import TracebackType
 
-from rismusic.cli.bench import Bench
-from rismusic.cli.calibrate import Calibrate
 from rismusic.cli.command import Command, complain, save_traceback
-from rismusic.cli.doctor import Doctor
-from rismusic.cli.locate import Locate
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
-from rismusic.cli.planning import Bound, Plan
-from rismusic.cli.recordings import Check, Simulate
-from rismusic.cli.train import Train, Tune
 from rismusic.errors import InputError
 from rismusic.files import failure
 from rismusic.text import redact
 from rismusic.version import __version__
 
 DESCRIPTION = "Localisation of radio sources in 3-D in the near field of a RIS or antenna panel."
-COMMANDS: dict[str, type[Command]] = {
-    "simulate": Simulate,
-    "check": Check,
-    "locate": Locate,
-    "calibrate": Calibrate,
-    "bound": Bound,
-    "plan": Plan,
-    "bench": Bench,
-    "train": Train,
-    "doctor": Doctor,
-    "tune": Tune,
-}
+
+
+class _Commands(Mapping[str, type[Command]]):
+    """Commands by name. Only those that are asked for are imported: their settings take time to build."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> type[Command]:
+        module, _, command = self._places[name].partition(":")
+        kind: type[Command] = getattr(import_module(f"rismusic.cli.{module}"), command)
+        return kind
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+COMMANDS: Mapping[str, type[Command]] = _Commands(
+    {
+        "simulate": "recordings:Simulate",
+        "check": "recordings:Check",
+        "locate": "locate:Locate",
+        "calibrate": "calibrate:Calibrate",
+        "bound": "planning:Bound",
+        "plan": "planning:Plan",
+        "bench": "bench:Bench",
+        "train": "train:Train",
+        "doctor": "doctor:Doctor",
+        "tune": "train:Tune",
+    }
+)
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -56,7 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if args is None else args)
     try:
-        with _terminated_as_interrupted():
+        with _terminated_as_interrupted(), _no_interrupt_is_lost():
             code = _run(args)
             sys.stdout.flush()
             return code
@@ -121,6 +142,44 @@ def _terminated_as_interrupted() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _no_interrupt_is_lost() -> Iterator[None]:
+    """Interrupt again after C code has dropped a KeyboardInterrupt.
+
+    Python prints an exception in a callback of a C library and goes on. So does the import of NumPy's C API,
+    which then reports a missing module.
+    """
+    hooks = sys.excepthook, sys.unraisablehook
+    timers: list[threading.Timer] = []
+
+    def again() -> None:
+        # Later, since an exception in a hook would be lost, too.
+        numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(one))]
+        timers.append(threading.Timer(0.02, _thread.interrupt_main, numbers[:1]))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    def on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            again()
+        else:
+            hooks[0](kind, error, trace)
+
+    def on_unraisable(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            again()
+        else:
+            hooks[1](dropped)
+
+    sys.excepthook, sys.unraisablehook = on_exception, on_unraisable
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        sys.excepthook, sys.unraisablehook = hooks
 
 
 def _help(args: Sequence[str]) -> None:

@@ -47,12 +47,10 @@ class Bench(Command):
     """Folder for the settings, the results of every scene, the tables and the plots."""
     resume: bool = False
     """Resume an interrupted benchmark with the same settings in the same folder."""
-    shard: Annotated[str, Option("I/N")] = "0/1"
-    """Run share I (counted from 0) of N only; --merge combines them."""
-    merge: Annotated[tuple[Path, ...], Option("FOLDER ...")] = ()
-    """Combine the shares in these folders. Nothing is run."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Number of processes; 0: one per core."""
+    cluster: Annotated[str | None, Option("ADDRESS")] = None
+    """Use the workers of a Dask cluster, such as tcp://host:8786, not processes of this machine."""
     device: str = "cpu"
     """Device that the methods compute on, such as cpu or cuda."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
@@ -84,10 +82,7 @@ class Bench(Command):
         return {**values, table: others_of_table, "sweep": (name,), "sweep_values": sweep[name]}
 
     def run(self) -> int:
-        """Run or merge, then print the results."""
-        from rismusic.benchmark.spec import parse_shard
-
-        shard = parse_shard(self.shard)
+        """Run, then print the results."""
         if self.figure_width is not None:
             check_extras("report", "matplotlib")
         if self.output is not None:
@@ -97,32 +92,24 @@ class Bench(Command):
             from rismusic.report import check_report
 
             check_report(self.report, overwrite=self.overwrite)
-        from rismusic.benchmark.run import bench, merge_benchmarks
+        from rismusic.benchmark.run import bench
         from rismusic.benchmark.summary import write_table
 
-        if self.merge:
-            if self.settings != BenchSpec():
-                raise InputError("--merge", "cannot be combined with settings; those of the shares are used")
-            result = merge_benchmarks(self.merge, out=self.out, resume=self.resume)
-        else:
-            try:
-                with progress_bar() as bar:
-                    task = bar.add_task("scenes", total=None)
-                    result = bench(
-                        self.settings,
-                        out=self.out,
-                        resume=self.resume,
-                        shard=shard,
-                        workers=self.workers or None,
-                        device=None if self.device == "cpu" else self.device,
-                        progress=lambda done, total: bar.update(task, completed=done, total=total),
-                    )
-            except KeyboardInterrupt:
-                note(f"results so far are in {self.out}; continue with --resume")
-                raise
-        if result.missing:
-            note(f"{self.out}: {result.missing} parts belong to other shares; combine them with --merge")
-            return 0
+        try:
+            with progress_bar() as bar:
+                task = bar.add_task("scenes", total=None)
+                result = bench(
+                    self.settings,
+                    out=self.out,
+                    resume=self.resume,
+                    workers=self.workers or None,
+                    cluster=self.cluster,
+                    device=None if self.device == "cpu" else self.device,
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+        except KeyboardInterrupt:
+            note(f"results so far are in {self.out}; continue with --resume")
+            raise
         _show(result)
         if self.output is not None:
             write_table(self.output, result.rows, overwrite=self.overwrite)

@@ -8,9 +8,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from pydantic import Field
+
 from rismusic.cli.command import Command, Option, check_extras, note
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, read_text
+from rismusic.parallel import check_workers, default_workers
 from rismusic.spec import CalibrateSpec
 
 if TYPE_CHECKING:
@@ -35,6 +38,10 @@ class Calibrate(Command):
     settings: CalibrateSpec = CalibrateSpec()
     plot: Annotated[Path | None, Option("FILE")] = None
     """Plot amplitude and phase of the elements (.png, .pdf or .svg)."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Number of processes that locate the sources; 0: one per core, as far as there are scenes for them."""
+    cluster: Annotated[str | None, Option("ADDRESS")] = None
+    """Use the workers of a Dask cluster, such as tcp://host:8786, not processes of this machine."""
     overwrite: bool = False
     """Replace output files that exist."""
     config: Annotated[Path | None, Option("FILE")] = None
@@ -46,12 +53,17 @@ class Calibrate(Command):
         if self.plot is not None:
             check_output(self.plot, overwrite=self.overwrite, endings=PLOT_ENDINGS)
             check_extras("report", "matplotlib")
+        check_workers(self.workers or None, self.cluster)
+        from rismusic.hybrid import BLOCK_SCENES
         from rismusic.io import read
         from rismusic.panel_calibration import calibrate_panel
 
         recording = read(self.file)
+        workers = self.workers or default_workers(len(recording), BLOCK_SCENES)
         known = None if self.known_positions is None else read_positions(self.known_positions, len(recording))
-        calibration = calibrate_panel(recording, known, spec=self.settings)
+        calibration = calibrate_panel(
+            recording, known, spec=self.settings, workers=workers, cluster=self.cluster
+        )
         calibration.save(self.output, overwrite=self.overwrite)
         assert calibration.used is not None
         dead = calibration.dead.nonzero()[:, 0].tolist()

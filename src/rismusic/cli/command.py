@@ -119,7 +119,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "locate": (
         *("file", "sources", "method", "weights", "panel_error", "range_min_m", "range_max_m"),
         *("azimuth_max_deg", "elevation_max_deg", "calibration", "fuse", "output", "plot", "scene", "report"),
-        *("device", "config", "overwrite"),
+        *("workers", "device", "config", "overwrite"),
     ),
     "calibrate": (
         *("file", "output", "known_positions", "sources", "method", "panel_error"),
@@ -148,7 +148,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     ),
     "bench": (
         *("methods", "sources", "snr_db", "scenes", "seed", "count", "sweep", "sweep_values", "out"),
-        *("resume", "workers", "device", "shard", "merge", "output", "report", "config", "overwrite"),
+        *("resume", "workers", "cluster", "device", "output", "report", "config", "overwrite"),
         "locate.plugins",
     ),
     "train": (

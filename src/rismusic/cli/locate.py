@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -23,7 +25,8 @@ from rismusic.cli.command import (
 )
 from rismusic.errors import InputError
 from rismusic.files import read_small
-from rismusic.registry import SPECTRA
+from rismusic.parallel import check_workers, default_workers, run_all
+from rismusic.registry import SPECTRA, load_plugins
 from rismusic.spec import Count, LocateSpec
 from rismusic.text import command_line, plain
 
@@ -33,8 +36,61 @@ if TYPE_CHECKING:
     from rismusic.cli.partial import PartialOutput
     from rismusic.estimation.estimate import Estimate
     from rismusic.io import Recording, RecordingFile
+    from rismusic.io.calibration import PanelCalibration
     from rismusic.metrics import Truth
     from rismusic.report import LocateReport
+
+
+@dataclass(frozen=True)
+class Block:
+    """Scenes that are located together.
+
+    Args:
+        first: number of the first one.
+        recordings: the scenes as each panel recorded them.
+    """
+
+    first: int
+    recordings: list[Recording]
+
+    def __str__(self) -> str:
+        return f"scenes {self.first} to {self.first + len(self.recordings[0]) - 1}"
+
+
+def locate_in_worker(
+    block: Block,
+    *,
+    spec: LocateSpec,
+    device: str,
+    calibration: PanelCalibration | None,
+    single_thread: bool,
+    one_scene: bool,
+) -> Estimate:
+    """Locate one block, perhaps in another process.
+
+    Args:
+        block: the scenes.
+        spec: the settings.
+        device: where to compute.
+        calibration: calibration of the panel.
+        single_thread: compute in one thread.
+        one_scene: whether the recording has one scene only. Loading Numba then takes longer than it saves.
+    """
+    from rismusic.devices import one_thread
+    from rismusic.estimation.maximum_likelihood import without_compiled_fits
+    from rismusic.hybrid import locate
+
+    load_plugins(spec.plugins)
+    with ExitStack() as stack:
+        if single_thread:
+            stack.enter_context(one_thread())
+        if one_scene:
+            stack.enter_context(without_compiled_fits())
+        if len(block.recordings) > 1:
+            from rismusic.room import locate_room
+
+            return locate_room(block.recordings, spec=spec, device=device)
+        return locate(block.recordings[0], spec=spec, device=device, calibration=calibration)
 
 
 class Locate(Command):
@@ -64,6 +120,10 @@ class Locate(Command):
     """Write a self-contained HTML report."""
     report_scenes: Count = 8
     """Number of scenes that the report shows in full (fewer if it would exceed 1 MB)."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Number of processes; 0: one per core."""
+    cluster: Annotated[str | None, Option("ADDRESS")] = None
+    """Use the workers of a Dask cluster, such as tcp://host:8786, not processes of this machine."""
     device: str = "cpu"
     """Device, such as cpu or cuda."""
     overwrite: bool = False
@@ -78,13 +138,12 @@ class Locate(Command):
         check_outputs(self.output, self.plot, overwrite=self.overwrite)
         if self.fuse and self.calibration is not None:
             raise InputError("--calibration", "is of one panel and cannot be combined with --fuse")
+        check_workers(self.workers or None, self.cluster)
         report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
-        from rismusic.hybrid import BLOCK_SCENES, locate
         from rismusic.io import open_recording
         from rismusic.io.calibration import PanelCalibration
         from rismusic.metrics import truth_rows
-        from rismusic.room import locate_room
 
         panel = None if self.calibration is None else PanelCalibration.load(self.calibration)
         parts: list[Estimate] = []
@@ -104,13 +163,8 @@ class Locate(Command):
                 )
             first = 0 if output is None else output.scenes
             task = progress.add_task("locating", total=len(file), completed=first)
-            for start in range(first, len(file), BLOCK_SCENES):
-                recording = file[start : start + BLOCK_SCENES]
-                if others:
-                    parts_of_room = [recording, *(other[start : start + BLOCK_SCENES] for other in others)]
-                    estimate: Estimate = locate_room(parts_of_room, spec=self.settings, device=self.device)
-                else:
-                    estimate = locate(recording, spec=self.settings, device=self.device, calibration=panel)
+            for block, estimate in stack.enter_context(closing(self._located([file, *others], first, panel))):
+                recording = block.recordings[0]
                 for scene, sentences in enumerate(estimate.warnings, start=first):
                     for sentence in sentences:
                         progress.console.print(plain(f"scene {scene}: {sentence}"), soft_wrap=True)
@@ -140,6 +194,29 @@ class Locate(Command):
         if self.report is not None and report is not None:
             self._write(report, self.report)
         return 0
+
+    def _located(
+        self, files: list[RecordingFile], first: int, calibration: PanelCalibration | None
+    ) -> Generator[tuple[Block, Estimate], None, None]:
+        """Blocks of scenes in their order, and their estimates."""
+        from rismusic.hybrid import BLOCK_SCENES
+
+        scenes = len(files[0])
+        blocks = (
+            Block(start, [file[start : start + BLOCK_SCENES] for file in files])
+            for start in range(first, scenes, BLOCK_SCENES)
+        )
+        workers = self.workers or default_workers(scenes - first, BLOCK_SCENES, self.device)
+        work = partial(
+            locate_in_worker,
+            spec=self.settings,
+            device=self.device,
+            calibration=calibration,
+            # The same for any number of workers, so that the estimates are the same to the last bit.
+            single_thread=scenes > BLOCK_SCENES,
+            one_scene=scenes == 1,
+        )
+        return run_all(work, blocks, workers=workers, cluster=self.cluster, ordered=True)
 
     @contextmanager
     def _partial(

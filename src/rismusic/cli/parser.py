@@ -434,7 +434,9 @@ def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
         flag = one.flag
         if one.types == [bool]:
             flag = one.negative if one.field.default is True else flag
-            text = one.help if one.field.default is not True else f"Switch off: {one.help}"
+            text = (
+                one.help if one.field.default is not True else f"Do not {one.help[:1].lower()}{one.help[1:]}"
+            )
         else:
             text, short = one.help, one.option.short
             several = " ..." if one.path in swept else ""

@@ -41,6 +41,7 @@ class Progress(Record):
         version: version of rismusic.
         recording: identifies the recording.
         settings: the settings.
+        columns: columns of the table.
         scenes: number of complete scenes.
         sources: number of sources in them.
         bytes: size of the complete part.
@@ -51,6 +52,7 @@ class Progress(Record):
     version: str
     recording: str
     settings: dict[str, object]
+    columns: tuple[str, ...] = ()
     scenes: Natural = 0
     sources: Natural = 0
     bytes: Natural = 0
@@ -96,6 +98,7 @@ class PartialOutput:
             version=__version__,
             recording=fingerprint(recording),
             settings=json.loads(json.dumps(dict(settings))),
+            columns=tuple(columns),
         )
         self._head = {"version": __version__, "recording": name}
         self._exit = ExitStack()
@@ -204,12 +207,16 @@ class PartialOutput:
         )
 
     def _check_same(self, earlier: Progress) -> None:
-        for name, what in (("version", "version"), ("recording", "recording"), ("settings", "settings")):
+        for name, what in (
+            ("version", "another version"),
+            ("recording", "another recording"),
+            ("columns", "other columns"),
+            ("settings", "other settings"),
+        ):
             if getattr(earlier, name) != getattr(self.progress, name):
                 raise InputError(
                     str(self.part),
-                    f"was written with another {what}".replace("another settings", "other settings")
-                    + "; use the same, or start again with --overwrite",
+                    f"was written with {what}; use the same, or start again with --overwrite",
                 )
         if not self.part.exists() or self.part.stat().st_size < earlier.bytes:
             raise InputError(str(self.part), "is shorter than it was; start again with --overwrite")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -12,6 +14,7 @@ from pydantic import Field
 from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, write_text
+from rismusic.parallel import check_workers, run_all
 from rismusic.spec import Count, SystemSpec, dump_spec
 from rismusic.text import command_line, plain
 from rismusic.version import __version__
@@ -19,12 +22,29 @@ from rismusic.version import __version__
 if TYPE_CHECKING:
     from rismusic.array import Panel
     from rismusic.checks import CheckReport
+    from rismusic.io import Recording
     from rismusic.operator import Link
     from rismusic.scene_view import Scene
+    from rismusic.simulation.simulator import Simulator
 
 
 # Numbers simulated at a time: enough for full speed, and little memory even for a large panel.
 _BLOCK_NUMBERS = 2**22
+
+
+def simulate_in_worker(simulator: Simulator, block: int, scenes: int, start: int) -> Recording:
+    """Simulate one block, perhaps in another process.
+
+    Args:
+        simulator: the simulator.
+        block: number of scenes of a block.
+        scenes: number of scenes of the recording.
+        start: first scene of this block.
+    """
+    from rismusic.devices import one_thread
+
+    with one_thread() if scenes > block else nullcontext():
+        return simulator.scenes(start, min(start + block, scenes)).to("cpu")
 
 
 class Simulate(Command):
@@ -49,12 +69,17 @@ class Simulate(Command):
     """Replace the output files if they exist."""
     config: Annotated[Path | None, Option("FILE")] = None
     """TOML file with these settings; options on the command line win."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Number of processes. One writes as fast as it simulates, unless the panel is large."""
+    cluster: Annotated[str | None, Option("ADDRESS")] = None
+    """Use the workers of a Dask cluster, such as tcp://host:8786, not processes of this machine."""
     device: str = "cpu"
     """Device to compute on, such as cpu or cuda."""
 
     def run(self) -> int:
         """Simulate block by block straight into the file, so that memory stays constant."""
         settings = self.output.with_name(f"{self.output.name}.toml")
+        check_workers(self.workers if self.workers > 1 else None, self.cluster)
         for path in (self.output, settings):
             check_output(path, overwrite=self.overwrite)
         from rismusic.io import RecordingWriter
@@ -73,8 +98,11 @@ class Simulate(Command):
             progress_bar() as progress,
         ):
             task = progress.add_task("simulating scenes", total=self.scenes)
-            for recording in simulator.stream(block, stop=self.scenes):
-                writer.append(recording.to("cpu"))
+            starts = range(0, self.scenes, block)
+            work = partial(simulate_in_worker, simulator, block, self.scenes)
+            workers = min(self.workers, len(starts))
+            for _, recording in run_all(work, starts, workers=workers, cluster=self.cluster, ordered=True):
+                writer.append(recording)
                 progress.advance(task, len(recording))
         head = f"# rismusic {__version__}: {command_line()}\n"
         write_text(settings, head + dump_spec(self.system), overwrite=self.overwrite)

@@ -171,7 +171,6 @@ class Tune(Command):
             note("finished trials are kept: run the command again with --resume instead of its settings")
             raise
         _show(tuned)
-        note(f"wrote best.toml, locate.toml, tables and plots to {self.out}")
         return 0
 
 

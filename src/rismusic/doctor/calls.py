@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,7 @@ class CallRecorder(TorchFunctionMode):
                 found = [one for one in found if name not in self._seen or not one.name.startswith("first")]
                 self._seen.add(name)
                 for finding in found:
-                    where = calling_line()
-                    text = Finding(
-                        finding.name,
-                        finding.value,
-                        finding.threshold,
-                        finding.fine,
-                        finding.meaning,
-                        f"{finding.advice}{where and f' The call is at {where}.'}",
-                    )
-                    self._found.setdefault(finding.name, text)
+                    self._found.setdefault(finding.name, replace(finding, where=calling_line()))
             if name in self._cuts and len(self.detached) < _MOST_LINES:
                 if args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled():
                     self.detached.setdefault(calling_line())
@@ -262,6 +254,26 @@ def _softmax(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     ]
 
 
+def _exchanged(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+    """A view or reshape whose sizes are those of the tensor in another order."""
+    given = args[0] if args else None
+    if not isinstance(given, Tensor) or not isinstance(result, Tensor) or result.numel() < 4:
+        return []
+    old, new = ([size for size in one.shape if size > 1] for one in (given, result))
+    if old == new or sorted(old) != sorted(new):
+        return []
+    return [
+        _wrong(
+            "calls of view or reshape that exchange axes",
+            1.0,
+            0.0,
+            f"a view or reshape turns {list(given.shape)} into {list(result.shape)}: axes are mixed "
+            "up, since it keeps the order of the numbers in memory.",
+            "Exchange axes with transpose or permute.",
+        )
+    ]
+
+
 _CHECKS: dict[str, Callable[[Any, Any, Any], list[Finding]]] = {
     "cross_entropy": _cross_entropy,
     "nll_loss": _nll,
@@ -275,5 +287,7 @@ _CHECKS: dict[str, Callable[[Any, Any, Any], list[Finding]]] = {
     "rsub": _difference,
     "softmax": _softmax,
     "log_softmax": _softmax,
+    "view": _exchanged,
+    "reshape": _exchanged,
 }
 assert functional.cross_entropy.__name__ in _CHECKS

@@ -69,6 +69,15 @@ class Case:
         return found
 
     @cached_property
+    def simulated(self) -> list[Recording]:
+        """As :attr:`recordings`, but two batches only where hardware errors are modelled: not whitened."""
+        if not self.spec.system.hardware.response_error:
+            return self.recordings
+        scenes = type(self.trainer.scenes)(self.spec.replace(hidden_noise=0.0), self.trainer.group)
+        vars(scenes)["_network_input"] = lambda recording, *_: recording
+        return [*scenes.step(0, 0), *scenes.step(0, min(1, self.spec.steps_per_epoch - 1))]
+
+    @cached_property
     def recording(self) -> Recording:
         """Up to 16 training scenes."""
         return self.recordings[0][: min(_FEW, len(self.recordings[0]))]

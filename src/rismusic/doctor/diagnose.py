@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from rismusic.doctor import (
     data_checks,
@@ -13,6 +15,7 @@ from rismusic.doctor import (
     training_checks,
 )
 from rismusic.doctor.case import Case, MakeTrainer, open_case
+from rismusic.doctor.causes import suspected
 from rismusic.doctor.report import Diagnosis
 from rismusic.nn.monitors import Finding, Report
 from rismusic.nn.spec import TrainSpec
@@ -103,9 +106,12 @@ def run_check(tag: str, check: Check, case: Case) -> Iterator[Report]:
     try:
         found = check(case)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})"
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}".rstrip(".")
         meaning, advice = f"the code under test raised {problem}.", "Fix this error first."
-        failed = Finding(f"check {tag} could not run", 1.0, 0.0, False, meaning, advice)
+        failed = Finding(f"check {tag} could not run", 1.0, 0.0, False, meaning, advice, where)
         yield Report(tag, "failed", {}, (failed,))
         return
-    yield from found if isinstance(found, list) else [found]
+    for report in found if isinstance(found, list) else [found]:
+        yield suspected(report, case)

@@ -26,6 +26,10 @@ _FEATURE_RATIO = 1e3
 _DEAD, _SATURATED = 0.9, 0.8
 # Ratio of the relative gradients of the first and the last layer.
 _VANISHING = 1e-5
+# Factor by which the activations may grow from the first to the last layer with weights.
+_GROWTH = 1e4
+# Share of the weight matrices that may be 0 at the start.
+_ZERO = 0.5
 
 
 @dataclass
@@ -39,6 +43,7 @@ class LayerRecord:
         saturated: share of saturated outputs of each saturating activation.
         output: first tensor of the outermost module's output.
         weighted: names of the layers with weights, in the order of their first call.
+        sizes: root mean square of the output of each of these layers at its first call.
     """
 
     first: tuple[str, float, float] | None = None
@@ -46,6 +51,7 @@ class LayerRecord:
     saturated: dict[str, float] = field(default_factory=dict)
     output: Tensor | None = None
     weighted: list[str] = field(default_factory=list)
+    sizes: dict[str, float] = field(default_factory=dict)
     path: list[str] = field(default_factory=list)
     normalised: bool = False
 
@@ -67,13 +73,28 @@ class LayerRecord:
                 share = float((flat == 0).all(0).double().mean())
                 self.dead[name] = max(self.dead.get(name, 0.0), share)
             return
-        near = value.abs() > 0.99 if kind == "tanh" else (value < 0.01) | (value > 0.99)
-        if value.numel() >= 64:
+        # A single unit is an output, which may be near its limits: it counts if its gradient is lost.
+        single = value.shape[1:].numel() == 1
+        margin = 1e-6 if single else 0.01
+        near = value.abs() > 1 - margin if kind == "tanh" else (value < margin) | (value > 1 - margin)
+        if value.numel() >= (16 if single else 64):
             self.saturated[name] = max(self.saturated.get(name, 0.0), float(near.double().mean()))
 
-    def findings(self) -> list[Finding]:
-        """Findings of input, dead units and saturation."""
-        return [*self.input_findings(), *self.unit_findings()]
+    def growth_findings(self) -> list[Finding]:
+        """The growth of the activations from the first to the last layer."""
+        sizes = {name: size for name, size in self.sizes.items() if 0 < size < math.inf}
+        if len(sizes) < 4:
+            return []
+        first, last = next(iter(sizes)), max(sizes, key=sizes.__getitem__)
+        return [
+            at_most(
+                f"activations at {last} over those at {first}",
+                sizes[last] / sizes[first],
+                _GROWTH,
+                "the initial weights are too large: the activations grow from layer to layer.",
+                "Use the default initialisation (standard deviation 1 / sqrt(inputs)), or normalisation.",
+            )
+        ]
 
     def input_findings(self) -> list[Finding]:
         """Findings of the size of the input and of its features."""
@@ -160,14 +181,21 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
                 return
             if name not in record.weighted:
                 record.weighted.append(name)
-            if record.first is None and not record.normalised and value is not None:
-                record.first = _input_size(name, value, part)
+            if value is not None and (
+                record.first is None or (record.first[0] == name and record.first[1] == 0)
+            ):
+                # Inputs of 0 are no sample of the data.
+                record.first = None if record.normalised else _input_size(name, value, part)
 
         return hook
 
-    def after() -> Callable[..., None]:
+    def after(name: str) -> Callable[..., None]:
         def hook(part: nn.Module, given: Any, result: Any) -> None:
             record.path.pop()
+            value = _first_tensor(result)
+            if isinstance(part, _WEIGHTED) and value is not None and value.numel():
+                size = float(value.detach().abs().double().square().mean().sqrt())
+                record.sizes.setdefault(name, size)
             if not record.path and record.output is None:
                 record.output = _first_tensor(result)
 
@@ -175,7 +203,7 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
 
     for name, part in module.named_modules():
         handles.append(part.register_forward_pre_hook(before(name or "the network")))
-        handles.append(part.register_forward_hook(after(), always_call=True))
+        handles.append(part.register_forward_hook(after(name or "the network"), always_call=True))
     try:
         yield record
     finally:
@@ -236,6 +264,24 @@ def depth_findings(module: nn.Module, gradients: Mapping[str, Tensor], order: li
             "the gradient explodes on its way to the first layers.",
             "Use smaller initial weights, normalisation, or skip connections.",
         ),
+    ]
+
+
+def initial_findings(module: nn.Module) -> list[Finding]:
+    """Initial weights of 0, apart from single layers that start at 0 on purpose (heads, gates, residuals)."""
+    matrices = {n: p for n, p in module.named_parameters() if p.requires_grad and p.ndim > 1}
+    zero = [name for name, value in matrices.items() if not bool(value.detach().any())]
+    if len(matrices) < 2:
+        return []
+    return [
+        at_most(
+            "share of the weight matrices that are 0 at the start",
+            len(zero) / len(matrices),
+            _ZERO,
+            f"the initial weights of {listed(zero)} are 0: all units of a layer are alike, and do not learn "
+            "different features.",
+            "Draw initial weights at random. Only a last layer may start at 0.",
+        )
     ]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.layers import LayerRecord, depth_findings, initial_update, layer_record
+from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, initial_update, layer_record
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import (
@@ -260,6 +260,17 @@ class _ModuleUnderTest:
         loss, size = float(value.detach()), total_norm(self.gradients())
         bad = sum(not bool(one.isfinite().all()) for one in tensors_in(self.batch))
         frozen = not self.weights
+        reached = (
+            value.requires_grad
+            and any(
+                one is not None
+                for one in torch.autograd.grad(
+                    value, list(self.weights.values()), allow_unused=True, retain_graph=True
+                )
+            )
+            if not frozen
+            else False
+        )
         findings = [
             must_be_zero(
                 "tensors of the batch that are not finite",
@@ -275,7 +286,7 @@ class _ModuleUnderTest:
             ),
             at_least(
                 "loss with a gradient",
-                float(value.requires_grad and not frozen),
+                float(reached),
                 1.0,
                 "all parameters are frozen, so nothing can be learned."
                 if frozen
@@ -310,7 +321,11 @@ class _ModuleUnderTest:
         """[LAYERS]: dead and saturated units, and gradients by depth."""
         self.module.train()
         _, layers = self.observed()
-        findings = layers.unit_findings()
+        findings = [
+            *initial_findings(self.module),
+            *layers.growth_findings(),
+            *layers.unit_findings(),
+        ]
         # A layer of zeros at the end stops all gradients before the first steps.
         with self.optimizer() as optimizer:
             self.train(optimizer, 2)

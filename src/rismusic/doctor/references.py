@@ -160,7 +160,7 @@ def perfect_prediction(targets: Targets, like: Prediction) -> Prediction:
     columns = like.angle_factor.shape[-1]
     factor = torch.nn.functional.pad(U * S[:, None, :], (0, max(0, columns - S.shape[-1])))[..., :columns]
     azimuth, elevation, distance = (_padded(value, like.azimuth) for value in targets.truth.filled())
-    exists = _padded(targets.truth.active.to(dtype), like.azimuth) > 0
+    exists = _padded(targets.truth.active, like.azimuth).bool()
     counts = torch.arange(like.count_logits.shape[-1], device=targets.count.device)
     label = (counts == targets.count[:, None]).to(dtype)
     smoothed = (1 - _COUNT_SMOOTHING) * label + _COUNT_SMOOTHING / len(counts)

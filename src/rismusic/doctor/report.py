@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rismusic.doctor.causes import effects_of, rank
 from rismusic.files import read_small
 from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.run_folder import CURVES
@@ -16,6 +17,21 @@ from rismusic.report.page import LIMIT, check_report, png_address, setting_rows,
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A finding outside its limit, with those that may follow from it.
+
+    Args:
+        tag: its check.
+        finding: the finding.
+        consequences: check and finding of those that may follow from it.
+    """
+
+    tag: str
+    finding: Finding
+    consequences: tuple[tuple[str, Finding], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,40 @@ class Diagnosis:
         return [finding for report in self.reports for finding in report.wrong]
 
     @property
+    def causes(self) -> list[Cause]:
+        """Findings outside their limits, ordered and merged by cause.
+
+        Findings with the same meaning or advice, and those of checks that depend on that of a finding, are
+        its consequences.
+        """
+        left = [(report.tag, one) for report in self.reports for one in report.wrong]
+        left.sort(key=lambda pair: rank(pair[0]))
+        causes = []
+        while left:
+            (tag, first), *left = left
+            effects = effects_of(tag)
+            follow = [
+                other.meaning == first.meaning or (other_tag in effects or other.advice == first.advice)
+                for other_tag, other in left
+            ]
+            found = tuple(pair for pair, follows in zip(left, follow, strict=True) if follows)
+            causes.append(Cause(tag, first, found))
+            left = [pair for pair, follows in zip(left, follow, strict=True) if not follows]
+        return causes
+
+    @property
+    def lines(self) -> list[str]:
+        """The causes with their consequences, for the console."""
+        lines = []
+        for number, cause in enumerate(self.causes, 1):
+            lines.append(f"{number}. [{cause.tag}] {cause.finding.sentence}")
+            lines += [
+                f"   follows: [{tag}] {one.name} = {one.value:.3g}: {one.meaning}"
+                for tag, one in cause.consequences
+            ]
+        return lines
+
+    @property
     def healthy(self) -> bool:
         """Whether all findings are within their limits."""
         return not self.wrong
@@ -44,10 +94,13 @@ class Diagnosis:
         total = sum(len(report.findings) for report in self.reports)
         if self.healthy:
             return f"Healthy: all {total} findings are within their limits."
-        first = next(report for report in self.reports if report.wrong)
+        causes = self.causes
+        first = causes[0]
+        where = f" Look at {first.finding.where}." if first.finding.where else ""
+        number = "one possible cause" if len(causes) == 1 else f"{len(causes)} possible causes"
         return (
-            f"{len(self.wrong)} of {total} findings are outside their limits. Start with the first: "
-            f"[{first.tag}] {first.wrong[0].meaning}"
+            f"{len(self.wrong)} of {total} findings outside their limits, with {number}. Start here: "
+            f"[{first.tag}] {first.finding.meaning} {first.finding.advice}{where}"
         )
 
     def record(self) -> dict[str, object]:
@@ -55,6 +108,14 @@ class Diagnosis:
         return {
             "healthy": self.healthy,
             "verdict": self.verdict,
+            "causes": [
+                {
+                    "tag": cause.tag,
+                    **_plain(cause.finding),
+                    "consequences": [{"tag": tag, **_plain(one)} for tag, one in cause.consequences],
+                }
+                for cause in self.causes
+            ],
             "reports": [
                 {"tag": one.tag, "text": one.text, "findings": [_plain(f) for f in one.findings]}
                 for one in self.reports
@@ -83,16 +144,19 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def findings_table(diagnosis: Diagnosis) -> Table:
-    """A table for the console with one row for each finding outside its limit."""
+    """A table for the console with one row for each cause; its consequences are in the last column."""
     from rich.table import Table
 
     table = Table(show_lines=True)
     for head in ("check", "measured", "value", "limit", "meaning and advice"):
         table.add_column(head, justify="right" if head in ("value", "limit") else "left")
-    for report in diagnosis.reports:
-        for one in report.wrong:
-            text = f"{one.meaning} {one.advice}"
-            table.add_row(report.tag, one.name, f"{one.value:.3g}", f"{one.threshold:.3g}", text)
+    for cause in diagnosis.causes:
+        one = cause.finding
+        text = f"{one.meaning} {one.advice}" + (f" Look at {one.where}." if one.where else "")
+        if cause.consequences:
+            follow = dict.fromkeys(f"[{tag}] {other.meaning}" for tag, other in cause.consequences)
+            text += "\nMay follow from it: " + " ".join(follow)
+        table.add_row(cause.tag, one.name, f"{one.value:.3g}", f"{one.threshold:.3g}", text)
     return table
 
 

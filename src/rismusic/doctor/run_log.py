@@ -92,7 +92,9 @@ def _probes(probes: Lines) -> list[Report]:
                 shown = next(one for _, one in reversed(history) if not one.fine)
             name = shown.name + (_when(bad) if counts else "")
             findings.append(
-                Finding(name, shown.value, shown.threshold, not counts, shown.meaning, shown.advice)
+                Finding(
+                    name, shown.value, shown.threshold, not counts, shown.meaning, shown.advice, shown.where
+                )
             )
         reports.append(report_of(tag, f"{last[tag] + 1} epochs", findings))
     return reports

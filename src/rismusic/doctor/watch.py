@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.layers import LayerRecord, depth_findings, layer_record, update_ratio
+from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Networks, as_one
 from rismusic.errors import InputError
@@ -57,6 +58,7 @@ class Watch:
         if not list(self.module.parameters()):
             raise InputError("model", "it has no parameters, so there is nothing to train")
         self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        self._given = bool(self.optimizers)
         self.losses: list[float] = []
         self._say = say
         self._names = {id(p): name for name, p in self.module.named_parameters()}
@@ -74,6 +76,7 @@ class Watch:
         self._last_gradients: dict[str, Tensor] = {}
         self._non_finite: list[str] = []
         self._start = {name: self._sample(p) for name, p in self.module.named_parameters()}
+        self._initial = initial_findings(self.module)
         self._before: dict[str, Tensor] = {}
         self._ratios: dict[str, list[float]] = {}
         self._diagnosis: Diagnosis | None = None
@@ -93,9 +96,11 @@ class Watch:
         for weight in self.module.parameters():
             if weight.requires_grad:
                 handles.append(weight.register_hook(self._gradient_hook(weight)))
-        for optimizer in self.optimizers:
-            handles.append(optimizer.register_step_pre_hook(self._before_step))
-            handles.append(optimizer.register_step_post_hook(self._after_step))
+        # All optimizers of the process, so that those count that a framework makes within the context.
+        handles += [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
         for handle in handles:
             stack.callback(handle.remove)
         stack.enter_context(self._calls)
@@ -106,16 +111,16 @@ class Watch:
     ) -> None:
         self._stack.close()
         if kind is None or issubclass(kind, (KeyboardInterrupt, StopIteration)):
-            for report in self.diagnosis.reports:
-                for line in report.lines[1:]:
-                    self._say(line)
-            self._say(self.diagnosis.verdict)
+            diagnosis = self.diagnosis
+            for line in [*diagnosis.lines, diagnosis.verdict]:
+                self._say(line)
 
     @property
     def diagnosis(self) -> Diagnosis:
         """The findings up to now, ordered by cause."""
         checks = (
             self._check_data,
+            self._check_input,
             self._check_calls,
             self._check_loop,
             self._check_optimizer,
@@ -159,7 +164,17 @@ class Watch:
 
         return hook
 
+    def _watches(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer is one of those given; without any, those with weights of the model are."""
+        if not self._given and not any(one is optimizer for one in self.optimizers):
+            own = (id(p) in self._names for group in optimizer.param_groups for p in group["params"])
+            if any(own):
+                self.optimizers.append(optimizer)
+        return any(one is optimizer for one in self.optimizers)
+
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._watches(optimizer):
+            return
         self._steps += 1
         held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         closure = len(args) > 1 or "closure" in kwargs
@@ -179,6 +194,8 @@ class Watch:
             }
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not self._watches(optimizer):
+            return
         weights = dict(self.module.named_parameters())
         for name, old in self._before.items():
             self._ratios.setdefault(name, []).append(update_ratio(weights[name].detach() - old, old))
@@ -210,6 +227,10 @@ class Watch:
     def _check_calls(self) -> Report:
         return report_of("CALLS", "calls of torch functions", self._calls.findings)
 
+    def _check_input(self) -> Report:
+        found = [] if self._layers is None else self._layers.input_findings()
+        return report_of("INPUT", "input of the first layer", found)
+
     def _check_loop(self) -> Report:
         """[LOOP]: gradients are reset, the optimizer steps, the mode is right."""
         drops = any(
@@ -231,13 +252,15 @@ class Watch:
                 "Call loss.backward() before optimizer.step().",
             ),
         ]
-        if self.optimizers:
+        if self.optimizers or self.losses:
             findings.append(
                 at_least(
                     "steps of the optimizer",
                     float(self._steps),
                     1.0,
-                    "the optimizer never steps (or another optimizer does), so no weight changes.",
+                    "the optimizer never steps, so no weight changes."
+                    if self._given
+                    else "no optimizer with weights of the model steps, so no weight changes.",
                     "Call step() of the optimizer that is watched after backward().",
                 )
             )
@@ -266,7 +289,7 @@ class Watch:
     def _check_optimizer(self) -> Report:
         """[OPTIMIZER]: the optimizer holds the parameters that get gradients, at a sensible learning rate."""
         if not self.optimizers:
-            return report_of("OPTIMIZER", "left out: no optimizer is watched", [])
+            return report_of("OPTIMIZER", "left out: no optimizer stepped", [])
         held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
         trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         missing = [name for name, p in trained.items() if id(p) not in held]
@@ -307,10 +330,11 @@ class Watch:
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
 
     def _check_layers(self) -> Report:
-        """[LAYERS]: input, dead and saturated units, parameters without a gradient, gradients by depth."""
+        """[LAYERS]: dead and saturated units, parameters without a gradient, gradients by depth."""
         findings: list[Finding] = []
+        findings += self._initial
         if self._layers is not None:
-            findings += self._layers.findings()
+            findings += [*self._layers.unit_findings(), *self._layers.growth_findings()]
         if self.losses:
             dead = [
                 name
@@ -417,7 +441,7 @@ def watch(
 
     Args:
         model: the network, or several in a list or dictionary.
-        optimizer: the optimizer, or several; without one, steps and weights are not judged.
+        optimizer: the optimizer, or several; by default, all that step with weights of the model.
         say: called with each line for the console when the context is closed.
 
     Returns:

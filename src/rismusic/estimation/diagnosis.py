@@ -37,7 +37,7 @@ from rismusic.estimation.model_error import (
     spread_gain,
     whitened_by,
 )
-from rismusic.estimation.model_order import log_evidence
+from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.estimation.search import Dictionary, GridSearch
 from rismusic.io import Recording
@@ -50,6 +50,8 @@ _SUSPICIOUS = 0.01
 _MISFIT = 0.05
 # So are scenes in which fewer sources are less probable by no more than this (nats).
 _MARGIN = 5.0
+# A number of sources that is less probable than another one by more than this (nats) takes no part.
+_NEGLIGIBLE_NATS = 40.0
 # Pseudo-counts of scenes with and without a model error, and iterations for their share.
 _PRIOR, _ROUNDS = (0.03, 1.0), 20
 # Log prior (nats) of a signal without any source.
@@ -169,13 +171,17 @@ class _Evidence:
         """Compute the evidence of these sources, ``count`` in each of the scenes."""
         recording = recording.stacked()
         none = _evidence(recording, sources, volume)
-        beside = model_error(recording, sources)
+        self.none[scenes, count] = none
+        # A number of sources that is this improbable takes no part.
+        least = self.none.amax(1)[scenes] - none - _NEGLIGIBLE_NATS
+        beside = model_error(recording, sources, least)
         # A signal without any source is the least probable of all departures.
         gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
         # A source that moves leaves a residual that a second one explains, but less well.
-        in_motion = motion(recording, sources).gain.amax(1) + _MOTION
+        path = motion(recording, sources)
+        in_motion = torch.where(path.gain > _MOTION_NATS, path.gain_in_all, 0).amax(1) + _MOTION
         moves = in_motion > gain
-        self.none[scenes, count], self.error[scenes, count] = none, none + torch.maximum(gain, in_motion)
+        self.error[scenes, count] = none + torch.maximum(gain, in_motion)
         self.panel_error[scenes, count] = torch.where(moves, 0, beside.panel_error)
         self.diffuse[scenes, count] = torch.where(moves, 0, beside.diffuse)
 
@@ -277,7 +283,7 @@ def _weighed(
         K = chosen[erring]
         picked = ModelError(best[erring], evidence.panel_error[erring, K], evidence.diffuse[erring, K])
         fresh = _located_again(recording[erring], K, picked, make, quick)
-        probability = log_posterior[erring].softmax(1)
+        probability = (EVIDENCE_WEIGHT * log_posterior[erring]).softmax(1)
         before = estimate.n_sources_probability
         if before is not None:
             probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))
@@ -335,11 +341,13 @@ def _diffuse_sentence(diffuse: float, count: int) -> Doubt:
     if count:
         return Doubt(
             f"noise through the panel is about {diffuse:.2g} times as strong as that of the receiver: "
-            "RIS configurations or channel depart from the recorded ones"
+            "RIS configurations or channel depart from the recorded ones",
+            "noise_through_panel",
         )
     return Doubt(
         f"a signal {diffuse:.2g} times as strong as the noise comes through the panel, but no sources "
-        "explain it: check that configurations and snapshots are in the same order"
+        "explain it: check that configurations and snapshots are in the same order",
+        "noise_through_panel",
     )
 
 
@@ -400,7 +408,7 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
         for scene, doubt in zip(scenes.tolist(), more.tolist(), strict=True):
             text = f"there may be more than {most} sources: raise --sources-max"
             limit = f"{most} is the largest number of sources that was tried (--sources-max)"
-            sentences[scene].append(Doubt(text) if doubt else limit)
+            sentences[scene].append(Doubt(text, "sources_too_many") if doubt else limit)
     errors = estimate.panel_error
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
@@ -414,7 +422,8 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
             sentences[scene].append(
                 Doubt(
                     f"sources {first} and {second} send the same signal: source {second} may be a reflection "
-                    f"of source {first}"
+                    f"of source {first}",
+                    "sources_coherent",
                 )
             )
     s = symbols(at)  # [S, L, K]
@@ -426,7 +435,8 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
         sentences[scene].append(
             Doubt(
                 f"source {source} sends the same symbol in all snapshots: a constant pilot (try --symbols "
-                "constant) or an offset of the receiver"
+                "constant) or an offset of the receiver",
+                "symbols_repeated",
             )
         )
 
@@ -502,7 +512,7 @@ def _add_motion(
             text = (
                 f"sources {', '.join(map(str, which))} move by about {far}: they may be one source that moves"
             )
-        sentences[scene].append(Doubt(text))
+        sentences[scene].append(Doubt(text, "sources_moving"))
     alone = (moves & (moves.sum(1, keepdim=True) == 1))[..., None]
     offset = torch.where(alone, path.offset, 0).to(estimate.sources.azimuth.dtype)
     sources = replace(
@@ -522,7 +532,8 @@ def _add_clusters(
         sentences[scene].append(
             Doubt(
                 f"source {source} is not one point: it moves, is extended or consists of several sources "
-                f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg"
+                f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg",
+                "sources_extended",
             )
         )
     towards = torch.stack(direction(*(value.double() for value in estimate.sources.filled()[:2])), dim=-1)

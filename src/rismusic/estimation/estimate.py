@@ -45,9 +45,20 @@ NSources = int | Tensor | Literal["auto"]
 
 
 class Doubt(str):
-    """A warning that questions the result of a scene, so that its status is not ``ok``."""
+    """A warning that questions the result of a scene, so that its status is not ``ok``.
 
-    __slots__ = ()
+    Args:
+        text: the sentence.
+        departure: name of the departure from the signal model that was recognised; empty for other doubts.
+    """
+
+    departure: str
+
+    def __new__(cls, text: str, departure: str = "") -> Doubt:
+        """Make a sentence with the name of a departure."""
+        self = super().__new__(cls, text)
+        self.departure = departure
+        return self
 
 
 @runtime_checkable
@@ -270,7 +281,9 @@ class Estimate:
         active, probability = self.sources.active, self.n_sources_probability
         if probability is None:
             return torch.where(active, 1.0, math.nan).double()
-        at_least = probability.double().flip(1).cumsum(1).flip(1)[:, 1:]  # P(K >= 1), P(K >= 2), ...
+        at_least = (
+            probability.double().flip(1).cumsum(1).flip(1)[:, 1:].clamp_max(1)
+        )  # P(K >= 1), P(K >= 2), ...
         width = active.shape[1]
         at_least = torch.nn.functional.pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
         return torch.where(active, at_least, math.nan)

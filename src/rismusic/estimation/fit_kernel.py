@@ -25,7 +25,6 @@ number.
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,10 +41,10 @@ from torch import Tensor
 from rismusic.estimation import levenberg_marquardt as lm
 from rismusic.estimation import likelihood, maximum_likelihood, search
 from rismusic.estimation.grid import Volume
+from rismusic.estimation.kernel_cache import CompiledFunction
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.io import Recording
 
-_LOG = logging.getLogger("rismusic.locate")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Sums may be reordered for vector instructions, but NaN and infinity keep their meaning.
@@ -1067,22 +1066,15 @@ def _gains(first, last, recording, panel_form, problems, fields, rules, out):
 
 
 @lru_cache
-def _entry(function: Callable[..., None], cached: bool) -> Callable[..., None]:
+def _entry(function: Callable[..., None]) -> CompiledFunction:
     """A compiled function to call from Python, kept on disk if a folder for it can be written."""
-    function = inspect.unwrap(function)
-    try:
-        return numba.njit(function, **_SETTINGS, cache=cached)
-    except RuntimeError:  # no such folder
-        return numba.njit(function, **_SETTINGS)
+    return CompiledFunction(inspect.unwrap(function), _SETTINGS)
 
 
 def _call(function: Callable[..., None], count: int, arguments: tuple[object, ...]) -> None:
     """Call a compiled ``function(first, last, *arguments)`` for ``count`` problems, in threads."""
-    try:
-        _in_threads(_entry(function, True), count, torch.get_num_threads(), arguments)
-    except OSError as error:  # the compiled code could not be kept: a full disk, or a folder that is gone
-        _LOG.info("compiled fits are not kept on disk: %s", error)
-        _in_threads(_entry(function, False), count, torch.get_num_threads(), arguments)
+    compiled = _entry(function).for_arguments((0, count, *arguments))
+    _in_threads(compiled, count, torch.get_num_threads(), arguments)
 
 
 def applies(recording: Recording) -> bool:

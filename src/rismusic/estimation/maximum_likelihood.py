@@ -12,7 +12,9 @@ completes a fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import import_module
@@ -77,9 +79,22 @@ def _fit_powers_at(
     return power, noise, value
 
 
+_COMPILED: ContextVar[bool] = ContextVar("compiled", default=True)
+
+
+@contextmanager
+def without_compiled_fits() -> Iterator[None]:
+    """Use the torch form: for one scene it takes less time than Numba needs to start."""
+    token = _COMPILED.set(False)
+    try:
+        yield
+    finally:
+        _COMPILED.reset(token)
+
+
 def kernel_for(recording: Recording) -> ModuleType | None:
-    """The compiled fits if they are installed and cover this recording."""
-    kernel = _kernel()
+    """The compiled fits if they are installed, wanted and cover this recording."""
+    kernel = _kernel() if _COMPILED.get() else None
     return kernel if kernel is not None and kernel.applies(recording) else None
 
 

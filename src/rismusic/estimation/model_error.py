@@ -35,7 +35,7 @@ for each (type-II maximum likelihood).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,6 +66,11 @@ _MOST_ERROR = 0.5
 _LOG_RATIO, _LOG_DIFFUSE = -math.log(len(_RATIOS)), -math.log(len(_DIFFUSE))
 # Smaller residuals, relative to the energy of the data, are rounding errors.
 _NOTHING = 1e-10
+# Ridge of Gram matrices of unit vectors.
+_ROUNDING = 1e-12
+# Share of the residual up to which single precision tells how much is explained, and the error of the log
+# evidence that it makes at most (nats).
+_CERTAIN, _SINGLE_NATS = 0.9999, 0.2
 # Largest number of elements, since W is dense.
 _MAX_ELEMENTS = 400
 
@@ -97,32 +102,37 @@ def can_err(recording: Recording) -> bool:
     )
 
 
-def model_error(recording: Recording, sources: Sources) -> ModelError:
+def model_error(
+    recording: Recording, sources: Sources, least: Float[Tensor, "S"] | None = None
+) -> ModelError:
     """The most probable model error beside some sources.
 
     Args:
         recording: S scenes for which :func:`can_err` holds.
         sources: positions near maximum likelihood [S, K]; NaN where there is no source.
+        least: gains (nats) that matter. Where the gain is smaller, it may be returned as minus infinity,
+            which is faster.
     """
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
     S, L, M = recording.snapshots.shape
     N = recording.panel.size
-    diffuse = (0.0,) if recording.channel is None else (0.0, *_DIFFUSE)
+    least = torch.full_like(positions[:, 0, 0], -math.inf) if least is None else least
     parts = []
     for block in blocks(
         S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device
     ):
-        part, x, there = recording[block], positions[block], active[block]
-        levels = [_Residual.of(part, x, there, tau) for tau in diffuse]
-        gain, error = levels[0].panel_error()
+        part, x, there, floor = recording[block], positions[block], active[block], least[block]
+        white = _Residual.of(part, x, there, 0.0)
+        gain, error = white.panel_error(floor)
         tau = torch.zeros_like(gain)
-        if len(levels) > 1:
-            alone = torch.stack([level.alone for level in levels[1:]], dim=1) - levels[0].alone[:, None]
+        if part.channel is not None:
+            alone = diffuse_evidence(part, x, there, _DIFFUSE)
             best, which = (alone + _LOG_DIFFUSE).max(1)
             level = alone.new_tensor(_DIFFUSE)[which]
             # The panel's error beside the most probable level of the diffuse noise; there may be none.
-            more, also = _Residual.of(part, x, there, level).panel_error()
+            coloured = _Residual.of(part, x, there, level)
+            more, also = coloured.panel_error(torch.maximum(gain, floor) - best)
             also = torch.where(more > 0, also, 0.0)
             best = best + more.clamp_min(0)
             take = best > gain
@@ -131,9 +141,65 @@ def model_error(recording: Recording, sources: Sources) -> ModelError:
             )
         # What rounding leaves is no evidence.
         total = squared_modulus(part.snapshots.to(torch.complex128)).sum((1, 2))
-        nothing = squared_modulus(levels[0].rest).sum((1, 2)) <= _NOTHING * total
+        nothing = squared_modulus(white.rest).sum((1, 2)) <= _NOTHING * total
         parts.append((torch.where(nothing, -math.inf, gain), error, tau))
     return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def diffuse_evidence(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    levels: Sequence[float],
+) -> Float[Tensor, "S levels"]:
+    r"""Log evidence (nats) that some levels of diffuse noise add, without a panel error.
+
+    In the basis of the eigenvectors of :math:`H H^H`, :math:`\Sigma` is diagonal for all levels.
+
+    Args:
+        recording: S scenes with a channel.
+        positions: azimuth, elevation, 1/range.
+        active: which entries hold a source.
+        levels: tau.
+    """
+    assert recording.channel is not None
+    y = recording.snapshots.to(torch.complex128)
+    S, L, M = y.shape
+    H = recording.channel.to(torch.complex128).expand(S, -1, -1)
+    values, basis = torch.linalg.eigh(H @ H.mH)
+    values = (values * (M / values.sum(-1, keepdim=True))).clamp_min(0)
+    rotated = basis.mH @ H
+    C = _on_panel(recording, positions, active) @ rotated.mT[:, None]  # C_l^T, [S, L or 1, K, M]
+    y = y @ basis.conj()
+    repeats = L // C.shape[1]
+    tau = values.new_tensor([0.0, *levels])
+    weight = 1 / (1 + tau[:, None] * values[:, None])  # [S, levels, M]
+
+    def summed(products: Tensor) -> Tensor:
+        """Sums over the outputs M, the last axis, with the weights of each level: [S, levels, ...]."""
+        flat = torch.view_as_real(products.movedim(-1, 1).contiguous()).flatten(2)
+        sums = (weight @ flat).view(S, len(tau), *products.shape[1:-1], 2)
+        return torch.view_as_complex(sums)
+
+    gram = summed(C.conj()[..., :, None, :] * C[..., None, :, :])
+    cross = summed(C.conj() * y[..., None, :])
+    energy = (weight @ squared_modulus(y).sum(1)[..., None])[..., 0]
+    diagonal = gram.diagonal(dim1=-2, dim2=-1).real
+    here = active[:, None, None]
+    scale = torch.where(here & (diagonal > 0), diagonal, 1).rsqrt()
+    unit = gram * scale[..., None] * scale[..., None, :] + torch.diag_embed(
+        torch.where(here, _ROUNDING, 1.0).expand_as(scale)
+    )
+    factor = torch.linalg.cholesky_ex(unit).L
+    white = torch.linalg.solve_triangular(
+        factor.expand(-1, -1, L, -1, -1), (cross * scale)[..., None], upper=False
+    )
+    left = energy - squared_modulus(white).sum((-3, -2, -1))
+    left = torch.maximum(left, torch.finfo(left.dtype).eps * energy)
+    log_det = (factor.diagonal(dim1=-2, dim2=-1).real.log() - scale.log()).sum((-2, -1)) * (2 * repeats)
+    log_det = log_det + L * (1 + tau[:, None] * values[:, None]).log().sum(-1)
+    value = -_freedom(active, L, M)[:, None] * left.log() - log_det
+    return value[:, 1:] - value[:, :1]
 
 
 def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K"]]:
@@ -179,12 +245,15 @@ class Motion:
     """A steady motion of each source from the first snapshot to the last, the other sources at rest.
 
     Args:
-        gain: log-likelihood ratio (nats) of the motion against a source at rest; 0 without a source.
+        gain: log-likelihood ratio (nats) of the motion against a source at rest at its best place; 0 without
+            a source.
+        gain_in_all: the same against a source at rest at the estimate.
         offset: direction in the middle less that of the estimate, u: azimuth and elevation (rad).
         change: direction at the end less that at the start, v: azimuth and elevation (rad).
     """
 
     gain: Float[Tensor, "S K"]
+    gain_in_all: Float[Tensor, "S K"]
     offset: Float[Tensor, "S K 2"]
     change: Float[Tensor, "S K 2"]
 
@@ -208,29 +277,35 @@ def motion(recording: Recording, sources: Sources) -> Motion:
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
     gain = torch.zeros_like(positions[..., 0])
-    path = positions.new_zeros(*gain.shape, 4)
+    in_all, path = torch.zeros_like(gain), positions.new_zeros(*gain.shape, 4)
     for scenes, at in _beside_sources(recording, sources):
-        X = at.B * at.symbols[:, :, None, :, None]  # [S, L, M, K, 2]
-        found, explained = _path_regression(X.movedim(3, 1), at.rest[:, None].expand(-1, X.shape[3], -1, -1))
-        gain[scenes] = torch.where(active[scenes], explained / at.sigma2[:, None], 0)
-        path[scenes] = torch.where(active[scenes][..., None], found, 0)
+        X = (at.B * at.symbols[:, :, None, :, None]).movedim(3, 1)  # [S, K, L, M, 2]
+        rest = at.rest[:, None].expand(-1, X.shape[1], -1, -1)
+        there, sigma2 = active[scenes], at.sigma2[:, None]
+        found, explained = _path_regression(X, rest)
+        _, at_rest = _path_regression(X, rest, moves=False)
+        in_all[scenes] = torch.where(there, explained / sigma2, 0)
+        gain[scenes] = torch.where(there, (explained - at_rest) / sigma2, 0)
+        path[scenes] = torch.where(there[..., None], found, 0)
     scene, source = (gain > _MOTION_USUAL).nonzero().unbind(-1)
     _, L, M = recording.snapshots.shape
     for some in blocks(len(scene), 128 * L * (M * (active.shape[1] + 4) + recording.panel.size), gain.device):
         row, column = scene[some], source[some]
         exact = _Path(recording[row], positions[row], active[row], column)
-        gain[row, column], path[row, column] = exact.fit()
-    return Motion(gain, path[..., :2], path[..., 2:])
+        in_all[row, column], path[row, column] = exact.fit()
+        gain[row, column] = in_all[row, column] - exact.fit(moves=False)[0]
+    return Motion(gain, in_all, path[..., :2], path[..., 2:])
 
 
 def _path_regression(
-    X: Complex[Tensor, "*S L M 2"], rest: Complex[Tensor, "*S L M"]
+    X: Complex[Tensor, "*S L M 2"], rest: Complex[Tensor, "*S L M"], *, moves: bool = True
 ) -> tuple[Float[Tensor, "*S 4"], Float[Tensor, "*S"]]:
     """Least-squares u and v of a source in motion, and the energy that they explain.
 
     Args:
         X: change of the field with azimuth and elevation.
         rest: the residual.
+        moves: otherwise v is 0.
     """
     t = torch.linspace(-0.5, 0.5, X.shape[-3], dtype=torch.float64, device=X.device)[:, None, None]
     X = torch.cat((X, t * X), dim=-1).flatten(-3, -2)
@@ -238,8 +313,11 @@ def _path_regression(
     G = (X.mH @ X).real
     level = G.diagonal(dim1=-2, dim2=-1).mean(-1)
     G = G + torch.diag_embed(torch.where(level > 0, 1e-9 * level, 1.0)[..., None].expand(*level.shape, 4))
-    change = torch.linalg.solve(G, b)
-    return change[..., 0], (b * change).sum((-2, -1))
+    free = 4 if moves else 2
+    change = torch.linalg.solve(G[..., :free, :free], b[..., :free, :])
+    b, change = b[..., :free, :], torch.nn.functional.pad(change, (0, 0, 0, 4 - free))
+    explained = (b * change[..., :free, :]).sum((-2, -1))
+    return change[..., 0], explained
 
 
 class _Path:
@@ -262,21 +340,23 @@ class _Path:
         self.resting, self.y = resting, recording.snapshots.to(torch.complex128)
         self.t = torch.linspace(-0.5, 0.5, L, dtype=torch.float64, device=which.device)[:, None]
 
-    def fit(self) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
-        """The log-likelihood ratio of the motion (nats), and u and v."""
+    def fit(self, *, moves: bool = True) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
+        """The log-likelihood ratio against the estimate (nats), and u and v (0 at rest)."""
         _, L, M = self.y.shape
         path = self.start.new_zeros(len(self.start), 4)
-        first, change = self._step(path)
+        first, change = self._step(path, moves)
         best, at_best = first, path
         for _ in range(_STEPS):
             path = path + change
-            energy, change = self._step(path)
+            energy, change = self._step(path, moves)
             better = energy < best
             best = torch.where(better, energy, best)
             at_best = torch.where(better[:, None], path, at_best)
         return L * (M - self.active.sum(-1)) * (first / best).log(), at_best
 
-    def _step(self, path: Float[Tensor, "B 4"]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
+    def _step(
+        self, path: Float[Tensor, "B 4"], moves: bool
+    ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
         """Energy of the residual along a path, and the Gauss-Newton step from there."""
         azimuth, elevation = (
             self.start[:, None, :2] + path[:, None, :2] + self.t * path[:, None, 2:]
@@ -291,7 +371,7 @@ class _Path:
         rest = self.y - (Q @ (Q.mH @ self.y[..., None]))[..., 0]
         s = _least_squares(C, self.y, self.active)[self.rows, :, self.which]
         X = (D - Q @ (Q.mH @ D)) * s[:, :, None, None]
-        return squared_modulus(rest).sum((1, 2)), _path_regression(X, rest)[0]
+        return squared_modulus(rest).sum((1, 2)), _path_regression(X, rest, moves=moves)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,7 +442,6 @@ class _Residual:
         basis: orthonormal basis of the whitened C_l, [S, L, M, K].
         rest: the residual r, [S, L, M].
         freedom: D.
-        alone: log evidence without a panel error, up to a constant of the scene.
     """
 
     H: Complex[Tensor, "S M N"] | None
@@ -370,74 +449,123 @@ class _Residual:
     basis: Complex[Tensor, "S L M K"]
     rest: Complex[Tensor, "S L M"]
     freedom: Float[Tensor, "S"]
-    alone: Float[Tensor, "S"]
 
     @classmethod
     def of(
         cls, recording: Recording, positions: Tensor, active: Tensor, diffuse: float | Tensor
     ) -> _Residual:
         """Project the sources out of the data, whitened by the diffuse noise."""
-        H, codes = recording.channel, recording.codes
-        y = recording.snapshots.to(torch.complex128)
+        H, y = recording.channel, recording.snapshots.to(torch.complex128)
         S, L, M = y.shape
-        azimuth, elevation, q = positions.unbind(-1)
-        A = steering(recording.panel, azimuth, elevation, 1 / q) * active[:, None]
-        P = A.mT[:, None] if codes is None else A.mT[:, None] * codes.to(torch.complex128)[..., None, :]
-        log_det = y.real.new_zeros(S)
+        P = _on_panel(recording, positions, active)
         if H is not None:
             H = H.to(torch.complex128).expand(S, -1, -1)
-        fields = P if H is None else P @ H.mT.unsqueeze(-3)  # C_l^T, [S, L, K, M]
         tau = torch.as_tensor(diffuse, dtype=torch.float64, device=y.device).expand(S)
         if bool((tau > 0).any()):
             assert H is not None
-            plain = _log_det_gram(fields, active)
-            factor = torch.linalg.cholesky(covariance_through_panel(H, tau))
-            H, y = whiten(factor, H, y)
-            fields = P @ H.mT.unsqueeze(-3)
-            log_det = 2 * L * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
-            log_det = log_det + _log_det_gram(fields, active) - plain
+            H, y = whiten(torch.linalg.cholesky(covariance_through_panel(H, tau)), H, y)
+        fields = P if H is None else P @ H.mT.unsqueeze(-3)  # C_l^T, [S, L, K, M]
         C = fields.expand(S, L, -1, M).mT  # [S, L, M, K]
         Q = orthonormal(C)
         rest = y - (Q @ (Q.mH @ y[..., None]))[..., 0]
-        count = active.sum(-1)
-        freedom = (L * (M - count) - 1.5 * count).double()
         field = (P * _least_squares(C, y, active)[..., None]).sum(-2)
-        alone = -freedom * squared_modulus(rest).sum((1, 2)).log() - log_det
-        return cls(H, field, Q, rest, freedom, alone)
+        return cls(H, field, Q, rest, _freedom(active, L, M))
 
-    def panel_error(self) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
-        """Log evidence that a panel error adds, and its size; minus infinity without sources."""
-        H, f, Q = self.H, self.field, self.basis
+    def __getitem__(self, scenes: Tensor) -> _Residual:
+        H = self.H if self.H is None else self.H[scenes]
+        rest = (self.field[scenes], self.basis[scenes], self.rest[scenes], self.freedom[scenes])
+        return _Residual(H, *rest)
+
+    def panel_error(
+        self, least: Float[Tensor, "S"] | None = None
+    ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
+        r"""Log evidence that a panel error adds, and its size; minus infinity without sources.
+
+        The residual explained grows with :math:`\rho`, and so does the log determinant, which is convex in
+        :math:`\log\rho`. Both bound the evidence of the ratios that are not tried yet.
+
+        Args:
+            least: gains (nats) that matter; see :func:`model_error`.
+        """
+        energy = squared_modulus(self.rest).sum((1, 2))
+        gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
+        least = gain.clone() if least is None else least
+        # With the largest ratio, in single precision, the residual is explained as far as it can be.
+        live = (squared_modulus(self.field).sum((1, 2)) > 0).nonzero()[:, 0]
+        W, z, _ = self[live]._normal_equations(torch.complex64)
+        share, _ = _explained(W, z, W.new_full((len(live),), _RATIOS[-1]).real)
+        most = -self.freedom[live] * torch.where(share < _CERTAIN, (1 - share).log(), -math.inf)
+        most = most + _SINGLE_NATS + _LOG_RATIO
+        kept = (most > least[live]).nonzero()[:, 0]
+        live, most = live[kept], most[kept]
+        W, z, mean = self[live]._normal_equations(torch.complex128)
+        before = torch.zeros_like(most)
+        for number, ratio in enumerate(_RATIOS):
+            if len(live) == 0:
+                break
+            share, log_det = _explained(W, z, torch.full_like(most, ratio))
+            left = (1 - share).clamp_min(1e-12)
+            freedom = self.freedom[live]
+            value = -freedom * left.log() - log_det + _LOG_RATIO
+            size = (ratio / mean * left * energy[live] / freedom).sqrt()
+            take = (value > gain[live]) & (size <= _MOST_ERROR)
+            gain[live], error[live] = (
+                torch.where(take, one, other[live]) for one, other in ((value, gain), (size, error))
+            )
+            if number + 1 == len(_RATIOS):
+                break
+            growth = 0.0 if number == 0 else math.log(_RATIOS[number + 1] / ratio)
+            growth = growth / math.log(ratio / _RATIOS[number - 1]) if number else growth
+            bound = most - log_det - growth * (log_det - before)
+            kept = (bound > torch.maximum(gain[live], least[live])).nonzero()[:, 0]
+            live, most, mean, before = live[kept], most[kept], mean[kept], log_det[kept]
+            if len(kept) < len(W):
+                W, z = W[kept], z[kept]
+        return gain, error
+
+    def _normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """W with a mean eigenvalue of 1, z for a residual of unit energy, and the mean eigenvalue."""
+        H, f, Q, rest = self.H, self.field, self.basis, self.rest
+        scale = [torch.linalg.vector_norm(part, dim=(1, 2), keepdim=True) for part in (f, rest)]
+        scale = [torch.where(one > 0, one, 1) for one in scale]
+        f, rest, Q = (f / scale[0]).to(dtype), (rest / scale[1]).to(dtype), Q.to(dtype)
+        if H is not None:
+            scale.append(torch.linalg.vector_norm(H, dim=(1, 2), keepdim=True))
+            H = (H / scale[2]).to(dtype)
         overlap = Q.mH if H is None else Q.mH @ H.unsqueeze(-3)
         E = (overlap * f[..., None, :]).flatten(1, 2)  # Q_l^H J_l
         HH = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device) if H is None else H.mH @ H
         W = HH * (f.mH @ f) - E.mH @ E
-        z = (f.conj() * (self.rest if H is None else self.rest @ H.conj())).sum(1)
-        energy = squared_modulus(self.rest).sum((1, 2))
-        N = W.shape[-1]
-        mean = W.diagonal(dim1=-2, dim2=-1).real.sum(-1) / N
-        there = mean > 0  # there are sources
-        gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
-        for ratio in _RATIOS:
-            rho = torch.where(there, ratio / torch.where(there, mean, 1), 0)
-            inner = rho[:, None, None] * W
-            inner.diagonal(dim1=-2, dim2=-1).add_(1)
-            factor = torch.linalg.cholesky(inner)
-            white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
-            left = torch.maximum(energy - rho * squared_modulus(white).sum(-1), 1e-12 * energy)
-            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
-            value = -self.freedom * (left / energy).log() - log_det + _LOG_RATIO
-            size = (rho * left / self.freedom).sqrt()
-            take = there & (value > gain) & (size <= _MOST_ERROR)
-            gain, error = torch.where(take, value, gain), torch.where(take, size, error)
-        return gain, error
+        z = (f.conj() * (rest if H is None else rest @ H.conj())).sum(1)
+        mean = W.diagonal(dim1=-2, dim2=-1).real.mean(-1).clamp_min(torch.finfo(dtype).tiny)
+        units = scale[0] if H is None else scale[0] * scale[2]
+        return W / mean[:, None, None], z / mean.sqrt()[:, None], mean.double() * units[:, 0, 0] ** 2
 
 
-def _log_det_gram(fields: Complex[Tensor, "S _ K M"], active: Bool[Tensor, "S K"]) -> Float[Tensor, "S"]:
-    """Sum over the snapshots of log det C_l^H C_l."""
-    gram = fields.conj() @ fields.mT
-    gram = gram + torch.diag_embed((~active).to(gram.dtype))[:, None]
-    return torch.linalg.slogdet(gram).logabsdet.sum(1)
+def _explained(
+    W: Complex[Tensor, "S N N"], z: Complex[Tensor, "S N"], rho: Float[Tensor, "S"]
+) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
+    r""":math:`\rho\, z^H (I + \rho W)^{-1} z` and :math:`\log\det(I + \rho W)`, in double precision."""
+    inner = rho[:, None, None] * W
+    inner.diagonal(dim1=-2, dim2=-1).add_(1)
+    factor = torch.linalg.cholesky_ex(inner).L
+    white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.double().log().sum(-1)
+    return rho.double() * squared_modulus(white).double().sum(-1), log_det
+
+
+def _on_panel(recording: Recording, positions: Tensor, active: Tensor) -> Complex[Tensor, "S _ K N"]:
+    """c_l times the steering vector of each source, [S, L or 1, K, N]."""
+    azimuth, elevation, q = positions.unbind(-1)
+    A = (steering(recording.panel, azimuth, elevation, 1 / q) * active[:, None]).mT[:, None]
+    codes = recording.codes
+    return A if codes is None else A * codes.to(torch.complex128)[..., None, :]
+
+
+def _freedom(active: Bool[Tensor, "S K"], snapshots: int, outputs: int) -> Float[Tensor, "S"]:
+    """Complex dimensions D of the residual."""
+    count = active.sum(-1)
+    return (snapshots * (outputs - count) - 1.5 * count).double()
 
 
 def _least_squares(

@@ -60,6 +60,14 @@ _ROUNDING = 1e-12
 # Prior width of log power and log noise variance: 30 dB, as a natural logarithm.
 LOG_POWER_WIDTH = math.log(1e3)
 
+EVIDENCE_WEIGHT = 0.4
+"""Weight of the log evidence beside the log prior of the number of sources.
+
+The Laplace approximation knows one maximum of the likelihood, while the fit of the true number may be at
+another one, and the prior of a network has seen the same snapshots. With a weight of 1 the probabilities are
+too close to 0 and 1. This weight makes them reliable on simulated scenes, without a loss in accuracy.
+"""
+
 # The search stops after this many additional sources in a row without a gain.
 _PATIENCE = 2
 
@@ -70,8 +78,8 @@ class SelectedOrder:
 
     Args:
         fit: the fit with that number, padded to the largest number of any scene (at least one).
-        log_posterior: [S, most + 1] log evidence plus log prior (nats) of 0, 1, ... sources, up to a constant
-            of the scene; minus infinity where a number was not tried.
+        log_posterior: [S, most + 1] weighted log evidence plus log prior (nats) of 0, 1, ... sources, up to a
+            constant of the scene; minus infinity where a number was not tried.
     """
 
     fit: Fit
@@ -105,14 +113,14 @@ def select_model_order(
         prior = evidence.new_zeros(len(scenes), most + 1)
     log_posterior = torch.full_like(prior, -math.inf)
     # The prior is added here and below; `fit` returns the evidence alone.
-    log_posterior[:, 0] = evidence + prior[:, 0]
+    log_posterior[:, 0] = EVIDENCE_WEIGHT * evidence + prior[:, 0]
     highest, since = log_posterior[:, 0].clone(), torch.zeros_like(scenes)
     for count in range(1, most + 1):
         left = scenes[(since < _PATIENCE) & (prior[:, count] > -math.inf)]
         if len(left) == 0:
             continue
         tried, evidence = fit(left, count)
-        posterior = evidence + prior[left, count]
+        posterior = EVIDENCE_WEIGHT * evidence + prior[left, count]
         log_posterior[left, count] = posterior
         better = posterior > highest[left]
         highest[left] = torch.where(better, posterior, highest[left])

@@ -20,7 +20,6 @@ from typing import IO, Any, ClassVar
 
 import h5py
 import numpy as np
-from scipy.io import savemat
 
 from rismusic.errors import InputError
 from rismusic.io.hdf5 import LARGEST_RATIO, Hdf5Sink, chunk_shape, dataset, member, members, open_hdf5
@@ -165,6 +164,8 @@ class Mat5Sink(Sink):
 
     def finish(self) -> None:
         """Write the file."""
+        from scipy.io import savemat  # reading does not need it, and it takes long to import
+
         savemat(self._file, self._variables, format="5", oned_as="column")
         self._file.close()
 

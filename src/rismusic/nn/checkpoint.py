@@ -7,6 +7,7 @@ renamed into place: the new checkpoint replaces the old one at that moment, what
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +27,7 @@ from rismusic.spec import flat_settings
 from rismusic.version import __version__
 
 _FORMAT = "rismusic-training/1"
+_TENSOR_FILE = r"^state-\d{4,20}-\d{7,20}\.safetensors$"
 
 
 @dataclass
@@ -70,7 +72,7 @@ class _Version(Record):
 
 
 class _Checkpoint(_Version):
-    tensors: Annotated[str, Field(pattern=r"^state-\d{4,20}-\d{7,20}\.safetensors$")]
+    tensors: Annotated[str, Field(pattern=_TENSOR_FILE)]
     settings: dict[str, object]
     state: State
 
@@ -99,10 +101,8 @@ def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: 
     with replace_file(run.folder / STATE, overwrite=True) as temporary:
         temporary.write_bytes((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     for old in run.folder.glob("state-*.safetensors"):
-        if old.name != name:
+        if old.name != name and re.match(_TENSOR_FILE, old.name):
             old.unlink(missing_ok=True)
-    for partial in run.folder.glob(".*.part*"):
-        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(run: RunFolder) -> tuple[State, dict[str, Tensor]] | None:

@@ -45,6 +45,7 @@ class Finding:
         fine: whether the value is within the limit.
         meaning: what a value outside the limit means, one sentence.
         advice: what to do about it, one sentence.
+        where: the function or line to look at first, if known.
     """
 
     name: str
@@ -53,11 +54,14 @@ class Finding:
     fine: bool
     meaning: str
     advice: str
+    where: str = ""
 
     @property
     def sentence(self) -> str:
         """The finding as text."""
-        return f"{self.name} = {self.value:.3g} (limit {self.threshold:.3g}): {self.meaning} {self.advice}"
+        where = f" Look at {self.where}." if self.where else ""
+        limit = f"(limit {self.threshold:.3g})"
+        return f"{self.name} = {self.value:.3g} {limit}: {self.meaning} {self.advice}{where}"
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,9 @@ def parameter_updates(learner: Learner, before: Mapping[str, Tensor], rates: Map
     values = {
         "median": float(moved.median()),
         "max": float(moved.max()),
+        "max_single": float(
+            torch.stack([(learner.weights[n] - old).detach().abs().max() for n, old in before.items()]).max()
+        ),
         "median_over_rate": float(relative.median()),
         "max_over_rate": float(relative.max()),
         "unmoved": float((moved == 0).sum()),
@@ -291,7 +298,10 @@ def parameter_updates(learner: Learner, before: Mapping[str, Tensor], rates: Map
             "Check that the optimizer state belongs to this training.",
         ),
     )
-    text = f"parameter updates: median {values['median']:.2e}, max {values['max']:.2e}"
+    text = (
+        f"L2 norm of the update of a parameter tensor: median {values['median']:.2e}, "
+        f"largest {values['max']:.2e}; largest change of a single number {values['max_single']:.2e}"
+    )
     return Report("OPT", text, values, findings)
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from rismusic.errors import InputError
-from rismusic.files import is_vacant, locked, read_small, write_text, writing
+from rismusic.files import check_not_link, is_vacant, locked, read_beginning, read_small, write_text, writing
 from rismusic.nn.spec import TrainSpec
 from rismusic.records import Natural, Number, Record, parse_record
 from rismusic.spec import dump_spec, read_spec
@@ -35,6 +35,8 @@ SETTINGS, LOG, STATE, LOCK, CURVES = "settings.toml", "log.jsonl", "state.json",
 BEST, LAST = "best.safetensors", "last.safetensors"
 # Largest size of a log that is read: millions of steps.
 _LARGEST_LOG = 2**30
+# Beginning of a log.
+_BEGIN = b'{"kind": "'
 
 
 class StepRecord(Record):
@@ -126,11 +128,11 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def create(self, spec: TrainSpec) -> None:
-        """Create the folder and write the settings.
+    def check_new(self) -> None:
+        """Check that a training can be started in the folder.
 
         Raises:
-            InputError: the folder is not empty, or cannot be created.
+            InputError: the folder is not empty.
         """
         if (self.folder / SETTINGS).exists():
             raise InputError(
@@ -139,6 +141,14 @@ class RunFolder:
             )
         if not is_vacant(self.folder):
             raise InputError(str(self.folder), "the output must be a new or empty folder")
+
+    def create(self, spec: TrainSpec) -> None:
+        """Create the folder and write the settings.
+
+        Raises:
+            InputError: the folder is not empty, or cannot be created.
+        """
+        self.check_new()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -182,6 +192,7 @@ class RunFolder:
         """
         text = "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records)
         path = self.folder / LOG
+        check_not_link(path)
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(text)
 
@@ -194,10 +205,15 @@ class RunFolder:
         """Remove the lines that were logged after the checkpoint, since those steps are repeated.
 
         Raises:
-            InputError: the file is not writable.
+            InputError: the file is no log of a training, or not writable.
         """
         path = self.folder / LOG
+        check_not_link(path)
         if path.exists():
+            if not _BEGIN.startswith(read_beginning(path, len(_BEGIN))):
+                raise InputError(
+                    str(path), "is not the log of a training. It was left as it is; remove it to resume"
+                )
             with writing(path):
                 os.truncate(path, min(size, path.stat().st_size))
 

@@ -188,8 +188,8 @@ class TrainSpec(Spec):
     scenes_per_epoch: Count = 25_600
     """Scenes per epoch, a multiple of batch times accumulation; each epoch ends with a validation."""
     fresh: bool = True
-    """Whether each epoch has new scenes. Otherwise all epochs and the validation use the same scenes, to test
-    whether the network can memorise them."""
+    """Draw new scenes for each epoch. Without new scenes, all epochs and the validation use the same ones, to
+    test whether the network can memorise them."""
     hidden_noise: Share = 0.5
     """Share of the batches whose noise variance is hidden and estimated."""
     batch: Count = 64

@@ -305,13 +305,16 @@ def train(
         chosen = run.settings() if resume else (spec or TrainSpec()).replace(**settings)
         with group.propagate_errors():
             if group.is_main and not resume:
+                run.check_new()
+        trainer = Trainer(chosen, run, group, progress=progress, log=log, on_epoch=on_epoch)
+        if start is not None:
+            start_from(start, trainer.learner)
+        with group.propagate_errors():
+            if group.is_main and not resume:
                 run.create(chosen)
             lock.enter_context(run.lock(group.is_main))
-        trainer = Trainer(chosen, run, group, progress=progress, log=log, on_epoch=on_epoch)
         if resume:
             trainer.resume()
-        elif start is not None:
-            start_from(start, trainer.learner)
         with ExitStack() as stack:
             if group.is_main:
                 stack.callback(save_curves, run, log)

@@ -352,13 +352,22 @@ def write_results(result: TuneResult, study: optuna.Study, say: Say) -> None:
     ):
         write_text(folder / name, text, overwrite=True)
     importance = importances(study)
-    try:
+    say(f"wrote best.toml, locate.toml and the tables to {folder}")
+
+    def plots() -> None:
         save(plot_overview(result), folder / "history.png", overwrite=True)
         if importance:
             save(plot_importance(importance), folder / "importance.png", overwrite=True)
+
+    def report() -> None:
         write_tune_report(folder / "report.html", result, rows, importance, overwrite=True)
-    except InputError as error:
-        say(f"plots and report are left out: {error}")
+
+    for name, write in (("plots", plots), ("report.html", report)):
+        try:
+            write()
+            say(f"wrote {name} to {folder}")
+        except InputError as error:
+            say(f"no {name}: {error}")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:

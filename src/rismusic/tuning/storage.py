@@ -203,15 +203,24 @@ def check_sqlite(path: Path) -> None:
             return
         if head != b"SQLite format 3\0":
             raise InputError(str(path), other)
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        try:
+            tables = _tables(path, "mode=ro")
+        except sqlite3.OperationalError:
+            # A process was killed while it was writing, and to undo that is to write. The tables were there.
+            tables = _tables(path, "immutable=1")
     except sqlite3.Error:
         raise InputError(str(path), other) from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {failure(error)}") from None
-    tables = {name for (name,) in rows}
     if tables and not tables >= _TABLES:
         raise InputError(str(path), other)
+
+
+def _tables(path: Path, how: str) -> set[str]:
+    """Names of the tables in an SQLite file, opened with these parameters."""
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True)) as connection:
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    return {name for (name,) in rows}
 
 
 def _failure(url: URL, error: BaseException) -> str:

@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage
 from pydantic import Field, ValidationError
 
 from rismusic.errors import InputError
+from rismusic.files import sweep_tree
 from rismusic.records import Record, complaint
 from rismusic.text import redact
 from rismusic.tuning.objective import FinalObjective, Objective, check_trials
@@ -117,6 +118,10 @@ def tune(
         short.pruner = pruner(chosen)
         jobs = [str(number) for number in range(count)]
         cancel(short, opened, jobs)
+        # With more trials the finalists may be others, so they get a study of their own.
+        stage = f"{study}-long-{count}"
+        for runs in (folder / study, folder / stage):  # of killed processes
+            sweep_tree(runs)
         worker.run(short, Objective(chosen, space, folder / study, device, say), jobs)
         done = [one for one in current(short.get_trials()).values() if is_finished(one)]
         found = candidates(chosen, done)
@@ -125,8 +130,6 @@ def tune(
             raise InputError(
                 "trials", f"no trial was completed; the last failure: {(reasons or ['none'])[-1]}"
             )
-        # With more trials the finalists may be others, so they get a study of their own.
-        stage = f"{study}-long-{count}"
         long = optuna.create_study(
             storage=opened, study_name=stage, load_if_exists=True, pruner=optuna.pruners.NopPruner()
         )

@@ -152,7 +152,7 @@ FAULTS = (
         "clip norm too small",
         "The clip norm is far below the usual gradient norm.",
         ("clip_norm", "far below"),
-        settings(clip_norm=0.02),
+        settings(clip_norm=1e-6),
     ),
     Fault(
         0,

@@ -1,0 +1,153 @@
+"""From findings to causes: which findings follow from others, and the function in which to look first."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rismusic import covariance, metrics
+from rismusic.doctor.case import Case
+from rismusic.nn import data, losses, validation
+from rismusic.nn.monitors import Report
+from rismusic.simulation import link, scene
+
+# Functions of losses by name of the term, as in the settings.
+_TERMS: Mapping[str, Callable[..., Any]] = {
+    "covariance": losses.covariance_error,
+    "covariance_predicted": losses.covariance_error,
+    "subspace": losses.subspace_leakage,
+    "eigengap": losses.eigengap_hinge,
+    "peak_contrast": losses.peak_contrast,
+    "coherence": losses.factor_coherence,
+    "cross_coherence": losses.cross_coherence,
+    "heat_map": losses.heat_map_divergence,
+    "count": losses.count_divergence,
+    "angle": losses.match_heads,
+    "log_range": losses.match_heads,
+    "existence": losses.match_heads,
+}
+_Suspect = Callable[[Case], Any]
+
+# Check, regular expression of name and meaning, and where to look. The first that matches counts.
+_SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
+    ("PANEL", "network", lambda case: type(case.learner.network).__init__),
+    ("PANEL", "", lambda case: type(case.trainer.scenes).__init__),
+    ("TRUTH", "", lambda _: scene.draw_sources),
+    ("POSITIONS", "", lambda _: scene.draw_sources),
+    ("SIGNAL", "symbols", lambda _: scene.draw_symbols),
+    ("LINK", "channel", lambda _: link.draw_channel),
+    ("LINK", "", lambda _: link.draw_codes),
+    ("DRAWS", "hidden", lambda case: case.trainer.scenes.noise_hidden),
+    ("DRAWS", "symbols", lambda _: scene.draw_symbols),
+    ("DRAWS", "targets", lambda _: losses.Targets.of),
+    ("DRAWS", "", lambda _: scene.draw_sources),
+    ("LEAK", "training and validation", lambda case: case.trainer.scenes.validation),
+    ("LEAK", "", lambda case: case.trainer.scenes.scene_ranges),
+    ("R_SAMP", "", lambda _: covariance.recording_covariance),
+    ("BLEND", "", lambda _: covariance.blend),
+    ("TERMS", "R_true", lambda _: losses.Targets.of),
+    ("TERMS", "R_pred", lambda _: covariance.predicted_covariance),
+    ("GAP", "", lambda _: losses.eigengap_hinge),
+    ("SYMMETRY", "heads|sources", lambda _: losses.match_heads),
+    ("SYMMETRY", "", lambda _: losses.total_loss),
+    ("OPTIMIZER", "", lambda case: type(case.learner).__init__),
+    ("INSIDE|INPUT|CONSTANT", "", lambda case: type(case.learner.network).forward),
+    ("SCHEDULE", "beta", lambda _: data.beta_at),
+    ("SCHEDULE", "", lambda _: data.learning_rate_factor),
+    ("STEP|OPT|FINITE", "", lambda case: type(case.learner).step),
+    ("DRIFT", "average", lambda case: type(case.learner)._update_average),
+    ("REPLAY", "beta|scenes", lambda case: type(case.trainer)._step),
+    ("REPLAY", "loss weights", lambda _: data.weights_at),
+    ("REPLAY", "average", lambda case: type(case.learner)._update_average),
+    ("REPLAY", "", lambda case: type(case.learner).step),
+    ("VALIDATION", "", lambda _: validation.validate),
+    ("HELDOUT", "set|SNR|sources|scenes of", lambda case: case.trainer.scenes.validation),
+    ("HELDOUT", "", lambda _: validation.validate),
+    ("SCORES", "matching|gate|hits", lambda _: metrics.match),
+    ("SCORES", "", lambda _: metrics.score),
+    ("FILES", "resume", lambda case: type(case.trainer).resume),
+    ("FILES", "", lambda case: type(case.trainer)._save_weights),
+    ("LOOP", "", lambda case: type(case.trainer).train),
+)
+
+
+def place_of(function: Any) -> str:
+    """Name, file and first line of a function, such as ``Learner.step (learner.py:133)``."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ""
+    return f"{function.__qualname__} ({Path(code.co_filename).name}:{code.co_firstlineno})"
+
+
+def suspected(report: Report, case: Case) -> Report:
+    """The report, each finding outside its limit with the function to look at first."""
+    findings = []
+    for one in report.findings:
+        text = f"{one.name} {one.meaning}"
+        suspect = None
+        if term := re.search(r"\bloss (\w+)|of (\w+)'s loss", one.name):
+            suspect = _TERMS.get(term.group(1) or term.group(2))
+        if suspect is None:
+            found = (
+                get
+                for tag, words, get in _SUSPECTS
+                if re.fullmatch(tag, report.tag) and re.search(words, text)
+            )
+            get = next(found, None)
+            suspect = get(case) if get is not None else None
+        known = not one.fine and not one.where and suspect is not None
+        findings.append(replace(one, where=place_of(suspect)) if known else one)
+    return replace(report, findings=tuple(findings))
+
+
+def _tags(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_LEARNING = "LITMUS CONSTANT COURSE PROGRESS OVERFIT DRIFT LOOP VALIDATION VAL UPDATES"
+_LOSSES = "ORACLE TERMS GAP SLOPE SYMMETRY PRECISION LOSS BLEND HELDOUT"
+_EFFECTS: dict[str, frozenset[str]] = {
+    tag: _tags(effects)
+    for tags, effects in (
+        ("PANEL WAVE", f"WAVE TRUTH SIGNAL R_SAMP CEILING DRAWS INSIDE INPUT {_LOSSES} {_LEARNING}"),
+        ("POSITIONS TRUTH", f"TRUTH SIGNAL DRAWS LEAK R_SAMP CEILING HELDOUT {_LOSSES} {_LEARNING}"),
+        ("DRAWS SIGNAL LINK LEAK", f"TRUTH SIGNAL LINK LEAK R_SAMP CEILING HELDOUT REPLAY {_LEARNING}"),
+        ("OPTIMIZER", f"GRAD OPT STEP REPLAY FILES {_LEARNING}"),
+        ("REPLAY", f"STEP OPT FINITE SCHEDULE LR FILES HELDOUT {_LEARNING}"),
+        ("SCHEDULE", f"LR OPT STEP {_LEARNING}"),
+        ("FINITE", f"STEP STEPS LOSS SLOPE LAYERS {_LEARNING}"),
+        ("CALLS", f"BATCH MODES LAYERS SLOPE {_LEARNING}"),
+        ("INPUT", f"LAYERS SLOPE PRECISION MODES {_LEARNING}"),
+        ("R_SAMP", f"CEILING {_LOSSES} {_LEARNING}"),
+        ("TERMS BLEND GAP", f"{_LOSSES} {_LEARNING}"),
+        ("SLOPE", f"STEP GRADPATH GRAD {_LEARNING}"),
+        ("GRAD GRADPATH", f"SLOPE INSIDE {_LEARNING}"),
+        ("LAYERS INSIDE", f"GRAD GRADPATH {_LEARNING}"),
+        ("BATCH", f"MODES {_LEARNING}"),
+        ("LOOP", "COURSE UPDATES"),
+        ("STEP DECAY", f"OPT REPLAY {_LEARNING}"),
+        ("MODES", "VALIDATION VAL"),
+        ("HELDOUT", "VALIDATION VAL LOOP FILES"),
+        ("FILES", "LOOP"),
+        ("LOSS", "LITMUS"),
+        ("UPDATES LITMUS", "CONSTANT COURSE VALIDATION VAL"),
+    )
+    for tag in tags.split()
+}
+"""Checks whose findings may follow from a finding of a check; in the order in which causes come first."""
+
+
+def rank(tag: str) -> int:
+    """The place of a check in the order of causes; those without effects come last."""
+    order = list(_EFFECTS)
+    return order.index(tag) if tag in _EFFECTS else len(order)
+
+
+def effects_of(tag: str) -> frozenset[str]:
+    """The checks whose findings may follow from one of a check."""
+    return _EFFECTS.get(tag, frozenset())

@@ -1,0 +1,129 @@
+"""Compiled functions, kept on disk by Numba.
+
+To load such a file is to run the code in it. It is loaded only from a folder that no other user may write.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numba
+from filelock import FileLock
+
+from rismusic.files import writable_by_others
+
+_LOG = logging.getLogger("rismusic.locate")
+# Other processes that compile the same function are waited for so long, in seconds.
+_PATIENCE_S = 600
+
+
+class CompiledFunction:
+    """A function that is compiled for the types of its arguments, or loaded if that was done before.
+
+    Args:
+        function: a function that Numba can compile.
+        settings: settings of ``numba.njit``.
+    """
+
+    def __init__(self, function: Callable[..., None], settings: dict[str, Any]) -> None:
+        self._function, self._settings = function, settings
+        self._plain = numba.njit(function, **settings)
+        self._kept = self._open()
+
+    def for_arguments(self, arguments: tuple[object, ...]) -> Callable[..., None]:
+        """The machine code for arguments of these types."""
+        types = tuple(map(numba.typeof, arguments))
+        if types not in self._plain.overloads and self._load(types):
+            return self._kept
+        self._plain.compile(types)
+        return self._plain
+
+    def _open(self) -> Any:
+        """The function with a cache on disk; none if no folder for it can be written or trusted."""
+        try:
+            kept = numba.njit(self._function, **self._settings, cache=True)
+        except RuntimeError:  # no such folder
+            return None
+        other = untrusted(Path(kept.stats.cache_path), Path(self._function.__code__.co_filename))
+        if other is None:
+            return kept
+        _LOG.warning(
+            "compiled fits are not kept, so that each process compiles them: other users may write %s, and "
+            "compiled fits that are loaded are run",
+            other,
+        )
+        return None
+
+    def _load(self, types: tuple[Any, ...]) -> bool:
+        """Load or compile and keep the function; whether that was possible."""
+        if self._kept is None or types in self._kept.overloads:
+            return self._kept is not None
+        folder = Path(self._kept.stats.cache_path)
+        try:
+            with _alone(folder):
+                try:
+                    self._kept.compile(types)
+                except OSError:
+                    raise
+                except Exception as error:
+                    # Damaged files raise nearly everything. Other errors come again with the compilation.
+                    _LOG.warning(
+                        "compiled fits in %s cannot be loaded and are compiled again (%r)", folder, error
+                    )
+                    for path in folder.glob(f"*.{self._function.__qualname__}-*.nb[ic]"):
+                        path.unlink(missing_ok=True)
+                    self._kept = self._open()
+                    if self._kept is None:
+                        return False
+                    self._kept.compile(types)
+        except OSError as error:  # a full disk, a folder that is gone, or one without locks
+            _LOG.info("compiled fits are not kept on disk: %s", error)
+        return types in self._kept.overloads
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Exclude other processes that use the same cache.
+
+    Numba numbers its files by an index that two processes may read at the same time. And what one of them
+    compiles, the others need not.
+
+    Raises:
+        OSError: the lock cannot be had.
+    """
+    with FileLock(folder / "rismusic.lock", timeout=_PATIENCE_S):
+        for left in folder.glob("*.nb[ic].tmp.*"):  # of killed processes
+            left.unlink(missing_ok=True)
+        yield
+
+
+def untrusted(folder: Path, source: Path) -> Path | None:
+    """What other users may write of a cache, so that its code must not be run; none if there is nothing.
+
+    Beside the source, the cache may be as open as the folder of the source: who can write there can change
+    the source as well.
+
+    Args:
+        folder: folder of the cache.
+        source: file whose functions are in it.
+    """
+    if os.name != "posix":
+        return None
+    if folder.parent != source.parent:
+        parts = [folder, *folder.glob("*.nb[ic]")]
+        return next((other for path in parts if (other := writable_by_others(path))), None)
+    package = source.parent.stat()
+    for path in (folder, *folder.glob("*.nb[ic]")):
+        found = path.lstat()
+        group = stat.S_IWGRP if found.st_gid == package.st_gid else 0
+        allowed = package.st_mode & (stat.S_IWOTH | group)
+        own = found.st_uid in (0, os.geteuid(), package.st_uid)
+        if not own or stat.S_ISLNK(found.st_mode) or found.st_mode & 0o022 & ~allowed:
+            return path
+    return None

@@ -1,0 +1,206 @@
+"""Run tasks in several processes of this machine, or on the workers of a Dask cluster.
+
+The processes are those of joblib's loky executor. They end when this process ends, however that happens. A
+cluster is one that exists: ``dask scheduler`` runs on one machine and ``dask worker`` on each. Tasks and
+results travel over the network, so that the machines need not share a file system. A task whose worker is
+killed runs again on another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
+from itertools import islice
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+from rismusic.errors import InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+# Tasks in flight for each worker: the next one waits there while one runs.
+_IN_FLIGHT = 2
+# Seconds to wait for the scheduler of a cluster, and for its first worker.
+_CONNECT_S, _WORKERS_S = 10, 30
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_workers(scenes: int, block: int, device: str = "cpu") -> int:
+    """Number of processes for some scenes: all cores, if each has at least two blocks; one on a GPU.
+
+    Args:
+        scenes: number of scenes.
+        block: scenes that are located together. Starting a process takes about as long as one block.
+        device: where to compute.
+    """
+    return min(usable_cores(), max(1, scenes // (2 * block))) if device == "cpu" else 1
+
+
+def check_workers(workers: int | None, cluster: str | None) -> None:
+    """Check the options before work starts.
+
+    Raises:
+        InputError: fewer than one worker, workers beside a cluster, or Dask is not installed.
+    """
+    if workers is not None and workers < 1:
+        raise InputError("workers", f"give at least one process; got {workers}")
+    if cluster is not None and workers is not None:
+        raise InputError("workers", "cannot be combined with cluster, whose workers are counted there")
+    if cluster is not None and find_spec("distributed") is None:
+        raise InputError(
+            "cluster", "needs Dask, which is not installed; run: pip install 'rismusic[cluster]'"
+        )
+
+
+def run_all(
+    work: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    *,
+    workers: int = 1,
+    cluster: str | None = None,
+    ordered: bool = False,
+) -> Generator[tuple[Task, Result], None, None]:
+    """Run all tasks and yield each with its result.
+
+    Tasks are taken when a worker has room for them, so that they may be made one by one. The processes end at
+    once after Ctrl-C, after an error, when the iterator is closed, and when this process is killed.
+
+    Args:
+        work: runs one task.
+        tasks: the tasks.
+        workers: number of processes; with 1 the tasks run in this process.
+        cluster: address of a Dask scheduler, such as ``tcp://host:8786``, in place of ``workers``.
+        ordered: yield in the order of the tasks, not as they complete.
+
+    Raises:
+        InputError: a worker was killed, or the cluster does not answer.
+    """
+    check_workers(None if cluster else workers, cluster)
+    if cluster is None and workers == 1:
+        for task in tasks:
+            with _named(task):
+                result = work(task)
+            yield task, result
+        return
+    pool = _processes(workers) if cluster is None else _cluster(cluster)
+    queue, running = iter(tasks), deque[tuple[Task, Future[Result]]]()
+    with pool as (executor, count):
+        while True:
+            with _interrupts_held():
+                for task in islice(queue, _IN_FLIGHT * count() - len(running)):
+                    running.append((task, executor.submit(work, task)))
+            if not running:
+                return
+            if not ordered:
+                done, _ = wait([future for _, future in running], return_when=FIRST_COMPLETED)
+                running.rotate(-next(i for i, (_, future) in enumerate(running) if future in done))
+            task, future = running.popleft()
+            with _named(task):
+                result = future.result()
+            yield task, result
+
+
+@contextlib.contextmanager
+def _named(task: object) -> Iterator[None]:
+    """Add the name of the task to an error."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {task}")
+        raise
+
+
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
+    """Processes of this machine, and their number."""
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    executor = ProcessPoolExecutor(workers, initializer=_start, initargs=(ours,))
+    try:
+        yield executor, lambda: workers
+    except BrokenProcessPool:
+        raise InputError(
+            "workers",
+            "a worker process was killed (out of memory?). Completed parts are kept: run again with resume",
+        ) from None
+    finally:
+        theirs.close()
+        executor.shutdown(wait=True, kill_workers=True)
+        ours.close()
+
+
+@contextlib.contextmanager
+def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int]]]:
+    """A Dask cluster, and the number of its threads at the moment."""
+    from distributed import Client, KilledWorker
+
+    try:
+        client = Client(address, timeout=_CONNECT_S, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            "cluster",
+            f"no Dask scheduler answers at {address} ({error}); give the address that 'dask scheduler' "
+            "prints, such as tcp://host:8786",
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_WORKERS_S)
+        except TimeoutError:
+            raise InputError(
+                "cluster", f"{address} has no workers; start one: dask worker {address} --nthreads 1"
+            ) from None
+        try:
+            with client.get_executor(pure=False) as executor:
+                yield executor, lambda: max(1, sum(client.nthreads().values()))
+        except KilledWorker as error:
+            raise InputError(
+                "cluster",
+                f"several workers were killed by one task (out of memory?): {error}. Completed parts are "
+                "kept: run again with resume",
+            ) from None
+        except CancelledError:
+            raise InputError(
+                "cluster",
+                f"the connection to {address} was lost. Completed parts are kept: run again with resume",
+            ) from None
+
+
+def _start(lifeline: Connection) -> None:
+    """Prepare a process: ignore Ctrl-C, which the parent handles, and exit when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()
+
+
+def _leave_with(lifeline: Connection) -> None:
+    # Nothing is ever sent. The pipe becomes readable when its other end closes, also after SIGKILL.
+    lifeline.poll(None)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Block Ctrl-C here and in processes started meanwhile, until they can ignore it themselves."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
