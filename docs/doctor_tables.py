@@ -67,4 +67,34 @@ def doctor_modules() -> str:
     return _outcomes("doctor_modules.csv")
 
 
-TABLES: tuple[Callable[[], str], ...] = (doctor_faults, doctor_source_faults, doctor_modules)
+def doctor_healthy() -> str:
+    """Healthy trainings and what the doctor finds."""
+    return _outcomes("doctor_healthy.csv")
+
+
+def doctor_comparison() -> str:
+    """Numbers of outcomes by tool, on the same networks and faults."""
+    path = MEASURED.with_name("doctor_comparison.csv")
+    if not path.exists():
+        return "Not measured yet for this version; run the command below.\n"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [(row["case"].split(": "), row["outcome"]) for row in csv.DictReader(file)]
+    with MEASURED.with_name("doctor_modules.csv").open(newline="", encoding="utf-8") as file:
+        own = {row["case"]: row["outcome"] for row in csv.DictReader(file)}
+    # The doctor's own outcomes of the same cases are those of the table above.
+    first = rows[0][0][0]
+    same = [name for (tool, *name), _ in rows if tool == first]
+    number = {"rismusic": Counter(own[n[0] if n[1] == "healthy" else ": ".join(n)] for n in same)}
+    for (tool, *_), outcome in rows:
+        number.setdefault(tool, Counter())[outcome] += 1
+    heads = ("named", "noticed", "missed", "crashed", "healthy", "alarm")
+    return table(("tool", *heads), [(tool, *(str(n[head]) for head in heads)) for tool, n in number.items()])
+
+
+TABLES: tuple[Callable[[], str], ...] = (
+    doctor_faults,
+    doctor_source_faults,
+    doctor_modules,
+    doctor_healthy,
+    doctor_comparison,
+)

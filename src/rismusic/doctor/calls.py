@@ -95,12 +95,20 @@ class CallRecorder(TorchFunctionMode):
 
 
 def calling_line() -> str:
-    """File and line of the innermost caller outside torch and this package, such as ``train.py:12``."""
-    for frame in reversed(traceback.extract_stack(limit=40)[:-2]):
+    """File and line of the innermost caller outside torch and this package, such as ``train.py:12``.
+
+    Installed packages count only if there is no caller outside them.
+    """
+    installed = ""
+    for frame in reversed(traceback.extract_stack(limit=60)[:-2]):
         path = Path(frame.filename)
-        if _PACKAGE not in path.parents and path.parent.name != "doctor" and "jaxtyping" not in path.parts:
-            return f"{path.name}:{frame.lineno}"
-    return ""
+        if _PACKAGE in path.parents or path.parent.name == "doctor" or "jaxtyping" in path.parts:
+            continue
+        line = f"{path.name}:{frame.lineno}"
+        if "site-packages" not in path.parts:
+            return line
+        installed = installed or line
+    return installed
 
 
 def made_by(value: object) -> str:
