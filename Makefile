@@ -2,9 +2,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 WITHOUT_FCNTL := tests/files/test_platforms.py tests/files/test_small_files.py \
-	tests/tuning/test_storage.py tests/nn/test_train_folder.py \
+	tests/tuning/test_storage.py tests/nn/test_train_folder.py tests/estimation/test_kernel_cache.py \
 	--deselect tests/nn/test_train_folder.py::test_from_the_command_line_and_from_python
-NUMERICAL := tests/estimation tests/hybrid tests/test_crb.py
+# Estimates that end where an iteration stops: rounding, and so the instruction set, moves them. Shapes, bounds in
+# closed form, files and errors do not depend on it; Numba compiles for the processor that it finds.
+NUMERICAL := tests/test_crb.py tests/hybrid/test_hybrid_locate.py tests/hybrid/test_applicability.py \
+	$(addprefix tests/estimation/test_, locate.py conformance.py refine.py maximum_likelihood.py \
+	levenberg_marquardt.py likelihood.py newton.py rap_music.py sbl_powers.py sbl_peaks.py relax.py \
+	birth_death.py model_order.py)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-cpu test-no-fcntl test-wheel lint docs benchmarks clean

@@ -25,6 +25,8 @@ _WORKER = ("-m", "dask", "worker", "--nthreads", "1", "--no-nanny", "--no-dashbo
 
 
 def main() -> None:
+    # The processes started here must end also when this one is told to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("--scenes", type=int, default=512)
     arguments.add_argument("--method", default="omp")
@@ -59,6 +61,7 @@ def on_cluster(recording: str, output: Path, settings: Sequence[str], *, kill: b
             [sys.executable, "-m", "dask", "scheduler", "--port", "0", "--no-dashboard"], stderr=file
         )
     workers: list[subprocess.Popen[bytes]] = []
+    process: subprocess.Popen[bytes] | None = None
     try:
         while (found := re.search(r"tcp://[\d.]+:\d+", log.read_text())) is None:
             time.sleep(0.1)
@@ -83,6 +86,8 @@ def on_cluster(recording: str, output: Path, settings: Sequence[str], *, kill: b
             raise SystemExit(f"locate ended with {process.returncode}")
         return time.perf_counter() - begin, said
     finally:
+        if process is not None:
+            process.kill()
         for worker in workers:
             worker.kill()
         scheduler.kill()

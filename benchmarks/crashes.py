@@ -24,6 +24,7 @@ import importlib
 import math
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -202,7 +203,7 @@ def digest(path: Path) -> str:
     """What a result must agree in.
 
     Of weights the tensors, since the order of the metadata varies; of a search the number of complete trials,
-    since the proposals depend on the process that makes them.
+    since the proposals depend on the process that makes them; of a report all but the time.
     """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -213,7 +214,10 @@ def digest(path: Path) -> str:
     if path.name == "trials.csv":
         with path.open(encoding="utf-8", newline="") as file:
             return str(sorted(row["state"] for row in csv.DictReader(file)))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    content = path.read_bytes()
+    if path.suffix == ".html":
+        content = re.sub(rb"<dt>made</dt><dd>[^<]*</dd>", b"", content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def named(command: tuple[str, ...], folder: Path, inputs: Path) -> tuple[str, ...]:

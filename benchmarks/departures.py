@@ -6,8 +6,8 @@ number of sources unknown and the noise variance not recorded::
     python benchmarks/departures.py --scenes 100 --method hybrid --csv departures.csv
 
 A reported source is *wrong* when it is more than 5 deg off every true source and not within three of its
-error bars, or a hit more than five error bars off. It is *silent* when neither it nor its scene carries a
-warning or a status other than ``ok``.
+error bars, or a hit more than five error bars off. It is *silent* when its scene has the status ``ok`` and no
+note names it as uncertain.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from goodness_of_fit import IMPAIRED
 from rismusic.array import Panel, steering
+from rismusic.estimation.diagnosis import UNCERTAIN
 from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording
@@ -347,7 +348,8 @@ def judge(name: str, recording: Recording, estimate: Estimate, seconds: float) -
         if bool((error[:2].abs() > 5 * std[scene, partner, :2]).any()):
             wrong[scene, partner] = True
     flagged = torch.tensor([status != "ok" for status in estimate.status])
-    silent = wrong & ~flagged[:, None]
+    named = flagged[:, None] | (estimate.existence_probability < UNCERTAIN)
+    silent = wrong & ~named
     right = matched.true_count == matched.found_count
     bad = (wrong.any(-1) | ~right | ~(matched.hit | ~truth.active).all(-1)).cpu()
     total = max(1, int(found.sum()))

@@ -90,7 +90,7 @@ def lightning(given: dict[str, Any]) -> Found:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     losses: list[float] = []
 
-    class Model(pl.LightningModule):  # type: ignore[misc,name-defined]
+    class Model(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.whole = given["whole"]
@@ -103,7 +103,8 @@ def lightning(given: dict[str, Any]) -> Found:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return optimizer_of(given)
 
-    loader = torch.utils.data.DataLoader([given["batch"]], batch_size=None)
+    batches: Any = [given["batch"]]
+    loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)
     silent = {
         "accelerator": "cpu",
         "logger": False,

@@ -67,7 +67,17 @@ def main() -> None:
     """Build, install, run."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+        build = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--wheel-dir",
+            str(folder),
+            str(ROOT),
+        ]
         subprocess.run(build, check=True)
         (wheel,) = folder.glob("*.whl")
         python = environment(folder / "env", wheel)

@@ -29,24 +29,28 @@ HERE = Path(__file__).parent
 SAMPLES = HERE.parent / "samples"
 
 
-# Modules that take longest go first, so that two processes end at the same time (``make test``).
+# Modules that take longest go first, so that two processes end at the same time (``make test``). The first
+# one compiles the fits in single precision; meanwhile the second one works on a module without fits.
 LONGEST = (
     "estimation/test_locate.py",
-    "estimation/test_hard_input.py",
-    "test_readme.py",
     "doctor/test_faults.py",
+    "test_readme.py",
+    "estimation/test_hard_input.py",
+    "estimation/test_diagnosis.py",
     "docs/test_pages.py",
-    "estimation/test_sparse.py",
-    "hybrid/test_hybrid_locate.py",
-    "doctor/test_findings.py",
-    "test_cli.py",
-    "tuning/test_study.py",
-    "checks/test_other_models.py",
     "checks/test_truthfit.py",
+    "checks/test_other_models.py",
+    "estimation/test_fit_kernel.py",
+    "doctor/test_findings.py",
     "nn/test_train_resume.py",
-    "nn/test_dropout.py",
+    "test_cli.py",
     "nn/test_train_folder.py",
-    "nn/test_train_distributed.py",
+    "benchmark/test_bench_own_methods.py",
+    "tuning/test_study.py",
+    "estimation/test_panel_calibration.py",
+    "estimation/test_conformance.py",
+    "benchmark/test_bench_run.py",
+    "hybrid/test_hybrid_locate.py",
 )
 
 

@@ -94,6 +94,13 @@ def test_gospa_against_brute_force(generator):
         assert float(gospa(truth, found)) == pytest.approx(brute_force_gospa(*places), abs=1e-6)
 
 
+def test_gospa_of_a_source_in_the_far_field():
+    # Straight ahead, two coordinates of its place are 0 times infinity.
+    truth, found = sources([(0.0, 0.0, 3.0)]), sources([(0.0, 0.0, math.inf)])
+    assert float(gospa(truth, found)) == 2.0
+    assert float(gospa(found, found)) == 2.0
+
+
 def test_ratio_to_the_bound_is_1_for_errors_of_that_size(generator):
     recording = simulate(scenes=300, sources=2, snr_db=20.0, dtype=torch.float64)
     bound = recording_crb(recording)

@@ -159,7 +159,7 @@ def test_old_names_of_the_package_give_the_new_ones():
         _ = rismusic.Trained
     with pytest.raises(AttributeError, match=r"^Panel.uniform was renamed to Panel.uniform_planar in 0.2.0$"):
         rismusic.Panel.uniform(3, 4)
-    for new in renames.NAMES.values():
+    for new in filter(None, renames.NAMES.values()):
         assert hasattr(rismusic, new)
 
 

@@ -54,8 +54,10 @@ def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
             if not stat.S_ISREG(found.st_mode):
                 raise InputError(str(path), f"is {kind_of(found.st_mode)}, not a file")
             with open(descriptor, "rb", closefd=False) as file:
-                # Files of some file systems have no size; therefore not more than the limit is read.
-                content = b"" if found.st_size > limit else file.read(limit + 1)
+                # Files of some file systems have no size; therefore not more than the limit is read. Python
+                # allocates what it is asked to read, so no more is asked for than the file can hold.
+                most = min(limit, max(found.st_size, SMALL_BYTES)) + 1
+                content = b"" if found.st_size > limit else file.read(most)
         finally:
             os.close(descriptor)
     except InputError:

@@ -147,7 +147,10 @@ def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Ten
     for scene in range(len(truth.azimuth)):
         X, Y = (_places(sources, scene) for sources in (truth, found))
         # For alpha = 2 a pair at the cutoff costs as much as a miss and a false alarm.
-        squared = torch.cdist(X, Y).clamp_max(cutoff_m).square().numpy()
+        # So does one with a source in the far field, which has no place.
+        near = X.isfinite().all(-1)[:, None] & Y.isfinite().all(-1)
+        distance = torch.where(near, torch.cdist(X, Y), cutoff_m)
+        squared = distance.clamp_max(cutoff_m).square().numpy()
         assigned = squared[linear_sum_assignment(squared)].sum()
         values.append(math.sqrt(assigned + cutoff_m**2 / 2 * abs(len(X) - len(Y))))
     return torch.tensor(values, dtype=torch.float64)

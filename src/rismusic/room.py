@@ -24,7 +24,7 @@ from rismusic.crb import check_same_room
 from rismusic.devices import blocks, device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator
-from rismusic.estimation.estimate import Estimate, NSources, join_estimates, received_db
+from rismusic.estimation.estimate import Doubt, Estimate, NSources, join_estimates, received_db
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import ROUGH, refine
@@ -551,7 +551,7 @@ def _warnings(
     active = ordered(fit.active)
     hidden = active & ~ordered(torch.stack(seen).any(0))
     for scene, source in hidden.nonzero().tolist():
-        warnings[scene].append(f"source {source} is behind all panels")
+        warnings[scene].append(Doubt(f"source {source} is behind all panels"))
     lost = active & ~covariance.isfinite().all(-1).all(-1)
     for scene, source in lost.nonzero().tolist():
         warnings[scene].append(f"source {source} has no error bar: the panels do not determine its place")

@@ -171,6 +171,16 @@ def test_files_have_status_and_reasons(erring, tmp_path):
     assert [one["panel_error"] for one in scenes] == found.panel_error.tolist()
 
 
+def test_sources_that_may_not_exist_are_noted():
+    found = locate(blind(simulate(scenes=6, sources=4, snr_db=0, seed=3)), method="omp")
+    uncertain = found.existence_probability < 0.9
+    assert uncertain.any()
+    assert (found.existence_probability > 0.9).any()
+    for scene, sentences in enumerate(found.warnings):
+        noted = {int(one.split()[1]) for one in sentences if "exists with a probability" in one}
+        assert noted == set(uncertain[scene].nonzero()[:, 0].tolist())
+
+
 def test_status_and_existence():
     found = locate(blind(simulate(scenes=2, sources=2, snr_db=20, seed=1)), method="omp")
     some = replace(found, warnings=[[Doubt("a"), "b"], ["c"]])

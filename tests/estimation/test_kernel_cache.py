@@ -150,3 +150,14 @@ def test_code_that_cannot_be_kept_is_compiled_all_the_same(compiled, monkeypatch
 
     monkeypatch.setattr(numba, "njit", without_folder)
     assert compiled()._kept is None
+
+
+def test_a_file_of_another_kind_of_lock_is_no_lock(tmp_path, monkeypatch):
+    """What a process with locks of the system leaves behind is waited for by none without them."""
+    kinds = {"UnixFileLock", "SoftFileLock", "WindowsFileLock"}
+    for kind in kinds - {kernel_cache.FileLock.__name__}:
+        (tmp_path / f"rismusic.{kind}").touch()
+    (tmp_path / "rismusic.lock").touch()
+    monkeypatch.setattr(kernel_cache, "_PATIENCE_S", 0.2)
+    with kernel_cache._alone(tmp_path):
+        pass

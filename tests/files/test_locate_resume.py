@@ -162,8 +162,10 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
     content, record = part.read_bytes(), state.read_text()
     part.write_bytes(content[:100])
     refused("is shorter than it was")
-    part.write_bytes(content[:-9] + b"1" + content[-8:])
+    changed = content[:-9] + b"1" + content[-8:] + b"the rest"
+    part.write_bytes(changed)
     refused("has changed since it was written")
+    assert part.read_bytes() == changed
     part.unlink()
     part.symlink_to(recording)
     refused("is a symbolic link")

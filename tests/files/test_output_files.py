@@ -230,7 +230,7 @@ def test_an_interrupt_that_c_code_drops_is_repeated(hook, monkeypatch, capsys):
             callback()
         time.sleep(10)
 
-    monkeypatch.setattr("rismusic.cli.Bound.run", run)
+    monkeypatch.setattr("rismusic.cli.planning.Bound.run", run)
     assert main(["bound"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 

@@ -39,11 +39,17 @@ def half_a_database(path):
     path.write_bytes(path.read_bytes()[:100] + b"nothing\nof it")
 
 
+def damaged_name(path):
+    another_database(path)
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE studies", b"CREATE TABLE stud\xce\x00s"))
+    path.write_bytes(path.read_bytes().replace(b"studies", b"stu\xcees"))
+
+
 def journal(path):
     path.write_text('{"op_code":0,"worker_id":"w","study_name":"s","directions":[1]}\n{"op_code":4,"wor')
 
 
-@pytest.mark.parametrize("write", [hdf5, numpy, another_database, half_a_database, journal])
+@pytest.mark.parametrize("write", [hdf5, numpy, another_database, half_a_database, damaged_name, journal])
 @pytest.mark.parametrize("prefix", ["", "sqlite:///"])
 def test_a_file_that_is_something_else_is_left_as_it_is(tmp_path, write, prefix):
     path = tmp_path / "measured.data"

@@ -186,7 +186,7 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
         form = None if first is None else _corrected(first, wrong)
         if fit and form is not None and can_err(form):
             departures = _departures(form)
-        if statistics.range:
+        if statistics.range and panel.fraunhofer_distance > 0:  # one element has no near field
             values["truth_far"] = float(torch.cat(statistics.range).median()) / panel.fraunhofer_distance
         if wrong:
             values.pop("channel_rank", None)  # it depends on the model

@@ -107,12 +107,13 @@ class PartialOutput:
             self._begin(resume=resume)
             with writing(self.part):
                 self._file = stack.enter_context(self.part.open("r+b"))
-                self._file.truncate(self.progress.bytes)
-                self._digest = hashlib.file_digest(self._file, "sha256")
+                self._digest = hashlib.sha256(self._file.read(self.progress.bytes))
             if self._digest.hexdigest() != self.progress.digest:
                 raise InputError(
                     str(self.part), "has changed since it was written; start again with --overwrite"
                 )
+            with writing(self.part):
+                self._file.truncate(self.progress.bytes)
             self._exit = stack.pop_all()
 
     @property

@@ -361,7 +361,8 @@ def check_link(case: Case) -> Report:
     codes = [one.codes for one in case.simulated if one.codes is not None]
     if codes:
         c = torch.cat([one if one.ndim == 3 else one[None] for one in codes]).to(torch.complex128)
-        c = torch.view_as_complex(torch.view_as_real(c.flatten(0, 1)).unique(dim=0))
+        # Scenes may share one codebook; within a codebook and between different ones nothing is repeated.
+        c = torch.view_as_complex(torch.view_as_real(c).unique(dim=0)).flatten(0, 1)
         values = torch.linalg.eigvalsh(c.mH @ c)
         rank = float((values > 1e-3 * values[-1]).sum())
         findings.append(

@@ -44,6 +44,9 @@ from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 
+UNCERTAIN = 0.9
+"""A note names sources with a smaller existence probability."""
+
 # Scenes with a smaller p-value are weighed anew.
 _SUSPICIOUS = 0.01
 # With a known number of sources, those with a smaller one are tested for an erring panel.
@@ -409,6 +412,11 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
             text = f"there may be more than {most} sources: raise --sources-max"
             limit = f"{most} is the largest number of sources that was tried (--sources-max)"
             sentences[scene].append(Doubt(text, "sources_too_many") if doubt else limit)
+        there = estimate.existence_probability
+        for scene, source in (there < UNCERTAIN).nonzero().tolist():
+            sentences[scene].append(
+                f"source {source} exists with a probability of {float(there[scene, source]):.2f}"
+            )
     errors = estimate.panel_error
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)

@@ -20,7 +20,7 @@ from rismusic.files import writable_by_others
 
 _LOG = logging.getLogger("rismusic.locate")
 # Other processes that compile the same function are waited for so long, in seconds.
-_PATIENCE_S = 600
+_PATIENCE_S = 120
 
 
 class CompiledFunction:
@@ -97,7 +97,8 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         OSError: the lock cannot be had.
     """
-    with FileLock(folder / "rismusic.lock", timeout=_PATIENCE_S):
+    # A lock of the operating system leaves its file behind. One without the system would take it for held.
+    with FileLock(folder / f"rismusic.{FileLock.__name__}", timeout=_PATIENCE_S):
         for left in folder.glob("*.nb[ic].tmp.*"):  # of killed processes
             left.unlink(missing_ok=True)
         yield

@@ -202,7 +202,7 @@ def member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
     """Group or dataset of a name. Links that lead out of the file are not followed.
 
     Raises:
-        InputError: there is an external link on the way, or a circle of links.
+        InputError: there is an external link on the way, a circle of links, or something damaged.
     """
     left, place = name.strip("/").split("/"), file
     for _ in range(_MOST_LINKS):
@@ -221,7 +221,10 @@ def member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
                 place = file
             left = [*link.path.strip("/").split("/"), *left]
         else:
-            place = place[part]
+            try:
+                place = place[part]
+            except KeyError as error:
+                raise InputError(name, f"cannot be read; the file is damaged ({error.args[0]})") from None
     raise InputError(name, "is a link that leads to itself")
 
 

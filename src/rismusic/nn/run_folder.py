@@ -212,7 +212,9 @@ class RunFolder:
         if path.exists():
             if not _BEGIN.startswith(read_beginning(path, len(_BEGIN))):
                 raise InputError(
-                    str(path), "is not the log of a training. It was left as it is; remove it to resume"
+                    str(path),
+                    "line 1 is not a log record, so the file was left as it is; without it the training can "
+                    "be resumed, but its learning curves are lost",
                 )
             with writing(path):
                 os.truncate(path, min(size, path.stat().st_size))

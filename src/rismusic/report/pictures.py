@@ -275,6 +275,8 @@ class _Axis:
         if self.ratios:
             return [(self.place(value), f"{value:g}") for value in _metres(self.first, self.last)]
         limit = math.degrees(abs(self.last))
+        if limit == 0:  # this angle is held at 0
+            return [(self.place(0.0), "0")]
         step = next((step for step in (30, 15, 10, 5, 2, 1) if limit / step > 1.99), limit)
         whole = math.floor(limit / step + 1e-9)
         values = [step * number for number in range(-whole, whole + 1)]
@@ -290,7 +292,8 @@ def _slices(
     if recording.truth is not None:
         sources["true"] = _listed(recording.truth[scene])
     wide = WIDTH - _LEFT - _RIGHT
-    high = max(90.0, wide * volume.elevation_max / volume.azimuth_max)
+    # An angle that is held has no width; a slice over elevation alone is as high as wide.
+    high = max(90.0, wide * volume.elevation_max / (volume.azimuth_max or volume.elevation_max))
     azimuth = _Axis("azimuth / degrees", wide, volume.azimuth_max, -volume.azimuth_max)
     elevation = _Axis("elevation / degrees", high, -volume.elevation_max, volume.elevation_max)
     distance = _Axis("range / m", 0.5 * wide, volume.range_min, volume.range_max, ratios=True)

@@ -161,7 +161,8 @@ def check_trials(study: optuna.Study) -> None:
             default = found.job is not None and found.job.startswith(f"{DEFAULT}/")
             needed += [TEST, EVALUATION_DEFAULT, TEST_DEFAULT] if default else [TEST]
         missing = [name for name in needed if not getattr(found, name)]
-        if trial.value is None or not math.isfinite(trial.value):
+        # SQLite keeps a text in a column of numbers.
+        if not isinstance(trial.value, float) or not math.isfinite(trial.value):
             missing.append("cost")
         if missing:
             raise InputError("storage", f"{where} is damaged: it is complete, but has no {missing[0]}")

@@ -208,7 +208,7 @@ def check_sqlite(path: Path) -> None:
         except sqlite3.OperationalError:
             # A process was killed while it was writing, and to undo that is to write. The tables were there.
             tables = _tables(path, "immutable=1")
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeError):  # a name or a message with damaged characters
         raise InputError(str(path), other) from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {failure(error)}") from None
