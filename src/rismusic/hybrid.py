@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -116,19 +116,12 @@ def locate(
         InputError: a setting is unknown, the device is not available, there are more sources than the data
             can identify, or the calibration is of another panel.
     """
-    for name in settings:
-        if (changed := renamed_argument("locate", name)) is not None:
-            raise InputError(name, changed)
-    if isinstance(n_sources, (int, str)):
-        settings["sources"] = n_sources
-    chosen = (spec or LocateSpec()).replace(**settings)
+    chosen = chosen_settings(spec, n_sources, settings, calibration)
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
     if calibration is not None:
         recording = calibration.apply(recording)
-        if chosen.panel_error == "auto":
-            chosen = chosen.replace(panel_error=calibration.remaining_error)
     recording = with_signal_model(recording, chosen)
     chosen = for_geometry(chosen, recording.panel)
     count: NSources = chosen.sources
@@ -145,6 +138,34 @@ def locate(
     estimates = [estimate for _, estimate in parts]
     estimate = join_estimates(estimates).detached()
     return estimate if device is None else estimate.to(home)
+
+
+def chosen_settings(
+    spec: LocateSpec | None,
+    n_sources: Int64[Tensor, "S"] | int | str | None,
+    settings: Mapping[str, object],
+    calibration: PanelCalibration | None = None,
+) -> LocateSpec:
+    """The settings of a call: a specification, changed by the arguments and by a calibration.
+
+    Args:
+        spec: the settings to start from; the default ones if none.
+        n_sources: number of sources, if it is one for all scenes or ``auto``.
+        settings: fields to change.
+        calibration: its remaining error is the ``panel_error`` unless the settings give a number.
+
+    Raises:
+        InputError: a field is unknown, was renamed, or has a wrong value.
+    """
+    for name in settings:
+        if (changed := renamed_argument("locate", name)) is not None:
+            raise InputError(name, changed)
+    if isinstance(n_sources, (int, str)):
+        settings = {**settings, "sources": n_sources}
+    chosen = (spec or LocateSpec()).replace(**settings)
+    if calibration is not None and chosen.panel_error == "auto":
+        chosen = chosen.replace(panel_error=calibration.remaining_error)
+    return chosen
 
 
 def estimator_of(spec: LocateSpec) -> Estimator:

@@ -16,11 +16,10 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.estimation.noise import check_fit
 from rismusic.estimation.signal_model import for_geometry, with_signal_model
-from rismusic.hybrid import estimator_of, locate_block
+from rismusic.hybrid import chosen_settings, estimator_of, locate_block
 from rismusic.io import Recording
 from rismusic.io.calibration import PanelCalibration
 from rismusic.operator import Link
-from rismusic.renames import renamed_argument
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, SystemSpec
@@ -69,14 +68,7 @@ class Locator:
         track: bool = False,
         **settings: object,
     ) -> None:
-        for name in settings:
-            if (changed := renamed_argument("locate", name)) is not None:
-                raise InputError(name, changed)
-        if n_sources is not None:
-            settings["sources"] = n_sources
-        chosen = (spec or LocateSpec()).replace(**settings)
-        if calibration is not None and chosen.panel_error == "auto":
-            chosen = chosen.replace(panel_error=calibration.remaining_error)
+        chosen = chosen_settings(spec, n_sources, settings, calibration)
         self._device = device_of(device or "cpu")
         self._calibration, self._track = calibration, track
         self._last: Sources | None = None

@@ -39,10 +39,9 @@ from rismusic.estimation.room_fit import (
     refine_places,
 )
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
-from rismusic.hybrid import BLOCK_SCENES
+from rismusic.hybrid import BLOCK_SCENES, chosen_settings
 from rismusic.io import Recording
 from rismusic.registry import ESTIMATORS
-from rismusic.renames import renamed_argument
 from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -120,12 +119,7 @@ def locate_room(
     Example:
         >>> locate_room([recording_of_wall, recording_of_ceiling], n_sources=2).position_room
     """
-    for name in settings:
-        if (changed := renamed_argument("locate", name)) is not None:
-            raise InputError(name, changed)
-    if isinstance(n_sources, (int, str)):
-        settings["sources"] = n_sources
-    chosen = _checked((spec or LocateSpec()).replace(**settings))
+    chosen = _checked(chosen_settings(spec, n_sources, settings))
     recordings = list(recordings)
     check_same_room(recordings)
     piloted = [recording.pilots is not None for recording in recordings]
