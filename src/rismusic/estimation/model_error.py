@@ -282,8 +282,9 @@ def motion(recording: Recording, sources: Sources) -> Motion:
         X = (at.B * at.symbols[:, :, None, :, None]).movedim(3, 1)  # [S, K, L, M, 2]
         rest = at.rest[:, None].expand(-1, X.shape[1], -1, -1)
         there, sigma2 = active[scenes], at.sigma2[:, None]
-        found, explained = _path_regression(X, rest)
-        _, at_rest = _path_regression(X, rest, moves=False)
+        equations = _PathEquations.of(X, rest)
+        found, explained = equations.solve(moves=True)
+        _, at_rest = equations.solve(moves=False)
         in_all[scenes] = torch.where(there, explained / sigma2, 0)
         gain[scenes] = torch.where(there, (explained - at_rest) / sigma2, 0)
         path[scenes] = torch.where(there[..., None], found, 0)
@@ -297,27 +298,38 @@ def motion(recording: Recording, sources: Sources) -> Motion:
     return Motion(gain, in_all, path[..., :2], path[..., 2:])
 
 
-def _path_regression(
-    X: Complex[Tensor, "*S L M 2"], rest: Complex[Tensor, "*S L M"], *, moves: bool = True
-) -> tuple[Float[Tensor, "*S 4"], Float[Tensor, "*S"]]:
-    """Least-squares u and v of a source in motion, and the energy that they explain.
+@dataclass(frozen=True, eq=False)
+class _PathEquations:
+    """Normal equations of u and v, the path of a source.
 
     Args:
-        X: change of the field with azimuth and elevation.
-        rest: the residual.
-        moves: otherwise v is 0.
+        G: their matrix.
+        b: the right-hand side.
     """
-    t = torch.linspace(-0.5, 0.5, X.shape[-3], dtype=torch.float64, device=X.device)[:, None, None]
-    X = torch.cat((X, t * X), dim=-1).flatten(-3, -2)
-    b = (X.mH @ rest.flatten(-2).unsqueeze(-1)).real
-    G = (X.mH @ X).real
-    level = G.diagonal(dim1=-2, dim2=-1).mean(-1)
-    G = G + torch.diag_embed(torch.where(level > 0, 1e-9 * level, 1.0)[..., None].expand(*level.shape, 4))
-    free = 4 if moves else 2
-    change = torch.linalg.solve(G[..., :free, :free], b[..., :free, :])
-    b, change = b[..., :free, :], torch.nn.functional.pad(change, (0, 0, 0, 4 - free))
-    explained = (b * change[..., :free, :]).sum((-2, -1))
-    return change[..., 0], explained
+
+    G: Float[Tensor, "*S 4 4"]
+    b: Float[Tensor, "*S 4 1"]
+
+    @classmethod
+    def of(cls, X: Complex[Tensor, "*S L M 2"], rest: Complex[Tensor, "*S L M"]) -> _PathEquations:
+        """From the change of the field with azimuth and elevation, and the residual."""
+        X = torch.cat((X, _times(X.shape[-3], X.device)[:, None] * X), dim=-1).flatten(-3, -2)
+        G = (X.mH @ X).real
+        level = G.diagonal(dim1=-2, dim2=-1).mean(-1)
+        tiny = torch.where(level > 0, 1e-9 * level, 1.0)[..., None].expand(*level.shape, 4)
+        return cls(G + torch.diag_embed(tiny), (X.mH @ rest.flatten(-2).unsqueeze(-1)).real)
+
+    def solve(self, *, moves: bool) -> tuple[Float[Tensor, "*S 4"], Float[Tensor, "*S"]]:
+        """Least-squares u and v, and the energy that they explain; v is 0 unless the source moves."""
+        free = 4 if moves else 2
+        b = self.b[..., :free, :]
+        change = torch.linalg.solve(self.G[..., :free, :free], b)
+        return torch.nn.functional.pad(change[..., 0], (0, 4 - free)), (b * change).sum((-2, -1))
+
+
+def _times(snapshots: int, device: torch.device) -> Float[Tensor, "L 1"]:
+    """t_l from -1/2 to 1/2."""
+    return torch.linspace(-0.5, 0.5, snapshots, dtype=torch.float64, device=device)[:, None]
 
 
 class _Path:
@@ -338,7 +350,7 @@ class _Path:
         L = recording.snapshots.shape[1]
         resting = recording.link.to(torch.complex128).matmul(A * active[:, None]).expand(-1, L, -1, -1)
         self.resting, self.y = resting, recording.snapshots.to(torch.complex128)
-        self.t = torch.linspace(-0.5, 0.5, L, dtype=torch.float64, device=which.device)[:, None]
+        self.t = _times(L, which.device)
 
     def fit(self, *, moves: bool = True) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
         """The log-likelihood ratio against the estimate (nats), and u and v (0 at rest)."""
@@ -368,10 +380,10 @@ class _Path:
         C[self.rows, :, :, self.which] = link.apply(A.mT)
         D = torch.stack([link.apply((slopes[..., axis] * A).mT) for axis in range(2)], dim=-1)
         Q = orthonormal(C)
-        rest = self.y - (Q @ (Q.mH @ self.y[..., None]))[..., 0]
+        rest = _outside(Q, self.y[..., None])[..., 0]
         s = _least_squares(C, self.y, self.active)[self.rows, :, self.which]
-        X = (D - Q @ (Q.mH @ D)) * s[:, :, None, None]
-        return squared_modulus(rest).sum((1, 2)), _path_regression(X, rest, moves=moves)[0]
+        equations = _PathEquations.of(_outside(Q, D) * s[:, :, None, None], rest)
+        return squared_modulus(rest).sum((1, 2)), equations.solve(moves=moves)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -410,10 +422,9 @@ def _beside_sources(recording: Recording, sources: Sources) -> Iterator[tuple[sl
         C = link.matmul(A).expand(-1, L, -1, -1)
         Q = orthonormal(C)
         B = link.matmul(D).expand(-1, L, -1, -1)
-        B = (B - Q @ (Q.mH @ B)).unflatten(-1, (-1, 2))
-        rest = y - (Q @ (Q.mH @ y[..., None]))[..., 0]
-        count = there.sum(-1)
-        sigma2 = squared_modulus(rest).sum((1, 2)) / (L * (M - count) - 1.5 * count)
+        B = _outside(Q, B).unflatten(-1, (-1, 2))
+        rest = _outside(Q, y[..., None])[..., 0]
+        sigma2 = squared_modulus(rest).sum((1, 2)) / _freedom(there, L, M)
         power = torch.where(there, sources.power[block].double(), 0)
         yield block, _BesideSources(rest, B, _least_squares(C, y, there), sigma2, power)
 
@@ -467,7 +478,7 @@ class _Residual:
         fields = P if H is None else P @ H.mT.unsqueeze(-3)  # C_l^T, [S, L, K, M]
         C = fields.expand(S, L, -1, M).mT  # [S, L, M, K]
         Q = orthonormal(C)
-        rest = y - (Q @ (Q.mH @ y[..., None]))[..., 0]
+        rest = _outside(Q, y[..., None])[..., 0]
         field = (P * _least_squares(C, y, active)[..., None]).sum(-2)
         return cls(H, field, Q, rest, _freedom(active, L, M))
 
@@ -552,6 +563,11 @@ def _explained(
     white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.double().log().sum(-1)
     return rho.double() * squared_modulus(white).double().sum(-1), log_det
+
+
+def _outside(Q: Complex[Tensor, "*S M K"], columns: Complex[Tensor, "*S M J"]) -> Complex[Tensor, "*S M J"]:
+    """What an orthonormal basis leaves of some columns."""
+    return columns - Q @ (Q.mH @ columns)
 
 
 def _on_panel(recording: Recording, positions: Tensor, active: Tensor) -> Complex[Tensor, "S _ K N"]:
