@@ -27,7 +27,6 @@ import os
 import random
 import resource
 import runpy
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,6 +41,7 @@ import scipy.optimize  # noqa: F401
 import torch
 
 from blind_source_faults import FAULTS, SourceFault
+from doctor_faults import edited_package
 
 PACKAGE = Path(__file__).parent.parent / "src" / "rismusic"
 MEASURED = Path(__file__).parent.parent / "docs" / "measured"
@@ -112,20 +112,18 @@ print(json.dumps(rows))
 
 @contextmanager
 def edited(fault: SourceFault | None) -> Iterator[Path]:
-    """A copy of the package with the edit, as a folder for PYTHONPATH.
+    """The package, or a copy of it with the edit, as a folder for PYTHONPATH.
 
     Raises:
         ValueError: the text does not occur exactly once.
     """
+    if fault is None:
+        yield PACKAGE.parent
+        return
+    if (times := (PACKAGE / fault.file).read_text().count(fault.old)) != 1:
+        raise ValueError(f"{fault.name}: the text occurs {times} times")
     with tempfile.TemporaryDirectory(prefix="blind") as folder:
-        copy = Path(folder) / "rismusic"
-        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        if fault is not None:
-            path = copy / fault.file
-            text = path.read_text()
-            if text.count(fault.old) != 1:
-                raise ValueError(f"{fault.name}: the text occurs {text.count(fault.old)} times")
-            path.write_text(text.replace(fault.old, fault.new))
+        edited_package(Path(folder), fault.file, fault.old, fault.new)
         yield Path(folder)
 
 

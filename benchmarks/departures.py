@@ -108,7 +108,7 @@ class Row:
     positions_known: bool = True  # False: the truth is no list of points (only the number counts)
 
 
-def _sound(sources: int | tuple[int, int], snr_db: float) -> Callable[[int, int], Recording]:
+def sound(sources: int | tuple[int, int], snr_db: float) -> Callable[[int, int], Recording]:
     return lambda count, seed: receive(scenes_of(count, seed, sources), snr_db, seed)
 
 
@@ -274,8 +274,8 @@ def _grating(count: int, seed: int) -> Recording:
 
 
 ROWS = [
-    Row("sound, K = 1 to 5 (5 dB)", _sound((1, 5), 5)),
-    Row("sound, K = 1 to 5 (10 dB)", _sound((1, 5), 10)),
+    Row("sound, K = 1 to 5 (5 dB)", sound((1, 5), 5)),
+    Row("sound, K = 1 to 5 (10 dB)", sound((1, 5), 10)),
     Row("noise alone", _noise_alone),
     Row("configurations shifted by one snapshot (10 dB)", _shifted),
     Row("1-bit phases (10 dB)", _coarse(1)),
@@ -293,9 +293,9 @@ ROWS = [
     Row("range 0.2 m (10 dB)", _placed((0, 60), (-30, 30), (0.2, 0.2))),
     Row("multipath, 1 scatterer (10 dB)", _multipath(1)),
     Row("multipath, 2 scatterers (10 dB)", _multipath(2)),
-    Row("6 sources (10 dB)", _sound(6, 10)),
-    Row("7 sources (10 dB)", _sound(7, 10)),
-    Row("8 sources (10 dB)", _sound(8, 10)),
+    Row("6 sources (10 dB)", sound(6, 10)),
+    Row("7 sources (10 dB)", sound(7, 10)),
+    Row("8 sources (10 dB)", sound(8, 10)),
     Row("two sources 2 deg apart (10 dB)", _close),
     Row("Fresnel wave (10 dB)", _wave("fresnel", 10)),
     Row("paraxial wave (10 dB)", _wave("paraxial", 10)),

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from departures import ROWS, receive, scenes_of
+from departures import ROWS, sound
 from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording
@@ -36,14 +36,10 @@ _OFF = ("2-bit", "positions off", "dead elements", "impaired", "channel known to
 Make = Callable[[int, int], Recording]
 
 
-def _sound(snr_db: float) -> Make:
-    return lambda count, seed: receive(scenes_of(count, seed, (1, 5)), snr_db, seed)
-
-
 def sets() -> dict[str, dict[str, Make]]:
     """The recordings of each set: in the model by SNR, and off the model by departure."""
     noise = next(row for row in ROWS if row.name == "noise alone")
-    inside: dict[str, Make] = {f"{snr_db:g} dB": _sound(snr_db) for snr_db in _SNR_DB}
+    inside: dict[str, Make] = {f"{snr_db:g} dB": sound((1, 5), snr_db) for snr_db in _SNR_DB}
     off = {row.name: row.make for row in ROWS if any(text in row.name for text in _OFF)}
     return {"in the model": {**inside, "noise alone": noise.make}, "off the model": off}
 
