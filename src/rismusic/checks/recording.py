@@ -19,7 +19,6 @@ from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.diagnosis import diagnosed
-from rismusic.estimation.estimate import Doubt
 from rismusic.estimation.model_error import can_err
 from rismusic.io import Recording, RecordingFile, open_recording
 from rismusic.spec import LocateSpec
@@ -210,7 +209,7 @@ def _departures(recording: Recording) -> list[CheckFinding]:
     said: dict[str, dict[int, str]] = {}
     for scene, doubts in enumerate(estimate.doubts):
         for doubt in doubts:
-            if isinstance(doubt, Doubt) and doubt.departure:
+            if doubt.departure:
                 said.setdefault(doubt.departure, {}).setdefault(scene, doubt)
     findings = []
     for name, scenes in said.items():
@@ -267,9 +266,8 @@ class _Statistics:
         self._largest: dict[str, float] = {}
         self._count: Counter[str] = Counter()
         self._marks: set[bytes] = set()
-        self._power: Tensor | float = 0.0
-        self._sum: Tensor | float = 0.0
-        self._snapshots = 0
+        self._power = self._sum = torch.zeros(1)  # of each receiver output, once there are scenes
+        self._snapshots = self._scenes = 0
         self._rank: int | None = None
 
     def add(self, recording: Recording) -> None:
@@ -281,8 +279,7 @@ class _Statistics:
         self._power = self._power + outputs.abs().square().sum(0)
         self._sum = self._sum + outputs.sum(0)
         self._snapshots += len(outputs)
-        # The same in all scenes is the receiver; in one scene it may be the signal.
-        self._count["scenes"] += len(y)
+        self._scenes += len(y)
         if channel is not None and recording.symbols == "independent" and recording.frequencies is None:
             values = torch.linalg.svdvals(channel.to(torch.complex128))
             rank = int((values > _NEGLIGIBLE * values[..., :1]).sum(-1).min())
@@ -315,15 +312,15 @@ class _Statistics:
     def values(self) -> dict[str, float]:
         """The measured value of each check."""
         values = self._largest | {name: float(count) for name, count in self._count.items()}
-        if isinstance(self._power, Tensor) and isinstance(self._sum, Tensor):
+        if self._scenes:
             power = self._power / self._snapshots
             middle = power.median().clamp_min(torch.finfo(power.dtype).tiny)
             if len(power) > 2:
                 values["antenna_dead"] = float(middle / power.min().clamp_min(1e-30 * middle))
                 values["antenna_loud"] = float(power.max() / middle)
             offset = float((self._sum / self._snapshots).abs().square().sum() / power.sum())
-            # By chance this is about 1 / snapshots.
-            if self._count["scenes"] > 1 and offset * self._snapshots > _CHANCE:
+            # By chance this is about 1 / snapshots. In a single scene it may be the signal.
+            if self._scenes > 1 and offset * self._snapshots > _CHANCE:
                 values["snapshots_offset"] = offset
         if self._rank is not None:
             values["channel_rank"] = (1 + max(self.sources, default=1)) / self._rank

@@ -431,14 +431,12 @@ def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
         if table != group:
             lines += [""] * (group is not None) + [f"{table} options:" if table else "options:"]
             group = table
-        flag = one.flag
+        flag, text = one.flag, one.help
         if one.types == [bool]:
-            flag = one.negative if one.field.default is True else flag
-            text = (
-                one.help if one.field.default is not True else f"Do not {one.help[:1].lower()}{one.help[1:]}"
-            )
+            if one.field.default is True:
+                flag, text = one.negative, f"Do not {text[:1].lower()}{text[1:]}"
         else:
-            text, short = one.help, one.option.short
+            short = one.option.short
             several = " ..." if one.path in swept else ""
             flag = f"{short}, " * bool(short) + f"{flag} {one.metavar}{several}"
         lines += _entry(flag, text)

@@ -29,7 +29,7 @@ from rismusic.version import __version__
 if TYPE_CHECKING:
     from rismusic.estimation.estimate import Estimate
 
-# Bytes at the beginning and at the end of a recording that identify it, with its size.
+# Bytes at the beginning and at the end of a recording that identify it, with its size; read at a time.
 _MARK = 2**20
 
 
@@ -107,7 +107,9 @@ class PartialOutput:
             self._begin(resume=resume)
             with writing(self.part):
                 self._file = stack.enter_context(self.part.open("r+b"))
-                self._digest = hashlib.sha256(self._file.read(self.progress.bytes))
+                self._digest = hashlib.sha256()
+                while chunk := self._file.read(min(_MARK, self.progress.bytes - self._file.tell())):
+                    self._digest.update(chunk)
             if self._digest.hexdigest() != self.progress.digest:
                 raise InputError(
                     str(self.part), "has changed since it was written; start again with --overwrite"

@@ -254,7 +254,7 @@ class Estimate:
         return torch.where(determined, R @ torch.where(determined, C, 0) @ R.mT, C)
 
     @property
-    def doubts(self) -> list[list[str]]:
+    def doubts(self) -> list[list[Doubt]]:
         """The warnings of each scene that question its result."""
         return [[one for one in sentences if isinstance(one, Doubt)] for sentences in self.warnings]
 
@@ -281,9 +281,8 @@ class Estimate:
         active, probability = self.sources.active, self.n_sources_probability
         if probability is None:
             return torch.where(active, 1.0, math.nan).double()
-        at_least = (
-            probability.double().flip(1).cumsum(1).flip(1)[:, 1:].clamp_max(1)
-        )  # P(K >= 1), P(K >= 2), ...
+        # P(K >= 1), P(K >= 2), ...
+        at_least = probability.double().flip(1).cumsum(1).flip(1)[:, 1:].clamp_max(1)
         width = active.shape[1]
         at_least = torch.nn.functional.pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
         return torch.where(active, at_least, math.nan)
