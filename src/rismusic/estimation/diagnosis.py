@@ -36,6 +36,7 @@ from rismusic.estimation.model_error import (
     motion,
     spread_gain,
     whitened_by,
+    with_dense_operator,
 )
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
@@ -101,27 +102,44 @@ def diagnosed(
         make: makes the estimator from settings.
         spec: the settings.
     """
-    if not can_err(recording) or estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
+    if estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
     recording, estimate = recording.stacked(), estimate.detached()
-    if isinstance(n_sources, str) and spec.panel_error == "auto":
-        estimate, error = _weighed(recording, estimate, make, spec)
-        share = float((error.gain > 0).double().mean())
-        if share > 0.5 and recording.channel is not None:
-            # Most scenes err: the diffuse noise is that of the recording.
-            pooled = error.diffuse[(error.gain > 0) & (estimate.n_sources > 0)]
-            if len(pooled) > 1 and float(pooled.mean()) > _LEAST_DIFFUSE:
-                common = float(pooled.mean())
-                white = whitened_by(recording, torch.full_like(error.diffuse, common))
-                estimate, _ = _weighed(white, make(spec)(white, n_sources), make, spec)
-                sentences = [
-                    [*one, _diffuse_sentence(common, K)]
-                    for one, K in zip(estimate.warnings, estimate.n_sources.tolist(), strict=True)
-                ]
-                estimate = replace(estimate, warnings=sentences)
-    elif spec.panel_error == "auto":
-        estimate = _with_suspected_error(recording, estimate)
+    count_unknown = isinstance(n_sources, str)
+    if spec.panel_error == "auto" and can_err(recording):
+        if count_unknown:
+            estimate = _weighed_twice(recording, estimate, make, spec)
+        else:
+            estimate = _with_suspected_error(recording, estimate)
+    elif count_unknown:
+        outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS
+        some = (outside | (estimate.p_value < _SUSPICIOUS)).nonzero()[:, 0]
+        if len(some):
+            part, located = recording[some], estimate[some]
+            evidence = _evidence(part, located.sources, Volume.from_spec(spec))
+            estimate = _put(estimate, some, _with_wide_search(part, located, evidence, spec))
     return _with_doubts(recording, estimate, n_sources, spec)
+
+
+def _weighed_twice(
+    recording: Recording, estimate: Estimate, make: Callable[[LocateSpec], Estimator], spec: LocateSpec
+) -> Estimate:
+    """Weigh model errors, and once more in diffuse noise if most scenes of the recording have it."""
+    estimate, error = _weighed(recording, estimate, make, spec)
+    share = float((error.gain > 0).double().mean())
+    if share <= 0.5 or recording.channel is None:
+        return estimate
+    pooled = error.diffuse[(error.gain > 0) & (estimate.n_sources > 0)]
+    if len(pooled) < 2 or float(pooled.mean()) <= _LEAST_DIFFUSE:
+        return estimate
+    common = float(pooled.mean())
+    white = whitened_by(recording, torch.full_like(error.diffuse, common))
+    estimate, _ = _weighed(white, make(spec)(white, "auto"), make, spec)
+    sentences = [
+        [*one, _diffuse_sentence(common, K)]
+        for one, K in zip(estimate.warnings, estimate.n_sources.tolist(), strict=True)
+    ]
+    return replace(estimate, warnings=sentences)
 
 
 def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
@@ -326,6 +344,8 @@ def _located_again(
             if coloured:
                 part = whitened_by(part, error.diffuse[some])
             allowed = 0.0 if number < 0 else _LEVELS[number]
+            if allowed:
+                part = with_dense_operator(part)
             located = make(spec.replace(panel_error=allowed))(part, count[some])
             parts.append(replace(located, spec=spec))
             order.append(some)
@@ -397,14 +417,19 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
     """Add what the final estimate leaves doubtful: coherent sources, and the largest number of sources."""
     sentences = [list(one) for one in estimate.warnings]
     positions, active = unpack(estimate.sources, recording)
-    if positions.shape[1]:
+    narrowband = recording.frequencies is None
+    if positions.shape[1] and narrowband and recording.symbols == "independent":
         _add_symbols(sentences, sufficient_statistics(recording, positions, active), estimate)
-    sources, moves = _add_motion(sentences, recording, estimate)
-    _add_clusters(sentences, recording, estimate, moves)
-    _add_grating_lobes(sentences, recording, estimate, spec)
+    sources, moves = estimate.sources, torch.zeros_like(active)
+    if narrowband:
+        sources, moves = _add_motion(sentences, recording, estimate)
+        _add_grating_lobes(sentences, recording, estimate, spec)
+    if recording.pilots is None:
+        _add_extended(sentences, recording, estimate, moves)
+    _add_unresolved(sentences, recording, estimate)
     for scene, sentence in _better_wave(recording, estimate, spec):
         sentences[scene].append(sentence)
-    if isinstance(n_sources, str):
+    if isinstance(n_sources, str) and recording.pilots is None:
         scenes = (estimate.n_sources >= spec.sources_max).nonzero()[:, 0]
         more = _one_more(recording[scenes], estimate[scenes], spec) if len(scenes) else scenes.bool()
         most = spec.sources_max
@@ -531,12 +556,16 @@ def _add_motion(
     return sources, moves
 
 
-def _add_clusters(
+def _add_extended(
     sentences: list[list[str]], recording: Recording, estimate: Estimate, moves: Bool[Tensor, "S K"]
 ) -> None:
-    """Add sources that are not one point, and sources closer to each other than the panel resolves."""
+    """Add sources that are not one point."""
     gain, size = spread_gain(recording, estimate.sources)
-    for scene, source in ((gain > _SPREAD_NATS) & ~moves).nonzero().tolist():
+    extended = (gain > _SPREAD_NATS) & ~moves
+    if recording.has_coherent_symbols and estimate.panel_error is not None:
+        # Beside constant symbols a panel error is constant too, and may look the same.
+        extended = extended & (estimate.panel_error == 0)[:, None]
+    for scene, source in extended.nonzero().tolist():
         sentences[scene].append(
             Doubt(
                 f"source {source} is not one point: it moves, is extended or consists of several sources "
@@ -544,6 +573,10 @@ def _add_clusters(
                 "sources_extended",
             )
         )
+
+
+def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
+    """Add sources closer to each other than the panel resolves."""
     towards = torch.stack(direction(*(value.double() for value in estimate.sources.filled()[:2])), dim=-1)
     gap = torch.linalg.vector_norm(towards[:, :, None] - towards[:, None], dim=-1)
     elements = recording.panel.elements

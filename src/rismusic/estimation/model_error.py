@@ -73,6 +73,8 @@ _ROUNDING = 1e-12
 _CERTAIN, _SINGLE_NATS = 0.9999, 0.2
 # Largest number of elements, since W is dense.
 _MAX_ELEMENTS = 400
+# Largest number of outputs of a snapshot, whose covariance is dense. Constant symbols make one of L M.
+_MAX_OUTPUTS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +96,30 @@ class ModelError:
 
 
 def can_err(recording: Recording) -> bool:
-    """Whether a model error can be estimated: independent symbols, one carrier, at most 400 elements."""
+    """Whether a model error can be estimated: unknown symbols, one carrier, not too many elements or outputs.
+
+    Args:
+        recording: S scenes, stacked.
+    """
     return (
-        recording.symbols == "independent"
+        recording.symbols in ("independent", "constant")
         and recording.frequencies is None
         and recording.panel.size <= _MAX_ELEMENTS
+        and recording.snapshots.shape[-1] <= _MAX_OUTPUTS
     )
+
+
+def with_dense_operator(recording: Recording) -> Recording:
+    r"""Constant symbols as one snapshot through the channel :math:`[G_1; \ldots; G_L]`; others as they are.
+
+    Args:
+        recording: S scenes, stacked.
+    """
+    link = recording.link
+    if not link.coherent:
+        return recording
+    channel = link.dense()[..., 0, :, :]
+    return replace(recording, channel=channel, codes=channel.new_ones(1, channel.shape[-1]))
 
 
 def model_error(
@@ -113,7 +133,7 @@ def model_error(
         least: gains (nats) that matter. Where the gain is smaller, it may be returned as minus infinity,
             which is faster.
     """
-    recording = recording.stacked()
+    recording = with_dense_operator(recording.stacked())
     positions, active = unpack(sources, recording)
     S, L, M = recording.snapshots.shape
     N = recording.panel.size
@@ -126,7 +146,7 @@ def model_error(
         white = _Residual.of(part, x, there, 0.0)
         gain, error = white.panel_error(floor)
         tau = torch.zeros_like(gain)
-        if part.channel is not None:
+        if part.channel is not None and L > 1:
             alone = diffuse_evidence(part, x, there, _DIFFUSE)
             best, which = (alone + _LOG_DIFFUSE).max(1)
             level = alone.new_tensor(_DIFFUSE)[which]
@@ -278,6 +298,8 @@ def motion(recording: Recording, sources: Sources) -> Motion:
     positions, active = unpack(sources, recording)
     gain = torch.zeros_like(positions[..., 0])
     in_all, path = torch.zeros_like(gain), positions.new_zeros(*gain.shape, 4)
+    if recording.snapshots.shape[1] == 1:  # one snapshot has no course of time
+        return Motion(gain, in_all, path[..., :2], path[..., 2:])
     for scenes, at in _beside_sources(recording, sources):
         X = (at.B * at.symbols[:, :, None, :, None]).movedim(3, 1)  # [S, K, L, M, 2]
         rest = at.rest[:, None].expand(-1, X.shape[1], -1, -1)
