@@ -36,6 +36,20 @@ from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
 
+System = dict[str, dict[str, Any]]
+Make = Callable[[int, int, System], Recording]
+
+SYSTEMS: dict[str, System] = {
+    "default": {},
+    "constant": {"scene": {"symbols": "constant"}},
+    "constant, one antenna": {
+        "scene": {"symbols": "constant"},
+        "channel": {"antennas": 1},
+        "codebook": {"snapshots": 64},
+    },
+}
+"""Settings of the simulator, by name."""
+
 
 def receive(
     recording: Recording,
@@ -47,7 +61,7 @@ def receive(
     field: Tensor | None = None,
     power: Tensor | None = None,
 ) -> Recording:
-    """New snapshots of a recording's true sources with Gaussian symbols and noise.
+    """New snapshots of a recording's true sources with Gaussian or constant symbols, and noise.
 
     Args:
         recording: with its truth.
@@ -62,8 +76,10 @@ def receive(
     assert recording.truth is not None
     truth = recording.truth
     S, L = recording.snapshots.shape[:2]
+    constant = recording.symbols == "constant"
     if field is None:
-        s = complex_normal((S, truth.azimuth.shape[1], L), generator)
+        s = complex_normal((S, truth.azimuth.shape[1], 1 if constant else L), generator)
+        s = (s / s.abs() if constant else s).expand(-1, -1, L)
         if power is not None:
             s = s * power[..., None].sqrt()
         A = steering_of(recording.panel, truth)
@@ -94,9 +110,17 @@ def steering_of(panel: Panel, sources: Sources) -> Tensor:
     return A * sources.active[:, None]
 
 
-def scenes_of(count: int, seed: int, sources: int | tuple[int, int] = (1, 3), **settings: Any) -> Recording:
-    spec = SystemSpec(sources=sources, snr_db=10, **settings)
+def scenes_of(
+    count: int, seed: int, system: System, sources: int | tuple[int, int] = (1, 3), **settings: Any
+) -> Recording:
+    spec = SystemSpec(sources=sources, snr_db=10, **merged(system, settings))
     return simulate(spec, scenes=count, seed=seed)
+
+
+def merged(system: System, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the system, changed by those of a row."""
+    groups = {name: system.get(name, {}) | settings.get(name, {}) for name in system}
+    return settings | groups
 
 
 @dataclass(frozen=True)
@@ -104,16 +128,16 @@ class Row:
     """A departure: what it is, how it is simulated, and what of the scenes is judged."""
 
     name: str
-    make: Callable[[int, int], Recording]
-    positions_known: bool = True  # False: the truth is no list of points (only the number counts)
+    make: Make
+    constant: bool = True  # whether the departure exists for constant symbols
 
 
-def sound(sources: int | tuple[int, int], snr_db: float) -> Callable[[int, int], Recording]:
-    return lambda count, seed: receive(scenes_of(count, seed, sources), snr_db, seed)
+def sound(sources: int | tuple[int, int], snr_db: float) -> Make:
+    return lambda count, seed, system: receive(scenes_of(count, seed, system, sources), snr_db, seed)
 
 
-def _noise_alone(count: int, seed: int) -> Recording:
-    made = scenes_of(count, seed, 1)
+def _noise_alone(count: int, seed: int, system: System) -> Recording:
+    made = scenes_of(count, seed, system, 1)
     assert made.truth is not None
     generator = torch.Generator().manual_seed(seed)
     noise = complex_normal(made.snapshots.shape, generator).to(torch.complex64)
@@ -121,32 +145,34 @@ def _noise_alone(count: int, seed: int) -> Recording:
     return replace(made, snapshots=noise, noise_variance=None, truth=replace(nothing, symbols=None))
 
 
-def _shifted(count: int, seed: int) -> Recording:
-    made = scenes_of(count, seed)
+def _shifted(count: int, seed: int, system: System) -> Recording:
+    made = scenes_of(count, seed, system)
     assert made.codes is not None
     return receive(made, 10, seed, codes=made.codes.roll(1, dims=-2))
 
 
-def _coarse(bits: int) -> Callable[[int, int], Recording]:
-    def make(count: int, seed: int) -> Recording:
-        made = scenes_of(count, seed, codebook={"bits": "continuous"})
+def _coarse(bits: int) -> Make:
+    def make(count: int, seed: int, system: System) -> Recording:
+        made = scenes_of(count, seed, system, codebook={"bits": "continuous"})
         assert made.codes is not None
         return receive(made, 10, seed, codes=quantise(made.codes, bits))
 
     return make
 
 
-def _hardware(snr_db: float, **hardware: float) -> Callable[[int, int], Recording]:
-    def make(count: int, seed: int) -> Recording:
-        made = simulate(scenes=count, seed=seed, sources=(1, 3), snr_db=snr_db, hardware=hardware)
+def _hardware(snr_db: float, **hardware: float) -> Make:
+    def make(count: int, seed: int, system: System) -> Recording:
+        made = simulate(
+            scenes=count, seed=seed, sources=(1, 3), snr_db=snr_db, **merged(system, {"hardware": hardware})
+        )
         return replace(made, noise_variance=None)
 
     return make
 
 
-def _channel_error(level_db: float) -> Callable[[int, int], Recording]:
-    def make(count: int, seed: int) -> Recording:
-        made = scenes_of(count, seed)
+def _channel_error(level_db: float) -> Make:
+    def make(count: int, seed: int, system: System) -> Recording:
+        made = scenes_of(count, seed, system)
         assert made.channel is not None
         generator = torch.Generator().manual_seed(seed + 1)
         H = made.channel
@@ -158,11 +184,11 @@ def _channel_error(level_db: float) -> Callable[[int, int], Recording]:
 
 def _placed(
     azimuth_deg: tuple[float, float], elevation_deg: tuple[float, float], range_m: tuple[float, float]
-) -> Callable[[int, int], Recording]:
+) -> Make:
     """One source with coordinates uniform between limits (the range in its logarithm)."""
 
-    def make(count: int, seed: int) -> Recording:
-        made = scenes_of(count, seed, 1)
+    def make(count: int, seed: int, system: System) -> Recording:
+        made = scenes_of(count, seed, system, 1)
         generator = torch.Generator().manual_seed(seed + 2)
 
         def uniform(low: float, high: float) -> Tensor:
@@ -176,11 +202,11 @@ def _placed(
     return make
 
 
-def _multipath(scatterers: int) -> Callable[[int, int], Recording]:
+def _multipath(scatterers: int) -> Make:
     """Coherent copies of one source, 3 to 9 dB weaker, from elsewhere in the volume."""
 
-    def make(count: int, seed: int) -> Recording:
-        made = scenes_of(count, seed, 1 + scatterers)
+    def make(count: int, seed: int, system: System) -> Recording:
+        made = scenes_of(count, seed, system, 1 + scatterers)
         assert made.truth is not None
         generator = torch.Generator().manual_seed(seed + 3)
         loss = 3 + 6 * torch.rand(count, scatterers, dtype=torch.float64, generator=generator)
@@ -194,8 +220,8 @@ def _multipath(scatterers: int) -> Callable[[int, int], Recording]:
     return make
 
 
-def _close(count: int, seed: int) -> Recording:
-    made = scenes_of(count, seed, 1)
+def _close(count: int, seed: int, system: System) -> Recording:
+    made = scenes_of(count, seed, system, 1)
     assert made.truth is not None
     generator = torch.Generator().manual_seed(seed + 4)
     angle = 2 * math.pi * torch.rand(count, 1, dtype=torch.float64, generator=generator)
@@ -209,17 +235,17 @@ def _close(count: int, seed: int) -> Recording:
     return receive(replace(made, truth=truth), 10, seed)
 
 
-def _wave(wave: str, snr_db: float) -> Callable[[int, int], Recording]:
-    def make(count: int, seed: int) -> Recording:
-        made = scenes_of(count, seed, panel={"wave": wave})
+def _wave(wave: str, snr_db: float) -> Make:
+    def make(count: int, seed: int, system: System) -> Recording:
+        made = scenes_of(count, seed, system, panel={"wave": wave})
         return replace(receive(made, snr_db, seed), wave="spherical")
 
     return make
 
 
-def _moving(step_deg: float) -> Callable[[int, int], Recording]:
-    def make(count: int, seed: int) -> Recording:
-        made = scenes_of(count, seed, 1)
+def _moving(step_deg: float) -> Make:
+    def make(count: int, seed: int, system: System) -> Recording:
+        made = scenes_of(count, seed, system, 1)
         assert made.truth is not None
         truth, L = made.truth, made.snapshots.shape[1]
         steps = math.radians(step_deg) * (torch.arange(L, dtype=torch.float64) - (L - 1) / 2)
@@ -234,11 +260,11 @@ def _moving(step_deg: float) -> Callable[[int, int], Recording]:
     return make
 
 
-def _subcarriers(bandwidth: float) -> Callable[[int, int], Recording]:
+def _subcarriers(bandwidth: float) -> Make:
     """Frequencies spread over a relative bandwidth, one per snapshot, stored as snapshots."""
 
-    def make(count: int, seed: int) -> Recording:
-        made = scenes_of(count, seed, 1)
+    def make(count: int, seed: int, system: System) -> Recording:
+        made = scenes_of(count, seed, system, 1)
         assert made.truth is not None
         truth, L = made.truth, made.snapshots.shape[1]
         generator = torch.Generator().manual_seed(seed + 6)
@@ -253,18 +279,19 @@ def _subcarriers(bandwidth: float) -> Callable[[int, int], Recording]:
     return make
 
 
-def _offset(count: int, seed: int) -> Recording:
+def _offset(count: int, seed: int, system: System) -> Recording:
     """The same constant offset on every channel, 6 dB below the signal's amplitude; direct sampling."""
-    made = receive(scenes_of(count, seed, 1, channel={"kind": "direct"}), 10, seed)
+    made = receive(scenes_of(count, seed, system, 1, channel={"kind": "direct"}), 10, seed)
     level = made.snapshots.abs().square().mean((1, 2), keepdim=True).sqrt()
     return replace(made, snapshots=made.snapshots + 0.5 * level)
 
 
-def _grating(count: int, seed: int) -> Recording:
+def _grating(count: int, seed: int, system: System) -> Recording:
     """4 x 4 elements one wavelength apart, sampled directly, sources in the far field."""
     made = scenes_of(
         count,
         seed,
+        system,
         1,
         panel={"rows": 4, "columns": 4, "spacing_wavelengths": 1.0},
         channel={"kind": "direct"},
@@ -291,8 +318,8 @@ ROWS = [
     Row("azimuth 75 deg (10 dB)", _placed((75, 75), (-30, 30), (0.5, 10))),
     Row("elevation 60 deg (10 dB)", _placed((0, 60), (60, 60), (0.5, 10))),
     Row("range 0.2 m (10 dB)", _placed((0, 60), (-30, 30), (0.2, 0.2))),
-    Row("multipath, 1 scatterer (10 dB)", _multipath(1)),
-    Row("multipath, 2 scatterers (10 dB)", _multipath(2)),
+    Row("multipath, 1 scatterer (10 dB)", _multipath(1), constant=False),
+    Row("multipath, 2 scatterers (10 dB)", _multipath(2), constant=False),
     Row("6 sources (10 dB)", sound(6, 10)),
     Row("7 sources (10 dB)", sound(7, 10)),
     Row("8 sources (10 dB)", sound(8, 10)),
@@ -301,10 +328,10 @@ ROWS = [
     Row("paraxial wave (10 dB)", _wave("paraxial", 10)),
     Row("Fresnel wave (20 dB)", _wave("fresnel", 20)),
     Row("paraxial wave (20 dB)", _wave("paraxial", 20)),
-    Row("moving 0.2 deg a snapshot (15 dB)", _moving(0.2)),
-    Row("1 % bandwidth as snapshots (20 dB)", _subcarriers(0.01)),
-    Row("constant offset on all channels (10 dB)", _offset),
-    Row("elements one wavelength apart (10 dB)", _grating),
+    Row("moving 0.2 deg a snapshot (15 dB)", _moving(0.2), constant=False),
+    Row("1 % bandwidth as snapshots (20 dB)", _subcarriers(0.01), constant=False),
+    Row("constant offset on all channels (10 dB)", _offset, constant=False),
+    Row("elements one wavelength apart (10 dB)", _grating, constant=False),
 ]
 
 
@@ -378,6 +405,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--method", default="hybrid")
     parser.add_argument("--rows", nargs="*", default=None, help="text that the names of the rows contain")
+    parser.add_argument("--system", choices=SYSTEMS, default="default")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
@@ -387,7 +415,9 @@ def main() -> None:
     for row in ROWS:
         if options.rows and not any(text in row.name for text in options.rows):
             continue
-        recording = row.make(options.scenes, options.seed)
+        if options.system != "default" and not row.constant:
+            continue
+        recording = row.make(options.scenes, options.seed, SYSTEMS[options.system])
         start = time.perf_counter()
         estimate = locate(recording, method=options.method)
         one = judge(row.name, recording, estimate, time.perf_counter() - start)

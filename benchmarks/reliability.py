@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from departures import ROWS, sound
+from departures import ROWS, SYSTEMS, Make, sound
 from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording
@@ -32,8 +31,6 @@ _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _SNR_DB = (0.0, 5.0, 10.0, 15.0, 20.0)
 # Rows of departures.py with true positions: the hardware, the channel, and the coarse phases.
 _OFF = ("2-bit", "positions off", "dead elements", "impaired", "channel known to")
-
-Make = Callable[[int, int], Recording]
 
 
 def sets() -> dict[str, dict[str, Make]]:
@@ -108,7 +105,7 @@ def main() -> None:
     for name, makes in sets().items():
         groups: dict[str, list[dict[str, Tensor]]] = {name: []}
         for row, make in makes.items():
-            recording = make(options.scenes, options.seed)
+            recording = make(options.scenes, options.seed, SYSTEMS["default"])
             one = cases(recording, locate(recording, method=options.method))
             groups[name].append(one)
             groups[f"{name}: {row}"] = [one]

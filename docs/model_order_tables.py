@@ -61,6 +61,32 @@ def departures() -> str:
     )
 
 
+def departures_constant() -> str:
+    """The same for constant symbols, with 16 antennas and with one."""
+    files = [f"departures_constant_{name}.csv" for name in ("16_antennas", "1_antenna")]
+    pairs = zip(*map(_rows, files), strict=True)
+    columns = ["F1", "right number", "wrong, scene ok", "not ok"]
+    return table(
+        ["departure", *(f"{name}, {antennas}" for antennas in ("M = 16", "M = 1") for name in columns)],
+        [
+            [
+                one["name"],
+                *(
+                    cell
+                    for row in (one, other)
+                    for cell in (
+                        f"{float(row['f1']):.3f}",
+                        f"{100 * float(row['count_right']):.0f} %",
+                        f"{100 * float(row['silent_wrong']):.1f} %",
+                        f"{100 * float(row['doubtful']):.0f} %",
+                    )
+                ),
+            ]
+            for one, other in pairs
+        ],
+    )
+
+
 def calibration_errors() -> str:
     """Expected calibration error of each set of scenes."""
     shown: dict[str, Row] = {}
@@ -175,6 +201,7 @@ def finding_names() -> str:
 
 TABLES: tuple[Callable[[], str], ...] = (
     departures,
+    departures_constant,
     calibration_errors,
     number_scenes,
     number_right,

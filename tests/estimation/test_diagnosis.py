@@ -12,6 +12,7 @@ import torch
 from rismusic import Sources, locate, simulate
 from rismusic.array import steering
 from rismusic.estimation.estimate import Doubt
+from rismusic.estimation.model_error import with_dense_operator
 from rismusic.io import read
 
 DATA = Path(__file__).parent.parent / "data"
@@ -64,6 +65,71 @@ def test_a_panel_that_errs_makes_no_sources(erring):
     assert all("departs from its description" in " ".join(some) for some in found.warnings)
     assert set(found.status) <= {"ok", "doubtful"}
     assert found.n_sources_probability.sum(1).allclose(torch.ones(6, dtype=torch.float64))
+
+
+def test_a_panel_that_errs_makes_no_sources_of_constant_symbols():
+    made = simulate(
+        scenes=4,
+        sources=1,
+        snr_db=20,
+        hardware={"dead_fraction": 0.06},
+        scene={"symbols": "constant"},
+        seed=3,
+    )
+    trusted, found = (locate(blind(made), method="omp", panel_error=value) for value in (0.0, "auto"))
+    assert (trusted.n_sources > 1).all()
+    assert found.n_sources.tolist() == [1] * 4
+    assert ((found.panel_error > 0.05) & (found.panel_error < 0.5)).all()
+    error = torch.rad2deg(found.sources.azimuth[:, 0] - made.truth.azimuth[:, 0]).abs()
+    assert (error < 4 * found.std[:, 0, 0].rad2deg()).all()
+
+
+def test_a_panel_that_errs_makes_no_sources_of_correlated_symbols():
+    settings = {"hardware": {"dead_fraction": 0.05}, "scene": {"correlation": 0.8}}
+    made = blind(simulate(scenes=2, sources=2, snr_db=20, seed=11, **settings))
+    trusted, found = (locate(made, method="omp", panel_error=value) for value in (0.0, "auto"))
+    assert (trusted.n_sources > 2).all()
+    assert found.n_sources.tolist() == [2, 2]
+    assert (found.panel_error > 0.05).all()
+
+
+def test_the_dense_operator_is_that_of_constant_symbols():
+    made = simulate(scenes=2, sources=2, snr_db=20, scene={"symbols": "constant"}, seed=4).stacked()
+    dense = with_dense_operator(made)
+    A = torch.randn(2, made.panel.size, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(dense.link.matmul(A), made.link.matmul(A), rtol=1e-4, atol=1e-5)
+    independent = simulate(scenes=1, sources=1, seed=4)
+    assert with_dense_operator(independent) is independent
+
+
+def test_a_wave_or_a_source_outside_is_found_for_other_symbols_and_frequencies():
+    system = {"panel": {"rows": 8, "columns": 8}}
+    constant, pilots = ({"scene": {"symbols": name}} for name in ("constant", "pilots"))
+    wideband = {"wideband": {"subcarriers": 4, "bandwidth_hz": 20e6}, "codebook": {"snapshots": 4}}
+    for model in (constant, pilots, wideband):
+        near = {**model.get("scene", {}), "range_min_m": 0.4, "range_max_m": 0.8}
+        settings = {**system, **model, "scene": near, "panel": {**system["panel"], "wave": "paraxial"}}
+        made = blind(simulate(scenes=1, sources=1, snr_db=30, seed=7, **settings), wave="spherical")
+        assert said(locate(made, method="omp"), "a paraxial wave explains"), model
+        outside = Sources.from_degrees([[75.0]], [[5.0]], [[3.0]])
+        made = blind(simulate(sources=outside, snr_db=20, seed=7, **system, **model))
+        found = locate(made, method="omp")
+        assert said(found, "outside the search volume"), model
+        assert float(found.azimuth_deg[0, 0]) == pytest.approx(75, abs=1.5)
+
+
+def test_sound_scenes_of_other_symbols_and_frequencies_raise_no_doubt():
+    system = {"panel": {"rows": 8, "columns": 8}, "codebook": {"snapshots": 8}}
+    for model in (
+        {"scene": {"symbols": "constant"}},
+        {"scene": {"symbols": "pilots"}},
+        {"wideband": {"subcarriers": 4, "bandwidth_hz": 20e6}},
+    ):
+        found = locate(
+            blind(simulate(scenes=3, sources=1, snr_db=15, seed=8, **system, **model)), method="omp"
+        )
+        assert found.status == ["ok"] * 3, model
+        assert not any(found.doubts), model
 
 
 def test_sound_scenes_stay_as_they_are():

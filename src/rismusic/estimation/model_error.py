@@ -15,6 +15,9 @@ from the recorded ones:
 The panel error e is the same in all snapshots; the diffuse noise u is not. H is normalised to
 :math:`\mathrm{tr}(H H^H) = M`, so that :math:`\tau` is the power of the diffuse noise over that of the noise.
 
+Constant symbols make one snapshot of L M outputs with the operator :math:`[G_1; \ldots; G_L]` in place of H. The
+panel error is the same; diffuse noise is not estimated.
+
 **Evidence.** For one :math:`\tau`, data and channel are whitened by :math:`\Sigma = I + \tau H H^H`.
 With symbols at their least-squares values, r the residual, :math:`E = \sum_l |r_l|^2`, D its complex
 dimensions and :math:`\rho = \epsilon^2 / \sigma^2`,
@@ -102,7 +105,7 @@ def can_err(recording: Recording) -> bool:
         recording: S scenes, stacked.
     """
     return (
-        recording.symbols in ("independent", "constant")
+        recording.symbols in ("independent", "correlated", "constant")
         and recording.frequencies is None
         and recording.panel.size <= _MAX_ELEMENTS
         and recording.snapshots.shape[-1] <= _MAX_OUTPUTS

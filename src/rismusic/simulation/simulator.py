@@ -264,7 +264,10 @@ def simulate(
         torch.Size([1, 16, 16])
     """
     given = sources if isinstance(sources, Sources) else None
-    if sources is not None and given is None:
+    if given is not None:
+        number = given.active.sum(-1)
+        settings["sources"] = (max(1, int(number.amin())), max(1, int(number.amax())))
+    elif sources is not None:
         settings["sources"] = sources
     if scenes is None and given is not None:
         scenes = 1 if given.azimuth.ndim == 1 else len(given.azimuth)
