@@ -15,8 +15,8 @@ from the recorded ones:
 The panel error e is the same in all snapshots; the diffuse noise u is not. H is normalised to
 :math:`\mathrm{tr}(H H^H) = M`, so that :math:`\tau` is the power of the diffuse noise over that of the noise.
 
-Constant symbols make one snapshot of L M outputs with the operator :math:`[G_1; \ldots; G_L]` in place of H. The
-panel error is the same; diffuse noise is not estimated.
+Constant symbols make one snapshot of L M outputs with the operator :math:`[G_1; \ldots; G_L]` in place of H.
+The panel error is the same; diffuse noise is not estimated.
 
 **Evidence.** For one :math:`\tau`, data and channel are whitened by :math:`\Sigma = I + \tau H H^H`.
 With symbols at their least-squares values, r the residual, :math:`E = \sum_l |r_l|^2`, D its complex
