@@ -16,9 +16,9 @@ from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.metrics import match, score
 from rismusic.operator import Link
-from rismusic.simulation.simulator import simulate
+from rismusic.simulation.simulator import Simulator, simulate
 from rismusic.sources import Sources
-from rismusic.spec import LocateSpec
+from rismusic.spec import LocateSpec, SystemSpec
 
 SMALL = {"rows": 6, "columns": 6}
 
@@ -147,3 +147,11 @@ def test_noise_of_unequal_outputs(kind):
 def test_known_symbols_need_pilots():
     with pytest.raises(InputError, match="pilots"):
         locate(simulate(scenes=1, sources=1, panel=SMALL), symbols="known", method="omp")
+
+
+def test_pilots_are_searched_from_each_source_first():
+    # Searched first, source 0 of this scene is lost in the field of source 1.
+    spec = SystemSpec(sources=2, snr_db=10, scene={"symbols": "pilots"})
+    made = Simulator(spec, seed=1, split="test").scenes(46, 47)
+    found = locate(made, method="omp")
+    assert bool(match(made.truth, found.sources).hit.all())

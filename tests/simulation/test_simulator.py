@@ -302,3 +302,10 @@ def test_any_panel_without_a_link(channel):
 def test_bad_given_sources(sources, sentence, untyped):
     with pytest.raises(InputError, match=sentence):
         simulate(SMALL, sources=sources)
+
+
+def test_scenes_that_do_not_exist_are_refused():
+    simulator = Simulator(SystemSpec())
+    for start, stop in ((3, 3), (5, 2), (-1, 2)):
+        with pytest.raises(InputError, match="must be above start"):
+            simulator.scenes(start, stop)

@@ -35,6 +35,7 @@ from rismusic.estimation.maximum_likelihood import (
     ROUGH,
     Criterion,
     Fit,
+    FitState,
     better,
     complete_fit,
     join,
@@ -183,7 +184,8 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     """Fit the sources whose pilots are known, one for each column of the pilots.
 
     The sources are searched in turn, each with its own pilots, in what the others leave of the data, and all
-    are fitted together after each turn. Two rounds are enough, since different pilots separate the sources.
+    are fitted together after each turn. Two rounds are made from each source as the first one, and the
+    likeliest result is kept: the source that is searched first may be lost in the field of the others.
 
     Args:
         recording: S stacked scenes with known symbols.
@@ -206,18 +208,26 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     for block in _search_blocks(recording, dictionary):
         part = recording[block]
         scenes = torch.arange(len(part), device=part.snapshots.device)
-        positions = torch.ones(len(part), K, 3, dtype=torch.float64, device=scenes.device)
-        active = torch.zeros(len(part), K, dtype=torch.bool, device=scenes.device)
-        for turn in range(2 * K if K > 1 else 1):
-            k = turn % K
-            others = active.clone()
-            others[:, k] = False
-            rest = project_out(part, positions, others)
-            search = GridSearch(dictionary, part, part.link.for_pilots(k))
-            positions[:, k] = search.place(scenes, rest)
-            active[:, k] = True
-            fit = refine(part, positions, active, grid.volume, criterion="conditional", options=ROUGH)
-            positions = fit.positions
+        searches = [GridSearch(dictionary, part, part.link.for_pilots(k)) for k in range(K)]
+        best: FitState | None = None
+        for first in range(K):
+            positions = torch.ones(len(part), K, 3, dtype=torch.float64, device=scenes.device)
+            active = torch.zeros(len(part), K, dtype=torch.bool, device=scenes.device)
+            for turn in range(first, first + 2 * K if K > 1 else 1):
+                k = turn % K
+                others = active.clone()
+                others[:, k] = False
+                positions[:, k] = searches[k].place(scenes, project_out(part, positions, others))
+                active[:, k] = True
+                fit = refine(part, positions, active, grid.volume, criterion="conditional", options=ROUGH)
+                positions = fit.positions
+            if best is None:
+                best = fit
+            else:
+                likelier = (fit.value < best.value).nonzero()[:, 0]
+                best = best.with_others(likelier, fit[likelier])
+        assert best is not None  # there is a pilot
+        positions = best.positions
         end = refine(part, positions, active, grid.volume, criterion=spec.criterion)
         fits.append(complete_fit(part, end.positions, active, end.converged))
     return join(fits)

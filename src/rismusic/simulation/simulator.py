@@ -162,7 +162,13 @@ class Simulator:
         return "known", draw_pilots(truth.azimuth.shape[-1], snapshots, draws, self.dtype.to_complex())
 
     def scenes(self, start: int, stop: int) -> Recording:
-        """Scenes ``start`` to ``stop - 1``."""
+        """Scenes ``start`` to ``stop - 1``.
+
+        Raises:
+            InputError: ``start`` is negative, or ``stop`` is not above it.
+        """
+        if not 0 <= start < stop:
+            raise InputError("stop", f"must be above start, and start at least 0; got {start} to {stop}")
         return self(torch.arange(start, stop, device=self.device))
 
     def stream(self, batch: int, *, start: int = 0, stop: int | None = None) -> Iterator[Recording]:
