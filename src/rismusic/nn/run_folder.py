@@ -209,7 +209,7 @@ class RunFolder:
             size: size of the log at the checkpoint.
 
         Returns:
-            Size of the complete lines before the checkpoint; less than ``size`` if the disk lost some of them.
+            Size of the complete lines before the checkpoint: less than ``size`` if the disk lost some.
 
         Raises:
             InputError: a line is not a record, or the log has changed since the checkpoint.
