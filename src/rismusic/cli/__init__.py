@@ -6,18 +6,14 @@ runs, so that ``--help`` is quick.
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import import_module
-from types import TracebackType
 
 from rismusic.cli.command import Command, complain, save_traceback
+from rismusic.cli.interruption import no_interrupt_is_lost, terminated_as_interrupted
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
 from rismusic.errors import InputError
 from rismusic.files import failure
@@ -77,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if args is None else args)
     try:
-        with _terminated_as_interrupted(), _no_interrupt_is_lost():
+        with terminated_as_interrupted(), no_interrupt_is_lost():
             code = _run(args)
             sys.stdout.flush()
             return code
@@ -125,61 +121,6 @@ def _run(args: Sequence[str]) -> int:
         _help(args)
         return 0
     return parse(args, COMMANDS).run()
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM, and SIGHUP of a closed terminal, as Ctrl-C. Signals that are ignored stay ignored."""
-    names = ("SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def _no_interrupt_is_lost() -> Iterator[None]:
-    """Interrupt again after C code has dropped a KeyboardInterrupt.
-
-    Python prints an exception in a callback of a C library and goes on. So does the import of NumPy's C API,
-    which then reports a missing module.
-    """
-    hooks = sys.excepthook, sys.unraisablehook
-    timers: list[threading.Timer] = []
-
-    def again() -> None:
-        # Later, since an exception in a hook would be lost, too.
-        numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(one))]
-        timers.append(threading.Timer(0.02, _thread.interrupt_main, numbers[:1]))
-        timers[-1].daemon = True
-        timers[-1].start()
-
-    def on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            again()
-        else:
-            hooks[0](kind, error, trace)
-
-    def on_unraisable(dropped: sys.UnraisableHookArgs) -> None:
-        if issubclass(dropped.exc_type, KeyboardInterrupt):
-            again()
-        else:
-            hooks[1](dropped)
-
-    sys.excepthook, sys.unraisablehook = on_exception, on_unraisable
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
-        sys.excepthook, sys.unraisablehook = hooks
 
 
 def _help(args: Sequence[str]) -> None:
