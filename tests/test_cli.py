@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,6 +18,7 @@ from rismusic.cli import COMMANDS, main
 from rismusic.cli.command import EVERYDAY
 from rismusic.cli.locate import results_table, scenes_table
 from rismusic.cli.parser import parse, settings_of
+from rismusic.devices import VARIABLE
 from rismusic.errors import InputError
 from rismusic.estimation.table import COLUMNS
 from rismusic.hybrid import locate
@@ -384,6 +387,41 @@ def test_standard_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys):
         monkeypatch.setattr("sys.stdout", full)
         assert main(["--version"]) == 2
     assert "the output cannot be written: no space left on the disk" in capsys.readouterr().err
+
+
+def refused_by_cuda():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 139.80 GiB")
+
+
+def refused_to_torch():
+    raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 104857600 bytes.")
+
+
+def refused_to_a_process():
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+@pytest.mark.parametrize(
+    ("ask", "size"),
+    [
+        (lambda: torch.empty(10**15), " for 3,725,290.3 GiB at once"),
+        (refused_to_torch, " for 100.0 MiB at once"),
+        (lambda: np.empty(10**14), " for 728 TiB at once"),
+        (lambda: bytes(10**15), ""),
+        (refused_by_cuda, " for 20.00 GiB at once"),
+        (refused_to_a_process, ""),
+    ],
+)
+def test_too_little_memory_is_one_sentence(ask, size, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("rismusic.cli.planning.Bound.run", lambda _: ask())
+    assert main(["bound"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"error: memory: there is not enough{size}. Less is needed with a smaller {VARIABLE} "
+    )
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_errors_are_one_sentence_and_a_file_with_the_traceback(tmp_path, monkeypatch, capsys):

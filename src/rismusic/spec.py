@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tomlkit
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from rismusic.errors import InputError
 from rismusic.files import read_text
@@ -24,6 +32,8 @@ from rismusic.renames import renamed_setting
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# JSON has no infinity.
+_AsText = PlainSerializer(lambda value: "inf" if value == math.inf else value, when_used="json")
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 MAX_PATTERN_EXPONENT = 100.0
 """Largest exponent of an element pattern. Those of narrower ones are too small for computations."""
@@ -497,7 +507,7 @@ class LocateSpec(Spec):
     """Refine the peaks of a spectrum by near-field maximum likelihood (NF-MLE) on the snapshots."""
     criterion: Literal["conditional", "unconditional"] = "unconditional"
     """Likelihood to maximise: 'conditional' (deterministic symbols) or 'unconditional' (Gaussian symbols)."""
-    oversampling: Annotated[float, Field(ge=1)] = 2.51
+    oversampling: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.51
     """Search grid points per beam width."""
     azimuth_max_deg: Annotated[float, Field(gt=0, le=180)] = 60.0
     """Maximum absolute azimuth of the search, in degrees; below 90 for planar arrays."""
@@ -505,7 +515,7 @@ class LocateSpec(Spec):
     """Maximum absolute elevation of the search, in degrees."""
     range_min_m: Positive = 0.5
     """Minimum range of the search, in metres."""
-    range_max_m: Annotated[float, Field(gt=0)] = 10.0
+    range_max_m: Annotated[float, Field(gt=0), _AsText] = 10.0
     """Maximum range of the search, in metres; inf includes sources in the far field."""
     unknowns: Annotated[tuple[Literal["azimuth", "elevation", "range"], ...], Field(min_length=1)] = (
         "azimuth",

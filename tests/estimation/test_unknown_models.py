@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from rismusic.array import Panel, steering
+from rismusic.cli.locate import results_table
 from rismusic.crb import conditional_crb, recording_crb
 from rismusic.errors import InputError
 from rismusic.estimation.signal_model import evidence_of_symbols, evidence_of_waves, for_geometry
@@ -111,13 +115,32 @@ def test_plane_waves_have_a_bound():
     assert far.std[0, 2].isinf()
 
 
-def test_held_coordinates_are_said_and_have_no_error_bar():
+def test_held_coordinates_are_said_and_have_no_error_bar(tmp_path):
     made = plane_waves(Panel.uniform_linear(8), [-10.0, 30.0])
     found = locate(made, method="omp", n_sources=2, unknowns=("azimuth",), range_max_m=math.inf)
     assert found.azimuth_deg[0].sort().values.tolist() == pytest.approx([-10, 30], abs=0.3)
     assert found.std[0, :, 0].isfinite().all()
     assert found.std[0, :, 1:].isinf().all()
     assert any("held at 0 deg" in sentence for sentence in found.warnings[0])
+    # Nothing is known of a range that is held.
+    assert "the range was not estimated but held at infinity" in found.warnings[0]
+    assert found.range_lower_m.isnan().all()
+    for text in (str(found), cli_table(found)):
+        assert text.count("far field") == 2
+        assert "nan" not in text
+        assert ">" not in text
+    path = tmp_path / "x.json"
+    found.to_json(path)
+    scene = json.loads(path.read_text())["scenes"][0]
+    assert scene["settings"]["range_max_m"] == "inf"
+    assert [one["range_lower_m"] for one in scene["sources"]] == [None, None]
+    assert found.spec == LocateSpec(**scene["settings"])
+
+
+def cli_table(found):
+    with io.StringIO() as text:
+        Console(width=100, file=text).print(results_table(found, []))
+        return text.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["direct", "rician"])

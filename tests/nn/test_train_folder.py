@@ -29,7 +29,7 @@ from rismusic.nn.learner import Learner
 from rismusic.nn.network import Network
 from rismusic.nn.run_folder import RunFolder, load_train_spec
 from rismusic.nn.spec import TrainSpec
-from rismusic.nn.train import start_from
+from rismusic.nn.train import start_from, train
 from rismusic.nn.weights import load_network, save_network
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import dump_spec
@@ -337,6 +337,62 @@ def test_damaged_logs(tmp_path):
     resumed(tmp_path / "run").train()
 
 
+def test_a_refused_resume_changes_no_file(tmp_path):
+    """A log with more in it than at the checkpoint is cut only when the training goes on."""
+    one = trainer(tmp_path / "run")
+    one._check_start()
+    log, settings = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "settings.toml"
+    record, text = log.read_bytes().split(b"\n", 1)[0] + b"\n", settings.read_text()
+    begun = log.read_bytes()
+    for content, sentence in (
+        (begun + record + b"a note\n", "is not a log record"),
+        (record[:-5] + begun, "line 1 is not a log record"),
+        (begun[:-2] + record, "is not a log record"),
+        (begun.replace(b'"epoch"', b'"epoch" '), "has changed since the last checkpoint"),
+        (b"mine", "line 1 is not a log record"),
+    ):
+        log.write_bytes(content)
+        before = contents(tmp_path)
+        with pytest.raises(InputError, match=sentence):
+            train(out=tmp_path / "run", resume=True, device="cpu")
+        assert contents(tmp_path) == before
+    log.write_bytes(begun + record + record[:9])
+    for change in (
+        lambda: settings.write_text(dump_spec(SPEC.replace(seed=1))),
+        lambda: (tmp_path / "run" / "tensorboard").write_text("mine"),
+    ):
+        change()
+        before = contents(tmp_path)
+        with pytest.raises(InputError, match=r"seed was 0|^tensorboard: |tensorboard: cannot write"):
+            train(out=tmp_path / "run", resume=True, device="cpu", tensorboard=True)
+        assert contents(tmp_path) == before
+        settings.write_text(text)
+    (tmp_path / "run" / "tensorboard").unlink()
+    resumed(tmp_path / "run")
+    assert log.read_bytes() == begun + record + record[:9]
+    resumed(tmp_path / "run").train()
+    assert log.read_bytes().startswith(begun)
+    assert log_of(tmp_path / "run") == log_of(finished(tmp_path / "other").run.folder)
+
+
+def contents(folder):
+    """Every file but the lock, which names the last process."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_a_log_that_lost_its_end_is_continued(tmp_path):
+    """As a power cut may leave it, with a part of a line."""
+    one = trainer(tmp_path / "run")
+    one._check_start()
+    log = tmp_path / "run" / "log.jsonl"
+    first = log.read_bytes().split(b"\n", 1)[0] + b"\n"
+    log.write_bytes(first + first[:20])
+    one = resumed(tmp_path / "run")
+    one.train()
+    assert log_of(tmp_path / "run")[0] == json.loads(first)
+    assert log_of(tmp_path / "run", "epoch")[-1]["epoch"] == 1
+
+
 def test_a_log_that_cannot_be_cut(tmp_path, monkeypatch):
     one = trainer(tmp_path / "run")
     one._check_start()
@@ -345,8 +401,9 @@ def test_a_log_that_cannot_be_cut(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("os.truncate", refuses)
+    one.run.log([{"kind": "step", "epoch": 0, "step": 0, "taken": 1.0}])
     with pytest.raises(InputError, match=r"log.jsonl: cannot write: Read-only file system"):
-        resumed(tmp_path / "run")
+        resumed(tmp_path / "run").train()
 
 
 @pytest.mark.skipif("fcntl" in os.environ.get("HIDDEN_MODULES", ""), reason="needs fcntl")

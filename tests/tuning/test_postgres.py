@@ -10,9 +10,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from rismusic.errors import InputError
 from rismusic.tuning.storage import open_storage, quiet
+from rismusic.tuning.study import tune
 from rismusic.tuning.worker import current, history
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -48,6 +52,33 @@ def server() -> Iterator[str]:
         except NoServerError as error:
             pytest.skip(str(error))
         yield url
+
+
+def test_a_database_that_is_not_resumed_is_left_as_it_is(server, tmp_path):
+    def tables() -> set[str]:
+        engine = sqlalchemy.create_engine(server.replace("postgresql:", "postgresql+psycopg:"))
+        found = set(sqlalchemy.inspect(engine).get_table_names())
+        engine.dispose()
+        return found
+
+    assert tables() == set()
+    with pytest.raises(InputError, match=r"there is no study to resume: postgresql.* holds none"):
+        tune(out=tmp_path, storage=server, resume=True)
+    assert tables() == set()
+
+    def write(storage):
+        storage.create_new_study([StudyDirection.MINIMIZE], "not ours")
+
+    with quiet(), open_storage(server, tmp_path, heartbeat_s=1) as storage:
+        assert {"studies", "trials"} <= tables()
+        storage.create_new_study([StudyDirection.MINIMIZE], "theirs")
+    with pytest.raises(InputError, match="there is no study 'tune' to resume; the storage has: theirs"):
+        tune(out=tmp_path, storage=server, resume=True)
+    with (
+        pytest.raises(InputError, match="read-only transaction"),
+        open_storage(server, tmp_path, heartbeat_s=1, check=write),
+    ):
+        pass
 
 
 def start(server: str, kind: str) -> subprocess.Popen[str]:

@@ -150,6 +150,75 @@ def test_a_file_that_another_worker_creates_meanwhile_is_joined(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["study.db"]
 
 
+def nothing(path):
+    path.touch()
+
+
+def no_tables(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 7")
+    connection.close()
+
+
+def of_an_older_optuna(path):
+    a_study(path, "tune")
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v2.4.0.a'")
+        connection.execute("DROP TABLE trial_heartbeats")
+    connection.close()
+
+
+def half_of_an_optuna(path):
+    a_study(path, "tune")
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM version_info")
+    connection.close()
+
+
+def of_another_program(path):
+    a_study(path, "tune").add_trial(optuna.trial.create_trial(value=1.0))
+
+
+def of_another_name(path):
+    a_study(path, "other")
+
+
+def with_other_settings(path):
+    a_study(path, "tune").set_user_attr("settings", {"spec": 1})
+
+
+def a_study(path, name):
+    with quiet(), open_storage(str(path), path.parent, heartbeat_s=1) as storage:
+        return optuna.create_study(storage=storage, study_name=name)
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize(
+    ("write", "resume", "sentence"),
+    [
+        (nothing, True, "there is no study to resume: .* holds none"),
+        (no_tables, True, "there is no study to resume: .* holds none"),
+        (of_another_name, True, "there is no study 'tune' to resume; the storage has: other"),
+        (of_another_program, True, "'tune' was not written by this version of rismusic tune"),
+        (with_other_settings, True, "'tune' was not written by this version of rismusic tune"),
+        (of_an_older_optuna, True, "no longer compatible with the table schema"),
+        (half_of_an_optuna, True, "readonly database"),
+        (of_another_program, False, "'tune' was not written by rismusic tune"),
+        (with_other_settings, False, "'tune' exists in this storage with other settings"),
+        (of_an_older_optuna, False, "no longer compatible with the table schema"),
+        (half_of_an_optuna, False, "readonly database"),
+    ],
+)
+def test_a_database_that_is_refused_is_left_as_it_is(tmp_path, write, resume, sentence):
+    path = tmp_path / "a {name} %41#?.db"
+    write(path)
+    before, files = path.read_bytes(), sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=sentence):
+        tune(out=tmp_path / "out", storage=str(path), resume=resume, device="cpu")
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == files
+
+
 def test_an_interrupted_start_is_no_study(tmp_path, monkeypatch):
     """After an interruption before its settings are stored, the same command can be given again."""
 
@@ -186,7 +255,7 @@ def test_the_password_in_the_message_of_a_driver_is_redacted(tmp_path, monkeypat
     def refuse(*_, **__):
         raise RuntimeError("no role 'me' with password s/ecret")
 
-    monkeypatch.setattr("rismusic.tuning.storage.RDBStorage", refuse)
+    monkeypatch.setattr("rismusic.tuning.storage.create_engine", refuse)
     with pytest.raises(InputError, match=r"me:\*\*\*@host/db: no role 'me' with password \*\*\*$"):
         open_storage("postgresql://me:s%2Fecret@host/db", tmp_path, heartbeat_s=1).__enter__()
 

@@ -6,18 +6,15 @@ runs, so that ``--help`` is quick.
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
-import signal
+import re
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import import_module
-from types import TracebackType
 
 from rismusic.cli.command import Command, complain, save_traceback
+from rismusic.cli.interruption import no_interrupt_is_lost, terminated_as_interrupted
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
 from rismusic.errors import InputError
 from rismusic.files import failure
@@ -64,20 +61,22 @@ COMMANDS: Mapping[str, type[Command]] = _Commands(
 )
 
 
+# What NumPy and torch say about the size of an array.
+_ALLOCATION = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGTPE]iB)")
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done. 1: done, and ``doctor`` found a problem. 2: bad input or usage, explained in one sentence. 70: an
-    error in rismusic itself, whose traceback is in a file. 130: interrupted.
+    0: done. 1: done, and ``doctor`` found a problem. 2: bad input or usage, or too little memory, explained
+    in one sentence. 70: an error in rismusic itself, whose traceback is in a file. 130: interrupted.
     """
     # Threads that wait by spinning make a busy machine ten times slower; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if args is None else args)
     try:
-        with _terminated_as_interrupted(), _no_interrupt_is_lost():
+        with terminated_as_interrupted(), no_interrupt_is_lost():
             code = _run(args)
             sys.stdout.flush()
             return code
@@ -97,11 +96,11 @@ def main(args: Sequence[str] | None = None) -> int:
             return 2
         # A path that the system refuses: too long, or in a folder that may not be read.
         if not isinstance(error.filename, (str, bytes)):
-            return _internal_error(error)
+            return _unexpected(error)
         complain(redact(f"{os.fsdecode(error.filename)}: cannot be used: {failure(error).lower()}"))
         return 2
     except Exception as error:
-        return _internal_error(error)
+        return _unexpected(error)
 
 
 def _drop_output() -> None:
@@ -109,12 +108,36 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _internal_error(error: Exception) -> int:
-    """Complain about an error in rismusic itself; the exit code."""
+def _unexpected(error: Exception) -> int:
+    """Complain about too little memory, or about an error in rismusic itself; the exit code."""
+    if _is_out_of_memory(error):
+        found = _ALLOCATION.search(str(error))
+        size = f" for {_size(found)} at once" if found else ""
+        complain(
+            f"memory: there is not enough{size}. Less is needed with a smaller RISMUSIC_MEMORY_BUDGET_MIB "
+            "(default: 256, on a GPU 2048), fewer processes, or a smaller batch, panel or search grid"
+        )
+        return 2
     cause = " ".join(redact(str(error)).split()) or "no message"
     saved = save_traceback(error)
     complain(f"internal error: {type(error).__name__}: {cause[:500]}. {saved}; please report it.")
     return 70
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was refused to Python, NumPy or torch, which has an own exception for GPUs alone."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, (MemoryError, *([torch.OutOfMemoryError] if torch else []))):
+        return True
+    return getattr(error, "errno", None) == errno.ENOMEM or "DefaultCPUAllocator" in str(error)
+
+
+def _size(found: re.Match[str]) -> str:
+    """The size in the message of a failed allocation, such as "3.7 GiB"."""
+    if found[2] == "bytes":
+        mebibytes = int(found[1]) / 2**20
+        return f"{mebibytes:,.1f} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:,.1f} GiB"
+    return f"{found[1].removesuffix('.')} {found[2]}"
 
 
 def _run(args: Sequence[str]) -> int:
@@ -125,61 +148,6 @@ def _run(args: Sequence[str]) -> int:
         _help(args)
         return 0
     return parse(args, COMMANDS).run()
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM, and SIGHUP of a closed terminal, as Ctrl-C. Signals that are ignored stay ignored."""
-    names = ("SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
-def _no_interrupt_is_lost() -> Iterator[None]:
-    """Interrupt again after C code has dropped a KeyboardInterrupt.
-
-    Python prints an exception in a callback of a C library and goes on. So does the import of NumPy's C API,
-    which then reports a missing module.
-    """
-    hooks = sys.excepthook, sys.unraisablehook
-    timers: list[threading.Timer] = []
-
-    def again() -> None:
-        # Later, since an exception in a hook would be lost, too.
-        numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(one))]
-        timers.append(threading.Timer(0.02, _thread.interrupt_main, numbers[:1]))
-        timers[-1].daemon = True
-        timers[-1].start()
-
-    def on_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            again()
-        else:
-            hooks[0](kind, error, trace)
-
-    def on_unraisable(dropped: sys.UnraisableHookArgs) -> None:
-        if issubclass(dropped.exc_type, KeyboardInterrupt):
-            again()
-        else:
-            hooks[1](dropped)
-
-    sys.excepthook, sys.unraisablehook = on_exception, on_unraisable
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
-        sys.excepthook, sys.unraisablehook = hooks
 
 
 def _help(args: Sequence[str]) -> None:

@@ -345,7 +345,7 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
                 _with_bar(value, bar if with_error[scene] else None)
                 for value, bar in zip(values, bars, strict=True)
             ]
-            if math.isinf(row.range_m):
+            if math.isinf(row.range_m) and row.range_lower_m > 0:
                 cells[2] = f"far field (> {row.range_lower_m:.3g})"
             cells = [str(row.source), *cells, f"{row.power_db:.1f}"]
             lines.append([*cells, *(_true_cells(beside.get((scene, row.source))) if truth else [])])

@@ -218,7 +218,8 @@ class Estimate:
     def range_lower_m(self) -> Float[Tensor, "S K"]:
         """Lower limit of the range, metres: 1/range plus two standard deviations.
 
-        It is what is known of the range of a source in the far field, whose range is infinite.
+        It is what is known of the range of a source in the far field, whose range is infinite. It is 0 where
+        the data do not determine the range, and NaN where the range was not estimated but held at infinity.
         """
         std = self.inverse_range_std
         if std is None:
@@ -392,7 +393,8 @@ class Estimate:
 
 def _range_text(row: Position) -> str:
     if math.isinf(row.range_m):
-        return f"far, > {row.range_lower_m:.3g} m".ljust(17)
+        limit = f", > {row.range_lower_m:.3g} m" if row.range_lower_m > 0 else " field"
+        return f"far{limit}".ljust(17)
     return f"{row.range_m:7.2f} ± {row.range_std_m:<7.2g}"
 
 
@@ -511,7 +513,8 @@ def warnings_of(
     for axis, name in enumerate(POSITION):
         if held[axis]:
             for scene in found.active.any(-1).nonzero()[:, 0].tolist():
-                value = f"{float(found.range[scene, 0]):g} m" if name == "range" else "0 deg"
+                r = float(found.range[scene, 0])
+                value = "0 deg" if name != "range" else "infinity" if math.isinf(r) else f"{r:g} m"
                 warnings[scene].append(f"the {name} was not estimated but held at {value}")
             continue
         for scene, source in at_boundary[..., axis].nonzero().tolist():

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from rismusic.errors import InputError
-from rismusic.files import check_not_link, is_vacant, locked, read_beginning, read_small, write_text, writing
+from rismusic.files import check_not_link, is_vacant, locked, read_small, write_text, writing
 from rismusic.nn.spec import TrainSpec
 from rismusic.records import Natural, Number, Record, parse_record
 from rismusic.spec import dump_spec, read_spec
@@ -37,6 +37,7 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 _LARGEST_LOG = 2**30
 # Beginning of a log.
 _BEGIN = b'{"kind": "'
+_WITHOUT_LOG = "without the file the training can be resumed, but its learning curves are lost"
 
 
 class StepRecord(Record):
@@ -201,23 +202,45 @@ class RunFolder:
         path = self.folder / LOG
         return path.stat().st_size if path.exists() else 0
 
-    def cut_log(self, size: int) -> None:
-        """Remove the lines that were logged after the checkpoint, since those steps are repeated.
+    def check_log(self, size: int) -> int:
+        """Check, by reading alone, that the log can be continued from a checkpoint.
+
+        Args:
+            size: size of the log at the checkpoint.
+
+        Returns:
+            Size of the complete lines before the checkpoint: less than ``size`` if the disk lost some.
 
         Raises:
-            InputError: the file is no log of a training, or not writable.
+            InputError: a line is not a record, or the log has changed since the checkpoint.
         """
         path = self.folder / LOG
         check_not_link(path)
-        if path.exists():
-            if not _BEGIN.startswith(read_beginning(path, len(_BEGIN))):
-                raise InputError(
-                    str(path),
-                    "line 1 is not a log record, so the file was left as it is; without it the training can "
-                    "be resumed, but its learning curves are lost",
-                )
+        if not path.exists():
+            return 0
+        self.records("epoch")
+        content = read_small(path, limit=_LARGEST_LOG)
+        if b"\n" not in content and not _BEGIN.startswith(content[: len(_BEGIN)]):
+            raise InputError(str(path), f"line 1 is not a log record; {_WITHOUT_LOG}")
+        complete = content.rfind(b"\n", 0, size) + 1
+        if complete != size <= len(content):
+            raise InputError(str(path), f"has changed since the last checkpoint; {_WITHOUT_LOG}")
+        return complete
+
+    def cut_log(self, size: int) -> None:
+        """Remove the lines that were logged after the checkpoint, since those steps are repeated.
+
+        Args:
+            size: what :meth:`check_log` returned.
+
+        Raises:
+            InputError: the file is a link, or not writable.
+        """
+        path = self.folder / LOG
+        check_not_link(path)
+        if self.log_size() > size:
             with writing(path):
-                os.truncate(path, min(size, path.stat().st_size))
+                os.truncate(path, size)
 
     def records(self, kind: Kind) -> list[dict[str, Any]]:
         """The records of one kind in the log. An incomplete last line is ignored.
@@ -236,8 +259,7 @@ class RunFolder:
             except InputError as error:
                 raise InputError(
                     str(path),
-                    f"line {number} {error.problem}; without the file the training can be resumed, but its "
-                    "learning curves are lost",
+                    f"line {number} {error.problem}; {_WITHOUT_LOG}",
                 ) from None
         return records
 

@@ -71,18 +71,23 @@ class Trainer:
         # Numbers of the last steps, still on the device.
         self._pending: list[dict[str, Tensor]] = []
         self._checkpoint_time = time.monotonic()
+        # Size that the log of a resumed training is cut to.
+        self._log_bytes: int | None = None
 
     def resume(self) -> None:
-        """Restore the last checkpoint, if there is one."""
+        """Restore the last checkpoint, if there is one. No file is changed before the training goes on.
+
+        Raises:
+            InputError: the checkpoint or the log is damaged, or they are those of another training.
+        """
         checkpoint = load_checkpoint(self.run)
         if checkpoint is not None:
             self.state, tensors = checkpoint
             self.learner.restore(tensors)
             self.learner.scaler.load_state_dict(self.state.scaler)
-        if self.group.is_main:
-            self.run.cut_log(self.state.log_bytes)
-            self.run.records("epoch")  # Fail on a damaged log now rather than after the last epoch.
-        self.group.barrier()
+        with self.group.propagate_errors():
+            if self.group.is_main:
+                self._log_bytes = self.run.check_log(self.state.log_bytes)
 
     def train(self) -> None:
         """Train from the current state to the end.
@@ -92,6 +97,9 @@ class Trainer:
             KeyboardInterrupt: on Ctrl-C, after a checkpoint.
         """
         spec, state = self.spec, self.state
+        if self._log_bytes is not None:
+            self.run.cut_log(self._log_bytes)
+            self._log_bytes = None
         if not state.begun:
             self._check_start()
         with deferred_interrupt() as interrupted:
@@ -316,12 +324,12 @@ def train(
         if resume:
             trainer.resume()
         with ExitStack() as stack:
-            if group.is_main:
-                stack.callback(save_curves, run, log)
             if tensorboard and group.is_main:
                 steps = chosen.steps_per_epoch
                 done = trainer.state.epoch * steps + trainer.state.step
                 trainer.on_record = stack.enter_context(closing(TensorBoardLog(run.folder, steps, done)))
+            if group.is_main:
+                stack.callback(save_curves, run, log)
             trainer.train()
         lock.close()
         group.barrier()

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from json import JSONDecodeError
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, create_engine, inspect, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rismusic.errors import InputError
@@ -34,6 +35,8 @@ RETRIES = 2
 _TABLES = {"studies", "trials", "version_info"}
 # Seconds to wait for another process that is writing to an SQLite file.
 _LOCKED_S = 60
+# A database without studies, with studies, or with studies and a change that was not completed.
+State = Literal["new", "studies", "interrupted"]
 
 
 def create_storage(
@@ -76,31 +79,60 @@ def create_storage(
 
 @contextmanager
 def open_storage(
-    storage: str | None, folder: Path, *, heartbeat_s: int, create: bool = True
+    storage: str | None,
+    folder: Path,
+    *,
+    heartbeat_s: int,
+    create: bool = True,
+    check: Callable[[RDBStorage], object] = lambda _: None,
 ) -> Iterator[RDBStorage]:
     """Open the storage of a study, and close its connections at the end.
 
-    An existing file is opened for writing only after it has been read and is known to hold an Optuna study.
+    An existing database is opened for writing only after it has been read and is known to hold Optuna studies
+    that pass ``check``.
 
     Args:
         storage: URL of a database, or an SQLite file; ``study.db`` in ``folder`` if none.
         folder: folder of the results.
         heartbeat_s: seconds between two heartbeats of a worker.
-        create: whether a file that does not exist is created.
+        create: whether a database without studies is filled.
+        check: called with the existing database, read-only; raises if its studies are not those that are
+            wanted. Not called if a process was killed while it wrote to the file, until that is undone.
 
     Raises:
         InputError: the file is something else or damaged, or the database cannot be reached.
     """
     url = _url(storage, folder)
     path = _sqlite_path(url)
+    found = _state_of_server(url) if path is None else check_sqlite(path)
+    if found == "new" and not create:
+        missing = path is not None and not path.exists()
+        reason = "does not exist" if missing else "holds none"
+        raise InputError("storage", f"there is no study to resume: {path or _shown(url)} {reason}")
+    if found == "studies":
+        with _opened(url, heartbeat_s=heartbeat_s, read_only=True) as opened:
+            check(opened)
     if path is not None:
-        check_sqlite(path)
-        if not create and not path.exists():
-            raise InputError("storage", f"there is no study to resume: {path} does not exist")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
     with _opened(url, heartbeat_s=heartbeat_s) as opened:
         yield opened
+
+
+def _state_of_server(url: URL) -> State:
+    """What the database of a server holds.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
+    try:
+        engine = create_engine(url)
+        try:
+            return "studies" if set(inspect(engine).get_table_names()) >= _TABLES else "new"
+        finally:
+            engine.dispose()
+    except (ImportError, OSError, RuntimeError, SQLAlchemyError) as error:
+        raise InputError("storage", _failure(url, error)) from None
 
 
 def _url(storage: str | None, folder: Path) -> URL:
@@ -133,21 +165,33 @@ def _sqlite_path(url: URL) -> Path | None:
 
 
 @contextmanager
-def _opened(url: URL, *, heartbeat_s: int, shown: URL | None = None) -> Iterator[RDBStorage]:
+def _opened(
+    url: URL, *, heartbeat_s: int, shown: URL | None = None, read_only: bool = False
+) -> Iterator[RDBStorage]:
     """Connect to a database; its errors are converted, with the URL ``shown`` in place of ``url``."""
     shown = shown or url
-    is_file = url.get_backend_name() == "sqlite"
+    options: dict[str, object] = {}
+    if url.get_backend_name() == "sqlite":
+        options = {"connect_args": {"timeout": _LOCKED_S}}
+        if read_only:
+            place = Path(str(url.database)).resolve().as_uri()
+            url = url.set(database=place, query={"mode": "ro", "uri": "true"})
+    elif read_only:
+        options = {"execution_options": {"postgresql_readonly": True}}
+    # Optuna fills in a template.
+    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     try:
         with experimental():
             opened = RDBStorage(
-                url.render_as_string(hide_password=False),
-                engine_kwargs={"connect_args": {"timeout": _LOCKED_S}} if is_file else None,
+                text,
+                engine_kwargs=options,
+                skip_table_creation=read_only,
                 heartbeat_interval=heartbeat_s,
                 grace_period=2 * heartbeat_s,
                 heartbeat_stale_trial_callback=Requeue(max_retry=RETRIES),
             )
-    except (ImportError, OSError, RuntimeError, SQLAlchemyError) as error:
-        raise InputError("storage", _failure(shown, error)) from None
+    except (ImportError, OSError, RuntimeError, SQLAlchemyError, StorageInternalError) as error:
+        raise InputError("storage", _failure(shown, error.__cause__ or error)) from None
     try:
         _read_all(opened, shown)
         yield opened
@@ -184,15 +228,16 @@ class Requeue(RetryHeartbeatStaleTrialCallback):
             super().__call__(study, again)
 
 
-def check_sqlite(path: Path) -> None:
-    """Check, by reading alone, that a file can be the database of a study: a new, an empty or an Optuna one.
+def check_sqlite(path: Path) -> State:
+    """What a file holds that can be the database of a study, by reading alone.
 
     Raises:
         InputError: the file is something else or cannot be read.
     """
     check_regular(path)
     if not path.exists():
-        return
+        return "new"
+    interrupted = False
     other = (
         "is not a database of a study. It was left as it is; give a new file, or one that rismusic tune wrote"
     )
@@ -200,20 +245,21 @@ def check_sqlite(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(16)
         if not head:
-            return
+            return "new"
         if head != b"SQLite format 3\0":
             raise InputError(str(path), other)
         try:
             tables = _tables(path, "mode=ro")
         except sqlite3.OperationalError:
             # A process was killed while it was writing, and to undo that is to write. The tables were there.
-            tables = _tables(path, "immutable=1")
+            tables, interrupted = _tables(path, "immutable=1"), True
     except (sqlite3.Error, UnicodeError):  # a name or a message with damaged characters
         raise InputError(str(path), other) from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {failure(error)}") from None
     if tables and not tables >= _TABLES:
         raise InputError(str(path), other)
+    return "new" if not tables else "interrupted" if interrupted else "studies"
 
 
 def _tables(path: Path, how: str) -> set[str]:
@@ -227,8 +273,11 @@ def _failure(url: URL, error: BaseException) -> str:
     cause = (str(error).splitlines() or [""])[0] or type(error).__name__
     if url.password:
         cause = cause.replace(str(url.password), "***")
-    where = redact(url.render_as_string(hide_password=True))
-    return f"cannot use the database {where}: {redact(cause)}"
+    return f"cannot use the database {_shown(url)}: {redact(cause)}"
+
+
+def _shown(url: URL) -> str:
+    return redact(url.render_as_string(hide_password=True))
 
 
 @contextmanager

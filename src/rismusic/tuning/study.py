@@ -98,13 +98,23 @@ def tune(
         """Put the study into a new file, so that no file without a study is left after an interruption."""
         _begin(new, study, _settings(chosen, space, trials or TRIALS))
 
+    def check(existing: BaseStorage) -> None:
+        """Check that the study can be resumed or joined, before anything is written."""
+        if resume:
+            check_trials(_resume(existing, study)[0])
+        elif study in optuna.get_all_study_names(existing):
+            joined = optuna.load_study(study_name=study, storage=existing)
+            _check_settings(joined, _settings(chosen, space, trials or TRIALS))
+            check_trials(joined)
+
     with quiet(), ExitStack() as stack:
         first = not resume and create_storage(storage, folder, begin, heartbeat_s=heartbeat_s)
         opened = stack.enter_context(
-            open_storage(storage, folder, heartbeat_s=heartbeat_s, create=not resume)
+            open_storage(storage, folder, heartbeat_s=heartbeat_s, create=not resume, check=check)
         )
         if resume:
             short, chosen, space, count = _resume(opened, study)
+            check_trials(short)
             if trials is not None and trials != count:
                 short.set_user_attr(_SETTINGS, _settings(chosen, space, trials))
                 count = trials
@@ -112,7 +122,6 @@ def tune(
             count = trials or TRIALS
             short, new = _begin(opened, study, _settings(chosen, space, count))
             first = first or new
-        check_trials(short)
         worker = Worker(opened, max_failures=chosen.max_failures, poll_s=poll_s, progress=progress, say=say)
         short.sampler = sampler(chosen, chosen.seed if first else _worker_seed(chosen.seed, worker.name))
         short.pruner = pruner(chosen)
@@ -149,7 +158,7 @@ def _begin(storage: BaseStorage, name: str, settings: dict[str, Any]) -> tuple[o
     """Create a study, or join one that another worker has created with the same settings; whether it is new.
 
     Raises:
-        InputError: there is a study of this name with other settings.
+        InputError: there is a study of this name with other settings, or one that is not ours.
     """
     try:
         study, new = optuna.create_study(storage=storage, study_name=name), True
@@ -158,14 +167,30 @@ def _begin(storage: BaseStorage, name: str, settings: dict[str, Any]) -> tuple[o
         until = time.monotonic() + _CREATED_S
         while _SETTINGS not in study.user_attrs and time.monotonic() < until:
             time.sleep(0.1)
-    if study.user_attrs.setdefault(_SETTINGS, settings) != settings:
-        raise InputError(
-            "study",
-            f"{name!r} exists in this storage with other settings. Use the same settings to join it, resume "
-            "it, or choose another name",
-        )
+        _check_settings(study, settings)
+        check_trials(study)
     study.set_user_attr(_SETTINGS, settings)
     return study, new
+
+
+def _check_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
+    """Check that an existing study can be joined: it has these settings, or none yet and no trials.
+
+    Raises:
+        InputError: it has other settings, or was not written by this package.
+    """
+    held = study.user_attrs.get(_SETTINGS)
+    if held == settings or (held is None and not study.get_trials(deepcopy=False)):
+        return
+    if held is None:
+        raise InputError(
+            "study", f"{study.study_name!r} was not written by rismusic tune; choose another name (--study)"
+        )
+    raise InputError(
+        "study",
+        f"{study.study_name!r} exists in this storage with other settings. Use the same settings to join it, "
+        "resume it, or choose another name",
+    )
 
 
 def _resume(storage: BaseStorage, name: str) -> tuple[optuna.Study, TuneSpec, Space, int]:

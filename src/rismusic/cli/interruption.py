@@ -1,0 +1,104 @@
+"""Interruptions of a command: SIGTERM and SIGHUP are treated as Ctrl-C, and none is lost in C code."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+
+# Seconds between two looks at the main thread, before an interruption is repeated.
+_POLL_S = 0.01
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM, and SIGHUP of a closed terminal, as Ctrl-C. Signals that are ignored stay ignored."""
+    names = ("SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def no_interrupt_is_lost() -> Iterator[None]:
+    """Interrupt again after C code has dropped a KeyboardInterrupt.
+
+    Python prints an exception in a callback of a C library and goes on. So does the import of NumPy's C API,
+    which then reports a missing module.
+
+    Raises:
+        KeyboardInterrupt: in place of an error that follows a dropped one.
+    """
+    hooks = sys.excepthook, sys.unraisablehook
+    dropped, lock = threading.Event(), threading.Lock()
+    ended = False
+
+    def repeat() -> None:
+        pause = threading.Event()
+        # An exception in a hook would be lost, too, and a busy machine may stay in one for long.
+        while not pause.wait(_POLL_S):
+            with lock:
+                if ended:
+                    return
+                if not _main_thread_runs(codes):
+                    dropped.clear()
+                    _interrupt_main()
+                    return
+
+    def note() -> None:
+        if not dropped.is_set():
+            dropped.set()
+            threading.Thread(target=repeat, daemon=True).start()
+
+    sys.excepthook = lambda kind, error, trace: (
+        note() if issubclass(kind, KeyboardInterrupt) else hooks[0](kind, error, trace)
+    )
+    sys.unraisablehook = lambda found: (
+        note() if issubclass(found.exc_type, KeyboardInterrupt) else hooks[1](found)
+    )
+    codes = {sys.excepthook.__code__, sys.unraisablehook.__code__}
+    try:
+        yield
+    except Exception as error:
+        if dropped.is_set():
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        try:
+            with lock:
+                ended = True
+        finally:
+            sys.excepthook, sys.unraisablehook = hooks
+
+
+def _main_thread_runs(codes: Collection[CodeType]) -> bool:
+    """Whether a function with one of these codes is being called in the main thread."""
+    frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _interrupt_main() -> None:
+    """Send the main thread a signal that is handled, so that it leaves a system call as well."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+            else:
+                _thread.interrupt_main(number)
+            return
