@@ -230,3 +230,40 @@ def test_a_full_disk_keeps_what_is_complete(recording, tmp_path, capsys):
     assert "of 17 scenes are in" in said[-2]
     assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
     assert names(tmp_path) == ["a.csv", "recording.h5"]
+
+
+def test_several_recordings_into_a_folder(recording, located, looked_up, tmp_path, capsys):
+    other, folder = tmp_path / "other.h5", tmp_path / "tables"
+    other.write_bytes(recording.read_bytes())
+    options = [*OPTIONS, "-o", folder]
+    assert run("locate", recording, other, *options) == 0
+    tables = [folder / "recording.csv", folder / "other.csv"]
+    assert sorted(folder.iterdir()) == sorted(tables)
+    assert tables[0].read_text() == tables[1].read_text()
+    assert len(tables[0].read_text().splitlines()) == 1 + int(located.n_sources.sum())
+    # What is there is neither replaced nor located again.
+    assert run("locate", recording, other, *options) == 2
+    tables[1].unlink()
+    capsys.readouterr()
+    assert run("locate", recording, other, *options, "--resume") == 0
+    assert "recording.csv is complete" in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == sorted(tables)
+
+
+def test_several_recordings_need_a_folder_and_different_names(recording, tmp_path, capsys):
+    (tmp_path / "sub").mkdir()
+    same, other = tmp_path / "sub" / recording.name, tmp_path / "other.h5"
+    for copy in (same, other):
+        copy.write_bytes(recording.read_bytes())
+    folder = tmp_path / "tables"
+    for args, words in (
+        ((recording, other), "need a folder"),
+        ((recording, other, "-o", other), "is a file"),
+        ((recording, other, "-o", folder, "--plot", tmp_path / "a.png"), "without --plot"),
+        ((recording, same, "-o", folder), "would both be written"),
+        ((recording, tmp_path / "none.h5", "-o", folder), "no such file"),
+    ):
+        assert run("locate", *args, *OPTIONS) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert not folder.exists()
+    assert other.stat().st_size == recording.stat().st_size

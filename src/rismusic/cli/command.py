@@ -60,6 +60,8 @@ class Command(Spec):
     """Field whose settings are options without a prefix."""
     POSITIONAL: ClassVar[str] = ""
     """Field that may be given without the name of its option."""
+    FURTHER: ClassVar[str] = ""
+    """Field, no option itself, that takes the further values without the name of an option."""
     CONFIG_TABLES: ClassVar[Mapping[str, str]] = {"config": ""}
     """Options that take a TOML file, and the table that the file fills; "": the settings of the command."""
     IGNORED: ClassVar[tuple[str, ...]] = ()

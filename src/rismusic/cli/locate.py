@@ -24,7 +24,7 @@ from rismusic.cli.command import (
     progress_bar,
 )
 from rismusic.errors import InputError
-from rismusic.files import read_small
+from rismusic.files import read_small, writing
 from rismusic.parallel import check_workers, default_workers, run_all
 from rismusic.registry import SPECTRA, load_plugins
 from rismusic.spec import Count, LocateSpec
@@ -98,9 +98,12 @@ class Locate(Command):
 
     FLAT: ClassVar[str] = "settings"
     POSITIONAL: ClassVar[str] = "file"
+    FURTHER: ClassVar[str] = "further"
 
     file: Path
-    """The recording."""
+    """The recording. Several recordings need a folder as --output."""
+    further: Annotated[tuple[Path, ...], Option(hidden=True)] = ()
+    """Further recordings."""
     settings: LocateSpec = LocateSpec()
     config: Annotated[Path | None, Option("FILE")] = None
     """TOML file with these settings; options win."""
@@ -109,7 +112,8 @@ class Locate(Command):
     fuse: Annotated[tuple[Path, ...], Option("FILE")] = ()
     """Recordings of the same scenes by other panels, located together; each needs its pose."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
-    """Write the positions to a .csv or .json file instead of printing a table."""
+    """Write the positions to a .csv or .json file instead of printing a table; for several recordings, to a
+    .csv file each in this folder."""
     plot: Annotated[Path | None, Option("FILE")] = None
     """Plot a scene with its estimates and error ellipsoids (.png, .pdf or .svg)."""
     figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
@@ -133,6 +137,8 @@ class Locate(Command):
 
     def run(self) -> int:
         """Locate block by block, so that the file may be larger than memory."""
+        if self.further:
+            return self._locate_each()
         if self.resume and (self.output is None or self.plot is not None or self.report is not None):
             raise InputError("--resume", "needs --output, and cannot be combined with --plot or --report")
         check_outputs(self.output, self.plot, overwrite=self.overwrite)
@@ -188,11 +194,48 @@ class Locate(Command):
             if self.fuse:
                 note(f"fused from {len(self.fuse) + 1} panels; angles and ranges as {self.file} sees them")
         else:
-            note(f"{output.progress.sources} sources in {output.scenes} scenes written to {self.output}")
+            found, scenes = output.progress.sources, output.scenes
+            note(
+                f"{found} source{'s' * (found != 1)} in {scenes} scene{'s' * (scenes != 1)} written to "
+                f"{self.output}"
+            )
         if self.plot is not None and drawn is not None:
             self._draw(*drawn, self.plot)
         if self.report is not None and report is not None:
             self._write(report, self.report)
+        return 0
+
+    def _locate_each(self) -> int:
+        """Locate several recordings, each into a table of its own, after all of them have been opened."""
+        if self.output is None or self.plot is not None or self.report is not None or self.fuse:
+            raise InputError(
+                "--output",
+                "several recordings need a folder (-o FOLDER), without --plot, --report and --fuse",
+            )
+        if self.output.exists() and not self.output.is_dir():
+            raise InputError("--output", f"several recordings need a folder, but {self.output} is a file")
+        outputs: dict[Path, Path] = {}
+        for file in (self.file, *self.further):
+            output = self.output / f"{file.stem}.csv"
+            if output in outputs:
+                raise InputError(str(file), f"and {outputs[output]} would both be written to {output}")
+            outputs[output] = file
+        from rismusic.io import open_recording
+
+        for file in outputs.values():
+            with open_recording(file):
+                pass
+        with writing(self.output):
+            self.output.mkdir(parents=True, exist_ok=True)
+        done = [output for output in outputs if self.resume and output.exists()]
+        for output in outputs:
+            if output not in done:
+                check_outputs(output, None, overwrite=self.overwrite)
+        for output, file in outputs.items():
+            if output in done:
+                note(f"{output} is complete")
+            else:
+                self.replace(file=file, further=(), output=output).run()
         return 0
 
     def _located(

@@ -231,6 +231,7 @@ def _typed(args: list[str], kind: type[Command], settings: Mapping[str, Setting]
         if field in typed:
             raise InputError(settings[field].flag, f"given twice: {typed[field]} and {rest[0]}")
         typed[field] = rest.pop(0)
+    further, rest = (rest, []) if kind.FURTHER else ([], rest)
     if rest:
         raise InputError("rismusic", f"unexpected argument {rest[0]!r}")
     for path, value in typed.items():
@@ -241,6 +242,8 @@ def _typed(args: list[str], kind: type[Command], settings: Mapping[str, Setting]
             typed[path] = values[0] if single and len(values) == 1 else values
         elif isinstance(value, str):
             typed[path] = one.value(value)
+    if further:
+        typed[kind.FURTHER] = tuple(further)
     return typed
 
 
@@ -417,6 +420,7 @@ def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
     if positional is not None:
         required = positional.field.is_required()
         usage += f" {positional.metavar}" if required else f" [{positional.metavar}]"
+        usage += f" [{positional.metavar} ...]" if kind.FURTHER else ""
     needed = [one for one in shown if one.field.is_required() and one is not positional]
     usage += "".join(f" {one.flag} {one.metavar}" for one in needed) + " [options]"
     lines = [usage, "", *textwrap.wrap(_first_line(kind), _width()), ""]
