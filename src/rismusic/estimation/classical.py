@@ -39,6 +39,7 @@ from rismusic.estimation.maximum_likelihood import (
     better,
     complete_fit,
     join,
+    neg_log_likelihood,
     nfmle,
     refine,
     refine_correlated,
@@ -61,6 +62,10 @@ from rismusic.estimation.spectra import (
 from rismusic.io import Recording
 from rismusic.registry import SPECTRA
 from rismusic.spec import LocateSpec
+
+# Peaks of the SBL map beyond the number of sources, among which these are searched, and how many subsets of
+# them are fitted.
+_MORE_PEAKS, _REFINED_SUBSETS = 3, 3
 
 MUSIC = SpectrumMethod(music)
 SOFT_MUSIC = SpectrumMethod(soft_music)
@@ -357,12 +362,12 @@ class Starts:
         search: search of the grid for these scenes.
         path: [S, K_max, K_max, 3] azimuth, elevation, 1/range of OMP after each source: row K - 1 holds K of
             them.
-        peaks: [S, K_max, 3] the highest peaks of the SBL map, the highest first; ``None`` without a map.
+        peaks: [S, C, 3] the highest peaks of the SBL map, the highest first; ``None`` without a map.
     """
 
     search: GridSearch
     path: Float[Tensor, "S K K 3"]
-    peaks: Float[Tensor, "S K 3"] | None
+    peaks: Float[Tensor, "S C 3"] | None
 
     @classmethod
     def prepare(cls, search: GridSearch, count: Int64[Tensor, "S"], strategy: Strategy) -> Starts:
@@ -373,7 +378,7 @@ class Starts:
             positions, active = _step_of(path, count)
             converged = torch.ones_like(active[:, 0])
             noise = complete_fit(search.recording, positions, active, converged).noise_variance
-            peaks = sbl_peaks(search, noise, path.shape[1], iterations=strategy.iterations)
+            peaks = sbl_peaks(search, noise, path.shape[1] + _MORE_PEAKS, iterations=strategy.iterations)
         return cls(search, path, peaks)
 
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Starts:
@@ -387,7 +392,39 @@ class Starts:
         fit = self._fit(positions, active, strategy)
         if self.peaks is None:
             return fit
-        return better(fit, self._fit(self.peaks[:, : active.shape[1]], active, strategy))
+        return better(fit, self._fit(self._best_peaks(count, active, strategy), active, strategy))
+
+    def _best_peaks(
+        self, count: Int64[Tensor, "S"], active: Bool[Tensor, "S C"], strategy: Strategy
+    ) -> Float[Tensor, "S C 3"]:
+        """The likeliest subset of K of the K + 3 highest peaks, after a rough fit of the best three subsets.
+
+        The K highest peaks need not be those of the sources: with few snapshots, or a channel of low rank, a
+        source has several.
+        """
+        assert self.peaks is not None
+        recording, volume = self.search.recording, self.search.dictionary.grid.volume
+        best = self.peaks[:, : active.shape[1]].clone()
+        for K in count[count > 0].unique().tolist():
+            scenes = (count == K).nonzero()[:, 0]
+            subsets = torch.combinations(torch.arange(K + _MORE_PEAKS, device=count.device), K)
+            trials = self.peaks[scenes[:, None, None], subsets].flatten(0, 1)  # [B, K, 3]
+            many = scenes.repeat_interleave(len(subsets))
+            there = torch.ones(trials.shape[:2], dtype=torch.bool, device=count.device)
+            value = neg_log_likelihood(recording[many], trials, there, strategy.criterion)
+            few = value.view(len(scenes), -1).topk(_REFINED_SUBSETS, dim=1, largest=False).indices
+            rows = (torch.arange(len(scenes), device=count.device)[:, None] * len(subsets) + few).flatten()
+            fit = refine(
+                recording[many[rows]],
+                trials[rows],
+                there[rows],
+                volume,
+                criterion=strategy.criterion,
+                options=ROUGH,
+            )
+            least = fit.value.view(len(scenes), -1).argmin(1)
+            best[scenes, :K] = fit.positions.unflatten(0, (len(scenes), -1))[range(len(scenes)), least]
+        return best
 
     def _fit(self, positions: Float[Tensor, "S C 3"], active: Bool[Tensor, "S C"], strategy: Strategy) -> Fit:
         recording, volume = self.search.recording, self.search.dictionary.grid.volume

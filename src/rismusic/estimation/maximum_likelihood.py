@@ -79,6 +79,22 @@ def _fit_powers_at(
     return power, noise, value
 
 
+def neg_log_likelihood(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    criterion: Criterion,
+) -> Float[Tensor, "S"]:
+    """Negative log-likelihood (nats) at given positions, with the best powers or symbols."""
+    if criterion == "unconditional":
+        return _fit_powers_at(recording, positions, active)[2]
+    parts = []
+    for block in scene_blocks(recording, positions.shape[1]):
+        at = sufficient_statistics(recording[block], positions[block], active[block])
+        parts.append(at.size * conditional_cost(at).log())
+    return torch.cat(parts)
+
+
 _COMPILED: ContextVar[bool] = ContextVar("compiled", default=True)
 
 
