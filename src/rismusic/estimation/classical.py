@@ -19,6 +19,7 @@ With an unknown number of sources, fits with 0, 1, 2, ... sources are compared b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -397,7 +398,7 @@ class Starts:
     def _best_peaks(
         self, count: Int64[Tensor, "S"], active: Bool[Tensor, "S C"], strategy: Strategy
     ) -> Float[Tensor, "S C 3"]:
-        """The likeliest subset of K of the K + 3 highest peaks, after a rough fit of the best three subsets.
+        """The likeliest subset of K of the K + 3 highest peaks, after rough fits of three of them.
 
         The K highest peaks need not be those of the sources: with few snapshots, or a channel of low rank, a
         source has several.
@@ -412,7 +413,9 @@ class Starts:
             many = scenes.repeat_interleave(len(subsets))
             there = torch.ones(trials.shape[:2], dtype=torch.bool, device=count.device)
             value = neg_log_likelihood(recording[many], trials, there, strategy.criterion)
-            few = value.view(len(scenes), -1).topk(_REFINED_SUBSETS, dim=1, largest=False).indices
+            value = value.view(len(scenes), -1)
+            value[:, 0] = -math.inf  # the highest peaks, however unlikely beside their maxima off the grid
+            few = value.topk(_REFINED_SUBSETS, dim=1, largest=False).indices
             rows = (torch.arange(len(scenes), device=count.device)[:, None] * len(subsets) + few).flatten()
             fit = refine(
                 recording[many[rows]],
