@@ -84,6 +84,10 @@ _OUTSIDE = -5.0
 _WIDE_DEG, _COARSE = 85.0, 1.6
 
 
+Refit = Callable[[Int64[Tensor, "B"], Int64[Tensor, "B"]], Sources]
+"""Fits of some of the scenes with given numbers of sources."""
+
+
 @torch.inference_mode()
 def diagnosed(
     recording: Recording,
@@ -91,6 +95,7 @@ def diagnosed(
     n_sources: NSources,
     make: Callable[[LocateSpec], Estimator],
     spec: LocateSpec,
+    refit: Refit | None = None,
 ) -> Estimate:
     """Test the estimate of each scene, and locate the scenes again that depart from the signal model.
 
@@ -100,12 +105,13 @@ def diagnosed(
         n_sources: the number of sources, or ``auto``.
         make: makes the estimator from settings.
         spec: the settings.
+        refit: fits other numbers of sources to the scenes; the estimator does if none.
     """
     if not can_err(recording) or estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
     recording, estimate = recording.stacked(), estimate.detached()
     if isinstance(n_sources, str) and spec.panel_error == "auto":
-        estimate, error = _weighed(recording, estimate, make, spec)
+        estimate, error = _weighed(recording, estimate, make, spec, refit)
         share = float((error.gain > 0).double().mean())
         if share > 0.5 and recording.channel is not None:
             # Most scenes err: the diffuse noise is that of the recording.
@@ -244,7 +250,11 @@ def _coherence_p_value(at: SufficientStatistics, estimate: Estimate) -> Float[Te
 
 
 def _weighed(
-    recording: Recording, estimate: Estimate, make: Callable[[LocateSpec], Estimator], spec: LocateSpec
+    recording: Recording,
+    estimate: Estimate,
+    make: Callable[[LocateSpec], Estimator],
+    spec: LocateSpec,
+    refit: Refit | None = None,
 ) -> tuple[Estimate, ModelError]:
     """Weigh numbers of sources and model errors, and locate the scenes again that have an error.
 
@@ -270,12 +280,11 @@ def _weighed(
     outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS
     suspicious = (rival.amax(1) > plain - _MARGIN) | (estimate.p_value < _SUSPICIOUS) | outside
     # Where fewer sources may do, they are fitted.
-    estimator = make(quick)
-    for k in range(most):
-        again = (suspicious & (count > k)).nonzero()[:, 0]
-        if len(again):
-            fit = estimator(recording[again], torch.full_like(again, k))
-            evidence.put(again, torch.full_like(again, k), recording[again], fit.sources, volume)
+    fewer = suspicious[:, None] & (numbers > 0) & (numbers < count[:, None])
+    scenes, kept = fewer.nonzero().unbind(-1)
+    if len(scenes):
+        fits = make(quick)(recording[scenes], kept).sources if refit is None else refit(scenes, kept)
+        evidence.put(scenes, kept, recording[scenes], fits, volume)
     share, probable = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
     odds = math.log(share / (1 - share))
     log_posterior = torch.logaddexp(evidence.none, evidence.error + odds)
