@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -28,7 +29,7 @@ from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.estimate import Doubt, Estimate, Estimator, NSources, fit_at, join_estimates
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
-from rismusic.estimation.maximum_likelihood import nfmle, pack, unpack
+from rismusic.estimation.maximum_likelihood import nfmle, pack, refine, unpack
 from rismusic.estimation.model_error import (
     ModelError,
     can_err,
@@ -577,13 +578,13 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     if len(some) == 0:
         return []
     part, volume = recording[some], Volume.from_spec(spec)
-    start = estimate[some].sources
-    here = nfmle(part, start, volume, criterion=spec.criterion).neg_log_likelihood
+    positions, active = unpack(estimate[some].sources, part)
+    fit = partial(refine, positions=positions, active=active, volume=volume, criterion=spec.criterion)
+    here = fit(part).value
     best, name = _WAVE_NATS, None
     for wave in WAVES:
         if wave != recording.wave:
-            other = nfmle(replace(part, wave=wave), start, volume, criterion=spec.criterion)
-            gain = float((here - other.neg_log_likelihood).sum())
+            gain = float((here - fit(replace(part, wave=wave)).value).sum())
             if gain > best:
                 best, name = gain, wave
     if name is None:

@@ -35,7 +35,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.estimation import levenberg_marquardt as lm
@@ -822,6 +822,39 @@ def _prepare(recording, panel_form, s, C):
     return system, scratch, energy
 
 
+@_inlined
+def _present(active):
+    """Places of the sources of a problem."""
+    which = np.empty(active.sum(), np.int64)
+    K = 0
+    for k in range(len(active)):
+        if active[k]:
+            which[K] = k
+            K += 1
+    return which
+
+
+@_inlined
+def _workspace(K, C, matrices, energy):
+    """Arrays for the sufficient statistics of C fields of K sources, for their products and for symbols."""
+    L = len(energy)
+    stats = (
+        (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
+        (np.empty((C, L)), np.empty((C, L))),
+        energy,
+    )
+    work = (
+        (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
+        np.empty((K, matrices)),
+        (np.empty((K, C, matrices)), np.empty((K, C, matrices))),
+        (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
+        (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
+        (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
+        np.zeros(matrices, np.bool_),
+    )
+    return stats, work, (np.empty((K, L)), np.empty((K, L)), np.empty((K, L)), np.empty((K, L)))
+
+
 def _fit(first, last, mode, recording, panel_form, problems, box, rules, options, initial, out):
     """Fit the problems ``first`` to ``last`` - 1; see :func:`fit`."""
     snapshots, _, codes, _, noise_variance, _ = recording
@@ -833,33 +866,11 @@ def _fit(first, last, mode, recording, panel_form, problems, box, rules, options
     L, M = snapshots.shape[1], snapshots.shape[2]
     matrices = codes.shape[1] if codes.shape[0] else 1
     for p in range(first, last):
-        s = scenes[p]
-        K = 0
-        for k in range(active.shape[1]):
-            K += active[p, k]
-        which = np.empty(K, np.int64)
-        K = 0
-        for k in range(active.shape[1]):
-            if active[p, k]:
-                which[K] = k
-                K += 1
+        s, which = scenes[p], _present(active[p])
+        K = len(which)
         C = K if mode == POWERS else 4 * K
         system, scratch, energy = _prepare(recording, panel_form, s, C)
-        stats = (
-            (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
-            (np.empty((C, L)), np.empty((C, L))),
-            energy,
-        )
-        work = (
-            (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
-            np.empty((K, matrices)),
-            (np.empty((K, C, matrices)), np.empty((K, C, matrices))),
-            (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
-            (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
-            (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
-            np.zeros(matrices, np.bool_),
-        )
-        symbols = (np.empty((K, L)), np.empty((K, L)), np.empty((K, L)), np.empty((K, L)))
+        stats, work, symbols = _workspace(K, C, matrices, energy)
         coordinates = 3 * K
         x, lower, upper = np.empty(4 * K + 1), np.empty(4 * K + 1), np.empty(4 * K + 1)
         for k in range(K):
@@ -917,6 +928,50 @@ def _fit(first, last, mode, recording, panel_form, problems, box, rules, options
                 out_power[p, which[k]] = math.exp(x[coordinates + k])
         out_noise[p] = math.exp(x[4 * K]) if mode != CONDITIONAL else 0.0
         out_value[p], out_converged[p] = value, converged
+
+
+def _summarise(first, last, recording, panel_form, problems, rules, levels, out):
+    """Symbols and cost, or the information, of the problems ``first`` to ``last`` - 1.
+
+    See :func:`least_squares` and :func:`information`.
+    """
+    snapshots, _, codes, _, _, _ = recording
+    scenes, positions, active = problems
+    power, noise = levels
+    out_symbols, out_cost, out_information = out
+    L, M = snapshots.shape[1], snapshots.shape[2]
+    matrices = codes.shape[1] if codes.shape[0] else 1
+    slopes = len(noise) > 0
+    for p in range(first, last):
+        s, which = scenes[p], _present(active[p])
+        K, width = len(which), active.shape[1]
+        C = 4 * K if slopes else K
+        system, scratch, energy = _prepare(recording, panel_form, s, C)
+        stats, work, symbols = _workspace(K, C, matrices, energy)
+        x = np.empty(3 * K)
+        for k in range(K):
+            for i in range(3):
+                x[3 * k + i] = positions[p, which[k], i]
+        _statistics(x, K, slopes, system, scratch, stats)
+        if not slopes:
+            out_cost[p] = _least_squares(K, rules[1], stats, work, symbols)
+            for k in range(K):
+                for t in range(L):
+                    out_symbols[p, which[k], t] = complex(symbols[0][k, t], symbols[1][k, t])
+            continue
+        U = 4 * K + 1
+        own, place = np.empty(K), np.empty(U, np.int64)
+        for k in range(K):
+            own[k] = power[p, which[k]]
+            for i in range(3):
+                place[3 * k + i] = 3 * which[k] + i
+            place[3 * K + k] = 3 * width + which[k]
+        place[4 * K] = 4 * width
+        gradient, J = np.empty(U), np.empty((U, U))
+        _unconditional(K, True, M, own, noise[p], rules[1][0], stats, work, symbols, gradient, J)
+        for i in range(U):
+            for j in range(U):
+                out_information[p, place[i], place[j]] = J[i, j]
 
 
 def _gains(first, last, recording, panel_form, problems, fields, rules, out):
@@ -1142,6 +1197,43 @@ def fit_powers_without_each(
     scenes = np.arange(S).repeat(K)
     x = positions.repeat_interleave(K, dim=0)
     return _run(POWERS, recording, x, there, _NO_BOX, options, options, scenes=scenes)[3].view(S, K)
+
+
+def least_squares(
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
+) -> tuple[Complex[Tensor, "S K L"], Float[Tensor, "S"]]:
+    """Least-squares symbols (0 without a source), and the energy that they leave."""
+    return _summary(recording, positions, active, None)[:2]
+
+
+def information(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    power: Float[Tensor, "S K"],
+    noise_variance: Float[Tensor, "S"],
+) -> Float[Tensor, "S U U"]:
+    """Fisher information of :func:`rismusic.estimation.likelihood.unconditional`; 0 without a source."""
+    return _summary(recording, positions, active, (power, noise_variance))[2]
+
+
+def _summary(
+    recording: Recording, positions: Tensor, active: Tensor, levels: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    data, form = _recorded(recording)
+    real, (P, K) = torch.float64, active.shape
+    problems = (np.arange(P), _numbers(positions, 3, real), _numbers(active, 2, torch.bool))
+    power, noise = (None, None) if levels is None else levels
+    U = 0 if levels is None else 4 * K + 1
+    out = (
+        np.zeros((P, K, 0 if U else recording.snapshots.shape[1]), np.complex128),
+        np.empty(P),
+        np.zeros((P, U, U)),
+    )
+    levels_given = (_numbers(power, 2, real), _numbers(noise, 1, real))
+    _call(_summarise, P, (data, form, problems, _rules(), levels_given, out))
+    symbols, cost, J = (torch.from_numpy(part) for part in out)
+    return symbols, cost, J
 
 
 def _rules() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
