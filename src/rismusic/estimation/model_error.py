@@ -71,6 +71,8 @@ _ROUNDING = 1e-12
 # Share of the residual up to which single precision tells how much is explained, and the error of the log
 # evidence that it makes at most (nats).
 _CERTAIN, _SINGLE_NATS = 0.9999, 0.2
+# Steps of the Lanczos recursion.
+_LANCZOS = 8
 # Largest number of elements, since W is dense.
 _MAX_ELEMENTS = 400
 
@@ -490,10 +492,10 @@ class _Residual:
     def panel_error(
         self, least: Float[Tensor, "S"] | None = None
     ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
-        r"""Log evidence that a panel error adds, and its size; minus infinity without sources.
+        """Log evidence that a panel error adds, and its size; minus infinity without sources.
 
-        The residual explained grows with :math:`\rho`, and so does the log determinant, which is convex in
-        :math:`\log\rho`. Both bound the evidence of the ratios that are not tried yet.
+        Ratios are compared in single precision. Those that a bound of the evidence excludes are not tried.
+        Where an error is probable, the best ratios are computed again in double precision.
 
         Args:
             least: gains (nats) that matter; see :func:`model_error`.
@@ -501,37 +503,54 @@ class _Residual:
         energy = squared_modulus(self.rest).sum((1, 2))
         gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
         least = gain.clone() if least is None else least
-        # With the largest ratio, in single precision, the residual is explained as far as it can be.
-        live = (squared_modulus(self.field).sum((1, 2)) > 0).nonzero()[:, 0]
-        W, z, _ = self[live]._normal_equations(torch.complex64)
-        share, _ = _explained(W, z, W.new_full((len(live),), _RATIOS[-1]).real)
-        most = -self.freedom[live] * torch.where(share < _CERTAIN, (1 - share).log(), -math.inf)
-        most = most + _SINGLE_NATS + _LOG_RATIO
-        kept = (most > least[live]).nonzero()[:, 0]
-        live, most = live[kept], most[kept]
-        W, z, mean = self[live]._normal_equations(torch.complex128)
-        before = torch.zeros_like(most)
-        for number, ratio in enumerate(_RATIOS):
-            if len(live) == 0:
-                break
-            share, log_det = _explained(W, z, torch.full_like(most, ratio))
-            left = (1 - share).clamp_min(1e-12)
-            freedom = self.freedom[live]
+        values = gain[:, None].repeat(1, len(_RATIOS))
+
+        def tried(scenes: Tensor, number: int, W: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+            """Try a ratio, and return the log determinant."""
+            share, log_det = _explained(W, z, W.new_full((len(W),), _RATIOS[number]).real)
+            left, freedom = (1 - share).clamp_min(1e-12), self.freedom[scenes]
             value = -freedom * left.log() - log_det + _LOG_RATIO
-            size = (ratio / mean * left * energy[live] / freedom).sqrt()
-            take = (value > gain[live]) & (size <= _MOST_ERROR)
-            gain[live], error[live] = (
-                torch.where(take, one, other[live]) for one, other in ((value, gain), (size, error))
+            size = (_RATIOS[number] / mean * left * energy[scenes] / freedom).sqrt()
+            if W.dtype == torch.complex64:  # too little is left to tell how little
+                value = torch.where(share < _CERTAIN, value, math.inf)
+            values[scenes, number] = value
+            take = (value > gain[scenes]) & (size <= _MOST_ERROR)
+            gain[scenes], error[scenes] = (
+                torch.where(take, one, other[scenes]) for one, other in ((value, gain), (size, error))
             )
-            if number + 1 == len(_RATIOS):
-                break
-            growth = 0.0 if number == 0 else math.log(_RATIOS[number + 1] / ratio)
-            growth = growth / math.log(ratio / _RATIOS[number - 1]) if number else growth
-            bound = most - log_det - growth * (log_det - before)
+            return log_det
+
+        live = (squared_modulus(self.field).sum((1, 2)) > 0).nonzero()[:, 0]
+        W, z, mean = self[live]._normal_equations(torch.complex64)
+        most = _most_explained(W, z, self.freedom[live]) + _LOG_RATIO
+        fewest = _least_log_det(W)
+        before, ratios = torch.zeros_like(mean), torch.tensor(_RATIOS, dtype=torch.float64)
+        for number in range(len(_RATIOS)):
+            bound = (most - fewest)[:, number:].amax(1)
             kept = (bound > torch.maximum(gain[live], least[live])).nonzero()[:, 0]
-            live, most, mean, before = live[kept], most[kept], mean[kept], log_det[kept]
-            if len(kept) < len(W):
+            if len(kept) == 0:
+                break
+            if len(kept) < len(live):
                 W, z = W[kept], z[kept]
+                live, mean, most, fewest, before = (
+                    one[kept] for one in (live, mean, most, fewest, before)
+                )
+            log_det = tried(live, number, W, z, mean)
+            if number:
+                # The log determinant is convex in the logarithm of the ratio.
+                steps = (ratios[number:] / ratios[number]).log() / (ratios[number] / ratios[number - 1]).log()
+                later = log_det[:, None] + (log_det - before)[:, None] * steps.to(log_det.device)
+                fewest[:, number:] = torch.maximum(fewest[:, number:], later)
+            before = log_det
+        live = (gain > least.clamp_min(0)).nonzero()[:, 0]
+        if len(live):
+            near = values[live] > gain[live, None] - 2 * _SINGLE_NATS
+            gain[live], error[live] = -math.inf, 0.0
+            W, z, mean = self[live]._normal_equations(torch.complex128)
+            for number in range(len(_RATIOS)):
+                some = near[:, number].nonzero()[:, 0]
+                if len(some):
+                    tried(live[some], number, W[some], z[some], mean[some])
         return gain, error
 
     def _normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -551,6 +570,49 @@ class _Residual:
         mean = W.diagonal(dim1=-2, dim2=-1).real.mean(-1).clamp_min(torch.finfo(dtype).tiny)
         units = scale[0] if H is None else scale[0] * scale[2]
         return W / mean[:, None, None], z / mean.sqrt()[:, None], mean.double() * units[:, 0, 0] ** 2
+
+
+def _most_explained(
+    W: Complex[Tensor, "B N N"], z: Complex[Tensor, "B N"], freedom: Float[Tensor, "B"]
+) -> Float[Tensor, "B ratios"]:
+    r"""Upper bound of :math:`-D \log(1 - \rho\, z^H (I + \rho W)^{-1} z)`, infinite where z is explained.
+
+    The quadratic form is bounded by Gauss-Radau quadrature with a node at 0, from the Lanczos recursion
+    (Golub and Meurant, *Matrices, Moments and Quadrature with Applications*, 2010, chapters 6 and 7), and by
+    its value at the largest ratio.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    ratios = freedom.new_tensor(_RATIOS)
+    energy = squared_modulus(z).double().sum(-1)
+    v, last = z / energy.sqrt().clamp_min(tiny).to(z.real.dtype)[:, None], torch.zeros_like(z)
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = [torch.zeros_like(energy)]  # squared
+    for _ in range(_LANCZOS):
+        w = (W @ v[..., None])[..., 0] - beside[-1].sqrt().to(z.real.dtype)[:, None] * last
+        diagonal.append((v.conj() * w).sum(-1).real.double())
+        w = w - diagonal[-1].to(z.real.dtype)[:, None] * v
+        beside.append(squared_modulus(w).double().sum(-1))
+        v, last = w / beside[-1].sqrt().clamp_min(tiny).to(z.real.dtype)[:, None], v
+    pivot = diagonal[0]
+    for number in range(1, _LANCZOS):
+        pivot = diagonal[number] - beside[number] / pivot.clamp_min(tiny)
+    fraction = 1 + ratios * (beside[-1] / pivot.clamp_min(tiny))[:, None]
+    for number in reversed(range(_LANCZOS)):
+        fraction = 1 + ratios * diagonal[number][:, None] - (
+            ratios.square() * beside[number + 1][:, None] / fraction
+        )
+    share = torch.minimum(
+        ratios * energy[:, None] / fraction, _explained(W, z, ratios[-1:].expand(len(W)).float())[0][:, None]
+    )
+    most = torch.where(share < _CERTAIN, -freedom[:, None] * (1 - share).log(), math.inf)
+    return most + _SINGLE_NATS
+
+
+def _least_log_det(W: Complex[Tensor, "B N N"]) -> Float[Tensor, "B ratios"]:
+    r"""Lower bound of :math:`\log\det(I + \rho W)`: Gauss-Radau quadrature with a node at 0."""
+    first = W.diagonal(dim1=-2, dim2=-1).real.double().sum(-1, keepdim=True)
+    second = squared_modulus(W).sum((1, 2)).double()[:, None].clamp_min(torch.finfo(torch.float32).tiny)
+    return first.square() / second * (first.new_tensor(_RATIOS) * second / first.clamp_min(1e-30)).log1p()
 
 
 def _explained(
