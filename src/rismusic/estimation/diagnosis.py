@@ -188,7 +188,7 @@ class _Evidence:
         # A signal without any source is the least probable of all departures.
         gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
         # A source that moves leaves a residual that a second one explains, but less well.
-        path = motion(recording, sources)
+        path = motion(recording, sources, least - _MOTION)
         in_motion = torch.where(path.gain > _MOTION_NATS, path.gain_in_all, 0).amax(1) + _MOTION
         moves = in_motion > gain
         self.error[scenes, count] = none + torch.maximum(gain, in_motion)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -974,6 +974,104 @@ def _summarise(first, last, recording, panel_form, problems, rules, levels, out)
                 out_information[p, place[i], place[j]] = J[i, j]
 
 
+def _disperse(first, last, recording, panel_form, problems, rules, spreads, out):
+    """Motion and spread of the sources of the problems ``first`` to ``last`` - 1; see :func:`dispersion`."""
+    snapshots, _, codes, _, _, _ = recording
+    scenes, positions, active, power = problems
+    steps, directions = spreads
+    out_gain, out_rest, out_path, out_spread, out_size = out
+    L, M = snapshots.shape[1], snapshots.shape[2]
+    matrices = codes.shape[1] if codes.shape[0] else 1
+    for p in range(first, last):
+        s, which = scenes[p], _present(active[p])
+        K = len(which)
+        C = 4 * K
+        system, scratch, energy = _prepare(recording, panel_form, s, C)
+        stats, work, symbols = _workspace(K, C, matrices, energy)
+        (gram_re, gram_im), (cross_re, cross_im), _ = stats
+        (E_re, E_im), scale, (Z_re, Z_im) = work[0], work[1], work[2]
+        x = np.empty(3 * K)
+        for k in range(K):
+            for i in range(3):
+                x[3 * k + i] = positions[p, which[k], i]
+        _statistics(x, K, True, system, scratch, stats)
+        sigma2 = _least_squares(K, rules[1], stats, work, symbols) / (L * (M - K) - 1.5 * K)
+        s_re, s_im = symbols[0], symbols[1]
+        z_re, z_im = np.empty((2, L)), np.empty((2, L))
+        norm = np.empty((2, 2, matrices))  # real parts
+        factor, root, path = np.empty((4, 4)), np.empty(4), np.empty(4)
+        for k in range(K):
+            # Derivatives by azimuth and elevation outside the sources' fields, and their products with y.
+            for i in range(2):
+                c = K + 3 * k + i
+                for t in range(L):
+                    f = t if matrices > 1 else 0
+                    a, b = cross_re[c, t], cross_im[c, t]
+                    for j in range(K):
+                        a -= gram_re[c, j, f] * s_re[j, t] - gram_im[c, j, f] * s_im[j, t]
+                        b -= gram_re[c, j, f] * s_im[j, t] + gram_im[c, j, f] * s_re[j, t]
+                    z_re[i, t], z_im[i, t] = a, b
+                for j in range(K):
+                    for t in range(matrices):
+                        Z_re[j, c, t] = scale[j, t] * gram_re[j, c, t]
+                        Z_im[j, c, t] = scale[j, t] * gram_im[j, c, t]
+                _forward(E_re, E_im, K, 0, Z_re, Z_im, c)
+            for i in range(2):
+                for j in range(2):
+                    c, d = K + 3 * k + i, K + 3 * k + j
+                    for t in range(matrices):
+                        norm[i, j, t] = gram_re[c, d, t]
+                        for n in range(K):
+                            norm[i, j, t] -= Z_re[n, c, t] * Z_re[n, d, t] + Z_im[n, c, t] * Z_im[n, d, t]
+            # Normal equations of u and v; see :class:`rismusic.estimation.model_error._PathEquations`.
+            G, h = np.zeros((4, 4)), np.zeros(4)
+            for t in range(L):
+                f = t if matrices > 1 else 0
+                time = t / (L - 1) - 0.5 if L > 1 else -0.5
+                level = s_re[k, t] ** 2 + s_im[k, t] ** 2
+                for i in range(2):
+                    pull = s_re[k, t] * z_re[i, t] + s_im[k, t] * z_im[i, t]
+                    h[i] += pull
+                    h[2 + i] += time * pull
+                    for j in range(2):
+                        both = level * norm[i, j, f]
+                        G[i, j] += both
+                        G[2 + i, j] += time * both
+                        G[i, 2 + j] += time * both
+                        G[2 + i, 2 + j] += time * time * both
+            mean = (G[0, 0] + G[1, 1] + G[2, 2] + G[3, 3]) / 4
+            for i in range(4):
+                G[i, i] += 1e-9 * mean if mean > 0 else 1.0
+                root[i] = 1 / math.sqrt(G[i, i])
+            place = which[k]
+            # The solution is minus the step.
+            _solve(G, h, root, 0.0, 2, factor, path)
+            for i in range(2):
+                out_rest[p, place] -= h[i] * path[i] / sigma2
+            _solve(G, h, root, 0.0, 4, factor, path)
+            for i in range(4):
+                out_gain[p, place] -= h[i] * path[i] / sigma2
+                out_path[p, place, i] = -path[i]
+            if not power[p, place] > 0:
+                continue
+            # See :func:`rismusic.estimation.model_error.spread_gain`.
+            for step in steps:
+                eta, best = step * step * power[p, place], -math.inf
+                for d in range(directions.shape[1]):
+                    vx, vy = directions[0, d], directions[1, d]
+                    value = 0.0
+                    for t in range(L):
+                        f = t if matrices > 1 else 0
+                        along = (vx * z_re[0, t] + vy * z_re[1, t]) ** 2
+                        along += (vx * z_im[0, t] + vy * z_im[1, t]) ** 2
+                        total = vx * vx * norm[0, 0, f] + vy * vy * norm[1, 1, f] + 2 * vx * vy * norm[0, 1, f]
+                        total = sigma2 + eta * total
+                        value += math.log(sigma2 / total) + eta * along / (sigma2 * total)
+                    best = max(best, value)
+                if best > out_spread[p, place]:
+                    out_spread[p, place], out_size[p, place] = best, step
+
+
 def _gains(first, last, recording, panel_form, problems, fields, rules, out):
     """What a source at each candidate is worth to the problems ``first`` to ``last`` - 1; see :func:`gains`.
 
@@ -1215,6 +1313,44 @@ def information(
 ) -> Float[Tensor, "S U U"]:
     """Fisher information of :func:`rismusic.estimation.likelihood.unconditional`; 0 without a source."""
     return _summary(recording, positions, active, (power, noise_variance))[2]
+
+
+def dispersion(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    power: Float[Tensor, "S K"],
+    steps: Sequence[float],
+    directions: int,
+) -> tuple[
+    Float[Tensor, "S K"], Float[Tensor, "S K"], Float[Tensor, "S K 4"], Float[Tensor, "S K"], Float[Tensor, "S K"]
+]:
+    """Motion of each source to first order, and its spread; see :mod:`rismusic.estimation.model_error`.
+
+    Args:
+        recording: S scenes, of a kind that :func:`applies` accepts.
+        positions: azimuth, elevation, 1/range.
+        active: which entries hold a source.
+        power: of the sources.
+        steps: standard deviations of the place that are tried (rad).
+        directions: number of directions that are tried.
+
+    Returns:
+        Log-likelihood ratios (nats) of a motion and of another place at rest, u and v; that of a spread, and
+        its standard deviation, NaN where there is none.
+    """
+    data, form = _recorded(recording)
+    real, (P, K) = torch.float64, active.shape
+    problems = (
+        *(np.arange(P), _numbers(positions, 3, real), _numbers(active, 2, torch.bool)),
+        _numbers(power, 2, real),
+    )
+    angle = np.arange(directions) * (math.pi / directions)
+    spreads = (np.array(steps), np.stack((np.cos(angle), np.sin(angle))))
+    out = (*(np.zeros((P, K)) for _ in range(2)), np.zeros((P, K, 4)), np.zeros((P, K)), np.full((P, K), np.nan))
+    _call(_disperse, P, (data, form, problems, _rules(), spreads, out))
+    in_all, at_rest, path, gain, size = (torch.from_numpy(part) for part in out)
+    return in_all, at_rest, path, gain, size
 
 
 def _summary(

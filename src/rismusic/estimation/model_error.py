@@ -46,7 +46,7 @@ from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.estimation.calibration import covariance_through_panel, squared_modulus, whiten
 from rismusic.estimation.goodness_of_fit import orthonormal
-from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.estimation.maximum_likelihood import kernel_for, unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
@@ -220,6 +220,8 @@ def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "
         The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the place along
         v that belongs to it, in units of its angle (rad); 0 and NaN without a source.
     """
+    if (compiled := _dispersion(recording, sources)) is not None:
+        return compiled[3:]
     parts = []
     for _, at in _beside_sources(recording, sources):
         z = torch.einsum("slmki,slm->slki", at.B.conj(), at.rest)
@@ -260,7 +262,9 @@ class Motion:
     change: Float[Tensor, "S K 2"]
 
 
-def motion(recording: Recording, sources: Sources) -> Motion:
+def motion(
+    recording: Recording, sources: Sources, least: Float[Tensor, "S"] | None = None
+) -> Motion:
     r"""Fit a steady motion to each source.
 
     With :math:`t_l` from -1/2 to 1/2, source k has the direction :math:`\phi_k + u + t_l v` (azimuth and
@@ -275,29 +279,59 @@ def motion(recording: Recording, sources: Sources) -> Motion:
     Args:
         recording: S scenes, narrowband.
         sources: positions near maximum likelihood with powers [S, K].
+        least: gains in all (nats) that matter. Where that of a path is smaller, the gain may be returned as 0.
     """
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
-    gain = torch.zeros_like(positions[..., 0])
-    in_all, path = torch.zeros_like(gain), positions.new_zeros(*gain.shape, 4)
-    for scenes, at in _beside_sources(recording, sources):
-        X = (at.B * at.symbols[:, :, None, :, None]).movedim(3, 1)  # [S, K, L, M, 2]
-        rest = at.rest[:, None].expand(-1, X.shape[1], -1, -1)
-        there, sigma2 = active[scenes], at.sigma2[:, None]
-        equations = _PathEquations.of(X, rest)
-        found, explained = equations.solve(moves=True)
-        _, at_rest = equations.solve(moves=False)
-        in_all[scenes] = torch.where(there, explained / sigma2, 0)
-        gain[scenes] = torch.where(there, (explained - at_rest) / sigma2, 0)
-        path[scenes] = torch.where(there[..., None], found, 0)
+    compiled = _dispersion(recording, sources)
+    in_all, at_rest, path = _linear_motion(recording, sources) if compiled is None else compiled[:3]
+    gain = in_all - at_rest
     scene, source = (gain > _MOTION_USUAL).nonzero().unbind(-1)
     _, L, M = recording.snapshots.shape
     for some in blocks(len(scene), 128 * L * (M * (active.shape[1] + 4) + recording.panel.size), gain.device):
         row, column = scene[some], source[some]
         exact = _Path(recording[row], positions[row], active[row], column)
         in_all[row, column], path[row, column] = exact.fit()
-        gain[row, column] = in_all[row, column] - exact.fit(moves=False)[0]
+        gain[row, column] = 0.0
+        if least is not None:
+            matter = in_all[row, column] > least[row]
+            row, column = row[matter], column[matter]
+        if len(row):
+            exact = _Path(recording[row], positions[row], active[row], column)
+            gain[row, column] = in_all[row, column] - exact.fit(moves=False)[0]
     return Motion(gain, in_all, path[..., :2], path[..., 2:])
+
+
+def _dispersion(recording: Recording, sources: Sources) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+    """Compiled motion to first order, and spread, where they cover the recording."""
+    recording = recording.stacked()
+    if (kernel := kernel_for(recording)) is None:
+        return None
+    positions, active = unpack(sources, recording)
+    assert sources.power is not None
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = kernel.dispersion(
+        recording, positions, active, sources.power, _SPREADS_RAD, _DIRECTIONS
+    )
+    return result
+
+
+def _linear_motion(
+    recording: Recording, sources: Sources
+) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K"], Float[Tensor, "S K 4"]]:
+    """Log-likelihood ratios of a motion and of another place at rest, u and v, to first order."""
+    active = sources.active
+    in_all = torch.zeros(active.shape, dtype=torch.float64, device=active.device)
+    at_rest, path = torch.zeros_like(in_all), in_all.new_zeros(*active.shape, 4)
+    for scenes, at in _beside_sources(recording, sources):
+        X = (at.B * at.symbols[:, :, None, :, None]).movedim(3, 1)  # [S, K, L, M, 2]
+        rest = at.rest[:, None].expand(-1, X.shape[1], -1, -1)
+        there, sigma2 = active[scenes], at.sigma2[:, None]
+        equations = _PathEquations.of(X, rest)
+        found, explained = equations.solve(moves=True)
+        in_all[scenes] = torch.where(there, explained / sigma2, 0)
+        at_rest[scenes] = torch.where(there, equations.solve(moves=False)[1] / sigma2, 0)
+        path[scenes] = torch.where(there[..., None], found, 0)
+    return in_all, at_rest, path
 
 
 @dataclass(frozen=True, eq=False)
