@@ -36,8 +36,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
+from numba.extending import overload
 from torch import Tensor
 
+from rismusic.array import Panel
 from rismusic.estimation import levenberg_marquardt as lm
 from rismusic.estimation import likelihood, maximum_likelihood, search
 from rismusic.estimation.grid import Volume
@@ -66,8 +68,8 @@ def _inlined(function: _Function) -> _Function:
 
 
 # Modes of a fit: positions by the conditional likelihood; positions, powers and noise variance by the
-# unconditional one; powers and noise variance at given positions.
-CONDITIONAL, UNCONDITIONAL, POWERS = 0, 1, 2
+# unconditional one; powers and noise variance at given positions; one position by a spectrum.
+CONDITIONAL, UNCONDITIONAL, POWERS, SPECTRUM = 0, 1, 2, 3
 # Forms of the wave.
 WAVES = ("spherical", "uniform", "fresnel", "paraxial")
 _FRESNEL, _PARAXIAL = 2, 3
@@ -611,18 +613,105 @@ def _solve(B, gradient, scale, damping, U, factor, step):
     return False
 
 
+@_compiled
+def _evaluate_likelihood(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F):
+    """Value, gradient and curvature of a likelihood."""
+    if mode != POWERS:
+        _statistics(x, K, True, system, scratch, stats)
+    if mode == CONDITIONAL:
+        return _conditional(K, M, limits, stats, work, symbols, gradient, F)
+    first = 3 * K if mode == UNCONDITIONAL else 0
+    power = np.empty(K)
+    for k in range(K):
+        power[k] = math.exp(x[first + k])
+    noise = math.exp(x[first + K])
+    return _unconditional(K, first > 0, M, power, noise, limits[0], stats, work, symbols, gradient, F)
+
+
+@_compiled
+def _evaluate_spectrum(x, panel, vectors, waves, ray, gradient, F):
+    """See :func:`rismusic.estimation.spectra._model`."""
+    V_re, V_im = vectors  # [C, N]
+    re, im = waves  # the steering vector and its three derivatives
+    C, N = V_re.shape
+    _waves(panel, x, True, 0, waves, ray)
+    inner_re, inner_im = np.zeros((4, C)), np.zeros((4, C))
+    f = 0.0
+    for i in range(4):
+        for c in range(C):
+            a = b = 0.0
+            for n in range(N):
+                a += V_re[c, n] * re[i, n] + V_im[c, n] * im[i, n]
+                b += V_re[c, n] * im[i, n] - V_im[c, n] * re[i, n]
+            inner_re[i, c], inner_im[i, c] = a, b
+    for c in range(C):
+        f += inner_re[0, c] ** 2 + inner_im[0, c] ** 2
+    # Re(a^* V V^H a) / |a|^2 of each element, which the log derivatives are weighted with.
+    weight = np.zeros(N)
+    for c in range(C):
+        a, b = inner_re[0, c], inner_im[0, c]
+        for n in range(N):
+            weight[n] += re[0, n] * (V_re[c, n] * a - V_im[c, n] * b)
+            weight[n] += im[0, n] * (V_re[c, n] * b + V_im[c, n] * a)
+    for n in range(N):
+        level = re[0, n] ** 2 + im[0, n] ** 2
+        weight[n] = weight[n] / level if level > 0 else 0.0
+    alone, scale, step = np.empty((3, 3)), np.empty(3), np.empty(3)
+    for i in range(3):
+        gradient[i] = 0.0
+        for c in range(C):
+            gradient[i] -= 2 * (
+                inner_re[1 + i, c] * inner_re[0, c] + inner_im[1 + i, c] * inner_im[0, c]
+            )
+        for j in range(3):
+            bent = flat = a = b = c_re = c_im = 0.0
+            for n in range(N):
+                both = re[1 + i, n] * re[1 + j, n] + im[1 + i, n] * im[1 + j, n]
+                bent += both * weight[n]
+                flat += both
+                a += re[0, n] * re[1 + i, n] + im[0, n] * im[1 + i, n]
+                b += re[0, n] * im[1 + i, n] - im[0, n] * re[1 + i, n]
+                c_re += re[0, n] * re[1 + j, n] + im[0, n] * im[1 + j, n]
+                c_im += re[0, n] * im[1 + j, n] - im[0, n] * re[1 + j, n]
+            for c in range(C):
+                bent -= inner_re[1 + i, c] * inner_re[1 + j, c] + inner_im[1 + i, c] * inner_im[1 + j, c]
+            F[i, j], alone[i, j] = 2 * bent, 2 * f * (flat - a * c_re - b * c_im)
+    for i in range(3):
+        scale[i] = 1 / math.sqrt(max(alone[i, i], _TINY))
+    if _solve(F, gradient, scale, 0.0, 3, np.empty((3, 3)), step):
+        for i in range(3):
+            for j in range(3):
+                F[i, j] = alone[i, j]
+    return -f
+
+
+def _evaluate(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F):
+    """Value, gradient and curvature of a likelihood, or of a spectrum, by the type of ``system``."""
+    raise NotImplementedError
+
+
+@overload(_evaluate, jit_options=_SETTINGS)
+def _evaluate_by_type(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F):
+    if len(system) == 3:
+        return lambda mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F: (
+            _evaluate_likelihood(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F)
+        )
+    return lambda mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F: (
+        _evaluate_spectrum(x, system[0], system[1], scratch[0], scratch[1], gradient, F)
+    )
+
+
 @_inlined
 def _minimise(mode, x, lower, upper, steps, tolerance, K, M, rules, system, scratch, stats, work, symbols):
     """See :func:`rismusic.estimation.levenberg_marquardt.levenberg_marquardt`; ``x`` moves in place."""
     control, limits = rules
     first_damping, least_damping, most_damping, no_damping, least_curvature, ridge = control[:6]
     memory, rough_tolerance, rounding, nearby = control[6:]
-    U = 3 * K if mode == CONDITIONAL else (4 * K + 1 if mode == UNCONDITIONAL else K + 1)
-    first = 3 * K if mode == UNCONDITIONAL else 0
+    U = 3 * K + (K + 1 if mode == UNCONDITIONAL else 0) if mode != POWERS else K + 1
     # Two of each: at the current point and at the trial.
     gradients, curvatures = np.empty((2, U)), np.empty((2, U, U))
     scales, newtons, decrements, values = np.empty((2, U)), np.empty((2, U)), np.empty(2), np.empty(2)
-    F, factor, spare, power = np.empty((U, U)), np.empty((U, U)), np.empty(U), np.empty(K)
+    F, factor, spare = np.empty((U, U)), np.empty((U, U)), np.empty(U)
     moves, changes = np.zeros((memory, U)), np.zeros((memory, U))
     trial, step = np.empty(U), np.zeros(U)
     for i in range(U):
@@ -643,26 +732,9 @@ def _minimise(mode, x, lower, upper, steps, tolerance, K, M, rules, system, scra
                     slope += curvatures[now, i, j] * step[j] / 2
                 foreseen -= slope * step[i]
         gradient, B, scale, newton = gradients[new], curvatures[new], scales[new], newtons[new]
-        if mode != POWERS:
-            _statistics(trial, K, True, system, scratch, stats)
-        if mode == CONDITIONAL:
-            values[new] = _conditional(K, M, limits, stats, work, symbols, gradient, F)
-        else:
-            for k in range(K):
-                power[k] = math.exp(trial[first + k])
-            values[new] = _unconditional(
-                K,
-                first > 0,
-                M,
-                power,
-                math.exp(trial[first + K]),
-                limits[0],
-                stats,
-                work,
-                symbols,
-                gradient,
-                F,
-            )
+        values[new] = _evaluate(
+            mode, trial, K, M, limits, system, scratch, stats, work, symbols, gradient, F
+        )
         if evaluation and not rough:
             if remembered == memory:
                 for h in range(memory - 1):
@@ -1072,6 +1144,49 @@ def _disperse(first, last, recording, panel_form, problems, rules, spreads, out)
                     out_spread[p, place], out_size[p, place] = best, step
 
 
+def _climb(first, last, elements, panel_form, vectors, starts, reach, box, rules, options, out):
+    """Newton's method on the spectra of the problems ``first`` to ``last`` - 1; see :func:`climb`."""
+    out_points, out_value, out_converged = out
+    N, C, each = vectors.shape[1], vectors.shape[2], starts.shape[1]
+    places = np.empty((3, N))
+    for n in range(N):
+        for i in range(3):
+            places[i, n] = elements[n, i]
+    panel = (places, panel_form[0], panel_form[1], panel_form[2])
+    V = np.empty((C, N)), np.empty((C, N))
+    waves, ray = (np.empty((4, N)), np.empty((4, N))), np.empty((12, N))
+    re, im = waves
+    system, scratch = (panel, V), (waves, ray)
+    x, lower, upper = np.empty(3), np.empty(3), np.empty(3)
+    for p in range(first, last):
+        scene, k = p // each, p % each
+        if k == 0 or p == first:
+            for n in range(N):
+                for c in range(C):
+                    V[0][c, n], V[1][c, n] = vectors[scene, n, c].real, vectors[scene, n, c].imag
+        for i in range(3):
+            x[i] = starts[scene, k, i]
+        _waves(panel, x, True, 0, waves, ray)
+        for i in range(3):
+            # Beam width or depth of focus, from the spread of the phase derivative.
+            first_moment = second_moment = 0.0
+            for n in range(N):
+                level = re[0, n] ** 2 + im[0, n] ** 2
+                if level > 0:
+                    slope = (re[0, n] * im[1 + i, n] - im[0, n] * re[1 + i, n]) / level
+                    first_moment += slope / N
+                    second_moment += slope * slope / N
+            spread = second_moment - first_moment * first_moment
+            width = reach * 2 * math.pi / math.sqrt(12 * spread) if spread > 0 else math.inf
+            lower[i], upper[i] = max(x[i] - width, box[0, i]), min(x[i] + width, box[1, i])
+        value, converged = _minimise(
+            SPECTRUM, x, lower, upper, options[0], options[1], 1, 0, rules, system, scratch, 0, 0, 0
+        )
+        for i in range(3):
+            out_points[scene, k, i] = x[i]
+        out_value[scene, k], out_converged[scene, k] = -value, converged
+
+
 def _gains(first, last, recording, panel_form, problems, fields, rules, out):
     """What a source at each candidate is worth to the problems ``first`` to ``last`` - 1; see :func:`gains`.
 
@@ -1313,6 +1428,40 @@ def information(
 ) -> Float[Tensor, "S U U"]:
     """Fisher information of :func:`rismusic.estimation.likelihood.unconditional`; 0 without a source."""
     return _summary(recording, positions, active, (power, noise_variance))[2]
+
+
+def climb(
+    panel: Panel,
+    vectors: Complex[Tensor, "S N C"],
+    start: Float[Tensor, "S K 3"],
+    reach: float,
+    box: tuple[tuple[float, ...], tuple[float, ...]],
+    options: FitOptions,
+) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S K"], Bool[Tensor, "S K"]]:
+    """Newton's method on the spectra of S scenes; see :func:`rismusic.estimation.spectra.newton`.
+
+    Args:
+        panel: a narrowband panel on the CPU.
+        vectors: V of each spectrum.
+        start: azimuth, elevation, 1/range of each peak.
+        reach: largest distance of the peak from the start, in beam widths.
+        box: limits of the positions.
+        options: when the method stops.
+
+    Returns:
+        Positions, values of the spectra, and whether the method converged.
+    """
+    real, (S, K, _) = torch.float64, start.shape
+    form = (float(panel.wavenumber), WAVES.index(panel.wave), float(panel.pattern_exponent))
+    out = np.empty((S, K, 3)), np.empty((S, K)), np.empty((S, K), np.bool_)
+    arguments = (
+        *(_numbers(panel.elements, 2, real), form, _numbers(vectors, 3, torch.complex128)),
+        *(_numbers(start, 3, real), float(reach), np.array(box, dtype=np.float64), _rules()),
+        *((options.steps, float(options.tolerance)), out),
+    )
+    _call(_climb, S * K, arguments)
+    point, value, converged = (torch.from_numpy(part) for part in out)
+    return point, value, converged
 
 
 def dispersion(

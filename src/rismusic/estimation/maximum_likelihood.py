@@ -94,8 +94,13 @@ def without_compiled_fits() -> Iterator[None]:
 
 def kernel_for(recording: Recording) -> ModuleType | None:
     """The compiled fits if they are installed, wanted and cover this recording."""
-    kernel = _kernel() if _COMPILED.get() else None
+    kernel = compiled_fits()
     return kernel if kernel is not None and kernel.applies(recording) else None
+
+
+def compiled_fits() -> ModuleType | None:
+    """The compiled fits if they are installed and wanted."""
+    return _kernel() if _COMPILED.get() else None
 
 
 @lru_cache(maxsize=1)

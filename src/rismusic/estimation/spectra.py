@@ -51,7 +51,8 @@ from rismusic.covariance import Covariance
 from rismusic.devices import block_size, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.estimation.levenberg_marquardt import levenberg_marquardt
+from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marquardt
+from rismusic.estimation.maximum_likelihood import compiled_fits
 from rismusic.sources import Sources
 
 # Newton decrement at convergence. f is of the order of 1, so the phases are off by about 1e-7 rad.
@@ -352,9 +353,14 @@ def newton(
     place = torch.stack((start[0], start[1], 1 / start[2]), dim=-1).reshape(-1, K, 3)
     N, C = spectrum.vectors.shape[-2:]
     vectors = spectrum.vectors.expand(*batch, N, C).reshape(-1, N, C)
+    kernel = compiled_fits() if place.device.type == "cpu" and panel.subcarriers == 1 else None
     box = torch.tensor((volume.lower, volume.upper), dtype=torch.float64, device=place.device)
     ends = []
-    for block in blocks(len(place), 16 * vectors[0].numel() * K, place.device):
+    if kernel is not None:
+        limits = FitOptions(options.steps, _TOLERANCE)
+        end = kernel.climb(panel, vectors, place, reach, (volume.lower, volume.upper), limits)
+        ends.append(tuple(value.flatten(0, 1) for value in end))
+    for block in [] if kernel is not None else blocks(len(place), 16 * vectors[0].numel() * K, place.device):
         V = vectors[block].to(torch.complex128)
         begin = place[block].flatten(0, 1)
         V = V.repeat_interleave(K, dim=0)
