@@ -21,6 +21,8 @@ number.
 
 # The compiled functions have no types of their own: Numba derives them from those of the arguments.
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False
+# Overloads have the arguments of what they stand for.
+# ruff: noqa: ARG001, ARG005
 
 from __future__ import annotations
 
@@ -660,9 +662,7 @@ def _evaluate_spectrum(x, panel, vectors, waves, ray, gradient, F):
     for i in range(3):
         gradient[i] = 0.0
         for c in range(C):
-            gradient[i] -= 2 * (
-                inner_re[1 + i, c] * inner_re[0, c] + inner_im[1 + i, c] * inner_im[0, c]
-            )
+            gradient[i] -= 2 * (inner_re[1 + i, c] * inner_re[0, c] + inner_im[1 + i, c] * inner_im[0, c])
         for j in range(3):
             bent = flat = a = b = c_re = c_im = 0.0
             for n in range(N):
@@ -732,9 +732,7 @@ def _minimise(mode, x, lower, upper, steps, tolerance, K, M, rules, system, scra
                     slope += curvatures[now, i, j] * step[j] / 2
                 foreseen -= slope * step[i]
         gradient, B, scale, newton = gradients[new], curvatures[new], scales[new], newtons[new]
-        values[new] = _evaluate(
-            mode, trial, K, M, limits, system, scratch, stats, work, symbols, gradient, F
-        )
+        values[new] = _evaluate(mode, trial, K, M, limits, system, scratch, stats, work, symbols, gradient, F)
         if evaluation and not rough:
             if remembered == memory:
                 for h in range(memory - 1):
@@ -935,7 +933,7 @@ def _fit(first, last, mode, recording, panel_form, problems, box, rules, options
     steps, tolerance, power_steps, power_tolerance = options
     start_power, start_noise = initial
     out_positions, out_power, out_noise, out_value, out_converged = out
-    L, M = snapshots.shape[1], snapshots.shape[2]
+    M = snapshots.shape[2]
     matrices = codes.shape[1] if codes.shape[0] else 1
     for p in range(first, last):
         s, which = scenes[p], _present(active[p])
@@ -1136,7 +1134,9 @@ def _disperse(first, last, recording, panel_form, problems, rules, spreads, out)
                         f = t if matrices > 1 else 0
                         along = (vx * z_re[0, t] + vy * z_re[1, t]) ** 2
                         along += (vx * z_im[0, t] + vy * z_im[1, t]) ** 2
-                        total = vx * vx * norm[0, 0, f] + vy * vy * norm[1, 1, f] + 2 * vx * vy * norm[0, 1, f]
+                        total = (
+                            vx * vx * norm[0, 0, f] + vy * vy * norm[1, 1, f] + 2 * vx * vy * norm[0, 1, f]
+                        )
                         total = sigma2 + eta * total
                         value += math.log(sigma2 / total) + eta * along / (sigma2 * total)
                     best = max(best, value)
@@ -1472,7 +1472,11 @@ def dispersion(
     steps: Sequence[float],
     directions: int,
 ) -> tuple[
-    Float[Tensor, "S K"], Float[Tensor, "S K"], Float[Tensor, "S K 4"], Float[Tensor, "S K"], Float[Tensor, "S K"]
+    Float[Tensor, "S K"],
+    Float[Tensor, "S K"],
+    Float[Tensor, "S K 4"],
+    Float[Tensor, "S K"],
+    Float[Tensor, "S K"],
 ]:
     """Motion of each source to first order, and its spread; see :mod:`rismusic.estimation.model_error`.
 
@@ -1496,7 +1500,12 @@ def dispersion(
     )
     angle = np.arange(directions) * (math.pi / directions)
     spreads = (np.array(steps), np.stack((np.cos(angle), np.sin(angle))))
-    out = (*(np.zeros((P, K)) for _ in range(2)), np.zeros((P, K, 4)), np.zeros((P, K)), np.full((P, K), np.nan))
+    out = (
+        *(np.zeros((P, K)) for _ in range(2)),
+        np.zeros((P, K, 4)),
+        np.zeros((P, K)),
+        np.full((P, K), np.nan),
+    )
     _call(_disperse, P, (data, form, problems, _rules(), spreads, out))
     in_all, at_rest, path, gain, size = (torch.from_numpy(part) for part in out)
     return in_all, at_rest, path, gain, size
@@ -1587,6 +1596,8 @@ def _numbers(value: Tensor | None, axes: int, dtype: torch.dtype) -> npt.NDArray
     if value is None:
         return torch.empty((0,) * axes, dtype=dtype).numpy()
     value = value if value.ndim == axes else value[None]
+    if value.dtype == dtype and value.is_contiguous() and not (value.is_conj() or value.is_neg()):
+        return value.detach().numpy()
     return value.detach().to(dtype).resolve_conj().resolve_neg().contiguous().numpy()
 
 

@@ -262,9 +262,7 @@ class Motion:
     change: Float[Tensor, "S K 2"]
 
 
-def motion(
-    recording: Recording, sources: Sources, least: Float[Tensor, "S"] | None = None
-) -> Motion:
+def motion(recording: Recording, sources: Sources, least: Float[Tensor, "S"] | None = None) -> Motion:
     r"""Fit a steady motion to each source.
 
     With :math:`t_l` from -1/2 to 1/2, source k has the direction :math:`\phi_k + u + t_l v` (azimuth and
@@ -279,7 +277,7 @@ def motion(
     Args:
         recording: S scenes, narrowband.
         sources: positions near maximum likelihood with powers [S, K].
-        least: gains in all (nats) that matter. Where that of a path is smaller, the gain may be returned as 0.
+        least: gains in all (nats) that matter. Where that of a path is smaller, the gain may be 0.
     """
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
@@ -302,7 +300,9 @@ def motion(
     return Motion(gain, in_all, path[..., :2], path[..., 2:])
 
 
-def _dispersion(recording: Recording, sources: Sources) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+def _dispersion(
+    recording: Recording, sources: Sources
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
     """Compiled motion to first order, and spread, where they cover the recording."""
     recording = recording.stacked()
     if (kernel := kernel_for(recording)) is None:
@@ -566,9 +566,7 @@ class _Residual:
                 break
             if len(kept) < len(live):
                 W, z = W[kept], z[kept]
-                live, mean, most, fewest, before = (
-                    one[kept] for one in (live, mean, most, fewest, before)
-                )
+                live, mean, most, fewest, before = (one[kept] for one in (live, mean, most, fewest, before))
             log_det = tried(live, number, W, z, mean)
             if number:
                 # The log determinant is convex in the logarithm of the ratio.
@@ -632,8 +630,10 @@ def _most_explained(
         pivot = diagonal[number] - beside[number] / pivot.clamp_min(tiny)
     fraction = 1 + ratios * (beside[-1] / pivot.clamp_min(tiny))[:, None]
     for number in reversed(range(_LANCZOS)):
-        fraction = 1 + ratios * diagonal[number][:, None] - (
-            ratios.square() * beside[number + 1][:, None] / fraction
+        fraction = (
+            1
+            + ratios * diagonal[number][:, None]
+            - (ratios.square() * beside[number + 1][:, None] / fraction)
         )
     share = torch.minimum(
         ratios * energy[:, None] / fraction, _explained(W, z, ratios[-1:].expand(len(W)).float())[0][:, None]
