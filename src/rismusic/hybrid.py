@@ -26,7 +26,7 @@ from torch import Tensor
 from rismusic.devices import device_of, one_thread
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
-from rismusic.estimation.diagnosis import diagnosed
+from rismusic.estimation.diagnosis import Refit, diagnosed
 from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
 from rismusic.estimation.grid import SearchGrid, searched_grid
 from rismusic.estimation.impulses import check_no_calibration, locate_with_impulses
@@ -204,13 +204,15 @@ def locate_block(
     if spec.noise == "impulsive":
         # The diagnosis takes no weights of samples.
         return locate_with_impulses(estimator, recording, n_sources, spec)
-    estimate = estimator(recording, n_sources)
     if spec.noise == "per_output":
-        recording = with_output_noise(recording, estimate.sources)
-        estimate = estimator(recording, n_sources)
+        recording = with_output_noise(recording, estimator(recording, n_sources).sources)
+    if isinstance(estimator, HybridEstimator):
+        estimate, refit = estimator.locate(recording, n_sources)
+    else:
+        estimate, refit = estimator(recording, n_sources), None
     if improve is not None:
         estimate = improve(recording, estimate)
-    return diagnosed(recording, estimate, n_sources, estimator_of, spec)
+    return diagnosed(recording, estimate, n_sources, estimator_of, spec, refit)
 
 
 class HybridEstimator:
@@ -226,9 +228,18 @@ class HybridEstimator:
     def __init__(self, spec: LocateSpec) -> None:
         self.spec = spec
 
-    @torch.inference_mode()
     def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
         """Estimate the sources of every scene."""
+        return self.locate(recording, n_sources)[0]
+
+    @torch.inference_mode()
+    def locate(self, recording: Recording, n_sources: NSources) -> tuple[Estimate, Refit | None]:
+        """Estimate the sources of every scene.
+
+        Returns:
+            The estimate, and what fits other numbers of sources from the same network outputs; none where a
+            classical method located a scene.
+        """
         spec = self.spec
         if recording.sample_weights is not None or (
             recording.channel is not None
@@ -238,7 +249,7 @@ class HybridEstimator:
             recording = recording.stacked()  # coloured noise is whitened, which changes the channel only
         if missing(spec.weights):
             reason = f"the weights {spec.weights!r} are not installed"
-            return _with_fallback(recording, n_sources, reason, spec)
+            return _with_fallback(recording, n_sources, reason, spec), None
         network = LoadedNetwork.load(
             spec.weights,
             recording.snapshots.device,
@@ -252,29 +263,30 @@ class HybridEstimator:
         mismatch = system_mismatch(network, recording, spec)
         if mismatch is not None:
             reason = f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch}"
-            return _with_fallback(recording, n_sources, reason, spec)
+            return _with_fallback(recording, n_sources, reason, spec), None
         return _locate_applicable(recording, counts_of(recording, n_sources), network, spec)
 
 
 def _locate_applicable(
     recording: Recording, count: Int64[Tensor, "S"] | None, network: LoadedNetwork, spec: LocateSpec
-) -> Estimate:
+) -> tuple[Estimate, Refit | None]:
     """Locate scenes of a system that the weights apply to; single scenes may still need the fallback."""
     grid = searched_grid(recording, spec)
     noise = noise_of(recording)
     mismatch = scene_mismatches(network, snr_db(replace(recording, noise_variance=noise)), count)
+    if not mismatch:
+        return _fit_and_check(recording, noise, count, network, grid, spec)
     device = recording.snapshots.device
     mismatched = torch.tensor([scene in mismatch for scene in range(len(recording))], device=device)
     applicable, others = (~mismatched).nonzero()[:, 0], mismatched.nonzero()[:, 0]
     parts = []
     if len(applicable):
         known = None if count is None else count[applicable]
-        parts.append(_fit_and_check(recording[applicable], noise[applicable], known, network, grid, spec))
-    if len(others):
-        by_fallback = _classical(recording[others], None if count is None else count[others], spec)
-        reasons = [f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch[scene]}" for scene in others.tolist()]
-        parts.append(_warned(by_fallback, reasons))
-    return _in_order(parts, applicable, others)
+        parts.append(_fit_and_check(recording[applicable], noise[applicable], known, network, grid, spec)[0])
+    by_fallback = _classical(recording[others], None if count is None else count[others], spec)
+    reasons = [f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch[scene]}" for scene in others.tolist()]
+    parts.append(_warned(by_fallback, reasons))
+    return _in_order(parts, applicable, others), None
 
 
 def _fit_and_check(
@@ -284,7 +296,7 @@ def _fit_and_check(
     network: LoadedNetwork,
     grid: SearchGrid,
     spec: LocateSpec,
-) -> Estimate:
+) -> tuple[Estimate, Refit | None]:
     output = NetworkOutput.compute(network, recording, noise, spec)
     if count is None:
         chosen = fit_most_probable(output, grid, spec)
@@ -294,8 +306,12 @@ def _fit_and_check(
             output.recording, fit_n_sources(output, count, grid, spec), None, grid.volume, spec
         )
     if spec.allowed_error:
-        return calibrated(estimate, recording, grid.volume, spec)
-    return _recheck(estimate, output, count, spec) if spec.polish else estimate
+        return calibrated(estimate, recording, grid.volume, spec), None
+
+    def refit(scenes: Int64[Tensor, "B"], numbers: Int64[Tensor, "B"]) -> Sources:
+        return fit_n_sources(output[scenes], numbers, grid, spec).sources
+
+    return _recheck(estimate, output, count, spec) if spec.polish else estimate, refit
 
 
 def _recheck(

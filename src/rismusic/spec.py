@@ -442,7 +442,7 @@ class HybridSpec(Spec):
     model_order: Literal["both", "likelihood", "network"] = "both"
     """If the number of sources is 'auto': estimate it from the likelihood, the network's probabilities, or
     both. With hardware impairments (panel_error > 0), 'both' uses the network alone."""
-    model_order_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-3
+    model_order_floor: Annotated[float, Field(ge=0, lt=1)] = 1e-2
     """With model_order 'both': skip numbers of sources whose network probability is below this times the
     highest one."""
     relax_sweeps: Annotated[int, Field(ge=0)] = 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import dense
 import pytest
@@ -14,8 +15,11 @@ from rismusic.crb import recording_crb
 from rismusic.estimation import maximum_likelihood as module
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions
-from rismusic.estimation.maximum_likelihood import fit_power_noise, refine, values_without_each
+from rismusic.estimation.likelihood import residual_energy, sufficient_statistics, symbols, unconditional
+from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, refine, values_without_each
+from rismusic.estimation.model_error import _dispersion, _linear_motion, spread_gain
 from rismusic.estimation.search import CandidateSearch, likelihood_gain, project_out
+from rismusic.estimation.spectra import NewtonOptions, Spectrum, newton
 
 kernel = pytest.importorskip("rismusic.estimation.fit_kernel", exc_type=ImportError)
 
@@ -123,6 +127,56 @@ def test_powers_at_given_positions(known, generator):
         for one, other in zip(compiled, expected[s], strict=True):
             torch.testing.assert_close(one[s : s + 1], other, rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(without[s : s + 1], expected_without[s], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("system", ["own", "one", "direct"])
+def test_symbols_cost_and_information(system, generator):
+    """With an empty place between two sources, and a scene without sources."""
+    recording, positions, active = case(generator, dense.SYSTEMS[system])
+    active = active.clone()
+    active[1], active[2] = torch.tensor([True, False, True]), False
+    at = sufficient_statistics(recording, positions, active, derivatives=True)
+    s = symbols(at)
+    compiled, cost = kernel.least_squares(recording, positions, active)
+    torch.testing.assert_close(compiled, s.mT, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(cost, residual_energy(at, s), rtol=1e-8, atol=0)
+    power, noise = fit_power_noise(recording, positions, active)
+    J = unconditional(at, power, noise)[2]
+    own = kernel.information(recording, positions, active, power, noise)
+    torch.testing.assert_close(own, J, rtol=1e-6, atol=1e-8 * float(J.abs().max()))
+
+
+@pytest.mark.parametrize("system", ["own", "one", "direct"])
+def test_motion_and_spread_of_sources(system, generator):
+    recording, positions, active = case(generator, dense.SYSTEMS[system], scatter=0.02)
+    power, _ = fit_power_noise(recording, positions, active)
+    sources = replace(pack(positions, active), power=torch.where(active, power, math.nan))
+    with module.without_compiled_fits():
+        expected = (*_linear_motion(recording, sources), *spread_gain(recording, sources))
+    compiled = _dispersion(recording, sources)
+    assert expected[0].max() > 1
+    assert expected[3].max() > 0
+    for own, other in zip(compiled, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.5])
+@pytest.mark.parametrize("steps", [1, 40])
+def test_newton_on_a_spectrum(steps, exponent, generator):
+    """Starts at the limits of the volume among them."""
+    panel = replace(case(generator)[0], pattern_exponent=exponent).panel
+    spectrum = Spectrum(
+        torch.randn(3, panel.size, 2, generator=generator, dtype=torch.complex128), torch.ones(3), sharp=False
+    )
+    unit = torch.rand(3, 3, 4, generator=generator, dtype=torch.float64)
+    start = (unit[0] - 0.5, unit[1] / 2 - 0.25, 0.4 + 3 * unit[2])
+    peaks = partial(newton, spectrum, panel, dense.VOLUME, *start, options=NewtonOptions(steps))
+    with module.without_compiled_fits():
+        expected = peaks()
+    compiled = peaks()
+    for name in ("azimuth", "elevation", "range", "explained"):
+        torch.testing.assert_close(getattr(compiled, name), getattr(expected, name), rtol=1e-6, atol=1e-7)
+    assert torch.equal(compiled.converged, expected.converged)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

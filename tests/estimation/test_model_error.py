@@ -12,6 +12,9 @@ from rismusic.estimation.likelihood import sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.estimation.model_error import (
     _RATIOS,
+    _explained,
+    _least_log_det,
+    _most_explained,
     _Residual,
     diffuse_evidence,
     model_error,
@@ -121,3 +124,33 @@ def test_a_source_that_is_no_point():
     expected = torch.tensor([6.0, 0.0], dtype=torch.float64).deg2rad()
     torch.testing.assert_close(path.change[:, 0], expected.expand(4, 2), rtol=0, atol=math.radians(0.7))
     assert (path.offset.abs() < math.radians(0.3)).all()
+
+
+@pytest.mark.parametrize("error", [0.0, 0.3])
+def test_no_ratio_that_matters_is_left_out(error):
+    """Bounds hold for every ratio, and the result is that of all ratios in double precision."""
+    recording = made(12, hardware={"static_phase_rad": error})
+    positions, active = unpack(recording.truth, recording)
+    at = _Residual.of(recording, positions, active, 0.0)
+    single = at._normal_equations(torch.complex64)
+    W, z, _ = at._normal_equations(torch.complex128)
+    most, fewest = _most_explained(*single[:2], at.freedom), _least_log_det(single[0])
+    value = torch.empty_like(most)
+    for number, ratio in enumerate(_RATIOS):
+        share, log_det = _explained(W, z, torch.full((12,), ratio, dtype=torch.float64))
+        explained = -at.freedom * (1 - share).log()
+        assert (explained <= most[:, number]).all()
+        assert (log_det >= fewest[:, number] - 1e-3).all()
+        value[:, number] = explained - log_det - math.log(len(_RATIOS))
+    # Bounds worth having: within a nat for the smallest ratio.
+    assert (most - fewest)[:, 0].sub(value[:, 0] + math.log(len(_RATIOS))).max() < 1
+    gain, size = at.panel_error()
+    best = value.amax(1)
+    torch.testing.assert_close(gain, best, rtol=0, atol=1e-3)
+    assert bool((size > 0).all())
+    assert (gain > 3).any() == (error > 0)
+    # Below what matters, nothing has to be computed; above it, the result is the same.
+    floor = best + torch.tensor([-1.0, 1.0]).double().repeat(6)
+    some = at.panel_error(floor)[0]
+    torch.testing.assert_close(some[::2], gain[::2], rtol=0, atol=1e-3)
+    assert (some[1::2] < floor[1::2]).all()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -28,7 +29,7 @@ from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.estimate import Doubt, Estimate, Estimator, NSources, fit_at, join_estimates
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
-from rismusic.estimation.maximum_likelihood import nfmle, pack, unpack
+from rismusic.estimation.maximum_likelihood import nfmle, pack, refine, unpack
 from rismusic.estimation.model_error import (
     ModelError,
     can_err,
@@ -85,6 +86,10 @@ _OUTSIDE = -5.0
 _WIDE_DEG, _COARSE = 85.0, 1.6
 
 
+Refit = Callable[[Int64[Tensor, "B"], Int64[Tensor, "B"]], Sources]
+"""Fits of some of the scenes with given numbers of sources."""
+
+
 @torch.inference_mode()
 def diagnosed(
     recording: Recording,
@@ -92,6 +97,7 @@ def diagnosed(
     n_sources: NSources,
     make: Callable[[LocateSpec], Estimator],
     spec: LocateSpec,
+    refit: Refit | None = None,
 ) -> Estimate:
     """Test the estimate of each scene, and locate the scenes again that depart from the signal model.
 
@@ -101,6 +107,7 @@ def diagnosed(
         n_sources: the number of sources, or ``auto``.
         make: makes the estimator from settings.
         spec: the settings.
+        refit: fits other numbers of sources to the scenes; the estimator does if none.
     """
     if estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
@@ -108,7 +115,7 @@ def diagnosed(
     count_unknown = isinstance(n_sources, str)
     if spec.panel_error == "auto" and can_err(recording):
         if count_unknown:
-            estimate = _weighed_twice(recording, estimate, make, spec)
+            estimate = _weighed_twice(recording, estimate, make, spec, refit)
         else:
             estimate = _with_suspected_error(recording, estimate)
     elif count_unknown:
@@ -122,10 +129,14 @@ def diagnosed(
 
 
 def _weighed_twice(
-    recording: Recording, estimate: Estimate, make: Callable[[LocateSpec], Estimator], spec: LocateSpec
+    recording: Recording,
+    estimate: Estimate,
+    make: Callable[[LocateSpec], Estimator],
+    spec: LocateSpec,
+    refit: Refit | None,
 ) -> Estimate:
     """Weigh model errors, and once more in diffuse noise if most scenes of the recording have it."""
-    estimate, error = _weighed(recording, estimate, make, spec)
+    estimate, error = _weighed(recording, estimate, make, spec, refit)
     share = float((error.gain > 0).double().mean())
     if share <= 0.5 or recording.channel is None:
         return estimate
@@ -199,7 +210,7 @@ class _Evidence:
         # A signal without any source is the least probable of all departures.
         gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
         # A source that moves leaves a residual that a second one explains, but less well.
-        path = motion(recording, sources)
+        path = motion(recording, sources, least - _MOTION)
         in_motion = torch.where(path.gain > _MOTION_NATS, path.gain_in_all, 0).amax(1) + _MOTION
         moves = in_motion > gain
         self.error[scenes, count] = none + torch.maximum(gain, in_motion)
@@ -262,7 +273,11 @@ def _coherence_p_value(at: SufficientStatistics, estimate: Estimate) -> Float[Te
 
 
 def _weighed(
-    recording: Recording, estimate: Estimate, make: Callable[[LocateSpec], Estimator], spec: LocateSpec
+    recording: Recording,
+    estimate: Estimate,
+    make: Callable[[LocateSpec], Estimator],
+    spec: LocateSpec,
+    refit: Refit | None = None,
 ) -> tuple[Estimate, ModelError]:
     """Weigh numbers of sources and model errors, and locate the scenes again that have an error.
 
@@ -288,12 +303,11 @@ def _weighed(
     outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS
     suspicious = (rival.amax(1) > plain - _MARGIN) | (estimate.p_value < _SUSPICIOUS) | outside
     # Where fewer sources may do, they are fitted.
-    estimator = make(quick)
-    for k in range(most):
-        again = (suspicious & (count > k)).nonzero()[:, 0]
-        if len(again):
-            fit = estimator(recording[again], torch.full_like(again, k))
-            evidence.put(again, torch.full_like(again, k), recording[again], fit.sources, volume)
+    fewer = suspicious[:, None] & (numbers > 0) & (numbers < count[:, None])
+    scenes, kept = fewer.nonzero().unbind(-1)
+    if len(scenes):
+        fits = make(quick)(recording[scenes], kept).sources if refit is None else refit(scenes, kept)
+        evidence.put(scenes, kept, recording[scenes], fits, volume)
     share, probable = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
     odds = math.log(share / (1 - share))
     log_posterior = torch.logaddexp(evidence.none, evidence.error + odds)
@@ -600,14 +614,15 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     some = (estimate.n_sources > 0).nonzero()[:, 0]
     if len(some) == 0:
         return []
-    part, volume = recording[some], Volume.from_spec(spec)
-    start = estimate[some].sources
-    here = nfmle(part, start, volume, criterion=spec.criterion).neg_log_likelihood
+    # Sources may lie outside the search volume.
+    part, volume = recording[some], Volume.from_spec(_wide(recording, spec))
+    positions, active = unpack(estimate[some].sources, part)
+    fit = partial(refine, positions=positions, active=active, volume=volume, criterion=spec.criterion)
+    here = fit(part).value
     best, name = _WAVE_NATS, None
     for wave in WAVES:
         if wave != recording.wave:
-            other = nfmle(replace(part, wave=wave), start, volume, criterion=spec.criterion)
-            gain = float((here - other.neg_log_likelihood).sum())
+            gain = float((here - fit(replace(part, wave=wave)).value).sum())
             if gain > best:
                 best, name = gain, wave
     if name is None:

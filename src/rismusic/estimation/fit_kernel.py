@@ -21,12 +21,14 @@ number.
 
 # The compiled functions have no types of their own: Numba derives them from those of the arguments.
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False
+# Overloads have the arguments of what they stand for.
+# ruff: noqa: ARG001, ARG005
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -35,9 +37,11 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Complex, Float, Int64
+from numba.extending import overload
 from torch import Tensor
 
+from rismusic.array import Panel
 from rismusic.estimation import levenberg_marquardt as lm
 from rismusic.estimation import likelihood, maximum_likelihood, search
 from rismusic.estimation.grid import Volume
@@ -66,8 +70,8 @@ def _inlined(function: _Function) -> _Function:
 
 
 # Modes of a fit: positions by the conditional likelihood; positions, powers and noise variance by the
-# unconditional one; powers and noise variance at given positions.
-CONDITIONAL, UNCONDITIONAL, POWERS = 0, 1, 2
+# unconditional one; powers and noise variance at given positions; one position by a spectrum.
+CONDITIONAL, UNCONDITIONAL, POWERS, SPECTRUM = 0, 1, 2, 3
 # Forms of the wave.
 WAVES = ("spherical", "uniform", "fresnel", "paraxial")
 _FRESNEL, _PARAXIAL = 2, 3
@@ -611,18 +615,103 @@ def _solve(B, gradient, scale, damping, U, factor, step):
     return False
 
 
+@_compiled
+def _evaluate_likelihood(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F):
+    """Value, gradient and curvature of a likelihood."""
+    if mode != POWERS:
+        _statistics(x, K, True, system, scratch, stats)
+    if mode == CONDITIONAL:
+        return _conditional(K, M, limits, stats, work, symbols, gradient, F)
+    first = 3 * K if mode == UNCONDITIONAL else 0
+    power = np.empty(K)
+    for k in range(K):
+        power[k] = math.exp(x[first + k])
+    noise = math.exp(x[first + K])
+    return _unconditional(K, first > 0, M, power, noise, limits[0], stats, work, symbols, gradient, F)
+
+
+@_compiled
+def _evaluate_spectrum(x, panel, vectors, waves, ray, gradient, F):
+    """See :func:`rismusic.estimation.spectra._model`."""
+    V_re, V_im = vectors  # [C, N]
+    re, im = waves  # the steering vector and its three derivatives
+    C, N = V_re.shape
+    _waves(panel, x, True, 0, waves, ray)
+    inner_re, inner_im = np.zeros((4, C)), np.zeros((4, C))
+    f = 0.0
+    for i in range(4):
+        for c in range(C):
+            a = b = 0.0
+            for n in range(N):
+                a += V_re[c, n] * re[i, n] + V_im[c, n] * im[i, n]
+                b += V_re[c, n] * im[i, n] - V_im[c, n] * re[i, n]
+            inner_re[i, c], inner_im[i, c] = a, b
+    for c in range(C):
+        f += inner_re[0, c] ** 2 + inner_im[0, c] ** 2
+    # Re(a^* V V^H a) / |a|^2 of each element, which the log derivatives are weighted with.
+    weight = np.zeros(N)
+    for c in range(C):
+        a, b = inner_re[0, c], inner_im[0, c]
+        for n in range(N):
+            weight[n] += re[0, n] * (V_re[c, n] * a - V_im[c, n] * b)
+            weight[n] += im[0, n] * (V_re[c, n] * b + V_im[c, n] * a)
+    for n in range(N):
+        level = re[0, n] ** 2 + im[0, n] ** 2
+        weight[n] = weight[n] / level if level > 0 else 0.0
+    alone, scale, step = np.empty((3, 3)), np.empty(3), np.empty(3)
+    for i in range(3):
+        gradient[i] = 0.0
+        for c in range(C):
+            gradient[i] -= 2 * (inner_re[1 + i, c] * inner_re[0, c] + inner_im[1 + i, c] * inner_im[0, c])
+        for j in range(3):
+            bent = flat = a = b = c_re = c_im = 0.0
+            for n in range(N):
+                both = re[1 + i, n] * re[1 + j, n] + im[1 + i, n] * im[1 + j, n]
+                bent += both * weight[n]
+                flat += both
+                a += re[0, n] * re[1 + i, n] + im[0, n] * im[1 + i, n]
+                b += re[0, n] * im[1 + i, n] - im[0, n] * re[1 + i, n]
+                c_re += re[0, n] * re[1 + j, n] + im[0, n] * im[1 + j, n]
+                c_im += re[0, n] * im[1 + j, n] - im[0, n] * re[1 + j, n]
+            for c in range(C):
+                bent -= inner_re[1 + i, c] * inner_re[1 + j, c] + inner_im[1 + i, c] * inner_im[1 + j, c]
+            F[i, j], alone[i, j] = 2 * bent, 2 * f * (flat - a * c_re - b * c_im)
+    for i in range(3):
+        scale[i] = 1 / math.sqrt(max(alone[i, i], _TINY))
+    if _solve(F, gradient, scale, 0.0, 3, np.empty((3, 3)), step):
+        for i in range(3):
+            for j in range(3):
+                F[i, j] = alone[i, j]
+    return -f
+
+
+def _evaluate(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F):
+    """Value, gradient and curvature of a likelihood, or of a spectrum, by the type of ``system``."""
+    raise NotImplementedError
+
+
+@overload(_evaluate, jit_options=_SETTINGS)
+def _evaluate_by_type(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F):
+    if len(system) == 3:
+        return lambda mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F: (
+            _evaluate_likelihood(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F)
+        )
+    return lambda mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F: (
+        _evaluate_spectrum(x, system[0], system[1], scratch[0], scratch[1], gradient, F)
+    )
+
+
 @_inlined
 def _minimise(mode, x, lower, upper, steps, tolerance, K, M, rules, system, scratch, stats, work, symbols):
     """See :func:`rismusic.estimation.levenberg_marquardt.levenberg_marquardt`; ``x`` moves in place."""
     control, limits = rules
     first_damping, least_damping, most_damping, no_damping, least_curvature, ridge = control[:6]
     memory, rough_tolerance, rounding, nearby = control[6:]
-    U = 3 * K if mode == CONDITIONAL else (4 * K + 1 if mode == UNCONDITIONAL else K + 1)
-    first = 3 * K if mode == UNCONDITIONAL else 0
+    U = 3 * K + (K + 1 if mode == UNCONDITIONAL else 0) if mode != POWERS else K + 1
     # Two of each: at the current point and at the trial.
     gradients, curvatures = np.empty((2, U)), np.empty((2, U, U))
     scales, newtons, decrements, values = np.empty((2, U)), np.empty((2, U)), np.empty(2), np.empty(2)
-    F, factor, spare, power = np.empty((U, U)), np.empty((U, U)), np.empty(U), np.empty(K)
+    F, factor, spare = np.empty((U, U)), np.empty((U, U)), np.empty(U)
     moves, changes = np.zeros((memory, U)), np.zeros((memory, U))
     trial, step = np.empty(U), np.zeros(U)
     for i in range(U):
@@ -643,26 +732,7 @@ def _minimise(mode, x, lower, upper, steps, tolerance, K, M, rules, system, scra
                     slope += curvatures[now, i, j] * step[j] / 2
                 foreseen -= slope * step[i]
         gradient, B, scale, newton = gradients[new], curvatures[new], scales[new], newtons[new]
-        if mode != POWERS:
-            _statistics(trial, K, True, system, scratch, stats)
-        if mode == CONDITIONAL:
-            values[new] = _conditional(K, M, limits, stats, work, symbols, gradient, F)
-        else:
-            for k in range(K):
-                power[k] = math.exp(trial[first + k])
-            values[new] = _unconditional(
-                K,
-                first > 0,
-                M,
-                power,
-                math.exp(trial[first + K]),
-                limits[0],
-                stats,
-                work,
-                symbols,
-                gradient,
-                F,
-            )
+        values[new] = _evaluate(mode, trial, K, M, limits, system, scratch, stats, work, symbols, gradient, F)
         if evaluation and not rough:
             if remembered == memory:
                 for h in range(memory - 1):
@@ -822,6 +892,39 @@ def _prepare(recording, panel_form, s, C):
     return system, scratch, energy
 
 
+@_inlined
+def _present(active):
+    """Places of the sources of a problem."""
+    which = np.empty(active.sum(), np.int64)
+    K = 0
+    for k in range(len(active)):
+        if active[k]:
+            which[K] = k
+            K += 1
+    return which
+
+
+@_inlined
+def _workspace(K, C, matrices, energy):
+    """Arrays for the sufficient statistics of C fields of K sources, for their products and for symbols."""
+    L = len(energy)
+    stats = (
+        (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
+        (np.empty((C, L)), np.empty((C, L))),
+        energy,
+    )
+    work = (
+        (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
+        np.empty((K, matrices)),
+        (np.empty((K, C, matrices)), np.empty((K, C, matrices))),
+        (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
+        (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
+        (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
+        np.zeros(matrices, np.bool_),
+    )
+    return stats, work, (np.empty((K, L)), np.empty((K, L)), np.empty((K, L)), np.empty((K, L)))
+
+
 def _fit(first, last, mode, recording, panel_form, problems, box, rules, options, initial, out):
     """Fit the problems ``first`` to ``last`` - 1; see :func:`fit`."""
     snapshots, _, codes, _, noise_variance, _ = recording
@@ -830,36 +933,14 @@ def _fit(first, last, mode, recording, panel_form, problems, box, rules, options
     steps, tolerance, power_steps, power_tolerance = options
     start_power, start_noise = initial
     out_positions, out_power, out_noise, out_value, out_converged = out
-    L, M = snapshots.shape[1], snapshots.shape[2]
+    M = snapshots.shape[2]
     matrices = codes.shape[1] if codes.shape[0] else 1
     for p in range(first, last):
-        s = scenes[p]
-        K = 0
-        for k in range(active.shape[1]):
-            K += active[p, k]
-        which = np.empty(K, np.int64)
-        K = 0
-        for k in range(active.shape[1]):
-            if active[p, k]:
-                which[K] = k
-                K += 1
+        s, which = scenes[p], _present(active[p])
+        K = len(which)
         C = K if mode == POWERS else 4 * K
         system, scratch, energy = _prepare(recording, panel_form, s, C)
-        stats = (
-            (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
-            (np.empty((C, L)), np.empty((C, L))),
-            energy,
-        )
-        work = (
-            (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
-            np.empty((K, matrices)),
-            (np.empty((K, C, matrices)), np.empty((K, C, matrices))),
-            (np.empty((C, C, matrices)), np.empty((C, C, matrices))),
-            (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
-            (np.empty((K, K, matrices)), np.empty((K, K, matrices))),
-            np.zeros(matrices, np.bool_),
-        )
-        symbols = (np.empty((K, L)), np.empty((K, L)), np.empty((K, L)), np.empty((K, L)))
+        stats, work, symbols = _workspace(K, C, matrices, energy)
         coordinates = 3 * K
         x, lower, upper = np.empty(4 * K + 1), np.empty(4 * K + 1), np.empty(4 * K + 1)
         for k in range(K):
@@ -917,6 +998,193 @@ def _fit(first, last, mode, recording, panel_form, problems, box, rules, options
                 out_power[p, which[k]] = math.exp(x[coordinates + k])
         out_noise[p] = math.exp(x[4 * K]) if mode != CONDITIONAL else 0.0
         out_value[p], out_converged[p] = value, converged
+
+
+def _summarise(first, last, recording, panel_form, problems, rules, levels, out):
+    """Symbols and cost, or the information, of the problems ``first`` to ``last`` - 1.
+
+    See :func:`least_squares` and :func:`information`.
+    """
+    snapshots, _, codes, _, _, _ = recording
+    scenes, positions, active = problems
+    power, noise = levels
+    out_symbols, out_cost, out_information = out
+    L, M = snapshots.shape[1], snapshots.shape[2]
+    matrices = codes.shape[1] if codes.shape[0] else 1
+    slopes = len(noise) > 0
+    for p in range(first, last):
+        s, which = scenes[p], _present(active[p])
+        K, width = len(which), active.shape[1]
+        C = 4 * K if slopes else K
+        system, scratch, energy = _prepare(recording, panel_form, s, C)
+        stats, work, symbols = _workspace(K, C, matrices, energy)
+        x = np.empty(3 * K)
+        for k in range(K):
+            for i in range(3):
+                x[3 * k + i] = positions[p, which[k], i]
+        _statistics(x, K, slopes, system, scratch, stats)
+        if not slopes:
+            out_cost[p] = _least_squares(K, rules[1], stats, work, symbols)
+            for k in range(K):
+                for t in range(L):
+                    out_symbols[p, which[k], t] = complex(symbols[0][k, t], symbols[1][k, t])
+            continue
+        U = 4 * K + 1
+        own, place = np.empty(K), np.empty(U, np.int64)
+        for k in range(K):
+            own[k] = power[p, which[k]]
+            for i in range(3):
+                place[3 * k + i] = 3 * which[k] + i
+            place[3 * K + k] = 3 * width + which[k]
+        place[4 * K] = 4 * width
+        gradient, J = np.empty(U), np.empty((U, U))
+        _unconditional(K, True, M, own, noise[p], rules[1][0], stats, work, symbols, gradient, J)
+        for i in range(U):
+            for j in range(U):
+                out_information[p, place[i], place[j]] = J[i, j]
+
+
+def _disperse(first, last, recording, panel_form, problems, rules, spreads, out):
+    """Motion and spread of the sources of the problems ``first`` to ``last`` - 1; see :func:`dispersion`."""
+    snapshots, _, codes, _, _, _ = recording
+    scenes, positions, active, power = problems
+    steps, directions = spreads
+    out_gain, out_rest, out_path, out_spread, out_size = out
+    L, M = snapshots.shape[1], snapshots.shape[2]
+    matrices = codes.shape[1] if codes.shape[0] else 1
+    for p in range(first, last):
+        s, which = scenes[p], _present(active[p])
+        K = len(which)
+        C = 4 * K
+        system, scratch, energy = _prepare(recording, panel_form, s, C)
+        stats, work, symbols = _workspace(K, C, matrices, energy)
+        (gram_re, gram_im), (cross_re, cross_im), _ = stats
+        (E_re, E_im), scale, (Z_re, Z_im) = work[0], work[1], work[2]
+        x = np.empty(3 * K)
+        for k in range(K):
+            for i in range(3):
+                x[3 * k + i] = positions[p, which[k], i]
+        _statistics(x, K, True, system, scratch, stats)
+        sigma2 = _least_squares(K, rules[1], stats, work, symbols) / (L * (M - K) - 1.5 * K)
+        s_re, s_im = symbols[0], symbols[1]
+        z_re, z_im = np.empty((2, L)), np.empty((2, L))
+        norm = np.empty((2, 2, matrices))  # real parts
+        factor, root, path = np.empty((4, 4)), np.empty(4), np.empty(4)
+        for k in range(K):
+            # Derivatives by azimuth and elevation outside the sources' fields, and their products with y.
+            for i in range(2):
+                c = K + 3 * k + i
+                for t in range(L):
+                    f = t if matrices > 1 else 0
+                    a, b = cross_re[c, t], cross_im[c, t]
+                    for j in range(K):
+                        a -= gram_re[c, j, f] * s_re[j, t] - gram_im[c, j, f] * s_im[j, t]
+                        b -= gram_re[c, j, f] * s_im[j, t] + gram_im[c, j, f] * s_re[j, t]
+                    z_re[i, t], z_im[i, t] = a, b
+                for j in range(K):
+                    for t in range(matrices):
+                        Z_re[j, c, t] = scale[j, t] * gram_re[j, c, t]
+                        Z_im[j, c, t] = scale[j, t] * gram_im[j, c, t]
+                _forward(E_re, E_im, K, 0, Z_re, Z_im, c)
+            for i in range(2):
+                for j in range(2):
+                    c, d = K + 3 * k + i, K + 3 * k + j
+                    for t in range(matrices):
+                        norm[i, j, t] = gram_re[c, d, t]
+                        for n in range(K):
+                            norm[i, j, t] -= Z_re[n, c, t] * Z_re[n, d, t] + Z_im[n, c, t] * Z_im[n, d, t]
+            # Normal equations of u and v; see :class:`rismusic.estimation.model_error._PathEquations`.
+            G, h = np.zeros((4, 4)), np.zeros(4)
+            for t in range(L):
+                f = t if matrices > 1 else 0
+                time = t / (L - 1) - 0.5 if L > 1 else -0.5
+                level = s_re[k, t] ** 2 + s_im[k, t] ** 2
+                for i in range(2):
+                    pull = s_re[k, t] * z_re[i, t] + s_im[k, t] * z_im[i, t]
+                    h[i] += pull
+                    h[2 + i] += time * pull
+                    for j in range(2):
+                        both = level * norm[i, j, f]
+                        G[i, j] += both
+                        G[2 + i, j] += time * both
+                        G[i, 2 + j] += time * both
+                        G[2 + i, 2 + j] += time * time * both
+            mean = (G[0, 0] + G[1, 1] + G[2, 2] + G[3, 3]) / 4
+            for i in range(4):
+                G[i, i] += 1e-9 * mean if mean > 0 else 1.0
+                root[i] = 1 / math.sqrt(G[i, i])
+            place = which[k]
+            # The solution is minus the step.
+            _solve(G, h, root, 0.0, 2, factor, path)
+            for i in range(2):
+                out_rest[p, place] -= h[i] * path[i] / sigma2
+            _solve(G, h, root, 0.0, 4, factor, path)
+            for i in range(4):
+                out_gain[p, place] -= h[i] * path[i] / sigma2
+                out_path[p, place, i] = -path[i]
+            if not power[p, place] > 0:
+                continue
+            # See :func:`rismusic.estimation.model_error.spread_gain`.
+            for step in steps:
+                eta, best = step * step * power[p, place], -math.inf
+                for d in range(directions.shape[1]):
+                    vx, vy = directions[0, d], directions[1, d]
+                    value = 0.0
+                    for t in range(L):
+                        f = t if matrices > 1 else 0
+                        along = (vx * z_re[0, t] + vy * z_re[1, t]) ** 2
+                        along += (vx * z_im[0, t] + vy * z_im[1, t]) ** 2
+                        total = (
+                            vx * vx * norm[0, 0, f] + vy * vy * norm[1, 1, f] + 2 * vx * vy * norm[0, 1, f]
+                        )
+                        total = sigma2 + eta * total
+                        value += math.log(sigma2 / total) + eta * along / (sigma2 * total)
+                    best = max(best, value)
+                if best > out_spread[p, place]:
+                    out_spread[p, place], out_size[p, place] = best, step
+
+
+def _climb(first, last, elements, panel_form, vectors, starts, reach, box, rules, options, out):
+    """Newton's method on the spectra of the problems ``first`` to ``last`` - 1; see :func:`climb`."""
+    out_points, out_value, out_converged = out
+    N, C, each = vectors.shape[1], vectors.shape[2], starts.shape[1]
+    places = np.empty((3, N))
+    for n in range(N):
+        for i in range(3):
+            places[i, n] = elements[n, i]
+    panel = (places, panel_form[0], panel_form[1], panel_form[2])
+    V = np.empty((C, N)), np.empty((C, N))
+    waves, ray = (np.empty((4, N)), np.empty((4, N))), np.empty((12, N))
+    re, im = waves
+    system, scratch = (panel, V), (waves, ray)
+    x, lower, upper = np.empty(3), np.empty(3), np.empty(3)
+    for p in range(first, last):
+        scene, k = p // each, p % each
+        if k == 0 or p == first:
+            for n in range(N):
+                for c in range(C):
+                    V[0][c, n], V[1][c, n] = vectors[scene, n, c].real, vectors[scene, n, c].imag
+        for i in range(3):
+            x[i] = starts[scene, k, i]
+        _waves(panel, x, True, 0, waves, ray)
+        for i in range(3):
+            # Beam width or depth of focus, from the spread of the phase derivative.
+            first_moment = second_moment = 0.0
+            for n in range(N):
+                level = re[0, n] ** 2 + im[0, n] ** 2
+                if level > 0:
+                    slope = (re[0, n] * im[1 + i, n] - im[0, n] * re[1 + i, n]) / level
+                    first_moment += slope / N
+                    second_moment += slope * slope / N
+            spread = second_moment - first_moment * first_moment
+            width = reach * 2 * math.pi / math.sqrt(12 * spread) if spread > 0 else math.inf
+            lower[i], upper[i] = max(x[i] - width, box[0, i]), min(x[i] + width, box[1, i])
+        value, converged = _minimise(
+            SPECTRUM, x, lower, upper, options[0], options[1], 1, 0, rules, system, scratch, 0, 0, 0
+        )
+        for i in range(3):
+            out_points[scene, k, i] = x[i]
+        out_value[scene, k], out_converged[scene, k] = -value, converged
 
 
 def _gains(first, last, recording, panel_form, problems, fields, rules, out):
@@ -1144,6 +1412,124 @@ def fit_powers_without_each(
     return _run(POWERS, recording, x, there, _NO_BOX, options, options, scenes=scenes)[3].view(S, K)
 
 
+def least_squares(
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
+) -> tuple[Complex[Tensor, "S K L"], Float[Tensor, "S"]]:
+    """Least-squares symbols (0 without a source), and the energy that they leave."""
+    return _summary(recording, positions, active, None)[:2]
+
+
+def information(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    power: Float[Tensor, "S K"],
+    noise_variance: Float[Tensor, "S"],
+) -> Float[Tensor, "S U U"]:
+    """Fisher information of :func:`rismusic.estimation.likelihood.unconditional`; 0 without a source."""
+    return _summary(recording, positions, active, (power, noise_variance))[2]
+
+
+def climb(
+    panel: Panel,
+    vectors: Complex[Tensor, "S N C"],
+    start: Float[Tensor, "S K 3"],
+    reach: float,
+    box: tuple[tuple[float, ...], tuple[float, ...]],
+    options: FitOptions,
+) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S K"], Bool[Tensor, "S K"]]:
+    """Newton's method on the spectra of S scenes; see :func:`rismusic.estimation.spectra.newton`.
+
+    Args:
+        panel: a narrowband panel on the CPU.
+        vectors: V of each spectrum.
+        start: azimuth, elevation, 1/range of each peak.
+        reach: largest distance of the peak from the start, in beam widths.
+        box: limits of the positions.
+        options: when the method stops.
+
+    Returns:
+        Positions, values of the spectra, and whether the method converged.
+    """
+    real, (S, K, _) = torch.float64, start.shape
+    form = (float(panel.wavenumber), WAVES.index(panel.wave), float(panel.pattern_exponent))
+    out = np.empty((S, K, 3)), np.empty((S, K)), np.empty((S, K), np.bool_)
+    arguments = (
+        *(_numbers(panel.elements, 2, real), form, _numbers(vectors, 3, torch.complex128)),
+        *(_numbers(start, 3, real), float(reach), np.array(box, dtype=np.float64), _rules()),
+        *((options.steps, float(options.tolerance)), out),
+    )
+    _call(_climb, S * K, arguments)
+    point, value, converged = (torch.from_numpy(part) for part in out)
+    return point, value, converged
+
+
+def dispersion(
+    recording: Recording,
+    positions: Float[Tensor, "S K 3"],
+    active: Bool[Tensor, "S K"],
+    power: Float[Tensor, "S K"],
+    steps: Sequence[float],
+    directions: int,
+) -> tuple[
+    Float[Tensor, "S K"],
+    Float[Tensor, "S K"],
+    Float[Tensor, "S K 4"],
+    Float[Tensor, "S K"],
+    Float[Tensor, "S K"],
+]:
+    """Motion of each source to first order, and its spread; see :mod:`rismusic.estimation.model_error`.
+
+    Args:
+        recording: S scenes, of a kind that :func:`applies` accepts.
+        positions: azimuth, elevation, 1/range.
+        active: which entries hold a source.
+        power: of the sources.
+        steps: standard deviations of the place that are tried (rad).
+        directions: number of directions that are tried.
+
+    Returns:
+        Log-likelihood ratios (nats) of a motion and of another place at rest, u and v; that of a spread, and
+        its standard deviation, NaN where there is none.
+    """
+    data, form = _recorded(recording)
+    real, (P, K) = torch.float64, active.shape
+    problems = (
+        *(np.arange(P), _numbers(positions, 3, real), _numbers(active, 2, torch.bool)),
+        _numbers(power, 2, real),
+    )
+    angle = np.arange(directions) * (math.pi / directions)
+    spreads = (np.array(steps), np.stack((np.cos(angle), np.sin(angle))))
+    out = (
+        *(np.zeros((P, K)) for _ in range(2)),
+        np.zeros((P, K, 4)),
+        np.zeros((P, K)),
+        np.full((P, K), np.nan),
+    )
+    _call(_disperse, P, (data, form, problems, _rules(), spreads, out))
+    in_all, at_rest, path, gain, size = (torch.from_numpy(part) for part in out)
+    return in_all, at_rest, path, gain, size
+
+
+def _summary(
+    recording: Recording, positions: Tensor, active: Tensor, levels: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    data, form = _recorded(recording)
+    real, (P, K) = torch.float64, active.shape
+    problems = (np.arange(P), _numbers(positions, 3, real), _numbers(active, 2, torch.bool))
+    power, noise = (None, None) if levels is None else levels
+    U = 0 if levels is None else 4 * K + 1
+    out = (
+        np.zeros((P, K, 0 if U else recording.snapshots.shape[1]), np.complex128),
+        np.empty(P),
+        np.zeros((P, U, U)),
+    )
+    levels_given = (_numbers(power, 2, real), _numbers(noise, 1, real))
+    _call(_summarise, P, (data, form, problems, _rules(), levels_given, out))
+    symbols, cost, J = (torch.from_numpy(part) for part in out)
+    return symbols, cost, J
+
+
 def _rules() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Constants of the torch form: arguments, since the code on disk would outlive a change of constants."""
     control = (
@@ -1210,6 +1596,8 @@ def _numbers(value: Tensor | None, axes: int, dtype: torch.dtype) -> npt.NDArray
     if value is None:
         return torch.empty((0,) * axes, dtype=dtype).numpy()
     value = value if value.ndim == axes else value[None]
+    if value.dtype == dtype and value.is_contiguous() and not (value.is_conj() or value.is_neg()):
+        return value.detach().numpy()
     return value.detach().to(dtype).resolve_conj().resolve_neg().contiguous().numpy()
 
 

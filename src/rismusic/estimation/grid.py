@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
@@ -325,6 +325,11 @@ class SearchGrid:
         if dtype not in self._steering:
             self._steering[dtype] = self.real_columns(self._at(slice(None), dtype.to_complex()))
         return self._steering[dtype]
+
+    @cached_property
+    def inside_steering(self) -> Float[Tensor, "*F rows _"]:
+        """:meth:`real_steering` of the points inside the volume, in float32."""
+        return self.real_steering()[..., self.inside]
 
     def real_columns(self, A: Complex[Tensor, "N B"]) -> Float[Tensor, "*F rows B"]:
         """Real part of A above its imaginary part, [2 N, B]; one matrix per subcarrier, [F, 2 N, B]."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from filelock import FileLock
 
 from rismusic.files import writable_by_others
@@ -35,11 +36,18 @@ class CompiledFunction:
         self._function, self._settings = function, settings
         self._plain = numba.njit(function, **settings)
         self._kept = self._open()
+        self._ready: dict[object, Callable[..., None]] = {}
 
     def for_arguments(self, arguments: tuple[object, ...]) -> Callable[..., None]:
         """The machine code for arguments of these types."""
-        types = tuple(map(numba.typeof, arguments))
-        if types not in self._plain.overloads and self._load(types):
+        # Numba takes a millisecond to name the types of many arrays.
+        kind = _kind(arguments)
+        if kind not in self._ready:
+            self._ready[kind] = self._for_types(tuple(map(numba.typeof, arguments)))
+        return self._ready[kind]
+
+    def _for_types(self, types: tuple[Any, ...]) -> Callable[..., None]:
+        if self._load(types):
             return self._kept
         self._plain.compile(types)
         return self._plain
@@ -85,6 +93,13 @@ class CompiledFunction:
         except OSError as error:  # a full disk, a folder that is gone, or one without locks
             _LOG.info("compiled fits are not kept on disk: %s", error)
         return types in self._kept.overloads
+
+
+def _kind(value: object) -> object:
+    """What Numba derives the type of an argument from."""
+    if isinstance(value, tuple):
+        return tuple(map(_kind, value))
+    return (value.dtype, value.ndim, value.flags.num) if isinstance(value, np.ndarray) else type(value)
 
 
 @contextmanager

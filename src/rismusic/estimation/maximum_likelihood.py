@@ -110,8 +110,13 @@ def without_compiled_fits() -> Iterator[None]:
 
 def kernel_for(recording: Recording) -> ModuleType | None:
     """The compiled fits if they are installed, wanted and cover this recording."""
-    kernel = _kernel() if _COMPILED.get() else None
+    kernel = compiled_fits()
     return kernel if kernel is not None and kernel.applies(recording) else None
+
+
+def compiled_fits() -> ModuleType | None:
+    """The compiled fits if they are installed and wanted."""
+    return _kernel() if _COMPILED.get() else None
 
 
 @lru_cache(maxsize=1)
@@ -632,20 +637,30 @@ def complete_fit(
     """
     recording = recording.stacked()
     _, L, M = recording.snapshots.shape
+    kernel = None if recording.symbols == "correlated" else kernel_for(recording)
     parts = []
     for block in scene_blocks(recording, positions.shape[1]):
-        part = recording[block]
-        at = sufficient_statistics(part, positions[block], active[block])
+        part, x, there = recording[block], positions[block], active[block]
+        if kernel is None:
+            at = sufficient_statistics(part, x, there)
+            s = symbols(at)
+            s, cost = s.mT, residual_energy(at, s)
+        else:
+            s, cost = kernel.least_squares(part, x, there)
         if recording.symbols == "correlated":
             P, noise, value = fit_source_covariance(part.noise_variance, at)
             power = P.diagonal(dim1=-2, dim2=-1).real
         elif end is None or end.power_noise is None:
-            power, noise, value = fit_powers(part.noise_variance, at)
+            power, noise, value = (
+                fit_powers(part.noise_variance, at)
+                if kernel is None
+                else kernel.fit_powers(part, x, there, POWER_FIT)
+            )
         else:
             (power, noise), value = (one[block] for one in end.power_noise), end.value[block]
-            power = torch.where((at.energy.sum(dim=1) > 0)[:, None], power, 0)
-        s = symbols(at)
-        parts.append((s.mT, residual_energy(at, s), power, noise, value))
+            energy = torch.view_as_real(part.snapshots).double().square().sum((1, 2, 3))
+            power = torch.where((energy > 0)[:, None], power, 0)
+        parts.append((s, cost, power, noise, value))
     s, cost, power, noise, value = (torch.cat(part) for part in zip(*parts, strict=True))
     if recording.noise_variance is None:
         noise = noise_from_fit(cost, active.sum(-1), L, M)

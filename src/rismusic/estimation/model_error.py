@@ -49,7 +49,7 @@ from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.estimation.calibration import covariance_through_panel, squared_modulus, whiten
 from rismusic.estimation.goodness_of_fit import orthonormal
-from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.estimation.maximum_likelihood import kernel_for, unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
@@ -74,6 +74,8 @@ _ROUNDING = 1e-12
 # Share of the residual up to which single precision tells how much is explained, and the error of the log
 # evidence that it makes at most (nats).
 _CERTAIN, _SINGLE_NATS = 0.9999, 0.2
+# Steps of the Lanczos recursion.
+_LANCZOS = 8
 # Largest number of elements, since W is dense.
 _MAX_ELEMENTS = 400
 # Largest number of outputs of a snapshot, whose covariance is dense. Constant symbols make one of L M.
@@ -241,6 +243,8 @@ def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "
         The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the place along
         v that belongs to it, in units of its angle (rad); 0 and NaN without a source.
     """
+    if (compiled := _dispersion(recording, sources)) is not None:
+        return compiled[3:]
     parts = []
     for _, at in _beside_sources(recording, sources):
         z = torch.einsum("slmki,slm->slki", at.B.conj(), at.rest)
@@ -281,7 +285,7 @@ class Motion:
     change: Float[Tensor, "S K 2"]
 
 
-def motion(recording: Recording, sources: Sources) -> Motion:
+def motion(recording: Recording, sources: Sources, least: Float[Tensor, "S"] | None = None) -> Motion:
     r"""Fit a steady motion to each source.
 
     With :math:`t_l` from -1/2 to 1/2, source k has the direction :math:`\phi_k + u + t_l v` (azimuth and
@@ -296,31 +300,64 @@ def motion(recording: Recording, sources: Sources) -> Motion:
     Args:
         recording: S scenes, narrowband.
         sources: positions near maximum likelihood with powers [S, K].
+        least: gains in all (nats) that matter. Where that of a path is smaller, the gain may be 0.
     """
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
-    gain = torch.zeros_like(positions[..., 0])
-    in_all, path = torch.zeros_like(gain), positions.new_zeros(*gain.shape, 4)
     if recording.snapshots.shape[1] == 1:  # one snapshot has no course of time
-        return Motion(gain, in_all, path[..., :2], path[..., 2:])
-    for scenes, at in _beside_sources(recording, sources):
-        X = (at.B * at.symbols[:, :, None, :, None]).movedim(3, 1)  # [S, K, L, M, 2]
-        rest = at.rest[:, None].expand(-1, X.shape[1], -1, -1)
-        there, sigma2 = active[scenes], at.sigma2[:, None]
-        equations = _PathEquations.of(X, rest)
-        found, explained = equations.solve(moves=True)
-        _, at_rest = equations.solve(moves=False)
-        in_all[scenes] = torch.where(there, explained / sigma2, 0)
-        gain[scenes] = torch.where(there, (explained - at_rest) / sigma2, 0)
-        path[scenes] = torch.where(there[..., None], found, 0)
+        nothing = torch.zeros_like(positions[..., 0])
+        return Motion(nothing, nothing, *positions.new_zeros(2, *nothing.shape, 2))
+    compiled = _dispersion(recording, sources)
+    in_all, at_rest, path = _linear_motion(recording, sources) if compiled is None else compiled[:3]
+    gain = in_all - at_rest
     scene, source = (gain > _MOTION_USUAL).nonzero().unbind(-1)
     _, L, M = recording.snapshots.shape
     for some in blocks(len(scene), 128 * L * (M * (active.shape[1] + 4) + recording.panel.size), gain.device):
         row, column = scene[some], source[some]
         exact = _Path(recording[row], positions[row], active[row], column)
         in_all[row, column], path[row, column] = exact.fit()
-        gain[row, column] = in_all[row, column] - exact.fit(moves=False)[0]
+        gain[row, column] = 0.0
+        if least is not None:
+            matter = in_all[row, column] > least[row]
+            row, column = row[matter], column[matter]
+        if len(row):
+            exact = _Path(recording[row], positions[row], active[row], column)
+            gain[row, column] = in_all[row, column] - exact.fit(moves=False)[0]
     return Motion(gain, in_all, path[..., :2], path[..., 2:])
+
+
+def _dispersion(
+    recording: Recording, sources: Sources
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+    """Compiled motion to first order, and spread, where they cover the recording."""
+    recording = recording.stacked()
+    if (kernel := kernel_for(recording)) is None:
+        return None
+    positions, active = unpack(sources, recording)
+    assert sources.power is not None
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = kernel.dispersion(
+        recording, positions, active, sources.power, _SPREADS_RAD, _DIRECTIONS
+    )
+    return result
+
+
+def _linear_motion(
+    recording: Recording, sources: Sources
+) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K"], Float[Tensor, "S K 4"]]:
+    """Log-likelihood ratios of a motion and of another place at rest, u and v, to first order."""
+    active = sources.active
+    in_all = torch.zeros(active.shape, dtype=torch.float64, device=active.device)
+    at_rest, path = torch.zeros_like(in_all), in_all.new_zeros(*active.shape, 4)
+    for scenes, at in _beside_sources(recording, sources):
+        X = (at.B * at.symbols[:, :, None, :, None]).movedim(3, 1)  # [S, K, L, M, 2]
+        rest = at.rest[:, None].expand(-1, X.shape[1], -1, -1)
+        there, sigma2 = active[scenes], at.sigma2[:, None]
+        equations = _PathEquations.of(X, rest)
+        found, explained = equations.solve(moves=True)
+        in_all[scenes] = torch.where(there, explained / sigma2, 0)
+        at_rest[scenes] = torch.where(there, equations.solve(moves=False)[1] / sigma2, 0)
+        path[scenes] = torch.where(there[..., None], found, 0)
+    return in_all, at_rest, path
 
 
 @dataclass(frozen=True, eq=False)
@@ -515,10 +552,10 @@ class _Residual:
     def panel_error(
         self, least: Float[Tensor, "S"] | None = None
     ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
-        r"""Log evidence that a panel error adds, and its size; minus infinity without sources.
+        """Log evidence that a panel error adds, and its size; minus infinity without sources.
 
-        The residual explained grows with :math:`\rho`, and so does the log determinant, which is convex in
-        :math:`\log\rho`. Both bound the evidence of the ratios that are not tried yet.
+        Ratios are compared in single precision. Those that a bound of the evidence excludes are not tried.
+        Where an error is probable, the best ratios are computed again in double precision.
 
         Args:
             least: gains (nats) that matter; see :func:`model_error`.
@@ -526,37 +563,52 @@ class _Residual:
         energy = squared_modulus(self.rest).sum((1, 2))
         gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
         least = gain.clone() if least is None else least
-        # With the largest ratio, in single precision, the residual is explained as far as it can be.
-        live = (squared_modulus(self.field).sum((1, 2)) > 0).nonzero()[:, 0]
-        W, z, _ = self[live]._normal_equations(torch.complex64)
-        share, _ = _explained(W, z, W.new_full((len(live),), _RATIOS[-1]).real)
-        most = -self.freedom[live] * torch.where(share < _CERTAIN, (1 - share).log(), -math.inf)
-        most = most + _SINGLE_NATS + _LOG_RATIO
-        kept = (most > least[live]).nonzero()[:, 0]
-        live, most = live[kept], most[kept]
-        W, z, mean = self[live]._normal_equations(torch.complex128)
-        before = torch.zeros_like(most)
-        for number, ratio in enumerate(_RATIOS):
-            if len(live) == 0:
-                break
-            share, log_det = _explained(W, z, torch.full_like(most, ratio))
-            left = (1 - share).clamp_min(1e-12)
-            freedom = self.freedom[live]
+        values = gain[:, None].repeat(1, len(_RATIOS))
+
+        def tried(scenes: Tensor, number: int, W: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+            """Try a ratio, and return the log determinant."""
+            share, log_det = _explained(W, z, W.new_full((len(W),), _RATIOS[number]).real)
+            left, freedom = (1 - share).clamp_min(1e-12), self.freedom[scenes]
             value = -freedom * left.log() - log_det + _LOG_RATIO
-            size = (ratio / mean * left * energy[live] / freedom).sqrt()
-            take = (value > gain[live]) & (size <= _MOST_ERROR)
-            gain[live], error[live] = (
-                torch.where(take, one, other[live]) for one, other in ((value, gain), (size, error))
+            size = (_RATIOS[number] / mean * left * energy[scenes] / freedom).sqrt()
+            if W.dtype == torch.complex64:  # too little is left to tell how little
+                value = torch.where(share < _CERTAIN, value, math.inf)
+            values[scenes, number] = value
+            take = (value > gain[scenes]) & (size <= _MOST_ERROR)
+            gain[scenes], error[scenes] = (
+                torch.where(take, one, other[scenes]) for one, other in ((value, gain), (size, error))
             )
-            if number + 1 == len(_RATIOS):
-                break
-            growth = 0.0 if number == 0 else math.log(_RATIOS[number + 1] / ratio)
-            growth = growth / math.log(ratio / _RATIOS[number - 1]) if number else growth
-            bound = most - log_det - growth * (log_det - before)
+            return log_det
+
+        live = (squared_modulus(self.field).sum((1, 2)) > 0).nonzero()[:, 0]
+        W, z, mean = self[live]._normal_equations(torch.complex64)
+        most = _most_explained(W, z, self.freedom[live]) + _LOG_RATIO
+        fewest = _least_log_det(W)
+        before, ratios = torch.zeros_like(mean), torch.tensor(_RATIOS, dtype=torch.float64)
+        for number in range(len(_RATIOS)):
+            bound = (most - fewest)[:, number:].amax(1)
             kept = (bound > torch.maximum(gain[live], least[live])).nonzero()[:, 0]
-            live, most, mean, before = live[kept], most[kept], mean[kept], log_det[kept]
-            if len(kept) < len(W):
+            if len(kept) == 0:
+                break
+            if len(kept) < len(live):
                 W, z = W[kept], z[kept]
+                live, mean, most, fewest, before = (one[kept] for one in (live, mean, most, fewest, before))
+            log_det = tried(live, number, W, z, mean)
+            if number:
+                # The log determinant is convex in the logarithm of the ratio.
+                steps = (ratios[number:] / ratios[number]).log() / (ratios[number] / ratios[number - 1]).log()
+                later = log_det[:, None] + (log_det - before)[:, None] * steps.to(log_det.device)
+                fewest[:, number:] = torch.maximum(fewest[:, number:], later)
+            before = log_det
+        live = (gain > least.clamp_min(0)).nonzero()[:, 0]
+        if len(live):
+            near = values[live] > gain[live, None] - 2 * _SINGLE_NATS
+            gain[live], error[live] = -math.inf, 0.0
+            W, z, mean = self[live]._normal_equations(torch.complex128)
+            for number in range(len(_RATIOS)):
+                some = near[:, number].nonzero()[:, 0]
+                if len(some):
+                    tried(live[some], number, W[some], z[some], mean[some])
         return gain, error
 
     def _normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -576,6 +628,51 @@ class _Residual:
         mean = W.diagonal(dim1=-2, dim2=-1).real.mean(-1).clamp_min(torch.finfo(dtype).tiny)
         units = scale[0] if H is None else scale[0] * scale[2]
         return W / mean[:, None, None], z / mean.sqrt()[:, None], mean.double() * units[:, 0, 0] ** 2
+
+
+def _most_explained(
+    W: Complex[Tensor, "B N N"], z: Complex[Tensor, "B N"], freedom: Float[Tensor, "B"]
+) -> Float[Tensor, "B ratios"]:
+    r"""Upper bound of :math:`-D \log(1 - \rho\, z^H (I + \rho W)^{-1} z)`, infinite where z is explained.
+
+    The quadratic form is bounded by Gauss-Radau quadrature with a node at 0, from the Lanczos recursion
+    (Golub and Meurant, *Matrices, Moments and Quadrature with Applications*, 2010, chapters 6 and 7), and by
+    its value at the largest ratio.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    ratios = freedom.new_tensor(_RATIOS)
+    energy = squared_modulus(z).double().sum(-1)
+    v, last = z / energy.sqrt().clamp_min(tiny).to(z.real.dtype)[:, None], torch.zeros_like(z)
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = [torch.zeros_like(energy)]  # squared
+    for _ in range(_LANCZOS):
+        w = (W @ v[..., None])[..., 0] - beside[-1].sqrt().to(z.real.dtype)[:, None] * last
+        diagonal.append((v.conj() * w).sum(-1).real.double())
+        w = w - diagonal[-1].to(z.real.dtype)[:, None] * v
+        beside.append(squared_modulus(w).double().sum(-1))
+        v, last = w / beside[-1].sqrt().clamp_min(tiny).to(z.real.dtype)[:, None], v
+    pivot = diagonal[0]
+    for number in range(1, _LANCZOS):
+        pivot = diagonal[number] - beside[number] / pivot.clamp_min(tiny)
+    fraction = 1 + ratios * (beside[-1] / pivot.clamp_min(tiny))[:, None]
+    for number in reversed(range(_LANCZOS)):
+        fraction = (
+            1
+            + ratios * diagonal[number][:, None]
+            - (ratios.square() * beside[number + 1][:, None] / fraction)
+        )
+    share = torch.minimum(
+        ratios * energy[:, None] / fraction, _explained(W, z, ratios[-1:].expand(len(W)).float())[0][:, None]
+    )
+    most = torch.where(share < _CERTAIN, -freedom[:, None] * (1 - share).log(), math.inf)
+    return most + _SINGLE_NATS
+
+
+def _least_log_det(W: Complex[Tensor, "B N N"]) -> Float[Tensor, "B ratios"]:
+    r"""Lower bound of :math:`\log\det(I + \rho W)`: Gauss-Radau quadrature with a node at 0."""
+    first = W.diagonal(dim1=-2, dim2=-1).real.double().sum(-1, keepdim=True)
+    second = squared_modulus(W).sum((1, 2)).double()[:, None].clamp_min(torch.finfo(torch.float32).tiny)
+    return first.square() / second * (first.new_tensor(_RATIOS) * second / first.clamp_min(1e-30)).log1p()
 
 
 def _explained(

@@ -49,7 +49,7 @@ from rismusic.estimation.likelihood import (
     sufficient_statistics,
     unconditional,
 )
-from rismusic.estimation.maximum_likelihood import Fit, fit_source_covariance, unpack
+from rismusic.estimation.maximum_likelihood import Fit, fit_source_covariance, kernel_for, unpack
 from rismusic.estimation.noise import noise_of
 from rismusic.estimation.source_covariance import correlated_information, log_volume, pair_active
 from rismusic.io import Recording
@@ -151,13 +151,18 @@ def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor
         free[:, -1] = False
     width = torch.where(free, width, 0)
     volumes, powers = [], torch.arange(3 * K, 4 * K, device=power.device)[None]
+    kernel = None if recording.symbols == "correlated" else kernel_for(recording)
     for block in scene_blocks(recording, 4 * K):
-        at = sufficient_statistics(recording[block], positions[block], active[block], derivatives=True)
-        w = width[block]
-        if recording.symbols == "correlated":
-            J, w = _with_correlations(recording[block], at, w, fit.noise_variance[block])
+        part, x, there, w = recording[block], positions[block], active[block], width[block]
+        noise = fit.noise_variance[block]
+        if kernel is not None:
+            J = kernel.information(part, x, there, power[block], noise)
         else:
-            _, _, J = unconditional(at, power[block], fit.noise_variance[block])
+            at = sufficient_statistics(part, x, there, derivatives=True)
+            if recording.symbols == "correlated":
+                J, w = _with_correlations(part, at, w, noise)
+            else:
+                _, _, J = unconditional(at, power[block], noise)
         volumes.append(log_occam_factor(J, w, powers))
     return torch.cat(volumes) - fit.neg_log_likelihood
 

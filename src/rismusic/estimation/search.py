@@ -93,7 +93,7 @@ class Dictionary:
         """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B] or [F, 2N, B]."""
         N = self.grid.panel.size * self.grid.panel.subcarriers
         if 8 * N * len(self.grid) <= memory_budget(self.points.device):
-            yield slice(0, len(self)), self.grid.real_steering(torch.float32)[..., self.points]
+            yield slice(0, len(self)), self.grid.inside_steering
             return
         done = 0
         for block, A in self.grid.blocks(block_size(8 * N, self.points.device)):

@@ -51,7 +51,8 @@ from rismusic.covariance import Covariance
 from rismusic.devices import block_size, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.estimation.levenberg_marquardt import levenberg_marquardt
+from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marquardt
+from rismusic.estimation.maximum_likelihood import compiled_fits
 from rismusic.sources import Sources
 
 # Newton decrement at convergence. f is of the order of 1, so the phases are off by about 1e-7 rad.
@@ -111,13 +112,19 @@ class Spectrum:
 
     def explained_on_grid(self, grid: SearchGrid) -> Float[Tensor, "*batch P"]:
         """F at all points of a grid, as one matrix product, by blocks of scenes."""
+        return self.explained_by_parts(grid, self.vectors.shape[-1])[0]
+
+    def explained_by_parts(
+        self, grid: SearchGrid, first: int
+    ) -> tuple[Float[Tensor, "*batch P"], Float[Tensor, "*batch P"]]:
+        """The same by the first vectors and by the others."""
         self._check(grid.panel)
         *batch, N, C = self.vectors.shape
         dtype = self.vectors.real.dtype
         # Rows (re v, im v) and (-im v, re v) times columns (re a; im a) are the two parts of v^H a.
         rows = self.vectors.mT.reshape(math.prod(batch), C, N)
         rows = torch.cat((rows.real, rows.imag, -rows.imag, rows.real), dim=-1).view(len(rows), 2 * C, 2 * N)
-        result = torch.empty(len(rows), len(grid), dtype=dtype, device=rows.device)
+        result = torch.empty(2, len(rows), len(grid), dtype=dtype, device=rows.device)
         for points, A in _columns(grid, dtype):
             scenes = block_size(8 * max(C, 1) * A.shape[1], rows.device)
             product = torch.empty(scenes * 2 * C, A.shape[1], dtype=dtype, device=rows.device)
@@ -126,8 +133,10 @@ class Spectrum:
                 into = product[: len(block) * 2 * C]
                 torch.mm(block.flatten(0, 1), A, out=into)
                 squares = into.square_().view(len(block), 2 * C, A.shape[1])
-                result[start : start + scenes, points] = squares.sum(1)
-        return result.view(*batch, len(grid))
+                for part, some in enumerate((squares[:, : 2 * first], squares[:, 2 * first :])):
+                    result[part, start : start + scenes, points] = some.sum(1)
+        explained, rest = result.view(2, *batch, len(grid))
+        return explained, rest
 
     def explained_at(
         self,
@@ -352,9 +361,14 @@ def newton(
     place = torch.stack((start[0], start[1], 1 / start[2]), dim=-1).reshape(-1, K, 3)
     N, C = spectrum.vectors.shape[-2:]
     vectors = spectrum.vectors.expand(*batch, N, C).reshape(-1, N, C)
+    kernel = compiled_fits() if place.device.type == "cpu" and panel.subcarriers == 1 else None
     box = torch.tensor((volume.lower, volume.upper), dtype=torch.float64, device=place.device)
     ends = []
-    for block in blocks(len(place), 16 * vectors[0].numel() * K, place.device):
+    if kernel is not None:
+        limits = FitOptions(options.steps, _TOLERANCE)
+        end = kernel.climb(panel, vectors, place, reach, (volume.lower, volume.upper), limits)
+        ends.append(tuple(value.flatten(0, 1) for value in end))
+    for block in [] if kernel is not None else blocks(len(place), 16 * vectors[0].numel() * K, place.device):
         V = vectors[block].to(torch.complex128)
         begin = place[block].flatten(0, 1)
         V = V.repeat_interleave(K, dim=0)
@@ -449,10 +463,15 @@ def rap_music(
     for turn in torch.arange(count):
         if turn > 0:
             q = _orthonormal_to(Q, panel, positions[..., -1:, :])
-            residual = replace(residual, vectors=residual.vectors - q @ (q.mH @ residual.vectors))
-            left = left - replace(residual, vectors=q).explained_on_grid(grid)
+            rest = residual.vectors - q @ (q.mH @ residual.vectors)
+            residual = replace(residual, vectors=torch.cat((rest, q), dim=-1))
+            explained, taken = residual.explained_by_parts(grid, V.shape[-1])
+            residual = replace(residual, vectors=rest)
+            left = left - taken
             Q = torch.cat((Q, q), dim=-1)
-        ratio = residual.explained_on_grid(grid) / left.clamp_min(_LEFT)
+        else:
+            explained = residual.explained_on_grid(grid)
+        ratio = explained / left.clamp_min(_LEFT)
         best = torch.where(grid.inside & (left > _LEFT), ratio, -1).argmax(-1, keepdim=True)
         start = [axis.to(left.dtype)[best] for axis in (grid.azimuth, grid.elevation, grid.range)]
         peak = newton(residual, panel, volume, start[0], start[1], start[2], reach=_REACH, options=options)
