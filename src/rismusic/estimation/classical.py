@@ -9,7 +9,7 @@ method                             start of the fit
 ``mvdr``, ``bartlett``
 ``omp``                            greedy search of the grid, with a joint re-fit after each source
 ``relax``                          the same; then each source is removed, searched again and re-fitted
-``sbl``                            the likelier of OMP and the peaks of a sparse Bayesian power map
+``sbl``                            the likelier of OMP and the best peaks of a sparse Bayesian power map
 ``best``                           both starts of ``sbl``, each improved as in ``relax``
 =================================  =========================================================================
 
