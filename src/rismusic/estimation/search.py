@@ -43,6 +43,7 @@ from rismusic.array import steering
 from rismusic.devices import block_size, memory_budget
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.maximum_likelihood import kernel_for
+from rismusic.estimation.subarrays import subarrays_of
 from rismusic.io import Recording
 from rismusic.operator import Link
 
@@ -53,8 +54,11 @@ _FLOOR = 1e-3
 _ROUGH_FLOOR = 0.2
 # A field that differs by less than this share of its norm from the span of others is in it.
 _COINCIDENT = 1e-5
-# Number of leading points whose gain is computed exactly.
-_CHECKED = 32
+# Number of leading points whose gain is computed exactly: with the steering vectors of all points, and with
+# their approximation by subarrays.
+_CHECKED, _CHECKED_BY_SUBARRAYS = 32, 256
+# Powers of a new source that are compared, relative to the largest one that the data allow.
+_POWERS = (1.0, 1 / 4, 1 / 16, 1 / 64)
 # Iterations for the best power of a new source.
 _STEPS = 3
 
@@ -159,10 +163,12 @@ class Strongest:
         rows: :math:`\sqrt{\lambda_j - \bar\lambda}\, v_j^H \mathrm{diag}(c_l)`, [S, L, J, N]; none without
             a channel.
         level: energy of the other directions, [S, L, 1].
+        directions: :math:`u_j`, [S, M, J]; none where there are no rows.
     """
 
     rows: Complex[Tensor, "S L J N"] | None
     level: Float[Tensor, "S L 1"]
+    directions: Complex[Tensor, "S M J"] | None = None
 
     @classmethod
     def of(cls, link: Link, size: int) -> Strongest:
@@ -181,7 +187,7 @@ class Strongest:
             mean = scenes_first(link.weights.square().mean(-1, keepdim=True), 2).float()
             plain = cls.of(Link(link.channel, link.codes, subcarriers=link.subcarriers), size)
             rows = None if plain.rows is None else plain.rows * mean[..., None].sqrt()
-            return cls(rows, plain.level * mean)
+            return cls(rows, plain.level * mean, plain.directions)
         # |a_n|^2 is near 1 / N: only their sum, 1, is exact.
         N, F, device = size, link.subcarriers, link.device
         level = torch.ones(1, 1, device=device)
@@ -206,15 +212,30 @@ class Strongest:
         dense = scenes_first(Link(kept_channel, codes, subcarriers=F).dense(), 3)
         rest = scenes_first(rest, 1 if F == 1 else 2).flatten(1)[..., None]  # [S, F, 1]
         L = dense.shape[1]
-        return cls(dense, level * rest.repeat_interleave(L // F if F > 1 else 1, dim=1))
+        level = level * rest.repeat_interleave(L // F if F > 1 else 1, dim=1)
+        return cls(dense, level, scenes_first(basis[..., -strong:], 2 if F == 1 else 3))
+
+    def outside(
+        self, basis: Complex[Tensor, "S _ M K"]
+    ) -> tuple[Float[Tensor, "S _ J"], Float[Tensor, "S _"]]:
+        """Share of the energy in each strong direction, and in the others, that is outside the span of a basis."""
+        M = basis.shape[-2]
+        inside = basis.abs().square().sum((-2, -1))
+        if self.directions is None:
+            return inside.new_zeros(*inside.shape, 0), 1 - inside / M
+        along = (self.directions.mH[:, None] @ basis).abs().square().sum(-1)  # [S, L, J]
+        others = M - along.shape[-1]
+        rest = (inside - along.sum(-1)) / max(1, others)
+        return 1 - along, 1 - rest
 
     def __getitem__(self, scenes: Tensor) -> Strongest:
         """Those of some scenes; what all scenes share is kept whole."""
-        rows, level = self.rows, self.level
-        return Strongest(
-            rows if rows is None or len(rows) == 1 else rows[scenes],
-            level if len(level) == 1 else level[scenes],
+        rows, level, directions = (
+            part if part is None or len(part) == 1 else part[scenes]
+            for part in (self.rows, self.level, self.directions)
         )
+        assert level is not None
+        return Strongest(rows, level, directions)
 
 
 def real_products(
@@ -310,6 +331,7 @@ class GridSearch:
         self.dictionary, self.recording = dictionary, recording
         self.link = link = recording.link if link is None else link
         scenes = len(recording) if link.per_scene else 1
+        self._subarrays = subarrays_of(dictionary.grid)
         self._strongest = Strongest.of(link, dictionary.grid.panel.size)
         self._energies: dict[int, Tensor] | None = None
         if 4 * scenes * link.matrices * len(dictionary) <= memory_budget(recording.snapshots.device):
@@ -340,7 +362,8 @@ class GridSearch:
             rest: what they are without the sources already there.
             count: how many points.
         """
-        wanted = min(max(count, _CHECKED), len(self.dictionary))
+        checked = _CHECKED if self._subarrays is None else _CHECKED_BY_SUBARRAYS
+        wanted = min(max(count, checked), len(self.dictionary))
         best = rest.data.real.new_full((len(scenes), wanted), -torch.inf, dtype=torch.float32)
         index = scenes.new_zeros(len(scenes), wanted)
         for points, part, score in self._scores(scenes, rest):
@@ -349,13 +372,13 @@ class GridSearch:
             places = torch.cat((index[part], place + points.start), dim=1)
             best[part], order = values.topk(wanted, dim=1)
             index[part] = places.gather(1, order)
-        leaders = index[:, :_CHECKED]
+        leaders = index[:, :checked]
         exact = likelihood_gain(
             rest,
             received_fields(self.recording[scenes], self.dictionary.positions(leaders), self.link[scenes]),
         )
         order = exact.argsort(dim=1, descending=True)
-        return torch.cat((leaders.gather(1, order), index[:, _CHECKED:]), dim=1)[:, :count]
+        return torch.cat((leaders.gather(1, order), index[:, checked:]), dim=1)[:, :count]
 
     def place(self, scenes: Int64[Tensor, "B"], rest: Residual) -> Float[Tensor, "B 3"]:
         """The best place for one more source: azimuth, elevation, 1/range."""
@@ -373,6 +396,9 @@ class GridSearch:
 
     def _scores(self, scenes: Tensor, rest: Residual) -> Iterator[tuple[slice, slice, Float[Tensor, "_ _"]]]:
         """Places of a block of points and of scenes, and how much each point is worth to each scene."""
+        if self._subarrays is not None:
+            yield from self._scores_by_subarrays(scenes, rest)
+            return
         rows = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
         for number, (points, columns) in enumerate(self.dictionary.columns()):
             step = block_size(8 * rows * columns.shape[-1], columns.device)
@@ -394,6 +420,62 @@ class GridSearch:
                 pull = real_products(link.adjoint(rest.data[part]).conj(), columns).square().sum(-2)
                 noise = rest.noise_variance
                 yield points, part, _worth(pull, left, None if noise is None else noise[part])
+
+    def _scores_by_subarrays(
+        self, scenes: Tensor, rest: Residual
+    ) -> Iterator[tuple[slice, slice, Float[Tensor, "_ _"]]]:
+        """The same for a large panel. The sum over the snapshots is made for a few given powers."""
+        assert self._subarrays is not None
+        P, N, device = len(self.dictionary), self.grid.panel.size, scenes.device
+        strong = 0 if self._strongest.rows is None else self._strongest.rows.shape[2]
+        L = 1 if self.link.coherent else rest.data.shape[1]
+        most = block_size(8 * self._subarrays.cells_used * (1 + strong), device)
+        at_once = max(1, most // L)
+        for start in range(0, len(scenes), at_once):
+            part = slice(start, start + at_once)
+            link = self.link[scenes[part]]
+            some = self._strongest[scenes[part]] if self.link.per_scene else self._strongest
+            noise = None if rest.noise_variance is None else rest.noise_variance[part].float()
+            basis = rest.basis[part]
+            rows = link.adjoint(rest.data[part]).conj()
+            shares, other = some.outside(basis)  # [B, L, J], [B, L]
+            left_over = some.level[..., 0] * other
+            if some.rows is not None:
+                mean = some.rows.abs().square().sum(-1) / N
+                left_over = left_over + (shares * mean).sum(-1)
+            if noise is not None:
+                heard = rest.data[part].abs().square().sum(-1).mean(-1) / noise
+                power = heard / left_over.mean(-1)
+            B = len(rows)
+            worth = torch.zeros(B, 1 if noise is None else len(_POWERS), P, device=device)
+            for first in range(0, L, most):
+                now = slice(first, first + most)
+                data = rows[:, now]
+                l = data.shape[1]
+                every = data.flatten(0, 1)
+                if some.rows is not None:
+                    srows = some.rows[:, now]
+                    every = torch.cat((every, srows.flatten(0, 2)))
+                for points, squares in self._subarrays.squares(every):
+                    pull = squares[: B * l].unflatten(0, (B, l))
+                    energy = some.level[:, now if some.level.shape[1] > 1 else slice(None)].float()
+                    left = energy * other[:, now if other.shape[1] > 1 else slice(None), None]
+                    if some.rows is not None:
+                        by_direction = squares[B * l :].unflatten(0, srows.shape[:3])
+                        energy = energy + by_direction.sum(2)
+                        left = left + (
+                            shares[:, now if shares.shape[1] > 1 else slice(None)][..., None] * by_direction
+                        ).sum(2)
+                    left = torch.maximum(left, _ROUGH_FLOOR * energy)
+                    if noise is None:
+                        worth[:, 0, points] += (pull / left).sum(1)
+                    else:
+                        b = pull / noise[:, None, None]
+                        for g, share in enumerate(_POWERS):
+                            gain = (share * power)[:, None, None] * left
+                            damped = (share * power)[:, None, None] * b / (1 + gain)
+                            worth[:, g, points] += (damped - gain.log1p()).sum(1)
+            yield slice(0, P), part, worth.amax(1)
 
 
 class CandidateSearch:
