@@ -81,7 +81,7 @@ class Subarrays:
     norm: Float[Tensor, "P"]
 
     @property
-    def cells_used(self) -> int:
+    def size(self) -> int:
         """Number of points of all subarrays."""
         return sum(len(child.norm) for child in self.children)
 
