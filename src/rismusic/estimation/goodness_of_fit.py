@@ -326,7 +326,7 @@ def _gram_energy(x: Complex[Tensor, "S Q L _"]) -> Float[Tensor, "S Q"]:
 def _gram_energy_of_one_output(
     rows: Complex[Tensor, "*S _ N"], rest: Complex[Tensor, "S Q L 1"]
 ) -> Float[Tensor, "S Q"]:
-    r"""The same of :math:`x_l = g_l^* r_l` with the row g_l of snapshot l: N is summed over once for all Q."""
+    r"""The same of :math:`x_l = g_l^* r_l`, with the row g_l of snapshot l; one sum over N serves all Q."""
     rows = rows.expand(*rows.shape[:-2], rest.shape[-2], -1)
     gram = torch.view_as_real(rows @ rows.mH).square().sum(-1)
     energy = torch.view_as_real(rest[..., 0]).square().sum(-1)

@@ -237,7 +237,7 @@ class Strongest:
     def outside(
         self, basis: Complex[Tensor, "S _ M K"]
     ) -> tuple[Float[Tensor, "S _ 1"], Float[Tensor, "S _ J"]]:
-        """Shares of the energy outside the span of a basis: of the other directions, and of each strong one."""
+        """Shares of the energy outside a span: of the other directions, and of each strong one."""
         directions = basis[:, 0, :, :0] if self.directions is None else self.directions
         along = (directions.mH[:, None] @ basis).abs().square().sum(-1)
         others = basis.abs().square().sum((-2, -1)) - along.sum(-1)
@@ -458,10 +458,14 @@ class GridSearch:
                 mean = level * other + (share * directions.abs().square().mean(-1)).sum(-1, keepdim=True)
                 most_power = here.data.abs().square().sum(-1).mean(-1) / (noise[:, 0, 0] * mean.mean((1, 2)))
                 powers = most_power[:, None, None, None] * rows.real.new_tensor(_POWERS)[:, None, None]
-            worth = rows.real.new_zeros(len(rows), 1 if powers is None else len(_POWERS), len(self.dictionary))
+            worth = rows.real.new_zeros(
+                len(rows), 1 if powers is None else len(_POWERS), len(self.dictionary)
+            )
             for now in (slice(first, first + most) for first in range(0, L, most)):
                 data, along = rows[:, now], directions[:, now]
-                for points, squares in subarrays.squares(torch.cat((data.flatten(0, 1), along.flatten(0, 2)))):
+                for points, squares in subarrays.squares(
+                    torch.cat((data.flatten(0, 1), along.flatten(0, 2)))
+                ):
                     pull, energies = squares.split((len(data) * data.shape[1], along[..., 0].numel()))
                     pull, energies = pull.unflatten(0, data.shape[:2]), energies.unflatten(0, along.shape[:3])
                     energy = level[:, now] + energies.sum(2)
