@@ -62,8 +62,8 @@ _POWERS = (1.0, 1 / 4, 1 / 16, 1 / 64)
 # Iterations for the best power of a new source.
 _STEPS = 3
 
-# Channel directions that are treated exactly in the approximate energies: the strongest ones; of a large panel
-# only those that are this much stronger than the mean.
+# Channel directions that are treated exactly in the approximate energies: the strongest ones; of a large
+# panel only those that are this much stronger than the mean.
 _STRONG, _DOMINANCE = 4, 2.0
 
 

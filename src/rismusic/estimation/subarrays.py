@@ -188,7 +188,7 @@ class Leaf:
 
 
 def _exponent(panel: Panel) -> float:
-    """The amplitudes are inverse distances to this power, up to a factor common to all elements of a plane."""
+    """The amplitudes are inverse distances to this power, up to a factor common to elements of one plane."""
     return panel.pattern_exponent + (panel.wave == "spherical")
 
 
