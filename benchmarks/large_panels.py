@@ -62,8 +62,8 @@ CELLS = (
     *(Cell(side, method="hybrid") for side in (24, 32)),
     *(Cell(32, snapshots=L) for L in (32, 64, 128)),
     *(Cell(32, scenes=S, together=S) for S in (2, 4, 8, 16)),
-    Cell(64, snapshots=64),
-    Cell(64, snapshots=64, method="hybrid"),
+    Cell(64, snapshots=64, scenes=1),
+    Cell(64, snapshots=64, method="hybrid", scenes=1),
     *(Cell(50, 200, 1, 1, method, constant=True, scenes=5) for method in ("omp", "hybrid")),
     Cell(50, 200, 1, 1, search="dictionary", constant=True, scenes=5),
 )

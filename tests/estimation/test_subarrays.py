@@ -15,7 +15,7 @@ from rismusic.devices import VARIABLE
 from rismusic.estimation import search, subarrays
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import fit_power_noise, unpack
-from rismusic.estimation.search import Dictionary, GridSearch, project_out
+from rismusic.estimation.search import Dictionary, GridSearch, project_out, received_fields
 from rismusic.estimation.subarrays import Subarrays, subarrays_of
 from rismusic.hybrid import locate
 from rismusic.io import Recording
@@ -128,7 +128,11 @@ SYSTEMS = {
 def test_scores_are_those_of_the_dictionary(
     system: dict[str, object], budget: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recording = simulate(scenes=3, sources=2, snr_db=10.0, seed=2, **system).stacked()
+    recording = simulate(scenes=3, sources=2, snr_db=10.0, seed=2, **system)
+    if recording.codes is not None:  # of unequal energy, so that snapshots differ
+        gain = torch.linspace(0.5, 1.5, recording.codes.shape[-2])
+        recording = replace(recording, codes=recording.codes * gain[:, None])
+    recording = recording.stacked()
     if budget is not None:
         monkeypatch.setenv(VARIABLE, budget)
     plain, large = searches(recording)
@@ -146,6 +150,24 @@ def test_scores_are_those_of_the_dictionary(
     ratio = (nearly / exact)[leading]
     assert ratio.min() > 0.85
     assert ratio.max() < 1.01
+
+
+def test_energy_outside_the_span_of_a_source() -> None:
+    """A source takes most of the channel's strongest direction, and little of the others."""
+    recording = simulate(scenes=8, sources=2, snr_db=20.0, seed=3, channel={"rician_factor_db": 10.0})
+    positions, active = unpack(recording.truth, recording)
+    basis = project_out(recording, positions[:, :1], active[:, :1]).basis
+    fields = received_fields(recording, positions[:, 1:])[..., 0]
+    exact = fields.abs().square().sum(-1) - (basis.mH @ fields[..., None])[..., 0].abs().square().sum(-1)
+    strongest = search.Strongest.of(recording.link, recording.panel.size, dominance=2.0)
+    assert strongest.count == 1
+    azimuth, elevation, q = (value[:, None].float() for value in positions[:, 1].unbind(-1))
+    waves = steering(recording.panel, azimuth, elevation, 1 / q)
+    strong = (strongest.rows @ waves[:, None]).abs().square()[..., 0]
+    other, share = strongest.outside(basis)
+    error = ((strongest.level * other + share * strong)[..., 0] / exact).log()
+    assert error.mean().abs() < 0.1
+    assert error.std() < 0.3
 
 
 def test_a_source_beside_another_one_leads() -> None:

@@ -358,6 +358,11 @@ class GridSearch:
         """The grid of the points."""
         return self.dictionary.grid
 
+    @property
+    def is_large(self) -> bool:
+        """Whether subarrays take the place of the steering vectors of all points."""
+        return self._subarrays is not None
+
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> GridSearch:
         """The search of some scenes, with the energies computed so far."""
         part = copy(self)
