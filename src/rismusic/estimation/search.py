@@ -178,7 +178,7 @@ class Strongest:
         Args:
             link: G_l.
             size: N.
-            dominance: least energy of a direction, relative to the mean over all.
+            dominance: least energy of a direction, relative to the mean over all; 0 for the strongest four.
         """
         if link.coherent and link.channel is None and link.codes is not None:
             # Snapshots of the panel itself: no direction is stronger than another.
@@ -206,8 +206,9 @@ class Strongest:
         H = link.channel
         values, basis = torch.linalg.eigh(H @ H.mH)
         values, M = values.clamp_min(0), values.shape[-1]
-        most = values[..., -_STRONG:]
-        strong = int((most >= dominance * values.mean(-1, keepdim=True)).sum(-1).max())
+        strong, least = min(_STRONG, M), dominance * values.mean(-1, keepdim=True)
+        if dominance:
+            strong = int((values[..., M - strong :] >= least).sum(-1).max())
         rest, kept = values[..., : M - strong], values[..., M - strong :]
         rest = rest.sum(-1, keepdim=True) / max(1, N - strong)
         # A direction as weak as rounding takes no part.
