@@ -16,6 +16,7 @@ from matplotlib.patches import Polygon
 from torch import Tensor
 
 import benchmark_tables
+import large_panel_tables
 import learning_test_tables
 from rismusic.array import Panel, direction, path_difference, steering
 from rismusic.hybrid import locate
@@ -344,6 +345,7 @@ FIGURES: tuple[Callable[[], Any], ...] = (
     calibration,
     reliability,
     room,
+    large_panel_tables.large_panel_growth,
     learning_test_tables.learning_curves,
 )
 

@@ -18,6 +18,7 @@ import architecture_tables
 import benchmark_tables
 import doctor_tables
 import file_tables
+import large_panel_tables
 import learning_test_tables
 import model_order_tables
 import rismusic
@@ -338,6 +339,7 @@ def write_all(folder: Path) -> None:
         api,
         samples,
         signal_models,
+        large_panel_tables.large_panel_times,
         *benchmark_tables.TABLES,
         *architecture_tables.TABLES,
         *model_order_tables.TABLES,

@@ -215,8 +215,12 @@ def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S
     values, basis = torch.linalg.eigh(H @ H.mH)
     root = values.clamp_min(_CHANNEL_ROUNDING * values[..., -1:]).pow(-0.25)
     back = (basis * root[..., None, :]) @ (basis.mH @ H)  # (H H^H)^(-1/4) H
-    codes = None if link.codes is None else _for_draws(link.codes.to(rest.dtype))
-    panel = _gram_energy(Link(_for_draws(back), codes).adjoint(rest)) - 2 * energy
+    codes = None if link.codes is None else link.codes.to(rest.dtype)
+    if codes is not None and rest.shape[-1] == 1 and rest.shape[-2] <= back.shape[-1]:
+        panel = _gram_energy_of_one_output(codes * back, rest) - 2 * energy
+    else:
+        behind = Link(_for_draws(back), None if codes is None else _for_draws(codes))
+        panel = _gram_energy(behind.adjoint(rest)) - 2 * energy
     return torch.stack((receiver, panel), dim=1)
 
 
@@ -317,6 +321,16 @@ def _gram_energy(x: Complex[Tensor, "S Q L _"]) -> Float[Tensor, "S Q"]:
     r"""Logarithm of :math:`\sum_{l,l'} |x_l^H x_{l'}|^2`, from the smaller of the two Gram matrices."""
     gram = x @ x.mH if x.shape[-2] <= x.shape[-1] else x.mH @ x
     return torch.view_as_real(gram).square().sum((-3, -2, -1)).log()
+
+
+def _gram_energy_of_one_output(
+    rows: Complex[Tensor, "*S _ N"], rest: Complex[Tensor, "S Q L 1"]
+) -> Float[Tensor, "S Q"]:
+    r"""The same of :math:`x_l = g_l^* r_l`, with the row g_l of snapshot l; one sum over N serves all Q."""
+    rows = rows.expand(*rows.shape[:-2], rest.shape[-2], -1)
+    gram = torch.view_as_real(rows @ rows.mH).square().sum(-1)
+    energy = torch.view_as_real(rest[..., 0]).square().sum(-1)
+    return ((energy @ gram) * energy).sum(-1).log()
 
 
 def _for_draws(value: Tensor) -> Tensor:

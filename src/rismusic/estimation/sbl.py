@@ -191,7 +191,8 @@ def _rows(matrix: Tensor) -> Tensor:
     return torch.cat((real, imaginary), dim=-2)
 
 
-_FEWEST = 512
+# Points of the best by themselves whose powers are estimated: at least, and at most on a large panel.
+_FEWEST, _MOST_LARGE = 512, 4096
 
 
 def sbl_peaks(
@@ -225,6 +226,8 @@ def _dictionaries(search: GridSearch) -> Iterator[tuple[slice, Tensor, Int64[Ten
     _, L, M = recording.snapshots.shape
     budget = memory_budget(recording.snapshots.device)
     most = min(budget // 8 // (8 * R * M), budget // (8 * recording.panel.size))
+    if search.is_large:
+        most = min(most, _MOST_LARGE)
     affordable = max(_FEWEST, most)
     if len(dictionary) > affordable:
         best = _best_points(search, affordable)

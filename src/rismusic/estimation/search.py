@@ -43,6 +43,7 @@ from rismusic.array import steering
 from rismusic.devices import block_size, memory_budget
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.maximum_likelihood import kernel_for
+from rismusic.estimation.subarrays import Subarrays, subarrays_of
 from rismusic.io import Recording
 from rismusic.operator import Link
 
@@ -53,13 +54,17 @@ _FLOOR = 1e-3
 _ROUGH_FLOOR = 0.2
 # A field that differs by less than this share of its norm from the span of others is in it.
 _COINCIDENT = 1e-5
-# Number of leading points whose gain is computed exactly.
-_CHECKED = 32
+# Number of leading points whose gain is computed exactly: with the steering vectors of all points, and with
+# their approximation by subarrays.
+_CHECKED, _CHECKED_BY_SUBARRAYS = 32, 256
+# Powers of a new source that are compared, relative to the largest one that the data allow.
+_POWERS = (1.0, 1 / 4, 1 / 16, 1 / 64)
 # Iterations for the best power of a new source.
 _STEPS = 3
 
-# Channel directions that are treated exactly in the approximate energies.
-_STRONG = 4
+# Channel directions that are treated exactly in the approximate energies: the strongest ones; of a large
+# panel only those that are this much stronger than the mean.
+_STRONG, _DOMINANCE = 4, 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,14 +164,22 @@ class Strongest:
         rows: :math:`\sqrt{\lambda_j - \bar\lambda}\, v_j^H \mathrm{diag}(c_l)`, [S, L, J, N]; none without
             a channel.
         level: energy of the other directions, [S, L, 1].
+        directions: :math:`u_j`, [S, M, J]; none where there are no rows.
     """
 
     rows: Complex[Tensor, "S L J N"] | None
     level: Float[Tensor, "S L 1"]
+    directions: Complex[Tensor, "S M J"] | None = None
 
     @classmethod
-    def of(cls, link: Link, size: int) -> Strongest:
-        """The strongest directions of a link from a panel of ``size`` elements."""
+    def of(cls, link: Link, size: int, dominance: float = 0.0) -> Strongest:
+        """The strongest directions of a link from a panel of ``size`` elements.
+
+        Args:
+            link: G_l.
+            size: N.
+            dominance: least energy of a direction, relative to the mean over all; 0 for the strongest four.
+        """
         if link.coherent and link.channel is None and link.codes is not None:
             # Snapshots of the panel itself: no direction is stronger than another.
             gain = link.codes.abs().square()
@@ -175,13 +188,13 @@ class Strongest:
             return cls(None, total[..., None].repeat(1, link.subcarriers, 1))
         if link.coherent:
             F, G = link.subcarriers, link.dense()  # [..., F, LM, N]
-            return cls.of(Link(G if F > 1 else G.squeeze(-3), subcarriers=F), size)
+            return cls.of(Link(G if F > 1 else G.squeeze(-3), subcarriers=F), size, dominance)
         if link.weights is not None:
             # Nearly: with the same mean weight of all outputs of a snapshot.
             mean = scenes_first(link.weights.square().mean(-1, keepdim=True), 2).float()
-            plain = cls.of(Link(link.channel, link.codes, subcarriers=link.subcarriers), size)
+            plain = cls.of(Link(link.channel, link.codes, subcarriers=link.subcarriers), size, dominance)
             rows = None if plain.rows is None else plain.rows * mean[..., None].sqrt()
-            return cls(rows, plain.level * mean)
+            return cls(rows, plain.level * mean, plain.directions)
         # |a_n|^2 is near 1 / N: only their sum, 1, is exact.
         N, F, device = size, link.subcarriers, link.device
         level = torch.ones(1, 1, device=device)
@@ -192,29 +205,53 @@ class Strongest:
             return cls(None, level)
         H = link.channel
         values, basis = torch.linalg.eigh(H @ H.mH)
-        strong = min(_STRONG, values.shape[-1])
-        values = values.clamp_min(0)
-        rest = values[..., :-strong].sum(-1, keepdim=True) / max(1, N - strong)
-        kept = values[..., -strong:]
+        values, M = values.clamp_min(0), values.shape[-1]
+        strong, least = min(_STRONG, M), dominance * values.mean(-1, keepdim=True)
+        if dominance:
+            strong = int((values[..., M - strong :] >= least).sum(-1).max())
+        rest, kept = values[..., : M - strong], values[..., M - strong :]
+        rest = rest.sum(-1, keepdim=True) / max(1, N - strong)
         # A direction as weak as rounding takes no part.
         weight = torch.where(kept > 0, 1 - rest / kept.clamp_min(torch.finfo(kept.dtype).tiny), 0).clamp_min(
             0
         )
-        kept_channel = weight.sqrt()[..., None] * (basis[..., -strong:].mH @ H)
+        basis = basis[..., M - strong :]
+        kept_channel = weight.sqrt()[..., None] * (basis.mH @ H)
         ones = torch.ones(1, N, dtype=H.dtype, device=H.device)
         codes = ones if link.codes is None else link.codes
         dense = scenes_first(Link(kept_channel, codes, subcarriers=F).dense(), 3)
         rest = scenes_first(rest, 1 if F == 1 else 2).flatten(1)[..., None]  # [S, F, 1]
         L = dense.shape[1]
-        return cls(dense, level * rest.repeat_interleave(L // F if F > 1 else 1, dim=1))
+        level = level * rest.repeat_interleave(L // F if F > 1 else 1, dim=1)
+        return cls(dense, level, scenes_first(basis, 2 if F == 1 else 3))
+
+    @property
+    def count(self) -> int:
+        """J."""
+        return 0 if self.rows is None else self.rows.shape[2]
+
+    def rows_or_none(self, snapshots: int, like: Complex[Tensor, "S L N"]) -> Complex[Tensor, "_ L J N"]:
+        """The rows of all snapshots; no rows where there are none."""
+        rows = like.new_zeros(1, 1, 0, like.shape[-1]) if self.rows is None else self.rows
+        return rows.expand(-1, snapshots, -1, -1)
+
+    def outside(
+        self, basis: Complex[Tensor, "S _ M K"]
+    ) -> tuple[Float[Tensor, "S _ 1"], Float[Tensor, "S _ J"]]:
+        """Shares of the energy outside a span: of the other directions, and of each strong one."""
+        directions = basis[:, 0, :, :0] if self.directions is None else self.directions
+        along = (directions.mH[:, None] @ basis).abs().square().sum(-1)
+        others = basis.abs().square().sum((-2, -1)) - along.sum(-1)
+        return 1 - others[..., None] / max(1, basis.shape[-2] - along.shape[-1]), 1 - along
 
     def __getitem__(self, scenes: Tensor) -> Strongest:
         """Those of some scenes; what all scenes share is kept whole."""
-        rows, level = self.rows, self.level
-        return Strongest(
-            rows if rows is None or len(rows) == 1 else rows[scenes],
-            level if len(level) == 1 else level[scenes],
+        rows, level, directions = (
+            part if part is None or len(part) == 1 else part[scenes]
+            for part in (self.rows, self.level, self.directions)
         )
+        assert level is not None
+        return Strongest(rows, level, directions)
 
 
 def real_products(
@@ -310,7 +347,9 @@ class GridSearch:
         self.dictionary, self.recording = dictionary, recording
         self.link = link = recording.link if link is None else link
         scenes = len(recording) if link.per_scene else 1
-        self._strongest = Strongest.of(link, dictionary.grid.panel.size)
+        self._subarrays = subarrays_of(dictionary.grid)
+        dominance = 0.0 if self._subarrays is None else _DOMINANCE
+        self._strongest = Strongest.of(link, dictionary.grid.panel.size, dominance)
         self._energies: dict[int, Tensor] | None = None
         if 4 * scenes * link.matrices * len(dictionary) <= memory_budget(recording.snapshots.device):
             self._energies = {}
@@ -319,6 +358,11 @@ class GridSearch:
     def grid(self) -> SearchGrid:
         """The grid of the points."""
         return self.dictionary.grid
+
+    @property
+    def is_large(self) -> bool:
+        """Whether subarrays take the place of the steering vectors of all points."""
+        return self._subarrays is not None
 
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> GridSearch:
         """The search of some scenes, with the energies computed so far."""
@@ -340,7 +384,8 @@ class GridSearch:
             rest: what they are without the sources already there.
             count: how many points.
         """
-        wanted = min(max(count, _CHECKED), len(self.dictionary))
+        checked = _CHECKED if self._subarrays is None else _CHECKED_BY_SUBARRAYS
+        wanted = min(max(count, checked), len(self.dictionary))
         best = rest.data.real.new_full((len(scenes), wanted), -torch.inf, dtype=torch.float32)
         index = scenes.new_zeros(len(scenes), wanted)
         for points, part, score in self._scores(scenes, rest):
@@ -349,13 +394,13 @@ class GridSearch:
             places = torch.cat((index[part], place + points.start), dim=1)
             best[part], order = values.topk(wanted, dim=1)
             index[part] = places.gather(1, order)
-        leaders = index[:, :_CHECKED]
+        leaders = index[:, :checked]
         exact = likelihood_gain(
             rest,
             received_fields(self.recording[scenes], self.dictionary.positions(leaders), self.link[scenes]),
         )
         order = exact.argsort(dim=1, descending=True)
-        return torch.cat((leaders.gather(1, order), index[:, _CHECKED:]), dim=1)[:, :count]
+        return torch.cat((leaders.gather(1, order), index[:, checked:]), dim=1)[:, :count]
 
     def place(self, scenes: Int64[Tensor, "B"], rest: Residual) -> Float[Tensor, "B 3"]:
         """The best place for one more source: azimuth, elevation, 1/range."""
@@ -373,6 +418,9 @@ class GridSearch:
 
     def _scores(self, scenes: Tensor, rest: Residual) -> Iterator[tuple[slice, slice, Float[Tensor, "_ _"]]]:
         """Places of a block of points and of scenes, and how much each point is worth to each scene."""
+        if self._subarrays is not None:
+            yield from self._scores_by_subarrays(self._subarrays, scenes, rest)
+            return
         rows = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
         for number, (points, columns) in enumerate(self.dictionary.columns()):
             step = block_size(8 * rows * columns.shape[-1], columns.device)
@@ -394,6 +442,43 @@ class GridSearch:
                 pull = real_products(link.adjoint(rest.data[part]).conj(), columns).square().sum(-2)
                 noise = rest.noise_variance
                 yield points, part, _worth(pull, left, None if noise is None else noise[part])
+
+    def _scores_by_subarrays(
+        self, subarrays: Subarrays, scenes: Tensor, rest: Residual
+    ) -> Iterator[tuple[slice, slice, Float[Tensor, "_ _"]]]:
+        """The same for a large panel and all points at once; the sums over the snapshots grow in parts."""
+        strong = self._strongest.count
+        most = block_size(8 * subarrays.size * (1 + strong), scenes.device)
+        L = 1 if self.link.coherent else rest.data.shape[1]
+        step = max(1, most // L)
+        for start in range(0, len(scenes), step):
+            part = slice(start, start + step)
+            link, here = self.link[scenes[part]], rest[part]
+            strongest = self._strongest[scenes[part]] if self.link.per_scene else self._strongest
+            rows = link.adjoint(here.data).conj()
+            level, directions = strongest.level.expand(-1, L, -1), strongest.rows_or_none(L, rows)
+            other, share = (value.expand(-1, L, -1) for value in strongest.outside(here.basis))
+            powers = noise = None
+            if here.noise_variance is not None:
+                noise = here.noise_variance.float()[:, None, None]
+                mean = level * other + (share * directions.abs().square().mean(-1)).sum(-1, keepdim=True)
+                most_power = here.data.abs().square().sum(-1).mean(-1) / (noise[:, 0, 0] * mean.mean((1, 2)))
+                powers = most_power[:, None, None, None] * rows.real.new_tensor(_POWERS)[:, None, None]
+            worth = rows.real.new_zeros(
+                len(rows), 1 if powers is None else len(_POWERS), len(self.dictionary)
+            )
+            for now in (slice(first, first + most) for first in range(0, L, most)):
+                data, along = rows[:, now], directions[:, now]
+                for points, squares in subarrays.squares(
+                    torch.cat((data.flatten(0, 1), along.flatten(0, 2)))
+                ):
+                    pull, energies = squares.split((len(data) * data.shape[1], along[..., 0].numel()))
+                    pull, energies = pull.unflatten(0, data.shape[:2]), energies.unflatten(0, along.shape[:3])
+                    energy = level[:, now] + energies.sum(2)
+                    left = level[:, now] * other[:, now] + (share[:, now, :, None] * energies).sum(2)
+                    left = torch.maximum(left, _ROUGH_FLOOR * energy)
+                    worth[..., points] += _worth_at(powers, pull, left, noise)
+            yield slice(0, len(self.dictionary)), part, worth.amax(1)
 
 
 class CandidateSearch:
@@ -459,6 +544,14 @@ def likelihood_gain(rest: Residual, fields: Complex[Tensor, "B _ M C"]) -> Float
     left = energy - (rest.basis.mH @ fields).abs().square().sum(-2)
     pull = (rest.data[..., None, :].conj() @ fields)[..., 0, :].abs().square()
     return _worth(pull, torch.maximum(left, _FLOOR * energy), rest.noise_variance)
+
+
+def _worth_at(powers: Tensor | None, pull: Tensor, left: Tensor, noise: Tensor | None) -> Tensor:
+    """The same at given powers over the noise variance, [B, G, 1, 1]; [B, L, P] to [B, G, P]."""
+    if powers is None or noise is None:
+        return (pull / left).sum(dim=1, keepdim=True)
+    gain = powers * left[:, None]
+    return (powers * (pull / noise)[:, None] / (1 + gain) - gain.log1p()).sum(dim=2)
 
 
 def _worth(pull: Tensor, left: Tensor, noise: Tensor | None) -> Tensor:
