@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Field, model_validator
 
 import rismusic
 from rismusic import renames
 from rismusic.errors import InputError
 from rismusic.nn.spec import TrainSpec
+from rismusic.records import Record, parse_record
 from rismusic.spec import (
     LocateSpec,
     SceneSpec,
@@ -46,7 +50,7 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
     [
         ({"panel": {"rows": 0}}, "panel.rows: expected at least 1, found 0"),
         ({"panel": {"wavelength_m": -0.3}}, "panel.wavelength_m: expected more than 0, found -0.3"),
-        ({"panel": {"spacing_wavelengths": "wide"}}, "panel.spacing_wavelengths: expected a valid number"),
+        ({"panel": {"spacing_wavelengths": "wide"}}, "panel.spacing_wavelengths: expected a number"),
         ({"panel": 3}, "panel: expected a table of settings, found 3"),
         ({"sources": 0}, "sources: expected at least 1, found 0"),
         ({"sources": (4, 2)}, "sources: give the lower limit first; got 4, 2"),
@@ -73,6 +77,13 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
             {"channel": {"rician_factor_db": (3, 1)}},
             "channel.rician_factor_db: give the lower limit first",
         ),
+        ({"codebook": {"bits": "few"}}, "codebook.bits: expected an integer or 'continuous', found 'few'"),
+        ({"codebook": {"bits": "9" * 5000}}, "codebook.bits: expected an integer with fewer digits or"),
+        ({"one_link": "perhaps"}, "one_link: expected true or false, found 'perhaps'"),
+        ({"one_link": None}, "one_link: expected true or false, found nothing"),
+        ({"panel": {"rows": {"a": [1]}}}, "panel.rows: expected an integer, found a table"),
+        ({"panel": {"rows": [1, "b"]}}, "panel.rows: expected an integer, found [1, 'b']"),
+        ({"panel": {"rows": date(2026, 1, 2)}}, "panel.rows: expected an integer, found 2026-01-02"),
         ({"codebook": {"bits": 0}}, "codebook.bits: expected at least 1, found 0"),
         ({"hardware": {"dead_fraction": 1.0}}, "hardware.dead_fraction: expected less than 1, found 1.0"),
         ({"hardware": {"gain": -0.1}}, "hardware.gain: expected at least 0, found -0.1"),
@@ -85,6 +96,65 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
 def test_bad_settings_are_one_sentence(settings, sentence):
     with pytest.raises(InputError, match="^" + re.escape(sentence)):
         SystemSpec(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"wave": "flat"},
+            "wave: expected 'spherical', 'uniform', 'fresnel', 'paraxial', 'recorded' or 'auto', ",
+        ),
+        ({"unknowns": ()}, "unknowns: expected at least one value, found []"),
+        ({"unknowns": ("power",)}, "unknowns: expected 'azimuth', 'elevation' or 'range', found 'power'"),
+    ],
+)
+def test_alternatives_are_one_list(settings, sentence):
+    with pytest.raises(InputError, match="^" + re.escape(sentence)):
+        LocateSpec(**settings)
+
+
+class _Part(Record):
+    name: Annotated[str, Field(pattern="^a")] = "a"
+    numbers: Annotated[tuple[float, ...], Field(min_length=2, max_length=3)] = (1.0, 2.0)
+    whole: int = 1
+    sure: bool = True
+    more: dict[str, int] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> _Part:
+        if self.whole == 7:
+            raise ValueError("7 is taken")
+        return self
+
+
+class _Whole(Record):
+    part: _Part
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "(no JSON: EOF while parsing an object at line 1 column 1)"),
+        ("3", "(expected values with names)"),
+        ("{}", "(part is missing)"),
+        ('{"part": 3}', "(part: expected values with names)"),
+        ('{"part": {"name": "b"}}', "(part.name: expected a name of another form)"),
+        ('{"part": {"name": 1}}', "(part.name: expected text)"),
+        ('{"part": {"numbers": [1]}}', "(part.numbers: expected at least 2 values)"),
+        ('{"part": {"numbers": [1, 2, 3, 4]}}', "(part.numbers: expected at most 3 values)"),
+        ('{"part": {"numbers": [1, "x"]}}', "(part.numbers.1: expected a number)"),
+        ('{"part": {"numbers": 1}}', "(part.numbers: expected a list of values)"),
+        ('{"part": {"whole": 1.5}}', "(part.whole: expected an integer)"),
+        ('{"part": {"sure": 1}}', "(part.sure: expected true or false)"),
+        ('{"part": {"more": 1}}', "(part.more: expected values with names)"),
+        ('{"part": {"whole": 7}}', "(part: 7 is taken)"),
+    ],
+)
+def test_damaged_records_are_named_in_plain_words(content, sentence):
+    with pytest.raises(InputError) as error:
+        parse_record(_Whole, content, "file", "a whole")
+    assert str(error.value) == f"file: is not a whole, or it is damaged {sentence}"
 
 
 def test_parts_name_themselves_too():

@@ -551,13 +551,19 @@ def _warnings(
         warnings[scene].append(f"source {source} has no error bar: the panels do not determine its place")
     for scene in (agreement < SIGNIFICANCE).nonzero()[:, 0].tolist():
         warnings[scene].append(
-            f"the panels disagree about the places (p = {float(agreement[scene]):.1g}): a pose may be wrong, "
-            "the recordings may be of different sources, or a source is behind a panel that receives from "
-            "there (as from its mirror image in front)"
+            Doubt(
+                f"the panels disagree about the places (p = {float(agreement[scene]):.1g}): a pose may be "
+                "wrong, the recordings may be of different sources, or a source is behind a panel that "
+                "receives from there (as from its mirror image in front)"
+            )
         )
     for number, panel in enumerate(panels):
+        # No diagnosis follows that would say what a misfit comes from.
+        misfit = (panel.p_value < SIGNIFICANCE).tolist()
         for scene, sentences in enumerate(panel.warnings):
-            warnings[scene] += [type(sentence)(f"panel {number}: {sentence}") for sentence in sentences]
+            kinds = [Doubt if misfit[scene] else type(sentence) for sentence in sentences]
+            texts = [f"panel {number}: {sentence}" for sentence in sentences]
+            warnings[scene] += [kind(text) for kind, text in zip(kinds, texts, strict=True)]
     for scene in (~fit.converged).nonzero()[:, 0].tolist():
         warnings[scene].append(Doubt("the maximum-likelihood fit did not converge"))
     return warnings

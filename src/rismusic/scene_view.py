@@ -15,13 +15,13 @@ holds a Gaussian error with the probability that a chi-squared number of three d
 For drawing, the points are computed in the estimated coordinates,
 :math:`(\varphi, \theta, r) + \sqrt{q}\, J^{-1} C^{1/2} v`, limited to the search volume, and then converted
 to Cartesian coordinates. For small errors the result is the ellipsoid. A large error region bends along the
-sphere and never extends behind the panel or beyond the search volume.
+sphere and never extends behind the panel or beyond the search volume, unless the estimate is there.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -213,7 +213,8 @@ class Scene:
         estimates: estimated sources, [K], or none.
         covariance: [K, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m), or none.
         truth: true sources, or none.
-        volume: the search volume, to which error regions are limited; none where it is not known.
+        volume: the search volume, to which error regions are limited, see :func:`holding`; none where it is
+            not known.
         clipped: set while drawing: whether the volume clipped an error region.
     """
 
@@ -266,24 +267,22 @@ class Scene:
     @property
     def _limits(self) -> Volume:
         """The volume to which error regions are limited: in front of the panel where none is given."""
-        if self.volume is not None:
-            return self.volume
         assert self.estimates is not None, "only error regions of estimates are limited"
-        farthest = float(self.estimates.range[self.estimates.active].max())
-        return Volume(math.radians(89), math.radians(89), farthest / 100, 2 * farthest)
+        farthest = _farthest(self.estimates)
+        front = Volume(math.radians(89), math.radians(89), farthest / 100, 2 * farthest)
+        return holding(self.volume or front, self.panel, self.estimates)
 
     @property
     def reach(self) -> tuple[float, float]:
         """Radius of the floor and distance of its rings, metres."""
         farthest = self.panel.aperture / 2
         for _, sources in self._present():
-            farthest = max(
-                farthest, float(sources.range[sources.active].max()) if sources.active.any() else 0
-            )
+            far = self.panel.fraunhofer_distance if sources.range.isinf().any() else 0.0
+            farthest = max(farthest, _farthest(sources), far)
         for position, covariance in self._finite():
             outline = ellipse_from_above(position, covariance, self._limits)[0]
             farthest = max(farthest, float(outline.norm(dim=-1).max()))
-        step = nice_step(farthest / 4)
+        step = nice_step((farthest or 1.0) / 4)
         return math.ceil(farthest / step - 1e-9) * step, step
 
     @property
@@ -337,7 +336,7 @@ class Scene:
         """From each source straight to the floor."""
         shapes = []
         for kind, sources in self._present():
-            for point in positions(sources):
+            for point in positions(self._within(sources)):
                 foot = point * (1, 0, 1)
                 shapes.append(Shape("line", f"stem {kind}", np.stack((point, foot))))
         return shapes
@@ -347,17 +346,55 @@ class Scene:
         """Estimates carry their numbers; true sources do where there are no estimates."""
         return "true" if self.estimates is None else "estimate"
 
+    def _within(self, sources: Sources) -> Sources:
+        """The sources with those in the far field on the outermost ring."""
+        return replace(sources, range=sources.range.clamp(max=self.reach[0]))
+
     def _marks(self) -> list[Shape]:
-        return [
-            Shape("mark", kind, point[None], str(number) if kind == self._numbered else "")
-            for kind, sources in self._present()
-            for number, point in enumerate(positions(sources))
-        ]
+        marks = []
+        for kind, sources in self._present():
+            far = sources.range[sources.active].isinf().tolist()
+            for number, point in enumerate(positions(self._within(sources))):
+                words = [str(number)] * (kind == self._numbered) + ["far field"] * far[number]
+                marks.append(Shape("mark", kind, point[None], ", ".join(words)))
+        return marks
 
 
 def positions(sources: Sources) -> Points:
     """Cartesian positions [K, 3] in metres of the sources of one scene; empty entries are left out."""
     return to_cartesian(_stacked(sources)).numpy()
+
+
+def holding(volume: Volume, panel: Panel, estimates: Sources) -> Volume:
+    """The volume that is drawn: enlarged to hold estimates beyond the searched one, with a largest range.
+
+    Args:
+        volume: the searched volume.
+        panel: the panel, whose Fraunhofer distance is held if no range is too large.
+        estimates: estimates of any number of scenes, such as those that a departure from the settings led to.
+    """
+    active = estimates.active
+    ranges = estimates.range[active & estimates.range.isfinite()].tolist()
+
+    def angle(limit: float, found: Tensor) -> float:
+        largest = max([limit, *found[active].abs().tolist()])
+        # Room for the error region of an estimate beyond the limit.
+        return limit if largest <= limit else max(largest, math.radians(89))
+
+    azimuth = angle(volume.azimuth_max, estimates.azimuth)
+    elevation = angle(volume.elevation_max, estimates.elevation)
+    nearest, farthest = min([volume.range_min, *ranges]), volume.range_max
+    if math.isinf(farthest) and math.isfinite(nearest):
+        farthest = 2 * max([panel.fraunhofer_distance, nearest, *ranges])
+    elif ranges and max(ranges) > farthest:
+        farthest = 2 * max(ranges)
+    return Volume(azimuth, elevation, nearest, farthest)
+
+
+def _farthest(sources: Sources) -> float:
+    """Largest finite range, metres; 0 if there is none."""
+    finite = sources.range[sources.active & sources.range.isfinite()]
+    return float(finite.max()) if len(finite) else 0.0
 
 
 def nice_step(length: float) -> float:

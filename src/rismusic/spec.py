@@ -26,6 +26,7 @@ from pydantic import (
 
 from rismusic.errors import InputError
 from rismusic.files import read_text
+from rismusic.records import expected
 from rismusic.registry import check_method, load_plugins
 from rismusic.renames import renamed_setting
 
@@ -136,15 +137,19 @@ def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:
             for name in difflib.get_close_matches(".".join(names), known, n=1)
         ]
         return InputError(field, "unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
+    found = _shown(first["input"])
     if first["type"] in ("model_type", "dict_type"):
-        return InputError(field, f"expected a table of settings, found {first['input']!r}")
+        return InputError(field, f"expected a table of settings, found {found}")
     if first["type"] == "missing":
         return InputError(field, "is required")
     # Text that is none of several types gets one error for each of them.
-    alike = [one for one in errors if _field_names(one["loc"]) == names and "tuple" not in one["type"]]
+    others = ("tuple_type", "too_short")
+    alike = [one for one in errors if _field_names(one["loc"]) == names and one["type"] not in others]
     several = isinstance(first["input"], str) and len(alike) > 1
-    expected = " or ".join(dict.fromkeys(_expected(one["msg"]) for one in (alike if several else [first])))
-    return InputError(field, f"expected {expected}, found {first['input']!r}")
+    wanted = dict.fromkeys(expected(one) for one in (alike if several else [first]))
+    # Each of the texts may name several values.
+    *most, last = re.split(", | or ", " or ".join(wanted)) if several else [*wanted]
+    return InputError(field, f"expected {' or '.join(filter(None, (', '.join(most), last)))}, found {found}")
 
 
 def _field_names(location: Sequence[int | str]) -> list[str]:
@@ -153,20 +158,15 @@ def _field_names(location: Sequence[int | str]) -> list[str]:
     return [part for part in location if isinstance(part, str) and not types.search(part)]
 
 
-def _expected(message: str) -> str:
-    """What pydantic expected, as the end of "expected ..."."""
-    text = message.removeprefix("Input should be ").removeprefix("Value should be ")
-    for long, short in (
-        ("Tuple should have at least 1 item after validation, not 0", "at least one value"),
-        ("greater than or equal to", "at least"),
-        ("less than or equal to", "at most"),
-        ("greater than", "more than"),
-        (", unable to parse string as an integer", ""),
-        (", unable to parse string as a number", ""),
-        (", got a number with a fractional part", ""),
-    ):
-        text = text.replace(long, short)
-    return text
+def _shown(value: object) -> str:
+    """A value of a setting, as a TOML file has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (str, bytes, int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    return "a table" if isinstance(value, dict) else "nothing" if value is None else str(value)
 
 
 def setting_names(kind: type[Spec], prefix: str = "") -> list[str]:

@@ -76,6 +76,11 @@ def _cell(value: object) -> object:
     return f"'{plain(value)}" if value.startswith(_FORMULA) else plain(value)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as "1 scene" or "2 scenes"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def redact(text: str) -> str:
     """The text with the passwords of URLs replaced by ``***``."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))

@@ -167,3 +167,9 @@ def test_units_are_in_a_fixed_order():
     units = all_units(spec)
     assert all_units(spec) == units
     assert len(units) == len(set(units))
+
+
+def test_pilots_with_several_numbers_of_sources():
+    """Each cell has one number, although the system of the benchmark has a range by default."""
+    cells = BenchSpec(scene={"symbols": "pilots"}, sources=(1, 2), snr_db=(10.0,)).cells()
+    assert [cell.system.sources for cell in cells] == [1, 2]

@@ -135,7 +135,7 @@ def test_no_system_reaches_the_target(tmp_path, capsys):
         ("--target-m 1 --range-m -3", "error: --range-m: expected more than 0, found -3"),
         ("--target-m 1 --range-m 3 --rows", "error: rows: give at least one candidate"),
         ("--target-m 1 --range-m 3 --rows 0", "error: --rows: expected at least 1, found 0"),
-        ("--target-m 1 --range-m 3 --bits 2 continuous", "error: --bits: expected a valid integer"),
+        ("--target-m 1 --range-m 3 --bits 2 continuous", "error: --bits: expected an integer"),
         ("--target-m 1 --range-m 3 --panel.rows 8", "error: --panel.rows: is not used here; give --rows"),
         ("--target-m 1 --range-m 3 --scene.range-max-m 8", "error: --scene.range-max-m: is not used here"),
         ("--target-m 1 --range-m 3 --snr-db 3 --power-dbm 3", "error: --power-dbm: cannot be combined"),

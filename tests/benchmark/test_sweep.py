@@ -209,7 +209,7 @@ def test_bench_takes_the_same_sweep():
     ("command", "sentence"),
     [
         ("bound --panel.rows 8 0", "error: --panel.rows: expected at least 1, found 0"),
-        ("bound --panel.rows 8 x", "error: --panel.rows: expected a valid integer"),
+        ("bound --panel.rows 8 x", "error: --panel.rows: expected an integer"),
         (
             "bound --panel.rows 8 12 --panel.columns 8 12 16",
             "error: --panel.columns: settings that are swept",

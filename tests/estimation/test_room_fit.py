@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import h5py
 import pytest
 import torch
 
@@ -265,15 +266,34 @@ def test_a_wrong_pose_is_noticed(made):
     moved = replace(made[1], pose=pose([0, 1.0, 0.3], [3.6, 0, 1.5]))
     found = locate_room([made[0], moved], n_sources=2, method="omp")
     assert "the panels disagree" in found.warnings[0][0]
+    assert found.status == ["doubtful"]
+
+
+def test_recordings_of_different_sources_are_noticed(made):
+    """Status and warnings question the estimate although no diagnosis is made."""
+    elsewhere = recordings(PLACES + 40.0)
+    found = locate_room([made[0], elsewhere[1]], n_sources=2, method="omp")
+    assert [": the residual has" in sentence for sentence in found.doubts[0]] == [False, True]
+    assert found.status == ["doubtful"]
+
+
+def test_panels_of_different_kinds_are_fused(made):
+    """Each panel keeps its wavelength, elements, subcarriers and symbols."""
+    others = (
+        {"panel": {"rows": 4, "columns": 8, "wavelength_m": 0.1}},
+        {"wideband": {"subcarriers": 3}},
+        {"scene": {"symbols": "constant"}},
+    )
+    for system in others:
+        mixed = [recordings(PLACES[:1])[0], recordings(PLACES[:1], **system)[1]]
+        found = locate_room(mixed, n_sources=1, method="omp")
+        assert float((found.position_room[0] - PLACES[:1]).norm()) < 0.1
+        assert found.status == ["ok"]
 
 
 def test_contradictions(made):
     with pytest.raises(InputError, match=r"recordings\[1\]\.pose: missing"):
         locate_room([made[0], replace(made[1], pose=None)])
-    mirrored = SOUTH.clone()
-    mirrored[:, 0] *= -1
-    with pytest.raises(InputError, match=r"recordings\[1\]\.pose: .*determinant|recordings\[1\]\.pose"):
-        locate_room([made[0], replace(made[1], pose=mirrored)])
     several = recordings(PLACES, scenes=2)
     with pytest.raises(InputError, match=r"recordings\[1\]\.snapshots: must have 1 scenes .* got 2"):
         locate_room([made[0], several[1]])
@@ -289,6 +309,58 @@ def test_contradictions(made):
     shifted = replace(made[1], truth=replace(made[1].truth, range=made[1].truth.range + 0.5))
     with pytest.raises(InputError, match=r"recordings\[1\]\.truth: source 0 of scene 0 is 0\.5 m"):
         room_crb([made[0], shifted])
+
+
+def altered(**changes):
+    """The pose of the second panel with some entries changed; names are row and column, as in ``r0c2``."""
+    changed = SOUTH.clone()
+    for name, value in changes.items():
+        changed[int(name[1]), int(name[3])] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (SOUTH * torch.tensor([-1.0, 1, 1, 1]), "its determinant is -1, a reflection"),
+        (altered(r0c0=0.5), "must be a rotation"),
+        (SOUTH * torch.tensor([2.0, 2, 2, 1]), "must be a rotation"),
+        (altered(r0c3=math.nan), "must be finite"),
+        (altered(r3c0=1.0), "the last row must be 0 0 0 1"),
+        (SOUTH[:3], r"of shape \[4, 4\]; got \[3, 4\]"),
+    ],
+)
+@pytest.mark.parametrize("function", [locate_room, room_crb])
+@pytest.mark.usefixtures("untyped")
+def test_a_pose_that_is_no_rotation_is_refused(function, wrong, sentence, made):
+    with pytest.raises(InputError, match=rf"^recordings\[1\]\.pose: .*{sentence}"):
+        function([made[0], replace(made[1], pose=wrong)])
+
+
+@pytest.mark.parametrize(
+    ("n_sources", "sentence"),
+    [
+        (-1, "sources: expected at least 0"),
+        (30, r"recordings\[0\]\.sources: L = 12 snapshots of M = 25 antennas identify at most 22"),
+        (torch.tensor([1, 1]), r"recordings\[0\]\.sources: give one number per scene \(1\); got 2"),
+        (torch.tensor([-1]), r"recordings\[0\]\.sources: must not be negative; got -1"),
+        (
+            torch.tensor([1.0]),
+            r"recordings\[0\]\.sources: must be whole numbers; got a tensor of torch.float32",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("untyped")
+def test_numbers_of_sources_that_cannot_be(n_sources, sentence, made):
+    with pytest.raises(InputError, match=f"^{sentence}"):
+        locate_room(made, n_sources=n_sources)
+
+
+def test_no_recording_and_no_scene(made):
+    with pytest.raises(InputError, match="recordings: needs at least one recording"):
+        locate_room([])
+    with pytest.raises(InputError, match=r"recordings\[0\]\.snapshots: there is no scene"):
+        locate_room([one[:0] for one in made], n_sources=1)
 
 
 def test_scenes_of_a_room_estimate():
@@ -314,6 +386,19 @@ def test_command_line(made, tmp_path, capsys):
     rows = (tmp_path / "a.csv").read_text().splitlines()
     assert len(rows) == 3
     assert rows[0].endswith("x_room_std_m,y_room_std_m,z_room_std_m")
-    write(files[1], replace(made[1], pose=None), overwrite=True)
+    mirrored = SOUTH * torch.tensor([-1.0, 1, 1, 1])
+    for other, sentence in (
+        (replace(made[1], pose=None), "south.h5: pose: missing"),
+        (recordings(PLACES, scenes=2)[1], "south.h5: has 2 scenes, "),
+    ):
+        write(files[1], other, overwrite=True)
+        assert main(command) == 2
+        assert sentence in capsys.readouterr().err
+    write(files[1], made[1], overwrite=True)
+    with h5py.File(files[1], "r+") as file:
+        file["pose"][:] = mirrored
     assert main(command) == 2
-    assert "south.h5: pose: missing" in capsys.readouterr().err
+    assert "determinant is -1" in capsys.readouterr().err
+    write(files[1], made[1], overwrite=True)
+    assert main([*command, "--calibration", str(files[1])]) == 2
+    assert "--calibration: is of one panel and cannot be combined with --fuse" in capsys.readouterr().err

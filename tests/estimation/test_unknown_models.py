@@ -137,6 +137,12 @@ def test_held_coordinates_are_said_and_have_no_error_bar(tmp_path):
     assert found.spec == LocateSpec(**scene["settings"])
 
 
+def test_held_coordinates_have_no_error_bar_with_an_erring_panel():
+    made = simulate(scenes=1, sources=1, snr_db=20.0, panel=SMALL, channel={"kind": "direct"})
+    found = locate(made, method="omp", n_sources=1, unknowns=("azimuth",), panel_error=0.1)
+    assert found.std[0, 0].isfinite().tolist() == [True, False, False]
+
+
 def cli_table(found):
     with io.StringIO() as text:
         Console(width=100, file=text).print(results_table(found, []))

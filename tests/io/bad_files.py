@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 import zipfile
@@ -12,6 +11,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 import scipy.io
 import scipy.sparse
 from bad_case import PATH, bad
@@ -83,6 +83,7 @@ def _plain(directory: Path) -> Path:
 
 @bad("file that is being written", PATH, "another program is writing")
 def _locked(directory: Path) -> Path:
+    fcntl = pytest.importorskip("fcntl", exc_type=ImportError)
     path = write_h5(directory / "a.h5", sound())
     _HELD.append(path.open("r+b"))
     fcntl.flock(_HELD[-1], fcntl.LOCK_EX)

@@ -4,12 +4,13 @@ import base64
 import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from rismusic.array import Panel, steering
+from rismusic.array import Panel, direction, steering
 from rismusic.covariance import Covariance
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.spectra import music
@@ -24,7 +25,7 @@ from rismusic.report.pictures import (
     picture_in_space,
     slices,
 )
-from rismusic.scene_view import Scene, nice_step
+from rismusic.scene_view import Scene, nice_step, to_cartesian
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 
@@ -106,6 +107,51 @@ def test_an_error_bar_that_is_infinite_is_not_drawn():
     assert [shape.kind for shape in scene().in_space()].count("ellipsoid") == 6
 
 
+def test_a_source_in_the_far_field_is_on_the_outermost_ring():
+    """With its direction, and said to be far; the view then reaches the Fraunhofer distance."""
+    sigma = SIGMA.clone()
+    sigma[0, 2, 2] = torch.inf
+    far = replace(ESTIMATES, range=torch.tensor([torch.inf, 1.5, torch.nan]))
+    for volume in (VOLUME, replace(VOLUME, range_max=math.inf), None):
+        one = scene(estimates=far, covariance=sigma, truth=None, volume=volume)
+        for shapes in (one.in_space(), one.from_above()):
+            marks = [shape for shape in shapes if shape.form == "mark"]
+            assert [mark.text for mark in marks] == ["0, far field", "1"]
+            place = one.reach[0] * np.stack(direction(torch.tensor(0.5), torch.tensor(0.2)))
+            np.testing.assert_allclose(marks[0].points[0], place, rtol=1e-6)
+            assert all(np.isfinite(shape.points).all() for shape in shapes)
+        assert one.reach[0] >= PANEL.fraunhofer_distance
+        picture_in_space(one)
+
+
+def test_an_estimate_beyond_the_searched_volume_has_its_error_region_around_it():
+    estimate = ESTIMATES.each(lambda value: value[:1])
+    estimate = replace(estimate, azimuth=torch.tensor([1.2]), range=torch.tensor([40.0]))
+    one = scene(estimates=estimate, covariance=SIGMA[:1], truth=None)
+    region = next(shape for shape in one.from_above() if shape.kind == "ellipse").points
+    centre = to_cartesian(torch.tensor([1.2, 0.2, 40.0])).numpy()
+    np.testing.assert_allclose((region.min(0) + region.max(0)) / 2, centre, atol=0.05)
+    assert not one.clipped
+
+
+@pytest.mark.parametrize(
+    ("volume", "ticks"),
+    [
+        (replace(VOLUME, range_max=math.inf), "5"),
+        (Volume(VOLUME.azimuth_max, VOLUME.elevation_max, math.inf, math.inf), "∞"),
+        (Volume(0.0, 0.0, 0.5, 10.0), "10"),
+        (Volume(VOLUME.azimuth_max, 0.0, 3.0, 3.0), "3"),
+    ],
+)
+def test_slices_of_volumes_without_limits_or_without_extent(volume, ticks):
+    recording = simulate(scenes=1, sources=1, snr_db=20, panel={"rows": 4, "columns": 4}, seed=1)
+    found = recording.truth.each(lambda value: value.clone())
+    found.range[0, 0] = volume.range_max
+    (one,) = slices(recording, found, volume)
+    assert ticks in [text for _, text in one.above.y_ticks]
+    assert len(one.front.marks) == 2
+
+
 def test_a_clipped_ellipsoid_is_known_to_be_clipped():
     sound, vague = scene(), scene(covariance=1e4 * SIGMA)
     for one in (sound, vague):
@@ -140,12 +186,18 @@ def test_the_spectrum_peaks_where_the_source_is():
         assert float(axis[index]) == pytest.approx(float(value), abs=tolerance)
 
 
-def test_the_brightest_spot_of_both_slices_is_at_the_source():
+@pytest.mark.parametrize("subcarriers", [1, 4])
+@pytest.mark.parametrize("symbols", ["gaussian", "constant"])
+def test_the_brightest_spot_of_both_slices_is_at_the_source(subcarriers, symbols):
     """Of a panel that is sampled directly, where one source is found beyond doubt."""
     from matplotlib.image import imread
 
-    recording = simulate(scenes=4, sources=1, snr_db=30, channel={"kind": "direct"}, seed=2)
+    recording = simulate(
+        scenes=4, sources=1, snr_db=30, channel={"kind": "direct"}, seed=2,
+        wideband={"subcarriers": subcarriers}, scene={"symbols": symbols},
+    )  # fmt: skip
     for one in slices(recording, recording.truth, VOLUME):
+        assert one.name.endswith("middle subcarrier") == (subcarriers > 1)
         for picture, tolerance in ((one.front, (6, 6)), (one.above, (6, 40))):
             png = base64.b64decode(picture.image.removeprefix("data:image/png;base64,"))
             brightness = imread(io.BytesIO(png))[..., :3].sum(-1)

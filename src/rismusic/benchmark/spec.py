@@ -382,6 +382,7 @@ class BenchSpec(Spec):
     def cells(self) -> list[Cell]:
         """All systems on which the methods are compared."""
         system = SystemSpec(
+            sources=1,  # each cell has its own
             one_link=self.one_link,
             scene=self.scene,
             panel=self.panel,

@@ -20,7 +20,7 @@ from rismusic.cli.command import (
 )
 from rismusic.errors import InputError
 from rismusic.files import TABLE_ENDINGS, check_output
-from rismusic.text import command_line
+from rismusic.text import command_line, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,7 +117,8 @@ class Bench(Command):
         self._draw(result)
         if self.report is not None:
             self._report(result, self.report)
-        note(f"results of {len(result.rows)} rows and {result.spec.scenes} scenes each in {self.out}")
+        rows, scenes = counted(len(result.rows), "row"), counted(result.spec.scenes, "scene")
+        note(f"results of {rows} and {scenes} each in {self.out}")
         return 0
 
     def _report(self, result: Benchmark, path: Path) -> None:
@@ -201,7 +202,7 @@ def _matrix(group: Group, part: slice, what: str, cell: Callable[[BenchRow], str
 def _details(result: Benchmark) -> list[Table]:
     """Everything about a single cell, in two tables of 80 columns."""
     cell = result.spec.cells()[0]
-    title = f"K = {cell.sources}, {cell.snr_db:g} dB, {result.spec.scenes} scenes"
+    title = f"K = {cell.sources}, {cell.snr_db:g} dB, {counted(result.spec.scenes, 'scene')}"
     misses = _table(
         f"{title}: share of sources missed in %, and why",
         ("missed", "search", "ambig.", "count", "false\nalarms", "F1", "count\nright"),

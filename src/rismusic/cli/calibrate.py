@@ -15,6 +15,7 @@ from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, read_text
 from rismusic.parallel import check_workers, default_workers
 from rismusic.spec import CalibrateSpec
+from rismusic.text import counted
 
 if TYPE_CHECKING:
     from rismusic.sources import Sources
@@ -76,7 +77,8 @@ class Calibrate(Command):
                 "shift all directions and ranges alike, are not identifiable and are taken to be small"
             )
         note(
-            f"{self.output}: {len(calibration.response)} elements from {int(calibration.used.sum())} scenes, "
+            f"{self.output}: {len(calibration.response)} elements from "
+            f"{counted(int(calibration.used.sum()), 'scene')}, "
             f"{len(dead)} dead{' (' + ', '.join(map(str, dead)) + ')' if dead else ''}; remaining error "
             f"{calibration.remaining_error:.3f}"
         )

@@ -28,7 +28,7 @@ from rismusic.files import read_small, writing
 from rismusic.parallel import check_workers, default_workers, run_all
 from rismusic.registry import SPECTRA, load_plugins
 from rismusic.spec import Count, LocateSpec
-from rismusic.text import command_line, plain
+from rismusic.text import command_line, counted, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -194,11 +194,8 @@ class Locate(Command):
             if self.fuse:
                 note(f"fused from {len(self.fuse) + 1} panels; angles and ranges as {self.file} sees them")
         else:
-            found, scenes = output.progress.sources, output.scenes
-            note(
-                f"{found} source{'s' * (found != 1)} in {scenes} scene{'s' * (scenes != 1)} written to "
-                f"{self.output}"
-            )
+            sources, scenes = counted(output.progress.sources, "source"), counted(output.scenes, "scene")
+            note(f"{sources} in {scenes} written to {self.output}")
         if self.plot is not None and drawn is not None:
             self._draw(*drawn, self.plot)
         if self.report is not None and report is not None:
@@ -287,9 +284,12 @@ class Locate(Command):
                 yield output
             except BaseException:
                 if output.scenes:
+                    beside = (
+                        "" if self.plot is None and self.report is None else ", without --plot and --report,"
+                    )
                     note(
                         f"{output.scenes} of {len(file)} scenes are in {output.part}; run the command again "
-                        "with --resume to continue"
+                        f"with --resume{beside} to continue"
                     )
                 raise
 
@@ -431,8 +431,7 @@ def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
     """
     used = Counter(estimate.method)
     title = ", ".join(
-        name if len(used) == 1 else f"{name} in {count} scene{'s' * (count != 1)}"
-        for name, count in used.items()
+        name if len(used) == 1 else f"{name} in {counted(count, 'scene')}" for name, count in used.items()
     )
     if estimate.spec.method not in used:
         title += f" instead of {estimate.spec.method} (the warnings say why)"

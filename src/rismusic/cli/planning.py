@@ -24,6 +24,7 @@ from rismusic.spec import (
     SystemSpec,
     WidebandSpec,
 )
+from rismusic.text import counted
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Bound(Command):
                 progress=lambda: progress.advance(task),
             )
         SafeConsole().print(
-            _bound_table(rows, f"{self.kind} Cramer-Rao bound, median over {self.scenes} scenes")
+            _bound_table(rows, f"{self.kind} Cramer-Rao bound, median over {counted(self.scenes, 'scene')}")
         )
         if self.output is not None:
             write_rows(

@@ -16,7 +16,7 @@ from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, write_text
 from rismusic.parallel import check_workers, run_all
 from rismusic.spec import Count, SystemSpec, dump_spec
-from rismusic.text import command_line, plain
+from rismusic.text import command_line, counted, plain
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Simulate(Command):
                 progress.advance(task, len(recording))
         head = f"# rismusic {__version__}: {command_line()}\n"
         write_text(settings, head + dump_spec(self.system), overwrite=self.overwrite)
-        note(f"{self.output}: {self.scenes} scenes; settings in {settings}")
+        note(f"{self.output}: {counted(self.scenes, 'scene')}; settings in {settings}")
         return 0
 
     def _given(self) -> tuple[Panel, Link] | tuple[None, None]:

@@ -30,7 +30,14 @@ from rismusic.covariance import recording_covariance
 from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import calibrate, whitened
-from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, warnings_of
+from rismusic.estimation.estimate import (
+    Estimate,
+    NSources,
+    from_fit,
+    received_db,
+    warnings_of,
+    without_held,
+)
 from rismusic.estimation.grid import SearchGrid, Volume, searched_grid
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
@@ -260,7 +267,8 @@ def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: L
     covariance, converged = estimate.covariance, torch.ones_like(noise, dtype=torch.bool)
     if spec.polish and sources.azimuth.shape[1]:
         fit = calibrate(recording, sources, volume, panel_error=spec.allowed_error)
-        sources, covariance, converged = fit.sources, fit.covariance, fit.converged
+        sources, converged = fit.sources, fit.converged
+        covariance = without_held(fit.covariance, sources.active, spec)
     std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     return replace(
         estimate,

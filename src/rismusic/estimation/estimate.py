@@ -460,11 +460,7 @@ def from_fit(
         unknowns=spec.unknowns,
         source_covariance=P,
     )
-    covariance = bound.per_source
-    held = torch.tensor([name not in spec.unknowns for name in POSITION], device=covariance.device)
-    # Nothing is known of a coordinate that is held.
-    unknown = torch.diag_embed(torch.where(held, torch.inf, 0).to(covariance.dtype))
-    covariance = torch.where((held[:, None] | held) & found.active[..., None, None], unknown, covariance)
+    covariance = without_held(bound.per_source, found.active, spec)
     std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     warnings = warnings_of(found, std, fit.converged, volume)
     p_value = torch.full_like(fit.neg_log_likelihood, math.nan)
@@ -488,6 +484,15 @@ def from_fit(
         pose=getattr(recording, "pose", None),
         inverse_range_std=bound.inverse_range_std,
     )
+
+
+def without_held(
+    covariance: Float[Tensor, "S K 3 3"], active: Bool[Tensor, "S K"], spec: LocateSpec
+) -> Float[Tensor, "S K 3 3"]:
+    """The covariance with infinite variances of the coordinates that are held: nothing is known of them."""
+    held = torch.tensor([name not in spec.unknowns for name in POSITION], device=covariance.device)
+    unknown = torch.diag_embed(torch.where(held, torch.inf, 0).to(covariance.dtype))
+    return torch.where((held[:, None] | held) & active[..., None, None], unknown, covariance)
 
 
 def received_db(

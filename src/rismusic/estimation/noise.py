@@ -27,7 +27,7 @@ def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
 
     Raises:
         InputError: no scene, snapshots that are not finite, a noise variance that is not positive, numbers of
-            sources that are negative, more than the data can carry, or not one for each scene.
+            sources that are negative, not whole, more than the data can carry, or not one for each scene.
     """
     _, L, M = recording.snapshots.shape
     if len(recording) == 0:
@@ -41,6 +41,8 @@ def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
         )
     if len(count) != len(recording):
         raise InputError("sources", f"give one number per scene ({len(recording)}); got {len(count)}")
+    if count.is_floating_point() or count.is_complex():
+        raise InputError("sources", f"must be whole numbers; got a tensor of {count.dtype}")
     if int(count.min()) < 0:
         raise InputError("sources", f"must not be negative; got {int(count.min())}")
     most = most_sources(L, M)

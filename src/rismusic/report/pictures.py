@@ -18,7 +18,7 @@ from rismusic.estimation.noise import noise_of
 from rismusic.estimation.spectra import Spectrum, bartlett, music
 from rismusic.io import Recording
 from rismusic.report.page import MINUS, png_address
-from rismusic.scene_view import ABOVE, BEHIND, Points, Projection, Scene, Shape
+from rismusic.scene_view import ABOVE, BEHIND, Points, Projection, Scene, Shape, holding
 from rismusic.sources import Sources
 from rismusic.units import to_db
 
@@ -202,15 +202,18 @@ def slices(recording: Recording, estimates: Sources, volume: Volume) -> list[Sli
         estimates: estimated sources, [S, K].
         volume: the search volume.
     """
-    covariance = recording_covariance(recording, noise_of(recording))
+    seen = recording.middle_subcarrier()
+    covariance = recording_covariance(seen, noise_of(recording.stacked()))
+    where = ", middle subcarrier" if recording.frequencies is not None else ""
     count = estimates.active.sum(-1)
-    grid = _grid(recording, volume)
+    volume = holding(volume, recording.panel, estimates)
+    grid = _grid(seen, volume)
     pictures = []
     for scene in range(len(recording)):
         K = int(count[scene])
         one = covariance[scene : scene + 1]
         spectrum: Spectrum = bartlett(one) if K == 0 else music(one, min(K, one.rank))
-        name = "Bartlett" if K == 0 else f"MUSIC, K = {K}"
+        name = ("Bartlett" if K == 0 else f"MUSIC, K = {K}") + where
         box = _resampled(to_db(spectrum.on_grid(grid)[0].double()), grid)
         pictures.append(_slices(name, box, recording, estimates, scene, volume))
     return pictures
@@ -229,10 +232,15 @@ def _grid(recording: Recording, volume: Volume) -> SearchGrid:
 def _axes(volume: Volume) -> tuple[Tensor, Tensor, Tensor]:
     """Azimuth from the left (positive) to the right, elevation upwards, range upwards in equal ratios."""
     wide, high, deep = _PIXELS
+    if volume.range_min == volume.range_max:  # held, maybe at infinity
+        distance = torch.full((deep,), volume.range_min, dtype=torch.float64)
+    else:
+        limits = math.log10(volume.range_min), math.log10(volume.range_max)
+        distance = torch.logspace(*limits, deep, dtype=torch.float64)
     return (
         torch.linspace(volume.azimuth_max, -volume.azimuth_max, wide, dtype=torch.float64),
         torch.linspace(-volume.elevation_max, volume.elevation_max, high, dtype=torch.float64),
-        torch.logspace(math.log10(volume.range_min), math.log10(volume.range_max), deep, dtype=torch.float64),
+        distance,
     )
 
 
@@ -266,17 +274,18 @@ class _Axis:
 
     def place(self, value: float) -> float:
         """Distance of a value from the end of ``first``, in the units of the picture."""
+        if self.first == self.last:  # where one range is searched, maybe an infinite one
+            return 0.5 * self.length
         first, last = (math.log(end) if self.ratios else end for end in (self.first, self.last))
-        # An interval of no length, where one range is searched, is drawn from its first value on.
-        return self.length * ((math.log(value) if self.ratios else value) - first) / ((last - first) or 1.0)
+        return self.length * ((math.log(value) if self.ratios else value) - first) / (last - first)
 
     def ticks(self) -> list[tuple[float, str]]:
         """Places and texts: metres in steps of 1, 2 and 5, or whole degrees."""
+        if self.first == self.last:
+            return [(self.place(self.first), "∞" if math.isinf(self.first) else f"{self.first:g}")]
         if self.ratios:
             return [(self.place(value), f"{value:g}") for value in _metres(self.first, self.last)]
         limit = math.degrees(abs(self.last))
-        if limit == 0:  # this angle is held at 0
-            return [(self.place(0.0), "0")]
         step = next((step for step in (30, 15, 10, 5, 2, 1) if limit / step > 1.99), limit)
         whole = math.floor(limit / step + 1e-9)
         values = [step * number for number in range(-whole, whole + 1)]
@@ -293,7 +302,7 @@ def _slices(
         sources["true"] = _listed(recording.truth[scene])
     wide = WIDTH - _LEFT - _RIGHT
     # An angle that is held has no width; a slice over elevation alone is as high as wide.
-    high = max(90.0, wide * volume.elevation_max / (volume.azimuth_max or volume.elevation_max))
+    high = max(90.0, wide * volume.elevation_max / (volume.azimuth_max or volume.elevation_max or 1.0))
     azimuth = _Axis("azimuth / degrees", wide, volume.azimuth_max, -volume.azimuth_max)
     elevation = _Axis("elevation / degrees", high, -volume.elevation_max, volume.elevation_max)
     distance = _Axis("range / m", 0.5 * wide, volume.range_min, volume.range_max, ratios=True)
