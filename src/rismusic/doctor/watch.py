@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,9 @@ from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Networks, as_one
+from rismusic.doctor.steps import StepRecord, optimizers_seen
+from rismusic.doctor.tape import TapeRecorder
+from rismusic.doctor.tape_record import TapeRecord
 from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -63,7 +67,11 @@ class Watch:
         self._say = say
         self._names = {id(p): name for name, p in self.module.named_parameters()}
         self._stack = ExitStack()
-        self._calls = CallRecorder(self._observe, numbers_cut=False)
+        self._tape = TapeRecorder(self.module)
+        self._tapes = TapeRecord(self.module)
+        self._calls = CallRecorder(self._observe, numbers_cut=False, tape=self._tape)
+        self._step_record = StepRecord(self._names)
+        self._seen: list[torch.optim.Optimizer] = []
         self._layers: LayerRecord | None = None
         self._measuring = ExitStack()
         self._forwards = 0
@@ -80,6 +88,7 @@ class Watch:
         self._before: dict[str, Tensor] = {}
         self._ratios: dict[str, list[float]] = {}
         self._diagnosis: Diagnosis | None = None
+        self._closed = False
 
     def __enter__(self) -> Watch:
         stack = self._stack
@@ -93,6 +102,12 @@ class Watch:
             for part in self.module.children():
                 handles.append(part.register_forward_pre_hook(self._before_forward))
                 handles.append(part.register_forward_hook(self._after_forward))
+        for name, part in self.module.named_modules():
+            if isinstance(part, (nn.ModuleDict, nn.ModuleList)):
+                continue
+            handles.append(part.register_forward_pre_hook(self._tape.enter))
+            leave = partial(self._tape.leave, name)
+            handles.append(part.register_forward_hook(leave, always_call=True))
         for weight in self.module.parameters():
             if weight.requires_grad:
                 handles.append(weight.register_hook(self._gradient_hook(weight)))
@@ -110,6 +125,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+        self._closed = True
         if kind is None or issubclass(kind, (KeyboardInterrupt, StopIteration)):
             diagnosis = self.diagnosis
             for line in [*diagnosis.lines, diagnosis.verdict]:
@@ -118,6 +134,16 @@ class Watch:
     @property
     def diagnosis(self) -> Diagnosis:
         """The findings up to now, ordered by cause."""
+        if self._diagnosis is None:
+            on, self._tape.on = self._tape.on, False
+            found = self._diagnosed()
+            self._tape.on = on
+            if not self._closed:
+                return found
+            self._diagnosis = found
+        return self._diagnosis
+
+    def _diagnosed(self) -> Diagnosis:
         checks = (
             self._check_data,
             self._check_input,
@@ -128,7 +154,14 @@ class Watch:
             self._check_updates,
             self._check_losses,
         )
-        return Diagnosis(tuple(check() for check in checks))
+        reports = [check() for check in checks]
+        held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
+        moved = max((sum(values) for values in self._ratios.values()), default=math.inf) > _MOVED
+        reports += [*self._tapes.start_reports, self._tapes.data_report()]
+        if all(map(math.isfinite, self.losses)):
+            alone = len(self.optimizers) == 1
+            reports += self._tapes.final_reports(self._steps, held, alone=alone, moved=moved)
+        return Diagnosis(tuple(reports))
 
     @staticmethod
     def _sample(weight: Tensor) -> Tensor:
@@ -142,6 +175,8 @@ class Watch:
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
             self.losses.append(float(args[0].detach()))
             self._evaluation += not self.module.training
+            if self._tape.on:
+                self._tapes.add(self._tape, args[0], self._steps)
 
     def _before_forward(self, *_: Any) -> None:
         self._forwards += 1
@@ -155,6 +190,7 @@ class Watch:
 
         def hook(gradient: Tensor) -> None:
             # Called before the gradient is added to ``weight.grad``.
+            self._step_record.add(weight, gradient)
             if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
                 self._fresh[key] = True
             if name not in self._gradient or self._gradient[name] == 0:
@@ -173,6 +209,9 @@ class Watch:
         return any(one is optimizer for one in self.optimizers)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not any(one is optimizer for one in self._seen) and len(self._seen) < 100:
+            self._seen.append(optimizer)
+        self._tape.on = False
         if not self._watches(optimizer):
             return
         self._steps += 1
@@ -181,6 +220,7 @@ class Watch:
         moving = [p for p in held if bool(p.grad.any())]
         if moving and not closure and not any(self._fresh.get(id(p), True) for p in moving):
             self._stale += 1
+        self._step_record.before(optimizer, closure=closure, stale=self._stale > 0)
         for number, group in enumerate(optimizer.param_groups):
             self._rates.setdefault(f"group {number}", []).append(float(group["lr"]))
         self._before = {
@@ -194,8 +234,11 @@ class Watch:
             }
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._tape.clear()
+        self._tape.on = self._tapes.wants(self._steps)
         if not self._watches(optimizer):
             return
+        self._step_record.after(optimizer)
         weights = dict(self.module.named_parameters())
         for name, old in self._before.items():
             self._ratios.setdefault(name, []).append(update_ratio(weights[name].detach() - old, old))
@@ -275,6 +318,7 @@ class Watch:
                     "Step in the batch loop.",
                 )
             )
+        findings += [*self._step_record.findings, optimizers_seen(self._seen, self._names)]
         findings.append(
             must_be_zero(
                 "calls of backward in evaluation mode",
