@@ -187,7 +187,7 @@ class TapeRecorder:
     def leave(self, name: str, part: nn.Module, given: Any, result: Any) -> None:
         """Note the result of a module."""
         self._depth = max(0, self._depth - 1)
-        if self.on:
+        if self.active:
             inputs = tuple(id(one) for one in tensors_in(given))
             for one in _all_tensors(result):
                 self.outputs.append(Output(id(one), name, type(part).__name__, self._depth == 0, inputs))
@@ -311,7 +311,8 @@ class TapeRecorder:
         made = {key for call in calls for key in call.outs}
         roots: dict[int, Root] = {}
         weights: dict[int, nn.Parameter] = {}
-        for key in {key for call in calls for key in call.reads} - made:
+        # In the order of the calls, which is that of other tapes of the same kind.
+        for key in dict.fromkeys(key for call in calls for key in call.reads if key not in made):
             value = self._tensors.get(key)
             if value is None:
                 return "a tensor is lost"
@@ -394,6 +395,15 @@ class Tape:
             self._reached[key] = found
         return self._reached[key]
 
+    def compared(self, key: int) -> set[int]:
+        """Keys of the tensors that depend on one outside the modules, as the losses of targets do."""
+        found = {key}
+        for call in self.calls:
+            if not call.inside and any(one in found for one in call.reads):
+                found.update(call.outs)
+                found.update(call.mutated)
+        return found
+
     @property
     def results(self) -> list[Output]:
         """Outputs of outermost modules, each once."""
@@ -431,18 +441,31 @@ class Replay:
         tape: the recorded calls.
         weights: values of the weights; by default, the present ones.
         double: whether to calculate in double precision.
+        roots: values of some roots; by default, the recorded ones.
     """
 
-    def __init__(self, tape: Tape, weights: Mapping[int, Tensor] | None = None, *, double: bool = False) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        weights: Mapping[int, Tensor] | None = None,
+        *,
+        double: bool = False,
+        roots: Mapping[int, Tensor] | None = None,
+    ) -> None:
         self.tape = tape
         self.double = double
         given = weights or {key: value.detach() for key, value in tape.weights.items()}
         self.weights = {key: self._moved(value) for key, value in given.items()}
-        self.roots = {key: self._moved(root.value) for key, root in tape.roots.items()}
+        values = {key: root.value for key, root in tape.roots.items()} | dict(roots or {})
+        self.roots = {key: self._moved(value) for key, value in values.items()}
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             self.base = self.run()
         self.loss = float(self.base[tape.loss])
+
+    def forget_statistics(self) -> None:
+        """Let batch normalisation use the statistics of the next run."""
+        self._norms.clear()
 
     def _moved(self, value: Tensor) -> Tensor:
         moved: Tensor = widened(value) if self.double else value

@@ -498,7 +498,7 @@ def terms_of(tape: Tape) -> list[Term]:
     for number, key in enumerate(parts):
         call = maker.get(key)
         name = f"term {number + 1} ({call.name if call is not None else 'weight'})"
-        terms.append(Term(key, name, any(key in tape.reached(one) for one in tape.targets)))
+        terms.append(Term(key, name, any(key in tape.compared(one) for one in tape.targets)))
     return terms
 
 
@@ -542,49 +542,90 @@ def outputs_below(tape: Tape) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def constant_losses(tapes: Sequence[Tape], ends: Sequence[int]) -> list[float]:
-    """The losses of some tapes with the output that is the best constant for the others.
+@dataclass
+class Batch:
+    """A batch of a loop, or one put together from its rows."""
+
+    tape: Tape
+    roots: dict[int, Tensor]
+
+    def replay(self, weights: Mapping[int, Tensor] | None = None) -> Replay:
+        """A replay of the tape with the data of this batch."""
+        return Replay(self.tape, weights, roots=self.roots)
+
+
+def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
+    """Batches of distinct rows, from tapes of one kind, and the share of the rows that are distinct.
+
+    Raises:
+        LeftOutError: the rows cannot be exchanged between batches.
+    """
+    template = tapes[-1]
+    samples = _chosen_samples(template)
+    alike = [tape for tape in tapes if _chosen_samples(tape).number == samples.number]
+    pools: dict[int, Tensor] = {}
+    for place, key in enumerate(template.roots):
+        if key in samples.axes:
+            parts = [list(tape.roots.values())[place].value for tape in alike]
+            pools[key] = torch.cat(parts, samples.axes[key])
+    flat = pools[samples.primary].movedim(samples.axes[samples.primary], 0)
+    rows = flat.reshape(len(flat), -1)
+    rows = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+    vector = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    codes = (rows.double() @ vector.to(rows.device)).tolist()
+    first: dict[float, int] = {}
+    for number, code in enumerate(codes):
+        first.setdefault(code, number)
+    kept = torch.tensor(list(first.values()))
+    batches = []
+    for index in kept.split(samples.number):
+        if len(index) == samples.number:
+            parts = {k: pool.index_select(samples.axes[k], index.to(pool.device)) for k, pool in pools.items()}
+            batches.append(Batch(template, parts))
+    return batches, len(kept) / len(codes)
+
+
+def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float]:
+    """The losses of some batches with the output that is the best constant for the others.
 
     Args:
-        tapes: at least two, of batches of one kind.
+        batches: at least two, of one kind.
         ends: the loss, or the term of it, of each.
     """
-    replays = [Replay(tape) for tape in tapes]
-    keys = [outputs_below(tape) for tape in tapes]
+    replays = [batch.replay() for batch in batches]
+    keys = [outputs_below(batch.tape) for batch in batches]
     shapes = [[replay.base[key].shape[1:] for key in own] for replay, own in zip(replays, keys, strict=True)]
     if not keys[0] or any(one != shapes[0] for one in shapes):
         raise LeftOutError("the outputs of batches have different shapes")
     if any(replay.base[key].ndim < 1 for replay, own in zip(replays, keys, strict=True) for key in own):
         raise LeftOutError("an output has no samples")
-    half = len(tapes) // 2
+    half = len(batches) // 2
     found = []
-    for own, others in ((range(half), range(half, len(tapes))), (range(half, len(tapes)), range(half))):
+    for own, others in ((range(half), range(half, len(batches))), (range(half, len(batches)), range(half))):
         constants = []
         for number in range(len(keys[0])):
             values = [replays[k].base[keys[k][number]] for k in others]
-            constants.append(torch.cat([v.flatten(0, 0) for v in values]).mean(0).detach())
-        constants = [c.clone().requires_grad_(True) for c in constants]
+            constants.append(torch.cat(values).mean(0).detach().clone().requires_grad_(True))
         scale = max(max(_size(c) for c in constants), 0.3)
         optimizer = torch.optim.Adam(constants, lr=0.05 * scale)
 
-        def with_constants(k: int, values: Sequence[Tensor] = constants) -> dict[int, Tensor]:
-            return {
+        def loss_of(k: int, values: Sequence[Tensor] = constants) -> Tensor:
+            given = {
                 key: c.expand(replays[k].base[key].shape).clone() for key, c in zip(keys[k], values, strict=True)
             }
+            return replays[k].run(given=given, ends=[ends[k]])[ends[k]].mean()
 
         for step in range(120):
             if step == 80:
                 optimizer.param_groups[0]["lr"] /= 10
             optimizer.zero_grad()
-            k = list(others)[step % len(others)]
-            loss = replays[k].run(given=with_constants(k), ends=[ends[k]])[ends[k]].mean()
+            loss = loss_of(list(others)[step % len(others)])
             if not loss.requires_grad or not math.isfinite(float(loss.detach())):
                 raise LeftOutError("the loss does not depend on the outputs alone")
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
-            for k in own:
-                found.append(float(replays[k].run(given=with_constants(k), ends=[ends[k]])[ends[k]].mean()))
+            found += [float(loss_of(k)) for k in own]
     return found
 
 
@@ -664,40 +705,37 @@ class Trained:
 
 
 def train_anew(
-    tapes: Sequence[Tape], weights: Mapping[int, Tensor], held: int, rate: float, steps: int, trained: Sequence[int]
+    batches: Sequence[Batch], weights: Mapping[int, Tensor], held: int, rate: float, steps: int, trained: Sequence[int]
 ) -> Trained:
-    """Train the network from given weights on all but the last tapes, with Adam.
+    """Train the network from given weights on all but the last batches, with Adam.
 
     Args:
-        tapes: one for each batch, all with the same weights.
+        batches: of one kind.
         weights: initial values.
-        held: number of the last tapes that are not learned from.
+        held: number of the last batches that are not learned from.
         rate: learning rate.
         steps: number of steps.
         trained: keys of the weights that are trained.
     """
-    replays = [Replay(tape, weights) for tape in tapes]
+    replays = [batch.replay(weights) for batch in batches]
     own = {k: v.clone().requires_grad_(k in trained) for k, v in replays[0].weights.items()}
     optimizer = torch.optim.Adam([v for v in own.values() if v.requires_grad], lr=rate)
-    count = len(tapes) - held
+    count = len(batches) - held
     best = Trained(rate, math.inf, math.inf)
 
+    def loss_of(k: int) -> Tensor:
+        replays[k].forget_statistics()
+        return replays[k].run(weights=own)[batches[k].tape.loss]
+
     def mean(which: range) -> float:
-        values = []
-        for k in which:
-            replays[k]._norms.clear()
-            with torch.no_grad():
-                values.append(float(replays[k].run(weights=own)[tapes[k].loss]))
-        return sum(values) / len(values)
+        with torch.no_grad():
+            return sum(float(loss_of(k)) for k in which) / len(which)
 
     for step in range(steps + 1):
         if step % max(1, steps // 8) == 0:
-            learned, other = mean(range(count)), mean(range(count, len(tapes)))
-            best.learned = min(best.learned, learned)
-            best.held = min(best.held, other)
-        k = step % count
-        replays[k]._norms.clear()
-        loss = replays[k].run(weights=own)[tapes[k].loss]
+            best.learned = min(best.learned, mean(range(max(0, count - held), count)))
+            best.held = min(best.held, mean(range(count, len(batches))))
+        loss = loss_of(step % count)
         optimizer.zero_grad()
         if not loss.requires_grad or not math.isfinite(float(loss.detach())):
             break

@@ -159,7 +159,7 @@ class Watch:
         moved = max((sum(values) for values in self._ratios.values()), default=math.inf) > _MOVED
         reports += [*self._tapes.start_reports, self._tapes.data_report()]
         if all(map(math.isfinite, self.losses)):
-            alone = len(self.optimizers) == 1
+            alone = len(self.optimizers) == 1 and len(self._seen) == 1
             reports += self._tapes.final_reports(self._steps, held, alone=alone, moved=moved)
         return Diagnosis(tuple(reports))
 
