@@ -1,8 +1,8 @@
 """Small training loops as users write them, healthy and with faults, for ``rismusic.watch``.
 
-Their classes follow published studies of faults in deep learning (Islam et al. 2019, Humbatova et al. 2020) and the
-symptoms that UMLAUT, AutoTrainer, DeepLocalize and DeepDiagnosis look for. A fault is a change of the job before it
-runs; the loop is plain PyTorch.
+Their classes follow published studies of faults in deep learning (Islam et al. 2019, Humbatova et al. 2020) and
+the symptoms that UMLAUT, AutoTrainer, DeepLocalize and DeepDiagnosis look for. A fault is a change of the job
+before it runs; the loop is plain PyTorch.
 """
 
 from __future__ import annotations
@@ -213,7 +213,12 @@ def one_batch(job: Job) -> None:
 def regressor() -> Job:
     x = torch.randn(512, 6)
     y = x[:, :1].sin() + x[:, 1:2] * x[:, 2:3]
-    return Job(mlp(6, 32, 32, 1, activation=nn.Tanh), (x, y), lambda m, x, y: F.mse_loss(m(x), y), sgd(0.05, momentum=0.9))
+    return Job(
+        mlp(6, 32, 32, 1, activation=nn.Tanh),
+        (x, y),
+        lambda m, x, y: F.mse_loss(m(x), y),
+        sgd(0.05, momentum=0.9),
+    )
 
 
 def in_place(job: Job) -> None:
@@ -240,7 +245,9 @@ def flattened(job: Job) -> None:
     head = nn.Linear(16 * 16, 4)
     model = job.model
     model.head = head
-    model.forward = lambda x: head(F.relu(model.b(F.relu(model.norm(model.a(x))))).transpose(0, 1).reshape(len(x), -1))
+    model.forward = lambda x: head(
+        F.relu(model.b(F.relu(model.norm(model.a(x))))).transpose(0, 1).reshape(len(x), -1)
+    )
 
 
 class Recurrent(nn.Module):
@@ -261,7 +268,9 @@ def sequence() -> Job:
 
 
 def tokens(rows: int = 384, length: int = 12) -> Tensor:
-    return (torch.arange(length)[None] * torch.randint(1, 4, (rows, 1)) + torch.randint(0, 20, (rows, 1))) % 20
+    return (
+        torch.arange(length)[None] * torch.randint(1, 4, (rows, 1)) + torch.randint(0, 20, (rows, 1))
+    ) % 20
 
 
 class Language(nn.Module):
@@ -507,7 +516,9 @@ def policy() -> Job:
             choice = torch.distributions.Categorical(logits=net(x))
             action = choice.sample()
             reward = torch.where((action == 1) == (x[:, 0] > 0), 1.0, -1.0)
-            loss = -(choice.log_prob(action) * (reward - reward.mean())).mean() - 0.01 * choice.entropy().mean()
+            loss = (
+                -(choice.log_prob(action) * (reward - reward.mean())).mean() - 0.01 * choice.entropy().mean()
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -541,7 +552,12 @@ def graph() -> Job:
     y = ((adjacency @ x)[:, 0] > 0).long()
     one, two = nn.Linear(8, 16), nn.Linear(16, 2)
     model = nn.ModuleDict({"one": one, "two": two})
-    job = Job(model, (x, y), lambda m, x, y: F.cross_entropy(adjacency @ two(F.relu(adjacency @ one(x))), y), adam(1e-2))
+    job = Job(
+        model,
+        (x, y),
+        lambda m, x, y: F.cross_entropy(adjacency @ two(F.relu(adjacency @ one(x))), y),
+        adam(1e-2),
+    )
     job.batch, job.epochs, job.shuffle = 64, 60, False
     return job
 
@@ -563,7 +579,9 @@ def likelihood() -> Job:
         return (((y - mean) / log_scale.exp()).square() / 2 + log_scale).mean()
 
     x = torch.randn(512, 4)
-    return Job(mlp(4, 32, 2, activation=nn.Tanh), (x, 0.1 * x[:, :1] + 0.01 * torch.randn(512, 1)), loss, adam(5e-3))
+    return Job(
+        mlp(4, 32, 2, activation=nn.Tanh), (x, 0.1 * x[:, :1] + 0.01 * torch.randn(512, 1)), loss, adam(5e-3)
+    )
 
 
 def physics() -> Job:
@@ -677,7 +695,11 @@ CASES = (
             ("gradient reversed", "sign is reversed|wrong sign", sets(before_step=reversed_gradient)),
             ("the same batch in every step", "same batch", one_batch),
             ("evaluation mode", "evaluation mode", sets(trains=False)),
-            ("rate grows", "learning rate grows|rate is too high|loss rises", sets(after_step=grown_rate, epochs=10)),
+            (
+                "rate grows",
+                "learning rate grows|rate is too high|loss rises",
+                sets(after_step=grown_rate, epochs=10),
+            ),
             (
                 "features minus their mean over the batch, by hand",
                 MIXED,
@@ -693,9 +715,17 @@ CASES = (
             ("clipped far too low", "clipping is too low", sets(before_step=clipped(1e-4))),
             ("weight decay too high", "weight decay", sets(optimizer=sgd(0.05, weight_decay=5.0))),
             ("maximised", "wrong sign|maximi|away from", sets(optimizer=sgd(0.001, maximize=True))),
-            ("negative loss", "wrong sign|away from|no lower bound", with_loss(lambda old: lambda m, x, y: -old(m, x, y))),
+            (
+                "negative loss",
+                "wrong sign|away from|no lower bound",
+                with_loss(lambda old: lambda m, x, y: -old(m, x, y)),
+            ),
             ("sigmoid at the end", "cannot reach", lambda job: job.model.append(nn.Sigmoid())),
-            ("targets not in the loss", "no better|not depend|compares with no", with_loss(lambda old: lambda m, x, y: m(x).square().mean())),
+            (
+                "targets not in the loss",
+                "no better|not depend|compares with no",
+                with_loss(lambda old: lambda m, x, y: m(x).square().mean()),
+            ),
             ("rate far too low", "rate is too low|at fault", sets(optimizer=sgd(1e-7))),
         ),
     ),
@@ -704,17 +734,41 @@ CASES = (
         images,
         (
             ("flattened across the batch", MIXED, flattened),
-            ("softmax before cross_entropy", "double softmax", with_loss(lambda old: lambda m, x, y: F.cross_entropy(m(x).softmax(1), y))),
-            ("first class only in the loss", "", with_loss(lambda old: lambda m, x, y: F.cross_entropy(m(x), y * 0))),
+            (
+                "softmax before cross_entropy",
+                "double softmax",
+                with_loss(lambda old: lambda m, x, y: F.cross_entropy(m(x).softmax(1), y)),
+            ),
+            (
+                "first class only in the loss",
+                "",
+                with_loss(lambda old: lambda m, x, y: F.cross_entropy(m(x), y * 0)),
+            ),
         ),
     ),
     LoopCase(
         "LSTM",
         sequence,
         (
-            ("batch_first forgotten", MIXED, sets(model=None) if False else (lambda job: setattr(job, "model", Recurrent(4, 1, batch_first=False)))),
-            ("only the first half is read", "no effect", sets(prepare=lambda x, y: (torch.cat([x[:, :5], 0 * x[:, 5:]], 1), y)) if False else with_loss(lambda old: lambda m, x, y: F.mse_loss(m.head(m.core(x[:, :4])[0][:, -1]), y))),
-            ("target of [N] against [N, 1]", "broadcast", with_loss(lambda old: lambda m, x, y: F.mse_loss(m(x), y[:, 0]))),
+            (
+                "batch_first forgotten",
+                MIXED,
+                sets(model=None)
+                if False
+                else (lambda job: setattr(job, "model", Recurrent(4, 1, batch_first=False))),
+            ),
+            (
+                "only the first half is read",
+                "no effect",
+                sets(prepare=lambda x, y: (torch.cat([x[:, :5], 0 * x[:, 5:]], 1), y))
+                if False
+                else with_loss(lambda old: lambda m, x, y: F.mse_loss(m.head(m.core(x[:, :4])[0][:, -1]), y)),
+            ),
+            (
+                "target of [N] against [N, 1]",
+                "broadcast",
+                with_loss(lambda old: lambda m, x, y: F.mse_loss(m(x), y[:, 0])),
+            ),
         ),
     ),
     LoopCase("sequences first", time_major, ()),
@@ -723,9 +777,23 @@ CASES = (
         language,
         (
             ("batch_first forgotten", MIXED, lambda job: setattr(job, "model", Language(batch_first=False))),
-            ("targets flattened in another order", "flattened or matched", with_loss(lambda old: lambda m, t: F.cross_entropy(m(t[:, :-1]).transpose(0, 1).reshape(-1, 20), t[:, 1:].reshape(-1)))),
+            (
+                "targets flattened in another order",
+                "flattened or matched",
+                with_loss(
+                    lambda old: (
+                        lambda m, t: F.cross_entropy(
+                            m(t[:, :-1]).transpose(0, 1).reshape(-1, 20), t[:, 1:].reshape(-1)
+                        )
+                    )
+                ),
+            ),
             ("targets not shifted", "not shifted", not_shifted),
-            ("reads in both directions", "sees the very target", lambda job: setattr(job, "model", Language(both=True))),
+            (
+                "reads in both directions",
+                "sees the very target",
+                lambda job: setattr(job, "model", Language(both=True)),
+            ),
         ),
     ),
     LoopCase(
@@ -736,7 +804,11 @@ CASES = (
             ("targets not shifted", "not shifted", not_shifted),
         ),
     ),
-    LoopCase("padded tokens", padded, (("inverted mask", "mask is inverted", lambda job: setattr(job.model, "inverted", True)),)),
+    LoopCase(
+        "padded tokens",
+        padded,
+        (("inverted mask", "mask is inverted", lambda job: setattr(job.model, "inverted", True)),),
+    ),
     LoopCase("transformer", transformer, (("batch_first forgotten", MIXED, attention_over_batch),)),
     LoopCase(
         "VAE",
@@ -747,29 +819,79 @@ CASES = (
         ),
     ),
     LoopCase("adversarial", adversarial, ()),
-    LoopCase("contrastive", contrastive, (("normalised over the batch", "", with_loss(lambda old: lambda m, a, b: old(lambda v: F.normalize(m(v), dim=0).softmax(0), a, b))),)),
+    LoopCase(
+        "contrastive",
+        contrastive,
+        (
+            (
+                "normalised over the batch",
+                "",
+                with_loss(
+                    lambda old: lambda m, a, b: old(lambda v: F.normalize(m(v), dim=0).softmax(0), a, b)
+                ),
+            ),
+        ),
+    ),
     LoopCase("Siamese", siamese, (("label reversed", "", sets(prepare=lambda a, b, s: (a, b, 1 - s))),)),
     LoopCase(
         "complex-valued",
         complex_valued,
         (
-            ("imaginary part dropped", "imaginary", with_loss(lambda old: lambda m, x, y: (m(x.real + 0j) - y).abs().square().mean())),
-            ("square without modulus", "no lower bound", with_loss(lambda old: lambda m, x, y: (m(x) - y).square().mean().real)),
+            (
+                "imaginary part dropped",
+                "imaginary",
+                with_loss(lambda old: lambda m, x, y: (m(x.real + 0j) - y).abs().square().mean()),
+            ),
+            (
+                "square without modulus",
+                "no lower bound",
+                with_loss(lambda old: lambda m, x, y: (m(x) - y).square().mean().real),
+            ),
         ),
     ),
-    LoopCase("fine-tuning", fine_tuned, (("labels of other rows", "other rows|do not belong together", shuffled_labels),)),
+    LoopCase(
+        "fine-tuning",
+        fine_tuned,
+        (("labels of other rows", "other rows|do not belong together", shuffled_labels),),
+    ),
     LoopCase("accumulation", accumulated, ()),
     LoopCase("mixed precision", mixed_precision, ()),
     LoopCase("two tasks", two_tasks, (("a target in millimetres", "outweighs", millimetres),)),
-    LoopCase("Q learning", q_learning, (("target against itself", "", lambda job: job.extra.update()),) if False else ()),
+    LoopCase(
+        "Q learning",
+        q_learning,
+        (("target against itself", "", lambda job: job.extra.update()),) if False else (),
+    ),
     LoopCase("policy gradient", policy, ()),
-    LoopCase("segmentation", segmentation, (("labels inverted", "away from|inverted", with_loss(lambda old: lambda m, x, y: F.binary_cross_entropy_with_logits(-m(x), y)) if False else with_loss(lambda old: lambda m, x, y: old(m, x, 1 - y))),)),
+    LoopCase(
+        "segmentation",
+        segmentation,
+        (
+            (
+                "labels inverted",
+                "away from|inverted",
+                with_loss(lambda old: lambda m, x, y: F.binary_cross_entropy_with_logits(-m(x), y))
+                if False
+                else with_loss(lambda old: lambda m, x, y: old(m, x, 1 - y)),
+            ),
+        ),
+    ),
     LoopCase("denoiser", denoiser, ()),
     LoopCase("graph", graph, ()),
     LoopCase("curriculum", curriculum, ()),
     LoopCase("likelihood", likelihood, ()),
     LoopCase("physics-informed", physics, ()),
-    LoopCase("forecast", forecast, (("targets not shifted", "not shifted", with_loss(lambda old: lambda m, w: F.mse_loss(m(w[:, :-1]), w[:, :-1]))),)),
+    LoopCase(
+        "forecast",
+        forecast,
+        (
+            (
+                "targets not shifted",
+                "not shifted",
+                with_loss(lambda old: lambda m, w: F.mse_loss(m(w[:, :-1]), w[:, :-1])),
+            ),
+        ),
+    ),
     LoopCase("recommender", recommender, ()),
     LoopCase("mean teacher", teacher, ()),
     LoopCase("loader", with_loader, ()),

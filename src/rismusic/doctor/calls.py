@@ -43,7 +43,22 @@ _ROUNDING = (
 
 Observer = Callable[[Any, Sequence[Any], Any], None]
 # Calls that read a property of a tensor other than its values, of which there are many.
-_PLAIN = frozenset("size dim numel item tolist numpy __len__ __bool__ __float__ __int__ __repr__ __format__".split())
+_PLAIN = frozenset(
+    [
+        "size",
+        "dim",
+        "numel",
+        "item",
+        "tolist",
+        "numpy",
+        "__len__",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__repr__",
+        "__format__",
+    ]
+)
 
 
 class CallRecorder(TorchFunctionMode):

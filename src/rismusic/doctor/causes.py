@@ -109,7 +109,7 @@ def _tags(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_LEARNING = "LITMUS CONSTANT COURSE PROGRESS OVERFIT DRIFT VALIDATION VAL UPDATES"
+_LEARNING = "LITMUS CONSTANT COURSE PROGRESS OVERFIT DRIFT VALIDATION VAL UPDATES LEARNED"
 _LOSSES = "ORACLE TERMS GAP SLOPE SYMMETRY PRECISION LOSS BLEND HELDOUT"
 _EFFECTS: dict[str, frozenset[str]] = {
     tag: _tags(effects)
@@ -128,14 +128,18 @@ _EFFECTS: dict[str, frozenset[str]] = {
         ("SLOPE", f"STEP GRADPATH GRAD {_LEARNING}"),
         ("GRAD GRADPATH", f"SLOPE INSIDE {_LEARNING}"),
         ("LAYERS INSIDE", f"GRAD GRADPATH {_LEARNING}"),
-        ("BATCH", f"MODES {_LEARNING}"),
-        ("LOOP", "COURSE UPDATES"),
+        ("DATA", _LEARNING),
+        ("BATCH", f"ORDER USAGE MODES {_LEARNING}"),
+        ("TARGET BOUND", f"CONSTANT {_LEARNING}"),
+        ("RANGE ORDER USAGE TERMS VALUES LINEAR", _LEARNING),
+        ("LOOP", "COURSE UPDATES LEARNED"),
         ("STEP DECAY", f"OPT REPLAY {_LEARNING}"),
         ("MODES", "VALIDATION VAL"),
         ("HELDOUT", "VALIDATION VAL LOOP FILES"),
         ("FILES", "LOOP"),
         ("LOSS", "LITMUS"),
-        ("UPDATES LITMUS", "CONSTANT COURSE VALIDATION VAL"),
+        ("UPDATES LITMUS", "CONSTANT COURSE LEARNED VALIDATION VAL"),
+        ("LEARNED", "COURSE CONSTANT"),
     )
     for tag in tags.split()
 }

@@ -18,8 +18,8 @@ _FIRST_STEPS = 6
 _LARGEST = 10**6
 # Change of a weight matrix between two steps, over its size, that is no averaging or projection.
 _REPLACED = 0.3
-# Ratio of weight decay to the rest of the update from which the weights cannot learn.
-_DECAY = 10.0
+# Ratio of weight decay to the rest of the update, in the first steps, from which the weights cannot learn.
+_DECAY = 5.0
 # Share of the gradient that clipping leaves.
 _CLIPPED = 0.02
 
@@ -94,7 +94,9 @@ class StepRecord:
         moved = [p for p in held if id(p) in self._before and p.grad is not None and not p.grad.is_sparse]
         change = _joined([p.detach() - self._before[id(p)] for p in moved])
         gradient = _joined([p.grad.detach() for p in moved if p.grad is not None])
-        self.adaptive |= any("exp_avg_sq" in state or "square_avg" in state for state in optimizer.state.values())
+        self.adaptive |= any(
+            "exp_avg_sq" in state or "square_avg" in state for state in optimizer.state.values()
+        )
         if change is not None and gradient is not None and float(change.norm()) > 0 < float(gradient.norm()):
             rest, decayed = change.clone(), 0.0
             start = 0
@@ -103,7 +105,9 @@ class StepRecord:
                 group = rates[id(p)]
                 decay, rate = float(group.get("weight_decay") or 0.0), float(group["lr"])
                 part = -rate * decay * _real(self._before[id(p)])
-                decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+                decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get(
+                    "decoupled_weight_decay", False
+                )
                 if decay and p.ndim > 1 and (decoupled or not self.adaptive):
                     rest[start : start + part.numel()] -= part
                     decayed += float(part.square().sum())
@@ -134,7 +138,8 @@ class StepRecord:
             must_be_zero(
                 "weight matrices that something replaces between two steps",
                 len(self._replaced),
-                f"between two steps, something other than the optimizer changes {listed(list(self._replaced))}: "
+                "between two steps, something other than the optimizer changes "
+                f"{listed(list(self._replaced))}: "
                 "weights are initialised again, loaded or overwritten, so what was learned is lost.",
                 "Create, initialise and load the model once, before the loop.",
             ),
@@ -148,7 +153,8 @@ class StepRecord:
                     0.5,
                     "the gradient is changed between backward and step: "
                     + ("its sign is reversed." if middle < -0.5 else "it is not that of the loss."),
-                    "Look at what changes .grad, such as clipping by value, noise, hooks, or a second backward.",
+                    "Look at what changes .grad, such as clipping by value, noise, hooks, or a second "
+                    "backward.",
                 )
             )
             found.append(
@@ -156,7 +162,8 @@ class StepRecord:
                     "size of the gradient that the optimizer gets, over that of the losses",
                     1.0 if self.adaptive or _power_of_two(self._ratios) else _median(self._ratios),
                     _CLIPPED,
-                    "the gradient is made far smaller between backward and step: the limit of clipping is too low.",
+                    "the gradient is made far smaller between backward and step: the limit of clipping is "
+                    "too low.",
                     "Clip at a few times the usual norm of the gradient.",
                 )
             )
@@ -174,7 +181,7 @@ class StepRecord:
             found.append(
                 at_most(
                     "size of weight decay over that of the rest of the update",
-                    _median(self._decays),
+                    max(self._decays[:2]),
                     _DECAY,
                     "weight decay outweighs the gradient: weights shrink faster than they learn.",
                     "Use a weight decay of 1e-4 (SGD) to 1e-2 (AdamW).",

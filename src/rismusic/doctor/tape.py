@@ -1,8 +1,8 @@
 """The calculation of a loss, recorded from an existing loop, so that it can be repeated with other data.
 
-A :class:`TapeRecorder` sees each call of a torch function. At ``backward``, those that the loss depends on are cut
-out as a :class:`Tape`: data, weights and noise go in, outputs and loss come out. A :class:`Replay` repeats it with
-dropout off and the statistics of batch normalisation held, with any of its tensors replaced.
+A :class:`TapeRecorder` sees each call of a torch function. At ``backward``, those that the loss depends on
+are cut out as a :class:`Tape`: data, weights and noise go in, outputs and loss come out. A :class:`Replay`
+repeats it with dropout off and the statistics of batch normalisation held, with any of its tensors replaced.
 """
 
 from __future__ import annotations
@@ -12,39 +12,165 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from rismusic.doctor.state import tensors_in, widened
 
 # Calls on data alone that keep the order of the samples, and are repeated. The result of any other is a root.
 _KEPT = frozenset(
-    "view reshape flatten transpose permute t unsqueeze squeeze float long double half bfloat16 to type type_as "
-    "one_hot contiguous expand repeat_interleave clone detach real imag view_as_real view_as_complex unflatten "
-    "__get__ div sub mul add neg rsub pow exp log log1p sqrt abs square clamp eq ne lt le gt ge logical_not "
-    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __neg__ __eq__ __ne__ "
-    "__lt__ __le__ __gt__ __ge__ __invert__ true_divide int bool unsqueeze_ swapaxes movedim".split()
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "transpose",
+        "permute",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "float",
+        "long",
+        "double",
+        "half",
+        "bfloat16",
+        "to",
+        "type",
+        "type_as",
+        "one_hot",
+        "contiguous",
+        "expand",
+        "repeat_interleave",
+        "clone",
+        "detach",
+        "real",
+        "imag",
+        "view_as_real",
+        "view_as_complex",
+        "unflatten",
+        "__get__",
+        "div",
+        "sub",
+        "mul",
+        "add",
+        "neg",
+        "rsub",
+        "pow",
+        "exp",
+        "log",
+        "log1p",
+        "sqrt",
+        "abs",
+        "square",
+        "clamp",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "logical_not",
+        "__add__",
+        "__radd__",
+        "__sub__",
+        "__rsub__",
+        "__mul__",
+        "__rmul__",
+        "__truediv__",
+        "__rtruediv__",
+        "__pow__",
+        "__neg__",
+        "__eq__",
+        "__ne__",
+        "__lt__",
+        "__le__",
+        "__gt__",
+        "__ge__",
+        "__invert__",
+        "true_divide",
+        "int",
+        "bool",
+        "unsqueeze_",
+        "swapaxes",
+        "movedim",
+    ]
 )
 _RANDOM = frozenset(
-    "randn rand randint randperm randn_like rand_like randint_like normal normal_ uniform_ bernoulli bernoulli_ "
-    "multinomial exponential_ random_ gumbel_softmax rrelu".split()
+    [
+        "randn",
+        "rand",
+        "randint",
+        "randperm",
+        "randn_like",
+        "rand_like",
+        "randint_like",
+        "normal",
+        "normal_",
+        "uniform_",
+        "bernoulli",
+        "bernoulli_",
+        "multinomial",
+        "exponential_",
+        "random_",
+        "gumbel_softmax",
+        "rrelu",
+    ]
 )
 _CONSTANT = frozenset(
-    "zeros ones full arange eye linspace empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full "
-    "new_empty tril triu tril_indices triu_indices zero_ fill_".split()
+    [
+        "zeros",
+        "ones",
+        "full",
+        "arange",
+        "eye",
+        "linspace",
+        "empty",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "tril",
+        "triu",
+        "tril_indices",
+        "triu_indices",
+        "zero_",
+        "fill_",
+    ]
 )
 # Changes in place that depend on the old values.
-_ALTERING = frozenset("mul_ div_ add_ sub_ clamp_ __imul__ __idiv__ __itruediv__ __iadd__ __isub__ log_ neg_".split())
-# Results of these have the size of their argument, but do not depend on its values.
-_LIKE = frozenset("randn_like rand_like randint_like zeros_like ones_like full_like empty_like".split()) | frozenset(
-    "new_zeros new_ones new_full new_empty size numel dim".split()
+_ALTERING = frozenset(
+    [
+        "mul_",
+        "div_",
+        "add_",
+        "sub_",
+        "clamp_",
+        "__imul__",
+        "__idiv__",
+        "__itruediv__",
+        "__iadd__",
+        "__isub__",
+        "log_",
+        "neg_",
+    ]
 )
-_DROPOUT = frozenset("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split())
+# Results of these have the size of their argument, but do not depend on its values.
+_LIKE = frozenset(
+    ["randn_like", "rand_like", "randint_like", "zeros_like", "ones_like", "full_like", "empty_like"]
+) | frozenset(["new_zeros", "new_ones", "new_full", "new_empty", "size", "numel", "dim"])
+DROPOUT = frozenset(
+    ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"]
+)
 _ATTENTION = "scaled_dot_product_attention"
-_RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu".split())
+_RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
 # Most calls between two steps of the optimizer.
 _MOST_CALLS = 20_000
 
@@ -91,7 +217,7 @@ class Root:
 
     Args:
         kind: ``data``, ``noise`` or ``constant``.
-        rows: how it was indexed out of another tensor, the last step first: key of that tensor, and the index.
+        rows: how it was indexed out of others, the last step first: key of that tensor, and the index.
     """
 
     value: Tensor
@@ -174,6 +300,15 @@ class TapeRecorder:
         self._passed: list[tuple[str, int]] = []
         self.altered: set[str] = set()
 
+    def hooks(self) -> list[RemovableHandle]:
+        """Hooks on the modules, to be removed at the end."""
+        handles: list[RemovableHandle] = []
+        for name, part in self.module.named_modules():
+            if not isinstance(part, (nn.ModuleDict, nn.ModuleList)):
+                handles.append(part.register_forward_pre_hook(self.enter))
+                handles.append(part.register_forward_hook(partial(self.leave, name), always_call=True))
+        return handles
+
     def enter(self, part: nn.Module, given: Any) -> None:
         """Note that the forward pass of a module starts."""
         if self._depth == 0 and self.active:
@@ -203,25 +338,34 @@ class TapeRecorder:
 
     def draws(self, name: str, args: Any, kwargs: Any) -> bool:
         """Whether a call that depends on weights draws random numbers."""
-        draws = name in _RANDOM or name in _DROPOUT or name in _RECURRENT or "attention" in name
+        draws = name in _RANDOM or name in DROPOUT or name in _RECURRENT or "attention" in name
         return draws and any(map(self.depends, tensors_in(list(args)) + tensors_in(kwargs)))
 
     def before(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, int]]:
         """The tensors of a call with their versions, before it is made."""
         tensors = tensors_in(list(args)) + tensors_in(kwargs)
         found = [(one, one._version) for one in tensors if not one.is_inference()]
-        changes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name[:3] == "__i"
+        changes = (
+            (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name[:3] == "__i"
+        )
         if changes and tensors and not self.depends(tensors[0]) and any(map(self.depends, tensors[1:])):
             self._before.setdefault(id(tensors[0]), tensors[0].detach().clone())
         return found
 
     def after(
-        self, func: Any, name: str, args: Any, kwargs: Any, result: Any, found: list[tuple[Tensor, int]], state: Any
+        self,
+        func: Any,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+        found: list[tuple[Tensor, int]],
+        state: Any,
     ) -> None:
         """Record a call that was made."""
         outs = tensors_in(result)
         mutated = [one for one, version in found if one._version != version]
-        if not outs and not mutated or self.problem:
+        if (not outs and not mutated) or self.problem:
             return
         tainted = name not in _LIKE and any(self.depends(one) for one, _ in found)
         for one in (*outs, *mutated):
@@ -247,7 +391,9 @@ class TapeRecorder:
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
         for one, _ in found:
-            grown = one.requires_grad and one.grad_fn is not None and not any(one is other for other in mutated)
+            grown = (
+                one.requires_grad and one.grad_fn is not None and not any(one is other for other in mutated)
+            )
             if grown and id(one) not in self._tainted and name not in ("backward", "__get__"):
                 self.problem = "a part of the loss is made by calls that torch does not show"
         self._record(func, name, args, kwargs, outs, mutated, state, pure=False)
@@ -262,7 +408,16 @@ class TapeRecorder:
         return True
 
     def _record(
-        self, func: Any, name: str, args: Any, kwargs: Any, outs: Sequence[Tensor], mutated: Any, state: Any, *, pure: bool
+        self,
+        func: Any,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        outs: Sequence[Tensor],
+        mutated: Any,
+        state: Any,
+        *,
+        pure: bool,
     ) -> None:
         def reference(value: Tensor) -> Ref:
             self._known(value)
@@ -322,7 +477,7 @@ class TapeRecorder:
             if key not in self._before and value.requires_grad and value.grad_fn is not None:
                 return "a part of the loss is made before the last step"
             kind, rows = self._kinds.get(key, ("constant" if key in self._fixed else "data", None))
-            chain = []
+            chain: list[tuple[int, Any]] = []
             while rows is not None and len(chain) < 8:
                 chain.append(rows)
                 rows = self._kinds.get(rows[0], ("", None))[1]
@@ -417,7 +572,7 @@ class Tape:
 
     @property
     def targets(self) -> list[int]:
-        """Keys of the data that the loss compares the outputs with: those that are used outside the modules."""
+        """Keys of the data that are used outside the modules, as the targets of a loss are."""
         inside = {one.key for one in self.results}
         found = []
         for key, root in self.roots.items():
@@ -491,7 +646,9 @@ class Replay:
         """
         given = given or {}
         env: dict[int, Tensor] = {**self.roots, **(roots or {}), **self.weights, **(weights or {})}
-        calls = _needed(self.tape.calls, ends or [self.tape.loss], given) if ends or given else self.tape.calls
+        calls = (
+            _needed(self.tape.calls, ends or [self.tape.loss], given) if ends or given else self.tape.calls
+        )
         changed = {key for call in calls for key in call.mutated}
         env = {key: value.clone() if key in changed else value for key, value in env.items()}
         env.update(given)
@@ -516,7 +673,7 @@ class Replay:
 
     def _quiet(self, call: Call, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Arguments without dropout, and with the statistics of the recorded batch."""
-        if call.name in _DROPOUT:
+        if call.name in DROPOUT:
             args, kwargs = args[:1], {"p": 0.0, "training": False}
         elif call.name == "multi_head_attention_forward":
             kwargs = {**kwargs, "training": False}
@@ -556,4 +713,4 @@ def faithful(tape: Tape) -> bool:
     return math.isclose(found, tape.value, rel_tol=1e-3, abs_tol=1e-6)
 
 
-assert functional.dropout.__name__ in _DROPOUT
+assert functional.dropout.__name__ in DROPOUT

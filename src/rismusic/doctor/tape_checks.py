@@ -1,7 +1,7 @@
 """Checks that repeat the calculation of a loss with other data: what a right loss and network must satisfy.
 
-No check knows a kind of mistake. Each compares the loss with itself: with the samples in another order, with the
-inputs of other samples, with the best constant output, with one term at a time.
+No check knows a kind of mistake. Each compares the loss with itself: with the samples in another order, with
+the inputs of other samples, with the best constant output, with one term at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.report import listed, must_be_zero
+from rismusic.doctor.tape import DROPOUT as _DROPOUT
 from rismusic.doctor.tape import Call, Output, Replay, Tape
 from rismusic.nn.monitors import Finding, at_least, at_most
 
@@ -23,12 +24,52 @@ _CHANGED = {True: 1e-5, False: 2e-3}
 _UNUSED = 0.3
 # Calls through which a constant output is given to the call before, which keeps it in its range.
 _LINKS = frozenset(
-    "softmax log_softmax sigmoid logsigmoid tanh relu relu_ softplus exp normalize elu leaky_relu gelu silu "
-    "squeeze unsqueeze view reshape flatten clone contiguous transpose permute float clamp".split()
+    [
+        "softmax",
+        "log_softmax",
+        "sigmoid",
+        "logsigmoid",
+        "tanh",
+        "relu",
+        "relu_",
+        "softplus",
+        "exp",
+        "normalize",
+        "elu",
+        "leaky_relu",
+        "gelu",
+        "silu",
+        "squeeze",
+        "unsqueeze",
+        "view",
+        "reshape",
+        "flatten",
+        "clone",
+        "contiguous",
+        "transpose",
+        "permute",
+        "float",
+        "clamp",
+    ]
 )
-_SUMS = frozenset("add __add__ __radd__ sub __sub__ __rsub__ add_ __iadd__".split())
+_SUMS = frozenset(["add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "add_", "__iadd__"])
 _LINEAR = frozenset(
-    "mul __mul__ __rmul__ div __truediv__ true_divide sum mean neg __neg__ stack squeeze view reshape".split()
+    [
+        "mul",
+        "__mul__",
+        "__rmul__",
+        "div",
+        "__truediv__",
+        "true_divide",
+        "sum",
+        "mean",
+        "neg",
+        "__neg__",
+        "stack",
+        "squeeze",
+        "view",
+        "reshape",
+    ]
 )
 
 
@@ -81,7 +122,12 @@ def samples_of(tape: Tape, axis: int = 0) -> Samples:
         shape = list(root.value.shape)
         if _is_index(root.value) or root.value.numel() < 2:
             continue
-        if shape.count(number) > 1 and shape[:2] == [number, number] and root.kind == "data" and key != primary:
+        if (
+            shape.count(number) > 1
+            and shape[:2] == [number, number]
+            and root.kind == "data"
+            and key != primary
+        ):
             raise LeftOutError("the batch has a matrix that relates samples to each other")
         if axis < len(shape) and shape[axis] == number:
             axes[key] = axis
@@ -146,10 +192,11 @@ def mixing_findings(tape: Tape) -> list[Finding]:
             + (
                 "batch_first does not fit the order of the axes."
                 if recurrent
-                else "axes are mixed up (view or flatten across the batch, batch_first, softmax or statistics "
-                "over the batch)."
+                else "axes are mixed up (view or flatten across the batch, batch_first, softmax or "
+                "statistics over the batch)."
             ),
-            "The first axis is the samples: batch_first=True for recurrent layers and attention; flatten from "
+            "The first axis is the samples: batch_first=True for recurrent layers and attention; flatten "
+            "from "
             "axis 1; transpose in place of view.",
         )
     ]
@@ -159,8 +206,10 @@ def mixing_findings(tape: Tape) -> list[Finding]:
                 "relative change of the loss when samples and their targets are put in another order",
                 change,
                 limit,
-                "the loss depends on the order of the samples, though each output belongs to one sample: outputs "
-                "and targets are flattened or matched in different orders, so outputs meet the targets of others.",
+                "the loss depends on the order of the samples, though each output belongs to one sample: "
+                "outputs "
+                "and targets are flattened or matched in different orders, so outputs meet the targets of "
+                "others.",
                 "Compare the axes of outputs and targets before they are flattened or matched.",
             )
         )
@@ -238,10 +287,12 @@ def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
             unused = _column_effects(replay, key, samples, flat, results)
         found.append(
             at_most(
-                f"share of the entries of an input {list(tape.roots[key].value.shape)} without any effect on the output",
+                f"share of the entries of an input {list(tape.roots[key].value.shape)} without any effect "
+                "on the output",
                 unused,
                 _UNUSED,
-                "a part of the input has no effect on the output of any sample: a mask is inverted or of another axis, "
+                "a part of the input has no effect on the output of any sample: a mask is inverted or of "
+                "another axis, "
                 "or the network reads only some positions or features.",
                 "Look at masks, indices and slices between input and output.",
             )
@@ -261,7 +312,10 @@ def _effects(
         out = env[one]
         if out.requires_grad:
             out = torch.view_as_real(out.resolve_conj()) if out.is_complex() else out
-            total = total + (out.double() * torch.randn(out.shape, generator=generator).to(out.device)).sum().cpu()
+            total = (
+                total
+                + (out.double() * torch.randn(out.shape, generator=generator).to(out.device)).sum().cpu()
+            )
     if not total.requires_grad:
         raise LeftOutError("the outputs have no gradient by the input")
     (g,) = torch.autograd.grad(total, [value], allow_unused=True)
@@ -274,7 +328,8 @@ def _effects(
             "share of the gradient by the imaginary part of the input",
             share,
             1e-9,
-            "the imaginary part of the input has no effect on the output: it is dropped on the way (.real, a cast).",
+            "the imaginary part of the input has no effect on the output: it is dropped on the way "
+            "(.real, a cast).",
             "Pass real and imaginary part, such as with torch.view_as_real, or use complex layers.",
         )
     return (rows != 0).any(0), imaginary
@@ -305,6 +360,138 @@ def _column_effects(
         tried += 1
         unused += all(torch.equal(env[one], replay.base[one]) for one in results)
     return unused / tried if tried else 0.0
+
+
+def loss_usage_findings(tape: Tape) -> list[Finding]:
+    """The loss uses the outputs of all samples, and all units of an output that it uses."""
+    samples = _chosen_samples(tape)
+    replay = Replay(tape)
+    maker = {key: call for call in tape.calls for key in call.outs}
+    given = {one.key: replay.base[one.key].detach().clone() for one in tape.results}
+    given = {k: v.requires_grad_(True) for k, v in given.items() if v.is_floating_point() and v.ndim}
+    loss = replay.run(given=given)[tape.loss]
+    if not given or not loss.requires_grad:
+        raise LeftOutError("the loss has no outputs of the network")
+    # Rows that data pick out, as the training nodes of a graph, are left out on purpose.
+    picked = any(
+        call.name in ("__getitem__", "index_select", "masked_select")
+        and len(call.reads) > 1
+        and not call.pure
+        for call in tape.calls
+    )
+    found = []
+    for key, g in zip(given, torch.autograd.grad(loss, list(given.values()), allow_unused=True), strict=True):
+        value = given[key]
+        if g is None or value.shape[0] != samples.number or key not in maker or not bool(g.any()):
+            continue
+        rows = float((g.flatten(1) == 0).all(1).double().mean())
+        found.append(
+            at_most(
+                "share of the samples that the loss does not use",
+                0.0 if picked else rows,
+                0.8,
+                "the loss uses the outputs of a part of the samples only.",
+                "Look at the indices between outputs and loss.",
+            )
+        )
+        if value.ndim == 2 and value.shape[1] > 1:
+            found.append(
+                must_be_zero(
+                    "units of the output that the loss does not use",
+                    int((g == 0).all(0).sum()) if rows < 0.5 else 0,
+                    "the loss does not use all units of the output, so the others learn nothing.",
+                    "Compare all units with targets, or make the output smaller.",
+                )
+            )
+    return found
+
+
+def linear_findings(tape: Tape) -> list[Finding]:
+    """A network of several layers is not linear."""
+    replay = replay_of(tape)
+    keys = [k for k in tape.inputs if replay.roots[k].is_floating_point() or replay.roots[k].is_complex()]
+    results = [one.key for one in tape.results]
+    used = [key for key in tape.weights if set(results) & tape.reached(key) and tape.weights[key].ndim > 1]
+    if len(keys) != len(tape.inputs) or not keys or len(used) < 2:
+        raise LeftOutError("the network has one layer, or inputs that are no numbers")
+    generator = torch.Generator().manual_seed(0)
+    change = {}
+    for key in keys:
+        value = replay.roots[key]
+        noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+        change[key] = 3 * _size(value) * noise
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            env = replay.run({k: replay.roots[k] + sign * c for k, c in change.items()}, ends=results)
+        values.append([env[one] for one in results])
+    curved, moved = 0.0, 0.0
+    for one, two, key in zip(*values, results, strict=True):
+        if one.is_floating_point() or one.is_complex():
+            curved = max(curved, _size(one + two - 2 * replay.base[key]))
+            moved = max(moved, _size(one - two))
+    return [
+        at_least(
+            "curvature of the network along a change of its input, over the change of its output",
+            curved / moved if moved > 0 else 1.0,
+            1e-9 if replay.double else 1e-4,
+            f"the network is linear, though it has {len(used)} weight matrices: activations are missing.",
+            "Put an activation, such as ReLU, between the layers.",
+        )
+    ]
+
+
+def value_findings(tape: Tape) -> list[Finding]:
+    """Targets vary where the loss uses them; no dropout on outputs, or of nearly everything."""
+    replay = Replay(tape)
+    maker = {key: call for call in tape.calls for key in call.outs}
+    lost = 0
+    for key in tape.targets:
+        root = replay.roots[key]
+        if root.is_complex() or bool((root == root.flatten()[0]).all()):
+            continue
+        pure = {key}
+        for call in tape.calls:
+            if call.pure and any(one in pure for one in call.reads):
+                pure.update(call.outs)
+        for call in tape.calls:
+            for one in call.reads if not call.pure and not call.inside else ():
+                value = replay.base.get(one)
+                if one in pure and one != key and value is not None and value.numel() >= 8:
+                    lost += bool((value == value.flatten()[0]).all())
+    dropped = [
+        one.name or "the network"
+        for one in tape.results
+        if one.key in maker and maker[one.key].name in _DROPOUT and _rate(maker[one.key]) > 0
+    ]
+    rates = [_rate(call) for call in tape.calls if call.name in _DROPOUT]
+    return [
+        must_be_zero(
+            "targets that are the same for all samples where the loss uses them, though the data are not",
+            lost,
+            "the targets lose their values on the way to the loss (a cast to integers, a product with 0, "
+            "a wrong "
+            "comparison).",
+            "Print the targets as the loss gets them.",
+        ),
+        must_be_zero(
+            "outputs with dropout",
+            len(dropped),
+            f"dropout is applied to the output of {listed(dropped)}, which sets predictions to 0 at random.",
+            "Apply dropout before the last layer.",
+        ),
+        at_most(
+            "largest probability of dropout",
+            max(rates, default=0.0),
+            0.8,
+            "dropout removes nearly everything: the probability to keep was given for that to drop?",
+            "Use 0.1 to 0.5.",
+        ),
+    ]
+
+
+def _rate(call: Call) -> float:
+    return float(call.kwargs.get("p", 0.5)) if call.kwargs.get("training", True) else 0.0
 
 
 def target_findings(tape: Tape) -> list[Finding]:
@@ -373,7 +560,8 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
             "change of the output at a place when the input at the place of its target changes",
             effect(place + shift),
             limit,
-            "the network sees the very target that it is to predict (the next token or value): the causal mask is "
+            "the network sees the very target that it is to predict (the next token or value): the causal "
+            "mask is "
             "missing or wrong, or the layer reads in both directions.",
             "Use a causal mask, and no bidirectional layer.",
         )
@@ -381,7 +569,8 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
     return must_be_zero(
         "targets that are the input at the same place of a causal network",
         int(causal),
-        "the target at each place is the input at the same place: targets are not shifted, so the network only "
+        "the target at each place is the input at the same place: targets are not shifted, so the network "
+        "only "
         "learns to copy.",
         "Predict the next token: inputs [:, :-1], targets [:, 1:].",
     )
@@ -395,12 +584,16 @@ def bound_findings(tape: Tape) -> list[Finding]:
     if not outputs or tape.random:
         raise LeftOutError("the loss has no outputs of the network")
     given = {key: replay.base[key].detach().clone() for key in outputs}
-    given = {key: v.requires_grad_(True) for key, v in given.items() if v.is_floating_point() or v.is_complex()}
+    given = {
+        key: v.requires_grad_(True) for key, v in given.items() if v.is_floating_point() or v.is_complex()
+    }
     loss = replay.run(given=given)[tape.loss]
     if not loss.requires_grad:
         raise LeftOutError("the loss does not depend on the outputs")
     keys = list(given)
-    slopes = dict(zip(keys, torch.autograd.grad(loss, [given[k] for k in keys], allow_unused=True), strict=True))
+    slopes = dict(
+        zip(keys, torch.autograd.grad(loss, [given[k] for k in keys], allow_unused=True), strict=True)
+    )
     steepest, generator = 0.0, torch.Generator().manual_seed(0)
     for key, g in slopes.items():
         if g is None or not bool(g.any()):
@@ -410,7 +603,8 @@ def bound_findings(tape: Tape) -> list[Finding]:
         for direction in (-g / _size(g), noise, -1j * noise.real if value.is_complex() else -noise):
             size = 10 * max(_size(value), 1.0)
             one, two = (
-                replay.value(given={key: value + factor * size * direction}) - replay.loss for factor in (10, 100)
+                replay.value(given={key: value + factor * size * direction}) - replay.loss
+                for factor in (10, 100)
             )
             if one < -abs(replay.loss) and math.isfinite(two) and two < 0:
                 steepest = max(steepest, two / one)
@@ -419,7 +613,8 @@ def bound_findings(tape: Tape) -> list[Finding]:
             "growth of the fall of the loss over ten times the distance of the outputs",
             steepest,
             40.0,
-            "the loss has no lower bound: it falls ever faster as outputs move away (a square that is negative: "
+            "the loss has no lower bound: it falls ever faster as outputs move away (a square that is "
+            "negative: "
             "a wrong sign, or a complex square without modulus).",
             "Check signs, and take .abs() before the square of complex numbers.",
         )
@@ -437,7 +632,8 @@ def bound_findings(tape: Tape) -> list[Finding]:
                         "correlation of the pull of the loss on the outputs with their targets",
                         pull,
                         -0.3,
-                        "the loss moves the outputs away from their targets: labels are inverted, or a sign is wrong.",
+                        "the loss moves the outputs away from their targets: labels are inverted, or a "
+                        "sign is wrong.",
                         "Check the sign of the loss, and which value of the label means what.",
                     )
                 )
@@ -510,16 +706,14 @@ def term_gradients(replay: Replay, terms: Sequence[Term]) -> list[dict[int, floa
         if replay.tape.weights[key].requires_grad and (value.is_floating_point() or value.is_complex())
     }
     env = replay.run(weights=weights)
-    loss, found = env[replay.tape.loss], []
+    loss = env[replay.tape.loss]
+    found: list[dict[int, float]] = []
     for term in terms:
         value = env[term.key]
         if not value.requires_grad:
             found.append({})
             continue
         (factor,) = torch.autograd.grad(loss, [value], retain_graph=True, allow_unused=True)
-        if factor is None:
-            found.append({})
-            continue
         parts = torch.autograd.grad(
             [value], list(weights.values()), [factor], retain_graph=True, allow_unused=True
         )
@@ -528,7 +722,7 @@ def term_gradients(replay: Replay, terms: Sequence[Term]) -> list[dict[int, floa
 
 
 def outputs_below(tape: Tape) -> list[int]:
-    """The outputs of the network that the loss reads, each before the activation that keeps it in its range."""
+    """The outputs of the network, each before the activation that keeps it in its range."""
     maker = {key: call for call in tape.calls for key in call.outs}
     found = []
     for one in tape.results:
@@ -580,8 +774,10 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
     batches = []
     for index in kept.split(samples.number):
         if len(index) == samples.number:
-            parts = {k: pool.index_select(samples.axes[k], index.to(pool.device)) for k, pool in pools.items()}
-            batches.append(Batch(template, parts))
+            roots = {
+                k: pool.index_select(samples.axes[k], index.to(pool.device)) for k, pool in pools.items()
+            }
+            batches.append(Batch(template, roots))
     return batches, len(kept) / len(codes)
 
 
@@ -611,7 +807,8 @@ def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float
 
         def loss_of(k: int, values: Sequence[Tensor] = constants) -> Tensor:
             given = {
-                key: c.expand(replays[k].base[key].shape).clone() for key, c in zip(keys[k], values, strict=True)
+                key: c.expand(replays[k].base[key].shape).clone()
+                for key, c in zip(keys[k], values, strict=True)
             }
             return replays[k].run(given=given, ends=[ends[k]])[ends[k]].mean()
 
@@ -622,7 +819,7 @@ def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float
             loss = loss_of(list(others)[step % len(others)])
             if not loss.requires_grad or not math.isfinite(float(loss.detach())):
                 raise LeftOutError("the loss does not depend on the outputs alone")
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         with torch.no_grad():
             found += [float(loss_of(k)) for k in own]
@@ -640,7 +837,9 @@ def range_findings(tape: Tape) -> list[Finding]:
             keys.append(call.reads[0])
         return keys
 
-    shapes = frozenset("squeeze unsqueeze view reshape flatten float contiguous clone __getitem__".split())
+    shapes = frozenset(
+        ["squeeze", "unsqueeze", "view", "reshape", "flatten", "float", "contiguous", "clone", "__getitem__"]
+    )
     found: list[Finding] = []
     for call in tape.calls:
         if call.name not in _COMPARED or call.inside or call.pure or len(call.reads) < 2:
@@ -662,7 +861,8 @@ def range_findings(tape: Tape) -> list[Finding]:
                 "share of the targets that the output cannot reach",
                 outside,
                 0.02,
-                f"the output ends with {last.name} and lies in {limits[0]:g} to {limits[1]:g}, but targets lie "
+                f"the output ends with {last.name} and lies in {limits[0]:g} to {limits[1]:g}, but targets "
+                "lie "
                 f"in {float(y.min()):.3g} to {float(y.max()):.3g}.",
                 "Remove the last activation, or scale the targets to its range.",
             )
@@ -671,7 +871,17 @@ def range_findings(tape: Tape) -> list[Finding]:
 
 
 _COMPARED = frozenset(
-    "mse_loss l1_loss smooth_l1_loss huber_loss sub __sub__ __rsub__ rsub binary_cross_entropy".split()
+    [
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "sub",
+        "__sub__",
+        "__rsub__",
+        "rsub",
+        "binary_cross_entropy",
+    ]
 )
 _RANGES = {
     "sigmoid": (0.0, 1.0),
@@ -697,7 +907,7 @@ def constant_order(tape: Tape, term: int) -> bool:
 
 @dataclass
 class Trained:
-    """Losses of a network trained anew: of the batches it learned from and of others, at the lowest of the latter."""
+    """Lowest losses of a network trained anew: of batches it learned from, and of others."""
 
     rate: float
     learned: float
@@ -705,7 +915,12 @@ class Trained:
 
 
 def train_anew(
-    batches: Sequence[Batch], weights: Mapping[int, Tensor], held: int, rate: float, steps: int, trained: Sequence[int]
+    batches: Sequence[Batch],
+    weights: Mapping[int, Tensor],
+    held: int,
+    rate: float,
+    steps: int,
+    trained: Sequence[int],
 ) -> Trained:
     """Train the network from given weights on all but the last batches, with Adam.
 
@@ -739,12 +954,14 @@ def train_anew(
         optimizer.zero_grad()
         if not loss.requires_grad or not math.isfinite(float(loss.detach())):
             break
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return best
 
 
-def attempted(checks: Sequence[tuple[str, Callable[[], list[Finding]]]]) -> Iterator[tuple[str, list[Finding], str]]:
+def attempted(
+    checks: Sequence[tuple[str, Callable[[], list[Finding]]]],
+) -> Iterator[tuple[str, list[Finding], str]]:
     """Name, findings and reason of being left out, of each check."""
     for name, check in checks:
         try:

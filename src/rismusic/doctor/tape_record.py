@@ -23,6 +23,8 @@ from rismusic.doctor.tape_checks import (
     bound_findings,
     constant_losses,
     constant_order,
+    linear_findings,
+    loss_usage_findings,
     mixing_findings,
     range_findings,
     rows_of,
@@ -31,6 +33,7 @@ from rismusic.doctor.tape_checks import (
     terms_of,
     train_anew,
     usage_findings,
+    value_findings,
 )
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -119,10 +122,15 @@ class TapeRecord:
             ("TARGET", partial(target_findings, tape)),
             ("BOUND", partial(bound_findings, tape)),
             ("RANGE", partial(range_findings, tape)),
+            ("USAGE", partial(loss_usage_findings, tape)),
+            ("LINEAR", partial(linear_findings, tape)),
+            ("VALUES", partial(value_findings, tape)),
         )
         found = []
         for tag, findings, reason in attempted(checks):
-            text = f"left out: {reason}" if reason else "the calculation of the loss, repeated with other data"
+            text = (
+                f"left out: {reason}" if reason else "the calculation of the loss, repeated with other data"
+            )
             found.append(report_of(tag, text, findings))
         torch.set_rng_state(state)
         return found
@@ -148,6 +156,22 @@ class TapeRecord:
             if self._same == 20:
                 self.loader = max(recorder.base_rows(tape), _loader_rows())
 
+    def foreign(self, own: set[int]) -> list[nn.Parameter]:
+        """Weights outside the model that the losses reach with a gradient."""
+        found: dict[int, nn.Parameter] = {}
+        for tape in self.first.values():
+            for call in tape.calls:
+                for key in call.reads if call.grad else ():
+                    weight = tape.weights.get(key)
+                    if weight is not None and key not in own and weight.requires_grad:
+                        found[key] = weight
+        return list(found.values())
+
+    @property
+    def without_gradient(self) -> bool:
+        """Whether a loss uses outputs that were made without gradients."""
+        return any(not call.grad and not call.pure for tape in self.first.values() for call in tape.calls)
+
     @property
     def start_reports(self) -> list[Report]:
         """What the first tapes said."""
@@ -167,7 +191,8 @@ class TapeRecord:
                         "spread of the targets within a batch over that of all batches",
                         share,
                         0.3 if kind == "classes" else 0.1,
-                        "batches are not mixed: consecutive batches have targets of one kind each, since the data are "
+                        "batches are not mixed: consecutive batches have targets of one kind each, since "
+                        "the data are "
                         "sorted and not shuffled.",
                         "Shuffle the data (shuffle=True, or a new permutation in each epoch).",
                     )
@@ -176,7 +201,8 @@ class TapeRecord:
             must_be_zero(
                 "batches whose inputs and targets are different rows",
                 self.moved_rows,
-                "inputs and targets of a batch are indexed with different rows, so they do not belong together.",
+                "inputs and targets of a batch are indexed with different rows, so they do not belong "
+                "together.",
                 "Use one index for both.",
             )
         )
@@ -184,13 +210,16 @@ class TapeRecord:
             must_be_zero(
                 "calls that change the data in place",
                 len(self.altered),
-                f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they differ from "
+                f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they "
+                "differ from "
                 "epoch to epoch.",
                 "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
             )
         )
         if self._same >= 20 and self.loader:
-            size = max(len(r.value) for r in self.early[-1].roots.values() if r.kind == "data" and r.value.ndim)
+            size = max(
+                len(r.value) for r in self.early[-1].roots.values() if r.kind == "data" and r.value.ndim
+            )
             found.append(
                 at_most(
                     "rows of the data over those of the one batch that is used in every step",
@@ -215,14 +244,13 @@ class TapeRecord:
                 found[_fingerprint(tape)] = tape
         return list(found.values())
 
-    def final_reports(self, steps: int, own: set[int], *, alone: bool, moved: bool) -> list[Report]:
+    def final_reports(self, steps: int, own: set[int], *, alone: bool) -> list[Report]:
         """Checks at the end of the loop.
 
         Args:
             steps: number of steps.
             own: keys of the weights that an optimizer holds.
             alone: whether there is one optimizer only.
-            moved: whether the weights have moved enough to have learned.
         """
         if self.problem or not self.first:
             return []
@@ -230,7 +258,7 @@ class TapeRecord:
         reports = []
         checks = (
             ("TERMS", partial(self._terms, steps, alone)),
-            ("LEARNED", partial(self._learned, steps, own, alone, moved)),
+            ("LEARNED", partial(self._learned, steps, own, alone)),
         )
         for tag, findings, reason in attempted(checks):
             text = f"left out: {reason}" if reason else "the last batches, repeated with the last weights"
@@ -267,8 +295,10 @@ class TapeRecord:
                 must_be_zero(
                     "weights that no term of the loss that compares with data reaches",
                     len(only),
-                    f"{listed([names.get(key, 'a weight') for key in only])} gets a gradient only from terms that "
-                    "compare with no data (a penalty, a divergence): the output that it makes is not used for "
+                    f"{listed([names.get(key, 'a weight') for key in only])} gets a gradient only from "
+                    "terms that "
+                    "compare with no data (a penalty, a divergence): the output that it makes is not used "
+                    "for "
                     "anything else.",
                     "Use this output in the forward pass, as the reparametrisation of a VAE does.",
                 )
@@ -282,20 +312,25 @@ class TapeRecord:
                 continue
             keys = [terms_of(tape)[k].key for tape in tapes]
             constant = sum(constant_losses([Batch(tape, {}) for tape in tapes], keys)) / len(tapes)
-            own = sum(float(Replay(t).base[key].mean()) for t, key in zip(tapes, keys, strict=True)) / len(tapes)
+            own = sum(float(Replay(t).base[key].mean()) for t, key in zip(tapes, keys, strict=True)) / len(
+                tapes
+            )
             found.append(
                 at_least(
                     f"gain of {terms[k].name} over the best constant output, relative",
                     (constant - own) / max(abs(constant), 1e-12),
                     _GAIN,
-                    f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant output "
-                    f"{constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large and outweighs it.",
-                    "Weight the terms so that their gradients are of one size: average or sum all alike, scale targets.",
+                    f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant "
+                    "output "
+                    f"{constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large and "
+                    "outweighs it.",
+                    "Weight the terms so that their gradients are of one size: average or sum all alike, "
+                    "scale targets.",
                 )
             )
         return found
 
-    def _learned(self, steps: int, own: set[int], alone: bool, moved: bool) -> list[Finding]:
+    def _learned(self, steps: int, own: set[int], alone: bool) -> list[Finding]:
         """The outputs are better than the best constant; if not, why."""
         if not alone:
             raise LeftOutError("networks with optimizers of their own may compete")
@@ -324,7 +359,8 @@ class TapeRecord:
                     name,
                     gain if gain < 0 else max(gain, _GAIN),
                     0.0,
-                    f"{text}: the loss compares outputs with no data, and is lowest where they do not depend on the "
+                    f"{text}: the loss compares outputs with no data, and is lowest where they do not "
+                    "depend on the "
                     "input. The targets are missing from it.",
                     "Compare the outputs with the targets in the loss.",
                 )
@@ -341,8 +377,10 @@ class TapeRecord:
                     "fall of the loss over that of the same network with Adam, on batches held out",
                     share,
                     _GAIN,
-                    f"the loop learns hardly anything: the loss falls from {start:.3g} to {end:.3g}, with Adam at "
-                    f"{best.rate:g} to {best.held:.3g} on batches held out: the learning rate is too low, or the steps "
+                    f"the loop learns hardly anything: the loss falls from {start:.3g} to {end:.3g}, with "
+                    "Adam at "
+                    f"{best.rate:g} to {best.held:.3g} on batches held out: the learning rate is too low, "
+                    "or the steps "
                     "are lost.",
                     "Try this optimizer; then look at learning rate, clipping and the order of the calls.",
                 )
@@ -356,8 +394,10 @@ class TapeRecord:
                     name,
                     gain,
                     _GAIN,
-                    f"{text}, but the same network learns from the same batches with Adam at {best.rate:g} (loss "
-                    f"{best.held:.3g} on batches held out): the learning rate, the optimizer or the order of the calls "
+                    f"{text}, but the same network learns from the same batches with Adam at {best.rate:g} "
+                    "(loss "
+                    f"{best.held:.3g} on batches held out): the learning rate, the optimizer or the order "
+                    "of the calls "
                     "is at fault, not the network.",
                     "Try this optimizer; then look at learning rate, weight decay, clipping and the loop.",
                 )
@@ -370,7 +410,8 @@ class TapeRecord:
                 name,
                 gain,
                 _GAIN,
-                f"{text}, and the same network does not learn with other optimizers either: the path from input to "
+                f"{text}, and the same network does not learn with other optimizers either: the path from "
+                "input to "
                 "loss is broken, or the targets have nothing to do with the inputs.",
                 "Check that each input has its own target (labels of other rows?), then network and loss.",
             )
@@ -418,8 +459,10 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         name,
         gain,
         least,
-        f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches held out): "
-        "inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or there are too "
+        f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches "
+        "held out): "
+        "inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or there "
+        "are too "
         "few data.",
         "Check the pairs of inputs and targets one by one, as the loop sees them.",
     )

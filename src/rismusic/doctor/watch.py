@@ -7,9 +7,9 @@ really does; a :class:`~rismusic.doctor.calls.CallRecorder` sees the calls of to
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +35,8 @@ _MEASURED = 3
 _SLOWEST, _FASTEST = 1e-8, 0.5
 # Fewest losses for findings about their course, and the share at the start and at the end that is compared.
 _FEWEST_LOSSES, _PART = 20, 0.2
+# Growth of the learning rate that is no warm-up.
+_GROWN = 100.0
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
 
@@ -76,6 +78,7 @@ class Watch:
         self._measuring = ExitStack()
         self._forwards = 0
         self._evaluation = self._steps = 0
+        self._without_gradient: Counter[bool] = Counter()
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
@@ -102,12 +105,7 @@ class Watch:
             for part in self.module.children():
                 handles.append(part.register_forward_pre_hook(self._before_forward))
                 handles.append(part.register_forward_hook(self._after_forward))
-        for name, part in self.module.named_modules():
-            if isinstance(part, (nn.ModuleDict, nn.ModuleList)):
-                continue
-            handles.append(part.register_forward_pre_hook(self._tape.enter))
-            leave = partial(self._tape.leave, name)
-            handles.append(part.register_forward_hook(leave, always_call=True))
+        handles += self._tape.hooks()
         for weight in self.module.parameters():
             if weight.requires_grad:
                 handles.append(weight.register_hook(self._gradient_hook(weight)))
@@ -156,11 +154,10 @@ class Watch:
         )
         reports = [check() for check in checks]
         held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
-        moved = max((sum(values) for values in self._ratios.values()), default=math.inf) > _MOVED
         reports += [*self._tapes.start_reports, self._tapes.data_report()]
         if all(map(math.isfinite, self.losses)):
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
-            reports += self._tapes.final_reports(self._steps, held, alone=alone, moved=moved)
+            reports += self._tapes.final_reports(self._steps, held, alone=alone)
         return Diagnosis(tuple(reports))
 
     @staticmethod
@@ -180,6 +177,8 @@ class Watch:
 
     def _before_forward(self, *_: Any) -> None:
         self._forwards += 1
+        if not torch.is_grad_enabled():
+            self._without_gradient[self.module.training] += 1
 
     def _after_forward(self, *_: Any) -> None:
         if self._forwards == _MEASURED:
@@ -327,6 +326,16 @@ class Watch:
                 "Call model.train() at the start of each epoch, since validation leaves the evaluation mode.",
             )
         )
+        quiet = self._without_gradient
+        findings.append(
+            must_be_zero(
+                "validations in training mode",
+                quiet[True] if drops and not quiet[False] and not self._tapes.without_gradient else 0,
+                "the network is validated in training mode: dropout is on, and batch normalisation uses (and "
+                "learns) the statistics of the validation data.",
+                "Call model.eval() before validation, and model.train() after it.",
+            )
+        )
         text = f"{len(self.losses)} backward, {self._steps} steps"
         return report_of("LOOP", text, findings)
 
@@ -339,6 +348,17 @@ class Watch:
         missing = [name for name, p in trained.items() if id(p) not in held]
         rates = [rate for values in self._rates.values() for rate in values]
         zero = sum(rate == 0 for rate in rates)
+        grown = [
+            values[-1] / next((rate for rate in values if rate > 0), math.inf)
+            for values in self._rates.values()
+            if len(values) >= _FEWEST_LOSSES and values[-1] == max(values)
+        ]
+        counts = Counter(
+            id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]
+        )
+        shared = [self._names[key] for key, count in counts.items() if count > 1 and key in self._names]
+        shared = shared if self._given else []
+        stepped = {id(p) for one in self._seen for group in one.param_groups for p in group["params"]} | held
         # Cosine schedules end at 0, so that only the fall within the first half counts.
         early = [values[len(values) // 2] / max(values) for values in self._rates.values() if max(values) > 0]
         findings = [
@@ -369,6 +389,27 @@ class Watch:
                 "the learning rate falls to nothing long before the end: the schedule was made for epochs "
                 "and is advanced at every batch.",
                 "Call scheduler.step() once per epoch, or make the schedule for the number of batches.",
+            ),
+            at_most(
+                "highest learning rate over the first one of the schedule",
+                max(grown, default=1.0),
+                _GROWN,
+                "the learning rate grows out of bounds: the factor of the schedule is above 1.",
+                "Use a factor below 1, and check how often the schedule is advanced.",
+            ),
+            must_be_zero(
+                "weights that two optimizers hold",
+                len(shared),
+                f"two optimizers change the same weights ({listed(shared)}), one against the other.",
+                "Give each optimizer the weights of its own network.",
+            ),
+            must_be_zero(
+                "weights outside the model that get a gradient but are in no optimizer",
+                sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
+                "the loss reaches weights that neither the model nor an optimizer has: modules in a plain "
+                "list, a "
+                "layer made anew, or a network whose output should be detached.",
+                "Keep modules in nn.ModuleList or as attributes; detach the output of a fixed network.",
             ),
         ]
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
