@@ -1,7 +1,7 @@
 """Small training loops as users write them, healthy and with faults, for ``rismusic.watch``.
 
-Their classes follow published studies of faults in deep learning (Islam et al. 2019, Humbatova et al. 2020) and
-the symptoms that UMLAUT, AutoTrainer, DeepLocalize and DeepDiagnosis look for. A fault is a change of the job
+Their classes follow published studies of faults in deep learning (Islam et al. 2019, Humbatova et al. 2020)
+and the symptoms that UMLAUT, AutoTrainer, DeepLocalize and DeepDiagnosis look for. A fault changes the job
 before it runs; the loop is plain PyTorch.
 """
 
@@ -39,6 +39,7 @@ class Job:
     accumulate: int = 1
     evaluates: bool = True
     trains: bool = True
+    validates: bool = True
     index: Callable[[Tensor], Tensor] = lambda index: index
     prepare: Callable[..., Any] = lambda *batch: batch
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
@@ -75,7 +76,7 @@ class Job:
                     self.after_step(self.model, optimizer)
             if self.evaluates:
                 for part in self.parts():
-                    part.eval()
+                    part.train(not self.validates)
                 with torch.no_grad():
                     self.loss(self.model, *self.prepare(*(one[: self.batch] for one in self.data)))
             self.after_epoch(self.model, optimizer)
@@ -221,6 +222,22 @@ def regressor() -> Job:
     )
 
 
+class PlainList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [nn.Linear(6, 32), nn.Linear(32, 32)]
+        self.head = nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = torch.tanh(layer(x))
+        return self.head(x)
+
+
+def plain_list(job: Job) -> None:
+    job.model = PlainList()
+
+
 def in_place(job: Job) -> None:
     def loop(own: Job) -> None:
         optimizer = own.extra["optimizer"]
@@ -254,10 +271,10 @@ class Recurrent(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, batch_first: bool = True, last: bool = True) -> None:
         super().__init__()
         self.core, self.head = nn.LSTM(inputs, 24, batch_first=batch_first), nn.Linear(24, outputs)
-        self.last = last
+        self.last, self.length = last, 10**6
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.core(x)[0]
+        h = self.core(x[:, : self.length])[0]
         return self.head(h[:, -1] if self.last else h)
 
 
@@ -695,6 +712,33 @@ CASES = (
             ("gradient reversed", "sign is reversed|wrong sign", sets(before_step=reversed_gradient)),
             ("the same batch in every step", "same batch", one_batch),
             ("evaluation mode", "evaluation mode", sets(trains=False)),
+            ("validation in training mode", "validated in training mode", sets(validates=False)),
+            (
+                "activation missing",
+                "activations are missing",
+                lambda job: job.model.__setitem__(2, nn.Identity()),
+            ),
+            (
+                "dropout on the output",
+                "dropout is applied to the output",
+                lambda job: job.model.append(nn.Dropout(0.3)),
+            ),
+            ("nearly everything dropped", "probability to keep", lambda job: setattr(job.model[3], "p", 0.9)),
+            (
+                "constant initial weights",
+                "the same for all units",
+                lambda job: nn.init.constant_(job.model[0].weight, 0.1),
+            ),
+            (
+                "loss of the first sample",
+                "part of the samples",
+                with_loss(lambda old: lambda m, x, y: F.cross_entropy(m(x)[:1], y[:1])),
+            ),
+            (
+                "labels compared after a wrong test",
+                "lose their values",
+                with_loss(lambda old: lambda m, x, y: old(m, x, (y > 7).long())),
+            ),
             (
                 "rate grows",
                 "learning rate grows|rate is too high|loss rises",
@@ -720,6 +764,16 @@ CASES = (
                 "wrong sign|away from|no lower bound",
                 with_loss(lambda old: lambda m, x, y: -old(m, x, y)),
             ),
+            (
+                "one layer for all",
+                "one and the same layer",
+                lambda job: setattr(
+                    job,
+                    "model",
+                    nn.Sequential(nn.Linear(6, 32), *[nn.Linear(32, 32), nn.Tanh()] * 3, nn.Linear(32, 1)),
+                ),
+            ),
+            ("layers in a plain list", "plain list", plain_list),
             ("sigmoid at the end", "cannot reach", lambda job: job.model.append(nn.Sigmoid())),
             (
                 "targets not in the loss",
@@ -741,7 +795,7 @@ CASES = (
             ),
             (
                 "first class only in the loss",
-                "",
+                "lose their values",
                 with_loss(lambda old: lambda m, x, y: F.cross_entropy(m(x), y * 0)),
             ),
         ),
@@ -753,16 +807,12 @@ CASES = (
             (
                 "batch_first forgotten",
                 MIXED,
-                sets(model=None)
-                if False
-                else (lambda job: setattr(job, "model", Recurrent(4, 1, batch_first=False))),
+                lambda job: setattr(job, "model", Recurrent(4, 1, batch_first=False)),
             ),
             (
                 "only the first half is read",
                 "no effect",
-                sets(prepare=lambda x, y: (torch.cat([x[:, :5], 0 * x[:, 5:]], 1), y))
-                if False
-                else with_loss(lambda old: lambda m, x, y: F.mse_loss(m.head(m.core(x[:, :4])[0][:, -1]), y)),
+                lambda job: setattr(job.model, "length", 5),
             ),
             (
                 "target of [N] against [N, 1]",
@@ -771,7 +821,7 @@ CASES = (
             ),
         ),
     ),
-    LoopCase("sequences first", time_major, ()),
+    LoopCase("sequences first", time_major),
     LoopCase(
         "language model",
         language,
@@ -818,21 +868,25 @@ CASES = (
             ("mean not used", "no term of the loss", mean_ignored),
         ),
     ),
-    LoopCase("adversarial", adversarial, ()),
+    LoopCase("adversarial", adversarial),
     LoopCase(
         "contrastive",
         contrastive,
         (
             (
-                "normalised over the batch",
-                "",
+                "softmax over the batch",
+                "over the samples",
                 with_loss(
                     lambda old: lambda m, a, b: old(lambda v: F.normalize(m(v), dim=0).softmax(0), a, b)
                 ),
             ),
         ),
     ),
-    LoopCase("Siamese", siamese, (("label reversed", "", sets(prepare=lambda a, b, s: (a, b, 1 - s))),)),
+    LoopCase(
+        "Siamese",
+        siamese,
+        (("label reversed", "away|inverted|reversed", sets(prepare=lambda a, b, s: (a, b, 1 - s))),),
+    ),
     LoopCase(
         "complex-valued",
         complex_valued,
@@ -854,15 +908,11 @@ CASES = (
         fine_tuned,
         (("labels of other rows", "other rows|do not belong together", shuffled_labels),),
     ),
-    LoopCase("accumulation", accumulated, ()),
-    LoopCase("mixed precision", mixed_precision, ()),
+    LoopCase("accumulation", accumulated),
+    LoopCase("mixed precision", mixed_precision),
     LoopCase("two tasks", two_tasks, (("a target in millimetres", "outweighs", millimetres),)),
-    LoopCase(
-        "Q learning",
-        q_learning,
-        (("target against itself", "", lambda job: job.extra.update()),) if False else (),
-    ),
-    LoopCase("policy gradient", policy, ()),
+    LoopCase("Q learning", q_learning),
+    LoopCase("policy gradient", policy),
     LoopCase(
         "segmentation",
         segmentation,
@@ -870,17 +920,15 @@ CASES = (
             (
                 "labels inverted",
                 "away from|inverted",
-                with_loss(lambda old: lambda m, x, y: F.binary_cross_entropy_with_logits(-m(x), y))
-                if False
-                else with_loss(lambda old: lambda m, x, y: old(m, x, 1 - y)),
+                with_loss(lambda old: lambda m, x, y: old(m, x, 1 - y)),
             ),
         ),
     ),
-    LoopCase("denoiser", denoiser, ()),
-    LoopCase("graph", graph, ()),
-    LoopCase("curriculum", curriculum, ()),
-    LoopCase("likelihood", likelihood, ()),
-    LoopCase("physics-informed", physics, ()),
+    LoopCase("denoiser", denoiser),
+    LoopCase("graph", graph),
+    LoopCase("curriculum", curriculum),
+    LoopCase("likelihood", likelihood),
+    LoopCase("physics-informed", physics),
     LoopCase(
         "forecast",
         forecast,
@@ -892,8 +940,8 @@ CASES = (
             ),
         ),
     ),
-    LoopCase("recommender", recommender, ()),
-    LoopCase("mean teacher", teacher, ()),
-    LoopCase("loader", with_loader, ()),
-    LoopCase("diffusion", diffusion, ()),
+    LoopCase("recommender", recommender),
+    LoopCase("mean teacher", teacher),
+    LoopCase("loader", with_loader),
+    LoopCase("diffusion", diffusion),
 )

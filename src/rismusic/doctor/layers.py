@@ -177,6 +177,11 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
             value = _first_tensor(given)
             if isinstance(part, (*_NORMS, nn.Embedding)) and record.first is None:
                 record.normalised = True
+            elif (
+                isinstance(part, _NORMS) and record.first is not None and record.weighted == [record.first[0]]
+            ):
+                # The size of the first layer's output does not matter.
+                record.normalised, record.first = True, None
             if not isinstance(part, _WEIGHTED):
                 return
             if name not in record.weighted:

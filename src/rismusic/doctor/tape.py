@@ -442,7 +442,15 @@ class TapeRecorder:
                 return False
             found.append((rows[0], self._tensors.get(rows[0][0])))
         ((first, index), base), ((second, other), whole) = found
-        if first == second or base is None or whole is None or not base.ndim or not whole.ndim:
+        if (
+            first == second
+            or first in self._pure
+            or second in self._pure
+            or base is None
+            or whole is None
+            or not base.ndim
+            or not whole.ndim
+        ):
             return False
         return len(base) == len(whole) and not _same_index(index, other)
 

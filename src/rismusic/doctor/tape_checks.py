@@ -406,6 +406,54 @@ def loss_usage_findings(tape: Tape) -> list[Finding]:
     return found
 
 
+def pair_findings(tape: Tape) -> list[Finding]:
+    """A loss of pairs pulls alike inputs together, and not those that differ."""
+    replay = Replay(tape)
+    parts = [
+        one
+        for one in tape.results
+        if one.inputs and replay.base[one.key].ndim == 2 and replay.base[one.key].is_floating_point()
+    ]
+    values = {one.key: replay.base[one.key].detach().clone().requires_grad_(True) for one in parts}
+    groups = [(a, b) for n, a in enumerate(parts) for b in parts[n + 1 :] if a.name == b.name]
+    if not groups:
+        raise LeftOutError("the loss compares no two outputs of one network")
+    loss = replay.run(given=values)[tape.loss]
+    slopes = dict(
+        zip(values, torch.autograd.grad(loss, list(values.values()), allow_unused=True), strict=True)
+    )
+    apart: list[Tensor] = []
+    pulled: list[Tensor] = []
+    for a, b in groups:
+        x, y = (replay.base.get(one.inputs[0]) for one in (a, b))
+        g, h = slopes[a.key], slopes[b.key]
+        if x is None or y is None or g is None or h is None or x.shape != y.shape or g.shape != h.shape:
+            continue
+        differ = (x - y).abs().double() if x.is_floating_point() or x.is_complex() else (x != y).double()
+        distance = differ.flatten(1).square().mean(1)
+        one, two = values[a.key].detach(), values[b.key].detach()
+        # A step down the loss changes the distance of the two outputs of a pair by this.
+        change = (((one - two) * (h - g)).sum(1)).double()
+        for group, which in ((pulled, change < 0), (apart, change > 0)):
+            group.append(distance[which])
+    one, two = torch.cat(pulled or [torch.zeros(0)]), torch.cat(apart or [torch.zeros(0)])
+    if len(one) < 4 or len(two) < 4:
+        raise LeftOutError("the loss does not both pull pairs together and push others apart")
+    noise = math.sqrt(float(one.var()) / len(one) + float(two.var()) / len(two)) + 1e-12
+    return [
+        at_most(
+            "difference of the inputs of the pairs that the loss pulls together over those that it pushes apart",
+            float(one.mean() / two.mean().clamp_min(1e-12))
+            if float(one.mean() - two.mean()) > 4 * noise
+            else 0.0,
+            1.2,
+            "the loss pulls together pairs whose inputs differ, and pushes apart those that are alike: the label "
+            "of a pair is reversed, or positive and negative are exchanged.",
+            "Check which value of the label means that a pair belongs together.",
+        )
+    ]
+
+
 def linear_findings(tape: Tape) -> list[Finding]:
     """A network of several layers is not linear."""
     replay = replay_of(tape)

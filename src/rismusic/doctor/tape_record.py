@@ -26,6 +26,7 @@ from rismusic.doctor.tape_checks import (
     linear_findings,
     loss_usage_findings,
     mixing_findings,
+    pair_findings,
     range_findings,
     rows_of,
     target_findings,
@@ -123,6 +124,7 @@ class TapeRecord:
             ("BOUND", partial(bound_findings, tape)),
             ("RANGE", partial(range_findings, tape)),
             ("USAGE", partial(loss_usage_findings, tape)),
+            ("PAIRS", partial(pair_findings, tape)),
             ("LINEAR", partial(linear_findings, tape)),
             ("VALUES", partial(value_findings, tape)),
         )
@@ -405,6 +407,10 @@ class TapeRecord:
         if learned >= 5 * _GAIN:
             what = f"{text}, and what a network learns from some batches"
             return [_unrelated(name, gain, what, best, _GAIN)]
+        if level <= best.learned:
+            text += (
+                "; the loss is lowest for such an output, since nothing in it keeps samples apart (collapse)"
+            )
         return [
             at_least(
                 name,

@@ -426,6 +426,13 @@ class Watch:
                 for name, p in self.module.named_parameters()
                 if p.requires_grad and self._gradient.get(name, 0.0) == 0
             ]
+            # A bias that cancels, as in a distance of two outputs, does no harm.
+            dead = [
+                name
+                for name in dead
+                if not name.endswith("bias")
+                or self._gradient.get(name.removesuffix("bias") + "weight", 0.0) == 0
+            ]
             findings.append(
                 must_be_zero(
                     "parameters without a gradient",
