@@ -442,7 +442,8 @@ def pair_findings(tape: Tape) -> list[Finding]:
     noise = math.sqrt(float(one.var()) / len(one) + float(two.var()) / len(two)) + 1e-12
     return [
         at_most(
-            "difference of the inputs of the pairs that the loss pulls together over those that it pushes apart",
+            "difference of the inputs of the pairs that the loss pulls together, over those that it pushes "
+            "apart",
             float(one.mean() / two.mean().clamp_min(1e-12))
             if float(one.mean() - two.mean()) > 4 * noise
             else 0.0,

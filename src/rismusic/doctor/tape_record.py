@@ -317,6 +317,9 @@ class TapeRecord:
             own = sum(float(Replay(t).base[key].mean()) for t, key in zip(tapes, keys, strict=True)) / len(
                 tapes
             )
+            if constant <= 1e-3 * abs(own):
+                # A term that is lowest for a constant output, such as the pull of a contrastive loss.
+                continue
             found.append(
                 at_least(
                     f"gain of {terms[k].name} over the best constant output, relative",
