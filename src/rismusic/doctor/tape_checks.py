@@ -448,8 +448,8 @@ def pair_findings(tape: Tape) -> list[Finding]:
             if float(one.mean() - two.mean()) > 4 * noise
             else 0.0,
             1.2,
-            "the loss pulls together pairs whose inputs differ, and pushes apart those that are alike: the label "
-            "of a pair is reversed, or positive and negative are exchanged.",
+            "the loss pulls together pairs whose inputs differ, and pushes apart those that are alike: the "
+            "label of a pair is reversed, or positive and negative are exchanged.",
             "Check which value of the label means that a pair belongs together.",
         )
     ]
