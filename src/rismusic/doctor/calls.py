@@ -242,6 +242,20 @@ def _bce_logits(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     ]
 
 
+def _divergence(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+    given = _argument(args, kwargs, 0, "input")
+    if not isinstance(given, Tensor) or not given.is_floating_point() or not given.numel():
+        return []
+    found = _wrong(
+        "largest logarithm of a probability in kl_div",
+        float(given.detach().max()),
+        1e-3,
+        "kl_div gets numbers that are not logarithms of probabilities.",
+        "Apply log_softmax to its first argument.",
+    )
+    return [] if found.fine else [found]
+
+
 def _shapes(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     """Losses of two tensors whose shapes differ, so that they are broadcast."""
     one, two = (_argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "target"))
@@ -315,6 +329,7 @@ def _exchanged(args: Any, kwargs: Any, result: Any) -> list[Finding]:
 _CHECKS: dict[str, Callable[[Any, Any, Any], list[Finding]]] = {
     "cross_entropy": _cross_entropy,
     "nll_loss": _nll,
+    "kl_div": _divergence,
     "binary_cross_entropy_with_logits": _bce_logits,
     "mse_loss": _shapes,
     "l1_loss": _shapes,

@@ -19,7 +19,7 @@ _LARGEST = 10**6
 # Change of a weight matrix between two steps, over its size, that is no averaging or projection.
 _REPLACED = 0.3
 # Ratio of weight decay to the rest of the update, in the first steps, from which the weights cannot learn.
-_DECAY = 5.0
+_DECAY = 2.0
 # Share of the gradient that clipping leaves.
 _CLIPPED = 0.02
 

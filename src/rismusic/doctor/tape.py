@@ -298,6 +298,7 @@ class TapeRecorder:
         self._kinds: dict[int, tuple[str, tuple[int, Any] | None]] = {}
         self._before: dict[int, Tensor] = {}
         self._passed: list[tuple[str, int]] = []
+        self._touched: set[int] = set()
         self.altered: set[str] = set()
 
     def hooks(self) -> list[RemovableHandle]:
@@ -371,9 +372,11 @@ class TapeRecorder:
         for one in (*outs, *mutated):
             self._tensors[id(one)] = one
         if not tainted:
-            if name in _KEPT and not mutated and all(self._known(one) for one, _ in found):
+            kept = name in _KEPT or (self._depth > 0 and name == "__getitem__" and _keeps_samples(args[1]))
+            if kept and not mutated and all(self._known(one) for one, _ in found):
                 self._record(func, name, args, kwargs, outs, mutated, None, pure=True)
                 return
+            self._touched.update(id(one) for one, _ in found)
             for one in mutated:
                 base = one._base
                 if base is not None and base.numel() > one.numel() and name in _ALTERING:
@@ -435,24 +438,28 @@ class TapeRecorder:
 
     def other_rows(self, one: Root, two: Root) -> bool:
         """Whether two tensors are different rows of tensors of one length."""
-        found = []
-        for root in (one, two):
-            rows = [(key, index) for key, index in root.rows if key and _is_rows(index)]
-            if len(rows) != 1:
-                return False
-            found.append((rows[0], self._tensors.get(rows[0][0])))
-        ((first, index), base), ((second, other), whole) = found
-        if (
-            first == second
-            or first in self._pure
-            or second in self._pure
-            or base is None
-            or whole is None
-            or not base.ndim
-            or not whole.ndim
-        ):
+        (first, base), (second, whole) = (self._row_numbers(root) for root in (one, two))
+        if base is None or whole is None or base is whole or len(base) != len(whole):
             return False
-        return len(base) == len(whole) and not _same_index(index, other)
+        return first != second
+
+    def _row_numbers(self, root: Root) -> tuple[list[int], Tensor | None]:
+        """The rows of a tensor in that from which they were indexed first, and that tensor."""
+        rows, base = list(range(len(root.value))) if root.value.ndim else [], None
+        for key, index in root.rows:
+            whole = self._tensors.get(key)
+            if not _is_rows(index) or key in self._pure or whole is None or not whole.ndim:
+                continue
+            if isinstance(index, slice):
+                numbers = list(range(len(whole)))[index]
+            else:
+                found = torch.as_tensor(index)
+                if found.ndim != 1:
+                    return [], None
+                numbers = (found.nonzero()[:, 0] if found.dtype == torch.bool else found).tolist()
+            rows = [numbers[row] for row in rows if row < len(numbers)]
+            base = whole
+        return rows, base
 
     def base_rows(self, tape: Tape) -> int:
         """Most rows of a tensor from which data are indexed."""
@@ -462,7 +469,7 @@ class TapeRecorder:
     def unread(self) -> list[str]:
         """Tensors that were passed to the network but not used."""
         read = {key for call in self.calls for key in call.reads}
-        return [name for name, key in self._passed if key not in read]
+        return [name for name, key in self._passed if key not in read and key not in self._touched]
 
     def cut(self, loss: Tensor) -> Tape | str:
         """The tape of a loss, or why there is none."""
@@ -501,15 +508,14 @@ class TapeRecorder:
         return Tape(calls, roots, weights, id(loss), float(loss.detach()), outputs)
 
 
+def _keeps_samples(index: Any) -> bool:
+    """Whether an index takes all of the first axis."""
+    first = index[0] if isinstance(index, tuple) and index else None
+    return first is Ellipsis or (isinstance(first, slice) and first == slice(None))
+
+
 def _is_rows(index: Any) -> bool:
     return isinstance(index, (Tensor, list, slice))
-
-
-def _same_index(one: Any, two: Any) -> bool:
-    if isinstance(one, slice) or isinstance(two, slice):
-        return bool(one == two) if isinstance(one, slice) and isinstance(two, slice) else False
-    first, second = torch.as_tensor(one), torch.as_tensor(two)
-    return first.shape == second.shape and bool((first == second).all())
 
 
 def _all_tensors(value: Any) -> list[Tensor]:
@@ -605,6 +611,7 @@ class Replay:
         weights: values of the weights; by default, the present ones.
         double: whether to calculate in double precision.
         roots: values of some roots; by default, the recorded ones.
+        running: whether batch normalisation uses its running statistics, as in evaluation mode.
     """
 
     def __init__(
@@ -614,8 +621,10 @@ class Replay:
         *,
         double: bool = False,
         roots: Mapping[int, Tensor] | None = None,
+        running: bool = False,
     ) -> None:
         self.tape = tape
+        self.running = running
         self.double = double
         given = weights or {key: value.detach() for key, value in tape.weights.items()}
         self.weights = {key: self._moved(value) for key, value in given.items()}
@@ -696,6 +705,8 @@ class Replay:
             args = tuple(parts)
         elif call.name == "batch_norm" and kwargs.get("training"):
             value = args[0]
+            if self.running and args[1] is not None:
+                return args, {**kwargs, "training": False}
             if id(call) not in self._norms:
                 axes = [0, *range(2, value.ndim)]
                 self._norms[id(call)] = (

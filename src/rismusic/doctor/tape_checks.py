@@ -891,6 +891,19 @@ def range_findings(tape: Tape) -> list[Finding]:
     )
     found: list[Finding] = []
     for call in tape.calls:
+        if call.name == "binary_cross_entropy_with_logits" and len(call.reads) > 1:
+            y = replay.base.get(call.reads[1], replay.roots.get(call.reads[1]))
+            if y is not None:
+                found.append(
+                    at_most(
+                        "share of the targets of binary_cross_entropy_with_logits outside 0 to 1",
+                        float(((y < 0) | (y > 1)).double().mean()),
+                        0.0,
+                        f"the targets of binary_cross_entropy_with_logits lie in {float(y.min()):.3g} to "
+                        f"{float(y.max()):.3g}, not in 0 to 1, so the loss has no lower bound.",
+                        "Give labels of 0 and 1 (masks of 0 and 255 divided by 255).",
+                    )
+                )
         if call.name not in _COMPARED or call.inside or call.pure or len(call.reads) < 2:
             continue
         one, two = call.reads[:2]

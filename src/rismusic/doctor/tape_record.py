@@ -144,8 +144,9 @@ class TapeRecord:
         if len(flat) == 1 and len(self.labels) < _FIRST_STEPS and not flat[0].is_complex():
             self.labels.append(flat[0].flatten().double().cpu())
         inputs = [key for key in tape.inputs if key not in tape.targets]
-        for one in inputs[:1]:
-            for two in tape.targets[:1]:
+        targets_only = [key for key in tape.targets if key not in tape.inputs]
+        for one in inputs if len(inputs) == 1 else ():
+            for two in targets_only[:1]:
                 self.moved_rows += recorder.other_rows(tape.roots[one], tape.roots[two])
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
         data = [root.value for root in tape.roots.values() if root.kind == "data" and root.value.numel() > 1]
@@ -371,7 +372,22 @@ class TapeRecord:
                 )
             ]
         if gain >= _GAIN and start - end > _GAIN * abs(start):
-            return [at_least(name, gain, _GAIN, "", ""), *self._generalises(tapes, own)]
+            learned = level - sum(network) / len(used)
+            found = [at_least(name, gain, _GAIN, "", ""), *self._generalises(tapes, own)]
+            if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
+                running = [Replay(tape, running=True).loss for tape in used]
+                found.append(
+                    at_most(
+                        "loss with the running statistics of batch normalisation, over what was learned",
+                        (sum(running) - sum(network)) / len(used) / max(learned, 1e-12),
+                        0.7,
+                        "in evaluation mode the network loses what it has learned: the running statistics of "
+                        "batch normalisation do not fit the data (momentum, small batches, data of "
+                        "another scale).",
+                        "Use larger batches or a momentum of 0.1, or normalise over channels (GroupNorm).",
+                    )
+                )
+            return found
         best = self._anew([Batch(tape, {}) for tape in tapes], own, min(steps, 200))
         if gain >= _GAIN:
             share = (start - end) / max(start - best.held, 1e-12)
@@ -394,16 +410,20 @@ class TapeRecord:
         if held >= max(5 * _GAIN, 3 * gain):
             if start - end > 0.1 * (start - best.held) or not math.isfinite(start):
                 raise LeftOutError("too few steps to judge")
+            at_fault = (
+                "the learning rate, the optimizer or the order of the calls is at fault, not the network"
+            )
+            if abs(start - end) < _GAIN * (start - best.held):
+                at_fault = "the learning rate is too low, or the steps are lost"
+            elif end > start + 0.5 * scale:
+                at_fault = "the learning rate is too high, or the steps go uphill"
             return [
                 at_least(
                     name,
                     gain,
                     _GAIN,
                     f"{text}, but the same network learns from the same batches with Adam at {best.rate:g} "
-                    "(loss "
-                    f"{best.held:.3g} on batches held out): the learning rate, the optimizer or the order "
-                    "of the calls "
-                    "is at fault, not the network.",
+                    f"(loss {best.held:.3g} on batches held out): {at_fault}.",
                     "Try this optimizer; then look at learning rate, weight decay, clipping and the loop.",
                 )
             ]

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +34,8 @@ _KEPT = 256
 _MEASURED = 3
 # A weight whose relative change per step stays below this does not learn at any speed.
 _SLOWEST, _FASTEST = 1e-8, 0.5
+# Ratio of the relative changes of two weight matrices that no ordinary training has.
+_UNEQUAL = 1e-4
 # Fewest losses for findings about their course, and the share at the start and at the end that is compared.
 _FEWEST_LOSSES, _PART = 20, 0.2
 # Growth of the learning rate that is no warm-up.
@@ -79,6 +82,8 @@ class Watch:
         self._forwards = 0
         self._evaluation = self._steps = 0
         self._without_gradient: Counter[bool] = Counter()
+        # Number, mean and mean square of the inputs, in training and without gradients.
+        self._inputs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
@@ -154,7 +159,9 @@ class Watch:
         )
         reports = [check() for check in checks]
         held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
-        reports += [*self._tapes.start_reports, self._tapes.data_report()]
+        data = self._tapes.data_report()
+        data = replace(data, findings=(*data.findings, *self._validation_inputs()))
+        reports += [*self._tapes.start_reports, data]
         if all(map(math.isfinite, self.losses)):
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
             reports += self._tapes.final_reports(self._steps, held, alone=alone)
@@ -175,7 +182,13 @@ class Watch:
             if self._tape.on:
                 self._tapes.add(self._tape, args[0], self._steps)
 
-    def _before_forward(self, *_: Any) -> None:
+    def _before_forward(self, part: nn.Module, given: Any) -> None:
+        value = next((one for one in given if isinstance(one, Tensor)), None)
+        seen = self._inputs[torch.is_grad_enabled()]
+        if part is self.module and value is not None and value.is_floating_point() and len(seen) < 50:
+            # Data only, not the outputs of other networks.
+            if value.numel() > 1 and not value.requires_grad:
+                seen.append((float(value.detach().double().mean()), float(value.detach().double().std())))
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
@@ -245,6 +258,28 @@ class Watch:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 self._fresh[id(p)] = False
+
+    def _validation_inputs(self) -> list[Finding]:
+        """Inputs without gradients are scaled as those of the training."""
+        trained, validated = self._inputs[True], self._inputs[False]
+        if not trained or not validated:
+            return []
+        (mean, spread), (other, width) = (
+            (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
+            for one in (trained, validated)
+        )
+        size = max(spread, 1e-12)
+        return [
+            at_most(
+                "difference of the inputs of training and validation, over their spread",
+                max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
+                1.5,
+                f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
+                "than "
+                f"those of the training (mean {mean:.3g}, spread {spread:.3g}).",
+                "Use the same transformation, with the statistics of the training data.",
+            )
+        ]
 
     def _check_data(self) -> Report:
         """[FINITE]: losses and gradients are finite."""
@@ -359,6 +394,7 @@ class Watch:
         shared = [self._names[key] for key, count in counts.items() if count > 1 and key in self._names]
         shared = shared if self._given else []
         stepped = {id(p) for one in self._seen for group in one.param_groups for p in group["params"]} | held
+        frozen = self._frozen()
         # Cosine schedules end at 0, so that only the fall within the first half counts.
         early = [values[len(values) // 2] / max(values) for values in self._rates.values() if max(values) > 0]
         findings = [
@@ -404,6 +440,12 @@ class Watch:
                 "Give each optimizer the weights of its own network.",
             ),
             must_be_zero(
+                "frozen layers between trained ones",
+                len(frozen),
+                f"{listed(frozen)} is frozen, though layers before and around it are trained.",
+                "Set requires_grad of these parameters, unless they are frozen on purpose.",
+            ),
+            must_be_zero(
                 "weights outside the model that get a gradient but are in no optimizer",
                 sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
                 "the loss reaches weights that neither the model nor an optimizer has: modules in a plain "
@@ -413,6 +455,19 @@ class Watch:
             ),
         ]
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
+
+    def _frozen(self) -> list[str]:
+        """Frozen layers in a network that is trained from its first layer on."""
+        called = [] if self._layers is None else self._layers.weighted
+        parts = dict(self.module.named_modules())
+        trained = {
+            name: any(p.requires_grad for p in parts[name].parameters(recurse=False))
+            for name in called
+            if name in parts
+        }
+        frozen = [name for name, value in trained.items() if not value]
+        first = next(iter(trained.values()), False)
+        return frozen if first and 2 * len(frozen) < len(trained) else []
 
     def _check_layers(self) -> Report:
         """[LAYERS]: dead and saturated units, parameters without a gradient, gradients by depth."""
@@ -480,6 +535,17 @@ class Watch:
                 "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
             ),
         ]
+        slow = {name: value for name, value in median.items() if 0 < value < _UNEQUAL * highest}
+        findings.append(
+            must_be_zero(
+                "weight matrices that change far less than others",
+                len(slow),
+                f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of "
+                "its own "
+                "that is far too low, or a gradient that vanishes.",
+                "Look at the parameter groups of the optimizer, and at the gradients of these layers.",
+            )
+        )
         return report_of("UPDATES", f"weights change by {highest:.1e} in a step", findings)
 
     def _check_losses(self) -> Report:
