@@ -1,4 +1,4 @@
-"""Losses that are repeated with other data: each finding with a planted fault, and none for a healthy loop."""
+"""Losses that are repeated with other data: findings of planted faults, and none of a healthy loop."""
 
 from __future__ import annotations
 
@@ -99,17 +99,9 @@ def test_tape_has_the_gradient_of_the_loss():
 
 
 def test_a_loss_that_torch_does_not_show_is_left_out():
-    class Double(torch.autograd.Function):
-        @staticmethod
-        def forward(context, x):
-            return 2 * x
-
-        @staticmethod
-        def backward(context, gradient):
-            return 2 * gradient
-
     model = nn.Linear(4, 1)
-    assert "does not show" in taped(model, lambda m: Double.apply(m(torch.randn(N, 4))).mean())
+    before = model(torch.randn(N, 4))
+    assert "does not show" in taped(model, lambda _: before.mean())
 
 
 class Recurrent(nn.Module):

@@ -580,9 +580,13 @@ class Tape:
 
     @property
     def inputs(self) -> list[int]:
-        """Keys of the data that reach the result of a module."""
+        """Keys of the data that reach the result of a module; of numbers drawn in the loop if no data do."""
         ends = {one.key for one in self.results}
-        return [key for key, root in self.roots.items() if root.kind == "data" and ends & self.reached(key)]
+        for kind in ("data", "noise"):
+            found = [k for k, root in self.roots.items() if root.kind == kind and ends & self.reached(k)]
+            if found:
+                return found
+        return []
 
     @property
     def targets(self) -> list[int]:

@@ -110,9 +110,6 @@ def samples_of(tape: Tape, axis: int = 0) -> Samples:
     roots = tape.roots
     inputs = [key for key in tape.inputs if roots[key].value.ndim > axis and roots[key].value.numel() > 1]
     if not inputs:
-        noise = [k for k, r in roots.items() if r.kind == "noise" and r.value.ndim > axis]
-        inputs = [k for k in noise if any(one.key in tape.reached(k) for one in tape.results)]
-    if not inputs:
         raise LeftOutError("no data reach the network")
     primary = max(inputs, key=lambda key: roots[key].value.numel())
     number, axes = roots[primary].value.shape[axis], {}

@@ -185,10 +185,8 @@ class Watch:
     def _before_forward(self, part: nn.Module, given: Any) -> None:
         value = next((one for one in given if isinstance(one, Tensor)), None)
         seen = self._inputs[torch.is_grad_enabled()]
-        if part is self.module and value is not None and value.is_floating_point() and len(seen) < 50:
-            # Data only, not the outputs of other networks.
-            if value.numel() > 1 and not value.requires_grad:
-                seen.append((float(value.detach().double().mean()), float(value.detach().double().std())))
+        if value is not None and part is self.module and len(seen) < 50 and _is_data(value):
+            seen.append((float(value.double().mean()), float(value.double().std())))
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
@@ -579,6 +577,11 @@ class Watch:
             ),
         ]
         return report_of("COURSE", f"loss {start:.4g} -> {end:.4g}", findings)
+
+
+def _is_data(value: Tensor) -> bool:
+    """Whether a tensor has numbers that no network made."""
+    return value.is_floating_point() and not value.requires_grad and value.numel() > 1
 
 
 def _deviation(values: Sequence[float]) -> float:
