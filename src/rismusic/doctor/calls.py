@@ -86,6 +86,8 @@ class CallRecorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, tape = getattr(func, "__name__", ""), self.tape
         if tape is None or not tape.active or name in _PLAIN:
+            if tape is not None and tape.active and name in ("item", "tolist", "numpy") and args:
+                tape.touch(args[0])
             result = func(*args, **(kwargs or {}))
         else:
             with torch._C.DisableTorchFunction():

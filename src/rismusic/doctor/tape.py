@@ -342,6 +342,10 @@ class TapeRecorder:
         draws = name in _RANDOM or name in DROPOUT or name in _RECURRENT or "attention" in name
         return draws and any(map(self.depends, tensors_in(list(args)) + tensors_in(kwargs)))
 
+    def touch(self, value: Tensor) -> None:
+        """Note that the numbers of a tensor are read."""
+        self._touched.add(id(value))
+
     def before(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, int]]:
         """The tensors of a call with their versions, before it is made."""
         tensors = tensors_in(list(args)) + tensors_in(kwargs)

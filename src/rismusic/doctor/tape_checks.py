@@ -508,7 +508,10 @@ def value_findings(tape: Tape) -> list[Finding]:
     dropped = [
         one.name or "the network"
         for one in tape.results
-        if one.key in maker and maker[one.key].name in _DROPOUT and _rate(maker[one.key]) > 0
+        if one.key in maker
+        and maker[one.key].name in _DROPOUT
+        and _rate(maker[one.key]) > 0
+        and not _goes_on(tape, one.key)
     ]
     rates = [_rate(call) for call in tape.calls if call.name in _DROPOUT]
     return [
@@ -534,6 +537,15 @@ def value_findings(tape: Tape) -> list[Finding]:
             "Use 0.1 to 0.5.",
         ),
     ]
+
+
+def _goes_on(tape: Tape, key: int) -> bool:
+    """Whether weights are applied to what depends on a tensor."""
+    reached = tape.reached(key)
+    return any(
+        any(one in reached for one in call.reads) and any(one in tape.weights for one in call.reads)
+        for call in tape.calls
+    )
 
 
 def _rate(call: Call) -> float:

@@ -430,6 +430,8 @@ class TapeRecord:
         if learned >= 5 * _GAIN:
             what = f"{text}, and what a network learns from some batches"
             return [_unrelated(name, gain, what, best, _GAIN)]
+        if steps < 1.5 * _FEWEST_STEPS:
+            raise LeftOutError("too few steps to judge")
         if level <= best.learned:
             text += (
                 "; the loss is lowest for such an output, since nothing in it keeps samples apart (collapse)"
