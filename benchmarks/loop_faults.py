@@ -697,6 +697,217 @@ def transformer() -> Job:
     return Job(Attending(), (x, y), lambda m, x, y: F.cross_entropy(m(x), y), adam(3e-3))
 
 
+def characters() -> Job:
+    """The state of a recurrent network is carried from batch to batch, and detached."""
+    text = torch.arange(2400).mul(7).remainder(23).view(8, 300)
+    model = nn.ModuleDict(
+        {"embed": nn.Embedding(23, 12), "core": nn.GRU(12, 24, batch_first=True), "head": nn.Linear(24, 23)}
+    )
+
+    def loop(job: Job) -> None:
+        optimizer, state = job.extra["optimizer"], None
+        for _ in range(4):
+            for start in range(0, 280, 14):
+                x, y = text[:, start : start + 14], text[:, start + 1 : start + 15]
+                out, state = model["core"](model["embed"](x), None if state is None else state.detach())
+                loss = F.cross_entropy(model["head"](out).transpose(1, 2), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+    return Job(model, (), lambda: torch.zeros(()), adam(1e-2), loop=loop)
+
+
+def closure() -> Job:
+    """LBFGS, which calls a closure."""
+    job = regressor()
+
+    def loop(own: Job) -> None:
+        optimizer = own.extra["optimizer"]
+        x, y = own.data
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            loss = own.loss(own.model, x, y)
+            loss.backward()
+            return loss
+
+        for _ in range(6):
+            optimizer.step(step)
+
+    job.loop, job.optimizer = loop, lambda p: torch.optim.LBFGS(p, max_iter=8)
+    return job
+
+
+class Combined(nn.Module):
+    """The loss is calculated in the forward pass, as in Hugging Face models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp(8, 32, 3)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.body(x)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def loss_inside() -> Job:
+    return Job(Combined(), points(), lambda m, x, y: m(x, labels=y)["loss"], adam(5e-3))
+
+
+def critic() -> Job:
+    """A Wasserstein critic whose weights are clipped after each step."""
+    parts = {"g": mlp(4, 16, 2), "d": mlp(2, 16, 1)}
+    optimizers = [torch.optim.RMSprop(part.parameters(), lr=1e-3) for part in parts.values()]
+
+    def loop(job: Job) -> None:
+        for step in range(100):
+            real = torch.randn(N, 2) * 0.3 + 1
+            with torch.no_grad():
+                fake = parts["g"](torch.randn(N, 4))
+            optimizers[1].zero_grad()
+            (parts["d"](fake).mean() - parts["d"](real).mean()).backward()
+            optimizers[1].step()
+            with torch.no_grad():
+                for p in parts["d"].parameters():
+                    p.clamp_(-0.1, 0.1)
+            if step % 5 == 0:
+                optimizers[0].zero_grad()
+                (-parts["d"](parts["g"](torch.randn(N, 4))).mean()).backward()
+                optimizers[0].step()
+
+    return Job(parts, (), lambda: torch.zeros(()), adam(1e-3), loop=loop, extra={"optimizers": optimizers})
+
+
+class Patches(nn.Module):
+    """A transformer on patches of images, cut with reshapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.place = nn.Linear(16, 24), nn.Parameter(0.02 * torch.randn(5, 24))
+        self.token = nn.Parameter(torch.zeros(1, 1, 24))
+        layer = nn.TransformerEncoderLayer(24, 2, 48, dropout=0.1, batch_first=True)
+        self.core, self.head = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(len(x), 2, 4, 2, 4).permute(0, 1, 3, 2, 4).reshape(len(x), 4, 16)
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.read(x)], 1) + self.place
+        return self.head(self.core(x)[:, 0])
+
+
+def patches() -> Job:
+    job = images()
+    job.model, job.optimizer = Patches(), adam(3e-3)
+    return job
+
+
+def replayed() -> Job:
+    """Deep Q learning with an environment in plain Python and a replay buffer."""
+    net = mlp(3, 32, 2)
+    target = copy.deepcopy(net)
+
+    def loop(job: Job) -> None:
+        optimizer, memory, state = job.extra["optimizer"], [], torch.randn(3)
+        for step in range(220):
+            if torch.rand(()) < 0.3:
+                action = int(torch.randint(0, 2, ()))
+            else:
+                with torch.no_grad():
+                    action = int(net(state[None]).argmax())
+            reward = float(state[0] if action else -state[0])
+            after = torch.randn(3)
+            memory.append((state, action, reward, after))
+            state = after
+            if len(memory) < 64:
+                continue
+            rows = [memory[int(k)] for k in torch.randint(0, len(memory), (N,))]
+            s, n = torch.stack([r[0] for r in rows]), torch.stack([r[3] for r in rows])
+            a, r = torch.tensor([r[1] for r in rows]), torch.tensor([r[2] for r in rows])
+            with torch.no_grad():
+                goal = r + 0.5 * target(n).amax(1)
+            optimizer.zero_grad()
+            F.mse_loss(net(s).gather(1, a[:, None])[:, 0], goal).backward()
+            optimizer.step()
+            if step % 25 == 0:
+                target.load_state_dict(net.state_dict())
+
+    return Job(net, (), lambda: torch.zeros(()), adam(5e-3), loop=loop)
+
+
+class DeepSets(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.all = mlp(2, 24, 16), mlp(16, 24, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.all((self.each(x) * mask[..., None]).sum(1))[:, 0]
+
+
+def sets_of_points() -> Job:
+    x, mask = torch.randn(384, 6, 2), (torch.rand(384, 6) < 0.7).float()
+    y = (x[..., 0] * mask).sum(1)
+    return Job(DeepSets(), (x, mask, y), lambda m, x, k, y: F.smooth_l1_loss(m(x, k), y), adam(5e-3))
+
+
+def masked_words() -> Job:
+    """Tokens are hidden, and only those are predicted (ignore_index)."""
+    model = nn.Sequential(nn.Embedding(21, 24), Rows(), nn.Linear(24, 20))
+
+    def loss(m: Any, t: Tensor) -> Tensor:
+        hidden = torch.rand(t.shape) < 0.3
+        return F.cross_entropy(
+            m(t.masked_fill(hidden, 20)).transpose(1, 2), t.masked_fill(~hidden, -100), ignore_index=-100
+        )
+
+    return Job(model, (tokens(),), loss, adam(1e-2))
+
+
+class Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.TransformerEncoderLayer(24, 2, 48, dropout=0.0, batch_first=True)
+        self.place = nn.Parameter(0.1 * torch.randn(12, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(x + self.place)
+
+
+def numpy_data() -> Job:
+    """Data drawn in each step, sample weights, and two groups of parameters."""
+    model = mlp(4, 32, 1)
+
+    def loop(job: Job) -> None:
+        head = [{"params": model[-1].parameters(), "lr": 1e-2}, {"params": model[0].parameters(), "lr": 2e-3}]
+        optimizer = torch.optim.AdamW(head, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120)
+        for _ in range(120):
+            x = torch.tensor(torch.randn(N, 4).numpy())
+            weight = torch.rand(N, 1)
+            loss = (weight * (model(x) - x[:, :1].abs()).square()).sum() / weight.sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+
+    return Job(model, (), lambda: torch.zeros(()), adam(1e-3), loop=loop, extra={"optimizers": ()})
+
+
+def flow() -> Job:
+    """An affine coupling flow: the loss is a negative log likelihood without targets."""
+    parts = nn.ModuleList([mlp(1, 32, 2, activation=nn.Tanh), mlp(1, 32, 2, activation=nn.Tanh)])
+
+    def loss(m: Any, x: Tensor) -> Tensor:
+        a, b = x[:, :1], x[:, 1:]
+        shift, scale = m[0](a).chunk(2, 1)
+        b = (b - shift) * (-scale.tanh()).exp()
+        other, width = m[1](b).chunk(2, 1)
+        a = (a - other) * (-width.tanh()).exp()
+        return (a.square() / 2 + b.square() / 2).mean() + scale.tanh().mean() + width.tanh().mean()
+
+    x = torch.randn(512, 1)
+    return Job(parts, (torch.cat([x, x.square() + 0.3 * torch.randn(512, 1)], 1),), loss, adam(5e-3))
+
+
 MIXED = "samples of a batch affect"
 CASES = (
     LoopCase(
@@ -944,4 +1155,14 @@ CASES = (
     LoopCase("mean teacher", teacher),
     LoopCase("loader", with_loader),
     LoopCase("diffusion", diffusion),
+    LoopCase("characters", characters),
+    LoopCase("LBFGS", closure),
+    LoopCase("loss in the forward pass", loss_inside),
+    LoopCase("critic", critic),
+    LoopCase("patches", patches),
+    LoopCase("replay buffer", replayed),
+    LoopCase("sets of points", sets_of_points),
+    LoopCase("masked words", masked_words),
+    LoopCase("data drawn in each step", numpy_data),
+    LoopCase("flow", flow),
 )

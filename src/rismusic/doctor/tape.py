@@ -377,7 +377,9 @@ class TapeRecorder:
             self._tensors[id(one)] = one
         if not tainted:
             kept = name in _KEPT or (self._depth > 0 and name == "__getitem__" and _keeps_samples(args[1]))
-            if kept and not mutated and all(self._known(one) for one, _ in found):
+            # The detached state of an earlier step is data of this one.
+            earlier = any(one.requires_grad for one, _ in found)
+            if kept and not mutated and not earlier and all(self._known(one) for one, _ in found):
                 self._record(func, name, args, kwargs, outs, mutated, None, pure=True)
                 return
             self._touched.update(id(one) for one, _ in found)

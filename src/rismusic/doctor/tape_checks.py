@@ -381,7 +381,7 @@ def loss_usage_findings(tape: Tape) -> list[Finding]:
         value = given[key]
         if g is None or value.shape[0] != samples.number or key not in maker or not bool(g.any()):
             continue
-        rows = float((g.flatten(1) == 0).all(1).double().mean())
+        rows = float((g.reshape(len(g), -1) == 0).all(1).double().mean())
         found.append(
             at_most(
                 "share of the samples that the loss does not use",

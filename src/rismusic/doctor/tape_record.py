@@ -311,7 +311,9 @@ class TapeRecord:
         for k in data:
             ratios = [(_ratio(one, k, j), j) for one in (early, late) for j in range(len(terms)) if j != k]
             ratio, j = max(ratios, default=(0.0, 0))
-            if ratio < 3:
+            # Terms of data that also feed the network may balance each other, as those of a likelihood do.
+            own_data = any(terms[k].key in last.compared(t) for t in last.targets if t not in last.inputs)
+            if ratio < (10 if own_data else 30):
                 continue
             keys = [terms_of(tape)[k].key for tape in tapes]
             constant = sum(constant_losses([Batch(tape, {}) for tape in tapes], keys)) / len(tapes)

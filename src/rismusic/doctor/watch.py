@@ -221,7 +221,8 @@ class Watch:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not any(one is optimizer for one in self._seen) and len(self._seen) < 100:
             self._seen.append(optimizer)
-        self._tape.on = False
+        # A closure calculates the loss within the step.
+        self._tape.on &= len(args) > 1 or "closure" in kwargs
         if not self._watches(optimizer):
             return
         self._steps += 1
