@@ -190,6 +190,10 @@ def clipped(limit: float) -> Callable[[Any, Any], None]:
     return lambda model, optimizer: nn.utils.clip_grad_norm_(model.parameters(), limit)
 
 
+def always_dropped(job: Job) -> None:
+    job.model[3].forward = lambda x: F.dropout(x, 0.2)
+
+
 def grown_rate(model: Any, optimizer: Any) -> None:
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
@@ -502,6 +506,14 @@ def two_tasks() -> Job:
 
 def millimetres(job: Job) -> None:
     job.data = (*job.data[:2], job.data[2] * 1000)
+
+
+def one_detached(job: Job) -> None:
+    def loss(m: Any, x: Tensor, kind: Tensor, size: Tensor) -> Tensor:
+        one, two = m(x)
+        return F.cross_entropy(one, kind) + F.mse_loss(two, size).detach()
+
+    job.loss = loss
 
 
 def q_learning() -> Job:
@@ -828,10 +840,14 @@ def replayed() -> Job:
             optimizer.zero_grad()
             F.mse_loss(net(s).gather(1, a[:, None])[:, 0], goal).backward()
             optimizer.step()
-            if step % 25 == 0:
+            if step % 25 == 0 and job.extra.get("sync", True):
                 target.load_state_dict(net.state_dict())
 
     return Job(net, (), lambda: torch.zeros(()), adam(5e-3), loop=loop)
+
+
+def never_synced(job: Job) -> None:
+    job.extra["sync"] = False
 
 
 class DeepSets(nn.Module):
@@ -929,6 +945,7 @@ CASES = (
                 "activations are missing",
                 lambda job: job.model.__setitem__(2, nn.Identity()),
             ),
+            ("dropout always on", "dropout stays on", always_dropped),
             (
                 "dropout on the output",
                 "dropout is applied to the output",
@@ -1121,7 +1138,14 @@ CASES = (
     ),
     LoopCase("accumulation", accumulated),
     LoopCase("mixed precision", mixed_precision),
-    LoopCase("two tasks", two_tasks, (("a target in millimetres", "outweighs", millimetres),)),
+    LoopCase(
+        "two tasks",
+        two_tasks,
+        (
+            ("a target in millimetres", "outweighs", millimetres),
+            ("a term detached", "no gradient|do not learn", one_detached),
+        ),
+    ),
     LoopCase("Q learning", q_learning),
     LoopCase("policy gradient", policy),
     LoopCase(
@@ -1160,7 +1184,7 @@ CASES = (
     LoopCase("loss in the forward pass", loss_inside),
     LoopCase("critic", critic),
     LoopCase("patches", patches),
-    LoopCase("replay buffer", replayed),
+    LoopCase("replay buffer", replayed, (("target network never updated", "never changes", never_synced),)),
     LoopCase("sets of points", sets_of_points),
     LoopCase("masked words", masked_words),
     LoopCase("data drawn in each step", numpy_data),

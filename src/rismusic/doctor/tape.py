@@ -337,6 +337,11 @@ class TapeRecorder:
         """Whether calls are recorded now; evaluations are not, to save memory."""
         return self.on and not self.problem and (self.module.training or torch.is_grad_enabled())
 
+    @property
+    def inside(self) -> bool:
+        """Whether the forward pass of a module runs."""
+        return self._depth > 0
+
     def draws(self, name: str, args: Any, kwargs: Any) -> bool:
         """Whether a call that depends on weights draws random numbers."""
         draws = name in _RANDOM or name in DROPOUT or name in _RECURRENT or "attention" in name

@@ -260,6 +260,7 @@ class TapeRecord:
         state = torch.get_rng_state()
         reports = []
         checks = (
+            ("TARGET", partial(self._fixed_target, steps)),
             ("TERMS", partial(self._terms, steps, alone)),
             ("LEARNED", partial(self._learned, steps, own, alone)),
         )
@@ -268,6 +269,24 @@ class TapeRecord:
             reports.append(report_of(tag, text, findings))
         torch.set_rng_state(state)
         return reports
+
+    def _fixed_target(self, steps: int) -> list[Finding]:
+        """A network that gives bootstrapped targets follows the one that is trained."""
+        tape = self.late[-1] if self.late else self.early[-1]
+        silent = [call for call in tape.calls if not call.grad and not call.pure]
+        if steps < 100 or not any(call.name in ("max", "amax") for call in silent):
+            raise LeftOutError("no network gives targets by a maximum, or fewer than 100 steps")
+        own = {id(p) for p in self.module.parameters()}
+        others = {key for call in silent for key in call.reads if key in tape.weights and key not in own}
+        still = [key for key in others if torch.equal(tape.weights[key], self.initial[key])]
+        return [
+            must_be_zero(
+                "weights of a target network that never change",
+                len(still) if others and len(still) == len(others) else 0,
+                "the target network never changes: the weights of the trained network are not copied to it.",
+                "Copy them every some hundred steps (load_state_dict), or follow them with a moving average.",
+            )
+        ]
 
     def _terms(self, steps: int, alone: bool) -> list[Finding]:
         """The terms of the loss are all learned."""
@@ -282,6 +301,15 @@ class TapeRecord:
         first = self.first.get(_kind(last), last)
         early = term_gradients(Replay(first, {k: self.initial[k] for k in first.weights}), terms_of(first))
         late = term_gradients(Replay(last), terms)
+        idle = [term.name for term, norms in zip(terms, late, strict=True) if not any(norms.values())]
+        found.append(
+            must_be_zero(
+                "terms of the loss without a gradient",
+                len(idle) if _made(last, [term.key for term in terms]) else 0,
+                f"{listed(idle)} of the loss has no gradient: its weight is 0, or it is detached.",
+                "Remove it, or give it a weight, and remove detach(), item() and no_grad.",
+            )
+        )
         data = [k for k, term in enumerate(terms) if term.data]
         others = [k for k, term in enumerate(terms) if not term.data]
         alike = set(early[0]).intersection(*map(set, early), *map(set, late))
@@ -499,6 +527,12 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         "few data.",
         "Check the pairs of inputs and targets one by one, as the loop sees them.",
     )
+
+
+def _made(tape: Tape, keys: Sequence[int]) -> bool:
+    """Whether all of some tensors are made from weights."""
+    made = {key for call in tape.calls if not call.pure for key in (*call.outs, *call.mutated)}
+    return all(key in made or key in tape.weights for key in keys)
 
 
 def _ratio(norms: Sequence[dict[int, float]], k: int, j: int) -> float:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from rismusic.doctor.calls import CallRecorder
+from rismusic.doctor.calls import CallRecorder, calling_line
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Networks, as_one
 from rismusic.doctor.steps import StepRecord, optimizers_seen
-from rismusic.doctor.tape import TapeRecorder
+from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
 from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
@@ -95,6 +95,8 @@ class Watch:
         self._initial = initial_findings(self.module)
         self._before: dict[str, Tensor] = {}
         self._ratios: dict[str, list[float]] = {}
+        # The line of a dropout that evaluation mode does not turn off.
+        self._kept_dropout = ""
         self._diagnosis: Diagnosis | None = None
         self._closed = False
 
@@ -176,6 +178,10 @@ class Watch:
         if self._layers is not None:
             self._layers.observe(func, args, result)
         name = getattr(func, "__name__", "")
+        if name in DROPOUT and not self.module.training and self._tape.inside and not self._kept_dropout:
+            given = args[0] if args else None
+            if isinstance(given, Tensor) and isinstance(result, Tensor) and not torch.equal(given, result):
+                self._kept_dropout = calling_line() or "a call"
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
             self.losses.append(float(args[0].detach()))
             self._evaluation += not self.module.training
@@ -368,6 +374,19 @@ class Watch:
                 "the network is validated in training mode: dropout is on, and batch normalisation uses (and "
                 "learns) the statistics of the validation data.",
                 "Call model.eval() before validation, and model.train() after it.",
+            )
+        )
+        own = any(
+            part.training for part in self.module.modules() if isinstance(part, nn.modules.dropout._DropoutNd)
+        )
+        findings.append(
+            must_be_zero(
+                "calls of dropout in evaluation mode",
+                int(bool(self._kept_dropout) and not (own and not self.module.training)),
+                f"dropout stays on in evaluation mode (at {self._kept_dropout}), so outputs are random: "
+                "eval() does "
+                "not turn it off.",
+                "Use nn.Dropout, or functional.dropout(x, p, training=self.training).",
             )
         )
         text = f"{len(self.losses)} backward, {self._steps} steps"
