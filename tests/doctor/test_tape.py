@@ -337,9 +337,20 @@ class Foreign(Loop):
         self.extra = copy.deepcopy(self.model)
 
 
+class InPlace(Loop):
+    def order(self):
+        return torch.arange(256)
+
+    def loss(self, x, y):
+        view = self.x[:N]
+        view += 0.1
+        return super().loss(x, y)
+
+
 @pytest.mark.parametrize(
     ("loop", "text"),
     [
+        (InPlace, "the data are changed in place in the loop"),
         (OtherRows, "does not hold for others"),
         (OtherIndex, "indexed with different rows"),
         (Sorted, "sorted and not shuffled"),
@@ -359,5 +370,17 @@ def test_each_fault_of_a_loop_is_named(loop, text):
     assert any(text in one for one in found), found
 
 
+class DrawsValidation(Loop):
+    """Makes other data in the loop, in place."""
+
+    def after_epoch(self):
+        x = torch.zeros(32, 6)
+        for row in x:
+            row += torch.randn(6)
+        with torch.no_grad():
+            self.model(x)
+
+
 def test_healthy_loop():
+    assert [one.sentence for one in DrawsValidation().watched().wrong] == []
     assert [one.sentence for one in Loop().watched().wrong] == []

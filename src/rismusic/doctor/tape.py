@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -171,6 +172,8 @@ DROPOUT = frozenset(
 )
 _ATTENTION = "scaled_dot_product_attention"
 _RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
+# Steps in which data change in place, from which this is a habit of the loop.
+_OFTEN = 3
 # Most calls between two steps of the optimizer.
 _MOST_CALLS = 20_000
 
@@ -284,6 +287,9 @@ class TapeRecorder:
         self.problem = ""
         self._depth = 0
         self._fixed = {id(one) for one in module.buffers()}
+        self._window = 0
+        # Data of which a part changes in place: in how many steps, the last of them, and the call.
+        self._altered: dict[int, tuple[weakref.ref[Tensor], int, int, str]] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -299,7 +305,7 @@ class TapeRecorder:
         self._before: dict[int, Tensor] = {}
         self._passed: list[tuple[str, int]] = []
         self._touched: set[int] = set()
-        self.altered: set[str] = set()
+        self._window += 1
 
     def hooks(self) -> list[RemovableHandle]:
         """Hooks on the modules, to be removed at the end."""
@@ -391,7 +397,7 @@ class TapeRecorder:
             for one in mutated:
                 base = one._base
                 if base is not None and base.numel() > one.numel() and name in _ALTERING:
-                    self.altered.add(name)
+                    self._note_altered(base, name)
             kind = "noise" if name in _RANDOM else "constant" if name in _CONSTANT else "data"
             base = args[0] if name in ("__getitem__", "index_select") and args else None
             rows = None
@@ -414,6 +420,17 @@ class TapeRecorder:
         self._tainted.update(map(id, (*outs, *mutated)))
         if len(self.calls) > _MOST_CALLS:
             self.problem = f"more than {_MOST_CALLS} calls in a step"
+
+    def _note_altered(self, base: Tensor, name: str) -> None:
+        old = self._altered.get(id(base))
+        steps = 0 if old is None or old[0]() is not base else old[1]
+        if id(base) not in self._fixed and (old is None or not steps or old[2] != self._window):
+            self._altered[id(base)] = (weakref.ref(base), steps + 1, self._window, name)
+
+    @property
+    def altered(self) -> set[str]:
+        """Calls that change a part of the same data in place, in several steps."""
+        return {name for _, steps, _, name in self._altered.values() if steps >= _OFTEN}
 
     def _known(self, value: Tensor) -> bool:
         if id(value) not in self._tensors:
