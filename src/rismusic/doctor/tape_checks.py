@@ -111,6 +111,9 @@ def samples_of(tape: Tape, axis: int = 0) -> Samples:
     inputs = [key for key in tape.inputs if roots[key].value.ndim > axis and roots[key].value.numel() > 1]
     if not inputs:
         raise LeftOutError("no data reach the network")
+    square = [key for key in inputs if list(roots[key].value.shape[:2]) == [len(roots[key].value)] * 2]
+    if any(len(roots[key].value) == len(roots[one].value) for key in square for one in inputs if one != key):
+        raise LeftOutError("the batch has a matrix that relates samples to each other")
     primary = max(inputs, key=lambda key: roots[key].value.numel())
     number, axes = roots[primary].value.shape[axis], {}
     if number < 4:
@@ -137,11 +140,24 @@ def samples_of(tape: Tape, axis: int = 0) -> Samples:
     return Samples(number, axes, primary)
 
 
+def lively(tape: Tape) -> dict[int, Tensor]:
+    """The weights, with matrices of zeros (heads that start at 0) drawn at random, so that signals pass."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for key, weight in tape.weights.items():
+        value = weight.detach()
+        if value.ndim > 1 and not bool(value.any()):
+            value = 0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+        found[key] = value
+    return found
+
+
 def replay_of(tape: Tape) -> Replay:
     """A replay in double precision where that is possible."""
-    single = Replay(tape)
+    weights = lively(tape)
+    single = Replay(tape, weights)
     try:
-        double = Replay(tape, double=True)
+        double = Replay(tape, weights, double=True)
     except (RuntimeError, TypeError, ValueError):
         return single
     return double if math.isclose(single.loss, double.loss, rel_tol=1e-2, abs_tol=1e-5) else single
@@ -555,7 +571,7 @@ def _rate(call: Call) -> float:
 def target_findings(tape: Tape) -> list[Finding]:
     """The output does not see the target that it is to predict."""
     samples = _chosen_samples(tape)
-    replay = Replay(tape)
+    replay = Replay(tape, lively(tape))
     found = []
     for target in tape.targets:
         for key in tape.inputs:
