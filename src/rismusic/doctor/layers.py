@@ -181,7 +181,7 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
                 isinstance(part, _NORMS) and record.first is not None and record.weighted == [record.first[0]]
             ):
                 # The size of the first layer's output does not matter.
-                record.normalised, record.first = True, None
+                record.first = (record.first[0], 1.0, record.first[2])
             if not isinstance(part, _WEIGHTED):
                 return
             if name not in record.weighted:
