@@ -217,7 +217,9 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
 
 
 def _input_size(name: str, value: Tensor, part: nn.Module) -> tuple[str, float, float] | None:
-    if not (value.is_floating_point() or value.is_complex()) or value.requires_grad or not value.numel():
+    # A leaf with a gradient is data that the loss differentiates by.
+    made = value.requires_grad and value.grad_fn is not None
+    if not (value.is_floating_point() or value.is_complex()) or made or not value.numel():
         return None
     value = value.detach()
     size = float(value.abs().double().square().mean().sqrt())
