@@ -5,6 +5,7 @@
 ``--set source``       source edits of a copy of the package (``source_faults.py``), one process for each
 ``--set healthy``      healthy trainings over their settings, with the shipped recipes and presets
 ``--set modules``      small networks of the usual kinds, healthy and with faults (``module_faults.py``)
+``--set loops``        small training loops under ``rismusic.watch``, likewise (``loop_faults.py``)
 ====================== ==============================================================================
 
 A fault is *named* if a finding outside its limit matches the fault's regular expression, *noticed* if there
@@ -40,6 +41,7 @@ OUT = {
     "source": MEASURED / "doctor_source_faults.csv",
     "healthy": MEASURED / "doctor_healthy.csv",
     "modules": MEASURED / "doctor_modules.csv",
+    "loops": MEASURED / "doctor_loops.csv",
 }
 FAST = "--fast"
 # Seconds of wall time after which a diagnosis counts as a crash.
@@ -268,12 +270,11 @@ def healthy_findings(settings: Mapping[str, object]) -> list[tuple[str, str]]:
     return findings(diagnose(changed(spec, own)))
 
 
-def module_outcomes(only: Sequence[str]) -> Iterable[Outcome]:
-    """Outcomes of the small networks, each healthy and with its faults."""
+def module_outcomes(only: Sequence[str], cases: str = "module_faults") -> Iterable[Outcome]:
+    """Outcomes of small networks or loops, each healthy and with its faults."""
     sys.path.insert(0, str(ROOT / "src"))
-    importlib.import_module("rismusic.doctor.module")  # Once for all: the processes share it.
-    module_faults = importlib.import_module("module_faults")
-    for case in module_faults.CASES:
+    importlib.import_module("rismusic.doctor.watch")  # Once for all: the processes share it.
+    for case in importlib.import_module(cases).CASES:
         for name, names, work in case.trials():
             if not only or name in only or case.name in only:
                 yield outcome_of(name, names, lambda: findings(work()))  # noqa: B023
@@ -283,6 +284,7 @@ OUTCOMES: dict[str, Callable[[Sequence[str]], Iterable[Outcome]]] = {
     "source": source_outcomes,
     "healthy": healthy_outcomes,
     "modules": module_outcomes,
+    "loops": partial(module_outcomes, cases="loop_faults"),
 }
 
 

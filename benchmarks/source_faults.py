@@ -403,8 +403,8 @@ FAULTS = (
     SourceFault(
         "sources share their symbols",
         _SCENE,
-        "        return draws.complex_normal(Stream.SYMBOLS, sources, snapshots, dtype=dtype)\n",
-        "        return draws.complex_normal(Stream.SYMBOLS, 1, snapshots, dtype=dtype)"
+        "        own = draws.complex_normal(Stream.SYMBOLS, sources, snapshots, dtype=dtype)\n",
+        "        own = draws.complex_normal(Stream.SYMBOLS, 1, snapshots, dtype=dtype)"
         ".expand(-1, sources, -1)\n",
         r"symbols|coherent|correlat|independen",
     ),

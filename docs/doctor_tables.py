@@ -67,6 +67,11 @@ def doctor_modules() -> str:
     return _outcomes("doctor_modules.csv")
 
 
+def doctor_loops() -> str:
+    """Small training loops, healthy and with faults, and what ``watch`` finds."""
+    return _outcomes("doctor_loops.csv")
+
+
 def doctor_healthy() -> str:
     """Healthy trainings and what the doctor finds."""
     return _outcomes("doctor_healthy.csv")
@@ -95,6 +100,7 @@ TABLES: tuple[Callable[[], str], ...] = (
     doctor_faults,
     doctor_source_faults,
     doctor_modules,
+    doctor_loops,
     doctor_healthy,
     doctor_comparison,
 )

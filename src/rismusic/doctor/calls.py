@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from rismusic.doctor.tape import TapeRecorder
 from rismusic.nn.monitors import Finding, at_most
 
 # Loss at the start over that of equal probabilities, from which the logits are far too large.
@@ -41,6 +42,23 @@ _ROUNDING = (
 )
 
 Observer = Callable[[Any, Sequence[Any], Any], None]
+# Calls that read a property of a tensor other than its values, of which there are many.
+_PLAIN = frozenset(
+    [
+        "size",
+        "dim",
+        "numel",
+        "item",
+        "tolist",
+        "numpy",
+        "__len__",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__repr__",
+        "__format__",
+    ]
+)
 
 
 class CallRecorder(TorchFunctionMode):
@@ -50,11 +68,15 @@ class CallRecorder(TorchFunctionMode):
         observers: called with function, arguments and result of each call.
         numbers_cut: whether ``item()`` and the like count as cuts of the gradient. In a whole loop they serve
             the log.
+        tape: records the calls, so that they can be repeated.
     """
 
-    def __init__(self, *observers: Observer, numbers_cut: bool = True) -> None:
+    def __init__(
+        self, *observers: Observer, numbers_cut: bool = True, tape: TapeRecorder | None = None
+    ) -> None:
         super().__init__()
         self.observers = observers
+        self.tape = tape
         self._cuts = ("detach", "detach_", *(("item", "numpy", "tolist") if numbers_cut else ()))
         self._seen: set[str] = set()
         self.detached: dict[str, None] = {}
@@ -62,16 +84,26 @@ class CallRecorder(TorchFunctionMode):
         self._found: dict[str, Finding] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
+        name, tape = getattr(func, "__name__", ""), self.tape
+        if tape is None or not tape.active or name in _PLAIN:
+            if tape is not None and tape.active and name in ("item", "tolist", "numpy") and args:
+                tape.touch(args[0])
+            result = func(*args, **(kwargs or {}))
+        else:
+            with torch._C.DisableTorchFunction():
+                found = tape.before(name, args, kwargs or {})
+                state = torch.get_rng_state() if tape.draws(name, args, kwargs or {}) else None
+            result = func(*args, **(kwargs or {}))
+            with torch._C.DisableTorchFunction():
+                tape.after(func, name, args, kwargs or {}, result, found, state)
         with torch._C.DisableTorchFunction():
             check = _CHECKS.get(name)
             if check is not None:
-                found = [one for one in check(args, kwargs or {}, result) if one.name not in self._found]
+                new = [one for one in check(args, kwargs or {}, result) if one.name not in self._found]
                 # Later losses of a training are not those of an untrained network.
-                found = [one for one in found if name not in self._seen or not one.name.startswith("first")]
+                new = [one for one in new if name not in self._seen or not one.name.startswith("first")]
                 self._seen.add(name)
-                for finding in found:
+                for finding in new:
                     self._found.setdefault(finding.name, replace(finding, where=calling_line()))
             if name in self._cuts and len(self.detached) < _MOST_LINES:
                 if args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled():
@@ -212,6 +244,20 @@ def _bce_logits(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     ]
 
 
+def _divergence(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+    given = _argument(args, kwargs, 0, "input")
+    if not isinstance(given, Tensor) or not given.is_floating_point() or not given.numel():
+        return []
+    found = _wrong(
+        "largest logarithm of a probability in kl_div",
+        float(given.detach().max()),
+        1e-3,
+        "kl_div gets numbers that are not logarithms of probabilities.",
+        "Apply log_softmax to its first argument.",
+    )
+    return [] if found.fine else [found]
+
+
 def _shapes(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     """Losses of two tensors whose shapes differ, so that they are broadcast."""
     one, two = (_argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "target"))
@@ -285,6 +331,7 @@ def _exchanged(args: Any, kwargs: Any, result: Any) -> list[Finding]:
 _CHECKS: dict[str, Callable[[Any, Any, Any], list[Finding]]] = {
     "cross_entropy": _cross_entropy,
     "nll_loss": _nll,
+    "kl_div": _divergence,
     "binary_cross_entropy_with_logits": _bce_logits,
     "mse_loss": _shapes,
     "l1_loss": _shapes,

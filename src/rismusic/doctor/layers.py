@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rismusic.doctor.report import listed
+from rismusic.doctor.report import listed, must_be_zero
 from rismusic.nn.monitors import Finding, at_least, at_most
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear, nn.RNNBase)
@@ -177,6 +177,11 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
             value = _first_tensor(given)
             if isinstance(part, (*_NORMS, nn.Embedding)) and record.first is None:
                 record.normalised = True
+            elif (
+                isinstance(part, _NORMS) and record.first is not None and record.weighted == [record.first[0]]
+            ):
+                # The size of the first layer's output does not matter.
+                record.first = (record.first[0], 1.0, record.first[2])
             if not isinstance(part, _WEIGHTED):
                 return
             if name not in record.weighted:
@@ -212,7 +217,9 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
 
 
 def _input_size(name: str, value: Tensor, part: nn.Module) -> tuple[str, float, float] | None:
-    if not (value.is_floating_point() or value.is_complex()) or value.requires_grad or not value.numel():
+    # A leaf with a gradient is data that the loss differentiates by.
+    made = value.requires_grad and value.grad_fn is not None
+    if not (value.is_floating_point() or value.is_complex()) or made or not value.numel():
         return None
     value = value.detach()
     size = float(value.abs().double().square().mean().sqrt())
@@ -271,9 +278,35 @@ def initial_findings(module: nn.Module) -> list[Finding]:
     """Initial weights of 0, apart from single layers that start at 0 on purpose (heads, gates, residuals)."""
     matrices = {n: p for n, p in module.named_parameters() if p.requires_grad and p.ndim > 1}
     zero = [name for name, value in matrices.items() if not bool(value.detach().any())]
+    alike = [
+        name
+        for name, value in matrices.items()
+        if len(value) > 1
+        and bool(value.detach().any())
+        and bool((value.detach() == value.detach()[:1]).all())
+    ]
+    places: dict[int, list[str]] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        if any(True for _ in part.parameters(recurse=False)):
+            places.setdefault(id(part), []).append(name)
+    repeated = [names for names in places.values() if len(names) > 1]
     if len(matrices) < 2:
         return []
     return [
+        must_be_zero(
+            "weight matrices whose units are all alike at the start",
+            len(alike),
+            f"the initial weights of {listed(alike)} are the same for all units, so these learn the same.",
+            "Draw initial weights at random.",
+        ),
+        must_be_zero(
+            "layers that are in several places of the network",
+            len(repeated),
+            f"{listed(repeated[0]) if repeated else ''} are one and the same layer, not copies, so they "
+            "share their "
+            "weights.",
+            "Make a new layer for each place ([Layer() for _ in range(n)], not [layer] * n).",
+        ),
         at_most(
             "share of the weight matrices that are 0 at the start",
             len(zero) / len(matrices),
@@ -281,7 +314,7 @@ def initial_findings(module: nn.Module) -> list[Finding]:
             f"the initial weights of {listed(zero)} are 0: all units of a layer are alike, and do not learn "
             "different features.",
             "Draw initial weights at random. Only a last layer may start at 0.",
-        )
+        ),
     ]
 
 

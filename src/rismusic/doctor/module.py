@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -31,6 +31,17 @@ from rismusic.doctor.state import (
     tensors_in,
     to_double,
     widened,
+)
+from rismusic.doctor.tape import Tape, TapeRecorder, faithful
+from rismusic.doctor.tape_checks import (
+    LeftOutError,
+    bound_findings,
+    linear_findings,
+    mixing_findings,
+    range_findings,
+    target_findings,
+    usage_findings,
+    value_findings,
 )
 from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
@@ -131,6 +142,8 @@ def diagnose_module(
         run("LAYERS", case.check_layers)
         run("GRAD", lambda: case.check_coverage(steps))
         run("BATCH", case.check_batch)
+        for tag, check in case.tape_checks().items():
+            run(tag, check)
         run("MODES", case.check_modes)
         run("PRECISION", case.check_precision)
         if not surrogate_gradient:
@@ -345,7 +358,13 @@ class _ModuleUnderTest:
                 self.train(optimizer, min(3, steps))
             for name, value in self.gradients().items():
                 sizes[name] = max(sizes[name], float(value.abs().max()))
-        dead = [name for name, size in sizes.items() if size == 0]
+        # A bias that cancels, as in a distance of two outputs, does no harm.
+        dead = [
+            name
+            for name, size in sizes.items()
+            if size == 0
+            and (not name.endswith("bias") or sizes.get(name.removesuffix("bias") + "weight", 0.0) == 0)
+        ]
         with self.optimizer() as optimizer:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         own = {id(weight) for weight in self.module.parameters()}
@@ -419,6 +438,39 @@ class _ModuleUnderTest:
             "Check the order of axes at every view, reshape, transpose, recurrent layer and attention.",
         )
         return report_of("BATCH", f"other samples change by {change:.1e}", [finding])
+
+    def tape_checks(self) -> dict[str, Callable[[], Report]]:
+        """Checks that repeat the loss with other data, see :mod:`rismusic.doctor.tape_checks`."""
+        recorder = TapeRecorder(self.module)
+        handles = recorder.hooks()
+        try:
+            with restored(self.module), CallRecorder(tape=recorder):
+                self.module.train()
+                tape = recorder.cut(self.evaluate())
+        finally:
+            for handle in handles:
+                handle.remove()
+
+        def check(tag: str, findings: Callable[[Tape], list[Finding]]) -> Report:
+            if isinstance(tape, str):
+                return report_of(tag, f"left out: {tape}", [])
+            if not faithful(tape):
+                return report_of(tag, "left out: repeating the recorded calls gives another loss", [])
+            try:
+                return report_of(tag, "the loss, repeated with other data", findings(tape))
+            except LeftOutError as error:
+                return report_of(tag, f"left out: {error}", [])
+
+        found: dict[str, Callable[[Tape], list[Finding]]] = {
+            "ORDER": mixing_findings,
+            "USAGE": lambda tape: usage_findings(tape, recorder.unread()),
+            "TARGET": target_findings,
+            "BOUND": bound_findings,
+            "RANGE": range_findings,
+            "LINEAR": linear_findings,
+            "VALUES": value_findings,
+        }
+        return {tag: partial(check, tag, findings) for tag, findings in found.items()}
 
     def check_modes(self) -> Report:
         """[MODES]: evaluation mode is deterministic and close to training mode."""

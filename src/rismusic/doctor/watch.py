@@ -7,8 +7,10 @@ really does; a :class:`~rismusic.doctor.calls.CallRecorder` sees the calls of to
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from rismusic.doctor.calls import CallRecorder
+from rismusic.doctor.calls import CallRecorder, calling_line
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Networks, as_one
+from rismusic.doctor.steps import StepRecord, optimizers_seen
+from rismusic.doctor.tape import DROPOUT, TapeRecorder
+from rismusic.doctor.tape_record import TapeRecord
 from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -29,8 +34,12 @@ _KEPT = 256
 _MEASURED = 3
 # A weight whose relative change per step stays below this does not learn at any speed.
 _SLOWEST, _FASTEST = 1e-8, 0.5
+# Ratio of the relative changes of two weight matrices that no ordinary training has.
+_UNEQUAL = 1e-4
 # Fewest losses for findings about their course, and the share at the start and at the end that is compared.
 _FEWEST_LOSSES, _PART = 20, 0.2
+# Growth of the learning rate that is no warm-up.
+_GROWN = 100.0
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
 
@@ -63,11 +72,18 @@ class Watch:
         self._say = say
         self._names = {id(p): name for name, p in self.module.named_parameters()}
         self._stack = ExitStack()
-        self._calls = CallRecorder(self._observe, numbers_cut=False)
+        self._tape = TapeRecorder(self.module)
+        self._tapes = TapeRecord(self.module)
+        self._calls = CallRecorder(self._observe, numbers_cut=False, tape=self._tape)
+        self._step_record = StepRecord(self._names)
+        self._seen: list[torch.optim.Optimizer] = []
         self._layers: LayerRecord | None = None
         self._measuring = ExitStack()
         self._forwards = 0
         self._evaluation = self._steps = 0
+        self._without_gradient: Counter[bool] = Counter()
+        # Number, mean and mean square of the inputs, in training and without gradients.
+        self._inputs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
@@ -79,7 +95,10 @@ class Watch:
         self._initial = initial_findings(self.module)
         self._before: dict[str, Tensor] = {}
         self._ratios: dict[str, list[float]] = {}
+        # The line of a dropout that evaluation mode does not turn off.
+        self._kept_dropout = ""
         self._diagnosis: Diagnosis | None = None
+        self._closed = False
 
     def __enter__(self) -> Watch:
         stack = self._stack
@@ -93,6 +112,7 @@ class Watch:
             for part in self.module.children():
                 handles.append(part.register_forward_pre_hook(self._before_forward))
                 handles.append(part.register_forward_hook(self._after_forward))
+        handles += self._tape.hooks()
         for weight in self.module.parameters():
             if weight.requires_grad:
                 handles.append(weight.register_hook(self._gradient_hook(weight)))
@@ -110,6 +130,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+        self._closed = True
         if kind is None or issubclass(kind, (KeyboardInterrupt, StopIteration)):
             diagnosis = self.diagnosis
             for line in [*diagnosis.lines, diagnosis.verdict]:
@@ -118,6 +139,16 @@ class Watch:
     @property
     def diagnosis(self) -> Diagnosis:
         """The findings up to now, ordered by cause."""
+        if self._diagnosis is None:
+            on, self._tape.on = self._tape.on, False
+            found = self._diagnosed()
+            self._tape.on = on
+            if not self._closed:
+                return found
+            self._diagnosis = found
+        return self._diagnosis
+
+    def _diagnosed(self) -> Diagnosis:
         checks = (
             self._check_data,
             self._check_input,
@@ -128,7 +159,15 @@ class Watch:
             self._check_updates,
             self._check_losses,
         )
-        return Diagnosis(tuple(check() for check in checks))
+        reports = [check() for check in checks]
+        held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
+        data = self._tapes.data_report()
+        data = replace(data, findings=(*data.findings, *self._validation_inputs()))
+        reports += [*self._tapes.start_reports, data]
+        if all(map(math.isfinite, self.losses)):
+            alone = len(self.optimizers) == 1 and len(self._seen) == 1
+            reports += self._tapes.final_reports(self._steps, held, alone=alone)
+        return Diagnosis(tuple(reports))
 
     @staticmethod
     def _sample(weight: Tensor) -> Tensor:
@@ -139,12 +178,24 @@ class Watch:
         if self._layers is not None:
             self._layers.observe(func, args, result)
         name = getattr(func, "__name__", "")
+        if name in DROPOUT and not self.module.training and self._tape.inside and not self._kept_dropout:
+            given = args[0] if args else None
+            if isinstance(given, Tensor) and isinstance(result, Tensor) and not torch.equal(given, result):
+                self._kept_dropout = calling_line() or "a call"
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
             self.losses.append(float(args[0].detach()))
             self._evaluation += not self.module.training
+            if self._tape.on:
+                self._tapes.add(self._tape, args[0], self._steps)
 
-    def _before_forward(self, *_: Any) -> None:
+    def _before_forward(self, part: nn.Module, given: Any) -> None:
+        value = next((one for one in given if isinstance(one, Tensor)), None)
+        seen = self._inputs[torch.is_grad_enabled()]
+        if value is not None and part is self.module and len(seen) < 50 and _is_data(value):
+            seen.append((float(value.double().mean()), float(value.double().std())))
         self._forwards += 1
+        if not torch.is_grad_enabled():
+            self._without_gradient[self.module.training] += 1
 
     def _after_forward(self, *_: Any) -> None:
         if self._forwards == _MEASURED:
@@ -155,6 +206,7 @@ class Watch:
 
         def hook(gradient: Tensor) -> None:
             # Called before the gradient is added to ``weight.grad``.
+            self._step_record.add(weight, gradient)
             if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
                 self._fresh[key] = True
             if name not in self._gradient or self._gradient[name] == 0:
@@ -173,6 +225,10 @@ class Watch:
         return any(one is optimizer for one in self.optimizers)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not any(one is optimizer for one in self._seen) and len(self._seen) < 100:
+            self._seen.append(optimizer)
+        # A closure calculates the loss within the step.
+        self._tape.on &= len(args) > 1 or "closure" in kwargs
         if not self._watches(optimizer):
             return
         self._steps += 1
@@ -181,6 +237,7 @@ class Watch:
         moving = [p for p in held if bool(p.grad.any())]
         if moving and not closure and not any(self._fresh.get(id(p), True) for p in moving):
             self._stale += 1
+        self._step_record.before(optimizer, closure=closure, stale=self._stale > 0)
         for number, group in enumerate(optimizer.param_groups):
             self._rates.setdefault(f"group {number}", []).append(float(group["lr"]))
         self._before = {
@@ -194,8 +251,11 @@ class Watch:
             }
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._tape.clear()
+        self._tape.on = self._tapes.wants(self._steps)
         if not self._watches(optimizer):
             return
+        self._step_record.after(optimizer)
         weights = dict(self.module.named_parameters())
         for name, old in self._before.items():
             self._ratios.setdefault(name, []).append(update_ratio(weights[name].detach() - old, old))
@@ -203,6 +263,28 @@ class Watch:
         for group in optimizer.param_groups:
             for p in group["params"]:
                 self._fresh[id(p)] = False
+
+    def _validation_inputs(self) -> list[Finding]:
+        """Inputs without gradients are scaled as those of the training."""
+        trained, validated = self._inputs[True], self._inputs[False]
+        if not trained or not validated:
+            return []
+        (mean, spread), (other, width) = (
+            (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
+            for one in (trained, validated)
+        )
+        size = max(spread, 1e-12)
+        return [
+            at_most(
+                "difference of the inputs of training and validation, over their spread",
+                max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
+                1.5,
+                f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
+                "than "
+                f"those of the training (mean {mean:.3g}, spread {spread:.3g}).",
+                "Use the same transformation, with the statistics of the training data.",
+            )
+        ]
 
     def _check_data(self) -> Report:
         """[FINITE]: losses and gradients are finite."""
@@ -275,12 +357,36 @@ class Watch:
                     "Step in the batch loop.",
                 )
             )
+        findings += [*self._step_record.findings, optimizers_seen(self._seen, self._names)]
         findings.append(
             must_be_zero(
                 "calls of backward in evaluation mode",
                 self._evaluation if drops else 0,
                 "the network is trained in evaluation mode: dropout is off, batch normalisation is frozen.",
                 "Call model.train() at the start of each epoch, since validation leaves the evaluation mode.",
+            )
+        )
+        quiet = self._without_gradient
+        findings.append(
+            must_be_zero(
+                "validations in training mode",
+                quiet[True] if drops and not quiet[False] and not self._tapes.without_gradient else 0,
+                "the network is validated in training mode: dropout is on, and batch normalisation uses (and "
+                "learns) the statistics of the validation data.",
+                "Call model.eval() before validation, and model.train() after it.",
+            )
+        )
+        own = any(
+            part.training for part in self.module.modules() if isinstance(part, nn.modules.dropout._DropoutNd)
+        )
+        findings.append(
+            must_be_zero(
+                "calls of dropout in evaluation mode",
+                int(bool(self._kept_dropout) and not (own and not self.module.training)),
+                f"dropout stays on in evaluation mode (at {self._kept_dropout}), so outputs are random: "
+                "eval() does "
+                "not turn it off.",
+                "Use nn.Dropout, or functional.dropout(x, p, training=self.training).",
             )
         )
         text = f"{len(self.losses)} backward, {self._steps} steps"
@@ -295,6 +401,18 @@ class Watch:
         missing = [name for name, p in trained.items() if id(p) not in held]
         rates = [rate for values in self._rates.values() for rate in values]
         zero = sum(rate == 0 for rate in rates)
+        grown = [
+            values[-1] / next((rate for rate in values if rate > 0), math.inf)
+            for values in self._rates.values()
+            if len(values) >= _FEWEST_LOSSES and values[-1] == max(values)
+        ]
+        counts = Counter(
+            id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]
+        )
+        shared = [self._names[key] for key, count in counts.items() if count > 1 and key in self._names]
+        shared = shared if self._given else []
+        stepped = {id(p) for one in self._seen for group in one.param_groups for p in group["params"]} | held
+        frozen = self._frozen()
         # Cosine schedules end at 0, so that only the fall within the first half counts.
         early = [values[len(values) // 2] / max(values) for values in self._rates.values() if max(values) > 0]
         findings = [
@@ -326,8 +444,48 @@ class Watch:
                 "and is advanced at every batch.",
                 "Call scheduler.step() once per epoch, or make the schedule for the number of batches.",
             ),
+            at_most(
+                "highest learning rate over the first one of the schedule",
+                max(grown, default=1.0),
+                _GROWN,
+                "the learning rate grows out of bounds: the factor of the schedule is above 1.",
+                "Use a factor below 1, and check how often the schedule is advanced.",
+            ),
+            must_be_zero(
+                "weights that two optimizers hold",
+                len(shared),
+                f"two optimizers change the same weights ({listed(shared)}), one against the other.",
+                "Give each optimizer the weights of its own network.",
+            ),
+            must_be_zero(
+                "frozen layers between trained ones",
+                len(frozen),
+                f"{listed(frozen)} is frozen, though layers before and around it are trained.",
+                "Set requires_grad of these parameters, unless they are frozen on purpose.",
+            ),
+            must_be_zero(
+                "weights outside the model that get a gradient but are in no optimizer",
+                sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
+                "the loss reaches weights that neither the model nor an optimizer has: modules in a plain "
+                "list, a "
+                "layer made anew, or a network whose output should be detached.",
+                "Keep modules in nn.ModuleList or as attributes; detach the output of a fixed network.",
+            ),
         ]
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
+
+    def _frozen(self) -> list[str]:
+        """Frozen layers in a network that is trained from its first layer on."""
+        called = [] if self._layers is None else self._layers.weighted
+        parts = dict(self.module.named_modules())
+        trained = {
+            name: any(p.requires_grad for p in parts[name].parameters(recurse=False))
+            for name in called
+            if name in parts
+        }
+        frozen = [name for name, value in trained.items() if not value]
+        first = next(iter(trained.values()), False)
+        return frozen if first and 2 * len(frozen) < len(trained) else []
 
     def _check_layers(self) -> Report:
         """[LAYERS]: dead and saturated units, parameters without a gradient, gradients by depth."""
@@ -340,6 +498,13 @@ class Watch:
                 name
                 for name, p in self.module.named_parameters()
                 if p.requires_grad and self._gradient.get(name, 0.0) == 0
+            ]
+            # A bias that cancels, as in a distance of two outputs, does no harm.
+            dead = [
+                name
+                for name in dead
+                if not name.endswith("bias")
+                or self._gradient.get(name.removesuffix("bias") + "weight", 0.0) == 0
             ]
             findings.append(
                 must_be_zero(
@@ -388,6 +553,17 @@ class Watch:
                 "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
             ),
         ]
+        slow = {name: value for name, value in median.items() if 0 < value < _UNEQUAL * highest}
+        findings.append(
+            must_be_zero(
+                "weight matrices that change far less than others",
+                len(slow),
+                f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of "
+                "its own "
+                "that is far too low, or a gradient that vanishes.",
+                "Look at the parameter groups of the optimizer, and at the gradients of these layers.",
+            )
+        )
         return report_of("UPDATES", f"weights change by {highest:.1e} in a step", findings)
 
     def _check_losses(self) -> Report:
@@ -421,6 +597,11 @@ class Watch:
             ),
         ]
         return report_of("COURSE", f"loss {start:.4g} -> {end:.4g}", findings)
+
+
+def _is_data(value: Tensor) -> bool:
+    """Whether a tensor has numbers that no network made."""
+    return value.is_floating_point() and not value.requires_grad and value.numel() > 1
 
 
 def _deviation(values: Sequence[float]) -> float:

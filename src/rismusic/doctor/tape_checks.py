@@ -1,0 +1,1059 @@
+"""Checks that repeat the calculation of a loss with other data: what a right loss and network must satisfy.
+
+No check knows a kind of mistake. Each compares the loss with itself: with the samples in another order, with
+the inputs of other samples, with the best constant output, with one term at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rismusic.doctor.report import listed, must_be_zero
+from rismusic.doctor.tape import DROPOUT as _DROPOUT
+from rismusic.doctor.tape import Call, Output, Replay, Tape
+from rismusic.nn.monitors import Finding, at_least, at_most
+
+# Relative changes of a loss or an output that rounding does not explain, in double and single precision.
+_CHANGED = {True: 1e-5, False: 2e-3}
+# Share of the varying input entries, or of the columns, that may be without any effect.
+_UNUSED = 0.3
+# Calls through which a constant output is given to the call before, which keeps it in its range.
+_LINKS = frozenset(
+    [
+        "softmax",
+        "log_softmax",
+        "sigmoid",
+        "logsigmoid",
+        "tanh",
+        "relu",
+        "relu_",
+        "softplus",
+        "exp",
+        "normalize",
+        "elu",
+        "leaky_relu",
+        "gelu",
+        "silu",
+        "squeeze",
+        "unsqueeze",
+        "view",
+        "reshape",
+        "flatten",
+        "clone",
+        "contiguous",
+        "transpose",
+        "permute",
+        "float",
+        "clamp",
+    ]
+)
+_SUMS = frozenset(["add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "add_", "__iadd__"])
+_LINEAR = frozenset(
+    [
+        "mul",
+        "__mul__",
+        "__rmul__",
+        "div",
+        "__truediv__",
+        "true_divide",
+        "sum",
+        "mean",
+        "neg",
+        "__neg__",
+        "stack",
+        "squeeze",
+        "view",
+        "reshape",
+    ]
+)
+
+
+class LeftOutError(Exception):
+    """Why a check cannot be made."""
+
+
+@dataclass
+class Samples:
+    """The samples of a tape: their number, and their axis in each tensor that has one."""
+
+    number: int
+    axes: dict[int, int]
+    primary: int
+
+    def roots(self, replay: Replay, index: Tensor, only: Sequence[int] | None = None) -> dict[int, Tensor]:
+        """The tensors with other samples."""
+        return {
+            key: replay.roots[key].index_select(axis, index.to(replay.roots[key].device))
+            for key, axis in self.axes.items()
+            if only is None or key in only
+        }
+
+
+def _is_index(value: Tensor) -> bool:
+    """Whether a tensor numbers the samples, as the labels of a contrastive loss do."""
+    return value.ndim == 1 and not value.is_floating_point() and bool((value.diff() == 1).all())
+
+
+def samples_of(tape: Tape, axis: int = 0) -> Samples:
+    """The samples along an axis of the input.
+
+    Raises:
+        LeftOutError: there are no samples that may be exchanged.
+    """
+    if tape.random:
+        raise LeftOutError("the loss draws numbers that depend on the network")
+    roots = tape.roots
+    inputs = [key for key in tape.inputs if roots[key].value.ndim > axis and roots[key].value.numel() > 1]
+    if not inputs:
+        raise LeftOutError("no data reach the network")
+    square = [key for key in inputs if list(roots[key].value.shape[:2]) == [len(roots[key].value)] * 2]
+    if any(len(roots[key].value) == len(roots[one].value) for key in square for one in inputs if one != key):
+        raise LeftOutError("the batch has a matrix that relates samples to each other")
+    primary = max(inputs, key=lambda key: roots[key].value.numel())
+    number, axes = roots[primary].value.shape[axis], {}
+    if number < 4:
+        raise LeftOutError("fewer than 4 samples")
+    for key, root in roots.items():
+        shape = list(root.value.shape)
+        if _is_index(root.value) or root.value.numel() < 2:
+            continue
+        if (
+            shape.count(number) > 1
+            and shape[:2] == [number, number]
+            and root.kind == "data"
+            and key != primary
+        ):
+            raise LeftOutError("the batch has a matrix that relates samples to each other")
+        if axis < len(shape) and shape[axis] == number:
+            axes[key] = axis
+        elif number in shape:
+            axes[key] = shape.index(number)
+        elif root.kind == "data" and any(one.key in tape.reached(key) for one in tape.results):
+            raise LeftOutError("a tensor of the batch has no axis of samples")
+        elif root.kind == "data" and key in tape.targets:
+            raise LeftOutError("the loss has data without an axis of samples")
+    return Samples(number, axes, primary)
+
+
+def lively(tape: Tape) -> dict[int, Tensor]:
+    """The weights, with matrices of zeros (heads that start at 0) drawn at random, so that signals pass."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for key, weight in tape.weights.items():
+        value = weight.detach()
+        if value.ndim > 1 and not bool(value.any()):
+            value = 0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+        found[key] = value
+    return found
+
+
+def replay_of(tape: Tape) -> Replay:
+    """A replay in double precision where that is possible."""
+    weights = lively(tape)
+    single = Replay(tape, weights)
+    try:
+        double = Replay(tape, weights, double=True)
+    except (RuntimeError, TypeError, ValueError):
+        return single
+    return double if math.isclose(single.loss, double.loss, rel_tol=1e-2, abs_tol=1e-5) else single
+
+
+def _permutation(number: int) -> Tensor:
+    return torch.randperm(number, generator=torch.Generator().manual_seed(0))
+
+
+def _size(value: Tensor) -> float:
+    return float(value.detach().abs().double().square().mean().sqrt()) if value.numel() else 0.0
+
+
+def _sample_axis(value: Tensor, samples: Samples) -> int | None:
+    shape = list(value.shape)
+    if shape.count(samples.number) > 1 and shape[0] != samples.number:
+        return None
+    return shape.index(samples.number) if samples.number in shape else None
+
+
+def mixing_findings(tape: Tape) -> list[Finding]:
+    """Samples of a batch do not affect each other's outputs, and their order does not change the loss."""
+    samples = _chosen_samples(tape)
+    replay = replay_of(tape)
+    limit = _CHANGED[replay.double]
+    shuffled = abs(replay.value(roots=samples.roots(replay, _permutation(samples.number))) - replay.loss)
+    change = shuffled / max(abs(replay.loss), 1e-6)
+    mixed, first = _mixing(replay, samples, limit)
+    other = _time_major(tape)
+    if (mixed > limit or change > limit) and other is not None:
+        roots = other.roots(replay, _permutation(other.number))
+        moved = abs(replay.value(roots=roots) - replay.loss) / max(abs(replay.loss), 1e-6)
+        if moved <= limit and not tape.roots[samples.primary].picked:
+            raise LeftOutError("the samples may be along the second axis")
+    name = "" if first is None else f" first in {first.name or 'the network'} ({first.kind})"
+    recurrent = first is not None and any(
+        word in first.kind for word in ("LSTM", "GRU", "RNN", "Transformer", "Attention")
+    )
+    found = [
+        at_most(
+            "change of the outputs of other samples when one sample is replaced, over their size",
+            mixed,
+            limit,
+            f"samples of a batch affect each other{name}: "
+            + (
+                "batch_first does not fit the order of the axes."
+                if recurrent
+                else "axes are mixed up (view or flatten across the batch, batch_first, softmax or "
+                "statistics over the batch)."
+            ),
+            "The first axis is the samples: batch_first=True for recurrent layers and attention; flatten "
+            "from "
+            "axis 1; transpose in place of view.",
+        )
+    ]
+    if mixed <= limit:
+        found.append(
+            at_most(
+                "relative change of the loss when samples and their targets are put in another order",
+                change,
+                limit,
+                "the loss depends on the order of the samples, though each output belongs to one sample: "
+                "outputs "
+                "and targets are flattened or matched in different orders, so outputs meet the targets of "
+                "others.",
+                "Compare the axes of outputs and targets before they are flattened or matched.",
+            )
+        )
+    return found
+
+
+def _chosen_samples(tape: Tape) -> Samples:
+    try:
+        return samples_of(tape)
+    except LeftOutError as error:
+        if "axis of samples" not in str(error):
+            raise
+        # Targets without the first axis of the input, but with its second: sequences first.
+        return samples_of(tape, 1)
+
+
+def _time_major(tape: Tape) -> Samples | None:
+    try:
+        return samples_of(tape, 1)
+    except LeftOutError:
+        return None
+
+
+def _mixing(replay: Replay, samples: Samples, limit: float) -> tuple[float, Output | None]:
+    """The largest change of other samples in an output, and the first module where there is one."""
+    index = torch.arange(samples.number)
+    index[0] = samples.number - 1
+    with torch.no_grad():
+        env = replay.run(samples.roots(replay, index))
+    worst, first = 0.0, None
+    for one in replay.tape.outputs:
+        old, new = replay.base.get(one.key), env.get(one.key)
+        if old is None or new is None or not (old.is_floating_point() or old.is_complex()):
+            continue
+        axis = _sample_axis(old, samples)
+        if axis is None:
+            continue
+        rest = torch.arange(1, samples.number, device=old.device)
+        old, new = old.index_select(axis, rest), new.index_select(axis, rest)
+        change = _size(new - old) / max(_size(old), 1e-30)
+        if change > limit and first is None:
+            first = one
+        if one.outermost:
+            worst = max(worst, change)
+    return worst, first
+
+
+def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
+    """The output depends on what varies in the inputs."""
+    samples = _chosen_samples(tape)
+    replay = replay_of(tape)
+    results = [one.key for one in tape.results]
+    found = [
+        must_be_zero(
+            "inputs of the network that it does not use",
+            len(unread),
+            f"the network does not use {listed(unread)}.",
+            "Use it, or remove it.",
+        )
+    ]
+    for key in tape.inputs:
+        value = replay.roots[key]
+        if key not in samples.axes or value.dtype == torch.bool:
+            continue
+        flat = value.movedim(samples.axes[key], 0).reshape(samples.number, -1)
+        varying = (flat != flat[:1]).any(0)
+        if not bool(varying.any()):
+            continue
+        if value.is_floating_point() or value.is_complex():
+            effect, imaginary = _effects(replay, key, samples, results)
+            unused = float((varying & ~effect).sum() / varying.sum())
+            if imaginary is not None:
+                found.append(imaginary)
+        else:
+            unused = _column_effects(replay, key, samples, flat, results)
+        found.append(
+            at_most(
+                f"share of the entries of an input {list(tape.roots[key].value.shape)} without any effect "
+                "on the output",
+                unused,
+                _UNUSED,
+                "a part of the input has no effect on the output of any sample: a mask is inverted or of "
+                "another axis, "
+                "or the network reads only some positions or features.",
+                "Look at masks, indices and slices between input and output.",
+            )
+        )
+    return found
+
+
+def _effects(
+    replay: Replay, key: int, samples: Samples, results: Sequence[int]
+) -> tuple[Tensor, Finding | None]:
+    """Which entries of an input affect the outputs of some sample, by the gradient."""
+    value = replay.roots[key].clone().requires_grad_(True)
+    env = replay.run({key: value}, ends=results)
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros((), dtype=torch.float64)
+    for one in results:
+        out = env[one]
+        if out.requires_grad:
+            out = torch.view_as_real(out.resolve_conj()) if out.is_complex() else out
+            total = (
+                total
+                + (out.double() * torch.randn(out.shape, generator=generator).to(out.device)).sum().cpu()
+            )
+    if not total.requires_grad:
+        raise LeftOutError("the outputs have no gradient by the input")
+    (g,) = torch.autograd.grad(total, [value], allow_unused=True)
+    g = torch.zeros_like(value) if g is None else g
+    rows = g.movedim(samples.axes[key], 0).reshape(samples.number, -1)
+    imaginary = None
+    if value.is_complex() and bool(value.imag.any()):
+        share = _size(g.imag) / max(_size(g), 1e-30)
+        imaginary = at_least(
+            "share of the gradient by the imaginary part of the input",
+            share,
+            1e-9,
+            "the imaginary part of the input has no effect on the output: it is dropped on the way "
+            "(.real, a cast).",
+            "Pass real and imaginary part, such as with torch.view_as_real, or use complex layers.",
+        )
+    return (rows != 0).any(0), imaginary
+
+
+def _column_effects(
+    replay: Replay, key: int, samples: Samples, flat: Tensor, results: Sequence[int]
+) -> float:
+    """Share of the columns of an integer input that may be exchanged without effect on any sample."""
+    value = replay.roots[key]
+    last = flat[:, -1]
+    common = last.mode().values
+    padded = float((last == common).double().mean()) > 0.3
+    columns = torch.linspace(0, flat.shape[1] - 1, min(12, flat.shape[1])).round().long().unique().tolist()
+    unused, tried = 0, 0
+    for column in columns:
+        new = flat.clone()
+        old = flat[:, column]
+        kept = (old == common) if padded else torch.zeros_like(old, dtype=torch.bool)
+        others = old[~kept].unique()
+        if len(others) < 2:
+            continue
+        places = torch.searchsorted(others, old.contiguous()).clamp_max(len(others) - 1)
+        new[:, column] = torch.where(kept, old, others[(places + 1) % len(others)])
+        moved = new.reshape(value.movedim(samples.axes[key], 0).shape).movedim(0, samples.axes[key])
+        with torch.no_grad():
+            env = replay.run({key: moved.contiguous()}, ends=results)
+        tried += 1
+        unused += all(torch.equal(env[one], replay.base[one]) for one in results)
+    return unused / tried if tried else 0.0
+
+
+def loss_usage_findings(tape: Tape) -> list[Finding]:
+    """The loss uses the outputs of all samples, and all units of an output that it uses."""
+    samples = _chosen_samples(tape)
+    replay = Replay(tape)
+    maker = {key: call for call in tape.calls for key in call.outs}
+    given = {one.key: replay.base[one.key].detach().clone() for one in tape.results}
+    given = {k: v.requires_grad_(True) for k, v in given.items() if v.is_floating_point() and v.ndim}
+    loss = replay.run(given=given)[tape.loss]
+    if not given or not loss.requires_grad:
+        raise LeftOutError("the loss has no outputs of the network")
+    # Rows that data pick out, as the training nodes of a graph, are left out on purpose.
+    picked = any(
+        call.name in ("__getitem__", "index_select", "masked_select")
+        and len(call.reads) > 1
+        and not call.pure
+        for call in tape.calls
+    )
+    found = []
+    for key, g in zip(given, torch.autograd.grad(loss, list(given.values()), allow_unused=True), strict=True):
+        value = given[key]
+        if g is None or value.shape[0] != samples.number or key not in maker or not bool(g.any()):
+            continue
+        rows = float((g.reshape(len(g), -1) == 0).all(1).double().mean())
+        found.append(
+            at_most(
+                "share of the samples that the loss does not use",
+                0.0 if picked else rows,
+                0.8,
+                "the loss uses the outputs of a part of the samples only.",
+                "Look at the indices between outputs and loss.",
+            )
+        )
+        if value.ndim == 2 and value.shape[1] > 1:
+            found.append(
+                must_be_zero(
+                    "units of the output that the loss does not use",
+                    int((g == 0).all(0).sum()) if rows < 0.5 else 0,
+                    "the loss does not use all units of the output, so the others learn nothing.",
+                    "Compare all units with targets, or make the output smaller.",
+                )
+            )
+    return found
+
+
+def pair_findings(tape: Tape) -> list[Finding]:
+    """A loss of pairs pulls alike inputs together, and not those that differ."""
+    replay = Replay(tape)
+    parts = [
+        one
+        for one in tape.results
+        if one.inputs and replay.base[one.key].ndim == 2 and replay.base[one.key].is_floating_point()
+    ]
+    values = {one.key: replay.base[one.key].detach().clone().requires_grad_(True) for one in parts}
+    groups = [(a, b) for n, a in enumerate(parts) for b in parts[n + 1 :] if a.name == b.name]
+    if not groups:
+        raise LeftOutError("the loss compares no two outputs of one network")
+    loss = replay.run(given=values)[tape.loss]
+    slopes = dict(
+        zip(values, torch.autograd.grad(loss, list(values.values()), allow_unused=True), strict=True)
+    )
+    apart: list[Tensor] = []
+    pulled: list[Tensor] = []
+    for a, b in groups:
+        x, y = (replay.base.get(one.inputs[0]) for one in (a, b))
+        g, h = slopes[a.key], slopes[b.key]
+        if x is None or y is None or g is None or h is None or x.shape != y.shape or g.shape != h.shape:
+            continue
+        differ = (x - y).abs().double() if x.is_floating_point() or x.is_complex() else (x != y).double()
+        distance = differ.flatten(1).square().mean(1)
+        one, two = values[a.key].detach(), values[b.key].detach()
+        # A step down the loss changes the distance of the two outputs of a pair by this.
+        change = (((one - two) * (h - g)).sum(1)).double()
+        for group, which in ((pulled, change < 0), (apart, change > 0)):
+            group.append(distance[which])
+    one, two = torch.cat(pulled or [torch.zeros(0)]), torch.cat(apart or [torch.zeros(0)])
+    if len(one) < 4 or len(two) < 4:
+        raise LeftOutError("the loss does not both pull pairs together and push others apart")
+    noise = math.sqrt(float(one.var()) / len(one) + float(two.var()) / len(two)) + 1e-12
+    return [
+        at_most(
+            "difference of the inputs of the pairs that the loss pulls together, over those that it pushes "
+            "apart",
+            float(one.mean() / two.mean().clamp_min(1e-12))
+            if float(one.mean() - two.mean()) > 4 * noise
+            else 0.0,
+            1.2,
+            "the loss pulls together pairs whose inputs differ, and pushes apart those that are alike: the "
+            "label of a pair is reversed, or positive and negative are exchanged.",
+            "Check which value of the label means that a pair belongs together.",
+        )
+    ]
+
+
+def linear_findings(tape: Tape) -> list[Finding]:
+    """A network of several layers is not linear."""
+    replay = replay_of(tape)
+    keys = [k for k in tape.inputs if replay.roots[k].is_floating_point() or replay.roots[k].is_complex()]
+    results = [one.key for one in tape.results]
+    used = [key for key in tape.weights if set(results) & tape.reached(key) and tape.weights[key].ndim > 1]
+    if len(keys) != len(tape.inputs) or not keys or len(used) < 2:
+        raise LeftOutError("the network has one layer, or inputs that are no numbers")
+    generator = torch.Generator().manual_seed(0)
+    change = {}
+    for key in keys:
+        value = replay.roots[key]
+        noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+        change[key] = 3 * _size(value) * noise
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            env = replay.run({k: replay.roots[k] + sign * c for k, c in change.items()}, ends=results)
+        values.append([env[one] for one in results])
+    curved, moved = 0.0, 0.0
+    for one, two, key in zip(*values, results, strict=True):
+        if one.is_floating_point() or one.is_complex():
+            curved = max(curved, _size(one + two - 2 * replay.base[key]))
+            moved = max(moved, _size(one - two))
+    return [
+        at_least(
+            "curvature of the network along a change of its input, over the change of its output",
+            curved / moved if moved > 0 else 1.0,
+            1e-9 if replay.double else 1e-4,
+            f"the network is linear, though it has {len(used)} weight matrices: activations are missing.",
+            "Put an activation, such as ReLU, between the layers.",
+        )
+    ]
+
+
+def value_findings(tape: Tape) -> list[Finding]:
+    """Targets vary where the loss uses them; no dropout on outputs, or of nearly everything."""
+    replay = Replay(tape)
+    maker = {key: call for call in tape.calls for key in call.outs}
+    lost = 0
+    for key in tape.targets:
+        root = replay.roots[key]
+        if root.is_complex() or bool((root == root.flatten()[0]).all()):
+            continue
+        pure = {key}
+        for call in tape.calls:
+            if call.pure and any(one in pure for one in call.reads):
+                pure.update(call.outs)
+        for call in tape.calls:
+            for one in call.reads if not call.pure and not call.inside else ():
+                value = replay.base.get(one)
+                if one in pure and one != key and value is not None and value.numel() >= 8:
+                    lost += bool((value == value.flatten()[0]).all())
+    dropped = [
+        one.name or "the network"
+        for one in tape.results
+        if one.key in maker
+        and maker[one.key].name in _DROPOUT
+        and _rate(maker[one.key]) > 0
+        and not _goes_on(tape, one.key)
+    ]
+    rates = [_rate(call) for call in tape.calls if call.name in _DROPOUT]
+    return [
+        must_be_zero(
+            "targets that are the same for all samples where the loss uses them, though the data are not",
+            lost,
+            "the targets lose their values on the way to the loss (a cast to integers, a product with 0, "
+            "a wrong "
+            "comparison).",
+            "Print the targets as the loss gets them.",
+        ),
+        must_be_zero(
+            "outputs with dropout",
+            len(dropped),
+            f"dropout is applied to the output of {listed(dropped)}, which sets predictions to 0 at random.",
+            "Apply dropout before the last layer.",
+        ),
+        at_most(
+            "largest probability of dropout",
+            max(rates, default=0.0),
+            0.8,
+            "dropout removes nearly everything: the probability to keep was given for that to drop?",
+            "Use 0.1 to 0.5.",
+        ),
+    ]
+
+
+def _goes_on(tape: Tape, key: int) -> bool:
+    """Whether weights are applied to what depends on a tensor."""
+    reached = tape.reached(key)
+    return any(
+        any(one in reached for one in call.reads) and any(one in tape.weights for one in call.reads)
+        for call in tape.calls
+    )
+
+
+def _rate(call: Call) -> float:
+    return float(call.kwargs.get("p", 0.5)) if call.kwargs.get("training", True) else 0.0
+
+
+def target_findings(tape: Tape) -> list[Finding]:
+    """The output does not see the target that it is to predict."""
+    samples = _chosen_samples(tape)
+    replay = Replay(tape, lively(tape))
+    found = []
+    for target in tape.targets:
+        for key in tape.inputs:
+            place = _copied(tape.roots[key].value, tape.roots[target].value, same=key == target)
+            if place is None or key not in samples.axes:
+                continue
+            shift, axis = place
+            seen = _sees(replay, key, shift, axis, samples)
+            if seen is not None:
+                found.append(seen)
+    return found
+
+
+def _copied(x: Tensor, y: Tensor, *, same: bool) -> tuple[int, int] | None:
+    """By how many places, and along which axis, a target is the input shifted."""
+    if x.ndim < 2 or y.ndim != x.ndim or x.dtype != y.dtype or x.is_complex() or len(x.unique()) < 3:
+        return None
+    for axis in (1, 0) if x.ndim == 2 else (1,):
+        for shift in (0, 1, 2):
+            length = min(x.shape[axis] - shift, y.shape[axis])
+            if length < 3 or (shift == 0 and not same and x.shape != y.shape):
+                continue
+            if shift and same:
+                continue
+            one, two = x.narrow(axis, shift, length), y.narrow(axis, 0, length)
+            if one.shape == two.shape and float((one == two).double().mean()) > 0.95:
+                return shift, axis
+    return None
+
+
+def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> Finding | None:
+    """Whether the output at a place depends on the input at the place of its target."""
+    value = replay.roots[key]
+    steps = value.shape[axis]
+    results = [
+        one.key
+        for one in replay.tape.results
+        if replay.base[one.key].ndim >= 2
+        and one.key in replay.tape.reached(key)
+        and abs(replay.base[one.key].shape[axis] - steps) <= shift
+    ]
+    if not results or steps < 4 or samples.axes[key] == axis:
+        return None
+    place = steps // 2
+    out = results[-1]
+
+    def effect(changed: int) -> float:
+        new = value.clone()
+        index = torch.arange(samples.number).roll(1)
+        column = value.select(axis, changed)
+        other = column.index_select(0, index.to(value.device))
+        new.select(axis, changed).copy_(other)
+        with torch.no_grad():
+            env = replay.run({key: new}, ends=[out])
+        return _size((env[out] - replay.base[out]).select(axis, place)) / max(_size(replay.base[out]), 1e-30)
+
+    limit = _CHANGED[False] / 100
+    if shift:
+        return at_most(
+            "change of the output at a place when the input at the place of its target changes",
+            effect(place + shift),
+            limit,
+            "the network sees the very target that it is to predict (the next token or value): the causal "
+            "mask is "
+            "missing or wrong, or the layer reads in both directions.",
+            "Use a causal mask, and no bidirectional layer.",
+        )
+    causal = effect(place) > limit and effect(place + 1) <= limit
+    return must_be_zero(
+        "targets that are the input at the same place of a causal network",
+        int(causal),
+        "the target at each place is the input at the same place: targets are not shifted, so the network "
+        "only "
+        "learns to copy.",
+        "Predict the next token: inputs [:, :-1], targets [:, 1:].",
+    )
+
+
+def bound_findings(tape: Tape) -> list[Finding]:
+    """The loss pulls outputs towards their targets, and does not fall ever faster away from them."""
+    replay = Replay(tape)
+    found: list[Finding] = []
+    outputs = [one.key for one in tape.results]
+    if not outputs or tape.random:
+        raise LeftOutError("the loss has no outputs of the network")
+    given = {key: replay.base[key].detach().clone() for key in outputs}
+    given = {
+        key: v.requires_grad_(True) for key, v in given.items() if v.is_floating_point() or v.is_complex()
+    }
+    loss = replay.run(given=given)[tape.loss]
+    if not loss.requires_grad:
+        raise LeftOutError("the loss does not depend on the outputs")
+    keys = list(given)
+    slopes = dict(
+        zip(keys, torch.autograd.grad(loss, [given[k] for k in keys], allow_unused=True), strict=True)
+    )
+    steepest, generator = 0.0, torch.Generator().manual_seed(0)
+    for key, g in slopes.items():
+        if g is None or not bool(g.any()):
+            continue
+        value = given[key].detach()
+        noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+        for direction in (-g / _size(g), noise, -1j * noise.real if value.is_complex() else -noise):
+            size = 10 * max(_size(value), 1.0)
+            one, two = (
+                replay.value(given={key: value + factor * size * direction}) - replay.loss
+                for factor in (10, 100)
+            )
+            if one < -abs(replay.loss) and math.isfinite(two) and two < 0:
+                steepest = max(steepest, two / one)
+    found.append(
+        at_most(
+            "growth of the fall of the loss over ten times the distance of the outputs",
+            steepest,
+            40.0,
+            "the loss has no lower bound: it falls ever faster as outputs move away (a square that is "
+            "negative: "
+            "a wrong sign, or a complex square without modulus).",
+            "Check signs, and take .abs() before the square of complex numbers.",
+        )
+    )
+    for target in tape.targets:
+        y = replay.roots[target]
+        for key, g in slopes.items():
+            value = given[key].detach()
+            if g is None or key in tape.inputs or y.numel() != value.numel() or y.dtype == torch.bool:
+                continue
+            pull = _pull(value, y.reshape(value.shape), g)
+            if pull is not None:
+                found.append(
+                    at_least(
+                        "correlation of the pull of the loss on the outputs with their targets",
+                        pull,
+                        -0.3,
+                        "the loss moves the outputs away from their targets: labels are inverted, or a "
+                        "sign is wrong.",
+                        "Check the sign of the loss, and which value of the label means what.",
+                    )
+                )
+    return found
+
+
+def _pull(value: Tensor, y: Tensor, g: Tensor) -> float | None:
+    """Correlation over the entries of the descent direction with the target."""
+    if value.is_complex() or y.is_complex():
+        if not (value.is_complex() and y.is_complex()):
+            return None
+        one, two = torch.view_as_real(-g.resolve_conj()), torch.view_as_real((y - value).resolve_conj())
+    else:
+        # Two labels say a direction whatever their coding.
+        few = len(y.unique()) == 2
+        one, two = -g, y.to(value.dtype) if few else y.to(value.dtype) - value
+        if few:
+            two = two - two.mean()
+    one, two = one.flatten().double(), two.flatten().double()
+    if len(one) < 8 or not bool(two.any()) or not bool(one.any()):
+        return None
+    return float((one * two).sum() / (one.norm() * two.norm()).clamp_min(1e-300))
+
+
+@dataclass
+class Term:
+    """A term of a loss: its tensor, and whether it compares with data."""
+
+    key: int
+    name: str
+    data: bool
+
+
+def terms_of(tape: Tape) -> list[Term]:
+    """The terms of which the loss is the sum."""
+    maker: dict[int, Call] = {key: call for call in tape.calls for key in (*call.outs, *call.mutated)}
+    found: list[int] = []
+
+    def split(key: int, depth: int = 0) -> None:
+        call = maker.get(key)
+        if call is not None and not call.pure and depth < 40 and not call.inside:
+            dependent = [one for one in dict.fromkeys(call.reads) if one in maker or one in tape.weights]
+            if call.name in _SUMS and len(dependent) > 1:
+                for one in dependent:
+                    split(one, depth + 1)
+                return
+            if call.name == "stack" or (call.name in (_SUMS | _LINEAR) and len(dependent) == 1):
+                for one in dependent:
+                    split(one, depth + 1)
+                return
+        found.append(key)
+
+    split(tape.loss)
+    parts = list(dict.fromkeys(found))
+    if len(parts) < 2 or len(parts) > 12:
+        return []
+    terms = []
+    for number, key in enumerate(parts):
+        call = maker.get(key)
+        name = f"term {number + 1} ({call.name if call is not None else 'weight'})"
+        terms.append(Term(key, name, any(key in tape.compared(one) for one in tape.targets)))
+    return terms
+
+
+def term_gradients(replay: Replay, terms: Sequence[Term]) -> list[dict[int, float]]:
+    """Norm of the gradient of each term, as weighted in the loss, by weight."""
+    weights = {
+        key: value.clone().requires_grad_(True)
+        for key, value in replay.weights.items()
+        if replay.tape.weights[key].requires_grad and (value.is_floating_point() or value.is_complex())
+    }
+    env = replay.run(weights=weights)
+    loss = env[replay.tape.loss]
+    found: list[dict[int, float]] = []
+    for term in terms:
+        value = env[term.key]
+        if not value.requires_grad:
+            found.append({})
+            continue
+        (factor,) = torch.autograd.grad(loss, [value], retain_graph=True, allow_unused=True)
+        parts = torch.autograd.grad(
+            [value], list(weights.values()), [factor], retain_graph=True, allow_unused=True
+        )
+        found.append({k: 0.0 if g is None else float(g.norm()) for k, g in zip(weights, parts, strict=True)})
+    return found
+
+
+def outputs_below(tape: Tape) -> list[int]:
+    """The outputs of the network, each before the activation that keeps it in its range."""
+    maker = {key: call for call in tape.calls for key in call.outs}
+    found = []
+    for one in tape.results:
+        key = one.key
+        while key in maker and maker[key].name in _LINKS and not maker[key].pure:
+            before = [k for k in maker[key].reads if k in maker and not maker[k].pure]
+            if len(before) != 1:
+                break
+            key = before[0]
+        found.append(key)
+    return list(dict.fromkeys(found))
+
+
+@dataclass
+class Batch:
+    """A batch of a loop, or one put together from its rows."""
+
+    tape: Tape
+    roots: dict[int, Tensor]
+
+    def replay(self, weights: Mapping[int, Tensor] | None = None) -> Replay:
+        """A replay of the tape with the data of this batch."""
+        return Replay(self.tape, weights, roots=self.roots)
+
+
+def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
+    """Batches of distinct rows, from tapes of one kind, and the share of the rows that are distinct.
+
+    Raises:
+        LeftOutError: the rows cannot be exchanged between batches.
+    """
+    template = tapes[-1]
+    samples = _chosen_samples(template)
+    alike = [tape for tape in tapes if _chosen_samples(tape).number == samples.number]
+    pools: dict[int, Tensor] = {}
+    for place, key in enumerate(template.roots):
+        if key in samples.axes:
+            parts = [list(tape.roots.values())[place].value for tape in alike]
+            pools[key] = torch.cat(parts, samples.axes[key])
+    flat = pools[samples.primary].movedim(samples.axes[samples.primary], 0)
+    rows = flat.reshape(len(flat), -1)
+    rows = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+    vector = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    codes = (rows.double() @ vector.to(rows.device)).tolist()
+    first: dict[float, int] = {}
+    for number, code in enumerate(codes):
+        first.setdefault(code, number)
+    kept = torch.tensor(list(first.values()))
+    batches = []
+    for index in kept.split(samples.number):
+        if len(index) == samples.number:
+            roots = {
+                k: pool.index_select(samples.axes[k], index.to(pool.device)) for k, pool in pools.items()
+            }
+            batches.append(Batch(template, roots))
+    return batches, len(kept) / len(codes)
+
+
+def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float]:
+    """The losses of some batches with the output that is the best constant for the others.
+
+    Args:
+        batches: at least two, of one kind.
+        ends: the loss, or the term of it, of each.
+    """
+    replays = [batch.replay() for batch in batches]
+    keys = [outputs_below(batch.tape) for batch in batches]
+    shapes = [[replay.base[key].shape[1:] for key in own] for replay, own in zip(replays, keys, strict=True)]
+    if not keys[0] or any(one != shapes[0] for one in shapes):
+        raise LeftOutError("the outputs of batches have different shapes")
+    if any(replay.base[key].ndim < 1 for replay, own in zip(replays, keys, strict=True) for key in own):
+        raise LeftOutError("an output has no samples")
+    half = len(batches) // 2
+    found = []
+    for own, others in ((range(half), range(half, len(batches))), (range(half, len(batches)), range(half))):
+        constants = []
+        for number in range(len(keys[0])):
+            values = [replays[k].base[keys[k][number]] for k in others]
+            constants.append(torch.cat(values).mean(0).detach().clone().requires_grad_(True))
+        scale = max(max(_size(c) for c in constants), 0.3)
+        optimizer = torch.optim.Adam(constants, lr=0.05 * scale)
+
+        def loss_of(k: int, values: Sequence[Tensor] = constants) -> Tensor:
+            given = {
+                key: c.expand(replays[k].base[key].shape).clone()
+                for key, c in zip(keys[k], values, strict=True)
+            }
+            return replays[k].run(given=given, ends=[ends[k]])[ends[k]].mean()
+
+        for step in range(120):
+            if step == 80:
+                optimizer.param_groups[0]["lr"] /= 10
+            optimizer.zero_grad()
+            loss = loss_of(list(others)[step % len(others)])
+            if not loss.requires_grad or not math.isfinite(float(loss.detach())):
+                raise LeftOutError("the loss does not depend on the outputs alone")
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            found += [float(loss_of(k)) for k in own]
+    return found
+
+
+def range_findings(tape: Tape) -> list[Finding]:
+    """The last activation can reach the targets."""
+    replay = Replay(tape)
+    maker = {key: call for call in tape.calls for key in call.outs}
+
+    def chain(key: int, names: frozenset[str]) -> list[int]:
+        keys = [key]
+        while (call := maker.get(keys[-1])) is not None and call.name in names and call.reads:
+            keys.append(call.reads[0])
+        return keys
+
+    shapes = frozenset(
+        ["squeeze", "unsqueeze", "view", "reshape", "flatten", "float", "contiguous", "clone", "__getitem__"]
+    )
+    found: list[Finding] = []
+    for call in tape.calls:
+        if call.name == "binary_cross_entropy_with_logits" and len(call.reads) > 1:
+            y = replay.base.get(call.reads[1], replay.roots.get(call.reads[1]))
+            if y is not None:
+                found.append(
+                    at_most(
+                        "share of the targets of binary_cross_entropy_with_logits outside 0 to 1",
+                        float(((y < 0) | (y > 1)).double().mean()),
+                        0.0,
+                        f"the targets of binary_cross_entropy_with_logits lie in {float(y.min()):.3g} to "
+                        f"{float(y.max()):.3g}, not in 0 to 1, so the loss has no lower bound.",
+                        "Give labels of 0 and 1 (masks of 0 and 255 divided by 255).",
+                    )
+                )
+        if call.name not in _COMPARED or call.inside or call.pure or len(call.reads) < 2:
+            continue
+        one, two = call.reads[:2]
+        if one in tape.roots or (one in maker and maker[one].pure):
+            one, two = two, one
+        if not (two in tape.roots or (two in maker and maker[two].pure)) or one not in maker:
+            continue
+        last = maker.get(chain(one, shapes)[-1])
+        limits = _RANGES.get(last.name) if last is not None else None
+        y = replay.base.get(two, replay.roots.get(two))
+        if limits is None or last is None or y is None or not y.is_floating_point():
+            continue
+        margin = 0.05 * max(_size(y), 1e-12)
+        outside = float(((y < limits[0] - margin) | (y > limits[1] + margin)).double().mean())
+        found.append(
+            at_most(
+                "share of the targets that the output cannot reach",
+                outside,
+                0.02,
+                f"the output ends with {last.name} and lies in {limits[0]:g} to {limits[1]:g}, but targets "
+                "lie "
+                f"in {float(y.min()):.3g} to {float(y.max()):.3g}.",
+                "Remove the last activation, or scale the targets to its range.",
+            )
+        )
+    return found
+
+
+_COMPARED = frozenset(
+    [
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "sub",
+        "__sub__",
+        "__rsub__",
+        "rsub",
+        "binary_cross_entropy",
+    ]
+)
+_RANGES = {
+    "sigmoid": (0.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "relu": (0.0, math.inf),
+    "relu_": (0.0, math.inf),
+    "softplus": (0.0, math.inf),
+}
+
+
+def constant_order(tape: Tape, term: int) -> bool:
+    """Whether a term is no larger with outputs that are the same for all samples."""
+    replay = Replay(tape)
+    given = {}
+    for key in outputs_below(tape):
+        value = replay.base[key]
+        given[key] = value.mean(0, keepdim=True).expand_as(value).clone()
+    with torch.no_grad():
+        constant = float(replay.run(given=given, ends=[term])[term].mean())
+    return constant <= float(replay.base[term].mean()) + 1e-9
+
+
+@dataclass
+class Trained:
+    """Lowest losses of a network trained anew: of batches it learned from, and of others."""
+
+    rate: float
+    learned: float
+    held: float
+
+
+def train_anew(
+    batches: Sequence[Batch],
+    weights: Mapping[int, Tensor],
+    held: int,
+    rate: float,
+    steps: int,
+    trained: Sequence[int],
+) -> Trained:
+    """Train the network from given weights on all but the last batches, with Adam.
+
+    Args:
+        batches: of one kind.
+        weights: initial values.
+        held: number of the last batches that are not learned from.
+        rate: learning rate.
+        steps: number of steps.
+        trained: keys of the weights that are trained.
+    """
+    replays = [batch.replay(weights) for batch in batches]
+    own = {k: v.clone().requires_grad_(k in trained) for k, v in replays[0].weights.items()}
+    optimizer = torch.optim.Adam([v for v in own.values() if v.requires_grad], lr=rate)
+    count = len(batches) - held
+    best = Trained(rate, math.inf, math.inf)
+
+    def loss_of(k: int) -> Tensor:
+        replays[k].forget_statistics()
+        return replays[k].run(weights=own)[batches[k].tape.loss]
+
+    def mean(which: range) -> float:
+        with torch.no_grad():
+            return sum(float(loss_of(k)) for k in which) / len(which)
+
+    for step in range(steps + 1):
+        if step % max(1, steps // 8) == 0:
+            best.learned = min(best.learned, mean(range(max(0, count - held), count)))
+            best.held = min(best.held, mean(range(count, len(batches))))
+        loss = loss_of(step % count)
+        optimizer.zero_grad()
+        if not loss.requires_grad or not math.isfinite(float(loss.detach())):
+            break
+        loss.backward()
+        optimizer.step()
+    return best
+
+
+def attempted(
+    checks: Sequence[tuple[str, Callable[[], list[Finding]]]],
+) -> Iterator[tuple[str, list[Finding], str]]:
+    """Name, findings and reason of being left out, of each check."""
+    for name, check in checks:
+        try:
+            yield name, check(), ""
+        except LeftOutError as error:
+            yield name, [], str(error)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            yield name, [], " ".join(f"{type(error).__name__}: {error}".split())[:120]
