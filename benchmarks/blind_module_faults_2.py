@@ -1,4 +1,4 @@
-"""Fourteen more small trainings as users write them, and three faults in each, made without seeing the doctor.
+"""Fourteen more small trainings as users write them, with three faults each, made without seeing the doctor.
 
 ``python benchmarks/blind_module_faults_2.py NAME`` prints the doctor's report on the training NAME, and
 ``NAME:FAULT`` on one with a fault. ``--check`` trains each from three seeds without the doctor and prints the
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, Dataset
 
 from rismusic.doctor.watch import watch
 
@@ -40,7 +41,7 @@ class Training:
         validate: the script's own validation, as it reports it.
         test: the score on new data.
         steps: steps of the training.
-        property: a number that the training is meant to bring about, besides the score.
+        controlled: a number that the training is meant to bring about, besides the score.
     """
 
     model: Any
@@ -49,7 +50,7 @@ class Training:
     validate: Callable[[], float]
     test: Callable[[], float]
     steps: int = 300
-    property: Callable[[], float] | None = None
+    controlled: Callable[[], float] | None = None
 
     def run(self, steps: int) -> float:
         """Train with a validation after every 25 steps; the last one is returned."""
@@ -209,7 +210,7 @@ def utterances(count: int) -> tuple[Tensor, Tensor]:
     return frames.masked_fill(ended[..., None], 0), labels.masked_fill(ended | last, -100)
 
 
-class Utterances:
+class Utterances(Dataset[tuple[Tensor, Tensor]]):
     """A dataset that adds noise to what it returns."""
 
     def __init__(self, count: int, *, in_place: bool) -> None:
@@ -247,7 +248,7 @@ class Tagger(nn.Module):
 
 def speech(fault: str) -> Training:
     data = Utterances(240, in_place=fault == "noise_added_in_place")
-    loader = torch.utils.data.DataLoader(data, batch_size=24, shuffle=True)  # type: ignore[arg-type]
+    loader = DataLoader[tuple[Tensor, Tensor]](data, batch_size=24, shuffle=True)
     model = Tagger(flip_back=fault != "backward_not_flipped_back")
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
@@ -1009,12 +1010,12 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
     "cnn": (
         cnn,
         {
-            "flips_change_the_class": "Pictures are flipped at random, but four classes are the mirror images "
-            "of the other four.",
+            "flips_change_the_class": "Pictures are flipped at random, but four classes are mirror images of "
+            "the other four.",
             "reshape_in_place_of_permute": "Pictures with the channels last are reshaped, not permuted, to "
             "channels first, which scrambles them.",
-            "validation_not_normalised": "Validation gives the model bytes from 0 to 255, training normalised "
-            "values.",
+            "validation_not_normalised": "Validation gives the model bytes from 0 to 255, training "
+            "normalised values.",
         },
     ),
     "regressor": (
@@ -1039,7 +1040,7 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
     "songwriter": (
         songwriter,
         {
-            "position_of_the_batch": "The position embedding is indexed by the row of the batch, not by time.",
+            "position_of_the_batch": "The position embedding is indexed by row of the batch, not by time.",
             "warm_up_longer_than_training": "The learning rate rises over 4000 steps, the training has 400.",
             "softmax_over_queries": "The attention weights are normalised over the queries, not the keys, "
             "so that what comes later changes what is said of the present.",
@@ -1050,8 +1051,8 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
         {
             "annealing_rounds_to_zero": "The weight of the divergence is an integer division, 0 throughout.",
             "sigmoid_twice": "The decoder ends with a sigmoid, and the loss takes logits.",
-            "validated_in_training_mode": "Validation runs with dropout and batch statistics, and changes the "
-            "running ones.",
+            "validated_in_training_mode": "Validation runs with dropout and batch statistics, and changes "
+            "the running ones.",
         },
     ),
     "wgan": (
@@ -1060,8 +1061,8 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
             "penalty_without_graph": "The gradient of the penalty is taken without create_graph; the penalty "
             "has no effect.",
             "tanh_cannot_reach_the_data": "The generator ends with a tanh, the data reach to -1.9 and 1.9.",
-            "critic_keeps_gradients": "The critic's gradients are never zeroed; those of all steps and of the "
-            "generator's loss add up.",
+            "critic_keeps_gradients": "The critic's gradients are never zeroed; those of all steps and of "
+            "the generator's loss add up.",
         },
     ),
     "contrastive": (
@@ -1094,8 +1095,8 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
     "two_tasks": (
         two_tasks,
         {
-            "gradients_zeroed_between": "Gradients are zeroed between the two backward passes; the first loss "
-            "has no effect.",
+            "gradients_zeroed_between": "Gradients are zeroed between the two backward passes; the first "
+            "loss has no effect.",
             "second_loss_as_number": "The second loss enters the total as a number, without a gradient.",
             "class_weights_inverted": "Rare classes get a low weight, frequent ones a high one.",
         },
@@ -1115,7 +1116,7 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
         {
             "goes_on_after_the_fall": "The value of the state after a fall is added, as if the game went on.",
             "index_in_place_of_value": "max(1)[1], the number of the best action, is taken as its value.",
-            "memory_holds_references": "The memory holds the tensor that the game moves in place, not copies.",
+            "memory_holds_references": "The memory holds the tensor that is moved in place, not copies.",
         },
     ),
     "unet": (
@@ -1130,8 +1131,8 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
         physics,
         {
             "activation_without_curvature": "The second derivative of a network of ReLU is 0.",
-            "curvature_without_graph": "The second derivative is taken without create_graph; the equation has "
-            "no gradient.",
+            "curvature_without_graph": "The second derivative is taken without create_graph; the equation "
+            "has no gradient.",
             "ends_broadcast": "Predictions [2, 1] minus values [2] give a [2, 2] table.",
         },
     ),
@@ -1181,13 +1182,13 @@ def check(name: str) -> None:
 
 @functools.cache
 def scores(case: str, fault: str) -> tuple[float, float, float]:
-    """The score of the script's own validation, that on new data, and its property; means over the seeds."""
+    """Score of the script's own validation, score on new data, what is controlled; means over the seeds."""
     found = []
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         training = TRAININGS[case][0](fault)
         validated = training.run(training.steps)
-        found.append((validated, training.test(), training.property() if training.property else 0.0))
+        found.append((validated, training.test(), training.controlled() if training.controlled else 0.0))
     return tuple(torch.tensor(found).mean(0).tolist())
 
 
