@@ -1,0 +1,328 @@
+"""A second set of faults in the package as source edits, made by someone who had not seen the doctor.
+
+Like :mod:`blind_source_faults`: each replaces one string that occurs exactly once in its file and changes a
+short training (``blind_doctor_faults.py --check --second`` verifies both).
+"""
+
+from __future__ import annotations
+
+from blind_source_faults import SourceFault
+
+SPREAD = ("--system.scene.power-spread-db", "12")
+
+FAULTS = (
+    # Random numbers.
+    SourceFault(
+        "uniform_lower_half",
+        "randomness",
+        "simulation/random_numbers.py",
+        "_unit",
+        "return (words & 0x7FFFFF).to(dtype)",
+        "return (words & 0x3FFFFF).to(dtype)",
+        "The mask keeps 22 of 23 bits, so uniform numbers are below 1/2: sources on one side only, low SNRs, "
+        "noise that is not normal.",
+    ),
+    SourceFault(
+        "splits_share_scenes",
+        "validation",
+        "simulation/random_numbers.py",
+        "Draws.__init__",
+        "_word(whole + SPLITS[split])",
+        "_word(whole)",
+        "The split is left out of the key, so validation scenes are training scenes.",
+    ),
+    SourceFault(
+        "largest_integer_never",
+        "off by one",
+        "simulation/random_numbers.py",
+        "Draws.integers",
+        "return ((words.long() & 0xFFFFFFFF) * high) >> 32",
+        "return ((words.long() & 0xFFFFFFFF) * (high - 1)) >> 32",
+        "The upper end is excluded twice: no scene has the largest number of sources.",
+    ),
+    # Scenes.
+    SourceFault(
+        "separated_in_both_angles",
+        "wrong reduction",
+        "simulation/scene.py",
+        "_positions",
+        "gap = torch.minimum(gap, 2 * math.pi - gap).amax(-1)",
+        "gap = torch.minimum(gap, 2 * math.pi - gap).amin(-1)",
+        "Sources must be separated in azimuth and in elevation, not in one of the two. Sources side by side "
+        "never occur in training.",
+    ),
+    # Simulator.
+    SourceFault(
+        "snr_in_amplitude_decibels",
+        "units",
+        "simulation/simulator.py",
+        "Simulator._receive",
+        "noise_variance = power / from_db(low + (high - low) * fraction)",
+        "noise_variance = power / from_db((low + (high - low) * fraction) / 2)",
+        "The SNR is taken as 20 log10, so that scenes have half of the SNR in dB.",
+    ),
+    # Link.
+    SourceFault(
+        "phases_over_half_a_turn",
+        "units",
+        "simulation/link.py",
+        "_random",
+        "table = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).to(dtype)",
+        "table = torch.polar(torch.ones_like(turns), math.pi * turns).to(dtype)",
+        "Random codes have phases from 0 to pi only, so snapshots are alike.",
+    ),
+    # Operator.
+    SourceFault(
+        "dense_operator_conjugated",
+        "inconsistent formulas",
+        "operator.py",
+        "Link.dense",
+        "G = self.channel.unsqueeze(-3) * codes.unsqueeze(-2)",
+        "G = self.channel.unsqueeze(-3) * codes.conj().unsqueeze(-2)",
+        "Matrices of the operator have conjugated codes, its products with vectors have not; the network's "
+        "statistics are those of another operator.",
+    ),
+    SourceFault(
+        "adjoint_without_conjugated_codes",
+        "formula",
+        "operator.py",
+        "Link.adjoint",
+        "field * self._per_subcarrier(self.codes).conj()",
+        "field * self._per_subcarrier(self.codes)",
+        "The adjoint lacks the conjugation of the codes, so R_samp has its energy in the wrong places.",
+    ),
+    # Array.
+    SourceFault(
+        "amplitude_grows_with_distance",
+        "formula",
+        "array.py",
+        "_Rays._gain",
+        'gain = 1 / self._ratio if self._wave == "spherical" else None',
+        'gain = self._ratio if self._wave == "spherical" else None',
+        "Elements that are farther away receive more, everywhere in the package.",
+    ),
+    SourceFault(
+        "panel_off_centre",
+        "off by one",
+        "array.py",
+        "Panel.from_spec",
+        "x = (torch.arange(spec.columns, dtype=torch.float64) - (spec.columns - 1) / 2) * spacing",
+        "x = (torch.arange(spec.columns, dtype=torch.float64) - spec.columns / 2) * spacing",
+        "The panel is half an element off along x, so it has no mirror symmetry and ranges are from a point "
+        "beside its centre.",
+    ),
+    # Covariances.
+    SourceFault(
+        "noise_counts_as_signal",
+        "formula",
+        "covariance.py",
+        "back_project",
+        "excess = torch.maximum(received - noise, noise / (L * M) ** 0.5)",
+        "excess = torch.maximum(received, noise / (L * M) ** 0.5)",
+        "The signal power is that of signal and noise, so the back-projection is regularised too little.",
+    ),
+    SourceFault(
+        "kept_share_without_root",
+        "formula",
+        "covariance.py",
+        "load_and_shrink",
+        "factor = unit.factor * keep.sqrt()[..., None, None]",
+        "factor = unit.factor * keep[..., None, None]",
+        "The factor is scaled by the share, not its root; the trace falls below 1 and the identity weighs "
+        "too much.",
+    ),
+    SourceFault(
+        "range_weight_squared",
+        "formula",
+        "covariance.py",
+        "predicted_covariance",
+        "factor = torch.cat((angle_factor, RANGE_WEIGHT**0.5 * range_factor), dim=-1)",
+        "factor = torch.cat((angle_factor, RANGE_WEIGHT * range_factor), dim=-1)",
+        "The range factor gets the weight in place of its root: 0.09 in R_pred, not 0.3.",
+    ),
+    # Losses.
+    SourceFault(
+        "next_eigenvalue_gap",
+        "off by one",
+        "nn/losses.py",
+        "eigenvalue_gap",
+        "last = (count.clamp(1, descending.shape[-1] - 1) - 1)[..., None]",
+        "last = count.clamp(1, descending.shape[-1] - 2)[..., None]",
+        "The gap is that after eigenvalue K + 1, which belongs to the noise.",
+    ),
+    SourceFault(
+        "least_likely_head_matched",
+        "sign",
+        "nn/losses.py",
+        "match_heads",
+        "cost = cost - by_existence / logits.shape[-1] * logits[..., None]",
+        "cost = cost + by_existence / logits.shape[-1] * logits[..., None]",
+        "The assignment prefers heads that say that there is no source.",
+    ),
+    # Network and statistics.
+    SourceFault(
+        "attention_without_residual",
+        "wiring",
+        "nn/network.py",
+        "Block.forward",
+        "x = x + _dropout(self.attention(x.flatten(2).mT).mT, mask, 1).view_as(x)",
+        "x = _dropout(self.attention(x.flatten(2).mT).mT, mask, 1).view_as(x)",
+        "The attention replaces the features in place of adding to them.",
+    ),
+    SourceFault(
+        "powers_from_sigmoid",
+        "activation",
+        "nn/network.py",
+        "Network.predict",
+        "share = logits.detach().softmax(-1) + 1e-7 * self.grid.inside",
+        "share = logits.detach().sigmoid() + 1e-7 * self.grid.inside",
+        "The powers of the next stage come from a sigmoid, which saturates, in place of the softmax.",
+    ),
+    # Data and schedules.
+    # Optimizer and state.
+    SourceFault(
+        "average_is_the_weights",
+        "state",
+        "nn/learner.py",
+        "Learner.__init__",
+        "self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}",
+        "self.average = {name: weight.detach() for name, weight in self.weights.items()}",
+        "The moving average shares its memory with the weights, so nothing is averaged.",
+    ),
+    SourceFault(
+        "moments_lost_on_resuming",
+        "state",
+        "nn/learner.py",
+        "Learner.restore",
+        "        restore_optimizer(self.optimizer, optimizer)\n",
+        "",
+        "A resumed training starts with empty moments of AdamW.",
+    ),
+    SourceFault(
+        "clipped_by_the_backbone",
+        "optimizer",
+        "nn/learner.py",
+        "Learner.step",
+        "nn.utils.clip_grads_with_norm_(trained, spec.clip_norm, norm)",
+        "nn.utils.clip_grads_with_norm_(trained, spec.clip_norm, norms[0])",
+        "The gradient is clipped by the norm of the backbone alone; a large gradient of the heads passes.",
+    ),
+    SourceFault(
+        "decay_on_biases_only",
+        "optimizer",
+        "nn/learner.py",
+        "parameter_groups",
+        "decay = spec.weight_decay if parameter.ndim > 1 else 0.0",
+        "decay = spec.weight_decay if parameter.ndim <= 1 else 0.0",
+        "Biases and norms are decayed, matrices are not.",
+    ),
+    # Results and validation.
+    SourceFault(
+        "half_of_validation_twice",
+        "validation",
+        "nn/data.py",
+        "TrainingScenes.validation",
+        "(True, (scenes // 2, scenes))",
+        "(True, (0, scenes // 2))",
+        "The second half of the validation set is the first one again.",
+    ),
+    SourceFault(
+        "path_difference_of_second_order",
+        "formula",
+        "array.py",
+        "_Rays.__init__",
+        "self._exact = twice / (1 + self._ratio)",
+        "self._exact = twice / 2",
+        "The path difference is that for a ratio of 1, wrong by many wavelengths near the panel.",
+    ),
+    SourceFault(
+        "error_of_one_snapshot",
+        "formula",
+        "covariance.py",
+        "conditioning",
+        "noise * (2 - noise) / L",
+        "noise * (2 - noise)",
+        "The error of the noise is not divided by the number of snapshots; R_samp is shrunk too much.",
+    ),
+    SourceFault(
+        "traced_back_one_off",
+        "off by one",
+        "nn/losses.py",
+        "assign",
+        "place = torch.arange(1, most + 1, device=cost.device)",
+        "place = torch.arange(most, device=cost.device)",
+        "Choice 0 means that a head is unused, but is read as the first source: heads are matched wrongly.",
+    ),
+    SourceFault(
+        "angle_scale_in_degrees",
+        "units",
+        "nn/losses.py",
+        "match_heads",
+        "scale = math.radians(_ANGLE_SCALE_DEG)",
+        "scale = _ANGLE_SCALE_DEG",
+        "Errors in radians are divided by a scale in degrees, so the angle loss is thousands of times less.",
+    ),
+    SourceFault(
+        "only_the_last_stage_supervised",
+        "wiring",
+        "nn/losses.py",
+        "total_loss",
+        'losses["heat_map"] = torch.stack(stages).mean(0)',
+        'losses["heat_map"] = stages[-1]',
+        "Only the last heat map has a loss; no gradient passes between stages by way of the powers.",
+    ),
+    SourceFault(
+        "details_in_another_order",
+        "shapes",
+        "nn/network.py",
+        "Network._sources",
+        "self.details(features).view(S, 6, Z, X, Y).movedim(2, -1).flatten(2)",
+        "self.details(features).view(S, 6, Z, X, Y).flatten(2)",
+        "The details are flattened with the range first, peaks are counted with the range last.",
+    ),
+    SourceFault(
+        "deviation_on_the_diagonal",
+        "units",
+        "nn/statistics.py",
+        "GridStatistics.__call__",
+        "factor = torch.linalg.cholesky_ex(BC @ B.mH + noise * identity).L",
+        "factor = torch.linalg.cholesky_ex(BC @ B.mH + noise.sqrt() * identity).L",
+        "The covariance of the snapshots has the standard deviation of the noise on its diagonal.",
+    ),
+    SourceFault(
+        "schedule_counts_epochs",
+        "schedule",
+        "nn/learner.py",
+        "Learner.__init__",
+        "steps = spec.steps_per_epoch * spec.schedule.epochs",
+        "steps = spec.schedule.epochs",
+        "The schedule has one entry per epoch but is read once per step, so the rate soon is at its floor.",
+    ),
+    SourceFault(
+        "heat_map_layer_not_a_head",
+        "optimizer",
+        "nn/learner.py",
+        "is_head",
+        """return name.startswith(("details.", "count.")) or ".write." in name""",
+        """return name.startswith(("details.", "count."))""",
+        "The output layers of the heat maps get the learning rate of the backbone, a quarter of theirs.",
+    ),
+    SourceFault(
+        "width_in_coordinates",
+        "units",
+        "nn/losses.py",
+        "heat_map_target",
+        "away = (axis.to(place.dtype) - place[..., None]) / (width * step)",
+        "away = (axis.to(place.dtype) - place[..., None]) / width",
+        "The width is taken in coordinates, not in steps of the grid, so the target is nearly flat.",
+    ),
+    SourceFault(
+        "validated_at_the_first_beta",
+        "validation",
+        "nn/validation.py",
+        "validate",
+        "weights = weights_at(spec.loss, spec.schedule, spec.schedule.epochs - 1, beta)",
+        "weights = weights_at(spec.loss, spec.schedule, 0, beta)",
+        "Validation uses the loss weights of the first epoch, not of the last one.",
+    ),
+)
