@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from blind_source_faults import SourceFault
 
-SPREAD = ("--system.scene.power-spread-db", "12")
-
 FAULTS = (
-    # Random numbers.
+    # Random numbers and scenes.
     SourceFault(
         "uniform_lower_half",
         "randomness",
@@ -40,7 +38,6 @@ FAULTS = (
         "return ((words.long() & 0xFFFFFFFF) * (high - 1)) >> 32",
         "The upper end is excluded twice: no scene has the largest number of sources.",
     ),
-    # Scenes.
     SourceFault(
         "separated_in_both_angles",
         "wrong reduction",
@@ -51,7 +48,6 @@ FAULTS = (
         "Sources must be separated in azimuth and in elevation, not in one of the two. Sources side by side "
         "never occur in training.",
     ),
-    # Simulator.
     SourceFault(
         "snr_in_amplitude_decibels",
         "units",
@@ -61,7 +57,6 @@ FAULTS = (
         "noise_variance = power / from_db((low + (high - low) * fraction) / 2)",
         "The SNR is taken as 20 log10, so that scenes have half of the SNR in dB.",
     ),
-    # Link.
     SourceFault(
         "phases_over_half_a_turn",
         "units",
@@ -71,27 +66,7 @@ FAULTS = (
         "table = torch.polar(torch.ones_like(turns), math.pi * turns).to(dtype)",
         "Random codes have phases from 0 to pi only, so snapshots are alike.",
     ),
-    # Operator.
-    SourceFault(
-        "dense_operator_conjugated",
-        "inconsistent formulas",
-        "operator.py",
-        "Link.dense",
-        "G = self.channel.unsqueeze(-3) * codes.unsqueeze(-2)",
-        "G = self.channel.unsqueeze(-3) * codes.conj().unsqueeze(-2)",
-        "Matrices of the operator have conjugated codes, its products with vectors have not; the network's "
-        "statistics are those of another operator.",
-    ),
-    SourceFault(
-        "adjoint_without_conjugated_codes",
-        "formula",
-        "operator.py",
-        "Link.adjoint",
-        "field * self._per_subcarrier(self.codes).conj()",
-        "field * self._per_subcarrier(self.codes)",
-        "The adjoint lacks the conjugation of the codes, so R_samp has its energy in the wrong places.",
-    ),
-    # Array.
+    # Array and operator.
     SourceFault(
         "amplitude_grows_with_distance",
         "formula",
@@ -110,6 +85,34 @@ FAULTS = (
         "x = (torch.arange(spec.columns, dtype=torch.float64) - spec.columns / 2) * spacing",
         "The panel is half an element off along x, so it has no mirror symmetry and ranges are from a point "
         "beside its centre.",
+    ),
+    SourceFault(
+        "path_difference_of_second_order",
+        "formula",
+        "array.py",
+        "_Rays.__init__",
+        "self._exact = twice / (1 + self._ratio)",
+        "self._exact = twice / 2",
+        "The path difference is that for a ratio of 1, wrong by many wavelengths near the panel.",
+    ),
+    SourceFault(
+        "dense_operator_conjugated",
+        "inconsistent formulas",
+        "operator.py",
+        "Link.dense",
+        "G = self.channel.unsqueeze(-3) * codes.unsqueeze(-2)",
+        "G = self.channel.unsqueeze(-3) * codes.conj().unsqueeze(-2)",
+        "Matrices of the operator have conjugated codes, its products with vectors have not; the network's "
+        "statistics are those of another operator.",
+    ),
+    SourceFault(
+        "adjoint_without_conjugated_codes",
+        "formula",
+        "operator.py",
+        "Link.adjoint",
+        "field * self._per_subcarrier(self.codes).conj()",
+        "field * self._per_subcarrier(self.codes)",
+        "The adjoint lacks the conjugation of the codes, so R_samp has its energy in the wrong places.",
     ),
     # Covariances.
     SourceFault(
@@ -140,6 +143,15 @@ FAULTS = (
         "factor = torch.cat((angle_factor, RANGE_WEIGHT * range_factor), dim=-1)",
         "The range factor gets the weight in place of its root: 0.09 in R_pred, not 0.3.",
     ),
+    SourceFault(
+        "error_of_one_snapshot",
+        "formula",
+        "covariance.py",
+        "conditioning",
+        "noise * (2 - noise) / L",
+        "noise * (2 - noise)",
+        "The error of the noise is not divided by the number of snapshots; R_samp is shrunk too much.",
+    ),
     # Losses.
     SourceFault(
         "next_eigenvalue_gap",
@@ -159,7 +171,43 @@ FAULTS = (
         "cost = cost + by_existence / logits.shape[-1] * logits[..., None]",
         "The assignment prefers heads that say that there is no source.",
     ),
-    # Network and statistics.
+    SourceFault(
+        "traced_back_one_off",
+        "off by one",
+        "nn/losses.py",
+        "assign",
+        "place = torch.arange(1, most + 1, device=cost.device)",
+        "place = torch.arange(most, device=cost.device)",
+        "Choice 0 means that a head is unused, but is read as the first source: heads are matched wrongly.",
+    ),
+    SourceFault(
+        "angle_scale_in_degrees",
+        "units",
+        "nn/losses.py",
+        "match_heads",
+        "scale = math.radians(_ANGLE_SCALE_DEG)",
+        "scale = _ANGLE_SCALE_DEG",
+        "Errors in radians are divided by a scale in degrees, so the angle loss is thousands of times less.",
+    ),
+    SourceFault(
+        "only_the_last_stage_supervised",
+        "wiring",
+        "nn/losses.py",
+        "total_loss",
+        'losses["heat_map"] = torch.stack(stages).mean(0)',
+        'losses["heat_map"] = stages[-1]',
+        "Only the last heat map has a loss; no gradient passes between stages by way of the powers.",
+    ),
+    SourceFault(
+        "width_in_coordinates",
+        "units",
+        "nn/losses.py",
+        "heat_map_target",
+        "away = (axis.to(place.dtype) - place[..., None]) / (width * step)",
+        "away = (axis.to(place.dtype) - place[..., None]) / width",
+        "The width is taken in coordinates, not in steps of the grid, so the target is nearly flat.",
+    ),
+    # Network and its input.
     SourceFault(
         "attention_without_residual",
         "wiring",
@@ -178,8 +226,25 @@ FAULTS = (
         "share = logits.detach().sigmoid() + 1e-7 * self.grid.inside",
         "The powers of the next stage come from a sigmoid, which saturates, in place of the softmax.",
     ),
-    # Data and schedules.
-    # Optimizer and state.
+    SourceFault(
+        "details_in_another_order",
+        "shapes",
+        "nn/network.py",
+        "Network._sources",
+        "self.details(features).view(S, 6, Z, X, Y).movedim(2, -1).flatten(2)",
+        "self.details(features).view(S, 6, Z, X, Y).flatten(2)",
+        "The details are flattened with the range first, peaks are counted with the range last.",
+    ),
+    SourceFault(
+        "deviation_on_the_diagonal",
+        "units",
+        "nn/statistics.py",
+        "GridStatistics.__call__",
+        "factor = torch.linalg.cholesky_ex(BC @ B.mH + noise * identity).L",
+        "factor = torch.linalg.cholesky_ex(BC @ B.mH + noise.sqrt() * identity).L",
+        "The covariance of the snapshots has the standard deviation of the noise on its diagonal.",
+    ),
+    # Optimizer, schedule and state.
     SourceFault(
         "average_is_the_weights",
         "state",
@@ -216,79 +281,6 @@ FAULTS = (
         "decay = spec.weight_decay if parameter.ndim <= 1 else 0.0",
         "Biases and norms are decayed, matrices are not.",
     ),
-    # Results and validation.
-    SourceFault(
-        "half_of_validation_twice",
-        "validation",
-        "nn/data.py",
-        "TrainingScenes.validation",
-        "(True, (scenes // 2, scenes))",
-        "(True, (0, scenes // 2))",
-        "The second half of the validation set is the first one again.",
-    ),
-    SourceFault(
-        "path_difference_of_second_order",
-        "formula",
-        "array.py",
-        "_Rays.__init__",
-        "self._exact = twice / (1 + self._ratio)",
-        "self._exact = twice / 2",
-        "The path difference is that for a ratio of 1, wrong by many wavelengths near the panel.",
-    ),
-    SourceFault(
-        "error_of_one_snapshot",
-        "formula",
-        "covariance.py",
-        "conditioning",
-        "noise * (2 - noise) / L",
-        "noise * (2 - noise)",
-        "The error of the noise is not divided by the number of snapshots; R_samp is shrunk too much.",
-    ),
-    SourceFault(
-        "traced_back_one_off",
-        "off by one",
-        "nn/losses.py",
-        "assign",
-        "place = torch.arange(1, most + 1, device=cost.device)",
-        "place = torch.arange(most, device=cost.device)",
-        "Choice 0 means that a head is unused, but is read as the first source: heads are matched wrongly.",
-    ),
-    SourceFault(
-        "angle_scale_in_degrees",
-        "units",
-        "nn/losses.py",
-        "match_heads",
-        "scale = math.radians(_ANGLE_SCALE_DEG)",
-        "scale = _ANGLE_SCALE_DEG",
-        "Errors in radians are divided by a scale in degrees, so the angle loss is thousands of times less.",
-    ),
-    SourceFault(
-        "only_the_last_stage_supervised",
-        "wiring",
-        "nn/losses.py",
-        "total_loss",
-        'losses["heat_map"] = torch.stack(stages).mean(0)',
-        'losses["heat_map"] = stages[-1]',
-        "Only the last heat map has a loss; no gradient passes between stages by way of the powers.",
-    ),
-    SourceFault(
-        "details_in_another_order",
-        "shapes",
-        "nn/network.py",
-        "Network._sources",
-        "self.details(features).view(S, 6, Z, X, Y).movedim(2, -1).flatten(2)",
-        "self.details(features).view(S, 6, Z, X, Y).flatten(2)",
-        "The details are flattened with the range first, peaks are counted with the range last.",
-    ),
-    SourceFault(
-        "deviation_on_the_diagonal",
-        "units",
-        "nn/statistics.py",
-        "GridStatistics.__call__",
-        "factor = torch.linalg.cholesky_ex(BC @ B.mH + noise * identity).L",
-        "factor = torch.linalg.cholesky_ex(BC @ B.mH + noise.sqrt() * identity).L",
-        "The covariance of the snapshots has the standard deviation of the noise on its diagonal.",
-    ),
     SourceFault(
         "schedule_counts_epochs",
         "schedule",
@@ -307,14 +299,15 @@ FAULTS = (
         """return name.startswith(("details.", "count."))""",
         "The output layers of the heat maps get the learning rate of the backbone, a quarter of theirs.",
     ),
+    # Validation.
     SourceFault(
-        "width_in_coordinates",
-        "units",
-        "nn/losses.py",
-        "heat_map_target",
-        "away = (axis.to(place.dtype) - place[..., None]) / (width * step)",
-        "away = (axis.to(place.dtype) - place[..., None]) / width",
-        "The width is taken in coordinates, not in steps of the grid, so the target is nearly flat.",
+        "half_of_validation_twice",
+        "validation",
+        "nn/data.py",
+        "TrainingScenes.validation",
+        "(True, (scenes // 2, scenes))",
+        "(True, (0, scenes // 2))",
+        "The second half of the validation set is the first one again.",
     ),
     SourceFault(
         "validated_at_the_first_beta",
