@@ -172,15 +172,6 @@ FAULTS = (
         "The assignment prefers heads that say that there is no source.",
     ),
     SourceFault(
-        "traced_back_one_off",
-        "off by one",
-        "nn/losses.py",
-        "assign",
-        "place = torch.arange(1, most + 1, device=cost.device)",
-        "place = torch.arange(most, device=cost.device)",
-        "Choice 0 means that a head is unused, but is read as the first source: heads are matched wrongly.",
-    ),
-    SourceFault(
         "angle_scale_in_degrees",
         "units",
         "nn/losses.py",
@@ -246,13 +237,13 @@ FAULTS = (
     ),
     # Optimizer, schedule and state.
     SourceFault(
-        "average_is_the_weights",
+        "average_not_updated",
         "state",
         "nn/learner.py",
-        "Learner.__init__",
-        "self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}",
-        "self.average = {name: weight.detach() for name, weight in self.weights.items()}",
-        "The moving average shares its memory with the weights, so nothing is averaged.",
+        "Learner._update_average",
+        "self.average[name].lerp_(weight, share)",
+        "self.average[name].lerp(weight, share)",
+        "The interpolation is not in place and its result is lost; the average keeps the initial weights.",
     ),
     SourceFault(
         "moments_lost_on_resuming",
