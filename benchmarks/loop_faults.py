@@ -97,7 +97,7 @@ class LoopCase:
             yield f"{self.name}: {name}", names, partial(self._watched, change)
 
     def _watched(self, change: Callable[[Job], object]) -> Any:
-        import rismusic
+        from rismusic.doctor.watch import watch
 
         torch.set_num_threads(1)
         torch.manual_seed(0)
@@ -107,7 +107,7 @@ class LoopCase:
         optimizer = job.optimizer([p for part in parts for p in part.parameters() if p.requires_grad])
         job.extra["optimizer"] = optimizer
         optimizers = job.extra.get("optimizers", [optimizer])
-        with rismusic.watch(job.model, optimizers, say=lambda _: None) as w:
+        with watch(job.model, optimizers, say=lambda _: None) as w:
             job.run()
         return w.diagnosis
 
@@ -187,7 +187,11 @@ def reversed_gradient(model: Any, optimizer: Any) -> None:
 
 
 def clipped(limit: float) -> Callable[[Any, Any], None]:
-    return lambda model, optimizer: nn.utils.clip_grad_norm_(model.parameters(), limit)
+    def clip(model: Any, optimizer: Any) -> None:
+        del optimizer
+        nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+    return clip
 
 
 def always_dropped(job: Job) -> None:

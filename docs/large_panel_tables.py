@@ -1,4 +1,4 @@
-"""Time, memory and hits on large panels, from ``measured/large_panels.csv`` (``benchmarks/large_panels.py``)."""
+"""Time, memory and hits on large panels, from ``measured/large_panels.csv``."""
 
 from __future__ import annotations
 
