@@ -1,4 +1,4 @@
-"""Time, memory and hits on large panels, from ``measured/large_panels.csv`` (``benchmarks/large_panels.py``)."""
+"""Time, memory and hits on large panels, measured by ``benchmarks/large_panels.py``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rows() -> list[Row]:
 
 def large_panel_times() -> str:
     """One line per cell; cells that passed the time limit have no figures."""
-    head = ("panel", "M, L", "method", "search", "scenes a call", "first scene, s", "further, s each", "peak, MiB")
+    head = ("panel", "M, L", "method", "search", "scenes a call", "first, s", "further, s each", "peak, MiB")
     lines = []
     for row in rows():
         pilot = ", constant pilot" if row["constant"] == "True" else ""
@@ -70,7 +70,8 @@ def large_panel_growth() -> Any:
         if (row["side"], row["search"], row["together"]) == ("32", "subarrays", "1")
     ]
     x, y = np.array(line).T
-    by_snapshots.loglog(x, y, "o-", c=COLOURS[0], ms=4, lw=1.2, label=f"32 x 32, $L^{{{exponent(x, y):.1f}}}$")
+    name = f"32 x 32, $L^{{{exponent(x, y):.1f}}}$"
+    by_snapshots.loglog(x, y, "o-", c=COLOURS[0], ms=4, lw=1.2, label=name)
     by_elements.set(xlabel="elements N", ylabel="s per scene")
     by_snapshots.set(xlabel="snapshots L", ylabel="s per scene")
     for ax in (by_elements, by_snapshots):

@@ -210,5 +210,7 @@ def test_no_array_of_all_elements_and_points(monkeypatch: pytest.MonkeyPatch) ->
     divided = subarrays_of(grid_of(recording.panel))
     assert isinstance(divided, Subarrays)
     assert len(divided.children) == 16
-    largest = max(part.numel() for part in (divided.cells, divided.real, *(c.waves for c in divided.children)))
+    largest = max(
+        part.numel() for part in (divided.cells, divided.real, *(c.waves for c in divided.children))
+    )
     assert largest * 4 < 4 * recording.panel.size * len(divided.norm) / 20
