@@ -5,7 +5,7 @@ Default system at 10 dB with three sources, their number and the noise variance 
 configurations and a constant pilot. Each cell is a process of its own with one thread, and is ended after
 ``--limit`` seconds of processor time. A scene of the default panel goes first, so that imports and the start
 of the compiled fits are not counted. ``first_s`` includes the preparation of the search grid, ``cpu_s`` is
-the mean over further scenes, ``together`` of them in each call. ``search`` is ``subarrays`` or, for comparison,
+the mean over further scenes, ``together`` of them in each call. ``search`` is ``subarrays`` or, to compare,
 ``dictionary``: the steering vectors of all points.
 """
 
