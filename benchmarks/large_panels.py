@@ -61,7 +61,7 @@ class Cell:
 SIDES = (16, 24, 32, 48, 64)
 CELLS = (
     *(Cell(side) for side in SIDES),
-    *(Cell(side, search="dictionary", scenes=1 if side > 24 else 3) for side in SIDES),
+    *(Cell(side, search="dictionary", scenes=1 if side > 24 else 3) for side in SIDES[:3]),
     *(Cell(side, method="hybrid") for side in (24, 32)),
     *(Cell(32, snapshots=L) for L in (32, 64, 128)),
     *(Cell(32, scenes=S, together=S) for S in (2, 4, 8, 16)),

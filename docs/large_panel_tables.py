@@ -61,8 +61,8 @@ def large_panel_growth() -> Any:
             if (row["search"], row["snapshots"], row["together"]) == (search, "16", "1")
         ]
         x, y = np.array(line).T
-        # 16 x 16 and smaller panels have the same search.
-        name = f"{search}, $N^{{{exponent(x[1:], y[1:]):.1f}}}$"
+        # A panel of 16 x 16 elements is searched by its dictionary in both.
+        name = f"{search}, $N^{{{exponent(x[1:], y[1:]):.1f}}}$" if len(x) > 3 else search
         by_elements.loglog(x, y, marker + "-", c=colour, ms=4, lw=1.2, label=name)
     line = [
         (float(row["snapshots"]), float(row["cpu_s"]))
@@ -72,9 +72,14 @@ def large_panel_growth() -> Any:
     x, y = np.array(line).T
     name = f"32 x 32, $L^{{{exponent(x, y):.1f}}}$"
     by_snapshots.loglog(x, y, "o-", c=COLOURS[0], ms=4, lw=1.2, label=name)
-    by_elements.set(xlabel="elements N", ylabel="s per scene")
-    by_snapshots.set(xlabel="snapshots L", ylabel="s per scene")
+    sides, lengths = (16, 24, 32, 48, 64), (16, 32, 64, 128)
+    by_elements.set_xticks([side**2 for side in sides], labels=[f"{side} x {side}" for side in sides])
+    by_elements.tick_params("x", labelsize=8)
+    by_snapshots.set_xticks(lengths, labels=map(str, lengths))
+    by_elements.set(xlabel="elements N", ylabel="s per scene", ylim=(0.1, 50))
+    by_snapshots.set(xlabel="snapshots L", ylabel="s per scene", ylim=(0.1, 10))
     for ax in (by_elements, by_snapshots):
+        ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, fontsize=8)
     return by_elements
