@@ -1,4 +1,4 @@
-"""Time, memory and hits on large panels, from ``measured/large_panels.csv``."""
+"""Time, memory and hits on large panels, measured by ``benchmarks/large_panels.py``."""
 
 from __future__ import annotations
 
@@ -24,16 +24,7 @@ def rows() -> list[Row]:
 
 def large_panel_times() -> str:
     """One line per cell; cells that passed the time limit have no figures."""
-    head = (
-        "panel",
-        "M, L",
-        "method",
-        "search",
-        "scenes a call",
-        "first scene, s",
-        "further, s each",
-        "peak, MiB",
-    )
+    head = ("panel", "M, L", "method", "search", "scenes a call", "first, s", "further, s each", "peak, MiB")
     lines = []
     for row in rows():
         pilot = ", constant pilot" if row["constant"] == "True" else ""
@@ -70,8 +61,8 @@ def large_panel_growth() -> Any:
             if (row["search"], row["snapshots"], row["together"]) == (search, "16", "1")
         ]
         x, y = np.array(line).T
-        # 16 x 16 and smaller panels have the same search.
-        name = f"{search}, $N^{{{exponent(x[1:], y[1:]):.1f}}}$"
+        # A panel of 16 x 16 elements is searched by its dictionary in both.
+        name = f"{search}, $N^{{{exponent(x[1:], y[1:]):.1f}}}$" if len(x) > 3 else search
         by_elements.loglog(x, y, marker + "-", c=colour, ms=4, lw=1.2, label=name)
     line = [
         (float(row["snapshots"]), float(row["cpu_s"]))
@@ -79,12 +70,16 @@ def large_panel_growth() -> Any:
         if (row["side"], row["search"], row["together"]) == ("32", "subarrays", "1")
     ]
     x, y = np.array(line).T
-    by_snapshots.loglog(
-        x, y, "o-", c=COLOURS[0], ms=4, lw=1.2, label=f"32 x 32, $L^{{{exponent(x, y):.1f}}}$"
-    )
-    by_elements.set(xlabel="elements N", ylabel="s per scene")
-    by_snapshots.set(xlabel="snapshots L", ylabel="s per scene")
+    name = f"32 x 32, $L^{{{exponent(x, y):.1f}}}$"
+    by_snapshots.loglog(x, y, "o-", c=COLOURS[0], ms=4, lw=1.2, label=name)
+    sides, lengths = (16, 24, 32, 48, 64), (16, 32, 64, 128)
+    by_elements.set_xticks([side**2 for side in sides], labels=[f"{side} x {side}" for side in sides])
+    by_elements.tick_params("x", labelsize=8)
+    by_snapshots.set_xticks(lengths, labels=map(str, lengths))
+    by_elements.set(xlabel="elements N", ylabel="s per scene", ylim=(0.1, 50))
+    by_snapshots.set(xlabel="snapshots L", ylabel="s per scene", ylim=(0.1, 10))
     for ax in (by_elements, by_snapshots):
+        ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, fontsize=8)
     return by_elements

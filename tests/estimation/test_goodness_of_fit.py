@@ -21,6 +21,7 @@ from rismusic.estimation.goodness_of_fit import (
 from rismusic.estimation.maximum_likelihood import pack
 from rismusic.estimation.table import scene_records
 from rismusic.hybrid import locate
+from rismusic.operator import Link
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
@@ -209,3 +210,17 @@ def test_located_says_so(known):
         assert any(words in said for said in warnings) == (p < 1e-3)
     assert (short.p_value < 1e-3).double().mean() > 0.5
     assert [record["p_value"] for record in scene_records(short)] == short.p_value.tolist()
+
+
+@pytest.mark.parametrize("scenes", [None, 3], ids=["one link", "a link per scene"])
+def test_statistic_of_one_output_is_that_of_the_fields_on_the_panel(scenes):
+    generator = torch.Generator().manual_seed(3)
+    leading = () if scenes is None else (scenes,)
+    draw = {"dtype": torch.complex128, "generator": generator}
+    channel, codes = torch.randn(*leading, 1, 30, **draw), torch.randn(*leading, 7, 30, **draw)
+    rest = torch.randn(3, 5, 7, 1, **draw)
+    unit = channel / channel.norm(dim=-1, keepdim=True).sqrt()
+    fields = (unit * codes).conj().expand(3, -1, -1)[:, None] * rest
+    gram = fields.mH @ fields
+    expected = gram.abs().square().sum((-2, -1)).log() - 2 * rest.abs().square().sum((-2, -1)).log()
+    torch.testing.assert_close(sphericity(Link(channel, codes), rest)[:, 1], expected)
