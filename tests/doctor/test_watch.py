@@ -310,3 +310,70 @@ def test_optimizers_that_are_made_within_the_context_are_found():
         loop.loss(loop.x[0], loop.y[0]).backward()
         other.optimizer.step()
     assert "no optimizer with weights of the model steps" in w.diagnosis.wrong[0].meaning
+
+
+class Scaled(Loop):
+    """Validates on inputs of another scale, with the loss or with the share of right classes."""
+
+    loss_of_validation = staticmethod(cross_entropy)
+    evaluation = False
+
+    def step(self, number):
+        super().step(number)
+        if number % 10 == 0:
+            self.model.train(not self.evaluation)
+            with torch.no_grad():
+                out = self.model(50 * self.x[number])
+            self.model.train()
+            self.loss_of_validation(out, self.y[number])
+
+
+class ScaledAccuracy(Scaled):
+    evaluation = True
+
+    @staticmethod
+    def loss_of_validation(out, y):
+        return (out.argmax(1) == y).double().mean()
+
+
+class Plays(ScaledAccuracy):
+    """Passes whose outputs are not compared with data, as those of a player."""
+
+    @staticmethod
+    def loss_of_validation(out, y):
+        return (y + 0.1 * (out.argmax(1) - 1)).abs() > 1
+
+
+def test_only_what_is_compared_with_data_is_a_validation():
+    for loop, wrong in ((Scaled, True), (ScaledAccuracy, True), (Plays, False)):
+        found = [one.sentence for one in loop().watched().diagnosis.wrong]
+        assert any("inputs of the validation" in one for one in found) == wrong, (loop, found)
+
+
+class Bootstrapped(Loop):
+    """A sum of rewards whose targets are outputs of a network that follows the one that is trained."""
+
+    follows = True
+
+    def run(self):
+        torch.manual_seed(0)
+        target = copy.deepcopy(self.model)
+        for x in self.x.repeat(4, 1, 1):
+            with torch.no_grad():
+                goal = 1 + 1.3 * target(x + 0.1)
+            self.optimizer.zero_grad()
+            nn.functional.mse_loss(self.model(x), goal).backward()
+            self.optimizer.step()
+            if self.follows:
+                target.load_state_dict(self.model.state_dict())
+
+
+class FixedTeacher(Bootstrapped):
+    rate = 5.0
+    follows = False
+
+
+def test_loss_may_rise_while_its_targets_move():
+    for loop, wrong in ((Bootstrapped, False), (FixedTeacher, True)):
+        found = [one.sentence for one in loop().watched().diagnosis.wrong]
+        assert any("the loss rises" in one or "NaN" in one for one in found) == wrong, (loop, found)

@@ -176,6 +176,18 @@ class TapeRecord:
         return any(not call.grad and not call.pure for tape in self.first.values() for call in tape.calls)
 
     @property
+    def moving_targets(self) -> bool:
+        """Whether a loss uses outputs that were made without gradients, by weights that have changed."""
+        return any(
+            not torch.equal(tape.weights[key], self.initial[key])
+            for tape in self.first.values()
+            for call in tape.calls
+            if not call.grad and not call.pure
+            for key in call.reads
+            if key in tape.weights
+        )
+
+    @property
     def start_reports(self) -> list[Report]:
         """What the first tapes said."""
         if not self._start:

@@ -10,18 +10,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from rismusic.doctor.calls import CallRecorder, calling_line
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
-from rismusic.doctor.state import Networks, as_one
+from rismusic.doctor.state import Networks, as_one, tensors_in
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
@@ -42,6 +43,32 @@ _FEWEST_LOSSES, _PART = 20, 0.2
 _GROWN = 100.0
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
+
+# Calls that compare outputs with data, in evaluation mode, and in any mode.
+_DIFFERENCES = frozenset(["eq", "__eq__", "ne", "__ne__", "sub", "__sub__", "rsub", "__rsub__"])
+_LOSSES = frozenset(
+    [
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "cross_entropy",
+        "huber_loss",
+        "kl_div",
+        "l1_loss",
+        "mse_loss",
+        "nll_loss",
+        "smooth_l1_loss",
+    ]
+)
+
+
+@dataclass(eq=False)
+class _Pass:
+    """A forward pass without gradients; ``judged`` if its outputs are compared with data."""
+
+    mean: float
+    spread: float
+    evaluation: bool
+    judged: bool = False
 
 
 class Watch:
@@ -82,8 +109,10 @@ class Watch:
         self._forwards = 0
         self._evaluation = self._steps = 0
         self._without_gradient: Counter[bool] = Counter()
-        # Number, mean and mean square of the inputs, in training and without gradients.
-        self._inputs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+        # Mean and spread of the inputs in training; passes without gradients, and what depends on them.
+        self._inputs: list[tuple[float, float]] = []
+        self._passes: list[_Pass] = []
+        self._depending = WeakTensorKeyDictionary()
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
@@ -182,6 +211,8 @@ class Watch:
             given = args[0] if args else None
             if isinstance(given, Tensor) and isinstance(result, Tensor) and not torch.equal(given, result):
                 self._kept_dropout = calling_line() or "a call"
+        if self._passes and name != "backward":
+            self._judge(name, args, result)
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
             self.losses.append(float(args[0].detach()))
             self._evaluation += not self.module.training
@@ -190,14 +221,36 @@ class Watch:
 
     def _before_forward(self, part: nn.Module, given: Any) -> None:
         value = next((one for one in given if isinstance(one, Tensor)), None)
-        seen = self._inputs[torch.is_grad_enabled()]
-        if value is not None and part is self.module and len(seen) < 50 and _is_data(value):
-            seen.append((float(value.double().mean()), float(value.double().std())))
+        training = torch.is_grad_enabled()
+        count = len(self._inputs if training else self._passes)
+        if value is not None and part is self.module and count < 50 and _is_data(value):
+            found = float(value.double().mean()), float(value.double().std())
+            if training:
+                self._inputs.append(found)
+            else:
+                self._passes.append(_Pass(*found, not self.module.training))
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
 
-    def _after_forward(self, *_: Any) -> None:
+    def _judge(self, name: str, args: Sequence[Any], result: Any) -> None:
+        """Note which passes without gradients a call compares with data, or else what depends on them."""
+        given = tensors_in(list(args))
+        sources = [one for value in given for one in self._depending.get(value, ())]
+        alone = all(value in self._depending for value in given)
+        if name in _LOSSES and self._tape.inside and not torch.is_grad_enabled():
+            self._passes[-1].judged = True
+        elif sources and not alone and not any(value.requires_grad for value in given):
+            for one in sources:
+                one.judged |= name in _LOSSES or (name in _DIFFERENCES and one.evaluation)
+        for value in tensors_in(result) if sources else ():
+            self._depending[value] = sources
+
+    def _after_forward(self, part: nn.Module, given: Any, result: Any) -> None:
+        if part is self.module and self._passes and not torch.is_grad_enabled():
+            with torch._C.DisableTorchFunction():
+                for value in tensors_in(result):
+                    self._depending[value] = self._passes[-1:]
         if self._forwards == _MEASURED:
             self._measuring.close()
 
@@ -253,6 +306,8 @@ class Watch:
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._tape.clear()
         self._tape.on = self._tapes.wants(self._steps)
+        self._passes = [one for one in self._passes if one.judged]
+        self._depending.clear()
         if not self._watches(optimizer):
             return
         self._step_record.after(optimizer)
@@ -265,8 +320,8 @@ class Watch:
                 self._fresh[id(p)] = False
 
     def _validation_inputs(self) -> list[Finding]:
-        """Inputs without gradients are scaled as those of the training."""
-        trained, validated = self._inputs[True], self._inputs[False]
+        """Inputs of passes whose outputs are compared with data are scaled as those of the training."""
+        trained, validated = self._inputs, [(one.mean, one.spread) for one in self._passes if one.judged]
         if not trained or not validated:
             return []
         (mean, spread), (other, width) = (
@@ -573,6 +628,8 @@ class Watch:
             return report_of("COURSE", f"left out: fewer than {_FEWEST_LOSSES} losses", [])
         if len(self.optimizers) > 1:
             return report_of("COURSE", "left out: networks with optimizers of their own may compete", [])
+        if self._tapes.moving_targets:
+            return report_of("COURSE", "left out: the targets depend on a network that changes", [])
         # Weights that have hardly moved cannot have learned yet.
         moved = max((sum(values) for values in self._ratios.values()), default=math.inf)
         part = max(3, int(_PART * len(losses)))
