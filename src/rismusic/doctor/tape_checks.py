@@ -103,9 +103,9 @@ class Samples:
         """Tensors that have the number of another sample for each, as the labels of a contrastive loss."""
         for key in self.axes:
             value = replay.roots[key]
-            if value.ndim == 1 and value.dtype == torch.long:
-                if torch.equal(value.sort().values, torch.arange(self.number, device=value.device)):
-                    yield key, value
+            numbers = value.ndim == 1 and value.dtype == torch.long and int(value.min()) == 0
+            if numbers and _is_index(value.sort().values):
+                yield key, value
 
 
 def _is_index(value: Tensor) -> bool:

@@ -41,6 +41,8 @@ _UNEQUAL = 1e-4
 _FEWEST_LOSSES, _PART = 20, 0.2
 # Growth of the learning rate that is no warm-up.
 _GROWN = 100.0
+# Rounding of a sum, in units of that of one term: the root of the number of terms.
+_TERMS = 32
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
 
@@ -118,6 +120,9 @@ class Watch:
         self._fresh: dict[int, bool] = {}
         self._stale = 0
         self._gradient: dict[str, float] = {}
+        # Of each parameter: the gradient of the losses since the last reset, and the largest at a step.
+        self._since: dict[str, float] = {}
+        self._stepped: dict[str, float] = {}
         self._last_gradients: dict[str, Tensor] = {}
         self._non_finite: list[str] = []
         self._start = {name: self._sample(p) for name, p in self.module.named_parameters()}
@@ -215,7 +220,7 @@ class Watch:
             self._judge(name, args, result)
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
             self.losses.append(float(args[0].detach()))
-            self._evaluation += not self.module.training
+            self._evaluation += not self.module.training and bool(_switched_off(self.module))
             if self._tape.on:
                 self._tapes.add(self._tape, args[0], self._steps)
 
@@ -246,7 +251,7 @@ class Watch:
         for value in tensors_in(result) if sources else ():
             self._depending[value] = sources
 
-    def _after_forward(self, part: nn.Module, given: Any, result: Any) -> None:
+    def _after_forward(self, part: nn.Module, _: Any, result: Any) -> None:
         if part is self.module and self._passes and not torch.is_grad_enabled():
             with torch._C.DisableTorchFunction():
                 for value in tensors_in(result):
@@ -262,8 +267,11 @@ class Watch:
             self._step_record.add(weight, gradient)
             if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
                 self._fresh[key] = True
+            size = float(torch.linalg.vector_norm(gradient.detach()))
             if name not in self._gradient or self._gradient[name] == 0:
-                self._gradient[name] = float(torch.linalg.vector_norm(gradient.detach()))
+                self._gradient[name] = size
+            reset = weight.grad is None or not bool(weight.grad.any())
+            self._since[name] = size if reset else max(size, self._since.get(name, 0.0))
             if len(self._non_finite) < 3 and not bool(gradient.isfinite().all()):
                 self._non_finite.append(name)
 
@@ -290,6 +298,9 @@ class Watch:
         moving = [p for p in held if bool(p.grad.any())]
         if moving and not closure and not any(self._fresh.get(id(p), True) for p in moving):
             self._stale += 1
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            name = self._names.get(id(p), "")
+            self._stepped[name] = max(self._stepped.get(name, 0.0), self._since.pop(name, 0.0))
         self._step_record.before(optimizer, closure=closure, stale=self._stale > 0)
         for number, group in enumerate(optimizer.param_groups):
             self._rates.setdefault(f"group {number}", []).append(float(group["lr"]))
@@ -416,7 +427,7 @@ class Watch:
         findings.append(
             must_be_zero(
                 "calls of backward in evaluation mode",
-                self._evaluation if drops else 0,
+                self._evaluation,
                 "the network is trained in evaluation mode: dropout is off, batch normalisation is frozen.",
                 "Call model.train() at the start of each epoch, since validation leaves the evaluation mode.",
             )
@@ -573,6 +584,17 @@ class Watch:
             findings += depth_findings(self.module, self._last_gradients, self._layers.weighted)
         return report_of("LAYERS", "first forward passes", findings)
 
+    def _has_gradient(self, name: str) -> bool:
+        """Whether the losses before the steps give a parameter a gradient that is more than rounding.
+
+        The last bias of a critic has terms that cancel; those of the layer's weight are as large as its own.
+        """
+        sizes = self._stepped if name in self._stepped else self._gradient
+        layer = name.rpartition(".")[0]
+        others = [size for other, size in sizes.items() if other.rpartition(".")[0] == layer]
+        rounding = _TERMS * torch.finfo(self._start[name].dtype).eps
+        return sizes.get(name, 0.0) > rounding * max(others, default=0.0)
+
     def _check_updates(self) -> Report:
         """[UPDATES]: the optimizer changes the weights, neither hardly nor beyond recognition."""
         if not self._steps:
@@ -581,7 +603,7 @@ class Watch:
         unmoved = [
             name
             for name, value in now.items()
-            if torch.equal(value, self._start[name]) and self._gradient.get(name, 0.0) > 0
+            if torch.equal(value, self._start[name]) and self._has_gradient(name)
         ]
         median = {name: sorted(values)[len(values) // 2] for name, values in self._ratios.items()}
         largest = max(median, key=median.__getitem__, default="")
@@ -654,6 +676,24 @@ class Watch:
             ),
         ]
         return report_of("COURSE", f"loss {start:.4g} -> {end:.4g}", findings)
+
+
+def _switched_off(module: nn.Module) -> list[nn.Module]:
+    """Dropout and normalisation in evaluation mode that belong to weights that are trained.
+
+    Those of a frozen part are in evaluation mode on purpose.
+    """
+    found = []
+    for part in module.modules():
+        for child in part.children():
+            if child.training or not isinstance(
+                child, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+            ):
+                continue
+            weights = list(child.parameters()) or list(part.parameters())
+            if any(weight.requires_grad for weight in weights):
+                found.append(child)
+    return found
 
 
 def _is_data(value: Tensor) -> bool:
