@@ -683,7 +683,7 @@ def _switched_off(module: nn.Module) -> list[nn.Module]:
 
     Those of a frozen part are in evaluation mode on purpose.
     """
-    found = []
+    found: list[nn.Module] = []
     for part in module.modules():
         for child in part.children():
             if child.training or not isinstance(
