@@ -375,7 +375,7 @@ class Bootstrapped(Loop):
 
 class FixedTeacher(Bootstrapped):
     follows = False
-    drift = 1.0
+    drift = 1e-3
 
 
 def test_loss_may_rise_while_its_targets_move():
