@@ -149,6 +149,25 @@ def test_sequences_first_and_relations_of_samples_are_no_fault():
 
     assert wrong(mixing_findings(taped(nn.Linear(4, 8), contrastive))) == ""
 
+    def views_in_one_batch(model, partner):
+        x = torch.randn(N, 4)
+        z = normalize(model(torch.cat((x, x + 0.1 * torch.randn(N, 4)))))
+        similarity = (z @ z.T).masked_fill(torch.eye(2 * N).bool(), -torch.inf)
+        return cross_entropy(similarity, partner)
+
+    def views_matched_by_place(model):
+        x = torch.randn(N, 4)
+        one, two = model(torch.cat((x, x + 0.1 * torch.randn(N, 4)))).chunk(2)
+        return mse_loss(one, two)
+
+    torch.manual_seed(0)
+    partner = torch.arange(2 * N).roll(N)
+    assert wrong(mixing_findings(taped(nn.Linear(4, 8), lambda m: views_in_one_batch(m, partner)))) == ""
+    assert wrong(mixing_findings(taped(nn.Linear(4, 8), views_matched_by_place))) == ""
+    mask = torch.ones(N, N).tril()
+    with pytest.raises(LeftOutError, match="relates samples"):
+        mixing_findings(taped(nn.Linear(4, 2), lambda m: (mask @ m(torch.randn(N, 4))).square().mean()))
+
 
 def test_inputs_without_effect():
     class First(nn.Module):

@@ -310,3 +310,117 @@ def test_optimizers_that_are_made_within_the_context_are_found():
         loop.loss(loop.x[0], loop.y[0]).backward()
         other.optimizer.step()
     assert "no optimizer with weights of the model steps" in w.diagnosis.wrong[0].meaning
+
+
+class Scaled(Loop):
+    """Validates on inputs of another scale, with the loss or with the share of right classes."""
+
+    loss_of_validation = staticmethod(cross_entropy)
+    evaluation = False
+
+    def step(self, number):
+        super().step(number)
+        if number % 10 == 0:
+            self.model.train(not self.evaluation)
+            with torch.no_grad():
+                out = self.model(50 * self.x[number])
+            self.model.train()
+            self.loss_of_validation(out, self.y[number])
+
+
+class ScaledAccuracy(Scaled):
+    evaluation = True
+
+    @staticmethod
+    def loss_of_validation(out, y):
+        return (out.argmax(1) == y).double().mean()
+
+
+class Plays(ScaledAccuracy):
+    """Passes whose outputs are not compared with data, as those of a player."""
+
+    @staticmethod
+    def loss_of_validation(out, y):
+        return (y + 0.1 * (out.argmax(1) - 1)).abs() > 1
+
+
+def test_only_what_is_compared_with_data_is_a_validation():
+    for loop, wrong in ((Scaled, True), (ScaledAccuracy, True), (Plays, False)):
+        found = [one.sentence for one in loop().watched().diagnosis.wrong]
+        assert any("inputs of the validation" in one for one in found) == wrong, (loop, found)
+
+
+class Bootstrapped(Loop):
+    """A sum of rewards whose targets are outputs of a network that follows the one that is trained."""
+
+    rate = 1e-3
+    follows = True
+    drift = 0.0
+
+    def __init__(self):
+        super().__init__()
+        self.target = copy.deepcopy(self.model)
+
+    def run(self):
+        target = self.target
+        for number, x in enumerate(self.x.repeat(4, 1, 1)):
+            with torch.no_grad():
+                goal = 1 + 1.1 * target(x + 0.1) + self.drift * number**2
+            self.optimizer.zero_grad()
+            nn.functional.mse_loss(self.model(x), goal).backward()
+            self.optimizer.step()
+            if self.follows:
+                target.load_state_dict(self.model.state_dict())
+
+
+class FixedTeacher(Bootstrapped):
+    follows = False
+    drift = 1e-3
+
+
+def test_loss_may_rise_while_its_targets_move():
+    for loop, wrong in ((Bootstrapped, False), (FixedTeacher, True)):
+        found = [one.sentence for one in loop().watched().diagnosis.wrong]
+        assert any("the loss rises" in one for one in found) == wrong, (loop, found)
+
+
+class FrozenBackbone(Loop):
+    """A frozen part with batch normalisation and dropout in evaluation mode, and a head that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        backbone = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1))
+        self.model = nn.Sequential(backbone.requires_grad_(False), nn.Linear(32, 3)).eval()
+        self.optimizer = self.make(self.model[1])
+
+
+class DropoutOfTheHead(FrozenBackbone):
+    """The head has dropout, which evaluation mode turns off."""
+
+    def __init__(self):
+        super().__init__()
+        self.model[1] = nn.Sequential(nn.Dropout(0.1), self.model[1]).eval()
+
+
+def test_evaluation_mode_of_a_frozen_part_is_right():
+    for loop, wrong in ((FrozenBackbone, False), (DropoutOfTheHead, True)):
+        found = [one.sentence for one in loop().watched().diagnosis.wrong]
+        assert any("trained in evaluation mode" in one for one in found) == wrong, (loop, found)
+
+
+@pytest.mark.parametrize("batch", [16, 100])
+def test_bias_of_a_critic_whose_gradient_cancels_has_none(batch):
+    """The generator's loss leaves a gradient in the critic, which is reset before the critic's step."""
+    torch.manual_seed(0)
+    parts = {"g": nn.Linear(4, 2), "d": nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))}
+    optimizers = [torch.optim.SGD(part.parameters(), lr=1e-2) for part in parts.values()]
+    with rismusic.watch(parts, optimizers, say=lambda _: None) as w:
+        for _ in range(15):
+            real, fake = torch.randn(batch, 2) + 1, parts["g"](torch.randn(batch, 4))
+            optimizers[1].zero_grad()
+            (parts["d"](fake.detach()).mean() - parts["d"](real).mean()).backward()
+            optimizers[1].step()
+            optimizers[0].zero_grad()
+            (-parts["d"](fake).mean()).backward()
+            optimizers[0].step()
+    assert [one.sentence for one in w.diagnosis.wrong] == []

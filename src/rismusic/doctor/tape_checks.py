@@ -93,10 +93,31 @@ class Samples:
             if only is None or key in only
         }
 
+    def reordered(self, replay: Replay, order: Tensor) -> dict[int, Tensor]:
+        """The tensors with the samples in another order; those that number samples get the new numbers."""
+        places = order.argsort()
+        numbered = {key: places.to(one.device)[one[order]] for key, one in self._partners(replay)}
+        return self.roots(replay, order) | numbered
+
+    def _partners(self, replay: Replay) -> Iterator[tuple[int, Tensor]]:
+        """Tensors that have the number of another sample for each, as the labels of a contrastive loss."""
+        for key in self.axes:
+            value = replay.roots[key]
+            numbers = value.ndim == 1 and value.dtype == torch.long and int(value.min()) == 0
+            if numbers and _is_index(value.sort().values):
+                yield key, value
+
 
 def _is_index(value: Tensor) -> bool:
     """Whether a tensor numbers the samples, as the labels of a contrastive loss do."""
     return value.ndim == 1 and not value.is_floating_point() and bool((value.diff() == 1).all())
+
+
+def _is_diagonal(value: Tensor) -> bool:
+    """Whether a square matrix treats all pairs of two samples alike, so that their order does not matter."""
+    diagonal = value.diagonal()
+    rest = value[~torch.eye(len(value), dtype=torch.bool, device=value.device)]
+    return bool((diagonal == diagonal[0]).all()) and bool((rest == rest[0]).all())
 
 
 def samples_of(tape: Tape, axis: int = 0) -> Samples:
@@ -122,12 +143,9 @@ def samples_of(tape: Tape, axis: int = 0) -> Samples:
         shape = list(root.value.shape)
         if _is_index(root.value) or root.value.numel() < 2:
             continue
-        if (
-            shape.count(number) > 1
-            and shape[:2] == [number, number]
-            and root.kind == "data"
-            and key != primary
-        ):
+        if shape[:2] == [number, number] and key != primary:
+            if root.kind == "constant" and len(shape) == 2 and _is_diagonal(root.value):
+                continue
             raise LeftOutError("the batch has a matrix that relates samples to each other")
         if axis < len(shape) and shape[axis] == number:
             axes[key] = axis
@@ -167,6 +185,14 @@ def _permutation(number: int) -> Tensor:
     return torch.randperm(number, generator=torch.Generator().manual_seed(0))
 
 
+def _orders(number: int) -> Iterator[Tensor]:
+    """Other orders of a batch: of its rows, and of samples that have a row in each half (views, pairs)."""
+    yield _permutation(number)
+    if number % 2 == 0 and number >= 8:
+        half = _permutation(number // 2)
+        yield torch.cat((half, half + number // 2))
+
+
 def _size(value: Tensor) -> float:
     return float(value.detach().abs().double().square().mean().sqrt()) if value.numel() else 0.0
 
@@ -183,8 +209,10 @@ def mixing_findings(tape: Tape) -> list[Finding]:
     samples = _chosen_samples(tape)
     replay = replay_of(tape)
     limit = _CHANGED[replay.double]
-    shuffled = abs(replay.value(roots=samples.roots(replay, _permutation(samples.number))) - replay.loss)
-    change = shuffled / max(abs(replay.loss), 1e-6)
+    change = min(
+        abs(replay.value(roots=samples.reordered(replay, order)) - replay.loss) / max(abs(replay.loss), 1e-6)
+        for order in _orders(samples.number)
+    )
     mixed, first = _mixing(replay, samples, limit)
     other = _time_major(tape)
     if (mixed > limit or change > limit) and other is not None:

@@ -76,6 +76,8 @@ class TapeRecord:
         self._rows: dict[int, tuple[int, set[int]]] = {}
         self.loader = 0
         self.steps = 0
+        # Weights of the calls without gradients that the first losses use, and their first values.
+        self._silent: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
     def wants(self, step: int) -> bool:
         """Whether the tape of a step is kept."""
@@ -94,6 +96,8 @@ class TapeRecord:
             if sum(root.value.numel() for root in tape.roots.values()) > _LARGEST:
                 self._give_up("the batches are too large to be kept")
                 return
+            if step < _KEPT and not self._silent:
+                self._silent = _silent_weights(tape)
             kind = _kind(tape)
             if kind not in self.first and len(self.first) < _KINDS:
                 if not faithful(tape):
@@ -174,6 +178,11 @@ class TapeRecord:
     def without_gradient(self) -> bool:
         """Whether a loss uses outputs that were made without gradients."""
         return any(not call.grad and not call.pure for tape in self.first.values() for call in tape.calls)
+
+    @property
+    def moving_targets(self) -> bool:
+        """Whether a loss uses outputs that were made without gradients, by weights that have changed."""
+        return any(not torch.equal(weight, start) for weight, start in self._silent.values())
 
     @property
     def start_reports(self) -> list[Report]:
@@ -540,6 +549,11 @@ def _ratio(norms: Sequence[dict[int, float]], k: int, j: int) -> float:
     both = [key for key in norms[k] if norms[k][key] > 0 and norms[j].get(key, 0.0) > 0]
     one, two = (math.sqrt(sum(norms[n][key] ** 2 for key in both)) for n in (j, k))
     return one / two if two > 0 else 0.0
+
+
+def _silent_weights(tape: Tape) -> dict[int, tuple[nn.Parameter, Tensor]]:
+    keys = {key for call in tape.calls if not call.grad and not call.pure for key in call.reads}
+    return {key: (one, one.detach().clone()) for key, one in tape.weights.items() if key in keys}
 
 
 def _kind(tape: Tape) -> str:

@@ -10,18 +10,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from rismusic.doctor.calls import CallRecorder, calling_line
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
-from rismusic.doctor.state import Networks, as_one
+from rismusic.doctor.state import Networks, as_one, tensors_in
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
@@ -40,8 +41,36 @@ _UNEQUAL = 1e-4
 _FEWEST_LOSSES, _PART = 20, 0.2
 # Growth of the learning rate that is no warm-up.
 _GROWN = 100.0
+# Rounding of a sum, in units of that of one term: the root of the number of terms.
+_TERMS = 32
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
+
+# Calls that compare outputs with data, in evaluation mode, and in any mode.
+_DIFFERENCES = frozenset(["eq", "__eq__", "ne", "__ne__", "sub", "__sub__", "rsub", "__rsub__"])
+_LOSSES = frozenset(
+    [
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "cross_entropy",
+        "huber_loss",
+        "kl_div",
+        "l1_loss",
+        "mse_loss",
+        "nll_loss",
+        "smooth_l1_loss",
+    ]
+)
+
+
+@dataclass(eq=False)
+class _Pass:
+    """A forward pass without gradients; ``judged`` if its outputs are compared with data."""
+
+    mean: float
+    spread: float
+    evaluation: bool
+    judged: bool = False
 
 
 class Watch:
@@ -82,13 +111,18 @@ class Watch:
         self._forwards = 0
         self._evaluation = self._steps = 0
         self._without_gradient: Counter[bool] = Counter()
-        # Number, mean and mean square of the inputs, in training and without gradients.
-        self._inputs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+        # Mean and spread of the inputs in training; passes without gradients, and what depends on them.
+        self._inputs: list[tuple[float, float]] = []
+        self._passes: list[_Pass] = []
+        self._depending = WeakTensorKeyDictionary()
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
         self._stale = 0
         self._gradient: dict[str, float] = {}
+        # Of each parameter: the gradient of the losses since the last reset, and the largest at a step.
+        self._since: dict[str, float] = {}
+        self._stepped: dict[str, float] = {}
         self._last_gradients: dict[str, Tensor] = {}
         self._non_finite: list[str] = []
         self._start = {name: self._sample(p) for name, p in self.module.named_parameters()}
@@ -182,22 +216,46 @@ class Watch:
             given = args[0] if args else None
             if isinstance(given, Tensor) and isinstance(result, Tensor) and not torch.equal(given, result):
                 self._kept_dropout = calling_line() or "a call"
+        if self._passes and name != "backward":
+            self._judge(name, args, result)
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
             self.losses.append(float(args[0].detach()))
-            self._evaluation += not self.module.training
+            self._evaluation += not self.module.training and bool(_switched_off(self.module))
             if self._tape.on:
                 self._tapes.add(self._tape, args[0], self._steps)
 
     def _before_forward(self, part: nn.Module, given: Any) -> None:
         value = next((one for one in given if isinstance(one, Tensor)), None)
-        seen = self._inputs[torch.is_grad_enabled()]
-        if value is not None and part is self.module and len(seen) < 50 and _is_data(value):
-            seen.append((float(value.double().mean()), float(value.double().std())))
+        training = torch.is_grad_enabled()
+        count = len(self._inputs if training else self._passes)
+        if value is not None and part is self.module and count < 50 and _is_data(value):
+            found = float(value.double().mean()), float(value.double().std())
+            if training:
+                self._inputs.append(found)
+            else:
+                self._passes.append(_Pass(*found, not self.module.training))
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
 
-    def _after_forward(self, *_: Any) -> None:
+    def _judge(self, name: str, args: Sequence[Any], result: Any) -> None:
+        """Note which passes without gradients a call compares with data, or else what depends on them."""
+        given = tensors_in(list(args))
+        sources = [one for value in given for one in self._depending.get(value, ())]
+        alone = all(value in self._depending for value in given)
+        if name in _LOSSES and self._tape.inside and not torch.is_grad_enabled():
+            self._passes[-1].judged = True
+        elif sources and not alone and not any(value.requires_grad for value in given):
+            for one in sources:
+                one.judged |= name in _LOSSES or (name in _DIFFERENCES and one.evaluation)
+        for value in tensors_in(result) if sources else ():
+            self._depending[value] = sources
+
+    def _after_forward(self, part: nn.Module, _: Any, result: Any) -> None:
+        if part is self.module and self._passes and not torch.is_grad_enabled():
+            with torch._C.DisableTorchFunction():
+                for value in tensors_in(result):
+                    self._depending[value] = self._passes[-1:]
         if self._forwards == _MEASURED:
             self._measuring.close()
 
@@ -209,8 +267,11 @@ class Watch:
             self._step_record.add(weight, gradient)
             if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
                 self._fresh[key] = True
+            size = float(torch.linalg.vector_norm(gradient.detach()))
             if name not in self._gradient or self._gradient[name] == 0:
-                self._gradient[name] = float(torch.linalg.vector_norm(gradient.detach()))
+                self._gradient[name] = size
+            reset = weight.grad is None or not bool(weight.grad.any())
+            self._since[name] = size if reset else max(size, self._since.get(name, 0.0))
             if len(self._non_finite) < 3 and not bool(gradient.isfinite().all()):
                 self._non_finite.append(name)
 
@@ -237,6 +298,9 @@ class Watch:
         moving = [p for p in held if bool(p.grad.any())]
         if moving and not closure and not any(self._fresh.get(id(p), True) for p in moving):
             self._stale += 1
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            name = self._names.get(id(p), "")
+            self._stepped[name] = max(self._stepped.get(name, 0.0), self._since.pop(name, 0.0))
         self._step_record.before(optimizer, closure=closure, stale=self._stale > 0)
         for number, group in enumerate(optimizer.param_groups):
             self._rates.setdefault(f"group {number}", []).append(float(group["lr"]))
@@ -253,6 +317,8 @@ class Watch:
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._tape.clear()
         self._tape.on = self._tapes.wants(self._steps)
+        self._passes = [one for one in self._passes if one.judged]
+        self._depending.clear()
         if not self._watches(optimizer):
             return
         self._step_record.after(optimizer)
@@ -265,8 +331,8 @@ class Watch:
                 self._fresh[id(p)] = False
 
     def _validation_inputs(self) -> list[Finding]:
-        """Inputs without gradients are scaled as those of the training."""
-        trained, validated = self._inputs[True], self._inputs[False]
+        """Inputs of passes whose outputs are compared with data are scaled as those of the training."""
+        trained, validated = self._inputs, [(one.mean, one.spread) for one in self._passes if one.judged]
         if not trained or not validated:
             return []
         (mean, spread), (other, width) = (
@@ -361,7 +427,7 @@ class Watch:
         findings.append(
             must_be_zero(
                 "calls of backward in evaluation mode",
-                self._evaluation if drops else 0,
+                self._evaluation,
                 "the network is trained in evaluation mode: dropout is off, batch normalisation is frozen.",
                 "Call model.train() at the start of each epoch, since validation leaves the evaluation mode.",
             )
@@ -518,6 +584,17 @@ class Watch:
             findings += depth_findings(self.module, self._last_gradients, self._layers.weighted)
         return report_of("LAYERS", "first forward passes", findings)
 
+    def _has_gradient(self, name: str) -> bool:
+        """Whether the losses before the steps give a parameter a gradient that is more than rounding.
+
+        The last bias of a critic has terms that cancel; those of the layer's weight are as large as its own.
+        """
+        sizes = self._stepped if name in self._stepped else self._gradient
+        layer = name.rpartition(".")[0]
+        others = [size for other, size in sizes.items() if other.rpartition(".")[0] == layer]
+        rounding = _TERMS * torch.finfo(self._start[name].dtype).eps
+        return sizes.get(name, 0.0) > rounding * max(others, default=0.0)
+
     def _check_updates(self) -> Report:
         """[UPDATES]: the optimizer changes the weights, neither hardly nor beyond recognition."""
         if not self._steps:
@@ -526,7 +603,7 @@ class Watch:
         unmoved = [
             name
             for name, value in now.items()
-            if torch.equal(value, self._start[name]) and self._gradient.get(name, 0.0) > 0
+            if torch.equal(value, self._start[name]) and self._has_gradient(name)
         ]
         median = {name: sorted(values)[len(values) // 2] for name, values in self._ratios.items()}
         largest = max(median, key=median.__getitem__, default="")
@@ -573,6 +650,8 @@ class Watch:
             return report_of("COURSE", f"left out: fewer than {_FEWEST_LOSSES} losses", [])
         if len(self.optimizers) > 1:
             return report_of("COURSE", "left out: networks with optimizers of their own may compete", [])
+        if self._tapes.moving_targets:
+            return report_of("COURSE", "left out: the targets depend on a network that changes", [])
         # Weights that have hardly moved cannot have learned yet.
         moved = max((sum(values) for values in self._ratios.values()), default=math.inf)
         part = max(3, int(_PART * len(losses)))
@@ -597,6 +676,24 @@ class Watch:
             ),
         ]
         return report_of("COURSE", f"loss {start:.4g} -> {end:.4g}", findings)
+
+
+def _switched_off(module: nn.Module) -> list[nn.Module]:
+    """Dropout and normalisation in evaluation mode that belong to weights that are trained.
+
+    Those of a frozen part are in evaluation mode on purpose.
+    """
+    found: list[nn.Module] = []
+    for part in module.modules():
+        for child in part.children():
+            if child.training or not isinstance(
+                child, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+            ):
+                continue
+            weights = list(child.parameters()) or list(part.parameters())
+            if any(weight.requires_grad for weight in weights):
+                found.append(child)
+    return found
 
 
 def _is_data(value: Tensor) -> bool:
