@@ -551,3 +551,8 @@ def test_as_a_program(tmp_path):
     done = call("simulate", "-o", "a.h5", "--scenes", "2")  # refused before torch is imported
     assert done.returncode == 2
     assert done.stderr.startswith("error: a.h5: the file exists already")
+
+
+@pytest.mark.parametrize("value", ["-1e1", "-10", "-.1E2", "-1.0e+1"])
+def test_negative_numbers_in_any_notation(value):
+    assert parse(["bound", "--snr-db", value], COMMANDS).snr_db == (-10.0,)

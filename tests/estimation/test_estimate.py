@@ -15,9 +15,11 @@ import torch
 import rismusic
 from rismusic import Estimate, Sources, locate, log_likelihood, simulate, spectrum
 from rismusic.errors import InputError
+from rismusic.estimation.estimate import Doubt, warnings_of
+from rismusic.estimation.grid import Volume
 from rismusic.estimation.table import COLUMNS
 from rismusic.registry import ESTIMATORS, SPECTRA
-from rismusic.spec import SystemSpec
+from rismusic.spec import LocateSpec, SystemSpec
 
 matplotlib.use("agg")
 
@@ -258,3 +260,15 @@ def test_gradients_of_an_own_estimator_stay_inside(recording):
         ESTIMATORS.unregister("with_gradient")
     assert found.method == ["with_gradient"] * 3
     assert not found.sources.azimuth.requires_grad
+
+
+def test_a_direction_that_is_no_better_than_a_guess_is_doubtful():
+    volume = Volume.from_spec(LocateSpec())
+    sources = Sources.from_degrees([[10.0, 20.0]], [[5.0, 5.0]], [[2.0, 2.0]])
+    std = torch.tensor(
+        [[[0.01, 0.01, 0.1], [0.7, 0.01, 0.1]]], dtype=torch.float64
+    )  # 120 deg / sqrt(12): 0.6
+    (said,) = warnings_of(sources, std, torch.tensor([True]), volume)
+    assert len(said) == 1
+    assert isinstance(said[0], Doubt)
+    assert "source 1: the azimuth is not determined" in said[0]

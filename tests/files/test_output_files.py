@@ -312,3 +312,27 @@ def test_what_no_memory_and_no_disk_can_hold(command, tmp_path, monkeypatch, cap
     assert "limit is" in (said := capsys.readouterr().err) or "are free" in said or "points" in said
     assert said.count("\n") == 1
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("calibrate", "data.h5", "-o", "data.h5"),
+        ("calibrate", "data.h5", "--known-positions", "other.h5", "-o", "./other.h5"),
+        ("locate", "data.h5", "--config", "set.json", "-o", "set.json"),
+        ("locate", "data.h5", "--calibration", "other.csv", "-o", "other.csv"),
+        ("locate", "data.h5", "--fuse", "other.csv", "-o", "other.csv"),
+        ("simulate", "--scenes", "1", "-o", "data.h5", "--link-from", "data.h5"),
+        ("doctor", "run", "--json", "run/state.json"),
+    ],
+)
+def test_an_input_is_not_overwritten(args, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for name in ("data.h5", "other.h5", "other.csv", "run/state.json"):
+        Path(name).write_text("precious")
+    Path("set.json").write_text("")  # an empty TOML file
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main([*args, "--overwrite"]) == 2
+    assert "is an input of this command" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -116,6 +116,18 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
         one.train()
 
 
+def test_a_training_that_diverged_says_so(tmp_path, monkeypatch):
+    one = trainer(tmp_path / "run")
+
+    def diverged(*_):
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    one.train()  # the first validation succeeds
+    monkeypatch.setattr("rismusic.nn.train.validate", diverged)
+    with pytest.raises(InputError, match=r"training: has diverged.*lower the learning rates"):
+        one._end_epoch(0.1, WEIGHTS)
+
+
 def test_a_detached_factor_is_refused(tmp_path, monkeypatch):
     forward = Network.forward
     monkeypatch.setattr(

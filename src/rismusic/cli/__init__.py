@@ -147,7 +147,9 @@ def _run(args: Sequence[str]) -> int:
     if {*HELP, HELP_ALL}.intersection(args):
         _help(args)
         return 0
-    return parse(args, COMMANDS).run()
+    command = parse(args, COMMANDS)
+    command.check_files()
+    return command.run()
 
 
 def _help(args: Sequence[str]) -> None:

@@ -53,6 +53,10 @@ class Option:
     hidden: bool = False
 
 
+# Fields that name output files, and their options.
+_OUTPUTS = {"output": "--output", "plot": "--plot", "report": "--report", "json_file": "--json"}
+
+
 class Command(Spec):
     """A command of the command line. Its fields are its options; those of ``FLAT`` are groups of options."""
 
@@ -105,6 +109,30 @@ class Command(Spec):
         Raises:
             InputError: options that cannot be combined.
         """
+
+    def check_files(self) -> None:
+        """Refuse outputs that are inputs, too: a measurement must not be replaced by what follows from it.
+
+        Raises:
+            InputError: an output is an input, or an existing file in a folder that is one.
+        """
+        names = [name for name in _OUTPUTS if isinstance(getattr(self, name, None), Path)]
+        inputs: list[Path] = []
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            if name not in _OUTPUTS and name != "out":
+                inputs += [one for one in values if isinstance(one, Path)]
+        for name in names:
+            output: Path = getattr(self, name)
+            if not output.is_file():
+                continue
+            for one in inputs:
+                inside = one.is_dir() and one.resolve() in output.resolve().parents
+                if inside or (one.exists() and output.samefile(one)):
+                    raise InputError(
+                        _OUTPUTS[name], f"{output} is an input of this command; write to another file"
+                    )
 
     def run(self) -> int:
         """Run the command and return the exit code."""

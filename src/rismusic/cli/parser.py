@@ -26,6 +26,8 @@ from rismusic.spec import Spec, read_toml
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 _INDENT = 26
+# Values that begin as an option does. argparse knows them without an exponent only.
+_NEGATIVE = re.compile(r"-(\d+\.?\d*(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?|inf(inity)?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ class _Parser(argparse.ArgumentParser):
 def _typed(args: list[str], kind: type[Command], settings: Mapping[str, Setting]) -> dict[str, Any]:
     """Values of the options that were typed."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser._negative_number_matcher = _NEGATIVE
     swept = _sweepable(kind)
     for one in settings.values():
         flags = [one.option.short] * bool(one.option.short) + [one.flag]
@@ -388,7 +391,7 @@ def _leaves(annotation: Any) -> Iterator[Any]:
 
 
 def _number(word: str) -> bool:
-    return re.fullmatch(r"-[\d.][\d.eE+-]*", word) is not None
+    return _NEGATIVE.fullmatch(word) is not None
 
 
 def overview(description: str, commands: Mapping[str, type[Command]]) -> str:

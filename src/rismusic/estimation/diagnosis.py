@@ -113,10 +113,10 @@ def diagnosed(
         return estimate
     recording, estimate = recording.stacked(), estimate.detached()
     count_unknown = isinstance(n_sources, str)
-    if spec.panel_error == "auto" and can_err(recording):
-        if count_unknown:
+    if can_err(recording):
+        if spec.panel_error == "auto" and count_unknown:
             estimate = _weighed_twice(recording, estimate, make, spec, refit)
-        else:
+        elif spec.panel_error == "auto":
             estimate = _with_suspected_error(recording, estimate)
     elif count_unknown:
         outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS

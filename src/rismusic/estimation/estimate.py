@@ -536,6 +536,16 @@ def warnings_of(
                 f"source {source} has no error bar in {name}, which this array does not determine; the other "
                 f"error bars hold for the {name} given here"
             )
+        # A guess within the search volume has this error.
+        guess = (volume.upper[axis] - volume.lower[axis]) / math.sqrt(12)
+        vague = (std[..., axis] > guess) & ~std[..., axis].isinf()
+        for scene, source in vague.nonzero().tolist() if name != "range" and not held[axis] else ():
+            warnings[scene].append(
+                Doubt(
+                    f"source {source}: the {name} is not determined (its error bar exceeds that of a guess "
+                    "within the search volume)"
+                )
+            )
     uncertain = (std[..., 2] > found.range) & ~std[..., 2].isinf()
     for scene, source in uncertain.nonzero().tolist():
         warnings[scene].append(

@@ -164,7 +164,7 @@ class Strongest:
         rows: :math:`\sqrt{\lambda_j - \bar\lambda}\, v_j^H \mathrm{diag}(c_l)`, [S, L, J, N]; none without
             a channel.
         level: energy of the other directions, [S, L, 1].
-        directions: :math:`u_j`, [S, M, J]; none where there are no rows.
+        directions: :math:`u_j`, [S, M, J]; none where there are no rows, and with subcarriers.
     """
 
     rows: Complex[Tensor, "S L J N"] | None
@@ -223,7 +223,7 @@ class Strongest:
         rest = scenes_first(rest, 1 if F == 1 else 2).flatten(1)[..., None]  # [S, F, 1]
         L = dense.shape[1]
         level = level * rest.repeat_interleave(L // F if F > 1 else 1, dim=1)
-        return cls(dense, level, scenes_first(basis, 2 if F == 1 else 3))
+        return cls(dense, level, scenes_first(basis, 2) if F == 1 else None)
 
     @property
     def count(self) -> int:

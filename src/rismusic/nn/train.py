@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from rismusic.errors import InputError
 from rismusic.nn import monitors as probes
@@ -190,7 +191,14 @@ class Trainer:
         spec, state = self.spec, self.state
         stop = False
         if self.group.is_main:
-            validation = validate(self.learner, self.scenes)
+            try:
+                validation = validate(self.learner, self.scenes)
+            except LinAlgError as error:
+                raise InputError(
+                    "training",
+                    f"has diverged: after epoch {state.epoch} the predicted covariances have no eigenvalues; "
+                    "lower the learning rates",
+                ) from error
             self._log_epoch(validation, beta, weights)
             self._save_weights(validation)
             stop = self._on_epoch(state.epoch, validation)
