@@ -424,3 +424,22 @@ def test_bias_of_a_critic_whose_gradient_cancels_has_none(batch):
             (-parts["d"](fake).mean()).backward()
             optimizers[0].step()
     assert [one.sentence for one in w.diagnosis.wrong] == []
+
+
+def test_a_network_can_be_copied_and_saved_in_the_loop(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    x = torch.randn(16, 4)
+    with rismusic.watch(model, optimizer, say=lambda _: None) as w:
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), x[:, :1]).backward()
+            optimizer.step()
+        target = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        saved = torch.load(tmp_path / "model.pt", weights_only=False)
+        torch.testing.assert_close(target(x), model(x))
+        torch.testing.assert_close(saved(x), model(x))
+    assert w.diagnosis is not None
+    assert not any(part._forward_hooks for part in model.modules())

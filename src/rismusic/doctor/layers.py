@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.report import listed, must_be_zero
+from rismusic.doctor.state import Hook
 from rismusic.nn.monitors import Finding, at_least, at_most
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear, nn.RNNBase)
@@ -207,8 +208,8 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
         return hook
 
     for name, part in module.named_modules():
-        handles.append(part.register_forward_pre_hook(before(name or "the network")))
-        handles.append(part.register_forward_hook(after(name or "the network"), always_call=True))
+        handles.append(part.register_forward_pre_hook(Hook(before(name or "the network"))))
+        handles.append(part.register_forward_hook(Hook(after(name or "the network")), always_call=True))
     try:
         yield record
     finally:

@@ -136,3 +136,32 @@ def seeded(module: nn.Module, seed: int = 0) -> Iterator[None]:
 def optimizer_copy(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """State of an optimizer that can be loaded later."""
     return copy.deepcopy(optimizer.state_dict())
+
+
+class Hook:
+    """A hook that copies and files of a module leave out: a copy made in a watched loop is not watched.
+
+    Args:
+        call: what the hook does.
+    """
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the hook."""
+        return self._call(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return no_hook
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return _hook_of_a_copy, ()
+
+
+def no_hook(*_: Any) -> None:
+    """The hook of a copy."""
+
+
+def _hook_of_a_copy() -> Callable[..., None]:
+    return no_hook

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from rismusic.doctor.state import tensors_in, widened
+from rismusic.doctor.state import Hook, tensors_in, widened
 
 # Calls on data alone that keep the order of the samples, and are repeated. The result of any other is a root.
 _KEPT = frozenset(
@@ -312,8 +312,8 @@ class TapeRecorder:
         handles: list[RemovableHandle] = []
         for name, part in self.module.named_modules():
             if not isinstance(part, (nn.ModuleDict, nn.ModuleList)):
-                handles.append(part.register_forward_pre_hook(self.enter))
-                handles.append(part.register_forward_hook(partial(self.leave, name), always_call=True))
+                handles.append(part.register_forward_pre_hook(Hook(self.enter)))
+                handles.append(part.register_forward_hook(Hook(partial(self.leave, name)), always_call=True))
         return handles
 
     def enter(self, part: nn.Module, given: Any) -> None:

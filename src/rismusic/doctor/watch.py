@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from rismusic.doctor.calls import CallRecorder, calling_line
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
-from rismusic.doctor.state import Networks, as_one, tensors_in
+from rismusic.doctor.state import Hook, Networks, as_one, tensors_in
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
@@ -139,13 +139,13 @@ class Watch:
         stack.enter_context(self._measuring)
         self._layers = self._measuring.enter_context(layer_record(self.module))
         handles = [
-            self.module.register_forward_pre_hook(self._before_forward),
-            self.module.register_forward_hook(self._after_forward),
+            self.module.register_forward_pre_hook(Hook(self._before_forward)),
+            self.module.register_forward_hook(Hook(self._after_forward)),
         ]
         if isinstance(self.module, (nn.ModuleDict, nn.ModuleList)):
             for part in self.module.children():
-                handles.append(part.register_forward_pre_hook(self._before_forward))
-                handles.append(part.register_forward_hook(self._after_forward))
+                handles.append(part.register_forward_pre_hook(Hook(self._before_forward)))
+                handles.append(part.register_forward_hook(Hook(self._after_forward)))
         handles += self._tape.hooks()
         for weight in self.module.parameters():
             if weight.requires_grad:
