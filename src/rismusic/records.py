@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
 from rismusic.errors import InputError
 
@@ -53,7 +53,7 @@ def complaint(error: ValidationError) -> str:
     return f"{where}: {text}" if where else text
 
 
-def expected(error: ErrorDetails) -> str:
+def expected(error: Mapping[str, Any]) -> str:
     """What pydantic expected of a value, without the names of Python's types, as the end of "expected ...".
 
     Args:
@@ -66,7 +66,7 @@ def expected(error: ErrorDetails) -> str:
         if error["type"] in ("too_short", "too_long") and name in limits:
             count = limits[name]
             return f"{bound} {'one value' if count == 1 else f'{count} values'}"
-    text = error["msg"].removeprefix("Input should be ")
+    text: str = error["msg"].removeprefix("Input should be ")
     for long, short in (
         ("greater than or equal to", "at least"),
         ("less than or equal to", "at most"),
