@@ -241,7 +241,7 @@ BAD = [
         "expected an integer or 'continuous', found 'x'",
     ),
     ("locate a.h5 --hybrid.beta 2", "--hybrid.beta: expected at most 1, found 2"),
-    ("locate a.h5 b.h5", "unexpected argument 'b.h5'"),
+    ("locate a.h5 b.h5", "--output: several recordings (a.h5, b.h5) need a folder"),
     ("locate a.h5 --range-max-m", "--range-max-m: a value is missing"),
     ("locate a.h5 --rang-max-m 3", "--rang-max-m: unknown option; did you mean --range-max-m"),
     ("check a.h5 --rang-max-m 3", "--rang-max-m: unknown option"),

@@ -218,7 +218,7 @@ def test_bench_takes_the_same_sweep():
         ("bound --power-dbm nan", "error: --power-dbm: expected a finite number, found nan"),
         ("bound --budget.noise-figure-db -1", "error: --budget.noise-figure-db: expected at least 0"),
         ("bound --sources 1 --snr-db", "error: --snr-db: give at least one value"),
-        ("locate a.h5 --range-max-m 3 4", "error: rismusic: unexpected argument '4'"),
+        ("locate a.h5 --range-max-m 3 4", "error: --output: several recordings (a.h5, 4) need a folder"),
     ],
 )
 def test_bad_input_of_the_command(command, sentence, capsys):

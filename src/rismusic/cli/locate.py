@@ -101,7 +101,7 @@ class Locate(Command):
     FURTHER: ClassVar[str] = "further"
 
     file: Path
-    """The recording. Several recordings need a folder as --output."""
+    """The recording, or several."""
     further: Annotated[tuple[Path, ...], Option(hidden=True)] = ()
     """Further recordings."""
     settings: LocateSpec = LocateSpec()
@@ -112,8 +112,7 @@ class Locate(Command):
     fuse: Annotated[tuple[Path, ...], Option("FILE")] = ()
     """Recordings of the same scenes by other panels, located together; each needs its pose."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
-    """Write the positions to a .csv or .json file instead of printing a table; for several recordings, to a
-    .csv file each in this folder."""
+    """Write a .csv or .json file instead of printing a table; of several recordings, a folder of .csv files."""
     plot: Annotated[Path | None, Option("FILE")] = None
     """Plot a scene with its estimates and error ellipsoids (.png, .pdf or .svg)."""
     figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
@@ -205,9 +204,10 @@ class Locate(Command):
     def _locate_each(self) -> int:
         """Locate several recordings, each into a table of its own, after all of them have been opened."""
         if self.output is None or self.plot is not None or self.report is not None or self.fuse:
+            names = ", ".join(map(str, (self.file, *self.further)))
             raise InputError(
                 "--output",
-                "several recordings need a folder (-o FOLDER), without --plot, --report and --fuse",
+                f"several recordings ({names}) need a folder (-o FOLDER), and no --plot, --report or --fuse",
             )
         if self.output.exists() and not self.output.is_dir():
             raise InputError("--output", f"several recordings need a folder, but {self.output} is a file")

@@ -387,7 +387,8 @@ class Starts:
             positions, active = _step_of(path, count)
             converged = torch.ones_like(active[:, 0])
             noise = complete_fit(search.recording, positions, active, converged).noise_variance
-            peaks = sbl_peaks(search, noise, path.shape[1] + _MORE_PEAKS, iterations=strategy.iterations)
+            number = min(path.shape[1] + _MORE_PEAKS, len(search.dictionary))
+            peaks = sbl_peaks(search, noise, number, iterations=strategy.iterations)
         return cls(search, path, peaks)
 
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Starts:
@@ -416,14 +417,15 @@ class Starts:
         best = self.peaks[:, : active.shape[1]].clone()
         for K in count[count > 0].unique().tolist():
             scenes = (count == K).nonzero()[:, 0]
-            subsets = torch.combinations(torch.arange(K + _MORE_PEAKS, device=count.device), K)
+            number = min(K + _MORE_PEAKS, self.peaks.shape[1])
+            subsets = torch.combinations(torch.arange(number, device=count.device), K)
             trials = self.peaks[scenes[:, None, None], subsets].flatten(0, 1)  # [B, K, 3]
             many = scenes.repeat_interleave(len(subsets))
             there = torch.ones(trials.shape[:2], dtype=torch.bool, device=count.device)
             value = neg_log_likelihood(recording[many], trials, there, strategy.criterion)
             value = value.view(len(scenes), -1)
             value[:, 0] = -math.inf  # the highest peaks, however unlikely beside their maxima off the grid
-            few = value.topk(_REFINED_SUBSETS, dim=1, largest=False).indices
+            few = value.topk(min(_REFINED_SUBSETS, len(subsets)), dim=1, largest=False).indices
             rows = (torch.arange(len(scenes), device=count.device)[:, None] * len(subsets) + few).flatten()
             fit = refine(
                 recording[many[rows]],

@@ -169,7 +169,7 @@ class Strongest:
 
     rows: Complex[Tensor, "S L J N"] | None
     level: Float[Tensor, "S L 1"]
-    directions: Complex[Tensor, "S M J"] | None = None
+    directions: Complex[Tensor, "_ M J"] | None = None
 
     @classmethod
     def of(cls, link: Link, size: int, dominance: float = 0.0) -> Strongest:
