@@ -112,7 +112,7 @@ class Locate(Command):
     fuse: Annotated[tuple[Path, ...], Option("FILE")] = ()
     """Recordings of the same scenes by other panels, located together; each needs its pose."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
-    """Write a .csv or .json file instead of printing a table; of several recordings, a folder of .csv files."""
+    """Write a .csv or .json file in place of a table; for several recordings, a folder of .csv files."""
     plot: Annotated[Path | None, Option("FILE")] = None
     """Plot a scene with its estimates and error ellipsoids (.png, .pdf or .svg)."""
     figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
