@@ -556,3 +556,19 @@ def test_as_a_program(tmp_path):
 @pytest.mark.parametrize("value", ["-1e1", "-10", "-.1E2", "-1.0e+1"])
 def test_negative_numbers_in_any_notation(value):
     assert parse(["bound", "--snr-db", value], COMMANDS).snr_db == (-10.0,)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("simulate --scenes 1 -o .", "is a folder; give the name of a file"),
+        ("simulate --scenes 1 -o /", "is a folder; give the name of a file"),
+        ("simulate --scenes 1 -o x.h5 --device meta", "'meta' is not available"),
+        ("bench --workers 2147483648 --out b", "must be from 1 to 1024 processes"),
+    ],
+)
+def test_what_a_fuzz_found_is_a_sentence(command, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []

@@ -77,7 +77,7 @@ def test_bad_input_travels_from_a_worker_in_its_own_words():
 
 def test_options_that_contradict_each_other(monkeypatch):
     for workers, cluster, sentence in (
-        (0, None, "workers: give at least one process; got 0"),
+        (0, None, "workers: must be from 1 to 1024 processes; got 0"),
         (2, "tcp://nowhere:1", "workers: cannot be combined with cluster"),
     ):
         with pytest.raises(InputError, match=sentence):

@@ -150,6 +150,8 @@ def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) 
             folder, a symbolic link, a pipe, a device, a read-only file, or an existing file without
             ``overwrite``.
     """
+    if not path.name:
+        raise InputError(str(path), "is a folder; give the name of a file")
     if endings and path.suffix not in endings:
         raise InputError(str(path), f"the file name must end in {' or '.join(endings)}")
     try:

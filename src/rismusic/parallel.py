@@ -51,14 +51,18 @@ def default_workers(scenes: int, block: int, device: str = "cpu") -> int:
     return min(usable_cores(), max(1, scenes // (2 * block))) if device == "cpu" else 1
 
 
+# More processes than any machine has cores are a slip.
+_MOST_WORKERS = 1024
+
+
 def check_workers(workers: int | None, cluster: str | None) -> None:
     """Check the options before work starts.
 
     Raises:
-        InputError: fewer than one worker, workers beside a cluster, or Dask is not installed.
+        InputError: no number of processes from 1 to 1024, workers beside a cluster, or Dask is not installed.
     """
-    if workers is not None and workers < 1:
-        raise InputError("workers", f"give at least one process; got {workers}")
+    if workers is not None and not 1 <= workers <= _MOST_WORKERS:
+        raise InputError("workers", f"must be from 1 to {_MOST_WORKERS} processes; got {workers}")
     if cluster is not None and workers is not None:
         raise InputError("workers", "cannot be combined with cluster, whose workers are counted there")
     if cluster is not None and find_spec("distributed") is None:

@@ -95,6 +95,16 @@ def test_a_panel_that_errs_makes_no_sources_of_correlated_symbols():
     assert (found.panel_error > 0.05).all()
 
 
+def test_one_antenna_sees_a_source_outside_the_volume():
+    # The p-value of a single long snapshot is not small, so that all scenes are searched.
+    system = {"channel": {"antennas": 1}, "codebook": {"snapshots": 64}, "scene": {"symbols": "constant"}}
+    sources = Sources.from_degrees([[20.0], [-30.0]], [[60.0], [10.0]], [[3.0], [2.0]])
+    found = locate(blind(simulate(sources=sources, snr_db=10, seed=9, **system)), method="omp")
+    assert found.n_sources.tolist() == [1, 1]
+    assert said(found, "outside the search volume") == [True, False]
+    assert float(found.elevation_deg[0, 0]) == pytest.approx(60, abs=2)
+
+
 def test_the_dense_operator_is_that_of_constant_symbols():
     made = simulate(scenes=2, sources=2, snr_db=20, scene={"symbols": "constant"}, seed=4).stacked()
     dense = with_dense_operator(made)

@@ -247,6 +247,7 @@ class Locate(Command):
             for start in range(first, scenes, BLOCK_SCENES)
         )
         workers = self.workers or default_workers(scenes - first, BLOCK_SCENES, self.device)
+        workers = min(workers, max(1, math.ceil((scenes - first) / BLOCK_SCENES)))
         work = partial(
             locate_in_worker,
             spec=self.settings,

@@ -78,10 +78,10 @@ class Simulate(Command):
 
     def run(self) -> int:
         """Simulate block by block straight into the file, so that memory stays constant."""
-        settings = self.output.with_name(f"{self.output.name}.toml")
         check_workers(self.workers if self.workers > 1 else None, self.cluster)
-        for path in (self.output, settings):
-            check_output(path, overwrite=self.overwrite)
+        check_output(self.output, overwrite=self.overwrite)
+        settings = self.output.with_name(f"{self.output.name}.toml")
+        check_output(settings, overwrite=self.overwrite)
         from rismusic.io import RecordingWriter
         from rismusic.simulation.simulator import Simulator
 

@@ -301,6 +301,9 @@ def _weighed(
     rival = torch.maximum(evidence.none, evidence.error + odds)
     rival = torch.where(numbers == count[:, None], evidence.error + odds, rival)
     outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS
+    if recording.link.coherent:
+        # Of one long snapshot, the p-value hardly shows what the sources do not explain.
+        outside = torch.ones_like(outside)
     suspicious = (rival.amax(1) > plain - _MARGIN) | (estimate.p_value < _SUSPICIOUS) | outside
     # Where fewer sources may do, they are fitted.
     fewer = suspicious[:, None] & (numbers > 0) & (numbers < count[:, None])
