@@ -154,7 +154,10 @@ def test_folders_that_are_refused(whole, tmp_path):
     (old / "settings.toml").write_text(text.replace('version = "', 'version = "0.'))
     with pytest.raises(InputError, match="cannot be continued with version"):
         bench(SPEC, out=old, resume=True)
-    for settings, sentence in (({"workers": 0}, "workers: must be from 1 to"), ({"shard": (2, 2)}, "shard: was removed")):
+    for settings, sentence in (
+        ({"workers": 0}, "workers: must be from 1 to"),
+        ({"shard": (2, 2)}, "shard: was removed"),
+    ):
         with pytest.raises(InputError, match=sentence):
             bench(SPEC, out=tmp_path / "new", **settings)
 
