@@ -32,7 +32,7 @@ from rismusic.doctor.state import (
     to_double,
     widened,
 )
-from rismusic.doctor.tape import Tape, TapeRecorder, faithful
+from rismusic.doctor.tape import DRAWS, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import (
     LeftOutError,
     bound_findings,
@@ -526,7 +526,7 @@ class _ModuleUnderTest:
 
         def see(func: Any, *_: Any) -> None:
             name = getattr(func, "__name__", "")
-            if name in _DRAWS:
+            if name in DRAWS:
                 drawn.append(name)
 
         with CallRecorder(see):
@@ -792,26 +792,6 @@ class _ModuleUnderTest:
             "Look for dead units, inputs far from order 1, and a head that is a free parameter.",
         )
         return report_of("CONSTANT", f"spread of the outputs {before:.3g}, then {after:.3g}", [finding])
-
-
-# Functions that draw random numbers, apart from dropout.
-_DRAWS = (
-    "randn",
-    "randn_like",
-    "rand",
-    "rand_like",
-    "normal",
-    "normal_",
-    "uniform_",
-    "bernoulli",
-    "bernoulli_",
-    "multinomial",
-    "randint",
-    "randint_like",
-    "randperm",
-    "gumbel_softmax",
-    "exponential_",
-)
 
 
 def _spread(values: Tensor | None) -> float:

@@ -100,27 +100,25 @@ _KEPT = frozenset(
         "movedim",
     ]
 )
-_RANDOM = frozenset(
-    [
-        "randn",
-        "rand",
-        "randint",
-        "randperm",
-        "randn_like",
-        "rand_like",
-        "randint_like",
-        "normal",
-        "normal_",
-        "uniform_",
-        "bernoulli",
-        "bernoulli_",
-        "multinomial",
-        "exponential_",
-        "random_",
-        "gumbel_softmax",
-        "rrelu",
-    ]
+# Functions that draw random numbers, apart from dropout.
+DRAWS = (
+    "randn",
+    "randn_like",
+    "rand",
+    "rand_like",
+    "normal",
+    "normal_",
+    "uniform_",
+    "bernoulli",
+    "bernoulli_",
+    "multinomial",
+    "randint",
+    "randint_like",
+    "randperm",
+    "gumbel_softmax",
+    "exponential_",
 )
+_RANDOM = frozenset([*DRAWS, "random_", "rrelu"])
 _CONSTANT = frozenset(
     [
         "zeros",
