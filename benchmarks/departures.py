@@ -7,7 +7,7 @@ number of sources unknown and the noise variance not recorded::
 
 A reported source is *wrong* when it is more than 5 deg off every true source and not within three of its
 error bars, or a hit more than five error bars off. It is *silent* when its scene has the status ``ok`` and no
-note names it as uncertain.
+note says that it may not exist or may be several sources.
 """
 
 from __future__ import annotations
@@ -376,6 +376,10 @@ def judge(name: str, recording: Recording, estimate: Estimate, seconds: float) -
             wrong[scene, partner] = True
     flagged = torch.tensor([status != "ok" for status in estimate.status])
     named = flagged[:, None] | (estimate.existence_probability < UNCERTAIN)
+    for scene, sentences in enumerate(estimate.warnings):
+        for source in range(named.shape[1]):
+            if any(one.startswith(f"source {source} may be several sources") for one in sentences):
+                named[scene, source] = True
     silent = wrong & ~named
     right = matched.true_count == matched.found_count
     bad = (wrong.any(-1) | ~right | ~(matched.hit | ~truth.active).all(-1)).cpu()

@@ -43,7 +43,7 @@ from rismusic.estimation.maximum_likelihood import (
 )
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
-from rismusic.estimation.relax import Prior, birth_death, log_prior, on_axes, relax_sweeps
+from rismusic.estimation.relax import Prior, beside, birth_death, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
@@ -71,8 +71,6 @@ FALLBACK_LARGE: Literal["relax"] = "relax"
 BLOCK_SCENES = 64
 """Scenes located at a time, so that memory does not grow with the recording."""
 
-# Distance of the additional RELAX candidates from a source, in beam widths (depths of focus in 1/r).
-_BESIDE = 0.8
 # First fits start near the solution, where least squares gives good enough powers.
 _FIRST = replace(ROUGH, powers_first=False)
 # No birth-death search for numbers of sources whose log posterior is below the best by more than this (nats).
@@ -615,21 +613,6 @@ def _peaks_of_blend(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec) -
     count = torch.full((len(output.recording),), most, device=output.log_count.device)
     peaks, _ = rap_music_sources(music(output.blend, count), grid, count, options=_newton_options(spec))
     return unpack(peaks, output.recording)[0]
-
-
-def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
-    """Positions beside each source, C = 6 K: a second source within a beam width shares its peak.
-
-    Args:
-        positions: azimuth, elevation, 1/range of K sources.
-        grid: defines beam width and volume.
-    """
-    center = on_axes(positions, grid)
-    width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
-    u_x, u_y, q = (center[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
-    q = q.clamp_min(grid.volume.lower[2])
-    azimuth, elevation, distance = grid.volume.clamp(*grid.from_axes(u_x, u_y, q))
-    return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
 
 
 def _newton_options(spec: LocateSpec) -> NewtonOptions:

@@ -14,7 +14,8 @@ from rismusic.estimation.grid import searched_grid, to_cosines
 from rismusic.estimation.maximum_likelihood import complete_fit, unpack
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import noise_of
-from rismusic.hybrid import beside, fit_most_probable, fit_n_sources, same_positions
+from rismusic.estimation.relax import beside
+from rismusic.hybrid import fit_most_probable, fit_n_sources, same_positions
 from rismusic.io import Recording
 from rismusic.metrics import match, score
 from rismusic.nn.inference import LoadedNetwork, NetworkOutput, SpatialPrior

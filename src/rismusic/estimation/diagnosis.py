@@ -25,8 +25,17 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.array import WAVES, direction, steering
+from rismusic.crb import POSITION
 from rismusic.estimation.classical import ClassicalEstimator
-from rismusic.estimation.estimate import Doubt, Estimate, Estimator, NSources, fit_at, join_estimates
+from rismusic.estimation.estimate import (
+    Doubt,
+    Estimate,
+    Estimator,
+    NSources,
+    fit_at,
+    from_fit,
+    join_estimates,
+)
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import nfmle, pack, refine, unpack
@@ -41,7 +50,8 @@ from rismusic.estimation.model_error import (
 )
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
-from rismusic.estimation.search import Dictionary, GridSearch
+from rismusic.estimation.relax import beside
+from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -67,6 +77,11 @@ _LEAST_DIFFUSE = 0.3
 _COHERENT = 1e-4
 # Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave is named.
 _SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
+# From this one on, a note says that a source may be no point, which one in 200 points has too.
+_SPREAD_NOTE_NATS = 3.0
+# A pair of sources within a beam has to raise the log-likelihood of one source by this (nats): by chance, its
+# four unknowns do so with a probability of 1e-4.
+_PAIR_NATS = 12.0
 # Log prior (nats) of a motion in place of a source, with the prior volume of its two unknowns.
 _MOTION = -8.0
 # Elements at most this far apart (wavelengths) have no grating lobes. Correlation of steering vectors from
@@ -125,7 +140,61 @@ def diagnosed(
             part, located = recording[some], estimate[some]
             evidence = _evidence(part, located.sources, Volume.from_spec(spec))
             estimate = _put(estimate, some, _with_wide_search(part, located, evidence, spec))
+    if recording.pilots is None and len(spec.unknowns) == len(POSITION):
+        estimate = _with_pairs(recording, estimate, spec)
     return _with_doubts(recording, estimate, n_sources, spec)
+
+
+def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
+    """Weigh the weakest source against a second source within a beam of another one.
+
+    What one source leaves of an unresolved pair may be explained by a weak source anywhere. The pair takes
+    its place where its evidence is higher, and is named where its probability is above 1 - :data:`UNCERTAIN`.
+    """
+    sound = torch.tensor([status == "ok" for status in estimate.status], device=estimate.p_value.device)
+    if estimate.panel_error is not None:
+        sound &= estimate.panel_error == 0
+    some = (sound & (estimate.n_sources > 1)).nonzero()[:, 0]
+    if len(some) == 0:
+        return estimate
+    part, here, grid = recording[some], estimate[some], searched_grid(recording, spec)
+    positions, active = unpack(here.sources, part)
+    is_last = torch.arange(active.shape[1], device=active.device) == here.n_sources[:, None] - 1
+    loss = fit_at(part, pack(positions, active & ~is_last)).neg_log_likelihood - here.neg_log_likelihood
+    weak = (loss < _NEGLIGIBLE_NATS).nonzero()[:, 0]
+    if len(weak) == 0:
+        return estimate
+    some, part, here = some[weak], part[weak], here[weak]
+    positions, active, is_last = positions[weak], active[weak], is_last[weak]
+    fit = partial(nfmle, volume=grid.volume, criterion=spec.criterion)
+    fewer = fit(part, pack(positions, active & ~is_last))
+    others = unpack(fewer.sources, part)[0]
+    places = beside(torch.where((active & ~is_last)[..., None], others, others[:, :1]), grid)
+    rows = torch.arange(len(some), device=some.device)
+    near = CandidateSearch(grid, part, places).place_beside(rows, others, active & ~is_last, None)
+    pair = fit(part, pack(torch.where(is_last[..., None], near[:, None], others), active))
+    gain = log_evidence(part, pair, grid.volume) - _evidence(part, here.sources, grid.volume)
+    likely = fewer.neg_log_likelihood - pair.neg_log_likelihood > _PAIR_NATS
+    least = -math.log(UNCERTAIN / (1 - UNCERTAIN)) / EVIDENCE_WEIGHT
+    sentences = [list(one) for one in estimate.warnings]
+    for row in (likely & (gain <= 0) & (gain > least)).nonzero()[:, 0].tolist():
+        sentences[int(some[row])].append(
+            Doubt(
+                f"source {int(here.n_sources[row]) - 1} may not be there: two sources within a beam explain "
+                f"the data nearly as well (log evidence {float(gain[row]):+.1f} nats)"
+            )
+        )
+    estimate = replace(estimate, warnings=sentences)
+    better = (likely & (gain > 0)).nonzero()[:, 0]
+    if len(better) == 0:
+        return estimate
+    counts = None if here.n_sources_probability is None else here.n_sources_probability[better]
+    fresh = replace(
+        from_fit(part[better], pair[better], counts, grid.volume, spec),
+        method=here[better].method,
+        panel_error=None if here.panel_error is None else here.panel_error[better],
+    )
+    return _put(estimate, some[better], fresh)
 
 
 def _weighed_twice(
@@ -578,18 +647,17 @@ def _add_extended(
 ) -> None:
     """Add sources that are not one point."""
     gain, size = spread_gain(recording, estimate.sources)
-    extended = (gain > _SPREAD_NATS) & ~moves
+    extended = (gain > _SPREAD_NOTE_NATS) & ~moves
     if recording.has_coherent_symbols and estimate.panel_error is not None:
         # Beside constant symbols a panel error is constant too, and may look the same.
         extended = extended & (estimate.panel_error == 0)[:, None]
     for scene, source in extended.nonzero().tolist():
-        sentences[scene].append(
-            Doubt(
-                f"source {source} is not one point: it moves, is extended or consists of several sources "
-                f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg",
-                "sources_extended",
-            )
-        )
+        within = f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg"
+        if gain[scene, source] > _SPREAD_NATS:
+            text = f"source {source} is not one point: it moves, is extended or consists of several sources"
+            sentences[scene].append(Doubt(f"{text} {within}", "sources_extended"))
+        else:
+            sentences[scene].append(f"source {source} may be several sources {within}")
 
 
 def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:

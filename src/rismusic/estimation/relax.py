@@ -32,6 +32,9 @@ _CROWDED = FitOptions(steps=4, tolerance=0.4)
 # Trials that are worse than the current fit by more than this many nats are not re-fitted.
 _REFIT_MARGIN_NATS = 5.0
 
+# Distance of the places beside a source from it, in beam widths (depths of focus in 1/r).
+_BESIDE = 0.8
+
 # A source that is found again within this many grid steps of its position counts as unchanged.
 _UNCHANGED_STEPS = 1.5
 MIN_GAIN_NATS = 0.1
@@ -136,6 +139,21 @@ def on_axes(positions: Float[Tensor, "*batch 3"], grid: SearchGrid) -> Float[Ten
     """Azimuth, elevation, 1/range in the coordinates of the grid's axes."""
     azimuth, elevation, q = positions.unbind(-1)
     return torch.stack(grid.to_axes(azimuth, elevation, 1 / q), dim=-1)
+
+
+def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
+    """Positions beside each source, C = 6 K: a second source within a beam width shares its peak.
+
+    Args:
+        positions: azimuth, elevation, 1/range of K sources.
+        grid: defines beam width and volume.
+    """
+    center = on_axes(positions, grid)
+    width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
+    u_x, u_y, q = (center[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
+    q = q.clamp_min(grid.volume.lower[2])
+    azimuth, elevation, distance = grid.volume.clamp(*grid.from_axes(u_x, u_y, q))
+    return torch.stack((azimuth, elevation, 1 / distance), dim=-1)
 
 
 def birth_death(
