@@ -41,8 +41,9 @@ class ClassProducts:
 
     def __init__(self, grid: SearchGrid) -> None:
         self.symmetry = symmetry = Symmetry.of(grid)
-        G, N = len(symmetry), grid.panel.size
-        parts = symmetry.parts(torch.eye(N, dtype=torch.complex128)).real  # projections onto the classes
+        parts = symmetry.parts(
+            torch.eye(grid.panel.size, dtype=torch.complex128)
+        ).real  # projections onto the classes
         values, vectors = torch.linalg.eigh(parts)
         most = int((values > 0.5).sum(-1).max())
         basis = (vectors * (values > 0.5)[:, None])[..., -most:]  # [G, N, N / G], padded with zeros
@@ -68,12 +69,12 @@ def class_products(grid: SearchGrid) -> ClassProducts:
 
 def energies(products: ClassProducts, strongest: Strongest) -> Float[Tensor, "S _ G O"]:
     """:meth:`rismusic.estimation.search.Dictionary.energies` of the images of all orbits."""
-    G, O = products.symmetry.points.shape
+    G, orbits = products.symmetry.points.shape
     if strongest.rows is None:
-        return strongest.level[..., None].expand(-1, -1, G, O).contiguous()
+        return strongest.level[..., None].expand(-1, -1, G, orbits).contiguous()
     S, L, J, _ = strongest.rows.shape
-    out = strongest.level[..., None].expand(S, L, G, O).contiguous()
-    for part in _blocks(S, G * O * L * J):
+    out = strongest.level[..., None].expand(S, L, G, orbits).contiguous()
+    for part in _blocks(S, G * orbits * L * J):
         _add(products, strongest.rows[part].conj(), 1.0, out[part])
     return out
 
@@ -90,7 +91,7 @@ def worth(
         energy: result of :func:`energies`, for each scene or for all.
     """
     S, K = len(rest.data), rest.basis.shape[-1]
-    G, O = products.symmetry.points.shape
+    G, orbits = products.symmetry.points.shape
     energy = energy.expand(S, -1, -1, -1)
     noise = torch.zeros(S) if rest.noise_variance is None else rest.noise_variance.float()
     data = link.adjoint(rest.data)[:, :, None]
@@ -100,10 +101,10 @@ def worth(
         else data[:, :, :0]
     )
     rules = (search._ROUGH_FLOOR, search._STEPS)
-    out = torch.empty(S, G * O)
-    for part in _blocks(S, G * O * (data.shape[1] + basis.shape[1] * K)):
+    out = torch.empty(S, G * orbits)
+    for part in _blocks(S, G * orbits * (data.shape[1] + basis.shape[1] * K)):
         sent = energy[part].contiguous()
-        left, pull = sent.clone(), torch.zeros(len(sent), data.shape[1], G, O)
+        left, pull = sent.clone(), torch.zeros(len(sent), data.shape[1], G, orbits)
         if K:
             _add(products, basis[part], -1.0, left)
         _add(products, data[part], 1.0, pull)
@@ -132,25 +133,25 @@ def _blocks(scenes: int, numbers: int) -> list[slice]:
 
 def _add_squares(first, last, products, each, sign, out):
     """Add sign times the squared moduli of the products of ``each`` rows at a time, for all images."""
-    G, _, R, _, O = products.shape
-    re, im = np.empty((4, O), np.float32), np.empty((4, O), np.float32)
+    G, _, R, _, orbits = products.shape
+    re, im = np.empty((4, orbits), np.float32), np.empty((4, orbits), np.float32)
     weight = np.float32(sign)
     for s in range(first, last):
         for r in range(R):
             for i in range(G):
-                for o in range(O):
+                for o in range(orbits):
                     re[i, o], im[i, o] = products[i, s, r, 0, o], products[i, s, r, 1, o]
             row = out[s, r // each]
             if G == 1:
-                for o in range(O):
+                for o in range(orbits):
                     row[0, o] += weight * (re[0, o] ** 2 + im[0, o] ** 2)
             elif G == 2:
-                for o in range(O):
+                for o in range(orbits):
                     a, b, c, d = re[0, o], im[0, o], re[1, o], im[1, o]
                     row[0, o] += weight * ((a + c) ** 2 + (b + d) ** 2)
                     row[1, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
             else:
-                for o in range(O):
+                for o in range(orbits):
                     a, b, c, d = (
                         re[0, o] + re[1, o],
                         im[0, o] + im[1, o],
@@ -204,7 +205,7 @@ def _worth(first, last, pulls, lefts, energies, noises, out, rules):
                 continue
             for c in range(count):
                 power[c] = zero
-            for step in range(steps + 1):
+            for _ in range(steps + 1):
                 # Step 0 starts from no power: the slope over the information there.
                 for c in range(count):
                     top[c], bottom[c] = zero, zero

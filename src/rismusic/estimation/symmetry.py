@@ -8,9 +8,9 @@ even or odd in each reflection. Then
 
 .. math:: f_c(s p) = \chi_c(s)\, f_c(p).
 
-The product of a row w with all points follows from the components :math:`w_c` of the row in each class and one
-point o of each orbit, :math:`w^T a_{s o} = \sum_c \chi_c(s)\, w_c^T f_c(o)`. Each class has N / G dimensions
-and P / G points, so that G products of this size, 1 / G of the work, replace one of N x P.
+The product of a row w with all points follows from the components :math:`w_c` of the row in each class and
+one point o of each orbit, :math:`w^T a_{s o} = \sum_c \chi_c(s)\, w_c^T f_c(o)`. Each class has N / G
+dimensions and P / G points, so that G products of this size, 1 / G of the work, replace one of N x P.
 """
 
 from __future__ import annotations
