@@ -44,7 +44,7 @@ from torch import Tensor
 from rismusic.array import steering
 from rismusic.devices import block_size, memory_budget
 from rismusic.estimation.grid import SearchGrid
-from rismusic.estimation.maximum_likelihood import kernel_for
+from rismusic.estimation.maximum_likelihood import compiled_fits, kernel_for
 from rismusic.estimation.subarrays import Subarrays, subarrays_of
 from rismusic.io import Recording
 from rismusic.operator import Link
@@ -256,6 +256,15 @@ class Strongest:
         return Strongest(rows, level, directions)
 
 
+def compiled_search(grid: SearchGrid) -> ModuleType | None:
+    """The compiled products with all points of a grid, if they are wanted and the grid is not too large."""
+    dense = 8 * grid.panel.size * len(grid) <= memory_budget(grid.inside.device)
+    covered = dense and grid.inside.device.type == "cpu" and grid.panel.subcarriers == 1
+    if not covered or compiled_fits() is None:
+        return None
+    return import_module("rismusic.estimation.search_kernel")
+
+
 def real_products(
     rows: Complex[Tensor, "*batch N"], columns: Float[Tensor, "*F _ B"]
 ) -> Float[Tensor, "*batch 2 B"]:
@@ -352,12 +361,8 @@ class GridSearch:
         self._subarrays = subarrays_of(dictionary.grid)
         dominance = 0.0 if self._subarrays is None else _DOMINANCE
         self._strongest = Strongest.of(link, dictionary.grid.panel.size, dominance)
-        self._compiled: ModuleType | None = None
-        dense = 8 * dictionary.grid.panel.size * len(dictionary.grid) <= memory_budget(
-            recording.snapshots.device
-        )
-        if self._subarrays is None and dense and kernel_for(recording) is not None:
-            self._compiled = import_module("rismusic.estimation.search_kernel")
+        covered = self._subarrays is None and kernel_for(recording) is not None
+        self._compiled = compiled_search(dictionary.grid) if covered else None
         self._energies: dict[int, Tensor] | None = None
         if 4 * scenes * link.matrices * len(dictionary) <= memory_budget(recording.snapshots.device):
             self._energies = {}

@@ -125,9 +125,19 @@ def _add(
     call(_add_squares, len(out), (found.numpy(), rows.shape[2], sign, out.numpy()))
 
 
+def explained(products: ClassProducts, vectors: Complex[Tensor, "S N C"]) -> Float[Tensor, "S P"]:
+    """Energy of vectors V along all points of the grid, :math:`|V^H a_p|^2`."""
+    S, _, C = vectors.shape
+    G, orbits = products.symmetry.points.shape
+    out = torch.zeros(S, 1, G, orbits)
+    for part in _blocks(S, G * orbits * C) if C else []:
+        _add(products, vectors[part].mT[:, None], 1.0, out[part])
+    return out.flatten(1)[:, products.symmetry.back]
+
+
 def _blocks(scenes: int, numbers: int) -> list[slice]:
     """Blocks of scenes whose products fit in the cache."""
-    step = max(1, _PRODUCTS_BYTES // (8 * numbers))
+    step = max(1, _PRODUCTS_BYTES // max(1, 8 * numbers))
     return [slice(start, min(start + step, scenes)) for start in range(0, scenes, step)]
 
 

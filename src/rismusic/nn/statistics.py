@@ -27,6 +27,7 @@ points of :math:`(D / G)^2` numbers: 1 / G of the work.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from jaxtyping import Complex, Float
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.maximum_likelihood import compiled_fits
 from rismusic.estimation.noise import noise_of
 from rismusic.estimation.sbl import sbl_update
 from rismusic.estimation.search import real_rows, scenes_first
@@ -148,7 +150,7 @@ class GridStatistics:
             B = B / torch.where(scale > 0, scale, 1)[:, None, None, None]
             rows = B.flatten(1, 2)
             fields.append(B)
-            inner.append(rows.mH @ rows)
+            inner.append(_packed(rows))
         B = torch.cat(fields).expand(S, -1, -1, -1)
         R = B.shape[1]
         data = (y / power.sqrt()[:, None, None]).unflatten(1, (R, L // R)).mT
@@ -169,21 +171,43 @@ class GridStatistics:
         self, scenes: ScaledScenes, power: Float[Tensor, "S P"]
     ) -> tuple[Float[Tensor, "S P"], Float[Tensor, "S P"]]:
         """Matched and expected energy of every point under the given powers, [S, P] each."""
-        C = self._covariance(power)
+        packed = self._covariance(power)
+        # Training keeps the operations of torch, which the doctor repeats.
+        if packed.device.type == "cpu" and torch.is_inference_mode_enabled() and compiled_fits():
+            rows, inner = self._compiled(scenes, packed)
+        else:
+            rows, inner = self._whitened(scenes, packed)
+        matched = torch.cat([self._energy(rows[here]) for here in self._blocks(len(power))])
+        return matched, (self._quadratic(inner) * scenes.repeats).clamp_min(1e-9)
+
+    def _compiled(
+        self, scenes: ScaledScenes, packed: Float[Tensor, "S D D"]
+    ) -> tuple[Complex[Tensor, "S L D"], Float[Tensor, "S D D"]]:
+        """The compiled form of :meth:`_whitened`."""
+        kernel = import_module("rismusic.nn.statistics_kernel")
+        fields = scenes.fields if scenes.fields.stride(0) else scenes.fields[:1]
+        result: tuple[Tensor, Tensor] = kernel.whitened_statistics(
+            fields, scenes.data, scenes.noise_variance, packed
+        )
+        return result
+
+    def _whitened(
+        self, scenes: ScaledScenes, packed: Float[Tensor, "S D D"]
+    ) -> tuple[Complex[Tensor, "S L D"], Float[Tensor, "S D D"]]:
+        """Rows y_l^H R_l^-1 B_l, and the sum of B_r^H R_r^-1 B_r as a real matrix."""
+        C = torch.complex((packed + packed.mT) / 2, (packed - packed.mT) / 2)
         M = scenes.fields.shape[-2]
         identity = torch.eye(M, dtype=C.dtype, device=C.device)
-        matched, inner = [], []
-        for here in self._blocks(len(power)):
+        every, inner = [], []
+        for here in self._blocks(len(packed)):
             B, noise = scenes.fields[here], scenes.noise_variance[here, None, None, None]
             BC = (B.flatten(1, 2) @ C[here]).view_as(B)
             factor = torch.linalg.cholesky_ex(BC @ B.mH + noise * identity).L
             half = torch.linalg.solve_triangular(factor, identity, upper=False)
             Z, w = half @ B, half @ scenes.data[here]
-            matched.append(self._energy((w.mH @ Z).flatten(1, 2)))  # of x_l^H, [S, L, D]
-            rows = Z.flatten(1, 2)
-            inner.append(rows.mH @ rows)
-        expected = self._quadratic(torch.cat(inner)) * scenes.repeats
-        return torch.cat(matched), expected.clamp_min(1e-9)
+            every.append((w.mH @ Z).flatten(1, 2))
+            inner.append(_packed(Z.flatten(1, 2)))
+        return torch.cat(every), torch.cat(inner)
 
     def sbl_steps(
         self, scenes: ScaledScenes, power: Float[Tensor, "S P"], steps: int
@@ -204,8 +228,8 @@ class GridStatistics:
         fields = (both.flatten(1, 2) @ self._real).unflatten(1, both.shape[1:3])  # [G, S, 2 L, O]
         return self.symmetry.to_points(self.symmetry.unfold(fields).square_().sum(2))
 
-    def _covariance(self, power: Float[Tensor, "S P"]) -> Complex[Tensor, "S D D"]:
-        """C in the basis."""
+    def _covariance(self, power: Float[Tensor, "S P"]) -> Float[Tensor, "S D D"]:
+        """C in the basis, as a real matrix."""
         folded = self.symmetry.fold(power)
         G, S, _ = folded.shape
         if S <= _FEW:
@@ -215,13 +239,12 @@ class GridStatistics:
         else:
             every = (folded @ self._table.mT).unflatten(-1, (G, self._left.shape[1], -1)).transpose(1, 2)
             blocks = every[self.symmetry.pairs, self._of_class[0].mT]
-        packed = blocks.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-        return torch.complex((packed + packed.mT) / 2, (packed - packed.mT) / 2)
+        return blocks.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
-    def _quadratic(self, Q: Complex[Tensor, "S D D"]) -> Float[Tensor, "S P"]:
-        """a_p^H Q a_p for all points, Q Hermitian."""
-        G, S = len(self.symmetry), len(Q)
-        packed = (Q.real + Q.imag).unflatten(2, (G, -1)).unflatten(1, (G, -1))  # [S, a, i, b, j]
+    def _quadratic(self, packed: Float[Tensor, "S D D"]) -> Float[Tensor, "S P"]:
+        """a_p^H Q a_p for all points, Q Hermitian and given as a real matrix."""
+        G, S = len(self.symmetry), len(packed)
+        packed = packed.unflatten(2, (G, -1)).unflatten(1, (G, -1))  # [S, a, i, b, j]
         if S <= _FEW:
             rows = packed.permute(1, 0, 3, 4, 2)
             moved = (rows.flatten(1, 3) @ self._left).unflatten(1, rows.shape[1:4]) * self._right
@@ -231,3 +254,9 @@ class GridStatistics:
             blocks = packed.permute(1, 3, 0, 2, 4)[self._of_class]  # [G, a, S, i, j]
             folded = blocks.transpose(1, 2).flatten(2) @ self._table
         return self.symmetry.to_points(self.symmetry.unfold(folded))
+
+
+def _packed(rows: Complex[Tensor, "S L D"]) -> Float[Tensor, "S D D"]:
+    """The product Z^H Z of rows Z as a real matrix."""
+    Q = rows.mH @ rows
+    return Q.real + Q.imag
