@@ -12,6 +12,7 @@ import scipy.linalg
 import torch
 from scipy import stats
 
+from rismusic.estimation import goodness_of_fit as goodness
 from rismusic.estimation.goodness_of_fit import (
     Projection,
     goodness_of_fit,
@@ -224,3 +225,20 @@ def test_statistic_of_one_output_is_that_of_the_fields_on_the_panel(scenes):
     gram = fields.mH @ fields
     expected = gram.abs().square().sum((-2, -1)).log() - 2 * rest.abs().square().sum((-2, -1)).log()
     torch.testing.assert_close(sphericity(Link(channel, codes), rest)[:, 1], expected)
+
+
+@pytest.mark.parametrize(("snapshots", "antennas"), [(4, 6), (5, 3), (1, 4)])
+def test_the_compiled_statistic_of_draws_is_that_of_the_torch_form(snapshots, antennas, monkeypatch):
+    pytest.importorskip("numba")
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape):
+        return torch.randn(*shape, dtype=torch.complex64, generator=generator)
+
+    link = Link(noise(3, antennas, 21), noise(3, snapshots, 21))
+    rest = noise(3, 7, snapshots, antennas)
+    compiled = sphericity(link, rest)
+    monkeypatch.setattr(goodness, "compiled_fits", lambda: None)
+    expected = sphericity(link, rest)
+    assert not torch.equal(compiled, expected)
+    torch.testing.assert_close(compiled, expected, rtol=0, atol=1e-5)

@@ -134,7 +134,8 @@ def test_no_ratio_that_matters_is_left_out(error):
     at = _Residual.of(recording, positions, active, 0.0)
     single = at._normal_equations(torch.complex64)
     W, z, _ = at._normal_equations(torch.complex128)
-    most, fewest = _most_explained(*single[:2], at.freedom), _least_log_det(single[0])
+    largest = _explained(*single[:2], torch.full((12,), _RATIOS[-1]))
+    most, fewest = _most_explained(*single[:2], largest[0], at.freedom), _least_log_det(single[0], largest[1])
     value = torch.empty_like(most)
     for number, ratio in enumerate(_RATIOS):
         share, log_det = _explained(W, z, torch.full((12,), ratio, dtype=torch.float64))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rismusic.estimation import search
 from rismusic.estimation.maximum_likelihood import fit_power_noise
 from rismusic.estimation.search import (
     CandidateSearch,
@@ -228,3 +229,23 @@ def test_the_unit_of_the_data_changes_nothing(criterion):
         rest = project_out(scaled, there, torch.ones(6, 1, dtype=torch.bool), power)
         found = GridSearch(search.dictionary, scaled).best(torch.arange(6), rest, 4)
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("system", dense.SYSTEMS)
+def test_the_compiled_search_gives_the_values_of_the_torch_form(system, criterion, monkeypatch):
+    """For all points, with energies that are kept and with energies of each call."""
+    pytest.importorskip("numba")
+    recording, compiled, rest, *_ = prepared(system, criterion)
+    monkeypatch.setattr(search, "kernel_for", lambda recording: None)
+    plain = GridSearch(compiled.dictionary, recording)
+    assert plain._compiled is None
+    scenes = torch.arange(6)
+    expected = torch.empty(6, len(plain.dictionary))
+    for points, part, score in plain._scores(scenes, rest):
+        expected[part, points] = score
+    for keep in (True, False):
+        if not keep:
+            compiled._energies = None
+        ((_, _, found),) = compiled._scores(scenes, rest)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -43,7 +44,7 @@ from rismusic.array import steering_with_log_derivatives
 from rismusic.devices import block_size
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
-from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.estimation.maximum_likelihood import compiled_fits, unpack
 from rismusic.io import Recording
 from rismusic.operator import Link
 from rismusic.sources import Sources
@@ -218,10 +219,19 @@ def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S
     codes = None if link.codes is None else link.codes.to(rest.dtype)
     if codes is not None and rest.shape[-1] == 1 and rest.shape[-2] <= back.shape[-1]:
         panel = _gram_energy_of_one_output(codes * back, rest) - 2 * energy
+    elif codes is not None and _is_compiled(rest, back):
+        kernel = import_module("rismusic.estimation.goodness_kernel")
+        panel = kernel.gram_energy(back, codes, rest).log() - 2 * energy
     else:
         behind = Link(_for_draws(back), None if codes is None else _for_draws(codes))
         panel = _gram_energy(behind.adjoint(rest)) - 2 * energy
     return torch.stack((receiver, panel), dim=1)
+
+
+def _is_compiled(rest: Complex[Tensor, "S Q L M"], back: Complex[Tensor, "*S M N"]) -> bool:
+    """Whether the compiled form covers these draws: in single precision, on the CPU."""
+    single = rest.dtype == torch.complex64 and rest.device.type == "cpu"
+    return single and rest.shape[-2] <= back.shape[-1] and compiled_fits() is not None
 
 
 def null_sphericity(

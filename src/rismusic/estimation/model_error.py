@@ -143,11 +143,19 @@ def model_error(
     S, L, M = recording.snapshots.shape
     N = recording.panel.size
     least = torch.full_like(positions[:, 0, 0], -math.inf) if least is None else least
+    # Scenes with the same number of sources together, which come first in each.
+    order = active.sum(-1).argsort()
+    positions, active = (
+        value[order].take_along_dim((~active[order]).to(torch.int8).argsort(dim=1, stable=True)[shape], dim=1)
+        for value, shape in ((positions, (..., None)), (active, ...))
+    )
     parts = []
     for block in blocks(
         S, 16 * (4 * N * N + 2 * M * N + 4 * L * N * (1 + active.shape[1])), positions.device
     ):
-        part, x, there, floor = recording[block], positions[block], active[block], least[block]
+        most = max(1, int(active[block].sum(-1).max()))
+        part, x, there = recording[order[block]], positions[block, :most], active[block, :most]
+        floor = least[order[block]]
         white = _Residual.of(part, x, there, 0.0)
         gain, error = white.panel_error(floor)
         tau = torch.zeros_like(gain)
@@ -165,10 +173,11 @@ def model_error(
                 torch.where(take, one, other) for one, other in ((best, gain), (also, error), (level, tau))
             )
         # What rounding leaves is no evidence.
-        total = squared_modulus(part.snapshots.to(torch.complex128)).sum((1, 2))
-        nothing = squared_modulus(white.rest).sum((1, 2)) <= _NOTHING * total
+        total = _energy(part.snapshots.to(torch.complex128))
+        nothing = _energy(white.rest) <= _NOTHING * total
         parts.append((torch.where(nothing, -math.inf, gain), error, tau))
-    return ModelError(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    back = order.argsort()
+    return ModelError(*(torch.cat(part)[back] for part in zip(*parts, strict=True)))
 
 
 def diffuse_evidence(
@@ -194,7 +203,7 @@ def diffuse_evidence(
     values, basis = torch.linalg.eigh(H @ H.mH)
     values = (values * (M / values.sum(-1, keepdim=True))).clamp_min(0)
     rotated = basis.mH @ H
-    C = _on_panel(recording, positions, active) @ rotated.mT[:, None]  # C_l^T, [S, L or 1, K, M]
+    C = _through(_on_panel(recording, positions, active), rotated)  # C_l^T, [S, L or 1, K, M]
     y = y @ basis.conj()
     repeats = L // C.shape[1]
     tau = values.new_tensor([0.0, *levels])
@@ -537,7 +546,7 @@ class _Residual:
         if bool((tau > 0).any()):
             assert H is not None
             H, y = whiten(torch.linalg.cholesky(covariance_through_panel(H, tau)), H, y)
-        fields = P if H is None else P @ H.mT.unsqueeze(-3)  # C_l^T, [S, L, K, M]
+        fields = P if H is None else _through(P, H)  # C_l^T, [S, L, K, M]
         C = fields.expand(S, L, -1, M).mT  # [S, L, M, K]
         Q = orthonormal(C)
         rest = _outside(Q, y[..., None])[..., 0]
@@ -560,13 +569,13 @@ class _Residual:
         Args:
             least: gains (nats) that matter; see :func:`model_error`.
         """
-        energy = squared_modulus(self.rest).sum((1, 2))
+        energy = _energy(self.rest)
         gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
         least = gain.clone() if least is None else least
         values = gain[:, None].repeat(1, len(_RATIOS))
 
-        def tried(scenes: Tensor, number: int, W: Tensor, z: Tensor, mean: Tensor) -> Tensor:
-            """Try a ratio, and return the log determinant."""
+        def tried(scenes: Tensor, number: int, W: Tensor, z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+            """Try a ratio, and return the log determinant and the share that is explained."""
             share, log_det = _explained(W, z, W.new_full((len(W),), _RATIOS[number]).real)
             left, freedom = (1 - share).clamp_min(1e-12), self.freedom[scenes]
             value = -freedom * left.log() - log_det + _LOG_RATIO
@@ -578,22 +587,26 @@ class _Residual:
             gain[scenes], error[scenes] = (
                 torch.where(take, one, other[scenes]) for one, other in ((value, gain), (size, error))
             )
-            return log_det
+            return log_det, share
 
-        live = (squared_modulus(self.field).sum((1, 2)) > 0).nonzero()[:, 0]
+        live = (_energy(self.field) > 0).nonzero()[:, 0]
+        if len(live) == 0:
+            return gain, error
         W, z, mean = self[live]._normal_equations(torch.complex64)
-        most = _most_explained(W, z, self.freedom[live]) + _LOG_RATIO
-        fewest = _least_log_det(W)
-        before, ratios = torch.zeros_like(mean), torch.tensor(_RATIOS, dtype=torch.float64)
-        for number in range(len(_RATIOS)):
-            bound = (most - fewest)[:, number:].amax(1)
+        ratios, last = torch.tensor(_RATIOS, dtype=torch.float64), len(_RATIOS) - 1
+        log_det, share = tried(live, last, W, z, mean)
+        most = _most_explained(W, z, share, self.freedom[live]) + _LOG_RATIO
+        fewest = _least_log_det(W, log_det)
+        before = torch.zeros_like(mean)
+        for number in range(last):
+            bound = (most - fewest)[:, number:last].amax(1)
             kept = (bound > torch.maximum(gain[live], least[live])).nonzero()[:, 0]
             if len(kept) == 0:
                 break
             if len(kept) < len(live):
                 W, z = W[kept], z[kept]
                 live, mean, most, fewest, before = (one[kept] for one in (live, mean, most, fewest, before))
-            log_det = tried(live, number, W, z, mean)
+            log_det, _ = tried(live, number, W, z, mean)
             if number:
                 # The log determinant is convex in the logarithm of the ratio.
                 steps = (ratios[number:] / ratios[number]).log() / (ratios[number] / ratios[number - 1]).log()
@@ -614,24 +627,41 @@ class _Residual:
     def _normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """W with a mean eigenvalue of 1, z for a residual of unit energy, and the mean eigenvalue."""
         H, f, Q, rest = self.H, self.field, self.basis, self.rest
-        scale = [torch.linalg.vector_norm(part, dim=(1, 2), keepdim=True) for part in (f, rest)]
-        scale = [torch.where(one > 0, one, 1) for one in scale]
+        scale = [_unit(part) for part in (f, rest)]
         f, rest, Q = (f / scale[0]).to(dtype), (rest / scale[1]).to(dtype), Q.to(dtype)
+        S, L, M, K = Q.shape
         if H is not None:
-            scale.append(torch.linalg.vector_norm(H, dim=(1, 2), keepdim=True))
+            scale.append(_unit(H))
             H = (H / scale[2]).to(dtype)
-        overlap = Q.mH if H is None else Q.mH @ H.unsqueeze(-3)
+        overlap = Q.mH.reshape(S, L * K, M)  # Q_l^H H
+        overlap = (overlap if H is None else overlap @ H).unflatten(1, (L, K))
         E = (overlap * f[..., None, :]).flatten(1, 2)  # Q_l^H J_l
         HH = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device) if H is None else H.mH @ H
         W = HH * (f.mH @ f) - E.mH @ E
         z = (f.conj() * (rest if H is None else rest @ H.conj())).sum(1)
         mean = W.diagonal(dim1=-2, dim2=-1).real.mean(-1).clamp_min(torch.finfo(dtype).tiny)
         units = scale[0] if H is None else scale[0] * scale[2]
-        return W / mean[:, None, None], z / mean.sqrt()[:, None], mean.double() * units[:, 0, 0] ** 2
+        # Complex numbers are divided more slowly than their parts.
+        torch.view_as_real(W).div_(mean[:, None, None, None])
+        return W, z / mean.sqrt()[:, None], mean.double() * units[:, 0, 0] ** 2
+
+
+def _unit(value: Complex[Tensor, "S _ _"]) -> Float[Tensor, "S 1 1"]:
+    """Norm of an array; 1 if it is zero."""
+    norm = _energy(value).sqrt()[:, None, None]
+    return torch.where(norm > 0, norm, 1)
+
+
+def _energy(value: Complex[Tensor, "S _ _"]) -> Float[Tensor, "S"]:
+    """Sum of squared moduli."""
+    return torch.view_as_real(value).square().sum((1, 2, 3))
 
 
 def _most_explained(
-    W: Complex[Tensor, "B N N"], z: Complex[Tensor, "B N"], freedom: Float[Tensor, "B"]
+    W: Complex[Tensor, "B N N"],
+    z: Complex[Tensor, "B N"],
+    largest: Float[Tensor, "B"],
+    freedom: Float[Tensor, "B"],
 ) -> Float[Tensor, "B ratios"]:
     r"""Upper bound of :math:`-D \log(1 - \rho\, z^H (I + \rho W)^{-1} z)`, infinite where z is explained.
 
@@ -642,11 +672,14 @@ def _most_explained(
     tiny = torch.finfo(torch.float32).tiny
     ratios = freedom.new_tensor(_RATIOS)
     energy = squared_modulus(z).double().sum(-1)
+    # W v as one real product: [Re v, -Im v] and [Im v, Re v] meet real and imaginary parts of the rows of W.
+    rows = torch.view_as_real(W).flatten(2).mT
     v, last = z / energy.sqrt().clamp_min(tiny).to(z.real.dtype)[:, None], torch.zeros_like(z)
     diagonal: list[Tensor] = []
     beside: list[Tensor] = [torch.zeros_like(energy)]  # squared
     for _ in range(_LANCZOS):
-        w = (W @ v[..., None])[..., 0] - beside[-1].sqrt().to(z.real.dtype)[:, None] * last
+        both = torch.view_as_real(torch.stack((v.conj().resolve_conj(), 1j * v.conj()), dim=1)).flatten(2)
+        w = torch.complex(*(both @ rows).unbind(1)) - beside[-1].sqrt().to(z.real.dtype)[:, None] * last
         diagonal.append((v.conj() * w).sum(-1).real.double())
         w = w - diagonal[-1].to(z.real.dtype)[:, None] * v
         beside.append(squared_modulus(w).double().sum(-1))
@@ -661,18 +694,22 @@ def _most_explained(
             + ratios * diagonal[number][:, None]
             - (ratios.square() * beside[number + 1][:, None] / fraction)
         )
-    share = torch.minimum(
-        ratios * energy[:, None] / fraction, _explained(W, z, ratios[-1:].expand(len(W)).float())[0][:, None]
-    )
+    share = torch.minimum(ratios * energy[:, None] / fraction, largest[:, None])
     most = torch.where(share < _CERTAIN, -freedom[:, None] * (1 - share).log(), math.inf)
     return most + _SINGLE_NATS
 
 
-def _least_log_det(W: Complex[Tensor, "B N N"]) -> Float[Tensor, "B ratios"]:
-    r"""Lower bound of :math:`\log\det(I + \rho W)`: Gauss-Radau quadrature with a node at 0."""
+def _least_log_det(W: Complex[Tensor, "B N N"], largest: Float[Tensor, "B"]) -> Float[Tensor, "B ratios"]:
+    r"""Lower bound of :math:`\log\det(I + \rho W)`: Gauss-Radau quadrature with a node at 0.
+
+    From the value at the largest ratio, it falls by no more than N nats while the ratio falls by a factor e.
+    """
     first = W.diagonal(dim1=-2, dim2=-1).real.double().sum(-1, keepdim=True)
-    second = squared_modulus(W).sum((1, 2)).double()[:, None].clamp_min(torch.finfo(torch.float32).tiny)
-    return first.square() / second * (first.new_tensor(_RATIOS) * second / first.clamp_min(1e-30)).log1p()
+    second = _energy(W).double()[:, None].clamp_min(torch.finfo(torch.float32).tiny)
+    ratios = first.new_tensor(_RATIOS)
+    spread = first.square() / second * (ratios * second / first.clamp_min(1e-30)).log1p()
+    steep = largest[:, None] - W.shape[-1] * (ratios[-1] / ratios).log()
+    return torch.maximum(spread, steep - _SINGLE_NATS)
 
 
 def _explained(
@@ -698,6 +735,11 @@ def _on_panel(recording: Recording, positions: Tensor, active: Tensor) -> Comple
     A = (steering(recording.panel, azimuth, elevation, 1 / q) * active[:, None]).mT[:, None]
     codes = recording.codes
     return A if codes is None else A * codes.to(torch.complex128)[..., None, :]
+
+
+def _through(P: Complex[Tensor, "S _ K N"], H: Complex[Tensor, "S M N"]) -> Complex[Tensor, "S _ K M"]:
+    """Fields on the panel at the receiver, in one matrix product for each scene."""
+    return (P.flatten(1, 2) @ H.mT).unflatten(1, P.shape[1:3])
 
 
 def _freedom(active: Bool[Tensor, "S K"], snapshots: int, outputs: int) -> Float[Tensor, "S"]:

@@ -34,6 +34,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
@@ -42,7 +44,7 @@ from torch import Tensor
 from rismusic.array import steering
 from rismusic.devices import block_size, memory_budget
 from rismusic.estimation.grid import SearchGrid
-from rismusic.estimation.maximum_likelihood import kernel_for
+from rismusic.estimation.maximum_likelihood import compiled_fits, kernel_for
 from rismusic.estimation.subarrays import Subarrays, subarrays_of
 from rismusic.io import Recording
 from rismusic.operator import Link
@@ -254,6 +256,15 @@ class Strongest:
         return Strongest(rows, level, directions)
 
 
+def compiled_search(grid: SearchGrid) -> ModuleType | None:
+    """The compiled products with all points of a grid, if they are wanted and the grid is not too large."""
+    dense = 8 * grid.panel.size * len(grid) <= memory_budget(grid.inside.device)
+    covered = dense and grid.inside.device.type == "cpu" and grid.panel.subcarriers == 1
+    if not covered or compiled_fits() is None:
+        return None
+    return import_module("rismusic.estimation.search_kernel")
+
+
 def real_products(
     rows: Complex[Tensor, "*batch N"], columns: Float[Tensor, "*F _ B"]
 ) -> Float[Tensor, "*batch 2 B"]:
@@ -350,6 +361,8 @@ class GridSearch:
         self._subarrays = subarrays_of(dictionary.grid)
         dominance = 0.0 if self._subarrays is None else _DOMINANCE
         self._strongest = Strongest.of(link, dictionary.grid.panel.size, dominance)
+        covered = self._subarrays is None and kernel_for(recording) is not None
+        self._compiled = compiled_search(dictionary.grid) if covered else None
         self._energies: dict[int, Tensor] | None = None
         if 4 * scenes * link.matrices * len(dictionary) <= memory_budget(recording.snapshots.device):
             self._energies = {}
@@ -421,6 +434,9 @@ class GridSearch:
         if self._subarrays is not None:
             yield from self._scores_by_subarrays(self._subarrays, scenes, rest)
             return
+        if self._compiled is not None:
+            yield self._scores_compiled(self._compiled, scenes, rest)
+            return
         rows = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
         for number, (points, columns) in enumerate(self.dictionary.columns()):
             step = block_size(8 * rows * columns.shape[-1], columns.device)
@@ -442,6 +458,22 @@ class GridSearch:
                 pull = real_products(link.adjoint(rest.data[part]).conj(), columns).square().sum(-2)
                 noise = rest.noise_variance
                 yield points, part, _worth(pull, left, None if noise is None else noise[part])
+
+    def _scores_compiled(
+        self, compiled: ModuleType, scenes: Tensor, rest: Residual
+    ) -> tuple[slice, slice, Float[Tensor, "_ _"]]:
+        """The same by classes of the grid's symmetry, for all points and scenes."""
+        products = compiled.class_products(self.grid)
+        if self._energies is None:
+            some = self._strongest[scenes] if self.link.per_scene else self._strongest
+            energy = compiled.energies(products, some)
+        else:
+            if 0 not in self._energies:
+                self._energies[0] = compiled.energies(products, self._strongest)
+            energy = self._energies[0]
+            energy = energy if len(energy) == 1 else energy[scenes]
+        worth = compiled.worth(products, self.link[scenes], rest, energy)
+        return slice(0, len(self.dictionary)), slice(0, len(scenes)), worth
 
     def _scores_by_subarrays(
         self, subarrays: Subarrays, scenes: Tensor, rest: Residual

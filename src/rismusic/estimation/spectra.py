@@ -53,6 +53,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marquardt
 from rismusic.estimation.maximum_likelihood import compiled_fits
+from rismusic.estimation.search import compiled_search
 from rismusic.sources import Sources
 
 # Newton decrement at convergence. f is of the order of 1, so the phases are off by about 1e-7 rad.
@@ -121,6 +122,13 @@ class Spectrum:
         self._check(grid.panel)
         *batch, N, C = self.vectors.shape
         dtype = self.vectors.real.dtype
+        plain = dtype == torch.float32 and not self.vectors.requires_grad
+        compiled = compiled_search(grid) if plain else None
+        if compiled is not None:
+            products, V = compiled.class_products(grid), self.vectors.flatten(0, -3)
+            parts = [V[..., :first], V[..., first:]]
+            explained, rest = (compiled.explained(products, part).view(*batch, -1) for part in parts)
+            return explained, rest
         # Rows (re v, im v) and (-im v, re v) times columns (re a; im a) are the two parts of v^H a.
         rows = self.vectors.mT.reshape(math.prod(batch), C, N)
         rows = torch.cat((rows.real, rows.imag, -rows.imag, rows.real), dim=-1).view(len(rows), 2 * C, 2 * N)

@@ -15,14 +15,10 @@ few scenes, products with the vectors themselves). A Hermitian matrix is stored 
 :math:`\langle H \rangle = \mathrm{Re}\, H + \mathrm{Im}\, H`, whose symmetric and antisymmetric parts are
 those of H, and :math:`a^H H a = \sum_{ij} \langle H \rangle_{ij} \langle a a^H \rangle_{ij}`.
 
-Mirror symmetries of the panel make these products cheaper. If reflecting the panel across the vertical or
-horizontal axis maps it onto itself, the same holds for the grid, and the steering vector of a reflected point
-is the reflected steering vector, :math:`a_{s p} = J_s a_p`. Let s be one of the G = 1, 2 or 4 reflections and
-their products, :math:`\chi_c(s) = \pm 1` their characters, and :math:`f_c` the component of :math:`a_p` of
-class c, which is even or odd in each reflection. Then
+Mirror symmetries of the panel (:mod:`rismusic.estimation.symmetry`) make these products cheaper. With
+:math:`f_c` the component of :math:`a_p` of class c,
 
-.. math:: f_c(s p) = \chi_c(s)\, f_c(p), \qquad
-    \sum_p \gamma_p f_a(p) f_b(p)^H = \sum_o f_a(o) f_b(o)^H \sum_s \chi_{ab}(s)\, \gamma_{s o},
+.. math:: \sum_p \gamma_p f_a(p) f_b(p)^H = \sum_o f_a(o) f_b(o)^H \sum_s \chi_{ab}(s)\, \gamma_{s o},
 
 with one point o of each orbit. A sum over P points of D x D numbers becomes :math:`G^2` sums over P / G
 points of :math:`(D / G)^2` numbers: 1 / G of the work.
@@ -31,96 +27,20 @@ points of :math:`(D / G)^2` numbers: 1 / G of the work.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
-from jaxtyping import Complex, Float, Int64
+from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.maximum_likelihood import compiled_fits
 from rismusic.estimation.noise import noise_of
 from rismusic.estimation.sbl import sbl_update
 from rismusic.estimation.search import real_rows, scenes_first
+from rismusic.estimation.symmetry import Symmetry
 from rismusic.io import Recording
-
-# Tolerance of the position of a mirrored element, in wavelengths.
-_SAME = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class Symmetry:
-    """Symmetry group of G = 2^m reflections s, the identity first, and its G classes c.
-
-    Args:
-        signs: characters chi_c(s), [G, G].
-        pairs: class of the product of two characters, chi_a chi_b, [G, G].
-        elements: index of the image of each element, [G, N].
-        points: indices of the images of one point of each of O orbits, [G, O].
-        share: 1 over the multiplicity of a point among its images, [O].
-        back: index of each of the P points in ``points``, flattened, [P].
-    """
-
-    signs: Float[Tensor, "G G"]
-    pairs: Int64[Tensor, "G G"]
-    elements: Int64[Tensor, "G N"]
-    points: Int64[Tensor, "G O"]
-    share: Float[Tensor, "O"]
-    back: Int64[Tensor, "P"]
-
-    @classmethod
-    def of(cls, grid: SearchGrid) -> Symmetry:
-        """The symmetry of a grid and its panel."""
-        device = grid.inside.device
-        X, Y, Z = grid.shape
-        elements = torch.arange(grid.panel.size, device=device)[None]
-        numbers = torch.arange(len(grid), device=device).view(1, X, Y, Z)
-        signs = torch.ones(1, 1, device=device)
-        for axis in (0, 1):
-            image = _mirrored(grid.panel, axis)
-            if image is not None:
-                elements = torch.cat((elements, image[elements]))
-                numbers = torch.cat((numbers, numbers.flip(axis + 1)))
-                signs = torch.cat((torch.cat((signs, signs), 1), torch.cat((signs, -signs), 1)))
-        numbers = numbers.flatten(1)
-        points = numbers[:, numbers[0] == numbers.amin(0)]
-        G = len(signs)
-        back = torch.empty(len(grid), dtype=torch.int64, device=device)
-        back[points.flatten()] = torch.arange(points.numel(), device=device)
-        share = 1 / (points == points[0]).sum(0).float()
-        number = torch.arange(G, device=device)
-        return cls(signs, number[:, None] ^ number, elements, points, share, back)
-
-    def __len__(self) -> int:
-        return len(self.signs)
-
-    def parts(self, vectors: Complex[Tensor, "N B"]) -> Complex[Tensor, "G N B"]:
-        """Components of vectors over the elements in each class; they sum to the vectors."""
-        signs = self.signs.to(vectors.dtype)
-        return (signs @ vectors[self.elements].flatten(1)).unflatten(1, vectors.shape) / len(self)
-
-    def fold(self, values: Float[Tensor, "S P"]) -> Float[Tensor, "G S O"]:
-        """Sums of point values over each orbit, with the signs of each class."""
-        images = (values[:, self.points] * self.share).movedim(1, 0)
-        return (self.signs @ images.flatten(1)).unflatten(1, images.shape[1:])
-
-    def unfold(self, parts: Float[Tensor, "G *batch O"]) -> Float[Tensor, "G *batch O"]:
-        """The inverse of :meth:`fold`: from class components at one point of each orbit to all its images."""
-        return (self.signs @ parts.flatten(1)).unflatten(1, parts.shape[1:])
-
-    def to_points(self, images: Float[Tensor, "G S O"]) -> Float[Tensor, "S P"]:
-        """Reorder values at the images of each orbit to grid points."""
-        return images.movedim(0, 1).flatten(1)[:, self.back]
-
-
-def _mirrored(panel: Panel, axis: int) -> Int64[Tensor, "N"] | None:
-    """Index of the image of each element in the reflection along an axis; none if one has no image."""
-    elements = panel.elements.double()
-    image = elements.clone()
-    image[:, axis] *= -1
-    distance, nearest = torch.cdist(image, elements, compute_mode="donot_use_mm_for_euclid_dist").min(dim=-1)
-    return nearest if bool((distance < _SAME * panel.wavelength).all()) else None
-
 
 # Relative energy of the steering vectors outside the basis.
 _TRUNCATION = 2e-3
@@ -230,7 +150,7 @@ class GridStatistics:
             B = B / torch.where(scale > 0, scale, 1)[:, None, None, None]
             rows = B.flatten(1, 2)
             fields.append(B)
-            inner.append(rows.mH @ rows)
+            inner.append(_packed(rows))
         B = torch.cat(fields).expand(S, -1, -1, -1)
         R = B.shape[1]
         data = (y / power.sqrt()[:, None, None]).unflatten(1, (R, L // R)).mT
@@ -251,21 +171,43 @@ class GridStatistics:
         self, scenes: ScaledScenes, power: Float[Tensor, "S P"]
     ) -> tuple[Float[Tensor, "S P"], Float[Tensor, "S P"]]:
         """Matched and expected energy of every point under the given powers, [S, P] each."""
-        C = self._covariance(power)
+        packed = self._covariance(power)
+        # Training keeps the operations of torch, which the doctor repeats.
+        if packed.device.type == "cpu" and torch.is_inference_mode_enabled() and compiled_fits():
+            rows, inner = self._compiled(scenes, packed)
+        else:
+            rows, inner = self._whitened(scenes, packed)
+        matched = torch.cat([self._energy(rows[here]) for here in self._blocks(len(power))])
+        return matched, (self._quadratic(inner) * scenes.repeats).clamp_min(1e-9)
+
+    def _compiled(
+        self, scenes: ScaledScenes, packed: Float[Tensor, "S D D"]
+    ) -> tuple[Complex[Tensor, "S L D"], Float[Tensor, "S D D"]]:
+        """The compiled form of :meth:`_whitened`."""
+        kernel = import_module("rismusic.nn.statistics_kernel")
+        fields = scenes.fields if scenes.fields.stride(0) else scenes.fields[:1]
+        result: tuple[Tensor, Tensor] = kernel.whitened_statistics(
+            fields, scenes.data, scenes.noise_variance, packed
+        )
+        return result
+
+    def _whitened(
+        self, scenes: ScaledScenes, packed: Float[Tensor, "S D D"]
+    ) -> tuple[Complex[Tensor, "S L D"], Float[Tensor, "S D D"]]:
+        """Rows y_l^H R_l^-1 B_l, and the sum of B_r^H R_r^-1 B_r as a real matrix."""
+        C = torch.complex((packed + packed.mT) / 2, (packed - packed.mT) / 2)
         M = scenes.fields.shape[-2]
         identity = torch.eye(M, dtype=C.dtype, device=C.device)
-        matched, inner = [], []
-        for here in self._blocks(len(power)):
+        every, inner = [], []
+        for here in self._blocks(len(packed)):
             B, noise = scenes.fields[here], scenes.noise_variance[here, None, None, None]
             BC = (B.flatten(1, 2) @ C[here]).view_as(B)
             factor = torch.linalg.cholesky_ex(BC @ B.mH + noise * identity).L
             half = torch.linalg.solve_triangular(factor, identity, upper=False)
             Z, w = half @ B, half @ scenes.data[here]
-            matched.append(self._energy((w.mH @ Z).flatten(1, 2)))  # of x_l^H, [S, L, D]
-            rows = Z.flatten(1, 2)
-            inner.append(rows.mH @ rows)
-        expected = self._quadratic(torch.cat(inner)) * scenes.repeats
-        return torch.cat(matched), expected.clamp_min(1e-9)
+            every.append((w.mH @ Z).flatten(1, 2))
+            inner.append(_packed(Z.flatten(1, 2)))
+        return torch.cat(every), torch.cat(inner)
 
     def sbl_steps(
         self, scenes: ScaledScenes, power: Float[Tensor, "S P"], steps: int
@@ -286,8 +228,8 @@ class GridStatistics:
         fields = (both.flatten(1, 2) @ self._real).unflatten(1, both.shape[1:3])  # [G, S, 2 L, O]
         return self.symmetry.to_points(self.symmetry.unfold(fields).square_().sum(2))
 
-    def _covariance(self, power: Float[Tensor, "S P"]) -> Complex[Tensor, "S D D"]:
-        """C in the basis."""
+    def _covariance(self, power: Float[Tensor, "S P"]) -> Float[Tensor, "S D D"]:
+        """C in the basis, as a real matrix."""
         folded = self.symmetry.fold(power)
         G, S, _ = folded.shape
         if S <= _FEW:
@@ -297,13 +239,12 @@ class GridStatistics:
         else:
             every = (folded @ self._table.mT).unflatten(-1, (G, self._left.shape[1], -1)).transpose(1, 2)
             blocks = every[self.symmetry.pairs, self._of_class[0].mT]
-        packed = blocks.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-        return torch.complex((packed + packed.mT) / 2, (packed - packed.mT) / 2)
+        return blocks.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
-    def _quadratic(self, Q: Complex[Tensor, "S D D"]) -> Float[Tensor, "S P"]:
-        """a_p^H Q a_p for all points, Q Hermitian."""
-        G, S = len(self.symmetry), len(Q)
-        packed = (Q.real + Q.imag).unflatten(2, (G, -1)).unflatten(1, (G, -1))  # [S, a, i, b, j]
+    def _quadratic(self, packed: Float[Tensor, "S D D"]) -> Float[Tensor, "S P"]:
+        """a_p^H Q a_p for all points, Q Hermitian and given as a real matrix."""
+        G, S = len(self.symmetry), len(packed)
+        packed = packed.unflatten(2, (G, -1)).unflatten(1, (G, -1))  # [S, a, i, b, j]
         if S <= _FEW:
             rows = packed.permute(1, 0, 3, 4, 2)
             moved = (rows.flatten(1, 3) @ self._left).unflatten(1, rows.shape[1:4]) * self._right
@@ -313,3 +254,9 @@ class GridStatistics:
             blocks = packed.permute(1, 3, 0, 2, 4)[self._of_class]  # [G, a, S, i, j]
             folded = blocks.transpose(1, 2).flatten(2) @ self._table
         return self.symmetry.to_points(self.symmetry.unfold(folded))
+
+
+def _packed(rows: Complex[Tensor, "S L D"]) -> Float[Tensor, "S D D"]:
+    """The product Z^H Z of rows Z as a real matrix."""
+    Q = rows.mH @ rows
+    return Q.real + Q.imag

@@ -9,10 +9,11 @@ import torch
 
 from rismusic import simulate
 from rismusic.array import Panel
+from rismusic.estimation import symmetry as mirrors
 from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.estimation.symmetry import Symmetry
 from rismusic.nn import statistics
-from rismusic.nn import statistics as mirrors
-from rismusic.nn.statistics import GridStatistics, Symmetry
+from rismusic.nn.statistics import GridStatistics
 
 VOLUME = Volume(1.0, 0.5, 0.4, 4.0)
 

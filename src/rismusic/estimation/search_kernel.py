@@ -1,0 +1,241 @@
+"""Grid search compiled by Numba: sums of squared products with all grid points, and what each is worth.
+
+Matrix products with one class of the steering vectors at a time (:mod:`rismusic.estimation.symmetry`) give
+the parts of :math:`w^T a_p` that are even or odd in each reflection. Compiled functions add the parts, square
+them and sum them over rows, scene by scene, while they are in the cache of the processor.
+:class:`~rismusic.estimation.search.GridSearch` without Numba does the same with the products of all points.
+"""
+
+# The compiled functions have no types of their own: Numba derives them from those of the arguments.
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from rismusic.estimation import search
+from rismusic.estimation.fit_kernel import _call as call
+from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.search import Residual, Strongest
+from rismusic.estimation.symmetry import Symmetry
+from rismusic.operator import Link
+
+# Bytes of the products of a block of scenes, which the compiled functions find in the cache.
+_PRODUCTS_BYTES = 2**22
+# Points whose gains are computed together, and logarithms that one of a product replaces.
+_CHUNK, _LOGARITHMS = 128, 4
+
+
+class ClassProducts:
+    """Products with the steering vectors of all points of a grid, by classes of its symmetry.
+
+    Args:
+        grid: P points of a panel of N elements.
+    """
+
+    def __init__(self, grid: SearchGrid) -> None:
+        self.symmetry = symmetry = Symmetry.of(grid)
+        parts = symmetry.parts(
+            torch.eye(grid.panel.size, dtype=torch.complex128)
+        ).real  # projections onto the classes
+        values, vectors = torch.linalg.eigh(parts)
+        most = int((values > 0.5).sum(-1).max())
+        basis = (vectors * (values > 0.5)[:, None])[..., -most:]  # [G, N, N / G], padded with zeros
+        self.basis = basis.movedim(0, 1).flatten(1).float()  # [N, G N / G]
+        columns = basis.mT.to(torch.complex128) @ grid.steering(torch.complex128)[:, symmetry.points[0]]
+        self.columns = torch.cat((columns.real, columns.imag), dim=1).float()  # [G, 2 N / G, O]
+        self.inside = symmetry.back[grid.inside]  # of each point inside the volume, one image
+
+    def __call__(self, rows: Complex[Tensor, "S R N"]) -> Float[Tensor, "G S R 2 O"]:
+        """Real and imaginary part of rows^* times the steering vectors of one point of each orbit."""
+        G = len(self.symmetry)
+        parts = torch.view_as_real(rows.to(torch.complex64)).movedim(-1, -2) @ self.basis
+        real, imaginary = parts.unflatten(-1, (G, -1)).movedim(-2, 0).unbind(-2)  # [G, S, R, N / G]
+        both = torch.stack((torch.cat((real, imaginary), -1), torch.cat((-imaginary, real), -1)), dim=-2)
+        return (both.flatten(1, 3) @ self.columns).unflatten(1, both.shape[1:4])
+
+
+@lru_cache(maxsize=4)
+def class_products(grid: SearchGrid) -> ClassProducts:
+    """The products of a grid, kept for the next call."""
+    return ClassProducts(grid)
+
+
+def energies(products: ClassProducts, strongest: Strongest) -> Float[Tensor, "S _ G O"]:
+    """:meth:`rismusic.estimation.search.Dictionary.energies` of the images of all orbits."""
+    G, orbits = products.symmetry.points.shape
+    if strongest.rows is None:
+        return strongest.level[..., None].expand(-1, -1, G, orbits).contiguous()
+    S, L, J, _ = strongest.rows.shape
+    out = strongest.level[..., None].expand(S, L, G, orbits).contiguous()
+    for part in _blocks(S, G * orbits * L * J):
+        _add(products, strongest.rows[part].conj(), 1.0, out[part])
+    return out
+
+
+def worth(
+    products: ClassProducts, link: Link, rest: Residual, energy: Float[Tensor, "_ _ G O"]
+) -> Float[Tensor, "S P"]:
+    """What a source at each point inside the volume is worth to S scenes.
+
+    Args:
+        products: with the points.
+        link: of the scenes.
+        rest: what they are without the sources already there.
+        energy: result of :func:`energies`, for each scene or for all.
+    """
+    S, K = len(rest.data), rest.basis.shape[-1]
+    G, orbits = products.symmetry.points.shape
+    energy = energy.expand(S, -1, -1, -1)
+    noise = torch.zeros(S) if rest.noise_variance is None else rest.noise_variance.float()
+    data = link.adjoint(rest.data)[:, :, None]
+    basis = (
+        torch.stack([link.adjoint(column) for column in rest.basis.unbind(-1)], dim=2)
+        if K
+        else data[:, :, :0]
+    )
+    rules = (search._ROUGH_FLOOR, search._STEPS)
+    out = torch.empty(S, G * orbits)
+    for part in _blocks(S, G * orbits * (data.shape[1] + basis.shape[1] * K)):
+        sent = energy[part].contiguous()
+        left, pull = sent.clone(), torch.zeros(len(sent), data.shape[1], G, orbits)
+        if K:
+            _add(products, basis[part], -1.0, left)
+        _add(products, data[part], 1.0, pull)
+        arrays = (
+            *(value.flatten(2).numpy() for value in (pull, left, sent)),
+            noise[part].numpy(),
+            out[part].numpy(),
+        )
+        call(_worth, len(sent), (*arrays, rules))
+    return out[:, products.inside]
+
+
+def _add(
+    products: ClassProducts, rows: Complex[Tensor, "S L J N"], sign: float, out: Float[Tensor, "S L G O"]
+) -> None:
+    """Add sign times the energy of J rows along all points."""
+    found = products(rows.resolve_conj().flatten(1, 2))
+    call(_add_squares, len(out), (found.numpy(), rows.shape[2], sign, out.numpy()))
+
+
+def explained(products: ClassProducts, vectors: Complex[Tensor, "S N C"]) -> Float[Tensor, "S P"]:
+    """Energy of vectors V along all points of the grid, :math:`|V^H a_p|^2`."""
+    S, _, C = vectors.shape
+    G, orbits = products.symmetry.points.shape
+    out = torch.zeros(S, 1, G, orbits)
+    for part in _blocks(S, G * orbits * C) if C else []:
+        _add(products, vectors[part].mT[:, None], 1.0, out[part])
+    return out.flatten(1)[:, products.symmetry.back]
+
+
+def _blocks(scenes: int, numbers: int) -> list[slice]:
+    """Blocks of scenes whose products fit in the cache."""
+    step = max(1, _PRODUCTS_BYTES // max(1, 8 * numbers))
+    return [slice(start, min(start + step, scenes)) for start in range(0, scenes, step)]
+
+
+def _add_squares(first, last, products, each, sign, out):
+    """Add sign times the squared moduli of the products of ``each`` rows at a time, for all images."""
+    G, _, R, _, orbits = products.shape
+    re, im = np.empty((4, orbits), np.float32), np.empty((4, orbits), np.float32)
+    weight = np.float32(sign)
+    for s in range(first, last):
+        for r in range(R):
+            for i in range(G):
+                for o in range(orbits):
+                    re[i, o], im[i, o] = products[i, s, r, 0, o], products[i, s, r, 1, o]
+            row = out[s, r // each]
+            if G == 1:
+                for o in range(orbits):
+                    row[0, o] += weight * (re[0, o] ** 2 + im[0, o] ** 2)
+            elif G == 2:
+                for o in range(orbits):
+                    a, b, c, d = re[0, o], im[0, o], re[1, o], im[1, o]
+                    row[0, o] += weight * ((a + c) ** 2 + (b + d) ** 2)
+                    row[1, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
+            else:
+                for o in range(orbits):
+                    a, b, c, d = (
+                        re[0, o] + re[1, o],
+                        im[0, o] + im[1, o],
+                        re[2, o] + re[3, o],
+                        im[2, o] + im[3, o],
+                    )
+                    row[0, o] += weight * ((a + c) ** 2 + (b + d) ** 2)
+                    row[2, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
+                    a, b, c, d = (
+                        re[0, o] - re[1, o],
+                        im[0, o] - im[1, o],
+                        re[2, o] - re[3, o],
+                        im[2, o] - im[3, o],
+                    )
+                    row[1, o] += weight * ((a + c) ** 2 + (b + d) ** 2)
+                    row[3, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
+
+
+def _worth(first, last, pulls, lefts, energies, noises, out, rules):
+    """See :func:`rismusic.estimation.search._worth`."""
+    floor, steps = np.float32(rules[0]), rules[1]
+    L, P = pulls.shape[1], pulls.shape[2]
+    matrices, sent = lefts.shape[1], energies.shape[1]
+    zero, one = np.float32(0.0), np.float32(1.0)
+    a, b = np.empty((L, _CHUNK), np.float32), np.empty((L, _CHUNK), np.float32)
+    power, top, bottom = (
+        np.empty(_CHUNK, np.float32),
+        np.empty(_CHUNK, np.float32),
+        np.empty(_CHUNK, np.float32),
+    )
+    product = np.empty(_CHUNK)
+    for s in range(first, last):
+        known = noises[s] > 0
+        scale = one / noises[s] if known else one
+        for start in range(0, P, _CHUNK):
+            count = min(_CHUNK, P - start)
+            for t in range(L):
+                left, energy = lefts[s, min(t, matrices - 1)], energies[s, min(t, sent - 1)]
+                for c in range(count):
+                    p = start + c
+                    a[t, c] = max(left[p], floor * energy[p])
+                    b[t, c] = pulls[s, t, p] * scale
+            if not known:
+                for c in range(count):
+                    top[c] = zero
+                for t in range(L):
+                    for c in range(count):
+                        top[c] += b[t, c] / a[t, c]
+                for c in range(count):
+                    out[s, start + c] = top[c]
+                continue
+            for c in range(count):
+                power[c] = zero
+            for _ in range(steps + 1):
+                # Step 0 starts from no power: the slope over the information there.
+                for c in range(count):
+                    top[c], bottom[c] = zero, zero
+                for t in range(L):
+                    for c in range(count):
+                        damped = one / (one + power[c] * a[t, c])
+                        top[c] += (b[t, c] * damped - a[t, c]) * damped
+                        bottom[c] += (a[t, c] * damped) ** 2
+                for c in range(count):
+                    power[c] = max(power[c] + top[c] / bottom[c], zero)
+            for c in range(count):
+                top[c], product[c] = zero, 1.0
+            for t in range(L):
+                for c in range(count):
+                    gain = one + power[c] * a[t, c]
+                    top[c] += power[c] * b[t, c] / gain
+                    product[c] *= gain
+                if t % _LOGARITHMS == _LOGARITHMS - 1 or t == L - 1:
+                    for c in range(count):
+                        top[c] -= np.float32(math.log(product[c]))
+                        product[c] = 1.0
+            for c in range(count):
+                out[s, start + c] = top[c]
