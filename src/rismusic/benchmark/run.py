@@ -28,6 +28,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, nfmle, unpack
 from rismusic.estimation.spectra import music, rap_music
+from rismusic.files import interrupts_held
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.nn.spec import weights_path
@@ -127,7 +128,8 @@ def _run(
     progress(completed, total)
     work = partial(do_unit, spec, device=device)
     for unit, arrays in run_all(work, left, workers=min(workers, max(1, len(left))), cluster=cluster):
-        store.write(unit, arrays)
+        with interrupts_held():
+            store.write(unit, arrays)
         completed += unit.stop - unit.start
         progress(completed, total)
 

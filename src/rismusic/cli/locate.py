@@ -264,8 +264,9 @@ class Locate(Command):
         self, path: Path, file: RecordingFile, others: list[RecordingFile]
     ) -> Iterator[PartialOutput]:
         """The output under construction. If it is cut, the user is told how to continue it."""
-        from rismusic.cli.partial import PartialOutput, fingerprint
+        from rismusic.cli.partial import PartialOutput
         from rismusic.estimation.table import COLUMNS, ROOM_COLUMNS
+        from rismusic.partial import fingerprint
 
         settings = self.settings.model_dump(mode="json")
         if others:
