@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rismusic.benchmark.spec import SCENES, BenchSpec, Unit, all_units, parse_method
+from rismusic.benchmark.spec import RESULTS, SCENES, TIMINGS, BenchSpec, Unit, all_units, parse_method
 from rismusic.benchmark.summary import (
     Arrays,
     BenchRow,
@@ -37,7 +37,6 @@ from rismusic.registry import load_plugins
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
 
-RESULTS, TIMINGS = "results.csv", "timings.csv"
 Progress = Callable[[int, int], None]
 
 

@@ -76,12 +76,20 @@ class Simulate(Command):
     device: str = "cpu"
     """Device to compute on, such as cpu or cuda."""
 
+    @property
+    def settings_file(self) -> Path:
+        """The file beside the recording with the settings."""
+        return self.output.with_name(f"{self.output.name}.toml")
+
+    def writes(self) -> list[tuple[str, Path]]:
+        """The recording and its settings."""
+        return [*super().writes(), ("--output", self.settings_file)]
+
     def run(self) -> int:
         """Simulate block by block straight into the file, so that memory stays constant."""
         check_workers(self.workers if self.workers > 1 else None, self.cluster)
         check_output(self.output, overwrite=self.overwrite)
-        settings = self.output.with_name(f"{self.output.name}.toml")
-        check_output(settings, overwrite=self.overwrite)
+        check_output(self.settings_file, overwrite=self.overwrite)
         from rismusic.io import RecordingWriter
         from rismusic.simulation.simulator import Simulator
 
@@ -105,8 +113,8 @@ class Simulate(Command):
                 writer.append(recording)
                 progress.advance(task, len(recording))
         head = f"# rismusic {__version__}: {command_line()}\n"
-        write_text(settings, head + dump_spec(self.system), overwrite=self.overwrite)
-        note(f"{self.output}: {counted(self.scenes, 'scene')}; settings in {settings}")
+        write_text(self.settings_file, head + dump_spec(self.system), overwrite=self.overwrite)
+        note(f"{self.output}: {counted(self.scenes, 'scene')}; settings in {self.settings_file}")
         return 0
 
     def _given(self) -> tuple[Panel, Link] | tuple[None, None]:
