@@ -8,6 +8,7 @@ import resource
 import signal
 
 import h5py
+import numpy as np
 import pytest
 
 from rismusic import read
@@ -123,6 +124,25 @@ def test_a_killed_process_leaves_what_is_complete(moment, tmp_path, monkeypatch)
     assert run("-o", output, "--resume", *OPTIONS) == 0
     assert output.read_bytes() == whole.read_bytes()
     assert names(tmp_path) == ["a.h5", "a.h5.toml", "whole.h5", "whole.h5.toml"]
+
+
+def test_nothing_but_values_is_written_after_a_dataset_was_created(tmp_path):
+    """Else a file whose process is killed would not be valid."""
+    path, values = tmp_path / "a.h5", np.ones((1500, 16, 16), np.complex64)
+    sink = PartialHdf5Sink(path, resumed=False)
+    sink.create("snapshots", (2000, *values.shape[1:]), values.dtype)
+    sink.flush()
+    before = np.fromfile(path, np.uint8)
+    sink.write("snapshots", 0, values)
+    sink.flush()
+    after = np.fromfile(path, np.uint8)
+    sink.finish()
+    with h5py.File(path) as file:
+        chunks = file["snapshots"].id
+        for place in map(chunks.get_chunk_info, range(chunks.get_num_chunks())):
+            for content in (before, after):
+                content[place.byte_offset : place.byte_offset + place.size] = 0
+    assert np.array_equal(before, after)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
