@@ -82,16 +82,12 @@ def jobs() -> dict[str, Job]:
     """All commands."""
     cheap = ("--method", "music", "--no-polish", "--sources", "1")
     simulate = (
-        "simulate",
-        "-o",
-        "OUT/a.npz",
-        "--scenes",
-        "20000",
-        "--seed",
-        "1",
-        "--overwrite",
-        *SMALL,
-        *IMPULSES,
+        *("simulate", "-o", "OUT/a.h5", "--scenes", "4000", "--one-link", "--seed", "1", "--overwrite"),
+        *("--panel.rows", "8", "--panel.columns", "8", "--codebook.snapshots", "64"),  # four blocks
+    )
+    packed = (
+        *("simulate", "-o", "OUT/a.npz", "--scenes", "20000", "--seed", "1", "--overwrite"),
+        *(*SMALL, *IMPULSES),
     )
     locate = ("locate", "IN/a.h5", "-o", "OUT/a.csv", "--overwrite", *cheap)
     calibrate = (
@@ -117,7 +113,8 @@ def jobs() -> dict[str, Job]:
     tune = ("tune", "--out", "OUT/tune", "--trials", str(TRIALS), "--heartbeat-s", "1")
     settings = ("--config", "IN/tune.toml", "--training-config", "IN/training.toml")
     return {
-        "simulate": Job(simulate, simulate, ("a.npz",), overwrites=True),
+        "simulate": Job(simulate, (*simulate, "--resume"), ("a.h5",), overwrites=True),
+        "simulate -o a.npz": Job(packed, packed, ("a.npz",), overwrites=True),
         "locate": Job(locate, (*locate, "--resume"), ("a.csv",), overwrites=True),
         "locate --fuse": Job(fuse, (*fuse, "--resume"), ("a.json",), overwrites=True),
         "locate --report": Job((*report, *cheap), (*report, *cheap), ("a.html",), overwrites=True),
@@ -249,6 +246,7 @@ class Trial:
             "tune/study.db",
             "a.csv.part.json",
             "a.json.part.json",
+            "a.h5.part.json",
         )
         return any((self.folder / mark).exists() for mark in marks)
 

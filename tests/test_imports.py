@@ -19,7 +19,7 @@ ROOT = Path(rismusic.__file__).parent
 ORDER = [
     ["version", "errors", "renames", "text"],
     ["files", "registry", "devices", "records", "parallel"],
-    ["spec"],
+    ["spec", "partial"],
     ["units", "array"],
     ["operator", "link_budget", "simulation.random_numbers", "room_frame"],
     ["sources"],

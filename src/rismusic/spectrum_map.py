@@ -110,6 +110,8 @@ def spectrum(
 ) -> SpectrumMap:
     """The spectrum of every scene on the search grid.
 
+    Of a wideband recording it is that of the middle subcarrier. Coloured noise is whitened first.
+
     Args:
         recording: S scenes.
         method: ``music``, ``soft_music``, ``mvdr``, ``bartlett``, a registered spectrum, or ``hybrid``: MUSIC
@@ -132,19 +134,22 @@ def spectrum(
     if device is not None:
         recording = recording.to(device_of(device))
     chosen = (spec or LocateSpec()).replace(method=method, **settings)
-    count = counts_of(recording, n_sources)
+    count = counts_of(recording.stacked(), n_sources)
     assert count is not None
     if int(count.min()) < 1:
         raise InputError(
             "n_sources", f"a spectrum needs at least 1 source in every scene; got {int(count.min())}"
         )
-    grid = searched_grid(recording, chosen)
+    if method == "hybrid" and recording.frequencies is not None:
+        raise InputError("method", "'hybrid' takes narrowband recordings; this one is wideband")
+    seen, noise = recording.middle_subcarrier(), noise_of(recording.stacked())
+    grid = searched_grid(seen, chosen)
     function = spectrum_method("music" if method == "hybrid" else method)
     with torch.inference_mode():
         if method == "hybrid":
             covariance = _blend(recording, chosen)
         else:
-            covariance = recording_covariance(recording, noise_of(recording), full_shrinkage=function.shrink)
+            covariance = recording_covariance(seen, noise, full_shrinkage=function.shrink)
         values = function.function(covariance, count).on_grid(grid)
     values = torch.where(grid.inside, values, math.nan).view(-1, *grid.shape).clone()
     u_x, u_y = torch.meshgrid(grid.u_x, grid.u_y, indexing="ij")

@@ -211,3 +211,19 @@ def test_a_fallback_is_not_measured_in_the_name_of_weights(tmp_path):
     with pytest.raises(InputError, match=r"locate\.weights: the hybrid method needs weights, and 'no"):
         bench(SPEC, methods=("hybrid",), locate={"weights": "nothing"}, out=tmp_path / "bench", workers=1)
     assert not (tmp_path / "bench").exists()
+
+
+def test_an_interrupt_while_a_part_is_stored_waits(tmp_path, monkeypatch):
+    write, before = np.savez, signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupted(*args, **settings):
+        signal.raise_signal(signal.SIGINT)
+        write(*args, **settings)
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bench(SPEC, out=tmp_path / "bench", workers=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len([*(tmp_path / "bench" / "parts").rglob("*.npz")]) == 1

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from rismusic import simulate
+from rismusic import files, partial, simulate
 from rismusic.cli import main
 from rismusic.cli.partial import PartialOutput
 from rismusic.hybrid import locate
@@ -135,6 +135,83 @@ def test_a_cut_output_is_continued(ending, recording, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.usefixtures("looked_up")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("place", ["rows", "progress"])
+def test_an_interrupt_while_a_block_is_stored_waits(
+    place, block, number, recording, tmp_path, monkeypatch, capsys
+):
+    """Between the rows and their progress, or while the progress is written: the block is complete."""
+    whole, output = tmp_path / "whole.csv", tmp_path / "a.csv"
+    assert run("locate", recording, "-o", whole, *OPTIONS) == 0
+    # Before the first block the head of the table is stored; the progress of no scene even before that.
+    call = os.fsync if place == "rows" else files.publish
+    left = [None] * (block + (1 if place == "rows" else 2))
+
+    def interrupted(*args, **settings):
+        call(*args, **settings)
+        left.pop()
+        if not left:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patched:
+        if place == "rows":
+            patched.setattr("rismusic.cli.partial.os.fsync", interrupted)
+            patched.setattr(files, "_sync", lambda path: None)
+        else:
+            patched.setattr(files, "publish", interrupted)
+        assert run("locate", recording, "-o", output, *OPTIONS) == 130
+    assert f"{5 * block} of 17 scenes are in" in capsys.readouterr().err
+    assert json.loads((tmp_path / "a.csv.part.json").read_text())["scenes"] == 5 * block
+    assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.usefixtures("looked_up")
+@pytest.mark.parametrize(
+    "cut_at", ["the part is made", "the head is written", "the part is removed", "the progress is removed"]
+)
+def test_a_kill_at_the_beginning_or_the_end_needs_no_help(cut_at, recording, tmp_path, monkeypatch):
+    output, patched = tmp_path / "a.csv", partial.Path
+
+    def until(call, is_last, *, after=False):
+        def called(*args, **settings):
+            if after:
+                call(*args, **settings)
+            if is_last(*args, **settings):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **settings)
+
+        return called
+
+    child = os.fork()
+    if child == 0:
+        try:
+            if cut_at == "the part is made":
+                made = until(patched.open, lambda *args, **_: "xb" in args, after=True)
+                monkeypatch.setattr(patched, "open", made)
+            elif cut_at == "the head is written":
+                monkeypatch.setattr(PartialOutput, "_write", until(None, lambda *_, **__: True))
+            else:
+                name = "a.csv.part" if cut_at == "the part is removed" else "a.csv.part.json"
+                monkeypatch.setattr(
+                    patched,
+                    "unlink",
+                    until(patched.unlink, lambda path, **_: output.exists() and path.name == name),
+                )
+            run("locate", recording, "-o", output, *OPTIONS)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    finished = output.exists()
+    assert finished == cut_at.endswith("removed")
+    content = output.read_bytes() if finished else b""
+    assert run("locate", recording, "-o", output, *OPTIONS, *["--overwrite", "--resume"] * finished) == 0
+    assert output.read_bytes().startswith(content)
+    assert names(tmp_path) == ["a.csv", "recording.h5"]
+
+
+@pytest.mark.usefixtures("looked_up")
 def test_overwrite_starts_again(recording, tmp_path, monkeypatch):
     output = tmp_path / "a.csv"
     output.write_text("old")
@@ -161,7 +238,7 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
     part, state = tmp_path / "a.csv.part", tmp_path / "a.csv.part.json"
     content, record = part.read_bytes(), state.read_text()
     part.write_bytes(content[:100])
-    refused("is shorter than it was")
+    refused("has changed since it was written")
     changed = content[:-9] + b"1" + content[-8:] + b"the rest"
     part.write_bytes(changed)
     refused("has changed since it was written")

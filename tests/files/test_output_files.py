@@ -324,15 +324,32 @@ def test_what_no_memory_and_no_disk_can_hold(command, tmp_path, monkeypatch, cap
         ("locate", "data.h5", "--fuse", "other.csv", "-o", "other.csv"),
         ("simulate", "--scenes", "1", "-o", "data.h5", "--link-from", "data.h5"),
         ("doctor", "run", "--json", "run/state.json"),
+        ("simulate", "--scenes", "1", "-o", "new.h5", "--config", "new.h5.toml"),
+        ("locate", "data.h5", "-o", "new.csv", "--config", "new.csv.part.json"),
+        ("locate", "data.h5", "-o", "new.csv", "--config", "new.csv.part.lock"),
+        ("locate", "data.h5", "other.h5", "-o", "run", "--calibration", "run/other.csv"),
+        ("locate", "data.h5", "--method", "hybrid", "--weights", "other.csv", "-o", "other.csv"),
+        ("bench", "--out", "run", "--resume", "--locate.weights", "run/results.csv"),
+        ("bench", "--out", "new", "--config", "set.json", "--report", "page.html", "-o", "linked.json"),
     ],
 )
 def test_an_input_is_not_overwritten(args, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    for name in ("data.h5", "other.h5", "other.csv", "run/state.json"):
+    for name in ("data.h5", "other.h5", "other.csv", "run/state.json", "run/other.csv", "run/results.csv"):
         Path(name).write_text("precious")
-    Path("set.json").write_text("")  # an empty TOML file
+    for name in ("set.json", "new.h5.toml", "new.csv.part.json", "new.csv.part.lock"):
+        Path(name).write_text("")  # an empty TOML file
+    os.link("set.json", "linked.json")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main([*args, "--overwrite"]) == 2
     assert "is an input of this command" in " ".join(capsys.readouterr().err.split())
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_output_is_not_written_twice(tmp_path, monkeypatch, capsys):
+    """Of two outputs the second one would be refused after hours, or replace the first one."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "--out", "new", "-o", "./new/../new/results.csv"]) == 2
+    assert "is written anyway (--out); name another file" in " ".join(capsys.readouterr().err.split())
+    assert names(tmp_path) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rismusic.benchmark.spec import SCENES, BenchSpec, Unit, all_units, parse_method
+from rismusic.benchmark.spec import RESULTS, SCENES, TIMINGS, BenchSpec, Unit, all_units, parse_method
 from rismusic.benchmark.summary import (
     Arrays,
     BenchRow,
@@ -28,6 +28,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, nfmle, unpack
 from rismusic.estimation.spectra import music, rap_music
+from rismusic.files import interrupts_held
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.nn.spec import weights_path
@@ -36,7 +37,6 @@ from rismusic.registry import load_plugins
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
 
-RESULTS, TIMINGS = "results.csv", "timings.csv"
 Progress = Callable[[int, int], None]
 
 
@@ -127,7 +127,8 @@ def _run(
     progress(completed, total)
     work = partial(do_unit, spec, device=device)
     for unit, arrays in run_all(work, left, workers=min(workers, max(1, len(left))), cluster=cluster):
-        store.write(unit, arrays)
+        with interrupts_held():
+            store.write(unit, arrays)
         completed += unit.stop - unit.start
         progress(completed, total)
 

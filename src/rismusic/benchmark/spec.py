@@ -408,6 +408,9 @@ class BenchSpec(Spec):
 
 
 # Pseudo-method: the truth and the bound of the scenes themselves.
+RESULTS, TIMINGS = "results.csv", "timings.csv"
+"""Tables in the folder of a benchmark."""
+
 SCENES = "scenes"
 
 

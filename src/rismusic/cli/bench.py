@@ -81,6 +81,12 @@ class Bench(Command):
         others_of_table = {key: value for key, value in values[table].items() if key != setting}
         return {**values, table: others_of_table, "sweep": (name,), "sweep_values": sweep[name]}
 
+    def writes(self) -> list[tuple[str, Path]]:
+        """The given files, and the tables in the folder."""
+        from rismusic.benchmark.spec import RESULTS, TIMINGS
+
+        return [("--out", self.out / name) for name in (RESULTS, TIMINGS)] + super().writes()
+
     def run(self) -> int:
         """Run, then print the results."""
         if self.figure_width is not None:

@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,33 +110,61 @@ class Command(Spec):
             InputError: options that cannot be combined.
         """
 
+    def writes(self) -> list[tuple[str, Path]]:
+        """Files that the command writes or replaces, each with its option; also those beside the outputs."""
+        given = [(option, getattr(self, name, None)) for name, option in _OUTPUTS.items()]
+        return [(option, path) for option, path in given if isinstance(path, Path)]
+
+    def reads(self) -> list[Path]:
+        """Files and folders that the command reads: every path, and every text that is the name of a file."""
+        values = [*_values(self.model_dump(exclude={*_OUTPUTS, "out"}))]
+        return [path for path in values if isinstance(path, Path)] + [
+            Path(text) for text in values if isinstance(text, str) and _is_file(text)
+        ]
+
     def check_files(self) -> None:
         """Refuse outputs that are inputs, too: a measurement must not be replaced by what follows from it.
 
         Raises:
-            InputError: an output is an input, or an existing file in a folder that is one.
+            InputError: a file that is written is read, too, or is in a folder that is read, or is written
+                twice.
         """
-        names = [name for name in _OUTPUTS if isinstance(getattr(self, name, None), Path)]
-        inputs: list[Path] = []
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            values = value if isinstance(value, tuple) else (value,)
-            if name not in _OUTPUTS and name != "out":
-                inputs += [one for one in values if isinstance(one, Path)]
-        for name in names:
-            output: Path = getattr(self, name)
-            if not output.is_file():
-                continue
-            for one in inputs:
-                inside = one.is_dir() and one.resolve() in output.resolve().parents
-                if inside or (one.exists() and output.samefile(one)):
+        inputs, written = self.reads(), dict[Path, str]()
+        for option, path in self.writes():
+            whole = path.resolve()
+            if whole in written:
+                raise InputError(option, f"{path} is written anyway ({written[whole]}); name another file")
+            written[whole] = option
+            for one in inputs if path.is_file() else ():
+                inside = one.is_dir() and one.resolve() in whole.parents
+                if inside or (one.exists() and path.samefile(one)):
+                    output = getattr(self, "output", None)
+                    beside = "" if output in (None, path) else f", which is written beside {output},"
                     raise InputError(
-                        _OUTPUTS[name], f"{output} is an input of this command; write to another file"
+                        option, f"{path}{beside} is an input of this command; write to another file"
                     )
 
     def run(self) -> int:
         """Run the command and return the exit code."""
         raise NotImplementedError
+
+
+def _values(value: object) -> Iterator[object]:
+    """All values of nested settings."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _values(one)
+    else:
+        yield value
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
 
 
 EVERYDAY: dict[str, tuple[str, ...]] = {

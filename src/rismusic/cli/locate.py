@@ -26,6 +26,7 @@ from rismusic.cli.command import (
 from rismusic.errors import InputError
 from rismusic.files import read_small, writing
 from rismusic.parallel import check_workers, default_workers, run_all
+from rismusic.partial import part_files
 from rismusic.registry import SPECTRA, load_plugins
 from rismusic.spec import Count, LocateSpec
 from rismusic.text import command_line, counted, plain
@@ -133,6 +134,15 @@ class Locate(Command):
     """Replace output files that exist."""
     resume: bool = False
     """Continue an output file (-o) that was cut, with the same settings."""
+
+    def writes(self) -> list[tuple[str, Path]]:
+        """The given files, the tables of several recordings, and what is beside a table until its end."""
+        given = [(option, path) for option, path in super().writes() if path != self.output]
+        tables = [] if self.output is None else [self.output]
+        if self.output is not None and self.further:
+            tables = [self.output / f"{file.stem}.csv" for file in (self.file, *self.further)]
+        beside = [one for table in tables for one in (table, *part_files(table))]
+        return given + [("--output", one) for one in dict.fromkeys(beside)]
 
     def run(self) -> int:
         """Locate block by block, so that the file may be larger than memory."""
@@ -264,8 +274,9 @@ class Locate(Command):
         self, path: Path, file: RecordingFile, others: list[RecordingFile]
     ) -> Iterator[PartialOutput]:
         """The output under construction. If it is cut, the user is told how to continue it."""
-        from rismusic.cli.partial import PartialOutput, fingerprint
+        from rismusic.cli.partial import PartialOutput
         from rismusic.estimation.table import COLUMNS, ROOM_COLUMNS
+        from rismusic.partial import fingerprint
 
         settings = self.settings.model_dump(mode="json")
         if others:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -15,6 +16,7 @@ from rismusic.cli.command import Command, Option, SafeConsole, check_extras, not
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, write_text
 from rismusic.parallel import check_workers, run_all
+from rismusic.partial import PartialFile, part_files
 from rismusic.spec import Count, SystemSpec, dump_spec
 from rismusic.text import command_line, counted, plain
 from rismusic.version import __version__
@@ -75,43 +77,87 @@ class Simulate(Command):
     """Use the workers of a Dask cluster, such as tcp://host:8786, not processes of this machine."""
     device: str = "cpu"
     """Device to compute on, such as cpu or cuda."""
+    resume: bool = False
+    """Continue a .h5 file that was cut, with the same settings."""
+
+    @property
+    def settings_file(self) -> Path:
+        """The file beside the recording with the settings."""
+        return self.output.with_name(f"{self.output.name}.toml")
+
+    def writes(self) -> list[tuple[str, Path]]:
+        """The recording, and what is beside it: its settings, and a .h5 file until it is complete."""
+        beside = [self.settings_file, *(part_files(self.output) if self._is_resumable else [])]
+        return [*super().writes(), *(("--output", one) for one in beside)]
+
+    @property
+    def _is_resumable(self) -> bool:
+        """Whether blocks can be stored as they come; other formats are put together at the end."""
+        return self.output.suffix == ".h5"
 
     def run(self) -> int:
         """Simulate block by block straight into the file, so that memory stays constant."""
         check_workers(self.workers if self.workers > 1 else None, self.cluster)
+        if self.resume and not self._is_resumable:
+            raise InputError(
+                "--resume", f"continues .h5 files only; {self.output} is put together at the end"
+            )
         check_output(self.output, overwrite=self.overwrite)
-        settings = self.output.with_name(f"{self.output.name}.toml")
-        check_output(settings, overwrite=self.overwrite)
+        check_output(self.settings_file, overwrite=self.overwrite)
         from rismusic.io import RecordingWriter
         from rismusic.simulation.simulator import Simulator
 
-        panel, link = self._given()
+        panel, link, link_from = self._given()
         simulator = Simulator(
             self.system, seed=self.seed, split=self.split, panel=panel, link=link, device=self.device
         )
         codebook = self.system.codebook
         block = max(1, _BLOCK_NUMBERS // (simulator.panel.size * codebook.snapshots))
-        with (
-            RecordingWriter(
-                self.output, scenes=self.scenes, overwrite=self.overwrite, mat_version=self.mat_version
-            ) as writer,
-            progress_bar() as progress,
-        ):
-            task = progress.add_task("simulating scenes", total=self.scenes)
-            starts = range(0, self.scenes, block)
+        with ExitStack() as stack:
+            partial_file = stack.enter_context(self._partial(link_from)) if self._is_resumable else None
+            writer = stack.enter_context(
+                RecordingWriter(
+                    self.output,
+                    scenes=self.scenes,
+                    overwrite=self.overwrite,
+                    mat_version=self.mat_version,
+                    partial=partial_file,
+                )
+            )
+            progress = stack.enter_context(progress_bar())
+            first = 0 if partial_file is None else partial_file.scenes
+            task = progress.add_task("simulating scenes", total=self.scenes, completed=first)
+            starts = range(first, self.scenes, block)
             work = partial(simulate_in_worker, simulator, block, self.scenes)
-            workers = min(self.workers, len(starts))
+            workers = min(self.workers, max(1, len(starts)))
             for _, recording in run_all(work, starts, workers=workers, cluster=self.cluster, ordered=True):
                 writer.append(recording)
                 progress.advance(task, len(recording))
         head = f"# rismusic {__version__}: {command_line()}\n"
-        write_text(settings, head + dump_spec(self.system), overwrite=self.overwrite)
-        note(f"{self.output}: {counted(self.scenes, 'scene')}; settings in {settings}")
+        write_text(self.settings_file, head + dump_spec(self.system), overwrite=self.overwrite)
+        note(f"{self.output}: {counted(self.scenes, 'scene')}; settings in {self.settings_file}")
         return 0
 
-    def _given(self) -> tuple[Panel, Link] | tuple[None, None]:
+    @contextmanager
+    def _partial(self, link_from: Path | None) -> Iterator[PartialFile]:
+        """The recording under construction. If it is cut, the user is told how to continue it."""
+        settings = self.model_dump(mode="json", include={"system", "seed", "split", "scenes", "device"})
+        with PartialFile(
+            self.output, "simulate", link_from, settings, resume=self.resume, overwrite=self.overwrite
+        ) as output:
+            try:
+                yield output
+            except BaseException:
+                if output.scenes:
+                    note(
+                        f"{output.scenes} of {self.scenes} scenes are in {output.part}; run the command "
+                        "again with --resume to continue"
+                    )
+                raise
+
+    def _given(self) -> tuple[Panel, Link, Path] | tuple[None, None, None]:
         if self.link_from is None:
-            return None, None
+            return None, None, None
         from rismusic.io import open_recording
 
         with open_recording(self.link_from) as file:
@@ -120,7 +166,7 @@ class Simulate(Command):
             raise InputError(
                 str(self.link_from), "has a channel per scene; --link-from needs one for all scenes"
             )
-        return one.panel, one.link
+        return one.panel, one.link, file.path
 
 
 class Check(Command):

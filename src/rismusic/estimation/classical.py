@@ -371,7 +371,8 @@ class Starts:
         search: search of the grid for these scenes.
         path: [S, K_max, K_max, 3] azimuth, elevation, 1/range of OMP after each source: row K - 1 holds K of
             them.
-        peaks: [S, C, 3] the highest peaks of the SBL map, the highest first; ``None`` without a map.
+        peaks: [S, C, 3] the highest peaks of the SBL map, the highest first; ``None`` without a map, or where
+            the grid has fewer points than sources.
     """
 
     search: GridSearch
@@ -388,7 +389,8 @@ class Starts:
             converged = torch.ones_like(active[:, 0])
             noise = complete_fit(search.recording, positions, active, converged).noise_variance
             number = min(path.shape[1] + _MORE_PEAKS, len(search.dictionary))
-            peaks = sbl_peaks(search, noise, number, iterations=strategy.iterations)
+            if number >= path.shape[1]:
+                peaks = sbl_peaks(search, noise, number, iterations=strategy.iterations)
         return cls(search, path, peaks)
 
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Starts:

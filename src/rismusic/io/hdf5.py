@@ -87,18 +87,58 @@ class Hdf5Sink(Sink):
         self._file.close()
 
 
+class PartialHdf5Sink(Hdf5Sink):
+    """A ``.h5`` file under construction that can be continued after the last call of :meth:`flush`.
+
+    The space of a dataset is allocated when it is created, so that nothing but values is written afterwards.
+    A process that is killed therefore leaves a valid file.
+
+    Args:
+        path: the file.
+        resumed: whether it is there already.
+    """
+
+    def __init__(self, path: Path, *, resumed: bool) -> None:
+        self._path, self._file = path, CarefulFile(path, resumed=resumed)
+
+    def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Create a dataset in chunks of whole scenes, and allocate its space."""
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        self._file.hdf5.create_dataset(name, shape, dtype, chunks=chunk_shape(name, shape, dtype), dcpl=plist)
+
+    def flush(self) -> None:
+        """Wait until all that was written is on the disk."""
+        self._file.hdf5.flush()
+        self._file.sync()
+
+
 class CarefulFile:
-    """New HDF5 file that can be closed on a full disk.
+    """HDF5 file that can be closed on a full disk.
 
     Args:
         path: the file.
         userblock_bytes: size of the block before the HDF5 content.
+        resumed: whether the file is there already.
     """
 
-    def __init__(self, path: Path, *, userblock_bytes: int = 0) -> None:
-        self._disk = HeldErrors(path)
-        self.hdf5 = h5py.File(self._disk, "w", userblock_size=userblock_bytes)
+    def __init__(self, path: Path, *, userblock_bytes: int = 0, resumed: bool = False) -> None:
+        self._disk = HeldErrors(path, "r+" if resumed else "w+")
+        if resumed:
+            self.hdf5 = h5py.File(self._disk, "r+")
+        else:
+            self.hdf5 = h5py.File(self._disk, "w", userblock_size=userblock_bytes)
         self.check = self._disk.raise_held
+
+    def sync(self) -> None:
+        """Wait until all that was flushed is on the disk.
+
+        Raises:
+            OSError: a write has failed.
+        """
+        self.check()
+        os.fsync(self._disk.fileno())
 
     def close(self) -> None:
         """Close the file.
@@ -119,8 +159,8 @@ class HeldErrors(io.FileIO):
     each step.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
+    def __init__(self, path: Path, mode: str) -> None:
+        super().__init__(path, mode)
         self._held: OSError | None = None
 
     def write(self, content: Any) -> int:

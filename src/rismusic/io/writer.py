@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.files import OutputFile
-from rismusic.io.hdf5 import Hdf5Sink
+from rismusic.files import OutputFile, interrupts_held
+from rismusic.io.hdf5 import Hdf5Sink, Hdf5Store, PartialHdf5Sink
 from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
 from rismusic.io.recording import Recording, structure_of, tensors, validate
 from rismusic.io.schema import FIELDS, FORMAT, Field, fields_of
-from rismusic.io.store import Sink, reason
+from rismusic.io.store import Array, Sink, reason
 from rismusic.io.validation import check_values
+from rismusic.partial import PartialFile
 
 MatVersion = Literal["5", "7.3"]
 _BLOCK_SCENES = 256
@@ -41,13 +45,21 @@ class RecordingWriter:
         scenes: total number of scenes S.
         overwrite: replace an existing file.
         mat_version: version of ``.mat`` files: ``"5"`` (at most 2 GiB for each variable) or ``"7.3"``.
+        partial: collects the blocks of a ``.h5`` file, so that a later run can continue it.
 
     Raises:
-        InputError: the extension or version is unknown, the file cannot be written, or it exists.
+        InputError: the extension or version is unknown, the file cannot be written, or it exists; or the part
+            of an earlier run has changed.
     """
 
     def __init__(
-        self, path: str | Path, *, scenes: int, overwrite: bool = False, mat_version: MatVersion = "5"
+        self,
+        path: str | Path,
+        *,
+        scenes: int,
+        overwrite: bool = False,
+        mat_version: MatVersion = "5",
+        partial: PartialFile | None = None,
     ) -> None:
         self.path, self.scenes = Path(path), scenes
         make_sink = _sink(self.path, mat_version)
@@ -56,9 +68,15 @@ class RecordingWriter:
         self._written = 0
         self._first: dict[str, Tensor] = {}
         self._attributes: dict[str, str | float] = {}
+        self._partial, self._digest = partial, hashlib.sha256()
         with self._on_disk():
-            self._output = OutputFile(self.path, overwrite=overwrite)
-            self._sink = make_sink(self._output.temporary)
+            if partial is None:
+                self._output = OutputFile(self.path, overwrite=overwrite)
+                self._sink = make_sink(self._output.temporary)
+            else:
+                if partial.scenes:
+                    self._read_part(partial)
+                self._sink = PartialHdf5Sink(partial.part, resumed=partial.scenes > 0)
 
     def append(self, block: Recording) -> None:
         """Write the next scenes.
@@ -79,11 +97,15 @@ class RecordingWriter:
             self._compare(values, attributes)
         else:
             self._create(values, attributes)
-        with self._on_disk():
-            for name, value in values.items():
-                if fields_of(values)[name].per_scene(value.ndim):
-                    self._sink.write(name, self._written, value.numpy())
-        self._written += len(block)
+        # What is on the disk is what the progress says, whenever Ctrl-C comes.
+        with nullcontext() if self._partial is None else interrupts_held():
+            with self._on_disk():
+                for name, value in values.items():
+                    if fields_of(values)[name].per_scene(value.ndim):
+                        self._sink.write(name, self._written, value.numpy())
+            if self._partial is not None:
+                self._keep(values, self._partial)
+            self._written += len(block)
 
     def __enter__(self) -> RecordingWriter:
         return self
@@ -101,8 +123,66 @@ class RecordingWriter:
             )
         with self._on_disk():
             self._sink.finish()
-            self._output.commit()
-            self._output.discard()
+            if self._partial is not None:
+                self._partial.publish()
+            else:
+                self._output.commit()
+                self._output.discard()
+
+    def _keep(self, values: Mapping[str, Tensor], partial: PartialFile) -> None:
+        """Put a block on the disk, and then that it is complete."""
+        assert isinstance(self._sink, PartialHdf5Sink)
+        with self._on_disk():
+            self._sink.flush()
+        self._hash({name: value.numpy() for name, value in values.items()})
+        scenes = self._written + len(values["snapshots"])
+        partial.keep(scenes=scenes, digest=self._digest.hexdigest())
+
+    def _read_part(self, partial: PartialFile) -> None:
+        """Check what an earlier run has written, and take its first scene and its shared fields from it.
+
+        Raises:
+            InputError: it has changed.
+        """
+        try:
+            store = Hdf5Store(partial.part)
+        except InputError:
+            raise partial.changed() from None
+        try:
+            arrays = {name: store.array(name) for name in store.names() & FIELDS.keys()}
+            kinds = fields_of(arrays)
+            per_scene = {name for name, found in arrays.items() if kinds[name].per_scene(len(found.shape))}
+            for start in range(0, partial.scenes, _BLOCK_SCENES):
+                scenes = slice(start, min(start + _BLOCK_SCENES, partial.scenes))
+                block = {
+                    name: found[(scenes if name in per_scene else slice(None),)]
+                    for name, found in arrays.items()
+                }
+                self._hash(block)
+                if not start:
+                    self._first = {
+                        name: torch.from_numpy(value[:1] if name in per_scene else value)
+                        for name, value in block.items()
+                    }
+                self._written = scenes.stop
+        except Exception:  # h5py raises nearly everything on damaged files
+            raise partial.changed() from None
+        finally:
+            store.close()
+        if self._digest.hexdigest() != partial.progress.digest:
+            raise partial.changed()
+
+    def _hash(self, block: Mapping[str, Array]) -> None:
+        """Continue the digest by the scenes of a block, one by one; before the first one, shared fields."""
+        kinds = fields_of(block)
+        names = [name for name in sorted(block) if kinds[name].per_scene(block[name].ndim)]
+        if not self._written:
+            for name in sorted(block.keys() - set(names)):
+                self._digest.update(np.ascontiguousarray(block[name]).data)
+        arrays = [np.ascontiguousarray(block[name]) for name in names]
+        for scene in range(len(arrays[0])):
+            for array in arrays:
+                self._digest.update(array[scene].data)
 
     def _create(self, values: dict[str, Tensor], attributes: dict[str, str | float]) -> None:
         self._attributes = attributes
@@ -168,6 +248,7 @@ class RecordingWriter:
                 raise InputError(
                     name, "is shared by all scenes; its values differ from those of the first block"
                 )
+        self._attributes = self._attributes or attributes  # none are known of the part of an earlier run
         for name, attribute in attributes.items():
             if attribute != self._attributes[name]:
                 raise InputError(

@@ -133,7 +133,7 @@ class SpatialPrior:
         place = to_cosines(azimuth, elevation, self.scale / q)
         axes = (self.grid.u_x, self.grid.u_y, self.grid.q)
         x, y, z = (
-            ((value - axis[0]) / step).round().long().clamp(0, len(axis) - 1)
+            ((value - axis[0]) / (step or 1.0)).round().long().clamp(0, len(axis) - 1)
             for value, axis, step in zip(place, axes, self.grid.step, strict=True)
         )
         share = self.near[scenes[:, None], x, y, z] * active.sum(-1, keepdim=True)
@@ -198,7 +198,7 @@ class NetworkOutput:
         beta = _share(projected, loaded.card, spec)
         if prediction.grid_logits is None:
             raise InputError("network.kind", f"the network {network.spec.kind!r} returned no grid_logits")
-        most = min(spec.hybrid.candidates, len(network.grid))
+        most = min(spec.hybrid.candidates, int(network.grid.inside.sum()))
         peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
         places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
         order = prediction.existence_logits.argsort(dim=-1, descending=True)

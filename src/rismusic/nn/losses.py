@@ -571,7 +571,7 @@ def heat_map_target(truth: Sources, grid: SearchGrid, width: float = HEAT_MAP_WI
     for place, axis, step in zip(
         to_cosines(azimuth, elevation, distance), (grid.u_x, grid.u_y, grid.q), grid.step, strict=True
     ):
-        away = (axis.to(place.dtype) - place[..., None]) / (width * step)
+        away = (axis.to(place.dtype) - place[..., None]) / (width * (step or 1.0))  # 0: one point
         spread.append((-away.square() / 2).softmax(-1))
     active = truth.active.to(spread[0].dtype)
     target = torch.einsum("sk,skx,sky,skz->sxyz", active, *spread).flatten(1) * grid.inside

@@ -312,8 +312,16 @@ def build_network(
         generator: generator of the initial weights; torch's default initialisation uses its seed.
 
     Raises:
-        InputError: the registered class is no :class:`GridNetwork`, or does not support a setting.
+        InputError: the registered class is no :class:`GridNetwork`, or does not support a setting; or the
+            grid has fewer points than the network has sources.
     """
+    points = int(grid.inside.sum())
+    if points < spec.sources_max:
+        raise InputError(
+            "network.sources_max",
+            f"must be at most {points}, the points of the search grid; got {spec.sources_max}. Reduce it, "
+            "raise network.oversampling, or search a larger volume",
+        )
     cls = NETWORKS.get(spec.kind)
     if not (isinstance(cls, type) and issubclass(cls, GridNetwork)):
         raise InputError(

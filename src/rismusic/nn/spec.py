@@ -229,6 +229,17 @@ class TrainSpec(Spec):
             raise InputError(
                 "system.panel.kind", "must be planar, with azimuths below 90 deg: networks see the front only"
             )
+        scene = self.system.scene
+        if scene.range_max_m == scene.range_min_m:
+            raise InputError(
+                "system.scene.range_max_m",
+                f"must be above range_min_m = {scene.range_min_m:g}, since networks estimate the range",
+            )
+        if self.system.wideband.subcarriers > 1:
+            raise InputError(
+                "system.wideband.subcarriers",
+                f"must be 1, since networks take narrowband signals; got {self.system.wideband.subcarriers}",
+            )
         most, step = limits(self.system.sources)[1], self.batch * self.accumulation
         if most > self.network.sources_max:
             raise InputError(

@@ -9,15 +9,12 @@ no job counts twice.
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
-from types import FrameType
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -25,6 +22,7 @@ from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from rismusic.errors import InputError
+from rismusic.files import interrupts_held
 from rismusic.tuning.storage import JOB, RETRIES, Requeue, experimental
 
 Progress = Callable[[int, int], None]
@@ -136,51 +134,6 @@ def requeue_abandoned(study: optuna.Study, storage: BaseStorage) -> None:
         elif trial.state != TrialState.FAIL or failure(trial) or not _is_old(trial.datetime_complete):
             continue
         Requeue(max_retry=RETRIES)(study, trial)
-
-
-@contextmanager
-def interrupts_held() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Hold Ctrl-C back while Optuna stores a trial, since it fails if it is interrupted there.
-
-    The interrupt is raised at the end. A second one is raised at once.
-
-    Yields:
-        A context manager in which interrupts are raised as usual. Outside the main thread, which alone gets
-        signals, nothing is held.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield nullcontext
-        return
-    # SIGTERM is among them in commands, which treat it as Ctrl-C.
-    held = [one for one in signal.valid_signals() if signal.getsignal(one) is signal.default_int_handler]
-    received: list[int] = []
-
-    def hold(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    def handle(handler: Callable[[int, FrameType | None], object]) -> None:
-        for number in held:
-            signal.signal(number, handler)
-
-    @contextmanager
-    def released() -> Iterator[None]:
-        handle(signal.default_int_handler)
-        try:
-            if received:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            handle(hold)
-
-    handle(hold)
-    try:
-        yield released
-    finally:
-        handle(signal.default_int_handler)
-    if received:
-        raise KeyboardInterrupt
 
 
 class Worker:

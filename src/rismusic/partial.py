@@ -1,0 +1,218 @@
+"""Outputs that are written block by block, and that a later run can continue.
+
+The blocks of ``NAME`` are collected in ``NAME.part``; ``NAME.part.json`` says how much of it is complete.
+Both are on the disk before the next block starts. ``NAME.part`` is renamed at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from rismusic.errors import InputError
+from rismusic.files import check_output, kind_of, locked, publish, read_small, write_text, writing
+from rismusic.records import Natural, Record, parse_record
+from rismusic.version import __version__
+
+# Bytes at the beginning and at the end of a file that identify it, with its size.
+_MARK = 2**20
+_ENDS = ("", ".json", ".lock")
+
+
+class Progress(Record):
+    """How much of an output is complete.
+
+    Args:
+        format: marks the file.
+        version: version of rismusic.
+        recording: identifies the recording that is read, if any.
+        settings: the settings.
+        columns: columns of a table.
+        scenes: number of complete scenes.
+        sources: number of sources in them.
+        bytes: size of the complete part of a table.
+        digest: SHA-256 of what is complete.
+    """
+
+    format: Literal["rismusic-locate/1", "rismusic-simulate/1"]
+    version: str
+    recording: str
+    settings: dict[str, object]
+    columns: tuple[str, ...] = ()
+    scenes: Natural = 0
+    sources: Natural = 0
+    bytes: Natural = 0
+    digest: str = ""
+
+
+def part_files(path: Path) -> list[Path]:
+    """The files beside an output under construction: the part, its progress, and a lock."""
+    stem = path.name
+    if len(os.fsencode(stem)) > 240:  # so that the names of the parts are not too long
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
+    return [path.with_name(f"{stem}.part{end}") for end in _ENDS]
+
+
+class PartialFile:
+    """An output under construction; a context manager.
+
+    A part without a scene is removed at the end, others stay.
+
+    Args:
+        path: the output.
+        command: the command that writes it, ``locate`` or ``simulate``.
+        recording: the recording that is read; none if none is.
+        settings: the settings.
+        resume: continue the output of an earlier run, if there is one.
+        overwrite: replace an existing output, and drop that of an earlier run.
+        columns: columns of a table.
+
+    Attributes:
+        part: the file under construction.
+        progress: how much of it is complete.
+
+    Raises:
+        InputError: the output cannot be written, another process writes it, an earlier run left a part of it
+            and neither ``resume`` nor ``overwrite`` is given, or that part belongs to other settings.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        command: Literal["locate", "simulate"],
+        recording: Path | None,
+        settings: Mapping[str, object],
+        *,
+        resume: bool,
+        overwrite: bool,
+        columns: Sequence[str] = (),
+    ) -> None:
+        check_output(path, overwrite=overwrite)
+        self.path, self._command, self._overwrite = path, command, overwrite
+        self.part, self._state, self._lock = part_files(path)
+        self.progress = Progress(
+            format="rismusic-locate/1" if command == "locate" else "rismusic-simulate/1",
+            version=__version__,
+            recording="" if recording is None else fingerprint(recording),
+            settings=json.loads(json.dumps(dict(settings))),
+            columns=tuple(columns),
+        )
+        with ExitStack() as stack:
+            stack.enter_context(locked(self._lock, str(path), "another process is writing this file"))
+            self._begin(resume=resume)
+            self._exit = stack.pop_all()
+
+    @property
+    def scenes(self) -> int:
+        """Number of complete scenes."""
+        return self.progress.scenes
+
+    def keep(self, **changed: int | str) -> None:
+        """Store how much is complete. The part must be on the disk before.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        progress = self.progress.model_copy(update=changed)
+        write_text(self._state, progress.model_dump_json(indent=1) + "\n", overwrite=True)
+        self.progress = progress
+
+    def publish(self) -> None:
+        """Give the complete file its name.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with writing(self.path):
+            publish(self.part, self.path, overwrite=self._overwrite)
+            self._state.unlink(missing_ok=True)
+
+    def changed(self) -> InputError:
+        """The error of a part that is not what was written."""
+        return InputError(str(self.part), "has changed since it was written; start again with --overwrite")
+
+    def __enter__(self) -> PartialFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.progress.scenes:
+            self._drop()
+        # While the lock is held, so that no other process can have begun.
+        self._lock.unlink(missing_ok=True)
+        self._exit.close()
+
+    def _begin(self, *, resume: bool) -> None:
+        """Start the part, or continue that of an earlier run."""
+        for path in (self.part, self._state):
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                raise InputError(str(path), f"is {kind_of(path.lstat().st_mode)}; remove it")
+        earlier = self._earlier()
+        if earlier is not None and not (resume or self._overwrite):
+            raise InputError(
+                str(self.path),
+                f"an earlier run left {earlier.scenes:,} scenes in {self.part.name}; continue it with "
+                "--resume, or start again with --overwrite",
+            )
+        if resume and earlier is not None:
+            self._check_same(earlier)
+            self.progress = earlier
+            return
+        self._drop()
+        # First the progress, so that a part without one is never ours.
+        self.keep()
+        with writing(self.part), self.part.open("xb"):
+            if self.path.exists():
+                self.part.chmod(stat.S_IMODE(self.path.stat().st_mode))
+
+    def _earlier(self) -> Progress | None:
+        """What an earlier run has completed; none if that is nothing."""
+        if not self._state.exists():
+            if self.part.exists():
+                raise InputError(
+                    str(self.part),
+                    f"was not written by rismusic {self._command}, or its .json is missing; remove it",
+                )
+            return None
+        progress = parse_record(
+            Progress, read_small(self._state), str(self._state), f"the progress of rismusic {self._command}"
+        )
+        # A process that was killed while the output got its name leaves a part that is the output itself.
+        is_left = self.part.exists() and not (self.path.exists() and self.part.samefile(self.path))
+        return progress if progress.scenes and is_left else None
+
+    def _check_same(self, earlier: Progress) -> None:
+        for name, what in (
+            ("format", "another command"),
+            ("version", "another version"),
+            ("recording", "another recording"),
+            ("columns", "other columns"),
+            ("settings", "other settings"),
+        ):
+            if getattr(earlier, name) != getattr(self.progress, name):
+                raise InputError(
+                    str(self.part),
+                    f"was written with {what}; use the same, or start again with --overwrite",
+                )
+
+    def _drop(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self._state.unlink(missing_ok=True)
+
+
+def fingerprint(path: Path) -> str:
+    """Size and SHA-256 of the beginning and the end of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_MARK))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _MARK))
+        digest.update(file.read(_MARK))
+    return f"{size} {digest.hexdigest()}"
