@@ -38,7 +38,7 @@ def test_plots_take_axes_and_return_them(tmp_path):
     save(top, tmp_path / "scene.png", overwrite=False)
     with pytest.raises(InputError, match="the file exists already"):
         save(top, tmp_path / "scene.png", overwrite=False)
-    with pytest.raises(InputError, match=r"\.png or \.pdf or \.svg"):
+    with pytest.raises(InputError, match=r"\.png, \.pdf or \.svg"):
         save(top, tmp_path / "scene.doc", overwrite=False)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
 

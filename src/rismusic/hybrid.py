@@ -27,7 +27,14 @@ from rismusic.devices import device_of, one_thread
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import Refit, diagnosed
-from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
+from rismusic.estimation.estimate import (
+    Estimate,
+    Estimator,
+    NSources,
+    from_fit,
+    join_estimates,
+    whole_numbers,
+)
 from rismusic.estimation.grid import SearchGrid, searched_grid
 from rismusic.estimation.impulses import check_no_calibration, locate_with_impulses
 from rismusic.estimation.levenberg_marquardt import FitOptions
@@ -47,7 +54,7 @@ from rismusic.estimation.relax import Prior, birth_death, log_prior, on_axes, re
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
-from rismusic.io import Recording
+from rismusic.io import Recording, check_recording
 from rismusic.io.calibration import PanelCalibration
 from rismusic.nn.inference import (
     LoadedNetwork,
@@ -113,9 +120,11 @@ def locate(
         Positions with error bars, in float64 and on the recording's device, whatever ``device`` is.
 
     Raises:
-        InputError: a setting is unknown, the device is not available, there are more sources than the data
-            can identify, or the calibration is of another panel.
+        InputError: the first argument is no recording, a setting is unknown, the device is not available,
+            there are more sources than the data can identify, or the calibration is of another panel.
     """
+    check_recording(recording)
+    n_sources = whole_numbers(n_sources)
     chosen = chosen_settings(spec, n_sources, settings, calibration)
     home = recording.snapshots.device
     if device is not None:

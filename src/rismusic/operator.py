@@ -85,6 +85,15 @@ class Link:
             and self.codes is not None
             and self.channel.shape[-1] != self.codes.shape[-1]
         ):
+            parts = {"channel": self.channel.shape, "codes": self.codes.shape}
+            for (name, mine), other in zip(parts.items(), (parts["codes"], parts["channel"]), strict=True):
+                if mine[-2] == other[-1]:
+                    turn = f"{name}.T" if len(mine) == 2 else f"{name}.swapaxes(-1, -2)"
+                    raise InputError(
+                        name,
+                        f"must have N = {other[-1]} elements in its last axis; got shape {list(mine)}. It "
+                        f"looks transposed: pass {turn}",
+                    )
             raise InputError(
                 "codes",
                 f"must have as many elements N (last axis) as channel, {self.channel.shape[-1]}; "

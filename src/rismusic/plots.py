@@ -20,6 +20,7 @@ from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, replace_file
 from rismusic.io.calibration import PanelCalibration
 from rismusic.scene_view import ABOVE, BEHIND, CONFIDENCE, Projection, Scene, Shape
+from rismusic.spec import check_figure_width
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -36,8 +37,6 @@ _MM_PER_INCH = 25.4
 _PANEL_MM = 70.0
 # Width of the picture of a scene on the screen, inches.
 _SCENE_INCHES = 11.0
-# Widths that can be printed, mm.
-_WIDTHS_MM = (40.0, 1000.0)
 _SCREEN_DPI, _PRINT_DPI = 150, 300
 # Text sizes in pt and line widths of figures with a printed width.
 _PRINT: dict[Any, Any] = {
@@ -83,12 +82,7 @@ def print_style(width_mm: float | None) -> Iterator[None]:
     if width_mm is None:
         yield
         return
-    if not _WIDTHS_MM[0] <= width_mm <= _WIDTHS_MM[1]:
-        low, high = _WIDTHS_MM
-        raise InputError(
-            "figure_width",
-            f"the width of a figure must be {low:g} to {high:g} mm (a column is 88.9 mm); got {width_mm:g}",
-        )
+    check_figure_width(width_mm)
     import matplotlib
 
     with matplotlib.rc_context(_PRINT):

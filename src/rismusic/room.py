@@ -24,7 +24,7 @@ from rismusic.crb import check_same_room
 from rismusic.devices import blocks, device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator
-from rismusic.estimation.estimate import Doubt, Estimate, NSources, join_estimates, received_db
+from rismusic.estimation.estimate import Doubt, Estimate, NSources, join_estimates, received_db, whole_numbers
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import ROUGH, refine
@@ -119,6 +119,7 @@ def locate_room(
     Example:
         >>> locate_room([recording_of_wall, recording_of_ceiling], n_sources=2).position_room
     """
+    n_sources = whole_numbers(n_sources)
     chosen = _checked(chosen_settings(spec, n_sources, settings))
     recordings = list(recordings)
     check_same_room(recordings)

@@ -14,9 +14,10 @@ from rismusic.covariance import Covariance, recording_covariance
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import counts_of, spectrum_method
+from rismusic.estimation.estimate import whole_numbers
 from rismusic.estimation.grid import SearchGrid, find_peaks, searched_grid
 from rismusic.estimation.noise import noise_of
-from rismusic.io import Recording
+from rismusic.io import Recording, check_recording
 from rismusic.nn.inference import LoadedNetwork, NetworkOutput
 from rismusic.registry import SPECTRA
 from rismusic.sources import Sources
@@ -128,12 +129,15 @@ def spectrum(
     if method not in SPECTRA and method != "hybrid":
         known = ", ".join(("hybrid", *SPECTRA.names()))
         raise InputError("method", f"no spectrum is named {method!r}. Known: {known}")
+    check_recording(recording)
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
     chosen = (spec or LocateSpec()).replace(method=method, **settings)
-    count = counts_of(recording, n_sources)
-    assert count is not None
+    numbers = whole_numbers(n_sources)
+    count = None if numbers is None or isinstance(numbers, str) else counts_of(recording, numbers)
+    if count is None:
+        raise InputError("n_sources", f"a spectrum needs the number of sources; got {n_sources!r}")
     if int(count.min()) < 1:
         raise InputError(
             "n_sources", f"a spectrum needs at least 1 source in every scene; got {int(count.min())}"

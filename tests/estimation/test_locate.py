@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from rismusic.operator import Link
 from rismusic.registry import CLASSICAL_METHODS, SPECTRA
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec, SystemSpec
+from rismusic.spectrum_map import spectrum
 
 SMALL = SystemSpec(
     panel={"rows": 8, "columns": 8, "wave": "uniform"},
@@ -273,6 +275,22 @@ def test_arbitrary_elements(generator):
 def test_bad_settings(settings, sentence, recording):
     with pytest.raises(InputError, match=sentence):
         locate(recording, **settings)
+
+
+def test_numbers_of_sources_of_numpy_are_not_ignored(recording, untyped):
+    each = [1, 2] + [1] * (len(recording) - 2)
+    for given, expected in ((np.int64(1), [1] * len(recording)), (each, each), (np.array(each), each)):
+        assert locate(recording, method="omp", n_sources=given).n_sources.tolist() == expected
+    for wrong in (2.5, [0.5], [each]):
+        with pytest.raises(InputError, match="n_sources: must be a whole number"):
+            locate(recording, method="omp", n_sources=wrong)
+
+
+@pytest.mark.parametrize(("given", "advice"), [("a.h5", "rismusic.read"), (np.zeros(3), "from_arrays")])
+def test_an_argument_that_is_no_recording(given, advice, untyped):
+    for call in (locate, spectrum):
+        with pytest.raises(InputError, match=rf"recording: must be a rismusic.Recording; got .*{advice}"):
+            call(given)
 
 
 def test_every_classical_method_is_a_search_or_a_spectrum():

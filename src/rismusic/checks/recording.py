@@ -17,6 +17,7 @@ from torch import Tensor
 from rismusic.array import Panel
 from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
+from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.model_error import can_err
@@ -161,6 +162,10 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
     Raises:
         InputError: the file cannot be read as a recording.
     """
+    if isinstance(path, Recording):
+        raise InputError(
+            "path", "must be the name of a file; got a recording. First write it, with rismusic.write"
+        )
     with open_recording(path) as file:
         panel = file.panel
         statistics, conventions = _Statistics(), "not tried (no truth)"

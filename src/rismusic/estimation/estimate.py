@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -42,6 +43,22 @@ if TYPE_CHECKING:
 _SHOWN = 12
 
 NSources = int | Tensor | Literal["auto"]
+
+
+def whole_numbers(n_sources: object) -> int | str | Tensor | None:
+    """Numbers of sources as a caller gives them: NumPy numbers become an int, lists and arrays a tensor [S].
+
+    Raises:
+        InputError: they are neither whole numbers nor text.
+    """
+    if n_sources is None or isinstance(n_sources, (int, str, Tensor)):
+        return n_sources
+    array = np.asarray(n_sources)
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise InputError(
+            "n_sources", f"must be a whole number, one for each scene, or 'auto'; got {n_sources!r}"
+        )
+    return torch.from_numpy(array.astype(np.int64)) if array.ndim else int(array)
 
 
 class Doubt(str):

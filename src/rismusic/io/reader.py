@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
 from rismusic.io.validation import check_panel, check_values
 from rismusic.sources import Sources
 from rismusic.spec import MAX_PATTERN_EXPONENT, SymbolModel
+from rismusic.text import any_of
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 """Folder of the sample recordings in the package."""
@@ -272,7 +274,9 @@ def sample_path(name: str) -> Path:
         InputError: no sample has this name.
     """
     if name not in sample_names():
-        raise InputError("sample", f'unknown name "{name}". Samples: {", ".join(sample_names())}')
+        close = difflib.get_close_matches(name, sample_names(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise InputError("sample", f"unknown name {name!r}{hint} Samples: {', '.join(sample_names())}")
     return next(path for path in SAMPLES.glob(f"{name}.*") if path.suffix in (".h5", ".mat"))
 
 
@@ -286,7 +290,7 @@ def suffix(path: Path) -> str:
     if found not in SUFFIXES:
         raise InputError(
             str(path),
-            f"a recording needs a name that ends in {', '.join(SUFFIXES)}; got {found or 'no extension'}",
+            f"a recording needs a name that ends in {any_of(SUFFIXES)}; got {found or 'no extension'}",
         )
     return found
 

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -462,6 +463,23 @@ def to_room_frame(
         raise InputError("position", f"must have shape [..., 3] (x, y, z); got {list(points.shape)}")
     transform = transform.to(points.device)
     return points @ transform[:3, :3].mT + transform[:3, 3]
+
+
+def check_recording(recording: object) -> None:
+    """Check that an argument is a recording.
+
+    Raises:
+        InputError: it is an array, the name of a file or anything else.
+    """
+    if not isinstance(recording, Recording):
+        how = (
+            "read the file with rismusic.read"
+            if isinstance(recording, (str, Path))
+            else ("make one of arrays with rismusic.Recording.from_arrays")
+        )
+        raise InputError(
+            "recording", f"must be a rismusic.Recording; got {type(recording).__name__}. First {how}"
+        )
 
 
 def scene_index(index: SceneIndex, scenes: int, device: torch.device | str = "cpu") -> slice | Tensor:
