@@ -268,6 +268,8 @@ _MARKS: dict[str, dict[str, Any]] = {
     "true": {"marker": "o", "ms": 9, "mfc": "none", "mew": 1.1, "color": COLOURS[2], "zorder": 4},
 }
 _REGION = f"{100 * CONFIDENCE:.0f} % error region"
+# Share of the width of a picture within which a mark covers a word.
+_COVERED = 0.05
 _LABELS = {"estimate": "estimate", "true": "true source", "panel": "panel"} | dict.fromkeys(
     ("ellipsoid", "ellipse"), _REGION
 )
@@ -281,8 +283,14 @@ def _draw(ax: Axes, shapes: Sequence[Shape], projection: Projection, panel: Pane
     if panel is not None:
         labels["fresnel"] = f"Fresnel distance, {panel.fresnel_distance:.3g} m"
         labels["fraunhofer"] = f"Fraunhofer distance, {panel.fraunhofer_distance:.3g} m"
+    low, high = np.sort(across * _extent(shapes, projection), axis=0)
+    marks = [across * projection.project(shape.points) for shape in shapes if shape.form == "mark"]
     for shape in shapes:
         points = across * projection.project(shape.points)
+        # The distance of a ring is left out where the mark of a source would cover it.
+        near = _COVERED * (high - low).max()
+        if shape.kind == "tick" and any(np.linalg.norm(mark - points) < near for mark in marks):
+            continue
         label = labels.pop(shape.kind, "")
         if shape.form == "line":
             ax.plot(*points.T, label=label, **_LINES[shape.kind])
@@ -303,7 +311,6 @@ def _draw(ax: Axes, shapes: Sequence[Shape], projection: Projection, panel: Pane
                 fontsize="medium" if mark else _small(),
                 annotation_clip=False,
             )
-    low, high = np.sort(across * _extent(shapes, projection), axis=0)
     margin = 0.05 * (high - low).max()
     ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
     ax.set_aspect("equal")
@@ -372,7 +379,7 @@ def plot_panel_calibration(calibration: PanelCalibration, *, ax: Sequence[Axes] 
         InputError: matplotlib is not installed, or ``ax`` does not hold two axes.
     """
     check_matplotlib()
-    axes = list(new_axes(None, None, size=(8.0, 3.6)) if ax is None else ax)
+    axes = list(new_figure((8.0, 3.9), layout="compressed").subplots(1, 2) if ax is None else ax)
     if len(axes) != 2:
         raise InputError("ax", f"needs two axes, for amplitude and phase; got {len(axes)}")
     x, y = calibration.elements.cpu().numpy()[:, :2].T
@@ -394,5 +401,6 @@ def plot_panel_calibration(calibration: PanelCalibration, *, ax: Sequence[Axes] 
             one.invert_xaxis()
         figure_of(one).colorbar(marks, ax=one)
     if dead.any():
-        axes[0].legend(loc="upper right")
+        # Outside of the axes, so that it covers no element.
+        axes[0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure_of(axes[0])

@@ -71,6 +71,8 @@ class SpectrumMap:
     ) -> Axes:
         """Draw azimuth and elevation of one scene, in dB below the highest value.
 
+        The azimuth is positive to the left, as seen from the panel and in all other plots.
+
         Args:
             ax: axes to draw into; a new figure if none.
             scene: which scene.
@@ -97,6 +99,8 @@ class SpectrumMap:
         mesh = ax.pcolormesh(azimuth, elevation, level.cpu().numpy(), rasterized=True)
         ax.figure.colorbar(mesh, ax=ax, label="relative spectrum / dB")
         ax.set(xlabel="azimuth / deg", ylabel="elevation / deg", title=f"{self.method}, {what}")
+        if not ax.xaxis_inverted():
+            ax.invert_xaxis()
         return ax
 
 

@@ -194,6 +194,7 @@ def test_spectrum_draws_itself(recording):
     _, ax = pyplot.subplots()
     assert found.plot(ax=ax) is ax
     assert ax.get_xlabel() == "azimuth / deg"
+    assert found.plot(ax=ax).xaxis_inverted()  # as in all plots, also when drawn again
     assert "range" in found.plot(scene=1, range_m=1.0).get_title()
     with pytest.raises(InputError, match="scene: there are 3 scenes"):
         found.plot(scene=3)
