@@ -120,7 +120,7 @@ class Sources:
     def from_room(
         cls, pose: ArrayLike, position: ArrayLike, power_db: ArrayLike | None = None, *, behind: bool = False
     ) -> Sources:
-        """Sources at places of a room, as a panel of this pose sees them.
+        """Sources at positions in a room, in the frame of a panel with this pose.
 
         Args:
             pose: [4, 4] transform from the panel frame to the room frame.
