@@ -122,6 +122,10 @@ def locate(
     Raises:
         InputError: the first argument is no recording, a setting is unknown, the device is not available,
             there are more sources than the data can identify, or the calibration is of another panel.
+
+    Example:
+        >>> estimate = locate(recording, method="omp")
+        >>> estimate.azimuth_deg, estimate.elevation_deg, estimate.range_m, estimate.warnings
     """
     check_recording(recording)
     n_sources = whole_numbers(n_sources)

@@ -31,7 +31,7 @@ _FLOOR_DB = 30.0
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SpectrumMap:
-    """A spectrum of S scenes on a grid that is even in direction cosines and inverse range.
+    """A spectrum of S scenes on a grid with equal steps in direction cosines and inverse range.
 
     Args:
         values: [S, X, Y, Z], linear, larger where a source is likelier; NaN outside the search volume.
@@ -129,6 +129,10 @@ def spectrum(
 
     Raises:
         InputError: the method is no spectrum, or a number of sources is below 1 or too large.
+
+    Example:
+        >>> values = spectrum(recording, method="music", n_sources=2)
+        >>> values.plot(range_m=2.0)
     """
     if method not in SPECTRA and method != "hybrid":
         known = ", ".join(("hybrid", *SPECTRA.names()))

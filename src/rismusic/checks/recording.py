@@ -23,6 +23,7 @@ from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.model_error import can_err
 from rismusic.io import Recording, RecordingFile, open_recording
 from rismusic.spec import LocateSpec
+from rismusic.text import counted
 from rismusic.units import to_db
 
 # Scenes that are located. Singular values of the channel, relative to the largest, that count as none.
@@ -177,12 +178,12 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
         if statistics.truth.scenes:
             assert first is not None
             wrong = _wrong_with_truth(statistics.truth, first)
-            conventions = f"tried on the truth of {statistics.truth.scenes} scenes"
+            conventions = f"tried on the truth of {counted(statistics.truth.scenes, 'scene')}"
         elif fit and first is not None:
             search = BlindFit(first)
             if search.feasible:
                 wrong = _wrong_without_truth(search, first)
-                conventions = f"tried by fits to {search.scenes} scenes"
+                conventions = f"tried by fits to {counted(search.scenes, 'scene')}"
             else:
                 conventions = "not tried (no truth, and a panel too large for quick fits)"
         values = {**statistics.values(), **_panel_values(panel)}

@@ -79,7 +79,7 @@ def load_sample(name: str = "") -> Recording:
 
     Example:
         >>> load_sample("ideal_10dB")
-        Recording(24 scenes, L=16, M=16, N=144, wavelength 0.3 m; channel per scene, codes per scene, truth)
+        Recording(24 scenes, L=16, M=16, N=144, wavelength 0.3 m; channel per scene, codes per scene, ...)
     """
     return read(sample_path(name))
 
