@@ -125,7 +125,9 @@ class Panel:
             )
         frequencies = tuple(float(frequency) for frequency in frequencies)
         if not all(math.isfinite(frequency) and frequency > 0 for frequency in frequencies):
-            raise InputError("frequencies", "must be positive and finite, in hertz")
+            raise InputError(
+                "frequencies", "must be positive and finite, in hertz, with the carrier if they are offsets"
+            )
         object.__setattr__(self, "elements", positions)
         object.__setattr__(self, "frequencies", frequencies)
         object.__setattr__(self, "wavelength", float(wavelength))

@@ -28,6 +28,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import Refit, diagnosed
 from rismusic.estimation.estimate import (
+    Doubt,
     Estimate,
     Estimator,
     NSources,
@@ -49,7 +50,7 @@ from rismusic.estimation.maximum_likelihood import (
     unpack,
 )
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
-from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
+from rismusic.estimation.noise import OTHER_SYMBOLS, check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, birth_death, log_prior, on_axes, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
@@ -68,6 +69,7 @@ from rismusic.registry import ESTIMATORS, load_plugins
 from rismusic.renames import renamed_argument
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
+from rismusic.text import counted
 
 FALLBACK: Literal["sbl"] = "sbl"
 """The classical method for recordings that the weights were not trained for."""
@@ -225,7 +227,15 @@ def locate_block(
         estimate, refit = estimator(recording, n_sources), None
     if improve is not None:
         estimate = improve(recording, estimate)
-    return diagnosed(recording, estimate, n_sources, estimator_of, spec, refit)
+    estimate = diagnosed(recording, estimate, n_sources, estimator_of, spec, refit)
+    _, L, M = recording.stacked().snapshots.shape
+    if most_sources(L, M) > 0:
+        return estimate
+    none = Doubt(
+        f"{counted(L, 'snapshot')} of {counted(M, 'antenna')} cannot identify a source whose symbols are new "
+        f"in every snapshot. {OTHER_SYMBOLS}"
+    )
+    return replace(estimate, warnings=[[none, *sentences] for sentences in estimate.warnings])
 
 
 class HybridEstimator:

@@ -76,8 +76,11 @@ class Link:
         ):
             part = None if value is None else to_tensor(name, value, "complex")
             if part is not None and part.ndim < (3 if name == "channel" and subcarriers > 1 else 2):
+                hint = f". For a single antenna, pass {name}.reshape(1, -1)" if name == "channel" else ""
                 raise InputError(
-                    name, f"must have shape {shape}, or [S, ...] with one per scene; got {list(part.shape)}"
+                    name,
+                    f"must have shape {shape}, or [S, ...] with one per scene; got {list(part.shape)}"
+                    f"{hint if part.ndim == 1 else ''}",
                 )
             object.__setattr__(self, name, part)
         if (

@@ -286,6 +286,15 @@ def test_numbers_of_sources_of_numpy_are_not_ignored(recording, untyped):
             locate(recording, method="omp", n_sources=wrong)
 
 
+def test_one_antenna_with_new_symbols_is_a_failure_with_advice():
+    system = {"panel": {"rows": 6, "columns": 6}, "channel": {"antennas": 1}, "codebook": {"snapshots": 32}}
+    made = simulate(scenes=2, sources=1, snr_db=20.0, scene={"symbols": "constant"}, **system)
+    assert not any("cannot identify" in text for text in locate(made, method="omp").warnings[0])
+    found = locate(replace(made, symbols="independent"), method="omp")
+    assert found.status == ["failed", "failed"]
+    assert all("32 snapshots of 1 antenna cannot identify" in texts[0] for texts in found.warnings)
+
+
 @pytest.mark.parametrize(("given", "advice"), [("a.h5", "rismusic.read"), (np.zeros(3), "from_arrays")])
 def test_an_argument_that_is_no_recording(given, advice, untyped):
     for call in (locate, spectrum):

@@ -32,7 +32,7 @@ from rismusic.io import Recording
 from rismusic.renames import refuse_old_names
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
-from rismusic.text import csv_text
+from rismusic.text import counted, csv_text
 from rismusic.units import to_db
 from rismusic.version import __version__
 
@@ -280,8 +280,8 @@ class Estimate:
     def status(self) -> list[str]:
         """Status of each scene.
 
-        ``ok``: nothing speaks against the result. ``doubtful``: :attr:`doubts` says what does. ``failed``:
-        there is a signal, but no sources that explain it.
+        ``ok``: no test gives a reason to doubt the result. ``doubtful``: :attr:`doubts` has the reasons.
+        ``failed``: there is a signal, but no sources that explain it.
         """
         counts = self.n_sources.tolist()
         return [
@@ -369,7 +369,7 @@ class Estimate:
     def __repr__(self) -> str:
         methods = "+".join(dict.fromkeys(self.method)) or self.spec.method
         scenes, count = len(self), int(self.n_sources.sum())
-        lines = [f"Estimate({scenes} scene{'s' * (scenes != 1)}, {count} sources, method={methods!r})"]
+        lines = [f"Estimate({counted(scenes, 'scene')}, {counted(count, 'source')}, method={methods!r})"]
         if count > _SHOWN:
             return lines[0]
         if count:

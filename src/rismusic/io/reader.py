@@ -22,7 +22,7 @@ from rismusic.io.npz import NpzStore
 from rismusic.io.recording import Recording
 from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description, check_structure
 from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
-from rismusic.io.validation import check_panel, check_values
+from rismusic.io.validation import check_frequencies, check_panel, check_values
 from rismusic.sources import Sources
 from rismusic.spec import MAX_PATTERN_EXPONENT, SymbolModel
 from rismusic.text import any_of
@@ -159,6 +159,8 @@ class RecordingFile:
         self.size, self.sources_max = structure.size, structure.sources_max
         self.elements = self._read("elements", 0, 0)
         check_panel(self.panel)
+        if "frequencies" in self.fields:
+            check_frequencies(self._read("frequencies", 0, 0), self.wavelength)
         if ("pilots" in self.fields) != (self.symbols == "known"):
             missing = "pilots" if self.symbols == "known" else "symbols"
             raise InputError(missing, "symbols = known and pilots go together: give both, or neither of them")

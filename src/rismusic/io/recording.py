@@ -23,7 +23,7 @@ from torch import Tensor
 from rismusic.array import SPEED_OF_LIGHT, ArrayLike, Panel, to_tensor
 from rismusic.errors import InputError
 from rismusic.io.schema import FIELDS, Description, Structure, check_structure, fields_of
-from rismusic.io.validation import check_panel, check_pose, check_symbols, check_values
+from rismusic.io.validation import check_frequencies, check_panel, check_pose, check_symbols, check_values
 from rismusic.operator import Link
 from rismusic.sources import Sources
 from rismusic.spec import SymbolModel, Wave
@@ -431,6 +431,8 @@ def validate(recording: Recording, *, first_scene: int = 0) -> Structure:
     """
     structure = structure_of(recording)
     check_panel(recording.panel)
+    if recording.frequencies is not None:
+        check_frequencies(recording.frequencies, recording.wavelength)
     check_symbols(recording.symbols, recording.pilots)
     check_values(tensors(recording), recording.truth, first_scene=first_scene)
     return structure

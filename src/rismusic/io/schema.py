@@ -302,8 +302,12 @@ def _measure(field: Field, description: Description, sizes: dict[str, int], *, m
         shape = shape + (1,) * (len(axes) - 2)
     if len(shape) != len(axes):
         hint = ""
+        if name == "snapshots" and len(shape) == 1:
+            hint = ". One scene of a single antenna is [L, 1]: pass snapshots.reshape(-1, 1)"
         if name == "snapshots" and len(shape) == 2:
             hint = ". Store one scene as [1, L, M]"
+            if "F" in axes:
+                hint = ". One scene is [F, L, M]; if L = 1, pass snapshots[:, None, :]"
         if name == "snapshots" and len(shape) == 4:
             hint = ". Snapshots [S, F, L, M] of F subcarriers need frequencies, [F] in hertz"
         raise InputError(name, f"must be {_axes(field)}; got shape {list(description.shape)}{hint}")
