@@ -100,7 +100,7 @@ def check_frequencies(frequencies: Tensor, wavelength: float) -> None:
         return
     low, high = float(ratio.min()), float(ratio.max())
     units = {"GHz": 1e9, "MHz": 1e6, "kHz": 1e3}
-    near = [unit for unit, factor in units.items() if 0.1 < low * factor and high * factor < 10]
+    near = [unit for unit, factor in units.items() if low * factor > 0.1 and high * factor < 10]
     raise InputError(
         "frequencies",
         f"must be those of the signal, in hertz; got {float(frequencies.min()):g} to "
