@@ -113,7 +113,9 @@ def spectrum(
     device: torch.device | str | None = None,
     **settings: object,
 ) -> SpectrumMap:
-    """The spectrum of every scene on the search grid; of a wideband recording, that of the middle subcarrier.
+    """The spectrum of every scene on the search grid.
+
+    Of a wideband recording it is that of the middle subcarrier. Coloured noise is whitened first.
 
     Args:
         recording: S scenes.
@@ -142,22 +144,23 @@ def spectrum(
     if device is not None:
         recording = recording.to(device_of(device))
     chosen = (spec or LocateSpec()).replace(method=method, **settings)
-    seen = recording if method == "hybrid" else recording.middle_subcarrier()
     numbers = whole_numbers(n_sources)
-    count = None if numbers is None or isinstance(numbers, str) else counts_of(seen, numbers)
+    count = None if numbers is None or isinstance(numbers, str) else counts_of(recording.stacked(), numbers)
     if count is None:
         raise InputError("n_sources", f"a spectrum needs the number of sources; got {n_sources!r}")
     if int(count.min()) < 1:
         raise InputError(
             "n_sources", f"a spectrum needs at least 1 source in every scene; got {int(count.min())}"
         )
+    if method == "hybrid" and recording.frequencies is not None:
+        raise InputError("method", "'hybrid' takes narrowband recordings; this one is wideband")
+    seen, noise = recording.middle_subcarrier(), noise_of(recording.stacked())
     grid = searched_grid(seen, chosen)
     function = spectrum_method("music" if method == "hybrid" else method)
     with torch.inference_mode():
         if method == "hybrid":
             covariance = _blend(recording, chosen)
         else:
-            noise = noise_of(recording.stacked())
             covariance = recording_covariance(seen, noise, full_shrinkage=function.shrink)
         values = function.function(covariance, count).on_grid(grid)
     values = torch.where(grid.inside, values, math.nan).view(-1, *grid.shape).clone()
