@@ -26,7 +26,7 @@ from rismusic.metrics import match
 from rismusic.simulation.simulator import simulate
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-# What DESIGN.md says of the impaired sample recordings.
+# The impairments of the sample recordings `impaired`.
 IMPAIRED = {
     "static_phase_rad": 0.1,
     "code_phase_rad": 0.04,

@@ -91,11 +91,6 @@ def hybrid_counts() -> str:
     return _counts("hybrid_auto")
 
 
-def hybrid_direct() -> str:
-    """Sources missed with direct sampling."""
-    return _tables("none", _missed, among=groups(read_table(MEASURED / "direct" / "results.csv")))
-
-
 def hybrid_robust() -> str:
     """Median errors of hits with hardware impairments, and their ratio to those of SBL."""
     rows = read_table(MEASURED / "robust" / "results.csv")
@@ -129,7 +124,6 @@ TABLES: tuple[Callable[[], str], ...] = (
     hybrid_errors,
     hybrid_ablation,
     hybrid_counts,
-    hybrid_direct,
     hybrid_robust,
     hybrid_robust_counts,
     bench_scenes,

@@ -29,7 +29,7 @@ from rismusic.simulation.scene import draw_sources
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec, SystemSpec, Wave
-from wave_bias import BINS, DESIGN_RMS_DEG, fits, rms
+from wave_bias import BINS, fits, rms
 
 MEASURED = Path(__file__).parent / "measured"
 ROOM = SystemSpec(
@@ -138,9 +138,6 @@ def wave_bias() -> Any:
             style = "-" if wave == "paraxial" else "--"
             error_ax.plot(bounds, 2 * [rms(error)], style, c=colour, lw=3, label=name)
         match_ax.plot([], [], marker, c=colour, label=wave)
-    for bounds, value in zip(BINS, DESIGN_RMS_DEG, strict=True):
-        name = "design figure, paraxial" if value == DESIGN_RMS_DEG[0] else None
-        error_ax.plot(bounds, 2 * [value], ":", c="black", lw=2, label=name)
     error_ax.set(ylim=(1e-3, 70), ylabel="|azimuth error| of the best fit / deg")
     match_ax.set(ylim=(0, 1.03), ylabel=r"$|a_\mathrm{fitted}^{\,H}\;a_\mathrm{exact}|^2$ (1 is perfect)")
     for ax in (error_ax, match_ax):

@@ -28,7 +28,7 @@ from rismusic.errors import InputError
 from rismusic.io import read
 from rismusic.io.schema import FIELDS
 from rismusic.spec import Spec, SystemSpec
-from wave_bias import BINS, DESIGN_RMS_DEG, FREE, fits, rms
+from wave_bias import BINS, FREE, fits, rms
 
 BAD_RECORDINGS = Path(__file__).parent.parent / "tests" / "io" / "bad_inputs.py"
 BOUND = ("bound", "--scenes", "200", "--sources", "1", "2", "3", "5", "--snr-db", "0", "5", "10", "20")
@@ -223,23 +223,21 @@ def _module(path: Path) -> ModuleType:
 
 
 def wave_bias() -> str:
-    """Measured azimuth rms of the fitted waves in each range bin, beside the figures of the design."""
+    """Measured azimuth rms of the fitted waves in each range bin."""
     rows = []
     columns = (fits("paraxial"), fits("paraxial", FREE), fits("fresnel"))
-    for place, ((low, high), design) in enumerate(zip(BINS, DESIGN_RMS_DEG, strict=True)):
+    for place, (low, high) in enumerate(BINS):
         within, free, fresnel = (column[place] for column in columns)
         numbers = [rms(found.azimuth_error_deg) for found in (within, free, fresnel)]
         worst = float(within.azimuth_error_deg.abs().max())
         cells = [
-            f"{value:.2g}" if value < 1 else f"{value:.1f}"
-            for value in (*numbers[:2], design, worst, numbers[2])
+            f"{value:.2g}" if value < 1 else f"{value:.1f}" for value in (*numbers[:2], worst, numbers[2])
         ]
         rows.append((f"{low:g} to {high:g} m", *cells))
     head = (
         "range",
         "paraxial, rms",
         "range free, rms",
-        "design, rms",
         "paraxial, worst",
         "Fresnel form, rms",
     )

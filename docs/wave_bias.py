@@ -14,9 +14,8 @@ from rismusic.simulation.random_numbers import Draws
 from rismusic.simulation.scene import draw_sources
 from rismusic.spec import SystemSpec, Wave
 
-# Range bins of DESIGN.md, in metres, and the azimuth rms in degrees that it gives for the paraxial wave.
+# Range bins in metres.
 BINS = ((0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 10.0))
-DESIGN_RMS_DEG = (10.0, 4.7, 1.3, 0.3)
 POSITIONS = 400
 # 1/range in 1/m: within the default volume, and all but free (from 0.25 m to 1 km).
 VOLUME, FREE = (0.1, 2.0), (0.001, 4.0)

@@ -209,7 +209,7 @@ BAD = [
     ("check {tmp}/none.h5", "none.h5"),
     ("check {tmp}", "{tmp}"),
     ("check {samples}/README.md", "README.md"),
-    ("check {samples}/ideal_10dB.h5 --plot {tmp}/a.xyz", "the file name must end in .png or .pdf or .svg"),
+    ("check {samples}/ideal_10dB.h5 --plot {tmp}/a.xyz", "the file name must end in .png, .pdf or .svg"),
     (
         "check {samples}/ideal_10dB.h5 --plot {tmp}/a.png --scene 99",
         "--scene: the recording has scenes 0 to 23; got 99",

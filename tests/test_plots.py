@@ -38,7 +38,7 @@ def test_plots_take_axes_and_return_them(tmp_path):
     save(top, tmp_path / "scene.png", overwrite=False)
     with pytest.raises(InputError, match="the file exists already"):
         save(top, tmp_path / "scene.png", overwrite=False)
-    with pytest.raises(InputError, match=r"\.png or \.pdf or \.svg"):
+    with pytest.raises(InputError, match=r"\.png, \.pdf or \.svg"):
         save(top, tmp_path / "scene.doc", overwrite=False)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.png"]
 
@@ -81,6 +81,16 @@ def test_error_regions_are_those_of_the_covariance():
     patch = next(patch for patch in ax.patches if patch.get_label() == "95 % error region")
     low, high = patch.get_xy().min(0), patch.get_xy().max(0)
     np.testing.assert_allclose(high - low, 2 * 2.4477 * np.array((4 * 0.01, 0.3)), rtol=0.02)
+
+
+def test_no_mark_covers_the_distance_of_a_ring():
+    scene = Scene(PANEL, truth=SOURCES.each(lambda value: value[1:]))
+    ticks = {shape.text: shape.points[0] for shape in scene.in_space() if shape.kind == "tick"}
+    text, (x, _, z) = list(ticks.items())[1]
+    hidden = Sources.from_degrees(np.rad2deg(np.arctan2(x, z)), 0.0, np.hypot(x, z))
+    for sources, covered in ((scene.truth, False), (hidden, True)):
+        shown = {label.get_text() for label in scene_3d(replace(scene, truth=sources)).texts}
+        assert (text not in shown) == covered
 
 
 @pytest.mark.parametrize("width_mm", [88.9, 120.0, 181.0])

@@ -125,7 +125,9 @@ class Panel:
             )
         frequencies = tuple(float(frequency) for frequency in frequencies)
         if not all(math.isfinite(frequency) and frequency > 0 for frequency in frequencies):
-            raise InputError("frequencies", "must be positive and finite, in hertz")
+            raise InputError(
+                "frequencies", "must be positive and finite, in hertz, with the carrier if they are offsets"
+            )
         object.__setattr__(self, "elements", positions)
         object.__setattr__(self, "frequencies", frequencies)
         object.__setattr__(self, "wavelength", float(wavelength))
@@ -543,8 +545,10 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
             raise InputError(field, f"must hold real floating-point numbers; got {name}")
         return tensor.to(torch.float64)
     if not tensor.is_complex():
+        hint = "If they are phases in radians, pass exp(1j * phase). " if field == "codes" else ""
         raise InputError(
-            field, f"must hold complex numbers; got {name}. If the imaginary part is 0, convert to complex64"
+            field,
+            f"must hold complex numbers; got {name}. {hint}If the imaginary part is 0, convert to complex64",
         )
     return tensor if tensor.dtype in (torch.complex64, torch.complex128) else tensor.to(torch.complex64)
 

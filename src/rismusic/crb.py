@@ -304,7 +304,7 @@ class RoomBound:
     Args:
         covariance: joint bound of x, y and z in the room frame (m^2), [S, K, 3, K, 3]. NaN in unused slots,
             infinite for a source that the panels together do not determine.
-        position: true places in the room, metres.
+        position: true positions in the room, metres.
     """
 
     covariance: Float[Tensor, "S K 3 K 3"]
@@ -337,7 +337,7 @@ def room_crb(
     .. math:: J = \sum_p T_p^T J_p T_p,
 
     with :math:`J_p` the information of panel p on azimuth, elevation and inverse range and :math:`T_p` their
-    derivatives by the place in the room.
+    derivatives by the position in the room.
 
     Args:
         recordings: of P panels, of the same S scenes; each with pose, noise variance and truth (with symbols
@@ -402,8 +402,8 @@ def room_crb(
             raise InputError(
                 f"{field}.truth",
                 f"source {source} of scene {scene} is {float(distance[scene, source]):.3g} m "
-                "from its place in the recordings before; all need the same sources in the same order, and "
-                "the right pose",
+                "from its position in the recordings before; all need the same sources in the same order, "
+                "and the right pose",
             )
         total, position = total + J, torch.where(position.isnan(), place, position)
     assert total is not None
@@ -438,7 +438,7 @@ def check_same_room(recordings: Sequence[Recording]) -> None:
 
 
 def room_covariance(J: Float[Tensor, "S U U"], active: Bool[Tensor, "S K"]) -> Float[Tensor, "S K 3 K 3"]:
-    """Inverse of the information on K places of the room.
+    """Inverse of the information on K positions in the room.
 
     Args:
         J: information on x, y, z of each source, U = 3K.
@@ -446,7 +446,7 @@ def room_covariance(J: Float[Tensor, "S U U"], active: Bool[Tensor, "S K"]) -> F
 
     Returns:
         The covariance. A source without information in some direction has an infinite one; those of the
-        others are the bound with its place known.
+        others are the bound with its position known.
     """
     K = active.shape[1]
     each = torch.arange(K, device=J.device)

@@ -26,6 +26,7 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from rismusic.errors import InputError
+from rismusic.text import any_of
 
 PLOT_ENDINGS = (".png", ".pdf", ".svg")
 TABLE_ENDINGS = (".csv", ".json")
@@ -156,7 +157,7 @@ def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) 
     if not path.name:
         raise InputError(str(path), "is a folder; give the name of a file")
     if endings and path.suffix not in endings:
-        raise InputError(str(path), f"the file name must end in {' or '.join(endings)}")
+        raise InputError(str(path), f"the file name must end in {any_of(endings)}")
     try:
         if not path.parent.is_dir():
             raise InputError(str(path), f"the folder {path.parent} does not exist")

@@ -27,7 +27,15 @@ from rismusic.devices import device_of, one_thread
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import Refit, diagnosed
-from rismusic.estimation.estimate import Estimate, Estimator, NSources, from_fit, join_estimates
+from rismusic.estimation.estimate import (
+    Doubt,
+    Estimate,
+    Estimator,
+    NSources,
+    from_fit,
+    join_estimates,
+    whole_numbers,
+)
 from rismusic.estimation.grid import SearchGrid, searched_grid
 from rismusic.estimation.impulses import check_no_calibration, locate_with_impulses
 from rismusic.estimation.levenberg_marquardt import FitOptions
@@ -42,12 +50,12 @@ from rismusic.estimation.maximum_likelihood import (
     unpack,
 )
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
-from rismusic.estimation.noise import check_fit, most_sources, noise_of, snr_db
+from rismusic.estimation.noise import OTHER_SYMBOLS, check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, beside, birth_death, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
-from rismusic.io import Recording
+from rismusic.io import Recording, check_recording
 from rismusic.io.calibration import PanelCalibration
 from rismusic.nn.inference import (
     LoadedNetwork,
@@ -61,6 +69,7 @@ from rismusic.registry import ESTIMATORS, load_plugins
 from rismusic.renames import renamed_argument
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
+from rismusic.text import counted
 
 FALLBACK: Literal["sbl"] = "sbl"
 """The classical method for recordings that the weights were not trained for."""
@@ -111,9 +120,15 @@ def locate(
         Positions with error bars, in float64 and on the recording's device, whatever ``device`` is.
 
     Raises:
-        InputError: a setting is unknown, the device is not available, there are more sources than the data
-            can identify, or the calibration is of another panel.
+        InputError: the first argument is no recording, a setting is unknown, the device is not available,
+            there are more sources than the data can identify, or the calibration is of another panel.
+
+    Example:
+        >>> estimate = locate(recording, method="omp")
+        >>> estimate.azimuth_deg, estimate.elevation_deg, estimate.range_m, estimate.warnings
     """
+    check_recording(recording)
+    n_sources = whole_numbers(n_sources)
     chosen = chosen_settings(spec, n_sources, settings, calibration)
     home = recording.snapshots.device
     if device is not None:
@@ -210,7 +225,15 @@ def locate_block(
         estimate, refit = estimator(recording, n_sources), None
     if improve is not None:
         estimate = improve(recording, estimate)
-    return diagnosed(recording, estimate, n_sources, estimator_of, spec, refit)
+    estimate = diagnosed(recording, estimate, n_sources, estimator_of, spec, refit)
+    _, L, M = recording.stacked().snapshots.shape
+    if most_sources(L, M) > 0:
+        return estimate
+    none = Doubt(
+        f"{counted(L, 'snapshot')} of {counted(M, 'antenna')} cannot identify a source whose symbols are new "
+        f"in every snapshot. {OTHER_SYMBOLS}"
+    )
+    return replace(estimate, warnings=[[none, *sentences] for sentences in estimate.warnings])
 
 
 class HybridEstimator:

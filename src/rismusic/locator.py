@@ -11,7 +11,14 @@ from torch import Tensor
 from rismusic.array import ArrayLike, Panel
 from rismusic.devices import device_of
 from rismusic.errors import InputError
-from rismusic.estimation.estimate import Estimate, NSources, from_fit, join_estimates, log_likelihood
+from rismusic.estimation.estimate import (
+    Estimate,
+    NSources,
+    from_fit,
+    join_estimates,
+    log_likelihood,
+    whole_numbers,
+)
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.estimation.noise import check_fit
@@ -68,7 +75,7 @@ class Locator:
         track: bool = False,
         **settings: object,
     ) -> None:
-        chosen = chosen_settings(spec, n_sources, settings, calibration)
+        chosen = chosen_settings(spec, whole_numbers(n_sources), settings, calibration)
         self._device = device_of(device or "cpu")
         self._calibration, self._track = calibration, track
         self._last: Sources | None = None
@@ -140,7 +147,7 @@ class Locator:
         recording = with_signal_model(recording, self.spec)
         count: NSources = self.spec.sources
         if n_sources is not None:
-            count = torch.as_tensor(n_sources, device=self._device).expand(len(recording))
+            count = torch.as_tensor(whole_numbers(n_sources), device=self._device).expand(len(recording))
             check_fit(recording.stacked(), count)
         if not self._track:
             return locate_block(recording, count, self._estimator, self.spec).detached().to("cpu")

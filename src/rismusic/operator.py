@@ -76,8 +76,11 @@ class Link:
         ):
             part = None if value is None else to_tensor(name, value, "complex")
             if part is not None and part.ndim < (3 if name == "channel" and subcarriers > 1 else 2):
+                hint = f". For a single antenna, pass {name}.reshape(1, -1)" if name == "channel" else ""
                 raise InputError(
-                    name, f"must have shape {shape}, or [S, ...] with one per scene; got {list(part.shape)}"
+                    name,
+                    f"must have shape {shape}, or [S, ...] with one per scene; got {list(part.shape)}"
+                    f"{hint if part.ndim == 1 else ''}",
                 )
             object.__setattr__(self, name, part)
         if (
@@ -85,6 +88,15 @@ class Link:
             and self.codes is not None
             and self.channel.shape[-1] != self.codes.shape[-1]
         ):
+            parts = {"channel": self.channel.shape, "codes": self.codes.shape}
+            for (name, mine), other in zip(parts.items(), (parts["codes"], parts["channel"]), strict=True):
+                if mine[-2] == other[-1]:
+                    turn = f"{name}.T" if len(mine) == 2 else f"{name}.swapaxes(-1, -2)"
+                    raise InputError(
+                        name,
+                        f"must have N = {other[-1]} elements in its last axis; got shape {list(mine)}. It "
+                        f"looks transposed: pass {turn}",
+                    )
             raise InputError(
                 "codes",
                 f"must have as many elements N (last axis) as channel, {self.channel.shape[-1]}; "

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from rismusic.errors import InputError
+from rismusic.estimation.estimate import whole_numbers
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.estimation.noise import check_fit, noise_of
@@ -73,6 +74,7 @@ def calibrate_panel(
         >>> calibration = calibrate_panel(recording, n_sources=2)
         >>> estimate = locate(other_recording, calibration=calibration)
     """
+    n_sources = whole_numbers(n_sources)
     if isinstance(n_sources, (int, str)):
         settings["sources"] = n_sources
     chosen = (spec or CalibrateSpec()).replace(**settings)

@@ -20,6 +20,7 @@ from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, replace_file
 from rismusic.io.calibration import PanelCalibration
 from rismusic.scene_view import ABOVE, BEHIND, CONFIDENCE, Projection, Scene, Shape
+from rismusic.spec import check_figure_width
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -36,8 +37,6 @@ _MM_PER_INCH = 25.4
 _PANEL_MM = 70.0
 # Width of the picture of a scene on the screen, inches.
 _SCENE_INCHES = 11.0
-# Widths that can be printed, mm.
-_WIDTHS_MM = (40.0, 1000.0)
 _SCREEN_DPI, _PRINT_DPI = 150, 300
 # Text sizes in pt and line widths of figures with a printed width.
 _PRINT: dict[Any, Any] = {
@@ -83,12 +82,7 @@ def print_style(width_mm: float | None) -> Iterator[None]:
     if width_mm is None:
         yield
         return
-    if not _WIDTHS_MM[0] <= width_mm <= _WIDTHS_MM[1]:
-        low, high = _WIDTHS_MM
-        raise InputError(
-            "figure_width",
-            f"the width of a figure must be {low:g} to {high:g} mm (a column is 88.9 mm); got {width_mm:g}",
-        )
+    check_figure_width(width_mm)
     import matplotlib
 
     with matplotlib.rc_context(_PRINT):
@@ -274,6 +268,8 @@ _MARKS: dict[str, dict[str, Any]] = {
     "true": {"marker": "o", "ms": 9, "mfc": "none", "mew": 1.1, "color": COLOURS[2], "zorder": 4},
 }
 _REGION = f"{100 * CONFIDENCE:.0f} % error region"
+# Share of the width of a picture within which a mark covers a word.
+_COVERED = 0.05
 _LABELS = {"estimate": "estimate", "true": "true source", "panel": "panel"} | dict.fromkeys(
     ("ellipsoid", "ellipse"), _REGION
 )
@@ -287,8 +283,14 @@ def _draw(ax: Axes, shapes: Sequence[Shape], projection: Projection, panel: Pane
     if panel is not None:
         labels["fresnel"] = f"Fresnel distance, {panel.fresnel_distance:.3g} m"
         labels["fraunhofer"] = f"Fraunhofer distance, {panel.fraunhofer_distance:.3g} m"
+    low, high = np.sort(across * _extent(shapes, projection), axis=0)
+    marks = [across * projection.project(shape.points) for shape in shapes if shape.form == "mark"]
     for shape in shapes:
         points = across * projection.project(shape.points)
+        # The distance of a ring is left out where the mark of a source would cover it.
+        near = _COVERED * (high - low).max()
+        if shape.kind == "tick" and any(np.linalg.norm(mark - points) < near for mark in marks):
+            continue
         label = labels.pop(shape.kind, "")
         if shape.form == "line":
             ax.plot(*points.T, label=label, **_LINES[shape.kind])
@@ -309,7 +311,6 @@ def _draw(ax: Axes, shapes: Sequence[Shape], projection: Projection, panel: Pane
                 fontsize="medium" if mark else _small(),
                 annotation_clip=False,
             )
-    low, high = np.sort(across * _extent(shapes, projection), axis=0)
     margin = 0.05 * (high - low).max()
     ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
     ax.set_aspect("equal")
@@ -378,7 +379,7 @@ def plot_panel_calibration(calibration: PanelCalibration, *, ax: Sequence[Axes] 
         InputError: matplotlib is not installed, or ``ax`` does not hold two axes.
     """
     check_matplotlib()
-    axes = list(new_axes(None, None, size=(8.0, 3.6)) if ax is None else ax)
+    axes = list(new_figure((8.0, 3.9), layout="compressed").subplots(1, 2) if ax is None else ax)
     if len(axes) != 2:
         raise InputError("ax", f"needs two axes, for amplitude and phase; got {len(axes)}")
     x, y = calibration.elements.cpu().numpy()[:, :2].T
@@ -400,5 +401,6 @@ def plot_panel_calibration(calibration: PanelCalibration, *, ax: Sequence[Axes] 
             one.invert_xaxis()
         figure_of(one).colorbar(marks, ax=one)
     if dead.any():
-        axes[0].legend(loc="upper right")
+        # Outside of the axes, so that it covers no element.
+        axes[0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure_of(axes[0])

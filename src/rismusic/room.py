@@ -1,7 +1,7 @@
 """``rismusic.locate_room``: sources that several panels of one room receive, located together.
 
 1. Each panel locates the sources by itself, with the estimator of the settings.
-2. Candidates for places in the room are the sources of each panel, the means of two sources of different
+2. Candidates for positions in the room are the sources of each panel, the means of two sources of different
    panels whose error ellipsoids meet, and clusters: the assignment of all panels' sources to each other that
    is the most consistent one.
 3. Sources are added one after the other, each time the candidate of the greatest joint likelihood, and all
@@ -24,7 +24,7 @@ from rismusic.crb import check_same_room
 from rismusic.devices import blocks, device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator
-from rismusic.estimation.estimate import Doubt, Estimate, NSources, join_estimates, received_db
+from rismusic.estimation.estimate import Doubt, Estimate, NSources, join_estimates, received_db, whole_numbers
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import ROUGH, refine
@@ -60,15 +60,15 @@ class RoomEstimate(Estimate):
     """Sources of S scenes, located by several panels of one room together.
 
     It is an :class:`Estimate` in the frame of the first panel, whose pose it has: ``position_room`` and
-    ``position_covariance_room`` are the places in the room. A source behind the first panel has an azimuth
+    ``position_covariance_room`` are the positions in the room. A source behind the first panel has an azimuth
     beyond 90 degrees. ``snr_db`` is the sum over the panels, ``neg_log_likelihood`` too, and ``p_value``
     combines those of the panels by Fisher's method. The noise variance is that of the first panel.
 
     Args:
         panels: the same sources as each panel sees them, in its own frame, with their power there; NaN where
             the panel does not see a source. The error bars are those of all panels together.
-        agreement_p_value: [S] probability of places that differ as much between the panels, if the poses are
-            right and all recordings are of the same sources.
+        agreement_p_value: [S] probability of positions that differ as much between the panels, if the poses
+            are right and all recordings are of the same sources.
     """
 
     panels: tuple[Estimate, ...]
@@ -97,7 +97,7 @@ def locate_room(
 ) -> RoomEstimate:
     """Locate sources that several panels of one room receive, by the sum of their likelihoods.
 
-    Places are common to all panels. Powers, noise and symbols are those of each panel; no phase coherence
+    Positions are common to all panels. Powers, noise and symbols are those of each panel; no phase coherence
     between panels is assumed. A source behind a planar panel contributes nothing there.
 
     Args:
@@ -119,6 +119,7 @@ def locate_room(
     Example:
         >>> locate_room([recording_of_wall, recording_of_ceiling], n_sources=2).position_room
     """
+    n_sources = whole_numbers(n_sources)
     chosen = _checked(chosen_settings(spec, n_sources, settings))
     recordings = list(recordings)
     check_same_room(recordings)
@@ -173,13 +174,13 @@ def _checked(spec: LocateSpec) -> LocateSpec:
         raise InputError(
             "unknowns",
             "must be azimuth, elevation and range where several panels are fused: the unknowns "
-            "are the places in the room",
+            "are the positions in the room",
         )
     if spec.noise == "impulsive":
         raise InputError("noise", "must not be impulsive where several panels are fused")
     if math.isinf(spec.range_max_m):
         raise InputError(
-            "range_max_m", "must be finite where several panels are fused: places in the room are"
+            "range_max_m", "must be finite where several panels are fused: positions in the room are"
         )
     return spec.replace(panel_error=0.0)
 
@@ -508,7 +509,7 @@ def _panel_covariance(
 
 
 def _agreement(views: list[View], alone: list[Estimate], solution: RoomSolution) -> Float[Tensor, "S"]:
-    """p-value of common places against places of each panel's own, by the likelihood ratio."""
+    """p-value of common positions against separate ones for each panel, by the likelihood ratio."""
     excess = torch.zeros_like(solution.values[0])
     freedom = -3.0 * torch.stack([panel.sources.active for panel in solution.panels]).any(0).sum(1)
     for view, panel, value, by_panel in zip(views, solution.panels, solution.values, alone, strict=True):
@@ -548,11 +549,11 @@ def _warnings(
         warnings[scene].append(Doubt(f"source {source} is behind all panels"))
     lost = active & ~covariance.isfinite().all(-1).all(-1)
     for scene, source in lost.nonzero().tolist():
-        warnings[scene].append(f"source {source} has no error bar: the panels do not determine its place")
+        warnings[scene].append(f"source {source} has no error bar: the panels do not determine its position")
     for scene in (agreement < SIGNIFICANCE).nonzero()[:, 0].tolist():
         warnings[scene].append(
             Doubt(
-                f"the panels disagree about the places (p = {float(agreement[scene]):.1g}): a pose may be "
+                f"the panels disagree about the positions (p = {float(agreement[scene]):.1g}): a pose may be "
                 "wrong, the recordings may be of different sources, or a source is behind a panel that "
                 "receives from there (as from its mirror image in front)"
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from rismusic.array import ArrayLike, Panel, direction, steering, to_tensor
 from rismusic.errors import InputError
 from rismusic.room_frame import to_panel_coordinates
+from rismusic.text import counted
 from rismusic.units import from_db
 
 # Largest azimuth, pi up to the rounding of single precision.
@@ -120,7 +121,7 @@ class Sources:
     def from_room(
         cls, pose: ArrayLike, position: ArrayLike, power_db: ArrayLike | None = None, *, behind: bool = False
     ) -> Sources:
-        """Sources at places of a room, as a panel of this pose sees them.
+        """Sources at positions in a room, in the frame of a panel with this pose.
 
         Args:
             pose: [4, 4] transform from the panel frame to the room frame.
@@ -180,15 +181,15 @@ class Sources:
         if self.azimuth.ndim > 1:
             scenes, count = math.prod(active.shape[:-1]), active.sum(-1)
             low, high = (int(count.min()), int(count.max())) if count.numel() else (0, 0)
-            between = f"{low}" if low == high else f"{low} to {high}"
-            return f"Sources({scenes} scenes, {between} sources each{extra})"
+            between = counted(low, "source") if low == high else f"{low} to {high} sources"
+            return f"Sources({counted(scenes, 'scene')}, {between} each{extra})"
         azimuth, elevation, distance = (
             "[" + ", ".join(f"{x:.4g}" for x in value[active].tolist()) + "]"
             for value in (self.azimuth_deg, self.elevation_deg, self.range)
         )
         number = int(active.sum())
         return (
-            f"Sources({number} source{'' if number == 1 else 's'} at azimuth {azimuth} deg, "
+            f"Sources({counted(number, 'source')} at azimuth {azimuth} deg, "
             f"elevation {elevation} deg, range {distance} m{extra})"
         )
 

@@ -29,6 +29,7 @@ from rismusic.files import read_text
 from rismusic.records import expected
 from rismusic.registry import check_method, load_plugins
 from rismusic.renames import renamed_setting
+from rismusic.text import any_of
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -36,6 +37,23 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 # JSON has no infinity.
 _AsText = PlainSerializer(lambda value: "inf" if value == math.inf else value, when_used="json")
 Count = Annotated[int, Field(ge=1, lt=2**63)]
+
+
+def check_figure_width(width_mm: float) -> float:
+    """The printed width of a figure.
+
+    Raises:
+        InputError: the width cannot be printed.
+    """
+    if not 40.0 <= width_mm <= 1000.0:
+        raise InputError(
+            "figure_width",
+            f"the width of a figure must be 40 to 1000 mm (a column is 88.9 mm); got {width_mm:g}",
+        )
+    return width_mm
+
+
+FigureWidth = Annotated[float, AfterValidator(check_figure_width)]
 MAX_PATTERN_EXPONENT = 100.0
 """Largest exponent of an element pattern. Those of narrower ones are too small for computations."""
 MAX_PANEL_ERROR = 10.0
@@ -148,8 +166,8 @@ def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:
     several = isinstance(first["input"], str) and len(alike) > 1
     wanted = dict.fromkeys(expected(one) for one in (alike if several else [first]))
     # Each of the texts may name several values.
-    *most, last = re.split(", | or ", " or ".join(wanted)) if several else [*wanted]
-    return InputError(field, f"expected {' or '.join(filter(None, (', '.join(most), last)))}, found {found}")
+    words = re.split(", | or ", " or ".join(wanted)) if several else [*wanted]
+    return InputError(field, f"expected {any_of(words)}, found {found}")
 
 
 def _field_names(location: Sequence[int | str]) -> list[str]:

@@ -14,9 +14,10 @@ from rismusic.covariance import Covariance, recording_covariance
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import counts_of, spectrum_method
+from rismusic.estimation.estimate import whole_numbers
 from rismusic.estimation.grid import SearchGrid, find_peaks, searched_grid
 from rismusic.estimation.noise import noise_of
-from rismusic.io import Recording
+from rismusic.io import Recording, check_recording
 from rismusic.nn.inference import LoadedNetwork, NetworkOutput
 from rismusic.registry import SPECTRA
 from rismusic.sources import Sources
@@ -30,7 +31,7 @@ _FLOOR_DB = 30.0
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SpectrumMap:
-    """A spectrum of S scenes on a grid that is even in direction cosines and inverse range.
+    """A spectrum of S scenes on a grid with equal steps in direction cosines and inverse range.
 
     Args:
         values: [S, X, Y, Z], linear, larger where a source is likelier; NaN outside the search volume.
@@ -70,6 +71,8 @@ class SpectrumMap:
     ) -> Axes:
         """Draw azimuth and elevation of one scene, in dB below the highest value.
 
+        The azimuth is positive to the left, as seen from the panel and in all other plots.
+
         Args:
             ax: axes to draw into; a new figure if none.
             scene: which scene.
@@ -96,6 +99,8 @@ class SpectrumMap:
         mesh = ax.pcolormesh(azimuth, elevation, level.cpu().numpy(), rasterized=True)
         ax.figure.colorbar(mesh, ax=ax, label="relative spectrum / dB")
         ax.set(xlabel="azimuth / deg", ylabel="elevation / deg", title=f"{self.method}, {what}")
+        if not ax.xaxis_inverted():
+            ax.invert_xaxis()
         return ax
 
 
@@ -126,16 +131,23 @@ def spectrum(
 
     Raises:
         InputError: the method is no spectrum, or a number of sources is below 1 or too large.
+
+    Example:
+        >>> values = spectrum(recording, method="music", n_sources=2)
+        >>> values.plot(range_m=2.0)
     """
     if method not in SPECTRA and method != "hybrid":
         known = ", ".join(("hybrid", *SPECTRA.names()))
         raise InputError("method", f"no spectrum is named {method!r}. Known: {known}")
+    check_recording(recording)
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
     chosen = (spec or LocateSpec()).replace(method=method, **settings)
-    count = counts_of(recording.stacked(), n_sources)
-    assert count is not None
+    numbers = whole_numbers(n_sources)
+    count = None if numbers is None or isinstance(numbers, str) else counts_of(recording.stacked(), numbers)
+    if count is None:
+        raise InputError("n_sources", f"a spectrum needs the number of sources; got {n_sources!r}")
     if int(count.min()) < 1:
         raise InputError(
             "n_sources", f"a spectrum needs at least 1 source in every scene; got {int(count.min())}"

@@ -81,6 +81,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def any_of(words: Iterable[str]) -> str:
+    """The words of a list as ``a, b or c``."""
+    *most, last = words
+    return " or ".join(filter(None, (", ".join(most), last)))
+
+
 def redact(text: str) -> str:
     """The text with the passwords of URLs replaced by ``***``."""
     return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))

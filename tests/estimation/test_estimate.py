@@ -187,6 +187,13 @@ def test_spectrum_has_axes_and_peaks(recording, method):
     assert float(found.range_m[z]) == pytest.approx(float(found.grid.range[place]))
 
 
+def test_spectrum_of_subcarriers_is_that_of_the_middle_one():
+    system = {"panel": {"rows": 4, "columns": 5}, "wideband": {"subcarriers": 3, "bandwidth_hz": 5e7}}
+    made = simulate(scenes=1, sources=1, snr_db=20.0, channel={"antennas": 8}, **system)
+    of_all, of_one = (spectrum(one, method="mvdr").values for one in (made, made.middle_subcarrier()))
+    torch.testing.assert_close(of_all, of_one, equal_nan=True)
+
+
 def test_spectrum_draws_itself(recording):
     from matplotlib import pyplot
 
@@ -194,6 +201,7 @@ def test_spectrum_draws_itself(recording):
     _, ax = pyplot.subplots()
     assert found.plot(ax=ax) is ax
     assert ax.get_xlabel() == "azimuth / deg"
+    assert found.plot(ax=ax).xaxis_inverted()  # as in all plots, also when drawn again
     assert "range" in found.plot(scene=1, range_m=1.0).get_title()
     with pytest.raises(InputError, match="scene: there are 3 scenes"):
         found.plot(scene=3)

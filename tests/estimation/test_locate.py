@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from rismusic.operator import Link
 from rismusic.registry import CLASSICAL_METHODS, SPECTRA
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec, SystemSpec
+from rismusic.spectrum_map import spectrum
 
 SMALL = SystemSpec(
     panel={"rows": 8, "columns": 8, "wave": "uniform"},
@@ -273,6 +275,31 @@ def test_arbitrary_elements(generator):
 def test_bad_settings(settings, sentence, recording):
     with pytest.raises(InputError, match=sentence):
         locate(recording, **settings)
+
+
+def test_numbers_of_sources_of_numpy_are_not_ignored(recording, untyped):
+    each = [1, 2] + [1] * (len(recording) - 2)
+    for given, expected in ((np.int64(1), [1] * len(recording)), (each, each), (np.array(each), each)):
+        assert locate(recording, method="omp", n_sources=given).n_sources.tolist() == expected
+    for wrong in (2.5, [0.5], [each]):
+        with pytest.raises(InputError, match="n_sources: must be a whole number"):
+            locate(recording, method="omp", n_sources=wrong)
+
+
+def test_one_antenna_with_new_symbols_is_a_failure_with_advice():
+    system = {"panel": {"rows": 6, "columns": 6}, "channel": {"antennas": 1}, "codebook": {"snapshots": 32}}
+    made = simulate(scenes=2, sources=1, snr_db=20.0, scene={"symbols": "constant"}, **system)
+    assert not any("cannot identify" in text for text in locate(made, method="omp").warnings[0])
+    found = locate(replace(made, symbols="independent"), method="omp")
+    assert found.status == ["failed", "failed"]
+    assert all("32 snapshots of 1 antenna cannot identify" in texts[0] for texts in found.warnings)
+
+
+@pytest.mark.parametrize(("given", "advice"), [("a.h5", "rismusic.read"), (np.zeros(3), "from_arrays")])
+def test_an_argument_that_is_no_recording(given, advice, untyped):
+    for call in (locate, spectrum):
+        with pytest.raises(InputError, match=rf"recording: must be a rismusic.Recording; got .*{advice}"):
+            call(given)
 
 
 def test_every_classical_method_is_a_search_or_a_spectrum():

@@ -39,7 +39,7 @@ def _cut(format: str, keep: float) -> Callable[[Path], Path]:
 
 
 bad("no such file", PATH, "no such file")(lambda directory: directory / "none.h5")
-bad("unknown extension", PATH, "a name that ends in .h5, .npz, .mat")(_bytes("a.wav", b"RIFF"))
+bad("unknown extension", PATH, "a name that ends in .h5, .npz or .mat")(_bytes("a.wav", b"RIFF"))
 bad("empty file", PATH, "an empty file")(_bytes("empty.h5", b""))
 bad("PNG renamed to .h5", PATH, "starts with b'\\x89PNG")(_bytes("a.h5", b"\x89PNG\r\n\x1a\n" + bytes(99)))
 bad("text renamed to .npz", PATH, "starts with b'time,volt")(_bytes("a.npz", b"time,voltage\n" * 99))

@@ -251,6 +251,14 @@ altered(
 altered(
     "channel without subcarriers", "channel", f"[{F}, {M}, {N}]", base=wideband, channel=sound()["channel"][0]
 )
+altered("frequencies in GHz", "frequencies", "Are they in GHz?", base=wideband, frequencies=BANDS / 1e9)
+altered(
+    "offsets as frequencies",
+    "frequencies",
+    "Are they offsets?",
+    base=wideband,
+    frequencies=BANDS - BANDS[0] + 1e5,
+)
 altered("frequency 0", "frequencies", "must be positive, in hertz", base=wideband, frequencies=0 * BANDS)
 altered("frequency NaN", "frequencies", "must be finite", base=wideband, frequencies=np.array([1e9, np.nan]))
 altered(

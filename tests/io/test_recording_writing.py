@@ -110,7 +110,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     recording = simulated()
     with refused(tmp_path / "no" / "a.h5", "does not exist"):
         write(tmp_path / "no" / "a.h5", recording)
-    with refused(tmp_path / "a.wav", "a name that ends in .h5, .npz, .mat"):
+    with refused(tmp_path / "a.wav", "a name that ends in .h5, .npz or .mat"):
         write(tmp_path / "a.wav", recording)
     with refused(tmp_path / "a", "got no extension"):
         write(tmp_path / "a", recording)

@@ -11,7 +11,7 @@ therefore :math:`2 L K`, and :math:`5.5 \sqrt{2 L \sum K}` nats are reached once
 **Without truth** (:class:`BlindFit`). Under each form a quick search (conditional OMP on a coarse grid)
 estimates three sources, whatever their number. The difference of their log-evidence
 (:func:`~rismusic.estimation.model_order.log_evidence`) is the logarithm of the Bayes factor of a changed
-against the recorded form. (Surplus sources cost little evidence, and of more than three sources three are
+against the recorded form. (Additional sources cost little evidence, and of more than three sources three are
 enough.)
 
 Chance: if the recorded form is right, a Bayes factor of B is reached with a probability of 1 / B at most,

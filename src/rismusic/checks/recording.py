@@ -17,11 +17,13 @@ from torch import Tensor
 from rismusic.array import Panel
 from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
+from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.model_error import can_err
 from rismusic.io import Recording, RecordingFile, open_recording
 from rismusic.spec import LocateSpec
+from rismusic.text import counted
 from rismusic.units import to_db
 
 # Scenes that are located. Singular values of the channel, relative to the largest, that count as none.
@@ -161,6 +163,10 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
     Raises:
         InputError: the file cannot be read as a recording.
     """
+    if isinstance(path, Recording):
+        raise InputError(
+            "path", "must be the name of a file; got a recording. First write it, with rismusic.write"
+        )
     with open_recording(path) as file:
         panel = file.panel
         statistics, conventions = _Statistics(), "not tried (no truth)"
@@ -172,12 +178,12 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
         if statistics.truth.scenes:
             assert first is not None
             wrong = _wrong_with_truth(statistics.truth, first)
-            conventions = f"tried on the truth of {statistics.truth.scenes} scenes"
+            conventions = f"tried on the truth of {counted(statistics.truth.scenes, 'scene')}"
         elif fit and first is not None:
             search = BlindFit(first)
             if search.feasible:
                 wrong = _wrong_without_truth(search, first)
-                conventions = f"tried by fits to {search.scenes} scenes"
+                conventions = f"tried by fits to {counted(search.scenes, 'scene')}"
             else:
                 conventions = "not tried (no truth, and a panel too large for quick fits)"
         values = {**statistics.values(), **_panel_values(panel)}

@@ -20,6 +20,7 @@ from rismusic.cli.command import (
 )
 from rismusic.errors import InputError
 from rismusic.files import TABLE_ENDINGS, check_output
+from rismusic.spec import FigureWidth
 from rismusic.text import command_line, counted
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Bench(Command):
     """Device that the methods compute on, such as cpu or cuda."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
     """Write the table to this .csv or .json file, too."""
-    figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
+    figure_width: Annotated[FigureWidth | None, Option("MM")] = None
     """Width of the plots in mm (a column is 88.9 mm wide); they are then written as .pdf, too."""
     report: Annotated[Path | None, Option("FILE")] = None
     """Write a self-contained HTML report."""

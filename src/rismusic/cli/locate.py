@@ -28,7 +28,7 @@ from rismusic.files import read_small, writing
 from rismusic.parallel import check_workers, default_workers, run_all
 from rismusic.partial import part_files
 from rismusic.registry import SPECTRA, load_plugins
-from rismusic.spec import Count, LocateSpec
+from rismusic.spec import Count, FigureWidth, LocateSpec
 from rismusic.text import command_line, counted, plain
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Locate(Command):
     """Write a .csv or .json file in place of a table; for several recordings, a folder of .csv files."""
     plot: Annotated[Path | None, Option("FILE")] = None
     """Plot a scene with its estimates and error ellipsoids (.png, .pdf or .svg)."""
-    figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
+    figure_width: Annotated[FigureWidth | None, Option("MM")] = None
     """Width of the plot in mm (a column is 88.9 mm wide)."""
     scene: Annotated[int, Field(ge=0)] = 0
     """Scene to plot, counted from 0."""

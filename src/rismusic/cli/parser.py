@@ -258,7 +258,8 @@ def _unknown_option(flag: str, settings: Mapping[str, Setting]) -> InputError:
         name for one in settings.values() for name in ([one.flag, one.negative][: 1 + (one.types == [bool])])
     ]
     close = _similar(flag, [*flags, HELP[1], HELP_ALL], n=2)
-    return InputError(flag, "unknown option" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+    hint = f"did you mean {' or '.join(close)}?" if close else f"{HELP_ALL} lists the options of the command"
+    return InputError(flag, f"unknown option; {hint}")
 
 
 def _from_file(path: Path, kind: type[Command], table: str) -> dict[str, Any]:

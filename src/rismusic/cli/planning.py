@@ -15,6 +15,7 @@ from rismusic.spec import (
     ChannelSpec,
     CodebookSpec,
     Count,
+    FigureWidth,
     Finite,
     LinkBudgetSpec,
     PanelSpec,
@@ -62,7 +63,7 @@ class Bound(Command):
     """Write the table to a .csv or .json file, too."""
     plot: Annotated[Path | None, Option("FILE")] = None
     """Plot the table (.png, .pdf or .svg)."""
-    figure_width: Annotated[float | None, Field(ge=40, le=1000), Option("MM")] = None
+    figure_width: Annotated[FigureWidth | None, Option("MM")] = None
     """Width of the plot in mm (a column is 88.9 mm wide)."""
     overwrite: bool = False
     """Replace output files that exist."""

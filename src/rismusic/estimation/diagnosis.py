@@ -1,13 +1,13 @@
-r"""Doubt: is a scene explained by its signal model, and if not, by which departure from it?
+r"""Tests of each scene against its signal model, and status, reasons and notes that follow from them.
 
-Estimators assume the model that a recording describes. This module tests each scene afterwards and, where a
-test fails, weighs the numbers of sources anew with departures from the model as alternatives:
+Estimators assume the model that a recording describes. This module tests each scene afterwards. Where a test
+fails, it compares the numbers of sources again, with departures from the model as alternatives:
 
 1. Tests of the scene as located: the p-value of the residual, a model error beside the sources
    (:mod:`rismusic.estimation.model_error`), sources whose symbols are coherent, and the largest number of
    sources allowed. Scenes that pass them all stay as they are.
 2. For the others, fits with 0, 1, ... sources are made. Their evidence includes that of the most probable
-   model error, so that a surplus source has to explain the data better than a panel that errs.
+   model error, so that an additional source has to explain the data better than hardware impairments.
 3. The half-space in front of the panel is searched at any range. A source outside the search volume is
    reported as such.
 4. The scene is located again under the most probable explanation, and gets a status with reasons.
@@ -59,9 +59,9 @@ from rismusic.spec import LocateSpec
 UNCERTAIN = 0.9
 """A note names sources with a smaller existence probability."""
 
-# Scenes with a smaller p-value are weighed anew.
+# Scenes with a smaller p-value are compared again with departures from the model.
 _SUSPICIOUS = 0.01
-# With a known number of sources, those with a smaller one are tested for an erring panel.
+# With a known number of sources, those with a smaller one are tested for hardware impairments.
 _MISFIT = 0.05
 # So are scenes in which fewer sources are less probable by no more than this (nats).
 _MARGIN = 5.0
@@ -224,7 +224,7 @@ def _weighed_twice(
 
 def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
     """Say where a known number of sources leaves a residual as an erring panel would."""
-    # Surplus sources cannot hide the misfit, so that the p-value shows it.
+    # Additional sources cannot hide the misfit, so that the p-value shows it.
     gain = torch.full_like(estimate.neg_log_likelihood, -math.inf)
     size = torch.zeros_like(gain)
     misfit = (~(estimate.p_value >= _MISFIT)).nonzero()[:, 0]

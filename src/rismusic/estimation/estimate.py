@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -31,7 +32,7 @@ from rismusic.io import Recording
 from rismusic.renames import refuse_old_names
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
-from rismusic.text import csv_text
+from rismusic.text import counted, csv_text
 from rismusic.units import to_db
 from rismusic.version import __version__
 
@@ -42,6 +43,22 @@ if TYPE_CHECKING:
 _SHOWN = 12
 
 NSources = int | Tensor | Literal["auto"]
+
+
+def whole_numbers(n_sources: object) -> int | str | Tensor | None:
+    """Numbers of sources as a caller gives them: NumPy numbers become an int, lists and arrays a tensor [S].
+
+    Raises:
+        InputError: they are neither whole numbers nor text.
+    """
+    if n_sources is None or isinstance(n_sources, (int, str, Tensor)):
+        return n_sources
+    array = np.asarray(n_sources)
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise InputError(
+            "n_sources", f"must be a whole number, one for each scene, or 'auto'; got {n_sources!r}"
+        )
+    return torch.from_numpy(array.astype(np.int64)) if array.ndim else int(array)
 
 
 class Doubt(str):
@@ -263,8 +280,8 @@ class Estimate:
     def status(self) -> list[str]:
         """Status of each scene.
 
-        ``ok``: nothing speaks against the result. ``doubtful``: :attr:`doubts` says what does. ``failed``:
-        there is a signal, but no sources that explain it.
+        ``ok``: no test gives a reason to doubt the result. ``doubtful``: :attr:`doubts` has the reasons.
+        ``failed``: there is a signal, but no sources that explain it.
         """
         counts = self.n_sources.tolist()
         return [
@@ -352,7 +369,7 @@ class Estimate:
     def __repr__(self) -> str:
         methods = "+".join(dict.fromkeys(self.method)) or self.spec.method
         scenes, count = len(self), int(self.n_sources.sum())
-        lines = [f"Estimate({scenes} scene{'s' * (scenes != 1)}, {count} sources, method={methods!r})"]
+        lines = [f"Estimate({counted(scenes, 'scene')}, {counted(count, 'source')}, method={methods!r})"]
         if count > _SHOWN:
             return lines[0]
         if count:

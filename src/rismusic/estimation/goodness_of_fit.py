@@ -136,7 +136,7 @@ def _project_out(basis: Tensor, columns: Tensor) -> Tensor:
 
 
 def orthonormal(columns: Tensor) -> Tensor:
-    """Orthonormal basis of the columns; surplus columns are zero."""
+    """Orthonormal basis of the columns; dependent columns are zero."""
     norm = columns.norm(dim=-2, keepdim=True)
     unit = columns / torch.where(norm > 0, norm, 1)
     values, vectors = torch.linalg.eigh(unit.mH @ unit)

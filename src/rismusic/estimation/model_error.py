@@ -1,10 +1,10 @@
 r"""Model error as an unknown: evidence that panel or noise depart from their description.
 
 Where the panel differs from its description, the fit of the true sources leaves a residual that is
-proportional to their field. If only white noise stands beside the sources, surplus sources absorb this
+proportional to their field. If only white noise stands beside the sources, additional sources absorb this
 residual. They are coherent with the true sources, and the more power these have, the more certain they seem.
-This module gives the residual another explanation, so that a surplus source has to explain the data better
-than a panel that errs by a few percent.
+This module gives the residual another explanation, so that an additional source has to explain the data
+better than hardware impairments of a few percent.
 
 **Model.** Element n responds with :math:`1 + e_n`, and the configurations differ from snapshot to snapshot
 from the recorded ones:

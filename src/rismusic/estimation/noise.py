@@ -14,6 +14,10 @@ from rismusic.units import to_db
 _STEPS = 30
 
 
+OTHER_SYMBOLS = "If the symbols are constant or known, state it in the recording or with --symbols"
+"""What to do where no source with new symbols in every snapshot can be identified."""
+
+
 def most_sources(snapshots: int, outputs: int) -> int:
     r"""Largest number of sources that L snapshots of M antennas identify: fewer unknowns than real numbers.
 
@@ -47,9 +51,11 @@ def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
         raise InputError("sources", f"must not be negative; got {int(count.min())}")
     most = most_sources(L, M)
     if int(count.max()) > most:
+        hint = "" if most else f". {OTHER_SYMBOLS}"
         raise InputError(
             "sources",
-            f"L = {L} snapshots of M = {M} antennas identify at most {most} sources; got {int(count.max())}",
+            f"L = {L} snapshots of M = {M} antennas identify at most {most} sources; got "
+            f"{int(count.max())}{hint}",
         )
 
 

@@ -112,7 +112,7 @@ class Spectrum:
         return scale / (1 - explained).clamp_min(4 * torch.finfo(explained.dtype).eps)
 
     def explained_on_grid(self, grid: SearchGrid) -> Float[Tensor, "*batch P"]:
-        """F at all points of a grid, as one matrix product, by blocks of scenes."""
+        """The quadratic form f at all points of a grid, as one matrix product, by blocks of scenes."""
         return self.explained_by_parts(grid, self.vectors.shape[-1])[0]
 
     def explained_by_parts(
@@ -153,7 +153,7 @@ class Spectrum:
         elevation: Float[Tensor, "*batch Q"],
         range: Float[Tensor, "*batch Q"],
     ) -> Float[Tensor, "*batch Q"]:
-        """F at the given points, which differ between scenes."""
+        """The quadratic form f at the given points, which differ between scenes."""
         self._check(panel)
         A = steering(panel, azimuth, elevation, range).to(self.vectors.dtype)
         projected = self.vectors.mH @ A

@@ -1,7 +1,7 @@
 """Recordings: in memory, and as ``.h5``, ``.npz`` and ``.mat`` files."""
 
 from rismusic.io.reader import RecordingFile, load_sample, open_recording, read
-from rismusic.io.recording import Recording, to_room_frame, validate
+from rismusic.io.recording import Recording, check_recording, to_room_frame, validate
 from rismusic.io.validation import check_pose
 from rismusic.io.writer import RecordingWriter, write
 
@@ -10,6 +10,7 @@ __all__ = [
     "RecordingFile",
     "RecordingWriter",
     "check_pose",
+    "check_recording",
     "load_sample",
     "open_recording",
     "read",

@@ -61,7 +61,7 @@ class PanelCalibration:
 
     Raises:
         InputError: wrong shapes, values that are not finite, a negative standard deviation, or responses,
-            offsets or a remaining error that no panel has.
+            offsets or a remaining error that are too large for any panel.
     """
 
     wavelength: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,10 @@ from rismusic.io.npz import NpzStore
 from rismusic.io.recording import Recording
 from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description, check_structure
 from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
-from rismusic.io.validation import check_panel, check_values
+from rismusic.io.validation import check_frequencies, check_panel, check_values
 from rismusic.sources import Sources
 from rismusic.spec import MAX_PATTERN_EXPONENT, SymbolModel
+from rismusic.text import any_of
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 """Folder of the sample recordings in the package."""
@@ -77,7 +79,7 @@ def load_sample(name: str = "") -> Recording:
 
     Example:
         >>> load_sample("ideal_10dB")
-        Recording(24 scenes, L=16, M=16, N=144, wavelength 0.3 m; channel per scene, codes per scene, truth)
+        Recording(24 scenes, L=16, M=16, N=144, wavelength 0.3 m; channel per scene, codes per scene, ...)
     """
     return read(sample_path(name))
 
@@ -157,6 +159,8 @@ class RecordingFile:
         self.size, self.sources_max = structure.size, structure.sources_max
         self.elements = self._read("elements", 0, 0)
         check_panel(self.panel)
+        if "frequencies" in self.fields:
+            check_frequencies(self._read("frequencies", 0, 0), self.wavelength)
         if ("pilots" in self.fields) != (self.symbols == "known"):
             missing = "pilots" if self.symbols == "known" else "symbols"
             raise InputError(missing, "symbols = known and pilots go together: give both, or neither of them")
@@ -272,7 +276,9 @@ def sample_path(name: str) -> Path:
         InputError: no sample has this name.
     """
     if name not in sample_names():
-        raise InputError("sample", f'unknown name "{name}". Samples: {", ".join(sample_names())}')
+        close = difflib.get_close_matches(name, sample_names(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise InputError("sample", f"unknown name {name!r}{hint} Samples: {', '.join(sample_names())}")
     return next(path for path in SAMPLES.glob(f"{name}.*") if path.suffix in (".h5", ".mat"))
 
 
@@ -286,7 +292,7 @@ def suffix(path: Path) -> str:
     if found not in SUFFIXES:
         raise InputError(
             str(path),
-            f"a recording needs a name that ends in {', '.join(SUFFIXES)}; got {found or 'no extension'}",
+            f"a recording needs a name that ends in {any_of(SUFFIXES)}; got {found or 'no extension'}",
         )
     return found
 

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from rismusic.array import SPEED_OF_LIGHT, ArrayLike, Panel, to_tensor
 from rismusic.errors import InputError
 from rismusic.io.schema import FIELDS, Description, Structure, check_structure, fields_of
-from rismusic.io.validation import check_panel, check_pose, check_symbols, check_values
+from rismusic.io.validation import check_frequencies, check_panel, check_pose, check_symbols, check_values
 from rismusic.operator import Link
 from rismusic.sources import Sources
 from rismusic.spec import SymbolModel, Wave
@@ -430,6 +431,8 @@ def validate(recording: Recording, *, first_scene: int = 0) -> Structure:
     """
     structure = structure_of(recording)
     check_panel(recording.panel)
+    if recording.frequencies is not None:
+        check_frequencies(recording.frequencies, recording.wavelength)
     check_symbols(recording.symbols, recording.pilots)
     check_values(tensors(recording), recording.truth, first_scene=first_scene)
     return structure
@@ -462,6 +465,23 @@ def to_room_frame(
         raise InputError("position", f"must have shape [..., 3] (x, y, z); got {list(points.shape)}")
     transform = transform.to(points.device)
     return points @ transform[:3, :3].mT + transform[:3, 3]
+
+
+def check_recording(recording: object) -> None:
+    """Check that an argument is a recording.
+
+    Raises:
+        InputError: it is an array, the name of a file or anything else.
+    """
+    if not isinstance(recording, Recording):
+        how = (
+            "read the file with rismusic.read"
+            if isinstance(recording, (str, Path))
+            else ("make one of arrays with rismusic.Recording.from_arrays")
+        )
+        raise InputError(
+            "recording", f"must be a rismusic.Recording; got {type(recording).__name__}. First {how}"
+        )
 
 
 def scene_index(index: SceneIndex, scenes: int, device: torch.device | str = "cpu") -> slice | Tensor:

@@ -168,7 +168,7 @@ def check_structure(
         if name in found and other not in found:
             raise InputError(
                 other,
-                f"missing; {name} needs {other}, {_axes(FIELDS[other])}, to go with {name}. A directly "
+                f"missing. A RIS needs {other}, {_axes(FIELDS[other])}, to go with {name}; a directly "
                 "sampled array has neither",
             )
     truth = [name for name in found if name.startswith("truth/")]
@@ -194,10 +194,13 @@ def check_structure(
     sizes["X"] = sizes["L"] * sizes.get("F", 1)
     _check_orientation(found, sizes, single=single)
     if "channel" not in found and sizes["M"] != sizes["N"]:
+        hint = "For a RIS, give channel and codes"
+        if len(found["snapshots"].shape) == 2 and found["snapshots"].shape[0] == sizes["N"]:
+            hint = f"The matrix {list(found['snapshots'].shape)} looks like M x L: store snapshots.'"
         raise InputError(
             "snapshots",
             f"a directly sampled array (no channel, no codes) needs M = N = {sizes['N']} outputs, one per "
-            f"element; got M = {sizes['M']}. For a RIS, give channel and codes",
+            f"element; got M = {sizes['M']}. {hint}",
         )
     if truth:
         # A row [1, S] of MATLAB's is one source in each of S scenes.
@@ -206,8 +209,9 @@ def check_structure(
         _measure(
             fields["truth/azimuth"], Description(shape, found["truth/azimuth"].dtype), sizes, matlab=matlab
         )
-    if "pilots" in found and "K" not in sizes and found["pilots"].shape:
-        sizes["K"] = found["pilots"].shape[-1]
+    if "pilots" in found and "K" not in sizes and len(found["pilots"].shape) > 1:
+        *_, rows, columns = found["pilots"].shape
+        sizes["K"] = rows if columns == sizes["L"] != rows else columns  # transposed, if they are the rows
     placements = {
         name: _place(fields[name], description.shape, sizes, matlab=matlab)
         for name, description in found.items()
@@ -298,8 +302,12 @@ def _measure(field: Field, description: Description, sizes: dict[str, int], *, m
         shape = shape + (1,) * (len(axes) - 2)
     if len(shape) != len(axes):
         hint = ""
+        if name == "snapshots" and len(shape) == 1:
+            hint = ". One scene of a single antenna is [L, 1]: pass snapshots.reshape(-1, 1)"
         if name == "snapshots" and len(shape) == 2:
             hint = ". Store one scene as [1, L, M]"
+            if "F" in axes:
+                hint = ". One scene is [F, L, M]; if L = 1, pass snapshots[:, None, :]"
         if name == "snapshots" and len(shape) == 4:
             hint = ". Snapshots [S, F, L, M] of F subcarriers need frequencies, [F] in hertz"
         raise InputError(name, f"must be {_axes(field)}; got shape {list(description.shape)}{hint}")
@@ -329,11 +337,8 @@ def _place(field: Field, shape: tuple[int, ...], sizes: Mapping[str, int], *, ma
     shapes = " or ".join(str(list(target)) for target in targets)
     turned = len(shape) > 1 and (*shape[:-2], shape[-1], shape[-2]) in targets
     hint = " (transposed?)" if turned else ""
-    raise InputError(
-        field.name,
-        f"must have shape {shapes} ({_axes(field)}, with the sizes of the other fields); "
-        f"got {list(shape)}{hint}",
-    )
+    why = "" if field.axes.isdigit() else f" ({_axes(field)}, with the sizes of the other fields)"
+    raise InputError(field.name, f"must have shape {shapes}{why}; got {list(shape)}{hint}")
 
 
 def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:

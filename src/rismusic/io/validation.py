@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rismusic.array import Panel, faces_forward
+from rismusic.array import SPEED_OF_LIGHT, Panel, faces_forward
 from rismusic.errors import InputError
 from rismusic.io.schema import AXES, FIELDS, Field, fields_of
 from rismusic.sources import Sources, check_sources
@@ -87,6 +87,26 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
         check_sources(truth, behind="elements" in values and not faces_forward(values["elements"]))
         if truth.symbols is not None:
             _check_symbols(truth.symbols, truth.active, first_scene)
+
+
+def check_frequencies(frequencies: Tensor, wavelength: float) -> None:
+    """Check that subcarriers are near the frequency of the wavelength, and not offsets or in another unit.
+
+    Raises:
+        InputError: a positive frequency is more than ten times off.
+    """
+    ratio = frequencies.double() * wavelength / SPEED_OF_LIGHT
+    if not ((ratio > 0) & ((ratio < 0.1) | (ratio > 10))).any():
+        return
+    low, high = float(ratio.min()), float(ratio.max())
+    units = {"GHz": 1e9, "MHz": 1e6, "kHz": 1e3}
+    near = [unit for unit, factor in units.items() if low * factor > 0.1 and high * factor < 10]
+    raise InputError(
+        "frequencies",
+        f"must be those of the signal, in hertz; got {float(frequencies.min()):g} to "
+        f"{float(frequencies.max()):g} Hz, while the wavelength {wavelength:g} m has "
+        f"{SPEED_OF_LIGHT / wavelength:.4g} Hz. Are they {f'in {near[0]}' if near else 'offsets'}?",
+    )
 
 
 def check_symbols(symbols: SymbolModel, pilots: Tensor | None) -> None:

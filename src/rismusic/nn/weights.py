@@ -82,7 +82,19 @@ def save_network(
 def load_network(
     weights: str | Path, *, panel: Panel | None = None, device: torch.device | str = "cpu"
 ) -> GridNetwork:
-    """Load a network from a weights file; see :func:`read_network`."""
+    """Load a network, with its panel and grid, from a weights file.
+
+    Args:
+        weights: ``ideal``, ``robust``, or a weights file such as ``best.safetensors`` of a training.
+        panel: the panel it must be for; by default any.
+        device: device of the network.
+
+    Raises:
+        InputError: not a weights file of this package, a damaged one, or one for another panel.
+
+    Example:
+        >>> prediction = load_network("ideal")(simulate(scenes=4))
+    """
     return read_network(weights, panel=panel, device=device)[0]
 
 
