@@ -15,6 +15,7 @@ from rismusic.estimation import diagnosis
 from rismusic.estimation.estimate import Doubt
 from rismusic.estimation.model_error import with_dense_operator
 from rismusic.io import read
+from rismusic.metrics import match
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -275,7 +276,7 @@ def test_status_and_existence():
 def test_a_weak_source_in_place_of_a_pair_is_named(monkeypatch):
     """What one source leaves of an unresolved pair is explained by a weak source far away, too."""
     pair = Sources.from_degrees([9.0, 11.0], [4.0, 4.0], [4.0, 4.0])
-    recording = blind(simulate(scenes=40, sources=pair, snr_db=10, seed=8))
+    recording = blind(simulate(scenes=60, sources=pair, snr_db=10, seed=8))
 
     def silent():
         found = locate(recording, method="omp")
@@ -295,3 +296,18 @@ def test_a_weak_source_that_is_there_is_not_taken_for_a_pair():
     found = locate(blind(simulate(scenes=20, sources=sources, snr_db=10, seed=8)), method="omp")
     assert not any(said(found, "within a beam"))
     assert (found.n_sources == 2).sum() > 10
+
+
+def test_sources_are_where_they_are_as_often_as_stated():
+    recording = blind(simulate(scenes=60, sources=3, snr_db=0, seed=21))
+    found = locate(recording, method="omp", n_sources=3)
+    matched = match(recording.truth, found.sources)
+    there = torch.zeros_like(found.sources.active)
+    scenes, sources = matched.hit.nonzero().unbind(-1)
+    there[scenes, matched.partner[scenes, sources]] = True
+    stated = found.existence_probability
+    share = float(there.double().mean())
+    assert share < 0.85
+    # Of OMP, whose sources may all be elsewhere together, they are a little too high.
+    assert abs(float(stated.mean()) - share) < (1 - share) / 2
+    assert float(stated[there].mean() - stated[~there].mean()) > 0.2

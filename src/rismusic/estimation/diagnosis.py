@@ -38,7 +38,7 @@ from rismusic.estimation.estimate import (
 )
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
-from rismusic.estimation.maximum_likelihood import nfmle, pack, refine, unpack
+from rismusic.estimation.maximum_likelihood import nfmle, pack, refine, unpack, values_without_each
 from rismusic.estimation.model_error import (
     ModelError,
     can_err,
@@ -51,7 +51,7 @@ from rismusic.estimation.model_error import (
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.estimation.relax import beside
-from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
+from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, project_out
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -71,6 +71,10 @@ _NEGLIGIBLE_NATS = 40.0
 _PRIOR, _ROUNDS = (0.03, 1.0), 20
 # Log prior (nats) of a signal without any source.
 _NO_SOURCE = -12.0
+# A source with a greater log-likelihood ratio (nats) is where it is. Angle from which on elsewhere is.
+_CERTAIN_NATS, _ELSEWHERE_DEG = 20.0, 5.0
+# Searches for other positions that are made at a time.
+_BLOCK_SEARCHES = 64
 # Weaker diffuse noise, common to a recording, is left out.
 _LEAST_DIFFUSE = 0.3
 # Two sources of a smaller probability of being independent are coherent.
@@ -512,6 +516,7 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
         _add_grating_lobes(sentences, recording, estimate, spec)
     if recording.pilots is None:
         _add_extended(sentences, recording, estimate, moves)
+        estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
     _add_unresolved(sentences, recording, estimate)
     for scene, sentence in _better_wave(recording, estimate, spec):
         sentences[scene].append(sentence)
@@ -523,15 +528,56 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
             text = f"there may be more than {most} sources: raise --sources-max"
             limit = f"{most} is the largest number of sources that was tried (--sources-max)"
             sentences[scene].append(Doubt(text, "sources_too_many") if doubt else limit)
-        there = estimate.existence_probability
-        for scene, source in (there < UNCERTAIN).nonzero().tolist():
-            sentences[scene].append(
-                f"source {source} exists with a probability of {float(there[scene, source]):.2f}"
-            )
+    there = estimate.existence_probability
+    for scene, source in (there < UNCERTAIN).nonzero().tolist():
+        sentences[scene].append(
+            f"source {source} exists with a probability of {float(there[scene, source]):.2f}"
+        )
     errors = estimate.panel_error
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
     return replace(estimate, sources=sources, warnings=sentences, panel_error=errors)
+
+
+def _position_probability(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S K"]:
+    r"""Probability that each source is where it is and not elsewhere, the others being where they are.
+
+    .. math:: p_k = \frac{1}{1 + \exp\left(w (\ell'_k - \ell_k)\right)}
+
+    :math:`\ell_k` is what the source raises the log-likelihood by, :math:`\ell'_k` what a source at the best
+    grid point more than 5 degrees away would raise it by in its place, and w the weight of the evidence for a
+    number of sources (:data:`~rismusic.estimation.model_order.EVIDENCE_WEIGHT`).
+
+    Returns:
+        p_k; 1 where the panel errs, without a source, and of sources that raise it by much.
+    """
+    positions, active = unpack(estimate.sources, recording)
+    probability = torch.ones_like(active, dtype=torch.float64)
+    if recording.symbols == "correlated" or not bool(active.any()):
+        return probability
+    gain = values_without_each(recording, positions, active, "unconditional")
+    gain = gain - estimate.neg_log_likelihood[:, None]
+    weak = active & (gain < _CERTAIN_NATS)
+    if estimate.panel_error is not None:
+        weak &= (estimate.panel_error == 0)[:, None]
+    scenes, which = weak.nonzero().unbind(-1)
+    if len(scenes) == 0:
+        return probability
+    grid = searched_grid(recording, spec)
+    search = GridSearch(Dictionary.of(grid), recording)
+    assert estimate.sources.power is not None
+    K = active.shape[1]
+    for start in range(0, len(scenes), _BLOCK_SEARCHES):
+        rows, k = scenes[start : start + _BLOCK_SEARCHES], which[start : start + _BLOCK_SEARCHES]
+        # The others come first.
+        number = torch.arange(K - 1, device=k.device)
+        others = number + (number >= k[:, None])
+        at = positions[rows[:, None], others], active[rows[:, None], others]
+        power = torch.where(at[1], estimate.sources.power[rows[:, None], others], 0).double()
+        rest = project_out(recording[rows], *at, (power, estimate.noise_variance[rows].double()))
+        elsewhere = search.best_gain_beyond(rows, rest, positions[rows, k], math.radians(_ELSEWHERE_DEG))
+        probability[rows, k] = torch.sigmoid(EVIDENCE_WEIGHT * (gain[rows, k] - elsewhere))
+    return probability
 
 
 def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate: Estimate) -> None:

@@ -122,6 +122,8 @@ class Estimate:
             where they show none; none where it was not estimated (:mod:`rismusic.estimation.diagnosis`).
         inverse_range_std: [S, K_max] standard deviation of 1 / range (1/m); none where only the covariance is
             known.
+        position_probability: [S, K_max] probability that each source is at this position rather than
+            elsewhere (:mod:`rismusic.estimation.diagnosis`); none where it was not computed.
         impulses: [S] number of samples that were down-weighted as impulses; none unless ``spec.noise`` is
             ``impulsive``.
     """
@@ -139,6 +141,7 @@ class Estimate:
     pose: Float[Tensor, "4 4"] | None = None
     panel_error: Float[Tensor, "S"] | None = None
     inverse_range_std: Float[Tensor, "S K"] | None = None
+    position_probability: Float[Tensor, "S K"] | None = None
     impulses: Int64[Tensor, "S"] | None = None
 
     @classmethod
@@ -291,19 +294,21 @@ class Estimate:
 
     @property
     def existence_probability(self) -> Float[Tensor, "S K"]:
-        """Probability that each source exists: that there are at least as many sources.
+        """Probability that each source exists where it is.
 
-        Sources count in the order of their powers. 1 where the number of sources was given; NaN where there
-        is no source.
+        The lesser of two: that there are at least as many sources, which count in the order of their powers
+        (1 where their number was given), and :attr:`position_probability`. NaN where there is no source.
         """
         active, probability = self.sources.active, self.n_sources_probability
-        if probability is None:
-            return torch.where(active, 1.0, math.nan).double()
-        # P(K >= 1), P(K >= 2), ...
-        at_least = probability.double().flip(1).cumsum(1).flip(1)[:, 1:].clamp_max(1)
-        width = active.shape[1]
-        at_least = torch.nn.functional.pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
-        return torch.where(active, at_least, math.nan)
+        exists = torch.ones_like(self.snr_db, dtype=torch.float64)
+        if probability is not None:
+            # P(K >= 1), P(K >= 2), ...
+            at_least = probability.double().flip(1).cumsum(1).flip(1)[:, 1:].clamp_max(1)
+            width = active.shape[1]
+            exists = torch.nn.functional.pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
+        if self.position_probability is not None:
+            exists = torch.minimum(exists, self.position_probability)
+        return torch.where(active, exists, math.nan)
 
     @property
     def n_sources(self) -> Int64[Tensor, "S"]:
@@ -392,7 +397,7 @@ class Estimate:
         return self._each(lambda value: value.detach().clone())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Estimate:
-        probability = self.n_sources_probability
+        probability, position = self.n_sources_probability, self.position_probability
         return replace(
             self,
             sources=self.sources.each(change),
@@ -404,6 +409,7 @@ class Estimate:
             p_value=change(self.p_value),
             panel_error=None if self.panel_error is None else change(self.panel_error),
             inverse_range_std=None if self.inverse_range_std is None else change(self.inverse_range_std),
+            position_probability=None if position is None else change(position),
             impulses=None if self.impulses is None else change(self.impulses),
         )
 
@@ -581,6 +587,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
 
     names = ("azimuth", "elevation", "range", "power")
     inverse = [one for part in parts if (one := part.inverse_range_std) is not None]
+    position = [one for part in parts if (one := part.position_probability) is not None]
     errors = [one for part in parts if (one := part.panel_error) is not None]
     impulses = [one for part in parts if (one := part.impulses) is not None]
     probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
@@ -594,6 +601,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         n_sources_probability=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
         p_value=torch.cat([part.p_value for part in parts]),
         inverse_range_std=joined(inverse) if len(inverse) == len(parts) else None,
+        position_probability=joined(position) if len(position) == len(parts) else None,
         panel_error=torch.cat(errors) if len(errors) == len(parts) else None,
         impulses=torch.cat(impulses) if len(impulses) == len(parts) else None,
         warnings=[sentences for part in parts for sentences in part.warnings],

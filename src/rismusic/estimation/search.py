@@ -429,6 +429,25 @@ class GridSearch:
         """The best place for one more source beside those of :func:`project_out`."""
         return self.place(scenes, project_out(self.recording[scenes], positions, active, power_noise))
 
+    def best_gain_beyond(
+        self, scenes: Int64[Tensor, "B"], rest: Residual, center: Float[Tensor, "B 3"], angle: float
+    ) -> Float[Tensor, "B"]:
+        """Log-likelihood (nats) that one more source gains at the best point away from a position.
+
+        Args:
+            scenes: their numbers.
+            rest: what they are without the sources already there.
+            center: azimuth, elevation, 1/range.
+            angle: azimuth or elevation (rad) of the points differ from those of the position by more.
+        """
+        best = torch.zeros(len(scenes), dtype=torch.float64, device=center.device)
+        for points, part, score in self._scores(scenes, rest):
+            there = torch.arange(points.start, points.stop, device=center.device)
+            apart = (self.dictionary.positions(there)[:, :2] - center[part, None, :2]).abs().amax(-1)
+            highest = score.double().masked_fill(apart <= angle, -torch.inf).amax(1)
+            best[part] = torch.maximum(best[part], highest)
+        return best
+
     def _scores(self, scenes: Tensor, rest: Residual) -> Iterator[tuple[slice, slice, Float[Tensor, "_ _"]]]:
         """Places of a block of points and of scenes, and how much each point is worth to each scene."""
         if self._subarrays is not None:
