@@ -539,18 +539,22 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
         # A copy where NumPy's memory layout (negative strides, byte order, read-only) does not suit torch.
         native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
         tensor = torch.from_numpy(native if native.flags.writeable else native.copy()).reshape(array.shape)
-    name = str(tensor.dtype).removeprefix("torch.")
     if kind == "real":
         if not tensor.is_floating_point():
-            raise InputError(field, f"must hold real floating-point numbers; got {name}")
+            raise InputError(field, f"must hold real floating-point numbers; got {_name(tensor.dtype)}")
         return tensor.to(torch.float64)
     if not tensor.is_complex():
+        name = _name(tensor.dtype)
         hint = "If they are phases in radians, pass exp(1j * phase). " if field == "codes" else ""
         raise InputError(
             field,
             f"must hold complex numbers; got {name}. {hint}If the imaginary part is 0, convert to complex64",
         )
     return tensor if tensor.dtype in (torch.complex64, torch.complex128) else tensor.to(torch.complex64)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class _Rays:

@@ -52,7 +52,7 @@ from rismusic.estimation.maximum_likelihood import (
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import OTHER_SYMBOLS, check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, beside, birth_death, log_prior, relax_sweeps
-from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch
+from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, received_fields
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.estimation.spectra import TO_CONVERGENCE, NewtonOptions, music, rap_music_sources
 from rismusic.io import Recording, check_recording
@@ -549,12 +549,15 @@ def _fit_from_peaks(output: NetworkOutput, start: Sources, grid: SearchGrid, spe
             gain = gain - log_prior(spatial_prior, scenes, from_music.positions, there)
             fit = fit.with_others(scenes[gain > 0], from_list[gain > 0])
     if spec.hybrid.relax_sweeps:
-        peaks = output.candidates if spec.hybrid.network_sources else _peaks_of_blend(output, grid, spec)
+        peaks, fields = output.candidates, output.candidate_fields
+        if not spec.hybrid.network_sources:
+            peaks = _peaks_of_blend(output, grid, spec)
+            fields = received_fields(recording, peaks)
         # Candidates beside the first source again, in place of those beside sources that are not there.
-        around = torch.where(active[..., None], fit.positions, fit.positions[:, :1])
-        candidates = torch.cat((peaks, beside(around, grid)), dim=1)
+        around = beside(torch.where(active[..., None], fit.positions, fit.positions[:, :1]), grid)
+        fields = torch.cat((fields, received_fields(recording, around)), dim=-1)
         fit = relax_sweeps(
-            CandidateSearch(grid, recording, candidates),
+            CandidateSearch(grid, recording, torch.cat((peaks, around), dim=1), fields),
             fit,
             active,
             criterion=spec.criterion,

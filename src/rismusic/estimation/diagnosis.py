@@ -38,7 +38,7 @@ from rismusic.estimation.estimate import (
 )
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
-from rismusic.estimation.maximum_likelihood import nfmle, pack, refine, unpack, values_without_each
+from rismusic.estimation.maximum_likelihood import ROUGH, nfmle, pack, refine, unpack, values_without_each
 from rismusic.estimation.model_error import (
     ModelError,
     can_err,
@@ -735,11 +735,15 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     part, volume = recording[some], Volume.from_spec(_wide(recording, spec))
     positions, active = unpack(estimate[some].sources, part)
     fit = partial(refine, positions=positions, active=active, volume=volume, criterion=spec.criterion)
-    here = fit(part).value
+    here = fit(part, options=ROUGH).value
     best, name = _WAVE_NATS, None
     for wave in WAVES:
         if wave != recording.wave:
-            gain = float((here - fit(replace(part, wave=wave)).value).sum())
+            other = replace(part, wave=wave)
+            # Where a rough fit is worse, an exact one is not better by this much.
+            gain = float((here - fit(other, options=ROUGH).value).sum())
+            if gain > 0:
+                gain = float((fit(part).value - fit(other).value).sum())
             if gain > best:
                 best, name = gain, wave
     if name is None:

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,6 +64,8 @@ _SPREADS_RAD = (0.003, 0.006, 0.012, 0.024, 0.048)
 _DIRECTIONS = 8
 # Log-likelihood ratio (nats) of a motion from which on the path is fitted, and Gauss-Newton steps.
 _MOTION_USUAL, _STEPS = 4.0, 6
+# Steps as good as the last one (of one nat more) by which a path may still gain.
+_FURTHER = 20.0
 # Largest panel error. A larger one would explain any field.
 _MOST_ERROR = 0.5
 # Log prior of each ratio, and of each power of the diffuse noise.
@@ -324,7 +327,7 @@ def motion(recording: Recording, sources: Sources, least: Float[Tensor, "S"] | N
     for some in blocks(len(scene), 128 * L * (M * (active.shape[1] + 4) + recording.panel.size), gain.device):
         row, column = scene[some], source[some]
         exact = _Path(recording[row], positions[row], active[row], column)
-        in_all[row, column], path[row, column] = exact.fit()
+        in_all[row, column], path[row, column] = exact.fit(least=None if least is None else least[row])
         gain[row, column] = 0.0
         if least is not None:
             matter = in_all[row, column] > least[row]
@@ -423,19 +426,43 @@ class _Path:
         self.resting, self.y = resting, recording.snapshots.to(torch.complex128)
         self.t = _times(L, which.device)
 
-    def fit(self, *, moves: bool = True) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
-        """The log-likelihood ratio against the estimate (nats), and u and v (0 at rest)."""
+    def __getitem__(self, rows: Tensor) -> _Path:
+        """The paths of some scenes."""
+        part = copy(self)
+        part.recording, part.active = self.recording[rows], self.active[rows]
+        part.rows, part.which, part.start = self.rows[: len(rows)], self.which[rows], self.start[rows]
+        part.resting, part.y = self.resting[rows], self.y[rows]
+        return part
+
+    def fit(
+        self, *, moves: bool = True, least: Float[Tensor, "B"] | None = None
+    ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
+        """The log-likelihood ratio against the estimate (nats), and u and v (0 at rest).
+
+        Args:
+            moves: whether the source moves.
+            least: ratios that matter. Paths that will not get there are not followed to their end.
+        """
         _, L, M = self.y.shape
-        path = self.start.new_zeros(len(self.start), 4)
-        first, change = self._step(path, moves)
-        best, at_best = first, path
+        ends = self.start.new_zeros(len(self.start), 4)
+        first, change = self._step(ends, moves)
+        freedom = L * (M - self.active.sum(-1))
+        gains, rows, at, path = torch.zeros_like(first), self.rows, self, ends
         for _ in range(_STEPS):
             path = path + change
-            energy, change = self._step(path, moves)
-            better = energy < best
-            best = torch.where(better, energy, best)
-            at_best = torch.where(better[:, None], path, at_best)
-        return L * (M - self.active.sum(-1)) * (first / best).log(), at_best
+            energy, change = at._step(path, moves)
+            gain = freedom[rows] * (first[rows] / energy).log()
+            step = gain - gains[rows]
+            better = step > 0
+            gains[rows[better]], ends[rows[better]] = gain[better], path[better]
+            if least is not None:
+                within = gains[rows] + _FURTHER * (step.clamp_min(0) + 1) > least[rows]
+                kept = within.nonzero()[:, 0]
+                if len(kept) == 0:
+                    break
+                if len(kept) < len(rows):
+                    at, rows, path, change = at[kept], rows[kept], path[kept], change[kept]
+        return gains, ends
 
     def _step(
         self, path: Float[Tensor, "B 4"], moves: bool

@@ -539,11 +539,18 @@ class CandidateSearch:
         grid: whose volume and steps are meant.
         recording: S scenes.
         places: azimuth, elevation, 1/range.
+        fields: result of :func:`received_fields`, if it is already computed.
     """
 
-    def __init__(self, grid: SearchGrid, recording: Recording, places: Float[Tensor, "S C 3"]) -> None:
+    def __init__(
+        self,
+        grid: SearchGrid,
+        recording: Recording,
+        places: Float[Tensor, "S C 3"],
+        fields: Complex[Tensor, "S _ M C"] | None = None,
+    ) -> None:
         self.grid, self.recording, self.places = grid, recording, places
-        self._fields = received_fields(recording, places)
+        self._fields = received_fields(recording, places) if fields is None else fields
         self._kernel = kernel_for(recording)
         if self._kernel is not None:
             self._parts = torch.view_as_real(self._fields).movedim(-1, -2).contiguous()

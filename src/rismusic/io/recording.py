@@ -271,7 +271,7 @@ class Recording:
         frequencies = () if self.frequencies is None else self.frequencies.tolist()
         return Panel(self.elements, self.wavelength, self.wave, self.pattern_exponent, frequencies)
 
-    @property
+    @cached_property
     def link(self) -> Link:
         """Nominal link; coherent for the snapshots of a :meth:`stacked` recording of one long snapshot."""
         coherent = self.is_stacked and self.has_coherent_symbols
@@ -393,7 +393,10 @@ class Recording:
             TypeError: an index of another type.
         """
         index = scene_index(scenes, len(self), self.snapshots.device)
-        return self._each(lambda name, value: value[index] if self._per_scene(name, value) else value)
+        part = self._each(lambda name, value: value[index] if self._per_scene(name, value) else value)
+        if part.elements is self.elements and "panel" in vars(self):
+            vars(part)["panel"] = self.panel  # what was made once
+        return part
 
     def _per_scene(self, name: str, value: Tensor) -> bool:
         """Whether a field (``truth`` for all of its fields) has a scene axis."""

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, pad
 
@@ -31,6 +31,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.calibration import whitened
 from rismusic.estimation.grid import SearchGrid, Volume, highest_peaks, to_cosines
 from rismusic.estimation.noise import snr_db
+from rismusic.estimation.search import received_fields
 from rismusic.files import failure
 from rismusic.io import Recording
 from rismusic.nn.network import GridNetwork, build_network
@@ -149,6 +150,7 @@ class NetworkOutput:
         blend: R_blend with its loading.
         network_sources: the sources of the network's heads [S, K_max], the most probable first.
         candidates: [S, C, 3] azimuth, elevation, 1/range of the highest peaks of the heat map.
+        candidate_fields: their fields at the receiver.
         spatial_prior: log probability of source positions, from the heat map.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         snr_db: [S] SNR of the scenes, with the recorded or estimated noise variance.
@@ -159,6 +161,7 @@ class NetworkOutput:
     blend: Covariance
     network_sources: Sources
     candidates: Float[Tensor, "S C 3"]
+    candidate_fields: Complex[Tensor, "S _ M C"]
     spatial_prior: SpatialPrior
     log_count: Float[Tensor, "S counts"]
     snr_db: Float[Tensor, "S"]
@@ -200,7 +203,7 @@ class NetworkOutput:
             raise InputError("network.kind", f"the network {network.spec.kind!r} returned no grid_logits")
         most = min(spec.hybrid.candidates, int(network.grid.inside.sum()))
         peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
-        places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1)
+        places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1).double()
         order = prediction.existence_logits.argsort(dim=-1, descending=True)
         heads = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
         azimuth, elevation, distance = (value.gather(1, order).double() for value in heads)
@@ -208,7 +211,8 @@ class NetworkOutput:
             fitted,
             prediction.blended(*sample, beta),
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
-            places.double(),
+            places,
+            received_fields(fitted, places),
             SpatialPrior.of(prediction.grid_logits[:, -1], network.grid, scale),
             prediction.count_logits.log_softmax(-1).double(),
             snr_db(with_noise),
@@ -223,6 +227,7 @@ class NetworkOutput:
             blend=self.blend[scenes],
             network_sources=self.network_sources[scenes],
             candidates=self.candidates[scenes],
+            candidate_fields=self.candidate_fields[scenes],
             spatial_prior=self.spatial_prior[scenes],
             log_count=self.log_count[scenes],
             snr_db=self.snr_db[scenes],
