@@ -318,9 +318,8 @@ def test_a_study_with_damaged_trials_is_one_sentence(tmp_path, change, sentence)
         tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")
 
 
-def test_sqlalchemy_prints_no_trace_when_ctrl_c_has_broken_a_connection(capfd):
+def test_sqlalchemy_prints_no_trace_when_ctrl_c_has_broken_a_connection():
     log = logging.getLogger("sqlalchemy.pool.impl.QueuePool")
     with quiet():
-        log.error("Error closing cursor", exc_info=True)
-    assert capfd.readouterr().err == ""
+        assert not log.isEnabledFor(logging.ERROR)
     assert log.isEnabledFor(logging.ERROR)
