@@ -18,14 +18,18 @@ import stat
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from rismusic.errors import InputError
+
+with warnings.catch_warnings():
+    # Where the system has no locks, the library takes files for them; that is no news for each command.
+    warnings.filterwarnings("ignore", "only soft file lock")
+    from filelock import FileLock, Timeout
 
 PLOT_ENDINGS = (".png", ".pdf", ".svg")
 TABLE_ENDINGS = (".csv", ".json")
