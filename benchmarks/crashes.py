@@ -266,8 +266,8 @@ class Trial:
             found.append(f"exit code {code}")
         if not self.old_or_whole():
             found.append("an output was neither the older nor the new one")
-        if signal_sent is not signal.SIGKILL and list(self.folder.rglob(".rismusic-*")):
-            found.append("temporary files stayed")
+        if signal_sent is not signal.SIGKILL and (left := list(self.folder.rglob(".rismusic-*"))):
+            found.append(f"temporary files stayed: {', '.join(map(str, left))}")
         if (again := run(self.command(again=True), self.said)) != self.job.code:
             found.append(
                 f"the second run ended with {again}: {self.said.read_text('utf-8', 'replace')[-300:]}"

@@ -18,15 +18,19 @@ import stat
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from rismusic.errors import InputError
 from rismusic.text import any_of
+
+with warnings.catch_warnings():
+    # Where the system has no locks, the library takes files for them; that is no news for each command.
+    warnings.filterwarnings("ignore", "only soft file lock")
+    from filelock import FileLock, Timeout
 
 PLOT_ENDINGS = (".png", ".pdf", ".svg")
 TABLE_ENDINGS = (".csv", ".json")
@@ -37,6 +41,8 @@ _PART = ".rismusic-"
 # A temporary file of another machine is removed when nothing was written to it for this long.
 _ABANDONED_S = 7 * 24 * 3600.0
 _LONGEST_NAME = 255
+# Folders with temporary files of this process, or once with some.
+_FOLDERS: set[Path] = set()
 _UNKNOWN = "unknown"
 
 
@@ -275,6 +281,7 @@ class OutputFile:
         sweep(path.parent)
         suffix = path.suffix if len(os.fsencode(path.suffix)) <= 16 else ""
         self.temporary = path.with_name(f"{_owned()}{secrets.token_hex(8)}.part{suffix}")
+        _FOLDERS.add(path.parent.absolute())
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flags("O_NOFOLLOW", "O_CLOEXEC")
         descriptor = os.open(self.temporary, flags, 0o666)
         try:
@@ -479,6 +486,19 @@ def sweep(folder: Path) -> None:
             age = time.time() - found.stat(follow_symlinks=False).st_mtime
             if ended or age > _ABANDONED_S:
                 Path(found).unlink()
+
+
+def remove_own() -> None:
+    """Remove all temporary files of this process after an interruption.
+
+    It may have come between the creation of a file and the first line that would remove it. Databases have
+    files beside them, which a database that is not closed leaves.
+    """
+    for folder in _FOLDERS:
+        with contextlib.suppress(OSError):
+            for found in os.scandir(folder):
+                if found.name.startswith(_owned()):
+                    Path(found).unlink(missing_ok=True)
 
 
 def sweep_tree(folder: Path) -> None:

@@ -106,7 +106,10 @@ class PartialFile:
         )
         with ExitStack() as stack:
             stack.enter_context(locked(self._lock, str(path), "another process is writing this file"))
+            # While the lock is held, so that no other process can have begun.
+            stack.callback(self._lock.unlink, missing_ok=True)
             self._begin(resume=resume)
+            stack.callback(lambda: None if self.scenes else self._drop())
             self._exit = stack.pop_all()
 
     @property
@@ -144,10 +147,6 @@ class PartialFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.progress.scenes:
-            self._drop()
-        # While the lock is held, so that no other process can have begun.
-        self._lock.unlink(missing_ok=True)
         self._exit.close()
 
     def _begin(self, *, resume: bool) -> None:

@@ -244,8 +244,11 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
     refused("has changed since it was written")
     assert part.read_bytes() == changed
     part.unlink()
-    part.symlink_to(recording)
+    part.symlink_to(tmp_path / "precious")
     refused("is a symbolic link")
+    part.unlink()
+    part.symlink_to(recording)
+    refused("is an input of this command")
     part.unlink()
     part.write_bytes(content)
     state.write_text("{}")

@@ -206,7 +206,7 @@ def test_sigterm_is_ctrl_c(number, tmp_path):
             signal.signal(number, signal.SIG_DFL)
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
             sys.stderr = os.fdopen(2, "w")
-            code = main(["simulate", "-o", str(out / "a.h5"), "--scenes", "1000000"])
+            code = main(["simulate", "-o", str(out / "a.npz"), "--scenes", "1000000"])
             sys.stderr.flush()
         finally:
             os._exit(code)
@@ -217,6 +217,23 @@ def test_sigterm_is_ctrl_c(number, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
     assert said.read_text() == "error: interrupted\n"
     assert names(out) == []
+
+
+def test_an_interrupt_while_a_temporary_file_is_made(tmp_path, monkeypatch):
+    """Also what a database leaves beside its file is removed, but no file of another process."""
+    (other := tmp_path / ".rismusic-0-0-0.part.csv").write_text("of another machine")
+    open_ = os.open
+
+    def interrupted(path, *args):
+        descriptor = open_(path, *args)
+        if "rismusic-" in str(path):
+            os.close(open_(f"{path}-wal", os.O_CREAT))
+            raise KeyboardInterrupt
+        return descriptor
+
+    monkeypatch.setattr("rismusic.files.os.open", interrupted)
+    assert main(["bound", "--scenes", "1", "--sources", "1", "-o", str(tmp_path / "a.csv")]) == 130
+    assert names(tmp_path) == [other.name]
 
 
 def dropped_in_a_callback() -> int:

@@ -67,6 +67,7 @@ def test_a_cut_recording_is_continued(options, tmp_path, monkeypatch, capsys):
     ):
         assert run("-o", output, *OPTIONS, *options, *more) == 2
         assert sentence in capsys.readouterr().err
+    assert names(tmp_path) == ["a.h5.part", "a.h5.part.json", "whole.h5", "whole.h5.toml"]
     simulated = []
     monkeypatch.setattr(RecordingWriter, "append", counted(simulated))
     assert run("-o", output, *OPTIONS, *options, "--resume") == 0

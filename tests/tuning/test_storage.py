@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sqlite3
@@ -315,3 +316,10 @@ def test_a_study_with_damaged_trials_is_one_sentence(tmp_path, change, sentence)
     connection.close()
     with pytest.raises(InputError, match=f"^storage: .*{sentence}"):
         tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")
+
+
+def test_sqlalchemy_prints_no_trace_when_ctrl_c_has_broken_a_connection():
+    log = logging.getLogger("sqlalchemy.pool.impl.QueuePool")
+    with quiet():
+        assert not log.isEnabledFor(logging.ERROR)
+    assert log.isEnabledFor(logging.ERROR)

@@ -17,7 +17,7 @@ from rismusic.cli.command import Command, complain, save_traceback
 from rismusic.cli.interruption import no_interrupt_is_lost, terminated_as_interrupted
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
 from rismusic.errors import InputError
-from rismusic.files import failure
+from rismusic.files import failure, remove_own
 from rismusic.text import redact
 from rismusic.version import __version__
 
@@ -84,6 +84,7 @@ def main(args: Sequence[str] | None = None) -> int:
         complain(redact(str(error)))
         return 2
     except KeyboardInterrupt:
+        remove_own()
         complain("interrupted")
         return 130
     except BrokenPipeError:

@@ -7,6 +7,7 @@ Optuna queues it again.
 from __future__ import annotations
 
 import copy
+import logging
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
@@ -290,11 +291,17 @@ def experimental() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Optuna's messages about trials, since this package prints its own."""
-    before = optuna.logging.get_verbosity()
+    """Silence Optuna's messages about trials, since this package prints its own.
+
+    SQLAlchemy's about connections, too: after Ctrl-C within a query it prints that it could not close one.
+    """
+    before, pool = optuna.logging.get_verbosity(), logging.getLogger("sqlalchemy.pool")
+    level = pool.level
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pool.setLevel(logging.CRITICAL)
     try:
         with experimental():
             yield
     finally:
         optuna.logging.set_verbosity(before)
+        pool.setLevel(level)
