@@ -389,6 +389,46 @@ def test_standard_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys):
     assert "the output cannot be written: no space left on the disk" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("--help >&-", 0),
+        ("--help <&- >&- 2>&-", 0),
+        ("check samples/ideal_10dB.h5 --no-fit >&- 2>&-", 0),
+        ("--help 1</dev/null", 2),
+        ("check samples/ideal_10dB.h5 --no-fit 1</dev/null", 2),
+        ("bogus 2</dev/null", 2),
+        ("bogus 2>/dev/full", 2),
+        ("--help >/dev/full 2>/dev/full", 2),
+    ],
+)
+def test_streams_that_are_closed_or_take_nothing_do_not_change_what_a_command_does(command, code):
+    done = subprocess.run(
+        f"{sys.executable} -m rismusic {command}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert "internal" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
+    # else what a C library or a worker process prints would end up in the file
+    program = "from rismusic.cli import main; main(['--version']); n = open('file').fileno(); "
+    program += "print(n, file=open('n', 'w'))"
+    (tmp_path / "file").touch()
+    subprocess.run(f'{sys.executable} -c "{program}" <&- >&- 2>&-', shell=True, cwd=tmp_path, check=True)
+    assert int((tmp_path / "n").read_text()) > 2
+
+
+def test_a_reader_of_a_table_that_has_gone_is_no_error(samples):
+    program = [sys.executable, "-m", "rismusic", "check", samples / "ideal_10dB.h5", "--no-fit"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def refused_by_cuda():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 139.80 GiB")
 
