@@ -104,6 +104,8 @@ class PartialOutput:
         self._exit = ExitStack()
         with ExitStack() as stack:
             stack.enter_context(locked(self._lock, str(path), "another process is writing this file"))
+            # While the lock is held, so that no other process can have begun.
+            stack.callback(self._lock.unlink, missing_ok=True)
             self._begin(resume=resume)
             with writing(self.part):
                 self._file = stack.enter_context(self.part.open("r+b"))
@@ -167,8 +169,6 @@ class PartialOutput:
             self._file.close()
         if not self.progress.scenes:
             self._drop()
-        # While the lock is held, so that no other process can have begun.
-        self._lock.unlink(missing_ok=True)
         self._exit.close()
 
     def _begin(self, *, resume: bool) -> None:
