@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.table import COLUMNS
 from rismusic.hybrid import locate
 from rismusic.io import open_recording, read, write
+from rismusic.io.calibration import PanelCalibration
 from rismusic.nn.spec import TrainSpec
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec, SystemSpec, read_spec
@@ -427,6 +429,48 @@ def test_a_reader_of_a_table_that_has_gone_is_no_error(samples):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_what_does_not_fit_a_recording_is_refused_with_the_name_of_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    system = {"panel": {"rows": 3, "columns": 3}, "channel": {"antennas": 4}, "codebook": {"snapshots": 4}}
+    recording = simulate(SystemSpec(**system), scenes=2)
+    write("one.h5", recording)
+    write("constant.h5", replace(recording, symbols="constant"))
+    elements = recording.elements
+    response = torch.ones(len(elements), dtype=torch.complex128)
+    other = PanelCalibration(
+        wavelength=recording.wavelength,
+        elements=2 * elements,
+        response=response,
+        response_std=0 * response.real,
+        offsets=torch.zeros_like(elements),
+    )
+    other.save("cal.h5")
+    lines = ["scene,azimuth_deg,elevation_deg,range_m", *(f"0,{number},0,2" for number in range(9))]
+    Path("known.csv").write_text("\n".join(lines))
+    for command, named in (
+        ("calibrate constant.h5 -o out.h5", "constant.h5"),
+        ("calibrate one.h5 -o out.h5 --known-positions known.csv", "known.csv"),
+        ("locate one.h5 --calibration cal.h5 --method omp", "cal.h5"),
+    ):
+        assert main(command.split()) == 2
+        assert f"(in {named})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["symbols", "pattern_exponent"])
+def test_a_damaged_hdf5_file_is_described_without_the_words_of_the_library(name, tmp_path, samples, capsys):
+    path = tmp_path / "a.h5"
+    path.write_bytes((samples / "ideal_10dB.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = h5py.Empty("f8")
+    assert main(["check", str(path)]) == 2
+    assert "must be an attribute that is a text or a real number" in capsys.readouterr().err
+    content = bytearray(path.read_bytes())
+    content[8:200] = bytes(192)
+    path.write_bytes(content)
+    assert main(["check", str(path)]) == 2
+    assert capsys.readouterr().err.endswith("is not a complete HDF5 file\n")
 
 
 def refused_by_cuda():
