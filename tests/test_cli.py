@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from rismusic.errors import InputError
 from rismusic.estimation.table import COLUMNS
 from rismusic.hybrid import locate
 from rismusic.io import open_recording, read, write
+from rismusic.io.calibration import PanelCalibration
 from rismusic.nn.spec import TrainSpec
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec, SystemSpec, read_spec
@@ -387,6 +389,88 @@ def test_standard_output_on_a_full_disk_is_one_sentence(monkeypatch, capsys):
         monkeypatch.setattr("sys.stdout", full)
         assert main(["--version"]) == 2
     assert "the output cannot be written: no space left on the disk" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("--help >&-", 0),
+        ("--help <&- >&- 2>&-", 0),
+        ("check samples/ideal_10dB.h5 --no-fit >&- 2>&-", 0),
+        ("--help 1</dev/null", 2),
+        ("check samples/ideal_10dB.h5 --no-fit 1</dev/null", 2),
+        ("bogus 2</dev/null", 2),
+        ("bogus 2>/dev/full", 2),
+        ("--help >/dev/full 2>/dev/full", 2),
+    ],
+)
+def test_streams_that_are_closed_or_take_nothing_do_not_change_what_a_command_does(command, code):
+    done = subprocess.run(
+        f"{sys.executable} -m rismusic {command}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert "internal" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
+    # else what a C library or a worker process prints would end up in the file
+    program = "from rismusic.cli import main; main(['--version']); n = open('file').fileno(); "
+    program += "print(n, file=open('n', 'w'))"
+    (tmp_path / "file").touch()
+    subprocess.run(f'{sys.executable} -c "{program}" <&- >&- 2>&-', shell=True, cwd=tmp_path, check=True)
+    assert int((tmp_path / "n").read_text()) > 2
+
+
+def test_a_reader_of_a_table_that_has_gone_is_no_error(samples):
+    program = [sys.executable, "-m", "rismusic", "check", samples / "ideal_10dB.h5", "--no-fit"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_what_does_not_fit_a_recording_is_refused_with_the_name_of_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    system = {"panel": {"rows": 3, "columns": 3}, "channel": {"antennas": 4}, "codebook": {"snapshots": 4}}
+    recording = simulate(SystemSpec(**system), scenes=2)
+    write("one.h5", recording)
+    write("constant.h5", replace(recording, symbols="constant"))
+    elements = recording.elements
+    response = torch.ones(len(elements), dtype=torch.complex128)
+    other = PanelCalibration(
+        wavelength=recording.wavelength,
+        elements=2 * elements,
+        response=response,
+        response_std=0 * response.real,
+        offsets=torch.zeros_like(elements),
+    )
+    other.save("cal.h5")
+    lines = ["scene,azimuth_deg,elevation_deg,range_m", *(f"0,{number},0,2" for number in range(9))]
+    Path("known.csv").write_text("\n".join(lines))
+    for command, named in (
+        ("calibrate constant.h5 -o out.h5", "constant.h5"),
+        ("calibrate one.h5 -o out.h5 --known-positions known.csv", "known.csv"),
+        ("locate one.h5 --calibration cal.h5 --method omp", "cal.h5"),
+    ):
+        assert main(command.split()) == 2
+        assert f"(in {named})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["symbols", "pattern_exponent"])
+def test_a_damaged_hdf5_file_is_described_without_the_words_of_the_library(name, tmp_path, samples, capsys):
+    path = tmp_path / "a.h5"
+    path.write_bytes((samples / "ideal_10dB.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = h5py.Empty("f8")
+    assert main(["check", str(path)]) == 2
+    assert "must be an attribute that is a text or a real number" in capsys.readouterr().err
+    content = bytearray(path.read_bytes())
+    content[8:200] = bytes(192)
+    path.write_bytes(content)
+    assert main(["check", str(path)]) == 2
+    assert capsys.readouterr().err.endswith("is not a complete HDF5 file\n")
 
 
 def refused_by_cuda():

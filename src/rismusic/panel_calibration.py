@@ -78,7 +78,7 @@ def calibrate_panel(
     if isinstance(n_sources, (int, str)):
         settings["sources"] = n_sources
     chosen = (spec or CalibrateSpec()).replace(**settings)
-    _check(recording)
+    check_recording(recording)
     count = n_sources if isinstance(n_sources, Tensor) else None
     recording, found = recording.to("cpu"), None
     if known_positions is not None:
@@ -202,8 +202,12 @@ def _as_calibration(recording: Recording, fit: PanelFit, used: Bool[Tensor, "S"]
     )
 
 
-def _check(recording: Recording) -> None:
-    """Check that the recording is of a kind that can calibrate a panel."""
+def check_recording(recording: Recording) -> None:
+    """Check that a recording is of a kind that can calibrate a panel.
+
+    Raises:
+        InputError: its symbols are constant or known, it is wideband, or its panel is too large.
+    """
     if recording.symbols != "independent":
         raise InputError("symbols", f"must be independent for a calibration; they are {recording.symbols}")
     if recording.frequencies is not None:

@@ -16,7 +16,7 @@ import torch
 from rismusic.benchmark import run
 from rismusic.benchmark.run import bench, results
 from rismusic.benchmark.spec import SCENES, BenchSpec, Unit
-from rismusic.benchmark.summary import load_settings, read_table
+from rismusic.benchmark.summary import Store, load_settings, read_table
 from rismusic.crb import Bound, recording_crb
 from rismusic.errors import InputError
 from rismusic.hybrid import locate
@@ -117,6 +117,26 @@ def test_damaged_parts_are_done_again_and_no_others(whole, tmp_path, monkeypatch
     assert result.rows
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
     assert list(folder.rglob(".*")) == []
+
+
+@pytest.mark.parametrize("method", ["omp:conditional", SCENES])
+def test_a_part_with_an_array_of_another_type_or_shape_is_missing(whole, tmp_path, method):
+    folder = tmp_path / "bench"
+    shutil.copytree(whole, folder)
+    store, unit = Store(folder), Unit(SPEC.cells()[0], method, 0, 3)
+    held = store.read(unit)
+    for name, value in held.items():
+        changes = [value.astype(kind) for kind in ("i1", "u8", "f2", "f16", ">f8", "c16", "?", "U9")]
+        changes += [value[None], np.append(value, value), np.array(value, object)]
+        if name in ("azimuth", "elevation", "range"):
+            changes += [np.where(value == value.max(), bad, value) for bad in (np.nan, -np.inf)]
+        if name == "range":
+            changes += [-value, 0 * value]
+        for changed in changes:
+            np.savez(store.path(unit), **{**held, name: changed})
+            assert store.read(unit) is None, (name, changed.dtype, changed.shape)
+    store.write(unit, held)
+    assert store.read(unit) is not None
 
 
 def counting(work, done):

@@ -239,6 +239,7 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
     content, record = part.read_bytes(), state.read_text()
     part.write_bytes(content[:100])
     refused("has changed since it was written")
+    assert not output.with_name(f"{output.name}.part.lock").exists()
     changed = content[:-9] + b"1" + content[-8:] + b"the rest"
     part.write_bytes(changed)
     refused("has changed since it was written")

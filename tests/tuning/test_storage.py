@@ -216,6 +216,8 @@ def test_a_database_that_is_refused_is_left_as_it_is(tmp_path, write, resume, se
     before, files = path.read_bytes(), sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=sentence):
         tune(out=tmp_path / "out", storage=str(path), resume=resume, device="cpu")
+    with pytest.raises(InputError, match=r"%41#|%2541%23"):  # the file is named
+        tune(out=tmp_path / "out", storage=str(path), resume=resume, device="cpu")
     assert path.read_bytes() == before
     assert sorted(tmp_path.iterdir()) == files
 

@@ -163,9 +163,10 @@ def _part(content: bytes, names: Sequence[str], scenes: int) -> Arrays:
     sources = arrays["azimuth"].shape[-1]
     shapes = {"seconds": (), "samples": (), "covariance": (scenes, sources, 3, sources, 3)}
     shapes |= dict.fromkeys(("azimuth", "elevation", "range"), (scenes, sources))
+    types = {"seconds": np.float32, "samples": np.int64}
     for name, value in arrays.items():
         expected = shapes.get(name, (scenes,))
-        if value.shape != expected or value.dtype.kind not in "fi":
+        if value.shape != expected or value.dtype != types.get(name, np.float64):
             raise ValueError(f"{name} has shape {value.shape} and type {value.dtype}")
         if name in ("noise_variance", "seconds", "samples") and not (np.isfinite(value) & (value >= 0)).all():
             raise ValueError(f"{name} has a value that is not finite, or negative")
@@ -174,6 +175,8 @@ def _part(content: bytes, names: Sequence[str], scenes: int) -> Arrays:
             raise ValueError(f"{name} has other unused slots than azimuth")
         if name != "range" and np.isinf(arrays[name]).any():
             raise ValueError(f"{name} has an infinity")
+    if (arrays["range"] <= 0).any():
+        raise ValueError("range has a value that is not positive")
     return arrays
 
 

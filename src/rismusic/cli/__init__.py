@@ -16,6 +16,7 @@ from importlib import import_module
 from rismusic.cli.command import Command, complain, save_traceback
 from rismusic.cli.interruption import no_interrupt_is_lost, terminated_as_interrupted
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
+from rismusic.cli.streams import drop, open_closed_streams
 from rismusic.errors import InputError
 from rismusic.files import failure, remove_own
 from rismusic.text import redact
@@ -63,7 +64,8 @@ COMMANDS: Mapping[str, type[Command]] = _Commands(
 
 # What NumPy and torch say about the size of an array.
 _ALLOCATION = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGTPE]iB)")
-_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+# Why standard output takes nothing: a full disk, or a descriptor that is open for reading alone.
+_REFUSED = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EBADF)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -74,6 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     # Threads that wait by spinning make a busy machine ten times slower; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    open_closed_streams()
     args = list(sys.argv[1:] if args is None else args)
     try:
         with terminated_as_interrupted(), no_interrupt_is_lost():
@@ -88,11 +91,11 @@ def main(args: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return 130
     except BrokenPipeError:
-        _drop_output()  # The reader of our output has gone.
+        drop(sys.stdout)  # The reader of our output has gone.
         return 0
     except OSError as error:
-        if error.filename is None and error.errno in _DISK_FULL:  # standard output is a file
-            _drop_output()
+        if error.filename is None and error.errno in _REFUSED:  # standard output is a file
+            drop(sys.stdout)
             complain(f"the output cannot be written: {failure(error).lower()}")
             return 2
         # A path that the system refuses: too long, or in a folder that may not be read.
@@ -102,11 +105,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except Exception as error:
         return _unexpected(error)
-
-
-def _drop_output() -> None:
-    """Discard what is left of the output, so that Python does not try to write it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unexpected(error: Exception) -> int:

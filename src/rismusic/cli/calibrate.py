@@ -55,13 +55,20 @@ class Calibrate(Command):
             check_output(self.plot, overwrite=self.overwrite, endings=PLOT_ENDINGS)
             check_extras("report", "matplotlib")
         check_workers(self.workers or None, self.cluster)
+        from rismusic.estimation.noise import check_fit
         from rismusic.hybrid import BLOCK_SCENES
         from rismusic.io import read
-        from rismusic.panel_calibration import calibrate_panel
+        from rismusic.io.reader import in_file
+        from rismusic.panel_calibration import calibrate_panel, check_recording
 
         recording = read(self.file)
+        with in_file(self.file):
+            check_recording(recording)
         workers = self.workers or default_workers(len(recording), BLOCK_SCENES)
         known = None if self.known_positions is None else read_positions(self.known_positions, len(recording))
+        if known is not None:
+            with in_file(str(self.known_positions)):
+                check_fit(recording, known.active.sum(-1))
         calibration = calibrate_panel(
             recording, known, spec=self.settings, workers=workers, cluster=self.cluster
         )

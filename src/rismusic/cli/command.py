@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from rismusic.cli.streams import drop
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, failure, write_text
 from rismusic.spec import Spec
@@ -230,6 +232,19 @@ class SafeConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """The text as it is, line breaks included."""
         return super().render_str(printable(text), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print. What standard error does not take is lost: there is nowhere left to complain."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            if not self.stderr:
+                raise
+            drop(sys.stderr)
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again, which rich would replace by exit code 1."""
+        raise
 
 
 def complain(sentence: str) -> None:

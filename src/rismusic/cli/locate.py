@@ -158,6 +158,7 @@ class Locate(Command):
         from rismusic.estimation.estimate import join_estimates
         from rismusic.io import open_recording
         from rismusic.io.calibration import PanelCalibration
+        from rismusic.io.reader import in_file
         from rismusic.metrics import truth_rows
 
         panel = None if self.calibration is None else PanelCalibration.load(self.calibration)
@@ -168,6 +169,9 @@ class Locate(Command):
             file = stack.enter_context(open_recording(self.file))
             others = [stack.enter_context(open_recording(path)) for path in self.fuse]
             self._check_fused([file, *others])
+            if panel is not None:
+                with in_file(str(self.calibration)):
+                    panel.check_panel(file.panel)
             output = (
                 None if self.output is None else stack.enter_context(self._partial(self.output, file, others))
             )

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
+from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.files import check_regular, replace_file
 from rismusic.io.hdf5 import CarefulFile, attribute, dataset, members, open_hdf5
@@ -105,7 +106,7 @@ class PanelCalibration:
         Raises:
             InputError: the recording is of another panel or another wavelength.
         """
-        self.check_panel(recording)
+        self.check_panel(recording.panel)
         y = recording.snapshots
         response = self.response.to(y.device, y.dtype)
         if recording.codes is not None:
@@ -115,24 +116,24 @@ class PanelCalibration:
         elements = recording.elements + self.offsets.to(recording.elements)
         return replace(recording, codes=codes, elements=elements)
 
-    def check_panel(self, recording: Recording) -> None:
-        """Check that a recording has the nominal panel of the calibration.
+    def check_panel(self, panel: Panel) -> None:
+        """Check that the panel of a recording is the nominal panel of the calibration.
 
         Raises:
             InputError: another number of elements, other positions, or another wavelength.
         """
-        own, other = self.elements, recording.elements.to(self.elements)
+        own, other = self.elements, panel.elements.to(self.elements)
         if own.shape != other.shape:
             raise InputError(
                 "calibration",
                 f"is for a panel of {len(own)} elements, but the recording has {len(other)}. "
                 "Calibrate its panel",
             )
-        if abs(self.wavelength - recording.wavelength) > _SAME * self.wavelength:
+        if abs(self.wavelength - panel.wavelength) > _SAME * self.wavelength:
             raise InputError(
                 "calibration",
                 f"is for a wavelength of {self.wavelength:g} m, but the recording has "
-                f"{recording.wavelength:g} m. Calibrate at the wavelength of the recording",
+                f"{panel.wavelength:g} m. Calibrate at the wavelength of the recording",
             )
         largest = float((own - other).abs().max())
         if largest > _SAME * self.wavelength:

@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 
 from rismusic.errors import InputError
+from rismusic.files import failure
 from rismusic.io.schema import ATTRIBUTES, FIELDS, WIDEBAND
-from rismusic.io.store import Array, Sink, Store, StoredArray, reason
+from rismusic.io.store import Array, Sink, Store, StoredArray
 
 _CHUNK_BYTES = 1 << 18
 _LARGEST_CHUNK_BYTES = 1 << 30
@@ -204,7 +205,9 @@ def open_hdf5(path: Path) -> h5py.File:
         _check_heaps(path)
         return h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
-        problem = f"is not a complete HDF5 file ({reason(error)})"
+        problem = "is not a complete HDF5 file"
+        if isinstance(error, OSError) and error.filename is not None:
+            problem = f"cannot be read: {failure(error).lower()}"
         if "unable to lock" in str(error) or "open for write" in str(error):
             problem = "is locked: another program is writing it, or ended while writing it"
         elif "truncated" in str(error):
@@ -264,7 +267,7 @@ def member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
             try:
                 place = place[part]
             except KeyError as error:
-                raise InputError(name, f"cannot be read; the file is damaged ({error.args[0]})") from None
+                raise InputError(name, "cannot be read; the file is damaged") from error
     raise InputError(name, "is a link that leads to itself")
 
 
@@ -276,7 +279,8 @@ def attribute(file: h5py.File, name: str) -> Array:
     Raises:
         InputError: it holds something else.
     """
-    if file.attrs.get_id(name).get_type().get_class() not in _PLAIN:
+    found = file.attrs.get_id(name)
+    if found.get_type().get_class() not in _PLAIN or found.shape is None:
         raise InputError(name, "must be an attribute that is a text or a real number")
     return np.asarray(file.attrs[name])
 

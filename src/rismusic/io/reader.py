@@ -123,7 +123,7 @@ class RecordingFile:
         self._open = True
         self._store, self._shared = open_store(self.path), dict[str, Tensor]()
         try:
-            with _in_file(self.path):
+            with in_file(self.path):
                 self._check()
         except BaseException:
             self.close()
@@ -203,7 +203,7 @@ class RecordingFile:
             )
         if not self._open:
             raise InputError(str(self.path), "the recording is closed; open it again to read scenes")
-        with _in_file(self.path):
+        with in_file(self.path):
             return self._scenes(start, stop)
 
     def _scenes(self, start: int, stop: int) -> Recording:
@@ -353,7 +353,7 @@ def _content(path: Path) -> str:
 
 
 @contextmanager
-def _in_file(path: Path) -> Iterator[None]:
+def in_file(path: Path | str) -> Iterator[None]:
     """Add the file's name to error messages about its fields."""
     try:
         yield

@@ -124,7 +124,11 @@ def understood(field: str, expected: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(field, f"{expected}; cannot be read ({reason(error)})") from error
+        # What HDF5 and the system say is about their calls, not about the file.
+        theirs = isinstance(error, (OSError, RuntimeError, KeyError)) or reason(error).startswith("Unable to")
+        raise InputError(
+            field, f"{expected}; cannot be read{'' if theirs else f' ({reason(error)})'}"
+        ) from error
 
 
 def reason(error: Exception) -> str:

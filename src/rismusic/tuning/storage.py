@@ -149,6 +149,12 @@ def _url(storage: str | None, folder: Path) -> URL:
     return url
 
 
+def shown(storage: str | None, folder: Path) -> str:
+    """The file of a storage, or its URL without the password, for messages; arguments as above."""
+    url = _url(storage, folder)
+    return str(_sqlite_path(url) or _shown(url))
+
+
 def _sqlite_path(url: URL) -> Path | None:
     """The SQLite file of a URL; none for a database server.
 

@@ -17,12 +17,13 @@ from pydantic import Field, ValidationError
 
 from rismusic.errors import InputError
 from rismusic.files import sweep_tree
+from rismusic.io.reader import in_file
 from rismusic.records import Record, complaint
 from rismusic.text import redact
 from rismusic.tuning.objective import FinalObjective, Objective, check_trials
 from rismusic.tuning.results import TuneResult, candidates, summarize, write_results
 from rismusic.tuning.spec import TRIALS, Space, TuneSpec, load_space
-from rismusic.tuning.storage import DATABASE, create_storage, experimental, open_storage, quiet
+from rismusic.tuning.storage import DATABASE, create_storage, experimental, open_storage, quiet, shown
 from rismusic.tuning.worker import Progress, Say, Worker, cancel, current, failure, is_finished
 
 # Attribute of a study: its settings, its space and the number of trials.
@@ -100,12 +101,13 @@ def tune(
 
     def check(existing: BaseStorage) -> None:
         """Check that the study can be resumed or joined, before anything is written."""
-        if resume:
-            check_trials(_resume(existing, study)[0])
-        elif study in optuna.get_all_study_names(existing):
-            joined = optuna.load_study(study_name=study, storage=existing)
-            _check_settings(joined, _settings(chosen, space, trials or TRIALS))
-            check_trials(joined)
+        with in_file(shown(storage, folder)):
+            if resume:
+                check_trials(_resume(existing, study)[0])
+            elif study in optuna.get_all_study_names(existing):
+                joined = optuna.load_study(study_name=study, storage=existing)
+                _check_settings(joined, _settings(chosen, space, trials or TRIALS))
+                check_trials(joined)
 
     with quiet(), ExitStack() as stack:
         first = not resume and create_storage(storage, folder, begin, heartbeat_s=heartbeat_s)

@@ -1,0 +1,31 @@
+"""Standard streams that are closed, or that take no more output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+
+def open_closed_streams() -> None:
+    """Connect closed standard streams to the null device.
+
+    Python has None in place of a stream that was closed when it started, and of all three under pythonw. The
+    descriptors are filled, too: the next file that is opened would get the number of the closed stream, and
+    with it what C libraries and worker processes print.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  (open to the end)
+
+
+def drop(stream: TextIO) -> None:
+    """Discard what a stream has not written, and all that follows, so that Python does not try at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
