@@ -616,7 +616,7 @@ def test_interrupted_simulation_leaves_nothing(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RecordingWriter, "append", interrupted)
-    assert run("simulate", "-o", tmp_path / "a.h5", "--scenes", 3, *SMALL) == 130
+    assert run("simulate", "-o", tmp_path / "a.npz", "--scenes", 3, *SMALL) == 130
     assert list(tmp_path.iterdir()) == []
 
 
