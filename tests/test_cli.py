@@ -647,6 +647,7 @@ def test_negative_numbers_in_any_notation(value):
     [
         ("simulate --scenes 1 -o .", "is a folder; give the name of a file"),
         ("simulate --scenes 1 -o /", "is a folder; give the name of a file"),
+        ("locate x.h5 -o .", "is a folder; give the name of a file"),
         ("simulate --scenes 1 -o x.h5 --device meta", "'meta' is not available"),
         ("bench --workers 2147483648 --out b", "must be from 1 to 1024 processes"),
     ],

@@ -57,7 +57,7 @@ def part_files(path: Path) -> list[Path]:
     stem = path.name
     if len(os.fsencode(stem)) > 240:  # so that the names of the parts are not too long
         stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
-    return [path.with_name(f"{stem}.part{end}") for end in _ENDS]
+    return [path.parent / f"{stem}.part{end}" for end in _ENDS]
 
 
 class PartialFile:

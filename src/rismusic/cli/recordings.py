@@ -83,12 +83,10 @@ class Simulate(Command):
     @property
     def settings_file(self) -> Path:
         """The file beside the recording with the settings."""
-        return self.output.with_name(f"{self.output.name}.toml")
+        return self.output.parent / f"{self.output.name}.toml"
 
     def writes(self) -> list[tuple[str, Path]]:
         """The recording, and what is beside it: its settings, and a .h5 file until it is complete."""
-        if not self.output.name:  # a folder, which is refused later
-            return super().writes()
         beside = [self.settings_file, *(part_files(self.output) if self._is_resumable else [])]
         return [*super().writes(), *(("--output", one) for one in beside)]
 
