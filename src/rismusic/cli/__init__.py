@@ -7,6 +7,7 @@ runs, so that ``--help`` is quick.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import sys
@@ -77,6 +78,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning make a busy machine ten times slower; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     open_closed_streams()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it cannot keep its list of fonts, and such
     args = list(sys.argv[1:] if args is None else args)
     try:
         with terminated_as_interrupted(), no_interrupt_is_lost():
