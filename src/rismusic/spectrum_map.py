@@ -154,7 +154,7 @@ def spectrum(
         )
     if method == "hybrid" and recording.frequencies is not None:
         raise InputError("method", "'hybrid' takes narrowband recordings; this one is wideband")
-    seen, noise = recording.middle_subcarrier(), noise_of(recording.stacked())
+    seen, noise = recording.subcarrier(), noise_of(recording.stacked())
     grid = searched_grid(seen, chosen)
     function = spectrum_method("music" if method == "hybrid" else method)
     with torch.inference_mode():

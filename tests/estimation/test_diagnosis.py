@@ -97,6 +97,26 @@ def test_a_panel_that_errs_makes_no_sources_of_correlated_symbols():
     assert (found.panel_error > 0.05).all()
 
 
+def test_a_panel_that_errs_makes_no_sources_of_subcarriers():
+    made = simulate(
+        scenes=4,
+        sources=2,
+        snr_db=20,
+        wideband={"subcarriers": 8, "bandwidth_hz": 20e6},
+        codebook={"snapshots": 4},
+        hardware={"dead_fraction": 0.06},
+        seed=3,
+    )
+    trusted, found = (locate(blind(made), method="omp", panel_error=error) for error in (0.0, "auto"))
+    assert (trusted.n_sources > 2).any()
+    assert (found.n_sources == 2).all()
+    assert (found.panel_error > 0.05).all()
+    sound = simulate(
+        scenes=4, sources=2, snr_db=20, wideband={"subcarriers": 8}, codebook={"snapshots": 4}, seed=3
+    )
+    assert (locate(blind(sound), method="omp").panel_error == 0).all()
+
+
 def test_one_antenna_sees_a_source_outside_the_volume():
     # The p-value of a single long snapshot is not small, so that all scenes are searched.
     system = {"channel": {"antennas": 1}, "codebook": {"snapshots": 64}, "scene": {"symbols": "constant"}}

@@ -15,6 +15,7 @@ from rismusic.estimation.model_error import (
     _explained,
     _least_log_det,
     _most_explained,
+    _panel_error,
     _Residual,
     diffuse_evidence,
     model_error,
@@ -69,7 +70,7 @@ def test_evidence_against_dense_matrices(tau):
             diffuse_evidence(recording, positions, active, (tau,))[scene, 0],
             restricted(recording, scene, tau, 0.0) - plain,
         )
-    gain, error = at.panel_error()
+    gain, error = _panel_error([at], torch.full_like(at.freedom, -math.inf))
     # The best of the ratios, by the dense form. The mean eigenvalue of W is that of the projected J.
     found = []
     for ratio in _RATIOS:
@@ -132,8 +133,8 @@ def test_no_ratio_that_matters_is_left_out(error):
     recording = made(12, hardware={"static_phase_rad": error})
     positions, active = unpack(recording.truth, recording)
     at = _Residual.of(recording, positions, active, 0.0)
-    single = at._normal_equations(torch.complex64)
-    W, z, _ = at._normal_equations(torch.complex128)
+    single = at.normal_equations(torch.complex64)
+    W, z, _ = at.normal_equations(torch.complex128)
     largest = _explained(*single[:2], torch.full((12,), _RATIOS[-1]))
     most, fewest = _most_explained(*single[:2], largest[0], at.freedom), _least_log_det(single[0], largest[1])
     value = torch.empty_like(most)
@@ -145,13 +146,44 @@ def test_no_ratio_that_matters_is_left_out(error):
         value[:, number] = explained - log_det - math.log(len(_RATIOS))
     # Bounds worth having: within a nat for the smallest ratio.
     assert (most - fewest)[:, 0].sub(value[:, 0] + math.log(len(_RATIOS))).max() < 1
-    gain, size = at.panel_error()
+    gain, size = _panel_error([at], torch.full_like(at.freedom, -math.inf))
     best = value.amax(1)
     torch.testing.assert_close(gain, best, rtol=0, atol=1e-3)
     assert bool((size > 0).all())
     assert (gain > 3).any() == (error > 0)
     # Below what matters, nothing has to be computed; above it, the result is the same.
     floor = best + torch.tensor([-1.0, 1.0]).double().repeat(6)
-    some = at.panel_error(floor)[0]
+    some = _panel_error([at], floor)[0]
     torch.testing.assert_close(some[::2], gain[::2], rtol=0, atol=1e-3)
     assert (some[1::2] < floor[1::2]).all()
+
+
+def test_subcarriers_share_the_panel_error():
+    """The evidence of two subcarriers, by dense matrices of both."""
+    recording = made(
+        scenes=2, wideband={"subcarriers": 2, "bandwidth_hz": 5e7}, hardware={"static_phase_rad": 0.3}
+    ).stacked()
+    positions, active = unpack(recording.truth, recording)
+    parts = [recording.subcarrier(f) for f in range(2)]
+    residuals = [_Residual.of(one, positions, active, 0.0, subcarriers=2) for one in parts]
+    gain, _ = _panel_error(residuals, torch.full((2,), -math.inf, dtype=torch.float64))
+    C, J, y = [], [], []
+    for one, at in zip(parts, residuals, strict=True):
+        azimuth, elevation, q = positions[0].unbind(-1)
+        A = steering(one.panel, azimuth, elevation, 1 / q)
+        for n, c in enumerate(one.codes[0].to(torch.complex128)):
+            C.append(at.H[0] @ (c[:, None] * A))
+            J.append(at.H[0] @ torch.diag(at.field[0, n]))
+            y.append(one.snapshots[0, n].to(torch.complex128))
+    C, J, y = torch.block_diag(*C), torch.cat(J), torch.cat(y)
+    left = torch.linalg.qr(C, mode="complete").Q[:, C.shape[1] :].mH
+    K, r, J = active.shape[1], left @ y, left @ J
+    D = len(y) - C.shape[1] - 1.5 * K
+    mean = float((J.mH @ J).diagonal().real.mean())
+    found = []
+    for ratio in _RATIOS:
+        inner = torch.eye(len(J), dtype=J.dtype) + ratio / mean * J @ J.mH
+        energy = float((r.conj() @ torch.linalg.solve(inner, r)).real / r.abs().square().sum())
+        found.append(-D * math.log(energy) - float(torch.linalg.slogdet(inner).logabsdet))
+    assert float(gain[0]) == pytest.approx(max(found) - math.log(len(_RATIOS)), abs=1e-6)
+    assert (model_error(recording, recording.truth).gain == gain).all()

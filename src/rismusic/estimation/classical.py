@@ -300,7 +300,7 @@ def fit_from_spectrum(
     For spectra that invert R_samp, it is shrunk towards the identity.
     """
     method = spectrum_method(spec.method)
-    seen = recording.middle_subcarrier()
+    seen = recording.subcarrier()
     covariance = recording_covariance(seen, noise_of(recording), full_shrinkage=method.shrink)
     if seen.panel.subcarriers != recording.panel.subcarriers:
         grid = replace(grid, panel=seen.panel)

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -282,9 +283,11 @@ class _Evidence:
         beside = model_error(recording, sources, least)
         # A signal without any source is the least probable of all departures.
         gain = beside.gain + torch.where(count == 0, _NO_SOURCE, 0.0)
-        # A source that moves leaves a residual that a second one explains, but less well.
-        path = motion(recording, sources, least - _MOTION)
-        in_motion = torch.where(path.gain > _MOTION_NATS, path.gain_in_all, 0).amax(1) + _MOTION
+        in_motion = torch.full_like(gain, -math.inf)
+        if recording.frequencies is None:
+            # A source that moves leaves a residual that a second one explains, but less well.
+            path = motion(recording, sources, least - _MOTION)
+            in_motion = torch.where(path.gain > _MOTION_NATS, path.gain_in_all, 0).amax(1) + _MOTION
         moves = in_motion > gain
         self.error[scenes, count] = none + torch.maximum(gain, in_motion)
         self.panel_error[scenes, count] = torch.where(moves, 0, beside.panel_error)
@@ -364,10 +367,7 @@ def _weighed(
     numbers = torch.arange(most + 1, device=count.device)
     # First the strongest of the sources, which come in order of power, at the positions that they have.
     scenes, kept = (numbers <= count[:, None]).nonzero().unbind(-1)
-    some = estimate.sources.each(lambda value: value[scenes])
-    absent = torch.arange(some.azimuth.shape[1], device=count.device) >= kept[:, None]
-    strongest = replace(some.each(lambda value: value.masked_fill(absent, math.nan)), symbols=None)
-    evidence.put(scenes, kept, recording[scenes], strongest, volume)
+    evidence.put(scenes, kept, recording[scenes], _strongest(estimate[scenes], kept), volume)
     plain = evidence.none.gather(1, count[:, None])[:, 0]
     share, _ = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
     odds = math.log(share / (1 - share))
@@ -382,7 +382,11 @@ def _weighed(
     fewer = suspicious[:, None] & (numbers > 0) & (numbers < count[:, None])
     scenes, kept = fewer.nonzero().unbind(-1)
     if len(scenes):
-        fits = make(quick)(recording[scenes], kept).sources if refit is None else refit(scenes, kept)
+        if refit is None:
+            located = make(quick)(recording[scenes], kept)
+            fits = _likelier(recording[scenes], located, _strongest(estimate[scenes], kept), spec).sources
+        else:
+            fits = refit(scenes, kept)
         evidence.put(scenes, kept, recording[scenes], fits, volume)
     share, probable = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
     odds = math.log(share / (1 - share))
@@ -393,7 +397,7 @@ def _weighed(
     if len(erring):
         K = chosen[erring]
         picked = ModelError(best[erring], evidence.panel_error[erring, K], evidence.diffuse[erring, K])
-        fresh = _located_again(recording[erring], K, picked, make, quick)
+        fresh = _located_again(recording[erring], _strongest(estimate[erring], K), K, picked, make, quick)
         probability = (EVIDENCE_WEIGHT * log_posterior[erring]).softmax(1)
         before = estimate.n_sources_probability
         if before is not None:
@@ -413,8 +417,28 @@ def _evidence(recording: Recording, sources: Sources, volume: Volume) -> Float[T
     return log_evidence(recording, fit_at(recording, sources), volume)
 
 
+def _strongest(estimate: Estimate, count: Int64[Tensor, "S"]) -> Sources:
+    """The strongest of the sources of each scene, which come in order of power."""
+    absent = torch.arange(estimate.sources.azimuth.shape[1], device=count.device) >= count[:, None]
+    return replace(estimate.sources.each(lambda value: value.masked_fill(absent, math.nan)), symbols=None)
+
+
+def _likelier(recording: Recording, located: Estimate, start: Sources, spec: LocateSpec) -> Estimate:
+    """The estimate, or NF-MLE from another start where that is likelier."""
+    volume = Volume.from_spec(spec)
+    fit = nfmle(recording, start, volume, criterion=spec.criterion)
+    better = (fit.neg_log_likelihood < located.neg_log_likelihood).nonzero()[:, 0]
+    if len(better) == 0:
+        return located
+    counts = located.n_sources_probability
+    counts = None if counts is None else counts[better]
+    fresh = from_fit(recording[better], fit[better], counts, volume, spec)
+    return _put(located, better, replace(fresh, method=located[better].method))
+
+
 def _located_again(
     recording: Recording,
+    strongest: Sources,
     count: Int64[Tensor, "S"],
     error: ModelError,
     make: Callable[[LocateSpec], Estimator],
@@ -433,10 +457,13 @@ def _located_again(
             part = recording[some]
             if coloured:
                 part = whitened_by(part, error.diffuse[some])
-            allowed = 0.0 if number < 0 else _LEVELS[number]
+            # Responses are not fitted on several subcarriers.
+            allowed = 0.0 if number < 0 or part.frequencies is not None else _LEVELS[number]
             if allowed:
                 part = with_dense_operator(part)
             located = make(spec.replace(panel_error=allowed))(part, count[some])
+            if part.frequencies is not None:
+                located = _likelier(part, located, strongest.each(itemgetter(some)), spec)
             parts.append(replace(located, spec=spec))
             order.append(some)
     result = join_estimates(parts)[torch.cat(order).argsort()]

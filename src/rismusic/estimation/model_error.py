@@ -16,7 +16,8 @@ The panel error e is the same in all snapshots; the diffuse noise u is not. H is
 :math:`\mathrm{tr}(H H^H) = M`, so that :math:`\tau` is the power of the diffuse noise over that of the noise.
 
 Constant symbols make one snapshot of L M outputs with the operator :math:`[G_1; \ldots; G_L]` in place of H.
-The panel error is the same; diffuse noise is not estimated.
+The panel error is the same; diffuse noise is not estimated. Nor is it on several subcarriers, whose snapshots
+add up; each has its own H and steering vectors, and all have the same panel error.
 
 **Evidence.** For one :math:`\tau`, data and channel are whitened by :math:`\Sigma = I + \tau H H^H`.
 With symbols at their least-squares values, r the residual, :math:`E = \sum_l |r_l|^2`, D its complex
@@ -104,14 +105,16 @@ class ModelError:
 
 
 def can_err(recording: Recording) -> bool:
-    """Whether a model error can be estimated: unknown symbols, one carrier, not too many elements or outputs.
+    """Whether a model error can be estimated: unknown symbols, not too many elements or outputs.
+
+    On several subcarriers the symbols have to be independent.
 
     Args:
         recording: S scenes, stacked.
     """
+    narrowband = recording.frequencies is None
     return (
-        recording.symbols in ("independent", "correlated", "constant")
-        and recording.frequencies is None
+        recording.symbols in (("independent", "correlated", "constant") if narrowband else ("independent",))
         and recording.panel.size <= _MAX_ELEMENTS
         and recording.snapshots.shape[-1] <= _MAX_OUTPUTS
     )
@@ -144,7 +147,7 @@ def model_error(
     recording = with_dense_operator(recording.stacked())
     positions, active = unpack(sources, recording)
     S, L, M = recording.snapshots.shape
-    N = recording.panel.size
+    N, F = recording.panel.size, 1 if recording.frequencies is None else len(recording.frequencies)
     least = torch.full_like(positions[:, 0, 0], -math.inf) if least is None else least
     # Scenes with the same number of sources together, which come first in each.
     order = active.sum(-1).argsort()
@@ -159,16 +162,16 @@ def model_error(
         most = max(1, int(active[block].sum(-1).max()))
         part, x, there = recording[order[block]], positions[block, :most], active[block, :most]
         floor = least[order[block]]
-        white = _Residual.of(part, x, there, 0.0)
-        gain, error = white.panel_error(floor)
+        white = [_Residual.of(part.subcarrier(f), x, there, 0.0, subcarriers=F) for f in range(F)]
+        gain, error = _panel_error(white, floor)
         tau = torch.zeros_like(gain)
-        if part.channel is not None and L > 1:
+        if part.channel is not None and L > 1 and F == 1:
             alone = diffuse_evidence(part, x, there, _DIFFUSE)
             best, which = (alone + _LOG_DIFFUSE).max(1)
             level = alone.new_tensor(_DIFFUSE)[which]
             # The panel's error beside the most probable level of the diffuse noise; there may be none.
             coloured = _Residual.of(part, x, there, level)
-            more, also = coloured.panel_error(torch.maximum(gain, floor) - best)
+            more, also = _panel_error([coloured], torch.maximum(gain, floor) - best)
             also = torch.where(more > 0, also, 0.0)
             best = best + more.clamp_min(0)
             take = best > gain
@@ -177,7 +180,7 @@ def model_error(
             )
         # What rounding leaves is no evidence.
         total = _energy(part.snapshots.to(torch.complex128))
-        nothing = _energy(white.rest) <= _NOTHING * total
+        nothing = sum(_energy(one.rest) for one in white) <= _NOTHING * total
         parts.append((torch.where(nothing, -math.inf, gain), error, tau))
     back = order.argsort()
     return ModelError(*(torch.cat(part)[back] for part in zip(*parts, strict=True)))
@@ -561,9 +564,18 @@ class _Residual:
 
     @classmethod
     def of(
-        cls, recording: Recording, positions: Tensor, active: Tensor, diffuse: float | Tensor
+        cls,
+        recording: Recording,
+        positions: Tensor,
+        active: Tensor,
+        diffuse: float | Tensor,
+        *,
+        subcarriers: int = 1,
     ) -> _Residual:
-        """Project the sources out of the data, whitened by the diffuse noise."""
+        """Project the sources out of the data, whitened by the diffuse noise.
+
+        The unknown positions count for each of the subcarriers in part.
+        """
         H, y = recording.channel, recording.snapshots.to(torch.complex128)
         S, L, M = y.shape
         P = _on_panel(recording, positions, active)
@@ -578,80 +590,14 @@ class _Residual:
         Q = orthonormal(C)
         rest = _outside(Q, y[..., None])[..., 0]
         field = (P * _least_squares(C, y, active)[..., None]).sum(-2)
-        return cls(H, field, Q, rest, _freedom(active, L, M))
+        return cls(H, field, Q, rest, _freedom(active, L, M, subcarriers))
 
     def __getitem__(self, scenes: Tensor) -> _Residual:
         H = self.H if self.H is None else self.H[scenes]
         rest = (self.field[scenes], self.basis[scenes], self.rest[scenes], self.freedom[scenes])
         return _Residual(H, *rest)
 
-    def panel_error(
-        self, least: Float[Tensor, "S"] | None = None
-    ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
-        """Log evidence that a panel error adds, and its size; minus infinity without sources.
-
-        Ratios are compared in single precision. Those that a bound of the evidence excludes are not tried.
-        Where an error is probable, the best ratios are computed again in double precision.
-
-        Args:
-            least: gains (nats) that matter; see :func:`model_error`.
-        """
-        energy = _energy(self.rest)
-        gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
-        least = gain.clone() if least is None else least
-        values = gain[:, None].repeat(1, len(_RATIOS))
-
-        def tried(scenes: Tensor, number: int, W: Tensor, z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-            """Try a ratio, and return the log determinant and the share that is explained."""
-            share, log_det = _explained(W, z, W.new_full((len(W),), _RATIOS[number]).real)
-            left, freedom = (1 - share).clamp_min(1e-12), self.freedom[scenes]
-            value = -freedom * left.log() - log_det + _LOG_RATIO
-            size = (_RATIOS[number] / mean * left * energy[scenes] / freedom).sqrt()
-            if W.dtype == torch.complex64:  # too little is left to tell how little
-                value = torch.where(share < _CERTAIN, value, math.inf)
-            values[scenes, number] = value
-            take = (value > gain[scenes]) & (size <= _MOST_ERROR)
-            gain[scenes], error[scenes] = (
-                torch.where(take, one, other[scenes]) for one, other in ((value, gain), (size, error))
-            )
-            return log_det, share
-
-        live = (_energy(self.field) > 0).nonzero()[:, 0]
-        if len(live) == 0:
-            return gain, error
-        W, z, mean = self[live]._normal_equations(torch.complex64)
-        ratios, last = torch.tensor(_RATIOS, dtype=torch.float64), len(_RATIOS) - 1
-        log_det, share = tried(live, last, W, z, mean)
-        most = _most_explained(W, z, share, self.freedom[live]) + _LOG_RATIO
-        fewest = _least_log_det(W, log_det)
-        before = torch.zeros_like(mean)
-        for number in range(last):
-            bound = (most - fewest)[:, number:last].amax(1)
-            kept = (bound > torch.maximum(gain[live], least[live])).nonzero()[:, 0]
-            if len(kept) == 0:
-                break
-            if len(kept) < len(live):
-                W, z = W[kept], z[kept]
-                live, mean, most, fewest, before = (one[kept] for one in (live, mean, most, fewest, before))
-            log_det, _ = tried(live, number, W, z, mean)
-            if number:
-                # The log determinant is convex in the logarithm of the ratio.
-                steps = (ratios[number:] / ratios[number]).log() / (ratios[number] / ratios[number - 1]).log()
-                later = log_det[:, None] + (log_det - before)[:, None] * steps.to(log_det.device)
-                fewest[:, number:] = torch.maximum(fewest[:, number:], later)
-            before = log_det
-        live = (gain > least.clamp_min(0)).nonzero()[:, 0]
-        if len(live):
-            near = values[live] > gain[live, None] - 2 * _SINGLE_NATS
-            gain[live], error[live] = -math.inf, 0.0
-            W, z, mean = self[live]._normal_equations(torch.complex128)
-            for number in range(len(_RATIOS)):
-                some = near[:, number].nonzero()[:, 0]
-                if len(some):
-                    tried(live[some], number, W[some], z[some], mean[some])
-        return gain, error
-
-    def _normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """W with a mean eigenvalue of 1, z for a residual of unit energy, and the mean eigenvalue."""
         H, f, Q, rest = self.H, self.field, self.basis, self.rest
         scale = [_unit(part) for part in (f, rest)]
@@ -671,6 +617,95 @@ class _Residual:
         # Complex numbers are divided more slowly than their parts.
         torch.view_as_real(W).div_(mean[:, None, None, None])
         return W, z / mean.sqrt()[:, None], mean.double() * units[:, 0, 0] ** 2
+
+
+def _panel_error(
+    residuals: Sequence[_Residual], least: Float[Tensor, "S"]
+) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
+    """Log evidence that a panel error adds, and its size; minus infinity without sources.
+
+    Ratios are compared in single precision. Those that a bound of the evidence excludes are not tried.
+    Where an error is probable, the best ratios are computed again in double precision.
+
+    Args:
+        residuals: one for each subcarrier.
+        least: gains (nats) that matter; see :func:`model_error`.
+    """
+    energy, field, all_freedom = (
+        torch.stack(values).sum(0)
+        for values in zip(
+            *((_energy(one.rest), _energy(one.field), one.freedom) for one in residuals), strict=True
+        )
+    )
+    gain, error = torch.full_like(energy, -math.inf), torch.zeros_like(energy)
+    values = gain[:, None].repeat(1, len(_RATIOS))
+
+    def tried(scenes: Tensor, number: int, W: Tensor, z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Try a ratio, and return the log determinant and the share that is explained."""
+        share, log_det = _explained(W, z, W.new_full((len(W),), _RATIOS[number]).real)
+        left, freedom = (1 - share).clamp_min(1e-12), all_freedom[scenes]
+        value = -freedom * left.log() - log_det + _LOG_RATIO
+        size = (_RATIOS[number] / mean * left * energy[scenes] / freedom).sqrt()
+        if W.dtype == torch.complex64:  # too little is left to tell how little
+            value = torch.where(share < _CERTAIN, value, math.inf)
+        values[scenes, number] = value
+        take = (value > gain[scenes]) & (size <= _MOST_ERROR)
+        gain[scenes], error[scenes] = (
+            torch.where(take, one, other[scenes]) for one, other in ((value, gain), (size, error))
+        )
+        return log_det, share
+
+    live = (field > 0).nonzero()[:, 0]
+    if len(live) == 0:
+        return gain, error
+    W, z, mean = _summed_equations([one[live] for one in residuals], torch.complex64)
+    ratios, last = torch.tensor(_RATIOS, dtype=torch.float64), len(_RATIOS) - 1
+    log_det, share = tried(live, last, W, z, mean)
+    most = _most_explained(W, z, share, all_freedom[live]) + _LOG_RATIO
+    fewest = _least_log_det(W, log_det)
+    before = torch.zeros_like(mean)
+    for number in range(last):
+        bound = (most - fewest)[:, number:last].amax(1)
+        kept = (bound > torch.maximum(gain[live], least[live])).nonzero()[:, 0]
+        if len(kept) == 0:
+            break
+        if len(kept) < len(live):
+            W, z = W[kept], z[kept]
+            live, mean, most, fewest, before = (one[kept] for one in (live, mean, most, fewest, before))
+        log_det, _ = tried(live, number, W, z, mean)
+        if number:
+            # The log determinant is convex in the logarithm of the ratio.
+            steps = (ratios[number:] / ratios[number]).log() / (ratios[number] / ratios[number - 1]).log()
+            later = log_det[:, None] + (log_det - before)[:, None] * steps.to(log_det.device)
+            fewest[:, number:] = torch.maximum(fewest[:, number:], later)
+        before = log_det
+    live = (gain > least.clamp_min(0)).nonzero()[:, 0]
+    if len(live):
+        near = values[live] > gain[live, None] - 2 * _SINGLE_NATS
+        gain[live], error[live] = -math.inf, 0.0
+        W, z, mean = _summed_equations([one[live] for one in residuals], torch.complex128)
+        for number in range(len(_RATIOS)):
+            some = near[:, number].nonzero()[:, 0]
+            if len(some):
+                tried(live[some], number, W[some], z[some], mean[some])
+    return gain, error
+
+
+def _summed_equations(residuals: Sequence[_Residual], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The normal equations of all subcarriers, scaled as those of one; see :class:`_Residual`."""
+    if len(residuals) == 1:
+        return residuals[0].normal_equations(dtype)
+    parts = [one.normal_equations(dtype) for one in residuals]
+    means = torch.stack([mean for *_, mean in parts])
+    energies = torch.stack([_energy(one.rest) for one in residuals])
+    real = parts[0][0].real.dtype
+    of_W = (means / means.sum(0)).to(real)
+    of_z = (means * energies / (means.sum(0) * energies.sum(0)).clamp_min(1e-300)).sqrt().to(real)
+    W, z = torch.zeros_like(parts[0][0]), torch.zeros_like(parts[0][1])
+    for (part, right, _), share, root in zip(parts, of_W, of_z, strict=True):
+        W += part * share[:, None, None]
+        z += right * root[:, None]
+    return W, z, means.sum(0)
 
 
 def _unit(value: Complex[Tensor, "S _ _"]) -> Float[Tensor, "S 1 1"]:
@@ -769,10 +804,12 @@ def _through(P: Complex[Tensor, "S _ K N"], H: Complex[Tensor, "S M N"]) -> Comp
     return (P.flatten(1, 2) @ H.mT).unflatten(1, P.shape[1:3])
 
 
-def _freedom(active: Bool[Tensor, "S K"], snapshots: int, outputs: int) -> Float[Tensor, "S"]:
-    """Complex dimensions D of the residual."""
+def _freedom(
+    active: Bool[Tensor, "S K"], snapshots: int, outputs: int, subcarriers: int = 1
+) -> Float[Tensor, "S"]:
+    """Complex dimensions D of the residual of one subcarrier."""
     count = active.sum(-1)
-    return (snapshots * (outputs - count) - 1.5 * count).double()
+    return (snapshots * (outputs - count) - 1.5 / subcarriers * count).double()
 
 
 def _least_squares(

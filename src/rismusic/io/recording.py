@@ -334,10 +334,13 @@ class Recording:
             is_stacked=True,
         )
 
-    def middle_subcarrier(self) -> Recording:
-        """The snapshots of the middle subcarrier as independent narrowband ones, for covariances.
+    def subcarrier(self, number: int | None = None) -> Recording:
+        """The snapshots of one subcarrier as independent narrowband ones, for covariances.
 
         A narrowband recording of independent symbols is returned as it is.
+
+        Args:
+            number: which one, from 0 on; the middle one if none.
         """
         made, F = self.stacked(), self._subcarriers
         link = made.link
@@ -348,17 +351,17 @@ class Recording:
         weights = made.sample_weights
         if made.frequencies is None:
             return replace(made, snapshots=y, symbols="independent", pilots=None, truth=truth)
-        middle = F // 2
+        number = F // 2 if number is None else number
         return replace(
             made,
-            snapshots=y.unflatten(1, (F, -1))[:, middle],
-            channel=None if channel is None else channel[..., middle, :, :],
-            wavelength=SPEED_OF_LIGHT / float(made.frequencies[middle]),
+            snapshots=y.unflatten(1, (F, -1))[:, number],
+            channel=None if channel is None else channel[..., number, :, :],
+            wavelength=SPEED_OF_LIGHT / float(made.frequencies[number]),
             frequencies=None,
             symbols="independent",
             pilots=None,
             truth=truth,
-            sample_weights=None if weights is None else weights.unflatten(1, (F, -1))[:, middle],
+            sample_weights=None if weights is None else weights.unflatten(1, (F, -1))[:, number],
         )
 
     @property

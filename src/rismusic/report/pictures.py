@@ -202,7 +202,7 @@ def slices(recording: Recording, estimates: Sources, volume: Volume) -> list[Sli
         estimates: estimated sources, [S, K].
         volume: the search volume.
     """
-    seen = recording.middle_subcarrier()
+    seen = recording.subcarrier()
     covariance = recording_covariance(seen, noise_of(recording.stacked()))
     where = ", middle subcarrier" if recording.frequencies is not None else ""
     count = estimates.active.sum(-1)
