@@ -53,6 +53,8 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
         ({"panel": {"spacing_wavelengths": "wide"}}, "panel.spacing_wavelengths: expected a number"),
         ({"panel": 3}, "panel: expected a table of settings, found 3"),
         ({"sources": 0}, "sources: expected at least 1, found 0"),
+        ({"sources": (0, 5)}, "sources: expected at least 1, found 0"),
+        ({"snr_db": (5,)}, "snr_db: expected one value or two limits, found [5]"),
         ({"sources": (4, 2)}, "sources: give the lower limit first; got 4, 2"),
         ({"snr_db": float("inf")}, "snr_db: expected a finite number, found inf"),
         ({"snr_db": (20, -5)}, "snr_db: give the lower limit first; got 20, -5"),
