@@ -36,6 +36,15 @@ def number_right() -> str:
 
 def departures() -> str:
     """What becomes of recordings that depart from their model."""
+    return _departures("departures.csv")
+
+
+def departures_wideband() -> str:
+    """The same for hardware impairments on several subcarriers."""
+    return _departures("departures_wideband.csv")
+
+
+def _departures(file: str) -> str:
     return table(
         [
             "departure",
@@ -56,7 +65,7 @@ def departures() -> str:
                 f"{100 * float(row['doubtful']):.0f} %",
                 row["bad_flagged"],
             ]
-            for row in _rows("departures.csv")
+            for row in _rows(file)
         ],
     )
 
@@ -202,6 +211,7 @@ def finding_names() -> str:
 TABLES: tuple[Callable[[], str], ...] = (
     departures,
     departures_constant,
+    departures_wideband,
     calibration_errors,
     number_scenes,
     number_right,
