@@ -10,7 +10,7 @@ on the size of files), a folder that an ordinary user may not write, two process
 processes with one input. Plots are left out where they would take most of the time.
 
 The counts are written to ``docs/measured/crashes.csv``, from which the documentation makes its table. Rows of
-commands that were not run stay as they are.
+commands and events that were not run stay as they are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -397,13 +397,19 @@ class Table:
         self._count += 1
         return Trial(self.job, self.inputs, self.out / str(self._count), self.reference)
 
-    def rows(self, instants: int, rng: random.Random) -> Iterator[tuple[str, list[list[str]], int]]:
+    def rows(
+        self, instants: int, rng: random.Random, signals: Sequence[str] = ()
+    ) -> Iterator[tuple[str, list[list[str]], int]]:
         """What happens, the problems of each run, and the number of runs that ended before it."""
         for number in SIGNALS:
+            if signals and number.name not in signals:
+                continue
             trials = [self.trial() for _ in range(instants)]
             places = [(place + rng.random()) / instants * self.seconds for place in range(instants)]
             found = [interrupted(trial, number, place) for trial, place in zip(trials, places, strict=True)]
             yield number.name, found, sum(trial.ran_through for trial in trials)
+        if signals:
+            return
         limits = [rng.randrange(1000, max(2000, self.largest)) for _ in range(max(1, instants // 3))]
         yield "disk full", [full(self.trial(), limit) for limit in limits], 0
         if os.getuid() == 0:
@@ -419,16 +425,17 @@ class Table:
 
 
 def save(path: Path, command: str, rows: list[dict[str, str]]) -> None:
-    """Put the rows of a command into the table, in place of earlier ones."""
-    kept = []
+    """Put the rows of a command into the table, in place of earlier ones of the same events."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row["command"] != command]
+            found = {(row["command"], row["event"]): row for row in csv.DictReader(file)}
+    found |= {(command, row["event"]): row for row in rows}
     order = list(jobs())
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted([*kept, *rows], key=lambda row: order.index(row["command"])))
+        writer.writerows(sorted(found.values(), key=lambda row: order.index(row["command"])))
 
 
 def main() -> int:
@@ -438,6 +445,9 @@ def main() -> int:
     )
     parser.add_argument("--instants", type=int, default=30, help="instants of each signal and command")
     parser.add_argument("--commands", nargs="+", default=list(jobs()), choices=list(jobs()))
+    parser.add_argument(
+        "--signals", nargs="+", default=(), choices=[one.name for one in SIGNALS], help="these events alone"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, default=MEASURED, help="CSV file for the counts")
     options = parser.parse_args()
@@ -449,7 +459,7 @@ def main() -> int:
     for name in options.commands:
         table, rows = Table(name, out), []
         for event, results, ended_before in table.rows(
-            options.instants, random.Random(f"{options.seed}/{name}")
+            options.instants, random.Random(f"{options.seed}/{name}"), options.signals
         ):
             bad = [problems for problems in results if problems]
             failures += len(bad)

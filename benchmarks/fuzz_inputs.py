@@ -2,6 +2,9 @@
 
     python benchmarks/fuzz_inputs.py --inputs 2000 [--seed N] [--out FOLDER] [--commands NAME ...]
 
+In some inputs (``--odd``) the files are valid and the options are odd: numbers out of all limits, devices and
+numbers of workers that no machine has, outputs that are inputs or stand beside one.
+
 Valid files of every format are made first: recordings, calibrations, known positions, settings, weights, the
 folders of trainings and benchmarks, studies, and outputs that were cut. Each input is one of them, with
 random changes, or with something else in its place (a pipe, an endless device, a folder, a link). A command
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import functools
 import hashlib
 import importlib
 import os
@@ -33,7 +37,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 from unittest import mock
@@ -362,6 +366,79 @@ def replaced(rng: random.Random, path: Path) -> str:
     return kind
 
 
+# Options with odd values, for the commands that have them.
+_ODD = {
+    "--device": ("cuda", "cuda:99", "cpu:7", "meta", "mps", "xla:0", "gpu", "", "cpu cuda"),
+    "--workers": ("-1", "99999", "1e9", "2.5", "nan", "", "0x2"),
+    "--seed": ("-1", str(2**63), str(2**64), "1e3", "nan"),
+    "--scenes": ("0", "-3", "1e30", "99999999999999999999"),
+    "--sources": ("-1", "0", "999", "99999999999999999999", "1.5", "nan", "auto auto"),
+    "--snr-db": ("nan", "inf", "-1e308", "1e308", "-400", "400"),
+    "--sources-max": ("0", "-1", "1000", "1e9"),
+    "--range-min-m": ("0", "-1", "1e-320", "1e-30", "nan", "inf", "1e300"),
+    "--range-max-m": ("0", "-1", "1e-320", "inf", "nan", "1e300", "1e16"),
+    "--azimuth-max-deg": ("0", "-5", "1e-300", "90", "180", "nan"),
+    "--oversampling": ("0", "-1", "0.5", "1e9", "nan", "inf"),
+    "--panel-error": ("-1", "1e-300", "1e300", "nan", "auto"),
+    "--panel.pattern-exponent": ("-1", "-0.5", "-1e300", "1e300", "nan"),
+    "--panel.wavelength-m": ("-0.3", "0", "1e-320", "1e300", "nan"),
+    "--panel.rows": ("0", "-4", "1e9", "99999999999"),
+    "--channel.antennas": ("0", "-4", "99999999999"),
+    "--codebook.bits": ("0", "-3", "17", "99999", "continuous"),
+    "--impulses.power-db": ("-1e308", "1e308", "nan"),
+    "--cluster": ("nowhere", "tcp://", "tcp://127.0.0.1:1", ""),
+    "--epochs": ("0", "-1", "1e30"),
+    "--report-scenes": ("0", "-1", "99999999999999999999"),
+    "--figure-width": ("0", "-1", "39", "1e9", "nan"),
+    "--config": ("", ".", "FOLDER", "/dev/null", "sample:ideal_10dB"),
+}
+_WRITES = ("-o", "--output", "--json", "--plot", "--report")
+
+
+@functools.cache
+def options_of(command: str) -> frozenset[str]:
+    """The options that a command has."""
+    from rismusic.cli import COMMANDS
+    from rismusic.cli.parser import help_text
+
+    return frozenset(re.findall(r"--?[a-z][\w.-]*", help_text(command, COMMANDS[command], everything=True)))
+
+
+def without_option(command: list[str], option: str) -> list[str]:
+    """The command without an option and its values."""
+    if option not in command:
+        return command
+    place = command.index(option)
+    end = next((i for i in range(place + 1, len(command)) if command[i].startswith("-")), len(command))
+    return command[:place] + command[end:]
+
+
+def odd_command(rng: random.Random, case: Case, names: list[str]) -> Case:
+    """The command with an odd option, or with an output that is an input or another file, perhaps both."""
+    command, changes = list(case.command), set(case.changes)
+    known = options_of(command[0])
+    kinds = rng.choice((("option",), ("option", "option"), ("output",), ("output", "option")))
+    for _ in range(kinds.count("option")):
+        option = rng.choice(sorted(known & _ODD.keys()))
+        command = [*without_option(command, option), option, *rng.choice(_ODD[option]).split(" ")]
+    if "output" in kinds and (writes := [one for one in _WRITES if one in known]):
+        option = rng.choice(writes)
+        inputs = [word.removeprefix("FOLDER/") for word in command if word.startswith("FOLDER/")]
+        name = rng.choice((*inputs, *rng.choices(names, k=2)))
+        for beside in (".toml", ".part", ".part.json", ".part.lock"):
+            if rng.random() < 0.5:  # what is written beside an output is an input
+                name = name.removesuffix(beside)
+        if rng.random() < 0.2:
+            name += rng.choice((".h5", ".csv", ".json", ".html", ".png"))
+        command = without_option(command, "-o" if option == "--output" else option)
+        inputs = [word.removeprefix("FOLDER/") for word in command if word.startswith("FOLDER/")]
+        command = [*without_option(command, "--overwrite"), option, f"FOLDER/{name}", "--overwrite"]
+        # All that is written may change, but for what is read.
+        written = {name, *(name + end for end in (".toml", ".part", ".part.json", ".part.lock"))}
+        changes |= {one for one in written if not any(one == at or one.startswith(f"{at}/") for at in inputs)}
+    return replace(case, command=tuple(command), changes=tuple(sorted(changes)))
+
+
 def contents(folder: Path) -> dict[str, str]:
     """What each file is: its hash, or what it is instead."""
     found = {}
@@ -502,6 +579,7 @@ def fuzz(
     out: Path,
     *,
     commands: Collection[str] = (),
+    odd: float = 0.0,
     valid: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Counter[tuple[str, str, str]]:
@@ -512,6 +590,7 @@ def fuzz(
         seed: of the changes.
         out: inputs that fail are kept here.
         commands: only inputs of these commands; all if empty.
+        odd: share of inputs whose files are valid, and whose options are odd.
         valid: folder of valid files; made here if none.
         say: called with each line for the console.
     """
@@ -529,7 +608,10 @@ def fuzz(
         folder = out / f"input-{count}"
         prepared(model, folder)
         path = resolve(folder, case.target)
-        if rng.random() < 0.1:
+        if rng.random() < odd:
+            case = odd_command(rng, case, sorted(contents(folder)))
+            what = "odd options"
+        elif rng.random() < 0.1:
             what = replaced(rng, path) if path.exists() else "nothing"
         else:
             data, what = mutated(rng, path.read_bytes() if path.exists() else b"1\n", others)
@@ -565,6 +647,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--out", type=Path, help="folder for inputs that fail (default: a new one in /tmp)")
     parser.add_argument("--table", type=Path, help="CSV file for the counts")
+    parser.add_argument("--odd", type=float, default=0.25, help="share of odd options in place of odd files")
     parser.add_argument("--commands", nargs="+", default=(), help="only inputs of these commands")
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="rismusic-fuzz-"))
@@ -575,6 +658,7 @@ def main() -> int:
         options.seed,
         out,
         commands=options.commands,
+        odd=options.odd,
         say=lambda line: print(line, flush=True),
     )
     write_table(found, sys.stdout)

@@ -57,6 +57,8 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
         ({"snr_db": (5,)}, "snr_db: expected one value or two limits, found [5]"),
         ({"sources": (4, 2)}, "sources: give the lower limit first; got 4, 2"),
         ({"snr_db": float("inf")}, "snr_db: expected a finite number, found inf"),
+        ({"snr_db": 1e308}, "snr_db: expected at most 300, found 1e+308"),
+        ({"snr_db": (-400.0, 0.0)}, "snr_db: expected at least -300, found -400.0"),
         ({"snr_db": (20, -5)}, "snr_db: give the lower limit first; got 20, -5"),
         ({"noise": 1}, "noise: unknown setting"),
         ({"scene": {"colour": 1}}, "scene.colour: unknown setting"),

@@ -34,6 +34,10 @@ from rismusic.text import any_of
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Decibels = Annotated[float, Field(ge=-300, le=300, allow_inf_nan=False)]
+"""A level whose linear value single precision holds."""
+Spread = Annotated[float, Field(ge=0, le=300, allow_inf_nan=False)]
+"""A range of levels, in dB."""
 # JSON has no infinity.
 _AsText = PlainSerializer(lambda value: "inf" if value == math.inf else value, when_used="json")
 Count = Annotated[int, Field(ge=1, lt=2**63)]
@@ -139,7 +143,9 @@ def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str,
 def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:
     """The first complaint of pydantic as one sentence."""
     errors = error.errors(include_url=False)
-    first = errors[0]
+    # A pair is tried as one value first; what is wrong with its own values says more.
+    within = [one for one in errors if isinstance(one["loc"][-1], int)] if len(errors) > 1 else []
+    first = within[0] if within and isinstance(errors[0]["input"], (list, tuple)) else errors[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return cause
@@ -273,7 +279,7 @@ class ChannelSpec(Spec):
     """Maximum absolute azimuth of the base station, in degrees (drawn uniformly)."""
     elevation_max_deg: Annotated[float, Field(ge=0, lt=90)] = 30.0
     """Maximum absolute elevation of the base station, in degrees (drawn uniformly)."""
-    rician_factor_db: Finite | tuple[Finite, Finite] = (-3.0, 10.0)
+    rician_factor_db: Decibels | tuple[Decibels, Decibels] = (-3.0, 10.0)
     """Rician K-factor in dB: one value, or the limits of a uniform distribution."""
 
 
@@ -297,7 +303,7 @@ class ImpulseSpec(Spec):
 
     fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability that a sample holds an impulse; 0: Gaussian noise alone."""
-    power_db: Finite = 30.0
+    power_db: Decibels = 30.0
     """Mean power of an impulse over the noise variance, in dB."""
 
 
@@ -343,7 +349,7 @@ class SceneSpec(Spec):
     """Minimum separation of two sources in degrees: the larger of their azimuth and elevation differences."""
     power: Literal["equal", "path_loss"] = "equal"
     """Source powers: 'equal', or 'path_loss' (proportional to 1 / range^2). Their mean in a scene is 1."""
-    power_spread_db: NonNegative = 0.0
+    power_spread_db: Spread = 0.0
     """Width of an additional uniform random power variation, in dB."""
     symbols: SymbolKind = "gaussian"
     """Symbols: 'gaussian' and 'qpsk' change with every snapshot; 'constant' is one symbol for all snapshots;
@@ -375,7 +381,7 @@ class SystemSpec(Spec):
 
     sources: Count | tuple[Count, Count] = (1, 5)
     """Number of sources K: one value, or the limits of a uniform distribution."""
-    snr_db: Finite | tuple[Finite, Finite] = (-5.0, 20.0)
+    snr_db: Decibels | tuple[Decibels, Decibels] = (-5.0, 20.0)
     """SNR in dB, realised exactly in every scene: one value, or the limits of a uniform distribution."""
     one_link: bool = False
     """Use one channel, codebook and set of hardware impairments for all scenes, not new ones for each."""
@@ -436,18 +442,18 @@ class LinkBudgetSpec(Spec):
 
     bandwidth_hz: Positive = 1e6
     """Noise bandwidth of the receiver in hertz: the reciprocal of the integration time of a snapshot."""
-    noise_figure_db: NonNegative = 5.0
+    noise_figure_db: Spread = 5.0
     """Noise figure of the receiver, in dB."""
     temperature_k: NonNegative = 290.0
     """Noise temperature of the receiving antenna, in kelvins."""
-    transmit_gain_dbi: Finite = 0.0
+    transmit_gain_dbi: Decibels = 0.0
     """Antenna gain of a source towards the panel, in dBi."""
-    receive_gain_dbi: Finite = 0.0
+    receive_gain_dbi: Decibels = 0.0
     """Gain of a base station antenna towards the panel, in dBi. Not used with direct sampling."""
     element_area_m2: Positive | None = None
     """Area of a RIS element, in square metres. Default: (wavelength / 2)^2, or the square of the element
     spacing if that is smaller."""
-    element_gain_dbi: Finite | None = None
+    element_gain_dbi: Decibels | None = None
     """Peak gain of an element, in dBi. Default: that of its area, 4 pi area / wavelength^2."""
 
 

@@ -129,6 +129,7 @@ def test_a_line_of_elements_has_one_elevation():
         ("volume.azimuth_max", (60.0, 0.5, 0.5, 10.0)),
         ("volume.elevation_max", (1.0, -0.1, 0.5, 10.0)),
         ("volume.range_min", (1.0, 0.5, 0.0, 10.0)),
+        ("volume.range_min", (1.0, 0.5, 1e-310, 10.0)),  # its inverse is infinite
         ("volume.range_max", (1.0, 0.5, 0.5, 0.4)),
         ("volume.range_max", (1.0, 0.5, 0.5, math.nan)),
         ("volume.azimuth_max", (math.nan, 0.5, 0.5, 10.0)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import optuna
 import pytest
@@ -108,3 +109,32 @@ def test_bad_input_on_the_command_line(flags, said, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert main(["tune", *flags.split()]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["locate.toml", "best.toml", "trials.csv", "report.html"])
+def test_files_of_others_in_the_folder_are_kept(name, searched, tmp_path):
+    """A new study, one that is joined, one that is resumed: none replaces what is not its own."""
+    spec, tuned = searched
+    out, database = tmp_path / "out", tmp_path / "shared.db"
+    out.mkdir()
+    (out / name).write_text("precious")
+    shutil.copy(tuned.folder / "study.db", database)
+    for settings in (
+        {"spec": spec, "trials": 2},
+        {"spec": spec, "trials": 2, "storage": str(tmp_path / "new.db")},
+        {"spec": spec, "trials": 2, "storage": str(database), "study": "another"},
+        {"spec": spec, "trials": 2, "storage": str(database)},
+        {"storage": str(database), "resume": True},
+    ):
+        with pytest.raises(InputError, match=f"contains {name} already, which would be replaced"):
+            tune(out=out, device="cpu", **settings)
+        assert [path.read_text() for path in out.iterdir()] == ["precious"]
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_results_of_another_study_are_kept(searched, tmp_path):
+    spec, tuned = searched
+    before = (tuned.folder / "best.toml").read_bytes()
+    with pytest.raises(InputError, match=r"contains best.toml already"):
+        tune(spec, out=tuned.folder, storage=str(tmp_path / "new.db"), trials=1, device="cpu")
+    assert (tuned.folder / "best.toml").read_bytes() == before

@@ -36,7 +36,7 @@ from rismusic.spec import (
     ChannelSpec,
     CodebookSpec,
     Count,
-    Finite,
+    Decibels,
     HardwareSpec,
     LocateSpec,
     PanelSpec,
@@ -299,7 +299,7 @@ class BenchSpec(Spec):
     the true sources. Default: all (hybrid only where its weights exist)."""
     sources: tuple[Count, ...] = ()
     """Numbers of sources, K. Default: 1 2 3 5, or 3 in a sweep."""
-    snr_db: tuple[Finite, ...] = ()
+    snr_db: tuple[Decibels, ...] = ()
     """SNRs in dB. Default: 0 5 10 20, or 5 in a sweep."""
     scenes: Count = 200
     """Number of scenes of each system."""

@@ -15,8 +15,8 @@ from rismusic.spec import (
     ChannelSpec,
     CodebookSpec,
     Count,
+    Decibels,
     FigureWidth,
-    Finite,
     LinkBudgetSpec,
     PanelSpec,
     Positive,
@@ -49,9 +49,9 @@ class Bound(Command):
 
     sources: tuple[Count, ...] = (1, 2, 3, 5)
     """Numbers of sources, K. In a sweep the default is 1 3."""
-    snr_db: tuple[Finite, ...] = (0.0, 5.0, 10.0, 20.0)
+    snr_db: tuple[Decibels, ...] = (0.0, 5.0, 10.0, 20.0)
     """SNRs in dB. In a sweep the default is 10."""
-    power_dbm: tuple[Finite, ...] = ()
+    power_dbm: tuple[Decibels, ...] = ()
     """Transmit powers of each source in dBm, in place of SNRs, which then follow from the link budget."""
     scenes: Count = 200
     """Number of scenes of each cell."""
@@ -203,9 +203,9 @@ class Plan(Command):
     """Candidates: phase resolutions in bits."""
     sources: Count = 1
     """Number of sources, K."""
-    power_dbm: Finite = 0.0
+    power_dbm: Decibels = 0.0
     """Transmit power of each source in dBm; the SNR follows from the link budget."""
-    snr_db: Finite | None = None
+    snr_db: Decibels | None = None
     """SNR in dB of every candidate, in place of the link budget."""
     scenes: Count = 30
     """Number of scenes of each candidate."""

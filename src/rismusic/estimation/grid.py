@@ -102,8 +102,10 @@ class Volume:
                 "must be 0 or larger and below pi/2 radians; got "
                 f"{self.elevation_max:g}{hints['elevation_max']}",
             )
-        if not self.range_min > 0:
-            raise InputError("volume.range_min", f"must be positive; got {self.range_min:g} m")
+        if not (self.range_min > 0 and math.isfinite(1 / self.range_min)):
+            raise InputError(
+                "volume.range_min", f"must be positive, with a finite inverse; got {self.range_min:g} m"
+            )
         if not self.range_max >= self.range_min:
             raise InputError(
                 "volume.range_max",

@@ -17,6 +17,7 @@ Each plot takes ``ax=`` and returns the axes.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from rismusic.errors import InputError
-from rismusic.files import write_text
+from rismusic.files import read_beginning, write_text
 from rismusic.nn.run_folder import BEST as BEST_WEIGHTS
 from rismusic.nn.spec import TrainSpec
 from rismusic.plots import COLOURS, MARKERS, new_axes, save
@@ -335,6 +336,31 @@ def importances(study: optuna.Study) -> dict[str, float]:
         return {}
     with experimental():
         return optuna.importance.get_param_importances(study)
+
+
+_FILES = (
+    *("best.toml", "locate.toml", "trials.csv", "finals.csv", "comparison.txt"),
+    *("history.png", "importance.png", "report.html"),
+)
+
+
+def check_folder(folder: Path, *, continued: bool) -> None:
+    """Check that no file is replaced but earlier results of the same study, before work starts.
+
+    Args:
+        folder: where the results go.
+        continued: whether the study is resumed or joined.
+
+    Raises:
+        InputError: the folder has a file of that name.
+    """
+    present = [name for name in _FILES if os.path.lexists(folder / name)]
+    # It is written first, so the others are results if it is one.
+    ours = present[:1] == [_FILES[0]] and read_beginning(folder / _FILES[0], 16).startswith(b"# rismusic ")
+    if present and not (continued and ours):
+        raise InputError(
+            str(folder), f"contains {present[0]} already, which would be replaced; choose another folder"
+        )
 
 
 def write_results(result: TuneResult, study: optuna.Study, say: Say) -> None:

@@ -21,7 +21,7 @@ from rismusic.io.reader import in_file
 from rismusic.records import Record, complaint
 from rismusic.text import redact
 from rismusic.tuning.objective import FinalObjective, Objective, check_trials
-from rismusic.tuning.results import TuneResult, candidates, summarize, write_results
+from rismusic.tuning.results import TuneResult, candidates, check_folder, summarize, write_results
 from rismusic.tuning.spec import TRIALS, Space, TuneSpec, load_space
 from rismusic.tuning.storage import DATABASE, create_storage, experimental, open_storage, quiet, shown
 from rismusic.tuning.worker import Progress, Say, Worker, cancel, current, failure, is_finished
@@ -97,6 +97,7 @@ def tune(
 
     def begin(new: BaseStorage) -> None:
         """Put the study into a new file, so that no file without a study is left after an interruption."""
+        check_folder(folder, continued=False)
         _begin(new, study, _settings(chosen, space, trials or TRIALS))
 
     def check(existing: BaseStorage) -> None:
@@ -104,10 +105,12 @@ def tune(
         with in_file(shown(storage, folder)):
             if resume:
                 check_trials(_resume(existing, study)[0])
-            elif study in optuna.get_all_study_names(existing):
+            joins = not resume and study in optuna.get_all_study_names(existing)
+            if joins:
                 joined = optuna.load_study(study_name=study, storage=existing)
                 _check_settings(joined, _settings(chosen, space, trials or TRIALS))
                 check_trials(joined)
+        check_folder(folder, continued=resume or joins)
 
     with quiet(), ExitStack() as stack:
         first = not resume and create_storage(storage, folder, begin, heartbeat_s=heartbeat_s)
@@ -124,6 +127,7 @@ def tune(
             count = trials or TRIALS
             short, new = _begin(opened, study, _settings(chosen, space, count))
             first = first or new
+            check_folder(folder, continued=not first)
         worker = Worker(opened, max_failures=chosen.max_failures, poll_s=poll_s, progress=progress, say=say)
         short.sampler = sampler(chosen, chosen.seed if first else _worker_seed(chosen.seed, worker.name))
         short.pruner = pruner(chosen)
