@@ -379,7 +379,9 @@ class TapeRecorder:
         """Record a call that was made."""
         outs = tensors_in(result)
         mutated = [one for one, version in found if one._version != version]
-        if (not outs and not mutated) or self.problem:
+        # A weight that is copied or averaged between steps is a new start, not a part of a loss.
+        copied = any(isinstance(one, nn.Parameter) for one in mutated) and not torch.is_grad_enabled()
+        if (not outs and not mutated) or copied or self.problem:
             return
         tainted = name not in _LIKE and any(self.depends(one) for one, _ in found)
         for one in (*outs, *mutated):
@@ -504,11 +506,16 @@ class TapeRecorder:
         if id(loss) not in self._tainted:
             return "the loss is made by calls that torch does not show"
         calls = _needed(self.calls, {id(loss)})
-        made = {key for call in calls for key in call.outs}
+        made: set[int] = set()
+        first: dict[int, None] = {}
+        # In the order of the calls, which is that of other tapes of the same kind. A call in place reads the
+        # tensor that it returns.
+        for call in calls:
+            first.update(dict.fromkeys(key for key in call.reads if key not in made))
+            made.update(call.outs)
         roots: dict[int, Root] = {}
         weights: dict[int, nn.Parameter] = {}
-        # In the order of the calls, which is that of other tapes of the same kind.
-        for key in dict.fromkeys(key for call in calls for key in call.reads if key not in made):
+        for key in first:
             value = self._tensors.get(key)
             if value is None:
                 return "a tensor is lost"
