@@ -7,10 +7,8 @@ that of libraries, without changing a module or a function.
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from rismusic.doctor.state import calling_line
 from rismusic.doctor.tape import TapeRecorder
 from rismusic.nn.monitors import Finding, at_most
 
@@ -27,7 +26,6 @@ _FIRST_LOSS = 4.0
 _SHAPES = ("View", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Permute", "Select", "Slice", "Clone", "T")
 # Lines that cut the gradient, of which a few are shown.
 _MOST_LINES = 8
-_PACKAGE = Path(torch.__file__).parent
 _ROUNDING = (
     "round",
     "sign",
@@ -124,23 +122,6 @@ class CallRecorder(TorchFunctionMode):
         """The lines that cut the gradient, for a sentence; empty if there is none."""
         lines = [line for line in self.detached if line]
         return f" Calls that cut it: {', '.join(lines[:3])}." if lines else ""
-
-
-def calling_line() -> str:
-    """File and line of the innermost caller outside torch and this package, such as ``train.py:12``.
-
-    Installed packages count only if there is no caller outside them.
-    """
-    installed = ""
-    for frame in reversed(traceback.extract_stack(limit=60)[:-2]):
-        path = Path(frame.filename)
-        if _PACKAGE in path.parents or path.parent.name == "doctor" or "jaxtyping" in path.parts:
-            continue
-        line = f"{path.name}:{frame.lineno}"
-        if "site-packages" not in path.parts:
-            return line
-        installed = installed or line
-    return installed
 
 
 def made_by(value: object) -> str:

@@ -32,9 +32,8 @@ from rismusic.doctor.state import (
     to_double,
     widened,
 )
-from rismusic.doctor.tape import DRAWS, Tape, TapeRecorder, faithful
+from rismusic.doctor.tape import DRAWS, LeftOutError, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import (
-    LeftOutError,
     bound_findings,
     linear_findings,
     mixing_findings,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 Networks = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 
 
@@ -165,3 +168,20 @@ def no_hook(*_: Any) -> None:
 
 def _hook_of_a_copy() -> Callable[..., None]:
     return no_hook
+
+
+def calling_line() -> str:
+    """File and line of the innermost caller outside torch and this package, such as ``train.py:12``.
+
+    Installed packages count only if there is no caller outside them.
+    """
+    frame, installed = sys._getframe(1), ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, _HERE)) and "jaxtyping" not in name:
+            line = f"{Path(name).name}:{frame.f_lineno}"
+            if "site-packages" not in name:
+                return line
+            installed = installed or line
+        frame = frame.f_back  # type: ignore[assignment]
+    return installed

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from rismusic.doctor.state import Hook, tensors_in, widened
+from rismusic.doctor.state import Hook, calling_line, tensors_in, widened
 
 # Calls on data alone that keep the order of the samples, and are repeated. The result of any other is a root.
 _KEPT = frozenset(
@@ -98,6 +98,7 @@ _KEPT = frozenset(
         "unsqueeze_",
         "swapaxes",
         "movedim",
+        "requires_grad_",
     ]
 )
 # Functions that draw random numbers, apart from dropout.
@@ -176,6 +177,10 @@ _OFTEN = 3
 _MOST_CALLS = 20_000
 
 
+class LeftOutError(Exception):
+    """Why a check cannot be made."""
+
+
 class Ref(NamedTuple):
     """A tensor on the tape."""
 
@@ -192,6 +197,7 @@ class Call:
         state: random state before it, if it draws.
         cast: device and type of automatic mixed precision, if it was on.
         pure: whether it depends on data alone.
+        where: file and line of the caller.
     """
 
     name: str
@@ -205,6 +211,7 @@ class Call:
     state: Tensor | None
     cast: tuple[str, torch.dtype] | None
     pure: bool
+    where: str = ""
 
     @property
     def reads(self) -> list[int]:
@@ -217,13 +224,15 @@ class Root:
     """A tensor that the tape starts from.
 
     Args:
-        kind: ``data``, ``noise`` or ``constant``.
+        kind: ``data``, ``noise``, ``constant``, or ``decision`` for integers that a network made (an argmax).
         rows: how it was indexed out of others, the last step first: key of that tensor, and the index.
+        leaf: whether the loss differentiates by it.
     """
 
     value: Tensor
     kind: str
     rows: tuple[tuple[int, Any], ...] = ()
+    leaf: bool = False
 
     @property
     def picked(self) -> bool:
@@ -303,6 +312,8 @@ class TapeRecorder:
         self._before: dict[int, Tensor] = {}
         self._passed: list[tuple[str, int]] = []
         self._touched: set[int] = set()
+        self._decided: set[int] = set()
+        self.unused: dict[int, tuple[Tensor, str]] = {}
         self._window += 1
 
     def hooks(self) -> list[RemovableHandle]:
@@ -333,8 +344,9 @@ class TapeRecorder:
                 self.outputs.append(Output(id(one), name, type(part).__name__, self._depth == 0, inputs))
 
     def depends(self, value: Tensor) -> bool:
-        """Whether a tensor depends on weights."""
-        return id(value) in self._tainted or isinstance(value, nn.Parameter)
+        """Whether a tensor depends on weights, or on data by which the loss differentiates."""
+        leaf = value.requires_grad and value.is_leaf
+        return id(value) in self._tainted or isinstance(value, nn.Parameter) or leaf
 
     @property
     def active(self) -> bool:
@@ -386,8 +398,20 @@ class TapeRecorder:
         tainted = name not in _LIKE and any(self.depends(one) for one, _ in found)
         for one in (*outs, *mutated):
             self._tensors[id(one)] = one
+        whole = [one for one in outs if one.is_floating_point() or one.is_complex()]
+        if tainted and outs and not whole and not mutated:
+            # What a network decides (an argmax, a comparison) has no gradient: it is data of what follows.
+            self._decided.update(map(id, outs))
+            for one in outs:
+                self._kinds[id(one)] = ("decision", None)
+                self._versions[id(one)] = one._version if not one.is_inference() else 0
+            return
         if not tainted:
-            kept = name in _KEPT or (self._depth > 0 and name == "__getitem__" and _keeps_samples(args[1]))
+            decided = any(id(one) in self._decided for one, _ in found)
+            if decided:
+                self._decided.update(map(id, (*outs, *mutated)))
+            # Within a module, all but random numbers belong to its calculation.
+            kept = name in _KEPT or (self._depth > 0 and name not in _RANDOM | _CONSTANT | DROPOUT)
             # The detached state of an earlier step is data of this one.
             earlier = any(one.requires_grad for one, _ in found)
             if kept and not mutated and not earlier and all(self._known(one) for one, _ in found):
@@ -396,7 +420,8 @@ class TapeRecorder:
             self._touched.update(id(one) for one, _ in found)
             for one in mutated:
                 base = one._base
-                if base is not None and base.numel() > one.numel() and name in _ALTERING:
+                # An environment in which the network acts is not the data.
+                if base is not None and base.numel() > one.numel() and name in _ALTERING and not decided:
                     self._note_altered(base, name)
             kind = "noise" if name in _RANDOM else "constant" if name in _CONSTANT else "data"
             base = args[0] if name in ("__getitem__", "index_select") and args else None
@@ -459,7 +484,10 @@ class TapeRecorder:
         keys = tuple(map(id, outs)), tuple(map(id, mutated))
         call = (_mapped(args, reference), _mapped(kwargs, reference))
         self.calls.append(
-            Call(name, func, *call, *keys, torch.is_grad_enabled(), self._depth > 0, state, cast, pure)
+            Call(
+                *(name, func, *call, *keys, torch.is_grad_enabled(), self._depth > 0, state, cast, pure),
+                calling_line(),
+            )
         )
         if pure:
             self._pure.update(keys[0])
@@ -535,16 +563,10 @@ class TapeRecorder:
                 return "the data change in place during the step"
             else:
                 stored = value.detach().clone()
-            roots[key] = Root(stored, kind, tuple(chain))
+            roots[key] = Root(stored, kind, tuple(chain), value.requires_grad)
         made |= {key for call in calls for key in call.mutated}
         outputs = [one for one in self.outputs if one.key in made]
         return Tape(calls, roots, weights, id(loss), float(loss.detach()), outputs)
-
-
-def _keeps_samples(index: Any) -> bool:
-    """Whether an index takes all of the first axis."""
-    first = index[0] if isinstance(index, tuple) and index else None
-    return first is Ellipsis or (isinstance(first, slice) and first == slice(None))
 
 
 def _is_rows(index: Any) -> bool:
@@ -667,6 +689,9 @@ class Replay:
         self.weights = {key: self._moved(value) for key, value in given.items()}
         values = {key: root.value for key, root in tape.roots.items()} | dict(roots or {})
         self.roots = {key: self._moved(value) for key, value in values.items()}
+        # A loss that has derivatives of the network in it needs a graph, also where its value alone is asked.
+        self._leaves = [key for key, root in tape.roots.items() if root.leaf]
+        self._graph = any(call.func is torch.autograd.grad for call in tape.calls)
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             self.base = self.run()
@@ -706,9 +731,21 @@ class Replay:
         changed = {key for call in calls for key in call.mutated}
         env = {key: value.clone() if key in changed else value for key, value in env.items()}
         env.update(given)
+        if self._graph:
+            if given:
+                raise LeftOutError("the loss has derivatives of the network")
+            env.update({key: env[key].detach().requires_grad_(True) for key in self._leaves if key in env})
+            with torch.enable_grad():
+                found = self._calculated(calls, env, given, exact=exact)
+            return found if torch.is_grad_enabled() else {key: one.detach() for key, one in found.items()}
+        return self._calculated(calls, env, given, exact=exact)
+
+    def _calculated(
+        self, calls: Sequence[Call], env: dict[int, Tensor], given: Mapping[int, Tensor], *, exact: bool
+    ) -> dict[int, Tensor]:
         for call in calls:
             args, kwargs = (_mapped(part, lambda one: env[one.key]) for part in (call.args, call.kwargs))
-            if not exact:
+            if not exact or call.func is torch.autograd.grad:
                 args, kwargs = self._quiet(call, args, kwargs)
             with ExitStack() as stack:
                 if not call.grad and not call.pure:
@@ -727,7 +764,9 @@ class Replay:
 
     def _quiet(self, call: Call, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Arguments without dropout, and with the statistics of the recorded batch."""
-        if call.name in DROPOUT:
+        if call.func is torch.autograd.grad:
+            kwargs = {**kwargs, "retain_graph": True}
+        elif call.name in DROPOUT:
             args, kwargs = args[:1], {"p": 0.0, "training": False}
         elif call.name == "multi_head_attention_forward":
             kwargs = {**kwargs, "training": False}

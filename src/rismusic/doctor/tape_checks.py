@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rismusic.doctor.report import listed, must_be_zero
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
-from rismusic.doctor.tape import Call, Output, Replay, Tape
+from rismusic.doctor.tape import Call, LeftOutError, Output, Replay, Tape
 from rismusic.nn.monitors import Finding, at_least, at_most
 
 # Relative changes of a loss or an output that rounding does not explain, in double and single precision.
@@ -71,10 +71,6 @@ _LINEAR = frozenset(
         "reshape",
     ]
 )
-
-
-class LeftOutError(Exception):
-    """Why a check cannot be made."""
 
 
 @dataclass
@@ -213,48 +209,106 @@ def mixing_findings(tape: Tape) -> list[Finding]:
         abs(replay.value(roots=samples.reordered(replay, order)) - replay.loss) / max(abs(replay.loss), 1e-6)
         for order in _orders(samples.number)
     )
-    mixed, first = _mixing(replay, samples, limit)
+    # One sample is replaced by the last one; then, all are put in another order.
+    index, rest = torch.arange(samples.number), torch.arange(1, samples.number)
+    index[0] = samples.number - 1
+    mixed, first, line = _differing(replay, samples, index, rest, rest, limit)
     other = _time_major(tape)
     if (mixed > limit or change > limit) and other is not None:
         roots = other.roots(replay, _permutation(other.number))
         moved = abs(replay.value(roots=roots) - replay.loss) / max(abs(replay.loss), 1e-6)
         if moved <= limit and not tape.roots[samples.primary].picked:
             raise LeftOutError("the samples may be along the second axis")
-    name = "" if first is None else f" first in {first.name or 'the network'} ({first.kind})"
-    recurrent = first is not None and any(
-        word in first.kind for word in ("LSTM", "GRU", "RNN", "Transformer", "Attention")
-    )
+    recurrent = any(word in first for word in ("LSTM", "GRU", "RNN", "Transformer", "Attention"))
     found = [
         at_most(
             "change of the outputs of other samples when one sample is replaced, over their size",
             mixed,
             limit,
-            f"samples of a batch affect each other{name}: "
+            f"samples of a batch affect each other{first}: "
             + (
                 "batch_first does not fit the order of the axes."
                 if recurrent
-                else "axes are mixed up (view or flatten across the batch, batch_first, softmax or "
+                else "axes are mixed up (view or flatten across the batch, batch_first, softmax, transform or "
                 "statistics over the batch)."
             ),
             "The first axis is the samples: batch_first=True for recurrent layers and attention; flatten "
-            "from "
-            "axis 1; transpose in place of view.",
+            "from axis 1; transpose in place of view.",
+            line,
         )
     ]
     if mixed <= limit:
+        order = _permutation(samples.number)
+        every = torch.arange(samples.number)
+        place, first, line = _differing(replay, samples, order, every, order, limit)
         found.append(
             at_most(
-                "relative change of the loss when samples and their targets are put in another order",
-                change,
+                "change of the outputs when the samples are put in another order, over their size",
+                place,
                 limit,
-                "the loss depends on the order of the samples, though each output belongs to one sample: "
-                "outputs "
-                "and targets are flattened or matched in different orders, so outputs meet the targets of "
-                "others.",
-                "Compare the axes of outputs and targets before they are flattened or matched.",
+                f"the output of a sample depends on its place in the batch{first}: a table, mask or position "
+                "is indexed along the samples, not along another axis (time).",
+                "Look at what is added to or multiplied with the samples, and at its axis.",
+                line,
             )
         )
+        if place <= limit:
+            found.append(
+                at_most(
+                    "relative change of the loss when samples and their targets are put in another order",
+                    change,
+                    limit,
+                    "the loss depends on the order of the samples, though each output belongs to one sample: "
+                    "outputs and targets are flattened or matched in different orders, so outputs meet the "
+                    "targets of others.",
+                    "Compare the axes of outputs and targets before they are flattened or matched.",
+                )
+            )
     return found
+
+
+def _differing(
+    replay: Replay, samples: Samples, index: Tensor, rows: Tensor, old_rows: Tensor, limit: float
+) -> tuple[float, str, str]:
+    """The largest difference of some outputs of a batch with other samples, and where it starts.
+
+    Args:
+        replay: the loss.
+        samples: the samples of the batch.
+        index: the samples that the batch is made of.
+        rows: rows of the new outputs to compare.
+        old_rows: rows of the old outputs that they should equal.
+        limit: relative difference that counts.
+
+    Returns:
+        The difference, the first module with one, and the line of the first call with one.
+    """
+    with torch.no_grad():
+        env = replay.run(
+            samples.reordered(replay, index) if len(rows) == samples.number else samples.roots(replay, index)
+        )
+
+    def change(key: int) -> float:
+        old, new = replay.base.get(key), env.get(key)
+        if old is None or new is None or not (old.is_floating_point() or old.is_complex()):
+            return 0.0
+        axis = _sample_axis(old, samples)
+        if axis is None or old.shape != new.shape:
+            return 0.0
+        old, new = (
+            old.index_select(axis, old_rows.to(old.device)),
+            new.index_select(axis, rows.to(old.device)),
+        )
+        return _size(new - old) / max(_size(old), 1e-30)
+
+    changes = [(change(one.key), one) for one in replay.tape.outputs]
+    worst = max((value for value, one in changes if one.outermost), default=0.0)
+    first = next((one for value, one in changes if value > limit), None)
+    name = "" if first is None else f", first in {first.name or 'the network'} ({first.kind})"
+    if worst <= limit:
+        return worst, "", ""
+    made = (call.where for call in replay.tape.calls if any(change(key) > limit for key in call.outs))
+    return worst, name, next(made, "")
 
 
 def _chosen_samples(tape: Tape) -> Samples:
@@ -272,30 +326,6 @@ def _time_major(tape: Tape) -> Samples | None:
         return samples_of(tape, 1)
     except LeftOutError:
         return None
-
-
-def _mixing(replay: Replay, samples: Samples, limit: float) -> tuple[float, Output | None]:
-    """The largest change of other samples in an output, and the first module where there is one."""
-    index = torch.arange(samples.number)
-    index[0] = samples.number - 1
-    with torch.no_grad():
-        env = replay.run(samples.roots(replay, index))
-    worst, first = 0.0, None
-    for one in replay.tape.outputs:
-        old, new = replay.base.get(one.key), env.get(one.key)
-        if old is None or new is None or not (old.is_floating_point() or old.is_complex()):
-            continue
-        axis = _sample_axis(old, samples)
-        if axis is None:
-            continue
-        rest = torch.arange(1, samples.number, device=old.device)
-        old, new = old.index_select(axis, rest), new.index_select(axis, rest)
-        change = _size(new - old) / max(_size(old), 1e-30)
-        if change > limit and first is None:
-            first = one
-        if one.outermost:
-            worst = max(worst, change)
-    return worst, first
 
 
 def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
@@ -645,8 +675,11 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
         return None
     place = steps // 2
     out = results[-1]
+    limit = _CHANGED[False] / 100
 
-    def effect(changed: int) -> float:
+    lines: list[str] = []
+
+    def effect(changed: int, line: bool = False) -> float:
         new = value.clone()
         index = torch.arange(samples.number).roll(1)
         column = value.select(axis, changed)
@@ -654,18 +687,29 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
         new.select(axis, changed).copy_(other)
         with torch.no_grad():
             env = replay.run({key: new}, ends=[out])
+        for call in replay.tape.calls if line else ():
+            for one in call.outs:
+                old = replay.base.get(one)
+                if one not in env or old is None or old.ndim < 3 or old.is_complex():
+                    continue
+                # A tensor with the places along one axis of three or more.
+                axes = [a for a in range(1, old.ndim) if old.shape[a] == steps]
+                moved = [_size((env[one] - old).double().select(a, place)) for a in axes]
+                if len(axes) == 1 and call.inside and moved[0] > limit * _size(old.double()):
+                    lines.append(call.where)
         return _size((env[out] - replay.base[out]).select(axis, place)) / max(_size(replay.base[out]), 1e-30)
 
-    limit = _CHANGED[False] / 100
     if shift:
+        seen = effect(place + shift, line=True)
         return at_most(
             "change of the output at a place when the input at the place of its target changes",
-            effect(place + shift),
+            seen,
             limit,
             "the network sees the very target that it is to predict (the next token or value): the causal "
             "mask is "
             "missing or wrong, or the layer reads in both directions.",
-            "Use a causal mask, and no bidirectional layer.",
+            "Use a causal mask, a softmax over what is attended to, and no bidirectional layer.",
+            lines[0] if lines else "",
         )
     causal = effect(place) > limit and effect(place + 1) <= limit
     return must_be_zero(

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.report import listed, must_be_zero, report_of
-from rismusic.doctor.tape import Replay, Tape, TapeRecorder, faithful
+from rismusic.doctor.tape import LeftOutError, Replay, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import (
     Batch,
-    LeftOutError,
     Trained,
     attempted,
     bound_findings,

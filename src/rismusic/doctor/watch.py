@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rismusic.doctor.calls import CallRecorder, calling_line
+from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
-from rismusic.doctor.state import Hook, Networks, as_one, tensors_in
+from rismusic.doctor.state import Hook, Networks, as_one, calling_line, tensors_in
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
