@@ -177,19 +177,19 @@ def replay_of(tape: Tape) -> Replay:
     return double if math.isclose(single.loss, double.loss, rel_tol=1e-2, abs_tol=1e-5) else single
 
 
-def _permutation(number: int) -> Tensor:
+def permutation(number: int) -> Tensor:
     return torch.randperm(number, generator=torch.Generator().manual_seed(0))
 
 
 def _orders(number: int) -> Iterator[Tensor]:
     """Other orders of a batch: of its rows, and of samples that have a row in each half (views, pairs)."""
-    yield _permutation(number)
+    yield permutation(number)
     if number % 2 == 0 and number >= 8:
-        half = _permutation(number // 2)
+        half = permutation(number // 2)
         yield torch.cat((half, half + number // 2))
 
 
-def _size(value: Tensor) -> float:
+def size_of(value: Tensor) -> float:
     return float(value.detach().abs().double().square().mean().sqrt()) if value.numel() else 0.0
 
 
@@ -202,7 +202,7 @@ def _sample_axis(value: Tensor, samples: Samples) -> int | None:
 
 def mixing_findings(tape: Tape) -> list[Finding]:
     """Samples of a batch do not affect each other's outputs, and their order does not change the loss."""
-    samples = _chosen_samples(tape)
+    samples = chosen_samples(tape)
     replay = replay_of(tape)
     limit = _CHANGED[replay.double]
     change = min(
@@ -215,7 +215,7 @@ def mixing_findings(tape: Tape) -> list[Finding]:
     mixed, first, line = _differing(replay, samples, index, rest, rest, limit)
     other = _time_major(tape)
     if (mixed > limit or change > limit) and other is not None:
-        roots = other.roots(replay, _permutation(other.number))
+        roots = other.roots(replay, permutation(other.number))
         moved = abs(replay.value(roots=roots) - replay.loss) / max(abs(replay.loss), 1e-6)
         if moved <= limit and not tape.roots[samples.primary].picked:
             raise LeftOutError("the samples may be along the second axis")
@@ -238,7 +238,7 @@ def mixing_findings(tape: Tape) -> list[Finding]:
         )
     ]
     if mixed <= limit:
-        order = _permutation(samples.number)
+        order = permutation(samples.number)
         every = torch.arange(samples.number)
         place, first, line = _differing(replay, samples, order, every, order, limit)
         found.append(
@@ -299,7 +299,7 @@ def _differing(
             old.index_select(axis, old_rows.to(old.device)),
             new.index_select(axis, rows.to(old.device)),
         )
-        return _size(new - old) / max(_size(old), 1e-30)
+        return size_of(new - old) / max(size_of(old), 1e-30)
 
     changes = [(change(one.key), one) for one in replay.tape.outputs]
     worst = max((value for value, one in changes if one.outermost), default=0.0)
@@ -311,7 +311,7 @@ def _differing(
     return worst, name, next(made, "")
 
 
-def _chosen_samples(tape: Tape) -> Samples:
+def chosen_samples(tape: Tape) -> Samples:
     try:
         return samples_of(tape)
     except LeftOutError as error:
@@ -330,7 +330,7 @@ def _time_major(tape: Tape) -> Samples | None:
 
 def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
     """The output depends on what varies in the inputs."""
-    samples = _chosen_samples(tape)
+    samples = chosen_samples(tape)
     replay = replay_of(tape)
     results = [one.key for one in tape.results]
     found = [
@@ -394,7 +394,7 @@ def _effects(
     rows = g.movedim(samples.axes[key], 0).reshape(samples.number, -1)
     imaginary = None
     if value.is_complex() and bool(value.imag.any()):
-        share = _size(g.imag) / max(_size(g), 1e-30)
+        share = size_of(g.imag) / max(size_of(g), 1e-30)
         imaginary = at_least(
             "share of the gradient by the imaginary part of the input",
             share,
@@ -435,7 +435,7 @@ def _column_effects(
 
 def loss_usage_findings(tape: Tape) -> list[Finding]:
     """The loss uses the outputs of all samples, and all units of an output that it uses."""
-    samples = _chosen_samples(tape)
+    samples = chosen_samples(tape)
     replay = Replay(tape)
     maker = {key: call for call in tape.calls for key in call.outs}
     given = {one.key: replay.base[one.key].detach().clone() for one in tape.results}
@@ -539,7 +539,7 @@ def linear_findings(tape: Tape) -> list[Finding]:
     for key in keys:
         value = replay.roots[key]
         noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-        change[key] = 3 * _size(value) * noise
+        change[key] = 3 * size_of(value) * noise
     values = []
     for sign in (1, -1):
         with torch.no_grad():
@@ -548,8 +548,8 @@ def linear_findings(tape: Tape) -> list[Finding]:
     curved, moved = 0.0, 0.0
     for one, two, key in zip(*values, results, strict=True):
         if one.is_floating_point() or one.is_complex():
-            curved = max(curved, _size(one + two - 2 * replay.base[key]))
-            moved = max(moved, _size(one - two))
+            curved = max(curved, size_of(one + two - 2 * replay.base[key]))
+            moved = max(moved, size_of(one - two))
     return [
         at_least(
             "curvature of the network along a change of its input, over the change of its output",
@@ -585,7 +585,7 @@ def value_findings(tape: Tape) -> list[Finding]:
         if one.key in maker
         and maker[one.key].name in _DROPOUT
         and _rate(maker[one.key]) > 0
-        and not _goes_on(tape, one.key)
+        and not goes_on(tape, one.key)
     ]
     rates = [_rate(call) for call in tape.calls if call.name in _DROPOUT]
     return [
@@ -613,7 +613,7 @@ def value_findings(tape: Tape) -> list[Finding]:
     ]
 
 
-def _goes_on(tape: Tape, key: int) -> bool:
+def goes_on(tape: Tape, key: int) -> bool:
     """Whether weights are applied to what depends on a tensor."""
     reached = tape.reached(key)
     return any(
@@ -628,7 +628,7 @@ def _rate(call: Call) -> float:
 
 def target_findings(tape: Tape) -> list[Finding]:
     """The output does not see the target that it is to predict."""
-    samples = _chosen_samples(tape)
+    samples = chosen_samples(tape)
     replay = Replay(tape, lively(tape))
     found = []
     for target in tape.targets:
@@ -694,10 +694,10 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
                     continue
                 # A tensor with the places along one axis of three or more.
                 axes = [a for a in range(1, old.ndim) if old.shape[a] == steps]
-                moved = [_size((env[one] - old).double().select(a, place)) for a in axes]
-                if len(axes) == 1 and call.inside and moved[0] > limit * _size(old.double()):
+                moved = [size_of((env[one] - old).double().select(a, place)) for a in axes]
+                if len(axes) == 1 and call.inside and moved[0] > limit * size_of(old.double()):
                     lines.append(call.where)
-        return _size((env[out] - replay.base[out]).select(axis, place)) / max(_size(replay.base[out]), 1e-30)
+        return size_of((env[out] - replay.base[out]).select(axis, place)) / max(size_of(replay.base[out]), 1e-30)
 
     if shift:
         seen = effect(place + shift, line=True)
@@ -746,8 +746,8 @@ def bound_findings(tape: Tape) -> list[Finding]:
             continue
         value = given[key].detach()
         noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-        for direction in (-g / _size(g), noise, -1j * noise.real if value.is_complex() else -noise):
-            size = 10 * max(_size(value), 1.0)
+        for direction in (-g / size_of(g), noise, -1j * noise.real if value.is_complex() else -noise):
+            size = 10 * max(size_of(value), 1.0)
             one, two = (
                 replay.value(given={key: value + factor * size * direction}) - replay.loss
                 for factor in (10, 100)
@@ -901,8 +901,8 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
         LeftOutError: the rows cannot be exchanged between batches.
     """
     template = tapes[-1]
-    samples = _chosen_samples(template)
-    alike = [tape for tape in tapes if _chosen_samples(tape).number == samples.number]
+    samples = chosen_samples(template)
+    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
     pools: dict[int, Tensor] = {}
     for place, key in enumerate(template.roots):
         if key in samples.axes:
@@ -948,7 +948,7 @@ def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float
         for number in range(len(keys[0])):
             values = [replays[k].base[keys[k][number]] for k in others]
             constants.append(torch.cat(values).mean(0).detach().clone().requires_grad_(True))
-        scale = max(max(_size(c) for c in constants), 0.3)
+        scale = max(max(size_of(c) for c in constants), 0.3)
         optimizer = torch.optim.Adam(constants, lr=0.05 * scale)
 
         def loss_of(k: int, values: Sequence[Tensor] = constants) -> Tensor:
@@ -1013,7 +1013,7 @@ def range_findings(tape: Tape) -> list[Finding]:
         y = replay.base.get(two, replay.roots.get(two))
         if limits is None or last is None or y is None or not y.is_floating_point():
             continue
-        margin = 0.05 * max(_size(y), 1e-12)
+        margin = 0.05 * max(size_of(y), 1e-12)
         outside = float(((y < limits[0] - margin) | (y > limits[1] + margin)).double().mean())
         found.append(
             at_most(

@@ -28,12 +28,19 @@ from rismusic.doctor.tape_checks import (
     pair_findings,
     range_findings,
     rows_of,
+    size_of,
     target_findings,
     term_gradients,
     terms_of,
     train_anew,
     usage_findings,
     value_findings,
+)
+from rismusic.doctor.tape_losses import (
+    derivative_findings,
+    exchange_findings,
+    number_findings,
+    satisfied_findings,
 )
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -130,6 +137,10 @@ class TapeRecord:
             ("PAIRS", partial(pair_findings, tape)),
             ("LINEAR", partial(linear_findings, tape)),
             ("VALUES", partial(value_findings, tape)),
+            ("EXCHANGE", partial(exchange_findings, tape)),
+            ("SATISFIED", partial(satisfied_findings, tape)),
+            ("NUMBERS", partial(number_findings, tape)),
+            ("DERIVATIVE", partial(derivative_findings, tape)),
         )
         found = []
         for tag, findings, reason in attempted(checks):
@@ -564,7 +575,7 @@ def _shapes(tape: Tape) -> str:
 
 
 def _fingerprint(tape: Tape) -> tuple[float, ...]:
-    return tuple(float(r.value.abs().double().sum()) for r in tape.roots.values() if r.kind == "data")
+    return tuple(float(size_of(r.value)) for r in tape.roots.values() if r.kind == "data")
 
 
 def _deviation(values: Sequence[float]) -> float:
