@@ -173,6 +173,10 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
         )
     if not isinstance(result, Tensor) or not isinstance(target, Tensor) or logits.ndim < 2:
         return found
+    weight = _argument(args, kwargs, 2, "weight")
+    if isinstance(weight, Tensor) and not target.is_floating_point():
+        there = target[(target >= 0) & (target < len(weight))].flatten()
+        found.append(_weighted(there.bincount(minlength=len(weight)).double(), weight.detach().double()))
     classes = logits.shape[1]
     value = float(result.detach().mean())
     if classes > 1 and not target.is_floating_point() and math.isfinite(value):
@@ -209,7 +213,31 @@ def _nll(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     ]
 
 
+def _weighted(counts: Tensor, weight: Tensor) -> Finding:
+    """Weights of classes make them more even, not less."""
+
+    def evenness(mass: Tensor) -> float:
+        share = mass / mass.sum().clamp_min(1e-30)
+        return float(-torch.special.xlogy(share, share).sum() / math.log(max(len(share), 2)))
+
+    return _wrong(
+        "evenness of the classes without weights, less that with weights, 0 to 1",
+        evenness(counts) - evenness(counts * weight.to(counts.device)),
+        0.1,
+        "the class weights make frequent classes count more and rare ones less: they are inverted, or in another "
+        "order than the classes.",
+        "Use weights that fall with the number of samples of a class, such as 1 / count.",
+    )
+
+
 def _bce_logits(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+    y, weight = _argument(args, kwargs, 1, "target"), kwargs.get("pos_weight")
+    if isinstance(weight, Tensor) and weight.numel() == 1 and isinstance(y, Tensor):
+        share = float(y.detach().double().mean().clamp(0, 1))
+        weights = torch.stack((torch.ones_like(weight.flatten()[0]), weight.flatten()[0])).detach().double()
+        found = _weighted(torch.tensor([1 - share, share], dtype=torch.float64), weights)
+        if not found.fine:
+            return [found]
     made = made_by(_argument(args, kwargs, 0, "input"))
     if made not in ("Sigmoid", "Softmax"):
         return _shapes(args, kwargs, result)
@@ -271,6 +299,24 @@ def _difference(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     return []
 
 
+def _normalise(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+    """Vectors that get unit norm over the samples."""
+    given, dim = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 2, "dim")
+    made = isinstance(given, Tensor) and given.ndim > 1 and given.requires_grad and not given.is_leaf
+    if not made or dim not in (0, -given.ndim):
+        return []
+    return [
+        _wrong(
+            "vectors that are normalised over the first axis",
+            1.0,
+            0.0,
+            f"a normalisation over the first axis of {list(given.shape)} gives unit norm over the samples of the "
+            "batch, not over the features of a sample.",
+            "Normalise over the features, dim=-1.",
+        )
+    ]
+
+
 def _softmax(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     """A softmax over the first axis of several."""
     given, dim = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "dim")
@@ -321,6 +367,7 @@ _CHECKS: dict[str, Callable[[Any, Any, Any], list[Finding]]] = {
     "sub": _difference,
     "__sub__": _difference,
     "rsub": _difference,
+    "normalize": _normalise,
     "softmax": _softmax,
     "log_softmax": _softmax,
     "view": _exchanged,

@@ -170,6 +170,14 @@ def _hook_of_a_copy() -> Callable[..., None]:
     return no_hook
 
 
+def row_codes(value: Tensor) -> Tensor:
+    """A number for each row of the first axis, equal for equal rows."""
+    rows = value.detach().reshape(len(value), -1)
+    rows = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+    vector = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (rows.double() * vector.to(rows.device)).sum(1)
+
+
 def calling_line() -> str:
     """File and line of the innermost caller outside torch and this package, such as ``train.py:12``.
 

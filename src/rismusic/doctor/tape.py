@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -297,6 +298,11 @@ class TapeRecorder:
         self._window = 0
         # Data of which a part changes in place: in how many steps, the last of them, and the call.
         self._altered: dict[int, tuple[weakref.ref[Tensor], int, int, str]] = {}
+        # What the loop collects for a batch and has not used yet, since the last step and the one before; and
+        # how often something collected at a line was never used.
+        self._collected: dict[int, tuple[Tensor, str]] = {}
+        self._older: dict[int, tuple[Tensor, str]] = {}
+        self.never: Counter[str] = Counter()
         self.clear()
 
     def clear(self) -> None:
@@ -313,7 +319,8 @@ class TapeRecorder:
         self._passed: list[tuple[str, int]] = []
         self._touched: set[int] = set()
         self._decided: set[int] = set()
-        self.unused: dict[int, tuple[Tensor, str]] = {}
+        self.never.update(line for _, line in self._older.values())
+        self._older, self._collected = self._collected, {}
         self._window += 1
 
     def hooks(self) -> list[RemovableHandle]:
@@ -366,6 +373,11 @@ class TapeRecorder:
     def touch(self, value: Tensor) -> None:
         """Note that the numbers of a tensor are read."""
         self._touched.add(id(value))
+        self._used(value)
+
+    def _used(self, value: Tensor) -> None:
+        self._older.pop(id(value), None)
+        self._collected.pop(id(value), None)
 
     def before(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, int]]:
         """The tensors of a call with their versions, before it is made."""
@@ -390,6 +402,8 @@ class TapeRecorder:
     ) -> None:
         """Record a call that was made."""
         outs = tensors_in(result)
+        for one, _ in found:
+            self._used(one)
         mutated = [one for one, version in found if one._version != version]
         # A weight that is copied or averaged between steps is a new start, not a part of a loss.
         copied = any(isinstance(one, nn.Parameter) for one in mutated) and not torch.is_grad_enabled()
@@ -406,6 +420,9 @@ class TapeRecorder:
                 self._kinds[id(one)] = ("decision", None)
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
+        if name in ("cat", "stack") and not tainted and not self._depth and outs[0].ndim:
+            if outs[0].dtype == torch.bool or outs[0].is_floating_point():
+                self._collected[id(outs[0])] = (outs[0], calling_line())
         if not tainted:
             decided = any(id(one) in self._decided for one, _ in found)
             if decided:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.report import listed, must_be_zero
+from rismusic.doctor.state import row_codes
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
 from rismusic.doctor.tape import Call, LeftOutError, Output, Replay, Tape
 from rismusic.nn.monitors import Finding, at_least, at_most
@@ -125,6 +126,8 @@ def samples_of(tape: Tape, axis: int = 0) -> Samples:
     if tape.random:
         raise LeftOutError("the loss draws numbers that depend on the network")
     roots = tape.roots
+    # Statistics with which the data are scaled are the same for all samples.
+    scales = {key for call in tape.calls if call.pure and len(set(call.reads)) > 1 for key in call.reads}
     inputs = [key for key in tape.inputs if roots[key].value.ndim > axis and roots[key].value.numel() > 1]
     if not inputs:
         raise LeftOutError("no data reach the network")
@@ -147,6 +150,8 @@ def samples_of(tape: Tape, axis: int = 0) -> Samples:
             axes[key] = axis
         elif number in shape:
             axes[key] = shape.index(number)
+        elif key in scales:
+            continue
         elif root.kind == "data" and any(one.key in tape.reached(key) for one in tape.results):
             raise LeftOutError("a tensor of the batch has no axis of samples")
         elif root.kind == "data" and key in tape.targets:
@@ -190,7 +195,9 @@ def _orders(number: int) -> Iterator[Tensor]:
 
 
 def size_of(value: Tensor) -> float:
-    return float(value.detach().abs().double().square().mean().sqrt()) if value.numel() else 0.0
+    value = value.detach()
+    value = value.abs() if value.is_complex() else value
+    return float(value.double().square().mean().sqrt()) if value.numel() else 0.0
 
 
 def _sample_axis(value: Tensor, samples: Samples) -> int | None:
@@ -697,7 +704,9 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
                 moved = [size_of((env[one] - old).double().select(a, place)) for a in axes]
                 if len(axes) == 1 and call.inside and moved[0] > limit * size_of(old.double()):
                     lines.append(call.where)
-        return size_of((env[out] - replay.base[out]).select(axis, place)) / max(size_of(replay.base[out]), 1e-30)
+        return size_of((env[out] - replay.base[out]).select(axis, place)) / max(
+            size_of(replay.base[out]), 1e-30
+        )
 
     if shift:
         seen = effect(place + shift, line=True)
@@ -908,11 +917,7 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
         if key in samples.axes:
             parts = [list(tape.roots.values())[place].value for tape in alike]
             pools[key] = torch.cat(parts, samples.axes[key])
-    flat = pools[samples.primary].movedim(samples.axes[samples.primary], 0)
-    rows = flat.reshape(len(flat), -1)
-    rows = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
-    vector = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    codes = (rows.double() @ vector.to(rows.device)).tolist()
+    codes = row_codes(pools[samples.primary].movedim(samples.axes[samples.primary], 0)).tolist()
     first: dict[float, int] = {}
     for number, code in enumerate(codes):
         first.setdefault(code, number)
@@ -1066,11 +1071,15 @@ def constant_order(tape: Tape, term: int) -> bool:
 
 @dataclass
 class Trained:
-    """Lowest losses of a network trained anew: of batches it learned from, and of others."""
+    """Lowest losses of a network trained anew: of batches it learned from, and of others.
+
+    ``falling``: by how much the former fell in the last eighth of the steps, relative.
+    """
 
     rate: float
     learned: float
     held: float
+    falling: float = 0.0
 
 
 def train_anew(
@@ -1107,7 +1116,9 @@ def train_anew(
 
     for step in range(steps + 1):
         if step % max(1, steps // 8) == 0:
-            best.learned = min(best.learned, mean(range(max(0, count - held), count)))
+            learned = mean(range(max(0, count - held), count))
+            best.falling = (best.learned - learned) / max(abs(learned), 1e-12) if step else 0.0
+            best.learned = min(best.learned, learned)
             best.held = min(best.held, mean(range(count, len(batches))))
         loss = loss_of(step % count)
         optimizer.zero_grad()

@@ -21,16 +21,42 @@ from rismusic.nn.monitors import Finding, at_least, at_most
 _STEPS, _RATE = 200, 0.1
 # Squared correlation of the best outputs with the targets, below which the loss does not ask for the targets.
 _ASKED = 0.5
+# Spread of the best outputs over that of the targets, below which they are all alike.
+_EVEN = 0.2
 # Lowest cross entropy that outputs can reach, over that of equal probabilities.
 _FLOOR = 0.6
 # Arithmetic in which a number counts, not a label.
 _ARITHMETIC = frozenset(
-    ["add", "sub", "rsub", "mul", "div", "true_divide", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__"]
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "true_divide",
+        "__add__",
+        "__radd__",
+        "__sub__",
+        "__rsub__",
+        "__mul__",
+    ]
     + ["__rmul__", "__truediv__", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"]
 )
 # Calls through which a number stays one.
 _NUMBERS = _ARITHMETIC | frozenset(
-    ["float", "double", "to", "type_as", "view", "reshape", "squeeze", "unsqueeze", "flatten", "detach", "clone"]
+    [
+        "float",
+        "double",
+        "to",
+        "type_as",
+        "view",
+        "reshape",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "detach",
+        "clone",
+    ]
 )
 
 
@@ -157,32 +183,42 @@ def satisfied_findings(tape: Tape) -> list[Finding]:
     best, touched = _best_outputs(replay, keys)
     env = {key: value.detach() for key, value in replay.run(given=best).items()}
     found = [*_range_findings(replay, env)]
-    for target in tape.targets:
-        y = replay.roots[target]
+    for target in _compared(tape):
+        y = replay.base[target]
         if y.dtype == torch.bool or not (y.is_floating_point() or y.is_complex()) or y.numel() < 16:
             continue
         if bool((y == y.flatten()[0]).all()):
             continue
-        fits = [
-            fit
-            for key in keys
-            if best[key].numel() == y.numel() and best[key].is_complex() == y.is_complex()
-            for fit in [_correlation(best[key].flatten(), y.flatten(), touched[key].flatten())]
-            if fit is not None
-        ]
+        if not _moves_the_best(replay, best, target):
+            continue
+        alike = [k for k in keys if best[k].numel() == y.numel() and best[k].is_complex() == y.is_complex()]
+        fits = {key: _correlation(best[key], y, touched[key]) for key in alike if bool(touched[key].any())}
         if not fits:
             continue
+        key = max(fits, key=fits.__getitem__)
         found.append(
             at_least(
                 "squared correlation of the targets with the outputs at which the loss is lowest",
-                max(fits),
+                fits[key],
                 _ASKED,
-                "the loss is lowest for outputs that are not the targets: a part of them (sign, phase, "
-                "scale, order or component) is lost before they are compared.",
-                "Compare output and target directly, entry by entry, and look at abs(), real, means and masks.",
+                f"the loss is lowest for outputs that are not the targets{_asked(best[key], y, touched[key])}.",
+                "Compare output and target directly, entry by entry, and look at signs, abs(), real and means.",
             )
         )
     return found
+
+
+def _compared(tape: Tape) -> list[int]:
+    """Tensors of data as they are when they first meet outputs outside the modules."""
+    data = {key for key, root in tape.roots.items() if root.kind == "data"}
+    inside = {one.key for one in tape.results}
+    found: dict[int, None] = {}
+    for call in tape.calls:
+        if call.pure and any(key in data for key in call.reads):
+            data.update(call.outs)
+        elif not call.pure and not call.inside and not inside & set(call.outs):
+            found.update(dict.fromkeys(key for key in call.reads if key in data))
+    return list(found)
 
 
 def _free(tape: Tape) -> list[int]:
@@ -206,7 +242,8 @@ def _best_outputs(replay: Replay, keys: Sequence[int]) -> tuple[dict[int, Tensor
     scale = max([size_of(value) for value in free.values()] or [0.0])
     if not free or not math.isfinite(scale):
         raise LeftOutError("the loss has no outputs of the network")
-    reach = max([size_of(replay.roots[key]) for key in replay.tape.targets if _is_number(replay, key)] or [0])
+    targets = [replay.base[key] for key in _compared(replay.tape)]
+    reach = max([size_of(y) for y in targets if y.is_floating_point() or y.is_complex()] or [0.0])
     optimizer = torch.optim.Adam(list(free.values()), lr=_RATE * max(scale, min(reach, 1e3), 0.3))
     touched = {key: torch.zeros_like(value, dtype=torch.bool) for key, value in free.items()}
     for step in range(_STEPS):
@@ -224,8 +261,28 @@ def _best_outputs(replay: Replay, keys: Sequence[int]) -> tuple[dict[int, Tensor
     return {key: value.detach() for key, value in free.items()}, touched
 
 
-def _is_number(replay: Replay, key: int) -> bool:
-    return replay.roots[key].is_floating_point() or replay.roots[key].is_complex()
+def _moves_the_best(replay: Replay, best: dict[int, Tensor], target: int) -> bool:
+    """Whether the best outputs depend on a tensor, as on targets, and not only the size of the loss does."""
+
+    def effect(outputs: dict[int, Tensor]) -> float:
+        y = replay.base[target].clone().requires_grad_(True)
+        free = {key: value.clone().requires_grad_(True) for key, value in outputs.items()}
+        loss = replay.run(given={**free, target: y})[replay.tape.loss]
+        slopes = torch.autograd.grad(loss, list(free.values()), create_graph=True, allow_unused=True)
+        generator = torch.Generator().manual_seed(0)
+        total = torch.zeros((), dtype=torch.float64)
+        for g in slopes:
+            if g is not None and g.requires_grad:
+                g = torch.view_as_real(g) if g.is_complex() else g
+                noise = torch.randn(g.shape, generator=generator).to(g.device)
+                total = total + (g.double() * noise * (g.detach() != 0)).sum().cpu()
+        if not total.requires_grad:
+            return math.nan
+        (h,) = torch.autograd.grad(total, [y], allow_unused=True)
+        return math.nan if h is None else size_of(h)
+
+    first, last = effect({key: replay.base[key].detach() for key in best}), effect(best)
+    return math.isnan(first) or first == 0 or last > 0.1 * first
 
 
 def _range_findings(replay: Replay, best: dict[int, Tensor]) -> list[Finding]:
@@ -256,20 +313,39 @@ def _range_findings(replay: Replay, best: dict[int, Tensor]) -> list[Finding]:
     return found
 
 
-def _correlation(x: Tensor, y: Tensor, used: Tensor) -> float | None:
+def _asked(x: Tensor, y: Tensor, used: Tensor) -> str:
+    """What the loss asks for in place of the targets."""
+    candidates = {
+        ", but their opposite (a sign, or a similarity for an error)": _correlation(x, -y, used),
+        ", but have their modulus only (the phase or sign is lost)": _correlation(x.abs(), y.abs(), used),
+        ", but have their real part only": _correlation(x.real, y.real, used),
+    }
+    if y.ndim > 1 and x.shape[: y.ndim] == y.shape:
+        other = y.transpose(0, 1).reshape(y.shape)
+        candidates[", but the targets in another order of the axes"] = _correlation(x, other, used)
+    spread = size_of(x - x.mean()) / max(size_of(y - y.mean()), 1e-30)
+    even = ", but nearly the same for all samples (their mean)"
+    name = max(candidates, key=candidates.__getitem__)
+    if candidates[name] > _ASKED:
+        return name
+    return even if spread < _EVEN else ": a part of them is lost before they are compared"
+
+
+def _correlation(x: Tensor, y: Tensor, used: Tensor) -> float:
     """Squared correlation of ranks (of real numbers), or of complex numbers; 0 if it is negative."""
-    x, y = x[used], y[used]
-    if len(x) < 16 or bool((y == y[0]).all()):
-        return None
+    x, y, used = x.flatten(), y.flatten(), used.flatten()
+    x, y = x[used].detach(), y[used].detach()
     if not x.is_complex():
-        if bool((x == x[0]).all()):
-            return 0.0
-        x, y = (one.double().argsort().argsort().double() for one in (x, _with_equal_ranks(y)))
+        x, y = _ranks(x), _ranks(y)
     x, y = x - x.mean(), y - y.mean()
-    value = (x.conj() * y).sum() / (x.norm() * y.norm()).clamp_min(1e-300)
-    value = float(value.real) if value.is_complex() else float(value)
-    return max(value, 0.0) ** 2
+    # Equal ranks, as of labels, limit what numbers in the same order can reach.
+    most = x.norm() * y.norm() if x.is_complex() else (x.sort().values * y.sort().values).sum()
+    product = (x.conj() * y).sum() / most.clamp_min(1e-300)
+    return max(float(product.real), 0.0) ** 2
 
 
-def _with_equal_ranks(y: Tensor) -> Tensor:
-    return y.double()
+def _ranks(x: Tensor) -> Tensor:
+    """The mean rank of each number among all."""
+    values, places, counts = x.double().unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - counts / 2)[places]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.state import row_codes
 from rismusic.doctor.tape import LeftOutError, Replay, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import (
     Batch,
@@ -56,6 +57,8 @@ _FEWEST_STEPS = 40
 _GAIN = 0.02
 # CPU seconds for training anew.
 _SECONDS = 2.0
+# Steps in which a part of the batch is not used, from which it never is.
+_OFTEN = 5
 # Share of distinct rows among those seen, below which the data are known well enough to hold rows out.
 _REPEATED = 0.85
 
@@ -76,12 +79,21 @@ class TapeRecord:
         self.initial: dict[int, Tensor] = {}
         self.labels: list[Tensor] = []
         self.moved_rows = 0
+        # Whether a check runs, whose own calls and steps are not those of the loop.
+        self.checking = False
         self.altered: set[str] = set()
         self._start: dict[str, list[Report]] = {}
         self._same = 0
         self._rows: dict[int, tuple[int, set[int]]] = {}
         self.loader = 0
+        # Of each batch: share of the samples that are in it more than once; pairs of inputs that are equal;
+        # whether random numbers are those of the batch before.
+        self._repeated: list[float] = []
+        self._codes: set[float] = set()
+        self._alike: list[bool] = []
+        self._same_noise: list[bool] = []
         self.steps = 0
+        self.unused: Counter[str] = Counter()
         # Weights of the calls without gradients that the first losses use, and their first values.
         self._silent: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
@@ -94,6 +106,8 @@ class TapeRecord:
         if self.problem:
             return
         self.altered |= recorder.altered
+        self.unused = recorder.never
+        self.checking = True
         try:
             tape = recorder.cut(loss)
             if isinstance(tape, str):
@@ -116,6 +130,8 @@ class TapeRecord:
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
             return
+        finally:
+            self.checking = False
         self._note_data(tape, recorder)
         self.steps = step
         (self.early if len(self.early) < _KEPT else self.late).append(tape)
@@ -162,7 +178,30 @@ class TapeRecord:
         for one in inputs if len(inputs) == 1 else ():
             for two in targets_only[:1]:
                 self.moved_rows += recorder.other_rows(tape.roots[one], tape.roots[two])
+        numbers = [
+            v
+            for v in (tape.roots[key].value for key in tape.inputs)
+            if v.ndim > 1 and len(v) >= 8 and v.shape[1:].numel() > 1 and not v.dtype == torch.bool
+        ]
+        floats = [v for v in numbers if v.is_floating_point() or v.is_complex()]
+        if len(self._repeated) < _FIRST_STEPS and floats:
+            _, places, counts = row_codes(floats[0]).unique(return_inverse=True, return_counts=True)
+            self._repeated.append(float((counts[places] > 1).double().mean()))
+            self._codes.update(row_codes(floats[0]).tolist())
+            two = [(a, b) for n, a in enumerate(floats) for b in floats[n + 1 :] if a.shape == b.shape]
+            self._alike.append(any(torch.equal(a, b) for a, b in two))
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
+        noise = [r.value for r in tape.roots.values() if r.kind == "noise" and r.value.numel() > 3]
+        noise += [call.state for call in tape.calls if call.state is not None]
+        if before is not None and noise:
+            old_noise = [r.value for r in before.roots.values() if r.kind == "noise" and r.value.numel() > 3]
+            old_noise += [call.state for call in before.calls if call.state is not None]
+            self._same_noise.append(
+                len(noise) == len(old_noise)
+                and all(
+                    a.shape == b.shape and torch.equal(a, b) for a, b in zip(noise, old_noise, strict=True)
+                )
+            )
         data = [root.value for root in tape.roots.values() if root.kind == "data" and root.value.numel() > 1]
         if before is not None and data:
             old = [r.value for r in before.roots.values() if r.kind == "data" and r.value.numel() > 1]
@@ -238,6 +277,50 @@ class TapeRecord:
                 "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
             )
         )
+        if len(self._repeated) >= 4:
+            several = len(self._codes) > 3 * max(
+                r.value.shape[0] for r in self.early[0].roots.values() if r.value.ndim
+            )
+            found.append(
+                at_most(
+                    "share of the samples that are several times in their batch",
+                    min(self._repeated) if several else 0.0,
+                    0.5,
+                    "samples of a batch repeat each other: references to one tensor that changes later are kept "
+                    "in place of copies, or two views of a sample are the same one.",
+                    "Clone tensors before they are stored, and draw each view anew.",
+                )
+            )
+            found.append(
+                must_be_zero(
+                    "inputs of the network that equal another input",
+                    int(all(self._alike)),
+                    "two inputs of the network are the same numbers in every batch: one tensor that changes in "
+                    "place, or the same view or state twice.",
+                    "Clone tensors before they are stored, and pass each input once.",
+                )
+            )
+        if len(self._same_noise) >= 4:
+            found.append(
+                at_most(
+                    "share of the steps with the random numbers of the step before",
+                    sum(self._same_noise) / len(self._same_noise),
+                    0.5,
+                    "noise or dropout has the same random numbers in every step: a seed is set in the loop.",
+                    "Set the seed once, before the loop.",
+                )
+            )
+        unused = recorder_lines(self.unused)
+        found.append(
+            must_be_zero(
+                "tensors of the batch that nothing uses",
+                len(unused),
+                "a part of each batch is collected but used neither by the network nor by the loss (a mask, an "
+                "end of an episode, a weight).",
+                "Use it in the loss or the network, or do not collect it.",
+                unused[0] if unused else "",
+            )
+        )
         if self._same >= 20 and self.loader:
             size = max(
                 len(r.value) for r in self.early[-1].roots.values() if r.kind == "data" and r.value.ndim
@@ -277,6 +360,7 @@ class TapeRecord:
         if self.problem or not self.first:
             return []
         state = torch.get_rng_state()
+        self.checking = True
         reports = []
         checks = (
             ("TARGET", partial(self._fixed_target, steps)),
@@ -286,6 +370,7 @@ class TapeRecord:
         for tag, findings, reason in attempted(checks):
             text = f"left out: {reason}" if reason else "the last batches, repeated with the last weights"
             reports.append(report_of(tag, text, findings))
+        self.checking = False
         torch.set_rng_state(state)
         return reports
 
@@ -479,7 +564,7 @@ class TapeRecord:
         if learned >= 5 * _GAIN:
             what = f"{text}, and what a network learns from some batches"
             return [_unrelated(name, gain, what, best, _GAIN)]
-        if steps < 1.5 * _FEWEST_STEPS:
+        if steps < 1.5 * _FEWEST_STEPS or best.falling > _GAIN:
             raise LeftOutError("too few steps to judge")
         if level <= best.learned:
             text += (
@@ -531,6 +616,7 @@ class TapeRecord:
         found = [train_anew(batches, weights, held, rate, steps, list(own)) for rate in (1e-3, 3e-3, 2e-2)]
         best = min(found, key=lambda one: one.held)
         best.learned = min(one.learned for one in found)
+        best.falling = max(one.falling for one in found)
         return best
 
 
@@ -546,6 +632,11 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         "few data.",
         "Check the pairs of inputs and targets one by one, as the loop sees them.",
     )
+
+
+def recorder_lines(counts: Counter[str]) -> list[str]:
+    """Lines at which data are collected in most steps without being used."""
+    return [line for line, count in counts.items() if count >= _OFTEN]
 
 
 def _made(tape: Tape, keys: Sequence[int]) -> bool:

@@ -264,7 +264,7 @@ class Watch:
 
         def hook(gradient: Tensor) -> None:
             # Called before the gradient is added to ``weight.grad``.
-            self._step_record.add(weight, gradient)
+            self._step_record.add(weight, gradient, len(self.losses))
             if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
                 self._fresh[key] = True
             size = float(torch.linalg.vector_norm(gradient.detach()))
@@ -286,6 +286,8 @@ class Watch:
         return any(one is optimizer for one in self.optimizers)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._tapes.checking:
+            return
         if not any(one is optimizer for one in self._seen) and len(self._seen) < 100:
             self._seen.append(optimizer)
         # A closure calculates the loss within the step.
@@ -315,6 +317,8 @@ class Watch:
             }
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._tapes.checking:
+            return
         self._tape.clear()
         self._tape.on = self._tapes.wants(self._steps)
         self._passes = [one for one in self._passes if one.judged]
@@ -558,7 +562,8 @@ class Watch:
         findings: list[Finding] = []
         findings += self._initial
         if self._layers is not None:
-            findings += [*self._layers.unit_findings(), *self._layers.growth_findings()]
+            layers = self._layers
+            findings += [*layers.unit_findings(), *layers.growth_findings(), *layers.statistics_findings()]
         if self.losses:
             dead = [
                 name
