@@ -16,7 +16,7 @@ from torch import Tensor
 from rismusic.doctor.report import listed, must_be_zero
 from rismusic.doctor.state import row_codes
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
-from rismusic.doctor.tape import Call, LeftOutError, Output, Replay, Tape
+from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
 from rismusic.nn.monitors import Finding, at_least, at_most
 
 # Relative changes of a loss or an output that rounding does not explain, in double and single precision.
@@ -1014,24 +1014,36 @@ def range_findings(tape: Tape) -> list[Finding]:
         if not (two in tape.roots or (two in maker and maker[two].pure)) or one not in maker:
             continue
         last = maker.get(chain(one, shapes)[-1])
-        limits = _RANGES.get(last.name) if last is not None else None
         y = replay.base.get(two, replay.roots.get(two))
-        if limits is None or last is None or y is None or not y.is_floating_point():
-            continue
-        margin = 0.05 * max(size_of(y), 1e-12)
-        outside = float(((y < limits[0] - margin) | (y > limits[1] + margin)).double().mean())
-        found.append(
-            at_most(
-                "share of the targets that the output cannot reach",
-                outside,
-                0.02,
-                f"the output ends with {last.name} and lies in {limits[0]:g} to {limits[1]:g}, but targets "
-                "lie "
-                f"in {float(y.min()):.3g} to {float(y.max()):.3g}.",
-                "Remove the last activation, or scale the targets to its range.",
-            )
-        )
+        if last is not None and last.name in _RANGES and y is not None and y.is_floating_point():
+            found.append(_reached(last.name, y, "targets"))
+    # A network that gets data and the outputs of another one, as the critic of a generator.
+    for one in tape.results:
+        for other in tape.results:
+            if one.name != other.name or not one.inputs or not other.inputs:
+                continue
+            y = replay.roots.get(other.inputs[0])
+            key = one.inputs[0]
+            last = maker.get(chain(key, shapes | {"detach"})[-1]) if key in maker else None
+            if last is None or y is None or last.name not in _RANGES or not y.is_floating_point():
+                continue
+            found.append(_reached(last.name, y, "data that the same network gets"))
     return found
+
+
+def _reached(name: str, y: Tensor, what: str) -> Finding:
+    """Whether an activation can reach some numbers."""
+    low, high = _RANGES[name]
+    margin = 0.05 * max(size_of(y), 1e-12)
+    outside = float(((y < low - margin) | (y > high + margin)).double().mean())
+    return at_most(
+        "share of the targets that the output cannot reach",
+        outside,
+        0.02,
+        f"the output ends with {name} and lies in {low:g} to {high:g}, but {what} lie in {float(y.min()):.3g} to "
+        f"{float(y.max()):.3g}.",
+        "Remove the last activation, or scale the targets to its range.",
+    )
 
 
 _COMPARED = frozenset(

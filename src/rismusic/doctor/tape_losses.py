@@ -192,7 +192,13 @@ def satisfied_findings(tape: Tape) -> list[Finding]:
         if not _moves_the_best(replay, best, target):
             continue
         alike = [k for k in keys if best[k].numel() == y.numel() and best[k].is_complex() == y.is_complex()]
-        fits = {key: _correlation(best[key], y, touched[key]) for key in alike if bool(touched[key].any())}
+        # Two labels say a direction whatever their coding, such as 1 for pairs of which the distance is to be 0.
+        signs = (1, -1) if not y.is_complex() and len(y.unique()) == 2 else (1,)
+        fits = {
+            key: max(_correlation(best[key], sign * y, touched[key]) for sign in signs)
+            for key in alike
+            if bool(touched[key].any())
+        }
         if not fits:
             continue
         key = max(fits, key=fits.__getitem__)

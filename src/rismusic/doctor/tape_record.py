@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import row_codes
-from rismusic.doctor.tape import LeftOutError, Replay, Tape, TapeRecorder, faithful
+from rismusic.doctor.tape import DROPOUT, LeftOutError, Replay, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import (
     Batch,
     Trained,
@@ -59,6 +59,8 @@ _GAIN = 0.02
 _SECONDS = 2.0
 # Steps in which a part of the batch is not used, from which it never is.
 _OFTEN = 5
+# Relative fall of the loss that says that mirrored targets fit better.
+_BETTER = 0.1
 # Share of distinct rows among those seen, below which the data are known well enough to hold rows out.
 _REPEATED = 0.85
 
@@ -191,17 +193,10 @@ class TapeRecord:
             two = [(a, b) for n, a in enumerate(floats) for b in floats[n + 1 :] if a.shape == b.shape]
             self._alike.append(any(torch.equal(a, b) for a, b in two))
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
-        noise = [r.value for r in tape.roots.values() if r.kind == "noise" and r.value.numel() > 3]
-        noise += [call.state for call in tape.calls if call.state is not None]
-        if before is not None and noise:
-            old_noise = [r.value for r in before.roots.values() if r.kind == "noise" and r.value.numel() > 3]
-            old_noise += [call.state for call in before.calls if call.state is not None]
-            self._same_noise.append(
-                len(noise) == len(old_noise)
-                and all(
-                    a.shape == b.shape and torch.equal(a, b) for a, b in zip(noise, old_noise, strict=True)
-                )
-            )
+        noise, old_noise = _drawn(tape), [] if before is None else _drawn(before)
+        if noise and before is not None:
+            same = len(noise) == len(old_noise)
+            self._same_noise.append(same and all(map(torch.equal, noise, old_noise)))
         data = [root.value for root in tape.roots.values() if root.kind == "data" and root.value.numel() > 1]
         if before is not None and data:
             old = [r.value for r in before.roots.values() if r.kind == "data" and r.value.numel() > 1]
@@ -507,7 +502,7 @@ class TapeRecord:
             ]
         if gain >= _GAIN and start - end > _GAIN * abs(start):
             learned = level - sum(network) / len(used)
-            found = [at_least(name, gain, _GAIN, "", ""), *self._generalises(tapes, own)]
+            found = [at_least(name, gain, _GAIN, "", ""), *_mirrored(used), *self._generalises(tapes, own)]
             if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
                 running = [Replay(tape, running=True).loss for tape in used]
                 found.append(
@@ -561,6 +556,19 @@ class TapeRecord:
                     "Try this optimizer; then look at learning rate, weight decay, clipping and the loop.",
                 )
             ]
+        if (order := self._ordered(tapes, own, best, level, scale)) is not None:
+            name_of, loss = order
+            return [
+                at_least(
+                    name,
+                    gain,
+                    _GAIN,
+                    f"{text}, but the network learns (loss {loss:.3g} on batches held out) where the targets are "
+                    f"{name_of}: inputs and targets are not in the same order.",
+                    "Compare the order of samples and axes of inputs, outputs and targets where they are flattened, "
+                    "shifted or indexed.",
+                )
+            ]
         if learned >= 5 * _GAIN:
             what = f"{text}, and what a network learns from some batches"
             return [_unrelated(name, gain, what, best, _GAIN)]
@@ -581,6 +589,38 @@ class TapeRecord:
                 "Check that each input has its own target (labels of other rows?), then network and loss.",
             )
         ]
+
+    def _ordered(
+        self, tapes: Sequence[Tape], own: set[int], best: Trained, level: float, scale: float
+    ) -> tuple[str, float] | None:
+        """Another order of the targets with which the network learns, and its loss on batches held out."""
+        last = tapes[-1]
+        keys = [key for key in last.targets if key not in last.inputs]
+        orders: dict[str, Callable[[Tensor], Tensor]] = {
+            "moved by one sample": lambda y: y.roll(1, 0),
+            "moved by one sample the other way": lambda y: y.roll(-1, 0),
+            "in reverse order": lambda y: y.flip(0),
+            "with their first two axes exchanged": lambda y: y.transpose(0, 1).reshape(y.shape),
+            "moved by one place along the second axis": lambda y: y.roll(1, 1),
+            "moved by one place along the second axis the other way": lambda y: y.roll(-1, 1),
+            "reversed along the second axis": lambda y: y.flip(1),
+        }
+        for name, order in orders.items():
+            places = [n for n, key in enumerate(last.roots) if key in keys and last.roots[key].value.ndim]
+            if "axis" in name or "axes" in name:
+                places = [n for n in places if list(last.roots.values())[n].value.ndim > 1]
+            if not places:
+                continue
+            batches = []
+            for tape in tapes:
+                roots = list(tape.roots.items())
+                batches.append(Batch(tape, {roots[n][0]: order(roots[n][1].value) for n in places}))
+            weights = {k: self.initial.get(k, v.detach()) for k, v in last.weights.items()}
+            held = max(1, len(batches) // 4)
+            other = train_anew(batches, weights, held, best.rate, 120, list(own))
+            if (level - other.held) / scale > max(5 * _GAIN, 3 * (level - best.held) / scale):
+                return name, other.held
+        return None
 
     def _generalises(self, tapes: Sequence[Tape], own: set[int]) -> list[Finding]:
         """What is learned from some rows holds for others; only where the rows come again and again."""
@@ -620,6 +660,33 @@ class TapeRecord:
         return best
 
 
+def _mirrored(tapes: Sequence[Tape]) -> list[Finding]:
+    """Batches whose targets fit the outputs better when they are mirrored: images that were, without these."""
+    found = []
+    for n, key in enumerate(tapes[-1].roots):
+        y = tapes[-1].roots[key].value
+        if key not in tapes[-1].targets or key in tapes[-1].inputs or y.ndim < 3:
+            continue
+        for axis in range(1, y.ndim):
+            better = []
+            for tape in tapes:
+                own, root = list(tape.roots.items())[n]
+                loss = Replay(tape).loss
+                mirrored = Replay(tape, roots={own: root.value.flip(axis)}).loss
+                better.append(mirrored < loss - _BETTER * abs(loss))
+            found.append(
+                at_most(
+                    f"share of the batches whose loss is lower with targets mirrored along axis {axis}",
+                    sum(better) / len(better),
+                    0.1,
+                    "in some batches the targets are mirrored relative to the inputs: inputs are flipped at random, "
+                    "and their targets (masks, boxes, sequences) are not.",
+                    "Apply each transformation of the inputs to their targets too.",
+                )
+            )
+    return found
+
+
 def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -> Finding:
     return at_least(
         name,
@@ -632,6 +699,13 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         "few data.",
         "Check the pairs of inputs and targets one by one, as the loop sees them.",
     )
+
+
+def _drawn(tape: Tape) -> list[Tensor]:
+    """The random numbers of a loss, and the states of the generator for those of dropout."""
+    noise = [r.value for r in tape.roots.values() if r.kind == "noise" and r.value.numel() > 3]
+    drops = (call for call in tape.calls if call.name in DROPOUT and call.kwargs.get("training", True))
+    return noise + [call.state for call in drops if call.state is not None]
 
 
 def recorder_lines(counts: Counter[str]) -> list[str]:

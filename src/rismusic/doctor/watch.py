@@ -6,6 +6,7 @@ really does; a :class:`~rismusic.doctor.calls.CallRecorder` sees the calls of to
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
-from rismusic.doctor.state import Hook, Networks, as_one, calling_line, tensors_in
+from rismusic.doctor.state import Hook, Networks, as_one, calling_line, row_codes, tensors_in
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
@@ -43,6 +44,8 @@ _FEWEST_LOSSES, _PART = 20, 0.2
 _GROWN = 100.0
 # Rounding of a sum, in units of that of one term: the root of the number of terms.
 _TERMS = 32
+# Rows of the training that are remembered.
+_MOST_ROWS = 50_000
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
 
@@ -65,12 +68,15 @@ _LOSSES = frozenset(
 
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass without gradients; ``judged`` if its outputs are compared with data."""
+    """A forward pass without gradients; ``judged`` if its outputs are compared with data, ``used`` if in a loss."""
 
     mean: float
     spread: float
     evaluation: bool
+    rows: Tensor
+    codes: Tensor
     judged: bool = False
+    used: bool = False
 
 
 class Watch:
@@ -114,6 +120,7 @@ class Watch:
         # Mean and spread of the inputs in training; passes without gradients, and what depends on them.
         self._inputs: list[tuple[float, float]] = []
         self._passes: list[_Pass] = []
+        self._trained_rows: set[float] = set()
         self._depending = WeakTensorKeyDictionary()
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
@@ -196,7 +203,7 @@ class Watch:
         reports = [check() for check in checks]
         held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
         data = self._tapes.data_report()
-        data = replace(data, findings=(*data.findings, *self._validation_inputs()))
+        data = replace(data, findings=(*data.findings, *self._validation_inputs(), *self._validation_rows()))
         reports += [*self._tapes.start_reports, data]
         if all(map(math.isfinite, self.losses)):
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
@@ -233,7 +240,11 @@ class Watch:
             if training:
                 self._inputs.append(found)
             else:
-                self._passes.append(_Pass(*found, not self.module.training))
+                rows = value.detach().flatten(1)[:, :64].clone() if value.ndim > 1 else value[:0, None]
+                self._passes.append(_Pass(*found, not self.module.training, rows, row_codes(value)))
+        if value is not None and training and len(self._trained_rows) < _MOST_ROWS and _is_data(value):
+            if value.ndim > 1 and part is self.module:
+                self._trained_rows.update(row_codes(value).tolist())
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
@@ -245,9 +256,13 @@ class Watch:
         alone = all(value in self._depending for value in given)
         if name in _LOSSES and self._tape.inside and not torch.is_grad_enabled():
             self._passes[-1].judged = True
-        elif sources and not alone and not any(value.requires_grad for value in given):
+        elif sources and any(value.requires_grad for value in given):
+            # A part of a loss, such as the value of the next state.
             for one in sources:
-                one.judged |= name in _LOSSES or (name in _DIFFERENCES and one.evaluation)
+                one.used = True
+        elif sources and not alone:
+            for one in sources:
+                one.judged |= name in _LOSSES or name in _DIFFERENCES
         for value in tensors_in(result) if sources else ():
             self._depending[value] = sources
 
@@ -334,9 +349,44 @@ class Watch:
             for p in group["params"]:
                 self._fresh[id(p)] = False
 
+    def _validation_rows(self) -> list[Finding]:
+        """Validation has rows of its own, which stay the same."""
+        judged = [one for one in self._passes if one.judged and not one.used and one.rows.numel() > 1]
+        judged = [one for one in judged if one.rows.shape[1] > 1 and one.rows.is_floating_point()]
+        if not judged or not self._trained_rows:
+            return []
+        shares = [
+            sum(code in self._trained_rows for code in one.codes.tolist()) / len(one.codes) for one in judged
+        ]
+        changed = []
+        for one, two in itertools.pairwise(judged):
+            if one.rows.shape == two.rows.shape and len(one.rows) >= 8:
+                equal = float((one.codes == two.codes).double().mean())
+                a, b = (x.rows.double() - x.rows.double().mean(0) for x in (one, two))
+                alike = float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-300))
+                changed.append(0.1 < equal < 0.95 or (equal <= 0.1 and alike > 0.3))
+        return [
+            at_most(
+                "least share of the rows of a validation that were trained on",
+                min(shares),
+                0.1,
+                "the validation has rows that the network is trained on, so it does not show how well it does on "
+                "others: the split is not used in the training, or overlaps.",
+                "Train on the rows of the training split only, and validate on all others.",
+            ),
+            at_most(
+                "share of the validations whose rows are changed since the last one",
+                sum(changed) / len(changed) if len(changed) > 1 else 0.0,
+                0.5,
+                "the validation data change at random from one validation to the next: augmentation or noise is "
+                "applied to them.",
+                "Use the plain data for validation.",
+            ),
+        ]
+
     def _validation_inputs(self) -> list[Finding]:
         """Inputs of passes whose outputs are compared with data are scaled as those of the training."""
-        trained, validated = self._inputs, [(one.mean, one.spread) for one in self._passes if one.judged]
+        trained, validated = self._inputs, [(one.mean, one.spread) for one in self._passes if one.judged and not one.used]
         if not trained or not validated:
             return []
         (mean, spread), (other, width) = (
