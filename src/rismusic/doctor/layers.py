@@ -388,7 +388,17 @@ def initial_findings(module: nn.Module) -> list[Finding]:
 
 
 def _as_initialised(module: nn.Module) -> list[str]:
-    """Frozen layers whose weights are uniform within the limits of torch's initialisation; all, or none."""
+    """Frozen layers whose weights are uniform within the limits of torch's initialisation; all, or none.
+
+    Normalisations that have never seen a batch say that these are no random features on purpose.
+    """
+    fresh = [
+        part.num_batches_tracked == 0
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.num_batches_tracked is not None
+    ]
+    if not fresh or not all(map(bool, fresh)):
+        return []
     found, frozen = [], 0
     for name, part in module.named_modules():
         if not isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d)) or part.weight.requires_grad:

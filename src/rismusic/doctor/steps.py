@@ -78,6 +78,9 @@ class StepRecord:
             else:
                 self._lost |= numbers
         self._steps += 1
+        if closure:
+            # The optimizer calculates the loss as often as it likes.
+            self._lost.clear()
         for p in held:
             old = self._after.pop(id(p), None)
             if old is None or p.ndim < 2:

@@ -591,10 +591,10 @@ def value_findings(tape: Tape) -> list[Finding]:
         for one in tape.results
         if one.key in maker
         and maker[one.key].name in _DROPOUT
-        and _rate(maker[one.key]) > 0
+        and dropout_rate(maker[one.key]) > 0
         and not goes_on(tape, one.key)
     ]
-    rates = [_rate(call) for call in tape.calls if call.name in _DROPOUT]
+    rates = [dropout_rate(call) for call in tape.calls if call.name in _DROPOUT]
     return [
         must_be_zero(
             "targets that are the same for all samples where the loss uses them, though the data are not",
@@ -629,7 +629,7 @@ def goes_on(tape: Tape, key: int) -> bool:
     )
 
 
-def _rate(call: Call) -> float:
+def dropout_rate(call: Call) -> float:
     return float(call.kwargs.get("p", 0.5)) if call.kwargs.get("training", True) else 0.0
 
 

@@ -23,6 +23,7 @@ from rismusic.doctor.tape_checks import (
     bound_findings,
     constant_losses,
     constant_order,
+    dropout_rate,
     linear_findings,
     loss_usage_findings,
     mixing_findings,
@@ -704,7 +705,7 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
 def _drawn(tape: Tape) -> list[Tensor]:
     """The random numbers of a loss, and the states of the generator for those of dropout."""
     noise = [r.value for r in tape.roots.values() if r.kind == "noise" and r.value.numel() > 3]
-    drops = (call for call in tape.calls if call.name in DROPOUT and call.kwargs.get("training", True))
+    drops = (call for call in tape.calls if call.name in DROPOUT and dropout_rate(call) > 0)
     return noise + [call.state for call in drops if call.state is not None]
 
 

@@ -352,7 +352,8 @@ class Watch:
     def _validation_rows(self) -> list[Finding]:
         """Validation has rows of its own, which stay the same."""
         judged = [one for one in self._passes if one.judged and not one.used and one.rows.numel() > 1]
-        judged = [one for one in judged if one.rows.shape[1] > 1 and one.rows.is_floating_point()]
+        # Rows of few different numbers may be equal by chance.
+        judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
         if not judged or not self._trained_rows:
             return []
         shares = [
@@ -361,10 +362,7 @@ class Watch:
         changed = []
         for one, two in itertools.pairwise(judged):
             if one.rows.shape == two.rows.shape and len(one.rows) >= 8:
-                equal = float((one.codes == two.codes).double().mean())
-                a, b = (x.rows.double() - x.rows.double().mean(0) for x in (one, two))
-                alike = float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-300))
-                changed.append(0.1 < equal < 0.95 or (equal <= 0.1 and alike > 0.3))
+                changed.append(0.1 < float((one.codes == two.codes).double().mean()) < 0.95)
         return [
             at_most(
                 "least share of the rows of a validation that were trained on",
@@ -378,7 +376,7 @@ class Watch:
                 "share of the validations whose rows are changed since the last one",
                 sum(changed) / len(changed) if len(changed) > 1 else 0.0,
                 0.5,
-                "the validation data change at random from one validation to the next: augmentation or noise is "
+                "a part of the validation data changes from one validation to the next: random augmentation is "
                 "applied to them.",
                 "Use the plain data for validation.",
             ),
@@ -386,7 +384,10 @@ class Watch:
 
     def _validation_inputs(self) -> list[Finding]:
         """Inputs of passes whose outputs are compared with data are scaled as those of the training."""
-        trained, validated = self._inputs, [(one.mean, one.spread) for one in self._passes if one.judged and not one.used]
+        trained, validated = (
+            self._inputs,
+            [(one.mean, one.spread) for one in self._passes if one.judged and not one.used],
+        )
         if not trained or not validated:
             return []
         (mean, spread), (other, width) = (
