@@ -156,8 +156,8 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
                 "calls of cross_entropy with probabilities",
                 1.0,
                 0.0,
-                f"cross_entropy gets the output of a {made.lower()}, and applies a softmax itself "
-                "(double softmax). Its gradient is weak, and the loss cannot fall to 0.",
+                f"cross_entropy gets the output of a {made.lower()}, and applies a softmax itself (double "
+                "softmax). Its gradient is weak, and the loss cannot fall to 0.",
                 f"Pass the logits, without {made.lower()}.",
             )
         )
@@ -185,8 +185,8 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
                 "first cross entropy over that of equal probabilities",
                 value / math.log(classes) if kwargs.get("reduction", "mean") != "sum" else 0.0,
                 _FIRST_LOSS,
-                f"the first cross entropy is {value:.3g}, but an untrained network should have "
-                f"about ln({classes}) = {math.log(classes):.3g}: the logits are too large.",
+                f"the first cross entropy is {value:.3g}, but an untrained network should have about "
+                f"ln({classes}) = {math.log(classes):.3g}: the logits are too large.",
                 "Scale the inputs, and initialise the last layer with small weights.",
             )
         )
@@ -224,8 +224,8 @@ def _weighted(counts: Tensor, weight: Tensor) -> Finding:
         "evenness of the classes without weights, less that with weights, 0 to 1",
         evenness(counts) - evenness(counts * weight.to(counts.device)),
         0.1,
-        "the class weights make frequent classes count more and rare ones less: they are inverted, or in another "
-        "order than the classes.",
+        "the class weights make frequent classes count more and rare ones less: they are inverted, or in "
+        "another order than the classes.",
         "Use weights that fall with the number of samples of a class, such as 1 / count.",
     )
 
@@ -310,8 +310,8 @@ def _normalise(args: Any, kwargs: Any, result: Any) -> list[Finding]:
             "vectors that are normalised over the first axis",
             1.0,
             0.0,
-            f"a normalisation over the first axis of {list(given.shape)} gives unit norm over the samples of the "
-            "batch, not over the features of a sample.",
+            f"a normalisation over the first axis of {list(given.shape)} gives unit norm over the samples of "
+            "the batch, not over the features of a sample.",
             "Normalise over the features, dim=-1.",
         )
     ]
@@ -348,8 +348,8 @@ def _exchanged(args: Any, kwargs: Any, result: Any) -> list[Finding]:
             "calls of view or reshape that exchange axes",
             1.0,
             0.0,
-            f"a view or reshape turns {list(given.shape)} into {list(result.shape)}: axes are mixed "
-            "up, since it keeps the order of the numbers in memory.",
+            f"a view or reshape turns {list(given.shape)} into {list(result.shape)}: axes are mixed up, "
+            "since it keeps the order of the numbers in memory.",
             "Exchange axes with transpose or permute.",
         )
     ]

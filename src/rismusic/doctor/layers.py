@@ -141,20 +141,21 @@ class LayerRecord:
                 "layers that get the same features twice",
                 len(self.repeated),
                 f"both halves of the input of {listed(list(self.repeated))} are the same: a tensor is "
-                "concatenated with itself, and another one (a skip connection, the other direction) is not used.",
+                "concatenated with itself, and another one (a skip connection, the other direction) is not "
+                "used.",
                 "Look at the arguments of torch.cat.",
             )
         ]
         if name:
             found.append(
                 at_most(
-                    f"distance of the inputs of {name} from its fixed statistics, in standard deviations or as a "
-                    "ratio of variances",
+                    f"distance of the inputs of {name} from its fixed statistics, in standard deviations or "
+                    "as a ratio of variances",
                     self.off[name],
                     _OFF,
-                    f"the inputs of {name} do not fit the statistics that it was trained with: the data are scaled "
-                    "otherwise than in the pretraining, or the weights before it are others.",
-                    "Scale the data as in the pretraining, or train the statistics (train() in place of eval()).",
+                    f"the inputs of {name} do not fit the statistics that it was trained with: the data are "
+                    "scaled otherwise than in the pretraining, or the weights before it are others.",
+                    "Scale the data as in the pretraining, or train the statistics (train(), not eval()).",
                 )
             )
         return found
@@ -215,9 +216,9 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
             ):
                 # The size of the first layer's output does not matter.
                 record.first = (record.first[0], 1.0, record.first[2])
-            if isinstance(part, nn.modules.batchnorm._BatchNorm) and value is not None and value.ndim > 1:
-                if not part.training and part.running_mean is not None and torch.is_grad_enabled():
-                    record.off[name] = max(record.off.get(name, 0.0), _distance_of_statistics(part, value))
+            fixed = isinstance(part, nn.modules.batchnorm._BatchNorm) and not part.training
+            if fixed and value is not None and value.ndim > 1 and torch.is_grad_enabled():
+                record.off[name] = max(record.off.get(name, 0.0), _distance_of_statistics(part, value))
             if not isinstance(part, _WEIGHTED):
                 return
             if value is not None and value.requires_grad and _repeats(value, part):
@@ -254,7 +255,7 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
             handle.remove()
 
 
-def _distance_of_statistics(part: nn.modules.batchnorm._BatchNorm, value: Tensor) -> float:
+def _distance_of_statistics(part: Any, value: Tensor) -> float:
     """Mean (in standard deviations) and variance (as a ratio) of an input against fixed statistics."""
     axes = [0, *range(2, value.ndim)]
     if value.numel() // value.shape[1] < 16 or part.running_var is None or part.running_mean is None:
@@ -353,8 +354,9 @@ def initial_findings(module: nn.Module) -> list[Finding]:
         must_be_zero(
             "frozen layers with the weights of an initialisation",
             len(raw),
-            f"the frozen weights of {listed(raw)} look as they are drawn at the start, not trained: a checkpoint "
-            "was not loaded (its names do not match, and strict=False hides that), or loaded into another model.",
+            f"the frozen weights of {listed(raw)} look as they are drawn at the start, not trained: a "
+            "checkpoint was not loaded (its names do not match, and strict=False hides that), or loaded "
+            "into another model.",
             "Look at what load_state_dict returns (missing_keys, unexpected_keys), or use strict=True.",
         )
     ]
@@ -372,8 +374,7 @@ def initial_findings(module: nn.Module) -> list[Finding]:
             "layers that are in several places of the network",
             len(repeated),
             f"{listed(repeated[0]) if repeated else ''} are one and the same layer, not copies, so they "
-            "share their "
-            "weights.",
+            "share their weights.",
             "Make a new layer for each place ([Layer() for _ in range(n)], not [layer] * n).",
         ),
         at_most(

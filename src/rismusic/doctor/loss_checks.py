@@ -303,7 +303,7 @@ def check_eigengap(case: Case) -> Report:
             "Take lambda_K - lambda_K+1 of eigenvalues in descending order.",
         ),
         at_least(
-            "fall of the loss of dense eigenvalues in a step down the eigengap loss, over that of its gradient",
+            "fall of the loss of dense eigenvalues in a step down the eigengap loss, over that promised",
             (before - after) / max(step * size, 1e-30),
             0.5,
             f"a step down the eigengap loss does not widen the gap: {cause}",

@@ -151,12 +151,12 @@ def _pair_findings(case: Case) -> list[Finding]:
         error = math.sqrt(max(expected * (1 - expected), 1e-6) / len(gaps))
         findings.append(
             at_most(
-                f"share of the pairs with nearly equal {name}, distance from that of a uniform draw, in errors",
+                f"share of the pairs with nearly equal {name}, distance from a uniform draw, in errors",
                 abs(share - expected) / error,
                 _ERRORS - 1.5,
-                f"{share:.1%} of the pairs of sources have nearly the same {name}, but {expected:.1%} of those that "
-                "are drawn uniformly with this separation: the rule of the separation is another one (both angles in "
-                "place of one?), or the draw is not uniform.",
+                f"{share:.1%} of the pairs of sources have nearly the same {name}, but {expected:.1%} of "
+                "those that are drawn uniformly with this separation: the rule of the separation is another "
+                "one (both angles in place of one?), or the draw is not uniform.",
                 "A set of positions is kept if every pair is apart in azimuth or in elevation.",
             )
         )
@@ -188,8 +188,9 @@ def _level_findings(case: Case) -> list[Finding]:
             "distance of the mean SNR from the middle of the settings, dB, in errors",
             abs(float(ratio.mean()) - (low + high) / 2) / error,
             _ERRORS,
-            f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have {(low + high) / 2:.1f} dB "
-            f"({low:g} to {high:g} dB): the decibels are of amplitudes (20 log10), or the draw is not uniform.",
+            f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have "
+            f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB): the decibels are of amplitudes (20 log10), "
+            "or the draw is not uniform.",
             "SNR in dB is 10 log10 of the ratio of powers, drawn uniformly.",
         ),
         at_most(
@@ -227,14 +228,13 @@ def _code_findings(case: Case) -> list[Finding]:
     codes = [one.codes for one in case.simulated if one.codes is not None]
     if spec.kind != "random" or not codes or case.spec.system.hardware != type(case.spec.system.hardware)():
         return []
-    c = torch.cat([one.flatten() for one in codes]).to(torch.complex128).cpu()
-    c = c.unique() if spec.bits == "continuous" else c
+    c = torch.cat([one if one.ndim == 3 else one[None] for one in codes]).to(torch.complex128).cpu()
+    # Scenes may share one codebook.
+    c = torch.view_as_complex(torch.view_as_real(c).unique(dim=0)).flatten()
     found = [
         at_most(
             "mean of the random RIS configurations, in errors",
-            float(c.mean().abs())
-            * math.sqrt(len(c))
-            / (1 if not case.spec.system.one_link else math.sqrt(len(codes) * 64)),
+            float(c.mean().abs()) * math.sqrt(len(c)),
             _ERRORS,
             "the phases of random RIS configurations are not uniform over a whole turn (half a turn only?).",
             "Draw phases from 0 to 2 pi.",
@@ -251,7 +251,7 @@ def _code_findings(case: Case) -> list[Finding]:
         turns = c.angle() / (2 * math.pi) * 2**spec.bits
         found.append(
             at_most(
-                "largest distance of a phase of the RIS configurations from the levels of its bits, in levels",
+                "largest distance of a phase of the RIS configurations from its levels, in levels",
                 float((turns - turns.round()).abs().max()),
                 1e-3,
                 f"the phases are not multiples of a turn over 2^{spec.bits}.",

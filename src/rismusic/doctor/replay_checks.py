@@ -445,8 +445,8 @@ def _update_findings(run: ShortRun) -> list[Finding]:
         must_be_zero(
             "parameters with another weight decay than the settings",
             len(decayed),
-            f"the weight decay of {listed(decayed)} is not that of the settings, which is for matrices, and 0 for "
-            "biases and norms (parameter_groups).",
+            f"the weight decay of {listed(decayed)} is not that of the settings, which is for matrices, and "
+            "0 for biases and norms (parameter_groups).",
             "Decay parameters with two or more axes only.",
         ),
         at_most(

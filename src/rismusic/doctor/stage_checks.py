@@ -1,7 +1,7 @@
 """Each stage of the calculation against dense forms: operator, conditioning, statistics, network and losses.
 
-The forms are written from the documentation, in double precision and with explicit matrices, so that a mistake in
-the code does not appear on both sides. Where a stage works on results of another one, these are given to both.
+The forms are written from the documentation, in double precision and with explicit matrices, so that no mistake
+in the code is on both sides. Where a stage works on results of another one, both get these.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
+from rismusic.covariance import back_project
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.loss_checks import total_of
 from rismusic.doctor.report import report_of
+from rismusic.estimation.grid import highest_points
 from rismusic.io import Recording
 from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Finding, Report, at_most
@@ -94,7 +96,7 @@ def _conditioning_findings(recording: Recording, targets: Targets) -> list[Findi
         G, y = ref.operators(recording), recording.snapshots.to(torch.complex128)
         assert recording.noise_variance is not None
         noise = recording.noise_variance.double()
-        S, L, M, N = G.shape
+        _, L, M, N = G.shape
         x = ref.back_projection(G, recording.snapshots, noise)
         gram = G @ G.mH
         excess = torch.maximum(y.abs().square().mean((1, 2)) - noise, noise / math.sqrt(L * M))
@@ -110,6 +112,15 @@ def _conditioning_findings(recording: Recording, targets: Targets) -> list[Findi
         error = share * (2 - share) / L
         shrinkage = torch.minimum(error / (error + stands_out), 1 - (1 - _IDENTITY) * (1 + loading))
         found += [
+            _same(
+                *(
+                    "the back-projected snapshots",
+                    back_project(recording.link, recording.snapshots, noise.float()).field,
+                    x,
+                ),
+                "the back-projection is not G_l^H (G_l G_l^H + lambda I)^-1 y_l with lambda from the "
+                "signal's power, which is that received less that of the noise.",
+            ),
             _same(
                 *("the loading of R_samp", targets.conditioning.loading, loading),
                 "the loading of R_samp is not the share of the noise in its energy.",
@@ -132,8 +143,8 @@ def _conditioning_findings(recording: Recording, targets: Targets) -> list[Findi
     found.append(
         _same(
             *("R_true, loaded and shrunk,", targets.conditioned.dense()[present], expected[present]),
-            "R_true is not loaded and shrunk by (1 - rho) / (1 + eps) (R + eps I / N) + rho I / N (a share in "
-            "place of its root?).",
+            "R_true is not loaded and shrunk by (1 - rho) / (1 + eps) (R + eps I / N) + rho I / N (a share "
+            "in place of its root?).",
         )
     )
     return found
@@ -200,7 +211,7 @@ def _covariance_error(R: Tensor, T: Tensor) -> Tensor:
 
 
 def _peak_contrast(case: Case, targets: Targets, R: Tensor, T: Tensor) -> Tensor:
-    """Divergence of MVDR spectra on the 5 x 5 cells around each source, in the mean over sources and scenes."""
+    """Divergence of MVDR spectra on the 5 x 5 cells around each source, the mean over all."""
     grid, truth = case.learner.grid, targets.truth
     spec = case.spec.system.panel
     elements, N = ref.element_positions(spec), R.shape[-1]
@@ -278,8 +289,8 @@ def _network_findings(case: Case, network: Network, recording: Recording) -> lis
             found.append(
                 _same(
                     *(f"the {what} energies on the grid", one, two),
-                    f"the statistics of the network's input ({what} energies) are not those of R_l = G_l C G_l^H + "
-                    "sigma^2 I.",
+                    f"the statistics of the network's input ({what} energies) are not those of R_l = G_l C "
+                    "G_l^H + sigma^2 I.",
                     _LAYERS,
                 )
             )
@@ -350,8 +361,8 @@ def _stage_findings(
         found.append(
             _same(
                 *(f"the heat map of stage {stage + 1}", own[:, inside], heat[:, inside]),
-                f"the heat map of stage {stage + 1} is not that of its layers (input maps, blocks with residual "
-                "connections, attention, output) with these weights.",
+                f"the heat map of stage {stage + 1} is not that of its layers (input maps, blocks with "
+                "residual connections, attention, output) with these weights.",
                 _LAYERS,
             )
         )
@@ -382,7 +393,7 @@ def _stage(w: Mapping[str, Tensor], name: str, x: Tensor, network: Network) -> t
     for number in range(network.spec.depth):
         block = f"{name}blocks.{number}."
         kernel, pad = w[block + "near.weight"], network.spec.kernel // 2
-        padded = F.pad(h.movedim(-1, 1), (pad,) * 4)
+        padded = functional.pad(h.movedim(-1, 1), (pad,) * 4)
         near = sum(
             padded[:, :, i : i + X, j : j + Y] * kernel[:, 0, i, j, None, None]
             for i in range(kernel.shape[2])
@@ -414,8 +425,6 @@ def _source_findings(
     prediction: Prediction,
 ) -> list[Finding]:
     """Existence, amplitudes and number of sources from the features at the peaks of the heat map."""
-    from rismusic.estimation.grid import highest_points
-
     grid = network.grid
     X, Y, Z = grid.shape
     S, K = len(features), network.spec.sources_max
@@ -463,8 +472,8 @@ def _source_findings(
     return [
         _same(
             *(what, one, two),
-            f"{what} are not those of the last layers at the peaks of the heat map with these weights (order of "
-            "the axes?).",
+            f"{what} are not those of the last layers at the peaks of the heat map with these weights (order "
+            "of the axes?).",
             _LAYERS,
         )
         for what, one, two in outputs

@@ -170,6 +170,11 @@ def _hook_of_a_copy() -> Callable[..., None]:
     return no_hook
 
 
+def names(text: str) -> frozenset[str]:
+    """Names of functions, separated by spaces."""
+    return frozenset(text.split())
+
+
 def row_codes(value: Tensor) -> Tensor:
     """A number for each row of the first axis, equal for equal rows."""
     rows = value.detach().reshape(len(value), -1)
@@ -183,7 +188,8 @@ def calling_line() -> str:
 
     Installed packages count only if there is no caller outside them.
     """
-    frame, installed = sys._getframe(1), ""
+    frame: Any = sys._getframe(1)
+    installed = ""
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH, _HERE)) and "jaxtyping" not in name:
@@ -191,5 +197,5 @@ def calling_line() -> str:
             if "site-packages" not in name:
                 return line
             installed = installed or line
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return installed

@@ -157,8 +157,8 @@ class StepRecord:
                 "weight matrices that something replaces between two steps",
                 len(self._replaced),
                 "between two steps, something other than the optimizer changes "
-                f"{listed(list(self._replaced))}: "
-                "weights are initialised again, loaded or overwritten, so what was learned is lost.",
+                f"{listed(list(self._replaced))}: weights are initialised again, loaded or overwritten, so "
+                "what was learned is lost.",
                 "Create, initialise and load the model once, before the loop.",
             ),
         ]
@@ -168,8 +168,8 @@ class StepRecord:
                 "losses whose gradient no step uses, per step",
                 len(lost) / max(self._steps, 1),
                 0.1,
-                "the gradient of a loss is set to 0 before a step uses it: zero_grad is called between two calls of "
-                "backward, so the first loss has no effect.",
+                "the gradient of a loss is set to 0 before a step uses it: zero_grad is called between two "
+                "calls of backward, so the first loss has no effect.",
                 "Call zero_grad once, before the first backward of a step.",
             )
             if self._emptied < max(1, len(self._ratios))

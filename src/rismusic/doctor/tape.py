@@ -22,85 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from rismusic.doctor.state import Hook, calling_line, tensors_in, widened
+from rismusic.doctor.state import Hook, calling_line, names, tensors_in, widened
 
 # Calls on data alone that keep the order of the samples, and are repeated. The result of any other is a root.
-_KEPT = frozenset(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "transpose",
-        "permute",
-        "t",
-        "unsqueeze",
-        "squeeze",
-        "float",
-        "long",
-        "double",
-        "half",
-        "bfloat16",
-        "to",
-        "type",
-        "type_as",
-        "one_hot",
-        "contiguous",
-        "expand",
-        "repeat_interleave",
-        "clone",
-        "detach",
-        "real",
-        "imag",
-        "view_as_real",
-        "view_as_complex",
-        "unflatten",
-        "__get__",
-        "div",
-        "sub",
-        "mul",
-        "add",
-        "neg",
-        "rsub",
-        "pow",
-        "exp",
-        "log",
-        "log1p",
-        "sqrt",
-        "abs",
-        "square",
-        "clamp",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "logical_not",
-        "__add__",
-        "__radd__",
-        "__sub__",
-        "__rsub__",
-        "__mul__",
-        "__rmul__",
-        "__truediv__",
-        "__rtruediv__",
-        "__pow__",
-        "__neg__",
-        "__eq__",
-        "__ne__",
-        "__lt__",
-        "__le__",
-        "__gt__",
-        "__ge__",
-        "__invert__",
-        "true_divide",
-        "int",
-        "bool",
-        "unsqueeze_",
-        "swapaxes",
-        "movedim",
-        "requires_grad_",
-    ]
+_KEPT = names(
+    "view reshape flatten transpose permute t unsqueeze squeeze float long double half bfloat16 to type "
+    "type_as one_hot contiguous expand repeat_interleave clone detach real imag view_as_real "
+    "view_as_complex unflatten __get__ div sub mul add neg rsub pow exp log log1p sqrt abs square clamp "
+    "eq ne lt le gt ge logical_not __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ "
+    "__rtruediv__ __pow__ __neg__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __invert__ true_divide int "
+    "bool unsqueeze_ swapaxes movedim requires_grad_"
 )
 # Functions that draw random numbers, apart from dropout.
 DRAWS = (
@@ -121,55 +52,17 @@ DRAWS = (
     "exponential_",
 )
 _RANDOM = frozenset([*DRAWS, "random_", "rrelu"])
-_CONSTANT = frozenset(
-    [
-        "zeros",
-        "ones",
-        "full",
-        "arange",
-        "eye",
-        "linspace",
-        "empty",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "tril",
-        "triu",
-        "tril_indices",
-        "triu_indices",
-        "zero_",
-        "fill_",
-    ]
+_CONSTANT = names(
+    "zeros ones full arange eye linspace empty zeros_like ones_like full_like empty_like new_zeros "
+    "new_ones new_full new_empty tril triu tril_indices triu_indices zero_ fill_"
 )
 # Changes in place that depend on the old values.
-_ALTERING = frozenset(
-    [
-        "mul_",
-        "div_",
-        "add_",
-        "sub_",
-        "clamp_",
-        "__imul__",
-        "__idiv__",
-        "__itruediv__",
-        "__iadd__",
-        "__isub__",
-        "log_",
-        "neg_",
-    ]
-)
+_ALTERING = names("mul_ div_ add_ sub_ clamp_ __imul__ __idiv__ __itruediv__ __iadd__ __isub__ log_ neg_")
 # Results of these have the size of their argument, but do not depend on its values.
-_LIKE = frozenset(
-    ["randn_like", "rand_like", "randint_like", "zeros_like", "ones_like", "full_like", "empty_like"]
-) | frozenset(["new_zeros", "new_ones", "new_full", "new_empty", "size", "numel", "dim"])
-DROPOUT = frozenset(
-    ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"]
+_LIKE = names("randn_like rand_like randint_like zeros_like ones_like full_like empty_like") | names(
+    "new_zeros new_ones new_full new_empty size numel dim"
 )
+DROPOUT = names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout")
 _ATTENTION = "scaled_dot_product_attention"
 _RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
 # Steps in which data change in place, from which this is a habit of the loop.
@@ -420,9 +313,9 @@ class TapeRecorder:
                 self._kinds[id(one)] = ("decision", None)
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
-        if name in ("cat", "stack") and not tainted and not self._depth and outs[0].ndim:
-            if outs[0].dtype == torch.bool or outs[0].is_floating_point():
-                self._collected[id(outs[0])] = (outs[0], calling_line())
+        joined = name in ("cat", "stack") and not tainted and not self._depth and outs[0].ndim > 0
+        if joined and (outs[0].dtype == torch.bool or outs[0].is_floating_point()):
+            self._collected[id(outs[0])] = (outs[0], calling_line())
         if not tainted:
             decided = any(id(one) in self._decided for one, _ in found)
             if decided:

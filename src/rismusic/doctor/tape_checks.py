@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.report import listed, must_be_zero
-from rismusic.doctor.state import row_codes
+from rismusic.doctor.state import names, row_codes
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
 from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
 from rismusic.nn.monitors import Finding, at_least, at_most
@@ -24,53 +24,13 @@ _CHANGED = {True: 1e-5, False: 2e-3}
 # Share of the varying input entries, or of the columns, that may be without any effect.
 _UNUSED = 0.3
 # Calls through which a constant output is given to the call before, which keeps it in its range.
-_LINKS = frozenset(
-    [
-        "softmax",
-        "log_softmax",
-        "sigmoid",
-        "logsigmoid",
-        "tanh",
-        "relu",
-        "relu_",
-        "softplus",
-        "exp",
-        "normalize",
-        "elu",
-        "leaky_relu",
-        "gelu",
-        "silu",
-        "squeeze",
-        "unsqueeze",
-        "view",
-        "reshape",
-        "flatten",
-        "clone",
-        "contiguous",
-        "transpose",
-        "permute",
-        "float",
-        "clamp",
-    ]
+_LINKS = names(
+    "softmax log_softmax sigmoid logsigmoid tanh relu relu_ softplus exp normalize elu leaky_relu gelu "
+    "silu squeeze unsqueeze view reshape flatten clone contiguous transpose permute float clamp"
 )
-_SUMS = frozenset(["add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "add_", "__iadd__"])
-_LINEAR = frozenset(
-    [
-        "mul",
-        "__mul__",
-        "__rmul__",
-        "div",
-        "__truediv__",
-        "true_divide",
-        "sum",
-        "mean",
-        "neg",
-        "__neg__",
-        "stack",
-        "squeeze",
-        "view",
-        "reshape",
-    ]
+_SUMS = names("add __add__ __radd__ sub __sub__ __rsub__ add_ __iadd__")
+_LINEAR = names(
+    "mul __mul__ __rmul__ div __truediv__ true_divide sum mean neg __neg__ stack squeeze view reshape"
 )
 
 
@@ -183,6 +143,7 @@ def replay_of(tape: Tape) -> Replay:
 
 
 def permutation(number: int) -> Tensor:
+    """A fixed random order."""
     return torch.randperm(number, generator=torch.Generator().manual_seed(0))
 
 
@@ -195,6 +156,7 @@ def _orders(number: int) -> Iterator[Tensor]:
 
 
 def size_of(value: Tensor) -> float:
+    """Root mean square of the modulus."""
     value = value.detach()
     value = value.abs() if value.is_complex() else value
     return float(value.double().square().mean().sqrt()) if value.numel() else 0.0
@@ -236,8 +198,8 @@ def mixing_findings(tape: Tape) -> list[Finding]:
             + (
                 "batch_first does not fit the order of the axes."
                 if recurrent
-                else "axes are mixed up (view or flatten across the batch, batch_first, softmax, transform or "
-                "statistics over the batch)."
+                else "axes are mixed up (view or flatten across the batch, batch_first, softmax, transform "
+                "or statistics over the batch)."
             ),
             "The first axis is the samples: batch_first=True for recurrent layers and attention; flatten "
             "from axis 1; transpose in place of view.",
@@ -265,9 +227,9 @@ def mixing_findings(tape: Tape) -> list[Finding]:
                     "relative change of the loss when samples and their targets are put in another order",
                     change,
                     limit,
-                    "the loss depends on the order of the samples, though each output belongs to one sample: "
-                    "outputs and targets are flattened or matched in different orders, so outputs meet the "
-                    "targets of others.",
+                    "the loss depends on the order of the samples, though each output belongs to one "
+                    "sample: outputs and targets are flattened or matched in different orders, so outputs "
+                    "meet the targets of others.",
                     "Compare the axes of outputs and targets before they are flattened or matched.",
                 )
             )
@@ -319,6 +281,7 @@ def _differing(
 
 
 def chosen_samples(tape: Tape) -> Samples:
+    """The samples along the first axis of the input, or the second one if the targets have that only."""
     try:
         return samples_of(tape)
     except LeftOutError as error:
@@ -365,13 +328,12 @@ def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
             unused = _column_effects(replay, key, samples, flat, results)
         found.append(
             at_most(
-                f"share of the entries of an input {list(tape.roots[key].value.shape)} without any effect "
-                "on the output",
+                f"share of the entries of an input {list(tape.roots[key].value.shape)} without any effect on "
+                "the output",
                 unused,
                 _UNUSED,
                 "a part of the input has no effect on the output of any sample: a mask is inverted or of "
-                "another axis, "
-                "or the network reads only some positions or features.",
+                "another axis, or the network reads only some positions or features.",
                 "Look at masks, indices and slices between input and output.",
             )
         )
@@ -406,8 +368,8 @@ def _effects(
             "share of the gradient by the imaginary part of the input",
             share,
             1e-9,
-            "the imaginary part of the input has no effect on the output: it is dropped on the way "
-            "(.real, a cast).",
+            "the imaginary part of the input has no effect on the output: it is dropped on the way (.real, "
+            "a cast).",
             "Pass real and imaginary part, such as with torch.view_as_real, or use complex layers.",
         )
     return (rows != 0).any(0), imaginary
@@ -599,9 +561,8 @@ def value_findings(tape: Tape) -> list[Finding]:
         must_be_zero(
             "targets that are the same for all samples where the loss uses them, though the data are not",
             lost,
-            "the targets lose their values on the way to the loss (a cast to integers, a product with 0, "
-            "a wrong "
-            "comparison).",
+            "the targets lose their values on the way to the loss (a cast to integers, a product with 0, a "
+            "wrong comparison).",
             "Print the targets as the loss gets them.",
         ),
         must_be_zero(
@@ -630,6 +591,7 @@ def goes_on(tape: Tape, key: int) -> bool:
 
 
 def dropout_rate(call: Call) -> float:
+    """The probability of a call of dropout; 0 in evaluation mode."""
     return float(call.kwargs.get("p", 0.5)) if call.kwargs.get("training", True) else 0.0
 
 
@@ -715,8 +677,7 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
             seen,
             limit,
             "the network sees the very target that it is to predict (the next token or value): the causal "
-            "mask is "
-            "missing or wrong, or the layer reads in both directions.",
+            "mask is missing or wrong, or the layer reads in both directions.",
             "Use a causal mask, a softmax over what is attended to, and no bidirectional layer.",
             lines[0] if lines else "",
         )
@@ -725,8 +686,7 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
         "targets that are the input at the same place of a causal network",
         int(causal),
         "the target at each place is the input at the same place: targets are not shifted, so the network "
-        "only "
-        "learns to copy.",
+        "only learns to copy.",
         "Predict the next token: inputs [:, :-1], targets [:, 1:].",
     )
 
@@ -769,8 +729,7 @@ def bound_findings(tape: Tape) -> list[Finding]:
             steepest,
             40.0,
             "the loss has no lower bound: it falls ever faster as outputs move away (a square that is "
-            "negative: "
-            "a wrong sign, or a complex square without modulus).",
+            "negative: a wrong sign, or a complex square without modulus).",
             "Check signs, and take .abs() before the square of complex numbers.",
         )
     )
@@ -787,8 +746,8 @@ def bound_findings(tape: Tape) -> list[Finding]:
                         "correlation of the pull of the loss on the outputs with their targets",
                         pull,
                         -0.3,
-                        "the loss moves the outputs away from their targets: labels are inverted, or a "
-                        "sign is wrong.",
+                        "the loss moves the outputs away from their targets: labels are inverted, or a sign "
+                        "is wrong.",
                         "Check the sign of the loss, and which value of the label means what.",
                     )
                 )
@@ -988,9 +947,7 @@ def range_findings(tape: Tape) -> list[Finding]:
             keys.append(call.reads[0])
         return keys
 
-    shapes = frozenset(
-        ["squeeze", "unsqueeze", "view", "reshape", "flatten", "float", "contiguous", "clone", "__getitem__"]
-    )
+    shapes = names("squeeze unsqueeze view reshape flatten float contiguous clone __getitem__")
     found: list[Finding] = []
     for call in tape.calls:
         if call.name == "binary_cross_entropy_with_logits" and len(call.reads) > 1:
@@ -1018,16 +975,14 @@ def range_findings(tape: Tape) -> list[Finding]:
         if last is not None and last.name in _RANGES and y is not None and y.is_floating_point():
             found.append(_reached(last.name, y, "targets"))
     # A network that gets data and the outputs of another one, as the critic of a generator.
-    for one in tape.results:
-        for other in tape.results:
-            if one.name != other.name or not one.inputs or not other.inputs:
+    for made in tape.results:
+        for given in tape.results:
+            if made.name != given.name or not made.inputs or not given.inputs:
                 continue
-            y = replay.roots.get(other.inputs[0])
-            key = one.inputs[0]
+            y, key = replay.roots.get(given.inputs[0]), made.inputs[0]
             last = maker.get(chain(key, shapes | {"detach"})[-1]) if key in maker else None
-            if last is None or y is None or last.name not in _RANGES or not y.is_floating_point():
-                continue
-            found.append(_reached(last.name, y, "data that the same network gets"))
+            if last is not None and y is not None and last.name in _RANGES and y.is_floating_point():
+                found.append(_reached(last.name, y, "data that the same network gets"))
     return found
 
 
@@ -1040,25 +995,13 @@ def _reached(name: str, y: Tensor, what: str) -> Finding:
         "share of the targets that the output cannot reach",
         outside,
         0.02,
-        f"the output ends with {name} and lies in {low:g} to {high:g}, but {what} lie in {float(y.min()):.3g} to "
-        f"{float(y.max()):.3g}.",
+        f"the output ends with {name} and lies in {low:g} to {high:g}, but {what} lie in "
+        f"{float(y.min()):.3g} to {float(y.max()):.3g}.",
         "Remove the last activation, or scale the targets to its range.",
     )
 
 
-_COMPARED = frozenset(
-    [
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "sub",
-        "__sub__",
-        "__rsub__",
-        "rsub",
-        "binary_cross_entropy",
-    ]
-)
+_COMPARED = names("mse_loss l1_loss smooth_l1_loss huber_loss sub __sub__ __rsub__ rsub binary_cross_entropy")
 _RANGES = {
     "sigmoid": (0.0, 1.0),
     "softmax": (0.0, 1.0),

@@ -1,21 +1,39 @@
 """Checks of a recorded loss against what it should be satisfied with, and what it should notice.
 
-No check knows a kind of mistake. The outputs themselves, in place of the weights, are changed until the loss is
-lowest: then they must be the targets. The targets of two samples are exchanged: then the loss must change.
+No check knows a kind of mistake. The outputs themselves, in place of the weights, are changed until the loss
+is lowest: then they must be the targets. The targets of two samples are exchanged: then the loss must change.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from rismusic.doctor.report import must_be_zero
+from rismusic.doctor.report import must_be_zero, report_of
+from rismusic.doctor.state import names
 from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
-from rismusic.doctor.tape_checks import chosen_samples, goes_on, permutation, replay_of, size_of
-from rismusic.nn.monitors import Finding, at_least, at_most
+from rismusic.doctor.tape_checks import (
+    attempted,
+    bound_findings,
+    chosen_samples,
+    goes_on,
+    linear_findings,
+    loss_usage_findings,
+    mixing_findings,
+    pair_findings,
+    permutation,
+    range_findings,
+    replay_of,
+    size_of,
+    target_findings,
+    usage_findings,
+    value_findings,
+)
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Steps in which the outputs themselves are changed, and their learning rate relative to their size.
 _STEPS, _RATE = 200, 0.1
@@ -26,38 +44,41 @@ _EVEN = 0.2
 # Lowest cross entropy that outputs can reach, over that of equal probabilities.
 _FLOOR = 0.6
 # Arithmetic in which a number counts, not a label.
-_ARITHMETIC = frozenset(
-    [
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "true_divide",
-        "__add__",
-        "__radd__",
-        "__sub__",
-        "__rsub__",
-        "__mul__",
-    ]
-    + ["__rmul__", "__truediv__", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"]
+_ARITHMETIC = names(
+    "add sub rsub mul div true_divide __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ "
+    "mse_loss l1_loss smooth_l1_loss huber_loss"
 )
 # Calls through which a number stays one.
-_NUMBERS = _ARITHMETIC | frozenset(
-    [
-        "float",
-        "double",
-        "to",
-        "type_as",
-        "view",
-        "reshape",
-        "squeeze",
-        "unsqueeze",
-        "flatten",
-        "detach",
-        "clone",
+_NUMBERS = _ARITHMETIC | names("float double to type_as view reshape squeeze unsqueeze flatten detach clone")
+
+
+def tape_reports(tape: Tape, unread: Sequence[str]) -> list[Report]:
+    """Checks of a loss before the training: each repeats it with other data.
+
+    Args:
+        tape: the loss.
+        unread: inputs that the network does not use.
+    """
+    checks = (
+        ("BATCH", partial(mixing_findings, tape)),
+        ("USAGE", partial(usage_findings, tape, unread)),
+        ("TARGET", partial(target_findings, tape)),
+        ("BOUND", partial(bound_findings, tape)),
+        ("RANGE", partial(range_findings, tape)),
+        ("USAGE", partial(loss_usage_findings, tape)),
+        ("PAIRS", partial(pair_findings, tape)),
+        ("LINEAR", partial(linear_findings, tape)),
+        ("VALUES", partial(value_findings, tape)),
+        ("EXCHANGE", partial(exchange_findings, tape)),
+        ("SATISFIED", partial(satisfied_findings, tape)),
+        ("NUMBERS", partial(number_findings, tape)),
+        ("DERIVATIVE", partial(derivative_findings, tape)),
+    )
+    text = "the calculation of the loss, repeated with other data"
+    return [
+        report_of(tag, f"left out: {reason}" if reason else text, findings)
+        for tag, findings, reason in attempted(checks)
     ]
-)
 
 
 def derivative_findings(tape: Tape) -> list[Finding]:
@@ -78,16 +99,16 @@ def derivative_findings(tape: Tape) -> list[Finding]:
         must_be_zero(
             "derivatives in the loss without a graph",
             len(cut),
-            "a derivative of the network is used in the loss, but has no gradient by the weights, so this term "
-            "teaches nothing: create_graph is missing.",
+            "a derivative of the network is used in the loss, but has no gradient by the weights, so this "
+            "term teaches nothing: create_graph is missing.",
             "Call torch.autograd.grad(..., create_graph=True).",
             cut[0].where if cut else "",
         ),
         must_be_zero(
             "derivatives in the loss that are 0 for all inputs",
             len(zero),
-            "a derivative of the network in the loss is 0 everywhere: the activations have no such derivative "
-            "(the second one of ReLU is 0).",
+            "a derivative of the network in the loss is 0 everywhere: the activations have no such "
+            "derivative (the second one of ReLU is 0).",
             "Use smooth activations, such as tanh, SiLU or sine.",
             zero[0].where if zero else "",
         ),
@@ -128,7 +149,7 @@ def exchange_findings(tape: Tape) -> list[Finding]:
                 "relative change of the loss when a target or weight is exchanged between samples",
                 change / max(abs(replay.loss), 1e-12),
                 limit,
-                f"the loss does not depend on which sample has which target or weight (a tensor of shape "
+                "the loss does not depend on which sample has which target or weight (a tensor of shape "
                 f"{list(value.shape)}): shapes are broadcast, such as [N, 1] with [N], so every output meets "
                 "every target, or means are taken before the comparison.",
                 "Give both the same shape, such as with squeeze(1), and compare before any mean.",
@@ -192,7 +213,7 @@ def satisfied_findings(tape: Tape) -> list[Finding]:
         if not _moves_the_best(replay, best, target):
             continue
         alike = [k for k in keys if best[k].numel() == y.numel() and best[k].is_complex() == y.is_complex()]
-        # Two labels say a direction whatever their coding, such as 1 for pairs of which the distance is to be 0.
+        # Two labels say a direction whatever their coding, such as 1 for pairs whose distance is to be 0.
         signs = (1, -1) if not y.is_complex() and len(y.unique()) == 2 else (1,)
         fits = {
             key: max(_correlation(best[key], sign * y, touched[key]) for sign in signs)
@@ -207,8 +228,9 @@ def satisfied_findings(tape: Tape) -> list[Finding]:
                 "squared correlation of the targets with the outputs at which the loss is lowest",
                 fits[key],
                 _ASKED,
-                f"the loss is lowest for outputs that are not the targets{_asked(best[key], y, touched[key])}.",
-                "Compare output and target directly, entry by entry, and look at signs, abs(), real and means.",
+                "the loss is lowest for outputs that are not the targets"
+                f"{_asked(best[key], y, touched[key])}.",
+                "Compare output and target directly, entry by entry. Look at signs, abs(), real and means.",
             )
         )
     return found
@@ -352,6 +374,6 @@ def _correlation(x: Tensor, y: Tensor, used: Tensor) -> float:
 
 def _ranks(x: Tensor) -> Tensor:
     """The mean rank of each number among all."""
-    values, places, counts = x.double().unique(return_inverse=True, return_counts=True)
+    _, places, counts = x.double().unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - counts / 2)[places]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -20,30 +21,16 @@ from rismusic.doctor.tape_checks import (
     Batch,
     Trained,
     attempted,
-    bound_findings,
     constant_losses,
     constant_order,
     dropout_rate,
-    linear_findings,
-    loss_usage_findings,
-    mixing_findings,
-    pair_findings,
-    range_findings,
     rows_of,
     size_of,
-    target_findings,
     term_gradients,
     terms_of,
     train_anew,
-    usage_findings,
-    value_findings,
 )
-from rismusic.doctor.tape_losses import (
-    derivative_findings,
-    exchange_findings,
-    number_findings,
-    satisfied_findings,
-)
+from rismusic.doctor.tape_losses import tape_reports
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Steps whose tape is kept: all of the first ones, then one in eight.
@@ -146,27 +133,7 @@ class TapeRecord:
     def _check(self, tape: Tape, recorder: TapeRecorder) -> list[Report]:
         """Checks of the first tape of a kind, at the initial weights."""
         state = torch.get_rng_state()
-        checks = (
-            ("BATCH", partial(mixing_findings, tape)),
-            ("USAGE", partial(usage_findings, tape, recorder.unread())),
-            ("TARGET", partial(target_findings, tape)),
-            ("BOUND", partial(bound_findings, tape)),
-            ("RANGE", partial(range_findings, tape)),
-            ("USAGE", partial(loss_usage_findings, tape)),
-            ("PAIRS", partial(pair_findings, tape)),
-            ("LINEAR", partial(linear_findings, tape)),
-            ("VALUES", partial(value_findings, tape)),
-            ("EXCHANGE", partial(exchange_findings, tape)),
-            ("SATISFIED", partial(satisfied_findings, tape)),
-            ("NUMBERS", partial(number_findings, tape)),
-            ("DERIVATIVE", partial(derivative_findings, tape)),
-        )
-        found = []
-        for tag, findings, reason in attempted(checks):
-            text = (
-                f"left out: {reason}" if reason else "the calculation of the loss, repeated with other data"
-            )
-            found.append(report_of(tag, text, findings))
+        found = tape_reports(tape, recorder.unread())
         torch.set_rng_state(state)
         return found
 
@@ -184,15 +151,15 @@ class TapeRecord:
         numbers = [
             v
             for v in (tape.roots[key].value for key in tape.inputs)
-            if v.ndim > 1 and len(v) >= 8 and v.shape[1:].numel() > 1 and not v.dtype == torch.bool
+            if v.ndim > 1 and len(v) >= 8 and v.shape[1:].numel() > 1 and v.dtype != torch.bool
         ]
         floats = [v for v in numbers if v.is_floating_point() or v.is_complex()]
         if len(self._repeated) < _FIRST_STEPS and floats:
             _, places, counts = row_codes(floats[0]).unique(return_inverse=True, return_counts=True)
             self._repeated.append(float((counts[places] > 1).double().mean()))
             self._codes.update(row_codes(floats[0]).tolist())
-            two = [(a, b) for n, a in enumerate(floats) for b in floats[n + 1 :] if a.shape == b.shape]
-            self._alike.append(any(torch.equal(a, b) for a, b in two))
+            pairs = itertools.combinations(floats, 2)
+            self._alike.append(any(a.shape == b.shape and torch.equal(a, b) for a, b in pairs))
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
         noise, old_noise = _drawn(tape), [] if before is None else _drawn(before)
         if noise and before is not None:
@@ -249,8 +216,7 @@ class TapeRecord:
                         share,
                         0.3 if kind == "classes" else 0.1,
                         "batches are not mixed: consecutive batches have targets of one kind each, since "
-                        "the data are "
-                        "sorted and not shuffled.",
+                        "the data are sorted and not shuffled.",
                         "Shuffle the data (shuffle=True, or a new permutation in each epoch).",
                     )
                 )
@@ -267,9 +233,8 @@ class TapeRecord:
             must_be_zero(
                 "calls that change the data in place",
                 len(self.altered),
-                f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they "
-                "differ from "
-                "epoch to epoch.",
+                f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they differ "
+                "from epoch to epoch.",
                 "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
             )
         )
@@ -282,8 +247,8 @@ class TapeRecord:
                     "share of the samples that are several times in their batch",
                     min(self._repeated) if several else 0.0,
                     0.5,
-                    "samples of a batch repeat each other: references to one tensor that changes later are kept "
-                    "in place of copies, or two views of a sample are the same one.",
+                    "samples of a batch repeat each other: references to one tensor that changes later are "
+                    "kept in place of copies, or two views of a sample are the same one.",
                     "Clone tensors before they are stored, and draw each view anew.",
                 )
             )
@@ -291,8 +256,8 @@ class TapeRecord:
                 must_be_zero(
                     "inputs of the network that equal another input",
                     int(all(self._alike)),
-                    "two inputs of the network are the same numbers in every batch: one tensor that changes in "
-                    "place, or the same view or state twice.",
+                    "two inputs of the network are the same numbers in every batch: one tensor that changes "
+                    "in place, or the same view or state twice.",
                     "Clone tensors before they are stored, and pass each input once.",
                 )
             )
@@ -311,8 +276,8 @@ class TapeRecord:
             must_be_zero(
                 "tensors of the batch that nothing uses",
                 len(unused),
-                "a part of each batch is collected but used neither by the network nor by the loss (a mask, an "
-                "end of an episode, a weight).",
+                "a part of each batch is collected but used neither by the network nor by the loss (a mask, "
+                "an end of an episode, a weight).",
                 "Use it in the loss or the network, or do not collect it.",
                 unused[0] if unused else "",
             )
@@ -426,11 +391,9 @@ class TapeRecord:
                 must_be_zero(
                     "weights that no term of the loss that compares with data reaches",
                     len(only),
-                    f"{listed([names.get(key, 'a weight') for key in only])} gets a gradient only from "
-                    "terms that "
-                    "compare with no data (a penalty, a divergence): the output that it makes is not used "
-                    "for "
-                    "anything else.",
+                    f"{listed([names.get(key, 'a weight') for key in only])} gets a gradient only from terms "
+                    "that compare with no data (a penalty, a divergence): the output that it makes is not "
+                    "used for anything else.",
                     "Use this output in the forward pass, as the reparametrisation of a VAE does.",
                 )
             )
@@ -457,9 +420,8 @@ class TapeRecord:
                     (constant - own) / max(abs(constant), 1e-12),
                     _GAIN,
                     f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant "
-                    "output "
-                    f"{constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large and "
-                    "outweighs it.",
+                    f"output {constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large "
+                    "and outweighs it.",
                     "Weight the terms so that their gradients are of one size: average or sum all alike, "
                     "scale targets.",
                 )
@@ -495,9 +457,8 @@ class TapeRecord:
                     name,
                     gain if gain < 0 else max(gain, _GAIN),
                     0.0,
-                    f"{text}: the loss compares outputs with no data, and is lowest where they do not "
-                    "depend on the "
-                    "input. The targets are missing from it.",
+                    f"{text}: the loss compares outputs with no data, and is lowest where they do not depend "
+                    "on the input. The targets are missing from it.",
                     "Compare the outputs with the targets in the loss.",
                 )
             ]
@@ -511,8 +472,8 @@ class TapeRecord:
                         "loss with the running statistics of batch normalisation, over what was learned",
                         (sum(running) - sum(network)) / len(used) / max(learned, 1e-12),
                         0.7,
-                        "in evaluation mode the network loses what it has learned: the running statistics of "
-                        "batch normalisation do not fit the data (momentum, small batches, data of "
+                        "in evaluation mode the network loses what it has learned: the running statistics "
+                        "of batch normalisation do not fit the data (momentum, small batches, data of "
                         "another scale).",
                         "Use larger batches or a momentum of 0.1, or normalise over channels (GroupNorm).",
                     )
@@ -529,10 +490,8 @@ class TapeRecord:
                     share,
                     _GAIN,
                     f"the loop learns hardly anything: the loss falls from {start:.3g} to {end:.3g}, with "
-                    "Adam at "
-                    f"{best.rate:g} to {best.held:.3g} on batches held out: the learning rate is too low, "
-                    "or the steps "
-                    "are lost.",
+                    f"Adam at {best.rate:g} to {best.held:.3g} on batches held out: the learning rate is too "
+                    "low, or the steps are lost.",
                     "Try this optimizer; then look at learning rate, clipping and the order of the calls.",
                 )
             ]
@@ -564,10 +523,10 @@ class TapeRecord:
                     name,
                     gain,
                     _GAIN,
-                    f"{text}, but the network learns (loss {loss:.3g} on batches held out) where the targets are "
-                    f"{name_of}: inputs and targets are not in the same order.",
-                    "Compare the order of samples and axes of inputs, outputs and targets where they are flattened, "
-                    "shifted or indexed.",
+                    f"{text}, but the network learns (loss {loss:.3g} on batches held out) where the targets "
+                    f"are {name_of}: inputs and targets are not in the same order.",
+                    "Compare the order of samples and axes of inputs, outputs and targets where they are "
+                    "flattened, shifted or indexed.",
                 )
             ]
         if learned >= 5 * _GAIN:
@@ -585,8 +544,7 @@ class TapeRecord:
                 gain,
                 _GAIN,
                 f"{text}, and the same network does not learn with other optimizers either: the path from "
-                "input to "
-                "loss is broken, or the targets have nothing to do with the inputs.",
+                "input to loss is broken, or the targets have nothing to do with the inputs.",
                 "Check that each input has its own target (labels of other rows?), then network and loss.",
             )
         ]
@@ -662,7 +620,7 @@ class TapeRecord:
 
 
 def _mirrored(tapes: Sequence[Tape]) -> list[Finding]:
-    """Batches whose targets fit the outputs better when they are mirrored: images that were, without these."""
+    """Batches whose targets fit the outputs better when mirrored: inputs were flipped without them."""
     found = []
     for n, key in enumerate(tapes[-1].roots):
         y = tapes[-1].roots[key].value
@@ -680,8 +638,8 @@ def _mirrored(tapes: Sequence[Tape]) -> list[Finding]:
                     f"share of the batches whose loss is lower with targets mirrored along axis {axis}",
                     sum(better) / len(better),
                     0.1,
-                    "in some batches the targets are mirrored relative to the inputs: inputs are flipped at random, "
-                    "and their targets (masks, boxes, sequences) are not.",
+                    "in some batches the targets are mirrored relative to the inputs: inputs are flipped at "
+                    "random, and their targets (masks, boxes, sequences) are not.",
                     "Apply each transformation of the inputs to their targets too.",
                 )
             )
@@ -693,11 +651,9 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         name,
         gain,
         least,
-        f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches "
-        "held out): "
-        "inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or there "
-        "are too "
-        "few data.",
+        f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches held "
+        "out): inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or "
+        "there are too few data.",
         "Check the pairs of inputs and targets one by one, as the loop sees them.",
     )
 

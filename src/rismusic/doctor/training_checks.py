@@ -90,8 +90,8 @@ def check_first_steps(case: Case) -> Report:
             trained.decrease,
             min(MIN_DECREASE, max(_SHARE_OF_POSSIBLE * possible, _LEAST_DECREASE)),
             f"the network does not learn even one batch; gradient and learning rates allow {possible:.1%}.",
-            "Raise the learning rates if they allow less than 1 %. Else look for a gradient that is not that "
-            "of the loss.",
+            "Raise the learning rates if they allow less than 1 %. Else look for a gradient that is not "
+            "that of the loss.",
         ),
         at_most(
             "relative change of the loss at a learning rate of 0",
@@ -279,8 +279,8 @@ def check_step(case: Case) -> list[Report]:
             "cosine between the gradient in the optimizer and that of the loss",
             cosine(record.gradients, expected),
             0.99,
-            "the optimizer does not get the gradient of the loss: reversed, replaced by numbers, "
-            "or a batch left out of the accumulation?",
+            "the optimizer does not get the gradient of the loss: reversed, replaced by numbers, or a batch "
+            "left out of the accumulation?",
             "Call backward on each batch's loss over the number of batches. Leave the gradients unchanged.",
         ),
         at_most(
@@ -605,8 +605,8 @@ def check_short_run(case: Case) -> Report:
         must_be_zero(
             "optimizer steps per epoch, distance from the number of batches",
             abs(per_epoch - _STEPS),
-            f"{per_epoch:g} optimizer steps per epoch for {_STEPS} batches. "
-            "The optimizer's step is outside the batch loop, or in another loop.",
+            f"{per_epoch:g} optimizer steps per epoch for {_STEPS} batches. The optimizer's step is outside "
+            "the batch loop, or in another loop.",
             "Step once per batch, or once per accumulation of batches.",
         ),
         at_most(

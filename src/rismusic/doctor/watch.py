@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
-from rismusic.doctor.state import Hook, Networks, as_one, calling_line, row_codes, tensors_in
+from rismusic.doctor.state import Hook, Networks, as_one, calling_line, names, row_codes, tensors_in
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
@@ -50,25 +50,16 @@ _MOST_ROWS = 50_000
 _MOVED = 0.05
 
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
-_DIFFERENCES = frozenset(["eq", "__eq__", "ne", "__ne__", "sub", "__sub__", "rsub", "__rsub__"])
-_LOSSES = frozenset(
-    [
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "cross_entropy",
-        "huber_loss",
-        "kl_div",
-        "l1_loss",
-        "mse_loss",
-        "nll_loss",
-        "smooth_l1_loss",
-    ]
+_DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
+_LOSSES = names(
+    "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
+    "mse_loss nll_loss smooth_l1_loss"
 )
 
 
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass without gradients; ``judged`` if its outputs are compared with data, ``used`` if in a loss."""
+    """A forward pass without gradients; ``judged``: outputs compared with data; ``used``: in a loss."""
 
     mean: float
     spread: float
@@ -242,9 +233,9 @@ class Watch:
             else:
                 rows = value.detach().flatten(1)[:, :64].clone() if value.ndim > 1 else value[:0, None]
                 self._passes.append(_Pass(*found, not self.module.training, rows, row_codes(value)))
-        if value is not None and training and len(self._trained_rows) < _MOST_ROWS and _is_data(value):
-            if value.ndim > 1 and part is self.module:
-                self._trained_rows.update(row_codes(value).tolist())
+        room = training and part is self.module and len(self._trained_rows) < _MOST_ROWS
+        if value is not None and room and _is_data(value) and value.ndim > 1:
+            self._trained_rows.update(row_codes(value).tolist())
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
@@ -368,16 +359,16 @@ class Watch:
                 "least share of the rows of a validation that were trained on",
                 min(shares),
                 0.1,
-                "the validation has rows that the network is trained on, so it does not show how well it does on "
-                "others: the split is not used in the training, or overlaps.",
+                "the validation has rows that the network is trained on, so it does not show how well it "
+                "does on others: the split is not used in the training, or overlaps.",
                 "Train on the rows of the training split only, and validate on all others.",
             ),
             at_most(
                 "share of the validations whose rows are changed since the last one",
                 sum(changed) / len(changed) if len(changed) > 1 else 0.0,
                 0.5,
-                "a part of the validation data changes from one validation to the next: random augmentation is "
-                "applied to them.",
+                "a part of the validation data changes from one validation to the next: random augmentation "
+                "is applied to them.",
                 "Use the plain data for validation.",
             ),
         ]
@@ -401,8 +392,7 @@ class Watch:
                 max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
                 1.5,
                 f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
-                "than "
-                f"those of the training (mean {mean:.3g}, spread {spread:.3g}).",
+                f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
                 "Use the same transformation, with the statistics of the training data.",
             )
         ]
@@ -473,8 +463,8 @@ class Watch:
                     "calls of backward per step of the optimizer",
                     len(self.losses) / self._steps,
                     64.0,
-                    "the optimizer steps once per epoch, not once per batch: its step is outside the "
-                    "batch loop.",
+                    "the optimizer steps once per epoch, not once per batch: its step is outside the batch "
+                    "loop.",
                     "Step in the batch loop.",
                 )
             )
@@ -492,8 +482,8 @@ class Watch:
             must_be_zero(
                 "validations in training mode",
                 quiet[True] if drops and not quiet[False] and not self._tapes.without_gradient else 0,
-                "the network is validated in training mode: dropout is on, and batch normalisation uses (and "
-                "learns) the statistics of the validation data.",
+                "the network is validated in training mode: dropout is on, and batch normalisation uses "
+                "(and learns) the statistics of the validation data.",
                 "Call model.eval() before validation, and model.train() after it.",
             )
         )
@@ -505,8 +495,7 @@ class Watch:
                 "calls of dropout in evaluation mode",
                 int(bool(self._kept_dropout) and not (own and not self.module.training)),
                 f"dropout stays on in evaluation mode (at {self._kept_dropout}), so outputs are random: "
-                "eval() does "
-                "not turn it off.",
+                "eval() does not turn it off.",
                 "Use nn.Dropout, or functional.dropout(x, p, training=self.training).",
             )
         )
@@ -588,8 +577,7 @@ class Watch:
                 "weights outside the model that get a gradient but are in no optimizer",
                 sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
                 "the loss reaches weights that neither the model nor an optimizer has: modules in a plain "
-                "list, a "
-                "layer made anew, or a network whose output should be detached.",
+                "list, a layer made anew, or a network whose output should be detached.",
                 "Keep modules in nn.ModuleList or as attributes; detach the output of a fixed network.",
             ),
         ]
@@ -691,9 +679,8 @@ class Watch:
             must_be_zero(
                 "weight matrices that change far less than others",
                 len(slow),
-                f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of "
-                "its own "
-                "that is far too low, or a gradient that vanishes.",
+                f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of its "
+                "own that is far too low, or a gradient that vanishes.",
                 "Look at the parameter groups of the optimizer, and at the gradients of these layers.",
             )
         )
