@@ -62,7 +62,7 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("STAGES", "scaled|noise variance", lambda _: statistics.GridStatistics.observe),
     ("STAGES", "uniform powers", lambda _: statistics.GridStatistics.scale_power),
     ("STAGES", "heat map of stage 1", lambda _: network.Stage.forward),
-    ("STAGES", "heat map", lambda _: network.Network.predict),
+    ("STAGES", "heat map of stage", lambda _: network.Network.predict),
     ("STAGES", "", lambda _: network.Network._sources),
     ("TERMS", "R_true", lambda _: losses.Targets.of),
     ("TERMS", "R_pred", lambda _: covariance.predicted_covariance),

@@ -1,7 +1,7 @@
 """Each stage of the calculation against dense forms: operator, conditioning, statistics, network and losses.
 
-The forms are written from the documentation, in double precision and with explicit matrices, so that no mistake
-in the code is on both sides. Where a stage works on results of another one, both get these.
+The forms are written from the documentation, in double precision and with explicit matrices: no mistake
+of the code is on both sides. Where a stage works on results of another one, both get these.
 """
 
 from __future__ import annotations

@@ -174,10 +174,14 @@ def _compares_distributions(tape: Tape) -> bool:
 
 def number_findings(tape: Tape) -> list[Finding]:
     """Positions (the index of a maximum) do not count as values in the loss."""
+    replay = Replay(tape)
+    keys = [key for key, root in tape.roots.items() if root.kind == "decision"]
+    keys += [key for call in tape.calls for key in call.outs if not call.pure]
     wrong = ""
-    for key, root in tape.roots.items():
-        value = root.value
-        if root.kind != "decision" or value.dtype == torch.bool or value.numel() < 2 or int(value.max()) < 2:
+    for key in keys:
+        value = replay.base[key]
+        whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        if not whole or value.numel() < 2 or int(value.max()) < 2:
             continue
         numbers = {key}
         for call in tape.calls:
