@@ -3,8 +3,8 @@
 ``--check`` verifies that each edit of ``blind_source_faults.py`` changes a short training without a crash.
 ``--source``, ``--healthy`` and ``--modules`` run the doctor on the edits, on healthy trainings, and on the
 scripts of ``blind_module_faults.py``, each in a process of its own, and store every report under ``--out``.
-With ``--second`` the edits and the scripts are those of the second set, ``blind_source_faults_2.py`` and
-``blind_module_faults_2.py``.
+``--set 2`` takes the edits and the scripts of the second set, ``blind_source_faults_2.py`` and
+``blind_module_faults_2.py``; ``--set 3`` those of a third one, and so on.
 ``--table`` joins the reports with the verdicts of ``docs/measured/doctor_blind_verdicts.json``.
 
 Verdicts, by the rules below, written down before the run, from the report alone:
@@ -43,8 +43,7 @@ import numpy  # noqa: F401 (for the forks)
 import scipy.optimize  # noqa: F401
 import torch
 
-from blind_source_faults import FAULTS, SourceFault
-from blind_source_faults_2 import FAULTS as SECOND_FAULTS
+from blind_source_faults import SourceFault
 from doctor_faults import edited_package
 
 PACKAGE = Path(__file__).parent.parent / "src" / "rismusic"
@@ -248,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("check", "source", "healthy", "modules", "table"):
         parser.add_argument(f"--{name}", action="store_true")
-    parser.add_argument("--second", action="store_true", help="the second set of edits and scripts")
+    parser.add_argument("--set", type=int, default=1, dest="number", help="number of the set")
     parser.add_argument("--out", type=Path, default=Path("blind"))
     parser.add_argument("--sample", type=int, help="number of source faults, drawn with a fixed seed")
     parser.add_argument("--only", nargs="*", help="names of faults or cases")
@@ -256,7 +255,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     part, parts = map(int, options.part.split("/"))
-    chosen = list(SECOND_FAULTS if options.second else FAULTS)
+    suffix = "" if options.number == 1 else f"_{options.number}"
+    chosen: list[SourceFault] = []
+    if options.check or options.source:
+        chosen = list(importlib.import_module(f"blind_source_faults{suffix}").FAULTS)
     if options.sample:
         chosen = random.Random(SAMPLE_SEED).sample(chosen, options.sample)
     if options.only:
@@ -272,7 +274,7 @@ def main() -> None:
         for name in list(HEALTHY)[part::parts]:
             store(options.out / "healthy", name, doctor(PACKAGE.parent, HEALTHY[name] or SMALL))
     if options.modules:
-        module = "blind_module_faults_2" if options.second else "blind_module_faults"
+        module = f"blind_module_faults{suffix}"
         cases = importlib.import_module(module).CASES
         script = str(Path(__file__).parent / f"{module}.py")
         names = [name for name in cases if not options.only or name in options.only]

@@ -1,7 +1,7 @@
 """A second set of faults in the package as source edits, made by someone who had not seen the doctor.
 
 Like :mod:`blind_source_faults`: each replaces one string that occurs exactly once in its file and changes a
-short training (``blind_doctor_faults.py --check --second`` verifies both).
+short training (``blind_doctor_faults.py --check --set 2`` verifies both).
 """
 
 from __future__ import annotations

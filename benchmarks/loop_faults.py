@@ -62,8 +62,11 @@ class Job:
         for _ in range(self.epochs):
             for part in self.parts():
                 part.train(self.trains)
-            order = torch.randperm(rows) if self.shuffle else torch.arange(rows)
-            for step, start in enumerate(range(0, rows, self.batch)):
+            # The first batch is held out for validation.
+            train = rows - self.batch if rows > 2 * self.batch else rows
+            order = torch.randperm(train) if self.shuffle else torch.arange(train)
+            order = order + (rows - train)
+            for step, start in enumerate(range(0, train, self.batch)):
                 index = order[start : start + self.batch]
                 batch = self.prepare(self.data[0][index], *(one[self.index(index)] for one in self.data[1:]))
                 loss = self.loss(self.model, *batch) / self.accumulate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,17 +12,20 @@ from faults import predictions
 from faults.plant import attribute, function, healthy, method, settings
 from faults.table import FAULTS
 
+from rismusic.covariance import load_and_shrink
 from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, run_check
 from rismusic.doctor.report import Diagnosis
 from rismusic.estimation import spectra
 from rismusic.nn.data import TrainingScenes, beta_at
-from rismusic.nn.learner import Learner
-from rismusic.nn.losses import Targets, covariance_error, eigengap_hinge, total_loss
-from rismusic.nn.network import Network
+from rismusic.nn.learner import Learner, parameter_groups
+from rismusic.nn.losses import Targets, covariance_error, eigengap_hinge, subspace_leakage, total_loss
+from rismusic.nn.network import Block, Network
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import LossSpec
-from rismusic.simulation.link import draw_channel
+from rismusic.nn.statistics import GridStatistics
+from rismusic.operator import Link
+from rismusic.simulation.link import draw_channel, draw_codes
 from rismusic.simulation.scene import draw_sources
 from rismusic.simulation.simulator import Simulator
 
@@ -111,6 +115,13 @@ def without_steps(original, self, records):
     original(self, [record for record in records if record["kind"] != "step"])
 
 
+def _with_snr(simulator, limits):
+    """The simulator with other limits of the SNR."""
+    other = copy.copy(simulator)
+    other.spec = simulator.spec.replace(snr_db=limits)
+    return other
+
+
 def deaf(recording):
     field = recording.channel.sum(-1)[:, None, :].expand_as(recording.snapshots)
     return replace(recording, snapshots=field.contiguous(), noise_variance=torch.ones(len(recording)))
@@ -194,6 +205,65 @@ PLANTED = [
         predictions._predicting(
             lambda _, p: replace(p, existence_logits=p.existence_logits - p.existence_logits.mean(0))
         ),
+    ),
+    (
+        "STAGES",
+        "heat map of stage 1",
+        method(Block, "forward", lambda original, self, x, mask=None: original(self, x, mask) - x),
+    ),
+    (
+        "STAGES",
+        "matched energies",
+        method(GridStatistics, "__call__", lambda original, *given: [one * 1.1 for one in original(*given)]),
+    ),
+    (
+        "STAGES",
+        "the azimuths",
+        method(
+            Network,
+            "_sources",
+            lambda original, self, maps, features, *given: original(self, maps, features.mT, *given),
+        ),
+    ),
+    (
+        "STAGES",
+        "adjoint product",
+        method(Link, "adjoint", lambda original, self, y: original(self, y.conj())),
+    ),
+    (
+        "STAGES",
+        "loaded and shrunk",
+        function(load_and_shrink, lambda original, R, c: original(R, replace(c, loading=2 * c.loading))),
+    ),
+    ("STAGES", "loss subspace", function(subspace_leakage, lambda original, R, Q: original(R, Q) ** 0.5)),
+    (
+        "DRAWS",
+        "mean SNR",
+        method(
+            Simulator,
+            "_receive",
+            lambda original, self, *given: original(
+                _with_snr(self, (self.spec.snr_db[0], sum(self.spec.snr_db) / 2)), *given
+            ),
+        ),
+    ),
+    (
+        "DRAWS",
+        "random RIS configurations",
+        function(draw_codes, lambda original, *given, **named: original(*given, **named).sqrt()),
+    ),
+    (
+        "REPLAY",
+        "another weight decay",
+        function(
+            parameter_groups,
+            lambda original, *given: [{**group, "weight_decay": 0.0} for group in original(*given)],
+        ),
+    ),
+    (
+        "HELDOUT",
+        "several times",
+        method(TrainingScenes, "validation", lambda original, self: list(original(self))[:1] * 2),
     ),
     ("INPUT", "a layer's input", made(lambda learner: learner.network.place.mul_(1e3))),
     ("CONSTANT", "snapshots of another scene", fed(deaf)),

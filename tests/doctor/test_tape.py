@@ -12,9 +12,8 @@ from torch.nn.functional import cross_entropy, mse_loss, normalize, relu
 
 import rismusic
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.tape import Replay, Tape, TapeRecorder, faithful
+from rismusic.doctor.tape import LeftOutError, Replay, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import (
-    LeftOutError,
     bound_findings,
     linear_findings,
     loss_usage_findings,

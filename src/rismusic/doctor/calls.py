@@ -7,10 +7,8 @@ that of libraries, without changing a module or a function.
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from rismusic.doctor.state import calling_line
 from rismusic.doctor.tape import TapeRecorder
 from rismusic.nn.monitors import Finding, at_most
 
@@ -27,7 +26,6 @@ _FIRST_LOSS = 4.0
 _SHAPES = ("View", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Permute", "Select", "Slice", "Clone", "T")
 # Lines that cut the gradient, of which a few are shown.
 _MOST_LINES = 8
-_PACKAGE = Path(torch.__file__).parent
 _ROUNDING = (
     "round",
     "sign",
@@ -126,23 +124,6 @@ class CallRecorder(TorchFunctionMode):
         return f" Calls that cut it: {', '.join(lines[:3])}." if lines else ""
 
 
-def calling_line() -> str:
-    """File and line of the innermost caller outside torch and this package, such as ``train.py:12``.
-
-    Installed packages count only if there is no caller outside them.
-    """
-    installed = ""
-    for frame in reversed(traceback.extract_stack(limit=60)[:-2]):
-        path = Path(frame.filename)
-        if _PACKAGE in path.parents or path.parent.name == "doctor" or "jaxtyping" in path.parts:
-            continue
-        line = f"{path.name}:{frame.lineno}"
-        if "site-packages" not in path.parts:
-            return line
-        installed = installed or line
-    return installed
-
-
 def made_by(value: object) -> str:
     """Name of the operation that made a tensor, such as ``Softmax``, apart from changes of shape."""
     if not isinstance(value, Tensor):
@@ -175,8 +156,8 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
                 "calls of cross_entropy with probabilities",
                 1.0,
                 0.0,
-                f"cross_entropy gets the output of a {made.lower()}, and applies a softmax itself "
-                "(double softmax). Its gradient is weak, and the loss cannot fall to 0.",
+                f"cross_entropy gets the output of a {made.lower()}, and applies a softmax itself (double "
+                "softmax). Its gradient is weak, and the loss cannot fall to 0.",
                 f"Pass the logits, without {made.lower()}.",
             )
         )
@@ -192,6 +173,10 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
         )
     if not isinstance(result, Tensor) or not isinstance(target, Tensor) or logits.ndim < 2:
         return found
+    weight = _argument(args, kwargs, 2, "weight")
+    if isinstance(weight, Tensor) and not target.is_floating_point():
+        there = target[(target >= 0) & (target < len(weight))].flatten()
+        found.append(_weighted(there.bincount(minlength=len(weight)).double(), weight.detach().double()))
     classes = logits.shape[1]
     value = float(result.detach().mean())
     if classes > 1 and not target.is_floating_point() and math.isfinite(value):
@@ -200,8 +185,8 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
                 "first cross entropy over that of equal probabilities",
                 value / math.log(classes) if kwargs.get("reduction", "mean") != "sum" else 0.0,
                 _FIRST_LOSS,
-                f"the first cross entropy is {value:.3g}, but an untrained network should have "
-                f"about ln({classes}) = {math.log(classes):.3g}: the logits are too large.",
+                f"the first cross entropy is {value:.3g}, but an untrained network should have about "
+                f"ln({classes}) = {math.log(classes):.3g}: the logits are too large.",
                 "Scale the inputs, and initialise the last layer with small weights.",
             )
         )
@@ -228,7 +213,31 @@ def _nll(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     ]
 
 
+def _weighted(counts: Tensor, weight: Tensor) -> Finding:
+    """Weights of classes make them more even, not less."""
+
+    def evenness(mass: Tensor) -> float:
+        share = mass / mass.sum().clamp_min(1e-30)
+        return float(-torch.special.xlogy(share, share).sum() / math.log(max(len(share), 2)))
+
+    return _wrong(
+        "evenness of the classes without weights, less that with weights, 0 to 1",
+        evenness(counts) - evenness(counts * weight.to(counts.device)),
+        0.1,
+        "the class weights make frequent classes count more and rare ones less: they are inverted, or in "
+        "another order than the classes.",
+        "Use weights that fall with the number of samples of a class, such as 1 / count.",
+    )
+
+
 def _bce_logits(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+    y, weight = _argument(args, kwargs, 1, "target"), kwargs.get("pos_weight")
+    if isinstance(weight, Tensor) and weight.numel() == 1 and isinstance(y, Tensor):
+        share = float(y.detach().double().mean().clamp(0, 1))
+        weights = torch.stack((torch.ones_like(weight.flatten()[0]), weight.flatten()[0])).detach().double()
+        found = _weighted(torch.tensor([1 - share, share], dtype=torch.float64), weights)
+        if not found.fine:
+            return [found]
     made = made_by(_argument(args, kwargs, 0, "input"))
     if made not in ("Sigmoid", "Softmax"):
         return _shapes(args, kwargs, result)
@@ -290,6 +299,24 @@ def _difference(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     return []
 
 
+def _normalise(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+    """Vectors that get unit norm over the samples."""
+    given, dim = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 2, "dim")
+    made = isinstance(given, Tensor) and given.ndim > 1 and given.requires_grad and not given.is_leaf
+    if not made or dim not in (0, -given.ndim):
+        return []
+    return [
+        _wrong(
+            "vectors that are normalised over the first axis",
+            1.0,
+            0.0,
+            f"a normalisation over the first axis of {list(given.shape)} gives unit norm over the samples of "
+            "the batch, not over the features of a sample.",
+            "Normalise over the features, dim=-1.",
+        )
+    ]
+
+
 def _softmax(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     """A softmax over the first axis of several."""
     given, dim = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "dim")
@@ -321,8 +348,8 @@ def _exchanged(args: Any, kwargs: Any, result: Any) -> list[Finding]:
             "calls of view or reshape that exchange axes",
             1.0,
             0.0,
-            f"a view or reshape turns {list(given.shape)} into {list(result.shape)}: axes are mixed "
-            "up, since it keeps the order of the numbers in memory.",
+            f"a view or reshape turns {list(given.shape)} into {list(result.shape)}: axes are mixed up, "
+            "since it keeps the order of the numbers in memory.",
             "Exchange axes with transpose or permute.",
         )
     ]
@@ -340,6 +367,7 @@ _CHECKS: dict[str, Callable[[Any, Any, Any], list[Finding]]] = {
     "sub": _difference,
     "__sub__": _difference,
     "rsub": _difference,
+    "normalize": _normalise,
     "softmax": _softmax,
     "log_softmax": _softmax,
     "view": _exchanged,

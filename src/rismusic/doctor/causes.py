@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rismusic import covariance, metrics
+from rismusic import covariance, metrics, operator
 from rismusic.doctor.case import Case
-from rismusic.nn import data, losses, validation
+from rismusic.nn import data, learner, losses, network, statistics, validation
 from rismusic.nn.monitors import Report
-from rismusic.simulation import link, scene
+from rismusic.simulation import link, scene, simulator
 
 # Functions of losses by name of the term, as in the settings.
 _TERMS: Mapping[str, Callable[..., Any]] = {
@@ -22,8 +22,8 @@ _TERMS: Mapping[str, Callable[..., Any]] = {
     "subspace": losses.subspace_leakage,
     "eigengap": losses.eigengap_hinge,
     "peak_contrast": losses.peak_contrast,
-    "coherence": losses.factor_coherence,
-    "cross_coherence": losses.cross_coherence,
+    "orthogonality": losses.factor_coherence,
+    "cross": losses.cross_coherence,
     "heat_map": losses.heat_map_divergence,
     "count": losses.count_divergence,
     "angle": losses.match_heads,
@@ -41,6 +41,8 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("SIGNAL", "symbols", lambda _: scene.draw_symbols),
     ("LINK", "channel", lambda _: link.draw_channel),
     ("LINK", "", lambda _: link.draw_codes),
+    ("DRAWS", "SNR|noise", lambda _: simulator.Simulator._receive),
+    ("DRAWS", "configuration", lambda _: link.draw_codes),
     ("DRAWS", "hidden", lambda case: case.trainer.scenes.noise_hidden),
     ("DRAWS", "symbols", lambda _: scene.draw_symbols),
     ("DRAWS", "targets", lambda _: losses.Targets.of),
@@ -49,6 +51,19 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("LEAK", "", lambda case: case.trainer.scenes.scene_ranges),
     ("R_SAMP", "", lambda _: covariance.recording_covariance),
     ("BLEND", "", lambda _: covariance.blend),
+    ("STAGES", "dense", lambda _: operator.Link.dense),
+    ("STAGES", "adjoint product", lambda _: operator.Link.adjoint),
+    ("STAGES", "apply", lambda _: operator.Link.apply),
+    ("STAGES", "matmul", lambda _: operator.Link.matmul),
+    ("STAGES", "back-projected", lambda _: covariance.back_project),
+    ("STAGES", "loading of|shrinkage of", lambda _: covariance.conditioning),
+    ("STAGES", "loaded and shrunk", lambda _: covariance.load_and_shrink),
+    ("STAGES", "energies", lambda _: statistics.GridStatistics.__call__),
+    ("STAGES", "scaled|noise variance", lambda _: statistics.GridStatistics.observe),
+    ("STAGES", "uniform powers", lambda _: statistics.GridStatistics.scale_power),
+    ("STAGES", "heat map of stage 1", lambda _: network.Stage.forward),
+    ("STAGES", "heat map of stage", lambda _: network.Network.predict),
+    ("STAGES", "", lambda _: network.Network._sources),
     ("TERMS", "R_true", lambda _: losses.Targets.of),
     ("TERMS", "R_pred", lambda _: covariance.predicted_covariance),
     ("GAP", "", lambda _: losses.eigengap_hinge),
@@ -62,10 +77,11 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("DRIFT", "average", lambda case: type(case.learner)._update_average),
     ("REPLAY", "beta|scenes", lambda case: type(case.trainer)._step),
     ("REPLAY", "loss weights", lambda _: data.weights_at),
+    ("REPLAY", "another weight decay", lambda _: learner.parameter_groups),
     ("REPLAY", "average", lambda case: type(case.learner)._update_average),
     ("REPLAY", "", lambda case: type(case.learner).step),
     ("VALIDATION", "", lambda _: validation.validate),
-    ("HELDOUT", "set|SNR|sources|scenes of", lambda case: case.trainer.scenes.validation),
+    ("HELDOUT", "several times|set|SNR|sources|scenes of", lambda case: case.trainer.scenes.validation),
     ("HELDOUT", "", lambda _: validation.validate),
     ("SCORES", "matching|gate|hits", lambda _: metrics.match),
     ("SCORES", "", lambda _: metrics.score),
@@ -124,6 +140,7 @@ _EFFECTS: dict[str, frozenset[str]] = {
         ("CALLS", f"BATCH MODES LAYERS SLOPE {_LEARNING}"),
         ("INPUT", f"LAYERS SLOPE PRECISION MODES {_LEARNING}"),
         ("R_SAMP", f"CEILING {_LOSSES} {_LEARNING}"),
+        ("STAGES", f"INSIDE CONSTANT {_LOSSES} {_LEARNING}"),
         ("TERMS BLEND GAP", f"{_LOSSES} {_LEARNING}"),
         ("SLOPE", f"STEP GRADPATH GRAD {_LEARNING}"),
         ("GRAD GRADPATH", f"SLOPE INSIDE {_LEARNING}"),
@@ -131,7 +148,9 @@ _EFFECTS: dict[str, frozenset[str]] = {
         ("DATA", _LEARNING),
         ("BATCH", f"ORDER USAGE MODES {_LEARNING}"),
         ("TARGET BOUND", f"CONSTANT {_LEARNING}"),
-        ("RANGE PAIRS ORDER USAGE TERMS VALUES LINEAR", _LEARNING),
+        ("DERIVATIVE", f"TERMS {_LEARNING}"),
+        ("EXCHANGE", f"SATISFIED {_LEARNING}"),
+        ("SATISFIED NUMBERS RANGE PAIRS ORDER USAGE TERMS VALUES LINEAR", _LEARNING),
         ("LOOP", "COURSE UPDATES LEARNED"),
         ("STEP DECAY", f"OPT REPLAY {_LEARNING}"),
         ("MODES", "VALIDATION VAL"),

@@ -12,6 +12,7 @@ from rismusic.doctor import (
     network_checks,
     reference_checks,
     replay_checks,
+    stage_checks,
     training_checks,
 )
 from rismusic.doctor.case import Case, MakeTrainer, open_case
@@ -38,6 +39,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("ORACLE", loss_checks.check_loss_values),
     ("TERMS", reference_checks.check_terms),
     ("GAP", loss_checks.check_eigengap),
+    ("STAGES", stage_checks.check_stages),
     ("SLOPE", loss_checks.check_gradients),
     ("SYMMETRY", loss_checks.check_symmetry),
     ("PRECISION", loss_checks.check_precision),

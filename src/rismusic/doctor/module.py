@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,16 +33,7 @@ from rismusic.doctor.state import (
     widened,
 )
 from rismusic.doctor.tape import DRAWS, Tape, TapeRecorder, faithful
-from rismusic.doctor.tape_checks import (
-    LeftOutError,
-    bound_findings,
-    linear_findings,
-    mixing_findings,
-    range_findings,
-    target_findings,
-    usage_findings,
-    value_findings,
-)
+from rismusic.doctor.tape_losses import tape_reports
 from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -142,8 +133,11 @@ def diagnose_module(
         run("LAYERS", case.check_layers)
         run("GRAD", lambda: case.check_coverage(steps))
         run("BATCH", case.check_batch)
-        for tag, check in case.tape_checks().items():
-            run(tag, check)
+        with restored(whole):
+            for report in case.tape_reports():
+                reports.append(report)
+                for line in report.lines:
+                    say(line)
         run("MODES", case.check_modes)
         run("PRECISION", case.check_precision)
         if not surrogate_gradient:
@@ -439,8 +433,8 @@ class _ModuleUnderTest:
         )
         return report_of("BATCH", f"other samples change by {change:.1e}", [finding])
 
-    def tape_checks(self) -> dict[str, Callable[[], Report]]:
-        """Checks that repeat the loss with other data, see :mod:`rismusic.doctor.tape_checks`."""
+    def tape_reports(self) -> list[Report]:
+        """Checks that repeat the loss with other data, see :mod:`rismusic.doctor.tape_losses`."""
         recorder = TapeRecorder(self.module)
         handles = recorder.hooks()
         try:
@@ -450,27 +444,10 @@ class _ModuleUnderTest:
         finally:
             for handle in handles:
                 handle.remove()
-
-        def check(tag: str, findings: Callable[[Tape], list[Finding]]) -> Report:
-            if isinstance(tape, str):
-                return report_of(tag, f"left out: {tape}", [])
-            if not faithful(tape):
-                return report_of(tag, "left out: repeating the recorded calls gives another loss", [])
-            try:
-                return report_of(tag, "the loss, repeated with other data", findings(tape))
-            except LeftOutError as error:
-                return report_of(tag, f"left out: {error}", [])
-
-        found: dict[str, Callable[[Tape], list[Finding]]] = {
-            "ORDER": mixing_findings,
-            "USAGE": lambda tape: usage_findings(tape, recorder.unread()),
-            "TARGET": target_findings,
-            "BOUND": bound_findings,
-            "RANGE": range_findings,
-            "LINEAR": linear_findings,
-            "VALUES": value_findings,
-        }
-        return {tag: partial(check, tag, findings) for tag, findings in found.items()}
+        if isinstance(tape, Tape) and faithful(tape):
+            return tape_reports(tape, recorder.unread())
+        reason = tape if isinstance(tape, str) else "repeating the recorded calls gives another loss"
+        return [report_of("BATCH", f"left out: {reason}", [])]
 
     def check_modes(self) -> Report:
         """[MODES]: evaluation mode is deterministic and close to training mode."""
@@ -608,8 +585,8 @@ class _ModuleUnderTest:
             value,
             0.01,
             f"the gradient is not that of the loss: a part is detached, reversed, or rounded (at {worst}).",
-            "Remove detach(), item() and rounding. Test your own backward with torch.autograd.gradcheck."
-            f"{self.observed()[0].detached_lines}",
+            "Remove detach(), item() and rounding. Test your own backward with "
+            f"torch.autograd.gradcheck.{self.observed()[0].detached_lines}",
         )
         text = f"gradient {size:.3g}" + (f"; {left} parameters at a kink left out" if left else "")
         return report_of("SLOPE", text, [finding])
@@ -666,8 +643,8 @@ class _ModuleUnderTest:
         if 0 < ratio < _SLOWEST and decrease < _CLEAR_DECREASE:
             decrease = -abs(decrease)
             meaning = (
-                f"the network does not learn even one batch: weights change by {ratio:.1g} of their size "
-                "in a step, so the learning rate is too low."
+                f"the network does not learn even one batch: weights change by {ratio:.1g} of their size in "
+                "a step, so the learning rate is too low."
             )
             advice = "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step."
         findings = [
@@ -687,8 +664,8 @@ class _ModuleUnderTest:
                 "the learning rate is 0, so nothing is learned."
                 if all(group["lr"] == 0 for group in optimizer.param_groups)
                 else f"these parameters do not learn: {listed(unmoved)}.",
-                "Check that they are in the optimizer, that its learning rate is not 0, and that they affect "
-                "the loss.",
+                "Check that they are in the optimizer, that its learning rate is not 0, and that they "
+                "affect the loss.",
             ),
             at_most(
                 "relative change of all weights by the first step",

@@ -195,8 +195,13 @@ def random_prediction(like: Prediction, seed: int = 0) -> Prediction:
         elevation=normal(like.elevation) / 4,
         inverse_range=(normal(like.inverse_range) / 2).exp(),
         existence_logits=normal(like.existence_logits),
-        grid_logits=None if like.grid_logits is None else normal(like.grid_logits),
+        grid_logits=None if like.grid_logits is None else _unlike(normal(like.grid_logits)),
     )
+
+
+def _unlike(maps: Float[Tensor, "S T P"]) -> Float[Tensor, "S T P"]:
+    """The maps, those of each stage of another size, so that no stage may stand for another one."""
+    return maps * torch.arange(1, maps.shape[1] + 1, device=maps.device)[:, None]
 
 
 def prediction_in_double(prediction: Prediction) -> Prediction:

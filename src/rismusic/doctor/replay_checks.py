@@ -424,6 +424,17 @@ def _update_findings(run: ShortRun) -> list[Finding]:
         for p in group["params"]
         if abs(float(group["weight_decay"]) - (spec.weight_decay if p.ndim > 1 else 0.0)) > 1e-12
     }
+    of = {
+        id(p): float(group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+        if "weight_decay" in group
+    }
+    decayed = [
+        name
+        for name, weight in run.trainer.learner.weights.items()
+        if abs(of.get(id(weight), 0.0) - (spec.weight_decay if weight.ndim > 1 else 0.0)) > 1e-12
+    ]
     late = [name for name, value in skipped.items() if value > 0.05]
     reason = ""
     if decays:
@@ -431,6 +442,13 @@ def _update_findings(run: ShortRun) -> list[Finding]:
     elif betas and betas != {_BETAS}:
         reason = f": its betas are {next(iter(betas))}, Adam's are {_BETAS}"
     return [
+        must_be_zero(
+            "parameters with another weight decay than the settings",
+            len(decayed),
+            f"the weight decay of {listed(decayed)} is not that of the settings, which is for matrices, and "
+            "0 for biases and norms (parameter_groups).",
+            "Decay parameters with two or more axes only.",
+        ),
         at_most(
             "relative distance of the weights' updates from those of AdamW with the settings",
             max(wrong.values(), default=0.0),
@@ -496,6 +514,15 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
                 "Draw each split under its own name.",
             )
         )
+    keys = [key for recording in whole for key in scene_keys(recording)]
+    findings.append(
+        must_be_zero(
+            "validation scenes that are there several times",
+            len(keys) - len(set(keys)),
+            "the validation set contains scenes twice: a part of it repeats another one.",
+            "Number the scenes of the validation set from first to last.",
+        )
+    )
     training = case.recordings[:4]
     for what, limit, of in (
         ("SNR, dB", 4.0, _snr_db),

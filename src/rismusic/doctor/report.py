@@ -133,9 +133,9 @@ def report_of(tag: str, text: str, findings: Sequence[Finding]) -> Report:
     return Report(tag, text, {one.name: one.value for one in findings}, tuple(findings))
 
 
-def must_be_zero(name: str, value: float | int, meaning: str, advice: str) -> Finding:
+def must_be_zero(name: str, value: float | int, meaning: str, advice: str, where: str = "") -> Finding:
     """A finding whose limit is 0, such as the number of things that are wrong."""
-    return at_most(name, float(value), 0.0, meaning, advice)
+    return at_most(name, float(value), 0.0, meaning, advice, where)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+_TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 Networks = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 
 
@@ -165,3 +168,34 @@ def no_hook(*_: Any) -> None:
 
 def _hook_of_a_copy() -> Callable[..., None]:
     return no_hook
+
+
+def names(text: str) -> frozenset[str]:
+    """Names of functions, separated by spaces."""
+    return frozenset(text.split())
+
+
+def row_codes(value: Tensor) -> Tensor:
+    """A number for each row of the first axis, equal for equal rows."""
+    rows = value.detach().reshape(len(value), -1)
+    rows = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+    vector = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (rows.double() * vector.to(rows.device)).sum(1)
+
+
+def calling_line() -> str:
+    """File and line of the innermost caller outside torch and this package, such as ``train.py:12``.
+
+    Installed packages count only if there is no caller outside them.
+    """
+    frame: Any = sys._getframe(1)
+    installed = ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, _HERE)) and "jaxtyping" not in name:
+            line = f"{Path(name).name}:{frame.f_lineno}"
+            if "site-packages" not in name:
+                return line
+            installed = installed or line
+        frame = frame.f_back
+    return installed

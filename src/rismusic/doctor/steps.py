@@ -40,6 +40,11 @@ class StepRecord:
         self._cosines: list[float] = []
         self._uphill: list[float] = []
         self._decays: list[float] = []
+        # Losses whose gradients reached a step, were set to 0 before one, or still wait for one.
+        self._used: set[int] = set()
+        self._lost: set[int] = set()
+        self._waiting: dict[int, set[int]] = {}
+        self._steps = 0
         self._emptied = 0
         self._replaced: dict[str, int] = {}
         self._before: dict[int, Tensor] = {}
@@ -50,8 +55,11 @@ class StepRecord:
         """Whether the present step is compared."""
         return self.number < _FIRST_STEPS or self.number & (self.number - 1) == 0
 
-    def add(self, weight: nn.Parameter, gradient: Tensor) -> None:
-        """Add a gradient of a loss, before the optimizer's step."""
+    def add(self, weight: nn.Parameter, gradient: Tensor, number: int) -> None:
+        """Add a gradient of the loss of a number, before the optimizer's step."""
+        if weight.grad is None or not bool(weight.grad.any()):
+            self._lost |= self._waiting.pop(id(weight), set())
+        self._waiting.setdefault(id(weight), set()).add(number)
         if self.compared and weight.numel() <= _LARGEST and not gradient.is_sparse:
             old, new = self._sums.get(id(weight)), gradient.detach()
             if weight.grad is None or not bool(weight.grad.any()):
@@ -63,6 +71,16 @@ class StepRecord:
     def before(self, optimizer: torch.optim.Optimizer, *, closure: bool, stale: bool) -> None:
         """Look at the gradients that a step gets, and at what happened to the weights since the last one."""
         held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in self.names]
+        for p in held:
+            numbers = self._waiting.pop(id(p), set())
+            if p.grad is not None and bool(p.grad.any()):
+                self._used |= numbers
+            else:
+                self._lost |= numbers
+        self._steps += 1
+        if closure:
+            # The optimizer calculates the loss as often as it likes.
+            self._lost.clear()
         for p in held:
             old = self._after.pop(id(p), None)
             if old is None or p.ndim < 2:
@@ -139,11 +157,24 @@ class StepRecord:
                 "weight matrices that something replaces between two steps",
                 len(self._replaced),
                 "between two steps, something other than the optimizer changes "
-                f"{listed(list(self._replaced))}: "
-                "weights are initialised again, loaded or overwritten, so what was learned is lost.",
+                f"{listed(list(self._replaced))}: weights are initialised again, loaded or overwritten, so "
+                "what was learned is lost.",
                 "Create, initialise and load the model once, before the loop.",
             ),
         ]
+        lost = self._lost - self._used - set().union(*self._waiting.values())
+        found.append(
+            at_most(
+                "losses whose gradient no step uses, per step",
+                len(lost) / max(self._steps, 1),
+                0.1,
+                "the gradient of a loss is set to 0 before a step uses it: zero_grad is called between two "
+                "calls of backward, so the first loss has no effect.",
+                "Call zero_grad once, before the first backward of a step.",
+            )
+            if self._emptied < max(1, len(self._ratios))
+            else at_most("losses whose gradient no step uses, per step", 0.0, 0.1, "", "")
+        )
         if self._cosines:
             middle = _median(self._cosines)
             found.append(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,84 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from rismusic.doctor.state import Hook, tensors_in, widened
+from rismusic.doctor.state import Hook, calling_line, names, tensors_in, widened
 
 # Calls on data alone that keep the order of the samples, and are repeated. The result of any other is a root.
-_KEPT = frozenset(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "transpose",
-        "permute",
-        "t",
-        "unsqueeze",
-        "squeeze",
-        "float",
-        "long",
-        "double",
-        "half",
-        "bfloat16",
-        "to",
-        "type",
-        "type_as",
-        "one_hot",
-        "contiguous",
-        "expand",
-        "repeat_interleave",
-        "clone",
-        "detach",
-        "real",
-        "imag",
-        "view_as_real",
-        "view_as_complex",
-        "unflatten",
-        "__get__",
-        "div",
-        "sub",
-        "mul",
-        "add",
-        "neg",
-        "rsub",
-        "pow",
-        "exp",
-        "log",
-        "log1p",
-        "sqrt",
-        "abs",
-        "square",
-        "clamp",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "logical_not",
-        "__add__",
-        "__radd__",
-        "__sub__",
-        "__rsub__",
-        "__mul__",
-        "__rmul__",
-        "__truediv__",
-        "__rtruediv__",
-        "__pow__",
-        "__neg__",
-        "__eq__",
-        "__ne__",
-        "__lt__",
-        "__le__",
-        "__gt__",
-        "__ge__",
-        "__invert__",
-        "true_divide",
-        "int",
-        "bool",
-        "unsqueeze_",
-        "swapaxes",
-        "movedim",
-    ]
+_KEPT = names(
+    "view reshape flatten transpose permute t unsqueeze squeeze float long double half bfloat16 to type "
+    "type_as one_hot contiguous expand repeat_interleave clone detach real imag view_as_real "
+    "view_as_complex unflatten __get__ div sub mul add neg rsub pow exp log log1p sqrt abs square clamp "
+    "eq ne lt le gt ge logical_not __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ "
+    "__rtruediv__ __pow__ __neg__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __invert__ true_divide int "
+    "bool unsqueeze_ swapaxes movedim requires_grad_"
 )
 # Functions that draw random numbers, apart from dropout.
 DRAWS = (
@@ -119,61 +52,27 @@ DRAWS = (
     "exponential_",
 )
 _RANDOM = frozenset([*DRAWS, "random_", "rrelu"])
-_CONSTANT = frozenset(
-    [
-        "zeros",
-        "ones",
-        "full",
-        "arange",
-        "eye",
-        "linspace",
-        "empty",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "tril",
-        "triu",
-        "tril_indices",
-        "triu_indices",
-        "zero_",
-        "fill_",
-    ]
+_CONSTANT = names(
+    "zeros ones full arange eye linspace empty zeros_like ones_like full_like empty_like new_zeros "
+    "new_ones new_full new_empty tril triu tril_indices triu_indices zero_ fill_"
 )
 # Changes in place that depend on the old values.
-_ALTERING = frozenset(
-    [
-        "mul_",
-        "div_",
-        "add_",
-        "sub_",
-        "clamp_",
-        "__imul__",
-        "__idiv__",
-        "__itruediv__",
-        "__iadd__",
-        "__isub__",
-        "log_",
-        "neg_",
-    ]
-)
+_ALTERING = names("mul_ div_ add_ sub_ clamp_ __imul__ __idiv__ __itruediv__ __iadd__ __isub__ log_ neg_")
 # Results of these have the size of their argument, but do not depend on its values.
-_LIKE = frozenset(
-    ["randn_like", "rand_like", "randint_like", "zeros_like", "ones_like", "full_like", "empty_like"]
-) | frozenset(["new_zeros", "new_ones", "new_full", "new_empty", "size", "numel", "dim"])
-DROPOUT = frozenset(
-    ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"]
+_LIKE = names("randn_like rand_like randint_like zeros_like ones_like full_like empty_like") | names(
+    "new_zeros new_ones new_full new_empty size numel dim"
 )
+DROPOUT = names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout")
 _ATTENTION = "scaled_dot_product_attention"
 _RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
 # Steps in which data change in place, from which this is a habit of the loop.
 _OFTEN = 3
 # Most calls between two steps of the optimizer.
 _MOST_CALLS = 20_000
+
+
+class LeftOutError(Exception):
+    """Why a check cannot be made."""
 
 
 class Ref(NamedTuple):
@@ -192,6 +91,7 @@ class Call:
         state: random state before it, if it draws.
         cast: device and type of automatic mixed precision, if it was on.
         pure: whether it depends on data alone.
+        where: file and line of the caller.
     """
 
     name: str
@@ -205,6 +105,7 @@ class Call:
     state: Tensor | None
     cast: tuple[str, torch.dtype] | None
     pure: bool
+    where: str = ""
 
     @property
     def reads(self) -> list[int]:
@@ -217,13 +118,15 @@ class Root:
     """A tensor that the tape starts from.
 
     Args:
-        kind: ``data``, ``noise`` or ``constant``.
+        kind: ``data``, ``noise``, ``constant``, or ``decision`` for integers that a network made (an argmax).
         rows: how it was indexed out of others, the last step first: key of that tensor, and the index.
+        leaf: whether the loss differentiates by it.
     """
 
     value: Tensor
     kind: str
     rows: tuple[tuple[int, Any], ...] = ()
+    leaf: bool = False
 
     @property
     def picked(self) -> bool:
@@ -288,6 +191,11 @@ class TapeRecorder:
         self._window = 0
         # Data of which a part changes in place: in how many steps, the last of them, and the call.
         self._altered: dict[int, tuple[weakref.ref[Tensor], int, int, str]] = {}
+        # What the loop collects for a batch and has not used yet, since the last step and the one before; and
+        # how often something collected at a line was never used.
+        self._collected: dict[int, tuple[Tensor, str]] = {}
+        self._older: dict[int, tuple[Tensor, str]] = {}
+        self.never: Counter[str] = Counter()
         self.clear()
 
     def clear(self) -> None:
@@ -303,6 +211,9 @@ class TapeRecorder:
         self._before: dict[int, Tensor] = {}
         self._passed: list[tuple[str, int]] = []
         self._touched: set[int] = set()
+        self._decided: set[int] = set()
+        self.never.update(line for _, line in self._older.values())
+        self._older, self._collected = self._collected, {}
         self._window += 1
 
     def hooks(self) -> list[RemovableHandle]:
@@ -333,8 +244,9 @@ class TapeRecorder:
                 self.outputs.append(Output(id(one), name, type(part).__name__, self._depth == 0, inputs))
 
     def depends(self, value: Tensor) -> bool:
-        """Whether a tensor depends on weights."""
-        return id(value) in self._tainted or isinstance(value, nn.Parameter)
+        """Whether a tensor depends on weights, or on data by which the loss differentiates."""
+        leaf = value.requires_grad and value.is_leaf
+        return id(value) in self._tainted or isinstance(value, nn.Parameter) or leaf
 
     @property
     def active(self) -> bool:
@@ -354,6 +266,11 @@ class TapeRecorder:
     def touch(self, value: Tensor) -> None:
         """Note that the numbers of a tensor are read."""
         self._touched.add(id(value))
+        self._used(value)
+
+    def _used(self, value: Tensor) -> None:
+        self._older.pop(id(value), None)
+        self._collected.pop(id(value), None)
 
     def before(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, int]]:
         """The tensors of a call with their versions, before it is made."""
@@ -378,14 +295,33 @@ class TapeRecorder:
     ) -> None:
         """Record a call that was made."""
         outs = tensors_in(result)
+        for one, _ in found:
+            self._used(one)
         mutated = [one for one, version in found if one._version != version]
-        if (not outs and not mutated) or self.problem:
+        # A weight that is copied or averaged between steps is a new start, not a part of a loss.
+        copied = any(isinstance(one, nn.Parameter) for one in mutated) and not torch.is_grad_enabled()
+        if (not outs and not mutated) or copied or self.problem:
             return
         tainted = name not in _LIKE and any(self.depends(one) for one, _ in found)
         for one in (*outs, *mutated):
             self._tensors[id(one)] = one
+        whole = [one for one in outs if one.is_floating_point() or one.is_complex()]
+        if tainted and outs and not whole and not mutated:
+            # What a network decides (an argmax, a comparison) has no gradient: it is data of what follows.
+            self._decided.update(map(id, outs))
+            for one in outs:
+                self._kinds[id(one)] = ("decision", None)
+                self._versions[id(one)] = one._version if not one.is_inference() else 0
+            return
+        joined = name in ("cat", "stack") and not tainted and not self._depth and outs[0].ndim > 0
+        if joined and (outs[0].dtype == torch.bool or outs[0].is_floating_point()):
+            self._collected[id(outs[0])] = (outs[0], calling_line())
         if not tainted:
-            kept = name in _KEPT or (self._depth > 0 and name == "__getitem__" and _keeps_samples(args[1]))
+            decided = any(id(one) in self._decided for one, _ in found)
+            if decided:
+                self._decided.update(map(id, (*outs, *mutated)))
+            # Within a module, all but random numbers belong to its calculation.
+            kept = name in _KEPT or (self._depth > 0 and name not in _RANDOM | _CONSTANT | DROPOUT)
             # The detached state of an earlier step is data of this one.
             earlier = any(one.requires_grad for one, _ in found)
             if kept and not mutated and not earlier and all(self._known(one) for one, _ in found):
@@ -394,7 +330,8 @@ class TapeRecorder:
             self._touched.update(id(one) for one, _ in found)
             for one in mutated:
                 base = one._base
-                if base is not None and base.numel() > one.numel() and name in _ALTERING:
+                # An environment in which the network acts is not the data.
+                if base is not None and base.numel() > one.numel() and name in _ALTERING and not decided:
                     self._note_altered(base, name)
             kind = "noise" if name in _RANDOM else "constant" if name in _CONSTANT else "data"
             base = args[0] if name in ("__getitem__", "index_select") and args else None
@@ -457,7 +394,10 @@ class TapeRecorder:
         keys = tuple(map(id, outs)), tuple(map(id, mutated))
         call = (_mapped(args, reference), _mapped(kwargs, reference))
         self.calls.append(
-            Call(name, func, *call, *keys, torch.is_grad_enabled(), self._depth > 0, state, cast, pure)
+            Call(
+                *(name, func, *call, *keys, torch.is_grad_enabled(), self._depth > 0, state, cast, pure),
+                calling_line(),
+            )
         )
         if pure:
             self._pure.update(keys[0])
@@ -504,11 +444,16 @@ class TapeRecorder:
         if id(loss) not in self._tainted:
             return "the loss is made by calls that torch does not show"
         calls = _needed(self.calls, {id(loss)})
-        made = {key for call in calls for key in call.outs}
+        made: set[int] = set()
+        first: dict[int, None] = {}
+        # In the order of the calls, which is that of other tapes of the same kind. A call in place reads the
+        # tensor that it returns.
+        for call in calls:
+            first.update(dict.fromkeys(key for key in call.reads if key not in made))
+            made.update(call.outs)
         roots: dict[int, Root] = {}
         weights: dict[int, nn.Parameter] = {}
-        # In the order of the calls, which is that of other tapes of the same kind.
-        for key in dict.fromkeys(key for call in calls for key in call.reads if key not in made):
+        for key in first:
             value = self._tensors.get(key)
             if value is None:
                 return "a tensor is lost"
@@ -528,16 +473,10 @@ class TapeRecorder:
                 return "the data change in place during the step"
             else:
                 stored = value.detach().clone()
-            roots[key] = Root(stored, kind, tuple(chain))
+            roots[key] = Root(stored, kind, tuple(chain), value.requires_grad)
         made |= {key for call in calls for key in call.mutated}
         outputs = [one for one in self.outputs if one.key in made]
         return Tape(calls, roots, weights, id(loss), float(loss.detach()), outputs)
-
-
-def _keeps_samples(index: Any) -> bool:
-    """Whether an index takes all of the first axis."""
-    first = index[0] if isinstance(index, tuple) and index else None
-    return first is Ellipsis or (isinstance(first, slice) and first == slice(None))
 
 
 def _is_rows(index: Any) -> bool:
@@ -660,6 +599,9 @@ class Replay:
         self.weights = {key: self._moved(value) for key, value in given.items()}
         values = {key: root.value for key, root in tape.roots.items()} | dict(roots or {})
         self.roots = {key: self._moved(value) for key, value in values.items()}
+        # A loss that has derivatives of the network in it needs a graph, also where its value alone is asked.
+        self._leaves = [key for key, root in tape.roots.items() if root.leaf]
+        self._graph = any(call.func is torch.autograd.grad for call in tape.calls)
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             self.base = self.run()
@@ -699,9 +641,21 @@ class Replay:
         changed = {key for call in calls for key in call.mutated}
         env = {key: value.clone() if key in changed else value for key, value in env.items()}
         env.update(given)
+        if self._graph:
+            if given:
+                raise LeftOutError("the loss has derivatives of the network")
+            env.update({key: env[key].detach().requires_grad_(True) for key in self._leaves if key in env})
+            with torch.enable_grad():
+                found = self._calculated(calls, env, given, exact=exact)
+            return found if torch.is_grad_enabled() else {key: one.detach() for key, one in found.items()}
+        return self._calculated(calls, env, given, exact=exact)
+
+    def _calculated(
+        self, calls: Sequence[Call], env: dict[int, Tensor], given: Mapping[int, Tensor], *, exact: bool
+    ) -> dict[int, Tensor]:
         for call in calls:
             args, kwargs = (_mapped(part, lambda one: env[one.key]) for part in (call.args, call.kwargs))
-            if not exact:
+            if not exact or call.func is torch.autograd.grad:
                 args, kwargs = self._quiet(call, args, kwargs)
             with ExitStack() as stack:
                 if not call.grad and not call.pure:
@@ -720,7 +674,9 @@ class Replay:
 
     def _quiet(self, call: Call, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Arguments without dropout, and with the statistics of the recorded batch."""
-        if call.name in DROPOUT:
+        if call.func is torch.autograd.grad:
+            kwargs = {**kwargs, "retain_graph": True}
+        elif call.name in DROPOUT:
             args, kwargs = args[:1], {"p": 0.0, "training": False}
         elif call.name == "multi_head_attention_forward":
             kwargs = {**kwargs, "training": False}

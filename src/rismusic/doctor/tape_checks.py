@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.report import listed, must_be_zero
+from rismusic.doctor.state import names, row_codes
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
-from rismusic.doctor.tape import Call, Output, Replay, Tape
+from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
 from rismusic.nn.monitors import Finding, at_least, at_most
 
 # Relative changes of a loss or an output that rounding does not explain, in double and single precision.
@@ -23,58 +24,14 @@ _CHANGED = {True: 1e-5, False: 2e-3}
 # Share of the varying input entries, or of the columns, that may be without any effect.
 _UNUSED = 0.3
 # Calls through which a constant output is given to the call before, which keeps it in its range.
-_LINKS = frozenset(
-    [
-        "softmax",
-        "log_softmax",
-        "sigmoid",
-        "logsigmoid",
-        "tanh",
-        "relu",
-        "relu_",
-        "softplus",
-        "exp",
-        "normalize",
-        "elu",
-        "leaky_relu",
-        "gelu",
-        "silu",
-        "squeeze",
-        "unsqueeze",
-        "view",
-        "reshape",
-        "flatten",
-        "clone",
-        "contiguous",
-        "transpose",
-        "permute",
-        "float",
-        "clamp",
-    ]
+_LINKS = names(
+    "softmax log_softmax sigmoid logsigmoid tanh relu relu_ softplus exp normalize elu leaky_relu gelu "
+    "silu squeeze unsqueeze view reshape flatten clone contiguous transpose permute float clamp"
 )
-_SUMS = frozenset(["add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "add_", "__iadd__"])
-_LINEAR = frozenset(
-    [
-        "mul",
-        "__mul__",
-        "__rmul__",
-        "div",
-        "__truediv__",
-        "true_divide",
-        "sum",
-        "mean",
-        "neg",
-        "__neg__",
-        "stack",
-        "squeeze",
-        "view",
-        "reshape",
-    ]
+_SUMS = names("add __add__ __radd__ sub __sub__ __rsub__ add_ __iadd__")
+_LINEAR = names(
+    "mul __mul__ __rmul__ div __truediv__ true_divide sum mean neg __neg__ stack squeeze view reshape"
 )
-
-
-class LeftOutError(Exception):
-    """Why a check cannot be made."""
 
 
 @dataclass
@@ -129,6 +86,8 @@ def samples_of(tape: Tape, axis: int = 0) -> Samples:
     if tape.random:
         raise LeftOutError("the loss draws numbers that depend on the network")
     roots = tape.roots
+    # Statistics with which the data are scaled are the same for all samples.
+    scales = {key for call in tape.calls if call.pure and len(set(call.reads)) > 1 for key in call.reads}
     inputs = [key for key in tape.inputs if roots[key].value.ndim > axis and roots[key].value.numel() > 1]
     if not inputs:
         raise LeftOutError("no data reach the network")
@@ -151,6 +110,8 @@ def samples_of(tape: Tape, axis: int = 0) -> Samples:
             axes[key] = axis
         elif number in shape:
             axes[key] = shape.index(number)
+        elif key in scales:
+            continue
         elif root.kind == "data" and any(one.key in tape.reached(key) for one in tape.results):
             raise LeftOutError("a tensor of the batch has no axis of samples")
         elif root.kind == "data" and key in tape.targets:
@@ -181,20 +142,24 @@ def replay_of(tape: Tape) -> Replay:
     return double if math.isclose(single.loss, double.loss, rel_tol=1e-2, abs_tol=1e-5) else single
 
 
-def _permutation(number: int) -> Tensor:
+def permutation(number: int) -> Tensor:
+    """A fixed random order."""
     return torch.randperm(number, generator=torch.Generator().manual_seed(0))
 
 
 def _orders(number: int) -> Iterator[Tensor]:
     """Other orders of a batch: of its rows, and of samples that have a row in each half (views, pairs)."""
-    yield _permutation(number)
+    yield permutation(number)
     if number % 2 == 0 and number >= 8:
-        half = _permutation(number // 2)
+        half = permutation(number // 2)
         yield torch.cat((half, half + number // 2))
 
 
-def _size(value: Tensor) -> float:
-    return float(value.detach().abs().double().square().mean().sqrt()) if value.numel() else 0.0
+def size_of(value: Tensor) -> float:
+    """Root mean square of the modulus."""
+    value = value.detach()
+    value = value.abs() if value.is_complex() else value
+    return float(value.double().square().mean().sqrt()) if value.numel() else 0.0
 
 
 def _sample_axis(value: Tensor, samples: Samples) -> int | None:
@@ -206,58 +171,117 @@ def _sample_axis(value: Tensor, samples: Samples) -> int | None:
 
 def mixing_findings(tape: Tape) -> list[Finding]:
     """Samples of a batch do not affect each other's outputs, and their order does not change the loss."""
-    samples = _chosen_samples(tape)
+    samples = chosen_samples(tape)
     replay = replay_of(tape)
     limit = _CHANGED[replay.double]
     change = min(
         abs(replay.value(roots=samples.reordered(replay, order)) - replay.loss) / max(abs(replay.loss), 1e-6)
         for order in _orders(samples.number)
     )
-    mixed, first = _mixing(replay, samples, limit)
+    # One sample is replaced by the last one; then, all are put in another order.
+    index, rest = torch.arange(samples.number), torch.arange(1, samples.number)
+    index[0] = samples.number - 1
+    mixed, first, line = _differing(replay, samples, index, rest, rest, limit)
     other = _time_major(tape)
     if (mixed > limit or change > limit) and other is not None:
-        roots = other.roots(replay, _permutation(other.number))
+        roots = other.roots(replay, permutation(other.number))
         moved = abs(replay.value(roots=roots) - replay.loss) / max(abs(replay.loss), 1e-6)
         if moved <= limit and not tape.roots[samples.primary].picked:
             raise LeftOutError("the samples may be along the second axis")
-    name = "" if first is None else f" first in {first.name or 'the network'} ({first.kind})"
-    recurrent = first is not None and any(
-        word in first.kind for word in ("LSTM", "GRU", "RNN", "Transformer", "Attention")
-    )
+    recurrent = any(word in first for word in ("LSTM", "GRU", "RNN", "Transformer", "Attention"))
     found = [
         at_most(
             "change of the outputs of other samples when one sample is replaced, over their size",
             mixed,
             limit,
-            f"samples of a batch affect each other{name}: "
+            f"samples of a batch affect each other{first}: "
             + (
                 "batch_first does not fit the order of the axes."
                 if recurrent
-                else "axes are mixed up (view or flatten across the batch, batch_first, softmax or "
-                "statistics over the batch)."
+                else "axes are mixed up (view or flatten across the batch, batch_first, softmax, transform "
+                "or statistics over the batch)."
             ),
             "The first axis is the samples: batch_first=True for recurrent layers and attention; flatten "
-            "from "
-            "axis 1; transpose in place of view.",
+            "from axis 1; transpose in place of view.",
+            line,
         )
     ]
     if mixed <= limit:
+        order = permutation(samples.number)
+        every = torch.arange(samples.number)
+        place, first, line = _differing(replay, samples, order, every, order, limit)
         found.append(
             at_most(
-                "relative change of the loss when samples and their targets are put in another order",
-                change,
+                "change of the outputs when the samples are put in another order, over their size",
+                place,
                 limit,
-                "the loss depends on the order of the samples, though each output belongs to one sample: "
-                "outputs "
-                "and targets are flattened or matched in different orders, so outputs meet the targets of "
-                "others.",
-                "Compare the axes of outputs and targets before they are flattened or matched.",
+                f"the output of a sample depends on its place in the batch{first}: a table, mask or position "
+                "is indexed along the samples, not along another axis (time).",
+                "Look at what is added to or multiplied with the samples, and at its axis.",
+                line,
             )
         )
+        if place <= limit:
+            found.append(
+                at_most(
+                    "relative change of the loss when samples and their targets are put in another order",
+                    change,
+                    limit,
+                    "the loss depends on the order of the samples, though each output belongs to one "
+                    "sample: outputs and targets are flattened or matched in different orders, so outputs "
+                    "meet the targets of others.",
+                    "Compare the axes of outputs and targets before they are flattened or matched.",
+                )
+            )
     return found
 
 
-def _chosen_samples(tape: Tape) -> Samples:
+def _differing(
+    replay: Replay, samples: Samples, index: Tensor, rows: Tensor, old_rows: Tensor, limit: float
+) -> tuple[float, str, str]:
+    """The largest difference of some outputs of a batch with other samples, and where it starts.
+
+    Args:
+        replay: the loss.
+        samples: the samples of the batch.
+        index: the samples that the batch is made of.
+        rows: rows of the new outputs to compare.
+        old_rows: rows of the old outputs that they should equal.
+        limit: relative difference that counts.
+
+    Returns:
+        The difference, the first module with one, and the line of the first call with one.
+    """
+    with torch.no_grad():
+        env = replay.run(
+            samples.reordered(replay, index) if len(rows) == samples.number else samples.roots(replay, index)
+        )
+
+    def change(key: int) -> float:
+        old, new = replay.base.get(key), env.get(key)
+        if old is None or new is None or not (old.is_floating_point() or old.is_complex()):
+            return 0.0
+        axis = _sample_axis(old, samples)
+        if axis is None or old.shape != new.shape:
+            return 0.0
+        old, new = (
+            old.index_select(axis, old_rows.to(old.device)),
+            new.index_select(axis, rows.to(old.device)),
+        )
+        return size_of(new - old) / max(size_of(old), 1e-30)
+
+    changes = [(change(one.key), one) for one in replay.tape.outputs]
+    worst = max((value for value, one in changes if one.outermost), default=0.0)
+    first = next((one for value, one in changes if value > limit), None)
+    name = "" if first is None else f", first in {first.name or 'the network'} ({first.kind})"
+    if worst <= limit:
+        return worst, "", ""
+    made = (call.where for call in replay.tape.calls if any(change(key) > limit for key in call.outs))
+    return worst, name, next(made, "")
+
+
+def chosen_samples(tape: Tape) -> Samples:
+    """The samples along the first axis of the input, or the second one if the targets have that only."""
     try:
         return samples_of(tape)
     except LeftOutError as error:
@@ -274,33 +298,9 @@ def _time_major(tape: Tape) -> Samples | None:
         return None
 
 
-def _mixing(replay: Replay, samples: Samples, limit: float) -> tuple[float, Output | None]:
-    """The largest change of other samples in an output, and the first module where there is one."""
-    index = torch.arange(samples.number)
-    index[0] = samples.number - 1
-    with torch.no_grad():
-        env = replay.run(samples.roots(replay, index))
-    worst, first = 0.0, None
-    for one in replay.tape.outputs:
-        old, new = replay.base.get(one.key), env.get(one.key)
-        if old is None or new is None or not (old.is_floating_point() or old.is_complex()):
-            continue
-        axis = _sample_axis(old, samples)
-        if axis is None:
-            continue
-        rest = torch.arange(1, samples.number, device=old.device)
-        old, new = old.index_select(axis, rest), new.index_select(axis, rest)
-        change = _size(new - old) / max(_size(old), 1e-30)
-        if change > limit and first is None:
-            first = one
-        if one.outermost:
-            worst = max(worst, change)
-    return worst, first
-
-
 def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
     """The output depends on what varies in the inputs."""
-    samples = _chosen_samples(tape)
+    samples = chosen_samples(tape)
     replay = replay_of(tape)
     results = [one.key for one in tape.results]
     found = [
@@ -328,13 +328,12 @@ def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
             unused = _column_effects(replay, key, samples, flat, results)
         found.append(
             at_most(
-                f"share of the entries of an input {list(tape.roots[key].value.shape)} without any effect "
-                "on the output",
+                f"share of the entries of an input {list(tape.roots[key].value.shape)} without any effect on "
+                "the output",
                 unused,
                 _UNUSED,
                 "a part of the input has no effect on the output of any sample: a mask is inverted or of "
-                "another axis, "
-                "or the network reads only some positions or features.",
+                "another axis, or the network reads only some positions or features.",
                 "Look at masks, indices and slices between input and output.",
             )
         )
@@ -364,13 +363,13 @@ def _effects(
     rows = g.movedim(samples.axes[key], 0).reshape(samples.number, -1)
     imaginary = None
     if value.is_complex() and bool(value.imag.any()):
-        share = _size(g.imag) / max(_size(g), 1e-30)
+        share = size_of(g.imag) / max(size_of(g), 1e-30)
         imaginary = at_least(
             "share of the gradient by the imaginary part of the input",
             share,
             1e-9,
-            "the imaginary part of the input has no effect on the output: it is dropped on the way "
-            "(.real, a cast).",
+            "the imaginary part of the input has no effect on the output: it is dropped on the way (.real, "
+            "a cast).",
             "Pass real and imaginary part, such as with torch.view_as_real, or use complex layers.",
         )
     return (rows != 0).any(0), imaginary
@@ -405,7 +404,7 @@ def _column_effects(
 
 def loss_usage_findings(tape: Tape) -> list[Finding]:
     """The loss uses the outputs of all samples, and all units of an output that it uses."""
-    samples = _chosen_samples(tape)
+    samples = chosen_samples(tape)
     replay = Replay(tape)
     maker = {key: call for call in tape.calls for key in call.outs}
     given = {one.key: replay.base[one.key].detach().clone() for one in tape.results}
@@ -509,7 +508,7 @@ def linear_findings(tape: Tape) -> list[Finding]:
     for key in keys:
         value = replay.roots[key]
         noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-        change[key] = 3 * _size(value) * noise
+        change[key] = 3 * size_of(value) * noise
     values = []
     for sign in (1, -1):
         with torch.no_grad():
@@ -518,8 +517,8 @@ def linear_findings(tape: Tape) -> list[Finding]:
     curved, moved = 0.0, 0.0
     for one, two, key in zip(*values, results, strict=True):
         if one.is_floating_point() or one.is_complex():
-            curved = max(curved, _size(one + two - 2 * replay.base[key]))
-            moved = max(moved, _size(one - two))
+            curved = max(curved, size_of(one + two - 2 * replay.base[key]))
+            moved = max(moved, size_of(one - two))
     return [
         at_least(
             "curvature of the network along a change of its input, over the change of its output",
@@ -554,17 +553,16 @@ def value_findings(tape: Tape) -> list[Finding]:
         for one in tape.results
         if one.key in maker
         and maker[one.key].name in _DROPOUT
-        and _rate(maker[one.key]) > 0
-        and not _goes_on(tape, one.key)
+        and dropout_rate(maker[one.key]) > 0
+        and not goes_on(tape, one.key)
     ]
-    rates = [_rate(call) for call in tape.calls if call.name in _DROPOUT]
+    rates = [dropout_rate(call) for call in tape.calls if call.name in _DROPOUT]
     return [
         must_be_zero(
             "targets that are the same for all samples where the loss uses them, though the data are not",
             lost,
-            "the targets lose their values on the way to the loss (a cast to integers, a product with 0, "
-            "a wrong "
-            "comparison).",
+            "the targets lose their values on the way to the loss (a cast to integers, a product with 0, a "
+            "wrong comparison).",
             "Print the targets as the loss gets them.",
         ),
         must_be_zero(
@@ -583,7 +581,7 @@ def value_findings(tape: Tape) -> list[Finding]:
     ]
 
 
-def _goes_on(tape: Tape, key: int) -> bool:
+def goes_on(tape: Tape, key: int) -> bool:
     """Whether weights are applied to what depends on a tensor."""
     reached = tape.reached(key)
     return any(
@@ -592,13 +590,14 @@ def _goes_on(tape: Tape, key: int) -> bool:
     )
 
 
-def _rate(call: Call) -> float:
+def dropout_rate(call: Call) -> float:
+    """The probability of a call of dropout; 0 in evaluation mode."""
     return float(call.kwargs.get("p", 0.5)) if call.kwargs.get("training", True) else 0.0
 
 
 def target_findings(tape: Tape) -> list[Finding]:
     """The output does not see the target that it is to predict."""
-    samples = _chosen_samples(tape)
+    samples = chosen_samples(tape)
     replay = Replay(tape, lively(tape))
     found = []
     for target in tape.targets:
@@ -645,8 +644,11 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
         return None
     place = steps // 2
     out = results[-1]
+    limit = _CHANGED[False] / 100
 
-    def effect(changed: int) -> float:
+    lines: list[str] = []
+
+    def effect(changed: int, line: bool = False) -> float:
         new = value.clone()
         index = torch.arange(samples.number).roll(1)
         column = value.select(axis, changed)
@@ -654,26 +656,37 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
         new.select(axis, changed).copy_(other)
         with torch.no_grad():
             env = replay.run({key: new}, ends=[out])
-        return _size((env[out] - replay.base[out]).select(axis, place)) / max(_size(replay.base[out]), 1e-30)
+        for call in replay.tape.calls if line else ():
+            for one in call.outs:
+                old = replay.base.get(one)
+                if one not in env or old is None or old.ndim < 3 or old.is_complex():
+                    continue
+                # A tensor with the places along one axis of three or more.
+                axes = [a for a in range(1, old.ndim) if old.shape[a] == steps]
+                moved = [size_of((env[one] - old).double().select(a, place)) for a in axes]
+                if len(axes) == 1 and call.inside and moved[0] > limit * size_of(old.double()):
+                    lines.append(call.where)
+        return size_of((env[out] - replay.base[out]).select(axis, place)) / max(
+            size_of(replay.base[out]), 1e-30
+        )
 
-    limit = _CHANGED[False] / 100
     if shift:
+        seen = effect(place + shift, line=True)
         return at_most(
             "change of the output at a place when the input at the place of its target changes",
-            effect(place + shift),
+            seen,
             limit,
             "the network sees the very target that it is to predict (the next token or value): the causal "
-            "mask is "
-            "missing or wrong, or the layer reads in both directions.",
-            "Use a causal mask, and no bidirectional layer.",
+            "mask is missing or wrong, or the layer reads in both directions.",
+            "Use a causal mask, a softmax over what is attended to, and no bidirectional layer.",
+            lines[0] if lines else "",
         )
     causal = effect(place) > limit and effect(place + 1) <= limit
     return must_be_zero(
         "targets that are the input at the same place of a causal network",
         int(causal),
         "the target at each place is the input at the same place: targets are not shifted, so the network "
-        "only "
-        "learns to copy.",
+        "only learns to copy.",
         "Predict the next token: inputs [:, :-1], targets [:, 1:].",
     )
 
@@ -702,8 +715,8 @@ def bound_findings(tape: Tape) -> list[Finding]:
             continue
         value = given[key].detach()
         noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-        for direction in (-g / _size(g), noise, -1j * noise.real if value.is_complex() else -noise):
-            size = 10 * max(_size(value), 1.0)
+        for direction in (-g / size_of(g), noise, -1j * noise.real if value.is_complex() else -noise):
+            size = 10 * max(size_of(value), 1.0)
             one, two = (
                 replay.value(given={key: value + factor * size * direction}) - replay.loss
                 for factor in (10, 100)
@@ -716,8 +729,7 @@ def bound_findings(tape: Tape) -> list[Finding]:
             steepest,
             40.0,
             "the loss has no lower bound: it falls ever faster as outputs move away (a square that is "
-            "negative: "
-            "a wrong sign, or a complex square without modulus).",
+            "negative: a wrong sign, or a complex square without modulus).",
             "Check signs, and take .abs() before the square of complex numbers.",
         )
     )
@@ -734,8 +746,8 @@ def bound_findings(tape: Tape) -> list[Finding]:
                         "correlation of the pull of the loss on the outputs with their targets",
                         pull,
                         -0.3,
-                        "the loss moves the outputs away from their targets: labels are inverted, or a "
-                        "sign is wrong.",
+                        "the loss moves the outputs away from their targets: labels are inverted, or a sign "
+                        "is wrong.",
                         "Check the sign of the loss, and which value of the label means what.",
                     )
                 )
@@ -857,18 +869,14 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
         LeftOutError: the rows cannot be exchanged between batches.
     """
     template = tapes[-1]
-    samples = _chosen_samples(template)
-    alike = [tape for tape in tapes if _chosen_samples(tape).number == samples.number]
+    samples = chosen_samples(template)
+    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
     pools: dict[int, Tensor] = {}
     for place, key in enumerate(template.roots):
         if key in samples.axes:
             parts = [list(tape.roots.values())[place].value for tape in alike]
             pools[key] = torch.cat(parts, samples.axes[key])
-    flat = pools[samples.primary].movedim(samples.axes[samples.primary], 0)
-    rows = flat.reshape(len(flat), -1)
-    rows = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
-    vector = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    codes = (rows.double() @ vector.to(rows.device)).tolist()
+    codes = row_codes(pools[samples.primary].movedim(samples.axes[samples.primary], 0)).tolist()
     first: dict[float, int] = {}
     for number, code in enumerate(codes):
         first.setdefault(code, number)
@@ -904,7 +912,7 @@ def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float
         for number in range(len(keys[0])):
             values = [replays[k].base[keys[k][number]] for k in others]
             constants.append(torch.cat(values).mean(0).detach().clone().requires_grad_(True))
-        scale = max(max(_size(c) for c in constants), 0.3)
+        scale = max(max(size_of(c) for c in constants), 0.3)
         optimizer = torch.optim.Adam(constants, lr=0.05 * scale)
 
         def loss_of(k: int, values: Sequence[Tensor] = constants) -> Tensor:
@@ -939,9 +947,7 @@ def range_findings(tape: Tape) -> list[Finding]:
             keys.append(call.reads[0])
         return keys
 
-    shapes = frozenset(
-        ["squeeze", "unsqueeze", "view", "reshape", "flatten", "float", "contiguous", "clone", "__getitem__"]
-    )
+    shapes = names("squeeze unsqueeze view reshape flatten float contiguous clone __getitem__")
     found: list[Finding] = []
     for call in tape.calls:
         if call.name == "binary_cross_entropy_with_logits" and len(call.reads) > 1:
@@ -965,39 +971,37 @@ def range_findings(tape: Tape) -> list[Finding]:
         if not (two in tape.roots or (two in maker and maker[two].pure)) or one not in maker:
             continue
         last = maker.get(chain(one, shapes)[-1])
-        limits = _RANGES.get(last.name) if last is not None else None
         y = replay.base.get(two, replay.roots.get(two))
-        if limits is None or last is None or y is None or not y.is_floating_point():
-            continue
-        margin = 0.05 * max(_size(y), 1e-12)
-        outside = float(((y < limits[0] - margin) | (y > limits[1] + margin)).double().mean())
-        found.append(
-            at_most(
-                "share of the targets that the output cannot reach",
-                outside,
-                0.02,
-                f"the output ends with {last.name} and lies in {limits[0]:g} to {limits[1]:g}, but targets "
-                "lie "
-                f"in {float(y.min()):.3g} to {float(y.max()):.3g}.",
-                "Remove the last activation, or scale the targets to its range.",
-            )
-        )
+        if last is not None and last.name in _RANGES and y is not None and y.is_floating_point():
+            found.append(_reached(last.name, y, "targets"))
+    # A network that gets data and the outputs of another one, as the critic of a generator.
+    for made in tape.results:
+        for given in tape.results:
+            if made.name != given.name or not made.inputs or not given.inputs:
+                continue
+            y, key = replay.roots.get(given.inputs[0]), made.inputs[0]
+            last = maker.get(chain(key, shapes | {"detach"})[-1]) if key in maker else None
+            if last is not None and y is not None and last.name in _RANGES and y.is_floating_point():
+                found.append(_reached(last.name, y, "data that the same network gets"))
     return found
 
 
-_COMPARED = frozenset(
-    [
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "sub",
-        "__sub__",
-        "__rsub__",
-        "rsub",
-        "binary_cross_entropy",
-    ]
-)
+def _reached(name: str, y: Tensor, what: str) -> Finding:
+    """Whether an activation can reach some numbers."""
+    low, high = _RANGES[name]
+    margin = 0.05 * max(size_of(y), 1e-12)
+    outside = float(((y < low - margin) | (y > high + margin)).double().mean())
+    return at_most(
+        "share of the targets that the output cannot reach",
+        outside,
+        0.02,
+        f"the output ends with {name} and lies in {low:g} to {high:g}, but {what} lie in "
+        f"{float(y.min()):.3g} to {float(y.max()):.3g}.",
+        "Remove the last activation, or scale the targets to its range.",
+    )
+
+
+_COMPARED = names("mse_loss l1_loss smooth_l1_loss huber_loss sub __sub__ __rsub__ rsub binary_cross_entropy")
 _RANGES = {
     "sigmoid": (0.0, 1.0),
     "softmax": (0.0, 1.0),
@@ -1022,11 +1026,15 @@ def constant_order(tape: Tape, term: int) -> bool:
 
 @dataclass
 class Trained:
-    """Lowest losses of a network trained anew: of batches it learned from, and of others."""
+    """Lowest losses of a network trained anew: of batches it learned from, and of others.
+
+    ``falling``: by how much the former fell in the last eighth of the steps, relative.
+    """
 
     rate: float
     learned: float
     held: float
+    falling: float = 0.0
 
 
 def train_anew(
@@ -1063,7 +1071,9 @@ def train_anew(
 
     for step in range(steps + 1):
         if step % max(1, steps // 8) == 0:
-            best.learned = min(best.learned, mean(range(max(0, count - held), count)))
+            learned = mean(range(max(0, count - held), count))
+            best.falling = (best.learned - learned) / max(abs(learned), 1e-12) if step else 0.0
+            best.learned = min(best.learned, learned)
             best.held = min(best.held, mean(range(count, len(batches))))
         loss = loss_of(step % count)
         optimizer.zero_grad()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,28 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.report import listed, must_be_zero, report_of
-from rismusic.doctor.tape import Replay, Tape, TapeRecorder, faithful
+from rismusic.doctor.state import row_codes
+from rismusic.doctor.tape import DROPOUT, LeftOutError, Replay, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import (
     Batch,
-    LeftOutError,
     Trained,
     attempted,
-    bound_findings,
     constant_losses,
     constant_order,
-    linear_findings,
-    loss_usage_findings,
-    mixing_findings,
-    pair_findings,
-    range_findings,
+    dropout_rate,
     rows_of,
-    target_findings,
+    size_of,
     term_gradients,
     terms_of,
     train_anew,
-    usage_findings,
-    value_findings,
 )
+from rismusic.doctor.tape_losses import tape_reports
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Steps whose tape is kept: all of the first ones, then one in eight.
@@ -50,6 +45,10 @@ _FEWEST_STEPS = 40
 _GAIN = 0.02
 # CPU seconds for training anew.
 _SECONDS = 2.0
+# Steps in which a part of the batch is not used, from which it never is.
+_OFTEN = 5
+# Relative fall of the loss that says that mirrored targets fit better.
+_BETTER = 0.1
 # Share of distinct rows among those seen, below which the data are known well enough to hold rows out.
 _REPEATED = 0.85
 
@@ -70,12 +69,21 @@ class TapeRecord:
         self.initial: dict[int, Tensor] = {}
         self.labels: list[Tensor] = []
         self.moved_rows = 0
+        # Whether a check runs, whose own calls and steps are not those of the loop.
+        self.checking = False
         self.altered: set[str] = set()
         self._start: dict[str, list[Report]] = {}
         self._same = 0
         self._rows: dict[int, tuple[int, set[int]]] = {}
         self.loader = 0
+        # Of each batch: share of the samples that are in it more than once; pairs of inputs that are equal;
+        # whether random numbers are those of the batch before.
+        self._repeated: list[float] = []
+        self._codes: set[float] = set()
+        self._alike: list[bool] = []
+        self._same_noise: list[bool] = []
         self.steps = 0
+        self.unused: Counter[str] = Counter()
         # Weights of the calls without gradients that the first losses use, and their first values.
         self._silent: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
@@ -88,6 +96,8 @@ class TapeRecord:
         if self.problem:
             return
         self.altered |= recorder.altered
+        self.unused = recorder.never
+        self.checking = True
         try:
             tape = recorder.cut(loss)
             if isinstance(tape, str):
@@ -110,6 +120,8 @@ class TapeRecord:
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
             return
+        finally:
+            self.checking = False
         self._note_data(tape, recorder)
         self.steps = step
         (self.early if len(self.early) < _KEPT else self.late).append(tape)
@@ -121,23 +133,7 @@ class TapeRecord:
     def _check(self, tape: Tape, recorder: TapeRecorder) -> list[Report]:
         """Checks of the first tape of a kind, at the initial weights."""
         state = torch.get_rng_state()
-        checks = (
-            ("BATCH", partial(mixing_findings, tape)),
-            ("USAGE", partial(usage_findings, tape, recorder.unread())),
-            ("TARGET", partial(target_findings, tape)),
-            ("BOUND", partial(bound_findings, tape)),
-            ("RANGE", partial(range_findings, tape)),
-            ("USAGE", partial(loss_usage_findings, tape)),
-            ("PAIRS", partial(pair_findings, tape)),
-            ("LINEAR", partial(linear_findings, tape)),
-            ("VALUES", partial(value_findings, tape)),
-        )
-        found = []
-        for tag, findings, reason in attempted(checks):
-            text = (
-                f"left out: {reason}" if reason else "the calculation of the loss, repeated with other data"
-            )
-            found.append(report_of(tag, text, findings))
+        found = tape_reports(tape, recorder.unread())
         torch.set_rng_state(state)
         return found
 
@@ -152,7 +148,23 @@ class TapeRecord:
         for one in inputs if len(inputs) == 1 else ():
             for two in targets_only[:1]:
                 self.moved_rows += recorder.other_rows(tape.roots[one], tape.roots[two])
+        numbers = [
+            v
+            for v in (tape.roots[key].value for key in tape.inputs)
+            if v.ndim > 1 and len(v) >= 8 and v.shape[1:].numel() > 1 and v.dtype != torch.bool
+        ]
+        floats = [v for v in numbers if v.is_floating_point() or v.is_complex()]
+        if len(self._repeated) < _FIRST_STEPS and floats:
+            _, places, counts = row_codes(floats[0]).unique(return_inverse=True, return_counts=True)
+            self._repeated.append(float((counts[places] > 1).double().mean()))
+            self._codes.update(row_codes(floats[0]).tolist())
+            pairs = itertools.combinations(floats, 2)
+            self._alike.append(any(a.shape == b.shape and torch.equal(a, b) for a, b in pairs))
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
+        noise, old_noise = _drawn(tape), [] if before is None else _drawn(before)
+        if noise and before is not None:
+            same = len(noise) == len(old_noise)
+            self._same_noise.append(same and all(map(torch.equal, noise, old_noise)))
         data = [root.value for root in tape.roots.values() if root.kind == "data" and root.value.numel() > 1]
         if before is not None and data:
             old = [r.value for r in before.roots.values() if r.kind == "data" and r.value.numel() > 1]
@@ -204,8 +216,7 @@ class TapeRecord:
                         share,
                         0.3 if kind == "classes" else 0.1,
                         "batches are not mixed: consecutive batches have targets of one kind each, since "
-                        "the data are "
-                        "sorted and not shuffled.",
+                        "the data are sorted and not shuffled.",
                         "Shuffle the data (shuffle=True, or a new permutation in each epoch).",
                     )
                 )
@@ -222,10 +233,53 @@ class TapeRecord:
             must_be_zero(
                 "calls that change the data in place",
                 len(self.altered),
-                f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they "
-                "differ from "
-                "epoch to epoch.",
+                f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they differ "
+                "from epoch to epoch.",
                 "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
+            )
+        )
+        if len(self._repeated) >= 4:
+            several = len(self._codes) > 3 * max(
+                r.value.shape[0] for r in self.early[0].roots.values() if r.value.ndim
+            )
+            found.append(
+                at_most(
+                    "share of the samples that are several times in their batch",
+                    min(self._repeated) if several else 0.0,
+                    0.5,
+                    "samples of a batch repeat each other: references to one tensor that changes later are "
+                    "kept in place of copies, or two views of a sample are the same one.",
+                    "Clone tensors before they are stored, and draw each view anew.",
+                )
+            )
+            found.append(
+                must_be_zero(
+                    "inputs of the network that equal another input",
+                    int(all(self._alike)),
+                    "two inputs of the network are the same numbers in every batch: one tensor that changes "
+                    "in place, or the same view or state twice.",
+                    "Clone tensors before they are stored, and pass each input once.",
+                )
+            )
+        if len(self._same_noise) >= 4:
+            found.append(
+                at_most(
+                    "share of the steps with the random numbers of the step before",
+                    sum(self._same_noise) / len(self._same_noise),
+                    0.5,
+                    "noise or dropout has the same random numbers in every step: a seed is set in the loop.",
+                    "Set the seed once, before the loop.",
+                )
+            )
+        unused = recorder_lines(self.unused)
+        found.append(
+            must_be_zero(
+                "tensors of the batch that nothing uses",
+                len(unused),
+                "a part of each batch is collected but used neither by the network nor by the loss (a mask, "
+                "an end of an episode, a weight).",
+                "Use it in the loss or the network, or do not collect it.",
+                unused[0] if unused else "",
             )
         )
         if self._same >= 20 and self.loader:
@@ -267,6 +321,7 @@ class TapeRecord:
         if self.problem or not self.first:
             return []
         state = torch.get_rng_state()
+        self.checking = True
         reports = []
         checks = (
             ("TARGET", partial(self._fixed_target, steps)),
@@ -276,6 +331,7 @@ class TapeRecord:
         for tag, findings, reason in attempted(checks):
             text = f"left out: {reason}" if reason else "the last batches, repeated with the last weights"
             reports.append(report_of(tag, text, findings))
+        self.checking = False
         torch.set_rng_state(state)
         return reports
 
@@ -335,11 +391,9 @@ class TapeRecord:
                 must_be_zero(
                     "weights that no term of the loss that compares with data reaches",
                     len(only),
-                    f"{listed([names.get(key, 'a weight') for key in only])} gets a gradient only from "
-                    "terms that "
-                    "compare with no data (a penalty, a divergence): the output that it makes is not used "
-                    "for "
-                    "anything else.",
+                    f"{listed([names.get(key, 'a weight') for key in only])} gets a gradient only from terms "
+                    "that compare with no data (a penalty, a divergence): the output that it makes is not "
+                    "used for anything else.",
                     "Use this output in the forward pass, as the reparametrisation of a VAE does.",
                 )
             )
@@ -366,9 +420,8 @@ class TapeRecord:
                     (constant - own) / max(abs(constant), 1e-12),
                     _GAIN,
                     f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant "
-                    "output "
-                    f"{constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large and "
-                    "outweighs it.",
+                    f"output {constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large "
+                    "and outweighs it.",
                     "Weight the terms so that their gradients are of one size: average or sum all alike, "
                     "scale targets.",
                 )
@@ -404,15 +457,14 @@ class TapeRecord:
                     name,
                     gain if gain < 0 else max(gain, _GAIN),
                     0.0,
-                    f"{text}: the loss compares outputs with no data, and is lowest where they do not "
-                    "depend on the "
-                    "input. The targets are missing from it.",
+                    f"{text}: the loss compares outputs with no data, and is lowest where they do not depend "
+                    "on the input. The targets are missing from it.",
                     "Compare the outputs with the targets in the loss.",
                 )
             ]
         if gain >= _GAIN and start - end > _GAIN * abs(start):
             learned = level - sum(network) / len(used)
-            found = [at_least(name, gain, _GAIN, "", ""), *self._generalises(tapes, own)]
+            found = [at_least(name, gain, _GAIN, "", ""), *_mirrored(used), *self._generalises(tapes, own)]
             if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
                 running = [Replay(tape, running=True).loss for tape in used]
                 found.append(
@@ -420,8 +472,8 @@ class TapeRecord:
                         "loss with the running statistics of batch normalisation, over what was learned",
                         (sum(running) - sum(network)) / len(used) / max(learned, 1e-12),
                         0.7,
-                        "in evaluation mode the network loses what it has learned: the running statistics of "
-                        "batch normalisation do not fit the data (momentum, small batches, data of "
+                        "in evaluation mode the network loses what it has learned: the running statistics "
+                        "of batch normalisation do not fit the data (momentum, small batches, data of "
                         "another scale).",
                         "Use larger batches or a momentum of 0.1, or normalise over channels (GroupNorm).",
                     )
@@ -438,10 +490,8 @@ class TapeRecord:
                     share,
                     _GAIN,
                     f"the loop learns hardly anything: the loss falls from {start:.3g} to {end:.3g}, with "
-                    "Adam at "
-                    f"{best.rate:g} to {best.held:.3g} on batches held out: the learning rate is too low, "
-                    "or the steps "
-                    "are lost.",
+                    f"Adam at {best.rate:g} to {best.held:.3g} on batches held out: the learning rate is too "
+                    "low, or the steps are lost.",
                     "Try this optimizer; then look at learning rate, clipping and the order of the calls.",
                 )
             ]
@@ -466,10 +516,23 @@ class TapeRecord:
                     "Try this optimizer; then look at learning rate, weight decay, clipping and the loop.",
                 )
             ]
+        if (order := self._ordered(tapes, own, best, level, scale)) is not None:
+            name_of, loss = order
+            return [
+                at_least(
+                    name,
+                    gain,
+                    _GAIN,
+                    f"{text}, but the network learns (loss {loss:.3g} on batches held out) where the targets "
+                    f"are {name_of}: inputs and targets are not in the same order.",
+                    "Compare the order of samples and axes of inputs, outputs and targets where they are "
+                    "flattened, shifted or indexed.",
+                )
+            ]
         if learned >= 5 * _GAIN:
             what = f"{text}, and what a network learns from some batches"
             return [_unrelated(name, gain, what, best, _GAIN)]
-        if steps < 1.5 * _FEWEST_STEPS:
+        if steps < 1.5 * _FEWEST_STEPS or best.falling > _GAIN:
             raise LeftOutError("too few steps to judge")
         if level <= best.learned:
             text += (
@@ -481,11 +544,42 @@ class TapeRecord:
                 gain,
                 _GAIN,
                 f"{text}, and the same network does not learn with other optimizers either: the path from "
-                "input to "
-                "loss is broken, or the targets have nothing to do with the inputs.",
+                "input to loss is broken, or the targets have nothing to do with the inputs.",
                 "Check that each input has its own target (labels of other rows?), then network and loss.",
             )
         ]
+
+    def _ordered(
+        self, tapes: Sequence[Tape], own: set[int], best: Trained, level: float, scale: float
+    ) -> tuple[str, float] | None:
+        """Another order of the targets with which the network learns, and its loss on batches held out."""
+        last = tapes[-1]
+        keys = [key for key in last.targets if key not in last.inputs]
+        orders: dict[str, Callable[[Tensor], Tensor]] = {
+            "moved by one sample": lambda y: y.roll(1, 0),
+            "moved by one sample the other way": lambda y: y.roll(-1, 0),
+            "in reverse order": lambda y: y.flip(0),
+            "with their first two axes exchanged": lambda y: y.transpose(0, 1).reshape(y.shape),
+            "moved by one place along the second axis": lambda y: y.roll(1, 1),
+            "moved by one place along the second axis the other way": lambda y: y.roll(-1, 1),
+            "reversed along the second axis": lambda y: y.flip(1),
+        }
+        for name, order in orders.items():
+            places = [n for n, key in enumerate(last.roots) if key in keys and last.roots[key].value.ndim]
+            if "axis" in name or "axes" in name:
+                places = [n for n in places if list(last.roots.values())[n].value.ndim > 1]
+            if not places:
+                continue
+            batches = []
+            for tape in tapes:
+                roots = list(tape.roots.items())
+                batches.append(Batch(tape, {roots[n][0]: order(roots[n][1].value) for n in places}))
+            weights = {k: self.initial.get(k, v.detach()) for k, v in last.weights.items()}
+            held = max(1, len(batches) // 4)
+            other = train_anew(batches, weights, held, best.rate, 120, list(own))
+            if (level - other.held) / scale > max(5 * _GAIN, 3 * (level - best.held) / scale):
+                return name, other.held
+        return None
 
     def _generalises(self, tapes: Sequence[Tape], own: set[int]) -> list[Finding]:
         """What is learned from some rows holds for others; only where the rows come again and again."""
@@ -521,7 +615,35 @@ class TapeRecord:
         found = [train_anew(batches, weights, held, rate, steps, list(own)) for rate in (1e-3, 3e-3, 2e-2)]
         best = min(found, key=lambda one: one.held)
         best.learned = min(one.learned for one in found)
+        best.falling = max(one.falling for one in found)
         return best
+
+
+def _mirrored(tapes: Sequence[Tape]) -> list[Finding]:
+    """Batches whose targets fit the outputs better when mirrored: inputs were flipped without them."""
+    found = []
+    for n, key in enumerate(tapes[-1].roots):
+        y = tapes[-1].roots[key].value
+        if key not in tapes[-1].targets or key in tapes[-1].inputs or y.ndim < 3:
+            continue
+        for axis in range(1, y.ndim):
+            better = []
+            for tape in tapes:
+                own, root = list(tape.roots.items())[n]
+                loss = Replay(tape).loss
+                mirrored = Replay(tape, roots={own: root.value.flip(axis)}).loss
+                better.append(mirrored < loss - _BETTER * abs(loss))
+            found.append(
+                at_most(
+                    f"share of the batches whose loss is lower with targets mirrored along axis {axis}",
+                    sum(better) / len(better),
+                    0.1,
+                    "in some batches the targets are mirrored relative to the inputs: inputs are flipped at "
+                    "random, and their targets (masks, boxes, sequences) are not.",
+                    "Apply each transformation of the inputs to their targets too.",
+                )
+            )
+    return found
 
 
 def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -> Finding:
@@ -529,13 +651,23 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         name,
         gain,
         least,
-        f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches "
-        "held out): "
-        "inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or there "
-        "are too "
-        "few data.",
+        f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches held "
+        "out): inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or "
+        "there are too few data.",
         "Check the pairs of inputs and targets one by one, as the loop sees them.",
     )
+
+
+def _drawn(tape: Tape) -> list[Tensor]:
+    """The random numbers of a loss, and the states of the generator for those of dropout."""
+    noise = [r.value for r in tape.roots.values() if r.kind == "noise" and r.value.numel() > 3]
+    drops = (call for call in tape.calls if call.name in DROPOUT and dropout_rate(call) > 0)
+    return noise + [call.state for call in drops if call.state is not None]
+
+
+def recorder_lines(counts: Counter[str]) -> list[str]:
+    """Lines at which data are collected in most steps without being used."""
+    return [line for line, count in counts.items() if count >= _OFTEN]
 
 
 def _made(tape: Tape, keys: Sequence[int]) -> bool:
@@ -565,7 +697,7 @@ def _shapes(tape: Tape) -> str:
 
 
 def _fingerprint(tape: Tape) -> tuple[float, ...]:
-    return tuple(float(r.value.abs().double().sum()) for r in tape.roots.values() if r.kind == "data")
+    return tuple(float(size_of(r.value)) for r in tape.roots.values() if r.kind == "data")
 
 
 def _deviation(values: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from rismusic.nn import data, validation
 from rismusic.nn import monitors as probes
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
-from rismusic.nn.monitors import MIN_DECREASE, Report, at_least, at_most, overfit_one_batch
+from rismusic.nn.monitors import MIN_DECREASE, OverfitResult, Report, at_least, at_most, overfit_one_batch
 from rismusic.nn.spec import TrainSpec
 from rismusic.sources import Sources
 
@@ -61,13 +61,28 @@ def check_first_steps(case: Case) -> Report:
         trainer.learner.optimizer.register_step_pre_hook(before_step)
         return trainer.learner, trainer.scenes
 
-    def with_batch(most: int) -> TrainSpec:
+    def with_batch(most: int, factor: float = 1.0) -> TrainSpec:
         batch = min(most, case.spec.batch)
-        return case.spec.replace(batch=batch, accumulation=1, scenes_per_epoch=8 * batch)
+        rates = (case.spec.backbone_learning_rate * factor, case.spec.head_learning_rate * factor)
+        return case.spec.replace(
+            batch=batch,
+            accumulation=1,
+            scenes_per_epoch=8 * batch,
+            backbone_learning_rate=rates[0],
+            head_learning_rate=rates[1],
+        )
 
-    trained = overfit_one_batch(with_batch(_LITMUS_BATCH).replace(clip_norm=1e9), make=make)
-    possible = sum(expected) / max(abs(trained.before), 1e-12)
-    frozen = with_batch(_TRIAL_BATCH).replace(backbone_learning_rate=0.0, head_learning_rate=0.0)
+    def trained_at(factor: float) -> tuple[OverfitResult, float]:
+        spec = with_batch(_LITMUS_BATCH, factor).replace(clip_norm=1e9)
+        result = overfit_one_batch(spec, make=make)
+        return result, sum(expected) / max(abs(result.before), 1e-12)
+
+    trained, possible = trained_at(1.0)
+    if case.spec.schedule.warm_up > 0 and possible > 1 and trained.decrease < MIN_DECREASE:
+        # Rates at which the gradient promises more than the whole loss come after the warm-up only. Before
+        # that, the training passes those at which it promises half of it.
+        trained, possible = trained_at(0.5 / possible)
+    frozen = with_batch(_TRIAL_BATCH, 0.0)
     untrained = overfit_one_batch(frozen, make=make, steps=2)
     findings = [
         at_least(
@@ -75,8 +90,8 @@ def check_first_steps(case: Case) -> Report:
             trained.decrease,
             min(MIN_DECREASE, max(_SHARE_OF_POSSIBLE * possible, _LEAST_DECREASE)),
             f"the network does not learn even one batch; gradient and learning rates allow {possible:.1%}.",
-            "Raise the learning rates if they allow less than 1 %. Else look for a gradient that is not that "
-            "of the loss.",
+            "Raise the learning rates if they allow less than 1 %. Else look for a gradient that is not "
+            "that of the loss.",
         ),
         at_most(
             "relative change of the loss at a learning rate of 0",
@@ -264,8 +279,8 @@ def check_step(case: Case) -> list[Report]:
             "cosine between the gradient in the optimizer and that of the loss",
             cosine(record.gradients, expected),
             0.99,
-            "the optimizer does not get the gradient of the loss: reversed, replaced by numbers, "
-            "or a batch left out of the accumulation?",
+            "the optimizer does not get the gradient of the loss: reversed, replaced by numbers, or a batch "
+            "left out of the accumulation?",
             "Call backward on each batch's loss over the number of batches. Leave the gradients unchanged.",
         ),
         at_most(
@@ -590,8 +605,8 @@ def check_short_run(case: Case) -> Report:
         must_be_zero(
             "optimizer steps per epoch, distance from the number of batches",
             abs(per_epoch - _STEPS),
-            f"{per_epoch:g} optimizer steps per epoch for {_STEPS} batches. "
-            "The optimizer's step is outside the batch loop, or in another loop.",
+            f"{per_epoch:g} optimizer steps per epoch for {_STEPS} batches. The optimizer's step is outside "
+            "the batch loop, or in another loop.",
             "Step once per batch, or once per accumulation of batches.",
         ),
         at_most(

@@ -6,6 +6,7 @@ really does; a :class:`~rismusic.doctor.calls.CallRecorder` sees the calls of to
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rismusic.doctor.calls import CallRecorder, calling_line
+from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
-from rismusic.doctor.state import Hook, Networks, as_one, tensors_in
+from rismusic.doctor.state import Hook, Networks, as_one, calling_line, names, row_codes, tensors_in
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
@@ -43,34 +44,30 @@ _FEWEST_LOSSES, _PART = 20, 0.2
 _GROWN = 100.0
 # Rounding of a sum, in units of that of one term: the root of the number of terms.
 _TERMS = 32
+# Rows of the training that are remembered.
+_MOST_ROWS = 50_000
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
 
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
-_DIFFERENCES = frozenset(["eq", "__eq__", "ne", "__ne__", "sub", "__sub__", "rsub", "__rsub__"])
-_LOSSES = frozenset(
-    [
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "cross_entropy",
-        "huber_loss",
-        "kl_div",
-        "l1_loss",
-        "mse_loss",
-        "nll_loss",
-        "smooth_l1_loss",
-    ]
+_DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
+_LOSSES = names(
+    "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
+    "mse_loss nll_loss smooth_l1_loss"
 )
 
 
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass without gradients; ``judged`` if its outputs are compared with data."""
+    """A forward pass without gradients; ``judged``: outputs compared with data; ``used``: in a loss."""
 
     mean: float
     spread: float
     evaluation: bool
+    rows: Tensor
+    codes: Tensor
     judged: bool = False
+    used: bool = False
 
 
 class Watch:
@@ -114,6 +111,7 @@ class Watch:
         # Mean and spread of the inputs in training; passes without gradients, and what depends on them.
         self._inputs: list[tuple[float, float]] = []
         self._passes: list[_Pass] = []
+        self._trained_rows: set[float] = set()
         self._depending = WeakTensorKeyDictionary()
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
@@ -196,7 +194,7 @@ class Watch:
         reports = [check() for check in checks]
         held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
         data = self._tapes.data_report()
-        data = replace(data, findings=(*data.findings, *self._validation_inputs()))
+        data = replace(data, findings=(*data.findings, *self._validation_inputs(), *self._validation_rows()))
         reports += [*self._tapes.start_reports, data]
         if all(map(math.isfinite, self.losses)):
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
@@ -233,7 +231,11 @@ class Watch:
             if training:
                 self._inputs.append(found)
             else:
-                self._passes.append(_Pass(*found, not self.module.training))
+                rows = value.detach().flatten(1)[:, :64].clone() if value.ndim > 1 else value[:0, None]
+                self._passes.append(_Pass(*found, not self.module.training, rows, row_codes(value)))
+        room = training and part is self.module and len(self._trained_rows) < _MOST_ROWS
+        if value is not None and room and _is_data(value) and value.ndim > 1:
+            self._trained_rows.update(row_codes(value).tolist())
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
@@ -245,9 +247,13 @@ class Watch:
         alone = all(value in self._depending for value in given)
         if name in _LOSSES and self._tape.inside and not torch.is_grad_enabled():
             self._passes[-1].judged = True
-        elif sources and not alone and not any(value.requires_grad for value in given):
+        elif sources and any(value.requires_grad for value in given):
+            # A part of a loss, such as the value of the next state.
             for one in sources:
-                one.judged |= name in _LOSSES or (name in _DIFFERENCES and one.evaluation)
+                one.used = True
+        elif sources and not alone:
+            for one in sources:
+                one.judged |= name in _LOSSES or name in _DIFFERENCES
         for value in tensors_in(result) if sources else ():
             self._depending[value] = sources
 
@@ -264,7 +270,7 @@ class Watch:
 
         def hook(gradient: Tensor) -> None:
             # Called before the gradient is added to ``weight.grad``.
-            self._step_record.add(weight, gradient)
+            self._step_record.add(weight, gradient, len(self.losses))
             if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
                 self._fresh[key] = True
             size = float(torch.linalg.vector_norm(gradient.detach()))
@@ -286,6 +292,8 @@ class Watch:
         return any(one is optimizer for one in self.optimizers)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._tapes.checking:
+            return
         if not any(one is optimizer for one in self._seen) and len(self._seen) < 100:
             self._seen.append(optimizer)
         # A closure calculates the loss within the step.
@@ -315,6 +323,8 @@ class Watch:
             }
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._tapes.checking:
+            return
         self._tape.clear()
         self._tape.on = self._tapes.wants(self._steps)
         self._passes = [one for one in self._passes if one.judged]
@@ -330,9 +340,45 @@ class Watch:
             for p in group["params"]:
                 self._fresh[id(p)] = False
 
+    def _validation_rows(self) -> list[Finding]:
+        """Validation has rows of its own, which stay the same."""
+        judged = [one for one in self._passes if one.judged and not one.used and one.rows.numel() > 1]
+        # Rows of few different numbers may be equal by chance.
+        judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
+        if not judged or not self._trained_rows:
+            return []
+        shares = [
+            sum(code in self._trained_rows for code in one.codes.tolist()) / len(one.codes) for one in judged
+        ]
+        changed = []
+        for one, two in itertools.pairwise(judged):
+            if one.rows.shape == two.rows.shape and len(one.rows) >= 8:
+                changed.append(0.1 < float((one.codes == two.codes).double().mean()) < 0.95)
+        return [
+            at_most(
+                "least share of the rows of a validation that were trained on",
+                min(shares),
+                0.1,
+                "the validation has rows that the network is trained on, so it does not show how well it "
+                "does on others: the split is not used in the training, or overlaps.",
+                "Train on the rows of the training split only, and validate on all others.",
+            ),
+            at_most(
+                "share of the validations whose rows are changed since the last one",
+                sum(changed) / len(changed) if len(changed) > 1 else 0.0,
+                0.5,
+                "a part of the validation data changes from one validation to the next: random augmentation "
+                "is applied to them.",
+                "Use the plain data for validation.",
+            ),
+        ]
+
     def _validation_inputs(self) -> list[Finding]:
         """Inputs of passes whose outputs are compared with data are scaled as those of the training."""
-        trained, validated = self._inputs, [(one.mean, one.spread) for one in self._passes if one.judged]
+        trained, validated = (
+            self._inputs,
+            [(one.mean, one.spread) for one in self._passes if one.judged and not one.used],
+        )
         if not trained or not validated:
             return []
         (mean, spread), (other, width) = (
@@ -346,8 +392,7 @@ class Watch:
                 max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
                 1.5,
                 f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
-                "than "
-                f"those of the training (mean {mean:.3g}, spread {spread:.3g}).",
+                f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
                 "Use the same transformation, with the statistics of the training data.",
             )
         ]
@@ -418,8 +463,8 @@ class Watch:
                     "calls of backward per step of the optimizer",
                     len(self.losses) / self._steps,
                     64.0,
-                    "the optimizer steps once per epoch, not once per batch: its step is outside the "
-                    "batch loop.",
+                    "the optimizer steps once per epoch, not once per batch: its step is outside the batch "
+                    "loop.",
                     "Step in the batch loop.",
                 )
             )
@@ -437,8 +482,8 @@ class Watch:
             must_be_zero(
                 "validations in training mode",
                 quiet[True] if drops and not quiet[False] and not self._tapes.without_gradient else 0,
-                "the network is validated in training mode: dropout is on, and batch normalisation uses (and "
-                "learns) the statistics of the validation data.",
+                "the network is validated in training mode: dropout is on, and batch normalisation uses "
+                "(and learns) the statistics of the validation data.",
                 "Call model.eval() before validation, and model.train() after it.",
             )
         )
@@ -450,8 +495,7 @@ class Watch:
                 "calls of dropout in evaluation mode",
                 int(bool(self._kept_dropout) and not (own and not self.module.training)),
                 f"dropout stays on in evaluation mode (at {self._kept_dropout}), so outputs are random: "
-                "eval() does "
-                "not turn it off.",
+                "eval() does not turn it off.",
                 "Use nn.Dropout, or functional.dropout(x, p, training=self.training).",
             )
         )
@@ -533,8 +577,7 @@ class Watch:
                 "weights outside the model that get a gradient but are in no optimizer",
                 sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
                 "the loss reaches weights that neither the model nor an optimizer has: modules in a plain "
-                "list, a "
-                "layer made anew, or a network whose output should be detached.",
+                "list, a layer made anew, or a network whose output should be detached.",
                 "Keep modules in nn.ModuleList or as attributes; detach the output of a fixed network.",
             ),
         ]
@@ -558,7 +601,8 @@ class Watch:
         findings: list[Finding] = []
         findings += self._initial
         if self._layers is not None:
-            findings += [*self._layers.unit_findings(), *self._layers.growth_findings()]
+            layers = self._layers
+            findings += [*layers.unit_findings(), *layers.growth_findings(), *layers.statistics_findings()]
         if self.losses:
             dead = [
                 name
@@ -635,9 +679,8 @@ class Watch:
             must_be_zero(
                 "weight matrices that change far less than others",
                 len(slow),
-                f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of "
-                "its own "
-                "that is far too low, or a gradient that vanishes.",
+                f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of its "
+                "own that is far too low, or a gradient that vanishes.",
                 "Look at the parameter groups of the optimizer, and at the gradients of these layers.",
             )
         )

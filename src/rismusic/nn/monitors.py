@@ -96,14 +96,16 @@ class Report:
         return {"kind": "probe", "tag": self.tag, "epoch": epoch, **self.values, "findings": findings}
 
 
-def at_least(name: str, value: float, threshold: float, meaning: str, advice: str) -> Finding:
+def at_least(
+    name: str, value: float, threshold: float, meaning: str, advice: str, where: str = ""
+) -> Finding:
     """A finding that is fine at the threshold and above; NaN is not."""
-    return Finding(name, value, threshold, value >= threshold, meaning, advice)
+    return Finding(name, value, threshold, value >= threshold, meaning, advice, where)
 
 
-def at_most(name: str, value: float, threshold: float, meaning: str, advice: str) -> Finding:
+def at_most(name: str, value: float, threshold: float, meaning: str, advice: str, where: str = "") -> Finding:
     """A finding that is fine at the threshold and below; NaN is not."""
-    return Finding(name, value, threshold, value <= threshold, meaning, advice)
+    return Finding(name, value, threshold, value <= threshold, meaning, advice, where)
 
 
 def nonfinite_gradient_error(
