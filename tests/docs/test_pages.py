@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rismusic.cli import main
+from rismusic.cli import COMMANDS, main
+from rismusic.cli.parser import _typed, command_kind, settings_of
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -37,6 +38,17 @@ def test_examples_run(
             prompt, program, *arguments = shlex.split(line)
             assert (prompt, program) == ("$", "rismusic")
             assert main(arguments) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_options_of_commands_that_do_not_run_here_exist(page: Path) -> None:
+    """Commands in blocks of plain text take too long to run, or are parts of a workflow."""
+    for block in re.findall(r"^```text\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if command := re.match(r"(?:PYTHONPATH=\S+ )?rismusic (.*?)(?: && .*)?$", line):
+                args = shlex.split(command[1], comments=True)
+                kind = command_kind(args, COMMANDS)
+                _typed(args[1:], kind, {option.path: option for option in settings_of(kind)})
 
 
 def test_pages_have_examples() -> None:
