@@ -161,15 +161,13 @@ def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:
             for name in difflib.get_close_matches(".".join(names), known, n=1)
         ]
         return InputError(field, "unknown setting" + (f"; did you mean {close[0]}?" if close else ""))
-    if isinstance(first["input"], (list, tuple)) and "tuple" not in str(first["loc"]):
-        # A pair gets the error of pairs, not that of single values.
-        of_pair = [one for one in errors if _field_names(one["loc"]) == names and "tuple" in str(one["loc"])]
-        first = (of_pair or [first])[0]
-        if of_pair and first["type"] in ("missing", "too_long"):
-            return InputError(field, f"expected one value or two limits, found {_shown(first['input'])}")
     found = _shown(first["input"])
     if first["type"] in ("model_type", "dict_type"):
         return InputError(field, f"expected a table of settings, found {found}")
+    if isinstance(first["input"], (list, tuple)) and {"missing", "too_long"} & {
+        one["type"] for one in errors
+    }:
+        return InputError(field, f"expected one value or two limits, found {found}")
     if first["type"] == "missing":
         return InputError(field, "is required")
     # Text that is none of several types gets one error for each of them.

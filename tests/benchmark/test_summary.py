@@ -25,7 +25,7 @@ def answers(azimuths_deg, cost, likelihood):
     azimuth = np.array([[*some, *[NAN] * (most - len(some))] for some in azimuths_deg]) * math.pi / 180
     return {
         "azimuth": azimuth, "elevation": azimuth * 0, "range": azimuth * 0 + 2, "cost": np.array(cost),
-        "likelihood": np.array(likelihood), "seconds": np.array(0.5),
+        "likelihood": np.array(likelihood), "seconds": np.array(0.5, np.float32),
     }  # fmt: skip
 
 

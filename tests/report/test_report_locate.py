@@ -169,6 +169,7 @@ def some(located: Estimate, scenes: torch.Tensor) -> Estimate:
         n_sources_probability=located.n_sources_probability[scenes],
         p_value=located.p_value[scenes],
         inverse_range_std=located.inverse_range_std[scenes],
+        position_probability=located.position_probability[scenes],
         panel_error=located.panel_error[scenes],
         warnings=[located.warnings[scene] for scene in scenes.tolist()],
     )
