@@ -13,10 +13,6 @@ axis of the small matrices counts snapshots, so that loops over it use vector in
 With the Cholesky factor E of :math:`S C^H C S + D` (S scales, D completes the diagonal to 1) and
 :math:`Z = E^{-1} S C^H X`, all products with the inverse covariance follow from
 :math:`X^H W X = (X^H X - Z^H Z) / \sigma^2`.
-
-Fits of different scenes run in threads, as many as torch uses. (Numba's own ``prange`` cannot run in a forked
-process, or be called from two threads, with every threading layer.) The results do not depend on their
-number.
 """
 
 # The compiled functions have no types of their own: Numba derives them from those of the arguments.
@@ -29,8 +25,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numba
@@ -45,28 +39,16 @@ from rismusic.array import Panel
 from rismusic.estimation import levenberg_marquardt as lm
 from rismusic.estimation import likelihood, maximum_likelihood, search
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.kernel_cache import CompiledFunction
+from rismusic.estimation.kernel_cache import SETTINGS, call, compiled
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.io import Recording
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# Sums may be reordered for vector instructions, but NaN and infinity keep their meaning.
-_SETTINGS: dict[str, Any] = {
-    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-    "error_model": "numpy",
-    "nogil": True,
-}
-
-
-def _compiled(function: _Function) -> _Function:
-    """A function that is compiled when it is first called, free of the type checks of the tests."""
-    return numba.njit(inspect.unwrap(function), **_SETTINGS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
 
 def _inlined(function: _Function) -> _Function:
     """A function that is compiled with its callers: each level of calls would be optimised once more."""
-    return numba.njit(inspect.unwrap(function), **_SETTINGS, inline="always")
+    return numba.njit(inspect.unwrap(function), **SETTINGS, inline="always")
 
 
 # Modes of a fit: positions by the conditional likelihood; positions, powers and noise variance by the
@@ -79,14 +61,11 @@ _FRESNEL, _PARAXIAL = 2, 3
 _TINY = float(np.finfo(np.float64).tiny)
 # Limits of positions that do not move.
 _NO_BOX = ((0.0,) * 3, (0.0,) * 3)
-# Fewer problems than this are not shared among threads; the others in this many parts for each thread, since
-# fits take different times.
-_LEAST_PARTED, _PARTS = 4, 4
 # Rows of real vectors are padded to a multiple of this.
 _VECTOR = 8
 
 
-@_compiled
+@compiled
 def _waves(panel, position, slopes, source, waves, ray):
     """Steering vector of a source and, if ``slopes``, its derivatives by azimuth, elevation and 1/range.
 
@@ -174,7 +153,7 @@ def _waves(panel, position, slopes, source, waves, ray):
         real[first + 3, n], imag[first + 3, n] = g2 * re - p2 * im, g2 * im + p2 * re
 
 
-@_compiled
+@compiled
 def _receive(link, waves, K, rows, coded, fields):
     """Fields at the receiver: G_l times the rows of all waves, into ``fields`` [t, column, m].
 
@@ -265,7 +244,7 @@ def _receive(link, waves, K, rows, coded, fields):
                     out_re[t, k, m + 1], out_im[t, k, m + 1] = b0r, b0i
 
 
-@_compiled
+@compiled
 def _inner_products(fields, data, C, gram, cross):
     """Gram matrices [i, j, t] (j <= i, and the K x K block whole) and products with the data [i, t]."""
     re, im = fields
@@ -305,7 +284,7 @@ def _statistics(x, K, slopes, system, scratch, stats):
     _inner_products(fields, data, K * rows, stats[0], stats[1])
 
 
-@_compiled
+@compiled
 def _factor(A_re, A_im, K, failed):
     """Cholesky factors of Hermitian matrices [K, K, t] in place (lower triangle); flags those without one."""
     matrices = A_re.shape[2]
@@ -331,7 +310,7 @@ def _factor(A_re, A_im, K, failed):
                 A_im[i, j, t] *= inverse
 
 
-@_compiled
+@compiled
 def _forward(E_re, E_im, K, first, B_re, B_im, column):
     """Solve E b = b in place for one column [K, t], whose entries before ``first`` are zero."""
     matrices = E_re.shape[2]
@@ -347,7 +326,7 @@ def _forward(E_re, E_im, K, first, B_re, B_im, column):
             B_im[i, column, t] *= inverse
 
 
-@_compiled
+@compiled
 def _least_squares(K, limits, stats, work, symbols):
     """Least-squares symbols [K, t] and the energy that they leave; E and the scales stay in ``work``."""
     (gram_re, gram_im), (cross_re, cross_im), energy = stats
@@ -389,7 +368,7 @@ def _least_squares(K, limits, stats, work, symbols):
     return max(max(total - explained, total * 1e-15), limits[1])
 
 
-@_compiled
+@compiled
 def _conditional(K, M, limits, stats, work, symbols, gradient, F):
     """See :func:`rismusic.estimation.likelihood.conditional`."""
     (gram_re, gram_im), (cross_re, cross_im), energy = stats
@@ -435,7 +414,7 @@ def _conditional(K, M, limits, stats, work, symbols, gradient, F):
     return size * math.log(cost)
 
 
-@_compiled
+@compiled
 def _unconditional(K, slopes, M, power, sigma2, ridge, stats, work, symbols, gradient, J):
     """See :func:`rismusic.estimation.likelihood.unconditional`; NaN where a factor fails."""
     (gram_re, gram_im), (cross_re, cross_im), energy = stats
@@ -581,7 +560,7 @@ def _unconditional(K, slopes, M, power, sigma2, ridge, stats, work, symbols, gra
     return determinant * repeats + size * math.log(sigma2) + rest / sigma2
 
 
-@_compiled
+@compiled
 def _solve(B, gradient, scale, damping, U, factor, step):
     """The damped step over the free unknowns (those with a scale), 0 for the others; whether it failed."""
     for i in range(U):
@@ -615,7 +594,7 @@ def _solve(B, gradient, scale, damping, U, factor, step):
     return False
 
 
-@_compiled
+@compiled
 def _evaluate_likelihood(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F):
     """Value, gradient and curvature of a likelihood."""
     if mode != POWERS:
@@ -630,7 +609,7 @@ def _evaluate_likelihood(mode, x, K, M, limits, system, scratch, stats, work, sy
     return _unconditional(K, first > 0, M, power, noise, limits[0], stats, work, symbols, gradient, F)
 
 
-@_compiled
+@compiled
 def _evaluate_spectrum(x, panel, vectors, waves, ray, gradient, F):
     """See :func:`rismusic.estimation.spectra._model`."""
     V_re, V_im = vectors  # [C, N]
@@ -690,7 +669,7 @@ def _evaluate(mode, x, K, M, limits, system, scratch, stats, work, symbols, grad
     raise NotImplementedError
 
 
-@overload(_evaluate, jit_options=_SETTINGS)
+@overload(_evaluate, jit_options=SETTINGS)
 def _evaluate_by_type(mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F):
     if len(system) == 3:
         return lambda mode, x, K, M, limits, system, scratch, stats, work, symbols, gradient, F: (
@@ -1333,18 +1312,6 @@ def _gains(first, last, recording, panel_form, problems, fields, rules, out):
             out[p, c] = value
 
 
-@lru_cache
-def _entry(function: Callable[..., None]) -> CompiledFunction:
-    """A compiled function to call from Python, kept on disk if a folder for it can be written."""
-    return CompiledFunction(inspect.unwrap(function), _SETTINGS)
-
-
-def _call(function: Callable[..., None], count: int, arguments: tuple[object, ...]) -> None:
-    """Call a compiled ``function(first, last, *arguments)`` for ``count`` problems, in threads."""
-    compiled = _entry(function).for_arguments((0, count, *arguments))
-    _in_threads(compiled, count, torch.get_num_threads(), arguments)
-
-
 def applies(recording: Recording) -> bool:
     """Whether the compiled fits cover a recording: one carrier, unknown symbols, no weights, on the CPU."""
     link = recording.link
@@ -1459,7 +1426,7 @@ def climb(
         *(_numbers(start, 3, real), float(reach), np.array(box, dtype=np.float64), _rules()),
         *((options.steps, float(options.tolerance)), out),
     )
-    _call(_climb, S * K, arguments)
+    call(_climb, S * K, arguments)
     point, value, converged = (torch.from_numpy(part) for part in out)
     return point, value, converged
 
@@ -1506,7 +1473,7 @@ def dispersion(
         np.zeros((P, K)),
         np.full((P, K), np.nan),
     )
-    _call(_disperse, P, (data, form, problems, _rules(), spreads, out))
+    call(_disperse, P, (data, form, problems, _rules(), spreads, out))
     in_all, at_rest, path, gain, size = (torch.from_numpy(part) for part in out)
     return in_all, at_rest, path, gain, size
 
@@ -1525,7 +1492,7 @@ def _summary(
         np.zeros((P, U, U)),
     )
     levels_given = (_numbers(power, 2, real), _numbers(noise, 1, real))
-    _call(_summarise, P, (data, form, problems, _rules(), levels_given, out))
+    call(_summarise, P, (data, form, problems, _rules(), levels_given, out))
     symbols, cost, J = (torch.from_numpy(part) for part in out)
     return symbols, cost, J
 
@@ -1569,7 +1536,7 @@ def gains(
     rules = (search._FLOOR, search._COINCIDENT**2 if power_noise is None else 0.0, search._STEPS)
     out = np.empty((len(active), fields.shape[-1]))
     arguments = (data, form, problems, fields.numpy(), rules, out)
-    _call(_gains, len(active), arguments)
+    call(_gains, len(active), arguments)
     return torch.from_numpy(out)
 
 
@@ -1596,9 +1563,9 @@ def _numbers(value: Tensor | None, axes: int, dtype: torch.dtype) -> npt.NDArray
     if value is None:
         return torch.empty((0,) * axes, dtype=dtype).numpy()
     value = value if value.ndim == axes else value[None]
-    if value.dtype == dtype and value.is_contiguous() and not (value.is_conj() or value.is_neg()):
-        return value.detach().numpy()
-    return value.detach().to(dtype).resolve_conj().resolve_neg().contiguous().numpy()
+    if value.dtype != dtype or value.is_conj() or value.is_neg() or not value.is_contiguous():
+        value = value.to(dtype).resolve_conj().resolve_neg().contiguous()
+    return value.numpy()
 
 
 def _run(
@@ -1625,23 +1592,6 @@ def _run(
         *(mode, data, form, problems, np.array(box, dtype=np.float64), _rules(), steps),
         *((_numbers(power, 2, real), _numbers(noise, 1, real)), out),
     )
-    _call(_fit, P, arguments)
+    call(_fit, P, arguments)
     end, power, noise, value, converged = (torch.from_numpy(part) for part in out)
     return end, power, noise, value, converged
-
-
-def _in_threads(
-    function: Callable[..., None], count: int, threads: int, arguments: tuple[object, ...]
-) -> None:
-    """Call ``function(first, last, *arguments)`` for parts of ``count`` problems, in threads."""
-    if threads <= 1 or count < _LEAST_PARTED:
-        function(0, count, *arguments)
-        return
-    step = math.ceil(count / (_PARTS * threads))
-    with ThreadPoolExecutor(threads) as pool:
-        parts = [
-            pool.submit(function, first, min(first + step, count), *arguments)
-            for first in range(0, count, step)
-        ]
-        for part in parts:
-            part.result()

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.estimation.fit_kernel import _call
+from rismusic.estimation.kernel_cache import call
 
 # Rows of real vectors are padded to a multiple of this.
 _VECTOR = 8
@@ -33,7 +33,7 @@ def gram_energy(
     out = torch.empty(rest.shape[:2])
     parts = [value if value.ndim == 3 else value[None] for value in (channel, codes)]
     arrays = [value.resolve_conj().contiguous().numpy() for value in (*parts, rest)]
-    _call(_sum_grams, len(rest), (*arrays, out.numpy()))
+    call(_sum_grams, len(rest), (*arrays, out.numpy()))
     return out
 
 

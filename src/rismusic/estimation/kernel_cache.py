@@ -1,20 +1,29 @@
-"""Compiled functions, kept on disk by Numba.
+"""Compiled functions, kept on disk by Numba and called in threads.
+
+Problems of different scenes run in threads, as many as torch uses. (Numba's own ``prange`` cannot run in a
+forked process, or be called from two threads, with every threading layer.) The results do not depend on their
+number.
 
 To load such a file is to run the code in it. It is loaded only from a folder that no other user may write.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
+import torch
 from filelock import FileLock
 
 from rismusic.files import writable_by_others
@@ -22,6 +31,51 @@ from rismusic.files import writable_by_others
 _LOG = logging.getLogger("rismusic.locate")
 # Other processes that compile the same function are waited for so long, in seconds.
 _PATIENCE_S = 120
+# Fewer problems than this are not shared among threads; the others in this many parts for each thread, since
+# they take different times.
+_LEAST_PARTED, _PARTS = 4, 4
+
+SETTINGS: dict[str, Any] = {
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "error_model": "numpy",
+    "nogil": True,
+}
+"""Sums may be reordered for vector instructions, but NaN and infinity keep their meaning."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def compiled(function: _Function) -> _Function:
+    """A function that is compiled when it is first called, free of the type checks of the tests."""
+    return numba.njit(inspect.unwrap(function), **SETTINGS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def call(function: Callable[..., None], count: int, arguments: tuple[object, ...]) -> None:
+    """Compile a function, or load it, and call it for ``count`` problems in threads.
+
+    Args:
+        function: called as ``function(first, last, *arguments)`` for the problems ``first`` to ``last`` - 1.
+        count: number of problems.
+        arguments: arrays that Numba knows, numbers, and tuples of these.
+    """
+    ready = _entry(function).for_arguments((0, count, *arguments))
+    threads = torch.get_num_threads()
+    if threads <= 1 or count < _LEAST_PARTED:
+        ready(0, count, *arguments)
+        return
+    step = math.ceil(count / (_PARTS * threads))
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [
+            pool.submit(ready, first, min(first + step, count), *arguments) for first in range(0, count, step)
+        ]
+        for part in parts:
+            part.result()
+
+
+@lru_cache
+def _entry(function: Callable[..., None]) -> CompiledFunction:
+    """A compiled function to call from Python, kept on disk if a folder for it can be written."""
+    return CompiledFunction(inspect.unwrap(function), SETTINGS)
 
 
 class CompiledFunction:

@@ -20,8 +20,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.estimation import search
-from rismusic.estimation.fit_kernel import _call as call
 from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.kernel_cache import call
 from rismusic.estimation.search import Residual, Strongest
 from rismusic.estimation.symmetry import Symmetry
 from rismusic.operator import Link

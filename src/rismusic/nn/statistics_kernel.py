@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.estimation.fit_kernel import _call, _compiled, _factor
+from rismusic.estimation.fit_kernel import _factor
+from rismusic.estimation.kernel_cache import call, compiled
 
 # Rows of real vectors are padded to a multiple of this.
 _VECTOR = 8
@@ -44,11 +45,11 @@ def whitened_statistics(
     rows = torch.empty(S, R * repeats, D, dtype=torch.complex64)
     inner = torch.empty(S, D, D)
     arrays = [value.contiguous().numpy() for value in (fields, data, noise_variance, packed)]
-    _call(_weigh, S, (*arrays, rows.numpy(), inner.numpy()))
+    call(_weigh, S, (*arrays, rows.numpy(), inner.numpy()))
     return rows, inner
 
 
-@_compiled
+@compiled
 def _products(left, right, out):
     """Products of the rows of two arrays, whose numbers are multiples of 4."""
     N = left.shape[1]
@@ -85,7 +86,7 @@ def _products(left, right, out):
             out[i + 3, j], out[i + 3, j + 1], out[i + 3, j + 2], out[i + 3, j + 3] = d0, d1, d2, d3
 
 
-@_compiled
+@compiled
 def _hermitian_products(re, im, out):
     """<Z^H Z> of the columns of Z, which are the rows of the arrays (their number a multiple of 2)."""
     D, N = re.shape
