@@ -607,6 +607,7 @@ def test_locate_writes_a_header_alone_where_there_is_no_source(samples, tmp_path
 
 
 def test_interrupted_simulation_leaves_nothing(tmp_path, monkeypatch, capsys):
+    """Of a format that is put together at the end; for .h5 see ``files/test_simulate_resume.py``."""
     from rismusic.io import RecordingWriter
 
     append = RecordingWriter.append

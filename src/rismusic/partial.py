@@ -53,7 +53,9 @@ class Progress(Record):
 
 
 def part_files(path: Path) -> list[Path]:
-    """The files beside an output under construction: the part, its progress, and a lock."""
+    """The files beside an output under construction: the part, its progress, and a lock; none of a folder."""
+    if not path.name:
+        return []
     stem = path.name
     if len(os.fsencode(stem)) > 240:  # so that the names of the parts are not too long
         stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]

@@ -370,3 +370,16 @@ def test_an_output_is_not_written_twice(tmp_path, monkeypatch, capsys):
     assert main(["bench", "--out", "new", "-o", "./new/../new/results.csv"]) == 2
     assert "is written anyway (--out); name another file" in " ".join(capsys.readouterr().err.split())
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["loop.csv", "a\0.csv", "a" * 5000 + ".csv", "loop.csv/a.csv", "dangling.csv", ".", "/"]
+)
+def test_names_that_are_none_are_one_sentence(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("loop.csv").symlink_to("loop.csv")
+    Path("dangling.csv").symlink_to("nowhere")
+    for command in (["bound"], ["simulate"], ["locate", "sample:ideal_10dB"], ["plan", "--target-m", "1"]):
+        assert main([*command, *["--scenes", "1"][: 2 * (command[0] != "locate")], "-o", name]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert names(tmp_path) == ["dangling.csv", "loop.csv"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 import tempfile
 import traceback
@@ -133,12 +134,12 @@ class Command(Spec):
         """
         inputs, written = self.reads(), dict[Path, str]()
         for option, path in self.writes():
-            whole = path.resolve()
+            whole = _real(path)
             if whole in written:
                 raise InputError(option, f"{path} is written anyway ({written[whole]}); name another file")
             written[whole] = option
             for one in inputs if path.is_file() else ():
-                inside = one.is_dir() and one.resolve() in whole.parents
+                inside = one.is_dir() and _real(one) in whole.parents
                 if inside or (one.exists() and path.samefile(one)):
                     output = getattr(self, "output", None)
                     beside = "" if output in (None, path) else f", which is written beside {output},"
@@ -160,6 +161,14 @@ def _values(value: object) -> Iterator[object]:
             yield from _values(one)
     else:
         yield value
+
+
+def _real(path: Path) -> Path:
+    """The path without links; as it is if there is no such path."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):  # with a null character
+        return path
 
 
 def _is_file(text: str) -> bool:
