@@ -28,6 +28,7 @@ from rismusic.estimation.estimate import Doubt, Estimate, NSources, join_estimat
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import ROUGH, refine
+from rismusic.estimation.model_order import EVIDENCE_WEIGHT
 from rismusic.estimation.noise import check_fit, most_sources
 from rismusic.estimation.room_fit import (
     RoomFit,
@@ -287,7 +288,7 @@ def _fit(
             since[scenes] = torch.where(gains, 0, since[scenes] + 1)
             scenes, end = scenes[gains], end[gains]
         chosen = chosen.with_others(scenes, end.padded(chosen.active.shape[1]))
-    return chosen, None if count is not None else evidence.softmax(dim=1)
+    return chosen, None if count is not None else (EVIDENCE_WEIGHT * evidence).softmax(dim=1)
 
 
 def _fit_piloted(views: list[View], alone: list[Estimate], volume: Volume, spec: LocateSpec) -> RoomFit:
