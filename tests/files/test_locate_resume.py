@@ -212,6 +212,16 @@ def test_a_kill_at_the_beginning_or_the_end_needs_no_help(cut_at, recording, tmp
 
 
 @pytest.mark.usefixtures("looked_up")
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_an_output_that_was_cut_after_its_last_block_gets_its_name(ending, recording, tmp_path, monkeypatch):
+    output, whole = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
+    assert run("locate", recording, "-o", whole, *OPTIONS) == 0
+    assert cut(monkeypatch, recording, output, scenes=17) == 130
+    assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.usefixtures("looked_up")
 def test_overwrite_starts_again(recording, tmp_path, monkeypatch):
     output = tmp_path / "a.csv"
     output.write_text("old")

@@ -218,3 +218,12 @@ def test_other_formats_are_not_resumed(tmp_path, capsys):
         assert run("-o", tmp_path / name, *OPTIONS, "--resume") == 2
         assert "--resume: continues .h5 files only" in capsys.readouterr().err
     assert names(tmp_path) == []
+
+
+def test_a_recording_that_was_cut_after_its_last_block_gets_its_name(tmp_path, monkeypatch):
+    whole, output = tmp_path / "whole.h5", tmp_path / "a.h5"
+    assert run("-o", whole, *OPTIONS) == 0
+    assert cut(monkeypatch, output, scenes=17) == 130
+    assert run("-o", output, *OPTIONS, "--resume") == 0
+    assert output.read_bytes() == whole.read_bytes()
+    assert names(tmp_path) == ["a.h5", "a.h5.toml", "whole.h5", "whole.h5.toml"]
