@@ -169,7 +169,7 @@ PLANTED = [
     ),
     (
         "GAP",
-        "change of the eigengap",
+        "fall of the loss of dense eigenvalues",
         function(eigengap_hinge, lambda original, *given: 2 * (e := original(*given)).detach() - e),
     ),
     (

@@ -58,6 +58,7 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("STAGES", "back-projected", lambda _: covariance.back_project),
     ("STAGES", "loading of|shrinkage of", lambda _: covariance.conditioning),
     ("STAGES", "loaded and shrunk", lambda _: covariance.load_and_shrink),
+    ("STAGES", "dropout", lambda _: data.channel_dropout),
     ("STAGES", "energies", lambda _: statistics.GridStatistics.__call__),
     ("STAGES", "scaled|noise variance", lambda _: statistics.GridStatistics.observe),
     ("STAGES", "uniform powers", lambda _: statistics.GridStatistics.scale_power),

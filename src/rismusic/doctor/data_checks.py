@@ -434,14 +434,19 @@ def _first_batches(scenes: TrainingScenes) -> Iterator[Iterator[Recording]]:
         yield scenes.step(0, step)
 
 
-def _scene_keys(recordings: Iterable[Recording]) -> set[bytes]:
+def scene_keys(recording: Recording) -> list[bytes]:
     """The labels of each scene as bytes, which identify the scene."""
+    truth = recording.truth
+    assert truth is not None
+    rows = torch.stack((truth.azimuth, truth.elevation, truth.range), -1).flatten(1).cpu()
+    return [row.numpy().tobytes() for row in rows]
+
+
+def _scene_keys(recordings: Iterable[Recording]) -> set[bytes]:
+    """The keys of the first scenes."""
     keys: set[bytes] = set()
     for recording in recordings:
-        truth = recording.truth
-        assert truth is not None
-        rows = torch.stack((truth.azimuth, truth.elevation, truth.range), -1).flatten(1).cpu()
-        keys |= {row.numpy().tobytes() for row in rows}
+        keys.update(scene_keys(recording))
         if len(keys) >= _COMPARED:
             break
     return keys

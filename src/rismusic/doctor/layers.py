@@ -413,6 +413,17 @@ def _as_initialised(module: nn.Module) -> list[str]:
     return found if len(found) == frozen else []
 
 
+def without_gradient(sizes: Mapping[str, float]) -> list[str]:
+    """Parameters whose gradient is 0; a bias that cancels, as in a distance of two outputs, does no harm."""
+
+    def weight(name: str) -> float:
+        return sizes.get(name.removesuffix("bias") + "weight", 0.0)
+
+    return [
+        name for name, size in sizes.items() if size == 0 and (not name.endswith("bias") or weight(name) == 0)
+    ]
+
+
 def update_ratio(change: Tensor, before: Tensor) -> float:
     """Size of an update over that of the weights; those that start at 0 count as 0.1 each."""
     size = float(torch.linalg.vector_norm(before.detach()))

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, initial_update, layer_record
+from rismusic.doctor.layers import (
+    LayerRecord,
+    depth_findings,
+    initial_findings,
+    initial_update,
+    layer_record,
+    without_gradient,
+)
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import (
@@ -352,13 +359,7 @@ class _ModuleUnderTest:
                 self.train(optimizer, min(3, steps))
             for name, value in self.gradients().items():
                 sizes[name] = max(sizes[name], float(value.abs().max()))
-        # A bias that cancels, as in a distance of two outputs, does no harm.
-        dead = [
-            name
-            for name, size in sizes.items()
-            if size == 0
-            and (not name.endswith("bias") or sizes.get(name.removesuffix("bias") + "weight", 0.0) == 0)
-        ]
+        dead = without_gradient(sizes)
         with self.optimizer() as optimizer:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         own = {id(weight) for weight in self.module.parameters()}

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
+from rismusic.doctor.data_checks import scene_keys
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.io import Recording
 from rismusic.nn.learner import Learner
@@ -473,14 +474,6 @@ def _update_findings(run: ShortRun) -> list[Finding]:
             "average += (1 - decay) (weight - average) for every parameter after every step.",
         ),
     ]
-
-
-def scene_keys(recording: Recording) -> list[bytes]:
-    """The labels of each scene as bytes, which identify the scene."""
-    truth = recording.truth
-    assert truth is not None
-    rows = torch.stack((truth.azimuth, truth.elevation, truth.range), -1).flatten(1).cpu()
-    return [row.numpy().tobytes() for row in rows]
 
 
 def check_validation_set(case: Case) -> Report:

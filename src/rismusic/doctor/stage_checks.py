@@ -20,9 +20,11 @@ from rismusic.doctor.loss_checks import total_of
 from rismusic.doctor.report import report_of
 from rismusic.estimation.grid import highest_points
 from rismusic.io import Recording
+from rismusic.nn import data
 from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.network import Network, Prediction
+from rismusic.simulation.random_numbers import Draws
 
 # Scenes that are calculated densely.
 _SCENES = 4
@@ -41,6 +43,7 @@ def check_stages(case: Case) -> list[Report]:
     findings = [*_conditioning_findings(recording, targets), *_loss_findings(case, targets)]
     if recording.link.weights is None and recording.panel.subcarriers <= 1:
         findings = [*_operator_findings(recording), *findings]
+    findings.append(_dropout_finding(case))
     network = case.learner.network
     if isinstance(network, Network) and type(network).forward is Network.forward:
         findings += _network_findings(case, network, recording)
@@ -55,6 +58,22 @@ def _same(what: str, found: Tensor, expected: Tensor, meaning: str, limit: float
         value = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
     advice = "Compare it with the formula in the documentation."
     return at_most(f"relative distance of {what} from its definition", value, limit, meaning, advice)
+
+
+def _dropout_finding(case: Case) -> Finding:
+    """Masks of the channel dropout: 0 with the probability of the settings, else 1 / (1 - p)."""
+    p, rows = 0.25, torch.arange(64)
+    spec = case.spec.network.replace(dropout=p)
+    mask = data.channel_dropout(spec, Draws(case.spec.seed, "train", rows)).double()
+    share = float((mask == 0).double().mean())
+    wrong = float((mask[mask != 0] * (1 - p) - 1).abs().max())
+    return at_most(
+        "distance of the dropout masks from 0 with probability p and 1 / (1 - p) otherwise",
+        max(abs(share - p) - 5 * math.sqrt(p * (1 - p) / mask.numel()), wrong),
+        1e-3,
+        "the masks of the channel dropout do not have mean 1: another probability, or no scale 1 / (1 - p).",
+        "A channel is kept with probability 1 - p, and then divided by it.",
+    )
 
 
 def _operator_findings(recording: Recording) -> list[Finding]:

@@ -1028,7 +1028,7 @@ def constant_order(tape: Tape, term: int) -> bool:
 class Trained:
     """Lowest losses of a network trained anew: of batches it learned from, and of others.
 
-    ``falling``: by how much the former fell in the last eighth of the steps, relative.
+    ``falling``: by how much the latter fell in the last eighth of the steps, relative.
     """
 
     rate: float
@@ -1071,10 +1071,10 @@ def train_anew(
 
     for step in range(steps + 1):
         if step % max(1, steps // 8) == 0:
-            learned = mean(range(max(0, count - held), count))
-            best.falling = (best.learned - learned) / max(abs(learned), 1e-12) if step else 0.0
-            best.learned = min(best.learned, learned)
-            best.held = min(best.held, mean(range(count, len(batches))))
+            best.learned = min(best.learned, mean(range(max(0, count - held), count)))
+            loss_held = mean(range(count, len(batches)))
+            best.falling = (best.held - loss_held) / max(abs(loss_held), 1e-12) if step else 0.0
+            best.held = min(best.held, loss_held)
         loss = loss_of(step % count)
         optimizer.zero_grad()
         if not loss.requires_grad or not math.isfinite(float(loss.detach())):

@@ -117,12 +117,12 @@ class TapeRecord:
                 for key, weight in tape.weights.items():
                     self.initial.setdefault(key, weight.detach().clone())
                 self._start[kind] = self._check(tape, recorder)
+            self._note_data(tape, recorder)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
             return
         finally:
             self.checking = False
-        self._note_data(tape, recorder)
         self.steps = step
         (self.early if len(self.early) < _KEPT else self.late).append(tape)
 
@@ -239,9 +239,8 @@ class TapeRecord:
             )
         )
         if len(self._repeated) >= 4:
-            several = len(self._codes) > 3 * max(
-                r.value.shape[0] for r in self.early[0].roots.values() if r.value.ndim
-            )
+            sizes = [len(root.value) for root in self.early[0].roots.values() if root.value.ndim]
+            several = len(self._codes) > 3 * max(sizes, default=1)
             found.append(
                 at_most(
                     "share of the samples that are several times in their batch",
@@ -445,7 +444,7 @@ class TapeRecord:
         constant = constant_losses([Batch(tape, {}) for tape in used], [tape.loss for tape in used])
         network = [Replay(tape).loss for tape in used]
         level = sum(constant) / len(used)
-        scale = max(abs(level), _deviation(constant), 1e-12)
+        scale = max(abs(level), deviation(constant), 1e-12)
         gain = (level - sum(network) / len(used)) / scale
         name = "gain of the outputs over the best constant output, relative to its loss"
         before = [Replay(tape, {k: self.initial[k] for k in tape.weights}).loss for tape in used]
@@ -594,7 +593,7 @@ class TapeRecord:
         used = [*held, *batches[: len(held)]]
         constant = constant_losses(used, [batch.tape.loss for batch in used])[: len(held)]
         level = sum(constant) / len(held)
-        scale = max(abs(level), _deviation(constant), 1e-12)
+        scale = max(abs(level), deviation(constant), 1e-12)
         gain, learned = (level - best.held) / scale, (level - best.learned) / scale
         name = "gain over the best constant output on rows held out, relative to its loss"
         text = "the network only memorises the training data: what it learns from some rows"
@@ -700,7 +699,8 @@ def _fingerprint(tape: Tape) -> tuple[float, ...]:
     return tuple(float(size_of(r.value)) for r in tape.roots.values() if r.kind == "data")
 
 
-def _deviation(values: Sequence[float]) -> float:
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation."""
     mean = sum(values) / len(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 

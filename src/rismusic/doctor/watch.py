@@ -21,12 +21,19 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.layers import LayerRecord, depth_findings, initial_findings, layer_record, update_ratio
+from rismusic.doctor.layers import (
+    LayerRecord,
+    depth_findings,
+    initial_findings,
+    layer_record,
+    update_ratio,
+    without_gradient,
+)
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Hook, Networks, as_one, calling_line, names, row_codes, tensors_in
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
-from rismusic.doctor.tape_record import TapeRecord
+from rismusic.doctor.tape_record import TapeRecord, deviation
 from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -604,18 +611,8 @@ class Watch:
             layers = self._layers
             findings += [*layers.unit_findings(), *layers.growth_findings(), *layers.statistics_findings()]
         if self.losses:
-            dead = [
-                name
-                for name, p in self.module.named_parameters()
-                if p.requires_grad and self._gradient.get(name, 0.0) == 0
-            ]
-            # A bias that cancels, as in a distance of two outputs, does no harm.
-            dead = [
-                name
-                for name in dead
-                if not name.endswith("bias")
-                or self._gradient.get(name.removesuffix("bias") + "weight", 0.0) == 0
-            ]
+            trained = [name for name, p in self.module.named_parameters() if p.requires_grad]
+            dead = without_gradient({name: self._gradient.get(name, 0.0) for name in trained})
             findings.append(
                 must_be_zero(
                     "parameters without a gradient",
@@ -699,7 +696,7 @@ class Watch:
         moved = max((sum(values) for values in self._ratios.values()), default=math.inf)
         part = max(3, int(_PART * len(losses)))
         first, last = losses[:part], losses[-part:]
-        spread = max(_deviation(first), _deviation(last)) / math.sqrt(part)
+        spread = max(deviation(first), deviation(last)) / math.sqrt(part)
         start, end = sum(first) / part, sum(last) / part
         scale = max(abs(start), abs(end), 1e-12)
         findings = [
@@ -742,11 +739,6 @@ def _switched_off(module: nn.Module) -> list[nn.Module]:
 def _is_data(value: Tensor) -> bool:
     """Whether a tensor has numbers that no network made."""
     return value.is_floating_point() and not value.requires_grad and value.numel() > 1
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
 def watch(
