@@ -117,7 +117,7 @@ class TapeRecord:
                 for key, weight in tape.weights.items():
                     self.initial.setdefault(key, weight.detach().clone())
                 self._start[kind] = self._check(tape, recorder)
-            self._note_data(tape, recorder)
+            self._note_data(tape, recorder, step)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
             return
@@ -137,7 +137,7 @@ class TapeRecord:
         torch.set_rng_state(state)
         return found
 
-    def _note_data(self, tape: Tape, recorder: TapeRecorder) -> None:
+    def _note_data(self, tape: Tape, recorder: TapeRecorder, step: int) -> None:
         """Labels and rows of a batch."""
         targets = [tape.roots[key].value for key in tape.targets if key not in tape.inputs]
         flat = [one for one in targets if one.ndim == 1 or one.shape[1:].numel() == 1]
@@ -162,7 +162,8 @@ class TapeRecord:
             self._alike.append(any(a.shape == b.shape and torch.equal(a, b) for a, b in pairs))
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
         noise, old_noise = _drawn(tape), [] if before is None else _drawn(before)
-        if noise and before is not None:
+        # The losses of one step may share their random numbers.
+        if noise and before is not None and step != self.steps:
             same = len(noise) == len(old_noise)
             self._same_noise.append(same and all(map(torch.equal, noise, old_noise)))
         data = [root.value for root in tape.roots.values() if root.kind == "data" and root.value.numel() > 1]
