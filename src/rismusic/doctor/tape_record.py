@@ -117,7 +117,7 @@ class TapeRecord:
                 for key, weight in tape.weights.items():
                     self.initial.setdefault(key, weight.detach().clone())
                 self._start[kind] = self._check(tape, recorder)
-            self._note_data(tape, recorder)
+            self._note_data(tape, recorder, step)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
             return
@@ -137,7 +137,7 @@ class TapeRecord:
         torch.set_rng_state(state)
         return found
 
-    def _note_data(self, tape: Tape, recorder: TapeRecorder) -> None:
+    def _note_data(self, tape: Tape, recorder: TapeRecorder, step: int) -> None:
         """Labels and rows of a batch."""
         targets = [tape.roots[key].value for key in tape.targets if key not in tape.inputs]
         flat = [one for one in targets if one.ndim == 1 or one.shape[1:].numel() == 1]
@@ -161,17 +161,20 @@ class TapeRecord:
             pairs = itertools.combinations(floats, 2)
             self._alike.append(any(a.shape == b.shape and torch.equal(a, b) for a, b in pairs))
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
+        noise, old_noise = _drawn(tape), [] if before is None else _drawn(before)
+        # The losses of one step may share their random numbers.
+        if noise and before is not None and step != self.steps:
+            same = len(noise) == len(old_noise)
+            self._same_noise.append(same and all(map(torch.equal, noise, old_noise)))
         data = [root.value for root in tape.roots.values() if root.kind == "data" and root.value.numel() > 1]
-        again = False
         if before is not None and data:
             old = [r.value for r in before.roots.values() if r.kind == "data" and r.value.numel() > 1]
-            again = _equal(old, data)
-            self._same = self._same + 1 if again else 0
+            same = len(old) == len(data) and all(
+                a.shape == b.shape and torch.equal(a, b) for a, b in zip(old, data, strict=True)
+            )
+            self._same = self._same + 1 if same else 0
             if self._same == 20:
                 self.loader = max(recorder.base_rows(tape), _loader_rows())
-        # The same data and noise are those of one loss with two backward calls.
-        if (noise := _drawn(tape)) and before is not None and not again:
-            self._same_noise.append(_equal(_drawn(before), noise))
 
     def foreign(self, own: set[int]) -> list[nn.Parameter]:
         """Weights outside the model that the losses reach with a gradient."""
@@ -653,10 +656,6 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         "there are too few data.",
         "Check the pairs of inputs and targets one by one, as the loop sees them.",
     )
-
-
-def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
 def _drawn(tape: Tape) -> list[Tensor]:
