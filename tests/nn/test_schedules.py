@@ -163,6 +163,8 @@ def test_impossible_schedules_are_refused():
         ScheduleSpec(epochs=0)
     with pytest.raises(InputError, match=r"schedule\.curriculum_ends: the range stage must not end"):
         ScheduleSpec(curriculum_ends=(0.5, 0.2))
+    with pytest.raises(InputError, match=r"schedule\.curriculum: the angle stage .* leaves none of 1 "):
+        ScheduleSpec(curriculum=True, epochs=1)
     with pytest.raises(InputError, match="epoch: must be 0 to 39; got 40"):
         beta_at(SPEC, 40, seed=0)
     with pytest.raises(InputError, match="epoch: must be 0 to 39; got -1"):

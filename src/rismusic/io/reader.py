@@ -441,7 +441,7 @@ def _exponent(store: Store, names: set[str]) -> float:
         or not isinstance(value, (int, float))
         or not 0 <= value <= MAX_PATTERN_EXPONENT
     ):
-        raise InputError("pattern_exponent", f"{expected}; got {value!r}")
+        raise InputError("pattern_exponent", f"{expected}; got {_what(value)}")
     return float(value)
 
 
@@ -451,8 +451,13 @@ def _wavelength(store: Store, names: set[str]) -> float:
         raise InputError("wavelength", f"{expected}; no such value in the file")
     value = _scalar("wavelength", store, expected)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError("wavelength", f"{expected}; got {value!r}")
+        raise InputError("wavelength", f"{expected}; got {_what(value)}")
     return float(value)
+
+
+def _what(value: object) -> str:
+    """A value of an attribute, without the names of Python's types."""
+    return repr(value) if isinstance(value, (bool, int, float, complex, str)) else "values of another type"
 
 
 def _scalar(name: str, store: Store, expected: str) -> object:

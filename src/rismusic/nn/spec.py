@@ -122,6 +122,12 @@ class ScheduleSpec(Spec):
                 "schedule.curriculum_ends",
                 f"the range stage must not end before the angle stage; got {first:g}, {second:g}",
             )
+        if self.curriculum and self.epochs - 1 < first * self.epochs:
+            raise InputError(
+                "schedule.curriculum",
+                f"the angle stage ({first:g} of the epochs) leaves none of {self.epochs} for the range; "
+                "take more epochs, or turn the curriculum off",
+            )
         return self
 
     @classmethod
