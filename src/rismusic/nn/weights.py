@@ -125,7 +125,8 @@ def read_network(
         raise InputError(str(path), "not a weights file of rismusic")
     for name, value in tensors.items():
         if not value.is_floating_point():
-            raise InputError(str(path), f"weight {name}: must be floating-point numbers; got {value.dtype}")
+            kind = str(value.dtype).removeprefix("torch.")
+            raise InputError(str(path), f"weight {name}: must be floating-point numbers; got {kind}")
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != checksum(tensors):
         raise InputError(str(path), "the weights are damaged: their checksum does not match")
     spec, own, volume = _described(str(path), tensors.pop(_ELEMENTS), metadata)
