@@ -59,7 +59,8 @@ def _departures(file: str) -> str:
         [
             [
                 row["name"],
-                *(f"{float(row[name]):.3f}" for name in ("f1", "f1_ok")),
+                f"{float(row['f1']):.3f}",
+                f"{float(row['f1_ok']):.3f}" if float(row["doubtful"]) < 1 else "-",
                 *(f"{100 * float(row[name]):.0f} %" for name in ("count_right", "wrong")),
                 f"{100 * float(row['silent_wrong']):.1f} %",
                 f"{100 * float(row['doubtful']):.0f} %",
