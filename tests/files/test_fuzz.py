@@ -131,7 +131,7 @@ def test_no_command_shows_a_trace_hangs_or_loses_a_file(fuzz_inputs, files, tmp_
 @pytest.mark.usefixtures("untyped")
 def test_no_command_fails_on_odd_options_or_writes_what_it_reads(fuzz_inputs, files, tmp_path):
     said = []
-    fuzz_inputs.fuzz(60, 11, tmp_path, odd=1.0, valid=files, say=said.append)
+    fuzz_inputs.fuzz(25, 11, tmp_path, odd=1.0, valid=files, say=said.append)
     assert said == []
 
 

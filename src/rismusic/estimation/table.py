@@ -80,20 +80,33 @@ def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]
         far = sources.range.isinf()[..., None]
         place = estimate.position_room.masked_fill(far, math.nan)
         bars = estimate.position_covariance_room.diagonal(dim1=-2, dim2=-1).sqrt()
-    for scene, source in sources.active.nonzero().tolist():
-        std = estimate.std[scene, source].tolist()
+    scenes, places = sources.active.nonzero().unbind(-1)
+    fields = (
+        sources.azimuth,
+        sources.elevation,
+        sources.range,
+        *estimate.std.unbind(-1),
+        estimate.snr_db,
+        estimate.range_lower_m,
+        exists,
+    )
+    columns = [field[scenes, places].tolist() for field in fields]
+    for scene, source, *values in zip(scenes.tolist(), places.tolist(), *columns, strict=True):
+        azimuth, elevation, distance, azimuth_std, elevation_std, range_std, power, lower, exists_here = (
+            values
+        )
         row = Position(
             scene=first_scene + scene,
             source=source,
-            azimuth_deg=math.degrees(sources.azimuth[scene, source]),
-            elevation_deg=math.degrees(sources.elevation[scene, source]),
-            range_m=float(sources.range[scene, source]),
-            azimuth_std_deg=math.degrees(std[0]),
-            elevation_std_deg=math.degrees(std[1]),
-            range_std_m=std[2],
-            power_db=float(estimate.snr_db[scene, source]),
-            range_lower_m=float(estimate.range_lower_m[scene, source]),
-            existence_probability=float(exists[scene, source]),
+            azimuth_deg=math.degrees(azimuth),
+            elevation_deg=math.degrees(elevation),
+            range_m=distance,
+            azimuth_std_deg=math.degrees(azimuth_std),
+            elevation_std_deg=math.degrees(elevation_std),
+            range_std_m=range_std,
+            power_db=power,
+            range_lower_m=lower,
+            existence_probability=exists_here,
             status=status[scene],
         )
         if place is not None and bars is not None:
@@ -113,8 +126,10 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
     Values that are infinite (an error bar that the data cannot give) or not available are null.
     """
     settings = estimate.spec.model_dump(mode="json")
-    status = estimate.status
-    rows = position_rows(estimate, first_scene=first_scene)
+    status, doubts = estimate.status, estimate.doubts
+    rows: list[list[Position]] = [[] for _ in status]
+    for row in position_rows(estimate, first_scene=first_scene):
+        rows[row.scene - first_scene].append(row)
     probability = estimate.n_sources_probability
     covariance = None if estimate.pose is None else estimate.position_covariance_room
 
@@ -130,13 +145,13 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
     return [
         {
             "scene": first_scene + scene,
-            "sources": [source(row) for row in rows if row.scene == first_scene + scene],
+            "sources": [source(row) for row in rows[scene]],
             "noise_variance": float(estimate.noise_variance[scene]),
             "p_value": None if estimate.p_value[scene].isnan() else float(estimate.p_value[scene]),
             "settings": settings,
             "warnings": warnings,
             "status": status[scene],
-            "reasons": estimate.doubts[scene],
+            "reasons": doubts[scene],
             "panel_error": None if estimate.panel_error is None else float(estimate.panel_error[scene]),
             "n_sources": int(estimate.n_sources[scene]),
             "n_sources_probability": None if probability is None else probability[scene].tolist(),

@@ -104,7 +104,10 @@ class LocateReport:
         if comparison is not None:
             self._comparisons.append(comparison)
         first = len(self._rows)
-        rows = [_row(first + scene, scene, located, comparison) for scene in range(len(recording))]
+        rows = [
+            _row(first + scene, scene, located, status, comparison)
+            for scene, status in enumerate(located.status)
+        ]
         self._rows += rows
         for row in rows:
             self._warnings.update({_kind(sentence) for sentence in row.warnings})
@@ -253,11 +256,11 @@ def _error_bars(spec: LocateSpec) -> str:
     return sentence
 
 
-def _row(number: int, scene: int, located: Estimate, comparison: Comparison | None) -> Row:
+def _row(number: int, scene: int, located: Estimate, status: str, comparison: Comparison | None) -> Row:
     estimated = int(located.sources.active[scene].sum())
     probability = _probabilities(located, scene)
     chosen = probability[estimated] if estimated < len(probability) else None
-    rest = (chosen, float(located.p_value[scene]), located.status[scene], located.warnings[scene])
+    rest = (chosen, float(located.p_value[scene]), status, located.warnings[scene])
     if comparison is None:
         return Row(number, estimated, None, None, None, None, *rest)
     true, hits = int(comparison.match.true_count[scene]), int(comparison.match.hit[scene].sum())
