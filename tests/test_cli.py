@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -421,6 +422,23 @@ def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
     (tmp_path / "file").touch()
     subprocess.run(f'{sys.executable} -c "{program}" <&- >&- 2>&-', shell=True, cwd=tmp_path, check=True)
     assert int((tmp_path / "n").read_text()) > 2
+
+
+def test_characters_that_the_terminal_lacks_are_replaced(samples):
+    program = [
+        sys.executable,
+        "-m",
+        "rismusic",
+        "locate",
+        samples / "direct_10dB.h5",
+        "--method",
+        "omp",
+        "--scene",
+        "0",
+    ]
+    done = subprocess.run(program, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
 
 
 def test_a_reader_of_a_table_that_has_gone_is_no_error(samples):

@@ -17,7 +17,7 @@ from importlib import import_module
 from rismusic.cli.command import Command, complain, save_traceback
 from rismusic.cli.interruption import no_interrupt_is_lost, terminated_as_interrupted
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
-from rismusic.cli.streams import drop, open_closed_streams
+from rismusic.cli.streams import drop, prepare_streams
 from rismusic.errors import InputError
 from rismusic.files import failure, remove_own
 from rismusic.text import redact
@@ -77,7 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     # Threads that wait by spinning make a busy machine ten times slower; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    open_closed_streams()
+    prepare_streams()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it cannot keep its list of fonts, and such
     args = list(sys.argv[1:] if args is None else args)
     try:

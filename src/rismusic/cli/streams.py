@@ -1,15 +1,16 @@
-"""Standard streams that are closed, or that take no more output."""
+"""Standard streams that are closed, that lack characters, or that take no more output."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
 from typing import TextIO
 
 
-def open_closed_streams() -> None:
-    """Connect closed standard streams to the null device.
+def prepare_streams() -> None:
+    """Connect closed standard streams to the null device, and print "?" for characters that one lacks.
 
     Python has None in place of a stream that was closed when it started, and of all three under pythonw. The
     descriptors are filled, too: the next file that is opened would get the number of the closed stream, and
@@ -22,6 +23,9 @@ def open_closed_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, this one
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  (open to the end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def drop(stream: TextIO) -> None:
