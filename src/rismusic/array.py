@@ -541,10 +541,10 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
         tensor = torch.from_numpy(native if native.flags.writeable else native.copy()).reshape(array.shape)
     if kind == "real":
         if not tensor.is_floating_point():
-            raise InputError(field, f"must hold real floating-point numbers; got {_name(tensor.dtype)}")
+            raise InputError(field, f"must hold real floating-point numbers; got {dtype_name(tensor.dtype)}")
         return tensor.to(torch.float64)
     if not tensor.is_complex():
-        name = _name(tensor.dtype)
+        name = dtype_name(tensor.dtype)
         hint = "If they are phases in radians, pass exp(1j * phase). " if field == "codes" else ""
         raise InputError(
             field,
@@ -553,7 +553,8 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
     return tensor if tensor.dtype in (torch.complex64, torch.complex128) else tensor.to(torch.complex64)
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a type of numbers, such as complex64."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -87,8 +87,7 @@ class Simulate(Command):
 
     def writes(self) -> list[tuple[str, Path]]:
         """The recording, and what is beside it: its settings, and a .h5 file until it is complete."""
-        beside = [self.settings_file] if self.output.name else []
-        beside += part_files(self.output) if self._is_resumable else []
+        beside = [self.settings_file, *(part_files(self.output) if self._is_resumable else [])]
         return [*super().writes(), *(("--output", one) for one in beside)]
 
     @property

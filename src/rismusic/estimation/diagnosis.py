@@ -39,7 +39,15 @@ from rismusic.estimation.estimate import (
 )
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
-from rismusic.estimation.maximum_likelihood import ROUGH, nfmle, pack, refine, unpack, values_without_each
+from rismusic.estimation.maximum_likelihood import (
+    ROUGH,
+    Fit,
+    nfmle,
+    pack,
+    refine,
+    unpack,
+    values_without_each,
+)
 from rismusic.estimation.model_error import (
     ModelError,
     can_err,
@@ -163,21 +171,19 @@ def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> E
     if len(some) == 0:
         return estimate
     part, here, grid = recording[some], estimate[some], searched_grid(recording, spec)
-    positions, active = unpack(here.sources, part)
-    is_last = torch.arange(active.shape[1], device=active.device) == here.n_sources[:, None] - 1
-    loss = fit_at(part, pack(positions, active & ~is_last)).neg_log_likelihood - here.neg_log_likelihood
+    loss = fit_at(part, _strongest(here, here.n_sources - 1)).neg_log_likelihood - here.neg_log_likelihood
     weak = (loss < _NEGLIGIBLE_NATS).nonzero()[:, 0]
     if len(weak) == 0:
         return estimate
     some, part, here = some[weak], part[weak], here[weak]
-    positions, active, is_last = positions[weak], active[weak], is_last[weak]
     fit = partial(nfmle, volume=grid.volume, criterion=spec.criterion)
-    fewer = fit(part, pack(positions, active & ~is_last))
-    others = unpack(fewer.sources, part)[0]
-    places = beside(torch.where((active & ~is_last)[..., None], others, others[:, :1]), grid)
+    fewer = fit(part, _strongest(here, here.n_sources - 1))
+    others, kept = unpack(fewer.sources, part)
+    active = here.sources.active
+    places = beside(torch.where(kept[..., None], others, others[:, :1]), grid)
     rows = torch.arange(len(some), device=some.device)
-    near = CandidateSearch(grid, part, places).place_beside(rows, others, active & ~is_last, None)
-    pair = fit(part, pack(torch.where(is_last[..., None], near[:, None], others), active))
+    near = CandidateSearch(grid, part, places).place_beside(rows, others, kept, None)
+    pair = fit(part, pack(torch.where((active & ~kept)[..., None], near[:, None], others), active))
     gain = log_evidence(part, pair, grid.volume) - _evidence(part, here.sources, grid.volume)
     likely = fewer.neg_log_likelihood - pair.neg_log_likelihood > _PAIR_NATS
     least = -math.log(UNCERTAIN / (1 - UNCERTAIN)) / EVIDENCE_WEIGHT
@@ -191,15 +197,7 @@ def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> E
         )
     estimate = replace(estimate, warnings=sentences)
     better = (likely & (gain > 0)).nonzero()[:, 0]
-    if len(better) == 0:
-        return estimate
-    counts = None if here.n_sources_probability is None else here.n_sources_probability[better]
-    fresh = replace(
-        from_fit(part[better], pair[better], counts, grid.volume, spec),
-        method=here[better].method,
-        panel_error=None if here.panel_error is None else here.panel_error[better],
-    )
-    return _put(estimate, some[better], fresh)
+    return _with_fit(recording, estimate, some[better], pair[better], spec)
 
 
 def _weighed_twice(
@@ -428,12 +426,18 @@ def _likelier(recording: Recording, located: Estimate, start: Sources, spec: Loc
     volume = Volume.from_spec(spec)
     fit = nfmle(recording, start, volume, criterion=spec.criterion)
     better = (fit.neg_log_likelihood < located.neg_log_likelihood).nonzero()[:, 0]
-    if len(better) == 0:
-        return located
-    counts = located.n_sources_probability
-    counts = None if counts is None else counts[better]
-    fresh = from_fit(recording[better], fit[better], counts, volume, spec)
-    return _put(located, better, replace(fresh, method=located[better].method))
+    return _with_fit(recording, located, better, fit[better], spec)
+
+
+def _with_fit(
+    recording: Recording, estimate: Estimate, scenes: Int64[Tensor, "B"], fit: Fit, spec: LocateSpec
+) -> Estimate:
+    """The estimate with another fit, of the same number of sources, in some scenes."""
+    if len(scenes) == 0:
+        return estimate
+    here, volume = estimate[scenes], Volume.from_spec(spec)
+    fresh = from_fit(recording[scenes], fit, here.n_sources_probability, volume, spec)
+    return _put(estimate, scenes, replace(fresh, method=here.method, panel_error=here.panel_error))
 
 
 def _located_again(

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.array import SPEED_OF_LIGHT, ArrayLike, Panel, to_tensor
+from rismusic.array import SPEED_OF_LIGHT, ArrayLike, Panel, dtype_name, to_tensor
 from rismusic.errors import InputError
 from rismusic.io.schema import FIELDS, Description, Structure, check_structure, fields_of
 from rismusic.io.validation import check_frequencies, check_panel, check_pose, check_symbols, check_values
@@ -560,7 +560,7 @@ def _named(values: dict[str, Any], truth: Sources | None) -> dict[str, Tensor]:
 
 def _descriptions(values: dict[str, Any], truth: Sources | None) -> dict[str, Description]:
     return {
-        name: Description(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        name: Description(tuple(value.shape), dtype_name(value.dtype))
         for name, value in _named(values, truth).items()
     }
 

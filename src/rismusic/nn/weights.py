@@ -11,7 +11,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from rismusic.array import Panel
+from rismusic.array import Panel, dtype_name
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io.validation import check_panel as check_spacing
@@ -125,7 +125,7 @@ def read_network(
         raise InputError(str(path), "not a weights file of rismusic")
     for name, value in tensors.items():
         if not value.is_floating_point():
-            kind = str(value.dtype).removeprefix("torch.")
+            kind = dtype_name(value.dtype)
             raise InputError(str(path), f"weight {name}: must be floating-point numbers; got {kind}")
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != checksum(tensors):
         raise InputError(str(path), "the weights are damaged: their checksum does not match")
