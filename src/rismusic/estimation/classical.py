@@ -409,7 +409,7 @@ class Starts:
         best = positions.clone()
         for K in count[count > 0].unique().tolist():
             every = K > 1 and self._residuals(K) <= _ALL_RESIDUALS
-            if not (every or self.peaks.shape[1]):
+            if self.peaks.shape[1] + every * len(self.search.dictionary) < K:
                 continue
             scenes = (count == K).nonzero()[:, 0]
             each = 64 * self._residuals(K) if every else 1
