@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from rismusic.doctor.watch import watch
 
 def mlp(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -66,10 +68,7 @@ def diffusion(fault: str) -> Training:
     model = Denoiser()
     optimizer = torch.optim.Adam(model.parameters(), lr=8e-3)
     steps = 40
-    if fault == "schedule_for_a_thousand_steps":
-        rate = torch.linspace(1e-4, 0.02, steps)
-    else:
-        rate = torch.linspace(1e-3, 0.3, steps)
+    rate = torch.linspace(1e-3, 0.3, steps)
     kept = (1 - rate).cumprod(0)
     x = clustered(4000)
 
@@ -95,7 +94,8 @@ def diffusion(fault: str) -> Training:
     def samples(count: int) -> Tensor:
         points = torch.randn(count, 2)
         for number in reversed(range(steps)):
-            noise = model(points, torch.full((count,), number / steps))
+            time = number if fault == "time_in_steps_when_sampling" else number / steps
+            noise = model(points, torch.full((count,), float(time)))
             points = (points - rate[number] / (1 - kept[number]).sqrt() * noise) / (1 - rate[number]).sqrt()
             if number:
                 points = points + rate[number].sqrt() * torch.randn_like(points)
@@ -178,7 +178,7 @@ def flow(fault: str) -> Training:
         """0 for a normal distribution, 1 for the true one."""
         return max(-1.0, (normal - float(entropy)) / (normal - ENTROPY))
 
-    held_out = bent(500)
+    held_out = bent(3000)
 
     @torch.no_grad()
     def validate() -> float:
@@ -187,7 +187,7 @@ def flow(fault: str) -> Training:
 
     def test() -> float:
         """With the determinant of the Jacobian itself."""
-        points = bent(1000)
+        points = bent(3000)
         jacobian = torch.func.vmap(torch.func.jacrev(lambda point: model(point)[0]))(points)
         volume = torch.linalg.slogdet(jacobian).logabsdet
         return relative((latent_entropy(model(points)[0]) - volume).mean().detach())
@@ -524,7 +524,7 @@ class Forecaster(nn.Module):
 def forecaster(fault: str) -> Training:
     model = Forecaster(fault)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    mode = "max" if fault == "plateau_of_a_score" else "min"
+    mode: Literal["min", "max"] = "max" if fault == "plateau_of_a_score" else "min"
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, factor=0.5, patience=8)
     x = series(500)
     held_out = series(100)
@@ -642,10 +642,8 @@ def few_shot(fault: str) -> Training:
     known, unknown = kinds(200), kinds(40)
 
     def episode(pool: Tensor) -> tuple[Tensor, Tensor]:
-        if fault == "same_kinds_in_each_episode":
-            chosen = pool[:5]
-        else:
-            chosen = pool[torch.randperm(len(pool))[:5]]
+        fixed_kinds = fault == "same_kinds_in_each_episode"
+        chosen = pool[:5] if fixed_kinds else pool[torch.randperm(len(pool))[:5]]
         shown = examples(chosen, 8)
         if fault == "asked_about_what_was_shown":
             return shown[:, :3], shown[:, :3]
@@ -858,8 +856,8 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
             "target_is_other_noise": "The target is newly drawn noise, not the noise that was added.",
             "amplitudes_without_root": "Signal and noise are weighted by shares of the energy in place of "
             "their roots; the sampler goes back another way.",
-            "schedule_for_a_thousand_steps": "The rates are those of a thousand steps, but there are forty: "
-            "the last one is far from the pure noise that sampling starts from.",
+            "time_in_steps_when_sampling": "Training gives the network the time from 0 to 1, sampling gives "
+            "it the number of the step.",
         },
     ),
     "flow": (
