@@ -5,7 +5,7 @@
 score that the script's own validation ends with and the score on new data (0: as good as a guess, 1:
 perfect): the healthy ones learn and validate truly, and a fault lowers the score or its validation is wrong.
 
-Half of the faults leave a trace in the curve of the loss, which stays where it was, ends too early, or falls
+About half of the faults leave a trace in the curve of the loss, which stays where it was, ends too early, or falls
 without bound; the others have a curve like that of the healthy training.
 """
 
@@ -816,15 +816,14 @@ class Quantiser(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The reconstruction, and the losses of codes and encoder."""
-        z = self.encoder(x.unflatten(-1, (3, 8)))
+        pieces = x.unflatten(-1, (8, 3)).mT if self.fault == "pieces_interleaved" else x.unflatten(-1, (3, 8))
+        z = self.encoder(pieces)
         distance = (z.unsqueeze(-2) - self.codes).square().sum(-1)
         nearest = distance.argmax(-1) if self.fault == "farthest_code" else distance.argmin(-1)
         code = self.codes[nearest]
-        moved = F.mse_loss(code.detach() if self.fault == "codes_never_move" else code, z.detach())
+        moved = F.mse_loss(code, z.detach())
         held = F.mse_loss(z, code.detach())
         passed = code if self.fault == "nothing_passes_straight_through" else z + (code - z).detach()
-        if self.fault == "codes_never_move":
-            passed = z + (code - z).detach()
         return self.decoder(passed).flatten(-2), moved + 0.25 * held
 
 
@@ -956,7 +955,8 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
         quantiser,
         {
             "farthest_code": "The code of the largest distance is chosen.",
-            "codes_never_move": "Both sides of the loss of the codes are detached.",
+            "pieces_interleaved": "The view has its axes the other way round: a piece is every third value, "
+            "with some of all three forms.",
             "nothing_passes_straight_through": "The gradient of the decoder ends at the code; the encoder "
             "does not learn what the decoder needs.",
         },
