@@ -5,8 +5,8 @@
 score that the script's own validation ends with and the score on new data (0: as good as a guess, 1:
 perfect): the healthy ones learn and validate truly, and a fault lowers the score or its validation is wrong.
 
-About half of the faults leave a trace in the curve of the loss, which stays where it was, ends too early, or falls
-without bound; the others have a curve like that of the healthy training.
+About half of the faults leave a trace in the curve of the loss, which stays where it was, ends too early,
+or falls without bound; the others have a curve like that of a healthy training.
 """
 
 from __future__ import annotations
