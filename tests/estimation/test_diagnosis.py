@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rismusic import Sources, locate, simulate
+from rismusic import Sources, load_sample, locate, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
 from rismusic.estimation.estimate import Doubt
@@ -355,3 +355,12 @@ def test_sources_are_where_they_are_as_often_as_stated():
     # Of OMP, whose sources may all be elsewhere together, they are a little too high.
     assert abs(float(stated.mean()) - share) < (1 - share) / 2
     assert float(stated[there].mean() - stated[~there].mean()) > 0.2
+
+
+def test_sources_behind_a_channel_of_low_rank_are_counted_or_doubtful():
+    """Ray-traced scenes. Sources without power tied with none, and coincident ones with diffuse noise."""
+    recording = load_sample("raytraced_20dB")
+    found = locate(replace(recording, noise_variance=None))
+    right = found.n_sources == recording.truth.active.sum(-1)
+    assert right.sum() >= 20
+    assert all(right[scene] for scene, status in enumerate(found.status) if status == "ok")

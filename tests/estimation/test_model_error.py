@@ -187,3 +187,21 @@ def test_subcarriers_share_the_panel_error():
         found.append(-D * math.log(energy) - float(torch.linalg.slogdet(inner).logabsdet))
     assert float(gain[0]) == pytest.approx(max(found) - math.log(len(_RATIOS)), abs=1e-6)
     assert (model_error(recording, recording.truth).gain == gain).all()
+
+
+def test_sources_that_nearly_coincide_are_no_evidence_of_diffuse_noise():
+    """Through a channel of rank 3. The determinant of their Gram matrix is a rounding error."""
+    recording = made(4, 1, panel={}, channel={}, codebook={}, snr_db=20.0, dtype=torch.float64)
+    truth, codes = recording.truth, recording.codes
+    A = steering(recording.panel, truth.azimuth, truth.elevation, truth.range)
+
+    def received(channel):
+        return torch.einsum("smn,sln,snk,skl->slm", channel, codes, A, truth.symbols)
+
+    U, values, V = torch.linalg.svd(recording.channel, full_matrices=False)
+    channel = (U[..., :3] * values[:, None, :3]) @ V[:, :3]
+    noise = recording.snapshots - received(recording.channel)
+    low = replace(recording, channel=channel, snapshots=received(channel) + noise)
+    at, _ = unpack(truth, recording)
+    at = torch.cat([at + n * torch.tensor([1e-6, 1e-6, 0]) for n in range(4)], dim=1)
+    assert (diffuse_evidence(low, at, torch.ones(4, 4, dtype=torch.bool), (0.5, 5.0, 50.0)) < 0).all()

@@ -172,6 +172,9 @@ def log_occam_factor(
 ) -> Float[Tensor, "S"]:
     """Log evidence less the log-likelihood: what the prior volume of the unknowns costs.
 
+    A source whose power is not identifiable is none: minus infinity. It costs nothing, since its unknowns
+    keep their prior volume.
+
     Args:
         J: Fisher information.
         width: prior widths of the unknowns; 0 for those that are absent or known.
@@ -180,7 +183,9 @@ def log_occam_factor(
     scaled = width[:, :, None] * J * width[:, None, :] / (2 * math.pi)
     identifiable = (scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1).any(1).sum(-1)
     scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
-    return torch.lgamma(identifiable.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
+    cost = torch.lgamma(identifiable.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
+    present = (width[:, powers] > 0).any(1).sum(-1)
+    return cost.where(identifiable == present, -math.inf)
 
 
 def _with_correlations(
