@@ -14,7 +14,7 @@ from rismusic.estimation import likelihood
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.search import Dictionary, GridSearch, project_out
 from rismusic.operator import Link
-from signal_models import (
+from model_scenes import (
     MODELS,
     NOISE,
     F,

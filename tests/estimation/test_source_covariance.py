@@ -17,7 +17,7 @@ from rismusic.estimation.source_covariance import correlated_unconditional, log_
 from rismusic.hybrid import locate
 from rismusic.metrics import match
 from rismusic.simulation.simulator import simulate
-from signal_models import NOISE, K, _differences, columns, make, noise_of_block, places
+from model_scenes import NOISE, K, _differences, columns, make, noise_of_block, places
 
 P = np.array([[1.0, 0.9 + 0.3j], [0.9 - 0.3j, 2.0]])
 
