@@ -60,7 +60,7 @@ FAULTS = (
     SourceFault(
         "phases_over_half_a_turn",
         "units",
-        "simulation/link.py",
+        "simulation/scene.py",
         "_random",
         "table = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).to(dtype)",
         "table = torch.polar(torch.ones_like(turns), math.pi * turns).to(dtype)",

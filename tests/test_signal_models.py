@@ -8,12 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic.crb import recording_crb
-from rismusic.errors import InputError
-from rismusic.estimation import likelihood
-from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.estimation.search import Dictionary, GridSearch, project_out
-from rismusic.operator import Link
 from model_scenes import (
     MODELS,
     NOISE,
@@ -35,6 +29,12 @@ from model_scenes import (
     unconditional_bound,
     unconditional_value,
 )
+from rismusic.crb import recording_crb
+from rismusic.errors import InputError
+from rismusic.estimation import likelihood
+from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.estimation.search import Dictionary, GridSearch, project_out
+from rismusic.operator import Link
 
 
 @pytest.fixture(params=MODELS, ids=lambda name: name.replace(", ", "-").replace(" ", "-"))

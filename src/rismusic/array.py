@@ -44,8 +44,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.errors import InputError
-from rismusic.renames import refuse_old_names
+from rismusic.errors import InputError, refuse_old_names
 from rismusic.spec import MAX_PATTERN_EXPONENT, PanelSpec, Wave
 
 WAVES: tuple[Wave, ...] = get_args(Wave)

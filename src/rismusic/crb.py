@@ -28,8 +28,7 @@ from rismusic.estimation.likelihood import fisher_information
 from rismusic.estimation.source_covariance import correlated_information, pair_active
 from rismusic.io import Recording, check_pose
 from rismusic.operator import Link
-from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates
-from rismusic.sources import Sources
+from rismusic.sources import Sources, coordinate_derivatives, from_panel_coordinates
 
 Unknown = Literal["azimuth", "elevation", "range"]
 POSITION: tuple[Unknown, ...] = get_args(Unknown)

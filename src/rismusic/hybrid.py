@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.devices import device_of, one_thread
-from rismusic.errors import InputError
+from rismusic.errors import InputError, renamed_argument
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import Refit, diagnosed
 from rismusic.estimation.estimate import (
@@ -66,7 +66,6 @@ from rismusic.nn.inference import (
 )
 from rismusic.parallel import run_all
 from rismusic.registry import ESTIMATORS, load_plugins
-from rismusic.renames import renamed_argument
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
 from rismusic.text import counted

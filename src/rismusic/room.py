@@ -43,8 +43,7 @@ from rismusic.estimation.signal_model import for_geometry, with_output_noise, wi
 from rismusic.hybrid import BLOCK_SCENES, chosen_settings
 from rismusic.io import Recording
 from rismusic.registry import ESTIMATORS
-from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
-from rismusic.sources import Sources
+from rismusic.sources import Sources, coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
 from rismusic.spec import LocateSpec
 from rismusic.units import from_db, to_db
 

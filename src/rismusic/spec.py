@@ -24,11 +24,10 @@ from pydantic import (
     model_validator,
 )
 
-from rismusic.errors import InputError
+from rismusic.errors import InputError, renamed_setting
 from rismusic.files import read_text
 from rismusic.records import expected
 from rismusic.registry import check_method, load_plugins
-from rismusic.renames import renamed_setting
 from rismusic.text import any_of
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

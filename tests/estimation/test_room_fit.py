@@ -34,7 +34,7 @@ from rismusic.estimation.room_fit import (
     joint_unconditional,
     refine_places,
 )
-from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
+from rismusic.sources import coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
 from rismusic.spec import LocateSpec, SystemSpec
 
 DIRECT = {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rismusic.array import direction
 from rismusic.crb import POSITION, unconditional_crb
-from rismusic.errors import InputError
+from rismusic.errors import InputError, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import (
@@ -29,7 +29,6 @@ from rismusic.estimation.maximum_likelihood import (
 from rismusic.estimation.table import Position, columns_of, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
-from rismusic.renames import refuse_old_names
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 from rismusic.text import counted, csv_text

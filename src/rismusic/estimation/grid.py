@@ -17,9 +17,8 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import Panel, direction, steering, steering_with_log_derivatives
-from rismusic.errors import InputError
+from rismusic.errors import InputError, refuse_old_names
 from rismusic.io import Recording
-from rismusic.renames import refuse_old_names
 from rismusic.spec import LocateSpec, SceneSpec, Wave
 
 OVERSAMPLING = 2.51

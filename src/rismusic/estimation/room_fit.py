@@ -48,7 +48,7 @@ from rismusic.estimation.maximum_likelihood import (
 from rismusic.estimation.model_order import LOG_POWER_WIDTH, log_occam_factor
 from rismusic.io import Recording
 from rismusic.operator import Link
-from rismusic.room_frame import coordinate_derivatives, to_panel_coordinates
+from rismusic.sources import coordinate_derivatives, to_panel_coordinates
 
 # Least squares gives good enough powers where sources are still exchanged.
 _FIRST = replace(ROUGH, powers_first=False)

@@ -20,9 +20,18 @@ from rismusic.io.hdf5 import Hdf5Store
 from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
 from rismusic.io.recording import Recording
-from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description, check_structure
+from rismusic.io.schema import (
+    ATTRIBUTES,
+    FIELDS,
+    FORMAT,
+    SUFFIXES,
+    Description,
+    check_frequencies,
+    check_panel,
+    check_structure,
+    check_values,
+)
 from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
-from rismusic.io.validation import check_frequencies, check_panel, check_values
 from rismusic.sources import Sources
 from rismusic.spec import MAX_PATTERN_EXPONENT, SymbolModel
 from rismusic.text import any_of

@@ -22,8 +22,18 @@ from torch import Tensor
 
 from rismusic.array import SPEED_OF_LIGHT, ArrayLike, Panel, dtype_name, to_tensor
 from rismusic.errors import InputError
-from rismusic.io.schema import FIELDS, Description, Structure, check_structure, fields_of
-from rismusic.io.validation import check_frequencies, check_panel, check_pose, check_symbols, check_values
+from rismusic.io.schema import (
+    FIELDS,
+    Description,
+    Structure,
+    check_frequencies,
+    check_panel,
+    check_pose,
+    check_structure,
+    check_symbols,
+    check_values,
+    fields_of,
+)
 from rismusic.operator import Link
 from rismusic.sources import Sources
 from rismusic.spec import SymbolModel, Wave

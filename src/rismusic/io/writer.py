@@ -24,9 +24,8 @@ from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
 from rismusic.io.recording import Recording, structure_of, tensors, validate
-from rismusic.io.schema import FIELDS, FORMAT, Field, fields_of
+from rismusic.io.schema import FIELDS, FORMAT, Field, check_values, fields_of
 from rismusic.io.store import Array, Sink, reason
-from rismusic.io.validation import check_values
 from rismusic.partial import PartialFile
 
 MatVersion = Literal["5", "7.3"]

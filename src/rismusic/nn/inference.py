@@ -34,9 +34,9 @@ from rismusic.estimation.noise import snr_db
 from rismusic.estimation.search import received_fields
 from rismusic.files import failure
 from rismusic.io import Recording
+from rismusic.nn.checkpoint import other_panel, read_network
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import SHIPPED, WeightsCard, card_of, weights_path
-from rismusic.nn.weights import other_panel, read_network
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, Wave, limits
 

@@ -23,16 +23,20 @@ from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording
 from rismusic.metrics import Match, Score, match, score
 from rismusic.report.page import (
+    Slices,
+    colour_bar,
     decimals,
     environment,
     fixed,
     fragment,
     general,
+    picture_from_above,
+    picture_in_space,
     setting_rows,
+    slices,
     within,
     write_page,
 )
-from rismusic.report.pictures import Slices, colour_bar, picture_from_above, picture_in_space, slices
 from rismusic.scene_view import CONFIDENCE, Scene, inside_ellipsoid
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec

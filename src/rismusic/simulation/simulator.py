@@ -13,9 +13,15 @@ from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
-from rismusic.simulation.link import draw_channel, draw_codes, impair
 from rismusic.simulation.random_numbers import Draws, Split, Stream
-from rismusic.simulation.scene import complete_sources, draw_pilots, draw_sources
+from rismusic.simulation.scene import (
+    complete_sources,
+    draw_channel,
+    draw_codes,
+    draw_pilots,
+    draw_sources,
+    impair,
+)
 from rismusic.sources import Sources, check_sources
 from rismusic.spec import PanelSpec, SymbolModel, SystemSpec, WidebandSpec, limits
 from rismusic.units import from_db
