@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import ArrayLike, Panel, direction, steering, to_tensor
+from rismusic.array import ArrayLike, Panel, check_tensors, direction, steering, to_tensor
 from rismusic.errors import InputError
 from rismusic.text import counted
 from rismusic.units import from_db
@@ -39,6 +39,9 @@ class Sources:
         power: mean power p of the symbols, [..., K_max], linear; optional.
         symbols: realised symbols s, [..., K_max, L] complex; optional.
 
+    Raises:
+        InputError: numbers, lists or arrays, which :meth:`from_degrees` takes.
+
     Example:
         >>> Sources.from_degrees([-20, 35], [0, 10], [2.0, 4.5])
         Sources(2 sources at azimuth [-20, 35] deg, elevation [0, 10] deg, range [2, 4.5] m)
@@ -49,6 +52,9 @@ class Sources:
     range: Float[Tensor, "*batch K"]
     power: Float[Tensor, "*batch K"] | None = None
     symbols: Complex[Tensor, "*batch K L"] | None = None
+
+    def __post_init__(self) -> None:
+        check_tensors(azimuth=self.azimuth, elevation=self.elevation, range=self.range)
 
     @classmethod
     def from_degrees(
