@@ -382,19 +382,19 @@ def room_crb(
         there, K = truth.active, truth.azimuth.shape[1]
         coordinates = torch.stack([value.double() for value in truth.filled()], dim=-1)
         coordinates[..., 2] = 1 / coordinates[..., 2]
-        place = from_panel_coordinates(pose, coordinates).masked_fill(~there[..., None], torch.nan)
+        point = from_panel_coordinates(pose, coordinates).masked_fill(~there[..., None], torch.nan)
         turn = block_diagonal(coordinate_derivatives(pose, coordinates))
         there = there.repeat_interleave(3, dim=1)
         J = torch.where(there[:, :, None] & there[:, None], turn.mT @ J @ turn, 0)
         if total is None or position is None:
-            total, position = J, place
+            total, position = J, point
             continue
         if J.shape != total.shape:
             raise InputError(
                 f"{field}.truth",
                 f"must have {total.shape[1] // 3} slots as in recordings[0]; got {K}",
             )
-        distance = (place - position).norm(dim=-1)
+        distance = (point - position).norm(dim=-1)
         apart = distance > _SAME_PLACE * (1 + 1 / coordinates[..., 2])
         if apart.any():
             scene, source = apart.nonzero()[0].tolist()
@@ -404,7 +404,7 @@ def room_crb(
                 "from its position in the recordings before; all need the same sources in the same order, "
                 "and the right pose",
             )
-        total, position = total + J, torch.where(position.isnan(), place, position)
+        total, position = total + J, torch.where(position.isnan(), point, position)
     assert total is not None
     assert position is not None
     active = ~position[..., 0].isnan()
@@ -514,13 +514,13 @@ class _Problem:
         scenes, K = self.active.shape
         width = len(which)
         full = torch.full((scenes, K, 3, K, 3), torch.nan, dtype=torch.float64, device=self.active.device)
-        places = torch.tensor(which, device=full.device)
+        kept = torch.tensor(which, device=full.device)
         for block, active, J, alone in self.in_blocks(information):
-            alone = alone[..., places[:, None], places]
+            alone = alone[..., kept[:, None], kept]
             held = (active[..., None] & ~identifiable(alone)).flatten(1)
             covariance = _inverse(J, active.repeat_interleave(width, dim=1), held)
             covariance = covariance.reshape(-1, K, width, K, width)
-            full[block, :, places[:, None], :, places[None, :]] = covariance.permute(2, 4, 0, 1, 3)
+            full[block, :, kept[:, None], :, kept[None, :]] = covariance.permute(2, 4, 0, 1, 3)
         # The information is that on 1 / r, which stays finite for a source at infinity.
         inverse_range_std = full[:, :, 2, :, 2].diagonal(dim1=-2, dim2=-1).sqrt().reshape(self.range.shape)
         turn = torch.ones(scenes, K, 3, dtype=torch.float64, device=full.device)

@@ -151,14 +151,14 @@ class Sources:
             >>> Sources.from_room(torch.eye(4), [[0.0, 0.0, 2.0]])
             Sources(1 source at azimuth [0] deg, elevation [0] deg, range [2] m)
         """
-        place = to_tensor("position", position, "real")
-        if place.ndim < 2 or place.shape[-1] != 3:
+        points = to_tensor("position", position, "real")
+        if points.ndim < 2 or points.shape[-1] != 3:
             raise InputError(
-                "position", f"must have shape [K, 3] or [S, K, 3] (x, y, z); got {list(place.shape)}"
+                "position", f"must have shape [K, 3] or [S, K, 3] (x, y, z); got {list(points.shape)}"
             )
-        if not place.isfinite().all():
+        if not points.isfinite().all():
             raise InputError("position", "must be finite; got a NaN or an infinity")
-        azimuth, elevation, q = to_panel_coordinates(to_tensor("pose", pose, "real"), place).unbind(-1)
+        azimuth, elevation, q = to_panel_coordinates(to_tensor("pose", pose, "real"), points).unbind(-1)
         power = None
         if power_db is not None:
             power = from_db(to_tensor("power_db", power_db, "real")).expand(azimuth.shape)
@@ -307,7 +307,7 @@ _LEAST = 1e-9
 
 
 def to_panel_coordinates(
-    pose: Float[Tensor, "4 4"], place: Float[Tensor, "*batch 3"]
+    pose: Float[Tensor, "4 4"], points: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 3"]:
     """Azimuth, elevation (rad) and inverse range (1/m) of points of the room.
 
@@ -315,9 +315,9 @@ def to_panel_coordinates(
 
     Args:
         pose: from the panel frame to the room frame.
-        place: metres, room frame.
+        points: metres, room frame.
     """
-    x, y, z = ((place - pose[:3, 3]) @ pose[:3, :3]).unbind(-1)
+    x, y, z = ((points - pose[:3, 3]) @ pose[:3, :3]).unbind(-1)
     across = torch.hypot(x, z)
     return torch.stack(
         (torch.atan2(x, z), torch.atan2(y, across), 1 / torch.hypot(across, y).clamp_min(_LEAST)), dim=-1

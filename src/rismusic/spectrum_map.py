@@ -91,8 +91,8 @@ class SpectrumMap:
         if range_m is None:
             flat, what = values.amax(-1), "maximum over range"
         else:
-            place = int((1 / self.range_m - 1 / range_m).abs().argmin())
-            flat, what = values[..., place], f"range {float(self.range_m[place]):.2f} m"
+            nearest = int((1 / self.range_m - 1 / range_m).abs().argmin())
+            flat, what = values[..., nearest], f"range {float(self.range_m[nearest]):.2f} m"
         level = 10 * (flat / flat.max()).clamp_min(10 ** (-floor_db / 10)).log10()
         level = torch.where(self.values[scene].isnan().all(-1), math.nan, level)
         azimuth, elevation = (angle.rad2deg().cpu().numpy() for angle in _corners(self.grid))

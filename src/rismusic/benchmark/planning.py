@@ -262,7 +262,7 @@ def bound_figure(rows: Sequence[BoundRow], *, width_mm: float | None = None) -> 
             label += f", {level(row):g} {'dBm' if power else 'dB'}"
         curves.setdefault(label, []).append(row)
     one = next(iter(curves.values()))
-    places = [row.point for row in one] if swept else [level(row) for row in one]
+    x_values = [row.point for row in one] if swept else [level(row) for row in one]
     xlabel = _axis(rows[0].sweep) if swept else "transmit power / dBm" if power else "SNR / dB"
     with print_style(width_mm):
         axes = new_axes(None, None, None, size=(12.6, 3.3), width_mm=width_mm)
@@ -273,7 +273,7 @@ def bound_figure(rows: Sequence[BoundRow], *, width_mm: float | None = None) -> 
             strict=True,
         ):
             values = [[getattr(row, name) for row in curve] for curve in curves.values()]
-            bound_curves(places, values, [*curves], unit, xlabel=xlabel, ax=ax)
+            bound_curves(x_values, values, [*curves], unit, xlabel=xlabel, ax=ax)
         for ax in axes[1:]:
             ax.get_legend().remove()
     return figure_of(axes[0])
@@ -288,7 +288,7 @@ def _axis(sweep: str) -> str:
 MAX_CANDIDATES = 100_000
 """Largest number of candidates of a search."""
 
-_Place = tuple[int, ...]
+_Cell = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -402,8 +402,8 @@ def plan(
             f"the limit is {MAX_CANDIDATES:,} candidates; got {candidates:,}. Give fewer values",
         )
 
-    def evaluate(place: _Place) -> PlannedSystem:
-        side, M, L, resolution = (values[index] for values, index in zip(axes, place, strict=True))
+    def evaluate(cell: _Cell) -> PlannedSystem:
+        side, M, L, resolution = (values[index] for values, index in zip(axes, cell, strict=True))
         candidate = base.replace(
             sources=sources,
             snr_db=0.0 if snr_db is None else float(snr_db),
@@ -435,7 +435,7 @@ def plan(
 
 
 def _search(
-    evaluate: Callable[[_Place], PlannedSystem],
+    evaluate: Callable[[_Cell], PlannedSystem],
     target_m: float,
     axes: Sequence[Sequence[int]],
     progress: Callable[[int, int], None],
@@ -449,10 +449,10 @@ def _search(
     for axis, values in enumerate(axes):
         by_axis = np.asarray(values, float).reshape([-1 if i == axis else 1 for i in range(len(axes))])
         cost = cost * (by_axis**2 if axis == 0 else by_axis)
-    evaluated: dict[_Place, PlannedSystem] = {}
-    place: _Place = tuple(length - 1 for length in shape)
+    evaluated: dict[_Cell, PlannedSystem] = {}
+    cell: _Cell = tuple(length - 1 for length in shape)
     while True:
-        one = evaluated[place] = evaluate(place)
+        one = evaluated[cell] = evaluate(cell)
         if one.position_error_bound_m <= target_m:
             larger = tuple(slice(index, None) for index in place)
             reaches[larger] |= ~known[larger]
@@ -466,24 +466,24 @@ def _search(
         decides = np.minimum(_cumulated(open_), np.flip(_cumulated(np.flip(open_))))
         decides = np.where(known, 0, decides)
         best = np.lexsort((cost.ravel(), -decides.ravel()))[0]
-        place = tuple(int(index) for index in np.unravel_index(best, shape))
+        cell = tuple(int(index) for index in np.unravel_index(best, shape))
     smallest = [
-        one for place, one in evaluated.items() if reaches[place] and not _smaller_reaches(reaches, place)
+        one for cell, one in evaluated.items() if reaches[cell] and not _smaller_reaches(reaches, cell)
     ]
     smallest.sort(key=lambda one: (one.elements, one.antennas, one.snapshots, one.bits or 0))
     return PlanResult(smallest, evaluated[tuple(length - 1 for length in shape)], len(evaluated))
 
 
 def _cumulated(values: np.ndarray) -> np.ndarray:
-    """Sum over all places that are not larger along any axis."""
+    """Sum over all cells that are not larger along any axis."""
     for axis in range(values.ndim):
         values = values.cumsum(axis)
     return values
 
 
-def _smaller_reaches(reaches: np.ndarray, place: _Place) -> bool:
+def _smaller_reaches(reaches: np.ndarray, cell: _Cell) -> bool:
     """Whether a neighbour that is smaller along one axis reaches the target."""
     return any(
-        index > 0 and bool(reaches[(*place[:axis], index - 1, *place[axis + 1 :])])
-        for axis, index in enumerate(place)
+        index > 0 and bool(reaches[(*cell[:axis], index - 1, *cell[axis + 1 :])])
+        for axis, index in enumerate(cell)
     )

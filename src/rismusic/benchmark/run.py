@@ -90,10 +90,10 @@ def bench(
             or the weights of the hybrid method are missing.
     """
     chosen = (spec or BenchSpec()).replace(**settings)
-    place = None if device is None else device_of(device)
+    target = None if device is None else device_of(device)
     check_workers(workers, cluster)
     if workers is None:
-        workers = usable_cores() if place is None or place.type == "cpu" else 1
+        workers = usable_cores() if target is None or target.type == "cpu" else 1
     uses_network = any(parse_method(name).base == "hybrid" for name in chosen.rows)
     if uses_network and not weights_path(chosen.locate.weights).exists():
         # Without weights locate falls back to a classical method, which must not be reported as hybrid.
@@ -104,11 +104,11 @@ def bench(
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder))
-            _run(chosen, store, workers, cluster, place, progress)
+            _run(chosen, store, workers, cluster, target, progress)
             return _summed(chosen, store)
     store = Store(Path(out))
     store.open(chosen, resume=resume)
-    _run(chosen, store, workers, cluster, place, progress)
+    _run(chosen, store, workers, cluster, target, progress)
     return _finished(chosen, store)
 
 

@@ -89,8 +89,8 @@ def sweep_points(
                 f"{lengths[first]} of {first}",
             )
     points = []
-    for place in range(lengths.get(first, 1)):
-        values = {name: of_setting[place] for name, of_setting in sweep.items()}
+    for index in range(lengths.get(first, 1)):
+        values = {name: of_setting[index] for name, of_setting in sweep.items()}
         of_budget = {
             name.partition(".")[2]: value for name, value in values.items() if name.startswith("budget.")
         }
@@ -286,7 +286,7 @@ class Cell:
     Args:
         sweep: name of the sweep; ``none`` for the grid of K and SNR.
         point: value of the swept setting, as text.
-        place: index of the value in its sweep, from 0.
+        index: index of the value in its sweep, from 0.
         sources: K.
         snr_db: SNR in dB.
         system: the system.
@@ -294,7 +294,7 @@ class Cell:
 
     sweep: str
     point: str
-    place: int
+    index: int
     sources: int
     snr_db: float
     system: SystemSpec
@@ -302,7 +302,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of the cell and of its folder."""
-        return f"{self.sweep}_{self.place}_K{self.sources}_{self.snr_db:g}dB"
+        return f"{self.sweep}_{self.index}_K{self.sources}_{self.snr_db:g}dB"
 
 
 def sweep_cells(
@@ -328,14 +328,14 @@ def sweep_cells(
         Cell(
             sweep,
             label,
-            place,
+            index,
             K,
             float(snr),
             changed_system(system, {**change, "sources": K, "snr_db": snr}),
         )
         for K in sources
         for snr in snr_db
-        for place, (label, change) in enumerate(_points(sweep, values))
+        for index, (label, change) in enumerate(_points(sweep, values))
     ]
 
 

@@ -377,12 +377,12 @@ def _joined(spec: BenchSpec, cell: Cell, name: str, store: Store) -> Arrays:
         part = store.read(Unit(cell, name, start, stop))
         assert part is not None, "only complete benchmarks are summarised"
         parts.append(part)
-    places = max(part["azimuth"].shape[1] for part in parts)
+    most = max(part["azimuth"].shape[1] for part in parts)
     joined = {}
     for key in parts[0]:
         values = [part[key] for part in parts]
         if key in ("azimuth", "elevation", "range"):
-            missing = [((0, 0), (0, places - value.shape[1])) for value in values]
+            missing = [((0, 0), (0, most - value.shape[1])) for value in values]
             values = [np.pad(v, m, constant_values=np.nan) for v, m in zip(values, missing, strict=True)]
         if key == "seconds":
             joined[key] = np.sum(values)

@@ -65,9 +65,9 @@ def with_bandwidth(recording: Recording, bandwidth: float) -> Recording:
     """The recording with snapshots as subcarriers of this relative bandwidth around its wavelength."""
     L = recording.snapshots.shape[-2]
     middle = SPEED_OF_LIGHT / recording.wavelength
-    place = torch.linspace(-0.5, 0.5, L, dtype=torch.float64, device=recording.snapshots.device)
+    relative = torch.linspace(-0.5, 0.5, L, dtype=torch.float64, device=recording.snapshots.device)
     return replace(
-        recording, snapshots=recording.snapshots.unsqueeze(2), frequencies=middle * (1 + bandwidth * place)
+        recording, snapshots=recording.snapshots.unsqueeze(2), frequencies=middle * (1 + bandwidth * relative)
     )
 
 

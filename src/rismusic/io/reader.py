@@ -332,12 +332,14 @@ def _content(path: Path) -> str:
             raise InputError(str(path), "is a device or a pipe, not a recording")
         with path.open("rb") as file:
             head = file.read(2 * HEADER_BYTES)
-            places = [head[place : place + 8] for place in (0, HEADER_BYTES)]
-            place = 2 * HEADER_BYTES
+            signatures = [head[offset : offset + 8] for offset in (0, HEADER_BYTES)]
+            offset = 2 * HEADER_BYTES
             # HDF5 content may follow a user block of 512 bytes times a power of two.
-            while head and _HDF5 not in places and file.seek(place) == place and (found := file.read(8)):
-                places.append(found)
-                place *= 2
+            while (
+                head and _HDF5 not in signatures and file.seek(offset) == offset and (found := file.read(8))
+            ):
+                signatures.append(found)
+                offset *= 2
     except FileNotFoundError:
         raise InputError(str(path), "no such file") from None
     except InputError:
@@ -348,9 +350,9 @@ def _content(path: Path) -> str:
     version = {b"IM": head[124:126][::-1], b"MI": head[124:126]}.get(head[126:128], b"")
     if not head:
         return "an empty file"
-    if version == b"\2\0" and places[1] == _HDF5:
+    if version == b"\2\0" and signatures[1] == _HDF5:
         return "a MATLAB 7.3 file"
-    if _HDF5 in places:
+    if _HDF5 in signatures:
         return "an HDF5 file"
     if version == b"\1\0":
         return "a MATLAB 5 file"

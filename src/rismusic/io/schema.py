@@ -480,8 +480,8 @@ def _check_covariance(value: Tensor, first_scene: int) -> None:
     _, failed = torch.linalg.cholesky_ex(torch.where(skew[..., None, None], 0, wide))
     for wrong, problem in ((skew, "Hermitian"), (failed > 0, "positive definite")):
         if wrong.any():
-            place = wrong.nonzero()[0]
-            where = f" in scene {int(place[0]) + first_scene}" if len(place) else ""
+            index = wrong.nonzero()[0]
+            where = f" in scene {int(index[0]) + first_scene}" if len(index) else ""
             raise InputError(
                 "noise_covariance", f"must be Hermitian and positive definite; it is not {problem}{where}"
             )
@@ -547,10 +547,10 @@ def _likely_unit(panel: Panel) -> str:
 def _check_finite(field: Field, value: Tensor, first_scene: int) -> None:
     wrong = ~torch.isfinite(value)
     if wrong.any():
-        place = wrong.nonzero()[0]
+        index = wrong.nonzero()[0]
         raise InputError(
             field.name,
-            f"must be finite; got {value[tuple(place)].item()} in {_where(field, value, place, first_scene)}",
+            f"must be finite; got {value[tuple(index)].item()} in {_where(field, value, index, first_scene)}",
         )
 
 
@@ -565,8 +565,8 @@ def _check_power(field: Field, value: Tensor, first_scene: int) -> None:
         (power.isinf(), "has values so large that their squares overflow"),
     ):
         if wrong.any():
-            place = wrong.nonzero()[0]
-            where = f" in {_where(field, value, place, first_scene)}" if len(place) else ""
+            index = wrong.nonzero()[0]
+            where = f" in {_where(field, value, index, first_scene)}" if len(index) else ""
             raise InputError(
                 field.name,
                 f"{found}{where}; needs a power above 0 that {value.dtype.to_real()} can hold".replace(
@@ -588,8 +588,8 @@ def _check_symbols(symbols: Tensor, active: Tensor, first_scene: int) -> None:
             )
 
 
-def _where(field: Field, value: Tensor, place: Tensor, first_scene: int) -> str:
-    """Text such as ``scene 3, snapshot 2, antenna 5``; ``place`` may have fewer axes than the field."""
+def _where(field: Field, value: Tensor, index: Tensor, first_scene: int) -> str:
+    """Text such as ``scene 3, snapshot 2, antenna 5``; ``index`` may have fewer axes than the field."""
     axes = field.axes if field.per_scene(value.ndim) else field.axes.removeprefix("S")
-    named = zip(axes, place.tolist(), strict=False)
-    return ", ".join(f"{AXES[axis]} {index + first_scene if axis == 'S' else index}" for axis, index in named)
+    named = zip(axes, index.tolist(), strict=False)
+    return ", ".join(f"{AXES[axis]} {i + first_scene if axis == 'S' else i}" for axis, i in named)

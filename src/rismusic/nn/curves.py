@@ -137,8 +137,8 @@ def _draw(
     """Draw named curves over the epochs, with a grid and a legend."""
     ax = ax or new_axes(None)[0]
     at = [line["epoch"] + 1 for line in epochs]
-    for place, (name, values) in enumerate(curves.items()):
-        style, colour = ("-", "--", ":")[place // len(COLOURS)], COLOURS[place % len(COLOURS)]
+    for number, (name, values) in enumerate(curves.items()):
+        style, colour = ("-", "--", ":")[number // len(COLOURS)], COLOURS[number % len(COLOURS)]
         ax.plot(at, [_number(value) for value in values], style, c=colour, label=name)
     ax.set(xlabel="epoch", **settings)
     ax.grid(which="both", alpha=0.3)

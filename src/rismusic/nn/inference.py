@@ -203,7 +203,7 @@ class NetworkOutput:
             raise InputError("network.kind", f"the network {network.spec.kind!r} returned no grid_logits")
         most = min(spec.hybrid.candidates, int(network.grid.inside.sum()))
         peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
-        places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1).double()
+        positions = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1).double()
         order = prediction.existence_logits.argsort(dim=-1, descending=True)
         heads = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
         azimuth, elevation, distance = (value.gather(1, order).double() for value in heads)
@@ -211,8 +211,8 @@ class NetworkOutput:
             fitted,
             prediction.blended(*sample, beta),
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
-            places,
-            received_fields(fitted, places),
+            positions,
+            received_fields(fitted, positions),
             SpatialPrior.of(prediction.grid_logits[:, -1], network.grid, scale),
             prediction.count_logits.log_softmax(-1).double(),
             snr_db(with_noise),

@@ -457,12 +457,12 @@ def entries(
                 partner[estimate] = true
     listed = []
     for source in located.sources.active[scene].nonzero()[:, 0].tolist():
-        lines, places = _estimate(located, scene, source)
+        lines, digits = _estimate(located, scene, source)
         verdict = ""
         if truth is not None and comparison is not None:
             verdict = "hit" if source in partner else "false alarm"
             if source in partner:
-                lines += _true(truth, comparison, scene, partner[source], places)
+                lines += _true(truth, comparison, scene, partner[source], digits)
         listed.append(Entry(str(source), verdict, lines, _room(located, scene, source)))
     if truth is not None and comparison is not None:
         for true in truth.active[scene].nonzero()[:, 0].tolist():
@@ -474,11 +474,11 @@ def entries(
 def _estimate(located: Estimate, scene: int, source: int) -> tuple[list[Line], list[int]]:
     """The line of an estimate, and the number of decimals that its error bars justify."""
     bars = [scale * value for scale, value in zip(_SCALE, located.std[scene, source].tolist(), strict=True)]
-    places = [decimals(bar) for bar in bars]
+    digits = [decimals(bar) for bar in bars]
     shown = _position(located.sources, scene, source)
-    cells = [fixed(value, digits) for value, digits in zip(shown, places, strict=True)]
-    shown_bars = [fixed(bar, digits) for bar, digits in zip(bars, places, strict=True)]
-    return [Line("estimate", cells, shown_bars, fixed(float(located.snr_db[scene, source]), 1))], places
+    cells = [fixed(value, n) for value, n in zip(shown, digits, strict=True)]
+    shown_bars = [fixed(bar, n) for bar, n in zip(bars, digits, strict=True)]
+    return [Line("estimate", cells, shown_bars, fixed(float(located.snr_db[scene, source]), 1))], digits
 
 
 def _room(located: Estimate, scene: int, source: int) -> str:
@@ -494,15 +494,15 @@ def _room(located: Estimate, scene: int, source: int) -> str:
     return ", ".join(shown)
 
 
-def _true(truth: Sources, comparison: Comparison, scene: int, source: int, places: list[int]) -> list[Line]:
-    cells = [fixed(value, n) for value, n in zip(_position(truth, scene, source), places, strict=True)]
+def _true(truth: Sources, comparison: Comparison, scene: int, source: int, digits: list[int]) -> list[Line]:
+    cells = [fixed(value, n) for value, n in zip(_position(truth, scene, source), digits, strict=True)]
     lines = [Line("true", cells)]
     errors = [
         scale * value
         for scale, value in zip(_SCALE, comparison.match.error[scene, source].tolist(), strict=True)
     ]
     if comparison.match.hit[scene, source]:
-        cells = [fixed(value, n) for value, n in zip(errors, places, strict=True)]
+        cells = [fixed(value, n) for value, n in zip(errors, digits, strict=True)]
         lines.append(Line("error", cells))
     if comparison.bound is not None:
         bars = comparison.bound.std[scene, source].tolist()

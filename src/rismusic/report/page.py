@@ -200,13 +200,13 @@ def decimals(bar: float) -> int:
     return min(4, max(0, 1 - math.floor(math.log10(bar))))
 
 
-def fixed(value: float, places: int) -> str:
+def fixed(value: float, digits: int) -> str:
     """A number with this many decimals and a typographic minus; a dash for NaN."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞"
-    text = f"{value:.{places}f}"
+    text = f"{value:.{digits}f}"
     return text.replace("-", MINUS) if float(text) else text.removeprefix("-")
 
 
@@ -217,8 +217,7 @@ def general(value: float, digits: int = 3) -> str:
     if math.isinf(value):
         return "∞"
     if 1e-3 <= abs(value) < 10**digits:
-        places = digits - 1 - math.floor(math.log10(abs(value)))
-        return fixed(value, max(0, places))
+        return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
     return f"{value:.{digits}g}".replace("-", MINUS)
 
 
@@ -318,14 +317,14 @@ def _picture(shapes: list[Shape], alt: str, projection: Projection) -> Picture:
 
 
 def _drawn(shape: Shape, view: View) -> Drawn:
-    places = [(f"{x:.1f}", f"{y:.1f}") for x, y in view.screen(shape.points)]
-    commands = [f"{x} {y}" for x, y in places]
+    positions = [(f"{x:.1f}", f"{y:.1f}") for x, y in view.screen(shape.points)]
+    commands = [f"{x} {y}" for x, y in positions]
     if shape.form == "dots":
         path = "".join(f"M{command}h0" for command in dict.fromkeys(commands))
     else:
         path = "M" + "L".join(commands) + ("Z" if shape.form == "area" else "")
     xyz = " ".join(_number(value) for value in shape.points.ravel().tolist())
-    return Drawn(shape.form, shape.kind, xyz, path, places[0], shape.text)
+    return Drawn(shape.form, shape.kind, xyz, path, positions[0], shape.text)
 
 
 def _number(value: float) -> str:
@@ -350,8 +349,8 @@ class Slice:
     Args:
         image: a PNG, as a ``data:`` address.
         box: left, top, width and height of the image.
-        x_ticks: place and text.
-        y_ticks: place and text.
+        x_ticks: offset and text.
+        y_ticks: offset and text.
         x_name: label of the horizontal axis.
         y_name: label of the vertical axis.
         marks: kind, x, y, text.
@@ -472,7 +471,7 @@ class _Axis:
     last: float
     ratios: bool = False
 
-    def place(self, value: float) -> float:
+    def offset(self, value: float) -> float:
         """Distance of a value from the end of ``first``, in the units of the picture."""
         if self.first == self.last:  # where one range is searched, maybe an infinite one
             return 0.5 * self.length
@@ -482,14 +481,14 @@ class _Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Places and texts: metres in steps of 1, 2 and 5, or whole degrees."""
         if self.first == self.last:
-            return [(self.place(self.first), "∞" if math.isinf(self.first) else f"{self.first:g}")]
+            return [(self.offset(self.first), "∞" if math.isinf(self.first) else f"{self.first:g}")]
         if self.ratios:
-            return [(self.place(value), f"{value:g}") for value in _metres(self.first, self.last)]
+            return [(self.offset(value), f"{value:g}") for value in _metres(self.first, self.last)]
         limit = math.degrees(abs(self.last))
         step = next((step for step in (30, 15, 10, 5, 2, 1) if limit / step > 1.99), limit)
         whole = math.floor(limit / step + 1e-9)
         values = [step * number for number in range(-whole, whole + 1)]
-        return [(self.place(math.radians(value)), f"{value:g}".replace("-", MINUS)) for value in values]
+        return [(self.offset(math.radians(value)), f"{value:g}".replace("-", MINUS)) for value in values]
 
 
 def _slices(
@@ -507,8 +506,8 @@ def _slices(
     elevation = _Axis("elevation / degrees", high, -volume.elevation_max, volume.elevation_max)
     distance = _Axis("range / m", 0.5 * wide, volume.range_min, volume.range_max, ratios=True)
     words = f"{name} spectrum of the sample covariance over azimuth and"
-    front = {kind: [(at[0], at[1]) for at in places] for kind, places in sources.items()}
-    above = {kind: [(at[0], at[2]) for at in places] for kind, places in sources.items()}
+    front = {kind: [(at[0], at[1]) for at in positions] for kind, positions in sources.items()}
+    above = {kind: [(at[0], at[2]) for at in positions] for kind, positions in sources.items()}
     return Slices(
         name,
         span,
@@ -527,16 +526,16 @@ def _slice(
     """One slice: values [across, upwards], with the sources that lie in it."""
     bottom = _TOP + upwards.length
     marks = []
-    for kind, places in sources.items():
-        for number, (one, other) in enumerate(places):
-            x, y = across.place(one), upwards.place(other)
+    for kind, positions in sources.items():
+        for number, (one, other) in enumerate(positions):
+            x, y = across.offset(one), upwards.offset(other)
             if 0 <= x <= across.length and 0 <= y <= upwards.length:
                 marks.append((kind, _LEFT + x, bottom - y, str(number) if kind == "estimate" else ""))
     return Slice(
         _png(shade.T[::-1]),
         (_LEFT, _TOP, across.length, upwards.length),
-        [(_LEFT + place, text) for place, text in across.ticks()],
-        [(bottom - place, text) for place, text in upwards.ticks()],
+        [(_LEFT + offset, text) for offset, text in across.ticks()],
+        [(bottom - offset, text) for offset, text in upwards.ticks()],
         across.name,
         upwards.name,
         marks,

@@ -257,12 +257,12 @@ def line_of_sight(
     azimuth, elevation = (turn * extent).unbind(-1)
     spacing = spec.antenna_spacing_wavelengths * panel.wavelength
     # Coordinate of each antenna along x, from the centre of the line.
-    place = -(torch.arange(spec.antennas, dtype=real, device=turn.device) - (spec.antennas - 1) / 2) * spacing
+    along = -(torch.arange(spec.antennas, dtype=real, device=turn.device) - (spec.antennas - 1) / 2) * spacing
     x, y, z = (spec.distance_m * cosine[:, None] for cosine in direction(azimuth, elevation))
-    distance = ((x + place).square() + y.square() + z.square()).sqrt()
-    towards = ((x + place) / distance, y / distance, z / distance)
+    distance = ((x + along).square() + y.square() + z.square()).sqrt()
+    towards = ((x + along) / distance, y / distance, z / distance)
     # d_mn - r_0 = (r_m - r_0) - (r_m - d_mn), each difference in a form without cancellation in float32.
-    excess = place * (2 * x + place) / (distance + spec.distance_m)
+    excess = along * (2 * x + along) / (distance + spec.distance_m)
     phase = panel.wavenumber * (path_difference(panel, towards, distance) - excess[..., None])
     return torch.complex(phase.cos(), phase.sin())
 
