@@ -73,6 +73,12 @@ class Bound:
         variance = covariance.diagonal(dim1=-4, dim2=-2)[..., 2, 2, :]
         return cls(covariance, range, variance.sqrt() / range.square())
 
+    @classmethod
+    def joined(cls, parts: Sequence[Bound]) -> Bound:
+        """The bounds of blocks of scenes together."""
+        names = ("covariance", "range", "inverse_range_std")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
     @property
     def std(self) -> Float[Tensor, "*batch K 3"]:
         """Bounds on the standard deviations of azimuth (rad), elevation (rad) and range (m)."""

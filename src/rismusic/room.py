@@ -30,6 +30,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import ROUGH, refine
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT
 from rismusic.estimation.noise import check_fit, most_sources
+from rismusic.estimation.panel_fit import HALF_SPACE
 from rismusic.estimation.room_fit import (
     RoomFit,
     RoomSolution,
@@ -51,8 +52,6 @@ from rismusic.units import from_db, to_db
 _SAME_SOURCE = 100.0
 # The search for the number of sources stops after this many additional sources in a row without a gain.
 _PATIENCE = 2
-# Half-space in front of a panel, for fits of one panel by itself.
-_FRONT = Volume(math.pi / 2 - 1e-6, math.pi / 2 - 1e-6, 1e-3, 1e9)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -515,7 +514,7 @@ def _agreement(views: list[View], alone: list[Estimate], solution: RoomSolution)
     for view, panel, value, by_panel in zip(views, solution.panels, solution.values, alone, strict=True):
         seen = panel.sources.active
         positions = to_panel_coordinates(view.pose, solution.fit.points)
-        free = refine(view.recording, positions, seen, _FRONT, criterion="unconditional").value
+        free = refine(view.recording, positions, seen, HALF_SPACE, criterion="unconditional").value
         same = by_panel.n_sources == seen.sum(1)
         least = torch.where(same, torch.minimum(free, by_panel.neg_log_likelihood), free)
         excess = excess + (value - least).clamp_min(0)

@@ -550,8 +550,7 @@ class LocateSpec(Spec):
         "range",
     )
     """Coordinates that are estimated. An angle that is left out is held at 0 deg, the range at range_max_m.
-    For
-    a line of elements one angle is left out by itself."""
+    For a line of elements one angle is left out by itself."""
 
     @property
     def allowed_error(self) -> float:

@@ -122,14 +122,11 @@ def scene_bounds(
         _block_bounds(simulator.scenes(start, min(start + step, scenes)), system, kind, power_dbm, budget)
         for start in range(0, scenes, step)
     ]
-    bound = Bound(
-        *(
-            torch.cat([getattr(block.bound, name) for block in blocks])
-            for name in ("covariance", "range", "inverse_range_std")
-        )
+    return SceneBounds(
+        Bound.joined([block.bound for block in blocks]),
+        torch.cat([block.position_error for block in blocks]),
+        torch.cat([block.snr_db for block in blocks]),
     )
-    position_error = torch.cat([block.position_error for block in blocks])
-    return SceneBounds(bound, position_error, torch.cat([block.snr_db for block in blocks]))
 
 
 def _block_bounds(
@@ -454,11 +451,11 @@ def _search(
     while True:
         one = evaluated[cell] = evaluate(cell)
         if one.position_error_bound_m <= target_m:
-            larger = tuple(slice(index, None) for index in place)
+            larger = tuple(slice(index, None) for index in cell)
             reaches[larger] |= ~known[larger]
             known[larger] = True
         else:
-            known[tuple(slice(0, index + 1) for index in place)] = True
+            known[tuple(slice(0, index + 1) for index in cell)] = True
         progress(int(known.sum()), known.size)
         if known.all():
             break

@@ -268,7 +268,6 @@ def quantised_codes(bits: int) -> Apply:
 
 # Phases that differ by no more than this (rad) from rounded ones are rounded.
 _ROUNDED = 0.05
-_SPEED_OF_LIGHT = 299792458.0
 _FRAME = (
     "x is horizontal, y vertical, z the normal; azimuth turns from z towards +x, elevation rises towards +y"
 )
@@ -316,7 +315,7 @@ def _panels() -> Iterator[Change]:
 
     Mistakes that leave the elements absurdly near or far in wavelengths are refused when a file is read.
     """
-    c = _SPEED_OF_LIGHT
+    c = SPEED_OF_LIGHT
     elements: dict[str, tuple[str, Callable[[float], float]]] = {
         "elements_in_centimetres": ("centimetres", lambda _: 1e-2),
         "elements_in_wavelengths": ("wavelengths", lambda wavelength: wavelength),

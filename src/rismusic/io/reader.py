@@ -146,11 +146,14 @@ class RecordingFile:
         parts = {part for name in self.fields if name not in names for part in _parts(name)}
         self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES) - parts))
         _check_format(self._store, names)
-        self.wavelength = _wavelength(self._store, names)
+        self.wavelength = _number(self._store, names, "wavelength", "one positive length in metres")
         self.wave = _choice(self._store, names, "wave", WAVES, "spherical")
         default: SymbolModel = "known" if "pilots" in self.fields else "independent"
         self.symbols = _choice(self._store, names, "symbols", get_args(SymbolModel), default)
-        self.pattern_exponent = _exponent(self._store, names)
+        self.pattern_exponent = 0.0
+        if "pattern_exponent" in names:
+            expected = f"one number, 0 to {MAX_PATTERN_EXPONENT:g}"
+            self.pattern_exponent = _number(self._store, names, "pattern_exponent", expected)
         self._arrays, descriptions = {}, {}
         for name in self.fields:
             with understood(name, "must be a readable array"):
@@ -442,27 +445,13 @@ def _choice(store: Store, names: set[str], name: str, options: tuple[_Word, ...]
     raise InputError(name, f"{expected}; got {str(text)[:80]!r}")
 
 
-def _exponent(store: Store, names: set[str]) -> float:
-    if "pattern_exponent" not in names:
-        return 0.0
-    expected = f"must be one number, 0 to {MAX_PATTERN_EXPONENT:g}"
-    value = _scalar("pattern_exponent", store, expected)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 <= value <= MAX_PATTERN_EXPONENT
-    ):
-        raise InputError("pattern_exponent", f"{expected}; got {_what(value)}")
-    return float(value)
-
-
-def _wavelength(store: Store, names: set[str]) -> float:
-    expected = "must be one positive length in metres"
-    if "wavelength" not in names:
-        raise InputError("wavelength", f"{expected}; no such value in the file")
-    value = _scalar("wavelength", store, expected)
+def _number(store: Store, names: set[str], name: str, expected: str) -> float:
+    """An attribute that is a number; :class:`Panel` checks its limits."""
+    if name not in names:
+        raise InputError(name, f"must be {expected}; no such value in the file")
+    value = _scalar(name, store, f"must be {expected}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError("wavelength", f"{expected}; got {_what(value)}")
+        raise InputError(name, f"must be {expected}; got {_what(value)}")
     return float(value)
 
 

@@ -528,7 +528,7 @@ def check_pose(pose: Tensor, *, field: str = "pose") -> None:
 
 def _likely_unit(panel: Panel) -> str:
     """The wrong unit that explains the spacing best, if one gives about half a wavelength."""
-    p, w, c = panel.spacing, panel.wavelength, 299792458.0
+    p, w, c = panel.spacing, panel.wavelength, SPEED_OF_LIGHT
     spacings = {
         "elements in millimetres": p / 1e3 / w,
         "elements in centimetres": p / 1e2 / w,

@@ -358,12 +358,9 @@ def read_network(
     return network, metadata
 
 
-class _Volume(Record):
-    values: tuple[Positive, Positive, Positive, Positive]
-
-
-class _Wavelength(Record):
-    value: Positive
+class _Geometry(Record):
+    wavelength: Positive
+    volume: tuple[Positive, Positive, Positive, Positive]
 
 
 def _described(
@@ -387,17 +384,15 @@ def _described(
         if "plugins" in sizes:  # A file does not name code to run.
             raise InputError(source, "the weights name plugins, which a file may not do")
         spec = NetworkSpec(**sizes)
-        wavelength = parse_record(
-            _Wavelength, f'{{"value": {metadata["wavelength_m"]}}}', source, "a weights file"
-        ).value
+        text = f'{{"wavelength": {metadata["wavelength_m"]}, "volume": {metadata["volume"]}}}'
+        geometry = parse_record(_Geometry, text, source, "a weights file")
         if elements.ndim != 2 or elements.shape[1] != 3 or not 1 <= len(elements) <= _MOST_ELEMENTS:
             raise InputError(source, f"{_ELEMENTS}: has shape {list(elements.shape)}, not [N, 3]")
         if not elements.isfinite().all():
             raise InputError(source, f"{_ELEMENTS}: has non-finite values")
-        panel = Panel(elements, wavelength)
+        panel = Panel(elements, geometry.wavelength)
         check_spacing(panel)
-        limits = parse_record(_Volume, f'{{"values": {metadata["volume"]}}}', source, "a weights file")
-        return spec, panel, Volume(*limits.values)
+        return spec, panel, Volume(*geometry.volume)
     except InputError as error:
         raise error if error.field == source else InputError(source, str(error)) from None
     except (KeyError, ValueError, TypeError) as error:

@@ -17,7 +17,7 @@ are located without the network, with a warning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -131,11 +131,11 @@ class SpatialPrior:
     ) -> Float[Tensor, "B"]:
         """Log b of sources at azimuth, elevation, 1/range, in the scenes of the given indices."""
         azimuth, elevation, q = positions.unbind(-1)
-        place = to_cosines(azimuth, elevation, self.scale / q)
+        cosines = to_cosines(azimuth, elevation, self.scale / q)
         axes = (self.grid.u_x, self.grid.u_y, self.grid.q)
         x, y, z = (
             ((value - axis[0]) / (step or 1.0)).round().long().clamp(0, len(axis) - 1)
-            for value, axis, step in zip(place, axes, self.grid.step, strict=True)
+            for value, axis, step in zip(cosines, axes, self.grid.step, strict=True)
         )
         share = self.near[scenes[:, None], x, y, z] * active.sum(-1, keepdim=True)
         return torch.where(active, share.clamp(_MIN_PROBABILITY, 1).log(), 0).sum(-1)
@@ -221,16 +221,9 @@ class NetworkOutput:
 
     def __getitem__(self, scenes: slice | Tensor) -> NetworkOutput:
         """The outputs of some scenes."""
-        return replace(
-            self,
-            recording=self.recording[scenes],
-            blend=self.blend[scenes],
-            network_sources=self.network_sources[scenes],
-            candidates=self.candidates[scenes],
-            candidate_fields=self.candidate_fields[scenes],
-            spatial_prior=self.spatial_prior[scenes],
-            log_count=self.log_count[scenes],
-            snr_db=self.snr_db[scenes],
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return NetworkOutput(
+            **{name: value if name == "card" else value[scenes] for name, value in values.items()}
         )
 
 
@@ -278,9 +271,8 @@ def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpe
     if direct != (system.channel.kind == "direct"):
         return f"they were trained {'through a channel' if direct else 'without a channel'}"
     searched, scale = Volume.from_spec(spec), own.panel.wavelength / recording.wavelength
-    if not _within(
-        replace(searched, **{name: getattr(searched, name) * scale for name in _RANGES}), own.volume
-    ):
+    nearest, farthest = searched.range_min * scale, searched.range_max * scale
+    if not _within(replace(searched, range_min=nearest, range_max=farthest), own.volume):
         return "the search volume is larger than the one they were trained on"
     if spec.sources == "auto" and spec.sources_max > loaded.card.sources_max:
         return f"they know at most {loaded.card.sources_max} sources"
@@ -304,9 +296,6 @@ def scene_mismatches(
     if count is not None:
         reasons |= dict.fromkeys((count > most).nonzero()[:, 0].tolist(), f"they know at most {most} sources")
     return reasons
-
-
-_RANGES = ("range_min", "range_max")
 
 
 def _within(inner: Volume, outer: Volume) -> bool:

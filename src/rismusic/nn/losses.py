@@ -395,14 +395,8 @@ class Targets:
 
     def __getitem__(self, scenes: slice | Tensor) -> Targets:
         """The targets of some scenes."""
-        return replace(
-            self,
-            truth=self.truth[scenes],
-            steering=self.steering[scenes],
-            true=self.true[scenes],
-            sample=self.sample[scenes],
-            conditioning=self.conditioning[scenes],
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "grid"}
+        return replace(self, **{name: value[scenes] for name, value in values.items()})
 
 
 # Limits the table of 2^K entries per scene.

@@ -21,7 +21,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import complete_fit, unpack
 from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording
-from rismusic.metrics import Match, Score, match, score
+from rismusic.metrics import Match, match, score
 from rismusic.report.page import (
     Slices,
     colour_bar,
@@ -155,7 +155,7 @@ class LocateReport:
             fragment("row.html.j2", row=row, linked=row.scene < self._wanted) for row in self._rows[:_ROWS]
         ]
         rows, details = within(rows, _OVERVIEW), within(self._details, _DETAILS)
-        total = self._score()
+        total = score(*joined(self._comparisons)) if self._comparisons else None
         kind = self._comparisons[0].kind if total and not math.isnan(total.azimuth_over_bound) else ""
         few = max(map(max, self._counts), default=0) < _MOST
         write_page(
@@ -188,11 +188,6 @@ class LocateReport:
             more_warnings=max(0, len(self._warnings) - _WARNINGS),
             bar=colour_bar(),
         )
-
-    def _score(self) -> Score | None:
-        if not self._comparisons:
-            return None
-        return score(*joined(self._comparisons))
 
 
 def write_report(
@@ -377,13 +372,7 @@ def joined(parts: list[Comparison]) -> tuple[Match, Bound | None]:
         **{f.name: torch.cat([getattr(part.match, f.name) for part in parts]) for f in fields(Match)}
     )
     bounds = [part.bound for part in parts if part.bound is not None]
-    if len(bounds) < len(parts):
-        return whole, None
-    return whole, Bound(
-        torch.cat([bound.covariance for bound in bounds]),
-        torch.cat([bound.range for bound in bounds]),
-        torch.cat([bound.inverse_range_std for bound in bounds]),
-    )
+    return whole, Bound.joined(bounds) if len(bounds) == len(parts) else None
 
 
 def _bound(recording: Recording) -> tuple[Bound | None, str]:
@@ -485,11 +474,11 @@ def _room(located: Estimate, scene: int, source: int) -> str:
     """The position in the room frame with its error bars, in metres; empty without a pose."""
     if located.pose is None or located.sources.range[scene, source].isinf():
         return ""
-    place = located.position_room[scene, source].tolist()
+    position = located.position_room[scene, source].tolist()
     bars = located.position_covariance_room[scene, source].diagonal().sqrt().tolist()
     shown = [
         f"{axis} = {fixed(value, decimals(bar))} ± {fixed(bar, decimals(bar))}"
-        for axis, value, bar in zip("xyz", place, bars, strict=True)
+        for axis, value, bar in zip("xyz", position, bars, strict=True)
     ]
     return ", ".join(shown)
 

@@ -99,7 +99,7 @@ class Simulator:
             nominal, acting, actual = self._link(whole)
             if acting.elements.ndim > 2:
                 acting = acting.replace(elements=acting.elements[0])
-            self._fixed = (_first(nominal), acting, _first(actual))
+            self._fixed = (nominal.shared(0), acting, actual.shared(0))
 
     def __call__(self, scenes: Int64[Tensor, "S"]) -> Recording:
         """Simulate the scenes with these numbers, in this order.
@@ -323,11 +323,6 @@ def _check_link(link: Link, panel: Panel) -> None:
     if (link.channel is None) != (link.codes is None):
         given, other = ("channel", "codes") if link.codes is None else ("codes", "channel")
         raise InputError("link", f"needs both channel and codes, or neither; {given} came without {other}")
-
-
-def _first(link: Link) -> Link:
-    """A link drawn as a batch of one, without its scene axis."""
-    return link.shared(0)
 
 
 def _frequencies(spec: WidebandSpec, wavelength: float) -> list[float]:
