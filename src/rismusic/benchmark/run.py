@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -101,15 +102,18 @@ def bench(
             "locate.weights",
             f"the hybrid method needs weights, and {chosen.locate.weights!r} is neither installed nor a file",
         )
-    if out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(Path(folder))
-            _run(chosen, store, workers, cluster, target, progress)
-            return _summed(chosen, store)
-    store = Store(Path(out))
-    store.open(chosen, resume=resume)
-    _run(chosen, store, workers, cluster, target, progress)
-    return _finished(chosen, store)
+    with tempfile.TemporaryDirectory() if out is None else nullcontext(out) as folder:
+        store = Store(Path(folder))
+        if out is not None:
+            store.open(chosen, resume=resume)
+        _run(chosen, store, workers, cluster, target, progress)
+        result = _summed(chosen, store)
+        if out is not None:
+            store.clear()
+            write_table(store.folder / RESULTS, result.rows, overwrite=True)
+            if result.timings:
+                write_table(store.folder / TIMINGS, result.timings, overwrite=True)
+    return result
 
 
 def _run(
@@ -131,16 +135,6 @@ def _run(
             store.write(unit, arrays)
         completed += unit.stop - unit.start
         progress(completed, total)
-
-
-def _finished(spec: BenchSpec, store: Store) -> Benchmark:
-    """Write the tables."""
-    result = _summed(spec, store)
-    store.clear()
-    write_table(store.folder / RESULTS, result.rows, overwrite=True)
-    if result.timings:
-        write_table(store.folder / TIMINGS, result.timings, overwrite=True)
-    return result
 
 
 def _summed(spec: BenchSpec, store: Store) -> Benchmark:

@@ -101,12 +101,8 @@ class Store:
             return
         if not is_vacant(self.folder):
             raise InputError(str(self.folder), "not an empty folder; choose a new one for the benchmark")
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                str(self.folder), f"the folder cannot be created: {error.strerror or error}"
-            ) from error
         write_text(self.folder / SETTINGS, _dump(spec), overwrite=True)
 
     def path(self, unit: Unit) -> Path:

@@ -101,7 +101,8 @@ def fit_panel(
     """Fit responses, offsets and, unless they are known, the source positions.
 
     Args:
-        recording: S scenes with independent symbols, narrowband, with the nominal panel.
+        recording: S scenes with independent symbols, narrowband, with the nominal panel of at most
+            ``MAX_ELEMENTS``.
         start: positions [S, K], NaN where there is no source.
         volume: the box that bounds the positions.
         panel_error: root mean square of the relative error of the responses (prior), positive.
@@ -111,13 +112,11 @@ def fit_panel(
         first: a previous fit to start from.
 
     Raises:
-        InputError: a panel of more than 1024 elements, or an error that is not positive.
+        InputError: an error that is not positive.
     """
     if not panel_error > 0:
         raise InputError("panel_error", f"must be positive; got {panel_error:g}")
     N = len(recording.elements)
-    if N > MAX_ELEMENTS:
-        raise InputError("recording", f"has {N} elements; panels of up to {MAX_ELEMENTS} can be calibrated")
     positions, active = unpack(start, recording)
     white = whitened(recording, remaining_error)
     power = torch.where(active, fit_power_noise(white, positions, active)[0].double(), 1).clamp_min(_TINY)

@@ -175,6 +175,7 @@ class PanelCalibration:
             try:
                 with understood("its content", "must be a calibration"):
                     fields = _fields(file)
+                _check({name: fields[name] for name in _SHAPES})
                 return cls(**fields)
             except InputError as error:
                 raise InputError(str(path), f"{error.field} {error.problem}") from None
