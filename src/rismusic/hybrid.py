@@ -28,10 +28,10 @@ from rismusic.errors import InputError, renamed_argument
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import Refit, diagnosed
 from rismusic.estimation.estimate import (
-    Doubt,
     Estimate,
     Estimator,
     NSources,
+    Reason,
     from_fit,
     join_estimates,
     whole_numbers,
@@ -228,7 +228,7 @@ def locate_block(
     _, L, M = recording.stacked().snapshots.shape
     if most_sources(L, M) > 0:
         return estimate
-    none = Doubt(
+    none = Reason(
         f"{counted(L, 'snapshot')} of {counted(M, 'antenna')} cannot identify a source whose symbols are new "
         f"in every snapshot. {OTHER_SYMBOLS}"
     )

@@ -24,7 +24,14 @@ from rismusic.crb import check_same_room
 from rismusic.devices import blocks, device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator
-from rismusic.estimation.estimate import Doubt, Estimate, NSources, join_estimates, received_db, whole_numbers
+from rismusic.estimation.estimate import (
+    Estimate,
+    NSources,
+    Reason,
+    join_estimates,
+    received_db,
+    whole_numbers,
+)
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import ROUGH, refine
@@ -545,13 +552,13 @@ def _warnings(
     active = ordered(fit.active)
     hidden = active & ~ordered(torch.stack(seen).any(0))
     for scene, source in hidden.nonzero().tolist():
-        warnings[scene].append(Doubt(f"source {source} is behind all panels"))
+        warnings[scene].append(Reason(f"source {source} is behind all panels"))
     lost = active & ~covariance.isfinite().all(-1).all(-1)
     for scene, source in lost.nonzero().tolist():
         warnings[scene].append(f"source {source} has no error bar: the panels do not determine its position")
     for scene in (agreement < SIGNIFICANCE).nonzero()[:, 0].tolist():
         warnings[scene].append(
-            Doubt(
+            Reason(
                 f"the panels disagree about the positions (p = {float(agreement[scene]):.1g}): a pose may be "
                 "wrong, the recordings may be of different sources, or a source is behind a panel that "
                 "receives from there (as from its mirror image in front)"
@@ -561,11 +568,11 @@ def _warnings(
         # No diagnosis follows that would say what a misfit comes from.
         misfit = (panel.p_value < SIGNIFICANCE).tolist()
         for scene, sentences in enumerate(panel.warnings):
-            kinds = [Doubt if misfit[scene] else type(sentence) for sentence in sentences]
+            kinds = [Reason if misfit[scene] else type(sentence) for sentence in sentences]
             texts = [f"panel {number}: {sentence}" for sentence in sentences]
             warnings[scene] += [kind(text) for kind, text in zip(kinds, texts, strict=True)]
     for scene in (~fit.converged).nonzero()[:, 0].tolist():
-        warnings[scene].append(Doubt("the maximum-likelihood fit did not converge"))
+        warnings[scene].append(Reason("the maximum-likelihood fit did not converge"))
     return warnings
 
 

@@ -273,7 +273,7 @@ def test_recordings_of_different_sources_are_noticed(made):
     """Status and warnings question the estimate although no diagnosis is made."""
     elsewhere = recordings(PLACES + 40.0)
     found = locate_room([made[0], elsewhere[1]], n_sources=2, method="omp")
-    assert [": the residual has" in sentence for sentence in found.doubts[0]] == [False, True]
+    assert [": the residual has" in sentence for sentence in found.reasons[0]] == [False, True]
     assert found.status == ["doubtful"]
 
 

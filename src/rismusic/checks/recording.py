@@ -213,10 +213,10 @@ def _departures(recording: Recording) -> list[CheckFinding]:
     spec = LocateSpec(method="omp")
     estimate = diagnosed(part, ClassicalEstimator(spec)(part, "auto"), "auto", ClassicalEstimator, spec)
     said: dict[str, dict[int, str]] = {}
-    for scene, doubts in enumerate(estimate.doubts):
-        for doubt in doubts:
-            if doubt.departure:
-                said.setdefault(doubt.departure, {}).setdefault(scene, doubt)
+    for scene, reasons in enumerate(estimate.reasons):
+        for reason in reasons:
+            if reason.departure:
+                said.setdefault(reason.departure, {}).setdefault(scene, reason)
     findings = []
     for name, scenes in said.items():
         if 2 * len(scenes) > len(part):

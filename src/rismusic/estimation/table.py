@@ -126,7 +126,7 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
     Values that are infinite (an error bar that the data cannot give) or not available are null.
     """
     settings = estimate.spec.model_dump(mode="json")
-    status, doubts = estimate.status, estimate.doubts
+    status, reasons = estimate.status, estimate.reasons
     rows: list[list[Position]] = [[] for _ in status]
     for row in position_rows(estimate, first_scene=first_scene):
         rows[row.scene - first_scene].append(row)
@@ -151,7 +151,7 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
             "settings": settings,
             "warnings": warnings,
             "status": status[scene],
-            "reasons": doubts[scene],
+            "reasons": reasons[scene],
             "panel_error": None if estimate.panel_error is None else float(estimate.panel_error[scene]),
             "n_sources": int(estimate.n_sources[scene]),
             "n_sources_probability": None if probability is None else probability[scene].tolist(),
