@@ -450,10 +450,10 @@ def steering_with_derivatives(
     Returns:
         A [..., N, K], and its derivatives [..., N, K, 3] per radian, per radian and per metre.
     """
-    A, slopes = steering_with_log_derivatives(panel, azimuth, elevation, range)
+    A, log_derivatives = steering_with_log_derivatives(panel, azimuth, elevation, range)
     one = torch.ones_like(range)
-    turn = torch.stack((one, one, -1 / range.square()), dim=-1)
-    return A, slopes * A[..., None] * turn.unsqueeze(-3)
+    by_range = torch.stack((one, one, -1 / range.square()), dim=-1)
+    return A, log_derivatives * A[..., None] * by_range.unsqueeze(-3)
 
 
 def steering_with_log_derivatives(

@@ -389,9 +389,9 @@ def room_crb(
         coordinates = torch.stack([value.double() for value in truth.filled()], dim=-1)
         coordinates[..., 2] = 1 / coordinates[..., 2]
         point = from_panel_coordinates(pose, coordinates).masked_fill(~there[..., None], torch.nan)
-        turn = block_diagonal(coordinate_derivatives(pose, coordinates))
+        jacobian = block_diagonal(coordinate_derivatives(pose, coordinates))
         there = there.repeat_interleave(3, dim=1)
-        J = torch.where(there[:, :, None] & there[:, None], turn.mT @ J @ turn, 0)
+        J = torch.where(there[:, :, None] & there[:, None], jacobian.mT @ J @ jacobian, 0)
         if total is None or position is None:
             total, position = J, point
             continue
@@ -529,12 +529,12 @@ class _Problem:
             full[block, :, kept[:, None], :, kept[None, :]] = covariance.permute(2, 4, 0, 1, 3)
         # The information is that on 1 / r, which stays finite for a source at infinity.
         inverse_range_std = full[:, :, 2, :, 2].diagonal(dim1=-2, dim2=-1).sqrt().reshape(self.range.shape)
-        turn = torch.ones(scenes, K, 3, dtype=torch.float64, device=full.device)
-        turn[..., 2] = -self.positions[2].square()
-        turn = turn.flatten(1)
-        product = full.view(scenes, 3 * K, 3 * K) * turn[:, :, None] * turn[:, None, :]
+        jacobian = torch.ones(scenes, K, 3, dtype=torch.float64, device=full.device)
+        jacobian[..., 2] = -self.positions[2].square()
+        jacobian = jacobian.flatten(1)
+        product = full.view(scenes, 3 * K, 3 * K) * jacobian[:, :, None] * jacobian[:, None, :]
         # At infinity nothing is known of the range, which does not vary with the other coordinates.
-        far = turn.isinf()
+        far = jacobian.isinf()
         product = torch.where(far[:, :, None] | far[:, None, :], 0, product)
         product = product + torch.diag_embed(torch.where(far, torch.inf, 0))
         full = torch.where(full.isnan(), full, product.view_as(full))
@@ -548,8 +548,8 @@ class _Problem:
         each = 16 * self.panel.size * L * 4 * K
         for block in blocks(scenes, each, self.active.device):
             azimuth, elevation, distance = (value[block] for value in self.positions)
-            A, slopes = steering_with_log_derivatives(self.panel, azimuth, elevation, distance)
-            D = slopes * A[..., None]
+            A, log_derivatives = steering_with_log_derivatives(self.panel, azimuth, elevation, distance)
+            D = log_derivatives * A[..., None]
             active = self.active[block]
             A, D = A * active[:, None], D * active[:, None, :, None]
             columns = self.link[block].matmul(torch.cat((A, D.flatten(-2)), dim=-1))

@@ -327,10 +327,10 @@ def _in_room(view: View, estimate: Estimate) -> tuple[Float[Tensor, "S K 3"], Fl
     one = torch.eye(3, dtype=covariance.dtype, device=covariance.device)
     information = torch.where(both, torch.where(both, covariance, one).inverse(), 0)
     information = information * scale[..., :, None] * scale[..., None, :]
-    turn = (
+    jacobian = (
         coordinate_derivatives(view.pose, positions) * torch.tensor((1.0, 1.0, -1.0)).to(positions)[:, None]
     )
-    return from_panel_coordinates(view.pose, positions), turn.mT @ information @ turn
+    return from_panel_coordinates(view.pose, positions), jacobian.mT @ information @ jacobian
 
 
 def _weighted(
@@ -504,9 +504,9 @@ def _panel_covariance(
 ) -> tuple[Float[Tensor, "S K 3 3"], Float[Tensor, "S K"]]:
     """Covariance of azimuth, elevation and range in one panel's frame, and the error bar of 1 / range."""
     positions = to_panel_coordinates(view.pose, points)
-    turn = coordinate_derivatives(view.pose, positions)
+    jacobian = coordinate_derivatives(view.pose, positions)
     determined = covariance.isfinite().all(-1).all(-1)[..., None, None]
-    own = turn @ torch.where(determined, covariance, 0) @ turn.mT
+    own = jacobian @ torch.where(determined, covariance, 0) @ jacobian.mT
     scale = torch.ones_like(positions)
     scale[..., 2] = -1 / positions[..., 2].square()
     known = torch.where(determined, own * scale[..., :, None] * scale[..., None, :], torch.inf)

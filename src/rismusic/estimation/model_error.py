@@ -475,11 +475,11 @@ class _Path:
             self.start[:, None, :2] + path[:, None, :2] + self.t * path[:, None, 2:]
         ).unbind(-1)
         distance = (1 / self.start[:, 2:]).expand_as(azimuth)
-        A, slopes = steering_with_log_derivatives(self.recording.panel, azimuth, elevation, distance)
+        A, log_derivatives = steering_with_log_derivatives(self.recording.panel, azimuth, elevation, distance)
         link = self.recording.link.to(torch.complex128)
         C = self.resting.clone()
         C[self.rows, :, :, self.which] = link.apply(A.mT)
-        D = torch.stack([link.apply((slopes[..., axis] * A).mT) for axis in range(2)], dim=-1)
+        D = torch.stack([link.apply((log_derivatives[..., axis] * A).mT) for axis in range(2)], dim=-1)
         Q = orthonormal(C)
         rest = _outside(Q, self.y[..., None])[..., 0]
         s = _least_squares(C, self.y, self.active)[self.rows, :, self.which]
@@ -515,10 +515,10 @@ def _beside_sources(recording: Recording, sources: Sources) -> Iterator[tuple[sl
     for block in blocks(S, 64 * L * M * (8 * active.shape[1] + 1), positions.device):
         part, there = recording[block], active[block]
         azimuth, elevation, q = positions[block].unbind(-1)
-        A, slopes = steering_with_log_derivatives(part.panel, azimuth, elevation, 1 / q)
+        A, log_derivatives = steering_with_log_derivatives(part.panel, azimuth, elevation, 1 / q)
         A = A * there[:, None]
         # Only directions: a change of the range is harder to see.
-        D = (slopes[..., :2] * A[..., None]).flatten(-2)
+        D = (log_derivatives[..., :2] * A[..., None]).flatten(-2)
         link, y = part.link.to(torch.complex128), part.snapshots.to(torch.complex128)
         C = link.matmul(A).expand(-1, L, -1, -1)
         Q = orthonormal(C)

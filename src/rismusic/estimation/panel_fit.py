@@ -255,9 +255,9 @@ class _Scenes:
         self.active, y = problem.active[block], problem.y[block]
         azimuth, elevation, q = at.x[block].unbind(-1)
         self.positions = azimuth, elevation, 1 / q
-        A, slopes = steering_with_log_derivatives(self.panel, *self.positions)
+        A, log_derivatives = steering_with_log_derivatives(self.panel, *self.positions)
         self.A = A.to(torch.complex128) * self.active[:, None]  # [S, N, K]
-        self.D = (slopes * self.A[..., None]).flatten(2)  # [S, N, 3 K]
+        self.D = (log_derivatives * self.A[..., None]).flatten(2)  # [S, N, 3 K]
         self.C = self.link.matmul((1 + at.e)[:, None] * self.A).expand(-1, y.shape[1], -1, -1)
         power = torch.where(self.active, problem.power[block], 1)
         inner = self.C.mH @ self.C + torch.diag_embed(self.noise[:, None] / power).unsqueeze(1)

@@ -265,12 +265,12 @@ def joint_unconditional(
         at, positions = view.statistics(points, active, derivatives=True)
         power, noise = x[:, own][:, :K].exp(), x[:, own][:, K].exp()
         value, slope, J = unconditional(at, power, noise)
-        turn = block_diagonal(coordinate_derivatives(view.pose, positions))
-        cross = turn.mT @ J[:, : 3 * K, 3 * K :]
+        jacobian = block_diagonal(coordinate_derivatives(view.pose, positions))
+        cross = jacobian.mT @ J[:, : 3 * K, 3 * K :]
         total = total + value
-        gradient[:, : 3 * K] += (turn.mT @ slope[:, : 3 * K, None])[..., 0]
+        gradient[:, : 3 * K] += (jacobian.mT @ slope[:, : 3 * K, None])[..., 0]
         gradient[:, own] = slope[:, 3 * K :]
-        information[:, : 3 * K, : 3 * K] += turn.mT @ J[:, : 3 * K, : 3 * K] @ turn
+        information[:, : 3 * K, : 3 * K] += jacobian.mT @ J[:, : 3 * K, : 3 * K] @ jacobian
         information[:, : 3 * K, own] = cross
         information[:, own, : 3 * K] = cross.mT
         information[:, own, own] = J[:, 3 * K :, 3 * K :]
@@ -291,10 +291,10 @@ def joint_conditional(part: tuple[list[View], Bool[Tensor, "S K"]], x: Float[Ten
     for view in views:
         at, positions = view.statistics(points, active, derivatives=True)
         value, slope, F = conditional(at)
-        turn = block_diagonal(coordinate_derivatives(view.pose, positions))
+        jacobian = block_diagonal(coordinate_derivatives(view.pose, positions))
         total = total + value
-        gradient = gradient + (turn.mT @ slope[..., None])[..., 0]
-        curvature = curvature + turn.mT @ F @ turn
+        gradient = gradient + (jacobian.mT @ slope[..., None])[..., 0]
+        curvature = curvature + jacobian.mT @ F @ jacobian
     return total, gradient, curvature
 
 
@@ -465,16 +465,16 @@ def _log_evidence(
     """
     S, P, K = seen.shape
     first = seen.to(torch.int8).argmax(1)[..., None, None]
-    turns = torch.stack(
+    jacobians = torch.stack(
         [
             coordinate_derivatives(view.pose, to_panel_coordinates(view.pose, points)).inverse()
             for view in views
         ],
         dim=1,
     )  # [S, P, K, 3, 3], derivatives of the point by the coordinates of each panel
-    turn = block_diagonal(turns.take_along_dim(first[:, None], dim=1)[:, 0])
+    jacobian = block_diagonal(jacobians.take_along_dim(first[:, None], dim=1)[:, 0])
     M = torch.eye(J.shape[-1], dtype=J.dtype, device=J.device).repeat(S, 1, 1)
-    M[:, : 3 * K, : 3 * K] = turn
+    M[:, : 3 * K, : 3 * K] = jacobian
     extent = [high - low for low, high in zip(volume.lower, volume.upper, strict=True)]
     free = seen.any(1)
     width = torch.tensor(extent, dtype=J.dtype, device=J.device) * free[..., None]
