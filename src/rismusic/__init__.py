@@ -19,14 +19,7 @@ if TYPE_CHECKING:
     from rismusic.benchmark.run import Benchmark, bench
     from rismusic.benchmark.spec import BenchSpec
     from rismusic.checks import check
-    from rismusic.crb import (
-        Bound,
-        RoomBound,
-        conditional_crb,
-        recording_crb,
-        room_crb,
-        unconditional_crb,
-    )
+    from rismusic.crb import Bound, RoomBound, conditional_crb, recording_crb, room_crb, unconditional_crb
     from rismusic.doctor.diagnose import diagnose
     from rismusic.doctor.module import diagnose_module
     from rismusic.doctor.report import Diagnosis, write_diagnosis

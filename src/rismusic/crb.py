@@ -397,8 +397,7 @@ def room_crb(
             continue
         if J.shape != total.shape:
             raise InputError(
-                f"{field}.truth",
-                f"must have {total.shape[1] // 3} slots as in recordings[0]; got {K}",
+                f"{field}.truth", f"must have {total.shape[1] // 3} slots as in recordings[0]; got {K}"
             )
         distance = (point - position).norm(dim=-1)
         apart = distance > _SAME_PLACE * (1 + 1 / coordinates[..., 2])
@@ -430,8 +429,7 @@ def check_same_room(recordings: Sequence[Recording]) -> None:
         field = f"recordings[{number}]"
         if recording.pose is None:
             raise InputError(
-                f"{field}.pose",
-                "missing: give the transform [4, 4] from the panel frame to the room frame",
+                f"{field}.pose", "missing: give the transform [4, 4] from the panel frame to the room frame"
             )
         check_pose(recording.pose, field=f"{field}.pose")
         if len(recording) != len(recordings[0]):

@@ -327,10 +327,7 @@ class Scene:
         depth = (near + far) / 2
         corners = [(left, low), (right, low), (right, high), (left, high), (left, low)]
         outline = np.array([(x, y, depth) for x, y in corners])
-        return [
-            Shape("area", "panel", outline),
-            Shape("dots", "element", elements[:: self.thinned]),
-        ]
+        return [Shape("area", "panel", outline), Shape("dots", "element", elements[:: self.thinned])]
 
     def _stems(self) -> list[Shape]:
         """From each source straight to the floor."""

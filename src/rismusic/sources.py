@@ -290,8 +290,7 @@ def check_sources(sources: Sources, *, field: str = "truth", behind: bool = Fals
             if (present.abs() > _ALL_ROUND).any():
                 worst = float(present[present.abs().argmax()])
                 raise InputError(
-                    f"{field}/azimuth",
-                    f"must be within -pi .. pi radians; got {worst:g}. Is it in degrees?",
+                    f"{field}/azimuth", f"must be within -pi .. pi radians; got {worst:g}. Is it in degrees?"
                 )
         elif name in ("azimuth", "elevation") and (present.abs() >= math.pi / 2).any():
             worst = float(present[present.abs().argmax()])

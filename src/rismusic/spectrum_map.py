@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.covariance import Covariance, recording_covariance
+from rismusic.covariance import recording_covariance
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import counts_of, spectrum_method
@@ -159,7 +159,10 @@ def spectrum(
     function = spectrum_method("music" if method == "hybrid" else method)
     with torch.inference_mode():
         if method == "hybrid":
-            covariance = _blend(recording, chosen)
+            network = LoadedNetwork.load(
+                chosen.weights, recording.snapshots.device, untrained=chosen.hybrid.untrained
+            )
+            covariance = NetworkOutput.compute(network, recording, noise_of(recording), chosen).blend
         else:
             covariance = recording_covariance(seen, noise, full_shrinkage=function.shrink)
         values = function.function(covariance, count).on_grid(grid)
@@ -184,8 +187,3 @@ def _corners(grid: SearchGrid) -> tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _
     ]
     u_x, u_y = torch.meshgrid(*edges, indexing="ij")
     return grid.from_axes(u_x, u_y, torch.ones_like(u_x))[:2]
-
-
-def _blend(recording: Recording, spec: LocateSpec) -> Covariance:
-    network = LoadedNetwork.load(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
-    return NetworkOutput.compute(network, recording, noise_of(recording), spec).blend

@@ -247,7 +247,7 @@ def bound_figure(rows: Sequence[BoundRow], *, width_mm: float | None = None) -> 
         InputError: matplotlib is not installed, or the width cannot be printed.
     """
     power = rows[0].power_dbm is not None
-    swept = bool(rows[0].sweep)
+    sweep, swept = rows[0].sweep, bool(rows[0].sweep)
 
     def level(row: BoundRow) -> float:
         return row.snr_db if row.power_dbm is None else row.power_dbm
@@ -260,7 +260,8 @@ def bound_figure(rows: Sequence[BoundRow], *, width_mm: float | None = None) -> 
         curves.setdefault(label, []).append(row)
     one = next(iter(curves.values()))
     x_values = [row.point for row in one] if swept else [level(row) for row in one]
-    xlabel = _axis(rows[0].sweep) if swept else "transmit power / dBm" if power else "SNR / dB"
+    labels = {setting: axis for setting, _, axis in SWEEPS.values()}
+    xlabel = labels.get(sweep, sweep) if swept else "transmit power / dBm" if power else "SNR / dB"
     with print_style(width_mm):
         axes = new_axes(None, None, None, size=(12.6, 3.3), width_mm=width_mm)
         for ax, name, unit in zip(
@@ -274,12 +275,6 @@ def bound_figure(rows: Sequence[BoundRow], *, width_mm: float | None = None) -> 
         for ax in axes[1:]:
             ax.get_legend().remove()
     return figure_of(axes[0])
-
-
-def _axis(sweep: str) -> str:
-    """Label of the axis of a swept setting."""
-    known = {setting: axis for setting, _, axis in SWEEPS.values()}
-    return known.get(sweep, sweep)
 
 
 MAX_CANDIDATES = 100_000

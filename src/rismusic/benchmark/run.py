@@ -14,14 +14,7 @@ import torch
 from torch import Tensor
 
 from rismusic.benchmark.spec import RESULTS, SCENES, TIMINGS, BenchSpec, Unit, all_units, parse_method
-from rismusic.benchmark.summary import (
-    Arrays,
-    BenchRow,
-    Store,
-    TimingRow,
-    cell_rows,
-    write_table,
-)
+from rismusic.benchmark.summary import Arrays, BenchRow, Store, TimingRow, cell_rows, write_table
 from rismusic.covariance import true_covariance
 from rismusic.crb import recording_crb
 from rismusic.devices import device_of, one_thread

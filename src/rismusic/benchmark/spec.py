@@ -306,11 +306,7 @@ class Cell:
 
 
 def sweep_cells(
-    sweep: str,
-    values: Sequence[Value],
-    sources: Sequence[int],
-    snr_db: Sequence[float],
-    system: SystemSpec,
+    sweep: str, values: Sequence[Value], sources: Sequence[int], snr_db: Sequence[float], system: SystemSpec
 ) -> list[Cell]:
     """A cell for each K, SNR and value.
 

@@ -103,7 +103,9 @@ class Store:
             raise InputError(str(self.folder), "not an empty folder; choose a new one for the benchmark")
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / SETTINGS, _dump(spec), overwrite=True)
+        values = spec.model_dump(mode="json", exclude_none=True)
+        text = tomlkit.dumps({"version": __version__, **values})
+        write_text(self.folder / SETTINGS, text, overwrite=True)
 
     def path(self, unit: Unit) -> Path:
         """Path of the results of a unit."""
@@ -201,11 +203,6 @@ def check_same(spec: BenchSpec, folder: Path) -> None:
     for name, value in kept.items():
         if given[name] != value:
             raise InputError(name, f"must be {value!r} as in {folder / SETTINGS}; got {given[name]!r}")
-
-
-def _dump(spec: BenchSpec) -> str:
-    values = spec.model_dump(mode="json", exclude_none=True)
-    return tomlkit.dumps({"version": __version__, **values})
 
 
 class Share(NamedTuple):

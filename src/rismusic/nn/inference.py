@@ -170,11 +170,7 @@ class NetworkOutput:
     @classmethod
     @torch.no_grad()
     def compute(
-        cls,
-        loaded: LoadedNetwork,
-        recording: Recording,
-        noise_variance: Float[Tensor, "S"],
-        spec: LocateSpec,
+        cls, loaded: LoadedNetwork, recording: Recording, noise_variance: Float[Tensor, "S"], spec: LocateSpec
     ) -> NetworkOutput:
         """Run the network on scenes of its panel, possibly at another wavelength.
 

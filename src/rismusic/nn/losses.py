@@ -219,9 +219,7 @@ def mvdr_value(covariance: Covariance, steering: Complex[Tensor, "*batch N Q"]) 
 
 
 def peak_contrast(
-    covariance: Covariance,
-    target: Covariance,
-    around: Complex[Tensor, "*batch N K C"],
+    covariance: Covariance, target: Covariance, around: Complex[Tensor, "*batch N K C"]
 ) -> Float[Tensor, "*batch K"]:
     r"""Divergence of the MVDR spectra of R and T around the true sources.
 

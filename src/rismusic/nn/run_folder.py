@@ -253,10 +253,7 @@ class RunFolder:
                 if parse_record(_Line, text, str(path), "a log record").kind == kind:
                     records.append(parse_record(_RECORDS[kind], text, str(path), "a log record").model_dump())
             except InputError as error:
-                raise InputError(
-                    str(path),
-                    f"line {number} {error.problem}; {_WITHOUT_LOG}",
-                ) from None
+                raise InputError(str(path), f"line {number} {error.problem}; {_WITHOUT_LOG}") from None
         return records
 
 

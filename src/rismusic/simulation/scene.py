@@ -85,12 +85,7 @@ def complete_sources(spec: SceneSpec, sources: Sources, snapshots: int, draws: D
         power = _powers(spec, sources.range.masked_fill(~active, 1), active, draws)
     if symbols is None:
         unit = draw_symbols(
-            spec.symbols,
-            active.shape[-1],
-            snapshots,
-            draws,
-            dtype.to_complex(),
-            correlation=spec.correlation,
+            spec.symbols, active.shape[-1], snapshots, draws, dtype.to_complex(), correlation=spec.correlation
         )
         symbols = unit * power.sqrt()[..., None]
     completed = replace(sources, power=power, symbols=symbols)
