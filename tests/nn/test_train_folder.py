@@ -25,8 +25,8 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid
 from rismusic.nn import checkpoint, validation
 from rismusic.nn.checkpoint import load_network, save_network
-from rismusic.nn.curves import TensorBoardLog, plot_losses, plot_scores, plot_terms, save_curves
 from rismusic.nn.learner import Learner
+from rismusic.nn.monitors import TensorBoardLog, plot_losses, plot_scores, plot_terms, save_curves
 from rismusic.nn.network import Network
 from rismusic.nn.run_folder import RunFolder, load_train_spec
 from rismusic.nn.spec import TrainSpec
