@@ -38,7 +38,7 @@ POSITION: tuple[Unknown, ...] = get_args(Unknown)
 _Information = Callable[[slice, Tensor, Tensor], Tensor]
 
 # Positions of one source in two recordings agree to this, in metres and relative to its range.
-_SAME_PLACE = 1e-3
+_SAME_POSITION = 1e-3
 
 # A matrix of unit diagonal with a smaller Cholesky pivot is singular.
 _SINGULAR_PIVOT = 1e-7
@@ -400,7 +400,7 @@ def room_crb(
                 f"{field}.truth", f"must have {total.shape[1] // 3} slots as in recordings[0]; got {K}"
             )
         distance = (point - position).norm(dim=-1)
-        apart = distance > _SAME_PLACE * (1 + 1 / coordinates[..., 2])
+        apart = distance > _SAME_POSITION * (1 + 1 / coordinates[..., 2])
         if apart.any():
             scene, source = apart.nonzero()[0].tolist()
             raise InputError(

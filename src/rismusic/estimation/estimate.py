@@ -532,8 +532,8 @@ def warnings_of(
 ) -> list[list[str]]:
     """Warnings about sources at the boundary or without an error bar, and fits that did not converge."""
     warnings: list[list[str]] = [[] for _ in range(len(converged))]
-    place = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
-    at_boundary = volume.at_boundary(place)
+    positions = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
+    at_boundary = volume.at_boundary(positions)
     # The far field is a legal answer where it is searched.
     at_boundary[..., 2] &= ~found.range.isinf()
     held = [low == high for low, high in zip(volume.lower, volume.upper, strict=True)]
