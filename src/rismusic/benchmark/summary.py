@@ -449,21 +449,20 @@ def _about(cell: Cell) -> dict[str, Any]:
 
 
 def share_interval(
-    part: Float[np.ndarray, "*batch S"], whole: Float[np.ndarray, "*batch S"], *, level: float = 0.95
+    part: Float[np.ndarray, "*batch S"], whole: Float[np.ndarray, "*batch S"]
 ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
-    """Lower and upper limit of sum(part) / sum(whole); 0 and 1 where there is nothing at all.
+    """Limits of the 95 % interval of sum(part) / sum(whole); 0 and 1 where there is nothing at all.
 
     Args:
         part: x, of each scene, from 0 to n.
         whole: n, of each scene.
-        level: probability that the interval holds the true share.
     """
     trials = whole.sum(-1)
     empty = trials == 0
     n = np.where(empty, 1, trials)
     p = part.sum(-1) / n
     n = n / np.maximum(_design_effect(part, whole), 1)
-    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    z2 = NormalDist().inv_cdf(0.975) ** 2
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
     # Rounding may push a limit past a share of exactly 0 or 1.

@@ -487,10 +487,10 @@ def highest_peaks(
 
 
 def highest_points(
-    values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
+    values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int
 ) -> Int64[Tensor, "*batch K"]:
     """Flat indices of the grid points of :func:`highest_peaks`, not refined."""
-    index, _ = _chosen(_boxes(values, grid), grid, count, separation)
+    index, _ = _chosen(_boxes(values, grid), grid, count, separation=0.5)
     return index.view(*values.shape[:-1], count)
 
 

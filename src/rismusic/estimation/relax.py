@@ -34,8 +34,8 @@ from rismusic.estimation.maximum_likelihood import (
 )
 from rismusic.estimation.search import CandidateSearch, GridSearch, project_out
 
-# Number of best grid points among which births are chosen, and their least distance in grid steps.
-_BIRTH_POINTS, _BIRTH_DISTANCE = 200, 3.0
+# Births of a scene, best grid points among which they are chosen, and their least distance in grid steps.
+_BIRTHS, _BIRTH_POINTS, _BIRTH_DISTANCE = 3, 200, 3.0
 # The fit with one source too many need not converge.
 _CROWDED = FitOptions(steps=4, tolerance=0.4)
 # Trials that are worse than the current fit by more than this many nats are not re-fitted.
@@ -171,18 +171,18 @@ def birth_death(
     active: Bool[Tensor, "S K"],
     *,
     criterion: Criterion = "conditional",
-    births: int = 3,
     sweeps: int = 3,
     prior: Prior | None = None,
 ) -> FitState:
     """Add a source, re-fit, drop the least important one, and keep the result where it is likelier.
+
+    A source is tried at each of three positions on its own; the best result counts.
 
     Args:
         search: search of the grid for S scenes.
         start: the fit to improve, under the same criterion.
         active: which entries hold a source; at least one in each scene.
         criterion: likelihood of search and re-fits.
-        births: number of positions where one more source is tried, each on its own; the best result counts.
         sweeps: maximum number of passes. Scenes that a pass does not change are done.
         prior: see :func:`relax_sweeps`.
 
@@ -197,12 +197,12 @@ def birth_death(
         points = search.best(
             live, project_out(recording[live], here.positions, there, here.power_noise), _BIRTH_POINTS
         )
-        born = _apart(search.dictionary.positions(points).to(here.positions), search, births)
+        born = _apart(search.dictionary.positions(points).to(here.positions), search, _BIRTHS)
         # From here on each scene is repeated for each birth.
-        scenes, there = (value.repeat_interleave(births, dim=0) for value in (live, there))
+        scenes, there = (value.repeat_interleave(_BIRTHS, dim=0) for value in (live, there))
         part = recording[scenes]
         crowd = torch.cat(
-            (here.positions.repeat_interleave(births, dim=0), born.flatten(0, 1)[:, None]), dim=1
+            (here.positions.repeat_interleave(_BIRTHS, dim=0), born.flatten(0, 1)[:, None]), dim=1
         )
         crowded = torch.cat((there, torch.ones_like(there[:, :1])), dim=1)
         crowd = refine(part, crowd, crowded, volume, criterion=criterion, options=_CROWDED).positions
@@ -215,11 +215,11 @@ def birth_death(
         fit = refine(part[which], trial[which], there[which], volume, criterion=criterion, options=ROUGH)
         ends = torch.full_like(without, torch.inf)
         ends[which] = fit.value - log_prior(prior, scenes[which], fit.positions, there[which])
-        least, best = ends.unflatten(0, (-1, births)).min(dim=1)
+        least, best = ends.unflatten(0, (-1, _BIRTHS)).min(dim=1)
         better = least < score[live] - MIN_GAIN_NATS
         # Index, among the fits that were made, of each scene's best birth.
         number = promising.cumsum(0) - 1
-        chosen = number.unflatten(0, (-1, births)).gather(1, best[:, None])[:, 0]
+        chosen = number.unflatten(0, (-1, _BIRTHS)).gather(1, best[:, None])[:, 0]
         live, least, chosen = live[better], least[better], chosen[better]
         if len(live) == 0:
             break

@@ -434,20 +434,18 @@ def overfit_one_batch(
     spec: TrainSpec,
     *,
     steps: int = 5,
-    beta: float = 0.3,
     make: Callable[[TrainSpec], tuple[Learner, TrainingScenes]] = lambda spec: (
         Learner(spec),
         TrainingScenes(spec),
     ),
 ) -> OverfitResult:
-    """Take a few steps on the first batch at the full learning rates, with beta rising from 0.
+    """Take a few steps on the first batch at the full learning rates, with beta rising from 0 to 0.3.
 
     The loss is that of the current (not averaged) weights at beta = 0, with the weights of the settings.
 
     Args:
         spec: settings; the schedule is ignored.
         steps: number of optimizer steps.
-        beta: its value in the last step.
         make: creates the learner and its scenes.
     """
     constant = spec.schedule.replace(epochs=1, warm_up=0.0, learning_rate_floor=1.0)
@@ -459,7 +457,7 @@ def overfit_one_batch(
     losses = learner.prediction_losses(prediction, recording, 0.0, weights)
     check_start(losses, prediction)
     for step in range(steps):
-        learner.step([recording], beta * step / max(1, steps - 1), weights)
+        learner.step([recording], 0.3 * step / max(1, steps - 1), weights)
     after = learner.losses(recording, 0.0, weights)
     return OverfitResult(float(losses.total.detach()), float(after.total.detach()))
 
