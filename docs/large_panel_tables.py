@@ -51,8 +51,8 @@ def exponent(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def large_panel_growth() -> Any:
-    """Processor time per scene over the number of elements and of snapshots, with exponents."""
-    by_elements, by_snapshots = new_axes(None, None, size=(9.6, 3.6), width_mm=COLUMN_MM)
+    """Processor time over the numbers of elements, snapshots and scenes, with exponents."""
+    by_elements, by_snapshots, by_scenes = new_axes(None, None, None, size=(13.2, 3.6), width_mm=COLUMN_MM)
     some = [row for row in rows() if row["method"] == "omp" and row["constant"] == "False" and row["cpu_s"]]
     for search, colour, marker in (("dictionary", COLOURS[1], "s"), ("subarrays", COLOURS[0], "o")):
         line = [
@@ -72,13 +72,23 @@ def large_panel_growth() -> Any:
     x, y = np.array(line).T
     name = f"32 x 32, $L^{{{exponent(x, y):.1f}}}$"
     by_snapshots.loglog(x, y, "o-", c=COLOURS[0], ms=4, lw=1.2, label=name)
-    sides, lengths = (16, 24, 32, 48, 64), (16, 32, 64, 128)
+    line = [
+        (float(row["together"]), float(row["together"]) * float(row["cpu_s"]))
+        for row in some
+        if (row["side"], row["search"], row["snapshots"]) == ("32", "subarrays", "16")
+    ]
+    x, y = np.array(line).T
+    name = f"32 x 32, $S^{{{exponent(x, y):.1f}}}$"
+    by_scenes.loglog(x, y, "o-", c=COLOURS[0], ms=4, lw=1.2, label=name)
+    sides, lengths, numbers = (16, 24, 32, 48, 64), (16, 32, 64, 128), (1, 2, 4, 8, 16)
     by_elements.set_xticks([side**2 for side in sides], labels=[f"{side} x {side}" for side in sides])
     by_elements.tick_params("x", labelsize=8)
     by_snapshots.set_xticks(lengths, labels=map(str, lengths))
+    by_scenes.set_xticks(numbers, labels=map(str, numbers))
+    by_scenes.set(xlabel="scenes S of one call", ylabel="s", ylim=(0.1, 50))
     by_elements.set(xlabel="elements N", ylabel="s per scene", ylim=(0.1, 50))
     by_snapshots.set(xlabel="snapshots L", ylabel="s per scene", ylim=(0.1, 10))
-    for ax in (by_elements, by_snapshots):
+    for ax in (by_elements, by_snapshots, by_scenes):
         ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, fontsize=8)

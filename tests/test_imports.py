@@ -17,7 +17,7 @@ ROOT = Path(rismusic.__file__).parent
 # A module imports only from those before it; those on one line do not know each other. A dotted name has a
 # place of its own, before the rest of its package.
 ORDER = [
-    ["version", "errors", "text"],
+    ["version", "errors", "text", "interruption"],
     ["files", "registry", "devices", "records", "parallel"],
     ["spec", "partial"],
     ["units", "array"],

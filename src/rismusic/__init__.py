@@ -1,7 +1,7 @@
 """rismusic: several radio sources in 3-D in the near field of a RIS or antenna panel.
 
 The public API in one page. Names are imported when they are first used, so that ``import rismusic`` and the
-command line's help do not wait for torch.
+command line's help do not wait for torch, and an interruption at once finds the command line's handlers.
 """
 
 import logging
@@ -9,8 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rismusic.errors import InputError, renamed_name
-from rismusic.registry import register_estimator, register_network, register_spectrum
-from rismusic.spec import LinkBudgetSpec, SystemSpec
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -50,10 +48,12 @@ if TYPE_CHECKING:
     from rismusic.operator import Link
     from rismusic.panel_calibration import calibrate_panel
     from rismusic.plots import plot_panel_calibration
+    from rismusic.registry import register_estimator, register_network, register_spectrum
     from rismusic.report import write_bench_report, write_report
     from rismusic.room import RoomEstimate, locate_room
     from rismusic.simulation.simulator import Simulator, simulate
     from rismusic.sources import Sources
+    from rismusic.spec import LinkBudgetSpec, SystemSpec
     from rismusic.spectrum_map import SpectrumMap, spectrum
     from rismusic.tuning.results import TuneResult
     from rismusic.tuning.spec import TuneSpec
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     # describe a system
+    "SystemSpec": "spec",
+    "LinkBudgetSpec": "spec",
     "Panel": "array",
     "steering": "array",
     "steering_with_derivatives": "array",
@@ -118,6 +120,10 @@ _HOME = {
     "BenchSpec": "benchmark.spec",
     "bench": "benchmark.run",
     "Benchmark": "benchmark.run",
+    # add methods and networks of one's own
+    "register_estimator": "registry",
+    "register_spectrum": "registry",
+    "register_network": "registry",
     # train a network
     "TrainSpec": "nn.spec",
     "train": "nn.train",
@@ -143,12 +149,7 @@ _HOME = {
 
 __all__ = [
     "InputError",
-    "LinkBudgetSpec",
-    "SystemSpec",
     "__version__",
-    "register_estimator",
-    "register_network",
-    "register_spectrum",
     *_HOME,
 ]
 

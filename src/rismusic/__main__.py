@@ -3,15 +3,18 @@
 import gc
 import sys
 
+from rismusic.interruption import terminated_as_interrupted
+
 
 def main() -> int:
     """Run the command line. An interruption while it is still being loaded leaves no stack trace."""
     # Importing torch makes many objects, none of them garbage: collections would take an eighth of its time.
     gc.set_threshold(100_000)
     try:
-        from rismusic.cli import main as run
+        with terminated_as_interrupted():
+            from rismusic.cli import main as run
 
-        return run()
+            return run()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130

@@ -342,7 +342,7 @@ class SceneSpec(Spec):
     """Minimum range, in metres."""
     range_max_m: Positive = 10.0
     """Maximum range, in metres."""
-    separation_deg: NonNegative = 8.0
+    separation_deg: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)] = 8.0
     """Minimum separation of two sources in degrees: the larger of their azimuth and elevation differences."""
     power: Literal["equal", "path_loss"] = "equal"
     """Source powers: 'equal', or 'path_loss' (proportional to 1 / range^2). Their mean in a scene is 1."""

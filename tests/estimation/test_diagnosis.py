@@ -218,6 +218,30 @@ def test_more_sources_than_the_largest_number():
     assert not any(said(locate(made, method="omp"), "more than 2 sources"))
 
 
+@pytest.mark.parametrize(("rank", "doubtful"), [(2, 8), (3, 0), (16, 0)])
+def test_a_channel_of_too_little_rank_is_named(rank, doubtful, generator):
+    """Two sources need three modes of the channel."""
+    sound = simulate(scenes=8, sources=2, snr_db=20, seed=3, dtype=torch.float64)
+    U, values, V = torch.linalg.svd(sound.channel, full_matrices=False)
+    channel = (U[..., :rank] * values[:, None, :rank]) @ V[:, :rank]
+    truth = sound.truth
+    response = steering(sound.panel, truth.azimuth, truth.elevation, truth.range)
+    y = torch.einsum("smn,sln,snk,skl->slm", channel, sound.codes, response, truth.symbols)
+    noise = torch.randn(y.shape, dtype=y.dtype, generator=generator)
+    recording = replace(
+        sound,
+        channel=channel,
+        snapshots=y + noise * y.abs().square().mean((1, 2), keepdim=True).sqrt() / 10,
+        noise_variance=None,
+    )
+    found = locate(recording, n_sources=2, method="omp")
+    named = [any("independent signals above the noise" in word for word in one) for one in found.warnings]
+    assert sum(named) == doubtful
+    if doubtful:
+        assert set(found.status) == {"doubtful"}
+        assert not match(found.sources, truth).hit.all()
+
+
 def test_another_wave_is_named():
     made = blind(simulate(scenes=4, sources=1, snr_db=20, panel={"wave": "fresnel"}, seed=9))
     assert all(said(locate(replace(made, wave="spherical"), method="omp"), "try --wave fresnel"))

@@ -176,6 +176,21 @@ def half_of_an_optuna(path):
     connection.close()
 
 
+def a_view_in_place_of_a_table(path):
+    a_study(path, "tune")
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE trial_values RENAME TO hidden")
+        connection.execute("CREATE VIEW trial_values AS SELECT * FROM hidden")
+    connection.close()
+
+
+def without_a_column(path):
+    a_study(path, "tune")
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE trial_intermediate_values DROP COLUMN intermediate_value_type")
+    connection.close()
+
+
 def of_another_program(path):
     a_study(path, "tune").add_trial(optuna.trial.create_trial(value=1.0))
 
@@ -203,11 +218,13 @@ def a_study(path, name):
         (of_another_program, True, "'tune' was not written by this version of rismusic tune"),
         (with_other_settings, True, "'tune' was not written by this version of rismusic tune"),
         (of_an_older_optuna, True, "no longer compatible with the table schema"),
-        (half_of_an_optuna, True, "readonly database"),
+        (half_of_an_optuna, True, "is damaged: the version of its tables is missing"),
+        (a_view_in_place_of_a_table, False, "is damaged: no table trial_values"),
+        (without_a_column, False, "table trial_intermediate_values has no column intermediate_value_type"),
         (of_another_program, False, "'tune' was not written by rismusic tune"),
         (with_other_settings, False, "'tune' exists in this storage with other settings"),
         (of_an_older_optuna, False, "no longer compatible with the table schema"),
-        (half_of_an_optuna, False, "readonly database"),
+        (half_of_an_optuna, False, "is damaged: the version of its tables is missing"),
     ],
 )
 def test_a_database_that_is_refused_is_left_as_it_is(tmp_path, write, resume, sentence):
@@ -290,7 +307,7 @@ def test_a_study_with_damaged_settings_is_one_sentence(tmp_path, content):
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE study_user_attributes SET value_json = ?", (content,))
     connection.close()
-    with pytest.raises(InputError, match=r"was not written by this version|cannot use the database"):
+    with pytest.raises(InputError, match=r"was not written by this version|is damaged: a value of a study"):
         tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")
 
 
@@ -303,7 +320,7 @@ def test_a_study_with_damaged_settings_is_one_sentence(tmp_path, content):
             "trial 0 of study 'tune' is damaged",
         ),
         ("DELETE FROM trial_user_attributes", "it is complete, but has no evaluation"),
-        ("UPDATE trials SET state = x'ff'", "cannot use the database .* is not among the defined enum"),
+        ("UPDATE trials SET state = x'ff'", "is damaged: a value of a study or a trial cannot be read"),
     ],
 )
 def test_a_study_with_damaged_trials_is_one_sentence(tmp_path, change, sentence):

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 
 from rismusic.cli.command import Command, complain, save_traceback
-from rismusic.cli.interruption import no_interrupt_is_lost, terminated_as_interrupted
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
 from rismusic.cli.streams import drop, prepare_streams
 from rismusic.errors import InputError
 from rismusic.files import failure, remove_own
+from rismusic.interruption import no_interrupt_is_lost, terminated_as_interrupted
 from rismusic.text import redact
 from rismusic.version import __version__
 

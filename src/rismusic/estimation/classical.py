@@ -73,6 +73,9 @@ from rismusic.spec import LocateSpec
 # Peaks of the SBL map beyond the number of sources, among which these are searched, and how many subsets of
 # them are fitted.
 _MORE_PEAKS, _REFINED_SUBSETS = 3, 3
+# All subsets of a grid's points are compared if they need at most this many residuals, such as the pairs of
+# a line of eight antennas. More of them are fitted, since the likeliest ones differ by a step of the grid.
+_ALL_RESIDUALS, _REFINED_OF_ALL = 2**20, 12
 
 MUSIC = SpectrumMethod(music)
 SOFT_MUSIC = SpectrumMethod(soft_music)
@@ -370,19 +373,19 @@ class Starts:
         search: search of the grid for these scenes.
         path: [S, K_max, K_max, 3] azimuth, elevation, 1/range of OMP after each source: row K - 1 holds K of
             them.
-        peaks: [S, C, 3] the highest peaks of the SBL map, the highest first; ``None`` without a map, or where
-            the grid has fewer points than sources.
+        peaks: [S, C, 3] the highest peaks of the SBL map, the highest first; none without a map, or where the
+            grid has fewer points than sources.
     """
 
     search: GridSearch
     path: Float[Tensor, "S K K 3"]
-    peaks: Float[Tensor, "S C 3"] | None
+    peaks: Float[Tensor, "S C 3"]
 
     @classmethod
     def prepare(cls, search: GridSearch, count: Int64[Tensor, "S"], strategy: Strategy) -> Starts:
         """Compute the starts for up to ``count`` sources in each scene."""
         path = omp_path(search, count, strategy.criterion)
-        peaks = None
+        peaks = path[:, 0, :0]
         if strategy.sbl:
             positions, active = _step_of(path, count)
             converged = torch.ones_like(active[:, 0])
@@ -394,51 +397,70 @@ class Starts:
 
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Starts:
         """The starts of some scenes."""
-        peaks = None if self.peaks is None else self.peaks[scenes]
-        return Starts(self.search[scenes], self.path[scenes], peaks)
+        return Starts(self.search[scenes], self.path[scenes], self.peaks[scenes])
 
     def fit(self, count: Int64[Tensor, "S"], strategy: Strategy) -> Fit:
         """The likelier of the fits from all starts, with ``count`` sources in each scene."""
         positions, active = _step_of(self.path, count)
         fit = self._fit(positions, active, strategy)
-        if self.peaks is None:
+        if not (strategy.sbl or strategy.relax):
             return fit
-        return better(fit, self._fit(self._best_peaks(count, active, strategy), active, strategy))
+        best = positions.clone()
+        for K in count[count > 0].unique().tolist():
+            every = K > 1 and self._residuals(K) <= _ALL_RESIDUALS
+            if self.peaks.shape[1] + every * len(self.search.dictionary) < K:
+                continue
+            scenes = (count == K).nonzero()[:, 0]
+            each = 64 * self._residuals(K) if every else 1
+            for block in blocks(len(scenes), each, scenes.device):
+                best[scenes[block], :K] = self._best_subset(scenes[block], K, strategy.criterion, every=every)
+        if best.equal(positions):
+            return fit
+        return better(fit, self._fit(best, active, strategy))
 
-    def _best_peaks(
-        self, count: Int64[Tensor, "S"], active: Bool[Tensor, "S C"], strategy: Strategy
-    ) -> Float[Tensor, "S C 3"]:
+    def _residuals(self, K: int) -> int:
+        """Number of residuals if all subsets of K points are compared in one scene."""
+        _, L, M = self.search.recording.snapshots.shape
+        return L * M * math.comb(len(self.search.dictionary) + K + _MORE_PEAKS, K)
+
+    def _best_subset(
+        self, scenes: Int64[Tensor, "B"], K: int, criterion: Criterion, *, every: bool
+    ) -> Float[Tensor, "B K 3"]:
         """The likeliest subset of K of the K + 3 highest peaks, after rough fits of three of them.
 
         The K highest peaks need not be those of the sources: with few snapshots, or a channel of low rank, a
         source has several.
+
+        Args:
+            scenes: scenes with K sources.
+            K: number of sources.
+            criterion: likelihood of the fits.
+            every: whether all points of the grid are candidates, too: two coherent sources in neighbouring
+                beams may have no peak at all.
         """
-        assert self.peaks is not None
-        recording, volume = self.search.recording, self.search.dictionary.grid.volume
-        best = self.peaks[:, : active.shape[1]].clone()
-        for K in count[count > 0].unique().tolist():
-            scenes = (count == K).nonzero()[:, 0]
-            number = min(K + _MORE_PEAKS, self.peaks.shape[1])
-            subsets = torch.combinations(torch.arange(number, device=count.device), K)
-            trials = self.peaks[scenes[:, None, None], subsets].flatten(0, 1)  # [B, K, 3]
-            many = scenes.repeat_interleave(len(subsets))
-            there = torch.ones(trials.shape[:2], dtype=torch.bool, device=count.device)
-            value = neg_log_likelihood(recording[many], trials, there, strategy.criterion)
-            value = value.view(len(scenes), -1)
-            value[:, 0] = -math.inf  # the highest peaks, however unlikely beside their maxima off the grid
-            few = value.topk(min(_REFINED_SUBSETS, len(subsets)), dim=1, largest=False).indices
-            rows = (torch.arange(len(scenes), device=count.device)[:, None] * len(subsets) + few).flatten()
-            fit = refine(
-                recording[many[rows]],
-                trials[rows],
-                there[rows],
-                volume,
-                criterion=strategy.criterion,
-                options=ROUGH,
-            )
-            least = fit.value.view(len(scenes), -1).argmin(1)
-            best[scenes, :K] = fit.positions.unflatten(0, (len(scenes), -1))[range(len(scenes)), least]
-        return best
+        recording, dictionary = self.search.recording, self.search.dictionary
+        candidates = self.peaks[scenes, : K + _MORE_PEAKS]
+        peaks = candidates.shape[1]
+        if every:
+            points = dictionary.positions(torch.arange(len(dictionary), device=scenes.device))
+            candidates = torch.cat((candidates, points.to(candidates).expand(len(scenes), -1, -1)), dim=1)
+        subsets = torch.combinations(torch.arange(candidates.shape[1], device=scenes.device), K)
+        trials = candidates[:, subsets].flatten(0, 1)  # [B, K, 3]
+        many = scenes.repeat_interleave(len(subsets))
+        there = torch.ones(trials.shape[:2], dtype=torch.bool, device=scenes.device)
+        value = neg_log_likelihood(recording[many], trials, there, "conditional" if every else criterion)
+        value = value.view(len(scenes), -1)
+        if peaks >= K:  # the highest peaks, however unlikely beside their maxima off the grid
+            value[:, 0] = -math.inf
+        refined = min(_REFINED_OF_ALL if every else _REFINED_SUBSETS, len(subsets))
+        few = value.topk(refined, dim=1, largest=False).indices
+        rows = (torch.arange(len(scenes), device=scenes.device)[:, None] * len(subsets) + few).flatten()
+        volume = dictionary.grid.volume
+        fit = refine(
+            recording[many[rows]], trials[rows], there[rows], volume, criterion=criterion, options=ROUGH
+        )
+        least = fit.value.view(len(scenes), -1).argmin(1)
+        return fit.positions.unflatten(0, (len(scenes), -1))[range(len(scenes)), least]
 
     def _fit(self, positions: Float[Tensor, "S C 3"], active: Bool[Tensor, "S C"], strategy: Strategy) -> Fit:
         recording, volume = self.search.recording, self.search.dictionary.grid.volume

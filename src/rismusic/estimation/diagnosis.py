@@ -100,6 +100,8 @@ _MOTION = -8.0
 # Elements at most this far apart (wavelengths) have no grating lobes. Correlation of steering vectors from
 # which on a direction counts as one, and how much less likely (nats) it may be.
 _NO_GRATING, _LIKENESS, _AMBIGUOUS_NATS = 0.55, 0.7, 6.0
+# Modes of the channel with at least this share of the strongest one's power count, however strong the noise.
+_STRONG_MODE = 0.1
 # Angle (wavelengths over the diagonal of the panel) below which two sources are not resolved.
 _RESOLUTION = 0.8
 # From this panel error on, a scene is doubtful.
@@ -541,6 +543,7 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
     narrowband = recording.frequencies is None
     if positions.shape[1] and narrowband and recording.symbols == "independent":
         _add_symbols(sentences, sufficient_statistics(recording, positions, active), estimate)
+        _add_rank(sentences, recording, estimate)
     sources, moves = estimate.sources, torch.zeros_like(active)
     if narrowband:
         sources, moves = _add_motion(sentences, recording, estimate)
@@ -635,6 +638,32 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
                 "symbols_repeated",
             )
         )
+
+
+def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
+    r"""Add scenes whose channel carries too few signals for the sources.
+
+    The received signal power is shared by the modes of the channel, the squared singular values of H. Modes
+    that over all snapshots are weaker than the noise of one are not counted, unless they are within 10 dB of
+    the strongest one. K sources with any symbols explain whatever K modes carry, wherever they are.
+    """
+    if recording.channel is None:
+        return
+    H = recording.channel.to(torch.complex128)
+    mode = torch.linalg.eigvalsh(H @ H.mH)
+    noise = estimate.noise_variance.double()
+    signal = recording.snapshots.abs().square().double().mean((1, 2)) - noise
+    _, L, M = recording.snapshots.shape
+    power = mode * (M * signal.clamp_min(0))[:, None] / mode.sum(-1, keepdim=True)
+    rank = (power > torch.minimum(noise / L, _STRONG_MODE * power.amax(-1))[:, None]).sum(-1)
+    count = estimate.n_sources
+    for scene in ((count > 0) & (rank < count + 1)).nonzero()[:, 0].tolist():
+        text = (
+            f"the channel carries {int(rank[scene])} independent signals above the noise, and "
+            f"{int(count[scene])} sources with independent symbols need {int(count[scene]) + 1}: other "
+            "positions may explain the data as well"
+        )
+        sentences[scene].append(Reason(text))
 
 
 def _add_grating_lobes(

@@ -73,8 +73,6 @@ _MOST_ERROR = 0.5
 _LOG_RATIO, _LOG_DIFFUSE = -math.log(len(_RATIOS)), -math.log(len(_DIFFUSE))
 # Smaller residuals, relative to the energy of the data, are rounding errors.
 _NOTHING = 1e-10
-# Ridge of Gram matrices of unit vectors.
-_ROUNDING = 1e-12
 # Share of the residual up to which single precision tells how much is explained, and the error of the log
 # evidence that it makes at most (nats).
 _CERTAIN, _SINGLE_NATS = 0.9999, 0.2
@@ -209,7 +207,8 @@ def diffuse_evidence(
     values, basis = torch.linalg.eigh(H @ H.mH)
     values = (values * (M / values.sum(-1, keepdim=True))).clamp_min(0)
     rotated = basis.mH @ H
-    C = _through(_on_panel(recording, positions, active), rotated)  # C_l^T, [S, L or 1, K, M]
+    # Only the span of C_l matters. Of sources that nearly coincide, C_l^H C_l has no reliable determinant.
+    C = orthonormal(_through(_on_panel(recording, positions, active), rotated).mT).mT  # [S, L or 1, K, M]
     y = y @ basis.conj()
     repeats = L // C.shape[1]
     tau = values.new_tensor([0.0, *levels])
@@ -225,18 +224,11 @@ def diffuse_evidence(
     cross = summed(C.conj() * y[..., None, :])
     energy = (weight @ squared_modulus(y).sum(1)[..., None])[..., 0]
     diagonal = gram.diagonal(dim1=-2, dim2=-1).real
-    here = active[:, None, None]
-    scale = torch.where(here & (diagonal > 0), diagonal, 1).rsqrt()
-    unit = gram * scale[..., None] * scale[..., None, :] + torch.diag_embed(
-        torch.where(here, _ROUNDING, 1.0).expand_as(scale)
-    )
-    factor = torch.linalg.cholesky_ex(unit).L
-    white = torch.linalg.solve_triangular(
-        factor.expand(-1, -1, L, -1, -1), (cross * scale)[..., None], upper=False
-    )
+    factor = torch.linalg.cholesky(gram + torch.diag_embed((diagonal == 0).to(gram.dtype)))
+    white = torch.linalg.solve_triangular(factor.expand(-1, -1, L, -1, -1), cross[..., None], upper=False)
     left = energy - squared_modulus(white).sum((-3, -2, -1))
     left = torch.maximum(left, torch.finfo(left.dtype).eps * energy)
-    log_det = (factor.diagonal(dim1=-2, dim2=-1).real.log() - scale.log()).sum((-2, -1)) * (2 * repeats)
+    log_det = factor.diagonal(dim1=-2, dim2=-1).real.log().sum((-2, -1)) * (2 * repeats)
     log_det = log_det + L * (1 + tau[:, None] * values[:, None]).log().sum(-1)
     value = -_freedom(active, L, M)[:, None] * left.log() - log_det
     return value[:, 1:] - value[:, :1]

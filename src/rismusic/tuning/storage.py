@@ -198,8 +198,13 @@ def _opened(
                 heartbeat_stale_trial_callback=Requeue(max_retry=RETRIES),
             )
     except (ImportError, OSError, RuntimeError, SQLAlchemyError, StorageInternalError) as error:
-        raise InputError("storage", _failure(shown, error.__cause__ or error)) from None
+        cause = error.__cause__ or error
+        if read_only and "readonly" in str(cause):  # Optuna writes the version where there is none
+            damaged = "is damaged: the version of its tables is missing"
+            raise InputError("storage", f"the database {_shown(shown)} {damaged}") from None
+        raise InputError("storage", _failure(shown, cause)) from None
     try:
+        _check_columns(opened, shown)
         _read_all(opened, shown)
         yield opened
     except (StorageInternalError, SQLAlchemyError, JSONDecodeError) as error:
@@ -209,8 +214,34 @@ def _opened(
         opened.engine.dispose()
 
 
+def _check_columns(opened: RDBStorage, shown: URL) -> None:
+    """Compare the tables with those of a new database.
+
+    Optuna reads them where it needs them: a view in place of a table fails at the end of the first trial.
+
+    Raises:
+        InputError: a table or a column is missing.
+    """
+    with experimental():
+        new = RDBStorage("sqlite://")
+    try:
+        found, wanted = inspect(opened.engine), inspect(new.engine)
+        tables = set(found.get_table_names())
+        for table in wanted.get_table_names():
+            columns = {one["name"] for one in found.get_columns(table)} if table in tables else set()
+            for column in wanted.get_columns(table):
+                if column["name"] not in columns:
+                    missing = (
+                        f"table {table} has no column {column['name']}" if columns else f"no table {table}"
+                    )
+                    raise InputError("storage", f"the database {_shown(shown)} is damaged: {missing}")
+    finally:
+        new.remove_session()
+        new.engine.dispose()
+
+
 def _read_all(opened: RDBStorage, shown: URL) -> None:
-    """Read all trials once. Optuna and SQLAlchemy raise nearly everything on a damaged database.
+    """Read all trials once.
 
     Raises:
         InputError: something cannot be read.
@@ -218,9 +249,11 @@ def _read_all(opened: RDBStorage, shown: URL) -> None:
     try:
         for study in opened.get_all_studies():
             opened.get_all_trials(study._study_id, deepcopy=False)
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, StorageInternalError) else None
-        raise InputError("storage", _failure(shown, cause or error)) from error
+    except (StorageInternalError, SQLAlchemyError):
+        raise
+    except Exception as error:  # Optuna raises nearly everything on damaged values
+        damaged = f"the database {_shown(shown)} is damaged: a value of a study or a trial cannot be read"
+        raise InputError("storage", damaged) from error
 
 
 class Requeue(RetryHeartbeatStaleTrialCallback):
@@ -277,6 +310,8 @@ def _tables(path: Path, how: str) -> set[str]:
 
 
 def _failure(url: URL, error: BaseException) -> str:
+    # What the database says, without SQLAlchemy's name of its error.
+    error = getattr(error, "orig", None) or error
     cause = (str(error).splitlines() or [""])[0] or type(error).__name__
     if url.password:
         cause = cause.replace(str(url.password), "***")
