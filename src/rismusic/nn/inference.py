@@ -17,7 +17,7 @@ are located without the network, with a warning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -217,9 +217,16 @@ class NetworkOutput:
 
     def __getitem__(self, scenes: slice | Tensor) -> NetworkOutput:
         """The outputs of some scenes."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return NetworkOutput(
-            **{name: value if name == "card" else value[scenes] for name, value in values.items()}
+        return replace(
+            self,
+            recording=self.recording[scenes],
+            blend=self.blend[scenes],
+            network_sources=self.network_sources[scenes],
+            candidates=self.candidates[scenes],
+            candidate_fields=self.candidate_fields[scenes],
+            spatial_prior=self.spatial_prior[scenes],
+            log_count=self.log_count[scenes],
+            snr_db=self.snr_db[scenes],
         )
 
 
