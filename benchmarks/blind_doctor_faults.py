@@ -78,7 +78,7 @@ torch.manual_seed(0)
 from rismusic.nn.spec import TrainSpec
 from rismusic.nn.train import train
 from rismusic.nn.data import TrainingScenes
-from rismusic.nn.weights import load_network
+from rismusic.nn.checkpoint import load_network
 changes = json.loads(sys.argv[1])
 spec = TrainSpec.tiny()
 spec = spec.replace(

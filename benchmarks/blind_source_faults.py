@@ -129,7 +129,7 @@ FAULTS = (
     SourceFault(
         "same_code_each_snapshot",
         "data",
-        "simulation/link.py",
+        "simulation/scene.py",
         "_random",
         "level = draws.octets(Stream.CODES, 2**spec.bits, L, size)",
         "level = draws.octets(Stream.CODES, 2**spec.bits, 1, size).repeat(1, L, 1)",

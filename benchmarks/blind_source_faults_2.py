@@ -60,7 +60,7 @@ FAULTS = (
     SourceFault(
         "phases_over_half_a_turn",
         "units",
-        "simulation/link.py",
+        "simulation/scene.py",
         "_random",
         "table = torch.polar(torch.ones_like(turns), 2 * math.pi * turns).to(dtype)",
         "table = torch.polar(torch.ones_like(turns), math.pi * turns).to(dtype)",
@@ -194,8 +194,8 @@ FAULTS = (
         "units",
         "nn/losses.py",
         "heat_map_target",
-        "away = (axis.to(place.dtype) - place[..., None]) / (width * step)",
-        "away = (axis.to(place.dtype) - place[..., None]) / width",
+        "away = (axis.to(cosine.dtype) - cosine[..., None]) / (width * (step or 1.0))",
+        "away = (axis.to(cosine.dtype) - cosine[..., None]) / width",
         "The width is taken in coordinates, not in steps of the grid, so the target is nearly flat.",
     ),
     # Network and its input.

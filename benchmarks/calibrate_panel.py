@@ -25,8 +25,8 @@ from rismusic.io.calibration import PanelCalibration
 from rismusic.metrics import match, score
 from rismusic.operator import Link
 from rismusic.panel_calibration import calibrate_panel
-from rismusic.simulation.link import impair
 from rismusic.simulation.random_numbers import Draws
+from rismusic.simulation.scene import impair
 from rismusic.simulation.simulator import Simulator
 from rismusic.spec import HardwareSpec, LocateSpec, SystemSpec
 

@@ -205,7 +205,7 @@ def digest(path: Path) -> str:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        from rismusic.nn.weights import checksum
+        from rismusic.nn.checkpoint import checksum
 
         return checksum(load_file(path))
     if path.name == "trials.csv":

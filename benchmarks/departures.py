@@ -31,7 +31,7 @@ from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.metrics import match
-from rismusic.simulation.link import quantise
+from rismusic.simulation.scene import quantise
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import SystemSpec

@@ -162,10 +162,9 @@ def make_files(folder: Path) -> None:
     from rismusic.cli.partial import PartialOutput
     from rismusic.hybrid import locate
     from rismusic.io import read, write
-    from rismusic.nn.checkpoint import State, save_checkpoint
+    from rismusic.nn.checkpoint import State, save_checkpoint, save_network
     from rismusic.nn.run_folder import RunFolder
     from rismusic.nn.spec import TrainSpec
-    from rismusic.nn.weights import save_network
     from rismusic.spec import LocateSpec
 
     torch.set_num_threads(1)
@@ -465,7 +464,7 @@ _WORK = (
     "rismusic.tuning.study.create_storage",
     "rismusic.benchmark.run.run_all",
     "rismusic.doctor.diagnose.diagnose",
-    "rismusic.benchmark.bound_table.recording_crb",
+    "rismusic.benchmark.planning.recording_crb",
 )
 
 
@@ -553,7 +552,7 @@ def warm_up() -> None:
     """Import what the commands import, so that the forked processes need not."""
     for name in ("cli", "hybrid", "checks", "nn.train", "tuning.study", "benchmark.run", "doctor.diagnose"):
         importlib.import_module(f"rismusic.{name}")
-    for name in ("doctor.run_log", "benchmark.bound_table", "benchmark.planning", "benchmark.plots"):
+    for name in ("doctor.run_log", "benchmark.planning", "benchmark.plots"):
         importlib.import_module(f"rismusic.{name}")
     for name in ("cli.partial", "panel_calibration"):
         importlib.import_module(f"rismusic.{name}")

@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 
 from rismusic.benchmark.summary import read_table
+from rismusic.nn.checkpoint import read_network, save_network
 from rismusic.nn.run_folder import BEST
 from rismusic.nn.spec import SHIPPED, TrainSpec, card_of, card_text, weights_path
-from rismusic.nn.weights import read_network, save_network
 
 HEAD = """# Weights of the hybrid estimator
 

@@ -23,9 +23,15 @@ from rismusic.hybrid import locate
 from rismusic.plots import COLOURS, new_axes, save, scene_top
 from rismusic.room import locate_room
 from rismusic.scene_view import Scene
-from rismusic.simulation.link import dft_codes, draw_channel, draw_codes, line_of_sight, spread_order
 from rismusic.simulation.random_numbers import Draws
-from rismusic.simulation.scene import draw_sources
+from rismusic.simulation.scene import (
+    dft_codes,
+    draw_channel,
+    draw_codes,
+    draw_sources,
+    line_of_sight,
+    spread_order,
+)
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SceneSpec, SystemSpec, Wave

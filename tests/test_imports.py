@@ -17,11 +17,11 @@ ROOT = Path(rismusic.__file__).parent
 # A module imports only from those before it; those on one line do not know each other. A dotted name has a
 # place of its own, before the rest of its package.
 ORDER = [
-    ["version", "errors", "renames", "text", "interruption"],
+    ["version", "errors", "text", "interruption"],
     ["files", "registry", "devices", "records", "parallel"],
     ["spec", "partial"],
     ["units", "array"],
-    ["operator", "link_budget", "simulation.random_numbers", "room_frame"],
+    ["operator", "link_budget", "simulation.random_numbers"],
     ["sources"],
     ["io"],
     ["simulation", "covariance", "estimation.likelihood"],

@@ -9,7 +9,7 @@ import torch
 
 from print_figure import check_print
 from rismusic.array import Panel
-from rismusic.benchmark.bound_table import BoundRow, bound_figure, bound_table
+from rismusic.benchmark.planning import BoundRow, bound_figure, bound_table
 from rismusic.errors import InputError
 from rismusic.plots import bound_curves, new_axes, save, scene_3d, scene_figure, scene_top
 from rismusic.scene_view import ABOVE, Projection, Scene, positions

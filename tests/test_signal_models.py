@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic.crb import recording_crb
-from rismusic.errors import InputError
-from rismusic.estimation import likelihood
-from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.estimation.search import Dictionary, GridSearch, project_out
-from rismusic.operator import Link
-from signal_models import (
+from model_scenes import (
     MODELS,
     NOISE,
     F,
@@ -35,6 +29,12 @@ from signal_models import (
     unconditional_bound,
     unconditional_value,
 )
+from rismusic.crb import recording_crb
+from rismusic.errors import InputError
+from rismusic.estimation import likelihood
+from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.estimation.search import Dictionary, GridSearch, project_out
+from rismusic.operator import Link
 
 
 @pytest.fixture(params=MODELS, ids=lambda name: name.replace(", ", "-").replace(" ", "-"))

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import rismusic
-from rismusic.benchmark.bound_table import bound_table
+from rismusic.benchmark.planning import bound_table
 from rismusic.benchmark.run import bench
 from rismusic.errors import InputError
 from rismusic.estimation.classical import STRATEGIES

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
-from rismusic.array import Panel
+from rismusic.array import Panel, steering
 from rismusic.errors import InputError
 from rismusic.simulation.random_numbers import Draws
 from rismusic.simulation.scene import draw_sources
@@ -105,3 +106,14 @@ def test_repr_of_sources():
     one = "Sources(2 sources at azimuth [-20, 35] deg, elevation [0, 10] deg, range [2, 4.5] m)"
     assert repr(Sources.from_degrees([-20, 35], [0, 10], [2.0, 4.5])) == one
     assert repr(draw(scenes=50)) == "Sources(50 scenes, 1 to 5 sources each; with power and symbols)"
+
+
+@pytest.mark.parametrize("name", ["azimuth", "elevation", "range"])
+def test_numbers_need_the_constructor_in_degrees(name, monkeypatch):
+    """A number may be meant in degrees; the tensors of the constructor are radians."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    given = dict.fromkeys(("azimuth", "elevation", "range"), torch.ones(1)) | {name: 20.0}
+    with pytest.raises(InputError, match=rf"{name}: must be a tensor .*got float.* Sources\.from_degrees"):
+        Sources(**given)
+    with pytest.raises(InputError, match=rf"{name}: must be a tensor .*got float.* Sources\.from_degrees"):
+        steering(Panel.uniform_planar(2, 2), **given)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field, model_validator
 
 import rismusic
-from rismusic import renames
+from rismusic import errors
 from rismusic.errors import InputError
 from rismusic.nn.spec import TrainSpec
 from rismusic.records import Record, parse_record
@@ -221,7 +221,7 @@ def test_a_key_named_self_is_an_unknown_setting(tmp_path):
 
 def test_every_renamed_setting_exists_and_its_old_name_does_not():
     known = [*setting_names(LocateSpec), *setting_names(TuneSpec), *setting_names(TrainSpec)]
-    for old, new in renames.SETTINGS.items():
+    for old, new in errors.RENAMED_SETTINGS.items():
         assert old not in known
         assert new is None or new in known
 
@@ -233,7 +233,7 @@ def test_old_names_of_the_package_give_the_new_ones():
         _ = rismusic.Trained
     with pytest.raises(AttributeError, match=r"^Panel.uniform was renamed to Panel.uniform_planar in 0.2.0$"):
         rismusic.Panel.uniform(3, 4)
-    for new in filter(None, renames.NAMES.values()):
+    for new in filter(None, errors.RENAMED_NAMES.values()):
         assert hasattr(rismusic, new)
 
 
@@ -247,7 +247,7 @@ def test_old_attributes_of_an_estimate_give_the_new_ones(samples):
         _ = estimate.likelihood
     with pytest.raises(AttributeError, match=r"Estimate.n_sources_probability in 0.2.0"):
         _ = estimate.count_probability
-    for owner, names in renames.ATTRIBUTES.items():
+    for owner, names in errors.RENAMED_ATTRIBUTES.items():
         for old, new in names.items():
             assert not hasattr(getattr(rismusic, owner), old)
             assert new in {*vars(getattr(rismusic, owner)), *rismusic.Estimate.__annotations__}
@@ -256,7 +256,7 @@ def test_old_attributes_of_an_estimate_give_the_new_ones(samples):
 def test_the_changelog_lists_every_renamed_name():
     text = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
     assert f"## [{rismusic.__version__}]" in text
-    attributes = {old: new for names in renames.ATTRIBUTES.values() for old, new in names.items()}
-    for old, new in {**renames.SETTINGS, **renames.NAMES, **attributes}.items():
+    attributes = {old: new for names in errors.RENAMED_ATTRIBUTES.values() for old, new in names.items()}
+    for old, new in {**errors.RENAMED_SETTINGS, **errors.RENAMED_NAMES, **attributes}.items():
         row = rf"^- .*`{old}`" if new is None else rf"^\|.*\b{old}\b.*\|.*\b{new}\b"
         assert re.search(row.replace("_", "[_-]"), text, flags=re.MULTILINE), old

@@ -8,25 +8,16 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rismusic.errors import InputError
-from rismusic.renames import renamed_name
+from rismusic.errors import InputError, renamed_name
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rismusic.array import Panel, steering, steering_with_derivatives
-    from rismusic.benchmark.bound_table import bound_table
-    from rismusic.benchmark.planning import PlanResult, plan
+    from rismusic.benchmark.planning import PlanResult, bound_table, plan
     from rismusic.benchmark.run import Benchmark, bench
     from rismusic.benchmark.spec import BenchSpec
     from rismusic.checks import check
-    from rismusic.crb import (
-        Bound,
-        RoomBound,
-        conditional_crb,
-        recording_crb,
-        room_crb,
-        unconditional_crb,
-    )
+    from rismusic.crb import Bound, RoomBound, conditional_crb, recording_crb, room_crb, unconditional_crb
     from rismusic.doctor.diagnose import diagnose
     from rismusic.doctor.module import diagnose_module
     from rismusic.doctor.report import Diagnosis, write_diagnosis
@@ -50,10 +41,10 @@ if TYPE_CHECKING:
     from rismusic.link_budget import LinkBudget, compute_link_budget
     from rismusic.locator import Locator
     from rismusic.metrics import Match, Score, match, score
+    from rismusic.nn.checkpoint import load_network
     from rismusic.nn.network import GridNetwork, Prediction
     from rismusic.nn.spec import TrainSpec
     from rismusic.nn.train import TrainingResult, train
-    from rismusic.nn.weights import load_network
     from rismusic.operator import Link
     from rismusic.panel_calibration import calibrate_panel
     from rismusic.plots import plot_panel_calibration
@@ -115,7 +106,7 @@ _HOME = {
     "recording_crb": "crb",
     "room_crb": "crb",
     "RoomBound": "crb",
-    "bound_table": "benchmark.bound_table",
+    "bound_table": "benchmark.planning",
     # plan a system
     "LinkBudget": "link_budget",
     "compute_link_budget": "link_budget",
@@ -137,7 +128,7 @@ _HOME = {
     "TrainSpec": "nn.spec",
     "train": "nn.train",
     "TrainingResult": "nn.train",
-    "load_network": "nn.weights",
+    "load_network": "nn.checkpoint",
     "GridNetwork": "nn.network",
     "Prediction": "nn.network",
     # why it does not learn

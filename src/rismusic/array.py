@@ -44,8 +44,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.errors import InputError
-from rismusic.renames import refuse_old_names
+from rismusic.errors import InputError, refuse_old_names
 from rismusic.spec import MAX_PATTERN_EXPONENT, PanelSpec, Wave
 
 WAVES: tuple[Wave, ...] = get_args(Wave)
@@ -416,11 +415,15 @@ def steering(
         A, complex [..., N, K]. With F subcarriers, [..., F N, K]: the steering vectors of all subcarriers
         one below the other, each of unit norm.
 
+    Raises:
+        InputError: numbers in place of tensors. ``Sources.from_degrees(...).steering(panel)`` takes them.
+
     Example:
         >>> panel = Panel.uniform_planar(8, 8)
         >>> steering(panel, torch.tensor([0.3]), torch.tensor([0.1]), torch.tensor([2.0])).shape
         torch.Size([64, 1])
     """
+    check_tensors(azimuth=azimuth, elevation=elevation, range=range)
     x, y, z = (cosine[..., None] for cosine in direction(azimuth, elevation))
     return _Rays(panel, (x, y, z), 1 / range[..., None]).unit_wave().mT
 
@@ -447,10 +450,10 @@ def steering_with_derivatives(
     Returns:
         A [..., N, K], and its derivatives [..., N, K, 3] per radian, per radian and per metre.
     """
-    A, slopes = steering_with_log_derivatives(panel, azimuth, elevation, range)
+    A, log_derivatives = steering_with_log_derivatives(panel, azimuth, elevation, range)
     one = torch.ones_like(range)
-    turn = torch.stack((one, one, -1 / range.square()), dim=-1)
-    return A, slopes * A[..., None] * turn.unsqueeze(-3)
+    by_range = torch.stack((one, one, -1 / range.square()), dim=-1)
+    return A, log_derivatives * A[..., None] * by_range.unsqueeze(-3)
 
 
 def steering_with_log_derivatives(
@@ -551,6 +554,21 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
             f"must hold complex numbers; got {name}. {hint}If the imaginary part is 0, convert to complex64",
         )
     return tensor if tensor.dtype in (torch.complex64, torch.complex128) else tensor.to(torch.complex64)
+
+
+def check_tensors(**positions: object) -> None:
+    """Check that positions, in radians and metres, are tensors.
+
+    Raises:
+        InputError: one is a number, a list or an array.
+    """
+    for name, value in positions.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                name,
+                f"must be a tensor in {'metres' if name == 'range' else 'radians'}; got "
+                f"{type(value).__name__}. Numbers in degrees and metres go into Sources.from_degrees",
+            )
 
 
 def dtype_name(dtype: torch.dtype) -> str:

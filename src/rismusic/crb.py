@@ -28,8 +28,7 @@ from rismusic.estimation.likelihood import fisher_information
 from rismusic.estimation.source_covariance import correlated_information, pair_active
 from rismusic.io import Recording, check_pose
 from rismusic.operator import Link
-from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates
-from rismusic.sources import Sources
+from rismusic.sources import Sources, coordinate_derivatives, from_panel_coordinates
 
 Unknown = Literal["azimuth", "elevation", "range"]
 POSITION: tuple[Unknown, ...] = get_args(Unknown)
@@ -39,7 +38,7 @@ POSITION: tuple[Unknown, ...] = get_args(Unknown)
 _Information = Callable[[slice, Tensor, Tensor], Tensor]
 
 # Positions of one source in two recordings agree to this, in metres and relative to its range.
-_SAME_PLACE = 1e-3
+_SAME_POSITION = 1e-3
 
 # A matrix of unit diagonal with a smaller Cholesky pivot is singular.
 _SINGULAR_PIVOT = 1e-7
@@ -73,6 +72,12 @@ class Bound:
         """A bound from the covariance of sources at finite ranges."""
         variance = covariance.diagonal(dim1=-4, dim2=-2)[..., 2, 2, :]
         return cls(covariance, range, variance.sqrt() / range.square())
+
+    @classmethod
+    def joined(cls, parts: Sequence[Bound]) -> Bound:
+        """The bounds of blocks of scenes together."""
+        names = ("covariance", "range", "inverse_range_std")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     @property
     def std(self) -> Float[Tensor, "*batch K 3"]:
@@ -383,20 +388,19 @@ def room_crb(
         there, K = truth.active, truth.azimuth.shape[1]
         coordinates = torch.stack([value.double() for value in truth.filled()], dim=-1)
         coordinates[..., 2] = 1 / coordinates[..., 2]
-        place = from_panel_coordinates(pose, coordinates).masked_fill(~there[..., None], torch.nan)
-        turn = block_diagonal(coordinate_derivatives(pose, coordinates))
+        point = from_panel_coordinates(pose, coordinates).masked_fill(~there[..., None], torch.nan)
+        jacobian = block_diagonal(coordinate_derivatives(pose, coordinates))
         there = there.repeat_interleave(3, dim=1)
-        J = torch.where(there[:, :, None] & there[:, None], turn.mT @ J @ turn, 0)
+        J = torch.where(there[:, :, None] & there[:, None], jacobian.mT @ J @ jacobian, 0)
         if total is None or position is None:
-            total, position = J, place
+            total, position = J, point
             continue
         if J.shape != total.shape:
             raise InputError(
-                f"{field}.truth",
-                f"must have {total.shape[1] // 3} slots as in recordings[0]; got {K}",
+                f"{field}.truth", f"must have {total.shape[1] // 3} slots as in recordings[0]; got {K}"
             )
-        distance = (place - position).norm(dim=-1)
-        apart = distance > _SAME_PLACE * (1 + 1 / coordinates[..., 2])
+        distance = (point - position).norm(dim=-1)
+        apart = distance > _SAME_POSITION * (1 + 1 / coordinates[..., 2])
         if apart.any():
             scene, source = apart.nonzero()[0].tolist()
             raise InputError(
@@ -405,7 +409,7 @@ def room_crb(
                 "from its position in the recordings before; all need the same sources in the same order, "
                 "and the right pose",
             )
-        total, position = total + J, torch.where(position.isnan(), place, position)
+        total, position = total + J, torch.where(position.isnan(), point, position)
     assert total is not None
     assert position is not None
     active = ~position[..., 0].isnan()
@@ -425,8 +429,7 @@ def check_same_room(recordings: Sequence[Recording]) -> None:
         field = f"recordings[{number}]"
         if recording.pose is None:
             raise InputError(
-                f"{field}.pose",
-                "missing: give the transform [4, 4] from the panel frame to the room frame",
+                f"{field}.pose", "missing: give the transform [4, 4] from the panel frame to the room frame"
             )
         check_pose(recording.pose, field=f"{field}.pose")
         if len(recording) != len(recordings[0]):
@@ -515,21 +518,21 @@ class _Problem:
         scenes, K = self.active.shape
         width = len(which)
         full = torch.full((scenes, K, 3, K, 3), torch.nan, dtype=torch.float64, device=self.active.device)
-        places = torch.tensor(which, device=full.device)
+        kept = torch.tensor(which, device=full.device)
         for block, active, J, alone in self.in_blocks(information):
-            alone = alone[..., places[:, None], places]
+            alone = alone[..., kept[:, None], kept]
             held = (active[..., None] & ~identifiable(alone)).flatten(1)
             covariance = _inverse(J, active.repeat_interleave(width, dim=1), held)
             covariance = covariance.reshape(-1, K, width, K, width)
-            full[block, :, places[:, None], :, places[None, :]] = covariance.permute(2, 4, 0, 1, 3)
+            full[block, :, kept[:, None], :, kept[None, :]] = covariance.permute(2, 4, 0, 1, 3)
         # The information is that on 1 / r, which stays finite for a source at infinity.
         inverse_range_std = full[:, :, 2, :, 2].diagonal(dim1=-2, dim2=-1).sqrt().reshape(self.range.shape)
-        turn = torch.ones(scenes, K, 3, dtype=torch.float64, device=full.device)
-        turn[..., 2] = -self.positions[2].square()
-        turn = turn.flatten(1)
-        product = full.view(scenes, 3 * K, 3 * K) * turn[:, :, None] * turn[:, None, :]
+        jacobian = torch.ones(scenes, K, 3, dtype=torch.float64, device=full.device)
+        jacobian[..., 2] = -self.positions[2].square()
+        jacobian = jacobian.flatten(1)
+        product = full.view(scenes, 3 * K, 3 * K) * jacobian[:, :, None] * jacobian[:, None, :]
         # At infinity nothing is known of the range, which does not vary with the other coordinates.
-        far = turn.isinf()
+        far = jacobian.isinf()
         product = torch.where(far[:, :, None] | far[:, None, :], 0, product)
         product = product + torch.diag_embed(torch.where(far, torch.inf, 0))
         full = torch.where(full.isnan(), full, product.view_as(full))
@@ -543,8 +546,8 @@ class _Problem:
         each = 16 * self.panel.size * L * 4 * K
         for block in blocks(scenes, each, self.active.device):
             azimuth, elevation, distance = (value[block] for value in self.positions)
-            A, slopes = steering_with_log_derivatives(self.panel, azimuth, elevation, distance)
-            D = slopes * A[..., None]
+            A, log_derivatives = steering_with_log_derivatives(self.panel, azimuth, elevation, distance)
+            D = log_derivatives * A[..., None]
             active = self.active[block]
             A, D = A * active[:, None], D * active[:, None, :, None]
             columns = self.link[block].matmul(torch.cat((A, D.flatten(-2)), dim=-1))

@@ -24,14 +24,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.devices import device_of, one_thread
-from rismusic.errors import InputError
+from rismusic.errors import InputError, renamed_argument
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import Refit, diagnosed
 from rismusic.estimation.estimate import (
-    Doubt,
     Estimate,
     Estimator,
     NSources,
+    Reason,
     from_fit,
     join_estimates,
     whole_numbers,
@@ -66,7 +66,6 @@ from rismusic.nn.inference import (
 )
 from rismusic.parallel import run_all
 from rismusic.registry import ESTIMATORS, load_plugins
-from rismusic.renames import renamed_argument
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
 from rismusic.text import counted
@@ -229,7 +228,7 @@ def locate_block(
     _, L, M = recording.stacked().snapshots.shape
     if most_sources(L, M) > 0:
         return estimate
-    none = Doubt(
+    none = Reason(
         f"{counted(L, 'snapshot')} of {counted(M, 'antenna')} cannot identify a source whose symbols are new "
         f"in every snapshot. {OTHER_SYMBOLS}"
     )

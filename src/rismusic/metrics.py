@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.array import direction
 from rismusic.crb import Bound
 from rismusic.errors import InputError
 from rismusic.sources import Sources
@@ -145,9 +144,9 @@ def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Ten
 
     values = []
     for scene in range(len(truth.azimuth)):
-        X, Y = (_places(sources, scene) for sources in (truth, found))
+        X, Y = (one.position[one.active].double().cpu() for one in (truth[scene], found[scene]))
         # For alpha = 2 a pair at the cutoff costs as much as a miss and a false alarm.
-        # So does one with a source in the far field, which has no place.
+        # So does one with a source in the far field, which has no position.
         near = X.isfinite().all(-1)[:, None] & Y.isfinite().all(-1)
         distance = torch.where(near, torch.cdist(X, Y), cutoff_m)
         squared = distance.clamp_max(cutoff_m).square().numpy()
@@ -187,14 +186,6 @@ def score(matched: Match, bound: Bound | None = None) -> Score:
         elevation_over_bound=over[1],
         inverse_range_over_bound=over[2],
     )
-
-
-def _places(sources: Sources, scene: int) -> Float[Tensor, "K 3"]:
-    """Cartesian positions of one scene's sources, metres."""
-    one = sources.each(lambda value: value[scene])
-    active = one.active
-    towards = torch.stack(direction(one.azimuth[active], one.elevation[active]), dim=-1)
-    return (one.range[active][:, None] * towards).double().cpu()
 
 
 @dataclass(frozen=True)

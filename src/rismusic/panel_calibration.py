@@ -83,16 +83,8 @@ def calibrate_panel(
     recording, found = recording.to("cpu"), None
     if known_positions is not None:
         found = _given(known_positions, recording)
-    located_by = LocateSpec(
-        method=chosen.method,
-        sources=chosen.sources,
-        sources_max=chosen.sources_max,
-        panel_error=chosen.panel_error,
-        azimuth_max_deg=chosen.azimuth_max_deg,
-        elevation_max_deg=chosen.elevation_max_deg,
-        range_min_m=chosen.range_min_m,
-        range_max_m=chosen.range_max_m,
-    )
+    common = CalibrateSpec.model_fields.keys() & LocateSpec.model_fields.keys()
+    located_by = LocateSpec(**{name: getattr(chosen, name) for name in common})
     volume = Volume.from_spec(located_by)
     used = torch.ones(len(recording), dtype=torch.bool) if found is None else found.active.any(-1)
     remaining = _FIRST_REMAINING * chosen.panel_error

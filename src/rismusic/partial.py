@@ -200,8 +200,7 @@ class PartialFile:
         ):
             if getattr(earlier, name) != getattr(self.progress, name):
                 raise InputError(
-                    str(self.part),
-                    f"was written with {what}; use the same, or start again with --overwrite",
+                    str(self.part), f"was written with {what}; use the same, or start again with --overwrite"
                 )
 
     def _drop(self) -> None:

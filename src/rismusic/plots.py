@@ -130,8 +130,8 @@ def new_axes(
         size = (width, width / columns * size[1] / (size[0] / count) * lines)
     figure = new_figure(size)
     return [
-        figure.add_subplot(math.ceil(count / columns), columns, place, projection=projection)
-        for place, projection in enumerate(projections, start=1)
+        figure.add_subplot(math.ceil(count / columns), columns, number, projection=projection)
+        for number, projection in enumerate(projections, start=1)
     ]
 
 
@@ -331,7 +331,7 @@ def _small() -> float:
 
 
 def bound_curves(
-    places: Sequence[float] | Sequence[str],
+    x_values: Sequence[float] | Sequence[str],
     std: Sequence[Sequence[float]],
     labels: Sequence[str],
     unit: str,
@@ -342,7 +342,7 @@ def bound_curves(
     """Cramer-Rao bound on the standard deviation over the SNR or a setting, one curve for each label.
 
     Args:
-        places: [X] horizontal values: numbers, such as SNRs in dB, or text. Text is evenly spaced, in its
+        x_values: [X] horizontal values: numbers, such as SNRs in dB, or text. Text is evenly spaced, in its
             order.
         std: [Y, X] standard deviations, a row for each label. Infinite ones are left out.
         labels: [Y].
@@ -351,13 +351,13 @@ def bound_curves(
         ax: axes to draw into.
     """
     ax = ax or new_axes(None)[0]
-    for place, (row, label) in enumerate(zip(std, labels, strict=True)):
-        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    for number, (row, label) in enumerate(zip(std, labels, strict=True)):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         finite = [value if math.isfinite(value) else math.nan for value in row]
-        x = range(len(places)) if isinstance(places[0], str) else places
+        x = range(len(x_values)) if isinstance(x_values[0], str) else x_values
         ax.semilogy(x, finite, marker=marker, c=colour, label=label)
-    if isinstance(places[0], str):
-        ax.set_xticks(range(len(places)), [str(place) for place in places])
+    if isinstance(x_values[0], str):
+        ax.set_xticks(range(len(x_values)), [str(value) for value in x_values])
     if any(math.isfinite(value) for row in std for value in row):
         plain_log_axis(ax.yaxis)
     ax.set(xlabel=xlabel, ylabel=unit)

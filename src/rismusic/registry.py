@@ -208,7 +208,6 @@ def load_plugins(modules: tuple[str, ...]) -> tuple[str, ...]:
             import_module(module)
         except ImportError as error:
             raise InputError(
-                "plugins",
-                f"cannot import {module!r} ({error}); give the name of a module on PYTHONPATH",
+                "plugins", f"cannot import {module!r} ({error}); give the name of a module on PYTHONPATH"
             ) from error
     return modules

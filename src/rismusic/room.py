@@ -24,12 +24,20 @@ from rismusic.crb import check_same_room
 from rismusic.devices import blocks, device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator
-from rismusic.estimation.estimate import Doubt, Estimate, NSources, join_estimates, received_db, whole_numbers
+from rismusic.estimation.estimate import (
+    Estimate,
+    NSources,
+    Reason,
+    join_estimates,
+    received_db,
+    whole_numbers,
+)
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import ROUGH, refine
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT
 from rismusic.estimation.noise import check_fit, most_sources
+from rismusic.estimation.panel_fit import HALF_SPACE
 from rismusic.estimation.room_fit import (
     RoomFit,
     RoomSolution,
@@ -37,14 +45,13 @@ from rismusic.estimation.room_fit import (
     add_source,
     complete,
     fit_nothing,
-    refine_places,
+    refine_points,
 )
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.hybrid import BLOCK_SCENES, chosen_settings
 from rismusic.io import Recording
 from rismusic.registry import ESTIMATORS
-from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
-from rismusic.sources import Sources
+from rismusic.sources import Sources, coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
 from rismusic.spec import LocateSpec
 from rismusic.units import from_db, to_db
 
@@ -52,8 +59,6 @@ from rismusic.units import from_db, to_db
 _SAME_SOURCE = 100.0
 # The search for the number of sources stops after this many additional sources in a row without a gain.
 _PATIENCE = 2
-# Half-space in front of a panel, for fits of one panel by itself.
-_FRONT = Volume(math.pi / 2 - 1e-6, math.pi / 2 - 1e-6, 1e-3, 1e9)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -263,7 +268,7 @@ def _fit(
         if len(live) == 0:
             break
         paths = [
-            add_source(here, path, some.places, valid, volume, spec.criterion)
+            add_source(here, path, some.points, valid, volume, spec.criterion)
             for path, valid in zip(paths, (some.valid, some.clusters), strict=True)
         ]
         better = (paths[1].value < paths[0].value).nonzero()[:, 0]
@@ -271,9 +276,9 @@ def _fit(
         wanted = torch.ones_like(left[left]) if count is None else count[live] == number
         if not wanted.any():
             continue
-        end = refine_places(
+        end = refine_points(
             [view[wanted] for view in here],
-            fit.places[wanted],
+            fit.points[wanted],
             fit.active[wanted],
             volume,
             criterion=spec.criterion,
@@ -293,24 +298,24 @@ def _fit(
 
 def _fit_piloted(views: list[View], alone: list[Estimate], volume: Volume, spec: LocateSpec) -> RoomFit:
     """Fit sources that all panels know by their pilots, from the best of the panels' own estimates."""
-    places, information = zip(*(_in_room(*pair) for pair in zip(views, alone, strict=True)), strict=True)
+    points, information = zip(*(_in_room(*pair) for pair in zip(views, alone, strict=True)), strict=True)
     active = torch.stack([estimate.sources.active for estimate in alone]).any(0)
     weight = torch.stack(information).sum(0)
-    mean = _weighted(list(places), list(information), weight)
+    mean = _weighted(list(points), list(information), weight)
     best: RoomFit | None = None
-    for start in (mean, *places):
-        fit = refine_places(views, start, active, volume, criterion=spec.criterion, options=ROUGH)
+    for start in (mean, *points):
+        fit = refine_points(views, start, active, volume, criterion=spec.criterion, options=ROUGH)
         if best is None:
             best = fit
             continue
         scenes = (fit.value < best.value).nonzero()[:, 0]
         best = best.with_others(scenes, fit[scenes])
     assert best is not None
-    return refine_places(views, best.places, active, volume, criterion=spec.criterion)
+    return refine_points(views, best.points, active, volume, criterion=spec.criterion)
 
 
 def _in_room(view: View, estimate: Estimate) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S K 3 3"]]:
-    """Places of one panel's sources in the room, and the information that its error bars state on them."""
+    """Positions of one panel's sources in the room, and the information that its error bars state on them."""
     found = estimate.sources
     azimuth, elevation, distance = (value.double() for value in found.filled())
     positions = torch.stack((azimuth, elevation, 1 / distance), dim=-1)
@@ -322,59 +327,59 @@ def _in_room(view: View, estimate: Estimate) -> tuple[Float[Tensor, "S K 3"], Fl
     one = torch.eye(3, dtype=covariance.dtype, device=covariance.device)
     information = torch.where(both, torch.where(both, covariance, one).inverse(), 0)
     information = information * scale[..., :, None] * scale[..., None, :]
-    turn = (
+    jacobian = (
         coordinate_derivatives(view.pose, positions) * torch.tensor((1.0, 1.0, -1.0)).to(positions)[:, None]
     )
-    return from_panel_coordinates(view.pose, positions), turn.mT @ information @ turn
+    return from_panel_coordinates(view.pose, positions), jacobian.mT @ information @ jacobian
 
 
 def _weighted(
-    places: list[Float[Tensor, "*batch 3"]],
+    points: list[Float[Tensor, "*batch 3"]],
     information: list[Float[Tensor, "*batch 3 3"]],
     total: Float[Tensor, "*batch 3 3"],
 ) -> Float[Tensor, "*batch 3"]:
-    """Mean of places, weighted by their information; a little weight holds directions without any."""
+    """Mean of points, weighted by their information; a little weight holds directions without any."""
     scale = total.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-30)
     one = torch.eye(3, dtype=total.dtype, device=total.device)
     weights = [part + 1e-9 * scale * one for part in information]
-    summed = torch.stack([(w @ x[..., None])[..., 0] for w, x in zip(weights, places, strict=True)]).sum(0)
+    summed = torch.stack([(w @ x[..., None])[..., 0] for w, x in zip(weights, points, strict=True)]).sum(0)
     return torch.linalg.solve(torch.stack(weights).sum(0), summed)
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidates:
-    """Places in the room where a source may be.
+    """Points of the room where a source may be.
 
     Args:
-        places: metres, room frame.
+        points: metres, room frame.
         valid: which of them are candidates.
         clusters: which of them belong to the most consistent assignment of all panels' sources.
     """
 
-    places: Float[Tensor, "S C 3"]
+    points: Float[Tensor, "S C 3"]
     valid: Bool[Tensor, "S C"]
     clusters: Bool[Tensor, "S C"]
 
     def __getitem__(self, scenes: Tensor | slice) -> _Candidates:
-        return _Candidates(self.places[scenes], self.valid[scenes], self.clusters[scenes])
+        return _Candidates(self.points[scenes], self.valid[scenes], self.clusters[scenes])
 
 
 @dataclass(frozen=True, eq=False)
 class _Ellipsoids:
-    """Places with their information, and which of them are there."""
+    """Points with their information, and which of them are there."""
 
-    places: Float[Tensor, "S K 3"]
+    points: Float[Tensor, "S K 3"]
     information: Float[Tensor, "S K 3 3"]
     there: Bool[Tensor, "S K"]
 
     def meet(self, other: _Ellipsoids) -> tuple[_Ellipsoids, Float[Tensor, "S K other"]]:
         """Weighted means of all pairs (own slow, other fast), and their squared Mahalanobis distances."""
-        x, y = torch.broadcast_tensors(self.places[:, :, None], other.places[:, None])
+        x, y = torch.broadcast_tensors(self.points[:, :, None], other.points[:, None])
         X, Y = torch.broadcast_tensors(self.information[:, :, None], other.information[:, None])
         mean = _weighted([x, y], [X, Y], X + Y)
         distance = torch.zeros_like(mean[..., 0])
-        for place, weight in ((x, X), (y, Y)):
-            off = (place - mean)[..., None]
+        for point, weight in ((x, X), (y, Y)):
+            off = (point - mean)[..., None]
             distance = distance + (off.mT @ weight @ off)[..., 0, 0]
         both = self.there[:, :, None] & other.there[:, None]
         both = both & (distance < _SAME_SOURCE) & mean.isfinite().all(-1)
@@ -390,16 +395,16 @@ class _Ellipsoids:
         S, _, J = distance.shape
         # Leaving two sources apart costs as much as the largest distance of a pair.
         cost = distance.clamp_max(_SAME_SOURCE).cpu().numpy()
-        places, information, there = self.places.clone(), self.information.clone(), self.there.clone()
+        points, information, there = self.points.clone(), self.information.clone(), self.there.clone()
         rest = other.there.clone()
         for scene in range(S):
             for i, j in zip(*linear_sum_assignment(cost[scene]), strict=True):
                 if cost[scene, i, j] < _SAME_SOURCE:
-                    places[scene, i] = pairs.places[scene, i * J + j]
+                    points[scene, i] = pairs.points[scene, i * J + j]
                     information[scene, i] = pairs.information[scene, i * J + j]
                     rest[scene, j] = False
         return _Ellipsoids(
-            torch.cat((places, other.places), dim=1),
+            torch.cat((points, other.points), dim=1),
             torch.cat((information, other.information), dim=1),
             torch.cat((there, rest), dim=1),
         )
@@ -414,11 +419,11 @@ def _candidates(views: list[View], alone: list[Estimate]) -> _Candidates:
     single = [one.meet(other)[0] for n, one in enumerate(own) for other in own[n + 1 :]]
     clusters = reduce(_Ellipsoids.cluster, own)
     everything = [*own, *single, clusters]
-    places = torch.cat([part.places for part in everything], dim=1)
+    points = torch.cat([part.points for part in everything], dim=1)
     valid = torch.cat([part.there for part in everything], dim=1)
     of_cluster = torch.zeros_like(valid)
     of_cluster[:, valid.shape[1] - clusters.there.shape[1] :] = True
-    return _Candidates(torch.where(valid[..., None], places, 1.0), valid, valid & of_cluster)
+    return _Candidates(torch.where(valid[..., None], points, 1.0), valid, valid & of_cluster)
 
 
 def _estimate(
@@ -444,7 +449,7 @@ def _estimate(
     def ordered(value: Tensor) -> Tensor:
         return value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
 
-    active, places = ordered(fit.active), ordered(fit.places)
+    active, points = ordered(fit.active), ordered(fit.points)
     each = torch.arange(K, device=order.device)
     covariance = ordered(solution.covariance[:, each, :, each].transpose(0, 1))
     agreement = _agreement(views, alone, solution)
@@ -452,7 +457,7 @@ def _estimate(
     for view, panel, level, value in zip(views, solution.panels, levels, solution.values, strict=True):
         here = replace(panel.sources, symbols=None).each(ordered)
         p_value = goodness_of_fit(view.recording, here)
-        own, inverse_range_std = _panel_covariance(view, places, covariance, here.active)
+        own, inverse_range_std = _panel_covariance(view, points, covariance, here.active)
         sentences = [[s] if (s := p_value.sentence(i)) is not None else [] for i in range(len(active))]
         panels.append(
             Estimate(
@@ -471,8 +476,8 @@ def _estimate(
             )
         )
     first = views[0]
-    positions = to_panel_coordinates(first.pose, places)
-    own, inverse_range_std = _panel_covariance(first, places, covariance, active)
+    positions = to_panel_coordinates(first.pose, points)
+    own, inverse_range_std = _panel_covariance(first, points, covariance, active)
     azimuth, elevation, q = torch.where(active[..., None], positions, torch.nan).unbind(-1)
     assert panels[0].sources.power is not None
     power = torch.where(active, panels[0].sources.power.nan_to_num(0.0), torch.nan)
@@ -495,13 +500,13 @@ def _estimate(
 
 
 def _panel_covariance(
-    view: View, places: Float[Tensor, "S K 3"], covariance: Float[Tensor, "S K 3 3"], active: Tensor
+    view: View, points: Float[Tensor, "S K 3"], covariance: Float[Tensor, "S K 3 3"], active: Tensor
 ) -> tuple[Float[Tensor, "S K 3 3"], Float[Tensor, "S K"]]:
     """Covariance of azimuth, elevation and range in one panel's frame, and the error bar of 1 / range."""
-    positions = to_panel_coordinates(view.pose, places)
-    turn = coordinate_derivatives(view.pose, positions)
+    positions = to_panel_coordinates(view.pose, points)
+    jacobian = coordinate_derivatives(view.pose, positions)
     determined = covariance.isfinite().all(-1).all(-1)[..., None, None]
-    own = turn @ torch.where(determined, covariance, 0) @ turn.mT
+    own = jacobian @ torch.where(determined, covariance, 0) @ jacobian.mT
     scale = torch.ones_like(positions)
     scale[..., 2] = -1 / positions[..., 2].square()
     known = torch.where(determined, own * scale[..., :, None] * scale[..., None, :], torch.inf)
@@ -515,8 +520,8 @@ def _agreement(views: list[View], alone: list[Estimate], solution: RoomSolution)
     freedom = -3.0 * torch.stack([panel.sources.active for panel in solution.panels]).any(0).sum(1)
     for view, panel, value, by_panel in zip(views, solution.panels, solution.values, alone, strict=True):
         seen = panel.sources.active
-        positions = to_panel_coordinates(view.pose, solution.fit.places)
-        free = refine(view.recording, positions, seen, _FRONT, criterion="unconditional").value
+        positions = to_panel_coordinates(view.pose, solution.fit.points)
+        free = refine(view.recording, positions, seen, HALF_SPACE, criterion="unconditional").value
         same = by_panel.n_sources == seen.sum(1)
         least = torch.where(same, torch.minimum(free, by_panel.neg_log_likelihood), free)
         excess = excess + (value - least).clamp_min(0)
@@ -547,13 +552,13 @@ def _warnings(
     active = ordered(fit.active)
     hidden = active & ~ordered(torch.stack(seen).any(0))
     for scene, source in hidden.nonzero().tolist():
-        warnings[scene].append(Doubt(f"source {source} is behind all panels"))
+        warnings[scene].append(Reason(f"source {source} is behind all panels"))
     lost = active & ~covariance.isfinite().all(-1).all(-1)
     for scene, source in lost.nonzero().tolist():
         warnings[scene].append(f"source {source} has no error bar: the panels do not determine its position")
     for scene in (agreement < SIGNIFICANCE).nonzero()[:, 0].tolist():
         warnings[scene].append(
-            Doubt(
+            Reason(
                 f"the panels disagree about the positions (p = {float(agreement[scene]):.1g}): a pose may be "
                 "wrong, the recordings may be of different sources, or a source is behind a panel that "
                 "receives from there (as from its mirror image in front)"
@@ -563,11 +568,11 @@ def _warnings(
         # No diagnosis follows that would say what a misfit comes from.
         misfit = (panel.p_value < SIGNIFICANCE).tolist()
         for scene, sentences in enumerate(panel.warnings):
-            kinds = [Doubt if misfit[scene] else type(sentence) for sentence in sentences]
+            kinds = [Reason if misfit[scene] else type(sentence) for sentence in sentences]
             texts = [f"panel {number}: {sentence}" for sentence in sentences]
             warnings[scene] += [kind(text) for kind, text in zip(kinds, texts, strict=True)]
     for scene in (~fit.converged).nonzero()[:, 0].tolist():
-        warnings[scene].append(Doubt("the maximum-likelihood fit did not converge"))
+        warnings[scene].append(Reason("the maximum-likelihood fit did not converge"))
     return warnings
 
 

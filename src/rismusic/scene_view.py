@@ -69,29 +69,28 @@ def cartesian_covariance(
 
 
 def ellipsoid(
-    position: Float[Tensor, "3"], covariance: Float[Tensor, "3 3"], volume: Volume, *, points: int = 41
-) -> tuple[Float[Tensor, "3 points 3"], bool]:
+    position: Float[Tensor, "3"], covariance: Float[Tensor, "3 3"], volume: Volume
+) -> tuple[Float[Tensor, "3 _ 3"], bool]:
     """The three principal sections of the error ellipsoid of one source.
 
     Args:
         position: azimuth (rad), elevation (rad) and range (m).
         covariance: Sigma of these three, finite.
         volume: the search volume; the drawing stays inside.
-        points: number of points of each section; the last equals the first.
 
     Returns:
-        The sections in metres, and whether the volume clipped them.
+        The sections in metres, whose last point equals the first, and whether the volume clipped them.
     """
     root = _axes(cartesian_covariance(position, covariance))
-    turn = torch.linspace(0, 2 * math.pi, points, dtype=torch.float64)
+    turn = torch.linspace(0, 2 * math.pi, 41, dtype=torch.float64)
     circle = torch.stack((turn.cos(), turn.sin(), torch.zeros_like(turn)), dim=-1)
     unit = torch.stack([circle.roll(shift, dims=-1) for shift in range(3)])
     return _drawn(position, math.sqrt(CHI_SQUARED[3]) * unit @ root.mT, volume)
 
 
 def ellipse_from_above(
-    position: Float[Tensor, "3"], covariance: Float[Tensor, "3 3"], volume: Volume, *, points: int = 49
-) -> tuple[Float[Tensor, "points 3"], bool]:
+    position: Float[Tensor, "3"], covariance: Float[Tensor, "3 3"], volume: Volume
+) -> tuple[Float[Tensor, "_ 3"], bool]:
     r"""The error ellipse of one source in x and z, whatever its height.
 
     The outline of the ellipsoid seen from above, :math:`C n / \sqrt{n^T C n}` for every direction n in the
@@ -101,13 +100,12 @@ def ellipse_from_above(
         position: see :func:`ellipsoid`.
         covariance: see :func:`ellipsoid`.
         volume: see :func:`ellipsoid`.
-        points: number of points of the outline; the last equals the first.
 
     Returns:
-        The outline in metres, and whether the volume clipped it.
+        The outline in metres, whose last point equals the first, and whether the volume clipped it.
     """
     C = cartesian_covariance(position, covariance)
-    turn = torch.linspace(0, 2 * math.pi, points, dtype=torch.float64)
+    turn = torch.linspace(0, 2 * math.pi, 49, dtype=torch.float64)
     normal = torch.stack((turn.cos(), torch.zeros_like(turn), turn.sin()), dim=-1)
     offset = normal @ C / (normal @ C * normal).sum(-1, keepdim=True).sqrt()
     return _drawn(position, math.sqrt(CHI_SQUARED[2]) * offset, volume)
@@ -327,10 +325,7 @@ class Scene:
         depth = (near + far) / 2
         corners = [(left, low), (right, low), (right, high), (left, high), (left, low)]
         outline = np.array([(x, y, depth) for x, y in corners])
-        return [
-            Shape("area", "panel", outline),
-            Shape("dots", "element", elements[:: self.thinned]),
-        ]
+        return [Shape("area", "panel", outline), Shape("dots", "element", elements[:: self.thinned])]
 
     def _stems(self) -> list[Shape]:
         """From each source straight to the floor."""

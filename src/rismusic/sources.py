@@ -1,4 +1,13 @@
-"""Positions, powers and symbols of sources, and the checks of user-given values."""
+r"""Positions, powers and symbols of sources, the checks of user-given values, and coordinates in a room.
+
+A pose is the homogeneous transform :math:`T = \begin{pmatrix} R & t \\ 0 & 1 \end{pmatrix}` from the panel
+frame to the room frame. A point x of the room has the panel coordinates :math:`R^T (x - t)`. With unit
+vectors u, :math:`u_\varphi` and :math:`u_\theta` of increasing range, azimuth and elevation (in the panel
+frame), the derivatives of azimuth, elevation and inverse range :math:`q = 1/r` by x are
+
+.. math:: \nabla\varphi = \frac{R\, u_\varphi}{r \cos\theta}, \qquad \nabla\theta = \frac{R\, u_\theta}{r},
+    \qquad \nabla q = -\frac{R\, u}{r^2}.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +19,8 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import ArrayLike, Panel, direction, steering, to_tensor
+from rismusic.array import ArrayLike, Panel, check_tensors, direction, steering, to_tensor
 from rismusic.errors import InputError
-from rismusic.room_frame import to_panel_coordinates
 from rismusic.text import counted
 from rismusic.units import from_db
 
@@ -31,6 +39,9 @@ class Sources:
         power: mean power p of the symbols, [..., K_max], linear; optional.
         symbols: realised symbols s, [..., K_max, L] complex; optional.
 
+    Raises:
+        InputError: numbers, lists or arrays, which :meth:`from_degrees` takes.
+
     Example:
         >>> Sources.from_degrees([-20, 35], [0, 10], [2.0, 4.5])
         Sources(2 sources at azimuth [-20, 35] deg, elevation [0, 10] deg, range [2, 4.5] m)
@@ -41,6 +52,9 @@ class Sources:
     range: Float[Tensor, "*batch K"]
     power: Float[Tensor, "*batch K"] | None = None
     symbols: Complex[Tensor, "*batch K L"] | None = None
+
+    def __post_init__(self) -> None:
+        check_tensors(azimuth=self.azimuth, elevation=self.elevation, range=self.range)
 
     @classmethod
     def from_degrees(
@@ -137,14 +151,14 @@ class Sources:
             >>> Sources.from_room(torch.eye(4), [[0.0, 0.0, 2.0]])
             Sources(1 source at azimuth [0] deg, elevation [0] deg, range [2] m)
         """
-        place = to_tensor("position", position, "real")
-        if place.ndim < 2 or place.shape[-1] != 3:
+        points = to_tensor("position", position, "real")
+        if points.ndim < 2 or points.shape[-1] != 3:
             raise InputError(
-                "position", f"must have shape [K, 3] or [S, K, 3] (x, y, z); got {list(place.shape)}"
+                "position", f"must have shape [K, 3] or [S, K, 3] (x, y, z); got {list(points.shape)}"
             )
-        if not place.isfinite().all():
+        if not points.isfinite().all():
             raise InputError("position", "must be finite; got a NaN or an infinity")
-        azimuth, elevation, q = to_panel_coordinates(to_tensor("pose", pose, "real"), place).unbind(-1)
+        azimuth, elevation, q = to_panel_coordinates(to_tensor("pose", pose, "real"), points).unbind(-1)
         power = None
         if power_db is not None:
             power = from_db(to_tensor("power_db", power_db, "real")).expand(azimuth.shape)
@@ -276,8 +290,7 @@ def check_sources(sources: Sources, *, field: str = "truth", behind: bool = Fals
             if (present.abs() > _ALL_ROUND).any():
                 worst = float(present[present.abs().argmax()])
                 raise InputError(
-                    f"{field}/azimuth",
-                    f"must be within -pi .. pi radians; got {worst:g}. Is it in degrees?",
+                    f"{field}/azimuth", f"must be within -pi .. pi radians; got {worst:g}. Is it in degrees?"
                 )
         elif name in ("azimuth", "elevation") and (present.abs() >= math.pi / 2).any():
             worst = float(present[present.abs().argmax()])
@@ -286,3 +299,56 @@ def check_sources(sources: Sources, *, field: str = "truth", behind: bool = Fals
                 f"{field}/{name}",
                 f"must be within -pi/2 .. pi/2 radians (in front of the panel); got {worst:g}{hint}",
             )
+
+
+# Least cosine of an elevation and least range (m), so that derivatives are finite.
+_LEAST = 1e-9
+
+
+def to_panel_coordinates(
+    pose: Float[Tensor, "4 4"], points: Float[Tensor, "*batch 3"]
+) -> Float[Tensor, "*batch 3"]:
+    """Azimuth, elevation (rad) and inverse range (1/m) of points of the room.
+
+    The azimuth of a point behind the panel is beyond 90 degrees.
+
+    Args:
+        pose: from the panel frame to the room frame.
+        points: metres, room frame.
+    """
+    x, y, z = ((points - pose[:3, 3]) @ pose[:3, :3]).unbind(-1)
+    across = torch.hypot(x, z)
+    return torch.stack(
+        (torch.atan2(x, z), torch.atan2(y, across), 1 / torch.hypot(across, y).clamp_min(_LEAST)), dim=-1
+    )
+
+
+def from_panel_coordinates(
+    pose: Float[Tensor, "4 4"], positions: Float[Tensor, "*batch 3"]
+) -> Float[Tensor, "*batch 3"]:
+    """The inverse of :func:`to_panel_coordinates`."""
+    azimuth, elevation, q = positions.unbind(-1)
+    return torch.stack(direction(azimuth, elevation), dim=-1) / q[..., None] @ pose[:3, :3].mT + pose[:3, 3]
+
+
+def coordinate_derivatives(
+    pose: Float[Tensor, "4 4"], positions: Float[Tensor, "*batch 3"]
+) -> Float[Tensor, "*batch 3 3"]:
+    """Derivatives of azimuth, elevation and inverse range (rows) by the point of the room (columns).
+
+    Args:
+        pose: from the panel frame to the room frame.
+        positions: azimuth, elevation, inverse range in the panel frame.
+    """
+    azimuth, elevation, q = positions.unbind(-1)
+    sin_az, cos_az, sin_el, cos_el = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
+    zero, flat = torch.zeros_like(azimuth), cos_el.clamp_min(_LEAST)
+    rows = torch.stack(
+        (
+            torch.stack((cos_az / flat, zero, -sin_az / flat), dim=-1) * q[..., None],
+            torch.stack((-sin_az * sin_el, cos_el, -cos_az * sin_el), dim=-1) * q[..., None],
+            torch.stack(direction(azimuth, elevation), dim=-1) * -q.square()[..., None],
+        ),
+        dim=-2,
+    )
+    return rows @ pose[:3, :3].mT

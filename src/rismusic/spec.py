@@ -24,11 +24,10 @@ from pydantic import (
     model_validator,
 )
 
-from rismusic.errors import InputError
+from rismusic.errors import InputError, renamed_setting
 from rismusic.files import read_text
 from rismusic.records import expected
 from rismusic.registry import check_method, load_plugins
-from rismusic.renames import renamed_setting
 from rismusic.text import any_of
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -551,8 +550,7 @@ class LocateSpec(Spec):
         "range",
     )
     """Coordinates that are estimated. An angle that is left out is held at 0 deg, the range at range_max_m.
-    For
-    a line of elements one angle is left out by itself."""
+    For a line of elements one angle is left out by itself."""
 
     @property
     def allowed_error(self) -> float:

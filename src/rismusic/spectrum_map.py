@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.covariance import Covariance, recording_covariance
+from rismusic.covariance import recording_covariance
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import counts_of, spectrum_method
@@ -91,8 +91,8 @@ class SpectrumMap:
         if range_m is None:
             flat, what = values.amax(-1), "maximum over range"
         else:
-            place = int((1 / self.range_m - 1 / range_m).abs().argmin())
-            flat, what = values[..., place], f"range {float(self.range_m[place]):.2f} m"
+            nearest = int((1 / self.range_m - 1 / range_m).abs().argmin())
+            flat, what = values[..., nearest], f"range {float(self.range_m[nearest]):.2f} m"
         level = 10 * (flat / flat.max()).clamp_min(10 ** (-floor_db / 10)).log10()
         level = torch.where(self.values[scene].isnan().all(-1), math.nan, level)
         azimuth, elevation = (angle.rad2deg().cpu().numpy() for angle in _corners(self.grid))
@@ -159,7 +159,10 @@ def spectrum(
     function = spectrum_method("music" if method == "hybrid" else method)
     with torch.inference_mode():
         if method == "hybrid":
-            covariance = _blend(recording, chosen)
+            network = LoadedNetwork.load(
+                chosen.weights, recording.snapshots.device, untrained=chosen.hybrid.untrained
+            )
+            covariance = NetworkOutput.compute(network, recording, noise_of(recording), chosen).blend
         else:
             covariance = recording_covariance(seen, noise, full_shrinkage=function.shrink)
         values = function.function(covariance, count).on_grid(grid)
@@ -184,8 +187,3 @@ def _corners(grid: SearchGrid) -> tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _
     ]
     u_x, u_y = torch.meshgrid(*edges, indexing="ij")
     return grid.from_axes(u_x, u_y, torch.ones_like(u_x))[:2]
-
-
-def _blend(recording: Recording, spec: LocateSpec) -> Covariance:
-    network = LoadedNetwork.load(spec.weights, recording.snapshots.device, untrained=spec.hybrid.untrained)
-    return NetworkOutput.compute(network, recording, noise_of(recording), spec).blend

@@ -7,8 +7,7 @@ import json
 import pytest
 
 import rismusic
-from rismusic.benchmark.bound_table import scene_bounds
-from rismusic.benchmark.planning import plan
+from rismusic.benchmark.planning import plan, scene_bounds
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.spec import SystemSpec

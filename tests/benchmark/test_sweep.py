@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from rismusic.benchmark.bound_table import bound_figure, bound_table, scene_bounds
-from rismusic.benchmark.spec import BenchSpec, sweep_cells
-from rismusic.benchmark.sweep import sweep_points
+from rismusic.benchmark.planning import bound_figure, bound_table, scene_bounds
+from rismusic.benchmark.spec import BenchSpec, sweep_cells, sweep_points
 from rismusic.cli import COMMANDS, main
 from rismusic.cli.parser import parse
 from rismusic.crb import Bound, recording_crb
@@ -266,7 +265,7 @@ def test_the_plot_of_a_sweep():
 def test_bounds_do_not_depend_on_the_block(monkeypatch):
     system = SystemSpec(panel={"rows": 4, "columns": 4}, sources=2)
     whole = scene_bounds(system, scenes=3, power_dbm=0.0)
-    monkeypatch.setattr("rismusic.benchmark.bound_table._BLOCK", 1)
+    monkeypatch.setattr("rismusic.benchmark.planning._BLOCK", 1)
     parts = scene_bounds(system, scenes=3, power_dbm=0.0)
     torch.testing.assert_close(parts.bound.covariance, whole.bound.covariance, rtol=1e-6, atol=0)
     torch.testing.assert_close(parts.position_error, whole.position_error, rtol=1e-6, atol=0)

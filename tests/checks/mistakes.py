@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from rismusic.io import Recording
-from rismusic.simulation.link import quantise
+from rismusic.simulation.scene import quantise
 
 C = 299792458.0
 

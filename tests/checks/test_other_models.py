@@ -10,8 +10,8 @@ import torch
 
 from rismusic import check, simulate, write
 from rismusic.checks import fits
+from rismusic.checks.conventions import as_subcarriers, with_bandwidth
 from rismusic.checks.fits import BlindFit, TruthFit
-from rismusic.checks.subcarriers import as_subcarriers, with_bandwidth
 from rismusic.io import Recording
 from rismusic.sources import Sources
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rismusic.checks.conventions import CHANGES, MODELS
-from rismusic.checks.fits import TruthFit, log_likelihood_ratios, unexplained_share
+from rismusic.checks.fits import TruthFit, compared, unexplained_share
 from rismusic.errors import InputError
 from rismusic.io import Recording, read, validate
 from rismusic.simulation.simulator import simulate
@@ -142,7 +142,8 @@ def test_chance(generator):
     """Of white noise the ratio has mean 0 and variance 2 L K where the subspaces have little in common."""
     made = simulate(scenes=400, sources=1, channel={"kind": "rayleigh"})
     noise = torch.randn(made.snapshots.shape, dtype=torch.complex64, generator=generator)
-    ratio = log_likelihood_ratios(replace(made, snapshots=noise))["snapshots_conjugated"]
+    ratios = {name: ratio for name, ratio, _ in compared(replace(made, snapshots=noise))}
+    ratio = ratios["snapshots_conjugated"]
     assert ratio.mean().abs() < 4 * (32 / 400) ** 0.5
     assert ratio.var() == pytest.approx(32, rel=0.3)
 

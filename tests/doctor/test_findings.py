@@ -25,8 +25,7 @@ from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import LossSpec
 from rismusic.nn.statistics import GridStatistics
 from rismusic.operator import Link
-from rismusic.simulation.link import draw_channel, draw_codes
-from rismusic.simulation.scene import draw_sources
+from rismusic.simulation.scene import draw_channel, draw_codes, draw_sources
 from rismusic.simulation.simulator import Simulator
 
 

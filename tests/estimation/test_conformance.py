@@ -16,9 +16,9 @@ from rismusic import Estimate, locate, simulate
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io import Recording
+from rismusic.nn.checkpoint import save_network
 from rismusic.nn.network import Network
 from rismusic.nn.spec import NetworkSpec, WeightsCard
-from rismusic.nn.weights import save_network
 from rismusic.registry import ESTIMATORS, SPECTRA, load_plugins, method_names
 from rismusic.spec import SystemSpec
 

@@ -12,7 +12,7 @@ import torch
 from rismusic import Sources, load_sample, locate, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
-from rismusic.estimation.estimate import Doubt
+from rismusic.estimation.estimate import Reason
 from rismusic.estimation.model_error import with_dense_operator
 from rismusic.io import read
 from rismusic.metrics import match
@@ -26,7 +26,7 @@ def blind(recording, **changes):
 
 def said(estimate, words):
     """Scenes with a doubt that contains these words."""
-    return [any(words in one for one in doubts) for doubts in estimate.doubts]
+    return [any(words in one for one in reasons) for reasons in estimate.reasons]
 
 
 def places(recording):
@@ -163,7 +163,7 @@ def test_sound_scenes_of_other_symbols_and_frequencies_raise_no_doubt():
             blind(simulate(scenes=3, sources=1, snr_db=15, seed=8, **system, **model)), method="omp"
         )
         assert found.status == ["ok"] * 3, model
-        assert not any(found.doubts), model
+        assert not any(found.reasons), model
 
 
 def test_sound_scenes_stay_as_they_are():
@@ -291,7 +291,7 @@ def test_files_have_status_and_reasons(erring, tmp_path):
     assert all(0 <= float(row["existence_probability"]) <= 1 for row in rows)
     scenes = json.loads((tmp_path / "a.json").read_text())["scenes"]
     assert [one["status"] for one in scenes] == found.status
-    assert [one["reasons"] for one in scenes] == found.doubts
+    assert [one["reasons"] for one in scenes] == found.reasons
     assert [one["panel_error"] for one in scenes] == found.panel_error.tolist()
 
 
@@ -307,8 +307,8 @@ def test_sources_that_may_not_exist_are_noted():
 
 def test_status_and_existence():
     found = locate(blind(simulate(scenes=2, sources=2, snr_db=20, seed=1)), method="omp")
-    some = replace(found, warnings=[[Doubt("a"), "b"], ["c"]])
-    assert (some.status, some.doubts) == (["doubtful", "ok"], [["a"], []])
+    some = replace(found, warnings=[[Reason("a"), "b"], ["c"]])
+    assert (some.status, some.reasons) == (["doubtful", "ok"], [["a"], []])
     chance = torch.tensor([[0.0, 0.3, 0.7, 0, 0, 0], [0.0, 0.0, 1.0, 0, 0, 0]], dtype=torch.float64)
     exists = replace(found, n_sources_probability=chance).existence_probability
     assert exists[:, :2].flatten().tolist() == pytest.approx([1, 0.7, 1, 1])

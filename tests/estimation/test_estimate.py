@@ -15,7 +15,7 @@ import torch
 import rismusic
 from rismusic import Estimate, Sources, locate, log_likelihood, simulate, spectrum
 from rismusic.errors import InputError
-from rismusic.estimation.estimate import Doubt, warnings_of
+from rismusic.estimation.estimate import Reason, warnings_of
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.table import COLUMNS
 from rismusic.registry import ESTIMATORS, SPECTRA
@@ -278,5 +278,5 @@ def test_a_direction_that_is_no_better_than_a_guess_is_doubtful():
     )  # 120 deg / sqrt(12): 0.6
     (said,) = warnings_of(sources, std, torch.tensor([True]), volume)
     assert len(said) == 1
-    assert isinstance(said[0], Doubt)
+    assert isinstance(said[0], Reason)
     assert "source 1: the azimuth is not determined" in said[0]

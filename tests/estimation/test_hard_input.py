@@ -58,7 +58,7 @@ def answered(recording, criterion="conditional", **settings):
     found, there = located.sources, located.sources.active
     low, high = dense.VOLUME.lower, dense.VOLUME.upper
     left = torch.tensor(
-        [any("outside the search volume" in line for line in said) for said in located.doubts]
+        [any("outside the search volume" in line for line in said) for said in located.reasons]
     )
     for axis, value in enumerate((found.azimuth, found.elevation, 1 / found.range)):
         inside = (value >= low[axis] - 1e-9) & (value <= high[axis] + 1e-9)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rismusic import locate
-from rismusic.checks.subcarriers import as_subcarriers
+from rismusic.checks.conventions import as_subcarriers
 from rismusic.io import read
 
 DATA = Path(__file__).parent.parent / "data"

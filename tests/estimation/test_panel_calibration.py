@@ -15,8 +15,8 @@ from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.metrics import match
 from rismusic.operator import Link
-from rismusic.simulation.link import impair
 from rismusic.simulation.random_numbers import Draws
+from rismusic.simulation.scene import impair
 from rismusic.spec import HardwareSpec
 
 HARDWARE = HardwareSpec(static_phase_rad=0.15, gain=0.05, dead_fraction=0.06)

@@ -32,9 +32,9 @@ from rismusic.estimation.room_fit import (
     conditional_values,
     joint_conditional,
     joint_unconditional,
-    refine_places,
+    refine_points,
 )
-from rismusic.room_frame import coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
+from rismusic.sources import coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
 from rismusic.spec import LocateSpec, SystemSpec
 
 DIRECT = {
@@ -59,7 +59,7 @@ WEST, SOUTH = pose([1.0, 0, 0], [0.0, 2, 1.5]), pose([0, 1.0, 0], [3.0, 0, 1.5])
 
 
 def recordings(
-    places: torch.Tensor,
+    points: torch.Tensor,
     poses: tuple[torch.Tensor, ...] = (WEST, SOUTH),
     *,
     scenes: int = 1,
@@ -69,9 +69,9 @@ def recordings(
     return [
         replace(
             simulate(
-                SystemSpec(**({"snr_db": 15.0, "sources": len(places)} | DIRECT | system)),
+                SystemSpec(**({"snr_db": 15.0, "sources": len(points)} | DIRECT | system)),
                 scenes=scenes,
-                sources=Sources.from_room(one, places),
+                sources=Sources.from_room(one, points),
                 seed=number,
                 dtype=torch.float64,
             ),
@@ -191,11 +191,11 @@ def test_a_panel_that_does_not_see_a_source_adds_nothing_on_it():
 
 def test_errors_are_near_the_bound_and_better_than_of_one_panel():
     generator = torch.manual_seed(0)
-    places = torch.rand(40, 1, 3, dtype=torch.float64, generator=generator) * torch.tensor([3.0, 3, 1])
-    places = places + torch.tensor([1.0, 1, 1])
-    made = recordings(places, scenes=40, snr_db=10.0)
+    points = torch.rand(40, 1, 3, dtype=torch.float64, generator=generator) * torch.tensor([3.0, 3, 1])
+    points = points + torch.tensor([1.0, 1, 1])
+    made = recordings(points, scenes=40, snr_db=10.0)
     found = locate_room(made, n_sources=1, method="omp")
-    error = (found.position_room - places)[:, 0]
+    error = (found.position_room - points)[:, 0]
     bound = room_crb(made, "unconditional")
     ratio = (error.square().sum(-1) / bound.position_error[:, 0].square()).mean().sqrt()
     assert 0.8 < float(ratio) < 1.25
@@ -211,10 +211,10 @@ def test_errors_are_near_the_bound_and_better_than_of_one_panel():
 
 
 def test_two_sources_are_not_mixed_up():
-    """The rays of two sources cross at four places; the wrong two are ghosts."""
-    places = torch.tensor([[2.0, 2.5, 1.5], [3.0, 1.5, 1.5]], dtype=torch.float64)
-    found = locate_room(recordings(places, snr_db=20.0), n_sources=2, method="omp")
-    assert float(torch.cdist(places, found.position_room[0]).amin(1).max()) < 0.1
+    """The rays of two sources cross at four points; the wrong two are ghosts."""
+    points = torch.tensor([[2.0, 2.5, 1.5], [3.0, 1.5, 1.5]], dtype=torch.float64)
+    found = locate_room(recordings(points, snr_db=20.0), n_sources=2, method="omp")
+    assert float(torch.cdist(points, found.position_room[0]).amin(1).max()) < 0.1
     assert found.warnings == [[]]
 
 
@@ -222,10 +222,10 @@ def test_evidence_of_one_panel_is_that_of_the_panel(made):
     one = made[0].stacked()
     fit = fit_at(one, one.truth)
     volume = Volume.from_spec(LocateSpec())
-    places = from_panel_coordinates(WEST, torch.stack((*one.truth.filled()[:2], 1 / one.truth.range), -1))
-    room = refine_places(views(made[:1]), places, one.truth.active, volume)
+    points = from_panel_coordinates(WEST, torch.stack((*one.truth.filled()[:2], 1 / one.truth.range), -1))
+    room = refine_points(views(made[:1]), points, one.truth.active, volume)
     near = from_panel_coordinates(WEST, torch.stack((*fit.sources.filled()[:2], 1 / fit.sources.range), -1))
-    here = complete(views(made[:1]), replace(room, places=near), volume)
+    here = complete(views(made[:1]), replace(room, points=near), volume)
     torch.testing.assert_close(here.log_evidence, log_evidence(one, fit, volume), rtol=0, atol=1e-2)
 
 
@@ -273,7 +273,7 @@ def test_recordings_of_different_sources_are_noticed(made):
     """Status and warnings question the estimate although no diagnosis is made."""
     elsewhere = recordings(PLACES + 40.0)
     found = locate_room([made[0], elsewhere[1]], n_sources=2, method="omp")
-    assert [": the residual has" in sentence for sentence in found.doubts[0]] == [False, True]
+    assert [": the residual has" in sentence for sentence in found.reasons[0]] == [False, True]
     assert found.status == ["doubtful"]
 
 

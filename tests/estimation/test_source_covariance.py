@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from model_scenes import NOISE, K, _differences, columns, make, noise_of_block, places
 from rismusic.crb import recording_crb, unconditional_crb
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import SufficientStatistics
@@ -17,7 +18,6 @@ from rismusic.estimation.source_covariance import correlated_unconditional, log_
 from rismusic.hybrid import locate
 from rismusic.metrics import match
 from rismusic.simulation.simulator import simulate
-from signal_models import NOISE, K, _differences, columns, make, noise_of_block, places
 
 P = np.array([[1.0, 0.9 + 0.3j], [0.9 - 0.3j, 2.0]])
 

@@ -13,7 +13,7 @@ from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.estimation.classical import Starts, Strategy
 from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
-from rismusic.estimation.omp import omp_path
+from rismusic.estimation.relax import omp_path
 from rismusic.estimation.search import Dictionary, GridSearch
 
 CRITERIA = ["conditional", "unconditional"]

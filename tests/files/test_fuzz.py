@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from rismusic import load_sample, read
 from rismusic.errors import InputError
 from rismusic.io import write
+from rismusic.nn.checkpoint import read_network
 from rismusic.nn.run_folder import LOG, RunFolder
 from rismusic.nn.spec import TrainSpec
-from rismusic.nn.weights import read_network
 from rismusic.spec import SystemSpec, read_spec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

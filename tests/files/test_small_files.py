@@ -11,10 +11,9 @@ from rismusic.benchmark.summary import load_settings
 from rismusic.cli import main
 from rismusic.errors import InputError
 from rismusic.files import read_small, read_text
-from rismusic.nn.checkpoint import load_checkpoint
+from rismusic.nn.checkpoint import load_checkpoint, load_network
 from rismusic.nn.run_folder import LOG, SETTINGS, STATE, RunFolder
 from rismusic.nn.spec import TrainSpec
-from rismusic.nn.weights import load_network
 from rismusic.spec import SystemSpec, read_spec
 
 

@@ -16,7 +16,7 @@ from rismusic.benchmark.run import bench
 from rismusic.benchmark.spec import BenchSpec, all_units
 from rismusic.benchmark.summary import Store
 from rismusic.errors import InputError
-from rismusic.nn.weights import checksum, load_network
+from rismusic.nn.checkpoint import checksum, load_network
 
 IDEAL = Path(rismusic.__file__).parent / "weights" / "ideal.safetensors"
 

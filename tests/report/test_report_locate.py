@@ -11,7 +11,7 @@ import torch
 
 from rismusic.cli import main
 from rismusic.errors import InputError
-from rismusic.estimation.estimate import Doubt, Estimate
+from rismusic.estimation.estimate import Estimate, Reason
 from rismusic.hybrid import locate
 from rismusic.io import Recording, read, write
 from rismusic.report import LocateReport, check_report, write_report
@@ -276,7 +276,7 @@ def test_numbers_are_shown_as_precisely_as_they_are():
 
 
 def test_the_status_of_a_scene_is_shown(recording, located, tmp_path):
-    doubtful = replace(located, warnings=[[Doubt("something is wrong")], [], ["a note"]])
+    doubtful = replace(located, warnings=[[Reason("something is wrong")], [], ["a note"]])
     write_report(tmp_path / "a.html", recording, doubtful)
     text = (tmp_path / "a.html").read_text("utf-8")
     assert re.findall(r"Status: (\w+)\.", text) == ["doubtful", "ok", "ok"]

@@ -14,7 +14,7 @@ from rismusic.array import Panel, direction, steering
 from rismusic.covariance import Covariance
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.spectra import music
-from rismusic.report.pictures import (
+from rismusic.report.page import (
     _PIXELS,
     WIDTH,
     View,

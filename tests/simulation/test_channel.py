@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rismusic.array import Panel
-from rismusic.simulation.link import draw_channel, line_of_sight
 from rismusic.simulation.random_numbers import Draws, Stream
+from rismusic.simulation.scene import draw_channel, line_of_sight
 from rismusic.spec import ChannelSpec
 
 PANEL = Panel.uniform_planar()

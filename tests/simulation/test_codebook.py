@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rismusic.errors import InputError
-from rismusic.simulation.link import (
+from rismusic.simulation.random_numbers import Draws
+from rismusic.simulation.scene import (
     dft_codes,
     draw_codes,
     hadamard_codes,
@@ -14,7 +15,6 @@ from rismusic.simulation.link import (
     quantise,
     spread_order,
 )
-from rismusic.simulation.random_numbers import Draws
 from rismusic.spec import CodebookSpec, PanelSpec
 
 PANEL = PanelSpec(rows=4, columns=6)

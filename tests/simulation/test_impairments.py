@@ -5,8 +5,8 @@ import torch
 
 from rismusic.array import Panel
 from rismusic.operator import Link
-from rismusic.simulation.link import impair
 from rismusic.simulation.random_numbers import Draws
+from rismusic.simulation.scene import impair
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import HardwareSpec
 

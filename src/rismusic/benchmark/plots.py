@@ -37,10 +37,10 @@ def plot_misses(group: Group, *, ax: Axes | None = None) -> Axes:
         ax: axes to draw into.
     """
     ax = _curves(group, lambda row: 100 * row.misses.value, ax)
-    for places, rows, style in zip(_places(group), group.rows.values(), _styles(group.rows), strict=True):
+    for x_values, rows, style in zip(_x_values(group), group.rows.values(), _styles(group.rows), strict=True):
         low, high = ([100 * getattr(row.misses, end) for row in rows] for end in ("low", "high"))
         if not rows[0].uses_truth:
-            ax.vlines(places, low, high, color=style["color"], lw=0.8, alpha=0.5)
+            ax.vlines(x_values, low, high, color=style["color"], lw=0.8, alpha=0.5)
     ax.set_yscale("symlog", linthresh=_LINEAR)
     ax.set(ylabel="sources missed / %", ylim=(-0.1 * _LINEAR, 100))
     ticks = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -114,18 +114,18 @@ def benchmark_figure(
             size = (width, (0.72 if lines < 3 else 0.55) * width / columns * lines + 0.16 * entries)
         figure = new_figure(size)
         axes = [
-            figure.add_subplot(math.ceil(len(groups) / columns), columns, place)
-            for place in range(1, len(groups) + 1)
+            figure.add_subplot(math.ceil(len(groups) / columns), columns, number)
+            for number in range(1, len(groups) + 1)
         ]
-        for place, (ax, group) in enumerate(zip(axes, groups, strict=True)):
+        for number, (ax, group) in enumerate(zip(axes, groups, strict=True)):
             draw(group, ax=ax)
             ax.legend().remove()
-            if place % columns:
+            if number % columns:
                 ax.set_ylabel("")
             if width_mm is not None and not _ordered(group):
                 # Names of categories do not fit side by side in print.
                 ax.set_xticks(_middles(group), group.heads, rotation=40, ha="right", rotation_mode="anchor")
-            if width_mm is not None and place + columns < len(groups):
+            if width_mm is not None and number + columns < len(groups):
                 ax.set_xlabel("")
         handles, labels = axes[0].get_legend_handles_labels()
         if width_mm is None:
@@ -137,11 +137,11 @@ def benchmark_figure(
 
 def _curves(group: Group, value: Callable[[BenchRow], float], ax: Axes | None) -> Axes:
     ax = ax or new_axes(None)[0]
-    for places, (name, rows), style in zip(
-        _places(group), group.rows.items(), _styles(group.rows), strict=True
+    for x_values, (name, rows), style in zip(
+        _x_values(group), group.rows.items(), _styles(group.rows), strict=True
     ):
         look = style if _ordered(group) else {**style, "ls": "none"}
-        ax.plot(places, [value(row) for row in rows], label=name, ms=4, lw=1.0, **look)
+        ax.plot(x_values, [value(row) for row in rows], label=name, ms=4, lw=1.0, **look)
     wrapped = ["\n".join(textwrap.wrap(head.removesuffix(" dB"), 11)) for head in group.heads]
     ax.set_xticks(_middles(group), wrapped)
     ax.set(xlabel=group.axis, title=group.title)
@@ -159,16 +159,16 @@ def _middles(group: Group) -> list[float]:
     """Horizontal positions of the values: SNRs at their values, all else evenly spaced."""
     if group.sweep == "none":
         return [row.snr_db for row in next(iter(group.rows.values()))]
-    return [float(place) for place in range(len(group.heads))]
+    return [float(number) for number in range(len(group.heads))]
 
 
-def _places(group: Group) -> list[list[float]]:
+def _x_values(group: Group) -> list[list[float]]:
     """Horizontal positions of the values of each method, shifted against each other."""
     middles = _middles(group)
     step = min((b - a for a, b in itertools.pairwise(sorted(middles))), default=1.0)
     most = len(group.rows)
     share = _SHIFT if _ordered(group) else _SHIFT_CATEGORIES
-    aside = [share * step * ((place + 0.5) / most - 0.5) for place in range(most)]
+    aside = [share * step * ((number + 0.5) / most - 0.5) for number in range(most)]
     return [[middle + shift for middle in middles] for shift in aside]
 
 
@@ -179,14 +179,14 @@ def _styles(names: Iterable[str]) -> list[dict[str, Any]]:
     oracles = list(dict.fromkeys(method.base for method in methods if method.uses_truth))
     styles = []
     for method in methods:
-        place = (oracles if method.uses_truth else bases).index(method.base)
+        number = (oracles if method.uses_truth else bases).index(method.base)
         dash = "-" if method.polish else ":"
         styles.append(
             {
-                "color": ("0.15", "0.45", "0.65")[place]
+                "color": ("0.15", "0.45", "0.65")[number]
                 if method.uses_truth
-                else _COLOURS[place % len(_COLOURS)],
-                "marker": MARKERS[place % len(MARKERS)],
+                else _COLOURS[number % len(_COLOURS)],
+                "marker": MARKERS[number % len(MARKERS)],
                 "ls": "--" if method.criterion == "conditional" else dash,
                 "mfc": "white"
                 if method.uses_truth or method.criterion == "conditional" or not method.polish

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,7 @@ import torch
 from torch import Tensor
 
 from rismusic.benchmark.spec import RESULTS, SCENES, TIMINGS, BenchSpec, Unit, all_units, parse_method
-from rismusic.benchmark.summary import (
-    Arrays,
-    BenchRow,
-    Store,
-    TimingRow,
-    cell_rows,
-    write_table,
-)
+from rismusic.benchmark.summary import Arrays, BenchRow, Store, TimingRow, cell_rows, write_table
 from rismusic.covariance import true_covariance
 from rismusic.crb import recording_crb
 from rismusic.devices import device_of, one_thread
@@ -90,10 +84,10 @@ def bench(
             or the weights of the hybrid method are missing.
     """
     chosen = (spec or BenchSpec()).replace(**settings)
-    place = None if device is None else device_of(device)
+    target = None if device is None else device_of(device)
     check_workers(workers, cluster)
     if workers is None:
-        workers = usable_cores() if place is None or place.type == "cpu" else 1
+        workers = usable_cores() if target is None or target.type == "cpu" else 1
     uses_network = any(parse_method(name).base == "hybrid" for name in chosen.rows)
     if uses_network and not weights_path(chosen.locate.weights).exists():
         # Without weights locate falls back to a classical method, which must not be reported as hybrid.
@@ -101,15 +95,18 @@ def bench(
             "locate.weights",
             f"the hybrid method needs weights, and {chosen.locate.weights!r} is neither installed nor a file",
         )
-    if out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(Path(folder))
-            _run(chosen, store, workers, cluster, place, progress)
-            return _summed(chosen, store)
-    store = Store(Path(out))
-    store.open(chosen, resume=resume)
-    _run(chosen, store, workers, cluster, place, progress)
-    return _finished(chosen, store)
+    with tempfile.TemporaryDirectory() if out is None else nullcontext(out) as folder:
+        store = Store(Path(folder))
+        if out is not None:
+            store.open(chosen, resume=resume)
+        _run(chosen, store, workers, cluster, target, progress)
+        result = _summed(chosen, store)
+        if out is not None:
+            store.clear()
+            write_table(store.folder / RESULTS, result.rows, overwrite=True)
+            if result.timings:
+                write_table(store.folder / TIMINGS, result.timings, overwrite=True)
+    return result
 
 
 def _run(
@@ -131,16 +128,6 @@ def _run(
             store.write(unit, arrays)
         completed += unit.stop - unit.start
         progress(completed, total)
-
-
-def _finished(spec: BenchSpec, store: Store) -> Benchmark:
-    """Write the tables."""
-    result = _summed(spec, store)
-    store.clear()
-    write_table(store.folder / RESULTS, result.rows, overwrite=True)
-    if result.timings:
-        write_table(store.folder / TIMINGS, result.timings, overwrite=True)
-    return result
 
 
 def _summed(spec: BenchSpec, store: Store) -> Benchmark:

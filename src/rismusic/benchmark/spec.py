@@ -3,7 +3,8 @@
 This module does not import torch.
 
 **Systems.** A *cell* is one system: a number of sources, an SNR and, in a sweep, one value of the setting
-that varies. A *unit* is one method on one block of scenes of one cell.
+that varies, or the values of several settings that change together. A *unit* is one method on one block of
+scenes of one cell.
 
 **Methods.** A name is ``[oracle:]base[:variant]``:
 
@@ -22,13 +23,12 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rismusic.benchmark.sweep import Value, changed_system, label_of
 from rismusic.errors import InputError
 from rismusic.nn.spec import weights_path
 from rismusic.registry import ESTIMATORS, SPECTRA, method_names
@@ -38,12 +38,97 @@ from rismusic.spec import (
     Count,
     Decibels,
     HardwareSpec,
+    LinkBudgetSpec,
     LocateSpec,
     PanelSpec,
     SceneSpec,
     Spec,
     SystemSpec,
 )
+
+Value = int | float | str
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """The settings at one point of a sweep.
+
+    Args:
+        label: the values as text; empty without a sweep.
+        system: the system.
+        budget: its link budget.
+    """
+
+    label: str
+    system: SystemSpec
+    budget: LinkBudgetSpec
+
+
+def sweep_points(
+    sweep: Mapping[str, Sequence[Value]], system: SystemSpec, budget: LinkBudgetSpec | None = None
+) -> list[SweepPoint]:
+    """Systems of a sweep; the system itself if the sweep is empty.
+
+    Args:
+        sweep: values of each swept setting, such as ``{"panel.rows": (8, 12)}``; those of several settings
+            are paired in order. Settings of the link budget are named as in ``budget.bandwidth_hz``.
+        system: the settings that stay fixed.
+        budget: link budget; the default one if omitted.
+
+    Raises:
+        InputError: an unknown setting, an invalid value, or settings with different numbers of values.
+    """
+    budget = budget or LinkBudgetSpec()
+    lengths = {name: len(values) for name, values in sweep.items()}
+    first, *others = lengths or {"": 1}
+    for name in others:
+        if lengths[name] != lengths[first]:
+            raise InputError(
+                name,
+                f"settings that are swept together need equally many values; got {lengths[name]}, and "
+                f"{lengths[first]} of {first}",
+            )
+    points = []
+    for index in range(lengths.get(first, 1)):
+        values = {name: of_setting[index] for name, of_setting in sweep.items()}
+        of_budget = {
+            name.partition(".")[2]: value for name, value in values.items() if name.startswith("budget.")
+        }
+        of_system = {name: value for name, value in values.items() if not name.startswith("budget.")}
+        label = ", ".join(map(label_of, values.values()))
+        points.append(SweepPoint(label, changed_system(system, of_system), budget.replace(**of_budget)))
+    return points
+
+
+def changed_system(system: SystemSpec, settings: Mapping[str, Value]) -> SystemSpec:
+    """A copy of a system with some settings changed, given by their dotted names.
+
+    Raises:
+        InputError: an unknown setting, or an invalid value.
+    """
+    changes: dict[str, Any] = {}
+    for name, value in settings.items():
+        part, dot, leaf = name.rpartition(".")
+        if not dot:
+            changes[name] = value
+        elif isinstance(getattr(system, part, None), Spec):
+            changes.setdefault(part, {})[leaf] = value
+        else:
+            raise InputError(
+                "sweep", f"{name!r} is not a setting of the system, such as scene.separation_deg"
+            )
+    # All settings of a table at once: two limits may move past each other's old value.
+    tables = {
+        name: getattr(system, name).replace(**value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return system.replace(**tables)
+
+
+def label_of(value: Value) -> str:
+    """A value as text."""
+    return value if isinstance(value, str) else f"{value:g}"
+
 
 ORACLES = ("music", "truth", "best")
 # These fit the snapshots themselves, so there is no variant without maximum likelihood.
@@ -201,7 +286,7 @@ class Cell:
     Args:
         sweep: name of the sweep; ``none`` for the grid of K and SNR.
         point: value of the swept setting, as text.
-        place: index of the value in its sweep, from 0.
+        index: index of the value in its sweep, from 0.
         sources: K.
         snr_db: SNR in dB.
         system: the system.
@@ -209,7 +294,7 @@ class Cell:
 
     sweep: str
     point: str
-    place: int
+    index: int
     sources: int
     snr_db: float
     system: SystemSpec
@@ -217,15 +302,11 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of the cell and of its folder."""
-        return f"{self.sweep}_{self.place}_K{self.sources}_{self.snr_db:g}dB"
+        return f"{self.sweep}_{self.index}_K{self.sources}_{self.snr_db:g}dB"
 
 
 def sweep_cells(
-    sweep: str,
-    values: Sequence[Value],
-    sources: Sequence[int],
-    snr_db: Sequence[float],
-    system: SystemSpec,
+    sweep: str, values: Sequence[Value], sources: Sequence[int], snr_db: Sequence[float], system: SystemSpec
 ) -> list[Cell]:
     """A cell for each K, SNR and value.
 
@@ -243,14 +324,14 @@ def sweep_cells(
         Cell(
             sweep,
             label,
-            place,
+            index,
             K,
             float(snr),
             changed_system(system, {**change, "sources": K, "snr_db": snr}),
         )
         for K in sources
         for snr in snr_db
-        for place, (label, change) in enumerate(_points(sweep, values))
+        for index, (label, change) in enumerate(_points(sweep, values))
     ]
 
 

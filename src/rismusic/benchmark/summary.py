@@ -101,13 +101,11 @@ class Store:
             return
         if not is_vacant(self.folder):
             raise InputError(str(self.folder), "not an empty folder; choose a new one for the benchmark")
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                str(self.folder), f"the folder cannot be created: {error.strerror or error}"
-            ) from error
-        write_text(self.folder / SETTINGS, _dump(spec), overwrite=True)
+        values = spec.model_dump(mode="json", exclude_none=True)
+        text = tomlkit.dumps({"version": __version__, **values})
+        write_text(self.folder / SETTINGS, text, overwrite=True)
 
     def path(self, unit: Unit) -> Path:
         """Path of the results of a unit."""
@@ -205,11 +203,6 @@ def check_same(spec: BenchSpec, folder: Path) -> None:
     for name, value in kept.items():
         if given[name] != value:
             raise InputError(name, f"must be {value!r} as in {folder / SETTINGS}; got {given[name]!r}")
-
-
-def _dump(spec: BenchSpec) -> str:
-    values = spec.model_dump(mode="json", exclude_none=True)
-    return tomlkit.dumps({"version": __version__, **values})
 
 
 class Share(NamedTuple):
@@ -377,12 +370,12 @@ def _joined(spec: BenchSpec, cell: Cell, name: str, store: Store) -> Arrays:
         part = store.read(Unit(cell, name, start, stop))
         assert part is not None, "only complete benchmarks are summarised"
         parts.append(part)
-    places = max(part["azimuth"].shape[1] for part in parts)
+    most = max(part["azimuth"].shape[1] for part in parts)
     joined = {}
     for key in parts[0]:
         values = [part[key] for part in parts]
         if key in ("azimuth", "elevation", "range"):
-            missing = [((0, 0), (0, places - value.shape[1])) for value in values]
+            missing = [((0, 0), (0, most - value.shape[1])) for value in values]
             values = [np.pad(v, m, constant_values=np.nan) for v, m in zip(values, missing, strict=True)]
         if key == "seconds":
             joined[key] = np.sum(values)
@@ -456,21 +449,20 @@ def _about(cell: Cell) -> dict[str, Any]:
 
 
 def share_interval(
-    part: Float[np.ndarray, "*batch S"], whole: Float[np.ndarray, "*batch S"], *, level: float = 0.95
+    part: Float[np.ndarray, "*batch S"], whole: Float[np.ndarray, "*batch S"]
 ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
-    """Lower and upper limit of sum(part) / sum(whole); 0 and 1 where there is nothing at all.
+    """Limits of the 95 % interval of sum(part) / sum(whole); 0 and 1 where there is nothing at all.
 
     Args:
         part: x, of each scene, from 0 to n.
         whole: n, of each scene.
-        level: probability that the interval holds the true share.
     """
     trials = whole.sum(-1)
     empty = trials == 0
     n = np.where(empty, 1, trials)
     p = part.sum(-1) / n
     n = n / np.maximum(_design_effect(part, whole), 1)
-    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    z2 = NormalDist().inv_cdf(0.975) ** 2
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
     # Rounding may push a limit past a share of exactly 0 or 1.

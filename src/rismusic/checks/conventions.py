@@ -1,7 +1,12 @@
-"""Wrong conventions in recordings: how each one is undone, and when the evidence for one is strong enough.
+r"""Wrong conventions in recordings: how each one is undone, and when the evidence for one is strong enough.
 
 Each :class:`Change` undoes one mistake, such as a conjugated channel or angles in degrees. :func:`applicable`
 lists the changes that apply to a recording, and :func:`best_change` selects the one that fits best.
+
+Subcarriers may have been stored as snapshots of one wavelength. Snapshot l then has the frequency
+:math:`f_0 (1 + b\,t_l)`, :math:`t_l = l / (L - 1) - 1/2`, with the unknown relative bandwidth b (negative for
+descending frequencies). For fixed positions the conditional cost is a function of b alone. It is computed for
+bandwidths in geometric steps, and around the best of them again.
 """
 
 from __future__ import annotations
@@ -12,14 +17,18 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rismusic.array import WAVES
-from rismusic.checks.subcarriers import as_subcarriers
+from rismusic.array import SPEED_OF_LIGHT, WAVES
+from rismusic.estimation.classical import fit_known
+from rismusic.estimation.grid import Volume, searched_grid
+from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
+from rismusic.estimation.maximum_likelihood import ROUGH, refine, unpack
 from rismusic.io import Recording
-from rismusic.simulation.link import quantise
+from rismusic.simulation.scene import quantise
 from rismusic.sources import Sources
-from rismusic.spec import Wave
+from rismusic.spec import LocateSpec, Wave
 
 # Accepted and usual distances of neighbouring elements, in wavelengths.
 POSSIBLE, USUAL = (0.01, 10.0), (0.2, 0.6)
@@ -31,6 +40,68 @@ SYMBOLS_CONSTANT = "symbols_constant"
 
 MODELS = {"wave", "symbols", "subcarriers"}
 """Families of the changes to another signal model. Several of them can be needed at once."""
+
+# Fewer snapshots than these cannot tell; scenes that estimate the bandwidth; its least and largest value.
+_SNAPSHOTS, _SCENES, _LEAST, _MOST = 4, 4, 1e-3, 0.4
+# Geometric steps of each sign, and rounds of five points around the best one.
+_STEPS, _ROUNDS = 11, 6
+_SETTINGS = LocateSpec(method="omp", criterion="conditional", oversampling=1.6, range_max_m=math.inf)
+
+
+def as_subcarriers(recording: Recording) -> Recording | None:
+    """The recording with each snapshot as a subcarrier, at the most likely bandwidth.
+
+    None if that does not apply: behind a RIS, where the channels of the subcarriers would be needed, with
+    other than independent symbols, or with few snapshots.
+    """
+    L = recording.snapshots.shape[-2]
+    stated = recording.has_coherent_symbols or recording.frequencies is not None
+    if stated or recording.channel is not None or recording.codes is not None or L < _SNAPSHOTS:
+        return None
+    return with_bandwidth(recording, _bandwidth(recording[:_SCENES]))
+
+
+def with_bandwidth(recording: Recording, bandwidth: float) -> Recording:
+    """The recording with snapshots as subcarriers of this relative bandwidth around its wavelength."""
+    L = recording.snapshots.shape[-2]
+    middle = SPEED_OF_LIGHT / recording.wavelength
+    relative = torch.linspace(-0.5, 0.5, L, dtype=torch.float64, device=recording.snapshots.device)
+    return replace(
+        recording, snapshots=recording.snapshots.unsqueeze(2), frequencies=middle * (1 + bandwidth * relative)
+    )
+
+
+def _bandwidth(recording: Recording) -> float:
+    """The most likely bandwidth for the true sources, or for one that is searched without truth."""
+    bare = replace(recording, noise_variance=None)
+    if recording.truth is None:
+        one = torch.ones(len(bare), dtype=torch.int64, device=bare.snapshots.device)
+        sources = fit_known(bare.stacked(), one, searched_grid(bare, _SETTINGS), _SETTINGS).sources
+    else:
+        sources = recording.truth
+    positions, active = unpack(sources, bare)
+    steps = torch.logspace(0, 1, _STEPS, base=_MOST / _LEAST, dtype=torch.float64) * _LEAST
+    tried = torch.cat((-steps, steps)).tolist()
+    ratio = float(steps[1] / steps[0])
+    best = 0.0
+    for _ in range(_ROUNDS):
+        best = min(tried, key=lambda bandwidth: _cost(bare, bandwidth, positions, active))
+        if recording.truth is None:
+            # The best positions for one wavelength are not those for this bandwidth.
+            form = with_bandwidth(bare, best).stacked()
+            positions = refine(form, positions, active, Volume.from_spec(_SETTINGS), options=ROUGH).positions
+        tried = [best * ratio**power for power in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+        ratio = ratio**0.5
+    return best
+
+
+def _cost(
+    recording: Recording, bandwidth: float, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
+) -> float:
+    """Minus the conditional log-likelihood, up to a constant factor."""
+    stacked = with_bandwidth(recording, bandwidth).stacked()
+    return float(conditional_cost(sufficient_statistics(stacked, positions, active)).log().sum())
+
 
 Apply = Callable[[Recording], Recording | None]
 
@@ -197,7 +268,6 @@ def quantised_codes(bits: int) -> Apply:
 
 # Phases that differ by no more than this (rad) from rounded ones are rounded.
 _ROUNDED = 0.05
-_SPEED_OF_LIGHT = 299792458.0
 _FRAME = (
     "x is horizontal, y vertical, z the normal; azimuth turns from z towards +x, elevation rises towards +y"
 )
@@ -245,7 +315,7 @@ def _panels() -> Iterator[Change]:
 
     Mistakes that leave the elements absurdly near or far in wavelengths are refused when a file is read.
     """
-    c = _SPEED_OF_LIGHT
+    c = SPEED_OF_LIGHT
     elements: dict[str, tuple[str, Callable[[float], float]]] = {
         "elements_in_centimetres": ("centimetres", lambda _: 1e-2),
         "elements_in_wavelengths": ("wavelengths", lambda wavelength: wavelength),

@@ -90,20 +90,14 @@ def as_fitted(recording: Recording) -> Recording:
     return recording.stacked()
 
 
-def log_likelihood_ratios(recording: Recording) -> dict[str, Float[Tensor, "S"]]:
-    """Log-likelihood ratio of each changed convention against the recorded one, per scene, in nats.
+def compared(recording: Recording) -> Iterator[tuple[str, Float[Tensor, "S"], Float[Tensor, "S"]]]:
+    """Name, log-likelihood ratio (nats) and unexplained share of each change that applies.
 
-    Large and negative for a correct recording. The changes are those of
-    :data:`~rismusic.checks.conventions.CHANGES` that apply.
+    The ratio against the recorded convention is large and negative for a correct recording.
 
     Args:
         recording: with its truth.
     """
-    return {name: ratio for name, ratio, _ in _compared(recording)}
-
-
-def _compared(recording: Recording) -> Iterator[tuple[str, Float[Tensor, "S"], Float[Tensor, "S"]]]:
-    """Name, log-likelihood ratio and unexplained share of each change that applies."""
     truth = recording.truth
     assert truth is not None
     _, L, M = as_fitted(recording).snapshots.shape
@@ -159,7 +153,7 @@ class TruthFit:
         self._signal += float((power - noise).sum())
         self._signal_variance += float(noise.square().sum()) / (L * M)
         self._add("", share * power - noise, torch.zeros_like(share))
-        for name, ratio, left in _compared(recording):
+        for name, ratio, left in compared(recording):
             self._add(name, left * power - noise, ratio)
 
     def _add(self, name: str, left: Float[Tensor, "S"], ratio: Float[Tensor, "S"]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rismusic.array import Panel
+from rismusic.array import SPEED_OF_LIGHT, Panel
 from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
 from rismusic.errors import InputError
@@ -213,10 +213,10 @@ def _departures(recording: Recording) -> list[CheckFinding]:
     spec = LocateSpec(method="omp")
     estimate = diagnosed(part, ClassicalEstimator(spec)(part, "auto"), "auto", ClassicalEstimator, spec)
     said: dict[str, dict[int, str]] = {}
-    for scene, doubts in enumerate(estimate.doubts):
-        for doubt in doubts:
-            if doubt.departure:
-                said.setdefault(doubt.departure, {}).setdefault(scene, doubt)
+    for scene, reasons in enumerate(estimate.reasons):
+        for reason in reasons:
+            if reason.departure:
+                said.setdefault(reason.departure, {}).setdefault(scene, reason)
     findings = []
     for name, scenes in said.items():
         if 2 * len(scenes) > len(part):
@@ -356,7 +356,7 @@ def _facts(file: RecordingFile, panel: Panel, statistics: _Statistics) -> dict[s
         "receiver outputs M": str(file.antennas),
         "elements N": str(file.size),
         **({"subcarriers F": _subcarriers(file)} if "frequencies" in file.fields else {}),
-        "wavelength": f"{file.wavelength:.6g} m ({299.792458 / file.wavelength:.6g} MHz)",
+        "wavelength": f"{file.wavelength:.6g} m ({1e-6 * SPEED_OF_LIGHT / file.wavelength:.6g} MHz)",
         "nearest elements": f"{panel.spacing / panel.wavelength:.3g} wavelengths apart",
         "aperture": f"{panel.aperture:.4g} m",
         "Fresnel distance": f"{panel.fresnel_distance:.3g} m",

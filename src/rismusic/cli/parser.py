@@ -20,8 +20,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from pydantic.fields import FieldInfo
 
 from rismusic.cli.command import EVERYDAY, Command, Option
-from rismusic.errors import InputError
-from rismusic.renames import renamed_command, renamed_option, renamed_setting
+from rismusic.errors import InputError, renamed_command, renamed_option, renamed_setting
 from rismusic.spec import Spec, read_toml
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"

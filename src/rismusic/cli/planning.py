@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rismusic.benchmark.sweep import sweep_points
+from rismusic.benchmark.spec import sweep_points
 from rismusic.cli.command import Command, Option, SafeConsole, check_outputs, note, progress_bar, write_rows
 from rismusic.errors import InputError
 from rismusic.spec import (
@@ -31,7 +31,7 @@ from rismusic.version import __version__
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rismusic.benchmark.bound_table import BoundRow
+    from rismusic.benchmark.planning import BoundRow
 
 # With a sweep, unless they are given: few enough curves for one plot.
 _SOURCES_IN_SWEEP, _SNR_DB_IN_SWEEP = (1, 3), (10.0,)
@@ -99,7 +99,7 @@ class Bound(Command):
         if not self.sources or not self.snr_db:
             raise InputError("--snr-db" if self.sources else "--sources", "give at least one value")
         check_outputs(self.output, self.plot, overwrite=self.overwrite)
-        from rismusic.benchmark.bound_table import BoundRow, bound_figure, bound_table
+        from rismusic.benchmark.planning import BoundRow, bound_figure, bound_table
         from rismusic.plots import save
 
         system = self._system()

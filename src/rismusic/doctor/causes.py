@@ -13,7 +13,7 @@ from rismusic import covariance, metrics, operator
 from rismusic.doctor.case import Case
 from rismusic.nn import data, learner, losses, network, statistics, validation
 from rismusic.nn.monitors import Report
-from rismusic.simulation import link, scene, simulator
+from rismusic.simulation import scene, simulator
 
 # Functions of losses by name of the term, as in the settings.
 _TERMS: Mapping[str, Callable[..., Any]] = {
@@ -39,10 +39,10 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("TRUTH", "", lambda _: scene.draw_sources),
     ("POSITIONS", "", lambda _: scene.draw_sources),
     ("SIGNAL", "symbols", lambda _: scene.draw_symbols),
-    ("LINK", "channel", lambda _: link.draw_channel),
-    ("LINK", "", lambda _: link.draw_codes),
+    ("LINK", "channel", lambda _: scene.draw_channel),
+    ("LINK", "", lambda _: scene.draw_codes),
     ("DRAWS", "SNR|noise", lambda _: simulator.Simulator._receive),
-    ("DRAWS", "configuration", lambda _: link.draw_codes),
+    ("DRAWS", "configuration", lambda _: scene.draw_codes),
     ("DRAWS", "hidden", lambda case: case.trainer.scenes.noise_hidden),
     ("DRAWS", "symbols", lambda _: scene.draw_symbols),
     ("DRAWS", "targets", lambda _: losses.Targets.of),

@@ -55,8 +55,7 @@ from rismusic.estimation.maximum_likelihood import (
 )
 from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of
-from rismusic.estimation.omp import omp_path
-from rismusic.estimation.relax import relax_sweeps
+from rismusic.estimation.relax import omp_path, relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
 from rismusic.estimation.search import Dictionary, GridSearch, project_out
 from rismusic.estimation.spectra import (

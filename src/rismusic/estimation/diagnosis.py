@@ -29,10 +29,10 @@ from rismusic.array import WAVES, direction, steering
 from rismusic.crb import POSITION
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.estimate import (
-    Doubt,
     Estimate,
     Estimator,
     NSources,
+    Reason,
     fit_at,
     from_fit,
     join_estimates,
@@ -192,7 +192,7 @@ def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> E
     sentences = [list(one) for one in estimate.warnings]
     for row in (likely & (gain <= 0) & (gain > least)).nonzero()[:, 0].tolist():
         sentences[int(some[row])].append(
-            Doubt(
+            Reason(
                 f"source {int(here.n_sources[row]) - 1} may not be there: two sources within a beam explain "
                 f"the data nearly as well (log evidence {float(gain[row]):+.1f} nats)"
             )
@@ -241,7 +241,7 @@ def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
     for scene in (probable & (size > 0)).nonzero()[:, 0].tolist():
         share = float(size[scene])
         sentences[scene].append(
-            Doubt(
+            Reason(
                 f"there are more sources, or the panel departs from its description by about "
                 f"{100 * share:.2g} %: try --panel-error {share:.1g}"
             )
@@ -477,20 +477,20 @@ def _located_again(
     for scene in range(len(result)):
         if (size := float(error.panel_error[scene])) > 0:
             text = f"the panel departs from its description by about {100 * size:.2g} %"
-            sentences[scene].append(Doubt(text) if size > _LARGE_ERROR else text)
+            sentences[scene].append(Reason(text) if size > _LARGE_ERROR else text)
         if (tau := float(error.diffuse[scene])) > 0:
             sentences[scene].append(_diffuse_sentence(tau, int(count[scene])))
     return replace(result, warnings=sentences, panel_error=error.panel_error)
 
 
-def _diffuse_sentence(diffuse: float, count: int) -> Doubt:
+def _diffuse_sentence(diffuse: float, count: int) -> Reason:
     if count:
-        return Doubt(
+        return Reason(
             f"noise through the panel is about {diffuse:.2g} times as strong as that of the receiver: "
             "RIS configurations or channel depart from the recorded ones",
             "noise_through_panel",
         )
-    return Doubt(
+    return Reason(
         f"a signal {diffuse:.2g} times as strong as the noise comes through the panel, but no sources "
         "explain it: check that configurations and snapshots are in the same order",
         "noise_through_panel",
@@ -532,7 +532,7 @@ def _with_wide_search(
     if len(take) == 0:
         return estimate
     taken = other[take]
-    sentences = [[*one, Doubt("sources outside the search volume")] for one in taken.warnings]
+    sentences = [[*one, Reason("sources outside the search volume")] for one in taken.warnings]
     return _put(estimate, take, replace(taken, spec=spec, warnings=sentences))
 
 
@@ -561,7 +561,7 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
         for scene, doubt in zip(scenes.tolist(), more.tolist(), strict=True):
             text = f"there may be more than {most} sources: raise --sources-max"
             limit = f"{most} is the largest number of sources that was tried (--sources-max)"
-            sentences[scene].append(Doubt(text, "sources_too_many") if doubt else limit)
+            sentences[scene].append(Reason(text, "sources_too_many") if doubt else limit)
     there = estimate.existence_probability
     for scene, source in (there < UNCERTAIN).nonzero().tolist():
         sentences[scene].append(
@@ -619,7 +619,7 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
     for scene, first, second in (_coherence_p_value(at, estimate) < _COHERENT).nonzero().tolist():
         if first < second:
             sentences[scene].append(
-                Doubt(
+                Reason(
                     f"sources {first} and {second} send the same signal: source {second} may be a reflection "
                     f"of source {first}",
                     "sources_coherent",
@@ -632,7 +632,7 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
     p = (1 - x.clamp(0, 1)).pow(L - 1)
     for scene, source in (at.active & (p < _COHERENT)).nonzero().tolist():
         sentences[scene].append(
-            Doubt(
+            Reason(
                 f"source {source} sends the same symbol in all snapshots: a constant pilot (try --symbols "
                 "constant) or an offset of the receiver",
                 "symbols_repeated",
@@ -663,7 +663,7 @@ def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estima
             f"{int(count[scene])} sources with independent symbols need {int(count[scene]) + 1}: other "
             "positions may explain the data as well"
         )
-        sentences[scene].append(Doubt(text))
+        sentences[scene].append(Reason(text))
 
 
 def _add_grating_lobes(
@@ -709,7 +709,7 @@ def _add_grating_lobes(
                 )
                 text = ", ".join(f"{math.degrees(value):.2f}" for value in place)
                 sentences[scene].append(
-                    Doubt(
+                    Reason(
                         f"source {source} may as well lie in its grating lobe at {text} deg "
                         f"(log-likelihood {float(gain[row]):+.1f} nats): the elements are "
                         f"{spacing / recording.wavelength:.2g} wavelengths apart"
@@ -737,7 +737,7 @@ def _add_motion(
             text = (
                 f"sources {', '.join(map(str, which))} move by about {far}: they may be one source that moves"
             )
-        sentences[scene].append(Doubt(text, "sources_moving"))
+        sentences[scene].append(Reason(text, "sources_moving"))
     alone = (moves & (moves.sum(1, keepdim=True) == 1))[..., None]
     offset = torch.where(alone, path.offset, 0).to(estimate.sources.azimuth.dtype)
     sources = replace(
@@ -761,7 +761,7 @@ def _add_extended(
         within = f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg"
         if gain[scene, source] > _SPREAD_NATS:
             text = f"source {source} is not one point: it moves, is extended or consists of several sources"
-            sentences[scene].append(Doubt(f"{text} {within}", "sources_extended"))
+            sentences[scene].append(Reason(f"{text} {within}", "sources_extended"))
         else:
             sentences[scene].append(f"source {source} may be several sources {within}")
 
@@ -779,14 +779,14 @@ def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: 
         if first < second:
             apart = math.degrees(float(gap[scene, first, second]))
             sentences[scene].append(
-                Doubt(
+                Reason(
                     f"sources {first} and {second} are {apart:.1f} deg apart, closer than the panel "
                     "resolves: one source that moves or departs from the model looks the same"
                 )
             )
 
 
-def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Doubt]]:
+def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Reason]]:
     """A sentence for each scene if another form of the wave explains the recording better."""
     some = (estimate.n_sources > 0).nonzero()[:, 0]
     if len(some) == 0:
@@ -808,7 +808,7 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
                 best, name = gain, wave
     if name is None:
         return []
-    sentence = Doubt(
+    sentence = Reason(
         f"a {name} wave explains the data better than the {recording.wave} one (by {best:.0f} nats): "
         f"try --wave {name}"
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rismusic.array import direction
 from rismusic.crb import POSITION, unconditional_crb
-from rismusic.errors import InputError
+from rismusic.errors import InputError, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import (
@@ -29,7 +29,6 @@ from rismusic.estimation.maximum_likelihood import (
 from rismusic.estimation.table import Position, columns_of, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
-from rismusic.renames import refuse_old_names
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 from rismusic.text import counted, csv_text
@@ -61,17 +60,17 @@ def whole_numbers(n_sources: object) -> int | str | Tensor | None:
     return torch.from_numpy(array.astype(np.int64)) if array.ndim else int(array)
 
 
-class Doubt(str):
+class Reason(str):
     """A warning that questions the result of a scene, so that its status is not ``ok``.
 
     Args:
         text: the sentence.
-        departure: name of the departure from the signal model that was recognised; empty for other doubts.
+        departure: name of the departure from the signal model that was recognised; empty for other reasons.
     """
 
     departure: str
 
-    def __new__(cls, text: str, departure: str = "") -> Doubt:
+    def __new__(cls, text: str, departure: str = "") -> Reason:
         """Make a sentence with the name of a departure."""
         self = super().__new__(cls, text)
         self.departure = departure
@@ -113,7 +112,7 @@ class Estimate:
         p_value: [S] probability, if the model holds, of a residual at least as large as this one (noise
             variance known), or as far from white noise (not known); see
             :mod:`rismusic.estimation.goodness_of_fit`. NaN where it is not available.
-        warnings: sentences about each scene. Those that question the result are :class:`Doubt`.
+        warnings: sentences about each scene. Those that question the result are :class:`Reason`.
         spec: the settings.
         method: the method that was used in each scene. It differs from ``spec.method`` where the hybrid
             estimator fell back on a classical one.
@@ -275,21 +274,21 @@ class Estimate:
         return torch.where(determined, R @ torch.where(determined, C, 0) @ R.mT, C)
 
     @property
-    def doubts(self) -> list[list[Doubt]]:
+    def reasons(self) -> list[list[Reason]]:
         """The warnings of each scene that question its result."""
-        return [[one for one in sentences if isinstance(one, Doubt)] for sentences in self.warnings]
+        return [[one for one in sentences if isinstance(one, Reason)] for sentences in self.warnings]
 
     @property
     def status(self) -> list[str]:
         """Status of each scene.
 
-        ``ok``: no test gives a reason to doubt the result. ``doubtful``: :attr:`doubts` has the reasons.
+        ``ok``: no test gives a reason to doubt the result. ``doubtful``: :attr:`reasons` says why.
         ``failed``: there is a signal, but no sources that explain it.
         """
         counts = self.n_sources.tolist()
         return [
             "ok" if not reasons else "doubtful" if count else "failed"
-            for reasons, count in zip(self.doubts, counts, strict=True)
+            for reasons, count in zip(self.reasons, counts, strict=True)
         ]
 
     @property
@@ -492,7 +491,7 @@ def from_fit(
         p_value = fits.p_value
         for scene, sentences in enumerate(warnings):
             if (sentence := fits.sentence(scene)) is not None:
-                sentences.append(Doubt(sentence))
+                sentences.append(Reason(sentence))
     return Estimate(
         sources=replace(found, symbols=None),
         covariance=covariance,
@@ -533,8 +532,8 @@ def warnings_of(
 ) -> list[list[str]]:
     """Warnings about sources at the boundary or without an error bar, and fits that did not converge."""
     warnings: list[list[str]] = [[] for _ in range(len(converged))]
-    place = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
-    at_boundary = volume.at_boundary(place)
+    positions = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
+    at_boundary = volume.at_boundary(positions)
     # The far field is a legal answer where it is searched.
     at_boundary[..., 2] &= ~found.range.isinf()
     held = [low == high for low, high in zip(volume.lower, volume.upper, strict=True)]
@@ -550,7 +549,7 @@ def warnings_of(
     free = std[..., [axis for axis in range(3) if not held[axis]]]
     for scene, source in free.isinf().all(-1).nonzero().tolist():
         warnings[scene].append(
-            Doubt(f"source {source} has no error bar: the data do not distinguish it from another source")
+            Reason(f"source {source} has no error bar: the data do not distinguish it from another source")
         )
     for axis, name in enumerate(POSITION):
         lost = std[..., axis].isinf() & ~free.isinf().all(-1) & ~found.range.isinf()
@@ -564,7 +563,7 @@ def warnings_of(
         vague = (std[..., axis] > guess) & ~std[..., axis].isinf()
         for scene, source in vague.nonzero().tolist() if name != "range" and not held[axis] else ():
             warnings[scene].append(
-                Doubt(
+                Reason(
                     f"source {source}: the {name} is not determined (its error bar exceeds that of a guess "
                     "within the search volume)"
                 )
@@ -575,7 +574,7 @@ def warnings_of(
             f"source {source}: the range is poorly determined (its error bar exceeds the range)"
         )
     for scene in (~converged).nonzero()[:, 0].tolist():
-        warnings[scene].append(Doubt("the maximum-likelihood fit did not converge"))
+        warnings[scene].append(Reason("the maximum-likelihood fit did not converge"))
     return warnings
 
 

@@ -17,9 +17,8 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import Panel, direction, steering, steering_with_log_derivatives
-from rismusic.errors import InputError
+from rismusic.errors import InputError, refuse_old_names
 from rismusic.io import Recording
-from rismusic.renames import refuse_old_names
 from rismusic.spec import LocateSpec, SceneSpec, Wave
 
 OVERSAMPLING = 2.51
@@ -356,8 +355,8 @@ class SearchGrid:
 
     def _at(self, points: slice, dtype: torch.dtype) -> Tensor:
         real = dtype.to_real()
-        place = (self.azimuth[points].to(real), self.elevation[points].to(real), self.range[points].to(real))
-        return steering(self.panel, *place).contiguous()
+        positions = (self.azimuth, self.elevation, self.range)
+        return steering(self.panel, *(value[points].to(real) for value in positions)).contiguous()
 
 
 def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
@@ -415,8 +414,8 @@ class Peaks:
         elevation: [..., K] radians.
         range: [..., K] metres.
         height: [..., K] the value on the grid.
-        index: [..., K] the flat place on the grid.
-        genuine: [..., K] whether it is a peak; the others fill the places that peaks have left.
+        index: [..., K] the flat index on the grid.
+        genuine: [..., K] whether it is a peak; the others fill the entries that peaks have left.
     """
 
     azimuth: Float[Tensor, "*batch K"]
@@ -473,25 +472,25 @@ def highest_peaks(
     Of a scene whose values are not finite some points are returned.
     """
     box = _boxes(values, grid)
-    place, genuine = _chosen(box, grid, count, separation)
+    index, genuine = _chosen(box, grid, count, separation)
     shape = (*values.shape[:-1], count)
-    position = grid.volume.clamp(*_between(box, grid, place))
+    position = grid.volume.clamp(*_between(box, grid, index))
     azimuth, elevation, distance = (value.to(values.dtype).view(shape) for value in position)
     return Peaks(
         azimuth=azimuth,
         elevation=elevation,
         range=distance,
-        height=box.flatten(1).gather(1, place).view(shape),
-        index=place.view(shape),
+        height=box.flatten(1).gather(1, index).view(shape),
+        index=index.view(shape),
         genuine=genuine.view(shape),
     )
 
 
 def highest_points(
-    values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int, *, separation: float = 0.5
+    values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int
 ) -> Int64[Tensor, "*batch K"]:
     """Flat indices of the grid points of :func:`highest_peaks`, not refined."""
-    index, _ = _chosen(_boxes(values, grid), grid, count, separation)
+    index, _ = _chosen(_boxes(values, grid), grid, count, separation=0.5)
     return index.view(*values.shape[:-1], count)
 
 
@@ -535,8 +534,8 @@ def _pooled(box: Tensor, reach: int, turn: bool) -> Tensor:
 def _highest(box: Tensor, reach: int, turn: bool) -> Tensor:
     """Where no point within reach is higher, and none with a lower index is as high."""
     candidate = box == _pooled(box, reach, turn)
-    place = -torch.arange(box[0].numel(), device=box.device, dtype=torch.int32).view(box.shape[1:])
-    first = torch.where(candidate, place, -box[0].numel())
+    order = -torch.arange(box[0].numel(), device=box.device, dtype=torch.int32).view(box.shape[1:])
+    first = torch.where(candidate, order, -box[0].numel())
     return candidate & (first == _pooled(first, reach, turn))
 
 
@@ -545,9 +544,9 @@ def _best(values: Tensor, peak: Tensor, apart: Tensor, count: int) -> tuple[Tens
     rest = ~peak & ~apart & (values > -torch.inf)
     indices, usable = [], []
     for kind in (peak, apart, rest):
-        place = values.masked_fill(~kind, -torch.inf).topk(count, dim=1).indices
-        indices.append(place)
-        usable.append(kind.gather(1, place))
+        highest = values.masked_fill(~kind, -torch.inf).topk(count, dim=1).indices
+        indices.append(highest)
+        usable.append(kind.gather(1, highest))
     # A stable sort keeps the order of kinds and, within each, of values.
     first = (~torch.cat(usable, dim=1)).to(torch.int8).argsort(dim=1, stable=True)[:, :count]
     index = torch.cat(indices, dim=1).gather(1, first)
@@ -563,13 +562,13 @@ def _between(box: Tensor, grid: SearchGrid, index: Tensor) -> tuple[Tensor, Tens
     for axis, step, size, stride in zip(
         (grid.u_x, grid.u_y, grid.q), grid.step, (X, Y, Z), (Y * Z, Z, 1), strict=True
     ):
-        place = index // stride % size
-        inner = (place > 0) & (place < size - 1)
+        along = index // stride % size
+        inner = (along > 0) & (along < size - 1)
         before = flat.gather(1, torch.where(inner, index - stride, index))
         after = flat.gather(1, torch.where(inner, index + stride, index))
         bend = before - 2 * here + after
-        # At the boundary, beside a point outside, and where the values bend upwards, the place itself stays.
+        # At the boundary, beside a point outside, and where the values bend upwards, the point itself stays.
         usable = inner & before.isfinite() & after.isfinite() & (bend < 0)
         shift = torch.where(usable, 0.5 * (before - after) / torch.where(usable, bend, 1), 0)
-        moved.append(axis[place] + step * shift.clamp(-0.5, 0.5).double())
+        moved.append(axis[along] + step * shift.clamp(-0.5, 0.5).double())
     return grid.from_axes(moved[0], moved[1], moved[2])

@@ -77,8 +77,8 @@ def locate_with_impulses(
         new = weigh_samples(plain, estimate.sources)
         change = (new.weights / found.weights).log().abs().flatten(1).amax(1)
         settled = (change < _SAME) | (number == _ROUNDS - 1)
-        for place in settled.nonzero()[:, 0].tolist():
-            done[int(left[place])] = estimate[place]
+        for row in settled.nonzero()[:, 0].tolist():
+            done[int(left[row])] = estimate[row]
         going = (~settled).nonzero()[:, 0]
         if len(going) == 0:
             break

@@ -221,14 +221,13 @@ class _Factor:
 
 
 def fit_source_covariance(
-    noise_variance: Float[Tensor, "S"] | None, at: SufficientStatistics, options: FitOptions = POWER_FIT
+    noise_variance: Float[Tensor, "S"] | None, at: SufficientStatistics
 ) -> tuple[Complex[Tensor, "S K K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
     """Source covariance and, unless it is known, noise variance that maximise the unconditional likelihood.
 
     Args:
         noise_variance: sigma^2; ``None`` if unknown.
         at: sufficient statistics without derivatives.
-        options: when to stop.
 
     Returns:
         P [S, K, K] (0 where there is no source), noise variance [S], negative log-likelihood [S] in nats.
@@ -239,8 +238,8 @@ def fit_source_covariance(
         factor.start,
         factor.lower,
         factor.upper,
-        steps=options.steps,
-        tolerance=options.tolerance,
+        steps=POWER_FIT.steps,
+        tolerance=POWER_FIT.tolerance,
     )
     T, noise = factor.of(fit.point)
     heard = at.active & (at.energy.sum(dim=1) > 0)[:, None]

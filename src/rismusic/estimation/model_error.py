@@ -60,7 +60,7 @@ from rismusic.sources import Sources
 _RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
 # Powers tau of the diffuse noise that are tried.
 _DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
-# Standard deviations of a source's place that are tried (rad), and directions.
+# Standard deviations of a source's direction that are tried (rad), and directions.
 _SPREADS_RAD = (0.003, 0.006, 0.012, 0.024, 0.048)
 _DIRECTIONS = 8
 # Log-likelihood ratio (nats) of a motion from which on the path is fitted, and Gauss-Newton steps.
@@ -237,8 +237,8 @@ def diffuse_evidence(
 def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K"]]:
     r"""Evidence that a source is not one point: it is extended or consists of several sources.
 
-    Near its place the field of such a source leaves the direction of its steering vector along a derivative
-    :math:`b_l = P^\perp_{C_l} B_l v`, with symbols of its own,
+    Near its position the field of such a source leaves the direction of its steering vector along a
+    derivative :math:`b_l = P^\perp_{C_l} B_l v`, with symbols of its own,
 
     .. math:: r_l \sim CN(0, \sigma^2 I + \eta\, b_l b_l^H).
 
@@ -247,8 +247,8 @@ def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "
         sources: positions near maximum likelihood with powers [S, K].
 
     Returns:
-        The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the place along
-        v that belongs to it, in units of its angle (rad); 0 and NaN without a source.
+        The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the direction
+        along v that belongs to it, in units of its angle (rad); 0 and NaN without a source.
     """
     if (compiled := _dispersion(recording, sources)) is not None:
         return compiled[3:]
@@ -279,8 +279,8 @@ class Motion:
     """A steady motion of each source from the first snapshot to the last, the other sources at rest.
 
     Args:
-        gain: log-likelihood ratio (nats) of the motion against a source at rest at its best place; 0 without
-            a source.
+        gain: log-likelihood ratio (nats) of the motion against a source at rest at its best position; 0
+            without a source.
         gain_in_all: the same against a source at rest at the estimate.
         offset: direction in the middle less that of the estimate, u: azimuth and elevation (rad).
         change: direction at the end less that at the start, v: azimuth and elevation (rad).
@@ -351,7 +351,7 @@ def _dispersion(
 def _linear_motion(
     recording: Recording, sources: Sources
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K"], Float[Tensor, "S K 4"]]:
-    """Log-likelihood ratios of a motion and of another place at rest, u and v, to first order."""
+    """Log-likelihood ratios of a motion and of another position at rest, u and v, to first order."""
     active = sources.active
     in_all = torch.zeros(active.shape, dtype=torch.float64, device=active.device)
     at_rest, path = torch.zeros_like(in_all), in_all.new_zeros(*active.shape, 4)
@@ -467,11 +467,11 @@ class _Path:
             self.start[:, None, :2] + path[:, None, :2] + self.t * path[:, None, 2:]
         ).unbind(-1)
         distance = (1 / self.start[:, 2:]).expand_as(azimuth)
-        A, slopes = steering_with_log_derivatives(self.recording.panel, azimuth, elevation, distance)
+        A, log_derivatives = steering_with_log_derivatives(self.recording.panel, azimuth, elevation, distance)
         link = self.recording.link.to(torch.complex128)
         C = self.resting.clone()
         C[self.rows, :, :, self.which] = link.apply(A.mT)
-        D = torch.stack([link.apply((slopes[..., axis] * A).mT) for axis in range(2)], dim=-1)
+        D = torch.stack([link.apply((log_derivatives[..., axis] * A).mT) for axis in range(2)], dim=-1)
         Q = orthonormal(C)
         rest = _outside(Q, self.y[..., None])[..., 0]
         s = _least_squares(C, self.y, self.active)[self.rows, :, self.which]
@@ -507,10 +507,10 @@ def _beside_sources(recording: Recording, sources: Sources) -> Iterator[tuple[sl
     for block in blocks(S, 64 * L * M * (8 * active.shape[1] + 1), positions.device):
         part, there = recording[block], active[block]
         azimuth, elevation, q = positions[block].unbind(-1)
-        A, slopes = steering_with_log_derivatives(part.panel, azimuth, elevation, 1 / q)
+        A, log_derivatives = steering_with_log_derivatives(part.panel, azimuth, elevation, 1 / q)
         A = A * there[:, None]
         # Only directions: a change of the range is harder to see.
-        D = (slopes[..., :2] * A[..., None]).flatten(-2)
+        D = (log_derivatives[..., :2] * A[..., None]).flatten(-2)
         link, y = part.link.to(torch.complex128), part.snapshots.to(torch.complex128)
         C = link.matmul(A).expand(-1, L, -1, -1)
         Q = orthonormal(C)

@@ -41,6 +41,8 @@ from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
+HALF_SPACE = Volume(math.pi / 2 - 1e-6, math.pi / 2 - 1e-6, 1e-3, 1e9)
+"""In front of a panel."""
 MAX_ELEMENTS = 1024
 """Largest number of elements, since the equations of the panel are dense."""
 
@@ -99,7 +101,8 @@ def fit_panel(
     """Fit responses, offsets and, unless they are known, the source positions.
 
     Args:
-        recording: S scenes with independent symbols, narrowband, with the nominal panel.
+        recording: S scenes with independent symbols, narrowband, with the nominal panel of at most
+            ``MAX_ELEMENTS``.
         start: positions [S, K], NaN where there is no source.
         volume: the box that bounds the positions.
         panel_error: root mean square of the relative error of the responses (prior), positive.
@@ -109,13 +112,11 @@ def fit_panel(
         first: a previous fit to start from.
 
     Raises:
-        InputError: a panel of more than 1024 elements, or an error that is not positive.
+        InputError: an error that is not positive.
     """
     if not panel_error > 0:
         raise InputError("panel_error", f"must be positive; got {panel_error:g}")
     N = len(recording.elements)
-    if N > MAX_ELEMENTS:
-        raise InputError("recording", f"has {N} elements; panels of up to {MAX_ELEMENTS} can be calibrated")
     positions, active = unpack(start, recording)
     white = whitened(recording, remaining_error)
     power = torch.where(active, fit_power_noise(white, positions, active)[0].double(), 1).clamp_min(_TINY)
@@ -253,10 +254,10 @@ class _Scenes:
         self.link, self.e, self.noise = problem.link[block], at.e, problem.noise[block]
         self.active, y = problem.active[block], problem.y[block]
         azimuth, elevation, q = at.x[block].unbind(-1)
-        self.place = azimuth, elevation, 1 / q
-        A, slopes = steering_with_log_derivatives(self.panel, *self.place)
+        self.positions = azimuth, elevation, 1 / q
+        A, log_derivatives = steering_with_log_derivatives(self.panel, *self.positions)
         self.A = A.to(torch.complex128) * self.active[:, None]  # [S, N, K]
-        self.D = (slopes * self.A[..., None]).flatten(2)  # [S, N, 3 K]
+        self.D = (log_derivatives * self.A[..., None]).flatten(2)  # [S, N, 3 K]
         self.C = self.link.matmul((1 + at.e)[:, None] * self.A).expand(-1, y.shape[1], -1, -1)
         power = torch.where(self.active, problem.power[block], 1)
         inner = self.C.mH @ self.C + torch.diag_embed(self.noise[:, None] / power).unsqueeze(1)
@@ -279,14 +280,14 @@ class _Scenes:
             shift = torch.zeros(3, dtype=torch.float64)
             shift[axis] = h
             ahead, behind = (
-                steering(self.panel.replace(elements=self.panel.elements + sign * shift), *self.place)
+                steering(self.panel.replace(elements=self.panel.elements + sign * shift), *self.positions)
                 for sign in (1, -1)
             )
             derivatives.append((ahead - behind).to(torch.complex128) * self.active[:, None] / (2 * h))
         return derivatives
 
     @cached_property
-    def by_place(self) -> Complex[Tensor, "S L M _"]:
+    def by_position(self) -> Complex[Tensor, "S L M _"]:
         """Derivatives of the received signal by the coordinates, [S, L, M, 3 K]."""
         B = self.link.matmul((1 + self.e)[:, None] * self.D).expand(-1, self.s.shape[1], -1, -1)
         return B * self.s.repeat_interleave(3, dim=-1)[:, :, None]
@@ -324,7 +325,7 @@ class _Scenes:
         E = torch.linalg.solve_triangular(factor, back(C), upper=False).flatten(0, 1)  # [L K, 4 N]
         total.addmm_(E.mH, E, alpha=-1 / float(noise))
         right += back(self.rest[i][..., None]).conj().sum(0).mT / noise
-        B = self.by_place[i]
+        B = self.by_position[i]
         T = torch.linalg.solve_triangular(factor, C.mH @ B, upper=False).flatten(0, 1)
         coupling = back(B).conj().sum(0).mT - E.mH @ T
         F = (B.mH @ B).sum(0).real - (T.mH @ T).real
@@ -446,9 +447,7 @@ def _remaining_error(recording: Recording, problem: Problem, at: Unknowns) -> fl
     _, L, M = problem.y.shape
     share = min(problem.known / (L * M), 1 - _LEAST_FREEDOM)
     level = problem.noise / (squared_modulus(problem.y).mean((1, 2)) - problem.noise).clamp_min(_TINY)
-    plain = Problem(
-        whitened(recording, 0.0), problem.active, problem.power, _EVERYWHERE, known_positions=True
-    )
+    plain = Problem(whitened(recording, 0.0), problem.active, problem.power, HALF_SPACE, known_positions=True)
     known = recording.noise_variance is not None
     inside = _error_in_noise(plain, at, problem.noise, known_noise=known, share=share)
     return math.hypot(inside, math.sqrt(share * float(level.median())))
@@ -472,7 +471,7 @@ def error_in_new_scenes(recording: Recording, sources: Sources, fit: PanelFit) -
     )
     power, noise = fit_power_noise(replace(panel, noise_variance=None), positions, active)
     power = torch.where(active, power.double(), 1).clamp_min(_TINY)
-    problem = Problem(panel, active, power, _EVERYWHERE, known_positions=True)
+    problem = Problem(panel, active, power, HALF_SPACE, known_positions=True)
     N = len(fit.response)
     nothing = torch.zeros(N, dtype=torch.complex128), torch.zeros(N, 3, dtype=torch.float64)
     known = recording.noise_variance is not None
@@ -525,9 +524,6 @@ def _error_in_noise(
 
     best = minimize_scalar(cost, bounds=(0.0, _LARGEST_ERROR), method="bounded", options={"xatol": 1e-3})
     return float(best.x)
-
-
-_EVERYWHERE = Volume(math.pi / 2 - 1e-6, math.pi / 2 - 1e-6, 1e-3, 1e9)
 
 
 def _real_square(matrix: Complex[Tensor, "n n"], N: int) -> Float[Tensor, "m m"]:

@@ -1,14 +1,14 @@
 r"""Joint maximum likelihood of sources that several panels of one room receive.
 
-Panel p sees source k, at the place :math:`x_k` of the room, at its own azimuth, elevation and inverse range
+Panel p sees source k, at the point :math:`x_k` of the room, at its own azimuth, elevation and inverse range
 :math:`\psi_p(x_k)`. Symbols are independent from panel to panel, so that the log-likelihoods add up:
 
 .. math:: -\log p(Y_1, \ldots, Y_P) = \sum_p \ell_p\left( \psi_p(x_1), \ldots, \psi_p(x_K);
     \, p_{p1}, \ldots, p_{pK}, \sigma_p^2 \right)
 
-with the likelihoods :math:`\ell_p` of :mod:`rismusic.estimation.likelihood`. Unknown are the places, which
+with the likelihoods :math:`\ell_p` of :mod:`rismusic.estimation.likelihood`. Unknown are the points, which
 are common, and in each panel the received powers and the noise variance. Gradient and Fisher information
-follow by the chain rule: with :math:`T_{pk} = \partial \psi_p / \partial x_k` the information on the places
+follow by the chain rule: with :math:`T_{pk} = \partial \psi_p / \partial x_k` the information on the points
 is :math:`\sum_p T_p^T J_p T_p`. A source behind a planar panel contributes nothing there.
 """
 
@@ -48,7 +48,7 @@ from rismusic.estimation.maximum_likelihood import (
 from rismusic.estimation.model_order import LOG_POWER_WIDTH, log_occam_factor
 from rismusic.io import Recording
 from rismusic.operator import Link
-from rismusic.room_frame import coordinate_derivatives, to_panel_coordinates
+from rismusic.sources import coordinate_derivatives, to_panel_coordinates
 
 # Least squares gives good enough powers where sources are still exchanged.
 _FIRST = replace(ROUGH, powers_first=False)
@@ -75,10 +75,10 @@ class View:
         return sees(self.recording.panel, positions)
 
     def statistics(
-        self, places: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"], *, derivatives: bool = False
+        self, points: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"], *, derivatives: bool = False
     ) -> tuple[SufficientStatistics, Float[Tensor, "S K 3"]]:
-        """Sufficient statistics at places of the room, and these places in coordinates of the panel."""
-        positions = to_panel_coordinates(self.pose, places)
+        """Sufficient statistics at points of the room, and these points in coordinates of the panel."""
+        positions = to_panel_coordinates(self.pose, points)
         seen = active & self.sees(positions)
         at = sufficient_statistics(self.recording, positions, seen, derivatives=derivatives, link=self._link)
         return at, positions
@@ -102,7 +102,7 @@ class RoomFit:
     """Sources of S scenes, fitted to the recordings of P panels.
 
     Args:
-        places: metres, room frame.
+        points: metres, room frame.
         active: which entries hold a source.
         power: p at each panel; meaningless where it does not see the source.
         noise_variance: of each panel.
@@ -110,7 +110,7 @@ class RoomFit:
         converged: whether the fit converged.
     """
 
-    places: Float[Tensor, "S K 3"]
+    points: Float[Tensor, "S K 3"]
     active: Bool[Tensor, "S K"]
     power: Float[Tensor, "S P K"]
     noise_variance: Float[Tensor, "S P"]
@@ -127,59 +127,59 @@ class RoomFit:
         return RoomFit(*(old.index_copy(0, scenes, new) for old, new in pairs))
 
     def emptied(self) -> RoomFit:
-        """The same without places for sources."""
-        return replace(self, places=self.places[:, :0], active=self.active[:, :0], power=self.power[..., :0])
+        """The same without entries for sources."""
+        return replace(self, points=self.points[:, :0], active=self.active[:, :0], power=self.power[..., :0])
 
     def padded(self, sources: int) -> RoomFit:
-        """The same with more places for sources."""
+        """The same with more entries for sources."""
         (S, K), P = self.active.shape, self.power.shape[1]
         more = sources - K
         return replace(
             self,
-            places=torch.cat((self.places, self.places.new_ones(S, more, 3)), dim=1),
+            points=torch.cat((self.points, self.points.new_ones(S, more, 3)), dim=1),
             active=torch.cat((self.active, self.active.new_zeros(S, more)), dim=1),
             power=torch.cat((self.power, self.power.new_ones(S, P, more)), dim=2),
         )
 
     def _fields(self) -> tuple[Tensor, ...]:
-        return self.places, self.active, self.power, self.noise_variance, self.value, self.converged
+        return self.points, self.active, self.power, self.noise_variance, self.value, self.converged
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> RoomFit:
         return RoomFit(*map(change, self._fields()))
 
 
-def refine_places(
+def refine_points(
     views: list[View],
-    places: Float[Tensor, "S K 3"],
+    points: Float[Tensor, "S K 3"],
     active: Bool[Tensor, "S K"],
     volume: Volume,
     *,
     criterion: Criterion = "unconditional",
     options: FitOptions = THOROUGH,
 ) -> RoomFit:
-    """Fit places of the room to all panels from a start.
+    """Fit points of the room to all panels from a start.
 
     Args:
         views: of P panels.
-        places: the start, in metres.
+        points: the start, in metres.
         active: which entries hold a source.
-        volume: its largest range bounds the places: none is farther from all panels.
+        volume: its largest range bounds the points: none is farther from all panels.
         criterion: ``conditional`` or ``unconditional`` likelihood.
         options: when to stop.
     """
-    fit = _refine_once(views, places, active, volume, criterion, options)
-    scenes, start = torch.arange(len(active), device=active.device), places
+    fit = _refine_once(views, points, active, volume, criterion, options)
+    scenes, start = torch.arange(len(active), device=active.device), points
     # A panel in front of which a source has moved has not taken part in the fit of its power.
     for _ in range(_VISIBILITY_ROUNDS if options.tolerance < ROUGH.tolerance else 0):
         before, after = (
             torch.stack([view.sees(to_panel_coordinates(view.pose, where)) for view in views])
-            for where in (start, fit.places[scenes])
+            for where in (start, fit.points[scenes])
         )
         moved = ((before != after) & active[scenes]).any(0).any(1)
         scenes = scenes[moved]
         if len(scenes) == 0:
             break
-        start = fit.places[scenes]
+        start = fit.points[scenes]
         some = [view[scenes] for view in views]
         fit = fit.with_others(scenes, _refine_once(some, start, active[scenes], volume, criterion, options))
     return fit
@@ -187,7 +187,7 @@ def refine_places(
 
 def _refine_once(
     views: list[View],
-    places: Tensor,
+    points: Tensor,
     active: Tensor,
     volume: Volume,
     criterion: Criterion,
@@ -195,14 +195,14 @@ def _refine_once(
 ) -> RoomFit:
     K = active.shape[1]
     P, width = len(views), K + 1
-    lower, upper = _limits(views, places, active, volume)
-    nuisance = [_nuisance(view, places, active, options) for view in views]
+    lower, upper = _limits(views, points, active, volume)
+    nuisance = [_nuisance(view, points, active, options) for view in views]
     start, least, most = (torch.cat([part[i] for part in nuisance], dim=1) for i in range(3))
     statistics = _Statistics(views, active)
     if criterion == "unconditional":
         end = levenberg_marquardt(
             lambda scenes, x: joint_unconditional(statistics(scenes), x, K),
-            torch.cat((places.flatten(1), start), dim=1),
+            torch.cat((points.flatten(1), start), dim=1),
             torch.cat((lower, least), dim=1),
             torch.cat((upper, most), dim=1),
             steps=options.steps,
@@ -212,7 +212,7 @@ def _refine_once(
     else:
         end = levenberg_marquardt(
             lambda scenes, x: joint_conditional(statistics(scenes), x),
-            places.flatten(1),
+            points.flatten(1),
             lower,
             upper,
             steps=options.steps,
@@ -226,9 +226,9 @@ def _refine_once(
 def fit_nothing(views: list[View]) -> RoomFit:
     """The fit without sources: all of the data is noise."""
     first = views[0].recording.snapshots
-    places = torch.ones(len(first), 1, 3, dtype=torch.float64, device=first.device)
+    points = torch.ones(len(first), 1, 3, dtype=torch.float64, device=first.device)
     absent = torch.zeros(len(first), 1, dtype=torch.bool, device=first.device)
-    return refine_places(views, places, absent, Volume(1.0, 1.0, 1.0, 1.0))
+    return refine_points(views, points, absent, Volume(1.0, 1.0, 1.0, 1.0))
 
 
 class _Statistics:
@@ -253,24 +253,24 @@ def joint_unconditional(
 
     Args:
         part: views of S scenes, and which entries hold a source.
-        x: K places, then log powers and log noise variance of each panel: U = 3K + P (K + 1).
+        x: K points, then log powers and log noise variance of each panel: U = 3K + P (K + 1).
         K: number of entries for sources.
     """
     views, active = part
-    places = x[:, : 3 * K].unflatten(1, (K, 3))
+    points = x[:, : 3 * K].unflatten(1, (K, 3))
     total = torch.zeros_like(x[:, 0])
     gradient, information = torch.zeros_like(x), x.new_zeros(*x.shape, x.shape[1])
     for number, view in enumerate(views):
         own = slice(3 * K + number * (K + 1), 3 * K + (number + 1) * (K + 1))
-        at, positions = view.statistics(places, active, derivatives=True)
+        at, positions = view.statistics(points, active, derivatives=True)
         power, noise = x[:, own][:, :K].exp(), x[:, own][:, K].exp()
         value, slope, J = unconditional(at, power, noise)
-        turn = block_diagonal(coordinate_derivatives(view.pose, positions))
-        cross = turn.mT @ J[:, : 3 * K, 3 * K :]
+        jacobian = block_diagonal(coordinate_derivatives(view.pose, positions))
+        cross = jacobian.mT @ J[:, : 3 * K, 3 * K :]
         total = total + value
-        gradient[:, : 3 * K] += (turn.mT @ slope[:, : 3 * K, None])[..., 0]
+        gradient[:, : 3 * K] += (jacobian.mT @ slope[:, : 3 * K, None])[..., 0]
         gradient[:, own] = slope[:, 3 * K :]
-        information[:, : 3 * K, : 3 * K] += turn.mT @ J[:, : 3 * K, : 3 * K] @ turn
+        information[:, : 3 * K, : 3 * K] += jacobian.mT @ J[:, : 3 * K, : 3 * K] @ jacobian
         information[:, : 3 * K, own] = cross
         information[:, own, : 3 * K] = cross.mT
         information[:, own, own] = J[:, 3 * K :, 3 * K :]
@@ -282,35 +282,35 @@ def joint_conditional(part: tuple[list[View], Bool[Tensor, "S K"]], x: Float[Ten
 
     Args:
         part: views of S scenes, and which entries hold a source.
-        x: K places.
+        x: K points.
     """
     views, active = part
-    places = x.unflatten(1, (-1, 3))
+    points = x.unflatten(1, (-1, 3))
     total, gradient = torch.zeros_like(x[:, 0]), torch.zeros_like(x)
     curvature = x.new_zeros(*x.shape, x.shape[1])
     for view in views:
-        at, positions = view.statistics(places, active, derivatives=True)
+        at, positions = view.statistics(points, active, derivatives=True)
         value, slope, F = conditional(at)
-        turn = block_diagonal(coordinate_derivatives(view.pose, positions))
+        jacobian = block_diagonal(coordinate_derivatives(view.pose, positions))
         total = total + value
-        gradient = gradient + (turn.mT @ slope[..., None])[..., 0]
-        curvature = curvature + turn.mT @ F @ turn
+        gradient = gradient + (jacobian.mT @ slope[..., None])[..., 0]
+        curvature = curvature + jacobian.mT @ F @ jacobian
     return total, gradient, curvature
 
 
-def _limits(views: list[View], places: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Tensor]:
-    """Limits of the places, [S, 3K]; entries without a source are held."""
-    centres = torch.stack([view.pose[:3, 3] for view in views]).to(places)
+def _limits(views: list[View], points: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Tensor]:
+    """Limits of the points, [S, 3K]; entries without a source are held."""
+    centres = torch.stack([view.pose[:3, 3] for view in views]).to(points)
     low, high = centres.amin(0) - volume.range_max, centres.amax(0) + volume.range_max
     there = active[..., None]
-    return torch.where(there, low, places).flatten(1), torch.where(there, high, places).flatten(1)
+    return torch.where(there, low, points).flatten(1), torch.where(there, high, points).flatten(1)
 
 
 def _nuisance(
-    view: View, places: Tensor, active: Tensor, options: FitOptions
+    view: View, points: Tensor, active: Tensor, options: FitOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Start and limits of the log powers and the log noise variance of one panel, [S, K + 1]."""
-    at, _ = view.statistics(places, active)
+    at, _ = view.statistics(points, active)
     limits = power_noise_limits(view.recording.noise_variance, at)
     if not options.powers_first:
         return limits
@@ -322,7 +322,7 @@ def _nuisance(
 
 def conditional_values(
     views: list[View],
-    places: Float[Tensor, "S K 3"],
+    points: Float[Tensor, "S K 3"],
     active: Bool[Tensor, "S K"],
     candidates: Float[Tensor, "S C 3"],
 ) -> Float[Tensor, "S C"]:
@@ -331,7 +331,7 @@ def conditional_values(
     The statistics of sources and candidates are computed once, and those of each choice taken from them.
     """
     (S, K), C = active.shape, candidates.shape[1]
-    both = torch.cat((places, candidates), dim=1)
+    both = torch.cat((points, candidates), dim=1)
     there = torch.cat((active, torch.ones(S, C, dtype=torch.bool, device=active.device)), dim=1)
     kept = torch.arange(K, device=active.device).expand(C, K)
     index = torch.cat((kept, K + torch.arange(C, device=active.device)[:, None]), dim=1)  # [C, K + 1]
@@ -366,7 +366,7 @@ def add_source(
         fit: K sources.
         candidates: metres, room frame.
         valid: which of them are candidates.
-        volume: see :func:`refine_places`.
+        volume: see :func:`refine_points`.
         criterion: likelihood of the fits.
 
     Returns:
@@ -374,29 +374,29 @@ def add_source(
     """
     K = fit.active.shape[1]
     rows = torch.arange(len(valid), device=valid.device)
-    value = conditional_values(views, fit.places, fit.active, candidates).masked_fill(~valid, torch.inf)
+    value = conditional_values(views, fit.points, fit.active, candidates).masked_fill(~valid, torch.inf)
     new = candidates[rows, value.argmin(1)]
-    places = torch.cat((fit.places, new[:, None]), dim=1)
+    points = torch.cat((fit.points, new[:, None]), dim=1)
     active = torch.cat((fit.active, valid.any(1)[:, None]), dim=1)
 
     def rough(scenes: Tensor, where: Tensor) -> RoomFit:
         some = [view[scenes] for view in views]
-        return refine_places(some, where, active[scenes], volume, criterion=criterion, options=_FIRST)
+        return refine_points(some, where, active[scenes], volume, criterion=criterion, options=_FIRST)
 
-    fit = rough(rows, places)
+    fit = rough(rows, points)
     for k in range(K):
         others = [i for i in range(K + 1) if i != k]
         value = conditional_values(
             views,
-            fit.places[:, others],
+            fit.points[:, others],
             active[:, others],
-            torch.cat((fit.places[:, k : k + 1], candidates), dim=1),
+            torch.cat((fit.points[:, k : k + 1], candidates), dim=1),
         )
         now, value = value[:, 0], value[:, 1:].masked_fill(~valid, torch.inf)
         scenes = ((value.amin(1) < now - _MIN_GAIN_NATS) & active[:, k]).nonzero()[:, 0]
         if len(scenes) == 0:
             continue
-        trial = fit.places[scenes].clone()
+        trial = fit.points[scenes].clone()
         trial[:, k] = candidates[scenes, value[scenes].argmin(1)]
         other = rough(scenes, trial)
         better = other.value < fit.value[scenes] - _MIN_GAIN_NATS
@@ -409,10 +409,10 @@ class RoomSolution:
     """A completed fit.
 
     Args:
-        fit: the places, with powers and noise variance of each panel.
+        fit: the points, with powers and noise variance of each panel.
         panels: the fit as each panel sees it; NaN where it does not see a source.
         values: negative unconditional log-likelihood of each panel, nats.
-        covariance: joint bound of the places at the estimate, m^2.
+        covariance: joint bound of the points at the estimate, m^2.
         log_evidence: Laplace approximation for this number of sources, nats.
     """
 
@@ -428,13 +428,13 @@ def complete(views: list[View], fit: RoomFit, volume: Volume) -> RoomSolution:
 
     Args:
         views: of P panels.
-        fit: from :func:`refine_places`.
+        fit: from :func:`refine_points`.
         volume: search volume of each panel, the prior of positions.
     """
     active, K = fit.active, fit.active.shape[1]
     panels, values, levels = [], [], []
     for view in views:
-        at, positions = view.statistics(fit.places, active)
+        at, positions = view.statistics(fit.points, active)
         seen = active & view.sees(positions)
         power, noise, value = fit_powers(view.recording.noise_variance, at)
         end = FitState(positions, value, fit.converged, (power, noise))
@@ -442,39 +442,39 @@ def complete(views: list[View], fit: RoomFit, volume: Volume) -> RoomSolution:
         panels.append(panel)
         values.append(value)
         levels.append(torch.cat((power.clamp_min(1e-300), panel.noise_variance[:, None]), dim=1).log())
-    x = torch.cat((fit.places.flatten(1), *levels), dim=1)
+    x = torch.cat((fit.points.flatten(1), *levels), dim=1)
     _, _, J = joint_unconditional((views, active), x, K)
-    seen = torch.stack([active & view.sees(to_panel_coordinates(view.pose, fit.places)) for view in views], 1)
+    seen = torch.stack([active & view.sees(to_panel_coordinates(view.pose, fit.points)) for view in views], 1)
     unknown = torch.cat((seen, torch.ones_like(seen[..., :1])), dim=2).flatten(1)
     covariance = room_covariance(marginal_information(J, 3 * K, unknown), active)
-    evidence = _log_evidence(views, fit.places, seen, J, volume) - torch.stack(values).sum(0)
+    evidence = _log_evidence(views, fit.points, seen, J, volume) - torch.stack(values).sum(0)
     return RoomSolution(fit, panels, torch.stack(values), covariance, evidence)
 
 
 def _log_evidence(
     views: list[View],
-    places: Float[Tensor, "S K 3"],
+    points: Float[Tensor, "S K 3"],
     seen: Bool[Tensor, "S P K"],
     J: Float[Tensor, "S U U"],
     volume: Volume,
 ) -> Float[Tensor, "S"]:
-    """Log of the prior volume that the data leave, for places uniform in the volume of one panel.
+    """Log of the prior volume that the data leave, for points uniform in the volume of one panel.
 
     The panel is the first that sees the source. With one panel this is the evidence of
     :func:`~rismusic.estimation.model_order.log_evidence`.
     """
     S, P, K = seen.shape
     first = seen.to(torch.int8).argmax(1)[..., None, None]
-    turns = torch.stack(
+    jacobians = torch.stack(
         [
-            coordinate_derivatives(view.pose, to_panel_coordinates(view.pose, places)).inverse()
+            coordinate_derivatives(view.pose, to_panel_coordinates(view.pose, points)).inverse()
             for view in views
         ],
         dim=1,
-    )  # [S, P, K, 3, 3], derivatives of the place by the coordinates of each panel
-    turn = block_diagonal(turns.take_along_dim(first[:, None], dim=1)[:, 0])
+    )  # [S, P, K, 3, 3], derivatives of the point by the coordinates of each panel
+    jacobian = block_diagonal(jacobians.take_along_dim(first[:, None], dim=1)[:, 0])
     M = torch.eye(J.shape[-1], dtype=J.dtype, device=J.device).repeat(S, 1, 1)
-    M[:, : 3 * K, : 3 * K] = turn
+    M[:, : 3 * K, : 3 * K] = jacobian
     extent = [high - low for low, high in zip(volume.lower, volume.upper, strict=True)]
     free = seen.any(1)
     width = torch.tensor(extent, dtype=J.dtype, device=J.device) * free[..., None]

@@ -232,8 +232,8 @@ def music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -> Spe
     most = _largest_number(covariance, sources)
     values, vectors = covariance.eigen(most)
     if not isinstance(sources, int):
-        place = torch.arange(most, device=sources.device)
-        vectors = vectors * (place < sources[..., None])[..., None, :]
+        number = torch.arange(most, device=sources.device)
+        vectors = vectors * (number < sources[..., None])[..., None, :]
     return Spectrum(vectors, torch.ones_like(values[..., 0]), sharp=True)
 
 
@@ -259,9 +259,9 @@ def soft_music(covariance: Covariance, sources: int | Int64[Tensor, "*batch"]) -
     """
     _largest_number(covariance, sources)
     values, vectors = covariance.eigen(covariance.rank)
-    place = torch.arange(covariance.rank, device=values.device)
+    number = torch.arange(covariance.rank, device=values.device)
     count = torch.as_tensor(sources, device=values.device)
-    tail = place >= count[..., None]
+    tail = number >= count[..., None]
     noise = torch.where(tail, values, 0).sum(-1) / tail.sum(-1).clamp_min(1)
     noise = torch.where(tail.any(-1), noise, covariance.loading)
     weight = (1 - noise[..., None] / values).clamp_min(0)
@@ -366,19 +366,21 @@ def newton(
         )
     *batch, K = azimuth.shape
     start = volume.clamp(azimuth.double(), elevation.double(), range.double())
-    place = torch.stack((start[0], start[1], 1 / start[2]), dim=-1).reshape(-1, K, 3)
+    positions = torch.stack((start[0], start[1], 1 / start[2]), dim=-1).reshape(-1, K, 3)
     N, C = spectrum.vectors.shape[-2:]
     vectors = spectrum.vectors.expand(*batch, N, C).reshape(-1, N, C)
-    kernel = compiled_fits() if place.device.type == "cpu" and panel.subcarriers == 1 else None
-    box = torch.tensor((volume.lower, volume.upper), dtype=torch.float64, device=place.device)
+    kernel = compiled_fits() if positions.device.type == "cpu" and panel.subcarriers == 1 else None
+    box = torch.tensor((volume.lower, volume.upper), dtype=torch.float64, device=positions.device)
     ends = []
     if kernel is not None:
         limits = FitOptions(options.steps, _TOLERANCE)
-        end = kernel.climb(panel, vectors, place, reach, (volume.lower, volume.upper), limits)
+        end = kernel.climb(panel, vectors, positions, reach, (volume.lower, volume.upper), limits)
         ends.append(tuple(value.flatten(0, 1) for value in end))
-    for block in [] if kernel is not None else blocks(len(place), 16 * vectors[0].numel() * K, place.device):
+    for block in (
+        [] if kernel is not None else blocks(len(positions), 16 * vectors[0].numel() * K, positions.device)
+    ):
         V = vectors[block].to(torch.complex128)
-        begin = place[block].flatten(0, 1)
+        begin = positions[block].flatten(0, 1)
         V = V.repeat_interleave(K, dim=0)
         a, slope = _steering(panel, begin)
         width = reach * _width(slope)

@@ -101,13 +101,13 @@ class Subarrays:
         energy = torch.zeros_like(distance)
         for part in _divided(panel, members, divisions):
             centre = panel.elements[part].mean(0)
-            places, cell = _representatives(
+            centres, cell = _representatives(
                 panel.replace(elements=panel.elements[part] - centre), points - centre
             )
             child = (
-                Leaf.of(panel, part, places + centre)
+                Leaf.of(panel, part, centres + centre)
                 if len(part) <= _LEAF
-                else cls.of(panel, part, places + centre, divisions=2)
+                else cls.of(panel, part, centres + centre, divisions=2)
             )
             own = (points - centre).norm(dim=1)
             gain = (distance / own) ** _exponent(panel)
@@ -115,7 +115,7 @@ class Subarrays:
             energy += (gain * child.norm[cell]).square()
             children.append(child)
             cells.append((cell + done).int())
-            done += len(places)
+            done += len(centres)
         factor = torch.view_as_real(torch.stack(factors, dim=1))
         real, imaginary = (part.contiguous() for part in factor.unbind(-1))
         return cls(tuple(children), torch.stack(cells, dim=1), real, imaginary, energy.sqrt().float())
@@ -234,5 +234,5 @@ def _representatives(
     occupied[number] = True
     cells = occupied.nonzero()[:, 0]
     middle = torch.stack((cells // (Y * Z), cells // Z % Y, cells % Z), dim=1) + 0.5
-    places = _positions(*from_cosines(*(low + step * middle).unbind(1)))
-    return places, (occupied.cumsum(0) - 1)[number]
+    centres = _positions(*from_cosines(*(low + step * middle).unbind(1)))
+    return centres, (occupied.cumsum(0) - 1)[number]

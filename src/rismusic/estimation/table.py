@@ -75,12 +75,12 @@ def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]
     sources = estimate.sources
     rows = []
     exists, status = estimate.existence_probability, estimate.status
-    place, bars = None, None
+    point, bars = None, None
     if estimate.pose is not None:
         far = sources.range.isinf()[..., None]
-        place = estimate.position_room.masked_fill(far, math.nan)
+        point = estimate.position_room.masked_fill(far, math.nan)
         bars = estimate.position_covariance_room.diagonal(dim1=-2, dim2=-1).sqrt()
-    scenes, places = sources.active.nonzero().unbind(-1)
+    scenes, slots = sources.active.nonzero().unbind(-1)
     fields = (
         sources.azimuth,
         sources.elevation,
@@ -90,8 +90,8 @@ def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]
         estimate.range_lower_m,
         exists,
     )
-    columns = [field[scenes, places].tolist() for field in fields]
-    for scene, source, *values in zip(scenes.tolist(), places.tolist(), *columns, strict=True):
+    columns = [field[scenes, slots].tolist() for field in fields]
+    for scene, source, *values in zip(scenes.tolist(), slots.tolist(), *columns, strict=True):
         azimuth, elevation, distance, azimuth_std, elevation_std, range_std, power, lower, exists_here = (
             values
         )
@@ -109,14 +109,14 @@ def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]
             existence_probability=exists_here,
             status=status[scene],
         )
-        if place is not None and bars is not None:
-            row = RoomPosition(**asdict(row), **_room(place[scene, source], bars[scene, source]))
+        if point is not None and bars is not None:
+            row = RoomPosition(**asdict(row), **_room(point[scene, source], bars[scene, source]))
         rows.append(row)
     return rows
 
 
-def _room(place: Tensor, bars: Tensor) -> dict[str, Any]:
-    values = (*place.tolist(), *bars.tolist())
+def _room(point: Tensor, bars: Tensor) -> dict[str, Any]:
+    values = (*point.tolist(), *bars.tolist())
     return dict(zip(ROOM_COLUMNS[len(COLUMNS) :], values, strict=True))
 
 
@@ -126,7 +126,7 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
     Values that are infinite (an error bar that the data cannot give) or not available are null.
     """
     settings = estimate.spec.model_dump(mode="json")
-    status, doubts = estimate.status, estimate.doubts
+    status, reasons = estimate.status, estimate.reasons
     rows: list[list[Position]] = [[] for _ in status]
     for row in position_rows(estimate, first_scene=first_scene):
         rows[row.scene - first_scene].append(row)
@@ -151,7 +151,7 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
             "settings": settings,
             "warnings": warnings,
             "status": status[scene],
-            "reasons": doubts[scene],
+            "reasons": reasons[scene],
             "panel_error": None if estimate.panel_error is None else float(estimate.panel_error[scene]),
             "n_sources": int(estimate.n_sources[scene]),
             "n_sources_probability": None if probability is None else probability[scene].tolist(),

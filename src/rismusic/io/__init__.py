@@ -2,7 +2,7 @@
 
 from rismusic.io.reader import RecordingFile, load_sample, open_recording, read
 from rismusic.io.recording import Recording, check_recording, to_room_frame, validate
-from rismusic.io.validation import check_pose
+from rismusic.io.schema import check_pose
 from rismusic.io.writer import RecordingWriter, write
 
 __all__ = [

@@ -232,12 +232,12 @@ def _check_heaps(path: Path) -> None:
         start = part.find(_HEAP)
         while start >= 0:
             (size,) = struct.unpack_from("<Q", part[start : start + 16].ljust(16, b"\0"), 8)
-            place, end = start + 16, min(start + size, len(part))
-            while place + 16 <= end:
-                index, _, length = struct.unpack_from("<HHxxxxQ", part, place)
+            offset, end = start + 16, min(start + size, len(part))
+            while offset + 16 <= end:
+                index, _, length = struct.unpack_from("<HHxxxxQ", part, offset)
                 if index == 0 and length == 0:
                     raise InputError(str(path), "is a damaged HDF5 file: a block of its texts has no size")
-                place += 16 + -(-length // 8) * 8 if index else length
+                offset += 16 + -(-length // 8) * 8 if index else length
             start = part.find(_HEAP, start + 1)
 
 
@@ -247,25 +247,25 @@ def member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
     Raises:
         InputError: there is an external link on the way, a circle of links, or something damaged.
     """
-    left, place = name.strip("/").split("/"), file
+    left, found = name.strip("/").split("/"), file
     for _ in range(_MOST_LINKS):
         if not left:
-            return place
+            return found
         part = left.pop(0)
         if part in ("", "."):
             continue
-        link = place.get(part, getlink=True)
+        link = found.get(part, getlink=True)
         if isinstance(link, h5py.ExternalLink):
             raise InputError(
                 name, "is a link to another file, which is not followed; store the values themselves"
             )
         if isinstance(link, h5py.SoftLink):
             if link.path.startswith("/"):
-                place = file
+                found = file
             left = [*link.path.strip("/").split("/"), *left]
         else:
             try:
-                place = place[part]
+                found = found[part]
             except KeyError as error:
                 raise InputError(name, "cannot be read; the file is damaged") from error
     raise InputError(name, "is a link that leads to itself")

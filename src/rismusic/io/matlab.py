@@ -37,19 +37,9 @@ _PIECE_BYTES = 1 << 20
 _HEAD_BYTES = 4096
 
 TYPES = {
-    1: "i1",
-    2: "u1",
-    3: "i2",
-    4: "u2",
-    5: "i4",
-    6: "u4",
-    7: "f4",
-    9: "f8",
-    12: "i8",
-    13: "u8",
-    16: "u1",
+    1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8", 16: "u1",
     17: "u2",
-}
+}  # fmt: skip
 """NumPy types of stored values, by the type code in a tag."""
 CLASSES = {
     1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse", 6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2",
@@ -183,32 +173,32 @@ class Mat5Array:
         if found.is_complex:
             self.dtype = np.result_type(self.dtype, np.complex64)
         end = file.seek(0, 2)
-        place = offset + found.data
+        position = offset + found.data
         self._parts: list[tuple[np.dtype[Any], int]] = []
         for _ in range(2 if found.is_complex else 1):
-            file.seek(place)
+            file.seek(position)
             stored, size, values, after = read_tag(file.read(8), 0, found.order)
             # MATLAB stores integer values as integers, whatever the class of the variable.
             dtype = np.dtype(found.order + TYPES[stored])
             expected = int(np.prod(found.shape, dtype=object)) * dtype.itemsize
-            if size != expected or place + values + size > end:
+            if size != expected or position + values + size > end:
                 raise ValueError(f"{size} bytes of values instead of {expected}")
-            self._parts.append((dtype, place + values))
-            place += after
+            self._parts.append((dtype, position + values))
+            position += after
 
     def __getitem__(self, index: tuple[slice, ...]) -> Array:
         """Read a part as a new array."""
         # A new mapping for each slice, so that its pages are released afterwards.
         parts = [
-            np.memmap(self._file, dtype, "r", place, self.shape, order="F")[index]
-            for dtype, place in self._parts
+            np.memmap(self._file, dtype, "r", position, self.shape, order="F")[index]
+            for dtype, position in self._parts
         ]
         return parts[0].astype(self.dtype) if len(parts) == 1 else to_complex(parts[0], parts[1], self.dtype)
 
     def text(self) -> Array:
         """Text of a variable of class ``char``."""
-        dtype, place = self._parts[0]
-        self._file.seek(place)
+        dtype, position = self._parts[0]
+        self._file.seek(position)
         content = self._file.read(int(np.prod(self.shape)) * dtype.itemsize)
         utf16 = {"<": "utf-16-le", ">": "utf-16-be"}[self._order]
         return np.asarray(content.decode(utf16 if dtype.itemsize == 2 else "utf-8"))
@@ -342,32 +332,32 @@ def variables(file: IO[bytes]) -> list[Variable]:
     file.seek(_HEADER_BYTES - 2)
     order = "<" if file.read(2) == b"IM" else ">"
     found = []
-    place = _HEADER_BYTES
-    while place < length:
-        file.seek(place)
+    position = _HEADER_BYTES
+    while position < length:
+        file.seek(position)
         tag = file.read(8)
         if len(tag) < 8:
             raise ValueError("the file is truncated")
         kind, size = struct.unpack(f"{order}2I", tag)
-        place += 8
-        if place + size > length:
+        position += 8
+        if position + size > length:
             raise ValueError("the file is truncated")
         if kind not in (_MATRIX, _COMPRESSED):
             raise ValueError(f"an element of type {kind} where a variable should be")
         head = file.read(min(size, _HEAD_BYTES))
-        found.append(_variable(head, order, place, size, compressed=kind == _COMPRESSED))
-        place += size
+        found.append(_variable(head, order, position, size, compressed=kind == _COMPRESSED))
+        position += size
     return found
 
 
-def read_tag(head: bytes, place: int, order: str) -> tuple[int, int, int, int]:
+def read_tag(head: bytes, position: int, order: str) -> tuple[int, int, int, int]:
     """Read a tag: type, number of bytes, offset of the values, and offset of the next tag."""
-    if place + 8 > len(head):
+    if position + 8 > len(head):
         raise ValueError("an element ends too early")
-    kind, size = struct.unpack_from(f"{order}2I", head, place)
+    kind, size = struct.unpack_from(f"{order}2I", head, position)
     if kind >> 16:  # up to four bytes of values within the tag
-        return kind & 0xFFFF, kind >> 16, place + 4, place + 8
-    return kind, size, place + 8, place + 8 + -(-size // 8) * 8
+        return kind & 0xFFFF, kind >> 16, position + 4, position + 8
+    return kind, size, position + 8, position + 8 + -(-size // 8) * 8
 
 
 def _variable(head: bytes, order: str, offset: int, size: int, *, compressed: bool) -> Variable:
@@ -377,23 +367,23 @@ def _variable(head: bytes, order: str, offset: int, size: int, *, compressed: bo
         kind, _, start, _ = read_tag(head, 0, order)
         if kind != _MATRIX:
             raise ValueError(f"an element of type {kind} where a variable should be")
-    _, flag_bytes, values, place = read_tag(head, start, order)
+    _, flag_bytes, values, position = read_tag(head, start, order)
     if flag_bytes != 8:
         raise ValueError("a variable without flags")
     (flags,) = struct.unpack_from(f"{order}I", head, values)
     mat_class = CLASSES.get(flags & 0xFF, "opaque")
     shape: tuple[int, ...] = ()
     if mat_class != "opaque":  # an opaque object has no shape
-        _, shape_bytes, values, place = read_tag(head, place, order)
+        _, shape_bytes, values, position = read_tag(head, position, order)
         rank = shape_bytes // 4
         if not 2 <= rank <= _LARGEST_RANK:
             raise ValueError(f"a variable of {rank} axes")
         shape = struct.unpack_from(f"{order}{rank}i", head, values)
         if min(shape) < 0:
             raise ValueError("a variable of negative size")
-    _, name_bytes, values, place = read_tag(head, place, order)
+    _, name_bytes, values, position = read_tag(head, position, order)
     name = head[values : values + name_bytes].decode("latin-1")
-    return Variable(name, mat_class, bool(flags & _COMPLEX), shape, order, place, offset, size, compressed)
+    return Variable(name, mat_class, bool(flags & _COMPLEX), shape, order, position, offset, size, compressed)
 
 
 def _matlab_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

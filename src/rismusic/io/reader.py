@@ -20,9 +20,18 @@ from rismusic.io.hdf5 import Hdf5Store
 from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
 from rismusic.io.recording import Recording
-from rismusic.io.schema import ATTRIBUTES, FIELDS, FORMAT, SUFFIXES, Description, check_structure
+from rismusic.io.schema import (
+    ATTRIBUTES,
+    FIELDS,
+    FORMAT,
+    SUFFIXES,
+    Description,
+    check_frequencies,
+    check_panel,
+    check_structure,
+    check_values,
+)
 from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
-from rismusic.io.validation import check_frequencies, check_panel, check_values
 from rismusic.sources import Sources
 from rismusic.spec import MAX_PATTERN_EXPONENT, SymbolModel
 from rismusic.text import any_of
@@ -137,11 +146,14 @@ class RecordingFile:
         parts = {part for name in self.fields if name not in names for part in _parts(name)}
         self.ignored = tuple(sorted(names - set(FIELDS) - set(ATTRIBUTES) - parts))
         _check_format(self._store, names)
-        self.wavelength = _wavelength(self._store, names)
+        self.wavelength = _number(self._store, names, "wavelength", "one positive length in metres")
         self.wave = _choice(self._store, names, "wave", WAVES, "spherical")
         default: SymbolModel = "known" if "pilots" in self.fields else "independent"
         self.symbols = _choice(self._store, names, "symbols", get_args(SymbolModel), default)
-        self.pattern_exponent = _exponent(self._store, names)
+        self.pattern_exponent = 0.0
+        if "pattern_exponent" in names:
+            expected = f"one number, 0 to {MAX_PATTERN_EXPONENT:g}"
+            self.pattern_exponent = _number(self._store, names, "pattern_exponent", expected)
         self._arrays, descriptions = {}, {}
         for name in self.fields:
             with understood(name, "must be a readable array"):
@@ -323,12 +335,14 @@ def _content(path: Path) -> str:
             raise InputError(str(path), "is a device or a pipe, not a recording")
         with path.open("rb") as file:
             head = file.read(2 * HEADER_BYTES)
-            places = [head[place : place + 8] for place in (0, HEADER_BYTES)]
-            place = 2 * HEADER_BYTES
+            signatures = [head[offset : offset + 8] for offset in (0, HEADER_BYTES)]
+            offset = 2 * HEADER_BYTES
             # HDF5 content may follow a user block of 512 bytes times a power of two.
-            while head and _HDF5 not in places and file.seek(place) == place and (found := file.read(8)):
-                places.append(found)
-                place *= 2
+            while (
+                head and _HDF5 not in signatures and file.seek(offset) == offset and (found := file.read(8))
+            ):
+                signatures.append(found)
+                offset *= 2
     except FileNotFoundError:
         raise InputError(str(path), "no such file") from None
     except InputError:
@@ -339,9 +353,9 @@ def _content(path: Path) -> str:
     version = {b"IM": head[124:126][::-1], b"MI": head[124:126]}.get(head[126:128], b"")
     if not head:
         return "an empty file"
-    if version == b"\2\0" and places[1] == _HDF5:
+    if version == b"\2\0" and signatures[1] == _HDF5:
         return "a MATLAB 7.3 file"
-    if _HDF5 in places:
+    if _HDF5 in signatures:
         return "an HDF5 file"
     if version == b"\1\0":
         return "a MATLAB 5 file"
@@ -431,27 +445,13 @@ def _choice(store: Store, names: set[str], name: str, options: tuple[_Word, ...]
     raise InputError(name, f"{expected}; got {str(text)[:80]!r}")
 
 
-def _exponent(store: Store, names: set[str]) -> float:
-    if "pattern_exponent" not in names:
-        return 0.0
-    expected = f"must be one number, 0 to {MAX_PATTERN_EXPONENT:g}"
-    value = _scalar("pattern_exponent", store, expected)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 <= value <= MAX_PATTERN_EXPONENT
-    ):
-        raise InputError("pattern_exponent", f"{expected}; got {_what(value)}")
-    return float(value)
-
-
-def _wavelength(store: Store, names: set[str]) -> float:
-    expected = "must be one positive length in metres"
-    if "wavelength" not in names:
-        raise InputError("wavelength", f"{expected}; no such value in the file")
-    value = _scalar("wavelength", store, expected)
+def _number(store: Store, names: set[str], name: str, expected: str) -> float:
+    """An attribute that is a number; :class:`Panel` checks its limits."""
+    if name not in names:
+        raise InputError(name, f"must be {expected}; no such value in the file")
+    value = _scalar(name, store, f"must be {expected}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError("wavelength", f"{expected}; got {_what(value)}")
+        raise InputError(name, f"must be {expected}; got {_what(value)}")
     return float(value)
 
 

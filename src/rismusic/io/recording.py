@@ -22,8 +22,17 @@ from torch import Tensor
 
 from rismusic.array import SPEED_OF_LIGHT, ArrayLike, Panel, dtype_name, to_tensor
 from rismusic.errors import InputError
-from rismusic.io.schema import FIELDS, Description, Structure, check_structure, fields_of
-from rismusic.io.validation import check_frequencies, check_panel, check_pose, check_symbols, check_values
+from rismusic.io.schema import (
+    FIELDS,
+    Description,
+    check_frequencies,
+    check_panel,
+    check_pose,
+    check_structure,
+    check_symbols,
+    check_values,
+    fields_of,
+)
 from rismusic.operator import Link
 from rismusic.sources import Sources
 from rismusic.spec import SymbolModel, Wave
@@ -181,9 +190,6 @@ class Recording:
             "frequencies": bands,
             "times": None if times is None else torch.atleast_1d(to_tensor("times", times, "real")),
         }
-        check_structure(_descriptions(values, truth), single=single)
-        if values["pose"] is not None:
-            check_pose(values["pose"])
         recording = cls(
             wavelength=panel.wavelength,
             truth=truth,
@@ -192,7 +198,7 @@ class Recording:
             symbols=symbols or ("independent" if pilots is None else "known"),
             **values,  # type: ignore[arg-type]
         )
-        validate(recording)
+        validate(recording, single=single)
         return recording
 
     @staticmethod
@@ -422,26 +428,23 @@ class Recording:
         return replace(self, truth=truth, **changed)  # type: ignore[arg-type]
 
 
-def validate(recording: Recording, *, first_scene: int = 0) -> Structure:
+def validate(recording: Recording, *, first_scene: int = 0, single: bool = False) -> None:
     """Check shapes, sizes and values of a recording.
 
     Args:
         recording: in memory.
         first_scene: number of its first scene in error messages.
-
-    Returns:
-        Its sizes.
+        single: the snapshots were given as one scene [L, M]; error messages omit the scene axis.
 
     Raises:
         InputError: naming the field, and the scene where there is one.
     """
-    structure = structure_of(recording)
+    check_shapes(recording, single=single)
     check_panel(recording.panel)
     if recording.frequencies is not None:
         check_frequencies(recording.frequencies, recording.wavelength)
     check_symbols(recording.symbols, recording.pilots)
     check_values(tensors(recording), recording.truth, first_scene=first_scene)
-    return structure
 
 
 def to_room_frame(
@@ -532,37 +535,22 @@ def scene_index(index: SceneIndex, scenes: int, device: torch.device | str = "cp
 
 def tensors(recording: Recording) -> dict[str, Tensor]:
     """The fields that a recording has, by their name in a file."""
-    values = {field.name: getattr(recording, field.name) for field in fields(recording)}
-    return _named(values, recording.truth)
-
-
-def structure_of(recording: Recording) -> Structure:
-    """Check types and shapes of a recording.
-
-    Returns:
-        Its sizes.
-
-    Raises:
-        InputError: fields of another type or shape, or that disagree in size.
-    """
-    return check_structure(_descriptions(tensors(recording), recording.truth))
-
-
-def _named(values: dict[str, Any], truth: Sources | None) -> dict[str, Tensor]:
     found = {}
     for name in FIELDS:
-        owner, _, attribute = name.rpartition("/")
-        value = (None if truth is None else getattr(truth, attribute)) if owner else values.get(name)
+        of_truth, _, attribute = name.rpartition("/")
+        value = getattr(recording.truth if of_truth else recording, attribute, None)
         if value is not None:
             found[name] = value
     return found
 
 
-def _descriptions(values: dict[str, Any], truth: Sources | None) -> dict[str, Description]:
-    return {
+def check_shapes(recording: Recording, *, single: bool = False) -> None:
+    """Check types and shapes of a recording; see :func:`validate`."""
+    found = {
         name: Description(tuple(value.shape), dtype_name(value.dtype))
-        for name, value in _named(values, truth).items()
+        for name, value in tensors(recording).items()
     }
+    check_structure(found, single=single)
 
 
 def _check_same(first: Recording, other: Recording, name: str) -> None:

@@ -23,10 +23,9 @@ from rismusic.io.hdf5 import Hdf5Sink, Hdf5Store, PartialHdf5Sink
 from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
-from rismusic.io.recording import Recording, structure_of, tensors, validate
-from rismusic.io.schema import FIELDS, FORMAT, Field, fields_of
+from rismusic.io.recording import Recording, check_shapes, tensors, validate
+from rismusic.io.schema import FIELDS, FORMAT, Field, check_values, fields_of
 from rismusic.io.store import Array, Sink, reason
-from rismusic.io.validation import check_values
 from rismusic.partial import PartialFile
 
 MatVersion = Literal["5", "7.3"]
@@ -283,7 +282,7 @@ def write(
     Raises:
         InputError: the recording is invalid, the extension is unknown, or the file cannot be written.
     """
-    structure_of(recording)
+    check_shapes(recording)
     with RecordingWriter(path, scenes=len(recording), overwrite=overwrite, mat_version=mat_version) as writer:
         for start in range(0, len(recording), _BLOCK_SCENES):
             writer.append(recording[start : start + _BLOCK_SCENES])

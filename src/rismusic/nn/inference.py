@@ -34,9 +34,9 @@ from rismusic.estimation.noise import snr_db
 from rismusic.estimation.search import received_fields
 from rismusic.files import failure
 from rismusic.io import Recording
+from rismusic.nn.checkpoint import other_panel, read_network
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import SHIPPED, WeightsCard, card_of, weights_path
-from rismusic.nn.weights import other_panel, read_network
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, Wave, limits
 
@@ -131,11 +131,11 @@ class SpatialPrior:
     ) -> Float[Tensor, "B"]:
         """Log b of sources at azimuth, elevation, 1/range, in the scenes of the given indices."""
         azimuth, elevation, q = positions.unbind(-1)
-        place = to_cosines(azimuth, elevation, self.scale / q)
+        cosines = to_cosines(azimuth, elevation, self.scale / q)
         axes = (self.grid.u_x, self.grid.u_y, self.grid.q)
         x, y, z = (
             ((value - axis[0]) / (step or 1.0)).round().long().clamp(0, len(axis) - 1)
-            for value, axis, step in zip(place, axes, self.grid.step, strict=True)
+            for value, axis, step in zip(cosines, axes, self.grid.step, strict=True)
         )
         share = self.near[scenes[:, None], x, y, z] * active.sum(-1, keepdim=True)
         return torch.where(active, share.clamp(_MIN_PROBABILITY, 1).log(), 0).sum(-1)
@@ -170,11 +170,7 @@ class NetworkOutput:
     @classmethod
     @torch.no_grad()
     def compute(
-        cls,
-        loaded: LoadedNetwork,
-        recording: Recording,
-        noise_variance: Float[Tensor, "S"],
-        spec: LocateSpec,
+        cls, loaded: LoadedNetwork, recording: Recording, noise_variance: Float[Tensor, "S"], spec: LocateSpec
     ) -> NetworkOutput:
         """Run the network on scenes of its panel, possibly at another wavelength.
 
@@ -203,7 +199,7 @@ class NetworkOutput:
             raise InputError("network.kind", f"the network {network.spec.kind!r} returned no grid_logits")
         most = min(spec.hybrid.candidates, int(network.grid.inside.sum()))
         peaks = highest_peaks(prediction.grid_logits[:, -1], network.grid, most)
-        places = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1).double()
+        positions = torch.stack((peaks.azimuth, peaks.elevation, scale / peaks.range), dim=-1).double()
         order = prediction.existence_logits.argsort(dim=-1, descending=True)
         heads = (prediction.azimuth, prediction.elevation, 1 / (prediction.inverse_range * scale))
         azimuth, elevation, distance = (value.gather(1, order).double() for value in heads)
@@ -211,8 +207,8 @@ class NetworkOutput:
             fitted,
             prediction.blended(*sample, beta),
             Sources(azimuth=azimuth, elevation=elevation, range=distance),
-            places,
-            received_fields(fitted, places),
+            positions,
+            received_fields(fitted, positions),
             SpatialPrior.of(prediction.grid_logits[:, -1], network.grid, scale),
             prediction.count_logits.log_softmax(-1).double(),
             snr_db(with_noise),
@@ -278,9 +274,8 @@ def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpe
     if direct != (system.channel.kind == "direct"):
         return f"they were trained {'through a channel' if direct else 'without a channel'}"
     searched, scale = Volume.from_spec(spec), own.panel.wavelength / recording.wavelength
-    if not _within(
-        replace(searched, **{name: getattr(searched, name) * scale for name in _RANGES}), own.volume
-    ):
+    nearest, farthest = searched.range_min * scale, searched.range_max * scale
+    if not _within(replace(searched, range_min=nearest, range_max=farthest), own.volume):
         return "the search volume is larger than the one they were trained on"
     if spec.sources == "auto" and spec.sources_max > loaded.card.sources_max:
         return f"they know at most {loaded.card.sources_max} sources"
@@ -304,9 +299,6 @@ def scene_mismatches(
     if count is not None:
         reasons |= dict.fromkeys((count > most).nonzero()[:, 0].tolist(), f"they know at most {most} sources")
     return reasons
-
-
-_RANGES = ("range_min", "range_max")
 
 
 def _within(inner: Volume, outer: Volume) -> bool:

@@ -219,9 +219,7 @@ def mvdr_value(covariance: Covariance, steering: Complex[Tensor, "*batch N Q"]) 
 
 
 def peak_contrast(
-    covariance: Covariance,
-    target: Covariance,
-    around: Complex[Tensor, "*batch N K C"],
+    covariance: Covariance, target: Covariance, around: Complex[Tensor, "*batch N K C"]
 ) -> Float[Tensor, "*batch K"]:
     r"""Divergence of the MVDR spectra of R and T around the true sources.
 
@@ -389,20 +387,14 @@ class Targets:
         right, up = (axis.ravel() for axis in torch.meshgrid(offset, offset, indexing="ij"))
         x, y = u_x[..., None] + self.grid.step[0] * right, u_y[..., None] + self.grid.step[1] * up
         azimuth, elevation, distance = (
-            place.flatten(-2) for place in from_cosines(x, y, q[..., None].expand_as(x))
+            cosine.flatten(-2) for cosine in from_cosines(x, y, q[..., None].expand_as(x))
         )
         return steering(self.grid.panel, azimuth, elevation, distance).unflatten(-1, x.shape[-2:])
 
     def __getitem__(self, scenes: slice | Tensor) -> Targets:
         """The targets of some scenes."""
-        return replace(
-            self,
-            truth=self.truth[scenes],
-            steering=self.steering[scenes],
-            true=self.true[scenes],
-            sample=self.sample[scenes],
-            conditioning=self.conditioning[scenes],
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "grid"}
+        return replace(self, **{name: value[scenes] for name, value in values.items()})
 
 
 # Limits the table of 2^K entries per scene.
@@ -449,9 +441,9 @@ def assign(cost: Float[Tensor, "S Q K"]) -> Int64[Tensor, "S K"]:
         chosen.append(choice)
     left = torch.full((scenes,), (1 << most) - 1, device=cost.device)
     partner = torch.zeros(scenes, most, dtype=torch.int64, device=cost.device)
-    place = torch.arange(1, most + 1, device=cost.device)
+    slot = torch.arange(1, most + 1, device=cost.device)
     for head in reversed(range(heads)):
-        taken = chosen[head].gather(1, left[:, None]) == place
+        taken = chosen[head].gather(1, left[:, None]) == slot
         partner = torch.where(taken, head, partner)
         left = left - (taken * bit).sum(-1)
     return partner
@@ -568,10 +560,10 @@ def heat_map_target(truth: Sources, grid: SearchGrid, width: float = HEAT_MAP_WI
     """
     azimuth, elevation, distance = truth.filled()
     spread = []
-    for place, axis, step in zip(
+    for cosine, axis, step in zip(
         to_cosines(azimuth, elevation, distance), (grid.u_x, grid.u_y, grid.q), grid.step, strict=True
     ):
-        away = (axis.to(place.dtype) - place[..., None]) / (width * (step or 1.0))  # 0: one point
+        away = (axis.to(cosine.dtype) - cosine[..., None]) / (width * (step or 1.0))  # 0: one point
         spread.append((-away.square() / 2).softmax(-1))
     active = truth.active.to(spread[0].dtype)
     target = torch.einsum("sk,skx,sky,skz->sxyz", active, *spread).flatten(1) * grid.inside

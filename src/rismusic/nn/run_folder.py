@@ -150,12 +150,8 @@ class RunFolder:
             InputError: the folder is not empty, or cannot be created.
         """
         self.check_new()
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                str(self.folder), f"cannot create the folder: {error.strerror or error}"
-            ) from error
         write_text(self.folder / SETTINGS, f"# rismusic {__version__}\n{dump_spec(spec)}", overwrite=True)
 
     def settings(self) -> TrainSpec:
@@ -257,10 +253,7 @@ class RunFolder:
                 if parse_record(_Line, text, str(path), "a log record").kind == kind:
                     records.append(parse_record(_RECORDS[kind], text, str(path), "a log record").model_dump())
             except InputError as error:
-                raise InputError(
-                    str(path),
-                    f"line {number} {error.problem}; {_WITHOUT_LOG}",
-                ) from None
+                raise InputError(str(path), f"line {number} {error.problem}; {_WITHOUT_LOG}") from None
         return records
 
 

@@ -21,18 +21,23 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from rismusic.errors import InputError
 from rismusic.nn import monitors as probes
-from rismusic.nn.checkpoint import State, load_checkpoint, save_checkpoint
-from rismusic.nn.curves import TensorBoardLog, save_curves
+from rismusic.nn.checkpoint import (
+    State,
+    load_checkpoint,
+    load_network,
+    restore,
+    save_checkpoint,
+    save_network,
+)
 from rismusic.nn.data import TrainingScenes, beta_at, weights_at
 from rismusic.nn.distributed import ProcessGroup, deferred_interrupt, process_group
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import check_start
-from rismusic.nn.monitors import Report, find_nonfinite, nonfinite_gradient_error
+from rismusic.nn.monitors import Report, TensorBoardLog, find_nonfinite, nonfinite_gradient_error, save_curves
 from rismusic.nn.network import GridNetwork
 from rismusic.nn.run_folder import BEST, LAST, RunFolder
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.validation import Validation, report, validate
-from rismusic.nn.weights import load_network, restore, save_network
 
 Progress = Callable[[int, int], None]
 LogCallback = Callable[[str], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -101,7 +101,13 @@ def write_bench_report(
     tables = [fragment("matrices.html.j2", pair=list(_matrices(group))) for group in arranged]
     rates = {(row.sweep, row.point, row.sources, row.snr_db, row.method): row.scenes_per_s for row in timings}
     lines = [
-        fragment("bench_row.html.j2", row=row, cells=_cells(row), rate=_rate(row, rates), timed=bool(rates))
+        fragment(
+            "bench_row.html.j2",
+            row=row,
+            cells=_cells(row),
+            rate=general(rates.get((row.sweep, row.point, row.sources, row.snr_db, row.method), math.nan)),
+            timed=bool(rates),
+        )
         for row in rows
     ]
     shown_tables, shown_lines = within(tables, _TABLES), within(lines, _ALL)
@@ -151,7 +157,10 @@ def _matrices(group: Group) -> Iterator[Matrix]:
         ("median error of hits / Cramér-Rao bound", errors),
     ):
         methods = [values[name] for name, some in group.rows.items() if not some[0].uses_truth]
-        lowest = [_lowest(column) for column in zip(*methods, strict=True)]
+        lowest = [
+            min((value for value in column if not math.isnan(value)), default=math.nan)
+            for column in zip(*methods, strict=True)
+        ]
         rows = []
         for name, some in group.rows.items():
             cells = []
@@ -162,10 +171,6 @@ def _matrices(group: Group) -> Iterator[Matrix]:
                 cells.append(Cell(text, interval, value == best and not row.uses_truth))
             rows.append((name, some[0].uses_truth, cells))
         yield Matrix(title, what, group.heads, rows)
-
-
-def _lowest(values: Iterable[float]) -> float:
-    return min((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 def _interval(share: Share) -> str:
@@ -182,8 +187,3 @@ def _cells(row: BenchRow) -> list[tuple[str, str]]:
         else:
             cells.append((general(value), ""))
     return cells
-
-
-def _rate(row: BenchRow, rates: dict[tuple[str, str, int, float, str], float]) -> str:
-    rate = rates.get((row.sweep, row.point, row.sources, row.snr_db, row.method), math.nan)
-    return general(rate)

@@ -21,18 +21,22 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import complete_fit, unpack
 from rismusic.estimation.noise import most_sources
 from rismusic.io import Recording
-from rismusic.metrics import Match, Score, match, score
+from rismusic.metrics import Match, match, score
 from rismusic.report.page import (
+    Slices,
+    colour_bar,
     decimals,
     environment,
     fixed,
     fragment,
     general,
+    picture_from_above,
+    picture_in_space,
     setting_rows,
+    slices,
     within,
     write_page,
 )
-from rismusic.report.pictures import Slices, colour_bar, picture_from_above, picture_in_space, slices
 from rismusic.scene_view import CONFIDENCE, Scene, inside_ellipsoid
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -151,7 +155,7 @@ class LocateReport:
             fragment("row.html.j2", row=row, linked=row.scene < self._wanted) for row in self._rows[:_ROWS]
         ]
         rows, details = within(rows, _OVERVIEW), within(self._details, _DETAILS)
-        total = self._score()
+        total = score(*joined(self._comparisons)) if self._comparisons else None
         kind = self._comparisons[0].kind if total and not math.isnan(total.azimuth_over_bound) else ""
         few = max(map(max, self._counts), default=0) < _MOST
         write_page(
@@ -184,11 +188,6 @@ class LocateReport:
             more_warnings=max(0, len(self._warnings) - _WARNINGS),
             bar=colour_bar(),
         )
-
-    def _score(self) -> Score | None:
-        if not self._comparisons:
-            return None
-        return score(*joined(self._comparisons))
 
 
 def write_report(
@@ -373,13 +372,7 @@ def joined(parts: list[Comparison]) -> tuple[Match, Bound | None]:
         **{f.name: torch.cat([getattr(part.match, f.name) for part in parts]) for f in fields(Match)}
     )
     bounds = [part.bound for part in parts if part.bound is not None]
-    if len(bounds) < len(parts):
-        return whole, None
-    return whole, Bound(
-        torch.cat([bound.covariance for bound in bounds]),
-        torch.cat([bound.range for bound in bounds]),
-        torch.cat([bound.inverse_range_std for bound in bounds]),
-    )
+    return whole, Bound.joined(bounds) if len(bounds) == len(parts) else None
 
 
 def _bound(recording: Recording) -> tuple[Bound | None, str]:
@@ -453,12 +446,12 @@ def entries(
                 partner[estimate] = true
     listed = []
     for source in located.sources.active[scene].nonzero()[:, 0].tolist():
-        lines, places = _estimate(located, scene, source)
+        lines, digits = _estimate(located, scene, source)
         verdict = ""
         if truth is not None and comparison is not None:
             verdict = "hit" if source in partner else "false alarm"
             if source in partner:
-                lines += _true(truth, comparison, scene, partner[source], places)
+                lines += _true(truth, comparison, scene, partner[source], digits)
         listed.append(Entry(str(source), verdict, lines, _room(located, scene, source)))
     if truth is not None and comparison is not None:
         for true in truth.active[scene].nonzero()[:, 0].tolist():
@@ -470,35 +463,35 @@ def entries(
 def _estimate(located: Estimate, scene: int, source: int) -> tuple[list[Line], list[int]]:
     """The line of an estimate, and the number of decimals that its error bars justify."""
     bars = [scale * value for scale, value in zip(_SCALE, located.std[scene, source].tolist(), strict=True)]
-    places = [decimals(bar) for bar in bars]
+    digits = [decimals(bar) for bar in bars]
     shown = _position(located.sources, scene, source)
-    cells = [fixed(value, digits) for value, digits in zip(shown, places, strict=True)]
-    shown_bars = [fixed(bar, digits) for bar, digits in zip(bars, places, strict=True)]
-    return [Line("estimate", cells, shown_bars, fixed(float(located.snr_db[scene, source]), 1))], places
+    cells = [fixed(value, n) for value, n in zip(shown, digits, strict=True)]
+    shown_bars = [fixed(bar, n) for bar, n in zip(bars, digits, strict=True)]
+    return [Line("estimate", cells, shown_bars, fixed(float(located.snr_db[scene, source]), 1))], digits
 
 
 def _room(located: Estimate, scene: int, source: int) -> str:
     """The position in the room frame with its error bars, in metres; empty without a pose."""
     if located.pose is None or located.sources.range[scene, source].isinf():
         return ""
-    place = located.position_room[scene, source].tolist()
+    position = located.position_room[scene, source].tolist()
     bars = located.position_covariance_room[scene, source].diagonal().sqrt().tolist()
     shown = [
         f"{axis} = {fixed(value, decimals(bar))} ± {fixed(bar, decimals(bar))}"
-        for axis, value, bar in zip("xyz", place, bars, strict=True)
+        for axis, value, bar in zip("xyz", position, bars, strict=True)
     ]
     return ", ".join(shown)
 
 
-def _true(truth: Sources, comparison: Comparison, scene: int, source: int, places: list[int]) -> list[Line]:
-    cells = [fixed(value, n) for value, n in zip(_position(truth, scene, source), places, strict=True)]
+def _true(truth: Sources, comparison: Comparison, scene: int, source: int, digits: list[int]) -> list[Line]:
+    cells = [fixed(value, n) for value, n in zip(_position(truth, scene, source), digits, strict=True)]
     lines = [Line("true", cells)]
     errors = [
         scale * value
         for scale, value in zip(_SCALE, comparison.match.error[scene, source].tolist(), strict=True)
     ]
     if comparison.match.hit[scene, source]:
-        cells = [fixed(value, n) for value, n in zip(errors, places, strict=True)]
+        cells = [fixed(value, n) for value, n in zip(errors, digits, strict=True)]
         lines.append(Line("error", cells))
     if comparison.bound is not None:
         bars = comparison.bound.std[scene, source].tolist()

@@ -1,4 +1,7 @@
-"""Self-contained HTML pages: templates, embedded images, size limit, versions, and number formatting."""
+"""Parts of reports: self-contained HTML pages, numbers as text, and pictures of a scene.
+
+The pictures are an SVG that can be turned, and slices through the spectrum.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from rismusic.covariance import recording_covariance
 from rismusic.errors import InputError
+from rismusic.estimation.grid import SearchGrid, Volume
+from rismusic.estimation.noise import noise_of
+from rismusic.estimation.spectra import Spectrum, bartlett, music
 from rismusic.files import check_output, write_text
+from rismusic.io import Recording
 from rismusic.plots import figure_of
+from rismusic.scene_view import ABOVE, BEHIND, Points, Projection, Scene, Shape, holding
+from rismusic.sources import Sources
 from rismusic.spec import Spec
 from rismusic.text import printable, redact
+from rismusic.units import to_db
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
 
 LIMIT = 1_000_000
 """Largest size of a report, bytes."""
@@ -187,13 +200,13 @@ def decimals(bar: float) -> int:
     return min(4, max(0, 1 - math.floor(math.log10(bar))))
 
 
-def fixed(value: float, places: int) -> str:
+def fixed(value: float, digits: int) -> str:
     """A number with this many decimals and a typographic minus; a dash for NaN."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞"
-    text = f"{value:.{places}f}"
+    text = f"{value:.{digits}f}"
     return text.replace("-", MINUS) if float(text) else text.removeprefix("-")
 
 
@@ -204,6 +217,360 @@ def general(value: float, digits: int = 3) -> str:
     if math.isinf(value):
         return "∞"
     if 1e-3 <= abs(value) < 10**digits:
-        places = digits - 1 - math.floor(math.log10(abs(value)))
-        return fixed(value, max(0, places))
+        return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
     return f"{value:.{digits}g}".replace("-", MINUS)
+
+
+WIDTH = 420.0
+"""Width of every picture in SVG units. Text is 12 units high, so that it can be read on a phone."""
+
+_MARGIN = 22.0
+
+
+@dataclass(frozen=True)
+class View:
+    """A projection with the part of the scene that the picture shows.
+
+    Args:
+        yaw: see :class:`~rismusic.scene_view.Projection`.
+        pitch: see there.
+        centre: the point in the middle of the picture, metres.
+        scale: SVG units per metre.
+        height: of the picture, SVG units.
+    """
+
+    yaw: float
+    pitch: float
+    centre: tuple[float, float, float]
+    scale: float
+    height: float
+
+    def screen(self, points: Points) -> Points:
+        """[Q, 2] positions in the picture, y downwards."""
+        projected = Projection(self.yaw, self.pitch).project(points - np.array(self.centre))
+        across, along = projected.T
+        return np.stack((WIDTH / 2 + self.scale * across, self.height / 2 - self.scale * along), axis=-1)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A shape in a picture, as text for SVG: ``xyz`` in space, ``path`` or ``at`` as it is seen."""
+
+    form: str
+    kind: str
+    xyz: str
+    path: str
+    at: tuple[str, str]
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a template needs to draw a view and a script to turn it."""
+
+    view: View
+    shapes: list[Drawn]
+    alt: str
+    width: float = WIDTH
+
+    @property
+    def centre(self) -> str:
+        """The centre of the view, for the script."""
+        return " ".join(_number(value) for value in self.view.centre)
+
+
+def picture_in_space(scene: Scene) -> Picture:
+    """The scene from behind and above the panel."""
+    return _picture(scene.in_space(), _alt(scene, "in space"), BEHIND)
+
+
+def picture_from_above(scene: Scene) -> Picture:
+    """The scene from above."""
+    return _picture(scene.from_above(), _alt(scene, "from above"), ABOVE)
+
+
+def _alt(scene: Scene, how: str) -> str:
+    some = ((scene.estimates, "estimated"), (scene.truth, "true"))
+    words = [f"{int(sources.active.sum())} {kind} sources" for sources, kind in some if sources is not None]
+    return f"The panel with {' and '.join(words)} {how}; the table below holds the numbers."
+
+
+def _picture(shapes: list[Shape], alt: str, projection: Projection) -> Picture:
+    """Draw shapes at the scale at which they stay inside the picture however they are turned."""
+    everything = np.concatenate([shape.points for shape in shapes])
+    middle = (everything.min(0) + everything.max(0)) / 2
+    radius = float(np.linalg.norm((everything - middle)[:, [0, 2]], axis=1).max())
+    scale = (WIDTH / 2 - _MARGIN) / radius
+    # Centred vertically, so that the picture is no higher than its content.
+    up = projection.up
+    heights = (everything - middle) @ up
+    centre = middle + up * (heights.min() + heights.max()) / 2
+    height = float(np.clip(scale * np.ptp(heights) + 2 * _MARGIN, 0.45 * WIDTH, WIDTH))
+    view = View(
+        projection.yaw,
+        projection.pitch,
+        (float(centre[0]), float(centre[1]), float(centre[2])),
+        scale,
+        float(round(height)),
+    )
+    return Picture(view, [_drawn(shape, view) for shape in shapes], alt)
+
+
+def _drawn(shape: Shape, view: View) -> Drawn:
+    positions = [(f"{x:.1f}", f"{y:.1f}") for x, y in view.screen(shape.points)]
+    commands = [f"{x} {y}" for x, y in positions]
+    if shape.form == "dots":
+        path = "".join(f"M{command}h0" for command in dict.fromkeys(commands))
+    else:
+        path = "M" + "L".join(commands) + ("Z" if shape.form == "area" else "")
+    xyz = " ".join(_number(value) for value in shape.points.ravel().tolist())
+    return Drawn(shape.form, shape.kind, xyz, path, positions[0], shape.text)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) > 1e-9 else "0"
+
+
+# Grid points per beam width, and most entries of the steering matrix; larger panels get a coarser grid.
+_OVERSAMPLING, _NUMBERS = 5.0, 2**26
+# Pixels: azimuth, elevation, range.
+_PIXELS = (145, 73, 61)
+# The colours span this much below the maximum, dB.
+_FLOOR_DB = 20.0
+# Number of shades: invisible steps, small files.
+_SHADES = 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 8.0, 40.0
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice with its axes, in the units of the picture.
+
+    Args:
+        image: a PNG, as a ``data:`` address.
+        box: left, top, width and height of the image.
+        x_ticks: offset and text.
+        y_ticks: offset and text.
+        x_name: label of the horizontal axis.
+        y_name: label of the vertical axis.
+        marks: kind, x, y, text.
+        alt: description of the picture.
+    """
+
+    image: str
+    box: tuple[float, float, float, float]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    x_name: str
+    y_name: str
+    marks: list[tuple[str, float, float, str]]
+    alt: str
+    width: float = WIDTH
+
+    @property
+    def height(self) -> float:
+        """Height of the whole picture."""
+        return self.box[1] + self.box[3] + _BOTTOM
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Two slices through one scene's spectrum.
+
+    Args:
+        name: name of the spectrum.
+        span_db: range of the colours, dB below the maximum.
+        front: azimuth and elevation, maximum over range.
+        above: azimuth and range, maximum over elevation.
+    """
+
+    name: str
+    span_db: float
+    front: Slice
+    above: Slice
+
+
+def slices(recording: Recording, estimates: Sources, volume: Volume) -> list[Slices]:
+    """The slices of every scene: MUSIC with the estimated number of sources, Bartlett where it is zero.
+
+    The spectrum is evaluated on a search grid (even in direction cosines and 1/r) and interpolated, in dB,
+    between its points.
+
+    Args:
+        recording: S scenes; pass only those that are drawn.
+        estimates: estimated sources, [S, K].
+        volume: the search volume.
+    """
+    seen = recording.subcarrier()
+    covariance = recording_covariance(seen, noise_of(recording.stacked()))
+    where = ", middle subcarrier" if recording.frequencies is not None else ""
+    count = estimates.active.sum(-1)
+    volume = holding(volume, recording.panel, estimates)
+    grid = _grid(seen, volume)
+    pictures = []
+    for scene in range(len(recording)):
+        K = int(count[scene])
+        one = covariance[scene : scene + 1]
+        spectrum: Spectrum = bartlett(one) if K == 0 else music(one, min(K, one.rank))
+        name = ("Bartlett" if K == 0 else f"MUSIC, K = {K}") + where
+        box = _resampled(to_db(spectrum.on_grid(grid)[0].double()), grid)
+        pictures.append(_slices(name, box, recording, estimates, scene, volume))
+    return pictures
+
+
+def _grid(recording: Recording, volume: Volume) -> SearchGrid:
+    """The search grid for the picture, coarser for large panels."""
+    oversampling = _OVERSAMPLING
+    while True:
+        grid = SearchGrid.cover(recording.panel, volume, oversampling)
+        if len(grid) * recording.panel.size <= _NUMBERS or oversampling < 1:
+            return grid.to(recording.snapshots.device)
+        oversampling /= 1.25
+
+
+def _axes(volume: Volume) -> tuple[Tensor, Tensor, Tensor]:
+    """Azimuth from the left (positive) to the right, elevation upwards, range upwards in equal ratios."""
+    wide, high, deep = _PIXELS
+    if volume.range_min == volume.range_max:  # held, maybe at infinity
+        distance = torch.full((deep,), volume.range_min, dtype=torch.float64)
+    else:
+        limits = math.log10(volume.range_min), math.log10(volume.range_max)
+        distance = torch.logspace(*limits, deep, dtype=torch.float64)
+    return (
+        torch.linspace(volume.azimuth_max, -volume.azimuth_max, wide, dtype=torch.float64),
+        torch.linspace(-volume.elevation_max, volume.elevation_max, high, dtype=torch.float64),
+        distance,
+    )
+
+
+def _resampled(values: Float[Tensor, "P"], grid: SearchGrid) -> Float[Tensor, "azimuth elevation range"]:
+    """Values on the grid, at the pixels: trilinear in the grid's own coordinates."""
+    axes = torch.meshgrid(*_axes(grid.volume), indexing="ij")
+    wanted = []
+    for at, known in zip(grid.to_axes(*axes), (grid.u_x, grid.u_y, grid.q), strict=True):
+        low, high = float(known[0]), float(known[-1])
+        wanted.append(2 * (at - low) / (high - low) - 1 if high > low else torch.zeros_like(at))
+    # grid_sample wants the last axis of the values first.
+    sampled = torch.nn.functional.grid_sample(
+        values.cpu().view(1, 1, *grid.shape),
+        torch.stack(wanted[::-1], dim=-1)[None],
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
+    )
+    return sampled[0, 0]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Values in radians or metres along one side of a slice: from ``first`` to ``last``."""
+
+    name: str
+    length: float
+    first: float
+    last: float
+    ratios: bool = False
+
+    def offset(self, value: float) -> float:
+        """Distance of a value from the end of ``first``, in the units of the picture."""
+        if self.first == self.last:  # where one range is searched, maybe an infinite one
+            return 0.5 * self.length
+        first, last = (math.log(end) if self.ratios else end for end in (self.first, self.last))
+        return self.length * ((math.log(value) if self.ratios else value) - first) / (last - first)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and texts: metres in steps of 1, 2 and 5, or whole degrees."""
+        if self.first == self.last:
+            return [(self.offset(self.first), "∞" if math.isinf(self.first) else f"{self.first:g}")]
+        if self.ratios:
+            return [(self.offset(value), f"{value:g}") for value in _metres(self.first, self.last)]
+        limit = math.degrees(abs(self.last))
+        step = next((step for step in (30, 15, 10, 5, 2, 1) if limit / step > 1.99), limit)
+        whole = math.floor(limit / step + 1e-9)
+        values = [step * number for number in range(-whole, whole + 1)]
+        return [(self.offset(math.radians(value)), f"{value:g}".replace("-", MINUS)) for value in values]
+
+
+def _slices(
+    name: str, box: Tensor, recording: Recording, estimates: Sources, scene: int, volume: Volume
+) -> Slices:
+    span = min(_FLOOR_DB, float(box.max() - box.min()))
+    shade = ((box - box.max()) / max(span, 1e-9) + 1).clamp(0, 1).numpy()
+    sources = {"estimate": _listed(estimates[scene])}
+    if recording.truth is not None:
+        sources["true"] = _listed(recording.truth[scene])
+    wide = WIDTH - _LEFT - _RIGHT
+    # An angle that is held has no width; a slice over elevation alone is as high as wide.
+    high = max(90.0, wide * volume.elevation_max / (volume.azimuth_max or volume.elevation_max or 1.0))
+    azimuth = _Axis("azimuth / degrees", wide, volume.azimuth_max, -volume.azimuth_max)
+    elevation = _Axis("elevation / degrees", high, -volume.elevation_max, volume.elevation_max)
+    distance = _Axis("range / m", 0.5 * wide, volume.range_min, volume.range_max, ratios=True)
+    words = f"{name} spectrum of the sample covariance over azimuth and"
+    front = {kind: [(at[0], at[1]) for at in positions] for kind, positions in sources.items()}
+    above = {kind: [(at[0], at[2]) for at in positions] for kind, positions in sources.items()}
+    return Slices(
+        name,
+        span,
+        _slice(shade.max(2), azimuth, elevation, front, f"{words} elevation, maximum over range."),
+        _slice(shade.max(1), azimuth, distance, above, f"{words} range, maximum over elevation."),
+    )
+
+
+def _slice(
+    shade: npt.NDArray[np.float64],
+    across: _Axis,
+    upwards: _Axis,
+    sources: dict[str, list[tuple[float, float]]],
+    alt: str,
+) -> Slice:
+    """One slice: values [across, upwards], with the sources that lie in it."""
+    bottom = _TOP + upwards.length
+    marks = []
+    for kind, positions in sources.items():
+        for number, (one, other) in enumerate(positions):
+            x, y = across.offset(one), upwards.offset(other)
+            if 0 <= x <= across.length and 0 <= y <= upwards.length:
+                marks.append((kind, _LEFT + x, bottom - y, str(number) if kind == "estimate" else ""))
+    return Slice(
+        _png(shade.T[::-1]),
+        (_LEFT, _TOP, across.length, upwards.length),
+        [(_LEFT + offset, text) for offset, text in across.ticks()],
+        [(bottom - offset, text) for offset, text in upwards.ticks()],
+        across.name,
+        upwards.name,
+        marks,
+        alt,
+    )
+
+
+def colour_bar() -> str:
+    """The colours from the lowest value to the highest, a PNG of one row."""
+    return _png(np.linspace(0, 1, _SHADES)[None])
+
+
+def _listed(sources: Sources) -> list[tuple[float, float, float]]:
+    active = sources.active
+    values = (sources.azimuth[active], sources.elevation[active], sources.range[active])
+    return list(zip(*(value.double().tolist() for value in values), strict=True))
+
+
+def _metres(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten within two limits, with the limits themselves if there are few."""
+    first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
+    inside = [
+        factor * 10.0**power
+        for power in range(first, last + 1)
+        for factor in (1, 2, 5)
+        if low <= factor * 10.0**power <= high
+    ]
+    return inside if len(inside) > 2 else sorted({low, *inside, high})
+
+
+def _png(shade: npt.NDArray[np.float64]) -> str:
+    """Values from 0 to 1, the first row on top, as a PNG with its colours inside a ``data:`` address."""
+    from matplotlib.image import imsave
+
+    levels = np.round(shade * (_SHADES - 1)) / (_SHADES - 1)
+    with io.BytesIO() as file:
+        imsave(file, levels, cmap="cividis", vmin=0, vmax=1, format="png", pil_kwargs={"optimize": True})
+        return png_address(file.getvalue())

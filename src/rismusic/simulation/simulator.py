@@ -13,9 +13,15 @@ from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
-from rismusic.simulation.link import draw_channel, draw_codes, impair
 from rismusic.simulation.random_numbers import Draws, Split, Stream
-from rismusic.simulation.scene import complete_sources, draw_pilots, draw_sources
+from rismusic.simulation.scene import (
+    complete_sources,
+    draw_channel,
+    draw_codes,
+    draw_pilots,
+    draw_sources,
+    impair,
+)
 from rismusic.sources import Sources, check_sources
 from rismusic.spec import PanelSpec, SymbolModel, SystemSpec, WidebandSpec, limits
 from rismusic.units import from_db
@@ -93,7 +99,7 @@ class Simulator:
             nominal, acting, actual = self._link(whole)
             if acting.elements.ndim > 2:
                 acting = acting.replace(elements=acting.elements[0])
-            self._fixed = (_first(nominal), acting, _first(actual))
+            self._fixed = (nominal.shared(0), acting, actual.shared(0))
 
     def __call__(self, scenes: Int64[Tensor, "S"]) -> Recording:
         """Simulate the scenes with these numbers, in this order.
@@ -317,11 +323,6 @@ def _check_link(link: Link, panel: Panel) -> None:
     if (link.channel is None) != (link.codes is None):
         given, other = ("channel", "codes") if link.codes is None else ("codes", "channel")
         raise InputError("link", f"needs both channel and codes, or neither; {given} came without {other}")
-
-
-def _first(link: Link) -> Link:
-    """A link drawn as a batch of one, without its scene axis."""
-    return link.shared(0)
 
 
 def _frequencies(spec: WidebandSpec, wavelength: float) -> list[float]:

@@ -18,7 +18,7 @@ from rismusic.nn import network as network_module
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.spec import TrainSpec
 from rismusic.simulation import scene
-from rismusic.simulation.link import draw_channel, spread_order
+from rismusic.simulation.scene import draw_channel, spread_order
 from rismusic.simulation.simulator import Simulator
 from rismusic.sources import Sources
 

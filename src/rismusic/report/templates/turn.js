@@ -15,24 +15,24 @@ for (const svg of document.querySelectorAll("svg.turning")) {
     const { yaw, pitch, scale, centre: [cx, cy, cz] } = view;
     const [sa, ca, sb, cb] = [Math.sin(yaw), Math.cos(yaw), Math.sin(pitch), Math.cos(pitch)];
     for (const [node, xyz] of shapes) {
-      const places = [];
+      const points = [];
       for (let i = 0; i < xyz.length; i += 3) {
         const [x, y, z] = [xyz[i] - cx, xyz[i + 1] - cy, xyz[i + 2] - cz];
         const across = width / 2 + scale * (-ca * x + sa * z);
         const down = height / 2 - scale * (sa * sb * x + cb * y + ca * sb * z);
-        places.push([across.toFixed(1), down.toFixed(1)]);
+        points.push([across.toFixed(1), down.toFixed(1)]);
       }
-      const [first] = places;
+      const [first] = points;
       if (node.tagName === "text") {
         node.setAttribute("x", first[0]);
         node.setAttribute("y", first[1]);
       } else if (node.tagName === "g") {
         node.setAttribute("transform", `translate(${first[0]} ${first[1]})`);
       } else if (node.classList.contains("dots")) {
-        node.setAttribute("d", places.map((p) => `M${p[0]} ${p[1]}h0`).join(""));
+        node.setAttribute("d", points.map((p) => `M${p[0]} ${p[1]}h0`).join(""));
       } else {
         const end = node.classList.contains("area") ? "Z" : "";
-        node.setAttribute("d", "M" + places.map((p) => `${p[0]} ${p[1]}`).join("L") + end);
+        node.setAttribute("d", "M" + points.map((p) => `${p[0]} ${p[1]}`).join("L") + end);
       }
     }
   };
