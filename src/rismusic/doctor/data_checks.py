@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,12 @@ _ON_GRID = 0.02
 _COMPARED = 512
 # Change of the received power by errors of the hardware, dB.
 _HARDWARE_DB = 2.0
+# Standard errors that a correlation of independent numbers may reach.
+_ERRORS = 6.0
+# Fewest pairs of sources for statistics.
+_FEWEST_PAIRS = 64
+# Scenes for each number of sources, from which one that never occurs is missing.
+_SCENES_OF_EACH = 24
 # Standard deviation of a uniform distribution over half its width.
 _UNIFORM = 1 / math.sqrt(3)
 
@@ -278,7 +285,7 @@ def check_positions(case: Case) -> Report:
 def check_signal(case: Case) -> Report:
     """[SIGNAL]: symbols, SNR and noise of the snapshots against the settings."""
     spec = case.spec.system
-    ratios, noise, constant = [], [], []
+    ratios, constant = [], []
     low, high = limits(spec.snr_db)
     elements, wavelength = ref.element_positions(spec.panel), spec.panel.wavelength_m
     hardware = spec.hardware != type(spec.hardware)()
@@ -293,7 +300,6 @@ def check_signal(case: Case) -> Report:
         clean = torch.einsum("slmn,snk,skl->slm", ref.operators(recording), A, s)
         power = clean.abs().square().mean((1, 2))
         ratios.append(to_db(power / variance.double()))
-        noise.append((recording.snapshots - clean).abs().square().mean((1, 2)) / variance.double())
     if not ratios:
         return report_of("SIGNAL", "skipped: the scenes have no symbols or no noise variance", [])
     snr_db = torch.cat(ratios)
@@ -314,16 +320,6 @@ def check_signal(case: Case) -> Report:
             "SNR is the mean over snapshots and outputs of |G A s|^2 over sigma^2, in each scene.",
         ),
     ]
-    if not hardware:
-        findings.append(
-            at_most(
-                "relative error of the recorded noise variance against the noise in the snapshots",
-                abs(float(torch.cat(noise).mean()) - 1),
-                0.1,
-                "the snapshots without the true signal do not have the recorded noise variance.",
-                "Check noise, labels, steering and link. The noise is complex: sigma^2 = E|n|^2.",
-            )
-        )
     return report_of("SIGNAL", f"SNR {float(snr_db.min()):.1f} to {float(snr_db.max()):.1f} dB", findings)
 
 
@@ -378,6 +374,284 @@ def check_link(case: Case) -> Report:
     return report_of("LINK", text, findings)
 
 
+def check_draws(case: Case) -> Report:
+    """[DRAWS]: numbers of sources, and independence of positions, symbols and noise."""
+    spec = case.spec.system
+    findings = [*_number_findings(case), *_position_findings(case.recordings)]
+    findings += [*_pair_findings(case), *_level_findings(case), *_code_findings(case)]
+    if spec.scene.symbols in ("gaussian", "qpsk"):
+        findings += _symbol_findings(case)
+    planned = [
+        hidden
+        for step in range(200)
+        for hidden in case.trainer.scenes.noise_hidden(*divmod(step, case.spec.steps_per_epoch))
+    ]
+    share, expected = sum(planned) / len(planned), case.spec.hidden_noise
+    findings.append(
+        at_most(
+            "share of batches with a hidden noise variance, distance from the settings",
+            abs(share - expected),
+            4 * math.sqrt(0.25 / len(planned)) if 0 < expected < 1 else 0.0,
+            f"the noise variance is hidden in {share:.0%} of the batches, the settings have {expected:.0%}.",
+            "Hide the noise variance in the share of batches of the settings (hidden_noise).",
+        )
+    )
+    return report_of("DRAWS", f"{sum(map(len, case.recordings))} scenes", findings)
+
+
+def _number_findings(case: Case) -> list[Finding]:
+    truths = [recording.truth for recording in case.recordings]
+    numbers = torch.cat([(~truth.azimuth.isnan()).sum(-1) for truth in truths if truth is not None]).cpu()
+    low, high = limits(case.spec.system.sources)
+    wanted = range(int(low), int(high) + 1)
+    missing = [k for k in wanted if not bool(numbers.eq(k).any())]
+    enough = len(numbers) >= _SCENES_OF_EACH * len(wanted)
+    targets = Targets.of(case.recording, case.learner.grid)
+    truth = case.recording.truth
+    assert truth is not None
+    off = int((targets.count.cpu() - (~truth.azimuth.isnan()).sum(-1).cpu()).abs().max())
+    return [
+        must_be_zero(
+            "numbers of sources of the settings that never occur",
+            len(missing) if enough else 0,
+            f"no scene has K = {', '.join(map(str, missing))} sources, which the settings ask for.",
+            "Draw every number of sources from the lowest to the highest, both included.",
+        ),
+        must_be_zero(
+            "scenes with a number of sources outside the settings",
+            int((numbers.lt(low) | numbers.gt(high)).sum()),
+            "some scenes have another number of sources than the settings allow.",
+            "Draw the number of sources within the limits of the settings.",
+        ),
+        must_be_zero(
+            "largest distance of the targets' number of sources from the labels",
+            off,
+            f"the number of sources in the targets (count) is off by {off}.",
+            "Count the sources that are present in a scene.",
+        ),
+    ]
+
+
+def _position_findings(recordings: list[Recording]) -> list[Finding]:
+    truths = [recording.truth for recording in recordings if recording.truth is not None]
+    values = {
+        name: torch.cat([getattr(t, name)[~t.azimuth.isnan()].double().cpu() for t in truths])
+        for name in ("azimuth", "elevation", "range")
+    }
+    findings = []
+    for one, other in itertools.combinations(values, 2):
+        a, b = (values[name] - values[name].mean() for name in (one, other))
+        size = float(a.norm() * b.norm())
+        if size > 0 and len(a) >= 64:
+            findings.append(
+                at_most(
+                    f"correlation of {one} and {other} over the sources",
+                    abs(float((a * b).sum())) / size,
+                    # The separation of sources correlates them slightly.
+                    max(0.15, _ERRORS / math.sqrt(len(a))),
+                    f"{one} and {other} of the sources are correlated: they are not drawn independently.",
+                    "Draw each coordinate from random numbers of its own.",
+                )
+            )
+    return findings
+
+
+def _pair_findings(case: Case) -> list[Finding]:
+    """Sources side by side, against positions that are drawn here by the rule of the settings."""
+    scene = case.spec.system.scene
+    limit = math.radians(scene.separation_deg)
+    truths = [recording.truth for recording in case.recordings if recording.truth is not None]
+    found = {"azimuth": 0, "elevation": 0}
+    pairs, wrong = [], 0
+    for truth in truths:
+        places = torch.stack((truth.azimuth, truth.elevation), -1).double().cpu()
+        for i, j in itertools.combinations(range(places.shape[1]), 2):
+            gap = (places[:, i] - places[:, j]).abs()
+            gap = torch.minimum(gap, 2 * math.pi - gap)
+            pairs.append(gap[gap.isfinite().all(-1)])
+    gaps = torch.cat(pairs) if pairs else torch.zeros(0, 2)
+    if len(gaps) < _FEWEST_PAIRS or limit == 0:
+        return []
+    wrong = int((gaps.amax(-1) < limit * (1 - 1e-5)).sum())
+    generator = torch.Generator().manual_seed(0)
+    reach = torch.tensor([scene.azimuth_max_deg, scene.elevation_max_deg], dtype=torch.float64).deg2rad()
+    drawn = (2 * torch.rand(2, 20000, 2, generator=generator, dtype=torch.float64) - 1) * reach
+    other = (drawn[0] - drawn[1]).abs()
+    other = torch.minimum(other, 2 * math.pi - other)
+    other = other[other.amax(-1) >= limit]
+    findings = [
+        must_be_zero(
+            "pairs of sources that are closer than the settings allow",
+            wrong,
+            "some sources are closer than separation_deg in both angles.",
+            "Draw positions again until azimuth or elevation differ by separation_deg.",
+        )
+    ]
+    for n, name in enumerate(found):
+        share, expected = (float((one[:, n] < limit).double().mean()) for one in (gaps, other))
+        error = math.sqrt(max(expected * (1 - expected), 1e-6) / len(gaps))
+        findings.append(
+            at_most(
+                f"share of the pairs with nearly equal {name}, distance from a uniform draw, in errors",
+                abs(share - expected) / error,
+                _ERRORS - 1.5,
+                f"{share:.1%} of the pairs of sources have nearly the same {name}, but {expected:.1%} of "
+                "those that are drawn uniformly with this separation: the rule of the separation is another "
+                "one (both angles in place of one?), or the draw is not uniform.",
+                "A set of positions is kept if every pair is apart in azimuth or in elevation.",
+            )
+        )
+    return findings
+
+
+def _level_findings(case: Case) -> list[Finding]:
+    """Mean and spread of the SNR; shape of noise and symbols."""
+    spec = case.spec.system
+    low, high = limits(spec.snr_db)
+    ratios, noises, symbols = [], [], []
+    for recording in case.recordings:
+        clean, truth = ref.true_signal(spec, recording), recording.truth
+        if clean is None or truth is None or truth.symbols is None:
+            return []
+        noise = recording.snapshots.to(torch.complex128) - clean
+        power = noise.abs().square().mean((1, 2))
+        ratios.append(10 * (clean.abs().square().mean((1, 2)) / power).log10())
+        noises.append((noise / power.sqrt()[:, None, None]).flatten())
+        s = truth.symbols[~truth.azimuth.isnan()].to(torch.complex128)
+        if s.shape[-1] >= 4:
+            p = truth.power[~truth.azimuth.isnan()].double() if truth.power is not None else None
+            symbols.append(s.abs().square().mean(-1) / p if p is not None else s.new_ones(0).real)
+    ratio, n = torch.cat(ratios), torch.cat(noises)
+    error = (high - low) / math.sqrt(12 * len(ratio)) + 0.05
+    L = spec.codebook.snapshots
+    found = [
+        at_most(
+            "distance of the mean SNR from the middle of the settings, dB, in errors",
+            abs(float(ratio.mean()) - (low + high) / 2) / error,
+            _ERRORS,
+            f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have "
+            f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB): the decibels are of amplitudes (20 log10), "
+            "or the draw is not uniform.",
+            "SNR in dB is 10 log10 of the ratio of powers, drawn uniformly.",
+        ),
+        at_most(
+            "fourth moment of the noise over that of a circular Gaussian, distance from 1",
+            abs(float(n.abs().pow(4).mean()) / 2 - 1),
+            _ERRORS * math.sqrt(5 / len(n)),
+            "the noise is not Gaussian.",
+            "Real and imaginary part are independent and normal, each with half of the variance.",
+        ),
+        at_most(
+            "correlation of the real and imaginary part of the noise, and difference of their powers",
+            float(n.square().mean().abs()),
+            _ERRORS * math.sqrt(2 / len(n)),
+            "the noise is not circular: its real and imaginary part differ in power, or are correlated.",
+            "Draw real and imaginary part alike, from random numbers of their own.",
+        ),
+    ]
+    power = torch.cat(symbols) if symbols else torch.zeros(0)
+    if len(power) >= 64 and spec.scene.symbols in ("gaussian", "qpsk"):
+        found.append(
+            at_most(
+                "mean power of the symbols over that of the labels, distance from 1",
+                abs(float(power.mean()) - 1),
+                _ERRORS / math.sqrt(len(power) * L) + 1e-3,
+                "the symbols do not have the powers of the labels.",
+                "Scale symbols of unit power by the root of the source's power.",
+            )
+        )
+    return found
+
+
+def _code_findings(case: Case) -> list[Finding]:
+    """Phases of random RIS configurations."""
+    spec = case.spec.system.codebook
+    codes = [one.codes for one in case.simulated if one.codes is not None]
+    if spec.kind != "random" or not codes or case.spec.system.hardware != type(case.spec.system.hardware)():
+        return []
+    c = torch.cat([one if one.ndim == 3 else one[None] for one in codes]).to(torch.complex128).cpu()
+    # Scenes may share one codebook.
+    c = torch.view_as_complex(torch.view_as_real(c).unique(dim=0)).flatten()
+    found = [
+        at_most(
+            "mean of the random RIS configurations, in errors",
+            float(c.mean().abs()) * math.sqrt(len(c)),
+            _ERRORS,
+            "the phases of random RIS configurations are not uniform over a whole turn (half a turn only?).",
+            "Draw phases from 0 to 2 pi.",
+        ),
+        at_most(
+            "largest distance of the modulus of a RIS configuration from 1",
+            float((c.abs() - 1).abs().max()),
+            1e-4,
+            "RIS configurations do not have unit modulus.",
+            "c = exp(j phase).",
+        ),
+    ]
+    if isinstance(spec.bits, int) and spec.bits < 6:
+        turns = c.angle() / (2 * math.pi) * 2**spec.bits
+        found.append(
+            at_most(
+                "largest distance of a phase of the RIS configurations from its levels, in levels",
+                float((turns - turns.round()).abs().max()),
+                1e-3,
+                f"the phases are not multiples of a turn over 2^{spec.bits}.",
+                "Quantise phases to 2 pi / 2^bits.",
+            )
+        )
+    return found
+
+
+def _symbol_findings(case: Case) -> list[Finding]:
+    """Symbols of different sources, and symbols and noise, are independent."""
+    between, noisy, numbers, pairs = [], torch.zeros(2, dtype=torch.float64), 0, 0.0
+    for recording in case.recordings:
+        truth, clean = recording.truth, ref.true_signal(case.spec.system, recording)
+        if truth is None or truth.symbols is None or clean is None or recording.noise_variance is None:
+            continue
+        s = truth.symbols.to(torch.complex128).cpu()
+        unit = s / s.norm(dim=-1, keepdim=True)
+        here = ~truth.azimuth.isnan().cpu()
+        for i, j in itertools.combinations(range(s.shape[1]), 2):
+            both = here[:, i] & here[:, j]
+            between.append((unit[both, i] * unit[both, j].conj()).sum(-1).abs())
+        n = (recording.snapshots.to(torch.complex128) - clean).flatten(1).cpu()
+        n = n / recording.noise_variance.double().sqrt()[:, None].cpu()
+        # The same numbers in both would stand in the same places.
+        flat = unit.flatten(1)
+        length = min(flat.shape[1], n.shape[1])
+        known = flat[:, :length].isfinite()
+        products = torch.where(known, n[:, :length] * flat[:, :length].conj(), 0)
+        sizes = torch.where(known, flat[:, :length], 0).abs().square().sum()
+        noisy += torch.stack((products.real.sum(), products.imag.sum()))
+        numbers += int(known.sum())
+        pairs += float(sizes)
+    findings = []
+    coherence = torch.cat(between) if between else torch.zeros(0)
+    L = case.spec.system.codebook.snapshots
+    if len(coherence) >= 16 and L >= 4:
+        findings.append(
+            at_most(
+                "mean coherence of the symbols of two sources in a scene",
+                float(coherence.mean()),
+                0.5 + 1 / math.sqrt(L),
+                "the symbols of the sources in a scene are coherent: they share their random numbers.",
+                "Draw symbols for each source from random numbers of its own.",
+            )
+        )
+    if numbers >= 256:
+        findings.append(
+            at_most(
+                "correlation of noise and symbols",
+                float(noisy.norm()) / math.sqrt(numbers * max(pairs, 1e-30)),
+                _ERRORS / math.sqrt(numbers),
+                "the noise is correlated with the symbols: both are made of the same random numbers.",
+                "Draw noise and symbols from streams of their own.",
+            )
+        )
+    return findings
+
+
 def check_splits(case: Case) -> Report:
     """[LEAK]: do training, validation or epochs share scenes, and does a batch stay the same?"""
     scenes = case.scenes_with_noise
@@ -403,16 +677,6 @@ def check_splits(case: Case) -> Report:
             "Draw scenes as a function of seed, split and number, not from a stateful generator.",
         )
     )
-    if case.spec.fresh and case.spec.schedule.epochs > 1:
-        shared = _scene_keys(scenes.step(1, 0)) & _scene_keys(scenes.step(0, 0))
-        findings.append(
-            must_be_zero(
-                "scenes of the second epoch that the first epoch had",
-                len(shared),
-                "every epoch uses the same scenes although the settings ask for fresh ones.",
-                "Number the scenes through all epochs.",
-            )
-        )
     text = f"{len(training)} training scenes, {len(validation)} validation scenes"
     return report_of("LEAK", text, findings)
 

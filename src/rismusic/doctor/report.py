@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from rismusic.doctor.causes import effects_of, rank
 from rismusic.files import read_small
 from rismusic.nn.monitors import Finding, Report, at_most
@@ -136,6 +138,16 @@ def report_of(tag: str, text: str, findings: Sequence[Finding]) -> Report:
 def must_be_zero(name: str, value: float | int, meaning: str, advice: str, where: str = "") -> Finding:
     """A finding whose limit is 0, such as the number of things that are wrong."""
     return at_most(name, float(value), 0.0, meaning, advice, where)
+
+
+def same(what: str, found: Tensor, expected: Tensor, meaning: str, limit: float = 2e-3) -> Finding:
+    """A finding of two tensors that must be equal, up to single precision."""
+    found, expected = found.detach().cpu().to(expected.dtype), expected.detach().cpu()
+    value = math.inf
+    if found.shape == expected.shape:
+        value = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+    advice = "Compare it with the formula in the documentation."
+    return at_most(f"relative distance of {what} from its definition", value, limit, meaning, advice)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
