@@ -31,11 +31,11 @@ def test_order_of_the_checks():
     for first, later in (
         ("PANEL", "TRUTH"),
         ("TRUTH", "R_SAMP"),
-        ("R_SAMP", "BLEND"),
-        ("ORACLE", "LITMUS"),
+        ("R_SAMP", "TERMS"),
+        ("TERMS", "LITMUS"),
         ("LITMUS", "GRADPATH"),
         ("GRADPATH", "SCHEDULE"),
-        ("SCHEDULE", "LOOP"),
+        ("SCHEDULE", "REPLAY"),
     ):
         assert order.index(first) < order.index(later)
 
@@ -64,7 +64,9 @@ def test_own_training_loop(monkeypatch):
 
     assert diagnose(healthy()).healthy
     found = diagnose(healthy(), trainer=Late)
-    assert "largest factor of the learning rate in the run" in [one.name for one in found.wrong]
+    assert "largest distance of the factors of the learning rate from the schedule of the settings" in [
+        one.name for one in found.wrong
+    ]
 
 
 def test_overfit(monkeypatch):

@@ -52,12 +52,13 @@ def test_healthy_network_has_no_finding_and_stays_unchanged():
     assert names(diagnosis) == []
     assert diagnosis.healthy
     assert [line.split("]")[0] for line in said] == [
-        "[INPUT",
         "[FINITE",
+        "[INPUT",
         "[CALLS",
+        "[LOOP",
+        "[OPTIMIZER",
         "[LAYERS",
-        "[GRAD",
-        "[BATCH",
+        "[UPDATES",
         "[BATCH",
         "[USAGE",
         "[TARGET",
@@ -162,11 +163,14 @@ FAULTS = [
     ({"module": Half()}, "relative error of the gradient against finite differences"),
     ({"clip_norm": 1e-4}, "norm of the gradient over clip_norm"),
     ({"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-7)}, "relative decrease of the loss in 20 steps"),
-    ({"optimizer": lambda p: torch.optim.AdamW(p, lr=0.0)}, "parameters that have not moved"),
-    ({"optimizer": reversed_steps}, "cosine between the first step and the negative gradient"),
+    (
+        {"optimizer": lambda p: torch.optim.AdamW(p, lr=0.0)},
+        "parameters that have a gradient but do not change",
+    ),
+    ({"optimizer": reversed_steps}, "cosine between the first steps and the gradient"),
     (
         {"optimizer": lambda p: torch.optim.AdamW(p, lr=10.0)},
-        "relative change of all weights by",
+        "relative change of a weight matrix by",
     ),
     ({"validation": lambda _: torch.tensor(1.0)}, "relative change of the validation loss"),
     ({"module": Constant()}, "spread of the outputs over the samples"),

@@ -68,7 +68,6 @@ def check_panel(case: Case) -> Report:
                 abs(panel.wavelength / spec.wavelength_m - 1),
                 1e-9,
                 f"the wavelength is {panel.wavelength:g} m, but the settings have {spec.wavelength_m:g} m.",
-                "Take the wavelength from the settings everywhere.",
             ),
         ]
     return report_of("PANEL", f"{len(expected)} elements", findings)
@@ -221,7 +220,6 @@ def check_labels(case: Case) -> Report:
             value,
             0.75,
             "the recorded noise variance is larger than the noise in the snapshots.",
-            "The noise is complex: sigma^2 = E|n|^2.",
         ),
     ]
     return report_of("TRUTH", f"residual over noise {value:.3f}", findings)
@@ -250,14 +248,12 @@ def check_positions(case: Case) -> Report:
                 float(value.abs().max()) / half,
                 1 + 1e-5,
                 f"some labels have a {name} outside the volume: degrees taken for radians, or another unit?",
-                "Inside the code, angles are in radians and ranges in metres.",
             ),
             at_least(
                 f"standard deviation of the {name} of the labels, over that of a uniform draw",
                 float(value.std(unbiased=False)) / (half * _UNIFORM),
                 0.7,
                 f"the {name} hardly varies: converted to radians twice, or drawn from a part of the volume?",
-                "Convert degrees once, where they enter the code.",
             ),
         ]
     grid = case.learner.grid
@@ -269,14 +265,12 @@ def check_positions(case: Case) -> Report:
             float((torch.stack(off) < _ON_GRID).all(0).double().mean()),
             0.01,
             "true positions are drawn on the grid that is searched. Errors then look like 0.",
-            "Draw positions from the continuous volume.",
         ),
         at_least(
             "share of distinct labels",
             len(azimuth.unique()) / len(azimuth),
             0.9,
             "positions repeat: scenes or sources are drawn again, or from a grid.",
-            "A scene is a function of seed, split and number. Give each scene its own number.",
         ),
     ]
     return report_of("POSITIONS", f"{len(azimuth)} sources", findings)
@@ -309,7 +303,6 @@ def check_signal(case: Case) -> Report:
             float(torch.stack(constant).mean()),
             max(0.5, 3 / spec.codebook.snapshots),
             "symbols are held constant over the snapshots. R_samp then contains little about the sources.",
-            "Draw new symbols for each snapshot (scene.symbols = 'gaussian').",
         ),
         at_most(
             "largest distance of a scene's SNR from the limits of the settings, dB",
@@ -317,7 +310,6 @@ def check_signal(case: Case) -> Report:
             # The labels do not hold the errors of the hardware, which change the power.
             _HARDWARE_DB if hardware else 0.1,
             "the SNR is outside the limits of the settings.",
-            "SNR is the mean over snapshots and outputs of |G A s|^2 over sigma^2, in each scene.",
         ),
     ]
     return report_of("SIGNAL", f"SNR {float(snr_db.min()):.1f} to {float(snr_db.max()):.1f} dB", findings)
@@ -367,7 +359,6 @@ def check_link(case: Case) -> Report:
                 rank / min(c.shape),
                 0.9,
                 "the codebook uses only part of its beams: a stride that shares a factor with their number?",
-                "Use a stride that is coprime with the number of beams.",
             )
         )
     text = f"{len(channel)} batches with a channel, {len(codes)} with configurations"
@@ -393,7 +384,6 @@ def check_draws(case: Case) -> Report:
             abs(share - expected),
             4 * math.sqrt(0.25 / len(planned)) if 0 < expected < 1 else 0.0,
             f"the noise variance is hidden in {share:.0%} of the batches, the settings have {expected:.0%}.",
-            "Hide the noise variance in the share of batches of the settings (hidden_noise).",
         )
     )
     return report_of("DRAWS", f"{sum(map(len, case.recordings))} scenes", findings)
@@ -415,19 +405,16 @@ def _number_findings(case: Case) -> list[Finding]:
             "numbers of sources of the settings that never occur",
             len(missing) if enough else 0,
             f"no scene has K = {', '.join(map(str, missing))} sources, which the settings ask for.",
-            "Draw every number of sources from the lowest to the highest, both included.",
         ),
         must_be_zero(
             "scenes with a number of sources outside the settings",
             int((numbers.lt(low) | numbers.gt(high)).sum()),
             "some scenes have another number of sources than the settings allow.",
-            "Draw the number of sources within the limits of the settings.",
         ),
         must_be_zero(
             "largest distance of the targets' number of sources from the labels",
             off,
             f"the number of sources in the targets (count) is off by {off}.",
-            "Count the sources that are present in a scene.",
         ),
     ]
 
@@ -450,7 +437,6 @@ def _position_findings(recordings: list[Recording]) -> list[Finding]:
                     # The separation of sources correlates them slightly.
                     max(0.15, _ERRORS / math.sqrt(len(a))),
                     f"{one} and {other} of the sources are correlated: they are not drawn independently.",
-                    "Draw each coordinate from random numbers of its own.",
                 )
             )
     return findings
@@ -484,7 +470,6 @@ def _pair_findings(case: Case) -> list[Finding]:
             "pairs of sources that are closer than the settings allow",
             wrong,
             "some sources are closer than separation_deg in both angles.",
-            "Draw positions again until azimuth or elevation differ by separation_deg.",
         )
     ]
     for n, name in enumerate(found):
@@ -498,7 +483,6 @@ def _pair_findings(case: Case) -> list[Finding]:
                 f"{share:.1%} of the pairs of sources have nearly the same {name}, but {expected:.1%} of "
                 "those that are drawn uniformly with this separation: the rule of the separation is another "
                 "one (both angles in place of one?), or the draw is not uniform.",
-                "A set of positions is kept if every pair is apart in azimuth or in elevation.",
             )
         )
     return findings
@@ -532,21 +516,18 @@ def _level_findings(case: Case) -> list[Finding]:
             f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have "
             f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB): the decibels are of amplitudes (20 log10), "
             "or the draw is not uniform.",
-            "SNR in dB is 10 log10 of the ratio of powers, drawn uniformly.",
         ),
         at_most(
             "fourth moment of the noise over that of a circular Gaussian, distance from 1",
             abs(float(n.abs().pow(4).mean()) / 2 - 1),
             _ERRORS * math.sqrt(5 / len(n)),
             "the noise is not Gaussian.",
-            "Real and imaginary part are independent and normal, each with half of the variance.",
         ),
         at_most(
             "correlation of the real and imaginary part of the noise, and difference of their powers",
             float(n.square().mean().abs()),
             _ERRORS * math.sqrt(2 / len(n)),
             "the noise is not circular: its real and imaginary part differ in power, or are correlated.",
-            "Draw real and imaginary part alike, from random numbers of their own.",
         ),
     ]
     power = torch.cat(symbols) if symbols else torch.zeros(0)
@@ -557,7 +538,6 @@ def _level_findings(case: Case) -> list[Finding]:
                 abs(float(power.mean()) - 1),
                 _ERRORS / math.sqrt(len(power) * L) + 1e-3,
                 "the symbols do not have the powers of the labels.",
-                "Scale symbols of unit power by the root of the source's power.",
             )
         )
     return found
@@ -578,14 +558,12 @@ def _code_findings(case: Case) -> list[Finding]:
             float(c.mean().abs()) * math.sqrt(len(c)),
             _ERRORS,
             "the phases of random RIS configurations are not uniform over a whole turn (half a turn only?).",
-            "Draw phases from 0 to 2 pi.",
         ),
         at_most(
             "largest distance of the modulus of a RIS configuration from 1",
             float((c.abs() - 1).abs().max()),
             1e-4,
             "RIS configurations do not have unit modulus.",
-            "c = exp(j phase).",
         ),
     ]
     if isinstance(spec.bits, int) and spec.bits < 6:
@@ -596,7 +574,6 @@ def _code_findings(case: Case) -> list[Finding]:
                 float((turns - turns.round()).abs().max()),
                 1e-3,
                 f"the phases are not multiples of a turn over 2^{spec.bits}.",
-                "Quantise phases to 2 pi / 2^bits.",
             )
         )
     return found
@@ -636,7 +613,6 @@ def _symbol_findings(case: Case) -> list[Finding]:
                 float(coherence.mean()),
                 0.5 + 1 / math.sqrt(L),
                 "the symbols of the sources in a scene are coherent: they share their random numbers.",
-                "Draw symbols for each source from random numbers of its own.",
             )
         )
     if numbers >= 256:
@@ -646,7 +622,6 @@ def _symbol_findings(case: Case) -> list[Finding]:
                 float(noisy.norm()) / math.sqrt(numbers * max(pairs, 1e-30)),
                 _ERRORS / math.sqrt(numbers),
                 "the noise is correlated with the symbols: both are made of the same random numbers.",
-                "Draw noise and symbols from streams of their own.",
             )
         )
     return findings
@@ -665,7 +640,6 @@ def check_splits(case: Case) -> Report:
                 "scenes shared by training and validation",
                 len(training & validation),
                 "the validation set contains training scenes (a leak): overlapping seeds or splits?",
-                "Draw each split under its own name. A scene is a function of (seed, split, number).",
             )
         )
     first, again = (next(iter(scenes.step(0, 0))) for _ in range(2))
@@ -674,7 +648,6 @@ def check_splits(case: Case) -> Report:
             "change of a batch that is requested twice",
             float((first.snapshots - again.snapshots).abs().max()),
             "repeating a step gives other scenes. Such a training cannot be resumed.",
-            "Draw scenes as a function of seed, split and number, not from a stateful generator.",
         )
     )
     text = f"{len(training)} training scenes, {len(validation)} validation scenes"

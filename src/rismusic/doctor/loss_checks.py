@@ -177,14 +177,12 @@ def check_music_ceiling(case: Case) -> Report:
             share,
             0.75,
             "MUSIC on the exact covariance misses sources. Steering, search and R_true do not match.",
-            "Compare the steering vectors of search, labels and simulator.",
         ),
         at_most(
             "median error of MUSIC on R_true, in grid steps",
             float(errors.median()) if len(errors) else float("nan"),
             0.5,
             "the error of MUSIC on R_true exceeds half a grid step.",
-            "Check that the peaks are refined and that labels and search use the same coordinates.",
         ),
     ]
     return report_of("CEILING", f"MUSIC on R_true finds {share:.0%}", findings)
@@ -292,7 +290,6 @@ def _covariance_findings(
                 float(off.max()),
                 1e-3,
                 "R_true is not that of the true sources and their powers.",
-                "Use the labels' positions and mean powers, and scale to trace 1.",
             )
         )
     R = matrices(targets, prediction)[0]
@@ -303,7 +300,6 @@ def _covariance_findings(
             float(off.max()),
             1e-3,
             "R_pred is not made of the two factors with the weights 1 and 0.3 (range factor).",
-            "Build it with rismusic.covariance.predicted_covariance.",
         )
     )
     return findings
@@ -433,7 +429,6 @@ def check_symmetry(case: Case) -> Report:
                 change,
                 1e-3,
                 f"loss {name} compares the {what} by index, not as a set. Unmatched heads learn the mean.",
-                "Match heads and sources by the assignment of least cost.",
             )
         )
     change, name = largest_change(doubled)
@@ -443,14 +438,12 @@ def check_symmetry(case: Case) -> Report:
             change,
             1e-3,
             f"the loss {name} is a sum over the scenes, not a mean. Its size depends on the batch size.",
-            "Take the mean over the scenes.",
         ),
         at_most(
             "relative error of the total against the weighted sum of its terms",
             abs(base["total"] - weighted) / max(abs(weighted), 1e-9),
             1e-3,
             "the total loss is not the weighted sum of its terms (a factor, a sign, or a missing term?).",
-            "Sum weight times term, and nothing else.",
         ),
     ]
     return report_of("SYMMETRY", "order of sources and heads, number of scenes, total", findings)

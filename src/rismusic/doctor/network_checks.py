@@ -40,7 +40,6 @@ def check_optimizer(case: Case) -> Report:
             "parameters missing from the optimizer",
             len(missing),
             f"these parameters never change: {listed(missing)}.",
-            "Pass every parameter of the network to the optimizer.",
         ),
         must_be_zero(
             "parameters that are frozen (requires_grad is False)",
@@ -52,13 +51,11 @@ def check_optimizer(case: Case) -> Report:
             "parameters of the optimizer that do not belong to the network",
             sum(key not in names for key in held),
             "the optimizer changes weights of another network (a stale copy?).",
-            "Create the optimizer after the network has its final form.",
         ),
         must_be_zero(
             "parameters that the optimizer holds twice",
             len(held) - len(set(held)),
             "they move twice in each step.",
-            "Put each parameter into one group.",
         ),
     ]
     text = f"{len(names)} parameters, {len(learner.optimizer.param_groups)} groups"
@@ -139,14 +136,12 @@ def check_constant_output(case: Case) -> Report:
             variety(base.covariance),
             0.1,
             "the network predicts the same for every scene, such as free factors or the mean.",
-            "Let every output depend on the input, and check the input of the network.",
         ),
         at_least(
             "relative change of the factors with the snapshots of another scene",
             float(moved.median()),
             1e-2,
             "the output hardly depends on the snapshots.",
-            "Check that the input is built from the snapshots and that the network does not saturate.",
         ),
     ]
     for field in fields(Prediction):
@@ -166,7 +161,6 @@ def check_constant_output(case: Case) -> Report:
                 float(spread.sqrt()),
                 1e-4,
                 meaning,
-                "Let every output depend on the input.",
             )
         )
     return report_of("CONSTANT", "variety of the outputs before training", findings)
@@ -191,7 +185,6 @@ def check_inside(case: Case) -> Report:
             "change of the output when the labels are those of other scenes",
             off,
             "the network's output depends on the truth (a leak): labels reach it through the recording.",
-            "Let the network use snapshots, channel, configurations and noise variance only.",
         ),
         *layers.input_findings(),
         *layers.unit_findings(),
@@ -216,7 +209,6 @@ def check_inside(case: Case) -> Report:
                 "parameters of the first stage without a gradient from the last heat map",
                 len(lost),
                 f"the features of the first stage are detached from the last one: {listed(lost)}.",
-                "Pass the features on with their gradient.",
             )
         )
     sizes = {
@@ -230,7 +222,6 @@ def check_inside(case: Case) -> Report:
             "weight matrices that are zero at the start",
             len(zero),
             f"the initial weights of {listed(zero)} are zero, so that units stay alike.",
-            "Draw initial weights at random.",
         ),
         at_most(
             "largest standard deviation of an initial weight times the square root of its inputs",

@@ -241,26 +241,22 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
             abs(steps - total) / EPOCHS + sum(one.steps != 1 for one in run.steps),
             f"{steps / EPOCHS:g} optimizer steps per epoch for {STEPS} accumulations of batches: the "
             "optimizer's step is outside the batch loop, or batches are left out.",
-            "Step once per accumulation of batches.",
         ),
         must_be_zero(
             "number of logged steps, distance from the steps of the loop",
             abs(logged - len(run.steps)),
             "the log does not contain every step.",
-            "Log each step once.",
         ),
         at_most(
             "distance of the beta that the loop uses from the plan",
             beta_off,
             0.0,
             "the steps use another beta than the plan: it is not passed on, or counted in steps.",
-            "Pass beta of the epoch to the step.",
         ),
         must_be_zero(
             "loss weights in use that differ from the plan",
             len(wrong_weights),
             f"the loss weights of {listed(sorted(wrong_weights))} are not those of the plan for the epoch.",
-            "Take the weights of each epoch from weights_at.",
         ),
         at_most(
             "distance of the learning rates in use from those of the settings, over the highest",
@@ -277,7 +273,6 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
                 "scenes that the loop uses twice",
                 len(keys) - len(set(keys)),
                 "steps or epochs use the same scenes again, although the settings ask for fresh ones.",
-                "Pass epoch and step on to the scenes, and number them through all epochs.",
             )
         )
     return findings
@@ -371,7 +366,6 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
             logged,
             0.05,
             "the logged gradient norm is not that of the loss.",
-            "Log the norm after unscaling and before clipping.",
         ),
     ]
 
@@ -437,7 +431,6 @@ def _update_findings(run: ShortRun) -> list[Finding]:
             len(decayed),
             f"the weight decay of {listed(decayed)} is not that of the settings, which is for matrices, and "
             "0 for biases and norms (parameter_groups).",
-            "Decay parameters with two or more axes only.",
         ),
         at_most(
             "relative distance of the weights' updates from those of AdamW with the settings",
@@ -450,14 +443,12 @@ def _update_findings(run: ShortRun) -> list[Finding]:
             "averaged weights that are the weights themselves",
             len(aliased),
             "the moving average (EMA) shares its memory with the weights, so it is no average.",
-            "Clone the weights for the average.",
         ),
         at_most(
             "relative distance of the moving average's update from its formula",
             max(skipped.values(), default=0.0) if not aliased else 0.0,
             0.05,
             f"the moving average (EMA) is not updated by (1 - decay) times the difference: {fault}.",
-            "average += (1 - decay) (weight - average) for every parameter after every step.",
         ),
     ]
 
@@ -479,7 +470,6 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
             "number of validation scenes in use, distance from the settings",
             abs(sum(map(len, used)) - _VALIDATION) + abs(sum(map(len, whole)) - spec.validation_scenes),
             "the validation set has another number of scenes than the settings.",
-            "Use validation_scenes, all of them, in each epoch.",
         )
     ]
     keys = [key for recording in whole for key in scene_keys(recording)]
@@ -488,7 +478,6 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
             "validation scenes that are there several times",
             len(keys) - len(set(keys)),
             "the validation set contains scenes twice: a part of it repeats another one.",
-            "Number the scenes of the validation set from first to last.",
         )
     )
     training = case.recordings[:4]
@@ -509,7 +498,6 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
                 off,
                 max(error, limit / 4),
                 f"validation scenes have another {what.split(',')[0]} than the training scenes.",
-                "Simulate both with the same settings.",
             )
         )
     return findings
@@ -542,7 +530,6 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
             "epochs of the log that are missing or have another number",
             float(numbers != list(range(EPOCHS))),
             f"the log has the epochs {numbers}, the loop had 0 to {EPOCHS - 1}.",
-            "Log each epoch once, with its own number.",
         )
     ]
     if not epochs or not run.validations:
@@ -585,14 +572,12 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
             # Training in less than float32 differs by that much.
             1e-5 if learner.precision is None else 5e-2,
             f"the validation differs from the loss of the averaged weights on the validation scenes{cause}.",
-            "Validate the averaged weights in float32, at the beta of the settings, with one weight a scene.",
         ),
         at_least(
             "change of the validation loss from epoch to epoch",
             abs(losses[-1] - losses[0]) if len(losses) > 1 else 0.0,
             1e-7,
             "the validation loss is constant: it uses stale weights, or a network that is not trained.",
-            "Validate the trained weights or their average, and update it after each step.",
         ),
     ]
 
@@ -638,8 +623,6 @@ def _weight_findings(run: ShortRun) -> list[Finding]:
                 candidates[ref.EXPECTED],
                 1e-6,
                 f"the file of the {what} weights has other weights than it should{cause}.",
-                "Save the averaged weights at the end of each epoch, and as the best ones if the validation "
-                "loss is the lowest so far.",
             )
         )
     return findings
@@ -665,19 +648,16 @@ def _resume_findings(case: Case, run: ShortRun) -> list[Finding]:
             "kinds of state that a resumed training does not get back",
             len(wrong),
             f"a resumed training does not get back: {listed(sorted(wrong))}.",
-            "Write weights, average, optimizer state and number of steps, and restore all of them.",
         ),
         must_be_zero(
             "steps between the interruption and the place of resumption",
             abs(place[0] * STEPS + place[1] - (STEPS - 1)),
             f"a resumed training continues at epoch {place[0]}, step {place[1]}, not where it stopped.",
-            "Restore epoch and step.",
         ),
         at_most(
             "relative distance of weights and optimizer after a resumed training from those of a whole one",
             _distance(end, whole),
             1e-4,
             "an interrupted and resumed training ends with other weights than an uninterrupted one.",
-            "Restore everything that a step depends on.",
         ),
     ]

@@ -65,7 +65,7 @@ class Diagnosis:
             (tag, first), *left = left
             effects = effects_of(tag)
             follow = [
-                other.meaning == first.meaning or (other_tag in effects or other.advice == first.advice)
+                other.meaning == first.meaning or (other_tag in effects or "" != other.advice == first.advice)
                 for other_tag, other in left
             ]
             found = tuple(pair for pair, follows in zip(left, follow, strict=True) if follows)
@@ -102,7 +102,8 @@ class Diagnosis:
         number = "one possible cause" if len(causes) == 1 else f"{len(causes)} possible causes"
         return (
             f"{len(self.wrong)} of {total} findings outside their limits, with {number}. Start here: "
-            f"[{first.tag}] {first.finding.meaning} {first.finding.advice}{where}"
+            + f"[{first.tag}] {first.finding.meaning} {first.finding.advice}".rstrip()
+            + where
         )
 
     def record(self) -> dict[str, object]:
@@ -135,7 +136,7 @@ def report_of(tag: str, text: str, findings: Sequence[Finding]) -> Report:
     return Report(tag, text, {one.name: one.value for one in findings}, tuple(findings))
 
 
-def must_be_zero(name: str, value: float | int, meaning: str, advice: str, where: str = "") -> Finding:
+def must_be_zero(name: str, value: float | int, meaning: str, advice: str = "", where: str = "") -> Finding:
     """A finding whose limit is 0, such as the number of things that are wrong."""
     return at_most(name, float(value), 0.0, meaning, advice, where)
 
@@ -164,7 +165,7 @@ def findings_table(diagnosis: Diagnosis) -> Table:
         table.add_column(head, justify="right" if head in ("value", "limit") else "left")
     for cause in diagnosis.causes:
         one = cause.finding
-        text = f"{one.meaning} {one.advice}" + (f" Look at {one.where}." if one.where else "")
+        text = f"{one.meaning} {one.advice}".rstrip() + (f" Look at {one.where}." if one.where else "")
         if cause.consequences:
             follow = dict.fromkeys(f"[{tag}] {other.meaning}" for tag, other in cause.consequences)
             text += "\nMay follow from it: " + " ".join(follow)

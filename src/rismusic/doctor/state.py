@@ -94,19 +94,6 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
-def changed_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The nested value with each tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {name: changed_tensors(part, change) for name, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(changed_tensors(part, change) for part in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(changed_tensors(part, change) for part in value)
-    return value
-
-
 @contextmanager
 def seeded(module: nn.Module, seed: int = 0) -> Iterator[None]:
     """The same random numbers in each use, of torch, numpy, Python and generators held by the module."""

@@ -115,7 +115,6 @@ def check_schedule(case: Case) -> Report:
             peak / max(1, planned),
             0.5,
             "the warm-up takes most of the run.",
-            "Lower schedule.warm_up.",
         ),
     ]
     usual = "A learning rate of 1e-4 to 1e-3 is usual for AdamW."
@@ -138,9 +137,7 @@ def check_schedule(case: Case) -> Report:
             f"{plan[-1][0]:.3g}.",
             "Let beta rise from 0 to schedule.beta, which inference uses. Count epochs, not steps.",
         ),
-        at_most(
-            "largest beta", max(betas), 0.999, "R_pred has no part in R_blend.", "Set schedule.beta below 1."
-        ),
+        at_most("largest beta", max(betas), 0.999, "R_pred has no part in R_blend."),
     ]
     text = f"{planned} steps, highest rate at step {peak}; beta {betas[0]:.2f} to {betas[-1]:.2f}"
     return report_of("SCHEDULE", text, findings)
@@ -253,13 +250,11 @@ def check_non_finite_gradient(case: Case) -> Report:
             "change of the averaged weights by a step whose gradient is not finite",
             total_norm({name: learner.average[name] - old for name, old in average.items()}),
             "the moving average is updated after a skipped step.",
-            "Leave the average unchanged after a skipped step.",
         ),
         must_be_zero(
             "steps with a non-finite gradient logged as taken",
             float(numbers["taken"]),
             "a non-finite gradient is logged as a regular step.",
-            "Log whether a step was taken.",
         ),
     ]
     return report_of("FINITE", f"a NaN in the gradient of {name}", findings)

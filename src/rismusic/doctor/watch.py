@@ -29,11 +29,12 @@ from rismusic.doctor.layers import (
     update_ratio,
     without_gradient,
 )
+from rismusic.doctor.learning_checks import deviation
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Hook, Networks, as_one, calling_line, names, row_codes, tensors_in
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
-from rismusic.doctor.tape_record import TapeRecord, deviation
+from rismusic.doctor.tape_record import TapeRecord
 from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -188,25 +189,29 @@ class Watch:
         return self._diagnosis
 
     def _diagnosed(self) -> Diagnosis:
-        checks = (
-            self._check_data,
-            self._check_input,
-            self._check_calls,
-            self._check_loop,
-            self._check_optimizer,
-            self._check_layers,
-            self._check_updates,
-            self._check_losses,
-        )
-        reports = [check() for check in checks]
-        held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
+        reports = [self._check_finite(), *self.step_reports, self._check_foreign(), self._check_losses()]
         data = self._tapes.data_report()
-        data = replace(data, findings=(*data.findings, *self._validation_inputs(), *self._validation_rows()))
-        reports += [*self._tapes.start_reports, data]
+        reports.append(
+            replace(data, findings=(*data.findings, *self._validation_inputs(), *self._validation_rows()))
+        )
         if all(map(math.isfinite, self.losses)):
+            held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
             reports += self._tapes.final_reports(self._steps, held, alone=alone)
         return Diagnosis(tuple(reports))
+
+    @property
+    def step_reports(self) -> list[Report]:
+        """What the steps alone say, without their data and the course of the loss."""
+        return [
+            self._check_input(),
+            report_of("CALLS", "calls of torch functions", self._calls.findings),
+            self._check_loop(),
+            self._check_optimizer(),
+            self._check_layers(),
+            self._check_updates(),
+            *self._tapes.start_reports,
+        ]
 
     @staticmethod
     def _sample(weight: Tensor) -> Tensor:
@@ -368,7 +373,6 @@ class Watch:
                 0.1,
                 "the validation has rows that the network is trained on, so it does not show how well it "
                 "does on others: the split is not used in the training, or overlaps.",
-                "Train on the rows of the training split only, and validate on all others.",
             ),
             at_most(
                 "share of the validations whose rows are changed since the last one",
@@ -376,7 +380,6 @@ class Watch:
                 0.5,
                 "a part of the validation data changes from one validation to the next: random augmentation "
                 "is applied to them.",
-                "Use the plain data for validation.",
             ),
         ]
 
@@ -400,11 +403,10 @@ class Watch:
                 1.5,
                 f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
                 f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
-                "Use the same transformation, with the statistics of the training data.",
             )
         ]
 
-    def _check_data(self) -> Report:
+    def _check_finite(self) -> Report:
         """[FINITE]: losses and gradients are finite."""
         bad = [number for number, loss in enumerate(self.losses) if not math.isfinite(loss)]
         findings = [
@@ -423,9 +425,6 @@ class Watch:
             ),
         ]
         return report_of("FINITE", f"{len(self.losses)} losses", findings)
-
-    def _check_calls(self) -> Report:
-        return report_of("CALLS", "calls of torch functions", self._calls.findings)
 
     def _check_input(self) -> Report:
         found = [] if self._layers is None else self._layers.input_findings()
@@ -449,7 +448,6 @@ class Watch:
                 float(len(self.losses)),
                 1.0,
                 "backward was never called, so no gradient was computed.",
-                "Call loss.backward() before optimizer.step().",
             ),
         ]
         if self.optimizers or self.losses:
@@ -472,7 +470,6 @@ class Watch:
                     64.0,
                     "the optimizer steps once per epoch, not once per batch: its step is outside the batch "
                     "loop.",
-                    "Step in the batch loop.",
                 )
             )
         findings += [*self._step_record.findings, optimizers_seen(self._seen, self._names)]
@@ -528,7 +525,6 @@ class Watch:
         )
         shared = [self._names[key] for key, count in counts.items() if count > 1 and key in self._names]
         shared = shared if self._given else []
-        stepped = {id(p) for one in self._seen for group in one.param_groups for p in group["params"]} | held
         frozen = self._frozen()
         # Cosine schedules end at 0, so that only the fall within the first half counts.
         early = [values[len(values) // 2] / max(values) for values in self._rates.values() if max(values) > 0]
@@ -551,7 +547,6 @@ class Watch:
                 zero / len(rates) if rates else 0.0,
                 0.1,
                 "nothing is learned in these steps.",
-                "Start the warm-up above 0, and count the schedule's steps as you call it.",
             ),
             at_least(
                 "learning rate halfway over the highest",
@@ -566,29 +561,36 @@ class Watch:
                 max(grown, default=1.0),
                 _GROWN,
                 "the learning rate grows out of bounds: the factor of the schedule is above 1.",
-                "Use a factor below 1, and check how often the schedule is advanced.",
             ),
             must_be_zero(
                 "weights that two optimizers hold",
                 len(shared),
                 f"two optimizers change the same weights ({listed(shared)}), one against the other.",
-                "Give each optimizer the weights of its own network.",
             ),
             must_be_zero(
                 "frozen layers between trained ones",
                 len(frozen),
                 f"{listed(frozen)} is frozen, though layers before and around it are trained.",
-                "Set requires_grad of these parameters, unless they are frozen on purpose.",
-            ),
-            must_be_zero(
-                "weights outside the model that get a gradient but are in no optimizer",
-                sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
-                "the loss reaches weights that neither the model nor an optimizer has: modules in a plain "
-                "list, a layer made anew, or a network whose output should be detached.",
-                "Keep modules in nn.ModuleList or as attributes; detach the output of a fixed network.",
             ),
         ]
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
+
+    def _check_foreign(self) -> Report:
+        """[OPTIMIZER]: no weights outside the model that should be trained."""
+        stepped = {
+            id(p)
+            for one in (*self._seen, *self.optimizers)
+            for group in one.param_groups
+            for p in group["params"]
+        }
+        finding = must_be_zero(
+            "weights outside the model that get a gradient but are in no optimizer",
+            sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
+            "the loss reaches weights that neither the model nor an optimizer has: modules in a plain "
+            "list, a layer made anew, or a network whose output should be detached.",
+            "Keep modules in nn.ModuleList or as attributes; detach the output of a fixed network.",
+        )
+        return report_of("OPTIMIZER", "weights outside the model", [finding])
 
     def _frozen(self) -> list[str]:
         """Frozen layers in a network that is trained from its first layer on."""
@@ -678,7 +680,6 @@ class Watch:
                 len(slow),
                 f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of its "
                 "own that is far too low, or a gradient that vanishes.",
-                "Look at the parameter groups of the optimizer, and at the gradients of these layers.",
             )
         )
         return report_of("UPDATES", f"weights change by {highest:.1e} in a step", findings)
