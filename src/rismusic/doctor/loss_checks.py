@@ -129,7 +129,7 @@ def _conditioning_findings(recording: Recording, targets: Targets) -> list[Findi
             ),
             same(
                 *("the loading of R_samp", targets.conditioning.loading, loading),
-                "the loading of R_samp is not the share of the noise in its energy.",
+                "the loading of R_samp is not the share of the noise in its energy (half of the matrix?).",
             ),
             same(
                 *("the shrinkage of R_samp", targets.conditioning.shrinkage, shrinkage),
@@ -226,11 +226,12 @@ def check_terms(case: Case) -> Report:
         found.append({name: float(value) for name, value in losses.terms.items()})
         weights: dict[str, float] = {**losses.weights}
         true.append(defined(case, replace(targets, truth=truth), prediction, beta, weights))
+    pairs = list(zip(found, true, strict=True))
     beta, prediction = trials[1]
     P, sample, T = matrices(targets, prediction)
     forms = {
-        ": it is that of R_pred alone, without R_samp (the raw factors)": P,
-        ": R_true stands in place of R_samp (a leak)": (1 - beta) * P + beta * T,
+        ": R_blend is R_pred alone, without R_samp (the raw factors)": P,
+        ": R_true stands in place of R_samp in R_blend (a leak)": (1 - beta) * P + beta * T,
         ": R_pred and R_samp are exchanged in R_blend": beta * P + (1 - beta) * sample,
     }
     blends = {cause: covariance_error(R, T, targets) for cause, R in forms.items()}
@@ -242,7 +243,9 @@ def check_terms(case: Case) -> Report:
         cause = _cause(values, expected)
         if name == "covariance":
             near = {form: abs(values[1] - value) / max(value, 1e-3) for form, value in blends.items()}
-            cause = ref.best_explanation({ref.EXPECTED: off[1], **near}) or cause or ": another R_blend?"
+            alone = max(abs(one[0]["covariance_predicted"] - one[1]["covariance_predicted"]) for one in pairs)
+            blend = ": another R_blend?" if alone < _SAME else ""
+            cause = ref.best_explanation({ref.EXPECTED: off[1], **near}) or cause or blend
         elif name == "eigengap":
             cause = cause or ": eigenvalues in another order (eigh ascends, svd descends), or another margin?"
         findings.append(

@@ -331,7 +331,7 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
         added = {name: value + old.get(name, 0.0) for name, value in expected.items()}
         halves = [_mean([of(r[half(r)]) for r in one.recordings]) for half in (_first_half, _second_half)]
         forms = {
-            ": the accumulated batches are summed, not averaged": [_mean(parts, count)],
+            ": the accumulated batches are summed, not averaged": [_mean(parts, float(count))],
             ": it is divided twice by the number of accumulated batches": [_mean(parts, 1 / count)],
             ": it is reversed (the wrong sign)": [_mean(parts, -1.0)],
             ": it is that of one of the accumulated batches, the others are left out": [
@@ -560,7 +560,7 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
     off = {
         ref.EXPECTED: value,
         ": it is that of the current weights, not of their moving average": distance(last.weights, beta)[0],
-        ": it is at beta = 0": distance(last.average, 0.0)[0],
+        ": it is at beta = 0 (another matrix?)": distance(last.average, 0.0)[0],
         ": it is the mean over the batches, not over the scenes": by_batch,
     }
     cause = ref.best_explanation(off) or f": another matrix, precision, or dropout (most in {worst})?"
