@@ -169,7 +169,7 @@ _CONCERNED = {
     "nn/network": "INSIDE GRADPATH INPUT CONSTANT LITMUS",
     "nn/validation": "HELDOUT",
     "metrics": "SCORES",
-    "": "WAVE TRUTH POSITIONS SIGNAL LINK DRAWS",
+    "": "WAVE TRUTH POSITIONS LINK DRAWS",
 }
 
 

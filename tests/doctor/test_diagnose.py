@@ -10,10 +10,8 @@ from test_run_log import run_of
 
 from rismusic.cli import main
 from rismusic.doctor import diagnose as diagnosing
-from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, diagnose
 from rismusic.doctor.report import report_of
-from rismusic.doctor.training_checks import check_overfit
 from rismusic.nn.monitors import at_least, at_most
 from rismusic.nn.train import Trainer
 from rismusic.spec import dump_spec
@@ -67,21 +65,6 @@ def test_own_training_loop(monkeypatch):
     assert "largest distance of the factors of the learning rate from the schedule of the settings" in [
         one.name for one in found.wrong
     ]
-
-
-def test_overfit(monkeypatch):
-    """On request; a network that cannot learn fails it."""
-    quick = healthy().replace(batch=8, scenes_per_epoch=32)
-    still = quick.replace(backbone_learning_rate=0.0, head_learning_rate=0.0)
-    left = []
-    for spec, epochs in ((quick, 4), (still, 1)):
-        with open_case(spec) as case:
-            left += check_overfit(case, scenes=32, epochs=epochs).findings
-    assert left[0].value < 0.9 < left[1].value
-    assert not left[1].fine
-    only(monkeypatch, "DECAY")
-    monkeypatch.setattr(diagnosing, "OVERFIT", ("OVERFIT", lambda _: BAD))
-    assert [report.tag for report in diagnose(healthy(), overfit=True).reports] == ["DECAY", "B"]
 
 
 def test_command(tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ CHECK = {
     "R_samp from the labels": "R_SAMP",
     "R_samp centred": "R_SAMP",
     "R_samp from H c": "R_SAMP",
-    "symbols held": "SIGNAL",
+    "symbols held": "DRAWS",
     "overlapping seeds": "LEAK",
     "loading too large": "R_SAMP",
     "Rician factor undone": "LINK",

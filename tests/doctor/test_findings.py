@@ -130,7 +130,6 @@ def deaf(recording):
 KNOWN = {fault.name: fault.plant for fault in FAULTS}
 PLANTED = [
     ("TRUTH", "lower limit", simulated(lambda r: replace(r, noise_variance=2 * r.noise_variance))),
-    ("SIGNAL", "a scene's SNR", simulated(lambda r: replace(r, noise_variance=2 * r.noise_variance))),
     (
         "POSITIONS",
         "distinct labels",

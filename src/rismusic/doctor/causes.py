@@ -38,9 +38,9 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("PANEL", "", lambda case: type(case.trainer.scenes).__init__),
     ("TRUTH", "", lambda _: scene.draw_sources),
     ("POSITIONS", "", lambda _: scene.draw_sources),
-    ("SIGNAL", "symbols", lambda _: scene.draw_symbols),
     ("LINK", "channel", lambda _: link.draw_channel),
     ("LINK", "", lambda _: link.draw_codes),
+    ("DRAWS", "held constant", lambda _: scene.draw_symbols),
     ("DRAWS", "SNR|noise", lambda _: simulator.Simulator._receive),
     ("DRAWS", "configuration", lambda _: link.draw_codes),
     ("DRAWS", "hidden", lambda case: case.trainer.scenes.noise_hidden),
@@ -124,14 +124,14 @@ def _tags(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_LEARNING = "LITMUS CONSTANT COURSE PROGRESS OVERFIT VALIDATION VAL UPDATES LEARNED"
+_LEARNING = "LITMUS CONSTANT COURSE PROGRESS VALIDATION VAL UPDATES LEARNED"
 _LOSSES = "TERMS SLOPE SYMMETRY LOSS HELDOUT"
 _EFFECTS: dict[str, frozenset[str]] = {
     tag: _tags(effects)
     for tags, effects in (
-        ("PANEL WAVE", f"WAVE TRUTH SIGNAL R_SAMP CEILING DRAWS INSIDE INPUT {_LOSSES} {_LEARNING}"),
-        ("POSITIONS TRUTH", f"TRUTH SIGNAL DRAWS LEAK R_SAMP CEILING HELDOUT {_LOSSES} {_LEARNING}"),
-        ("DRAWS SIGNAL LINK LEAK", f"TRUTH SIGNAL LINK LEAK R_SAMP CEILING HELDOUT REPLAY {_LEARNING}"),
+        ("PANEL WAVE", f"WAVE TRUTH R_SAMP CEILING DRAWS INSIDE INPUT {_LOSSES} {_LEARNING}"),
+        ("POSITIONS TRUTH", f"TRUTH DRAWS LEAK R_SAMP CEILING HELDOUT {_LOSSES} {_LEARNING}"),
+        ("DRAWS LINK LEAK", f"TRUTH LINK LEAK R_SAMP CEILING HELDOUT REPLAY {_LEARNING}"),
         ("OPTIMIZER", f"GRAD STEP REPLAY FILES {_LEARNING}"),
         ("REPLAY", f"STEP FINITE SCHEDULE FILES HELDOUT {_LEARNING}"),
         ("SCHEDULE", f"LR STEP {_LEARNING}"),

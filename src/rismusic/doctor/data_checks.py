@@ -24,7 +24,6 @@ from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.sources import Sources
 from rismusic.spec import limits
-from rismusic.units import to_db
 
 # Number of positions at which all steering functions are compared.
 _POSITIONS = 12
@@ -32,8 +31,6 @@ _POSITIONS = 12
 _ON_GRID = 0.02
 # Number of scenes of each split that are compared.
 _COMPARED = 512
-# Change of the received power by errors of the hardware, dB.
-_HARDWARE_DB = 2.0
 # Standard errors that a correlation of independent numbers may reach.
 _ERRORS = 6.0
 # Fewest pairs of sources for statistics.
@@ -276,45 +273,6 @@ def check_positions(case: Case) -> Report:
     return report_of("POSITIONS", f"{len(azimuth)} sources", findings)
 
 
-def check_signal(case: Case) -> Report:
-    """[SIGNAL]: symbols, SNR and noise of the snapshots against the settings."""
-    spec = case.spec.system
-    ratios, constant = [], []
-    low, high = limits(spec.snr_db)
-    elements, wavelength = ref.element_positions(spec.panel), spec.panel.wavelength_m
-    hardware = spec.hardware != type(spec.hardware)()
-    for recording in case.simulated[:2]:
-        truth, variance = recording.truth, recording.noise_variance
-        assert truth is not None
-        if truth.symbols is None or variance is None:
-            continue
-        s = torch.where(truth.active[..., None], truth.symbols, 0).to(torch.complex128)
-        constant.append(s.mean(-1).abs().square().sum() / s.abs().square().mean(-1).sum())
-        A = ref.true_steering(truth, elements, wavelength, uniform=spec.panel.wave == "uniform")
-        clean = torch.einsum("slmn,snk,skl->slm", ref.operators(recording), A, s)
-        power = clean.abs().square().mean((1, 2))
-        ratios.append(to_db(power / variance.double()))
-    if not ratios:
-        return report_of("SIGNAL", "skipped: the scenes have no symbols or no noise variance", [])
-    snr_db = torch.cat(ratios)
-    findings = [
-        at_most(
-            "share of the symbols' power in their mean over the snapshots",
-            float(torch.stack(constant).mean()),
-            max(0.5, 3 / spec.codebook.snapshots),
-            "symbols are held constant over the snapshots. R_samp then contains little about the sources.",
-        ),
-        at_most(
-            "largest distance of a scene's SNR from the limits of the settings, dB",
-            float(torch.maximum(low - snr_db, snr_db - high).max().clamp_min(0)),
-            # The labels do not hold the errors of the hardware, which change the power.
-            _HARDWARE_DB if hardware else 0.1,
-            "the SNR is outside the limits of the settings.",
-        ),
-    ]
-    return report_of("SIGNAL", f"SNR {float(snr_db.min()):.1f} to {float(snr_db.max()):.1f} dB", findings)
-
-
 def check_link(case: Case) -> Report:
     """[LINK]: Rician factor and power of the channel, and the dimensions that the RIS configurations span."""
     spec = case.spec.system
@@ -492,23 +450,38 @@ def _level_findings(case: Case) -> list[Finding]:
     """Mean and spread of the SNR; shape of noise and symbols."""
     spec = case.spec.system
     low, high = limits(spec.snr_db)
-    ratios, noises, symbols = [], [], []
+    ratios, recorded, noises, symbols, constant = [], [], [], [], []
     for recording in case.recordings:
         clean, truth = ref.true_signal(spec, recording), recording.truth
-        if clean is None or truth is None or truth.symbols is None:
+        if clean is None or truth is None or truth.symbols is None or recording.noise_variance is None:
             return []
         noise = recording.snapshots.to(torch.complex128) - clean
         power = noise.abs().square().mean((1, 2))
-        ratios.append(10 * (clean.abs().square().mean((1, 2)) / power).log10())
+        level = clean.abs().square().mean((1, 2))
+        ratios.append(10 * (level / power).log10())
+        recorded.append(10 * (level / recording.noise_variance.double()).log10())
         noises.append((noise / power.sqrt()[:, None, None]).flatten())
         s = truth.symbols[~truth.azimuth.isnan()].to(torch.complex128)
+        constant.append(s.mean(-1).abs().square().sum() / s.abs().square().mean(-1).sum())
         if s.shape[-1] >= 4:
             p = truth.power[~truth.azimuth.isnan()].double() if truth.power is not None else None
             symbols.append(s.abs().square().mean(-1) / p if p is not None else s.new_ones(0).real)
-    ratio, n = torch.cat(ratios), torch.cat(noises)
+    ratio, snr, n = torch.cat(ratios), torch.cat(recorded), torch.cat(noises)
     error = (high - low) / math.sqrt(12 * len(ratio)) + 0.05
     L = spec.codebook.snapshots
     found = [
+        at_most(
+            "share of the symbols' power in their mean over the snapshots",
+            float(torch.stack(constant).mean()),
+            max(0.5, 3 / L),
+            "symbols are held constant over the snapshots. R_samp then contains little about the sources.",
+        ),
+        at_most(
+            "largest distance of a scene's SNR from the limits of the settings, dB",
+            float(torch.maximum(low - snr, snr - high).max()),
+            0.1,
+            "the SNR is outside the limits of the settings: another unit or scale of the decibels?",
+        ),
         at_most(
             "distance of the mean SNR from the middle of the settings, dB, in errors",
             abs(float(ratio.mean()) - (low + high) / 2) / error,

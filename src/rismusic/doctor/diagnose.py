@@ -28,7 +28,6 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("WAVE", data_checks.check_steering),
     ("TRUTH", data_checks.check_labels),
     ("POSITIONS", data_checks.check_positions),
-    ("SIGNAL", data_checks.check_signal),
     ("LINK", data_checks.check_link),
     ("DRAWS", data_checks.check_draws),
     ("LEAK", data_checks.check_splits),
@@ -56,14 +55,10 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 )
 """Checks by tag, in the order in which they run: later checks assume that earlier ones pass."""
 
-OVERFIT: tuple[str, Check] = ("OVERFIT", training_checks.check_overfit)
-"""The check that takes minutes and runs on request only."""
-
 
 def diagnose(
     spec: TrainSpec | None = None,
     *,
-    overfit: bool = False,
     say: Callable[[str], None] = lambda _: None,
     begun: Callable[[str], None] = lambda _: None,
     trainer: MakeTrainer = Trainer,
@@ -73,7 +68,6 @@ def diagnose(
 
     Args:
         spec: settings of the training; the default ones if not given.
-        overfit: also check whether the network can fit 512 fixed scenes (minutes).
         say: called with each line for the console.
         begun: called with the tag of each check before it runs.
         trainer: creates the training loop, its learner and its scenes from settings and a run folder. Pass a
@@ -86,7 +80,7 @@ def diagnose(
     chosen = (spec or TrainSpec()).replace(**settings)
     reports = []
     with open_case(chosen, trainer) as case:
-        for tag, check in (*CHECKS, OVERFIT) if overfit else CHECKS:
+        for tag, check in CHECKS:
             begun(tag)
             for report in run_check(tag, check, case):
                 reports.append(report)

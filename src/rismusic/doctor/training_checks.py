@@ -28,9 +28,6 @@ _LITMUS_BATCH, _TRIAL_BATCH = 32, 8
 _SHARE_OF_POSSIBLE, _LEAST_DECREASE = 0.3, 1e-3
 # AdamW divides by the size of the gradient plus its epsilon, which may be this share of the clipped gradient.
 _EPSILON_SHARE = 0.1
-# Fitting a fixed set of scenes: their number, epochs, scenes of a batch, share of the error that may be left.
-OVERFIT_SCENES, OVERFIT_EPOCHS = 512, 20
-_OVERFIT_BATCH, _OVERFIT_LEFT = 32, 0.5
 
 
 def check_first_steps(case: Case) -> Report:
@@ -324,31 +321,3 @@ def check_scores(case: Case) -> Report:
         for name, (found, true, tolerance, meaning) in rows.items()
     ]
     return report_of("SCORES", f"{total} sources, estimates with known scores", findings)
-
-
-def check_overfit(case: Case, scenes: int = OVERFIT_SCENES, epochs: int = OVERFIT_EPOCHS) -> Report:
-    """[OVERFIT]: can the network fit a few hundred fixed scenes? Takes minutes."""
-    batch = min(_OVERFIT_BATCH, case.spec.batch, scenes)
-    spec = case.spec.replace(
-        schedule=case.spec.schedule.replace(epochs=epochs),
-        scenes_per_epoch=scenes // batch * batch,
-        batch=batch,
-        accumulation=1,
-        fresh=False,
-        hidden_noise=0.0,
-        validation_scenes=4,
-        scored_scenes=2,
-        patience=0,
-    )
-    trainer = case.start(spec)
-    trainer.train()
-    log = trainer.run.records("epoch")
-    first, last = (float(line["training"]["covariance_predicted"]) for line in (log[0], log[-1]))
-    finding = at_most(
-        f"covariance error of R_pred after {epochs} epochs on the same {scenes} scenes, over the first",
-        last / first,
-        _OVERFIT_LEFT,
-        "the network cannot fit a few scenes: factors that do not learn, too small, or wrong labels?",
-        "See [GRADPATH], [CONSTANT] and [TRUTH]. Then try a wider network or a higher learning rate.",
-    )
-    return report_of("OVERFIT", f"covariance error {first:.3f} -> {last:.3f}", [finding])
