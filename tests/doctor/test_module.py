@@ -36,8 +36,7 @@ def adam(parameters):
 
 
 def diagnosed(module=None, of=loss, batch=BATCH, **settings):
-    settings = {"optimizer": adam, "output": lambda net, held: net(held["x"]), **settings}
-    return diagnose_module(module or Net(), of, batch, **settings)
+    return diagnose_module(module or Net(), of, batch, **{"optimizer": adam, **settings})
 
 
 def names(diagnosis):
@@ -48,7 +47,7 @@ def test_healthy_network_has_no_finding_and_stays_unchanged():
     module = Net()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     said = []
-    diagnosis = diagnosed(module, validation=lambda net: loss(net, BATCH), say=said.append)
+    diagnosis = diagnosed(module, say=said.append)
     assert names(diagnosis) == []
     assert diagnosis.healthy
     assert [line.split("]")[0] for line in said] == [
@@ -171,7 +170,6 @@ FAULTS = [
         {"optimizer": lambda p: torch.optim.AdamW(p, lr=10.0)},
         "relative change of a weight matrix by",
     ),
-    ({"validation": lambda _: torch.tensor(1.0)}, "relative change of the validation loss"),
     ({"module": Constant()}, "spread of the outputs over the samples"),
 ]
 

@@ -17,6 +17,7 @@ from rismusic.doctor import (
 from rismusic.doctor.case import Case, MakeTrainer, open_case
 from rismusic.doctor.causes import suspected
 from rismusic.doctor.report import Diagnosis
+from rismusic.doctor.state import ERRORS
 from rismusic.nn.monitors import Finding, Report
 from rismusic.nn.spec import TrainSpec
 from rismusic.nn.train import Trainer
@@ -93,7 +94,7 @@ def run_check(tag: str, check: Check, case: Case) -> Iterator[Report]:
     """The reports of a check. An exception in the code under test becomes a finding."""
     try:
         found = check(case)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except ERRORS as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})"
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}".rstrip(".")

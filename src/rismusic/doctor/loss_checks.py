@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
@@ -70,7 +69,7 @@ def check_sample_covariance(case: Case) -> Report:
 def _sample_covariance_candidates(recording: Recording, targets: Targets) -> dict[str, Tensor]:
     """The correct R_samp, and those of known mistakes."""
     assert recording.noise_variance is not None
-    field = ref.back_projection(ref.operators(recording), recording.snapshots, recording.noise_variance)
+    field, _ = ref.back_projection(ref.operators(recording), recording.snapshots, recording.noise_variance)
     R = ref.covariance_of(field)
     N = R.shape[-1]
     candidates = {
@@ -99,16 +98,10 @@ def _conditioning_findings(recording: Recording, targets: Targets) -> list[Findi
     """Loading and shrinkage of R_samp, and R_true conditioned with them."""
     found = []
     if recording.link.weights is None and recording.panel.subcarriers <= 1:
-        G, y = ref.operators(recording), recording.snapshots.to(torch.complex128)
         assert recording.noise_variance is not None
         noise = recording.noise_variance.double()
-        _, L, M, N = G.shape
-        x = ref.back_projection(G, recording.snapshots, noise)
-        gram = G @ G.mH
-        excess = torch.maximum(y.abs().square().mean((1, 2)) - noise, noise / math.sqrt(L * M))
-        ridge = (noise / excess).clamp_min(10 * M * torch.finfo(recording.snapshots.real.dtype).eps)
-        ridge = ridge * gram.diagonal(dim1=-2, dim2=-1).real.mean((1, 2))
-        W = torch.linalg.solve(gram + ridge[:, None, None, None] * torch.eye(M, dtype=y.dtype), G).mH
+        x, W = ref.back_projection(ref.operators(recording), recording.snapshots, noise)
+        _, L, N, M = W.shape
         through = W.abs().square().sum((2, 3)).mean(1)
         share = (noise * through / x.abs().square().sum(-1).mean(-1)).clamp(0, 1)
         R = ref.covariance_of(x)
@@ -224,7 +217,7 @@ def check_terms(case: Case) -> Report:
     for beta, prediction in trials:
         losses = total_of(case, prediction, targets, beta)
         found.append({name: float(value) for name, value in losses.terms.items()})
-        weights: dict[str, float] = {**losses.weights}
+        weights = {str(name): value for name, value in losses.weights.items()}
         true.append(defined(case, replace(targets, truth=truth), prediction, beta, weights))
     pairs = list(zip(found, true, strict=True))
     beta, prediction = trials[1]

@@ -24,6 +24,7 @@ from rismusic.doctor.layers import layer_record, update_ratio
 from rismusic.doctor.references import total_norm
 from rismusic.doctor.report import Diagnosis, must_be_zero, report_of
 from rismusic.doctor.state import (
+    ERRORS,
     Networks,
     as_one,
     optimizer_copy,
@@ -39,8 +40,6 @@ from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 Loss = Callable[[Any, Any], Tensor]
-Output = Callable[[Any, Any], Tensor]
-Validation = Callable[[Any], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 # Steps of the finite differences, relative to the weights. Both must agree, or the loss has a kink there.
@@ -67,8 +66,6 @@ def diagnose_module(
     batch: Any,
     *,
     optimizer: MakeOptimizer | torch.optim.Optimizer | None = None,
-    output: Output | None = None,
-    validation: Validation | None = None,
     steps: int = 20,
     surrogate_gradient: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -81,9 +78,6 @@ def diagnose_module(
         batch: a tensor, or tensors in lists, tuples and dictionaries; at least 8 samples.
         optimizer: creates the optimizer of the training from the parameters, or is the optimizer; AdamW at
             1e-3 by default.
-        output: maps the module and a batch to the output [samples, ...], which must not be constant. By
-            default, the first tensor that the outermost module returns in the loss.
-        validation: validation loss of a module, which must change when the weights do.
         steps: optimizer steps on the batch, in which the loss must decrease.
         surrogate_gradient: whether the gradient differs from that of the loss on purpose, as with
             straight-through estimators, stopped gradients and gradient reversal; [SLOPE] is then left out.
@@ -98,7 +92,7 @@ def diagnose_module(
     if any(isinstance(weight, UninitializedParameter) for weight in whole.parameters()):
         raise InputError("module", "it has lazy parameters; run it once on the batch, then diagnose it")
     make = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
-    case = _ModuleUnderTest(whole, module, loss, batch, make, output)
+    case = _ModuleUnderTest(whole, module, loss, batch, make)
     reports: list[Report] = []
 
     def run(tag: str, check: Callable[[], Report]) -> None:
@@ -107,14 +101,7 @@ def diagnose_module(
                 report = check()
             except InputError:
                 raise
-            except (
-                ArithmeticError,
-                AttributeError,
-                LookupError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-            ) as error:
+            except ERRORS as error:
                 text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 report = report_of(tag, f"left out: {text}", [])
         reports.append(report)
@@ -136,7 +123,7 @@ def diagnose_module(
     run("PRECISION", case.check_precision)
     if not surrogate_gradient:
         run("SLOPE", case.check_gradient)
-    run("LITMUS", lambda: case.check_steps(steps, validation))
+    run("LITMUS", lambda: case.check_steps(steps))
     run("CONSTANT", lambda: case.check_constant_output(steps))
     return Diagnosis(tuple(reports))
 
@@ -150,7 +137,6 @@ class _ModuleUnderTest:
     loss: Loss
     batch: Any
     make: MakeOptimizer | torch.optim.Optimizer
-    output: Output | None
 
     def evaluate(self, batch: Any = None, seed: int = 0) -> Tensor:
         """The loss, with the same random numbers in each call with the same seed."""
@@ -313,19 +299,11 @@ class _ModuleUnderTest:
         ]
         return report_of("FINITE", f"loss {loss:.4g}, gradient {size:.3g}", findings)
 
-    def predict(self, batch: Any) -> Tensor | None:
-        """The output [samples, ...] in evaluation mode, if there is one."""
-        training = [part for part in self.module.modules() if part.training]
+    def predict(self) -> Tensor | None:
+        """The output [samples, ...] in evaluation mode: the first tensor of the outermost module."""
         self.module.eval()
-        try:
-            with seeded(self.module):
-                if self.output is not None:
-                    return self.output(self.given, batch).detach()
-                with layer_record(self.module) as layers:
-                    self.loss(self.given, batch)
-        finally:
-            for part in training:
-                part.training = True
+        with seeded(self.module), layer_record(self.module) as layers:
+            self.loss(self.given, self.batch)
         return None if layers.output is None else layers.output.detach()
 
     def check_modes(self) -> Report:
@@ -489,11 +467,10 @@ class _ModuleUnderTest:
                 errors[name] = min(first, second)
         return errors
 
-    def check_steps(self, steps: int, validation: Validation | None) -> Report:
-        """[LITMUS]: in some steps on the batch, the loss falls, and the validation loss changes."""
+    def check_steps(self, steps: int) -> Report:
+        """[LITMUS]: in some steps on the batch, the loss falls."""
         self.module.train()
         before = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        validated = [] if validation is None else [self._validated(validation)]
         first = self.value()
         with self.optimizer() as optimizer:
             self.train(optimizer, 1)
@@ -507,8 +484,6 @@ class _ModuleUnderTest:
             )
             self.train(optimizer, steps - 1)
         last = self.value()
-        if validation is not None:
-            validated.append(self._validated(validation))
         for name, weight in self.weights.items():
             weight.data.copy_(before[name])
         decrease, meaning, advice = self._decrease(first, last)
@@ -531,15 +506,6 @@ class _ModuleUnderTest:
                 "Lower the learning rate or the weight decay.",
             ),
         ]
-        if validation is not None:
-            findings.append(
-                at_least(
-                    "relative change of the validation loss during the steps",
-                    abs(validated[1] - validated[0]) / max(abs(validated[0]), 1e-12),
-                    1e-6,
-                    "the validation loss is constant: it uses other weights than those that are trained.",
-                )
-            )
         return report_of("LITMUS", f"loss {first:.4g} -> {last:.4g} in {steps} steps", findings)
 
     def _decrease(self, first: float, last: float) -> tuple[float, str, str]:
@@ -580,13 +546,6 @@ class _ModuleUnderTest:
         """Whether the gradient is so small that the loss is at a minimum."""
         return total_norm(self.gradients()) < 1e-6 * max(1.0, total_norm(self.weights))
 
-    def _validated(self, validation: Validation) -> float:
-        self.module.eval()
-        with torch.no_grad():
-            found = float(validation(self.given))
-        self.module.train()
-        return found
-
     def check_constant_output(self, steps: int) -> Report:
         """[CONSTANT]: the output differs from sample to sample after some steps."""
         spreads = []
@@ -594,7 +553,7 @@ class _ModuleUnderTest:
             with self.optimizer() as optimizer:
                 self.module.train()
                 self.train(optimizer, number)
-            spreads.append(_spread(self.predict(self.batch)))
+            spreads.append(_spread(self.predict()))
         before, after = spreads
         if math.isnan(before) or math.isnan(after):
             return report_of("CONSTANT", "left out: the loss calls no module with an output of samples", [])

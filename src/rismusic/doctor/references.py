@@ -91,8 +91,8 @@ def true_signal(system: SystemSpec, recording: Recording) -> Complex[Tensor, "S 
 
 def back_projection(
     G: Complex[Tensor, "S L M N"], snapshots: Complex[Tensor, "S L M"], noise: Float[Tensor, "S"]
-) -> Complex[Tensor, "S L N"]:
-    """x_l = G_l^H (G_l G_l^H + lambda I)^-1 y_l; for lambda see :mod:`rismusic.covariance`."""
+) -> tuple[Complex[Tensor, "S L N"], Complex[Tensor, "S L N M"]]:
+    """x_l = W_l y_l, and W_l = G_l^H (G_l G_l^H + lambda I)^-1; for lambda see :mod:`rismusic.covariance`."""
     y, noise = snapshots.to(torch.complex128), noise.double()
     _, L, M = y.shape
     excess = torch.maximum(y.abs().square().mean((1, 2)) - noise, noise / math.sqrt(L * M))
@@ -100,8 +100,8 @@ def back_projection(
     gram = G @ G.mH
     gain = gram.diagonal(dim1=-2, dim2=-1).real.mean((1, 2))
     ridge = (noise / excess).clamp_min(least) * gain
-    loaded = gram + ridge[:, None, None, None] * torch.eye(M, dtype=y.dtype)
-    return (G.mH @ torch.linalg.solve(loaded, y[..., None]))[..., 0]
+    W = torch.linalg.solve(gram + ridge[:, None, None, None] * torch.eye(M, dtype=y.dtype), G).mH
+    return (W @ y[..., None])[..., 0], W
 
 
 def covariance_of(field: Complex[Tensor, "S L N"]) -> Complex[Tensor, "S N N"]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
+ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a check that fails may raise in the code under test."""
 Networks = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 
 

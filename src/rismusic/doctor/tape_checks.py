@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.report import listed, must_be_zero
-from rismusic.doctor.state import names
+from rismusic.doctor.state import ERRORS, names
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
 from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
 from rismusic.nn.monitors import Finding, at_least, at_most
@@ -839,5 +839,5 @@ def attempted(
             yield name, check(), ""
         except LeftOutError as error:
             yield name, [], str(error)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except ERRORS as error:
             yield name, [], " ".join(f"{type(error).__name__}: {error}".split())[:120]

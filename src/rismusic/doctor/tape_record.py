@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rismusic.doctor.learning_checks import LearningChecks
 from rismusic.doctor.report import listed, must_be_zero, report_of
-from rismusic.doctor.state import row_codes
+from rismusic.doctor.state import ERRORS, row_codes
 from rismusic.doctor.tape import DROPOUT, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import dropout_rate, size_of
 from rismusic.doctor.tape_losses import tape_reports
@@ -94,7 +94,7 @@ class TapeRecord:
                     self.initial.setdefault(key, weight.detach().clone())
                 self._start[kind] = self._check(tape, recorder)
             self._note_data(tape, recorder, step)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except ERRORS as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
             return
         finally:
