@@ -204,7 +204,7 @@ class StepRecord:
                     "cosine between the first steps and the gradient",
                     _median(self._uphill),
                     0.1,
-                    "the steps increase the loss: wrong sign of gradient or update (maximize=True?).",
+                    "each step increases the loss: wrong sign of gradient or update (maximize=True?).",
                     "The optimizer must subtract the gradient of what is to fall.",
                 )
             )
