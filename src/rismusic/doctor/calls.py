@@ -247,7 +247,7 @@ def _over_samples(place: int) -> Callable[[Any, Any, Any], list[Finding]]:
             return []
         return _once(
             "calls of softmax or normalize over the first axis",
-            f"a softmax over the first axis of {list(given.shape)}, or a normalisation over it, is over "
+            f"a softmax over the first axis of {list(given.shape)}, or a normalisation, normalises over "
             "the samples of the batch.",
             "Normalise over classes or features, dim=-1.",
         )

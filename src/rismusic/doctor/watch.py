@@ -425,7 +425,7 @@ class Watch:
             must_be_zero(
                 "parameters of the optimizer that the model does not have",
                 len(held - self._names.keys()),
-                "the optimizer changes other weights than those of the model: it was made before the model "
+                "the optimizer changes other weights than those of the model (another network): it was made before the model "
                 "was replaced or copied.",
                 "Create the optimizer after the model has its final form.",
             ),
@@ -433,7 +433,7 @@ class Watch:
                 "share of steps at a learning rate of 0",
                 zero / len(rates) if rates else 0.0,
                 0.1,
-                "nothing is learned in these steps.",
+                "the learning rate is 0: nothing is learned in these steps.",
             ),
             at_least(
                 "learning rate halfway over the highest",
