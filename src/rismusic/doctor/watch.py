@@ -425,8 +425,8 @@ class Watch:
             must_be_zero(
                 "parameters of the optimizer that the model does not have",
                 len(held - self._names.keys()),
-                "the optimizer changes other weights than those of the model (another network): it was made before the model "
-                "was replaced or copied.",
+                "the optimizer changes other weights than those of the model (another network): it was made "
+                "before the model was replaced or copied.",
                 "Create the optimizer after the model has its final form.",
             ),
             at_most(
