@@ -103,6 +103,14 @@ def test_healthy_training_with_dft_codebook_has_no_finding(sound):
             assert report.wrong == []
 
 
+def test_healthy_training_with_a_curriculum_has_no_finding():
+    """The curriculum has no room in the single epoch of the first steps."""
+    schedule = healthy().schedule.replace(curriculum=True)
+    with open_case(healthy().replace(schedule=schedule)) as case:
+        for report in run_check("LITMUS", dict(CHECKS)["LITMUS"], case):
+            assert [one.sentence for one in report.wrong] == []
+
+
 def test_most_of_the_known_mistakes_are_planted():
     planted = {fault.number for fault in FAULTS} - {0}
     assert len(planted) >= 22

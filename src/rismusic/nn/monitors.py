@@ -442,7 +442,7 @@ def overfit_one_batch(
         beta: its value in the last step.
         make: creates the learner and its scenes.
     """
-    constant = spec.schedule.replace(epochs=1, warm_up=0.0, learning_rate_floor=1.0)
+    constant = spec.schedule.replace(epochs=1, warm_up=0.0, learning_rate_floor=1.0, curriculum=False)
     spec = spec.replace(schedule=constant, accumulation=1, scenes_per_epoch=steps * spec.batch)
     learner, scenes = make(spec)
     recording = next(scenes.step(0, 0))
