@@ -10,10 +10,8 @@ from test_run_log import run_of
 
 from rismusic.cli import main
 from rismusic.doctor import diagnose as diagnosing
-from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, diagnose
 from rismusic.doctor.report import report_of
-from rismusic.doctor.training_checks import check_overfit
 from rismusic.nn.monitors import at_least, at_most
 from rismusic.nn.train import Trainer
 from rismusic.spec import dump_spec
@@ -31,11 +29,11 @@ def test_order_of_the_checks():
     for first, later in (
         ("PANEL", "TRUTH"),
         ("TRUTH", "R_SAMP"),
-        ("R_SAMP", "BLEND"),
-        ("ORACLE", "LITMUS"),
+        ("R_SAMP", "TERMS"),
+        ("TERMS", "LITMUS"),
         ("LITMUS", "GRADPATH"),
         ("GRADPATH", "SCHEDULE"),
-        ("SCHEDULE", "LOOP"),
+        ("SCHEDULE", "REPLAY"),
     ):
         assert order.index(first) < order.index(later)
 
@@ -64,22 +62,9 @@ def test_own_training_loop(monkeypatch):
 
     assert diagnose(healthy()).healthy
     found = diagnose(healthy(), trainer=Late)
-    assert "largest factor of the learning rate in the run" in [one.name for one in found.wrong]
-
-
-def test_overfit(monkeypatch):
-    """On request; a network that cannot learn fails it."""
-    quick = healthy().replace(batch=8, scenes_per_epoch=32)
-    still = quick.replace(backbone_learning_rate=0.0, head_learning_rate=0.0)
-    left = []
-    for spec, epochs in ((quick, 4), (still, 1)):
-        with open_case(spec) as case:
-            left += check_overfit(case, scenes=32, epochs=epochs).findings
-    assert left[0].value < 0.9 < left[1].value
-    assert not left[1].fine
-    only(monkeypatch, "DECAY")
-    monkeypatch.setattr(diagnosing, "OVERFIT", ("OVERFIT", lambda _: BAD))
-    assert [report.tag for report in diagnose(healthy(), overfit=True).reports] == ["DECAY", "B"]
+    assert "largest distance of the factors of the learning rate from the schedule of the settings" in [
+        one.name for one in found.wrong
+    ]
 
 
 def test_command(tmp_path, monkeypatch, capsys):

@@ -14,14 +14,12 @@ from rismusic.doctor.references import (
     cosine,
     element_positions,
     operators,
-    perfect_prediction,
     recording_in_double,
     residual_over_noise,
     steering_vectors,
     total_norm,
     true_steering,
 )
-from rismusic.nn.losses import Targets
 from rismusic.spec import PanelSpec
 
 
@@ -49,13 +47,6 @@ def test_only_noise_remains_outside_the_true_sources(case):
     G = operators(recording)
     assert residual_over_noise(recording, G, A) == pytest.approx(1, abs=0.15)
     assert residual_over_noise(recording, G, A.conj()) > 2
-
-
-def test_covariance_of_the_perfect_prediction_is_the_true_one(case):
-    targets = Targets.of(case.recording, case.learner.grid)
-    like = case.learner.predict(case.recording, averaged=False)
-    found = perfect_prediction(targets, like).covariance.normalised().dense()
-    assert torch.allclose(found, targets.true.normalised().dense().to(found.dtype), atol=1e-5)
 
 
 def test_best_explanation_needs_a_clearly_better_candidate():

@@ -224,7 +224,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         *("config", "preset", "epochs", "out", "resume", "start", "device", "tensorboard", "seed", "batch"),
         *("scenes_per_epoch", "backbone_learning_rate", "head_learning_rate", "precision", "network.plugins"),
     ),
-    "doctor": ("config", "preset", "folder", "overfit", "json_file", "report", "overwrite"),
+    "doctor": ("config", "preset", "folder", "json_file", "report", "overwrite"),
     "tune": (
         *("config", "training_config", "space", "trials", "epochs_per_trial", "sampler", "pruner"),
         *("finalists", "final_seeds", "final_epochs", "seed", "out", "storage", "study", "resume", "device"),

@@ -34,8 +34,6 @@ class Doctor(Command):
     """TOML file with the settings of a training. --config can be left out."""
     folder: Annotated[Path | None, Option("RUN", name="run")] = None
     """Read the log of this run instead of checking settings. --run can be left out."""
-    overfit: bool = False
-    """Also check whether the network can fit 512 fixed scenes (minutes)."""
     json_file: Annotated[Path | None, Option("FILE", name="json")] = None
     """Write all findings as JSON."""
     report: Annotated[Path | None, Option("FILE")] = None
@@ -58,10 +56,10 @@ class Doctor(Command):
         if self.json_file is not None:
             check_output(self.json_file, overwrite=self.overwrite, endings=(".json",))
         if self.folder is not None:
-            if self.settings != TrainSpec() or self.overfit:
+            if self.settings != TrainSpec():
                 raise InputError(
                     "--run",
-                    "cannot be combined with settings or --overfit; the run's folder has its settings",
+                    "cannot be combined with settings; the run's folder has its settings",
                 )
             # Checked before torch is imported, which takes seconds.
             RunFolder(self.folder).settings()
@@ -81,7 +79,7 @@ class Doctor(Command):
         if self.folder is not None:
             return diagnose_run(self.folder, say=say)
         with progress_bar() as bar:
-            task = bar.add_task("checks", total=len(CHECKS) + self.overfit)
+            task = bar.add_task("checks", total=len(CHECKS))
 
             def begun(tag: str) -> None:
                 bar.update(task, description=tag.lower())
@@ -90,7 +88,7 @@ class Doctor(Command):
                 bar.advance(task, 0 if "] !" in line else 1)
                 say(line)
 
-            return diagnose(self.settings, overfit=self.overfit, say=told, begun=begun)
+            return diagnose(self.settings, say=told, begun=begun)
 
     def _print(self, diagnosis: Diagnosis) -> None:
         from rismusic.doctor.report import findings_table, write_diagnosis

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from rismusic.doctor.state import calling_line
+from rismusic.doctor.state import calling_line, names
 from rismusic.doctor.tape import TapeRecorder
 from rismusic.nn.monitors import Finding, at_most
 
@@ -26,37 +26,10 @@ _FIRST_LOSS = 4.0
 _SHAPES = ("View", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Permute", "Select", "Slice", "Clone", "T")
 # Lines that cut the gradient, of which a few are shown.
 _MOST_LINES = 8
-_ROUNDING = (
-    "round",
-    "sign",
-    "floor",
-    "ceil",
-    "trunc",
-    "argmax",
-    "argmin",
-    "heaviside",
-    "topk",
-    "searchsorted",
-)
-
-Observer = Callable[[Any, Sequence[Any], Any], None]
+_ROUNDING = names("round sign floor ceil trunc argmax argmin heaviside topk searchsorted")
 # Calls that read a property of a tensor other than its values, of which there are many.
-_PLAIN = frozenset(
-    [
-        "size",
-        "dim",
-        "numel",
-        "item",
-        "tolist",
-        "numpy",
-        "__len__",
-        "__bool__",
-        "__float__",
-        "__int__",
-        "__repr__",
-        "__format__",
-    ]
-)
+_PLAIN = names("size dim numel item tolist numpy __len__ __bool__ __float__ __int__ __repr__ __format__")
+Observer = Callable[[Any, Sequence[Any], Any], None]
 
 
 class CallRecorder(TorchFunctionMode):
@@ -97,12 +70,12 @@ class CallRecorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             check = _CHECKS.get(name)
             if check is not None:
-                new = [one for one in check(args, kwargs or {}, result) if one.name not in self._found]
-                # Later losses of a training are not those of an untrained network.
-                new = [one for one in new if name not in self._seen or not one.name.startswith("first")]
+                for one in check(args, kwargs or {}, result):
+                    # Later losses of a training are not those of an untrained network.
+                    late = name in self._seen and one.name.startswith("first")
+                    if not (one.fine or late or one.name in self._found):
+                        self._found[one.name] = replace(one, where=calling_line())
                 self._seen.add(name)
-                for finding in new:
-                    self._found.setdefault(finding.name, replace(finding, where=calling_line()))
             if name in self._cuts and len(self.detached) < _MOST_LINES:
                 if args and isinstance(args[0], Tensor) and args[0].requires_grad and torch.is_grad_enabled():
                     self.detached.setdefault(calling_line())
@@ -142,34 +115,27 @@ def _argument(args: Sequence[Any], kwargs: dict[str, Any], number: int, name: st
     return args[number] if len(args) > number else kwargs.get(name)
 
 
-def _wrong(name: str, value: float, limit: float, meaning: str, advice: str) -> Finding:
-    return at_most(name, value, limit, meaning, advice)
+def _once(name: str, meaning: str, advice: str) -> list[Finding]:
+    """A call that is wrong whatever its numbers."""
+    return [at_most(name, 1.0, 0.0, meaning, advice)]
 
 
 def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     logits, target = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "target")
-    found = []
+    found: list[Finding] = []
     made = made_by(logits)
     if made in ("Softmax", "Sigmoid"):
-        found.append(
-            _wrong(
-                "calls of cross_entropy with probabilities",
-                1.0,
-                0.0,
-                f"cross_entropy gets the output of a {made.lower()}, and applies a softmax itself (double "
-                "softmax). Its gradient is weak, and the loss cannot fall to 0.",
-                f"Pass the logits, without {made.lower()}.",
-            )
+        found += _once(
+            "calls of cross_entropy with probabilities",
+            f"cross_entropy gets the output of a {made.lower()}, and applies a softmax itself (double "
+            "softmax), so its gradient is weak, and it cannot fall to 0.",
+            f"Pass the logits, without {made.lower()}.",
         )
-    elif made in ("Relu", "ReluBackward"):
-        found.append(
-            _wrong(
-                "calls of cross_entropy with logits cut at 0",
-                1.0,
-                0.0,
-                "the last layer ends with a ReLU, which cuts the logits of cross_entropy at 0.",
-                "Remove the activation of the last layer.",
-            )
+    elif made == "Relu":
+        found += _once(
+            "calls of cross_entropy with logits cut at 0",
+            "the last layer ends with a ReLU, which cuts the logits of cross_entropy at 0.",
+            "Remove the activation of the last layer.",
         )
     if not isinstance(result, Tensor) or not isinstance(target, Tensor) or logits.ndim < 2:
         return found
@@ -177,39 +143,39 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     if isinstance(weight, Tensor) and not target.is_floating_point():
         there = target[(target >= 0) & (target < len(weight))].flatten()
         found.append(_weighted(there.bincount(minlength=len(weight)).double(), weight.detach().double()))
-    classes = logits.shape[1]
+    even = math.log(max(logits.shape[1], 2))
     value = float(result.detach().mean())
-    if classes > 1 and not target.is_floating_point() and math.isfinite(value):
+    if not target.is_floating_point() and math.isfinite(value) and kwargs.get("reduction", "mean") != "sum":
         found.append(
-            _wrong(
+            at_most(
                 "first cross entropy over that of equal probabilities",
-                value / math.log(classes) if kwargs.get("reduction", "mean") != "sum" else 0.0,
+                value / even,
                 _FIRST_LOSS,
                 f"the first cross entropy is {value:.3g}, but an untrained network should have about "
-                f"ln({classes}) = {math.log(classes):.3g}: the logits are too large.",
+                f"ln({logits.shape[1]}) = {even:.3g}: the logits are too large.",
                 "Scale the inputs, and initialise the last layer with small weights.",
             )
         )
-    return [one for one in found if not one.fine]
+    return found
 
 
-def _nll(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+def _logarithms(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+    """Input of kl_div (an exponential is at most 1) and nll_loss (exponentials of classes add up to 1)."""
     given = _argument(args, kwargs, 0, "input")
-    if not isinstance(given, Tensor) or given.ndim < 2 or not given.is_floating_point():
+    if not isinstance(given, Tensor) or not given.is_floating_point() or not given.numel():
         return []
-    off = float(given.detach().exp().sum(1).sub(1).abs().max())
+    given, target = given.detach(), _argument(args, kwargs, 1, "target")
+    off = float(given.max())
+    if given.ndim > 1 and isinstance(target, Tensor) and not target.is_floating_point():
+        off = float(given.exp().sum(1).sub(1).abs().max())
     return [
-        one
-        for one in [
-            _wrong(
-                "largest error of the sum of the probabilities in nll_loss",
-                off,
-                1e-2,
-                "nll_loss gets numbers that are not logarithms of probabilities.",
-                "Apply log_softmax first, or use cross_entropy on the logits.",
-            )
-        ]
-        if not one.fine
+        at_most(
+            "largest error of the probabilities in nll_loss or kl_div",
+            off,
+            1e-2,
+            "nll_loss or kl_div gets numbers that are not logarithms of probabilities.",
+            "Apply log_softmax first, or use cross_entropy on the logits.",
+        )
     ]
 
 
@@ -220,7 +186,7 @@ def _weighted(counts: Tensor, weight: Tensor) -> Finding:
         share = mass / mass.sum().clamp_min(1e-30)
         return float(-torch.special.xlogy(share, share).sum() / math.log(max(len(share), 2)))
 
-    return _wrong(
+    return at_most(
         "evenness of the classes without weights, less that with weights, 0 to 1",
         evenness(counts) - evenness(counts * weight.to(counts.device)),
         0.1,
@@ -232,39 +198,20 @@ def _weighted(counts: Tensor, weight: Tensor) -> Finding:
 
 def _bce_logits(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     y, weight = _argument(args, kwargs, 1, "target"), kwargs.get("pos_weight")
+    found = _shapes(args, kwargs, result)
     if isinstance(weight, Tensor) and weight.numel() == 1 and isinstance(y, Tensor):
         share = float(y.detach().double().mean().clamp(0, 1))
-        weights = torch.stack((torch.ones_like(weight.flatten()[0]), weight.flatten()[0])).detach().double()
-        found = _weighted(torch.tensor([1 - share, share], dtype=torch.float64), weights)
-        if not found.fine:
-            return [found]
+        weights = torch.tensor([1.0, float(weight)], dtype=torch.float64)
+        found.append(_weighted(torch.tensor([1 - share, share], dtype=torch.float64), weights))
     made = made_by(_argument(args, kwargs, 0, "input"))
-    if made not in ("Sigmoid", "Softmax"):
-        return _shapes(args, kwargs, result)
-    return [
-        _wrong(
+    if made in ("Sigmoid", "Softmax"):
+        found += _once(
             "calls of binary_cross_entropy_with_logits with probabilities",
-            1.0,
-            0.0,
             f"binary_cross_entropy_with_logits gets the output of a {made.lower()}, and applies a sigmoid "
             "itself (double sigmoid).",
             f"Pass the logits, without {made.lower()}.",
         )
-    ]
-
-
-def _divergence(args: Any, kwargs: Any, result: Any) -> list[Finding]:
-    given = _argument(args, kwargs, 0, "input")
-    if not isinstance(given, Tensor) or not given.is_floating_point() or not given.numel():
-        return []
-    found = _wrong(
-        "largest logarithm of a probability in kl_div",
-        float(given.detach().max()),
-        1e-3,
-        "kl_div gets numbers that are not logarithms of probabilities.",
-        "Apply log_softmax to its first argument.",
-    )
-    return [] if found.fine else [found]
+    return found
 
 
 def _shapes(args: Any, kwargs: Any, result: Any) -> list[Finding]:
@@ -272,14 +219,8 @@ def _shapes(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     one, two = (_argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "target"))
     if not (isinstance(one, Tensor) and isinstance(two, Tensor)) or one.shape == two.shape:
         return []
-    return [_broadcast(one, two)]
-
-
-def _broadcast(one: Tensor, two: Tensor) -> Finding:
-    return _wrong(
+    return _once(
         "losses of tensors whose shapes differ",
-        1.0,
-        0.0,
         f"prediction {list(one.shape)} and target {list(two.shape)} are broadcast against each other, so "
         "every prediction is compared with every target.",
         "Give both the same shape, such as with squeeze(1).",
@@ -291,48 +232,27 @@ def _difference(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     if len(args) < 2 or not (isinstance(args[0], Tensor) and isinstance(args[1], Tensor)):
         return []
     one, two = args[0], args[1]
-    if one.requires_grad == two.requires_grad or one.ndim + two.ndim != 3:
-        return []
-    wide, flat = (one, two) if one.ndim == 2 else (two, one)
-    if flat.ndim == 1 and len(flat) > 1 and tuple(wide.shape) == (len(flat), 1):
-        return [_broadcast(one, two)]
-    return []
+    flat, wide = sorted((one, two), key=lambda value: value.ndim)
+    same = one.requires_grad == two.requires_grad or (flat.ndim, wide.ndim) != (1, 2) or len(flat) < 2
+    return [] if same or tuple(wide.shape) != (len(flat), 1) else _shapes(args, {}, result)
 
 
-def _normalise(args: Any, kwargs: Any, result: Any) -> list[Finding]:
-    """Vectors that get unit norm over the samples."""
-    given, dim = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 2, "dim")
-    made = isinstance(given, Tensor) and given.ndim > 1 and given.requires_grad and not given.is_leaf
-    if not made or dim not in (0, -given.ndim):
-        return []
-    return [
-        _wrong(
-            "vectors that are normalised over the first axis",
-            1.0,
-            0.0,
-            f"a normalisation over the first axis of {list(given.shape)} gives unit norm over the samples of "
-            "the batch, not over the features of a sample.",
-            "Normalise over the features, dim=-1.",
+def _over_samples(place: int) -> Callable[[Any, Any, Any], list[Finding]]:
+    """A softmax or a normalisation over the first axis of several; the place of ``dim`` in its arguments."""
+
+    def check(args: Any, kwargs: Any, result: Any) -> list[Finding]:
+        given, dim = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, place, "dim")
+        made = isinstance(given, Tensor) and given.ndim > 1 and given.requires_grad and not given.is_leaf
+        if not made or dim not in (0, -given.ndim):
+            return []
+        return _once(
+            "calls of softmax or normalize over the first axis",
+            f"a softmax over the first axis of {list(given.shape)}, or a normalisation, normalises over "
+            "the samples of the batch.",
+            "Normalise over classes or features, dim=-1.",
         )
-    ]
 
-
-def _softmax(args: Any, kwargs: Any, result: Any) -> list[Finding]:
-    """A softmax over the first axis of several."""
-    given, dim = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "dim")
-    if not isinstance(given, Tensor) or given.ndim < 2 or not given.requires_grad:
-        return []
-    if dim not in (0, -given.ndim):
-        return []
-    return [
-        _wrong(
-            "softmax over the first axis",
-            1.0,
-            0.0,
-            f"a softmax over the first axis of {list(given.shape)} normalises over the samples of the batch.",
-            "Normalise over the classes, dim=-1.",
-        )
-    ]
+    return check
 
 
 def _exchanged(args: Any, kwargs: Any, result: Any) -> list[Finding]:
@@ -343,34 +263,22 @@ def _exchanged(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     old, new = ([size for size in one.shape if size > 1] for one in (given, result))
     if old == new or sorted(old) != sorted(new):
         return []
-    return [
-        _wrong(
-            "calls of view or reshape that exchange axes",
-            1.0,
-            0.0,
-            f"a view or reshape turns {list(given.shape)} into {list(result.shape)}: axes are mixed up, "
-            "since it keeps the order of the numbers in memory.",
-            "Exchange axes with transpose or permute.",
-        )
-    ]
+    return _once(
+        "calls of view or reshape that exchange axes",
+        f"a view or reshape turns {list(given.shape)} into {list(result.shape)}: axes are mixed up, since it "
+        "keeps the order of the numbers in memory.",
+        "Exchange axes with transpose or permute.",
+    )
 
 
 _CHECKS: dict[str, Callable[[Any, Any, Any], list[Finding]]] = {
     "cross_entropy": _cross_entropy,
-    "nll_loss": _nll,
-    "kl_div": _divergence,
     "binary_cross_entropy_with_logits": _bce_logits,
-    "mse_loss": _shapes,
-    "l1_loss": _shapes,
-    "smooth_l1_loss": _shapes,
-    "huber_loss": _shapes,
-    "sub": _difference,
-    "__sub__": _difference,
-    "rsub": _difference,
-    "normalize": _normalise,
-    "softmax": _softmax,
-    "log_softmax": _softmax,
-    "view": _exchanged,
-    "reshape": _exchanged,
+    **dict.fromkeys(("nll_loss", "kl_div"), _logarithms),
+    **dict.fromkeys(("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"), _shapes),
+    **dict.fromkeys(("sub", "__sub__", "rsub"), _difference),
+    **dict.fromkeys(("softmax", "log_softmax"), _over_samples(1)),
+    "normalize": _over_samples(2),
+    **dict.fromkeys(("view", "reshape"), _exchanged),
 }
 assert functional.cross_entropy.__name__ in _CHECKS

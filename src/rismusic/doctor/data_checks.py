@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,6 @@ from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.sources import Sources
 from rismusic.spec import limits
-from rismusic.units import to_db
 
 # Number of positions at which all steering functions are compared.
 _POSITIONS = 12
@@ -31,8 +31,12 @@ _POSITIONS = 12
 _ON_GRID = 0.02
 # Number of scenes of each split that are compared.
 _COMPARED = 512
-# Change of the received power by errors of the hardware, dB.
-_HARDWARE_DB = 2.0
+# Standard errors that a correlation of independent numbers may reach.
+_ERRORS = 6.0
+# Fewest pairs of sources for statistics.
+_FEWEST_PAIRS = 64
+# Scenes for each number of sources, from which one that never occurs is missing.
+_SCENES_OF_EACH = 24
 # Standard deviation of a uniform distribution over half its width.
 _UNIFORM = 1 / math.sqrt(3)
 
@@ -61,7 +65,6 @@ def check_panel(case: Case) -> Report:
                 abs(panel.wavelength / spec.wavelength_m - 1),
                 1e-9,
                 f"the wavelength is {panel.wavelength:g} m, but the settings have {spec.wavelength_m:g} m.",
-                "Take the wavelength from the settings everywhere.",
             ),
         ]
     return report_of("PANEL", f"{len(expected)} elements", findings)
@@ -214,7 +217,6 @@ def check_labels(case: Case) -> Report:
             value,
             0.75,
             "the recorded noise variance is larger than the noise in the snapshots.",
-            "The noise is complex: sigma^2 = E|n|^2.",
         ),
     ]
     return report_of("TRUTH", f"residual over noise {value:.3f}", findings)
@@ -243,14 +245,12 @@ def check_positions(case: Case) -> Report:
                 float(value.abs().max()) / half,
                 1 + 1e-5,
                 f"some labels have a {name} outside the volume: degrees taken for radians, or another unit?",
-                "Inside the code, angles are in radians and ranges in metres.",
             ),
             at_least(
                 f"standard deviation of the {name} of the labels, over that of a uniform draw",
                 float(value.std(unbiased=False)) / (half * _UNIFORM),
                 0.7,
                 f"the {name} hardly varies: converted to radians twice, or drawn from a part of the volume?",
-                "Convert degrees once, where they enter the code.",
             ),
         ]
     grid = case.learner.grid
@@ -262,69 +262,15 @@ def check_positions(case: Case) -> Report:
             float((torch.stack(off) < _ON_GRID).all(0).double().mean()),
             0.01,
             "true positions are drawn on the grid that is searched. Errors then look like 0.",
-            "Draw positions from the continuous volume.",
         ),
         at_least(
             "share of distinct labels",
             len(azimuth.unique()) / len(azimuth),
             0.9,
             "positions repeat: scenes or sources are drawn again, or from a grid.",
-            "A scene is a function of seed, split and number. Give each scene its own number.",
         ),
     ]
     return report_of("POSITIONS", f"{len(azimuth)} sources", findings)
-
-
-def check_signal(case: Case) -> Report:
-    """[SIGNAL]: symbols, SNR and noise of the snapshots against the settings."""
-    spec = case.spec.system
-    ratios, noise, constant = [], [], []
-    low, high = limits(spec.snr_db)
-    elements, wavelength = ref.element_positions(spec.panel), spec.panel.wavelength_m
-    hardware = spec.hardware != type(spec.hardware)()
-    for recording in case.simulated[:2]:
-        truth, variance = recording.truth, recording.noise_variance
-        assert truth is not None
-        if truth.symbols is None or variance is None:
-            continue
-        s = torch.where(truth.active[..., None], truth.symbols, 0).to(torch.complex128)
-        constant.append(s.mean(-1).abs().square().sum() / s.abs().square().mean(-1).sum())
-        A = ref.true_steering(truth, elements, wavelength, uniform=spec.panel.wave == "uniform")
-        clean = torch.einsum("slmn,snk,skl->slm", ref.operators(recording), A, s)
-        power = clean.abs().square().mean((1, 2))
-        ratios.append(to_db(power / variance.double()))
-        noise.append((recording.snapshots - clean).abs().square().mean((1, 2)) / variance.double())
-    if not ratios:
-        return report_of("SIGNAL", "skipped: the scenes have no symbols or no noise variance", [])
-    snr_db = torch.cat(ratios)
-    findings = [
-        at_most(
-            "share of the symbols' power in their mean over the snapshots",
-            float(torch.stack(constant).mean()),
-            max(0.5, 3 / spec.codebook.snapshots),
-            "symbols are held constant over the snapshots. R_samp then contains little about the sources.",
-            "Draw new symbols for each snapshot (scene.symbols = 'gaussian').",
-        ),
-        at_most(
-            "largest distance of a scene's SNR from the limits of the settings, dB",
-            float(torch.maximum(low - snr_db, snr_db - high).max().clamp_min(0)),
-            # The labels do not hold the errors of the hardware, which change the power.
-            _HARDWARE_DB if hardware else 0.1,
-            "the SNR is outside the limits of the settings.",
-            "SNR is the mean over snapshots and outputs of |G A s|^2 over sigma^2, in each scene.",
-        ),
-    ]
-    if not hardware:
-        findings.append(
-            at_most(
-                "relative error of the recorded noise variance against the noise in the snapshots",
-                abs(float(torch.cat(noise).mean()) - 1),
-                0.1,
-                "the snapshots without the true signal do not have the recorded noise variance.",
-                "Check noise, labels, steering and link. The noise is complex: sigma^2 = E|n|^2.",
-            )
-        )
-    return report_of("SIGNAL", f"SNR {float(snr_db.min()):.1f} to {float(snr_db.max()):.1f} dB", findings)
 
 
 def check_link(case: Case) -> Report:
@@ -371,11 +317,287 @@ def check_link(case: Case) -> Report:
                 rank / min(c.shape),
                 0.9,
                 "the codebook uses only part of its beams: a stride that shares a factor with their number?",
-                "Use a stride that is coprime with the number of beams.",
             )
         )
     text = f"{len(channel)} batches with a channel, {len(codes)} with configurations"
     return report_of("LINK", text, findings)
+
+
+def check_draws(case: Case) -> Report:
+    """[DRAWS]: numbers of sources, and independence of positions, symbols and noise."""
+    spec = case.spec.system
+    findings = [*_number_findings(case), *_position_findings(case.recordings)]
+    findings += [*_pair_findings(case), *_level_findings(case), *_code_findings(case)]
+    if spec.scene.symbols in ("gaussian", "qpsk"):
+        findings += _symbol_findings(case)
+    planned = [
+        hidden
+        for step in range(200)
+        for hidden in case.trainer.scenes.noise_hidden(*divmod(step, case.spec.steps_per_epoch))
+    ]
+    share, expected = sum(planned) / len(planned), case.spec.hidden_noise
+    findings.append(
+        at_most(
+            "share of batches with a hidden noise variance, distance from the settings",
+            abs(share - expected),
+            4 * math.sqrt(0.25 / len(planned)) if 0 < expected < 1 else 0.0,
+            f"the noise variance is hidden in {share:.0%} of the batches, the settings have {expected:.0%}.",
+        )
+    )
+    return report_of("DRAWS", f"{sum(map(len, case.recordings))} scenes", findings)
+
+
+def _number_findings(case: Case) -> list[Finding]:
+    truths = [recording.truth for recording in case.recordings]
+    numbers = torch.cat([(~truth.azimuth.isnan()).sum(-1) for truth in truths if truth is not None]).cpu()
+    low, high = limits(case.spec.system.sources)
+    wanted = range(int(low), int(high) + 1)
+    missing = [k for k in wanted if not bool(numbers.eq(k).any())]
+    enough = len(numbers) >= _SCENES_OF_EACH * len(wanted)
+    targets = Targets.of(case.recording, case.learner.grid)
+    truth = case.recording.truth
+    assert truth is not None
+    off = int((targets.count.cpu() - (~truth.azimuth.isnan()).sum(-1).cpu()).abs().max())
+    return [
+        must_be_zero(
+            "numbers of sources of the settings that never occur",
+            len(missing) if enough else 0,
+            f"no scene has K = {', '.join(map(str, missing))} sources, which the settings ask for.",
+        ),
+        must_be_zero(
+            "scenes with a number of sources outside the settings",
+            int((numbers.lt(low) | numbers.gt(high)).sum()),
+            "some scenes have another number of sources than the settings allow.",
+        ),
+        must_be_zero(
+            "largest distance of the targets' number of sources from the labels",
+            off,
+            f"the number of sources in the targets (count) is off by {off}.",
+        ),
+    ]
+
+
+def _position_findings(recordings: list[Recording]) -> list[Finding]:
+    truths = [recording.truth for recording in recordings if recording.truth is not None]
+    values = {
+        name: torch.cat([getattr(t, name)[~t.azimuth.isnan()].double().cpu() for t in truths])
+        for name in ("azimuth", "elevation", "range")
+    }
+    findings = []
+    for one, other in itertools.combinations(values, 2):
+        a, b = (values[name] - values[name].mean() for name in (one, other))
+        size = float(a.norm() * b.norm())
+        if size > 0 and len(a) >= 64:
+            findings.append(
+                at_most(
+                    f"correlation of {one} and {other} over the sources",
+                    abs(float((a * b).sum())) / size,
+                    # The separation of sources correlates them slightly.
+                    max(0.15, _ERRORS / math.sqrt(len(a))),
+                    f"{one} and {other} of the sources are correlated: they are not drawn independently.",
+                )
+            )
+    return findings
+
+
+def _pair_findings(case: Case) -> list[Finding]:
+    """Sources side by side, against positions that are drawn here by the rule of the settings."""
+    scene = case.spec.system.scene
+    limit = math.radians(scene.separation_deg)
+    truths = [recording.truth for recording in case.recordings if recording.truth is not None]
+    found = {"azimuth": 0, "elevation": 0}
+    pairs, wrong = [], 0
+    for truth in truths:
+        places = torch.stack((truth.azimuth, truth.elevation), -1).double().cpu()
+        for i, j in itertools.combinations(range(places.shape[1]), 2):
+            gap = (places[:, i] - places[:, j]).abs()
+            gap = torch.minimum(gap, 2 * math.pi - gap)
+            pairs.append(gap[gap.isfinite().all(-1)])
+    gaps = torch.cat(pairs) if pairs else torch.zeros(0, 2)
+    if len(gaps) < _FEWEST_PAIRS or limit == 0:
+        return []
+    wrong = int((gaps.amax(-1) < limit * (1 - 1e-5)).sum())
+    generator = torch.Generator().manual_seed(0)
+    reach = torch.tensor([scene.azimuth_max_deg, scene.elevation_max_deg], dtype=torch.float64).deg2rad()
+    drawn = (2 * torch.rand(2, 20000, 2, generator=generator, dtype=torch.float64) - 1) * reach
+    other = (drawn[0] - drawn[1]).abs()
+    other = torch.minimum(other, 2 * math.pi - other)
+    other = other[other.amax(-1) >= limit]
+    findings = [
+        must_be_zero(
+            "pairs of sources that are closer than the settings allow",
+            wrong,
+            "some sources are closer than separation_deg in both angles.",
+        )
+    ]
+    for n, name in enumerate(found):
+        share, expected = (float((one[:, n] < limit).double().mean()) for one in (gaps, other))
+        error = math.sqrt(max(expected * (1 - expected), 1e-6) / len(gaps))
+        findings.append(
+            at_most(
+                f"share of the pairs with nearly equal {name}, distance from a uniform draw, in errors",
+                abs(share - expected) / error,
+                _ERRORS - 1.5,
+                f"{share:.1%} of the pairs of sources have nearly the same {name}, but {expected:.1%} of "
+                "those that are drawn uniformly with this separation: the rule of the separation is another "
+                "one (both angles in place of one?), or the draw is not uniform.",
+            )
+        )
+    return findings
+
+
+def _level_findings(case: Case) -> list[Finding]:
+    """Mean and spread of the SNR; shape of noise and symbols."""
+    spec = case.spec.system
+    low, high = limits(spec.snr_db)
+    ratios, recorded, noises, symbols, constant = [], [], [], [], []
+    for recording in case.recordings:
+        clean, truth = ref.true_signal(spec, recording), recording.truth
+        if clean is None or truth is None or truth.symbols is None or recording.noise_variance is None:
+            return []
+        noise = recording.snapshots.to(torch.complex128) - clean
+        power = noise.abs().square().mean((1, 2))
+        level = clean.abs().square().mean((1, 2))
+        ratios.append(10 * (level / power).log10())
+        recorded.append(10 * (level / recording.noise_variance.double()).log10())
+        noises.append((noise / power.sqrt()[:, None, None]).flatten())
+        s = truth.symbols[~truth.azimuth.isnan()].to(torch.complex128)
+        constant.append(s.mean(-1).abs().square().sum() / s.abs().square().mean(-1).sum())
+        if s.shape[-1] >= 4:
+            p = truth.power[~truth.azimuth.isnan()].double() if truth.power is not None else None
+            symbols.append(s.abs().square().mean(-1) / p if p is not None else s.new_ones(0).real)
+    ratio, snr, n = torch.cat(ratios), torch.cat(recorded), torch.cat(noises)
+    error = (high - low) / math.sqrt(12 * len(ratio)) + 0.05
+    L = spec.codebook.snapshots
+    found = [
+        at_most(
+            "share of the symbols' power in their mean over the snapshots",
+            float(torch.stack(constant).mean()),
+            max(0.5, 3 / L),
+            "symbols are held constant over the snapshots. R_samp then contains little about the sources.",
+        ),
+        at_most(
+            "largest distance of a scene's SNR from the limits of the settings, dB",
+            float(torch.maximum(low - snr, snr - high).max()),
+            0.1,
+            "the SNR is outside the limits of the settings: another unit or scale of the decibels?",
+        ),
+        at_most(
+            "distance of the mean SNR from the middle of the settings, dB, in errors",
+            abs(float(ratio.mean()) - (low + high) / 2) / error,
+            _ERRORS,
+            f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have "
+            f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB): the decibels are of amplitudes (20 log10), "
+            "or the draw is not uniform.",
+        ),
+        at_most(
+            "fourth moment of the noise over that of a circular Gaussian, distance from 1",
+            abs(float(n.abs().pow(4).mean()) / 2 - 1),
+            _ERRORS * math.sqrt(5 / len(n)),
+            "the noise is not Gaussian.",
+        ),
+        at_most(
+            "correlation of the real and imaginary part of the noise, and difference of their powers",
+            float(n.square().mean().abs()),
+            _ERRORS * math.sqrt(2 / len(n)),
+            "the noise is not circular: its real and imaginary part differ in power, or are correlated.",
+        ),
+    ]
+    power = torch.cat(symbols) if symbols else torch.zeros(0)
+    if len(power) >= 64 and spec.scene.symbols in ("gaussian", "qpsk"):
+        found.append(
+            at_most(
+                "mean power of the symbols over that of the labels, distance from 1",
+                abs(float(power.mean()) - 1),
+                _ERRORS / math.sqrt(len(power) * L) + 1e-3,
+                "the symbols do not have the powers of the labels.",
+            )
+        )
+    return found
+
+
+def _code_findings(case: Case) -> list[Finding]:
+    """Phases of random RIS configurations."""
+    spec = case.spec.system.codebook
+    codes = [one.codes for one in case.simulated if one.codes is not None]
+    if spec.kind != "random" or not codes or case.spec.system.hardware != type(case.spec.system.hardware)():
+        return []
+    c = torch.cat([one if one.ndim == 3 else one[None] for one in codes]).to(torch.complex128).cpu()
+    # Scenes may share one codebook.
+    c = torch.view_as_complex(torch.view_as_real(c).unique(dim=0)).flatten()
+    found = [
+        at_most(
+            "mean of the random RIS configurations, in errors",
+            float(c.mean().abs()) * math.sqrt(len(c)),
+            _ERRORS,
+            "the phases of random RIS configurations are not uniform over a whole turn (half a turn only?).",
+        ),
+        at_most(
+            "largest distance of the modulus of a RIS configuration from 1",
+            float((c.abs() - 1).abs().max()),
+            1e-4,
+            "RIS configurations do not have unit modulus.",
+        ),
+    ]
+    if isinstance(spec.bits, int) and spec.bits < 6:
+        turns = c.angle() / (2 * math.pi) * 2**spec.bits
+        found.append(
+            at_most(
+                "largest distance of a phase of the RIS configurations from its levels, in levels",
+                float((turns - turns.round()).abs().max()),
+                1e-3,
+                f"the phases are not multiples of a turn over 2^{spec.bits}.",
+            )
+        )
+    return found
+
+
+def _symbol_findings(case: Case) -> list[Finding]:
+    """Symbols of different sources, and symbols and noise, are independent."""
+    between, noisy, numbers, pairs = [], torch.zeros(2, dtype=torch.float64), 0, 0.0
+    for recording in case.recordings:
+        truth, clean = recording.truth, ref.true_signal(case.spec.system, recording)
+        if truth is None or truth.symbols is None or clean is None or recording.noise_variance is None:
+            continue
+        s = truth.symbols.to(torch.complex128).cpu()
+        unit = s / s.norm(dim=-1, keepdim=True)
+        here = ~truth.azimuth.isnan().cpu()
+        for i, j in itertools.combinations(range(s.shape[1]), 2):
+            both = here[:, i] & here[:, j]
+            between.append((unit[both, i] * unit[both, j].conj()).sum(-1).abs())
+        n = (recording.snapshots.to(torch.complex128) - clean).flatten(1).cpu()
+        n = n / recording.noise_variance.double().sqrt()[:, None].cpu()
+        # The same numbers in both would stand in the same places.
+        flat = unit.flatten(1)
+        length = min(flat.shape[1], n.shape[1])
+        known = flat[:, :length].isfinite()
+        products = torch.where(known, n[:, :length] * flat[:, :length].conj(), 0)
+        sizes = torch.where(known, flat[:, :length], 0).abs().square().sum()
+        noisy += torch.stack((products.real.sum(), products.imag.sum()))
+        numbers += int(known.sum())
+        pairs += float(sizes)
+    findings = []
+    coherence = torch.cat(between) if between else torch.zeros(0)
+    L = case.spec.system.codebook.snapshots
+    if len(coherence) >= 16 and L >= 4:
+        findings.append(
+            at_most(
+                "mean coherence of the symbols of two sources in a scene",
+                float(coherence.mean()),
+                0.5 + 1 / math.sqrt(L),
+                "the symbols of the sources in a scene are coherent: they share their random numbers.",
+            )
+        )
+    if numbers >= 256:
+        findings.append(
+            at_most(
+                "correlation of noise and symbols",
+                float(noisy.norm()) / math.sqrt(numbers * max(pairs, 1e-30)),
+                _ERRORS / math.sqrt(numbers),
+                "the noise is correlated with the symbols: both are made of the same random numbers.",
+            )
+        )
+    return findings
 
 
 def check_splits(case: Case) -> Report:
@@ -391,7 +613,6 @@ def check_splits(case: Case) -> Report:
                 "scenes shared by training and validation",
                 len(training & validation),
                 "the validation set contains training scenes (a leak): overlapping seeds or splits?",
-                "Draw each split under its own name. A scene is a function of (seed, split, number).",
             )
         )
     first, again = (next(iter(scenes.step(0, 0))) for _ in range(2))
@@ -400,19 +621,8 @@ def check_splits(case: Case) -> Report:
             "change of a batch that is requested twice",
             float((first.snapshots - again.snapshots).abs().max()),
             "repeating a step gives other scenes. Such a training cannot be resumed.",
-            "Draw scenes as a function of seed, split and number, not from a stateful generator.",
         )
     )
-    if case.spec.fresh and case.spec.schedule.epochs > 1:
-        shared = _scene_keys(scenes.step(1, 0)) & _scene_keys(scenes.step(0, 0))
-        findings.append(
-            must_be_zero(
-                "scenes of the second epoch that the first epoch had",
-                len(shared),
-                "every epoch uses the same scenes although the settings ask for fresh ones.",
-                "Number the scenes through all epochs.",
-            )
-        )
     text = f"{len(training)} training scenes, {len(validation)} validation scenes"
     return report_of("LEAK", text, findings)
 

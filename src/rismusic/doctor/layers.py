@@ -143,7 +143,6 @@ class LayerRecord:
                 f"both halves of the input of {listed(list(self.repeated))} are the same: a tensor is "
                 "concatenated with itself, and another one (a skip connection, the other direction) is not "
                 "used.",
-                "Look at the arguments of torch.cat.",
             )
         ]
         if name:
@@ -368,14 +367,12 @@ def initial_findings(module: nn.Module) -> list[Finding]:
             "weight matrices whose units are all alike at the start",
             len(alike),
             f"the initial weights of {listed(alike)} are the same for all units, so these learn the same.",
-            "Draw initial weights at random.",
         ),
         must_be_zero(
             "layers that are in several places of the network",
             len(repeated),
             f"{listed(repeated[0]) if repeated else ''} are one and the same layer, not copies, so they "
             "share their weights.",
-            "Make a new layer for each place ([Layer() for _ in range(n)], not [layer] * n).",
         ),
         at_most(
             "share of the weight matrices that are 0 at the start",
@@ -383,7 +380,6 @@ def initial_findings(module: nn.Module) -> list[Finding]:
             _ZERO,
             f"the initial weights of {listed(zero)} are 0: all units of a layer are alike, and do not learn "
             "different features.",
-            "Draw initial weights at random. Only a last layer may start at 0.",
         ),
     ]
 
@@ -430,12 +426,3 @@ def update_ratio(change: Tensor, before: Tensor) -> float:
     if size < 1e-3 * math.sqrt(before.numel()):
         size = 0.1 * math.sqrt(before.numel())
     return float(torch.linalg.vector_norm(change.detach())) / size
-
-
-def initial_update(changes: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[str, float]:
-    """The weight matrix with the largest update relative to its size, and the ratio."""
-    ratios = {name: update_ratio(changes[name], value) for name, value in before.items() if value.ndim > 1}
-    if not ratios:
-        return "", 0.0
-    name = max(ratios, key=ratios.__getitem__)
-    return name, ratios[name]

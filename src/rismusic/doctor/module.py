@@ -1,6 +1,8 @@
 """Diagnosis of any :class:`torch.nn.Module` with a loss and a batch, independent of source localisation.
 
-The checks use the module itself and restore weights, buffers, gradients, modes and random generators.
+Some optimizer steps on the batch are watched like a training loop, see :mod:`rismusic.doctor.watch`. What a
+loop cannot be asked follows: the loss in evaluation mode, in double precision and at moved weights. The
+module itself is used; weights, buffers, gradients, modes and random generators are restored.
 """
 
 from __future__ import annotations
@@ -18,20 +20,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.layers import (
-    LayerRecord,
-    depth_findings,
-    initial_findings,
-    initial_update,
-    layer_record,
-    without_gradient,
-)
-from rismusic.doctor.references import cosine, total_norm
-from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
+from rismusic.doctor.layers import layer_record, update_ratio
+from rismusic.doctor.references import total_norm
+from rismusic.doctor.report import Diagnosis, must_be_zero, report_of
 from rismusic.doctor.state import (
+    ERRORS,
     Networks,
     as_one,
-    changed_tensors,
     optimizer_copy,
     restored,
     seeded,
@@ -39,14 +34,12 @@ from rismusic.doctor.state import (
     to_double,
     widened,
 )
-from rismusic.doctor.tape import DRAWS, Tape, TapeRecorder, faithful
-from rismusic.doctor.tape_losses import tape_reports
+from rismusic.doctor.tape import DRAWS
+from rismusic.doctor.watch import Watch
 from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 Loss = Callable[[Any, Any], Tensor]
-Output = Callable[[Any, Any], Tensor]
-Validation = Callable[[Any], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 # Steps of the finite differences, relative to the weights. Both must agree, or the loss has a kink there.
@@ -73,9 +66,6 @@ def diagnose_module(
     batch: Any,
     *,
     optimizer: MakeOptimizer | torch.optim.Optimizer | None = None,
-    output: Output | None = None,
-    validation: Validation | None = None,
-    clip_norm: float | None = None,
     steps: int = 20,
     surrogate_gradient: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -88,10 +78,6 @@ def diagnose_module(
         batch: a tensor, or tensors in lists, tuples and dictionaries; at least 8 samples.
         optimizer: creates the optimizer of the training from the parameters, or is the optimizer; AdamW at
             1e-3 by default.
-        output: maps the module and a batch to the output [samples, ...], which must not be constant. By
-            default, the first tensor that the outermost module returns in the loss.
-        validation: validation loss of a module, which must change when the weights do.
-        clip_norm: limit of the gradient norm, if the training clips.
         steps: optimizer steps on the batch, in which the loss must decrease.
         surrogate_gradient: whether the gradient differs from that of the loss on purpose, as with
             straight-through estimators, stopped gradients and gradient reversal; [SLOPE] is then left out.
@@ -106,7 +92,7 @@ def diagnose_module(
     if any(isinstance(weight, UninitializedParameter) for weight in whole.parameters()):
         raise InputError("module", "it has lazy parameters; run it once on the batch, then diagnose it")
     make = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
-    case = _ModuleUnderTest(whole, module, loss, batch, make, output)
+    case = _ModuleUnderTest(whole, module, loss, batch, make)
     reports: list[Report] = []
 
     def run(tag: str, check: Callable[[], Report]) -> None:
@@ -115,14 +101,7 @@ def diagnose_module(
                 report = check()
             except InputError:
                 raise
-            except (
-                ArithmeticError,
-                AttributeError,
-                LookupError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-            ) as error:
+            except ERRORS as error:
                 text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 report = report_of(tag, f"left out: {text}", [])
         reports.append(report)
@@ -132,25 +111,20 @@ def diagnose_module(
     with restored(whole):
         whole.train()
         case.evaluate()  # Errors of the user's own code are raised here, as they are.
-    run("INPUT", case.check_input)
     run("FINITE", case.check_finite)
     # The remaining checks need a finite loss with a gradient.
-    if not reports[-1].wrong:
-        run("CALLS", case.check_calls)
-        run("LAYERS", case.check_layers)
-        run("GRAD", lambda: case.check_coverage(steps))
-        run("BATCH", case.check_batch)
-        with restored(whole):
-            for report in case.tape_reports():
-                reports.append(report)
-                for line in report.lines:
-                    say(line)
-        run("MODES", case.check_modes)
-        run("PRECISION", case.check_precision)
-        if not surrogate_gradient:
-            run("SLOPE", case.check_gradient)
-        run("LITMUS", lambda: case.check_steps(steps, validation, clip_norm))
-        run("CONSTANT", lambda: case.check_constant_output(steps))
+    if reports[-1].wrong:
+        run("INPUT", case.check_input)
+        return Diagnosis(tuple(reports))
+    reports += (watched := case.watched(steps))
+    for line in (line for report in watched for line in report.lines):
+        say(line)
+    run("MODES", case.check_modes)
+    run("PRECISION", case.check_precision)
+    if not surrogate_gradient:
+        run("SLOPE", case.check_gradient)
+    run("LITMUS", lambda: case.check_steps(steps))
+    run("CONSTANT", lambda: case.check_constant_output(steps))
     return Diagnosis(tuple(reports))
 
 
@@ -163,7 +137,6 @@ class _ModuleUnderTest:
     loss: Loss
     batch: Any
     make: MakeOptimizer | torch.optim.Optimizer
-    output: Output | None
 
     def evaluate(self, batch: Any = None, seed: int = 0) -> Tensor:
         """The loss, with the same random numbers in each call with the same seed."""
@@ -261,11 +234,26 @@ class _ModuleUnderTest:
         first, second = self.value(), self.value(seed=1)
         return abs(first - second) > 1e-6 * max(abs(first), abs(second), 1e-12)
 
-    def observed(self) -> tuple[CallRecorder, LayerRecord]:
-        """The calls and the layers of one evaluation."""
-        with layer_record(self.module) as layers, CallRecorder(layers.observe) as calls:
+    def observed(self) -> CallRecorder:
+        """The calls of one evaluation."""
+        with CallRecorder() as calls:
             self.evaluate()
-        return calls, layers
+        return calls
+
+    def watched(self, steps: int) -> list[Report]:
+        """What a watched loop of optimizer steps on the batch says."""
+        with restored(self.module), self.optimizer() as optimizer:
+            self.module.train()
+            with Watch(self.given, optimizer, say=lambda _: None) as watch:
+                self.train(optimizer, steps)
+                return watch.step_reports
+
+    def check_input(self) -> Report:
+        """[INPUT]: the size of the input, which may be why the loss is not finite."""
+        self.module.train()
+        with layer_record(self.module) as layers:
+            self.evaluate()
+        return report_of("INPUT", "input of the first layer", layers.input_findings())
 
     def check_finite(self) -> Report:
         """[FINITE]: a finite loss with a finite gradient."""
@@ -273,24 +261,16 @@ class _ModuleUnderTest:
         value = self.evaluate()
         loss, size = float(value.detach()), total_norm(self.gradients())
         bad = sum(not bool(one.isfinite().all()) for one in tensors_in(self.batch))
-        frozen = not self.weights
-        reached = (
-            value.requires_grad
-            and any(
-                one is not None
-                for one in torch.autograd.grad(
-                    value, list(self.weights.values()), allow_unused=True, retain_graph=True
-                )
-            )
-            if not frozen
-            else False
+        weights = list(self.weights.values())
+        slopes = (
+            torch.autograd.grad(value, weights, allow_unused=True) if weights and value.requires_grad else ()
         )
+        reached, frozen = any(one is not None for one in slopes), not weights
         findings = [
             must_be_zero(
                 "tensors of the batch that are not finite",
                 bad,
                 "the batch contains NaN or infinity.",
-                "Remove or replace missing values before training.",
             ),
             must_be_zero(
                 "loss that is not finite",
@@ -308,7 +288,7 @@ class _ModuleUnderTest:
                 "Set requires_grad of the parameters that are to learn."
                 if frozen
                 else f"Remove detach(), item(), no_grad and numpy between network and loss."
-                f"{self.observed()[0].detached_lines}",
+                f"{self.observed().detached_lines}",
             ),
             must_be_zero(
                 "gradient that is not finite",
@@ -319,136 +299,12 @@ class _ModuleUnderTest:
         ]
         return report_of("FINITE", f"loss {loss:.4g}, gradient {size:.3g}", findings)
 
-    def check_calls(self) -> Report:
-        """[CALLS]: calls of torch functions that are usually mistakes, such as a double softmax."""
-        self.module.train()
-        calls, _ = self.observed()
-        return report_of("CALLS", "calls of torch functions in network and loss", calls.findings)
-
-    def check_input(self) -> Report:
-        """[INPUT]: the size of the network's input, and of its features."""
-        self.module.train()
-        _, layers = self.observed()
-        return report_of("INPUT", "input of the first layer", layers.input_findings())
-
-    def check_layers(self) -> Report:
-        """[LAYERS]: dead and saturated units, and gradients by depth."""
-        self.module.train()
-        _, layers = self.observed()
-        findings = [
-            *initial_findings(self.module),
-            *layers.growth_findings(),
-            *layers.unit_findings(),
-        ]
-        # A layer of zeros at the end stops all gradients before the first steps.
-        with self.optimizer() as optimizer:
-            self.train(optimizer, 2)
-        gradients = self.gradients()
-        if math.isfinite(total_norm(gradients)):
-            findings += depth_findings(self.module, gradients, layers.weighted)
-        return report_of("LAYERS", f"{len(layers.weighted)} layers with weights", findings)
-
-    def check_coverage(self, steps: int) -> Report:
-        """[GRAD]: every parameter that is not frozen has a gradient and is in the optimizer."""
-        self.module.train()
-        names = list(self.weights)
-        sizes = {name: float(value.abs().max()) for name, value in self.gradients().items()}
-        # Layers before one of zeros get their gradient after the first steps.
-        if any(size == 0 for size in sizes.values()):
-            with self.optimizer() as optimizer:
-                self.train(optimizer, min(3, steps))
-            for name, value in self.gradients().items():
-                sizes[name] = max(sizes[name], float(value.abs().max()))
-        dead = without_gradient(sizes)
-        with self.optimizer() as optimizer:
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        own = {id(weight) for weight in self.module.parameters()}
-        missing = [name for name, p in self.weights.items() if id(p) not in held]
-        frozen = sum(not weight.requires_grad for weight in self.module.parameters())
-        calls = self.observed()[0]
-        findings = [
-            must_be_zero(
-                "parameters without a gradient",
-                len(dead),
-                f"these parameters do not learn: {listed(dead)}.",
-                f"Check for unused outputs, and for detach() or rounding in between.{calls.detached_lines}",
-            ),
-            must_be_zero(
-                "parameters missing from the optimizer",
-                len(missing),
-                f"these parameters never change: {listed(missing)}.",
-                "Pass every parameter to the optimizer.",
-            ),
-            must_be_zero(
-                "parameters of the optimizer that the networks do not have",
-                len(held - own),
-                "the optimizer changes weights of another network (a stale copy?).",
-                "Create the optimizer after the network has its final form.",
-            ),
-        ]
-        text = f"{len(dead)} of {len(names)} parameters without a gradient"
-        return report_of("GRAD", f"{text}, {frozen} frozen" if frozen else text, findings)
-
-    def predict(self, batch: Any) -> Tensor | None:
-        """The output [samples, ...] in evaluation mode, if there is one."""
-        training = [part for part in self.module.modules() if part.training]
+    def predict(self) -> Tensor | None:
+        """The output [samples, ...] in evaluation mode: the first tensor of the outermost module."""
         self.module.eval()
-        try:
-            with seeded(self.module):
-                if self.output is not None:
-                    return self.output(self.given, batch).detach()
-                with layer_record(self.module) as layers:
-                    self.loss(self.given, batch)
-        finally:
-            for part in training:
-                part.training = True
+        with seeded(self.module), layer_record(self.module) as layers:
+            self.loss(self.given, self.batch)
         return None if layers.output is None else layers.output.detach()
-
-    def samples(self) -> int:
-        """The number of samples, if all tensors of the batch have it as their first size; else 0."""
-        sizes = {len(one) if one.ndim else 0 for one in tensors_in(self.batch)}
-        return sizes.pop() if len(sizes) == 1 else 0
-
-    def check_batch(self) -> Report:
-        """[BATCH]: in evaluation mode, the output of a sample does not depend on the other samples."""
-        S, base = self.samples(), self.predict(self.batch)
-        if S < 4 or base is None or base.ndim < 1 or len(base) != S:
-            return report_of("BATCH", "left out: the samples are not the first axis of batch and output", [])
-        again = self.predict(self.batch)
-        index = torch.arange(S)
-        index[0] = S - 1
-        other = self.predict(changed_tensors(self.batch, lambda one: one[index.to(one.device)]))
-        assert again is not None
-        assert other is not None
-        if not torch.equal(again, base):
-            return report_of("BATCH", "left out: the output is random", [])
-        size = base[1:].abs().double().square().mean().sqrt().clamp_min(1e-30)
-        change = float((other[1:] - base[1:]).abs().double().square().mean().sqrt() / size)
-        finding = at_most(
-            "change of the outputs of other samples when one sample is replaced, over their size",
-            change,
-            1e-4,
-            "samples of a batch affect each other: axes are mixed up (view in place of transpose, "
-            "batch_first, softmax over the batch?).",
-            "Check the order of axes at every view, reshape, transpose, recurrent layer and attention.",
-        )
-        return report_of("BATCH", f"other samples change by {change:.1e}", [finding])
-
-    def tape_reports(self) -> list[Report]:
-        """Checks that repeat the loss with other data, see :mod:`rismusic.doctor.tape_losses`."""
-        recorder = TapeRecorder(self.module)
-        handles = recorder.hooks()
-        try:
-            with restored(self.module), CallRecorder(tape=recorder):
-                self.module.train()
-                tape = recorder.cut(self.evaluate())
-        finally:
-            for handle in handles:
-                handle.remove()
-        if isinstance(tape, Tape) and faithful(tape):
-            return tape_reports(tape, recorder.unread())
-        reason = tape if isinstance(tape, str) else "repeating the recorded calls gives another loss"
-        return [report_of("BATCH", f"left out: {reason}", [])]
 
     def check_modes(self) -> Report:
         """[MODES]: evaluation mode is deterministic and close to training mode."""
@@ -468,9 +324,8 @@ class _ModuleUnderTest:
         training = sum(self.value(seed=seed) for seed in range(3)) / 3
         moved = self.losses(5)
         self.module.eval()
-        first, second = (self._value_eval(seed) for seed in (0, 1))
+        first, second = (self.value(seed=seed) for seed in (0, 1))
         scale = max(abs(training), abs(first), abs(moved[0] - moved[-1]), 1e-12)
-        held = [name for name, part in self.module.named_modules() if part.training]
         findings = [
             at_most(
                 "relative change of the loss between two evaluations in evaluation mode",
@@ -486,17 +341,8 @@ class _ModuleUnderTest:
                 "the network behaves differently in evaluation mode: batch normalisation, or much dropout?",
                 "Normalise over channels, use larger batches, or use less dropout.",
             ),
-            must_be_zero(
-                "modules that stay in training mode after eval()",
-                len(held),
-                f"eval() does not reach {listed(held)}.",
-                "Keep modules as attributes or in a ModuleList, and call super().train(mode) in train().",
-            ),
         ]
         return report_of("MODES", f"loss {training:.4g} in training, {first:.4g} in evaluation", findings)
-
-    def _value_eval(self, seed: int) -> float:
-        return self.value(seed=seed)
 
     def _draws_on_purpose(self) -> bool:
         """Whether the loss draws random numbers other than dropout in evaluation mode, as a VAE does."""
@@ -567,7 +413,7 @@ class _ModuleUnderTest:
             return report_of(
                 "SLOPE", "left out: the loss differs between evaluations with the same seeds", []
             )
-        rounded = list(self.observed()[0].rounded)
+        rounded = list(self.observed().rounded)
         with self.in_double() as batch:
             if batch is None:
                 return report_of("SLOPE", f"left out: {self._not_double}", [])
@@ -587,7 +433,7 @@ class _ModuleUnderTest:
             0.01,
             f"the gradient is not that of the loss: a part is detached, reversed, or rounded (at {worst}).",
             "Remove detach(), item() and rounding. Test your own backward with "
-            f"torch.autograd.gradcheck.{self.observed()[0].detached_lines}",
+            f"torch.autograd.gradcheck.{self.observed().detached_lines}",
         )
         text = f"gradient {size:.3g}" + (f"; {left} parameters at a kink left out" if left else "")
         return report_of("SLOPE", text, [finding])
@@ -621,25 +467,25 @@ class _ModuleUnderTest:
                 errors[name] = min(first, second)
         return errors
 
-    def check_steps(self, steps: int, validation: Validation | None, clip_norm: float | None) -> Report:
-        """[LITMUS]: in some steps on the batch, the loss falls and every parameter moves."""
+    def check_steps(self, steps: int) -> Report:
+        """[LITMUS]: in some steps on the batch, the loss falls."""
         self.module.train()
-        gradients, before = self.gradients(), self._copies()
-        validated = [] if validation is None else [self._validated(validation)]
+        before = {name: weight.detach().clone() for name, weight in self.weights.items()}
         first = self.value()
         with self.optimizer() as optimizer:
             self.train(optimizer, 1)
-            step = self._changes(before)
+            ratio = max(
+                (
+                    update_ratio(w.detach() - before[n], before[n])
+                    for n, w in self.weights.items()
+                    if w.ndim > 1
+                ),
+                default=0.0,
+            )
             self.train(optimizer, steps - 1)
         last = self.value()
-        unmoved = [name for name, change in self._changes(before).items() if not bool(change.any())]
-        if validation is not None:
-            validated.append(self._validated(validation))
         for name, weight in self.weights.items():
             weight.data.copy_(before[name])
-        # A frozen or decoupled part (weight decay) does not count: the part along the gradient must go down.
-        cosine_down, size = -cosine(step, gradients), total_norm(gradients)
-        wide, ratio = initial_update(step, before)
         decrease, meaning, advice = self._decrease(first, last)
         if 0 < ratio < _SLOWEST and decrease < _CLEAR_DECREASE:
             decrease = -abs(decrease)
@@ -652,52 +498,14 @@ class _ModuleUnderTest:
             at_least(
                 f"relative decrease of the loss in {steps} steps on one batch", decrease, 0.0, meaning, advice
             ),
-            at_least(
-                "cosine between the first step and the negative gradient",
-                cosine_down,
-                -0.05,
-                "the step increases the loss: wrong sign of gradient or update.",
-                "The optimizer must subtract the gradient.",
-            ),
-            must_be_zero(
-                "parameters that have not moved",
-                len(unmoved),
-                "the learning rate is 0, so nothing is learned."
-                if all(group["lr"] == 0 for group in optimizer.param_groups)
-                else f"these parameters do not learn: {listed(unmoved)}.",
-                "Check that they are in the optimizer, that its learning rate is not 0, and that they "
-                "affect the loss.",
-            ),
             at_most(
-                "relative change of all weights by the first step",
+                "relative change of a weight matrix by the first step",
                 ratio,
                 0.5,
-                f"the initial weights are lost in one step (most in {wide}).",
+                "the initial weights are lost in one step.",
                 "Lower the learning rate or the weight decay.",
             ),
         ]
-        if clip_norm is not None:
-            # Adam divides by the size of the gradient, so that clipping hardly matters to it.
-            adaptive = "exp_avg_sq" in {key for value in optimizer.state.values() for key in value}
-            findings.append(
-                at_most(
-                    "norm of the gradient over clip_norm",
-                    0.0 if adaptive and size / clip_norm < 1e3 else size / clip_norm,
-                    30.0,
-                    f"clip_norm = {clip_norm:g} is far below the usual gradient norm, so steps shrink.",
-                    "Raise clip_norm to a few times the usual norm.",
-                )
-            )
-        if validation is not None:
-            findings.append(
-                at_least(
-                    "relative change of the validation loss during the steps",
-                    abs(validated[1] - validated[0]) / max(abs(validated[0]), 1e-12),
-                    1e-6,
-                    "the validation loss is constant: it uses other weights than those that are trained.",
-                    "Validate the module that is trained.",
-                )
-            )
         return report_of("LITMUS", f"loss {first:.4g} -> {last:.4g} in {steps} steps", findings)
 
     def _decrease(self, first: float, last: float) -> tuple[float, str, str]:
@@ -738,19 +546,6 @@ class _ModuleUnderTest:
         """Whether the gradient is so small that the loss is at a minimum."""
         return total_norm(self.gradients()) < 1e-6 * max(1.0, total_norm(self.weights))
 
-    def _copies(self) -> dict[str, Tensor]:
-        return {name: weight.detach().clone() for name, weight in self.weights.items()}
-
-    def _changes(self, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: weight.detach() - before[name] for name, weight in self.weights.items()}
-
-    def _validated(self, validation: Validation) -> float:
-        self.module.eval()
-        with torch.no_grad():
-            found = float(validation(self.given))
-        self.module.train()
-        return found
-
     def check_constant_output(self, steps: int) -> Report:
         """[CONSTANT]: the output differs from sample to sample after some steps."""
         spreads = []
@@ -758,7 +553,7 @@ class _ModuleUnderTest:
             with self.optimizer() as optimizer:
                 self.module.train()
                 self.train(optimizer, number)
-            spreads.append(_spread(self.predict(self.batch)))
+            spreads.append(_spread(self.predict()))
         before, after = spreads
         if math.isnan(before) or math.isnan(after):
             return report_of("CONSTANT", "left out: the loss calls no module with an output of samples", [])

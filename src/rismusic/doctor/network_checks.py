@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
-from torch import Tensor, nn
 
+from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.case import Case
+from rismusic.doctor.layers import layer_record
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.io import Recording
 from rismusic.nn import monitors as probes
@@ -39,7 +40,6 @@ def check_optimizer(case: Case) -> Report:
             "parameters missing from the optimizer",
             len(missing),
             f"these parameters never change: {listed(missing)}.",
-            "Pass every parameter of the network to the optimizer.",
         ),
         must_be_zero(
             "parameters that are frozen (requires_grad is False)",
@@ -51,13 +51,11 @@ def check_optimizer(case: Case) -> Report:
             "parameters of the optimizer that do not belong to the network",
             sum(key not in names for key in held),
             "the optimizer changes weights of another network (a stale copy?).",
-            "Create the optimizer after the network has its final form.",
         ),
         must_be_zero(
             "parameters that the optimizer holds twice",
             len(held) - len(set(held)),
             "they move twice in each step.",
-            "Put each parameter into one group.",
         ),
     ]
     text = f"{len(names)} parameters, {len(learner.optimizer.param_groups)} groups"
@@ -94,7 +92,6 @@ def check_invariance(case: Case) -> Report:
             "the input is not normalised. The output depends on the receiver's gain.",
             "Scale each scene to unit power first.",
         ),
-        _input_size(learner.network, recording),
     ]
     return report_of("INPUT", "repeated, alone, scaled", findings)
 
@@ -120,38 +117,6 @@ def _unchanged(
     return at_most(f"relative change of the output for {inputs}", worst, 1e-2, meaning, advice)
 
 
-def _input_size(network: nn.Module, recording: Recording) -> Finding:
-    """The root mean square of the input of each layer; the largest must be of order 1."""
-    sizes: dict[str, float] = {}
-
-    def measure(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            if given and isinstance(given[0], Tensor) and given[0].is_floating_point():
-                sizes[name] = float(given[0].detach().square().mean().sqrt())
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(measure(name))
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
-    try:
-        with torch.no_grad():
-            network(recording)
-    finally:
-        for handle in handles:
-            handle.remove()
-    name = max(sizes, key=sizes.__getitem__, default="none")
-    return at_most(
-        "largest root mean square of a layer's input",
-        sizes.get(name, 0.0),
-        30.0,
-        f"the input of {name} is not normalised. Activations should be of order 1.",
-        "Scale inputs to unit size, and take logarithms of powers.",
-    )
-
-
 def check_constant_output(case: Case) -> Report:
     """[CONSTANT]: does the output differ from scene to scene, and depend on the snapshots?"""
     recording, learner = case.recording, case.learner
@@ -171,14 +136,12 @@ def check_constant_output(case: Case) -> Report:
             variety(base.covariance),
             0.1,
             "the network predicts the same for every scene, such as free factors or the mean.",
-            "Let every output depend on the input, and check the input of the network.",
         ),
         at_least(
             "relative change of the factors with the snapshots of another scene",
             float(moved.median()),
             1e-2,
             "the output hardly depends on the snapshots.",
-            "Check that the input is built from the snapshots and that the network does not saturate.",
         ),
     ]
     for field in fields(Prediction):
@@ -198,7 +161,81 @@ def check_constant_output(case: Case) -> Report:
                 float(spread.sqrt()),
                 1e-4,
                 meaning,
-                "Let every output depend on the input.",
             )
         )
     return report_of("CONSTANT", "variety of the outputs before training", findings)
+
+
+def check_inside(case: Case) -> Report:
+    """[INSIDE]: labels do not reach the output, layers live, and late stages reach the early ones."""
+    recording, learner = case.recording, case.learner
+    truth = recording.truth
+    assert truth is not None
+    base = learner.predict(recording, averaged=False)
+    other = learner.predict(replace(recording, truth=truth.each(lambda value: value.flip(0))), averaged=False)
+    off = max(
+        float((one - two).abs().max())
+        for name in ("angle_factor", "count_logits", "azimuth", "existence_logits")
+        for one, two in [(getattr(base, name), getattr(other, name))]
+    )
+    with layer_record(learner.network) as layers, CallRecorder(layers.observe):
+        prediction = learner.network(recording)
+    findings = [
+        must_be_zero(
+            "change of the output when the labels are those of other scenes",
+            off,
+            "the network's output depends on the truth (a leak): labels reach it through the recording.",
+        ),
+        *layers.input_findings(),
+        *layers.unit_findings(),
+    ]
+    maps = prediction.grid_logits
+    if maps is not None and maps.shape[1] > 1 and maps.requires_grad:
+        weights = {name: w for name, w in learner.weights.items() if w.requires_grad}
+        generator = torch.Generator().manual_seed(0)
+        random = torch.randn(maps[:, 0].shape, generator=generator).to(maps.device)
+        reach = []
+        for stage in (0, -1):
+            found = torch.autograd.grad(
+                (maps[:, stage] * random).sum(), list(weights.values()), retain_graph=True, allow_unused=True
+            )
+            reach.append(
+                {name for name, g in zip(weights, found, strict=True) if g is not None and bool(g.any())}
+            )
+        # Each stage has a last layer of its own; the rest must serve the later stages too.
+        lost = sorted(name for name in reach[0] - reach[1] if ".write." not in name)
+        findings.append(
+            must_be_zero(
+                "parameters of the first stage without a gradient from the last heat map",
+                len(lost),
+                f"the features of the first stage are detached from the last one: {listed(lost)}.",
+            )
+        )
+    sizes = {
+        name: float(weight.detach().std()) * math.sqrt(weight[0].numel())
+        for name, weight in learner.weights.items()
+        if weight.ndim > 1
+    }
+    zero = [name for name, size in sizes.items() if size == 0]
+    findings += [
+        must_be_zero(
+            "weight matrices that are zero at the start",
+            len(zero),
+            f"the initial weights of {listed(zero)} are zero, so that units stay alike.",
+        ),
+        at_most(
+            "largest standard deviation of an initial weight times the square root of its inputs",
+            max(sizes.values(), default=1.0),
+            4.0,
+            "the initial weights are too large: activations grow from layer to layer.",
+            "Use a standard deviation of 1 / sqrt(inputs).",
+        ),
+        at_least(
+            "median standard deviation of the initial weights times the square root of their inputs",
+            sorted(sizes.values())[len(sizes) // 2] if sizes else 1.0,
+            0.01,
+            "the initial weights are too small: activations vanish from layer to layer.",
+            "Use a standard deviation of 1 / sqrt(inputs).",
+        ),
+    ]
+    return report_of("INSIDE", f"{len(layers.weighted)} layers with weights", findings)

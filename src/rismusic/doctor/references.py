@@ -2,7 +2,7 @@ r"""Reference computations, written independently of the package: slow, dense an
 
 The checks compare the code under test with these. Nothing here uses the package's own steering vectors,
 operators :math:`G_l` or covariances, so that a mistake there shows as a difference. The module also has
-predictions that no network made: the perfect one, at which every loss must be 0, and a random one.
+a prediction that no network made, and the schedules as documented.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.io import Recording
-from rismusic.nn.losses import Targets, heat_map_target
 from rismusic.nn.network import Prediction
+from rismusic.nn.spec import LossSpec, ScheduleSpec
 from rismusic.sources import Sources
 from rismusic.spec import PanelSpec, SystemSpec
 
 EXPECTED = "expected"
 """Key of the correct form among the candidates of :func:`best_explanation`."""
-
-# Logit of a certain event.
-_CERTAIN = 30.0
 
 
 def element_positions(panel: PanelSpec) -> Float[Tensor, "N 3"]:
@@ -94,8 +91,8 @@ def true_signal(system: SystemSpec, recording: Recording) -> Complex[Tensor, "S 
 
 def back_projection(
     G: Complex[Tensor, "S L M N"], snapshots: Complex[Tensor, "S L M"], noise: Float[Tensor, "S"]
-) -> Complex[Tensor, "S L N"]:
-    """x_l = G_l^H (G_l G_l^H + lambda I)^-1 y_l; for lambda see :mod:`rismusic.covariance`."""
+) -> tuple[Complex[Tensor, "S L N"], Complex[Tensor, "S L N M"]]:
+    """x_l = W_l y_l, and W_l = G_l^H (G_l G_l^H + lambda I)^-1; for lambda see :mod:`rismusic.covariance`."""
     y, noise = snapshots.to(torch.complex128), noise.double()
     _, L, M = y.shape
     excess = torch.maximum(y.abs().square().mean((1, 2)) - noise, noise / math.sqrt(L * M))
@@ -103,8 +100,8 @@ def back_projection(
     gram = G @ G.mH
     gain = gram.diagonal(dim1=-2, dim2=-1).real.mean((1, 2))
     ridge = (noise / excess).clamp_min(least) * gain
-    loaded = gram + ridge[:, None, None, None] * torch.eye(M, dtype=y.dtype)
-    return (G.mH @ torch.linalg.solve(loaded, y[..., None]))[..., 0]
+    W = torch.linalg.solve(gram + ridge[:, None, None, None] * torch.eye(M, dtype=y.dtype), G).mH
+    return (W @ y[..., None])[..., 0], W
 
 
 def covariance_of(field: Complex[Tensor, "S L N"]) -> Complex[Tensor, "S N N"]:
@@ -143,41 +140,6 @@ def best_explanation(errors: Mapping[str, float]) -> str:
     """
     name, value = min(errors.items(), key=lambda pair: pair[1])
     return name if name != EXPECTED and value < errors[EXPECTED] / 3 else ""
-
-
-# Label smoothing of the number of sources, deliberately not taken from the code under test.
-_COUNT_SMOOTHING = 0.05
-
-
-def perfect_prediction(targets: Targets, like: Prediction) -> Prediction:
-    """The prediction at which every loss must be 0, with the shapes of ``like``.
-
-    Its factors are the scaled eigenvectors of R_true, so their columns are orthogonal.
-    """
-    dtype = like.azimuth.dtype
-    F = targets.true.factor.to(torch.complex128)
-    U, S, _ = torch.linalg.svd(F, full_matrices=False)
-    columns = like.angle_factor.shape[-1]
-    factor = torch.nn.functional.pad(U * S[:, None, :], (0, max(0, columns - S.shape[-1])))[..., :columns]
-    azimuth, elevation, distance = (_padded(value, like.azimuth) for value in targets.truth.filled())
-    exists = _padded(targets.truth.active, like.azimuth).bool()
-    counts = torch.arange(like.count_logits.shape[-1], device=targets.count.device)
-    label = (counts == targets.count[:, None]).to(dtype)
-    smoothed = (1 - _COUNT_SMOOTHING) * label + _COUNT_SMOOTHING / len(counts)
-    maps = None
-    if like.grid_logits is not None:
-        target = heat_map_target(targets.truth, targets.grid)
-        maps = target.clamp_min(1e-30).log()[:, None].expand_as(like.grid_logits).to(dtype)
-    return Prediction(
-        angle_factor=factor.to(like.angle_factor.dtype),
-        range_factor=torch.zeros_like(like.range_factor),
-        count_logits=smoothed.clamp_min(1e-30).log(),
-        azimuth=azimuth,
-        elevation=elevation,
-        inverse_range=1 / distance.clamp_min(1e-6),
-        existence_logits=torch.where(exists, _CERTAIN, -_CERTAIN).to(dtype),
-        grid_logits=maps,
-    )
 
 
 def random_prediction(like: Prediction, seed: int = 0) -> Prediction:
@@ -223,15 +185,6 @@ def _double(value: Tensor) -> Tensor:
     return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
-def _padded(value: Tensor, like: Tensor) -> Tensor:
-    """``value`` with as many heads as ``like``; heads without a source hold pi / 4, or False."""
-    missing = like.shape[-1] - value.shape[-1]
-    if missing < 0:
-        return value[..., : like.shape[-1]].to(like.dtype)
-    fill = 0.0 if value.dtype == torch.bool else math.pi / 4
-    return torch.cat((value, value.new_full((*value.shape[:-1], missing), fill)), -1).to(like.dtype)
-
-
 def total_norm(tensors: Mapping[str, Tensor]) -> float:
     """Norm of all tensors together; infinite if any value is not finite."""
     total = sum(float(_real(value).square().sum()) for value in tensors.values())
@@ -253,3 +206,45 @@ def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
         float((_real(value) * _real(second[name])).sum()) for name, value in first.items() if name in second
     )
     return dot / sizes
+
+
+def planned_rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
+    """Linear warm-up to 1, then half a cosine down to the floor."""
+    warm = max(1, round(schedule.warm_up * steps))
+    if step + 1 <= warm:
+        return (step + 1) / warm
+    floor = schedule.learning_rate_floor
+    angle = math.pi * (step + 1 - warm) / (steps - warm)
+    return 1 - (1 - floor) * math.sin(angle / 2) ** 2
+
+
+def planned_beta(schedule: ScheduleSpec, epoch: int) -> tuple[float, float]:
+    """Beta of an epoch, and how far it may differ because of its jitter."""
+    ramp = max(2, math.ceil(schedule.beta_ramp * schedule.epochs))
+    if epoch < ramp:
+        return schedule.beta / (ramp - 1) * epoch, 1e-6
+    return schedule.beta, schedule.beta_jitter + 1e-6
+
+
+def planned_weights(loss: LossSpec, schedule: ScheduleSpec, epoch: int, beta: float) -> dict[str, float]:
+    """Weights of the losses in an epoch, as the documentation of the phases states them."""
+    weights: dict[str, float] = {str(name): value for name, value in loss.weights.items()}
+    ramp, last = max(2, math.ceil(schedule.beta_ramp * schedule.epochs)), round(0.3 * schedule.epochs)
+    if epoch < ramp:
+        weights["subspace"] = loss.subspace_warm_up
+    elif epoch >= schedule.epochs - last:
+        part = (epoch - schedule.epochs + last) / max(1, last - 1)
+        for name, (low, high) in (
+            ("subspace", loss.subspace_last),
+            ("peak_contrast", loss.peak_contrast_last),
+        ):
+            weights[name] = (1 - part) * low + part * high
+    if beta >= 0.999:
+        weights["covariance_predicted"] = max(weights["covariance_predicted"], loss.covariance / 5)
+    if schedule.curriculum:
+        first, second = (share * schedule.epochs for share in schedule.curriculum_ends)
+        if epoch < first:
+            weights["log_range"] = 0.0
+        elif epoch < second:
+            weights["angle"] /= 10
+    return weights

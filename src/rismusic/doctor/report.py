@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from rismusic.doctor.causes import effects_of, rank
 from rismusic.files import read_small
 from rismusic.nn.monitors import Finding, Report, at_most
@@ -63,7 +65,7 @@ class Diagnosis:
             (tag, first), *left = left
             effects = effects_of(tag)
             follow = [
-                other.meaning == first.meaning or (other_tag in effects or other.advice == first.advice)
+                other.meaning == first.meaning or (other_tag in effects or "" != other.advice == first.advice)
                 for other_tag, other in left
             ]
             found = tuple(pair for pair, follows in zip(left, follow, strict=True) if follows)
@@ -100,7 +102,8 @@ class Diagnosis:
         number = "one possible cause" if len(causes) == 1 else f"{len(causes)} possible causes"
         return (
             f"{len(self.wrong)} of {total} findings outside their limits, with {number}. Start here: "
-            f"[{first.tag}] {first.finding.meaning} {first.finding.advice}{where}"
+            + f"[{first.tag}] {first.finding.meaning} {first.finding.advice}".rstrip()
+            + where
         )
 
     def record(self) -> dict[str, object]:
@@ -133,9 +136,19 @@ def report_of(tag: str, text: str, findings: Sequence[Finding]) -> Report:
     return Report(tag, text, {one.name: one.value for one in findings}, tuple(findings))
 
 
-def must_be_zero(name: str, value: float | int, meaning: str, advice: str, where: str = "") -> Finding:
+def must_be_zero(name: str, value: float | int, meaning: str, advice: str = "", where: str = "") -> Finding:
     """A finding whose limit is 0, such as the number of things that are wrong."""
     return at_most(name, float(value), 0.0, meaning, advice, where)
+
+
+def same(what: str, found: Tensor, expected: Tensor, meaning: str, limit: float = 2e-3) -> Finding:
+    """A finding of two tensors that must be equal, up to single precision."""
+    found, expected = found.detach().cpu().to(expected.dtype), expected.detach().cpu()
+    value = math.inf
+    if found.shape == expected.shape:
+        value = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+    advice = "Compare it with the formula in the documentation."
+    return at_most(f"relative distance of {what} from its definition", value, limit, meaning, advice)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -152,7 +165,7 @@ def findings_table(diagnosis: Diagnosis) -> Table:
         table.add_column(head, justify="right" if head in ("value", "limit") else "left")
     for cause in diagnosis.causes:
         one = cause.finding
-        text = f"{one.meaning} {one.advice}" + (f" Look at {one.where}." if one.where else "")
+        text = f"{one.meaning} {one.advice}".rstrip() + (f" Look at {one.where}." if one.where else "")
         if cause.consequences:
             follow = dict.fromkeys(f"[{tag}] {other.meaning}" for tag, other in cause.consequences)
             text += "\nMay follow from it: " + " ".join(follow)

@@ -103,9 +103,7 @@ def _probes(probes: Lines) -> list[Report]:
 def _steps(steps: Lines) -> Report:
     """[STEPS]: skipped steps, non-finite losses, and learning rates of 0."""
     if not steps:
-        finding = at_least(
-            "optimizer steps in the log", 0.0, 1.0, "the training took no step.", "See its console output."
-        )
+        finding = at_least("optimizer steps in the log", 0.0, 1.0, "the training took no step.")
         return report_of("STEPS", "none", [finding])
     skipped = [line["epoch"] for line in steps if number(line["taken"]) != 1]
     taken = [line for line in steps if number(line["taken"]) == 1]
@@ -123,13 +121,11 @@ def _steps(steps: Lines) -> Report:
             f"steps taken with a loss that is not finite{_when(non_finite)}",
             len(non_finite),
             "the weights were updated from a loss that is NaN or infinite.",
-            "Skip such steps.",
         ),
         must_be_zero(
             f"steps at a learning rate of 0{_when(idle)}",
             len(idle),
             "nothing was learned in these steps.",
-            "Check the schedule and the learning rates.",
         ),
     ]
     return report_of("STEPS", f"{len(steps)} steps", findings)

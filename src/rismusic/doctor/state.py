@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 _TORCH, _HERE = str(Path(torch.__file__).parent), str(Path(__file__).parent)
+ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a check that fails may raise in the code under test."""
 Networks = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 
 
@@ -92,19 +94,6 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, (list, tuple)):
         return [tensor for part in value for tensor in tensors_in(part)]
     return []
-
-
-def changed_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The nested value with each tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {name: changed_tensors(part, change) for name, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(changed_tensors(part, change) for part in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(changed_tensors(part, change) for part in value)
-    return value
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class StepRecord:
         self._waiting: dict[int, set[int]] = {}
         self._steps = 0
         self._emptied = 0
+        self._closure = False
         self._replaced: dict[str, int] = {}
         self._before: dict[int, Tensor] = {}
         self.adaptive = False
@@ -78,9 +79,8 @@ class StepRecord:
             else:
                 self._lost |= numbers
         self._steps += 1
-        if closure:
-            # The optimizer calculates the loss as often as it likes.
-            self._lost.clear()
+        # Such an optimizer calculates the loss as often as it likes.
+        self._closure |= closure
         for p in held:
             old = self._after.pop(id(p), None)
             if old is None or p.ndim < 2:
@@ -166,7 +166,7 @@ class StepRecord:
         found.append(
             at_most(
                 "losses whose gradient no step uses, per step",
-                len(lost) / max(self._steps, 1),
+                0.0 if self._closure else len(lost) / max(self._steps, 1),
                 0.1,
                 "the gradient of a loss is set to 0 before a step uses it: zero_grad is called between two "
                 "calls of backward, so the first loss has no effect.",
@@ -204,7 +204,7 @@ class StepRecord:
                     "cosine between the first steps and the gradient",
                     _median(self._uphill),
                     0.1,
-                    "the steps increase the loss: wrong sign of gradient or update (maximize=True?).",
+                    "each step increases the loss: wrong sign of gradient or update (maximize=True?).",
                     "The optimizer must subtract the gradient of what is to fall.",
                 )
             )

@@ -34,24 +34,11 @@ _KEPT = names(
     "bool unsqueeze_ swapaxes movedim requires_grad_"
 )
 # Functions that draw random numbers, apart from dropout.
-DRAWS = (
-    "randn",
-    "randn_like",
-    "rand",
-    "rand_like",
-    "normal",
-    "normal_",
-    "uniform_",
-    "bernoulli",
-    "bernoulli_",
-    "multinomial",
-    "randint",
-    "randint_like",
-    "randperm",
-    "gumbel_softmax",
-    "exponential_",
+DRAWS = names(
+    "randn randn_like rand rand_like normal normal_ uniform_ bernoulli bernoulli_ multinomial randint "
+    "randint_like randperm gumbel_softmax exponential_"
 )
-_RANDOM = frozenset([*DRAWS, "random_", "rrelu"])
+_RANDOM = DRAWS | names("random_ rrelu")
 _CONSTANT = names(
     "zeros ones full arange eye linspace empty zeros_like ones_like full_like empty_like new_zeros "
     "new_ones new_full new_empty tril triu tril_indices triu_indices zero_ fill_"
@@ -512,6 +499,11 @@ class Tape:
     value: float
     outputs: list[Output]
     _reached: dict[int, set[int]] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Its calls, which are the same for the same loss of other data."""
+        return " ".join(call.name for call in self.calls)
 
     @property
     def random(self) -> bool:

@@ -7,14 +7,14 @@ the inputs of other samples, with the best constant output, with one term at a t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rismusic.doctor.report import listed, must_be_zero
-from rismusic.doctor.state import names, row_codes
+from rismusic.doctor.state import ERRORS, names
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
 from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
 from rismusic.nn.monitors import Finding, at_least, at_most
@@ -23,15 +23,6 @@ from rismusic.nn.monitors import Finding, at_least, at_most
 _CHANGED = {True: 1e-5, False: 2e-3}
 # Share of the varying input entries, or of the columns, that may be without any effect.
 _UNUSED = 0.3
-# Calls through which a constant output is given to the call before, which keeps it in its range.
-_LINKS = names(
-    "softmax log_softmax sigmoid logsigmoid tanh relu relu_ softplus exp normalize elu leaky_relu gelu "
-    "silu squeeze unsqueeze view reshape flatten clone contiguous transpose permute float clamp"
-)
-_SUMS = names("add __add__ __radd__ sub __sub__ __rsub__ add_ __iadd__")
-_LINEAR = names(
-    "mul __mul__ __rmul__ div __truediv__ true_divide sum mean neg __neg__ stack squeeze view reshape"
-)
 
 
 @dataclass
@@ -230,7 +221,6 @@ def mixing_findings(tape: Tape) -> list[Finding]:
                     "the loss depends on the order of the samples, though each output belongs to one "
                     "sample: outputs and targets are flattened or matched in different orders, so outputs "
                     "meet the targets of others.",
-                    "Compare the axes of outputs and targets before they are flattened or matched.",
                 )
             )
     return found
@@ -308,7 +298,6 @@ def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
             "inputs of the network that it does not use",
             len(unread),
             f"the network does not use {listed(unread)}.",
-            "Use it, or remove it.",
         )
     ]
     for key in tape.inputs:
@@ -334,7 +323,6 @@ def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
                 _UNUSED,
                 "a part of the input has no effect on the output of any sample: a mask is inverted or of "
                 "another axis, or the network reads only some positions or features.",
-                "Look at masks, indices and slices between input and output.",
             )
         )
     return found
@@ -431,7 +419,6 @@ def loss_usage_findings(tape: Tape) -> list[Finding]:
                 0.0 if picked else rows,
                 0.8,
                 "the loss uses the outputs of a part of the samples only.",
-                "Look at the indices between outputs and loss.",
             )
         )
         if value.ndim == 2 and value.shape[1] > 1:
@@ -440,7 +427,6 @@ def loss_usage_findings(tape: Tape) -> list[Finding]:
                     "units of the output that the loss does not use",
                     int((g == 0).all(0).sum()) if rows < 0.5 else 0,
                     "the loss does not use all units of the output, so the others learn nothing.",
-                    "Compare all units with targets, or make the output smaller.",
                 )
             )
     return found
@@ -490,7 +476,6 @@ def pair_findings(tape: Tape) -> list[Finding]:
             1.2,
             "the loss pulls together pairs whose inputs differ, and pushes apart those that are alike: the "
             "label of a pair is reversed, or positive and negative are exchanged.",
-            "Check which value of the label means that a pair belongs together.",
         )
     ]
 
@@ -563,13 +548,11 @@ def value_findings(tape: Tape) -> list[Finding]:
             lost,
             "the targets lose their values on the way to the loss (a cast to integers, a product with 0, a "
             "wrong comparison).",
-            "Print the targets as the loss gets them.",
         ),
         must_be_zero(
             "outputs with dropout",
             len(dropped),
             f"dropout is applied to the output of {listed(dropped)}, which sets predictions to 0 at random.",
-            "Apply dropout before the last layer.",
         ),
         at_most(
             "largest probability of dropout",
@@ -748,7 +731,6 @@ def bound_findings(tape: Tape) -> list[Finding]:
                         -0.3,
                         "the loss moves the outputs away from their targets: labels are inverted, or a sign "
                         "is wrong.",
-                        "Check the sign of the loss, and which value of the label means what.",
                     )
                 )
     return found
@@ -770,170 +752,6 @@ def _pull(value: Tensor, y: Tensor, g: Tensor) -> float | None:
     if len(one) < 8 or not bool(two.any()) or not bool(one.any()):
         return None
     return float((one * two).sum() / (one.norm() * two.norm()).clamp_min(1e-300))
-
-
-@dataclass
-class Term:
-    """A term of a loss: its tensor, and whether it compares with data."""
-
-    key: int
-    name: str
-    data: bool
-
-
-def terms_of(tape: Tape) -> list[Term]:
-    """The terms of which the loss is the sum."""
-    maker: dict[int, Call] = {key: call for call in tape.calls for key in (*call.outs, *call.mutated)}
-    found: list[int] = []
-
-    def split(key: int, depth: int = 0) -> None:
-        call = maker.get(key)
-        if call is not None and not call.pure and depth < 40 and not call.inside:
-            dependent = [one for one in dict.fromkeys(call.reads) if one in maker or one in tape.weights]
-            if call.name in _SUMS and len(dependent) > 1:
-                for one in dependent:
-                    split(one, depth + 1)
-                return
-            if call.name == "stack" or (call.name in (_SUMS | _LINEAR) and len(dependent) == 1):
-                for one in dependent:
-                    split(one, depth + 1)
-                return
-        found.append(key)
-
-    split(tape.loss)
-    parts = list(dict.fromkeys(found))
-    if len(parts) < 2 or len(parts) > 12:
-        return []
-    terms = []
-    for number, key in enumerate(parts):
-        call = maker.get(key)
-        name = f"term {number + 1} ({call.name if call is not None else 'weight'})"
-        terms.append(Term(key, name, any(key in tape.compared(one) for one in tape.targets)))
-    return terms
-
-
-def term_gradients(replay: Replay, terms: Sequence[Term]) -> list[dict[int, float]]:
-    """Norm of the gradient of each term, as weighted in the loss, by weight."""
-    weights = {
-        key: value.clone().requires_grad_(True)
-        for key, value in replay.weights.items()
-        if replay.tape.weights[key].requires_grad and (value.is_floating_point() or value.is_complex())
-    }
-    env = replay.run(weights=weights)
-    loss = env[replay.tape.loss]
-    found: list[dict[int, float]] = []
-    for term in terms:
-        value = env[term.key]
-        if not value.requires_grad:
-            found.append({})
-            continue
-        (factor,) = torch.autograd.grad(loss, [value], retain_graph=True, allow_unused=True)
-        parts = torch.autograd.grad(
-            [value], list(weights.values()), [factor], retain_graph=True, allow_unused=True
-        )
-        found.append({k: 0.0 if g is None else float(g.norm()) for k, g in zip(weights, parts, strict=True)})
-    return found
-
-
-def outputs_below(tape: Tape) -> list[int]:
-    """The outputs of the network, each before the activation that keeps it in its range."""
-    maker = {key: call for call in tape.calls for key in call.outs}
-    found = []
-    for one in tape.results:
-        key = one.key
-        while key in maker and maker[key].name in _LINKS and not maker[key].pure:
-            before = [k for k in maker[key].reads if k in maker and not maker[k].pure]
-            if len(before) != 1:
-                break
-            key = before[0]
-        found.append(key)
-    return list(dict.fromkeys(found))
-
-
-@dataclass
-class Batch:
-    """A batch of a loop, or one put together from its rows."""
-
-    tape: Tape
-    roots: dict[int, Tensor]
-
-    def replay(self, weights: Mapping[int, Tensor] | None = None) -> Replay:
-        """A replay of the tape with the data of this batch."""
-        return Replay(self.tape, weights, roots=self.roots)
-
-
-def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
-    """Batches of distinct rows, from tapes of one kind, and the share of the rows that are distinct.
-
-    Raises:
-        LeftOutError: the rows cannot be exchanged between batches.
-    """
-    template = tapes[-1]
-    samples = chosen_samples(template)
-    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
-    pools: dict[int, Tensor] = {}
-    for place, key in enumerate(template.roots):
-        if key in samples.axes:
-            parts = [list(tape.roots.values())[place].value for tape in alike]
-            pools[key] = torch.cat(parts, samples.axes[key])
-    codes = row_codes(pools[samples.primary].movedim(samples.axes[samples.primary], 0)).tolist()
-    first: dict[float, int] = {}
-    for number, code in enumerate(codes):
-        first.setdefault(code, number)
-    kept = torch.tensor(list(first.values()))
-    batches = []
-    for index in kept.split(samples.number):
-        if len(index) == samples.number:
-            roots = {
-                k: pool.index_select(samples.axes[k], index.to(pool.device)) for k, pool in pools.items()
-            }
-            batches.append(Batch(template, roots))
-    return batches, len(kept) / len(codes)
-
-
-def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float]:
-    """The losses of some batches with the output that is the best constant for the others.
-
-    Args:
-        batches: at least two, of one kind.
-        ends: the loss, or the term of it, of each.
-    """
-    replays = [batch.replay() for batch in batches]
-    keys = [outputs_below(batch.tape) for batch in batches]
-    shapes = [[replay.base[key].shape[1:] for key in own] for replay, own in zip(replays, keys, strict=True)]
-    if not keys[0] or any(one != shapes[0] for one in shapes):
-        raise LeftOutError("the outputs of batches have different shapes")
-    if any(replay.base[key].ndim < 1 for replay, own in zip(replays, keys, strict=True) for key in own):
-        raise LeftOutError("an output has no samples")
-    half = len(batches) // 2
-    found = []
-    for own, others in ((range(half), range(half, len(batches))), (range(half, len(batches)), range(half))):
-        constants = []
-        for number in range(len(keys[0])):
-            values = [replays[k].base[keys[k][number]] for k in others]
-            constants.append(torch.cat(values).mean(0).detach().clone().requires_grad_(True))
-        scale = max(max(size_of(c) for c in constants), 0.3)
-        optimizer = torch.optim.Adam(constants, lr=0.05 * scale)
-
-        def loss_of(k: int, values: Sequence[Tensor] = constants) -> Tensor:
-            given = {
-                key: c.expand(replays[k].base[key].shape).clone()
-                for key, c in zip(keys[k], values, strict=True)
-            }
-            return replays[k].run(given=given, ends=[ends[k]])[ends[k]].mean()
-
-        for step in range(120):
-            if step == 80:
-                optimizer.param_groups[0]["lr"] /= 10
-            optimizer.zero_grad()
-            loss = loss_of(list(others)[step % len(others)])
-            if not loss.requires_grad or not math.isfinite(float(loss.detach())):
-                raise LeftOutError("the loss does not depend on the outputs alone")
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            found += [float(loss_of(k)) for k in own]
-    return found
 
 
 def range_findings(tape: Tape) -> list[Finding]:
@@ -1012,78 +830,6 @@ _RANGES = {
 }
 
 
-def constant_order(tape: Tape, term: int) -> bool:
-    """Whether a term is no larger with outputs that are the same for all samples."""
-    replay = Replay(tape)
-    given = {}
-    for key in outputs_below(tape):
-        value = replay.base[key]
-        given[key] = value.mean(0, keepdim=True).expand_as(value).clone()
-    with torch.no_grad():
-        constant = float(replay.run(given=given, ends=[term])[term].mean())
-    return constant <= float(replay.base[term].mean()) + 1e-9
-
-
-@dataclass
-class Trained:
-    """Lowest losses of a network trained anew: of batches it learned from, and of others.
-
-    ``falling``: by how much the latter fell in the last eighth of the steps, relative.
-    """
-
-    rate: float
-    learned: float
-    held: float
-    falling: float = 0.0
-
-
-def train_anew(
-    batches: Sequence[Batch],
-    weights: Mapping[int, Tensor],
-    held: int,
-    rate: float,
-    steps: int,
-    trained: Sequence[int],
-) -> Trained:
-    """Train the network from given weights on all but the last batches, with Adam.
-
-    Args:
-        batches: of one kind.
-        weights: initial values.
-        held: number of the last batches that are not learned from.
-        rate: learning rate.
-        steps: number of steps.
-        trained: keys of the weights that are trained.
-    """
-    replays = [batch.replay(weights) for batch in batches]
-    own = {k: v.clone().requires_grad_(k in trained) for k, v in replays[0].weights.items()}
-    optimizer = torch.optim.Adam([v for v in own.values() if v.requires_grad], lr=rate)
-    count = len(batches) - held
-    best = Trained(rate, math.inf, math.inf)
-
-    def loss_of(k: int) -> Tensor:
-        replays[k].forget_statistics()
-        return replays[k].run(weights=own)[batches[k].tape.loss]
-
-    def mean(which: range) -> float:
-        with torch.no_grad():
-            return sum(float(loss_of(k)) for k in which) / len(which)
-
-    for step in range(steps + 1):
-        if step % max(1, steps // 8) == 0:
-            best.learned = min(best.learned, mean(range(max(0, count - held), count)))
-            loss_held = mean(range(count, len(batches)))
-            best.falling = (best.held - loss_held) / max(abs(loss_held), 1e-12) if step else 0.0
-            best.held = min(best.held, loss_held)
-        loss = loss_of(step % count)
-        optimizer.zero_grad()
-        if not loss.requires_grad or not math.isfinite(float(loss.detach())):
-            break
-        loss.backward()
-        optimizer.step()
-    return best
-
-
 def attempted(
     checks: Sequence[tuple[str, Callable[[], list[Finding]]]],
 ) -> Iterator[tuple[str, list[Finding], str]]:
@@ -1093,5 +839,5 @@ def attempted(
             yield name, check(), ""
         except LeftOutError as error:
             yield name, [], str(error)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except ERRORS as error:
             yield name, [], " ".join(f"{type(error).__name__}: {error}".split())[:120]

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import math
 import sys
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rismusic.doctor.learning_checks import LearningChecks
 from rismusic.doctor.report import listed, must_be_zero, report_of
-from rismusic.doctor.state import row_codes
-from rismusic.doctor.tape import DROPOUT, LeftOutError, Replay, Tape, TapeRecorder, faithful
-from rismusic.doctor.tape_checks import (
-    Batch,
-    Trained,
-    attempted,
-    constant_losses,
-    constant_order,
-    dropout_rate,
-    rows_of,
-    size_of,
-    term_gradients,
-    terms_of,
-    train_anew,
-)
+from rismusic.doctor.state import ERRORS, row_codes
+from rismusic.doctor.tape import DROPOUT, Tape, TapeRecorder, faithful
+from rismusic.doctor.tape_checks import dropout_rate, size_of
 from rismusic.doctor.tape_losses import tape_reports
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -39,18 +25,8 @@ _FIRST_STEPS, _EVERY = 64, 8
 _KEPT, _LARGEST = 12, 5 * 10**6
 # Kinds of losses that are checked at the start, such as those of two networks.
 _KINDS = 3
-# Fewest steps after which a network should know more than a constant.
-_FEWEST_STEPS = 40
-# Gain over the best constant output, relative to its loss, below which nothing is learned of the inputs.
-_GAIN = 0.02
-# CPU seconds for training anew.
-_SECONDS = 2.0
 # Steps in which a part of the batch is not used, from which it never is.
 _OFTEN = 5
-# Relative fall of the loss that says that mirrored targets fit better.
-_BETTER = 0.1
-# Share of distinct rows among those seen, below which the data are known well enough to hold rows out.
-_REPEATED = 0.85
 
 
 class TapeRecord:
@@ -108,7 +84,7 @@ class TapeRecord:
                 return
             if step < _KEPT and not self._silent:
                 self._silent = _silent_weights(tape)
-            kind = _kind(tape)
+            kind = tape.kind
             if kind not in self.first and len(self.first) < _KINDS:
                 if not faithful(tape):
                     self._give_up("repeating the recorded calls gives another loss")
@@ -118,7 +94,7 @@ class TapeRecord:
                     self.initial.setdefault(key, weight.detach().clone())
                 self._start[kind] = self._check(tape, recorder)
             self._note_data(tape, recorder, step)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except ERRORS as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
             return
         finally:
@@ -132,10 +108,8 @@ class TapeRecord:
 
     def _check(self, tape: Tape, recorder: TapeRecorder) -> list[Report]:
         """Checks of the first tape of a kind, at the initial weights."""
-        state = torch.get_rng_state()
-        found = tape_reports(tape, recorder.unread())
-        torch.set_rng_state(state)
-        return found
+        with torch.random.fork_rng(devices=[]):
+            return tape_reports(tape, recorder.unread())
 
     def _note_data(self, tape: Tape, recorder: TapeRecorder, step: int) -> None:
         """Labels and rows of a batch."""
@@ -227,7 +201,6 @@ class TapeRecord:
                 self.moved_rows,
                 "inputs and targets of a batch are indexed with different rows, so they do not belong "
                 "together.",
-                "Use one index for both.",
             )
         )
         found.append(
@@ -249,7 +222,6 @@ class TapeRecord:
                     0.5,
                     "samples of a batch repeat each other: references to one tensor that changes later are "
                     "kept in place of copies, or two views of a sample are the same one.",
-                    "Clone tensors before they are stored, and draw each view anew.",
                 )
             )
             found.append(
@@ -258,7 +230,6 @@ class TapeRecord:
                     int(all(self._alike)),
                     "two inputs of the network are the same numbers in every batch: one tensor that changes "
                     "in place, or the same view or state twice.",
-                    "Clone tensors before they are stored, and pass each input once.",
                 )
             )
         if len(self._same_noise) >= 4:
@@ -268,7 +239,6 @@ class TapeRecord:
                     sum(self._same_noise) / len(self._same_noise),
                     0.5,
                     "noise or dropout has the same random numbers in every step: a seed is set in the loop.",
-                    "Set the seed once, before the loop.",
                 )
             )
         unused = recorder_lines(self.unused)
@@ -292,23 +262,9 @@ class TapeRecord:
                     self.loader / max(size, 1),
                     2.0,
                     "every step uses the same batch, though there are more data.",
-                    "Take the next batch in each step, in a loop over the loader.",
                 )
             )
         return report_of("DATA", f"{len(self.early) + len(self.late)} batches", found)
-
-    def _of_one_kind(self, tapes: Iterable[Tape]) -> list[Tape]:
-        """The tapes of the most frequent kind and shape, each batch once."""
-        tapes = list(tapes)
-        if not tapes:
-            return []
-        counts = Counter(_kind(tape) + _shapes(tape) for tape in tapes)
-        most = counts.most_common(1)[0][0]
-        found: dict[tuple[float, ...], Tape] = {}
-        for tape in tapes:
-            if _kind(tape) + _shapes(tape) == most:
-                found[_fingerprint(tape)] = tape
-        return list(found.values())
 
     def final_reports(self, steps: int, own: set[int], *, alone: bool) -> list[Report]:
         """Checks at the end of the loop.
@@ -320,342 +276,21 @@ class TapeRecord:
         """
         if self.problem or not self.first:
             return []
-        state = torch.get_rng_state()
-        self.checking = True
-        reports = []
-        checks = (
-            ("TARGET", partial(self._fixed_target, steps)),
-            ("TERMS", partial(self._terms, steps, alone)),
-            ("LEARNED", partial(self._learned, steps, own, alone)),
-        )
-        for tag, findings, reason in attempted(checks):
-            text = f"left out: {reason}" if reason else "the last batches, repeated with the last weights"
-            reports.append(report_of(tag, text, findings))
+        state, self.checking = torch.get_rng_state(), True
+        tapes = [*self.early, *self.late]
+        kinds = _of_one_kind(tapes), _of_one_kind(list(self.late or self.early))
+        loop = LearningChecks(self.module, self.first, kinds, tapes[-1], self.initial, steps, own, alone)
+        reports = loop.reports
         self.checking = False
         torch.set_rng_state(state)
         return reports
 
-    def _fixed_target(self, steps: int) -> list[Finding]:
-        """A network that gives bootstrapped targets follows the one that is trained."""
-        tape = self.late[-1] if self.late else self.early[-1]
-        silent = [call for call in tape.calls if not call.grad and not call.pure]
-        if steps < 100 or not any(call.name in ("max", "amax") for call in silent):
-            raise LeftOutError("no network gives targets by a maximum, or fewer than 100 steps")
-        own = {id(p) for p in self.module.parameters()}
-        others = {key for call in silent for key in call.reads if key in tape.weights and key not in own}
-        still = [key for key in others if torch.equal(tape.weights[key], self.initial[key])]
-        return [
-            must_be_zero(
-                "weights of a target network that never change",
-                len(still) if others and len(still) == len(others) else 0,
-                "the target network never changes: the weights of the trained network are not copied to it.",
-                "Copy them every some hundred steps (load_state_dict), or follow them with a moving average.",
-            )
-        ]
 
-    def _terms(self, steps: int, alone: bool) -> list[Finding]:
-        """The terms of the loss are all learned."""
-        tapes = self._of_one_kind(self.late or self.early)[-8:]
-        if not tapes:
-            raise LeftOutError("no batches were recorded")
-        last = tapes[-1]
-        terms = terms_of(last)
-        if len(terms) < 2 or not any(term.data for term in terms):
-            raise LeftOutError("the loss is no sum of terms that compare with data")
-        found: list[Finding] = []
-        first = self.first.get(_kind(last), last)
-        early = term_gradients(Replay(first, {k: self.initial[k] for k in first.weights}), terms_of(first))
-        late = term_gradients(Replay(last), terms)
-        idle = [term.name for term, norms in zip(terms, late, strict=True) if not any(norms.values())]
-        found.append(
-            must_be_zero(
-                "terms of the loss without a gradient",
-                len(idle) if _made(last, [term.key for term in terms]) else 0,
-                f"{listed(idle)} of the loss has no gradient: its weight is 0, or it is detached.",
-                "Remove it, or give it a weight, and remove detach(), item() and no_grad.",
-            )
-        )
-        data = [k for k, term in enumerate(terms) if term.data]
-        others = [k for k, term in enumerate(terms) if not term.data]
-        alike = set(early[0]).intersection(*map(set, early), *map(set, late))
-        only = [
-            key
-            for key in alike
-            if last.weights[key].ndim > 1
-            and all(one[k].get(key, 0.0) == 0 for one in (early, late) for k in data)
-            and any(one[k].get(key, 0.0) > 0 for one in (early, late) for k in others)
-        ]
-        if only and others and all(constant_order(last, terms[k].key) for k in others):
-            names = {id(p): name for name, p in self.module.named_parameters()}
-            found.append(
-                must_be_zero(
-                    "weights that no term of the loss that compares with data reaches",
-                    len(only),
-                    f"{listed([names.get(key, 'a weight') for key in only])} gets a gradient only from terms "
-                    "that compare with no data (a penalty, a divergence): the output that it makes is not "
-                    "used for anything else.",
-                    "Use this output in the forward pass, as the reparametrisation of a VAE does.",
-                )
-            )
-        if steps < _FEWEST_STEPS or not alone or len(tapes) < 4:
-            return found
-        for k in data:
-            ratios = [(_ratio(one, k, j), j) for one in (early, late) for j in range(len(terms)) if j != k]
-            ratio, j = max(ratios, default=(0.0, 0))
-            # Terms of data that also feed the network may balance each other, as those of a likelihood do.
-            own_data = any(terms[k].key in last.compared(t) for t in last.targets if t not in last.inputs)
-            if ratio < (10 if own_data else 30):
-                continue
-            keys = [terms_of(tape)[k].key for tape in tapes]
-            constant = sum(constant_losses([Batch(tape, {}) for tape in tapes], keys)) / len(tapes)
-            own = sum(float(Replay(t).base[key].mean()) for t, key in zip(tapes, keys, strict=True)) / len(
-                tapes
-            )
-            if constant <= 1e-3 * abs(own):
-                # A term that is lowest for a constant output, such as the pull of a contrastive loss.
-                continue
-            found.append(
-                at_least(
-                    f"gain of {terms[k].name} over the best constant output, relative",
-                    (constant - own) / max(abs(constant), 1e-12),
-                    _GAIN,
-                    f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant "
-                    f"output {constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large "
-                    "and outweighs it.",
-                    "Weight the terms so that their gradients are of one size: average or sum all alike, "
-                    "scale targets.",
-                )
-            )
-        return found
-
-    def _learned(self, steps: int, own: set[int], alone: bool) -> list[Finding]:
-        """The outputs are better than the best constant; if not, why."""
-        if not alone:
-            raise LeftOutError("networks with optimizers of their own may compete")
-        if steps < _FEWEST_STEPS:
-            raise LeftOutError(f"fewer than {_FEWEST_STEPS} steps")
-        tapes = self._of_one_kind([*self.early, *self.late])
-        if len(tapes) < 4:
-            raise LeftOutError("fewer than 4 batches that differ")
-        if any(tape.random for tape in tapes) or not tapes[-1].inputs:
-            raise LeftOutError("the loss draws numbers that depend on the network, or there are no inputs")
-        if any(not call.grad and not call.pure for call in tapes[-1].calls):
-            raise LeftOutError("the targets depend on a network")
-        used = tapes[-8:]
-        constant = constant_losses([Batch(tape, {}) for tape in used], [tape.loss for tape in used])
-        network = [Replay(tape).loss for tape in used]
-        level = sum(constant) / len(used)
-        scale = max(abs(level), deviation(constant), 1e-12)
-        gain = (level - sum(network) / len(used)) / scale
-        name = "gain of the outputs over the best constant output, relative to its loss"
-        before = [Replay(tape, {k: self.initial[k] for k in tape.weights}).loss for tape in used]
-        start, end = sum(before) / len(used), sum(network) / len(used)
-        text = f"after {steps} steps the outputs are no better than one constant output (loss {level:.3g})"
-        if not tapes[-1].targets:
-            return [
-                at_least(
-                    name,
-                    gain if gain < 0 else max(gain, _GAIN),
-                    0.0,
-                    f"{text}: the loss compares outputs with no data, and is lowest where they do not depend "
-                    "on the input. The targets are missing from it.",
-                    "Compare the outputs with the targets in the loss.",
-                )
-            ]
-        if gain >= _GAIN and start - end > _GAIN * abs(start):
-            learned = level - sum(network) / len(used)
-            found = [at_least(name, gain, _GAIN, "", ""), *_mirrored(used), *self._generalises(tapes, own)]
-            if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
-                running = [Replay(tape, running=True).loss for tape in used]
-                found.append(
-                    at_most(
-                        "loss with the running statistics of batch normalisation, over what was learned",
-                        (sum(running) - sum(network)) / len(used) / max(learned, 1e-12),
-                        0.7,
-                        "in evaluation mode the network loses what it has learned: the running statistics "
-                        "of batch normalisation do not fit the data (momentum, small batches, data of "
-                        "another scale).",
-                        "Use larger batches or a momentum of 0.1, or normalise over channels (GroupNorm).",
-                    )
-                )
-            return found
-        best = self._anew([Batch(tape, {}) for tape in tapes], own, min(steps, 200))
-        if gain >= _GAIN:
-            share = (start - end) / max(start - best.held, 1e-12)
-            if (start - best.held) / scale < 10 * _GAIN:
-                return [at_least(name, gain, _GAIN, "", "")]
-            return [
-                at_least(
-                    "fall of the loss over that of the same network with Adam, on batches held out",
-                    share,
-                    _GAIN,
-                    f"the loop learns hardly anything: the loss falls from {start:.3g} to {end:.3g}, with "
-                    f"Adam at {best.rate:g} to {best.held:.3g} on batches held out: the learning rate is too "
-                    "low, or the steps are lost.",
-                    "Try this optimizer; then look at learning rate, clipping and the order of the calls.",
-                )
-            ]
-        held, learned = ((level - one) / scale for one in (best.held, best.learned))
-        if held >= max(5 * _GAIN, 3 * gain):
-            if start - end > 0.1 * (start - best.held) or not math.isfinite(start):
-                raise LeftOutError("too few steps to judge")
-            at_fault = (
-                "the learning rate, the optimizer or the order of the calls is at fault, not the network"
-            )
-            if abs(start - end) < _GAIN * (start - best.held):
-                at_fault = "the learning rate is too low, or the steps are lost"
-            elif end > start + 0.5 * scale:
-                at_fault = "the learning rate is too high, or the steps go uphill"
-            return [
-                at_least(
-                    name,
-                    gain,
-                    _GAIN,
-                    f"{text}, but the same network learns from the same batches with Adam at {best.rate:g} "
-                    f"(loss {best.held:.3g} on batches held out): {at_fault}.",
-                    "Try this optimizer; then look at learning rate, weight decay, clipping and the loop.",
-                )
-            ]
-        if (order := self._ordered(tapes, own, best, level, scale)) is not None:
-            name_of, loss = order
-            return [
-                at_least(
-                    name,
-                    gain,
-                    _GAIN,
-                    f"{text}, but the network learns (loss {loss:.3g} on batches held out) where the targets "
-                    f"are {name_of}: inputs and targets are not in the same order.",
-                    "Compare the order of samples and axes of inputs, outputs and targets where they are "
-                    "flattened, shifted or indexed.",
-                )
-            ]
-        if learned >= 5 * _GAIN:
-            what = f"{text}, and what a network learns from some batches"
-            return [_unrelated(name, gain, what, best, _GAIN)]
-        if steps < 1.5 * _FEWEST_STEPS or best.falling > _GAIN:
-            raise LeftOutError("too few steps to judge")
-        if level <= best.learned:
-            text += (
-                "; the loss is lowest for such an output, since nothing in it keeps samples apart (collapse)"
-            )
-        return [
-            at_least(
-                name,
-                gain,
-                _GAIN,
-                f"{text}, and the same network does not learn with other optimizers either: the path from "
-                "input to loss is broken, or the targets have nothing to do with the inputs.",
-                "Check that each input has its own target (labels of other rows?), then network and loss.",
-            )
-        ]
-
-    def _ordered(
-        self, tapes: Sequence[Tape], own: set[int], best: Trained, level: float, scale: float
-    ) -> tuple[str, float] | None:
-        """Another order of the targets with which the network learns, and its loss on batches held out."""
-        last = tapes[-1]
-        keys = [key for key in last.targets if key not in last.inputs]
-        orders: dict[str, Callable[[Tensor], Tensor]] = {
-            "moved by one sample": lambda y: y.roll(1, 0),
-            "moved by one sample the other way": lambda y: y.roll(-1, 0),
-            "in reverse order": lambda y: y.flip(0),
-            "with their first two axes exchanged": lambda y: y.transpose(0, 1).reshape(y.shape),
-            "moved by one place along the second axis": lambda y: y.roll(1, 1),
-            "moved by one place along the second axis the other way": lambda y: y.roll(-1, 1),
-            "reversed along the second axis": lambda y: y.flip(1),
-        }
-        for name, order in orders.items():
-            places = [n for n, key in enumerate(last.roots) if key in keys and last.roots[key].value.ndim]
-            if "axis" in name or "axes" in name:
-                places = [n for n in places if list(last.roots.values())[n].value.ndim > 1]
-            if not places:
-                continue
-            batches = []
-            for tape in tapes:
-                roots = list(tape.roots.items())
-                batches.append(Batch(tape, {roots[n][0]: order(roots[n][1].value) for n in places}))
-            weights = {k: self.initial.get(k, v.detach()) for k, v in last.weights.items()}
-            held = max(1, len(batches) // 4)
-            other = train_anew(batches, weights, held, best.rate, 120, list(own))
-            if (level - other.held) / scale > max(5 * _GAIN, 3 * (level - best.held) / scale):
-                return name, other.held
-        return None
-
-    def _generalises(self, tapes: Sequence[Tape], own: set[int]) -> list[Finding]:
-        """What is learned from some rows holds for others; only where the rows come again and again."""
-        try:
-            batches, distinct = rows_of(tapes)
-        except LeftOutError:
-            return []
-        if distinct > _REPEATED or len(batches) < 4:
-            return []
-        best = self._anew(batches, own, 200)
-        held = batches[-max(1, len(batches) // 4) :]
-        used = [*held, *batches[: len(held)]]
-        constant = constant_losses(used, [batch.tape.loss for batch in used])[: len(held)]
-        level = sum(constant) / len(held)
-        scale = max(abs(level), deviation(constant), 1e-12)
-        gain, learned = (level - best.held) / scale, (level - best.learned) / scale
-        name = "gain over the best constant output on rows held out, relative to its loss"
-        text = "the network only memorises the training data: what it learns from some rows"
-        # The lowest of several values is below their mean by chance.
-        least = max(1.5 * _GAIN, 0.1 * learned)
-        if learned < 2 * least:
-            return []
-        return [_unrelated(name, gain, text, best, least)]
-
-    def _anew(self, batches: Sequence[Batch], own: set[int], steps: int) -> Trained:
-        """The best of some trainings from the initial weights."""
-        held = max(1, len(batches) // 4)
-        weights = {k: self.initial.get(k, v.detach()) for k, v in batches[0].tape.weights.items()}
-        start = time.process_time()
-        train_anew(batches, weights, held, 1e-3, 4, list(own))
-        each = (time.process_time() - start) / 8
-        steps = max(20, min(steps, int(_SECONDS / 3 / max(each, 1e-6))))
-        found = [train_anew(batches, weights, held, rate, steps, list(own)) for rate in (1e-3, 3e-3, 2e-2)]
-        best = min(found, key=lambda one: one.held)
-        best.learned = min(one.learned for one in found)
-        best.falling = max(one.falling for one in found)
-        return best
-
-
-def _mirrored(tapes: Sequence[Tape]) -> list[Finding]:
-    """Batches whose targets fit the outputs better when mirrored: inputs were flipped without them."""
-    found = []
-    for n, key in enumerate(tapes[-1].roots):
-        y = tapes[-1].roots[key].value
-        if key not in tapes[-1].targets or key in tapes[-1].inputs or y.ndim < 3:
-            continue
-        for axis in range(1, y.ndim):
-            better = []
-            for tape in tapes:
-                own, root = list(tape.roots.items())[n]
-                loss = Replay(tape).loss
-                mirrored = Replay(tape, roots={own: root.value.flip(axis)}).loss
-                better.append(mirrored < loss - _BETTER * abs(loss))
-            found.append(
-                at_most(
-                    f"share of the batches whose loss is lower with targets mirrored along axis {axis}",
-                    sum(better) / len(better),
-                    0.1,
-                    "in some batches the targets are mirrored relative to the inputs: inputs are flipped at "
-                    "random, and their targets (masks, boxes, sequences) are not.",
-                    "Apply each transformation of the inputs to their targets too.",
-                )
-            )
-    return found
-
-
-def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -> Finding:
-    return at_least(
-        name,
-        gain,
-        least,
-        f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches held "
-        "out): inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or "
-        "there are too few data.",
-        "Check the pairs of inputs and targets one by one, as the loop sees them.",
-    )
+def _of_one_kind(tapes: list[Tape]) -> list[Tape]:
+    """The tapes of the most frequent kind and shape, each batch once."""
+    counts = Counter(tape.kind + _shapes(tape) for tape in tapes)
+    most = counts.most_common(1)[0][0] if tapes else ""
+    return list({_fingerprint(tape): tape for tape in tapes if tape.kind + _shapes(tape) == most}.values())
 
 
 def _drawn(tape: Tape) -> list[Tensor]:
@@ -670,26 +305,9 @@ def recorder_lines(counts: Counter[str]) -> list[str]:
     return [line for line, count in counts.items() if count >= _OFTEN]
 
 
-def _made(tape: Tape, keys: Sequence[int]) -> bool:
-    """Whether all of some tensors are made from weights."""
-    made = {key for call in tape.calls if not call.pure for key in (*call.outs, *call.mutated)}
-    return all(key in made or key in tape.weights for key in keys)
-
-
-def _ratio(norms: Sequence[dict[int, float]], k: int, j: int) -> float:
-    """Gradient of a term over that of another, over the weights that both reach."""
-    both = [key for key in norms[k] if norms[k][key] > 0 and norms[j].get(key, 0.0) > 0]
-    one, two = (math.sqrt(sum(norms[n][key] ** 2 for key in both)) for n in (j, k))
-    return one / two if two > 0 else 0.0
-
-
 def _silent_weights(tape: Tape) -> dict[int, tuple[nn.Parameter, Tensor]]:
     keys = {key for call in tape.calls if not call.grad and not call.pure for key in call.reads}
     return {key: (one, one.detach().clone()) for key, one in tape.weights.items() if key in keys}
-
-
-def _kind(tape: Tape) -> str:
-    return " ".join(call.name for call in tape.calls)
 
 
 def _shapes(tape: Tape) -> str:
@@ -698,12 +316,6 @@ def _shapes(tape: Tape) -> str:
 
 def _fingerprint(tape: Tape) -> tuple[float, ...]:
     return tuple(float(size_of(r.value)) for r in tape.roots.values() if r.kind == "data")
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Standard deviation."""
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
 def _purity(labels: Sequence[Tensor]) -> tuple[float | None, str]:

@@ -6,19 +6,17 @@ really does; a :class:`~rismusic.doctor.calls.CallRecorder` sees the calls of to
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.layers import (
@@ -29,11 +27,13 @@ from rismusic.doctor.layers import (
     update_ratio,
     without_gradient,
 )
+from rismusic.doctor.learning_checks import deviation
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
-from rismusic.doctor.state import Hook, Networks, as_one, calling_line, names, row_codes, tensors_in
+from rismusic.doctor.state import Hook, Networks, as_one, calling_line
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
-from rismusic.doctor.tape_record import TapeRecord, deviation
+from rismusic.doctor.tape_record import TapeRecord
+from rismusic.doctor.validations import Validations
 from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -51,30 +51,8 @@ _FEWEST_LOSSES, _PART = 20, 0.2
 _GROWN = 100.0
 # Rounding of a sum, in units of that of one term: the root of the number of terms.
 _TERMS = 32
-# Rows of the training that are remembered.
-_MOST_ROWS = 50_000
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
-
-# Calls that compare outputs with data, in evaluation mode, and in any mode.
-_DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
-_LOSSES = names(
-    "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
-    "mse_loss nll_loss smooth_l1_loss"
-)
-
-
-@dataclass(eq=False)
-class _Pass:
-    """A forward pass without gradients; ``judged``: outputs compared with data; ``used``: in a loss."""
-
-    mean: float
-    spread: float
-    evaluation: bool
-    rows: Tensor
-    codes: Tensor
-    judged: bool = False
-    used: bool = False
 
 
 class Watch:
@@ -115,11 +93,7 @@ class Watch:
         self._forwards = 0
         self._evaluation = self._steps = 0
         self._without_gradient: Counter[bool] = Counter()
-        # Mean and spread of the inputs in training; passes without gradients, and what depends on them.
-        self._inputs: list[tuple[float, float]] = []
-        self._passes: list[_Pass] = []
-        self._trained_rows: set[float] = set()
-        self._depending = WeakTensorKeyDictionary()
+        self._validations = Validations()
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
@@ -188,25 +162,27 @@ class Watch:
         return self._diagnosis
 
     def _diagnosed(self) -> Diagnosis:
-        checks = (
-            self._check_data,
-            self._check_input,
-            self._check_calls,
-            self._check_loop,
-            self._check_optimizer,
-            self._check_layers,
-            self._check_updates,
-            self._check_losses,
-        )
-        reports = [check() for check in checks]
-        held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
+        reports = [self._check_finite(), *self.step_reports, self._check_foreign(), self._check_losses()]
         data = self._tapes.data_report()
-        data = replace(data, findings=(*data.findings, *self._validation_inputs(), *self._validation_rows()))
-        reports += [*self._tapes.start_reports, data]
+        reports.append(replace(data, findings=(*data.findings, *self._validations.findings)))
         if all(map(math.isfinite, self.losses)):
+            held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
             reports += self._tapes.final_reports(self._steps, held, alone=alone)
         return Diagnosis(tuple(reports))
+
+    @property
+    def step_reports(self) -> list[Report]:
+        """What the steps alone say, without their data and the course of the loss."""
+        return [
+            self._check_input(),
+            report_of("CALLS", "calls of torch functions", self._calls.findings),
+            self._check_loop(),
+            self._check_optimizer(),
+            self._check_layers(),
+            self._check_updates(),
+            *self._tapes.start_reports,
+        ]
 
     @staticmethod
     def _sample(weight: Tensor) -> Tensor:
@@ -221,8 +197,8 @@ class Watch:
             given = args[0] if args else None
             if isinstance(given, Tensor) and isinstance(result, Tensor) and not torch.equal(given, result):
                 self._kept_dropout = calling_line() or "a call"
-        if self._passes and name != "backward":
-            self._judge(name, args, result)
+        if name != "backward":
+            self._validations.judge(name, args, result, inside=self._tape.inside)
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
             self.losses.append(float(args[0].detach()))
             self._evaluation += not self.module.training and bool(_switched_off(self.module))
@@ -231,44 +207,15 @@ class Watch:
 
     def _before_forward(self, part: nn.Module, given: Any) -> None:
         value = next((one for one in given if isinstance(one, Tensor)), None)
-        training = torch.is_grad_enabled()
-        count = len(self._inputs if training else self._passes)
-        if value is not None and part is self.module and count < 50 and _is_data(value):
-            found = float(value.double().mean()), float(value.double().std())
-            if training:
-                self._inputs.append(found)
-            else:
-                rows = value.detach().flatten(1)[:, :64].clone() if value.ndim > 1 else value[:0, None]
-                self._passes.append(_Pass(*found, not self.module.training, rows, row_codes(value)))
-        room = training and part is self.module and len(self._trained_rows) < _MOST_ROWS
-        if value is not None and room and _is_data(value) and value.ndim > 1:
-            self._trained_rows.update(row_codes(value).tolist())
+        if part is self.module and value is not None:
+            self._validations.see(value)
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
 
-    def _judge(self, name: str, args: Sequence[Any], result: Any) -> None:
-        """Note which passes without gradients a call compares with data, or else what depends on them."""
-        given = tensors_in(list(args))
-        sources = [one for value in given for one in self._depending.get(value, ())]
-        alone = all(value in self._depending for value in given)
-        if name in _LOSSES and self._tape.inside and not torch.is_grad_enabled():
-            self._passes[-1].judged = True
-        elif sources and any(value.requires_grad for value in given):
-            # A part of a loss, such as the value of the next state.
-            for one in sources:
-                one.used = True
-        elif sources and not alone:
-            for one in sources:
-                one.judged |= name in _LOSSES or name in _DIFFERENCES
-        for value in tensors_in(result) if sources else ():
-            self._depending[value] = sources
-
     def _after_forward(self, part: nn.Module, _: Any, result: Any) -> None:
-        if part is self.module and self._passes and not torch.is_grad_enabled():
-            with torch._C.DisableTorchFunction():
-                for value in tensors_in(result):
-                    self._depending[value] = self._passes[-1:]
+        if part is self.module:
+            self._validations.note(result)
         if self._forwards == _MEASURED:
             self._measuring.close()
 
@@ -334,8 +281,7 @@ class Watch:
             return
         self._tape.clear()
         self._tape.on = self._tapes.wants(self._steps)
-        self._passes = [one for one in self._passes if one.judged]
-        self._depending.clear()
+        self._validations.forget()
         if not self._watches(optimizer):
             return
         self._step_record.after(optimizer)
@@ -347,64 +293,7 @@ class Watch:
             for p in group["params"]:
                 self._fresh[id(p)] = False
 
-    def _validation_rows(self) -> list[Finding]:
-        """Validation has rows of its own, which stay the same."""
-        judged = [one for one in self._passes if one.judged and not one.used and one.rows.numel() > 1]
-        # Rows of few different numbers may be equal by chance.
-        judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
-        if not judged or not self._trained_rows:
-            return []
-        shares = [
-            sum(code in self._trained_rows for code in one.codes.tolist()) / len(one.codes) for one in judged
-        ]
-        changed = []
-        for one, two in itertools.pairwise(judged):
-            if one.rows.shape == two.rows.shape and len(one.rows) >= 8:
-                changed.append(0.1 < float((one.codes == two.codes).double().mean()) < 0.95)
-        return [
-            at_most(
-                "least share of the rows of a validation that were trained on",
-                min(shares),
-                0.1,
-                "the validation has rows that the network is trained on, so it does not show how well it "
-                "does on others: the split is not used in the training, or overlaps.",
-                "Train on the rows of the training split only, and validate on all others.",
-            ),
-            at_most(
-                "share of the validations whose rows are changed since the last one",
-                sum(changed) / len(changed) if len(changed) > 1 else 0.0,
-                0.5,
-                "a part of the validation data changes from one validation to the next: random augmentation "
-                "is applied to them.",
-                "Use the plain data for validation.",
-            ),
-        ]
-
-    def _validation_inputs(self) -> list[Finding]:
-        """Inputs of passes whose outputs are compared with data are scaled as those of the training."""
-        trained, validated = (
-            self._inputs,
-            [(one.mean, one.spread) for one in self._passes if one.judged and not one.used],
-        )
-        if not trained or not validated:
-            return []
-        (mean, spread), (other, width) = (
-            (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
-            for one in (trained, validated)
-        )
-        size = max(spread, 1e-12)
-        return [
-            at_most(
-                "difference of the inputs of training and validation, over their spread",
-                max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
-                1.5,
-                f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
-                f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
-                "Use the same transformation, with the statistics of the training data.",
-            )
-        ]
-
-    def _check_data(self) -> Report:
+    def _check_finite(self) -> Report:
         """[FINITE]: losses and gradients are finite."""
         bad = [number for number, loss in enumerate(self.losses) if not math.isfinite(loss)]
         findings = [
@@ -423,9 +312,6 @@ class Watch:
             ),
         ]
         return report_of("FINITE", f"{len(self.losses)} losses", findings)
-
-    def _check_calls(self) -> Report:
-        return report_of("CALLS", "calls of torch functions", self._calls.findings)
 
     def _check_input(self) -> Report:
         found = [] if self._layers is None else self._layers.input_findings()
@@ -449,7 +335,6 @@ class Watch:
                 float(len(self.losses)),
                 1.0,
                 "backward was never called, so no gradient was computed.",
-                "Call loss.backward() before optimizer.step().",
             ),
         ]
         if self.optimizers or self.losses:
@@ -472,7 +357,6 @@ class Watch:
                     64.0,
                     "the optimizer steps once per epoch, not once per batch: its step is outside the batch "
                     "loop.",
-                    "Step in the batch loop.",
                 )
             )
         findings += [*self._step_record.findings, optimizers_seen(self._seen, self._names)]
@@ -528,7 +412,6 @@ class Watch:
         )
         shared = [self._names[key] for key, count in counts.items() if count > 1 and key in self._names]
         shared = shared if self._given else []
-        stepped = {id(p) for one in self._seen for group in one.param_groups for p in group["params"]} | held
         frozen = self._frozen()
         # Cosine schedules end at 0, so that only the fall within the first half counts.
         early = [values[len(values) // 2] / max(values) for values in self._rates.values() if max(values) > 0]
@@ -542,16 +425,15 @@ class Watch:
             must_be_zero(
                 "parameters of the optimizer that the model does not have",
                 len(held - self._names.keys()),
-                "the optimizer changes other weights than those of the model: it was made before the model "
-                "was replaced or copied.",
+                "the optimizer changes other weights than those of the model (another network): it was made "
+                "before the model was replaced or copied.",
                 "Create the optimizer after the model has its final form.",
             ),
             at_most(
                 "share of steps at a learning rate of 0",
                 zero / len(rates) if rates else 0.0,
                 0.1,
-                "nothing is learned in these steps.",
-                "Start the warm-up above 0, and count the schedule's steps as you call it.",
+                "the learning rate is 0: nothing is learned in these steps.",
             ),
             at_least(
                 "learning rate halfway over the highest",
@@ -566,29 +448,36 @@ class Watch:
                 max(grown, default=1.0),
                 _GROWN,
                 "the learning rate grows out of bounds: the factor of the schedule is above 1.",
-                "Use a factor below 1, and check how often the schedule is advanced.",
             ),
             must_be_zero(
                 "weights that two optimizers hold",
                 len(shared),
                 f"two optimizers change the same weights ({listed(shared)}), one against the other.",
-                "Give each optimizer the weights of its own network.",
             ),
             must_be_zero(
                 "frozen layers between trained ones",
                 len(frozen),
                 f"{listed(frozen)} is frozen, though layers before and around it are trained.",
-                "Set requires_grad of these parameters, unless they are frozen on purpose.",
-            ),
-            must_be_zero(
-                "weights outside the model that get a gradient but are in no optimizer",
-                sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
-                "the loss reaches weights that neither the model nor an optimizer has: modules in a plain "
-                "list, a layer made anew, or a network whose output should be detached.",
-                "Keep modules in nn.ModuleList or as attributes; detach the output of a fixed network.",
             ),
         ]
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
+
+    def _check_foreign(self) -> Report:
+        """[OPTIMIZER]: no weights outside the model that should be trained."""
+        stepped = {
+            id(p)
+            for one in (*self._seen, *self.optimizers)
+            for group in one.param_groups
+            for p in group["params"]
+        }
+        finding = must_be_zero(
+            "weights outside the model that get a gradient but are in no optimizer",
+            sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
+            "the loss reaches weights that neither the model nor an optimizer has: modules in a plain "
+            "list, a layer made anew, or a network whose output should be detached.",
+            "Keep modules in nn.ModuleList or as attributes; detach the output of a fixed network.",
+        )
+        return report_of("OPTIMIZER", "weights outside the model", [finding])
 
     def _frozen(self) -> list[str]:
         """Frozen layers in a network that is trained from its first layer on."""
@@ -678,7 +567,6 @@ class Watch:
                 len(slow),
                 f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of its "
                 "own that is far too low, or a gradient that vanishes.",
-                "Look at the parameter groups of the optimizer, and at the gradients of these layers.",
             )
         )
         return report_of("UPDATES", f"weights change by {highest:.1e} in a step", findings)
@@ -734,11 +622,6 @@ def _switched_off(module: nn.Module) -> list[nn.Module]:
             if any(weight.requires_grad for weight in weights):
                 found.append(child)
     return found
-
-
-def _is_data(value: Tensor) -> bool:
-    """Whether a tensor has numbers that no network made."""
-    return value.is_floating_point() and not value.requires_grad and value.numel() > 1
 
 
 def watch(

@@ -54,7 +54,7 @@ class Finding:
         threshold: its limit.
         fine: whether the value is within the limit.
         meaning: what a value outside the limit means, one sentence.
-        advice: what to do about it, one sentence.
+        advice: what to do about it, one sentence; empty if the meaning says it.
         where: the function or line to look at first, if known.
     """
 
@@ -71,7 +71,7 @@ class Finding:
         """The finding as text."""
         where = f" Look at {self.where}." if self.where else ""
         limit = f"(limit {self.threshold:.3g})"
-        return f"{self.name} = {self.value:.3g} {limit}: {self.meaning} {self.advice}{where}"
+        return f"{self.name} = {self.value:.3g} {limit}: {self.meaning} {self.advice}".rstrip() + where
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,15 @@ class Report:
 
 
 def at_least(
-    name: str, value: float, threshold: float, meaning: str, advice: str, where: str = ""
+    name: str, value: float, threshold: float, meaning: str, advice: str = "", where: str = ""
 ) -> Finding:
     """A finding that is fine at the threshold and above; NaN is not."""
     return Finding(name, value, threshold, value >= threshold, meaning, advice, where)
 
 
-def at_most(name: str, value: float, threshold: float, meaning: str, advice: str, where: str = "") -> Finding:
+def at_most(
+    name: str, value: float, threshold: float, meaning: str, advice: str = "", where: str = ""
+) -> Finding:
     """A finding that is fine at the threshold and below; NaN is not."""
     return Finding(name, value, threshold, value <= threshold, meaning, advice, where)
 
@@ -448,7 +450,7 @@ def overfit_one_batch(
         steps: number of optimizer steps.
         make: creates the learner and its scenes.
     """
-    constant = spec.schedule.replace(epochs=1, warm_up=0.0, learning_rate_floor=1.0)
+    constant = spec.schedule.replace(epochs=1, warm_up=0.0, learning_rate_floor=1.0, curriculum=False)
     spec = spec.replace(schedule=constant, accumulation=1, scenes_per_epoch=steps * spec.batch)
     learner, scenes = make(spec)
     recording = next(scenes.step(0, 0))

@@ -1,0 +1,640 @@
+"""What a loop has learned by its end: all terms of its loss, more than a constant, what holds for other rows.
+
+The last batches are repeated with the last weights, and the network is trained anew from its first ones.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.state import names, row_codes
+from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
+from rismusic.doctor.tape_checks import attempted, chosen_samples, size_of
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
+
+# Fewest steps after which a network should know more than a constant.
+_FEWEST_STEPS = 40
+# Gain over the best constant output, relative to its loss, below which nothing is learned of the inputs.
+_GAIN = 0.02
+# CPU seconds for training anew.
+_SECONDS = 2.0
+# Relative fall of the loss that says that mirrored targets fit better.
+_BETTER = 0.1
+# Share of distinct rows among those seen, below which the data are known well enough to hold rows out.
+_REPEATED = 0.85
+# Calls through which a constant output is given to the call before, which keeps it in its range.
+_LINKS = names(
+    "softmax log_softmax sigmoid logsigmoid tanh relu relu_ softplus exp normalize elu leaky_relu gelu "
+    "silu squeeze unsqueeze view reshape flatten clone contiguous transpose permute float clamp"
+)
+_SUMS = names("add __add__ __radd__ sub __sub__ __rsub__ add_ __iadd__")
+_LINEAR = names(
+    "mul __mul__ __rmul__ div __truediv__ true_divide sum mean neg __neg__ stack squeeze view reshape"
+)
+
+
+@dataclass
+class LearningChecks:
+    """A loop at its end.
+
+    Args:
+        module: the network.
+        first: the first tape of each kind of loss.
+        tapes: tapes of one kind of loss, each batch once: of all steps, and of the last ones.
+        last: the last tape.
+        initial: the first values of the weights.
+        steps: number of steps.
+        own: keys of the weights that an optimizer holds.
+        alone: whether there is one optimizer only.
+    """
+
+    module: nn.Module
+    first: Mapping[str, Tape]
+    tapes: tuple[list[Tape], list[Tape]]
+    last: Tape
+    initial: Mapping[int, Tensor]
+    steps: int
+    own: set[int]
+    alone: bool
+
+    @property
+    def reports(self) -> list[Report]:
+        """[TARGET], [TERMS] and [LEARNED]."""
+        checks = (("TARGET", self.fixed_target), ("TERMS", self.terms), ("LEARNED", self.learned))
+        text = "the last batches, repeated with the last weights"
+        return [
+            report_of(tag, f"left out: {reason}" if reason else text, findings)
+            for tag, findings, reason in attempted(checks)
+        ]
+
+    def fixed_target(self) -> list[Finding]:
+        """A network that gives bootstrapped targets follows the one that is trained."""
+        tape = self.last
+        silent = [call for call in tape.calls if not call.grad and not call.pure]
+        if self.steps < 100 or not any(call.name in ("max", "amax") for call in silent):
+            raise LeftOutError("no network gives targets by a maximum, or fewer than 100 steps")
+        model = {id(p) for p in self.module.parameters()}
+        others = {key for call in silent for key in call.reads if key in tape.weights and key not in model}
+        still = [key for key in others if torch.equal(tape.weights[key], self.initial[key])]
+        return [
+            must_be_zero(
+                "weights of a target network that never change",
+                len(still) if others and len(still) == len(others) else 0,
+                "the target network never changes: the weights of the trained network are not copied to it.",
+            )
+        ]
+
+    def terms(self) -> list[Finding]:
+        """The terms of the loss are all learned."""
+        tapes = self.tapes[1][-8:]
+        if not tapes:
+            raise LeftOutError("no batches were recorded")
+        last = tapes[-1]
+        terms = terms_of(last)
+        if len(terms) < 2 or not any(term.data for term in terms):
+            raise LeftOutError("the loss is no sum of terms that compare with data")
+        found: list[Finding] = []
+        first = self.first.get(last.kind, last)
+        early = term_gradients(Replay(first, {k: self.initial[k] for k in first.weights}), terms_of(first))
+        late = term_gradients(Replay(last), terms)
+        idle = [term.name for term, norms in zip(terms, late, strict=True) if not any(norms.values())]
+        found.append(
+            must_be_zero(
+                "terms of the loss without a gradient",
+                len(idle) if _made(last, [term.key for term in terms]) else 0,
+                f"{listed(idle)} of the loss has no gradient: its weight is 0, or it is detached.",
+                "Remove it, or give it a weight, and remove detach(), item() and no_grad.",
+            )
+        )
+        data = [k for k, term in enumerate(terms) if term.data]
+        others = [k for k, term in enumerate(terms) if not term.data]
+        alike = set(early[0]).intersection(*map(set, early), *map(set, late))
+        only = [
+            key
+            for key in alike
+            if last.weights[key].ndim > 1
+            and all(one[k].get(key, 0.0) == 0 for one in (early, late) for k in data)
+            and any(one[k].get(key, 0.0) > 0 for one in (early, late) for k in others)
+        ]
+        if only and others and all(constant_order(last, terms[k].key) for k in others):
+            names = {id(p): name for name, p in self.module.named_parameters()}
+            found.append(
+                must_be_zero(
+                    "weights that no term of the loss that compares with data reaches",
+                    len(only),
+                    f"{listed([names.get(key, 'a weight') for key in only])} gets a gradient only from terms "
+                    "that compare with no data (a penalty, a divergence): the output that it makes is not "
+                    "used for anything else.",
+                )
+            )
+        if self.steps < _FEWEST_STEPS or not self.alone or len(tapes) < 4:
+            return found
+        for k in data:
+            ratios = [(_ratio(one, k, j), j) for one in (early, late) for j in range(len(terms)) if j != k]
+            ratio, j = max(ratios, default=(0.0, 0))
+            # Terms of data that also feed the network may balance each other, as those of a likelihood do.
+            own_data = any(terms[k].key in last.compared(t) for t in last.targets if t not in last.inputs)
+            if ratio < (10 if own_data else 30):
+                continue
+            keys = [terms_of(tape)[k].key for tape in tapes]
+            constant = sum(constant_losses([Batch(tape, {}) for tape in tapes], keys)) / len(tapes)
+            own = sum(float(Replay(t).base[key].mean()) for t, key in zip(tapes, keys, strict=True)) / len(
+                tapes
+            )
+            if constant <= 1e-3 * abs(own):
+                # A term that is lowest for a constant output, such as the pull of a contrastive loss.
+                continue
+            found.append(
+                at_least(
+                    f"gain of {terms[k].name} over the best constant output, relative",
+                    (constant - own) / max(abs(constant), 1e-12),
+                    _GAIN,
+                    f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant "
+                    f"output {constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large "
+                    "and outweighs it.",
+                    "Weight the terms so that their gradients are of one size: average or sum all alike, "
+                    "scale targets.",
+                )
+            )
+        return found
+
+    def learned(self) -> list[Finding]:
+        """The outputs are better than the best constant; if not, why."""
+        if not self.alone:
+            raise LeftOutError("networks with optimizers of their own may compete")
+        if self.steps < _FEWEST_STEPS:
+            raise LeftOutError(f"fewer than {_FEWEST_STEPS} steps")
+        tapes = self.tapes[0]
+        if len(tapes) < 4:
+            raise LeftOutError("fewer than 4 batches that differ")
+        if any(tape.random for tape in tapes) or not tapes[-1].inputs:
+            raise LeftOutError("the loss draws numbers that depend on the network, or there are no inputs")
+        if any(not call.grad and not call.pure for call in tapes[-1].calls):
+            raise LeftOutError("the targets depend on a network")
+        used = tapes[-8:]
+        constant = constant_losses([Batch(tape, {}) for tape in used], [tape.loss for tape in used])
+        network = [Replay(tape).loss for tape in used]
+        level = sum(constant) / len(used)
+        scale = max(abs(level), deviation(constant), 1e-12)
+        gain = (level - sum(network) / len(used)) / scale
+        name = "gain of the outputs over the best constant output, relative to its loss"
+        before = [Replay(tape, {k: self.initial[k] for k in tape.weights}).loss for tape in used]
+        start, end = sum(before) / len(used), sum(network) / len(used)
+
+        def wrong(meaning: str, advice: str = "") -> list[Finding]:
+            return [at_least(name, gain, _GAIN, meaning, advice)]
+
+        text = (
+            f"after {self.steps} steps the outputs are no better than one constant output (loss {level:.3g})"
+        )
+        if not tapes[-1].targets:
+            return [
+                at_least(
+                    name,
+                    gain if gain < 0 else max(gain, _GAIN),
+                    0.0,
+                    f"{text}: the loss compares outputs with no data, and is lowest where they do not depend "
+                    "on the input. The targets are missing from it.",
+                )
+            ]
+        if gain >= _GAIN and start - end > _GAIN * abs(start):
+            learned = level - sum(network) / len(used)
+            found = [*wrong(""), *_mirrored(used), *self._generalises(tapes)]
+            if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
+                running = [Replay(tape, running=True).loss for tape in used]
+                found.append(
+                    at_most(
+                        "loss with the running statistics of batch normalisation, over what was learned",
+                        (sum(running) - sum(network)) / len(used) / max(learned, 1e-12),
+                        0.7,
+                        "in evaluation mode the network loses what it has learned: the running statistics "
+                        "of batch normalisation do not fit the data (momentum, small batches, data of "
+                        "another scale).",
+                        "Use larger batches or a momentum of 0.1, or normalise over channels (GroupNorm).",
+                    )
+                )
+            return found
+        best = self._anew([Batch(tape, {}) for tape in tapes], min(self.steps, 200))
+        if gain >= _GAIN:
+            share = (start - end) / max(start - best.held, 1e-12)
+            if (start - best.held) / scale < 10 * _GAIN:
+                return wrong("")
+            return [
+                at_least(
+                    "fall of the loss over that of the same network with Adam, on batches held out",
+                    share,
+                    _GAIN,
+                    f"the loop learns hardly anything: the loss falls from {start:.3g} to {end:.3g}, with "
+                    f"Adam at {best.rate:g} to {best.held:.3g} on batches held out: the learning rate is too "
+                    "low, or the steps are lost.",
+                    "Try this optimizer; then look at learning rate, clipping and the order of the calls.",
+                )
+            ]
+        held, learned = ((level - one) / scale for one in (best.held, best.learned))
+        if held >= max(5 * _GAIN, 3 * gain):
+            if start - end > 0.1 * (start - best.held) or not math.isfinite(start):
+                raise LeftOutError("too few steps to judge")
+            at_fault = (
+                "the learning rate, the optimizer or the order of the calls is at fault, not the network"
+            )
+            if abs(start - end) < _GAIN * (start - best.held):
+                at_fault = "the learning rate is too low, or the steps are lost"
+            elif end > start + 0.5 * scale:
+                at_fault = "the learning rate is too high, or the steps go uphill"
+            return wrong(
+                f"{text}, but the same network learns from the same batches with Adam at {best.rate:g} "
+                f"(loss {best.held:.3g} on batches held out): {at_fault}.",
+                "Try this optimizer; then look at learning rate, weight decay, clipping and the loop.",
+            )
+        if (order := self._ordered(tapes, best, level, scale)) is not None:
+            name_of, loss = order
+            return wrong(
+                f"{text}, but the network learns (loss {loss:.3g} on batches held out) where the targets "
+                f"are {name_of}: inputs and targets are not in the same order.",
+                "Compare the order of samples and axes of inputs, outputs and targets where they are "
+                "flattened, shifted or indexed.",
+            )
+        if learned >= 5 * _GAIN:
+            what = f"{text}, and what a network learns from some batches"
+            return [_unrelated(name, gain, what, best, _GAIN)]
+        if self.steps < 1.5 * _FEWEST_STEPS or best.falling > _GAIN:
+            raise LeftOutError("too few steps to judge")
+        if level <= best.learned:
+            text += (
+                "; the loss is lowest for such an output, since nothing in it keeps samples apart (collapse)"
+            )
+        return wrong(
+            f"{text}, and the same network does not learn with other optimizers either: the path from "
+            "input to loss is broken, or the targets have nothing to do with the inputs.",
+            "Check that each input has its own target (labels of other rows?), then network and loss.",
+        )
+
+    def _ordered(
+        self, tapes: Sequence[Tape], best: Trained, level: float, scale: float
+    ) -> tuple[str, float] | None:
+        """Another order of the targets with which the network learns, and its loss on batches held out."""
+        last = tapes[-1]
+        keys = [key for key in last.targets if key not in last.inputs]
+        orders: dict[str, Callable[[Tensor], Tensor]] = {
+            "moved by one sample": lambda y: y.roll(1, 0),
+            "moved by one sample the other way": lambda y: y.roll(-1, 0),
+            "in reverse order": lambda y: y.flip(0),
+            "with their first two axes exchanged": lambda y: y.transpose(0, 1).reshape(y.shape),
+            "moved by one place along the second axis": lambda y: y.roll(1, 1),
+            "moved by one place along the second axis the other way": lambda y: y.roll(-1, 1),
+            "reversed along the second axis": lambda y: y.flip(1),
+        }
+        for name, order in orders.items():
+            places = [n for n, key in enumerate(last.roots) if key in keys and last.roots[key].value.ndim]
+            if "axis" in name or "axes" in name:
+                places = [n for n in places if list(last.roots.values())[n].value.ndim > 1]
+            if not places:
+                continue
+            batches = []
+            for tape in tapes:
+                roots = list(tape.roots.items())
+                batches.append(Batch(tape, {roots[n][0]: order(roots[n][1].value) for n in places}))
+            weights = {k: self.initial.get(k, v.detach()) for k, v in last.weights.items()}
+            held = max(1, len(batches) // 4)
+            other = train_anew(batches, weights, held, best.rate, 120, list(self.own))
+            if (level - other.held) / scale > max(5 * _GAIN, 3 * (level - best.held) / scale):
+                return name, other.held
+        return None
+
+    def _generalises(self, tapes: Sequence[Tape]) -> list[Finding]:
+        """What is learned from some rows holds for others; only where the rows come again and again."""
+        try:
+            batches, distinct = rows_of(tapes)
+        except LeftOutError:
+            return []
+        if distinct > _REPEATED or len(batches) < 4:
+            return []
+        best = self._anew(batches, 200)
+        held = batches[-max(1, len(batches) // 4) :]
+        used = [*held, *batches[: len(held)]]
+        constant = constant_losses(used, [batch.tape.loss for batch in used])[: len(held)]
+        level = sum(constant) / len(held)
+        scale = max(abs(level), deviation(constant), 1e-12)
+        gain, learned = (level - best.held) / scale, (level - best.learned) / scale
+        name = "gain over the best constant output on rows held out, relative to its loss"
+        text = "the network only memorises the training data: what it learns from some rows"
+        # The lowest of several values is below their mean by chance.
+        least = max(1.5 * _GAIN, 0.1 * learned)
+        if learned < 2 * least:
+            return []
+        return [_unrelated(name, gain, text, best, least)]
+
+    def _anew(self, batches: Sequence[Batch], steps: int) -> Trained:
+        """The best of some trainings from the initial weights."""
+        held = max(1, len(batches) // 4)
+        weights = {k: self.initial.get(k, v.detach()) for k, v in batches[0].tape.weights.items()}
+        start = time.process_time()
+        train_anew(batches, weights, held, 1e-3, 4, list(self.own))
+        each = (time.process_time() - start) / 8
+        steps = max(20, min(steps, int(_SECONDS / 3 / max(each, 1e-6))))
+        found = [
+            train_anew(batches, weights, held, rate, steps, list(self.own)) for rate in (1e-3, 3e-3, 2e-2)
+        ]
+        best = min(found, key=lambda one: one.held)
+        best.learned = min(one.learned for one in found)
+        best.falling = max(one.falling for one in found)
+        return best
+
+
+@dataclass
+class Term:
+    """A term of a loss: its tensor, and whether it compares with data."""
+
+    key: int
+    name: str
+    data: bool
+
+
+def terms_of(tape: Tape) -> list[Term]:
+    """The terms of which the loss is the sum."""
+    maker: dict[int, Call] = {key: call for call in tape.calls for key in (*call.outs, *call.mutated)}
+    found: list[int] = []
+
+    def split(key: int, depth: int = 0) -> None:
+        call = maker.get(key)
+        if call is not None and not call.pure and depth < 40 and not call.inside:
+            dependent = [one for one in dict.fromkeys(call.reads) if one in maker or one in tape.weights]
+            if call.name in _SUMS and len(dependent) > 1:
+                for one in dependent:
+                    split(one, depth + 1)
+                return
+            if call.name == "stack" or (call.name in (_SUMS | _LINEAR) and len(dependent) == 1):
+                for one in dependent:
+                    split(one, depth + 1)
+                return
+        found.append(key)
+
+    split(tape.loss)
+    parts = list(dict.fromkeys(found))
+    if len(parts) < 2 or len(parts) > 12:
+        return []
+    terms = []
+    for number, key in enumerate(parts):
+        call = maker.get(key)
+        name = f"term {number + 1} ({call.name if call is not None else 'weight'})"
+        terms.append(Term(key, name, any(key in tape.compared(one) for one in tape.targets)))
+    return terms
+
+
+def term_gradients(replay: Replay, terms: Sequence[Term]) -> list[dict[int, float]]:
+    """Norm of the gradient of each term, as weighted in the loss, by weight."""
+    weights = {
+        key: value.clone().requires_grad_(True)
+        for key, value in replay.weights.items()
+        if replay.tape.weights[key].requires_grad and (value.is_floating_point() or value.is_complex())
+    }
+    env = replay.run(weights=weights)
+    loss = env[replay.tape.loss]
+    found: list[dict[int, float]] = []
+    for term in terms:
+        value = env[term.key]
+        if not value.requires_grad:
+            found.append({})
+            continue
+        (factor,) = torch.autograd.grad(loss, [value], retain_graph=True, allow_unused=True)
+        parts = torch.autograd.grad(
+            [value], list(weights.values()), [factor], retain_graph=True, allow_unused=True
+        )
+        found.append({k: 0.0 if g is None else float(g.norm()) for k, g in zip(weights, parts, strict=True)})
+    return found
+
+
+def outputs_below(tape: Tape) -> list[int]:
+    """The outputs of the network, each before the activation that keeps it in its range."""
+    maker = {key: call for call in tape.calls for key in call.outs}
+    found = []
+    for one in tape.results:
+        key = one.key
+        while key in maker and maker[key].name in _LINKS and not maker[key].pure:
+            before = [k for k in maker[key].reads if k in maker and not maker[k].pure]
+            if len(before) != 1:
+                break
+            key = before[0]
+        found.append(key)
+    return list(dict.fromkeys(found))
+
+
+@dataclass
+class Batch:
+    """A batch of a loop, or one put together from its rows."""
+
+    tape: Tape
+    roots: dict[int, Tensor]
+
+    def replay(self, weights: Mapping[int, Tensor] | None = None) -> Replay:
+        """A replay of the tape with the data of this batch."""
+        return Replay(self.tape, weights, roots=self.roots)
+
+
+def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
+    """Batches of distinct rows, from tapes of one kind, and the share of the rows that are distinct.
+
+    Raises:
+        LeftOutError: the rows cannot be exchanged between batches.
+    """
+    template = tapes[-1]
+    samples = chosen_samples(template)
+    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
+    pools: dict[int, Tensor] = {}
+    for place, key in enumerate(template.roots):
+        if key in samples.axes:
+            parts = [list(tape.roots.values())[place].value for tape in alike]
+            pools[key] = torch.cat(parts, samples.axes[key])
+    codes = row_codes(pools[samples.primary].movedim(samples.axes[samples.primary], 0)).tolist()
+    first: dict[float, int] = {}
+    for number, code in enumerate(codes):
+        first.setdefault(code, number)
+    kept = torch.tensor(list(first.values()))
+    batches = []
+    for index in kept.split(samples.number):
+        if len(index) == samples.number:
+            roots = {
+                k: pool.index_select(samples.axes[k], index.to(pool.device)) for k, pool in pools.items()
+            }
+            batches.append(Batch(template, roots))
+    return batches, len(kept) / len(codes)
+
+
+def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float]:
+    """The losses of some batches with the output that is the best constant for the others.
+
+    Args:
+        batches: at least two, of one kind.
+        ends: the loss, or the term of it, of each.
+    """
+    replays = [batch.replay() for batch in batches]
+    keys = [outputs_below(batch.tape) for batch in batches]
+    shapes = [[replay.base[key].shape[1:] for key in own] for replay, own in zip(replays, keys, strict=True)]
+    if not keys[0] or any(one != shapes[0] for one in shapes):
+        raise LeftOutError("the outputs of batches have different shapes")
+    if any(replay.base[key].ndim < 1 for replay, own in zip(replays, keys, strict=True) for key in own):
+        raise LeftOutError("an output has no samples")
+    half = len(batches) // 2
+    found = []
+    for own, others in ((range(half), range(half, len(batches))), (range(half, len(batches)), range(half))):
+        constants = []
+        for number in range(len(keys[0])):
+            values = [replays[k].base[keys[k][number]] for k in others]
+            constants.append(torch.cat(values).mean(0).detach().clone().requires_grad_(True))
+        scale = max(max(size_of(c) for c in constants), 0.3)
+        optimizer = torch.optim.Adam(constants, lr=0.05 * scale)
+
+        def loss_of(k: int, values: Sequence[Tensor] = constants) -> Tensor:
+            given = {
+                key: c.expand(replays[k].base[key].shape).clone()
+                for key, c in zip(keys[k], values, strict=True)
+            }
+            return replays[k].run(given=given, ends=[ends[k]])[ends[k]].mean()
+
+        for step in range(120):
+            if step == 80:
+                optimizer.param_groups[0]["lr"] /= 10
+            optimizer.zero_grad()
+            loss = loss_of(list(others)[step % len(others)])
+            if not loss.requires_grad or not math.isfinite(float(loss.detach())):
+                raise LeftOutError("the loss does not depend on the outputs alone")
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            found += [float(loss_of(k)) for k in own]
+    return found
+
+
+def constant_order(tape: Tape, term: int) -> bool:
+    """Whether a term is no larger with outputs that are the same for all samples."""
+    replay = Replay(tape)
+    given = {}
+    for key in outputs_below(tape):
+        value = replay.base[key]
+        given[key] = value.mean(0, keepdim=True).expand_as(value).clone()
+    with torch.no_grad():
+        constant = float(replay.run(given=given, ends=[term])[term].mean())
+    return constant <= float(replay.base[term].mean()) + 1e-9
+
+
+@dataclass
+class Trained:
+    """Lowest losses of a network trained anew: of batches it learned from, and of others.
+
+    ``falling``: by how much the latter fell in the last eighth of the steps, relative.
+    """
+
+    rate: float
+    learned: float
+    held: float
+    falling: float = 0.0
+
+
+def train_anew(
+    batches: Sequence[Batch],
+    weights: Mapping[int, Tensor],
+    held: int,
+    rate: float,
+    steps: int,
+    trained: Sequence[int],
+) -> Trained:
+    """Train the network from given weights on all but the last batches, with Adam.
+
+    Args:
+        batches: of one kind.
+        weights: initial values.
+        held: number of the last batches that are not learned from.
+        rate: learning rate.
+        steps: number of steps.
+        trained: keys of the weights that are trained.
+    """
+    replays = [batch.replay(weights) for batch in batches]
+    own = {k: v.clone().requires_grad_(k in trained) for k, v in replays[0].weights.items()}
+    optimizer = torch.optim.Adam([v for v in own.values() if v.requires_grad], lr=rate)
+    count = len(batches) - held
+    best = Trained(rate, math.inf, math.inf)
+
+    def loss_of(k: int) -> Tensor:
+        replays[k].forget_statistics()
+        return replays[k].run(weights=own)[batches[k].tape.loss]
+
+    def mean(which: range) -> float:
+        with torch.no_grad():
+            return sum(float(loss_of(k)) for k in which) / len(which)
+
+    for step in range(steps + 1):
+        if step % max(1, steps // 8) == 0:
+            best.learned = min(best.learned, mean(range(max(0, count - held), count)))
+            loss_held = mean(range(count, len(batches)))
+            best.falling = (best.held - loss_held) / max(abs(loss_held), 1e-12) if step else 0.0
+            best.held = min(best.held, loss_held)
+        loss = loss_of(step % count)
+        optimizer.zero_grad()
+        if not loss.requires_grad or not math.isfinite(float(loss.detach())):
+            break
+        loss.backward()
+        optimizer.step()
+    return best
+
+
+def _mirrored(tapes: Sequence[Tape]) -> list[Finding]:
+    """Batches whose targets fit the outputs better when mirrored: inputs were flipped without them."""
+    found = []
+    for n, key in enumerate(tapes[-1].roots):
+        y = tapes[-1].roots[key].value
+        if key not in tapes[-1].targets or key in tapes[-1].inputs or y.ndim < 3:
+            continue
+        for axis in range(1, y.ndim):
+            better = []
+            for tape in tapes:
+                own, root = list(tape.roots.items())[n]
+                loss = Replay(tape).loss
+                mirrored = Replay(tape, roots={own: root.value.flip(axis)}).loss
+                better.append(mirrored < loss - _BETTER * abs(loss))
+            found.append(
+                at_most(
+                    f"share of the batches whose loss is lower with targets mirrored along axis {axis}",
+                    sum(better) / len(better),
+                    0.1,
+                    "in some batches the targets are mirrored relative to the inputs: inputs are flipped at "
+                    "random, and their targets (masks, boxes, sequences) are not.",
+                )
+            )
+    return found
+
+
+def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -> Finding:
+    return at_least(
+        name,
+        gain,
+        least,
+        f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches held "
+        "out): inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or "
+        "there are too few data.",
+    )
+
+
+def _made(tape: Tape, keys: Sequence[int]) -> bool:
+    """Whether all of some tensors are made from weights."""
+    made = {key for call in tape.calls if not call.pure for key in (*call.outs, *call.mutated)}
+    return all(key in made or key in tape.weights for key in keys)
+
+
+def _ratio(norms: Sequence[dict[int, float]], k: int, j: int) -> float:
+    """Gradient of a term over that of another, over the weights that both reach."""
+    both = [key for key in norms[k] if norms[k][key] > 0 and norms[j].get(key, 0.0) > 0]
+    one, two = (math.sqrt(sum(norms[n][key] ** 2 for key in both)) for n in (j, k))
+    return one / two if two > 0 else 0.0
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))

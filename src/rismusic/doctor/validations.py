@@ -1,0 +1,139 @@
+"""Validations of a watched loop: passes without gradients whose outputs are compared with data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from rismusic.doctor.state import names, row_codes, tensors_in
+from rismusic.nn.monitors import Finding, at_most
+
+# Most passes whose inputs are remembered, and rows of the training.
+_MOST_PASSES, _MOST_ROWS = 50, 50_000
+# Calls that compare outputs with data, in evaluation mode, and in any mode.
+_DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
+_LOSSES = names(
+    "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
+    "mse_loss nll_loss smooth_l1_loss"
+)
+
+
+@dataclass(eq=False)
+class _Pass:
+    """A forward pass without gradients; ``judged``: outputs compared with data; ``used``: in a loss."""
+
+    mean: float
+    spread: float
+    rows: Tensor
+    codes: Tensor
+    judged: bool = False
+    used: bool = False
+
+
+class Validations:
+    """Inputs of the training, and passes without gradients with what depends on them."""
+
+    def __init__(self) -> None:
+        self._inputs: list[tuple[float, float]] = []
+        self._passes: list[_Pass] = []
+        self._trained_rows: set[float] = set()
+        self._depending = WeakTensorKeyDictionary()
+
+    def see(self, value: Tensor) -> None:
+        """Note the input of a pass."""
+        if not value.is_floating_point() or value.requires_grad or value.numel() < 2:
+            return
+        training, found = torch.is_grad_enabled(), (float(value.double().mean()), float(value.double().std()))
+        if training and len(self._inputs) < _MOST_PASSES:
+            self._inputs.append(found)
+        elif not training and len(self._passes) < _MOST_PASSES:
+            rows = value.detach().flatten(1)[:, :64].clone() if value.ndim > 1 else value[:0, None]
+            self._passes.append(_Pass(*found, rows, row_codes(value)))
+        if training and len(self._trained_rows) < _MOST_ROWS and value.ndim > 1:
+            self._trained_rows.update(row_codes(value).tolist())
+
+    def note(self, result: Any) -> None:
+        """Note the outputs of a pass."""
+        if self._passes and not torch.is_grad_enabled():
+            with torch._C.DisableTorchFunction():
+                for value in tensors_in(result):
+                    self._depending[value] = self._passes[-1:]
+
+    def judge(self, name: str, args: Sequence[Any], result: Any, *, inside: bool) -> None:
+        """Note which passes a call compares with data, or else what depends on them."""
+        if not self._passes:
+            return
+        given = tensors_in(list(args))
+        sources = [one for value in given for one in self._depending.get(value, ())]
+        alone = all(value in self._depending for value in given)
+        if name in _LOSSES and inside and not torch.is_grad_enabled():
+            self._passes[-1].judged = True
+        elif sources and any(value.requires_grad for value in given):
+            # A part of a loss, such as the value of the next state.
+            for one in sources:
+                one.used = True
+        elif sources and not alone:
+            for one in sources:
+                one.judged |= name in _LOSSES or name in _DIFFERENCES
+        for value in tensors_in(result) if sources else ():
+            self._depending[value] = sources
+
+    def forget(self) -> None:
+        """Forget passes that were not compared, such as those of a player."""
+        self._passes = [one for one in self._passes if one.judged]
+        self._depending.clear()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Validation has inputs of the scale of the training, and rows of its own, which stay the same."""
+        judged = [one for one in self._passes if one.judged and not one.used]
+        if not judged or not self._inputs:
+            return []
+        (mean, spread), (other, width) = (
+            (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
+            for one in (self._inputs, [(one.mean, one.spread) for one in judged])
+        )
+        size = max(spread, 1e-12)
+        found = [
+            at_most(
+                "difference of the inputs of training and validation, over their spread",
+                max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
+                1.5,
+                f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
+                f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
+            )
+        ]
+        # Rows of few different numbers may be equal by chance.
+        judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
+        if not judged or not self._trained_rows:
+            return found
+        shares = [
+            sum(code in self._trained_rows for code in one.codes.tolist()) / len(one.codes) for one in judged
+        ]
+        changed = []
+        for one, two in itertools.pairwise(judged):
+            if one.rows.shape == two.rows.shape and len(one.rows) >= 8:
+                changed.append(0.1 < float((one.codes == two.codes).double().mean()) < 0.95)
+        return [
+            *found,
+            at_most(
+                "least share of the rows of a validation that were trained on",
+                min(shares),
+                0.1,
+                "the validation has rows that the network is trained on, so it does not show how well it "
+                "does on others: the split is not used in the training, or overlaps.",
+            ),
+            at_most(
+                "share of the validations whose rows are changed since the last one",
+                sum(changed) / len(changed) if len(changed) > 1 else 0.0,
+                0.5,
+                "a part of the validation data changes from one validation to the next: random augmentation "
+                "is applied to them.",
+            ),
+        ]
