@@ -1,9 +1,10 @@
 """Run tasks in several threads or processes of this machine, or on the workers of a Dask cluster.
 
-Threads start at once and share what is in memory, but only one of them at a time runs Python. The processes are those of joblib's loky executor. They end when this process ends, however that happens. A
-cluster is one that exists: ``dask scheduler`` runs on one machine and ``dask worker`` on each. Tasks and
-results travel over the network, so that the machines need not share a file system. A task whose worker is
-killed runs again on another.
+Threads start at once and share what is in memory, but only one of them at a time runs Python. The processes
+are those of joblib's loky executor. They end when this process ends, however that happens. A cluster is one
+that exists: ``dask scheduler`` runs on one machine and ``dask worker`` on each. Tasks and results travel over
+the network, so that the machines need not share a file system. A task whose worker is killed runs again on
+another.
 """
 
 from __future__ import annotations
