@@ -139,7 +139,7 @@ def locate(
         recording = recording.to(device_of(device))
     if calibration is not None:
         recording = calibration.apply(recording)
-    recording = with_signal_model(recording, chosen)
+    recording = with_signal_model(replace(recording, truth=None), chosen)
     chosen = for_geometry(chosen, recording.panel)
     count: NSources = chosen.sources
     if isinstance(n_sources, Tensor):

@@ -80,7 +80,7 @@ _COSINE = (
 # Sums in another order would lose the second part of pi / 2.
 @numba.njit(fastmath={"contract"})
 def _sine_and_cosine(x):
-    """Sine and cosine of up to 1e6 in vector instructions; those of the C library take one number at a time."""
+    """Sine and cosine of up to 1e6, in vector instructions; those of the C library take one at a time."""
     n = math.floor(x * (2 / math.pi) + 0.5)
     r = x - n * _HALF_PI[0] - n * _HALF_PI[1]
     z = r * r
