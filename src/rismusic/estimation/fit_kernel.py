@@ -77,8 +77,13 @@ _COSINE = (
 )
 
 
-# Sums in another order would lose the second part of pi / 2.
-@numba.njit(fastmath={"contract"})
+def _in_order(function: _Function) -> _Function:
+    """A compiled function whose sums keep their order."""
+    return numba.njit(inspect.unwrap(function), **{**SETTINGS, "fastmath": {"contract"}})
+
+
+# Another order would lose the second part of pi / 2.
+@_in_order
 def _sine_and_cosine(x):
     """Sine and cosine of up to 1e6, in vector instructions; those of the C library take one at a time."""
     n = math.floor(x * (2 / math.pi) + 0.5)
