@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextvars import ContextVar
 
 import pytest
 
@@ -15,14 +17,31 @@ from rismusic.parallel import check_workers, run_all, usable_cores
 from rismusic.registry import load_plugins
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_every_task_once(workers):
+@pytest.mark.parametrize("parallel", [{}, {"workers": 2}, {"threads": 2}])
+def test_every_task_once(parallel):
     tasks = [0.02, 0.0, 0.01, 0.0, 0.0]
-    ordered = list(run_all(time.sleep, iter(tasks), workers=workers, ordered=True))
+    ordered = list(run_all(time.sleep, iter(tasks), **parallel, ordered=True))
     assert ordered == [(task, None) for task in tasks]
-    assert sorted(run_all(time.sleep, tasks, workers=workers)) == sorted(ordered)
-    assert list(run_all(time.sleep, [], workers=workers)) == []
+    assert sorted(run_all(time.sleep, tasks, **parallel)) == sorted(ordered)
+    assert list(run_all(time.sleep, [], **parallel)) == []
     assert usable_cores() >= 1
+
+
+def test_threads_run_at_the_same_time_with_the_context_of_their_caller():
+    setting, together = ContextVar("setting", default=0), threading.Barrier(2, timeout=60)
+
+    def task(_):
+        together.wait()
+        return setting.get()
+
+    token = setting.set(3)
+    try:
+        assert [result for _, result in run_all(task, range(4), threads=2)] == [3] * 4
+    finally:
+        setting.reset(token)
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(run_all(lambda task: 1 // task, [1, 0, 1], threads=2))
+    assert caught.value.__notes__[-1] == "in 0"
 
 
 def test_tasks_are_made_as_they_are_needed():

@@ -1,9 +1,10 @@
-"""Run tasks in several processes of this machine, or on the workers of a Dask cluster.
+"""Run tasks in several threads or processes of this machine, or on the workers of a Dask cluster.
 
-The processes are those of joblib's loky executor. They end when this process ends, however that happens. A
-cluster is one that exists: ``dask scheduler`` runs on one machine and ``dask worker`` on each. Tasks and
-results travel over the network, so that the machines need not share a file system. A task whose worker is
-killed runs again on another.
+Threads start at once and share what is in memory, but only one of them at a time runs Python. The processes
+are those of joblib's loky executor. They end when this process ends, however that happens. A cluster is one
+that exists: ``dask scheduler`` runs on one machine and ``dask worker`` on each. Tasks and results travel over
+the network, so that the machines need not share a file system. A task whose worker is killed runs again on
+another.
 """
 
 from __future__ import annotations
@@ -15,8 +16,16 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
+from contextvars import Context, copy_context
 from importlib.util import find_spec
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -76,18 +85,21 @@ def run_all(
     tasks: Iterable[Task],
     *,
     workers: int = 1,
+    threads: int = 1,
     cluster: str | None = None,
     ordered: bool = False,
 ) -> Generator[tuple[Task, Result], None, None]:
     """Run all tasks and yield each with its result.
 
     Tasks are taken when a worker has room for them, so that they may be made one by one. The processes end at
-    once after Ctrl-C, after an error, when the iterator is closed, and when this process is killed.
+    once after Ctrl-C, after an error, when the iterator is closed, and when this process is killed; threads
+    end when they have run their task.
 
     Args:
         work: runs one task.
         tasks: the tasks.
         workers: number of processes; with 1 the tasks run in this process.
+        threads: number of threads of this process, if the tasks run in it.
         cluster: address of a Dask scheduler, such as ``tcp://host:8786``, in place of ``workers``.
         ordered: yield in the order of the tasks, not as they complete.
 
@@ -95,13 +107,16 @@ def run_all(
         InputError: a worker was killed, or the cluster does not answer.
     """
     check_workers(None if cluster else workers, cluster)
-    if cluster is None and workers == 1:
+    if cluster is None and workers == threads == 1:
         for task in tasks:
             with _named(task):
                 result = work(task)
             yield task, result
         return
-    pool = _processes(workers) if cluster is None else _cluster(cluster)
+    if cluster is not None:
+        pool = _cluster(cluster)
+    else:
+        pool = _processes(workers) if workers > 1 else _threads(threads)
     queue, running = iter(tasks), deque[tuple[Task, Future[Result]]]()
     with pool as (executor, count):
         while True:
@@ -127,6 +142,16 @@ def _named(task: object) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"in {task}")
         raise
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
+    """Threads of this process with its context variables, and their number."""
+    executor = ThreadPoolExecutor(count, initializer=_adopt, initargs=(copy_context(),))
+    try:
+        yield executor, lambda: count
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -183,6 +208,12 @@ def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int]]]:
                 "cluster",
                 f"the connection to {address} was lost. Completed parts are kept: run again with resume",
             ) from None
+
+
+def _adopt(context: Context) -> None:
+    """Give this thread the context variables of another."""
+    for variable, value in context.items():
+        variable.set(value)
 
 
 def _start(lifeline: Connection) -> None:

@@ -248,6 +248,24 @@ def test_another_wave_is_named():
     assert not any(said(locate(made, method="omp"), "--wave"))
 
 
+def test_waves_that_the_first_scenes_exclude_are_not_compared_with_the_others(monkeypatch):
+    made = blind(simulate(scenes=6, sources=1, snr_db=20, panel={"wave": "fresnel"}, seed=9))
+    monkeypatch.setattr(diagnosis, "_WAVE_SCENES", 2)
+    compared = []
+
+    def refined(recording, *arguments, **settings):
+        compared.append((recording.wave, len(recording)))
+        return refine(recording, *arguments, **settings)
+
+    refine = diagnosis.refine
+    monkeypatch.setattr(diagnosis, "refine", refined)
+    assert all(said(locate(replace(made, wave="spherical"), method="omp"), "try --wave fresnel"))
+    assert compared.count(("fresnel", 2)) == 3
+    compared.clear()
+    assert not any(said(locate(made, method="omp"), "--wave"))
+    assert compared == [(wave, 2) for wave in ("fresnel", "spherical", "uniform", "paraxial")]
+
+
 def test_a_known_number_is_kept(erring):
     found = locate(erring, method="omp", n_sources=1)
     assert (found.n_sources == 1).all()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import dense
+import numpy as np
 import pytest
 import torch
 
@@ -193,6 +194,14 @@ def test_neither_batch_nor_threads_matter(criterion, generator):
     assert torch.equal(shared.positions, together.positions)
     alone = refine(recording[:1], start[:1], active[:1], **settings)
     assert torch.equal(together.positions[::3], alone.positions.expand(4, -1, -1))
+
+
+@pytest.mark.parametrize("largest", [1.0, 50.0, 1e6])
+def test_sine_and_cosine(largest, generator):
+    x = (torch.rand(100_000, dtype=torch.float64, generator=generator).numpy() * 2 - 1) * largest
+    found = np.array([kernel._sine_and_cosine(value) for value in x])
+    exact = x.astype(np.longdouble)
+    np.testing.assert_allclose(found, np.stack((np.sin(exact), np.cos(exact)), -1), rtol=0, atol=2.5e-16)
 
 
 def test_the_comparison_sees_another_step_control(generator, monkeypatch):

@@ -11,7 +11,7 @@ from rismusic import simulate
 from rismusic.array import Panel
 from rismusic.estimation import symmetry as mirrors
 from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.estimation.symmetry import Symmetry
+from rismusic.estimation.symmetry import ConstantMatrices, Symmetry
 from rismusic.nn import statistics
 from rismusic.nn.statistics import GridStatistics
 
@@ -84,6 +84,20 @@ def test_sums_over_points_fall_into_sums_of_classes(kind):
         found.unfold(fields.imag.float())
     )
     torch.testing.assert_close(together, (rows @ A).to(torch.complex64), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_products_with_constant_matrices(count, generator):
+    matrices = torch.randn(2, 30, 20, generator=generator)
+    rows = torch.randn(2, 30, count, generator=generator).mT  # not contiguous
+    constant = ConstantMatrices(matrices)
+    for product, expected in zip(constant(rows), rows @ matrices, strict=True):
+        torch.testing.assert_close(product, expected, rtol=0, atol=0)
+    with torch.inference_mode():
+        found = constant(rows)
+    assert ("_packed" in vars(constant)) == (count == 100 and torch.backends.mkldnn.is_available())
+    for product, expected in zip(found, rows.double() @ matrices.double(), strict=True):
+        torch.testing.assert_close(product.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

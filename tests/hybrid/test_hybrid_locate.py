@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,28 @@ def test_blocks_of_scenes_equal_one(monkeypatch, recording, weights):
     whole = hybrid(recording, weights, n_sources=2)
     monkeypatch.setattr("rismusic.hybrid.BLOCK_SCENES", 4)
     assert gap(whole, hybrid(recording, weights, n_sources=2)) < 0.01
+
+
+def test_blocks_run_in_the_threads_of_torch_one_thread_each(monkeypatch, recording, weights):
+    expected, used = hybrid(recording, weights, n_sources=2, polish=False), set()
+
+    def located(*block):
+        assert torch.get_num_threads() == 1
+        together.wait()
+        used.add(threading.get_ident())
+        return locate_block(*block)
+
+    together, locate_block = threading.Barrier(2, timeout=60), fits.locate_block
+    monkeypatch.setattr(fits, "locate_block", located)
+    monkeypatch.setattr(fits, "BLOCK_SCENES", len(recording) // 2)
+    torch.set_num_threads(2)
+    try:
+        found = hybrid(recording, weights, n_sources=2, polish=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert len(used) == 2
+    assert gap(found, expected) < 0.01
 
 
 def test_scale_phase_and_order_of_snapshots_change_nothing(recording, weights, generator):

@@ -7,7 +7,7 @@ import torch
 
 from rismusic import simulate
 from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.nn import statistics
+from rismusic.estimation.maximum_likelihood import without_compiled_fits
 from rismusic.nn.statistics import GridStatistics
 
 pytest.importorskip("numba")
@@ -23,7 +23,7 @@ LINKS = {
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("scenes", [1, 9])
-def test_the_compiled_statistics_are_those_of_the_torch_form(link, scenes, monkeypatch):
+def test_the_compiled_statistics_are_those_of_the_torch_form(link, scenes):
     recording = simulate(
         scenes=scenes, panel={"rows": 4, "columns": 5}, sources=2, snr_db=10.0, **LINKS[link]
     )
@@ -34,8 +34,8 @@ def test_the_compiled_statistics_are_those_of_the_torch_form(link, scenes, monke
     expected = counted(seen, power)
     with torch.inference_mode():
         found = counted(seen, power)
-        monkeypatch.setattr(statistics, "compiled_fits", lambda: None)
-        plain = counted(seen, power)
+        with without_compiled_fits():
+            plain = counted(seen, power)
     for one, other, compiled in zip(expected, plain, found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
         assert not torch.equal(compiled, other)

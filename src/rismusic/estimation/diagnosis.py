@@ -63,7 +63,7 @@ from rismusic.estimation.relax import beside
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, project_out
 from rismusic.io import Recording
 from rismusic.sources import Sources
-from rismusic.spec import LocateSpec
+from rismusic.spec import LocateSpec, Wave
 
 UNCERTAIN = 0.9
 """A note names sources with a smaller existence probability."""
@@ -90,6 +90,8 @@ _LEAST_DIFFUSE = 0.3
 _COHERENT = 1e-4
 # Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave is named.
 _SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
+# Scenes that are compared at a time with other forms of the wave.
+_WAVE_SCENES = 16
 # From this one on, a note says that a source may be no point, which one in 200 points has too.
 _SPREAD_NOTE_NATS = 3.0
 # A pair of sources within a beam has to raise the log-likelihood of one source by this (nats): by chance, its
@@ -794,16 +796,29 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     # Sources may lie outside the search volume.
     part, volume = recording[some], Volume.from_spec(_wide(recording, spec))
     positions, active = unpack(estimate[some].sources, part)
-    fit = partial(refine, positions=positions, active=active, volume=volume, criterion=spec.criterion)
-    here = fit(part, options=ROUGH).value
+
+    def value(wave: Wave, rows: slice, **options: FitOptions) -> Float[Tensor, "B"]:
+        fitted = replace(part[rows], wave=wave)
+        return refine(
+            fitted, positions[rows], active[rows], volume, criterion=spec.criterion, **options
+        ).value
+
+    # What the first scenes speak against, the others do not save.
+    gains = {wave: 0.0 for wave in WAVES if wave != recording.wave}
+    for start in range(0, len(some), _WAVE_SCENES):
+        rows = slice(start, start + _WAVE_SCENES)
+        here = value(recording.wave, rows, options=ROUGH)
+        for wave in list(gains):
+            gains[wave] += float((here - value(wave, rows, options=ROUGH)).sum())
+            if gains[wave] < -_WAVE_NATS:
+                del gains[wave]
+        if not gains:
+            return []
     best, name = _WAVE_NATS, None
-    for wave in WAVES:
-        if wave != recording.wave:
-            other = replace(part, wave=wave)
-            # Where a rough fit is worse, an exact one is not better by this much.
-            gain = float((here - fit(other, options=ROUGH).value).sum())
-            if gain > 0:
-                gain = float((fit(part).value - fit(other).value).sum())
+    for wave, rough in gains.items():
+        # Where a rough fit is worse, an exact one is not better by this much.
+        if rough > 0:
+            gain = float((value(recording.wave, slice(None)) - value(wave, slice(None))).sum())
             if gain > best:
                 best, name = gain, wave
     if name is None:

@@ -65,6 +65,39 @@ _NO_BOX = ((0.0,) * 3, (0.0,) * 3)
 _VECTOR = 8
 
 
+# Two parts of pi / 2, the first of 33 bits, and coefficients of fdlibm's sine and cosine up to pi / 4.
+_HALF_PI = 1.57079632673412561417, 6.07710050650619224932e-11
+_SINE = (
+    *(-1.66666666666666324348e-1, 8.33333333332248946124e-3, -1.98412698298579493134e-4),
+    *(2.75573137070700676789e-6, -2.50507602534068634195e-8, 1.58969099521155010221e-10),
+)
+_COSINE = (
+    *(4.16666666666666019037e-2, -1.38888888888741095749e-3, 2.48015872894767294178e-5),
+    *(-2.75573143513906633035e-7, 2.08757232129817482790e-9, -1.13596475577881948265e-11),
+)
+
+
+def _in_order(function: _Function) -> _Function:
+    """A compiled function whose sums keep their order."""
+    return numba.njit(inspect.unwrap(function), **{**SETTINGS, "fastmath": {"contract"}})
+
+
+# Another order would lose the second part of pi / 2.
+@_in_order
+def _sine_and_cosine(x):
+    """Sine and cosine of up to 1e6, in vector instructions; those of the C library take one at a time."""
+    n = math.floor(x * (2 / math.pi) + 0.5)
+    r = x - n * _HALF_PI[0] - n * _HALF_PI[1]
+    z = r * r
+    a, b, c, d, e, f = _SINE
+    sine = r + r * z * (a + z * (b + z * (c + z * (d + z * (e + z * f)))))
+    a, b, c, d, e, f = _COSINE
+    cosine = 1 - z / 2 + z * z * (a + z * (b + z * (c + z * (d + z * (e + z * f)))))
+    quarter = n - 4 * math.floor(n / 4)
+    first, second = (sine, cosine) if quarter == 0 or quarter == 2 else (cosine, sine)
+    return -first if quarter >= 2 else first, -second if quarter == 1 or quarter == 2 else second
+
+
 @compiled
 def _waves(panel, position, slopes, source, waves, ray):
     """Steering vector of a source and, if ``slopes``, its derivatives by azimuth, elevation and 1/range.
@@ -86,7 +119,6 @@ def _waves(panel, position, slopes, source, waves, ray):
     spherical = wave == 0
     shaped = spherical or exponent != 0
     first = (4 if slopes else 1) * source
-    energy = 0.0
     for n in range(N):
         x, y, z = elements[0, n], elements[1, n], elements[2, n]
         along, squared = x * ux + y * uy + z * uz, x * x + y * y + z * z
@@ -99,18 +131,19 @@ def _waves(panel, position, slopes, source, waves, ray):
             difference = along - squared * (q / 2)
         else:
             difference = exact
-        gain = 1.0
-        if spherical:
-            gain = 1 / ratio
-        if exponent != 0:
-            gain *= (max(uz - q * z, 0.0) / ratio) ** exponent
-        energy += gain * gain
         ray[0, n], ray[1, n], ray[2, n], ray[3, n] = along, squared, ratio, exact
-        ray[4, n], ray[5, n] = gain, wavenumber * difference
+        ray[4, n], ray[5, n] = 1 / ratio if spherical else 1.0, wavenumber * difference
+    if exponent != 0:
+        for n in range(N):
+            ray[4, n] *= (max(uz - q * elements[2, n], 0.0) / ray[2, n]) ** exponent
+    energy = 0.0
+    for n in range(N):
+        energy += ray[4, n] * ray[4, n]
     scale = 1 / max(math.sqrt(energy), _TINY) if shaped else 1 / math.sqrt(N)
     for n in range(N):
         gain = ray[4, n] * scale
-        real[first, n], imag[first, n] = gain * math.cos(ray[5, n]), gain * math.sin(ray[5, n])
+        sine, cosine = _sine_and_cosine(ray[5, n])
+        real[first, n], imag[first, n] = gain * cosine, gain * sine
     if not slopes:
         return
     mean0, mean1, mean2 = 0.0, 0.0, 0.0

@@ -151,9 +151,9 @@ class CompiledFunction:
 
 def _kind(value: object) -> object:
     """What Numba derives the type of an argument from."""
-    if isinstance(value, tuple):
-        return tuple(map(_kind, value))
-    return (value.dtype, value.ndim, value.flags.num) if isinstance(value, np.ndarray) else type(value)
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.ndim, value.flags.num
+    return tuple([_kind(part) for part in value]) if isinstance(value, tuple) else type(value)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from rismusic.estimation import search
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.kernel_cache import call
 from rismusic.estimation.search import Residual, Strongest
-from rismusic.estimation.symmetry import Symmetry
+from rismusic.estimation.symmetry import ConstantMatrices, Symmetry
 from rismusic.operator import Link
 
 # Bytes of the products of a block of scenes, which the compiled functions find in the cache.
@@ -47,18 +47,20 @@ class ClassProducts:
         values, vectors = torch.linalg.eigh(parts)
         most = int((values > 0.5).sum(-1).max())
         basis = (vectors * (values > 0.5)[:, None])[..., -most:]  # [G, N, N / G], padded with zeros
-        self.basis = basis.movedim(0, 1).flatten(1).float()  # [N, G N / G]
+        self._basis = ConstantMatrices(basis.movedim(0, 1).flatten(1).float()[None])  # [1, N, G N / G]
         columns = basis.mT.to(torch.complex128) @ grid.steering(torch.complex128)[:, symmetry.points[0]]
-        self.columns = torch.cat((columns.real, columns.imag), dim=1).float()  # [G, 2 N / G, O]
+        columns = torch.cat((columns.real, columns.imag), dim=1).float()
+        self._columns = ConstantMatrices(columns)  # [G, 2 N / G, O]
         self.inside = symmetry.back[grid.inside]  # of each point inside the volume, one image
 
-    def __call__(self, rows: Complex[Tensor, "S R N"]) -> Float[Tensor, "G S R 2 O"]:
-        """Real and imaginary part of rows^* times the steering vectors of one point of each orbit."""
+    def __call__(self, rows: Complex[Tensor, "S R N"]) -> list[Float[Tensor, "S R 2 O"]]:
+        """Real and imaginary part of rows^* times the steering vectors of a point of each orbit, by class."""
         G = len(self.symmetry)
-        parts = torch.view_as_real(rows.to(torch.complex64)).movedim(-1, -2) @ self.basis
+        both = torch.view_as_real(rows.to(torch.complex64)).movedim(-1, -2)
+        parts = self._basis(both.flatten(0, -2)[None])[0].unflatten(0, both.shape[:-1])
         real, imaginary = parts.unflatten(-1, (G, -1)).movedim(-2, 0).unbind(-2)  # [G, S, R, N / G]
         both = torch.stack((torch.cat((real, imaginary), -1), torch.cat((-imaginary, real), -1)), dim=-2)
-        return (both.flatten(1, 3) @ self.columns).unflatten(1, both.shape[1:4])
+        return [part.unflatten(0, both.shape[1:4]) for part in self._columns(both.flatten(1, 3))]
 
 
 @lru_cache(maxsize=4)
@@ -121,8 +123,21 @@ def _add(
     products: ClassProducts, rows: Complex[Tensor, "S L J N"], sign: float, out: Float[Tensor, "S L G O"]
 ) -> None:
     """Add sign times the energy of J rows along all points."""
-    found = products(rows.resolve_conj().flatten(1, 2))
-    call(_add_squares, len(out), (found.numpy(), rows.shape[2], sign, out.numpy()))
+    add_squares(products(rows.resolve_conj().flatten(1, 2)), rows.shape[2], sign, out)
+
+
+def add_squares(
+    products: list[Float[Tensor, "S R 2 O"]], each: int, sign: float, out: Float[Tensor, "S L G O"]
+) -> None:
+    """Add sign times the squared moduli of products, summed over ``each`` rows at a time, at all images.
+
+    Args:
+        products: real and imaginary parts of each class, at one point of each orbit.
+        each: rows of a sum.
+        sign: factor of the squares.
+        out: what they are added to.
+    """
+    call(_add_squares, len(out), (tuple(part.numpy() for part in products), each, sign, out.numpy()))
 
 
 def explained(products: ClassProducts, vectors: Complex[Tensor, "S N C"]) -> Float[Tensor, "S P"]:
@@ -142,15 +157,15 @@ def _blocks(scenes: int, numbers: int) -> list[slice]:
 
 
 def _add_squares(first, last, products, each, sign, out):
-    """Add sign times the squared moduli of the products of ``each`` rows at a time, for all images."""
-    G, _, R, _, orbits = products.shape
+    """See :func:`add_squares`."""
+    G, (_, R, _, orbits) = len(products), products[0].shape
     re, im = np.empty((4, orbits), np.float32), np.empty((4, orbits), np.float32)
     weight = np.float32(sign)
     for s in range(first, last):
         for r in range(R):
             for i in range(G):
                 for o in range(orbits):
-                    re[i, o], im[i, o] = products[i, s, r, 0, o], products[i, s, r, 1, o]
+                    re[i, o], im[i, o] = products[i][s, r, 0, o], products[i][s, r, 1, o]
             row = out[s, r // each]
             if G == 1:
                 for o in range(orbits):

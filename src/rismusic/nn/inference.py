@@ -217,9 +217,12 @@ class NetworkOutput:
 
     def __getitem__(self, scenes: slice | Tensor) -> NetworkOutput:
         """The outputs of some scenes."""
+        recording = self.recording[scenes]
+        if recording is self.recording:
+            return self
         return replace(
             self,
-            recording=self.recording[scenes],
+            recording=recording,
             blend=self.blend[scenes],
             network_sources=self.network_sources[scenes],
             candidates=self.candidates[scenes],

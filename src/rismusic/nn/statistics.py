@@ -39,7 +39,7 @@ from rismusic.estimation.maximum_likelihood import compiled_fits
 from rismusic.estimation.noise import noise_of
 from rismusic.estimation.sbl import sbl_update
 from rismusic.estimation.search import real_rows, scenes_first
-from rismusic.estimation.symmetry import Symmetry
+from rismusic.estimation.symmetry import ConstantMatrices, Symmetry
 from rismusic.io import Recording
 
 # Relative energy of the steering vectors outside the basis.
@@ -116,7 +116,7 @@ class GridStatistics:
         self._dimensions = int(nonzero.sum())
         columns = (basis.mH @ parts[..., self.symmetry.points[0]]).to(torch.complex64)  # [G, D / G, O]
         a, b = columns.real, columns.imag
-        self._real = torch.cat((a, b), dim=1)  # [G, 2 D / G, O]
+        self._columns = ConstantMatrices(torch.cat((a, b), dim=1))  # [G, 2 D / G, O]
         # <f f^H> is the product of these two, summed over the halves of the last axis.
         self._left, self._right = torch.cat((a + b, b - a), dim=-1), torch.cat((a, b), dim=-1)
         # For each class c, the blocks (a, b) with chi_a chi_b = chi_c.
@@ -128,7 +128,8 @@ class GridStatistics:
             .flatten(0, 2)
             for others in self.symmetry.pairs
         ]
-        self._table = torch.stack(table)  # [G, D^2 / G, O]
+        self._table = ConstantMatrices(torch.stack(table))  # [G, D^2 / G, O]
+        self._transposed = ConstantMatrices(self._table.matrices.mT)
 
     def observe(self, recording: Recording) -> ScaledScenes:
         """Scale the scenes and project their operators onto the basis.
@@ -175,9 +176,11 @@ class GridStatistics:
         # Training keeps the operations of torch, which the doctor repeats.
         if packed.device.type == "cpu" and torch.is_inference_mode_enabled() and compiled_fits():
             rows, inner = self._compiled(scenes, packed)
+            energy = self._energy_compiled
         else:
             rows, inner = self._whitened(scenes, packed)
-        matched = torch.cat([self._energy(rows[here]) for here in self._blocks(len(power))])
+            energy = self._energy
+        matched = torch.cat([energy(rows[here]) for here in self._blocks(len(power))])
         return matched, (self._quadratic(inner) * scenes.repeats).clamp_min(1e-9)
 
     def _compiled(
@@ -224,9 +227,20 @@ class GridStatistics:
 
     def _energy(self, rows: Complex[Tensor, "S L D"]) -> Float[Tensor, "S P"]:
         """Sum over l of |x_l^H a_p|^2 for all points."""
-        both = real_rows(rows.unflatten(-1, (len(self.symmetry), -1)).movedim(-2, 0)).flatten(2, 3)
-        fields = (both.flatten(1, 2) @ self._real).unflatten(1, both.shape[1:3])  # [G, S, 2 L, O]
+        fields = torch.stack(self._fields(rows)).flatten(2, 3)  # [G, S, 2 L, O]
         return self.symmetry.to_points(self.symmetry.unfold(fields).square_().sum(2))
+
+    def _energy_compiled(self, rows: Complex[Tensor, "S L D"]) -> Float[Tensor, "S P"]:
+        """The compiled form of :meth:`_energy`."""
+        kernel = import_module("rismusic.estimation.search_kernel")
+        out = torch.zeros(len(rows), 1, *self.symmetry.points.shape)
+        kernel.add_squares(self._fields(rows), rows.shape[1], 1.0, out)
+        return out.flatten(1)[:, self.symmetry.back]
+
+    def _fields(self, rows: Complex[Tensor, "S L D"]) -> list[Float[Tensor, "S L 2 O"]]:
+        """Real and imaginary part of x_l^T a_p at one point of each orbit, by class."""
+        both = real_rows(rows.unflatten(-1, (len(self.symmetry), -1)).movedim(-2, 0))
+        return [part.unflatten(0, both.shape[1:4]) for part in self._columns(both.flatten(1, 3))]
 
     def _covariance(self, power: Float[Tensor, "S P"]) -> Float[Tensor, "S D D"]:
         """C in the basis, as a real matrix."""
@@ -237,7 +251,11 @@ class GridStatistics:
             left = self._left[:, None] * weight[..., None, :]  # [G, G, S, D / G, 2 O], class a second
             blocks = (left.flatten(1, 3) @ self._right.mT).unflatten(1, left.shape[1:4]).transpose(0, 1)
         else:
-            every = (folded @ self._table.mT).unflatten(-1, (G, self._left.shape[1], -1)).transpose(1, 2)
+            every = (
+                torch.stack(self._transposed(folded))
+                .unflatten(-1, (G, self._left.shape[1], -1))
+                .transpose(1, 2)
+            )
             blocks = every[self.symmetry.pairs, self._of_class[0].mT]
         return blocks.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
@@ -252,7 +270,7 @@ class GridStatistics:
             folded = blocks.transpose(1, 2)[self._of_class].sum(1)
         else:
             blocks = packed.permute(1, 3, 0, 2, 4)[self._of_class]  # [G, a, S, i, j]
-            folded = blocks.transpose(1, 2).flatten(2) @ self._table
+            folded = torch.stack(self._table(blocks.transpose(1, 2).flatten(2)))
         return self.symmetry.to_points(self.symmetry.unfold(folded))
 
 
