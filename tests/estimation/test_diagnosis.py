@@ -218,6 +218,14 @@ def test_more_sources_than_the_largest_number():
     assert not any(said(locate(made, method="omp"), "more than 2 sources"))
 
 
+def test_a_sixth_source_is_searched_as_the_others_were_fitted():
+    # Where the fields of five sources are projected out instead, three of these scenes pass.
+    made = blind(simulate(scenes=40, sources=6, snr_db=10, seed=8))
+    found = locate(made, method="omp")
+    passed = [status == "ok" and K == 5 for status, K in zip(found.status, found.n_sources, strict=True)]
+    assert sum(passed) == 0
+
+
 def test_another_wave_is_named():
     made = blind(simulate(scenes=4, sources=1, snr_db=20, panel={"wave": "fresnel"}, seed=9))
     assert all(said(locate(replace(made, wave="spherical"), method="omp"), "try --wave fresnel"))
@@ -316,6 +324,18 @@ def test_a_weak_source_that_is_there_is_not_taken_for_a_pair():
     found = locate(blind(simulate(scenes=20, sources=sources, snr_db=10, seed=8)), method="omp")
     assert not any(said(found, "within a beam"))
     assert (found.n_sources == 2).sum() > 10
+    # A second source that moves to where the weak one is, is none beside another.
+    five = blind(simulate(scenes=40, sources=5, snr_db=10, seed=8))
+    assert not any(said(locate(five, method="omp"), "within a beam"))
+
+
+def test_a_weak_source_that_stands_for_a_pair_is_doubtful():
+    """Without it, the other source is no point."""
+    pair = Sources.from_degrees([9.0, 11.0], [4.0, 4.0], [4.0, 4.0])
+    found = locate(blind(simulate(scenes=100, sources=pair, snr_db=10, seed=9)), method="omp")
+    named = sum(said(found, "may not be there"))
+    silent = sum(status == "ok" and K > 1 for status, K in zip(found.status, found.n_sources, strict=True))
+    assert named > 3 * silent
 
 
 def test_sources_are_where_they_are_as_often_as_stated():
