@@ -12,7 +12,7 @@ import torch
 from rismusic import Sources, locate, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
-from rismusic.estimation.estimate import Doubt
+from rismusic.estimation.estimate import Doubt, Estimate
 from rismusic.estimation.model_error import with_dense_operator
 from rismusic.io import read
 from rismusic.metrics import match
@@ -336,6 +336,22 @@ def test_a_weak_source_that_stands_for_a_pair_is_doubtful():
     named = sum(said(found, "may not be there"))
     silent = sum(status == "ok" and K > 1 for status, K in zip(found.status, found.n_sources, strict=True))
     assert named > 3 * silent
+
+
+def test_the_error_bar_of_a_source_that_is_no_point_covers_its_parts():
+    pair = Sources.from_degrees([9.0, 11.0], [4.0, 4.0], [4.0, 4.0])
+    recording = blind(simulate(scenes=8, sources=pair, snr_db=10, seed=8))
+    found = locate(recording, method="omp", n_sources=1)
+    several = torch.tensor(said(found, "source 0 is not one point"))
+    assert several.sum() >= 5
+    error = (found.azimuth_deg[:, :1] - torch.tensor([9.0, 11.0])).abs()
+    bound = Estimate.from_sources(recording, found.sources)
+    assert (error[several] > 4 * bound.azimuth_std_deg[several]).any()
+    assert (error[several] < 3 * found.azimuth_std_deg[several]).all()
+    torch.testing.assert_close(found.std[..., 2], bound.std[..., 2])
+    point = blind(simulate(scenes=3, sources=1, snr_db=10, seed=8))
+    found = locate(point, method="omp", n_sources=1)
+    torch.testing.assert_close(found.covariance, Estimate.from_sources(point, found.sources).covariance)
 
 
 def test_sources_are_where_they_are_as_often_as_stated():

@@ -551,7 +551,7 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
         sources, moves = _add_motion(sentences, recording, estimate)
         _add_grating_lobes(sentences, recording, estimate, spec)
     if recording.pilots is None:
-        _add_extended(sentences, recording, estimate, moves)
+        estimate = _with_extended(sentences, recording, estimate, moves)
         estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
     _add_unresolved(sentences, recording, estimate)
     for scene, sentence in _better_wave(recording, estimate, spec):
@@ -724,10 +724,10 @@ def _add_motion(
     return sources, moves
 
 
-def _add_extended(
+def _with_extended(
     sentences: list[list[str]], recording: Recording, estimate: Estimate, moves: Bool[Tensor, "S K"]
-) -> None:
-    """Add sources that are not one point."""
+) -> Estimate:
+    """Add sources that are not one point, and their sizes to the error bars of their directions."""
     gain, size = spread_gain(recording, estimate.sources)
     extended = (gain > _SPREAD_NOTE_NATS) & ~moves
     if recording.has_coherent_symbols and estimate.panel_error is not None:
@@ -740,6 +740,9 @@ def _add_extended(
             sentences[scene].append(Doubt(f"{text} {within}", "sources_extended"))
         else:
             sentences[scene].append(f"source {source} may be several sources {within}")
+    variance = torch.where(extended, size.square(), 0).to(estimate.covariance)
+    wider = torch.diag_embed(torch.stack((variance, variance, torch.zeros_like(variance)), dim=-1))
+    return replace(estimate, covariance=estimate.covariance + wider)
 
 
 def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
