@@ -225,19 +225,25 @@ def _multipath(scatterers: int) -> Make:
     return make
 
 
-def _close(count: int, seed: int, system: System) -> Recording:
-    made = scenes_of(count, seed, system, 1)
-    assert made.truth is not None
-    generator = torch.Generator().manual_seed(seed + 4)
-    angle = 2 * math.pi * torch.rand(count, 1, dtype=torch.float64, generator=generator)
-    first = made.truth.each(lambda value: value[:, :1])
-    azimuth, elevation = first.azimuth.rad2deg(), first.elevation.rad2deg()
-    truth = Sources.from_degrees(
-        torch.cat((azimuth - angle.cos(), azimuth + angle.cos()), dim=1),
-        torch.cat((elevation - angle.sin(), elevation + angle.sin()), dim=1),
-        first.range.expand(-1, 2),
-    )
-    return receive(replace(made, truth=truth), 10, seed)
+def close(separation_deg: float, snr_db: float) -> Make:
+    """Two sources at the same range, in any direction from each other."""
+
+    def make(count: int, seed: int, system: System) -> Recording:
+        made = scenes_of(count, seed, system, 1)
+        assert made.truth is not None
+        generator = torch.Generator().manual_seed(seed + 4)
+        angle = 2 * math.pi * torch.rand(count, 1, dtype=torch.float64, generator=generator)
+        first = made.truth.each(lambda value: value[:, :1])
+        azimuth, elevation = first.azimuth.rad2deg(), first.elevation.rad2deg()
+        half = separation_deg / 2
+        truth = Sources.from_degrees(
+            torch.cat((azimuth - half * angle.cos(), azimuth + half * angle.cos()), dim=1),
+            torch.cat((elevation - half * angle.sin(), elevation + half * angle.sin()), dim=1),
+            first.range.expand(-1, 2),
+        )
+        return receive(replace(made, truth=truth), snr_db, seed)
+
+    return make
 
 
 def _wave(wave: str, snr_db: float) -> Make:
@@ -332,7 +338,7 @@ ROWS = [
     Row("6 sources (10 dB)", sound(6, 10)),
     Row("7 sources (10 dB)", sound(7, 10)),
     Row("8 sources (10 dB)", sound(8, 10)),
-    Row("two sources 2 deg apart (10 dB)", _close),
+    Row("two sources 2 deg apart (10 dB)", close(2, 10)),
     Row("Fresnel wave (10 dB)", _wave("fresnel", 10)),
     Row("paraxial wave (10 dB)", _wave("paraxial", 10)),
     Row("Fresnel wave (20 dB)", _wave("fresnel", 20)),

@@ -12,7 +12,7 @@ import torch
 from rismusic import Sources, load_sample, locate, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
-from rismusic.estimation.estimate import Reason
+from rismusic.estimation.estimate import Estimate, Reason
 from rismusic.estimation.model_error import with_dense_operator
 from rismusic.io import read
 from rismusic.metrics import match
@@ -242,6 +242,14 @@ def test_a_channel_of_too_little_rank_is_named(rank, doubtful, generator):
         assert not match(found.sources, truth).hit.all()
 
 
+def test_a_sixth_source_is_searched_as_the_others_were_fitted():
+    """Where the fields of five sources are projected out instead, three of these scenes pass."""
+    made = blind(simulate(scenes=40, sources=6, snr_db=10, seed=8))
+    found = locate(made, method="omp")
+    passed = [status == "ok" and K == 5 for status, K in zip(found.status, found.n_sources, strict=True)]
+    assert sum(passed) <= 1
+
+
 def test_another_wave_is_named():
     made = blind(simulate(scenes=4, sources=1, snr_db=20, panel={"wave": "fresnel"}, seed=9))
     assert all(said(locate(replace(made, wave="spherical"), method="omp"), "try --wave fresnel"))
@@ -358,6 +366,34 @@ def test_a_weak_source_that_is_there_is_not_taken_for_a_pair():
     found = locate(blind(simulate(scenes=20, sources=sources, snr_db=10, seed=8)), method="omp")
     assert not any(said(found, "within a beam"))
     assert (found.n_sources == 2).sum() > 10
+    # A second source that moves to where the weak one is, is none beside another.
+    five = blind(simulate(scenes=40, sources=5, snr_db=10, seed=8))
+    assert not any(said(locate(five, method="omp"), "within a beam"))
+
+
+def test_a_weak_source_that_stands_for_a_pair_is_doubtful():
+    """Without it, the other source is no point."""
+    pair = Sources.from_degrees([9.0, 11.0], [4.0, 4.0], [4.0, 4.0])
+    found = locate(blind(simulate(scenes=100, sources=pair, snr_db=10, seed=9)), method="omp")
+    named = sum(said(found, "may not be there"))
+    silent = sum(status == "ok" and K > 1 for status, K in zip(found.status, found.n_sources, strict=True))
+    assert named > 3 * silent
+
+
+def test_the_error_bar_of_a_source_that_is_no_point_covers_its_parts():
+    pair = Sources.from_degrees([9.0, 11.0], [4.0, 4.0], [4.0, 4.0])
+    recording = blind(simulate(scenes=8, sources=pair, snr_db=10, seed=8))
+    found = locate(recording, method="omp", n_sources=1)
+    several = torch.tensor(said(found, "source 0 is not one point"))
+    assert several.sum() >= 5
+    error = (found.azimuth_deg[:, :1] - torch.tensor([9.0, 11.0])).abs()
+    bound = Estimate.from_sources(recording, found.sources)
+    assert (error[several] > 4 * bound.azimuth_std_deg[several]).any()
+    assert (error[several] < 3 * found.azimuth_std_deg[several]).all()
+    torch.testing.assert_close(found.std[..., 2], bound.std[..., 2])
+    point = blind(simulate(scenes=3, sources=1, snr_db=10, seed=8))
+    found = locate(point, method="omp", n_sources=1)
+    torch.testing.assert_close(found.covariance, Estimate.from_sources(point, found.sources).covariance)
 
 
 def test_sources_are_where_they_are_as_often_as_stated():

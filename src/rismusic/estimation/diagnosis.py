@@ -59,7 +59,7 @@ from rismusic.estimation.model_error import (
 )
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
-from rismusic.estimation.relax import beside
+from rismusic.estimation.relax import MIN_GAIN_NATS, beside
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, project_out
 from rismusic.io import Recording
 from rismusic.sources import Sources
@@ -94,9 +94,6 @@ _SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
 _WAVE_SCENES = 16
 # From this one on, a note says that a source may be no point, which one in 200 points has too.
 _SPREAD_NOTE_NATS = 3.0
-# A pair of sources within a beam has to raise the log-likelihood of one source by this (nats): by chance, its
-# four unknowns do so with a probability of 1e-4.
-_PAIR_NATS = 12.0
 # Log prior (nats) of a motion in place of a source, with the prior volume of its two unknowns.
 _MOTION = -8.0
 # Elements at most this far apart (wavelengths) have no grating lobes. Correlation of steering vectors from
@@ -163,10 +160,11 @@ def diagnosed(
 
 
 def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
-    """Weigh the weakest source against a second source within a beam of another one.
+    """Weigh the weakest source against two sources within a beam in place of another one.
 
-    What one source leaves of an unresolved pair may be explained by a weak source anywhere. The pair takes
-    its place where its evidence is higher, and is named where its probability is above 1 - :data:`UNCERTAIN`.
+    What one source leaves of an unresolved pair may be explained by a weak source anywhere. Without that one,
+    another source is no point. The pair takes its place where its evidence is higher, and is named where the
+    probability of a source that is no point is above 1 - :data:`UNCERTAIN`.
     """
     sound = torch.tensor([status == "ok" for status in estimate.status], device=estimate.p_value.device)
     if estimate.panel_error is not None:
@@ -182,26 +180,33 @@ def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> E
     some, part, here = some[weak], part[weak], here[weak]
     fit = partial(nfmle, volume=grid.volume, criterion=spec.criterion)
     fewer = fit(part, _strongest(here, here.n_sources - 1))
+    no_point = spread_gain(part, fewer.sources)[0].amax(1)
+    likely = (no_point > _SPREAD_NATS).nonzero()[:, 0]
+    if len(likely) == 0:
+        return estimate
+    some, part, here = some[likely], part[likely], here[likely]
+    fewer, no_point = fewer[likely], no_point[likely]
     others, kept = unpack(fewer.sources, part)
     active = here.sources.active
     places = beside(torch.where(kept[..., None], others, others[:, :1]), grid)
     rows = torch.arange(len(some), device=some.device)
     near = CandidateSearch(grid, part, places).place_beside(rows, others, kept, None)
     pair = fit(part, pack(torch.where((active & ~kept)[..., None], near[:, None], others), active))
-    gain = log_evidence(part, pair, grid.volume) - _evidence(part, here.sources, grid.volume)
-    likely = fewer.neg_log_likelihood - pair.neg_log_likelihood > _PAIR_NATS
+    evidence = _evidence(part, here.sources, grid.volume)
+    better = log_evidence(part, pair, grid.volume) - evidence > MIN_GAIN_NATS
+    gain = log_evidence(part, fewer, grid.volume) + no_point - evidence
     least = -math.log(UNCERTAIN / (1 - UNCERTAIN)) / EVIDENCE_WEIGHT
     sentences = [list(one) for one in estimate.warnings]
-    for row in (likely & (gain <= 0) & (gain > least)).nonzero()[:, 0].tolist():
+    for row in (~better & (gain > least)).nonzero()[:, 0].tolist():
         sentences[int(some[row])].append(
             Reason(
-                f"source {int(here.n_sources[row]) - 1} may not be there: two sources within a beam explain "
-                f"the data nearly as well (log evidence {float(gain[row]):+.1f} nats)"
+                f"source {int(here.n_sources[row]) - 1} may not be there: two sources within a beam in place "
+                f"of another one explain the data too (log evidence {float(gain[row]):+.1f} nats)"
             )
         )
     estimate = replace(estimate, warnings=sentences)
-    better = (likely & (gain > 0)).nonzero()[:, 0]
-    return _with_fit(recording, estimate, some[better], pair[better], spec)
+    which = better.nonzero()[:, 0]
+    return _with_fit(recording, estimate, some[which], pair[which], spec)
 
 
 def _weighed_twice(
@@ -551,7 +556,7 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
         sources, moves = _add_motion(sentences, recording, estimate)
         _add_grating_lobes(sentences, recording, estimate, spec)
     if recording.pilots is None:
-        _add_extended(sentences, recording, estimate, moves)
+        estimate = _with_extended(sentences, recording, estimate, moves)
         estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
     _add_unresolved(sentences, recording, estimate)
     for scene, sentence in _better_wave(recording, estimate, spec):
@@ -750,10 +755,10 @@ def _add_motion(
     return sources, moves
 
 
-def _add_extended(
+def _with_extended(
     sentences: list[list[str]], recording: Recording, estimate: Estimate, moves: Bool[Tensor, "S K"]
-) -> None:
-    """Add sources that are not one point."""
+) -> Estimate:
+    """Add sources that are not one point, and their sizes to the error bars of their directions."""
     gain, size = spread_gain(recording, estimate.sources)
     extended = (gain > _SPREAD_NOTE_NATS) & ~moves
     if recording.has_coherent_symbols and estimate.panel_error is not None:
@@ -766,6 +771,9 @@ def _add_extended(
             sentences[scene].append(Reason(f"{text} {within}", "sources_extended"))
         else:
             sentences[scene].append(f"source {source} may be several sources {within}")
+    variance = torch.where(extended, size.square(), 0).to(estimate.covariance)
+    wider = torch.diag_embed(torch.stack((variance, variance, torch.zeros_like(variance)), dim=-1))
+    return replace(estimate, covariance=estimate.covariance + wider)
 
 
 def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
@@ -840,8 +848,12 @@ def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Boo
     grid = searched_grid(recording, spec)
     search = GridSearch(Dictionary.of(grid), recording)
     scenes = torch.arange(S, device=active.device)
-    place = search.place_beside(scenes, positions[:, :K], active[:, :K], None)
-    more = torch.cat((positions[:, :K], place[:, None]), dim=1)
+    positions, active = positions[:, :K], active[:, :K]
+    assert estimate.sources.power is not None
+    power = torch.where(active, estimate.sources.power[:, :K], 0).double()
+    # Searched as the others were fitted: what they share with it is not lost.
+    place = search.place_beside(scenes, positions, active, (power, estimate.noise_variance.double()))
+    more = torch.cat((positions, place[:, None]), dim=1)
     there = torch.ones(S, K + 1, dtype=torch.bool, device=active.device)
     fit = nfmle(recording, pack(more, there), grid.volume, criterion=spec.criterion)
     return log_evidence(recording, fit, grid.volume) > _evidence(recording, estimate.sources, grid.volume)

@@ -102,7 +102,8 @@ class Estimate:
             where there is none.
         covariance: [S, K_max, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m) of each
             source: the unconditional Cramer-Rao bound at the estimate, or that with the panel's errors
-            unknown (:mod:`rismusic.estimation.calibration`). Infinite where the data do not determine them.
+            unknown (:mod:`rismusic.estimation.calibration`). The size of a source that is not one point is
+            added to its angles. Infinite where the data do not determine them.
         snr_db: [S, K_max] received power of each source over the noise variance, dB.
         noise_variance: [S] as recorded, or estimated where it is not.
         neg_log_likelihood: [S] minus the unconditional log-likelihood of the scene in nats, without the
