@@ -152,7 +152,7 @@ def locate(
     )
     # Blocks in several threads, each with the operations of one: operations of one block gain less.
     threads = 1
-    if not several and recording.snapshots.device.type == "cpu":
+    if ESTIMATORS.is_builtin(chosen.method) and not several and recording.snapshots.device.type == "cpu":
         threads = min(torch.get_num_threads(), _MOST_THREADS, max(1, len(blocks)))
     workers = min(workers, max(1, len(blocks)))
     with one_thread() if threads > 1 else nullcontext():

@@ -54,6 +54,10 @@ class Registry:
         """All known names, the built-in ones first."""
         return tuple(dict.fromkeys((*self._builtin, *self._entry_points(), *self._registered)))
 
+    def is_builtin(self, name: str) -> bool:
+        """Whether an entry belongs to the package. Only those are known to be safe in several threads."""
+        return name in self._builtin
+
     def __contains__(self, name: object) -> bool:
         return name in self._builtin or name in self._registered or name in self._entry_points()
 

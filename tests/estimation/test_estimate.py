@@ -251,10 +251,10 @@ def test_entry_points_are_found_without_an_import(monkeypatch):
 
 def test_gradients_of_an_own_estimator_stay_inside(recording):
     """What ``locate`` returns carries no gradient, even if the estimator's positions do."""
+    truth = replace(recording.truth, power=None, symbols=None)
 
     def factory(spec):
         def estimator(some, n_sources):
-            truth = replace(some.truth, power=None, symbols=None)
             made = Estimate.from_sources(some, truth, spec=spec)
             moved = replace(made.sources, azimuth=made.sources.azimuth.clone().requires_grad_(True))
             return replace(made, sources=moved)

@@ -318,7 +318,10 @@ def test_sbl_starts_from_the_likeliest_peaks():
     starts = Starts.prepare(search, count, strategy)
     value = [
         refine(made, peaks, active, search.grid.volume, criterion="unconditional").value
-        for peaks in (starts.peaks[:, :3], starts._best_peaks(count, active, strategy))
+        for peaks in (
+            starts.peaks[:, :3],
+            starts._best_subset(torch.arange(12), 3, "unconditional", every=False),
+        )
     ]
     assert (value[1] < value[0] + 1).all()
     assert (value[1] < value[0] - 1).sum() >= 3

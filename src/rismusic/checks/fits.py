@@ -294,7 +294,8 @@ class _Form:
 
     def evidence(self, scenes: slice, fit: Fit) -> Float[Tensor, "S"]:
         """Log-evidence of the sources of a fit, nats."""
-        return log_evidence(as_fitted(self.recording[scenes]), fit, self._grid.volume)
+        part = as_fitted(self.recording[scenes])
+        return log_evidence(part, fit, self._grid.volume, identifiable=False)
 
     @cached_property
     def _grid(self) -> SearchGrid:

@@ -129,13 +129,17 @@ def select_model_order(
     return SelectedOrder(best, log_posterior)
 
 
-def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor, "S"]:
+def log_evidence(
+    recording: Recording, fit: Fit, volume: Volume, *, identifiable: bool = True
+) -> Float[Tensor, "S"]:
     """Laplace approximation of the log evidence for K sources (nats), up to a constant of the scene.
 
     Args:
         recording: S scenes.
         fit: fit with K sources, at the maximum of the unconditional likelihood.
         volume: the search volume, over which azimuth, elevation and 1/range have a uniform prior.
+        identifiable: whether all powers have to be identifiable. Otherwise the evidence is minus infinity: a
+            source without identifiable power costs nothing, and would tie with no source.
     """
     positions, active = unpack(fit.sources, recording)
     assert fit.sources.power is not None
@@ -163,29 +167,32 @@ def log_evidence(recording: Recording, fit: Fit, volume: Volume) -> Float[Tensor
                 J, w = _with_correlations(part, at, w, noise)
             else:
                 _, _, J = unconditional(at, power[block], noise)
-        volumes.append(log_occam_factor(J, w, powers))
+        volumes.append(log_occam_factor(J, w, powers, identifiable=identifiable))
     return torch.cat(volumes) - fit.neg_log_likelihood
 
 
 def log_occam_factor(
-    J: Float[Tensor, "S U U"], width: Float[Tensor, "S U"], powers: Int64[Tensor, "P K"]
+    J: Float[Tensor, "S U U"],
+    width: Float[Tensor, "S U"],
+    powers: Int64[Tensor, "P K"],
+    *,
+    identifiable: bool = True,
 ) -> Float[Tensor, "S"]:
     """Log evidence less the log-likelihood: what the prior volume of the unknowns costs.
-
-    A source whose power is not identifiable is none: minus infinity. It costs nothing, since its unknowns
-    keep their prior volume.
 
     Args:
         J: Fisher information.
         width: prior widths of the unknowns; 0 for those that are absent or known.
         powers: places of the log powers of the K sources among the unknowns, one row for each panel.
+        identifiable: see :func:`log_evidence`.
     """
     scaled = width[:, :, None] * J * width[:, None, :] / (2 * math.pi)
-    identifiable = (scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1).any(1).sum(-1)
+    found = (scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1).any(1).sum(-1)
     scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
-    cost = torch.lgamma(identifiable.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
-    present = (width[:, powers] > 0).any(1).sum(-1)
-    return cost.where(identifiable == present, -math.inf)
+    factor = torch.lgamma(found.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
+    if not identifiable:
+        return factor
+    return factor.where(found == (width[:, powers] > 0).any(1).sum(-1), -math.inf)
 
 
 def _with_correlations(
