@@ -1,85 +1,56 @@
-"""Speed of the hybrid estimator: ``python benchmarks/hybrid.py [--weights FILE] [--json FILE]``.
+"""Scenes per second of the default estimator: ``python benchmarks/hybrid.py [--json FILE]``.
 
-K = 3, 10 dB, default system, noise variance estimated, 2 threads: scenes/s of 256 scenes, K known and
-unknown, the time of a single scene after loading, and the share of processor time of each part.
+Default system, K drawn from 1 to 5, noise variance estimated, 256 scenes: K unknown and known, in one thread,
+two threads and two processes, beside ``omp`` in the same run; and the time of one scene alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import cProfile
-import pstats
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from measure import report
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.simulation.simulator import simulate
 
-SCENES, SOURCES, SINGLE = 256, 3, 20
-# Name of a part, the file and the function that do it.
-PARTS = {
-    "statistics of the snapshots": ("statistics.py", ("observe", "__call__")),
-    "learned stages": ("network.py", ("forward",)),
-    "MUSIC and Newton": ("spectra.py", ("rap_music_sources",)),
-    "NF-MLE": ("maximum_likelihood.py", ("nfmle",)),
-    "goodness of fit": ("goodness_of_fit.py", ("goodness_of_fit",)),
-    "error bars": ("crb.py", ("unconditional_crb",)),
-}
+SCENES, SINGLE = 256, 24
+# Torch threads and processes.
+WAYS = {"one thread": (1, 1), "two threads": (2, 1), "two processes": (1, 2)}
 
 
-def located(recording: Recording, weights: str, sources: int | str) -> None:
-    locate(recording, n_sources=sources, method="hybrid", weights=weights)
-
-
-def seconds(recordings: Sequence[Recording], weights: str, sources: int | str) -> float:
-    """Median over the recordings, after a warm-up."""
-    located(recordings[0], weights, sources)
-    times = []
-    for recording in recordings:
-        start = time.perf_counter()
-        located(recording, weights, sources)
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
-
-
-def shares(recording: Recording, weights: str) -> dict[str, float]:
-    """Share of each part in the time of the processor, K known."""
-    profile = cProfile.Profile(time.process_time)
-    profile.runcall(located, recording, weights, SOURCES)
-    spent = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-    total = max(entry[3] for entry in spent.values())
-
-    def of(file: str, name: str) -> float:
-        """Of functions of one name in a file the outermost."""
-        return max(
-            (one[3] for (path, _, own), one in spent.items() if (Path(path).name, own) == (file, name))
-        )
-
-    return {part: sum(of(file, name) for name in names) / total for part, (file, names) in PARTS.items()}
+def rate(
+    recording: Recording, n_sources: Tensor | str, threads: int = 1, workers: int = 1, method: str = "hybrid"
+) -> float:
+    """Scenes per second, after a warm-up."""
+    torch.set_num_threads(threads)
+    locate(recording[: SCENES // 4], n_sources="auto", method=method)
+    start = time.perf_counter()
+    locate(recording, n_sources=n_sources, method=method, workers=workers)
+    return len(recording) / (time.perf_counter() - start)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--weights", default="ideal")
-    weights = parser.parse_known_args()[0].weights
-    torch.set_num_threads(2)
-    made = replace(simulate(scenes=3 * SCENES, sources=SOURCES, snr_db=10.0), noise_variance=None, truth=None)
-    batches = [made[start : start + SCENES] for start in range(0, len(made), SCENES)]
-    rows: dict[str, float | str] = {
-        "K known: scenes/s": SCENES / seconds(batches, weights, SOURCES),
-        "K not known: scenes/s": SCENES / seconds(batches, weights, "auto"),
-    }
-    single = [made[scene : scene + 1] for scene in range(SINGLE)]
-    rows["K known, one scene: ms"] = 1e3 * seconds(single, weights, SOURCES)
-    rows["K not known, one scene: ms"] = 1e3 * seconds(single, weights, "auto")
-    rows |= {f"share of {part}": value for part, value in shares(batches[0], weights).items()}
-    report("Hybrid estimator", rows)
+    rows: dict[str, float | str] = {}
+    for snr_db in (10.0, 0.0):
+        made = simulate(scenes=SCENES, sources=(1, 5), snr_db=snr_db, seed=3)
+        assert made.truth is not None
+        count = made.truth.active.sum(-1)
+        made = replace(made, noise_variance=None, truth=None)
+        for way, (threads, workers) in WAYS.items():
+            rows[f"{snr_db:g} dB, K unknown, {way}: scenes/s"] = rate(made, "auto", threads, workers)
+            rows[f"{snr_db:g} dB, K known, {way}: scenes/s"] = rate(made, count, threads, workers)
+        rows[f"{snr_db:g} dB, K unknown, omp, one thread: scenes/s"] = rate(made, "auto", method="omp")
+        torch.set_num_threads(1)
+        alone = [made[scene : scene + 1] for scene in range(SINGLE)]
+        start = time.perf_counter()
+        for scene in alone:
+            locate(scene)
+        rows[f"{snr_db:g} dB, K unknown, one scene: ms"] = 1e3 * (time.perf_counter() - start) / SINGLE
+    report("Default estimator", rows)
 
 
 if __name__ == "__main__":
