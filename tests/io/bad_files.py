@@ -248,6 +248,15 @@ def _member(directory: Path) -> Path:
     return path
 
 
+@bad("code in the header of an array of .npz", "snapshots", "cannot be read")
+def _npz_code(directory: Path) -> Path:
+    path = write_npz(directory / "a.npz", {k: v for k, v in sound().items() if k != "snapshots"})
+    header = b"{'descr': '<c8', 'fortran_order': False, 'shape': __import__('os').getcwd()}\n"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("snapshots.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    return path
+
+
 @bad("damaged compressed .npz", "snapshots", "cannot be read")
 def _damaged(directory: Path) -> Path:
     path = write_npz(directory / "a.npz", sound(), compressed=True)

@@ -21,6 +21,7 @@ def test_bad_input_is_one_sentence_that_names_the_field(case: BadInput, tmp_path
     assert case.fragment in sentence
     assert str(path) in sentence
     assert "\n" not in sentence
+    assert "object at 0x" not in sentence
 
 
 def test_names_are_distinct() -> None:

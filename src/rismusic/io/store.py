@@ -124,11 +124,12 @@ def understood(field: str, expected: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        # What HDF5 and the system say is about their calls, not about the file.
-        theirs = isinstance(error, (OSError, RuntimeError, KeyError)) or reason(error).startswith("Unable to")
-        raise InputError(
-            field, f"{expected}; cannot be read{'' if theirs else f' ({reason(error)})'}"
-        ) from error
+        # What HDF5, the system and Python's parser say is about their calls, not about the file.
+        said = reason(error)
+        theirs = isinstance(error, (OSError, RuntimeError, KeyError)) or said.startswith("Unable to")
+        if theirs or "object at 0x" in said:
+            said = ""
+        raise InputError(field, f"{expected}; cannot be read{said and f' ({said})'}") from error
 
 
 def reason(error: Exception) -> str:
