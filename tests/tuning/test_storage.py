@@ -191,6 +191,13 @@ def without_a_column(path):
     connection.close()
 
 
+def with_a_text_for_a_number(path):
+    a_study(path, "tune").add_trial(optuna.trial.create_trial(value=1.0))
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE trials SET number = 'FAIL'")
+    connection.close()
+
+
 def of_another_program(path):
     a_study(path, "tune").add_trial(optuna.trial.create_trial(value=1.0))
 
@@ -220,6 +227,7 @@ def a_study(path, name):
         (of_an_older_optuna, True, "no longer compatible with the table schema"),
         (half_of_an_optuna, True, "is damaged: the version of its tables is missing"),
         (a_view_in_place_of_a_table, False, "is damaged: no table trial_values"),
+        (with_a_text_for_a_number, True, "column number of table trials has a text in place of a number"),
         (without_a_column, False, "table trial_intermediate_values has no column intermediate_value_type"),
         (of_another_program, False, "'tune' was not written by rismusic tune"),
         (with_other_settings, False, "'tune' exists in this storage with other settings"),

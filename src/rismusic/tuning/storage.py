@@ -20,7 +20,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial
-from sqlalchemy import URL, create_engine, inspect, make_url
+from sqlalchemy import URL, Float, Integer, create_engine, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from rismusic.errors import InputError
@@ -186,11 +186,11 @@ def _opened(
     elif read_only:
         options = {"execution_options": {"postgresql_readonly": True}}
     # Optuna fills in a template.
-    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    template = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
     try:
         with experimental():
             opened = RDBStorage(
-                text,
+                template,
                 engine_kwargs=options,
                 skip_table_creation=read_only,
                 heartbeat_interval=heartbeat_s,
@@ -217,24 +217,30 @@ def _opened(
 def _check_columns(opened: RDBStorage, shown: URL) -> None:
     """Compare the tables with those of a new database.
 
-    Optuna reads them where it needs them: a view in place of a table fails at the end of the first trial.
+    Optuna reads them where it needs them: a view in place of a table fails at the end of the first trial, and
+    so does a text in a column of numbers, which SQLite stores.
 
     Raises:
-        InputError: a table or a column is missing.
+        InputError: a table or a column is missing, or has a text where numbers belong.
     """
     with experimental():
         new = RDBStorage("sqlite://")
     try:
         found, wanted = inspect(opened.engine), inspect(new.engine)
-        tables = set(found.get_table_names())
+        tables, sqlite = set(found.get_table_names()), opened.engine.dialect.name == "sqlite"
         for table in wanted.get_table_names():
             columns = {one["name"] for one in found.get_columns(table)} if table in tables else set()
             for column in wanted.get_columns(table):
-                if column["name"] not in columns:
-                    missing = (
-                        f"table {table} has no column {column['name']}" if columns else f"no table {table}"
-                    )
-                    raise InputError("storage", f"the database {_shown(shown)} is damaged: {missing}")
+                name, damage = column["name"], ""
+                if name not in columns:
+                    damage = f"table {table} has no column {name}" if columns else f"no table {table}"
+                elif sqlite and isinstance(column["type"], (Integer, Float)):
+                    words = f"SELECT 1 FROM {table} WHERE typeof({name}) IN ('text', 'blob') LIMIT 1"
+                    with opened.engine.connect() as connection:
+                        if connection.execute(text(words)).first():
+                            damage = f"column {name} of table {table} has a text in place of a number"
+                if damage:
+                    raise InputError("storage", f"the database {_shown(shown)} is damaged: {damage}")
     finally:
         new.remove_session()
         new.engine.dispose()
