@@ -46,7 +46,7 @@ _CONSTANT = names(
 # Changes in place that depend on the old values.
 _ALTERING = names("mul_ div_ add_ sub_ clamp_ __imul__ __idiv__ __itruediv__ __iadd__ __isub__ log_ neg_")
 # Results of these have the size of their argument, but do not depend on its values.
-_LIKE = names("randn_like rand_like randint_like zeros_like ones_like full_like empty_like") | names(
+LIKE = names("randn_like rand_like randint_like zeros_like ones_like full_like empty_like") | names(
     "new_zeros new_ones new_full new_empty size numel dim"
 )
 DROPOUT = names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout")
@@ -289,7 +289,7 @@ class TapeRecorder:
         copied = any(isinstance(one, nn.Parameter) for one in mutated) and not torch.is_grad_enabled()
         if (not outs and not mutated) or copied or self.problem:
             return
-        tainted = name not in _LIKE and any(self.depends(one) for one, _ in found)
+        tainted = name not in LIKE and any(self.depends(one) for one, _ in found)
         for one in (*outs, *mutated):
             self._tensors[id(one)] = one
         whole = [one for one in outs if one.is_floating_point() or one.is_complex()]

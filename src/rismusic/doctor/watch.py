@@ -125,6 +125,9 @@ class Watch:
             for part in self.module.children():
                 handles.append(part.register_forward_pre_hook(Hook(self._before_forward)))
                 handles.append(part.register_forward_hook(Hook(self._after_forward)))
+        for part in self.module.modules():
+            if part is not self.module and next(part.parameters(recurse=False), None) is not None:
+                handles.append(part.register_forward_pre_hook(Hook(self._before_layer)))
         handles += self._tape.hooks()
         for weight in self.module.parameters():
             if weight.requires_grad:
@@ -212,6 +215,10 @@ class Watch:
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
+
+    def _before_layer(self, part: nn.Module, given: Any) -> None:
+        if given:
+            self._validations.enter(given[0])
 
     def _after_forward(self, part: nn.Module, _: Any, result: Any) -> None:
         if part is self.module:
