@@ -599,6 +599,11 @@ class Replay:
             self.base = self.run()
         self.loss = float(self.base[tape.loss])
 
+    def keeping(self, keys: Iterable[int]) -> Replay:
+        """The replay, without its tensors of the recorded data but some, of which many batches have many."""
+        self.base = {key: self.base[key] for key in keys}
+        return self
+
     def forget_statistics(self) -> None:
         """Let batch normalisation use the statistics of the next run."""
         self._norms.clear()

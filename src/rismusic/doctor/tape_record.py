@@ -172,6 +172,12 @@ class TapeRecord:
         return any(not torch.equal(weight, start) for weight, start in self._silent.values())
 
     @property
+    def detached(self) -> bool:
+        """Whether a loss uses detached outputs, so that its gradient is not that of its value."""
+        calls = (call for tape in self.first.values() for call in tape.calls)
+        return any(call.name == "detach" and call.grad and not call.pure for call in calls)
+
+    @property
     def start_reports(self) -> list[Report]:
         """What the first tapes said."""
         if not self._start:
