@@ -216,7 +216,7 @@ class Watch:
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
 
-    def _before_layer(self, part: nn.Module, given: Any) -> None:
+    def _before_layer(self, _: nn.Module, given: Any) -> None:
         if given:
             self._validations.enter(given[0])
 
