@@ -169,6 +169,7 @@ class TapeRecorder:
     Attributes:
         on: whether calls are recorded.
         problem: why the present record cannot be repeated; empty if it can.
+        over: likewise, if it is too large.
         step_bytes: the most memory of a loss, with its weights and gradients, up to now.
     """
 
@@ -192,7 +193,7 @@ class TapeRecorder:
     def clear(self) -> None:
         """Forget all calls."""
         self._release()
-        self.problem = ""
+        self.problem = self.over = ""
         self.never.update(line for _, line in self._older.values())
         self._older, self._collected = self._collected, {}
         self._window += 1
@@ -217,7 +218,7 @@ class TapeRecorder:
         """Leave out the rest up to the next step, and release what was recorded."""
         self._release()
         self._older, self._collected = {}, {}
-        self.problem = problem
+        self.problem = self.over = problem
 
     @property
     def budget(self) -> int:

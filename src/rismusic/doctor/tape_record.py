@@ -40,8 +40,8 @@ class TapeRecord:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.problem = ""
-        # Why the last tape that is missing was not kept.
-        self.skipped = ""
+        # Which losses are not repeated because of the memory that it takes.
+        self.over = ""
         self.first: dict[str, Tape] = {}
         self.early: list[Tape] = []
         self.late: deque[Tape] = deque(maxlen=_KEPT)
@@ -80,10 +80,12 @@ class TapeRecord:
         try:
             tape = recorder.cut(loss)
             if isinstance(tape, str):
+                self.over = recorder.over or self.over
                 self._give_up(tape)
                 return
             if tape.nbytes > _ONE * recorder.budget:
-                self._give_up(f"the batches are too large to be kept ({tape.nbytes / 2**20:.3g} MiB each)")
+                self.over = f"the batches are too large to be kept ({tape.nbytes / 2**20:.3g} MiB each)"
+                self._give_up(self.over)
                 return
             if step < _KEPT and not self._silent:
                 self._silent = _silent_weights(tape)
@@ -112,7 +114,6 @@ class TapeRecord:
             self.late.popleft()
 
     def _give_up(self, reason: str) -> None:
-        self.skipped = reason
         if not self.first:
             self.problem = reason
 
@@ -293,8 +294,8 @@ class TapeRecord:
         if self.problem or not self.first:
             return []
         tapes = [*self.early, *self.late]
-        if self.skipped and len(tapes) < 4:
-            return [report_of("LEARNED", f"left out: {self.skipped}", [])]
+        if self.over and len(tapes) < 4:
+            return [report_of("LEARNED", f"left out: {self.over}", [])]
         state, self.checking = torch.get_rng_state(), True
         kinds = _of_one_kind(tapes), _of_one_kind(list(self.late or self.early))
         loop = LearningChecks(self.module, self.first, kinds, tapes[-1], self.initial, steps, own, alone)

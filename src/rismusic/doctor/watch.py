@@ -151,6 +151,8 @@ class Watch:
             diagnosis = self.diagnosis
             for line in [*diagnosis.lines, diagnosis.verdict]:
                 self._say(line)
+            if self._tapes.over:
+                self._say(f"Some losses were not repeated with other data: {self._tapes.over}.")
 
     @property
     def diagnosis(self) -> Diagnosis:
