@@ -131,11 +131,11 @@ class Watch:
         handles += self._tape.hooks()
         for weight in self.module.parameters():
             if weight.requires_grad:
-                handles.append(weight.register_hook(self._gradient_hook(weight)))
+                handles.append(weight.register_hook(Hook(self._gradient_hook(weight))))
         # All optimizers of the process, so that those count that a framework makes within the context.
         handles += [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
+            register_optimizer_step_pre_hook(Hook(self._before_step)),
+            register_optimizer_step_post_hook(Hook(self._after_step)),
         ]
         for handle in handles:
             stack.callback(handle.remove)
