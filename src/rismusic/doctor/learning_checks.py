@@ -35,6 +35,14 @@ _LINKS = names(
     "silu squeeze unsqueeze view reshape flatten clone contiguous transpose permute float clamp"
 )
 _SUMS = names("add __add__ __radd__ sub __sub__ __rsub__ add_ __iadd__")
+# Relative change of a gradient that rounding does not explain.
+_MOVED = 1e-3
+# Calls in which the weights of a layer meet its input; what other calls do with weights compares them.
+_LAYERS = names(
+    "linear bilinear matmul __matmul__ __rmatmul__ mm mv bmm addmm baddbmm einsum tensordot embedding "
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d __getitem__ index_select "
+    "gather lstm gru rnn_tanh rnn_relu multi_head_attention_forward"
+)
 _LINEAR = names(
     "mul __mul__ __rmul__ div __truediv__ true_divide sum mean neg __neg__ stack squeeze view reshape"
 )
@@ -123,7 +131,9 @@ class LearningChecks:
             and all(one[k].get(key, 0.0) == 0 for one in (early, late) for k in data)
             and any(one[k].get(key, 0.0) > 0 for one in (early, late) for k in others)
         ]
-        if only and others and all(constant_order(last, terms[k].key) for k in others):
+        penalties = [terms[k].key for k in others]
+        apart = only and others and not _meets_data(tapes[-2:], only, penalties)
+        if apart and all(constant_order(last, key) for key in penalties):
             names = {id(p): name for name, p in self.module.named_parameters()}
             found.append(
                 must_be_zero(
@@ -195,6 +205,8 @@ class LearningChecks:
             f"after {self.steps} steps the outputs are no better than one constant output (loss {level:.3g})"
         )
         if not tapes[-1].targets:
+            if _bypassed(tapes[-1]):
+                raise LeftOutError("the loss compares with no data outside the network, but maybe within it")
             return [
                 at_least(
                     name,
@@ -388,6 +400,49 @@ def terms_of(tape: Tape) -> list[Term]:
     return terms
 
 
+def _meets_data(tapes: Sequence[Tape], weights: Sequence[int], terms: Sequence[int]) -> bool:
+    """Whether terms compare what some weights make with anything else that depends on the data.
+
+    The codes of a quantiser are compared with the detached output of the encoder, and a prior with the
+    posterior: with the data of another batch, another output is the best one. A penalty stays the same.
+
+    Args:
+        tapes: the last two batches, of one kind; the last one is judged.
+        weights: keys of the weights.
+        terms: keys of the terms.
+    """
+    if len(tapes) < 2:
+        return False
+    old, last = tapes
+    own, data, made = set(weights), set(last.roots), set[int]()
+    for call in last.calls:
+        ours, free = ([key for key in call.reads if key in keys] for keys in (own, data))
+        if ours and free and call.grad:
+            made.update(call.outs if call.name in _LAYERS else ours)
+        (own if ours and not free else data if free else set()).update((*call.outs, *call.mutated))
+    if not made:
+        return False
+    replay = Replay(last)
+    other = {
+        key: root.value
+        for (key, own_root), root in zip(last.roots.items(), old.roots.values(), strict=True)
+        if own_root.kind != "noise"
+    }
+
+    def slopes(roots: Mapping[int, Tensor]) -> Tensor:
+        given = {key: replay.base[key].detach().clone().requires_grad_(True) for key in made}
+        env = replay.run(roots=roots, given=given, ends=terms)
+        reached = [env[key].sum() for key in terms if env[key].requires_grad]
+        if not reached:
+            return torch.zeros(1)
+        total, outputs = torch.stack(reached).sum(), list(given.values())
+        found = torch.autograd.grad(total, outputs, allow_unused=True, materialize_grads=True)
+        return torch.cat([one.flatten() for one in found])
+
+    here, there = slopes({}), slopes(other)
+    return float((there - here).norm()) > _MOVED * float(here.norm())
+
+
 def term_gradients(replay: Replay, terms: Sequence[Term]) -> list[dict[int, float]]:
     """Norm of the gradient of each term, as weighted in the loss, by weight."""
     weights = {
@@ -474,8 +529,8 @@ def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float
         batches: at least two, of one kind.
         ends: the loss, or the term of it, of each.
     """
-    replays = [batch.replay() for batch in batches]
     keys = [outputs_below(batch.tape) for batch in batches]
+    replays = [batch.replay().keeping(own) for batch, own in zip(batches, keys, strict=True)]
     shapes = [[replay.base[key].shape[1:] for key in own] for replay, own in zip(replays, keys, strict=True)]
     if not keys[0] or any(one != shapes[0] for one in shapes):
         raise LeftOutError("the outputs of batches have different shapes")
@@ -488,6 +543,7 @@ def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float
         for number in range(len(keys[0])):
             values = [replays[k].base[keys[k][number]] for k in others]
             constants.append(torch.cat(values).mean(0).detach().clone().requires_grad_(True))
+        start = [c.detach().clone() for c in constants]
         scale = max(max(size_of(c) for c in constants), 0.3)
         optimizer = torch.optim.Adam(constants, lr=0.05 * scale)
 
@@ -509,7 +565,31 @@ def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float
             optimizer.step()
         with torch.no_grad():
             found += [float(loss_of(k)) for k in own]
+            if not batches[0].tape.targets:
+                # Ten times as far, as for the determinant of a flow, which layers cannot choose freely.
+                far = [one + 10 * (c - one) for one, c in zip(start, constants, strict=True)]
+                first, best, last = (float(loss_of(others[0], values)) for values in (start, constants, far))
+                if last < best - (first - best):
+                    raise LeftOutError("the loss falls without end over constant outputs")
     return found
+
+
+def _bypassed(tape: Tape) -> bool:
+    """Whether the data meet what the weights make of them within the network.
+
+    So they do in the layers of a flow, and in a network that compares its input with its reconstruction. Its
+    output then depends on the data whatever the weights are.
+    """
+    data, made = {key for key, root in tape.roots.items() if root.kind == "data"}, set[int]()
+    for call in tape.calls:
+        free, mixed = any(key in data for key in call.reads), any(key in made for key in call.reads)
+        if call.inside and free and mixed:
+            return True
+        if mixed or (free and not call.pure):
+            made.update((*call.outs, *call.mutated))
+        elif free:
+            data.update(call.outs)
+    return False
 
 
 def constant_order(tape: Tape, term: int) -> bool:
@@ -555,7 +635,7 @@ def train_anew(
         steps: number of steps.
         trained: keys of the weights that are trained.
     """
-    replays = [batch.replay(weights) for batch in batches]
+    replays = [batch.replay(weights).keeping(()) for batch in batches]
     own = {k: v.clone().requires_grad_(k in trained) for k, v in replays[0].weights.items()}
     optimizer = torch.optim.Adam([v for v in own.values() if v.requires_grad], lr=rate)
     count = len(batches) - held

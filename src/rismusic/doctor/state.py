@@ -133,6 +133,8 @@ def optimizer_copy(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 class Hook:
     """A hook that copies and files of a module leave out: a copy made in a watched loop is not watched.
 
+    Its own calls of torch functions are no part of the loop, and are not recorded.
+
     Args:
         call: what the hook does.
     """
@@ -142,7 +144,8 @@ class Hook:
 
     def __call__(self, *args: Any) -> Any:
         """Run the hook."""
-        return self._call(*args)
+        with torch._C.DisableTorchFunction():
+            return self._call(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return no_hook

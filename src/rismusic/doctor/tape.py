@@ -46,7 +46,7 @@ _CONSTANT = names(
 # Changes in place that depend on the old values.
 _ALTERING = names("mul_ div_ add_ sub_ clamp_ __imul__ __idiv__ __itruediv__ __iadd__ __isub__ log_ neg_")
 # Results of these have the size of their argument, but do not depend on its values.
-_LIKE = names("randn_like rand_like randint_like zeros_like ones_like full_like empty_like") | names(
+LIKE = names("randn_like rand_like randint_like zeros_like ones_like full_like empty_like") | names(
     "new_zeros new_ones new_full new_empty size numel dim"
 )
 DROPOUT = names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout")
@@ -56,6 +56,8 @@ _RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
 _OFTEN = 3
 # Most calls between two steps of the optimizer.
 _MOST_CALLS = 20_000
+# Most memory of a record: in units of a step's own, and bytes that are always granted.
+_TIMES, _GRANTED = 4, 512 * 2**20
 
 
 class LeftOutError(Exception):
@@ -167,12 +169,15 @@ class TapeRecorder:
     Attributes:
         on: whether calls are recorded.
         problem: why the present record cannot be repeated; empty if it can.
+        over: likewise, if it is too large.
+        step_bytes: the most memory of a loss, with its weights and gradients, up to now.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.on = True
         self.problem = ""
+        self.step_bytes = 0
         self._depth = 0
         self._fixed = {id(one) for one in module.buffers()}
         self._window = 0
@@ -187,9 +192,18 @@ class TapeRecorder:
 
     def clear(self) -> None:
         """Forget all calls."""
+        self._release()
+        self.problem = self.over = ""
+        self.never.update(line for _, line in self._older.values())
+        self._older, self._collected = self._collected, {}
+        self._window += 1
+
+    def _release(self) -> None:
         self.calls: list[Call] = []
         self.outputs: list[Output] = []
-        self.problem = ""
+        # Of each tensor that was made: its bytes, 0 for a view; their sum, and that of those with a gradient.
+        self._sizes: dict[int, int] = {}
+        self._made = self._graded = 0
         self._tensors: dict[int, Tensor] = {}
         self._versions: dict[int, int] = {}
         self._tainted: set[int] = set()
@@ -199,9 +213,30 @@ class TapeRecorder:
         self._passed: list[tuple[str, int]] = []
         self._touched: set[int] = set()
         self._decided: set[int] = set()
-        self.never.update(line for _, line in self._older.values())
-        self._older, self._collected = self._collected, {}
-        self._window += 1
+
+    def _give_up(self, problem: str) -> None:
+        """Leave out the rest up to the next step, and release what was recorded."""
+        self._release()
+        self._older, self._collected = {}, {}
+        self.problem = self.over = problem
+
+    @property
+    def budget(self) -> int:
+        """Most bytes of tensors that are recorded between two steps, or kept from all steps.
+
+        A step of the loop has at least those with a gradient; nothing else is known before its first loss.
+        """
+        return max(_GRANTED, _TIMES * (self.step_bytes or self._graded))
+
+    def _count(self, made: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+        """Count the memory of the results of a call, unless it is that of its arguments."""
+        old = {place for place, _ in map(_memory, given)}
+        for one in made:
+            place, size = _memory(one)
+            if id(one) not in self._sizes and place not in old:
+                self._sizes[id(one)] = size
+                self._made += size
+                self._graded += size if one.requires_grad else 0
 
     def hooks(self) -> list[RemovableHandle]:
         """Hooks on the modules, to be removed at the end."""
@@ -289,9 +324,14 @@ class TapeRecorder:
         copied = any(isinstance(one, nn.Parameter) for one in mutated) and not torch.is_grad_enabled()
         if (not outs and not mutated) or copied or self.problem:
             return
-        tainted = name not in _LIKE and any(self.depends(one) for one, _ in found)
+        tainted = name not in LIKE and any(self.depends(one) for one, _ in found)
         for one in (*outs, *mutated):
             self._tensors[id(one)] = one
+        self._count(outs, [one for one, _ in found])
+        if self._made > self.budget:
+            most = f"more than {self.budget / 2**20:.3g} MiB"
+            self._give_up(f"the calls between two steps make too many tensors to be recorded ({most})")
+            return
         whole = [one for one in outs if one.is_floating_point() or one.is_complex()]
         if tainted and outs and not whole and not mutated:
             # What a network decides (an argmax, a comparison) has no gradient: it is data of what follows.
@@ -341,7 +381,7 @@ class TapeRecorder:
         self._record(func, name, args, kwargs, outs, mutated, state, pure=False)
         self._tainted.update(map(id, (*outs, *mutated)))
         if len(self.calls) > _MOST_CALLS:
-            self.problem = f"more than {_MOST_CALLS} calls in a step"
+            self._give_up(f"more than {_MOST_CALLS} calls in a step")
 
     def _note_altered(self, base: Tensor, name: str) -> None:
         old = self._altered.get(id(base))
@@ -463,7 +503,20 @@ class TapeRecorder:
             roots[key] = Root(stored, kind, tuple(chain), value.requires_grad)
         made |= {key for call in calls for key in call.mutated}
         outputs = [one for one in self.outputs if one.key in made]
+        used = sum(self._sizes.get(key, 0) for key in made)
+        used += sum(root.value.nbytes for root in roots.values()) + 2 * sum(
+            w.nbytes for w in weights.values()
+        )
+        self.step_bytes = max(self.step_bytes, used)
         return Tape(calls, roots, weights, id(loss), float(loss.detach()), outputs)
+
+
+def _memory(value: Tensor) -> tuple[int, int]:
+    """Address and bytes of the memory of a tensor; of one without such memory (sparse), its own."""
+    if value.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return id(value), 0
+    storage = value.untyped_storage()
+    return storage.data_ptr() or id(value), storage.nbytes()
 
 
 def _is_rows(index: Any) -> bool:
@@ -504,6 +557,11 @@ class Tape:
     def kind(self) -> str:
         """Its calls, which are the same for the same loss of other data."""
         return " ".join(call.name for call in self.calls)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return sum(root.value.nbytes for root in self.roots.values())
 
     @property
     def random(self) -> bool:
@@ -598,6 +656,11 @@ class Replay:
         with torch.no_grad():
             self.base = self.run()
         self.loss = float(self.base[tape.loss])
+
+    def keeping(self, keys: Iterable[int]) -> Replay:
+        """The replay, without its tensors of the recorded data but some, of which many batches have many."""
+        self.base = {key: self.base[key] for key in keys}
+        return self
 
     def forget_statistics(self) -> None:
         """Let batch normalisation use the statistics of the next run."""

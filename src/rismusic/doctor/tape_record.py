@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Steps whose tape is kept: all of the first ones, then one in eight.
 _FIRST_STEPS, _EVERY = 64, 8
-# Tapes that are kept from the start and the end of a loop, and most entries of their data.
-_KEPT, _LARGEST = 12, 5 * 10**6
+# Tapes that are kept from the start and the end of a loop; shares of the memory budget for one of them, and
+# for all from the start, or the end.
+_KEPT, _ONE, _HALF = 12, 1 / 16, 3 / 8
 # Kinds of losses that are checked at the start, such as those of two networks.
 _KINDS = 3
 # Steps in which a part of the batch is not used, from which it never is.
@@ -39,6 +40,8 @@ class TapeRecord:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.problem = ""
+        # Which losses are not repeated because of the memory that it takes.
+        self.over = ""
         self.first: dict[str, Tape] = {}
         self.early: list[Tape] = []
         self.late: deque[Tape] = deque(maxlen=_KEPT)
@@ -77,10 +80,12 @@ class TapeRecord:
         try:
             tape = recorder.cut(loss)
             if isinstance(tape, str):
+                self.over = recorder.over or self.over
                 self._give_up(tape)
                 return
-            if sum(root.value.numel() for root in tape.roots.values()) > _LARGEST:
-                self._give_up("the batches are too large to be kept")
+            if tape.nbytes > _ONE * recorder.budget:
+                self.over = f"the batches are too large to be kept ({tape.nbytes / 2**20:.3g} MiB each)"
+                self._give_up(self.over)
                 return
             if step < _KEPT and not self._silent:
                 self._silent = _silent_weights(tape)
@@ -100,7 +105,13 @@ class TapeRecord:
         finally:
             self.checking = False
         self.steps = step
-        (self.early if len(self.early) < _KEPT else self.late).append(tape)
+        most = _HALF * recorder.budget
+        if not self.late and len(self.early) < _KEPT and _bytes(self.early) + tape.nbytes <= most:
+            self.early.append(tape)
+            return
+        self.late.append(tape)
+        while _bytes(self.late) > most:
+            self.late.popleft()
 
     def _give_up(self, reason: str) -> None:
         if not self.first:
@@ -170,6 +181,12 @@ class TapeRecord:
     def moving_targets(self) -> bool:
         """Whether a loss uses outputs that were made without gradients, by weights that have changed."""
         return any(not torch.equal(weight, start) for weight, start in self._silent.values())
+
+    @property
+    def detached(self) -> bool:
+        """Whether a loss uses detached outputs, so that its gradient is not that of its value."""
+        calls = (call for tape in self.first.values() for call in tape.calls)
+        return any(call.name == "detach" and call.grad and not call.pure for call in calls)
 
     @property
     def start_reports(self) -> list[Report]:
@@ -276,14 +293,20 @@ class TapeRecord:
         """
         if self.problem or not self.first:
             return []
-        state, self.checking = torch.get_rng_state(), True
         tapes = [*self.early, *self.late]
+        if self.over and len(tapes) < 4:
+            return [report_of("LEARNED", f"left out: {self.over}", [])]
+        state, self.checking = torch.get_rng_state(), True
         kinds = _of_one_kind(tapes), _of_one_kind(list(self.late or self.early))
         loop = LearningChecks(self.module, self.first, kinds, tapes[-1], self.initial, steps, own, alone)
         reports = loop.reports
         self.checking = False
         torch.set_rng_state(state)
         return reports
+
+
+def _bytes(tapes: Iterable[Tape]) -> int:
+    return sum(tape.nbytes for tape in tapes)
 
 
 def _of_one_kind(tapes: list[Tape]) -> list[Tape]:

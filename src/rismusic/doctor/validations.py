@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rismusic.doctor.state import names, row_codes, tensors_in
+from rismusic.doctor.tape import LIKE
 from rismusic.nn.monitors import Finding, at_most
 
-# Most passes whose inputs are remembered, and rows of the training.
-_MOST_PASSES, _MOST_ROWS = 50, 50_000
+# Most passes whose inputs are remembered, rows of the training, and rows of a pass whose numbers are kept.
+_MOST_PASSES, _MOST_ROWS, _SHOWN = 50, 50_000, 1024
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
 _DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
 _LOSSES = names(
@@ -36,6 +37,12 @@ class _Pass:
     used: bool = False
 
 
+def _scale(value: Tensor) -> tuple[float, float]:
+    """Mean and spread."""
+    value = value.detach().double()
+    return float(value.mean()), float(value.std())
+
+
 class Validations:
     """Inputs of the training, and passes without gradients with what depends on them."""
 
@@ -44,19 +51,36 @@ class Validations:
         self._passes: list[_Pass] = []
         self._trained_rows: set[float] = set()
         self._depending = WeakTensorKeyDictionary()
+        # Whether the present pass is noted and has not reached its first layer with weights, and is of the
+        # training.
+        self._before_layers = self._training = False
 
     def see(self, value: Tensor) -> None:
         """Note the input of a pass."""
         if not value.is_floating_point() or value.requires_grad or value.numel() < 2:
             return
-        training, found = torch.is_grad_enabled(), (float(value.double().mean()), float(value.double().std()))
+        training, found = torch.is_grad_enabled(), _scale(value)
+        self._training = training
+        self._before_layers = len(self._inputs if training else self._passes) < _MOST_PASSES
         if training and len(self._inputs) < _MOST_PASSES:
             self._inputs.append(found)
         elif not training and len(self._passes) < _MOST_PASSES:
-            rows = value.detach().flatten(1)[:, :64].clone() if value.ndim > 1 else value[:0, None]
+            rows = value.detach().flatten(1)[:_SHOWN, :64].clone() if value.ndim > 1 else value[:0, None]
             self._passes.append(_Pass(*found, rows, row_codes(value)))
         if training and len(self._trained_rows) < _MOST_ROWS and value.ndim > 1:
             self._trained_rows.update(row_codes(value).tolist())
+
+    def enter(self, value: Any) -> None:
+        """Note the input of the first layer with weights, which the network may have scaled itself."""
+        if not self._before_layers or not isinstance(value, Tensor) or not value.is_floating_point():
+            return
+        self._before_layers = False
+        if value.numel() < 2:
+            return
+        if self._training:
+            self._inputs[-1] = _scale(value)
+        else:
+            self._passes[-1].mean, self._passes[-1].spread = _scale(value)
 
     def note(self, result: Any) -> None:
         """Note the outputs of a pass."""
@@ -70,7 +94,8 @@ class Validations:
         if not self._passes:
             return
         given = tensors_in(list(args))
-        sources = [one for value in given for one in self._depending.get(value, ())]
+        # Each pass once: a sampler that feeds outputs back would double them in every step.
+        sources = list(dict.fromkeys(one for value in given for one in self._depending.get(value, ())))
         alone = all(value in self._depending for value in given)
         if name in _LOSSES and inside and not torch.is_grad_enabled():
             self._passes[-1].judged = True
@@ -81,7 +106,7 @@ class Validations:
         elif sources and not alone:
             for one in sources:
                 one.judged |= name in _LOSSES or name in _DIFFERENCES
-        for value in tensors_in(result) if sources else ():
+        for value in tensors_in(result) if sources and name not in LIKE else ():
             self._depending[value] = sources
 
     def forget(self) -> None:
@@ -118,7 +143,7 @@ class Validations:
         ]
         changed = []
         for one, two in itertools.pairwise(judged):
-            if one.rows.shape == two.rows.shape and len(one.rows) >= 8:
+            if one.rows.shape == two.rows.shape and len(one.codes) == len(two.codes) >= 8:
                 changed.append(0.1 < float((one.codes == two.codes).double().mean()) < 0.95)
         return [
             *found,

@@ -125,14 +125,17 @@ class Watch:
             for part in self.module.children():
                 handles.append(part.register_forward_pre_hook(Hook(self._before_forward)))
                 handles.append(part.register_forward_hook(Hook(self._after_forward)))
+        for part in self.module.modules():
+            if part is not self.module and next(part.parameters(recurse=False), None) is not None:
+                handles.append(part.register_forward_pre_hook(Hook(self._before_layer)))
         handles += self._tape.hooks()
         for weight in self.module.parameters():
             if weight.requires_grad:
-                handles.append(weight.register_hook(self._gradient_hook(weight)))
+                handles.append(weight.register_hook(Hook(self._gradient_hook(weight))))
         # All optimizers of the process, so that those count that a framework makes within the context.
         handles += [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
+            register_optimizer_step_pre_hook(Hook(self._before_step)),
+            register_optimizer_step_post_hook(Hook(self._after_step)),
         ]
         for handle in handles:
             stack.callback(handle.remove)
@@ -148,6 +151,8 @@ class Watch:
             diagnosis = self.diagnosis
             for line in [*diagnosis.lines, diagnosis.verdict]:
                 self._say(line)
+            if self._tapes.over:
+                self._say(f"Some losses were not repeated with other data: {self._tapes.over}.")
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -212,6 +217,10 @@ class Watch:
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
+
+    def _before_layer(self, _: nn.Module, given: Any) -> None:
+        if given:
+            self._validations.enter(given[0])
 
     def _after_forward(self, part: nn.Module, _: Any, result: Any) -> None:
         if part is self.module:
@@ -587,10 +596,12 @@ class Watch:
         spread = max(deviation(first), deviation(last)) / math.sqrt(part)
         start, end = sum(first) / part, sum(last) / part
         scale = max(abs(start), abs(end), 1e-12)
+        # A loss that compares with its own detached outputs may rise while it is learned.
+        rises = end - start > 3 * spread and not self._tapes.detached
         findings = [
             at_most(
                 "mean of the last losses over that of the first ones",
-                (end - start) / scale if end - start > 3 * spread else -1.0,
+                (end - start) / scale if rises else -1.0,
                 0.2,
                 "the loss rises: the learning rate is too high, or the gradient has the wrong sign.",
                 "Lower the learning rate ten times; if the loss still rises, look for a wrong sign.",
