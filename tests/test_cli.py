@@ -676,3 +676,12 @@ def test_what_a_fuzz_found_is_a_sentence(command, sentence, tmp_path, monkeypatc
     assert main(command.split()) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["bound", "--scenes", "1"]) == 2
+    assert capsys.readouterr().err == "error: the current folder no longer exists; change to another one\n"

@@ -81,6 +81,11 @@ def main(args: Sequence[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it cannot keep its list of fonts, and such
     args = list(sys.argv[1:] if args is None else args)
     try:
+        os.getcwd()
+    except FileNotFoundError:  # in which MKL ends the process
+        complain("the current folder no longer exists; change to another one")
+        return 2
+    try:
         with terminated_as_interrupted(), no_interrupt_is_lost():
             code = _run(args)
             sys.stdout.flush()
