@@ -31,7 +31,7 @@ from rismusic.nn.validation import variety
 # Repetitions of the same input: a dropout of few numbers may drop the same ones twice.
 _REPETITIONS = 8
 # Scenes, random directions, step and limit of the finite differences in the weights, in double precision.
-_DENSE, _DIRECTIONS, _STEP, _DIFFERENCE = 4, 3, 1e-5, 1e-2
+_DENSE, _DIRECTIONS, _STEP, _DIFFERENCE = 4, 3, 1e-5, 1e-3
 
 
 def check_gradient_paths(case: Case) -> list[Report]:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.functional import pad
 
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
@@ -601,9 +602,9 @@ def _score_findings(case: Case) -> list[Finding]:
         return found
 
     pairs = zip(located(lambda value: value), located(lambda value: value.flip(0)), strict=True)
-    changed = 0
+    changed, most = 0, spec.network.sources_max
     for one, two in pairs:
-        a, b = (torch.nn.functional.pad(v.azimuth, (0, 9), value=math.nan)[:, :9].cpu() for v in (one, two))
+        a, b = (pad(v.azimuth, (0, most - v.azimuth.shape[1]), value=math.nan) for v in (one, two))
         changed = max(changed, int((~torch.isclose(a, b, equal_nan=True)).any(-1).sum()))
     return [
         must_be_zero(

@@ -147,10 +147,8 @@ def _network_findings(case: Case, network: Network, recording: Recording) -> lis
                 )
             )
         calls: Calls = {}
-        handles = [
-            module.register_forward_hook(partial(_note, calls, name))
-            for name, module in network.named_modules()
-        ]
+        modules = network.named_modules()
+        handles = [one.register_forward_hook(partial(_note, calls, name)) for name, one in modules]
         with case.learner.single_precision():
             prediction = network(recording)
         for handle in handles:
@@ -242,25 +240,21 @@ def _stage_findings(
         level = scenes.signal.double().cpu() / (share * gain).sum(-1)  # type: ignore[attr-defined]
         power = (share * level[:, None]).to(power.dtype)
     assert features is not None
-    own = _source_findings(network, w, features, logits, now, noise, prediction)
+    sources = _source_findings(network, w, features, logits, now, noise, prediction)
     assert prediction.grid_logits is not None
-    for stage, other in enumerate(prediction.grid_logits.double().cpu().unbind(1)[:-1]):
-        if not all(one.fine for one in own):
-            one = _source_findings(network, w, features, other, now, noise, prediction)
-            if all(two.fine for two in one):
-                text = (
-                    f"the sources are those at the peaks of the heat map of stage {stage + 1}, not the last."
-                )
-                own = [replace(two, meaning=text) for two in own]
-    return [*found, *own]
+    for stage, other in enumerate(prediction.grid_logits.double().cpu().unbind(1)[:-1], 1):
+        if not all(one.fine for one in sources):
+            others = _source_findings(network, w, features, other, now, noise, prediction)
+            if all(one.fine for one in others):
+                text = f"the sources are at the peaks of the heat map of stage {stage}, not of the last one."
+                sources = [replace(one, meaning=text) for one in sources]
+    return [*found, *sources]
 
 
 def _innermost(network: Network, w: Mapping[str, Tensor], calls: Calls) -> tuple[str, Any]:
     """The first layer whose output is not that of its definition for what it was given, and its function."""
     modules = dict(network.named_modules())
-    unused = [
-        n for n, m in modules.items() if any(True for _ in m.parameters(recurse=False)) and n not in calls
-    ]
+    unused = [n for n, m in modules.items() if list(m.parameters(recurse=False)) and n not in calls]
     never = f"; never called: {listed(unused)}" if unused else ""
     for name, (given, result) in calls.items():
         module, x = modules[name], given.double().cpu()
@@ -276,8 +270,9 @@ def _innermost(network: Network, w: Mapping[str, Tensor], calls: Calls) -> tuple
             forms[""], result = _stage(w, f"{name}.", x, network)[1], result[1]
         off = {mask: same(name, result, form, "").value for mask, form in forms.items()}
         if off and off[""] > _LAYERS:
-            text = f"the output of {name} is not that of its layers for what it is given{never}"
-            return f"{text}{min(off, key=off.__getitem__)}.", type(module).forward
+            mask = next((mask for mask, value in off.items() if value < _LAYERS), "")
+            text = f"the output of {name} is not that of its layers for what it is given{mask}{never}."
+            return text, type(module).forward
     return (
         "the heat map of a stage is not the output of its layers, which is right, plus the logarithms of the "
         "SBL step and of the powers that it starts from; or the input maps are others.",
