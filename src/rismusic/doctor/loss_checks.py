@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from rismusic.covariance import back_project
 from rismusic.doctor import references as ref
@@ -243,7 +244,8 @@ def check_terms(case: Case) -> Report:
     findings = _covariance_findings(case, recording, targets, prediction)
     relations: dict[str, tuple[list[float], list[float]]] = {}
     grid = case.learner.grid
-    counts = {"points": len(grid), "points inside": int(grid.inside.sum()), "elements": grid.panel.size}
+    counts = {"points inside the volume": int(grid.inside.sum()), "points": len(grid)}
+    counts = {n: name for name, n in counts.items()} | {grid.panel.size: "elements"}
     for name in found[0]:
         values, expected = ([one[name] for one in some] for some in (found, true))
         off = [abs(f - e) / max(abs(e), 1e-3) for f, e in zip(values, expected, strict=True)]
@@ -263,6 +265,11 @@ def check_terms(case: Case) -> Report:
                     others[f": its labels are smoothed by {share:.3g}"] = abs(values[1] - one) / max(
                         one, 1e-3
                     )
+            elif name == "existence":
+                e = prediction.existence_logits.double()
+                other = float((softplus(e) + softplus(-e)).mean()) - expected[1]
+                form = ": heads with a source are taught that there is none, the others that there is one"
+                others[form] = abs(values[1] - other) / max(other, 1e-3)
             elif name == "angle":
                 plus, minus = (_angle_cost(case, targets, prediction, turn) for turn in (1.0, -1.0))
                 if abs(plus - minus) > 0.1 * max(plus, minus):
@@ -301,7 +308,7 @@ def _by_scene(
     return found
 
 
-def _relation(found: Sequence[float], expected: Sequence[float], counts: Mapping[str, int]) -> str:
+def _relation(found: Sequence[float], expected: Sequence[float], counts: Mapping[int, str]) -> str:
     """What relates wrong losses to the right ones, if the same simple relation holds in every scene."""
     f, e = (torch.tensor(values, dtype=torch.float64) for values in (found, expected))
     size, spread = float(e.abs().max()), float(e.std())
@@ -311,8 +318,8 @@ def _relation(found: Sequence[float], expected: Sequence[float], counts: Mapping
     if k != 0 and float((f / k - e).abs().max()) < 10 * _SAME * size:
         if abs(k + 1) < 10 * _SAME:
             return ": it has the wrong sign"
-        means = [f"{n} {what}" for what, n in counts.items() if abs(k * n - 1) < 10 * _SAME]
-        sums = [f"{n} {what}" for what, n in counts.items() if abs(k / n - 1) < 10 * _SAME]
+        means = [f"{n} {what}" for n, what in counts.items() if abs(k * n - 1) < 10 * _SAME]
+        sums = [f"{n} {what}" for n, what in counts.items() if abs(k / n - 1) < 10 * _SAME]
         text = f": it is {k:.4g} times its definition in every scene"
         if means or sums:
             kinds = "a mean for a sum" if means else "a sum for a mean"

@@ -157,8 +157,9 @@ def _network_findings(case: Case, network: Network, recording: Recording) -> lis
     return found
 
 
-def _note(calls: Calls, name: str, _: object, given: tuple[Tensor, ...], result: Any) -> None:
-    calls[name] = (given[0], result)
+def _note(calls: Calls, name: str, _: object, given: tuple[Any, ...], result: Any) -> None:
+    if isinstance(given[0], Tensor):
+        calls[name] = (given[0], result)
 
 
 def _in_basis(network: Network) -> Tensor:
