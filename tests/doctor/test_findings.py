@@ -382,21 +382,12 @@ def test_a_relation_of_losses_is_named_only_if_it_holds_in_every_scene(change, w
 @pytest.mark.parametrize(
     ("plant", "words"),
     [
+        (method(Attention, "forward", without_later_cells), "attention is not that of its layers"),
+        (method(Attention, "forward", without_later_cells), "a causal mask"),
+        (method(LayerNorm, "forward", lambda _, self, x: x), "the output of stages.0.blocks"),
         (
-            method(Attention, "forward", without_later_cells),
-            "attention is not that of its layers for what it is given: each cell",
-        ),
-        (
-            method(LayerNorm, "forward", lambda original, self, x: x),
-            "the output of stages.0.blocks",
-            "forward",
-        ),
-        (
-            method(
-                Network, "_sources", lambda original, self, maps, *given: original(self, maps[::-1], *given)
-            ),
+            method(Network, "_sources", lambda original, self, maps, *g: original(self, maps[::-1], *g)),
             "heat map of stage 1, not of the last",
-            "Network._sources",
         ),
     ],
 )

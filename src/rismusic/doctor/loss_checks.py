@@ -244,8 +244,7 @@ def check_terms(case: Case) -> Report:
     findings = _covariance_findings(case, recording, targets, prediction)
     relations: dict[str, tuple[list[float], list[float]]] = {}
     grid = case.learner.grid
-    counts = {"points inside the volume": int(grid.inside.sum()), "points": len(grid)}
-    counts = {n: name for name, n in counts.items()} | {grid.panel.size: "elements"}
+    counts = {len(grid): "points", int(grid.inside.sum()): "points inside", grid.panel.size: "elements"}
     for name in found[0]:
         values, expected = ([one[name] for one in some] for some in (found, true))
         off = [abs(f - e) / max(abs(e), 1e-3) for f, e in zip(values, expected, strict=True)]
