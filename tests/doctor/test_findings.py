@@ -94,6 +94,10 @@ def wider(original, *given):
     return original(*given, width=1.0)
 
 
+def first_map(original, self, maps, *given):
+    return replace(original(self, maps[:1], *given), grid_logits=torch.stack(maps, dim=1))
+
+
 def simulated(change):
     return method(Simulator, "__call__", lambda original, self, scenes: change(original(self, scenes)))
 
@@ -386,7 +390,7 @@ def test_a_relation_of_losses_is_named_only_if_it_holds_in_every_scene(change, w
         (method(Attention, "forward", without_later_cells), "a causal mask"),
         (method(LayerNorm, "forward", lambda _, self, x: x), "the output of stages.0.blocks"),
         (
-            method(Network, "_sources", lambda original, self, maps, *g: original(self, maps[::-1], *g)),
+            method(Network, "_sources", first_map),
             "heat map of stage 1, not of the last",
         ),
     ],
