@@ -41,7 +41,7 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("LINK", "channel", lambda _: scene.draw_channel),
     ("LINK", "", lambda _: scene.draw_codes),
     ("DRAWS", "held constant", lambda _: scene.draw_symbols),
-    ("DRAWS", "SNR|noise", lambda _: simulator.Simulator._receive),
+    ("DRAWS", "SNR|noise|snapshots of a scene", lambda _: simulator.Simulator._receive),
     ("DRAWS", "configuration", lambda _: scene.draw_codes),
     ("DRAWS", "hidden", lambda case: case.trainer.scenes.noise_hidden),
     ("DRAWS", "symbols", lambda _: scene.draw_symbols),

@@ -382,7 +382,8 @@ def _alone_findings(case: Case) -> list[Finding]:
         if len(values) < 2 or free < _FEWEST_PAIRS or total < 1e-6:
             continue
         within = sum(float((value - value.mean()).square().sum()) for value in values) / free
-        found.append(
+        found.insert(
+            0,
             at_least(
                 f"variance of the {what} within a batch, over that of all scenes",
                 within / total,
@@ -390,7 +391,7 @@ def _alone_findings(case: Case) -> list[Finding]:
                 f"the scenes of a batch have nearly the same {what}: within a batch, its variance is "
                 f"{within / total:.0%} of that over all batches.",
                 "Draw and scale each scene of a batch by itself.",
-            )
+            ),
         )
     return found
 

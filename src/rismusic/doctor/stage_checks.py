@@ -247,8 +247,9 @@ def _stage_findings(
         if not all(one.fine for one in sources):
             others = _source_findings(network, w, features, other, now, noise, prediction)
             if all(one.fine for one in others):
+                place = place_of(type(network)._sources)
                 text = f"the sources are at the peaks of the heat map of stage {stage}, not of the last one."
-                sources = [replace(one, meaning=text) for one in sources]
+                sources = [replace(one, meaning=text, where=place) for one in sources]
     return [*found, *sources]
 
 
