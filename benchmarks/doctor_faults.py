@@ -166,7 +166,7 @@ _CONCERNED = {
     "nn/data": "DRAWS LEAK HELDOUT",
     "nn/losses": "TERMS DRAWS SYMMETRY R_SAMP",
     "covariance": "R_SAMP TERMS",
-    "nn/network": "INSIDE GRADPATH INPUT CONSTANT LITMUS",
+    "nn/network": "INSIDE GRADPATH BACKWARD INPUT CONSTANT LITMUS",
     "nn/validation": "HELDOUT",
     "metrics": "SCORES",
     "": "WAVE TRUTH POSITIONS LINK DRAWS",

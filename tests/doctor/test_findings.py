@@ -11,16 +11,25 @@ import torch
 from faults import predictions
 from faults.plant import attribute, function, healthy, method, settings
 from faults.table import FAULTS
+from torch.nn import LayerNorm
 
 from rismusic.covariance import load_and_shrink
 from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, run_check
+from rismusic.doctor.loss_checks import _relation
 from rismusic.doctor.report import Diagnosis
 from rismusic.estimation import spectra
 from rismusic.nn.data import TrainingScenes, beta_at
 from rismusic.nn.learner import Learner, parameter_groups
-from rismusic.nn.losses import Targets, covariance_error, eigengap_hinge, subspace_leakage, total_loss
-from rismusic.nn.network import Block, Network
+from rismusic.nn.losses import (
+    Targets,
+    covariance_error,
+    eigengap_hinge,
+    heat_map_target,
+    subspace_leakage,
+    total_loss,
+)
+from rismusic.nn.network import Attention, Block, Network
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import LossSpec
 from rismusic.nn.statistics import GridStatistics
@@ -52,6 +61,41 @@ def stepped(change):
 def planned(change):
     """Change the schedule of the learning rate."""
     return made(lambda learner: setattr(learner, "factors", change(learner.factors)))
+
+
+def scored_in_training(original, self):
+    other = copy.copy(self)
+    other._validation = self._train
+    return original(other)
+
+
+def mean_noise(original, self, *given):
+    snapshots, noise = original(self, *given)
+    return snapshots, noise.mean().expand_as(noise)
+
+
+def one_snr(original, self, sources, *given):
+    snr = 5 + 15 * float((40 * sources.azimuth[0].nansum()).sin().abs())
+    return original(_with_snr(self, (snr, snr)), sources, *given)
+
+
+def without_later_cells(original, self, x):
+    """Attention to a cell and those before it, one row of queries at a time."""
+    rows = [original(self, x[:, : cell + 1])[:, -1] for cell in range(x.shape[1])]
+    return torch.stack(rows, dim=1)
+
+
+def knowing_the_number(original, self, recording, **named):
+    count = torch.nn.functional.one_hot(recording.truth.active.sum(-1), 3)
+    return replace(original(self, recording, **named), count_logits=count.float())
+
+
+def wider(original, *given):
+    return original(*given, width=1.0)
+
+
+def first_map(original, self, maps, *given):
+    return replace(original(self, maps[:1], *given), grid_logits=torch.stack(maps, dim=1))
 
 
 def simulated(change):
@@ -272,6 +316,40 @@ PLANTED = [
     ),
     ("REPLAY", "number of logged steps", method(RunFolder, "log", without_steps)),
     ("REPLAY", "AdamW with the settings", stepped(push)),
+    ("REPLAY", "AdamW with the settings", made(lambda one: one.optimizer.param_groups[0].update(eps=0.1))),
+    (
+        "REPLAY",
+        "not hidden as planned",
+        method(TrainingScenes, "_network_input", lambda original, self, scenes, hide=False: scenes),
+    ),
+    ("HELDOUT", "that the loop trains on", method(TrainingScenes, "scored", scored_in_training)),
+    (
+        "HELDOUT",
+        "number of different scored scenes",
+        method(TrainingScenes, "scored", lambda original, self: tuple(one[:1] for one in original(self))),
+    ),
+    (
+        "HELDOUT",
+        "change with the labels",
+        method(Learner, "predict", knowing_the_number),
+    ),
+    ("DRAWS", "noise variance of a scene", method(Simulator, "_receive", mean_noise)),
+    ("DRAWS", "SNR within a batch", method(Simulator, "_receive", one_snr)),
+    ("DRAWS", "snapshots of a scene", method(Simulator, "_receive", one_snr)),
+    (
+        "BACKWARD",
+        "derivative of an output",
+        method(
+            Network,
+            "_sources",
+            lambda original, self, maps, features, *given: original(self, maps, features.detach(), *given),
+        ),
+    ),
+    (
+        "TERMS",
+        "target of the heat map",
+        function(heat_map_target, wider),
+    ),
     ("HELDOUT", "from epoch to epoch", KNOWN["validation of a stale copy"]),
 ]
 
@@ -283,3 +361,41 @@ def test_each_finding_can_fail(tag, part, plant):
     with plant(healthy()) as spec, open_case(spec) as case:
         found = Diagnosis(tuple(run_check(tag, dict(CHECKS)[tag], case)))
     assert any(part in one.name for one in found.wrong), [one.sentence for one in found.wrong]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e: 0 * e, "it is 0"),
+        (lambda e: 0.003 * e, "0.003 times its definition"),
+        (lambda e: e / 336, "a mean for a sum over the 336 points"),
+        (lambda e: -e, "wrong sign"),
+        (lambda e: e + 0.2, "floor above zero"),
+        (lambda e: 1 - e, "similarity"),
+        (lambda e: e.square(), ""),
+        (lambda e: e.roll(1), ""),
+    ],
+)
+def test_a_relation_of_losses_is_named_only_if_it_holds_in_every_scene(change, words):
+    right = torch.rand(24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = _relation(change(right).tolist(), right.tolist(), {336: "points", 64: "elements"})
+    assert words in found
+    assert bool(found) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (method(Attention, "forward", without_later_cells), "attention is not that of its layers"),
+        (method(Attention, "forward", without_later_cells), "a causal mask"),
+        (method(LayerNorm, "forward", lambda _, self, x: x), "the output of stages.0.blocks"),
+        (
+            method(Network, "_sources", first_map),
+            "heat map of stage 1, not of the last",
+        ),
+    ],
+)
+def test_the_innermost_wrong_layer_is_named(plant, words):
+    with plant(healthy()) as spec, open_case(spec) as case:
+        wrong = Diagnosis(tuple(run_check("STAGES", dict(CHECKS)["STAGES"], case))).wrong
+    assert words in wrong[0].meaning

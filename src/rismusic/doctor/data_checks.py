@@ -23,7 +23,7 @@ from rismusic.nn.data import TrainingScenes
 from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.sources import Sources
-from rismusic.spec import limits
+from rismusic.spec import SystemSpec, limits
 
 # Number of positions at which all steering functions are compared.
 _POSITIONS = 12
@@ -326,7 +326,7 @@ def check_link(case: Case) -> Report:
 def check_draws(case: Case) -> Report:
     """[DRAWS]: numbers of sources, and independence of positions, symbols and noise."""
     spec = case.spec.system
-    findings = [*_number_findings(case), *_position_findings(case.recordings)]
+    findings = [*_alone_findings(case), *_number_findings(case), *_position_findings(case.recordings)]
     findings += [*_pair_findings(case), *_level_findings(case), *_code_findings(case)]
     if spec.scene.symbols in ("gaussian", "qpsk"):
         findings += _symbol_findings(case)
@@ -345,6 +345,67 @@ def check_draws(case: Case) -> Report:
         )
     )
     return report_of("DRAWS", f"{sum(map(len, case.recordings))} scenes", findings)
+
+
+def _alone_findings(case: Case) -> list[Finding]:
+    """A scene does not depend on its batch: drawn alone it is the same, and batches are not alike inside."""
+    batch = case.recordings[0]
+    number = len(batch) - 1
+    spec = case.spec.replace(batch=1, accumulation=1, hidden_noise=0.0)
+    alone = next(iter(type(case.trainer.scenes)(spec, case.trainer.group).step(0, number)))
+    same = scene_keys(alone) == scene_keys(batch[number:])
+    found = []
+    for what, one, two in (
+        ("noise variance", alone.noise_variance, batch.noise_variance),
+        ("snapshots", alone.snapshots, batch.snapshots),
+    ):
+        assert one is not None
+        assert two is not None
+        off = float((one[0] - two[number]).norm() / one[0].norm())
+        equal = len(two) > 1 and bool((two == two[:1]).all())
+        found.append(
+            at_most(
+                f"relative change of the {what} of a scene that is drawn without the others of its batch",
+                off if same else 0.0,
+                1e-3,
+                f"the {what} of a scene change with the other scenes of its batch (scene {number + 1} of "
+                f"{len(batch)}, drawn alone, differs by {off:.2g})"
+                f"{', in which they are all equal' if equal else ''}.",
+                "Draw and scale each scene of a batch by itself.",
+            )
+        )
+    snr = [snr_db(case.spec.system, [recording]) for recording in case.recordings]
+    truths = [recording.truth for recording in case.recordings if recording.truth is not None]
+    numbers = [(~truth.azimuth.isnan()).double().sum(-1).cpu() for truth in truths]
+    for what, values in (("SNR", snr), ("number of sources", numbers)):
+        total, free = float(torch.cat(values).var()), sum(map(len, values)) - len(values)
+        if len(values) < 2 or free < _FEWEST_PAIRS or total < 1e-6:
+            continue
+        within = sum(float((value - value.mean()).square().sum()) for value in values) / free
+        found.insert(
+            0,
+            at_least(
+                f"variance of the {what} within a batch, over that of all scenes",
+                within / total,
+                1 - _ERRORS * math.sqrt(2 / free),
+                f"the scenes of a batch have nearly the same {what}: within a batch, its variance is "
+                f"{within / total:.0%} of that over all batches.",
+                "Draw and scale each scene of a batch by itself.",
+            ),
+        )
+    return found
+
+
+def snr_db(spec: SystemSpec, recordings: list[Recording]) -> Tensor:
+    """SNR of each scene, measured from the snapshots with the reference form of the true signal."""
+    found = [torch.zeros(0, dtype=torch.float64)]
+    for recording in recordings:
+        clean = ref.true_signal(spec, recording)
+        if clean is None:
+            return found[0]
+        noise = (recording.snapshots - clean).abs().square().mean((1, 2))
+        found.append(10 * (clean.abs().square().mean((1, 2)) / noise).log10())
+    return torch.cat(found)
 
 
 def _number_findings(case: Case) -> list[Finding]:
@@ -469,6 +530,15 @@ def _level_findings(case: Case) -> list[Finding]:
     ratio, snr, n = torch.cat(ratios), torch.cat(recorded), torch.cat(noises)
     error = (high - low) / math.sqrt(12 * len(ratio)) + 0.05
     L = spec.codebook.snapshots
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    scales = {ref.EXPECTED: 1.0, ": decibels of amplitudes (20 log10) for those of powers": 0.5}
+    scales[": decibels of powers (10 log10) for those of amplitudes"] = 2.0
+    measured = torch.stack((ratio.min(), ratio.max()))
+    cause = ref.best_explanation({name: float((measured - k * ends).norm()) for name, k in scales.items()})
+    # The power of Gaussian noise is known to this many dB in each scene.
+    known = _ERRORS * 10 / math.log(10) / math.sqrt(case.recording.snapshots[0].numel())
+    other = ": the recorded noise variance is not that of the scene's noise"
+    stated = cause or (other if float((snr - ratio).abs().max()) > known else "")
     found = [
         at_most(
             "share of the symbols' power in their mean over the snapshots",
@@ -480,15 +550,16 @@ def _level_findings(case: Case) -> list[Finding]:
             "largest distance of a scene's SNR from the limits of the settings, dB",
             float(torch.maximum(low - snr, snr - high).max()),
             0.1,
-            "the SNR is outside the limits of the settings: another unit or scale of the decibels?",
+            f"the SNR by the recorded noise variance is {float(snr.min()):.1f} to {float(snr.max()):.1f} dB, "
+            f"that of the snapshots {float(ratio.min()):.1f} to {float(ratio.max()):.1f} dB, the settings "
+            f"have {low:g} to {high:g} dB{stated}.",
         ),
         at_most(
             "distance of the mean SNR from the middle of the settings, dB, in errors",
             abs(float(ratio.mean()) - (low + high) / 2) / error,
             _ERRORS,
             f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have "
-            f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB): the decibels are of amplitudes (20 log10), "
-            "or the draw is not uniform.",
+            f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB){cause}.",
         ),
         at_most(
             "fourth moment of the noise over that of a circular Gaussian, distance from 1",

@@ -41,6 +41,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("LOSS", loss_checks.check_loss_sizes),
     ("LITMUS", training_checks.check_first_steps),
     ("GRADPATH", network_checks.check_gradient_paths),
+    ("BACKWARD", network_checks.check_backward),
     ("OPTIMIZER", network_checks.check_optimizer),
     ("INSIDE", network_checks.check_inside),
     ("INPUT", network_checks.check_invariance),

@@ -35,9 +35,9 @@ def loaded(R: Tensor, targets: Targets) -> Tensor:
     return (1 - share) * R + share * torch.eye(R.shape[-1], dtype=R.dtype) / R.shape[-1]
 
 
-def covariance_error(R: Tensor, T: Tensor, targets: Targets) -> float:
+def covariance_error(R: Tensor, T: Tensor, targets: Targets, *, target_loaded: bool = True) -> float:
     """Mean error of R against T, each loaded, over the scenes with a source."""
-    error = _covariance_error(loaded(R, targets), loaded(T, targets))
+    error = _covariance_error(loaded(R, targets), loaded(T, targets) if target_loaded else T)
     return float((error * (targets.count > 0).cpu()).mean())
 
 
@@ -66,9 +66,7 @@ def defined(
         gram = (x.mH @ x).abs().square()
         return gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)
 
-    truth, logits = targets.truth, prediction.count_logits.double().cpu()
-    t = torch.full_like(logits, _SMOOTHING / logits.shape[1])
-    t[torch.arange(len(t)), (~truth.azimuth.isnan()).sum(-1).cpu()] += 1 - _SMOOTHING
+    truth = targets.truth
     found = {
         "covariance": (_covariance_error(R, T) * here).mean(),
         "covariance_predicted": (_covariance_error(P, true) * here).mean(),
@@ -77,7 +75,7 @@ def defined(
         "orthogonality": ((coherence(a) + RANGE_WEIGHT**2 * coherence(b)) / trace).mean(),
         "cross": (2 * RANGE_WEIGHT * (a.mH @ b).abs().square().sum((1, 2)) / trace).mean(),
         "peak_contrast": _peak_contrast(case, targets, R, T),
-        "count": (t * (t.log() - logits.log_softmax(-1))).sum(-1).mean(),
+        "count": count_loss(truth, prediction),
     }
     values = {name: float(value) for name, value in found.items()}
     if prediction.grid_logits is not None:
@@ -95,6 +93,14 @@ def _covariance_error(R: Tensor, T: Tensor) -> Tensor:
     (on, off), (level, rest) = parts(R - T), parts(T)
     whole = level + rest
     return (on / level + off / torch.where(rest > 1e-6 * whole, rest, whole)) / 2
+
+
+def count_loss(truth: Sources, prediction: Prediction, smoothing: float = _SMOOTHING) -> Tensor:
+    """Divergence from labels of the number of sources, which are smoothed."""
+    logits = prediction.count_logits.double().cpu()
+    t = torch.full_like(logits, smoothing / logits.shape[1])
+    t[torch.arange(len(t)), (~truth.azimuth.isnan()).sum(-1).cpu()] += 1 - smoothing
+    return (torch.special.xlogy(t, t) - t * logits.log_softmax(-1)).sum(-1).mean()
 
 
 def _eigengap(R: Tensor, T: Tensor, targets: Targets) -> Tensor:
@@ -178,15 +184,13 @@ def _head_losses(truth: Sources, prediction: Prediction, weights: Mapping[str, f
     return {name: value / S for name, value in totals.items()}
 
 
-def _heat_map_loss(case: Case, truth: Sources, prediction: Prediction) -> float:
-    """Divergence of the heat maps from sources that are spread over the grid points around them."""
-    grid, maps = case.learner.grid, prediction.grid_logits
-    assert maps is not None
+def heat_map_targets(case: Case, truth: Sources) -> Tensor:
+    """Sources spread over the grid points around them, [S, P] of sum 1; 0 without any inside."""
+    grid, targets = case.learner.grid, []
     X, Y, Z = grid.shape
     inside = grid.inside.cpu().view(X, Y, Z)
     axes = [axis.double().cpu() for axis in (grid.u_x, grid.u_y, grid.q)]
-    total = 0.0
-    for s in range(len(maps)):
+    for s in range(len(truth.azimuth)):
         target = torch.zeros(X, Y, Z, dtype=torch.float64)
         for k in (~truth.azimuth[s].isnan()).nonzero()[:, 0]:
             azimuth, elevation, distance = (
@@ -198,11 +202,18 @@ def _heat_map_loss(case: Case, truth: Sources, prediction: Prediction) -> float:
                 part = (-(((axis - at) / (_WIDTH * step)) ** 2) / 2).exp()
                 parts.append(part / part.sum().clamp_min(1e-300))
             target += torch.einsum("x,y,z->xyz", *parts)
-        target = (target * inside).flatten()
-        if float(target.sum()) == 0:
-            continue
-        t = target[inside.flatten()] / target.sum()
-        for logits in maps[s].double().cpu():
-            log_share = logits[inside.flatten()].log_softmax(-1)
+        target = target * inside
+        targets.append(target / target.sum() if float(target.sum()) else target)
+    return torch.stack(targets).flatten(1)
+
+
+def _heat_map_loss(case: Case, truth: Sources, prediction: Prediction) -> float:
+    """Divergence of the heat maps from their targets."""
+    maps, inside = prediction.grid_logits, case.learner.grid.inside.cpu()
+    assert maps is not None
+    total = 0.0
+    for t, scene in zip(heat_map_targets(case, truth)[:, inside], maps.double().cpu(), strict=True):
+        for logits in scene if float(t.sum()) else ():
+            log_share = logits[inside].log_softmax(-1)
             total += float((torch.special.xlogy(t, t) - t * log_share).sum()) / maps.shape[1]
     return total / len(maps)

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
+from typing import Any, cast
 
 import torch
+from torch.func import functional_call
 
+from rismusic.array import steering
+from rismusic.doctor import references as ref
 from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.case import Case
+from rismusic.doctor.causes import place_of
 from rismusic.doctor.layers import layer_record
+from rismusic.doctor.loss_checks import every_weight, total_of
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.io import Recording
 from rismusic.nn import monitors as probes
+from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
-from rismusic.nn.network import Prediction
+from rismusic.nn.network import Network, Prediction
 from rismusic.nn.validation import variety
 
 # Repetitions of the same input: a dropout of few numbers may drop the same ones twice.
 _REPETITIONS = 8
+# Scenes, random directions, step and limit of the finite differences in the weights, in double precision.
+_DENSE, _DIRECTIONS, _STEP, _DIFFERENCE = 4, 3, 1e-5, 1e-3
 
 
 def check_gradient_paths(case: Case) -> list[Report]:
@@ -60,6 +71,136 @@ def check_optimizer(case: Case) -> Report:
     ]
     text = f"{len(names)} parameters, {len(learner.optimizer.param_groups)} groups"
     return report_of("OPTIMIZER", text, findings)
+
+
+class _Held:
+    """Statistics on the grid that repeat their first results, in double precision."""
+
+    def __init__(self, statistics: Any) -> None:
+        self._statistics, self._found = statistics, list[Any]()
+        self.results: Iterator[Any] | None = None
+
+    def _result(self, name: str, *args: Any) -> Any:
+        if self.results is not None:
+            return next(self.results)
+        found = getattr(self._statistics, name)(*args)
+        self._found.append(ref.doubled(found))
+        return found
+
+    def __call__(self, *args: Any) -> Any:
+        return self._result("__call__", *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._result, name)
+
+    def again(self) -> None:
+        """Repeat the results from the first one on."""
+        self.results = iter(self._found)
+
+
+def check_backward(case: Case) -> Report:
+    """[BACKWARD]: derivatives of every output and of the loss by the weights, against finite differences.
+
+    No gradient passes through the statistics on the grid, and none from the range factor to the angles.
+    """
+    own, short = case.learner.network, case.recording[: min(_DENSE, len(case.recording))]
+    if not isinstance(own, Network) or type(own).forward is not Network.forward:
+        return report_of("BACKWARD", "skipped: a network of another kind", [])
+    network, recording = copy.deepcopy(own), ref.recording_in_double(short)
+    network.set_precision(None)
+    held = _Held(network._statistics)
+    vars(network)["_statistics"] = held
+    with torch.no_grad():
+        network(short)
+    network.double()
+    weights = {name: value.detach().clone().requires_grad_() for name, value in network.named_parameters()}
+    targets = Targets.of(recording, case.learner.grid)
+    generator = torch.Generator().manual_seed(0)
+    random: dict[str, torch.Tensor] = {}
+
+    def outputs(at: dict[str, torch.Tensor]) -> Prediction:
+        held.again()
+        return cast(Prediction, functional_call(network, at, (recording,)))
+
+    def numbers(prediction: Prediction) -> dict[str, torch.Tensor]:
+        """Each output, multiplied by random numbers and summed up; factors up to the phase of a column."""
+        found = {}
+        for field in fields(Prediction):
+            value = getattr(prediction, field.name)
+            if value is None:
+                continue
+            size = (value.shape[1], value.shape[1]) if value.is_complex() else value.shape
+            if field.name not in random:
+                random[field.name] = torch.randn(size, generator=generator, dtype=value.dtype)
+            times = random[field.name]
+            form = (value.conj() * (times @ value)).real if value.is_complex() else times * value
+            found[field.name] = form.sum()
+        return found
+
+    base = outputs(weights)
+    slopes = numbers(base)
+    slopes["the loss"] = case.learner.prediction_losses(base, recording, 0.3, every_weight(case)).total
+    at_angles = base.azimuth.detach(), base.elevation.detach()
+
+    def values(at: dict[str, torch.Tensor]) -> dict[str, float]:
+        one = outputs(at)
+        B = steering(own.grid.panel, *at_angles, 1 / one.inverse_range) * one.range_factor.norm(
+            dim=1, keepdim=True
+        )
+        one = replace(one, range_factor=B)
+        total = total_of(case, one, targets).total
+        return {name: float(value) for name, value in {**numbers(one), "the loss": total}.items()}
+
+    gradients = {
+        name: dict(zip(weights, _gradient(value, list(weights.values())), strict=True))
+        for name, value in slopes.items()
+    }
+    groups: dict[str, list[str]] = {}
+    for name in weights:
+        parts = name.split(".")
+        groups.setdefault(".".join(parts[:2]) if parts[0] == "stages" else parts[0], []).append(name)
+    wrong: dict[str, list[str]] = {}
+    worst = 0.0
+    for group, names in groups.items():
+        errors: dict[str, list[float]] = {name: [] for name in slopes}
+        sizes: dict[str, list[float]] = {name: [] for name in slopes}
+        for _ in range(_DIRECTIONS):
+            way = {n: torch.randn(weights[n].shape, generator=generator, dtype=torch.float64) for n in names}
+            length = math.sqrt(sum(float(w.square().sum()) for w in way.values()))
+            with torch.no_grad():
+                ends = [
+                    values({**weights, **{n: weights[n] + step / length * w for n, w in way.items()}})
+                    for step in (_STEP, -_STEP)
+                ]
+            for name, gradient in gradients.items():
+                rise = (ends[0][name] - ends[1][name]) / (2 * _STEP)
+                expected = sum(float((gradient[n] * w).sum()) for n, w in way.items()) / length
+                errors[name].append(abs(rise - expected))
+                sizes[name].append(max(abs(rise), abs(expected), 1e-6 * abs(float(slopes[name].detach()))))
+        for name, found in errors.items():
+            # A direction may cross an edge, such as another highest peak; most do not.
+            off = sorted(found)[len(found) // 2] / max(*sizes[name], 1e-12)
+            worst = max(worst, off)
+            if off > _DIFFERENCE:
+                wrong.setdefault(name, []).append(group)
+    text = "; ".join(f"{name} by {listed(found)}" for name, found in wrong.items())
+    heads = "grid_logits" not in wrong and set(wrong) - {"the loss"}
+    finding = at_most(
+        "largest relative error of a derivative of an output by a group of weights",
+        worst,
+        _DIFFERENCE,
+        f"the gradient is not the derivative inside the network: of {text}: a detach() or no_grad on the way "
+        "cuts it, or it is replaced or scaled.",
+        "Let autograd differentiate all between these weights and outputs.",
+        place_of(type(own)._sources if heads else type(own).predict) if set(wrong) != {"the loss"} else "",
+    )
+    return report_of("BACKWARD", f"{len(slopes)} numbers by {len(groups)} groups of weights", [finding])
+
+
+def _gradient(value: torch.Tensor, by: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    if not value.requires_grad:
+        return [torch.zeros_like(one) for one in by]
+    return torch.autograd.grad(value, by, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def check_invariance(case: Case) -> Report:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -179,6 +179,15 @@ def recording_in_double(recording: Recording) -> Recording:
     values = {name: None if value is None else _double(value) for name, value in values.items()}
     truth = None if recording.truth is None else recording.truth.each(_double)
     return replace(recording, truth=truth, **values)
+
+
+def doubled(result: Any) -> Any:
+    """Tensors, alone, in a tuple or in a dataclass, in double precision."""
+    if isinstance(result, tuple):
+        return tuple(doubled(one) for one in result)
+    if is_dataclass(result) and not isinstance(result, type):
+        return replace(result, **{name: doubled(value) for name, value in vars(result).items()})
+    return _double(result) if isinstance(result, Tensor) else result
 
 
 def _double(value: Tensor) -> Tensor:

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.functional import pad
 
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
-from rismusic.doctor.data_checks import scene_keys
+from rismusic.doctor.causes import place_of
+from rismusic.doctor.data_checks import scene_keys, snr_db
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.io import Recording
+from rismusic.nn import validation
+from rismusic.nn.data import with_estimated_noise
 from rismusic.nn.learner import Learner
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.nn.run_folder import BEST, LAST, RunFolder
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.train import Trainer
+from rismusic.sources import Sources
+from rismusic.spec import SystemSpec
 
 # The short run: epochs, steps of each, batches of a step, scenes of a batch, validation scenes.
 EPOCHS, STEPS = 2, 3
@@ -34,6 +40,9 @@ _PARTS, _BATCH, _VALIDATION = 2, 4, 10
 _SAME = 1e-3
 # The settings of AdamW that the documentation states.
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_OPTIONS = {"betas": _BETAS, "eps": _EPSILON, "amsgrad": False, "maximize": False}
+# Scenes whose sources are located with the labels of other scenes.
+_LOCATED = 16
 
 Tensors = dict[str, Tensor]
 
@@ -84,6 +93,7 @@ class ShortRun:
 
     trainer: Trainer
     steps: list[RecordedStep] = field(default_factory=list)
+    scored: list[Recording] = field(default_factory=list)
     validations: list[RecordedValidation] = field(default_factory=list)
 
     @property
@@ -119,7 +129,7 @@ def short_spec(spec: TrainSpec) -> TrainSpec:
 def record_run(trainer: Trainer, stop_after: int | None = None) -> ShortRun:
     """Train, and record every step and validation; stop in the middle if asked."""
     run, learner, scenes = ShortRun(trainer), trainer.learner, trainer.scenes
-    own_step, own_validation = learner.step, scenes.validation
+    own_step, own_validation, own_scored = learner.step, scenes.validation, scenes.scored
 
     def copied(tensors: Mapping[str, Tensor]) -> Tensors:
         return {name: value.detach().clone() for name, value in tensors.items()}
@@ -143,6 +153,11 @@ def record_run(trainer: Trainer, stop_after: int | None = None) -> ShortRun:
             one.recordings.append(recording)
             yield recording
 
+    def scored() -> tuple[Recording, Recording]:
+        found = own_scored()
+        run.scored.append(found[0])
+        return found
+
     def before_step(*_: object) -> None:
         if not run.steps:
             return
@@ -162,14 +177,15 @@ def record_run(trainer: Trainer, stop_after: int | None = None) -> ShortRun:
         }
 
     handle = learner.optimizer.register_step_pre_hook(before_step)
-    vars(learner)["step"], vars(scenes)["validation"] = step, validation
+    vars(learner)["step"] = step
+    vars(scenes).update(validation=validation, scored=scored)
     try:
         trainer.train()
     except _StopError:
         pass
     finally:
         handle.remove()
-        del vars(learner)["step"], vars(scenes)["validation"]
+        del vars(learner)["step"], vars(scenes)["validation"], vars(scenes)["scored"]
     return run
 
 
@@ -241,12 +257,35 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
         keys += [key for recording in one.recordings for key in scene_keys(recording)]
     rate_off, cause = schedule_off[ref.EXPECTED], ref.best_explanation(schedule_off)
     steps, logged = sum(one.steps for one in run.steps), len(run.trainer.run.records("step"))
+    epochs = run.trainer.state.epoch
+    ended = epochs < EPOCHS and len(run.steps) == epochs * STEPS
+    meaning = (
+        f"the training stops after {epochs} of {EPOCHS} epochs, which are whole, although patience = 0: "
+        "the early stop, or the number of epochs."
+        if ended
+        else f"{steps} optimizer steps in {len(run.steps)} calls of the learner's step, {total} are planned "
+        f"({EPOCHS} epochs of {STEPS}): its step is outside the batch loop, or steps are left out."
+    )
+    planned = [run.trainer.scenes.noise_hidden(*divmod(number, STEPS)) for number in range(len(run.steps))]
+    hidden = [[_noise_hidden(one) for one in step.recordings] for step in run.steps]
+    pairs = [pair for one, two in zip(planned, hidden, strict=True) for pair in zip(one, two, strict=False)]
+    whole = spec.system.hardware.response_error == 0
     findings = [
         must_be_zero(
             "optimizer steps per epoch, distance from the number of batches",
             abs(steps - total) / EPOCHS + sum(one.steps != 1 for one in run.steps),
-            f"{steps / EPOCHS:g} optimizer steps per epoch for {STEPS} accumulations of batches: the "
-            "optimizer's step is outside the batch loop, or batches are left out.",
+            meaning,
+            where=place_of(type(run.trainer)._end_epoch) if ended else "",
+        ),
+        must_be_zero(
+            "batches of the loop whose noise variance is not hidden as planned",
+            sum(float((found.double() - float(plan)).abs().max()) > 0 for plan, found in pairs)
+            if whole
+            else 0,
+            f"the noise variance is hidden in {sum(float(found.double().mean()) for _, found in pairs):g} of "
+            f"{len(pairs)} batches that the loop gets, but the plan of the settings (noise_hidden) hides "
+            f"{sum(plan for plan, _ in pairs)}: the plan does not reach the scenes.",
+            where=place_of(run.trainer.scenes.step),
         ),
         must_be_zero(
             "number of logged steps, distance from the steps of the loop",
@@ -282,6 +321,13 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
             )
         )
     return findings
+
+
+def _noise_hidden(recording: Recording) -> Tensor:
+    """For each scene, whether its noise variance is the estimate that stands for a hidden one."""
+    estimate, noise = with_estimated_noise(recording).noise_variance, recording.noise_variance
+    assert estimate is not None
+    return torch.isclose(noise, estimate, rtol=1e-5) if noise is not None else estimate.isfinite()
 
 
 # The step of the schedule that a loop uses by mistake, by its number.
@@ -411,7 +457,12 @@ def _update_findings(run: ShortRun) -> list[Finding]:
             rounding = 1e-6 * float(old.norm() / expected.norm().clamp_min(1e-30))
             skipped[name] = max(skipped.get(name, 0.0), off - rounding)
     groups = run.trainer.learner.optimizer.param_groups
-    betas = {tuple(group["betas"]) for group in groups if "betas" in group}
+    options = {
+        f"{name} = {group[name]}, not {usual}"
+        for group in groups
+        for name, usual in _OPTIONS.items()
+        if name in group and group[name] != usual
+    }
     of = {id(p): float(group.get("weight_decay", 0.0)) for group in groups for p in group["params"]}
     decayed = [
         name
@@ -419,7 +470,7 @@ def _update_findings(run: ShortRun) -> list[Finding]:
         if abs(of.get(id(weight), 0.0) - (spec.weight_decay if weight.ndim > 1 else 0.0)) > 1e-12
     ]
     late = [name for name, value in skipped.items() if value > 0.05]
-    reason = f": its betas are {next(iter(betas))}, Adam's are {_BETAS}" if betas - {_BETAS} else ""
+    reason = f": it is set to {listed(sorted(options))}" if options else ""
     still = all(torch.equal(one.average[n], one.average_after[n]) for one in run.steps for n in one.average)
     fault = "it is updated with another decay than that of the settings, or the wrong way round"
     if 0 < len(late) < len(skipped):
@@ -439,6 +490,7 @@ def _update_findings(run: ShortRun) -> list[Finding]:
             0.05,
             f"the optimizer's update is not that of AdamW with the settings{reason}.",
             "Check optimizer, betas, weight decay (none for biases and norms) and what else changes weights.",
+            place_of(type(run.trainer.learner).__init__) if options else "",
         ),
         at_most(
             "relative distance of the moving average's update from its formula",
@@ -452,7 +504,7 @@ def _update_findings(run: ShortRun) -> list[Finding]:
 def check_validation_set(case: Case) -> Report:
     """[HELDOUT]: the validation set that the loop uses, and its loss computed separately."""
     run = short_run(case)
-    findings = [*_set_findings(case, run), *_loss_findings(run)]
+    findings = [*_set_findings(case, run), *_loss_findings(run), *_score_findings(case)]
     return report_of("HELDOUT", f"{len(run.validations)} validations of the loop", findings)
 
 
@@ -476,12 +528,37 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
             "the validation set contains scenes twice: a part of it repeats another one.",
         )
     )
+    hidden = [_noise_hidden(recording) for recording in used]
+    share = float(torch.cat(hidden).double().mean()) if hidden else 0.5
+    half = case.spec.system.hardware.response_error > 0 or abs(share - 0.5) < 1e-6
+    scored = [key for recording in run.scored[-1:] for key in scene_keys(recording)]
+    trained = {key for step in run.steps for recording in step.recordings for key in scene_keys(recording)}
+    findings += [
+        must_be_zero(
+            "share of the validation scenes in use with a hidden noise variance, distance from a half",
+            0.0 if half else abs(share - 0.5),
+            f"the noise variance is hidden in {share:.0%} of the validation scenes, not in half of them.",
+        ),
+        must_be_zero(
+            "scenes of the scores (recall, GOSPA) that the loop trains on",
+            len(trained.intersection(scored)) if spec.fresh else 0,
+            "recall, F1 and GOSPA are those of scenes that the network is trained on (a leak): scored scenes "
+            "are not of the validation set.",
+            where=place_of(run.trainer.scenes.scored),
+        ),
+        must_be_zero(
+            "number of different scored scenes, distance from the settings",
+            abs(len(set(scored)) - run.spec.scored_scenes) if run.scored else 0,
+            f"{len(set(scored))} scenes are scored, the settings have {run.spec.scored_scenes}.",
+            where=place_of(run.trainer.scenes.scored),
+        ),
+    ]
     training = case.recordings[:4]
     for what, limit, of in (
-        ("SNR, dB", 4.0, _snr_db),
+        ("SNR, dB", 4.0, snr_db),
         ("number of sources", 0.75, _number_of_sources),
     ):
-        one, other = of(spec, training), of(spec, whole)
+        one, other = of(spec.system, training), of(spec.system, whole)
         if len(one) < 16 or len(other) < 16:
             continue
         # Two sets of the same distribution: mean and spread agree within their standard errors.
@@ -499,21 +576,52 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
     return findings
 
 
-def _number_of_sources(_: TrainSpec, recordings: list[Recording]) -> Tensor:
+def _score_findings(case: Case) -> list[Finding]:
+    """The estimates that the loop scores, with the labels of the scenes and with those of others."""
+    spec = short_spec(case.spec).replace(scored_scenes=_LOCATED, validation_scenes=_LOCATED)
+    match = vars(validation)["match"]
+
+    def located(change: Callable[[Tensor], Tensor]) -> list[Sources]:
+        trainer, found = case.start(spec), []
+        own = trainer.scenes.scored
+
+        def scored() -> tuple[Recording, Recording]:
+            one, two = (replace(r, truth=None if r.truth is None else r.truth.each(change)) for r in own())
+            return one, two
+
+        def seen(truth: Sources, estimate: Sources, *rest: Any) -> Any:
+            found.append(estimate)
+            return match(truth, estimate, *rest)
+
+        vars(trainer.scenes)["scored"] = scored
+        vars(validation)["match"] = seen
+        try:
+            record_run(trainer, stop_after=0)
+        finally:
+            vars(validation)["match"] = match
+        return found
+
+    pairs = zip(located(lambda value: value), located(lambda value: value.flip(0)), strict=True)
+    changed, most = 0, spec.network.sources_max
+    for one, two in pairs:
+        a, b = (pad(v.azimuth, (0, most - v.azimuth.shape[1]), value=math.nan) for v in (one, two))
+        changed = max(changed, int((~torch.isclose(a, b, equal_nan=True)).any(-1).sum()))
+    return [
+        must_be_zero(
+            "scored scenes whose estimates change with the labels",
+            changed,
+            f"the estimates of recall and GOSPA change in {changed} of {_LOCATED} scenes if they get the "
+            "labels of other scenes (a leak): the search of the validation is given the truth, such "
+            "as the true number of sources.",
+            "Take the number of sources from the network (count_logits), as inference does.",
+            place_of(vars(validation)["_score"]),
+        )
+    ]
+
+
+def _number_of_sources(_: SystemSpec, recordings: list[Recording]) -> Tensor:
     truths = [recording.truth for recording in recordings]
     return torch.cat([(~truth.azimuth.isnan()).double().sum(-1) for truth in truths if truth is not None])
-
-
-def _snr_db(spec: TrainSpec, recordings: list[Recording]) -> Tensor:
-    """SNR of each scene, measured from the snapshots with the reference form of the true signal."""
-    found = [torch.zeros(0, dtype=torch.float64)]
-    for recording in recordings:
-        clean = ref.true_signal(spec.system, recording)
-        if clean is None:
-            return found[0]
-        noise = (recording.snapshots - clean).abs().square().mean((1, 2))
-        found.append(10 * (clean.abs().square().mean((1, 2)) / noise).log10())
-    return torch.cat(found)
 
 
 def _loss_findings(run: ShortRun) -> list[Finding]:
@@ -571,7 +679,7 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
         ),
         at_least(
             "change of the validation loss from epoch to epoch",
-            abs(losses[-1] - losses[0]) if len(losses) > 1 else 0.0,
+            abs(losses[-1] - losses[0]) if len(losses) > 1 else math.inf,
             1e-7,
             "the validation loss is constant: it uses stale weights, or a network that is not trained.",
         ),

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +18,13 @@ from torch.nn import functional
 
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
-from rismusic.doctor.report import report_of, same
+from rismusic.doctor.causes import place_of
+from rismusic.doctor.report import listed, report_of, same
 from rismusic.estimation.grid import highest_points
 from rismusic.io import Recording
 from rismusic.nn import data
 from rismusic.nn.monitors import Finding, Report, at_most
-from rismusic.nn.network import Network, Prediction
+from rismusic.nn.network import Attention, Block, Network, Prediction, Stage
 from rismusic.simulation.random_numbers import Draws
 
 # Scenes that are calculated densely.
@@ -29,6 +33,9 @@ _SCENES = 4
 _LAYERS = 1e-2
 # Least share of signal in a scene's energy, limits of logarithms, and the value outside the volume.
 _SIGNAL, _LOWEST, _HIGHEST, _OUTSIDE = 0.1, -8.0, 8.0, -30.0
+
+# First input and output of each layer, by name; inner layers come first.
+Calls = dict[str, tuple[Tensor, Any]]
 
 
 def check_stages(case: Case) -> Report:
@@ -139,10 +146,20 @@ def _network_findings(case: Case, network: Network, recording: Recording) -> lis
                     _LAYERS,
                 )
             )
+        calls: Calls = {}
+        modules = network.named_modules()
+        handles = [one.register_forward_hook(partial(_note, calls, name)) for name, one in modules]
         with case.learner.single_precision():
             prediction = network(recording)
-        found += _stage_findings(network, scenes, initial, start, prediction)
+        for handle in handles:
+            handle.remove()
+        found += _stage_findings(network, scenes, initial, start, prediction, calls)
     return found
+
+
+def _note(calls: Calls, name: str, _: object, given: tuple[Any, ...], result: Any) -> None:
+    if isinstance(given[0], Tensor):
+        calls[name] = (given[0], result)
 
 
 def _in_basis(network: Network) -> Tensor:
@@ -175,7 +192,12 @@ def _log(value: Tensor) -> Tensor:
 
 
 def _stage_findings(
-    network: Network, scenes: object, initial: Tensor, power: Tensor, prediction: Prediction
+    network: Network,
+    scenes: object,
+    initial: Tensor,
+    power: Tensor,
+    prediction: Prediction,
+    calls: Calls,
 ) -> list[Finding]:
     """The heat map of each stage, and the sources, from the weights of the network."""
     grid, statistics = network.grid, network._statistics
@@ -212,52 +234,104 @@ def _stage_findings(
             )
         )
         if not found[-1].fine:
-            return found
+            text, function = _innermost(network, w, calls)
+            return [*found[:-1], replace(found[-1], meaning=text, where=place_of(function))]
         share = logits.exp() / logits.exp().sum(-1, keepdim=True) + 1e-7 * inside
         gain = gain.double().cpu()
         level = scenes.signal.double().cpu() / (share * gain).sum(-1)  # type: ignore[attr-defined]
         power = (share * level[:, None]).to(power.dtype)
     assert features is not None
-    return [*found, *_source_findings(network, w, features, logits, now, noise, prediction)]
+    sources = _source_findings(network, w, features, logits, now, noise, prediction)
+    assert prediction.grid_logits is not None
+    for stage, other in enumerate(prediction.grid_logits.double().cpu().unbind(1)[:-1], 1):
+        if not all(one.fine for one in sources):
+            others = _source_findings(network, w, features, other, now, noise, prediction)
+            if all(one.fine for one in others):
+                place = place_of(type(network)._sources)
+                text = f"the sources are at the peaks of the heat map of stage {stage}, not of the last one."
+                sources = [replace(one, meaning=text, where=place) for one in sources]
+    return [*found, *sources]
+
+
+def _innermost(network: Network, w: Mapping[str, Tensor], calls: Calls) -> tuple[str, Any]:
+    """The first layer whose output is not that of its definition for what it was given, and its function."""
+    modules = dict(network.named_modules())
+    unused = [n for n, m in modules.items() if list(m.parameters(recurse=False)) and n not in calls]
+    never = f"; never called: {listed(unused)}" if unused else ""
+    for name, (given, result) in calls.items():
+        module, x = modules[name], given.double().cpu()
+        forms: dict[str, Tensor] = {}
+        if isinstance(module, Attention):
+            forms = {
+                mask: _attention(w, f"{name}.", x, module.heads, causal=bool(mask))
+                for mask in ("", ": each cell sees only the cells before it (a causal mask)")
+            }
+        elif isinstance(module, Block):
+            forms[""] = _block(w, f"{name}.", x.movedim(1, -1), network).movedim(-1, 1)
+        elif isinstance(module, Stage):
+            forms[""], result = _stage(w, f"{name}.", x, network)[1], result[1]
+        off = {mask: same(name, result, form, "").value for mask, form in forms.items()}
+        if off and off[""] > _LAYERS:
+            mask = next((mask for mask, value in off.items() if value < _LAYERS), "")
+            text = f"the output of {name} is not that of its layers for what it is given{mask}{never}."
+            return text, type(module).forward
+    return (
+        "the heat map of a stage is not the output of its layers, which is right, plus the logarithms of the "
+        "SBL step and of the powers that it starts from; or the input maps are others.",
+        type(network).predict,
+    )
 
 
 def _stage(w: Mapping[str, Tensor], name: str, x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
     """Features and heat map of a stage, with explicit sums."""
-
-    def linear(which: str, value: Tensor) -> Tensor:
-        weight = w[which + "weight"]
-        return value @ weight.reshape(len(weight), -1).mT + w[which + "bias"]
-
-    def norm(which: str, value: Tensor) -> Tensor:
-        centred = value - value.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return scaled * w[which + "weight"] + w[which + "bias"]
-
-    S, _, X, Y = x.shape
-    h = linear(name + "read.", x.movedim(1, -1))
+    h = _linear(w, name + "read.", x.movedim(1, -1))
     for number in range(network.spec.depth):
-        block = f"{name}blocks.{number}."
-        kernel, pad = w[block + "near.weight"], network.spec.kernel // 2
-        padded = functional.pad(h.movedim(-1, 1), (pad,) * 4)
-        near = sum(
-            padded[:, :, i : i + X, j : j + Y] * kernel[:, 0, i, j, None, None]
-            for i in range(kernel.shape[2])
-            for j in range(kernel.shape[3])
-        )
-        assert isinstance(near, Tensor)
-        near = near.movedim(1, -1) + w[block + "near.bias"]
-        wide = linear(block + "widen.", norm(block + "norm.", near))
-        wide = wide * (1 + torch.erf(wide / math.sqrt(2))) / 2
-        h = h + linear(block + "narrow.", wide)
-        if block + "attention.ask.weight" in w:
-            tokens = h.reshape(S, X * Y, -1)
-            asked = linear(block + "attention.ask.", norm(block + "attention.norm.", tokens))
-            width, heads = tokens.shape[-1], network.spec.heads
-            q, k, v = (part.view(S, X * Y, heads, -1).transpose(1, 2) for part in asked.split(width, -1))
-            weights = (q @ k.mT / math.sqrt(width // heads)).softmax(-1)
-            mixed = (weights @ v).transpose(1, 2).reshape(S, X * Y, width)
-            h = h + linear(block + "attention.answer.", mixed).view_as(h)
-    return h.movedim(-1, 1), linear(name + "write.", h).flatten(1)
+        h = _block(w, f"{name}blocks.{number}.", h, network)
+    return h.movedim(-1, 1), _linear(w, name + "write.", h).flatten(1)
+
+
+def _linear(w: Mapping[str, Tensor], which: str, value: Tensor) -> Tensor:
+    weight = w[which + "weight"]
+    return value @ weight.reshape(len(weight), -1).mT + w[which + "bias"]
+
+
+def _norm(w: Mapping[str, Tensor], which: str, value: Tensor) -> Tensor:
+    centred = value - value.mean(-1, keepdim=True)
+    scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return scaled * w[which + "weight"] + w[which + "bias"]
+
+
+def _block(w: Mapping[str, Tensor], block: str, h: Tensor, network: Network) -> Tensor:
+    """A block of features [S, X, Y, C]."""
+    S, X, Y, _ = h.shape
+    kernel, pad = w[block + "near.weight"], network.spec.kernel // 2
+    padded = functional.pad(h.movedim(-1, 1), (pad,) * 4)
+    near = sum(
+        padded[:, :, i : i + X, j : j + Y] * kernel[:, 0, i, j, None, None]
+        for i in range(kernel.shape[2])
+        for j in range(kernel.shape[3])
+    )
+    assert isinstance(near, Tensor)
+    near = near.movedim(1, -1) + w[block + "near.bias"]
+    wide = _linear(w, block + "widen.", _norm(w, block + "norm.", near))
+    wide = wide * (1 + torch.erf(wide / math.sqrt(2))) / 2
+    h = h + _linear(w, block + "narrow.", wide)
+    if block + "attention.ask.weight" in w:
+        h = h + _attention(w, block + "attention.", h.reshape(S, X * Y, -1), network.spec.heads).view_as(h)
+    return h
+
+
+def _attention(
+    w: Mapping[str, Tensor], name: str, tokens: Tensor, heads: int, *, causal: bool = False
+) -> Tensor:
+    S, T, width = tokens.shape
+    asked = _linear(w, name + "ask.", _norm(w, name + "norm.", tokens))
+    q, k, v = (part.view(S, T, heads, -1).transpose(1, 2) for part in asked.split(width, -1))
+    score = q @ k.mT / math.sqrt(width // heads)
+    if causal:
+        score = score.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
+    mixed = (score.softmax(-1) @ v).transpose(1, 2).reshape(S, T, width)
+    return _linear(w, name + "answer.", mixed)
 
 
 def _source_findings(
@@ -317,8 +391,7 @@ def _source_findings(
     return [
         same(
             *(what, one, two),
-            f"{what} are not those of the last layers at the peaks of the heat map with these weights (order "
-            "of the axes?).",
+            f"{what} are not those of the last layers at the peaks of the last heat map with these weights.",
             _LAYERS,
         )
         for what, one, two in outputs

@@ -178,6 +178,9 @@ def check_step(case: Case) -> Report:
     kept = min(1.0, clip / size) if size else 1.0
     numel = sum(value.numel() for value in expected.values())
     epsilon = max(float(group.get("eps", 0.0)) for group in learner.optimizer.param_groups)
+    lost = (
+        f"the epsilon is {epsilon:g}" if epsilon > 1e-8 else "clip_norm is far below the usual gradient norm"
+    )
     findings = [
         at_least(
             "cosine between the gradient in the optimizer and that of the loss",
@@ -198,9 +201,9 @@ def check_step(case: Case) -> Report:
             "epsilon of AdamW over the root mean square of the clipped gradient",
             epsilon / max(clip / math.sqrt(numel), 1e-300) if kept < 1 else 0.0,
             _EPSILON_SHARE,
-            f"clip_norm = {clip:g} is far below the usual gradient norm ({size:.2g}): what is left of the "
-            "gradient is lost in the epsilon of AdamW, so steps are too small.",
-            "Raise clip_norm to a few times the usual norm.",
+            f"what is left of the gradient ({size:.2g}) at clip_norm = {clip:g} is lost in the epsilon of "
+            f"AdamW, so steps are too small: {lost}.",
+            "Use an epsilon of 1e-8, and a clip_norm of a few times the usual norm.",
         ),
     ]
     return report_of("STEP", f"gradient {size:.3g}, clipped at {clip:g}", findings)
