@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from rismusic.cli.command import Command, complain, save_traceback
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
@@ -81,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it cannot keep its list of fonts, and such
     args = list(sys.argv[1:] if args is None else args)
     try:
-        os.getcwd()
+        Path.cwd()
     except FileNotFoundError:  # in which MKL ends the process
         complain("the current folder no longer exists; change to another one")
         return 2

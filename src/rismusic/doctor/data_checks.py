@@ -378,8 +378,8 @@ def _alone_findings(case: Case) -> list[Finding]:
     truths = [recording.truth for recording in case.recordings if recording.truth is not None]
     numbers = [(~truth.azimuth.isnan()).double().sum(-1).cpu() for truth in truths]
     for what, values in (("SNR", snr), ("number of sources", numbers)):
-        total, free = float(torch.cat(values).var()), sum(map(len, values)) - len(values)
-        if len(values) < 2 or free < _FEWEST_PAIRS or total < 1e-6:
+        free = sum(map(len, values)) - len(values)
+        if len(values) < 2 or free < _FEWEST_PAIRS or (total := float(torch.cat(values).var())) < 1e-6:
             continue
         within = sum(float((value - value.mean()).square().sum()) for value in values) / free
         found.insert(
