@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -757,12 +757,16 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
     ),
 }
 
-CASES: dict[str, str] = {
-    **dict.fromkeys(TRAININGS, ""),
-    **{
-        f"{name}:{fault}": cause for name, (_, faults) in TRAININGS.items() for fault, cause in faults.items()
-    },
-}
+
+def cases_of(trainings: Mapping[str, tuple[object, Mapping[str, str]]]) -> dict[str, str]:
+    """What is wrong in each case: nothing in a training, the cause in ``training:fault``."""
+    faulty = {
+        f"{name}:{fault}": cause for name, (_, faults) in trainings.items() for fault, cause in faults.items()
+    }
+    return {**dict.fromkeys(trainings, ""), **faulty}
+
+
+CASES = cases_of(TRAININGS)
 
 # Steps that are watched; every loop shows its fault within them.
 WATCHED = 100

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset
 
+from blind_module_faults import cases_of
 from rismusic.doctor.watch import watch
 
 
@@ -1006,7 +1007,9 @@ def physics(fault: str) -> Training:
     return Training(model, optimizer, step, lambda: score(41), lambda: score(400), 1000)
 
 
-TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
+Trainings = dict[str, tuple[Callable[[str], Training], dict[str, str]]]
+
+TRAININGS: Trainings = {
     "cnn": (
         cnn,
         {
@@ -1138,12 +1141,7 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
     ),
 }
 
-CASES: dict[str, str] = {
-    **dict.fromkeys(TRAININGS, ""),
-    **{
-        f"{name}:{fault}": cause for name, (_, faults) in TRAININGS.items() for fault, cause in faults.items()
-    },
-}
+CASES = cases_of(TRAININGS)
 
 # Steps that are watched; every loop shows its fault within them.
 WATCHED = 100
@@ -1151,26 +1149,27 @@ WATCHED = 100
 SEEDS, MARGIN = 3, 0.05
 
 
-def report(name: str) -> None:
+def report(trainings: Trainings, name: str) -> None:
     """Print the doctor's report on a training."""
     case, _, fault = name.partition(":")
     torch.manual_seed(0)
-    training = TRAININGS[case][0](fault)
+    training = trainings[case][0](fault)
     with watch(training.model, training.optimizer):
         training.run(WATCHED)
 
 
-def check(name: str) -> None:
+def check(trainings: Trainings, name: str) -> None:
     """Print the scores of a training and what is wrong with it."""
     case, _, fault = name.partition(":")
-    validated, healthy, controlled = scores(case, "")
+    make = trainings[case][0]
+    validated, healthy, controlled = scores(make, "")
     if not fault:
         learns = healthy > 0.5 and abs(validated - healthy) < MARGIN
         print(
             f"{name}: {healthy:.2f}, validation {validated:.2f}{'' if learns else ' UNHEALTHY'}", flush=True
         )
         return
-    reported, score, found = scores(case, fault)
+    reported, score, found = scores(make, fault)
     harms = [f"score lower by {healthy - score:.2f}"] if healthy - score >= MARGIN else []
     if abs(reported - score) >= MARGIN:
         harms.append(f"validation off by {reported - score:+.2f}")
@@ -1181,26 +1180,27 @@ def check(name: str) -> None:
 
 
 @functools.cache
-def scores(case: str, fault: str) -> tuple[float, float, float]:
+def scores(make: Callable[[str], Training], fault: str) -> tuple[float, float, float]:
     """Score of the script's own validation, score on new data, what is controlled; means over the seeds."""
     found = []
     for seed in range(SEEDS):
         torch.manual_seed(seed)
-        training = TRAININGS[case][0](fault)
+        training = make(fault)
         validated = training.run(training.steps)
         found.append((validated, training.test(), training.controlled() if training.controlled else 0.0))
     return tuple(torch.tensor(found).mean(0).tolist())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(trainings: Trainings, description: str | None) -> None:
+    """Report on some trainings or all, or check them."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.names or CASES:
-        (check if options.check else report)(name)
+    for name in options.names or cases_of(trainings):
+        (check if options.check else report)(trainings, name)
 
 
 if __name__ == "__main__":
-    main()
+    main(TRAININGS, __doc__)

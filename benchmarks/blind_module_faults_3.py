@@ -11,19 +11,16 @@ or falls without bound; the others have a curve like that of a healthy training.
 
 from __future__ import annotations
 
-import argparse
-import functools
 import itertools
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from blind_module_faults_2 import Training, above_chance, explained, fixed
-from rismusic.doctor.watch import watch
+from blind_module_faults import cases_of
+from blind_module_faults_2 import Training, Trainings, above_chance, explained, fixed, main
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -848,7 +845,7 @@ def quantiser(fault: str) -> Training:
     return Training(*(model, optimizer, step), lambda: score(held_out), lambda: score(profiles(2000)), 500)
 
 
-TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
+TRAININGS: Trainings = {
     "diffusion": (
         diffusion,
         {
@@ -963,67 +960,8 @@ TRAININGS: dict[str, tuple[Callable[[str], Training], dict[str, str]]] = {
     ),
 }
 
-CASES: dict[str, str] = {
-    **dict.fromkeys(TRAININGS, ""),
-    **{
-        f"{name}:{fault}": cause for name, (_, faults) in TRAININGS.items() for fault, cause in faults.items()
-    },
-}
-
-# Steps that are watched; every loop shows its fault within them.
-WATCHED = 100
-# Of --check. A fault lowers the score, or its validation is off, by at least the margin.
-SEEDS, MARGIN = 3, 0.05
-
-
-def report(name: str) -> None:
-    """Print the doctor's report on a training."""
-    case, _, fault = name.partition(":")
-    torch.manual_seed(0)
-    training = TRAININGS[case][0](fault)
-    with watch(training.model, training.optimizer):
-        training.run(WATCHED)
-
-
-def check(name: str) -> None:
-    """Print the scores of a training and what is wrong with it."""
-    case, _, fault = name.partition(":")
-    validated, healthy = scores(case, "")
-    if not fault:
-        learns = healthy > 0.5 and abs(validated - healthy) < MARGIN
-        print(
-            f"{name}: {healthy:.2f}, validation {validated:.2f}{'' if learns else ' UNHEALTHY'}", flush=True
-        )
-        return
-    reported, score = scores(case, fault)
-    harms = [f"score lower by {healthy - score:.2f}"] if healthy - score >= MARGIN else []
-    if abs(reported - score) >= MARGIN:
-        harms.append(f"validation off by {reported - score:+.2f}")
-    words = f"{score:.2f}, validation {reported:.2f}: {', '.join(harms) or 'HARMLESS'}"
-    print(f"{name}: {words}", flush=True)
-
-
-@functools.cache
-def scores(case: str, fault: str) -> tuple[float, float]:
-    """Score of the script's own validation and score on new data; means over the seeds."""
-    found = []
-    for seed in range(SEEDS):
-        torch.manual_seed(seed)
-        training = TRAININGS[case][0](fault)
-        validated = training.run(training.steps)
-        found.append((validated, training.test()))
-    return tuple(torch.tensor(found).mean(0).tolist())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--check", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for name in options.names or CASES:
-        (check if options.check else report)(name)
+CASES = cases_of(TRAININGS)
 
 
 if __name__ == "__main__":
-    main()
+    main(TRAININGS, __doc__)
