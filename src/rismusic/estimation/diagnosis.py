@@ -156,7 +156,7 @@ def diagnosed(
             estimate = _put(estimate, some, _with_wide_search(part, located, evidence, spec))
     if recording.pilots is None and len(spec.unknowns) == len(POSITION):
         estimate = _with_pairs(recording, estimate, spec)
-    return _with_doubts(recording, estimate, n_sources, spec)
+    return _with_reasons(recording, estimate, n_sources, spec)
 
 
 def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
@@ -543,7 +543,9 @@ def _with_wide_search(
     return _put(estimate, take, replace(taken, spec=spec, warnings=sentences))
 
 
-def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec) -> Estimate:
+def _with_reasons(
+    recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec
+) -> Estimate:
     """Add what the final estimate leaves doubtful: coherent sources, and the largest number of sources."""
     sentences = [list(one) for one in estimate.warnings]
     positions, active = unpack(estimate.sources, recording)
@@ -565,10 +567,10 @@ def _with_doubts(recording: Recording, estimate: Estimate, n_sources: NSources, 
         scenes = (estimate.n_sources >= spec.sources_max).nonzero()[:, 0]
         more = _one_more(recording[scenes], estimate[scenes], spec) if len(scenes) else scenes.bool()
         most = spec.sources_max
-        for scene, doubt in zip(scenes.tolist(), more.tolist(), strict=True):
+        for scene, likely in zip(scenes.tolist(), more.tolist(), strict=True):
             text = f"there may be more than {most} sources: raise --sources-max"
             limit = f"{most} is the largest number of sources that was tried (--sources-max)"
-            sentences[scene].append(Reason(text, "sources_too_many") if doubt else limit)
+            sentences[scene].append(Reason(text, "sources_too_many") if likely else limit)
     there = estimate.existence_probability
     for scene, source in (there < UNCERTAIN).nonzero().tolist():
         sentences[scene].append(

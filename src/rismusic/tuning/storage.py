@@ -12,6 +12,7 @@ import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Literal
@@ -223,24 +224,36 @@ def _check_columns(opened: RDBStorage, shown: URL) -> None:
     Raises:
         InputError: a table or a column is missing, or has a text where numbers belong.
     """
+    found, sqlite = inspect(opened.engine), opened.engine.dialect.name == "sqlite"
+    tables = set(found.get_table_names())
+    for table, wanted in _columns_of_new().items():
+        columns = {one["name"] for one in found.get_columns(table)} if table in tables else set()
+        for name, numeric in wanted.items():
+            damage = ""
+            if name not in columns:
+                damage = f"table {table} has no column {name}" if columns else f"no table {table}"
+            elif sqlite and numeric:
+                words = f"SELECT 1 FROM {table} WHERE typeof({name}) IN ('text', 'blob') LIMIT 1"
+                with opened.engine.connect() as connection:
+                    if connection.execute(text(words)).first():
+                        damage = f"column {name} of table {table} has a text in place of a number"
+            if damage:
+                raise InputError("storage", f"the database {_shown(shown)} is damaged: {damage}")
+
+
+@cache
+def _columns_of_new() -> dict[str, dict[str, bool]]:
+    """Tables of a new database with their columns, and whether these hold numbers."""
     with experimental():
         new = RDBStorage("sqlite://")
     try:
-        found, wanted = inspect(opened.engine), inspect(new.engine)
-        tables, sqlite = set(found.get_table_names()), opened.engine.dialect.name == "sqlite"
-        for table in wanted.get_table_names():
-            columns = {one["name"] for one in found.get_columns(table)} if table in tables else set()
-            for column in wanted.get_columns(table):
-                name, damage = column["name"], ""
-                if name not in columns:
-                    damage = f"table {table} has no column {name}" if columns else f"no table {table}"
-                elif sqlite and isinstance(column["type"], (Integer, Float)):
-                    words = f"SELECT 1 FROM {table} WHERE typeof({name}) IN ('text', 'blob') LIMIT 1"
-                    with opened.engine.connect() as connection:
-                        if connection.execute(text(words)).first():
-                            damage = f"column {name} of table {table} has a text in place of a number"
-                if damage:
-                    raise InputError("storage", f"the database {_shown(shown)} is damaged: {damage}")
+        schema = inspect(new.engine)
+        return {
+            table: {
+                one["name"]: isinstance(one["type"], (Integer, Float)) for one in schema.get_columns(table)
+            }
+            for table in schema.get_table_names()
+        }
     finally:
         new.remove_session()
         new.engine.dispose()
