@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sqlite3
 
@@ -320,28 +321,33 @@ def test_a_study_with_damaged_settings_is_one_sentence(tmp_path, content):
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("name", ["tune", "tune-long-1"])
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (
             "UPDATE trial_user_attributes SET value_json = '{\"hits\": [{}]}'",
-            "trial 0 of study 'tune' is damaged",
+            "trial 0 of study 'NAME' is damaged",
         ),
         ("DELETE FROM trial_user_attributes", "it is complete, but has no evaluation"),
         ("UPDATE trials SET state = x'ff'", "is damaged: a value of a study or a trial cannot be read"),
     ],
 )
-def test_a_study_with_damaged_trials_is_one_sentence(tmp_path, change, sentence):
+def test_a_study_with_damaged_trials_is_one_sentence(tmp_path, change, sentence, name):
     path = tmp_path / "study.db"
     spec, space = TuneSpec(), load_space("narrow")
     with quiet(), open_storage(str(path), tmp_path, heartbeat_s=1) as storage:
         study = optuna.create_study(storage=storage, study_name="tune")
         study.set_user_attr("settings", _settings(spec, space, 1))
-        study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"evaluation": 1}))
+        named = study if name == "tune" else optuna.create_study(storage=storage, study_name=name)
+        named.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"evaluation": 1}))
     with sqlite3.connect(path) as connection:
         connection.execute(change)
     connection.close()
-    with pytest.raises(InputError, match=f"^storage: .*{sentence}"):
+    sentence = sentence.replace("NAME", name)
+    with pytest.raises(
+        InputError, match=f"^storage: .*{sentence}.*{re.escape(str(path))}|{path}.*{sentence}"
+    ):
         tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")
 
 

@@ -103,13 +103,17 @@ def tune(
     def check(existing: BaseStorage) -> None:
         """Check that the study can be resumed or joined, before anything is written."""
         with in_file(shown(storage, folder)):
+            names = optuna.get_all_study_names(existing)
+            joins = not resume and study in names
             if resume:
-                check_trials(_resume(existing, study)[0])
-            joins = not resume and study in optuna.get_all_study_names(existing)
+                _resume(existing, study)
             if joins:
                 joined = optuna.load_study(study_name=study, storage=existing)
                 _check_settings(joined, _settings(chosen, space, trials or TRIALS))
-                check_trials(joined)
+            if resume or joins:  # with the final evaluations, which come last
+                for name in names:
+                    if name == study or name.startswith(f"{study}-long-"):
+                        check_trials(optuna.load_study(study_name=name, storage=existing))
         check_folder(folder, continued=resume or joins)
 
     with quiet(), ExitStack() as stack:
@@ -119,7 +123,6 @@ def tune(
         )
         if resume:
             short, chosen, space, count = _resume(opened, study)
-            check_trials(short)
             if trials is not None and trials != count:
                 short.set_user_attr(_SETTINGS, _settings(chosen, space, trials))
                 count = trials
@@ -148,7 +151,8 @@ def tune(
         long = optuna.create_study(
             storage=opened, study_name=stage, load_if_exists=True, pruner=optuna.pruners.NopPruner()
         )
-        check_trials(long)
+        with in_file(shown(storage, folder)):  # created after the check above, by another worker
+            check_trials(long)
         objective = FinalObjective(chosen, space, folder / stage, device, say, found)
         worker.run(long, objective, objective.jobs())
         result = summarize(objective, done, long.get_trials(), folder=folder, command=redact(command))
