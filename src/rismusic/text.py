@@ -83,8 +83,17 @@ def counted(number: int, noun: str) -> str:
 
 def any_of(words: Iterable[str]) -> str:
     """The words of a list as ``a, b or c``."""
+    return _joined(words, " or ")
+
+
+def all_of(words: Iterable[str]) -> str:
+    """The words of a list as ``a, b and c``."""
+    return _joined(words, " and ")
+
+
+def _joined(words: Iterable[str], before_last: str) -> str:
     *most, last = words
-    return " or ".join(filter(None, (", ".join(most), last)))
+    return before_last.join(filter(None, (", ".join(most), last)))
 
 
 def redact(text: str) -> str:

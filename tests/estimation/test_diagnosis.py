@@ -3,13 +3,14 @@
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from rismusic import Sources, load_sample, locate, simulate
+from rismusic import Panel, Sources, load_sample, locate, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
 from rismusic.estimation.estimate import Estimate, Reason
@@ -189,6 +190,34 @@ def test_sources_outside_the_search_volume_are_located():
     assert found.azimuth_deg[:, 0].tolist() == pytest.approx([75, 10], abs=1.0)
     assert float(found.range_m[1, 0]) > 10
     assert all(said(found, "outside the search volume"))
+
+
+def test_sources_behind_an_array_that_is_not_planar_are_located():
+    """They are outside the default search volume, and one of them in the far field."""
+    placed = Sources.from_degrees([150.0, -40.0], [0.0, 0.0], [50.0, 3.0], behind=True)
+    direct = {"channel": {"kind": "direct"}, "codebook": {"snapshots": 32}}
+    angle = 2 * math.pi * torch.arange(16) / 16
+    circle = Panel(torch.stack((angle.sin(), 0 * angle, angle.cos()), dim=1) * 0.384, wavelength=0.3)
+    found = locate(blind(simulate(sources=placed, panel=circle, snr_db=10, seed=1, **direct)), method="omp")
+    assert said(found, "outside the search volume") == [True]
+    assert found.azimuth_deg[0, :2].sort().values.tolist() == pytest.approx([-40, 150], abs=1)
+
+
+def test_coherent_sources_are_named_in_one_sentence():
+    """Three with the same symbols, and one with others."""
+    placed = Sources.from_degrees([-40.0, -10.0, 15.0, 45.0], [0.0] * 4, [3.0, 2.0, 4.0, 3.0])
+    direct = {"channel": {"kind": "direct"}, "codebook": {"snapshots": 32}}
+    made = simulate(sources=placed, snr_db=20, seed=1, **direct)
+    s = made.truth.symbols.mT.clone()  # [S, L, K]
+    s[..., 1:3] = s[..., :1]
+    field = steering(made.panel, *(x.double() for x in (placed.azimuth, placed.elevation, placed.range)))
+    found = locate(received(made, (field.to(s.dtype) * s[..., None, :]).sum(-1)), n_sources=4, method="omp")
+    (text,) = [one for one in found.reasons[0] if "same signal" in one]
+    group = [int(one) for one in re.findall(r"\d", text.partition(":")[0])]
+    alone = (found.azimuth_deg[0] - 45).abs().argmin()
+    assert len(group) == 3
+    assert int(alone) not in group
+    assert f"sources {group[1]} and {group[2]} may be reflections of source {group[0]}" in text
 
 
 def test_paths_of_one_source_are_named():

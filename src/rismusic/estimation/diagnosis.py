@@ -8,8 +8,8 @@ fails, it compares the numbers of sources again, with departures from the model 
    sources allowed. Scenes that pass them all stay as they are.
 2. For the others, fits with 0, 1, ... sources are made. Their evidence includes that of the most probable
    model error, so that an additional source has to explain the data better than hardware impairments.
-3. The half-space in front of the panel is searched at any range. A source outside the search volume is
-   reported as such.
+3. The half-space in front of the panel, or all directions if it is not planar, is searched at any range. A
+   source outside the search volume is reported as such.
 4. The scene is located again under the most probable explanation, and gets a status with reasons.
 """
 
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -64,6 +65,7 @@ from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, 
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, Wave
+from rismusic.text import all_of
 
 UNCERTAIN = 0.9
 """A note names sources with a smaller existence probability."""
@@ -484,7 +486,9 @@ def _located_again(
     for scene in range(len(result)):
         if (size := float(error.panel_error[scene])) > 0:
             text = f"the panel departs from its description by about {100 * size:.2g} %"
-            sentences[scene].append(Reason(text) if size > _LARGE_ERROR else text)
+            if size > _LARGE_ERROR:
+                text = Reason(f"{text}; rismusic check looks for wrong conventions, such as conjugated data")
+            sentences[scene].append(text)
         if (tau := float(error.diffuse[scene])) > 0:
             sentences[scene].append(_diffuse_sentence(tau, int(count[scene])))
     return replace(result, warnings=sentences, panel_error=error.panel_error)
@@ -505,9 +509,9 @@ def _diffuse_sentence(diffuse: float, count: int) -> Reason:
 
 
 def _wide(recording: Recording, spec: LocateSpec) -> LocateSpec:
-    """The settings with the half-space in front of the panel as the search volume."""
+    """The settings with all directions that the array can tell apart: a half-space if it is planar."""
     wide = spec.replace(
-        azimuth_max_deg=max(_WIDE_DEG, spec.azimuth_max_deg),
+        azimuth_max_deg=max(_WIDE_DEG, spec.azimuth_max_deg) if recording.panel.is_planar else 180.0,
         elevation_max_deg=max(_WIDE_DEG, spec.elevation_max_deg),
     )
     if "range" not in spec.unknowns:  # it is held
@@ -625,15 +629,17 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
 
 def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate: Estimate) -> None:
     """Add sources with coherent symbols, and with the same symbol in all snapshots, as an offset has."""
-    for scene, first, second in (_coherence_p_value(at, estimate) < _COHERENT).nonzero().tolist():
-        if first < second:
-            sentences[scene].append(
-                Reason(
-                    f"sources {first} and {second} send the same signal: source {second} may be a reflection "
-                    f"of source {first}",
-                    "sources_coherent",
-                )
-            )
+    from scipy.sparse.csgraph import connected_components  # takes long to import
+
+    coherent = _coherence_p_value(at, estimate) < _COHERENT
+    for scene in coherent.flatten(1).any(1).nonzero()[:, 0].tolist():
+        _, label = connected_components(coherent[scene].numpy(force=True), directed=False)
+        for group in np.unique(label[coherent[scene].any(1).numpy(force=True)]):
+            strongest, *others = [str(one) for one in np.flatnonzero(label == group)]
+            paths = "sources {} may be reflections" if len(others) > 1 else "source {} may be a reflection"
+            text = f"sources {all_of([strongest, *others])} send the same signal: "
+            text += f"{paths.format(all_of(others))} of source {strongest}"
+            sentences[scene].append(Reason(text, "sources_coherent"))
     s = symbols(at)  # [S, L, K]
     L = s.shape[1]
     energy = s.abs().square().sum(1)
