@@ -220,6 +220,20 @@ def test_coherent_sources_are_named_in_one_sentence():
     assert f"sources {group[1]} and {group[2]} may be reflections of source {group[0]}" in text
 
 
+def test_interference_in_one_snapshot_is_named():
+    """Surplus sources take it: they send in that snapshot only."""
+    made = blind(simulate(scenes=4, sources=2, snr_db=15, seed=9))
+    assert not any(said(locate(made, method="omp"), "interference"))
+    burst = made.snapshots.clone()
+    level = burst.abs().square().mean((1, 2)).sqrt()
+    burst[:, 5] += 8 * level[:, None] * torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+    found = locate(replace(made, snapshots=burst), method="omp")
+    named = [any("snapshot 5" in one and "noise impulsive" in one for one in each) for each in found.reasons]
+    assert named == [True] * 4
+    cured = locate(replace(made, snapshots=burst), method="omp", noise="impulsive")
+    assert cured.n_sources.tolist() == [2] * 4
+
+
 def test_paths_of_one_source_are_named():
     made = simulate(scenes=3, sources=2, snr_db=20, seed=7)
     s = made.truth.symbols[:, :1]

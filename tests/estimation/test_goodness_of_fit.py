@@ -242,3 +242,24 @@ def test_the_compiled_statistic_of_draws_is_that_of_the_torch_form(snapshots, an
     expected = sphericity(link, rest)
     assert not torch.equal(compiled, expected)
     torch.testing.assert_close(compiled, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("outlier", ["antenna", "snapshot", "none"])
+def test_an_antenna_or_a_snapshot_that_stands_out_is_named(outlier):
+    """Antenna 3 is dead, or interference is in snapshot 5; a source that is left out is neither."""
+    sound = simulate(scenes=12, sources=2, snr_db=15, seed=31)
+    y, at = sound.snapshots.clone(), places(sound.truth)
+    noise = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(2))
+    level = y.abs().square().mean((1, 2), keepdim=True).sqrt()
+    if outlier == "antenna":
+        y[:, :, 3] = 0.01 * noise[:, :, 3]
+    elif outlier == "snapshot":
+        y[:, 5] += (level * noise)[:, 5]
+    else:
+        at = at.each(lambda value: value[:, :1])
+    fits = goodness_of_fit(replace(sound, snapshots=y, noise_variance=None), at)
+    right = {"antenna": "antenna 3 has", "snapshot": "snapshot 5 has", "none": None}[outlier]
+    named = [bool(one) and (right is None or right not in one) for one in fits.causes]
+    assert sum(named) <= 1  # a residual that is not white may have an antenna of its own
+    if right is not None:
+        assert sum(right in one for one in fits.causes) >= 10

@@ -90,6 +90,8 @@ _BLOCK_SEARCHES = 64
 _LEAST_DIFFUSE = 0.3
 # Two sources of a smaller probability of being independent are coherent.
 _COHERENT = 1e-4
+# A source whose strongest symbol has a smaller probability sends in one snapshot only.
+_LONE = 1e-6
 # Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave is named.
 _SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
 # Scenes that are compared at a time with other forms of the wave.
@@ -628,22 +630,33 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
 
 
 def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate: Estimate) -> None:
-    """Add sources with coherent symbols, and with the same symbol in all snapshots, as an offset has."""
+    """Add sources that send in one snapshot, coherent ones, and those with one symbol, as an offset has."""
     from scipy.sparse.csgraph import connected_components  # takes long to import
 
+    s = symbols(at)  # [S, L, K]
+    L = s.shape[1]
+    energy = s.abs().square()
+    total = energy.sum(1).clamp_min(torch.finfo(energy.dtype).tiny)
+    # The share of the strongest of L Gaussian symbols exceeds x with a probability of at most this.
+    strongest, where = energy.max(1)
+    lone = at.active & (L * (1 - strongest / total).clamp(0, 1).pow(L - 1) < _LONE) & (L > 2)
+    for scene in lone.any(1).nonzero()[:, 0].tolist():
+        for snapshot in where[scene][lone[scene]].unique().tolist():
+            members = (lone[scene] & (where[scene] == snapshot)).nonzero()[:, 0].tolist()
+            send = "sources {} send" if len(members) > 1 else "source {} sends"
+            text = f"{send.format(all_of(map(str, members)))} in snapshot {snapshot} only: interference there"
+            sentences[scene].append(Reason(f"{text} (try --noise impulsive), or sources that take turns"))
     coherent = _coherence_p_value(at, estimate) < _COHERENT
+    coherent &= ~(lone[:, :, None] | lone[:, None, :])
     for scene in coherent.flatten(1).any(1).nonzero()[:, 0].tolist():
         _, label = connected_components(coherent[scene].numpy(force=True), directed=False)
         for group in np.unique(label[coherent[scene].any(1).numpy(force=True)]):
-            strongest, *others = [str(one) for one in np.flatnonzero(label == group)]
+            first, *others = [str(one) for one in np.flatnonzero(label == group)]
             paths = "sources {} may be reflections" if len(others) > 1 else "source {} may be a reflection"
-            text = f"sources {all_of([strongest, *others])} send the same signal: "
-            text += f"{paths.format(all_of(others))} of source {strongest}"
+            text = f"sources {all_of([first, *others])} send the same signal: "
+            text += f"{paths.format(all_of(others))} of source {first}"
             sentences[scene].append(Reason(text, "sources_coherent"))
-    s = symbols(at)  # [S, L, K]
-    L = s.shape[1]
-    energy = s.abs().square().sum(1)
-    x = s.sum(1).abs().square() / (L * energy.clamp_min(torch.finfo(energy.dtype).tiny))
+    x = s.sum(1).abs().square() / (L * total)
     p = (1 - x.clamp(0, 1)).pow(L - 1)
     for scene, source in (at.active & (p < _COHERENT)).nonzero().tolist():
         sentences[scene].append(

@@ -36,6 +36,7 @@ import math
 from dataclasses import dataclass
 from importlib import import_module
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
@@ -63,6 +64,9 @@ _CONSTANT = 1e-4
 # Smaller eigenvalues of H H^H, relative to the largest, are rounding errors.
 _CHANNEL_ROUNDING = 1e-6
 
+# The residual of one antenna or snapshot stands out below the first p-value if above the second for the next
+# one. It takes this many to compare with.
+_OUTLIER, _HOMOGENEOUS, _FEWEST_ROWS = 1e-4, 1e-2, 4
 # Smaller squared norms, of columns of unit norm, are rounding errors.
 _ROUNDING = 1e-10
 
@@ -154,10 +158,12 @@ class GoodnessOfFit:
             compare, as for a single snapshot of a directly sampled panel.
         excess: [S] energy of the residual over its expectation, about 1 for a good fit; NaN where the noise
             variance is unknown.
+        causes: what the residual of each scene points to; empty where nothing stands out.
     """
 
     p_value: Float[Tensor, "S"]
     excess: Float[Tensor, "S"]
+    causes: list[str]
 
     def sentence(self, scene: int) -> str | None:
         """The warning for a scene whose fit is rejected; ``None`` otherwise."""
@@ -169,10 +175,11 @@ class GoodnessOfFit:
             if math.isnan(excess)
             else f"the residual has {excess:.3g} times the energy of the noise"
         )
-        return (
-            f"{left} (p = {p:.1g}): there may be more sources, sources outside the search volume, or a "
-            "panel that differs from its description"
+        unclear = (
+            "there may be more sources, sources outside the search volume, or a panel that differs from its "
+            "description"
         )
+        return f"{left} (p = {p:.1g}): {self.causes[scene] or unclear}"
 
 
 def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | None = None) -> GoodnessOfFit:
@@ -183,9 +190,10 @@ def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | Non
         sources: positions [S, K] near maximum likelihood; NaN where there is no source. K < M.
         volume: the search volume. Without one, all coordinates count as free.
     """
+    as_received = recording.stacked() is recording
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
-    parts = []
+    parts, causes = [], []
     for block in scene_blocks(recording, 8 * active.shape[1]):
         part, here = recording[block], positions[block]
         free = torch.ones_like(here, dtype=torch.bool) if volume is None else ~volume.at_boundary(here)
@@ -195,8 +203,54 @@ def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | Non
             if part.noise_variance is None
             else _p_value_known_noise(part, off)
         )
+        rejected = parts[-1][0] < SIGNIFICANCE
+        named = [""] * len(part)
+        # Whitened and stacked data are sums over antennas, or have snapshots in place of them.
+        for scene in rejected.nonzero()[:, 0].tolist() if as_received else ():
+            named[scene] = _outlier(part[scene : scene + 1], off[scene : scene + 1])
+        causes += named
     p_value, excess = (torch.cat(part) for part in zip(*parts, strict=True))
-    return GoodnessOfFit(p_value, excess)
+    return GoodnessOfFit(p_value, excess, causes)
+
+
+def _outlier(recording: Recording, off: Projection) -> str:
+    r"""The one antenna or snapshot in which the residual of a scene is much stronger than in the others.
+
+    Noise of variance :math:`\sigma^2` leaves :math:`\mathrm{E} |r_{lm}|^2 = \sigma^2 h_{lm}`, h being the
+    diagonal of the projection. The ratio of the mean of :math:`|r|^2 / h` over an antenna (a snapshot) to
+    that over the others has nearly an F distribution with the numbers of real dimensions. The largest ratio
+    has to be significant, and the next one, without the largest, must not be.
+    """
+    from scipy.stats import f as f_distribution  # takes long to import
+
+    rest = off.of(recording.snapshots.to(torch.complex128)[:, None])[0, 0]  # [L, M]
+    tangents = off.tangents[0].square().sum(-1).reshape(2, *rest.shape).sum(0) / 2
+    left = (1 - off.fields[0].abs().square().sum(-1) - tangents).clamp_min(0)
+    energy = rest.abs().square()
+    found = {}
+    for noun, axis in (("antenna", 0), ("snapshot", 1)):
+        e, dimensions = energy.sum(axis).numpy(force=True), 2 * left.sum(axis).numpy(force=True)
+        if (dimensions < 1).any() or len(e) < _FEWEST_ROWS:
+            continue
+        mean = e / dimensions
+        first, second = (-mean).argsort()[:2]
+        others = np.arange(len(e)) != first
+        ratio = mean[first] * dimensions[others].sum() / e[others].sum()
+        p = len(e) * f_distribution.sf(ratio, dimensions[first], dimensions[others].sum())
+        others[second] = False
+        next_ratio = mean[second] * dimensions[others].sum() / e[others].sum()
+        p_next = len(e) * f_distribution.sf(next_ratio, dimensions[second], dimensions[others].sum())
+        if p < _OUTLIER < _HOMOGENEOUS < p_next:
+            found[noun] = (p, int(first), ratio)
+    if not found:
+        return ""
+    noun, (_, number, ratio) = min(found.items(), key=lambda one: one[1][0])
+    advice = {
+        "antenna": "it may be dead, loud or wrongly calibrated; leave it out",
+        "snapshot": "interference, or another RIS configuration than recorded; leave it out, or try "
+        "--noise impulsive",
+    }
+    return f"{noun} {number} has {ratio:.2g} times the residual of the others: {advice[noun]}"
 
 
 def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S 2 Q"]:
