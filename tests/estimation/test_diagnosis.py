@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rismusic import Panel, Sources, load_sample, locate, simulate
+from rismusic import Panel, Recording, Sources, load_sample, locate, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
 from rismusic.estimation.estimate import Estimate, Reason
@@ -28,6 +28,11 @@ def blind(recording, **changes):
 def said(estimate, words):
     """Scenes with a doubt that contains these words."""
     return [any(words in one for one in reasons) for reasons in estimate.reasons]
+
+
+def said_notes(estimate, words):
+    """Scenes with a warning that contains these words."""
+    return [any(words in one for one in warnings) for warnings in estimate.warnings]
 
 
 def places(recording):
@@ -68,6 +73,16 @@ def test_a_panel_that_errs_makes_no_sources(erring):
     assert all("departs from its description" in " ".join(some) for some in found.warnings)
     assert set(found.status) <= {"ok", "doubtful"}
     assert found.n_sources_probability.sum(1).allclose(torch.ones(6, dtype=torch.float64))
+
+
+def test_the_panel_error_of_a_scene_stays_beside_sound_scenes(erring):
+    sound = blind(simulate(scenes=20, sources=(1, 2), snr_db=20, seed=3))
+    mixed = Recording.concatenate([erring, sound])
+    found = locate(mixed, method="omp")
+    assert [float(error) > 0 for error in found.panel_error] == said_notes(
+        found, "departs from its description"
+    )
+    assert (found.panel_error[:6] > 0.05).all()
 
 
 def test_a_panel_that_errs_makes_no_sources_of_constant_symbols():

@@ -50,6 +50,7 @@ from rismusic.estimation.maximum_likelihood import (
     values_without_each,
 )
 from rismusic.estimation.model_error import (
+    MAX_ELEMENTS,
     ModelError,
     can_err,
     model_error,
@@ -62,6 +63,7 @@ from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.estimation.relax import MIN_GAIN_NATS, beside
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, project_out
+from rismusic.estimation.signal_model import free_symbols_p_value
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, Wave
@@ -92,6 +94,8 @@ _LEAST_DIFFUSE = 0.3
 _COHERENT = 1e-4
 # A source whose strongest symbol has a smaller probability sends in one snapshot only.
 _LONE = 1e-6
+# Below this p-value, the symbols are not as recorded.
+_OTHER_SYMBOLS = 1e-3
 # Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave is named.
 _SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
 # Scenes that are compared at a time with other forms of the wave.
@@ -144,7 +148,7 @@ def diagnosed(
     """
     if estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
-    recording, estimate = recording.stacked(), estimate.detached()
+    as_recorded, recording, estimate = recording, recording.stacked(), estimate.detached()
     count_unknown = isinstance(n_sources, str)
     if can_err(recording):
         if spec.panel_error == "auto" and count_unknown:
@@ -160,7 +164,21 @@ def diagnosed(
             estimate = _put(estimate, some, _with_wide_search(part, located, evidence, spec))
     if recording.pilots is None and len(spec.unknowns) == len(POSITION):
         estimate = _with_pairs(recording, estimate, spec)
-    return _with_reasons(recording, estimate, n_sources, spec)
+    estimate = _with_reasons(recording, estimate, n_sources, spec)
+    small = recording.panel.size <= MAX_ELEMENTS and as_recorded.frequencies is None
+    if as_recorded.has_coherent_symbols and small:
+        p_value = free_symbols_p_value(as_recorded, estimate.sources, spec)
+        text = (
+            f"free symbols explain the data better than {as_recorded.symbols} ones: try --symbols independent"
+        )
+        if as_recorded.pilots is not None:
+            text += ", or check order and conjugation of the pilots"
+        unexplained = p_value < _OTHER_SYMBOLS
+        if estimate.panel_error is not None:  # free symbols absorb some of it
+            unexplained &= estimate.panel_error == 0
+        for scene in unexplained.nonzero()[:, 0].tolist():
+            estimate.warnings[scene].append(Reason(text))
+    return estimate
 
 
 def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:

@@ -588,7 +588,9 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
     names = ("azimuth", "elevation", "range", "power")
     inverse = [one for part in parts if (one := part.inverse_range_std) is not None]
     position = [one for part in parts if (one := part.position_probability) is not None]
-    errors = [one for part in parts if (one := part.panel_error) is not None]
+    # Only scenes that were located again under a model error have one.
+    errors = [torch.zeros_like(part.p_value) if (e := part.panel_error) is None else e for part in parts]
+    erring = any(part.panel_error is not None for part in parts)
     impulses = [one for part in parts if (one := part.impulses) is not None]
     probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
     return replace(
@@ -602,7 +604,7 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         p_value=torch.cat([part.p_value for part in parts]),
         inverse_range_std=joined(inverse) if len(inverse) == len(parts) else None,
         position_probability=joined(position) if len(position) == len(parts) else None,
-        panel_error=torch.cat(errors) if len(errors) == len(parts) else None,
+        panel_error=torch.cat(errors) if erring else None,
         impulses=torch.cat(impulses) if len(impulses) == len(parts) else None,
         warnings=[sentences for part in parts for sentences in part.warnings],
         method=[name for part in parts for name in part.method],

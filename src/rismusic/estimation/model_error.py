@@ -79,7 +79,7 @@ _CERTAIN, _SINGLE_NATS = 0.9999, 0.2
 # Steps of the Lanczos recursion.
 _LANCZOS = 8
 # Largest number of elements, since W is dense.
-_MAX_ELEMENTS = 400
+MAX_ELEMENTS = 400
 # Largest number of outputs of a snapshot, whose covariance is dense. Constant symbols make one of L M.
 _MAX_OUTPUTS = 1024
 
@@ -113,7 +113,7 @@ def can_err(recording: Recording) -> bool:
     narrowband = recording.frequencies is None
     return (
         recording.symbols in (("independent", "correlated", "constant") if narrowband else ("independent",))
-        and recording.panel.size <= _MAX_ELEMENTS
+        and recording.panel.size <= MAX_ELEMENTS
         and recording.snapshots.shape[-1] <= _MAX_OUTPUTS
     )
 

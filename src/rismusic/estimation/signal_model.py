@@ -16,6 +16,7 @@ from torch import Tensor
 from rismusic.array import WAVES, Panel, steering
 from rismusic.errors import InputError
 from rismusic.estimation.classical import fit_known
+from rismusic.estimation.goodness_of_fit import Projection
 from rismusic.estimation.grid import searched_grid
 from rismusic.estimation.likelihood import sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import unpack
@@ -147,6 +148,62 @@ def evidence_of_symbols(recording: Recording, spec: LocateSpec | None = None) ->
         model: float(_evidence(replace(some, symbols=model).stacked(), spec or LocateSpec()).sum())
         for model in models
     }
+
+
+def free_symbols_p_value(recording: Recording, sources: Sources, spec: LocateSpec) -> Float[Tensor, "S"]:
+    r"""p-value of constant or known symbols against symbols that are free in every snapshot.
+
+    The models are nested. Their residuals r have :math:`\nu` real dimensions
+    (:mod:`rismusic.estimation.goodness_of_fit`), fewer with free symbols. If the symbols are as recorded,
+
+    .. math:: F = \frac{(|r|^2 - |r_\mathrm{free}|^2) / (\nu - \nu_\mathrm{free})}
+        {|r_\mathrm{free}|^2 / \nu_\mathrm{free}}
+
+    has an F distribution with :math:`\nu - \nu_\mathrm{free}` and :math:`\nu_\mathrm{free}` degrees of
+    freedom. With free symbols the sources are searched anew; p is multiplied by the number of grid points for
+    each of them.
+
+    Args:
+        recording: S scenes with constant or known symbols.
+        sources: their sources [S, K], NaN where there is none.
+        spec: the search volume.
+
+    Returns:
+        p; NaN where the free symbols of K sources explain any data.
+    """
+    from scipy.stats import f as f_distribution  # takes long to import
+
+    if recording.codes is None:  # constant symbols would leave out the snapshots that hold noise only
+        y = recording.snapshots
+        recording = replace(recording, codes=y.new_ones(y.shape[-2], y.shape[-1]))
+    as_recorded = recording.stacked()
+    free = replace(recording, symbols="independent", pilots=None).stacked()
+    _, L, M = free.snapshots.shape
+    count = sources.active.sum(-1).clamp_min(1)
+    p_value = torch.full((len(recording),), torch.nan, dtype=torch.float64, device=count.device)
+    some = (count <= most_sources(L, M)).nonzero()[:, 0]
+    if len(some) == 0 or L < 2:
+        return p_value
+    quick = spec.replace(method="omp", criterion="conditional", oversampling=1.6)
+    grid = searched_grid(free, quick)
+    searched = fit_known(free[some], count[some], grid, quick).sources
+    here = sources.each(lambda value: value[some])
+    energy, freedom = _residual(as_recorded[some], here)
+    least, fewer = _residual(free[some], searched)
+    at_recorded, same = _residual(free[some], here)
+    least = torch.where(same == fewer, torch.minimum(least, at_recorded), least)
+    ratio = (energy - least) / (freedom - fewer) / (least / fewer)
+    p = f_distribution.sf(*(x.numpy(force=True) for x in (ratio, freedom - fewer, fewer)))
+    p_value[some] = torch.as_tensor(p, device=count.device) * len(grid) ** count[some]
+    return p_value
+
+
+def _residual(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
+    """Energy of the residual and its number of real dimensions."""
+    positions, active = unpack(sources, recording)
+    off = Projection.off(recording, positions, active, torch.ones_like(positions, dtype=torch.bool))
+    rest = off.of(recording.snapshots.to(torch.complex128)[:, None])
+    return torch.view_as_real(rest).square().sum((1, 2, 3, 4)), off.freedom(recording.snapshots.shape[1])
 
 
 def _some_scenes(recording: Recording) -> Recording:
