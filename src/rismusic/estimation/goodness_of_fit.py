@@ -190,7 +190,7 @@ def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | Non
         sources: positions [S, K] near maximum likelihood; NaN where there is no source. K < M.
         volume: the search volume. Without one, all coordinates count as free.
     """
-    as_received = recording.stacked() is recording
+    as_received = not recording.is_stacked and recording.stacked() is recording
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
     parts, causes = [], []
