@@ -58,8 +58,12 @@ def swapped(recording: Recording) -> Recording:
     return replace(recording, truth=replace(sources, azimuth=sources.elevation, elevation=sources.azimuth))
 
 
-def other_codes(recording: Recording, change: Callable) -> Recording | None:
-    return None if recording.codes is None else replace(recording, codes=change(recording.codes).contiguous())
+def reordered(part: str, change: Callable) -> Callable[[Recording], Recording | None]:
+    def mistake(recording: Recording) -> Recording | None:
+        value = getattr(recording, part)
+        return None if value is None else replace(recording, **{part: change(value).contiguous()})
+
+    return mistake
 
 
 def finer(recording: Recording, bits: int) -> Recording | None:
@@ -92,9 +96,13 @@ MISTAKES: dict[str, Callable[[Recording], Recording | None]] = {
     "all_conjugated": conjugated("snapshots", "channel", "codes"),
     "channel_transposed": lambda r: turned(r, conjugate=False),
     "channel_hermitian": lambda r: turned(r, conjugate=True),
-    "codes_late": lambda r: other_codes(r, lambda codes: codes.roll(-1, dims=-2)),
-    "codes_early": lambda r: other_codes(r, lambda codes: codes.roll(1, dims=-2)),
-    "codes_reversed": lambda r: other_codes(r, lambda codes: codes.flip(-2)),
+    "codes_late": reordered("codes", lambda codes: codes.roll(-1, dims=-2)),
+    "codes_early": reordered("codes", lambda codes: codes.roll(1, dims=-2)),
+    "codes_reversed": reordered("codes", lambda codes: codes.flip(-2)),
+    "pilots_late": reordered("pilots", lambda pilots: pilots.roll(-1, dims=-2)),
+    "pilots_early": reordered("pilots", lambda pilots: pilots.roll(1, dims=-2)),
+    "pilots_reversed": reordered("pilots", lambda pilots: pilots.flip(-2)),
+    "pilots_conjugated": conjugated("pilots"),
     "codes_1_bit": lambda r: finer(r, 1),
     "codes_2_bit": lambda r: finer(r, 2),
     "angles_swapped": swapped,

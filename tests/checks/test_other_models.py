@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import mistakes
 import pytest
 import torch
 
@@ -149,6 +150,23 @@ def test_cases():
     assert names("line_of_8") == []
     assert names("moving") == ["sources_moving"]
     assert names("iq_offset") == ["wave_uniform", "symbols_repeated"]
+
+
+def test_pilots_that_are_not_those_that_were_sent():
+    scene = {**SIZE["scene"], "symbols": "pilots"}
+    made = simulate(scenes=2, sources=2, snr_db=10, seed=4, **SIZE | {"scene": scene})
+    assert with_truth(made) is None
+    for name in ("pilots_late", "pilots_early", "pilots_reversed", "pilots_conjugated"):
+        assert with_truth(mistakes.made(name, made)) == name
+    assert without_truth(mistakes.made("pilots_conjugated", made)) == "pilots_conjugated"
+
+
+def test_symbols_that_are_not_constant(tmp_path):
+    """They are no wrong convention, but free ones explain the data."""
+    made = simulate(scenes=1, sources=1, snr_db=10, seed=4, **SIZE)
+    write(tmp_path / "free.h5", replace(made, truth=None, noise_variance=None, symbols="constant"))
+    found = {finding.name for finding in check(tmp_path / "free.h5").findings}
+    assert found & {"symbols_free", "panel_error"}
 
 
 def test_pilots_and_noise_covariance():

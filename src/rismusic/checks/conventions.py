@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -130,7 +131,7 @@ class Change:
 
 
 def conjugated(*parts: str) -> Apply:
-    """Some of snapshots, channel and codes conjugated; none where one of them is missing or real."""
+    """Some of snapshots, channel, codes and pilots conjugated; none where one of them is missing or real."""
 
     def apply(recording: Recording) -> Recording | None:
         values = {name: getattr(recording, name) for name in parts}
@@ -241,14 +242,16 @@ def constant_symbols(recording: Recording) -> Recording | None:
     return replace(recording, symbols="constant")
 
 
-def in_another_order(change: Callable[[Tensor], Tensor]) -> Apply:
-    """The configurations in another order of the snapshots, where that makes a difference."""
+def in_another_order(part: str, change: Callable[[Tensor], Tensor]) -> Apply:
+    """Configurations or pilots in another order of the snapshots, where that makes a difference."""
 
     def apply(recording: Recording) -> Recording | None:
-        if recording.codes is None or recording.codes.shape[-2] < 2:
+        value: Tensor | None = getattr(recording, part)
+        if value is None or value.shape[-2] < 2:
             return None
-        codes = change(recording.codes).contiguous()
-        return None if torch.equal(codes, recording.codes) else replace(recording, codes=codes)
+        changed = change(value).contiguous()
+        other: dict[str, Any] = {part: changed}
+        return None if torch.equal(changed, value) else replace(recording, **other)
 
     return apply
 
@@ -291,14 +294,14 @@ def applicable(recording: Recording, *, blind: bool = False) -> Iterator[tuple[C
 
 
 def _conjugations() -> Iterator[Change]:
-    """Each set of snapshots, channel and codes: the same as the others and the wave."""
+    """Each set of snapshots, channel and codes: the same as the others, the wave and known pilots."""
     whole = ("snapshots", "channel", "codes")
     for size in (1, 2, 3):
         for parts in combinations(whole, size):
             rest = tuple(name for name in whole if name not in parts)
             name = f"{'_and_'.join(parts)}_conjugated" if rest else "all_conjugated"
             words = ", ".join((*parts[:-2], " and ".join(parts[-2:])))
-            others = ", ".join((*rest, "wave"))
+            others = ", ".join((*rest, "wave", "known pilots"))
             yield Change(
                 name,
                 f"{words} fit as their complex conjugates (the same as conjugates of: {others})",
@@ -398,21 +401,28 @@ def _ranges() -> Iterator[Change]:
 
 
 def _orders() -> Iterator[Change]:
-    """Configurations in another order than the snapshots."""
+    """Configurations or pilots in another order than the snapshots, and conjugated pilots."""
     orders: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-        "codes_late": ("one snapshot later than recorded", lambda codes: codes.roll(1, dims=-2)),
-        "codes_early": ("one snapshot earlier than recorded", lambda codes: codes.roll(-1, dims=-2)),
-        "codes_reversed": ("in reverse order", lambda codes: codes.flip(-2)),
+        "late": ("one snapshot later than recorded", lambda value: value.roll(1, dims=-2)),
+        "early": ("one snapshot earlier than recorded", lambda value: value.roll(-1, dims=-2)),
+        "reversed": ("in reverse order", lambda value: value.flip(-2)),
     }
-    for name, (words, change) in orders.items():
-        yield Change(
-            name,
-            f"the configurations fit {words}",
-            "store codes[l] as the configuration during snapshot l",
-            in_another_order(change),
-            "order",
-            "order",
-        )
+    parts = {
+        "codes": ("configurations", "store codes[l] as the configuration during snapshot l", "order"),
+        "pilots": ("pilots", "store pilots[l] as the symbols of snapshot l", "pilots"),
+    }
+    for part, (noun, remedy, family) in parts.items():
+        for name, (words, change) in orders.items():
+            apply = in_another_order(part, change)
+            yield Change(f"{part}_{name}", f"the {noun} fit {words}", remedy, apply, family, family)
+    yield Change(
+        "pilots_conjugated",
+        "the pilots fit as their complex conjugates",
+        "store the symbols as they were sent",
+        conjugated("pilots"),
+        "pilots",
+        "pilots",
+    )
 
 
 def _coarse() -> Iterator[Change]:

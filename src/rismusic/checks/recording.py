@@ -189,7 +189,8 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
         values = {**statistics.values(), **_panel_values(panel)}
         departures = []
         form = None if first is None else _corrected(first, wrong)
-        if fit and form is not None and can_err(form.stacked()):
+        # Known symbols are tested against free ones.
+        if fit and form is not None and (form.pilots is not None or can_err(form.stacked())):
             departures = _departures(form)
         if statistics.range and panel.fraunhofer_distance > 0:  # one element has no near field
             values["truth_far"] = float(torch.cat(statistics.range).median()) / panel.fraunhofer_distance

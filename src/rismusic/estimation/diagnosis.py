@@ -177,7 +177,7 @@ def diagnosed(
         if estimate.panel_error is not None:  # free symbols absorb some of it
             unexplained &= estimate.panel_error == 0
         for scene in unexplained.nonzero()[:, 0].tolist():
-            estimate.warnings[scene].append(Reason(text))
+            estimate.warnings[scene].append(Reason(text, "symbols_free"))
     return estimate
 
 
@@ -507,7 +507,8 @@ def _located_again(
         if (size := float(error.panel_error[scene])) > 0:
             text = f"the panel departs from its description by about {100 * size:.2g} %"
             if size > _LARGE_ERROR:
-                text = Reason(f"{text}; rismusic check looks for wrong conventions, such as conjugated data")
+                text += "; so do conjugated data and other wrong conventions, which rismusic check looks for"
+                text = Reason(text, "panel_error")
             sentences[scene].append(text)
         if (tau := float(error.diffuse[scene])) > 0:
             sentences[scene].append(_diffuse_sentence(tau, int(count[scene])))
