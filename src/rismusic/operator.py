@@ -228,8 +228,8 @@ class Link:
         if not plain.per_scene:
             return torch.einsum("lmn,...nk->...lmk", plain.dense(), matrix)
         if matrix.shape[-1] >= self.channel.shape[-2] // 2:
-            # Many columns: one large product with G_l is worth forming it (up to 7 times faster, measured), in
-            # blocks of scenes that stay in the cache.
+            # Many columns: one large product with G_l is worth forming it (up to 7 times faster, measured),
+            # in blocks of scenes that stay in the cache.
             scenes = torch.broadcast_shapes(*(part.shape[:-2] for part in (self.channel, self.codes, matrix)))
             blocks = (
                 part.expand(*scenes, -1, -1).split(_BLOCK) for part in (self.channel, self.codes, matrix)

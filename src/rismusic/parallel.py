@@ -37,7 +37,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 MOST_THREADS = 8
-"""Blocks of scenes that threads locate at a time. Python runs for a tenth of the time, in one thread at a time."""
+"""Most threads that locate scenes. Python runs for a tenth of the time, and in one thread at a time."""
 
 # Tasks in flight for each worker: the next one waits there while one runs.
 _IN_FLIGHT = 2
