@@ -105,7 +105,7 @@ def with_onednn(device: torch.device) -> bool:
     those of AMD. Training keeps torch's.
     """
     there = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return there and torch.is_inference_mode_enabled() and compiled_fits()
+    return there and torch.is_inference_mode_enabled() and compiled_fits() is not None
 
 
 def onednn_linear(
