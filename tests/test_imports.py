@@ -18,7 +18,8 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors", "text", "interruption"],
-    ["files", "registry", "devices", "records", "parallel"],
+    ["files", "registry", "devices", "records"],
+    ["parallel"],
     ["spec", "partial"],
     ["units", "array"],
     ["operator", "link_budget", "simulation.random_numbers"],

@@ -60,10 +60,15 @@ def test_against_the_matrices(kind, generator):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_columns_take_another_path_to_the_same_product(kind, generator):
+def test_many_columns_take_another_path_to_the_same_product(kind, generator, monkeypatch):
+    """Also in blocks of scenes, and for columns that the scenes share or that have more axes."""
+    monkeypatch.setattr("rismusic.operator._BLOCK", 2)
     link = make(kind, generator)
-    A = noise(generator, S, N, 9)
-    torch.testing.assert_close(link.matmul(A)[..., :1], link.matmul(A[..., :1]))
+    for axes in ((S,), (), (4, S)):
+        A = noise(generator, *axes, N, 9)
+        torch.testing.assert_close(link.matmul(A)[..., :1], link.matmul(A[..., :1]))
+        expected = matrices(link) @ A.unsqueeze(-3)
+        torch.testing.assert_close(link.matmul(A).expand_as(expected), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,9 @@
 """``python -m rismusic``, and the script ``rismusic``."""
 
 import gc
+import os
 import sys
+import threading
 
 from rismusic.interruption import terminated_as_interrupted
 
@@ -14,12 +16,18 @@ def main() -> int:
         with terminated_as_interrupted():
             from rismusic.cli import main as run
 
-            return run()
+            code = run()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
     finally:
         gc.freeze()  # nor does Python look for garbage among them when it ends, which takes 0.7 s
+    if code and threading.active_count() > 1:
+        # Threads of a command that was interrupted may compute for long, and Python would wait for them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -65,7 +64,7 @@ from rismusic.nn.inference import (
     scene_mismatches,
     system_mismatch,
 )
-from rismusic.parallel import run_all
+from rismusic.parallel import MOST_THREADS, run_all
 from rismusic.registry import ESTIMATORS, load_plugins
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
@@ -80,8 +79,6 @@ FALLBACK_LARGE: Literal["relax"] = "relax"
 BLOCK_SCENES = 64
 """Scenes located at a time, so that memory does not grow with the recording."""
 
-# Blocks that threads locate at a time. Python runs for a tenth of the time, and in one thread at a time.
-_MOST_THREADS = 8
 # First fits start near the solution, where least squares gives good enough powers.
 _FIRST = replace(ROUGH, powers_first=False)
 # No birth-death search for numbers of sources whose log posterior is below the best by more than this (nats).
@@ -153,11 +150,10 @@ def locate(
     # Blocks in several threads, each with the operations of one: operations of one block gain less.
     threads = 1
     if ESTIMATORS.is_builtin(chosen.method) and not several and recording.snapshots.device.type == "cpu":
-        threads = min(torch.get_num_threads(), _MOST_THREADS, max(1, len(blocks)))
+        threads = min(torch.get_num_threads(), MOST_THREADS, max(1, len(blocks)))
     workers = min(workers, max(1, len(blocks)))
-    with one_thread() if threads > 1 else nullcontext():
-        parts = run_all(work, blocks, workers=workers, threads=threads, cluster=cluster, ordered=True)
-        estimate = join_estimates([estimate for _, estimate in parts]).detached()
+    parts = run_all(work, blocks, workers=workers, threads=threads, cluster=cluster, ordered=True)
+    estimate = join_estimates([estimate for _, estimate in parts]).detached()
     return estimate if device is None else estimate.to(home)
 
 

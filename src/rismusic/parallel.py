@@ -36,6 +36,9 @@ from rismusic.errors import InputError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+MOST_THREADS = 8
+"""Most threads that locate scenes. Python runs for a tenth of the time, and in one thread at a time."""
+
 # Tasks in flight for each worker: the next one waits there while one runs.
 _IN_FLIGHT = 2
 # Seconds to wait for the scheduler of a cluster, and for its first worker.
@@ -50,7 +53,7 @@ def usable_cores() -> int:
 
 
 def default_workers(scenes: int, block: int, device: str = "cpu") -> int:
-    """Number of processes for some scenes: all cores, if each has at least two blocks; one on a GPU.
+    """Number of threads or processes for some scenes: all cores, if each has two blocks; one on a GPU.
 
     Args:
         scenes: number of scenes.
@@ -99,7 +102,7 @@ def run_all(
         work: runs one task.
         tasks: the tasks.
         workers: number of processes; with 1 the tasks run in this process.
-        threads: number of threads of this process, if the tasks run in it.
+        threads: number of threads of this process, if the tasks run in it. Each computes in one thread.
         cluster: address of a Dask scheduler, such as ``tcp://host:8786``, in place of ``workers``.
         ordered: yield in the order of the tasks, not as they complete.
 
@@ -146,12 +149,15 @@ def _named(task: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[tuple[Executor, Callable[[], int]]]:
-    """Threads of this process with its context variables, and their number."""
+    """Threads of this process with its context variables, each with one thread of torch, and their number."""
+    from rismusic.devices import one_thread
+
     executor = ThreadPoolExecutor(count, initializer=_adopt, initargs=(copy_context(),))
-    try:
-        yield executor, lambda: count
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+    with one_thread():
+        try:
+            yield executor, lambda: count
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager

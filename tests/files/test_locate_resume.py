@@ -6,10 +6,14 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
-from rismusic import files, partial, simulate
+from rismusic import files, hybrid, partial, simulate
 from rismusic.cli import main
 from rismusic.cli.partial import PartialOutput
 from rismusic.hybrid import locate
@@ -96,11 +100,70 @@ def test_the_stream_equals_the_whole(ending, recording, located, tmp_path, reque
     assert names(tmp_path) == [output.name, whole.name, "recording.h5"]
 
 
-def test_processes_write_the_same_file(recording, tmp_path):
-    one, two = tmp_path / "one.json", tmp_path / "two.json"
+def test_threads_and_processes_write_the_same_file(recording, tmp_path, monkeypatch):
+    one, two, threads = (tmp_path / f"{name}.json" for name in ("one", "two", "threads"))
     assert run("locate", recording, "-o", one, *OPTIONS) == 0
     assert run("locate", recording, "-o", two, *OPTIONS[:-1], "2") == 0
     assert one.read_bytes() == two.read_bytes()
+    # By default, the cores share the blocks in threads of this process.
+    together, locate_block, used = threading.Barrier(2, timeout=60), hybrid.locate_block, set()
+
+    def located(*block):
+        together.wait()
+        used.add(threading.get_ident())
+        return locate_block(*block)
+
+    monkeypatch.setattr("rismusic.cli.locate.default_workers", lambda *_: 2)
+    monkeypatch.setattr("rismusic.hybrid.locate_block", located)
+    assert run("locate", recording, "-o", threads, *OPTIONS[:-2]) == 0
+    assert len(used) == 2
+    assert one.read_bytes() == threads.read_bytes()
+
+
+INTERRUPTED = """
+import itertools, sys, time
+from rismusic import hybrid, parallel
+from rismusic.__main__ import main
+
+def slow(*block, blocks=itertools.count()):
+    if next(blocks):
+        print("begun", flush=True)
+        time.sleep(600)
+    return locate_block(*block)
+
+locate_block, hybrid.locate_block, hybrid.BLOCK_SCENES = hybrid.locate_block, slow, 4
+parallel.usable_cores = lambda: 2
+sys.argv[0] = "rismusic"
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_does_not_wait_for_threads(number, recording, tmp_path):
+    (script := tmp_path / "script.py").write_text(INTERRUPTED)
+    output = tmp_path / "a.csv"
+    process = subprocess.Popen(
+        [sys.executable, script, "locate", recording, "-o", output, *OPTIONS[:-2]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, children inherit that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert process.stdout.readline() == "begun\n"
+        until = time.monotonic() + 60
+        state = tmp_path / "a.csv.part.json"
+        while time.monotonic() < until and not (state.exists() and json.loads(state.read_text())["scenes"]):
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "4 of 17 scenes are in" in said
+    assert said.endswith("error: interrupted\n")
+    assert names(tmp_path) == ["a.csv.part", "a.csv.part.json", "recording.h5", "script.py"]
 
 
 @pytest.mark.usefixtures("looked_up")

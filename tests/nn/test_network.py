@@ -12,9 +12,10 @@ from train_case import NETWORK, SYSTEM
 
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume, highest_peaks, to_cosines
-from rismusic.nn import statistics
+from rismusic.estimation.maximum_likelihood import compiled_fits
+from rismusic.nn import network, statistics
 from rismusic.nn.losses import Targets, total_loss
-from rismusic.nn.network import Network, interpolated
+from rismusic.nn.network import Linear, Network, interpolated
 from rismusic.nn.spec import LossSpec
 from rismusic.nn.statistics import GridStatistics
 from rismusic.simulation.simulator import simulate
@@ -291,3 +292,15 @@ def test_a_column_has_the_energy_of_its_peak():
         target = torch.view_as_real(factor / factor.detach().norm(dim=1, keepdim=True)).sum()
         (slope,) = torch.autograd.grad(target, found.azimuth, retain_graph=True, allow_unused=True)
         assert (slope is not None) is moves
+
+
+def test_layers_are_those_of_torch_in_inference_too(generator, monkeypatch):
+    layer, x = Linear(12, 7), torch.randn(3, 12, 5, generator=generator).mT  # not contiguous
+    expected, product, used = layer(x), network.onednn_linear, []
+    monkeypatch.setattr(network, "onednn_linear", lambda *args: used.append(args) or product(*args))
+    layer(x)
+    assert not used  # training keeps the operations of torch
+    with torch.inference_mode():
+        found = layer(x)
+    assert bool(used) == (torch.backends.mkldnn.is_available() and compiled_fits() is not None)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

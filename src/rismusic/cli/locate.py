@@ -25,9 +25,9 @@ from rismusic.cli.command import (
 )
 from rismusic.errors import InputError
 from rismusic.files import read_small, writing
-from rismusic.parallel import check_workers, default_workers, run_all
+from rismusic.parallel import MOST_THREADS, check_workers, default_workers, run_all
 from rismusic.partial import part_files
-from rismusic.registry import SPECTRA, load_plugins
+from rismusic.registry import ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import Count, FigureWidth, LocateSpec
 from rismusic.text import command_line, counted, plain
 
@@ -67,7 +67,7 @@ def locate_in_worker(
     single_thread: bool,
     one_scene: bool,
 ) -> Estimate:
-    """Locate one block, perhaps in another process.
+    """Locate one block, perhaps in another thread or process.
 
     Args:
         block: the scenes.
@@ -125,7 +125,7 @@ class Locate(Command):
     report_scenes: Count = 8
     """Number of scenes that the report shows in full (fewer if it would exceed 1 MB)."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Number of processes; 0: one per core."""
+    """Processes; 0: one thread per core."""
     cluster: Annotated[str | None, Option("ADDRESS")] = None
     """Use the workers of a Dask cluster, such as tcp://host:8786, not processes of this machine."""
     device: str = "cpu"
@@ -261,7 +261,10 @@ class Locate(Command):
             for start in range(first, scenes, BLOCK_SCENES)
         )
         workers = self.workers or default_workers(scenes - first, BLOCK_SCENES, self.device)
-        workers = min(workers, max(1, math.ceil((scenes - first) / BLOCK_SCENES)))
+        workers, threads = min(workers, max(1, math.ceil((scenes - first) / BLOCK_SCENES))), 1
+        # Threads start at once and share what is in memory, but run Python in one of them at a time.
+        if not self.workers and workers <= MOST_THREADS and ESTIMATORS.is_builtin(self.settings.method):
+            workers, threads = 1, workers
         work = partial(
             locate_in_worker,
             spec=self.settings,
@@ -271,7 +274,7 @@ class Locate(Command):
             single_thread=scenes > BLOCK_SCENES,
             one_scene=scenes == 1,
         )
-        return run_all(work, blocks, workers=workers, cluster=self.cluster, ordered=True)
+        return run_all(work, blocks, workers=workers, threads=threads, cluster=self.cluster, ordered=True)
 
     @contextmanager
     def _partial(

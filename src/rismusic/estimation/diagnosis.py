@@ -631,8 +631,8 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
     scenes, which = weak.nonzero().unbind(-1)
     if len(scenes) == 0:
         return probability
-    grid = searched_grid(recording, spec)
-    search = GridSearch(Dictionary.of(grid), recording)
+    searched, place = scenes.unique(return_inverse=True)
+    search = GridSearch(Dictionary.of(searched_grid(recording, spec)), recording[searched])
     assert estimate.sources.power is not None
     K = active.shape[1]
     for start in range(0, len(scenes), _BLOCK_SEARCHES):
@@ -643,7 +643,9 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
         at = positions[rows[:, None], others], active[rows[:, None], others]
         power = torch.where(at[1], estimate.sources.power[rows[:, None], others], 0).double()
         rest = project_out(recording[rows], *at, (power, estimate.noise_variance[rows].double()))
-        elsewhere = search.best_gain_beyond(rows, rest, positions[rows, k], math.radians(_ELSEWHERE_DEG))
+        elsewhere = search.best_gain_beyond(
+            place[start : start + _BLOCK_SEARCHES], rest, positions[rows, k], math.radians(_ELSEWHERE_DEG)
+        )
         probability[rows, k] = torch.sigmoid(EVIDENCE_WEIGHT * (gain[rows, k] - elsewhere))
     return probability
 

@@ -104,9 +104,13 @@ class Projection:
         azimuth, elevation, q = positions.unbind(-1)
         A, slopes = steering_with_log_derivatives(recording.panel, azimuth, elevation, 1 / q)
         D = slopes * A[..., None]
-        link = recording.link.to(torch.complex128)
-        fields = orthonormal(link.matmul(A * active[:, None]))
-        changes = link.matmul((D * (active[..., None] & free)[:, None]).flatten(-2))
+        columns = torch.cat(
+            (A * active[:, None], (D * (active[..., None] & free)[:, None]).flatten(-2)), dim=-1
+        )
+        fields, changes = (
+            recording.link.to(torch.complex128).matmul(columns).split((K := A.shape[-1], 3 * K), -1)
+        )
+        fields = orthonormal(fields)
         s = symbols(sufficient_statistics(recording, positions, active)).repeat_interleave(3, dim=-1)
         t = (_project_out(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
         return cls(fields, orthonormal(torch.cat((t.real, t.imag), dim=1)))

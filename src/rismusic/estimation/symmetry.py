@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from jaxtyping import Complex, Float, Int64
 from torch import Tensor
-from torch.nn.functional import linear
 
 from rismusic.array import Panel
 from rismusic.estimation.grid import SearchGrid
@@ -30,7 +30,7 @@ from rismusic.estimation.maximum_likelihood import compiled_fits
 # Tolerance of the position of a mirrored element, in wavelengths.
 _SAME = 1e-6
 # Fewer rows take longer to reach oneDNN than they gain.
-_MANY_ROWS = 64
+_MANY_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +98,25 @@ class Symmetry:
         return images.movedim(0, 1).flatten(1)[:, self.back]
 
 
+def with_onednn(device: torch.device) -> bool:
+    """Whether constant matrices are multiplied by oneDNN: on a CPU, beside the compiled fits.
+
+    It uses the widest vectors of any processor. MKL, behind torch's matrix products, uses half their width on
+    those of AMD. Training keeps torch's.
+    """
+    there = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return there and torch.is_inference_mode_enabled() and compiled_fits() is not None
+
+
+def onednn_linear(
+    rows: Float[Tensor, "*batch K"], weight: Float[Tensor, "O K"], bias: Float[Tensor, "O"] | None = None
+) -> Float[Tensor, "*batch O"]:
+    """:func:`torch.nn.functional.linear` by oneDNN, without the copies that tensors of its own type need."""
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], ""))
+
+
 class ConstantMatrices:
     """One matrix for each class, with which many rows are multiplied in single precision.
-
-    Beside the compiled fits they are copied for oneDNN, which uses the widest vectors of any processor. MKL,
-    behind torch's matrix products, uses half their width on those of AMD. Training keeps torch's.
 
     Args:
         matrices: the matrices.
@@ -113,15 +127,12 @@ class ConstantMatrices:
 
     @cached_property
     def _packed(self) -> list[Tensor]:
-        return [matrix.mT.contiguous().to_mkldnn() for matrix in self.matrices]
+        return [torch.ops.mkldnn._reorder_linear_weight(matrix.mT.contiguous()) for matrix in self.matrices]
 
     def __call__(self, rows: Float[Tensor, "G R K"]) -> list[Float[Tensor, "R O"]]:
         """The products of each class."""
-        there = self.matrices.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        many = rows.shape[1] >= _MANY_ROWS
-        if there and many and torch.is_inference_mode_enabled() and compiled_fits():
-            pairs = zip(rows, self._packed, strict=True)
-            return [linear(part.contiguous().to_mkldnn(), matrix).to_dense() for part, matrix in pairs]
+        if rows.shape[1] >= _MANY_ROWS and with_onednn(rows.device):
+            return [onednn_linear(part, matrix) for part, matrix in zip(rows, self._packed, strict=True)]
         return list((rows @ self.matrices).unbind())
 
 

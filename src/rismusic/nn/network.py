@@ -22,6 +22,7 @@ from rismusic.covariance import Conditioning, Covariance, blend, load_and_shrink
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, from_cosines, highest_points
 from rismusic.estimation.sbl import sbl_update
+from rismusic.estimation.symmetry import onednn_linear, with_onednn
 from rismusic.io import Recording
 from rismusic.nn.spec import NetworkSpec
 from rismusic.nn.statistics import GridStatistics, ScaledScenes
@@ -180,6 +181,16 @@ def interpolated(
     return from_cosines(u_x, u_y, q.clamp_min(grid.step[2] / 4))
 
 
+class Linear(nn.Linear):
+    """A layer that oneDNN computes where it is used for matrices of the grid, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to the last axis."""
+        if x.dtype == torch.float32 and with_onednn(x.device):
+            return onednn_linear(x, self.weight, self.bias)
+        return super().forward(x)
+
+
 class Block(nn.Module):
     """ConvNeXt block, with attention over all cells because distant sources compete to explain the data.
 
@@ -195,8 +206,8 @@ class Block(nn.Module):
         super().__init__()
         self.near = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, 2 * width)
-        self.narrow = nn.Linear(2 * width, width)
+        self.widen = Linear(width, 2 * width)
+        self.narrow = Linear(2 * width, width)
         self.attention = Attention(width, heads) if heads else None
 
     def forward(
@@ -223,8 +234,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.ask = nn.Linear(width, 3 * width)
-        self.answer = nn.Linear(width, width)
+        self.ask = Linear(width, 3 * width)
+        self.answer = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "S T C"]) -> Float[Tensor, "S T C"]:
         """Apply to T tokens."""
