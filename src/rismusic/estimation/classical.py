@@ -136,7 +136,7 @@ class ClassicalEstimator:
             fitted = replace(whitened(recording, spec.allowed_error), noise_variance=None)
         if fitted.link.pilots is not None:
             return from_fit(fitted, fit_known_symbols(fitted, n_sources, grid, spec), None, grid.volume, spec)
-        count = counts_of(fitted, n_sources)
+        count = counts_of(fitted, n_sources, grid.volume)
         if count is None:
             selected = fit_unknown(fitted, grid, spec)
             fit, probability = selected.fit, selected.probability
@@ -146,7 +146,7 @@ class ClassicalEstimator:
         return calibrated(estimate, recording, grid.volume, spec) if spec.allowed_error else estimate
 
 
-def counts_of(recording: Recording, n_sources: NSources) -> Int64[Tensor, "S"] | None:
+def counts_of(recording: Recording, n_sources: NSources, volume: Volume) -> Int64[Tensor, "S"] | None:
     """The number of sources of each scene, checked against what the data can identify; ``None`` for ``auto``.
 
     Raises:
@@ -156,7 +156,7 @@ def counts_of(recording: Recording, n_sources: NSources) -> Int64[Tensor, "S"] |
         return None
     if isinstance(n_sources, int):
         n_sources = torch.full((len(recording),), n_sources, device=recording.snapshots.device)
-    check_fit(recording, n_sources)
+    check_fit(recording, n_sources, volume)
     return n_sources
 
 
@@ -178,14 +178,13 @@ def fit_known(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid,
 
 def fit_unknown(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> SelectedOrder:
     """Fit the most probable number of sources, at most ``spec.sources_max``, to each scene."""
-    _, L, M = recording.snapshots.shape
     scenes = torch.arange(len(recording), device=recording.snapshots.device)
-    check_fit(recording, torch.zeros_like(scenes))
-    most = min(spec.sources_max, most_sources(L, M))
+    check_fit(recording, torch.zeros_like(scenes), grid.volume)
+    most = min(spec.sources_max, most_sources(recording, grid.volume))
     if spec.method in STRATEGIES:
         return _search_unknown(recording, grid, most, strategy_of(spec))
     if spectrum_method(spec.method).subspace:
-        most = min(most, L)  # the rank of R_samp
+        most = min(most, recording.snapshots.shape[1])  # the rank of R_samp
 
     def fit(some: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
         part = recording[some]
@@ -217,7 +216,7 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     given = None if isinstance(n_sources, str) else torch.as_tensor(n_sources)
     if given is not None and bool((given != K).any()):
         raise InputError("sources", f"must be the number of pilots, {K}, or auto; got {n_sources}")
-    check_fit(recording, torch.full((S,), K, device=recording.snapshots.device))
+    check_fit(recording, torch.full((S,), K, device=recording.snapshots.device), grid.volume)
     dictionary = _dictionary(recording, grid)
     fits = []
     for block in _search_blocks(recording, dictionary):
@@ -244,7 +243,7 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
         assert best is not None  # there is a pilot
         positions = best.positions
         end = refine(part, positions, active, grid.volume, criterion=spec.criterion)
-        fits.append(complete_fit(part, end.positions, active, end.converged))
+        fits.append(complete_fit(part, end.positions, active, end.converged, grid.volume))
     return join(fits)
 
 
@@ -253,7 +252,7 @@ def fit_nothing(recording: Recording) -> Fit:
     scenes, device = len(recording), recording.snapshots.device
     positions = torch.ones(scenes, 1, 3, dtype=torch.float64, device=device)
     absent = torch.zeros(scenes, 1, dtype=torch.bool, device=device)
-    return complete_fit(recording, positions, absent, torch.ones_like(absent[:, 0]))
+    return complete_fit(recording, positions, absent, torch.ones_like(absent[:, 0]), None)
 
 
 def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: LocateSpec) -> Estimate:
@@ -309,7 +308,7 @@ def fit_from_spectrum(
     start, converged = rap_music_sources(method.function(covariance, count.clamp_min(1)), grid, count)
     if spec.polish:
         return nfmle(recording, start, grid.volume, criterion=spec.criterion)
-    return complete_fit(recording, *unpack(start, recording), converged)
+    return complete_fit(recording, *unpack(start, recording), converged, grid.volume)
 
 
 # --- Searches of the grid with the likelihood: OMP, RELAX, SBL ---
@@ -389,10 +388,10 @@ class Starts:
         if strategy.sbl:
             positions, active = _step_of(path, count)
             converged = torch.ones_like(active[:, 0])
-            noise = complete_fit(search.recording, positions, active, converged).noise_variance
+            first = complete_fit(search.recording, positions, active, converged, search.grid.volume)
             number = min(path.shape[1] + _MORE_PEAKS, len(search.dictionary))
             if number >= path.shape[1]:
-                peaks = sbl_peaks(search, noise, number, iterations=strategy.iterations)
+                peaks = sbl_peaks(search, first.noise_variance, number, iterations=strategy.iterations)
         return cls(search, path, peaks)
 
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Starts:
@@ -470,7 +469,7 @@ class Starts:
             fit = refine(recording, fit.positions, active, volume, criterion=strategy.criterion)
         if recording.symbols == "correlated" and strategy.criterion == "unconditional":
             fit = refine_correlated(recording, fit, active, volume)
-        return complete_fit(recording, fit.positions, active, fit.converged)
+        return complete_fit(recording, fit.positions, active, fit.converged, volume)
 
 
 def _step_of(
