@@ -57,7 +57,7 @@ from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_
 from rismusic.estimation.noise import check_fit, most_sources, noise_of
 from rismusic.estimation.relax import omp_path, relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
-from rismusic.estimation.search import Dictionary, GridSearch, project_out
+from rismusic.estimation.search import Dictionary, GridSearch, project_out, received_fields
 from rismusic.estimation.spectra import (
     SpectrumMethod,
     bartlett,
@@ -66,6 +66,7 @@ from rismusic.estimation.spectra import (
     rap_music_sources,
     soft_music,
 )
+from rismusic.estimation.subsets import best_subsets
 from rismusic.io import Recording
 from rismusic.registry import SPECTRA
 from rismusic.spec import LocateSpec
@@ -73,9 +74,10 @@ from rismusic.spec import LocateSpec
 # Peaks of the SBL map beyond the number of sources, among which these are searched, and how many subsets of
 # them are fitted.
 _MORE_PEAKS, _REFINED_SUBSETS = 3, 3
-# All subsets of a grid's points are compared if they need at most this many residuals, such as the pairs of
-# a line of eight antennas. More of them are fitted, since the likeliest ones differ by a step of the grid.
-_ALL_RESIDUALS, _REFINED_OF_ALL = 2**20, 12
+# All subsets of grid points are compared if there are at most this many (in each snapshot with a link of its
+# own), such as the pairs of a line of 16 antennas. More of them are fitted, since the likeliest ones differ
+# by a step of the grid.
+_ALL_SUBSETS, _REFINED_OF_ALL = 2**19, 12
 
 MUSIC = SpectrumMethod(music)
 SOFT_MUSIC = SpectrumMethod(soft_music)
@@ -406,60 +408,75 @@ class Starts:
             return fit
         best = positions.clone()
         for K in count[count > 0].unique().tolist():
-            every = K > 1 and self._residuals(K) <= _ALL_RESIDUALS
-            if self.peaks.shape[1] + every * len(self.search.dictionary) < K:
+            every = K > 1 and self._subsets(K) <= _ALL_SUBSETS
+            if not every and self.peaks.shape[1] < K:
                 continue
             scenes = (count == K).nonzero()[:, 0]
-            each = 64 * self._residuals(K) if every else 1
+            each = 64 * len(self.search.dictionary) ** 2 if every else 1
             for block in blocks(len(scenes), each, scenes.device):
                 best[scenes[block], :K] = self._best_subset(scenes[block], K, strategy.criterion, every=every)
         if best.equal(positions):
             return fit
         return better(fit, self._fit(best, active, strategy))
 
-    def _residuals(self, K: int) -> int:
-        """Number of residuals if all subsets of K points are compared in one scene."""
-        _, L, M = self.search.recording.snapshots.shape
-        return L * M * math.comb(len(self.search.dictionary) + K + _MORE_PEAKS, K)
+    def _subsets(self, K: int) -> int:
+        """Number of subsets of K grid points, in each snapshot with a link of its own."""
+        return self.search.link.matrices * math.comb(len(self.search.dictionary), K)
 
     def _best_subset(
         self, scenes: Int64[Tensor, "B"], K: int, criterion: Criterion, *, every: bool
     ) -> Float[Tensor, "B K 3"]:
-        """The likeliest subset of K of the K + 3 highest peaks, after rough fits of three of them.
-
-        The K highest peaks need not be those of the sources: with few snapshots, or a channel of low rank, a
-        source has several.
+        """The likeliest subset of K sources, after rough fits of a few.
 
         Args:
             scenes: scenes with K sources.
             K: number of sources.
             criterion: likelihood of the fits.
-            every: whether all points of the grid are candidates, too: two coherent sources in neighbouring
-                beams may have no peak at all.
+            every: whether subsets of all points of the grid are compared beside those of the highest peaks:
+                two coherent sources in neighbouring beams may have no peak at all.
         """
-        recording, dictionary = self.search.recording, self.search.dictionary
-        candidates = self.peaks[scenes, : K + _MORE_PEAKS]
-        peaks = candidates.shape[1]
+        search, starts = self.search, []
+        if self.peaks.shape[1] >= K:
+            starts.append(self._best_peaks(scenes, K, criterion))
         if every:
+            part, link, dictionary = search.recording[scenes], search.link[scenes], search.dictionary
             points = dictionary.positions(torch.arange(len(dictionary), device=scenes.device))
-            candidates = torch.cat((candidates, points.to(candidates).expand(len(scenes), -1, -1)), dim=1)
-        subsets = torch.combinations(torch.arange(candidates.shape[1], device=scenes.device), K)
-        trials = candidates[:, subsets].flatten(0, 1)  # [B, K, 3]
-        many = scenes.repeat_interleave(len(subsets))
-        there = torch.ones(trials.shape[:2], dtype=torch.bool, device=scenes.device)
-        value = neg_log_likelihood(recording[many], trials, there, "conditional" if every else criterion)
-        value = value.view(len(scenes), -1)
-        if peaks >= K:  # the highest peaks, however unlikely beside their maxima off the grid
-            value[:, 0] = -math.inf
-        refined = min(_REFINED_OF_ALL if every else _REFINED_SUBSETS, len(subsets))
-        few = value.topk(refined, dim=1, largest=False).indices
-        rows = (torch.arange(len(scenes), device=scenes.device)[:, None] * len(subsets) + few).flatten()
-        volume = dictionary.grid.volume
+            seen = part if link.per_scene else part[:1]
+            fields = received_fields(seen, points.expand(len(seen), -1, -1), link)
+            data = part.snapshots.to(torch.complex128)
+            starts.append(dictionary.positions(best_subsets(fields.to(data.dtype), data, K, _REFINED_OF_ALL)))
+        trials = torch.cat([start.to(self.path) for start in starts], dim=1)  # [B, subsets, K, 3]
+        many = scenes.repeat_interleave(trials.shape[1])
+        there = torch.ones(len(many), K, dtype=torch.bool, device=scenes.device)
         fit = refine(
-            recording[many[rows]], trials[rows], there[rows], volume, criterion=criterion, options=ROUGH
+            search.recording[many],
+            trials.flatten(0, 1),
+            there,
+            search.grid.volume,
+            criterion=criterion,
+            options=ROUGH,
         )
         least = fit.value.view(len(scenes), -1).argmin(1)
         return fit.positions.unflatten(0, (len(scenes), -1))[range(len(scenes)), least]
+
+    def _best_peaks(
+        self, scenes: Int64[Tensor, "B"], K: int, criterion: Criterion
+    ) -> Float[Tensor, "B subsets K 3"]:
+        """The likeliest subsets of K of the K + 3 highest peaks; first the K highest ones.
+
+        These need not be those of the sources: with few snapshots, or a channel of low rank, a source has
+        several. Off the grid they may be the likeliest, however unlikely they are here.
+        """
+        candidates = self.peaks[scenes, : K + _MORE_PEAKS]
+        subsets = torch.combinations(torch.arange(candidates.shape[1], device=scenes.device), K)
+        trials = candidates[:, subsets]  # [B, subsets, K, 3]
+        many = scenes.repeat_interleave(len(subsets))
+        there = torch.ones(len(many), K, dtype=torch.bool, device=scenes.device)
+        value = neg_log_likelihood(self.search.recording[many], trials.flatten(0, 1), there, criterion)
+        value = value.view(len(scenes), -1)
+        value[:, 0] = -math.inf
+        few = value.topk(min(_REFINED_SUBSETS, len(subsets)), dim=1, largest=False).indices
+        return trials.take_along_dim(few[..., None, None], dim=1)
 
     def _fit(self, positions: Float[Tensor, "S C 3"], active: Bool[Tensor, "S C"], strategy: Strategy) -> Fit:
         recording, volume = self.search.recording, self.search.dictionary.grid.volume
