@@ -1,8 +1,8 @@
 r"""Which K points of a grid together explain the data best, by comparing all subsets.
 
 Let :math:`g_p` be the field of point p at the receiver (in each snapshot its own, or in all the same),
-:math:`G_{ij} = g_i^H g_j`, :math:`c_{il} = g_i^H y_l` and :math:`R_{ij} = \sum_l c_{il} \bar c_{jl}`. With its
-rows and columns of both, a subset explains the energy :math:`\mathrm{tr}(G^{-1} R)`. For a pair,
+:math:`G_{ij} = g_i^H g_j`, :math:`c_{il} = g_i^H y_l` and :math:`R_{ij} = \sum_l c_{il} \bar c_{jl}`.
+With its rows and columns of both, a subset explains the energy :math:`\mathrm{tr}(G^{-1} R)`. For a pair,
 
 .. math:: \frac{G_{jj} R_{ii} + G_{ii} R_{jj} - 2 \,\mathrm{Re}\, G_{ij} R_{ji}}{G_{ii} G_{jj} - |G_{ij}|^2}.
 
@@ -47,7 +47,7 @@ def _best(gram: Tensor, cross: Tensor, size: int, count: int) -> tuple[Tensor, T
         product = norm[..., :, None] * norm[..., None, :]
         left = product - gram.abs().square()
         both = own[..., :, None] * norm[..., None, :]
-        both = both + both.mT - 2 * (gram * cross.mT).real
+        both = both + both.mT - 2 * (gram.real * cross.real + gram.imag * cross.imag)
         energy = torch.where(left > _PARALLEL * product, both / left, 0).sum(1)
         later = torch.ones(P, P, dtype=torch.bool, device=gram.device).triu(1)
         value, place = (
