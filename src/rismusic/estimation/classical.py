@@ -55,9 +55,10 @@ from rismusic.estimation.maximum_likelihood import (
 )
 from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of
+from rismusic.estimation.pairs import can_search_pairs, pair_sweeps
 from rismusic.estimation.relax import omp_path, relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
-from rismusic.estimation.search import Dictionary, GridSearch, project_out, received_fields
+from rismusic.estimation.search import Dictionary, GridSearch, project_out
 from rismusic.estimation.spectra import (
     SpectrumMethod,
     bartlett,
@@ -66,7 +67,6 @@ from rismusic.estimation.spectra import (
     rap_music_sources,
     soft_music,
 )
-from rismusic.estimation.subsets import best_subsets
 from rismusic.io import Recording
 from rismusic.registry import SPECTRA
 from rismusic.spec import LocateSpec
@@ -74,10 +74,6 @@ from rismusic.spec import LocateSpec
 # Peaks of the SBL map beyond the number of sources, among which these are searched, and how many subsets of
 # them are fitted.
 _MORE_PEAKS, _REFINED_SUBSETS = 3, 3
-# All subsets of grid points are compared if there are at most this many (in each snapshot with a link of its
-# own), such as the pairs of a line of 16 antennas. More of them are fitted, since the likeliest ones differ
-# by a step of the grid.
-_ALL_SUBSETS, _REFINED_OF_ALL = 2**19, 12
 
 MUSIC = SpectrumMethod(music)
 SOFT_MUSIC = SpectrumMethod(soft_music)
@@ -403,86 +399,58 @@ class Starts:
     def fit(self, count: Int64[Tensor, "S"], strategy: Strategy) -> Fit:
         """The likelier of the fits from all starts, with ``count`` sources in each scene."""
         positions, active = _step_of(self.path, count)
-        fit = self._fit(positions, active, strategy)
-        if not (strategy.sbl or strategy.relax):
-            return fit
-        best = positions.clone()
-        for K in count[count > 0].unique().tolist():
-            every = K > 1 and self._subsets(K) <= _ALL_SUBSETS
-            if not every and self.peaks.shape[1] < K:
-                continue
-            scenes = (count == K).nonzero()[:, 0]
-            each = 64 * len(self.search.dictionary) ** 2 if every else 1
-            for block in blocks(len(scenes), each, scenes.device):
-                best[scenes[block], :K] = self._best_subset(scenes[block], K, strategy.criterion, every=every)
-        if best.equal(positions):
-            return fit
-        return better(fit, self._fit(best, active, strategy))
+        thorough = strategy.sbl or strategy.relax
+        fit = self._fit(positions, active, strategy, pairs=thorough and can_search_pairs(self.search))
+        if self.peaks.shape[1]:
+            best = positions.clone()
+            for K in count[(count > 0) & (count <= self.peaks.shape[1])].unique().tolist():
+                scenes = (count == K).nonzero()[:, 0]
+                best[scenes, :K] = self._best_peaks(scenes, K, strategy.criterion)
+            fit = better(fit, self._fit(best, active, strategy))
+        return fit
 
-    def _subsets(self, K: int) -> int:
-        """Number of subsets of K grid points, in each snapshot with a link of its own."""
-        return self.search.link.matrices * math.comb(len(self.search.dictionary), K)
+    def _best_peaks(self, scenes: Int64[Tensor, "B"], K: int, criterion: Criterion) -> Float[Tensor, "B K 3"]:
+        """The likeliest subset of K of the K + 3 highest peaks, after rough fits of three of them.
 
-    def _best_subset(
-        self, scenes: Int64[Tensor, "B"], K: int, criterion: Criterion, *, every: bool
-    ) -> Float[Tensor, "B K 3"]:
-        """The likeliest subset of K sources, after rough fits of a few.
-
-        Args:
-            scenes: scenes with K sources.
-            K: number of sources.
-            criterion: likelihood of the fits.
-            every: whether subsets of all points of the grid are compared beside those of the highest peaks:
-                two coherent sources in neighbouring beams may have no peak at all.
+        The K highest peaks need not be those of the sources: with few snapshots, or a channel of low rank, a
+        source has several.
         """
-        search, starts = self.search, []
-        if self.peaks.shape[1] >= K:
-            starts.append(self._best_peaks(scenes, K, criterion))
-        if every:
-            part, link, dictionary = search.recording[scenes], search.link[scenes], search.dictionary
-            points = dictionary.positions(torch.arange(len(dictionary), device=scenes.device))
-            seen = part if link.per_scene else part[:1]
-            fields = received_fields(seen, points.expand(len(seen), -1, -1), link)
-            data = part.snapshots.to(torch.complex128)
-            starts.append(dictionary.positions(best_subsets(fields.to(data.dtype), data, K, _REFINED_OF_ALL)))
-        trials = torch.cat([start.to(self.path) for start in starts], dim=1)  # [B, subsets, K, 3]
-        many = scenes.repeat_interleave(trials.shape[1])
-        there = torch.ones(len(many), K, dtype=torch.bool, device=scenes.device)
+        recording = self.search.recording
+        candidates = self.peaks[scenes, : K + _MORE_PEAKS]
+        subsets = torch.combinations(torch.arange(candidates.shape[1], device=scenes.device), K)
+        trials = candidates[:, subsets].flatten(0, 1)  # [B, K, 3]
+        many = scenes.repeat_interleave(len(subsets))
+        there = torch.ones(trials.shape[:2], dtype=torch.bool, device=scenes.device)
+        value = neg_log_likelihood(recording[many], trials, there, criterion).view(len(scenes), -1)
+        value[:, 0] = -math.inf  # the highest peaks, however unlikely beside their maxima off the grid
+        few = value.topk(min(_REFINED_SUBSETS, len(subsets)), dim=1, largest=False).indices
+        rows = (torch.arange(len(scenes), device=scenes.device)[:, None] * len(subsets) + few).flatten()
         fit = refine(
-            search.recording[many],
-            trials.flatten(0, 1),
-            there,
-            search.grid.volume,
+            recording[many[rows]],
+            trials[rows],
+            there[rows],
+            self.search.grid.volume,
             criterion=criterion,
             options=ROUGH,
         )
         least = fit.value.view(len(scenes), -1).argmin(1)
         return fit.positions.unflatten(0, (len(scenes), -1))[range(len(scenes)), least]
 
-    def _best_peaks(
-        self, scenes: Int64[Tensor, "B"], K: int, criterion: Criterion
-    ) -> Float[Tensor, "B subsets K 3"]:
-        """The likeliest subsets of K of the K + 3 highest peaks; first the K highest ones.
-
-        These need not be those of the sources: with few snapshots, or a channel of low rank, a source has
-        several. Off the grid they may be the likeliest, however unlikely they are here.
-        """
-        candidates = self.peaks[scenes, : K + _MORE_PEAKS]
-        subsets = torch.combinations(torch.arange(candidates.shape[1], device=scenes.device), K)
-        trials = candidates[:, subsets]  # [B, subsets, K, 3]
-        many = scenes.repeat_interleave(len(subsets))
-        there = torch.ones(len(many), K, dtype=torch.bool, device=scenes.device)
-        value = neg_log_likelihood(self.search.recording[many], trials.flatten(0, 1), there, criterion)
-        value = value.view(len(scenes), -1)
-        value[:, 0] = -math.inf
-        few = value.topk(min(_REFINED_SUBSETS, len(subsets)), dim=1, largest=False).indices
-        return trials.take_along_dim(few[..., None, None], dim=1)
-
-    def _fit(self, positions: Float[Tensor, "S C 3"], active: Bool[Tensor, "S C"], strategy: Strategy) -> Fit:
+    def _fit(
+        self,
+        positions: Float[Tensor, "S C 3"],
+        active: Bool[Tensor, "S C"],
+        strategy: Strategy,
+        *,
+        pairs: bool = False,
+    ) -> Fit:
         recording, volume = self.search.recording, self.search.dictionary.grid.volume
         fit = refine(recording, positions, active, volume, criterion=strategy.criterion)
         if strategy.relax:
             fit = relax_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
+        if pairs:
+            fit = pair_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
+        if strategy.relax or pairs:
             fit = refine(recording, fit.positions, active, volume, criterion=strategy.criterion)
         if recording.symbols == "correlated" and strategy.criterion == "unconditional":
             fit = refine_correlated(recording, fit, active, volume)
