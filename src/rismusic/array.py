@@ -37,6 +37,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -282,7 +283,7 @@ class Panel:
         """
         return faces_forward(self.elements)
 
-    @property
+    @cached_property
     def axis(self) -> Float[Tensor, "3"] | None:
         """Direction of the line on which all elements stand, two or more; otherwise ``None``.
 

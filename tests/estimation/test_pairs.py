@@ -63,7 +63,7 @@ def coherent(sources, scenes, generator):
 
 @pytest.mark.parametrize("sources", [2, 3])
 def test_coherent_sources_of_a_line_are_fitted_as_well_as_from_the_truth(sources, generator, monkeypatch):
-    """Of 100 fits, pairs leave at most a third as many worse by more than 0.1 nats as sources one by one do."""
+    """Pairs leave at most a third as many of 100 fits worse, by more than 0.1 nats, as single sources do."""
     recording = coherent(sources, 100, generator)
     spec = LocateSpec(method="relax", azimuth_max_deg=85.0, range_max_m=float("inf"))
     spec = for_geometry(spec, recording.panel)

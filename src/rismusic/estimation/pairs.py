@@ -26,9 +26,8 @@ from rismusic.estimation.maximum_likelihood import ROUGH, Criterion, FitState, r
 from rismusic.estimation.relax import MIN_GAIN_NATS
 from rismusic.estimation.search import GridSearch, project_out, received_fields
 
-# Pairs are searched if there are at most this many (in each snapshot with a link of its own), such as those of
-# a line of 16 antennas.
-_MOST_PAIRS = 2**19
+# Pairs times snapshots up to which they are searched. The more snapshots, the more do sources differ in them.
+_MOST_PAIRS = 2**18
 # Pairs that are fitted: the best ones differ by a step of the grid.
 _FITTED = 12
 # Points whose energy outside the span of the other sources is below this share of it count as in it.
@@ -38,9 +37,9 @@ _PARALLEL = 1e-6
 
 
 def can_search_pairs(search: GridSearch) -> bool:
-    """Whether the grid is small enough for a search of all pairs."""
-    P = len(search.dictionary)
-    return 0 < search.link.matrices * P * (P - 1) // 2 <= _MOST_PAIRS
+    """Whether all snapshots have one link, so that sources may be coherent in them, and the grid is small."""
+    P, L = len(search.dictionary), search.recording.snapshots.shape[1]
+    return search.link.matrices == 1 and 0 < L * P * (P - 1) // 2 <= _MOST_PAIRS
 
 
 def pair_sweeps(
