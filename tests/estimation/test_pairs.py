@@ -11,8 +11,8 @@ from rismusic.estimation import classical
 from rismusic.estimation.classical import fit_known
 from rismusic.estimation.grid import searched_grid
 from rismusic.estimation.maximum_likelihood import nfmle, refine
-from rismusic.estimation.pairs import best_pairs, can_search_pairs, pair_sweeps
-from rismusic.estimation.search import Dictionary, GridSearch
+from rismusic.estimation.pairs import best_pairs, can_search_pairs, pair_sweeps, pairs_beside
+from rismusic.estimation.search import Dictionary, GridSearch, received_fields
 from rismusic.estimation.signal_model import for_geometry
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
@@ -37,6 +37,28 @@ def test_pairs_explain_as_much_as_their_projections(links, snapshots, shared, ge
             energy[pair] = float((Q.mH @ data[scene][..., None]).abs().square().sum())
         best = sorted(energy.values(), reverse=True)[:5]
         assert [energy[tuple(pair)] for pair in found[scene].tolist()] == pytest.approx(best, rel=1e-9)
+
+
+def test_a_pair_beside_a_source_explains_the_most_together_with_it(generator):
+    """All pairs of a coarse grid with the true third source, by QR decompositions; one scene has none."""
+    recording = coherent(3, 6, generator)
+    spec = for_geometry(LocateSpec(azimuth_max_deg=85.0, range_min_m=2.0, oversampling=1.0), recording.panel)
+    dictionary = Dictionary.of(searched_grid(recording, spec))
+    truth, _ = dense.truth_of(recording)
+    places = dictionary.positions(torch.arange(len(dictionary)))
+    fields = received_fields(recording[:1], places[None]).to(torch.complex128)
+    third = received_fields(recording, truth[:, :1]).to(torch.complex128)
+    there = torch.arange(6)[:, None] > 0
+    found = pairs_beside(recording, fields, truth[:, :1], there, 1)[:, 0]
+    pairs = torch.combinations(torch.arange(len(dictionary)), 2)
+    for scene in range(6):
+        A = fields[0, 0].T[pairs].mT
+        if there[scene]:
+            A = torch.cat((A, third[scene, 0].expand(len(pairs), -1, -1)), dim=-1)
+        y = recording.snapshots[scene].to(A.dtype).mT
+        energy = (torch.linalg.qr(A).Q.mH @ y).abs().square().sum((1, 2))
+        mine = int((pairs == found[scene]).all(1).nonzero())
+        assert float(energy[mine]) == pytest.approx(float(energy.max()), rel=1e-5)
 
 
 def test_few_points_have_few_pairs(generator):

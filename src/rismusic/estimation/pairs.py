@@ -18,13 +18,14 @@ from __future__ import annotations
 from itertools import combinations
 
 import torch
-from jaxtyping import Bool, Complex, Int64
+from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.devices import blocks
 from rismusic.estimation.maximum_likelihood import ROUGH, Criterion, FitState, refine
 from rismusic.estimation.relax import MIN_GAIN_NATS
 from rismusic.estimation.search import GridSearch, project_out, received_fields
+from rismusic.io import Recording
 
 # Pairs times snapshots up to which they are searched. The more snapshots, the more do sources differ in them.
 _MOST_PAIRS = 2**18
@@ -77,13 +78,8 @@ def pair_sweeps(
                 if len(scenes) == 0:
                     continue
                 recording, positions, there = search.recording[scenes], at.positions[scenes], active[scenes]
-                rest = project_out(recording, positions[:, others], there[:, others])
-                left = fields[scenes] if search.link.per_scene else fields
-                if others:
-                    energy, basis = left.abs().square().sum(-2, keepdim=True), rest.basis.to(left.dtype)
-                    left = left - basis @ (basis.mH @ left)
-                    left = left * (left.abs().square().sum(-2, keepdim=True) > _FLOOR * energy)
-                found = places[best_pairs(left, rest.data.to(fields.dtype), _FITTED)]
+                own = fields[scenes] if search.link.per_scene else fields
+                found = places[pairs_beside(recording, own, positions[:, others], there[:, others], _FITTED)]
                 tried = found.shape[1]
                 trial = positions[:, None].repeat(1, tried, 1, 1)
                 trial[:, :, pair] = found.to(trial)
@@ -104,6 +100,30 @@ def pair_sweeps(
         if len(live) == 0:
             break
     return at
+
+
+def pairs_beside(
+    recording: Recording,
+    fields: Complex[Tensor, "_ T M P"],
+    positions: Float[Tensor, "B C 3"],
+    active: Bool[Tensor, "B C"],
+    most: int,
+) -> Int64[Tensor, "B _ 2"]:
+    """The pairs of points that explain the most energy beside C other sources, the best first.
+
+    Args:
+        recording: B scenes.
+        fields: see :func:`best_pairs`.
+        positions: azimuth, elevation, 1/range of the other sources.
+        active: which entries hold one; entries without one come last.
+        most: see :func:`best_pairs`.
+    """
+    rest = project_out(recording, positions, active)
+    if positions.shape[1]:
+        energy, basis = fields.abs().square().sum(-2, keepdim=True), rest.basis.to(fields.dtype)
+        fields = fields - basis @ (basis.mH @ fields)
+        fields = fields * (fields.abs().square().sum(-2, keepdim=True) > _FLOOR * energy)
+    return best_pairs(fields, rest.data.to(fields.dtype), most)
 
 
 def best_pairs(
