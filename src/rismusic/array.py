@@ -37,6 +37,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,6 +53,8 @@ WAVES: tuple[Wave, ...] = get_args(Wave)
 
 # Extent along z of a planar array, relative to its largest extent.
 _FLAT = 0.1
+# Elements whose spread across their main axis is below this share of that along it form a line.
+_COLLINEAR = 1e-9
 
 SPEED_OF_LIGHT = 299792458.0
 """In metres per second."""
@@ -279,6 +282,19 @@ class Panel:
         beyond 90 degrees.
         """
         return faces_forward(self.elements)
+
+    @cached_property
+    def axis(self) -> Float[Tensor, "3"] | None:
+        """Direction of the line on which all elements stand, two or more; otherwise ``None``.
+
+        A line tells the range and the angle to its axis: two coordinates of a source.
+        """
+        if self.size < 2:
+            return None
+        _, values, axes = torch.linalg.svd(
+            self.elements - self.elements.mean(dim=-2, keepdim=True), full_matrices=False
+        )
+        return axes[0] if len(values) < 2 or bool(values[1] <= _COLLINEAR * values[0]) else None
 
     @property
     def wavenumber(self) -> float:

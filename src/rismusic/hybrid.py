@@ -36,7 +36,7 @@ from rismusic.estimation.estimate import (
     join_estimates,
     whole_numbers,
 )
-from rismusic.estimation.grid import SearchGrid, searched_grid
+from rismusic.estimation.grid import SearchGrid, Volume, searched_grid
 from rismusic.estimation.impulses import check_no_calibration, locate_with_impulses
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import (
@@ -140,7 +140,7 @@ def locate(
     count: NSources = chosen.sources
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)
-        check_fit(recording.stacked(), count)
+        check_fit(recording.stacked(), count, Volume.from_spec(chosen))
     slices = [slice(start, start + BLOCK_SCENES) for start in range(0, len(recording), BLOCK_SCENES)]
     blocks = [(recording[part], count[part] if isinstance(count, Tensor) else count) for part in slices]
     several = cluster is not None or workers > 1
@@ -230,9 +230,10 @@ def locate_block(
     if improve is not None:
         estimate = improve(recording, estimate)
     estimate = diagnosed(recording, estimate, n_sources, estimator_of, spec, refit)
-    _, L, M = recording.stacked().snapshots.shape
-    if most_sources(L, M) > 0:
+    fitted = recording.stacked()
+    if most_sources(fitted, Volume.from_spec(spec)) > 0:
         return estimate
+    _, L, M = fitted.snapshots.shape
     none = Reason(
         f"{counted(L, 'snapshot')} of {counted(M, 'antenna')} cannot identify a source whose symbols are new "
         f"in every snapshot. {OTHER_SYMBOLS}"
@@ -289,7 +290,9 @@ class HybridEstimator:
         if mismatch is not None:
             reason = f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch}"
             return _with_fallback(recording, n_sources, reason, spec), None
-        return _locate_applicable(recording, counts_of(recording, n_sources), network, spec)
+        return _locate_applicable(
+            recording, counts_of(recording, n_sources, Volume.from_spec(spec)), network, spec
+        )
 
 
 def _locate_applicable(
@@ -365,7 +368,7 @@ def _in_order(parts: list[Estimate], first: Int64[Tensor, "_"], second: Int64[Te
 
 
 def _with_fallback(recording: Recording, n_sources: NSources, reason: str, spec: LocateSpec) -> Estimate:
-    count = counts_of(recording.stacked(), n_sources)
+    count = counts_of(recording.stacked(), n_sources, Volume.from_spec(spec))
     return _warned(_classical(recording, count, spec), [reason] * len(recording))
 
 
@@ -398,10 +401,10 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         grid: the points that are searched.
         spec: the settings.
     """
-    _, L, M = output.recording.snapshots.shape
     scenes = torch.arange(len(output.recording), device=output.log_count.device)
-    check_fit(output.recording, torch.zeros_like(scenes))
-    most = min(spec.sources_max, most_sources(L, M), output.log_count.shape[1] - 1)
+    check_fit(output.recording, torch.zeros_like(scenes), grid.volume)
+    identified = most_sources(output.recording, grid.volume)
+    most = min(spec.sources_max, identified, output.log_count.shape[1] - 1)
     log_prior_count = output.log_count[:, : most + 1].clone()
     # Numbers below the smallest one of the training get the highest probability of the others.
     not_trained = torch.arange(most + 1, device=scenes.device) < limits(output.card.system.sources)[0]
@@ -525,7 +528,7 @@ def _fit_near_network(
     )
     if spec.polish:
         return _fit_from_peaks(output, start, grid, spec)
-    return complete_fit(recording, *unpack(start, recording), converged)
+    return complete_fit(recording, *unpack(start, recording), converged, grid.volume)
 
 
 def _fit_from_peaks(output: NetworkOutput, start: Sources, grid: SearchGrid, spec: LocateSpec) -> Fit:
@@ -592,7 +595,7 @@ def _birth_death(output: NetworkOutput, fit: Fit, grid: SearchGrid, spec: Locate
     _, L, M = output.recording.snapshots.shape
     count = fit.sources.active.sum(-1)
     wanted = (count >= (spec.hybrid.birth_death_min_sources or math.inf)) | _improbable(output, fit, spec)
-    scenes = (wanted & (count < most_sources(L, M))).nonzero()[:, 0]
+    scenes = (wanted & (count < most_sources(output.recording, grid.volume))).nonzero()[:, 0]
     if len(scenes) == 0:
         return fit
     part, old = output[scenes], fit[scenes]

@@ -148,7 +148,7 @@ class Locator:
         count: NSources = self.spec.sources
         if n_sources is not None:
             count = torch.as_tensor(whole_numbers(n_sources), device=self._device).expand(len(recording))
-            check_fit(recording.stacked(), count)
+            check_fit(recording.stacked(), count, Volume.from_spec(self.spec))
         if not self._track:
             return locate_block(recording, count, self._estimator, self.spec).detached().to("cpu")
         parts = []

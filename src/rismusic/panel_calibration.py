@@ -222,5 +222,5 @@ def _given(positions: Sources, recording: Recording) -> Sources:
             "known_positions",
             f"must have the {len(recording)} scenes of the recording; got {len(positions.azimuth)}",
         )
-    check_fit(recording, positions.active.sum(-1))
+    check_fit(recording, positions.active.sum(-1), None)
     return positions.each(lambda value: value.double().cpu())

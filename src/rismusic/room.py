@@ -154,7 +154,7 @@ def locate_room(
     if count is not None:
         for number, recording in enumerate(recordings):
             try:
-                check_fit(recording.stacked(), count)
+                check_fit(recording.stacked(), count, Volume.from_spec(chosen))
             except InputError as error:
                 raise InputError(f"recordings[{number}].{error.field}", error.problem) from None
     parts = []
@@ -249,8 +249,7 @@ def _fit(
     """
     S, device = len(candidates.valid), candidates.valid.device
     if count is None:
-        shapes = [view.recording.snapshots.shape[1:] for view in views]
-        most = min(spec.sources_max, *(most_sources(L, M) for L, M in shapes))
+        most = min(spec.sources_max, *(most_sources(view.recording, volume) for view in views))
     else:
         most = int(count.max())
     nothing = fit_nothing(views)
@@ -517,7 +516,6 @@ def _panel_covariance(
 def _agreement(views: list[View], alone: list[Estimate], solution: RoomSolution) -> Float[Tensor, "S"]:
     """p-value of common positions against separate ones for each panel, by the likelihood ratio."""
     excess = torch.zeros_like(solution.values[0])
-    freedom = -3.0 * torch.stack([panel.sources.active for panel in solution.panels]).any(0).sum(1)
     for view, panel, value, by_panel in zip(views, solution.panels, solution.values, alone, strict=True):
         seen = panel.sources.active
         positions = to_panel_coordinates(view.pose, solution.fit.points)
@@ -525,7 +523,11 @@ def _agreement(views: list[View], alone: list[Estimate], solution: RoomSolution)
         same = by_panel.n_sources == seen.sum(1)
         least = torch.where(same, torch.minimum(free, by_panel.neg_log_likelihood), free)
         excess = excess + (value - least).clamp_min(0)
-        freedom = freedom + 3.0 * seen.sum(1)
+    coordinates = [
+        HALF_SPACE.coordinates(view.recording.panel) * panel.sources.active
+        for view, panel in zip(views, solution.panels, strict=True)
+    ]
+    freedom = (torch.stack(coordinates).sum(0) - 3.0).clamp_min(0).sum(1)
     p_value = torch.special.gammaincc(freedom.clamp_min(1) / 2, excess)
     return torch.where(freedom > 0, p_value, 1.0)
 

@@ -15,7 +15,7 @@ from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.estimation.classical import counts_of, spectrum_method
 from rismusic.estimation.estimate import whole_numbers
-from rismusic.estimation.grid import SearchGrid, find_peaks, searched_grid
+from rismusic.estimation.grid import SearchGrid, Volume, find_peaks, searched_grid
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording, check_recording
 from rismusic.nn.inference import LoadedNetwork, NetworkOutput
@@ -145,7 +145,9 @@ def spectrum(
         recording = recording.to(device_of(device))
     chosen = (spec or LocateSpec()).replace(method=method, **settings)
     numbers = whole_numbers(n_sources)
-    count = None if numbers is None or isinstance(numbers, str) else counts_of(recording.stacked(), numbers)
+    count = None
+    if numbers is not None and not isinstance(numbers, str):
+        count = counts_of(recording.stacked(), numbers, Volume.from_spec(chosen))
     if count is None:
         raise InputError("n_sources", f"a spectrum needs the number of sources; got {n_sources!r}")
     if int(count.min()) < 1:

@@ -10,7 +10,7 @@ from rismusic.estimation.classical import STRATEGIES, counts_of, fit_from_search
 def searched(method):
     def fit(recording, sources, grid, **strategy):
         chosen = replace(STRATEGIES[method], **strategy)
-        return fit_from_search(recording, counts_of(recording, sources), grid, chosen)
+        return fit_from_search(recording, counts_of(recording, sources, grid.volume), grid, chosen)
 
     return fit
 

@@ -320,7 +320,7 @@ def test_sbl_starts_from_the_likeliest_peaks():
         refine(made, peaks, active, search.grid.volume, criterion="unconditional").value
         for peaks in (
             starts.peaks[:, :3],
-            starts._best_subset(torch.arange(12), 3, "unconditional", every=False),
+            starts._best_peaks(torch.arange(12), 3, "unconditional"),
         )
     ]
     assert (value[1] < value[0] + 1).all()

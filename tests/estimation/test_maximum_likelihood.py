@@ -267,7 +267,7 @@ def test_powers_are_the_best_ones_and_those_of_silent_scenes_zero(generator):
     power, _ = fit_power_noise(recording, positions, active)
     torch.testing.assert_close(fit.sources.power[there], power[there], rtol=3e-2, atol=1e-4)
     assert (fit.sources.power[3][active[3]] == 0).all()
-    best = complete_fit(recording, positions, active, fit.converged)
+    best = complete_fit(recording, positions, active, fit.converged, dense.VOLUME)
     heard = torch.arange(10) != 3
     torch.testing.assert_close(
         fit.neg_log_likelihood[heard], best.neg_log_likelihood[heard], rtol=0, atol=1e-2

@@ -220,7 +220,7 @@ def test_two_sources_are_not_mixed_up():
 
 def test_evidence_of_one_panel_is_that_of_the_panel(made):
     one = made[0].stacked()
-    fit = fit_at(one, one.truth)
+    fit = fit_at(one, one.truth, None)
     volume = Volume.from_spec(LocateSpec())
     points = from_panel_coordinates(WEST, torch.stack((*one.truth.filled()[:2], 1 / one.truth.range), -1))
     room = refine_points(views(made[:1]), points, one.truth.active, volume)

@@ -203,3 +203,32 @@ def test_symbols_that_are_not_as_recorded_are_named():
     explained = [float(error) > 0 for error in located.panel_error]
     assert all(a or b for a, b in zip(named(free), explained, strict=True))
     assert all(status != "ok" for status in located.status)
+
+
+@pytest.mark.parametrize("unknowns", [("azimuth",), ("azimuth", "range")])
+def test_three_coherent_sources_of_a_line_of_eight_are_at_the_bound(unknowns, generator):
+    """One snapshot: 16 real numbers, three symbols, three or six coordinates and the noise variance."""
+    panel = Panel.uniform_linear(8)
+    aside = torch.empty(100, 3, dtype=torch.float64).uniform_(-8, 8, generator=generator)
+    azimuth = torch.tensor([-40.0, 0.0, 40.0]) + aside
+    truth = Sources.from_degrees(azimuth, 0 * azimuth, torch.full_like(azimuth, 1e5))
+    recording = simulate(
+        sources=truth,
+        panel=panel,
+        snr_db=30.0,
+        channel={"kind": "direct"},
+        codebook={"snapshots": 1},
+        scene={"symbols": "constant"},
+    )
+    blind = replace(recording, truth=None, noise_variance=None)
+    settings = {"unknowns": unknowns, "range_max_m": float("inf"), "azimuth_max_deg": 70.0}
+    found = locate(blind, n_sources=3, method="best", **settings)
+    made = recording.stacked()
+    bound = conditional_crb(made.panel, made.link, made.truth, recording.noise_variance, unknowns=unknowns)
+    matched = match(truth, found.sources)
+    assert (~matched.hit).any(1).sum() <= 1
+    rms = float((matched.error[..., 0] / bound.std[..., 0]).square().nanmean().sqrt())
+    # The range of a plane wave ends at the boundary, infinity, in half of the scenes: better than the bound.
+    assert 0.75 < rms < 1.15
+    ratio = (found.noise_variance / recording.noise_variance)[matched.hit.all(1)]
+    assert abs(float(ratio.mean()) - 1) < 3 * float(ratio.std()) / len(ratio) ** 0.5

@@ -164,7 +164,7 @@ def test_doubtful_scenes_are_searched_again(sources, recording, weights, monkeyp
         plain = replace(fit.sources, power=None, symbols=None)
         aside = plain.each(lambda value: torch.where(lost[:, None], 0.5 * value, value))
         positions, active = unpack(aside, output.recording)
-        return complete_fit(output.recording, positions, active, fit.converged)
+        return complete_fit(output.recording, positions, active, fit.converged, grid.volume)
 
     monkeypatch.setattr(fits, "_fit_near_network", astray)
     # The map, which would doubt what is found too, is not asked.

@@ -131,7 +131,7 @@ def test_where_the_map_doubts_what_was_found_the_grid_is_searched(known, output,
         ]
         start, there = unpack(aside.each(lambda value: value[scenes]), part.recording)
         there = there & (torch.arange(2) < count[:, None])
-        return complete_fit(part.recording, start, there, torch.ones_like(count, dtype=torch.bool))
+        return complete_fit(part.recording, start, there, count >= 0, grid.volume)
 
     monkeypatch.setattr(module, "_fit_near_network", near)
     share = output.spatial_prior.near.clone()
@@ -169,7 +169,8 @@ def test_the_evidence_is_that_of_the_fit_that_is_returned(output, made, weights,
     def elsewhere(output, fit, grid, spec):
         aside = replace(fit.sources, power=None, symbols=None)
         positions, active = unpack(aside.each(lambda value: 0.99 * value), output.recording)
-        return complete_fit(output.recording, positions, active, whole(output, fit, grid, spec).converged)
+        converged = whole(output, fit, grid, spec).converged
+        return complete_fit(output.recording, positions, active, converged, grid.volume)
 
     monkeypatch.setattr(module, "_birth_death", elsewhere)
     spec = spec_of(weights, model_order="likelihood", birth_death_min_sources=1)

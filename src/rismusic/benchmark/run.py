@@ -172,7 +172,7 @@ def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> 
             None,
         )
     seconds = clock() - begin
-    fit = fit or _at(blind, found)
+    fit = fit or _at(blind, found, Volume.from_spec(spec.locate))
     values = {**_positions(found), "cost": fit.cost, "likelihood": fit.neg_log_likelihood}
     return {
         **{name: value.numpy() for name, value in values.items()},
@@ -206,14 +206,18 @@ def _oracle(blind: Recording, truth: Sources, spec: BenchSpec, unit: Unit) -> tu
         # With an exact covariance a second pass over the sources improves the result.
         found = rap_music(spectrum, grid, unit.cell.sources)
         start = Sources(azimuth=found.azimuth, elevation=found.elevation, range=found.range)
-    fit = nfmle(blind, start, volume, criterion=method.criterion) if method.polish else _at(blind, start)
+    fit = (
+        nfmle(blind, start, volume, criterion=method.criterion)
+        if method.polish
+        else _at(blind, start, volume)
+    )
     return fit.sources, fit
 
 
-def _at(recording: Recording, found: Sources) -> Fit:
+def _at(recording: Recording, found: Sources, volume: Volume) -> Fit:
     """Cost and log-likelihood at given positions."""
     positions, active = unpack(found, recording)
-    return complete_fit(recording, positions, active, torch.ones_like(active[:, 0]))
+    return complete_fit(recording, positions, active, torch.ones_like(active[:, 0]), volume)
 
 
 def _positions(sources: Sources) -> dict[str, Tensor]:

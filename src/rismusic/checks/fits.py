@@ -281,8 +281,8 @@ class _Form:
         part = as_fitted(self.recording[scenes])
         if part.link.pilots is not None:
             return fit_known_symbols(part, "auto", self._grid, SETTINGS)
-        _, L, M = part.snapshots.shape
-        count = torch.full((len(part),), min(int(SETTINGS.sources), most_sources(L, M)))
+        most = most_sources(part, self._grid.volume)
+        count = torch.full((len(part),), min(int(SETTINGS.sources), most))
         return fit_known(part, count.to(part.snapshots.device), self._grid, SETTINGS)
 
     def refit(self, scenes: slice, start: Fit) -> Fit:
@@ -290,7 +290,7 @@ class _Form:
         part = as_fitted(self.recording[scenes])
         positions, active = unpack(start.sources, part)
         end = refine(part, positions, active, self._grid.volume, criterion=SETTINGS.criterion)
-        return complete_fit(part, end.positions, active, end.converged)
+        return complete_fit(part, end.positions, active, end.converged, self._grid.volume)
 
     def evidence(self, scenes: slice, fit: Fit) -> Float[Tensor, "S"]:
         """Log-evidence of the sources of a fit, nats."""

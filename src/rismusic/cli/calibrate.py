@@ -68,7 +68,7 @@ class Calibrate(Command):
         known = None if self.known_positions is None else read_positions(self.known_positions, len(recording))
         if known is not None:
             with in_file(str(self.known_positions)):
-                check_fit(recording, known.active.sum(-1))
+                check_fit(recording, known.active.sum(-1), None)
         calibration = calibrate_panel(
             recording, known, spec=self.settings, workers=workers, cluster=self.cluster
         )

@@ -197,6 +197,7 @@ class _Fit:
         eye = torch.eye(N, dtype=torch.complex128, device=self.y.device)
         self.HH = eye if self.H is None else self.H.mH @ self.H
         self.noise = recording.noise_variance.double().clamp_min(torch.finfo(torch.float64).tiny)
+        self.volume = volume
         self.low, self.high = (positions.new_tensor(limit) for limit in (volume.lower, volume.upper))
         self.x = torch.minimum(torch.maximum(positions, self.low), self.high)
         self.e = self.y.new_zeros(S, N)
@@ -266,8 +267,8 @@ class _Fit:
         fresh = (self.rate + energy) / (self.shape + 0.5)
         known = (1 - spread / self.variance).clamp(0, 1).sum(-1) / 2
         L = self.y.shape[1]
-        count = self.active.sum(-1)
-        freedom = (self.size - L * count - 1.5 * count - known).clamp_min(0.1 * self.size)
+        fitted = self.volume.free_coordinates(self.panel, self.x, self.active)
+        freedom = (self.size - L * self.active.sum(-1) - fitted / 2 - known).clamp_min(0.1 * self.size)
         noise = self._residual_energy(self.x, self.s, self.e) / freedom
         self.variance = torch.where(live[:, None], fresh, self.variance)
         self.noise = torch.where(live & (noise > 0), noise, self.noise)

@@ -55,6 +55,7 @@ from rismusic.estimation.maximum_likelihood import (
 )
 from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of
+from rismusic.estimation.pairs import can_search_pairs, pair_sweeps
 from rismusic.estimation.relax import omp_path, relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
 from rismusic.estimation.search import Dictionary, GridSearch, project_out
@@ -73,9 +74,6 @@ from rismusic.spec import LocateSpec
 # Peaks of the SBL map beyond the number of sources, among which these are searched, and how many subsets of
 # them are fitted.
 _MORE_PEAKS, _REFINED_SUBSETS = 3, 3
-# All subsets of a grid's points are compared if they need at most this many residuals, such as the pairs of
-# a line of eight antennas. More of them are fitted, since the likeliest ones differ by a step of the grid.
-_ALL_RESIDUALS, _REFINED_OF_ALL = 2**20, 12
 
 MUSIC = SpectrumMethod(music)
 SOFT_MUSIC = SpectrumMethod(soft_music)
@@ -136,7 +134,7 @@ class ClassicalEstimator:
             fitted = replace(whitened(recording, spec.allowed_error), noise_variance=None)
         if fitted.link.pilots is not None:
             return from_fit(fitted, fit_known_symbols(fitted, n_sources, grid, spec), None, grid.volume, spec)
-        count = counts_of(fitted, n_sources)
+        count = counts_of(fitted, n_sources, grid.volume)
         if count is None:
             selected = fit_unknown(fitted, grid, spec)
             fit, probability = selected.fit, selected.probability
@@ -146,7 +144,7 @@ class ClassicalEstimator:
         return calibrated(estimate, recording, grid.volume, spec) if spec.allowed_error else estimate
 
 
-def counts_of(recording: Recording, n_sources: NSources) -> Int64[Tensor, "S"] | None:
+def counts_of(recording: Recording, n_sources: NSources, volume: Volume) -> Int64[Tensor, "S"] | None:
     """The number of sources of each scene, checked against what the data can identify; ``None`` for ``auto``.
 
     Raises:
@@ -156,7 +154,7 @@ def counts_of(recording: Recording, n_sources: NSources) -> Int64[Tensor, "S"] |
         return None
     if isinstance(n_sources, int):
         n_sources = torch.full((len(recording),), n_sources, device=recording.snapshots.device)
-    check_fit(recording, n_sources)
+    check_fit(recording, n_sources, volume)
     return n_sources
 
 
@@ -178,14 +176,13 @@ def fit_known(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid,
 
 def fit_unknown(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> SelectedOrder:
     """Fit the most probable number of sources, at most ``spec.sources_max``, to each scene."""
-    _, L, M = recording.snapshots.shape
     scenes = torch.arange(len(recording), device=recording.snapshots.device)
-    check_fit(recording, torch.zeros_like(scenes))
-    most = min(spec.sources_max, most_sources(L, M))
+    check_fit(recording, torch.zeros_like(scenes), grid.volume)
+    most = min(spec.sources_max, most_sources(recording, grid.volume))
     if spec.method in STRATEGIES:
         return _search_unknown(recording, grid, most, strategy_of(spec))
     if spectrum_method(spec.method).subspace:
-        most = min(most, L)  # the rank of R_samp
+        most = min(most, recording.snapshots.shape[1])  # the rank of R_samp
 
     def fit(some: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
         part = recording[some]
@@ -217,7 +214,7 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     given = None if isinstance(n_sources, str) else torch.as_tensor(n_sources)
     if given is not None and bool((given != K).any()):
         raise InputError("sources", f"must be the number of pilots, {K}, or auto; got {n_sources}")
-    check_fit(recording, torch.full((S,), K, device=recording.snapshots.device))
+    check_fit(recording, torch.full((S,), K, device=recording.snapshots.device), grid.volume)
     dictionary = _dictionary(recording, grid)
     fits = []
     for block in _search_blocks(recording, dictionary):
@@ -244,7 +241,7 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
         assert best is not None  # there is a pilot
         positions = best.positions
         end = refine(part, positions, active, grid.volume, criterion=spec.criterion)
-        fits.append(complete_fit(part, end.positions, active, end.converged))
+        fits.append(complete_fit(part, end.positions, active, end.converged, grid.volume))
     return join(fits)
 
 
@@ -253,7 +250,7 @@ def fit_nothing(recording: Recording) -> Fit:
     scenes, device = len(recording), recording.snapshots.device
     positions = torch.ones(scenes, 1, 3, dtype=torch.float64, device=device)
     absent = torch.zeros(scenes, 1, dtype=torch.bool, device=device)
-    return complete_fit(recording, positions, absent, torch.ones_like(absent[:, 0]))
+    return complete_fit(recording, positions, absent, torch.ones_like(absent[:, 0]), None)
 
 
 def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: LocateSpec) -> Estimate:
@@ -309,7 +306,7 @@ def fit_from_spectrum(
     start, converged = rap_music_sources(method.function(covariance, count.clamp_min(1)), grid, count)
     if spec.polish:
         return nfmle(recording, start, grid.volume, criterion=spec.criterion)
-    return complete_fit(recording, *unpack(start, recording), converged)
+    return complete_fit(recording, *unpack(start, recording), converged, grid.volume)
 
 
 # --- Searches of the grid with the likelihood: OMP, RELAX, SBL ---
@@ -389,10 +386,10 @@ class Starts:
         if strategy.sbl:
             positions, active = _step_of(path, count)
             converged = torch.ones_like(active[:, 0])
-            noise = complete_fit(search.recording, positions, active, converged).noise_variance
+            first = complete_fit(search.recording, positions, active, converged, search.grid.volume)
             number = min(path.shape[1] + _MORE_PEAKS, len(search.dictionary))
             if number >= path.shape[1]:
-                peaks = sbl_peaks(search, noise, number, iterations=strategy.iterations)
+                peaks = sbl_peaks(search, first.noise_variance, number, iterations=strategy.iterations)
         return cls(search, path, peaks)
 
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> Starts:
@@ -402,75 +399,62 @@ class Starts:
     def fit(self, count: Int64[Tensor, "S"], strategy: Strategy) -> Fit:
         """The likelier of the fits from all starts, with ``count`` sources in each scene."""
         positions, active = _step_of(self.path, count)
-        fit = self._fit(positions, active, strategy)
-        if not (strategy.sbl or strategy.relax):
-            return fit
-        best = positions.clone()
-        for K in count[count > 0].unique().tolist():
-            every = K > 1 and self._residuals(K) <= _ALL_RESIDUALS
-            if self.peaks.shape[1] + every * len(self.search.dictionary) < K:
-                continue
-            scenes = (count == K).nonzero()[:, 0]
-            each = 64 * self._residuals(K) if every else 1
-            for block in blocks(len(scenes), each, scenes.device):
-                best[scenes[block], :K] = self._best_subset(scenes[block], K, strategy.criterion, every=every)
-        if best.equal(positions):
-            return fit
-        return better(fit, self._fit(best, active, strategy))
+        thorough = strategy.sbl or strategy.relax
+        fit = self._fit(positions, active, strategy, pairs=thorough and can_search_pairs(self.search))
+        if self.peaks.shape[1]:
+            best = positions.clone()
+            for K in count[(count > 0) & (count <= self.peaks.shape[1])].unique().tolist():
+                scenes = (count == K).nonzero()[:, 0]
+                best[scenes, :K] = self._best_peaks(scenes, K, strategy.criterion)
+            fit = better(fit, self._fit(best, active, strategy))
+        return fit
 
-    def _residuals(self, K: int) -> int:
-        """Number of residuals if all subsets of K points are compared in one scene."""
-        _, L, M = self.search.recording.snapshots.shape
-        return L * M * math.comb(len(self.search.dictionary) + K + _MORE_PEAKS, K)
-
-    def _best_subset(
-        self, scenes: Int64[Tensor, "B"], K: int, criterion: Criterion, *, every: bool
-    ) -> Float[Tensor, "B K 3"]:
+    def _best_peaks(self, scenes: Int64[Tensor, "B"], K: int, criterion: Criterion) -> Float[Tensor, "B K 3"]:
         """The likeliest subset of K of the K + 3 highest peaks, after rough fits of three of them.
 
         The K highest peaks need not be those of the sources: with few snapshots, or a channel of low rank, a
         source has several.
-
-        Args:
-            scenes: scenes with K sources.
-            K: number of sources.
-            criterion: likelihood of the fits.
-            every: whether all points of the grid are candidates, too: two coherent sources in neighbouring
-                beams may have no peak at all.
         """
-        recording, dictionary = self.search.recording, self.search.dictionary
+        recording = self.search.recording
         candidates = self.peaks[scenes, : K + _MORE_PEAKS]
-        peaks = candidates.shape[1]
-        if every:
-            points = dictionary.positions(torch.arange(len(dictionary), device=scenes.device))
-            candidates = torch.cat((candidates, points.to(candidates).expand(len(scenes), -1, -1)), dim=1)
         subsets = torch.combinations(torch.arange(candidates.shape[1], device=scenes.device), K)
         trials = candidates[:, subsets].flatten(0, 1)  # [B, K, 3]
         many = scenes.repeat_interleave(len(subsets))
         there = torch.ones(trials.shape[:2], dtype=torch.bool, device=scenes.device)
-        value = neg_log_likelihood(recording[many], trials, there, "conditional" if every else criterion)
-        value = value.view(len(scenes), -1)
-        if peaks >= K:  # the highest peaks, however unlikely beside their maxima off the grid
-            value[:, 0] = -math.inf
-        refined = min(_REFINED_OF_ALL if every else _REFINED_SUBSETS, len(subsets))
-        few = value.topk(refined, dim=1, largest=False).indices
+        value = neg_log_likelihood(recording[many], trials, there, criterion).view(len(scenes), -1)
+        value[:, 0] = -math.inf  # the highest peaks, however unlikely beside their maxima off the grid
+        few = value.topk(min(_REFINED_SUBSETS, len(subsets)), dim=1, largest=False).indices
         rows = (torch.arange(len(scenes), device=scenes.device)[:, None] * len(subsets) + few).flatten()
-        volume = dictionary.grid.volume
         fit = refine(
-            recording[many[rows]], trials[rows], there[rows], volume, criterion=criterion, options=ROUGH
+            recording[many[rows]],
+            trials[rows],
+            there[rows],
+            self.search.grid.volume,
+            criterion=criterion,
+            options=ROUGH,
         )
         least = fit.value.view(len(scenes), -1).argmin(1)
         return fit.positions.unflatten(0, (len(scenes), -1))[range(len(scenes)), least]
 
-    def _fit(self, positions: Float[Tensor, "S C 3"], active: Bool[Tensor, "S C"], strategy: Strategy) -> Fit:
+    def _fit(
+        self,
+        positions: Float[Tensor, "S C 3"],
+        active: Bool[Tensor, "S C"],
+        strategy: Strategy,
+        *,
+        pairs: bool = False,
+    ) -> Fit:
         recording, volume = self.search.recording, self.search.dictionary.grid.volume
         fit = refine(recording, positions, active, volume, criterion=strategy.criterion)
         if strategy.relax:
             fit = relax_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
+        if pairs:
+            fit = pair_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
+        if strategy.relax or pairs:
             fit = refine(recording, fit.positions, active, volume, criterion=strategy.criterion)
         if recording.symbols == "correlated" and strategy.criterion == "unconditional":
             fit = refine_correlated(recording, fit, active, volume)
-        return complete_fit(recording, fit.positions, active, fit.converged)
+        return complete_fit(recording, fit.positions, active, fit.converged, volume)
 
 
 def _step_of(

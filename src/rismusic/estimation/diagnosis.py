@@ -195,7 +195,8 @@ def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> E
     if len(some) == 0:
         return estimate
     part, here, grid = recording[some], estimate[some], searched_grid(recording, spec)
-    loss = fit_at(part, _strongest(here, here.n_sources - 1)).neg_log_likelihood - here.neg_log_likelihood
+    fewer = fit_at(part, _strongest(here, here.n_sources - 1), grid.volume)
+    loss = fewer.neg_log_likelihood - here.neg_log_likelihood
     weak = (loss < _NEGLIGIBLE_NATS).nonzero()[:, 0]
     if len(weak) == 0:
         return estimate
@@ -443,7 +444,7 @@ def _weighed(
 
 def _evidence(recording: Recording, sources: Sources, volume: Volume) -> Float[Tensor, "S"]:
     recording = recording.stacked()
-    return log_evidence(recording, fit_at(recording, sources), volume)
+    return log_evidence(recording, fit_at(recording, sources, volume), volume)
 
 
 def _strongest(estimate: Estimate, count: Int64[Tensor, "S"]) -> Sources:
@@ -882,12 +883,11 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
 
 def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
     """Where another source, searched in what the others leave of the data, raises the evidence."""
-    S, L, M = recording.snapshots.shape
+    S, grid = len(recording), searched_grid(recording, spec)
     positions, active = unpack(estimate.sources, recording)
     K = int(estimate.n_sources.max())
-    if most_sources(L, M) <= K:
+    if most_sources(recording, grid.volume) <= K:
         return torch.zeros(S, dtype=torch.bool, device=active.device)
-    grid = searched_grid(recording, spec)
     search = GridSearch(Dictionary.of(grid), recording)
     scenes = torch.arange(S, device=active.device)
     positions, active = positions[:, :K], active[:, :K]

@@ -170,11 +170,12 @@ class Estimate:
             InputError: another number of scenes, or positions that are not finite.
         """
         recording = recording.stacked()
-        fit = fit_at(recording, sources)
+        spec = spec or LocateSpec()
+        volume = Volume.from_spec(spec)
+        fit = fit_at(recording, sources, volume)
         if converged is not None:
             fit = replace(fit, converged=converged)
-        spec = spec or LocateSpec()
-        return from_fit(recording, fit, n_sources_probability, Volume.from_spec(spec), spec)
+        return from_fit(recording, fit, n_sources_probability, volume, spec)
 
     @property
     def azimuth_deg(self) -> Float[Tensor, "S K"]:
@@ -440,18 +441,18 @@ def log_likelihood(
         InputError: another number of scenes, or positions that are not finite.
     """
     recording = recording.stacked()
-    fit = fit_at(recording, sources)
+    fit = fit_at(recording, sources, None)
     if criterion == "unconditional":
         return -fit.neg_log_likelihood
     return -recording.snapshots[0].numel() * fit.cost.log()
 
 
-def fit_at(recording: Recording, sources: Sources) -> Fit:
-    """The fit at given positions, as if converged."""
+def fit_at(recording: Recording, sources: Sources, volume: Volume | None) -> Fit:
+    """The fit at given positions, as if converged in the volume; known positions without one."""
     positions, active = unpack(sources, recording)
     if positions.shape[1] == 0:
         positions, active = positions.new_ones(len(recording), 1, 3), active.new_zeros(len(recording), 1)
-    return complete_fit(recording, positions, active, torch.ones_like(active[:, 0]))
+    return complete_fit(recording, positions, active, torch.ones_like(active[:, 0]), volume)
 
 
 def from_fit(

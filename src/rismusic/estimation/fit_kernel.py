@@ -856,7 +856,7 @@ def _power_noise_limits(K, M, noise, limits, stats, work, symbols, start, lower,
     else:
         least, most = energy / M * limits[4], energy / M * limits[5]
         lower[K], upper[K] = math.log(least), math.log(most)
-        start[K] = math.log(min(max(cost / (L * (M - K) - 1.5 * K), least), most))
+        start[K] = math.log(min(max(cost / max(1, L * (M - K)), least), most))
     return total
 
 

@@ -313,7 +313,8 @@ def power_noise_limits(
     s = symbols(at)
     power = s.abs().square().mean(dim=1).clamp(_POWER[0] * most, most)
     if noise_variance is None:
-        noise = noise_from_fit(residual_energy(at, s), count, L, at.antennas)
+        # A start: without the coordinates, so that it is positive for any number of sources below M.
+        noise = residual_energy(at, s) / (L * (at.antennas - count)).clamp_min(1)
         limits = [energy / at.antennas * factor for factor in _NOISE]
         noise = noise.clamp(limits[0], limits[1])
     else:
@@ -579,13 +580,13 @@ def nfmle(
     """
     recording = recording.stacked()
     positions, active = unpack(start, recording)
-    check_fit(recording, active.sum(-1))
+    check_fit(recording, active.sum(-1), volume)
     end = refine(
         recording, positions, active, volume, criterion=criterion, options=options, power_noise=power_noise
     )
     if recording.symbols == "correlated" and criterion == "unconditional":
         end = refine_correlated(recording, end, active, volume, options)
-    return complete_fit(recording, end.positions, active, end.converged, end=end)
+    return complete_fit(recording, end.positions, active, end.converged, volume, end=end)
 
 
 def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"], Bool[Tensor, "S K"]]:
@@ -621,6 +622,7 @@ def complete_fit(
     positions: Float[Tensor, "S K 3"],
     active: Bool[Tensor, "S K"],
     converged: Bool[Tensor, "S"],
+    volume: Volume | None,
     *,
     end: FitState | None = None,
 ) -> Fit:
@@ -631,6 +633,7 @@ def complete_fit(
         positions: azimuth, elevation, 1/range.
         active: which entries hold a source.
         converged: whether the positions are those of a converged fit.
+        volume: the box in which the positions were fitted; ``None`` if they were given.
         end: state of the fit that ended at these positions, whose powers are kept. Without one, or without
             powers in it, the powers are fitted.
     """
@@ -662,7 +665,13 @@ def complete_fit(
         parts.append((s, cost, power, noise, value))
     s, cost, power, noise, value = (torch.cat(part) for part in zip(*parts, strict=True))
     if recording.noise_variance is None:
-        noise = noise_from_fit(cost, active.sum(-1), L, M)
+        count = active.sum(-1)
+        fitted = (
+            torch.zeros_like(count)
+            if volume is None
+            else volume.free_coordinates(recording.panel, positions, active)
+        )
+        noise = noise_from_fit(cost, count, fitted, L, M)
     position = pack(positions, active)
     sources = Sources(
         azimuth=position.azimuth,

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.errors import InputError
+from rismusic.estimation.grid import Volume
 from rismusic.io import Recording
 from rismusic.units import to_db
 
@@ -18,16 +19,27 @@ OTHER_SYMBOLS = "If the symbols are constant or known, state it in the recording
 """What to do where no source with new symbols in every snapshot can be identified."""
 
 
-def most_sources(snapshots: int, outputs: int) -> int:
-    r"""Largest number of sources that L snapshots of M antennas identify: fewer unknowns than real numbers.
+def most_sources(recording: Recording, volume: Volume | None) -> int:
+    r"""Largest number of sources that L snapshots of M outputs identify: fewer unknowns than real numbers.
 
-    Real numbers: 2 L M. Unknowns: 2 L K of the symbols, 3 K coordinates, the noise variance.
+    Real numbers: 2 L M. Unknowns: 2 L K of the symbols, D K coordinates, the noise variance. The D
+    :meth:`~rismusic.estimation.grid.Volume.coordinates` of a source are three, or two for a line.
+
+    Args:
+        recording: S stacked scenes.
+        volume: the search volume; ``None`` if the positions are known (D = 0).
     """
-    return (2 * snapshots * outputs - 2) // (2 * snapshots + 3)
+    _, L, M = recording.snapshots.shape
+    return (2 * L * M - 2) // (2 * L + (0 if volume is None else volume.coordinates(recording.panel)))
 
 
-def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
+def check_fit(recording: Recording, count: Int64[Tensor, "S"], volume: Volume | None) -> None:
     """Check that the data can be fitted with these numbers of sources.
+
+    Args:
+        recording: S stacked scenes.
+        count: K of each scene.
+        volume: see :func:`most_sources`.
 
     Raises:
         InputError: no scene, snapshots that are not finite, a noise variance that is not positive, numbers of
@@ -49,7 +61,7 @@ def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
         raise InputError("sources", f"must be whole numbers; got a tensor of {count.dtype}")
     if int(count.min()) < 0:
         raise InputError("sources", f"must not be negative; got {int(count.min())}")
-    most = most_sources(L, M)
+    most = most_sources(recording, volume)
     if int(count.max()) > most:
         hint = "" if most else f". {OTHER_SYMBOLS}"
         raise InputError(
@@ -60,21 +72,27 @@ def check_fit(recording: Recording, count: Int64[Tensor, "S"]) -> None:
 
 
 def noise_from_fit(
-    cost: Float[Tensor, "S"], count: Int64[Tensor, "S"], snapshots: int, outputs: int
+    cost: Float[Tensor, "S"],
+    count: Int64[Tensor, "S"],
+    coordinates: Int64[Tensor, "S"],
+    snapshots: int,
+    outputs: int,
 ) -> Float[Tensor, "S"]:
     r"""Noise variance from the cost :math:`f = \sum_l |P^\perp_{C_l} y_l|^2` that a fit of K sources left.
 
-    .. math:: \hat\sigma^2 = \frac{f}{L M - L K - 3 K / 2}
+    .. math:: \hat\sigma^2 = \frac{f}{L M - L K - C / 2}
 
-    The K symbols of each snapshot take one complex degree of freedom each, a coordinate half of one.
+    The K symbols of each snapshot take one complex degree of freedom each, a fitted coordinate half of one.
 
     Args:
         cost: f of each scene.
         count: K of each scene, within :func:`most_sources`.
+        coordinates: C, the coordinates of all sources that were fitted
+            (:meth:`~rismusic.estimation.grid.Volume.free_coordinates`).
         snapshots: L.
         outputs: M.
     """
-    return cost / (snapshots * (outputs - count) - 1.5 * count)
+    return cost / (snapshots * (outputs - count) - coordinates / 2)
 
 
 def guess_noise(recording: Recording) -> Float[Tensor, "S"]:

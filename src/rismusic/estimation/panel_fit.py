@@ -187,6 +187,7 @@ class Problem:
         self.freedom = L * M - L * active.sum(-1).double()
         # Share of the panel's unknowns (complex) in each scene.
         self.known = 0.0
+        self.volume = volume
         low, high = (power.new_tensor(limit) for limit in (volume.lower, volume.upper))
         self.low, self.high = low, high
 
@@ -430,10 +431,11 @@ def _update_noise(problem: Problem, at: Unknowns, known: float) -> None:
     """Noise variance of each scene from its residual; ``known`` unknowns of the panel are shared by all."""
     _, rest = problem.residuals(at)
     _, L, M = problem.y.shape
-    count = problem.active.sum(-1)
-    coordinates = 0.0 if problem.known_positions else 1.5 * count
+    fitted = problem.volume.free_coordinates(problem.panel, at.x, problem.active)
     problem.known = known / 2 / len(problem)
-    problem.freedom = L * M - L * count - coordinates - problem.known
+    problem.freedom = L * M - L * problem.active.sum(-1) - problem.known
+    if not problem.known_positions:
+        problem.freedom = problem.freedom - fitted / 2
     problem.freedom = problem.freedom.clamp_min(_LEAST_FREEDOM * L * M)
     noise = squared_modulus(rest).sum((1, 2)) / problem.freedom
     problem.noise = torch.where(noise > 0, noise, problem.noise)

@@ -438,7 +438,7 @@ def complete(views: list[View], fit: RoomFit, volume: Volume) -> RoomSolution:
         seen = active & view.sees(positions)
         power, noise, value = fit_powers(view.recording.noise_variance, at)
         end = FitState(positions, value, fit.converged, (power, noise))
-        panel = complete_fit(view.recording, positions, seen, fit.converged, end=end)
+        panel = complete_fit(view.recording, positions, seen, fit.converged, volume, end=end)
         panels.append(panel)
         values.append(value)
         levels.append(torch.cat((power.clamp_min(1e-300), panel.noise_variance[:, None]), dim=1).log())

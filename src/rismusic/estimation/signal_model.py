@@ -30,8 +30,6 @@ from rismusic.spec import LocateSpec, SymbolModel, Wave
 _SCENES, _SOURCES = 8, 3
 # Smallest noise variance of an output, over the median of all outputs.
 _LEAST_NOISE = 0.01
-# Elements whose spread across their main axis is below this share of that along it form a line.
-_COLLINEAR = 1e-9
 
 
 def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
@@ -78,13 +76,10 @@ def for_geometry(spec: LocateSpec, panel: Panel) -> LocateSpec:
             f"must be below 90 for a planar array; got {spec.azimuth_max_deg:g}. A source behind it is "
             "received like its mirror image in front",
         )
-    centred = panel.elements - panel.elements.mean(dim=-2, keepdim=True)
-    if len(spec.unknowns) < 3 or panel.size < 2:
+    axis = panel.axis
+    if len(spec.unknowns) < 3 or axis is None:
         return spec
-    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
-    if len(values) > 1 and float(values[1]) > _COLLINEAR * float(values[0]):
-        return spec
-    vertical = abs(float(axes[0, 1])) > abs(float(axes[0, 0]))
+    vertical = abs(float(axis[1])) > abs(float(axis[0]))
     return spec.replace(unknowns=("elevation", "range") if vertical else ("azimuth", "range"))
 
 
@@ -215,9 +210,8 @@ def _evidence(recording: Recording, spec: LocateSpec) -> Float[Tensor, "S"]:
     """Log evidence of the most probable number of sources, 0 to 3."""
     quick = spec.replace(method="omp", criterion="conditional", oversampling=1.6)
     grid = searched_grid(recording, quick)
-    _, L, M = recording.snapshots.shape
     values = []
-    for count in range(min(_SOURCES, most_sources(L, M), spec.sources_max) + 1):
+    for count in range(min(_SOURCES, most_sources(recording, grid.volume), spec.sources_max) + 1):
         number = torch.full((len(recording),), count, device=recording.snapshots.device)
         values.append(log_evidence(recording, fit_known(recording, number, grid, quick), grid.volume))
     return torch.stack(values).amax(0)
