@@ -760,20 +760,26 @@ def _add_motion(
 def _with_extended(
     sentences: list[list[str]], recording: Recording, estimate: Estimate, moves: Bool[Tensor, "S K"]
 ) -> Estimate:
-    """Add sources that are not one point, and their sizes to the error bars of their directions."""
+    r"""Add sources that are not one point, and the sizes of all to the error bars of their directions.
+
+    A log-likelihood ratio g of :data:`_SPREAD_NATS` is as probable of one point as of several. The variance of
+    the direction grows by the expected square of the size, :math:`s^2 / (1 + e^{g_0 - g})`, however small g
+    is: the parts of an undetected pair are no further from the place in between than this.
+    """
     gain, size = spread_gain(recording, estimate.sources)
-    extended = (gain > _SPREAD_NOTE_NATS) & ~moves
+    possible = (gain > 0) & ~moves
     if recording.has_coherent_symbols and estimate.panel_error is not None:
         # Beside constant symbols a panel error is constant too, and may look the same.
-        extended = extended & (estimate.panel_error == 0)[:, None]
-    for scene, source in extended.nonzero().tolist():
+        possible = possible & (estimate.panel_error == 0)[:, None]
+    for scene, source in (possible & (gain > _SPREAD_NOTE_NATS)).nonzero().tolist():
         within = f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg"
         if gain[scene, source] > _SPREAD_NATS:
             text = f"source {source} is not one point: it moves, is extended or consists of several sources"
             sentences[scene].append(Reason(f"{text} {within}", "sources_extended"))
         else:
             sentences[scene].append(f"source {source} may be several sources {within}")
-    variance = torch.where(extended, size.square(), 0).to(estimate.covariance)
+    several = torch.sigmoid(gain - _SPREAD_NATS)
+    variance = torch.where(possible, several * size.square(), 0).to(estimate.covariance)
     wider = torch.diag_embed(torch.stack((variance, variance, torch.zeros_like(variance)), dim=-1))
     return replace(estimate, covariance=estimate.covariance + wider)
 
