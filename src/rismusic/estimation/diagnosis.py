@@ -762,9 +762,9 @@ def _with_extended(
 ) -> Estimate:
     r"""Add sources that are not one point, and the sizes of all to the error bars of their directions.
 
-    A log-likelihood ratio g of :data:`_SPREAD_NATS` is as probable of one point as of several. The variance of
-    the direction grows by the expected square of the size, :math:`s^2 / (1 + e^{g_0 - g})`, however small g
-    is: the parts of an undetected pair are no further from the place in between than this.
+    With a log-likelihood ratio g and a size s, a source is not one point with probability :math:`P = 1 / (1 +
+    e^{4.5 - g})`. The variance of its direction grows by :math:`P s^2`, so that error bars cover the parts of
+    most pairs that are not recognised.
     """
     gain, size = spread_gain(recording, estimate.sources)
     possible = (gain > 0) & ~moves
