@@ -762,9 +762,9 @@ def _with_extended(
 ) -> Estimate:
     r"""Add sources that are not one point, and the sizes of all to the error bars of their directions.
 
-    With a log-likelihood ratio g and a size s, a source is not one point with probability :math:`P = 1 / (1 +
-    e^{4.5 - g})`. The variance of its direction grows by :math:`P s^2`, so that error bars cover the parts of
-    most pairs that are not recognised.
+    With a log-likelihood ratio g, a source is not one point with probability :math:`P = 1 / (1 + e^{4.5 - g})`.
+    The variance along its extent s grows by :math:`P s^2`, so that error bars cover the parts of most pairs
+    that are not recognised.
     """
     gain, size = spread_gain(recording, estimate.sources)
     possible = (gain > 0) & ~moves
@@ -772,16 +772,16 @@ def _with_extended(
         # Beside constant symbols a panel error is constant too, and may look the same.
         possible = possible & (estimate.panel_error == 0)[:, None]
     for scene, source in (possible & (gain > _SPREAD_NOTE_NATS)).nonzero().tolist():
-        within = f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg"
+        within = f"within about {2 * math.degrees(float(size[scene, source].norm())):.1g} deg"
         if gain[scene, source] > _SPREAD_NATS:
             text = f"source {source} is not one point: it moves, is extended or consists of several sources"
             sentences[scene].append(Reason(f"{text} {within}", "sources_extended"))
         else:
             sentences[scene].append(f"source {source} may be several sources {within}")
-    several = torch.sigmoid(gain - _SPREAD_NATS)
-    variance = torch.where(possible, several * size.square(), 0).to(estimate.covariance)
-    wider = torch.diag_embed(torch.stack((variance, variance, torch.zeros_like(variance)), dim=-1))
-    return replace(estimate, covariance=estimate.covariance + wider)
+    several = torch.sigmoid(gain - _SPREAD_NATS).sqrt()
+    extent = torch.nn.functional.pad(torch.where(possible[..., None], several[..., None] * size, 0), (0, 1))
+    wider = extent[..., :, None] * extent[..., None, :]
+    return replace(estimate, covariance=estimate.covariance + wider.to(estimate.covariance))
 
 
 def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
