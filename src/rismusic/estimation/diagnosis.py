@@ -760,18 +760,21 @@ def _add_motion(
 def _with_extended(
     sentences: list[list[str]], recording: Recording, estimate: Estimate, moves: Bool[Tensor, "S K"]
 ) -> Estimate:
-    r"""Add sources that are not one point, and the sizes of all to the error bars of their directions.
+    """Add sources that are not one point, and the sizes of all to the error bars of their directions.
 
-    With a log-likelihood ratio g, a source is not one point with probability :math:`P = 1 / (1 + e^{4.5 - g})`.
-    The variance along its extent s grows by :math:`P s^2`, so that error bars cover the parts of most pairs
-    that are not recognised.
+    With a log-likelihood ratio g, a source is not one point with probability P = 1 / (1 + exp(4.5 - g)). The
+    variance along its extent s grows by P s^2, so that error bars cover the parts of most pairs that are not
+    recognised.
     """
     gain, size = spread_gain(recording, estimate.sources)
-    possible = (gain > 0) & ~moves
-    if recording.has_coherent_symbols and estimate.panel_error is not None:
-        # Beside constant symbols a panel error is constant too, and may look the same.
+    extended, possible = (gain > _SPREAD_NOTE_NATS) & ~moves, (gain > 0) & ~moves
+    if estimate.panel_error is not None:
+        # What a panel error leaves beside each source raises the ratio.
         possible = possible & (estimate.panel_error == 0)[:, None]
-    for scene, source in (possible & (gain > _SPREAD_NOTE_NATS)).nonzero().tolist():
+    if recording.has_coherent_symbols:
+        # Beside constant symbols a panel error is constant too, and may look the same.
+        extended = extended & possible
+    for scene, source in extended.nonzero().tolist():
         within = f"within about {2 * math.degrees(float(size[scene, source].norm())):.1g} deg"
         if gain[scene, source] > _SPREAD_NATS:
             text = f"source {source} is not one point: it moves, is extended or consists of several sources"
