@@ -774,6 +774,7 @@ def _with_extended(
     if recording.has_coherent_symbols:
         # Beside constant symbols a panel error is constant too, and may look the same.
         extended = extended & possible
+    possible = possible | extended
     for scene, source in extended.nonzero().tolist():
         within = f"within about {2 * math.degrees(float(size[scene, source].norm())):.1g} deg"
         if gain[scene, source] > _SPREAD_NATS:
