@@ -118,7 +118,8 @@ def test_a_source_that_is_no_point():
     assert (spread_gain(recording, recording.truth)[0] < 4).all()
     gain, size = spread_gain(moving, recording.truth)
     assert (gain > 4.5).all()
-    assert ((size > math.radians(0.3)) & (size < math.radians(4))).all()
+    assert ((size.norm(dim=-1) > math.radians(0.3)) & (size.norm(dim=-1) < math.radians(4))).all()
+    assert (size[..., 0].abs() > 2 * size[..., 1].abs()).all()  # it moves in azimuth
     assert (motion(recording, recording.truth).gain < 8).all()
     path = motion(moving, recording.truth)
     assert (path.gain > 20).all()

@@ -801,22 +801,32 @@ def _add_motion(
 def _with_extended(
     sentences: list[list[str]], recording: Recording, estimate: Estimate, moves: Bool[Tensor, "S K"]
 ) -> Estimate:
-    """Add sources that are not one point, and their sizes to the error bars of their directions."""
+    """Add sources that are not one point, and the sizes of all to the error bars of their directions.
+
+    With a log-likelihood ratio g, a source is not one point with probability P = 1 / (1 + exp(4.5 - g)). The
+    variance along its extent s grows by P s^2, so that error bars cover the parts of most pairs that are not
+    recognised.
+    """
     gain, size = spread_gain(recording, estimate.sources)
-    extended = (gain > _SPREAD_NOTE_NATS) & ~moves
-    if recording.has_coherent_symbols and estimate.panel_error is not None:
+    extended, possible = (gain > _SPREAD_NOTE_NATS) & ~moves, (gain > 0) & ~moves
+    if estimate.panel_error is not None:
+        # What a panel error leaves beside each source raises the ratio.
+        possible = possible & (estimate.panel_error == 0)[:, None]
+    if recording.has_coherent_symbols:
         # Beside constant symbols a panel error is constant too, and may look the same.
-        extended = extended & (estimate.panel_error == 0)[:, None]
+        extended = extended & possible
+    possible = possible | extended
     for scene, source in extended.nonzero().tolist():
-        within = f"within about {2 * math.degrees(float(size[scene, source])):.1g} deg"
+        within = f"within about {2 * math.degrees(float(size[scene, source].norm())):.1g} deg"
         if gain[scene, source] > _SPREAD_NATS:
             text = f"source {source} is not one point: it moves, is extended or consists of several sources"
             sentences[scene].append(Reason(f"{text} {within}", "sources_extended"))
         else:
             sentences[scene].append(f"source {source} may be several sources {within}")
-    variance = torch.where(extended, size.square(), 0).to(estimate.covariance)
-    wider = torch.diag_embed(torch.stack((variance, variance, torch.zeros_like(variance)), dim=-1))
-    return replace(estimate, covariance=estimate.covariance + wider)
+    several = torch.sigmoid(gain - _SPREAD_NATS).sqrt()
+    extent = torch.nn.functional.pad(torch.where(possible[..., None], several[..., None] * size, 0), (0, 1))
+    wider = extent[..., :, None] * extent[..., None, :]
+    return replace(estimate, covariance=estimate.covariance + wider.to(estimate.covariance))
 
 
 def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:

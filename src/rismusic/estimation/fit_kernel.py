@@ -1138,7 +1138,7 @@ def _disperse(first, last, recording, panel_form, problems, rules, spreads, out)
                 continue
             # See :func:`rismusic.estimation.model_error.spread_gain`.
             for step in steps:
-                eta, best = step * step * power[p, place], -math.inf
+                eta = step * step * power[p, place]
                 for d in range(directions.shape[1]):
                     vx, vy = directions[0, d], directions[1, d]
                     value = 0.0
@@ -1151,9 +1151,9 @@ def _disperse(first, last, recording, panel_form, problems, rules, spreads, out)
                         )
                         total = sigma2 + eta * total
                         value += math.log(sigma2 / total) + eta * along / (sigma2 * total)
-                    best = max(best, value)
-                if best > out_spread[p, place]:
-                    out_spread[p, place], out_size[p, place] = best, step
+                    if value > out_spread[p, place]:
+                        out_spread[p, place] = value
+                        out_size[p, place, 0], out_size[p, place, 1] = step * vx, step * vy
 
 
 def _climb(first, last, elements, panel_form, vectors, starts, reach, box, rules, options, out):
@@ -1476,7 +1476,7 @@ def dispersion(
     Float[Tensor, "S K"],
     Float[Tensor, "S K 4"],
     Float[Tensor, "S K"],
-    Float[Tensor, "S K"],
+    Float[Tensor, "S K 2"],
 ]:
     """Motion of each source to first order, and its spread; see :mod:`rismusic.estimation.model_error`.
 
@@ -1490,7 +1490,7 @@ def dispersion(
 
     Returns:
         Log-likelihood ratios (nats) of a motion and of another place at rest, u and v; that of a spread, and
-        its standard deviation, NaN where there is none.
+        its standard deviation times its direction, NaN where there is none.
     """
     data, form = _recorded(recording)
     real, (P, K) = torch.float64, active.shape
@@ -1504,7 +1504,7 @@ def dispersion(
         *(np.zeros((P, K)) for _ in range(2)),
         np.zeros((P, K, 4)),
         np.zeros((P, K)),
-        np.full((P, K), np.nan),
+        np.full((P, K, 2), np.nan),
     )
     call(_disperse, P, (data, form, problems, _rules(), spreads, out))
     in_all, at_rest, path, gain, size = (torch.from_numpy(part) for part in out)

@@ -234,7 +234,9 @@ def diffuse_evidence(
     return value[:, 1:] - value[:, :1]
 
 
-def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K"]]:
+def spread_gain(
+    recording: Recording, sources: Sources
+) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S K 2"]]:
     r"""Evidence that a source is not one point: it is extended or consists of several sources.
 
     Near its position the field of such a source leaves the direction of its steering vector along a
@@ -248,7 +250,7 @@ def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "
 
     Returns:
         The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the direction
-        along v that belongs to it, in units of its angle (rad); 0 and NaN without a source.
+        that belongs to it times v, azimuth and elevation (rad); 0 and NaN without a source.
     """
     if (compiled := _dispersion(recording, sources)) is not None:
         return compiled[3:]
@@ -261,14 +263,15 @@ def spread_gain(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "
         norm = squared_modulus(torch.einsum("slmki,id->slmkd", at.B, v.to(z.dtype))).sum(2)
         sigma2 = at.sigma2[:, None, None, None]
         there = at.power > 0
-        gain, size = along.new_zeros(there.shape), along.new_full(there.shape, math.nan)
+        gain, size = along.new_zeros(there.shape), along.new_full((*there.shape, 2), math.nan)
         for step in _SPREADS_RAD:
             eta = (step**2 * at.power)[:, None, :, None]
             total = sigma2 + eta * norm
             ratio = (sigma2 / total).log() + eta * along / (sigma2 * total)
-            value = ratio.sum(1).amax(-1)
+            value, which = ratio.sum(1).max(-1)
             take = there & (value > gain)
-            gain, size = torch.where(take, value, gain), torch.where(take, step, size)
+            gain = torch.where(take, value, gain)
+            size = torch.where(take[..., None], step * v.mT[which], size)
         parts.append((gain, size))
     gains, sizes = zip(*parts, strict=True)
     return torch.cat(gains), torch.cat(sizes)
