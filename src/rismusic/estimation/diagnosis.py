@@ -584,7 +584,8 @@ def _with_reasons(
         sources, moves = _add_motion(sentences, recording, estimate)
         _add_grating_lobes(sentences, recording, estimate, spec)
     if recording.pilots is None:
-        estimate = _with_extended(sentences, recording, estimate, moves)
+        fitted = isinstance(n_sources, str)
+        estimate = _with_extended(sentences, recording, estimate, moves, error_fitted=fitted)
         estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
     _add_unresolved(sentences, recording, estimate)
     for scene, sentence in _better_wave(recording, estimate, spec):
@@ -799,7 +800,12 @@ def _add_motion(
 
 
 def _with_extended(
-    sentences: list[list[str]], recording: Recording, estimate: Estimate, moves: Bool[Tensor, "S K"]
+    sentences: list[list[str]],
+    recording: Recording,
+    estimate: Estimate,
+    moves: Bool[Tensor, "S K"],
+    *,
+    error_fitted: bool,
 ) -> Estimate:
     """Add sources that are not one point, and the sizes of all to the error bars of their directions.
 
@@ -815,7 +821,8 @@ def _with_extended(
     if recording.has_coherent_symbols:
         # Beside constant symbols a panel error is constant too, and may look the same.
         extended = extended & possible
-    possible = possible | extended
+    if not error_fitted:  # a panel error that is only suspected may be that size
+        possible = possible | extended
     for scene, source in extended.nonzero().tolist():
         within = f"within about {2 * math.degrees(float(size[scene, source].norm())):.1g} deg"
         if gain[scene, source] > _SPREAD_NATS:

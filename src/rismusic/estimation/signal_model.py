@@ -17,7 +17,7 @@ from rismusic.array import WAVES, Panel, steering
 from rismusic.errors import InputError
 from rismusic.estimation.classical import fit_known
 from rismusic.estimation.goodness_of_fit import Projection
-from rismusic.estimation.grid import searched_grid
+from rismusic.estimation.grid import Volume, searched_grid
 from rismusic.estimation.likelihood import sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.estimation.model_order import log_evidence
@@ -173,11 +173,10 @@ def free_symbols_p_value(recording: Recording, sources: Sources, spec: LocateSpe
         recording = replace(recording, codes=y.new_ones(y.shape[-2], y.shape[-1]))
     as_recorded = recording.stacked()
     free = replace(recording, symbols="independent", pilots=None).stacked()
-    _, L, M = free.snapshots.shape
     count = sources.active.sum(-1).clamp_min(1)
     p_value = torch.full((len(recording),), torch.nan, dtype=torch.float64, device=count.device)
-    some = (count <= most_sources(L, M)).nonzero()[:, 0]
-    if len(some) == 0 or L < 2:
+    some = (count <= most_sources(free, Volume.from_spec(spec))).nonzero()[:, 0]
+    if len(some) == 0 or free.snapshots.shape[1] < 2:
         return p_value
     quick = spec.replace(method="omp", criterion="conditional", oversampling=1.6)
     grid = searched_grid(free, quick)

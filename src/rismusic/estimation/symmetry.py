@@ -105,6 +105,7 @@ def with_onednn(device: torch.device) -> bool:
     those of AMD. Training keeps torch's.
     """
     there = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    there = there and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # an internal operation of torch
     return there and torch.is_inference_mode_enabled() and compiled_fits() is not None
 
 
