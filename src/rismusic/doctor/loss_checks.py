@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from rismusic.covariance import back_project
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
-from rismusic.doctor.loss_definitions import (
-    count_loss,
-    covariance_error,
-    defined,
-    heat_map_targets,
-    matrices,
-)
+from rismusic.doctor.hypotheses import Definition, explanation
+from rismusic.doctor.loss_definitions import definitions, heat_map_targets, matrices
 from rismusic.doctor.report import must_be_zero, report_of, same
 from rismusic.estimation import spectra
 from rismusic.estimation.grid import to_cosines
@@ -223,60 +216,25 @@ def check_terms(case: Case) -> Report:
     # Two random predictions at two values of beta, and one without an eigengap.
     trials = [(0.0, ref.random_prediction(like)), (0.3, ref.random_prediction(like, seed=1))]
     trials.append((0.0, _gapless(targets, like)))
-    found: list[dict[str, float]] = []
-    true: list[dict[str, float]] = []
+    found: list[Mapping[TermName, Tensor]] = []
+    true: list[Mapping[str, Definition]] = []
     for beta, prediction in trials:
         losses = total_of(case, prediction, targets, beta)
-        found.append({name: float(value) for name, value in losses.terms.items()})
+        found.append(losses.terms)
         weights = {str(name): value for name, value in losses.weights.items()}
-        true.append(defined(case, replace(targets, truth=truth), prediction, beta, weights))
-    beta, prediction = trials[1]
-    P, sample, T = matrices(targets, prediction)
-    forms = {
-        ": R_blend is R_pred alone, without R_samp (the raw factors)": P,
-        ": R_true stands in place of R_samp in R_blend (a leak)": (1 - beta) * P + beta * T,
-        ": R_pred and R_samp are exchanged in R_blend": beta * P + (1 - beta) * sample,
-    }
-    blends = {cause: covariance_error(R, T, targets) for cause, R in forms.items()}
-    unloaded = ": it is compared with R_true as it is, which is not loaded and shrunk as R_blend is"
-    R = (1 - beta) * P + beta * sample
-    blends[unloaded] = covariance_error(R, T, targets, target_loaded=False)
-    findings = _covariance_findings(case, recording, targets, prediction)
-    relations: dict[str, tuple[list[float], list[float]]] = {}
-    grid = case.learner.grid
-    counts = {len(grid): "points", int(grid.inside.sum()): "points inside", grid.panel.size: "elements"}
+        true.append(definitions(case, replace(targets, truth=truth), prediction, beta, weights))
+    findings = _covariance_findings(case, recording, targets, trials[1][1])
     for name in found[0]:
-        values, expected = ([one[name] for one in some] for some in (found, true))
+        values = [float(one[name]) for one in found]
+        expected = [float(one[name]()) for one in true]
         off = [abs(f - e) / max(abs(e), 1e-3) for f, e in zip(values, expected, strict=True)]
-        worst, cause, others = off.index(max(off)), "", dict[str, float]()
+        worst, cause = off.index(max(off)), ""
         if max(off) > _SAME:
-            relations = relations or _by_scene(case, recording, trials)
-            cause = _relation(*relations[name], counts)
-            if name == "covariance":
-                others = {form: abs(values[1] - value) / max(value, 1e-3) for form, value in blends.items()}
-            elif name == "eigengap":
-                gap = vars(losses_module)["eigenvalue_gap"](targets.true, targets.count)
-                if float(gap.min()) < -1e-6:
-                    others[": its gaps are negative: eigenvalues in another order (eigh ascends)"] = 0.0
-            elif name == "count":
-                for share in torch.linspace(0, 1, 101).tolist():
-                    one = float(count_loss(truth, prediction, share))
-                    others[f": its labels are smoothed by {share:.3g}"] = abs(values[1] - one) / max(
-                        one, 1e-3
-                    )
-            elif name == "existence":
-                e = prediction.existence_logits.double()
-                other = float((softplus(e) + softplus(-e)).mean()) - expected[1]
-                form = ": heads with a source are taught that there is none, the others that there is one"
-                others[form] = abs(values[1] - other) / max(other, 1e-3)
-            elif name == "angle":
-                plus, minus = (_angle_cost(case, targets, prediction, turn) for turn in (1.0, -1.0))
-                if abs(plus - minus) > 0.1 * max(plus, minus):
-                    others[f": an error of 1 deg costs {plus:.3g}, one of -1 deg {minus:.3g} (wrapped?)"] = (
-                        0.0
-                    )
-        fit, form = min(((fit, form) for form, fit in others.items()), default=(math.inf, ""))
-        cause = form if fit < min(10 * _SAME, off[1] / 10) else cause
+            cause = explanation(values, [one[name] for one in true])
+        if name == "eigengap" and max(off) > _SAME:
+            gap = vars(losses_module)["eigenvalue_gap"](targets.true, targets.count)
+            if float(gap.min()) < -1e-6:
+                cause = ": its gaps are negative: eigenvalues in another order (eigh ascends)"
         findings.append(
             at_most(
                 f"relative error of loss {name} against its definition",
@@ -284,67 +242,10 @@ def check_terms(case: Case) -> Report:
                 _SAME,
                 f"loss {name} is {values[worst]:.4g}, but {expected[worst]:.4g} by its definition{cause}.",
                 "Compare it with the formula in the documentation: sign, scale, units, target and mean.",
-                place_of(vars(losses_module)["_Structure"].__init__) if cause == unloaded else "",
+                place_of(vars(losses_module)["_Structure"].__init__) if "R_true as it is" in cause else "",
             )
         )
     return report_of("TERMS", f"R_true, R_pred and {len(found[0])} losses, by their definitions", findings)
-
-
-def _by_scene(
-    case: Case, recording: Recording, trials: Sequence[tuple[float, Prediction]]
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Each loss of single scenes, and by its definition."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for s, (beta, prediction) in itertools.product(range(len(recording)), trials):
-        targets, scene = Targets.of(recording[s : s + 1], case.learner.grid), prediction[slice(s, s + 1)]
-        losses = total_of(case, scene, targets, beta)
-        weights = {str(name): value for name, value in losses.weights.items()}
-        true = defined(case, targets, scene, beta, weights)
-        for name, value in losses.terms.items():
-            values, expected = found.setdefault(name, ([], []))
-            values.append(float(value))
-            expected.append(true[name])
-    return found
-
-
-def _relation(found: Sequence[float], expected: Sequence[float], counts: Mapping[int, str]) -> str:
-    """What relates wrong losses to the right ones, if the same simple relation holds in every scene."""
-    f, e = (torch.tensor(values, dtype=torch.float64) for values in (found, expected))
-    size, spread = float(e.abs().max()), float(e.std())
-    if float(f.abs().max()) < 1e-6 * size:
-        return ": it is 0 in every scene (an exception swallowed, or a mask?)"
-    k = float((f * e).sum() / e.square().sum().clamp_min(1e-30))
-    if k != 0 and float((f / k - e).abs().max()) < 10 * _SAME * size:
-        if abs(k + 1) < 10 * _SAME:
-            return ": it has the wrong sign"
-        means = [f"{n} {what}" for n, what in counts.items() if abs(k * n - 1) < 10 * _SAME]
-        sums = [f"{n} {what}" for n, what in counts.items() if abs(k / n - 1) < 10 * _SAME]
-        text = f": it is {k:.4g} times its definition in every scene"
-        if means or sums:
-            kinds = "a mean for a sum" if means else "a sum for a mean"
-            text += f", {kinds} over the {' or '.join(means or sums)}"
-        return text
-    floor, similar = f - e, f + e
-    if float(floor.std()) < 10 * _SAME * min(spread, float(floor.mean().abs())):
-        return f": it is higher by {float(floor.mean()):.3g} in every scene (a floor above zero)"
-    slope = float(torch.corrcoef(torch.stack((f, e)))[0, 1]) if spread > 0 and float(f.std()) > 0 else 0.0
-    if float(similar.std()) < 10 * _SAME * spread or slope < -0.9:
-        return f": it falls where it should rise (a similarity for an error; correlation {slope:.2f})"
-    return ""
-
-
-def _angle_cost(case: Case, targets: Targets, prediction: Prediction, degrees: float) -> float:
-    """The angle loss of a head for each source, whose azimuths are all off by one angle."""
-    truth, names = targets.truth, ("azimuth", "elevation")
-    shift = {"azimuth": math.radians(degrees), "elevation": 0.0, "inverse_range": 0.0}
-    true = {name: getattr(truth, name) for name in names} | {"inverse_range": 1 / truth.range}
-    heads = {}
-    for name, value in true.items():
-        heads[name] = getattr(prediction, name).clone()
-        there = ~value.isnan()
-        K = value.shape[1]
-        heads[name][:, :K][there] = (value[there] + shift[name]).to(heads[name].dtype)
-    return float(total_of(case, replace(prediction, **heads), targets).terms["angle"])
 
 
 def _covariance_findings(
@@ -371,7 +272,7 @@ def _covariance_findings(
     if prediction.grid_logits is not None:
         target = vars(losses_module)["heat_map_target"](truth, case.learner.grid)
         one = same(
-            *("the target of the heat map", target, heat_map_targets(case, truth)),
+            *("the target of the heat map", target, partial(heat_map_targets, case, truth)),
             "the target of the heat map is not that of the sources at their direction cosines and 1 / range.",
         )
         findings.append(replace(one, where=place_of(vars(losses_module)["heat_map_target"])))
