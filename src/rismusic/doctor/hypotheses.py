@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from types import CodeType
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -36,6 +36,10 @@ _Change = Callable[..., Any]
 _TORCH = str(Path(torch.__file__).parent)
 # Largest relative distance of a value from one that explains it.
 TOLERANCE = 1e-3
+# Relative distance of equal values.
+_ROUNDING = 1e-5
+# Kinds of sites, in the order in which their changes are tried.
+_ORDER = ("setting", "step", "input", "operation")
 # Errors that say that a change does not apply.
 _INAPPLICABLE = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError)
 
@@ -203,15 +207,6 @@ def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _place() -> tuple[CodeType, int]:
-    """The instruction of a definition that makes the call."""
-    frame = sys._getframe(2)
-    while (file := frame.f_code.co_filename) == __file__ or file.startswith(_TORCH):
-        assert frame.f_back is not None
-        frame = frame.f_back
-    return frame.f_code, frame.f_lasti
-
-
 class _Operations(TorchFunctionMode):
     """Shows a run each operation on tensors in a definition."""
 
@@ -219,13 +214,19 @@ class _Operations(TorchFunctionMode):
         super().__init__()
         self.run = run
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    # Not a function, which the type checks of the tests would wrap: the caller is needed.
+    __torch_function__ = lambda self, f, _, a=(), k=None: self.see(sys._getframe(1), f, a, k or {})  # noqa: E731
+
+    def see(self, frame: FrameType, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One operation, called in a frame."""
         name = getattr(func, "__name__", "")
         name = getattr(func.__self__, "__name__", "") if name == "__get__" else name.strip("_")
         name = {"truediv": "div", "pow": "square", "rmul": "mul", "radd": "add"}.get(name, name)
         if name not in _KNOWN:
-            return func(*args, **(kwargs or {}))
-        return self.run.call(("operation", *_place(), name), name, func, args, kwargs or {})
+            return func(*args, **kwargs)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_TORCH):
+            frame = frame.f_back
+        return self.run.call(("operation", frame.f_code, frame.f_lasti, name), name, func, args, kwargs)
 
 
 @contextmanager
@@ -253,10 +254,19 @@ def explanation(
     wrong = [_wide(value).to(one.dtype) for value, one in zip(found, right, strict=True)]
     if any(w.shape != r.shape or not bool(w.isfinite().all()) for w, r in zip(wrong, right, strict=True)):
         return ""
+    # First the case that tells most. A case whose values agree only says which changes do too much.
+    off = [float((w - r).norm() / r.norm().clamp_min(1e-30)) for w, r in zip(wrong, right, strict=True)]
+    order = sorted(range(len(off)), key=lambda case: -off[case])
+    wrong, right = ([some[case] for case in order] for some in (wrong, right))
+    definitions = [definitions[case] for case in order]
     limits = [
-        min(tolerance * float(w.norm()), float((w - r).norm()) / 30)
-        for w, r in zip(wrong, right, strict=True)
+        tolerance * float(w.norm())
+        if far < tolerance
+        else min(tolerance * float(w.norm()), float((w - r).norm()) / 30)
+        for w, r, far in zip(wrong, right, sorted(off, reverse=True), strict=True)
     ]
+    if max(off, default=0.0) < _ROUNDING:
+        return ""
     for words, form in _WHOLE.items():
         if all(_near(w, form(r), limit) for w, r, limit in zip(wrong, right, limits, strict=True)):
             return f": it is {words}"
@@ -281,7 +291,7 @@ def explanation(
 
     changes = (
         (site, words, change)
-        for site, (name, args, kwargs) in sorted(seen.items(), key=lambda pair: pair[0][0] == "operation")
+        for site, (name, args, kwargs) in sorted(seen.items(), key=lambda pair: _ORDER.index(pair[0][0]))
         for words, change in _changes(site, name, args, kwargs, inputs)
     )
     fitting = (words for site, words, change in changes if explains(site, change, value(0, site, change)))
@@ -362,11 +372,11 @@ def _changes(
 def _numbers(site: Site, name: str, args: tuple[Any, ...]) -> Iterator[tuple[str, int, float]]:
     """Words, place among the arguments, and value, of the numbers of a site."""
     if site[0] == "setting":
-        yield f"with {name} ", 0, args[0]
+        yield f"with {name} ", 0, float(args[0])
     elif site[0] not in ("input", "step") and name not in (*_OVER_AXES, "gather"):
         for index, one in enumerate(args):
             if isinstance(one, (int, float)) and not isinstance(one, bool):
-                yield f"in `{_source(site)}` with ", index, one
+                yield f"in `{_source(site)}` with ", index, float(one)
 
 
 def _other(name: str) -> _Change:
@@ -390,16 +400,16 @@ def _other_numbers(number: float) -> list[float]:
             found.append(form(float(number)))
         except (ValueError, ZeroDivisionError, OverflowError):
             continue
-    return sorted({one for one in found if one != number and math.isfinite(one)})
+    return [one for one in dict.fromkeys(found) if one != number and math.isfinite(one)]
 
 
 def _fitting(usual: float, share: Callable[[float], float | None]) -> Iterator[float]:
     """Other numbers with the observed value: usual mistakes, or what bisection finds between two of them."""
-    points = sorted((n, s) for n in _other_numbers(usual) if (s := share(n)) is not None)
-    right = [number for number, s in sorted(points, key=lambda pair: abs(pair[1])) if abs(s) < 1e-3]
+    points = [(n, s) for n in _other_numbers(usual) if (s := share(n)) is not None]
+    right = [number for number, s in points if abs(s) < 1e-3]
     yield from right
     points = sorted([(usual, -1.0), *points])
-    for (low, f), (high, g) in itertools.pairwise(points) if not right else ():
+    for (high, g), (low, f) in itertools.pairwise(points[::-1]) if not right else ():
         if not f * g < 0:
             continue
         for _ in range(40):

@@ -29,7 +29,7 @@ def matrices(targets: Targets, prediction: Prediction) -> tuple[Tensor, Tensor, 
     a, b = (v.to(wide).cpu() for v in (prediction.angle_factor, prediction.range_factor))
     sample, true = (ref.unit_trace(v.dense().to(wide).cpu()) for v in (targets.sample, targets.true))
     P = ref.unit_trace(a @ a.mH + setting("the weight of the range factor", _RANGE_WEIGHT) * b @ b.mH)
-    return given("R_pred", P), given("R_samp", sample), given("R_true", true)
+    return given("R_pred", P), given("R_samp (in R_blend)", sample), given("R_true", true)
 
 
 def definitions(

@@ -380,14 +380,13 @@ def _source_findings(
     def less(what: str) -> Tensor:
         return of()[what] - share.get(what, 0.0) * height if what in share else of()[what]
 
-    return [
-        same(
-            *(what, one - share[what] * height if what in share else one, partial(less, what)),
-            f"{what} are not those of the last layers at the peaks of the last heat map with these weights.",
-            _LAYERS,
-        )
-        for what, one in outputs.items()
-    ]
+    found: list[Finding] = []
+    for what, one in outputs.items():
+        if not found or found[-1].fine:
+            value = one - share[what] * height if what in share else one
+            text = f"{what} are not those of the last layers at the peaks of the last heat map."
+            found.append(same(what, value, partial(less, what), text, _LAYERS))
+    return found
 
 
 def _sources(
