@@ -215,7 +215,7 @@ class _Operations(TorchFunctionMode):
         self.run = run
 
     # Not a function, which the type checks of the tests would wrap: the caller is needed.
-    __torch_function__ = lambda self, f, _, a=(), k=None: self.see(sys._getframe(1), f, a, k or {})  # noqa: E731
+    __torch_function__ = lambda self, f, _, a=(), k=None: self.see(sys._getframe(1), f, a, k or {})  # type: ignore[attr-defined] # noqa: E731
 
     def see(self, frame: FrameType, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One operation, called in a frame."""
@@ -251,8 +251,11 @@ def explanation(
     """
     with torch.no_grad():
         right = [_wide(one()) for one in definitions]
-    wrong = [_wide(value).to(one.dtype) for value, one in zip(found, right, strict=True)]
-    if any(w.shape != r.shape or not bool(w.isfinite().all()) for w, r in zip(wrong, right, strict=True)):
+    wrong = [_wide(value) for value in found]
+    if any(
+        w.dtype != r.dtype or w.shape != r.shape or not bool(w.isfinite().all())
+        for w, r in zip(wrong, right, strict=True)
+    ):
         return ""
     # First the case that tells most. A case whose values agree only says which changes do too much.
     off = [float((w - r).norm() / r.norm().clamp_min(1e-30)) for w, r in zip(wrong, right, strict=True)]
@@ -279,10 +282,11 @@ def explanation(
     def value(case: int, site: Site, change: _Change) -> Tensor | None:
         try:
             with _running(_Run(site, change, notes[case].inputs)):
-                one = _wide(definitions[case]()).to(wrong[case].dtype)
+                one = _wide(definitions[case]())
         except _INAPPLICABLE:
             return None
-        return one if one.shape == wrong[case].shape else None
+        same = one.shape == wrong[case].shape and one.dtype == wrong[case].dtype
+        return one if same else None
 
     def explains(site: Site, change: _Change, first: Tensor | None) -> bool:
         cases = range(len(definitions))

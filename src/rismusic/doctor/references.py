@@ -221,7 +221,7 @@ def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
 def planned_rate_factors(schedule: ScheduleSpec, steps: int) -> Float[Tensor, "steps"]:
     """Linear warm-up to 1, then half a cosine down to the floor."""
     i = given("the number of the step", torch.arange(steps, dtype=torch.float64))
-    warm = setting("the number of warm-up steps", max(1, round(schedule.warm_up * steps)))
+    warm = setting("the number of warm-up steps", float(max(1, round(schedule.warm_up * steps))))
     floor = setting("the floor", schedule.learning_rate_floor)
     turn = math.pi * (i + 1 - warm) / (steps - warm) if warm < steps else 0 * i
     return torch.where(i + 1 <= warm, (i + 1) / warm, 1 - (1 - floor) * (turn / 2).sin().square())

@@ -452,7 +452,7 @@ def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
 
 def _averaged(run: ShortRun, name: str, number: int) -> Tensor:
     """The change of an averaged parameter by a step."""
-    one, t = run.steps[number], setting("the number of the step", number + 1)
+    one, t = run.steps[number], setting("the number of the step", number + 1.0)
     decay = min(setting("the decay of the average", run.spec.average_decay), (1 + t) / (10 + t))
     after = given("the weight after the step", one.after[name].double())
     return (1 - decay) * (after - given("the average", one.average[name].double()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from rismusic.nn.monitors import Finding, at_most
 
 # Most passes whose inputs are remembered, rows of the training, and rows of a pass whose numbers are kept.
 _MOST_PASSES, _MOST_ROWS, _SHOWN = 50, 50_000, 1024
+# Fewest and most numbers of outputs that are compared, and the agreement from which an order counts as right.
+_PAIR, _AGREED = (64, 100_000), 0.5
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
 _DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
 _LOSSES = names(
@@ -27,7 +29,7 @@ _LOSSES = names(
 
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass without gradients; ``judged``: outputs compared with data; ``used``: in a loss."""
+    """A forward pass without gradients; ``judged``: outputs compared with data, ``pair``; ``used``: in a loss."""
 
     mean: float
     spread: float
@@ -35,12 +37,42 @@ class _Pass:
     codes: Tensor
     judged: bool = False
     used: bool = False
+    pair: tuple[Tensor, Tensor] | None = None
 
 
 def _scale(value: Tensor) -> tuple[float, float]:
     """Mean and spread."""
     value = value.detach().double()
     return float(value.mean()), float(value.std())
+
+
+def _agreement(outputs: Tensor, data: Tensor) -> float:
+    """Share of the variance of the data that outputs explain; of classes, beyond the most frequent one."""
+    if not outputs.is_floating_point() and not data.is_floating_point():
+        most = float(data.unique(return_counts=True)[1].amax()) / data.numel()
+        return (float((outputs == data).double().mean()) - most) / max(1 - most, 1e-9)
+    outputs, data = outputs.double(), data.double()
+    spread = (data - data.mean(0)).square().mean().clamp_min(1e-30)
+    return float(1 - (outputs - data).square().mean() / spread)
+
+
+def _other_orders(value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The outputs in other orders."""
+    for axis in range(value.ndim):
+        yield f"in reverse order (axis {axis})", value.flip(axis)
+        for by in (1, -1):
+            yield f"shifted by {-by} (axis {axis})", value.roll(by, axis)
+    if value.ndim > 1 and value.shape[-1] == value.shape[-2]:
+        yield "with the last two axes exchanged", value.mT
+    n = len(value)
+    for rows in range(4, n // 4 + 1):
+        if n % rows == 0:
+            grid = value.unflatten(0, (rows, -1)).transpose(0, 1)
+            yield f"with the axes of a grid of {rows} x {n // rows} exchanged", grid.flatten(0, 1)
+    yield (
+        "of opposite sign" if value.is_floating_point() else "shifted by one class",
+        (-value if value.is_floating_point() else value + 1),
+    )
 
 
 class Validations:
@@ -104,8 +136,12 @@ class Validations:
             for one in sources:
                 one.used = True
         elif sources and not alone:
-            for one in sources:
-                one.judged |= name in _LOSSES or name in _DIFFERENCES
+            pair = given[:2] if given[0] in self._depending else given[1::-1]
+            fits = len(given) > 1 and pair[0].shape == pair[1].shape and pair[1] not in self._depending
+            for one in sources if name in _LOSSES or name in _DIFFERENCES else ():
+                one.judged = True
+                if fits and _PAIR[0] <= pair[0].numel() <= _PAIR[1] and not pair[0].is_complex():
+                    one.pair = (pair[0].detach().clone(), pair[1].detach().clone())
         for value in tensors_in(result) if sources and name not in LIKE else ():
             self._depending[value] = sources
 
@@ -113,6 +149,24 @@ class Validations:
         """Forget passes that were not compared, such as those of a player."""
         self._passes = [one for one in self._passes if one.judged]
         self._depending.clear()
+
+    @staticmethod
+    def _order_finding(judged: Sequence[_Pass]) -> Finding | None:
+        """Outputs agree with the data as they are, not in another order."""
+        pair = next((one.pair for one in reversed(judged) if one.pair is not None), None)
+        if pair is None:
+            return None
+        outputs, data = (value.cpu() for value in pair)
+        plain = _agreement(outputs, data)
+        best, words = max((_agreement(other, data), words) for words, other in _other_orders(outputs))
+        return at_most(
+            "gain in the agreement of a validation if its outputs are put in another order",
+            best - plain if best > _AGREED and plain < best / 2 else 0.0,
+            0.0,
+            f"in the validation the outputs agree with the data {words} ({best:.2f}), not as they are "
+            f"({plain:.2f}): what is compared does not belong together.",
+            "Compare both in the same order: axes, grid (indexing), first element, direction.",
+        )
 
     @property
     def findings(self) -> list[Finding]:
@@ -134,6 +188,8 @@ class Validations:
                 f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
             )
         ]
+        if (order := self._order_finding(judged)) is not None:
+            found.append(order)
         # Rows of few different numbers may be equal by chance.
         judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
         if not judged or not self._trained_rows:
