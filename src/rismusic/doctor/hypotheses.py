@@ -35,7 +35,7 @@ _Change = Callable[..., Any]
 
 _TORCH = str(Path(torch.__file__).parent)
 # Largest relative distance of a value from one that explains it.
-TOLERANCE = 1e-3
+TOLERANCE = 2e-4
 # Relative distance of equal values.
 _ROUNDING = 1e-5
 # Kinds of sites, in the order in which their changes are tried.
@@ -265,7 +265,7 @@ def explanation(
     limits = [
         tolerance * float(w.norm())
         if far < tolerance
-        else min(tolerance * float(w.norm()), float((w - r).norm()) / 30)
+        else min(tolerance * float(w.norm()), float((w - r).norm()) / 100)
         for w, r, far in zip(wrong, right, sorted(off, reverse=True), strict=True)
     ]
     if max(off, default=0.0) < _ROUNDING:
@@ -337,7 +337,7 @@ def _relation(wrong: Sequence[Tensor], right: Sequence[Tensor], limits: Sequence
     if float((w - factor * r).norm()) <= sum(limits) / len(limits):
         return f": it is {float(factor.real):.4g} times that of the definition"
     if float((w - r - shift).norm()) <= 0.003 * float((r - r.mean()).norm()):
-        return f": it is higher by {float(shift.real):.3g} in every case (a floor)"
+        return f": it is higher by {float(shift.real):.3g} in every case (a floor above zero)"
     return ""
 
 

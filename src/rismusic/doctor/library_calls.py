@@ -116,8 +116,8 @@ class LibraryCalls:
                     sign * related if never and fell else 0.0,
                     _CORRELATED,
                     f"ReduceLROnPlateau(mode={schedule.mode!r}) waits for a better {wanted}, but is given an "
-                    f"{is_one} ({value[0]:.3g} to {value[-1]:.3g}, while the loss falls from {loss[0]:.3g} to "
-                    f"{loss[-1]:.3g}): it is never better, so the learning rate is lowered again and "
+                    f"{is_one} ({value[0]:.3g} to {value[-1]:.3g}, and the loss falls from {loss[0]:.3g} "
+                    f"to {loss[-1]:.3g}): it is never better, so the learning rate is lowered again and "
                     "again.",
                     'Use mode="min" for a loss or an error, and mode="max" for a score.',
                 )

@@ -213,8 +213,8 @@ def check_terms(case: Case) -> Report:
     targets, truth = Targets.of(recording, case.learner.grid), recording.truth
     assert truth is not None
     like = case.learner.predict(recording, averaged=False)
-    # Two random predictions at two values of beta, and one without an eigengap.
-    trials = [(0.0, ref.random_prediction(like)), (0.3, ref.random_prediction(like, seed=1))]
+    # Random predictions at three values of beta, and one without an eigengap.
+    trials = [(beta, ref.random_prediction(like, seed=n)) for n, beta in enumerate((0.0, 0.3, 0.6))]
     trials.append((0.0, _gapless(targets, like)))
     found: list[Mapping[TermName, Tensor]] = []
     true: list[Mapping[str, Definition]] = []

@@ -501,11 +501,11 @@ def _update_findings(run: ShortRun) -> list[Finding]:
     late = [name for name, value in skipped.items() if value > 0.05]
     reason = f": it is set to {listed(sorted(options))}" if options else causes["weights"]
     still = all(torch.equal(one.average[n], one.average_after[n]) for one in run.steps for n in one.average)
-    fault = ": it is updated with another decay than that of the settings, or the wrong way round"
-    if 0 < len(late) < len(skipped):
-        fault = f": it skips or misses {listed(late)}"
-    elif still:
+    fault = causes["average"] or ": it is updated with another decay, or the wrong way round"
+    if still:
         fault = ": the moving average (EMA) of the weights is never updated"
+    elif len(late) < len(skipped):
+        fault = f": it skips or misses {listed(late)}"
     return [
         must_be_zero(
             "parameters with another weight decay than the settings",
@@ -525,8 +525,7 @@ def _update_findings(run: ShortRun) -> list[Finding]:
             "relative distance of the moving average's update from its formula",
             max(skipped.values(), default=0.0),
             0.05,
-            "the moving average (EMA) is not updated by (1 - decay) times the difference"
-            f"{causes['average'] or fault}.",
+            f"the moving average (EMA) is not updated by (1 - decay) times the difference{fault}.",
         ),
     ]
 

@@ -29,7 +29,7 @@ _LOSSES = names(
 
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass without gradients; ``judged``: outputs compared with data, ``pair``; ``used``: in a loss."""
+    """A forward pass without gradients; ``judged``: compared with data, ``pair``; ``used``: in a loss."""
 
     mean: float
     spread: float
