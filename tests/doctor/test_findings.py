@@ -193,16 +193,6 @@ PLANTED = [
     ),
     ("R_SAMP", "back projection of the snapshots", method(Targets, "of", any_sample)),
     (
-        "CEILING",
-        "that MUSIC finds",
-        lambda spec: moved_sources(spec, lambda s: replace(s, azimuth=s.azimuth + 0.2)),
-    ),
-    (
-        "CEILING",
-        "median error of MUSIC",
-        lambda spec: moved_sources(spec, lambda s: replace(s, range=1 / (1 / s.range + 0.6))),
-    ),
-    (
         "SLOPE",
         "loss eigengap against finite differences",
         function(eigengap_hinge, lambda original, *given: 2 * (e := original(*given)).detach() - e),

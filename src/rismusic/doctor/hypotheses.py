@@ -36,6 +36,8 @@ _Change = Callable[..., Any]
 _TORCH = str(Path(torch.__file__).parent)
 # Largest relative distance of a value from one that explains it.
 TOLERANCE = 2e-4
+# Most runs of a definition in a search.
+_RUNS = 1500
 # Relative distance of equal values.
 _ROUNDING = 1e-5
 # Kinds of sites, in the order in which their changes are tried.
@@ -107,7 +109,6 @@ _WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
     "the square of that of the definition": torch.square,
     "that of the definition inverted": lambda x: 1 / x,
     "the logarithm of that of the definition": torch.log,
-    "transposed": lambda x: x.mT if x.ndim > 1 and x.shape[-1] == x.shape[-2] else x,
 }
 # Another value of a number.
 _NUMBERS: tuple[Callable[[float], float], ...] = (
@@ -118,8 +119,8 @@ _NUMBERS: tuple[Callable[[float], float], ...] = (
 # Another form of an input [S, ...] of a definition.
 _INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "with {} of opposite sign": torch.neg,
-    "with {} conjugated": lambda x: x.conj() if x.is_complex() else _no(),
-    "with {} transposed": lambda x: x.mT if x.ndim > 2 and x.shape[-1] == x.shape[-2] else _no(),
+    "with {} conjugated": torch.conj,
+    "with {} transposed": lambda x: x.mT,
     "with {} in degrees": torch.rad2deg,
     "with {} converted to radians twice": torch.deg2rad,
     "with {} inverted": torch.reciprocal,
@@ -133,16 +134,12 @@ _INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "with the same {} for all scenes, that of the first": lambda x: x[:1].expand_as(x),
     "with the mean of {} over the batch": lambda x: x.mean(0, keepdim=True).expand_as(x),
     "with the sum of {} over the batch": lambda x: x.sum(0, keepdim=True).expand_as(x),
-    "with {} less its mean": lambda x: x - x.mean(-1, keepdim=True),
+    "with {} less its mean over the last axis": lambda x: x - x.mean(-1, keepdim=True),
+    "with {} less its mean over axis 1": lambda x: x - x.mean(1, keepdim=True),
     "with {} off by one": lambda x: x + 1,
     "with {} less one": lambda x: x - 1,
     "without {}": torch.zeros_like,
 }
-
-
-def _no() -> Tensor:
-    """Refuses a change that does not apply."""
-    raise ValueError("the change does not apply")
 
 
 def _causal(score: Tensor) -> Tensor:
@@ -277,9 +274,11 @@ def explanation(
     for note, one in zip(notes, definitions, strict=True):
         with _running(note):
             one()
-    inputs, seen = notes[0].inputs, notes[0].seen
+    inputs, seen, runs = notes[0].inputs, notes[0].seen, itertools.count()
 
     def value(case: int, site: Site, change: _Change) -> Tensor | None:
+        if next(runs) > _RUNS:
+            return None
         try:
             with _running(_Run(site, change, notes[case].inputs)):
                 one = _wide(definitions[case]())
@@ -385,9 +384,8 @@ def _numbers(site: Site, name: str, args: tuple[Any, ...]) -> Iterator[tuple[str
 
 def _other(name: str) -> _Change:
     def change(_: object, x: Tensor) -> Tensor:
-        run = _run.get()
-        assert run is not None
-        return next((one for one in run.usual[name] if one.shape == x.shape), x)
+        values = () if (run := _run.get()) is None else run.usual[name]
+        return next((one for one in values if one.shape == x.shape), x)
 
     return change
 

@@ -13,19 +13,15 @@ from rismusic.covariance import back_project
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
-from rismusic.doctor.hypotheses import Definition, explanation
+from rismusic.doctor.hypotheses import Definition, explanation, given, setting
 from rismusic.doctor.loss_definitions import definitions, heat_map_targets, matrices
 from rismusic.doctor.report import must_be_zero, report_of, same
-from rismusic.estimation import spectra
-from rismusic.estimation.grid import to_cosines
-from rismusic.estimation.spectra import music
 from rismusic.io import Recording
-from rismusic.metrics import match
 from rismusic.nn import learner as learner_module
 from rismusic.nn import losses as losses_module
 from rismusic.nn import monitors as probes
 from rismusic.nn.losses import Losses, Targets
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.network import Prediction
 from rismusic.nn.spec import TermName
 
@@ -104,32 +100,39 @@ def _conditioning_findings(recording: Recording, targets: Targets) -> list[Findi
     if recording.link.weights is None and recording.panel.subcarriers <= 1:
         assert recording.noise_variance is not None
         noise = recording.noise_variance.double()
-        x, W = ref.back_projection(ref.operators(recording), recording.snapshots, noise)
-        _, L, N, M = W.shape
-        through = W.abs().square().sum((2, 3)).mean(1)
-        share = (noise * through / x.abs().square().sum(-1).mean(-1)).clamp(0, 1)
-        R = ref.covariance_of(x)
-        loading = share.clamp_max(_IDENTITY / (1 - _IDENTITY))
-        least = ((1 - share) * min(1.0, M / N)).square() / L
-        stands_out = torch.maximum(R.abs().square().sum((1, 2)) - 1 / L - 1 / N, least)
-        error = share * (2 - share) / L
-        shrinkage = torch.minimum(error / (error + stands_out), 1 - (1 - _IDENTITY) * (1 + loading))
+
+        def conditioned(name: str) -> Tensor:
+            nu = given("the noise variance", noise)
+            x, W = ref.back_projection(ref.operators(recording), recording.snapshots, nu)
+            _, L, N, M = W.shape
+            through = W.abs().square().sum((2, 3)).mean(1)
+            share = (nu * through / x.abs().square().sum(-1).mean(-1)).clamp(0, 1)
+            identity = setting("the largest share of the identity", _IDENTITY)
+            loading = share.clamp_max(identity / (1 - identity))
+            least = ((1 - share) * min(1.0, M / N)).square() / L
+            size = ref.covariance_of(x).abs().square().sum((1, 2)) - 1 / L - 1 / N
+            error = share * (2 - share) / L
+            shrinkage = error / (error + torch.maximum(size, least))
+            shrinkage = torch.minimum(shrinkage, 1 - (1 - identity) * (1 + loading))
+            return {"field": x, "loading": loading, "shrinkage": shrinkage}[name]
+
+        projected = back_project(recording.link, recording.snapshots, noise.float()).field
         found += [
             same(
-                *(
-                    "the back-projected snapshots",
-                    back_project(recording.link, recording.snapshots, noise.float()).field,
-                    x,
-                ),
+                *("the back-projected snapshots", projected, partial(conditioned, "field")),
                 "the back-projection is not G_l^H (G_l G_l^H + lambda I)^-1 y_l with lambda from the "
                 "signal's power, which is that received less that of the noise.",
             ),
             same(
-                *("the loading of R_samp", targets.conditioning.loading, loading),
+                *("the loading of R_samp", targets.conditioning.loading, partial(conditioned, "loading")),
                 "the loading of R_samp is not the share of the noise in its energy (half of the matrix?).",
             ),
             same(
-                *("the shrinkage of R_samp", targets.conditioning.shrinkage, shrinkage),
+                *(
+                    "the shrinkage of R_samp",
+                    targets.conditioning.shrinkage,
+                    partial(conditioned, "shrinkage"),
+                ),
                 "the shrinkage of R_samp is not e / (e + d) with the error e = nu (2 - nu) / L of the noise.",
                 1e-2,
             ),
@@ -139,50 +142,20 @@ def _conditioning_findings(recording: Recording, targets: Targets) -> list[Findi
         for v in (targets.conditioning.loading, targets.conditioning.shrinkage)
     )
     T = ref.unit_trace(targets.true.dense().to(torch.complex128).cpu())
-    N = T.shape[-1]
-    identity = torch.eye(N, dtype=T.dtype) / N
-    expected = (1 - rho) / (1 + epsilon) * (T + epsilon * identity) + rho * identity
-    present = targets.count.cpu() > 0
+    identity, present = torch.eye(T.shape[-1], dtype=T.dtype) / T.shape[-1], targets.count.cpu() > 0
+
+    def expected() -> Tensor:
+        R, e, r = given("R_true", T), given("the loading", epsilon), given("the shrinkage", rho)
+        return ((1 - r) / (1 + e) * (R + e * identity) + r * identity)[present]
+
     found.append(
         same(
-            *("R_true, loaded and shrunk,", targets.conditioned.dense()[present], expected[present]),
+            *("R_true, loaded and shrunk,", targets.conditioned.dense()[present], expected),
             "R_true is not loaded and shrunk by (1 - rho) / (1 + eps) (R + eps I / N) + rho I / N (a share "
             "in place of its root?).",
         )
     )
     return found
-
-
-def check_music_ceiling(case: Case) -> Report:
-    """[CEILING]: MUSIC on R_true with the true number of sources, the best that a network can lead to."""
-    recording, grid = case.recording, case.learner.grid
-    truth = recording.truth
-    assert truth is not None
-    targets = Targets.of(recording, grid)
-    spectrum = music(targets.true, targets.count.clamp_min(1))
-    found, _ = spectra.rap_music_sources(spectrum, grid, targets.count)
-    hits = match(truth, found)
-    exact = to_cosines(*truth.filled())
-    estimated = to_cosines(*(value.gather(1, hits.partner.clamp_min(0)) for value in found.filled()))
-    errors = torch.stack(
-        [(a - b).abs() / step for a, b, step in zip(exact, estimated, grid.step, strict=True)]
-    ).amax(0)[hits.hit]
-    share = float(hits.hit.sum() / hits.true_count.sum())
-    findings = [
-        at_least(
-            "share of the sources that MUSIC finds on R_true",
-            share,
-            0.75,
-            "MUSIC on the exact covariance misses sources. Steering, search and R_true do not match.",
-        ),
-        at_most(
-            "median error of MUSIC on R_true, in grid steps",
-            float(errors.median()) if len(errors) else float("nan"),
-            0.5,
-            "the error of MUSIC on R_true exceeds half a grid step.",
-        ),
-    ]
-    return report_of("CEILING", f"MUSIC on R_true finds {share:.0%}", findings)
 
 
 def every_weight(case: Case) -> dict[TermName, float]:
