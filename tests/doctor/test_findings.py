@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from faults import predictions
-from faults.plant import attribute, function, healthy, method, settings
+from faults.plant import function, healthy, method, settings
 from faults.table import FAULTS
 from torch.nn import LayerNorm
 
@@ -17,7 +17,6 @@ from rismusic.covariance import load_and_shrink
 from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, run_check
 from rismusic.doctor.report import Diagnosis
-from rismusic.estimation import spectra
 from rismusic.nn.data import TrainingScenes, beta_at
 from rismusic.nn.learner import Learner, parameter_groups
 from rismusic.nn.losses import (
@@ -122,17 +121,6 @@ def any_sample(original, cls, *given, **named):
 
 
 @contextmanager
-def moved_sources(spec, change):
-    sound = spectra.rap_music_sources
-
-    def changed(*given):
-        sources, converged = sound(*given)
-        return change(sources), converged
-
-    with attribute(spectra, "rap_music_sources", changed):
-        yield spec
-
-
 def drop_first_group(learner):
     learner.optimizer.param_groups[0]["params"] = learner.optimizer.param_groups[0]["params"][1:]
 

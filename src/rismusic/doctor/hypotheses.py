@@ -139,6 +139,7 @@ _INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "with {} off by one": lambda x: x + 1,
     "with {} less one": lambda x: x - 1,
     "without {}": torch.zeros_like,
+    "with no gradient through {} (detached)": torch.detach,
 }
 
 
@@ -370,6 +371,8 @@ def _changes(
                 rest = {**kwargs, "dim": axis}
                 yield f"over axis {axis} in {text}", lambda f, x, *_, rest=rest, **__: f(x, **rest)
         yield f"with the opposite sign in {text}", lambda f, *a, **k: -f(*a, **k)
+        # For definitions of gradients.
+        yield f"with no gradient (detached) through {text}", lambda f, *a, **k: f(*a, **k).detach()
 
 
 def _numbers(site: Site, name: str, args: tuple[Any, ...]) -> Iterator[tuple[str, int, float]]:

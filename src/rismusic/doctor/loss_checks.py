@@ -325,6 +325,12 @@ def _gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(leaves, found, strict=True))
 
 
+def _flat(gradients: Mapping[str, Tensor]) -> Tensor:
+    """All gradients as one vector of real numbers."""
+    every = (torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in gradients.values())
+    return torch.cat([g.flatten().double().cpu() for g in every])
+
+
 def _finite_difference(
     case: Case, prediction: Prediction, targets: Targets, name: TermName, gradients: dict[str, Tensor]
 ) -> Finding:
@@ -344,11 +350,25 @@ def _finite_difference(
     with torch.no_grad():
         rise = (at(_DIFFERENCE) - at(-_DIFFERENCE)) / (2 * _DIFFERENCE)
     expected = sum(float((g.conj() * direction[key]).real.sum()) for key, g in gradients.items())
+    off = abs(rise - expected) / max(abs(rise), abs(expected), 1e-9)
+    limit, cause = 0.05, ""
+    if off > limit:
+
+        def define() -> Tensor:
+            with torch.enable_grad():
+                leaves = {
+                    key: getattr(prediction, key).detach().clone().requires_grad_() for key in gradients
+                }
+                weights = {str(key): value for key, value in every_weight(case).items()}
+                loss = definitions(case, targets, replace(prediction, **leaves), 0.3, weights)[name]()
+                return _flat(_gradients(torch.as_tensor(loss), leaves))
+
+        cause = explanation([_flat(gradients)], [define])
     return at_most(
         f"relative error of the gradient of loss {name} against finite differences",
-        abs(rise - expected) / max(abs(rise), abs(expected), 1e-9),
-        0.05,
-        "the gradient is not that of the loss: detached, reversed (the wrong sign), or clamped?",
+        off,
+        limit,
+        f"the gradient is not that of the loss{cause or ': detached, reversed, or clamped?'}.",
         "Let autograd differentiate the whole loss. Detach R_samp only.",
     )
 

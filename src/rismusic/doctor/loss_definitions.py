@@ -223,7 +223,7 @@ def _head_loss(which: str, truth: Sources, prediction: Prediction, weights: Mapp
         K = max(1, len(here))
         cost = (weights.get("angle", 0.0) * angle + weights.get("log_range", 0.0) * log_range) / K
         cost = cost - weights.get("existence", 0.0) / Q * e[:, None]
-        rows, columns = linear_sum_assignment(cost.numpy())
+        rows, columns = linear_sum_assignment(cost.detach().numpy())
         if which == "existence":
             taken = torch.zeros(Q, dtype=torch.bool)
             taken[rows] = True

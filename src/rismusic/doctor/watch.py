@@ -210,6 +210,8 @@ class Watch:
             given = args[0] if args else None
             if isinstance(given, Tensor) and isinstance(result, Tensor) and not torch.equal(given, result):
                 self._kept_dropout = calling_line() or "a call"
+        if torch.is_grad_enabled() and not self._tape.inside:
+            self._validations.see_loss(name, args)
         if name != "backward":
             self._validations.judge(name, args, result, inside=self._tape.inside)
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
@@ -222,6 +224,7 @@ class Watch:
         value = next((one for one in given if isinstance(one, Tensor)), None)
         if part is self.module and value is not None:
             self._validations.see(value)
+            self._validations.see_arguments(given)
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
