@@ -25,7 +25,7 @@ class LibraryCalls:
 
     def __init__(self) -> None:
         # By schedule: the given value and the loss at that time.
-        self._given: WeakKeyDictionary[ReduceLROnPlateau, list[tuple[float, float]]] = WeakKeyDictionary()
+        self._given: dict[ReduceLROnPlateau, list[tuple[float, float]]] = {}
         # By distribution: samples since a probability was asked for.
         self._drawn: WeakKeyDictionary[Distribution, list[Tensor]] = WeakKeyDictionary()
         self._others = self._probabilities = self._depth = 0
