@@ -49,7 +49,7 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("DRAWS", "", lambda _: scene.draw_sources),
     ("LEAK", "training and validation", lambda case: case.trainer.scenes.validation),
     ("LEAK", "", lambda case: case.trainer.scenes.scene_ranges),
-    ("R_SAMP", "back-projected", lambda _: covariance.back_project),
+    ("R_SAMP", "of the back-projected", lambda _: covariance.back_project),
     ("R_SAMP", "loading of|shrinkage of", lambda _: covariance.conditioning),
     ("R_SAMP", "loaded and shrunk", lambda _: covariance.load_and_shrink),
     ("R_SAMP", "", lambda _: covariance.recording_covariance),
