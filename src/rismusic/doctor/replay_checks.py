@@ -437,7 +437,7 @@ def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
     beta_1, beta_2 = setting("beta_1", _BETAS[0]), setting("beta_2", _BETAS[1])
     one = run.steps[number]
     m = v = torch.zeros_like(one.before[name], dtype=torch.float64)
-    for step in run.steps[: number + 1]:
+    for step in (one for one in run.steps[: number + 1] if name in one.gradients):
         g = given("the gradient", step.gradients[name].double())
         m = beta_1 * m + (1 - beta_1) * g
         v = beta_2 * v + (1 - beta_2) * g.square()
@@ -471,7 +471,6 @@ def _update_findings(run: ShortRun) -> list[Finding]:
                 return one.after[name].double() - one.before[name].double()
             return one.average_after[name].double() - one.average[name].double()
 
-        numbers = range(len(run.steps))
         for number, one in enumerate(run.steps):
             for name, old in (one.gradients if kind == "weights" else one.average).items():
                 expected = define(run, name, number)
@@ -482,6 +481,7 @@ def _update_findings(run: ShortRun) -> list[Finding]:
                 off[kind][name] = max(off[kind].get(name, 0.0), far)
         worst = max(off[kind], key=off[kind].__getitem__, default="")
         if worst and off[kind][worst] > 0.05:
+            numbers = [n for n, one in enumerate(run.steps) if kind == "average" or worst in one.gradients]
             cases = [partial(define, run, worst, number) for number in numbers]
             causes[kind] = explanation([changed(worst, number) for number in numbers], cases, 1e-2)
     wrong, skipped = off["weights"], off["average"]
