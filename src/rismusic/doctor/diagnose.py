@@ -33,7 +33,6 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("DRAWS", data_checks.check_draws),
     ("LEAK", data_checks.check_splits),
     ("R_SAMP", loss_checks.check_sample_covariance),
-    ("CEILING", loss_checks.check_music_ceiling),
     ("TERMS", loss_checks.check_terms),
     ("STAGES", stage_checks.check_stages),
     ("SLOPE", loss_checks.check_gradients),

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from rismusic.covariance import back_project
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
-from rismusic.doctor.loss_definitions import (
-    count_loss,
-    covariance_error,
-    defined,
-    heat_map_targets,
-    matrices,
-)
+from rismusic.doctor.hypotheses import Definition, explanation, given, setting
+from rismusic.doctor.loss_definitions import definitions, heat_map_targets, matrices
 from rismusic.doctor.report import must_be_zero, report_of, same
-from rismusic.estimation import spectra
-from rismusic.estimation.grid import to_cosines
-from rismusic.estimation.spectra import music
 from rismusic.io import Recording
-from rismusic.metrics import match
 from rismusic.nn import learner as learner_module
 from rismusic.nn import losses as losses_module
 from rismusic.nn import monitors as probes
 from rismusic.nn.losses import Losses, Targets
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.network import Prediction
 from rismusic.nn.spec import TermName
 
@@ -42,6 +31,8 @@ _EIGENGAP_SPREAD = 0.01
 _SCENES, _SAME = 8, 1e-3
 # The largest share of the identity in a conditioned covariance, as documented.
 _IDENTITY = 0.25
+# Largest relative distance of R_samp from that of explicit matrices.
+_BACK_PROJECTED = 1e-2
 # Step of the finite differences.
 _DIFFERENCE = 1e-5
 # Losses with a gradient in every scene that has a source.
@@ -62,47 +53,34 @@ def check_sample_covariance(case: Case) -> Report:
     recording = case.recording
     targets = Targets.of(recording, case.learner.grid)
     found = ref.unit_trace(targets.sample.dense().to(torch.complex128).cpu())
-    candidates = _sample_covariance_candidates(recording, targets)
-    off = {name: float(ref.relative_distance(found, matrix).mean()) for name, matrix in candidates.items()}
+    define = partial(_sample_covariance, recording, targets)
+    off = float(ref.relative_distance(found, define()).mean())
+    cause = explanation([found], [define], 1e-3) if off > _BACK_PROJECTED else ""
     findings = [
         at_most(
             "relative distance of R_samp from the back projection of the snapshots through G_l",
-            off[ref.EXPECTED],
-            1e-2,
-            f"R_samp is not the mean of x_l x_l^H{ref.best_explanation(off)}.",
+            off,
+            _BACK_PROJECTED,
+            f"R_samp is not the mean of x_l x_l^H{cause}.",
             "Build it with rismusic.covariance.sample_covariance, from snapshots, channel and codes alone.",
         ),
         *_conditioning_findings(recording, targets),
     ]
-    return report_of("R_SAMP", f"distance {off[ref.EXPECTED]:.1e} from explicit matrices", findings)
+    return report_of("R_SAMP", f"distance {off:.1e} from explicit matrices", findings)
 
 
-def _sample_covariance_candidates(recording: Recording, targets: Targets) -> dict[str, Tensor]:
-    """The correct R_samp, and those of known mistakes."""
+def _sample_covariance(recording: Recording, targets: Targets) -> Tensor:
+    """R_samp by explicit matrices, and what may stand in its place."""
     assert recording.noise_variance is not None
-    field, _ = ref.back_projection(ref.operators(recording), recording.snapshots, recording.noise_variance)
-    R = ref.covariance_of(field)
-    N = R.shape[-1]
-    candidates = {
-        ref.EXPECTED: R,
-        ": it is R_true, taken from the labels (a leak)": ref.unit_trace(
-            targets.true.dense().to(torch.complex128)
-        ),
-        ": the mean over the snapshots was subtracted (centred)": ref.covariance_of(
-            field - field.mean(1, keepdim=True)
-        ),
-        ": its sign is reversed": -R,
-        ": it is conjugated": R.conj(),
-        ": it is the identity": torch.eye(N, dtype=R.dtype).expand_as(R) / N,
-    }
+    given("R_true of the labels (a leak)", ref.unit_trace(targets.true.dense().to(torch.complex128)))
     if recording.channel is not None and recording.codes is not None:
         H, c = (part.to(torch.complex128) for part in (recording.channel, recording.codes))
-        without_codes = recording.snapshots.to(torch.complex128) @ H.conj()
-        candidates[": the codes were left out (H alone)"] = ref.covariance_of(without_codes)
         Hc = (H @ c.mT).mT
-        weight = (recording.snapshots * Hc.conj()).sum(-1, keepdim=True)
-        candidates[": it is built from H c_l [L, M] instead of (H, c_l)"] = ref.covariance_of(weight * c)
-    return candidates
+        other = ref.covariance_of((recording.snapshots * Hc.conj()).sum(-1, keepdim=True) * c)
+        given("a matrix built from H c_l [L, M] instead of (H, c_l)", other)
+    field, _ = ref.back_projection(ref.operators(recording), recording.snapshots, recording.noise_variance)
+    field = given("the back-projected snapshots", field)
+    return given("R_samp", ref.covariance_of(field))
 
 
 def _conditioning_findings(recording: Recording, targets: Targets) -> list[Finding]:
@@ -111,32 +89,39 @@ def _conditioning_findings(recording: Recording, targets: Targets) -> list[Findi
     if recording.link.weights is None and recording.panel.subcarriers <= 1:
         assert recording.noise_variance is not None
         noise = recording.noise_variance.double()
-        x, W = ref.back_projection(ref.operators(recording), recording.snapshots, noise)
-        _, L, N, M = W.shape
-        through = W.abs().square().sum((2, 3)).mean(1)
-        share = (noise * through / x.abs().square().sum(-1).mean(-1)).clamp(0, 1)
-        R = ref.covariance_of(x)
-        loading = share.clamp_max(_IDENTITY / (1 - _IDENTITY))
-        least = ((1 - share) * min(1.0, M / N)).square() / L
-        stands_out = torch.maximum(R.abs().square().sum((1, 2)) - 1 / L - 1 / N, least)
-        error = share * (2 - share) / L
-        shrinkage = torch.minimum(error / (error + stands_out), 1 - (1 - _IDENTITY) * (1 + loading))
+
+        def conditioned(name: str) -> Tensor:
+            nu = given("the noise variance", noise)
+            x, W = ref.back_projection(ref.operators(recording), recording.snapshots, nu)
+            _, L, N, M = W.shape
+            through = W.abs().square().sum((2, 3)).mean(1)
+            share = (nu * through / x.abs().square().sum(-1).mean(-1)).clamp(0, 1)
+            identity = setting("the largest share of the identity", _IDENTITY)
+            loading = share.clamp_max(identity / (1 - identity))
+            least = ((1 - share) * min(1.0, M / N)).square() / L
+            size = ref.covariance_of(x).abs().square().sum((1, 2)) - 1 / L - 1 / N
+            error = share * (2 - share) / L
+            shrinkage = error / (error + torch.maximum(size, least))
+            shrinkage = torch.minimum(shrinkage, 1 - (1 - identity) * (1 + loading))
+            return {"field": x, "loading": loading, "shrinkage": shrinkage}[name]
+
+        projected = back_project(recording.link, recording.snapshots, noise.float()).field
         found += [
             same(
-                *(
-                    "the back-projected snapshots",
-                    back_project(recording.link, recording.snapshots, noise.float()).field,
-                    x,
-                ),
+                *("the back-projected snapshots", projected, partial(conditioned, "field")),
                 "the back-projection is not G_l^H (G_l G_l^H + lambda I)^-1 y_l with lambda from the "
                 "signal's power, which is that received less that of the noise.",
             ),
             same(
-                *("the loading of R_samp", targets.conditioning.loading, loading),
+                *("the loading of R_samp", targets.conditioning.loading, partial(conditioned, "loading")),
                 "the loading of R_samp is not the share of the noise in its energy (half of the matrix?).",
             ),
             same(
-                *("the shrinkage of R_samp", targets.conditioning.shrinkage, shrinkage),
+                *(
+                    "the shrinkage of R_samp",
+                    targets.conditioning.shrinkage,
+                    partial(conditioned, "shrinkage"),
+                ),
                 "the shrinkage of R_samp is not e / (e + d) with the error e = nu (2 - nu) / L of the noise.",
                 1e-2,
             ),
@@ -146,50 +131,20 @@ def _conditioning_findings(recording: Recording, targets: Targets) -> list[Findi
         for v in (targets.conditioning.loading, targets.conditioning.shrinkage)
     )
     T = ref.unit_trace(targets.true.dense().to(torch.complex128).cpu())
-    N = T.shape[-1]
-    identity = torch.eye(N, dtype=T.dtype) / N
-    expected = (1 - rho) / (1 + epsilon) * (T + epsilon * identity) + rho * identity
-    present = targets.count.cpu() > 0
+    identity, present = torch.eye(T.shape[-1], dtype=T.dtype) / T.shape[-1], targets.count.cpu() > 0
+
+    def expected() -> Tensor:
+        R, e, r = given("R_true", T), given("the loading", epsilon), given("the shrinkage", rho)
+        return ((1 - r) / (1 + e) * (R + e * identity) + r * identity)[present]
+
     found.append(
         same(
-            *("R_true, loaded and shrunk,", targets.conditioned.dense()[present], expected[present]),
+            *("R_true, loaded and shrunk,", targets.conditioned.dense()[present], expected),
             "R_true is not loaded and shrunk by (1 - rho) / (1 + eps) (R + eps I / N) + rho I / N (a share "
             "in place of its root?).",
         )
     )
     return found
-
-
-def check_music_ceiling(case: Case) -> Report:
-    """[CEILING]: MUSIC on R_true with the true number of sources, the best that a network can lead to."""
-    recording, grid = case.recording, case.learner.grid
-    truth = recording.truth
-    assert truth is not None
-    targets = Targets.of(recording, grid)
-    spectrum = music(targets.true, targets.count.clamp_min(1))
-    found, _ = spectra.rap_music_sources(spectrum, grid, targets.count)
-    hits = match(truth, found)
-    exact = to_cosines(*truth.filled())
-    estimated = to_cosines(*(value.gather(1, hits.partner.clamp_min(0)) for value in found.filled()))
-    errors = torch.stack(
-        [(a - b).abs() / step for a, b, step in zip(exact, estimated, grid.step, strict=True)]
-    ).amax(0)[hits.hit]
-    share = float(hits.hit.sum() / hits.true_count.sum())
-    findings = [
-        at_least(
-            "share of the sources that MUSIC finds on R_true",
-            share,
-            0.75,
-            "MUSIC on the exact covariance misses sources. Steering, search and R_true do not match.",
-        ),
-        at_most(
-            "median error of MUSIC on R_true, in grid steps",
-            float(errors.median()) if len(errors) else float("nan"),
-            0.5,
-            "the error of MUSIC on R_true exceeds half a grid step.",
-        ),
-    ]
-    return report_of("CEILING", f"MUSIC on R_true finds {share:.0%}", findings)
 
 
 def every_weight(case: Case) -> dict[TermName, float]:
@@ -220,63 +175,28 @@ def check_terms(case: Case) -> Report:
     targets, truth = Targets.of(recording, case.learner.grid), recording.truth
     assert truth is not None
     like = case.learner.predict(recording, averaged=False)
-    # Two random predictions at two values of beta, and one without an eigengap.
-    trials = [(0.0, ref.random_prediction(like)), (0.3, ref.random_prediction(like, seed=1))]
+    # Random predictions at three values of beta, and one without an eigengap.
+    trials = [(beta, ref.random_prediction(like, seed=n)) for n, beta in enumerate((0.0, 0.3, 0.6))]
     trials.append((0.0, _gapless(targets, like)))
-    found: list[dict[str, float]] = []
-    true: list[dict[str, float]] = []
+    found: list[Mapping[TermName, Tensor]] = []
+    true: list[Mapping[str, Definition]] = []
     for beta, prediction in trials:
         losses = total_of(case, prediction, targets, beta)
-        found.append({name: float(value) for name, value in losses.terms.items()})
+        found.append(losses.terms)
         weights = {str(name): value for name, value in losses.weights.items()}
-        true.append(defined(case, replace(targets, truth=truth), prediction, beta, weights))
-    beta, prediction = trials[1]
-    P, sample, T = matrices(targets, prediction)
-    forms = {
-        ": R_blend is R_pred alone, without R_samp (the raw factors)": P,
-        ": R_true stands in place of R_samp in R_blend (a leak)": (1 - beta) * P + beta * T,
-        ": R_pred and R_samp are exchanged in R_blend": beta * P + (1 - beta) * sample,
-    }
-    blends = {cause: covariance_error(R, T, targets) for cause, R in forms.items()}
-    unloaded = ": it is compared with R_true as it is, which is not loaded and shrunk as R_blend is"
-    R = (1 - beta) * P + beta * sample
-    blends[unloaded] = covariance_error(R, T, targets, target_loaded=False)
-    findings = _covariance_findings(case, recording, targets, prediction)
-    relations: dict[str, tuple[list[float], list[float]]] = {}
-    grid = case.learner.grid
-    counts = {len(grid): "points", int(grid.inside.sum()): "points inside", grid.panel.size: "elements"}
+        true.append(definitions(case, replace(targets, truth=truth), prediction, beta, weights))
+    findings = _covariance_findings(case, recording, targets, trials[1][1])
     for name in found[0]:
-        values, expected = ([one[name] for one in some] for some in (found, true))
+        values = [float(one[name]) for one in found]
+        expected = [float(one[name]()) for one in true]
         off = [abs(f - e) / max(abs(e), 1e-3) for f, e in zip(values, expected, strict=True)]
-        worst, cause, others = off.index(max(off)), "", dict[str, float]()
+        worst, cause = off.index(max(off)), ""
         if max(off) > _SAME:
-            relations = relations or _by_scene(case, recording, trials)
-            cause = _relation(*relations[name], counts)
-            if name == "covariance":
-                others = {form: abs(values[1] - value) / max(value, 1e-3) for form, value in blends.items()}
-            elif name == "eigengap":
-                gap = vars(losses_module)["eigenvalue_gap"](targets.true, targets.count)
-                if float(gap.min()) < -1e-6:
-                    others[": its gaps are negative: eigenvalues in another order (eigh ascends)"] = 0.0
-            elif name == "count":
-                for share in torch.linspace(0, 1, 101).tolist():
-                    one = float(count_loss(truth, prediction, share))
-                    others[f": its labels are smoothed by {share:.3g}"] = abs(values[1] - one) / max(
-                        one, 1e-3
-                    )
-            elif name == "existence":
-                e = prediction.existence_logits.double()
-                other = float((softplus(e) + softplus(-e)).mean()) - expected[1]
-                form = ": heads with a source are taught that there is none, the others that there is one"
-                others[form] = abs(values[1] - other) / max(other, 1e-3)
-            elif name == "angle":
-                plus, minus = (_angle_cost(case, targets, prediction, turn) for turn in (1.0, -1.0))
-                if abs(plus - minus) > 0.1 * max(plus, minus):
-                    others[f": an error of 1 deg costs {plus:.3g}, one of -1 deg {minus:.3g} (wrapped?)"] = (
-                        0.0
-                    )
-        fit, form = min(((fit, form) for form, fit in others.items()), default=(math.inf, ""))
-        cause = form if fit < min(10 * _SAME, off[1] / 10) else cause
+            cause = explanation(values, [one[name] for one in true])
+        if name == "eigengap" and max(off) > _SAME:
+            gap = vars(losses_module)["eigenvalue_gap"](targets.true, targets.count)
+            if float(gap.min()) < -1e-6:
+                cause = ": its gaps are negative: eigenvalues in another order (eigh ascends)"
         findings.append(
             at_most(
                 f"relative error of loss {name} against its definition",
@@ -284,67 +204,10 @@ def check_terms(case: Case) -> Report:
                 _SAME,
                 f"loss {name} is {values[worst]:.4g}, but {expected[worst]:.4g} by its definition{cause}.",
                 "Compare it with the formula in the documentation: sign, scale, units, target and mean.",
-                place_of(vars(losses_module)["_Structure"].__init__) if cause == unloaded else "",
+                place_of(vars(losses_module)["_Structure"].__init__) if "R_true as it is" in cause else "",
             )
         )
     return report_of("TERMS", f"R_true, R_pred and {len(found[0])} losses, by their definitions", findings)
-
-
-def _by_scene(
-    case: Case, recording: Recording, trials: Sequence[tuple[float, Prediction]]
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Each loss of single scenes, and by its definition."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for s, (beta, prediction) in itertools.product(range(len(recording)), trials):
-        targets, scene = Targets.of(recording[s : s + 1], case.learner.grid), prediction[slice(s, s + 1)]
-        losses = total_of(case, scene, targets, beta)
-        weights = {str(name): value for name, value in losses.weights.items()}
-        true = defined(case, targets, scene, beta, weights)
-        for name, value in losses.terms.items():
-            values, expected = found.setdefault(name, ([], []))
-            values.append(float(value))
-            expected.append(true[name])
-    return found
-
-
-def _relation(found: Sequence[float], expected: Sequence[float], counts: Mapping[int, str]) -> str:
-    """What relates wrong losses to the right ones, if the same simple relation holds in every scene."""
-    f, e = (torch.tensor(values, dtype=torch.float64) for values in (found, expected))
-    size, spread = float(e.abs().max()), float(e.std())
-    if float(f.abs().max()) < 1e-6 * size:
-        return ": it is 0 in every scene (an exception swallowed, or a mask?)"
-    k = float((f * e).sum() / e.square().sum().clamp_min(1e-30))
-    if k != 0 and float((f / k - e).abs().max()) < 10 * _SAME * size:
-        if abs(k + 1) < 10 * _SAME:
-            return ": it has the wrong sign"
-        means = [f"{n} {what}" for n, what in counts.items() if abs(k * n - 1) < 10 * _SAME]
-        sums = [f"{n} {what}" for n, what in counts.items() if abs(k / n - 1) < 10 * _SAME]
-        text = f": it is {k:.4g} times its definition in every scene"
-        if means or sums:
-            kinds = "a mean for a sum" if means else "a sum for a mean"
-            text += f", {kinds} over the {' or '.join(means or sums)}"
-        return text
-    floor, similar = f - e, f + e
-    if float(floor.std()) < 10 * _SAME * min(spread, float(floor.mean().abs())):
-        return f": it is higher by {float(floor.mean()):.3g} in every scene (a floor above zero)"
-    slope = float(torch.corrcoef(torch.stack((f, e)))[0, 1]) if spread > 0 and float(f.std()) > 0 else 0.0
-    if float(similar.std()) < 10 * _SAME * spread or slope < -0.9:
-        return f": it falls where it should rise (a similarity for an error; correlation {slope:.2f})"
-    return ""
-
-
-def _angle_cost(case: Case, targets: Targets, prediction: Prediction, degrees: float) -> float:
-    """The angle loss of a head for each source, whose azimuths are all off by one angle."""
-    truth, names = targets.truth, ("azimuth", "elevation")
-    shift = {"azimuth": math.radians(degrees), "elevation": 0.0, "inverse_range": 0.0}
-    true = {name: getattr(truth, name) for name in names} | {"inverse_range": 1 / truth.range}
-    heads = {}
-    for name, value in true.items():
-        heads[name] = getattr(prediction, name).clone()
-        there = ~value.isnan()
-        K = value.shape[1]
-        heads[name][:, :K][there] = (value[there] + shift[name]).to(heads[name].dtype)
-    return float(total_of(case, replace(prediction, **heads), targets).terms["angle"])
 
 
 def _covariance_findings(
@@ -371,7 +234,7 @@ def _covariance_findings(
     if prediction.grid_logits is not None:
         target = vars(losses_module)["heat_map_target"](truth, case.learner.grid)
         one = same(
-            *("the target of the heat map", target, heat_map_targets(case, truth)),
+            *("the target of the heat map", target, partial(heat_map_targets, case, truth)),
             "the target of the heat map is not that of the sources at their direction cosines and 1 / range.",
         )
         findings.append(replace(one, where=place_of(vars(losses_module)["heat_map_target"])))
@@ -451,6 +314,12 @@ def _gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(leaves, found, strict=True))
 
 
+def _flat(gradients: Mapping[str, Tensor]) -> Tensor:
+    """All gradients as one vector of real numbers."""
+    every = (torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in gradients.values())
+    return torch.cat([g.flatten().double().cpu() for g in every])
+
+
 def _finite_difference(
     case: Case, prediction: Prediction, targets: Targets, name: TermName, gradients: dict[str, Tensor]
 ) -> Finding:
@@ -470,11 +339,25 @@ def _finite_difference(
     with torch.no_grad():
         rise = (at(_DIFFERENCE) - at(-_DIFFERENCE)) / (2 * _DIFFERENCE)
     expected = sum(float((g.conj() * direction[key]).real.sum()) for key, g in gradients.items())
+    off = abs(rise - expected) / max(abs(rise), abs(expected), 1e-9)
+    limit, cause = 0.05, ""
+    if off > limit:
+
+        def define() -> Tensor:
+            with torch.enable_grad():
+                leaves = {
+                    key: getattr(prediction, key).detach().clone().requires_grad_() for key in gradients
+                }
+                weights = {str(key): value for key, value in every_weight(case).items()}
+                loss = definitions(case, targets, replace(prediction, **leaves), 0.3, weights)[name]()
+                return _flat(_gradients(torch.as_tensor(loss), leaves))
+
+        cause = explanation([_flat(gradients)], [define])
     return at_most(
         f"relative error of the gradient of loss {name} against finite differences",
-        abs(rise - expected) / max(abs(rise), abs(expected), 1e-9),
-        0.05,
-        "the gradient is not that of the loss: detached, reversed (the wrong sign), or clamped?",
+        off,
+        limit,
+        f"the gradient is not that of the loss{cause or ': detached, reversed, or clamped?'}.",
         "Let autograd differentiate the whole loss. Detach R_samp only.",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
+from rismusic.doctor.hypotheses import Definition, given, setting, step
 from rismusic.nn.losses import Targets
 from rismusic.nn.network import Prediction
 from rismusic.sources import Sources
@@ -18,7 +20,7 @@ from rismusic.sources import Sources
 # Forms of the losses as documented: Huber scales, width of the heat map (grid steps), label smoothing, weight
 # of the range factor, loading of MVDR, largest required eigengap.
 _ANGLE_DEG, _LOG_RANGE, _WIDTH, _SMOOTHING = 5.0, 0.3, 0.6, 0.05
-RANGE_WEIGHT, _MVDR_LOADING, _MARGIN = 0.3, 0.05, 0.1
+_RANGE_WEIGHT, _MVDR_LOADING, _MARGIN = 0.3, 0.05, 0.1
 
 
 def matrices(targets: Targets, prediction: Prediction) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,24 +28,13 @@ def matrices(targets: Targets, prediction: Prediction) -> tuple[Tensor, Tensor, 
     wide = torch.complex128
     a, b = (v.to(wide).cpu() for v in (prediction.angle_factor, prediction.range_factor))
     sample, true = (ref.unit_trace(v.dense().to(wide).cpu()) for v in (targets.sample, targets.true))
-    return ref.unit_trace(a @ a.mH + RANGE_WEIGHT * b @ b.mH), sample, true
+    P = ref.unit_trace(a @ a.mH + setting("the weight of the range factor", _RANGE_WEIGHT) * b @ b.mH)
+    return given("R_pred", P), given("R_samp (in R_blend)", sample), given("R_true", true)
 
 
-def loaded(R: Tensor, targets: Targets) -> Tensor:
-    """Matrices with the share of the identity that the targets' conditioning has."""
-    share = targets.conditioning.identity.double().cpu()[:, None, None]
-    return (1 - share) * R + share * torch.eye(R.shape[-1], dtype=R.dtype) / R.shape[-1]
-
-
-def covariance_error(R: Tensor, T: Tensor, targets: Targets, *, target_loaded: bool = True) -> float:
-    """Mean error of R against T, each loaded, over the scenes with a source."""
-    error = _covariance_error(loaded(R, targets), loaded(T, targets) if target_loaded else T)
-    return float((error * (targets.count > 0).cpu()).mean())
-
-
-def defined(
+def definitions(
     case: Case, targets: Targets, prediction: Prediction, beta: float, weights: Mapping[str, float]
-) -> dict[str, float]:
+) -> dict[str, Definition]:
     """Every loss of a prediction.
 
     Args:
@@ -53,34 +44,72 @@ def defined(
         beta: share of R_samp.
         weights: weights of the losses, which the assignment of heads depends on.
     """
-    P, sample, true = matrices(targets, prediction)
-    R, T = loaded((1 - beta) * P + beta * sample, targets), loaded(true, targets)
-    here, N = (targets.count > 0).double().cpu(), P.shape[-1]
-    A = targets.steering.to(P.dtype).cpu()
-    outside = torch.eye(N, dtype=P.dtype) - A @ torch.linalg.pinv(A, rtol=1e-6)
-    leaked = (outside @ R @ outside).abs().square().sum((1, 2)) / R.abs().square().sum((1, 2))
-    a, b = (v.to(P.dtype).cpu() for v in (prediction.angle_factor, prediction.range_factor))
-    trace = (a.abs().square().sum((1, 2)) + RANGE_WEIGHT * b.abs().square().sum((1, 2))).square()
+    truth, wide = targets.truth, torch.complex128
+    here = (targets.count > 0).double().cpu()
+
+    @step("the loading and shrinkage of R_blend")
+    def blend_loaded(R: Tensor) -> Tensor:
+        return loaded(R)
+
+    @step("the loading and shrinkage of R_true (it is compared with R_true as it is)")
+    def target_loaded(R: Tensor) -> Tensor:
+        return loaded(R)
+
+    def loaded(R: Tensor) -> Tensor:
+        share = targets.conditioning.identity.double().cpu()[:, None, None]
+        return (1 - share) * R + share * torch.eye(R.shape[-1], dtype=R.dtype) / R.shape[-1]
+
+    def blended() -> tuple[Tensor, Tensor]:
+        P, sample, true = matrices(targets, prediction)
+        b = setting("beta", beta)
+        return blend_loaded((1 - b) * P + b * sample), target_loaded(true)
+
+    def factors() -> tuple[Tensor, Tensor, Tensor, float]:
+        q = setting("the weight of the range factor", _RANGE_WEIGHT)
+        a, b = (v.to(wide).cpu() for v in (prediction.angle_factor, prediction.range_factor))
+        a, b = given("the angle factor", a), given("the range factor", b)
+        return a, b, (a.abs().square().sum((1, 2)) + q * b.abs().square().sum((1, 2))).square(), q
+
+    def covariance() -> Tensor:
+        return (_covariance_error(*blended()) * here).mean()
+
+    def covariance_predicted() -> Tensor:
+        P, _, true = matrices(targets, prediction)
+        return (_covariance_error(P, true) * here).mean()
+
+    def subspace() -> Tensor:
+        R = blended()[0]
+        A = given("the true steering vectors", targets.steering.to(wide).cpu())
+        outside = torch.eye(R.shape[-1], dtype=wide) - A @ torch.linalg.pinv(A, rtol=1e-6)
+        leaked = (outside @ R @ outside).abs().square().sum((1, 2)) / R.abs().square().sum((1, 2))
+        return (leaked * here).mean()
 
     def coherence(x: Tensor) -> Tensor:
         gram = (x.mH @ x).abs().square()
         return gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)
 
-    truth = targets.truth
-    found = {
-        "covariance": (_covariance_error(R, T) * here).mean(),
-        "covariance_predicted": (_covariance_error(P, true) * here).mean(),
-        "subspace": (leaked * here).mean(),
-        "eigengap": _eigengap(R, T, targets).mean(),
-        "orthogonality": ((coherence(a) + RANGE_WEIGHT**2 * coherence(b)) / trace).mean(),
-        "cross": (2 * RANGE_WEIGHT * (a.mH @ b).abs().square().sum((1, 2)) / trace).mean(),
-        "peak_contrast": _peak_contrast(case, targets, R, T),
-        "count": count_loss(truth, prediction),
+    def orthogonality() -> Tensor:
+        a, b, trace, q = factors()
+        return ((coherence(a) + q**2 * coherence(b)) / trace).mean()
+
+    def cross() -> Tensor:
+        a, b, trace, q = factors()
+        return (2 * q * (a.mH @ b).abs().square().sum((1, 2)) / trace).mean()
+
+    found: dict[str, Definition] = {
+        "covariance": covariance,
+        "covariance_predicted": covariance_predicted,
+        "subspace": subspace,
+        "eigengap": lambda: _eigengap(*blended(), targets).mean(),
+        "orthogonality": orthogonality,
+        "cross": cross,
+        "peak_contrast": lambda: _peak_contrast(case, targets, *blended()),
+        "count": lambda: _count_loss(targets, prediction),
+        "heat_map": lambda: _heat_map_loss(case, truth, prediction),
     }
-    values = {name: float(value) for name, value in found.items()}
-    if prediction.grid_logits is not None:
-        values["heat_map"] = _heat_map_loss(case, truth, prediction)
-    return values | _head_losses(truth, prediction, weights)
+    for name in ("angle", "log_range", "existence"):
+        found[name] = partial(_head_loss, name, truth, prediction, weights)
+    return found
 
 
 def _covariance_error(R: Tensor, T: Tensor) -> Tensor:
@@ -95,11 +124,13 @@ def _covariance_error(R: Tensor, T: Tensor) -> Tensor:
     return (on / level + off / torch.where(rest > 1e-6 * whole, rest, whole)) / 2
 
 
-def count_loss(truth: Sources, prediction: Prediction, smoothing: float = _SMOOTHING) -> Tensor:
+def _count_loss(targets: Targets, prediction: Prediction) -> Tensor:
     """Divergence from labels of the number of sources, which are smoothed."""
-    logits = prediction.count_logits.double().cpu()
-    t = torch.full_like(logits, smoothing / logits.shape[1])
-    t[torch.arange(len(t)), (~truth.azimuth.isnan()).sum(-1).cpu()] += 1 - smoothing
+    logits = given("the logits of the number", prediction.count_logits.double().cpu())
+    smoothing = setting("the label smoothing", _SMOOTHING)
+    K = given("the number of sources", (~targets.truth.azimuth.isnan()).sum(-1).cpu())
+    hard = torch.nn.functional.one_hot(K, logits.shape[1]).double()
+    t = hard * (1 - smoothing) + smoothing / logits.shape[1]
     return (torch.special.xlogy(t, t) - t * logits.log_softmax(-1)).sum(-1).mean()
 
 
@@ -111,7 +142,7 @@ def _eigengap(R: Tensor, T: Tensor, targets: Targets) -> Tensor:
         falling = torch.linalg.eigvalsh(matrix).sort(dim=-1, descending=True).values
         return (falling.gather(1, K - 1) - falling.gather(1, K))[:, 0]
 
-    wanted = gap(T).clamp_max(_MARGIN)
+    wanted = gap(T).clamp_max(setting("the margin of the eigengap", _MARGIN))
     return (wanted - gap(R)).relu() / (wanted + 1e-6)
 
 
@@ -142,7 +173,8 @@ def _peak_contrast(case: Case, targets: Targets, R: Tensor, T: Tensor) -> Tensor
             )
             logs = []
             for matrix in (R[s], T[s]):
-                loaded = (matrix + _MVDR_LOADING * identity) / (1 + _MVDR_LOADING)
+                share = setting("the loading of MVDR", _MVDR_LOADING)
+                loaded = (matrix + share * identity) / (1 + share)
                 value = 1 / (a.conj() * torch.linalg.solve(loaded, a)).sum(0).real
                 logs.append(value.log().log_softmax(0))
             found.append((logs[1].exp() * (logs[1] - logs[0])).sum())
@@ -154,34 +186,59 @@ def _huber(x: Tensor) -> Tensor:
     return torch.where(x.abs() <= 1, x.square() / 2, x.abs() - 0.5)
 
 
-def _head_losses(truth: Sources, prediction: Prediction, weights: Mapping[str, float]) -> dict[str, float]:
-    """Losses of angle, log-range and existence, with an assignment for each scene."""
-    totals = {"angle": 0.0, "log_range": 0.0, "existence": 0.0}
+@step("the wrapping of angles")
+def _wrapped(x: Tensor) -> Tensor:
+    low = setting("the lowest wrapped angle (rad)", -math.pi)
+    return torch.remainder(x - low, 2 * math.pi) + low
+
+
+def _head_loss(which: str, truth: Sources, prediction: Prediction, weights: Mapping[str, float]) -> Tensor:
+    """Loss of angle, log-range or existence, with an assignment for each scene."""
+    total = torch.zeros((), dtype=torch.float64)
     S, Q = prediction.azimuth.shape
+    azimuth, elevation, q, exists = (
+        given(name, value.double().cpu())
+        for name, value in (
+            ("the azimuth of the heads", prediction.azimuth),
+            ("the elevation of the heads", prediction.elevation),
+            ("the inverse range of the heads", prediction.inverse_range),
+            ("the existence of the heads", prediction.existence_logits),
+        )
+    )
+    true = [
+        given(f"the true {name}", getattr(truth, name).double().cpu())
+        for name in ("azimuth", "elevation", "range")
+    ]
     for s in range(S):
         here = (~truth.azimuth[s].isnan()).nonzero()[:, 0]
-
-        def of(value: Tensor, s: int = s) -> Tensor:
-            return value[s].double().cpu()
-
         turn = [
-            torch.remainder(of(one)[:, None] - of(two)[here] + math.pi, 2 * math.pi) - math.pi
-            for one, two in ((prediction.azimuth, truth.azimuth), (prediction.elevation, truth.elevation))
+            _wrapped(one[s][:, None] - two[s][here])
+            for one, two in ((azimuth, true[0]), (elevation, true[1]))
         ]
-        angle = sum((_huber(torch.rad2deg(one) / _ANGLE_DEG) for one in turn), torch.zeros(())) / 2
-        distance = of(prediction.inverse_range)[:, None] * of(truth.range)[here]
-        log_range = _huber(distance.log() / _LOG_RANGE)
-        e = of(prediction.existence_logits)
+        scale = setting("the angle scale of Huber's loss (deg)", _ANGLE_DEG)
+        angle = (_huber(torch.rad2deg(turn[0]) / scale) + _huber(torch.rad2deg(turn[1]) / scale)) / 2
+        log_distance = (q[s][:, None] * true[2][s][here]).log()
+        log_range = _huber(log_distance / setting("the scale of log-range", _LOG_RANGE))
+        e = exists[s]
         K = max(1, len(here))
         cost = (weights.get("angle", 0.0) * angle + weights.get("log_range", 0.0) * log_range) / K
         cost = cost - weights.get("existence", 0.0) / Q * e[:, None]
-        rows, columns = linear_sum_assignment(cost.numpy())
-        totals["angle"] += float(angle[rows, columns].sum()) / K
-        totals["log_range"] += float(log_range[rows, columns].sum()) / K
-        sign = torch.ones(Q, dtype=torch.float64)
-        sign[rows] = -1
-        totals["existence"] += float((1 + (sign * e).exp()).log().mean())
-    return {name: value / S for name, value in totals.items()}
+        rows, columns = linear_sum_assignment(cost.detach().numpy())
+        if which == "existence":
+            taken = torch.zeros(Q, dtype=torch.bool)
+            taken[rows] = True
+            one = (1 + torch.where(taken, -e, e).exp()).log().mean()
+        else:
+            one = (angle if which == "angle" else log_range)[rows, columns].sum() / K
+        total = total + one
+    return total / S
+
+
+@step("the conversion of angles to direction cosines (the target is at the angles)")
+def _place(position: Tensor) -> Tensor:
+    """u_x, u_y and 1 / r at azimuth, elevation and 1 / r."""
+    azimuth, elevation, q = position
+    return torch.stack((azimuth.sin() * elevation.cos(), elevation.sin(), q))
 
 
 def heat_map_targets(case: Case, truth: Sources) -> Tensor:
@@ -193,13 +250,10 @@ def heat_map_targets(case: Case, truth: Sources) -> Tensor:
     for s in range(len(truth.azimuth)):
         target = torch.zeros(X, Y, Z, dtype=torch.float64)
         for k in (~truth.azimuth[s].isnan()).nonzero()[:, 0]:
-            azimuth, elevation, distance = (
-                float(v[s, k]) for v in (truth.azimuth, truth.elevation, truth.range)
-            )
-            place = (math.sin(azimuth) * math.cos(elevation), math.sin(elevation), 1 / distance)
-            parts = []
-            for axis, at, step in zip(axes, place, grid.step, strict=True):
-                part = (-(((axis - at) / (_WIDTH * step)) ** 2) / 2).exp()
+            position = torch.stack([v[s, k] for v in (truth.azimuth, truth.elevation, 1 / truth.range)])
+            width, parts = setting("the width of the heat map in grid steps", _WIDTH), []
+            for axis, at, pitch in zip(axes, _place(position.double().cpu()), grid.step, strict=True):
+                part = (-((axis - at) / (width * pitch)).square() / 2).exp()
                 parts.append(part / part.sum().clamp_min(1e-300))
             target += torch.einsum("x,y,z->xyz", *parts)
         target = target * inside
@@ -207,13 +261,11 @@ def heat_map_targets(case: Case, truth: Sources) -> Tensor:
     return torch.stack(targets).flatten(1)
 
 
-def _heat_map_loss(case: Case, truth: Sources, prediction: Prediction) -> float:
+def _heat_map_loss(case: Case, truth: Sources, prediction: Prediction) -> Tensor:
     """Divergence of the heat maps from their targets."""
     maps, inside = prediction.grid_logits, case.learner.grid.inside.cpu()
     assert maps is not None
-    total = 0.0
-    for t, scene in zip(heat_map_targets(case, truth)[:, inside], maps.double().cpu(), strict=True):
-        for logits in scene if float(t.sum()) else ():
-            log_share = logits[inside].log_softmax(-1)
-            total += float((torch.special.xlogy(t, t) - t * log_share).sum()) / maps.shape[1]
-    return total / len(maps)
+    t = heat_map_targets(case, truth)[:, None, inside]
+    log_share = maps.double().cpu()[..., inside].log_softmax(-1)
+    scene = (torch.special.xlogy(t, t) - t * log_share).sum(-1)
+    return (scene * (t.sum(-1) > 0)).mean()

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from rismusic.doctor.hypotheses import given, setting
 from rismusic.io import Recording
 from rismusic.nn.network import Prediction
 from rismusic.nn.spec import LossSpec, ScheduleSpec
@@ -217,14 +218,13 @@ def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
     return dot / sizes
 
 
-def planned_rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
+def planned_rate_factors(schedule: ScheduleSpec, steps: int) -> Float[Tensor, "steps"]:
     """Linear warm-up to 1, then half a cosine down to the floor."""
-    warm = max(1, round(schedule.warm_up * steps))
-    if step + 1 <= warm:
-        return (step + 1) / warm
-    floor = schedule.learning_rate_floor
-    angle = math.pi * (step + 1 - warm) / (steps - warm)
-    return 1 - (1 - floor) * math.sin(angle / 2) ** 2
+    i = given("the number of the step", torch.arange(steps, dtype=torch.float64))
+    warm = setting("the number of warm-up steps", float(max(1, round(schedule.warm_up * steps))))
+    floor = setting("the floor", schedule.learning_rate_floor)
+    turn = math.pi * (i + 1 - warm) / (steps - warm) if warm < steps else 0 * i
+    return torch.where(i + 1 <= warm, (i + 1) / warm, 1 - (1 - floor) * (turn / 2).sin().square())
 
 
 def planned_beta(schedule: ScheduleSpec, epoch: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
 from rismusic.doctor.data_checks import scene_keys, snr_db
+from rismusic.doctor.hypotheses import explanation, given, setting
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.io import Recording
 from rismusic.nn import validation
@@ -237,6 +239,7 @@ def check_replay(case: Case) -> Report:
 def _plan_findings(run: ShortRun) -> list[Finding]:
     """Steps, beta, weights of the losses, learning rates and scenes of the loop, against the settings."""
     spec, total, highest = run.spec, EPOCHS * STEPS, _highest(run)
+    factors = ref.planned_rate_factors(spec.schedule, total).tolist()
     beta_off, rate_off, schedule_off = 0.0, 0.0, dict.fromkeys((ref.EXPECTED, *_TICKS), 0.0)
     wrong_weights: set[str] = set()
     wrong_rates: set[str] = set()
@@ -249,8 +252,7 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
         wrong_weights |= {n for n, v in one.weights.items() if abs(v - expected.get(n, 0.0)) > 1e-6}
         for name, rate in one.rates.items():
             for cause, tick in {ref.EXPECTED: number, **{c: t(number) for c, t in _TICKS.items()}}.items():
-                factor = ref.planned_rate_factor(spec.schedule, min(tick, total - 1), total)
-                off = abs(rate - factor * highest[name]) / max(highest[name], 1e-30)
+                off = abs(rate - factors[min(tick, total - 1)] * highest[name]) / max(highest[name], 1e-30)
                 schedule_off[cause] = max(schedule_off[cause], off)
                 if cause == ref.EXPECTED and off > _SAME:
                     wrong_rates.add("head" if _is_head(name) else "backbone")
@@ -430,32 +432,59 @@ def _second_half(recording: Recording) -> slice:
     return slice(len(recording) // 2, None)
 
 
+def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
+    """The change of a parameter by a step of AdamW, from the gradients so far."""
+    beta_1, beta_2 = setting("beta_1", _BETAS[0]), setting("beta_2", _BETAS[1])
+    one = run.steps[number]
+    m = v = torch.zeros_like(one.before[name], dtype=torch.float64)
+    for step in (one for one in run.steps[: number + 1] if name in one.gradients):
+        g = given("the gradient", step.gradients[name].double())
+        m = beta_1 * m + (1 - beta_1) * g
+        v = beta_2 * v + (1 - beta_2) * g.square()
+    root = (v / (1 - beta_2 ** (number + 1))).sqrt()
+    way = m / (1 - beta_1 ** (number + 1)) / (root + setting("epsilon", _EPSILON))
+    decay = setting("the weight decay", run.spec.weight_decay if one.before[name].ndim > 1 else 0.0)
+    rate = one.rates[name] if name in one.rates else _highest(run)[name]
+    return -setting("the learning rate", rate) * (
+        way + decay * given("the weight", one.before[name].double())
+    )
+
+
+def _averaged(run: ShortRun, name: str, number: int) -> Tensor:
+    """The change of an averaged parameter by a step."""
+    one, t = run.steps[number], setting("the number of the step", number + 1.0)
+    decay = min(setting("the decay of the average", run.spec.average_decay), (1 + t) / (10 + t))
+    after = given("the weight after the step", one.after[name].double())
+    return (1 - decay) * (after - given("the average", one.average[name].double()))
+
+
 def _update_findings(run: ShortRun) -> list[Finding]:
     """The updates of weights and averages, against AdamW and the moving average by their formulas."""
-    spec, highest = run.spec, _highest(run)
-    m: Tensors = {}
-    v: Tensors = {}
-    wrong: dict[str, float] = {}
-    skipped: dict[str, float] = {}
-    for number, one in enumerate(run.steps, start=1):
-        decay = min(spec.average_decay, (1 + number) / (10 + number))
-        for name, g in one.gradients.items():
-            m[name] = _BETAS[0] * m.get(name, torch.zeros_like(g)) + (1 - _BETAS[0]) * g
-            v[name] = _BETAS[1] * v.get(name, torch.zeros_like(g)) + (1 - _BETAS[1]) * g.square()
-            step = m[name] / (1 - _BETAS[0] ** number)
-            step = step / ((v[name] / (1 - _BETAS[1] ** number)).sqrt() + _EPSILON)
-            shrink = spec.weight_decay * one.before[name] if g.ndim > 1 else 0.0
-            change = one.after[name] - one.before[name]
-            expected = -one.rates.get(name, highest[name]) * (step + shrink)
-            off = float((change - expected).norm() / expected.norm().clamp_min(1e-30))
-            # In single precision, the difference of two weights is exact to their rounding only.
-            rounding = 1e-6 * float(one.before[name].norm() / expected.norm().clamp_min(1e-30))
-            wrong[name] = max(wrong.get(name, 0.0), off - rounding)
-        for name, old in one.average.items():
-            expected = (1 - decay) * (one.after[name] - old)
-            off = float((one.average_after[name] - old - expected).norm() / expected.norm().clamp_min(1e-30))
-            rounding = 1e-6 * float(old.norm() / expected.norm().clamp_min(1e-30))
-            skipped[name] = max(skipped.get(name, 0.0), off - rounding)
+    spec = run.spec
+    off: dict[str, dict[str, float]] = {"weights": {}, "average": {}}
+    causes = dict.fromkeys(off, "")
+    for kind, define in (("weights", _adamw), ("average", _averaged)):
+
+        def changed(name: str, number: int, kind: str = kind) -> Tensor:
+            one = run.steps[number]
+            if kind == "weights":
+                return one.after[name].double() - one.before[name].double()
+            return one.average_after[name].double() - one.average[name].double()
+
+        for number, one in enumerate(run.steps):
+            for name, old in (one.gradients if kind == "weights" else one.average).items():
+                expected = define(run, name, number)
+                size = expected.norm().clamp_min(1e-30)
+                # In single precision, the difference of two weights is exact to their rounding only.
+                rounding = 1e-6 * float((one.before[name] if kind == "weights" else old).norm() / size)
+                far = float((changed(name, number) - expected).norm() / size) - rounding
+                off[kind][name] = max(off[kind].get(name, 0.0), far)
+        worst = max(off[kind], key=off[kind].__getitem__, default="")
+        if worst and off[kind][worst] > 0.05:
+            numbers = [n for n, one in enumerate(run.steps) if kind == "average" or worst in one.gradients]
+            cases = [partial(define, run, worst, number) for number in numbers]
+            causes[kind] = explanation([changed(worst, number) for number in numbers], cases, 1e-2)
+    wrong, skipped = off["weights"], off["average"]
     groups = run.trainer.learner.optimizer.param_groups
     options = {
         f"{name} = {group[name]}, not {usual}"
@@ -470,13 +499,13 @@ def _update_findings(run: ShortRun) -> list[Finding]:
         if abs(of.get(id(weight), 0.0) - (spec.weight_decay if weight.ndim > 1 else 0.0)) > 1e-12
     ]
     late = [name for name, value in skipped.items() if value > 0.05]
-    reason = f": it is set to {listed(sorted(options))}" if options else ""
+    reason = f": it is set to {listed(sorted(options))}" if options else causes["weights"]
     still = all(torch.equal(one.average[n], one.average_after[n]) for one in run.steps for n in one.average)
-    fault = "it is updated with another decay than that of the settings, or the wrong way round"
-    if 0 < len(late) < len(skipped):
-        fault = f"it skips or misses {listed(late)}"
-    elif still:
-        fault = "the moving average (EMA) of the weights is never updated"
+    fault = causes["average"] or ": it is updated with another decay, or the wrong way round"
+    if still:
+        fault = ": the moving average (EMA) of the weights is never updated"
+    elif len(late) < len(skipped):
+        fault = f": it skips or misses {listed(late)}"
     return [
         must_be_zero(
             "parameters with another weight decay than the settings",
@@ -496,7 +525,7 @@ def _update_findings(run: ShortRun) -> list[Finding]:
             "relative distance of the moving average's update from its formula",
             max(skipped.values(), default=0.0),
             0.05,
-            f"the moving average (EMA) is not updated by (1 - decay) times the difference: {fault}.",
+            f"the moving average (EMA) is not updated by (1 - decay) times the difference{fault}.",
         ),
     ]
 

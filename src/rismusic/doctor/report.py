@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from rismusic.doctor.causes import effects_of, rank
+from rismusic.doctor.hypotheses import explanation
 from rismusic.files import read_small
 from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.run_folder import CURVES
@@ -141,12 +142,26 @@ def must_be_zero(name: str, value: float | int, meaning: str, advice: str = "", 
     return at_most(name, float(value), 0.0, meaning, advice, where)
 
 
-def same(what: str, found: Tensor, expected: Tensor, meaning: str, limit: float = 2e-3) -> Finding:
-    """A finding of two tensors that must be equal, up to single precision."""
-    found, expected = found.detach().cpu().to(expected.dtype), expected.detach().cpu()
+def same(
+    what: str, found: Tensor, expected: Tensor | Callable[[], Tensor], meaning: str, limit: float = 2e-3
+) -> Finding:
+    """A finding of two tensors that must be equal, up to single precision.
+
+    Args:
+        what: the name of the tensor.
+        found: its value in the code under test.
+        expected: by its definition. If a function calculates it, the report says which change of it gives
+            ``found``, if one does.
+        meaning: what a difference means.
+        limit: largest relative distance.
+    """
+    right = (expected() if callable(expected) else expected).detach().cpu()
+    found = found.detach().cpu()
     value = math.inf
-    if found.shape == expected.shape:
-        value = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+    if found.shape == right.shape:
+        value = float((found.to(right.dtype) - right).norm() / right.norm().clamp_min(1e-12))
+    if value > limit and callable(expected):
+        meaning = meaning.rstrip(".") + explanation([found], [expected], limit) + "."
     advice = "Compare it with the formula in the documentation."
     return at_most(f"relative distance of {what} from its definition", value, limit, meaning, advice)
 

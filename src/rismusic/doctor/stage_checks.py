@@ -7,7 +7,7 @@ of the code is on both sides. Where a stage works on results of another one, bot
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn import functional
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
+from rismusic.doctor.hypotheses import explanation, given, setting, step
 from rismusic.doctor.report import listed, report_of, same
 from rismusic.estimation.grid import highest_points
 from rismusic.io import Recording
@@ -124,23 +125,26 @@ def _network_findings(case: Case, network: Network, recording: Recording) -> lis
                 )
             )
         gains = (B @ a).abs().square().sum((1, 2)) * scenes.repeats
-        signal = torch.maximum(
-            y.abs().square().sum((1, 2, 3)) - y[0].numel() * noise, _SIGNAL * y.abs().square().sum((1, 2, 3))
-        )
-        level = signal / (gains * inside).sum(-1)
+
+        def level() -> Tensor:
+            energy = y.abs().square().sum((1, 2, 3))
+            least = setting("the least share of signal", _SIGNAL) * energy
+            signal = torch.maximum(energy - y[0].numel() * given("the noise variance", noise), least)
+            return (signal / (given("the gains", gains) * inside).sum(-1))[:, None] * inside
+
         found.append(
             same(
-                *("the uniform powers", uniform, level[:, None] * inside),
+                *("the uniform powers", uniform, level),
                 "the uniform source powers do not explain the signal energy of the snapshots.",
                 _LAYERS,
             )
         )
         matched, expected = statistics(scenes, start)
-        m, e = _statistics(B, y, noise, a, start.double().cpu(), scenes.repeats)
-        for what, one, two in (("matched", matched, m), ("expected", expected, e)):
+        energies = partial(_statistics, B, y, noise, a, start.double().cpu(), scenes.repeats)
+        for n, (what, one) in enumerate((("matched", matched), ("expected", expected))):
             found.append(
                 same(
-                    *(f"the {what} energies on the grid", one, two),
+                    *(f"the {what} energies on the grid", one, lambda n=n: energies()[n]),
                     f"the statistics of the network's input ({what} energies) are not those of R_l = G_l C "
                     "G_l^H + sigma^2 I.",
                     _LAYERS,
@@ -177,6 +181,7 @@ def _statistics(
     B: Tensor, y: Tensor, noise: Tensor, a: Tensor, power: Tensor, repeats: int
 ) -> tuple[Tensor, Tensor]:
     """Matched and expected energies of every point, by dense covariances."""
+    a, noise, power = given("the steering", a), given("the noise", noise), given("the powers", power)
     C = torch.einsum("dp,sp,ep->sde", a, power.to(a.dtype), a.conj())
     identity = torch.eye(B.shape[2], dtype=B.dtype)
     R = B @ C[:, None] @ B.mH + noise[:, None, None, None] * identity
@@ -222,9 +227,15 @@ def _stage_findings(
         x = torch.stack(maps, 1)
         x = x if features is None else torch.cat((x, features), 1)
         features, heat = _stage(w, f"stages.{stage}.", x, network)
+
+        def whole(heat: Tensor = heat, now: Tensor = now) -> Tensor:
+            parts = (given("the SBL step", now[:, 0, inside]), given("the powers", now[:, 2, inside]))
+            return given("the output of the layers", heat[:, inside]) + parts[1] + parts[0]
+
         logits = torch.where(inside, heat + now[:, 2] + now[:, 0], _OUTSIDE)
         # Without the part that comes from the statistics, which is larger at first.
-        own = prediction.grid_logits[:, stage].double().cpu() - now[:, 2] - now[:, 0]
+        found_maps = prediction.grid_logits[:, stage].double().cpu()
+        own = found_maps - now[:, 2] - now[:, 0]
         found.append(
             same(
                 *(f"the heat map of stage {stage + 1}", own[:, inside], heat[:, inside]),
@@ -234,71 +245,77 @@ def _stage_findings(
             )
         )
         if not found[-1].fine:
-            text, function = _innermost(network, w, calls)
+            text, function = _innermost(network, w, calls, found_maps[:, inside], whole)
             return [*found[:-1], replace(found[-1], meaning=text, where=place_of(function))]
         share = logits.exp() / logits.exp().sum(-1, keepdim=True) + 1e-7 * inside
         gain = gain.double().cpu()
         level = scenes.signal.double().cpu() / (share * gain).sum(-1)  # type: ignore[attr-defined]
         power = (share * level[:, None]).to(power.dtype)
     assert features is not None
-    sources = _source_findings(network, w, features, logits, now, noise, prediction)
-    assert prediction.grid_logits is not None
-    for stage, other in enumerate(prediction.grid_logits.double().cpu().unbind(1)[:-1], 1):
-        if not all(one.fine for one in sources):
-            others = _source_findings(network, w, features, other, now, noise, prediction)
-            if all(one.fine for one in others):
-                place = place_of(type(network)._sources)
-                text = f"the sources are at the peaks of the heat map of stage {stage}, not of the last one."
-                sources = [replace(one, meaning=text, where=place) for one in sources]
-    return [*found, *sources]
+    every_map = (logits, *prediction.grid_logits.double().cpu().unbind(1)[:-1])
+    return [*found, *_source_findings(network, w, features, every_map, now, noise, prediction)]
 
 
-def _innermost(network: Network, w: Mapping[str, Tensor], calls: Calls) -> tuple[str, Any]:
+def _innermost(
+    network: Network, w: Mapping[str, Tensor], calls: Calls, found: Tensor, define: Callable[[], Tensor]
+) -> tuple[str, Any]:
     """The first layer whose output is not that of its definition for what it was given, and its function."""
     modules = dict(network.named_modules())
     unused = [n for n, m in modules.items() if list(m.parameters(recurse=False)) and n not in calls]
     never = f"; never called: {listed(unused)}" if unused else ""
-    for name, (given, result) in calls.items():
-        module, x = modules[name], given.double().cpu()
-        forms: dict[str, Tensor] = {}
+    for name, (entered, result) in calls.items():
+        module, x = modules[name], entered.double().cpu()
+        layers: Callable[[], Tensor] | None = None
         if isinstance(module, Attention):
-            forms = {
-                mask: _attention(w, f"{name}.", x, module.heads, causal=bool(mask))
-                for mask in ("", ": each cell sees only the cells before it (a causal mask)")
-            }
+            layers = partial(_attention, w, f"{name}.", x, module.heads)
         elif isinstance(module, Block):
-            forms[""] = _block(w, f"{name}.", x.movedim(1, -1), network).movedim(-1, 1)
+            layers = partial(_block_of_maps, w, f"{name}.", x, network)
         elif isinstance(module, Stage):
-            forms[""], result = _stage(w, f"{name}.", x, network)[1], result[1]
-        off = {mask: same(name, result, form, "").value for mask, form in forms.items()}
-        if off and off[""] > _LAYERS:
-            mask = next((mask for mask, value in off.items() if value < _LAYERS), "")
-            text = f"the output of {name} is not that of its layers for what it is given{mask}{never}."
-            return text, type(module).forward
+            layers, result = partial(_heat_map, w, f"{name}.", x, network), result[1]
+        if layers is not None:
+            text = f"the output of {name} is not that of its layers for what it is given"
+            one = same(name, result, layers, text, _LAYERS)
+            if not one.fine:
+                return one.meaning.rstrip(".") + f"{never}.", type(module).forward
     return (
         "the heat map of a stage is not the output of its layers, which is right, plus the logarithms of the "
-        "SBL step and of the powers that it starts from; or the input maps are others.",
+        "SBL step and of the powers that it starts from; or the input maps are others"
+        + f"{explanation([found], [define])}.",
         type(network).predict,
     )
 
 
 def _stage(w: Mapping[str, Tensor], name: str, x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
     """Features and heat map of a stage, with explicit sums."""
-    h = _linear(w, name + "read.", x.movedim(1, -1))
+    h = _linear(x.movedim(1, -1), w, name + "read.")
     for number in range(network.spec.depth):
         h = _block(w, f"{name}blocks.{number}.", h, network)
-    return h.movedim(-1, 1), _linear(w, name + "write.", h).flatten(1)
+    return h.movedim(-1, 1), _linear(h, w, name + "write.").flatten(1)
 
 
-def _linear(w: Mapping[str, Tensor], which: str, value: Tensor) -> Tensor:
+def _heat_map(w: Mapping[str, Tensor], name: str, x: Tensor, network: Network) -> Tensor:
+    return _stage(w, name, x, network)[1]
+
+
+def _block_of_maps(w: Mapping[str, Tensor], name: str, x: Tensor, network: Network) -> Tensor:
+    return _block(w, name, x.movedim(1, -1), network).movedim(-1, 1)
+
+
+def _linear(value: Tensor, w: Mapping[str, Tensor], which: str) -> Tensor:
     weight = w[which + "weight"]
     return value @ weight.reshape(len(weight), -1).mT + w[which + "bias"]
 
 
-def _norm(w: Mapping[str, Tensor], which: str, value: Tensor) -> Tensor:
+@step("the norm")
+def _norm(value: Tensor, w: Mapping[str, Tensor], which: str) -> Tensor:
     centred = value - value.mean(-1, keepdim=True)
     scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     return scaled * w[which + "weight"] + w[which + "bias"]
+
+
+@step("the GELU")
+def _gelu(x: Tensor) -> Tensor:
+    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
 
 def _block(w: Mapping[str, Tensor], block: str, h: Tensor, network: Network) -> Tensor:
@@ -313,38 +330,77 @@ def _block(w: Mapping[str, Tensor], block: str, h: Tensor, network: Network) -> 
     )
     assert isinstance(near, Tensor)
     near = near.movedim(1, -1) + w[block + "near.bias"]
-    wide = _linear(w, block + "widen.", _norm(w, block + "norm.", near))
-    wide = wide * (1 + torch.erf(wide / math.sqrt(2))) / 2
-    h = h + _linear(w, block + "narrow.", wide)
+    wide = _linear(_norm(near, w, block + "norm."), w, block + "widen.")
+    h = h + _linear(_gelu(wide), w, block + "narrow.")
     if block + "attention.ask.weight" in w:
         h = h + _attention(w, block + "attention.", h.reshape(S, X * Y, -1), network.spec.heads).view_as(h)
     return h
 
 
-def _attention(
-    w: Mapping[str, Tensor], name: str, tokens: Tensor, heads: int, *, causal: bool = False
-) -> Tensor:
+def _attention(w: Mapping[str, Tensor], name: str, tokens: Tensor, heads: int) -> Tensor:
     S, T, width = tokens.shape
-    asked = _linear(w, name + "ask.", _norm(w, name + "norm.", tokens))
+    asked = _linear(_norm(tokens, w, name + "norm."), w, name + "ask.")
     q, k, v = (part.view(S, T, heads, -1).transpose(1, 2) for part in asked.split(width, -1))
+    q, k, v = given("the queries", q), given("the keys", k), given("the values", v)
     score = q @ k.mT / math.sqrt(width // heads)
-    if causal:
-        score = score.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
     mixed = (score.softmax(-1) @ v).transpose(1, 2).reshape(S, T, width)
-    return _linear(w, name + "answer.", mixed)
+    return _linear(mixed, w, name + "answer.")
 
 
 def _source_findings(
     network: Network,
     w: Mapping[str, Tensor],
     features: Tensor,
-    logits: Tensor,
+    maps: Sequence[Tensor],
     now: Tensor,
     noise: Tensor,
     prediction: Prediction,
 ) -> list[Finding]:
-    """Existence, amplitudes and number of sources from the features at the peaks of the heat map."""
+    """Existence, amplitudes and number of sources, from the last heat map, which comes first of all."""
+    of = partial(_sources, network, w, features, maps, now, noise)
+    height = of()["height"]
+    norms = [prediction.angle_factor.norm(dim=1).log(), prediction.range_factor.norm(dim=1).log()]
+    outputs = {
+        "the azimuths": prediction.azimuth,
+        "the elevations": prediction.elevation,
+        "the inverse ranges": prediction.inverse_range,
+        "the existence logits": prediction.existence_logits,
+        "the angle factor's amplitudes": norms[0],
+        "the range factor's amplitudes": norms[1],
+        "the logits of the number of sources": prediction.count_logits,
+    }
+    # Without the height of the peak, which is larger at first. A peak that is as high as another may be in
+    # another place.
+    share = {
+        "the existence logits": 1.0,
+        "the angle factor's amplitudes": 0.5,
+        "the range factor's amplitudes": 0.5,
+    }
+
+    def less(what: str) -> Tensor:
+        return of()[what] - share.get(what, 0.0) * height if what in share else of()[what]
+
+    found: list[Finding] = []
+    for what, one in outputs.items():
+        if not found or found[-1].fine:
+            value = one - share[what] * height if what in share else one
+            text = f"{what} are not those of the last layers at the peaks of the last heat map."
+            found.append(same(what, value, partial(less, what), text, _LAYERS))
+    return found
+
+
+def _sources(
+    network: Network,
+    w: Mapping[str, Tensor],
+    features: Tensor,
+    maps: Sequence[Tensor],
+    now: Tensor,
+    noise: Tensor,
+) -> dict[str, Tensor]:
+    """Outputs for the sources by name, and the heights of their peaks."""
     grid = network.grid
+    others = [given(f"the heat map of stage {n}", one) for n, one in enumerate(maps[1:], 1)]
+    logits = given("that of the last stage", maps[0]) if others else maps[0]
     X, Y, Z = grid.shape
     S, K = len(features), network.spec.sources_max
     index = highest_points(logits.float().to(grid.inside.device), grid, K).cpu()
@@ -358,9 +414,7 @@ def _source_findings(
     pooled = torch.cat((features.mean((2, 3)), features.amax((2, 3)), noise[:, None], height), 1)
     pooled = torch.cat((pooled, now.amax((1, 2))[:, None]), 1)
     hidden = pooled @ w["count.0.weight"].mT + w["count.0.bias"]
-    hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
-    count = hidden @ w["count.2.weight"].mT + w["count.2.bias"]
-    norms = [prediction.angle_factor.norm(dim=1).log(), prediction.range_factor.norm(dim=1).log()]
+    count = _gelu(hidden) @ w["count.2.weight"].mT + w["count.2.bias"]
     # The mean of the map around each peak, and a shift of at most a step.
     near = logits.view(S, X, Y, Z)
     steps = [(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)]
@@ -378,21 +432,13 @@ def _source_findings(
     u_x = torch.minimum(u_x.abs(), 0.999 * (1 - u_y.square()).sqrt()) * u_x.sign()
     elevation, q = u_y.asin(), q.clamp_min(grid.step[2] / 4)
     azimuth = torch.atan2(u_x, (1 - u_x.square() - u_y.square()).sqrt())
-    outputs = (
-        ("the azimuths", prediction.azimuth, azimuth),
-        ("the elevations", prediction.elevation, elevation),
-        ("the inverse ranges", prediction.inverse_range, q),
-        ("the existence logits", prediction.existence_logits - height, details[..., 5] + 4),
-        ("the angle factor's amplitudes", norms[0] - height / 2, details[..., 3]),
-        ("the range factor's amplitudes", norms[1] - height / 2, details[..., 4]),
-        ("the logits of the number of sources", prediction.count_logits, count),
-    )
-    # A peak that is as high as another may be in another place.
-    return [
-        same(
-            *(what, one, two),
-            f"{what} are not those of the last layers at the peaks of the last heat map with these weights.",
-            _LAYERS,
-        )
-        for what, one, two in outputs
-    ]
+    return {
+        "height": height,
+        "the azimuths": azimuth,
+        "the elevations": elevation,
+        "the inverse ranges": q,
+        "the existence logits": height + details[..., 5] + 4,
+        "the angle factor's amplitudes": height / 2 + details[..., 3],
+        "the range factor's amplitudes": height / 2 + details[..., 4],
+        "the logits of the number of sources": count,
+    }

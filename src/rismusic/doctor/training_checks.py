@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
+from rismusic.doctor.hypotheses import explanation
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import must_be_zero, report_of
 from rismusic.io import Recording
@@ -86,16 +88,14 @@ def check_schedule(case: Case) -> Report:
     """[SCHEDULE]: learning rate of every optimizer step and beta of every epoch, against the settings."""
     spec, factors = case.spec, case.learner.factors.double().cpu()
     planned = spec.steps_per_epoch * spec.schedule.epochs
-    expected = torch.tensor(
-        [ref.planned_rate_factor(spec.schedule, step, planned) for step in range(planned)],
-        dtype=torch.float64,
-    )
+    define = partial(ref.planned_rate_factors, spec.schedule, planned)
+    expected = define()
     off, text = math.inf, f"it has {len(factors)} steps, the training {planned} (batches or epochs instead?)"
     if len(factors) == planned:
         distance = (factors - expected).abs()
         off, worst = float(distance.max()), int(distance.argmax())
         text = f"the learning rate is {float(factors[worst]):.3g} times the highest at step {worst}, not "
-        text += f"{float(expected[worst]):.3g}"
+        text += f"{float(expected[worst]):.3g}" + (explanation([factors], [define]) if off > 1e-3 else "")
         if bool((factors == 0).any()) and spec.schedule.learning_rate_floor > 0:
             text = "the learning rate is 0 at some step, such as the first one"
     peak = int(expected.argmax())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,10 @@ from rismusic.nn.monitors import Finding, at_most
 
 # Most passes whose inputs are remembered, rows of the training, and rows of a pass whose numbers are kept.
 _MOST_PASSES, _MOST_ROWS, _SHOWN = 50, 50_000, 1024
+# Fewest and most numbers of outputs that are compared, and the agreement from which an order counts as right.
+_PAIR, _AGREED = (64, 100_000), 0.5
+# Agreement that is little in validation, and much in training; range of an argument beyond that in training.
+_LITTLE, _MUCH, _BEYOND = 0.1, 0.8, 3.0
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
 _DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
 _LOSSES = names(
@@ -27,7 +32,7 @@ _LOSSES = names(
 
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass without gradients; ``judged``: outputs compared with data; ``used``: in a loss."""
+    """A forward pass without gradients; ``judged``: compared with data, ``pair``; ``used``: in a loss."""
 
     mean: float
     spread: float
@@ -35,12 +40,42 @@ class _Pass:
     codes: Tensor
     judged: bool = False
     used: bool = False
+    pair: tuple[Tensor, Tensor] | None = None
 
 
 def _scale(value: Tensor) -> tuple[float, float]:
     """Mean and spread."""
     value = value.detach().double()
     return float(value.mean()), float(value.std())
+
+
+def _agreement(outputs: Tensor, data: Tensor) -> float:
+    """Share of the variance of the data that outputs explain; of classes, beyond the most frequent one."""
+    if not outputs.is_floating_point() and not data.is_floating_point():
+        most = float(data.unique(return_counts=True)[1].amax()) / data.numel()
+        return (float((outputs == data).double().mean()) - most) / max(1 - most, 1e-9)
+    outputs, data = outputs.double(), data.double()
+    spread = (data - data.mean(0)).square().mean().clamp_min(1e-30)
+    return float(1 - (outputs - data).square().mean() / spread)
+
+
+def _other_orders(value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The outputs in other orders."""
+    for axis in range(value.ndim):
+        yield f"in reverse order (axis {axis})", value.flip(axis)
+        for by in (1, -1):
+            yield f"shifted by {-by} (axis {axis})", value.roll(by, axis)
+    if value.ndim > 1 and value.shape[-1] == value.shape[-2]:
+        yield "with the last two axes exchanged", value.mT
+    n = len(value)
+    for rows in range(4, n // 4 + 1):
+        if n % rows == 0:
+            grid = value.unflatten(0, (rows, -1)).transpose(0, 1)
+            yield f"with the axes of a grid of {rows} x {n // rows} exchanged", grid.flatten(0, 1)
+    yield (
+        "of opposite sign" if value.is_floating_point() else "shifted by one class",
+        (-value if value.is_floating_point() else value + 1),
+    )
 
 
 class Validations:
@@ -51,6 +86,9 @@ class Validations:
         self._passes: list[_Pass] = []
         self._trained_rows: set[float] = set()
         self._depending = WeakTensorKeyDictionary()
+        # Lowest and highest number, by place of the argument and whether in training; agreement in training.
+        self._ranges: dict[tuple[int, bool], list[float]] = {}
+        self._trained: list[float] = []
         # Whether the present pass is noted and has not reached its first layer with weights, and is of the
         # training.
         self._before_layers = self._training = False
@@ -69,6 +107,24 @@ class Validations:
             self._passes.append(_Pass(*found, rows, row_codes(value)))
         if training and len(self._trained_rows) < _MOST_ROWS and value.ndim > 1:
             self._trained_rows.update(row_codes(value).tolist())
+
+    def see_arguments(self, given: Sequence[Any]) -> None:
+        """Note the range of each further argument with one number per sample, such as a time."""
+        for place, value in enumerate(given):
+            if place and isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 1:
+                ranges = self._ranges.setdefault((place, torch.is_grad_enabled()), [math.inf, -math.inf])
+                ranges[0] = min(ranges[0], float(value.detach().amin()))
+                ranges[1] = max(ranges[1], float(value.detach().amax()))
+
+    def see_loss(self, name: str, args: Sequence[Any]) -> None:
+        """Note how well outputs agree with the data in a loss of the training."""
+        one, other = (args[0], args[1]) if len(args) > 1 else (None, None)
+        if not isinstance(one, Tensor) or not isinstance(other, Tensor) or other.requires_grad:
+            return
+        if name == "cross_entropy" and one.ndim == other.ndim + 1:
+            one = one.detach().argmax(1)
+        if name in ("cross_entropy", "l1_loss", "mse_loss") and one.shape == other.shape and one.numel() > 1:
+            self._trained = [*self._trained[-9:], _agreement(one.detach(), other)]
 
     def enter(self, value: Any) -> None:
         """Note the input of the first layer with weights, which the network may have scaled itself."""
@@ -104,8 +160,12 @@ class Validations:
             for one in sources:
                 one.used = True
         elif sources and not alone:
-            for one in sources:
-                one.judged |= name in _LOSSES or name in _DIFFERENCES
+            pair = given[:2] if given[0] in self._depending else given[1::-1]
+            fits = len(given) > 1 and pair[0].shape == pair[1].shape and pair[1] not in self._depending
+            for one in sources if name in _LOSSES or name in _DIFFERENCES else ():
+                one.judged = True
+                if fits and _PAIR[0] <= pair[0].numel() <= _PAIR[1] and not pair[0].is_complex():
+                    one.pair = (pair[0].detach().clone(), pair[1].detach().clone())
         for value in tensors_in(result) if sources and name not in LIKE else ():
             self._depending[value] = sources
 
@@ -114,26 +174,77 @@ class Validations:
         self._passes = [one for one in self._passes if one.judged]
         self._depending.clear()
 
+    def _range_findings(self) -> list[Finding]:
+        """Further arguments have the range of the training in passes without gradients, too."""
+        found = []
+        for (place, training), (low, high) in self._ranges.items():
+            if training or (place, True) not in self._ranges:
+                continue
+            least, most = self._ranges[place, True]
+            beyond = max(least - low, high - most) / max(most - least, 1e-12)
+            found.append(
+                at_most(
+                    f"range of argument {place + 1} of the network beyond that in training, over its width",
+                    beyond if most > least else 0.0,
+                    _BEYOND,
+                    f"argument {place + 1} of the network is {low:.3g} to {high:.3g} in passes without "
+                    f"gradients, but {least:.3g} to {most:.3g} in training: another unit or scale (a number "
+                    "of steps for a share of them).",
+                )
+            )
+        return found
+
+    def _order_findings(self, judged: Sequence[_Pass]) -> Iterator[Finding]:
+        """Outputs agree with the data as they are, not in another order, and as well as in training."""
+        pair = next((one.pair for one in reversed(judged) if one.pair is not None), None)
+        if pair is None:
+            return
+        outputs, data = (value.cpu() for value in pair)
+        plain, trained = _agreement(outputs, data), sorted(self._trained)[len(self._trained) // 2 :]
+        best, words = max((_agreement(other, data), words) for words, other in _other_orders(outputs))
+        gain = best - plain if best > _AGREED and plain < best / 2 else 0.0
+        yield at_most(
+            "gain in the agreement of a validation if its outputs are put in another order",
+            gain,
+            0.0,
+            f"in the validation the outputs agree with the data {words} ({best:.2f}), not as they are "
+            f"({plain:.2f}): what is compared does not belong together.",
+            "Compare both in the same order: axes, grid (indexing), first element, direction.",
+        )
+        if trained:
+            yield at_most(
+                "agreement of outputs and data in training, if there is little in validation",
+                trained[0] if plain < _LITTLE and not gain else 0.0,
+                _MUCH,
+                f"outputs agree with the data in training ({trained[0]:.2f}), but not in validation "
+                f"({plain:.2f}): the network only memorises, or the validation is fed, decoded or compared "
+                "otherwise (mode, transform, state, order).",
+                "Run the code of the validation on a batch of the training: both must agree as well.",
+            )
+
     @property
     def findings(self) -> list[Finding]:
         """Validation has inputs of the scale of the training, and rows of its own, which stay the same."""
         judged = [one for one in self._passes if one.judged and not one.used]
+        ranges = self._range_findings()
         if not judged or not self._inputs:
-            return []
+            return ranges
         (mean, spread), (other, width) = (
             (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
             for one in (self._inputs, [(one.mean, one.spread) for one in judged])
         )
         size = max(spread, 1e-12)
         found = [
+            *ranges,
             at_most(
                 "difference of the inputs of training and validation, over their spread",
                 max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
                 1.5,
                 f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
                 f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
-            )
+            ),
         ]
+        found += self._order_findings(judged)
         # Rows of few different numbers may be equal by chance.
         judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
         if not judged or not self._trained_rows:

@@ -28,6 +28,7 @@ from rismusic.doctor.layers import (
     without_gradient,
 )
 from rismusic.doctor.learning_checks import deviation
+from rismusic.doctor.library_calls import LibraryCalls
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Hook, Networks, as_one, calling_line
 from rismusic.doctor.steps import StepRecord, optimizers_seen
@@ -94,6 +95,7 @@ class Watch:
         self._evaluation = self._steps = 0
         self._without_gradient: Counter[bool] = Counter()
         self._validations = Validations()
+        self._library = LibraryCalls()
         self._rates: dict[str, list[float]] = {}
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
@@ -139,8 +141,14 @@ class Watch:
         ]
         for handle in handles:
             stack.callback(handle.remove)
+        stack.enter_context(self._library.recorded(self._recent_loss))
         stack.enter_context(self._calls)
         return self
+
+    def _recent_loss(self) -> float:
+        """The mean of the last losses."""
+        last = self.losses[-_FEWEST_LOSSES:]
+        return sum(last) / len(last) if last else math.nan
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -181,7 +189,7 @@ class Watch:
         """What the steps alone say, without their data and the course of the loss."""
         return [
             self._check_input(),
-            report_of("CALLS", "calls of torch functions", self._calls.findings),
+            report_of("CALLS", "calls of torch functions", [*self._calls.findings, *self._library.findings]),
             self._check_loop(),
             self._check_optimizer(),
             self._check_layers(),
@@ -202,6 +210,8 @@ class Watch:
             given = args[0] if args else None
             if isinstance(given, Tensor) and isinstance(result, Tensor) and not torch.equal(given, result):
                 self._kept_dropout = calling_line() or "a call"
+        if torch.is_grad_enabled() and not self._tape.inside:
+            self._validations.see_loss(name, args)
         if name != "backward":
             self._validations.judge(name, args, result, inside=self._tape.inside)
         if name == "backward" and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
@@ -214,6 +224,7 @@ class Watch:
         value = next((one for one in given if isinstance(one, Tensor)), None)
         if part is self.module and value is not None:
             self._validations.see(value)
+            self._validations.see_arguments(given)
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1

@@ -67,7 +67,7 @@ FAULTS = (
         7,
         "R_samp centred",
         "The mean over the snapshots is subtracted in R_samp.",
-        ("mean over the snapshots was subtracted",),
+        ("the back-projected snapshots less its mean over axis 1",),
         method(BackProjection, "covariance", _centred),
     ),
     Fault(

@@ -89,7 +89,7 @@ FAULTS = (
         6,
         "loss on raw factors",
         "The loss uses the factors alone while inference uses R_blend.",
-        ("raw factors",),
+        ("R_pred in place of R_samp",),
         method(Prediction, "blended", _raw),
     ),
     Fault(

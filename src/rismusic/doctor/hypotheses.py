@@ -1,0 +1,436 @@
+"""What a wrong value is: the search for a mistake that turns a definition into the code under test.
+
+A definition of the doctor is run again and again, each time with one change: an operation on tensors is
+exchanged for a related one, a setting has another value, an input is replaced by another one or transformed,
+or a step is left out. A change is named if its value is the one observed, to rounding, in all cases at once.
+The changes are those of mutation testing and of published studies of faults (Humbatova et al. 2020, Islam et
+al. 2019, UMLAUT): wrong reduction, axis, sign, unit, mask, order, conjugate, floor, constant, input.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Value = Tensor | float
+Definition = Callable[[], Value]
+_Operation = Callable[..., Any]
+# A change of an operation: what stands in place of it, from the operation and its arguments.
+_Change = Callable[..., Any]
+
+_TORCH = str(Path(torch.__file__).parent)
+# Largest relative distance of a value from one that explains it.
+TOLERANCE = 2e-4
+# Most runs of a definition in a search.
+_RUNS = 1500
+# Relative distance of equal values.
+_ROUNDING = 1e-5
+# Kinds of sites, in the order in which their changes are tried.
+_ORDER = ("setting", "step", "input", "operation")
+# Errors that say that a change does not apply.
+_INAPPLICABLE = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError)
+
+# Operations by name: changes in words, with what stands in place of operation `f` of arguments `x`, `y`.
+_OPERATIONS: dict[str, dict[str, _Change]] = {
+    "sum": {"the mean": lambda _f, x, *a, **k: torch.mean(x * 1.0, *a, **k)},
+    "mean": {"the sum": lambda _f, x, *a, **k: torch.sum(x, *a, **k)},
+    "amax": {"the smallest": lambda _f, x, *a, **k: torch.amin(x, *a, **k)},
+    "amin": {"the largest": lambda _f, x, *a, **k: torch.amax(x, *a, **k)},
+    "log": {"log10": lambda _f, x: torch.log10(x), "log1p": lambda _f, x: torch.log1p(x)},
+    "log10": {"the natural logarithm": lambda _f, x: torch.log(x)},
+    "exp": {"1 + x": lambda _f, x: 1 + x, "2^x": lambda _f, x: torch.exp2(x)},
+    "square": {"the modulus": lambda _f, x, *_: x.abs(), "the fourth power": lambda _f, x, *_: x.abs() ** 4},
+    "sin": {"the cosine": lambda _f, x: torch.cos(x)},
+    "cos": {"the sine": lambda _f, x: torch.sin(x)},
+    "add": {"the difference": lambda _f, x, y, **_: x - y},
+    "sub": {"the sum": lambda _f, x, y, **_: x + y, "the parts exchanged": lambda _f, x, y, **_: y - x},
+    "mul": {"the quotient": lambda _f, x, y: x / y},
+    "div": {"the product": lambda _f, x, y, **_: x * y, "the parts exchanged": lambda _f, x, y: y / x},
+    "matmul": {
+        "the second part conjugated": lambda _f, x, y: x @ y.conj(),
+        "the first part conjugated": lambda _f, x, y: x.conj() @ y,
+        "the second part transposed": lambda _f, x, y: x @ y.mT,
+        "the first part transposed": lambda _f, x, y: x.mT @ y,
+        "the parts exchanged": lambda _f, x, y: y @ x,
+    },
+    "gt": {">=": lambda _f, x, y: x >= y, "<=": lambda _f, x, y: x <= y},
+    "ge": {">": lambda _f, x, y: x > y, "<": lambda _f, x, y: x < y},
+    "lt": {"<=": lambda _f, x, y: x <= y, ">=": lambda _f, x, y: x >= y},
+    "le": {"<": lambda _f, x, y: x < y, ">": lambda _f, x, y: x > y},
+    "where": {
+        "the branches exchanged (a mask inverted)": lambda f, m, x, y: f(m, y, x),
+        "the first branch alone (no mask)": lambda f, m, x, y: f(m | ~m, x, y),
+        "the second branch alone": lambda f, m, x, y: f(m & ~m, x, y),
+    },
+    "softmax": {
+        "the sigmoid": lambda _f, x, *_, **__: x.sigmoid(),
+        "a causal mask": lambda f, x, *a, **k: f(_causal(x), *a, **k),
+    },
+    "sort": {"the other order": lambda f, x, **k: f(x, **{**k, "descending": not k.get("descending")})},
+    "gather": {
+        "the one after it": lambda f, x, d, i: f(x, d, (i + 1).clamp_max(x.shape[d] - 1)),
+        "the one before it": lambda f, x, d, i: f(x, d, (i - 1).clamp_min(0)),
+    },
+}
+# Operations without which the first argument remains, with parts that may remain alone or be exchanged, and
+# those over an axis.
+_LEFT_OUT, _ONE_ALONE, _OVER_AXES = (
+    frozenset(names.split())
+    for names in (
+        "sqrt square abs log log10 exp conj mH mT real relu clamp clamp_min clamp_max softmax log_softmax "
+        "asin sigmoid tanh erf remainder round flip cumsum nan_to_num reciprocal rad2deg deg2rad neg sort",
+        "add sub mul div matmul maximum minimum",
+        "sum mean amax amin softmax log_softmax logsumexp norm cumsum std var flip",
+    )
+)
+_KNOWN = _LEFT_OUT | _ONE_ALONE | _OVER_AXES | frozenset(_OPERATIONS)
+# What a value may be in terms of the right one.
+_WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "0 in every case (an exception swallowed, or a mask?)": torch.zeros_like,
+    "of the wrong sign": torch.neg,
+    "conjugated": torch.conj,
+    "1 minus that of the definition (a similarity for an error)": lambda x: 1 - x,
+    "the root of that of the definition": lambda x: x.abs().sqrt(),
+    "the square of that of the definition": torch.square,
+    "that of the definition inverted": lambda x: 1 / x,
+    "the logarithm of that of the definition": torch.log,
+}
+# Another value of a number.
+_NUMBERS: tuple[Callable[[float], float], ...] = (
+    *(lambda _: 0.0, lambda _: 1.0, lambda c: -c, lambda c: 1 - c, lambda c: 1 / c, lambda c: c / 2),
+    *(lambda c: 2 * c, lambda c: c * c, math.sqrt, lambda c: c + 1, lambda c: c - 1, lambda c: c / 10),
+    *(lambda c: 10 * c, math.radians, math.degrees, lambda c: c / 1e3, lambda c: c * 1e3),
+)
+# Another form of an input [S, ...] of a definition.
+_INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "with {} of opposite sign": torch.neg,
+    "with {} conjugated": torch.conj,
+    "with {} transposed": lambda x: x.mT,
+    "with {} in degrees": torch.rad2deg,
+    "with {} converted to radians twice": torch.deg2rad,
+    "with {} inverted": torch.reciprocal,
+    "with {} squared": torch.square,
+    "with the root of {}": torch.sqrt,
+    "with {} in decibels": lambda x: 10 * x.log10(),
+    "with the sine of {}": torch.sin,
+    "with {} of the scene before": lambda x: x.roll(1, 0),
+    "with {} of the scene after": lambda x: x.roll(-1, 0),
+    "with {} of the scenes in reverse order": lambda x: x.flip(0),
+    "with the same {} for all scenes, that of the first": lambda x: x[:1].expand_as(x),
+    "with the mean of {} over the batch": lambda x: x.mean(0, keepdim=True).expand_as(x),
+    "with the sum of {} over the batch": lambda x: x.sum(0, keepdim=True).expand_as(x),
+    "with {} less its mean over the last axis": lambda x: x - x.mean(-1, keepdim=True),
+    "with {} less its mean over axis 1": lambda x: x - x.mean(1, keepdim=True),
+    "with {} off by one": lambda x: x + 1,
+    "with {} less one": lambda x: x - 1,
+    "without {}": torch.zeros_like,
+    "with no gradient through {} (detached)": torch.detach,
+}
+
+
+def _causal(score: Tensor) -> Tensor:
+    later = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).triu(1)
+    return score.masked_fill(later, -math.inf)
+
+
+Site = tuple[Any, ...]
+
+
+@dataclass
+class _Run:
+    """One run of a definition: with a change at one site, or all sites noted; and the inputs without it."""
+
+    site: Site | None = None
+    change: _Change | None = None
+    usual: Mapping[str, list[Tensor]] = field(default_factory=dict)
+    # Each site: kind, name, and the arguments of its first call.
+    seen: dict[Site, tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def call(self, site: Site, name: str, function: _Operation, args: Any, kwargs: Any) -> Any:
+        if self.change is not None:
+            return self.change(function, *args, **kwargs) if site == self.site else function(*args, **kwargs)
+        self.seen.setdefault(site, (name, args, kwargs))
+        return function(*args, **kwargs)
+
+
+_run: ContextVar[_Run | None] = ContextVar("run", default=None)
+
+
+def given(name: str, value: Tensor) -> Tensor:
+    """Marks an input of a definition, which may be another one in the code under test."""
+    run = _run.get()
+    if run is None:
+        return value
+    run.inputs.setdefault(name, []).append(value)
+    found: Tensor = run.call(("input", name), name, lambda x: x, (value,), {})
+    return found
+
+
+def setting(name: str, value: float) -> float:
+    """Marks a number of a definition, which may be another one in the code under test."""
+    run = _run.get()
+    return value if run is None else float(run.call(("setting", name), name, lambda x: x, (value,), {}))
+
+
+def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Marks a step of a definition, which the code under test may leave out: its first argument remains."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            run = _run.get()
+            if run is None:
+                return function(*args, **kwargs)
+            found: R = run.call(("step", name), name, function, args, kwargs)
+            return found
+
+        return called
+
+    return decorate
+
+
+class _Operations(TorchFunctionMode):
+    """Shows a run each operation on tensors in a definition."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self.run = run
+
+    # Not a function, which the type checks of the tests would wrap: the caller is needed.
+    __torch_function__ = lambda self, f, _, a=(), k=None: self.see(sys._getframe(1), f, a, k or {})  # type: ignore[attr-defined] # noqa: E731
+
+    def see(self, frame: FrameType, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One operation, called in a frame."""
+        name = getattr(func, "__name__", "")
+        name = getattr(func.__self__, "__name__", "") if name == "__get__" else name.strip("_")
+        name = {"truediv": "div", "pow": "square", "rmul": "mul", "radd": "add"}.get(name, name)
+        if name not in _KNOWN:
+            return func(*args, **kwargs)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_TORCH):
+            frame = frame.f_back
+        return self.run.call(("operation", frame.f_code, frame.f_lasti, name), name, func, args, kwargs)
+
+
+@contextmanager
+def _running(run: _Run) -> Iterator[None]:
+    token = _run.set(run)
+    try:
+        with _Operations(run), torch.no_grad():
+            yield
+    finally:
+        _run.reset(token)
+
+
+def explanation(
+    found: Sequence[Value], definitions: Sequence[Definition], tolerance: float = TOLERANCE
+) -> str:
+    """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
+
+    Args:
+        found: the value of the code under test in each case.
+        definitions: calculates the right value of each case.
+        tolerance: largest relative distance of equal values.
+    """
+    with torch.no_grad():
+        right = [_wide(one()) for one in definitions]
+    wrong = [_wide(value) for value in found]
+    if any(
+        w.dtype != r.dtype or w.shape != r.shape or not bool(w.isfinite().all())
+        for w, r in zip(wrong, right, strict=True)
+    ):
+        return ""
+    # First the case that tells most. A case whose values agree only says which changes do too much.
+    off = [float((w - r).norm() / r.norm().clamp_min(1e-30)) for w, r in zip(wrong, right, strict=True)]
+    order = sorted(range(len(off)), key=lambda case: -off[case])
+    wrong, right = ([some[case] for case in order] for some in (wrong, right))
+    definitions = [definitions[case] for case in order]
+    limits = [
+        tolerance * float(w.norm())
+        if far < tolerance
+        else min(tolerance * float(w.norm()), float((w - r).norm()) / 100)
+        for w, r, far in zip(wrong, right, sorted(off, reverse=True), strict=True)
+    ]
+    if max(off, default=0.0) < _ROUNDING:
+        return ""
+    for words, form in _WHOLE.items():
+        if all(_near(w, form(r), limit) for w, r, limit in zip(wrong, right, limits, strict=True)):
+            return f": it is {words}"
+    notes = [_Run() for _ in definitions]
+    for note, one in zip(notes, definitions, strict=True):
+        with _running(note):
+            one()
+    inputs, seen, runs = notes[0].inputs, notes[0].seen, itertools.count()
+
+    def value(case: int, site: Site, change: _Change) -> Tensor | None:
+        if next(runs) > _RUNS:
+            return None
+        try:
+            with _running(_Run(site, change, notes[case].inputs)):
+                one = _wide(definitions[case]())
+        except _INAPPLICABLE:
+            return None
+        same = one.shape == wrong[case].shape and one.dtype == wrong[case].dtype
+        return one if same else None
+
+    def explains(site: Site, change: _Change, first: Tensor | None) -> bool:
+        cases = range(len(definitions))
+        values = (first if case == 0 else value(case, site, change) for case in cases)
+        return all(map(_near, values, wrong, limits))
+
+    changes = (
+        (site, words, change)
+        for site, (name, args, kwargs) in sorted(seen.items(), key=lambda pair: _ORDER.index(pair[0][0]))
+        for words, change in _changes(site, name, args, kwargs, inputs)
+    )
+    fitting = (words for site, words, change in changes if explains(site, change, value(0, site, change)))
+    fits = list(itertools.islice(fitting, 2))
+    along = wrong[0] - right[0]
+    for site, (name, args, _) in seen.items():
+        for words, index, usual in () if fits else _numbers(site, name, args):
+
+            def share(number: float, site: Site = site, index: int = index) -> float | None:
+                """How far the value with a number is beyond the observed one; -1 with the usual number."""
+                one = value(0, site, _with(index, number))
+                if one is None:
+                    return None
+                return float(((one - wrong[0]) * along.conj()).sum().real / along.abs().square().sum())
+
+            for number in _fitting(usual, share):
+                change = _with(index, number)
+                if not fits and explains(site, change, value(0, site, change)):
+                    fits = [f"{words}{number:.4g} in place of {usual:.4g}"]
+    return f": it is that of the definition {', or '.join(fits)}" if fits else _relation(wrong, right, limits)
+
+
+def _wide(value: Value) -> Tensor:
+    value = torch.as_tensor(value).detach().cpu()
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+
+
+def _near(one: Tensor | None, other: Tensor, limit: float) -> bool:
+    return one is not None and float((one - other).norm()) <= max(limit, 1e-12)
+
+
+def _relation(wrong: Sequence[Tensor], right: Sequence[Tensor], limits: Sequence[float]) -> str:
+    """A factor or a sum that is the same in all cases, where they are enough to tell."""
+    w, r = (torch.cat([one.flatten() for one in some]) for some in (wrong, right))
+    if len(w) < 3 or float((r - r.mean()).norm()) < 0.01 * float(r.norm()):
+        return ""
+    factor = (w * r.conj()).sum() / r.abs().square().sum()
+    shift = (w - r).mean()
+    if float((w - factor * r).norm()) <= sum(limits) / len(limits):
+        return f": it is {float(factor.real):.4g} times that of the definition"
+    if float((w - r - shift).norm()) <= 0.003 * float((r - r.mean()).norm()):
+        return f": it is higher by {float(shift.real):.3g} in every case (a floor above zero)"
+    return ""
+
+
+def _changes(
+    site: Site,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    inputs: Mapping[str, list[Tensor]],
+) -> Iterator[tuple[str, _Change]]:
+    """Words and change, for all changes of a site but those of numbers."""
+    if site[0] == "input":
+        for words, form in _INPUTS.items():
+            yield words.format(name), lambda _, x, form=form: form(x)
+        for other, values in inputs.items():
+            if other != name and any(one.shape == args[0].shape for one in values):
+                yield f"with {other} in place of {name}", _other(other)
+    elif site[0] == "step":
+        yield f"without {name}", lambda _, x, *__, **___: x
+    elif site[0] != "setting":
+        text = f"`{_source(site)}`"
+        for words, change in _OPERATIONS.get(name, {}).items():
+            yield f"with {words} in {text}", change
+        if name in _LEFT_OUT:
+            yield f"without {name} in {text}", lambda _, x, *__, **___: x
+        if name in _ONE_ALONE:
+            yield f"with the first part alone in {text}", lambda _, x, y, **__: x + 0 * y
+            yield f"with the second part alone in {text}", lambda _, x, y, **__: y + 0 * x
+        if name in _OVER_AXES and isinstance(args[0], Tensor):
+            for axis in range(-args[0].ndim, 0):
+                rest = {**kwargs, "dim": axis}
+                yield f"over axis {axis} in {text}", lambda f, x, *_, rest=rest, **__: f(x, **rest)
+        yield f"with the opposite sign in {text}", lambda f, *a, **k: -f(*a, **k)
+        # For definitions of gradients.
+        yield f"with no gradient (detached) through {text}", lambda f, *a, **k: f(*a, **k).detach()
+
+
+def _numbers(site: Site, name: str, args: tuple[Any, ...]) -> Iterator[tuple[str, int, float]]:
+    """Words, place among the arguments, and value, of the numbers of a site."""
+    if site[0] == "setting":
+        yield f"with {name} ", 0, float(args[0])
+    elif site[0] not in ("input", "step") and name not in (*_OVER_AXES, "gather"):
+        for index, one in enumerate(args):
+            if isinstance(one, (int, float)) and not isinstance(one, bool):
+                yield f"in `{_source(site)}` with ", index, float(one)
+
+
+def _other(name: str) -> _Change:
+    def change(_: object, x: Tensor) -> Tensor:
+        values = () if (run := _run.get()) is None else run.usual[name]
+        return next((one for one in values if one.shape == x.shape), x)
+
+    return change
+
+
+def _with(index: int, number: float) -> _Change:
+    """The operation with another number among its arguments."""
+    return lambda f, *a, **k: f(*a[:index], number, *a[index + 1 :], **k)
+
+
+def _other_numbers(number: float) -> list[float]:
+    found = []
+    for form in _NUMBERS:
+        try:
+            found.append(form(float(number)))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            continue
+    return [one for one in dict.fromkeys(found) if one != number and math.isfinite(one)]
+
+
+def _fitting(usual: float, share: Callable[[float], float | None]) -> Iterator[float]:
+    """Other numbers with the observed value: usual mistakes, or what bisection finds between two of them."""
+    points = [(n, s) for n in _other_numbers(usual) if (s := share(n)) is not None]
+    right = [number for number, s in points if abs(s) < 1e-3]
+    yield from right
+    points = sorted([(usual, -1.0), *points])
+    for (high, g), (low, f) in itertools.pairwise(points[::-1]) if not right else ():
+        if not f * g < 0:
+            continue
+        for _ in range(40):
+            middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
+            h = share(middle)
+            if h is None:
+                break
+            low, high, f = (middle, high, h) if h * f > 0 else (low, middle, f)
+        yield (low + high) / 2
+
+
+def _source(site: Site) -> str:
+    """The expression of a definition, as it is written."""
+    _, code, last, _ = site
+    first, last_line, start, end = next(itertools.islice(code.co_positions(), last // 2, None))
+    lines = Path(code.co_filename).read_text().splitlines()[(first or 1) - 1 : last_line]
+    lines[-1] = lines[-1].encode()[:end].decode()
+    lines[0] = lines[0].encode()[start:].decode()
+    return " ".join(" ".join(lines).split())
