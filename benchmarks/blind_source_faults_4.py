@@ -59,13 +59,14 @@ FAULTS = (
         "The softmax of the number of sources runs over the scenes of the batch in place of the numbers.",
     ),
     SourceFault(
-        "weights_grow_with_inputs",
+        "heat_map_starts_large",
         "initialisation",
         "nn/network.py",
         "Network._reset",
-        "nn.init.normal_(module.weight, std=fan**-0.5, generator=generator)",
-        "nn.init.normal_(module.weight, std=fan**0.5, generator=generator)",
-        "The sign of the exponent is lost: initial weights are the larger the more inputs a layer has.",
+        "stage.write.weight.mul_(0.1)",
+        "stage.write.weight.div_(0.1)",
+        "The output layers of the heat maps are divided by the factor: they start with weights that are a "
+        "hundred times too large, and the maps with noise.",
     ),
     SourceFault(
         "plain_descent_at_rates_of_adam",
@@ -93,8 +94,8 @@ FAULTS = (
         "learning_rate_factor",
         "(1 + math.cos(math.pi * progress)) / 2",
         "(1 - math.cos(math.pi * progress)) / 2",
-        "The sign of the cosine is wrong: after the warm-up the rate drops to its floor and rises to its peak "
-        "at the end.",
+        "The sign of the cosine is wrong: after the warm-up the rate drops to its floor and rises to its "
+        "peak at the end.",
     ),
     SourceFault(
         "validation_sums_over_batches",
@@ -112,8 +113,8 @@ FAULTS = (
         "Learner.tensors",
         'named |= {f"{kind}/{name}": value for name, value in tensors.items()}',
         'named |= {f"{kind}/{name}": value.half() for name, value in tensors.items()}',
-        "Checkpoints are stored in half precision, in which second moments of AdamW become 0: the first steps "
-        "after resuming are far too long.",
+        "Checkpoints are stored in half precision, in which second moments of AdamW become 0: the first "
+        "steps after resuming are far too long.",
     ),
     # Medium: the parts have to be looked at.
     SourceFault(
@@ -171,8 +172,8 @@ FAULTS = (
         "GridStatistics._whitened",
         "half = torch.linalg.solve_triangular(factor, identity, upper=False)",
         "half = torch.linalg.solve_triangular(factor, identity, upper=True)",
-        "The lower Cholesky factor is solved as an upper one, so that only its diagonal counts; snapshots are "
-        "not whitened.",
+        "The lower Cholesky factor is solved as an upper one, so that only its diagonal counts; snapshots "
+        "are not whitened.",
     ),
     SourceFault(
         "power_taken_for_amplitude",
@@ -267,8 +268,8 @@ FAULTS = (
         "Covariance.normalised",
         "safe = torch.where(empty, 1, trace)",
         "safe = torch.where(empty, 1, trace.detach())",
-        "The trace is a constant for the gradient, which then also changes the scale of the factors, although "
-        "no loss depends on it.",
+        "The trace is a constant for the gradient, which then also changes the scale of the factors, "
+        "although no loss depends on it.",
     ),
     SourceFault(
         "heights_without_gradient",
@@ -277,8 +278,8 @@ FAULTS = (
         "Network._sources",
         "height = logits.log_softmax(-1).gather(1, index)\n        amplitude",
         "height = logits.detach().log_softmax(-1).gather(1, index)\n        amplitude",
-        "The heights of the peaks are detached: powers, existence and number of sources do not train the heat "
-        "map.",
+        "The heights of the peaks are detached: powers, existence and number of sources do not train the "
+        "heat map.",
     ),
     SourceFault(
         "error_relative_to_the_prediction",
@@ -305,7 +306,8 @@ FAULTS = (
         "nn/learner.py",
         "Learner.predict",
         "return functional_call(self.network, self.average, (recording,))",
-        'draws = Draws(self.spec.seed, "validation", torch.arange(len(recording), device=self.taken.device))\n'
+        "scenes = torch.arange(len(recording), device=self.taken.device)\n"
+        '            draws = Draws(self.spec.seed, "validation", scenes)\n'
         "            mask = channel_dropout(self.spec.network, draws)\n"
         "            return functional_call(self.network, self.average, (recording, mask))",
         "Channels are dropped in validation as in training.",
