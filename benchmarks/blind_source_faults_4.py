@@ -292,13 +292,14 @@ FAULTS = (
         "gets sharper.",
     ),
     SourceFault(
-        "recall_is_precision",
-        "swapped arguments",
-        "nn/validation.py",
-        "_score",
-        "scores[name] = score(match(recording.truth, estimate), bound)",
-        "scores[name] = score(match(estimate, recording.truth), bound)",
-        "Truth and estimate are exchanged, so that recall and precision of the validation are too.",
+        "first_group_scheduled",
+        "optimizer",
+        "nn/learner.py",
+        "Learner._set_learning_rate",
+        "for group in self.optimizer.param_groups:",
+        "for group in self.optimizer.param_groups[:1]:",
+        "Only the first group of the optimizer follows the schedule; the others keep their peak rate from the "
+        "first step to the last.",
     ),
     SourceFault(
         "dropout_in_validation",
