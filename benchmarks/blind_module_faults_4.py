@@ -114,7 +114,7 @@ def switchboard(count: int, length: int = 20) -> tuple[Tensor, Tensor]:
     pushed = torch.rand(count, length) < 0.2
     turned = pushed.long().cumsum(1) % 2
     seen = torch.stack((lever, pushed, torch.ones_like(lever)), -1).float() @ PANEL
-    return seen + 0.2 * torch.randn(count, length, 8), lever.long() ^ turned
+    return seen + 0.1 * torch.randn(count, length, 8), lever.long() ^ turned
 
 
 class Memory(nn.Module):
@@ -157,7 +157,7 @@ def levers(fault: str) -> Training:
         return above_chance(model(frames), lit, 2)
 
     return Training(
-        *(model, optimizer, step), lambda: score(*held_out), lambda: score(*switchboard(1000)), 300
+        *(model, optimizer, step), lambda: score(*held_out), lambda: score(*switchboard(1000)), 500
     )
 
 
@@ -178,7 +178,7 @@ class Reader(nn.Module):
         self.word = nn.Embedding(WORDS + 1, 32)
         self.place = nn.Parameter(0.5 * torch.randn(SENTENCE, 32))
         self.use_place = fault != "places_not_added"
-        layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.2, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.4, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.out = nn.Linear(32, WORDS)
 
@@ -214,7 +214,7 @@ def marker(fault: str) -> Training:
         *(model, optimizer, step),
         lambda: score(*held_out, evaluate=fault != "validated_with_dropout"),
         lambda: score(*marked(1000)),
-        500,
+        700,
     )
 
 
@@ -307,7 +307,7 @@ def gan(fault: str) -> Training:
     ones, zeros = torch.ones(128, 1), torch.zeros(128, 1)
 
     def step() -> None:
-        real = x[torch.randint(len(x), (128,))] + 0.05 * torch.randn(128, 2)
+        real = x[torch.randint(len(x), (128,))]
         fake = generator(torch.randn(128, 4))
         optimizer_j.zero_grad()
         loss = F.binary_cross_entropy_with_logits(judge(real), ones)
@@ -321,12 +321,12 @@ def gan(fault: str) -> Training:
 
     @torch.no_grad()
     def score(true: Tensor) -> float:
-        """1 minus the distance of the distributions, over that of a normal one."""
+        """1 minus the distance of the distributions, over that of a single point."""
         made = generator(torch.randn(len(true), 4))
         if fault != "points_not_scaled_back":
             made = mean + deviation * made
-        normal = true.mean(0) + true.std(0) * torch.randn_like(true)
-        return max(-1.0, 1 - float(energy_distance(made, true) / energy_distance(normal, true)))
+        point = true.mean(0).expand_as(true)
+        return max(-1.0, 1 - float(energy_distance(made, true) / energy_distance(point, true)) ** 0.5)
 
     held_out = arcs(1500)
     return Training(
@@ -379,19 +379,16 @@ def receiver(fault: str) -> Training:
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5 if fault == "rate_of_fine_tuning" else 3e-3)
     y, symbols = received(4000)
-
-    def stored(samples: Tensor) -> Tensor:
-        """As read back from a file of real numbers."""
-        halves = torch.cat((samples.real, samples.imag), -1)
-        if fault == "halves_read_as_pairs":
-            return torch.view_as_complex(halves.unflatten(-1, (-1, 2)).contiguous())
-        return torch.complex(*halves.chunk(2, -1))
-
+    file = torch.cat((y.real, y.imag), -1)  # of real numbers
+    if fault == "halves_read_as_pairs":
+        y = torch.view_as_complex(file.unflatten(-1, (-1, 2)))
+    else:
+        y = torch.complex(*file.chunk(2, -1))
     held_out = received(500)
 
     def step() -> None:
         rows = torch.randint(len(y), (128,))
-        out, true = model(stored(y[rows])), symbols[rows]
+        out, true = model(y[rows]), symbols[rows]
         if fault == "compared_by_angle":
             loss = (out.angle() - true.angle()).square().mean()
         else:
@@ -402,7 +399,7 @@ def receiver(fault: str) -> Training:
 
     @torch.no_grad()
     def score(samples: Tensor, sent: Tensor) -> float:
-        return explained(model(stored(samples)), sent)
+        return explained(model(samples), sent)
 
     return Training(*(model, optimizer, step), lambda: score(*held_out), lambda: score(*received(4000)), 400)
 
@@ -414,7 +411,7 @@ HANDS, PENS = fixed(5, 24, seed=46), fixed(5, 24, seed=47)
 
 def signatures(hand: Tensor) -> Tensor:
     """One signature [count, 24] of each hand [count, 5], with a pen of its own."""
-    pen = 0.5 * torch.randn_like(hand)
+    pen = 0.4 * torch.randn_like(hand)
     return (0.6 * hand @ HANDS + pen @ PENS).sin() + 0.1 * torch.randn(len(hand), 24)
 
 
@@ -428,19 +425,14 @@ def pairs(count: int, share: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
 class Siamese(nn.Module):
     def __init__(self, fault: str) -> None:
         super().__init__()
-
-        def branch() -> nn.Sequential:
-            return nn.Sequential(
-                nn.Linear(24, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 16)
-            )
-
-        self.first = branch()
-        self.second = branch() if fault == "branches_of_their_own" else self.first
+        self.branch = nn.Sequential(
+            nn.Linear(24, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 16)
+        )
         self.signed = fault == "difference_with_its_sign"
         self.out = nn.Linear(16, 2)
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        difference = self.first(one) - self.second(other)
+        difference = self.branch(one) - self.branch(other)
         return self.out(difference if self.signed else difference.abs())
 
 
@@ -448,7 +440,7 @@ def siamese(fault: str) -> Training:
     model = Siamese(fault)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     share = 0.02 if fault == "hardly_any_equal_pairs" else 0.5
-    one, other, same = pairs(8000, share)
+    one, other, same = pairs(150 if fault == "subset_of_a_first_try" else 8000, share)
     held_out = pairs(800, share)
 
     def step() -> None:
@@ -493,12 +485,12 @@ def bracketed(count: int) -> Tensor:
 class BracketModel(nn.Module):
     def __init__(self, fault: str) -> None:
         super().__init__()
-        self.token, self.cell, self.out = nn.Embedding(8, 24), nn.LSTMCell(24, 64), nn.Linear(64, 8)
+        self.token, self.cell, self.out = nn.Embedding(8, 16), nn.LSTMCell(16, 32), nn.Linear(32, 8)
         self.forgets = fault == "state_detached_after_each_token"
 
     def forward(self, text: Tensor) -> Tensor:
         """Logits [B, T, 8] of the token after each."""
-        h = c = torch.zeros(len(text), 64)
+        h = c = torch.zeros(len(text), 32)
         found = []
         for token in self.token(text).unbind(1):
             h, c = self.cell(token, (h, c))
@@ -525,18 +517,17 @@ def brackets(fault: str) -> Training:
         optimizer.step()
 
     @torch.no_grad()
-    def score(whole: Tensor, *, all_tokens: bool = False) -> float:
+    def score(whole: Tensor, *, masked: bool = True) -> float:
         """Of the closing brackets: is the kind right, given that one is closed?"""
         logits, target = model(whole[:, :-1]), whole[:, 1:]
-        if all_tokens:
-            right = (logits.argmax(-1) == target) | (target == PAD)
-            return float(right.double().mean())
+        if not masked:
+            return above_chance(logits, target, 8)
         closing = (target >= KINDS) & (target < END)
         return above_chance(logits[closing][:, KINDS:END], target[closing] - KINDS, KINDS)
 
     return Training(
         *(model, optimizer, step),
-        lambda: score(held_out, all_tokens=fault == "padding_counts_as_right"),
+        lambda: score(held_out, masked=fault != "validated_without_the_mask"),
         lambda: score(new),
         300,
     )
@@ -645,7 +636,7 @@ SUGGESTS = fixed(VOCABULARY, TAGS, seed=49)
 def texts(count: int) -> tuple[Tensor, Tensor]:
     """Words [count, 10], and tags [count, 12], 0 or 1."""
     words = torch.randint(VOCABULARY, (count, 10))
-    return words, (SUGGESTS[words].sum(1) / 10**0.5 > 1.0).float()
+    return words, (SUGGESTS[words].sum(1) / 10**0.5 + 0.4 * torch.randn(count, TAGS) > 1.5).float()
 
 
 class Tagger(nn.Module):
@@ -756,14 +747,16 @@ TRAININGS: Trainings = {
         receiver,
         {
             "compared_by_angle": "The loss compares angles: amplitudes are not learnt, and pi is not -pi.",
-            "halves_read_as_pairs": "Real parts and then imaginary parts are stored, but read as pairs.",
+            "halves_read_as_pairs": "The training file has real parts and then imaginary parts, but is read "
+            "as pairs.",
             "rate_of_fine_tuning": "The learning rate is hundreds of times too low.",
         },
     ),
     "signatures": (
         siamese,
         {
-            "branches_of_their_own": "The two branches do not share their weights.",
+            "subset_of_a_first_try": "The training still has the 150 pairs that it was first tried with, and "
+            "learns them by heart.",
             "difference_with_its_sign": "The signed difference goes into a linear layer, which cannot tell "
             "that it is small.",
             "hardly_any_equal_pairs": "Two in a hundred pairs are equal, in training and in validation.",
@@ -775,7 +768,8 @@ TRAININGS: Trainings = {
             "state_detached_after_each_token": "The state is detached after each token, so that nothing "
             "teaches what to remember.",
             "targets_two_tokens_ahead": "Targets are shifted by two tokens, not by one.",
-            "padding_counts_as_right": "Validation counts all tokens, and padding as right.",
+            "validated_without_the_mask": "Validation counts all tokens: those that nobody can know, and "
+            "padding, which the loss leaves out.",
         },
     ),
     "denoiser": (

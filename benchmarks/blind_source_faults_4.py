@@ -298,8 +298,8 @@ FAULTS = (
         "Learner._set_learning_rate",
         "for group in self.optimizer.param_groups:",
         "for group in self.optimizer.param_groups[:1]:",
-        "Only the first group of the optimizer follows the schedule; the others keep their peak rate from the "
-        "first step to the last.",
+        "Only the first group of the optimizer follows the schedule; the others keep their peak rate from "
+        "the first step to the last.",
     ),
     SourceFault(
         "dropout_in_validation",
