@@ -654,8 +654,6 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
 
 def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate: Estimate) -> None:
     """Add sources that send in one snapshot, coherent ones, and those with one symbol, as an offset has."""
-    from scipy.sparse.csgraph import connected_components  # takes long to import
-
     s = symbols(at)  # [S, L, K]
     L = s.shape[1]
     energy = s.abs().square()
@@ -672,6 +670,8 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
     coherent = _coherence_p_value(at, estimate) < _COHERENT
     coherent &= ~(lone[:, :, None] | lone[:, None, :])
     for scene in coherent.flatten(1).any(1).nonzero()[:, 0].tolist():
+        from scipy.sparse.csgraph import connected_components  # takes long to import
+
         _, label = connected_components(coherent[scene].numpy(force=True), directed=False)
         for group in np.unique(label[coherent[scene].any(1).numpy(force=True)]):
             first, *others = [str(one) for one in np.flatnonzero(label == group)]

@@ -130,15 +130,16 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
     level, basis = torch.linalg.eigh(H @ H.mH / H.shape[-1])
     turned = torch.view_as_real(data @ basis.conj()).square().sum(-1).mean(dim=1)  # [S, M]
     level = (level.clamp_min(0) / level.mean(dim=-1, keepdim=True)).expand_as(turned)
-    rho, noise = (power / 2)[:, None], (power / 2)[:, None]
-    silent = (power <= 0)[:, None]
+    silent = power <= 0
+    turned = torch.where(silent[:, None], 1, turned)[:, None]  # [S, 1, M]
+    # Rows of noise and of the diffuse field, [S, 2, M], and their powers, [S, 1, 2].
+    rows = torch.stack((torch.ones_like(level), level), dim=1)
+    powers = torch.where(silent, 1, power / 2)[:, None, None].expand(-1, 1, 2)
     for _ in range(_STEPS):
-        inverse = torch.addcmul(noise, rho, level).masked_fill(silent, 1).reciprocal()
-        pull = turned * inverse.square()
-        noise = noise * (pull.sum(1, keepdim=True) / inverse.sum(1, keepdim=True)).sqrt()
-        pull, inverse = pull * level, inverse * level
-        rho = rho * (pull.sum(1, keepdim=True) / inverse.sum(1, keepdim=True)).sqrt()
-    return noise[:, 0]
+        inverse = powers.bmm(rows).reciprocal()
+        ratio = (turned * inverse.square()).bmm(rows.mT) / inverse.bmm(rows.mT)
+        powers = powers * ratio.sqrt()
+    return torch.where(silent, 0, powers[:, 0, 0])
 
 
 def noise_of(recording: Recording) -> Float[Tensor, "S"]:
