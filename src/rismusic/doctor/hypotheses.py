@@ -13,7 +13,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -409,21 +410,31 @@ def _other_numbers(number: float) -> list[float]:
 
 
 def _fitting(usual: float, share: Callable[[float], float | None]) -> Iterator[float]:
-    """Other numbers with the observed value: usual mistakes, or what bisection finds between two of them."""
+    """Other numbers with the observed value: usual mistakes, or a root between two of them."""
     points = [(n, s) for n in _other_numbers(usual) if (s := share(n)) is not None]
     right = [number for number, s in points if abs(s) < 1e-3]
     yield from right
     points = sorted([(usual, -1.0), *points])
     for (high, g), (low, f) in itertools.pairwise(points[::-1]) if not right else ():
-        if not f * g < 0:
-            continue
-        for _ in range(40):
-            middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
-            h = share(middle)
-            if h is None:
-                break
-            low, high, f = (middle, high, h) if h * f > 0 else (low, middle, f)
-        yield (low + high) / 2
+        if f * g < 0:
+            with suppress(_NoRootError, RuntimeError):  # brentq's RuntimeError: a jump has no root
+                if low > 0:
+                    yield math.exp(_root(lambda t: share(math.exp(t)), math.log(low), math.log(high)))
+                else:
+                    yield _root(share, low, high)
+
+
+class _NoRootError(Exception):
+    """A function has no value between two numbers."""
+
+
+def _root(function: Callable[[float], float | None], low: float, high: float) -> float:
+    def value(x: float) -> float:
+        if (found := function(x)) is None:
+            raise _NoRootError
+        return found
+
+    return float(brentq(value, low, high, xtol=1e-12, rtol=1e-10, maxiter=20))
 
 
 def _source(site: Site) -> str:
