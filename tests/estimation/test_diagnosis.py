@@ -76,7 +76,7 @@ def test_a_panel_that_errs_makes_no_sources(erring):
 
 
 def test_the_panel_error_of_a_scene_stays_beside_sound_scenes(erring):
-    sound = blind(simulate(scenes=20, sources=(1, 2), snr_db=20, seed=3))
+    sound = blind(simulate(scenes=6, sources=(1, 2), snr_db=20, seed=3))
     mixed = Recording.concatenate([erring, sound])
     found = locate(mixed, method="omp")
     assert [float(error) > 0 for error in found.panel_error] == said_notes(
@@ -237,16 +237,16 @@ def test_coherent_sources_are_named_in_one_sentence():
 
 def test_interference_in_one_snapshot_is_named():
     """Surplus sources take it: they send in that snapshot only."""
-    made = blind(simulate(scenes=4, sources=2, snr_db=15, seed=9))
+    made = blind(simulate(scenes=2, sources=2, snr_db=15, seed=9))
     assert not any(said(locate(made, method="omp"), "interference"))
     burst = made.snapshots.clone()
     level = burst.abs().square().mean((1, 2)).sqrt()
-    burst[:, 5] += 8 * level[:, None] * torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+    burst[:, 5] += 8 * level[:, None] * torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
     found = locate(replace(made, snapshots=burst), method="omp")
     named = [any("snapshot 5" in one and "noise impulsive" in one for one in each) for each in found.reasons]
-    assert named == [True] * 4
+    assert named == [True] * 2
     cured = locate(replace(made, snapshots=burst), method="omp", noise="impulsive")
-    assert cured.n_sources.tolist() == [2] * 4
+    assert cured.n_sources.tolist() == [2] * 2
 
 
 def test_paths_of_one_source_are_named():

@@ -14,7 +14,7 @@ import rismusic
 
 SCRIPT = """
 import sys, numpy, torch, rismusic
-recording = rismusic.load_sample("ideal_10dB")[:4]
+recording = rismusic.load_sample("ideal_10dB")[:2]
 for threads, path in enumerate(sys.argv[1:], 1):
     torch.set_num_threads(threads)
     values = {}
