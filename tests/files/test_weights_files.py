@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -81,6 +82,16 @@ def test_headers_are_bounded(tmp_path):
         path.write_bytes(head)
         with pytest.raises(InputError, match="is not a safetensors file"):
             load_network(path)
+
+
+def test_a_padded_file_is_not_read(tmp_path):
+    """A sparse file of 3 GB takes no room on the disk, but as much memory as it is long."""
+    path = altered(tmp_path / "w.safetensors")
+    os.truncate(path, 3 * 10**9)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="is not a safetensors file, or it is truncated"):
+        load_network(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024  # KiB
 
 
 def test_parts_with_wrong_content_are_computed_again(tmp_path):

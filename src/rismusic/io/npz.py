@@ -54,7 +54,7 @@ class NpzStore(Store):
             raise InputError(name, "is encrypted in the archive; store it without encryption")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(
-                name, "is compressed by another method than deflate, as numpy.savez_compressed does"
+                name, "is compressed by another method than deflate, which NumPy's savez_compressed uses"
             )
         with understood(name, "must be an array in NumPy's format"):
             member = NpzMember(self, info)
