@@ -307,7 +307,8 @@ def test_passwords_are_redacted(text, redacted):
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize(
-    "content", ["{", '{"spec": {}}', '{"spec": {"x": 1}, "space": {}, "trials": 1}', "3"]
+    "content",
+    ["{", '{"spec": {}}', '{"spec": {"x": 1}, "space": {}, "trials": 1}', "3", "[" * 900 + "]" * 900],
 )
 def test_a_study_with_damaged_settings_is_one_sentence(tmp_path, content):
     path = tmp_path / "study.db"
@@ -328,6 +329,10 @@ def test_a_study_with_damaged_settings_is_one_sentence(tmp_path, content):
         (
             "UPDATE trial_user_attributes SET value_json = '{\"hits\": [{}]}'",
             "trial 0 of study 'NAME' is damaged",
+        ),
+        (
+            f"UPDATE trial_user_attributes SET value_json = '{'[' * 900}{']' * 900}'",
+            "is damaged: a value of a study or a trial cannot be read",
         ),
         ("DELETE FROM trial_user_attributes", "it is complete, but has no evaluation"),
         ("UPDATE trials SET state = x'ff'", "is damaged: a value of a study or a trial cannot be read"),

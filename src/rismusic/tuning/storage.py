@@ -260,14 +260,15 @@ def _columns_of_new() -> dict[str, dict[str, bool]]:
 
 
 def _read_all(opened: RDBStorage, shown: URL) -> None:
-    """Read all trials once.
+    """Read and copy all studies and trials once, as Optuna does later.
 
     Raises:
-        InputError: something cannot be read.
+        InputError: something cannot be read or copied.
     """
     try:
         for study in opened.get_all_studies():
-            opened.get_all_trials(study._study_id, deepcopy=False)
+            copy.deepcopy(study.user_attrs)
+            opened.get_all_trials(study._study_id)
     except (StorageInternalError, SQLAlchemyError):
         raise
     except Exception as error:  # Optuna raises nearly everything on damaged values
