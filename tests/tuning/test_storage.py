@@ -15,7 +15,8 @@ import pytest
 
 from rismusic.errors import InputError
 from rismusic.text import redact
-from rismusic.tuning.spec import TuneSpec, load_space
+from rismusic.tuning.objective import Evaluation
+from rismusic.tuning.spec import TuneSpec, apply, load_space
 from rismusic.tuning.storage import create_storage, open_storage, quiet
 from rismusic.tuning.study import _settings, tune
 
@@ -361,3 +362,15 @@ def test_sqlalchemy_prints_no_trace_when_ctrl_c_has_broken_a_connection():
     with quiet():
         assert not log.isEnabledFor(logging.ERROR)
     assert log.isEnabledFor(logging.ERROR)
+
+
+def test_an_evaluation_with_more_than_was_stored_is_read():
+    """What another version adds to a record is left out."""
+    stored = {"hits": [1], "true": [2], "estimated": [1], "gospa_m": [0.5], "extra": True}
+    trial = optuna.trial.create_trial(value=1.0, user_attrs={"test": stored})
+    assert Evaluation.of(trial, "test") == Evaluation((1,), (2,), (1,), (0.5,))
+
+
+def test_a_value_of_an_unknown_parameter_is_one_sentence():
+    with pytest.raises(InputError, match="^oddity: is not a parameter of the search space"):
+        apply(TuneSpec().locate, load_space("narrow").locate, {"oddity": 1})

@@ -102,7 +102,8 @@ class Evaluation:
     @classmethod
     def of(cls, trial: FrozenTrial, name: str) -> Evaluation:
         """Read an evaluation that :meth:`store` has written."""
-        return cls(**{field: tuple(values) for field, values in trial.user_attrs[name].items()})
+        held = _EvaluationRecord.model_validate(trial.user_attrs[name])
+        return cls(**{field: tuple(values) for field, values in held.model_dump().items()})
 
 
 class _EpochRecord(Record):

@@ -151,6 +151,8 @@ def apply(spec: S, parameters: Mapping[str, Parameter], values: Values) -> S:
     """
     tree: dict[str, Any] = {}
     for name, value in values.items():
+        if name not in parameters:
+            raise InputError(name, "is not a parameter of the search space")
         for each in (name, *parameters[name].also):
             *parents, last = each.split(".")
             branch = tree
