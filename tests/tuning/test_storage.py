@@ -372,5 +372,5 @@ def test_an_evaluation_with_more_than_was_stored_is_read():
 
 
 def test_a_value_of_an_unknown_parameter_is_one_sentence():
-    with pytest.raises(InputError, match="^oddity: is not a parameter of the search space"):
+    with pytest.raises(InputError, match=r"^oddity: is not a parameter of the search space"):
         apply(TuneSpec().locate, load_space("narrow").locate, {"oddity": 1})
