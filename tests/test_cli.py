@@ -424,7 +424,14 @@ def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
     assert int((tmp_path / "n").read_text()) > 2
 
 
-def test_characters_that_the_terminal_lacks_are_replaced(samples):
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "xx_YY.bad", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # the POSIX locale
+    ],
+)
+def test_characters_that_the_terminal_lacks_are_replaced(environment, samples):
     program = [
         sys.executable,
         "-m",
@@ -436,7 +443,7 @@ def test_characters_that_the_terminal_lacks_are_replaced(samples):
         "--scene",
         "0",
     ]
-    done = subprocess.run(program, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    done = subprocess.run(program, env={**os.environ, **environment}, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert b"?" in done.stdout
 
