@@ -125,7 +125,7 @@ class Locate(Command):
     report_scenes: Count = 8
     """Number of scenes that the report shows in full (fewer if it would exceed 1 MB)."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes; 0: one thread per core."""
+    """Worker processes; 0: a thread per core."""
     cluster: Annotated[str | None, Option("ADDRESS")] = None
     """Use the workers of a Dask cluster, such as tcp://host:8786, not processes of this machine."""
     device: str = "cpu"
