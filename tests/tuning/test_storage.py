@@ -364,6 +364,17 @@ def test_sqlalchemy_prints_no_trace_when_ctrl_c_has_broken_a_connection():
     assert log.isEnabledFor(logging.ERROR)
 
 
+@pytest.mark.parametrize("name", ["out", "storage"])
+def test_names_that_are_no_text_are_one_sentence(name, tmp_path):
+    """SQLAlchemy has no form for bytes that are not UTF-8, which file systems allow."""
+    names = {"out": tmp_path / "out", name: f"{tmp_path}/\udc80"}
+    with pytest.raises(
+        InputError, match="^storage: the name of the database or its folder is not valid UTF-8"
+    ):
+        tune(**names, trials=1, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_evaluation_with_more_than_was_stored_is_read():
     """What another version adds to a record is left out."""
     stored = {"hits": [1], "true": [2], "estimated": [1], "gospa_m": [0.5], "extra": True}

@@ -139,6 +139,10 @@ def _state_of_server(url: URL) -> State:
 
 def _url(storage: str | None, folder: Path) -> URL:
     """URL of a storage."""
+    try:
+        str(folder if storage is None else storage).encode()
+    except UnicodeEncodeError:
+        raise InputError("storage", "the name of the database or its folder is not valid UTF-8") from None
     if storage is None or "://" not in storage:
         return URL.create("sqlite", database=str(folder / DATABASE if storage is None else storage))
     try:
