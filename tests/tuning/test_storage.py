@@ -369,7 +369,7 @@ def test_names_that_are_no_text_are_one_sentence(name, tmp_path):
     """SQLAlchemy has no form for bytes that are not UTF-8, which file systems allow."""
     names = {"out": tmp_path / "out", name: f"{tmp_path}/\udc80"}
     with pytest.raises(
-        InputError, match="^storage: the name of the database or its folder is not valid UTF-8"
+        InputError, match=r"^storage: the name of the database or its folder is not valid UTF-8"
     ):
         tune(**names, trials=1, device="cpu")
     assert list(tmp_path.iterdir()) == []
