@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import matplotlib
@@ -142,3 +145,15 @@ def test_bound_table_falls_with_snr_and_rises_with_sources():
     stds = {(row.sources, row.snr_db): row.azimuth_std_deg for row in rows}
     assert stds[1, 0.0] == pytest.approx(10 * stds[1, 20.0], rel=1e-3)
     assert stds[3, 0.0] > stds[1, 0.0]
+
+
+def test_a_matplotlib_with_wrong_settings_is_one_sentence(tmp_path):
+    """``MPLBACKEND`` is read when matplotlib is imported; the command line needs none."""
+    program = "from rismusic.plots import check_matplotlib; check_matplotlib()"
+    environment = {**os.environ, "MPLBACKEND": "nope"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "InputError: plot: matplotlib cannot be imported: Key backend: 'nope'" in done.stderr
+    plain = [sys.executable, "-m", "rismusic", "bound", "--sources", "1", "--snr-db", "10", "--scenes", "2"]
+    done = subprocess.run([*plain, "--plot", tmp_path / "a.png"], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").exists()

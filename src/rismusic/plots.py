@@ -61,7 +61,7 @@ def check_matplotlib() -> None:
     """Check that matplotlib can be imported, before work is done for a plot.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: matplotlib is not installed, or its settings are wrong.
     """
     try:
         import matplotlib.figure  # noqa: F401
@@ -69,6 +69,8 @@ def check_matplotlib() -> None:
         raise InputError(
             "plot", "plots need matplotlib, which is not installed: pip install 'rismusic[report]'"
         ) from None
+    except ValueError as error:  # of the variable MPLBACKEND
+        raise InputError("plot", f"matplotlib cannot be imported: {error}") from None
 
 
 @contextmanager

@@ -79,6 +79,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning make a busy machine ten times slower; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     prepare_streams()
+    os.environ["MPLBACKEND"] = "agg"  # figures are written to files; a backend of the user may not exist
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it cannot keep its list of fonts, and such
     args = list(sys.argv[1:] if args is None else args)
     try:
