@@ -251,6 +251,18 @@ PLANTED = [
     ("TERMS", "loss subspace", function(subspace_leakage, lambda original, R, Q: original(R, Q) ** 0.5)),
     (
         "DRAWS",
+        "distribution of the SNRs",
+        method(
+            Simulator,
+            "_receive",
+            lambda original, self, *given: original(
+                _with_snr(self, [0.65 * a + 0.35 * b for a, b in (self.spec.snr_db, self.spec.snr_db[::-1])]),
+                *given,
+            ),
+        ),
+    ),
+    (
+        "DRAWS",
         "mean SNR",
         method(
             Simulator,

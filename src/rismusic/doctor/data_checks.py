@@ -37,6 +37,8 @@ _ERRORS = 6.0
 _FEWEST_PAIRS = 64
 # Scenes for each number of sources, from which one that never occurs is missing.
 _SCENES_OF_EACH = 24
+# Probability of a distribution that is found wrong by chance.
+_CHANCE = 1e-6
 # Standard deviation of a uniform distribution over half its width.
 _UNIFORM = 1 / math.sqrt(3)
 
@@ -507,6 +509,15 @@ def _pair_findings(case: Case) -> list[Finding]:
     return findings
 
 
+def _uniform_distance(values: Tensor, low: float, high: float) -> float:
+    """Largest distance of the cumulative distribution of some values from that between two limits."""
+    if high <= low:
+        return 0.0
+    expected = ((values.sort().values - low) / (high - low)).clamp(0, 1)
+    step = torch.arange(len(values) + 1, dtype=expected.dtype) / len(values)
+    return float(torch.maximum(step[1:] - expected, expected - step[:-1]).max())
+
+
 def _level_findings(case: Case) -> list[Finding]:
     """Mean and spread of the SNR; shape of noise and symbols."""
     spec = case.spec.system
@@ -560,6 +571,13 @@ def _level_findings(case: Case) -> list[Finding]:
             _ERRORS,
             f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have "
             f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB){cause}.",
+        ),
+        at_most(
+            "largest distance of the distribution of the SNRs from a uniform one (Kolmogorov-Smirnov)",
+            _uniform_distance(snr, low, high),
+            math.sqrt(math.log(2 / _CHANCE) / (2 * len(snr))),
+            f"the SNRs of the scenes, {float(snr.min()):.1f} to {float(snr.max()):.1f} dB, are not spread "
+            f"evenly over {low:g} to {high:g} dB: a part of the range is left out or favoured.",
         ),
         at_most(
             "fourth moment of the noise over that of a circular Gaussian, distance from 1",
