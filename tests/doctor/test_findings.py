@@ -18,6 +18,7 @@ from rismusic.doctor import hypotheses
 from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, run_check
 from rismusic.doctor.report import Diagnosis
+from rismusic.estimation.grid import Volume
 from rismusic.nn.data import TrainingScenes, beta_at
 from rismusic.nn.learner import Learner, parameter_groups
 from rismusic.nn.losses import (
@@ -161,6 +162,15 @@ def deaf(recording):
 KNOWN = {fault.name: fault.plant for fault in FAULTS}
 PLANTED = [
     ("TRUTH", "lower limit", simulated(lambda r: replace(r, noise_variance=2 * r.noise_variance))),
+    (
+        "POSITIONS",
+        "nearest row of the search grid",
+        method(
+            Volume,
+            "from_spec",
+            lambda original, *given: replace(v := original(*given), azimuth_max=v.elevation_max),
+        ),
+    ),
     (
         "POSITIONS",
         "distinct labels",

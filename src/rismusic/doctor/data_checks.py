@@ -258,7 +258,15 @@ def check_positions(case: Case) -> Report:
     grid = case.learner.grid
     axes = zip(to_cosines(azimuth, elevation, distance), (grid.u_x, grid.u_y, grid.q), grid.step, strict=True)
     off = [(value[:, None] - axis.double().cpu()).abs().amin(1) / step for value, axis, step in axes]
+    beyond = {name: float(value.max()) for name, value in zip(("u_x", "u_y", "1/range"), off, strict=True)}
+    worst = max(beyond, key=lambda name: beyond[name])
     findings += [
+        at_most(
+            "largest distance of a true source from the nearest row of the search grid, in grid steps",
+            beyond[worst],
+            0.75,
+            f"the search grid does not reach all sources in {worst}: its limits are not those of the scenes.",
+        ),
         at_most(
             "share of the true sources on a point of the search grid",
             float((torch.stack(off) < _ON_GRID).all(0).double().mean()),
