@@ -54,6 +54,7 @@ from rismusic.estimation.likelihood import conditional_cost, sufficient_statisti
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, fit_powers, refine, unpack
 from rismusic.estimation.model_order import log_evidence
 from rismusic.estimation.noise import most_sources
+from rismusic.estimation.signal_model import as_fitted
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -76,18 +77,6 @@ def unexplained_share(recording: Recording, sources: Sources) -> Float[Tensor, "
     M, K = recording.snapshots.shape[-1], sources.active.sum(-1)
     share = conditional_cost(at) / at.energy.sum(1) * M / (M - K).clamp_min(1)
     return torch.where(K < M, share, 0)
-
-
-def as_fitted(recording: Recording) -> Recording:
-    """The stacked recording, with all of its data.
-
-    For a directly sampled array with constant symbols, stacking would leave out what holds noise only;
-    likelihoods of several models are comparable for the same data only.
-    """
-    if recording.symbols == "constant" and recording.codes is None and not recording.is_stacked:
-        y = recording.snapshots
-        recording = replace(recording, codes=y.new_ones(y.shape[-2], len(recording.elements)))
-    return recording.stacked()
 
 
 def compared(recording: Recording) -> Iterator[tuple[str, Float[Tensor, "S"], Float[Tensor, "S"]]]:

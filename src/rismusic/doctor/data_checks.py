@@ -11,6 +11,7 @@ from functools import partial
 from itertools import chain
 
 import torch
+from scipy.stats import kstest
 from torch import Tensor
 
 from rismusic.array import Panel
@@ -517,15 +518,6 @@ def _pair_findings(case: Case) -> list[Finding]:
     return findings
 
 
-def _uniform_distance(values: Tensor, low: float, high: float) -> float:
-    """Largest distance of the cumulative distribution of some values from that between two limits."""
-    if high <= low:
-        return 0.0
-    expected = ((values.sort().values - low) / (high - low)).clamp(0, 1)
-    step = torch.arange(len(values) + 1, dtype=expected.dtype) / len(values)
-    return float(torch.maximum(step[1:] - expected, expected - step[:-1]).max())
-
-
 def _level_findings(case: Case) -> list[Finding]:
     """Mean and spread of the SNR; shape of noise and symbols."""
     spec = case.spec.system
@@ -582,7 +574,7 @@ def _level_findings(case: Case) -> list[Finding]:
         ),
         at_most(
             "largest distance of the distribution of the SNRs from a uniform one (Kolmogorov-Smirnov)",
-            _uniform_distance(snr, low, high),
+            float(kstest((snr - low) / (high - low), "uniform").statistic) if high > low else 0.0,
             math.sqrt(math.log(2 / _CHANCE) / (2 * len(snr))),
             f"the SNRs of the scenes, {float(snr.min()):.1f} to {float(snr.max()):.1f} dB, are not spread "
             f"evenly over {low:g} to {high:g} dB: a part of the range is left out or favoured.",

@@ -165,20 +165,22 @@ def diagnosed(
     if recording.pilots is None and len(spec.unknowns) == len(POSITION):
         estimate = _with_pairs(recording, estimate, spec)
     estimate = _with_reasons(recording, estimate, n_sources, spec)
-    small = recording.panel.size <= MAX_ELEMENTS and as_recorded.frequencies is None
-    if as_recorded.has_coherent_symbols and small:
-        p_value = free_symbols_p_value(as_recorded, estimate.sources, spec)
-        text = (
-            f"free symbols explain the data better than {as_recorded.symbols} ones: try --symbols independent"
-        )
-        if as_recorded.pilots is not None:
-            text += ", or check order and conjugation of the pilots"
-        unexplained = p_value < _OTHER_SYMBOLS
-        if estimate.panel_error is not None:  # free symbols absorb some of it
-            unexplained &= estimate.panel_error == 0
-        for scene in unexplained.nonzero()[:, 0].tolist():
-            estimate.warnings[scene].append(Reason(text, "symbols_free"))
-    return estimate
+    return _with_free_symbols(as_recorded, estimate, spec) if as_recorded.has_coherent_symbols else estimate
+
+
+def _with_free_symbols(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
+    """Add scenes that symbols free in every snapshot explain better than the recorded model of them."""
+    if recording.panel.size > MAX_ELEMENTS or recording.frequencies is not None:
+        return estimate
+    unexplained = free_symbols_p_value(recording, estimate.sources, spec) < _OTHER_SYMBOLS
+    if estimate.panel_error is not None:  # free symbols absorb some of it
+        unexplained &= estimate.panel_error == 0
+    text = f"free symbols explain the data better than {recording.symbols} ones: try --symbols independent"
+    if recording.pilots is not None:
+        text += ", or check order and conjugation of the pilots"
+    reason = Reason(text, "symbols_free")
+    warnings = zip(estimate.warnings, unexplained.tolist(), strict=True)
+    return replace(estimate, warnings=[[*one, reason] if add else one for one, add in warnings])
 
 
 def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:

@@ -35,6 +35,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib import import_module
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -194,8 +195,8 @@ def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | Non
         sources: positions [S, K] near maximum likelihood; NaN where there is no source. K < M.
         volume: the search volume. Without one, all coordinates count as free.
     """
-    as_received = not recording.is_stacked and recording.stacked() is recording
-    recording = recording.stacked()
+    given, recording = recording, recording.stacked()
+    as_received = recording is given and not given.is_stacked
     positions, active = unpack(sources, recording)
     parts, causes = [], []
     for block in scene_blocks(recording, 8 * active.shape[1]):
@@ -236,19 +237,18 @@ def _outlier(recording: Recording, off: Projection) -> str:
         e, dimensions = energy.sum(axis).numpy(force=True), 2 * left.sum(axis).numpy(force=True)
         if (dimensions < 1).any() or len(e) < _FEWEST_ROWS:
             continue
-        mean = e / dimensions
-        first, second = (-mean).argsort()[:2]
-        others = np.arange(len(e)) != first
-        ratio = mean[first] * dimensions[others].sum() / e[others].sum()
-        p = len(e) * f_distribution.sf(ratio, dimensions[first], dimensions[others].sum())
-        others[second] = False
-        next_ratio = mean[second] * dimensions[others].sum() / e[others].sum()
-        p_next = len(e) * f_distribution.sf(next_ratio, dimensions[second], dimensions[others].sum())
-        if p < _OUTLIER < _HOMOGENEOUS < p_next:
-            found[noun] = (p, int(first), ratio)
+        mean, others, steps = e / dimensions, np.full(len(e), True), []
+        for row in (-mean).argsort()[:2]:
+            others[row] = False
+            rest_dimensions = dimensions[others].sum()
+            ratio = mean[row] * rest_dimensions / e[others].sum()
+            p = len(e) * f_distribution.sf(ratio, dimensions[row], rest_dimensions)
+            steps.append((p, int(row), ratio))
+        if steps[0][0] < _OUTLIER < _HOMOGENEOUS < steps[1][0]:
+            found[noun] = steps[0]
     if not found:
         return ""
-    noun, (_, number, ratio) = min(found.items(), key=lambda one: one[1][0])
+    noun, (_, number, ratio) = min(found.items(), key=itemgetter(1))
     advice = {
         "antenna": "it may be dead, loud or wrongly calibrated; leave it out",
         "snapshot": "interference, or another RIS configuration than recorded; leave it out, or try "

@@ -8,6 +8,7 @@ models are compared by the log evidence of their fits
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,8 @@ from rismusic.spec import LocateSpec, SymbolModel, Wave
 
 # Scenes that are fitted, evenly spread over the recording, and sources in each.
 _SCENES, _SOURCES = 8, 3
+# Settings of these fits.
+_QUICK: dict[str, Any] = {"method": "omp", "criterion": "conditional", "oversampling": 1.6}
 # Smallest noise variance of an output, over the median of all outputs.
 _LEAST_NOISE = 0.01
 
@@ -112,6 +115,18 @@ def with_output_noise(recording: Recording, sources: Sources) -> Recording:
     return replace(recording, noise_variance=None, noise_covariance=covariance)
 
 
+def as_fitted(recording: Recording) -> Recording:
+    """The stacked recording, with all of its data.
+
+    For a directly sampled array with constant symbols, stacking would leave out what holds noise only;
+    likelihoods of several models are comparable for the same data only.
+    """
+    if recording.symbols == "constant" and recording.codes is None and not recording.is_stacked:
+        y = recording.snapshots
+        recording = replace(recording, codes=y.new_ones(y.shape[-2], len(recording.elements)))
+    return recording.stacked()
+
+
 def evidence_of_waves(recording: Recording, spec: LocateSpec | None = None) -> dict[Wave, float]:
     """Log evidence (nats) of each form of the wave, summed over some scenes; larger is more probable.
 
@@ -133,14 +148,10 @@ def evidence_of_symbols(recording: Recording, spec: LocateSpec | None = None) ->
         recording: S scenes; its model of the symbols is not used.
         spec: the search volume; the default one if none.
     """
-    some = replace(_some_scenes(recording), symbols="independent", pilots=None)
-    if some.codes is None:
-        # Constant symbols would leave out the snapshots that hold noise only; all data are to be compared.
-        y = some.snapshots
-        some = replace(some, codes=y.new_ones(y.shape[-2], y.shape[-1]))
+    some = replace(_some_scenes(recording), pilots=None)
     models: tuple[SymbolModel, ...] = ("independent", "constant")
     return {
-        model: float(_evidence(replace(some, symbols=model).stacked(), spec or LocateSpec()).sum())
+        model: float(_evidence(as_fitted(replace(some, symbols=model)), spec or LocateSpec()).sum())
         for model in models
     }
 
@@ -168,17 +179,14 @@ def free_symbols_p_value(recording: Recording, sources: Sources, spec: LocateSpe
     """
     from scipy.stats import f as f_distribution  # takes long to import
 
-    if recording.codes is None:  # constant symbols would leave out the snapshots that hold noise only
-        y = recording.snapshots
-        recording = replace(recording, codes=y.new_ones(y.shape[-2], y.shape[-1]))
-    as_recorded = recording.stacked()
+    as_recorded = as_fitted(recording)
     free = replace(recording, symbols="independent", pilots=None).stacked()
     count = sources.active.sum(-1).clamp_min(1)
     p_value = torch.full((len(recording),), torch.nan, dtype=torch.float64, device=count.device)
     some = (count <= most_sources(free, Volume.from_spec(spec))).nonzero()[:, 0]
     if len(some) == 0 or free.snapshots.shape[1] < 2:
         return p_value
-    quick = spec.replace(method="omp", criterion="conditional", oversampling=1.6)
+    quick = spec.replace(**_QUICK)
     grid = searched_grid(free, quick)
     searched = fit_known(free[some], count[some], grid, quick).sources
     here = sources.each(lambda value: value[some])
@@ -207,7 +215,7 @@ def _some_scenes(recording: Recording) -> Recording:
 
 def _evidence(recording: Recording, spec: LocateSpec) -> Float[Tensor, "S"]:
     """Log evidence of the most probable number of sources, 0 to 3."""
-    quick = spec.replace(method="omp", criterion="conditional", oversampling=1.6)
+    quick = spec.replace(**_QUICK)
     grid = searched_grid(recording, quick)
     values = []
     for count in range(min(_SOURCES, most_sources(recording, grid.volume), spec.sources_max) + 1):
