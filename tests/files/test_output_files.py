@@ -195,6 +195,13 @@ def test_a_read_only_folder_is_named_before_work_starts(tmp_path):
     os.close(ours)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's folder of processes")
+def test_a_folder_that_takes_no_files_is_named_before_work_starts():
+    """Root may write to it by its permissions."""
+    with pytest.raises(InputError, match=r"^/proc/a\.csv: cannot be written"):
+        check_output(Path("/proc/a.csv"), overwrite=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_sigterm_is_ctrl_c(number, tmp_path):
     """A simulation that is terminated leaves nothing behind and ends as an interrupted one."""
