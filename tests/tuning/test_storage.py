@@ -385,12 +385,16 @@ def test_a_trial_whose_values_do_not_suit_the_settings_is_one_sentence(tmp_path)
         study.add_trial(
             optuna.trial.create_trial(
                 value=1.0,
-                params={"network.width": "wide"},
-                distributions={"network.width": optuna.distributions.CategoricalDistribution(["wide", 8])},
+                params={"backbone_learning_rate": "fast"},
+                distributions={
+                    "backbone_learning_rate": optuna.distributions.CategoricalDistribution(["fast", 1.0])
+                },
                 user_attrs={"evaluation": evaluation, "epochs": [epoch], "job": "0"},
             )
         )
-    with pytest.raises(InputError, match=rf"^network\.width: expected an integer.*{re.escape(str(path))}"):
+    with pytest.raises(
+        InputError, match=rf"^backbone_learning_rate: expected a number.*{re.escape(str(path))}"
+    ):
         tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")
 
 

@@ -157,6 +157,10 @@ def _run(args: Sequence[str]) -> int:
         return 0
     command = parse(args, COMMANDS)
     command.check_files()
+    if "RISMUSIC_MEMORY_BUDGET_MIB" in os.environ:
+        from rismusic.devices import check_memory_budget
+
+        check_memory_budget()
     return command.run()
 
 
