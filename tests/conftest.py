@@ -13,15 +13,16 @@ import jaxtyping
 import pytest
 import torch
 from filelock import FileLock
-from jaxtyping import config, install_import_hook
+from jaxtyping import AbstractArray, config, install_import_hook
 
-from shape_checks import jaxtyped
+from shape_checks import fits, jaxtyped
 
 if "fcntl" in os.environ.get("HIDDEN_MODULES", ""):  # make test-no-fcntl
     with pytest.raises(ModuleNotFoundError, match="is hidden by the tests"):
         importlib.import_module("fcntl")
 
 jaxtyping.jaxtyped = jaxtyped  # what the hook decorates with
+type(AbstractArray).__instancecheck__ = fits
 install_import_hook("rismusic", "beartype.beartype")
 torch.set_num_threads(1)
 
