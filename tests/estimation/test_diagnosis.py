@@ -121,12 +121,14 @@ def test_a_panel_that_errs_makes_no_sources_of_correlated_symbols():
 def test_a_panel_that_errs_makes_no_sources_of_subcarriers():
     wideband = {"wideband": {"subcarriers": 8, "bandwidth_hz": 20e6}, "codebook": {"snapshots": 4}}
     made = simulate(scenes=2, sources=2, snr_db=20, hardware={"dead_fraction": 0.06}, seed=3, **wideband)
-    trusted, found = (locate(blind(made), method="omp", panel_error=error) for error in (0.0, "auto"))
+    trusted, found = (
+        locate(blind(made), method="omp", sources_max=3, panel_error=error) for error in (0.0, "auto")
+    )
     assert (trusted.n_sources > 2).any()
     assert (found.n_sources == 2).all()
     assert (found.panel_error > 0.05).all()
     sound = simulate(scenes=2, sources=2, snr_db=20, seed=3, **wideband)
-    assert (locate(blind(sound), method="omp").panel_error == 0).all()
+    assert (locate(blind(sound), method="omp", sources_max=3).panel_error == 0).all()
 
 
 def test_one_antenna_sees_a_source_outside_the_volume():
@@ -156,10 +158,10 @@ def test_a_wave_or_a_source_outside_is_found_for_other_symbols_and_frequencies()
         near = {**model.get("scene", {}), "range_min_m": 0.4, "range_max_m": 0.8}
         settings = {**system, **model, "scene": near, "panel": {**system["panel"], "wave": "paraxial"}}
         made = blind(simulate(scenes=1, sources=1, snr_db=30, seed=7, **settings), wave="spherical")
-        assert said(locate(made, method="omp"), "a paraxial wave explains"), model
+        assert said(locate(made, method="omp", sources_max=2), "a paraxial wave explains"), model
         outside = Sources.from_degrees([[75.0]], [[5.0]], [[3.0]])
         made = blind(simulate(sources=outside, snr_db=20, seed=7, **system, **model))
-        found = locate(made, method="omp")
+        found = locate(made, method="omp", sources_max=2)
         assert said(found, "outside the search volume"), model
         assert float(found.azimuth_deg[0, 0]) == pytest.approx(75, abs=1.5)
 
@@ -196,7 +198,7 @@ def test_configurations_of_other_snapshots_fail():
 
 def test_sources_outside_the_search_volume_are_located():
     sources = Sources.from_degrees([[75.0], [10.0]], [[5.0], [10.0]], [[3.0], [1e4]])
-    found = locate(blind(simulate(sources=sources, snr_db=20, seed=6)), method="omp")
+    found = locate(blind(simulate(sources=sources, snr_db=20, seed=6)), method="omp", sources_max=2)
     assert found.n_sources.tolist() == [1, 1]
     assert found.azimuth_deg[:, 0].tolist() == pytest.approx([75, 10], abs=1.0)
     assert float(found.range_m[1, 0]) > 10
@@ -234,14 +236,14 @@ def test_coherent_sources_are_named_in_one_sentence():
 def test_interference_in_one_snapshot_is_named():
     """Surplus sources take it: they send in that snapshot only."""
     made = blind(simulate(scenes=1, sources=2, snr_db=15, seed=9))
-    assert not any(said(locate(made, method="omp"), "interference"))
+    assert not any(said(locate(made, method="omp", sources_max=3), "interference"))
     burst = made.snapshots.clone()
     level = burst.abs().square().mean((1, 2)).sqrt()
     burst[:, 5] += 8 * level[:, None] * torch.randn(1, 16, generator=torch.Generator().manual_seed(1))
-    found = locate(replace(made, snapshots=burst), method="omp")
+    found = locate(replace(made, snapshots=burst), method="omp", sources_max=3)
     named = [any("snapshot 5" in one and "noise impulsive" in one for one in each) for each in found.reasons]
     assert named == [True]
-    cured = locate(replace(made, snapshots=burst), method="omp", noise="impulsive")
+    cured = locate(replace(made, snapshots=burst), method="omp", noise="impulsive", sources_max=3)
     assert cured.n_sources.tolist() == [2]
 
 
@@ -306,8 +308,10 @@ def test_a_sixth_source_is_searched_as_the_others_were_fitted():
 
 def test_another_wave_is_named():
     made = blind(simulate(scenes=4, sources=1, snr_db=20, panel={"wave": "fresnel"}, seed=9))
-    assert all(said(locate(replace(made, wave="spherical"), method="omp"), "try --wave fresnel"))
-    assert not any(said(locate(made, method="omp"), "--wave"))
+    assert all(
+        said(locate(replace(made, wave="spherical"), method="omp", sources_max=2), "try --wave fresnel")
+    )
+    assert not any(said(locate(made, method="omp", sources_max=2), "--wave"))
 
 
 def test_waves_that_the_first_scenes_exclude_are_not_compared_with_the_others(monkeypatch):
