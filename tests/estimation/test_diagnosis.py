@@ -65,12 +65,12 @@ def erring():
 
 @pytest.fixture(scope="module")
 def found_erring(erring):
-    return locate(erring, method="omp")
+    return locate(erring, method="omp", sources_max=3)
 
 
 def test_a_panel_that_errs_makes_no_sources(erring, found_erring):
     true = erring.truth.active.sum(-1)
-    trusted = locate(erring, method="omp", panel_error=0.0)
+    trusted = locate(erring, method="omp", sources_max=3, panel_error=0.0)
     assert (trusted.n_sources != true).sum() >= 3
     found = found_erring
     assert torch.equal(found.n_sources, true)
@@ -83,7 +83,7 @@ def test_a_panel_that_errs_makes_no_sources(erring, found_erring):
 def test_the_panel_error_of_a_scene_stays_beside_sound_scenes(erring):
     sound = blind(simulate(scenes=3, sources=(1, 2), snr_db=20, seed=3))
     mixed = Recording.concatenate([erring[:3], sound])
-    found = locate(mixed, method="omp")
+    found = locate(mixed, method="omp", sources_max=3)
     assert [float(error) > 0 for error in found.panel_error] == said_notes(
         found, "departs from its description"
     )
@@ -99,7 +99,9 @@ def test_a_panel_that_errs_makes_no_sources_of_constant_symbols():
         scene={"symbols": "constant"},
         seed=3,
     )
-    trusted, found = (locate(blind(made), method="omp", panel_error=value) for value in (0.0, "auto"))
+    trusted, found = (
+        locate(blind(made), method="omp", sources_max=3, panel_error=value) for value in (0.0, "auto")
+    )
     assert (trusted.n_sources > 1).all()
     assert found.n_sources.tolist() == [1] * 4
     assert ((found.panel_error > 0.05) & (found.panel_error < 0.5)).all()
@@ -259,13 +261,13 @@ def test_paths_of_one_source_are_named():
 def test_a_source_that_moves_is_one_source():
     made = simulate(scenes=4, sources=1, snr_db=20, seed=21)
     field = along_path(made, 0.3)
-    found = locate(received(made, field), method="omp")
+    found = locate(received(made, field), method="omp", sources_max=3)
     assert found.n_sources.tolist() == [1] * 4
     assert all(said(found, "source 0 moves by about"))
     error = found.sources.azimuth[:, 0].double() - made.truth.azimuth[:, 0].double()
     assert (error.abs() < math.radians(0.2)).all()
     two = blind(simulate(scenes=4, sources=2, snr_db=20, seed=21))
-    assert not any(said(locate(two, method="omp"), "moves"))
+    assert not any(said(locate(two, method="omp", sources_max=3), "moves"))
 
 
 def test_more_sources_than_the_largest_number():
@@ -407,7 +409,7 @@ def test_a_weak_source_in_place_of_a_pair_is_named(monkeypatch):
     recording = blind(simulate(scenes=60, sources=pair, snr_db=10, seed=8))
 
     def silent():
-        found = locate(recording, method="omp")
+        found = locate(recording, method="omp", sources_max=3)
         away = (found.azimuth_deg - 10).abs() > 15
         return sum(bool(away[i].any()) for i, status in enumerate(found.status) if status == "ok")
 
@@ -421,7 +423,9 @@ def test_a_weak_source_in_place_of_a_pair_is_named(monkeypatch):
 
 def test_a_weak_source_that_is_there_is_not_taken_for_a_pair():
     sources = Sources.from_degrees([10.0, -20.0], [4.0, 0.0], [4.0, 3.0], power_db=[0.0, -11.0])
-    found = locate(blind(simulate(scenes=20, sources=sources, snr_db=10, seed=8)), method="omp")
+    found = locate(
+        blind(simulate(scenes=20, sources=sources, snr_db=10, seed=8)), method="omp", sources_max=3
+    )
     assert not any(said(found, "within a beam"))
     assert (found.n_sources == 2).sum() > 10
     # A second source that moves to where the weak one is, is none beside another.
@@ -432,7 +436,7 @@ def test_a_weak_source_that_is_there_is_not_taken_for_a_pair():
 def test_a_weak_source_that_stands_for_a_pair_is_doubtful():
     """Without it, the other source is no point."""
     pair = Sources.from_degrees([9.0, 11.0], [4.0, 4.0], [4.0, 4.0])
-    found = locate(blind(simulate(scenes=100, sources=pair, snr_db=10, seed=9)), method="omp")
+    found = locate(blind(simulate(scenes=100, sources=pair, snr_db=10, seed=9)), method="omp", sources_max=3)
     named = sum(said(found, "may not be there"))
     silent = sum(status == "ok" and K > 1 for status, K in zip(found.status, found.n_sources, strict=True))
     assert named > 3 * silent
