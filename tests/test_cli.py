@@ -225,6 +225,18 @@ BAD = [
     ("locate {samples}/ideal_10dB.h5 --sources 99", "identify at most 14 sources; got 99"),
     ("locate {samples}/ideal_10dB.h5 --sources -1", "sources: expected at least 0, found -1"),
     ("locate {samples}/ideal_10dB.h5 --range-min-m 20", "--range-max-m: expected at least range_min_m = 20"),
+    (
+        "locate {samples}/ideal_10dB.h5 --range-min-m 1e-100",
+        "--range-min-m: expected 1e-06 to 1e+12 m, found 1e-100",
+    ),
+    (
+        "locate {samples}/ideal_10dB.h5 {samples}/ideal_0dB.h5 -o {tmp}/t.csv",
+        "t.csv is the name of a file",
+    ),
+    (
+        "locate {samples}/ideal_10dB.h5 --fuse {samples}/ideal_10dB.h5",
+        "ideal_10dB.h5 is fused already; each panel counts once",
+    ),
     ("locate {samples}/ideal_10dB.h5 --method esprit", "esprit"),
     ("locate {samples}/ideal_10dB.h5 -o {tmp}/a.txt", "the file name must end in .csv or .json"),
     (

@@ -45,6 +45,7 @@ def sources(**change):
         ({"range": [2.0, 3.0]}, "truth/range: NaN .* in the same places as in azimuth"),
         ({"range": [math.inf, math.nan]}, "truth/range: must be finite"),
         ({"range": [2.0, 1.0, 1.0]}, "truth/range: must have the shape of azimuth"),
+        ({"range": [1e300, math.nan]}, r"truth/range: ranges must be 1e-06 to 1e\+12 m; got 1e\+300"),
         ({"power": [0.0, math.nan]}, "truth/power: powers must be positive; got 0"),
     ],
 )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rismusic.array import ArrayLike, Panel, check_tensors, direction, steering, to_tensor
 from rismusic.errors import InputError
+from rismusic.spec import MAX_RANGE_M, MIN_RANGE_M
 from rismusic.text import counted
 from rismusic.units import from_db
 
@@ -248,9 +249,6 @@ class Sources:
         return replace(self, **changed)
 
 
-_MIN_RANGE_M = 1e-6  # the inverse of smaller ones, and its square, may overflow
-
-
 def check_sources(sources: Sources, *, field: str = "truth", behind: bool = False) -> None:
     """Check positions and powers of sources.
 
@@ -282,9 +280,11 @@ def check_sources(sources: Sources, *, field: str = "truth", behind: bool = Fals
         if name in ("range", "power") and (present <= 0).any():
             noun = "ranges must be positive, in metres" if name == "range" else "powers must be positive"
             raise InputError(f"{field}/{name}", f"{noun}; got {float(present.min()):g}")
-        if name == "range" and (present < _MIN_RANGE_M).any():
+        if name == "range" and ((present < MIN_RANGE_M) | (present > MAX_RANGE_M)).any():
             raise InputError(
-                f"{field}/{name}", f"ranges must be at least {_MIN_RANGE_M:g} m; got {float(present.min()):g}"
+                f"{field}/{name}",
+                f"ranges must be {MIN_RANGE_M:g} to {MAX_RANGE_M:g} m; got {float(present.min()):g} to "
+                f"{float(present.max()):g}",
             )
         if behind and name == "azimuth":
             if (present.abs() > _ALL_ROUND).any():

@@ -220,7 +220,17 @@ Wave = Literal["spherical", "uniform", "fresnel", "paraxial"]
 """Form of the wave; see :mod:`rismusic.array`."""
 
 
+MIN_RANGE_M, MAX_RANGE_M = 1e-6, 1e12
+"""Least and largest range of a source; the largest one is that of coordinates in a room, too."""
+
+
 def _check_ranges(section: str, low: float, high: float) -> None:
+    for name, value in (("min", low), ("max", high)):
+        if not MIN_RANGE_M <= value <= MAX_RANGE_M and not math.isinf(value):
+            raise InputError(
+                f"{section}range_{name}_m",
+                f"expected {MIN_RANGE_M:g} to {MAX_RANGE_M:g} m, found {value:g}",
+            )
     if high < low:
         raise InputError(f"{section}range_max_m", f"expected at least range_min_m = {low:g}, found {high:g}")
 

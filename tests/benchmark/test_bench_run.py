@@ -182,6 +182,19 @@ def test_folders_that_are_refused(whole, tmp_path):
             bench(SPEC, out=tmp_path / "new", **settings)
 
 
+def test_damaged_weights_are_refused_before_work(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(InputError, match=r"w\.safetensors"):
+        bench(
+            SPEC,
+            out=tmp_path / "new",
+            workers=1,
+            methods=("hybrid",),
+            locate={"weights": f"{tmp_path}/w.safetensors"},
+        )
+    assert not (tmp_path / "new").exists()
+
+
 def test_known_noise_and_unknown_count_reach_the_methods(monkeypatch):
     asked = []
 

@@ -45,6 +45,13 @@ altered(
     "two elements in one place", "wavelength", "0 wavelengths apart", elements=at(1, value=[-0.15, -0.075, 0])
 )
 
+altered(
+    "noise in another unit",
+    "noise_variance",
+    "cannot have the same unit",
+    noise_variance=lambda v: v * 1e-300,
+)
+
 # Fields that are missing.
 altered("no elements", "elements", "missing; a recording needs elements", "elements")
 altered("no snapshots", "snapshots", "missing; a recording needs snapshots", "snapshots", container="npz")

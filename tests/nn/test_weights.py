@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -50,9 +51,17 @@ def test_without_a_card_the_training_says_it(network, tmp_path):
         card_of(str(path), read_network(path)[1])
 
 
-def test_a_card_of_another_kind_is_refused():
-    with pytest.raises(InputError, match="no valid card or training settings"):
-        card_of("file", {"card": json.dumps({"colour": "blue"})})
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"card": {"colour": "blue"}}, "is required"),
+        ({"training": math.nan}, "a table is needed, not nan"),
+        ({"training": {"system": {}, "network": 3}}, "a value has another type"),
+    ],
+)
+def test_a_card_of_another_kind_is_refused(metadata, reason):
+    with pytest.raises(InputError, match=rf"no valid card or training settings .*{reason}"):
+        card_of("file", {name: json.dumps(value) for name, value in metadata.items()})
 
 
 def test_a_damaged_number_is_noticed(network, tmp_path):

@@ -25,6 +25,7 @@ from rismusic.estimation.spectra import music, rap_music
 from rismusic.files import interrupts_held
 from rismusic.hybrid import locate
 from rismusic.io import Recording
+from rismusic.nn.inference import LoadedNetwork
 from rismusic.nn.spec import weights_path
 from rismusic.parallel import check_workers, run_all, usable_cores
 from rismusic.registry import load_plugins
@@ -81,7 +82,7 @@ def bench(
 
     Raises:
         InputError: a setting is unknown or invalid, the folder holds another benchmark, a worker was killed,
-            or the weights of the hybrid method are missing.
+            or the weights of the hybrid method are missing or damaged.
     """
     chosen = (spec or BenchSpec()).replace(**settings)
     target = None if device is None else device_of(device)
@@ -89,12 +90,15 @@ def bench(
     if workers is None:
         workers = usable_cores() if target is None or target.type == "cpu" else 1
     uses_network = any(parse_method(name).base == "hybrid" for name in chosen.rows)
-    if uses_network and not weights_path(chosen.locate.weights).exists():
+    if uses_network:
         # Without weights locate falls back to a classical method, which must not be reported as hybrid.
-        raise InputError(
-            "locate.weights",
-            f"the hybrid method needs weights, and {chosen.locate.weights!r} is neither installed nor a file",
-        )
+        if not weights_path(chosen.locate.weights).exists():
+            raise InputError(
+                "locate.weights",
+                f"the hybrid method needs weights, and {chosen.locate.weights!r} is neither installed nor a "
+                "file",
+            )
+        LoadedNetwork.load(chosen.locate.weights, torch.device("cpu"))  # refuses damaged ones
     with tempfile.TemporaryDirectory() if out is None else nullcontext(out) as folder:
         store = Store(Path(folder))
         if out is not None:

@@ -20,6 +20,7 @@ from rismusic.checks.fits import BlindFit, TruthFit
 from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.diagnosis import diagnosed
+from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.model_error import can_err
 from rismusic.io import Recording, RecordingFile, open_recording
 from rismusic.spec import LocateSpec
@@ -28,6 +29,8 @@ from rismusic.units import to_db
 
 # Scenes that are located. Singular values of the channel, relative to the largest, that count as none.
 _LOCATED, _NEGLIGIBLE = 4, 1e-3
+# Fewer numbers do not tell the noise variance well enough.
+_NUMBERS_FOR_NOISE = 400
 # Power of the mean snapshot times their number, relative to their power, that chance does not reach.
 _CHANCE = 14.0
 _REMEDY = "run locate, which gives the reasons scene by scene; see the page on departures from the model"
@@ -50,6 +53,11 @@ CHECKS: dict[str, tuple[float, str, str]] = {
         0.0,
         "scenes whose noise_variance exceeds their total power",
         "give E|n|^2 of the complex noise at one receiver output",
+    ),
+    "noise_variance_off": (
+        1.7,
+        "noise_variance is far from the noise beside the sources (factor, either way)",
+        "give E|n|^2 of the complex noise at one receiver output in the bandwidth of the snapshots, or none",
     ),
     "snapshots_repeated": (
         0.0,
@@ -191,7 +199,10 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
         form = None if first is None else _corrected(first, wrong)
         # Known symbols are tested against free ones.
         if fit and form is not None and (form.pilots is not None or can_err(form.stacked())):
-            departures = _departures(form)
+            located = _located(form)
+            departures = _departures(located)
+            if not departures and not values.get("noise_too_loud"):
+                values["noise_variance_off"] = _noise_factor(form, located)
         if statistics.range and panel.fraunhofer_distance > 0:  # one element has no near field
             values["truth_far"] = float(torch.cat(statistics.range).median()) / panel.fraunhofer_distance
         if wrong:
@@ -208,11 +219,25 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
         return CheckReport({**_facts(file, panel, statistics), "conventions": conventions}, findings)
 
 
-def _departures(recording: Recording) -> list[CheckFinding]:
-    """Departures from the signal model that are recognised in most of the first scenes."""
+def _located(recording: Recording) -> Estimate:
+    """The sources of the first scenes and the noise beside them, whatever noise is recorded."""
     part = replace(recording[:_LOCATED], truth=None, noise_variance=None)
     spec = LocateSpec(method="omp")
-    estimate = diagnosed(part, ClassicalEstimator(spec)(part, "auto"), "auto", ClassicalEstimator, spec)
+    return diagnosed(part, ClassicalEstimator(spec)(part, "auto"), "auto", ClassicalEstimator, spec)
+
+
+def _noise_factor(recording: Recording, estimate: Estimate) -> float:
+    """Factor between the noise that is recorded and the estimated one; 1 where too few numbers tell."""
+    given = recording.noise_variance
+    numbers = recording.snapshots[: len(estimate)].numel()
+    if given is None or numbers < _NUMBERS_FOR_NOISE:
+        return 1.0
+    ratio = float((given[: len(estimate)] / estimate.noise_variance).log().median().exp())
+    return max(ratio, 1 / ratio)
+
+
+def _departures(estimate: Estimate) -> list[CheckFinding]:
+    """Departures from the signal model that are recognised in most of the first scenes."""
     said: dict[str, dict[int, str]] = {}
     for scene, reasons in enumerate(estimate.reasons):
         for reason in reasons:
@@ -220,10 +245,10 @@ def _departures(recording: Recording) -> list[CheckFinding]:
                 said.setdefault(reason.departure, {}).setdefault(scene, reason)
     findings = []
     for name, scenes in said.items():
-        if 2 * len(scenes) > len(part):
+        if 2 * len(scenes) > len(estimate):
             first = min(scenes)
-            meaning = f"scene {first}: {scenes[first]} (share of {len(part)} scenes)"
-            findings.append(CheckFinding(name, len(scenes) / len(part), 0.5, meaning, _REMEDY))
+            meaning = f"scene {first}: {scenes[first]} (share of {len(estimate)} scenes)"
+            findings.append(CheckFinding(name, len(scenes) / len(estimate), 0.5, meaning, _REMEDY))
     return findings
 
 

@@ -24,7 +24,7 @@ from rismusic.cli.command import (
     progress_bar,
 )
 from rismusic.errors import InputError
-from rismusic.files import read_small, writing
+from rismusic.files import TABLE_ENDINGS, read_small, writing
 from rismusic.parallel import MOST_THREADS, check_workers, default_workers, run_all
 from rismusic.partial import part_files
 from rismusic.registry import ESTIMATORS, SPECTRA, load_plugins
@@ -223,8 +223,11 @@ class Locate(Command):
                 "--output",
                 f"several recordings ({names}) need a folder (-o FOLDER), and no --plot, --report or --fuse",
             )
-        if self.output.exists() and not self.output.is_dir():
-            raise InputError("--output", f"several recordings need a folder, but {self.output} is a file")
+        if self.output.suffix in TABLE_ENDINGS or (self.output.exists() and not self.output.is_dir()):
+            raise InputError(
+                "--output",
+                f"several recordings need a folder for a table of each; {self.output} is the name of a file",
+            )
         outputs: dict[Path, Path] = {}
         for file in (self.file, *self.further):
             output = self.output / f"{file.stem}.csv"
@@ -314,6 +317,11 @@ class Locate(Command):
 
     def _check_fused(self, files: list[RecordingFile]) -> None:
         """Refuse to fuse recordings without a pose or of other scenes, before anything is located."""
+        seen = [self.file.resolve()]
+        for path in self.fuse:
+            if path.resolve() in seen:
+                raise InputError("--fuse", f"{path} is fused already; each panel counts once")
+            seen.append(path.resolve())
         for file in files if len(files) > 1 else ():
             if "pose" not in file.fields:
                 raise InputError(

@@ -125,6 +125,8 @@ def _kernel() -> ModuleType | None:
         return import_module("rismusic.estimation.fit_kernel")
     except ImportError:  # no Numba, or one that does not know the installed NumPy
         return None
+    except ValueError as error:  # a setting in the environment, such as NUMBA_NUM_THREADS=0
+        raise InputError("numba", f"cannot be imported: {error}. Check the variables NUMBA_*") from None
 
 
 def values_without_each(

@@ -18,7 +18,7 @@ from torch import Tensor
 from rismusic.array import SPEED_OF_LIGHT, Panel, faces_forward
 from rismusic.errors import InputError
 from rismusic.sources import Sources, check_sources
-from rismusic.spec import SymbolModel
+from rismusic.spec import MAX_RANGE_M, SymbolModel
 
 FORMAT = "rismusic/1"
 ATTRIBUTES = ("format", "wavelength", "wave", "pattern_exponent", "symbols")
@@ -369,6 +369,9 @@ _SPACING_WAVELENGTHS = (1 / 100, 10)
 # Largest plausible extent of a panel.
 _EXTENT_WAVELENGTHS = 1e6
 
+# Largest factor between the standard deviation of the noise and the largest value of the snapshots.
+_NOISE_RATIO = 1e20
+
 # Largest deviation of a pose from a rigid transform.
 _POSE_TOLERANCE = 1e-6
 
@@ -425,6 +428,7 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
         raise InputError(
             "noise_variance", f"must be positive; got {float(noise[scene]):g} in scene {first_scene + scene}"
         )
+    _check_noise_level(values, first_scene)
     frequencies = values.get("frequencies")
     if frequencies is not None and (frequencies <= 0).any():
         raise InputError("frequencies", f"must be positive, in hertz; got {float(frequencies.min()):g}")
@@ -436,6 +440,28 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
         check_sources(truth, behind="elements" in values and not faces_forward(values["elements"]))
         if truth.symbols is not None:
             _check_symbols(truth.symbols, truth.active, first_scene)
+
+
+def _check_noise_level(values: Mapping[str, Tensor], first_scene: int) -> None:
+    """Refuse noise that is so far from the power of the data that one of them has another unit."""
+    covariance, noise = values.get("noise_covariance"), values.get("noise_variance")
+    if covariance is not None and noise is None:
+        noise = covariance.diagonal(dim1=-2, dim2=-1).real.mean(-1)
+    if noise is None or "snapshots" not in values:
+        return
+    y = values["snapshots"].flatten(1)
+    largest = torch.view_as_real(y).abs().amax((1, 2)).double()
+    ratio = noise.double().sqrt() / largest
+    # Scenes without any power have been refused.
+    off = ((ratio < 1 / _NOISE_RATIO) | (ratio > _NOISE_RATIO)).expand(len(y))
+    if off.any():
+        scene = int(off.nonzero()[0])
+        name = "noise_variance" if "noise_variance" in values else "noise_covariance"
+        raise InputError(
+            name,
+            f"{float(noise.expand(len(y))[scene]):g} and snapshots of up to {float(largest[scene]):g} in "
+            f"scene {first_scene + scene} cannot have the same unit",
+        )
 
 
 def check_frequencies(frequencies: Tensor, wavelength: float) -> None:
@@ -510,6 +536,11 @@ def check_pose(pose: Tensor, *, field: str = "pose") -> None:
             hint = ". The last column is 0 0 0 1: pass the transpose"
         row = " ".join(f"{value:g}" for value in pose[3].tolist())
         raise InputError(field, f"the last row must be 0 0 0 1; got {row}{hint}")
+    if float(pose[:3, 3].abs().max()) > MAX_RANGE_M:
+        raise InputError(
+            field,
+            f"the panel is {float(pose[:3, 3].abs().max()):g} m away; at most {MAX_RANGE_M:g} m are possible",
+        )
     R = pose[:3, :3]
     error = float((R.T @ R - torch.eye(3, dtype=R.dtype)).abs().max())
     if error > _POSE_TOLERANCE:

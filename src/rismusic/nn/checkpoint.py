@@ -402,8 +402,9 @@ def _described(
     except InputError as error:
         raise error if error.field == source else InputError(source, str(error)) from None
     except (KeyError, ValueError, TypeError) as error:
+        reason = "a value has another type" if isinstance(error, TypeError) else error
         raise InputError(
-            source, f"the metadata do not describe a network of this version ({error})"
+            source, f"the metadata do not describe a network of this version ({reason})"
         ) from None
 
 

@@ -354,14 +354,15 @@ def card_of(source: str, metadata: Mapping[str, str]) -> WeightsCard:
             beta=training["schedule"]["beta"],
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(source, f"the weights have no valid card or training settings ({error})") from None
+        reason = "a value has another type" if isinstance(error, TypeError) else error
+        raise InputError(source, f"the weights have no valid card or training settings ({reason})") from None
 
 
 def _table(text: str) -> dict[str, Any]:
     """A JSON object."""
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise TypeError(f"a table is needed, not {type(value).__name__}")
+        raise ValueError(f"a table is needed, not {value!r:.30}")  # noqa: TRY004
     return value
 
 
