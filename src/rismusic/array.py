@@ -297,6 +297,11 @@ class Panel:
         return axes[0] if len(values) < 2 or bool(values[1] <= _COLLINEAR * values[0]) else None
 
     @property
+    def angles(self) -> int:
+        """Number of angles of a source that the array tells: 1 for a line, otherwise 2."""
+        return 2 if self.axis is None else 1
+
+    @property
     def wavenumber(self) -> float:
         """k0 = 2 pi / wavelength, in radians per metre."""
         return 2 * math.pi / self.wavelength

@@ -113,7 +113,7 @@ def test_threads_and_processes_write_the_same_file(recording, tmp_path, monkeypa
         used.add(threading.get_ident())
         return locate_block(*block)
 
-    monkeypatch.setattr("rismusic.cli.locate.default_workers", lambda *_: 2)
+    monkeypatch.setattr("rismusic.cli.locate.usable_cores", lambda: 2)
     monkeypatch.setattr("rismusic.hybrid.locate_block", located)
     assert run("locate", recording, "-o", threads, *OPTIONS[:-2]) == 0
     assert len(used) == 2
@@ -122,7 +122,8 @@ def test_threads_and_processes_write_the_same_file(recording, tmp_path, monkeypa
 
 INTERRUPTED = """
 import itertools, sys, time
-from rismusic import hybrid, parallel
+from rismusic import hybrid
+from rismusic.cli import locate
 from rismusic.__main__ import main
 
 def slow(*block, blocks=itertools.count()):
@@ -132,7 +133,7 @@ def slow(*block, blocks=itertools.count()):
     return locate_block(*block)
 
 locate_block, hybrid.locate_block, hybrid.BLOCK_SCENES = hybrid.locate_block, slow, 4
-parallel.usable_cores = lambda: 2
+locate.usable_cores = lambda: 2
 sys.argv[0] = "rismusic"
 sys.exit(main())
 """

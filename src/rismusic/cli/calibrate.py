@@ -13,7 +13,8 @@ from pydantic import Field
 from rismusic.cli.command import Command, Option, check_extras, note
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, check_output, read_text
-from rismusic.parallel import check_workers, default_workers
+from rismusic.parallel import check_workers, default_division, usable_cores
+from rismusic.registry import ESTIMATORS
 from rismusic.spec import CalibrateSpec
 from rismusic.text import counted
 
@@ -64,7 +65,9 @@ class Calibrate(Command):
         recording = read(self.file)
         with in_file(self.file):
             check_recording(recording)
-        workers = self.workers or default_workers(len(recording), BLOCK_SCENES)
+        blocks = math.ceil(len(recording) / BLOCK_SCENES)
+        is_builtin = ESTIMATORS.is_builtin(self.settings.method)
+        workers = self.workers or default_division(blocks, usable_cores(), threaded=is_builtin)[0]
         known = None if self.known_positions is None else read_positions(self.known_positions, len(recording))
         if known is not None:
             with in_file(str(self.known_positions)):

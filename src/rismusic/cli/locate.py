@@ -25,7 +25,7 @@ from rismusic.cli.command import (
 )
 from rismusic.errors import InputError
 from rismusic.files import read_small, writing
-from rismusic.parallel import MOST_THREADS, check_workers, default_workers, run_all
+from rismusic.parallel import check_workers, default_division, run_all, usable_cores
 from rismusic.partial import part_files
 from rismusic.registry import ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import Count, FigureWidth, LocateSpec
@@ -260,11 +260,14 @@ class Locate(Command):
             Block(start, [file[start : start + BLOCK_SCENES] for file in files])
             for start in range(first, scenes, BLOCK_SCENES)
         )
-        workers = self.workers or default_workers(scenes - first, BLOCK_SCENES, self.device)
-        workers, threads = min(workers, max(1, math.ceil((scenes - first) / BLOCK_SCENES))), 1
-        # Threads start at once and share what is in memory, but run Python in one of them at a time.
-        if not self.workers and workers <= MOST_THREADS and ESTIMATORS.is_builtin(self.settings.method):
-            workers, threads = 1, workers
+        left, cores = (
+            math.ceil((scenes - first) / BLOCK_SCENES),
+            usable_cores() if self.device == "cpu" else 1,
+        )
+        workers, threads = min(self.workers, max(1, left)), 1
+        if not self.workers:
+            is_builtin = ESTIMATORS.is_builtin(self.settings.method)
+            workers, threads = default_division(left, cores, threaded=is_builtin)
         work = partial(
             locate_in_worker,
             spec=self.settings,

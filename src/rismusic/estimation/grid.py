@@ -168,14 +168,14 @@ class Volume:
     def coordinates(self, panel: Panel) -> int:
         """Number of coordinates of a source that the data of a panel determine and the volume leaves free."""
         azimuth, elevation, q = (low < high for low, high in zip(self.lower, self.upper, strict=True))
-        return min(azimuth + elevation, 2 if panel.axis is None else 1) + q
+        return min(azimuth + elevation, panel.angles) + q
 
     def free_coordinates(
         self, panel: Panel, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
     ) -> Int64[Tensor, "S"]:
         """Number of :meth:`coordinates` of all sources that a fit determined: those off the boundary."""
         free = ~self.at_boundary(positions) & active[..., None]
-        angles = free[..., :2].sum(-1).clamp_max(2 if panel.axis is None else 1)
+        angles = free[..., :2].sum(-1).clamp_max(panel.angles)
         return (angles + free[..., 2]).sum(-1)
 
 
