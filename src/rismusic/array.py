@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -360,8 +360,7 @@ class Panel:
 
     def replace(self, **changes: Any) -> Panel:
         """Copy of the panel with other ``elements``, ``wavelength``, ``wave`` or ``pattern_exponent``."""
-        present = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Panel(**(present | changes))
+        return replace(self, **changes)
 
     def same_model(self, other: Panel) -> bool:
         """Whether steering vectors follow the same equation: wave, element pattern, subcarriers."""
