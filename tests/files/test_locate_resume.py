@@ -15,7 +15,8 @@ import pytest
 
 from rismusic import files, hybrid, partial, simulate
 from rismusic.cli import main
-from rismusic.cli.partial import PartialOutput
+from rismusic.cli.locate import PartialOutput
+from rismusic.estimation.table import COLUMNS
 from rismusic.hybrid import locate
 from rismusic.io import write
 from rismusic.spec import LocateSpec, SystemSpec
@@ -220,7 +221,7 @@ def test_an_interrupt_while_a_block_is_stored_waits(
 
     with monkeypatch.context() as patched:
         if place == "rows":
-            patched.setattr("rismusic.cli.partial.os.fsync", interrupted)
+            patched.setattr("rismusic.cli.locate.os.fsync", interrupted)
             patched.setattr(files, "_sync", lambda path: None)
         else:
             patched.setattr(files, "publish", interrupted)
@@ -345,7 +346,7 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
 def test_one_process_at_a_time(recording, tmp_path, capsys):
     output = tmp_path / "a.csv"
     settings = SPEC.model_dump(mode="json")
-    with PartialOutput(output, recording, settings, name="", resume=False, overwrite=False):
+    with PartialOutput(output, recording, settings, name="", resume=False, overwrite=False, columns=COLUMNS):
         assert run("locate", recording, "-o", output, *OPTIONS) == 2
         assert f"another process is writing this file (process {os.getpid()})" in capsys.readouterr().err
     assert run("locate", recording, "-o", output, *OPTIONS) == 0
