@@ -11,8 +11,8 @@ from beartype import beartype
 from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
+from rismusic.array import to_db
 from rismusic.covariance import sample_covariance
-from rismusic.units import to_db
 from shape_checks import jaxtyped
 
 checked = jaxtyped(typechecker=beartype)

@@ -19,10 +19,9 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from rismusic.array import ArrayLike, Panel, check_tensors, direction, steering, to_tensor
+from rismusic.array import ArrayLike, Panel, check_tensors, direction, from_db, steering, to_tensor
 from rismusic.errors import InputError
 from rismusic.text import counted
-from rismusic.units import from_db
 
 # Largest azimuth, pi up to the rounding of single precision.
 _ALL_ROUND = math.pi + 1e-6

@@ -25,7 +25,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -96,33 +96,8 @@ def sweep_points(
         }
         of_system = {name: value for name, value in values.items() if not name.startswith("budget.")}
         label = ", ".join(map(label_of, values.values()))
-        points.append(SweepPoint(label, changed_system(system, of_system), budget.replace(**of_budget)))
+        points.append(SweepPoint(label, system.changed(of_system), budget.replace(**of_budget)))
     return points
-
-
-def changed_system(system: SystemSpec, settings: Mapping[str, Value]) -> SystemSpec:
-    """A copy of a system with some settings changed, given by their dotted names.
-
-    Raises:
-        InputError: an unknown setting, or an invalid value.
-    """
-    changes: dict[str, Any] = {}
-    for name, value in settings.items():
-        part, dot, leaf = name.rpartition(".")
-        if not dot:
-            changes[name] = value
-        elif isinstance(getattr(system, part, None), Spec):
-            changes.setdefault(part, {})[leaf] = value
-        else:
-            raise InputError(
-                "sweep", f"{name!r} is not a setting of the system, such as scene.separation_deg"
-            )
-    # All settings of a table at once: two limits may move past each other's old value.
-    tables = {
-        name: getattr(system, name).replace(**value) if isinstance(value, dict) else value
-        for name, value in changes.items()
-    }
-    return system.replace(**tables)
 
 
 def label_of(value: Value) -> str:
@@ -327,7 +302,7 @@ def sweep_cells(
             index,
             K,
             float(snr),
-            changed_system(system, {**change, "sources": K, "snr_db": snr}),
+            system.changed({**change, "sources": K, "snr_db": snr}),
         )
         for K in sources
         for snr in snr_db

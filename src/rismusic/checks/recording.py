@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rismusic.array import SPEED_OF_LIGHT, Panel
+from rismusic.array import SPEED_OF_LIGHT, Panel, to_db
 from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
 from rismusic.errors import InputError
@@ -25,7 +25,6 @@ from rismusic.estimation.model_error import can_err
 from rismusic.io import Recording, RecordingFile, open_recording
 from rismusic.spec import LocateSpec
 from rismusic.text import counted
-from rismusic.units import to_db
 
 # Scenes that are located. Singular values of the channel, relative to the largest, that count as none.
 _LOCATED, _NEGLIGIBLE = 4, 1e-3

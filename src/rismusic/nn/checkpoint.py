@@ -29,9 +29,8 @@ from rismusic.io.schema import check_panel as check_spacing
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.run_folder import SETTINGS, STATE, RunFolder
 from rismusic.nn.spec import KEY, NetworkSpec, TrainSpec, WeightsCard, weights_path
-from rismusic.records import Natural, Record, parse_record
 from rismusic.registry import NETWORKS
-from rismusic.spec import Positive, Wave, flat_settings
+from rismusic.spec import Natural, Positive, Record, Wave, flat_settings, parse_record
 from rismusic.version import __version__
 
 _CHECKPOINT = "rismusic-training/1"

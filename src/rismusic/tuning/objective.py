@@ -29,10 +29,9 @@ from rismusic.nn.run_folder import BEST
 from rismusic.nn.spec import LossSpec, TrainSpec
 from rismusic.nn.train import train
 from rismusic.nn.validation import Validation
-from rismusic.records import Natural, Record, complaint
 from rismusic.simulation.random_numbers import Split
 from rismusic.simulation.simulator import Simulator
-from rismusic.spec import Finite, LocateSpec, SystemSpec, limits
+from rismusic.spec import Finite, LocateSpec, Natural, Record, SystemSpec, complaint, limits
 from rismusic.tuning.spec import Parameter, Space, TuneSpec, apply, suggest
 from rismusic.tuning.storage import JOB, experimental
 from rismusic.tuning.worker import NotFiniteError, Say, failure_recorded
