@@ -15,10 +15,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -34,9 +35,12 @@ from rich.text import Text
 
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, failure, write_text
+from rismusic.partial import PartialFile
 from rismusic.spec import Spec
 from rismusic.text import command_line, csv_text, plain, printable, redact
 from rismusic.version import __version__
+
+P = TypeVar("P", bound=PartialFile)
 
 
 @dataclass(frozen=True)
@@ -342,6 +346,27 @@ def note(sentence: str) -> None:
 def say(line: str) -> None:
     """Print one line of data on standard output, at once."""
     print(plain(line), flush=True)
+
+
+@contextmanager
+def resumable(output: P, scenes: int, *, without: str = "") -> Iterator[P]:
+    """The output under construction. If it is cut, the user is told how to continue it.
+
+    Args:
+        output: the output.
+        scenes: number of its scenes at the end.
+        without: options of the command with which it cannot be continued.
+    """
+    with output:
+        try:
+            yield output
+        except BaseException:
+            if output.scenes:
+                note(
+                    f"{output.scenes} of {scenes} scenes are in {output.part}; run the command again with "
+                    f"--resume{without} to continue"
+                )
+            raise
 
 
 class _Rate(ProgressColumn):

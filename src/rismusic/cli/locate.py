@@ -9,8 +9,8 @@ import math
 import os
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar
+from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
 from rismusic.errors import InputError
 from rismusic.files import interrupts_held, read_small, writing
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
@@ -292,9 +292,12 @@ class Locate(Command):
             if panel is not None:
                 with in_file(str(self.calibration)):
                     panel.check_panel(file.panel)
-            output = (
-                None if self.output is None else stack.enter_context(self._partial(self.output, file, others))
-            )
+            output = None
+            if self.output is not None:
+                drawn_too = self.plot is not None or self.report is not None
+                without = ", without --plot and --report," if drawn_too else ""
+                part = self._partial(self.output, file, others)
+                output = stack.enter_context(resumable(part, len(file), without=without))
             progress = stack.enter_context(progress_bar())
             if self.plot is not None and self.scene >= len(file):
                 raise InputError(
@@ -403,11 +406,8 @@ class Locate(Command):
         )
         return run_all(work, blocks, workers=workers, threads=threads, cluster=self.cluster, ordered=True)
 
-    @contextmanager
-    def _partial(
-        self, path: Path, file: RecordingFile, others: list[RecordingFile]
-    ) -> Iterator[PartialOutput]:
-        """The output under construction. If it is cut, the user is told how to continue it."""
+    def _partial(self, path: Path, file: RecordingFile, others: list[RecordingFile]) -> PartialOutput:
+        """The output under construction."""
         from rismusic.estimation.table import COLUMNS, ROOM_COLUMNS
         from rismusic.partial import fingerprint
 
@@ -416,7 +416,7 @@ class Locate(Command):
             settings["fuse"] = [fingerprint(other.path) for other in others]
         if self.calibration is not None:
             settings["calibration"] = hashlib.sha256(read_small(self.calibration)).hexdigest()
-        with PartialOutput(
+        return PartialOutput(
             path,
             file.path,
             settings,
@@ -424,19 +424,7 @@ class Locate(Command):
             resume=self.resume,
             overwrite=self.overwrite,
             columns=ROOM_COLUMNS if "pose" in file.fields else COLUMNS,
-        ) as output:
-            try:
-                yield output
-            except BaseException:
-                if output.scenes:
-                    beside = (
-                        "" if self.plot is None and self.report is None else ", without --plot and --report,"
-                    )
-                    note(
-                        f"{output.scenes} of {len(file)} scenes are in {output.part}; run the command again "
-                        f"with --resume{beside} to continue"
-                    )
-                raise
+        )
 
     def _check_fused(self, files: list[RecordingFile]) -> None:
         """Refuse to fuse recordings without a pose or of other scenes, before anything is located."""

@@ -7,15 +7,14 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar
+from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
 from rismusic.errors import InputError
 from rismusic.files import check_output, read_text, write_text
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
@@ -119,7 +118,10 @@ class Simulate(Command):
         codebook = self.system.codebook
         block = max(1, _BLOCK_NUMBERS // (simulator.panel.size * codebook.snapshots))
         with ExitStack() as stack:
-            partial_file = stack.enter_context(self._partial(link_from)) if self._is_resumable else None
+            partial_file = None
+            if self._is_resumable:
+                part = resumable(self._partial(link_from), self.scenes)
+                partial_file = stack.enter_context(part)
             writer = stack.enter_context(
                 RecordingWriter(
                     self.output,
@@ -143,22 +145,12 @@ class Simulate(Command):
         note(f"{self.output}: {counted(self.scenes, 'scene')}; settings in {self.settings_file}")
         return 0
 
-    @contextmanager
-    def _partial(self, link_from: Path | None) -> Iterator[PartialFile]:
-        """The recording under construction. If it is cut, the user is told how to continue it."""
+    def _partial(self, link_from: Path | None) -> PartialFile:
+        """The recording under construction."""
         settings = self.model_dump(mode="json", include={"system", "seed", "split", "scenes", "device"})
-        with PartialFile(
+        return PartialFile(
             self.output, "simulate", link_from, settings, resume=self.resume, overwrite=self.overwrite
-        ) as output:
-            try:
-                yield output
-            except BaseException:
-                if output.scenes:
-                    note(
-                        f"{output.scenes} of {self.scenes} scenes are in {output.part}; run the command "
-                        "again with --resume to continue"
-                    )
-                raise
+        )
 
     def _given(self) -> tuple[Panel, Link, Path] | tuple[None, None, None]:
         if self.link_from is None:

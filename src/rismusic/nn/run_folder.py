@@ -162,7 +162,7 @@ class RunFolder:
         if not (self.folder / SETTINGS).exists():
             reason = f"it has no {SETTINGS}" if self.folder.is_dir() else "it does not exist"
             raise InputError(str(self.folder), f"not the folder of a training: {reason}")
-        return load_train_spec(self.folder / SETTINGS)
+        return read_spec(TrainSpec, self.folder / SETTINGS)
 
     @contextmanager
     def lock(self, is_main: bool = True) -> Iterator[None]:
@@ -254,15 +254,6 @@ class RunFolder:
             except InputError as error:
                 raise InputError(str(path), f"line {number} {error.problem}; {_WITHOUT_LOG}") from None
         return records
-
-
-def load_train_spec(path: Path) -> TrainSpec:
-    """Read the settings of a training from a TOML file; missing ones have their default.
-
-    Raises:
-        InputError: the file is missing or no TOML, or a setting is unknown or invalid.
-    """
-    return read_spec(TrainSpec, path)
 
 
 def _plain(value: object) -> object:

@@ -101,7 +101,8 @@ class LocateReport:
             raise InputError(
                 "located", "the settings differ from those of the scenes added before; write one report each"
             )
-        recording = _truth_in_order(recording)
+        if (truth := recording.truth) is not None:
+            recording = replace(recording, truth=truth.reordered(truth.active_first))
         self._spec = located.spec
         self._recording = self._recording or recording[:1]
         comparison = compare(recording, located)
@@ -305,19 +306,6 @@ def _probabilities(located: Estimate, scene: int) -> list[float]:
     """Probabilities of 0, 1, ... sources; empty where the number of sources was given."""
     probability = located.n_sources_probability
     return [] if probability is None else probability[scene].tolist()
-
-
-def _truth_in_order(recording: Recording) -> Recording:
-    """The recording with the active true sources first, as the bounds require."""
-    truth = recording.truth
-    if truth is None:
-        return recording
-    order = (~truth.active).to(torch.int8).argsort(dim=-1, stable=True)
-
-    def sort(value: torch.Tensor) -> torch.Tensor:
-        return value.take_along_dim(order.reshape(order.shape + (1,) * (value.ndim - order.ndim)), dim=1)
-
-    return replace(recording, truth=truth.each(sort))
 
 
 def _kind(sentence: str) -> str:
