@@ -296,14 +296,7 @@ def sweep_cells(
         InputError: the sweep is unknown, a value is invalid, or the sweep needs values and none are given.
     """
     return [
-        Cell(
-            sweep,
-            label,
-            index,
-            K,
-            float(snr),
-            system.changed({**change, "sources": K, "snr_db": snr}),
-        )
+        Cell(sweep, label, index, K, float(snr), system.changed({**change, "sources": K, "snr_db": snr}))
         for K in sources
         for snr in snr_db
         for index, (label, change) in enumerate(_points(sweep, values))

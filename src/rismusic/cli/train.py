@@ -149,8 +149,7 @@ class Doctor(Command):
         if self.folder is not None:
             if self.settings != TrainSpec():
                 raise InputError(
-                    "--run",
-                    "cannot be combined with settings; the run's folder has its settings",
+                    "--run", "cannot be combined with settings; the run's folder has its settings"
                 )
             # Checked before torch is imported, which takes seconds.
             RunFolder(self.folder).settings()
