@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 
 from rismusic.benchmark.plots import benchmark_figure, plot_errors, plot_misses
@@ -53,7 +52,6 @@ def write_bench_report(
     settings: BenchSpec | None = None,
     timings: Sequence[TimingRow] = (),
     command: str = "",
-    made: datetime | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the rows of a benchmark as one HTML file below 1 MB, with plots.
@@ -66,7 +64,6 @@ def write_bench_report(
         settings: settings of the benchmark, where they are known.
         timings: computing times of the methods.
         command: the command line that made the report.
-        made: time stamp of the report; the current time if none.
         overwrite: whether an existing file may be replaced.
 
     Raises:
@@ -96,7 +93,6 @@ def write_bench_report(
         "bench.html.j2",
         overwrite=overwrite,
         command=command,
-        made=made,
         methods=list(dict.fromkeys(row.method for row in rows)),
         cells=len({(row.sweep, row.point, row.sources, row.snr_db) for row in rows}),
         scenes=sorted({row.scenes for row in rows}),

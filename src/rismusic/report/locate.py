@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -133,7 +132,6 @@ class LocateReport:
         facts: Mapping[str, str] | None = None,
         remarks: Sequence[str] = (),
         command: str = "",
-        made: datetime | None = None,
         overwrite: bool = False,
     ) -> None:
         """Write the report of all scenes so far.
@@ -144,7 +142,6 @@ class LocateReport:
             facts: facts about the recording by name; if none, those that its first scene shows.
             remarks: sentences on possible errors in the recording.
             command: the command line that made the report.
-            made: time stamp of the report; the current time if none.
             overwrite: whether an existing file may be replaced.
 
         Raises:
@@ -164,7 +161,6 @@ class LocateReport:
             "locate.html.j2",
             overwrite=overwrite,
             command=command,
-            made=made,
             name=name,
             facts=dict(facts) if facts is not None else recording_facts(self._recording, len(self._rows)),
             remarks=list(remarks),

@@ -129,17 +129,14 @@ def within(parts: Iterable[str], size: int) -> list[str]:
     return taken
 
 
-def write_page(
-    path: Path, template: str, *, overwrite: bool, command: str, made: datetime | None, **values: Any
-) -> None:
+def write_page(path: Path, template: str, *, overwrite: bool, command: str, **values: Any) -> None:
     """Render a whole page and write it.
 
     Raises:
         InputError: see :func:`check_report`; or the page has grown beyond ``LIMIT``.
     """
     check_report(path, overwrite=overwrite)
-    made = made or datetime.now().astimezone()
-    when = made.strftime("%Y-%m-%d %H:%M %Z").strip()
+    when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip()
     text = fragment(template, command=redact(command), made=when, versions=versions(), **values)
     size = len(text.encode())
     if size > LIMIT:
