@@ -91,10 +91,6 @@ class Covariance:
         """R X."""
         return self.factor @ (self.factor.mH @ matrix) + self.loading[..., None, None] * matrix
 
-    def quadratic(self, vectors: Complex[Tensor, "*batch N Q"]) -> Float[Tensor, "*batch Q"]:
-        """a^H R a of each column a."""
-        return energy(self.factor.mH @ vectors).sum(-2) + self.loading[..., None] * energy(vectors).sum(-2)
-
     def inverse_root(self) -> Complex[Tensor, "*batch N R"]:
         r"""V with :math:`I - V V^H = \epsilon R^{-1}` (Woodbury): :math:`V = F C^{-H}`.
 

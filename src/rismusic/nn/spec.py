@@ -162,11 +162,6 @@ class NetworkSpec(Spec):
         """Small: memorises a few hundred scenes in a minute on two cores."""
         return cls(stages=2, depth=2, width=48)
 
-    @classmethod
-    def large(cls) -> NetworkSpec:
-        """About 19 million parameters, for a GPU."""
-        return cls(stages=4, depth=6, width=400, heads=8, oversampling=2.51)
-
 
 class TrainSpec(Spec):
     """All settings of a training."""
