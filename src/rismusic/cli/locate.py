@@ -21,7 +21,8 @@ from pydantic import Field
 
 from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
 from rismusic.errors import InputError
-from rismusic.files import interrupts_held, read_small, writing
+from rismusic.files import read_small, writing
+from rismusic.interruption import interrupts_held
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
 from rismusic.partial import PartialFile, part_files
 from rismusic.registry import ESTIMATORS, SPECTRA, load_plugins
