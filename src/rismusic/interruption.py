@@ -1,4 +1,4 @@
-"""Interruptions: SIGTERM and SIGHUP count as Ctrl-C, results are stored before it takes effect, none is lost."""
+"""Interruptions: SIGTERM and SIGHUP count as Ctrl-C, wait until results are stored, and none is lost."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from rismusic.array import Panel, dtype_name
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.files import read_beginning, read_small, replace_file
+from rismusic.files import read_beginning, read_small, replace_file, write_text
 from rismusic.io.schema import check_panel as check_spacing
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.run_folder import SETTINGS, STATE, RunFolder
@@ -33,7 +33,7 @@ from rismusic.registry import NETWORKS
 from rismusic.spec import Natural, Positive, Record, Wave, flat_settings, parse_record
 from rismusic.version import __version__
 
-_CHECKPOINT = "rismusic-training/1"
+_CHECKPOINT: Literal["rismusic-training/1"] = "rismusic-training/1"
 _TENSOR_FILE = r"^state-\d{4,20}-\d{7,20}\.safetensors$"
 
 
@@ -98,15 +98,14 @@ def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: 
     """
     name = _tensor_file(state)
     write_tensors(run.folder / name, tensors, {"format": _CHECKPOINT})
-    record = {
-        "format": _CHECKPOINT,
-        "version": __version__,
-        "tensors": name,
-        "settings": settings.model_dump(mode="json"),
-        "state": asdict(state),
-    }
-    with replace_file(run.folder / STATE, overwrite=True) as temporary:
-        temporary.write_bytes((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    record = _Checkpoint(
+        format=_CHECKPOINT,
+        version=__version__,
+        tensors=name,
+        settings=settings.model_dump(mode="json"),
+        state=state,
+    )
+    write_text(run.folder / STATE, record.model_dump_json(indent=1) + "\n", overwrite=True)
     for old in run.folder.glob("state-*.safetensors"):
         if old.name != name and re.match(_TENSOR_FILE, old.name):
             old.unlink(missing_ok=True)
