@@ -111,17 +111,13 @@ _ALWAYS_POLISHED = ("omp", "relax", "sbl", "best", "truth")
 # oracle:best is the most likely of these fits.
 STARTS = ("omp", "sbl", "oracle:truth")
 
+_SURE: dict[str, object] = {"recheck_p_value": 0.0, "birth_death_min_sources": 0}
 ABLATIONS: dict[str, dict[str, object]] = {
     "beta0": {"beta": 0.0},
-    "sure": {"recheck_p_value": 0.0, "birth_death_min_sources": 0},
-    "music": {"network_sources": False, "recheck_p_value": 0.0, "birth_death_min_sources": 0},
-    "untrained": {"untrained": True, "recheck_p_value": 0.0, "birth_death_min_sources": 0},
-    "untrained_music": {
-        "untrained": True,
-        "network_sources": False,
-        "recheck_p_value": 0.0,
-        "birth_death_min_sources": 0,
-    },
+    "sure": _SURE,
+    "music": {"network_sources": False, **_SURE},
+    "untrained": {"untrained": True, **_SURE},
+    "untrained_music": {"untrained": True, "network_sources": False, **_SURE},
     "likelihood": {"model_order": "likelihood"},
     "network": {"model_order": "network"},
 }
@@ -135,24 +131,9 @@ ABLATIONS: dict[str, dict[str, object]] = {
 """
 
 DEFAULT_METHODS = (
-    "music:raw",
-    "music",
-    "soft_music",
-    "mvdr",
-    "bartlett",
-    "omp:conditional",
-    "omp",
-    "relax",
-    "sbl:conditional",
-    "sbl",
-    "best",
-    "hybrid:raw",
-    "hybrid",
-    "oracle:music:raw",
-    "oracle:music",
-    "oracle:best:conditional",
-    "oracle:best",
-    "oracle:truth",
+    *("music:raw", "music", "soft_music", "mvdr", "bartlett"),
+    *("omp:conditional", "omp", "relax", "sbl:conditional", "sbl", "best", "hybrid:raw", "hybrid"),
+    *("oracle:music:raw", "oracle:music", "oracle:best:conditional", "oracle:best", "oracle:truth"),
 )
 
 
