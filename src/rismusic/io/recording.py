@@ -230,16 +230,13 @@ class Recording:
             )
             for name in ("channel", "codes", "pilots", "noise_covariance")
         }
-        noise = [r.noise_variance for r in recordings if r.noise_variance is not None]
-        times = [r.times for r in recordings if r.times is not None]
-        weights = [r.sample_weights for r in recordings if r.sample_weights is not None]
+        for name in ("noise_variance", "times", "sample_weights"):
+            parts = [value for r in recordings if (value := getattr(r, name)) is not None]
+            joined[name] = torch.cat(parts) if len(parts) == len(recordings) else None
         truth = [r.truth for r in recordings if r.truth is not None]
         return replace(
             first,
             snapshots=torch.cat([r.snapshots for r in recordings]),
-            noise_variance=torch.cat(noise) if len(noise) == len(recordings) else None,
-            times=torch.cat(times) if len(times) == len(recordings) else None,
-            sample_weights=torch.cat(weights) if len(weights) == len(recordings) else None,
             truth=_join_sources(truth) if len(truth) == len(recordings) else None,
             **joined,  # type: ignore[arg-type]
         )
