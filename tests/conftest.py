@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import os
@@ -13,15 +14,16 @@ import jaxtyping
 import pytest
 import torch
 from filelock import FileLock
-from jaxtyping import config, install_import_hook
+from jaxtyping import AbstractArray, config, install_import_hook
 
-from shape_checks import jaxtyped
+from shape_checks import fits, jaxtyped
 
 if "fcntl" in os.environ.get("HIDDEN_MODULES", ""):  # make test-no-fcntl
     with pytest.raises(ModuleNotFoundError, match="is hidden by the tests"):
         importlib.import_module("fcntl")
 
 jaxtyping.jaxtyped = jaxtyped  # what the hook decorates with
+type(AbstractArray).__instancecheck__ = fits
 install_import_hook("rismusic", "beartype.beartype")
 torch.set_num_threads(1)
 
@@ -58,6 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {HERE / name: place for place, name in enumerate(LONGEST)}
     assert all(path.exists() for path in places), "LONGEST names a file that is gone"
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    gc.freeze()  # no search for garbage through torch and all tests again and again
 
 
 @pytest.fixture(scope="session", autouse=True)

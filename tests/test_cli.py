@@ -431,18 +431,10 @@ def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
         {"LC_ALL": "xx_YY.bad", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # the POSIX locale
     ],
 )
-def test_characters_that_the_terminal_lacks_are_replaced(environment, samples):
-    program = [
-        sys.executable,
-        "-m",
-        "rismusic",
-        "locate",
-        samples / "direct_10dB.h5",
-        "--method",
-        "omp",
-        "--scene",
-        "0",
-    ]
+def test_characters_that_the_terminal_lacks_are_replaced(environment, samples, tmp_path):
+    write(tmp_path / "one.h5", read(samples / "direct_10dB.h5")[:1])
+    program = [sys.executable, "-m", "rismusic", "locate", tmp_path / "one.h5", "--method", "omp"]
+    program += ["--sources", "1"]
     done = subprocess.run(program, env={**os.environ, **environment}, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert b"?" in done.stdout

@@ -45,16 +45,32 @@ def memory_budget(device: torch.device) -> int:
     Raises:
         InputError: the environment variable is not a positive number.
     """
+    mebibytes = _budget_of_environment()
+    if mebibytes is None:
+        mebibytes = _DEFAULT_MIB.get(device.type, _DEFAULT_MIB["cpu"])
+    return int(mebibytes * 2**20)
+
+
+def check_memory_budget() -> None:
+    """Check the environment variable before work starts.
+
+    Raises:
+        InputError: it is not a positive number.
+    """
+    _budget_of_environment()
+
+
+def _budget_of_environment() -> float | None:
     text = os.environ.get(VARIABLE)
     if text is None:
-        return _DEFAULT_MIB.get(device.type, _DEFAULT_MIB["cpu"]) * 2**20
+        return None
     try:
         mebibytes = float(text)
     except ValueError:
         mebibytes = 0.0
     if not 0 < mebibytes < float("inf"):
         raise InputError(VARIABLE, f"the memory budget must be a positive number of MiB; got {text!r}")
-    return int(mebibytes * 2**20)
+    return mebibytes
 
 
 def block_size(bytes_each: int, device: torch.device) -> int:

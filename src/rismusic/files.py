@@ -190,6 +190,14 @@ def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) 
             raise InputError(str(path), "is read-only; make it writable or give another name")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(str(path), f"cannot be written: the folder {path.parent} is read-only for this user")
+    # Some folders allow new files by their permissions, and take none.
+    probe = path.with_name(f"{_owned()}{secrets.token_hex(8)}.part")
+    _FOLDERS.add(path.parent.absolute())
+    try:
+        os.close(os.open(probe, _new_file(), 0o600))
+        probe.unlink()
+    except OSError as error:
+        raise InputError(str(path), f"cannot be written: {failure(error)}") from None
 
 
 def is_vacant(folder: Path) -> bool:
@@ -279,8 +287,7 @@ class OutputFile:
         suffix = path.suffix if len(os.fsencode(path.suffix)) <= 16 else ""
         self.temporary = path.with_name(f"{_owned()}{secrets.token_hex(8)}.part{suffix}")
         _FOLDERS.add(path.parent.absolute())
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flags("O_NOFOLLOW", "O_CLOEXEC")
-        descriptor = os.open(self.temporary, flags, 0o666)
+        descriptor = os.open(self.temporary, _new_file(), 0o666)
         try:
             with contextlib.suppress(FileNotFoundError):
                 self.temporary.chmod(stat.S_IMODE(path.stat().st_mode))
@@ -485,6 +492,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _new_file() -> int:
+    """Flags of ``os.open`` for a file that must not exist, and is not reached by a link."""
+    return os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flags("O_NOFOLLOW", "O_CLOEXEC")
 
 
 def _flags(*names: str) -> int:

@@ -51,11 +51,12 @@ def without_truth(recording: Recording) -> str | None:
 
 
 @pytest.mark.parametrize("wave", ["spherical", "uniform", "fresnel"])
-@pytest.mark.parametrize("snr_db", [10.0, 20.0])
-def test_the_wave_of_the_data_is_named(wave, snr_db):
-    right = simulated(wave, snr_db)
-    assert with_truth(right) is None
-    assert without_truth(right) is None
+def test_the_wave_of_the_data_is_named(wave):
+    """In noise that hides it more; a false alarm shows with less noise, too."""
+    for snr_db in (20.0, 10.0):
+        right = simulated(wave, snr_db)
+        assert with_truth(right) is None
+        assert without_truth(right) is None
     for stated in {"spherical", "uniform", "fresnel"} - {wave}:
         wrong = replace(right, wave=stated)
         assert with_truth(wrong) == f"wave_{wave}", stated
@@ -154,7 +155,7 @@ def test_cases():
 
 def test_pilots_that_are_not_those_that_were_sent():
     scene = {**SIZE["scene"], "symbols": "pilots"}
-    made = simulate(scenes=2, sources=2, snr_db=10, seed=4, **SIZE | {"scene": scene})
+    made = simulate(scenes=1, sources=2, snr_db=10, seed=4, **SIZE | {"scene": scene})
     assert with_truth(made) is None
     for name in ("pilots_late", "pilots_early", "pilots_reversed", "pilots_conjugated"):
         assert with_truth(mistakes.made(name, made)) == name
@@ -172,7 +173,7 @@ def test_symbols_that_are_not_constant(tmp_path):
 def test_pilots_and_noise_covariance():
     """Known symbols and coloured noise are checked under their own model."""
     size = SIZE | {"channel": {"antennas": 2}, "codebook": {"snapshots": 40}}
-    base = simulate(scenes=2, sources=1, snr_db=20.0, **size)
+    base = simulate(scenes=1, sources=1, snr_db=20.0, **size)
     pilots = base.truth.symbols.mT.to(torch.complex64)
     right = replace(
         base, symbols="known", pilots=pilots, noise_covariance=torch.eye(2, dtype=torch.complex64)

@@ -51,6 +51,24 @@ def test_what_exchanges_cannot_mend_is_mended(generator):
     assert (end.value > best[lesser] + 1).float().mean() < 0.5
 
 
+def test_nothing_is_tried_where_the_residual_is_noise_and_each_source_matters(generator, monkeypatch):
+    """A source too many is fitted beside a wrong one, but not beside those that are right."""
+    recording = dense.small(scenes=4, sources=2, snr_db=20.0)
+    search = GridSearch(Dictionary.of(dense.grid_for(recording)), recording)
+    truth, active = dense.truth_of(recording)
+    truth[0, 0, :2] = -truth[0, 0, :2] - 0.3
+    start = refine(recording, truth, active, search.grid.volume, criterion="unconditional")
+    tried = []
+
+    def recorded(part, *args, **named):
+        tried.append(part.snapshots)
+        return refine(part, *args, **named)
+
+    monkeypatch.setattr(module, "refine", recorded)
+    birth_death(search, start, active, criterion="unconditional", sweeps=1)
+    assert torch.equal(tried[0], recording.snapshots[:1].repeat_interleave(3, dim=0))
+
+
 def test_the_source_that_goes_gives_its_place_to_the_new_one(generator):
     """So that empty places stay the last ones; and each scene comes out as by itself."""
     search, start, active = case("conditional", 1.0, generator, scenes=6, sources=(1, 3), snr_db=20.0)

@@ -77,7 +77,7 @@ def test_the_best_point_and_its_gain_are_those_of_the_dense_form(system, criteri
     else:
         great = apart & (expected > 0.5 * expected.max(1, keepdims=True))
         np.testing.assert_allclose(worth[great], expected[great], rtol=0.05)
-    found = search.best(scenes, rest, 4)
+    found, _ = search.best(scenes, rest, 4)
     assert torch.equal(found[:, 0], torch.as_tensor(worth.argmax(1)))
     assert torch.equal(search.place(scenes, rest), points[found[:, 0]])
     # Of a few places in each scene, the best one.
@@ -153,10 +153,10 @@ def test_a_weak_source_is_found_once_the_strong_one_is_taken_out(system):
     recording = dense.planted(recording, places, amplitudes=(1.0, 0.1))
     search, scenes = GridSearch(dictionary, recording), torch.arange(8)
     nobody = torch.zeros(8, 0, dtype=torch.bool)
-    first = search.best(scenes, project_out(recording, places[:, :0], nobody))[:, 0]
+    first = search.best(scenes, project_out(recording, places[:, :0], nobody))[0][:, 0]
     assert torch.equal(first, index[:, 0])
     rest = project_out(recording, places[:, :1], torch.ones(8, 1, dtype=torch.bool))
-    assert torch.equal(search.best(scenes, rest)[:, 0], index[:, 1])
+    assert torch.equal(search.best(scenes, rest)[0][:, 0], index[:, 1])
 
 
 def test_sources_that_coincide_are_taken_out_once_and_empty_places_not_at_all():
@@ -181,7 +181,7 @@ def test_a_point_that_a_found_source_covers_is_worth_nothing():
     recording = dense.planted(recording, places, amplitudes=(1.0,), noise=0.03)
     rest = project_out(recording, places, torch.ones(4, 1, dtype=torch.bool))
     search = GridSearch(dictionary, recording)
-    best = search.best(torch.arange(4), rest, 10)
+    best, _ = search.best(torch.arange(4), rest, 10)
     assert not (best == index).any()
 
 
@@ -192,8 +192,8 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch, memory
     leading ones that are looked at exactly."""
     recording, search, rest, _, _ = prepared(system, criterion, dtype=torch.float32)
     scenes = torch.arange(6)
-    expected = search.best(scenes, rest, 60)
-    some = search.best(scenes[2:5], rest[2:5], 60)
+    expected, _ = search.best(scenes, rest, 60)
+    some, _ = search.best(scenes[2:5], rest[2:5], 60)
     assert torch.equal(some, expected[2:5])
     part = search[torch.tensor([4, 2])]
     chosen = Residual(
@@ -201,13 +201,13 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch, memory
         rest.basis.expand(6, -1, -1, -1)[[4, 2]],
         None if rest.noise_variance is None else rest.noise_variance[[4, 2]],
     )
-    assert torch.equal(part.best(scenes[:2], chosen, 60), expected[[4, 2]])
+    assert torch.equal(part.best(scenes[:2], chosen, 60)[0], expected[[4, 2]])
     assert all(len(set(row)) == 60 for row in expected.tolist())
     memory_budget(2**15)
     blocks = GridSearch(Dictionary.of(dense.grid_for(recording)), recording)
     assert len(list(blocks.dictionary.columns())) > 3
     assert len(list(blocks._scores(scenes, rest))) > len(list(blocks.dictionary.columns()))
-    found = blocks.best(scenes, rest, 60)
+    found, _ = blocks.best(scenes, rest, 60)
     assert torch.equal(found[:, :10], expected[:, :10])
     # Farther down nearly equal points may change places by rounding, and those of no gain do.
     places = map(search.dictionary.positions, (found, expected))
@@ -222,13 +222,15 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch, memory
 def test_the_unit_of_the_data_changes_nothing(criterion):
     """Watts of a real receiver: a noise variance of 1e-20 has a square that single precision does not."""
     recording, search, rest, there, power_noise = prepared("own", criterion, dtype=torch.float32)
-    expected = search.best(torch.arange(6), rest, 4)
+    expected, gain = search.best(torch.arange(6), rest, 4)
     for scale in (1e-10, 1e10):
         scaled = replace(recording, snapshots=recording.snapshots * scale)
         power = None if power_noise is None else (power_noise[0] * scale**2, power_noise[1] * scale**2)
         rest = project_out(scaled, there, torch.ones(6, 1, dtype=torch.bool), power)
-        found = GridSearch(search.dictionary, scaled).best(torch.arange(6), rest, 4)
+        found, same = GridSearch(search.dictionary, scaled).best(torch.arange(6), rest, 4)
         assert torch.equal(found, expected)
+        unit = scale**2 if criterion == "conditional" else 1.0  # an energy, or nats
+        torch.testing.assert_close(same, gain * unit, rtol=1e-3, atol=1e-3 * unit)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

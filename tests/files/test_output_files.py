@@ -195,6 +195,20 @@ def test_a_read_only_folder_is_named_before_work_starts(tmp_path):
     os.close(ours)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's folder of processes")
+def test_a_folder_that_takes_no_files_is_named_before_work_starts():
+    """Root may write to it by its permissions."""
+    with pytest.raises(InputError, match=r"^/proc/a\.csv: cannot be written"):
+        check_output(Path("/proc/a.csv"), overwrite=True)
+
+
+def test_the_memory_budget_is_checked_before_a_folder_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RISMUSIC_MEMORY_BUDGET_MIB", "0")
+    assert main(["train", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("error: RISMUSIC_MEMORY_BUDGET_MIB: ")
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_sigterm_is_ctrl_c(number, tmp_path):
     """A simulation that is terminated leaves nothing behind and ends as an interrupted one."""

@@ -15,4 +15,3 @@ def _quick_trials() -> Iterator[None]:
         patched.setattr("rismusic.nn.train.save_curves", lambda *_, **__: None)
         gc.freeze()
         yield
-        gc.unfreeze()

@@ -126,6 +126,23 @@ def test_a_study_whose_writer_was_killed_is_opened(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+@pytest.mark.parametrize("suffix", ["-journal", "-wal"])
+def test_a_file_with_the_name_of_a_journal_is_left_as_it_is(tmp_path, suffix):
+    """SQLite would take it for its own and delete it."""
+    create_storage(
+        None, tmp_path, lambda storage: optuna.create_study(storage=storage, study_name="s"), heartbeat_s=1
+    )
+    notes = tmp_path / f"study.db{suffix}"
+    notes.write_text("Notes on this study")
+    with (
+        pytest.raises(InputError, match=rf"study\.db{suffix}: has the name of a journal of SQLite"),
+        open_storage(None, tmp_path, heartbeat_s=1, create=False),
+    ):
+        pass
+    assert notes.read_text() == "Notes on this study"
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_a_new_file_appears_with_its_study_or_not_at_all(tmp_path):
     def begin(storage):
         optuna.create_study(storage=storage, study_name="s")
@@ -353,6 +370,30 @@ def test_a_study_with_damaged_trials_is_one_sentence(tmp_path, change, sentence,
     sentence = sentence.replace("NAME", name)
     with pytest.raises(
         InputError, match=f"^storage: .*{sentence}.*{re.escape(str(path))}|{path}.*{sentence}"
+    ):
+        tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_trial_whose_values_do_not_suit_the_settings_is_one_sentence(tmp_path):
+    path = tmp_path / "study.db"
+    evaluation = {"hits": [1], "true": [1], "estimated": [1], "gospa_m": [0.5]}
+    epoch = {"surrogate": 1.0, "loss": 1.0, "f1": 1.0, "gospa_m": 1.0}
+    with quiet(), open_storage(str(path), tmp_path, heartbeat_s=1) as storage:
+        study = optuna.create_study(storage=storage, study_name="tune")
+        study.set_user_attr("settings", _settings(TuneSpec(), load_space("narrow"), 1))
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=1.0,
+                params={"backbone_learning_rate": "fast"},
+                distributions={
+                    "backbone_learning_rate": optuna.distributions.CategoricalDistribution(["fast", 1.0])
+                },
+                user_attrs={"evaluation": evaluation, "epochs": [epoch], "job": "0"},
+            )
+        )
+    with pytest.raises(
+        InputError, match=rf"^backbone_learning_rate: expected a number.*{re.escape(str(path))}"
     ):
         tune(out=tmp_path / "out", storage=str(path), resume=True, device="cpu")
 

@@ -147,6 +147,10 @@ def _run(args: Sequence[str]) -> int:
     command = parse(args, COMMANDS)
     command.check_files()
     command.check_outputs()
+    if "RISMUSIC_MEMORY_BUDGET_MIB" in os.environ:
+        from rismusic.devices import check_memory_budget
+
+        check_memory_budget()
     return command.run()
 
 

@@ -149,11 +149,12 @@ class CompiledFunction:
         return types in self._kept.overloads
 
 
-def _kind(value: object) -> object:
-    """What Numba derives the type of an argument from."""
-    if isinstance(value, np.ndarray):
-        return value.dtype, value.ndim, value.flags.num
-    return tuple([_kind(part) for part in value]) if isinstance(value, tuple) else type(value)
+def _kind(value: Any) -> object:
+    """What Numba derives the type of an argument from; arrays are of the machine's byte order."""
+    kind = type(value)
+    if kind is np.ndarray:
+        return value.dtype.num, value.ndim, value.flags.num
+    return tuple([_kind(part) for part in value]) if kind is tuple else kind
 
 
 @contextmanager

@@ -36,6 +36,9 @@ from rismusic.estimation.search import CandidateSearch, GridSearch, project_out
 
 # Births of a scene, best grid points among which they are chosen, and their least distance in grid steps.
 _BIRTHS, _BIRTH_POINTS, _BIRTH_DISTANCE = 3, 200, 3.0
+# Nothing is tried where a new source gains no more than in noise and each of the others at least this.
+# Of 154 changes in 3,584 scenes of up to 5 sources at 0 to 15 dB, one was there, of 0.02 nats.
+_NOISE_NATS, _IMPORTANT_NATS = 10.0, 30.0
 # The fit with one source too many need not converge.
 _CROWDED = FitOptions(steps=4, tolerance=0.4)
 # Trials that are worse than the current fit by more than this many nats are not re-fitted.
@@ -176,7 +179,8 @@ def birth_death(
 ) -> FitState:
     """Add a source, re-fit, drop the least important one, and keep the result where it is likelier.
 
-    A source is tried at each of three positions on its own; the best result counts.
+    A source is tried at each of three positions on its own; the best result counts. None is tried where the
+    residual is like noise and each source gains much.
 
     Args:
         search: search of the grid for S scenes.
@@ -194,9 +198,15 @@ def birth_death(
     score = at.value - log_prior(prior, live, at.positions, active)
     for _ in range(sweeps):
         here, there = at[live], active[live]
-        points = search.best(
+        points, gain = search.best(
             live, project_out(recording[live], here.positions, there, here.power_noise), _BIRTH_POINTS
         )
+        if criterion == "unconditional":  # the gain of the other one is an energy
+            loss = values_without_each(recording[live], here.positions, there, criterion).amin(1) - here.value
+            tried = ((gain > _NOISE_NATS) | (loss < _IMPORTANT_NATS)).nonzero()[:, 0]
+            if len(tried) == 0:
+                break
+            live, here, there, points = live[tried], here[tried], there[tried], points[tried]
         born = _apart(search.dictionary.positions(points).to(here.positions), search, _BIRTHS)
         # From here on each scene is repeated for each birth.
         scenes, there = (value.repeat_interleave(_BIRTHS, dim=0) for value in (live, there))
@@ -278,7 +288,8 @@ def omp_path(
         power_noise = None
         if criterion == "unconditional":
             power_noise = fit_power_noise(part, positions[:, :k], present[:, :k])
-        found = search.best(scenes, project_out(part, positions[:, :k], present[:, :k], power_noise))[:, 0]
+        rest = project_out(part, positions[:, :k], present[:, :k], power_noise)
+        found = search.best(scenes, rest)[0][:, 0]
         positions[:, k] = search.dictionary.positions(found)
         fit = refine(part, positions, present, volume, criterion=criterion, options=ROUGH)
         path[scenes, k, : k + 1] = fit.positions

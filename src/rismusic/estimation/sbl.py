@@ -258,4 +258,4 @@ def _best_points(search: GridSearch, count: int) -> Int64[Tensor, "S count"]:
     device = search.dictionary.points.device
     nothing = torch.zeros(len(search.recording), 0, 3, dtype=torch.float64, device=device)
     rest = project_out(search.recording, nothing, nothing[..., 0].bool())
-    return search.best(torch.arange(len(search.recording), device=device), rest, count)
+    return search.best(torch.arange(len(search.recording), device=device), rest, count)[0]

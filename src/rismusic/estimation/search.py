@@ -386,8 +386,10 @@ class GridSearch:
             part._energies = {number: energy[scenes] for number, energy in self._energies.items()}
         return part
 
-    def best(self, scenes: Int64[Tensor, "B"], rest: Residual, count: int = 1) -> Int64[Tensor, "B count"]:
-        """The best points for each of some scenes, the best first.
+    def best(
+        self, scenes: Int64[Tensor, "B"], rest: Residual, count: int = 1
+    ) -> tuple[Int64[Tensor, "B count"], Float[Tensor, "B"]]:
+        """The best points for each of some scenes, the best first, and the gain of a source there.
 
         All points are compared with nearly their energy at the receiver (see
         :meth:`~rismusic.estimation.search.Dictionary.energies`), the leading few again with exactly theirs.
@@ -412,12 +414,12 @@ class GridSearch:
             rest,
             received_fields(self.recording[scenes], self.dictionary.positions(leaders), self.link[scenes]),
         )
-        order = exact.argsort(dim=1, descending=True)
-        return torch.cat((leaders.gather(1, order), index[:, checked:]), dim=1)[:, :count]
+        exact, order = exact.sort(dim=1, descending=True)
+        return torch.cat((leaders.gather(1, order), index[:, checked:]), dim=1)[:, :count], exact[:, 0]
 
     def place(self, scenes: Int64[Tensor, "B"], rest: Residual) -> Float[Tensor, "B 3"]:
         """The best place for one more source: azimuth, elevation, 1/range."""
-        return self.dictionary.positions(self.best(scenes, rest)[:, 0])
+        return self.dictionary.positions(self.best(scenes, rest)[0][:, 0])
 
     def place_beside(
         self,

@@ -119,6 +119,7 @@ class GridStatistics:
         self._columns = ConstantMatrices(torch.cat((a, b), dim=1))  # [G, 2 D / G, O]
         # <f f^H> is the product of these two, summed over the halves of the last axis.
         self._left, self._right = torch.cat((a + b, b - a), dim=-1), torch.cat((a, b), dim=-1)
+        self._by_right = ConstantMatrices(self._right.mT)
         # For each class c, the blocks (a, b) with chi_a chi_b = chi_c.
         self._of_class = torch.arange(G, device=a.device).expand(G, G), self.symmetry.pairs
         table = [
@@ -249,7 +250,8 @@ class GridStatistics:
         if S <= _FEW:
             weight = torch.cat((folded, folded), dim=-1)[self.symmetry.pairs]  # [G, G, S, 2 O]
             left = self._left[:, None] * weight[..., None, :]  # [G, G, S, D / G, 2 O], class a second
-            blocks = (left.flatten(1, 3) @ self._right.mT).unflatten(1, left.shape[1:4]).transpose(0, 1)
+            products = torch.stack(self._by_right(left.flatten(1, 3)))
+            blocks = products.unflatten(1, left.shape[1:4]).transpose(0, 1)
         else:
             every = (
                 torch.stack(self._transposed(folded))

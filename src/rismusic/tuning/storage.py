@@ -35,6 +35,11 @@ RETRIES = 2
 """How many times a trial whose worker was killed is queued again."""
 # Tables of an Optuna database.
 _TABLES = {"studies", "trials", "version_info"}
+# What a journal of SQLite begins with: a mark, or zeros as long as it is not complete.
+_JOURNALS = {
+    "-journal": (bytes.fromhex("d9d505f920a163d7"), bytes(8)),
+    "-wal": (bytes.fromhex("377f0682"), bytes.fromhex("377f0683"), bytes(8)),
+}
 # Seconds to wait for another process that is writing to an SQLite file.
 _LOCKED_S = 60
 # A database without studies, with studies, or with studies and a change that was not completed.
@@ -312,6 +317,8 @@ def check_sqlite(path: Path) -> State:
             return "new"
         if head != b"SQLite format 3\0":
             raise InputError(str(path), other)
+        for suffix, beginnings in _JOURNALS.items():
+            _check_journal(Path(f"{path}{suffix}"), beginnings)
         try:
             tables = _tables(path, "mode=ro")
         except sqlite3.OperationalError:
@@ -324,6 +331,21 @@ def check_sqlite(path: Path) -> State:
     if tables and not tables >= _TABLES:
         raise InputError(str(path), other)
     return "new" if not tables else "interrupted" if interrupted else "studies"
+
+
+def _check_journal(path: Path, beginnings: tuple[bytes, ...]) -> None:
+    """Check that SQLite wrote the file that it would take for its journal and delete."""
+    try:
+        with path.open("rb") as file:
+            found = file.read(8)
+    except FileNotFoundError:  # usually; another worker's may be gone again
+        return
+    if not any(found.startswith(start) or start.startswith(found) for start in beginnings):
+        raise InputError(
+            str(path),
+            "has the name of a journal of SQLite and is none. It was left as it is; move it elsewhere, since "
+            "SQLite would delete it",
+        )
 
 
 def _tables(path: Path, how: str) -> set[str]:

@@ -143,6 +143,9 @@ def tune(
         worker.run(short, Objective(chosen, space, folder / study, device, say), jobs)
         done = [one for one in current(short.get_trials()).values() if is_finished(one)]
         found = candidates(chosen, done)
+        with in_file(shown(storage, folder)):  # values of a trial that do not suit the settings
+            for candidate in found:
+                candidate.training(chosen, space, chosen.seed)
         if len(found) == 1:
             reasons = [failure(trial) for trial in done if failure(trial)]
             raise InputError(
