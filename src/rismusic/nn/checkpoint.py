@@ -24,7 +24,7 @@ from torch import Tensor
 from rismusic.array import Panel, dtype_name
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.files import read_beginning, read_small, replace_file, write_text
+from rismusic.files import read_beginning, read_small, replace_file
 from rismusic.io.schema import check_panel as check_spacing
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.run_folder import SETTINGS, STATE, RunFolder
@@ -105,7 +105,8 @@ def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: 
         settings=settings.model_dump(mode="json"),
         state=state,
     )
-    write_text(run.folder / STATE, record.model_dump_json(indent=1) + "\n", overwrite=True)
+    with replace_file(run.folder / STATE, overwrite=True) as temporary:
+        temporary.write_bytes((record.model_dump_json(indent=1) + "\n").encode())
     for old in run.folder.glob("state-*.safetensors"):
         if old.name != name and re.match(_TENSOR_FILE, old.name):
             old.unlink(missing_ok=True)
