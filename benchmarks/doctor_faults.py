@@ -258,15 +258,15 @@ def healthy_findings(settings: Mapping[str, object]) -> list[tuple[str, str]]:
     torch.set_num_threads(1)
     healthy = importlib.import_module("faults.plant").healthy
     from rismusic.doctor.diagnose import diagnose
-    from rismusic.nn.run_folder import load_train_spec
     from rismusic.nn.spec import TrainSpec
+    from rismusic.spec import read_spec
 
     own = {key: value for key, value in settings.items() if key not in ("preset", "recipe")}
     spec = healthy()
     if "preset" in settings:
         spec = getattr(TrainSpec, str(settings["preset"]))()
     if "recipe" in settings:
-        spec = load_train_spec(ROOT / "recipes" / str(settings["recipe"]))
+        spec = read_spec(TrainSpec, ROOT / "recipes" / str(settings["recipe"]))
     return findings(diagnose(changed(spec, own)))
 
 

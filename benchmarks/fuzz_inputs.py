@@ -159,7 +159,8 @@ def make_files(folder: Path) -> None:
     import torch
 
     from rismusic.cli import main
-    from rismusic.cli.partial import PartialOutput
+    from rismusic.cli.locate import PartialOutput
+    from rismusic.estimation.table import COLUMNS
     from rismusic.hybrid import locate
     from rismusic.io import read, write
     from rismusic.nn.checkpoint import State, save_checkpoint, save_network
@@ -219,6 +220,7 @@ def make_files(folder: Path) -> None:
         name="",
         resume=False,
         overwrite=False,
+        columns=COLUMNS,
     ) as output:
         output.append(estimate[:2])
     from rismusic.tuning.spec import TuneSpec, load_space
@@ -554,7 +556,7 @@ def warm_up() -> None:
         importlib.import_module(f"rismusic.{name}")
     for name in ("doctor.run_log", "benchmark.planning", "benchmark.plots"):
         importlib.import_module(f"rismusic.{name}")
-    for name in ("cli.partial", "panel_calibration"):
+    for name in ("cli.locate", "panel_calibration"):
         importlib.import_module(f"rismusic.{name}")
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from rismusic.benchmark.summary import read_table
 from rismusic.nn.checkpoint import read_network, save_network
 from rismusic.nn.run_folder import BEST
-from rismusic.nn.spec import SHIPPED, TrainSpec, card_of, card_text, weights_path
+from rismusic.nn.spec import SHIPPED, TrainSpec, WeightsCard, card_of, weights_path
+from rismusic.spec import limits
 
 HEAD = """# Weights of the hybrid estimator
 
@@ -66,6 +67,39 @@ def write_page() -> None:
         parts.append(card_text(card, checksum=hashlib.sha256(data).hexdigest(), size=len(data)))
     page = weights_path(SHIPPED[0]).parent / "README.md"
     page.write_text("\n".join([HEAD.format(first=there[0]), *parts]), encoding="utf-8")
+
+
+def card_text(card: WeightsCard, *, checksum: str, size: int) -> str:
+    """A card as a Markdown table, as in ``weights/README.md``.
+
+    Args:
+        card: the card.
+        checksum: SHA-256 of the file.
+        size: size of the file in bytes.
+    """
+    system, (low, high) = card.system, limits(card.system.snr_db)
+    panel, scene, hardware = system.panel, system.scene, system.hardware
+    errors = [f"{name} {value:g}" for name, value in hardware.model_dump().items() if value]
+    rows = {
+        "panel": f"{panel.rows} x {panel.columns} elements, {panel.spacing_wavelengths:g} wavelengths apart, "
+        f"trained at a wavelength of {panel.wavelength_m:g} m (others by scaling)",
+        "link": f"{system.channel.kind}, {system.channel.antennas} antennas, {system.codebook.snapshots} "
+        f"snapshots, {system.codebook.kind} codes, a new link in each scene",
+        "sources": f"{' to '.join(map(str, dict.fromkeys(limits(system.sources))))}",
+        "SNR": f"{low:g} to {high:g} dB",
+        "volume": f"azimuth within {scene.azimuth_max_deg:g} deg, elevation within "
+        f"{scene.elevation_max_deg:g} deg, {scene.range_min_m:g} to {scene.range_max_m:g} m",
+        "hardware errors": ", ".join(errors) or "none",
+        "share of R_samp (beta)": f"{card.beta:g}",
+        "scenes seen": f"{card.scenes:,}",
+        "training": f"{card.hours:.1f} hours on {card.device or 'a machine that was not named'}",
+        **{name: f"{value:.3g}" for name, value in card.figures.items()},
+        **{"limit" + " " * place: text for place, text in enumerate(card.limits)},
+        "file": f"{size / 2**20:.1f} MiB, SHA-256 `{checksum}`",
+        "licence": card.licence,
+    }
+    lines = [f"## {card.name}", "", "| | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {name.strip()} | {text} |" for name, text in rows.items())]) + "\n"
 
 
 if __name__ == "__main__":

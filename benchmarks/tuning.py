@@ -21,7 +21,7 @@ from pathlib import Path
 import optuna
 
 from postgres_server import postgres_server
-from rismusic.nn.run_folder import load_train_spec
+from rismusic.nn.spec import TrainSpec
 from rismusic.spec import LocateSpec, read_spec
 from rismusic.tuning.objective import evaluate, scenes_for
 from rismusic.tuning.storage import DATABASE, open_storage, quiet
@@ -106,7 +106,7 @@ def reproduce(out: Path) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    training = load_train_spec(folder / "best.toml")
+    training = read_spec(TrainSpec, folder / "best.toml")
     locate = read_spec(LocateSpec, folder / "locate.toml").replace(weights=str(again / "best.safetensors"))
     cost = evaluate(scenes_for("objective", training.system, 0, SCENES, "cpu"), locate).cost
     recorded = (folder / "best.toml").read_text().splitlines()[0]

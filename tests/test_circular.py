@@ -22,7 +22,8 @@ from rismusic import (
     unconditional_crb,
     write,
 )
-from rismusic.estimation.grid import find_peaks, wrapped
+from rismusic.array import wrapped
+from rismusic.estimation.grid import find_peaks
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import PanelSpec

@@ -527,7 +527,7 @@ def refused_to_a_process():
 )
 def test_too_little_memory_is_one_sentence(ask, size, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("rismusic.cli.planning.Bound.run", lambda _: ask())
+    monkeypatch.setattr("rismusic.cli.bench.Bound.run", lambda _: ask())
     assert main(["bound"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(

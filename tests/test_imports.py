@@ -18,10 +18,10 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors", "text", "interruption"],
-    ["files", "registry", "devices", "records"],
+    ["files", "registry", "devices"],
     ["parallel"],
-    ["spec", "partial"],
-    ["units", "array"],
+    ["spec"],
+    ["array", "partial"],
     ["operator", "link_budget", "simulation.random_numbers"],
     ["sources"],
     ["io"],

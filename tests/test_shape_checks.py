@@ -12,8 +12,8 @@ from jaxtyping import Bool, Complex, Float, Int, Num, Shaped, TypeCheckError
 from jaxtyping._storage import get_shape_memo, pop_shape_memo, push_shape_memo
 from torch import Tensor
 
+from rismusic.array import to_db
 from rismusic.covariance import sample_covariance
-from rismusic.units import to_db
 from shape_checks import _fits, fits, jaxtyped
 
 checked = jaxtyped(typechecker=beartype)

@@ -12,13 +12,14 @@ import rismusic
 from rismusic import errors
 from rismusic.errors import InputError
 from rismusic.nn.spec import TrainSpec
-from rismusic.records import Record, parse_record
 from rismusic.spec import (
     LocateSpec,
+    Record,
     SceneSpec,
     SystemSpec,
     dump_spec,
     limits,
+    parse_record,
     read_spec,
     setting_names,
 )

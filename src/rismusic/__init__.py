@@ -147,11 +147,7 @@ _HOME = {
     "write_bench_report": "report",
 }
 
-__all__ = [
-    "InputError",
-    "__version__",
-    *_HOME,
-]
+__all__ = ["InputError", "__version__", *_HOME]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

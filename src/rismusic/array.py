@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -297,6 +297,11 @@ class Panel:
         return axes[0] if len(values) < 2 or bool(values[1] <= _COLLINEAR * values[0]) else None
 
     @property
+    def angles(self) -> int:
+        """Number of angles of a source that the array tells: 1 for a line, otherwise 2."""
+        return 2 if self.axis is None else 1
+
+    @property
     def wavenumber(self) -> float:
         """k0 = 2 pi / wavelength, in radians per metre."""
         return 2 * math.pi / self.wavelength
@@ -355,8 +360,7 @@ class Panel:
 
     def replace(self, **changes: Any) -> Panel:
         """Copy of the panel with other ``elements``, ``wavelength``, ``wave`` or ``pattern_exponent``."""
-        present = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Panel(**(present | changes))
+        return replace(self, **changes)
 
     def same_model(self, other: Panel) -> bool:
         """Whether steering vectors follow the same equation: wave, element pattern, subcarriers."""
@@ -442,6 +446,25 @@ def steering(
     check_tensors(azimuth=azimuth, elevation=elevation, range=range)
     x, y, z = (cosine[..., None] for cosine in direction(azimuth, elevation))
     return _Rays(panel, (x, y, z), 1 / range[..., None]).unit_wave().mT
+
+
+def power_gains(
+    panel: Panel,
+    azimuth: Float[Tensor, "*batch K"],
+    elevation: Float[Tensor, "*batch K"],
+    range: Float[Tensor, "*batch K"],
+) -> Float[Tensor, "*batch K N"]:
+    r"""Squared amplitudes :math:`g_n^2` of the wave at the elements, not normalised.
+
+    Args:
+        panel: N elements.
+        azimuth: radians, [..., K].
+        elevation: radians, [..., K].
+        range: metres, [..., K].
+    """
+    x, y, z = (cosine[..., None] for cosine in direction(azimuth, elevation))
+    rays = _Rays(panel, (x, y, z), 1 / range[..., None])
+    return torch.ones_like(rays.difference) if rays.gain is None else rays.gain.square()
 
 
 def steering_with_derivatives(
@@ -534,6 +557,26 @@ def steering_with_log_derivatives(
     return rays.unit_wave().mT, torch.complex(growth, slopes).transpose(-3, -2)
 
 
+def wrapped(azimuth: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Azimuths within -pi .. pi; those that are already stay exactly the same."""
+    turned = torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi
+    return torch.where(azimuth.abs() > math.pi, turned, azimuth)
+
+
+def from_db(level_db: Tensor) -> Tensor:
+    """Power ratio of a level in dB.
+
+    Uses ``exp``, whose result for an element does not depend on the size of the tensor. ``10 ** x`` treats
+    the last few elements of a tensor differently, so that a scene would depend on its batch in the last bit.
+    """
+    return (level_db * (math.log(10) / 10)).exp()
+
+
+def to_db(ratio: Tensor) -> Tensor:
+    """Level in dB of a power ratio."""
+    return 10 * ratio.log10()
+
+
 def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) -> Tensor:
     """Convert a user-supplied array to a tensor.
 
@@ -620,7 +663,7 @@ class _Rays:
         self.gain = self._gain()
 
     def _gain(self) -> Tensor | None:
-        """Amplitudes g_n, up to a factor common to all elements; none if they are all the same."""
+        """Amplitudes g_n; none if they are all 1."""
         exponent = self._panel.pattern_exponent
         gain = 1 / self._ratio if self._wave == "spherical" else None
         if not exponent:

@@ -91,10 +91,6 @@ class Covariance:
         """R X."""
         return self.factor @ (self.factor.mH @ matrix) + self.loading[..., None, None] * matrix
 
-    def quadratic(self, vectors: Complex[Tensor, "*batch N Q"]) -> Float[Tensor, "*batch Q"]:
-        """a^H R a of each column a."""
-        return energy(self.factor.mH @ vectors).sum(-2) + self.loading[..., None] * energy(vectors).sum(-2)
-
     def inverse_root(self) -> Complex[Tensor, "*batch N R"]:
         r"""V with :math:`I - V V^H = \epsilon R^{-1}` (Woodbury): :math:`V = F C^{-H}`.
 
@@ -199,9 +195,7 @@ class BackProjection:
 
 
 def back_project(
-    link: Link,
-    snapshots: Complex[Tensor, "*batch L M"],
-    noise_variance: Float[Tensor, "*batch"],
+    link: Link, snapshots: Complex[Tensor, "*batch L M"], noise_variance: Float[Tensor, "*batch"]
 ) -> BackProjection:
     r"""Regularised back-projection of the snapshots onto the panel.
 
@@ -322,10 +316,7 @@ def projected_covariance(
 
 
 def recording_covariance(
-    recording: Recording,
-    noise_variance: Float[Tensor, "S"] | None = None,
-    *,
-    full_shrinkage: bool = False,
+    recording: Recording, noise_variance: Float[Tensor, "S"] | None = None, *, full_shrinkage: bool = False
 ) -> Covariance:
     """Finished R_samp of each scene of a recording: trace 1, loaded and shrunk.
 
@@ -408,10 +399,7 @@ def blend(predicted: Covariance, sample: Covariance, beta: Float[Tensor, "*batch
     share = torch.zeros_like(predicted.loading) + given
     first, second = predicted.normalised(), sample.detach().normalised()
     factor = torch.cat(
-        (
-            first.factor * (1 - share).sqrt()[..., None, None],
-            second.factor * share.sqrt()[..., None, None],
-        ),
+        (first.factor * (1 - share).sqrt()[..., None, None], second.factor * share.sqrt()[..., None, None]),
         dim=-1,
     )
     return Covariance(factor, (1 - share) * first.loading + share * second.loading)

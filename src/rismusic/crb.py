@@ -368,13 +368,8 @@ def room_crb(
         assert made.noise_variance is not None
         assert made.pose is not None
         pose, truth = made.pose.to(made.truth.azimuth.device, torch.float64), made.truth
-        order = (~truth.active).to(torch.int8).argsort(dim=-1, stable=True)
-        back = order.argsort(dim=-1)
-        first = truth.each(
-            lambda value, order=order: value.take_along_dim(  # type: ignore[misc]
-                order.reshape(order.shape + (1,) * (value.ndim - 2)), dim=1
-            )
-        )
+        order = truth.active_first
+        back, first = order.argsort(dim=-1), truth.reordered(order)
         problem = _Problem(made.panel, made.link, first, made.noise_variance)
         L = made.snapshots.shape[-2]
         information = (

@@ -12,17 +12,14 @@ import errno
 import hashlib
 import os
 import secrets
-import signal
 import socket
 import stat
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from rismusic.errors import InputError
 from rismusic.text import any_of
@@ -383,51 +380,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(str(path), f"cannot write: {failure(error)}") from error
-
-
-@contextmanager
-def interrupts_held() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Hold Ctrl-C back while results are stored, so that files and what is known of them agree.
-
-    The interrupt is raised at the end. A second one is raised at once.
-
-    Yields:
-        A context manager in which interrupts are raised as usual. Outside the main thread, which alone gets
-        signals, nothing is held.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield nullcontext
-        return
-    # SIGTERM is among them in commands, which treat it as Ctrl-C.
-    held = [one for one in signal.valid_signals() if signal.getsignal(one) is signal.default_int_handler]
-    received: list[int] = []
-
-    def hold(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    def handle(handler: Callable[[int, FrameType | None], object]) -> None:
-        for number in held:
-            signal.signal(number, handler)
-
-    @contextmanager
-    def released() -> Iterator[None]:
-        handle(signal.default_int_handler)
-        try:
-            if received:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            handle(hold)
-
-    handle(hold)
-    try:
-        yield released
-    finally:
-        handle(signal.default_int_handler)
-    if received:
-        raise KeyboardInterrupt
 
 
 @contextmanager

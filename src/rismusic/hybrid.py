@@ -64,7 +64,7 @@ from rismusic.nn.inference import (
     scene_mismatches,
     system_mismatch,
 )
-from rismusic.parallel import MOST_THREADS, run_all
+from rismusic.parallel import MOST_THREADS, default_division, run_all
 from rismusic.registry import ESTIMATORS, load_plugins
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
@@ -150,7 +150,7 @@ def locate(
     # Blocks in several threads, each with the operations of one: operations of one block gain less.
     threads = 1
     if ESTIMATORS.is_builtin(chosen.method) and not several and recording.snapshots.device.type == "cpu":
-        threads = min(torch.get_num_threads(), MOST_THREADS, max(1, len(blocks)))
+        _, threads = default_division(len(blocks), min(torch.get_num_threads(), MOST_THREADS))
     workers = min(workers, max(1, len(blocks)))
     parts = run_all(work, blocks, workers=workers, threads=threads, cluster=cluster, ordered=True)
     estimate = join_estimates([estimate for _, estimate in parts]).detached()

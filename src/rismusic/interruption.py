@@ -1,4 +1,4 @@
-"""Interruptions of a command: SIGTERM and SIGHUP are treated as Ctrl-C, and none is lost in C code."""
+"""Interruptions: SIGTERM and SIGHUP count as Ctrl-C, wait until results are stored, and none is lost."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import _thread
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CodeType, FrameType
 
 # Seconds between two looks at the main thread, before an interruption is repeated.
@@ -29,6 +29,82 @@ def terminated_as_interrupted() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Hold Ctrl-C back while results are stored, so that files and what is known of them agree.
+
+    The interrupt is raised at the end. A second one is raised at once.
+
+    Yields:
+        A context manager in which interrupts are raised as usual. Outside the main thread, which alone gets
+        signals, nothing is held.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield nullcontext
+        return
+    # SIGTERM is among them in commands, which treat it as Ctrl-C.
+    held = [one for one in signal.valid_signals() if signal.getsignal(one) is signal.default_int_handler]
+    received: list[int] = []
+
+    def hold(number: int, _: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    def handle(handler: Callable[[int, FrameType | None], object]) -> None:
+        for number in held:
+            signal.signal(number, handler)
+
+    @contextmanager
+    def released() -> Iterator[None]:
+        handle(signal.default_int_handler)
+        try:
+            if received:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            handle(hold)
+
+    handle(hold)
+    try:
+        yield released
+    finally:
+        handle(signal.default_int_handler)
+    if received:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Record the first SIGINT or SIGTERM instead of raising; a second one takes effect at once.
+
+    Yields:
+        A function that returns whether a signal has arrived. Outside the main thread, where no handler can be
+        installed, it always returns False.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    received = False
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore_handlers() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def on_signal(_: int, __: FrameType | None) -> None:
+        nonlocal received
+        received = True
+        restore_handlers()
+
+    for number in handlers:
+        signal.signal(number, on_signal)
+    try:
+        yield lambda: received
+    finally:
+        restore_handlers()
 
 
 @contextmanager

@@ -39,10 +39,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.array import ArrayLike, Panel, direction, path_difference, to_tensor
+from rismusic.array import ArrayLike, Panel, from_db, power_gains, to_db, to_tensor
 from rismusic.errors import InputError
 from rismusic.spec import LinkBudgetSpec, PanelSpec, SystemSpec
-from rismusic.units import from_db, to_db
 
 BOLTZMANN = 1.380649e-23
 """In joules per kelvin."""
@@ -161,33 +160,6 @@ def noise_dbm(budget: LinkBudgetSpec) -> float:
             "a noise temperature of 0 K and a noise figure of 0 dB give no noise; raise one of them",
         )
     return 10 * math.log10(watts * 1e3)
-
-
-def power_gains(
-    panel: Panel,
-    azimuth: Float[Tensor, "*batch K"],
-    elevation: Float[Tensor, "*batch K"],
-    range: Float[Tensor, "*batch K"],
-) -> Float[Tensor, "*batch K N"]:
-    r"""Squared amplitudes :math:`g_n^2` of the wave at the elements, not normalised.
-
-    The spherical wave has :math:`g_n = (r / d_n) \cos^q\beta_n`, the others :math:`g_n = \cos^q\beta_n`.
-
-    Args:
-        panel: N elements.
-        azimuth: radians, [..., K].
-        elevation: radians, [..., K].
-        range: metres, [..., K].
-    """
-    towards = direction(azimuth, elevation)
-    true_distance = range[..., None] - path_difference(panel.replace(wave="spherical"), towards, range)
-    gains = torch.ones_like(true_distance)
-    if panel.wave == "spherical":
-        gains = (range[..., None] / true_distance).square()
-    if panel.pattern_exponent:
-        depth = (range * towards[2])[..., None] - panel.elements[..., 2].to(range)
-        gains = gains * (depth / true_distance).clamp_min(0) ** (2 * panel.pattern_exponent)
-    return gains
 
 
 def _element(panel: PanelSpec, budget: LinkBudgetSpec) -> tuple[float, float]:

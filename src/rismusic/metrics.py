@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.array import wrapped
 from rismusic.crb import Bound
 from rismusic.errors import InputError
 from rismusic.sources import Sources
@@ -88,7 +89,7 @@ def match(truth: Sources, found: Sources, *, gate_deg: float = 5.0) -> Match:
         (getattr(found, name)[:, None, :] - getattr(truth, name)[:, :, None]).double()
         for name in ("azimuth", "elevation")
     )
-    azimuth = _wrapped(azimuth)
+    azimuth = wrapped(azimuth)
     gate = math.radians(gate_deg)
     inside = (azimuth.abs() <= gate) & (elevation.abs() <= gate)  # NaN is outside
     # A pair outside the gate costs more than all pairs inside it together.
@@ -107,7 +108,7 @@ def match(truth: Sources, found: Sources, *, gate_deg: float = 5.0) -> Match:
     for name in ("azimuth", "elevation", "range"):
         true, other = getattr(truth, name).double(), getattr(found, name).double()
         other = other.gather(1, index.clamp_min(0)) if other.shape[1] else torch.full_like(true, math.nan)
-        off = _wrapped(other - true) if name == "azimuth" else other - true
+        off = wrapped(other - true) if name == "azimuth" else other - true
         error.append(torch.where(hit, off, math.nan))
         inverse = torch.where(hit, 1 / other - 1 / true, math.nan)
     assert inverse is not None
@@ -120,11 +121,6 @@ def match(truth: Sources, found: Sources, *, gate_deg: float = 5.0) -> Match:
         inverse_range_error=inverse,
         gospa=gospa(truth, found),
     )
-
-
-def _wrapped(angle: Tensor) -> Tensor:
-    """A difference of two azimuths, within -pi .. pi."""
-    return torch.where(angle.abs() > math.pi, angle - 2 * math.pi * angle.sign(), angle)
 
 
 def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Tensor, "S"]:

@@ -16,7 +16,8 @@ Two further models have the same form with another operator:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -137,11 +138,8 @@ class Link:
 
     def separate(self, received: Complex[Tensor, "... F LM"]) -> tuple[Complex[Tensor, "... L M"], Link]:
         """The snapshots of a coherent link as separate ones, [..., F L, M], and their link."""
-        return received.unflatten(-1, (self._length(), -1)).flatten(-3, -2), self._plain()
-
-    def _plain(self) -> Link:
-        """The same snapshots as independent ones."""
-        return Link(self.channel, self.codes, subcarriers=self.subcarriers, weights=self.weights)
+        plain = replace(self, coherent=False, pilots=None)
+        return received.unflatten(-1, (self._length(), -1)).flatten(-3, -2), plain
 
     def for_pilots(self, source: int) -> Link:
         """The operator for any point that sends the pilots of one source."""
@@ -149,9 +147,7 @@ class Link:
             return self
         pilots = self.pilots[..., source, None]
         codes = pilots if self.codes is None else self.codes * pilots
-        return Link(
-            self.channel, codes, coherent=self.coherent, subcarriers=self.subcarriers, weights=self.weights
-        )
+        return replace(self, codes=codes, pilots=None)
 
     def apply(self, field: Complex[Tensor, "... L N"]) -> Complex[Tensor, "... L M"]:
         """G_l x_l for a field x_l on the panel, one per snapshot: [..., L, N] to [..., L, M].
@@ -303,23 +299,12 @@ class Link:
 
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Link:
         """Apply a function of a part and its number of axes without a scene axis to every part."""
-        channel, codes, pilots, weights = (
-            None if part is None else change(part, shared)
-            for part, shared in (
-                (self.channel, 2 + (self.subcarriers > 1)),
-                (self.codes, 2),
-                (self.pilots, 2),
-                (self.weights, 2),
-            )
-        )
-        return Link(
-            channel,
-            codes,
-            coherent=self.coherent,
-            pilots=pilots,
-            subcarriers=self.subcarriers,
-            weights=weights,
-        )
+        names = ("channel", "codes", "pilots", "weights")
+        changed: dict[str, Any] = {}
+        for name in names:
+            if (part := getattr(self, name)) is not None:
+                changed[name] = change(part, 2 + (name == "channel" and self.subcarriers > 1))
+        return replace(self, **changed)
 
 
 def _for_columns(pilots: Tensor, columns: int) -> Tensor:

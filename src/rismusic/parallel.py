@@ -16,14 +16,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    CancelledError,
-    Executor,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import Context, copy_context
 from importlib.util import find_spec
@@ -52,15 +45,21 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def default_workers(scenes: int, block: int, device: str = "cpu") -> int:
-    """Number of threads or processes for some scenes: all cores, if each has two blocks; one on a GPU.
+def default_division(blocks: int, cores: int, *, threaded: bool = True) -> tuple[int, int]:
+    """Numbers of processes and of threads among which blocks of scenes are divided by default.
+
+    Threads start at once and share what is in memory, but run Python in one of them at a time. Starting a
+    process takes about as long as one block, so that each needs two.
 
     Args:
-        scenes: number of scenes.
-        block: scenes that are located together. Starting a process takes about as long as one block.
-        device: where to compute.
+        blocks: number of blocks.
+        cores: number of cores.
+        threaded: whether the method is known to be safe in several threads.
     """
-    return min(usable_cores(), max(1, scenes // (2 * block))) if device == "cpu" else 1
+    processes = min(cores, max(1, blocks // 2))
+    if threaded and processes <= MOST_THREADS:
+        return 1, min(cores, MOST_THREADS, max(1, blocks))
+    return processes, 1
 
 
 # More processes than any machine has cores are a slip.

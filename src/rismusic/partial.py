@@ -18,7 +18,7 @@ from typing import Literal
 
 from rismusic.errors import InputError
 from rismusic.files import check_output, kind_of, locked, publish, read_small, write_text, writing
-from rismusic.records import Natural, Record, parse_record
+from rismusic.spec import Natural, Record, parse_record
 from rismusic.version import __version__
 
 # Bytes at the beginning and at the end of a file that identify it, with its size.

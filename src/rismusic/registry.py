@@ -10,7 +10,7 @@ package that declares an entry point in the group ``rismusic.estimators``, ``ris
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -74,7 +74,7 @@ class Registry:
             return getattr(import_module(module), attribute)
         points = self._entry_points()
         if name not in points:
-            raise self.unknown(self.kind, name)
+            raise unknown_name(self.kind, self.kind, name, self.names())
         try:
             return points[name].load()
         except (ImportError, AttributeError) as error:
@@ -89,18 +89,18 @@ class Registry:
             InputError: it is not.
         """
         if name not in self:
-            raise self.unknown("kind", name)
+            raise unknown_name("kind", self.kind, name, self.names())
         return name
-
-    def unknown(self, field: str, name: str) -> InputError:
-        """The error for a name that is in no registry."""
-        known = self.names()
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return InputError(field, f"no {self.kind} is named {name!r}.{hint} Known: {', '.join(known)}")
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.group)}
+
+
+def unknown_name(field: str, kind: str, name: str, known: Sequence[str]) -> InputError:
+    """The error for a name that is in no registry."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return InputError(field, f"no {kind} is named {name!r}.{hint} Known: {', '.join(known)}")
 
 
 CLASSICAL_METHODS = ("music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best")
@@ -145,10 +145,7 @@ def check_method(name: str) -> str:
     """
     if name in ESTIMATORS or name in SPECTRA:
         return name
-    known = method_names()
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise InputError("method", f"no estimator or spectrum is named {name!r}.{hint} Known: {', '.join(known)}")
+    raise unknown_name("method", "estimator or spectrum", name, method_names())
 
 
 def register_estimator(name: str, factory: Callable[..., Any]) -> None:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.array import from_db, to_db
 from rismusic.crb import check_same_room
 from rismusic.devices import blocks, device_of
 from rismusic.errors import InputError
@@ -53,7 +54,6 @@ from rismusic.io import Recording
 from rismusic.registry import ESTIMATORS
 from rismusic.sources import Sources, coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
 from rismusic.spec import LocateSpec
-from rismusic.units import from_db, to_db
 
 # Squared Mahalanobis distance up to which two sources of different panels may be the same.
 _SAME_SOURCE = 100.0

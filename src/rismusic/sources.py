@@ -16,14 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import ArrayLike, Panel, check_tensors, direction, steering, to_tensor
+from rismusic.array import ArrayLike, Panel, check_tensors, direction, from_db, steering, to_tensor
 from rismusic.errors import InputError
 from rismusic.spec import MAX_RANGE_M, MIN_RANGE_M
 from rismusic.text import counted
-from rismusic.units import from_db
 
 # Largest azimuth, pi up to the rounding of single precision.
 _ALL_ROUND = math.pi + 1e-6
@@ -233,6 +232,19 @@ class Sources:
     def __getitem__(self, scenes: slice | Tensor | int) -> Sources:
         """Sources of a subset of scenes; an integer removes the scene axis."""
         return self.each(lambda value: value[scenes])
+
+    def reordered(self, order: Int64[Tensor, "*batch K"]) -> Sources:
+        """The sources with their slots in another order, such as that of :attr:`active_first`."""
+        return self.each(
+            lambda value: value.take_along_dim(
+                order.reshape(order.shape + (1,) * (value.ndim - order.ndim)), dim=order.ndim - 1
+            )
+        )
+
+    @property
+    def active_first(self) -> Int64[Tensor, "*batch K"]:
+        """The order of slots in which those without a source come last, as the bounds require."""
+        return (~self.active).to(torch.int8).argsort(dim=-1, stable=True)
 
     def blank(self, slots: Bool[Tensor, "*batch K"]) -> Sources:
         """Copy of the sources with NaN in the marked slots of every field."""

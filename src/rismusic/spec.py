@@ -1,4 +1,4 @@
-"""Settings: frozen pydantic models whose errors are one sentence, read from and written to TOML.
+"""Settings: frozen pydantic models whose errors are one sentence, in TOML; and records in JSON.
 
 The command line, the TOML files and the Python API share these models; no other module holds a default of
 the physics. The module does not import torch.
@@ -26,7 +26,6 @@ from pydantic import (
 
 from rismusic.errors import InputError, renamed_setting
 from rismusic.files import read_text
-from rismusic.records import expected
 from rismusic.registry import check_method, load_plugins
 from rismusic.text import any_of
 
@@ -40,6 +39,11 @@ Spread = Annotated[float, Field(ge=0, le=300, allow_inf_nan=False)]
 # JSON has no infinity.
 _AsText = PlainSerializer(lambda value: "inf" if value == math.inf else value, when_used="json")
 Count = Annotated[int, Field(ge=1, lt=2**63)]
+
+
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+JsonNumber = float | Literal["nan", "inf", "-inf"] | None
+"""A number of a JSON file, in which non-finite ones are text; none where there is no value."""
 
 
 def check_figure_width(width_mm: float) -> float:
@@ -62,6 +66,7 @@ MAX_PATTERN_EXPONENT = 100.0
 MAX_PANEL_ERROR = 10.0
 """Largest RMS relative error of the element responses that can be set."""
 S = TypeVar("S", bound="Spec")
+R = TypeVar("R", bound="Record")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
 _LARGEST_TOML = 2**16
 # Numbers of the largest array of one scene: one gigabyte in single precision.
@@ -90,6 +95,84 @@ class Spec(BaseModel):
         """
         kept = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**kept, **settings})
+
+    def changed(self: S, settings: Mapping[str, object]) -> S:
+        """The same for settings with dotted names, such as ``{"panel.rows": 8}``, all validated together."""
+        return type(self)(**merged(self.model_dump(), nested(settings)))
+
+
+class Record(BaseModel):
+    """One record of a file. Further names are ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+def parse_record(kind: type[R], content: str | bytes, source: str, expected: str) -> R:
+    """Parse a record from JSON.
+
+    Args:
+        kind: its type.
+        content: the JSON text.
+        source: the file, for the error message.
+        expected: what the content should be, such as "a training checkpoint".
+
+    Raises:
+        InputError: the content is not JSON or has other fields.
+    """
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise InputError(source, f"is not {expected}, or it is damaged ({complaint(error)})") from None
+
+
+def complaint(error: ValidationError) -> str:
+    """The first complaint of pydantic in plain words, with the name of the field."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if first["type"] in ("json_invalid", "value_error"):
+        text = first["msg"].removeprefix("Value error, ").replace("Invalid JSON", "no JSON")
+    else:
+        text = f"expected {expected(first)}"
+    return f"{where}: {text}" if where else text
+
+
+def expected(error: Mapping[str, Any]) -> str:
+    """What pydantic expected of a value, without the names of Python's types, as the end of "expected ...".
+
+    Args:
+        error: one of ``ValidationError.errors()``.
+    """
+    words, limits = _WORDS.get(error["type"]), error.get("ctx", {})
+    if words is not None:
+        return words
+    for bound, name in (("at least", "min_length"), ("at most", "max_length")):
+        if error["type"] in ("too_short", "too_long") and name in limits:
+            count = limits[name]
+            return f"{bound} {'one value' if count == 1 else f'{count} values'}"
+    text: str = error["msg"].removeprefix("Input should be ")
+    for long, short in (
+        ("greater than or equal to", "at least"),
+        ("less than or equal to", "at most"),
+        ("greater than", "more than"),
+    ):
+        text = text.replace(long, short)
+    return text
+
+
+_WORDS = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "an integer"),
+    "int_parsing_size": "an integer with fewer digits",
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("string_type", "string_unicode"), "text"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list of values"),
+    **dict.fromkeys(("dict_type", "model_type"), "values with names"),
+    "path_type": "the name of a file or folder",
+    "string_pattern_mismatch": "a name of another form",
+    "extra_forbidden": "no value of this name",
+}
 
 
 def limits(value: Number | tuple[Number, Number]) -> tuple[Number, Number]:
@@ -137,6 +220,27 @@ def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str,
         else:
             flat[prefix + name] = value
     return flat
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables in place of dotted names."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = value
+    return tree
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both trees in one; where both have a value, that of the second."""
+    both = dict(below)
+    for name, value in above.items():
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return both
 
 
 def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:

@@ -156,7 +156,7 @@ def test_a_saved_traceback_has_no_password(monkeypatch, capsys, tmp_path):
     def fails(self):
         raise RuntimeError("no role at postgresql://me:secret@host/db \x1b[2J")
 
-    monkeypatch.setattr("rismusic.cli.planning.Bound.run", fails)
+    monkeypatch.setattr("rismusic.cli.bench.Bound.run", fails)
     assert main(arguments) == 70
     said = capsys.readouterr().err
     assert said.startswith("error: internal error: RuntimeError: no role at postgresql://me:***@host/db")
@@ -170,7 +170,7 @@ def test_a_saved_traceback_has_no_password(monkeypatch, capsys, tmp_path):
 
 def test_a_traceback_that_cannot_be_saved(monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", "/proc/none")
-    monkeypatch.setattr("rismusic.cli.planning.Bound.run", lambda self: 1 / 0)
+    monkeypatch.setattr("rismusic.cli.bench.Bound.run", lambda self: 1 / 0)
     assert main(["bound", "--scenes", "1"]) == 70
     assert "The traceback could not be saved" in capsys.readouterr().err
 

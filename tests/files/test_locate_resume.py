@@ -15,7 +15,8 @@ import pytest
 
 from rismusic import files, hybrid, partial, simulate
 from rismusic.cli import main
-from rismusic.cli.partial import PartialOutput
+from rismusic.cli.locate import PartialOutput
+from rismusic.estimation.table import COLUMNS
 from rismusic.hybrid import locate
 from rismusic.io import write
 from rismusic.spec import LocateSpec, SystemSpec
@@ -113,7 +114,7 @@ def test_threads_and_processes_write_the_same_file(recording, tmp_path, monkeypa
         used.add(threading.get_ident())
         return locate_block(*block)
 
-    monkeypatch.setattr("rismusic.cli.locate.default_workers", lambda *_: 2)
+    monkeypatch.setattr("rismusic.cli.locate.usable_cores", lambda: 2)
     monkeypatch.setattr("rismusic.hybrid.locate_block", located)
     assert run("locate", recording, "-o", threads, *OPTIONS[:-2]) == 0
     assert len(used) == 2
@@ -122,7 +123,8 @@ def test_threads_and_processes_write_the_same_file(recording, tmp_path, monkeypa
 
 INTERRUPTED = """
 import itertools, sys, time
-from rismusic import hybrid, parallel
+from rismusic import hybrid
+from rismusic.cli import locate
 from rismusic.__main__ import main
 
 def slow(*block, blocks=itertools.count()):
@@ -132,7 +134,7 @@ def slow(*block, blocks=itertools.count()):
     return locate_block(*block)
 
 locate_block, hybrid.locate_block, hybrid.BLOCK_SCENES = hybrid.locate_block, slow, 4
-parallel.usable_cores = lambda: 2
+locate.usable_cores = lambda: 2
 sys.argv[0] = "rismusic"
 sys.exit(main())
 """
@@ -219,7 +221,7 @@ def test_an_interrupt_while_a_block_is_stored_waits(
 
     with monkeypatch.context() as patched:
         if place == "rows":
-            patched.setattr("rismusic.cli.partial.os.fsync", interrupted)
+            patched.setattr("rismusic.cli.locate.os.fsync", interrupted)
             patched.setattr(files, "_sync", lambda path: None)
         else:
             patched.setattr(files, "publish", interrupted)
@@ -344,7 +346,7 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
 def test_one_process_at_a_time(recording, tmp_path, capsys):
     output = tmp_path / "a.csv"
     settings = SPEC.model_dump(mode="json")
-    with PartialOutput(output, recording, settings, name="", resume=False, overwrite=False):
+    with PartialOutput(output, recording, settings, name="", resume=False, overwrite=False, columns=COLUMNS):
         assert run("locate", recording, "-o", output, *OPTIONS) == 2
         assert f"another process is writing this file (process {os.getpid()})" in capsys.readouterr().err
     assert run("locate", recording, "-o", output, *OPTIONS) == 0

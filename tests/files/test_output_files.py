@@ -278,7 +278,7 @@ def test_an_interrupt_that_c_code_drops_is_repeated(drop, monkeypatch, capsys):
 
     monkeypatch.setattr("threading.Thread", Busy)
     monkeypatch.setattr("threading.Timer", BusyTimer)
-    monkeypatch.setattr("rismusic.cli.planning.Bound.run", lambda _: drop())
+    monkeypatch.setattr("rismusic.cli.bench.Bound.run", lambda _: drop())
     hooks = sys.excepthook, sys.unraisablehook
     assert main(["bound"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"

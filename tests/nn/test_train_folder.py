@@ -28,11 +28,11 @@ from rismusic.nn.checkpoint import load_network, save_network
 from rismusic.nn.learner import Learner
 from rismusic.nn.monitors import TensorBoardLog, plot_losses, plot_scores, plot_terms, save_curves
 from rismusic.nn.network import Network
-from rismusic.nn.run_folder import RunFolder, load_train_spec
+from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import TrainSpec
 from rismusic.nn.train import start_from, train
 from rismusic.simulation.simulator import simulate
-from rismusic.spec import dump_spec
+from rismusic.spec import dump_spec, read_spec
 
 pytestmark = pytest.mark.usefixtures("quick_validation")
 
@@ -60,7 +60,7 @@ def test_from_the_command_line_and_from_python(configuration, tmp_path, capfd):
     for tag in ("LR", "GRADPATH", "GRAD", "OPT", "STEP", "VAL", "LOSS", "BETA"):
         assert f"[{tag}] " in said.err
         assert any(line["tag"] == tag for line in log_of(out, "probe"))
-    spec = load_train_spec(out / "settings.toml")
+    spec = read_spec(TrainSpec, out / "settings.toml")
     assert spec == SPEC.replace(batch=2, schedule=SPEC.schedule.replace(epochs=1))
     assert (out / "curves.png").stat().st_size > 10_000
     done = []
@@ -81,7 +81,7 @@ def test_from_the_command_line_and_from_python(configuration, tmp_path, capfd):
 
 def test_flags_win_over_the_configuration_and_this_over_the_preset(configuration):
     made = parse(["train", "--preset", "tiny", str(configuration), "--seed", "5"], COMMANDS).settings
-    assert made == load_train_spec(configuration).replace(seed=5)
+    assert made == read_spec(TrainSpec, configuration).replace(seed=5)
     path = configuration.with_name("part.toml")
     path.write_text("batch = 16\n[network]\nheads = 3\n")
     made = parse(["train", "--preset", "tiny", "--config", str(path), "--network.depth=1"], COMMANDS).settings
@@ -97,7 +97,7 @@ def test_presets_survive_the_command_line(preset, monkeypatch, tmp_path):
     path = tmp_path / "all.toml"
     path.write_text(dump_spec(seen[0].replace(schedule={"curriculum": True}, fresh=False)))
     assert main(["train", str(path)]) == 0
-    assert seen == [getattr(TrainSpec, preset)(), load_train_spec(path)]
+    assert seen == [getattr(TrainSpec, preset)(), read_spec(TrainSpec, path)]
 
 
 @pytest.mark.parametrize(

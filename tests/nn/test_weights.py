@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +16,11 @@ from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.nn import spec as card
 from rismusic.nn.checkpoint import checksum, load_network, read_network, save_network
 from rismusic.nn.network import Network
-from rismusic.nn.spec import NetworkSpec, TrainSpec, WeightsCard, card_of, card_text, weights_path
+from rismusic.nn.spec import NetworkSpec, TrainSpec, WeightsCard, card_of, weights_path
 from rismusic.spec import SystemSpec
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from ship_weights import card_text
 
 SYSTEM = SystemSpec(panel={"rows": 4, "columns": 4}, sources=(1, 2), snr_db=(0.0, 10.0))
 SPEC = TrainSpec(

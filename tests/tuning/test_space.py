@@ -73,15 +73,24 @@ def test_settings_that_constrain_each_other_are_set_at_once():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[training."network.widht"]\nchoices = [8]', "space.training.network.widht: is not a known setting"),
-        ("[training.network]\nchoices = [8]", "space.training.network: is a group of settings"),
-        ('[training."batch.size"]\nchoices = [8]', "space.training.batch.size: is a single setting"),
+        (
+            '[training."network.widht"]\nchoices = [8]',
+            "space.training.network.widht: unknown setting",
+        ),
+        ("[training.network]\nchoices = [8]", "space.training.network: expected a table of settings"),
+        (
+            '[training."batch.size"]\nchoices = [8]',
+            "space.training.batch.size: expected an integer",
+        ),
         ('[training."loss.count"]\nlow = 0.1\nhigh = 2.0', "space.training.loss.count: expected at most 1"),
         (
             '[training.batch]\nchoices = [8]\n[locate."hybrid.beta"]\nlow = 0.0\nhigh = 1.5',
             "space.locate.hybrid.beta: expected",
         ),
-        ('[training.batch]\nchoices = [8]\nalso = ["seeed"]', "space.training.batch: is not a known setting"),
+        (
+            '[training.batch]\nchoices = [8]\nalso = ["seeed"]',
+            "space.training.batch: unknown setting",
+        ),
         ("[training.batch]\nlow = 8", "low, high: give both limits, or choices"),
         ("[training.batch]\nlow = 8\nhigh = 4", "high: must be at least low = 8; got 4"),
         ("[training.batch]\nlow = 0\nhigh = 4\nlog = true", "log: needs a positive low and no step"),

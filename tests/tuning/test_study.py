@@ -11,7 +11,7 @@ from tuning_case import SPACE, SPEC
 
 from rismusic.cli import main
 from rismusic.errors import InputError
-from rismusic.nn.run_folder import load_train_spec
+from rismusic.nn.spec import TrainSpec
 from rismusic.nn.train import train
 from rismusic.spec import LocateSpec, read_spec
 from rismusic.tuning.objective import evaluate, scenes_for
@@ -36,7 +36,7 @@ def searched(quick_validation, tmp_path_factory):
 
 def test_best_toml_reproduces_the_score(searched, tmp_path):
     spec, tuned = searched
-    training = load_train_spec(tuned.folder / "best.toml")
+    training = read_spec(TrainSpec, tuned.folder / "best.toml")
     assert training == tuned.training
     trained = train(training, out=tmp_path / "again", device="cpu")
     locate = read_spec(LocateSpec, tuned.folder / "locate.toml")

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rismusic.array import to_db
 from rismusic.benchmark.spec import SWEEPS, Value, sweep_points
 from rismusic.crb import Bound, recording_crb
 from rismusic.errors import InputError
@@ -26,7 +27,6 @@ from rismusic.link_budget import compute_link_budget
 from rismusic.plots import bound_curves, figure_of, new_axes, print_style
 from rismusic.simulation.simulator import Simulator
 from rismusic.spec import LinkBudgetSpec, SystemSpec, limits
-from rismusic.units import to_db
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,8 +22,8 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, nfmle, unpack
 from rismusic.estimation.spectra import music, rap_music
-from rismusic.files import interrupts_held
 from rismusic.hybrid import locate
+from rismusic.interruption import interrupts_held
 from rismusic.io import Recording
 from rismusic.nn.inference import LoadedNetwork
 from rismusic.nn.spec import weights_path

@@ -25,7 +25,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -96,33 +96,8 @@ def sweep_points(
         }
         of_system = {name: value for name, value in values.items() if not name.startswith("budget.")}
         label = ", ".join(map(label_of, values.values()))
-        points.append(SweepPoint(label, changed_system(system, of_system), budget.replace(**of_budget)))
+        points.append(SweepPoint(label, system.changed(of_system), budget.replace(**of_budget)))
     return points
-
-
-def changed_system(system: SystemSpec, settings: Mapping[str, Value]) -> SystemSpec:
-    """A copy of a system with some settings changed, given by their dotted names.
-
-    Raises:
-        InputError: an unknown setting, or an invalid value.
-    """
-    changes: dict[str, Any] = {}
-    for name, value in settings.items():
-        part, dot, leaf = name.rpartition(".")
-        if not dot:
-            changes[name] = value
-        elif isinstance(getattr(system, part, None), Spec):
-            changes.setdefault(part, {})[leaf] = value
-        else:
-            raise InputError(
-                "sweep", f"{name!r} is not a setting of the system, such as scene.separation_deg"
-            )
-    # All settings of a table at once: two limits may move past each other's old value.
-    tables = {
-        name: getattr(system, name).replace(**value) if isinstance(value, dict) else value
-        for name, value in changes.items()
-    }
-    return system.replace(**tables)
 
 
 def label_of(value: Value) -> str:
@@ -136,17 +111,13 @@ _ALWAYS_POLISHED = ("omp", "relax", "sbl", "best", "truth")
 # oracle:best is the most likely of these fits.
 STARTS = ("omp", "sbl", "oracle:truth")
 
+_SURE: dict[str, object] = {"recheck_p_value": 0.0, "birth_death_min_sources": 0}
 ABLATIONS: dict[str, dict[str, object]] = {
     "beta0": {"beta": 0.0},
-    "sure": {"recheck_p_value": 0.0, "birth_death_min_sources": 0},
-    "music": {"network_sources": False, "recheck_p_value": 0.0, "birth_death_min_sources": 0},
-    "untrained": {"untrained": True, "recheck_p_value": 0.0, "birth_death_min_sources": 0},
-    "untrained_music": {
-        "untrained": True,
-        "network_sources": False,
-        "recheck_p_value": 0.0,
-        "birth_death_min_sources": 0,
-    },
+    "sure": _SURE,
+    "music": {"network_sources": False, **_SURE},
+    "untrained": {"untrained": True, **_SURE},
+    "untrained_music": {"untrained": True, "network_sources": False, **_SURE},
     "likelihood": {"model_order": "likelihood"},
     "network": {"model_order": "network"},
 }
@@ -160,24 +131,9 @@ ABLATIONS: dict[str, dict[str, object]] = {
 """
 
 DEFAULT_METHODS = (
-    "music:raw",
-    "music",
-    "soft_music",
-    "mvdr",
-    "bartlett",
-    "omp:conditional",
-    "omp",
-    "relax",
-    "sbl:conditional",
-    "sbl",
-    "best",
-    "hybrid:raw",
-    "hybrid",
-    "oracle:music:raw",
-    "oracle:music",
-    "oracle:best:conditional",
-    "oracle:best",
-    "oracle:truth",
+    *("music:raw", "music", "soft_music", "mvdr", "bartlett"),
+    *("omp:conditional", "omp", "relax", "sbl:conditional", "sbl", "best", "hybrid:raw", "hybrid"),
+    *("oracle:music:raw", "oracle:music", "oracle:best:conditional", "oracle:best", "oracle:truth"),
 )
 
 
@@ -321,14 +277,7 @@ def sweep_cells(
         InputError: the sweep is unknown, a value is invalid, or the sweep needs values and none are given.
     """
     return [
-        Cell(
-            sweep,
-            label,
-            index,
-            K,
-            float(snr),
-            changed_system(system, {**change, "sources": K, "snr_db": snr}),
-        )
+        Cell(sweep, label, index, K, float(snr), system.changed({**change, "sources": K, "snr_db": snr}))
         for K in sources
         for snr in snr_db
         for index, (label, change) in enumerate(_points(sweep, values))

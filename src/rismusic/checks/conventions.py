@@ -46,7 +46,10 @@ MODELS = {"wave", "symbols", "subcarriers"}
 _SNAPSHOTS, _SCENES, _LEAST, _MOST = 4, 4, 1e-3, 0.4
 # Geometric steps of each sign, and rounds of five points around the best one.
 _STEPS, _ROUNDS = 11, 6
-_SETTINGS = LocateSpec(method="omp", criterion="conditional", oversampling=1.6, range_max_m=math.inf)
+SETTINGS = LocateSpec(
+    method="omp", criterion="conditional", oversampling=1.6, sources=3, range_max_m=math.inf
+)
+"""Settings of a quick search."""
 
 
 def as_subcarriers(recording: Recording) -> Recording | None:
@@ -77,7 +80,7 @@ def _bandwidth(recording: Recording) -> float:
     bare = replace(recording, noise_variance=None)
     if recording.truth is None:
         one = torch.ones(len(bare), dtype=torch.int64, device=bare.snapshots.device)
-        sources = fit_known(bare.stacked(), one, searched_grid(bare, _SETTINGS), _SETTINGS).sources
+        sources = fit_known(bare.stacked(), one, searched_grid(bare, SETTINGS), SETTINGS).sources
     else:
         sources = recording.truth
     positions, active = unpack(sources, bare)
@@ -90,7 +93,7 @@ def _bandwidth(recording: Recording) -> float:
         if recording.truth is None:
             # The best positions for one wavelength are not those for this bandwidth.
             form = with_bandwidth(bare, best).stacked()
-            positions = refine(form, positions, active, Volume.from_spec(_SETTINGS), options=ROUGH).positions
+            positions = refine(form, positions, active, Volume.from_spec(SETTINGS), options=ROUGH).positions
         tried = [best * ratio**power for power in (-1.0, -0.5, 0.0, 0.5, 1.0)]
         ratio = ratio**0.5
     return best

@@ -42,6 +42,7 @@ from torch import Tensor
 from rismusic.array import Panel
 from rismusic.checks.conventions import (
     CHANGES,
+    SETTINGS,
     SYMBOLS_CONSTANT,
     Evidence,
     WrongConvention,
@@ -57,7 +58,6 @@ from rismusic.estimation.noise import most_sources
 from rismusic.estimation.signal_model import as_fitted
 from rismusic.io import Recording
 from rismusic.sources import Sources
-from rismusic.spec import LocateSpec
 
 _DEVIATIONS = 5.5
 
@@ -169,11 +169,6 @@ class TruthFit:
         significant = self._signal > _DEVIATIONS * math.sqrt(self._signal_variance)
         return self._left[name] / self._signal if significant else 0.0
 
-
-SETTINGS = LocateSpec(
-    method="omp", criterion="conditional", oversampling=1.6, sources=3, range_max_m=math.inf
-)
-"""Settings of the quick search."""
 
 # Probability of a false detection in a correct recording.
 _CHANCE = 1e-6

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rismusic.array import SPEED_OF_LIGHT, Panel
+from rismusic.array import SPEED_OF_LIGHT, Panel, to_db
 from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
 from rismusic.errors import InputError
@@ -25,7 +26,6 @@ from rismusic.estimation.model_error import can_err
 from rismusic.io import Recording, RecordingFile, open_recording
 from rismusic.spec import LocateSpec
 from rismusic.text import counted
-from rismusic.units import to_db
 
 # Scenes that are located. Singular values of the channel, relative to the largest, that count as none.
 _LOCATED, _NEGLIGIBLE = 4, 1e-3
@@ -185,12 +185,12 @@ def check(path: str | Path, *, fit: bool = True) -> CheckReport:
         wrong: list[WrongConvention] = []
         if statistics.truth.scenes:
             assert first is not None
-            wrong = _wrong_with_truth(statistics.truth, first)
+            wrong = _wrong_conventions(_name_with_truth, statistics.truth.wrong_convention(), first)
             conventions = f"tried on the truth of {counted(statistics.truth.scenes, 'scene')}"
         elif fit and first is not None:
             search = BlindFit(first)
             if search.feasible:
-                wrong = _wrong_without_truth(search, first)
+                wrong = _wrong_conventions(_name_without_truth, search.search(), first)
                 conventions = f"tried by fits to {counted(search.scenes, 'scene')}"
             else:
                 conventions = "not tried (no truth, and a panel too large for quick fits)"
@@ -252,29 +252,27 @@ def _departures(estimate: Estimate) -> list[CheckFinding]:
     return findings
 
 
-def _wrong_with_truth(truth: TruthFit, first: Recording) -> list[WrongConvention]:
-    """The wrong convention of all scenes, and further ones of the first block where it is a signal model."""
-    wrong = [named] if (named := truth.wrong_convention()) is not None else []
-    while wrong and (form := _corrected(first, wrong)) is not None:
-        fit = TruthFit()
-        fit.add(form)
-        named = fit.wrong_convention()
-        if named is None:
-            break
+def _wrong_conventions(
+    name: Callable[[Recording], WrongConvention | None], named: WrongConvention | None, first: Recording
+) -> list[WrongConvention]:
+    """The wrong convention that was named, and further ones of the first block where it is a signal model."""
+    wrong = []
+    while named is not None:
         wrong.append(named)
+        form = _corrected(first, wrong)
+        named = None if form is None else name(form)
     return wrong
 
 
-def _wrong_without_truth(search: BlindFit, first: Recording) -> list[WrongConvention]:
-    """The wrong convention that a search names, and further ones where it is a signal model."""
-    wrong = [named] if (named := search.search()) is not None else []
-    while wrong and (form := _corrected(first, wrong)) is not None:
-        again = BlindFit(form)
-        named = again.search() if again.feasible else None
-        if named is None:
-            break
-        wrong.append(named)
-    return wrong
+def _name_with_truth(recording: Recording) -> WrongConvention | None:
+    fit = TruthFit()
+    fit.add(recording)
+    return fit.wrong_convention()
+
+
+def _name_without_truth(recording: Recording) -> WrongConvention | None:
+    search = BlindFit(recording)
+    return search.search() if search.feasible else None
 
 
 def _corrected(recording: Recording, wrong: list[WrongConvention]) -> Recording | None:

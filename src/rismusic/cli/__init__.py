@@ -11,13 +11,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from rismusic.cli.command import Command, complain, save_traceback
+from rismusic.cli.command import Command, complain, drop, prepare_streams, save_traceback
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
-from rismusic.cli.streams import drop, prepare_streams
 from rismusic.errors import InputError
 from rismusic.files import failure, remove_own
 from rismusic.interruption import no_interrupt_is_lost, terminated_as_interrupted
@@ -27,25 +28,13 @@ from rismusic.version import __version__
 DESCRIPTION = "Localisation of radio sources in 3-D in the near field of a RIS or antenna panel."
 
 
-class _Commands(Mapping[str, type[Command]]):
+class _Commands(UserDict[str, Any]):
     """Commands by name. Only those that are asked for are imported: their settings take time to build."""
 
-    def __init__(self, places: Mapping[str, str]) -> None:
-        self._places = places
-
     def __getitem__(self, name: str) -> type[Command]:
-        module, _, command = self._places[name].partition(":")
+        module, _, command = self.data[name].partition(":")
         kind: type[Command] = getattr(import_module(f"rismusic.cli.{module}"), command)
         return kind
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 COMMANDS: Mapping[str, type[Command]] = _Commands(
@@ -53,12 +42,12 @@ COMMANDS: Mapping[str, type[Command]] = _Commands(
         "simulate": "recordings:Simulate",
         "check": "recordings:Check",
         "locate": "locate:Locate",
-        "calibrate": "calibrate:Calibrate",
-        "bound": "planning:Bound",
-        "plan": "planning:Plan",
+        "calibrate": "recordings:Calibrate",
+        "bound": "bench:Bound",
+        "plan": "bench:Plan",
         "bench": "bench:Bench",
         "train": "train:Train",
-        "doctor": "doctor:Doctor",
+        "doctor": "train:Doctor",
         "tune": "train:Tune",
     }
 )
@@ -157,6 +146,7 @@ def _run(args: Sequence[str]) -> int:
         return 0
     command = parse(args, COMMANDS)
     command.check_files()
+    command.check_outputs()
     if "RISMUSIC_MEMORY_BUDGET_MIB" in os.environ:
         from rismusic.devices import check_memory_budget
 

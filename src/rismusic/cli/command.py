@@ -7,6 +7,7 @@ error.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -14,10 +15,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -31,12 +33,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from rismusic.cli.streams import drop
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, failure, write_text
+from rismusic.partial import PartialFile
 from rismusic.spec import Spec
 from rismusic.text import command_line, csv_text, plain, printable, redact
 from rismusic.version import __version__
+
+P = TypeVar("P", bound=PartialFile)
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,13 @@ class Option:
     hidden: bool = False
 
 
-# Fields that name output files, and their options.
-_OUTPUTS = {"output": "--output", "plot": "--plot", "report": "--report", "json_file": "--json"}
+# Fields that name output files: their options, endings of the files, and the packages that are needed.
+_OUTPUTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "output": ("--output", (), ()),
+    "plot": ("--plot", PLOT_ENDINGS, ("matplotlib",)),
+    "report": ("--report", (".html",), ("jinja2", "matplotlib")),
+    "json_file": ("--json", (".json",), ()),
+}
 
 
 class Command(Spec):
@@ -73,6 +82,8 @@ class Command(Spec):
     """Options that take a TOML file, and the table that the file fills; "": the settings of the command."""
     IGNORED: ClassVar[tuple[str, ...]] = ()
     """Settings of a system that the command does not use. They are accepted in a TOML file."""
+    OUTPUT_ENDINGS: ClassVar[tuple[str, ...]] = TABLE_ENDINGS
+    """Endings of the names that --output takes; none: any."""
     SWEPT: ClassVar[tuple[str, ...]] = ()
     """Tables whose settings may have several values, which make a sweep."""
 
@@ -115,7 +126,7 @@ class Command(Spec):
 
     def writes(self) -> list[tuple[str, Path]]:
         """Files that the command writes or replaces, each with its option; also those beside the outputs."""
-        given = [(option, getattr(self, name, None)) for name, option in _OUTPUTS.items()]
+        given = [(option, getattr(self, name, None)) for name, (option, _, _) in _OUTPUTS.items()]
         return [(option, path) for option, path in given if isinstance(path, Path)]
 
     def reads(self) -> list[Path]:
@@ -146,6 +157,19 @@ class Command(Spec):
                     raise InputError(
                         option, f"{path}{beside} is an input of this command; write to another file"
                     )
+
+    def check_outputs(self) -> None:
+        """Check, before work starts, that outputs can be written and that packages for them are installed.
+
+        Raises:
+            InputError: another ending; a file exists and ``overwrite`` is off; a package is missing.
+        """
+        for name, (_, endings, packages) in _OUTPUTS.items():
+            path = getattr(self, name, None)
+            if isinstance(path, Path):
+                own = self.OUTPUT_ENDINGS if name == "output" else endings
+                check_output(path, overwrite=getattr(self, "overwrite"), endings=own)  # noqa: B009
+                check_extras("report", *packages)
 
     def run(self) -> int:
         """Run the command and return the exit code."""
@@ -195,18 +219,8 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         *("position_error_wavelengths", "plot", "config", "overwrite"),
     ),
     "bound": (
-        *(
-            "sources",
-            "snr_db",
-            "power_dbm",
-            "scenes",
-            "seed",
-            "kind",
-            "output",
-            "plot",
-            "config",
-            "overwrite",
-        ),
+        *("sources", "snr_db", "power_dbm", "scenes", "seed", "kind", "output", "plot", "config"),
+        "overwrite",
         *("panel.rows", "panel.columns", "channel.antennas", "codebook.snapshots", "codebook.bits"),
         *("scene.range_min_m", "scene.range_max_m", "budget.bandwidth_hz"),
     ),
@@ -230,6 +244,33 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         *("finalists", "final_seeds", "final_epochs", "seed", "out", "storage", "study", "resume", "device"),
     ),
 }
+
+
+def prepare_streams() -> None:
+    """Connect closed standard streams to the null device, and print "?" for characters that one lacks.
+
+    Python has None in place of a stream that was closed when it started, and of all three under pythonw. The
+    descriptors are filled, too: the next file that is opened would get the number of the closed stream, and
+    with it what C libraries and worker processes print.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  (open to the end)
+    for stream in (sys.stdout, sys.stderr):
+        # Python's own handler of the POSIX locale lets no other character through either.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
+def drop(stream: TextIO) -> None:
+    """Discard what a stream has not written, and all that follows, so that Python does not try at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 class SafeConsole(Console):
@@ -297,6 +338,27 @@ def say(line: str) -> None:
     print(plain(line), flush=True)
 
 
+@contextmanager
+def resumable(output: P, scenes: int, *, without: str = "") -> Iterator[P]:
+    """The output under construction. If it is cut, the user is told how to continue it.
+
+    Args:
+        output: the output.
+        scenes: number of its scenes at the end.
+        without: options of the command with which it cannot be continued.
+    """
+    with output:
+        try:
+            yield output
+        except BaseException:
+            if output.scenes:
+                note(
+                    f"{output.scenes} of {scenes} scenes are in {output.part}; run the command again with "
+                    f"--resume{without} to continue"
+                )
+            raise
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:,.0f}/s", style="cyan")
@@ -315,19 +377,6 @@ def progress_bar() -> Progress:
         disable=not console.is_terminal,
         transient=True,
     )
-
-
-def check_outputs(output: Path | None, plot: Path | None, *, overwrite: bool) -> None:
-    """Check the names of table and plot, and that plots are possible, before a command starts to work.
-
-    Raises:
-        InputError: another ending; the file exists and ``overwrite`` is off; matplotlib is missing.
-    """
-    for path, endings in ((output, TABLE_ENDINGS), (plot, PLOT_ENDINGS)):
-        if path is not None:
-            check_output(path, overwrite=overwrite, endings=endings)
-    if plot is not None:
-        check_extras("report", "matplotlib")
 
 
 def write_rows(

@@ -2,44 +2,163 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import math
+import os
+import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from rismusic.cli.command import (
-    Command,
-    Option,
-    SafeConsole,
-    check_extras,
-    check_outputs,
-    note,
-    progress_bar,
-)
+from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
 from rismusic.errors import InputError
+<<<<<<< HEAD
 from rismusic.files import TABLE_ENDINGS, read_small, writing
 from rismusic.parallel import MOST_THREADS, check_workers, default_workers, run_all
 from rismusic.partial import part_files
+=======
+from rismusic.files import read_small, writing
+from rismusic.interruption import interrupts_held
+from rismusic.parallel import check_workers, default_division, run_all, usable_cores
+from rismusic.partial import PartialFile, part_files
+>>>>>>> house
 from rismusic.registry import ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import Count, FigureWidth, LocateSpec
-from rismusic.text import command_line, counted, plain
+from rismusic.text import command_line, counted, csv_text, plain
+from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rismusic.cli.partial import PartialOutput
     from rismusic.estimation.estimate import Estimate
     from rismusic.io import Recording, RecordingFile
     from rismusic.io.calibration import PanelCalibration
     from rismusic.metrics import Truth
     from rismusic.report import LocateReport
+
+
+# Bytes that are read at a time.
+_PIECE = 2**20
+
+
+class PartialOutput(PartialFile):
+    """A table of positions under construction; see :class:`~rismusic.partial.PartialFile`.
+
+    Args:
+        path: the .csv or .json file.
+        recording: the recording that is located.
+        settings: the settings.
+        name: name of the recording, for a .json file.
+        resume: continue the output of an earlier run, if there is one.
+        overwrite: replace an existing output, and drop that of an earlier run.
+        columns: columns of a .csv file.
+
+    Raises:
+        InputError: see :class:`~rismusic.partial.PartialFile`; or the part has changed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        recording: Path,
+        settings: Mapping[str, object],
+        *,
+        name: str,
+        resume: bool,
+        overwrite: bool,
+        columns: Sequence[str],
+    ) -> None:
+        super().__init__(
+            path, "locate", recording, settings, resume=resume, overwrite=overwrite, columns=columns
+        )
+        self._head = {"version": __version__, "recording": name}
+        with contextlib.ExitStack() as stack:
+            stack.push(self)
+            with writing(self.part):
+                self._file = stack.enter_context(self.part.open("r+b"))
+                self._continue()
+            stack.pop_all()
+
+    def append(self, estimate: Estimate) -> None:
+        """Write the estimates of the next scenes and wait until they are on the disk.
+
+        Raises:
+            InputError: the disk is full or not writable; what was complete before is kept.
+        """
+        first = self.progress.scenes
+        self._write(
+            self._text(estimate, first),
+            scenes=first + len(estimate),
+            sources=self.progress.sources + int(estimate.n_sources.sum()),
+        )
+
+    def finish(self) -> None:
+        """Complete the file and give it its name.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with writing(self.path):
+            if self.path.suffix == ".json":
+                self._file.write(b"\n ]\n}\n")
+            self._file.close()
+        self.publish()
+
+    def __enter__(self) -> PartialOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After a failed write, closing tries to write the rest again.
+        with contextlib.suppress(OSError, AttributeError):  # or it could not be opened
+            self._file.close()
+        super().__exit__(kind, error, trace)
+
+    def _continue(self) -> None:
+        """Write the head of a new table; check what is complete of an earlier one, and drop the rest."""
+        self._digest = hashlib.sha256()
+        if not self.scenes:
+            head = csv_text(self.progress.columns, [])
+            if self.path.suffix == ".json":
+                head = json.dumps(self._head, indent=1)[:-2] + ',\n "scenes": ['
+            self._write(head)
+            return
+        while chunk := self._file.read(min(_PIECE, self.progress.bytes - self._file.tell())):
+            self._digest.update(chunk)
+        if self._digest.hexdigest() != self.progress.digest:
+            raise self.changed()
+        self._file.truncate(self.progress.bytes)
+
+    def _write(self, text: str, **progress: int) -> None:
+        content = text.encode()
+        # What is on the disk is what the progress says, whenever Ctrl-C comes.
+        with interrupts_held():
+            with writing(self.part):
+                self._file.write(content)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._digest.update(content)
+            self.keep(digest=self._digest.hexdigest(), bytes=self._file.tell(), **progress)
+
+    def _text(self, estimate: Estimate, first: int) -> str:
+        from rismusic.estimation.table import position_rows, scene_records
+
+        if self.path.suffix == ".csv":
+            rows = position_rows(estimate, first_scene=first)
+            return csv_text(self.progress.columns, map(asdict, rows), header=False)
+        records = scene_records(estimate, first_scene=first)
+        texts = [textwrap.indent(json.dumps(record, indent=1, allow_nan=False), "  ") for record in records]
+        return (",\n" if first else "\n") + ",\n".join(texts)
 
 
 @dataclass(frozen=True)
@@ -144,23 +263,31 @@ class Locate(Command):
         beside = [one for table in tables for one in (table, *part_files(table))]
         return given + [("--output", one) for one in dict.fromkeys(beside)]
 
+    def check_outputs(self) -> None:
+        """Check the outputs; those of several recordings are tables in a folder, which are checked later."""
+        if not self.further:
+            super().check_outputs()
+
     def run(self) -> int:
         """Locate block by block, so that the file may be larger than memory."""
         if self.further:
             return self._locate_each()
         if self.resume and (self.output is None or self.plot is not None or self.report is not None):
             raise InputError("--resume", "needs --output, and cannot be combined with --plot or --report")
-        check_outputs(self.output, self.plot, overwrite=self.overwrite)
         if self.fuse and self.calibration is not None:
             raise InputError("--calibration", "is of one panel and cannot be combined with --fuse")
         check_workers(self.workers or None, self.cluster)
-        report = None if self.report is None else self._new_report(self.report)
         from rismusic.estimation.estimate import join_estimates
         from rismusic.io import open_recording
         from rismusic.io.calibration import PanelCalibration
         from rismusic.io.reader import in_file
         from rismusic.metrics import truth_rows
 
+        report: LocateReport | None = None
+        if self.report is not None:
+            from rismusic.report import LocateReport
+
+            report = LocateReport(details=self.report_scenes)
         panel = None if self.calibration is None else PanelCalibration.load(self.calibration)
         parts: list[Estimate] = []
         truth: list[Truth] = []
@@ -172,9 +299,12 @@ class Locate(Command):
             if panel is not None:
                 with in_file(str(self.calibration)):
                     panel.check_panel(file.panel)
-            output = (
-                None if self.output is None else stack.enter_context(self._partial(self.output, file, others))
-            )
+            output = None
+            if self.output is not None:
+                drawn_too = self.plot is not None or self.report is not None
+                without = ", without --plot and --report," if drawn_too else ""
+                part = self._partial(self.output, file, others)
+                output = stack.enter_context(resumable(part, len(file), without=without))
             progress = stack.enter_context(progress_bar())
             if self.plot is not None and self.scene >= len(file):
                 raise InputError(
@@ -242,14 +372,18 @@ class Locate(Command):
         with writing(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
         done = [output for output in outputs if self.resume and output.exists()]
+        runs = {
+            output: self.replace(file=file, further=(), output=output)
+            for output, file in outputs.items()
+            if output not in done
+        }
+        for one in runs.values():
+            one.check_outputs()
         for output in outputs:
-            if output not in done:
-                check_outputs(output, None, overwrite=self.overwrite)
-        for output, file in outputs.items():
             if output in done:
                 note(f"{output} is complete")
             else:
-                self.replace(file=file, further=(), output=output).run()
+                runs[output].run()
         return 0
 
     def _located(
@@ -263,11 +397,14 @@ class Locate(Command):
             Block(start, [file[start : start + BLOCK_SCENES] for file in files])
             for start in range(first, scenes, BLOCK_SCENES)
         )
-        workers = self.workers or default_workers(scenes - first, BLOCK_SCENES, self.device)
-        workers, threads = min(workers, max(1, math.ceil((scenes - first) / BLOCK_SCENES))), 1
-        # Threads start at once and share what is in memory, but run Python in one of them at a time.
-        if not self.workers and workers <= MOST_THREADS and ESTIMATORS.is_builtin(self.settings.method):
-            workers, threads = 1, workers
+        left, cores = (
+            math.ceil((scenes - first) / BLOCK_SCENES),
+            usable_cores() if self.device == "cpu" else 1,
+        )
+        workers, threads = min(self.workers, max(1, left)), 1
+        if not self.workers:
+            is_builtin = ESTIMATORS.is_builtin(self.settings.method)
+            workers, threads = default_division(left, cores, threaded=is_builtin)
         work = partial(
             locate_in_worker,
             spec=self.settings,
@@ -279,12 +416,8 @@ class Locate(Command):
         )
         return run_all(work, blocks, workers=workers, threads=threads, cluster=self.cluster, ordered=True)
 
-    @contextmanager
-    def _partial(
-        self, path: Path, file: RecordingFile, others: list[RecordingFile]
-    ) -> Iterator[PartialOutput]:
-        """The output under construction. If it is cut, the user is told how to continue it."""
-        from rismusic.cli.partial import PartialOutput
+    def _partial(self, path: Path, file: RecordingFile, others: list[RecordingFile]) -> PartialOutput:
+        """The output under construction."""
         from rismusic.estimation.table import COLUMNS, ROOM_COLUMNS
         from rismusic.partial import fingerprint
 
@@ -293,7 +426,7 @@ class Locate(Command):
             settings["fuse"] = [fingerprint(other.path) for other in others]
         if self.calibration is not None:
             settings["calibration"] = hashlib.sha256(read_small(self.calibration)).hexdigest()
-        with PartialOutput(
+        return PartialOutput(
             path,
             file.path,
             settings,
@@ -301,19 +434,7 @@ class Locate(Command):
             resume=self.resume,
             overwrite=self.overwrite,
             columns=ROOM_COLUMNS if "pose" in file.fields else COLUMNS,
-        ) as output:
-            try:
-                yield output
-            except BaseException:
-                if output.scenes:
-                    beside = (
-                        "" if self.plot is None and self.report is None else ", without --plot and --report,"
-                    )
-                    note(
-                        f"{output.scenes} of {len(file)} scenes are in {output.part}; run the command again "
-                        f"with --resume{beside} to continue"
-                    )
-                raise
+        )
 
     def _check_fused(self, files: list[RecordingFile]) -> None:
         """Refuse to fuse recordings without a pose or of other scenes, before anything is located."""
@@ -335,13 +456,6 @@ class Locate(Command):
                     f"has {len(file)} scenes, {self.file} has {len(files[0])}; scene i of all recordings is "
                     "of the same sources",
                 )
-
-    def _new_report(self, path: Path) -> LocateReport:
-        check_extras("report", "jinja2", "matplotlib")
-        from rismusic.report import LocateReport, check_report
-
-        check_report(path, overwrite=self.overwrite)
-        return LocateReport(details=self.report_scenes)
 
     def _write(self, report: LocateReport, path: Path) -> None:
         from rismusic.checks import check

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from rismusic.cli.command import EVERYDAY, Command, Option
 from rismusic.errors import InputError, renamed_command, renamed_option, renamed_setting
-from rismusic.spec import Spec, read_toml
+from rismusic.spec import Spec, merged, nested, read_toml
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 _INDENT = 26
@@ -129,10 +129,10 @@ def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command
         if name in typed:
             content = _from_file(Path(str(typed[name])), kind, table)
             files.append((str(typed[name]), content))
-            layers = _merged(layers, content)
-    options = _tree(typed)
-    layers = _merged(layers, options)
-    layers = _merged(kind.base(layers), layers)
+            layers = merged(layers, content)
+    options = nested(typed)
+    layers = merged(layers, options)
+    layers = merged(kind.base(layers), layers)
     for name, field in kind.model_fields.items():
         if field.is_required() and name not in layers:
             needed = settings[name]
@@ -148,7 +148,7 @@ def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command
         for file, content in files if wrong is None or wrong.path not in typed else ():
             try:
                 required = {name: options[name] for name in options if kind.model_fields.get(name)}
-                _command(kind, _merged(required, content))
+                _command(kind, merged(required, content))
             except InputError as first:
                 if first.field == error.field:
                     raise InputError(file, str(first)) from None
@@ -295,29 +295,6 @@ def _names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _tree(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables in place of dotted names."""
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *parents, last = name.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = value
-    return tree
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both trees in one; where both have a value, that of the second."""
-    merged = dict(below)
-    for name, value in above.items():
-        old = merged.get(name)
-        merged[name] = (
-            _merged(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
-        )
-    return merged
-
-
 def _sweepable(kind: type[Command]) -> set[str]:
     """Settings whose several values make a sweep."""
     return {
@@ -341,7 +318,7 @@ def _with_sweep(kind: type[Command], values: Mapping[str, Any]) -> Mapping[str, 
                     sweep[path] = tuple(value)
     if not single:
         return values
-    values = _merged(values, _tree(single))
+    values = merged(values, nested(single))
     return kind.with_sweep(values, sweep) if sweep else values
 
 
@@ -354,7 +331,7 @@ def _command(kind: type[Command], values: Mapping[str, Any]) -> Command:
         assert issubclass(flat.annotation, Spec)
         inner = {name: value for name, value in values.items() if name not in kind.model_fields}
         start = flat.default.model_dump(exclude_unset=True) if isinstance(flat.default, Spec) else {}
-        own[kind.FLAT] = flat.annotation(**_merged(_with_defaults(flat.annotation, inner, start), inner))
+        own[kind.FLAT] = flat.annotation(**merged(_with_defaults(flat.annotation, inner, start), inner))
     return kind(**own)
 
 
@@ -365,7 +342,7 @@ def _with_defaults(kind: type[Spec], values: Mapping[str, Any], start: Mapping[s
         field = kind.model_fields.get(name)
         if field is not None and isinstance(field.default, Spec) and isinstance(value, Mapping):
             default = field.default.model_dump(exclude_unset=True)
-            tree[name] = _merged(default, tree.get(name, {}))
+            tree[name] = merged(default, tree.get(name, {}))
     return tree
 
 

@@ -218,7 +218,6 @@ def write_diagnosis(
         "doctor.html.j2",
         overwrite=overwrite,
         command=command,
-        made=None,
         diagnosis=diagnosis,
         looked=sum(len(report.findings) for report in diagnosis.reports),
         run="" if run is None else str(run),

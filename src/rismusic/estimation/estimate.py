@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.array import direction
+from rismusic.array import direction, to_db
 from rismusic.crb import POSITION, unconditional_crb
 from rismusic.errors import InputError, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
@@ -32,7 +32,6 @@ from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 from rismusic.text import counted, csv_text
-from rismusic.units import to_db
 from rismusic.version import __version__
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
-from rismusic.array import Panel, direction, steering, steering_with_log_derivatives
+from rismusic.array import Panel, direction, steering, steering_with_log_derivatives, wrapped
 from rismusic.errors import InputError, refuse_old_names
 from rismusic.io import Recording
 from rismusic.spec import LocateSpec, SceneSpec, Wave
@@ -53,12 +53,6 @@ def from_cosines(
     u_x, u_y = u_x * scale, u_y * scale
     u_z = (1 - u_x.square() - u_y.square()).sqrt()
     return torch.atan2(u_x, u_z), torch.asin(u_y), 1 / q
-
-
-def wrapped(azimuth: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """Azimuths within -pi .. pi; those that are already stay exactly the same."""
-    turned = torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi
-    return torch.where(azimuth.abs() > math.pi, turned, azimuth)
 
 
 _ANGLES = ("azimuth_max", "elevation_max")
@@ -168,14 +162,14 @@ class Volume:
     def coordinates(self, panel: Panel) -> int:
         """Number of coordinates of a source that the data of a panel determine and the volume leaves free."""
         azimuth, elevation, q = (low < high for low, high in zip(self.lower, self.upper, strict=True))
-        return min(azimuth + elevation, 2 if panel.axis is None else 1) + q
+        return min(azimuth + elevation, panel.angles) + q
 
     def free_coordinates(
         self, panel: Panel, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
     ) -> Int64[Tensor, "S"]:
         """Number of :meth:`coordinates` of all sources that a fit determined: those off the boundary."""
         free = ~self.at_boundary(positions) & active[..., None]
-        angles = free[..., :2].sum(-1).clamp_max(2 if panel.axis is None else 1)
+        angles = free[..., :2].sum(-1).clamp_max(panel.angles)
         return (angles + free[..., 2]).sum(-1)
 
 

@@ -25,8 +25,9 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
+from rismusic.array import wrapped
 from rismusic.errors import InputError
-from rismusic.estimation.grid import Volume, wrapped
+from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, Minimum, levenberg_marquardt
 from rismusic.estimation.likelihood import (
     SufficientStatistics,

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from rismusic.array import to_db
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.io import Recording
-from rismusic.units import to_db
 
 # Iterations of the fixed point. Its result is an initial value, not the final estimate.
 _STEPS = 30

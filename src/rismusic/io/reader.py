@@ -424,10 +424,9 @@ def _check_format(store: Store, names: set[str]) -> None:
         raise InputError(
             "format", f"{expected}, which marks the file as a recording; no such text in the file{hint}"
         )
-    value = _scalar("format", store, expected)
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    text = _scalar("format", store, expected)
     if not isinstance(text, str):
-        raise InputError("format", f"{expected} (in MATLAB in single quotes); got {value!r}")
+        raise InputError("format", f"{expected} (in MATLAB in single quotes); got {text!r}")
     if text != FORMAT:
         raise InputError("format", f'{expected}; got "{text[:80]}"')
 
@@ -437,8 +436,7 @@ def _choice(store: Store, names: set[str], name: str, options: tuple[_Word, ...]
     if name not in names:
         return default
     expected = f"must be one of the texts {', '.join(options)}"
-    value = _scalar(name, store, expected)
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    text = _scalar(name, store, expected)
     for option in options:
         if text == option:
             return option
@@ -461,11 +459,12 @@ def _what(value: object) -> str:
 
 
 def _scalar(name: str, store: Store, expected: str) -> object:
-    """Read an attribute of one value."""
+    """Read an attribute of one value; bytes are text."""
     with understood(name, expected):
         array: StoredArray = store.array(name)
         if int(np.prod(array.shape)) != 1:
             raise InputError(name, f"{expected}; got an array of shape {list(array.shape)}")
         if array.dtype.hasobject and not isinstance(array, np.ndarray):
             raise InputError(name, f"{expected}; got Python objects, which are never unpickled")
-        return np.asarray(array[tuple(slice(None) for _ in array.shape)]).item()
+        value: object = np.asarray(array[tuple(slice(None) for _ in array.shape)]).item()
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -8,7 +8,6 @@ panel's centre in the room in metres.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, reduce
@@ -231,16 +230,13 @@ class Recording:
             )
             for name in ("channel", "codes", "pilots", "noise_covariance")
         }
-        noise = [r.noise_variance for r in recordings if r.noise_variance is not None]
-        times = [r.times for r in recordings if r.times is not None]
-        weights = [r.sample_weights for r in recordings if r.sample_weights is not None]
+        for name in ("noise_variance", "times", "sample_weights"):
+            parts = [value for r in recordings if (value := getattr(r, name)) is not None]
+            joined[name] = torch.cat(parts) if len(parts) == len(recordings) else None
         truth = [r.truth for r in recordings if r.truth is not None]
         return replace(
             first,
             snapshots=torch.cat([r.snapshots for r in recordings]),
-            noise_variance=torch.cat(noise) if len(noise) == len(recordings) else None,
-            times=torch.cat(times) if len(times) == len(recordings) else None,
-            sample_weights=torch.cat(weights) if len(weights) == len(recordings) else None,
             truth=_join_sources(truth) if len(truth) == len(recordings) else None,
             **joined,  # type: ignore[arg-type]
         )
@@ -503,36 +499,25 @@ def scene_index(index: SceneIndex, scenes: int, device: torch.device | str = "cp
         TypeError: an index of another type.
     """
     if isinstance(index, slice):
-        numbers = range(*index.indices(scenes))
-        return index if numbers.step > 0 else torch.tensor(list(numbers), dtype=torch.int64, device=device)
-    if isinstance(index, (list, tuple, range, np.ndarray, Tensor)) and np.ndim(index):
-        chosen = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index))
-        if not chosen.numel() and chosen.dtype != torch.bool:
-            chosen = chosen.to(torch.int64)
-        if chosen.ndim != 1:
-            raise IndexError(f"scenes are indexed by one axis; got an index of shape {list(chosen.shape)}")
-        chosen = chosen.to(device)
-        if chosen.dtype == torch.bool:
-            if len(chosen) != scenes:
-                raise IndexError(f"a mask needs one value per scene, {scenes}; got {len(chosen)}")
-            return chosen.nonzero()[:, 0]
-        if chosen.is_floating_point() or chosen.is_complex():
-            raise TypeError(f"scenes are indexed by integers or booleans; got {chosen.dtype}")
-        chosen = chosen.to(torch.int64)
-        wrong = chosen[(chosen >= scenes) | (chosen < -scenes)]
-        if len(wrong):
-            raise IndexError(f"scene {int(wrong[0])} is out of range for a recording of {scenes} scenes")
-        return torch.where(chosen < 0, chosen + scenes, chosen)
-    if isinstance(index, (bool, np.bool_)) or (isinstance(index, Tensor) and index.dtype == torch.bool):
-        raise TypeError("scenes are indexed by integers, slices or sequences; got a single boolean")
+        steps = range(*index.indices(scenes))
+        return index if steps.step > 0 else torch.tensor(list(steps), dtype=torch.int64, device=device)
+    chosen = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+    if not chosen.size and chosen.dtype != np.bool_:
+        chosen = chosen.astype(np.int64)
+    if chosen.ndim > 1:
+        raise IndexError(f"scenes are indexed by one axis; got an index of shape {list(chosen.shape)}")
+    if chosen.dtype.kind not in ("iub" if chosen.ndim else "iu"):
+        found = f"{type(index).__name__} of {chosen.dtype}" if chosen.ndim else type(index).__name__
+        raise TypeError(
+            f"scenes are indexed by integers, slices, or sequences of integers or booleans; got {found}"
+        )
     try:
-        number = operator.index(index)
-    except TypeError:
-        kind = type(index).__name__
-        raise TypeError(f"scenes are indexed by integers, slices or sequences; got {kind}") from None
-    if not -scenes <= number < scenes:
-        raise IndexError(f"scene {number} is out of range for a recording of {scenes} scenes")
-    return slice(number % scenes, number % scenes + 1)
+        numbers = np.arange(scenes)[chosen]
+    except IndexError as error:
+        raise IndexError(f"the recording has {scenes} scenes: {error}") from None
+    if not chosen.ndim:
+        return slice(int(numbers), int(numbers) + 1)
+    return torch.from_numpy(numbers).to(device)
 
 
 def tensors(recording: Recording) -> dict[str, Tensor]:

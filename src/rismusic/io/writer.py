@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from rismusic.errors import InputError
-from rismusic.files import OutputFile, interrupts_held
+from rismusic.files import OutputFile
+from rismusic.interruption import interrupts_held
 from rismusic.io.hdf5 import Hdf5Sink, Hdf5Store, PartialHdf5Sink
 from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink

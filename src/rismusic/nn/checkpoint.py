@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,12 +29,11 @@ from rismusic.io.schema import check_panel as check_spacing
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.run_folder import SETTINGS, STATE, RunFolder
 from rismusic.nn.spec import KEY, NetworkSpec, TrainSpec, WeightsCard, weights_path
-from rismusic.records import Natural, Record, parse_record
 from rismusic.registry import NETWORKS
-from rismusic.spec import Positive, Wave, flat_settings
+from rismusic.spec import Natural, Positive, Record, Wave, flat_settings, parse_record
 from rismusic.version import __version__
 
-_CHECKPOINT = "rismusic-training/1"
+_CHECKPOINT: Literal["rismusic-training/1"] = "rismusic-training/1"
 _TENSOR_FILE = r"^state-\d{4,20}-\d{7,20}\.safetensors$"
 
 
@@ -99,15 +98,15 @@ def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: 
     """
     name = _tensor_file(state)
     write_tensors(run.folder / name, tensors, {"format": _CHECKPOINT})
-    record = {
-        "format": _CHECKPOINT,
-        "version": __version__,
-        "tensors": name,
-        "settings": settings.model_dump(mode="json"),
-        "state": asdict(state),
-    }
+    record = _Checkpoint(
+        format=_CHECKPOINT,
+        version=__version__,
+        tensors=name,
+        settings=settings.model_dump(mode="json"),
+        state=state,
+    )
     with replace_file(run.folder / STATE, overwrite=True) as temporary:
-        temporary.write_bytes((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        temporary.write_bytes((record.model_dump_json(indent=1) + "\n").encode())
     for old in run.folder.glob("state-*.safetensors"):
         if old.name != name and re.match(_TENSOR_FILE, old.name):
             old.unlink(missing_ok=True)

@@ -1,14 +1,11 @@
-"""Data-parallel training: several processes, each with a share of every batch; and deferred Ctrl-C."""
+"""Data-parallel training: several processes, each with a share of every batch."""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 import torch.distributed as distributed
@@ -114,34 +111,3 @@ def process_group(device: torch.device | str | None = None) -> Iterator[ProcessG
         yield ProcessGroup(distributed.get_rank(), world_size, own)
     finally:
         distributed.destroy_process_group()
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Record the first SIGINT or SIGTERM instead of raising; a second one takes effect at once.
-
-    Yields:
-        A function that returns whether a signal has arrived. Outside the main thread, where no handler can be
-        installed, it always returns False.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    received = False
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore_handlers() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def on_signal(_: int, __: FrameType | None) -> None:
-        nonlocal received
-        received = True
-        restore_handlers()
-
-    for number in handlers:
-        signal.signal(number, on_signal)
-    try:
-        yield lambda: received
-    finally:
-        restore_handlers()

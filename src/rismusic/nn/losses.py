@@ -11,7 +11,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
-from rismusic.array import steering
+from rismusic.array import steering, wrapped
 from rismusic.covariance import (
     Conditioning,
     Covariance,
@@ -498,8 +498,8 @@ def match_heads(prediction: Prediction, truth: Sources, *, weights: tuple[float,
     azimuth, elevation, distance = (value[:, None, :] for value in truth.filled())
     scale = math.radians(_ANGLE_SCALE_DEG)
     angle = (
-        _huber(_wrapped(prediction.azimuth[..., None] - azimuth) / scale)
-        + _huber(_wrapped(prediction.elevation[..., None] - elevation) / scale)
+        _huber(wrapped(prediction.azimuth[..., None] - azimuth) / scale)
+        + _huber(wrapped(prediction.elevation[..., None] - elevation) / scale)
     ) / 2
     log_range = _huber((prediction.inverse_range[..., None].log() + distance.log()) / _LOG_RANGE_SCALE)
     logits = prediction.existence_logits
@@ -523,11 +523,6 @@ def _mean(
     """Mean error of the assigned heads over the sources of a scene."""
     paired = errors.gather(1, partner[:, None, :])[:, 0]
     return torch.where(active, paired, 0).sum(-1) / active.sum(-1).clamp_min(1)
-
-
-def _wrapped(angle: Tensor) -> Tensor:
-    """The angle wrapped to [-pi, pi), radians."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
 def _huber(x: Tensor) -> Tensor:

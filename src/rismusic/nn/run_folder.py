@@ -27,8 +27,7 @@ from pydantic import ConfigDict, Field
 from rismusic.errors import InputError
 from rismusic.files import check_not_link, is_vacant, locked, read_small, write_text, writing
 from rismusic.nn.spec import TrainSpec
-from rismusic.records import Natural, Number, Record, parse_record
-from rismusic.spec import dump_spec, read_spec
+from rismusic.spec import JsonNumber, Natural, Record, dump_spec, parse_record, read_spec
 from rismusic.version import __version__
 
 SETTINGS, LOG, STATE, LOCK, CURVES = "settings.toml", "log.jsonl", "state.json", "lock", "curves.png"
@@ -44,21 +43,21 @@ class StepRecord(Record):
     """One optimizer step in the log, with the value of each loss."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Number] = Field(init=False)
+    __pydantic_extra__: dict[str, JsonNumber] = Field(init=False)
 
     kind: Literal["step"]
     epoch: Natural
     step: Natural
-    taken: Number
-    loss: Number = None
+    taken: JsonNumber
+    loss: JsonNumber = None
 
 
 class FindingRecord(Record):
     """A finding of a probe in the log."""
 
     name: str
-    value: Number
-    threshold: Number
+    value: JsonNumber
+    threshold: JsonNumber
     fine: bool
     meaning: str
     advice: str
@@ -68,7 +67,7 @@ class ProbeRecord(Record):
     """The report of a probe in the log, with its numbers."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Number] = Field(init=False)
+    __pydantic_extra__: dict[str, JsonNumber] = Field(init=False)
 
     kind: Literal["probe"]
     tag: str
@@ -79,8 +78,8 @@ class ProbeRecord(Record):
 class ScoreRecord(Record):
     """What the curves show of a score."""
 
-    recall: Number = None
-    count_right: Number = None
+    recall: JsonNumber = None
+    count_right: JsonNumber = None
 
 
 class ScoresRecord(Record):
@@ -93,8 +92,8 @@ class ScoresRecord(Record):
 class ValidationRecord(Record):
     """A validation in the log."""
 
-    loss: Number
-    terms: dict[str, Number]
+    loss: JsonNumber
+    terms: dict[str, JsonNumber]
     scores: ScoresRecord = ScoresRecord()
 
 
@@ -105,7 +104,7 @@ class EpochRecord(Record):
 
     kind: Literal["epoch"]
     epoch: Natural
-    training: dict[str, Number]
+    training: dict[str, JsonNumber]
     validation: ValidationRecord
 
 
@@ -163,7 +162,7 @@ class RunFolder:
         if not (self.folder / SETTINGS).exists():
             reason = f"it has no {SETTINGS}" if self.folder.is_dir() else "it does not exist"
             raise InputError(str(self.folder), f"not the folder of a training: {reason}")
-        return load_train_spec(self.folder / SETTINGS)
+        return read_spec(TrainSpec, self.folder / SETTINGS)
 
     @contextmanager
     def lock(self, is_main: bool = True) -> Iterator[None]:
@@ -255,15 +254,6 @@ class RunFolder:
             except InputError as error:
                 raise InputError(str(path), f"line {number} {error.problem}; {_WITHOUT_LOG}") from None
         return records
-
-
-def load_train_spec(path: Path) -> TrainSpec:
-    """Read the settings of a training from a TOML file; missing ones have their default.
-
-    Raises:
-        InputError: the file is missing or no TOML, or a setting is unknown or invalid.
-    """
-    return read_spec(TrainSpec, path)
 
 
 def _plain(value: object) -> object:

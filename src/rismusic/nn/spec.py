@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -76,20 +76,7 @@ class LossSpec(Spec):
     @property
     def weights(self) -> dict[TermName, float]:
         """The weight of each loss after the warm-up and before the last phase."""
-        return {
-            "covariance": self.covariance,
-            "covariance_predicted": self.covariance_predicted,
-            "subspace": self.subspace,
-            "eigengap": self.eigengap,
-            "peak_contrast": 0.0,
-            "orthogonality": self.orthogonality,
-            "cross": self.cross,
-            "count": self.count,
-            "angle": self.angle,
-            "log_range": self.log_range,
-            "existence": self.existence,
-            "heat_map": self.heat_map,
-        }
+        return {name: getattr(self, name, 0.0) for name in get_args(TermName)}
 
 
 class ScheduleSpec(Spec):
@@ -174,11 +161,6 @@ class NetworkSpec(Spec):
     def tiny(cls) -> NetworkSpec:
         """Small: memorises a few hundred scenes in a minute on two cores."""
         return cls(stages=2, depth=2, width=48)
-
-    @classmethod
-    def large(cls) -> NetworkSpec:
-        """About 19 million parameters, for a GPU."""
-        return cls(stages=4, depth=6, width=400, heads=8, oversampling=2.51)
 
 
 class TrainSpec(Spec):
@@ -364,36 +346,3 @@ def _table(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"a table is needed, not {value!r:.30}")  # noqa: TRY004
     return value
-
-
-def card_text(card: WeightsCard, *, checksum: str, size: int) -> str:
-    """A card as a Markdown table, as in ``weights/README.md``.
-
-    Args:
-        card: the card.
-        checksum: SHA-256 of the file.
-        size: size of the file in bytes.
-    """
-    system, (low, high) = card.system, limits(card.system.snr_db)
-    panel, scene, hardware = system.panel, system.scene, system.hardware
-    errors = [f"{name} {value:g}" for name, value in hardware.model_dump().items() if value]
-    rows = {
-        "panel": f"{panel.rows} x {panel.columns} elements, {panel.spacing_wavelengths:g} wavelengths apart, "
-        f"trained at a wavelength of {panel.wavelength_m:g} m (others by scaling)",
-        "link": f"{system.channel.kind}, {system.channel.antennas} antennas, {system.codebook.snapshots} "
-        f"snapshots, {system.codebook.kind} codes, a new link in each scene",
-        "sources": f"{' to '.join(map(str, dict.fromkeys(limits(system.sources))))}",
-        "SNR": f"{low:g} to {high:g} dB",
-        "volume": f"azimuth within {scene.azimuth_max_deg:g} deg, elevation within "
-        f"{scene.elevation_max_deg:g} deg, {scene.range_min_m:g} to {scene.range_max_m:g} m",
-        "hardware errors": ", ".join(errors) or "none",
-        "share of R_samp (beta)": f"{card.beta:g}",
-        "scenes seen": f"{card.scenes:,}",
-        "training": f"{card.hours:.1f} hours on {card.device or 'a machine that was not named'}",
-        **{name: f"{value:.3g}" for name, value in card.figures.items()},
-        **{"limit" + " " * place: text for place, text in enumerate(card.limits)},
-        "file": f"{size / 2**20:.1f} MiB, SHA-256 `{checksum}`",
-        "licence": card.licence,
-    }
-    lines = [f"## {card.name}", "", "| | |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name.strip()} | {text} |" for name, text in rows.items())]) + "\n"

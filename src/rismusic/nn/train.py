@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from rismusic.errors import InputError
+from rismusic.interruption import deferred_interrupt
 from rismusic.nn import monitors as probes
 from rismusic.nn.checkpoint import (
     State,
@@ -30,7 +31,7 @@ from rismusic.nn.checkpoint import (
     save_network,
 )
 from rismusic.nn.data import TrainingScenes, beta_at, weights_at
-from rismusic.nn.distributed import ProcessGroup, deferred_interrupt, process_group
+from rismusic.nn.distributed import ProcessGroup, process_group
 from rismusic.nn.learner import Learner
 from rismusic.nn.losses import check_start
 from rismusic.nn.monitors import Report, TensorBoardLog, find_nonfinite, nonfinite_gradient_error, save_curves

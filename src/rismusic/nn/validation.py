@@ -56,13 +56,12 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(learner: Learner, scenes: TrainingScenes, *, averaged: bool = True) -> Validation:
+def validate(learner: Learner, scenes: TrainingScenes) -> Validation:
     """Losses on the whole validation set, metrics on a part of it.
 
     Args:
         learner: the network and its averaged weights.
         scenes: the scenes.
-        averaged: whether to use the averaged weights or the current ones.
     """
     spec = learner.spec
     beta = spec.schedule.beta
@@ -72,7 +71,7 @@ def validate(learner: Learner, scenes: TrainingScenes, *, averaged: bool = True)
     oracle_names: list[str] = []
     sizes: list[int] = []
     for recording in scenes.validation():
-        prediction = learner.predict(recording, averaged=averaged)
+        prediction = learner.predict(recording)
         losses = learner.prediction_losses(prediction, recording, beta, weights, oracle=True)
         names, oracle_names = ["loss", *losses.terms], list(losses.oracle)
         values = [losses.total, *losses.terms.values(), *losses.oracle.values()]
@@ -81,7 +80,7 @@ def validate(learner: Learner, scenes: TrainingScenes, *, averaged: bool = True)
     share = torch.tensor(sizes, dtype=torch.float64, device=totals[0].device) / sum(sizes)
     means = (torch.stack(totals) * share[:, None]).sum(0).tolist()
     terms = dict(zip(names, means, strict=False))
-    scores, covariance = _score(learner, scenes, beta, averaged)
+    scores, covariance = _score(learner, scenes, beta)
     return Validation(
         loss=terms.pop("loss"),
         terms=terms,
@@ -178,11 +177,11 @@ def report(now: Validation, previous_loss: float | None, spec: TrainSpec) -> Rep
 
 
 def _score(
-    learner: Learner, scenes: TrainingScenes, beta: float, averaged: bool
+    learner: Learner, scenes: TrainingScenes, beta: float
 ) -> tuple[dict[str, Score], dict[str, float]]:
     recording, network_input = scenes.scored()
     assert recording.truth is not None
-    prediction = learner.predict(network_input, averaged=averaged)
+    prediction = learner.predict(network_input)
     targets = Targets.of(network_input, learner.grid)
     blended = prediction.blended(targets.sample, targets.conditioning, beta)
     count = prediction.count_logits.argmax(-1)

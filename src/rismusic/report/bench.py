@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from rismusic.benchmark.plots import benchmark_figure, plot_errors, plot_misses
@@ -47,25 +45,6 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A number in a table, its confidence interval, and whether it is the best of its column."""
-
-    text: str
-    interval: str
-    best: bool
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A table with a row for each method and a column for each SNR or value of the sweep."""
-
-    title: str
-    what: str
-    heads: tuple[str, ...]
-    rows: list[tuple[str, bool, list[Cell]]]
-
-
 def write_bench_report(
     path: str | Path,
     rows: Sequence[BenchRow],
@@ -73,7 +52,6 @@ def write_bench_report(
     settings: BenchSpec | None = None,
     timings: Sequence[TimingRow] = (),
     command: str = "",
-    made: datetime | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the rows of a benchmark as one HTML file below 1 MB, with plots.
@@ -86,7 +64,6 @@ def write_bench_report(
         settings: settings of the benchmark, where they are known.
         timings: computing times of the methods.
         command: the command line that made the report.
-        made: time stamp of the report; the current time if none.
         overwrite: whether an existing file may be replaced.
 
     Raises:
@@ -116,7 +93,6 @@ def write_bench_report(
         "bench.html.j2",
         overwrite=overwrite,
         command=command,
-        made=made,
         methods=list(dict.fromkeys(row.method for row in rows)),
         cells=len({(row.sweep, row.point, row.sources, row.snr_db) for row in rows}),
         scenes=sorted({row.scenes for row in rows}),
@@ -147,8 +123,8 @@ def _plots(arranged: Sequence[Group]) -> Iterator[Plot]:
         )
 
 
-def _matrices(group: Group) -> Iterator[Matrix]:
-    """Misses and errors of one group."""
+def _matrices(group: Group) -> Iterator[dict[str, object]]:
+    """Misses and errors of one group: a row for each method, a column for each SNR or value."""
     title = group.title if group.sweep == "none" else f"{group.title}, {group.axis}"
     misses = {name: [row.misses.value for row in some] for name, some in group.rows.items()}
     errors = {name: [row.worst_over_bound for row in some] for name, some in group.rows.items()}
@@ -165,25 +141,19 @@ def _matrices(group: Group) -> Iterator[Matrix]:
         for name, some in group.rows.items():
             cells = []
             for row, value, best in zip(some, values[name], lowest or [math.nan] * len(some), strict=True):
-                text, interval = fixed(value, 2), ""
-                if values is misses:
-                    text, interval = fixed(100 * value, 1), _interval(row.misses)
-                cells.append(Cell(text, interval, value == best and not row.uses_truth))
+                text = (fixed(value, 2), "") if values is errors else _share(row.misses)
+                cells.append((*text, value == best and not row.uses_truth))
             rows.append((name, some[0].uses_truth, cells))
-        yield Matrix(title, what, group.heads, rows)
+        yield {"title": title, "what": what, "heads": group.heads, "rows": rows}
 
 
-def _interval(share: Share) -> str:
-    return f"{fixed(100 * share.low, 1)}–{fixed(100 * share.high, 1)}"
+def _share(share: Share) -> tuple[str, str]:
+    """A share and its interval in percent."""
+    low, high = fixed(100 * share.low, 1), fixed(100 * share.high, 1)
+    return fixed(100 * share.value, 1), f"{low}–{high}"
 
 
 def _cells(row: BenchRow) -> list[tuple[str, str]]:
     """Number and interval of every column."""
-    cells = []
-    for _, _, name in COLUMNS:
-        value = getattr(row, name)
-        if isinstance(value, Share):
-            cells.append((fixed(100 * value.value, 1), _interval(value)))
-        else:
-            cells.append((general(value), ""))
-    return cells
+    values = [getattr(row, name) for _, _, name in COLUMNS]
+    return [_share(value) if isinstance(value, Share) else (general(value), "") for value in values]

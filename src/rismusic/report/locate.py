@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -101,7 +100,8 @@ class LocateReport:
             raise InputError(
                 "located", "the settings differ from those of the scenes added before; write one report each"
             )
-        recording = _truth_in_order(recording)
+        if (truth := recording.truth) is not None:
+            recording = replace(recording, truth=truth.reordered(truth.active_first))
         self._spec = located.spec
         self._recording = self._recording or recording[:1]
         comparison = compare(recording, located)
@@ -132,7 +132,6 @@ class LocateReport:
         facts: Mapping[str, str] | None = None,
         remarks: Sequence[str] = (),
         command: str = "",
-        made: datetime | None = None,
         overwrite: bool = False,
     ) -> None:
         """Write the report of all scenes so far.
@@ -143,7 +142,6 @@ class LocateReport:
             facts: facts about the recording by name; if none, those that its first scene shows.
             remarks: sentences on possible errors in the recording.
             command: the command line that made the report.
-            made: time stamp of the report; the current time if none.
             overwrite: whether an existing file may be replaced.
 
         Raises:
@@ -163,7 +161,6 @@ class LocateReport:
             "locate.html.j2",
             overwrite=overwrite,
             command=command,
-            made=made,
             name=name,
             facts=dict(facts) if facts is not None else recording_facts(self._recording, len(self._rows)),
             remarks=list(remarks),
@@ -305,19 +302,6 @@ def _probabilities(located: Estimate, scene: int) -> list[float]:
     """Probabilities of 0, 1, ... sources; empty where the number of sources was given."""
     probability = located.n_sources_probability
     return [] if probability is None else probability[scene].tolist()
-
-
-def _truth_in_order(recording: Recording) -> Recording:
-    """The recording with the active true sources first, as the bounds require."""
-    truth = recording.truth
-    if truth is None:
-        return recording
-    order = (~truth.active).to(torch.int8).argsort(dim=-1, stable=True)
-
-    def sort(value: torch.Tensor) -> torch.Tensor:
-        return value.take_along_dim(order.reshape(order.shape + (1,) * (value.ndim - order.ndim)), dim=1)
-
-    return replace(recording, truth=truth.each(sort))
 
 
 def _kind(sentence: str) -> str:

@@ -10,7 +10,7 @@ import functools
 import io
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rismusic.array import to_db
 from rismusic.covariance import recording_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
@@ -34,7 +35,6 @@ from rismusic.scene_view import ABOVE, BEHIND, Points, Projection, Scene, Shape,
 from rismusic.sources import Sources
 from rismusic.spec import Spec
 from rismusic.text import printable, redact
-from rismusic.units import to_db
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -129,17 +129,14 @@ def within(parts: Iterable[str], size: int) -> list[str]:
     return taken
 
 
-def write_page(
-    path: Path, template: str, *, overwrite: bool, command: str, made: datetime | None, **values: Any
-) -> None:
+def write_page(path: Path, template: str, *, overwrite: bool, command: str, **values: Any) -> None:
     """Render a whole page and write it.
 
     Raises:
         InputError: see :func:`check_report`; or the page has grown beyond ``LIMIT``.
     """
     check_report(path, overwrite=overwrite)
-    made = made or datetime.now().astimezone()
-    when = made.strftime("%Y-%m-%d %H:%M %Z").strip()
+    when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip()
     text = fragment(template, command=redact(command), made=when, versions=versions(), **values)
     size = len(text.encode())
     if size > LIMIT:
@@ -160,16 +157,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def setting_rows(settings: Spec | Mapping[str, object], prefix: str = "") -> list[Setting]:
+def setting_rows(settings: Spec, prefix: str = "") -> list[Setting]:
     """All settings, nested ones as ``part.name``, with their descriptions where known."""
-    if not isinstance(settings, Spec):
-        rows = []
-        for name, value in settings.items():
-            if isinstance(value, (Spec, Mapping)):
-                rows += setting_rows(value, f"{prefix}{name}.")
-            else:
-                rows.append(Setting(prefix + name, _shown(value), ""))
-        return rows
     rows = []
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)

@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Complex, Int
 from torch import Tensor
 
-from rismusic.array import SPEED_OF_LIGHT, Panel, direction, path_difference
+from rismusic.array import SPEED_OF_LIGHT, Panel, direction, from_db, path_difference, to_db
 from rismusic.errors import InputError
 from rismusic.operator import Link
 from rismusic.simulation.random_numbers import Draws, Stream
 from rismusic.sources import Sources
 from rismusic.spec import ChannelSpec, CodebookSpec, HardwareSpec, PanelSpec, SceneSpec, SymbolKind, limits
-from rismusic.units import from_db, to_db
 
 # Candidate sets of positions drawn per scene in each round of rejection sampling.
 _ATTEMPTS = (8, 64, 512, 4096)
@@ -50,18 +49,8 @@ def draw_sources(
     active = torch.arange(most, device=count.device) < count[:, None]
     positions = _positions(spec, active, draws, dtype)
     azimuth, elevation, distance = positions.unbind(-1)
-    power = _powers(spec, distance, active, draws)
-    symbols = draw_symbols(
-        spec.symbols, most, snapshots, draws, dtype.to_complex(), correlation=spec.correlation
-    )
-    drawn = Sources(
-        azimuth=azimuth,
-        elevation=elevation,
-        range=distance,
-        power=power,
-        symbols=symbols * power.sqrt()[..., None],
-    )
-    return drawn.blank(~active)
+    drawn = Sources(azimuth=azimuth, elevation=elevation, range=distance).blank(~active)
+    return complete_sources(spec, drawn, snapshots, draws)
 
 
 def complete_sources(spec: SceneSpec, sources: Sources, snapshots: int, draws: Draws) -> Sources:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from rismusic.array import SPEED_OF_LIGHT, Panel
+from rismusic.array import SPEED_OF_LIGHT, Panel, from_db
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
@@ -24,7 +24,6 @@ from rismusic.simulation.scene import (
 )
 from rismusic.sources import Sources, check_sources
 from rismusic.spec import PanelSpec, SymbolModel, SystemSpec, WidebandSpec, limits
-from rismusic.units import from_db
 
 
 class Simulator:

@@ -13,13 +13,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from rismusic.errors import InputError
 from rismusic.hybrid import locate
@@ -29,10 +29,9 @@ from rismusic.nn.run_folder import BEST
 from rismusic.nn.spec import LossSpec, TrainSpec
 from rismusic.nn.train import train
 from rismusic.nn.validation import Validation
-from rismusic.records import Natural, Record, complaint
 from rismusic.simulation.random_numbers import Split
 from rismusic.simulation.simulator import Simulator
-from rismusic.spec import Finite, LocateSpec, SystemSpec, limits
+from rismusic.spec import Finite, LocateSpec, Natural, Record, SystemSpec, complaint, limits
 from rismusic.tuning.spec import Parameter, Space, TuneSpec, apply, suggest
 from rismusic.tuning.storage import JOB, experimental
 from rismusic.tuning.worker import NotFiniteError, Say, failure_recorded
@@ -64,6 +63,10 @@ SURROGATE = {
 }
 
 
+_Whole: TypeAlias = Annotated[Natural, Strict()]
+_Metres: TypeAlias = Annotated[Finite, Strict()]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Results of locating the sources of some scenes, one number per scene.
@@ -75,10 +78,18 @@ class Evaluation:
         gospa_m: GOSPA in metres.
     """
 
-    hits: tuple[int, ...]
-    true: tuple[int, ...]
-    estimated: tuple[int, ...]
-    gospa_m: tuple[float, ...]
+    # A database holds lists.
+    __pydantic_config__ = ConfigDict(strict=False)
+
+    hits: tuple[_Whole, ...]
+    true: tuple[_Whole, ...]
+    estimated: tuple[_Whole, ...]
+    gospa_m: tuple[_Metres, ...]
+
+    def __post_init__(self) -> None:
+        scenes = {len(self.hits), len(self.true), len(self.estimated), len(self.gospa_m)}
+        if len(scenes) > 1 or 0 in scenes:
+            raise ValueError("needs one number for each scene")
 
     @property
     def f1(self) -> float:
@@ -102,8 +113,7 @@ class Evaluation:
     @classmethod
     def of(cls, trial: FrozenTrial, name: str) -> Evaluation:
         """Read an evaluation that :meth:`store` has written."""
-        held = _EvaluationRecord.model_validate(trial.user_attrs[name])
-        return cls(**{field: tuple(values) for field, values in held.model_dump().items()})
+        return TypeAdapter(cls).validate_python(trial.user_attrs[name])
 
 
 class _EpochRecord(Record):
@@ -111,20 +121,6 @@ class _EpochRecord(Record):
     loss: float
     f1: float
     gospa_m: float
-
-
-class _EvaluationRecord(Record):
-    hits: list[Natural]
-    true: list[Natural]
-    estimated: list[Natural]
-    gospa_m: list[Finite]
-
-    @model_validator(mode="after")
-    def _check_scenes(self) -> _EvaluationRecord:
-        scenes = {len(self.hits), len(self.true), len(self.estimated), len(self.gospa_m)}
-        if len(scenes) > 1 or 0 in scenes:
-            raise ValueError("needs one number for each scene")
-        return self
 
 
 class _TrialRecord(Record):
@@ -137,10 +133,10 @@ class _TrialRecord(Record):
     seconds: float | None = None
     locate: dict[str, bool | int | float | str] | None = None
     inference_cost: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    evaluation: _EvaluationRecord | None = None
-    test: _EvaluationRecord | None = None
-    evaluation_default_inference: _EvaluationRecord | None = None
-    test_default_inference: _EvaluationRecord | None = None
+    evaluation: Evaluation | None = None
+    test: Evaluation | None = None
+    evaluation_default_inference: Evaluation | None = None
+    test_default_inference: Evaluation | None = None
 
 
 def check_trials(study: optuna.Study) -> None:

@@ -20,7 +20,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,15 +107,13 @@ class Comparison:
 
     Args:
         gain: difference of the costs.
-        low: lower limit of the confidence interval.
+        low: lower limit of the 95 % confidence interval.
         high: upper limit.
-        level: confidence level.
     """
 
     gain: float
     low: float
     high: float
-    level: float
 
     @property
     def better(self) -> bool:
@@ -137,14 +134,12 @@ class Comparison:
         result = "is better" if self.better else "is worse" if self.worse else "is not significantly better"
         return (
             f"{name} {result} than the default on the test scenes. Cost of the default minus its cost: "
-            f"{self.gain:+.4f} ({100 * self.level:.0f} % confidence interval {self.low:+.4f} to "
+            f"{self.gain:+.4f} (95 % confidence interval {self.low:+.4f} to "
             f"{self.high:+.4f})."
         )
 
 
-def compare(
-    default: Sequence[Evaluation], best: Sequence[Evaluation], *, level: float = 0.95, seed: int = 0
-) -> Comparison:
+def compare(default: Sequence[Evaluation], best: Sequence[Evaluation], *, seed: int = 0) -> Comparison:
     """Compare two settings on the same scenes, with a paired bootstrap over scenes.
 
     Both are trained from the same seeds. Scenes are resampled in pairs, each with all of its trainings (Efron
@@ -154,16 +149,15 @@ def compare(
     Args:
         default: evaluations of the default, one per seed.
         best: evaluations of the other settings, one per seed.
-        level: confidence level.
         seed: seed of the resampling.
     """
     rows, other = pooled(default), pooled(best)
     scenes = len(rows)
     drawn = np.random.default_rng(seed).integers(scenes, size=(_RESAMPLED, scenes))
     gains = pooled_cost(rows[drawn], len(default)) - pooled_cost(other[drawn], len(best))
-    low, high = np.quantile(gains, ((1 - level) / 2, (1 + level) / 2))
+    low, high = np.quantile(gains, (0.025, 0.975))
     gain = pooled_cost(rows, len(default)) - pooled_cost(other, len(best))
-    return Comparison(float(gain), float(low), float(high), level)
+    return Comparison(float(gain), float(low), float(high))
 
 
 def pooled(evaluations: Sequence[Evaluation]) -> np.ndarray:
@@ -569,7 +563,6 @@ def write_tune_report(
     rows: Sequence[Mapping[str, Any]],
     importance: Mapping[str, float],
     *,
-    made: datetime | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write the report of a search as one HTML file below 1 MB.
@@ -579,7 +572,6 @@ def write_tune_report(
         result: the result of the search.
         rows: rows of the trials, see :func:`~rismusic.tuning.results.trial_rows`.
         importance: importance of each setting.
-        made: date of the report; now if none.
         overwrite: whether an existing file may be replaced.
 
     Raises:
@@ -593,7 +585,6 @@ def write_tune_report(
         "tuning.html.j2",
         overwrite=overwrite,
         command=result.command,
-        made=made,
         trials=len(rows),
         sentences=result.sentences(),
         finals=[

@@ -29,7 +29,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model
 
 from rismusic.errors import InputError
 from rismusic.nn.spec import TrainSpec
-from rismusic.spec import Count, LocateSpec, Spec, read_toml
+from rismusic.spec import Count, LocateSpec, Spec, flat_settings, read_toml
 
 if TYPE_CHECKING:
     import optuna
@@ -149,35 +149,13 @@ def apply(spec: S, parameters: Mapping[str, Parameter], values: Values) -> S:
     Raises:
         InputError: a setting is unknown, or a value is invalid.
     """
-    tree: dict[str, Any] = {}
+    now, changed = flat_settings(spec.model_dump()), {}
     for name, value in values.items():
         if name not in parameters:
             raise InputError(name, "is not a parameter of the search space")
         for each in (name, *parameters[name].also):
-            *parents, last = each.split(".")
-            branch = tree
-            for parent in parents:
-                branch = branch.setdefault(parent, {})
-            branch[last] = value
-    return _replaced(spec, tree, "")
-
-
-def _replaced(spec: S, tree: Mapping[str, Any], prefix: str) -> S:
-    """Replace all settings of a group at once, so that settings that constrain each other fit."""
-    changes: dict[str, Any] = {}
-    for name, value in tree.items():
-        if name not in type(spec).model_fields:
-            raise InputError(prefix + name, "is not a known setting")
-        now = getattr(spec, name)
-        if isinstance(value, Mapping):
-            if not isinstance(now, Spec):
-                raise InputError(prefix + name, "is a single setting, not a group of settings")
-            changes[name] = _replaced(now, value, f"{prefix}{name}.")
-        elif isinstance(now, Spec):
-            raise InputError(prefix + name, "is a group of settings; name one of them")
-        else:
-            changes[name] = (value, value) if isinstance(now, tuple) else value
-    return spec.replace(**changes)
+            changed[each] = (value, value) if isinstance(now.get(each), tuple) else value
+    return spec.changed(changed)
 
 
 TRIALS = 50

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from rismusic.errors import InputError
 from rismusic.files import sweep_tree
 from rismusic.io.reader import in_file
-from rismusic.records import Record, complaint
+from rismusic.spec import Record, complaint
 from rismusic.text import redact
 from rismusic.tuning.objective import FinalObjective, Objective, check_trials
 from rismusic.tuning.results import TuneResult, candidates, check_folder, summarize, write_results

@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from rismusic.errors import InputError
-from rismusic.files import interrupts_held
+from rismusic.interruption import interrupts_held
 from rismusic.tuning.storage import JOB, RETRIES, Requeue, experimental
 
 Progress = Callable[[int, int], None]
