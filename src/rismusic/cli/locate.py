@@ -21,16 +21,10 @@ from pydantic import Field
 
 from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
 from rismusic.errors import InputError
-<<<<<<< HEAD
 from rismusic.files import TABLE_ENDINGS, read_small, writing
-from rismusic.parallel import MOST_THREADS, check_workers, default_workers, run_all
-from rismusic.partial import part_files
-=======
-from rismusic.files import read_small, writing
 from rismusic.interruption import interrupts_held
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
 from rismusic.partial import PartialFile, part_files
->>>>>>> house
 from rismusic.registry import ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import Count, FigureWidth, LocateSpec
 from rismusic.text import command_line, counted, csv_text, plain
