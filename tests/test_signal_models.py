@@ -256,7 +256,7 @@ def test_search_finds_the_best_point(recording, criterion):
     nothing = torch.ones(S, K, 3, dtype=torch.float64), torch.zeros(S, K, dtype=torch.bool)
     noise = torch.full((S,), 0.2, dtype=torch.float64)
     power_noise = None if criterion == "conditional" else (noise.new_ones(S, K), noise)
-    found = search.best(torch.arange(S), project_out(stacked, *nothing, power_noise), len(dictionary))
+    found, _ = search.best(torch.arange(S), project_out(stacked, *nothing, power_noise), len(dictionary))
     points = dictionary.positions(torch.arange(len(dictionary))).numpy()
     points[:, 2] = 1 / points[:, 2]
     for i in range(S):

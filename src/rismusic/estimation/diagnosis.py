@@ -39,8 +39,8 @@ from rismusic.estimation.estimate import (
     join_estimates,
 )
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
-from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
 from rismusic.estimation.levenberg_marquardt import FitOptions
+from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
     Fit,
