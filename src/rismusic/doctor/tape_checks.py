@@ -722,6 +722,8 @@ def bound_findings(tape: Tape) -> list[Finding]:
             value = given[key].detach()
             if g is None or key in tape.inputs or y.numel() != value.numel() or y.dtype == torch.bool:
                 continue
+            if not _meet(tape, key, target):
+                continue
             pull = _pull(value, y.reshape(value.shape), g)
             if pull is not None:
                 found.append(
@@ -734,6 +736,17 @@ def bound_findings(tape: Tape) -> list[Finding]:
                     )
                 )
     return found
+
+
+def _meet(tape: Tape, output: int, target: int) -> bool:
+    """Whether the first call that uses a target with outputs uses this output."""
+    pure = {target}
+    for call in tape.calls:
+        if any(key in pure for key in call.reads):
+            if not call.pure:
+                return any(key in tape.reached(output) for key in call.reads)
+            pure.update(call.outs)
+    return False
 
 
 def _pull(value: Tensor, y: Tensor, g: Tensor) -> float | None:

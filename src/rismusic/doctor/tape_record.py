@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rismusic.doctor.counterfactuals import Settings
 from rismusic.doctor.learning_checks import LearningChecks
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import ERRORS, row_codes
@@ -283,13 +284,23 @@ class TapeRecord:
             )
         return report_of("DATA", f"{len(self.early) + len(self.late)} batches", found)
 
-    def final_reports(self, steps: int, own: set[int], *, alone: bool) -> list[Report]:
+    def final_reports(
+        self,
+        steps: int,
+        own: set[int],
+        gradients: Sequence[Mapping[int, Tensor]] = (),
+        *,
+        alone: bool,
+        settings: Settings | None = None,
+    ) -> list[Report]:
         """Checks at the end of the loop.
 
         Args:
             steps: number of steps.
             own: keys of the weights that an optimizer holds.
+            gradients: of the first losses, by weight.
             alone: whether there is one optimizer only.
+            settings: how the loop trains, if there is one optimizer.
         """
         if self.problem or not self.first:
             return []
@@ -298,7 +309,10 @@ class TapeRecord:
             return [report_of("LEARNED", f"left out: {self.over}", [])]
         state, self.checking = torch.get_rng_state(), True
         kinds = _of_one_kind(tapes), _of_one_kind(list(self.late or self.early))
-        loop = LearningChecks(self.module, self.first, kinds, tapes[-1], self.initial, steps, own, alone)
+        loop = LearningChecks(
+            *(self.module, self.first, kinds, tapes[-1], self.initial, steps, own, alone, settings),
+            gradients,
+        )
         reports = loop.reports
         self.checking = False
         torch.set_rng_state(state)

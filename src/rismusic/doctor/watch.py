@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from rismusic.doctor.calls import CallRecorder
+from rismusic.doctor.counterfactuals import Settings
 from rismusic.doctor.layers import (
     LayerRecord,
     depth_findings,
@@ -42,6 +43,8 @@ from rismusic.nn.monitors import Finding, Report, at_least, at_most
 _KEPT = 256
 # Layers and calls are measured in the first forward passes only, because that takes time.
 _MEASURED = 3
+# Losses whose gradients are kept.
+_MEASURED_LOSSES = 8
 # A weight whose relative change per step stays below this does not learn at any speed.
 _SLOWEST, _FASTEST = 1e-8, 0.5
 # Ratio of the relative changes of two weight matrices that no ordinary training has.
@@ -97,6 +100,9 @@ class Watch:
         self._validations = Validations()
         self._library = LibraryCalls()
         self._rates: dict[str, list[float]] = {}
+        self._settings: Settings | None = None
+        # Of each of the first losses: its gradients by weight.
+        self._first_gradients: list[dict[int, Tensor]] = [{} for _ in range(_MEASURED_LOSSES)]
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
         self._stale = 0
@@ -181,7 +187,12 @@ class Watch:
         if all(map(math.isfinite, self.losses)):
             held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
-            reports += self._tapes.final_reports(self._steps, held, alone=alone)
+            settings = self._settings and self._settings.scheduled(
+                list(self._rates.values()), self._step_record.clip
+            )
+            reports += self._tapes.final_reports(
+                *(self._steps, held, self._first_gradients), alone=alone, settings=settings
+            )
         return Diagnosis(tuple(reports))
 
     @property
@@ -247,6 +258,8 @@ class Watch:
             self._step_record.add(weight, gradient, len(self.losses))
             if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
                 self._fresh[key] = True
+            if len(self.losses) <= _MEASURED_LOSSES and self.losses and gradient.numel() <= 10**6:
+                self._first_gradients[len(self.losses) - 1][key] = gradient.detach().clone()
             size = float(torch.linalg.vector_norm(gradient.detach()))
             if name not in self._gradient or self._gradient[name] == 0:
                 self._gradient[name] = size
@@ -275,6 +288,7 @@ class Watch:
         if not self._watches(optimizer):
             return
         self._steps += 1
+        self._settings = self._settings or Settings.of(optimizer)
         held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         closure = len(args) > 1 or "closure" in kwargs
         moving = [p for p in held if bool(p.grad.any())]
