@@ -11,7 +11,7 @@ import copy
 import inspect
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from rismusic.nn.monitors import Finding, at_least, at_most
 
 # CPU seconds for all trainings; fewest and most steps of one, the latter over those of the loop, too.
 _SECONDS, _FEWEST, _MOST, _LONGER = 4.0, 60, 300, 3
+HELD = "fall of the loss of batches held out, over that of batches that are learned from"
+"""Finding without a limit, which says whether what is learned holds for others."""
 # Fewest batches.
 _BATCHES = 8
 # Share of what is learned that a change may gain, or that the settings must reach of what others reach.
@@ -44,7 +46,7 @@ class Settings:
         clip: largest norm of the gradient; infinite without clipping.
     """
 
-    make: type[torch.optim.Optimizer]
+    make: Callable[[Any], torch.optim.Optimizer]
     groups: tuple[tuple[tuple[int, ...], dict[str, Any]], ...]
     schedule: tuple[float, ...] = ()
     clip: float = math.inf
@@ -67,7 +69,8 @@ class Settings:
         """With the learning rates that each group had in the steps, and the norm at which gradients are clipped."""
         highest = [max(one, default=0.0) for one in rates]
         groups = tuple(
-            (keys, {**options, "lr": rate}) for (keys, options), rate in zip(self.groups, highest, strict=False)
+            (keys, {**options, "lr": rate})
+            for (keys, options), rate in zip(self.groups, highest, strict=False)
         )
         schedule = tuple(one / highest[0] for one in rates[0]) if rates and highest[0] > 0 else ()
         return replace(self, groups=groups, schedule=schedule, clip=clip)
@@ -148,8 +151,7 @@ class Counterfactuals:
         def gain(other: tuple[float, float]) -> float:
             """Lower loss of what was learned from and of the rest, over what is learned."""
             gains = (
-                (a - b) / max(abs(start - b), 1e-12)
-                for start, a, b in zip(first, own, other, strict=True)
+                (a - b) / max(abs(start - b), 1e-12) for start, a, b in zip(first, own, other, strict=True)
             )
             return min(gains) if max(other) < math.inf else -math.inf
 
@@ -159,7 +161,9 @@ class Counterfactuals:
             """The gain; where it is large, the smaller one of two, with the batches in another order."""
             if gain(other) <= _GAIN:
                 return gain(other)
-            two, one = (self._trained(s, steps, j, -1) for s, j in ((settings, joined), (self.settings, none)))
+            two, one = (
+                self._trained(s, steps, j, -1) for s, j in ((settings, joined), (self.settings, none))
+            )
             return min(gain(other), gain((two[0] + own[0] - one[0], two[1] + own[1] - one[1])))
 
         def text(what: str, other: tuple[float, float], count: int = steps) -> str:
@@ -197,6 +201,8 @@ class Counterfactuals:
                 f"Use a learning rate about {factor:g} times higher.",
             )
         )
+        fall = (first[1] - own[1]) / max(first[0] - own[0], 1e-12)
+        found.append(at_least(HELD, max(fall, 0.0), 0.0, ""))
         for what, settings in changes:
             other = self._trained(settings, steps)
             found.append(

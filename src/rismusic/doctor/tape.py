@@ -29,7 +29,7 @@ _KEPT = names(
     "view reshape flatten transpose permute t unsqueeze squeeze float long double half bfloat16 to type "
     "type_as one_hot contiguous expand repeat_interleave clone detach real imag view_as_real "
     "view_as_complex unflatten __get__ div sub mul add neg rsub pow exp log log1p sqrt abs square clamp "
-    "eq ne lt le gt ge logical_not __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ "
+    "angle eq ne lt le gt ge logical_not __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ "
     "__rtruediv__ __pow__ __neg__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __invert__ true_divide int "
     "bool unsqueeze_ swapaxes movedim requires_grad_"
 )

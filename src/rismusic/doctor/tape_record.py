@@ -17,7 +17,7 @@ from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import ERRORS, row_codes
 from rismusic.doctor.tape import DROPOUT, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import dropout_rate, size_of
-from rismusic.doctor.tape_losses import tape_reports
+from rismusic.doctor.tape_losses import left_out_value, tape_reports
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Steps whose tape is kept: all of the first ones, then one in eight.
@@ -172,6 +172,11 @@ class TapeRecord:
                     if weight is not None and key not in own and weight.requires_grad:
                         found[key] = weight
         return list(found.values())
+
+    @property
+    def left_out(self) -> float | None:
+        """The value of targets that the loss leaves out, such as padding; None if there is none."""
+        return next((one for one in map(left_out_value, self.first.values()) if one is not None), None)
 
     @property
     def without_gradient(self) -> bool:

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from rismusic.doctor.calls import CallRecorder
-from rismusic.doctor.counterfactuals import Settings
+from rismusic.doctor.counterfactuals import HELD, Settings
 from rismusic.doctor.layers import (
     LayerRecord,
     depth_findings,
@@ -182,8 +181,7 @@ class Watch:
 
     def _diagnosed(self) -> Diagnosis:
         reports = [self._check_finite(), *self.step_reports, self._check_foreign(), self._check_losses()]
-        data = self._tapes.data_report()
-        reports.append(replace(data, findings=(*data.findings, *self._validations.findings)))
+        reports.append(self._tapes.data_report())
         if all(map(math.isfinite, self.losses)):
             held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
@@ -193,6 +191,10 @@ class Watch:
             reports += self._tapes.final_reports(
                 *(self._steps, held, self._first_gradients), alone=alone, settings=settings
             )
+        falls = [one.value for report in reports for one in report.findings if one.name == HELD]
+        holds = bool(falls) and falls[0] > _PART
+        found = self._validations.findings(self._tapes.left_out, holds=holds)
+        reports.append(report_of("DATA", "validations", found))
         return Diagnosis(tuple(reports))
 
     @property
@@ -233,8 +235,9 @@ class Watch:
 
     def _before_forward(self, part: nn.Module, given: Any) -> None:
         value = next((one for one in given if isinstance(one, Tensor)), None)
-        if part is self.module and value is not None:
-            self._validations.see(value)
+        if value is not None:
+            self._validations.see(value, alone=part is self.module)
+        if part is self.module:
             self._validations.see_arguments(given)
         self._forwards += 1
         if not torch.is_grad_enabled():
@@ -245,8 +248,7 @@ class Watch:
             self._validations.enter(given[0])
 
     def _after_forward(self, part: nn.Module, _: Any, result: Any) -> None:
-        if part is self.module:
-            self._validations.note(result)
+        self._validations.note(result)
         if self._forwards == _MEASURED:
             self._measuring.close()
 
