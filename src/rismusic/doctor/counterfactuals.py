@@ -30,9 +30,7 @@ _BATCHES = 8
 # Share of what is learned that a change may gain, or that the settings must reach of what others reach.
 _GAIN, _SHARE = 0.1, 0.1
 # Options whose change changes no training, or all: the learning rate has changes of its own.
-_NO_OPTION = frozenset(
-    "lr params maximize foreach fused capturable differentiable initial_lr param_names".split()
-)
+_NO_OPTION = frozenset(["lr", "params", "maximize", "foreach", "fused", "capturable", "differentiable"])
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Settings:
         )
 
     def scheduled(self, rates: Sequence[Sequence[float]], clip: float) -> Settings:
-        """With the learning rates that each group had in the steps, and the norm at which gradients are clipped."""
+        """With the learning rates of the groups in each step, and the largest norm of a gradient."""
         highest = [max(one, default=0.0) for one in rates]
         groups = tuple(
             (keys, {**options, "lr": rate})
@@ -99,7 +97,7 @@ class Settings:
                 yield f"{name} at {default} in place of {given}", self.with_option(name, default)
         if self.schedule and self.schedule[-1] < 0.5 * max(self.schedule):
             top = self.schedule.index(max(self.schedule))
-            kept = self.schedule[:top] + (self.schedule[top],)
+            kept = (*self.schedule[:top], self.schedule[top])
             yield "a learning rate that does not fall", replace(self, schedule=kept)
 
 
@@ -173,13 +171,16 @@ class Counterfactuals:
                 f"{first[1]:.3g}"
             )
 
-        def at_rates(factors: tuple[float, float]) -> tuple[float, tuple[float, float]]:
-            """The better one of two learning rates; the second one only if the first one is not worse."""
-            tried = {factors[0]: self._trained(self.settings.at_rate(factors[0]), steps)}
-            if gain(tried[factors[0]]) > -_GAIN:
-                tried[factors[1]] = self._trained(self.settings.at_rate(factors[1]), steps)
-            factor = max(tried, key=lambda one: gain(tried[one]))
-            return factor, tried[factor]
+        def at_rates(factors: Sequence[float]) -> tuple[float, tuple[float, float]]:
+            """The best of some learning rates, as long as each is better than the one before."""
+            best = (1.0, own)
+            for factor in factors:
+                other = self._trained(self.settings.at_rate(factor), steps)
+                if best[0] == 1 or gain(other) > gain(best[1]):
+                    best = (factor, other)
+                if best[0] != factor or gain(other) < -_GAIN:
+                    break
+            return best
 
         factor, other = at_rates((0.1, 0.01))
         found = [
@@ -191,7 +192,7 @@ class Counterfactuals:
                 f"Use a learning rate about {1 / factor:g} times lower.",
             )
         ]
-        factor, other = at_rates((10.0, 100.0))
+        factor, other = at_rates((10, 100, 1000))
         found.append(
             at_least(
                 "share of what a higher learning rate learns that is learned",
@@ -250,7 +251,7 @@ class Counterfactuals:
     def _trained(
         self, settings: Settings, steps: int, joined: frozenset[int] = frozenset(), order: int = 1
     ) -> tuple[float, float]:
-        """The losses after a training, with the batches in order or, with -1, backwards; infinite if it diverges."""
+        """The losses after a training, with batches in order or backwards (-1); infinite if it diverges."""
         own = {key: value.detach().clone() for key, value in self.replays[0].weights.items()}
         groups = []
         for keys, options in settings.groups:

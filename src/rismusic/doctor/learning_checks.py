@@ -239,15 +239,14 @@ class LearningChecks:
                 "share of the targets that the most frequent class has",
                 max(shares, default=0.0),
                 _FREQUENT,
-                f"nearly all targets ({100 * max(shares, default=0.0):.3g} %) are of one class: the others are "
-                "too rare to be learned, and a network that always answers the same is hardly wrong.",
-                "Draw the rare classes more often, weight them in the loss, and count each class alike in the "
-                "score.",
+                f"nearly all targets ({100 * max(shares, default=0.0):.3g} %) are of one class: the others "
+                "are too rare to be learned, and a network that always answers the same is hardly wrong.",
+                "Draw the rare classes more often, weight them in the loss, and score each class alike.",
             )
         ]
 
     def competing(self) -> list[Finding]:
-        """A network that is trained by the loss of another one moves against that one, as a generator does."""
+        """A network that is trained by what another one says of its output competes with that one."""
         found = []
         for judged in self.first.values():
             cosine = _agreement_of_gradients(judged, self.initial, self.gradients)

@@ -601,8 +601,8 @@ def target_findings(tape: Tape) -> list[Finding]:
                 "places by which targets are ahead of the input of a sequence model",
                 float(max(skipped.values())),
                 1.0,
-                f"the targets are {max(skipped.values())} places ahead of the input, so the network is to tell "
-                "a token without knowing the one before it.",
+                f"the targets are {max(skipped.values())} places ahead of the input, so the network is to "
+                "tell a token without knowing the one before it.",
                 "Predict the next token: inputs [:, :-1], targets [:, 1:].",
             )
         )
@@ -845,8 +845,9 @@ def _shares(y: Tensor, axis: int, name: str, where: str) -> Finding:
         "share of the samples whose targets do not sum to 1, as those of a softmax must",
         float(((sums - 1).abs() > 0.05).double().mean()),
         0.1,
-        f"the outputs of {name} sum to 1, so that one class excludes the others, but the targets of a sample "
-        f"sum to {float(sums.min()):.3g} to {float(sums.max()):.3g}: several labels (or none) may hold at once.",
+        f"the outputs of {name} sum to 1, so that one class excludes the others, but the targets of a "
+        f"sample sum to {float(sums.min()):.3g} to {float(sums.max()):.3g}: several labels (or none) may "
+        "hold at once.",
         "Use a sigmoid for each label, with binary_cross_entropy_with_logits.",
         where,
     )

@@ -97,10 +97,10 @@ def left_out_value(tape: Tape) -> float | None:
                 continue
             used = [(g != 0).any(axis) for axis in (-1, 1)] + [g != 0]
             unused = next((y[~one] for one in used if one.shape == y.shape and not bool(one.all())), y[:0])
-            if len(unused) > 1 and bool((unused == unused[0]).all()):
-                # Each other value counts at all its places.
-                if len(unused) == int((y == unused[0]).sum()):
-                    return float(unused[0])
+            alike = len(unused) > 1 and bool((unused == unused[0]).all())
+            # Each other value counts at all its places.
+            if alike and len(unused) == int((y == unused[0]).sum()):
+                return float(unused[0])
     return None
 
 
@@ -173,8 +173,8 @@ def exchange_findings(tape: Tape) -> list[Finding]:
                     "relative change of the loss when the moduli of complex targets change",
                     abs(replay.value(roots={key: scaled}) - replay.loss) / max(abs(replay.loss), 1e-12),
                     1e-5,
-                    "the loss compares angles alone: the moduli of the complex targets do not count, and angles "
-                    "of pi and -pi are taken for far apart.",
+                    "the loss compares angles alone: the moduli of the complex targets do not count, and "
+                    "angles of pi and -pi are taken for far apart.",
                     "Compare complex numbers directly: (output - target).abs().square().mean().",
                 )
             )

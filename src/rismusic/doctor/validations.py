@@ -56,7 +56,7 @@ class _Pass:
 
 def _is_label(value: Tensor) -> bool:
     """Whether a tensor has 0 and 1 only."""
-    return value.dtype == torch.bool or (not value.is_complex() and bool(((value == 0) | (value == 1)).all()))
+    return not value.is_complex() and bool(((value == 0) | (value == 1)).all())
 
 
 def _scale(value: Tensor) -> tuple[float, float]:
@@ -108,8 +108,7 @@ class Validations:
         # Lowest and highest number, by place of the argument and whether in training; agreement in training.
         self._ranges: dict[tuple[int, bool], list[float]] = {}
         self._trained: list[float] = []
-        # Scales of the data that outputs are compared with in training; of two clouds of points, in validation:
-        # that of the network, and the data.
+        # Scales of the data of a loss in training; in validation, of clouds of points: made ones, and the data.
         self._targets: list[tuple[float, float]] = []
         self._clouds: list[tuple[float, float]] = []
         # Answers that are compared for equality, and all that is made of them.
@@ -249,7 +248,7 @@ class Validations:
         return found
 
     def _data_findings(self, last: _Pass, left_out: float | None) -> Iterator[Finding]:
-        """A validation counts what the training counts, at its scale, and more than the most frequent answer."""
+        """A validation counts what the training counts, at its scale, and not one answer above all."""
         scales, references = self._clouds, self._scales
         if last.pair is not None:
             outputs, data = last.pair
@@ -259,9 +258,9 @@ class Validations:
                     "share of right answers of a validation that one constant answer would have",
                     most,
                     _FREQUENT,
-                    "the score of the validation is the share of right answers, but one answer is the right one "
-                    f"in {100 * most:.3g} % of all: a network that has learned nothing has a high score.",
-                    "Count precision and recall (F1), or the share of right answers of each class, averaged.",
+                    "the score of the validation is the share of right answers, but one answer is the right "
+                    f"one in {100 * most:.3g} % of all: a network that has learned nothing has a high score.",
+                    "Count precision and recall (F1), or the share of right answers of each class.",
                 )
             if last.counted and left_out is not None:
                 share = float((data == left_out).double().mean())
@@ -269,8 +268,8 @@ class Validations:
                     "share of the data of a validation that the loss leaves out in training",
                     share,
                     _COUNTED,
-                    f"the validation counts entries that the loss leaves out (padding, {left_out:g}): its mask "
-                    "is missing.",
+                    f"the validation counts entries that the loss leaves out (padding, {left_out:g}): its "
+                    "mask is missing.",
                     "Leave them out of the score, too, with the mask of the loss.",
                 )
             if data.is_floating_point() and not _is_label(data):
@@ -286,12 +285,12 @@ class Validations:
         near = [(c, s) for c, s in sized if abs(made - c) < _FAR * s and made_width < 2 * _FAR * s]
         own, own_width = near[0] if near else sized[0]
         yield at_most(
-            "distance of outputs and data of a validation, over their spread, if the data have another scale",
+            "distance of outputs and data of a validation, over their spread, if these have another scale",
             distance if other and near else 0.0,
             _FAR,
-            f"the validation compares outputs (mean {made:.3g}, spread {made_width:.3g}) with data of another "
-            f"scale (mean {mean:.3g}, spread {width:.3g}) than the training does (mean {own:.3g}, spread "
-            f"{own_width:.3g}): the outputs are not scaled back.",
+            f"the validation compares outputs (mean {made:.3g}, spread {made_width:.3g}) with data of "
+            f"another scale (mean {mean:.3g}, spread {width:.3g}) than the training does (mean {own:.3g}, "
+            f"spread {own_width:.3g}): the outputs are not scaled back.",
             "Undo the scaling of the training (times the deviation, plus the mean) before comparing.",
         )
 
@@ -323,9 +322,9 @@ class Validations:
                     "the network only memorises, or the validation is fed, decoded or compared otherwise "
                     "(mode, transform, state, order)."
                     if not holds
-                    else "since what is learned holds for training batches that are held out, the inputs of the "
-                    "validation are coded otherwise (vocabulary, transform, order of features), or its outputs "
-                    "are decoded or compared otherwise."
+                    else "since what is learned holds for training batches that are held out, the inputs of "
+                    "the validation are coded otherwise (vocabulary, transform, order of features), or its "
+                    "outputs are decoded or compared otherwise."
                 ),
                 "Run the code of the validation on a batch of the training: both must agree as well.",
             )

@@ -247,7 +247,7 @@ class Watch:
         if given:
             self._validations.enter(given[0])
 
-    def _after_forward(self, part: nn.Module, _: Any, result: Any) -> None:
+    def _after_forward(self, _part: nn.Module, _: Any, result: Any) -> None:
         self._validations.note(result)
         if self._forwards == _MEASURED:
             self._measuring.close()
