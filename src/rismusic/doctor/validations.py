@@ -108,7 +108,7 @@ class Validations:
         # Lowest and highest number, by place of the argument and whether in training; agreement in training.
         self._ranges: dict[tuple[int, bool], list[float]] = {}
         self._trained: list[float] = []
-        # Scales of the data of a loss in training; in validation, of clouds of points: made ones, and the data.
+        # Scales of the data of a loss in training; of clouds of points in validation: made ones, and data.
         self._targets: list[tuple[float, float]] = []
         self._clouds: list[tuple[float, float]] = []
         # Answers that are compared for equality, and all that is made of them.
