@@ -142,7 +142,7 @@ class Tags:
 
     def texts(self, count):
         words = torch.randint(40, (count, 6))
-        return words, (self.suggests[words].sum(1) / 6**0.5 > 1.0).float()
+        return words, (self.suggests[words].sum(1) / 6**0.5 > 1.3).float()
 
     def found(self, validate, loss=F.binary_cross_entropy_with_logits):
         def loop(optimizer):

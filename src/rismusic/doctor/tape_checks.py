@@ -753,12 +753,18 @@ def bound_findings(tape: Tape) -> list[Finding]:
 
 
 def _meet(tape: Tape, output: int, target: int) -> bool:
-    """Whether the first call that uses a target with outputs uses this output."""
+    """Whether the first call that uses a target with outputs compares it with this output.
+
+    A product with numbers that are not negative weighs them.
+    """
     pure = {target}
+    y = tape.roots[target].value
+    weighs = not y.is_complex() and bool((y >= 0).all())
     for call in tape.calls:
         if any(key in pure for key in call.reads):
             if not call.pure:
-                return any(key in tape.reached(output) for key in call.reads)
+                product = call.name in ("mul", "__mul__", "__rmul__")
+                return any(key in tape.reached(output) for key in call.reads) and not (product and weighs)
             pure.update(call.outs)
     return False
 

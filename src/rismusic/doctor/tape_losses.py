@@ -93,7 +93,7 @@ def left_out_value(tape: Tape) -> float | None:
     for g in slopes:
         for key in tape.targets:
             y = replay.roots[key]
-            if g is None or y.is_complex() or y.ndim < 2:
+            if g is None or g.ndim < 2 or y.is_complex() or y.ndim < 2:
                 continue
             used = [(g != 0).any(axis) for axis in (-1, 1)] + [g != 0]
             unused = next((y[~one] for one in used if one.shape == y.shape and not bool(one.all())), y[:0])

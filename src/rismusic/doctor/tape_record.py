@@ -64,6 +64,8 @@ class TapeRecord:
         self._same_noise: list[bool] = []
         self.steps = 0
         self.unused: Counter[str] = Counter()
+        # The value of targets that the loss leaves out, such as padding.
+        self.left_out: float | None = None
         # Weights of the calls without gradients that the first losses use, and their first values.
         self._silent: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
@@ -99,6 +101,7 @@ class TapeRecord:
                 for key, weight in tape.weights.items():
                     self.initial.setdefault(key, weight.detach().clone())
                 self._start[kind] = self._check(tape, recorder)
+                self.left_out = left_out_value(tape) if self.left_out is None else self.left_out
             self._note_data(tape, recorder, step)
         except ERRORS as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
@@ -172,11 +175,6 @@ class TapeRecord:
                     if weight is not None and key not in own and weight.requires_grad:
                         found[key] = weight
         return list(found.values())
-
-    @property
-    def left_out(self) -> float | None:
-        """The value of targets that the loss leaves out, such as padding; None if there is none."""
-        return next((one for one in map(left_out_value, self.first.values()) if one is not None), None)
 
     @property
     def without_gradient(self) -> bool:
