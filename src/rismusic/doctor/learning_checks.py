@@ -579,8 +579,9 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
         if key in samples.axes:
             parts = [list(tape.roots.values())[place].value for tape in alike]
             pools[key] = torch.cat(parts, samples.axes[key])
-    codes = row_codes(pools[samples.primary].movedim(samples.axes[samples.primary], 0)).tolist()
-    first: dict[float, int] = {}
+    own = [key for key in template.inputs if key in pools] or [samples.primary]
+    codes = list(zip(*(row_codes(pools[k].movedim(samples.axes[k], 0)).tolist() for k in own), strict=True))
+    first: dict[tuple[float, ...], int] = {}
     for number, code in enumerate(codes):
         first.setdefault(code, number)
     kept = torch.tensor(list(first.values()))
