@@ -27,6 +27,8 @@ HELD = "fall of the loss of batches held out, over that of batches that are lear
 """Finding without a limit, which says whether what is learned holds for others."""
 # Fewest batches.
 _BATCHES = 8
+# Fall of a loss over its first value, from which it has no bound.
+_DEEP = 3.0
 # Share of what is learned that a change may gain, or that the settings must reach of what others reach.
 _GAIN, _SHARE = 0.1, 0.1
 # Options whose change changes no training, or all: the learning rate has changes of its own.
@@ -151,7 +153,9 @@ class Counterfactuals:
             gains = (
                 (a - b) / max(abs(start - b), 1e-12) for start, a, b in zip(first, own, other, strict=True)
             )
-            return min(gains) if max(other) < math.inf else -math.inf
+            # One far below zero has no bound, such as rewards of actions that are not drawn again.
+            bounded = all(b > a - _DEEP * abs(a) for a, b in zip(first, other, strict=True))
+            return min(gains) if max(other) < math.inf and bounded else -math.inf
 
         def confirmed(
             settings: Settings, other: tuple[float, float], joined: frozenset[int] = frozenset()

@@ -91,14 +91,14 @@ def left_out_value(tape: Tape) -> float | None:
     loss = replay.run(given=given)[tape.loss]
     slopes = torch.autograd.grad(loss, list(given.values()), allow_unused=True) if loss.requires_grad else ()
     for g in slopes:
-        for key in tape.targets:
-            y = replay.roots[key]
-            if g is None or g.ndim < 2 or y.is_complex() or y.ndim < 2:
+        for y in [replay.base[key].flatten() for key in _compared(tape)]:
+            if g is None or g.ndim < 2 or y.is_complex():
                 continue
-            used = [(g != 0).any(axis) for axis in (-1, 1)] + [g != 0]
-            unused = next((y[~one] for one in used if one.shape == y.shape and not bool(one.all())), y[:0])
-            alike = len(unused) > 1 and bool((unused == unused[0]).all())
+            effects = [(g != 0).any(axis).flatten() for axis in (-1, 1)] + [(g != 0).flatten()]
+            used = next((one for one in effects if one.shape == y.shape and not bool(one.all())), y == y)
+            unused = y[~used]
             # Each other value counts at all its places.
+            alike = len(unused) > 1 and bool((unused == unused[0]).all())
             if alike and len(unused) == int((y == unused[0]).sum()):
                 return float(unused[0])
     return None
