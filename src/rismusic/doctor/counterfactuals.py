@@ -168,9 +168,9 @@ class Counterfactuals:
             )
             return min(gain(other), gain((two[0] + own[0] - one[0], two[1] + own[1] - one[1])))
 
-        def text(what: str, other: tuple[float, float], count: int = steps) -> str:
+        def text(what: str, other: tuple[float, float]) -> str:
             return (
-                f"with {what}, the same network learns more from the same batches in {count} steps: loss "
+                f"with {what}, the same network learns more from the same batches in {steps} steps: loss "
                 f"{other[1]:.3g} on batches held out, with the settings of the loop {own[1]:.3g}, at first "
                 f"{first[1]:.3g}"
             )
