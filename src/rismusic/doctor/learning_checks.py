@@ -409,7 +409,6 @@ class LearningChecks:
             return []
         if distinct > _REPEATED or len(batches) < 4:
             return []
-        distinct_rows = f" ({count} different rows)"
         best = self._anew(batches, 200)
         held = batches[-max(1, len(batches) // 4) :]
         used = [*held, *batches[: len(held)]]
@@ -418,7 +417,9 @@ class LearningChecks:
         scale = max(abs(level), deviation(constant), 1e-12)
         gain, learned = (level - best.held) / scale, (level - best.learned) / scale
         name = "gain over the best constant output on rows held out, relative to its loss"
-        text = f"the network only memorises the training data{distinct_rows}: what it learns from some rows"
+        text = (
+            f"the network only memorises the training data ({count} different rows): what it learns from some"
+        )
         # The lowest of several values is below their mean by chance.
         least = max(1.5 * _GAIN, 0.1 * learned)
         if learned < 2 * least:
@@ -777,8 +778,8 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         gain,
         least,
         f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches held "
-        "out): inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or "
-        "there are too few data.",
+        "out): there are too few data, or inputs and targets do not belong together (labels shuffled, shifted, "
+        "or of other rows).",
     )
 
 

@@ -54,6 +54,14 @@ class _Pass:
     tokens: bool = False
 
 
+def _decided(name: str, outputs: Tensor) -> Tensor:
+    """The outputs; of a loss of labels, the labels that they say."""
+    outputs = outputs.detach()
+    if not name.startswith("binary_cross_entropy"):
+        return outputs
+    return (outputs > (0.0 if name.endswith("logits") else 0.5)).float()
+
+
 def _is_label(value: Tensor) -> bool:
     """Whether a tensor has 0 and 1 only."""
     return not value.is_complex() and bool(((value == 0) | (value == 1)).all())
@@ -159,8 +167,7 @@ class Validations:
         if len(self._targets) < _MOST_PASSES and other.is_floating_point() and other.numel() > 1:
             self._targets.append(_scale(other))
         if name.startswith("binary_cross_entropy") and one.shape == other.shape and one.numel() > 1:
-            chance = one.detach().sigmoid() if name.endswith("logits") else one.detach()
-            self._trained = [*self._trained[-9:], _agreement((chance > 0.5).float(), other)]
+            self._trained = [*self._trained[-9:], _agreement(_decided(name, one), other)]
         if name == "cross_entropy" and one.ndim == other.ndim + 1:
             one = one.detach().argmax(1)
         if name in ("cross_entropy", "l1_loss", "mse_loss") and one.shape == other.shape and one.numel() > 1:
@@ -206,7 +213,7 @@ class Validations:
             for one in sources if name in _LOSSES or name in _DIFFERENCES or hits else ():
                 one.judged = True
                 if fits and _PAIR[0] <= pair[0].numel() <= _PAIR[1] and not pair[0].is_complex():
-                    one.pair = (pair[0].detach().clone(), pair[1].detach().clone())
+                    one.pair = (_decided(name, pair[0]).clone(), pair[1].detach().clone())
                     one.counted = name in ("eq", "__eq__")
                     self._answers[result] = one
         for value in given if len(given) > 1 else ():
