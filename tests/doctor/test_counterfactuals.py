@@ -38,7 +38,7 @@ def watched(make, steps=100, schedule=1.0, clip=math.inf):
         ({"lr": 3e-3}, ""),
         ({"lr": 1e-2, "weight_decay": 1e-4}, ""),
         ({"lr": 0.3}, "the learning rate is too high"),
-        ({"lr": 1e-5}, "the learning rate is too low"),
+        ({"lr": 2e-6}, "the learning rate is too low"),
         ({"lr": 3e-3, "weight_decay": 0.3}, "weight_decay at 0 in place of 0.3"),
         ({"lr": 3e-3, "eps": 1.0}, "eps at 1e-08 in place of 1.0"),
     ],

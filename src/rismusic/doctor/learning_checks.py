@@ -778,8 +778,8 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         gain,
         least,
         f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches held "
-        "out): there are too few data, or inputs and targets do not belong together (labels shuffled, shifted, "
-        "or of other rows).",
+        "out): there are too few data, or inputs and targets do not belong together (labels shuffled, "
+        "shifted, or of other rows).",
     )
 
 
