@@ -154,8 +154,8 @@ class Counterfactuals:
                 (a - b) / max(abs(start - b), 1e-12) for start, a, b in zip(first, own, other, strict=True)
             )
             # One far below zero has no bound, such as rewards of actions that are not drawn again.
-            bounded = all(b > a - _DEEP * abs(a) for a, b in zip(first, other, strict=True))
-            return min(gains) if max(other) < math.inf and bounded else -math.inf
+            learns = all(a > b > a - _DEEP * abs(a) for a, b in zip(first, other, strict=True))
+            return min(gains) if learns else -math.inf
 
         def confirmed(
             settings: Settings, other: tuple[float, float], joined: frozenset[int] = frozenset()
@@ -197,10 +197,11 @@ class Counterfactuals:
             )
         ]
         factor, other = at_rates((10, 100, 1000))
+        diverged = own[1] > first[1] + _GAIN * abs(first[1])
         found.append(
             at_least(
                 "share of what a higher learning rate learns that is learned",
-                1 - max(gain(other), 0.0),
+                1.0 if diverged else 1 - max(gain(other), 0.0),
                 _SHARE,
                 f"the learning rate is too low: {text(f'{factor:g} times the learning rate', other)}.",
                 f"Use a learning rate about {factor:g} times higher.",
