@@ -196,7 +196,7 @@ class Counterfactuals:
                 f"Use a learning rate about {1 / factor:g} times lower.",
             )
         ]
-        factor, other = at_rates((10, 100, 1000))
+        factor, other = at_rates((10.0, 100.0, 1000.0))
         diverged = own[1] > first[1] + _GAIN * abs(first[1])
         found.append(
             at_least(
