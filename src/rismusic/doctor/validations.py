@@ -168,9 +168,13 @@ class Validations:
             self._targets.append(_scale(other))
         if name.startswith("binary_cross_entropy") and one.shape == other.shape and one.numel() > 1:
             self._trained = [*self._trained[-9:], _agreement(_decided(name, one), other)]
-        if name == "cross_entropy" and one.ndim == other.ndim + 1:
+        if name in ("cross_entropy", "nll_loss") and one.ndim == other.ndim + 1:
             one = one.detach().argmax(1)
-        if name in ("cross_entropy", "l1_loss", "mse_loss") and one.shape == other.shape and one.numel() > 1:
+        if (
+            name in ("cross_entropy", "nll_loss", "l1_loss", "mse_loss")
+            and one.shape == other.shape
+            and one.numel() > 1
+        ):
             self._trained = [*self._trained[-9:], _agreement(one.detach(), other)]
 
     def enter(self, value: Any) -> None:
