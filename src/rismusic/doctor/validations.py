@@ -361,7 +361,6 @@ class Validations:
         )
         size = max(spread, 1e-12)
         found = [
-            *ranges,
             at_most(
                 "difference of the inputs of training and validation, over their spread",
                 max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
@@ -369,6 +368,7 @@ class Validations:
                 f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
                 f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
             ),
+            *ranges,
         ]
         found += self._order_findings(judged, holds=holds)
         # Rows of few different numbers may be equal by chance.
