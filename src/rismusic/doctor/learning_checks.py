@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from rismusic.doctor.counterfactuals import Counterfactuals, Settings
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import names, row_codes
-from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
+from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
 from rismusic.doctor.tape_checks import attempted, chosen_samples, size_of
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -29,6 +31,10 @@ _SECONDS = 2.0
 _BETTER = 0.1
 # Share of distinct rows among those seen, below which the data are known well enough to hold rows out.
 _REPEATED = 0.85
+# Rows from which some can be held out, targets from which classes are counted, and the share of one class.
+_FEW, _ENOUGH, _FREQUENT = 32, 256, 0.95
+# Losses of classes, with the target as second tensor.
+_CLASSES = names("cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits")
 # Calls through which a constant output is given to the call before, which keeps it in its range.
 _LINKS = names(
     "softmax log_softmax sigmoid logsigmoid tanh relu relu_ softplus exp normalize elu leaky_relu gelu "
@@ -61,6 +67,8 @@ class LearningChecks:
         steps: number of steps.
         own: keys of the weights that an optimizer holds.
         alone: whether there is one optimizer only.
+        settings: how the loop trains, if there is one optimizer.
+        gradients: of the first losses, by weight.
     """
 
     module: nn.Module
@@ -71,11 +79,20 @@ class LearningChecks:
     steps: int
     own: set[int]
     alone: bool
+    settings: Settings | None = None
+    gradients: Sequence[Mapping[int, Tensor]] = ()
 
     @property
     def reports(self) -> list[Report]:
-        """[TARGET], [TERMS] and [LEARNED]."""
-        checks = (("TARGET", self.fixed_target), ("TERMS", self.terms), ("LEARNED", self.learned))
+        """[TARGET], [TERMS], [SETTINGS], [DATA], and [LEARNED]."""
+        checks = (
+            ("TARGET", self.fixed_target),
+            ("TERMS", self.terms),
+            ("TERMS", self.competing),
+            ("SETTINGS", self.changed_settings),
+            ("DATA", self.classes),
+            ("LEARNED", self.learned),
+        )
         text = "the last batches, repeated with the last weights"
         return [
             report_of(tag, f"left out: {reason}" if reason else text, findings)
@@ -175,8 +192,8 @@ class LearningChecks:
             )
         return found
 
-    def learned(self) -> list[Finding]:
-        """The outputs are better than the best constant; if not, why."""
+    def _repeatable(self) -> list[Tape]:
+        """The batches on which a network may be trained anew."""
         if not self.alone:
             raise LeftOutError("networks with optimizers of their own may compete")
         if self.steps < _FEWEST_STEPS:
@@ -188,6 +205,70 @@ class LearningChecks:
             raise LeftOutError("the loss draws numbers that depend on the network, or there are no inputs")
         if any(not call.grad and not call.pure for call in tapes[-1].calls):
             raise LeftOutError("the targets depend on a network")
+        return tapes
+
+    def changed_settings(self) -> list[Finding]:
+        """The training would not learn much more with one thing changed."""
+        tapes = self._repeatable()
+        if self.settings is None:
+            raise LeftOutError("no optimizer was seen")
+        batches = [Batch(tape, {}) for tape in tapes]
+        return Counterfactuals(batches, self.initial, self.settings, self.steps).findings
+
+    def classes(self) -> list[Finding]:
+        """No class has nearly all targets."""
+        if not self.alone:
+            raise LeftOutError("networks with optimizers of their own may compete")
+        counts: dict[tuple[int, str], Counter[float]] = {}
+        for tape in self.tapes[0]:
+            replay = Replay(tape)
+            labels = (call for call in tape.calls if call.name in _CLASSES and len(call.reads) == 2)
+            for number, call in enumerate(labels):
+                y = replay.base[call.reads[1]]
+                if y.numel() != len(y):
+                    continue
+                y = y.flatten()
+                if not y.is_floating_point() or bool(((y == 0) | (y == 1)).all()):
+                    y = y[y != call.kwargs.get("ignore_index", -100)]
+                    counts.setdefault((number, call.name), Counter()).update(y.tolist())
+        if not counts:
+            raise LeftOutError("the loss has no classes")
+        shares = [max(one.values()) / one.total() for one in counts.values() if one.total() >= _ENOUGH]
+        return [
+            at_most(
+                "share of the targets that the most frequent class has",
+                max(shares, default=0.0),
+                _FREQUENT,
+                f"nearly all targets ({100 * max(shares, default=0.0):.3g} %) are of one class: the others "
+                "are too rare to be learned, and a network that always answers the same is hardly wrong.",
+                "Draw the rare classes more often, weight them in the loss, and score each class alike.",
+            )
+        ]
+
+    def competing(self) -> list[Finding]:
+        """A network that is trained by what another one says of its output competes with that one."""
+        found = []
+        for judged in self.first.values():
+            cosine = _agreement_of_gradients(judged, self.initial, self.gradients)
+            if cosine is not None:
+                found.append(
+                    at_most(
+                        "cosine of the gradients of two networks' losses by what one makes for the other",
+                        cosine,
+                        0.5,
+                        "the network that makes samples is trained to the same end as the one that judges "
+                        "them, so they do not compete: its loss has the label of made samples in place of "
+                        "that of real ones, or a sign is wrong.",
+                        "Give made samples the label of real ones in the loss of the generator.",
+                    )
+                )
+        if not found:
+            raise LeftOutError("no network judges what another one makes")
+        return found
+
+    def learned(self) -> list[Finding]:
+        """The outputs are better than the best constant; if not, why."""
+        tapes = self._repeatable()
         used = tapes[-8:]
         constant = constant_losses([Batch(tape, {}) for tape in used], [tape.loss for tape in used])
         network = [Replay(tape).loss for tape in used]
@@ -323,7 +404,7 @@ class LearningChecks:
     def _generalises(self, tapes: Sequence[Tape]) -> list[Finding]:
         """What is learned from some rows holds for others; only where the rows come again and again."""
         try:
-            batches, distinct = rows_of(tapes)
+            batches, distinct, count = rows_of(tapes)
         except LeftOutError:
             return []
         if distinct > _REPEATED or len(batches) < 4:
@@ -336,7 +417,9 @@ class LearningChecks:
         scale = max(abs(level), deviation(constant), 1e-12)
         gain, learned = (level - best.held) / scale, (level - best.learned) / scale
         name = "gain over the best constant output on rows held out, relative to its loss"
-        text = "the network only memorises the training data: what it learns from some rows"
+        text = (
+            f"the network only memorises the training data ({count} different rows): what it learns from some"
+        )
         # The lowest of several values is below their mean by chance.
         least = max(1.5 * _GAIN, 0.1 * learned)
         if learned < 2 * least:
@@ -481,20 +564,10 @@ def outputs_below(tape: Tape) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-@dataclass
-class Batch:
-    """A batch of a loop, or one put together from its rows."""
+def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
+    """Batches of distinct rows, from tapes of one kind, and share and number of the rows that are distinct.
 
-    tape: Tape
-    roots: dict[int, Tensor]
-
-    def replay(self, weights: Mapping[int, Tensor] | None = None) -> Replay:
-        """A replay of the tape with the data of this batch."""
-        return Replay(self.tape, weights, roots=self.roots)
-
-
-def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
-    """Batches of distinct rows, from tapes of one kind, and the share of the rows that are distinct.
+    Few rows are drawn again and again, a quarter of them for the last batches only.
 
     Raises:
         LeftOutError: the rows cannot be exchanged between batches.
@@ -507,19 +580,28 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float]:
         if key in samples.axes:
             parts = [list(tape.roots.values())[place].value for tape in alike]
             pools[key] = torch.cat(parts, samples.axes[key])
-    codes = row_codes(pools[samples.primary].movedim(samples.axes[samples.primary], 0)).tolist()
-    first: dict[float, int] = {}
+    own = [key for key in template.inputs if key in pools] or [samples.primary]
+    codes = list(zip(*(row_codes(pools[k].movedim(samples.axes[k], 0)).tolist() for k in own), strict=True))
+    first: dict[tuple[float, ...], int] = {}
     for number, code in enumerate(codes):
         first.setdefault(code, number)
     kept = torch.tensor(list(first.values()))
     batches = []
-    for index in kept.split(samples.number):
+    parts = list(kept.split(samples.number))
+    if _FEW <= len(kept) < 4 * samples.number:
+        generator = torch.Generator().manual_seed(0)
+        some = kept[: 3 * len(kept) // 4], kept[3 * len(kept) // 4 :]
+        parts = [
+            one[torch.randint(len(one), (samples.number,), generator=generator)]
+            for one in (some[0],) * 6 + (some[1],) * 2
+        ]
+    for index in parts:
         if len(index) == samples.number:
             roots = {
                 k: pool.index_select(samples.axes[k], index.to(pool.device)) for k, pool in pools.items()
             }
             batches.append(Batch(template, roots))
-    return batches, len(kept) / len(codes)
+    return batches, len(kept) / len(codes), len(kept)
 
 
 def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float]:
@@ -696,9 +778,50 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         gain,
         least,
         f"{text} does not hold for others (loss {best.learned:.3g} on those, {best.held:.3g} on batches held "
-        "out): inputs and targets do not belong together (labels shuffled, shifted, or of other rows), or "
-        "there are too few data.",
+        "out): there are too few data, or inputs and targets do not belong together (labels shuffled, "
+        "shifted, or of other rows).",
     )
+
+
+def _agreement_of_gradients(
+    judged: Tape, initial: Mapping[int, Tensor], others: Sequence[Mapping[int, Tensor]]
+) -> float | None:
+    """Cosine of the gradients of two losses by the weights of a network whose output the first one detaches.
+
+    None unless the other loss passes through the same judge, which the first one trains.
+
+    Args:
+        judged: the first loss.
+        initial: the first values of the weights.
+        others: first gradients of each loss, by weight.
+    """
+    cuts = [call for call in judged.calls if call.name == "detach" and call.grad and not call.pure]
+    own = {key for key in judged.weights if judged.loss in _uncut(judged, key)}
+    makers = [
+        key
+        for key, weight in judged.weights.items()
+        if weight.requires_grad and key not in own and any(c.reads[0] in judged.reached(key) for c in cuts)
+    ]
+    other = next((one for one in others if own & set(one) and set(makers) <= set(one)), None)
+    if not makers or other is None:
+        return None
+    replay = Replay(judged, {k: initial.get(k, v.detach()) for k, v in judged.weights.items()})
+    replay.joined = frozenset(call.outs[0] for call in cuts)
+    weights = {key: replay.weights[key].clone().requires_grad_(True) for key in makers}
+    loss = replay.run(weights=weights)[judged.loss]
+    parts = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+    one, two = (torch.cat([g.flatten() for g in gs]) for gs in (parts, [other[key] for key in makers]))
+    size = float(one.norm() * two.norm())
+    return float((one.conj() * two).real.sum()) / size if size > 0 else None
+
+
+def _uncut(tape: Tape, key: int) -> set[int]:
+    """Keys of the tensors that depend on one with a gradient."""
+    found = {key}
+    for call in tape.calls:
+        if call.grad and call.name != "detach" and any(one in found for one in call.reads):
+            found.update((*call.outs, *call.mutated))
+    return found
 
 
 def _made(tape: Tape, keys: Sequence[int]) -> bool:

@@ -50,6 +50,7 @@ class StepRecord:
         self._replaced: dict[str, int] = {}
         self._before: dict[int, Tensor] = {}
         self.adaptive = False
+        self._limited: list[float] = []
 
     @property
     def compared(self) -> bool:
@@ -102,6 +103,8 @@ class StepRecord:
             elif not stale:
                 self._ratios.append(float(given.norm() / sums.norm()))
                 self._cosines.append(float((given * sums).sum() / given.norm() / sums.norm()))
+                if self._ratios[-1] < 0.99:
+                    self._limited.append(float(given.norm()))
         self._before = {
             id(p): p.detach().clone() for p in held if p.grad is not None and p.numel() <= _LARGEST
         }
@@ -142,6 +145,11 @@ class StepRecord:
         self._sums = {key: value for key, value in self._sums.items() if not any(id(p) == key for p in held)}
         self._before = {}
         self.number += 1
+
+    @property
+    def clip(self) -> float:
+        """The largest norm of a gradient that was made smaller; infinite without clipping."""
+        return max(self._limited, default=math.inf)
 
     @property
     def findings(self) -> list[Finding]:

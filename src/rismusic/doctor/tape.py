@@ -29,7 +29,7 @@ _KEPT = names(
     "view reshape flatten transpose permute t unsqueeze squeeze float long double half bfloat16 to type "
     "type_as one_hot contiguous expand repeat_interleave clone detach real imag view_as_real "
     "view_as_complex unflatten __get__ div sub mul add neg rsub pow exp log log1p sqrt abs square clamp "
-    "eq ne lt le gt ge logical_not __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ "
+    "angle eq ne lt le gt ge logical_not __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ "
     "__rtruediv__ __pow__ __neg__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __invert__ true_divide int "
     "bool unsqueeze_ swapaxes movedim requires_grad_"
 )
@@ -652,6 +652,8 @@ class Replay:
         # A loss that has derivatives of the network in it needs a graph, also where its value alone is asked.
         self._leaves = [key for key, root in tape.roots.items() if root.leaf]
         self._graph = any(call.func is torch.autograd.grad for call in tape.calls)
+        # Results of calls of detach through which gradients pass nevertheless.
+        self.joined: frozenset[int] = frozenset()
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             self.base = self.run()
@@ -720,7 +722,8 @@ class Replay:
                 if call.state is not None:
                     stack.enter_context(torch.random.fork_rng(devices=[]))
                     torch.set_rng_state(call.state)
-                result = call.func(*args, **kwargs)
+                joined = call.name == "detach" and call.outs[0] in self.joined
+                result = args[0] if joined else call.func(*args, **kwargs)
             for key, value in zip(call.outs, tensors_in(result), strict=True):
                 env[key] = given.get(key, value)
             for key in call.mutated:
@@ -762,6 +765,18 @@ class Replay:
         """The loss with some tensors replaced."""
         with torch.no_grad():
             return float(self.run(**given)[self.tape.loss])
+
+
+@dataclass
+class Batch:
+    """A batch of a loop, or one put together from its rows."""
+
+    tape: Tape
+    roots: dict[int, Tensor]
+
+    def replay(self, weights: Mapping[int, Tensor] | None = None) -> Replay:
+        """A replay of the tape with the data of this batch."""
+        return Replay(self.tape, weights, roots=self.roots)
 
 
 def faithful(tape: Tape) -> bool:

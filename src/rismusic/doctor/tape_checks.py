@@ -582,7 +582,8 @@ def target_findings(tape: Tape) -> list[Finding]:
     """The output does not see the target that it is to predict."""
     samples = chosen_samples(tape)
     replay = Replay(tape, lively(tape))
-    found = []
+    found: list[Finding] = []
+    skipped: dict[int, int] = {}
     for target in tape.targets:
         for key in tape.inputs:
             place = _copied(tape.roots[key].value, tape.roots[target].value, same=key == target)
@@ -592,6 +593,19 @@ def target_findings(tape: Tape) -> list[Finding]:
             seen = _sees(replay, key, shift, axis, samples)
             if seen is not None:
                 found.append(seen)
+            if not tape.roots[key].value.is_floating_point() and axis != samples.axes[key]:
+                skipped[key] = min(skipped.get(key, shift), shift)
+    if skipped:
+        found.append(
+            at_most(
+                "places by which targets are ahead of the input of a sequence model",
+                float(max(skipped.values())),
+                1.0,
+                f"the targets are {max(skipped.values())} places ahead of the input, so the network is to "
+                "tell a token without knowing the one before it.",
+                "Predict the next token: inputs [:, :-1], targets [:, 1:].",
+            )
+        )
     return found
 
 
@@ -600,7 +614,7 @@ def _copied(x: Tensor, y: Tensor, *, same: bool) -> tuple[int, int] | None:
     if x.ndim < 2 or y.ndim != x.ndim or x.dtype != y.dtype or x.is_complex() or len(x.unique()) < 3:
         return None
     for axis in (1, 0) if x.ndim == 2 else (1,):
-        for shift in (0, 1, 2):
+        for shift in range(5):
             length = min(x.shape[axis] - shift, y.shape[axis])
             if length < 3 or (shift == 0 and not same and x.shape != y.shape):
                 continue
@@ -722,6 +736,8 @@ def bound_findings(tape: Tape) -> list[Finding]:
             value = given[key].detach()
             if g is None or key in tape.inputs or y.numel() != value.numel() or y.dtype == torch.bool:
                 continue
+            if not _meet(tape, key, target) or bool((y == y.flatten()[0]).all()):
+                continue
             pull = _pull(value, y.reshape(value.shape), g)
             if pull is not None:
                 found.append(
@@ -734,6 +750,23 @@ def bound_findings(tape: Tape) -> list[Finding]:
                     )
                 )
     return found
+
+
+def _meet(tape: Tape, output: int, target: int) -> bool:
+    """Whether the first call that uses a target with outputs compares it with this output.
+
+    A product with numbers that are not negative weighs them.
+    """
+    pure = {target}
+    y = tape.roots[target].value
+    weighs = not y.is_complex() and bool((y >= 0).all())
+    for call in tape.calls:
+        if any(key in pure for key in call.reads):
+            if not call.pure:
+                product = call.name in ("mul", "__mul__", "__rmul__")
+                return any(key in tape.reached(output) for key in call.reads) and not (product and weighs)
+            pure.update(call.outs)
+    return False
 
 
 def _pull(value: Tensor, y: Tensor, g: Tensor) -> float | None:
@@ -781,6 +814,10 @@ def range_findings(tape: Tape) -> list[Finding]:
                         "Give labels of 0 and 1 (masks of 0 and 255 divided by 255).",
                     )
                 )
+        if call.name == "cross_entropy" and len(call.reads) > 1:
+            y = replay.base.get(call.reads[1], replay.roots.get(call.reads[1]))
+            if y is not None and y.is_floating_point() and y.ndim > 1:
+                found.append(_shares(y, 1, "cross_entropy", call.where))
         if call.name not in _COMPARED or call.inside or call.pure or len(call.reads) < 2:
             continue
         one, two = call.reads[:2]
@@ -792,6 +829,9 @@ def range_findings(tape: Tape) -> list[Finding]:
         y = replay.base.get(two, replay.roots.get(two))
         if last is not None and last.name in _RANGES and y is not None and y.is_floating_point():
             found.append(_reached(last.name, y, "targets"))
+            axis = last.kwargs.get("dim", last.args[1] if len(last.args) > 1 else -1)
+            if last.name == "softmax" and y.shape == replay.base[one].shape and isinstance(axis, int):
+                found.append(_shares(y, axis, "a softmax", call.where))
     # A network that gets data and the outputs of another one, as the critic of a generator.
     for made in tape.results:
         for given in tape.results:
@@ -802,6 +842,21 @@ def range_findings(tape: Tape) -> list[Finding]:
             if last is not None and y is not None and last.name in _RANGES and y.is_floating_point():
                 found.append(_reached(last.name, y, "data that the same network gets"))
     return found
+
+
+def _shares(y: Tensor, axis: int, name: str, where: str) -> Finding:
+    """Whether targets are shares that sum to 1, as the outputs of a softmax do."""
+    sums = y.detach().double().sum(axis)
+    return at_most(
+        "share of the samples whose targets do not sum to 1, as those of a softmax must",
+        float(((sums - 1).abs() > 0.05).double().mean()),
+        0.1,
+        f"the outputs of {name} sum to 1, so that one class excludes the others, but the targets of a "
+        f"sample sum to {float(sums.min()):.3g} to {float(sums.max()):.3g}: several labels (or none) may "
+        "hold at once.",
+        "Use a sigmoid for each label, with binary_cross_entropy_with_logits.",
+        where,
+    )
 
 
 def _reached(name: str, y: Tensor, what: str) -> Finding:

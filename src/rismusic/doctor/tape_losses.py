@@ -81,6 +81,29 @@ def tape_reports(tape: Tape, unread: Sequence[str]) -> list[Report]:
     ]
 
 
+def left_out_value(tape: Tape) -> float | None:
+    """The value of the targets at all places whose outputs have no effect on the loss, and at these only."""
+    replay = Replay(tape)
+    given = {one.key: replay.base[one.key].detach().clone() for one in tape.results}
+    given = {k: v.requires_grad_(True) for k, v in given.items() if v.is_floating_point()}
+    if not given or any(call.func is torch.autograd.grad for call in tape.calls):
+        return None
+    loss = replay.run(given=given)[tape.loss]
+    slopes = torch.autograd.grad(loss, list(given.values()), allow_unused=True) if loss.requires_grad else ()
+    for g in slopes:
+        for y in [replay.base[key].flatten() for key in _compared(tape)]:
+            if g is None or g.ndim < 2 or y.is_complex():
+                continue
+            effects = [(g != 0).any(axis).flatten() for axis in (-1, 1)] + [(g != 0).flatten()]
+            used = next((one for one in effects if one.shape == y.shape and not bool(one.all())), y == y)
+            unused = y[~used]
+            # Each other value counts at all its places.
+            alike = len(unused) > 1 and bool((unused == unused[0]).all())
+            if alike and len(unused) == int((y == unused[0]).sum()):
+                return float(unused[0])
+    return None
+
+
 def derivative_findings(tape: Tape) -> list[Finding]:
     """Derivatives of a network in its loss have a gradient themselves, and are not 0 everywhere."""
     calls = [call for call in tape.calls if call.func is torch.autograd.grad and call.grad]
@@ -141,6 +164,20 @@ def exchange_findings(tape: Tape) -> list[Finding]:
         flat = value.movedim(axis, 0).flatten(1) if value.ndim > 1 else value[:, None]
         if bool((flat == flat[:1]).all()):
             continue
+        if value.is_complex() and float(value.abs().std()) > 0.1 * size_of(value):
+            generator = torch.Generator().manual_seed(0)
+            factor = 0.5 + torch.rand(value.shape, generator=generator, dtype=torch.float64)
+            scaled = value * factor.to(value.device, value.real.dtype)
+            found.append(
+                at_least(
+                    "relative change of the loss when the moduli of complex targets change",
+                    abs(replay.value(roots={key: scaled}) - replay.loss) / max(abs(replay.loss), 1e-12),
+                    1e-5,
+                    "the loss compares angles alone: the moduli of the complex targets do not count, and "
+                    "angles of pi and -pi are taken for far apart.",
+                    "Compare complex numbers directly: (output - target).abs().square().mean().",
+                )
+            )
         order = permutation(samples.number)
         change = abs(replay.value(roots=samples.roots(replay, order, [key])) - replay.loss)
         user = next((call for call in tape.calls if _first_use(tape, call, key)), None)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rismusic.doctor.counterfactuals import Settings
 from rismusic.doctor.learning_checks import LearningChecks
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import ERRORS, row_codes
 from rismusic.doctor.tape import DROPOUT, Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import dropout_rate, size_of
-from rismusic.doctor.tape_losses import tape_reports
+from rismusic.doctor.tape_losses import left_out_value, tape_reports
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Steps whose tape is kept: all of the first ones, then one in eight.
@@ -63,6 +64,8 @@ class TapeRecord:
         self._same_noise: list[bool] = []
         self.steps = 0
         self.unused: Counter[str] = Counter()
+        # The value of targets that the loss leaves out, such as padding.
+        self.left_out: float | None = None
         # Weights of the calls without gradients that the first losses use, and their first values.
         self._silent: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
@@ -98,6 +101,7 @@ class TapeRecord:
                 for key, weight in tape.weights.items():
                     self.initial.setdefault(key, weight.detach().clone())
                 self._start[kind] = self._check(tape, recorder)
+                self.left_out = left_out_value(tape) if self.left_out is None else self.left_out
             self._note_data(tape, recorder, step)
         except ERRORS as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
@@ -283,13 +287,23 @@ class TapeRecord:
             )
         return report_of("DATA", f"{len(self.early) + len(self.late)} batches", found)
 
-    def final_reports(self, steps: int, own: set[int], *, alone: bool) -> list[Report]:
+    def final_reports(
+        self,
+        steps: int,
+        own: set[int],
+        gradients: Sequence[Mapping[int, Tensor]] = (),
+        *,
+        alone: bool,
+        settings: Settings | None = None,
+    ) -> list[Report]:
         """Checks at the end of the loop.
 
         Args:
             steps: number of steps.
             own: keys of the weights that an optimizer holds.
+            gradients: of the first losses, by weight.
             alone: whether there is one optimizer only.
+            settings: how the loop trains, if there is one optimizer.
         """
         if self.problem or not self.first:
             return []
@@ -298,7 +312,10 @@ class TapeRecord:
             return [report_of("LEARNED", f"left out: {self.over}", [])]
         state, self.checking = torch.get_rng_state(), True
         kinds = _of_one_kind(tapes), _of_one_kind(list(self.late or self.early))
-        loop = LearningChecks(self.module, self.first, kinds, tapes[-1], self.initial, steps, own, alone)
+        loop = LearningChecks(
+            *(self.module, self.first, kinds, tapes[-1], self.initial, steps, own, alone, settings),
+            gradients,
+        )
         reports = loop.reports
         self.checking = False
         torch.set_rng_state(state)

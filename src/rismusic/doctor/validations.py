@@ -21,18 +21,27 @@ _MOST_PASSES, _MOST_ROWS, _SHOWN = 50, 50_000, 1024
 # Fewest and most numbers of outputs that are compared, and the agreement from which an order counts as right.
 _PAIR, _AGREED = (64, 100_000), 0.5
 # Agreement that is little in validation, and much in training; range of an argument beyond that in training.
-_LITTLE, _MUCH, _BEYOND = 0.1, 0.8, 3.0
+_LITTLE, _MUCH, _BEYOND = 0.1, 0.4, 3.0
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
 _DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
+_PRODUCTS = names("mul __mul__ __rmul__ logical_and __and__ __rand__ bitwise_and")
 _LOSSES = names(
     "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
     "mse_loss nll_loss smooth_l1_loss"
 )
 
 
+# Share of the data of a validation that the most frequent value may have, where answers are counted; share of
+# values that the training leaves out. Distance of means, over the spread, of data of another scale.
+_FREQUENT, _COUNTED, _FAR = 0.85, 0.02, 1.5
+
+
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass without gradients; ``judged``: compared with data, ``pair``; ``used``: in a loss."""
+    """A forward pass without gradients; ``judged``: compared with data, ``pair``; ``used``: in a loss.
+
+    ``counted``: whether the pair is compared for equality, and all answers count.
+    """
 
     mean: float
     spread: float
@@ -41,6 +50,21 @@ class _Pass:
     judged: bool = False
     used: bool = False
     pair: tuple[Tensor, Tensor] | None = None
+    counted: bool = False
+    tokens: bool = False
+
+
+def _decided(name: str, outputs: Tensor) -> Tensor:
+    """The outputs; of a loss of labels, the labels that they say."""
+    outputs = outputs.detach()
+    if not name.startswith("binary_cross_entropy"):
+        return outputs
+    return (outputs > (0.0 if name.endswith("logits") else 0.5)).float()
+
+
+def _is_label(value: Tensor) -> bool:
+    """Whether a tensor has 0 and 1 only."""
+    return not value.is_complex() and bool(((value == 0) | (value == 1)).all())
 
 
 def _scale(value: Tensor) -> tuple[float, float]:
@@ -55,6 +79,9 @@ def _agreement(outputs: Tensor, data: Tensor) -> float:
         most = float(data.unique(return_counts=True)[1].amax()) / data.numel()
         return (float((outputs == data).double().mean()) - most) / max(1 - most, 1e-9)
     outputs, data = outputs.double(), data.double()
+    if _is_label(outputs) and _is_label(data):
+        both = torch.stack((outputs.flatten(), data.flatten()))
+        return float(both.corrcoef()[0, 1].nan_to_num())
     spread = (data - data.mean(0)).square().mean().clamp_min(1e-30)
     return float(1 - (outputs - data).square().mean() / spread)
 
@@ -89,16 +116,30 @@ class Validations:
         # Lowest and highest number, by place of the argument and whether in training; agreement in training.
         self._ranges: dict[tuple[int, bool], list[float]] = {}
         self._trained: list[float] = []
+        # Scales of the data of a loss in training; of clouds of points in validation: made ones, and data.
+        self._targets: list[tuple[float, float]] = []
+        self._clouds: list[tuple[float, float]] = []
+        # Answers that are compared for equality, and all that is made of them.
+        self._answers = WeakTensorKeyDictionary()
+        # Inputs of several networks.
+        self._scales: list[tuple[float, float]] = []
         # Whether the present pass is noted and has not reached its first layer with weights, and is of the
         # training.
         self._before_layers = self._training = False
 
-    def see(self, value: Tensor) -> None:
-        """Note the input of a pass."""
-        if not value.is_floating_point() or value.requires_grad or value.numel() < 2:
+    def see(self, value: Tensor, *, alone: bool) -> None:
+        """Note the input of a pass; that of one of several networks has no scale that all have."""
+        if value.is_complex() or value.requires_grad or value.numel() < 2:
             return
         training, found = torch.is_grad_enabled(), _scale(value)
         self._training = training
+        if not value.is_floating_point() or not alone:
+            # Tokens have no scale, and short texts repeat.
+            if training and value.is_floating_point() and len(self._scales) < _MOST_PASSES:
+                self._scales.append(found)
+            if not training and len(self._passes) < _MOST_PASSES:
+                self._passes.append(_Pass(*found, value[:0], value[:0], tokens=True))
+            return
         self._before_layers = len(self._inputs if training else self._passes) < _MOST_PASSES
         if training and len(self._inputs) < _MOST_PASSES:
             self._inputs.append(found)
@@ -121,9 +162,19 @@ class Validations:
         one, other = (args[0], args[1]) if len(args) > 1 else (None, None)
         if not isinstance(one, Tensor) or not isinstance(other, Tensor) or other.requires_grad:
             return
-        if name == "cross_entropy" and one.ndim == other.ndim + 1:
+        if name not in _LOSSES:
+            return
+        if len(self._targets) < _MOST_PASSES and other.is_floating_point() and other.numel() > 1:
+            self._targets.append(_scale(other))
+        if name.startswith("binary_cross_entropy") and one.shape == other.shape and one.numel() > 1:
+            self._trained = [*self._trained[-9:], _agreement(_decided(name, one), other)]
+        if name in ("cross_entropy", "nll_loss") and one.ndim == other.ndim + 1:
             one = one.detach().argmax(1)
-        if name in ("cross_entropy", "l1_loss", "mse_loss") and one.shape == other.shape and one.numel() > 1:
+        if (
+            name in ("cross_entropy", "nll_loss", "l1_loss", "mse_loss")
+            and one.shape == other.shape
+            and one.numel() > 1
+        ):
             self._trained = [*self._trained[-9:], _agreement(one.detach(), other)]
 
     def enter(self, value: Any) -> None:
@@ -162,16 +213,29 @@ class Validations:
         elif sources and not alone:
             pair = given[:2] if given[0] in self._depending else given[1::-1]
             fits = len(given) > 1 and pair[0].shape == pair[1].shape and pair[1] not in self._depending
-            for one in sources if name in _LOSSES or name in _DIFFERENCES else ():
+            hits = name in _PRODUCTS and fits and all(map(_is_label, pair))
+            for one in sources if name in _LOSSES or name in _DIFFERENCES or hits else ():
                 one.judged = True
                 if fits and _PAIR[0] <= pair[0].numel() <= _PAIR[1] and not pair[0].is_complex():
-                    one.pair = (pair[0].detach().clone(), pair[1].detach().clone())
+                    one.pair = (_decided(name, pair[0]).clone(), pair[1].detach().clone())
+                    one.counted = name in ("eq", "__eq__")
+                    self._answers[result] = one
+        for value in given if len(given) > 1 else ():
+            if value in self._answers:
+                # A mask chooses those that count.
+                self._answers[value].counted = False
+        if len(given) == 1 and given[0] in self._answers and isinstance(result, Tensor):
+            self._answers[result] = self._answers[given[0]]
+        if sources and name == "cdist" and len(given) > 1 and not alone:
+            self._clouds = [
+                _scale(value) for value in sorted(given[:2], key=lambda one: one not in self._depending)
+            ]
         for value in tensors_in(result) if sources and name not in LIKE else ():
             self._depending[value] = sources
 
     def forget(self) -> None:
         """Forget passes that were not compared, such as those of a player."""
-        self._passes = [one for one in self._passes if one.judged]
+        self._passes = [one for one in self._passes if one.judged or self._clouds]
         self._depending.clear()
 
     def _range_findings(self) -> list[Finding]:
@@ -194,7 +258,54 @@ class Validations:
             )
         return found
 
-    def _order_findings(self, judged: Sequence[_Pass]) -> Iterator[Finding]:
+    def _data_findings(self, last: _Pass, left_out: float | None) -> Iterator[Finding]:
+        """A validation counts what the training counts, at its scale, and not one answer above all."""
+        scales, references = self._clouds, self._scales
+        if last.pair is not None:
+            outputs, data = last.pair
+            if last.counted and not data.is_floating_point() and len(data.unique()) > 1:
+                most = float(data.unique(return_counts=True)[1].amax()) / data.numel()
+                yield at_most(
+                    "share of right answers of a validation that one constant answer would have",
+                    most,
+                    _FREQUENT,
+                    "the score of the validation is the share of right answers, but one answer is the right "
+                    f"one in {100 * most:.3g} % of all: a network that has learned nothing has a high score.",
+                    "Count precision and recall (F1), or the share of right answers of each class.",
+                )
+            if last.counted and left_out is not None:
+                share = float((data == left_out).double().mean())
+                yield at_most(
+                    "share of the data of a validation that the loss leaves out in training",
+                    share,
+                    _COUNTED,
+                    f"the validation counts entries that the loss leaves out (padding, {left_out:g}): its "
+                    "mask is missing.",
+                    "Leave them out of the score, too, with the mask of the loss.",
+                )
+            if data.is_floating_point() and not _is_label(data):
+                scales, references = [_scale(outputs), _scale(data)], self._targets
+        if not scales or not references:
+            return
+        (made, made_width), (mean, width) = scales
+        width = max(width, 1e-12)
+        distance = max(abs(made - mean) / width, 0.5 * width / max(made_width, 1e-12))
+        # The data have the scale of none of those of the training, and the outputs that of one.
+        sized = [(center, max(size, 1e-12)) for center, size in references]
+        other = all(max(abs(mean - c) / s, 0.5 * width / s, 0.5 * s / width) > _FAR for c, s in sized)
+        near = [(c, s) for c, s in sized if abs(made - c) < _FAR * s and made_width < 2 * _FAR * s]
+        own, own_width = near[0] if near else sized[0]
+        yield at_most(
+            "distance of outputs and data of a validation, over their spread, if these have another scale",
+            distance if other and near else 0.0,
+            _FAR,
+            f"the validation compares outputs (mean {made:.3g}, spread {made_width:.3g}) with data of "
+            f"another scale (mean {mean:.3g}, spread {width:.3g}) than the training does (mean {own:.3g}, "
+            f"spread {own_width:.3g}): the outputs are not scaled back.",
+            "Undo the scaling of the training (times the deviation, plus the mean) before comparing.",
+        )
+
+    def _order_findings(self, judged: Sequence[_Pass], *, holds: bool) -> Iterator[Finding]:
         """Outputs agree with the data as they are, not in another order, and as well as in training."""
         pair = next((one.pair for one in reversed(judged) if one.pair is not None), None)
         if pair is None:
@@ -217,25 +328,39 @@ class Validations:
                 trained[0] if plain < _LITTLE and not gain else 0.0,
                 _MUCH,
                 f"outputs agree with the data in training ({trained[0]:.2f}), but not in validation "
-                f"({plain:.2f}): the network only memorises, or the validation is fed, decoded or compared "
-                "otherwise (mode, transform, state, order).",
+                f"({plain:.2f}): "
+                + (
+                    "the network only memorises, or the validation is fed, decoded or compared otherwise "
+                    "(mode, transform, state, order)."
+                    if not holds
+                    else "since what is learned holds for training batches that are held out, the inputs of "
+                    "the validation are coded otherwise (vocabulary, transform, order of features), or its "
+                    "outputs are decoded or compared otherwise."
+                ),
                 "Run the code of the validation on a batch of the training: both must agree as well.",
             )
 
-    @property
-    def findings(self) -> list[Finding]:
-        """Validation has inputs of the scale of the training, and rows of its own, which stay the same."""
+    def findings(self, left_out: float | None, *, holds: bool) -> list[Finding]:
+        """Validation has inputs of the scale of the training, and rows of its own, which stay the same.
+
+        Args:
+            left_out: value of the targets that the loss leaves out.
+            holds: whether what is learned holds for batches held out.
+        """
         judged = [one for one in self._passes if one.judged and not one.used]
         ranges = self._range_findings()
-        if not judged or not self._inputs:
+        clouds = [self._data_findings(one, left_out) for one in (judged or self._passes)[-1:]]
+        ranges += [found for findings in clouds for found in findings]
+        if not judged:
             return ranges
+        if judged[-1].tokens or not self._inputs:
+            return [*ranges, *self._order_findings(judged, holds=holds)]
         (mean, spread), (other, width) = (
             (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
             for one in (self._inputs, [(one.mean, one.spread) for one in judged])
         )
         size = max(spread, 1e-12)
         found = [
-            *ranges,
             at_most(
                 "difference of the inputs of training and validation, over their spread",
                 max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
@@ -243,8 +368,9 @@ class Validations:
                 f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
                 f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
             ),
+            *ranges,
         ]
-        found += self._order_findings(judged)
+        found += self._order_findings(judged, holds=holds)
         # Rows of few different numbers may be equal by chance.
         judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
         if not judged or not self._trained_rows:

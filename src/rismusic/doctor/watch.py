@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from rismusic.doctor.calls import CallRecorder
+from rismusic.doctor.counterfactuals import HELD, Settings
 from rismusic.doctor.layers import (
     LayerRecord,
     depth_findings,
@@ -42,6 +42,8 @@ from rismusic.nn.monitors import Finding, Report, at_least, at_most
 _KEPT = 256
 # Layers and calls are measured in the first forward passes only, because that takes time.
 _MEASURED = 3
+# Losses whose gradients are kept.
+_MEASURED_LOSSES = 8
 # A weight whose relative change per step stays below this does not learn at any speed.
 _SLOWEST, _FASTEST = 1e-8, 0.5
 # Ratio of the relative changes of two weight matrices that no ordinary training has.
@@ -97,6 +99,9 @@ class Watch:
         self._validations = Validations()
         self._library = LibraryCalls()
         self._rates: dict[str, list[float]] = {}
+        self._settings: Settings | None = None
+        # Of each of the first losses: its gradients by weight.
+        self._first_gradients: list[dict[int, Tensor]] = [{} for _ in range(_MEASURED_LOSSES)]
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
         self._stale = 0
@@ -176,12 +181,20 @@ class Watch:
 
     def _diagnosed(self) -> Diagnosis:
         reports = [self._check_finite(), *self.step_reports, self._check_foreign(), self._check_losses()]
-        data = self._tapes.data_report()
-        reports.append(replace(data, findings=(*data.findings, *self._validations.findings)))
+        reports.append(self._tapes.data_report())
         if all(map(math.isfinite, self.losses)):
             held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
-            reports += self._tapes.final_reports(self._steps, held, alone=alone)
+            settings = self._settings and self._settings.scheduled(
+                list(self._rates.values()), self._step_record.clip
+            )
+            reports += self._tapes.final_reports(
+                *(self._steps, held, self._first_gradients), alone=alone, settings=settings
+            )
+        falls = [one.value for report in reports for one in report.findings if one.name == HELD]
+        holds = bool(falls) and falls[0] > _PART
+        found = self._validations.findings(self._tapes.left_out, holds=holds)
+        reports.append(report_of("DATA", "validations", found))
         return Diagnosis(tuple(reports))
 
     @property
@@ -222,8 +235,9 @@ class Watch:
 
     def _before_forward(self, part: nn.Module, given: Any) -> None:
         value = next((one for one in given if isinstance(one, Tensor)), None)
-        if part is self.module and value is not None:
-            self._validations.see(value)
+        if value is not None:
+            self._validations.see(value, alone=part is self.module)
+        if part is self.module:
             self._validations.see_arguments(given)
         self._forwards += 1
         if not torch.is_grad_enabled():
@@ -233,9 +247,8 @@ class Watch:
         if given:
             self._validations.enter(given[0])
 
-    def _after_forward(self, part: nn.Module, _: Any, result: Any) -> None:
-        if part is self.module:
-            self._validations.note(result)
+    def _after_forward(self, _part: nn.Module, _: Any, result: Any) -> None:
+        self._validations.note(result)
         if self._forwards == _MEASURED:
             self._measuring.close()
 
@@ -247,6 +260,8 @@ class Watch:
             self._step_record.add(weight, gradient, len(self.losses))
             if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
                 self._fresh[key] = True
+            if len(self.losses) <= _MEASURED_LOSSES and self.losses and gradient.numel() <= 10**6:
+                self._first_gradients[len(self.losses) - 1][key] = gradient.detach().clone()
             size = float(torch.linalg.vector_norm(gradient.detach()))
             if name not in self._gradient or self._gradient[name] == 0:
                 self._gradient[name] = size
@@ -275,6 +290,7 @@ class Watch:
         if not self._watches(optimizer):
             return
         self._steps += 1
+        self._settings = self._settings or Settings.of(optimizer)
         held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         closure = len(args) > 1 or "closure" in kwargs
         moving = [p for p in held if bool(p.grad.any())]
