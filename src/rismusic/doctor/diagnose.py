@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rismusic.doctor import (
     data_checks,
+    function_checks,
     loss_checks,
     network_checks,
     replay_checks,
@@ -26,6 +27,7 @@ Check = Callable[[Case], Report | list[Report]]
 
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("PANEL", data_checks.check_panel),
+    ("FUNCTIONS", function_checks.check_functions),
     ("WAVE", data_checks.check_steering),
     ("TRUTH", data_checks.check_labels),
     ("POSITIONS", data_checks.check_positions),

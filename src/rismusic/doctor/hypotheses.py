@@ -44,7 +44,7 @@ _ROUNDING = 1e-5
 # Kinds of sites, in the order in which their changes are tried.
 _ORDER = ("setting", "step", "input", "operation")
 # Errors that say that a change does not apply.
-_INAPPLICABLE = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError)
+_INAPPLICABLE = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError)
 
 # Operations by name: changes in words, with what stands in place of operation `f` of arguments `x`, `y`.
 _OPERATIONS: dict[str, dict[str, _Change]] = {

@@ -140,7 +140,7 @@ def _network_findings(case: Case, network: Network, recording: Recording) -> lis
             )
         )
         matched, expected = statistics(scenes, start)
-        energies = partial(_statistics, B, y, noise, a, start.double().cpu(), scenes.repeats)
+        energies = partial(ref.grid_statistics, B, y, noise, a, start.double().cpu(), scenes.repeats)
         for n, (what, one) in enumerate((("matched", matched), ("expected", expected))):
             found.append(
                 same(
@@ -175,21 +175,6 @@ def _in_basis(network: Network) -> Tensor:
         panel.elements.double().cpu(), panel.wavelength, *at, uniform=panel.wave == "uniform"
     )
     return network._statistics.basis.to(torch.complex128).cpu().mH @ a
-
-
-def _statistics(
-    B: Tensor, y: Tensor, noise: Tensor, a: Tensor, power: Tensor, repeats: int
-) -> tuple[Tensor, Tensor]:
-    """Matched and expected energies of every point, by dense covariances."""
-    a, noise, power = given("the steering", a), given("the noise", noise), given("the powers", power)
-    C = torch.einsum("dp,sp,ep->sde", a, power.to(a.dtype), a.conj())
-    identity = torch.eye(B.shape[2], dtype=B.dtype)
-    R = B @ C[:, None] @ B.mH + noise[:, None, None, None] * identity
-    fields = B @ a
-    whitened = torch.linalg.solve(R, fields)
-    matched = (whitened.mH @ y).abs().square().sum((1, 3))
-    expected = (fields.conj() * whitened).real.sum((1, 2)) * repeats
-    return matched, expected.clamp_min(1e-9)
 
 
 def _log(value: Tensor) -> Tensor:
@@ -401,7 +386,7 @@ def _sources(
     grid = network.grid
     others = [given(f"the heat map of stage {n}", one) for n, one in enumerate(maps[1:], 1)]
     logits = given("that of the last stage", maps[0]) if others else maps[0]
-    X, Y, Z = grid.shape
+    _, Y, Z = grid.shape
     S, K = len(features), network.spec.sources_max
     index = highest_points(logits.float().to(grid.inside.device), grid, K).cpu()
     x, y, z = index // (Y * Z), index // Z % Y, index % Z
@@ -415,28 +400,12 @@ def _sources(
     pooled = torch.cat((pooled, now.amax((1, 2))[:, None]), 1)
     hidden = pooled @ w["count.0.weight"].mT + w["count.0.bias"]
     count = _gelu(hidden) @ w["count.2.weight"].mT + w["count.2.bias"]
-    # The mean of the map around each peak, and a shift of at most a step.
-    near = logits.view(S, X, Y, Z)
-    steps = [(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)]
-    value = torch.full((S, K, 27), -torch.inf, dtype=torch.float64)
-    for n, (i, j, k) in enumerate(steps):
-        there = (x + i >= 0) & (x + i < X) & (y + j >= 0) & (y + j < Y) & (z + k >= 0) & (z + k < Z)
-        at_step = near[rows, (x + i).clamp(0, X - 1), (y + j).clamp(0, Y - 1), (z + k).clamp(0, Z - 1)]
-        value[..., n] = torch.where(there, at_step, -torch.inf)
-    mean = value.softmax(-1) @ torch.tensor(steps, dtype=torch.float64) + details[..., :3].tanh()
-    u_x, u_y, q = (
-        axis.double().cpu()[cell] + grid.step[n] * mean[..., n]
-        for n, (axis, cell) in enumerate(zip((grid.u_x, grid.u_y, grid.q), (x, y, z), strict=True))
-    )
-    u_y = u_y.clamp(-0.95, 0.95)
-    u_x = torch.minimum(u_x.abs(), 0.999 * (1 - u_y.square()).sqrt()) * u_x.sign()
-    elevation, q = u_y.asin(), q.clamp_min(grid.step[2] / 4)
-    azimuth = torch.atan2(u_x, (1 - u_x.square() - u_y.square()).sqrt())
+    azimuth, elevation, distance = ref.interpolated(grid, logits, index, details[..., :3].tanh())
     return {
         "height": height,
         "the azimuths": azimuth,
         "the elevations": elevation,
-        "the inverse ranges": q,
+        "the inverse ranges": 1 / distance,
         "the existence logits": height + details[..., 5] + 4,
         "the angle factor's amplitudes": height / 2 + details[..., 3],
         "the range factor's amplitudes": height / 2 + details[..., 4],
