@@ -35,7 +35,9 @@ from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.validation import validate
 
 # Scenes of a batch, dropout in the step, largest relative distance, and that of what is only handed on.
-_BATCH, _DROPOUT, _SAME, _EXACT = 4, 0.25, 2e-3, 1e-6
+_BATCH, _DROPOUT, _SAME, _EXACT = 4, 0.25, 5e-4, 1e-6
+# Size of a result that may be rounding alone, such as a loss at its minimum.
+_SMALL = 1e-4
 # Numbers of a result above which no mistake is searched for.
 _SEARCHED = 30_000
 
@@ -179,7 +181,7 @@ def _distance(found: Tensor, right: Tensor) -> float:
     if not bool((found.isnan() == gone).all()):
         return math.inf
     found, right = found[~gone], right[~gone]
-    return float((found - right).norm() / right.norm().clamp_min(1e-9)) if len(right) else 0.0
+    return float((found - right).norm() / (right.norm() + _SMALL)) if len(right) else 0.0
 
 
 def _record(case: Case, functions: Mapping[str, Any]) -> list[_Call]:

@@ -83,10 +83,12 @@ def _steering(panel: Any, azimuth: Tensor, elevation: Tensor, range: Tensor) -> 
 def _rays(self: Any, panel: Any, towards: tuple[Tensor, ...], inverse: Tensor) -> Any:
     if not _plain(panel):
         return None
-    along = torch.stack(towards, -1) - inverse[..., None] * panel.elements.double().cpu()
-    ratio = along.square().sum(-1).sqrt()
+    p = panel.elements.double().cpu()
+    # Directions in single precision are unit vectors up to rounding only.
+    twice = 2 * (torch.stack(towards, -1) * p).sum(-1) - inverse * p.square().sum(-1)
+    ratio = (1 - inverse * twice).sqrt()
     gain = {} if panel.wave == "uniform" else {"gain": (self.gain, 1 / ratio)}
-    return {"difference": (self.difference, (1 - ratio) / inverse), **gain}
+    return {"difference": (self.difference, twice / (1 + ratio)), **gain}
 
 
 @_of("array:_Rays.unit_wave")
@@ -446,7 +448,7 @@ def _observed(self: Any, recording: Any, result: Any) -> Any:
     found["gain"] = (result.gain, gain.expand(len(y), -1))
     if (G := _matrices(recording.link)) is not None:
         fields = G @ self.basis.to(torch.complex128).cpu()
-        size = fields.abs().square().sum((1, 2, 3), keepdim=True).sqrt()
+        size = fields.abs().square().sum((-3, -2, -1), keepdim=True).sqrt()
         found["fields"] = (B / B.abs().square().sum((1, 2, 3), keepdim=True).sqrt(), (fields / size).expand_as(B))
     return found
 
