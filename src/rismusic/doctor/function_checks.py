@@ -38,8 +38,10 @@ from rismusic.nn.validation import validate
 _BATCH, _DROPOUT, _SAME, _EXACT = 4, 0.25, 5e-4, 1e-6
 # Size of a result that may be rounding alone, such as a loss at its minimum.
 _SMALL = 1e-4
-# Numbers of a result above which no mistake is searched for.
-_SEARCHED = 30_000
+# Calls in which a mistake is searched for, and numbers of a result above which none is.
+_CASES, _SEARCHED = 3, 30_000
+# Runs of a definition in a search; some take a hundredth of a second.
+_RUNS = 600
 
 
 @dataclass
@@ -225,25 +227,27 @@ def check_functions(case: Case) -> Report:
         if not inner[name].intersection(wrong)
     ]
     used = {call.name for call in calls}
-    return report_of("FUNCTIONS", f"{len(calls)} calls of {len(used)} functions, each by its definition", findings)
+    return report_of(
+        "FUNCTIONS", f"{len(calls)} calls of {len(used)} functions, each by its definition", findings
+    )
 
 
-def _finding(
-    name: str, wrong: list[tuple[float, str, _Call]], calls: list[_Call], function: Any
-) -> Finding:
+def _finding(name: str, wrong: list[tuple[float, str, _Call]], calls: list[_Call], function: Any) -> Finding:
     """A function with wrong results, and the change of its definition that gives them."""
     off, part, _ = max(wrong, key=lambda one: one[0] if math.isfinite(one[0]) else 0.0)
     pairs = [(one, _pairs(one)) for one in calls if one.name == name]
     cases = [(call, found[part]) for call, found in pairs if part in found]
-    cause = ""
-    if all(one.numel() <= _SEARCHED for _, (one, _) in cases):
+    cases = sorted(cases, key=lambda one: -_distance(*one[1]))[:_CASES]
+    cause, value, (found, right) = "", "", cases[0][1]
+    if found.numel() > 1 or cases[0][0].pairs is None:
         define: Callable[[_Call], Tensor] = lambda call: _pairs(call)[part][1].nan_to_num()  # noqa: E731
-        cause = explanation([one.nan_to_num() for _, (one, _) in cases], [partial(define, c) for c, _ in cases])
-    parts = listed(list(dict.fromkeys(one for _, one, _ in wrong)))
-    value, (found, right) = "", next(pair for _, pair in cases if _distance(*pair) > _EXACT)
-    if found.numel() == right.numel() == 1:
+        shown = [one.nan_to_num() for _, (one, _) in cases]
+        if all(one.numel() <= _SEARCHED for one in shown):
+            cause = explanation(shown, [partial(define, call) for call, _ in cases], most=_RUNS)
+    if found.numel() == right.numel() == 1 and float(found.real) and float(right.real):
         one, two = float(found.real), float(right.real)
-        value = f" ({one:.4g} in place of {two:.4g}{f', {one / two:.4g} times' if two else ''})"
+        value = f" ({one:.4g} in place of {two:.4g}, {one / two:.4g} times)"
+    parts = listed(list(dict.fromkeys(one for _, one, _ in wrong)))
     return at_most(
         f"relative distance of the result of {name.partition(':')[2]} from its definition ({part})",
         off,

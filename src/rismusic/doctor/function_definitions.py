@@ -115,7 +115,9 @@ def _from_cosines(u_x: Tensor, u_y: Tensor, q: Tensor) -> Any:
 def _volume(spec: Any) -> Any:
     if hasattr(spec, "unknowns"):
         return None
-    angles = {f"{name}_max": math.radians(getattr(spec, f"{name}_max_deg")) for name in ("azimuth", "elevation")}
+    angles = {
+        f"{name}_max": math.radians(getattr(spec, f"{name}_max_deg")) for name in ("azimuth", "elevation")
+    }
     return {**angles, "range_min": spec.range_min_m, "range_max": spec.range_max_m}
 
 
@@ -128,7 +130,9 @@ def _cover(panel: Any, volume: Any, oversampling: float, result: Any) -> Any:
     for n, (name, (low, high)) in enumerate(ends.items()):
         number = len(getattr(result, name))
         step = (high - low) / number
-        axes[name] = low + step * (torch.arange(number).double() + setting("the place of a point in its cell", 0.5))
+        axes[name] = low + step * (
+            torch.arange(number).double() + setting("the place of a point in its cell", 0.5)
+        )
         axes[f"step of {name}"] = (result.step[n], step)
         if n < 2 and spread[n] > 0:
             width = panel.wavelength / (math.sqrt(12) * spread[n])
@@ -290,7 +294,15 @@ def _contrast(covariance: Tensor, target: Tensor, around: Tensor) -> Tensor:
     for R in (covariance, target):
         share = setting("the loading of MVDR", 0.05)
         loaded = (ref.unit_trace(R) + share * _identity(R) / R.shape[-1]) / (1 + share)
-        spectrum = 1 / (around.conj() * torch.linalg.solve(loaded[..., None, :, :], around.transpose(-3, -2)).transpose(-3, -2)).sum(-3).real
+        spectrum = (
+            1
+            / (
+                around.conj()
+                * torch.linalg.solve(loaded[..., None, :, :], around.transpose(-3, -2)).transpose(-3, -2)
+            )
+            .sum(-3)
+            .real
+        )
         logs.append(spectrum.log().log_softmax(-1))
     return (logs[1].exp() * (logs[1] - logs[0])).sum(-1)
 
@@ -336,7 +348,8 @@ def _assign(cost: Tensor, result: Tensor) -> Any:
 def _matched(prediction: Any, truth: Any, weights: tuple[float, ...], result: Any) -> Any:
     named = dict(zip(("angle", "log_range", "existence"), weights, strict=True))
     return {
-        name: (getattr(result, name).mean(), forms.head_loss(name, truth, prediction, named)) for name in named
+        name: (getattr(result, name).mean(), forms.head_loss(name, truth, prediction, named))
+        for name in named
     }
 
 
@@ -449,7 +462,10 @@ def _observed(self: Any, recording: Any, result: Any) -> Any:
     if (G := _matrices(recording.link)) is not None:
         fields = G @ self.basis.to(torch.complex128).cpu()
         size = fields.abs().square().sum((-3, -2, -1), keepdim=True).sqrt()
-        found["fields"] = (B / B.abs().square().sum((1, 2, 3), keepdim=True).sqrt(), (fields / size).expand_as(B))
+        found["fields"] = (
+            B / B.abs().square().sum((1, 2, 3), keepdim=True).sqrt(),
+            (fields / size).expand_as(B),
+        )
     return found
 
 
@@ -495,7 +511,10 @@ def _initial(self: Any, result: Any) -> Any:
         if not step:
             logs = [_log(matched / expected), _log(expected * power)]
         power = power * matched / expected
-    return {"powers after the SBL steps": (found, power), "input maps": (maps[..., here], torch.stack(logs, 1)[..., here])}
+    return {
+        "powers after the SBL steps": (found, power),
+        "input maps": (maps[..., here], torch.stack(logs, 1)[..., here]),
+    }
 
 
 def _wide(scenes: Any) -> Any:
@@ -636,8 +655,13 @@ def _normal(self: Draws, stream: Any, shape: tuple[int, ...]) -> Tensor:
 def _drawn(spec: Any, active: Tensor, draws: Draws) -> Any:
     most = active.shape[1]
     turn = draws.uniform(Stream.POSITIONS, _CANDIDATES, most, 3, dtype=torch.float64).cpu()
-    reach = [math.radians(spec.azimuth_max_deg), math.radians(spec.elevation_max_deg)]
-    low, high = (turn.new_tensor([-side * r for r in reach] + [end]) for side, end in ((1, spec.range_min_m), (-1, spec.range_max_m)))
+    reach = {name: math.radians(getattr(spec, f"{name}_max_deg")) for name in ("azimuth", "elevation")}
+    low, high = (
+        turn.new_tensor(
+            [setting(f"the {end} {name} (rad)", sign * one) for name, one in reach.items()] + [last]
+        )
+        for sign, end, last in ((-1, "lowest", spec.range_min_m), (1, "highest", spec.range_max_m))
+    )
     sets, chosen = low + turn * (high - low), []
     for s, candidates in enumerate(sets):
         here = active[s].nonzero()[:, 0]
@@ -685,7 +709,9 @@ def _sources(spec: Any, sources: Any, snapshots: int, draws: Draws, result: Any)
 @_of("simulation.scene:line_of_sight")
 def _sight(panel: Any, spec: Any, draws: Draws) -> Any:
     turn = 2 * draws.uniform(Stream.STATION, 2).double().cpu() - 1
-    azimuth, elevation = (turn * turn.new_tensor([spec.azimuth_max_deg, spec.elevation_max_deg]).deg2rad()).unbind(-1)
+    azimuth, elevation = (
+        turn * turn.new_tensor([spec.azimuth_max_deg, spec.elevation_max_deg]).deg2rad()
+    ).unbind(-1)
     centre = spec.distance_m * torch.stack(_direction(azimuth, elevation), -1)
     number = torch.arange(spec.antennas).double()
     along = -(number - (spec.antennas - 1) / 2) * spec.antenna_spacing_wavelengths * panel.wavelength
@@ -702,7 +728,11 @@ def _channel(panel: Any, spec: Any, draws: Draws) -> Any:
     low, high = limits(spec.rician_factor_db)
     turn = draws.uniform(Stream.RICIAN_FACTOR, 1, 1).double().cpu()
     share = 1 / (1 + torch.pow(10.0, -(low + (high - low) * turn) / 10))
-    return scatter if spec.kind == "rayleigh" else share.sqrt() * _sight(panel, spec, draws) + (1 - share).sqrt() * scatter
+    return (
+        scatter
+        if spec.kind == "rayleigh"
+        else share.sqrt() * _sight(panel, spec, draws) + (1 - share).sqrt() * scatter
+    )
 
 
 @_of("simulation.simulator:Simulator._receive")
@@ -714,7 +744,10 @@ def _received(self: Any, sources: Any, acting: Any, actual: Any, draws: Draws) -
     A = ref.true_steering(sources, elements, acting.wavelength, uniform=uniform)
     s = torch.where(sources.azimuth.isnan()[..., None], 0, sources.symbols).to(torch.complex128)
     clean = torch.einsum("slmn,snk,skl->slm", G.expand(len(s), *G.shape[-3:]), A, s)
-    low, high = (setting(f"the {end} limit of the SNR (dB)", v) for end, v in zip(("lower", "upper"), limits(self.spec.snr_db), strict=True))
+    low, high = (
+        setting(f"the {end} limit of the SNR (dB)", v)
+        for end, v in zip(("lower", "upper"), limits(self.spec.snr_db), strict=True)
+    )
     level = low + (high - low) * draws.uniform(Stream.SNR).double().cpu()
     noise = clean.abs().square().mean((1, 2)) / torch.pow(10.0, level / 10)
     n = draws.complex_normal(Stream.NOISE, *clean.shape[1:]).to(torch.complex128).cpu()
@@ -730,7 +763,12 @@ def _simulated(self: Any, scenes: Tensor, result: Any) -> Any:
     received = self._receive(truth, acting, actual, draws)
     names = ("azimuth", "elevation", "range", "power", "symbols")
     pairs = {f"{name} of the labels": (getattr(result.truth, name), getattr(truth, name)) for name in names}
-    parts = {"channel": nominal.channel, "codes": nominal.codes, "snapshots": received[0], "noise_variance": received[1]}
+    parts = {
+        "channel": nominal.channel,
+        "codes": nominal.codes,
+        "snapshots": received[0],
+        "noise_variance": received[1],
+    }
     return pairs | {n: (getattr(result, n), value) for n, value in parts.items() if value is not None}
 
 
@@ -782,7 +820,11 @@ def _groups(network: Any, spec: Any, result: list[dict[str, Any]]) -> Any:
 @_of("metrics:gospa")
 def _gospa(truth: Any, found: Any, cutoff_m: float) -> Any:
     values = []
-    for one, two in zip(zip(truth.azimuth, truth.elevation, truth.range, strict=True), zip(found.azimuth, found.elevation, found.range, strict=True), strict=True):
+    for one, two in zip(
+        zip(truth.azimuth, truth.elevation, truth.range, strict=True),
+        zip(found.azimuth, found.elevation, found.range, strict=True),
+        strict=True,
+    ):
         X, Y = (torch.stack(_direction(a, e), -1) * r[:, None] for a, e, r in (one, two))
         X, Y = X[X.isfinite().all(-1)], Y[Y.isfinite().all(-1)]
         cost = (X[:, None] - Y).square().sum(-1).clamp_max(cutoff_m**2).numpy()
@@ -806,10 +848,16 @@ def _learner(self: Any, spec: Any) -> Any:
     kind = type(self.optimizer).__name__
     options = {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "maximize": False}
     found = {f"number of steps of the schedule{unit}": (float(len(self.factors)), float(steps))}
-    found[f"the optimizer, AdamW{'' if kind == 'AdamW' else f' (it is {kind})'}"] = (float(kind == "AdamW"), 1.0)
+    found[f"the optimizer, AdamW{'' if kind == 'AdamW' else f' (it is {kind})'}"] = (
+        float(kind == "AdamW"),
+        1.0,
+    )
     for name, usual in options.items():
         wrong = [group[name] for group in self.optimizer.param_groups if group.get(name, usual) != usual]
-        found[f"{name} of the optimizer{f' (it is {wrong[0]}, not {usual})' if wrong else ''}"] = (float(len(wrong)), 0.0)
+        found[f"{name} of the optimizer{f' (it is {wrong[0]}, not {usual})' if wrong else ''}"] = (
+            float(len(wrong)),
+            0.0,
+        )
     return found | {f"average of {n}": (value, self.weights[n]) for n, value in self.average.items()}
 
 
@@ -817,7 +865,9 @@ def _learner(self: Any, spec: Any) -> Any:
 def _rates(self: Any) -> Any:
     factor = float(self.factors[min(int(self.taken), len(self.factors) - 1)])
     groups = enumerate(self.optimizer.param_groups)
-    return {f"learning rate of group {n}, {g['name']}": (float(g["lr"]), g["highest"] * factor) for n, g in groups}
+    return {
+        f"learning rate of group {n}, {g['name']}": (float(g["lr"]), g["highest"] * factor) for n, g in groups
+    }
 
 
 @_of("nn.data:beta_at")
@@ -827,5 +877,7 @@ def _beta(spec: Any, epoch: int, seed: int) -> float:
     return planned if jitter < 1e-5 else min(1.0, max(0.0, planned + spec.beta_jitter * turn))
 
 
-HANDED_ON = frozenset(("nn.learner:Learner.tensors", "nn.losses:Targets.of", "simulation.simulator:Simulator.__call__"))
+HANDED_ON = frozenset(
+    ("nn.learner:Learner.tensors", "nn.losses:Targets.of", "simulation.simulator:Simulator.__call__")
+)
 """Functions that hand on what they are given, which must not change."""

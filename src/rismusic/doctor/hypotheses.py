@@ -37,7 +37,7 @@ _Change = Callable[..., Any]
 _TORCH = str(Path(torch.__file__).parent)
 # Largest relative distance of a value from one that explains it.
 TOLERANCE = 2e-4
-# Most runs of a definition in a search.
+# Most runs of a definition in a search, unless another number is given.
 _RUNS = 1500
 # Relative distance of equal values.
 _ROUNDING = 1e-5
@@ -114,9 +114,9 @@ _WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
     "that of the definition, rounded to bfloat16": lambda x: _rounded(x, torch.bfloat16),
     "that of the definition, sorted along the last axis alone": lambda x: x.sort(-1).values,
     "that of the definition in reverse order of the last axis": lambda x: x.flip(-1),
-    "that of the next scene": lambda x: x.roll(-1, 0),
-    "that of the scene before": lambda x: x.roll(1, 0),
-    "that of the first scene in every scene": lambda x: x[:1].expand_as(x),
+    "that of the next scene (or row)": lambda x: x.roll(-1, 0),
+    "that of the scene (or row) before": lambda x: x.roll(1, 0),
+    "that of the first scene (or row) in every one": lambda x: x[:1].expand_as(x),
     "the mean of that of the definition over the batch": lambda x: x.mean(0, keepdim=True).expand_as(x),
 }
 # Another value of a number.
@@ -259,7 +259,10 @@ def _running(run: _Run) -> Iterator[None]:
 
 
 def explanation(
-    found: Sequence[Value], definitions: Sequence[Definition], tolerance: float = TOLERANCE
+    found: Sequence[Value],
+    definitions: Sequence[Definition],
+    tolerance: float = TOLERANCE,
+    most: int = _RUNS,
 ) -> str:
     """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
 
@@ -267,6 +270,7 @@ def explanation(
         found: the value of the code under test in each case.
         definitions: calculates the right value of each case.
         tolerance: largest relative distance of equal values.
+        most: largest number of runs of a definition.
     """
     with torch.no_grad():
         right = [_wide(one()) for one in definitions]
@@ -300,7 +304,7 @@ def explanation(
     inputs, seen, runs = notes[0].inputs, notes[0].seen, itertools.count()
 
     def value(case: int, site: Site, change: _Change) -> Tensor | None:
-        if next(runs) > _RUNS:
+        if next(runs) > most:
             return None
         changed = {site: change}
         if site[0] == "exchange":

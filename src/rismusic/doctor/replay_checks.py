@@ -22,7 +22,7 @@ from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
 from rismusic.doctor.data_checks import scene_keys, snr_db
-from rismusic.doctor.hypotheses import explanation, given, setting
+from rismusic.doctor.hypotheses import explanation, given, setting, step
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.io import Recording
 from rismusic.nn import validation
@@ -441,13 +441,23 @@ def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
         g = given("the gradient", step.gradients[name].double())
         m = beta_1 * m + (1 - beta_1) * g
         v = beta_2 * v + (1 - beta_2) * g.square()
-    root = (v / (1 - beta_2 ** (number + 1))).sqrt()
-    way = m / (1 - beta_1 ** (number + 1)) / (root + setting("epsilon", _EPSILON))
+    root = _unbiased(v, beta_2, number).sqrt() + setting("epsilon", _EPSILON)
+    way = _adapted(_unbiased(m, beta_1, number), root)
     decay = setting("the weight decay", run.spec.weight_decay if one.before[name].ndim > 1 else 0.0)
     rate = one.rates[name] if name in one.rates else _highest(run)[name]
     return -setting("the learning rate", rate) * (
         way + decay * given("the weight", one.before[name].double())
     )
+
+
+@step("the correction of the bias (Adam without it)")
+def _unbiased(moment: Tensor, beta: float, number: int) -> Tensor:
+    return moment / (1 - beta ** (number + 1))
+
+
+@step("the division by the root of the second moment (SGD with momentum)")
+def _adapted(moment: Tensor, root: Tensor) -> Tensor:
+    return moment / root
 
 
 def _averaged(run: ShortRun, name: str, number: int) -> Tensor:
@@ -673,32 +683,43 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
     planned = ref.planned_weights(spec.loss, spec.schedule, EPOCHS - 1, beta)
     weights: dict[TermName, float] = {name: planned[name] for name in spec.loss.weights}
 
-    def distance(at: Tensors, beta: float, *, by_scene: bool = True) -> tuple[float, str]:
+    sizes = torch.tensor([float(len(recording)) for recording in last.recordings])
+
+    def distance(at: Tensors, beta: float, shares: Tensor = sizes / sizes.sum()) -> tuple[float, str]:
         """Weighted distance of the terms from the logged ones, over the loss, and the worst term."""
-        sizes = [len(recording) if by_scene else 1 for recording in last.recordings]
         off = {name: -float(str(logged.get(name, math.nan))) for name in weights}
-        for recording, size in zip(last.recordings, sizes, strict=True):
+        for recording, share in zip(last.recordings, shares.tolist(), strict=True):
             # With a gradient, as in training, and by term: in the total, rounding errors may cancel.
             leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
             prediction = functional_call(learner.network, leaves, (recording,))
             for name, value in learner.prediction_losses(prediction, recording, beta, weights).terms.items():
-                off[name] += float(value.detach()) * size / sum(sizes)
+                off[name] += float(value.detach()) * share
         off = {name: abs(value) * weights[name] for name, value in off.items() if name in logged}
         total = sum(weights[name] * float(str(logged[name])) for name in off)
         worst = max(off, key=off.__getitem__)
         return max(sum(off.values()), abs(losses[-1] - total)) / max(abs(losses[-1]), 1e-9), worst
 
     value, worst = distance(last.average, beta)
-    by_batch, _ = distance(last.average, beta, by_scene=False)
+    one = torch.ones_like(sizes)
+    reductions = {
+        "the mean over the batches, not over the scenes": one / len(one),
+        "the sum over the batches, not their mean": one,
+        "the sum over the scenes, not their mean": sizes,
+        "that of the first batch alone": one.cumsum(0) == 1,
+        "that of the last batch alone": one.cumsum(0) == len(one),
+    }
     off = {
         ref.EXPECTED: value,
         ": it is that of the current weights, not of their moving average": distance(last.weights, beta)[0],
         ": it is at beta = 0 (another matrix?)": distance(last.average, 0.0)[0],
-        ": it is the mean over the batches, not over the scenes": by_batch,
+        **{
+            f": it is {words}": distance(last.average, beta, s.double())[0] for words, s in reductions.items()
+        },
     }
     cause = ref.best_explanation(off) or f": another matrix, precision, or dropout (most in {worst})?"
     return [
         *findings,
+        *_training_loss_findings(run, epochs),
         at_most(
             "relative difference of the logged validation loss from the training loss of the same scenes",
             value,
@@ -712,6 +733,35 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
             1e-7,
             "the validation loss is constant: it uses stale weights, or a network that is not trained.",
         ),
+    ]
+
+
+def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list[Finding]:
+    """The logged training losses of each epoch, against the means over its steps."""
+    steps = [{name: float(value) for name, value in one.numbers.items()} for one in run.steps]
+    off: dict[str, float] = dict.fromkeys((ref.EXPECTED, ": it is the mean since the start"), 0.0)
+    off |= dict.fromkeys(
+        (": it is that of the last step", ": it is the sum", ": it is that of another epoch"), 0.0
+    )
+    for line in epochs:
+        first = int(line["epoch"]) * STEPS
+        own, logged = steps[first : first + STEPS], line["training"]
+        for name in logged.keys() & own[0].keys() if own else ():
+            value, values = float(logged[name]), [one[name] for one in own]
+            every, mean = [one[name] for one in steps[: first + STEPS]], sum(values) / len(values)
+            rest = [one[name] for one in steps if one not in own] or [math.inf]
+            forms = (mean, sum(every) / len(every), values[-1], sum(values), sum(rest) / len(rest))
+            for cause, form in zip(off, forms, strict=True):
+                off[cause] = max(off[cause], abs(value - form) / max(abs(mean), 1e-6))
+    return [
+        at_most(
+            "relative difference of the logged training losses of an epoch from the means over its steps",
+            off[ref.EXPECTED],
+            _SAME,
+            f"the logged training loss of an epoch is not the mean over its steps{ref.best_explanation(off)}.",
+            "Clear the sums at the end of each epoch, and divide by the number of steps taken.",
+            place_of(type(run.trainer)._end_epoch),
+        )
     ]
 
 

@@ -45,36 +45,42 @@ _BASE: dict[str, object] = {
 # (w), search grid (g), learning rates and decay of each step (r), plan of beta and weights of the losses (p),
 # output in validation (o), gradient and loss of a step (l), change of weights (c) and of averages (a) in it.
 _EFFECTS: tuple[tuple[str, object, str], ...] = (
-    *((f"system.{name}", value, "tvs") for name, value in (
-        ("snr_db", (0.0, 5.0)),
-        ("sources", (2, 3)),
-        ("one_link", True),
-        ("scene.separation_deg", 25.0),
-        ("scene.power", "path_loss"),
-        ("scene.power_spread_db", 12.0),
-        ("scene.symbols", "qpsk"),
-        ("scene.correlation", 0.7),
-        ("channel.kind", "rayleigh"),
-        ("channel.antenna_spacing_wavelengths", 0.8),
-        ("channel.distance_m", 20.0),
-        ("channel.azimuth_max_deg", 20.0),
-        ("channel.elevation_max_deg", 5.0),
-        ("channel.rician_factor_db", 20.0),
-        ("codebook.kind", "dft"),
-        ("codebook.bits", 1),
-        ("impulses.fraction", 0.3),
-        ("hardware.static_phase_rad", 0.4),
-        ("hardware.code_phase_rad", 0.4),
-        ("hardware.gain", 0.4),
-        ("hardware.dead_fraction", 0.4),
-        ("hardware.position_wavelengths", 0.2),
-    )),
-    *((f"system.scene.{name}", value, "tvsg") for name, value in (
-        ("azimuth_max_deg", 40.0),
-        ("elevation_max_deg", 20.0),
-        ("range_min_m", 0.8),
-        ("range_max_m", 5.0),
-    )),
+    *(
+        (f"system.{name}", value, "tvs")
+        for name, value in (
+            ("snr_db", (0.0, 5.0)),
+            ("sources", (2, 3)),
+            ("one_link", True),
+            ("scene.separation_deg", 25.0),
+            ("scene.power", "path_loss"),
+            ("scene.power_spread_db", 12.0),
+            ("scene.symbols", "qpsk"),
+            ("scene.correlation", 0.7),
+            ("channel.kind", "rayleigh"),
+            ("channel.antenna_spacing_wavelengths", 0.8),
+            ("channel.distance_m", 20.0),
+            ("channel.azimuth_max_deg", 20.0),
+            ("channel.elevation_max_deg", 5.0),
+            ("channel.rician_factor_db", 20.0),
+            ("codebook.kind", "dft"),
+            ("codebook.bits", 1),
+            ("impulses.fraction", 0.3),
+            ("hardware.static_phase_rad", 0.4),
+            ("hardware.code_phase_rad", 0.4),
+            ("hardware.gain", 0.4),
+            ("hardware.dead_fraction", 0.4),
+            ("hardware.position_wavelengths", 0.2),
+        )
+    ),
+    *(
+        (f"system.scene.{name}", value, "tvsg")
+        for name, value in (
+            ("azimuth_max_deg", 40.0),
+            ("elevation_max_deg", 20.0),
+            ("range_min_m", 0.8),
+            ("range_max_m", 5.0),
+        )
+    ),
     ("system.panel.wavelength_m", 0.2, "tvsg"),
     ("system.panel.spacing_wavelengths", 0.4, "tvsg"),
     ("system.panel.wave", "uniform", "tvsg"),
@@ -109,10 +115,13 @@ _EFFECTS: tuple[tuple[str, object, str], ...] = (
     ("loss.subspace_warm_up", 0.3, "p"),
     ("loss.subspace_last", (0.3, 0.4), "p"),
     ("loss.peak_contrast_last", (0.3, 0.4), "p"),
-    *((f"loss.{name}", 0.09, "pl") for name in (
-        *("covariance_predicted", "subspace", "eigengap", "orthogonality", "cross", "count", "angle"),
-        *("log_range", "existence", "heat_map"),
-    )),
+    *(
+        (f"loss.{name}", 0.09, "pl")
+        for name in (
+            *("covariance_predicted", "subspace", "eigengap", "orthogonality", "cross", "count", "angle"),
+            *("log_range", "existence", "heat_map"),
+        )
+    ),
     ("loss.covariance", 2.0, "pl"),
 )
 _WORDS = {
@@ -129,7 +138,19 @@ _WORDS = {
     "a": "change of the averaged weights in a step",
 }
 # What follows from a change of something else, and is not compared then.
-_FOLLOWS = {"t": "lcao", "v": "", "s": "", "w": "olca", "g": "olcaw", "o": "lca", "l": "ca", "c": "a", "p": "l", "r": "ca", "a": ""}
+_FOLLOWS = {
+    "t": "lcao",
+    "v": "",
+    "s": "",
+    "w": "olca",
+    "g": "olcaw",
+    "o": "lca",
+    "l": "ca",
+    "c": "a",
+    "p": "l",
+    "r": "ca",
+    "a": "",
+}
 
 
 def with_setting(spec: Any, name: str, value: object) -> Any:
@@ -158,7 +179,12 @@ def _measured(case: Case, spec: TrainSpec, recording: Recording | None) -> dict[
         "v": torch.cat([_numbers(one) for one in scenes.validation()]),
         "s": _numbers(scenes.scored()[1]),
         "w": torch.cat([value.detach().flatten() for value in learner.weights.values()]),
-        "g": torch.cat([*(getattr(learner.grid, name) for name in ("u_x", "u_y", "q")), learner.grid.steering().real.flatten()]),
+        "g": torch.cat(
+            [
+                *(getattr(learner.grid, name) for name in ("u_x", "u_y", "q")),
+                learner.grid.steering().real.flatten(),
+            ]
+        ),
     }
     groups = learner.optimizer.param_groups
     rates = [torch.tensor([group["highest"], group["weight_decay"]]) for group in groups]
@@ -171,13 +197,20 @@ def _measured(case: Case, spec: TrainSpec, recording: Recording | None) -> dict[
     batch = first[0] if recording is None else recording
     if learner.grid.panel.size == batch.panel.size:
         output = learner.predict(batch, averaged=True)
-        found["o"] = torch.cat([output.count_logits.flatten(), output.azimuth.flatten(), output.existence_logits.flatten()])
-        before = {n: [v.detach().clone() for v in some.values()] for n, some in (("c", learner.weights), ("a", learner.average))}
+        found["o"] = torch.cat(
+            [output.count_logits.flatten(), output.azimuth.flatten(), output.existence_logits.flatten()]
+        )
+        before = {
+            n: [v.detach().clone() for v in some.values()]
+            for n, some in (("c", learner.weights), ("a", learner.average))
+        }
         # Each batch of the step is the same, so that its number has no effect.
         numbers = learner.step([batch] * spec.accumulation, spec.schedule.beta, spec.loss.weights)
         found["l"] = torch.stack([numbers["loss"], numbers["gradient"]])
         for name, some in (("c", learner.weights), ("a", learner.average)):
-            found[name] = torch.cat([(v.detach() - old).flatten() for v, old in zip(some.values(), before[name], strict=True)])
+            found[name] = torch.cat(
+                [(v.detach() - old).flatten() for v, old in zip(some.values(), before[name], strict=True)]
+            )
     return found
 
 
