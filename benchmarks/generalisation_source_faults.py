@@ -98,8 +98,8 @@ FAULTS = (
         "group",
         "nn/learner.py",
         "Learner._norms",
-        '                for part in self.optimizer.param_groups\n                if part["name"] == group\n',
-        '                for part in self.optimizer.param_groups[:2]\n                if part["name"] == group\n',
+        'for part in self.optimizer.param_groups\n                if part["name"] == group\n',
+        'for part in self.optimizer.param_groups[:2]\n                if part["name"] == group\n',
         "The norm that the gradient is clipped at leaves out the output layers.",
     ),
     SourceFault(
@@ -125,8 +125,8 @@ FAULTS = (
         "index",
         "nn/losses.py",
         "factor_coherence",
-        "within = energy(gram[..., :half, :half]).sum((-2, -1)) + energy(gram[..., half:, half:]).sum((-2, -1))",
-        "within = energy(gram[..., :half, :half]).sum((-2, -1)) + energy(gram[..., :half, half:]).sum((-2, -1))",
+        "+ energy(gram[..., half:, half:]).sum((-2, -1))",
+        "+ energy(gram[..., :half, half:]).sum((-2, -1))",
         "The coherence within the range factor is that between the factors.",
     ),
     SourceFault(
@@ -152,8 +152,8 @@ FAULTS = (
         "window",
         "nn/train.py",
         "Trainer._log_epoch",
-        "means = {name: total / taken for name, total in state.sums.items()} if taken else {}",
-        "means = {name: total / self.spec.steps_per_epoch**2 for name, total in state.sums.items()} if taken else {}",
+        "means = {name: total / taken for",
+        "means = {name: total / self.spec.steps_per_epoch**2 for",
         "Training losses of the log are divided by the number of steps twice.",
     ),
     SourceFault(

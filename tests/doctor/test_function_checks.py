@@ -1,4 +1,4 @@
-"""Single functions by their definitions, and settings by their effects, with mistakes planted in the package."""
+"""Single functions by their definitions, and settings by their effects, with planted mistakes."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ def dropout_stays_on(monkeypatch):
 
 
 def other_optimizer(monkeypatch):
-    monkeypatch.setattr(learner.torch.optim, "AdamW", lambda groups, fused: torch.optim.SGD(groups))
-    return ("it is SGD", "Learner.__init__")
+    Adam = torch.optim.Adam
+    monkeypatch.setattr(learner.torch.optim, "AdamW", lambda groups, fused: Adam(groups, fused=fused))
+    return ("it is Adam)", "Learner.__init__")
 
 
 def iterations(monkeypatch):

@@ -116,7 +116,7 @@ def _recording(recorder: _Recorder) -> Iterator[None]:
 
 
 def _in_double(name: str, value: Any) -> Any:
-    """An argument of a definition: tensors in double precision, each marked as an input; covariances dense."""
+    """An argument of a definition: tensors in double precision and marked as inputs; covariances dense."""
     if isinstance(value, Covariance):
         return given(f"`{name}`", ref.dense(value))
     if isinstance(value, Tensor):
@@ -142,7 +142,7 @@ def _expected(call: _Call) -> Any:
     raw = call.name.endswith("__") or call.name.startswith(("nn.learner", "nn.network", "simulation"))
     values = {
         key: value
-        if key == "result" and not isinstance(value, Tensor) or (key == "self" and raw)
+        if (key == "result" and not isinstance(value, Tensor)) or (key == "self" and raw)
         else _in_double(key, value)
         for key, value in arguments.items()
         if key in wanted
@@ -252,7 +252,7 @@ def _finding(name: str, wrong: list[tuple[float, str, _Call]], calls: list[_Call
         f"relative distance of the result of {name.partition(':')[2]} from its definition ({part})",
         off,
         _EXACT if name in HANDED_ON else _SAME,
-        f"{name.partition(':')[2]} does not give what its definition does for the arguments that it gets{cause}. "
+        f"{name.partition(':')[2]} does not give what its definition does for its arguments{cause}. "
         f"Wrong: {parts}{value}.",
         "Compare it with the formula in its documentation.",
         place_of(function),

@@ -397,7 +397,7 @@ def _structure(self: Any, covariance: Tensor, result: Mapping[str, Tensor]) -> A
 
 
 @_of("nn.losses:total_loss")
-def _total(prediction: Any, targets: Any, beta: float, result: Any) -> Any:
+def _total(prediction: Any, targets: Any, result: Any) -> Any:
     found = {"total": (result.total, sum(result.weights[n] * v.double() for n, v in result.terms.items()))}
     own = {
         "count": lambda: _count(prediction.count_logits, targets.count, setting("the label smoothing", 0.05)),
@@ -435,7 +435,7 @@ _of("nn.statistics:GridStatistics.__call__")(lambda self, scenes, power: _energi
 
 
 @_of("nn.statistics:GridStatistics.scale_power")
-def _scaled(self: Any, scenes: Any, share: Tensor) -> Tensor:
+def _scaled(scenes: Any, share: Tensor) -> Tensor:
     energy = scenes.data.abs().square().sum((1, 2, 3))
     signal = energy - scenes.data[0].numel() * given("the noise variance", scenes.noise_variance)
     least = setting("the least share of signal", _LEAST_SIGNAL) * energy
@@ -445,7 +445,7 @@ def _scaled(self: Any, scenes: Any, share: Tensor) -> Tensor:
 
 @_of("nn.statistics:GridStatistics.uniform_power")
 def _uniform(self: Any, scenes: Any) -> Tensor:
-    return _scaled(self, scenes, self.grid.inside.cpu().double().expand_as(scenes.gain))
+    return _scaled(scenes, self.grid.inside.cpu().double().expand_as(scenes.gain))
 
 
 @_of("nn.statistics:GridStatistics.observe")
@@ -474,7 +474,7 @@ def _hermitian(packed: Tensor) -> Tensor:
 
 
 @_of("nn.statistics:GridStatistics._whitened")
-def _whitened(self: Any, scenes: Any, packed: Tensor) -> Any:
+def _whitened(scenes: Any, packed: Tensor) -> Any:
     B, y = scenes.fields.to(torch.complex128), scenes.data.to(torch.complex128)
     noise = given("the noise variance", scenes.noise_variance.double())[:, None, None, None]
     R = B @ _hermitian(packed)[:, None] @ B.mH + noise * torch.eye(B.shape[2], dtype=B.dtype)

@@ -174,7 +174,7 @@ Site = tuple[Any, ...]
 
 @dataclass
 class _Run:
-    """One run of a definition: with changes at some sites, or all sites noted; and the inputs without them."""
+    """One run of a definition: with changes at some sites, or all noted; and the inputs without them."""
 
     changes: Mapping[Site, _Change] | None = None
     usual: Mapping[str, list[Tensor]] = field(default_factory=dict)

@@ -184,6 +184,7 @@ def _peak_contrast(case: Case, targets: Targets, R: Tensor, T: Tensor) -> Tensor
 
 
 def huber(x: Tensor) -> Tensor:
+    """Huber's function with its edge at 1."""
     return torch.where(x.abs() <= 1, x.square() / 2, x.abs() - 0.5)
 
 

@@ -119,7 +119,10 @@ def unit_trace(matrix: Complex[Tensor, "S N N"]) -> Complex[Tensor, "S N N"]:
 
 def dense(covariance: Covariance) -> Complex[Tensor, "... N N"]:
     """F F^H + eps I in double precision."""
-    F, loading = covariance.factor.to(torch.complex128).cpu(), covariance.loading.double().cpu()
+    F, loading = (
+        covariance.factor.detach().to(torch.complex128).cpu(),
+        covariance.loading.detach().double().cpu(),
+    )
     return F @ F.mH + loading[..., None, None] * torch.eye(F.shape[-2], dtype=F.dtype)
 
 

@@ -437,8 +437,8 @@ def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
     beta_1, beta_2 = setting("beta_1", _BETAS[0]), setting("beta_2", _BETAS[1])
     one = run.steps[number]
     m = v = torch.zeros_like(one.before[name], dtype=torch.float64)
-    for step in (one for one in run.steps[: number + 1] if name in one.gradients):
-        g = given("the gradient", step.gradients[name].double())
+    for earlier in (one for one in run.steps[: number + 1] if name in one.gradients):
+        g = given("the gradient", earlier.gradients[name].double())
         m = beta_1 * m + (1 - beta_1) * g
         v = beta_2 * v + (1 - beta_2) * g.square()
     root = _unbiased(v, beta_2, number).sqrt() + setting("epsilon", _EPSILON)
@@ -685,8 +685,9 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
 
     sizes = torch.tensor([float(len(recording)) for recording in last.recordings])
 
-    def distance(at: Tensors, beta: float, shares: Tensor = sizes / sizes.sum()) -> tuple[float, str]:
+    def distance(at: Tensors, beta: float, shares: Tensor | None = None) -> tuple[float, str]:
         """Weighted distance of the terms from the logged ones, over the loss, and the worst term."""
+        shares = sizes / sizes.sum() if shares is None else shares
         off = {name: -float(str(logged.get(name, math.nan))) for name in weights}
         for recording, share in zip(last.recordings, shares.tolist(), strict=True):
             # With a gradient, as in training, and by term: in the total, rounding errors may cancel.
@@ -758,7 +759,7 @@ def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list
             "relative difference of the logged training losses of an epoch from the means over its steps",
             off[ref.EXPECTED],
             _SAME,
-            f"the logged training loss of an epoch is not the mean over its steps{ref.best_explanation(off)}.",
+            f"the logged training loss of an epoch is not the mean of its steps{ref.best_explanation(off)}.",
             "Clear the sums at the end of each epoch, and divide by the number of steps taken.",
             place_of(type(run.trainer)._end_epoch),
         )

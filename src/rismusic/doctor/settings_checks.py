@@ -260,7 +260,7 @@ def check_settings(case: Case) -> Report:
             must_be_zero(
                 f"effects of the setting {name} that are not as documented",
                 len(texts),
-                f"{name} = {value} {', and '.join(texts)}: the setting is not used where it should be, or elsewhere.",
+                f"{name} = {value} {', and '.join(texts)}: it is not used where it should be.",
                 f"Look for the places that read {name}.",
             )
         )
