@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rismusic import covariance, metrics, operator
+from rismusic import covariance, metrics
 from rismusic.doctor.case import Case
-from rismusic.nn import data, learner, losses, network, statistics, validation
+from rismusic.nn import data, learner, losses, network, validation
 from rismusic.nn.monitors import Report
 from rismusic.simulation import scene, simulator
 
@@ -53,14 +53,7 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("R_SAMP", "loading of|shrinkage of", lambda _: covariance.conditioning),
     ("R_SAMP", "loaded and shrunk", lambda _: covariance.load_and_shrink),
     ("R_SAMP", "", lambda _: covariance.recording_covariance),
-    ("STAGES", "dense", lambda _: operator.Link.dense),
-    ("STAGES", "adjoint product", lambda _: operator.Link.adjoint),
-    ("STAGES", "apply", lambda _: operator.Link.apply),
-    ("STAGES", "matmul", lambda _: operator.Link.matmul),
     ("STAGES", "dropout", lambda _: data.channel_dropout),
-    ("STAGES", "energies on", lambda _: statistics.GridStatistics.__call__),
-    ("STAGES", "scaled|noise variance", lambda _: statistics.GridStatistics.observe),
-    ("STAGES", "uniform powers", lambda _: statistics.GridStatistics.scale_power),
     ("STAGES", "of the heat map of stage 1 from", lambda _: network.Stage.forward),
     ("STAGES", "of the heat map of stage", lambda _: network.Network.predict),
     ("STAGES", "", lambda _: network.Network._sources),

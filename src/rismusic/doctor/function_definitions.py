@@ -399,7 +399,7 @@ def _structure(self: Any, covariance: Tensor, result: Mapping[str, Tensor]) -> A
 @_of("nn.losses:total_loss")
 def _total(prediction: Any, targets: Any, result: Any) -> Any:
     found = {"total": (result.total, sum(result.weights[n] * v.double() for n, v in result.terms.items()))}
-    own = {
+    own: dict[str, Callable[[], Tensor]] = {
         "count": lambda: _count(prediction.count_logits, targets.count, setting("the label smoothing", 0.05)),
         "orthogonality": lambda: _within(prediction.angle_factor, prediction.range_factor),
         "cross": lambda: _across(prediction.angle_factor, prediction.range_factor),

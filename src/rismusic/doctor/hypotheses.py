@@ -164,6 +164,13 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).double()
 
 
+def _finite(changed: Tensor, x: Tensor) -> Tensor:
+    """A changed input, unless numbers become undefined, which may remove what is wrong."""
+    if int(changed.isfinite().sum()) < int(x.isfinite().sum()):
+        raise ValueError("a number without this form")
+    return changed
+
+
 def _causal(score: Tensor) -> Tensor:
     later = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).triu(1)
     return score.masked_fill(later, -math.inf)
@@ -262,7 +269,7 @@ def explanation(
     found: Sequence[Value],
     definitions: Sequence[Definition],
     tolerance: float = TOLERANCE,
-    most: int = _RUNS,
+    most: int | None = None,
 ) -> str:
     """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
 
@@ -304,7 +311,7 @@ def explanation(
     inputs, seen, runs = notes[0].inputs, notes[0].seen, itertools.count()
 
     def value(case: int, site: Site, change: _Change) -> Tensor | None:
-        if next(runs) > most:
+        if next(runs) > (most or _RUNS):
             return None
         changed = {site: change}
         if site[0] == "exchange":
@@ -387,7 +394,7 @@ def _changes(
     """Words and change, for all changes of a site but those of numbers."""
     if site[0] == "input":
         for words, form in _INPUTS.items():
-            yield words.format(name), lambda _, x, form=form: form(x)
+            yield words.format(name), lambda _, x, form=form: _finite(form(x), x)
         for other, values in inputs.items():
             if other != name and any(one.shape == args[0].shape for one in values):
                 yield f"with {other} in place of {name}", _other(other)
