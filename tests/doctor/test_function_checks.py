@@ -13,7 +13,7 @@ from rismusic.doctor.case import open_case
 from rismusic.doctor.function_checks import check_functions
 from rismusic.doctor.replay_checks import check_validation_set
 from rismusic.doctor.settings_checks import check_settings
-from rismusic.nn import data, learner, losses, statistics
+from rismusic.nn import data, learner, losses
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.train import Trainer
@@ -53,29 +53,10 @@ def one_side(monkeypatch):
     return ("_positions",)
 
 
-def dropout_stays_on(monkeypatch):
-    monkeypatch.setattr(
-        Learner,
-        "predict",
-        lambda self, recording, *, averaged=True: self._predict_with_dropout(recording, 0).detach(),
-    )
-    return ("predict",)
-
-
 def other_optimizer(monkeypatch):
     Adam = torch.optim.Adam
     monkeypatch.setattr(learner.torch.optim, "AdamW", lambda groups, fused: Adam(groups, fused=fused))
     return ("it is Adam)", "Learner.__init__")
-
-
-def iterations(monkeypatch):
-    own = statistics.GridStatistics.sbl_steps
-    monkeypatch.setattr(
-        statistics.GridStatistics,
-        "sbl_steps",
-        lambda self, scenes, power, steps: own(self, scenes, power, steps + 1),
-    )
-    return ("powers after the SBL steps", "initial_statistics")
 
 
 def loading_of_the_shrinkage(monkeypatch):
@@ -89,16 +70,7 @@ def loading_of_the_shrinkage(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "plant",
-    [
-        exchanged,
-        half_precision,
-        one_side,
-        dropout_stays_on,
-        other_optimizer,
-        iterations,
-        loading_of_the_shrinkage,
-    ],
+    "plant", [exchanged, half_precision, one_side, other_optimizer, loading_of_the_shrinkage]
 )
 def test_the_innermost_wrong_function_is_named(monkeypatch, plant):
     words = plant(monkeypatch)

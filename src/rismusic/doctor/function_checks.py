@@ -84,7 +84,7 @@ class _Recorder:
             call = self._open.pop()[1]
             call.result = call.given.get("self") if value is None else value
             if call.result is not None:
-                if call.name.startswith("nn.learner"):
+                if call.name.startswith(("nn.learner", "nn.checkpoint")):
                     sys.setprofile(None)
                     call.pairs = _pairs(call)
                     sys.setprofile(self)

@@ -383,6 +383,20 @@ def _targets(recording: Any, result: Any) -> Any:
     return found
 
 
+@_of("nn.losses:Targets.around")
+def _around(self: Any, result: Tensor) -> Any:
+    truth, here = self.truth, ~self.truth.azimuth.isnan()
+    u_x, u_y, q = _to_cosines(truth.azimuth.double(), truth.elevation.double(), truth.range.double())
+    n = torch.arange(-2, 3).double()
+    x = (u_x[..., None] + self.grid.step[0] * n.repeat_interleave(5))[here]
+    y = (u_y[..., None] + self.grid.step[1] * n.repeat(5))[here]
+    if float((x.square() + y.square()).max()) > 0.99:
+        return None
+    at = torch.atan2(x, (1 - x.square() - y.square()).sqrt()), y.asin(), (1 / q[here])[:, None].expand_as(x)
+    A = _steering(self.grid.panel, *at)
+    return None if A is None else {"vectors": (result.transpose(1, 2)[here], A)}
+
+
 @_of("nn.losses:_Structure.__init__")
 def _structure_start(self: Any, targets: Any) -> Any:
     T, c = ref.dense(targets.true), targets.conditioning
@@ -564,6 +578,15 @@ def _ranges(self: Any, epoch: int, step: int, result: list[range]) -> Any:
     numbers = [[one.start + rank * size, one.start + rank * size + size - 1] for one in own]
     found = [[one[0], one[-1]] for one in result]
     return {"first and last scene of each batch": (torch.tensor(found), torch.tensor(numbers))}
+
+
+@_of("nn.data:TrainingScenes.noise_hidden")
+def _hidden(self: Any, epoch: int, step: int, result: list[bool]) -> Any:
+    spec = self.spec
+    first = (epoch * spec.steps_per_epoch + step) * spec.accumulation
+    numbers = first + torch.arange(spec.accumulation)
+    turn = Draws(spec.seed, "train", numbers).uniform(Stream.HIDDEN_NOISE, 1)[:, 0]
+    return {"hidden batches": (torch.tensor(result).double(), (turn < spec.hidden_noise).double())}
 
 
 @_of("nn.data:with_estimated_noise")
@@ -803,6 +826,23 @@ def _state(self: Any, result: Mapping[str, Tensor]) -> Any:
     return {name: (result[name], value) for name, value in own.items()}
 
 
+@_of("nn.learner:Learner._norms")
+def _norms(self: Any, result: Tensor) -> Any:
+    found = {}
+    for n, kind in enumerate(("backbone", "head")):
+        parts = [g for g in self.optimizer.param_groups if g["name"] == kind]
+        gradients = [w.grad.double() for g in parts for w in g["params"] if w.grad is not None]
+        found[f"gradient norm of {kind}"] = (result[n], sum(g.square().sum() for g in gradients) ** 0.5)
+    return found
+
+
+@_of("nn.checkpoint:optimizer_tensors")
+def _optimizer_state(optimizer: Any, result: Mapping[str, Tensor]) -> Any:
+    state = optimizer.state_dict()["state"]
+    own = {f"{n}.{name}": value for n, some in state.items() for name, value in some.items()}
+    return {name: (result[name], value) for name, value in own.items() if name in result}
+
+
 @_of("nn.learner:parameter_groups")
 def _groups(network: Any, spec: Any, result: list[dict[str, Any]]) -> Any:
     names, found = {id(weight): name for name, weight in network.named_parameters()}, {}
@@ -878,6 +918,11 @@ def _beta(spec: Any, epoch: int, seed: int) -> float:
 
 
 HANDED_ON = frozenset(
-    ("nn.learner:Learner.tensors", "nn.losses:Targets.of", "simulation.simulator:Simulator.__call__")
+    (
+        "nn.checkpoint:optimizer_tensors",
+        "nn.learner:Learner.tensors",
+        "nn.losses:Targets.of",
+        "simulation.simulator:Simulator.__call__",
+    )
 )
 """Functions that hand on what they are given, which must not change."""

@@ -459,7 +459,8 @@ def _fitting(usual: float, share: Callable[[float], float | None]) -> Iterator[f
     points = sorted([(usual, -1.0), *points])
     for (high, g), (low, f) in itertools.pairwise(points[::-1]) if not right else ():
         if f * g < 0:
-            with suppress(_NoRootError, RuntimeError):  # brentq's RuntimeError: a jump has no root
+            # brentq's RuntimeError: a jump has no root; ValueError: none once the ends are rounded.
+            with suppress(_NoRootError, RuntimeError, ValueError):
                 if low > 0:
                     yield math.exp(_root(lambda t: share(math.exp(t)), math.log(low), math.log(high)))
                 else:

@@ -754,14 +754,15 @@ def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list
             forms = (mean, sum(every) / len(every), values[-1], sum(values), sum(rest) / len(rest))
             for cause, form in zip(off, forms, strict=True):
                 off[cause] = max(off[cause], abs(value - form) / max(abs(mean), 1e-6))
+    cause, trainer = ref.best_explanation(off), type(run.trainer)
     return [
         at_most(
             "relative difference of the logged training losses of an epoch from the means over its steps",
             off[ref.EXPECTED],
             _SAME,
-            f"the logged training loss of an epoch is not the mean of its steps{ref.best_explanation(off)}.",
+            f"the logged training loss of an epoch is not the mean of its steps{cause}.",
             "Clear the sums at the end of each epoch, and divide by the number of steps taken.",
-            place_of(type(run.trainer)._end_epoch),
+            place_of(trainer._end_epoch if "since the start" in cause else trainer._log_epoch),
         )
     ]
 
