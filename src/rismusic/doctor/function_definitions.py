@@ -515,6 +515,14 @@ def _form(self: Any, packed: Tensor) -> Tensor:
     return (a.conj() * (_hermitian(packed) @ a)).real.sum(1)
 
 
+@_of("nn.statistics:GridStatistics.sbl_steps")
+def _iterated(self: Any, scenes: Any, power: Tensor, steps: int) -> Tensor:
+    for _ in range(steps):
+        matched, expected = _energies(self, scenes, power)
+        power = power * matched / expected
+    return power
+
+
 @_of("nn.network:Network.initial_statistics")
 def _initial(self: Any, result: Any) -> Any:
     scenes, maps, found = result
@@ -554,6 +562,10 @@ def _interpolated(grid: Any, logits: Tensor, index: Tensor, shift: Tensor | None
 @_of("nn.data:learning_rate_factor")
 def _rate(spec: Any, step: int, steps: int) -> float:
     return float(ref.planned_rate_factors(spec, steps)[step])
+
+
+_of("nn.data:_interpolate")(lambda ends, progress: (1 - progress) * ends[0] + progress * ends[1])
+_of("nn.data:_ramp")(lambda spec: max(2, math.ceil(spec.beta_ramp * spec.epochs)))
 
 
 @_of("nn.data:weights_at")
