@@ -260,11 +260,14 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
     rate_off, cause = schedule_off[ref.EXPECTED], ref.best_explanation(schedule_off)
     steps, logged = sum(one.steps for one in run.steps), len(run.trainer.run.records("step"))
     epochs = run.trainer.state.epoch
+    repeated = min((one.steps for one in run.steps), default=0)
     ended = epochs < EPOCHS and len(run.steps) == epochs * STEPS
     meaning = (
         f"the training stops after {epochs} of {EPOCHS} epochs, which are whole, although patience = 0: "
         "the early stop, or the number of epochs."
         if ended
+        else f"each call of the learner's step takes {repeated} optimizer steps with the same gradient."
+        if repeated > 1
         else f"{steps} optimizer steps in {len(run.steps)} calls of the learner's step, {total} are planned "
         f"({EPOCHS} epochs of {STEPS}): its step is outside the batch loop, or steps are left out."
     )
@@ -277,7 +280,9 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
             "optimizer steps per epoch, distance from the number of batches",
             abs(steps - total) / EPOCHS + sum(one.steps != 1 for one in run.steps),
             meaning,
-            where=place_of(type(run.trainer)._end_epoch) if ended else "",
+            where=place_of(run.trainer._end_epoch if ended else type(run.trainer.learner).step)
+            if ended or repeated > 1
+            else "",
         ),
         must_be_zero(
             "batches of the loop whose noise variance is not hidden as planned",
