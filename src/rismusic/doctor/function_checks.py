@@ -40,8 +40,6 @@ _BATCH, _DROPOUT, _SAME, _EXACT = 4, 0.25, 5e-4, 1e-6
 _SMALL = 1e-4
 # Calls in which a mistake is searched for, and numbers of a result above which none is.
 _CASES, _SEARCHED = 3, 30_000
-# Runs of a definition in a search; some take a hundredth of a second.
-_RUNS = 600
 
 
 @dataclass
@@ -243,7 +241,7 @@ def _finding(name: str, wrong: list[tuple[float, str, _Call]], calls: list[_Call
         define: Callable[[_Call], Tensor] = lambda call: _pairs(call)[part][1].nan_to_num()  # noqa: E731
         shown = [one.nan_to_num() for _, (one, _) in cases]
         if all(one.numel() <= _SEARCHED for one in shown):
-            cause = explanation(shown, [partial(define, call) for call, _ in cases], most=_RUNS)
+            cause = explanation(shown, [partial(define, call) for call, _ in cases])
     if found.numel() == right.numel() == 1 and float(found.real) and float(right.real):
         one, two = float(found.real), float(right.real)
         value = f" ({one:.4g} in place of {two:.4g}, {one / two:.4g} times)"

@@ -37,7 +37,7 @@ _Change = Callable[..., Any]
 _TORCH = str(Path(torch.__file__).parent)
 # Largest relative distance of a value from one that explains it.
 TOLERANCE = 2e-4
-# Most runs of a definition in a search, unless another number is given.
+# Most runs of a definition in a search.
 _RUNS = 1500
 # Relative distance of equal values.
 _ROUNDING = 1e-5
@@ -269,7 +269,6 @@ def explanation(
     found: Sequence[Value],
     definitions: Sequence[Definition],
     tolerance: float = TOLERANCE,
-    most: int | None = None,
 ) -> str:
     """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
 
@@ -277,7 +276,6 @@ def explanation(
         found: the value of the code under test in each case.
         definitions: calculates the right value of each case.
         tolerance: largest relative distance of equal values.
-        most: largest number of runs of a definition.
     """
     with torch.no_grad():
         right = [_wide(one()) for one in definitions]
@@ -311,7 +309,7 @@ def explanation(
     inputs, seen, runs = notes[0].inputs, notes[0].seen, itertools.count()
 
     def value(case: int, site: Site, change: _Change) -> Tensor | None:
-        if next(runs) > (most or _RUNS):
+        if next(runs) > _RUNS:
             return None
         changed = {site: change}
         if site[0] == "exchange":
