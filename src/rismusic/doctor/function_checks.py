@@ -36,8 +36,8 @@ from rismusic.nn.validation import validate
 
 # Scenes of a batch, dropout in the step, largest relative distance, and that of what is only handed on.
 _BATCH, _DROPOUT, _SAME, _EXACT = 4, 0.25, 5e-4, 1e-6
-# Added to the size of a result: one that is the rest of a difference, such as a loss at its minimum, is known to
-# some roundings of 1e-7 only.
+# Added to the size of a result: the rest of a difference, such as a loss at its minimum, is known to some
+# roundings of 1e-7 only.
 _SMALL = 1e-3
 # Calls in which a mistake is searched for, and numbers of a result above which none is.
 _CASES, _SEARCHED = 3, 30_000
