@@ -342,6 +342,8 @@ _TICKS: dict[str, Callable[[int], int]] = {
     ": the schedule advances before the optimizer steps": lambda number: number + 1,
     ": the schedule ticks in epochs": lambda number: number // STEPS,
     ": the schedule never advances": lambda _: 0,
+    ": the schedule counts batches, not steps": lambda number: number * _PARTS,
+    ": the schedule counts scenes, not steps": lambda number: number * _PARTS * _BATCH,
 }
 
 
