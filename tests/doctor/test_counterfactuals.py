@@ -27,7 +27,7 @@ def watched(make, steps=100, schedule=1.0, clip=math.inf):
             nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             optimizer.param_groups[0]["lr"] *= schedule
-    reports = [report for report in w.diagnosis.reports if report.tag == "SETTINGS"]
+    reports = [report for report in w.diagnosis.reports if report.tag == "RETRAIN"]
     assert any(report.findings for report in reports), [report.lines[0] for report in reports]
     return " ".join(one.meaning for report in reports for one in report.wrong)
 

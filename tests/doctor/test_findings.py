@@ -32,8 +32,6 @@ from rismusic.nn.losses import (
 from rismusic.nn.network import Attention, Block, Network
 from rismusic.nn.run_folder import RunFolder
 from rismusic.nn.spec import LossSpec
-from rismusic.nn.statistics import GridStatistics
-from rismusic.operator import Link
 from rismusic.simulation.scene import draw_channel, draw_codes, draw_sources
 from rismusic.simulation.simulator import Simulator
 
@@ -236,22 +234,12 @@ PLANTED = [
     ),
     (
         "STAGES",
-        "matched energies",
-        method(GridStatistics, "__call__", lambda original, *given: [one * 1.1 for one in original(*given)]),
-    ),
-    (
-        "STAGES",
         "the azimuths",
         method(
             Network,
             "_sources",
             lambda original, self, maps, features, *given: original(self, maps, features.mT, *given),
         ),
-    ),
-    (
-        "STAGES",
-        "adjoint product",
-        method(Link, "adjoint", lambda original, self, y: original(self, y.conj())),
     ),
     (
         "R_SAMP",

@@ -73,7 +73,10 @@ def test_a_change_must_hold_in_every_case():
         (lambda e: 1 - e, "a similarity for an error"),
         (lambda e: 0.37 * e, "0.37 times"),
         (lambda e: e + 0.2, "higher by 0.2"),
-        (lambda e: e.roll(1), ""),
+        (lambda e: e.roll(1), "(or row) before"),
+        (lambda e: e.half().double(), "rounded to half precision"),
+        (lambda e: e.sort().values, "sorted along the last axis"),
+        (lambda e: e.roll(5), ""),
     ],
 )
 def test_relations_without_a_definition(change, words):

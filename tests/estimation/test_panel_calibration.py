@@ -239,7 +239,7 @@ def test_command(recording, response, tmp_path, capsys):
         ("scene,azimuth_deg\n", "has no column elevation_deg"),
         (lines[0] + "\n", "has no positions below its first line"),
         ("\ufeff" + lines[0] + "\r0,0,x,1,1\r", "line 2: values must be numbers"),
-        (lines[0] + "\n0,0,1,1,1e-320\n", "ranges must be at least 1e-06 m"),
+        (lines[0] + "\n0,0,1,1,1e-320\n", "ranges must be 1e-06 to 1e+12 m"),
         ('"' + "x" * 200_000, "is not a CSV file: field larger than"),
         (lines[0] + "\n0,0,1,1,1" * 90 + "\n", "identify at most"),
         (lines[0] + "\n99,0,1,1,1\n", "line 2: scene 99 does not exist"),

@@ -415,7 +415,7 @@ def test_several_recordings_need_a_folder_and_different_names(recording, tmp_pat
     (tmp_path / "a.txt").write_text("precious")
     for args, words in (
         ((recording, other), "need a folder"),
-        ((recording, other, "-o", tmp_path / "a.txt"), "is a file"),
+        ((recording, other, "-o", tmp_path / "a.txt"), "is the name of a file"),
         ((recording, other, "-o", folder, "--plot", tmp_path / "a.png"), "and no --plot"),
         ((recording, same, "-o", folder), "would both be written"),
         ((recording, tmp_path / "none.h5", "-o", folder), "no such file"),

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rismusic import covariance, metrics, operator
+from rismusic import covariance, metrics
 from rismusic.doctor.case import Case
-from rismusic.nn import data, learner, losses, network, statistics, validation
+from rismusic.nn import data, learner, losses, network, validation
 from rismusic.nn.monitors import Report
 from rismusic.simulation import scene, simulator
 
@@ -53,14 +53,7 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("R_SAMP", "loading of|shrinkage of", lambda _: covariance.conditioning),
     ("R_SAMP", "loaded and shrunk", lambda _: covariance.load_and_shrink),
     ("R_SAMP", "", lambda _: covariance.recording_covariance),
-    ("STAGES", "dense", lambda _: operator.Link.dense),
-    ("STAGES", "adjoint product", lambda _: operator.Link.adjoint),
-    ("STAGES", "apply", lambda _: operator.Link.apply),
-    ("STAGES", "matmul", lambda _: operator.Link.matmul),
     ("STAGES", "dropout", lambda _: data.channel_dropout),
-    ("STAGES", "energies on", lambda _: statistics.GridStatistics.__call__),
-    ("STAGES", "scaled|noise variance", lambda _: statistics.GridStatistics.observe),
-    ("STAGES", "uniform powers", lambda _: statistics.GridStatistics.scale_power),
     ("STAGES", "of the heat map of stage 1 from", lambda _: network.Stage.forward),
     ("STAGES", "of the heat map of stage", lambda _: network.Network.predict),
     ("STAGES", "", lambda _: network.Network._sources),
@@ -126,9 +119,15 @@ def _tags(text: str) -> frozenset[str]:
 
 _LEARNING = "LITMUS CONSTANT COURSE PROGRESS VALIDATION VAL UPDATES LEARNED"
 _LOSSES = "TERMS SLOPE SYMMETRY LOSS HELDOUT"
+# The other checks of the package's own training.
+_PACKAGE = (
+    "PANEL WAVE TRUTH POSITIONS LINK DRAWS LEAK R_SAMP STAGES BACKWARD OPTIMIZER INSIDE INPUT GRADPATH GRAD "
+    "SCHEDULE STEP DECAY FINITE SCORES REPLAY FILES"
+)
 _EFFECTS: dict[str, frozenset[str]] = {
     tag: _tags(effects)
     for tags, effects in (
+        ("FUNCTIONS SETTINGS", f"SETTINGS {_PACKAGE} {_LOSSES} {_LEARNING}"),
         ("PANEL WAVE", f"WAVE TRUTH R_SAMP DRAWS INSIDE INPUT {_LOSSES} {_LEARNING}"),
         ("POSITIONS TRUTH", f"TRUTH DRAWS LEAK R_SAMP HELDOUT {_LOSSES} {_LEARNING}"),
         ("DRAWS LINK LEAK", f"TRUTH LINK LEAK R_SAMP HELDOUT REPLAY {_LEARNING}"),

@@ -44,7 +44,7 @@ _ROUNDING = 1e-5
 # Kinds of sites, in the order in which their changes are tried.
 _ORDER = ("setting", "step", "input", "operation")
 # Errors that say that a change does not apply.
-_INAPPLICABLE = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError)
+_INAPPLICABLE = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError)
 
 # Operations by name: changes in words, with what stands in place of operation `f` of arguments `x`, `y`.
 _OPERATIONS: dict[str, dict[str, _Change]] = {
@@ -110,6 +110,14 @@ _WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
     "the square of that of the definition": torch.square,
     "that of the definition inverted": lambda x: 1 / x,
     "the logarithm of that of the definition": torch.log,
+    "that of the definition, rounded to half precision": lambda x: _rounded(x, torch.float16),
+    "that of the definition, rounded to bfloat16": lambda x: _rounded(x, torch.bfloat16),
+    "that of the definition, sorted along the last axis alone": lambda x: x.sort(-1).values,
+    "that of the definition in reverse order of the last axis": lambda x: x.flip(-1),
+    "that of the next scene (or row)": lambda x: x.roll(-1, 0),
+    "that of the scene (or row) before": lambda x: x.roll(1, 0),
+    "that of the first scene (or row) in every one": lambda x: x[:1].expand_as(x),
+    "the mean of that of the definition over the batch": lambda x: x.mean(0, keepdim=True).expand_as(x),
 }
 # Another value of a number.
 _NUMBERS: tuple[Callable[[float], float], ...] = (
@@ -137,11 +145,30 @@ _INPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "with the sum of {} over the batch": lambda x: x.sum(0, keepdim=True).expand_as(x),
     "with {} less its mean over the last axis": lambda x: x - x.mean(-1, keepdim=True),
     "with {} less its mean over axis 1": lambda x: x - x.mean(1, keepdim=True),
+    "with {} sorted along its last axis": lambda x: x.sort(-1).values,
+    "with {} in reverse order of its last axis": lambda x: x.flip(-1),
+    "with {} shifted by one along its last axis": lambda x: x.roll(1, -1),
+    "with {} shifted back by one along its last axis": lambda x: x.roll(-1, -1),
+    "with {} rounded to half precision": lambda x: _rounded(x, torch.float16),
+    "with {} rounded to bfloat16": lambda x: _rounded(x, torch.bfloat16),
     "with {} off by one": lambda x: x + 1,
     "with {} less one": lambda x: x - 1,
     "without {}": torch.zeros_like,
     "with no gradient through {} (detached)": torch.detach,
 }
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if x.is_complex():
+        return torch.view_as_complex(torch.view_as_real(x.resolve_conj()).to(dtype).double())
+    return x.to(dtype).double()
+
+
+def _finite(changed: Tensor, x: Tensor) -> Tensor:
+    """A changed input, unless numbers become undefined, which may remove what is wrong."""
+    if int(changed.isfinite().sum()) < int(x.isfinite().sum()):
+        raise ValueError("a number without this form")
+    return changed
 
 
 def _causal(score: Tensor) -> Tensor:
@@ -154,18 +181,18 @@ Site = tuple[Any, ...]
 
 @dataclass
 class _Run:
-    """One run of a definition: with a change at one site, or all sites noted; and the inputs without it."""
+    """One run of a definition: with changes at some sites, or all noted; and the inputs without them."""
 
-    site: Site | None = None
-    change: _Change | None = None
+    changes: Mapping[Site, _Change] | None = None
     usual: Mapping[str, list[Tensor]] = field(default_factory=dict)
     # Each site: kind, name, and the arguments of its first call.
     seen: dict[Site, tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def call(self, site: Site, name: str, function: _Operation, args: Any, kwargs: Any) -> Any:
-        if self.change is not None:
-            return self.change(function, *args, **kwargs) if site == self.site else function(*args, **kwargs)
+        if self.changes is not None:
+            changed = self.changes.get(site)
+            return function(*args, **kwargs) if changed is None else changed(function, *args, **kwargs)
         self.seen.setdefault(site, (name, args, kwargs))
         return function(*args, **kwargs)
 
@@ -239,7 +266,9 @@ def _running(run: _Run) -> Iterator[None]:
 
 
 def explanation(
-    found: Sequence[Value], definitions: Sequence[Definition], tolerance: float = TOLERANCE
+    found: Sequence[Value],
+    definitions: Sequence[Definition],
+    tolerance: float = TOLERANCE,
 ) -> str:
     """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
 
@@ -263,15 +292,16 @@ def explanation(
     definitions = [definitions[case] for case in order]
     limits = [
         tolerance * float(w.norm())
-        if far < tolerance
+        if far < min(tolerance, max(off) / 10)
         else min(tolerance * float(w.norm()), float((w - r).norm()) / 100)
         for w, r, far in zip(wrong, right, sorted(off, reverse=True), strict=True)
     ]
     if max(off, default=0.0) < _ROUNDING:
         return ""
     for words, form in _WHOLE.items():
-        if all(_near(w, form(r), limit) for w, r, limit in zip(wrong, right, limits, strict=True)):
-            return f": it is {words}"
+        with suppress(*_INAPPLICABLE):
+            if all(_near(w, form(r), limit) for w, r, limit in zip(wrong, right, limits, strict=True)):
+                return f": it is {words}"
     notes = [_Run() for _ in definitions]
     for note, one in zip(notes, definitions, strict=True):
         with _running(note):
@@ -281,8 +311,11 @@ def explanation(
     def value(case: int, site: Site, change: _Change) -> Tensor | None:
         if next(runs) > _RUNS:
             return None
+        changed = {site: change}
+        if site[0] == "exchange":
+            changed = {one: _other(two[1]) for one, two in itertools.permutations(site[1:])}
         try:
-            with _running(_Run(site, change, notes[case].inputs)):
+            with _running(_Run(changed, notes[case].inputs)):
                 one = _wide(definitions[case]())
         except _INAPPLICABLE:
             return None
@@ -294,12 +327,18 @@ def explanation(
         values = (first if case == 0 else value(case, site, change) for case in cases)
         return all(map(_near, values, wrong, limits))
 
+    exchanges: list[tuple[Site, str, _Change]] = [
+        (("exchange", ("input", one), ("input", two)), f"with {one} and {two} exchanged", lambda _f, x: x)
+        for one, two in itertools.combinations(inputs, 2)
+        if {value.shape for value in inputs[one]} & {value.shape for value in inputs[two]}
+    ]
     changes = (
         (site, words, change)
         for site, (name, args, kwargs) in sorted(seen.items(), key=lambda pair: _ORDER.index(pair[0][0]))
         for words, change in _changes(site, name, args, kwargs, inputs)
     )
-    fitting = (words for site, words, change in changes if explains(site, change, value(0, site, change)))
+    tried = itertools.chain(exchanges, changes)
+    fitting = (words for site, words, change in tried if explains(site, change, value(0, site, change)))
     fits = list(itertools.islice(fitting, 2))
     along = wrong[0] - right[0]
     for site, (name, args, _) in seen.items():
@@ -310,7 +349,8 @@ def explanation(
                 one = value(0, site, _with(index, number))
                 if one is None:
                     return None
-                return float(((one - wrong[0]) * along.conj()).sum().real / along.abs().square().sum())
+                far = float(((one - wrong[0]) * along.conj()).sum().real / along.abs().square().sum())
+                return far if math.isfinite(far) else None
 
             for number in _fitting(usual, share):
                 change = _with(index, number)
@@ -352,7 +392,7 @@ def _changes(
     """Words and change, for all changes of a site but those of numbers."""
     if site[0] == "input":
         for words, form in _INPUTS.items():
-            yield words.format(name), lambda _, x, form=form: form(x)
+            yield words.format(name), lambda _, x, form=form: _finite(form(x), x)
         for other, values in inputs.items():
             if other != name and any(one.shape == args[0].shape for one in values):
                 yield f"with {other} in place of {name}", _other(other)
@@ -417,7 +457,8 @@ def _fitting(usual: float, share: Callable[[float], float | None]) -> Iterator[f
     points = sorted([(usual, -1.0), *points])
     for (high, g), (low, f) in itertools.pairwise(points[::-1]) if not right else ():
         if f * g < 0:
-            with suppress(_NoRootError, RuntimeError):  # brentq's RuntimeError: a jump has no root
+            # brentq's RuntimeError: a jump has no root; ValueError: none once the ends are rounded.
+            with suppress(_NoRootError, RuntimeError, ValueError):
                 if low > 0:
                     yield math.exp(_root(lambda t: share(math.exp(t)), math.log(low), math.log(high)))
                 else:

@@ -84,12 +84,12 @@ class LearningChecks:
 
     @property
     def reports(self) -> list[Report]:
-        """[TARGET], [TERMS], [SETTINGS], [DATA], and [LEARNED]."""
+        """[TARGET], [TERMS], [RETRAIN], [DATA], and [LEARNED]."""
         checks = (
             ("TARGET", self.fixed_target),
             ("TERMS", self.terms),
             ("TERMS", self.competing),
-            ("SETTINGS", self.changed_settings),
+            ("RETRAIN", self.changed_settings),
             ("DATA", self.classes),
             ("LEARNED", self.learned),
         )

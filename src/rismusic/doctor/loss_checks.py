@@ -234,7 +234,7 @@ def _covariance_findings(
     if prediction.grid_logits is not None:
         target = vars(losses_module)["heat_map_target"](truth, case.learner.grid)
         one = same(
-            *("the target of the heat map", target, partial(heat_map_targets, case, truth)),
+            *("the target of the heat map", target, partial(heat_map_targets, case.learner.grid, truth)),
             "the target of the heat map is not that of the sources at their direction cosines and 1 / range.",
         )
         findings.append(replace(one, where=place_of(vars(losses_module)["heat_map_target"])))

@@ -13,6 +13,7 @@ from torch import Tensor
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.hypotheses import Definition, given, setting, step
+from rismusic.estimation.grid import SearchGrid
 from rismusic.nn.losses import Targets
 from rismusic.nn.network import Prediction
 from rismusic.sources import Sources
@@ -71,11 +72,11 @@ def definitions(
         return a, b, (a.abs().square().sum((1, 2)) + q * b.abs().square().sum((1, 2))).square(), q
 
     def covariance() -> Tensor:
-        return (_covariance_error(*blended()) * here).mean()
+        return (covariance_error(*blended()) * here).mean()
 
     def covariance_predicted() -> Tensor:
         P, _, true = matrices(targets, prediction)
-        return (_covariance_error(P, true) * here).mean()
+        return (covariance_error(P, true) * here).mean()
 
     def subspace() -> Tensor:
         R = blended()[0]
@@ -108,11 +109,11 @@ def definitions(
         "heat_map": lambda: _heat_map_loss(case, truth, prediction),
     }
     for name in ("angle", "log_range", "existence"):
-        found[name] = partial(_head_loss, name, truth, prediction, weights)
+        found[name] = partial(head_loss, name, truth, prediction, weights)
     return found
 
 
-def _covariance_error(R: Tensor, T: Tensor) -> Tensor:
+def covariance_error(R: Tensor, T: Tensor) -> Tensor:
     """Errors of diagonal and rest, each relative to that of T, in the mean."""
 
     def parts(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +183,8 @@ def _peak_contrast(case: Case, targets: Targets, R: Tensor, T: Tensor) -> Tensor
     return torch.stack(scenes).mean()
 
 
-def _huber(x: Tensor) -> Tensor:
+def huber(x: Tensor) -> Tensor:
+    """Huber's function with its edge at 1."""
     return torch.where(x.abs() <= 1, x.square() / 2, x.abs() - 0.5)
 
 
@@ -192,7 +194,7 @@ def _wrapped(x: Tensor) -> Tensor:
     return torch.remainder(x - low, 2 * math.pi) + low
 
 
-def _head_loss(which: str, truth: Sources, prediction: Prediction, weights: Mapping[str, float]) -> Tensor:
+def head_loss(which: str, truth: Sources, prediction: Prediction, weights: Mapping[str, float]) -> Tensor:
     """Loss of angle, log-range or existence, with an assignment for each scene."""
     total = torch.zeros((), dtype=torch.float64)
     S, Q = prediction.azimuth.shape
@@ -216,9 +218,9 @@ def _head_loss(which: str, truth: Sources, prediction: Prediction, weights: Mapp
             for one, two in ((azimuth, true[0]), (elevation, true[1]))
         ]
         scale = setting("the angle scale of Huber's loss (deg)", _ANGLE_DEG)
-        angle = (_huber(torch.rad2deg(turn[0]) / scale) + _huber(torch.rad2deg(turn[1]) / scale)) / 2
+        angle = (huber(torch.rad2deg(turn[0]) / scale) + huber(torch.rad2deg(turn[1]) / scale)) / 2
         log_distance = (q[s][:, None] * true[2][s][here]).log()
-        log_range = _huber(log_distance / setting("the scale of log-range", _LOG_RANGE))
+        log_range = huber(log_distance / setting("the scale of log-range", _LOG_RANGE))
         e = exists[s]
         K = max(1, len(here))
         cost = (weights.get("angle", 0.0) * angle + weights.get("log_range", 0.0) * log_range) / K
@@ -241,9 +243,9 @@ def _place(position: Tensor) -> Tensor:
     return torch.stack((azimuth.sin() * elevation.cos(), elevation.sin(), q))
 
 
-def heat_map_targets(case: Case, truth: Sources) -> Tensor:
+def heat_map_targets(grid: SearchGrid, truth: Sources) -> Tensor:
     """Sources spread over the grid points around them, [S, P] of sum 1; 0 without any inside."""
-    grid, targets = case.learner.grid, []
+    targets = []
     X, Y, Z = grid.shape
     inside = grid.inside.cpu().view(X, Y, Z)
     axes = [axis.double().cpu() for axis in (grid.u_x, grid.u_y, grid.q)]
@@ -265,7 +267,7 @@ def _heat_map_loss(case: Case, truth: Sources, prediction: Prediction) -> Tensor
     """Divergence of the heat maps from their targets."""
     maps, inside = prediction.grid_logits, case.learner.grid.inside.cpu()
     assert maps is not None
-    t = heat_map_targets(case, truth)[:, None, inside]
+    t = heat_map_targets(case.learner.grid, truth)[:, None, inside]
     log_share = maps.double().cpu()[..., inside].log_softmax(-1)
     scene = (torch.special.xlogy(t, t) - t * log_share).sum(-1)
     return (scene * (t.sum(-1) > 0)).mean()

@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from rismusic.covariance import Covariance
 from rismusic.doctor.hypotheses import given, setting
+from rismusic.estimation.grid import SearchGrid
 from rismusic.io import Recording
 from rismusic.nn.network import Prediction
 from rismusic.nn.spec import LossSpec, ScheduleSpec
@@ -113,6 +115,54 @@ def covariance_of(field: Complex[Tensor, "S L N"]) -> Complex[Tensor, "S N N"]:
 def unit_trace(matrix: Complex[Tensor, "S N N"]) -> Complex[Tensor, "S N N"]:
     """The matrices scaled to trace 1."""
     return matrix / matrix.diagonal(dim1=-2, dim2=-1).real.sum(-1)[:, None, None]
+
+
+def dense(covariance: Covariance) -> Complex[Tensor, "... N N"]:
+    """F F^H + eps I in double precision."""
+    F, loading = (
+        covariance.factor.detach().to(torch.complex128).cpu(),
+        covariance.loading.detach().double().cpu(),
+    )
+    return F @ F.mH + loading[..., None, None] * torch.eye(F.shape[-2], dtype=F.dtype)
+
+
+def grid_statistics(
+    B: Tensor, y: Tensor, noise: Tensor, a: Tensor, power: Tensor, repeats: int
+) -> tuple[Tensor, Tensor]:
+    """Matched and expected energies of every point, by dense covariances."""
+    a, noise, power = given("the steering", a), given("the noise", noise), given("the powers", power)
+    C = torch.einsum("dp,sp,ep->sde", a, power.to(a.dtype), a.conj())
+    identity = torch.eye(B.shape[2], dtype=B.dtype)
+    R = B @ C[:, None] @ B.mH + noise[:, None, None, None] * identity
+    fields = B @ a
+    whitened = torch.linalg.solve(R, fields)
+    matched = (whitened.mH @ y).abs().square().sum((1, 3))
+    expected = (fields.conj() * whitened).real.sum((1, 2)) * repeats
+    return matched, expected.clamp_min(1e-9)
+
+
+def interpolated(
+    grid: SearchGrid, logits: Tensor, index: Tensor, shift: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Azimuth, elevation and range of peaks [S, K]: the mean of the map around each, and a shift in steps."""
+    X, Y, Z = grid.shape
+    x, y, z = index // (Y * Z), index // Z % Y, index % Z
+    near, rows = logits.view(-1, X, Y, Z), torch.arange(len(logits))[:, None]
+    steps = [(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)]
+    value = torch.full((*index.shape, 27), -torch.inf, dtype=torch.float64)
+    for n, (i, j, k) in enumerate(steps):
+        there = (x + i >= 0) & (x + i < X) & (y + j >= 0) & (y + j < Y) & (z + k >= 0) & (z + k < Z)
+        at_step = near[rows, (x + i).clamp(0, X - 1), (y + j).clamp(0, Y - 1), (z + k).clamp(0, Z - 1)]
+        value[..., n] = torch.where(there, at_step, -torch.inf)
+    mean = value.softmax(-1) @ torch.tensor(steps, dtype=torch.float64) + (0 if shift is None else shift)
+    u_x, u_y, q = (
+        axis.double().cpu()[cell] + grid.step[n] * mean[..., n]
+        for n, (axis, cell) in enumerate(zip((grid.u_x, grid.u_y, grid.q), (x, y, z), strict=True))
+    )
+    u_y = u_y.clamp(-0.95, 0.95)
+    u_x = torch.minimum(u_x.abs(), 0.999 * (1 - u_y.square()).sqrt()) * u_x.sign()
+    up = (1 - u_x.square() - u_y.square()).sqrt()
+    return torch.atan2(u_x, up), u_y.asin(), 1 / q.clamp_min(grid.step[2] / 4)
 
 
 def relative_distance(first: Tensor, second: Tensor) -> Float[Tensor, "S"]:

@@ -22,7 +22,7 @@ from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
 from rismusic.doctor.data_checks import scene_keys, snr_db
-from rismusic.doctor.hypotheses import explanation, given, setting
+from rismusic.doctor.hypotheses import explanation, given, setting, step
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.io import Recording
 from rismusic.nn import validation
@@ -260,11 +260,14 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
     rate_off, cause = schedule_off[ref.EXPECTED], ref.best_explanation(schedule_off)
     steps, logged = sum(one.steps for one in run.steps), len(run.trainer.run.records("step"))
     epochs = run.trainer.state.epoch
+    repeated = min((one.steps for one in run.steps), default=0)
     ended = epochs < EPOCHS and len(run.steps) == epochs * STEPS
     meaning = (
         f"the training stops after {epochs} of {EPOCHS} epochs, which are whole, although patience = 0: "
         "the early stop, or the number of epochs."
         if ended
+        else f"each call of the learner's step takes {repeated} optimizer steps with the same gradient."
+        if repeated > 1
         else f"{steps} optimizer steps in {len(run.steps)} calls of the learner's step, {total} are planned "
         f"({EPOCHS} epochs of {STEPS}): its step is outside the batch loop, or steps are left out."
     )
@@ -277,7 +280,9 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
             "optimizer steps per epoch, distance from the number of batches",
             abs(steps - total) / EPOCHS + sum(one.steps != 1 for one in run.steps),
             meaning,
-            where=place_of(type(run.trainer)._end_epoch) if ended else "",
+            where=place_of(run.trainer._end_epoch if ended else type(run.trainer.learner).step)
+            if ended or repeated > 1
+            else "",
         ),
         must_be_zero(
             "batches of the loop whose noise variance is not hidden as planned",
@@ -337,6 +342,8 @@ _TICKS: dict[str, Callable[[int], int]] = {
     ": the schedule advances before the optimizer steps": lambda number: number + 1,
     ": the schedule ticks in epochs": lambda number: number // STEPS,
     ": the schedule never advances": lambda _: 0,
+    ": the schedule counts batches, not steps": lambda number: number * _PARTS,
+    ": the schedule counts scenes, not steps": lambda number: number * _PARTS * _BATCH,
 }
 
 
@@ -437,17 +444,27 @@ def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
     beta_1, beta_2 = setting("beta_1", _BETAS[0]), setting("beta_2", _BETAS[1])
     one = run.steps[number]
     m = v = torch.zeros_like(one.before[name], dtype=torch.float64)
-    for step in (one for one in run.steps[: number + 1] if name in one.gradients):
-        g = given("the gradient", step.gradients[name].double())
+    for earlier in (one for one in run.steps[: number + 1] if name in one.gradients):
+        g = given("the gradient", earlier.gradients[name].double())
         m = beta_1 * m + (1 - beta_1) * g
         v = beta_2 * v + (1 - beta_2) * g.square()
-    root = (v / (1 - beta_2 ** (number + 1))).sqrt()
-    way = m / (1 - beta_1 ** (number + 1)) / (root + setting("epsilon", _EPSILON))
+    root = _unbiased(v, beta_2, number).sqrt() + setting("epsilon", _EPSILON)
+    way = _adapted(_unbiased(m, beta_1, number), root)
     decay = setting("the weight decay", run.spec.weight_decay if one.before[name].ndim > 1 else 0.0)
     rate = one.rates[name] if name in one.rates else _highest(run)[name]
     return -setting("the learning rate", rate) * (
         way + decay * given("the weight", one.before[name].double())
     )
+
+
+@step("the correction of the bias (Adam without it)")
+def _unbiased(moment: Tensor, beta: float, number: int) -> Tensor:
+    return moment / (1 - beta ** (number + 1))
+
+
+@step("the division by the root of the second moment (SGD with momentum)")
+def _adapted(moment: Tensor, root: Tensor) -> Tensor:
+    return moment / root
 
 
 def _averaged(run: ShortRun, name: str, number: int) -> Tensor:
@@ -673,32 +690,44 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
     planned = ref.planned_weights(spec.loss, spec.schedule, EPOCHS - 1, beta)
     weights: dict[TermName, float] = {name: planned[name] for name in spec.loss.weights}
 
-    def distance(at: Tensors, beta: float, *, by_scene: bool = True) -> tuple[float, str]:
+    sizes = torch.tensor([float(len(recording)) for recording in last.recordings])
+
+    def distance(at: Tensors, beta: float, shares: Tensor | None = None) -> tuple[float, str]:
         """Weighted distance of the terms from the logged ones, over the loss, and the worst term."""
-        sizes = [len(recording) if by_scene else 1 for recording in last.recordings]
+        shares = sizes / sizes.sum() if shares is None else shares
         off = {name: -float(str(logged.get(name, math.nan))) for name in weights}
-        for recording, size in zip(last.recordings, sizes, strict=True):
+        for recording, share in zip(last.recordings, shares.tolist(), strict=True):
             # With a gradient, as in training, and by term: in the total, rounding errors may cancel.
             leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
             prediction = functional_call(learner.network, leaves, (recording,))
             for name, value in learner.prediction_losses(prediction, recording, beta, weights).terms.items():
-                off[name] += float(value.detach()) * size / sum(sizes)
+                off[name] += float(value.detach()) * share
         off = {name: abs(value) * weights[name] for name, value in off.items() if name in logged}
         total = sum(weights[name] * float(str(logged[name])) for name in off)
         worst = max(off, key=off.__getitem__)
         return max(sum(off.values()), abs(losses[-1] - total)) / max(abs(losses[-1]), 1e-9), worst
 
     value, worst = distance(last.average, beta)
-    by_batch, _ = distance(last.average, beta, by_scene=False)
+    one = torch.ones_like(sizes)
+    reductions = {
+        "the mean over the batches, not over the scenes": one / len(one),
+        "the sum over the batches, not their mean": one,
+        "the sum over the scenes, not their mean": sizes,
+        "that of the first batch alone": one.cumsum(0) == 1,
+        "that of the last batch alone": one.cumsum(0) == len(one),
+    }
     off = {
         ref.EXPECTED: value,
         ": it is that of the current weights, not of their moving average": distance(last.weights, beta)[0],
         ": it is at beta = 0 (another matrix?)": distance(last.average, 0.0)[0],
-        ": it is the mean over the batches, not over the scenes": by_batch,
+        **{
+            f": it is {words}": distance(last.average, beta, s.double())[0] for words, s in reductions.items()
+        },
     }
     cause = ref.best_explanation(off) or f": another matrix, precision, or dropout (most in {worst})?"
     return [
         *findings,
+        *_training_loss_findings(run, epochs),
         at_most(
             "relative difference of the logged validation loss from the training loss of the same scenes",
             value,
@@ -712,6 +741,36 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
             1e-7,
             "the validation loss is constant: it uses stale weights, or a network that is not trained.",
         ),
+    ]
+
+
+def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list[Finding]:
+    """The logged training losses of each epoch, against the means over its steps."""
+    steps = [{name: float(value) for name, value in one.numbers.items()} for one in run.steps]
+    off: dict[str, float] = dict.fromkeys((ref.EXPECTED, ": it is the mean since the start"), 0.0)
+    off |= dict.fromkeys(
+        (": it is that of the last step", ": it is the sum", ": it is that of another epoch"), 0.0
+    )
+    for line in epochs:
+        first = int(line["epoch"]) * STEPS
+        own, logged = steps[first : first + STEPS], line["training"]
+        for name in logged.keys() & own[0].keys() if own else ():
+            value, values = float(logged[name]), [one[name] for one in own]
+            every, mean = [one[name] for one in steps[: first + STEPS]], sum(values) / len(values)
+            rest = [one[name] for one in steps if one not in own] or [math.inf]
+            forms = (mean, sum(every) / len(every), values[-1], sum(values), sum(rest) / len(rest))
+            for cause, form in zip(off, forms, strict=True):
+                off[cause] = max(off[cause], abs(value - form) / max(abs(mean), 1e-6))
+    cause, trainer = ref.best_explanation(off), type(run.trainer)
+    return [
+        at_most(
+            "relative difference of the logged training losses of an epoch from the means over its steps",
+            off[ref.EXPECTED],
+            _SAME,
+            f"the logged training loss of an epoch is not the mean of its steps{cause}.",
+            "Clear the sums at the end of each epoch, and divide by the number of steps taken.",
+            place_of(trainer._end_epoch if "since the start" in cause else trainer._log_epoch),
+        )
     ]
 
 

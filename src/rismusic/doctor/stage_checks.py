@@ -1,4 +1,4 @@
-"""Each stage of the prediction against dense forms: operator, statistics on the grid, and network.
+"""Each stage of the network, and its sources, against dense forms.
 
 The forms are written from the documentation, in double precision and with explicit matrices: no mistake
 of the code is on both sides. Where a stage works on results of another one, both get these.
@@ -19,7 +19,7 @@ from torch.nn import functional
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
-from rismusic.doctor.hypotheses import explanation, given, setting, step
+from rismusic.doctor.hypotheses import explanation, given, step
 from rismusic.doctor.report import listed, report_of, same
 from rismusic.estimation.grid import highest_points
 from rismusic.io import Recording
@@ -32,8 +32,8 @@ from rismusic.simulation.random_numbers import Draws
 _SCENES = 4
 # Largest relative distance of results that pass several layers.
 _LAYERS = 1e-2
-# Least share of signal in a scene's energy, limits of logarithms, and the value outside the volume.
-_SIGNAL, _LOWEST, _HIGHEST, _OUTSIDE = 0.1, -8.0, 8.0, -30.0
+# Limits of logarithms, and the value outside the volume.
+_LOWEST, _HIGHEST, _OUTSIDE = -8.0, 8.0, -30.0
 
 # First input and output of each layer, by name; inner layers come first.
 Calls = dict[str, tuple[Tensor, Any]]
@@ -42,12 +42,10 @@ Calls = dict[str, tuple[Tensor, Any]]
 def check_stages(case: Case) -> Report:
     """[STAGES]: results of each stage against those of dense forms in double precision."""
     recording, findings = case.recording[: min(_SCENES, len(case.recording))], [_dropout_finding(case)]
-    if recording.link.weights is None and recording.panel.subcarriers <= 1:
-        findings += _operator_findings(recording)
     network = case.learner.network
     if isinstance(network, Network) and type(network).forward is Network.forward:
         findings += _network_findings(case, network, recording)
-    return report_of("STAGES", "operator, dropout, statistics and network", findings)
+    return report_of("STAGES", "dropout and network", findings)
 
 
 def _dropout_finding(case: Case) -> Finding:
@@ -66,90 +64,10 @@ def _dropout_finding(case: Case) -> Finding:
     )
 
 
-def _operator_findings(recording: Recording) -> list[Finding]:
-    """The link's products, against those of G_l = H diag(c_l)."""
-    G, link = ref.operators(recording), recording.link
-    S, L, M, N = G.shape
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.complex64)
-
-    field, received, matrix = random(S, L, N), random(S, L, M), random(N, 3)
-    wide = torch.complex128
-    dense = link.dense().to(wide).expand(S, L, M, N) if recording.channel is not None else G
-    return [
-        same("the matrices of the link (dense)", dense, G, "the link's matrices are not G_l = H diag(c_l)."),
-        same(
-            *("the link's product with a field (apply)", link.apply(field)),
-            (G @ field.to(wide)[..., None])[..., 0],
-            "the link applied to a field is not G_l x.",
-        ),
-        same(
-            *("the link's adjoint product", link.adjoint(received)),
-            (G.mH @ received.to(wide)[..., None])[..., 0],
-            "the adjoint of the link is not G_l^H y (a conjugation of codes or channel).",
-        ),
-        same(
-            *("the link's product with a matrix (matmul)", link.matmul(matrix).expand(S, L, M, 3)),
-            G @ matrix.to(wide),
-            "the link applied to steering vectors is not G_l A.",
-        ),
-    ]
-
-
 def _network_findings(case: Case, network: Network, recording: Recording) -> list[Finding]:
-    """Statistics on the grid, and each output of the network, from its weights."""
-    statistics = network._statistics
+    """Each output of the network, from its weights and the statistics on the grid."""
     with torch.no_grad():
         scenes, initial, start = network.initial_statistics(recording)
-        uniform = statistics.uniform_power(scenes)
-        found = []
-        a = _in_basis(network)
-        B, y = scenes.fields.to(torch.complex128).cpu(), scenes.data.to(torch.complex128).cpu()
-        noise, inside = scenes.noise_variance.double().cpu(), network.grid.inside.cpu()
-        power = ((recording.snapshots.abs().double().square()).mean((1, 2))).cpu()
-        received = y.abs().square().mean((1, 2, 3))
-        found.append(
-            same(
-                *("the scaled snapshots' power", received, torch.ones_like(received)),
-                "the network's input is not scaled to unit power per output.",
-            )
-        )
-        if recording.noise_variance is not None:
-            relative = (recording.noise_variance.double().cpu() / power).clamp_min(1e-5)
-            found.append(
-                same(
-                    *("the network's noise variance", noise, relative),
-                    "the noise variance that the network gets is not that of the scaled snapshots.",
-                )
-            )
-        gains = (B @ a).abs().square().sum((1, 2)) * scenes.repeats
-
-        def level() -> Tensor:
-            energy = y.abs().square().sum((1, 2, 3))
-            least = setting("the least share of signal", _SIGNAL) * energy
-            signal = torch.maximum(energy - y[0].numel() * given("the noise variance", noise), least)
-            return (signal / (given("the gains", gains) * inside).sum(-1))[:, None] * inside
-
-        found.append(
-            same(
-                *("the uniform powers", uniform, level),
-                "the uniform source powers do not explain the signal energy of the snapshots.",
-                _LAYERS,
-            )
-        )
-        matched, expected = statistics(scenes, start)
-        energies = partial(_statistics, B, y, noise, a, start.double().cpu(), scenes.repeats)
-        for n, (what, one) in enumerate((("matched", matched), ("expected", expected))):
-            found.append(
-                same(
-                    *(f"the {what} energies on the grid", one, lambda n=n: energies()[n]),
-                    f"the statistics of the network's input ({what} energies) are not those of R_l = G_l C "
-                    "G_l^H + sigma^2 I.",
-                    _LAYERS,
-                )
-            )
         calls: Calls = {}
         modules = network.named_modules()
         handles = [one.register_forward_hook(partial(_note, calls, name)) for name, one in modules]
@@ -157,39 +75,12 @@ def _network_findings(case: Case, network: Network, recording: Recording) -> lis
             prediction = network(recording)
         for handle in handles:
             handle.remove()
-        found += _stage_findings(network, scenes, initial, start, prediction, calls)
-    return found
+        return _stage_findings(network, scenes, initial, start, prediction, calls)
 
 
 def _note(calls: Calls, name: str, _: object, given: tuple[Any, ...], result: Any) -> None:
     if isinstance(given[0], Tensor):
         calls[name] = (given[0], result)
-
-
-def _in_basis(network: Network) -> Tensor:
-    """Steering vectors of the grid in the basis of the statistics, [D, P]."""
-    grid = network.grid
-    at = [value.cpu() for value in (grid.azimuth, grid.elevation, grid.range)]
-    panel = grid.panel
-    a = ref.steering_vectors(
-        panel.elements.double().cpu(), panel.wavelength, *at, uniform=panel.wave == "uniform"
-    )
-    return network._statistics.basis.to(torch.complex128).cpu().mH @ a
-
-
-def _statistics(
-    B: Tensor, y: Tensor, noise: Tensor, a: Tensor, power: Tensor, repeats: int
-) -> tuple[Tensor, Tensor]:
-    """Matched and expected energies of every point, by dense covariances."""
-    a, noise, power = given("the steering", a), given("the noise", noise), given("the powers", power)
-    C = torch.einsum("dp,sp,ep->sde", a, power.to(a.dtype), a.conj())
-    identity = torch.eye(B.shape[2], dtype=B.dtype)
-    R = B @ C[:, None] @ B.mH + noise[:, None, None, None] * identity
-    fields = B @ a
-    whitened = torch.linalg.solve(R, fields)
-    matched = (whitened.mH @ y).abs().square().sum((1, 3))
-    expected = (fields.conj() * whitened).real.sum((1, 2)) * repeats
-    return matched, expected.clamp_min(1e-9)
 
 
 def _log(value: Tensor) -> Tensor:
@@ -401,7 +292,7 @@ def _sources(
     grid = network.grid
     others = [given(f"the heat map of stage {n}", one) for n, one in enumerate(maps[1:], 1)]
     logits = given("that of the last stage", maps[0]) if others else maps[0]
-    X, Y, Z = grid.shape
+    _, Y, Z = grid.shape
     S, K = len(features), network.spec.sources_max
     index = highest_points(logits.float().to(grid.inside.device), grid, K).cpu()
     x, y, z = index // (Y * Z), index // Z % Y, index % Z
@@ -415,28 +306,12 @@ def _sources(
     pooled = torch.cat((pooled, now.amax((1, 2))[:, None]), 1)
     hidden = pooled @ w["count.0.weight"].mT + w["count.0.bias"]
     count = _gelu(hidden) @ w["count.2.weight"].mT + w["count.2.bias"]
-    # The mean of the map around each peak, and a shift of at most a step.
-    near = logits.view(S, X, Y, Z)
-    steps = [(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)]
-    value = torch.full((S, K, 27), -torch.inf, dtype=torch.float64)
-    for n, (i, j, k) in enumerate(steps):
-        there = (x + i >= 0) & (x + i < X) & (y + j >= 0) & (y + j < Y) & (z + k >= 0) & (z + k < Z)
-        at_step = near[rows, (x + i).clamp(0, X - 1), (y + j).clamp(0, Y - 1), (z + k).clamp(0, Z - 1)]
-        value[..., n] = torch.where(there, at_step, -torch.inf)
-    mean = value.softmax(-1) @ torch.tensor(steps, dtype=torch.float64) + details[..., :3].tanh()
-    u_x, u_y, q = (
-        axis.double().cpu()[cell] + grid.step[n] * mean[..., n]
-        for n, (axis, cell) in enumerate(zip((grid.u_x, grid.u_y, grid.q), (x, y, z), strict=True))
-    )
-    u_y = u_y.clamp(-0.95, 0.95)
-    u_x = torch.minimum(u_x.abs(), 0.999 * (1 - u_y.square()).sqrt()) * u_x.sign()
-    elevation, q = u_y.asin(), q.clamp_min(grid.step[2] / 4)
-    azimuth = torch.atan2(u_x, (1 - u_x.square() - u_y.square()).sqrt())
+    azimuth, elevation, distance = ref.interpolated(grid, logits, index, details[..., :3].tanh())
     return {
         "height": height,
         "the azimuths": azimuth,
         "the elevations": elevation,
-        "the inverse ranges": q,
+        "the inverse ranges": 1 / distance,
         "the existence logits": height + details[..., 5] + 4,
         "the angle factor's amplitudes": height / 2 + details[..., 3],
         "the range factor's amplitudes": height / 2 + details[..., 4],

@@ -43,6 +43,7 @@ from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
+    THOROUGH,
     Fit,
     nfmle,
     pack,
@@ -868,19 +869,19 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     part, volume = recording[some], Volume.from_spec(_wide(recording, spec))
     positions, active = unpack(estimate[some].sources, part)
 
-    def value(wave: Wave, rows: slice, **options: FitOptions) -> Float[Tensor, "B"]:
+    def value(wave: Wave, rows: slice, options: FitOptions = THOROUGH) -> Float[Tensor, "B"]:
         fitted = replace(part[rows], wave=wave)
         return refine(
-            fitted, positions[rows], active[rows], volume, criterion=spec.criterion, **options
+            fitted, positions[rows], active[rows], volume, criterion=spec.criterion, options=options
         ).value
 
     # What the first scenes speak against, the others do not save.
     gains = {wave: 0.0 for wave in WAVES if wave != recording.wave}
     for start in range(0, len(some), _WAVE_SCENES):
         rows = slice(start, start + _WAVE_SCENES)
-        here = value(recording.wave, rows, options=ROUGH)
+        here = value(recording.wave, rows, ROUGH)
         for wave in list(gains):
-            gains[wave] += float((here - value(wave, rows, options=ROUGH)).sum())
+            gains[wave] += float((here - value(wave, rows, ROUGH)).sum())
             if gains[wave] < -_WAVE_NATS:
                 del gains[wave]
         if not gains:

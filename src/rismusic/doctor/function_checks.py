@@ -1,0 +1,258 @@
+"""Functions of the package in their own calls: is each result that of its definition for what it was given?
+
+A training takes a step, and validates, while a profile function records the arguments and results of the
+functions of :mod:`rismusic.doctor.function_definitions`. Of functions with a wrong result, the ones are shown
+that called no other such function: what they were given is right, so the mistake is theirs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rismusic.covariance import Covariance
+from rismusic.doctor import references as ref
+from rismusic.doctor.case import Case
+from rismusic.doctor.causes import place_of
+from rismusic.doctor.function_definitions import DEFINITIONS, HANDED_ON
+from rismusic.doctor.hypotheses import explanation, given
+from rismusic.doctor.loss_checks import every_weight
+from rismusic.doctor.report import listed, report_of
+from rismusic.estimation.grid import SearchGrid
+from rismusic.io import Recording
+from rismusic.nn.monitors import Finding, Report, at_most
+from rismusic.nn.validation import validate
+
+# Scenes of a batch, dropout in the step, largest relative distance, and that of what is only handed on.
+_BATCH, _DROPOUT, _SAME, _EXACT = 4, 0.25, 5e-4, 1e-6
+# Added to the size of a result: the rest of a difference, such as a loss at its minimum, is known to some
+# roundings of 1e-7 only.
+_SMALL = 1e-3
+# Calls in which a mistake is searched for, and numbers of a result above which none is.
+_CASES, _SEARCHED = 3, 30_000
+
+
+@dataclass
+class _Call:
+    """One call: function, arguments, result, and the functions that it called."""
+
+    name: str
+    given: dict[str, Any]
+    result: Any = None
+    inner: set[str] = field(default_factory=set)
+    # Found and right values, of a function whose object changes with the training.
+    pairs: dict[str, tuple[Tensor, Tensor]] | None = None
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+class _Recorder:
+    """Notes calls of functions by their code, while it is the profile function."""
+
+    def __init__(self, functions: Mapping[CodeType, str]) -> None:
+        self.functions, self.calls = functions, list[_Call]()
+        self._open: list[tuple[FrameType, _Call]] = []
+        self._kept: dict[str, int] = {}
+
+    def __call__(self, frame: FrameType, event: str, value: object) -> None:
+        """A call or a return."""
+        name = self.functions.get(frame.f_code) if event in ("call", "return") else None
+        if name is None:
+            return
+        if event == "call":
+            for _, outer in self._open:
+                outer.inner.add(name)
+            kept = self._kept[name] = self._kept.get(name, 0) + 1
+            if kept & (kept - 1) == 0:  # a power of two: early and late calls
+                arguments = {key: _copied(one) for key, one in frame.f_locals.items()}
+                self._open.append((frame, _Call(name, arguments)))
+        elif self._open and self._open[-1][0] is frame:
+            call = self._open.pop()[1]
+            call.result = call.given.get("self") if value is None else value
+            if call.result is not None:
+                if call.name.startswith(("nn.learner", "nn.checkpoint")):
+                    sys.setprofile(None)
+                    call.pairs = _pairs(call)
+                    sys.setprofile(self)
+                self.calls.append(call)
+
+
+def _functions() -> dict[str, Any]:
+    """The functions of the definitions by name, those of classes and properties as plain functions."""
+    found: dict[str, Any] = {}
+    for name in DEFINITIONS:
+        module, _, place = name.partition(":")
+        one: Any = importlib.import_module(f"rismusic.{module}")
+        for part in place.split("."):
+            one = inspect.getattr_static(one, part, None)
+        one = getattr(one, "fget", None) or getattr(one, "__func__", one)
+        if one is not None:
+            found[name] = inspect.unwrap(one)
+    return found
+
+
+@contextmanager
+def _recording(recorder: _Recorder) -> Iterator[None]:
+    before = sys.getprofile()
+    sys.setprofile(recorder)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+def _in_double(name: str, value: Any) -> Any:
+    """An argument of a definition: tensors in double precision and marked as inputs; covariances dense."""
+    if isinstance(value, Covariance):
+        return given(f"`{name}`", ref.dense(value))
+    if isinstance(value, Tensor):
+        wide = torch.complex128 if value.is_complex() else torch.float64
+        value = value.detach().cpu()
+        return value if value.dtype == torch.bool else given(f"`{name}`", value.to(wide))
+    if isinstance(value, tuple) and any(isinstance(one, Tensor) for one in value):
+        return tuple(_in_double(f"{name}[{n}]", one) for n, one in enumerate(value))
+    if is_dataclass(value) and not isinstance(value, (type, Recording, SearchGrid)):
+        parts = {key: one for key, one in vars(value).items() if isinstance(one, Tensor)}
+        return replace(value, **{key: _in_double(f"{name}.{key}", one) for key, one in parts.items()})
+    return value
+
+
+def _expected(call: _Call) -> Any:
+    """The right result of a call."""
+    define = DEFINITIONS[call.name]
+    arguments = {**call.given, "result": call.result}
+    own = call.given.get("self")
+    if isinstance(own, Covariance):
+        arguments["loading"] = own.loading
+    wanted = inspect.signature(define).parameters
+    raw = call.name.endswith("__") or call.name.startswith(("nn.learner", "nn.network", "simulation"))
+    values = {
+        key: value
+        if (key == "result" and not isinstance(value, Tensor)) or (key == "self" and raw)
+        else _in_double(key, value)
+        for key, value in arguments.items()
+        if key in wanted
+    }
+    return define(**values)
+
+
+def _pairs(call: _Call) -> dict[str, tuple[Tensor, Tensor]]:
+    """Found and right values of a call by name."""
+    if call.pairs is not None:
+        return call.pairs
+    right, found = _expected(call), call.result
+    if right is None:
+        return {}
+    if isinstance(right, tuple):
+        right = {f"result {n + 1}": (found[n], one) for n, one in enumerate(right)}
+    elif not isinstance(right, dict):
+        right = {"the result": (found, right)}
+    pairs = {
+        name: one if isinstance(one, tuple) else (getattr(found, name), one) for name, one in right.items()
+    }
+    return {name: (_tensor(one), _tensor(two)) for name, (one, two) in pairs.items()}
+
+
+def _tensor(value: Any) -> Tensor:
+    value = ref.dense(value) if isinstance(value, Covariance) else torch.as_tensor(value).detach().cpu()
+    return value.to(torch.complex128 if value.is_complex() else torch.float64, copy=True)
+
+
+def _distance(found: Tensor, right: Tensor) -> float:
+    """Relative distance; missing values (NaN) must be in the same places."""
+    if found.shape != right.shape:
+        try:
+            found, right = torch.broadcast_tensors(found, right)
+        except RuntimeError:
+            return math.inf
+    gone = right.isnan()
+    if not bool((found.isnan() == gone).all()):
+        return math.inf
+    found, right = found[~gone], right[~gone]
+    return float((found - right).norm() / (right.norm() + _SMALL)) if len(right) else 0.0
+
+
+def _record(case: Case, functions: Mapping[str, Any]) -> list[_Call]:
+    """The calls of a training that is made, takes a step with dropout, and validates."""
+    spec, batch = case.spec, min(_BATCH, case.spec.batch)
+    dropout = _DROPOUT if spec.network.kind == "sbl_unrolled" else 0.0
+    spec = spec.replace(
+        network=spec.network.replace(dropout=dropout),
+        batch=batch,
+        accumulation=2,
+        scenes_per_epoch=8 * batch,
+        validation_scenes=2 * batch,
+        scored_scenes=2,
+    )
+    codes = {one.__code__: name for name, one in functions.items() if hasattr(one, "__code__")}
+    recorder = _Recorder(codes)
+    with _recording(recorder):
+        trainer = case.start(spec)
+        learner = trainer.learner
+        learner.step(trainer.scenes.step(1, 1), 0.3, every_weight(case))
+        learner.step(trainer.scenes.step(0, 2), 0.3, every_weight(case))
+        learner.tensors()
+        validate(learner, trainer.scenes)
+    return recorder.calls
+
+
+def check_functions(case: Case) -> Report:
+    """[FUNCTIONS]: results of single functions in a step and a validation, for what they are given."""
+    functions = _functions()
+    calls = _record(case, functions)
+    wrong: dict[str, list[tuple[float, str, _Call]]] = {}
+    inner: dict[str, set[str]] = {}
+    for call in calls:
+        inner.setdefault(call.name, set()).update(call.inner - {call.name})
+        for part, (found, right) in _pairs(call).items():
+            if (off := _distance(found, right)) > (_EXACT if call.name in HANDED_ON else _SAME):
+                wrong.setdefault(call.name, []).append((off, part, call))
+    findings = [
+        _finding(name, some, calls, functions[name])
+        for name, some in wrong.items()
+        if not inner[name].intersection(wrong)
+    ]
+    used = {call.name for call in calls}
+    return report_of(
+        "FUNCTIONS", f"{len(calls)} calls of {len(used)} functions, each by its definition", findings
+    )
+
+
+def _finding(name: str, wrong: list[tuple[float, str, _Call]], calls: list[_Call], function: Any) -> Finding:
+    """A function with wrong results, and the change of its definition that gives them."""
+    off, part, _ = max(wrong, key=lambda one: one[0] if math.isfinite(one[0]) else 0.0)
+    pairs = [(one, _pairs(one)) for one in calls if one.name == name]
+    cases = [(call, found[part]) for call, found in pairs if part in found]
+    cases = sorted(cases, key=lambda one: -_distance(*one[1]))[:_CASES]
+    cause, value, (found, right) = "", "", cases[0][1]
+    if found.numel() > 1 or cases[0][0].pairs is None:
+        define: Callable[[_Call], Tensor] = lambda call: _pairs(call)[part][1].nan_to_num()  # noqa: E731
+        shown = [one.nan_to_num() for _, (one, _) in cases]
+        if all(one.numel() <= _SEARCHED for one in shown):
+            cause = explanation(shown, [partial(define, call) for call, _ in cases])
+    if found.numel() == right.numel() == 1 and float(found.real) and float(right.real):
+        one, two = float(found.real), float(right.real)
+        value = f" ({one:.4g} in place of {two:.4g}, {one / two:.4g} times)"
+    parts = listed(list(dict.fromkeys(one for _, one, _ in wrong)))
+    return at_most(
+        f"relative distance of the result of {name.partition(':')[2]} from its definition ({part})",
+        off,
+        _EXACT if name in HANDED_ON else _SAME,
+        f"{name.partition(':')[2]} does not give what its definition does for its arguments{cause}. "
+        f"Wrong: {parts}{value}.",
+        "Compare it with the formula in its documentation.",
+        place_of(function),
+    )

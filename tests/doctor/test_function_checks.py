@@ -1,0 +1,113 @@
+"""Single functions by their definitions, and settings by their effects, with planted mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from faults.plant import healthy
+
+from rismusic.covariance import Conditioning
+from rismusic.doctor.case import open_case
+from rismusic.doctor.function_checks import check_functions
+from rismusic.doctor.replay_checks import check_validation_set
+from rismusic.doctor.settings_checks import check_settings
+from rismusic.nn import data, learner, losses
+from rismusic.nn.data import TrainingScenes
+from rismusic.nn.learner import Learner
+from rismusic.nn.train import Trainer
+from rismusic.simulation import scene
+from rismusic.spec import SceneSpec
+
+
+def wrong(check, trainer=Trainer):
+    with open_case(healthy(), trainer) as case:
+        return {one.name: one.meaning + one.where for one in check(case).wrong}
+
+
+def test_functions_of_a_healthy_training_are_right():
+    assert wrong(check_functions) == {}
+
+
+def exchanged(monkeypatch):
+    own = losses.covariance_error
+    monkeypatch.setattr(losses, "covariance_error", lambda covariance, target: own(target, covariance))
+    return ("with `covariance` and `target` exchanged",)
+
+
+def half_precision(monkeypatch):
+    own = Learner.tensors
+    monkeypatch.setattr(Learner, "tensors", lambda self: {n: v.half() for n, v in own(self).items()})
+    return ("tensors", "rounded to half precision")
+
+
+def one_side(monkeypatch):
+    own = scene._positions
+
+    def _positions(spec: SceneSpec, active, draws, dtype):
+        found = own(spec, active, draws, dtype)
+        return torch.cat((found[..., :1].abs(), found[..., 1:]), -1)
+
+    monkeypatch.setattr(scene, "_positions", _positions)
+    return ("_positions",)
+
+
+def other_optimizer(monkeypatch):
+    Adam = torch.optim.Adam
+    monkeypatch.setattr(learner.torch.optim, "AdamW", lambda groups, fused: Adam(groups, fused=fused))
+    return ("it is Adam)", "Learner.__init__")
+
+
+def loading_of_the_shrinkage(monkeypatch):
+    own = Conditioning.identity.fget
+    monkeypatch.setattr(
+        Conditioning,
+        "identity",
+        property(lambda self: own(replace(self, shrinkage=self.loading, loading=self.shrinkage))),
+    )
+    return ("`self.loading` and `self.shrinkage` exchanged",)
+
+
+@pytest.mark.parametrize(
+    "plant", [exchanged, half_precision, one_side, other_optimizer, loading_of_the_shrinkage]
+)
+def test_the_innermost_wrong_function_is_named(monkeypatch, plant):
+    words = plant(monkeypatch)
+    found = wrong(check_functions)
+    assert len(found) == 1
+    text = " ".join([*found, *found.values()])
+    assert all(word in text for word in words), text
+
+
+def test_settings_have_their_effects(monkeypatch):
+    assert wrong(check_settings) == {}
+    monkeypatch.setattr(
+        TrainingScenes, "noise_hidden", lambda self, epoch, step: [False] * self.spec.accumulation
+    )
+    own = data.weights_at
+    from rismusic.doctor import settings_checks
+
+    monkeypatch.setattr(
+        settings_checks, "weights_at", lambda loss, *rest: own(loss.replace(cross=loss.orthogonality), *rest)
+    )
+    text = " ".join(wrong(check_settings).values())
+    assert "hidden_noise = 0.0 does not change the training scenes" in text
+    assert "loss.cross = 0.09 does not change the plan" in text
+    assert "snr_db" not in text
+
+
+class KeepsItsSums(Trainer):
+    """Forgets to clear the sums of an epoch."""
+
+    def _end_epoch(self, beta, weights):
+        kept = dict(self.state.sums)
+        super()._end_epoch(beta, weights)
+        self.state.sums = kept
+
+
+def test_logged_training_losses_are_those_of_the_epoch():
+    name = "relative difference of the logged training losses of an epoch from the means over its steps"
+    found = wrong(check_validation_set, KeepsItsSums)
+    assert "it is the mean since the start" in found[name]
+    assert name not in wrong(check_validation_set)
