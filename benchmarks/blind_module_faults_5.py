@@ -285,7 +285,9 @@ class DisplayVAE(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the picture, mean and logarithm of the variance."""
         mean, log_variance = self.encoder(x).chunk(2, -1)
-        z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        z = mean
+        if self.training:
+            z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
         return self.decoder(z), mean, log_variance
 
 
@@ -310,7 +312,10 @@ def display(fault: str) -> Training:
 
     @torch.no_grad()
     def score(pictures: Tensor) -> float:
-        return explained(model(pictures)[0].sigmoid(), pictures)
+        model.eval()
+        rebuilt = model(pictures)[0].sigmoid()
+        model.train()
+        return explained(rebuilt, pictures)
 
     return Training(*(model, optimizer, step), lambda: score(held_out), lambda: score(displays(2000)), 600)
 

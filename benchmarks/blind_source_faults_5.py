@@ -267,13 +267,15 @@ FAULTS = (
         "is its lower limit; it depends on the size of the batch.",
     ),
     SourceFault(
-        "best_by_the_first_batch",
-        "checkpoint",
-        "nn/train.py",
-        "Trainer._save_weights",
-        "self.spec, self.state, self.learner, validation.loss\n",
-        "self.spec, self.state, self.learner, validation.first_batch\n",
-        "The best weights are those with the lowest loss of the first validation batch, not of all.",
+        "spread_drawn_once",
+        "data",
+        "simulation/scene.py",
+        "_powers",
+        "spread = draws.uniform(Stream.POWERS, distance.shape[-1], dtype=distance.dtype) - 0.5",
+        "spread = draws.uniform(Stream.POWERS, 1, dtype=distance.dtype) - 0.5",
+        "All sources of a scene get the same level, which the normalisation of the powers removes: no scene "
+        "has sources of different power.",
+        ("--system.scene.power-spread-db", "12"),
     ),
     SourceFault(
         "blocks_are_one",
