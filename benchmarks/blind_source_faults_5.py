@@ -237,14 +237,14 @@ FAULTS = (
         "R_pred is detached in place of R_samp, so that the main losses do not train the network.",
     ),
     SourceFault(
-        "ridge_without_the_gain",
-        "formula",
-        "covariance.py",
-        "back_project",
-        "ridge = to_signal * mean_gain",
-        "ridge = to_signal",
-        "The ridge lacks the mean gain of the link and is far too small, so that noise is amplified in "
-        "R_samp.",
+        "heads_joined_by_reshape",
+        "axis",
+        "nn/network.py",
+        "Attention.forward",
+        "scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))",
+        "scaled_dot_product_attention(queries, keys, values).reshape(x.shape))",
+        "The outputs of the heads are reshaped in place of transposed, so that a cell gets those of other "
+        "cells.",
     ),
     SourceFault(
         "basis_not_conjugated",
