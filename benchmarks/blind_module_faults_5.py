@@ -202,8 +202,7 @@ class Lookup(nn.Module):
     def __init__(self, fault: str) -> None:
         super().__init__()
         self.key, self.value = nn.Embedding(KEYS, 48), nn.Embedding(VALUES + 1, 48)
-        dropout = 0.9 if fault == "share_that_is_kept" else 0.05
-        layer = nn.TransformerEncoderLayer(48, 4, 96, dropout=dropout, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(48, 4, 96, dropout=0.05, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.out = nn.Linear(48, VALUES)
         self.inverted = fault == "mask_of_what_is_there"
@@ -220,16 +219,16 @@ class Lookup(nn.Module):
 
 def lookup(fault: str) -> Training:
     model = Lookup(fault)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    rate = 0.1 if fault == "rate_thirty_times_up" else 3e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     *given, answer = lists(8000)
+    if fault == "answers_one_line_late":
+        answer = answer.roll(1)
     held_out = lists(500)
 
     def step() -> None:
         rows = torch.randint(len(answer), (64,))
-        logits = model(*(part[rows] for part in given))
-        if fault == "softmax_before_the_loss":
-            logits = logits.softmax(-1)
-        loss = F.cross_entropy(logits, answer[rows])
+        loss = F.cross_entropy(model(*(part[rows] for part in given)), answer[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -241,7 +240,7 @@ def lookup(fault: str) -> Training:
         model.train()
         return above_chance(logits, answer, VALUES)
 
-    return Training(*(model, optimizer, step), lambda: score(*held_out), lambda: score(*lists(2000)), 600)
+    return Training(*(model, optimizer, step), lambda: score(*held_out), lambda: score(*lists(2000)), 250)
 
 
 # Variational autoencoder of displays of seven segments.
@@ -723,8 +722,9 @@ TRAININGS: Trainings = {
         {
             "mask_of_what_is_there": "The mask says what is there, while the layer takes it for what is to "
             "be ignored.",
-            "softmax_before_the_loss": "cross_entropy is given probabilities, not logits.",
-            "share_that_is_kept": "The dropout is given as the share that is kept, 0.9.",
+            "rate_thirty_times_up": "The learning rate is thirty times too high.",
+            "answers_one_line_late": "The file of the answers has one line more at its beginning: each list "
+            "has the answer of the one before it.",
         },
     ),
     "display": (
