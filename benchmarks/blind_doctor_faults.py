@@ -4,7 +4,7 @@
 ``--source``, ``--healthy`` and ``--modules`` run the doctor on the edits, on healthy trainings, and on the
 scripts of ``blind_module_faults.py``, each in a process of its own, and store every report under ``--out``.
 ``--set 2`` takes the edits and the scripts of the second set, ``blind_source_faults_2.py`` and
-``blind_module_faults_2.py``; ``--set 3`` and ``--set 4`` those of a third and a fourth one.
+``blind_module_faults_2.py``; ``--set 3`` to ``--set 5`` those of a third to a fifth one.
 ``--table`` joins the reports with the verdicts of ``docs/measured/doctor_blind_verdicts.json``.
 
 Verdicts, by the rules below, written down before the run, from the report alone:
