@@ -177,7 +177,7 @@ FAULTS = (
     SourceFault(
         "decibel_of_amplitudes",
         "units",
-        "units.py",
+        "array.py",
         "from_db",
         "return (level_db * (math.log(10) / 10)).exp()",
         "return (level_db * (math.log(10) / 20)).exp()",

@@ -367,14 +367,14 @@ FAULTS = (
     ),
     SourceFault(
         "decibel with factor 20",
-        "units.py",
+        "array.py",
         "    return (level_db * (math.log(10) / 10)).exp()\n",
         "    return (level_db * (math.log(10) / 20)).exp()\n",
         r"SNR|decibel|dB",
     ),
     SourceFault(
         "natural logarithm for decibel",
-        "units.py",
+        "array.py",
         "    return (level_db * (math.log(10) / 10)).exp()\n",
         "    return (level_db / 10).exp()\n",
         r"SNR|decibel|dB",

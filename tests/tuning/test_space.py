@@ -109,6 +109,13 @@ def test_invalid_spaces_are_refused_with_a_sentence(tmp_path, text, said):
     assert said in str(error.value)
 
 
+def test_the_file_of_an_invalid_space_is_named(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[training.batch]\nlow = 8")
+    with pytest.raises(InputError, match=r"low, high: give both limits, .*mine\.toml"):
+        load_space(str(path))
+
+
 def test_unknown_spaces_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"must be one of narrow, wide, or a \.toml file; got 'narow'"):
         load_space("narow")

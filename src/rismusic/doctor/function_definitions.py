@@ -56,8 +56,8 @@ def _identity(R: Tensor) -> Tensor:
 # Units, geometry, steering vectors, grid.
 
 
-_of("units:from_db")(lambda level_db: torch.pow(10.0, level_db / 10))
-_of("units:to_db")(lambda ratio: 10 * ratio.log() / math.log(10))
+_of("array:from_db")(lambda level_db: torch.pow(10.0, level_db / 10))
+_of("array:to_db")(lambda ratio: 10 * ratio.log() / math.log(10))
 _of("array:Panel.wavenumber")(lambda self: 2 * math.pi / self.wavelength)
 
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from rismusic.errors import InputError
+from rismusic.io.reader import in_file
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import Count, LocateSpec, Spec, flat_settings, read_toml
 
@@ -140,7 +141,8 @@ def load_space(name: str) -> Space:
         if name not in shipped:
             raise InputError("space", f"must be one of {', '.join(shipped)}, or a .toml file; got {name!r}")
         path = SHIPPED / f"{name}.toml"
-    return Space(**read_toml(path))
+    with in_file(path):
+        return Space(**read_toml(path))
 
 
 def apply(spec: S, parameters: Mapping[str, Parameter], values: Values) -> S:
