@@ -70,10 +70,10 @@ FAULTS = (
     SourceFault(
         "angle_error_never_negative",
         "units",
-        "nn/losses.py",
-        "_wrapped",
-        "return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi",
-        "return torch.remainder(angle, 2 * math.pi)",
+        "array.py",
+        "wrapped",
+        "return torch.where(azimuth.abs() > math.pi, turned, azimuth)",
+        "return torch.remainder(azimuth, 2 * math.pi)",
         "Errors of angles are wrapped to 0 .. 2 pi, so that a small negative one counts as a whole turn.",
     ),
     SourceFault(

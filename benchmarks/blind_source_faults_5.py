@@ -47,8 +47,8 @@ FAULTS = (
         "labels",
         "simulation/scene.py",
         "draw_sources",
-        "    return drawn.blank(~active)\n\n\ndef complete_sources",
-        "    return drawn\n\n\ndef complete_sources",
+        "drawn = Sources(azimuth=azimuth, elevation=elevation, range=distance).blank(~active)",
+        "drawn = Sources(azimuth=azimuth, elevation=elevation, range=distance)",
         "Unused slots are not blanked: every scene is labelled with the largest number of sources, some of "
         "which send nothing.",
     ),
