@@ -754,10 +754,11 @@ def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list
     for line in epochs:
         first = int(line["epoch"]) * STEPS
         own, logged = steps[first : first + STEPS], line["training"]
-        for name in logged.keys() & own[0].keys() if own else ():
-            value, values = float(logged[name]), [one[name] for one in own]
-            every, mean = [one[name] for one in steps[: first + STEPS]], sum(values) / len(values)
-            rest = [one[name] for one in steps if one not in own] or [math.inf]
+        for name in logged.keys() & {name for one in own for name in one}:
+            # A step without a term counts as 0 of it: a curriculum leaves some out at first.
+            value, values = float(logged[name]), [one.get(name, 0.0) for one in own]
+            every, mean = [one.get(name, 0.0) for one in steps[: first + STEPS]], sum(values) / len(values)
+            rest = [one.get(name, 0.0) for one in steps if one not in own] or [math.inf]
             forms = (mean, sum(every) / len(every), values[-1], sum(values), sum(rest) / len(rest))
             for cause, form in zip(off, forms, strict=True):
                 off[cause] = max(off[cause], abs(value - form) / max(abs(mean), 1e-6))
