@@ -227,6 +227,11 @@ def test_pairs_values_units_and_linear_networks():
 
     assert wrong(pair_findings(taped(model, pairs(same)))) == ""
     assert "label of a pair is reversed" in wrong(pair_findings(taped(model, pairs(1 - same))))
+    # What a discriminator says of real and made data are no pairs, whatever their rows.
+    judge, made = nn.Linear(4, 2), 3 * torch.randn(64, 4)
+    two_sided = taped(judge, lambda m: (m(x).square() - m(made).square() + m(made).pow(4)).mean())
+    with pytest.raises(LeftOutError, match="pull pairs together"):
+        pair_findings(two_sided)
     label = torch.arange(64) % 3
     healthy = taped(model, lambda m: cross_entropy(m(x), label % 2))
     for check in (value_findings, loss_usage_findings, linear_findings):
