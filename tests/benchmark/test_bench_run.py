@@ -182,6 +182,12 @@ def test_folders_that_are_refused(whole, tmp_path):
             bench(SPEC, out=tmp_path / "new", **settings)
 
 
+def test_a_volume_behind_the_panel_is_refused_before_work(tmp_path):
+    with pytest.raises(InputError, match="azimuth_max_deg: must be below 90 for a planar array"):
+        bench(SPEC, out=tmp_path / "new", workers=1, locate={"azimuth_max_deg": 90.0})
+    assert not (tmp_path / "new").exists()
+
+
 def test_damaged_weights_are_refused_before_work(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(InputError, match=r"w\.safetensors"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rismusic.array import Panel
 from rismusic.benchmark.spec import RESULTS, SCENES, TIMINGS, BenchSpec, Unit, all_units, parse_method
 from rismusic.benchmark.summary import Arrays, BenchRow, Store, TimingRow, cell_rows, write_table
 from rismusic.covariance import true_covariance
@@ -21,6 +22,7 @@ from rismusic.devices import device_of, one_thread
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, nfmle, unpack
+from rismusic.estimation.signal_model import for_geometry
 from rismusic.estimation.spectra import music, rap_music
 from rismusic.hybrid import locate
 from rismusic.interruption import interrupts_held
@@ -89,6 +91,8 @@ def bench(
     check_workers(workers, cluster)
     if workers is None:
         workers = usable_cores() if target is None or target.type == "cpu" else 1
+    for cell in chosen.cells():
+        for_geometry(chosen.locate, Panel.from_spec(cell.system.panel))
     uses_network = any(parse_method(name).base == "hybrid" for name in chosen.rows)
     if uses_network:
         # Without weights locate falls back to a classical method, which must not be reported as hybrid.
