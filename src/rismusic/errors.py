@@ -6,6 +6,9 @@ module does not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 
@@ -27,6 +30,17 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
         """Pickle the two parts, so that the exception can cross process boundaries."""
         return type(self), (self.field, self.problem)
+
+
+@contextmanager
+def in_file(path: Path | str) -> Iterator[None]:
+    """Add the file's name to error messages about its fields."""
+    try:
+        yield
+    except InputError as error:
+        if error.field == str(path):
+            raise
+        raise InputError(error.field, f"{error.problem} (in {path})") from error
 
 
 SINCE = "0.2.0"

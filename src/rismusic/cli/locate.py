@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
-from rismusic.errors import InputError
+from rismusic.errors import InputError, in_file
 from rismusic.files import TABLE_ENDINGS, read_small, writing
 from rismusic.interruption import interrupts_held
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
@@ -274,7 +274,6 @@ class Locate(Command):
         from rismusic.estimation.estimate import join_estimates
         from rismusic.io import open_recording
         from rismusic.io.calibration import PanelCalibration
-        from rismusic.io.reader import in_file
         from rismusic.metrics import truth_rows
 
         report: LocateReport | None = None

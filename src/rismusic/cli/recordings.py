@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
-from rismusic.errors import InputError
+from rismusic.errors import InputError, in_file
 from rismusic.files import check_output, read_text, write_text
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
 from rismusic.partial import PartialFile, part_files
@@ -277,7 +277,6 @@ class Calibrate(Command):
         from rismusic.estimation.noise import check_fit
         from rismusic.hybrid import BLOCK_SCENES
         from rismusic.io import read
-        from rismusic.io.reader import in_file
         from rismusic.panel_calibration import calibrate_panel, check_recording
 
         recording = read(self.file)

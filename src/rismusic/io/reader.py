@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, get_args
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rismusic.array import WAVES, Panel
-from rismusic.errors import InputError
+from rismusic.errors import InputError, in_file
 from rismusic.io.hdf5 import Hdf5Store
 from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
@@ -364,17 +363,6 @@ def _content(path: Path) -> str:
     if path.suffix.lower() == ".mat" and 0 in head[:4]:
         return "something else (a MATLAB 4 file?)"
     return f"a file that starts with {head[:16]!r}"
-
-
-@contextmanager
-def in_file(path: Path | str) -> Iterator[None]:
-    """Add the file's name to error messages about its fields."""
-    try:
-        yield
-    except InputError as error:
-        if error.field == str(path):
-            raise
-        raise InputError(error.field, f"{error.problem} (in {path})") from error
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-from rismusic.errors import InputError
-from rismusic.io.reader import in_file
+from rismusic.errors import InputError, in_file
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import Count, LocateSpec, Spec, flat_settings, read_toml
 

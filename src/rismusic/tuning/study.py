@@ -15,9 +15,8 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from pydantic import Field, ValidationError
 
-from rismusic.errors import InputError
+from rismusic.errors import InputError, in_file
 from rismusic.files import sweep_tree
-from rismusic.io.reader import in_file
 from rismusic.spec import Record, complaint
 from rismusic.text import redact
 from rismusic.tuning.objective import FinalObjective, Objective, check_trials
@@ -149,7 +148,9 @@ def tune(
         if len(found) == 1:
             reasons = [failure(trial) for trial in done if failure(trial)]
             raise InputError(
-                "trials", f"no trial was completed; the last failure: {(reasons or ['none'])[-1]}"
+                "trials",
+                f"no trial of {shown(storage, folder)} was completed; the last failure: "
+                f"{(reasons or ['none'])[-1]}",
             )
         long = optuna.create_study(
             storage=opened, study_name=stage, load_if_exists=True, pruner=optuna.pruners.NopPruner()
