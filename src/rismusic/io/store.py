@@ -127,9 +127,11 @@ def understood(field: str, expected: str) -> Iterator[None]:
         # What HDF5, the system and Python's parser say is about their calls, not about the file.
         said = reason(error)
         theirs = isinstance(error, (OSError, RuntimeError, KeyError)) or said.startswith("Unable to")
-        if theirs or "object at 0x" in said:
-            said = ""
-        raise InputError(field, f"{expected}; cannot be read{said and f' ({said})'}") from error
+        if isinstance(error, UnicodeError):
+            said = "its text is damaged"
+        elif theirs or "object at 0x" in said:
+            said = "it is damaged or cut off"
+        raise InputError(field, f"{expected}; cannot be read ({said})") from error
 
 
 def reason(error: Exception) -> str:
