@@ -10,6 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 import rismusic
 from rismusic.doctor.counterfactuals import Settings
 
+pytestmark = pytest.mark.usefixtures("repeated_trainings")
+
 
 def watched(make, steps=100, schedule=1.0, clip=math.inf):
     """Meanings of what is wrong with the settings of a regression of 2000 rows."""

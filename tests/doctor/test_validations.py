@@ -163,6 +163,7 @@ class Tags:
         return 2 * (found * tags).sum() / (found.sum() + tags.sum())
 
 
+@pytest.mark.usefixtures("repeated_trainings")
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_validation_with_words_of_another_vocabulary_is_named(wrong):
     tags = Tags()
