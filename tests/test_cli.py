@@ -269,6 +269,7 @@ BAD = [
     ("tune --fresh-scenes 3", "--fresh-scenes: was renamed to --test-scenes in 0.2.0"),
     ("doctor faults", "doctor faults: was removed in 0.2.0; run python benchmarks/doctor_faults.py"),
     ("locate {samples}/ideal_10dB.h5 --device cuda:77", "device: 'cuda:77' is not available on this machine"),
+    ("simulate -o {tmp}/a.h5 --scenes 1 --device hpu", "device: 'hpu' is not available on this machine"),
     ("simulate -o {tmp}/a.h5 --scenes 1 --device gpu", "device: 'gpu' is not available on this machine"),
     ("", "simulate"),
 ]

@@ -26,7 +26,7 @@ def device_of(device: torch.device | str) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen).cpu()  # a device without data has no values to return
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
         if reason.startswith("Expected one of"):  # a name that torch does not know, and all that it does
             reason = "devices have names such as cpu, cuda and cuda:1"
