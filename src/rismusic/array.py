@@ -408,8 +408,7 @@ def path_difference(
     Returns:
         Path differences in metres, [..., K, N].
     """
-    x, y, z = (cosine[..., None] for cosine in towards)
-    return _Rays(panel, (x, y, z), 1 / range[..., None]).difference
+    return _rays(panel, towards, range).difference
 
 
 def steering(
@@ -444,8 +443,7 @@ def steering(
         torch.Size([64, 1])
     """
     check_tensors(azimuth=azimuth, elevation=elevation, range=range)
-    x, y, z = (cosine[..., None] for cosine in direction(azimuth, elevation))
-    return _Rays(panel, (x, y, z), 1 / range[..., None]).unit_wave().mT
+    return _rays(panel, direction(azimuth, elevation), range).unit_wave().mT
 
 
 def power_gains(
@@ -462,8 +460,7 @@ def power_gains(
         elevation: radians, [..., K].
         range: metres, [..., K].
     """
-    x, y, z = (cosine[..., None] for cosine in direction(azimuth, elevation))
-    rays = _Rays(panel, (x, y, z), 1 / range[..., None])
+    rays = _rays(panel, direction(azimuth, elevation), range)
     return torch.ones_like(rays.difference) if rays.gain is None else rays.gain.square()
 
 
@@ -555,6 +552,12 @@ def steering_with_log_derivatives(
             part.flatten(-3, -2) for part in torch.broadcast_tensors(slopes, growth.unsqueeze(-3))
         )
     return rays.unit_wave().mT, torch.complex(growth, slopes).transpose(-3, -2)
+
+
+def _rays(panel: Panel, towards: tuple[Tensor, Tensor, Tensor], range: Tensor) -> _Rays:
+    """The rays of all elements to the points in some directions and ranges, each [..., K]."""
+    x, y, z = (cosine[..., None] for cosine in towards)
+    return _Rays(panel, (x, y, z), 1 / range[..., None])
 
 
 def wrapped(azimuth: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:

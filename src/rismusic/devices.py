@@ -45,22 +45,18 @@ def memory_budget(device: torch.device) -> int:
     Raises:
         InputError: the environment variable is not a positive number.
     """
-    mebibytes = _budget_of_environment()
+    mebibytes = budget_of_environment()
     if mebibytes is None:
         mebibytes = _DEFAULT_MIB.get(device.type, _DEFAULT_MIB["cpu"])
     return int(mebibytes * 2**20)
 
 
-def check_memory_budget() -> None:
-    """Check the environment variable before work starts.
+def budget_of_environment() -> float | None:
+    """The memory budget in MiB that the environment variable sets; none without it.
 
     Raises:
         InputError: it is not a positive number.
     """
-    _budget_of_environment()
-
-
-def _budget_of_environment() -> float | None:
     text = os.environ.get(VARIABLE)
     if text is None:
         return None

@@ -191,10 +191,9 @@ def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) 
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(str(path), f"cannot be written: the folder {path.parent} is read-only for this user")
     # Some folders allow new files by their permissions, and take none.
-    probe = path.with_name(f"{_owned()}{secrets.token_hex(8)}.part")
-    _FOLDERS.add(path.parent.absolute())
     try:
-        os.close(os.open(probe, _new_file(), 0o600))
+        probe, descriptor = _open_temporary(path)
+        os.close(descriptor)
         probe.unlink()
     except OSError as error:
         raise InputError(str(path), f"cannot be written: {failure(error)}") from None
@@ -285,9 +284,7 @@ class OutputFile:
         self.path, self._overwrite = path, overwrite
         sweep(path.parent)
         suffix = path.suffix if len(os.fsencode(path.suffix)) <= 16 else ""
-        self.temporary = path.with_name(f"{_owned()}{secrets.token_hex(8)}.part{suffix}")
-        _FOLDERS.add(path.parent.absolute())
-        descriptor = os.open(self.temporary, _new_file(), 0o666)
+        self.temporary, descriptor = _open_temporary(path, suffix)
         try:
             with contextlib.suppress(FileNotFoundError):
                 self.temporary.chmod(stat.S_IMODE(path.stat().st_mode))
@@ -494,9 +491,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _new_file() -> int:
-    """Flags of ``os.open`` for a file that must not exist, and is not reached by a link."""
-    return os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flags("O_NOFOLLOW", "O_CLOEXEC")
+def _open_temporary(path: Path, suffix: str = "") -> tuple[Path, int]:
+    """A new temporary file of this process beside a path, opened exclusively and not through a link."""
+    temporary = path.with_name(f"{_owned()}{secrets.token_hex(8)}.part{suffix}")
+    _FOLDERS.add(path.parent.absolute())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flags("O_NOFOLLOW", "O_CLOEXEC")
+    return temporary, os.open(temporary, flags, 0o666)
 
 
 def _flags(*names: str) -> int:

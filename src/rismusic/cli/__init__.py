@@ -148,9 +148,9 @@ def _run(args: Sequence[str]) -> int:
     command.check_files()
     command.check_outputs()
     if "RISMUSIC_MEMORY_BUDGET_MIB" in os.environ:
-        from rismusic.devices import check_memory_budget
+        from rismusic.devices import budget_of_environment
 
-        check_memory_budget()
+        budget_of_environment()  # a wrong one is refused before anything is written
     return command.run()
 
 

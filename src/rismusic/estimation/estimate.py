@@ -467,9 +467,7 @@ def from_fit(
     order = torch.where(found.active, found.power, -torch.inf).argsort(dim=-1, descending=True)
     if recording.link.pilots is not None:  # source k is the one of pilot k
         order = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    found = found.each(
-        lambda value: value.take_along_dim(order.reshape(*order.shape, *[1] * (value.ndim - 2)), dim=1)
-    )
+    found = found.reordered(order)
     # With fitted symbols, which are noisy, the conditional bound would be too small.
     L, P = recording.snapshots.shape[-2], None
     if recording.symbols == "correlated":

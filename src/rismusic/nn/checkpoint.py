@@ -28,7 +28,7 @@ from rismusic.files import read_beginning, read_small, replace_file
 from rismusic.io.schema import check_panel as check_spacing
 from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.run_folder import SETTINGS, STATE, RunFolder
-from rismusic.nn.spec import KEY, NetworkSpec, TrainSpec, WeightsCard, weights_path
+from rismusic.nn.spec import KEY, NetworkSpec, TrainSpec, WeightsCard, reason_of, weights_path
 from rismusic.registry import NETWORKS
 from rismusic.spec import Natural, Positive, Record, Wave, flat_settings, parse_record
 from rismusic.version import __version__
@@ -401,9 +401,8 @@ def _described(
     except InputError as error:
         raise error if error.field == source else InputError(source, str(error)) from None
     except (KeyError, ValueError, TypeError) as error:
-        reason = "a value has another type" if isinstance(error, TypeError) else error
         raise InputError(
-            source, f"the metadata do not describe a network of this version ({reason})"
+            source, f"the metadata do not describe a network of this version ({reason_of(error)})"
         ) from None
 
 

@@ -336,8 +336,14 @@ def card_of(source: str, metadata: Mapping[str, str]) -> WeightsCard:
             beta=training["schedule"]["beta"],
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        reason = "a value has another type" if isinstance(error, TypeError) else error
-        raise InputError(source, f"the weights have no valid card or training settings ({reason})") from None
+        raise InputError(
+            source, f"the weights have no valid card or training settings ({reason_of(error)})"
+        ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """What is wrong with metadata, without words of Python."""
+    return "a value has another type" if isinstance(error, TypeError) else str(error)
 
 
 def _table(text: str) -> dict[str, Any]:
