@@ -16,8 +16,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from rismusic.checks.recording import CheckFinding
 from rismusic.cli import COMMANDS, main
-from rismusic.cli.command import EVERYDAY
+from rismusic.cli.command import EVERYDAY, json_record
 from rismusic.cli.locate import results_table, scenes_table
 from rismusic.cli.parser import parse, settings_of
 from rismusic.devices import VARIABLE
@@ -113,6 +114,15 @@ def test_check_as_a_table_and_as_json(samples, capsys, tmp_path):
     result = json.loads(capsys.readouterr().out)
     assert result["findings"] == []
     assert result["facts"]["scenes S"] == "10"
+    finding = CheckFinding("antenna_dead", math.inf, 10.0, "a receiver output is weak", "check its cable")
+    assert json_record(finding)["value"] is None  # JSON has no infinity
+
+
+def test_help_fits_a_terminal_of_any_width(monkeypatch, capsys):
+    for columns in ("3", "40", "500"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert run("locate", "--help-all") == 0
+        assert "--method" in capsys.readouterr().out
 
 
 def test_locate_by_weights_of_ones_own(samples, capsys, tmp_path):

@@ -35,6 +35,8 @@ _BAD_FIT = 2.0
 _FIRST_REMAINING = 0.3
 # Number of scenes from which the remaining error is measured in one of so many scenes, held out.
 _LEAST_SCENES, _HELD_OUT = 10, 5
+# Remaining error from which a calibration is doubted.
+_LARGE_ERROR = 0.4
 _LOG = logging.getLogger("rismusic.calibrate")
 
 
@@ -112,10 +114,16 @@ def calibrate_panel(
         _LOG.info("round %d: %d of %d scenes, remaining error %.3g", number, used.sum(), len(used), remaining)
     assert calibration is not None
     assert first is not None
-    if int(used.sum()) < _LEAST_SCENES:
-        return calibration
-    measured = _measured_error(recording, first, used, volume, chosen, remaining, found)
-    return replace(calibration, remaining_error=measured)
+    if int(used.sum()) >= _LEAST_SCENES:
+        measured = _measured_error(recording, first, used, volume, chosen, remaining, found)
+        calibration = replace(calibration, remaining_error=measured)
+    if calibration.remaining_error >= _LARGE_ERROR:
+        _LOG.warning(
+            "the calibrated panel still departs by about %.0f %%; are positions, channel and conventions "
+            "right? 'rismusic check' compares them",
+            100 * calibration.remaining_error,
+        )
+    return calibration
 
 
 def _measured_error(

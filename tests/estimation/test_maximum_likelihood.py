@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields, replace
 
 import dense
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from rismusic.errors import InputError
+from rismusic.estimation import maximum_likelihood
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
 from rismusic.estimation.maximum_likelihood import (
@@ -273,3 +275,22 @@ def test_powers_are_the_best_ones_and_those_of_silent_scenes_zero(generator):
         fit.neg_log_likelihood[heard], best.neg_log_likelihood[heard], rtol=0, atol=1e-2
     )
     torch.testing.assert_close(fit.noise_variance, best.noise_variance)
+
+
+@pytest.mark.parametrize("fault", ["warning", "error"])
+def test_settings_of_numba_that_it_cannot_read_are_one_sentence(monkeypatch, fault):
+    def importing(name):
+        if fault == "error":
+            raise ValueError("Number of threads specified must be > 0.")
+        warnings.warn(
+            "Environment variable 'NUMBA_NUM_THREADS' is defined but its value 'x' could not be parsed.\n"
+            "The parse failed with exception:\nTraceback (most recent call last):",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    monkeypatch.setattr(maximum_likelihood, "import_module", importing)
+    with pytest.raises(
+        InputError, match=r"numba: cannot be imported: [^\n]*\. Check the variables NUMBA_\*$"
+    ):
+        maximum_likelihood._kernel.__wrapped__()

@@ -203,6 +203,22 @@ def test_plot(calibration):
         plot_panel_calibration(calibration, ax=figure.axes[:1])
 
 
+def test_a_calibration_that_explains_little_is_doubted(caplog):
+    """The channel of another recording: half of the power belongs to no element."""
+    made = simulate(
+        scenes=6, sources=1, snr_db=20, one_panel=True, seed=3, one_link=True,
+        panel={"rows": 3, "columns": 4}, channel={"antennas": 6}, codebook={"snapshots": 12},
+    )  # fmt: skip
+    calibrate_panel(made, made.truth, rounds=1)
+    assert not caplog.records
+    noise = torch.randn(
+        made.snapshots.shape, generator=torch.Generator().manual_seed(0), dtype=torch.complex64
+    )
+    level = made.snapshots.abs().square().mean().sqrt()
+    calibrate_panel(replace(made, snapshots=made.snapshots + level * noise), made.truth, rounds=1)
+    assert "the calibrated panel still departs by about" in caplog.text
+
+
 def test_command(recording, response, tmp_path, capsys):
     write(tmp_path / "all.h5", recording)
     lines = ["scene,source,azimuth_deg,elevation_deg,range_m"]
@@ -241,7 +257,9 @@ def test_command(recording, response, tmp_path, capsys):
         ("\ufeff" + lines[0] + "\r0,0,x,1,1\r", "line 2: values must be numbers"),
         (lines[0] + "\n0,0,1,1,1e-320\n", "ranges must be 1e-06 to 1e+12 m"),
         ('"' + "x" * 200_000, "is not a CSV file: field larger than"),
-        (lines[0] + "\n0,0,1,1,1" * 90 + "\n", "identify at most"),
+        (lines[0] + "".join(f"\n0,{n},{n / 2},1,1" for n in range(90)) + "\n", "identify at most"),
+        (lines[0].replace("source", "range_m") + "\n0,0,1,1,1\n", "has more than one column range_m"),
+        (lines[0] + "\n0,0,1,1,1\n0,1,1,1,1\n", "line 3: scene 0 has this position already"),
         (lines[0] + "\n99,0,1,1,1\n", "line 2: scene 99 does not exist"),
         (lines[0] + "\n0,0,x,1,1\n", "line 2: values must be numbers"),
         (lines[0] + "\n0,0,1,1,-1\n", "must be positive"),

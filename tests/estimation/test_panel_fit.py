@@ -141,3 +141,29 @@ def test_bad_settings_are_refused():
     start = replace(recording.truth, power=None, symbols=None)
     with pytest.raises(InputError, match="panel_error: must be positive"):
         fit_panel(recording, start, VOLUME, **SIZES | {"panel_error": 0.0}, known_positions=True)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_positions_of_other_scenes_explain_nothing(direct):
+    recording = simulate(
+        scenes=16, sources=1, snr_db=20, one_panel=True, seed=3,
+        **SMALL | {"channel": {"kind": "direct"} if direct else {"antennas": 6}},
+    )  # fmt: skip
+    fit_panel(recording, recording.truth, VOLUME, **SIZES, known_positions=True)
+    noise = torch.randn(
+        recording.snapshots.shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)
+    )
+    other = replace(recording, snapshots=noise)
+    with pytest.raises(InputError, match=r"known_positions: .* do not explain the snapshots"):
+        fit_panel(other, recording.truth, VOLUME, **SIZES, known_positions=True)
+
+
+def test_a_noise_variance_below_the_rounding_of_the_data():
+    recording = simulate(
+        scenes=3, sources=1, snr_db=25, one_panel=True, seed=3, hardware=ERRORS,
+        **SMALL | {"channel": {"kind": "direct"}},
+    )  # fmt: skip
+    fit = fit_panel(recording, recording.truth, VOLUME, **SIZES, known_positions=True)
+    least = replace(recording, noise_variance=1e-30 * recording.noise_variance)
+    other = fit_panel(least, recording.truth, VOLUME, **SIZES, known_positions=True)
+    assert torch.linalg.vector_norm(other.response - fit.response) < 0.02 * len(fit.response) ** 0.5

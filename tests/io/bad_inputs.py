@@ -142,11 +142,13 @@ altered(
 )
 altered("NaN in elements", "elements", "a NaN", elements=at(0, 0, value=np.nan))
 altered("scene of zeros", "snapshots", "zero power (every value is 0) in scene 3", snapshots=at(3, value=0))
-altered("snapshots too large", "snapshots", "overflow in scene 1", snapshots=at(1, value=1e30))
+altered(
+    "snapshots too large", "snapshots", "a largest modulus of 1e+30 in scene 1", snapshots=at(1, value=1e30)
+)
 altered(
     "snapshots too small",
     "snapshots",
-    "so small that their squares are 0 in scene 1",
+    "a largest modulus of 1e-30 in scene 1; must be 1e-15 to 1e+15",
     snapshots=at(1, value=1e-30),
 )
 altered(

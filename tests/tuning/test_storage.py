@@ -217,6 +217,15 @@ def with_a_text_for_a_number(path):
     connection.close()
 
 
+def without_a_number(path):
+    study = a_study(path, "tune")
+    for _ in range(2):
+        study.add_trial(optuna.trial.create_trial(value=1.0))
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE trials SET number = NULL WHERE trial_id = 2")
+    connection.close()
+
+
 def of_another_program(path):
     a_study(path, "tune").add_trial(optuna.trial.create_trial(value=1.0))
 
@@ -247,6 +256,7 @@ def a_study(path, name):
         (half_of_an_optuna, True, "is damaged: the version of its tables is missing"),
         (a_view_in_place_of_a_table, False, "is damaged: no table trial_values"),
         (with_a_text_for_a_number, True, "column number of table trials has a text in place of a number"),
+        (without_a_number, True, "is damaged: a value of a study or a trial cannot be read"),
         (without_a_column, False, "table trial_intermediate_values has no column intermediate_value_type"),
         (of_another_program, False, "'tune' was not written by rismusic tune"),
         (with_other_settings, False, "'tune' exists in this storage with other settings"),

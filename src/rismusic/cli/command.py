@@ -379,6 +379,15 @@ def progress_bar() -> Progress:
     )
 
 
+def json_record(row: Any) -> dict[str, Any]:
+    """The fields of a dataclass; those that are not finite become null, since JSON has no infinity."""
+
+    def finite(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return dataclasses.asdict(row, dict_factory=lambda items: {name: finite(value) for name, value in items})
+
+
 def write_rows(
     path: Path, rows: Sequence[Any], *, row_type: type[Any], overwrite: bool, **head: object
 ) -> None:
@@ -397,15 +406,10 @@ def write_rows(
         InputError: another ending; the file exists and ``overwrite`` is off; it cannot be written.
     """
     check_output(path, overwrite=overwrite, endings=TABLE_ENDINGS)
-    records = [dataclasses.asdict(row) for row in rows]
     if path.suffix == ".json":
-        for record in records:
-            record |= {
-                name: None
-                for name, value in record.items()
-                if isinstance(value, float) and not math.isfinite(value)
-            }
+        records = [json_record(row) for row in rows]
         text = json.dumps({**head, "rows": records}, indent=1, allow_nan=False) + "\n"
     else:
+        records = [dataclasses.asdict(row) for row in rows]
         text = csv_text([field.name for field in dataclasses.fields(row_type)], records)
     write_text(path, text, overwrite=overwrite)

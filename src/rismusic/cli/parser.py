@@ -430,7 +430,7 @@ def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
 
 
 def _width() -> int:
-    return min(100, shutil.get_terminal_size().columns)
+    return min(100, max(_INDENT + 20, shutil.get_terminal_size().columns))
 
 
 def _entry(head: str, text: str) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import math
+from collections import Counter
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
+from rismusic.cli.command import Command, Option, SafeConsole, json_record, note, progress_bar, resumable
 from rismusic.errors import InputError, in_file
 from rismusic.files import check_output, read_text, write_text
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
@@ -194,7 +194,7 @@ class Check(Command):
 
         result = check(self.file, fit=self.fit)
         if self.as_json:
-            print(json.dumps(dataclasses.asdict(result), indent=1, allow_nan=False))
+            print(json.dumps(json_record(result), indent=1, allow_nan=False))
         else:
             self._print(result)
         if self.plot is not None and scene is not None:
@@ -328,7 +328,8 @@ def read_positions(path: Path, scenes: int) -> Sources:
         Sources [S, K], NaN where a scene has fewer.
 
     Raises:
-        InputError: a column is missing, a value is no number, or a scene does not exist.
+        InputError: a column is missing or there twice, a value is no number, a scene does not exist, or a
+            position of a scene repeats.
     """
     from rismusic.sources import Sources
 
@@ -336,12 +337,16 @@ def read_positions(path: Path, scenes: int) -> Sources:
     rows = csv.DictReader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=None))
     found: list[list[tuple[float, ...]]] = [[] for _ in range(scenes)]
     try:
-        missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+        times = Counter(rows.fieldnames or ())
+        missing = [name for name in _COLUMNS if not times[name]]
+        twice = [name for name in _COLUMNS if times[name] > 1]
         lines = list(enumerate(rows, start=2))
     except csv.Error as error:
         raise InputError(str(path), f"is not a CSV file: {error}") from None
     if missing:
         raise InputError(str(path), f"has no column {missing[0]}; needed are {', '.join(_COLUMNS)}")
+    if twice:
+        raise InputError(str(path), f"has more than one column {twice[0]}; which one holds?")
     if not lines:
         raise InputError(str(path), "has no positions below its first line")
     for line, row in lines:
@@ -355,7 +360,10 @@ def read_positions(path: Path, scenes: int) -> Sources:
             raise InputError(
                 str(path), f"line {line}: scene {scene:g} does not exist; the recording has {scenes} scenes"
             )
-        found[int(scene)].append(tuple(place))
+        places = found[int(scene)]
+        if tuple(place) in places:
+            raise InputError(str(path), f"line {line}: scene {scene:g} has this position already")
+        places.append(tuple(place))
     most = max(1, *map(len, found))
     table = [places + [(math.nan,) * 3] * (most - len(places)) for places in found]
     try:

@@ -58,6 +58,8 @@ _NOISE_SHARE = 0.3
 # Ridge relative to a unit diagonal.
 _RIDGE = 1e-13
 _FIRST_DAMPING, _MOST_DAMPING = 1e-3, 1e6
+# Power of rounding errors over that of the data: about the square of the precision of single precision.
+_ROUNDING = 1e-14
 # Largest number of elements, since the equations for e are dense.
 _MAX_ELEMENTS = 1024
 
@@ -74,7 +76,10 @@ def whitened(recording: Recording, panel_error: float) -> Recording:
     Returns:
         A recording with one channel per scene, [S, M, N], and the noise variance used, recorded or estimated.
     """
-    noise = noise_of(recording).double()
+    energy = torch.view_as_real(recording.snapshots.to(torch.complex128)).square().sum(-1)
+    power = energy.mean(dim=(1, 2))
+    # The rounding of the data is noise, too.
+    noise = torch.maximum(noise_of(recording).double(), _ROUNDING * power)
     known = replace(recording, noise_variance=noise.to(recording.snapshots.real.dtype))
     if panel_error == 0 or recording.channel is None:
         return known
@@ -82,7 +87,6 @@ def whitened(recording: Recording, panel_error: float) -> Recording:
     assert link.channel is not None
     H = link.channel
     reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
-    power = torch.view_as_real(y).square().sum(-1).mean(dim=(1, 2))
     # The part of the power that is not noise is field and errors, in the ratio 1 to epsilon^2.
     share = panel_error**2 / (1 + panel_error**2)
     level = share * (power / torch.where(noise > 0, noise, torch.inf) - 1).clamp_min(0)

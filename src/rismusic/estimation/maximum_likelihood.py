@@ -12,6 +12,7 @@ completes a fit.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -122,12 +123,16 @@ def compiled_fits() -> ModuleType | None:
 
 @lru_cache(maxsize=1)
 def _kernel() -> ModuleType | None:
-    try:
-        return import_module("rismusic.estimation.fit_kernel")
-    except ImportError:  # no Numba, or one that does not know the installed NumPy
-        return None
-    except ValueError as error:  # a setting in the environment, such as NUMBA_NUM_THREADS=0
-        raise InputError("numba", f"cannot be imported: {error}. Check the variables NUMBA_*") from None
+    with warnings.catch_warnings():
+        # Numba warns of a setting that it cannot read, with a traceback in the warning.
+        warnings.filterwarnings("error", "Environment variable", category=RuntimeWarning)
+        try:
+            return import_module("rismusic.estimation.fit_kernel")
+        except ImportError:  # no Numba, or one that does not know the installed NumPy
+            return None
+        except (ValueError, RuntimeWarning) as error:  # a setting in the environment: NUMBA_NUM_THREADS=0
+            reason = str(error).splitlines()[0]
+            raise InputError("numba", f"cannot be imported: {reason} Check the variables NUMBA_*") from None
 
 
 def values_without_each(

@@ -58,6 +58,8 @@ _LEAST_OFFSET = 1e-4
 # Largest share of the noise's degrees of freedom that the fit may take.
 _LEAST_FREEDOM = 0.1
 _LARGEST_ERROR = 0.5
+# Share of the power of all scenes beyond which the sources explain nothing.
+_MOST_UNEXPLAINED = 0.95
 # Noise variances that are tried, relative to the fitted one, where none is recorded.
 _NOISE_LEVELS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0, 1.1)
 _TINY = torch.finfo(torch.float64).tiny
@@ -448,7 +450,14 @@ def _remaining_error(recording: Recording, problem: Problem, at: Unknowns) -> fl
     """
     _, L, M = problem.y.shape
     share = min(problem.known / (L * M), 1 - _LEAST_FREEDOM)
-    level = problem.noise / (squared_modulus(problem.y).mean((1, 2)) - problem.noise).clamp_min(_TINY)
+    power = squared_modulus(problem.y).mean((1, 2))
+    if float(problem.noise.sum() / power.sum()) > _MOST_UNEXPLAINED:
+        raise InputError(
+            "known_positions" if problem.known_positions else "recording",
+            "whatever the responses of the elements, sources at these positions do not explain the "
+            "snapshots; are they those of these scenes, in their order, in degrees and metres?",
+        )
+    level = problem.noise / (power - problem.noise).clamp_min(_TINY)
     plain = Problem(whitened(recording, 0.0), problem.active, problem.power, HALF_SPACE, known_positions=True)
     known = recording.noise_variance is not None
     inside = _error_in_noise(plain, at, problem.noise, known_noise=known, share=share)

@@ -369,6 +369,9 @@ _SPACING_WAVELENGTHS = (1 / 100, 10)
 # Largest plausible extent of a panel.
 _EXTENT_WAVELENGTHS = 1e6
 
+# Limits of the largest modulus of a scene, since squares are computed in single precision.
+_MAGNITUDE = (1e-15, 1e15)
+
 # Largest factor between the standard deviation of the noise and the largest value of the snapshots.
 _NOISE_RATIO = 1e20
 
@@ -421,7 +424,7 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
             _check_finite(fields[name], values[name], first_scene)
     for name in ("snapshots", "channel", "codes", "pilots"):
         if name in values:
-            _check_power(fields[name], values[name], first_scene)
+            _check_magnitude(fields[name], values[name], first_scene)
     noise = values.get("noise_variance")
     if noise is not None and (noise <= 0).any():
         scene = int((noise <= 0).nonzero()[0])
@@ -585,25 +588,19 @@ def _check_finite(field: Field, value: Tensor, first_scene: int) -> None:
         )
 
 
-def _check_power(field: Field, value: Tensor, first_scene: int) -> None:
-    """Refuse scenes whose values are all 0, or whose squares under- or overflow."""
-    magnitude = value.abs()
-    peak = magnitude.amax(dim=(-2, -1))
-    power = magnitude.square().sum(dim=(-2, -1))
-    for wrong, found in (
-        (peak == 0, "has zero power (every value is 0)"),
-        (power == 0, "has values so small that their squares are 0"),
-        (power.isinf(), "has values so large that their squares overflow"),
-    ):
-        if wrong.any():
-            index = wrong.nonzero()[0]
-            where = f" in {_where(field, value, index, first_scene)}" if len(index) else ""
-            raise InputError(
-                field.name,
-                f"{found}{where}; needs a power above 0 that {value.dtype.to_real()} can hold".replace(
-                    "torch.", ""
-                ),
-            )
+def _check_magnitude(field: Field, value: Tensor, first_scene: int) -> None:
+    """Refuse scenes without power, and values whose squares single precision cannot compute with."""
+    peak = value.abs().amax(dim=(-2, -1))
+    low, high = _MAGNITUDE
+    wrong = ~((peak >= low) & (peak <= high))
+    if wrong.any():
+        index = wrong.nonzero()[0]
+        where = f" in {_where(field, value, index, first_scene)}" if len(index) else ""
+        largest = float(peak[tuple(index)])
+        found = (
+            "has zero power (every value is 0)" if largest == 0 else f"has a largest modulus of {largest:.3g}"
+        )
+        raise InputError(field.name, f"{found}{where}; must be {low:g} to {high:g}")
 
 
 def _check_symbols(symbols: Tensor, active: Tensor, first_scene: int) -> None:

@@ -277,7 +277,7 @@ def _read_all(opened: RDBStorage, shown: URL) -> None:
     try:
         for study in opened.get_all_studies():
             copy.deepcopy(study.user_attrs)
-            opened.get_all_trials(study._study_id)
+            sorted(trial.number for trial in opened.get_all_trials(study._study_id))
     except (StorageInternalError, SQLAlchemyError):
         raise
     except Exception as error:  # Optuna raises nearly everything on damaged values
