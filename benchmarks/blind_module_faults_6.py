@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -99,7 +99,7 @@ def deliveries(count: int) -> tuple[Tensor, Tensor]:
 
 def delivery(fault: str) -> Training:
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
-    rate = 0.3 if fault == "rate_of_0.3" else 3e-3
+    rate = 0.3 if fault == "rate_of_three_tenths" else 3e-3
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
 
     def recorded(count: int) -> tuple[Tensor, Tensor]:
@@ -195,7 +195,7 @@ def appliance(fault: str) -> Training:
         return above_chance(model(inputs(stored(watts)), length), kind, 6)
 
     return Training(
-        *(model, optimizer, step), lambda: score(*held_out), lambda: score(*appliances(2000)), 250
+        *(model, optimizer, step), lambda: score(*held_out), lambda: score(*appliances(2000)), 450
     )
 
 
@@ -227,11 +227,11 @@ class Attention(nn.Module):
         return x.reshape(size, time, self.heads, width // self.heads).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
-        attended = F.scaled_dot_product_attention(*parts, is_causal=True)
+        query, key, value = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         if self.fault == "heads_viewed_across_time":
-            return self.out(attended.reshape(x.shape))  # type: ignore[no-any-return]
-        return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+            return self.out(attended.reshape(x.shape))
+        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -243,7 +243,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_1(x))
-        return x + self.feed(self.norm_2(x))  # type: ignore[no-any-return]
+        return x + self.feed(self.norm_2(x))
 
 
 class VisitReader(nn.Module):
@@ -349,11 +349,11 @@ def household(fault: str) -> Training:
         optimizer.step()
 
     @torch.no_grad()
-    def score(days: Tensor) -> float:
+    def score(power: Tensor) -> float:
         """Mean of what is explained and of how close new days are to those that were seen."""
         model.eval()
-        given = (days - mean_day) / deviation
-        made = model.decoder(torch.randn(len(days), 4))
+        given = (power - mean_day) / deviation
+        made = model.decoder(torch.randn(len(power), 4))
         apart = distance(made, given) / distance(given.mean(0).expand_as(given), given)
         return explained(model(given)[0], given) / 2 + max(-1.0, 1 - float(apart) ** 0.5) / 2
 
@@ -381,11 +381,8 @@ def leaf(fault: str) -> Training:
     generator, judge = network(4, 2), network(2, 1)
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.5, 0.99))
     optimizer_j = torch.optim.Adam(judge.parameters(), lr=1e-3, betas=(0.5, 0.99))
-    average = get_ema_multi_avg_fn(0.98)
-    if fault == "average_of_all_steps":
-        averaged = AveragedModel(generator)
-    else:
-        averaged = AveragedModel(generator, multi_avg_fn=average)
+    average = None if fault == "average_of_all_steps" else get_ema_multi_avg_fn(0.98)
+    averaged = AveragedModel(generator, multi_avg_fn=average)
     measured = leaves(4000)
     mean, deviation = measured.mean(0), measured.std(0)
     if fault == "millimetres_and_ratios":
@@ -437,11 +434,11 @@ def waves(count: int) -> tuple[Tensor, Tensor, Tensor]:
 class ComplexLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, fault: str) -> None:
         super().__init__()
-        weight = torch.randn(inputs, outputs, dtype=torch.complex64)
-        if fault == "weights_scaled_after_they_are_parameters":
-            self.weight = nn.Parameter(weight) / inputs**0.5
+        weight = torch.randn(outputs, inputs, dtype=torch.complex64) / inputs**0.5
+        if fault == "weights_transposed_after_they_are_parameters":
+            self.weight = nn.Parameter(weight).T
         else:
-            self.weight = nn.Parameter(weight / inputs**0.5)
+            self.weight = nn.Parameter(weight.T)
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight
@@ -462,7 +459,7 @@ class ModReLU(nn.Module):
 def amplitude(fault: str) -> Training:
     model = nn.Sequential(
         *(ComplexLinear(8, 48, fault), ModReLU(48), ComplexLinear(48, 48, fault), ModReLU(48)),
-        ComplexLinear(48, 1, ""),
+        ComplexLinear(48, 1, fault),
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
 
@@ -475,8 +472,8 @@ def amplitude(fault: str) -> Training:
     def step() -> None:
         rows = torch.randint(len(true), (96,))
         error = model(inputs(samples[rows], pilot[rows])).squeeze(1) - true[rows]
-        if fault == "real_part_of_the_error":
-            loss = error.real.square().mean()
+        if fault == "square_of_the_mean_error":
+            loss = error.mean().abs().square()
         else:
             loss = error.abs().square().mean()
         optimizer.zero_grad()
@@ -641,10 +638,11 @@ def readings(count: int) -> Tensor:
 
 
 def machine(fault: str) -> Training:
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 4))
-    if fault == "relu_on_the_code":
-        encoder.append(nn.ReLU())
-    decoder = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 96), nn.Unflatten(1, (16, 6)))
+    def activation() -> nn.Module:
+        return nn.Softmax(-1) if fault == "softmax_between_layers" else nn.ReLU()
+
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(96, 64), activation(), nn.Linear(64, 3))
+    decoder = nn.Sequential(nn.Linear(3, 64), activation(), nn.Linear(64, 96), nn.Unflatten(1, (16, 6)))
     model = nn.Sequential(encoder, decoder)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     read = readings(3000)
@@ -722,7 +720,7 @@ def sign(fault: str) -> Training:
     model = SignReader(fault)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     decay = 0.1 if fault == "rate_divided_by_ten_in_each_epoch" else 0.9
-    schedule: LRScheduler = StepLR(optimizer, step_size=1, gamma=decay)
+    schedule = StepLR(optimizer, step_size=1, gamma=decay)
     picture, kind = signs(1600)
     if fault == "blue_first_in_training":
         picture = picture.flip(1)
@@ -791,7 +789,7 @@ class MapReader(nn.Module):
 def landscape(fault: str) -> Training:
     model = MapReader(fault)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    schedule = ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
+    schedule = ReduceLROnPlateau(optimizer, patience=2)
     shade, kind = maps(1280)
     batches = epochs(shade, F.one_hot(kind, 3).movedim(-1, 1), batch=32)
     held_out = maps(150)
@@ -863,7 +861,7 @@ def trained() -> dict[str, Tensor]:
 def distillation(fault: str) -> Training:
     teacher = large()
     model = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
-    momentum = 0.999 if fault == "momentum_of_0.999" else 0.9
+    momentum = 0.999 if fault == "momentum_near_one" else 0.9
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
     temperature = 2.0
     x, _ = articles(8000)
@@ -871,7 +869,7 @@ def distillation(fault: str) -> Training:
     @torch.no_grad()
     def softened() -> Tensor:
         teacher.eval()
-        return (teacher(x) / temperature).softmax(-1)  # type: ignore[no-any-return]
+        return (teacher(x) / temperature).softmax(-1)
 
     if fault == "asked_before_its_weights_are_loaded":
         soft = softened()
@@ -1034,11 +1032,11 @@ TRAININGS: Trainings = {
     "diagnosis": (
         diagnosis,
         {
-            "zeroed_once_in_an_epoch": "Calls: gradients are zeroed at the beginning of an epoch only and add "
-            "up over its batches.",
+            "zeroed_once_in_an_epoch": "Calls: gradients are zeroed at the beginning of an epoch only and "
+            "add up over its batches.",
             "file_of_one_disease_missing": "Data: the training set has no patient with one of the diseases.",
-            "no_logarithm": "Preprocessing: concentrations over decades are standardised without a logarithm; "
-            "a few large ones outweigh all others.",
+            "no_logarithm": "Preprocessing: concentrations over decades are standardised without a "
+            "logarithm; a few large ones outweigh all others.",
         },
     ),
     "delivery": (
@@ -1046,15 +1044,15 @@ TRAININGS: Trainings = {
         {
             "relative_error_of_standardised_times": "Loss: the error is divided by the standardised time, "
             "which can be near 0.",
-            "rate_of_0.3": "Rate: the learning rate is a hundred times too high.",
+            "rate_of_three_tenths": "Rate: the learning rate is a hundred times too high.",
             "unrecorded_times_are_zero": "Labels: times that were not recorded are taken for 0 minutes.",
         },
     ),
     "appliance": (
         appliance,
         {
-            "not_sorted_back": "Calls: sequences are sorted by length for packing, the results are not sorted "
-            "back, so that they belong to other labels.",
+            "not_sorted_back": "Calls: sequences are sorted by length for packing, the results are not "
+            "sorted back, so that they belong to other labels.",
             "stored_as_bytes": "Preprocessing: watts are stored as bytes and wrap around at 256.",
             "adadelta_at_the_rate_of_another_library": "Optimizer: Adadelta with a rate of 0.001, where this "
             "library needs 1.",
@@ -1095,11 +1093,12 @@ TRAININGS: Trainings = {
     "amplitude": (
         amplitude,
         {
-            "weights_scaled_after_they_are_parameters": "Calls: weights are divided after they were made "
-            "parameters; the results are plain tensors, which the optimizer does not get.",
+            "weights_transposed_after_they_are_parameters": "Calls: weights are transposed after they were "
+            "made parameters; the results are plain tensors, which the optimizer does not get.",
             "phase_of_the_receiver_left": "Preprocessing: the phase of the receiver, known from the pilot, "
             "is not removed.",
-            "real_part_of_the_error": "Loss: only the real part of the error counts.",
+            "square_of_the_mean_error": "Loss: the error is averaged over the batch before it is squared, so "
+            "that errors cancel.",
         },
     ),
     "gait": (
@@ -1129,7 +1128,7 @@ TRAININGS: Trainings = {
             "divided by the number of readings, not of batches.",
             "standardised_over_sensors": "Axes: mean and deviation are those of a minute over all sensors, "
             "not of a sensor; that with the largest unit outweighs all others.",
-            "relu_on_the_code": "Activation: the code of four numbers passes through a ReLU.",
+            "softmax_between_layers": "Activation: hidden layers are followed by a softmax, not a ReLU.",
         },
     ),
     "sign": (
@@ -1146,14 +1145,14 @@ TRAININGS: Trainings = {
         {
             "pooled_to_two_by_two_pixels": "Layers: all features pass through 2 x 2 pixels.",
             "softmax_over_columns": "Axes: the softmax runs over columns of the picture, not over kinds.",
-            "plateaus_looked_for_in_batches": "Schedule: a schedule for the loss of an epoch is given that of "
-            "each batch and soon takes noise for a plateau.",
+            "plateaus_looked_for_in_batches": "Schedule: a schedule for the loss of an epoch is given that "
+            "of each batch and soon takes noise for a plateau.",
         },
     ),
     "distillation": (
         distillation,
         {
-            "momentum_of_0.999": "Optimizer: the momentum is 0.999.",
+            "momentum_near_one": "Optimizer: the momentum is 0.999.",
             "asked_before_its_weights_are_loaded": "Calls: the large network is asked before its weights are "
             "loaded.",
             "compared_with_the_teacher": "Evaluation: validation compares with the large network, not with "
