@@ -4,7 +4,8 @@
 ``--source``, ``--healthy`` and ``--modules`` run the doctor on the edits, on healthy trainings, and on the
 scripts of ``blind_module_faults.py``, each in a process of its own, and store every report under ``--out``.
 ``--set 2`` takes the edits and the scripts of the second set, ``blind_source_faults_2.py`` and
-``blind_module_faults_2.py``; ``--set 3`` to ``--set 5`` those of a third to a fifth one.
+``blind_module_faults_2.py``; ``--set 3`` to ``--set 5`` those of a third to a fifth one. The sixth
+set has scripts only (``--modules --set 6``); ``blind_module_faults_6.py --check`` checks them.
 ``--table`` joins the reports with the verdicts of ``docs/measured/doctor_blind_verdicts.json``.
 
 Verdicts, by the rules below, written down before the run, from the report alone:
@@ -253,6 +254,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of faults or cases")
     parser.add_argument("--part", default="0/1", help="share of the work, such as 0/2 and 1/2")
     options = parser.parse_args()
+    if options.number == 6 and (options.check or options.source):
+        parser.error("set 6 has no edits of the package; blind_module_faults_6.py --check checks its scripts")
     torch.set_num_threads(1)
     part, parts = map(int, options.part.split("/"))
     suffix = "" if options.number == 1 else f"_{options.number}"
