@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rismusic.doctor import counterfactuals
+from rismusic.doctor import counterfactuals, function_checks
 
 
 @pytest.fixture
@@ -16,3 +16,14 @@ def repeated_trainings():
 def _no_time_to_repeat_trainings(request, monkeypatch):
     if "repeated_trainings" not in request.fixturenames:
         monkeypatch.setattr(counterfactuals, "_SECONDS", 0.0)
+
+
+@pytest.fixture
+def functions_of(monkeypatch):
+    """Makes FUNCTIONS check those of some modules only; a healthy training is checked with all."""
+
+    def select(*modules):
+        chosen = {n: one for n, one in function_checks.DEFINITIONS.items() if n.startswith(modules)}
+        monkeypatch.setattr(function_checks, "DEFINITIONS", chosen)
+
+    return select

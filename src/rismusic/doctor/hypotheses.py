@@ -396,9 +396,12 @@ def _changes(
         for other, values in inputs.items():
             if other != name and any(one.shape == args[0].shape for one in values):
                 yield f"with {other} in place of {name}", _other(other)
+    elif site[0] == "setting":
+        yield f"with the square of {name}", lambda _, x: x * x
+        yield f"with 1 minus {name}", lambda _, x: 1 - x
     elif site[0] == "step":
         yield f"without {name}", lambda _, x, *__, **___: x
-    elif site[0] != "setting":
+    else:
         text = f"`{_source(site)}`"
         for words, change in _OPERATIONS.get(name, {}).items():
             yield f"with {words} in {text}", change

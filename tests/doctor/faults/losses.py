@@ -75,7 +75,7 @@ FAULTS = (
         1,
         "eigenvalues sorted wrong",
         "Eigenvalues are in ascending order where descending ones are expected.",
-        ("eigenvalues in another order",),
+        ("eigenvalue_gap", "with the other order in"),
         function(eigenvalue_gap, _ascending),
     ),
     Fault(
