@@ -288,6 +288,11 @@ def _outside(R: Tensor, projector: Tensor) -> Tensor:
 
 
 @_of("nn.losses:eigenvalue_gap")
+def _gap_found(covariance: Tensor, count: Tensor, result: Tensor) -> Any:
+    order = " (negative: eigenvalues in another order, eigh ascends)" if float(result.min()) < -1e-6 else ""
+    return {f"the gap{order}": (result, _gap(covariance, count))}
+
+
 def _gap(covariance: Tensor, count: Tensor) -> Tensor:
     falling = torch.linalg.eigvalsh(ref.unit_trace(covariance)).sort(dim=-1, descending=True).values
     last = count.long().clamp_min(1)[..., None]
@@ -401,7 +406,7 @@ def _head_losses(truth: Sources, prediction: Any, weights: Mapping[str, float]) 
             for one, two in ((azimuth, true[0]), (elevation, true[1]))
         ]
         angle = (turn[0] + turn[1]) / 2
-        log_distance = (q[s][:, None] * true[2][s][here]).log()
+        log_distance = q[s][:, None].log() + true[2][s][here].log()
         log_range = _huber(log_distance / setting("the scale of log-range", _LOG_RANGE))
         cost = (weights.get("angle", 0.0) * angle + weights.get("log_range", 0.0) * log_range) / K
         cost = cost - weights.get("existence", 0.0) / Q * e[:, None]
@@ -492,7 +497,7 @@ def _around(self: Any, result: Tensor) -> Any:
 @_of("nn.losses:_Structure.__init__")
 def _structure_start(self: Any, targets: Any) -> Any:
     T, c = ref.dense(targets.true), targets.conditioning
-    return {"R_true, loaded and shrunk,": (ref.dense(self._true), _conditioned(T, c))}
+    return {"R_true, loaded and shrunk": (ref.dense(self._true), _target_loaded(T, c))}
 
 
 @_of("nn.losses:_Structure.of")
@@ -542,13 +547,14 @@ def loss_terms(
     own = targets.conditioning
     conditioning = replace(own, **{name: value.double().cpu() for name, value in vars(own).items()})
 
+    a, b = (v.to(torch.complex128).cpu() for v in (prediction.angle_factor, prediction.range_factor))
+
     def factors() -> tuple[Tensor, Tensor]:
-        a, b = (v.to(torch.complex128).cpu() for v in (prediction.angle_factor, prediction.range_factor))
         return given("the angle factor", a), given("the range factor", b)
 
     def covariances() -> tuple[Tensor, Tensor, Tensor]:
         sample, true = (ref.dense(one) for one in (targets.sample, targets.true))
-        P = given("R_pred", ref.unit_trace(_predicted(*factors())))
+        P = given("R_pred", ref.unit_trace(_predicted(a, b)))
         return P, given("R_samp (in R_blend)", sample), given("R_true", true)
 
     def blended() -> tuple[Tensor, Tensor]:

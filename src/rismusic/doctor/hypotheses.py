@@ -378,6 +378,8 @@ def _relation(wrong: Sequence[Tensor], right: Sequence[Tensor], limits: Sequence
     if float((w - factor * r).norm()) <= sum(limits) / len(limits):
         return f": it is {float(factor.real):.4g} times that of the definition"
     if float((w - r - shift).norm()) <= 0.003 * float((r - r.mean()).norm()):
+        if float(shift.real) < 0:
+            return f": it is lower by {-float(shift.real):.3g} in every case"
         return f": it is higher by {float(shift.real):.3g} in every case (a floor above zero)"
     return ""
 

@@ -75,7 +75,7 @@ FAULTS = (
         1,
         "eigenvalues sorted wrong",
         "Eigenvalues are in ascending order where descending ones are expected.",
-        ("eigenvalue_gap", "with the other order in"),
+        ("eigenvalues in another order",),
         function(eigenvalue_gap, _ascending),
     ),
     Fault(
