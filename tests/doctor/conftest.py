@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from faults.plant import healthy
 
 from rismusic.doctor import counterfactuals, function_checks
+from rismusic.doctor.case import open_case
+from rismusic.doctor.replay_checks import check_replay
 
 
 @pytest.fixture
@@ -18,8 +21,15 @@ def _no_time_to_repeat_trainings(request, monkeypatch):
         monkeypatch.setattr(counterfactuals, "_SECONDS", 0.0)
 
 
+@pytest.fixture(scope="session")
+def _type_checks_compiled():
+    """Without the profile function of FUNCTIONS, under which it takes seconds more."""
+    with open_case(healthy()) as case:
+        check_replay(case)
+
+
 @pytest.fixture
-def functions_of(monkeypatch):
+def functions_of(monkeypatch, _type_checks_compiled):
     """Makes FUNCTIONS check those of some modules only; a healthy training is checked with all."""
 
     def select(*modules):

@@ -24,6 +24,8 @@ from rismusic.nn.train import Trainer
 from rismusic.simulation import scene
 from rismusic.spec import SceneSpec
 
+pytestmark = pytest.mark.usefixtures("_type_checks_compiled")
+
 
 def wrong(check, trainer=Trainer, spec=None):
     with open_case(spec or healthy(), trainer) as case:
