@@ -8,6 +8,7 @@ from faults.plant import healthy
 from rismusic.doctor import counterfactuals, function_checks
 from rismusic.doctor.case import open_case
 from rismusic.doctor.replay_checks import check_replay
+from validation_stub import nowhere
 
 
 @pytest.fixture
@@ -30,9 +31,13 @@ def _type_checks_compiled():
 
 @pytest.fixture
 def functions_of(monkeypatch, _type_checks_compiled):
-    """Makes FUNCTIONS check those of some modules only; a healthy training is checked with all."""
+    """Makes FUNCTIONS check those of some modules only, without the search of a validation.
+
+    A healthy training is checked with all.
+    """
 
     def select(*modules):
+        monkeypatch.setattr("rismusic.nn.validation.rap_music_sources", nowhere)
         chosen = {n: one for n, one in function_checks.DEFINITIONS.items() if n.startswith(modules)}
         monkeypatch.setattr(function_checks, "DEFINITIONS", chosen)
 
