@@ -454,10 +454,10 @@ def _position_findings(recordings: list[Recording]) -> list[Finding]:
 
 
 def _level_findings(case: Case) -> list[Finding]:
-    """Limits and mean of the SNR; symbols that are held."""
+    """Limits and mean of the SNR; shape of the noise; symbols that are held."""
     spec = case.spec.system
     low, high = limits(spec.snr_db)
-    ratios, recorded, constant = [], [], []
+    ratios, recorded, noises, constant = [], [], [], []
     for recording in case.recordings:
         clean, truth = ref.true_signal(spec, recording), recording.truth
         if clean is None or truth is None or truth.symbols is None or recording.noise_variance is None:
@@ -467,9 +467,10 @@ def _level_findings(case: Case) -> list[Finding]:
         level = clean.abs().square().mean((1, 2))
         ratios.append(10 * (level / power).log10())
         recorded.append(10 * (level / recording.noise_variance.double()).log10())
+        noises.append((noise / power.sqrt()[:, None, None]).flatten())
         s = truth.symbols[~truth.azimuth.isnan()].to(torch.complex128)
         constant.append(s.mean(-1).abs().square().sum() / s.abs().square().mean(-1).sum())
-    ratio, snr = torch.cat(ratios), torch.cat(recorded)
+    ratio, snr, n = torch.cat(ratios), torch.cat(recorded), torch.cat(noises)
     error = (high - low) / math.sqrt(12 * len(ratio)) + 0.05
     L = spec.codebook.snapshots
     ends = torch.tensor([low, high], dtype=torch.float64)
@@ -502,6 +503,18 @@ def _level_findings(case: Case) -> list[Finding]:
             _ERRORS,
             f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have "
             f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB){cause}.",
+        ),
+        at_most(
+            "fourth moment of the noise over that of a circular Gaussian, distance from 1",
+            abs(float(n.abs().pow(4).mean()) / 2 - 1),
+            _ERRORS * math.sqrt(5 / len(n)),
+            "the noise is not Gaussian.",
+        ),
+        at_most(
+            "correlation of the real and imaginary part of the noise, and difference of their powers",
+            float(n.square().mean().abs()),
+            _ERRORS * math.sqrt(2 / len(n)),
+            "the noise is not circular: its real and imaginary part differ in power, or are correlated.",
         ),
     ]
 

@@ -874,11 +874,12 @@ def _drawn(spec: Any, active: Tensor, draws: Draws) -> Any:
         for sign, end, last in ((-1, "lowest", spec.range_min_m), (1, "highest", spec.range_max_m))
     )
     sets, chosen = low + turn * (high - low), []
+    least = math.radians(setting("the separation (deg)", spec.separation_deg))
     for s, candidates in enumerate(sets):
         here = active[s].nonzero()[:, 0]
         for places in candidates:
-            gaps = [(places[i, :2] - places[j, :2]).abs().max() for i in here for j in here if i < j]
-            if all(float(gap) >= math.radians(spec.separation_deg) for gap in gaps):
+            gaps = [(places[i, :2] - places[j, :2]).abs().amax() for i in here for j in here if i < j]
+            if all(float(gap) >= least for gap in gaps):
                 chosen.append(places)
                 break
         else:

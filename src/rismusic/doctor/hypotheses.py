@@ -400,7 +400,8 @@ def _changes(
                 yield f"with {other} in place of {name}", _other(other)
     elif site[0] == "setting":
         yield f"with the square of {name}", lambda _, x: x * x
-        yield f"with 1 minus {name}", lambda _, x: 1 - x
+        if 0 <= args[0] <= 1:
+            yield f"with 1 minus {name}", lambda _, x: 1 - x
     elif site[0] == "step":
         yield f"without {name}", lambda _, x, *__, **___: x
     else:
