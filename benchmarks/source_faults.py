@@ -442,7 +442,7 @@ FAULTS = (
         _COVARIANCE,
         "RANGE_WEIGHT**0.5 * range_factor",
         "range_factor",
-        r"R_pred|range factor|0\.3",
+        r"R_pred|range.factor|0\.3",
     ),
     SourceFault(
         "R_true without the powers",
@@ -455,10 +455,8 @@ FAULTS = (
     SourceFault(
         "blend mixes the wrong way round",
         _COVARIANCE,
-        "            first.factor * (1 - share).sqrt()[..., None, None],\n"
-        "            second.factor * share.sqrt()[..., None, None],\n",
-        "            first.factor * share.sqrt()[..., None, None],\n"
-        "            second.factor * (1 - share).sqrt()[..., None, None],\n",
+        "(first.factor * (1 - share).sqrt()[..., None, None], second.factor * share.sqrt()[..., None, None])",
+        "(first.factor * share.sqrt()[..., None, None], second.factor * (1 - share).sqrt()[..., None, None])",
         r"R_blend|beta|blend",
     ),
     SourceFault(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import importlib.util
+import multiprocessing
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,18 @@ def quick_validation() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("rismusic.nn.validation.rap_music_sources", nowhere)
         yield
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes are forks of one that has imported the package; else, each takes seconds to start."""
+    from joblib.externals import loky
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["rismusic.benchmark.run", "rismusic.cli.locate", "rismusic.cli.recordings"]
+    )
+    monkeypatch.setattr(loky, "ProcessPoolExecutor", partial(loky.ProcessPoolExecutor, context=context))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import h5py
@@ -447,18 +448,17 @@ def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
     assert int((tmp_path / "n").read_text()) > 2
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"PYTHONIOENCODING": "ascii"},
-        {"LC_ALL": "xx_YY.bad", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # the POSIX locale
-    ],
-)
-def test_characters_that_the_terminal_lacks_are_replaced(environment, samples, tmp_path):
+def test_characters_that_the_terminal_lacks_are_replaced(samples, tmp_path, monkeypatch):
     write(tmp_path / "one.h5", read(samples / "direct_10dB.h5")[:1])
-    program = [sys.executable, "-m", "rismusic", "locate", tmp_path / "one.h5", "--method", "omp"]
-    program += ["--sources", "1"]
-    done = subprocess.run(program, env={**os.environ, **environment}, capture_output=True)
+    arguments = ["locate", str(tmp_path / "one.h5"), "--method", "omp", "--sources", "1"]
+    with monkeypatch.context() as patched:  # as with PYTHONIOENCODING=ascii
+        patched.setattr(sys, "stdout", TextIOWrapper(BytesIO(), encoding="ascii"))
+        assert main(arguments) == 0
+        sys.stdout.flush()
+        assert b"?" in sys.stdout.buffer.getvalue()
+    posix = {"LC_ALL": "xx_YY.bad", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    program = [sys.executable, "-m", "rismusic", *arguments]
+    done = subprocess.run(program, env={**os.environ, **posix}, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert b"?" in done.stdout
 

@@ -35,7 +35,7 @@ def _examples(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_own_methods_in_worker_processes(tmp_path):
+def test_own_methods_in_worker_processes(tmp_path, quick_workers):
     methods = ("grid_peaks", "weighted_music:raw", "omp")
     result = bench(methods=methods, locate=PLUGINS, workers=2, out=tmp_path / "two", **SMALL)
     rows = {row.method: row for row in result.rows}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from forked import ended, forked
 from rismusic.benchmark import run
 from rismusic.benchmark.run import bench, results
 from rismusic.benchmark.spec import SCENES, BenchSpec, Unit
@@ -218,25 +219,22 @@ def test_known_noise_and_unknown_count_reach_the_methods(monkeypatch):
     assert asked == [(False, 2), (False, "auto"), (True, 2), (True, "auto")]
 
 
-SCRIPT = """
-import sys
-from rismusic.benchmark.spec import SCENES, Unit
-from rismusic.benchmark.run import bench
-from rismusic.benchmark.spec import BenchSpec
-if __name__ == "__main__":
-    bench(BenchSpec.model_validate_json(sys.argv[1]), out=sys.argv[2], workers=1)
-"""
-
-
 def test_kill_in_mid_run_and_resume(whole, tmp_path, monkeypatch):
     """SIGKILL at the first result: only the rest is done later, and the table is the same."""
-    script, folder = tmp_path / "script.py", tmp_path / "bench"
-    script.write_text(SCRIPT)
-    process = subprocess.Popen([sys.executable, script, SPEC.model_dump_json(), folder])
-    while process.poll() is None and not list(folder.glob("parts/*/*/0*.npz")):
+    folder, units = tmp_path / "bench", itertools.count()
+
+    def begun():
+        """All but the first part take a minute."""
+        do_unit = run.do_unit
+        run.do_unit = lambda *given, **named: time.sleep(60) if next(units) else do_unit(*given, **named)
+        bench(SPEC, out=folder, workers=1)
+
+    process = forked(begun)
+    while not list(folder.glob("parts/*/*/0*.npz")):
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    os.kill(process, signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
     left = len(list(folder.glob("parts/*/*/0*.npz")))
     assert 1 <= left < PARTS
     done = []

@@ -13,7 +13,7 @@ from rismusic.doctor.counterfactuals import Settings
 pytestmark = pytest.mark.usefixtures("repeated_trainings")
 
 
-def watched(make, steps=100, schedule=1.0, clip=math.inf):
+def watched(make, steps=50, schedule=1.0, clip=math.inf):
     """Meanings of what is wrong with the settings of a regression of 2000 rows."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 1))
@@ -93,7 +93,7 @@ def test_a_state_that_is_detached_is_named(cut):
     model = Cells(cut)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     with rismusic.watch(model, optimizer, say=lambda _: None) as w:
-        for _ in range(100):
+        for _ in range(60):
             x = torch.randn(64, 6)
             # The number three places before needs a memory.
             loss = F.mse_loss(model(x), x.roll(3, 1) * (torch.arange(6) > 2))

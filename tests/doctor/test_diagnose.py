@@ -29,8 +29,7 @@ def test_order_of_the_checks():
     for first, later in (
         ("PANEL", "TRUTH"),
         ("TRUTH", "R_SAMP"),
-        ("R_SAMP", "TERMS"),
-        ("TERMS", "LITMUS"),
+        ("R_SAMP", "LITMUS"),
         ("LITMUS", "GRADPATH"),
         ("GRADPATH", "SCHEDULE"),
         ("SCHEDULE", "REPLAY"),

@@ -25,7 +25,7 @@ def field(seed=0):
     return nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
 
 
-def fit(model, optimizer, steps=150, after=lambda _: None):
+def fit(model, optimizer, steps=100, after=lambda _: None):
     for _ in range(steps):
         place = 2 * torch.rand(128, 2) - 1
         height = torch.sin(3 * place[:, 0]) + place[:, 1].square()

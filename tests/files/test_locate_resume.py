@@ -101,7 +101,7 @@ def test_the_stream_equals_the_whole(ending, recording, located, tmp_path, reque
     assert names(tmp_path) == [output.name, whole.name, "recording.h5"]
 
 
-def test_threads_and_processes_write_the_same_file(recording, tmp_path, monkeypatch):
+def test_threads_and_processes_write_the_same_file(recording, tmp_path, monkeypatch, quick_workers):
     one, two, threads = (tmp_path / f"{name}.json" for name in ("one", "two", "threads"))
     assert run("locate", recording, "-o", one, *OPTIONS) == 0
     assert run("locate", recording, "-o", two, *OPTIONS[:-1], "2") == 0

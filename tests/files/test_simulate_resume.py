@@ -55,7 +55,7 @@ def cut(monkeypatch, output, *options, scenes=10, error=interrupt):
 @pytest.mark.parametrize(
     "options", [(), ("--one-link",), ("--wideband.subcarriers", "2"), ("--workers", "2")]
 )
-def test_a_cut_recording_is_continued(options, tmp_path, monkeypatch, capsys):
+def test_a_cut_recording_is_continued(options, tmp_path, monkeypatch, capsys, quick_workers):
     whole, output = tmp_path / "whole.h5", tmp_path / "a.h5"
     assert run("-o", whole, *OPTIONS, *options) == 0
     assert cut(monkeypatch, output, *options) == 130

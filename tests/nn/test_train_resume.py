@@ -5,20 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from train_case import SPEC, assert_same_run, checkpoint_of, finished, log_of, resumed, trainer
 
+from forked import ended, forked
 from rismusic.nn import checkpoint
 from rismusic.nn.run_folder import RunFolder
-
-HERE = Path(__file__).parent
-PLACES = [str(HERE), str(HERE.parent)]
-
 
 pytestmark = pytest.mark.usefixtures("quick_validation")
 
@@ -32,22 +27,15 @@ def undisturbed(quick_validation, tmp_path_factory):
 
 def test_killed_in_mid_epoch(undisturbed, tmp_path):
     """kill -9 in the second epoch, a step after a checkpoint, from another process."""
-    code = (
-        f"import sys; sys.path[:0] = {PLACES!r}\n"
-        "import os, signal, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "from train_case import trainer\n"
-        "from validation_stub import nowhere\n"
-        "from rismusic.nn import validation\n"
-        "validation.rap_music_sources = nowhere\n"
-        "one = trainer(Path(sys.argv[1]), save_steps=3)\n"
-        "with one.run.lock():\n"
-        "    one._progress = lambda done, _: done == 32 and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    one.train()\n"
-    )
     folder = tmp_path / "run"
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    def killed():
+        one = trainer(folder, save_steps=3)
+        with one.run.lock():
+            one._progress = lambda done, _: done == 32 and os.kill(os.getpid(), signal.SIGKILL)
+            one.train()
+
+    assert ended(forked(killed)) == -signal.SIGKILL
     state, _ = checkpoint_of(folder)
     assert (state.epoch, state.step) == (1, 3)
     one = resumed(folder)

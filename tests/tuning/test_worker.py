@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from study_case import frozen, jobs, objective, worker
 
+from forked import ended, forked
 from rismusic.errors import InputError
 from rismusic.tuning import worker as worker_module
 from rismusic.tuning.storage import Requeue, open_storage, quiet
@@ -27,29 +26,24 @@ from rismusic.tuning.worker import (
     requeue_abandoned,
 )
 
-HERE = Path(__file__).parent
 FAIL, RUNNING, WAITING, PRUNED = TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED
 COMPLETE = TrialState.COMPLETE
 
-# A worker that stays in its second trial.
-STUCK = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import optuna
-from pathlib import Path
-from study_case import jobs, worker
-from rismusic.tuning.storage import open_storage, quiet
 
-def objective(trial):
-    x = trial.suggest_float("x", 0, 1)
-    trial.report(x, 0)
-    if trial.number == 1:
-        print("stuck", x, flush=True)
-        time.sleep(60)
-    return x
-with quiet(), open_storage(None, Path(sys.argv[2]), heartbeat_s=1) as storage:
-    worker(storage).run(optuna.create_study(storage=storage, study_name="s"), objective, jobs(4))
-"""
+# A worker that stays in its second trial.
+def stuck(folder, said):
+    """A worker that says the parameter of its second trial, and does not end it."""
+
+    def evaluated(trial):
+        x = trial.suggest_float("x", 0, 1)
+        trial.report(x, 0)
+        if trial.number == 1:
+            os.write(said, repr(x).encode())
+            time.sleep(60)
+        return x
+
+    with quiet(), open_storage(None, folder, heartbeat_s=1) as storage:
+        worker(storage).run(optuna.create_study(storage=storage, study_name="s"), evaluated, jobs(4))
 
 
 @pytest.fixture
@@ -112,19 +106,18 @@ def test_failures(trial, reason, finished):
 
 def test_killed_and_resumed(tmp_path):
     """kill -9 during a trial: the trial is repeated with the same parameters, and nothing else changes."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", STUCK, HERE, tmp_path], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    x = float(process.stdout.readline().split()[1])
+    listen, said = os.pipe()
+    process = forked(lambda: stuck(tmp_path, said))
+    os.close(said)
+    x = float(os.read(listen, 100))
+    os.close(listen)
     with quiet(), open_storage(None, tmp_path, heartbeat_s=1) as storage:
         study = optuna.load_study(storage=storage, study_name="s")
         # As long as the worker lives, its trial is left alone.
         requeue_abandoned(study, storage)
         assert [trial.state for trial in study.get_trials()] == [COMPLETE, RUNNING, WAITING, WAITING]
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        os.kill(process, signal.SIGKILL)
+        assert ended(process) == -signal.SIGKILL
         worker(storage).run(study, objective(), jobs(4))
         trials = study.get_trials()
         assert [trial.state for trial in trials[:2]] == [COMPLETE, FAIL]

@@ -37,7 +37,6 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("DRAWS", data_checks.check_draws),
     ("LEAK", data_checks.check_splits),
     ("R_SAMP", loss_checks.check_sample_covariance),
-    ("TERMS", loss_checks.check_terms),
     ("STAGES", stage_checks.check_stages),
     ("SLOPE", loss_checks.check_gradients),
     ("SYMMETRY", loss_checks.check_symmetry),

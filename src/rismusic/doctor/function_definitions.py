@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.func import functional_call
 
-from rismusic.doctor import loss_definitions as forms
 from rismusic.doctor import references as ref
-from rismusic.doctor.hypotheses import given, setting
+from rismusic.doctor.hypotheses import given, setting, step
+from rismusic.estimation.grid import SearchGrid
 from rismusic.nn.data import channel_dropout
 from rismusic.simulation.random_numbers import Draws, Stream
+from rismusic.sources import Sources
 from rismusic.spec import limits
 
 DEFINITIONS: dict[str, Callable[..., Any]] = {}
@@ -33,6 +35,8 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {}
 _LEAST_NOISE, _LEAST_SIGNAL = 1e-5, 0.1
 # The largest share of the identity in a conditioned covariance, as documented.
 _IDENTITY = 0.25
+# Forms of the losses: Huber scales, width of the heat map (grid steps), label smoothing, largest eigengap.
+_ANGLE_DEG, _LOG_RANGE, _WIDTH, _SMOOTHING, _MARGIN = 5.0, 0.3, 0.6, 0.05, 0.1
 # Iterations of the estimate of the noise variance, candidates of the first draw of positions.
 _NOISE_STEPS, _CANDIDATES = 30, 8
 
@@ -167,14 +171,14 @@ _of("nn.losses:inner")(lambda first, second: (first @ second).diagonal(dim1=-2, 
 
 @_of("covariance:true_covariance")
 def _true(steering: Tensor, power: Tensor) -> Tensor:
-    p = torch.where(power.isnan(), 0, power).to(steering.dtype)
-    return (steering * p[..., None, :]) @ steering.mH
+    powers = torch.where(power.isnan(), 0, power).to(steering.dtype)
+    return (steering * powers[..., None, :]) @ steering.mH
 
 
 @_of("covariance:predicted_covariance")
 def _predicted(angle_factor: Tensor, range_factor: Tensor) -> Tensor:
     weight = setting("the weight of the range factor", 0.3)
-    return angle_factor @ angle_factor.mH + weight * range_factor @ range_factor.mH
+    return angle_factor @ angle_factor.mH + range_factor @ range_factor.mH * weight
 
 
 @_of("covariance:load_and_shrink")
@@ -213,7 +217,7 @@ def _back_projected(link: Any, snapshots: Tensor, noise_variance: Tensor) -> Any
     G = G.expand(*snapshots.shape[:2], *G.shape[-2:])
     field, W = ref.back_projection(G, snapshots.to(torch.complex64).to(torch.complex128), noise_variance)
     share = noise_variance * W.abs().square().sum((2, 3)).mean(1) / field.abs().square().sum(-1).mean(-1)
-    return {"field": field, "noise_share": share.clamp(0, 1)}
+    return {"field": field, "noise_share": share.clamp(0, 1), "coverage": min(1.0, G.shape[-2] / G.shape[-1])}
 
 
 @_of("covariance:conditioning")
@@ -256,7 +260,16 @@ _of("operator:Link.dense")(lambda self: _matrices(self))
 
 @_of("nn.losses:covariance_error")
 def _covariance_error(covariance: Tensor, target: Tensor) -> Tensor:
-    return forms.covariance_error(ref.unit_trace(covariance), ref.unit_trace(target))
+    """Errors of diagonal and rest, each relative to that of the target, in the mean."""
+
+    def parts(x: Tensor) -> tuple[Tensor, Tensor]:
+        level = x.diagonal(dim1=-2, dim2=-1)
+        return level.abs().square().sum(-1), (x - torch.diag_embed(level)).abs().square().sum((-2, -1))
+
+    R, T = ref.unit_trace(covariance), ref.unit_trace(target)
+    (on, off), (level, rest) = parts(R - T), parts(T)
+    whole = level + rest
+    return (on / level + off / torch.where(rest > 1e-6 * whole, rest, whole)) / 2
 
 
 @_of("nn.losses:steering_basis")
@@ -266,13 +279,22 @@ def _basis(steering: Tensor, result: Tensor) -> Any:
 
 @_of("nn.losses:subspace_leakage")
 def _leakage(covariance: Tensor, basis: Tensor) -> Tensor:
-    outside = _identity(covariance) - basis @ basis.mH
-    return _energy(outside @ covariance @ outside) / _energy(covariance)
+    return _outside(covariance, basis @ basis.mH)
+
+
+def _outside(R: Tensor, projector: Tensor) -> Tensor:
+    outside = _identity(R) - projector
+    return _energy(outside @ R @ outside) / _energy(R)
 
 
 @_of("nn.losses:eigenvalue_gap")
+def _gap_found(covariance: Tensor, count: Tensor, result: Tensor) -> Any:
+    order = " (negative: eigenvalues in another order, eigh ascends)" if float(result.min()) < -1e-6 else ""
+    return {f"the gap{order}": (result, _gap(covariance, count))}
+
+
 def _gap(covariance: Tensor, count: Tensor) -> Tensor:
-    falling = torch.linalg.eigvalsh(ref.unit_trace(covariance)).flip(-1)
+    falling = torch.linalg.eigvalsh(ref.unit_trace(covariance)).sort(dim=-1, descending=True).values
     last = count.long().clamp_min(1)[..., None]
     return (falling.gather(-1, last - 1) - falling.gather(-1, last))[..., 0]
 
@@ -327,8 +349,16 @@ def _across(angle_factor: Tensor, range_factor: Tensor) -> Tensor:
     return 2 * 0.3 * _energy(angle_factor.mH @ range_factor) / _trace(angle_factor, range_factor)
 
 
-_of("nn.losses:_wrapped")(lambda angle: torch.atan2(angle.sin(), angle.cos()))
-_of("nn.losses:_huber")(lambda x: forms.huber(x))
+_huber = _of("nn.losses:_huber")(lambda x: torch.where(x.abs() <= 1, x.square() / 2, x.abs() - 0.5))
+
+
+@step("the wrapping of angles")
+def _wrapped(x: Tensor) -> Tensor:
+    low = setting("the lowest wrapped angle (rad)", -math.pi)
+    return torch.remainder(x - low, 2 * math.pi) + low
+
+
+_of("array:wrapped")(lambda azimuth: torch.atan2(azimuth.sin(), azimuth.cos()))
 
 
 @_of("nn.losses:_mean")
@@ -347,13 +377,74 @@ def _assign(cost: Tensor, result: Tensor) -> Any:
 @_of("nn.losses:match_heads")
 def _matched(prediction: Any, truth: Any, weights: tuple[float, ...], result: Any) -> Any:
     named = dict(zip(("angle", "log_range", "existence"), weights, strict=True))
-    return {
-        name: (getattr(result, name).mean(), forms.head_loss(name, truth, prediction, named))
-        for name in named
-    }
+    right = _head_losses(truth, prediction, named)
+    return {name: (getattr(result, name), right[name]) for name in named}
 
 
-_of("nn.losses:heat_map_target")(lambda truth, grid: forms.heat_map_targets(grid, truth))
+def _head_losses(truth: Sources, prediction: Any, weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """Losses of angle, log-range and existence of each scene, with an assignment by Hungarian algorithm."""
+    found: dict[str, list[Tensor]] = {"angle": [], "log_range": [], "existence": []}
+    azimuth, elevation, q, exists = (
+        given(name, value.double().cpu())
+        for name, value in (
+            ("the azimuth of the heads", prediction.azimuth),
+            ("the elevation of the heads", prediction.elevation),
+            ("the inverse range of the heads", prediction.inverse_range),
+            ("the existence of the heads", prediction.existence_logits),
+        )
+    )
+    true = [
+        given(f"the true {name}", getattr(truth, name).double().cpu())
+        for name in ("azimuth", "elevation", "range")
+    ]
+    for s, e in enumerate(exists):
+        here = (~truth.azimuth[s].isnan()).nonzero()[:, 0]
+        K, Q = max(1, len(here)), len(e)
+        scale = setting("the angle scale of Huber's loss (deg)", _ANGLE_DEG)
+        turn = [
+            _huber(torch.rad2deg(_wrapped(one[s][:, None] - two[s][here])) / scale)
+            for one, two in ((azimuth, true[0]), (elevation, true[1]))
+        ]
+        angle = (turn[0] + turn[1]) / 2
+        log_distance = q[s][:, None].log() + true[2][s][here].log()
+        log_range = _huber(log_distance / setting("the scale of log-range", _LOG_RANGE))
+        cost = (weights.get("angle", 0.0) * angle + weights.get("log_range", 0.0) * log_range) / K
+        cost = cost - weights.get("existence", 0.0) / Q * e[:, None]
+        rows, columns = linear_sum_assignment(cost.detach().numpy())
+        taken = torch.zeros(Q, dtype=torch.bool)
+        taken[rows] = True
+        found["angle"].append(angle[rows, columns].sum() / K)
+        found["log_range"].append(log_range[rows, columns].sum() / K)
+        found["existence"].append((1 + torch.where(taken, -e, e).exp()).log().mean())
+    return {name: torch.stack(values) for name, values in found.items()}
+
+
+@step("the conversion of angles to direction cosines (the target is at the angles)")
+def _place(position: Tensor) -> Tensor:
+    """u_x, u_y and 1 / r at azimuth, elevation and 1 / r."""
+    azimuth, elevation, q = position
+    return torch.stack((azimuth.sin() * elevation.cos(), elevation.sin(), q))
+
+
+@_of("nn.losses:heat_map_target")
+def _spread(truth: Sources, grid: SearchGrid) -> Tensor:
+    """Sources spread over the grid points around them, [S, P] of sum 1; 0 without any inside."""
+    targets = []
+    X, Y, Z = grid.shape
+    inside = grid.inside.cpu().view(X, Y, Z)
+    axes = [axis.double().cpu() for axis in (grid.u_x, grid.u_y, grid.q)]
+    for s in range(len(truth.azimuth)):
+        target = torch.zeros(X, Y, Z, dtype=torch.float64)
+        for k in (~truth.azimuth[s].isnan()).nonzero()[:, 0]:
+            position = torch.stack([v[s, k] for v in (truth.azimuth, truth.elevation, 1 / truth.range)])
+            width, parts = setting("the width of the heat map in grid steps", _WIDTH), []
+            for axis, at, pitch in zip(axes, _place(position.double().cpu()), grid.step, strict=True):
+                part = (-((axis - at) / (width * pitch)).square() / 2).exp()
+                parts.append(part / part.sum().clamp_min(1e-300))
+            target += torch.einsum("x,y,z->xyz", *parts)
+        target = target * inside
+        targets.append(target / target.sum() if float(target.sum()) else target)
+    return torch.stack(targets).flatten(1)
 
 
 @_of("nn.losses:heat_map_divergence")
@@ -380,7 +471,13 @@ def _targets(recording: Any, result: Any) -> Any:
             truth, panel.elements.double().cpu(), panel.wavelength, uniform=panel.wave == "uniform"
         )
         found["steering"] = (result.steering, A)
+        p = torch.where(truth.azimuth.isnan(), 0, truth.power).to(A.dtype)
+        R = torch.einsum("snk,sk,smk->snm", A, p, A.conj())
+        found["R_true"] = (ref.dense(result.true), R / R.diagonal(dim1=1, dim2=2).sum(1)[:, None, None])
     return found
+
+
+_of("nn.losses:Targets.count")(lambda self: (~self.truth.azimuth.isnan()).sum(-1))
 
 
 @_of("nn.losses:Targets.around")
@@ -400,29 +497,102 @@ def _around(self: Any, result: Tensor) -> Any:
 @_of("nn.losses:_Structure.__init__")
 def _structure_start(self: Any, targets: Any) -> Any:
     T, c = ref.dense(targets.true), targets.conditioning
-    return {"R_true, loaded and shrunk,": (ref.dense(self._true), _conditioned(T, c))}
+    return {"R_true, loaded and shrunk": (ref.dense(self._true), _target_loaded(T, c))}
 
 
 @_of("nn.losses:_Structure.of")
 def _structure(self: Any, covariance: Tensor, result: Mapping[str, Tensor]) -> Any:
     T, count = given("R_true", ref.dense(self._true)), self._targets.count
-    found = {"covariance": _covariance_error(covariance, T), "eigengap": _hinge(covariance, T, count, 0.1)}
+    found = {
+        "covariance": _covariance_error(covariance, T),
+        "eigengap": _hinge(covariance, T, count, setting("the margin of the eigengap", _MARGIN)),
+    }
     return {name: (result[name], value) for name, value in found.items() if name in result}
 
 
 @_of("nn.losses:total_loss")
-def _total(prediction: Any, targets: Any, result: Any) -> Any:
-    found = {"total": (result.total, sum(result.weights[n] * v.double() for n, v in result.terms.items()))}
-    own: dict[str, Callable[[], Tensor]] = {
-        "count": lambda: _count(prediction.count_logits, targets.count, setting("the label smoothing", 0.05)),
-        "orthogonality": lambda: _within(prediction.angle_factor, prediction.range_factor),
-        "cross": lambda: _across(prediction.angle_factor, prediction.range_factor),
+def _total(prediction: Any, targets: Any, beta: float, result: Any) -> Any:
+    own = loss_terms(prediction, targets, beta, {str(name): one for name, one in result.weights.items()})
+    parts: dict[str, Any] = {name: (value, own[name]) for name, value in result.terms.items()}
+    return parts | {
+        "total": (result.total, sum(result.weights[n] * v.double() for n, v in result.terms.items()))
     }
-    if bool((targets.count > 0).all()):
-        T = given("R_true", ref.dense(targets.true))
-        R = _predicted(prediction.angle_factor, prediction.range_factor)
-        own["covariance_predicted"] = lambda: _covariance_error(R, T)
-    return found | {n: (result.terms[n], one().mean()) for n, one in own.items() if n in result.terms}
+
+
+@step("the loading and shrinkage of R_blend")
+def _blend_loaded(R: Tensor, conditioning: Any) -> Tensor:
+    return _conditioned(R, conditioning)
+
+
+@step("the loading and shrinkage of R_true (it is compared with R_true as it is)")
+def _target_loaded(R: Tensor, conditioning: Any) -> Tensor:
+    return _conditioned(R, conditioning)
+
+
+def loss_terms(
+    prediction: Any, targets: Any, beta: float, weights: Mapping[str, float]
+) -> dict[str, Callable[[], Tensor]]:
+    """Every loss of a prediction by its definition, by name.
+
+    Args:
+        prediction: of some scenes.
+        targets: of these scenes.
+        beta: share of R_samp.
+        weights: weights of the losses, which the assignment of heads depends on.
+    """
+    around, number = (
+        targets.around().to(torch.complex128).cpu(),
+        (~targets.truth.azimuth.isnan()).sum(-1).cpu(),
+    )
+    own = targets.conditioning
+    conditioning = replace(own, **{name: value.double().cpu() for name, value in vars(own).items()})
+
+    a, b = (v.to(torch.complex128).cpu() for v in (prediction.angle_factor, prediction.range_factor))
+
+    def factors() -> tuple[Tensor, Tensor]:
+        return given("the angle factor", a), given("the range factor", b)
+
+    def covariances() -> tuple[Tensor, Tensor, Tensor]:
+        sample, true = (ref.dense(one) for one in (targets.sample, targets.true))
+        P = given("R_pred", ref.unit_trace(_predicted(a, b)))
+        return P, given("R_samp (in R_blend)", sample), given("R_true", true)
+
+    def blended() -> tuple[Tensor, Tensor]:
+        P, sample, true = covariances()
+        return _blend_loaded(_blend(P, sample, beta), conditioning), _target_loaded(true, conditioning)
+
+    def subspace() -> Tensor:
+        A = given("the true steering vectors", targets.steering.to(torch.complex128).cpu())
+        return _outside(blended()[0], A @ torch.linalg.pinv(A, rtol=1e-6)).mean()
+
+    def contrast() -> Tensor:
+        here = ~targets.truth.azimuth.isnan().cpu()
+        return (torch.where(here, _contrast(*blended(), around), 0).sum(-1) / here.sum(-1)).mean()
+
+    def heat_map() -> Tensor:
+        target = _spread(targets.truth, targets.grid)[:, None]
+        return _divergence(prediction.grid_logits.double().cpu(), target, targets.grid).mean()
+
+    def count() -> Tensor:
+        K = given("the number of sources", number)
+        logits = given("the logits of the number", prediction.count_logits.double().cpu())
+        return _count(logits, K, setting("the label smoothing", _SMOOTHING)).mean()
+
+    def heads(name: str) -> Tensor:
+        return _head_losses(targets.truth, prediction, weights)[name].mean()
+
+    return {
+        "covariance": lambda: _covariance_error(*blended()).mean(),
+        "covariance_predicted": lambda: _covariance_error(*covariances()[::2]).mean(),
+        "subspace": subspace,
+        "eigengap": lambda: _hinge(*blended(), number, _MARGIN).mean(),
+        "orthogonality": lambda: _within(*factors()).mean(),
+        "cross": lambda: _across(*factors()).mean(),
+        "peak_contrast": contrast,
+        "count": count,
+        "heat_map": heat_map,
+        **{name: partial(heads, name) for name in ("angle", "log_range", "existence")},
+    }
 
 
 # Statistics on the grid, and the network.
@@ -528,9 +698,9 @@ def _initial(self: Any, result: Any) -> Any:
     scenes, maps, found = result
     power = _uniform(self._statistics, _wide(scenes))
     logs, here = [], self.grid.inside.cpu()
-    for step in range(self.spec.sbl_iterations):
+    for turn in range(self.spec.sbl_iterations):
         matched, expected = _energies(self._statistics, _wide(scenes), power)
-        if not step:
+        if not turn:
             logs = [_log(matched / expected), _log(expected * power)]
         power = power * matched / expected
     return {
@@ -678,6 +848,12 @@ def _integers(self: Draws, stream: Any, high: int, shape: tuple[int, ...]) -> Te
     return _numbers(words >> np.uint64(32)).view(-1, *shape)
 
 
+@_of("simulation.random_numbers:Draws.octets")
+def _octets(self: Draws, stream: Any, levels: int, shape: tuple[int, ...]) -> Tensor:
+    words = _unsigned(self.words(stream, (math.prod(shape) + 3) // 4)).astype("<u4")
+    return _numbers(words.view(np.uint8)[:, : math.prod(shape)] % levels).reshape(-1, *shape)
+
+
 @_of("simulation.random_numbers:Draws.complex_normal")
 def _normal(self: Draws, stream: Any, shape: tuple[int, ...]) -> Tensor:
     words = _unsigned(self.words(stream, 2 * math.prod(shape))) & np.uint64(0x7FFFFF)
@@ -698,11 +874,12 @@ def _drawn(spec: Any, active: Tensor, draws: Draws) -> Any:
         for sign, end, last in ((-1, "lowest", spec.range_min_m), (1, "highest", spec.range_max_m))
     )
     sets, chosen = low + turn * (high - low), []
+    least = math.radians(setting("the separation (deg)", spec.separation_deg))
     for s, candidates in enumerate(sets):
         here = active[s].nonzero()[:, 0]
         for places in candidates:
-            gaps = [(places[i, :2] - places[j, :2]).abs().max() for i in here for j in here if i < j]
-            if all(float(gap) >= math.radians(spec.separation_deg) for gap in gaps):
+            gaps = [(places[i, :2] - places[j, :2]).abs().amax() for i in here for j in here if i < j]
+            if all(float(gap) >= least for gap in gaps):
                 chosen.append(places)
                 break
         else:
@@ -718,6 +895,25 @@ def _powers(spec: Any, distance: Tensor, active: Tensor, draws: Draws) -> Tensor
         level = level + spec.power_spread_db * (turn - 0.5)
     power = torch.pow(10.0, level / 10) * active
     return power / (power.sum(-1, keepdim=True) / active.sum(-1, keepdim=True))
+
+
+@_of("simulation.scene:draw_codes")
+def _random_codes(panel: Any, spec: Any, draws: Draws) -> Any:
+    if spec.kind != "random" or (spec.bits != "continuous" and spec.bits > 8):
+        return None
+    size = panel.rows * panel.columns
+    if spec.bits == "continuous":
+        turns = draws.uniform(Stream.CODES, spec.snapshots, size).double().cpu()
+    else:
+        turns = draws.octets(Stream.CODES, 2**spec.bits, spec.snapshots, size).double().cpu() / 2**spec.bits
+    return torch.polar(torch.ones_like(turns), 2 * math.pi * turns)
+
+
+@_of("simulation.scene:dft_codes")
+def _beams(rows: int, columns: int, beams: Tensor) -> Tensor:
+    b, number = beams.long()[..., None], torch.arange(rows * columns)
+    turns = (b % columns) * (number % columns) / columns + (b // columns) * (number // columns) / rows
+    return torch.polar(torch.ones_like(turns).double(), -2 * math.pi * turns.double())
 
 
 @_of("simulation.scene:draw_symbols")

@@ -378,6 +378,8 @@ def _relation(wrong: Sequence[Tensor], right: Sequence[Tensor], limits: Sequence
     if float((w - factor * r).norm()) <= sum(limits) / len(limits):
         return f": it is {float(factor.real):.4g} times that of the definition"
     if float((w - r - shift).norm()) <= 0.003 * float((r - r.mean()).norm()):
+        if float(shift.real) < 0:
+            return f": it is lower by {-float(shift.real):.3g} in every case"
         return f": it is higher by {float(shift.real):.3g} in every case (a floor above zero)"
     return ""
 
@@ -396,9 +398,13 @@ def _changes(
         for other, values in inputs.items():
             if other != name and any(one.shape == args[0].shape for one in values):
                 yield f"with {other} in place of {name}", _other(other)
+    elif site[0] == "setting":
+        yield f"with the square of {name}", lambda _, x: x * x
+        if 0 <= args[0] <= 1:
+            yield f"with 1 minus {name}", lambda _, x: 1 - x
     elif site[0] == "step":
         yield f"without {name}", lambda _, x, *__, **___: x
-    elif site[0] != "setting":
+    else:
         text = f"`{_source(site)}`"
         for words, change in _OPERATIONS.get(name, {}).items():
             yield f"with {words} in {text}", change

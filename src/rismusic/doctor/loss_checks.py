@@ -9,16 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rismusic.covariance import back_project
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
-from rismusic.doctor.causes import place_of
-from rismusic.doctor.hypotheses import Definition, explanation, given, setting
-from rismusic.doctor.loss_definitions import definitions, heat_map_targets, matrices
-from rismusic.doctor.report import must_be_zero, report_of, same
+from rismusic.doctor.function_definitions import loss_terms
+from rismusic.doctor.hypotheses import explanation, given
+from rismusic.doctor.report import must_be_zero, report_of
 from rismusic.io import Recording
 from rismusic.nn import learner as learner_module
-from rismusic.nn import losses as losses_module
 from rismusic.nn import monitors as probes
 from rismusic.nn.losses import Losses, Targets
 from rismusic.nn.monitors import Finding, Report, at_most
@@ -27,10 +24,8 @@ from rismusic.nn.spec import TermName
 
 # Relative difference of singular values from one to the next, where eigenvalues nearly agree.
 _EIGENGAP_SPREAD = 0.01
-# Scenes that are calculated densely, and the largest relative distance of single from double precision.
-_SCENES, _SAME = 8, 1e-3
-# The largest share of the identity in a conditioned covariance, as documented.
-_IDENTITY = 0.25
+# Scenes whose losses are calculated densely.
+_SCENES = 8
 # Largest relative distance of R_samp from that of explicit matrices.
 _BACK_PROJECTED = 1e-2
 # Step of the finite differences.
@@ -56,17 +51,14 @@ def check_sample_covariance(case: Case) -> Report:
     define = partial(_sample_covariance, recording, targets)
     off = float(ref.relative_distance(found, define()).mean())
     cause = explanation([found], [define], 1e-3) if off > _BACK_PROJECTED else ""
-    findings = [
-        at_most(
-            "relative distance of R_samp from the back projection of the snapshots through G_l",
-            off,
-            _BACK_PROJECTED,
-            f"R_samp is not the mean of x_l x_l^H{cause}.",
-            "Build it with rismusic.covariance.sample_covariance, from snapshots, channel and codes alone.",
-        ),
-        *_conditioning_findings(recording, targets),
-    ]
-    return report_of("R_SAMP", f"distance {off:.1e} from explicit matrices", findings)
+    finding = at_most(
+        "relative distance of R_samp from the back projection of the snapshots through G_l",
+        off,
+        _BACK_PROJECTED,
+        f"R_samp is not the mean of x_l x_l^H{cause}.",
+        "Build it with rismusic.covariance.sample_covariance, from snapshots, channel and codes alone.",
+    )
+    return report_of("R_SAMP", f"distance {off:.1e} from explicit matrices", [finding])
 
 
 def _sample_covariance(recording: Recording, targets: Targets) -> Tensor:
@@ -81,70 +73,6 @@ def _sample_covariance(recording: Recording, targets: Targets) -> Tensor:
     field, _ = ref.back_projection(ref.operators(recording), recording.snapshots, recording.noise_variance)
     field = given("the back-projected snapshots", field)
     return given("R_samp", ref.covariance_of(field))
-
-
-def _conditioning_findings(recording: Recording, targets: Targets) -> list[Finding]:
-    """Loading and shrinkage of R_samp, and R_true conditioned with them."""
-    found = []
-    if recording.link.weights is None and recording.panel.subcarriers <= 1:
-        assert recording.noise_variance is not None
-        noise = recording.noise_variance.double()
-
-        def conditioned(name: str) -> Tensor:
-            nu = given("the noise variance", noise)
-            x, W = ref.back_projection(ref.operators(recording), recording.snapshots, nu)
-            _, L, N, M = W.shape
-            through = W.abs().square().sum((2, 3)).mean(1)
-            share = (nu * through / x.abs().square().sum(-1).mean(-1)).clamp(0, 1)
-            identity = setting("the largest share of the identity", _IDENTITY)
-            loading = share.clamp_max(identity / (1 - identity))
-            least = ((1 - share) * min(1.0, M / N)).square() / L
-            size = ref.covariance_of(x).abs().square().sum((1, 2)) - 1 / L - 1 / N
-            error = share * (2 - share) / L
-            shrinkage = error / (error + torch.maximum(size, least))
-            shrinkage = torch.minimum(shrinkage, 1 - (1 - identity) * (1 + loading))
-            return {"field": x, "loading": loading, "shrinkage": shrinkage}[name]
-
-        projected = back_project(recording.link, recording.snapshots, noise.float()).field
-        found += [
-            same(
-                *("the back-projected snapshots", projected, partial(conditioned, "field")),
-                "the back-projection is not G_l^H (G_l G_l^H + lambda I)^-1 y_l with lambda from the "
-                "signal's power, which is that received less that of the noise.",
-            ),
-            same(
-                *("the loading of R_samp", targets.conditioning.loading, partial(conditioned, "loading")),
-                "the loading of R_samp is not the share of the noise in its energy (half of the matrix?).",
-            ),
-            same(
-                *(
-                    "the shrinkage of R_samp",
-                    targets.conditioning.shrinkage,
-                    partial(conditioned, "shrinkage"),
-                ),
-                "the shrinkage of R_samp is not e / (e + d) with the error e = nu (2 - nu) / L of the noise.",
-                1e-2,
-            ),
-        ]
-    epsilon, rho = (
-        v.double().cpu()[:, None, None]
-        for v in (targets.conditioning.loading, targets.conditioning.shrinkage)
-    )
-    T = ref.unit_trace(targets.true.dense().to(torch.complex128).cpu())
-    identity, present = torch.eye(T.shape[-1], dtype=T.dtype) / T.shape[-1], targets.count.cpu() > 0
-
-    def expected() -> Tensor:
-        R, e, r = given("R_true", T), given("the loading", epsilon), given("the shrinkage", rho)
-        return ((1 - r) / (1 + e) * (R + e * identity) + r * identity)[present]
-
-    found.append(
-        same(
-            *("R_true, loaded and shrunk,", targets.conditioned.dense()[present], expected),
-            "R_true is not loaded and shrunk by (1 - rho) / (1 + eps) (R + eps I / N) + rho I / N (a share "
-            "in place of its root?).",
-        )
-    )
-    return found
 
 
 def every_weight(case: Case) -> dict[TermName, float]:
@@ -169,86 +97,15 @@ def _gapless(targets: Targets, like: Prediction) -> Prediction:
     return replace(random, angle_factor=factor, range_factor=torch.zeros_like(random.range_factor))
 
 
-def check_terms(case: Case) -> Report:
-    """[TERMS]: every loss of some predictions, R_true and R_pred, against their definitions."""
+def trial_losses(case: Case) -> None:
+    """Every loss of a prediction without an eigengap, and of a random one with much of R_samp."""
     recording = case.recording[: min(_SCENES, len(case.recording))]
-    targets, truth = Targets.of(recording, case.learner.grid), recording.truth
-    assert truth is not None
-    like = case.learner.predict(recording, averaged=False)
-    # Random predictions at three values of beta, and one without an eigengap.
-    trials = [(beta, ref.random_prediction(like, seed=n)) for n, beta in enumerate((0.0, 0.3, 0.6))]
-    trials.append((0.0, _gapless(targets, like)))
-    found: list[Mapping[TermName, Tensor]] = []
-    true: list[Mapping[str, Definition]] = []
-    for beta, prediction in trials:
-        losses = total_of(case, prediction, targets, beta)
-        found.append(losses.terms)
-        weights = {str(name): value for name, value in losses.weights.items()}
-        true.append(definitions(case, replace(targets, truth=truth), prediction, beta, weights))
-    findings = _covariance_findings(case, recording, targets, trials[1][1])
-    for name in found[0]:
-        values = [float(one[name]) for one in found]
-        expected = [float(one[name]()) for one in true]
-        off = [abs(f - e) / max(abs(e), 1e-3) for f, e in zip(values, expected, strict=True)]
-        worst, cause = off.index(max(off)), ""
-        if max(off) > _SAME:
-            cause = explanation(values, [one[name] for one in true])
-        if name == "eigengap" and max(off) > _SAME:
-            gap = vars(losses_module)["eigenvalue_gap"](targets.true, targets.count)
-            if float(gap.min()) < -1e-6:
-                cause = ": its gaps are negative: eigenvalues in another order (eigh ascends)"
-        findings.append(
-            at_most(
-                f"relative error of loss {name} against its definition",
-                off[worst],
-                _SAME,
-                f"loss {name} is {values[worst]:.4g}, but {expected[worst]:.4g} by its definition{cause}.",
-                "Compare it with the formula in the documentation: sign, scale, units, target and mean.",
-                place_of(vars(losses_module)["_Structure"].__init__) if "R_true as it is" in cause else "",
-            )
-        )
-    return report_of("TERMS", f"R_true, R_pred and {len(found[0])} losses, by their definitions", findings)
-
-
-def _covariance_findings(
-    case: Case, recording: Recording, targets: Targets, prediction: Prediction
-) -> list[Finding]:
-    """R_true and R_pred."""
-    spec, truth = case.spec.system, recording.truth
-    assert truth is not None
-    elements, uniform = ref.element_positions(spec.panel), spec.panel.wave == "uniform"
-    findings = []
-    if truth.power is not None:
-        A = ref.true_steering(truth, elements, spec.panel.wavelength_m, uniform=uniform)
-        p = torch.where(truth.azimuth.isnan(), 0, truth.power).double()
-        R = ref.unit_trace(torch.einsum("snk,sk,smk->snm", A, p.to(A.dtype), A.conj()))
-        off = ref.relative_distance(targets.true.dense().to(R.dtype).cpu(), R)
-        findings.append(
-            at_most(
-                "relative distance of R_true from A diag(p) A^H of the labels",
-                float(off.max()),
-                1e-3,
-                "R_true is not that of the true sources and their powers.",
-            )
-        )
-    if prediction.grid_logits is not None:
-        target = vars(losses_module)["heat_map_target"](truth, case.learner.grid)
-        one = same(
-            *("the target of the heat map", target, partial(heat_map_targets, case.learner.grid, truth)),
-            "the target of the heat map is not that of the sources at their direction cosines and 1 / range.",
-        )
-        findings.append(replace(one, where=place_of(vars(losses_module)["heat_map_target"])))
-    R = matrices(targets, prediction)[0]
-    off = ref.relative_distance(prediction.covariance.dense().to(R.dtype).cpu(), R)
-    findings.append(
-        at_most(
-            "relative distance of R_pred from A_ang A_ang^H + 0.3 A_rng A_rng^H",
-            float(off.max()),
-            1e-3,
-            "R_pred is not made of the two factors with the weights 1 and 0.3 (range factor).",
-        )
+    targets, like = (
+        Targets.of(recording, case.learner.grid),
+        case.learner.predict(recording, averaged=False),
     )
-    return findings
+    total_of(case, _gapless(targets, like), targets, beta=0.0)
+    total_of(case, ref.random_prediction(like, seed=1), targets, beta=0.6)
 
 
 def check_gradients(case: Case) -> Report:
@@ -349,7 +206,7 @@ def _finite_difference(
                     key: getattr(prediction, key).detach().clone().requires_grad_() for key in gradients
                 }
                 weights = {str(key): value for key, value in every_weight(case).items()}
-                loss = definitions(case, targets, replace(prediction, **leaves), 0.3, weights)[name]()
+                loss = loss_terms(replace(prediction, **leaves), targets, 0.3, weights)[name]()
                 return _flat(_gradients(torch.as_tensor(loss), leaves))
 
         cause = explanation([_flat(gradients)], [define])

@@ -81,7 +81,7 @@ FAULTS = (
         22,
         "loading too large",
         "Diagonal loading is half of the matrix.",
-        ("half of the matrix",),
+        ("conditioning does not give", "(1 everywhere, in place of"),
         function(conditioning, _loaded),
     ),
     Fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -90,11 +91,30 @@ def everywhere(original: object, substitute: object) -> Iterator[None]:
             setattr(module, name, original)
 
 
+def _in_place_of(original: Callable[..., Any], wrong: Callable[..., Any]) -> Callable[..., Any]:
+    """``wrong(original, *arguments)`` with name and parameters of a function, which the doctor looks at."""
+    own = inspect.unwrap(original)
+    parameters = inspect.signature(own).parameters.values()
+
+    def call(given: dict[str, Any]) -> Any:
+        told = [one for one in parameters if one.default is one.empty or given[one.name] is not one.default]
+        named = {one.name: given[one.name] for one in told if one.kind is one.KEYWORD_ONLY}
+        return wrong(original, *(given[one.name] for one in told if one.name not in named), **named)
+
+    heads = [
+        one.name + ("" if one.default is one.empty else f"=_defaults[{one.name!r}]") for one in parameters
+    ]
+    kinds = [one.kind for one in parameters]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        heads.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    space = {"_call": call, "_defaults": {one.name: one.default for one in parameters}}
+    exec(f"def {own.__name__}({', '.join(heads)}):\n    return _call(locals())", space)
+    return space[own.__name__]
+
+
 def function(original: Callable[..., Any], wrong: Callable[..., Any]) -> Plant:
     """Replace a function by ``wrong(original, *arguments)``."""
-
-    def call(*given: Any, **named: Any) -> Any:
-        return wrong(original, *given, **named)
+    call = _in_place_of(original, wrong)
 
     @contextmanager
     def plant(spec: TrainSpec) -> Iterator[TrainSpec]:
@@ -108,9 +128,7 @@ def method(holder: type, name: str, wrong: Callable[..., Any]) -> Plant:
     """Replace a method by ``wrong(original, self, *arguments)``."""
     kind = vars(holder)[name]
     original = kind.__func__ if isinstance(kind, classmethod) else kind
-
-    def call(*given: Any, **named: Any) -> Any:
-        return wrong(original, *given, **named)
+    call = _in_place_of(original, wrong)
 
     @contextmanager
     def plant(spec: TrainSpec) -> Iterator[TrainSpec]:
