@@ -311,7 +311,7 @@ def test_a_channel_of_too_little_rank_is_named(rank, doubtful, generator):
 
 
 def test_a_distant_base_station_in_line_of_sight_carries_one_signal():
-    """The second and third mode of this channel are each weaker than the noise, but not than its mean over L."""
+    """Each other mode of this channel is weaker than the noise, though not than that of 32 snapshots."""
     made = simulate(scenes=4, sources=2, snr_db=15, codebook={"snapshots": 32}, seed=2, dtype=torch.float64)
     antennas = Panel.uniform_planar(4, 4).elements + torch.tensor([30.0, -10.0, 95.0])
     distance = torch.cdist(antennas, made.elements)
@@ -328,7 +328,8 @@ def test_a_distant_base_station_in_line_of_sight_carries_one_signal():
 def test_sources_in_one_direction_are_resolved_by_their_ranges():
     there = Sources.from_degrees([17.0, 17.0], [6.0, 6.0], [0.8, 4.0])
     found = locate(blind(simulate(scenes=4, sources=there, snr_db=15, seed=4)), method="omp")
-    assert found.n_sources.tolist() == [2] * 4 and found.status == ["ok"] * 4
+    assert found.n_sources.tolist() == [2] * 4
+    assert found.status == ["ok"] * 4
     alike = Sources.from_degrees([17.0, 17.0], [6.0, 6.0], [2.0, 4.0])
     found = locate(blind(simulate(scenes=4, sources=alike, snr_db=20, seed=4)), method="omp", n_sources=2)
     assert all(said(found, "closer than the panel resolves"))
@@ -338,7 +339,22 @@ def test_the_number_that_the_antennas_identify_is_noted():
     small = {"channel": {"antennas": 2}, "codebook": {"snapshots": 32}}
     found = locate(blind(simulate(scenes=4, sources=2, snr_db=15, seed=4, **small)), method="omp")
     limited = [K == 1 for K in found.n_sources.tolist()]
-    assert any(limited) and said_notes(found, "identify at most 1 source") == limited
+    assert any(limited)
+    assert said_notes(found, "identify at most 1 source") == limited
+
+
+def test_a_snapshot_in_which_the_ris_is_off():
+    made = simulate(scenes=3, sources=2, snr_db=15, seed=4)
+    off = made.codes.clone()
+    off[:, 3] = 0
+    dark = replace(made, codes=off)
+    noise = torch.randn(
+        made.snapshots.shape, dtype=made.snapshots.dtype, generator=torch.Generator().manual_seed(5)
+    )
+    level = made.noise_variance.sqrt()[:, None, None]
+    signal = dark.link.apply((made.truth.steering(made.panel) @ made.truth.symbols).mT)
+    found = locate(blind(dark, snapshots=signal + level * noise), method="omp")
+    assert match(found.sources, made.truth).hit.sum(1).tolist() == [2] * 3
 
 
 def test_a_sixth_source_is_searched_as_the_others_were_fitted():

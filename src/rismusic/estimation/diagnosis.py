@@ -611,7 +611,7 @@ def _with_reasons(
             text = f"there may be more than {most} sources: raise --sources-max"
             limit = f"{most} is the largest number of sources that was tried (--sources-max)"
             if identified < spec.sources_max:
-                limit = f"these snapshots identify at most {counted(most, 'source')}: more of them look like noise"
+                limit = f"these snapshots identify at most {counted(most, 'source')}: more look like noise"
             sentences[scene].append(Reason(text, "sources_too_many") if likely else limit)
     there = estimate.existence_probability
     for scene, source in (there < UNCERTAIN).nonzero().tolist():
@@ -709,11 +709,11 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
 def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec) -> None:
     r"""Add scenes whose channel carries too few signals for the sources.
 
-    The received signal power is shared by the modes of the channel, the squared singular values of H. K sources
-    with any symbols explain whatever K modes carry, wherever they are, so that only the energy of the others
-    in all snapshots, over the noise variance, tells the true positions from others (nats). Where this is less
-    than the logarithm of the number of grid points, one of these explains the data as well by chance. Modes
-    within 10 dB of the strongest one count, however strong the noise.
+    The received signal power is shared by the modes of the channel, the squared singular values of H. K
+    sources with any symbols explain whatever K modes carry, wherever they are, so that only the energy of the
+    others in all snapshots, over the noise variance, tells the true positions from others (nats). Where this
+    is less than the logarithm of the number of grid points, one of these explains the data as well by chance.
+    Modes within 10 dB of the strongest one count, however strong the noise.
     """
     if recording.channel is None:
         return
