@@ -143,6 +143,16 @@ def test_one_antenna_sees_a_source_outside_the_volume():
     assert found.elevation_deg[:, 0].tolist() == pytest.approx([60, 10], abs=1)
 
 
+def test_a_frequency_offset_of_one_antenna_is_named():
+    """Without the offset one antenna receives what looks like noise."""
+    one = {"channel": {"antennas": 1}, "codebook": {"snapshots": 64}, "panel": {"rows": 8, "columns": 8}}
+    made = blind(simulate(scenes=6, sources=1, snr_db=15, seed=3, scene={"symbols": "constant"}, **one))
+    turn = torch.polar(torch.ones(64), 0.08 * torch.arange(64.0))[:, None]
+    words = "carrier-frequency offset: multiply snapshot l by exp(-0.0736j * l)"
+    assert all(said(locate(replace(made, snapshots=made.snapshots * turn), method="omp"), words))
+    assert not any(said(locate(made, method="omp"), "offset"))
+
+
 def test_the_dense_operator_is_that_of_constant_symbols():
     made = simulate(scenes=2, sources=2, snr_db=20, scene={"symbols": "constant"}, seed=4).stacked()
     dense = with_dense_operator(made)

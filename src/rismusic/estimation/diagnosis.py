@@ -65,7 +65,7 @@ from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.estimation.relax import MIN_GAIN_NATS, beside
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, project_out
-from rismusic.estimation.signal_model import free_symbols_p_value
+from rismusic.estimation.signal_model import free_symbols_p_value, frequency_offset
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, Wave
@@ -179,12 +179,21 @@ def _with_free_symbols(recording: Recording, estimate: Estimate, spec: LocateSpe
     unexplained = free_symbols_p_value(recording, estimate.sources, spec) < _OTHER_SYMBOLS
     if estimate.panel_error is not None:  # free symbols absorb some of it
         unexplained &= estimate.panel_error == 0
+    offset = torch.zeros_like(estimate.p_value)
     text = f"free symbols explain the data better than {recording.symbols} ones: try --symbols independent"
     if recording.pilots is not None:
-        text += ", or check order and conjugation of the pilots"
-    reason = Reason(text, "symbols_free")
-    warnings = zip(estimate.warnings, unexplained.tolist(), strict=True)
-    return replace(estimate, warnings=[[*one, reason] if add else one for one, add in warnings])
+        text += ", or check order, conjugation and frequency offset of the pilots"
+    elif recording.snapshots.shape[-2] > 1:
+        offset = frequency_offset(recording, estimate.sources, spec)
+    sentences = [list(one) for one in estimate.warnings]
+    for scene in (unexplained | (offset != 0)).nonzero()[:, 0].tolist():
+        omega = float(offset[scene])
+        turn = (
+            f"the symbols turn by about {math.degrees(omega):.2g} deg from snapshot to snapshot, as with a "
+            f"carrier-frequency offset: multiply snapshot l by exp({-omega:.3g}j * l)"
+        )
+        sentences[scene].append(Reason(turn if omega else text, "symbols_free"))
+    return replace(estimate, warnings=sentences)
 
 
 def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
