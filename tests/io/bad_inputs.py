@@ -142,11 +142,11 @@ altered(
 )
 altered("NaN in elements", "elements", "a NaN", elements=at(0, 0, value=np.nan))
 altered("scene of zeros", "snapshots", "zero power (every value is 0) in scene 3", snapshots=at(3, value=0))
-altered("snapshots too large", "snapshots", "overflow in scene 1", snapshots=at(1, value=1e30))
+altered("snapshots too large", "snapshots", "some are above 1e+15 in scene 1", snapshots=at(1, value=1e30))
 altered(
     "snapshots too small",
     "snapshots",
-    "so small that their squares are 0 in scene 1",
+    "all are below 1e-15 in scene 1",
     snapshots=at(1, value=1e-30),
 )
 altered(

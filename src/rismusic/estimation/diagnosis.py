@@ -121,6 +121,8 @@ _LARGE_ERROR = 0.15
 _LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)
 # Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it.
 _OUTSIDE_NATS = 2.0
+# The same from which on a scene is doubtful although they are not taken: three error bars.
+_BEYOND_NATS = 4.5
 # Log prior (nats) of sources outside the search volume.
 _OUTSIDE = -5.0
 # Angles and oversampling of the search in front of the panel.
@@ -622,6 +624,7 @@ def _with_reasons(
             if identified < spec.sources_max:
                 limit = f"these snapshots identify at most {counted(most, 'source')}: more look like noise"
             sentences[scene].append(Reason(text, "sources_too_many") if likely else limit)
+    _add_beyond(sentences, recording, estimate, spec)
     there = estimate.existence_probability
     for scene, source in (there < UNCERTAIN).nonzero().tolist():
         sentences[scene].append(
@@ -631,6 +634,22 @@ def _with_reasons(
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
     return replace(estimate, sources=sources, warnings=sentences, panel_error=errors)
+
+
+def _add_beyond(
+    sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec
+) -> None:
+    """Add scenes without another doubt whose sources at the boundary are likelier beyond it."""
+    sound = torch.tensor([not any(isinstance(word, Reason) for word in one) for one in sentences])
+    if estimate.panel_error is not None:  # the likelihood is that of other data
+        sound &= estimate.panel_error.cpu() == 0
+    some = sound.nonzero()[:, 0].to(estimate.p_value.device)
+    if len(some) == 0:
+        return
+    gain = _gain_outside(recording[some], estimate[some], spec)
+    for row in (gain > _BEYOND_NATS).nonzero()[:, 0].tolist():
+        text = f"sources at the boundary of the search volume are likelier beyond it (by {float(gain[row]):.2g} nats)"
+        sentences[int(some[row])].append(Reason(f"{text}: search a larger one"))
 
 
 def _position_probability(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S K"]:
