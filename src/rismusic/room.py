@@ -576,8 +576,8 @@ def _warnings(
     for scene, source in ordered(alone).nonzero().tolist():
         warnings[scene].append(
             Reason(
-                f"source {source} is received by one of the panels in front of which it is: it is hidden from "
-                "the others, a pose may be wrong, or the recordings may be of different sources"
+                f"source {source} is received by one of the panels in front of which it is: it is hidden "
+                "from the others, a pose may be wrong, or the recordings may be of different sources"
             )
         )
     lost = active & ~covariance.isfinite().all(-1).all(-1)

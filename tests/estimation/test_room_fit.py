@@ -282,7 +282,8 @@ def test_recordings_of_different_sources_are_noticed(made):
     """Status and warnings question the estimate although no diagnosis is made."""
     elsewhere = recordings(PLACES + 40.0)
     found = locate_room([made[0], elsewhere[1]], n_sources=2, method="omp")
-    assert [": the residual has" in sentence for sentence in found.reasons[0]] == [False, True]
+    assert sum("is received by one of the panels" in sentence for sentence in found.reasons[0]) == 2
+    assert sum(": the residual has" in sentence for sentence in found.reasons[0]) == 1
     assert found.status == ["doubtful"]
 
 

@@ -648,8 +648,8 @@ def _add_beyond(
         return
     gain = _gain_outside(recording[some], estimate[some], spec)
     for row in (gain > _BEYOND_NATS).nonzero()[:, 0].tolist():
-        text = f"sources at the boundary of the search volume are likelier beyond it (by {float(gain[row]):.2g} nats)"
-        sentences[int(some[row])].append(Reason(f"{text}: search a larger one"))
+        text = f"likelier beyond it (by {float(gain[row]):.2g} nats): search a larger one"
+        sentences[int(some[row])].append(Reason(f"sources at the boundary of the search volume are {text}"))
 
 
 def _position_probability(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S K"]:
