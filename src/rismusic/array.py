@@ -601,6 +601,8 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
         array = value if isinstance(value, (np.ndarray, np.generic)) else _array(field, value)
         if array.dtype.kind not in "fciub":
             raise InputError(field, f"must hold {kind} numbers; got an array of type {array.dtype}")
+        if array.dtype in (np.longdouble, np.clongdouble):  # which torch lacks
+            array = array.astype(float if array.dtype.kind == "f" else complex)
         # A copy where NumPy's memory layout (negative strides, byte order, read-only) does not suit torch.
         native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
         tensor = torch.from_numpy(native if native.flags.writeable else native.copy()).reshape(array.shape)

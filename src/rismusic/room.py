@@ -35,7 +35,7 @@ from rismusic.estimation.estimate import (
 )
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, goodness_of_fit
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.maximum_likelihood import ROUGH, refine
+from rismusic.estimation.maximum_likelihood import ROUGH, refine, values_without_each
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT
 from rismusic.estimation.noise import check_fit, most_sources
 from rismusic.estimation.panel_fit import HALF_SPACE
@@ -59,6 +59,8 @@ from rismusic.spec import LocateSpec
 _SAME_SOURCE = 100.0
 # The search for the number of sources stops after this many additional sources in a row without a gain.
 _PATIENCE = 2
+# Log-likelihood (nats) that a source raises at a panel that receives it: three standard deviations.
+_RECEIVED_NATS = 4.5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -488,7 +490,7 @@ def _estimate(
         neg_log_likelihood=solution.values.sum(0),
         n_sources_probability=probability,
         p_value=_combined([panel.p_value for panel in panels]),
-        warnings=_warnings(fit, seen, covariance, ordered, panels, agreement),
+        warnings=_warnings(fit, seen, _alone(views, solution), covariance, ordered, panels, agreement),
         spec=spec,
         method=list(alone[0].method),
         pose=first.recording.pose,
@@ -532,6 +534,21 @@ def _agreement(views: list[View], alone: list[Estimate], solution: RoomSolution)
     return torch.where(freedom > 0, p_value, 1.0)
 
 
+def _alone(views: list[View], solution: RoomSolution) -> Bool[Tensor, "S K"]:
+    """Sources that several panels see and one receives, which a wrong pose makes of each source.
+
+    A panel receives a source that raises its log-likelihood by more than :data:`_RECEIVED_NATS`.
+    """
+    received, seen = [], []
+    for view, panel, value in zip(views, solution.panels, solution.values, strict=True):
+        positions = to_panel_coordinates(view.pose, solution.fit.points)
+        there = panel.sources.active
+        without = values_without_each(view.recording, positions, there, "unconditional")
+        received.append(there & (without - value[:, None] > _RECEIVED_NATS))
+        seen.append(there)
+    return (torch.stack(seen).sum(0) > 1) & (torch.stack(received).sum(0) == 1)
+
+
 def _combined(p_values: list[Float[Tensor, "S"]]) -> Float[Tensor, "S"]:
     """Fisher's method: -2 sum log p is chi-squared with two degrees of freedom for each p-value."""
     logs = torch.stack(p_values).clamp_min(1e-300).log()
@@ -544,6 +561,7 @@ def _combined(p_values: list[Float[Tensor, "S"]]) -> Float[Tensor, "S"]:
 def _warnings(
     fit: RoomFit,
     seen: list[Bool[Tensor, "S K"]],
+    alone: Bool[Tensor, "S K"],
     covariance: Float[Tensor, "S K 3 3"],
     ordered: Callable[[Tensor], Tensor],
     panels: list[Estimate],
@@ -555,6 +573,13 @@ def _warnings(
     hidden = active & ~ordered(torch.stack(seen).any(0))
     for scene, source in hidden.nonzero().tolist():
         warnings[scene].append(Reason(f"source {source} is behind all panels"))
+    for scene, source in ordered(alone).nonzero().tolist():
+        warnings[scene].append(
+            Reason(
+                f"source {source} is received by one of the panels in front of which it is: it is hidden "
+                "from the others, a pose may be wrong, or the recordings may be of different sources"
+            )
+        )
     lost = active & ~covariance.isfinite().all(-1).all(-1)
     for scene, source in lost.nonzero().tolist():
         warnings[scene].append(f"source {source} has no error bar: the panels do not determine its position")

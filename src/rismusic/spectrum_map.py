@@ -18,6 +18,7 @@ from rismusic.estimation.estimate import whole_numbers
 from rismusic.estimation.grid import SearchGrid, Volume, find_peaks, searched_grid
 from rismusic.estimation.noise import noise_of
 from rismusic.io import Recording, check_recording
+from rismusic.nn.checkpoint import other_panel
 from rismusic.nn.inference import LoadedNetwork, NetworkOutput
 from rismusic.registry import SPECTRA
 from rismusic.sources import Sources
@@ -164,6 +165,10 @@ def spectrum(
             network = LoadedNetwork.load(
                 chosen.weights, recording.snapshots.device, untrained=chosen.hybrid.untrained
             )
+            if (panel := other_panel(network.network.grid.panel, recording.panel)) is not None:
+                raise InputError(
+                    "method", f"the weights {chosen.weights!r} of 'hybrid' are for another panel, {panel}"
+                )
             covariance = NetworkOutput.compute(network, recording, noise_of(recording), chosen).blend
         else:
             covariance = recording_covariance(seen, noise, full_shrinkage=function.shrink)

@@ -143,6 +143,16 @@ def test_one_antenna_sees_a_source_outside_the_volume():
     assert found.elevation_deg[:, 0].tolist() == pytest.approx([60, 10], abs=1)
 
 
+def test_a_frequency_offset_of_one_antenna_is_named():
+    """Without the offset one antenna receives what looks like noise."""
+    one = {"channel": {"antennas": 1}, "codebook": {"snapshots": 64}, "panel": {"rows": 8, "columns": 8}}
+    made = blind(simulate(scenes=6, sources=1, snr_db=15, seed=3, scene={"symbols": "constant"}, **one))
+    turn = torch.polar(torch.ones(64), 0.08 * torch.arange(64.0))[:, None]
+    words = "carrier-frequency offset: multiply snapshot l by exp(-0.0736j * l)"
+    assert all(said(locate(replace(made, snapshots=made.snapshots * turn), method="omp"), words))
+    assert not any(said(locate(made, method="omp"), "offset"))
+
+
 def test_the_dense_operator_is_that_of_constant_symbols():
     made = simulate(scenes=2, sources=2, snr_db=20, scene={"symbols": "constant"}, seed=4).stacked()
     dense = with_dense_operator(made)
@@ -205,6 +215,16 @@ def test_sources_outside_the_search_volume_are_located():
     assert found.azimuth_deg[:, 0].tolist() == pytest.approx([75, 10], abs=1.0)
     assert float(found.range_m[1, 0]) > 10
     assert all(said(found, "outside the search volume"))
+
+
+def test_distant_sources_are_no_noise_through_the_panel():
+    """The search outside the volume finds both sources and no others."""
+    there = Sources.from_degrees([17.0, -23.0], [6.0, -11.0], [1e4, 1e4])
+    made = blind(simulate(scenes=6, sources=there, snr_db=15, codebook={"snapshots": 32}, seed=2))
+    found = locate(made, method="omp")
+    assert all(said(found, "outside the search volume"))
+    assert not any(said(found, "noise through the panel"))
+    assert found.n_sources.eq(2).sum() >= 5
 
 
 def test_sources_behind_an_array_that_is_not_planar_are_located():
@@ -298,6 +318,53 @@ def test_a_channel_of_too_little_rank_is_named(rank, doubtful, generator):
     if doubtful:
         assert set(found.status) == {"doubtful"}
         assert not match(found.sources, truth).hit.all()
+
+
+def test_a_distant_base_station_in_line_of_sight_carries_one_signal():
+    """Each other mode of this channel is weaker than the noise, though not than that of 32 snapshots."""
+    made = simulate(scenes=4, sources=2, snr_db=15, codebook={"snapshots": 32}, seed=2, dtype=torch.float64)
+    antennas = Panel.uniform_planar(4, 4).elements + torch.tensor([30.0, -10.0, 95.0])
+    distance = torch.cdist(antennas, made.elements)
+    channel = torch.polar(1 / distance, -2 * math.pi / made.wavelength * distance)
+    signal = torch.einsum(
+        "mn,sln,snl->slm", channel, made.codes, made.truth.steering(made.panel) @ made.truth.symbols
+    )
+    noise = torch.randn(signal.shape, dtype=signal.dtype, generator=torch.Generator().manual_seed(5))
+    level = (signal.abs().square().mean((1, 2), keepdim=True) / 10**1.5).sqrt()
+    far = blind(made, channel=channel, snapshots=signal + level * noise)
+    assert all(said(locate(far, n_sources=2, method="omp"), "independent signals above the noise"))
+
+
+def test_sources_in_one_direction_are_resolved_by_their_ranges():
+    there = Sources.from_degrees([17.0, 17.0], [6.0, 6.0], [0.8, 4.0])
+    found = locate(blind(simulate(scenes=4, sources=there, snr_db=15, seed=4)), method="omp")
+    assert found.n_sources.tolist() == [2] * 4
+    assert found.status == ["ok"] * 4
+    alike = Sources.from_degrees([17.0, 17.0], [6.0, 6.0], [2.0, 4.0])
+    found = locate(blind(simulate(scenes=4, sources=alike, snr_db=20, seed=4)), method="omp", n_sources=2)
+    assert all(said(found, "closer than the panel resolves"))
+
+
+def test_the_number_that_the_antennas_identify_is_noted():
+    small = {"channel": {"antennas": 2}, "codebook": {"snapshots": 32}}
+    found = locate(blind(simulate(scenes=4, sources=2, snr_db=15, seed=4, **small)), method="omp")
+    limited = [K == 1 for K in found.n_sources.tolist()]
+    assert any(limited)
+    assert said_notes(found, "identify at most 1 source") == limited
+
+
+def test_a_snapshot_in_which_the_ris_is_off():
+    made = simulate(scenes=3, sources=2, snr_db=15, seed=4)
+    off = made.codes.clone()
+    off[:, 3] = 0
+    dark = replace(made, codes=off)
+    noise = torch.randn(
+        made.snapshots.shape, dtype=made.snapshots.dtype, generator=torch.Generator().manual_seed(5)
+    )
+    level = made.noise_variance.sqrt()[:, None, None]
+    signal = dark.link.apply((made.truth.steering(made.panel) @ made.truth.symbols).mT)
+    found = locate(blind(dark, snapshots=signal + level * noise), method="omp")
+    assert match(found.sources, made.truth).hit.sum(1).tolist() == [2] * 3
 
 
 def test_a_sixth_source_is_searched_as_the_others_were_fitted():

@@ -276,7 +276,16 @@ def test_a_direction_that_is_no_better_than_a_guess_is_doubtful():
     std = torch.tensor(
         [[[0.01, 0.01, 0.1], [0.7, 0.01, 0.1]]], dtype=torch.float64
     )  # 120 deg / sqrt(12): 0.6
-    (said,) = warnings_of(sources, std, torch.tensor([True]), volume)
+    (said,) = warnings_of(sources, std, torch.tensor([True]), volume, torch.zeros(1, 2))
     assert len(said) == 1
     assert isinstance(said[0], Reason)
     assert "source 1: the azimuth is not determined" in said[0]
+
+
+def test_data_without_noise_are_sound():
+    made = simulate(scenes=2, sources=1, snr_db=200, panel={"rows": 6, "columns": 6}, dtype=torch.float64)
+    found = locate(replace(made, noise_variance=None), method="omp")
+    assert found.status == ["ok"] * 2
+    assert all(any("no noise but rounding" in one for one in words) for words in found.warnings)
+    error = found.sources.azimuth[:, 0].double() - made.truth.azimuth[:, 0]
+    assert (error.abs() < 1e-6).all()

@@ -21,6 +21,7 @@ from rismusic.estimation.spectra import Spectrum, bartlett, music, mvdr, newton,
 from rismusic.operator import Link
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import SceneSpec
+from rismusic.spectrum_map import spectrum
 
 VOLUME = Volume.from_spec(SceneSpec())
 SPECTRA = {
@@ -253,3 +254,9 @@ def test_scenes_of_one_panel_do_not_mix(grid, recorded):
         a = steering(recorded.panel, t.azimuth[i], t.elevation[i], t.range[i])
         alone = (spectrum.vectors[i].mH @ a).abs().square().sum(0)
         torch.testing.assert_close(together[i], alone)
+
+
+def test_weights_of_another_panel_have_no_spectrum():
+    made = simulate(scenes=1, sources=1, panel={"rows": 4, "columns": 4})
+    with pytest.raises(InputError, match="method: the weights 'ideal' of 'hybrid' are for another panel"):
+        spectrum(made, method="hybrid")

@@ -148,7 +148,7 @@ altered(
 altered(
     "snapshots too small",
     "snapshots",
-    "a largest modulus of 1e-30 in scene 1; must be 1e-15 to 1e+15",
+    "a largest modulus of 1e-30 in scene 1; scale it to 1e-15 to 1e+15",
     snapshots=at(1, value=1e-30),
 )
 altered(

@@ -47,6 +47,14 @@ def test_numpy_and_torch(convert, dtype):
         np.testing.assert_array_equal(getattr(built, name).numpy(), values[name])
 
 
+def test_long_doubles():
+    values = arrays()
+    wide = {**values, "snapshots": values["snapshots"].astype(np.clongdouble)}
+    built = Recording.from_arrays(**wide | {"elements": values["elements"].astype(np.longdouble)})
+    assert built.snapshots.dtype == torch.complex128
+    np.testing.assert_array_equal(built.snapshots.numpy(), values["snapshots"])
+
+
 @pytest.mark.parametrize("wide", ["snapshots", "channel", "codes"])
 def test_mixed_precision_becomes_the_widest(wide):
     values = arrays()

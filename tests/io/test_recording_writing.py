@@ -168,14 +168,15 @@ def test_blocks_must_agree(tmp_path: Path) -> None:
 
 def test_values_that_complex64_cannot_hold(tmp_path: Path) -> None:
     recording = replace(simulated(dtype=torch.float64), noise_variance=None)
-    for factor, fragment in (
-        (1e100, "complex64, which cannot hold the value"),
-        (1e30, "overflow"),
-        (1e-60, "zero power"),
-    ):
+    for factor, fragment in ((1e100, "above 1e+15"), (1e30, "above 1e+15"), (1e-60, "below 1e-15")):
         loud = replace(recording, snapshots=recording.snapshots * factor)
         with refused("snapshots", fragment):
             write(tmp_path / "a.h5", loud)
+    loud = replace(
+        recording, noise_covariance=1e39 * torch.eye(recording.snapshots.shape[-1]).to(torch.complex128)
+    )
+    with refused("noise_covariance", "complex64, which cannot hold the value"):
+        write(tmp_path / "a.h5", loud)
 
 
 def test_variables_beyond_2_gib_are_refused_before_they_are_gathered(tmp_path: Path) -> None:

@@ -316,7 +316,9 @@ class _Step:
         Q = torch.cat((torch.cat((Q.real, -Q.imag), dim=-1), torch.cat((Q.imag, Q.real), dim=-1)), dim=-2)
         Jr = torch.cat((Jr.real, Jr.imag), dim=-2)
         Jr[..., -1] -= stiff * _parts(at.e)
-        self._factor = torch.linalg.cholesky(Q + torch.diag_embed(stiff))
+        # Q is rounded, which weighs more than a very small noise variance.
+        rounding = _RIDGE * Q.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
+        self._factor = torch.linalg.cholesky(Q + torch.diag_embed(stiff + rounding))
         self._noise = at.noise
         solved = torch.cholesky_solve(Jr, self._factor)
         whole = ((right.mH @ right).sum(1) - T.mH @ T).real - Jr.mT @ solved

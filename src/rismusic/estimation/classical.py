@@ -269,13 +269,14 @@ def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: L
         sources, converged = fit.sources, fit.converged
         covariance = without_held(fit.covariance, sources.active, spec)
     std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    snr_db = received_db(recording, sources, noise)
     return replace(
         estimate,
         sources=sources,
         covariance=covariance,
-        snr_db=received_db(recording, sources, noise),
+        snr_db=snr_db,
         noise_variance=noise,
-        warnings=warnings_of(sources, std, converged, volume),
+        warnings=warnings_of(sources, std, converged, volume, snr_db),
     )
 
 

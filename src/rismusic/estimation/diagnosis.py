@@ -65,11 +65,11 @@ from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.estimation.relax import MIN_GAIN_NATS, beside
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, project_out
-from rismusic.estimation.signal_model import free_symbols_p_value
+from rismusic.estimation.signal_model import free_symbols_p_value, frequency_offset
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, Wave
-from rismusic.text import all_of
+from rismusic.text import all_of, counted
 
 UNCERTAIN = 0.9
 """A note names sources with a smaller existence probability."""
@@ -113,12 +113,16 @@ _NO_GRATING, _LIKENESS, _AMBIGUOUS_NATS = 0.55, 0.7, 6.0
 _STRONG_MODE = 0.1
 # Angle (wavelengths over the diagonal of the panel) below which two sources are not resolved.
 _RESOLUTION = 0.8
+# Correlation of steering vectors at that angle, above which the ranges of two sources do not resolve them.
+_UNRESOLVED = 0.5
 # From this panel error on, a scene is doubtful.
 _LARGE_ERROR = 0.15
 # Levels of the panel error with which scenes are located again.
 _LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)
 # Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it.
 _OUTSIDE_NATS = 2.0
+# The same from which on a scene is doubtful although they are not taken: three error bars.
+_BEYOND_NATS = 4.5
 # Log prior (nats) of sources outside the search volume.
 _OUTSIDE = -5.0
 # Angles and oversampling of the search in front of the panel.
@@ -163,7 +167,7 @@ def diagnosed(
         if len(some):
             part, located = recording[some], estimate[some]
             evidence = _evidence(part, located.sources, Volume.from_spec(spec))
-            estimate = _put(estimate, some, _with_wide_search(part, located, evidence, spec))
+            estimate = _put(estimate, some, _with_wide_search(part, located, evidence, spec)[0])
     if recording.pilots is None and len(spec.unknowns) == len(POSITION):
         estimate = _with_pairs(recording, estimate, spec)
     estimate = _with_reasons(recording, estimate, n_sources, spec)
@@ -177,12 +181,21 @@ def _with_free_symbols(recording: Recording, estimate: Estimate, spec: LocateSpe
     unexplained = free_symbols_p_value(recording, estimate.sources, spec) < _OTHER_SYMBOLS
     if estimate.panel_error is not None:  # free symbols absorb some of it
         unexplained &= estimate.panel_error == 0
+    offset = torch.zeros_like(estimate.p_value)
     text = f"free symbols explain the data better than {recording.symbols} ones: try --symbols independent"
     if recording.pilots is not None:
-        text += ", or check order and conjugation of the pilots"
-    reason = Reason(text, "symbols_free")
-    warnings = zip(estimate.warnings, unexplained.tolist(), strict=True)
-    return replace(estimate, warnings=[[*one, reason] if add else one for one, add in warnings])
+        text += ", or check order, conjugation and frequency offset of the pilots"
+    elif recording.snapshots.shape[-2] > 1:
+        offset = frequency_offset(recording, estimate.sources, spec)
+    sentences = [list(one) for one in estimate.warnings]
+    for scene in (unexplained | (offset != 0)).nonzero()[:, 0].tolist():
+        omega = float(offset[scene])
+        turn = (
+            f"the symbols turn by about {math.degrees(omega):.2g} deg from snapshot to snapshot, as with a "
+            f"carrier-frequency offset: multiply snapshot l by exp({-omega:.3g}j * l)"
+        )
+        sentences[scene].append(Reason(turn if omega else text, "symbols_free"))
+    return replace(estimate, warnings=sentences)
 
 
 def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
@@ -442,7 +455,9 @@ def _weighed(
     found = ModelError(probable - 0.5, evidence.panel_error[scenes, chosen], evidence.diffuse[scenes, chosen])
     if len(doubted) == 0:
         return result, found
-    wide = _with_wide_search(recording[doubted], result[doubted], best[doubted], spec)
+    wide, taken = _with_wide_search(recording[doubted], result[doubted], best[doubted], spec)
+    # What sources outside the search volume explain is no error of the model.
+    found.gain[doubted[taken]] = -0.5
     return _put(result, doubted, wide), found
 
 
@@ -560,17 +575,21 @@ def _gain_outside(recording: Recording, estimate: Estimate, spec: LocateSpec) ->
 
 def _with_wide_search(
     recording: Recording, estimate: Estimate, evidence: Float[Tensor, "S"], spec: LocateSpec
-) -> Estimate:
-    """Take sources outside the search volume where they explain the data better."""
-    wide = _wide(recording, spec).replace(method="omp", oversampling=_COARSE)
+) -> tuple[Estimate, Int64[Tensor, "B"]]:
+    """Take sources outside the search volume where they explain the data better.
+
+    Returns:
+        The estimate, and the scenes whose sources were taken.
+    """
+    wide = _wide(recording, spec).replace(method="relax", oversampling=_COARSE)
     other = ClassicalEstimator(wide)(recording, "auto")
     gain = _evidence(recording, other.sources, Volume.from_spec(wide)) + _OUTSIDE - evidence
     take = (gain > 0).nonzero()[:, 0]
     if len(take) == 0:
-        return estimate
+        return estimate, take
     taken = other[take]
     sentences = [[*one, Reason("sources outside the search volume")] for one in taken.warnings]
-    return _put(estimate, take, replace(taken, spec=spec, warnings=sentences))
+    return _put(estimate, take, replace(taken, spec=spec, warnings=sentences)), take
 
 
 def _with_reasons(
@@ -582,7 +601,7 @@ def _with_reasons(
     narrowband = recording.frequencies is None
     if positions.shape[1] and narrowband and recording.symbols == "independent":
         _add_symbols(sentences, sufficient_statistics(recording, positions, active), estimate)
-        _add_rank(sentences, recording, estimate)
+        _add_rank(sentences, recording, estimate, spec)
     sources, moves = estimate.sources, torch.zeros_like(active)
     if narrowband:
         sources, moves = _add_motion(sentences, recording, estimate)
@@ -595,13 +614,17 @@ def _with_reasons(
     for scene, sentence in _better_wave(recording, estimate, spec):
         sentences[scene].append(sentence)
     if isinstance(n_sources, str) and recording.pilots is None:
-        scenes = (estimate.n_sources >= spec.sources_max).nonzero()[:, 0]
+        identified = most_sources(recording, Volume.from_spec(spec))
+        most = min(spec.sources_max, identified)
+        scenes = ((estimate.n_sources >= most) & (estimate.n_sources > 0)).nonzero()[:, 0]
         more = _one_more(recording[scenes], estimate[scenes], spec) if len(scenes) else scenes.bool()
-        most = spec.sources_max
         for scene, likely in zip(scenes.tolist(), more.tolist(), strict=True):
             text = f"there may be more than {most} sources: raise --sources-max"
             limit = f"{most} is the largest number of sources that was tried (--sources-max)"
+            if identified < spec.sources_max:
+                limit = f"these snapshots identify at most {counted(most, 'source')}: more look like noise"
             sentences[scene].append(Reason(text, "sources_too_many") if likely else limit)
+    _add_beyond(sentences, recording, estimate, spec)
     there = estimate.existence_probability
     for scene, source in (there < UNCERTAIN).nonzero().tolist():
         sentences[scene].append(
@@ -611,6 +634,22 @@ def _with_reasons(
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
     return replace(estimate, sources=sources, warnings=sentences, panel_error=errors)
+
+
+def _add_beyond(
+    sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec
+) -> None:
+    """Add scenes without another doubt whose sources at the boundary are likelier beyond it."""
+    sound = torch.tensor([not any(isinstance(word, Reason) for word in one) for one in sentences])
+    if estimate.panel_error is not None:  # the likelihood is that of other data
+        sound &= estimate.panel_error.cpu() == 0
+    some = sound.nonzero()[:, 0].to(estimate.p_value.device)
+    if len(some) == 0:
+        return
+    gain = _gain_outside(recording[some], estimate[some], spec)
+    for row in (gain > _BEYOND_NATS).nonzero()[:, 0].tolist():
+        text = f"likelier beyond it (by {float(gain[row]):.2g} nats): search a larger one"
+        sentences[int(some[row])].append(Reason(f"sources at the boundary of the search volume are {text}"))
 
 
 def _position_probability(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S K"]:
@@ -695,12 +734,14 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
         )
 
 
-def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
+def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec) -> None:
     r"""Add scenes whose channel carries too few signals for the sources.
 
-    The received signal power is shared by the modes of the channel, the squared singular values of H. Modes
-    that over all snapshots are weaker than the noise of one are not counted, unless they are within 10 dB of
-    the strongest one. K sources with any symbols explain whatever K modes carry, wherever they are.
+    The received signal power is shared by the modes of the channel, the squared singular values of H. K
+    sources with any symbols explain whatever K modes carry, wherever they are, so that only the energy of the
+    others in all snapshots, over the noise variance, tells the true positions from others (nats). Where this
+    is less than the logarithm of the number of grid points, one of these explains the data as well by chance.
+    Modes within 10 dB of the strongest one count, however strong the noise.
     """
     if recording.channel is None:
         return
@@ -710,7 +751,9 @@ def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estima
     signal = recording.snapshots.abs().square().double().mean((1, 2)) - noise
     _, L, M = recording.snapshots.shape
     power = mode * (M * signal.clamp_min(0))[:, None] / mode.sum(-1, keepdim=True)
-    rank = (power > torch.minimum(noise / L, _STRONG_MODE * power.amax(-1))[:, None]).sum(-1)
+    left = (L * power / noise[:, None]).cumsum(-1)  # from the weakest mode on
+    needed = math.log(len(searched_grid(recording, spec)))
+    rank = ((left > needed) | (power > _STRONG_MODE * power.amax(-1, keepdim=True))).sum(-1)
     count = estimate.n_sources
     for scene in ((count > 0) & (rank < count + 1)).nonzero()[:, 0].tolist():
         text = (
@@ -841,14 +884,17 @@ def _with_extended(
 
 
 def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
-    """Add sources closer to each other than the panel resolves."""
+    """Add sources closer to each other, in angle and range, than the panel resolves."""
     towards = torch.stack(direction(*(value.double() for value in estimate.sources.filled()[:2])), dim=-1)
     gap = torch.linalg.vector_norm(towards[:, :, None] - towards[:, None], dim=-1)
     elements = recording.panel.elements
     extent = (elements.amax(-2) - elements.amin(-2)).norm(dim=-1).amax()
     resolution = _RESOLUTION * recording.wavelength / float(extent.clamp_min(recording.wavelength))
     there = estimate.sources.active
-    near = (gap < resolution) & there[:, :, None] & there[:, None]
+    # In the near field, sources in one direction differ by their ranges.
+    A = estimate.sources.steering(recording.panel)
+    alike = (A.mH @ A).abs() > _UNRESOLVED
+    near = (gap < resolution) & alike & there[:, :, None] & there[:, None]
     for scene, first, second in near.nonzero().tolist():
         if first < second:
             apart = math.degrees(float(gap[scene, first, second]))

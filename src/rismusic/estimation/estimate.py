@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 # Sources that the repr of an estimate lists.
 _SHOWN = 12
+# Above this SNR rounding hides whether a fit has converged.
+_NOISELESS_DB = 110.0
 
 NSources = int | Tensor | Literal["auto"]
 
@@ -483,7 +485,8 @@ def from_fit(
     )
     covariance = without_held(bound.per_source, found.active, spec)
     std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    warnings = warnings_of(found, std, fit.converged, volume)
+    snr_db = received_db(recording, found, fit.noise_variance)
+    warnings = warnings_of(found, std, fit.converged, volume, snr_db)
     p_value = torch.full_like(fit.neg_log_likelihood, math.nan)
     if not spec.allowed_error:  # otherwise the residual contains the hardware errors
         fits = goodness_of_fit(recording, found, volume)
@@ -494,7 +497,7 @@ def from_fit(
     return Estimate(
         sources=replace(found, symbols=None),
         covariance=covariance,
-        snr_db=received_db(recording, found, fit.noise_variance),
+        snr_db=snr_db,
         noise_variance=fit.noise_variance,
         neg_log_likelihood=fit.neg_log_likelihood,
         n_sources_probability=n_sources_probability,
@@ -527,7 +530,11 @@ def received_db(
 
 
 def warnings_of(
-    found: Sources, std: Float[Tensor, "S K 3"], converged: Bool[Tensor, "S"], volume: Volume
+    found: Sources,
+    std: Float[Tensor, "S K 3"],
+    converged: Bool[Tensor, "S"],
+    volume: Volume,
+    snr_db: Float[Tensor, "S K"],
 ) -> list[list[str]]:
     """Warnings about sources at the boundary or without an error bar, and fits that did not converge."""
     warnings: list[list[str]] = [[] for _ in range(len(converged))]
@@ -573,7 +580,12 @@ def warnings_of(
             f"source {source}: the range is poorly determined (its error bar exceeds the range)"
         )
     for scene in (~converged).nonzero()[:, 0].tolist():
-        warnings[scene].append(Reason("the maximum-likelihood fit did not converge"))
+        exact = bool((snr_db[scene] > _NOISELESS_DB).any())
+        warnings[scene].append(
+            "the data hold no noise but rounding, on which the error bars rest"
+            if exact
+            else Reason("the maximum-likelihood fit did not converge")
+        )
     return warnings
 
 

@@ -21,7 +21,7 @@ _VECTOR = 8
 
 
 def gram_energy(
-    channel: Complex[Tensor, "*S M N"], codes: Complex[Tensor, "*S L N"], rest: Complex[Tensor, "S Q L M"]
+    channel: Complex[Tensor, "*H M N"], codes: Complex[Tensor, "*C L N"], rest: Complex[Tensor, "S Q L M"]
 ) -> Float[Tensor, "S Q"]:
     r""":math:`\sum_{l,l'} |x_l^H x_{l'}|^2` of :math:`x_l = c_l^* \circ (B^H r_l)`.
 

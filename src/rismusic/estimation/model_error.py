@@ -477,7 +477,7 @@ class _Path:
         D = torch.stack([link.apply((log_derivatives[..., axis] * A).mT) for axis in range(2)], dim=-1)
         Q = orthonormal(C)
         rest = _outside(Q, self.y[..., None])[..., 0]
-        s = _least_squares(C, self.y, self.active)[self.rows, :, self.which]
+        s = _least_squares(C, self.y)[self.rows, :, self.which]
         equations = _PathEquations.of(_outside(Q, D) * s[:, :, None, None], rest)
         return squared_modulus(rest).sum((1, 2)), equations.solve(moves=moves)[0]
 
@@ -522,7 +522,7 @@ def _beside_sources(recording: Recording, sources: Sources) -> Iterator[tuple[sl
         rest = _outside(Q, y[..., None])[..., 0]
         sigma2 = squared_modulus(rest).sum((1, 2)) / _freedom(there, L, M)
         power = torch.where(there, sources.power[block].double(), 0)
-        yield block, _BesideSources(rest, B, _least_squares(C, y, there), sigma2, power)
+        yield block, _BesideSources(rest, B, _least_squares(C, y), sigma2, power)
 
 
 def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
@@ -584,7 +584,7 @@ class _Residual:
         C = fields.expand(S, L, -1, M).mT  # [S, L, M, K]
         Q = orthonormal(C)
         rest = _outside(Q, y[..., None])[..., 0]
-        field = (P * _least_squares(C, y, active)[..., None]).sum(-2)
+        field = (P * _least_squares(C, y)[..., None]).sum(-2)
         return cls(H, field, Q, rest, _freedom(active, L, M, subcarriers))
 
     def __getitem__(self, scenes: Tensor) -> _Residual:
@@ -807,11 +807,9 @@ def _freedom(
     return (snapshots * (outputs - count) - 1.5 / subcarriers * count).double()
 
 
-def _least_squares(
-    C: Complex[Tensor, "S L M K"], y: Complex[Tensor, "S L M"], active: Bool[Tensor, "S K"]
-) -> Complex[Tensor, "S L K"]:
-    """Least-squares symbols; 0 without a source."""
+def _least_squares(C: Complex[Tensor, "S L M K"], y: Complex[Tensor, "S L M"]) -> Complex[Tensor, "S L K"]:
+    """Least-squares symbols; 0 without a source, and in snapshots in which the RIS is off."""
     gram = C.mH @ C
     diagonal = gram.diagonal(dim1=-2, dim2=-1).real
-    gram = gram + torch.diag_embed(torch.where(active[:, None], 1e-12 * diagonal, 1.0)).to(gram.dtype)
+    gram = gram + torch.diag_embed(torch.where(diagonal > 0, 1e-12 * diagonal, 1.0)).to(gram.dtype)
     return torch.linalg.solve(gram, C.mH @ y[..., None])[..., 0]

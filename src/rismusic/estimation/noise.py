@@ -13,6 +13,8 @@ from rismusic.io import Recording
 
 # Iterations of the fixed point. Its result is an initial value, not the final estimate.
 _STEPS = 30
+# Squared singular values below this share of the largest are rounding.
+_NOTHING = 1e-30
 
 
 OTHER_SYMBOLS = "If the symbols are constant or known, state it in the recording or with --symbols"
@@ -106,7 +108,7 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
     weak directions less evenly than a diffuse field; the guess errs by a few dB at high SNR.
 
     Where the link does not colour (direct sampling, or one output), the lower half of the snapshots' singular
-    values is taken for noise; fewer than four of them leave half of the energy.
+    values that are not 0 is taken for noise; fewer than four of them leave half of the energy.
 
     Returns:
         sigma^2, positive unless the snapshots are zero, [S] float64.
@@ -118,11 +120,13 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
     _, L, M = data.shape
     power = torch.view_as_real(data).square().sum(-1).mean(dim=(1, 2))
     if link.channel is None or M == 1:
-        few, many = min(L, M), max(L, M)
-        if few < 4:
-            return power / 2
-        values = torch.linalg.svdvals(data).square() / many
-        return values[:, few // 2 :].mean(dim=1)
+        values = torch.linalg.svdvals(data).square() / max(L, M)
+        # Snapshots or outputs that are zero, or repeated, hold no noise of their own.
+        rank = (values > _NOTHING * values[:, :1]).sum(1, keepdim=True)
+        place = torch.arange(min(L, M), device=values.device)
+        lower = (place >= rank // 2) & (place < rank)
+        mean = torch.where(lower, values, 0).sum(1) / lower.sum(1).clamp_min(1)
+        return torch.where(rank[:, 0] < 4, power / 2, mean)
     # |c_n| is the same for all n up to hardware; H diag(|c|^2) H^H is taken with its mean.
     H = link.channel.to(torch.complex128)
     if link.subcarriers > 1:

@@ -7,6 +7,7 @@ models are compared by the log evidence of their fits
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,10 @@ from rismusic.spec import LocateSpec, SymbolModel, Wave
 _SCENES, _SOURCES = 8, 3
 # Settings of these fits.
 _QUICK: dict[str, Any] = {"method": "omp", "criterion": "conditional", "oversampling": 1.6}
+# Below this p-value, the symbols are not as recorded.
+_OTHER_SYMBOLS = 1e-3
+# Trial frequencies for each snapshot.
+_OVERSAMPLED = 4
 # Smallest noise variance of an output, over the median of all outputs.
 _LEAST_NOISE = 0.01
 
@@ -198,6 +203,36 @@ def free_symbols_p_value(recording: Recording, sources: Sources, spec: LocateSpe
     p = f_distribution.sf(*(x.numpy(force=True) for x in (ratio, freedom - fewer, fewer)))
     p_value[some] = torch.as_tensor(p, device=count.device) * len(grid) ** count[some]
     return p_value
+
+
+def frequency_offset(recording: Recording, sources: Sources, spec: LocateSpec) -> Float[Tensor, "S"]:
+    r"""Phase (rad) by which constant symbols turn from one snapshot to the next; 0 without a sign of it.
+
+    A source on the search grid whose symbol turns by :math:`\omega` raises
+    :math:`|\sum_l a^H G_l^H y_l e^{-j \omega l}|`. The snapshots are turned back by the :math:`\omega` of the
+    largest of them, and as many sources, at least one, are searched anew. In noise, the log-likelihood ratio
+    exceeds t with a probability of at most :math:`e^{-t}` for each point and each :math:`\omega`.
+
+    Args:
+        recording: S scenes with constant symbols, on one subcarrier.
+        sources: their sources [S, K], NaN where there is none.
+        spec: the search volume.
+    """
+    free = replace(recording, symbols="independent", pilots=None).stacked()
+    quick = spec.replace(**_QUICK)
+    grid, L = searched_grid(free, quick), free.snapshots.shape[1]
+    field = free.link.adjoint(free.snapshots)
+    turns = [torch.fft.fft(one.mH @ grid.steering(one.dtype), n=_OVERSAMPLED * L, dim=0) for one in field.mT]
+    most = torch.stack([one.abs().amax(1).argmax() for one in turns])
+    omega = -2 * torch.pi * torch.fft.fftfreq(_OVERSAMPLED * L, dtype=torch.float64, device=most.device)[most]
+    phase = omega[:, None, None] * torch.arange(L, device=most.device)[:, None]
+    back = torch.polar(torch.ones_like(phase), -phase).to(recording.snapshots.dtype)
+    turned = as_fitted(replace(recording, snapshots=recording.snapshots * back))
+    fit = fit_known(turned, sources.active.sum(-1).clamp_min(1), grid, quick)
+    energy, _ = _residual(as_fitted(recording), sources)
+    least, _ = _residual(turned, fit.sources)
+    gain = recording.snapshots[0].numel() * (energy / least).log()
+    return torch.where(gain > math.log(len(grid) * _OVERSAMPLED * L / _OTHER_SYMBOLS), omega, 0.0)
 
 
 def _residual(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:

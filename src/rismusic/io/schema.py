@@ -600,7 +600,7 @@ def _check_magnitude(field: Field, value: Tensor, first_scene: int) -> None:
         found = (
             "has zero power (every value is 0)" if largest == 0 else f"has a largest modulus of {largest:.3g}"
         )
-        raise InputError(field.name, f"{found}{where}; must be {low:g} to {high:g}")
+        raise InputError(field.name, f"{found}{where}; scale it to {low:g} to {high:g}")
 
 
 def _check_symbols(symbols: Tensor, active: Tensor, first_scene: int) -> None:
