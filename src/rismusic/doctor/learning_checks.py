@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
+from rismusic.doctor.other_data import OtherData
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import names, row_codes
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
-from rismusic.doctor.tape_checks import attempted, chosen_samples, size_of
+from rismusic.doctor.tape_checks import Samples, attempted, chosen_samples, size_of
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Fewest steps after which a network should know more than a constant.
@@ -41,6 +42,9 @@ _LINKS = names(
     "silu squeeze unsqueeze view reshape flatten clone contiguous transpose permute float clamp"
 )
 _SUMS = names("add __add__ __radd__ sub __sub__ __rsub__ add_ __iadd__")
+# Calls that cut a term of a loss at a limit, of which some give the mean of what is left.
+_LIMITS = names("relu relu_ clamp clamp_ clamp_min clamp_min_ clamp_max maximum minimum")
+_HINGES = _LIMITS | names("margin_ranking_loss triplet_margin_loss hinge_embedding_loss multi_margin_loss")
 # Relative change of a gradient that rounding does not explain.
 _MOVED = 1e-3
 # Calls in which the weights of a layer meet its input; what other calls do with weights compares them.
@@ -84,12 +88,14 @@ class LearningChecks:
 
     @property
     def reports(self) -> list[Report]:
-        """[TARGET], [TERMS], [RETRAIN], [DATA], and [LEARNED]."""
+        """[TARGET], [TERMS], [RETRAIN], [MEANING], [DATA], and [LEARNED]."""
         checks = (
             ("TARGET", self.fixed_target),
             ("TERMS", self.terms),
             ("TERMS", self.competing),
+            ("TERMS", self.hinges),
             ("RETRAIN", self.changed_settings),
+            ("MEANING", self.meaning),
             ("DATA", self.classes),
             ("LEARNED", self.learned),
         )
@@ -215,6 +221,18 @@ class LearningChecks:
         batches = [Batch(tape, {}) for tape in tapes]
         return Counterfactuals(batches, self.initial, self.settings, self.steps).findings
 
+    def meaning(self) -> list[Finding]:
+        """The loop would not learn much more if its data were changed."""
+        tapes = self._repeatable()
+        if self.settings is None:
+            raise LeftOutError("no optimizer was seen")
+
+        def constant(batches: Sequence[Batch]) -> float:
+            losses = constant_losses(batches[-8:], [batch.tape.loss for batch in batches[-8:]])
+            return sum(losses) / len(losses)
+
+        return OtherData(tapes, self.initial, self.settings, self.steps, constant).findings
+
     def classes(self) -> list[Finding]:
         """No class has nearly all targets."""
         if not self.alone:
@@ -264,6 +282,35 @@ class LearningChecks:
                 )
         if not found:
             raise LeftOutError("no network judges what another one makes")
+        return found
+
+    def hinges(self) -> list[Finding]:
+        """Terms that are cut at a limit are not cut for every sample, at the start and at the end."""
+        found = []
+        for tape in self.first.values():
+            last = next((one for one in reversed(self.tapes[1]) if one.kind == tape.kind), None)
+            if last is None:
+                continue
+            early, late = Replay(tape, {k: self.initial[k] for k in tape.weights}), Replay(last)
+            for one, two in zip(tape.calls, last.calls, strict=True):
+                if one.name not in _HINGES or one.inside or one.pure or not one.outs or not one.grad:
+                    continue
+                values = [replay.base[call.outs[0]] for replay, call in ((early, one), (late, two))]
+                if any(not value.numel() or bool((value != value.flatten()[0]).any()) for value in values):
+                    continue
+                cut = values[0].numel() > 3 or (
+                    one.name not in _LIMITS and not bool(torch.stack(values).any())
+                )
+                found.append(
+                    must_be_zero(
+                        "terms of the loss that are cut for all samples, at the start and at the end",
+                        int(cut),
+                        f"a term of the loss ({one.name}) is cut at its limit for all samples in all steps, and has "
+                        "no gradient: a margin of 0 or of another size than the outputs, or a wrong sign.",
+                        "Give the margin the size of the distances at the start, and look at its sign.",
+                        one.where,
+                    )
+                )
         return found
 
     def learned(self) -> list[Finding]:
@@ -564,6 +611,17 @@ def outputs_below(tape: Tape) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def pooled(tapes: Sequence[Tape], samples: Samples) -> dict[int, Tensor]:
+    """The data of all tapes of one kind together, by key of the last one, along the samples."""
+    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
+    pools: dict[int, Tensor] = {}
+    for place, key in enumerate(tapes[-1].roots):
+        if key in samples.axes:
+            parts = [list(tape.roots.values())[place].value for tape in alike]
+            pools[key] = torch.cat(parts, samples.axes[key])
+    return pools
+
+
 def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
     """Batches of distinct rows, from tapes of one kind, and share and number of the rows that are distinct.
 
@@ -574,12 +632,7 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
     """
     template = tapes[-1]
     samples = chosen_samples(template)
-    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
-    pools: dict[int, Tensor] = {}
-    for place, key in enumerate(template.roots):
-        if key in samples.axes:
-            parts = [list(tape.roots.values())[place].value for tape in alike]
-            pools[key] = torch.cat(parts, samples.axes[key])
+    pools = pooled(tapes, samples)
     own = [key for key in template.inputs if key in pools] or [samples.primary]
     codes = list(zip(*(row_codes(pools[k].movedim(samples.axes[k], 0)).tolist() for k in own), strict=True))
     first: dict[tuple[float, ...], int] = {}

@@ -1,0 +1,586 @@
+"""The recorded training, repeated with its data changed: does the network take them for what they mean?
+
+Columns that are codes, units or marks of missing numbers, targets of another scale, and rows in another order
+train without an error. Each change is a training of the same loop from the same weights on the same batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rismusic.doctor.counterfactuals import Counterfactuals, Settings
+from rismusic.doctor.report import must_be_zero
+from rismusic.doctor.tape import Batch, Call, LeftOutError, Tape
+from rismusic.nn.monitors import Finding, at_least, at_most
+
+# Fewest batches, fewest and most steps of a training.
+_BATCHES, _FEWEST, _MOST = 8, 60, 200
+# Share of the loss of a constant output that a change must gain, and below which nothing is learned.
+_GAIN, _NOTHING = 0.15, 0.1
+# Share of a column that one number has, if it marks missing ones; distance from the others, over their spread.
+_MARKED, _FAR = (0.005, 0.6), 3.0
+# Numbers of different values that a code may have, and share of each.
+_CODES, _EACH = (5, 30), 0.01
+# Sizes of targets, spread of the logarithm of the sizes of samples, ratio of tails to middle, and offset of a
+# column over its spread, from which they are tried otherwise.
+_SIZES, _LOUD, _TAILS, _OFFSET = (0.05, 8.0), 0.7, 8.0, 4.0
+# Units of a layer that may be a bottleneck; gates of recurrent layers.
+_NARROW = 2
+_GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
+# Numbers of a sample of which a size is meant.
+_WIDE = 8
+
+
+@dataclass
+class _Change:
+    """Batches that are changed, what this says of the data, and weights that fit the changed ones.
+
+    ``level``: the loss of the best constant output, if changed; ``control``: a change without a meaning, which
+    others must surpass.
+    """
+
+    what: str
+    meaning: str
+    advice: str
+    batches: list[Batch]
+    initial: Mapping[int, Tensor]
+    level: float | None = None
+    control: bool = False
+
+
+class OtherData:
+    """Trainings on changed data.
+
+    Args:
+        tapes: of one kind, each batch once.
+        initial: the first values of the weights.
+        settings: those of the loop.
+        steps: number of steps of the loop.
+        constant: mean loss of some batches with the best constant output.
+    """
+
+    def __init__(
+        self,
+        tapes: Sequence[Tape],
+        initial: Mapping[int, Tensor],
+        settings: Settings,
+        steps: int,
+        constant: Callable[[Sequence[Batch]], float],
+    ) -> None:
+        if len(tapes) < _BATCHES:
+            raise LeftOutError(f"fewer than {_BATCHES} batches that differ")
+        self.tapes, self.initial, self.settings, self.constant = tapes, initial, settings, constant
+        self.steps = min(_MOST, max(_FEWEST, 2 * steps))
+        self.batches = [Batch(tape, {}) for tape in tapes]
+        last = tapes[-1]
+        rows = [len(r.value) if r.kind == "data" and r.value.ndim else 0 for r in last.roots.values()]
+        used, asked = set(last.inputs), set(last.targets)
+        # Places of the data among the roots, which are the same in all tapes.
+        self.inputs = [n for n, key in enumerate(last.roots) if key in used and rows[n] > 1]
+        self.targets = [n for n, key in enumerate(last.roots) if key in asked - used and rows[n] > 1]
+        self.level = constant(self.batches)
+
+    def values(self, place: int) -> list[Tensor]:
+        """The data at a place, of each batch."""
+        return [list(tape.roots.values())[place].value for tape in self.tapes]
+
+    def changed(self, values: Mapping[int, Sequence[Tensor]]) -> list[Batch]:
+        """The batches with other data at some places."""
+        return [
+            Batch(tape, {list(tape.roots)[place]: new[k] for place, new in values.items()})
+            for k, tape in enumerate(self.tapes)
+        ]
+
+    def share(self, change: _Change, order: int = 1) -> float:
+        """The share of the loss of the best constant output that the loop removes, on batches held out."""
+        training = Counterfactuals(change.batches, change.initial, self.settings, self.steps)
+        level = self.level if change.level is None else change.level
+        _, held = training._trained(self.settings, self.steps, order=order)
+        return (level - held) / max(abs(level), 1e-12)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """No change of the data lets the loop learn much more."""
+        own = _Change("", "", "", self.batches, self.initial)
+        shares: dict[int, float] = {}
+
+        def plain(order: int) -> float:
+            if order not in shares:
+                shares[order] = self.share(own, order)
+            return shares[order]
+
+        found, best = self.marks(), None
+        if any(not one.fine for one in found):
+            return found
+        changes, control = list(self.changes()), 0.0
+        if changes or self.targets:
+            changes += self.orders() if plain(1) < _NOTHING else ()
+        for change in changes:
+            try:
+                other = self.share(change)
+            except (RuntimeError, ValueError, IndexError):
+                # The change does not fit the rest of the network.
+                continue
+            if change.control:
+                control = other
+                continue
+            # A loss below 0 has no share.
+            gain = other - max(plain(1), control, 0.0) if other <= 1 else 0.0
+            if gain > _GAIN:
+                other = min(other, self.share(change, -1))
+                gain = min(gain, other - max(plain(-1), control, 0.0))
+            finding = at_most(
+                f"share of the loss of a constant output that is gained {change.what}",
+                gain,
+                _GAIN,
+                f"{change.meaning}: {change.what}, the same loop removes {100 * max(other, 0):.0f} % of the loss "
+                f"of the best constant output on batches held out, as it is {100 * max(plain(1), 0):.0f} %.",
+                change.advice,
+            )
+            # Of several changes that help, the best one is the cause.
+            if best is None or gain > best.value:
+                best = finding
+        found += [] if best is None else [best]
+        if plain(1) < _NOTHING:
+            found += self.sorted_apart()
+        return found
+
+    def marks(self) -> list[Finding]:
+        """Numbers that mark missing ones, far from all others, and parts of complex numbers that are 0."""
+        found = []
+        for place in (*self.inputs, *self.targets):
+            value = torch.cat(
+                [one.flatten(0, -2) if one.ndim > 1 else one[:, None] for one in self.values(place)]
+            )
+            what = "the input" if place in self.inputs else "the targets"
+            if value.is_complex():
+                empty = [name for name in ("real", "imag") if not bool(getattr(value, name).any())]
+                found.append(
+                    must_be_zero(
+                        f"parts of {what} that are 0 in all samples",
+                        len(empty),
+                        f"{what} is complex, but its {'imaginary' if 'imag' in empty else 'real'} part is 0 in "
+                        "all samples: magnitudes (abs) or real parts were taken, and the phase is lost.",
+                        "Keep the complex numbers where the data are read and prepared.",
+                    )
+                )
+            if not value.is_floating_point() or len(value) < 64 or value.shape[1] > 512:
+                continue
+            for number, column in enumerate(value.double().unbind(1)):
+                mark = _mark(column)
+                if mark is not None:
+                    share, distance = mark[1:]
+                    found.append(
+                        at_most(
+                            f"distance of one repeated number from all others of a column, over their spread",
+                            distance,
+                            _FAR,
+                            f"column {number} of {what} has the number {mark[0]:.4g} in {100 * share:.2g} % of "
+                            f"the samples, {distance:.3g} times the spread of all others away from them: a "
+                            "mark for missing values (such as -999, -1 or 0) is taken for a number, and "
+                            "spoils means and deviations as well.",
+                            "Leave such samples out, or replace the mark by the mean of the others (before "
+                            "scaling), with a column that says so.",
+                        )
+                    )
+        return found
+
+    def changes(self) -> Iterator[_Change]:
+        """Other meanings of inputs and targets that their numbers suggest."""
+        yield from self.wider()
+        yield from self.finer()
+        loud: dict[int, list[Tensor]] = {}
+        tails: dict[int, list[Tensor]] = {}
+        off: dict[int, list[Tensor]] = {}
+        for place in self.inputs:
+            values = self.values(place)
+            if not (values[0].is_floating_point() or values[0].is_complex()) or values[0].ndim < 2:
+                continue
+            if any(one.shape[1:] != values[0].shape[1:] for one in values):
+                continue
+            whole = torch.cat(values)
+            size = whole.abs().double().flatten(1).square().mean(1).sqrt()
+            level = float(size.square().mean().sqrt())
+            if whole[0].numel() >= _WIDE and float(size[size > 0].log().std()) > _LOUD and level > 0:
+                loud[place] = [_one_size(one) for one in values]
+            if whole.is_complex() or whole.ndim != 2 or place in self._both:
+                continue
+            columns = whole.double()
+            middle = columns.median(0).values
+            width = (columns - middle).abs().quantile(0.5, 0)
+            far = (columns - middle).abs().quantile(0.98, 0)
+            heavy = (
+                (width > 0)
+                & (far > _TAILS * width)
+                & (torch.tensor([len(c.unique()) for c in columns.T]) > 30)
+            )
+            if bool(heavy.any()):
+                logs = torch.where(heavy, ((columns - middle) / width.clamp_min(1e-30)).asinh(), columns)
+                logs = torch.where(heavy, (logs - logs.mean(0)) / logs.std(0).clamp_min(1e-30), columns)
+                tails[place] = list(logs.to(whole.dtype).split([len(one) for one in values]))
+            spread = columns.std(0)
+            if bool(((spread > 0) & ((columns.mean(0).abs() > _OFFSET * spread) | (spread > 10))).any()):
+                scaled = (columns - columns.mean(0)) / torch.where(spread > 0, spread, 1)
+                off[place] = list(scaled.to(whole.dtype).split([len(one) for one in values]))
+            yield from self.codes(place, whole)
+        for new, what, meaning, advice in (
+            (
+                loud,
+                "with each sample divided by its own size",
+                "samples have sizes that differ by orders of magnitude (volume, exposure, distance), which drown "
+                "what the loss asks for",
+                "Normalise each sample by its own root mean square before the network.",
+            ),
+            (
+                tails,
+                "with the logarithm of columns that span orders of magnitude",
+                "columns of the input span orders of magnitude: their units are mixed, or their logarithm counts",
+                "Bring all rows to one unit, or use logarithms of such columns.",
+            ),
+            (
+                off,
+                "with the columns of the input standardised",
+                "the input is not standardised: columns have an offset or a scale that drowns their differences",
+                "Subtract the mean of each column and divide by its deviation, as measured on the training data.",
+            ),
+        ):
+            if new:
+                batches = self.changed(new)
+                level = self.constant(batches) if set(new) & set(self._both) else None
+                yield _Change(what, meaning, advice, batches, self.initial, level)
+        unturned = [n for n in self.inputs if any(r is not None for r in self._unturned(n))]
+        if unturned:
+            batches = self.changed(
+                {
+                    n: [a if b is None else b for a, b in zip(self.values(n), self._unturned(n), strict=True)]
+                    for n in unturned
+                }
+            )
+            yield _Change(
+                "without turning the inputs",
+                "inputs are flipped, rotated or shifted at random, and their targets are not, though these "
+                "depend on it",
+                "Turn the targets likewise (positions, masks, classes of mirror images), or leave this out.",
+                batches,
+                self.initial,
+            )
+        yield from self.scaled_targets()
+
+    def wider(self) -> Iterator[_Change]:
+        """The narrowest layer between two others, with eight times as many units."""
+        tape = self.tapes[-1]
+        for call in tape.calls:
+            keys = [key for key in call.reads if key in tape.weights]
+            shapes = [tape.weights[key].shape for key in keys]
+            recurrent = call.name in _GATES and len(keys) in (2, 4)
+            if not keys or not (recurrent or call.name == "linear"):
+                continue
+            units = shapes[1][1] if recurrent else shapes[0][0]
+            after = self._next_linear(call)
+            if units > _NARROW or shapes[0][1] < (3 if recurrent else _WIDE) or after is None:
+                continue
+            if tape.weights[after].shape[1] != units or len(tape.weights[after]) < units + 1:
+                continue
+            gates, wide = _GATES.get(call.name, 1), _WIDE * units
+            new = [[gates * wide, *shape[1:]] for shape in shapes]
+            if recurrent:
+                new[1][1] = wide
+            drawn = torch.Generator().manual_seed(0)
+
+            def fresh(shape: Sequence[int], fan: int, drawn: torch.Generator = drawn) -> Tensor:
+                return torch.empty(*shape).uniform_(-1, 1, generator=drawn) / math.sqrt(fan)
+
+            initial = dict(self.initial)
+            for key, shape in zip(keys, new, strict=True):
+                initial[key] = fresh(shape, wide if recurrent else new[0][1])
+            initial[after] = fresh((len(tape.weights[after]), wide), wide)
+            states = [n for n, key in enumerate(tape.roots) if key in call.reads and n not in self.inputs]
+            states = [n for n in states if self.values(n)[0].shape[-1] == units]
+            zeros = {n: [one.new_zeros(*one.shape[:-1], wide) for one in self.values(n)] for n in states}
+            yield _Change(
+                f"with {wide} units in place of {units} in {call.name} ({call.where})",
+                f"a layer has {units} unit{'s' if units > 1 else ''} only, through which all that the output needs "
+                "must pass: it is a bottleneck",
+                "Use more units (or a longer code).",
+                self.changed(zeros),
+                initial,
+            )
+            return
+
+    def finer(self) -> Iterator[_Change]:
+        """A mean (or maximum) over all places, over three parts of each axis in place of it."""
+        tape = self.tapes[-1]
+        for number, call in enumerate(tape.calls):
+            pool, axes = _pooled_axes(call, self.batches[-1].replay().base)
+            after = self._next_linear(call) if axes else None
+            if after is None:
+                continue
+            parts = 3 ** len(axes)
+            weight = self.initial[after].repeat_interleave(parts, 1) / parts
+
+            def finer(x: Tensor, *_: object, pool: str = pool, axes: tuple[int, ...] = axes) -> Tensor:
+                kept = [n for n in range(x.ndim) if n not in axes]
+                found: Tensor = getattr(functional, f"adaptive_{pool}_pool{len(axes)}d")(x.permute(*kept, *axes), 3)
+                return found.flatten(1)
+
+            batches = []
+            for batch in self.batches:
+                one = batch.tape.calls[number]
+                calls = [*batch.tape.calls]
+                calls[number] = replace(one, func=finer, name="finer", args=one.args[:1], kwargs={})
+                batches.append(Batch(replace(batch.tape, calls=calls), {}))
+            yield _Change(
+                f"with {parts} means in place of one ({call.where})",
+                "the network takes a mean or maximum over all places, but the targets depend on the place, which is "
+                "lost there",
+                "Flatten in place of the global pooling, pool over parts, or add coordinates.",
+                batches,
+                {**self.initial, after: weight},
+            )
+
+    def _next_linear(self, call: Call) -> int | None:
+        """The weight of the only linear layer that gets the output of a call, with no others in between."""
+        made, found = {call.outs[0]}, []
+        for one in self.tapes[-1].calls[self.tapes[-1].calls.index(call) + 1 :]:
+            if any(key in made for key in one.reads):
+                weights = [key for key in one.reads if key in self.tapes[-1].weights]
+                if not weights:
+                    made.update(one.outs)
+                    continue
+                if one.name != "linear" or one.reads[0] not in made:
+                    return None
+                found.append(weights[0])
+        return found[0] if len(found) == 1 else None
+
+    @property
+    def _both(self) -> list[int]:
+        """Places of data that are inputs and targets, as in an autoencoder."""
+        last = self.tapes[-1]
+        return [n for n, key in enumerate(last.roots) if key in last.targets and key in last.inputs]
+
+    def _unturned(self, place: int) -> list[Tensor | None]:
+        return [list(tape.roots.values())[place].unturned for tape in self.tapes]
+
+    def scaled_targets(self) -> Iterator[_Change]:
+        """Targets of mean 0 and deviation 1, if they are far from it where they meet the outputs."""
+        for place in self.targets:
+            values = self.values(place)
+            if (
+                not values[0].is_floating_point()
+                or len(torch.cat([v.flatten() for v in values]).unique()) < 20
+            ):
+                continue
+            whole = torch.cat([value.flatten() for value in values]).double()
+            mean, spread = float(whole.mean()), float(whole.std())
+            key = list(self.tapes[-1].roots)[place]
+            users = [call for call in self.tapes[-1].calls if key in call.reads]
+            size = math.hypot(mean, spread)
+            if any(call.pure for call in users):
+                # Scaled before it is compared: what is compared counts.
+                scale, shift = self._scaling(place)
+                if scale == 0:
+                    continue
+                size = math.hypot(scale * mean + shift, scale * spread)
+            else:
+                scale, shift = 1.0, 0.0
+            if _SIZES[0] < size < _SIZES[1] or spread == 0:
+                continue
+            # What is compared then has mean 0 and deviation 1.
+            new = [(((one - mean) / spread) - shift) / scale for one in values]
+            batches = self.changed({place: new})
+            yield _Change(
+                "with targets of mean 0 and deviation 1",
+                f"the targets are not scaled (mean {scale * mean + shift:.3g}, deviation {abs(scale) * spread:.3g}), "
+                "while the outputs of a network start at about 0 and 1",
+                "Train on (target - mean) / deviation, and undo it where outputs are used.",
+                batches,
+                self.initial,
+                self.constant(batches),
+            )
+
+    def _scaling(self, place: int) -> tuple[float, float]:
+        """Factor and offset with which a target is scaled on the tape before it meets an output; 0 if not."""
+        tape, key = self.tapes[-1], list(self.tapes[-1].roots)[place]
+        replay = self.batches[-1].replay()
+        pure, last = {key}, key
+        for call in tape.calls:
+            if call.pure and any(one in pure for one in call.reads):
+                pure.update(call.outs)
+                last = call.outs[0]
+        x, y = replay.base[key].double().flatten(), replay.base[last].double().flatten()
+        if x.shape != y.shape or len(x) < 3:
+            return 0.0, 0.0
+        scale = float(
+            ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum().clamp_min(1e-30)
+        )
+        shift = float(y.mean() - scale * x.mean())
+        return (scale, shift) if torch.allclose(y, scale * x + shift, rtol=1e-3, atol=1e-3) else (0.0, 0.0)
+
+    def codes(self, place: int, whole: Tensor) -> Iterator[_Change]:
+        """A column with few numbers, as a column for each of them, in a first layer that is wide enough."""
+        key = list(self.tapes[-1].roots)[place]
+        first = _first_layer(self.tapes[-1], key)
+        if first is None:
+            return
+        weight = self.initial.get(first.reads[1])
+        coded = [n for n, column in enumerate(whole.double().unbind(1)) if _is_code(column)]
+        if weight is None or not coded or weight.shape[1] != whole.shape[1]:
+            return
+        parts, columns = [whole.clone()], whole.double()
+        for n in coded:
+            numbers = columns[:, n].unique(return_inverse=True)[1]
+            parts.append(functional.one_hot(numbers).to(whole.dtype))
+            parts[0][:, n] = 0
+        wide = torch.cat(parts, 1)
+        bound = 1 / math.sqrt(weight.shape[1])
+        extra = torch.empty(len(weight), wide.shape[1] - whole.shape[1])
+        extra.uniform_(-bound, bound, generator=torch.Generator().manual_seed(0))
+        initial = {**self.initial, first.reads[1]: torch.cat((weight, extra.to(weight)), 1)}
+        new = list(wide.split([len(one) for one in self.values(place)]))
+        yield _Change(
+            f"with a column for each number of column {', '.join(map(str, coded))}",
+            f"column {', '.join(map(str, coded))} of the input is a code (category, class, identifier), but is "
+            "given to the network as a quantity",
+            "Use one_hot or an embedding for categories.",
+            self.changed({place: new}),
+            initial,
+        )
+
+    def orders(self) -> Iterator[_Change]:
+        """Targets of other rows of the data set that they are picked from."""
+        for place in self.targets:
+            # The first is so far away that it shows what rows without a relation bring.
+            base = list(self.tapes[-1].roots.values())[place].base
+            far = 0 if base is None else len(base) // 2
+            for shift in (far, 1, -1, 2, -2) if base is not None else ():
+                new = []
+                for tape in self.tapes:
+                    root = list(tape.roots.values())[place]
+                    if root.base is None or len(root.numbers) != len(root.value) or len(root.base) < _WIDE:
+                        break
+                    rows = (torch.tensor(root.numbers) + shift) % len(root.base)
+                    new.append(root.base[rows.to(root.base.device)].to(root.value.dtype))
+                if len(new) == len(self.tapes) and all(
+                    a.shape == b.shape for a, b in zip(new, self.values(place), strict=True)
+                ):
+                    rows_text = f"{abs(shift)} row{'s' if abs(shift) > 1 else ''}"
+                    where = "after" if shift > 0 else "before"
+                    yield _Change(
+                        f"with the targets of {rows_text} {where} in the data set",
+                        "inputs and targets are not in the same order: each sample has the target of another row",
+                        "Look for a line too many or too few (a header, roll, shift, a dropped row) where inputs "
+                        "and targets are read.",
+                        self.changed({place: new}),
+                        self.initial,
+                        control=shift == far,
+                    )
+
+    def sorted_apart(self) -> list[Finding]:
+        """Where nothing is learned: inputs and targets were not put in order separately."""
+        numbers = next(
+            (rows for place in (*self.targets, *self.inputs) if (rows := self._numbers(place))), None
+        )
+        if numbers is None:
+            return []
+        order = _ranks(torch.tensor(numbers))
+        columns = {}
+        for place in (*self.inputs, *self.targets):
+            for number, column in enumerate(
+                torch.cat([v.flatten(1) if v.ndim > 1 else v[:, None] for v in self.values(place)])
+                .real.double()
+                .unbind(1)[:256]
+            ):
+                if len(column) == len(order) and len(column.unique()) > 1:
+                    columns[place in self.inputs, number] = _correlation(order, _ranks(column))
+        sides = [
+            max([abs(v) for (given, _), v in columns.items() if given is side] or [0.0])
+            for side in (True, False)
+        ]
+        apart = sides[0] > 0.98 > 0.3 > sides[1] or sides[1] > 0.98 > 0.3 > sides[0]
+        one, two = ("inputs", "targets") if sides[0] > sides[1] else ("targets", "inputs")
+        return [
+            must_be_zero(
+                "inputs and targets of which one is sorted and the other is not",
+                int(apart),
+                f"the {one} of the data set are sorted (by one of their columns), the {two} are not, and nothing "
+                f"is learned of them: the {one} were put in another order without the {two}.",
+                "Sort or shuffle inputs and targets with the same permutation.",
+            )
+        ]
+
+    def _numbers(self, place: int) -> list[int]:
+        roots = [list(tape.roots.values())[place] for tape in self.tapes]
+        if any(len(root.numbers) != len(root.value) for root in roots):
+            return []
+        return [number for root in roots for number in root.numbers]
+
+
+def _pooled_axes(call: Call, base: Mapping[int, Tensor]) -> tuple[str, tuple[int, ...]]:
+    """Kind and axes of a call that takes a mean or maximum over all places of feature maps; no axes if not."""
+    x = base.get(call.reads[0]) if call.reads and not call.pure and call.inside else None
+    if x is None or x.ndim not in (3, 4) or x.is_complex():
+        return "", ()
+    if call.name.startswith("adaptive_") and call.outs and base[call.outs[0]].shape[2:].numel() == 1:
+        return call.name.split("_")[1], tuple(range(2, x.ndim))
+    dim = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
+    if call.name not in ("mean", "amax") or dim is None or call.kwargs.get("keepdim"):
+        return "", ()
+    axes = tuple(sorted(n % x.ndim for n in (dim if isinstance(dim, (tuple, list)) else (dim,))))
+    fits = axes == (2, 3) if x.ndim == 4 else axes in ((1,), (2,))
+    return {"mean": "avg", "amax": "max"}[call.name], axes if fits and min(x.shape[n] for n in axes) >= 3 else ()
+
+
+def _one_size(value: Tensor) -> Tensor:
+    """Each sample divided by its root mean square."""
+    size = value.abs().flatten(1).square().mean(1).sqrt().clamp_min(1e-12)
+    return value / size.reshape(-1, *[1] * (value.ndim - 1))
+
+
+def _mark(column: Tensor) -> tuple[float, float, float] | None:
+    """A number that many samples share, outside the range of all others: itself, share, and distance."""
+    values, counts = column.unique(return_counts=True)
+    if len(values) < 20:
+        return None
+    for place in (0, len(values) - 1):
+        share = float(counts[place]) / len(column)
+        rest = column[column != values[place]]
+        others = counts[counts != counts[place]]
+        rare = not len(others) or float(others.max()) < counts[place] / 2
+        if not _MARKED[0] <= share <= _MARKED[1] or counts[place] < 5 or not rare or float(rest.std()) == 0:
+            continue
+        nearest = rest.min() if place == 0 else rest.max()
+        distance = float((nearest - values[place]).abs() / rest.std())
+        if distance > _FAR:
+            return float(values[place]), share, distance
+    return None
+
+
+def _is_code(column: Tensor) -> bool:
+    """Whether a column has few different numbers, at equal distances, each in many samples."""
+    values, counts = column.unique(return_counts=True)
+    if not _CODES[0] <= len(values) <= _CODES[1] or float(counts.min()) < _EACH * len(column):
+        return False
+    gaps = values.diff()
+    steps = gaps / gaps.min()
+    return bool(torch.allclose(steps, steps.round(), atol=1e-3)) and float(steps.sum()) < 2 * _CODES[1]
+
+
+def _first_layer(tape: Tape, key: int) -> Call | None:
+    """The only call that uses some data, if it is a linear layer."""
+    users = [call for call in tape.calls if key in call.reads]
+    fits = len(users) == 1 and users[0].name == "linear" and users[0].reads[0] == key
+    return users[0] if fits else None
+
+
+def _ranks(values: Tensor) -> Tensor:
+    return values.double().unique(return_inverse=True)[1].double()
+
+
+def _correlation(one: Tensor, two: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack((one, two)))[0, 1].nan_to_num())
