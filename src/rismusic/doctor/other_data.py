@@ -17,7 +17,8 @@ from torch.nn import functional
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
 from rismusic.doctor.report import must_be_zero
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Tape
-from rismusic.nn.monitors import Finding, at_least, at_most
+from rismusic.doctor.shifts import shift
+from rismusic.nn.monitors import Finding, at_most
 
 # Fewest batches, fewest and most steps of a training.
 _BATCHES, _FEWEST, _MOST = 8, 60, 200
@@ -149,6 +150,8 @@ class OtherData:
         found += [] if best is None else [best]
         if plain(1) < _NOTHING:
             found += self.sorted_apart()
+        if all(one.fine for one in found):
+            found += self.halves()
         return found
 
     def marks(self) -> list[Finding]:
@@ -514,6 +517,56 @@ class OtherData:
             )
         ]
 
+    def halves(self) -> list[Finding]:
+        """What is learned of one half of the data set holds for the other half."""
+        numbers = next((rows for n in (*self.targets, *self.inputs) if (rows := self._numbers(n))), None)
+        places = [n for n in (*self.inputs, *self.targets) if numbers and sum(map(len, self.values(n))) == len(numbers)]
+        size = len(self.values(places[0])[0]) if places else 0
+        if numbers is None or not set(places) & set(self.inputs) or not set(places) & set(self.targets):
+            return []
+        rows = torch.tensor(numbers)
+        if any(len({one.shape[1:] for one in self.values(n)}) > 1 for n in places) or bool((rows == rows[0]).all()):
+            return []
+        pools = {list(self.tapes[-1].roots)[n]: torch.cat(self.values(n)) for n in places}
+        first = rows < (int(rows.max()) + int(rows.min()) + 1) // 2
+        sides = [{key: pool[which] for key, pool in pools.items()} for which in (first, ~first)]
+        parts = [
+            [Batch(self.tapes[-1], dict(zip(side, chunk, strict=True))) for chunk in zip(*(v.split(size) for v in side.values()), strict=True) if len(chunk[0]) == size]
+            for side in sides
+        ]
+        if min(map(len, parts)) < _BATCHES // 2 or any(shift(a, b)[0] > 0 for a, b in zip(sides[0].values(), sides[1].values(), strict=True)):
+            return []
+        drops, cause = [], ""
+        for one, other in (parts, parts[::-1]):
+            training = Counterfactuals(one, self.initial, self.settings, self.steps)
+            weights = training.weights_after(self.settings, self.steps)
+            if not weights:
+                return []
+
+            def share(batches: Sequence[Batch], weights: Mapping[int, Tensor] = weights) -> float:
+                return 1 - sum(batch.replay(weights).loss for batch in batches) / len(batches) / max(self.level, 1e-12)
+
+            held, across = share(one[training.learned :]), share(other)
+            drops.append(held - across if held > _GAIN else 0.0)
+            best = across + drops[-1] / 2
+            for key in (list(self.tapes[-1].roots)[n] for n in places) if drops[-1] > 2 * _GAIN else ():
+                what = "inputs" if key in self.tapes[-1].inputs else "targets"
+                for words, change in _codings():
+                    changed = [Batch(b.tape, {**b.roots, key: change(b.roots[key])}) for b in other if change(b.roots[key]) is not None]
+                    if changed and share(changed) > best:
+                        best, cause = share(changed), f" It holds if the {what} of one half have {words}."
+        return [
+            at_most(
+                "share of what is learned of each half of the data set that does not hold for the other half",
+                min(drops),
+                2 * _GAIN,
+                "inputs and targets belong together in another way in the first half of the data set than in the "
+                f"second one, though both have the same distribution: files with another order of columns, other "
+                f"labels, units or signs were joined.{cause}",
+                "Look at where the data were joined, and bring both to one form.",
+            )
+        ]
+
     def _numbers(self, place: int) -> list[int]:
         roots = [list(tape.roots.values())[place] for tape in self.tapes]
         if any(len(root.numbers) != len(root.value) for root in roots):
@@ -534,6 +587,18 @@ def _pooled_axes(call: Call, base: Mapping[int, Tensor]) -> tuple[str, tuple[int
     axes = tuple(sorted(n % x.ndim for n in (dim if isinstance(dim, (tuple, list)) else (dim,))))
     fits = axes == (2, 3) if x.ndim == 4 else axes in ((1,), (2,))
     return {"mean": "avg", "amax": "max"}[call.name], axes if fits and min(x.shape[n] for n in axes) >= 3 else ()
+
+
+def _codings() -> Iterator[tuple[str, Callable[[Tensor], Tensor | None]]]:
+    """Other codings of inputs or targets that occur in practice."""
+    yield "their last axis in reverse order", lambda v: v.flip(-1) if v.ndim > 1 else None
+    yield "their second axis in reverse order", lambda v: v.flip(1) if v.ndim > 2 else None
+    yield "the opposite sign", lambda v: -v if v.is_floating_point() or v.is_complex() else None
+    yield "real and imaginary parts exchanged", lambda v: torch.complex(v.imag, v.real) if v.is_complex() else None
+    for by in (1, -1):
+        yield "labels that start with another number", lambda v, by=by: (v + by).clamp_min(0) if v.dtype == torch.long else None
+    yield "labels in reverse order", lambda v: int(v.max()) - v if v.dtype == torch.long else None
+    yield "0 and 1 exchanged", lambda v: 1 - v if bool(((v == 0) | (v == 1)).all()) else None
 
 
 def _one_size(value: Tensor) -> Tensor:

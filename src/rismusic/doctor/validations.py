@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from rismusic.doctor.shifts import other_inputs, shift_findings
 from rismusic.doctor.state import names, row_codes, tensors_in
 from rismusic.doctor.tape import LIKE
-from rismusic.nn.monitors import Finding, at_most
+from rismusic.nn.monitors import Finding, at_least, at_most
 
 # Most numbers of a sample that is kept.
 _WIDEST = 4096
@@ -28,6 +28,7 @@ _LITTLE, _MUCH, _BEYOND = 0.1, 0.4, 3.0
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
 _DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
 _COMPARISONS = names("gt lt ge le __gt__ __lt__ __ge__ __le__ cosine_similarity")
+_LARGER = names("gt ge __gt__ __ge__")
 _PRODUCTS = names("mul __mul__ __rmul__ logical_and __and__ __rand__ bitwise_and")
 _LOSSES = names(
     "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
@@ -133,6 +134,8 @@ class Validations:
         self._clouds: list[tuple[float, float]] = []
         # Answers that are compared for equality, and all that is made of them.
         self._answers = WeakTensorKeyDictionary()
+        # Share of the pairs of outputs of each validation of which the first one is larger.
+        self._larger: list[float] = []
         # Inputs of several networks.
         self._scales: list[tuple[float, float]] = []
         # Whether the present pass is noted and has not reached its first layer with weights, and is of the
@@ -237,6 +240,8 @@ class Validations:
             # A score of outputs alone, such as which of two is larger.
             for one in sources:
                 one.judged = True
+            if name in _LARGER and len(sources) == 1 and isinstance(result, Tensor) and result.numel() >= _PAIR[0]:
+                self._larger.append(float(result.double().mean()))
         elif sources and not alone:
             pair = given[:2] if given[0] in self._depending else given[1::-1]
             fits = len(given) > 1 and pair[0].shape == pair[1].shape and pair[1] not in self._depending
@@ -400,6 +405,18 @@ class Validations:
         """
         judged = [one for one in self._passes if one.judged and not one.used]
         ranges = self._range_findings()
+        if len(self._larger) > 1:
+            ranges.append(
+                at_least(
+                    "share of the pairs of a validation that are in the order that counts as right",
+                    self._larger[-1] if self._larger[-1] < self._larger[0] else 1.0,
+                    0.5 - _LITTLE,
+                    f"of two outputs, the validation counts when the first is larger, which holds in "
+                    f"{100 * self._larger[0]:.0f} % at first and {100 * self._larger[-1]:.0f} % at last, less than by "
+                    "guessing: the loss orders them the other way (a sign, a target of -1, exchanged arguments).",
+                    "Give the loss and the score the same order of the two.",
+                )
+            )
         shown = next((one for one in reversed(judged) if one.given), None)
         ranges += [] if shown is None else shift_findings(self._samples, _first(shown.given))
         clouds = [self._data_findings(one, left_out) for one in (judged or self._passes)[-1:]]
