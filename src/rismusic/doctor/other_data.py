@@ -7,8 +7,10 @@ train without an error. Each change is a training of the same loop from the same
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,14 +18,16 @@ from torch.nn import functional
 
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
 from rismusic.doctor.report import must_be_zero
-from rismusic.doctor.tape import Batch, Call, LeftOutError, Tape
 from rismusic.doctor.shifts import shift
+from rismusic.doctor.tape import Batch, Call, LeftOutError, Tape
 from rismusic.nn.monitors import Finding, at_most
 
 # Fewest batches, fewest and most steps of a training.
-_BATCHES, _FEWEST, _MOST = 8, 60, 200
+_BATCHES, _FEWEST, _MOST = 8, 50, 200
+# CPU seconds of a training.
+_SECONDS = 0.7
 # Share of the loss of a constant output that a change must gain, and below which nothing is learned.
-_GAIN, _NOTHING = 0.15, 0.1
+_GAIN, _NOTHING, _CLEAR = 0.15, 0.1, 0.5
 # Share of a column that one number has, if it marks missing ones; distance from the others, over their spread.
 _MARKED, _FAR = (0.005, 0.6), 3.0
 # Numbers of different values that a code may have, and share of each.
@@ -77,7 +81,6 @@ class OtherData:
         if len(tapes) < _BATCHES:
             raise LeftOutError(f"fewer than {_BATCHES} batches that differ")
         self.tapes, self.initial, self.settings, self.constant = tapes, initial, settings, constant
-        self.steps = min(_MOST, max(_FEWEST, 2 * steps))
         self.batches = [Batch(tape, {}) for tape in tapes]
         last = tapes[-1]
         rows = [len(r.value) if r.kind == "data" and r.value.ndim else 0 for r in last.roots.values()]
@@ -86,6 +89,12 @@ class OtherData:
         self.inputs = [n for n, key in enumerate(last.roots) if key in used and rows[n] > 1]
         self.targets = [n for n, key in enumerate(last.roots) if key in asked - used and rows[n] > 1]
         self.level = constant(self.batches)
+        started = time.process_time()
+        Counterfactuals(self.batches, initial, settings, 4).weights_after(settings, 4)
+        each = (time.process_time() - started) / (4 + len(tapes) / 3)
+        self.steps = min(_MOST, 2 * steps, int(_SECONDS / max(each, 1e-6)))
+        if self.steps < _FEWEST:
+            raise LeftOutError("repeating the training takes too long")
 
     def values(self, place: int) -> list[Tensor]:
         """The data at a place, of each batch."""
@@ -147,6 +156,8 @@ class OtherData:
             # Of several changes that help, the best one is the cause.
             if best is None or gain > best.value:
                 best = finding
+            if gain > _CLEAR:
+                break
         found += [] if best is None else [best]
         if plain(1) < _NOTHING:
             found += self.sorted_apart()
@@ -181,7 +192,7 @@ class OtherData:
                     share, distance = mark[1:]
                     found.append(
                         at_most(
-                            f"distance of one repeated number from all others of a column, over their spread",
+                            "distance of one repeated number from all others of a column, over their spread",
                             distance,
                             _FAR,
                             f"column {number} of {what} has the number {mark[0]:.4g} in {100 * share:.2g} % of "
@@ -255,8 +266,8 @@ class OtherData:
         ):
             if new:
                 batches = self.changed(new)
-                level = self.constant(batches) if set(new) & set(self._both) else None
-                yield _Change(what, meaning, advice, batches, self.initial, level)
+                own = self.constant(batches) if set(new) & set(self._both) else None
+                yield _Change(what, meaning, advice, batches, self.initial, own)
         unturned = [n for n in self.inputs if any(r is not None for r in self._unturned(n))]
         if unturned:
             batches = self.changed(
@@ -329,7 +340,9 @@ class OtherData:
 
             def finer(x: Tensor, *_: object, pool: str = pool, axes: tuple[int, ...] = axes) -> Tensor:
                 kept = [n for n in range(x.ndim) if n not in axes]
-                found: Tensor = getattr(functional, f"adaptive_{pool}_pool{len(axes)}d")(x.permute(*kept, *axes), 3)
+                found: Tensor = getattr(functional, f"adaptive_{pool}_pool{len(axes)}d")(
+                    x.permute(*kept, *axes), 3
+                )
                 return found.flatten(1)
 
             batches = []
@@ -461,19 +474,19 @@ class OtherData:
             # The first is so far away that it shows what rows without a relation bring.
             base = list(self.tapes[-1].roots.values())[place].base
             far = 0 if base is None else len(base) // 2
-            for shift in (far, 1, -1, 2, -2) if base is not None else ():
+            for by in (far, 1, -1, 2, -2) if base is not None else ():
                 new = []
                 for tape in self.tapes:
                     root = list(tape.roots.values())[place]
                     if root.base is None or len(root.numbers) != len(root.value) or len(root.base) < _WIDE:
                         break
-                    rows = (torch.tensor(root.numbers) + shift) % len(root.base)
+                    rows = (torch.tensor(root.numbers) + by) % len(root.base)
                     new.append(root.base[rows.to(root.base.device)].to(root.value.dtype))
                 if len(new) == len(self.tapes) and all(
                     a.shape == b.shape for a, b in zip(new, self.values(place), strict=True)
                 ):
-                    rows_text = f"{abs(shift)} row{'s' if abs(shift) > 1 else ''}"
-                    where = "after" if shift > 0 else "before"
+                    rows_text = f"{abs(by)} row{'s' if abs(by) > 1 else ''}"
+                    where = "after" if by > 0 else "before"
                     yield _Change(
                         f"with the targets of {rows_text} {where} in the data set",
                         "inputs and targets are not in the same order: each sample has the target of another row",
@@ -481,7 +494,7 @@ class OtherData:
                         "and targets are read.",
                         self.changed({place: new}),
                         self.initial,
-                        control=shift == far,
+                        control=by == far,
                     )
 
     def sorted_apart(self) -> list[Finding]:
@@ -519,22 +532,28 @@ class OtherData:
 
     def halves(self) -> list[Finding]:
         """What is learned of one half of the data set holds for the other half."""
-        numbers = next((rows for n in (*self.targets, *self.inputs) if (rows := self._numbers(n))), None)
-        places = [n for n in (*self.inputs, *self.targets) if numbers and sum(map(len, self.values(n))) == len(numbers)]
-        size = len(self.values(places[0])[0]) if places else 0
-        if numbers is None or not set(places) & set(self.inputs) or not set(places) & set(self.targets):
+        numbers = next((rows for n in (*self.targets, *self.inputs) if (rows := self._numbers(n))), [])
+        data = {n: self.values(n) for n in (*self.inputs, *self.targets)}
+        keys = {
+            n: list(self.tapes[-1].roots)[n]
+            for n, parts in data.items()
+            if sum(map(len, parts)) == len(numbers)
+        }
+        uneven = any(len({one.shape[1:] for one in data[n]}) > 1 for n in keys)
+        if uneven or not set(keys) & set(self.inputs) or not set(keys) & set(self.targets):
             return []
-        rows = torch.tensor(numbers)
-        if any(len({one.shape[1:] for one in self.values(n)}) > 1 for n in places) or bool((rows == rows[0]).all()):
-            return []
-        pools = {list(self.tapes[-1].roots)[n]: torch.cat(self.values(n)) for n in places}
-        first = rows < (int(rows.max()) + int(rows.min()) + 1) // 2
+        places, size = torch.tensor(numbers), len(data[next(iter(keys))][0])
+        first = places < (places.amax() + places.amin() + 1) // 2
+        pools = {key: torch.cat(data[n]) for n, key in keys.items()}
         sides = [{key: pool[which] for key, pool in pools.items()} for which in (first, ~first)]
         parts = [
-            [Batch(self.tapes[-1], dict(zip(side, chunk, strict=True))) for chunk in zip(*(v.split(size) for v in side.values()), strict=True) if len(chunk[0]) == size]
+            [
+                Batch(self.tapes[-1], {key: pool[start : start + size] for key, pool in side.items()})
+                for start in range(0, len(next(iter(side.values()))) - size + 1, size)
+            ]
             for side in sides
         ]
-        if min(map(len, parts)) < _BATCHES // 2 or any(shift(a, b)[0] > 0 for a, b in zip(sides[0].values(), sides[1].values(), strict=True)):
+        if min(map(len, parts)) < _BATCHES // 2 or any(shift(sides[0][k], sides[1][k])[0] > 0 for k in pools):
             return []
         drops, cause = [], ""
         for one, other in (parts, parts[::-1]):
@@ -542,26 +561,28 @@ class OtherData:
             weights = training.weights_after(self.settings, self.steps)
             if not weights:
                 return []
-
-            def share(batches: Sequence[Batch], weights: Mapping[int, Tensor] = weights) -> float:
-                return 1 - sum(batch.replay(weights).loss for batch in batches) / len(batches) / max(self.level, 1e-12)
-
-            held, across = share(one[training.learned :]), share(other)
-            drops.append(held - across if held > _GAIN else 0.0)
-            best = across + drops[-1] / 2
-            for key in (list(self.tapes[-1].roots)[n] for n in places) if drops[-1] > 2 * _GAIN else ():
-                what = "inputs" if key in self.tapes[-1].inputs else "targets"
-                for words, change in _codings():
-                    changed = [Batch(b.tape, {**b.roots, key: change(b.roots[key])}) for b in other if change(b.roots[key]) is not None]
-                    if changed and share(changed) > best:
-                        best, cause = share(changed), f" It holds if the {what} of one half have {words}."
+            losses = partial(_mean_loss, weights=weights)
+            held, across = losses(one[training.learned :]), losses(other)
+            drops.append((across - held) / abs(self.level) if self.level - held > _GAIN * self.level else 0.0)
+            best = (across + held) / 2
+            for n, key in keys.items() if drops[-1] > 2 * _GAIN else ():
+                what = "inputs" if n in self.inputs else "targets"
+                for words, coding in _CODINGS.items():
+                    new = [coding(batch.roots[key]) for batch in other]
+                    changed = [
+                        Batch(b.tape, {**b.roots, key: v})
+                        for b, v in zip(other, new, strict=True)
+                        if v is not None
+                    ]
+                    if changed and losses(changed) < best:
+                        best, cause = losses(changed), f" It holds if the {what} of one half have {words}."
         return [
             at_most(
                 "share of what is learned of each half of the data set that does not hold for the other half",
                 min(drops),
                 2 * _GAIN,
                 "inputs and targets belong together in another way in the first half of the data set than in the "
-                f"second one, though both have the same distribution: files with another order of columns, other "
+                "second one, though both have the same distribution: files with another order of columns, other "
                 f"labels, units or signs were joined.{cause}",
                 "Look at where the data were joined, and bring both to one form.",
             )
@@ -586,19 +607,32 @@ def _pooled_axes(call: Call, base: Mapping[int, Tensor]) -> tuple[str, tuple[int
         return "", ()
     axes = tuple(sorted(n % x.ndim for n in (dim if isinstance(dim, (tuple, list)) else (dim,))))
     fits = axes == (2, 3) if x.ndim == 4 else axes in ((1,), (2,))
-    return {"mean": "avg", "amax": "max"}[call.name], axes if fits and min(x.shape[n] for n in axes) >= 3 else ()
+    return {"mean": "avg", "amax": "max"}[call.name], axes if fits and min(
+        x.shape[n] for n in axes
+    ) >= 3 else ()
 
 
-def _codings() -> Iterator[tuple[str, Callable[[Tensor], Tensor | None]]]:
-    """Other codings of inputs or targets that occur in practice."""
-    yield "their last axis in reverse order", lambda v: v.flip(-1) if v.ndim > 1 else None
-    yield "their second axis in reverse order", lambda v: v.flip(1) if v.ndim > 2 else None
-    yield "the opposite sign", lambda v: -v if v.is_floating_point() or v.is_complex() else None
-    yield "real and imaginary parts exchanged", lambda v: torch.complex(v.imag, v.real) if v.is_complex() else None
-    for by in (1, -1):
-        yield "labels that start with another number", lambda v, by=by: (v + by).clamp_min(0) if v.dtype == torch.long else None
-    yield "labels in reverse order", lambda v: int(v.max()) - v if v.dtype == torch.long else None
-    yield "0 and 1 exchanged", lambda v: 1 - v if bool(((v == 0) | (v == 1)).all()) else None
+def _reversed_labels(v: Tensor) -> Tensor | None:
+    return int(v.max()) - v if v.dtype == torch.long else None
+
+
+# Other codings of inputs or targets that occur in practice.
+_CODINGS: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "their last axis in reverse order": lambda v: v.flip(-1) if v.ndim > 1 else None,
+    "their second axis in reverse order": lambda v: v.flip(1) if v.ndim > 2 else None,
+    "the opposite sign": lambda v: -v if v.is_floating_point() or v.is_complex() else None,
+    "real and imaginary parts exchanged": lambda v: torch.complex(v.imag, v.real) if v.is_complex() else None,
+    "the opposite phase (conjugated)": lambda v: v.conj().resolve_conj() if v.is_complex() else None,
+    "labels that start with another number": lambda v: (
+        (v - 1).clamp_min(0) if v.dtype == torch.long else None
+    ),
+    "labels in reverse order": _reversed_labels,
+    "0 and 1 exchanged": lambda v: 1 - v if bool(((v == 0) | (v == 1)).all()) else None,
+}
+
+
+def _mean_loss(batches: Sequence[Batch], weights: Mapping[int, Tensor]) -> float:
+    return sum(batch.replay(weights).loss for batch in batches) / len(batches)
 
 
 def _one_size(value: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def _features(value: Tensor, other: Tensor) -> dict[str, Tensor]:
         "its mean": flat.mean(1),
         "its share of zeros": (flat == 0).double().mean(1),
     }
-    for axis in range(1, value.ndim if not value.is_complex() else value.ndim):
+    for axis in range(1, value.ndim):
         if value.shape[axis] >= 6:
             near = (
                 value.narrow(axis, 1, value.shape[axis] - 1)

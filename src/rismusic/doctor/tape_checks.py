@@ -702,12 +702,8 @@ def weight_findings(tape: Tape) -> list[Finding]:
             if weight is None or weight.ndim < 2 or not weight.requires_grad or call.name not in _SUMMING:
                 continue
             # Numbers of the input that an output is the sum of.
-            fan = (
-                weight.shape[-2]
-                if place and "mat" in call.name or call.name in ("mm", "bmm") and place
-                else 0
-            )
-            fan = fan or weight[0].numel()
+            second = place > 0 and "mat" in call.name
+            fan = weight.shape[-2] if second else weight[0].numel()
             gains[key] = (size_of(weight) * math.sqrt(fan), call.where)
     if not gains:
         raise LeftOutError("no layer has weights of its own")
@@ -912,7 +908,7 @@ def _reached(name: str, y: Tensor, what: str) -> Finding:
     )
 
 
-_SUMMING = names("linear conv1d conv2d conv3d lstm gru rnn_tanh rnn_relu matmul __matmul__ __rmatmul__ mm")
+_SUMMING = names("linear conv1d conv2d conv3d lstm gru rnn_tanh rnn_relu matmul __matmul__ __rmatmul__")
 # Largest size of initial weights, relative to 1 / sqrt(inputs).
 _LARGE_WEIGHTS = 5.0
 _COMPARED = names("mse_loss l1_loss smooth_l1_loss huber_loss sub __sub__ __rsub__ rsub binary_cross_entropy")

@@ -240,7 +240,12 @@ class Validations:
             # A score of outputs alone, such as which of two is larger.
             for one in sources:
                 one.judged = True
-            if name in _LARGER and len(sources) == 1 and isinstance(result, Tensor) and result.numel() >= _PAIR[0]:
+            if (
+                name in _LARGER
+                and len(sources) == 1
+                and isinstance(result, Tensor)
+                and result.numel() >= _PAIR[0]
+            ):
                 self._larger.append(float(result.double().mean()))
         elif sources and not alone:
             pair = given[:2] if given[0] in self._depending else given[1::-1]
