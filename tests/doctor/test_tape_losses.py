@@ -281,7 +281,7 @@ class Images(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("flips", "twice", "text"), [(False, False, ""), (True, False, "mirrored"), (False, True, "twice")]
+    ("flips", "twice", "text"), [(False, False, ""), (True, False, "flipped"), (False, True, "twice")]
 )
 def test_mirrored_targets_and_repeated_features(flips, twice, text):
     torch.manual_seed(0)

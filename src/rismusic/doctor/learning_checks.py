@@ -28,8 +28,6 @@ _FEWEST_STEPS = 40
 _GAIN = 0.02
 # CPU seconds for training anew.
 _SECONDS = 2.0
-# Relative fall of the loss that says that mirrored targets fit better.
-_BETTER = 0.1
 # Share of distinct rows among those seen, below which the data are known well enough to hold rows out.
 _REPEATED = 0.85
 # Rows from which some can be held out, targets from which classes are counted, and the share of one class.
@@ -305,7 +303,7 @@ class LearningChecks:
                     must_be_zero(
                         "terms of the loss that are cut for all samples, at the start and at the end",
                         int(cut),
-                        f"a term of the loss ({one.name}) is cut at its limit for all samples in all steps, and has "
+                        f"a term of the loss ({one.name}) is at its limit for all samples in all steps and has "
                         "no gradient: a margin of 0 or of another size than the outputs, or a wrong sign.",
                         "Give the margin the size of the distances at the start, and look at its sign.",
                         one.where,
@@ -346,7 +344,7 @@ class LearningChecks:
             ]
         if gain >= _GAIN and start - end > _GAIN * abs(start):
             learned = level - sum(network) / len(used)
-            found = [*wrong(""), *_mirrored(used), *self._generalises(tapes)]
+            found = [*wrong(""), *self._generalises(tapes)]
             if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
                 running = [Replay(tape, running=True).loss for tape in used]
                 found.append(
@@ -797,32 +795,6 @@ def train_anew(
         loss.backward()
         optimizer.step()
     return best
-
-
-def _mirrored(tapes: Sequence[Tape]) -> list[Finding]:
-    """Batches whose targets fit the outputs better when mirrored: inputs were flipped without them."""
-    found = []
-    for n, key in enumerate(tapes[-1].roots):
-        y = tapes[-1].roots[key].value
-        if key not in tapes[-1].targets or key in tapes[-1].inputs or y.ndim < 3:
-            continue
-        for axis in range(1, y.ndim):
-            better = []
-            for tape in tapes:
-                own, root = list(tape.roots.items())[n]
-                loss = Replay(tape).loss
-                mirrored = Replay(tape, roots={own: root.value.flip(axis)}).loss
-                better.append(mirrored < loss - _BETTER * abs(loss))
-            found.append(
-                at_most(
-                    f"share of the batches whose loss is lower with targets mirrored along axis {axis}",
-                    sum(better) / len(better),
-                    0.1,
-                    "in some batches the targets are mirrored relative to the inputs: inputs are flipped at "
-                    "random, and their targets (masks, boxes, sequences) are not.",
-                )
-            )
-    return found
 
 
 def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -> Finding:

@@ -28,7 +28,7 @@ _BATCHES, _FEWEST, _MOST = 8, 50, 200
 _SECONDS = 0.7
 # Share of the loss of a constant output that a change must gain, and below which nothing is learned.
 _GAIN, _NOTHING, _CLEAR = 0.15, 0.1, 0.5
-# Share of a column that one number has, if it marks missing ones; distance from the others, over their spread.
+# Share of a column that a mark of missing numbers has; its distance from the others, over their spread.
 _MARKED, _FAR = (0.005, 0.6), 3.0
 # Numbers of different values that a code may have, and share of each.
 _CODES, _EACH = (5, 30), 0.01
@@ -46,8 +46,8 @@ _WIDE = 8
 class _Change:
     """Batches that are changed, what this says of the data, and weights that fit the changed ones.
 
-    ``level``: the loss of the best constant output, if changed; ``control``: a change without a meaning, which
-    others must surpass.
+    ``level``: the loss of the best constant output, if changed; ``control``: a change without a meaning,
+    which others must surpass.
     """
 
     what: str
@@ -149,8 +149,8 @@ class OtherData:
                 f"share of the loss of a constant output that is gained {change.what}",
                 gain,
                 _GAIN,
-                f"{change.meaning}: {change.what}, the same loop removes {100 * max(other, 0):.0f} % of the loss "
-                f"of the best constant output on batches held out, as it is {100 * max(plain(1), 0):.0f} %.",
+                f"{change.meaning}: {change.what}, the same loop removes {100 * max(other, 0):.0f} % of the "
+                f"loss of the best constant output on batches held out, as it is {100 * max(plain(1), 0):.0f} %.",
                 change.advice,
             )
             # Of several changes that help, the best one is the cause.
@@ -179,8 +179,8 @@ class OtherData:
                     must_be_zero(
                         f"parts of {what} that are 0 in all samples",
                         len(empty),
-                        f"{what} is complex, but its {'imaginary' if 'imag' in empty else 'real'} part is 0 in "
-                        "all samples: magnitudes (abs) or real parts were taken, and the phase is lost.",
+                        f"{what} is complex, but its {'imaginary' if 'imag' in empty else 'real'} part is 0 "
+                        "in all samples: magnitudes (abs) or real parts were taken, and the phase is lost.",
                         "Keep the complex numbers where the data are read and prepared.",
                     )
                 )
@@ -195,8 +195,8 @@ class OtherData:
                             "distance of one repeated number from all others of a column, over their spread",
                             distance,
                             _FAR,
-                            f"column {number} of {what} has the number {mark[0]:.4g} in {100 * share:.2g} % of "
-                            f"the samples, {distance:.3g} times the spread of all others away from them: a "
+                            f"column {number} of {what} has the number {mark[0]:.4g} in {100 * share:.2g} % "
+                            f"of the samples, {distance:.3g} times the spread of all others away from them: a "
                             "mark for missing values (such as -999, -1 or 0) is taken for a number, and "
                             "spoils means and deviations as well.",
                             "Leave such samples out, or replace the mark by the mean of the others (before "
@@ -247,21 +247,21 @@ class OtherData:
             (
                 loud,
                 "with each sample divided by its own size",
-                "samples have sizes that differ by orders of magnitude (volume, exposure, distance), which drown "
-                "what the loss asks for",
+                "samples have sizes that differ by orders of magnitude (volume, exposure, distance), which "
+                "drown what the loss asks for",
                 "Normalise each sample by its own root mean square before the network.",
             ),
             (
                 tails,
                 "with the logarithm of columns that span orders of magnitude",
-                "columns of the input span orders of magnitude: their units are mixed, or their logarithm counts",
+                "columns of the input span orders of magnitude: units are mixed, or their logarithm counts",
                 "Bring all rows to one unit, or use logarithms of such columns.",
             ),
             (
                 off,
                 "with the columns of the input standardised",
-                "the input is not standardised: columns have an offset or a scale that drowns their differences",
-                "Subtract the mean of each column and divide by its deviation, as measured on the training data.",
+                "the input is not standardised: an offset or a scale of columns drowns their differences",
+                "Subtract the mean of each column and divide by its deviation, both of the training data.",
             ),
         ):
             if new:
@@ -319,8 +319,8 @@ class OtherData:
             zeros = {n: [one.new_zeros(*one.shape[:-1], wide) for one in self.values(n)] for n in states}
             yield _Change(
                 f"with {wide} units in place of {units} in {call.name} ({call.where})",
-                f"a layer has {units} unit{'s' if units > 1 else ''} only, through which all that the output needs "
-                "must pass: it is a bottleneck",
+                f"a layer has {units} unit{'s' if units > 1 else ''} only, through which all that the output "
+                "needs must pass: it is a bottleneck",
                 "Use more units (or a longer code).",
                 self.changed(zeros),
                 initial,
@@ -353,8 +353,8 @@ class OtherData:
                 batches.append(Batch(replace(batch.tape, calls=calls), {}))
             yield _Change(
                 f"with {parts} means in place of one ({call.where})",
-                "the network takes a mean or maximum over all places, but the targets depend on the place, which is "
-                "lost there",
+                "the network takes a mean or maximum over all places, but the targets depend on the place, "
+                "which is lost there",
                 "Flatten in place of the global pooling, pool over parts, or add coordinates.",
                 batches,
                 {**self.initial, after: weight},
@@ -412,8 +412,8 @@ class OtherData:
             batches = self.changed({place: new})
             yield _Change(
                 "with targets of mean 0 and deviation 1",
-                f"the targets are not scaled (mean {scale * mean + shift:.3g}, deviation {abs(scale) * spread:.3g}), "
-                "while the outputs of a network start at about 0 and 1",
+                f"the targets are not scaled (mean {scale * mean + shift:.3g}, deviation "
+                f"{abs(scale) * spread:.3g}), while the outputs of a network start at about 0 and 1",
                 "Train on (target - mean) / deviation, and undo it where outputs are used.",
                 batches,
                 self.initial,
@@ -461,8 +461,8 @@ class OtherData:
         new = list(wide.split([len(one) for one in self.values(place)]))
         yield _Change(
             f"with a column for each number of column {', '.join(map(str, coded))}",
-            f"column {', '.join(map(str, coded))} of the input is a code (category, class, identifier), but is "
-            "given to the network as a quantity",
+            f"column {', '.join(map(str, coded))} of the input is a code (category, class, identifier), but "
+            "is given to the network as a quantity",
             "Use one_hot or an embedding for categories.",
             self.changed({place: new}),
             initial,
@@ -489,9 +489,9 @@ class OtherData:
                     where = "after" if by > 0 else "before"
                     yield _Change(
                         f"with the targets of {rows_text} {where} in the data set",
-                        "inputs and targets are not in the same order: each sample has the target of another row",
-                        "Look for a line too many or too few (a header, roll, shift, a dropped row) where inputs "
-                        "and targets are read.",
+                        "inputs and targets are not in one order: each sample has the target of another row",
+                        "Look for a line too many or too few (a header, a shift, a dropped row) where "
+                        "inputs and targets are read.",
                         self.changed({place: new}),
                         self.initial,
                         control=by == far,
@@ -524,8 +524,8 @@ class OtherData:
             must_be_zero(
                 "inputs and targets of which one is sorted and the other is not",
                 int(apart),
-                f"the {one} of the data set are sorted (by one of their columns), the {two} are not, and nothing "
-                f"is learned of them: the {one} were put in another order without the {two}.",
+                f"the {one} of the data set are sorted (by one of their columns), the {two} are not, and "
+                f"nothing is learned of them: the {one} were put in another order without the {two}.",
                 "Sort or shuffle inputs and targets with the same permutation.",
             )
         ]
@@ -553,7 +553,8 @@ class OtherData:
             ]
             for side in sides
         ]
-        if min(map(len, parts)) < _BATCHES // 2 or any(shift(sides[0][k], sides[1][k])[0] > 0 for k in pools):
+        moved = {n: shift(sides[0][key], sides[1][key])[0] > 0 for n, key in keys.items()}
+        if min(map(len, parts)) < _BATCHES // 2 or any(moved[n] for n in keys if n in self.inputs):
             return []
         drops, cause = [], ""
         for one, other in (parts, parts[::-1]):
@@ -579,11 +580,12 @@ class OtherData:
         return [
             at_most(
                 "share of what is learned of each half of the data set that does not hold for the other half",
-                min(drops),
+                # Targets of another distribution may be of other kinds.
+                min(drops) if cause or not any(moved.values()) else 0.0,
                 2 * _GAIN,
-                "inputs and targets belong together in another way in the first half of the data set than in the "
-                "second one, though both have the same distribution: files with another order of columns, other "
-                f"labels, units or signs were joined.{cause}",
+                "inputs and targets belong together in another way in the first half of the data set than in "
+                "the second one, though the inputs have the same distribution: files with another order of columns, "
+                f"other labels, units or signs were joined.{cause}",
                 "Look at where the data were joined, and bring both to one form.",
             )
         ]
@@ -596,7 +598,7 @@ class OtherData:
 
 
 def _pooled_axes(call: Call, base: Mapping[int, Tensor]) -> tuple[str, tuple[int, ...]]:
-    """Kind and axes of a call that takes a mean or maximum over all places of feature maps; no axes if not."""
+    """Kind and axes of a call that takes a mean or maximum over all places; no axes if not."""
     x = base.get(call.reads[0]) if call.reads and not call.pure and call.inside else None
     if x is None or x.ndim not in (3, 4) or x.is_complex():
         return "", ()

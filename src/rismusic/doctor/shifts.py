@@ -11,7 +11,7 @@ from torch import Tensor
 from rismusic.doctor.state import row_codes
 from rismusic.nn.monitors import Finding, at_most
 
-# Fewest and most samples of each set, most features of a sample that are compared one by one, and most tokens.
+# Fewest and most samples of each set, most features that are compared one by one, and most tokens.
 _FEW, _MANY, _FEATURES, _TOKENS = 48, 1000, 64, 32
 # Probability of a difference by chance, and distance of two distribution functions that matters.
 _CHANCE, _DISTANCE = 1e-6, 0.3
@@ -147,9 +147,9 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None) -> list[Find
                     if batch and other.is_floating_point()
                     else max(other.shape[axis] / length, length / other.shape[axis]),
                     1.2,
-                    f"the inputs of the training have the length {length} along axis {axis}, those of the validation "
-                    f"{other.shape[axis]}: samples of the training are cut off (or sampled, padded otherwise), so "
-                    "that it never sees the rest.",
+                    f"the inputs of the training have the length {length} along axis {axis}, those of the "
+                    f"validation {other.shape[axis]}: samples of the training are cut off (or sampled otherwise), "
+                    "so that it never sees the rest.",
                     "Prepare both with the same function; train on whole samples.",
                 )
             )
@@ -196,8 +196,8 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None) -> list[Find
                 "share of the samples of a validation that are nearly samples of the training",
                 near,
                 _NEAR,
-                "samples of the validation are nearly the same as samples of the training (copies, augmented or "
-                "noisy ones, windows that overlap), so it does not show how well the network does on others.",
+                "samples of the validation are nearly the same as samples of the training (copies, augmented "
+                "or noisy ones, windows that overlap), so it does not show how well the network does on others.",
                 "Split the original samples first, then copy, augment or cut them.",
             )
         )
@@ -231,12 +231,12 @@ def _covered(own: Tensor, new: Tensor) -> str:
         lonely.append(float((_nearest(one, two) > far).double().mean()))
     if lonely[1] > 0.3 and lonely[1] > 3 * lonely[0]:
         return (
-            f" The training lacks {100 * lonely[1]:.0f} % of what the validation has: it is a part of the data only, "
-            "such as the beginning of a file that is sorted by kind."
+            f" The training lacks {100 * lonely[1]:.0f} % of what the validation has: it is a part of the data "
+            "only, such as the beginning of a file that is sorted by kind."
         )
     if lonely[0] > 0.3 and lonely[0] > 3 * lonely[1]:
         return (
-            f" The validation lacks {100 * lonely[0]:.0f} % of what the training has: it is a part of the data only, "
-            "such as the end of a file that is sorted by kind."
+            f" The validation lacks {100 * lonely[0]:.0f} % of what the training has: it is a part of the data "
+            "only, such as the end of a file that is sorted by kind."
         )
     return " They are prepared otherwise (scaling, cutting, sampling, order, units)."

@@ -380,6 +380,9 @@ class TapeRecorder:
                 picked = [self._kinds.get(id(one), ("", None))[1] or (0, None) for one in args[0]]
                 if len({key for key, _ in picked}) == 1 and all(isinstance(n, int) for _, n in picked):
                     rows = (picked[0][0], [n for _, n in picked])
+                if any(id(one) in self._unturned for one in args[0]):
+                    before = torch.stack([self._unturned.get(id(one), one) for one in args[0]])
+                    self._unturned[id(outs[0])] = before
             if name in _TURNS and args and isinstance(args[0], Tensor) and len(outs) == 1:
                 self._unturned[id(outs[0])] = self._unturned.get(id(args[0]), args[0])
                 self._tensors[id(args[0])] = args[0]

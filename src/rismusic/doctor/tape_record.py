@@ -293,8 +293,8 @@ class TapeRecord:
             must_be_zero(
                 "networks that get the same numbers in every step",
                 len(self._still()),
-                "a network gets the same random numbers (or other data) in every step, while other data change: "
-                "they are drawn once before the loop, and not anew in each step.",
+                "a network gets the same random numbers (or other data) in every step, while other data "
+                "change: they are drawn once before the loop, and not anew in each step.",
                 "Draw them in each step.",
             )
         )

@@ -17,8 +17,8 @@ from rismusic.doctor.state import names, row_codes, tensors_in
 from rismusic.doctor.tape import LIKE
 from rismusic.nn.monitors import Finding, at_least, at_most
 
-# Most numbers of a sample that is kept.
-_WIDEST = 4096
+# Most numbers of a sample that is kept, and of all that are.
+_WIDEST, _KEPT = 4096, 1_000_000
 # Most passes whose inputs are remembered, rows of the training, and rows of a pass whose numbers are kept.
 _MOST_PASSES, _MOST_ROWS, _SHOWN = 50, 50_000, 1024
 # Fewest and most numbers of outputs that are compared, and the agreement from which an order counts as right.
@@ -155,8 +155,10 @@ class Validations:
         training, found = torch.is_grad_enabled(), _scale(value.abs() if value.is_complex() else value)
         self._training = training
         kept = alone and value.ndim > 1 and value[0].numel() <= _WIDEST
-        if training and kept and len(self._samples) < _MOST_PASSES:
-            self._samples.append(value.detach()[:_SHOWN].clone())
+        if training and kept and sum(one.numel() for one in self._samples) < _KEPT:
+            self._samples.append(value.detach()[: _SHOWN // 4].clone())
+        for one in self._passes[:-1]:
+            one.given = ()
         if not value.is_floating_point() or not alone:
             # Tokens have no scale, and short texts repeat.
             if training and value.is_floating_point() and len(self._scales) < _MOST_PASSES:
@@ -417,8 +419,8 @@ class Validations:
                     self._larger[-1] if self._larger[-1] < self._larger[0] else 1.0,
                     0.5 - _LITTLE,
                     f"of two outputs, the validation counts when the first is larger, which holds in "
-                    f"{100 * self._larger[0]:.0f} % at first and {100 * self._larger[-1]:.0f} % at last, less than by "
-                    "guessing: the loss orders them the other way (a sign, a target of -1, exchanged arguments).",
+                    f"{100 * self._larger[0]:.0f} % at first and {100 * self._larger[-1]:.0f} % at last, less "
+                    "than by guessing: the loss orders them the other way (a sign, exchanged arguments).",
                     "Give the loss and the score the same order of the two.",
                 )
             )

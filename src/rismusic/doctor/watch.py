@@ -543,8 +543,8 @@ class Watch:
             "ratio of the learning rates of two optimizers of one kind",
             max(rates.values()) / max(rates[slow], 1e-30),
             _APART,
-            f"the learning rate of the optimizer of {name} ({rates[slow]:.1e}) is far below that of another one "
-            f"({max(rates.values()):.1e}): one network hardly learns, while the other one does.",
+            f"the learning rate of the optimizer of {name} ({rates[slow]:.1e}) is far below that of another "
+            f"one ({max(rates.values()):.1e}): one network hardly learns, while the other one does.",
             "Give optimizers of networks that work together, or against each other, rates of one size.",
         )
 
