@@ -88,7 +88,7 @@ def said_of(fault):
         ("turned", "inputs are flipped, rotated or shifted at random"),
         ("weights", "the initial weights of a layer"),
         ("margin", "a term of the loss (relu) is at its limit"),
-        ("part", "it is a part of the data only"),
+        ("part", "it is a part of them only"),
         ("noisy copies", "nearly the same as samples of the training"),
     ],
 )

@@ -303,7 +303,7 @@ class LearningChecks:
                     must_be_zero(
                         "terms of the loss that are cut for all samples, at the start and at the end",
                         int(cut),
-                        f"a term of the loss ({one.name}) is at its limit for all samples in all steps and has "
+                        f"a term of the loss ({one.name}) is at its limit for all samples in all steps, with "
                         "no gradient: a margin of 0 or of another size than the outputs, or a wrong sign.",
                         "Give the margin the size of the distances at the start, and look at its sign.",
                         one.where,

@@ -150,7 +150,7 @@ class OtherData:
                 gain,
                 _GAIN,
                 f"{change.meaning}: {change.what}, the same loop removes {100 * max(other, 0):.0f} % of the "
-                f"loss of the best constant output on batches held out, as it is {100 * max(plain(1), 0):.0f} %.",
+                f"loss of the best constant output on batches held out, now {100 * max(plain(1), 0):.0f} %.",
                 change.advice,
             )
             # Of several changes that help, the best one is the cause.
@@ -196,8 +196,8 @@ class OtherData:
                             distance,
                             _FAR,
                             f"column {number} of {what} has the number {mark[0]:.4g} in {100 * share:.2g} % "
-                            f"of the samples, {distance:.3g} times the spread of all others away from them: a "
-                            "mark for missing values (such as -999, -1 or 0) is taken for a number, and "
+                            f"of the samples, {distance:.3g} times the spread of the others away from them: "
+                            "a mark for missing values (such as -999, -1 or 0) is taken for a number, and "
                             "spoils means and deviations as well.",
                             "Leave such samples out, or replace the mark by the mean of the others (before "
                             "scaling), with a column that says so.",
@@ -584,8 +584,8 @@ class OtherData:
                 min(drops) if cause or not any(moved.values()) else 0.0,
                 2 * _GAIN,
                 "inputs and targets belong together in another way in the first half of the data set than in "
-                "the second one, though the inputs have the same distribution: files with another order of columns, "
-                f"other labels, units or signs were joined.{cause}",
+                "the second one, though the inputs have the same distribution: files with another order of "
+                f"columns, other labels, units or signs were joined.{cause}",
                 "Look at where the data were joined, and bring both to one form.",
             )
         ]

@@ -148,7 +148,7 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None) -> list[Find
                     else max(other.shape[axis] / length, length / other.shape[axis]),
                     1.2,
                     f"the inputs of the training have the length {length} along axis {axis}, those of the "
-                    f"validation {other.shape[axis]}: samples of the training are cut off (or sampled otherwise), "
+                    f"validation {other.shape[axis]}: samples of the training are cut off (or thinned out), "
                     "so that it never sees the rest.",
                     "Prepare both with the same function; train on whole samples.",
                 )
@@ -197,7 +197,7 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None) -> list[Find
                 near,
                 _NEAR,
                 "samples of the validation are nearly the same as samples of the training (copies, augmented "
-                "or noisy ones, windows that overlap), so it does not show how well the network does on others.",
+                "or noisy ones, windows that overlap), so it does not show how it does on others.",
                 "Split the original samples first, then copy, augment or cut them.",
             )
         )
@@ -231,12 +231,12 @@ def _covered(own: Tensor, new: Tensor) -> str:
         lonely.append(float((_nearest(one, two) > far).double().mean()))
     if lonely[1] > 0.3 and lonely[1] > 3 * lonely[0]:
         return (
-            f" The training lacks {100 * lonely[1]:.0f} % of what the validation has: it is a part of the data "
+            f" The training lacks {100 * lonely[1]:.0f} % of what the validation has: it is a part of them "
             "only, such as the beginning of a file that is sorted by kind."
         )
     if lonely[0] > 0.3 and lonely[0] > 3 * lonely[1]:
         return (
-            f" The validation lacks {100 * lonely[0]:.0f} % of what the training has: it is a part of the data "
+            f" The validation lacks {100 * lonely[0]:.0f} % of what the training has: it is a part of them "
             "only, such as the end of a file that is sorted by kind."
         )
     return " They are prepared otherwise (scaling, cutting, sampling, order, units)."

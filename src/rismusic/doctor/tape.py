@@ -380,16 +380,16 @@ class TapeRecorder:
                 picked = [self._kinds.get(id(one), ("", None))[1] or (0, None) for one in args[0]]
                 if len({key for key, _ in picked}) == 1 and all(isinstance(n, int) for _, n in picked):
                     rows = (picked[0][0], [n for _, n in picked])
-                if any(id(one) in self._unturned for one in args[0]):
-                    before = torch.stack([self._unturned.get(id(one), one) for one in args[0]])
-                    self._unturned[id(outs[0])] = before
+                parts: list[Tensor] = list(args[0])
+                if any(id(one) in self._unturned for one in parts):
+                    self._unturned[id(outs[0])] = torch.stack([self._unturned.get(id(v), v) for v in parts])
             if name in _TURNS and args and isinstance(args[0], Tensor) and len(outs) == 1:
                 self._unturned[id(outs[0])] = self._unturned.get(id(args[0]), args[0])
                 self._tensors[id(args[0])] = args[0]
             elif name == "where" and len(found) == 3:
-                before = [self._unturned.get(id(one), one) for one, _ in found[1:]]
-                if before[0] is before[1]:
-                    self._unturned[id(outs[0])] = before[0]
+                one, two = (self._unturned.get(id(v), v) for v, _ in found[1:])
+                if one is two:
+                    self._unturned[id(outs[0])] = one
             for one in (*outs, *mutated):
                 self._pure.discard(id(one))
                 self._kinds[id(one)] = (kind, rows or ((0, name) if name == "stack" else None))

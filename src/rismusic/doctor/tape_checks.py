@@ -713,7 +713,7 @@ def weight_findings(tape: Tape) -> list[Finding]:
             "largest size of initial weights, relative to 1 / sqrt(inputs)",
             gains[key][0],
             _LARGE_WEIGHTS,
-            f"the initial weights of a layer of shape {list(tape.weights[key].shape)} are {gains[key][0]:.3g} "
+            f"the initial weights of a layer {list(tape.weights[key].shape)} are {gains[key][0]:.3g} "
             "times 1 / sqrt(inputs) in size, usual is about 1: outputs are too large from the start.",
             "Use the initialisation of torch, or divide random numbers by the root of the number of inputs.",
             gains[key][1],

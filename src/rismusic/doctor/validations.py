@@ -419,7 +419,7 @@ class Validations:
                     self._larger[-1] if self._larger[-1] < self._larger[0] else 1.0,
                     0.5 - _LITTLE,
                     f"of two outputs, the validation counts when the first is larger, which holds in "
-                    f"{100 * self._larger[0]:.0f} % at first and {100 * self._larger[-1]:.0f} % at last, less "
+                    f"{100 * self._larger[0]:.0f} % at first and {100 * self._larger[-1]:.0f} % last, less "
                     "than by guessing: the loss orders them the other way (a sign, exchanged arguments).",
                     "Give the loss and the score the same order of the two.",
                 )
