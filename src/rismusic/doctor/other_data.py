@@ -32,6 +32,8 @@ _GAIN, _NOTHING, _CLEAR = 0.15, 0.1, 0.5
 _MARKED, _FAR = (0.005, 0.6), 3.0
 # Numbers of different values that a code may have, and share of each.
 _CODES, _EACH = (5, 30), 0.01
+# Most columns that are codes; more are measurements of few steps, such as pixels.
+_COLUMNS = 4
 # Sizes of targets, spread of the logarithm of the sizes of samples, ratio of tails to middle, and offset of a
 # column over its spread, from which they are tried otherwise.
 _SIZES, _LOUD, _TAILS, _OFFSET = (0.05, 8.0), 0.7, 8.0, 4.0
@@ -47,7 +49,7 @@ class _Change:
     """Batches that are changed, what this says of the data, and weights that fit the changed ones.
 
     ``level``: the loss of the best constant output, if changed; ``control``: a change without a meaning,
-    which others must surpass.
+    which others must surpass; ``twice``: whether more is easier anyway, so that it must bring twice as much.
     """
 
     what: str
@@ -57,6 +59,7 @@ class _Change:
     initial: Mapping[int, Tensor]
     level: float | None = None
     control: bool = False
+    twice: bool = False
 
 
 class OtherData:
@@ -142,6 +145,7 @@ class OtherData:
                 continue
             # A loss below 0 has no share.
             gain = other - max(plain(1), control, 0.0) if other <= 1 else 0.0
+            gain = 0.0 if change.twice and other < 2 * plain(1) else gain
             if gain > _GAIN:
                 other = min(other, self.share(change, -1))
                 gain = min(gain, other - max(plain(-1), control, 0.0))
@@ -283,6 +287,7 @@ class OtherData:
                 "Turn the targets likewise (positions, masks, classes of mirror images), or leave this out.",
                 batches,
                 self.initial,
+                twice=True,
             )
         yield from self.scaled_targets()
 
@@ -324,6 +329,7 @@ class OtherData:
                 "Use more units (or a longer code).",
                 self.changed(zeros),
                 initial,
+                twice=units > 1,
             )
             return
 
@@ -446,7 +452,7 @@ class OtherData:
             return
         weight = self.initial.get(first.reads[1])
         coded = [n for n, column in enumerate(whole.double().unbind(1)) if _is_code(column)]
-        if weight is None or not coded or weight.shape[1] != whole.shape[1]:
+        if weight is None or not 0 < len(coded) <= _COLUMNS or weight.shape[1] != whole.shape[1]:
             return
         parts, columns = [whole.clone()], whole.double()
         for n in coded:
@@ -469,32 +475,32 @@ class OtherData:
         )
 
     def orders(self) -> Iterator[_Change]:
-        """Targets of other rows of the data set that they are picked from."""
+        """Targets of other rows of the data set, or in another order of their axes."""
         for place in self.targets:
-            # The first is so far away that it shows what rows without a relation bring.
-            base = list(self.tapes[-1].roots.values())[place].base
-            far = 0 if base is None else len(base) // 2
-            for by in (far, 1, -1, 2, -2) if base is not None else ():
-                new = []
-                for tape in self.tapes:
-                    root = list(tape.roots.values())[place]
-                    if root.base is None or len(root.numbers) != len(root.value) or len(root.base) < _WIDE:
-                        break
-                    rows = (torch.tensor(root.numbers) + by) % len(root.base)
-                    new.append(root.base[rows.to(root.base.device)].to(root.value.dtype))
-                if len(new) == len(self.tapes) and all(
-                    a.shape == b.shape for a, b in zip(new, self.values(place), strict=True)
-                ):
-                    rows_text = f"{abs(by)} row{'s' if abs(by) > 1 else ''}"
-                    where = "after" if by > 0 else "before"
+            values = self.values(place)
+            roots = [list(tape.roots.values())[place] for tape in self.tapes]
+            orders: list[tuple[str, list[Tensor], bool]] = []
+            base = roots[0].base
+            if base is not None and len(base) >= _WIDE and self._numbers(place):
+                # The first is so far away that it shows what rows without a relation bring.
+                for by in (len(base) // 2, 1, -1, 2, -2):
+                    rows = [(torch.tensor(root.numbers) + by) % len(base) for root in roots]
+                    where = f"of {abs(by)} row{'s' if abs(by) > 1 else ''} {'after' if by > 0 else 'before'}"
+                    new = [base[one.to(base.device)].to(values[0].dtype) for one in rows]
+                    orders.append((f"{where} in the data set", new, abs(by) > 2))
+            for words, order in _ORDERS.items():
+                if values[0].ndim > 1 or ("axis" not in words and "axes" not in words):
+                    orders.append((words, [order(one) for one in values], False))
+            for words, new, control in orders:
+                if all(one.shape == two.shape for one, two in zip(new, values, strict=True)):
                     yield _Change(
-                        f"with the targets of {rows_text} {where} in the data set",
-                        "inputs and targets are not in one order: each sample has the target of another row",
-                        "Look for a line too many or too few (a header, a shift, a dropped row) where "
-                        "inputs and targets are read.",
+                        f"with the targets {words}",
+                        "inputs and targets are not in one order: each sample has the target of another one",
+                        "Look for a line too many or too few (a header, a shift, a dropped row), and at axes "
+                        "that are flattened or exchanged, where inputs and targets are read.",
                         self.changed({place: new}),
                         self.initial,
-                        control=by == far,
+                        control=control,
                     )
 
     def sorted_apart(self) -> list[Finding]:
@@ -595,6 +601,17 @@ class OtherData:
         if any(len(root.numbers) != len(root.value) for root in roots):
             return []
         return [number for root in roots for number in root.numbers]
+
+
+_ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "of the sample before in the batch": lambda y: y.roll(1, 0),
+    "of the sample after in the batch": lambda y: y.roll(-1, 0),
+    "in reverse order": lambda y: y.flip(0),
+    "with their first two axes exchanged": lambda y: y.transpose(0, 1).reshape(y.shape),
+    "of the place before along the second axis": lambda y: y.roll(1, 1),
+    "of the place after along the second axis": lambda y: y.roll(-1, 1),
+    "in reverse order along the second axis": lambda y: y.flip(1),
+}
 
 
 def _pooled_axes(call: Call, base: Mapping[int, Tensor]) -> tuple[str, tuple[int, ...]]:

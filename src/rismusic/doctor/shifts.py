@@ -115,12 +115,16 @@ def other_inputs(value: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield "subtracted from their largest number", value.amax() - value
 
 
-def shift_findings(batches: Sequence[Tensor], other: Tensor | None) -> list[Finding]:
+def shift_findings(
+    batches: Sequence[Tensor], other: Tensor | None, *, varied: bool, worse: bool
+) -> list[Finding]:
     """The inputs of a validation have the distribution of those of the training, and are not nearly the same.
 
     Args:
         batches: samples of the training.
         other: samples of the validation.
+        varied: whether samples of the training may be augmented, so that only a shift with a cause counts.
+        worse: whether outputs do not agree with the data of the validation.
     """
     alike = [
         one for one in batches if other is not None and one.ndim == other.ndim and one.dtype == other.dtype
@@ -128,7 +132,7 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None) -> list[Find
     if other is None or not alike:
         return []
     found = []
-    sizes = [{one.shape[axis] for one in alike} for axis in range(1, other.ndim)]
+    sizes = [{one.shape[axis] for one in alike} for axis in range(1, other.ndim if worse else 1)]
     for axis, lengths in enumerate(sizes, 1):
         # Batches may be along the second axis.
         if (
@@ -176,7 +180,7 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None) -> list[Find
                     cause = f" They have the same distribution if those of the training are {words}."
                     break
             else:
-                cause = _covered(own, new)
+                cause, distance = _covered(own, new), 0.0 if varied else distance
     found.append(
         at_most(
             "distance of the distributions of the inputs in training and validation, 0 to 1",

@@ -38,6 +38,8 @@ DRAWS = names(
     "randn randn_like rand rand_like normal normal_ uniform_ bernoulli bernoulli_ multinomial randint "
     "randint_like randperm gumbel_softmax exponential_"
 )
+# Those that draw no rows, but numbers that change the data.
+_NUMBERS = DRAWS - names("randint randperm multinomial randint_like gumbel_softmax")
 _RANDOM = DRAWS | names("random_ rrelu")
 _CONSTANT = names(
     "zeros ones full arange eye linspace empty zeros_like ones_like full_like empty_like new_zeros "
@@ -186,6 +188,8 @@ class TapeRecorder:
         self.problem = ""
         self.step_bytes = 0
         self._depth = 0
+        # Whether the loop draws numbers outside the network, as augmentation does.
+        self.varied = False
         self._fixed = {id(one) for one in module.buffers()}
         self._window = 0
         # Data of which a part changes in place: in how many steps, the last of them, and the call.
@@ -368,6 +372,7 @@ class TapeRecorder:
                 # An environment in which the network acts is not the data.
                 if base is not None and base.numel() > one.numel() and name in _ALTERING and not decided:
                     self._note_altered(base, name)
+            self.varied |= name in _NUMBERS and not self._depth and torch.is_grad_enabled()
             kind = "noise" if name in _RANDOM else "constant" if name in _CONSTANT else "data"
             base = args[0] if name in ("__getitem__", "index_select") and args else None
             rows = None

@@ -403,12 +403,13 @@ class Validations:
                 )
         return max(found)[::-1] if found else None
 
-    def findings(self, left_out: float | None, *, holds: bool) -> list[Finding]:
+    def findings(self, left_out: float | None, *, holds: bool, varied: bool) -> list[Finding]:
         """Validation has inputs of the scale of the training, and rows of its own, which stay the same.
 
         Args:
             left_out: value of the targets that the loss leaves out.
             holds: whether what is learned holds for batches held out.
+            varied: whether the training draws numbers that may change its data.
         """
         judged = [one for one in self._passes if one.judged and not one.used]
         ranges = self._range_findings()
@@ -425,13 +426,16 @@ class Validations:
                 )
             )
         shown = next((one for one in reversed(judged) if one.given), None)
-        ranges += [] if shown is None else shift_findings(self._samples, _first(shown.given))
+        orders = list(self._order_findings(judged, holds=holds))
+        if shown is not None:
+            worse = any(not one.fine for one in orders)
+            ranges += shift_findings(self._samples, _first(shown.given), varied=varied, worse=worse)
         clouds = [self._data_findings(one, left_out) for one in (judged or self._passes)[-1:]]
         ranges += [found for findings in clouds for found in findings]
         if not judged:
             return ranges
         if judged[-1].tokens or not self._inputs:
-            return [*ranges, *self._order_findings(judged, holds=holds)]
+            return [*ranges, *orders]
         (mean, spread), (other, width) = (
             (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
             for one in (self._inputs, [(one.mean, one.spread) for one in judged])
@@ -447,7 +451,7 @@ class Validations:
             ),
             *ranges,
         ]
-        found += self._order_findings(judged, holds=holds)
+        found += orders
         # Rows of few different numbers may be equal by chance.
         judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
         if not judged or not self._trained_rows:

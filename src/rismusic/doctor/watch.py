@@ -208,7 +208,7 @@ class Watch:
             )
         falls = [one.value for report in reports for one in report.findings if one.name == HELD]
         holds = bool(falls) and falls[0] > _PART
-        found = self._validations.findings(self._tapes.left_out, holds=holds)
+        found = self._validations.findings(self._tapes.left_out, holds=holds, varied=self._tape.varied)
         reports.append(report_of("DATA", "validations", found))
         return Diagnosis(tuple(reports))
 
