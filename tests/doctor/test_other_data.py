@@ -45,7 +45,7 @@ def said_of(fault):
     if fault == "sorted":
         x = x[x[:, 0].argsort()]
     if fault == "loud":
-        x = x * torch.randn(len(x), 1).exp()
+        x, held = (one * (2 * torch.randn(len(one), 1)).exp() for one in (x, held))
     if fault == "part":
         x, y = x[x[:, 0] > 0.6], y[x[:, 0] > 0.6]
     if fault == "noisy copies":

@@ -19,6 +19,7 @@ from torch.nn import functional
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
 from rismusic.doctor.report import must_be_zero
 from rismusic.doctor.shifts import shift
+from rismusic.doctor.state import names
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Tape
 from rismusic.nn.monitors import Finding, at_most
 
@@ -37,9 +38,9 @@ _COLUMNS = 4
 # Sizes of targets, spread of the logarithm of the sizes of samples, ratio of tails to middle, and offset of a
 # column over its spread, from which they are tried otherwise.
 _SIZES, _LOUD, _TAILS, _OFFSET = (0.05, 8.0), 0.7, 8.0, 4.0
-# Units of a layer that may be a bottleneck; gates of recurrent layers.
+# Units of a layer that may be a bottleneck, and layers that are looked at.
 _NARROW = 2
-_GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
+_NARROWED = names("linear gru lstm rnn_tanh rnn_relu")
 # Numbers of a sample of which a size is meant.
 _WIDE = 8
 
@@ -213,65 +214,31 @@ class OtherData:
         """Other meanings of inputs and targets that their numbers suggest."""
         yield from self.wider()
         yield from self.finer()
-        loud: dict[int, list[Tensor]] = {}
-        tails: dict[int, list[Tensor]] = {}
-        off: dict[int, list[Tensor]] = {}
+        new: dict[str, dict[int, list[Tensor]]] = {words: {} for words in _SCALES}
         for place in self.inputs:
             values = self.values(place)
-            if not (values[0].is_floating_point() or values[0].is_complex()) or values[0].ndim < 2:
-                continue
-            if any(one.shape[1:] != values[0].shape[1:] for one in values):
+            if values[0].ndim < 2 or len({one.shape[1:] for one in values}) > 1:
                 continue
             whole = torch.cat(values)
-            size = whole.abs().double().flatten(1).square().mean(1).sqrt()
-            level = float(size.square().mean().sqrt())
-            if whole[0].numel() >= _WIDE and float(size[size > 0].log().std()) > _LOUD and level > 0:
-                loud[place] = [_one_size(one) for one in values]
-            if whole.is_complex() or whole.ndim != 2 or place in self._both:
+            if not (whole.is_floating_point() or whole.is_complex()):
                 continue
-            columns = whole.double()
-            middle = columns.median(0).values
-            width = (columns - middle).abs().quantile(0.5, 0)
-            far = (columns - middle).abs().quantile(0.98, 0)
-            heavy = (
-                (width > 0)
-                & (far > _TAILS * width)
-                & (torch.tensor([len(c.unique()) for c in columns.T]) > 30)
-            )
-            if bool(heavy.any()):
-                logs = torch.where(heavy, ((columns - middle) / width.clamp_min(1e-30)).asinh(), columns)
-                logs = torch.where(heavy, (logs - logs.mean(0)) / logs.std(0).clamp_min(1e-30), columns)
-                tails[place] = list(logs.to(whole.dtype).split([len(one) for one in values]))
-            spread = columns.std(0)
-            if bool(((spread > 0) & ((columns.mean(0).abs() > _OFFSET * spread) | (spread > 10))).any()):
-                scaled = (columns - columns.mean(0)) / torch.where(spread > 0, spread, 1)
-                off[place] = list(scaled.to(whole.dtype).split([len(one) for one in values]))
-            yield from self.codes(place, whole)
-        for new, what, meaning, advice in (
-            (
-                loud,
-                "with each sample divided by its own size",
-                "samples have sizes that differ by orders of magnitude (volume, exposure, distance), which "
-                "drown what the loss asks for",
-                "Normalise each sample by its own root mean square before the network.",
-            ),
-            (
-                tails,
-                "with the logarithm of columns that span orders of magnitude",
-                "columns of the input span orders of magnitude: units are mixed, or their logarithm counts",
-                "Bring all rows to one unit, or use logarithms of such columns.",
-            ),
-            (
-                off,
-                "with the columns of the input standardised",
-                "the input is not standardised: an offset or a scale of columns drowns their differences",
-                "Subtract the mean of each column and divide by its deviation, both of the training data.",
-            ),
-        ):
-            if new:
-                batches = self.changed(new)
-                own = self.constant(batches) if set(new) & set(self._both) else None
-                yield _Change(what, meaning, advice, batches, self.initial, own)
+            sizes, parts = [len(one) for one in values], {}
+            loud = whole.abs().double().flatten(1).square().mean(1).sqrt()
+            if whole[0].numel() >= _WIDE and float(loud[loud > 0].log().std()) > _LOUD:
+                shape = (-1, *[1] * (whole.ndim - 1))
+                parts["with each sample divided by its own size"] = whole / loud.clamp_min(1e-12).reshape(
+                    shape
+                )
+            if whole.is_floating_point() and whole.ndim == 2 and place not in self._both:
+                parts |= _other_columns(whole.double())
+                yield from self.codes(place, whole)
+            for words, value in parts.items():
+                new[words][place] = list(value.to(whole.dtype).split(sizes))
+        for words, (meaning, advice) in _SCALES.items():
+            if new[words]:
+                batches = self.changed(new[words])
+                level = self.constant(batches) if set(new[words]) & set(self._both) else None
+                yield _Change(words, meaning, advice, batches, self.initial, level)
         unturned = [n for n in self.inputs if any(r is not None for r in self._unturned(n))]
         if unturned:
             batches = self.changed(
@@ -292,46 +259,40 @@ class OtherData:
         yield from self.scaled_targets()
 
     def wider(self) -> Iterator[_Change]:
-        """The narrowest layer between two others, with eight times as many units."""
-        tape = self.tapes[-1]
+        """Layers of one or two units between others, with eight times as many."""
+        tape, initial = self.tapes[-1], dict(self.initial)
+        drawn, states, where = torch.Generator().manual_seed(0), dict[int, list[Tensor]](), ""
+        fewest = 0
         for call in tape.calls:
             keys = [key for key in call.reads if key in tape.weights]
-            shapes = [tape.weights[key].shape for key in keys]
-            recurrent = call.name in _GATES and len(keys) in (2, 4)
-            if not keys or not (recurrent or call.name == "linear"):
+            after = self._next_linear(call) if keys and call.name in _NARROWED else None
+            if after is None:
                 continue
-            units = shapes[1][1] if recurrent else shapes[0][0]
-            after = self._next_linear(call)
-            if units > _NARROW or shapes[0][1] < (3 if recurrent else _WIDE) or after is None:
+            shapes, following = [tape.weights[key].shape for key in keys], tape.weights[after].shape
+            units = shapes[0][0] if call.name == "linear" else shapes[1][1]
+            if units > _NARROW or shapes[0][1] <= 2 * units or following[1] % units or following[0] <= units:
                 continue
-            if tape.weights[after].shape[1] != units or len(tape.weights[after]) < units + 1:
-                continue
-            gates, wide = _GATES.get(call.name, 1), _WIDE * units
-            new = [[gates * wide, *shape[1:]] for shape in shapes]
-            if recurrent:
-                new[1][1] = wide
-            drawn = torch.Generator().manual_seed(0)
-
-            def fresh(shape: Sequence[int], fan: int, drawn: torch.Generator = drawn) -> Tensor:
-                return torch.empty(*shape).uniform_(-1, 1, generator=drawn) / math.sqrt(fan)
-
-            initial = dict(self.initial)
-            for key, shape in zip(keys, new, strict=True):
-                initial[key] = fresh(shape, wide if recurrent else new[0][1])
-            initial[after] = fresh((len(tape.weights[after]), wide), wide)
-            states = [n for n, key in enumerate(tape.roots) if key in call.reads and n not in self.inputs]
-            states = [n for n in states if self.values(n)[0].shape[-1] == units]
-            zeros = {n: [one.new_zeros(*one.shape[:-1], wide) for one in self.values(n)] for n in states}
+            # All but the first weights of a recurrent layer get its own states.
+            new = [
+                [_WIDE * n if not axis or n != shapes[0][1] else n for axis, n in enumerate(shape)]
+                for shape in shapes
+            ]
+            for key, shape in (*zip(keys, new, strict=True), (after, [following[0], _WIDE * following[1]])):
+                initial[key] = torch.empty(*shape).uniform_(-1, 1, generator=drawn) / math.sqrt(shape[-1])
+            for n, key in enumerate(tape.roots):
+                if key in call.reads and n not in self.inputs and tape.roots[key].value.shape[-1] == units:
+                    states[n] = [one.repeat_interleave(_WIDE, -1) for one in self.values(n)]
+            fewest, where = units, f"{call.name} ({call.where})"
+        if where:
             yield _Change(
-                f"with {wide} units in place of {units} in {call.name} ({call.where})",
-                f"a layer has {units} unit{'s' if units > 1 else ''} only, through which all that the output "
+                f"with {_WIDE * fewest} units in place of {fewest} in {where}",
+                f"a layer has {fewest} unit{'s' if fewest > 1 else ''} only, through which all that the output "
                 "needs must pass: it is a bottleneck",
                 "Use more units (or a longer code).",
-                self.changed(zeros),
+                self.changed(states),
                 initial,
-                twice=units > 1,
+                twice=fewest > 1,
             )
-            return
 
     def finer(self) -> Iterator[_Change]:
         """A mean (or maximum) over all places, over three parts of each axis in place of it."""
@@ -587,7 +548,7 @@ class OtherData:
             at_most(
                 "share of what is learned of each half of the data set that does not hold for the other half",
                 # Targets of another distribution may be of other kinds.
-                min(drops) if cause or not any(moved.values()) else 0.0,
+                max(drops) if cause else 0.0 if any(moved.values()) else min(drops),
                 2 * _GAIN,
                 "inputs and targets belong together in another way in the first half of the data set than in "
                 "the second one, though the inputs have the same distribution: files with another order of "
@@ -654,10 +615,40 @@ def _mean_loss(batches: Sequence[Batch], weights: Mapping[int, Tensor]) -> float
     return sum(batch.replay(weights).loss for batch in batches) / len(batches)
 
 
-def _one_size(value: Tensor) -> Tensor:
-    """Each sample divided by its root mean square."""
-    size = value.abs().flatten(1).square().mean(1).sqrt().clamp_min(1e-12)
-    return value / size.reshape(-1, *[1] * (value.ndim - 1))
+# Changes of the scale of the input, what it means if they help, and advice.
+_SCALES = {
+    "with each sample divided by its own size": (
+        "samples have sizes that differ by orders of magnitude (volume, exposure, distance), which drown what "
+        "the loss asks for",
+        "Normalise each sample by its own root mean square before the network.",
+    ),
+    "with the logarithm of columns that span orders of magnitude": (
+        "columns of the input span orders of magnitude: units are mixed, or their logarithm counts",
+        "Bring all rows to one unit, or use logarithms of such columns.",
+    ),
+    "with the columns of the input standardised": (
+        "the input is not standardised: an offset or a scale of columns drowns their differences",
+        "Subtract the mean of each column and divide by its deviation, both of the training data.",
+    ),
+}
+
+
+def _other_columns(columns: Tensor) -> dict[str, Tensor]:
+    """Columns with logarithms of long tails, and standardised ones, where they are far from it."""
+    middle, spread, found = columns.median(0).values, columns.std(0), {}
+    width, far = ((columns - middle).abs().quantile(share, 0) for share in (0.5, 0.98))
+    many = torch.tensor([len(column.unique()) > _CODES[1] for column in columns.unbind(1)])
+    heavy = (width > 0) & (far > _TAILS * width) & many
+    if bool(heavy.any()):
+        logs = ((columns - middle) / width.clamp_min(1e-30)).asinh()
+        logs = (logs - logs.mean(0)) / logs.std(0).clamp_min(1e-30)
+        found["with the logarithm of columns that span orders of magnitude"] = torch.where(
+            heavy, logs, columns
+        )
+    if bool(((spread > 0) & ((columns.mean(0).abs() > _OFFSET * spread) | (spread > 10))).any()):
+        scaled = (columns - columns.mean(0)) / torch.where(spread > 0, spread, 1)
+        found["with the columns of the input standardised"] = scaled
+    return found
 
 
 def _mark(column: Tensor) -> tuple[float, float, float] | None:

@@ -21,12 +21,13 @@ _EXPLAINED = 0.2
 _NEAR, _CLOSE, _FAR = 0.15, 0.1, 0.95
 
 
-def shift(one: Tensor, other: Tensor) -> tuple[float, str]:
+def shift(one: Tensor, other: Tensor, most: float = _CHANCE) -> tuple[float, str]:
     """Largest distance of the distribution functions of any feature of the samples that is no chance, and it.
 
     Args:
         one: samples [n, ...].
         other: samples [m, ...].
+        most: largest probability that a distance is chance.
     """
     first, second = _features(one, other), _features(other, one)
     n, m, worst = len(one), len(other), (0.0, "")
@@ -40,7 +41,7 @@ def shift(one: Tensor, other: Tensor) -> tuple[float, str]:
         below = (torch.searchsorted(v.sort().values, every, right=True) / len(v) for v in (x, y))
         distance = float(torch.stack(list(below)).diff(dim=0).abs().amax())
         chance = 2 * math.exp(-2 * distance**2 * n * m / (n + m)) * len(first)
-        if chance < _CHANCE and distance > worst[0]:
+        if chance < most and distance > worst[0]:
             worst = distance, f"{name} is {_range(x)} in {{one}}, {_range(y)} in {{other}}"
     return worst
 
@@ -168,15 +169,15 @@ def shift_findings(
     if min(len(own), len(new)) < _FEW:
         return found
     distance, text = shift(own, new)
-    cause = ""
+    cause, noise = "", 1.5 * math.sqrt(1 / len(own) + 1 / len(new))
     if distance > _DISTANCE:
         for words, made in other_inputs(new):
-            if shift(own, made)[0] < min(_EXPLAINED, distance / 2):
+            if shift(own, made, math.inf)[0] < min(_EXPLAINED + noise, distance / 2):
                 cause = f" They have the same distribution if those of the validation are {words}."
                 break
         else:
             for words, made in other_inputs(own):
-                if shift(made, new)[0] < min(_EXPLAINED, distance / 2):
+                if shift(made, new, math.inf)[0] < min(_EXPLAINED + noise, distance / 2):
                     cause = f" They have the same distribution if those of the training are {words}."
                     break
             else:
