@@ -25,8 +25,8 @@ from rismusic.nn.monitors import Finding, at_most
 
 # Fewest batches, fewest and most steps of a training.
 _BATCHES, _FEWEST, _MOST = 8, 50, 200
-# CPU seconds of a training.
-_SECONDS = 0.7
+# CPU seconds of a training, and of all.
+_SECONDS, _ALL_SECONDS = 0.7, 6.0
 # Share of the loss of a constant output that a change must gain, and below which nothing is learned.
 _GAIN, _NOTHING, _CLEAR = 0.15, 0.1, 0.5
 # Share of a column that a mark of missing numbers has; its distance from the others, over their spread.
@@ -94,6 +94,7 @@ class OtherData:
         self.targets = [n for n, key in enumerate(last.roots) if key in asked - used and rows[n] > 1]
         self.level = constant(self.batches)
         started = time.process_time()
+        self.end = started + _ALL_SECONDS
         Counterfactuals(self.batches, initial, settings, 4).weights_after(settings, 4)
         each = (time.process_time() - started) / (4 + len(tapes) / 3)
         self.steps = min(_MOST, 2 * steps, int(_SECONDS / max(each, 1e-6)))
@@ -136,6 +137,8 @@ class OtherData:
         if changes or self.targets:
             changes += self.orders() if plain(1) < _NOTHING else ()
         for change in changes:
+            if time.process_time() > self.end:
+                break
             try:
                 other = self.share(change)
             except (RuntimeError, ValueError, IndexError):
@@ -166,7 +169,7 @@ class OtherData:
         found += [] if best is None else [best]
         if plain(1) < _NOTHING:
             found += self.sorted_apart()
-        if all(one.fine for one in found):
+        if all(one.fine for one in found) and time.process_time() < self.end:
             found += self.halves()
         return found
 
@@ -286,8 +289,8 @@ class OtherData:
         if where:
             yield _Change(
                 f"with {_WIDE * fewest} units in place of {fewest} in {where}",
-                f"a layer has {fewest} unit{'s' if fewest > 1 else ''} only, through which all that the output "
-                "needs must pass: it is a bottleneck",
+                f"a layer has {fewest} unit{'s' if fewest > 1 else ''} only, through which all that the "
+                "output needs must pass: it is a bottleneck",
                 "Use more units (or a longer code).",
                 self.changed(states),
                 initial,
@@ -618,8 +621,8 @@ def _mean_loss(batches: Sequence[Batch], weights: Mapping[int, Tensor]) -> float
 # Changes of the scale of the input, what it means if they help, and advice.
 _SCALES = {
     "with each sample divided by its own size": (
-        "samples have sizes that differ by orders of magnitude (volume, exposure, distance), which drown what "
-        "the loss asks for",
+        "samples have sizes that differ by orders of magnitude (volume, exposure, distance), which drown "
+        "what the loss asks for",
         "Normalise each sample by its own root mean square before the network.",
     ),
     "with the logarithm of columns that span orders of magnitude": (
