@@ -60,7 +60,7 @@ def said_of(fault):
     with rismusic.watch(model, optimizer, say=lambda _: None) as w:
         for number in range(100):
             rows = torch.randint(len(x), (48,))
-            given = x[rows].roll(1, 1) if fault == "turned" and number % 2 else x[rows]
+            given = x[rows]
             loss = mse_loss(model(given), y[rows])
             if fault == "margin":
                 loss = loss + (0.0 - (model(given) - y[rows]).abs()).relu().mean()
@@ -85,7 +85,6 @@ def said_of(fault):
         ("sorted", "put in another order without the targets"),
         ("loud", "with each sample divided by its own size"),
         ("unit", "a layer has 1 unit only"),
-        ("turned", "inputs are flipped, rotated or shifted at random"),
         ("weights", "the initial weights of a layer"),
         ("margin", "a term of the loss (relu) is at its limit"),
         ("part", "it is a part of them only"),

@@ -257,7 +257,7 @@ class Emptied(Data):
         (SameRow, "samples of a batch repeat each other"),
         (SameNoise, "a seed is set in the loop"),
         (Unused, "collected but used neither"),
-        (Shifted, "moved by one sample"),
+        (Shifted, "flipped, rotated or shifted in the loop"),
         (Emptied, "between two calls of backward"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

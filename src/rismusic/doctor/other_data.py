@@ -242,7 +242,7 @@ class OtherData:
                 batches = self.changed(new[words])
                 level = self.constant(batches) if set(new[words]) & set(self._both) else None
                 yield _Change(words, meaning, advice, batches, self.initial, level)
-        unturned = [n for n in self.inputs if any(r is not None for r in self._unturned(n))]
+        unturned = [n for n in (*self.inputs, *self.targets) if any(r is not None for r in self._unturned(n))]
         if unturned:
             batches = self.changed(
                 {
@@ -251,9 +251,9 @@ class OtherData:
                 }
             )
             yield _Change(
-                "without turning the inputs",
-                "inputs are flipped, rotated or shifted at random, and their targets are not, though these "
-                "depend on it",
+                "without turning them",
+                "inputs or targets are flipped, rotated or shifted in the loop and the others not, though "
+                "targets depend on it",
                 "Turn the targets likewise (positions, masks, classes of mirror images), or leave this out.",
                 batches,
                 self.initial,
@@ -273,7 +273,9 @@ class OtherData:
                 continue
             shapes, following = [tape.weights[key].shape for key in keys], tape.weights[after].shape
             units = shapes[0][0] if call.name == "linear" else shapes[1][1]
-            if units > _NARROW or shapes[0][1] <= 2 * units or following[1] % units or following[0] <= units:
+            if units > _NARROW or shapes[0][1] in (1, 2, 2 * units) or following[1] % units:
+                continue
+            if following[0] <= units:
                 continue
             # All but the first weights of a recurrent layer get its own states.
             new = [

@@ -171,9 +171,6 @@ class TapeRecord:
         for tape in (*self.early, *self.late):
             kinds.setdefault(tape.kind + _shapes(tape), []).append(tape)
         found: dict[str, None] = {}
-        if len(self.first) < 2:
-            # One loss may have a fixed grid of points, with data that change.
-            return []
         for tapes in (one for one in kinds.values() if len(one) >= _OFTEN):
             last = tapes[-1]
             still = {
@@ -183,11 +180,14 @@ class TapeRecord:
             }
             if all(root.kind == "constant" or key in still for key, root in last.roots.items()):
                 continue
-            for one in last.results:
+            # A network whose samples are judged in this loss, and that learns of another one.
+            cut = [c for c in last.calls if not c.pure and (c.name == "detach" or not c.grad)]
+            judged = {key for call in cut for key in (*call.reads, *call.outs)}
+            for one in (one for one in last.results if one.key in judged):
                 given = [
                     key
-                    for key in last.roots
-                    if one.key in last.reached(key) and last.roots[key].kind != "constant"
+                    for key, root in last.roots.items()
+                    if one.key in last.reached(key) and root.kind != "constant"
                 ]
                 values = [last.roots[key].value.flatten() for key in given]
                 varied = any(len(value) > _OFTEN and bool((value != value[0]).any()) for value in values)
