@@ -26,7 +26,7 @@ from rismusic.nn.monitors import Finding, at_most
 # Fewest batches, fewest and most steps of a training.
 _BATCHES, _FEWEST, _MOST = 8, 50, 200
 # CPU seconds of a training, and of all.
-_SECONDS, _ALL_SECONDS = 0.7, 6.0
+_SECONDS, _ALL_SECONDS = 0.7, 8.0
 # Share of the loss of a constant output that a change must gain, and below which nothing is learned.
 _GAIN, _NOTHING, _CLEAR = 0.15, 0.1, 0.5
 # Share of a column that a mark of missing numbers has; its distance from the others, over their spread.
@@ -455,7 +455,8 @@ class OtherData:
                     new = [base[one.to(base.device)].to(values[0].dtype) for one in rows]
                     orders.append((f"{where} in the data set", new, abs(by) > 2))
             for words, order in _ORDERS.items():
-                if values[0].ndim > 1 or ("axis" not in words and "axes" not in words):
+                # Samples of a batch are neighbours only where none are picked.
+                if values[0].ndim > 1 if "ax" in words else base is None:
                     orders.append((words, [order(one) for one in values], False))
             for words, new, control in orders:
                 if all(one.shape == two.shape for one, two in zip(new, values, strict=True)):
@@ -570,13 +571,12 @@ class OtherData:
 
 
 _ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "of the sample before in the batch": lambda y: y.roll(1, 0),
-    "of the sample after in the batch": lambda y: y.roll(-1, 0),
-    "in reverse order": lambda y: y.flip(0),
     "with their first two axes exchanged": lambda y: y.transpose(0, 1).reshape(y.shape),
     "of the place before along the second axis": lambda y: y.roll(1, 1),
     "of the place after along the second axis": lambda y: y.roll(-1, 1),
     "in reverse order along the second axis": lambda y: y.flip(1),
+    "of the sample before in the batch": lambda y: y.roll(1, 0),
+    "of the sample after in the batch": lambda y: y.roll(-1, 0),
 }
 
 
