@@ -53,6 +53,7 @@ def _range(x: Tensor) -> str:
 
 def _features(value: Tensor, other: Tensor) -> dict[str, Tensor]:
     """Numbers that describe each sample."""
+    value, other = (one[:, None] if one.ndim == 1 else one for one in (value, other))
     if not value.is_floating_point() and not value.is_complex():
         tokens = torch.cat((value.flatten(), other.flatten())).unique()
         flat = value.flatten(1)
@@ -91,6 +92,9 @@ def other_inputs(value: Tensor) -> Iterator[tuple[str, Tensor]]:
     if value.is_complex():
         yield "taken with real and imaginary parts exchanged", torch.complex(value.imag, value.real)
         yield "conjugated", value.conj().resolve_conj()
+        flat = torch.view_as_real(value.resolve_conj()).flatten(-2)
+        halves = torch.complex(*flat.contiguous().chunk(2, -1))
+        yield "read as real parts and then imaginary parts, not as pairs", halves
         yield "taken as their modulus", value.abs().to(value.dtype)
         yield "taken as their real part", value.real.to(value.dtype)
     for axis in range(1, value.ndim):
