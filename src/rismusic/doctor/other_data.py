@@ -556,7 +556,7 @@ class OtherData:
                         best, cause = losses(changed), f" It holds if the {what} of one half have {words}."
         return [
             at_most(
-                "loss of what one half of the data teaches, on the other half, above that of a constant output",
+                "loss of what one half of the data teaches, on the other half, above that of a constant",
                 # Targets of another distribution may be of other kinds.
                 max(drops) if cause else 0.0 if any(moved.values()) else min(drops),
                 _GAIN,
