@@ -58,6 +58,7 @@ def test_healthy_network_has_no_finding_and_stays_unchanged():
         "[OPTIMIZER",
         "[LAYERS",
         "[UPDATES",
+        "[WEIGHTS",
         "[BATCH",
         "[USAGE",
         "[TARGET",

@@ -257,7 +257,7 @@ class Emptied(Data):
         (SameRow, "samples of a batch repeat each other"),
         (SameNoise, "a seed is set in the loop"),
         (Unused, "collected but used neither"),
-        (Shifted, "moved by one sample"),
+        (Shifted, "flipped, rotated or shifted in the loop"),
         (Emptied, "between two calls of backward"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -281,7 +281,7 @@ class Images(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("flips", "twice", "text"), [(False, False, ""), (True, False, "mirrored"), (False, True, "twice")]
+    ("flips", "twice", "text"), [(False, False, ""), (True, False, "flipped"), (False, True, "twice")]
 )
 def test_mirrored_targets_and_repeated_features(flips, twice, text):
     torch.manual_seed(0)

@@ -211,6 +211,13 @@ def _bce_logits(args: Any, kwargs: Any, result: Any) -> list[Finding]:
             "itself (double sigmoid).",
             f"Pass the logits, without {made.lower()}.",
         )
+    elif made in ("Relu", "Softplus"):
+        found += _once(
+            "calls of binary_cross_entropy_with_logits with logits cut at 0",
+            f"the logits of binary_cross_entropy_with_logits are the output of a {made.lower()} and never "
+            "negative, so no probability is below 0.5.",
+            "Remove the activation of the last layer.",
+        )
     return found
 
 

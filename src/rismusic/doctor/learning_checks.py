@@ -8,17 +8,18 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
+from rismusic.doctor.other_data import OtherData
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import names, row_codes
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
-from rismusic.doctor.tape_checks import attempted, chosen_samples, size_of
+from rismusic.doctor.tape_checks import Samples, attempted, chosen_samples, size_of
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Fewest steps after which a network should know more than a constant.
@@ -27,8 +28,6 @@ _FEWEST_STEPS = 40
 _GAIN = 0.02
 # CPU seconds for training anew.
 _SECONDS = 2.0
-# Relative fall of the loss that says that mirrored targets fit better.
-_BETTER = 0.1
 # Share of distinct rows among those seen, below which the data are known well enough to hold rows out.
 _REPEATED = 0.85
 # Rows from which some can be held out, targets from which classes are counted, and the share of one class.
@@ -41,6 +40,9 @@ _LINKS = names(
     "silu squeeze unsqueeze view reshape flatten clone contiguous transpose permute float clamp"
 )
 _SUMS = names("add __add__ __radd__ sub __sub__ __rsub__ add_ __iadd__")
+# Calls that cut a term of a loss at a limit, of which some give the mean of what is left.
+_LIMITS = names("relu relu_ clamp clamp_ clamp_min clamp_min_ clamp_max maximum minimum")
+_HINGES = _LIMITS | names("margin_ranking_loss triplet_margin_loss hinge_embedding_loss multi_margin_loss")
 # Relative change of a gradient that rounding does not explain.
 _MOVED = 1e-3
 # Calls in which the weights of a layer meet its input; what other calls do with weights compares them.
@@ -84,12 +86,14 @@ class LearningChecks:
 
     @property
     def reports(self) -> list[Report]:
-        """[TARGET], [TERMS], [RETRAIN], [DATA], and [LEARNED]."""
+        """[TARGET], [TERMS], [RETRAIN], [MEANING], [DATA], and [LEARNED]."""
         checks = (
             ("TARGET", self.fixed_target),
             ("TERMS", self.terms),
             ("TERMS", self.competing),
+            ("TERMS", self.hinges),
             ("RETRAIN", self.changed_settings),
+            ("MEANING", self.meaning),
             ("DATA", self.classes),
             ("LEARNED", self.learned),
         )
@@ -215,6 +219,18 @@ class LearningChecks:
         batches = [Batch(tape, {}) for tape in tapes]
         return Counterfactuals(batches, self.initial, self.settings, self.steps).findings
 
+    def meaning(self) -> list[Finding]:
+        """The loop would not learn much more if its data were changed."""
+        tapes = self._repeatable()
+        if self.settings is None:
+            raise LeftOutError("no optimizer was seen")
+
+        def constant(batches: Sequence[Batch]) -> float:
+            losses = constant_losses(batches[-8:], [batch.tape.loss for batch in batches[-8:]])
+            return sum(losses) / len(losses)
+
+        return OtherData(tapes, self.initial, self.settings, self.steps, constant).findings
+
     def classes(self) -> list[Finding]:
         """No class has nearly all targets."""
         if not self.alone:
@@ -266,6 +282,41 @@ class LearningChecks:
             raise LeftOutError("no network judges what another one makes")
         return found
 
+    def hinges(self) -> list[Finding]:
+        """Terms that are cut at a limit are not cut for every sample, at the start and at the end."""
+        found = []
+        for tape in self.first.values():
+            last = next((one for one in reversed(self.tapes[1]) if one.kind == tape.kind), None)
+            if last is None:
+                continue
+            early, late = Replay(tape, {k: self.initial[k] for k in tape.weights}), Replay(last)
+            for one, two in zip(tape.calls, last.calls, strict=True):
+                if one.name not in _HINGES or one.inside or one.pure or not one.outs or not one.grad:
+                    continue
+                values = [replay.base[call.outs[0]] for replay, call in ((early, one), (late, two))]
+                if any(not value.numel() or bool((value != value.flatten()[0]).any()) for value in values):
+                    continue
+                given = [replay.base.get(call.reads[0]) for replay, call in ((early, one), (late, two))]
+                if any(
+                    x is not None and x.shape == v.shape and bool((x == v).any())
+                    for x, v in zip(given, values, strict=True)
+                ):
+                    continue
+                cut = values[0].numel() > 3 or (
+                    one.name not in _LIMITS and not bool(torch.stack(values).any())
+                )
+                found.append(
+                    must_be_zero(
+                        "terms of the loss that are cut for all samples, at the start and at the end",
+                        int(cut),
+                        f"a term of the loss ({one.name}) is at its limit for all samples in all steps, with "
+                        "no gradient: a margin of 0 or of another size than the outputs, or a wrong sign.",
+                        "Give the margin the size of the distances at the start, and look at its sign.",
+                        one.where,
+                    )
+                )
+        return found
+
     def learned(self) -> list[Finding]:
         """The outputs are better than the best constant; if not, why."""
         tapes = self._repeatable()
@@ -299,7 +350,7 @@ class LearningChecks:
             ]
         if gain >= _GAIN and start - end > _GAIN * abs(start):
             learned = level - sum(network) / len(used)
-            found = [*wrong(""), *_mirrored(used), *self._generalises(tapes)]
+            found = [*wrong(""), *self._generalises(tapes)]
             if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
                 running = [Replay(tape, running=True).loss for tape in used]
                 found.append(
@@ -346,14 +397,6 @@ class LearningChecks:
                 f"(loss {best.held:.3g} on batches held out): {at_fault}.",
                 "Try this optimizer; then look at learning rate, weight decay, clipping and the loop.",
             )
-        if (order := self._ordered(tapes, best, level, scale)) is not None:
-            name_of, loss = order
-            return wrong(
-                f"{text}, but the network learns (loss {loss:.3g} on batches held out) where the targets "
-                f"are {name_of}: inputs and targets are not in the same order.",
-                "Compare the order of samples and axes of inputs, outputs and targets where they are "
-                "flattened, shifted or indexed.",
-            )
         if learned >= 5 * _GAIN:
             what = f"{text}, and what a network learns from some batches"
             return [_unrelated(name, gain, what, best, _GAIN)]
@@ -368,38 +411,6 @@ class LearningChecks:
             "input to loss is broken, or the targets have nothing to do with the inputs.",
             "Check that each input has its own target (labels of other rows?), then network and loss.",
         )
-
-    def _ordered(
-        self, tapes: Sequence[Tape], best: Trained, level: float, scale: float
-    ) -> tuple[str, float] | None:
-        """Another order of the targets with which the network learns, and its loss on batches held out."""
-        last = tapes[-1]
-        keys = [key for key in last.targets if key not in last.inputs]
-        orders: dict[str, Callable[[Tensor], Tensor]] = {
-            "moved by one sample": lambda y: y.roll(1, 0),
-            "moved by one sample the other way": lambda y: y.roll(-1, 0),
-            "in reverse order": lambda y: y.flip(0),
-            "with their first two axes exchanged": lambda y: y.transpose(0, 1).reshape(y.shape),
-            "moved by one place along the second axis": lambda y: y.roll(1, 1),
-            "moved by one place along the second axis the other way": lambda y: y.roll(-1, 1),
-            "reversed along the second axis": lambda y: y.flip(1),
-        }
-        for name, order in orders.items():
-            places = [n for n, key in enumerate(last.roots) if key in keys and last.roots[key].value.ndim]
-            if "axis" in name or "axes" in name:
-                places = [n for n in places if list(last.roots.values())[n].value.ndim > 1]
-            if not places:
-                continue
-            batches = []
-            for tape in tapes:
-                roots = list(tape.roots.items())
-                batches.append(Batch(tape, {roots[n][0]: order(roots[n][1].value) for n in places}))
-            weights = {k: self.initial.get(k, v.detach()) for k, v in last.weights.items()}
-            held = max(1, len(batches) // 4)
-            other = train_anew(batches, weights, held, best.rate, 120, list(self.own))
-            if (level - other.held) / scale > max(5 * _GAIN, 3 * (level - best.held) / scale):
-                return name, other.held
-        return None
 
     def _generalises(self, tapes: Sequence[Tape]) -> list[Finding]:
         """What is learned from some rows holds for others; only where the rows come again and again."""
@@ -564,6 +575,17 @@ def outputs_below(tape: Tape) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def pooled(tapes: Sequence[Tape], samples: Samples) -> dict[int, Tensor]:
+    """The data of all tapes of one kind together, by key of the last one, along the samples."""
+    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
+    pools: dict[int, Tensor] = {}
+    for place, key in enumerate(tapes[-1].roots):
+        if key in samples.axes:
+            parts = [list(tape.roots.values())[place].value for tape in alike]
+            pools[key] = torch.cat(parts, samples.axes[key])
+    return pools
+
+
 def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
     """Batches of distinct rows, from tapes of one kind, and share and number of the rows that are distinct.
 
@@ -574,12 +596,7 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
     """
     template = tapes[-1]
     samples = chosen_samples(template)
-    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
-    pools: dict[int, Tensor] = {}
-    for place, key in enumerate(template.roots):
-        if key in samples.axes:
-            parts = [list(tape.roots.values())[place].value for tape in alike]
-            pools[key] = torch.cat(parts, samples.axes[key])
+    pools = pooled(tapes, samples)
     own = [key for key in template.inputs if key in pools] or [samples.primary]
     codes = list(zip(*(row_codes(pools[k].movedim(samples.axes[k], 0)).tolist() for k in own), strict=True))
     first: dict[tuple[float, ...], int] = {}
@@ -744,32 +761,6 @@ def train_anew(
         loss.backward()
         optimizer.step()
     return best
-
-
-def _mirrored(tapes: Sequence[Tape]) -> list[Finding]:
-    """Batches whose targets fit the outputs better when mirrored: inputs were flipped without them."""
-    found = []
-    for n, key in enumerate(tapes[-1].roots):
-        y = tapes[-1].roots[key].value
-        if key not in tapes[-1].targets or key in tapes[-1].inputs or y.ndim < 3:
-            continue
-        for axis in range(1, y.ndim):
-            better = []
-            for tape in tapes:
-                own, root = list(tape.roots.items())[n]
-                loss = Replay(tape).loss
-                mirrored = Replay(tape, roots={own: root.value.flip(axis)}).loss
-                better.append(mirrored < loss - _BETTER * abs(loss))
-            found.append(
-                at_most(
-                    f"share of the batches whose loss is lower with targets mirrored along axis {axis}",
-                    sum(better) / len(better),
-                    0.1,
-                    "in some batches the targets are mirrored relative to the inputs: inputs are flipped at "
-                    "random, and their targets (masks, boxes, sequences) are not.",
-                )
-            )
-    return found
 
 
 def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -> Finding:

@@ -32,6 +32,7 @@ from rismusic.doctor.tape_checks import (
     target_findings,
     usage_findings,
     value_findings,
+    weight_findings,
 )
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -60,6 +61,7 @@ def tape_reports(tape: Tape, unread: Sequence[str]) -> list[Report]:
         unread: inputs that the network does not use.
     """
     checks = (
+        ("WEIGHTS", partial(weight_findings, tape)),
         ("BATCH", partial(mixing_findings, tape)),
         ("USAGE", partial(usage_findings, tape, unread)),
         ("TARGET", partial(target_findings, tape)),
@@ -92,7 +94,7 @@ def left_out_value(tape: Tape) -> float | None:
     slopes = torch.autograd.grad(loss, list(given.values()), allow_unused=True) if loss.requires_grad else ()
     for g in slopes:
         for y in [replay.base[key].flatten() for key in _compared(tape)]:
-            if g is None or g.ndim < 2 or y.is_complex():
+            if g is None or g.ndim < 2 or y.is_complex() or len(y.unique()) < 3:
                 continue
             effects = [(g != 0).any(axis).flatten() for axis in (-1, 1)] + [(g != 0).flatten()]
             used = next((one for one in effects if one.shape == y.shape and not bool(one.all())), y == y)

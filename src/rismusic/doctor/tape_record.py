@@ -165,6 +165,36 @@ class TapeRecord:
             if self._same == 20:
                 self.loader = max(recorder.base_rows(tape), _loader_rows())
 
+    def _still(self) -> list[str]:
+        """Networks all of whose inputs stay the same, in losses with other data that change."""
+        kinds: dict[str, list[Tape]] = {}
+        for tape in (*self.early, *self.late):
+            kinds.setdefault(tape.kind + _shapes(tape), []).append(tape)
+        found: dict[str, None] = {}
+        for tapes in (one for one in kinds.values() if len(one) >= _OFTEN):
+            last = tapes[-1]
+            still = {
+                key
+                for n, (key, root) in enumerate(last.roots.items())
+                if all(torch.equal(root.value, list(one.roots.values())[n].value) for one in tapes)
+            }
+            if all(root.kind == "constant" or key in still for key, root in last.roots.items()):
+                continue
+            # A network whose samples are judged in this loss, and that learns of another one.
+            cut = [c for c in last.calls if not c.pure and (c.name == "detach" or not c.grad)]
+            judged = {key for call in cut for key in (*call.reads, *call.outs)}
+            for one in (one for one in last.results if one.key in judged):
+                given = [
+                    key
+                    for key, root in last.roots.items()
+                    if one.key in last.reached(key) and root.kind != "constant"
+                ]
+                values = [last.roots[key].value.flatten() for key in given]
+                varied = any(len(value) > _OFTEN and bool((value != value[0]).any()) for value in values)
+                if varied and still.issuperset(given):
+                    found[one.name] = None
+        return list(found)
+
     def foreign(self, own: set[int]) -> list[nn.Parameter]:
         """Weights outside the model that the losses reach with a gradient."""
         found: dict[int, nn.Parameter] = {}
@@ -262,6 +292,15 @@ class TapeRecord:
                     "noise or dropout has the same random numbers in every step: a seed is set in the loop.",
                 )
             )
+        found.append(
+            must_be_zero(
+                "networks that get the same numbers in every step",
+                len(self._still()),
+                "a network gets the same random numbers (or other data) in every step, while other data "
+                "change: they are drawn once before the loop, and not anew in each step.",
+                "Draw them in each step.",
+            )
+        )
         unused = recorder_lines(self.unused)
         found.append(
             must_be_zero(

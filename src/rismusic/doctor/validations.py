@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from rismusic.doctor.shifts import other_inputs, shift_findings
 from rismusic.doctor.state import names, row_codes, tensors_in
 from rismusic.doctor.tape import LIKE
-from rismusic.nn.monitors import Finding, at_most
+from rismusic.nn.monitors import Finding, at_least, at_most
 
+# Most numbers of a sample that is kept, and of all that are.
+_WIDEST, _KEPT = 4096, 1_000_000
 # Most passes whose inputs are remembered, rows of the training, and rows of a pass whose numbers are kept.
 _MOST_PASSES, _MOST_ROWS, _SHOWN = 50, 50_000, 1024
 # Fewest and most numbers of outputs that are compared, and the agreement from which an order counts as right.
@@ -24,6 +27,8 @@ _PAIR, _AGREED = (64, 100_000), 0.5
 _LITTLE, _MUCH, _BEYOND = 0.1, 0.4, 3.0
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
 _DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
+_COMPARISONS = names("gt lt ge le __gt__ __lt__ __ge__ __le__ cosine_similarity")
+_LARGER = names("gt ge __gt__ __ge__")
 _PRODUCTS = names("mul __mul__ __rmul__ logical_and __and__ __rand__ bitwise_and")
 _LOSSES = names(
     "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
@@ -52,6 +57,11 @@ class _Pass:
     pair: tuple[Tensor, Tensor] | None = None
     counted: bool = False
     tokens: bool = False
+    given: tuple[Any, ...] = ()
+
+
+def _first(given: Sequence[Any]) -> Tensor | None:
+    return next((one for one in given if isinstance(one, Tensor)), None)
 
 
 def _decided(name: str, outputs: Tensor) -> Tensor:
@@ -108,7 +118,10 @@ def _other_orders(value: Tensor) -> Iterator[tuple[str, Tensor]]:
 class Validations:
     """Inputs of the training, and passes without gradients with what depends on them."""
 
-    def __init__(self) -> None:
+    def __init__(self, predict: Callable[..., Any]) -> None:
+        self._predict = predict
+        # Samples of the training, in their batches.
+        self._samples: list[Tensor] = []
         self._inputs: list[tuple[float, float]] = []
         self._passes: list[_Pass] = []
         self._trained_rows: set[float] = set()
@@ -121,31 +134,46 @@ class Validations:
         self._clouds: list[tuple[float, float]] = []
         # Answers that are compared for equality, and all that is made of them.
         self._answers = WeakTensorKeyDictionary()
+        # Share of the pairs of outputs of each validation of which the first one is larger.
+        self._larger: list[float] = []
         # Inputs of several networks.
         self._scales: list[tuple[float, float]] = []
         # Whether the present pass is noted and has not reached its first layer with weights, and is of the
         # training.
         self._before_layers = self._training = False
 
-    def see(self, value: Tensor, *, alone: bool) -> None:
-        """Note the input of a pass; that of one of several networks has no scale that all have."""
-        if value.is_complex() or value.requires_grad or value.numel() < 2:
+    def see(self, value: Tensor, given: tuple[Any, ...], *, alone: bool) -> None:
+        """Note the input of a pass; that of one of several networks has no scale that all have.
+
+        Args:
+            value: the first tensor.
+            given: all arguments.
+            alone: whether there is one network only.
+        """
+        if value.requires_grad or value.numel() < 2:
             return
-        training, found = torch.is_grad_enabled(), _scale(value)
+        training, found = torch.is_grad_enabled(), _scale(value.abs() if value.is_complex() else value)
         self._training = training
+        kept = alone and value.ndim > 1 and value[0].numel() <= _WIDEST
+        if training and kept and sum(one.numel() for one in self._samples) < _KEPT:
+            self._samples.append(value.detach()[: _SHOWN // 4].clone())
+        for one in self._passes[:-1]:
+            one.given = ()
         if not value.is_floating_point() or not alone:
             # Tokens have no scale, and short texts repeat.
             if training and value.is_floating_point() and len(self._scales) < _MOST_PASSES:
                 self._scales.append(found)
             if not training and len(self._passes) < _MOST_PASSES:
-                self._passes.append(_Pass(*found, value[:0], value[:0], tokens=True))
+                self._passes.append(
+                    _Pass(*found, value[:0], value[:0], tokens=True, given=given if kept else ())
+                )
             return
         self._before_layers = len(self._inputs if training else self._passes) < _MOST_PASSES
         if training and len(self._inputs) < _MOST_PASSES:
             self._inputs.append(found)
         elif not training and len(self._passes) < _MOST_PASSES:
             rows = value.detach().flatten(1)[:_SHOWN, :64].clone() if value.ndim > 1 else value[:0, None]
-            self._passes.append(_Pass(*found, rows, row_codes(value)))
+            self._passes.append(_Pass(*found, rows, row_codes(value), given=given if kept else ()))
         if training and len(self._trained_rows) < _MOST_ROWS and value.ndim > 1:
             self._trained_rows.update(row_codes(value).tolist())
 
@@ -210,6 +238,17 @@ class Validations:
             # A part of a loss, such as the value of the next state.
             for one in sources:
                 one.used = True
+        elif sources and alone and len(given) > 1 and name in _COMPARISONS:
+            # A score of outputs alone, such as which of two is larger.
+            for one in sources:
+                one.judged = True
+            if (
+                name in _LARGER
+                and len(sources) == 1
+                and isinstance(result, Tensor)
+                and result.numel() >= _PAIR[0]
+            ):
+                self._larger.append(float(result.double().mean()))
         elif sources and not alone:
             pair = given[:2] if given[0] in self._depending else given[1::-1]
             fits = len(given) > 1 and pair[0].shape == pair[1].shape and pair[1] not in self._depending
@@ -313,12 +352,16 @@ class Validations:
         outputs, data = (value.cpu() for value in pair)
         plain, trained = _agreement(outputs, data), sorted(self._trained)[len(self._trained) // 2 :]
         best, words = max((_agreement(other, data), words) for words, other in _other_orders(outputs))
+        if (best <= _AGREED or plain >= best / 2) and trained and plain < trained[0] / 2 > _LITTLE:
+            words, best = self._other_inputs(judged, outputs, data) or (words, best)
+            # What is said of inputs need not be more than what was learned.
+            best = best / min(1.0, trained[0]) if best > trained[0] / 2 else best
         gain = best - plain if best > _AGREED and plain < best / 2 else 0.0
         yield at_most(
             "gain in the agreement of a validation if its outputs are put in another order",
             gain,
             0.0,
-            f"in the validation the outputs agree with the data {words} ({best:.2f}), not as they are "
+            f"in the validation the outputs agree with the data {words} ({best:.2f}), not as it is "
             f"({plain:.2f}): what is compared does not belong together.",
             "Compare both in the same order: axes, grid (indexing), first element, direction.",
         )
@@ -340,21 +383,59 @@ class Validations:
                 "Run the code of the validation on a batch of the training: both must agree as well.",
             )
 
-    def findings(self, left_out: float | None, *, holds: bool) -> list[Finding]:
+    def _other_inputs(
+        self, judged: Sequence[_Pass], outputs: Tensor, data: Tensor
+    ) -> tuple[str, float] | None:
+        """With which change of its inputs the outputs of a validation agree best, and how well."""
+        last = next((one for one in reversed(judged) if one.given and one.pair is not None), None)
+        value = None if last is None else _first(last.given)
+        if last is None or value is None or len(value) != len(data):
+            return None
+        found = []
+        for words, other in other_inputs(value):
+            given = tuple(other if one is value else one for one in last.given)
+            made = next(iter(tensors_in(self._predict(*given))), None)
+            if made is not None and not outputs.is_floating_point() and made.ndim > outputs.ndim:
+                made = made.argmax(-1 if made.shape[:-1] == data.shape else 1)
+            if made is not None and made.numel() == data.numel():
+                found.append(
+                    (_agreement(made.detach().cpu().reshape(data.shape), data), f"if its inputs are {words}")
+                )
+        return max(found)[::-1] if found else None
+
+    def findings(self, left_out: float | None, *, holds: bool, varied: bool) -> list[Finding]:
         """Validation has inputs of the scale of the training, and rows of its own, which stay the same.
 
         Args:
             left_out: value of the targets that the loss leaves out.
             holds: whether what is learned holds for batches held out.
+            varied: whether the training draws numbers that may change its data.
         """
         judged = [one for one in self._passes if one.judged and not one.used]
         ranges = self._range_findings()
+        if len(self._larger) > 1:
+            ranges.append(
+                at_least(
+                    "share of the pairs of a validation that are in the order that counts as right",
+                    self._larger[-1] if self._larger[-1] < self._larger[0] else 1.0,
+                    0.5 - _LITTLE,
+                    f"of two outputs, the validation counts when the first is larger, which holds in "
+                    f"{100 * self._larger[0]:.0f} % at first and {100 * self._larger[-1]:.0f} % last, less "
+                    "than by guessing: the loss orders them the other way (a sign, exchanged arguments).",
+                    "Give the loss and the score the same order of the two.",
+                )
+            )
+        shown = next((one for one in reversed(judged) if one.given), None)
+        orders = list(self._order_findings(judged, holds=holds))
+        if shown is not None:
+            worse = any(not one.fine for one in orders)
+            ranges += shift_findings(self._samples, _first(shown.given), varied=varied, worse=worse)
         clouds = [self._data_findings(one, left_out) for one in (judged or self._passes)[-1:]]
         ranges += [found for findings in clouds for found in findings]
         if not judged:
             return ranges
         if judged[-1].tokens or not self._inputs:
-            return [*ranges, *self._order_findings(judged, holds=holds)]
+            return [*ranges, *orders]
         (mean, spread), (other, width) = (
             (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
             for one in (self._inputs, [(one.mean, one.spread) for one in judged])
@@ -370,7 +451,7 @@ class Validations:
             ),
             *ranges,
         ]
-        found += self._order_findings(judged, holds=holds)
+        found += orders
         # Rows of few different numbers may be equal by chance.
         judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
         if not judged or not self._trained_rows:

@@ -52,6 +52,8 @@ _UNEQUAL = 1e-4
 _FEWEST_LOSSES, _PART = 20, 0.2
 # Growth of the learning rate that is no warm-up.
 _GROWN = 100.0
+# Ratio of the learning rates of two optimizers.
+_APART = 100.0
 # Rounding of a sum, in units of that of one term: the root of the number of terms.
 _TERMS = 32
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
@@ -96,9 +98,10 @@ class Watch:
         self._forwards = 0
         self._evaluation = self._steps = 0
         self._without_gradient: Counter[bool] = Counter()
-        self._validations = Validations()
+        self._validations = Validations(self._predict)
         self._library = LibraryCalls()
-        self._rates: dict[str, list[float]] = {}
+        # Learning rates in each step, by optimizer and group.
+        self._rates: dict[tuple[int, int], list[float]] = {}
         self._settings: Settings | None = None
         # Of each of the first losses: its gradients by weight.
         self._first_gradients: list[dict[int, Tensor]] = [{} for _ in range(_MEASURED_LOSSES)]
@@ -150,6 +153,18 @@ class Watch:
         stack.enter_context(self._calls)
         return self
 
+    def _predict(self, *given: Any) -> Any:
+        """The outputs of the network in evaluation mode."""
+        modes = {part: part.training for part in self.module.modules()}
+        self.module.eval()
+        self._tapes.checking = True
+        with torch.no_grad():
+            found = self.module(*given)
+        self._tapes.checking = False
+        for part, mode in modes.items():
+            part.training = mode
+        return found
+
     def _recent_loss(self) -> float:
         """The mean of the last losses."""
         last = self.losses[-_FEWEST_LOSSES:]
@@ -193,7 +208,7 @@ class Watch:
             )
         falls = [one.value for report in reports for one in report.findings if one.name == HELD]
         holds = bool(falls) and falls[0] > _PART
-        found = self._validations.findings(self._tapes.left_out, holds=holds)
+        found = self._validations.findings(self._tapes.left_out, holds=holds, varied=self._tape.varied)
         reports.append(report_of("DATA", "validations", found))
         return Diagnosis(tuple(reports))
 
@@ -216,6 +231,8 @@ class Watch:
 
     def _observe(self, func: Any, args: Sequence[Any], result: Any) -> None:
         """Note the loss of each ``backward``."""
+        if self._tapes.checking:
+            return
         if self._layers is not None:
             self._layers.observe(func, args, result)
         name = getattr(func, "__name__", "")
@@ -234,9 +251,11 @@ class Watch:
                 self._tapes.add(self._tape, args[0], self._steps)
 
     def _before_forward(self, part: nn.Module, given: Any) -> None:
+        if self._tapes.checking:
+            return
         value = next((one for one in given if isinstance(one, Tensor)), None)
         if value is not None:
-            self._validations.see(value, alone=part is self.module)
+            self._validations.see(value, given, alone=part is self.module)
         if part is self.module:
             self._validations.see_arguments(given)
         self._forwards += 1
@@ -244,10 +263,12 @@ class Watch:
             self._without_gradient[self.module.training] += 1
 
     def _before_layer(self, _: nn.Module, given: Any) -> None:
-        if given:
+        if given and not self._tapes.checking:
             self._validations.enter(given[0])
 
     def _after_forward(self, _part: nn.Module, _: Any, result: Any) -> None:
+        if self._tapes.checking:
+            return
         self._validations.note(result)
         if self._forwards == _MEASURED:
             self._measuring.close()
@@ -300,8 +321,9 @@ class Watch:
             name = self._names.get(id(p), "")
             self._stepped[name] = max(self._stepped.get(name, 0.0), self._since.pop(name, 0.0))
         self._step_record.before(optimizer, closure=closure, stale=self._stale > 0)
+        which = next(n for n, one in enumerate(self.optimizers) if one is optimizer)
         for number, group in enumerate(optimizer.param_groups):
-            self._rates.setdefault(f"group {number}", []).append(float(group["lr"]))
+            self._rates.setdefault((which, number), []).append(float(group["lr"]))
         self._before = {
             self._names[id(p)]: p.detach().clone()
             for p in held
@@ -485,6 +507,7 @@ class Watch:
                 _GROWN,
                 "the learning rate grows out of bounds: the factor of the schedule is above 1.",
             ),
+            self._apart(),
             must_be_zero(
                 "weights that two optimizers hold",
                 len(shared),
@@ -497,6 +520,33 @@ class Watch:
             ),
         ]
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
+
+    def _apart(self) -> Finding:
+        """Optimizers of one kind have learning rates of one size."""
+        highest: dict[str, dict[int, float]] = {}
+        for (which, _), values in self._rates.items():
+            kind = highest.setdefault(type(self.optimizers[which]).__name__, {})
+            kind[which] = max(kind.get(which, 0.0), *values)
+        rates = max(
+            highest.values(),
+            key=lambda one: max(one.values()) / max(min(one.values()), 1e-30),
+            default={0: 1.0},
+        )
+        slow = min(rates, key=rates.__getitem__)
+        held = (
+            [p for group in self.optimizers[slow].param_groups for p in group["params"]]
+            if self.optimizers
+            else []
+        )
+        name = next((self._names[id(p)] for p in held if id(p) in self._names), "a weight")
+        return at_most(
+            "ratio of the learning rates of two optimizers of one kind",
+            max(rates.values()) / max(rates[slow], 1e-30),
+            _APART,
+            f"the learning rate of the optimizer of {name} ({rates[slow]:.1e}) is far below that of another "
+            f"one ({max(rates.values()):.1e}): one network hardly learns, while the other one does.",
+            "Give optimizers of networks that work together, or against each other, rates of one size.",
+        )
 
     def _check_foreign(self) -> Report:
         """[OPTIMIZER]: no weights outside the model that should be trained."""
