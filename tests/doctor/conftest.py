@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from faults.plant import healthy
 
-from rismusic.doctor import counterfactuals, function_checks
+from rismusic.doctor import counterfactuals, function_checks, other_data
 from rismusic.doctor.case import open_case
 from rismusic.doctor.replay_checks import check_replay
 from validation_stub import nowhere
@@ -20,6 +20,7 @@ def repeated_trainings():
 def _no_time_to_repeat_trainings(request, monkeypatch):
     if "repeated_trainings" not in request.fixturenames:
         monkeypatch.setattr(counterfactuals, "_SECONDS", 0.0)
+        monkeypatch.setattr(other_data, "_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,9 @@ from torch import nn
 from torch.nn.functional import mse_loss, one_hot
 
 import rismusic
+from rismusic.doctor.other_data import _is_one_hot
+
+pytestmark = pytest.mark.usefixtures("repeated_trainings")
 
 TASTES = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
 
@@ -119,3 +122,12 @@ def test_two_networks(fault):
     said = " ".join(finding.sentence for finding in w.diagnosis.wrong)
     texts = {"rate": "is far below that of another", "noise": "the same random numbers"}
     assert (texts[fault] in said) if fault else not said
+
+
+def test_classes_have_no_order():
+    kinds = torch.randint(3, (5, 4, 4), generator=torch.Generator().manual_seed(0))
+    masks = one_hot(kinds, 3).movedim(-1, 1)
+    assert _is_one_hot(masks)
+    assert not _is_one_hot(one_hot(kinds, 3))  # classes are the last axis
+    assert not _is_one_hot(torch.zeros(5, 3))
+    assert not _is_one_hot(torch.rand(5, 3))

@@ -455,8 +455,9 @@ class OtherData:
                     new = [base[one.to(base.device)].to(values[0].dtype) for one in rows]
                     orders.append((f"{where} in the data set", new, abs(by) > 2))
             for words, order in _ORDERS.items():
-                # Samples of a batch are neighbours only where none are picked.
-                if values[0].ndim > 1 if "ax" in words else base is None:
+                # Samples of a batch are neighbours only where none are picked. Classes in another order are as
+                # good as in this one.
+                if values[0].ndim > 1 and not _is_one_hot(values[0]) if "ax" in words else base is None:
                     orders.append((words, [order(one) for one in values], False))
             for words, new, control in orders:
                 if all(one.shape == two.shape for one, two in zip(new, values, strict=True)):
@@ -687,6 +688,11 @@ def _is_code(column: Tensor) -> bool:
     gaps = values.diff()
     steps = gaps / gaps.min()
     return bool(torch.allclose(steps, steps.round(), atol=1e-3)) and float(steps.sum()) < 2 * _CODES[1]
+
+
+def _is_one_hot(values: Tensor) -> bool:
+    """Whether the second axis of values is that of classes."""
+    return bool(((values == 0) | (values == 1)).all()) and bool((values.sum(1) == 1).all())
 
 
 def _first_layer(tape: Tape, key: int) -> Call | None:
