@@ -13,14 +13,19 @@ from validation_stub import nowhere
 
 @pytest.fixture
 def repeated_trainings():
-    """Repeat the training of this test."""
+    """Repeat the training of this test with other settings."""
+
+
+@pytest.fixture
+def repeated_on_other_data():
+    """Repeat the training of this test on other data."""
 
 
 @pytest.fixture(autouse=True)
 def _no_time_to_repeat_trainings(request, monkeypatch):
-    if "repeated_trainings" not in request.fixturenames:
-        monkeypatch.setattr(counterfactuals, "_SECONDS", 0.0)
-        monkeypatch.setattr(other_data, "_SECONDS", 0.0)
+    for fixture, module in (("repeated_trainings", counterfactuals), ("repeated_on_other_data", other_data)):
+        if fixture not in request.fixturenames:
+            monkeypatch.setattr(module, "_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ from torch.nn.functional import mse_loss, one_hot
 import rismusic
 from rismusic.doctor.other_data import _is_one_hot
 
-pytestmark = pytest.mark.usefixtures("repeated_trainings")
-
 TASTES = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
 
 
@@ -88,15 +86,24 @@ def said_of(fault):
         ("sorted", "put in another order without the targets"),
         ("loud", "with each sample divided by its own size"),
         ("unit", "a layer has 1 unit only"),
+    ],
+)
+def test_a_loop_whose_data_mean_something_else(repeated_on_other_data, fault, text):
+    said = said_of(fault)
+    assert (text in said) if text else not said
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
         ("weights", "the initial weights of a layer"),
         ("margin", "a term of the loss (relu) is at its limit"),
         ("part", "it is a part of them only"),
         ("noisy copies", "nearly the same as samples of the training"),
     ],
 )
-def test_a_loop_whose_data_mean_something_else(fault, text):
-    said = said_of(fault)
-    assert (text in said) if text else not said
+def test_weights_a_margin_and_a_validation(fault, text):
+    assert text in said_of(fault)
 
 
 @pytest.mark.parametrize("fault", ["", "rate", "noise"])

@@ -257,7 +257,6 @@ class Emptied(Data):
         (SameRow, "samples of a batch repeat each other"),
         (SameNoise, "a seed is set in the loop"),
         (Unused, "collected but used neither"),
-        (Shifted, "flipped, rotated or shifted in the loop"),
         (Emptied, "between two calls of backward"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -265,6 +264,10 @@ class Emptied(Data):
 def test_data_and_steps_of_a_loop(case, text):
     said = case().said()
     assert (text in said) if text else not said
+
+
+def test_shifted_inputs(repeated_on_other_data):
+    assert "flipped, rotated or shifted in the loop" in Shifted().said()
 
 
 class Images(nn.Module):
@@ -283,7 +286,7 @@ class Images(nn.Module):
 @pytest.mark.parametrize(
     ("flips", "twice", "text"), [(False, False, ""), (True, False, "flipped"), (False, True, "twice")]
 )
-def test_mirrored_targets_and_repeated_features(flips, twice, text):
+def test_mirrored_targets_and_repeated_features(repeated_on_other_data, flips, twice, text):
     torch.manual_seed(0)
     model = Images(twice)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)

@@ -168,7 +168,11 @@ def test_blocks_must_agree(tmp_path: Path) -> None:
 
 def test_values_that_complex64_cannot_hold(tmp_path: Path) -> None:
     recording = replace(simulated(dtype=torch.float64), noise_variance=None)
-    for factor, fragment in ((1e100, "above 1e+15"), (1e30, "above 1e+15"), (1e-60, "below 1e-15")):
+    for factor, fragment in (
+        (1e100, "e+100 in scene 0"),
+        (1e30, "e+30 in scene 0"),
+        (1e-60, "scale it to 1e-15 to 1e+15"),
+    ):
         loud = replace(recording, snapshots=recording.snapshots * factor)
         with refused("snapshots", fragment):
             write(tmp_path / "a.h5", loud)

@@ -455,8 +455,7 @@ class OtherData:
                     new = [base[one.to(base.device)].to(values[0].dtype) for one in rows]
                     orders.append((f"{where} in the data set", new, abs(by) > 2))
             for words, order in _ORDERS.items():
-                # Samples of a batch are neighbours only where none are picked. Classes in another order are as
-                # good as in this one.
+                # Samples of a batch are neighbours only where none are picked. Classes may be in any order.
                 if values[0].ndim > 1 and not _is_one_hot(values[0]) if "ax" in words else base is None:
                     orders.append((words, [order(one) for one in values], False))
             for words, new, control in orders:
