@@ -23,13 +23,22 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from rismusic.errors import InputError, renamed_setting
 from rismusic.files import read_text
 from rismusic.registry import check_method, load_plugins
 from rismusic.text import any_of
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _of_usual_size(value: float) -> float:
+    """Refuse numbers that under- or overflow in products with others."""
+    if not 1e-15 <= value <= 1e15:
+        raise PydanticCustomError("size", "1e-15 to 1e+15")  # the end of "expected ..."
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_of_usual_size)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Decibels = Annotated[float, Field(ge=-300, le=300, allow_inf_nan=False)]
