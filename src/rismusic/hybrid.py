@@ -419,7 +419,8 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
     if spec.hybrid.model_order == "likelihood":
         log_prior_count = torch.zeros_like(log_prior_count)
     else:
-        too_low = log_prior_count < highest + math.log(spec.hybrid.model_order_floor)
+        floor = spec.hybrid.model_order_floor
+        too_low = log_prior_count < highest + (math.log(floor) if floor else -math.inf)
         log_prior_count = log_prior_count.masked_fill(too_low, -math.inf)
     best_posterior = torch.full_like(highest[:, 0], -math.inf)
     # Small tensors cost their operations, not their size: few scenes are fitted with all numbers at once.

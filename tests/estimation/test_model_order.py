@@ -8,7 +8,8 @@ import pytest
 import torch
 from searches import omp
 
-from rismusic.estimation.classical import fit_unknown
+from rismusic.estimation.classical import fit_unknown, with_fewer_sources
+from rismusic.estimation.grid import searched_grid
 from rismusic.estimation.likelihood import sufficient_statistics, unconditional
 from rismusic.estimation.maximum_likelihood import nfmle, unpack
 from rismusic.estimation.model_order import (
@@ -19,6 +20,7 @@ from rismusic.estimation.model_order import (
     select_model_order,
 )
 from rismusic.hybrid import locate
+from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec
 
 
@@ -126,6 +128,24 @@ def test_numbers_are_right_where_all_is_clear():
     assert (chosen.fit.sources.active.sum(-1) == recording.truth.active.sum(-1)).sum() < 5
 
 
+def test_one_source_more_does_not_stay_where_fewer_explain_the_data():
+    """A coarse, wide search for one distant source ends beside it; of two sources, one is there."""
+    made = simulate(
+        scenes=60, sources=1, snr_db=10, seed=11, scene={"range_min_m": 99.0, "range_max_m": 101.0}
+    )
+    spec = LocateSpec(
+        method="relax", oversampling=1.6, azimuth_max_deg=85.0, elevation_max_deg=85.0,
+        range_min_m=0.15, range_max_m=math.inf,
+    )  # fmt: skip
+    recording, grid = replace(made, truth=None), searched_grid(made, spec)
+    selected = fit_unknown(recording, grid, spec)
+    assert (selected.fit.sources.active.sum(-1) > 1).sum() > 4
+    fewer = with_fewer_sources(recording, selected, grid.volume, spec.criterion)
+    assert (fewer.fit.sources.active.sum(-1) == 1).double().mean() > 0.95
+    assert torch.equal(fewer.log_posterior.argmax(-1), fewer.fit.sources.active.sum(-1))
+    assert (fewer.log_posterior >= selected.log_posterior).all()
+
+
 def test_blind_equals_known_where_the_number_is_right():
     recording = replace(dense.small(scenes=6, sources=2, snr_db=25.0), truth=None)
     blind = locate(recording, method="omp", sources_max=3, oversampling=2.0)
@@ -134,9 +154,20 @@ def test_blind_equals_known_where_the_number_is_right():
     assert two.sum() >= 4
     assert known.n_sources_probability is None
     assert blind.n_sources_probability is not None
+    # Leaving out one of three sources may end at a likelier pair than the search of two.
+    gain = known.neg_log_likelihood - blind.neg_log_likelihood
+    assert (gain[two] > -1e-3).all()
+    same = two & (gain < 1e-3)
+    assert same.sum() >= 4
     torch.testing.assert_close(
-        blind.sources.azimuth[two][:, :2], known.sources.azimuth[two], rtol=0, atol=1e-4
+        blind.sources.azimuth[same][:, :2], known.sources.azimuth[same], rtol=0, atol=1e-4
     )
+
+
+def test_no_number_is_too_improbable_for_a_floor_of_zero():
+    recording = simulate(scenes=1, sources=1, snr_db=20, seed=3)
+    estimate = locate(recording, spec=LocateSpec(hybrid={"model_order_floor": 0.0}))
+    assert estimate.sources.active.sum() == 1
 
 
 def test_what_was_known_beforehand_counts_and_saves_fits():

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -53,7 +54,12 @@ from rismusic.estimation.maximum_likelihood import (
     refine_correlated,
     unpack,
 )
-from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
+from rismusic.estimation.model_order import (
+    EVIDENCE_WEIGHT,
+    SelectedOrder,
+    log_evidence,
+    select_model_order,
+)
 from rismusic.estimation.noise import check_fit, most_sources, noise_of
 from rismusic.estimation.pairs import can_search_pairs, pair_sweeps
 from rismusic.estimation.relax import omp_path, relax_sweeps
@@ -137,6 +143,8 @@ class ClassicalEstimator:
         count = counts_of(fitted, n_sources, grid.volume)
         if count is None:
             selected = fit_unknown(fitted, grid, spec)
+            if spec.polish:
+                selected = with_fewer_sources(fitted, selected, grid.volume, spec.criterion)
             fit, probability = selected.fit, selected.probability
         else:
             fit, probability = fit_known(fitted, count, grid, spec), None
@@ -190,6 +198,40 @@ def fit_unknown(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> Sel
         return one, log_evidence(part, one, grid.volume)
 
     return select_model_order(scenes, fit, most)
+
+
+def with_fewer_sources(
+    recording: Recording, selected: SelectedOrder, volume: Volume, criterion: Criterion
+) -> SelectedOrder:
+    """Leave out the weakest source, and fit the others, as long as that has more evidence.
+
+    The search with fewer sources may have ended at another maximum of the likelihood, which one more source
+    made up for.
+
+    Args:
+        recording: S scenes, whose numbers of sources have a uniform prior.
+        selected: the most probable numbers and their fits.
+        volume: the search volume.
+        criterion: of the fits.
+    """
+    fit, log_posterior = selected.fit, selected.log_posterior.clone()
+    left = (fit.sources.active.sum(-1) > 1).nonzero()[:, 0]
+    while len(left):
+        part, found = recording[left], fit[left].sources
+        assert found.power is not None
+        strength = torch.where(found.active, found.power, torch.inf)
+        weakest = torch.zeros_like(found.active).scatter(1, strength.argmin(-1, keepdim=True), True)
+        start = replace(found, symbols=None).each(partial(torch.masked_fill, mask=weakest, value=math.nan))
+        one = nfmle(part, start, volume, criterion=criterion)
+        posterior = EVIDENCE_WEIGHT * log_evidence(part, one, volume)
+        more = found.active.sum(-1)
+        before = log_posterior[left, more - 1]
+        log_posterior[left, more - 1] = torch.maximum(before, posterior)
+        wins = posterior > log_posterior[left, more]
+        left = left[wins]
+        fit = fit.replaced(left, one[wins])
+        left = left[more[wins] > 2]
+    return SelectedOrder(fit, log_posterior)
 
 
 def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGrid, spec: LocateSpec) -> Fit:
