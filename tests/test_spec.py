@@ -64,8 +64,8 @@ def test_what_a_file_leaves_out_keeps_its_default(tmp_path):
         ({"noise": 1}, "noise: unknown setting"),
         ({"scene": {"colour": 1}}, "scene.colour: unknown setting"),
         ({"scene": {"range_min_m": 20}}, "scene.range_max_m: expected at least range_min_m = 20, found 10"),
-        ({"channel": {"distance_m": 5e-324}}, "channel.distance_m: expected 1e-15 to 1e+15, found 5e-324"),
-        ({"panel": {"wavelength_m": 1e300}}, "panel.wavelength_m: expected 1e-15 to 1e+15, found 1e+300"),
+        ({"channel": {"distance_m": 5e-324}}, "channel.distance_m: must be 1e-15 to 1e+15; got 5e-324"),
+        ({"panel": {"wavelength_m": 1e300}}, "panel.wavelength_m: must be 1e-15 to 1e+15; got 1e+300"),
         ({"scene": {"range_min_m": 0}}, "scene.range_min_m: expected more than 0, found 0"),
         ({"scene": {"azimuth_max_deg": 181}}, "scene.azimuth_max_deg: expected at most 180, found 181"),
         (

@@ -23,7 +23,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from rismusic.errors import InputError, renamed_setting
 from rismusic.files import read_text
@@ -34,7 +33,7 @@ from rismusic.text import any_of
 def _of_usual_size(value: float) -> float:
     """Refuse numbers that under- or overflow in products with others."""
     if not 1e-15 <= value <= 1e15:
-        raise PydanticCustomError("size", "1e-15 to 1e+15")  # the end of "expected ..."
+        raise ValueError("must be 1e-15 to 1e+15")
     return value
 
 
@@ -282,6 +281,8 @@ def _input_error(error: ValidationError, kind: type[Spec]) -> InputError:
         return InputError(field, f"expected one value or two limits, found {found}")
     if first["type"] == "missing":
         return InputError(field, "is required")
+    if isinstance(cause, ValueError):
+        return InputError(field, f"{cause}; got {found}")
     # Text that is none of several types gets one error for each of them.
     others = ("tuple_type", "too_short")
     alike = [one for one in errors if _field_names(one["loc"]) == names and one["type"] not in others]

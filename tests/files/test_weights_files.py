@@ -40,7 +40,7 @@ CASES = {
     "large": ({"network": {"depth": 64, "width": 1024, "stages": 8, "heads": 64}}, "weights, but the file"),
     "iterations": ({"network": {"climbs": 10**9}}, "sbl_iterations"),
     "plug-ins": ({"network": {"plugins": ["os"]}}, "is not a weights file"),
-    "tiny wavelength": ({"wavelength_m": "1e-300"}, "elements: extend over"),
+    "tiny wavelength": ({"wavelength_m": "1e-300"}, "wavelength: must be 1e-15 to 1e+15"),
     "no wavelength": ({"wavelength_m": "nan"}, "is not a weights file"),
     "elements far apart": (
         {"tensors": {"panel.elements": 1e7 * torch.randn(144, 3).double()}}, "elements: extend over"
