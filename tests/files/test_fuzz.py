@@ -141,7 +141,7 @@ def test_no_command_fails_on_odd_options_or_writes_what_it_reads(fuzz_inputs, fi
     [
         (lambda path: 1 / 0, "trace"),
         (lambda path: (path.unlink(), sys.exit(0)), "changed a.h5"),
-        (lambda path: np.ones(2**26), "memory"),
+        (lambda path: np.ones(2**27), "memory"),
         (lambda path: os.kill(os.getpid(), signal.SIGUSR1), "signal 10"),
     ],
 )
@@ -149,6 +149,8 @@ def test_the_fuzzer_can_fail(fault, verdict, fuzz_inputs, files, tmp_path, monke
     (tmp_path / "input").mkdir()
     shutil.copy(files / "a.h5", tmp_path / "input")
     (held,) = re.findall(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    monkeypatch.setattr(fuzz_inputs, "BYTES", 1024 * int(held) + 2**28)  # below what is allocated here
+    monkeypatch.setattr(
+        fuzz_inputs, "BYTES", 1024 * int(held) + 2**28
+    )  # below what is allocated here; a fork shares the pages of libraries
     monkeypatch.setattr("rismusic.checks.check", lambda path, **_: fault(path))
     assert fuzz_inputs.attempt(fuzz_inputs.cases()[0], tmp_path / "input").verdict == verdict
