@@ -119,11 +119,13 @@ def test_check_as_a_table_and_as_json(samples, capsys, tmp_path):
     assert json_record(finding)["value"] is None  # JSON has no infinity
 
 
-def test_help_fits_a_terminal_of_any_width(monkeypatch, capsys):
-    for columns in ("3", "40", "500"):
+def test_help_and_tables_fit_a_terminal_of_any_width(monkeypatch, capsys):
+    for columns in ("1", "3", "40", "500"):
         monkeypatch.setenv("COLUMNS", columns)
         assert run("locate", "--help-all") == 0
         assert "--method" in capsys.readouterr().out
+        assert run("bound", "--scenes", 2, "--sources", 1, "--snr-db", 10, *SMALL) == 0
+        assert "10" in capsys.readouterr().out
 
 
 def test_locate_by_weights_of_ones_own(samples, capsys, tmp_path):

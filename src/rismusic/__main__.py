@@ -1,7 +1,9 @@
 """``python -m rismusic``, and the script ``rismusic``."""
 
+import atexit
 import gc
 import os
+import signal
 import sys
 import threading
 
@@ -21,6 +23,8 @@ def main() -> int:
         print("error: interrupted", file=sys.stderr)
         return 130
     finally:
+        # The work is done. An interruption while Python ends would stop nothing, and show a traceback.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         gc.freeze()  # nor does Python look for garbage among them when it ends, which takes 0.7 s
     if code and threading.active_count() > 1:
         # Threads of a command that was interrupted may compute for long, and Python would wait for them.

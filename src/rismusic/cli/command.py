@@ -273,11 +273,16 @@ def drop(stream: TextIO) -> None:
     os.close(null)
 
 
+# In narrower terminals rich cuts numbers of tables, and fails.
+_LEAST_COLUMNS = 60
+
+
 class SafeConsole(Console):
     """Console for text of any origin: no markup in it is interpreted, and control characters are escaped."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        self.width = max(self.width, _LEAST_COLUMNS)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """The text as it is, line breaks included."""
