@@ -454,9 +454,10 @@ class OtherData:
                     where = f"of {abs(by)} row{'s' if abs(by) > 1 else ''} {'after' if by > 0 else 'before'}"
                     new = [base[one.to(base.device)].to(values[0].dtype) for one in rows]
                     orders.append((f"{where} in the data set", new, abs(by) > 2))
+            # Classes may be in any order; samples of a batch are neighbours only where none are picked.
+            has_order = values[0].ndim > 1 and not _is_one_hot(values[0])
             for words, order in _ORDERS.items():
-                # Samples of a batch are neighbours only where none are picked. Classes may be in any order.
-                if values[0].ndim > 1 and not _is_one_hot(values[0]) if "ax" in words else base is None:
+                if has_order if "ax" in words else base is None:
                     orders.append((words, [order(one) for one in values], False))
             for words, new, control in orders:
                 if all(one.shape == two.shape for one, two in zip(new, values, strict=True)):
@@ -472,10 +473,8 @@ class OtherData:
 
     def sorted_apart(self) -> list[Finding]:
         """Where nothing is learned: inputs and targets were not put in order separately."""
-        numbers = next(
-            (rows for place in (*self.targets, *self.inputs) if (rows := self._numbers(place))), None
-        )
-        if numbers is None:
+        numbers = self._numbers_of_any
+        if len(set(numbers)) < 2:
             return []
         order = _ranks(torch.tensor(numbers))
         columns = {}
@@ -505,7 +504,7 @@ class OtherData:
 
     def halves(self) -> list[Finding]:
         """What is learned of one half of the data set holds for the other half."""
-        numbers = next((rows for n in (*self.targets, *self.inputs) if (rows := self._numbers(n))), [])
+        numbers = self._numbers_of_any
         data = {n: self.values(n) for n in (*self.inputs, *self.targets)}
         keys = {
             n: list(self.tapes[-1].roots)[n]
@@ -566,6 +565,11 @@ class OtherData:
                 "Look at where the data were joined, and bring both to one form.",
             )
         ]
+
+    @property
+    def _numbers_of_any(self) -> list[int]:
+        """Row numbers of the targets in the data set, or of the inputs where those have none."""
+        return next((rows for n in (*self.targets, *self.inputs) if (rows := self._numbers(n))), [])
 
     def _numbers(self, place: int) -> list[int]:
         roots = [list(tape.roots.values())[place] for tape in self.tapes]
@@ -706,4 +710,4 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _correlation(one: Tensor, two: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack((one, two)))[0, 1].nan_to_num())
+    return float(torch.corrcoef(torch.stack((one, two)))[0, 1])

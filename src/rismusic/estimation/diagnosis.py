@@ -38,6 +38,7 @@ from rismusic.estimation.estimate import (
     from_fit,
     join_estimates,
 )
+from rismusic.estimation.goodness_of_fit import SIGNIFICANCE
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
@@ -96,8 +97,6 @@ _LEAST_DIFFUSE = 0.3
 _COHERENT = 1e-4
 # A source whose strongest symbol has a smaller probability sends in one snapshot only.
 _LONE = 1e-6
-# Below this p-value, the symbols are not as recorded.
-_OTHER_SYMBOLS = 1e-3
 # Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave is named.
 _SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
 # Scenes that are compared at a time with other forms of the wave.
@@ -178,7 +177,7 @@ def _with_free_symbols(recording: Recording, estimate: Estimate, spec: LocateSpe
     """Add scenes that symbols free in every snapshot explain better than the recorded model of them."""
     if recording.panel.size > MAX_ELEMENTS or recording.frequencies is not None:
         return estimate
-    unexplained = free_symbols_p_value(recording, estimate.sources, spec) < _OTHER_SYMBOLS
+    unexplained = free_symbols_p_value(recording, estimate.sources, spec) < SIGNIFICANCE
     if estimate.panel_error is not None:  # free symbols absorb some of it
         unexplained &= estimate.panel_error == 0
     offset = torch.zeros_like(estimate.p_value)

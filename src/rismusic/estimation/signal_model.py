@@ -18,7 +18,7 @@ from torch import Tensor
 from rismusic.array import WAVES, Panel, steering
 from rismusic.errors import InputError
 from rismusic.estimation.classical import fit_known
-from rismusic.estimation.goodness_of_fit import Projection
+from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, Projection
 from rismusic.estimation.grid import Volume, searched_grid
 from rismusic.estimation.likelihood import sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import unpack
@@ -32,8 +32,6 @@ from rismusic.spec import LocateSpec, SymbolModel, Wave
 _SCENES, _SOURCES = 8, 3
 # Settings of these fits.
 _QUICK: dict[str, Any] = {"method": "omp", "criterion": "conditional", "oversampling": 1.6}
-# Below this p-value, the symbols are not as recorded.
-_OTHER_SYMBOLS = 1e-3
 # Trial frequencies for each snapshot.
 _OVERSAMPLED = 4
 # Smallest noise variance of an output, over the median of all outputs.
@@ -232,7 +230,7 @@ def frequency_offset(recording: Recording, sources: Sources, spec: LocateSpec) -
     energy, _ = _residual(as_fitted(recording), sources)
     least, _ = _residual(turned, fit.sources)
     gain = recording.snapshots[0].numel() * (energy / least).log()
-    return torch.where(gain > math.log(len(grid) * _OVERSAMPLED * L / _OTHER_SYMBOLS), omega, 0.0)
+    return torch.where(gain > math.log(len(grid) * _OVERSAMPLED * L / SIGNIFICANCE), omega, 0.0)
 
 
 def _residual(recording: Recording, sources: Sources) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
