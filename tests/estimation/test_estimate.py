@@ -15,7 +15,7 @@ import torch
 import rismusic
 from rismusic import Estimate, Sources, locate, log_likelihood, simulate, spectrum
 from rismusic.errors import InputError
-from rismusic.estimation.estimate import Reason, warnings_of
+from rismusic.estimation.estimate import Reason, join_estimates, warnings_of
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.table import COLUMNS
 from rismusic.registry import ESTIMATORS, SPECTRA
@@ -136,6 +136,15 @@ def test_dataframe_without_pandas(estimate, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InputError, match=r"pip install 'rismusic\[pandas\]'"):
         estimate.to_dataframe()
+
+
+def test_estimates_with_other_largest_numbers_of_sources_are_joined(recording):
+    """A scene that is searched again in a wider volume, or by another method, may identify more sources."""
+    few, many = (locate(recording[0], n_sources="auto", method="omp", sources_max=most) for most in (1, 2))
+    joined = join_estimates([few, many])
+    assert joined.n_sources_probability.shape == (2, 3)
+    assert joined.n_sources_probability[0].tolist() == [*few.n_sources_probability[0].tolist(), 0.0]
+    assert joined.n_sources_probability[1].equal(many.n_sources_probability[0])
 
 
 def test_an_estimate_from_positions_alone(recording, estimate):

@@ -445,9 +445,6 @@ def _weighed(
         picked = ModelError(best[erring], evidence.panel_error[erring, K], evidence.diffuse[erring, K])
         fresh = _located_again(recording[erring], _strongest(estimate[erring], K), K, picked, make, quick)
         probability = (EVIDENCE_WEIGHT * log_posterior[erring]).softmax(1)
-        before = estimate.n_sources_probability
-        if before is not None:
-            probability = torch.nn.functional.pad(probability, (0, before.shape[1] - most - 1))
         result = _put(result, erring, replace(fresh, n_sources_probability=probability))
     doubted = (suspicious & ((estimate.p_value < _SUSPICIOUS) | (probable > 0.5) | outside)).nonzero()[:, 0]
     scenes = torch.arange(S, device=count.device)

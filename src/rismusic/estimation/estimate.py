@@ -603,6 +603,9 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
     erring = any(part.panel_error is not None for part in parts)
     impulses = [one for part in parts if (one := part.impulses) is not None]
     probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
+    # Methods and volumes differ in the largest number of sources; a number beyond it has probability 0.
+    most = max((one.shape[1] for one in probabilities), default=0)
+    probabilities = [torch.nn.functional.pad(one, (0, most - one.shape[1])) for one in probabilities]
     return replace(
         parts[0],
         sources=Sources(**{name: joined([getattr(part.sources, name) for part in parts]) for name in names}),
