@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import secrets
+import select
 import socket
 import stat
 import sys
@@ -20,6 +21,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from rismusic.errors import InputError
 from rismusic.text import any_of
@@ -53,25 +55,11 @@ def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
     Raises:
         InputError: the file is missing, is a folder, a pipe or a device, is too large, or cannot be read.
     """
-    flags = os.O_RDONLY | _flags("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
-    try:
-        descriptor = os.open(path, flags)
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise InputError(str(path), f"is {kind_of(found.st_mode)}, not a file")
-            with open(descriptor, "rb", closefd=False) as file:
-                # Files of some file systems have no size; therefore not more than the limit is read. Python
-                # allocates what it is asked to read, so no more is asked for than the file can hold.
-                most = min(limit, max(found.st_size, SMALL_BYTES)) + 1
-                content = b"" if found.st_size > limit else file.read(most)
-        finally:
-            os.close(descriptor)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
-    size = max(found.st_size, len(content))
+    with _opened(path) as (file, size):
+        # Files of some file systems have no size; therefore not more than the limit is read. Python allocates
+        # what it is asked to read, so no more is asked for than the file can hold.
+        content = b"" if size > limit else file.read(min(limit, max(size, SMALL_BYTES)) + 1)
+    size = max(size, len(content))
     if size > limit:
         raise InputError(str(path), f"is too large: at most {limit:,} bytes are read here, it has {size:,}")
     return content
@@ -83,11 +71,32 @@ def read_beginning(path: Path, size: int) -> bytes:
     Raises:
         InputError: the file is missing, is a folder, a pipe or a device, or cannot be read.
     """
-    check_regular(path)
+    with _opened(path) as (file, _):
+        return file.read(size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file and its size, opened so that neither opening nor reading waits for data.
+
+    Raises:
+        InputError: the file is missing, is a folder, a pipe or a device, or cannot be read.
+    """
+    flags = os.O_RDONLY | _flags("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
     try:
-        with path.open("rb") as file:
-            return file.read(size)
-    except (OSError, ValueError) as error:
+        descriptor = os.open(path, flags)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(str(path), f"is {kind_of(found.st_mode)}, not a file")
+            _check_ready(path, descriptor, found)
+            with open(descriptor, "rb", closefd=False) as file:
+                yield file, found.st_size
+        finally:
+            os.close(descriptor)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
 
 
@@ -104,19 +113,37 @@ def read_text(path: Path, *, limit: int = SMALL_BYTES) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path is a regular file or does not exist, without opening it.
+    """Check that a path is a regular file or does not exist. Pipes and devices are not opened.
 
     Raises:
         InputError: it is a folder, a pipe or a device, or cannot be looked at.
     """
     try:
-        mode = path.stat().st_mode
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(str(path), f"is {kind_of(found.st_mode)}, not a file")
+        if found.st_size == 0:
+            with _opened(path):
+                return
     except FileNotFoundError:
         return
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
-    if not stat.S_ISREG(mode):
-        raise InputError(str(path), f"is {kind_of(mode)}, not a file")
+
+
+def _check_ready(path: Path, descriptor: int, found: os.stat_result) -> None:
+    """Refuse a file that reading would wait for: files of the kernel, such as /proc/kmsg, have no size.
+
+    Raises:
+        InputError: there is nothing to read yet.
+    """
+    if found.st_size == 0 and hasattr(select, "poll"):
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
+        if not waiting.poll(0):
+            raise InputError(str(path), "holds nothing yet, and reading it would wait for data")
 
 
 def check_not_link(path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 import pytest
 
+import rismusic
 from rismusic.benchmark.summary import load_settings
 from rismusic.cli import main
 from rismusic.errors import InputError
@@ -69,6 +71,24 @@ def test_the_size_is_limited(tmp_path):
         read_spec(SystemSpec, path)
     with pytest.raises(InputError, match="is too large"):  # a file without a size
         read_small(Path("/proc/kallsyms"), limit=1000)
+
+
+@pytest.mark.skipif(not os.access("/proc/kmsg", os.R_OK), reason="only root reads the kernel's messages")
+def test_a_file_that_waits_for_data_is_refused(tmp_path):
+    """It has the mode of a regular file and no size."""
+    for name in ("panel.h5", "scene.npz", "config.toml"):
+        (tmp_path / name).symlink_to("/proc/kmsg")
+    readers = {
+        "panel.h5": rismusic.PanelCalibration.load,
+        "scene.npz": rismusic.read,
+        "config.toml": read_small,
+    }
+    for name, reader in readers.items():
+        with (tmp_path / name).open("rb") as file:
+            news = select.select([file], [], [], 0)[0]
+        if not news:
+            with pytest.raises(InputError, match="reading it would wait for data"):
+                reader(tmp_path / name)
 
 
 def test_text_that_is_none(tmp_path):

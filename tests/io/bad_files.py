@@ -53,13 +53,13 @@ bad("truncated .mat 7.3", PATH, "a truncated HDF5 file")(_cut("mat 7.3", 0.7))
 bad("header of a .mat alone", PATH, "starts with b'MATLAB 5.0")(_cut("mat 5", 0.01))
 
 
-@bad("directory", PATH, "is a directory, not a recording")
+@bad("directory", PATH, "is a folder, not a file")
 def _directory(directory: Path) -> Path:
     (directory / "a.h5").mkdir()
     return directory / "a.h5"
 
 
-@bad("pipe", PATH, "a device or a pipe")
+@bad("pipe", PATH, "is a pipe, not a file")
 def _pipe(directory: Path) -> Path:
     os.mkfifo(directory / "a.h5")
     return directory / "a.h5"

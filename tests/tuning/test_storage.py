@@ -210,11 +210,14 @@ def without_a_column(path):
     connection.close()
 
 
-def with_a_text_for_a_number(path):
-    a_study(path, "tune").add_trial(optuna.trial.create_trial(value=1.0))
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE trials SET number = 'FAIL'")
-    connection.close()
+def with_number(number):
+    def write(path):
+        a_study(path, "tune").add_trial(optuna.trial.create_trial(value=1.0))
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"UPDATE trials SET number = {number}")
+        connection.close()
+
+    return write
 
 
 def without_a_number(path):
@@ -255,7 +258,8 @@ def a_study(path, name):
         (of_an_older_optuna, True, "no longer compatible with the table schema"),
         (half_of_an_optuna, True, "is damaged: the version of its tables is missing"),
         (a_view_in_place_of_a_table, False, "is damaged: no table trial_values"),
-        (with_a_text_for_a_number, True, "column number of table trials has a text in place of a number"),
+        (with_number("'FAIL'"), True, "column number of table trials has a value that is not an integer"),
+        (with_number("1e300"), True, "column number of table trials has a value that is not an integer"),
         (without_a_number, True, "is damaged: a value of a study or a trial cannot be read"),
         (without_a_column, False, "table trial_intermediate_values has no column intermediate_value_type"),
         (of_another_program, False, "'tune' was not written by rismusic tune"),

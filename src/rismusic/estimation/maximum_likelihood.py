@@ -611,12 +611,14 @@ def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"]
         )
     active = start.active
     azimuth, elevation, distance = (value.double() for value in start.filled())
-    for name, value in (("azimuth", azimuth), ("elevation", elevation)):
-        if not torch.isfinite(value).all():
-            raise InputError(f"start.{name}", "values must be finite, or NaN where there is no source")
-    if not (distance > 0).all():
+    positions = torch.stack((azimuth, elevation, 1 / distance), dim=-1)
+    # Ranges may be infinite; one of 0 has an infinite inverse.
+    if not (positions.isfinite().all() and (positions[..., 2] >= 0).all()):
+        for name, value in (("azimuth", azimuth), ("elevation", elevation)):
+            if not value.isfinite().all():
+                raise InputError(f"start.{name}", "values must be finite, or NaN where there is no source")
         raise InputError("start.range", f"ranges must be positive; got {float(distance.min()):g} m")
-    return torch.stack((azimuth, elevation, 1 / distance), dim=-1), active
+    return positions, active
 
 
 def pack(positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]) -> Sources:

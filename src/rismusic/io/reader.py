@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rismusic.array import WAVES, Panel
 from rismusic.errors import InputError, in_file
+from rismusic.files import check_regular
 from rismusic.io.hdf5 import Hdf5Store
 from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
@@ -327,11 +328,8 @@ def open_store(path: Path) -> Store:
 
 def _content(path: Path) -> str:
     """Describe the format of a file from its first bytes."""
+    check_regular(path)
     try:
-        if path.is_dir():
-            raise InputError(str(path), "is a directory, not a recording")
-        if path.exists() and not path.is_file():
-            raise InputError(str(path), "is a device or a pipe, not a recording")
         with path.open("rb") as file:
             head = file.read(2 * HEADER_BYTES)
             signatures = [head[offset : offset + 8] for offset in (0, HEADER_BYTES)]
@@ -344,8 +342,6 @@ def _content(path: Path) -> str:
                 offset *= 2
     except FileNotFoundError:
         raise InputError(str(path), "no such file") from None
-    except InputError:
-        raise
     except (OSError, ValueError) as error:
         found_instead = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(str(path), f"cannot be read: {found_instead}") from error

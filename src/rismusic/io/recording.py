@@ -398,7 +398,11 @@ class Recording:
             TypeError: an index of another type.
         """
         index = scene_index(scenes, len(self), self.snapshots.device)
-        if len(self) == 1 and isinstance(index, Tensor) and len(index) == 1:
+        if isinstance(index, slice):
+            whole = index.indices(len(self)) == (0, len(self), 1)
+        else:
+            whole = len(self) == len(index) == 1
+        if whole:
             return self
         part = self._each(lambda name, value: value[index] if self._per_scene(name, value) else value)
         if part.elements is self.elements and "panel" in vars(self):

@@ -228,39 +228,42 @@ def _check_columns(opened: RDBStorage, shown: URL) -> None:
     """Compare the tables with those of a new database.
 
     Optuna reads them where it needs them: a view in place of a table fails at the end of the first trial, and
-    so does a text in a column of numbers, which SQLite stores.
+    so does a text in a column of numbers or a fraction in one of integers, which SQLite stores.
 
     Raises:
-        InputError: a table or a column is missing, or has a text where numbers belong.
+        InputError: a table or a column is missing, or has a value of another type.
     """
     found, sqlite = inspect(opened.engine), opened.engine.dialect.name == "sqlite"
     tables = set(found.get_table_names())
     for table, wanted in _columns_of_new().items():
         columns = {one["name"] for one in found.get_columns(table)} if table in tables else set()
-        for name, numeric in wanted.items():
+        for name, number in wanted.items():
             damage = ""
             if name not in columns:
                 damage = f"table {table} has no column {name}" if columns else f"no table {table}"
-            elif sqlite and numeric:
-                words = f"SELECT 1 FROM {table} WHERE typeof({name}) IN ('text', 'blob') LIMIT 1"
+            elif sqlite and number:
+                others = "'text', 'blob', 'real'" if number == "an integer" else "'text', 'blob'"
+                words = f"SELECT 1 FROM {table} WHERE typeof({name}) IN ({others}) LIMIT 1"
                 with opened.engine.connect() as connection:
                     if connection.execute(text(words)).first():
-                        damage = f"column {name} of table {table} has a text in place of a number"
+                        damage = f"column {name} of table {table} has a value that is not {number}"
             if damage:
                 raise InputError("storage", f"the database {_shown(shown)} is damaged: {damage}")
 
 
 @cache
-def _columns_of_new() -> dict[str, dict[str, bool]]:
-    """Tables of a new database with their columns, and whether these hold numbers."""
+def _columns_of_new() -> dict[str, dict[str, str]]:
+    """Tables of a new database with their columns, and which numbers these hold; empty for other values."""
+
+    def number(kind: object) -> str:
+        return "an integer" if isinstance(kind, Integer) else "a number" if isinstance(kind, Float) else ""
+
     with experimental():
         new = RDBStorage("sqlite://")
     try:
         schema = inspect(new.engine)
         return {
-            table: {
-                one["name"]: isinstance(one["type"], (Integer, Float)) for one in schema.get_columns(table)
-            }
+            table: {one["name"]: number(one["type"]) for one in schema.get_columns(table)}
             for table in schema.get_table_names()
         }
     finally:
