@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import logging
 import math
 import os
 import subprocess
@@ -700,6 +701,15 @@ def test_what_a_fuzz_found_is_a_sentence(command, sentence, tmp_path, monkeypatc
     assert main(command.split()) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_of_the_library_are_notes(monkeypatch, capsys):
+    log = logging.getLogger("rismusic.locate")
+    monkeypatch.setattr("rismusic.cli._run", lambda args: log.warning("a [b]%s", "c") or 0)
+    for _ in range(2):
+        assert main(["locate"]) == 0
+    log.warning("afterwards")
+    assert capsys.readouterr().err == "a [b]c\n" * 2
 
 
 def test_a_folder_that_is_gone_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -74,6 +74,19 @@ def test_compiled_code_is_kept_and_damaged_code_is_compiled_again(compiled, tmp_
     assert caplog.text == ""
 
 
+def test_compiling_that_takes_long_is_announced_once(compiled, monkeypatch, caplog):
+    monkeypatch.setattr(kernel_cache, "_ANNOUNCED_S", 0.0)
+    kernel_cache._announce.cache_clear()
+    for _ in range(2):
+        compiled()
+    assert caplog.messages == ["the fits are compiled when they are first used, which takes about a minute"]
+    caplog.clear()
+    monkeypatch.setattr(kernel_cache, "_ANNOUNCED_S", 1e6)
+    kernel_cache._announce.cache_clear()
+    compiled()
+    assert not caplog.messages
+
+
 def open_folder(folder):
     folder.chmod(0o777)
 

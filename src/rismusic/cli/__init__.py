@@ -6,18 +6,19 @@ runs, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import re
 import sys
 from collections import UserDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rismusic.cli.command import Command, complain, drop, prepare_streams, save_traceback
+from rismusic.cli.command import Command, complain, drop, note, prepare_streams, save_traceback
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
 from rismusic.errors import InputError
 from rismusic.files import failure, remove_own
@@ -77,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> int:
         complain("the current folder no longer exists; change to another one")
         return 2
     try:
-        with terminated_as_interrupted(), no_interrupt_is_lost():
+        with terminated_as_interrupted(), no_interrupt_is_lost(), _warnings_noted():
             code = _run(args)
             sys.stdout.flush()
             return code
@@ -103,6 +104,24 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except Exception as error:
         return _unexpected(error)
+
+
+class _Notes(logging.Handler):
+    """Print the messages of the library as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(redact(record.getMessage()))
+
+
+@contextlib.contextmanager
+def _warnings_noted() -> Iterator[None]:
+    """Print what the library logs as a warning on standard error."""
+    handler, log = _Notes(logging.WARNING), logging.getLogger("rismusic")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _unexpected(error: Exception) -> int:

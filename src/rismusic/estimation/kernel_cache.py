@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from rismusic.files import writable_by_others
 _LOG = logging.getLogger("rismusic.locate")
 # Other processes that compile the same function are waited for so long, in seconds.
 _PATIENCE_S = 120
+# Compiling that takes longer than this, in seconds, is announced.
+_ANNOUNCED_S = 3.0
 # Fewer problems than this are not shared among threads; the others in this many parts for each thread, since
 # they take different times.
 _LEAST_PARTED, _PARTS = 4, 4
@@ -101,10 +104,16 @@ class CompiledFunction:
         return self._ready[kind]
 
     def _for_types(self, types: tuple[Any, ...]) -> Callable[..., None]:
-        if self._load(types):
-            return self._kept
-        self._plain.compile(types)
-        return self._plain
+        announcement = threading.Timer(_ANNOUNCED_S, _announce)
+        announcement.daemon = True
+        announcement.start()
+        try:
+            if self._load(types):
+                return self._kept
+            self._plain.compile(types)
+            return self._plain
+        finally:
+            announcement.cancel()
 
     def _open(self) -> Any:
         """The function with a cache on disk; none if no folder for it can be written or trusted."""
@@ -147,6 +156,12 @@ class CompiledFunction:
         except OSError as error:  # a full disk, a folder that is gone, or one without locks
             _LOG.info("compiled fits are not kept on disk: %s", error)
         return types in self._kept.overloads
+
+
+@lru_cache
+def _announce() -> None:
+    """Say once in a process what takes so long."""
+    _LOG.warning("the fits are compiled when they are first used, which takes about a minute")
 
 
 def _kind(value: Any) -> object:
