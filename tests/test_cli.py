@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from io import BytesIO, TextIOWrapper
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import h5py
@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rismusic.checks.recording import CheckFinding
 from rismusic.cli import COMMANDS, main
-from rismusic.cli.command import EVERYDAY, json_record
+from rismusic.cli.command import EVERYDAY, SafeConsole, json_record, note, progress_bar
 from rismusic.cli.locate import results_table, scenes_table
 from rismusic.cli.parser import parse, settings_of
 from rismusic.devices import VARIABLE
@@ -710,6 +710,17 @@ def test_warnings_of_the_library_are_notes(monkeypatch, capsys):
         assert main(["locate"]) == 0
     log.warning("afterwards")
     assert capsys.readouterr().err == "a [b]c\n" * 2
+
+
+def test_a_note_is_printed_above_a_progress_bar(monkeypatch):
+    console = SafeConsole(stderr=True)
+    console.file, console._force_terminal = StringIO(), True
+    monkeypatch.setattr("rismusic.cli.command.SafeConsole", lambda stderr: console)
+    with progress_bar() as bar:
+        bar.add_task("working", total=2)
+        monkeypatch.undo()
+        note("a [b]c")
+    assert "a [b]c\n" in console.file.getvalue()
 
 
 def test_a_folder_that_is_gone_is_one_sentence(tmp_path, monkeypatch, capsys):

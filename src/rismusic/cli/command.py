@@ -335,7 +335,10 @@ def check_extras(extra: str, *packages: str) -> None:
 
 def note(sentence: str) -> None:
     """Print something that is not data, on standard error, in one line."""
-    SafeConsole(stderr=True).print(plain(sentence), soft_wrap=True)
+    if hasattr(sys.stderr, "rich_proxied_file"):  # a progress bar, which would overwrite the line
+        sys.stderr.write(f"{plain(sentence)}\n")
+    else:
+        SafeConsole(stderr=True).print(plain(sentence), soft_wrap=True)
 
 
 def say(line: str) -> None:
