@@ -58,7 +58,6 @@ def test_healthy_network_has_no_finding_and_stays_unchanged():
         "[OPTIMIZER",
         "[LAYERS",
         "[UPDATES",
-        "[WEIGHTS",
         "[BATCH",
         "[USAGE",
         "[TARGET",

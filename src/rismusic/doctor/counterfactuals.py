@@ -256,14 +256,7 @@ class Counterfactuals:
     def _trained(
         self, settings: Settings, steps: int, joined: frozenset[int] = frozenset(), order: int = 1
     ) -> tuple[float, float]:
-        """The losses after a training; infinite if it diverges."""
-        weights = self.weights_after(settings, steps, joined, order)
-        return self._losses(weights) if weights else (math.inf, math.inf)
-
-    def weights_after(
-        self, settings: Settings, steps: int, joined: frozenset[int] = frozenset(), order: int = 1
-    ) -> dict[int, Tensor]:
-        """The weights after a training, with batches in order or backwards (-1); none if it diverges."""
+        """The losses after a training with batches in order or backwards (-1); infinite if it diverges."""
         own = {key: value.detach().clone() for key, value in self.replays[0].weights.items()}
         groups = []
         for keys, options in settings.groups:
@@ -278,12 +271,12 @@ class Counterfactuals:
                 group["lr"] = rate * schedule[min(step, len(schedule) - 1)]
             loss = self._loss(order * step % self.learned, own, joined)
             if not loss.requires_grad or not math.isfinite(float(loss.detach())):
-                return {}
+                return math.inf, math.inf
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained, settings.clip)
             optimizer.step()
-        return own
+        return self._losses(own)
 
 
 def recurrent_cuts(tape: Tape) -> frozenset[int]:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
-from rismusic.doctor.other_data import OtherData
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import names, row_codes
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
@@ -86,14 +85,13 @@ class LearningChecks:
 
     @property
     def reports(self) -> list[Report]:
-        """[TARGET], [TERMS], [RETRAIN], [MEANING], [DATA], and [LEARNED]."""
+        """[TARGET], [TERMS], [RETRAIN], [DATA], and [LEARNED]."""
         checks = (
             ("TARGET", self.fixed_target),
             ("TERMS", self.terms),
             ("TERMS", self.competing),
             ("TERMS", self.hinges),
             ("RETRAIN", self.changed_settings),
-            ("MEANING", self.meaning),
             ("DATA", self.classes),
             ("LEARNED", self.learned),
         )
@@ -218,18 +216,6 @@ class LearningChecks:
             raise LeftOutError("no optimizer was seen")
         batches = [Batch(tape, {}) for tape in tapes]
         return Counterfactuals(batches, self.initial, self.settings, self.steps).findings
-
-    def meaning(self) -> list[Finding]:
-        """The loop would not learn much more if its data were changed."""
-        tapes = self._repeatable()
-        if self.settings is None:
-            raise LeftOutError("no optimizer was seen")
-
-        def constant(batches: Sequence[Batch]) -> float:
-            losses = constant_losses(batches[-8:], [batch.tape.loss for batch in batches[-8:]])
-            return sum(losses) / len(losses)
-
-        return OtherData(tapes, self.initial, self.settings, self.steps, constant).findings
 
     def classes(self) -> list[Finding]:
         """No class has nearly all targets."""

@@ -52,8 +52,6 @@ LIKE = names("randn_like rand_like randint_like zeros_like ones_like full_like e
     "new_zeros new_ones new_full new_empty size numel dim"
 )
 DROPOUT = names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout")
-# Calls that put the entries of a sample in another order.
-_TURNS = names("flip fliplr flipud rot90 roll")
 _ATTENTION = "scaled_dot_product_attention"
 _RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
 # Steps in which data change in place, from which this is a habit of the loop.
@@ -114,17 +112,12 @@ class Root:
         kind: ``data``, ``noise``, ``constant``, or ``decision`` for integers that a network made (an argmax).
         rows: how it was indexed out of others, the last step first: key of that tensor, and the index.
         leaf: whether the loss differentiates by it.
-        base: the tensor that it was indexed from first, and ``numbers``: the rows of that.
-        unturned: what it was before a flip, a rotation or a shift of its entries.
     """
 
     value: Tensor
     kind: str
     rows: tuple[tuple[int, Any], ...] = ()
     leaf: bool = False
-    base: Tensor | None = None
-    numbers: tuple[int, ...] = ()
-    unturned: Tensor | None = None
 
     @property
     def picked(self) -> bool:
@@ -220,7 +213,6 @@ class TapeRecorder:
         self._tainted: set[int] = set()
         self._pure: set[int] = set()
         self._kinds: dict[int, tuple[str, tuple[int, Any] | None]] = {}
-        self._unturned: dict[int, Tensor] = {}
         self._before: dict[int, Tensor] = {}
         self._passed: list[tuple[str, int]] = []
         self._touched: set[int] = set()
@@ -385,16 +377,6 @@ class TapeRecorder:
                 picked = [self._kinds.get(id(one), ("", None))[1] or (0, None) for one in args[0]]
                 if len({key for key, _ in picked}) == 1 and all(isinstance(n, int) for _, n in picked):
                     rows = (picked[0][0], [n for _, n in picked])
-                parts: list[Tensor] = list(args[0])
-                if any(id(one) in self._unturned for one in parts):
-                    self._unturned[id(outs[0])] = torch.stack([self._unturned.get(id(v), v) for v in parts])
-            if name in _TURNS and args and isinstance(args[0], Tensor) and len(outs) == 1:
-                self._unturned[id(outs[0])] = self._unturned.get(id(args[0]), args[0])
-                self._tensors[id(args[0])] = args[0]
-            elif name == "where" and len(found) == 3:
-                one, two = (self._unturned.get(id(v), v) for v, _ in found[1:])
-                if one is two:
-                    self._unturned[id(outs[0])] = one
             for one in (*outs, *mutated):
                 self._pure.discard(id(one))
                 self._kinds[id(one)] = (kind, rows or ((0, name) if name == "stack" else None))
@@ -528,13 +510,7 @@ class TapeRecorder:
                 return "the data change in place during the step"
             else:
                 stored = value.detach().clone()
-            roots[key] = root = Root(stored, kind, tuple(chain), value.requires_grad)
-            if kind == "data" and chain:
-                numbers, root.base = self._row_numbers(root)
-                root.numbers = tuple(numbers) if root.base is not None and len(numbers) == len(stored) else ()
-            before = self._unturned.get(key)
-            if before is not None and before.shape == stored.shape and before.dtype == stored.dtype:
-                root.unturned = before.detach().clone()
+            roots[key] = Root(stored, kind, tuple(chain), value.requires_grad)
         made |= {key for call in calls for key in call.mutated}
         outputs = [one for one in self.outputs if one.key in made]
         used = sum(self._sizes.get(key, 0) for key in made)

@@ -693,34 +693,6 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
     )
 
 
-def weight_findings(tape: Tape) -> list[Finding]:
-    """Weights start so small that a layer does not change the size of what it gets by much."""
-    gains: dict[int, tuple[float, str]] = {}
-    for call in tape.calls:
-        for place, key in enumerate(call.reads):
-            weight = tape.weights.get(key)
-            if weight is None or weight.ndim < 2 or not weight.requires_grad or call.name not in _SUMMING:
-                continue
-            # Numbers of the input that an output is the sum of.
-            second = place > 0 and "mat" in call.name
-            fan = weight.shape[-2] if second else weight[0].numel()
-            gains[key] = (size_of(weight) * math.sqrt(fan), call.where)
-    if not gains:
-        raise LeftOutError("no layer has weights of its own")
-    key = max(gains, key=lambda one: gains[one][0])
-    return [
-        at_most(
-            "largest size of initial weights, relative to 1 / sqrt(inputs)",
-            gains[key][0],
-            _LARGE_WEIGHTS,
-            f"the initial weights of a layer {list(tape.weights[key].shape)} are {gains[key][0]:.3g} "
-            "times 1 / sqrt(inputs) in size, usual is about 1: outputs are too large from the start.",
-            "Use the initialisation of torch, or divide random numbers by the root of the number of inputs.",
-            gains[key][1],
-        )
-    ]
-
-
 def bound_findings(tape: Tape) -> list[Finding]:
     """The loss pulls outputs towards their targets, and does not fall ever faster away from them."""
     replay = Replay(tape)
@@ -907,9 +879,6 @@ def _reached(name: str, y: Tensor, what: str) -> Finding:
     )
 
 
-_SUMMING = names("linear conv1d conv2d conv3d lstm gru rnn_tanh rnn_relu matmul __matmul__ __rmatmul__")
-# Largest size of initial weights, relative to 1 / sqrt(inputs).
-_LARGE_WEIGHTS = 5.0
 _COMPARED = names("mse_loss l1_loss smooth_l1_loss huber_loss sub __sub__ __rsub__ rsub binary_cross_entropy")
 _RANGES = {
     "sigmoid": (0.0, 1.0),

@@ -32,7 +32,6 @@ from rismusic.doctor.tape_checks import (
     target_findings,
     usage_findings,
     value_findings,
-    weight_findings,
 )
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
@@ -61,7 +60,6 @@ def tape_reports(tape: Tape, unread: Sequence[str]) -> list[Report]:
         unread: inputs that the network does not use.
     """
     checks = (
-        ("WEIGHTS", partial(weight_findings, tape)),
         ("BATCH", partial(mixing_findings, tape)),
         ("USAGE", partial(usage_findings, tape, unread)),
         ("TARGET", partial(target_findings, tape)),
