@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -187,19 +186,12 @@ class TapeRecorder:
         self._window = 0
         # Data of which a part changes in place: in how many steps, the last of them, and the call.
         self._altered: dict[int, tuple[weakref.ref[Tensor], int, int, str]] = {}
-        # What the loop collects for a batch and has not used yet, since the last step and the one before; and
-        # how often something collected at a line was never used.
-        self._collected: dict[int, tuple[Tensor, str]] = {}
-        self._older: dict[int, tuple[Tensor, str]] = {}
-        self.never: Counter[str] = Counter()
         self.clear()
 
     def clear(self) -> None:
         """Forget all calls."""
         self._release()
         self.problem = self.over = ""
-        self.never.update(line for _, line in self._older.values())
-        self._older, self._collected = self._collected, {}
         self._window += 1
 
     def _release(self) -> None:
@@ -221,7 +213,6 @@ class TapeRecorder:
     def _give_up(self, problem: str) -> None:
         """Leave out the rest up to the next step, and release what was recorded."""
         self._release()
-        self._older, self._collected = {}, {}
         self.problem = self.over = problem
 
     @property
@@ -292,11 +283,6 @@ class TapeRecorder:
     def touch(self, value: Tensor) -> None:
         """Note that the numbers of a tensor are read."""
         self._touched.add(id(value))
-        self._used(value)
-
-    def _used(self, value: Tensor) -> None:
-        self._older.pop(id(value), None)
-        self._collected.pop(id(value), None)
 
     def before(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, int]]:
         """The tensors of a call with their versions, before it is made."""
@@ -321,8 +307,6 @@ class TapeRecorder:
     ) -> None:
         """Record a call that was made."""
         outs = tensors_in(result)
-        for one, _ in found:
-            self._used(one)
         mutated = [one for one, version in found if one._version != version]
         # A weight that is copied or averaged between steps is a new start, not a part of a loss.
         copied = any(isinstance(one, nn.Parameter) for one in mutated) and not torch.is_grad_enabled()
@@ -344,9 +328,6 @@ class TapeRecorder:
                 self._kinds[id(one)] = ("decision", None)
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
-        joined = name in ("cat", "stack") and not tainted and not self._depth and outs[0].ndim > 0
-        if joined and (outs[0].dtype == torch.bool or outs[0].is_floating_point()):
-            self._collected[id(outs[0])] = (outs[0], calling_line())
         if not tainted:
             decided = any(id(one) in self._decided for one, _ in found)
             if decided:
@@ -438,31 +419,6 @@ class TapeRecorder:
         )
         if pure:
             self._pure.update(keys[0])
-
-    def other_rows(self, one: Root, two: Root) -> bool:
-        """Whether two tensors are different rows of tensors of one length."""
-        (first, base), (second, whole) = (self._row_numbers(root) for root in (one, two))
-        if base is None or whole is None or base is whole or len(base) != len(whole):
-            return False
-        return first != second
-
-    def _row_numbers(self, root: Root) -> tuple[list[int], Tensor | None]:
-        """The rows of a tensor in that from which they were indexed first, and that tensor."""
-        rows, base = list(range(len(root.value))) if root.value.ndim else [], None
-        for key, index in root.rows:
-            whole = self._tensors.get(key)
-            if not _is_rows(index) or key in self._pure or whole is None or not whole.ndim:
-                continue
-            if isinstance(index, slice):
-                numbers = list(range(len(whole)))[index]
-            else:
-                found = torch.as_tensor(index)
-                if found.ndim != 1:
-                    return [], None
-                numbers = (found.nonzero()[:, 0] if found.dtype == torch.bool else found).tolist()
-            rows = [numbers[row] for row in rows if row < len(numbers)]
-            base = whole
-        return rows, base
 
     def base_rows(self, tape: Tape) -> int:
         """Most rows of a tensor from which data are indexed."""
@@ -662,8 +618,6 @@ class Replay:
         # A loss that has derivatives of the network in it needs a graph, also where its value alone is asked.
         self._leaves = [key for key, root in tape.roots.items() if root.leaf]
         self._graph = any(call.func is torch.autograd.grad for call in tape.calls)
-        # Results of calls of detach through which gradients pass nevertheless.
-        self.joined: frozenset[int] = frozenset()
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             self.base = self.run()
@@ -732,8 +686,7 @@ class Replay:
                 if call.state is not None:
                     stack.enter_context(torch.random.fork_rng(devices=[]))
                     torch.set_rng_state(call.state)
-                joined = call.name == "detach" and call.outs[0] in self.joined
-                result = args[0] if joined else call.func(*args, **kwargs)
+                result = call.func(*args, **kwargs)
             for key, value in zip(call.outs, tensors_in(result), strict=True):
                 env[key] = given.get(key, value)
             for key in call.mutated:

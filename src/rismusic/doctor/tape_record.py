@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -202,7 +202,6 @@ class TapeRecord:
         self,
         steps: int,
         own: set[int],
-        gradients: Sequence[Mapping[int, Tensor]] = (),
         *,
         alone: bool,
         settings: Settings | None = None,
@@ -212,7 +211,6 @@ class TapeRecord:
         Args:
             steps: number of steps.
             own: keys of the weights that an optimizer holds.
-            gradients: of the first losses, by weight.
             alone: whether there is one optimizer only.
             settings: how the loop trains, if there is one optimizer.
         """
@@ -223,10 +221,7 @@ class TapeRecord:
             return [report_of("LEARNED", f"left out: {self.over}", [])]
         state, self.checking = torch.get_rng_state(), True
         kinds = _of_one_kind(tapes), _of_one_kind(list(self.late or self.early))
-        loop = LearningChecks(
-            *(self.module, self.first, kinds, tapes[-1], self.initial, steps, own, alone, settings),
-            gradients,
-        )
+        loop = LearningChecks(self.first, kinds, self.initial, steps, own, alone, settings)
         reports = loop.reports
         self.checking = False
         torch.set_rng_state(state)
