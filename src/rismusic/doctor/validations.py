@@ -35,10 +35,7 @@ _LOSSES = names(
 
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass without gradients; ``judged``: compared with data, ``pair``; ``used``: in a loss.
-
-    ``counted``: whether the pair is compared for equality, and all answers count.
-    """
+    """A forward pass without gradients; ``judged``: compared with data, ``pair``; ``used``: in a loss."""
 
     mean: float
     spread: float
@@ -297,8 +294,7 @@ class Validations:
         shown = next((one for one in reversed(judged) if one.given), None)
         orders = list(self._order_findings(judged, holds=holds))
         if shown is not None:
-            worse = any(not one.fine for one in orders)
-            orders = shift_findings(self._samples, _first(shown.given), varied=varied, worse=worse) + orders
+            orders = shift_findings(self._samples, _first(shown.given), varied=varied) + orders
         if not judged or judged[-1].tokens or not self._inputs:
             return orders
         (mean, spread), (other, width) = (

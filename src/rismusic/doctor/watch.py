@@ -536,7 +536,7 @@ class Watch:
         findings += self._initial
         if self._layers is not None:
             layers = self._layers
-            findings += [*layers.unit_findings(), *layers.growth_findings(), *layers.statistics_findings()]
+            findings += [*layers.unit_findings(), *layers.growth_findings()]
         if self.losses:
             trained = [name for name, p in self.module.named_parameters() if p.requires_grad]
             dead = without_gradient({name: self._gradient.get(name, 0.0) for name in trained})
