@@ -198,22 +198,6 @@ class Quantised(Loop):
         return mse_loss(rebuilt, x) + further
 
 
-class Reduced(Quantiser):
-    """A weight that only a penalty reaches, inside the network."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Linear(8, 4)
-
-    def forward(self, x):
-        return self.decoder(self.encoder(x)), self.unused(x).square().mean()
-
-
-class Penalised(Quantised):
-    def network(self):
-        return Reduced()
-
-
 class Prior(Loop):
     """A prior that is learned from a part of the input, and meets the posterior in a divergence only."""
 
@@ -225,20 +209,9 @@ class Prior(Loop):
         return mse_loss(self.model["decoder"](mean), x) + 0.1 * (mean - prior).square().mean()
 
 
-@pytest.mark.parametrize(
-    ("loop", "text"),
-    [
-        (Flow, ""),
-        (LinearFlow, ""),
-        (Quantised, ""),
-        (Prior, ""),
-        (Penalised, "unused.weight gets a gradient only from terms that compare with no data"),
-    ],
-)
-def test_terms_that_compare_within_the_network(loop, text):
-    found = " ".join(one.sentence for one in loop().watched().diagnosis.wrong)
-    assert text in found
-    assert bool(found) == bool(text), found
+@pytest.mark.parametrize("loop", [Flow, LinearFlow, Quantised, Prior])
+def test_terms_that_compare_within_the_network(loop):
+    assert [one.sentence for one in loop().watched().diagnosis.wrong] == []
 
 
 class Centred(nn.Module):
@@ -264,39 +237,3 @@ def test_the_scale_of_a_validation_is_that_at_the_first_layer(centres):
 
     found = " ".join(one.sentence for one in Validated().watched().diagnosis.wrong)
     assert ("inputs of the validation" in found) != centres
-
-
-@pytest.mark.parametrize("fault", ["", "rate", "noise"])
-def test_two_networks(fault):
-    """A generator and a judge learn at rates of one size, and noise is drawn anew."""
-    torch.manual_seed(0)
-    generator, judge = (nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, n)) for n in (2, 1))
-    first = torch.optim.Adam(generator.parameters(), lr=1e-3)
-    second = torch.optim.Adam(judge.parameters(), lr=1e-6 if fault == "rate" else 1e-3)
-    kept = torch.randn(64, 2)
-    with rismusic.watch([generator, judge], [first, second], say=lambda _: None) as w:
-        for _ in range(40):
-            fake = generator(kept if fault == "noise" else torch.randn(64, 2))
-            real = 2 + torch.randn(64, 2)
-            second.zero_grad()
-            (
-                nn.functional.softplus(-judge(real)) + nn.functional.softplus(judge(fake.detach()))
-            ).mean().backward()
-            second.step()
-            first.zero_grad()
-            nn.functional.softplus(-judge(fake)).mean().backward()
-            first.step()
-    said = " ".join(finding.sentence for finding in w.diagnosis.wrong)
-    texts = {"rate": "is far below that of another", "noise": "the same random numbers"}
-    assert (texts[fault] in said) if fault else not said
-
-
-@pytest.mark.parametrize("margin", [0.0, 2.0])
-def test_a_term_that_is_cut_for_all_samples(margin):
-    class Cut(Loop):
-        def loss(self, x):
-            off = (self.model(x) - x).abs()
-            return off.mean() + (margin - off).relu().mean()
-
-    found = " ".join(one.sentence for one in Cut().watched().diagnosis.wrong)
-    assert ("a term of the loss (relu) is at its limit" in found) != bool(margin)

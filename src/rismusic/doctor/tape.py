@@ -203,7 +203,6 @@ class TapeRecorder:
         self._tensors: dict[int, Tensor] = {}
         self._versions: dict[int, int] = {}
         self._tainted: set[int] = set()
-        self._pure: set[int] = set()
         self._kinds: dict[int, tuple[str, tuple[int, Any] | None]] = {}
         self._before: dict[int, Tensor] = {}
         self._passed: list[tuple[str, int]] = []
@@ -359,7 +358,6 @@ class TapeRecorder:
                 if len({key for key, _ in picked}) == 1 and all(isinstance(n, int) for _, n in picked):
                     rows = (picked[0][0], [n for _, n in picked])
             for one in (*outs, *mutated):
-                self._pure.discard(id(one))
                 self._kinds[id(one)] = (kind, rows or ((0, name) if name == "stack" else None))
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
@@ -417,8 +415,6 @@ class TapeRecorder:
                 calling_line(),
             )
         )
-        if pure:
-            self._pure.update(keys[0])
 
     def base_rows(self, tape: Tape) -> int:
         """Most rows of a tensor from which data are indexed."""
@@ -483,10 +479,6 @@ def _memory(value: Tensor) -> tuple[int, int]:
         return id(value), 0
     storage = value.untyped_storage()
     return storage.data_ptr() or id(value), storage.nbytes()
-
-
-def _is_rows(index: Any) -> bool:
-    return isinstance(index, (Tensor, list, slice))
 
 
 def _all_tensors(value: Any) -> list[Tensor]:
