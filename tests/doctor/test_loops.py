@@ -84,7 +84,7 @@ LOSSES = {
     "weighted": (lambda out, y, w: (w * (out.squeeze(1) - y).square()).mean(), False),
     "broadcast": (lambda out, y, w: (out - y).square().mean(), True),
     "weights broadcast": (lambda out, y, w: (w[:, None] * (out.squeeze(1) - y).square()).mean(), True),
-    "means": (lambda out, y, w: (out.mean() - y.mean()).square(), True),
+    "means": (lambda out, y, w: (out.squeeze(1) - y).mean().square(), True),
 }
 
 

@@ -16,8 +16,8 @@ def said_of(fault):
     x, held = torch.randn(1600, 6), torch.randn(300, 6)
     if fault == "part":
         x = x[x[:, 0] > 0.6]
-    if fault == "noisy copies":
-        held = x[:300] + 0.001 * torch.randn(300, 6)
+    if fault == "shifted":
+        held = held + 1.5
     y, right = ((one[:, :1] * one[:, 1:2]).sin() + one[:, 2:4] for one in (x, held))
     model = nn.Sequential(nn.Linear(6, 48), nn.Tanh(), nn.Linear(48, 2))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -39,7 +39,7 @@ def said_of(fault):
     [
         ("", ""),
         ("part", "it is a part of them only"),
-        ("noisy copies", "nearly the same as samples of the training"),
+        ("shifted", "the inputs of training and validation have other distributions"),
     ],
 )
 def test_a_validation_of_other_inputs_is_named(fault, text):
