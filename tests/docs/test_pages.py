@@ -10,7 +10,6 @@ import pytest
 
 from rismusic.cli import COMMANDS, main
 from rismusic.cli.parser import _typed, command_kind, settings_of
-from rismusic.doctor import settings_checks
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -27,8 +26,6 @@ def test_examples_run(
 ) -> None:
     """As a reader runs them, without types enforced."""
     monkeypatch.chdir(tmp_path)
-    # All settings are tested in doctor/test_faults.py.
-    monkeypatch.setattr(settings_checks, "_EFFECTS", settings_checks._EFFECTS[:3])
     text = page.read_text("utf-8")
     names: dict[str, object] = {}
     for block in BLOCK.finditer(text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from faults.plant import healthy
 
-from rismusic.doctor import counterfactuals, function_checks, other_data
+from rismusic.doctor import counterfactuals, function_checks
 from rismusic.doctor.case import open_case
 from rismusic.doctor.replay_checks import check_replay
 from validation_stub import nowhere
@@ -16,16 +16,10 @@ def repeated_trainings():
     """Repeat the training of this test with other settings."""
 
 
-@pytest.fixture
-def repeated_on_other_data():
-    """Repeat the training of this test on other data."""
-
-
 @pytest.fixture(autouse=True)
 def _no_time_to_repeat_trainings(request, monkeypatch):
-    for fixture, module in (("repeated_trainings", counterfactuals), ("repeated_on_other_data", other_data)):
-        if fixture not in request.fixturenames:
-            monkeypatch.setattr(module, "_SECONDS", 0.0)
+    if "repeated_trainings" not in request.fixturenames:
+        monkeypatch.setattr(counterfactuals, "_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -69,35 +69,3 @@ def test_settings_keep_the_highest_learning_rates():
     assert settings.groups[0][1]["lr"] == 0.4
     assert settings.schedule == (0.0, 0.5, 1.0)
     assert settings.clip == 1.0
-
-
-class Cells(nn.Module):
-    """A recurrence that is written out."""
-
-    def __init__(self, cut):
-        super().__init__()
-        self.cell, self.out, self.cut = nn.GRUCell(1, 16), nn.Linear(16, 1), cut
-
-    def forward(self, x):
-        state, found = torch.zeros(len(x), 16), []
-        for one in x.unbind(1):
-            state = self.cell(one[:, None], state)
-            found.append(self.out(state)[:, 0])
-            state = state.detach() if self.cut else state
-        return torch.stack(found, 1)
-
-
-@pytest.mark.parametrize("cut", [False, True])
-def test_a_state_that_is_detached_is_named(cut):
-    torch.manual_seed(0)
-    model = Cells(cut)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
-    with rismusic.watch(model, optimizer, say=lambda _: None) as w:
-        for _ in range(60):
-            x = torch.randn(64, 6)
-            # The number three places before needs a memory.
-            loss = F.mse_loss(model(x), x.roll(3, 1) * (torch.arange(6) > 2))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    assert ("nothing teaches what to remember" in " ".join(o.meaning for o in w.diagnosis.wrong)) == cut

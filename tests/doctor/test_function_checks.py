@@ -1,6 +1,6 @@
-"""Single functions by their definitions, and settings by their effects, with planted mistakes.
+"""Single functions by their definitions, with planted mistakes.
 
-That neither has findings in a healthy training is tested in test_faults.py.
+That a healthy training has no finding is tested in test_faults.py.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ import torch
 from faults.plant import healthy
 
 from rismusic.covariance import Conditioning
-from rismusic.doctor import settings_checks
 from rismusic.doctor.case import open_case
 from rismusic.doctor.function_checks import check_functions
 from rismusic.doctor.replay_checks import check_validation_set
-from rismusic.doctor.settings_checks import check_settings
-from rismusic.nn import data, learner, losses
-from rismusic.nn.data import TrainingScenes
+from rismusic.nn import learner, losses
 from rismusic.nn.learner import Learner
 from rismusic.nn.train import Trainer
 from rismusic.simulation import scene
@@ -80,26 +77,6 @@ def test_the_innermost_wrong_function_is_named(monkeypatch, plant):
     assert len(found) == 1
     text = " ".join([*found, *found.values()])
     assert all(word in text for word in words), text
-
-
-def test_settings_have_their_effects(monkeypatch):
-    monkeypatch.setattr(
-        TrainingScenes, "noise_hidden", lambda self, epoch, step: [False] * self.spec.accumulation
-    )
-    own = data.weights_at
-    # All settings are tested in a healthy training, by test_faults.py.
-    some = [
-        one for one in settings_checks._EFFECTS if one[0] in ("hidden_noise", "loss.cross", "system.snr_db")
-    ]
-    assert len(some) == 3
-    monkeypatch.setattr(settings_checks, "_EFFECTS", some)
-    monkeypatch.setattr(
-        settings_checks, "weights_at", lambda loss, *rest: own(loss.replace(cross=loss.orthogonality), *rest)
-    )
-    text = " ".join(wrong(check_settings).values())
-    assert "hidden_noise = 0.0 does not change the training scenes" in text
-    assert "loss.cross = 0.09 does not change the plan" in text
-    assert "snr_db" not in text
 
 
 class KeepsItsSums(Trainer):

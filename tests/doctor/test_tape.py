@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, mse_loss, normalize, relu
+from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 import rismusic
 from rismusic.doctor.calls import CallRecorder
@@ -16,9 +16,7 @@ from rismusic.doctor.tape import LeftOutError, Replay, Tape, TapeRecorder, faith
 from rismusic.doctor.tape_checks import (
     bound_findings,
     linear_findings,
-    loss_usage_findings,
     mixing_findings,
-    pair_findings,
     range_findings,
     target_findings,
     usage_findings,
@@ -183,13 +181,6 @@ def test_inputs_without_effect():
     assert wrong(usage_findings(taped(First(T), loss), [])) == ""
     assert "no effect on the output" in wrong(usage_findings(taped(First(3), loss), []))
 
-    def real_part(model):
-        return model(torch.randn(N, 4, dtype=torch.complex64).real).square().mean()
-
-    assert "the imaginary part of the input has no effect" in wrong(
-        usage_findings(taped(nn.Linear(4, 2), real_part), [])
-    )
-
 
 def test_targets_that_the_network_sees():
     assert wrong(target_findings(taped(Recurrent(), language))) == ""
@@ -199,47 +190,27 @@ def test_targets_that_the_network_sees():
     assert "targets are not shifted" in wrong(copied)
 
 
-def test_losses_without_bound_and_away_from_targets():
+def test_losses_without_bound_and_targets_out_of_reach():
     torch.manual_seed(0)
     x, y = torch.randn(N, 4), torch.randn(N, 2)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     assert wrong(bound_findings(taped(model, lambda m: mse_loss(m(x), y)))) == ""
-    found = wrong(bound_findings(taped(model, lambda m: -mse_loss(m(x), y))))
-    assert "falls ever faster" in found
-    assert "away from their targets" in found
+    assert "falls ever faster" in wrong(bound_findings(taped(model, lambda m: -mse_loss(m(x), y))))
     reached = nn.Sequential(model, nn.Sigmoid())
     assert "ends with sigmoid" in wrong(range_findings(taped(reached, lambda m: mse_loss(m(x), y))))
     assert wrong(range_findings(taped(reached, lambda m: mse_loss(m(x), y.sigmoid())))) == ""
 
 
-def test_pairs_values_units_and_linear_networks():
+def test_targets_that_are_lost_and_linear_networks():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-    x, same = torch.randn(64, 4), torch.arange(64) % 2.0
-    other = torch.where(same[:, None] > 0, x + 0.01 * torch.randn(64, 4), torch.randn(64, 4))
-
-    def pairs(same):
-        def loss(m):
-            d = (m(x) - m(other)).norm(dim=1)
-            return (same * d.square() + (1 - same) * relu(3 - d).square()).mean()
-
-        return loss
-
-    assert wrong(pair_findings(taped(model, pairs(same)))) == ""
-    assert "label of a pair is reversed" in wrong(pair_findings(taped(model, pairs(1 - same))))
-    # What a discriminator says of real and made data are no pairs, whatever their rows.
-    judge, made = nn.Linear(4, 2), 3 * torch.randn(64, 4)
-    two_sided = taped(judge, lambda m: (m(x).square() - m(made).square() + m(made).pow(4)).mean())
-    with pytest.raises(LeftOutError, match="pull pairs together"):
-        pair_findings(two_sided)
+    x = torch.randn(64, 4)
     label = torch.arange(64) % 3
     healthy = taped(model, lambda m: cross_entropy(m(x), label % 2))
-    for check in (value_findings, loss_usage_findings, linear_findings):
+    for check in (value_findings, linear_findings):
         assert wrong(check(healthy)) == ""
     lost = taped(model, lambda m: cross_entropy(m(x), (label > 7).long()))
     assert "lose their values" in wrong(value_findings(lost))
-    one = taped(model, lambda m: cross_entropy(m(x)[:1], label[:1] % 2))
-    assert "a part of the samples" in wrong(loss_usage_findings(one))
     straight = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
     assert "activations are missing" in wrong(
         linear_findings(taped(straight, lambda m: cross_entropy(m(x), label % 2)))
@@ -257,9 +228,6 @@ class Loop:
         self.x = torch.randn(256, 6)
         self.y = (self.x[:, 0] > 0).long() + (self.x[:, 1] > 0).long()
         self.model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
-
-    def index(self, index):
-        return index
 
     def order(self):
         return torch.randperm(256)
@@ -279,7 +247,7 @@ class Loop:
         with rismusic.watch(self.model, optimizer, say=lambda _: None) as w:
             for _ in range(self.epochs):
                 for index in self.order().split(N):
-                    loss = self.loss(self.x[index], self.y[self.index(index)])
+                    loss = self.loss(self.x[index], self.y[index])
                     optimizer.zero_grad()
                     loss.backward()
                     self.before_step()
@@ -294,11 +262,6 @@ class OtherRows(Loop):
     def __init__(self):
         super().__init__()
         self.y = self.y[torch.randperm(256)]
-
-
-class OtherIndex(Loop):
-    def index(self, index):
-        return index.roll(1)
 
 
 class Sorted(Loop):
@@ -344,13 +307,6 @@ class Growing(Loop):
             group["lr"] *= 1.1
 
 
-class Shared(Loop):
-    def __init__(self):
-        super().__init__()
-        layer = nn.Linear(32, 32)
-        self.model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), *[layer, nn.ReLU()] * 2, nn.Linear(32, 3))
-
-
 class Foreign(Loop):
     def loss(self, x, y):
         return cross_entropy(self.model(x) + self.extra(x), y)
@@ -375,7 +331,6 @@ class InPlace(Loop):
     [
         (InPlace, "the data are changed in place in the loop"),
         (OtherRows, "does not hold for others"),
-        (OtherIndex, "indexed with different rows"),
         (Sorted, "sorted and not shuffled"),
         (Reset, "something other than the optimizer changes 0.weight"),
         (Emptied, "zero_grad is called between backward and step"),
@@ -384,7 +339,6 @@ class InPlace(Loop):
         (TooSlow, "the learning rate is too low"),
         (WithoutTargets, "The targets are missing"),
         (Growing, "the learning rate grows out of bounds"),
-        (Shared, "are one and the same layer"),
         (Foreign, "weights that neither the model nor an optimizer has"),
     ],
 )

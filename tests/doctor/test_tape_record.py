@@ -198,22 +198,6 @@ class Quantised(Loop):
         return mse_loss(rebuilt, x) + further
 
 
-class Reduced(Quantiser):
-    """A weight that only a penalty reaches, inside the network."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Linear(8, 4)
-
-    def forward(self, x):
-        return self.decoder(self.encoder(x)), self.unused(x).square().mean()
-
-
-class Penalised(Quantised):
-    def network(self):
-        return Reduced()
-
-
 class Prior(Loop):
     """A prior that is learned from a part of the input, and meets the posterior in a divergence only."""
 
@@ -225,20 +209,9 @@ class Prior(Loop):
         return mse_loss(self.model["decoder"](mean), x) + 0.1 * (mean - prior).square().mean()
 
 
-@pytest.mark.parametrize(
-    ("loop", "text"),
-    [
-        (Flow, ""),
-        (LinearFlow, ""),
-        (Quantised, ""),
-        (Prior, ""),
-        (Penalised, "unused.weight gets a gradient only from terms that compare with no data"),
-    ],
-)
-def test_terms_that_compare_within_the_network(loop, text):
-    found = " ".join(one.sentence for one in loop().watched().diagnosis.wrong)
-    assert text in found
-    assert bool(found) == bool(text), found
+@pytest.mark.parametrize("loop", [Flow, LinearFlow, Quantised, Prior])
+def test_terms_that_compare_within_the_network(loop):
+    assert [one.sentence for one in loop().watched().diagnosis.wrong] == []
 
 
 class Centred(nn.Module):

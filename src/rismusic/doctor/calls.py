@@ -139,10 +139,6 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
         )
     if not isinstance(result, Tensor) or not isinstance(target, Tensor) or logits.ndim < 2:
         return found
-    weight = _argument(args, kwargs, 2, "weight")
-    if isinstance(weight, Tensor) and not target.is_floating_point():
-        there = target[(target >= 0) & (target < len(weight))].flatten()
-        found.append(_weighted(there.bincount(minlength=len(weight)).double(), weight.detach().double()))
     even = math.log(max(logits.shape[1], 2))
     value = float(result.detach().mean())
     if not target.is_floating_point() and math.isfinite(value) and kwargs.get("reduction", "mean") != "sum":
@@ -179,30 +175,8 @@ def _logarithms(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     ]
 
 
-def _weighted(counts: Tensor, weight: Tensor) -> Finding:
-    """Weights of classes make them more even, not less."""
-
-    def evenness(mass: Tensor) -> float:
-        share = mass / mass.sum().clamp_min(1e-30)
-        return float(-torch.special.xlogy(share, share).sum() / math.log(max(len(share), 2)))
-
-    return at_most(
-        "evenness of the classes without weights, less that with weights, 0 to 1",
-        evenness(counts) - evenness(counts * weight.to(counts.device)),
-        0.1,
-        "the class weights make frequent classes count more and rare ones less: they are inverted, or in "
-        "another order than the classes.",
-        "Use weights that fall with the number of samples of a class, such as 1 / count.",
-    )
-
-
 def _bce_logits(args: Any, kwargs: Any, result: Any) -> list[Finding]:
-    y, weight = _argument(args, kwargs, 1, "target"), kwargs.get("pos_weight")
     found = _shapes(args, kwargs, result)
-    if isinstance(weight, Tensor) and weight.numel() == 1 and isinstance(y, Tensor):
-        share = float(y.detach().double().mean().clamp(0, 1))
-        weights = torch.tensor([1.0, float(weight)], dtype=torch.float64)
-        found.append(_weighted(torch.tensor([1 - share, share], dtype=torch.float64), weights))
     made = made_by(_argument(args, kwargs, 0, "input"))
     if made in ("Sigmoid", "Softmax"):
         found += _once(

@@ -1,8 +1,8 @@
 """The recorded training, repeated with one thing changed: what would the network have learned?
 
 The network is trained anew on the recorded batches from its first weights, as the loop did it, and again with
-one setting changed: another learning rate, an option of the optimizer at its default, gradients that are not
-cut. All else is the same, so that a lower loss is due to the change.
+one setting changed: another learning rate, or an option of the optimizer at its default. All else is the
+same, so that a lower loss is due to the change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rismusic.doctor.tape import Batch, LeftOutError, Tape
+from rismusic.doctor.tape import Batch, LeftOutError
 from rismusic.nn.monitors import Finding, at_least, at_most
 
 # CPU seconds for all trainings; fewest and most steps of one, the latter over those of the loop, too.
@@ -135,12 +135,11 @@ class Counterfactuals:
         if len(self.batches) < _BATCHES:
             raise LeftOutError(f"fewer than {_BATCHES} batches that differ")
         changes = list(self.settings.changes)
-        cut, none = recurrent_cuts(self.batches[0].tape), frozenset[int]()
         started = time.process_time()
         self._trained(self.settings, 4)
         # A loss without a gradient takes a third of a step.
         each = (time.process_time() - started) / (4 + len(self.batches) / 3)
-        steps = min(_MOST, _LONGER * self.steps, int(_SECONDS / (5 + len(changes) + bool(cut)) / each))
+        steps = min(_MOST, _LONGER * self.steps, int(_SECONDS / (5 + len(changes)) / each))
         if steps < _FEWEST:
             raise LeftOutError("repeating the training takes too long")
         first, last = self._losses(self.weights), self._losses(self._last)
@@ -157,15 +156,11 @@ class Counterfactuals:
             learns = all(a > b > a - _DEEP * abs(a) for a, b in zip(first, other, strict=True))
             return min(gains) if learns else -math.inf
 
-        def confirmed(
-            settings: Settings, other: tuple[float, float], joined: frozenset[int] = frozenset()
-        ) -> float:
+        def confirmed(settings: Settings, other: tuple[float, float]) -> float:
             """The gain; where it is large, the smaller one of two, with the batches in another order."""
             if gain(other) <= _GAIN:
                 return gain(other)
-            two, one = (
-                self._trained(s, steps, j, -1) for s, j in ((settings, joined), (self.settings, none))
-            )
+            two, one = (self._trained(s, steps, -1) for s in (settings, self.settings))
             return min(gain(other), gain((two[0] + own[0] - one[0], two[1] + own[1] - one[1])))
 
         def text(what: str, other: tuple[float, float]) -> str:
@@ -219,19 +214,6 @@ class Counterfactuals:
                     f"a setting hinders the learning ({what}): {text(what, other)}.",
                 )
             )
-        if cut:
-            joined = self._trained(self.settings, steps, cut)
-            found.append(
-                at_most(
-                    "share of what is learned that a state with its gradient gains",
-                    confirmed(self.settings, joined, cut),
-                    _GAIN,
-                    "the state of a recurrence is detached from step to step, so that nothing teaches what "
-                    f"to remember: {text('the gradient through the state', joined)}.",
-                    "Detach the state between batches, not within a sequence.",
-                    self.batches[0].tape.calls[min(cut)].where,
-                )
-            )
         return found
 
     @property
@@ -239,10 +221,8 @@ class Counterfactuals:
         """The weights as the loop left them."""
         return {key: value.detach() for key, value in self.batches[0].tape.weights.items()}
 
-    def _loss(self, k: int, weights: Mapping[int, Tensor], places: frozenset[int] = frozenset()) -> Tensor:
+    def _loss(self, k: int, weights: Mapping[int, Tensor]) -> Tensor:
         self.replays[k].forget_statistics()
-        calls = self.batches[k].tape.calls
-        self.replays[k].joined = frozenset(calls[n].outs[0] for n in places)
         return self.replays[k].run(weights=weights)[self.batches[k].tape.loss]
 
     def _losses(self, weights: Mapping[int, Tensor]) -> tuple[float, float]:
@@ -253,17 +233,8 @@ class Counterfactuals:
         one, two = values[: self.learned], values[self.learned :]
         return sum(one) / len(one), sum(two) / len(two)
 
-    def _trained(
-        self, settings: Settings, steps: int, joined: frozenset[int] = frozenset(), order: int = 1
-    ) -> tuple[float, float]:
-        """The losses after a training; infinite if it diverges."""
-        weights = self.weights_after(settings, steps, joined, order)
-        return self._losses(weights) if weights else (math.inf, math.inf)
-
-    def weights_after(
-        self, settings: Settings, steps: int, joined: frozenset[int] = frozenset(), order: int = 1
-    ) -> dict[int, Tensor]:
-        """The weights after a training, with batches in order or backwards (-1); none if it diverges."""
+    def _trained(self, settings: Settings, steps: int, order: int = 1) -> tuple[float, float]:
+        """The losses after a training with batches in order or backwards (-1); infinite if it diverges."""
         own = {key: value.detach().clone() for key, value in self.replays[0].weights.items()}
         groups = []
         for keys, options in settings.groups:
@@ -276,30 +247,11 @@ class Counterfactuals:
         for step in range(steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule[min(step, len(schedule) - 1)]
-            loss = self._loss(order * step % self.learned, own, joined)
+            loss = self._loss(order * step % self.learned, own)
             if not loss.requires_grad or not math.isfinite(float(loss.detach())):
-                return {}
+                return math.inf, math.inf
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trained, settings.clip)
             optimizer.step()
-        return own
-
-
-def recurrent_cuts(tape: Tape) -> frozenset[int]:
-    """Places of the calls that detach what a layer made before it reaches the same layer again."""
-    made_by: dict[int, frozenset[int]] = {}
-    cut_from: dict[int, frozenset[tuple[int, int]]] = {}
-    found: set[int] = set()
-    for place, call in enumerate(tape.calls):
-        if call.pure:
-            continue
-        weights = {key for key in call.reads if key in tape.weights}
-        origins = frozenset(weights).union(*(made_by.get(key, frozenset()) for key in call.reads))
-        cuts = frozenset[tuple[int, int]]().union(*(cut_from.get(key, frozenset()) for key in call.reads))
-        found.update(number for number, weight in cuts if weight in weights)
-        if call.name == "detach" and call.grad:
-            cuts |= {(place, weight) for weight in origins}
-        for key in (*call.outs, *call.mutated):
-            made_by[key], cut_from[key] = origins, cuts
-    return frozenset(found)
+        return self._losses(own)

@@ -12,7 +12,6 @@ from rismusic.doctor import (
     loss_checks,
     network_checks,
     replay_checks,
-    settings_checks,
     stage_checks,
     training_checks,
 )
@@ -29,7 +28,6 @@ Check = Callable[[Case], Report | list[Report]]
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("PANEL", data_checks.check_panel),
     ("FUNCTIONS", function_checks.check_functions),
-    ("SETTINGS", settings_checks.check_settings),
     ("WAVE", data_checks.check_steering),
     ("TRUTH", data_checks.check_labels),
     ("POSITIONS", data_checks.check_positions),

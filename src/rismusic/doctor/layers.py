@@ -27,8 +27,6 @@ _FEATURE_RATIO = 1e3
 _DEAD, _SATURATED = 0.9, 0.8
 # Ratio of the relative gradients of the first and the last layer.
 _VANISHING = 1e-5
-# Distance of inputs from fixed statistics that other data do not explain.
-_OFF = 4.0
 # Factor by which the activations may grow from the first to the last layer with weights.
 _GROWTH = 1e4
 # Share of the weight matrices that may be 0 at the start.
@@ -47,8 +45,6 @@ class LayerRecord:
         output: first tensor of the outermost module's output.
         weighted: names of the layers with weights, in the order of their first call.
         sizes: root mean square of the output of each of these layers at its first call.
-        repeated: layers both halves of whose input are the same.
-        off: how far the inputs of each normalisation with fixed statistics are from these.
     """
 
     first: tuple[str, float, float] | None = None
@@ -58,8 +54,6 @@ class LayerRecord:
     weighted: list[str] = field(default_factory=list)
     sizes: dict[str, float] = field(default_factory=dict)
     path: list[str] = field(default_factory=list)
-    repeated: dict[str, None] = field(default_factory=dict)
-    off: dict[str, float] = field(default_factory=dict)
     normalised: bool = False
 
     def observe(self, func: Any, args: Sequence[Any], result: Any) -> None:
@@ -133,32 +127,6 @@ class LayerRecord:
             ]
         return found
 
-    def statistics_findings(self) -> list[Finding]:
-        """Findings of repeated features, and of normalisations with fixed statistics."""
-        name = max(self.off, key=self.off.__getitem__, default="")
-        found = [
-            must_be_zero(
-                "layers that get the same features twice",
-                len(self.repeated),
-                f"both halves of the input of {listed(list(self.repeated))} are the same: a tensor is "
-                "concatenated with itself, and another one (a skip connection, the other direction) is not "
-                "used.",
-            )
-        ]
-        if name:
-            found.append(
-                at_most(
-                    f"distance of the inputs of {name} from its fixed statistics, in standard deviations or "
-                    "as a ratio of variances",
-                    self.off[name],
-                    _OFF,
-                    f"the inputs of {name} do not fit the statistics that it was trained with: the data are "
-                    "scaled otherwise than in the pretraining, or the weights before it are others.",
-                    "Scale the data as in the pretraining, or train the statistics (train(), not eval()).",
-                )
-            )
-        return found
-
     def unit_findings(self) -> list[Finding]:
         """Findings of dead and saturated units."""
         found: list[Finding] = []
@@ -215,13 +183,8 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
             ):
                 # The size of the first layer's output does not matter.
                 record.first = (record.first[0], 1.0, record.first[2])
-            fixed = isinstance(part, nn.modules.batchnorm._BatchNorm) and not part.training
-            if fixed and value is not None and value.ndim > 1 and torch.is_grad_enabled():
-                record.off[name] = max(record.off.get(name, 0.0), _distance_of_statistics(part, value))
             if not isinstance(part, _WEIGHTED):
                 return
-            if value is not None and value.requires_grad and _repeats(value, part):
-                record.repeated.setdefault(name)
             if name not in record.weighted:
                 record.weighted.append(name)
             if value is not None and (
@@ -252,26 +215,6 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _distance_of_statistics(part: Any, value: Tensor) -> float:
-    """Mean (in standard deviations) and variance (as a ratio) of an input against fixed statistics."""
-    axes = [0, *range(2, value.ndim)]
-    if value.numel() // value.shape[1] < 16 or part.running_var is None or part.running_mean is None:
-        return 0.0
-    mean, variance = value.detach().mean(axes), value.detach().var(axes) + part.eps
-    shift = ((mean - part.running_mean).square() / (part.running_var + part.eps)).mean().sqrt()
-    ratio = float((variance / (part.running_var + part.eps)).median())
-    return max(float(shift), ratio, 1 / max(ratio, 1e-12))
-
-
-def _repeats(value: Tensor, part: nn.Module) -> bool:
-    """Whether both halves of the features of an input are the same, and not 0."""
-    axis = 1 if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else value.ndim - 1
-    if value.ndim < 2 or value.shape[axis] % 2 or value.shape[axis] < 4:
-        return False
-    one, two = value.detach().chunk(2, axis)
-    return torch.equal(one, two) and bool((one != one.flatten()[0]).any())
 
 
 def _input_size(name: str, value: Tensor, part: nn.Module) -> tuple[str, float, float] | None:
@@ -343,36 +286,13 @@ def initial_findings(module: nn.Module) -> list[Finding]:
         and bool(value.detach().any())
         and bool((value.detach() == value.detach()[:1]).all())
     ]
-    places: dict[int, list[str]] = {}
-    for name, part in module.named_modules(remove_duplicate=False):
-        if any(True for _ in part.parameters(recurse=False)):
-            places.setdefault(id(part), []).append(name)
-    repeated = [names for names in places.values() if len(names) > 1]
-    raw = _as_initialised(module)
-    loaded = [
-        must_be_zero(
-            "frozen layers with the weights of an initialisation",
-            len(raw),
-            f"the frozen weights of {listed(raw)} look as they are drawn at the start, not trained: a "
-            "checkpoint was not loaded (its names do not match, and strict=False hides that), or loaded "
-            "into another model.",
-            "Look at what load_state_dict returns (missing_keys, unexpected_keys), or use strict=True.",
-        )
-    ]
     if len(matrices) < 2:
-        return loaded
+        return []
     return [
-        *loaded,
         must_be_zero(
             "weight matrices whose units are all alike at the start",
             len(alike),
             f"the initial weights of {listed(alike)} are the same for all units, so these learn the same.",
-        ),
-        must_be_zero(
-            "layers that are in several places of the network",
-            len(repeated),
-            f"{listed(repeated[0]) if repeated else ''} are one and the same layer, not copies, so they "
-            "share their weights.",
         ),
         at_most(
             "share of the weight matrices that are 0 at the start",
@@ -382,31 +302,6 @@ def initial_findings(module: nn.Module) -> list[Finding]:
             "different features.",
         ),
     ]
-
-
-def _as_initialised(module: nn.Module) -> list[str]:
-    """Frozen layers whose weights are uniform within the limits of torch's initialisation; all, or none.
-
-    Normalisations that have never seen a batch say that these are no random features on purpose.
-    """
-    fresh = [
-        part.num_batches_tracked == 0
-        for part in module.modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.num_batches_tracked is not None
-    ]
-    if not fresh or not all(map(bool, fresh)):
-        return []
-    found, frozen = [], 0
-    for name, part in module.named_modules():
-        if not isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d)) or part.weight.requires_grad:
-            continue
-        weight, frozen = part.weight.detach().double().flatten(), frozen + 1
-        bound = 1 / math.sqrt(part.weight[0].numel())
-        # The variance of a uniform distribution, within five standard errors.
-        off = abs(float(weight.square().mean()) / bound**2 - 1 / 3) / (0.298 / math.sqrt(len(weight)))
-        if len(weight) >= 64 and float(weight.abs().max()) <= bound * (1 + 1e-6) and off < 5:
-            found.append(name)
-    return found if len(found) == frozen else []
 
 
 def without_gradient(sizes: Mapping[str, float]) -> list[str]:

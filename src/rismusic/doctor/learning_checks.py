@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
-from rismusic.doctor.other_data import OtherData
 from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import names, row_codes
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
@@ -30,27 +28,14 @@ _GAIN = 0.02
 _SECONDS = 2.0
 # Share of distinct rows among those seen, below which the data are known well enough to hold rows out.
 _REPEATED = 0.85
-# Rows from which some can be held out, targets from which classes are counted, and the share of one class.
-_FEW, _ENOUGH, _FREQUENT = 32, 256, 0.95
-# Losses of classes, with the target as second tensor.
-_CLASSES = names("cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits")
+# Rows from which some can be held out.
+_FEW = 32
 # Calls through which a constant output is given to the call before, which keeps it in its range.
 _LINKS = names(
     "softmax log_softmax sigmoid logsigmoid tanh relu relu_ softplus exp normalize elu leaky_relu gelu "
     "silu squeeze unsqueeze view reshape flatten clone contiguous transpose permute float clamp"
 )
 _SUMS = names("add __add__ __radd__ sub __sub__ __rsub__ add_ __iadd__")
-# Calls that cut a term of a loss at a limit, of which some give the mean of what is left.
-_LIMITS = names("relu relu_ clamp clamp_ clamp_min clamp_min_ clamp_max maximum minimum")
-_HINGES = _LIMITS | names("margin_ranking_loss triplet_margin_loss hinge_embedding_loss multi_margin_loss")
-# Relative change of a gradient that rounding does not explain.
-_MOVED = 1e-3
-# Calls in which the weights of a layer meet its input; what other calls do with weights compares them.
-_LAYERS = names(
-    "linear bilinear matmul __matmul__ __rmatmul__ mm mv bmm addmm baddbmm einsum tensordot embedding "
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d __getitem__ index_select "
-    "gather lstm gru rnn_tanh rnn_relu multi_head_attention_forward"
-)
 _LINEAR = names(
     "mul __mul__ __rmul__ div __truediv__ true_divide sum mean neg __neg__ stack squeeze view reshape"
 )
@@ -61,63 +46,35 @@ class LearningChecks:
     """A loop at its end.
 
     Args:
-        module: the network.
         first: the first tape of each kind of loss.
         tapes: tapes of one kind of loss, each batch once: of all steps, and of the last ones.
-        last: the last tape.
         initial: the first values of the weights.
         steps: number of steps.
         own: keys of the weights that an optimizer holds.
         alone: whether there is one optimizer only.
         settings: how the loop trains, if there is one optimizer.
-        gradients: of the first losses, by weight.
     """
 
-    module: nn.Module
     first: Mapping[str, Tape]
     tapes: tuple[list[Tape], list[Tape]]
-    last: Tape
     initial: Mapping[int, Tensor]
     steps: int
     own: set[int]
     alone: bool
     settings: Settings | None = None
-    gradients: Sequence[Mapping[int, Tensor]] = ()
 
     @property
     def reports(self) -> list[Report]:
-        """[TARGET], [TERMS], [RETRAIN], [MEANING], [DATA], and [LEARNED]."""
+        """[TERMS], [RETRAIN], and [LEARNED]."""
         checks = (
-            ("TARGET", self.fixed_target),
             ("TERMS", self.terms),
-            ("TERMS", self.competing),
-            ("TERMS", self.hinges),
             ("RETRAIN", self.changed_settings),
-            ("MEANING", self.meaning),
-            ("DATA", self.classes),
             ("LEARNED", self.learned),
         )
         text = "the last batches, repeated with the last weights"
         return [
             report_of(tag, f"left out: {reason}" if reason else text, findings)
             for tag, findings, reason in attempted(checks)
-        ]
-
-    def fixed_target(self) -> list[Finding]:
-        """A network that gives bootstrapped targets follows the one that is trained."""
-        tape = self.last
-        silent = [call for call in tape.calls if not call.grad and not call.pure]
-        if self.steps < 100 or not any(call.name in ("max", "amax") for call in silent):
-            raise LeftOutError("no network gives targets by a maximum, or fewer than 100 steps")
-        model = {id(p) for p in self.module.parameters()}
-        others = {key for call in silent for key in call.reads if key in tape.weights and key not in model}
-        still = [key for key in others if torch.equal(tape.weights[key], self.initial[key])]
-        return [
-            must_be_zero(
-                "weights of a target network that never change",
-                len(still) if others and len(still) == len(others) else 0,
-                "the target network never changes: the weights of the trained network are not copied to it.",
-            )
         ]
 
     def terms(self) -> list[Finding]:
@@ -143,28 +100,6 @@ class LearningChecks:
             )
         )
         data = [k for k, term in enumerate(terms) if term.data]
-        others = [k for k, term in enumerate(terms) if not term.data]
-        alike = set(early[0]).intersection(*map(set, early), *map(set, late))
-        only = [
-            key
-            for key in alike
-            if last.weights[key].ndim > 1
-            and all(one[k].get(key, 0.0) == 0 for one in (early, late) for k in data)
-            and any(one[k].get(key, 0.0) > 0 for one in (early, late) for k in others)
-        ]
-        penalties = [terms[k].key for k in others]
-        apart = only and others and not _meets_data(tapes[-2:], only, penalties)
-        if apart and all(constant_order(last, key) for key in penalties):
-            names = {id(p): name for name, p in self.module.named_parameters()}
-            found.append(
-                must_be_zero(
-                    "weights that no term of the loss that compares with data reaches",
-                    len(only),
-                    f"{listed([names.get(key, 'a weight') for key in only])} gets a gradient only from terms "
-                    "that compare with no data (a penalty, a divergence): the output that it makes is not "
-                    "used for anything else.",
-                )
-            )
         if self.steps < _FEWEST_STEPS or not self.alone or len(tapes) < 4:
             return found
         for k in data:
@@ -218,104 +153,6 @@ class LearningChecks:
             raise LeftOutError("no optimizer was seen")
         batches = [Batch(tape, {}) for tape in tapes]
         return Counterfactuals(batches, self.initial, self.settings, self.steps).findings
-
-    def meaning(self) -> list[Finding]:
-        """The loop would not learn much more if its data were changed."""
-        tapes = self._repeatable()
-        if self.settings is None:
-            raise LeftOutError("no optimizer was seen")
-
-        def constant(batches: Sequence[Batch]) -> float:
-            losses = constant_losses(batches[-8:], [batch.tape.loss for batch in batches[-8:]])
-            return sum(losses) / len(losses)
-
-        return OtherData(tapes, self.initial, self.settings, self.steps, constant).findings
-
-    def classes(self) -> list[Finding]:
-        """No class has nearly all targets."""
-        if not self.alone:
-            raise LeftOutError("networks with optimizers of their own may compete")
-        counts: dict[tuple[int, str], Counter[float]] = {}
-        for tape in self.tapes[0]:
-            replay = Replay(tape)
-            labels = (call for call in tape.calls if call.name in _CLASSES and len(call.reads) == 2)
-            for number, call in enumerate(labels):
-                y = replay.base[call.reads[1]]
-                if y.numel() != len(y):
-                    continue
-                y = y.flatten()
-                if not y.is_floating_point() or bool(((y == 0) | (y == 1)).all()):
-                    y = y[y != call.kwargs.get("ignore_index", -100)]
-                    counts.setdefault((number, call.name), Counter()).update(y.tolist())
-        if not counts:
-            raise LeftOutError("the loss has no classes")
-        shares = [max(one.values()) / one.total() for one in counts.values() if one.total() >= _ENOUGH]
-        return [
-            at_most(
-                "share of the targets that the most frequent class has",
-                max(shares, default=0.0),
-                _FREQUENT,
-                f"nearly all targets ({100 * max(shares, default=0.0):.3g} %) are of one class: the others "
-                "are too rare to be learned, and a network that always answers the same is hardly wrong.",
-                "Draw the rare classes more often, weight them in the loss, and score each class alike.",
-            )
-        ]
-
-    def competing(self) -> list[Finding]:
-        """A network that is trained by what another one says of its output competes with that one."""
-        found = []
-        for judged in self.first.values():
-            cosine = _agreement_of_gradients(judged, self.initial, self.gradients)
-            if cosine is not None:
-                found.append(
-                    at_most(
-                        "cosine of the gradients of two networks' losses by what one makes for the other",
-                        cosine,
-                        0.5,
-                        "the network that makes samples is trained to the same end as the one that judges "
-                        "them, so they do not compete: its loss has the label of made samples in place of "
-                        "that of real ones, or a sign is wrong.",
-                        "Give made samples the label of real ones in the loss of the generator.",
-                    )
-                )
-        if not found:
-            raise LeftOutError("no network judges what another one makes")
-        return found
-
-    def hinges(self) -> list[Finding]:
-        """Terms that are cut at a limit are not cut for every sample, at the start and at the end."""
-        found = []
-        for tape in self.first.values():
-            last = next((one for one in reversed(self.tapes[1]) if one.kind == tape.kind), None)
-            if last is None:
-                continue
-            early, late = Replay(tape, {k: self.initial[k] for k in tape.weights}), Replay(last)
-            for one, two in zip(tape.calls, last.calls, strict=True):
-                if one.name not in _HINGES or one.inside or one.pure or not one.outs or not one.grad:
-                    continue
-                values = [replay.base[call.outs[0]] for replay, call in ((early, one), (late, two))]
-                if any(not value.numel() or bool((value != value.flatten()[0]).any()) for value in values):
-                    continue
-                given = [replay.base.get(call.reads[0]) for replay, call in ((early, one), (late, two))]
-                if any(
-                    x is not None and x.shape == v.shape and bool((x == v).any())
-                    for x, v in zip(given, values, strict=True)
-                ):
-                    continue
-                cut = values[0].numel() > 3 or (
-                    one.name not in _LIMITS and not bool(torch.stack(values).any())
-                )
-                found.append(
-                    must_be_zero(
-                        "terms of the loss that are cut for all samples, at the start and at the end",
-                        int(cut),
-                        f"a term of the loss ({one.name}) is at its limit for all samples in all steps, with "
-                        "no gradient: a margin of 0 or of another size than the outputs, or a wrong sign.",
-                        "Give the margin the size of the distances at the start, and look at its sign.",
-                        one.where,
-                    )
-                )
-        return found
 
     def learned(self) -> list[Finding]:
         """The outputs are better than the best constant; if not, why."""
@@ -494,49 +331,6 @@ def terms_of(tape: Tape) -> list[Term]:
     return terms
 
 
-def _meets_data(tapes: Sequence[Tape], weights: Sequence[int], terms: Sequence[int]) -> bool:
-    """Whether terms compare what some weights make with anything else that depends on the data.
-
-    The codes of a quantiser are compared with the detached output of the encoder, and a prior with the
-    posterior: with the data of another batch, another output is the best one. A penalty stays the same.
-
-    Args:
-        tapes: the last two batches, of one kind; the last one is judged.
-        weights: keys of the weights.
-        terms: keys of the terms.
-    """
-    if len(tapes) < 2:
-        return False
-    old, last = tapes
-    own, data, made = set(weights), set(last.roots), set[int]()
-    for call in last.calls:
-        ours, free = ([key for key in call.reads if key in keys] for keys in (own, data))
-        if ours and free and call.grad:
-            made.update(call.outs if call.name in _LAYERS else ours)
-        (own if ours and not free else data if free else set()).update((*call.outs, *call.mutated))
-    if not made:
-        return False
-    replay = Replay(last)
-    other = {
-        key: root.value
-        for (key, own_root), root in zip(last.roots.items(), old.roots.values(), strict=True)
-        if own_root.kind != "noise"
-    }
-
-    def slopes(roots: Mapping[int, Tensor]) -> Tensor:
-        given = {key: replay.base[key].detach().clone().requires_grad_(True) for key in made}
-        env = replay.run(roots=roots, given=given, ends=terms)
-        reached = [env[key].sum() for key in terms if env[key].requires_grad]
-        if not reached:
-            return torch.zeros(1)
-        total, outputs = torch.stack(reached).sum(), list(given.values())
-        found = torch.autograd.grad(total, outputs, allow_unused=True, materialize_grads=True)
-        return torch.cat([one.flatten() for one in found])
-
-    here, there = slopes({}), slopes(other)
-    return float((there - here).norm()) > _MOVED * float(here.norm())
-
-
 def term_gradients(replay: Replay, terms: Sequence[Term]) -> list[dict[int, float]]:
     """Norm of the gradient of each term, as weighted in the loss, by weight."""
     weights = {
@@ -691,18 +485,6 @@ def _bypassed(tape: Tape) -> bool:
     return False
 
 
-def constant_order(tape: Tape, term: int) -> bool:
-    """Whether a term is no larger with outputs that are the same for all samples."""
-    replay = Replay(tape)
-    given = {}
-    for key in outputs_below(tape):
-        value = replay.base[key]
-        given[key] = value.mean(0, keepdim=True).expand_as(value).clone()
-    with torch.no_grad():
-        constant = float(replay.run(given=given, ends=[term])[term].mean())
-    return constant <= float(replay.base[term].mean()) + 1e-9
-
-
 @dataclass
 class Trained:
     """Lowest losses of a network trained anew: of batches it learned from, and of others.
@@ -772,47 +554,6 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         "out): there are too few data, or inputs and targets do not belong together (labels shuffled, "
         "shifted, or of other rows).",
     )
-
-
-def _agreement_of_gradients(
-    judged: Tape, initial: Mapping[int, Tensor], others: Sequence[Mapping[int, Tensor]]
-) -> float | None:
-    """Cosine of the gradients of two losses by the weights of a network whose output the first one detaches.
-
-    None unless the other loss passes through the same judge, which the first one trains.
-
-    Args:
-        judged: the first loss.
-        initial: the first values of the weights.
-        others: first gradients of each loss, by weight.
-    """
-    cuts = [call for call in judged.calls if call.name == "detach" and call.grad and not call.pure]
-    own = {key for key in judged.weights if judged.loss in _uncut(judged, key)}
-    makers = [
-        key
-        for key, weight in judged.weights.items()
-        if weight.requires_grad and key not in own and any(c.reads[0] in judged.reached(key) for c in cuts)
-    ]
-    other = next((one for one in others if own & set(one) and set(makers) <= set(one)), None)
-    if not makers or other is None:
-        return None
-    replay = Replay(judged, {k: initial.get(k, v.detach()) for k, v in judged.weights.items()})
-    replay.joined = frozenset(call.outs[0] for call in cuts)
-    weights = {key: replay.weights[key].clone().requires_grad_(True) for key in makers}
-    loss = replay.run(weights=weights)[judged.loss]
-    parts = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-    one, two = (torch.cat([g.flatten() for g in gs]) for gs in (parts, [other[key] for key in makers]))
-    size = float(one.norm() * two.norm())
-    return float((one.conj() * two).real.sum()) / size if size > 0 else None
-
-
-def _uncut(tape: Tape, key: int) -> set[int]:
-    """Keys of the tensors that depend on one with a gradient."""
-    found = {key}
-    for call in tape.calls:
-        if call.grad and call.name != "detach" and any(one in found for one in call.reads):
-            found.update((*call.outs, *call.mutated))
-    return found
 
 
 def _made(tape: Tape, keys: Sequence[int]) -> bool:

@@ -17,8 +17,8 @@ _FEW, _MANY, _FEATURES, _TOKENS = 48, 1000, 64, 32
 _CHANCE, _DISTANCE = 1e-6, 0.3
 # Distance of two distribution functions from which a change explains a shift.
 _EXPLAINED = 0.2
-# Share of samples with a near neighbour; how near, over the median; and far, as a quantile.
-_NEAR, _CLOSE, _FAR = 0.15, 0.1, 0.95
+# Quantile of the distances of nearest neighbours, from which a sample is far from a set.
+_FAR = 0.95
 
 
 def shift(one: Tensor, other: Tensor, most: float = _CHANCE) -> tuple[float, str]:
@@ -120,58 +120,29 @@ def other_inputs(value: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield "subtracted from their largest number", value.amax() - value
 
 
-def shift_findings(
-    batches: Sequence[Tensor], other: Tensor | None, *, varied: bool, worse: bool
-) -> list[Finding]:
-    """The inputs of a validation have the distribution of those of the training, and are not nearly the same.
+def shift_findings(batches: Sequence[Tensor], other: Tensor | None, *, varied: bool) -> list[Finding]:
+    """The inputs of a validation have the distribution of those of the training.
 
     Args:
         batches: samples of the training.
         other: samples of the validation.
         varied: whether samples of the training may be augmented, so that only a shift with a cause counts.
-        worse: whether outputs do not agree with the data of the validation.
     """
     alike = [
         one for one in batches if other is not None and one.ndim == other.ndim and one.dtype == other.dtype
     ]
     if other is None or not alike:
         return []
-    found = []
-    sizes = [{one.shape[axis] for one in alike} for axis in range(1, other.ndim if worse else 1)]
-    for axis, lengths in enumerate(sizes, 1):
-        # Batches may be along the second axis.
-        if (
-            len(lengths) == 1
-            and other.shape[axis] not in (*lengths, len(other))
-            and len(alike) == len(batches)
-        ):
-            (length,) = lengths
-            batch = (
-                axis == 1 and len({one.shape[1] for one in alike}) == 1 and length >= 16 and other.ndim == 3
-            )
-            found.append(
-                at_most(
-                    f"ratio of the length of axis {axis} of the inputs in validation and in training",
-                    0.0
-                    if batch and other.is_floating_point()
-                    else max(other.shape[axis] / length, length / other.shape[axis]),
-                    1.2,
-                    f"the inputs of the training have the length {length} along axis {axis}, those of the "
-                    f"validation {other.shape[axis]}: samples of the training are cut off (or thinned out), "
-                    "so that it never sees the rest.",
-                    "Prepare both with the same function; train on whole samples.",
-                )
-            )
     same = [one for one in alike if one.shape[1:] == other.shape[1:]]
-    if not same or any(not one.fine for one in found):
-        return found
+    if not same:
+        return []
     own = torch.cat(same)
     own = own[_first_places(row_codes(own))][:_MANY]
     new = other.detach()[:_MANY]
     seen, codes = set(row_codes(own).tolist()), row_codes(new)
     new = new[[n for n in _first_places(codes).tolist() if float(codes[n]) not in seen]]
     if min(len(own), len(new)) < _FEW:
-        return found
+        return []
     distance, text = shift(own, new)
     cause, noise = "", 1.5 * math.sqrt(1 / len(own) + 1 / len(new))
     if distance > _DISTANCE:
@@ -186,7 +157,7 @@ def shift_findings(
                     break
             else:
                 cause, distance = _covered(own, new), 0.0 if varied else distance
-    found.append(
+    return [
         at_most(
             "distance of the distributions of the inputs in training and validation, 0 to 1",
             distance,
@@ -195,22 +166,7 @@ def shift_findings(
             f"{text.format(one='training', other='validation')}.{cause}",
             "Draw both from the same shuffled data, and prepare them with the same function.",
         )
-    )
-    if own.is_floating_point() and own[0].numel() >= 4:
-        among, across = _nearest(own, own), _nearest(new, own)
-        level = _CLOSE * float(among.median())
-        near = float((across < level).double().mean()) - float((among < level).double().mean())
-        found.append(
-            at_most(
-                "share of the samples of a validation that are nearly samples of the training",
-                near,
-                _NEAR,
-                "samples of the validation are nearly the same as samples of the training (copies, augmented "
-                "or noisy ones, windows that overlap), so it does not show how it does on others.",
-                "Split the original samples first, then copy, augment or cut them.",
-            )
-        )
-    return found
+    ]
 
 
 def _first_places(codes: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -52,8 +51,6 @@ LIKE = names("randn_like rand_like randint_like zeros_like ones_like full_like e
     "new_zeros new_ones new_full new_empty size numel dim"
 )
 DROPOUT = names("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout")
-# Calls that put the entries of a sample in another order.
-_TURNS = names("flip fliplr flipud rot90 roll")
 _ATTENTION = "scaled_dot_product_attention"
 _RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
 # Steps in which data change in place, from which this is a habit of the loop.
@@ -114,17 +111,12 @@ class Root:
         kind: ``data``, ``noise``, ``constant``, or ``decision`` for integers that a network made (an argmax).
         rows: how it was indexed out of others, the last step first: key of that tensor, and the index.
         leaf: whether the loss differentiates by it.
-        base: the tensor that it was indexed from first, and ``numbers``: the rows of that.
-        unturned: what it was before a flip, a rotation or a shift of its entries.
     """
 
     value: Tensor
     kind: str
     rows: tuple[tuple[int, Any], ...] = ()
     leaf: bool = False
-    base: Tensor | None = None
-    numbers: tuple[int, ...] = ()
-    unturned: Tensor | None = None
 
     @property
     def picked(self) -> bool:
@@ -194,19 +186,12 @@ class TapeRecorder:
         self._window = 0
         # Data of which a part changes in place: in how many steps, the last of them, and the call.
         self._altered: dict[int, tuple[weakref.ref[Tensor], int, int, str]] = {}
-        # What the loop collects for a batch and has not used yet, since the last step and the one before; and
-        # how often something collected at a line was never used.
-        self._collected: dict[int, tuple[Tensor, str]] = {}
-        self._older: dict[int, tuple[Tensor, str]] = {}
-        self.never: Counter[str] = Counter()
         self.clear()
 
     def clear(self) -> None:
         """Forget all calls."""
         self._release()
         self.problem = self.over = ""
-        self.never.update(line for _, line in self._older.values())
-        self._older, self._collected = self._collected, {}
         self._window += 1
 
     def _release(self) -> None:
@@ -218,9 +203,7 @@ class TapeRecorder:
         self._tensors: dict[int, Tensor] = {}
         self._versions: dict[int, int] = {}
         self._tainted: set[int] = set()
-        self._pure: set[int] = set()
         self._kinds: dict[int, tuple[str, tuple[int, Any] | None]] = {}
-        self._unturned: dict[int, Tensor] = {}
         self._before: dict[int, Tensor] = {}
         self._passed: list[tuple[str, int]] = []
         self._touched: set[int] = set()
@@ -229,7 +212,6 @@ class TapeRecorder:
     def _give_up(self, problem: str) -> None:
         """Leave out the rest up to the next step, and release what was recorded."""
         self._release()
-        self._older, self._collected = {}, {}
         self.problem = self.over = problem
 
     @property
@@ -300,11 +282,6 @@ class TapeRecorder:
     def touch(self, value: Tensor) -> None:
         """Note that the numbers of a tensor are read."""
         self._touched.add(id(value))
-        self._used(value)
-
-    def _used(self, value: Tensor) -> None:
-        self._older.pop(id(value), None)
-        self._collected.pop(id(value), None)
 
     def before(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, int]]:
         """The tensors of a call with their versions, before it is made."""
@@ -329,8 +306,6 @@ class TapeRecorder:
     ) -> None:
         """Record a call that was made."""
         outs = tensors_in(result)
-        for one, _ in found:
-            self._used(one)
         mutated = [one for one, version in found if one._version != version]
         # A weight that is copied or averaged between steps is a new start, not a part of a loss.
         copied = any(isinstance(one, nn.Parameter) for one in mutated) and not torch.is_grad_enabled()
@@ -352,9 +327,6 @@ class TapeRecorder:
                 self._kinds[id(one)] = ("decision", None)
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
-        joined = name in ("cat", "stack") and not tainted and not self._depth and outs[0].ndim > 0
-        if joined and (outs[0].dtype == torch.bool or outs[0].is_floating_point()):
-            self._collected[id(outs[0])] = (outs[0], calling_line())
         if not tainted:
             decided = any(id(one) in self._decided for one, _ in found)
             if decided:
@@ -385,18 +357,7 @@ class TapeRecorder:
                 picked = [self._kinds.get(id(one), ("", None))[1] or (0, None) for one in args[0]]
                 if len({key for key, _ in picked}) == 1 and all(isinstance(n, int) for _, n in picked):
                     rows = (picked[0][0], [n for _, n in picked])
-                parts: list[Tensor] = list(args[0])
-                if any(id(one) in self._unturned for one in parts):
-                    self._unturned[id(outs[0])] = torch.stack([self._unturned.get(id(v), v) for v in parts])
-            if name in _TURNS and args and isinstance(args[0], Tensor) and len(outs) == 1:
-                self._unturned[id(outs[0])] = self._unturned.get(id(args[0]), args[0])
-                self._tensors[id(args[0])] = args[0]
-            elif name == "where" and len(found) == 3:
-                one, two = (self._unturned.get(id(v), v) for v, _ in found[1:])
-                if one is two:
-                    self._unturned[id(outs[0])] = one
             for one in (*outs, *mutated):
-                self._pure.discard(id(one))
                 self._kinds[id(one)] = (kind, rows or ((0, name) if name == "stack" else None))
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
@@ -454,33 +415,6 @@ class TapeRecorder:
                 calling_line(),
             )
         )
-        if pure:
-            self._pure.update(keys[0])
-
-    def other_rows(self, one: Root, two: Root) -> bool:
-        """Whether two tensors are different rows of tensors of one length."""
-        (first, base), (second, whole) = (self._row_numbers(root) for root in (one, two))
-        if base is None or whole is None or base is whole or len(base) != len(whole):
-            return False
-        return first != second
-
-    def _row_numbers(self, root: Root) -> tuple[list[int], Tensor | None]:
-        """The rows of a tensor in that from which they were indexed first, and that tensor."""
-        rows, base = list(range(len(root.value))) if root.value.ndim else [], None
-        for key, index in root.rows:
-            whole = self._tensors.get(key)
-            if not _is_rows(index) or key in self._pure or whole is None or not whole.ndim:
-                continue
-            if isinstance(index, slice):
-                numbers = list(range(len(whole)))[index]
-            else:
-                found = torch.as_tensor(index)
-                if found.ndim != 1:
-                    return [], None
-                numbers = (found.nonzero()[:, 0] if found.dtype == torch.bool else found).tolist()
-            rows = [numbers[row] for row in rows if row < len(numbers)]
-            base = whole
-        return rows, base
 
     def base_rows(self, tape: Tape) -> int:
         """Most rows of a tensor from which data are indexed."""
@@ -528,13 +462,7 @@ class TapeRecorder:
                 return "the data change in place during the step"
             else:
                 stored = value.detach().clone()
-            roots[key] = root = Root(stored, kind, tuple(chain), value.requires_grad)
-            if kind == "data" and chain:
-                numbers, root.base = self._row_numbers(root)
-                root.numbers = tuple(numbers) if root.base is not None and len(numbers) == len(stored) else ()
-            before = self._unturned.get(key)
-            if before is not None and before.shape == stored.shape and before.dtype == stored.dtype:
-                root.unturned = before.detach().clone()
+            roots[key] = Root(stored, kind, tuple(chain), value.requires_grad)
         made |= {key for call in calls for key in call.mutated}
         outputs = [one for one in self.outputs if one.key in made]
         used = sum(self._sizes.get(key, 0) for key in made)
@@ -551,10 +479,6 @@ def _memory(value: Tensor) -> tuple[int, int]:
         return id(value), 0
     storage = value.untyped_storage()
     return storage.data_ptr() or id(value), storage.nbytes()
-
-
-def _is_rows(index: Any) -> bool:
-    return isinstance(index, (Tensor, list, slice))
 
 
 def _all_tensors(value: Any) -> list[Tensor]:
@@ -686,8 +610,6 @@ class Replay:
         # A loss that has derivatives of the network in it needs a graph, also where its value alone is asked.
         self._leaves = [key for key, root in tape.roots.items() if root.leaf]
         self._graph = any(call.func is torch.autograd.grad for call in tape.calls)
-        # Results of calls of detach through which gradients pass nevertheless.
-        self.joined: frozenset[int] = frozenset()
         self._norms: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             self.base = self.run()
@@ -756,8 +678,7 @@ class Replay:
                 if call.state is not None:
                     stack.enter_context(torch.random.fork_rng(devices=[]))
                     torch.set_rng_state(call.state)
-                joined = call.name == "detach" and call.outs[0] in self.joined
-                result = args[0] if joined else call.func(*args, **kwargs)
+                result = call.func(*args, **kwargs)
             for key, value in zip(call.outs, tensors_in(result), strict=True):
                 env[key] = given.get(key, value)
             for key in call.mutated:

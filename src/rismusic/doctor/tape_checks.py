@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from rismusic.doctor.report import listed, must_be_zero
+from rismusic.doctor.report import listed, must_be_zero, report_of
 from rismusic.doctor.state import ERRORS, names
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
 from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
-from rismusic.nn.monitors import Finding, at_least, at_most
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Relative changes of a loss or an output that rounding does not explain, in double and single precision.
 _CHANGED = {True: 1e-5, False: 2e-3}
@@ -309,10 +310,8 @@ def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
         if not bool(varying.any()):
             continue
         if value.is_floating_point() or value.is_complex():
-            effect, imaginary = _effects(replay, key, samples, results)
+            effect = _effects(replay, key, samples, results)
             unused = float((varying & ~effect).sum() / varying.sum())
-            if imaginary is not None:
-                found.append(imaginary)
         else:
             unused = _column_effects(replay, key, samples, flat, results)
         found.append(
@@ -328,9 +327,7 @@ def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
     return found
 
 
-def _effects(
-    replay: Replay, key: int, samples: Samples, results: Sequence[int]
-) -> tuple[Tensor, Finding | None]:
+def _effects(replay: Replay, key: int, samples: Samples, results: Sequence[int]) -> Tensor:
     """Which entries of an input affect the outputs of some sample, by the gradient."""
     value = replay.roots[key].clone().requires_grad_(True)
     env = replay.run({key: value}, ends=results)
@@ -349,18 +346,7 @@ def _effects(
     (g,) = torch.autograd.grad(total, [value], allow_unused=True)
     g = torch.zeros_like(value) if g is None else g
     rows = g.movedim(samples.axes[key], 0).reshape(samples.number, -1)
-    imaginary = None
-    if value.is_complex() and bool(value.imag.any()):
-        share = size_of(g.imag) / max(size_of(g), 1e-30)
-        imaginary = at_least(
-            "share of the gradient by the imaginary part of the input",
-            share,
-            1e-9,
-            "the imaginary part of the input has no effect on the output: it is dropped on the way (.real, "
-            "a cast).",
-            "Pass real and imaginary part, such as with torch.view_as_real, or use complex layers.",
-        )
-    return (rows != 0).any(0), imaginary
+    return (rows != 0).any(0)
 
 
 def _column_effects(
@@ -388,101 +374,6 @@ def _column_effects(
         tried += 1
         unused += all(torch.equal(env[one], replay.base[one]) for one in results)
     return unused / tried if tried else 0.0
-
-
-def loss_usage_findings(tape: Tape) -> list[Finding]:
-    """The loss uses the outputs of all samples, and all units of an output that it uses."""
-    samples = chosen_samples(tape)
-    replay = Replay(tape)
-    maker = {key: call for call in tape.calls for key in call.outs}
-    given = {one.key: replay.base[one.key].detach().clone() for one in tape.results}
-    given = {k: v.requires_grad_(True) for k, v in given.items() if v.is_floating_point() and v.ndim}
-    loss = replay.run(given=given)[tape.loss]
-    if not given or not loss.requires_grad:
-        raise LeftOutError("the loss has no outputs of the network")
-    # Rows that data pick out, as the training nodes of a graph, are left out on purpose.
-    picked = any(
-        call.name in ("__getitem__", "index_select", "masked_select")
-        and len(call.reads) > 1
-        and not call.pure
-        for call in tape.calls
-    )
-    found = []
-    for key, g in zip(given, torch.autograd.grad(loss, list(given.values()), allow_unused=True), strict=True):
-        value = given[key]
-        if g is None or value.shape[0] != samples.number or key not in maker or not bool(g.any()):
-            continue
-        rows = float((g.reshape(len(g), -1) == 0).all(1).double().mean())
-        found.append(
-            at_most(
-                "share of the samples that the loss does not use",
-                0.0 if picked else rows,
-                0.8,
-                "the loss uses the outputs of a part of the samples only.",
-            )
-        )
-        if value.ndim == 2 and value.shape[1] > 1:
-            found.append(
-                must_be_zero(
-                    "units of the output that the loss does not use",
-                    int((g == 0).all(0).sum()) if rows < 0.5 else 0,
-                    "the loss does not use all units of the output, so the others learn nothing.",
-                )
-            )
-    return found
-
-
-def pair_findings(tape: Tape) -> list[Finding]:
-    """A loss of pairs pulls alike inputs together, and not those that differ."""
-    replay = Replay(tape)
-    parts = [
-        one
-        for one in tape.results
-        if one.inputs and replay.base[one.key].ndim == 2 and replay.base[one.key].is_floating_point()
-    ]
-    values = {one.key: replay.base[one.key].detach().clone().requires_grad_(True) for one in parts}
-    groups = [(a, b) for n, a in enumerate(parts) for b in parts[n + 1 :] if a.name == b.name]
-    if not groups:
-        raise LeftOutError("the loss compares no two outputs of one network")
-    loss = replay.run(given=values)[tape.loss]
-    slopes = dict(
-        zip(values, torch.autograd.grad(loss, list(values.values()), allow_unused=True), strict=True)
-    )
-    apart: list[Tensor] = []
-    pulled: list[Tensor] = []
-    for a, b in groups:
-        x, y = (replay.base.get(one.inputs[0]) for one in (a, b))
-        g, h = slopes[a.key], slopes[b.key]
-        if x is None or y is None or g is None or h is None or x.shape != y.shape or g.shape != h.shape:
-            continue
-        # A loss that treats the two alone, as that of a discriminator, compares no pairs.
-        turned = values | {b.key: values[b.key].detach().roll(1, 0)}
-        (other,) = torch.autograd.grad(replay.run(given=turned)[tape.loss], values[a.key])
-        if torch.allclose(other, g, rtol=1e-4, atol=1e-4 * float(g.abs().max())):
-            continue
-        differ = (x - y).abs().double() if x.is_floating_point() or x.is_complex() else (x != y).double()
-        distance = differ.flatten(1).square().mean(1)
-        one, two = values[a.key].detach(), values[b.key].detach()
-        # A step down the loss changes the distance of the two outputs of a pair by this.
-        change = (((one - two) * (h - g)).sum(1)).double()
-        for group, which in ((pulled, change < 0), (apart, change > 0)):
-            group.append(distance[which])
-    one, two = torch.cat(pulled or [torch.zeros(0)]), torch.cat(apart or [torch.zeros(0)])
-    if len(one) < 4 or len(two) < 4:
-        raise LeftOutError("the loss does not both pull pairs together and push others apart")
-    noise = math.sqrt(float(one.var()) / len(one) + float(two.var()) / len(two)) + 1e-12
-    return [
-        at_most(
-            "difference of the inputs of the pairs that the loss pulls together, over those that it pushes "
-            "apart",
-            float(one.mean() / two.mean().clamp_min(1e-12))
-            if float(one.mean() - two.mean()) > 4 * noise
-            else 0.0,
-            1.2,
-            "the loss pulls together pairs whose inputs differ, and pushes apart those that are alike: the "
-            "label of a pair is reversed, or positive and negative are exchanged.",
-        )
-    ]
 
 
 def linear_findings(tape: Tape) -> list[Finding]:
@@ -588,7 +479,6 @@ def target_findings(tape: Tape) -> list[Finding]:
     samples = chosen_samples(tape)
     replay = Replay(tape, lively(tape))
     found: list[Finding] = []
-    skipped: dict[int, int] = {}
     for target in tape.targets:
         for key in tape.inputs:
             place = _copied(tape.roots[key].value, tape.roots[target].value, same=key == target)
@@ -598,19 +488,6 @@ def target_findings(tape: Tape) -> list[Finding]:
             seen = _sees(replay, key, shift, axis, samples)
             if seen is not None:
                 found.append(seen)
-            if not tape.roots[key].value.is_floating_point() and axis != samples.axes[key]:
-                skipped[key] = min(skipped.get(key, shift), shift)
-    if skipped:
-        found.append(
-            at_most(
-                "places by which targets are ahead of the input of a sequence model",
-                float(max(skipped.values())),
-                1.0,
-                f"the targets are {max(skipped.values())} places ahead of the input, so the network is to "
-                "tell a token without knowing the one before it.",
-                "Predict the next token: inputs [:, :-1], targets [:, 1:].",
-            )
-        )
     return found
 
 
@@ -693,38 +570,9 @@ def _sees(replay: Replay, key: int, shift: int, axis: int, samples: Samples) -> 
     )
 
 
-def weight_findings(tape: Tape) -> list[Finding]:
-    """Weights start so small that a layer does not change the size of what it gets by much."""
-    gains: dict[int, tuple[float, str]] = {}
-    for call in tape.calls:
-        for place, key in enumerate(call.reads):
-            weight = tape.weights.get(key)
-            if weight is None or weight.ndim < 2 or not weight.requires_grad or call.name not in _SUMMING:
-                continue
-            # Numbers of the input that an output is the sum of.
-            second = place > 0 and "mat" in call.name
-            fan = weight.shape[-2] if second else weight[0].numel()
-            gains[key] = (size_of(weight) * math.sqrt(fan), call.where)
-    if not gains:
-        raise LeftOutError("no layer has weights of its own")
-    key = max(gains, key=lambda one: gains[one][0])
-    return [
-        at_most(
-            "largest size of initial weights, relative to 1 / sqrt(inputs)",
-            gains[key][0],
-            _LARGE_WEIGHTS,
-            f"the initial weights of a layer {list(tape.weights[key].shape)} are {gains[key][0]:.3g} "
-            "times 1 / sqrt(inputs) in size, usual is about 1: outputs are too large from the start.",
-            "Use the initialisation of torch, or divide random numbers by the root of the number of inputs.",
-            gains[key][1],
-        )
-    ]
-
-
 def bound_findings(tape: Tape) -> list[Finding]:
-    """The loss pulls outputs towards their targets, and does not fall ever faster away from them."""
+    """The loss does not fall ever faster as outputs move away."""
     replay = Replay(tape)
-    found: list[Finding] = []
     outputs = [one.key for one in tape.results]
     if not outputs or tape.random:
         raise LeftOutError("the loss has no outputs of the network")
@@ -753,7 +601,7 @@ def bound_findings(tape: Tape) -> list[Finding]:
             )
             if one < -abs(replay.loss) and math.isfinite(two) and two < 0:
                 steepest = max(steepest, two / one)
-    found.append(
+    return [
         at_most(
             "growth of the fall of the loss over ten times the distance of the outputs",
             steepest,
@@ -762,62 +610,7 @@ def bound_findings(tape: Tape) -> list[Finding]:
             "negative: a wrong sign, or a complex square without modulus).",
             "Check signs, and take .abs() before the square of complex numbers.",
         )
-    )
-    for target in tape.targets:
-        y = replay.roots[target]
-        for key, g in slopes.items():
-            value = given[key].detach()
-            if g is None or key in tape.inputs or y.numel() != value.numel() or y.dtype == torch.bool:
-                continue
-            if not _meet(tape, key, target) or bool((y == y.flatten()[0]).all()):
-                continue
-            pull = _pull(value, y.reshape(value.shape), g)
-            if pull is not None:
-                found.append(
-                    at_least(
-                        "correlation of the pull of the loss on the outputs with their targets",
-                        pull,
-                        -0.3,
-                        "the loss moves the outputs away from their targets: labels are inverted, or a sign "
-                        "is wrong.",
-                    )
-                )
-    return found
-
-
-def _meet(tape: Tape, output: int, target: int) -> bool:
-    """Whether the first call that uses a target with outputs compares it with this output.
-
-    A product with numbers that are not negative weighs them.
-    """
-    pure = {target}
-    y = tape.roots[target].value
-    weighs = not y.is_complex() and bool((y >= 0).all())
-    for call in tape.calls:
-        if any(key in pure for key in call.reads):
-            if not call.pure:
-                product = call.name in ("mul", "__mul__", "__rmul__")
-                return any(key in tape.reached(output) for key in call.reads) and not (product and weighs)
-            pure.update(call.outs)
-    return False
-
-
-def _pull(value: Tensor, y: Tensor, g: Tensor) -> float | None:
-    """Correlation over the entries of the descent direction with the target."""
-    if value.is_complex() or y.is_complex():
-        if not (value.is_complex() and y.is_complex()):
-            return None
-        one, two = torch.view_as_real(-g.resolve_conj()), torch.view_as_real((y - value).resolve_conj())
-    else:
-        # Two labels say a direction whatever their coding.
-        few = len(y.unique()) == 2
-        one, two = -g, y.to(value.dtype) if few else y.to(value.dtype) - value
-        if few:
-            two = two - two.mean()
-    one, two = one.flatten().double(), two.flatten().double()
-    if len(one) < 8 or not bool(two.any()) or not bool(one.any()):
-        return None
-    return float((one * two).sum() / (one.norm() * two.norm()).clamp_min(1e-300))
+    ]
 
 
 def range_findings(tape: Tape) -> list[Finding]:
@@ -825,32 +618,9 @@ def range_findings(tape: Tape) -> list[Finding]:
     replay = Replay(tape)
     maker = {key: call for call in tape.calls for key in call.outs}
 
-    def chain(key: int, names: frozenset[str]) -> list[int]:
-        keys = [key]
-        while (call := maker.get(keys[-1])) is not None and call.name in names and call.reads:
-            keys.append(call.reads[0])
-        return keys
-
     shapes = names("squeeze unsqueeze view reshape flatten float contiguous clone __getitem__")
     found: list[Finding] = []
     for call in tape.calls:
-        if call.name == "binary_cross_entropy_with_logits" and len(call.reads) > 1:
-            y = replay.base.get(call.reads[1], replay.roots.get(call.reads[1]))
-            if y is not None:
-                found.append(
-                    at_most(
-                        "share of the targets of binary_cross_entropy_with_logits outside 0 to 1",
-                        float(((y < 0) | (y > 1)).double().mean()),
-                        0.0,
-                        f"the targets of binary_cross_entropy_with_logits lie in {float(y.min()):.3g} to "
-                        f"{float(y.max()):.3g}, not in 0 to 1, so the loss has no lower bound.",
-                        "Give labels of 0 and 1 (masks of 0 and 255 divided by 255).",
-                    )
-                )
-        if call.name == "cross_entropy" and len(call.reads) > 1:
-            y = replay.base.get(call.reads[1], replay.roots.get(call.reads[1]))
-            if y is not None and y.is_floating_point() and y.ndim > 1:
-                found.append(_shares(y, 1, "cross_entropy", call.where))
         if call.name not in _COMPARED or call.inside or call.pure or len(call.reads) < 2:
             continue
         one, two = call.reads[:2]
@@ -858,41 +628,16 @@ def range_findings(tape: Tape) -> list[Finding]:
             one, two = two, one
         if not (two in tape.roots or (two in maker and maker[two].pure)) or one not in maker:
             continue
-        last = maker.get(chain(one, shapes)[-1])
+        last = maker.get(one)
+        while last is not None and last.name in shapes and last.reads:
+            last = maker.get(last.reads[0])
         y = replay.base.get(two, replay.roots.get(two))
         if last is not None and last.name in _RANGES and y is not None and y.is_floating_point():
-            found.append(_reached(last.name, y, "targets"))
-            axis = last.kwargs.get("dim", last.args[1] if len(last.args) > 1 else -1)
-            if last.name == "softmax" and y.shape == replay.base[one].shape and isinstance(axis, int):
-                found.append(_shares(y, axis, "a softmax", call.where))
-    # A network that gets data and the outputs of another one, as the critic of a generator.
-    for made in tape.results:
-        for given in tape.results:
-            if made.name != given.name or not made.inputs or not given.inputs:
-                continue
-            y, key = replay.roots.get(given.inputs[0]), made.inputs[0]
-            last = maker.get(chain(key, shapes | {"detach"})[-1]) if key in maker else None
-            if last is not None and y is not None and last.name in _RANGES and y.is_floating_point():
-                found.append(_reached(last.name, y, "data that the same network gets"))
+            found.append(_reached(last.name, y))
     return found
 
 
-def _shares(y: Tensor, axis: int, name: str, where: str) -> Finding:
-    """Whether targets are shares that sum to 1, as the outputs of a softmax do."""
-    sums = y.detach().double().sum(axis)
-    return at_most(
-        "share of the samples whose targets do not sum to 1, as those of a softmax must",
-        float(((sums - 1).abs() > 0.05).double().mean()),
-        0.1,
-        f"the outputs of {name} sum to 1, so that one class excludes the others, but the targets of a "
-        f"sample sum to {float(sums.min()):.3g} to {float(sums.max()):.3g}: several labels (or none) may "
-        "hold at once.",
-        "Use a sigmoid for each label, with binary_cross_entropy_with_logits.",
-        where,
-    )
-
-
-def _reached(name: str, y: Tensor, what: str) -> Finding:
+def _reached(name: str, y: Tensor) -> Finding:
     """Whether an activation can reach some numbers."""
     low, high = _RANGES[name]
     margin = 0.05 * max(size_of(y), 1e-12)
@@ -901,15 +646,12 @@ def _reached(name: str, y: Tensor, what: str) -> Finding:
         "share of the targets that the output cannot reach",
         outside,
         0.02,
-        f"the output ends with {name} and lies in {low:g} to {high:g}, but {what} lie in "
+        f"the output ends with {name} and lies in {low:g} to {high:g}, but targets lie in "
         f"{float(y.min()):.3g} to {float(y.max()):.3g}.",
         "Remove the last activation, or scale the targets to its range.",
     )
 
 
-_SUMMING = names("linear conv1d conv2d conv3d lstm gru rnn_tanh rnn_relu matmul __matmul__ __rmatmul__")
-# Largest size of initial weights, relative to 1 / sqrt(inputs).
-_LARGE_WEIGHTS = 5.0
 _COMPARED = names("mse_loss l1_loss smooth_l1_loss huber_loss sub __sub__ __rsub__ rsub binary_cross_entropy")
 _RANGES = {
     "sigmoid": (0.0, 1.0),
@@ -932,3 +674,75 @@ def attempted(
             yield name, [], str(error)
         except ERRORS as error:
             yield name, [], " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
+def exchange_findings(tape: Tape) -> list[Finding]:
+    """The loss changes when targets (or weights of samples) are exchanged between samples."""
+    samples = chosen_samples(tape)
+    replay = replay_of(tape)
+    limit = 1e-11 if replay.double else 1e-6
+    inputs = set(tape.inputs)
+    if any(tape.roots[key].kind != "data" for key in inputs) or _compares_distributions(tape):
+        raise LeftOutError("the loss compares distributions, not samples")
+    found = []
+    for key in tape.targets:
+        value = replay.roots[key]
+        axis = samples.axes.get(key)
+        if key in inputs or axis is None:
+            continue
+        flat = value.movedim(axis, 0).flatten(1) if value.ndim > 1 else value[:, None]
+        if bool((flat == flat[:1]).all()):
+            continue
+        order = permutation(samples.number)
+        change = abs(replay.value(roots=samples.roots(replay, order, [key])) - replay.loss)
+        user = next((call for call in tape.calls if _first_use(tape, call, key)), None)
+        found.append(
+            at_least(
+                "relative change of the loss when a target or weight is exchanged between samples",
+                change / max(abs(replay.loss), 1e-12),
+                limit,
+                "the loss does not depend on which sample has which target or weight (a tensor of shape "
+                f"{list(value.shape)}): shapes are broadcast, such as [N, 1] with [N], so every output meets "
+                "every target, or means are taken before the comparison.",
+                "Give both the same shape, such as with squeeze(1), and compare before any mean.",
+                user.where if user is not None else "",
+            )
+        )
+    return found
+
+
+def _first_use(tape: Tape, call: Call, key: int) -> bool:
+    """Whether a call is the first that uses a tensor with outputs."""
+    pure = {key}
+    for one in tape.calls:
+        if one.pure and any(k in pure for k in one.reads):
+            pure.update(one.outs)
+    return not call.pure and any(k in pure for k in call.reads)
+
+
+def _compares_distributions(tape: Tape) -> bool:
+    return any(call.name in ("sort", "cdist", "topk", "argsort") for call in tape.calls)
+
+
+def tape_reports(tape: Tape, unread: Sequence[str]) -> list[Report]:
+    """Checks of a loss before the training: each repeats it with other data.
+
+    Args:
+        tape: the loss.
+        unread: inputs that the network does not use.
+    """
+    checks = (
+        ("BATCH", partial(mixing_findings, tape)),
+        ("USAGE", partial(usage_findings, tape, unread)),
+        ("TARGET", partial(target_findings, tape)),
+        ("BOUND", partial(bound_findings, tape)),
+        ("RANGE", partial(range_findings, tape)),
+        ("LINEAR", partial(linear_findings, tape)),
+        ("VALUES", partial(value_findings, tape)),
+        ("EXCHANGE", partial(exchange_findings, tape)),
+    )
+    text = "the calculation of the loss, repeated with other data"
+    return [
+        report_of(tag, f"left out: {reason}" if reason else text, findings)
+        for tag, findings, reason in attempted(checks)
+    ]

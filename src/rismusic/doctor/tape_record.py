@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 from rismusic.doctor.counterfactuals import Settings
 from rismusic.doctor.learning_checks import LearningChecks
 from rismusic.doctor.report import listed, must_be_zero, report_of
-from rismusic.doctor.state import ERRORS, row_codes
-from rismusic.doctor.tape import DROPOUT, Tape, TapeRecorder, faithful
-from rismusic.doctor.tape_checks import dropout_rate, size_of
-from rismusic.doctor.tape_losses import left_out_value, tape_reports
+from rismusic.doctor.state import ERRORS
+from rismusic.doctor.tape import Tape, TapeRecorder, faithful
+from rismusic.doctor.tape_checks import size_of, tape_reports
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 
 # Steps whose tape is kept: all of the first ones, then one in eight.
@@ -27,8 +25,6 @@ _FIRST_STEPS, _EVERY = 64, 8
 _KEPT, _ONE, _HALF = 12, 1 / 16, 3 / 8
 # Kinds of losses that are checked at the start, such as those of two networks.
 _KINDS = 3
-# Steps in which a part of the batch is not used, from which it never is.
-_OFTEN = 5
 
 
 class TapeRecord:
@@ -48,24 +44,12 @@ class TapeRecord:
         self.late: deque[Tape] = deque(maxlen=_KEPT)
         self.initial: dict[int, Tensor] = {}
         self.labels: list[Tensor] = []
-        self.moved_rows = 0
         # Whether a check runs, whose own calls and steps are not those of the loop.
         self.checking = False
         self.altered: set[str] = set()
         self._start: dict[str, list[Report]] = {}
         self._same = 0
-        self._rows: dict[int, tuple[int, set[int]]] = {}
         self.loader = 0
-        # Of each batch: share of the samples that are in it more than once; pairs of inputs that are equal;
-        # whether random numbers are those of the batch before.
-        self._repeated: list[float] = []
-        self._codes: set[float] = set()
-        self._alike: list[bool] = []
-        self._same_noise: list[bool] = []
-        self.steps = 0
-        self.unused: Counter[str] = Counter()
-        # The value of targets that the loss leaves out, such as padding.
-        self.left_out: float | None = None
         # Weights of the calls without gradients that the first losses use, and their first values.
         self._silent: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
@@ -78,7 +62,6 @@ class TapeRecord:
         if self.problem:
             return
         self.altered |= recorder.altered
-        self.unused = recorder.never
         self.checking = True
         try:
             tape = recorder.cut(loss)
@@ -101,14 +84,12 @@ class TapeRecord:
                 for key, weight in tape.weights.items():
                     self.initial.setdefault(key, weight.detach().clone())
                 self._start[kind] = self._check(tape, recorder)
-                self.left_out = left_out_value(tape) if self.left_out is None else self.left_out
-            self._note_data(tape, recorder, step)
+            self._note_data(tape, recorder)
         except ERRORS as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
             return
         finally:
             self.checking = False
-        self.steps = step
         most = _HALF * recorder.budget
         if not self.late and len(self.early) < _KEPT and _bytes(self.early) + tape.nbytes <= most:
             self.early.append(tape)
@@ -126,35 +107,13 @@ class TapeRecord:
         with torch.random.fork_rng(devices=[]):
             return tape_reports(tape, recorder.unread())
 
-    def _note_data(self, tape: Tape, recorder: TapeRecorder, step: int) -> None:
+    def _note_data(self, tape: Tape, recorder: TapeRecorder) -> None:
         """Labels and rows of a batch."""
         targets = [tape.roots[key].value for key in tape.targets if key not in tape.inputs]
         flat = [one for one in targets if one.ndim == 1 or one.shape[1:].numel() == 1]
         if len(flat) == 1 and len(self.labels) < _FIRST_STEPS and not flat[0].is_complex():
             self.labels.append(flat[0].flatten().double().cpu())
-        inputs = [key for key in tape.inputs if key not in tape.targets]
-        targets_only = [key for key in tape.targets if key not in tape.inputs]
-        for one in inputs if len(inputs) == 1 else ():
-            for two in targets_only[:1]:
-                self.moved_rows += recorder.other_rows(tape.roots[one], tape.roots[two])
-        numbers = [
-            v
-            for v in (tape.roots[key].value for key in tape.inputs)
-            if v.ndim > 1 and len(v) >= 8 and v.shape[1:].numel() > 1 and v.dtype != torch.bool
-        ]
-        floats = [v for v in numbers if v.is_floating_point() or v.is_complex()]
-        if len(self._repeated) < _FIRST_STEPS and floats:
-            _, places, counts = row_codes(floats[0]).unique(return_inverse=True, return_counts=True)
-            self._repeated.append(float((counts[places] > 1).double().mean()))
-            self._codes.update(row_codes(floats[0]).tolist())
-            pairs = itertools.combinations(floats, 2)
-            self._alike.append(any(a.shape == b.shape and torch.equal(a, b) for a, b in pairs))
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
-        noise, old_noise = _drawn(tape), [] if before is None else _drawn(before)
-        # The losses of one step may share their random numbers.
-        if noise and before is not None and step != self.steps:
-            same = len(noise) == len(old_noise)
-            self._same_noise.append(same and all(map(torch.equal, noise, old_noise)))
         data = [root.value for root in tape.roots.values() if root.kind == "data" and root.value.numel() > 1]
         if before is not None and data:
             old = [r.value for r in before.roots.values() if r.kind == "data" and r.value.numel() > 1]
@@ -164,36 +123,6 @@ class TapeRecord:
             self._same = self._same + 1 if same else 0
             if self._same == 20:
                 self.loader = max(recorder.base_rows(tape), _loader_rows())
-
-    def _still(self) -> list[str]:
-        """Networks all of whose inputs stay the same, in losses with other data that change."""
-        kinds: dict[str, list[Tape]] = {}
-        for tape in (*self.early, *self.late):
-            kinds.setdefault(tape.kind + _shapes(tape), []).append(tape)
-        found: dict[str, None] = {}
-        for tapes in (one for one in kinds.values() if len(one) >= _OFTEN):
-            last = tapes[-1]
-            still = {
-                key
-                for n, (key, root) in enumerate(last.roots.items())
-                if all(torch.equal(root.value, list(one.roots.values())[n].value) for one in tapes)
-            }
-            if all(root.kind == "constant" or key in still for key, root in last.roots.items()):
-                continue
-            # A network whose samples are judged in this loss, and that learns of another one.
-            cut = [c for c in last.calls if not c.pure and (c.name == "detach" or not c.grad)]
-            judged = {key for call in cut for key in (*call.reads, *call.outs)}
-            for one in (one for one in last.results if one.key in judged):
-                given = [
-                    key
-                    for key, root in last.roots.items()
-                    if one.key in last.reached(key) and root.kind != "constant"
-                ]
-                values = [last.roots[key].value.flatten() for key in given]
-                varied = any(len(value) > _OFTEN and bool((value != value[0]).any()) for value in values)
-                if varied and still.issuperset(given):
-                    found[one.name] = None
-        return list(found)
 
     def foreign(self, own: set[int]) -> list[nn.Parameter]:
         """Weights outside the model that the losses reach with a gradient."""
@@ -248,68 +177,11 @@ class TapeRecord:
                 )
         found.append(
             must_be_zero(
-                "batches whose inputs and targets are different rows",
-                self.moved_rows,
-                "inputs and targets of a batch are indexed with different rows, so they do not belong "
-                "together.",
-            )
-        )
-        found.append(
-            must_be_zero(
                 "calls that change the data in place",
                 len(self.altered),
                 f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they differ "
                 "from epoch to epoch.",
                 "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
-            )
-        )
-        if len(self._repeated) >= 4:
-            sizes = [len(root.value) for root in self.early[0].roots.values() if root.value.ndim]
-            several = len(self._codes) > 3 * max(sizes, default=1)
-            found.append(
-                at_most(
-                    "share of the samples that are several times in their batch",
-                    min(self._repeated) if several else 0.0,
-                    0.5,
-                    "samples of a batch repeat each other: references to one tensor that changes later are "
-                    "kept in place of copies, or two views of a sample are the same one.",
-                )
-            )
-            found.append(
-                must_be_zero(
-                    "inputs of the network that equal another input",
-                    int(all(self._alike)),
-                    "two inputs of the network are the same numbers in every batch: one tensor that changes "
-                    "in place, or the same view or state twice.",
-                )
-            )
-        if len(self._same_noise) >= 4:
-            found.append(
-                at_most(
-                    "share of the steps with the random numbers of the step before",
-                    sum(self._same_noise) / len(self._same_noise),
-                    0.5,
-                    "noise or dropout has the same random numbers in every step: a seed is set in the loop.",
-                )
-            )
-        found.append(
-            must_be_zero(
-                "networks that get the same numbers in every step",
-                len(self._still()),
-                "a network gets the same random numbers (or other data) in every step, while other data "
-                "change: they are drawn once before the loop, and not anew in each step.",
-                "Draw them in each step.",
-            )
-        )
-        unused = recorder_lines(self.unused)
-        found.append(
-            must_be_zero(
-                "tensors of the batch that nothing uses",
-                len(unused),
-                "a part of each batch is collected but used neither by the network nor by the loss (a mask, "
-                "an end of an episode, a weight).",
-                "Use it in the loss or the network, or do not collect it.",
-                unused[0] if unused else "",
             )
         )
         if self._same >= 20 and self.loader:
@@ -330,7 +202,6 @@ class TapeRecord:
         self,
         steps: int,
         own: set[int],
-        gradients: Sequence[Mapping[int, Tensor]] = (),
         *,
         alone: bool,
         settings: Settings | None = None,
@@ -340,7 +211,6 @@ class TapeRecord:
         Args:
             steps: number of steps.
             own: keys of the weights that an optimizer holds.
-            gradients: of the first losses, by weight.
             alone: whether there is one optimizer only.
             settings: how the loop trains, if there is one optimizer.
         """
@@ -351,10 +221,7 @@ class TapeRecord:
             return [report_of("LEARNED", f"left out: {self.over}", [])]
         state, self.checking = torch.get_rng_state(), True
         kinds = _of_one_kind(tapes), _of_one_kind(list(self.late or self.early))
-        loop = LearningChecks(
-            *(self.module, self.first, kinds, tapes[-1], self.initial, steps, own, alone, settings),
-            gradients,
-        )
+        loop = LearningChecks(self.first, kinds, self.initial, steps, own, alone, settings)
         reports = loop.reports
         self.checking = False
         torch.set_rng_state(state)
@@ -370,18 +237,6 @@ def _of_one_kind(tapes: list[Tape]) -> list[Tape]:
     counts = Counter(tape.kind + _shapes(tape) for tape in tapes)
     most = counts.most_common(1)[0][0] if tapes else ""
     return list({_fingerprint(tape): tape for tape in tapes if tape.kind + _shapes(tape) == most}.values())
-
-
-def _drawn(tape: Tape) -> list[Tensor]:
-    """The random numbers of a loss, and the states of the generator for those of dropout."""
-    noise = [r.value for r in tape.roots.values() if r.kind == "noise" and r.value.numel() > 3]
-    drops = (call for call in tape.calls if call.name in DROPOUT and dropout_rate(call) > 0)
-    return noise + [call.state for call in drops if call.state is not None]
-
-
-def recorder_lines(counts: Counter[str]) -> list[str]:
-    """Lines at which data are collected in most steps without being used."""
-    return [line for line, count in counts.items() if count >= _OFTEN]
 
 
 def _silent_weights(tape: Tape) -> dict[int, tuple[nn.Parameter, Tensor]]:

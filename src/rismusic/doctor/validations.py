@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from rismusic.doctor.shifts import other_inputs, shift_findings
 from rismusic.doctor.state import names, row_codes, tensors_in
 from rismusic.doctor.tape import LIKE
-from rismusic.nn.monitors import Finding, at_least, at_most
+from rismusic.nn.monitors import Finding, at_most
 
 # Most numbers of a sample that is kept, and of all that are.
 _WIDEST, _KEPT = 4096, 1_000_000
@@ -23,12 +21,11 @@ _WIDEST, _KEPT = 4096, 1_000_000
 _MOST_PASSES, _MOST_ROWS, _SHOWN = 50, 50_000, 1024
 # Fewest and most numbers of outputs that are compared, and the agreement from which an order counts as right.
 _PAIR, _AGREED = (64, 100_000), 0.5
-# Agreement that is little in validation, and much in training; range of an argument beyond that in training.
-_LITTLE, _MUCH, _BEYOND = 0.1, 0.4, 3.0
+# Agreement that is little in validation, and much in training.
+_LITTLE, _MUCH = 0.1, 0.4
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
 _DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
 _COMPARISONS = names("gt lt ge le __gt__ __lt__ __ge__ __le__ cosine_similarity")
-_LARGER = names("gt ge __gt__ __ge__")
 _PRODUCTS = names("mul __mul__ __rmul__ logical_and __and__ __rand__ bitwise_and")
 _LOSSES = names(
     "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
@@ -36,17 +33,9 @@ _LOSSES = names(
 )
 
 
-# Share of the data of a validation that the most frequent value may have, where answers are counted; share of
-# values that the training leaves out. Distance of means, over the spread, of data of another scale.
-_FREQUENT, _COUNTED, _FAR = 0.85, 0.02, 1.5
-
-
 @dataclass(eq=False)
 class _Pass:
-    """A forward pass without gradients; ``judged``: compared with data, ``pair``; ``used``: in a loss.
-
-    ``counted``: whether the pair is compared for equality, and all answers count.
-    """
+    """A forward pass without gradients; ``judged``: compared with data, ``pair``; ``used``: in a loss."""
 
     mean: float
     spread: float
@@ -55,7 +44,6 @@ class _Pass:
     judged: bool = False
     used: bool = False
     pair: tuple[Tensor, Tensor] | None = None
-    counted: bool = False
     tokens: bool = False
     given: tuple[Any, ...] = ()
 
@@ -126,18 +114,8 @@ class Validations:
         self._passes: list[_Pass] = []
         self._trained_rows: set[float] = set()
         self._depending = WeakTensorKeyDictionary()
-        # Lowest and highest number, by place of the argument and whether in training; agreement in training.
-        self._ranges: dict[tuple[int, bool], list[float]] = {}
+        # Agreement in training.
         self._trained: list[float] = []
-        # Scales of the data of a loss in training; of clouds of points in validation: made ones, and data.
-        self._targets: list[tuple[float, float]] = []
-        self._clouds: list[tuple[float, float]] = []
-        # Answers that are compared for equality, and all that is made of them.
-        self._answers = WeakTensorKeyDictionary()
-        # Share of the pairs of outputs of each validation of which the first one is larger.
-        self._larger: list[float] = []
-        # Inputs of several networks.
-        self._scales: list[tuple[float, float]] = []
         # Whether the present pass is noted and has not reached its first layer with weights, and is of the
         # training.
         self._before_layers = self._training = False
@@ -161,8 +139,6 @@ class Validations:
             one.given = ()
         if not value.is_floating_point() or not alone:
             # Tokens have no scale, and short texts repeat.
-            if training and value.is_floating_point() and len(self._scales) < _MOST_PASSES:
-                self._scales.append(found)
             if not training and len(self._passes) < _MOST_PASSES:
                 self._passes.append(
                     _Pass(*found, value[:0], value[:0], tokens=True, given=given if kept else ())
@@ -177,14 +153,6 @@ class Validations:
         if training and len(self._trained_rows) < _MOST_ROWS and value.ndim > 1:
             self._trained_rows.update(row_codes(value).tolist())
 
-    def see_arguments(self, given: Sequence[Any]) -> None:
-        """Note the range of each further argument with one number per sample, such as a time."""
-        for place, value in enumerate(given):
-            if place and isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 1:
-                ranges = self._ranges.setdefault((place, torch.is_grad_enabled()), [math.inf, -math.inf])
-                ranges[0] = min(ranges[0], float(value.detach().amin()))
-                ranges[1] = max(ranges[1], float(value.detach().amax()))
-
     def see_loss(self, name: str, args: Sequence[Any]) -> None:
         """Note how well outputs agree with the data in a loss of the training."""
         one, other = (args[0], args[1]) if len(args) > 1 else (None, None)
@@ -192,8 +160,6 @@ class Validations:
             return
         if name not in _LOSSES:
             return
-        if len(self._targets) < _MOST_PASSES and other.is_floating_point() and other.numel() > 1:
-            self._targets.append(_scale(other))
         if name.startswith("binary_cross_entropy") and one.shape == other.shape and one.numel() > 1:
             self._trained = [*self._trained[-9:], _agreement(_decided(name, one), other)]
         if name in ("cross_entropy", "nll_loss") and one.ndim == other.ndim + 1:
@@ -242,13 +208,6 @@ class Validations:
             # A score of outputs alone, such as which of two is larger.
             for one in sources:
                 one.judged = True
-            if (
-                name in _LARGER
-                and len(sources) == 1
-                and isinstance(result, Tensor)
-                and result.numel() >= _PAIR[0]
-            ):
-                self._larger.append(float(result.double().mean()))
         elif sources and not alone:
             pair = given[:2] if given[0] in self._depending else given[1::-1]
             fits = len(given) > 1 and pair[0].shape == pair[1].shape and pair[1] not in self._depending
@@ -257,92 +216,13 @@ class Validations:
                 one.judged = True
                 if fits and _PAIR[0] <= pair[0].numel() <= _PAIR[1] and not pair[0].is_complex():
                     one.pair = (_decided(name, pair[0]).clone(), pair[1].detach().clone())
-                    one.counted = name in ("eq", "__eq__")
-                    self._answers[result] = one
-        for value in given if len(given) > 1 else ():
-            if value in self._answers:
-                # A mask chooses those that count.
-                self._answers[value].counted = False
-        if len(given) == 1 and given[0] in self._answers and isinstance(result, Tensor):
-            self._answers[result] = self._answers[given[0]]
-        if sources and name == "cdist" and len(given) > 1 and not alone:
-            self._clouds = [
-                _scale(value) for value in sorted(given[:2], key=lambda one: one not in self._depending)
-            ]
         for value in tensors_in(result) if sources and name not in LIKE else ():
             self._depending[value] = sources
 
     def forget(self) -> None:
         """Forget passes that were not compared, such as those of a player."""
-        self._passes = [one for one in self._passes if one.judged or self._clouds]
+        self._passes = [one for one in self._passes if one.judged]
         self._depending.clear()
-
-    def _range_findings(self) -> list[Finding]:
-        """Further arguments have the range of the training in passes without gradients, too."""
-        found = []
-        for (place, training), (low, high) in self._ranges.items():
-            if training or (place, True) not in self._ranges:
-                continue
-            least, most = self._ranges[place, True]
-            beyond = max(least - low, high - most) / max(most - least, 1e-12)
-            found.append(
-                at_most(
-                    f"range of argument {place + 1} of the network beyond that in training, over its width",
-                    beyond if most > least else 0.0,
-                    _BEYOND,
-                    f"argument {place + 1} of the network is {low:.3g} to {high:.3g} in passes without "
-                    f"gradients, but {least:.3g} to {most:.3g} in training: another unit or scale (a number "
-                    "of steps for a share of them).",
-                )
-            )
-        return found
-
-    def _data_findings(self, last: _Pass, left_out: float | None) -> Iterator[Finding]:
-        """A validation counts what the training counts, at its scale, and not one answer above all."""
-        scales, references = self._clouds, self._scales
-        if last.pair is not None:
-            outputs, data = last.pair
-            if last.counted and not data.is_floating_point() and len(data.unique()) > 1:
-                most = float(data.unique(return_counts=True)[1].amax()) / data.numel()
-                yield at_most(
-                    "share of right answers of a validation that one constant answer would have",
-                    most,
-                    _FREQUENT,
-                    "the score of the validation is the share of right answers, but one answer is the right "
-                    f"one in {100 * most:.3g} % of all: a network that has learned nothing has a high score.",
-                    "Count precision and recall (F1), or the share of right answers of each class.",
-                )
-            if last.counted and left_out is not None:
-                share = float((data == left_out).double().mean())
-                yield at_most(
-                    "share of the data of a validation that the loss leaves out in training",
-                    share,
-                    _COUNTED,
-                    f"the validation counts entries that the loss leaves out (padding, {left_out:g}): its "
-                    "mask is missing.",
-                    "Leave them out of the score, too, with the mask of the loss.",
-                )
-            if data.is_floating_point() and not _is_label(data):
-                scales, references = [_scale(outputs), _scale(data)], self._targets
-        if not scales or not references:
-            return
-        (made, made_width), (mean, width) = scales
-        width = max(width, 1e-12)
-        distance = max(abs(made - mean) / width, 0.5 * width / max(made_width, 1e-12))
-        # The data have the scale of none of those of the training, and the outputs that of one.
-        sized = [(center, max(size, 1e-12)) for center, size in references]
-        other = all(max(abs(mean - c) / s, 0.5 * width / s, 0.5 * s / width) > _FAR for c, s in sized)
-        near = [(c, s) for c, s in sized if abs(made - c) < _FAR * s and made_width < 2 * _FAR * s]
-        own, own_width = near[0] if near else sized[0]
-        yield at_most(
-            "distance of outputs and data of a validation, over their spread, if these have another scale",
-            distance if other and near else 0.0,
-            _FAR,
-            f"the validation compares outputs (mean {made:.3g}, spread {made_width:.3g}) with data of "
-            f"another scale (mean {mean:.3g}, spread {width:.3g}) than the training does (mean {own:.3g}, "
-            f"spread {own_width:.3g}): the outputs are not scaled back.",
-            "Undo the scaling of the training (times the deviation, plus the mean) before comparing.",
-        )
 
     def _order_findings(self, judged: Sequence[_Pass], *, holds: bool) -> Iterator[Finding]:
         """Outputs agree with the data as they are, not in another order, and as well as in training."""
@@ -403,39 +283,20 @@ class Validations:
                 )
         return max(found)[::-1] if found else None
 
-    def findings(self, left_out: float | None, *, holds: bool, varied: bool) -> list[Finding]:
+    def findings(self, *, holds: bool, varied: bool) -> list[Finding]:
         """Validation has inputs of the scale of the training, and rows of its own, which stay the same.
 
         Args:
-            left_out: value of the targets that the loss leaves out.
             holds: whether what is learned holds for batches held out.
             varied: whether the training draws numbers that may change its data.
         """
         judged = [one for one in self._passes if one.judged and not one.used]
-        ranges = self._range_findings()
-        if len(self._larger) > 1:
-            ranges.append(
-                at_least(
-                    "share of the pairs of a validation that are in the order that counts as right",
-                    self._larger[-1] if self._larger[-1] < self._larger[0] else 1.0,
-                    0.5 - _LITTLE,
-                    f"of two outputs, the validation counts when the first is larger, which holds in "
-                    f"{100 * self._larger[0]:.0f} % at first and {100 * self._larger[-1]:.0f} % last, less "
-                    "than by guessing: the loss orders them the other way (a sign, exchanged arguments).",
-                    "Give the loss and the score the same order of the two.",
-                )
-            )
         shown = next((one for one in reversed(judged) if one.given), None)
         orders = list(self._order_findings(judged, holds=holds))
         if shown is not None:
-            worse = any(not one.fine for one in orders)
-            ranges += shift_findings(self._samples, _first(shown.given), varied=varied, worse=worse)
-        clouds = [self._data_findings(one, left_out) for one in (judged or self._passes)[-1:]]
-        ranges += [found for findings in clouds for found in findings]
-        if not judged:
-            return ranges
-        if judged[-1].tokens or not self._inputs:
-            return [*ranges, *orders]
+            orders = shift_findings(self._samples, _first(shown.given), varied=varied) + orders
+        if not judged or judged[-1].tokens or not self._inputs:
+            return orders
         (mean, spread), (other, width) = (
             (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
             for one in (self._inputs, [(one.mean, one.spread) for one in judged])
@@ -449,9 +310,8 @@ class Validations:
                 f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
                 f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
             ),
-            *ranges,
+            *orders,
         ]
-        found += orders
         # Rows of few different numbers may be equal by chance.
         judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
         if not judged or not self._trained_rows:
@@ -459,10 +319,6 @@ class Validations:
         shares = [
             sum(code in self._trained_rows for code in one.codes.tolist()) / len(one.codes) for one in judged
         ]
-        changed = []
-        for one, two in itertools.pairwise(judged):
-            if one.rows.shape == two.rows.shape and len(one.codes) == len(two.codes) >= 8:
-                changed.append(0.1 < float((one.codes == two.codes).double().mean()) < 0.95)
         return [
             *found,
             at_most(
@@ -471,12 +327,5 @@ class Validations:
                 0.1,
                 "the validation has rows that the network is trained on, so it does not show how well it "
                 "does on others: the split is not used in the training, or overlaps.",
-            ),
-            at_most(
-                "share of the validations whose rows are changed since the last one",
-                sum(changed) / len(changed) if len(changed) > 1 else 0.0,
-                0.5,
-                "a part of the validation data changes from one validation to the next: random augmentation "
-                "is applied to them.",
             ),
         ]

@@ -28,7 +28,6 @@ from rismusic.doctor.layers import (
     without_gradient,
 )
 from rismusic.doctor.learning_checks import deviation
-from rismusic.doctor.library_calls import LibraryCalls
 from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
 from rismusic.doctor.state import Hook, Networks, as_one, calling_line
 from rismusic.doctor.steps import StepRecord, optimizers_seen
@@ -42,8 +41,6 @@ from rismusic.nn.monitors import Finding, Report, at_least, at_most
 _KEPT = 256
 # Layers and calls are measured in the first forward passes only, because that takes time.
 _MEASURED = 3
-# Losses whose gradients are kept.
-_MEASURED_LOSSES = 8
 # A weight whose relative change per step stays below this does not learn at any speed.
 _SLOWEST, _FASTEST = 1e-8, 0.5
 # Ratio of the relative changes of two weight matrices that no ordinary training has.
@@ -52,8 +49,6 @@ _UNEQUAL = 1e-4
 _FEWEST_LOSSES, _PART = 20, 0.2
 # Growth of the learning rate that is no warm-up.
 _GROWN = 100.0
-# Ratio of the learning rates of two optimizers.
-_APART = 100.0
 # Rounding of a sum, in units of that of one term: the root of the number of terms.
 _TERMS = 32
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
@@ -99,12 +94,9 @@ class Watch:
         self._evaluation = self._steps = 0
         self._without_gradient: Counter[bool] = Counter()
         self._validations = Validations(self._predict)
-        self._library = LibraryCalls()
         # Learning rates in each step, by optimizer and group.
         self._rates: dict[tuple[int, int], list[float]] = {}
         self._settings: Settings | None = None
-        # Of each of the first losses: its gradients by weight.
-        self._first_gradients: list[dict[int, Tensor]] = [{} for _ in range(_MEASURED_LOSSES)]
         # By parameter: whether its gradient was reset since the last step, and whether it had old values.
         self._fresh: dict[int, bool] = {}
         self._stale = 0
@@ -149,7 +141,6 @@ class Watch:
         ]
         for handle in handles:
             stack.callback(handle.remove)
-        stack.enter_context(self._library.recorded(self._recent_loss))
         stack.enter_context(self._calls)
         return self
 
@@ -164,11 +155,6 @@ class Watch:
         for part, mode in modes.items():
             part.training = mode
         return found
-
-    def _recent_loss(self) -> float:
-        """The mean of the last losses."""
-        last = self.losses[-_FEWEST_LOSSES:]
-        return sum(last) / len(last) if last else math.nan
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -203,12 +189,10 @@ class Watch:
             settings = self._settings and self._settings.scheduled(
                 list(self._rates.values()), self._step_record.clip
             )
-            reports += self._tapes.final_reports(
-                *(self._steps, held, self._first_gradients), alone=alone, settings=settings
-            )
+            reports += self._tapes.final_reports(self._steps, held, alone=alone, settings=settings)
         falls = [one.value for report in reports for one in report.findings if one.name == HELD]
         holds = bool(falls) and falls[0] > _PART
-        found = self._validations.findings(self._tapes.left_out, holds=holds, varied=self._tape.varied)
+        found = self._validations.findings(holds=holds, varied=self._tape.varied)
         reports.append(report_of("DATA", "validations", found))
         return Diagnosis(tuple(reports))
 
@@ -217,7 +201,7 @@ class Watch:
         """What the steps alone say, without their data and the course of the loss."""
         return [
             self._check_input(),
-            report_of("CALLS", "calls of torch functions", [*self._calls.findings, *self._library.findings]),
+            report_of("CALLS", "calls of torch functions", list(self._calls.findings)),
             self._check_loop(),
             self._check_optimizer(),
             self._check_layers(),
@@ -256,8 +240,6 @@ class Watch:
         value = next((one for one in given if isinstance(one, Tensor)), None)
         if value is not None:
             self._validations.see(value, given, alone=part is self.module)
-        if part is self.module:
-            self._validations.see_arguments(given)
         self._forwards += 1
         if not torch.is_grad_enabled():
             self._without_gradient[self.module.training] += 1
@@ -281,8 +263,6 @@ class Watch:
             self._step_record.add(weight, gradient, len(self.losses))
             if not self._fresh.get(key, True) and (weight.grad is None or not bool(weight.grad.any())):
                 self._fresh[key] = True
-            if len(self.losses) <= _MEASURED_LOSSES and self.losses and gradient.numel() <= 10**6:
-                self._first_gradients[len(self.losses) - 1][key] = gradient.detach().clone()
             size = float(torch.linalg.vector_norm(gradient.detach()))
             if name not in self._gradient or self._gradient[name] == 0:
                 self._gradient[name] = size
@@ -507,7 +487,6 @@ class Watch:
                 _GROWN,
                 "the learning rate grows out of bounds: the factor of the schedule is above 1.",
             ),
-            self._apart(),
             must_be_zero(
                 "weights that two optimizers hold",
                 len(shared),
@@ -520,33 +499,6 @@ class Watch:
             ),
         ]
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
-
-    def _apart(self) -> Finding:
-        """Optimizers of one kind have learning rates of one size."""
-        highest: dict[str, dict[int, float]] = {}
-        for (which, _), values in self._rates.items():
-            kind = highest.setdefault(type(self.optimizers[which]).__name__, {})
-            kind[which] = max(kind.get(which, 0.0), *values)
-        rates = max(
-            highest.values(),
-            key=lambda one: max(one.values()) / max(min(one.values()), 1e-30),
-            default={0: 1.0},
-        )
-        slow = min(rates, key=rates.__getitem__)
-        held = (
-            [p for group in self.optimizers[slow].param_groups for p in group["params"]]
-            if self.optimizers
-            else []
-        )
-        name = next((self._names[id(p)] for p in held if id(p) in self._names), "a weight")
-        return at_most(
-            "ratio of the learning rates of two optimizers of one kind",
-            max(rates.values()) / max(rates[slow], 1e-30),
-            _APART,
-            f"the learning rate of the optimizer of {name} ({rates[slow]:.1e}) is far below that of another "
-            f"one ({max(rates.values()):.1e}): one network hardly learns, while the other one does.",
-            "Give optimizers of networks that work together, or against each other, rates of one size.",
-        )
 
     def _check_foreign(self) -> Report:
         """[OPTIMIZER]: no weights outside the model that should be trained."""
@@ -584,7 +536,7 @@ class Watch:
         findings += self._initial
         if self._layers is not None:
             layers = self._layers
-            findings += [*layers.unit_findings(), *layers.growth_findings(), *layers.statistics_findings()]
+            findings += [*layers.unit_findings(), *layers.growth_findings()]
         if self.losses:
             trained = [name for name, p in self.module.named_parameters() if p.requires_grad]
             dead = without_gradient({name: self._gradient.get(name, 0.0) for name in trained})
