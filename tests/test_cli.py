@@ -358,6 +358,42 @@ def test_typed_options_win_over_the_configuration(tmp_path):
         parse(["locate", "a.h5", "--hybrid.beta", "3", "--config", str(path)], COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("command", "idle"),
+    [
+        ("locate a.h5 --method omp --weights robust --hybrid.beta 1", "--weights --hybrid.beta"),
+        ("locate a.h5 --weights robust --hybrid.beta 1", ""),
+        (
+            "locate a.h5 --scene 1 --figure-width 80 --report-scenes 2",
+            "--scene --figure-width --report-scenes",
+        ),
+        ("locate a.h5 --scene 1 --figure-width 80 --plot a.png --report a.html --report-scenes 2", ""),
+        ("locate a.h5 --sources 2 --sources-max 3", "--sources-max"),
+        ("locate a.h5 --sources auto --sources-max 3", ""),
+        ("locate a.h5 --method omp --no-polish", "--no-polish"),
+        ("locate a.h5 --method omp --polish", ""),
+        ("locate a.h5 --method music --no-polish", ""),
+        ("check a.h5 --scene 1", "--scene"),
+        ("simulate -o a.h5 --scenes 1 --mat-version 5", "--mat-version"),
+        ("simulate -o a.mat --scenes 1 --mat-version 5", ""),
+        (
+            "simulate -o a.h5 --scenes 1 --channel.kind direct --channel.antennas 3 --codebook.bits 2 "
+            "--codebook.snapshots 2",
+            "--channel.antennas --codebook.bits",
+        ),
+        ("bound --figure-width 80 --budget.bandwidth-hz 1e6", "--figure-width --budget.bandwidth-hz"),
+        ("bound --power-dbm 3 --budget.bandwidth-hz 1e6", ""),
+        ("plan --target-m 1 --range-m 3 --budget.bandwidth-hz 1e6", ""),
+        ("plan --target-m 1 --range-m 3 --snr-db 3 --budget.bandwidth-hz 1e6", "--budget.bandwidth-hz"),
+        ("plan --target-m 1 --range-m 3 --channel.kind direct --bits 2", "--bits"),
+    ],
+)
+def test_options_without_effect_are_named(command, idle, capsys):
+    parse(command.split(), COMMANDS)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" has no effect: ")[0] for line in said] == idle.split()
+
+
 def test_groups_keep_their_own_defaults():
     """Those of tune differ from those of train."""
     made = parse(["tune", "--training.batch", "32", "--locate.sources-max", "4"], COMMANDS)

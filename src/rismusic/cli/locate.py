@@ -9,7 +9,7 @@ import math
 import os
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from rismusic.files import TABLE_ENDINGS, read_small, writing
 from rismusic.interruption import interrupts_held
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
 from rismusic.partial import PartialFile, part_files
-from rismusic.registry import ESTIMATORS, SPECTRA, load_plugins
+from rismusic.registry import CLASSICAL_METHODS, ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import Count, FigureWidth, LocateSpec
 from rismusic.text import command_line, counted, csv_text, plain
 from rismusic.version import __version__
@@ -213,6 +213,11 @@ class Locate(Command):
     FLAT: ClassVar[str] = "settings"
     POSITIONAL: ClassVar[str] = "file"
     FURTHER: ClassVar[str] = "further"
+    NEEDS: ClassVar[Mapping[str, str]] = {
+        "scene": "plot",
+        "figure_width": "plot",
+        "report_scenes": "report",
+    }
 
     file: Path
     """The recording, or several."""
@@ -247,6 +252,18 @@ class Locate(Command):
     """Replace output files that exist."""
     resume: bool = False
     """Continue an output file (-o) that was cut, with the same settings."""
+
+    def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Options of outputs that are not written, of a network that is not used, or of a search not made."""
+        yield from super().without_effect(typed)
+        method = self.settings.method
+        for name in typed:
+            if method != "hybrid" and (name == "weights" or name.startswith("hybrid.")):
+                yield name, f"--method {method} uses no network"
+        if "sources_max" in typed and self.settings.sources != "auto":
+            yield "sources_max", f"--sources {self.settings.sources} gives the number"
+        if not self.settings.polish and method in CLASSICAL_METHODS and method not in SPECTRA:
+            yield from ((name, f"--method {method} is a fit itself") for name in typed if name == "polish")
 
     def writes(self) -> list[tuple[str, Path]]:
         """The given files, the tables of several recordings, and what is beside a table until its end."""

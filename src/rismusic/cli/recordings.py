@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option, SafeConsole, json_record, note, progress_bar, resumable
+from rismusic.cli.command import (
+    Command,
+    Option,
+    SafeConsole,
+    json_record,
+    note,
+    progress_bar,
+    resumable,
+    without_channel,
+)
 from rismusic.errors import InputError, in_file
 from rismusic.files import check_output, read_text, write_text
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
@@ -84,6 +94,12 @@ class Simulate(Command):
     """Device to compute on, such as cpu or cuda."""
     resume: bool = False
     """Continue a .h5 file that was cut, with the same settings."""
+
+    def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Options of a channel that is not there, or of another format."""
+        yield from without_channel(self.system.channel, typed)
+        if "mat_version" in typed and self.output.suffix != ".mat":
+            yield "mat_version", f"{self.output} is no .mat file"
 
     @property
     def settings_file(self) -> Path:
@@ -170,6 +186,7 @@ class Check(Command):
     """Describe a recording, report what looks wrong in it, and the extent of its near field."""
 
     POSITIONAL: ClassVar[str] = "file"
+    NEEDS: ClassVar[Mapping[str, str]] = {"scene": "plot"}
 
     file: Path
     """The recording: .h5, .npz or .mat."""
