@@ -31,6 +31,7 @@ from rismusic.io.calibration import PanelCalibration
 from rismusic.nn.spec import TrainSpec
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec, SystemSpec, read_spec
+from rismusic.text import spans
 from rismusic.tuning.spec import TuneSpec
 
 SMALL = ["--panel.rows", "4", "--panel.columns", "5", "--codebook.snapshots", "6", "--channel.antennas", "7"]
@@ -136,6 +137,22 @@ def test_locate_by_weights_of_ones_own(samples, capsys, tmp_path):
     assert "cannot be read: no such file" in capsys.readouterr().err
     assert run(*args, "--range-max-m", 11.0) == 0
     assert "scene 0: located by sbl, not by the network: " in capsys.readouterr().err
+
+
+def test_a_warning_of_several_scenes_is_one_line(capsys, tmp_path):
+    simulated = simulate(scenes=4, sources=1, snr_db=20, panel={"rows": 4, "columns": 4})
+    write(tmp_path / "a.h5", simulated)
+    assert run("locate", tmp_path / "a.h5", "--sources", 1, "--sources-max", 5) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "another panel" in line]
+    assert len(said) == 1
+    assert said[0].startswith("scenes 0 to 3: located by sbl")
+
+
+def test_spans():
+    assert spans([4]) == "4"
+    assert spans([0, 1]) == "0 and 1"
+    assert spans([0, 3, 7, 8, 9]) == "0, 3 and 7 to 9"
+    assert spans([0, 1, 2, 5, 6]) == "0 to 2, 5 and 6"
 
 
 def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):

@@ -81,6 +81,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def spans(numbers: Iterable[int]) -> str:
+    """Ascending whole numbers as ``0, 3 and 7 to 9``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    pairs = (run if len(run) == 2 else [f"{run[0]} to {run[-1]}" if len(run) > 2 else run[0]] for run in runs)
+    return all_of(str(one) for pair in pairs for one in pair)
+
+
 def any_of(words: Iterable[str]) -> str:
     """The words of a list as ``a, b or c``."""
     return _joined(words, " or ")

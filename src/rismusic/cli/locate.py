@@ -27,7 +27,7 @@ from rismusic.parallel import check_workers, default_division, run_all, usable_c
 from rismusic.partial import PartialFile, part_files
 from rismusic.registry import CLASSICAL_METHODS, ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import Count, FigureWidth, LocateSpec
-from rismusic.text import command_line, counted, csv_text, plain
+from rismusic.text import command_line, counted, csv_text, plain, spans
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -324,9 +324,8 @@ class Locate(Command):
             task = progress.add_task("locating", total=len(file), completed=first)
             for block, estimate in stack.enter_context(closing(self._located([file, *others], first, panel))):
                 recording = block.recordings[0]
-                for scene, sentences in enumerate(estimate.warnings, start=first):
-                    for sentence in sentences:
-                        progress.console.print(plain(f"scene {scene}: {sentence}"), soft_wrap=True)
+                for line in warning_lines(estimate, first):
+                    progress.console.print(plain(line), soft_wrap=True)
                 if output is not None:
                     output.append(estimate)
                 else:
@@ -503,6 +502,23 @@ class Locate(Command):
         scene = Scene(recording.panel, estimate.sources[0], estimate.covariance[0], truth, volume)
         save(scene_figure(scene, width_mm=self.figure_width), path, overwrite=self.overwrite)
         note(f"plot of scene {self.scene} written to {path}")
+
+
+def warning_lines(estimate: Estimate, first_scene: int) -> list[str]:
+    """Warnings of scenes that follow each other; one of several scenes is a single line.
+
+    Args:
+        estimate: the scenes.
+        first_scene: number of the first one.
+    """
+    scenes = defaultdict(list)
+    for scene, sentences in enumerate(estimate.warnings, start=first_scene):
+        for sentence in dict.fromkeys(sentences):
+            scenes[sentence].append(scene)
+    return [
+        f"{'scene' if len(found) == 1 else 'scenes'} {spans(found)}: {sentence}"
+        for sentence, found in scenes.items()
+    ]
 
 
 def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
