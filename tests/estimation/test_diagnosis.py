@@ -427,6 +427,16 @@ def test_cases(name, settings, words, count):
         assert found.n_sources.tolist() == [count]
 
 
+@pytest.mark.parametrize(("range_m", "better"), [(2.0, True), (10.0, False)], ids=["nearer", "as held"])
+def test_a_range_that_is_held_may_be_another_one(range_m, better):
+    line, truth = Panel.uniform_linear(16, wavelength=0.1), Sources.from_degrees([-20.0, 25.0], 0.0, range_m)
+    direct = {"channel": {"kind": "direct"}, "codebook": {"snapshots": 40}}
+    made = blind(simulate(scenes=8, sources=truth, panel=line, snr_db=15.0, **direct))
+    found = locate(made, method="omp", unknowns=("azimuth",))
+    assert said(found, "estimate the range, too (--unknowns azimuth range)") == [better] * 8
+    assert not any(said(found, "--wave"))
+
+
 def test_the_case_of_a_far_source():
     found = locate(read(DATA / "near_and_far.npz"), method="omp", wave="uniform")
     azimuth, order = found.azimuth_deg[0, :2].sort()

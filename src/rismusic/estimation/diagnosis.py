@@ -97,8 +97,8 @@ _LEAST_DIFFUSE = 0.3
 _COHERENT = 1e-4
 # A source whose strongest symbol has a smaller probability sends in one snapshot only.
 _LONE = 1e-6
-# Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave is named.
-_SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
+# Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave or range is named.
+_SPREAD_NATS, _MOTION_NATS, _WAVE_NATS, _RANGE_NATS = 4.5, 8.0, 10.0, 10.0
 # Scenes that are compared at a time with other forms of the wave.
 _WAVE_SCENES = 16
 # From this one on, a note says that a source may be no point, which one in 200 points has too.
@@ -607,7 +607,8 @@ def _with_reasons(
         estimate = _with_extended(sentences, recording, estimate, moves, error_fitted=fitted)
         estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
     _add_unresolved(sentences, recording, estimate)
-    for scene, sentence in _better_wave(recording, estimate, spec):
+    better = _better_range(recording, estimate, spec) or _better_wave(recording, estimate, spec)
+    for scene, sentence in better:
         sentences[scene].append(sentence)
     if isinstance(n_sources, str) and recording.pilots is None:
         identified = most_sources(recording, Volume.from_spec(spec))
@@ -900,6 +901,29 @@ def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: 
                     "resolves: one source that moves or departs from the model looks the same"
                 )
             )
+
+
+def _better_range(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Reason]]:
+    """A sentence for each scene that other ranges than the one that is held explain better."""
+    some = (estimate.n_sources > 0).nonzero()[:, 0]
+    if "range" in spec.unknowns or len(some) == 0:
+        return []
+    part, sources, unknowns = recording[some], estimate[some].sources, (*spec.unknowns, "range")
+    held, free = (
+        nfmle(part, sources, Volume.from_spec(one), criterion=spec.criterion).neg_log_likelihood
+        for one in (spec, spec.replace(unknowns=unknowns))
+    )
+    return [
+        (
+            int(some[row]),
+            Reason(
+                f"other ranges than the one that is held explain the data better (by "
+                f"{float(held[row] - free[row]):.0f} nats): estimate the range, too (--unknowns "
+                f"{' '.join(unknowns)})"
+            ),
+        )
+        for row in (held - free > _RANGE_NATS).nonzero()[:, 0].tolist()
+    ]
 
 
 def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Reason]]:
