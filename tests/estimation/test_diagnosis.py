@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rismusic import Panel, Recording, Sources, load_sample, locate, simulate
+from rismusic import Panel, Recording, Sources, load_sample, locate, register_estimator, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
 from rismusic.estimation.estimate import Estimate, Reason
 from rismusic.estimation.model_error import with_dense_operator
 from rismusic.io import read
 from rismusic.metrics import match
+from rismusic.registry import ESTIMATORS
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -131,6 +132,39 @@ def test_a_panel_that_errs_makes_no_sources_of_subcarriers():
     assert (found.panel_error > 0.05).all()
     sound = simulate(scenes=2, sources=2, snr_db=20, seed=3, **wideband)
     assert (locate(blind(sound), method="omp", sources_max=3).panel_error == 0).all()
+
+
+@pytest.fixture
+def few_degrees_off():
+    def few_degrees_off(spec):
+        def estimate(recording, n_sources):
+            count = torch.ones(len(recording)) if isinstance(n_sources, str) else torch.as_tensor(n_sources)
+            off = Sources.from_degrees(14.0, 3.0, 2.0).each(lambda value: value.expand(len(recording), 1))
+            off = off.each(
+                lambda value: value.masked_fill(count.expand(len(recording))[:, None] < 1, math.nan)
+            )
+            return Estimate.from_sources(recording, off, spec=spec)
+
+        return estimate
+
+    register_estimator("few_degrees_off", few_degrees_off)
+    yield "few_degrees_off"
+    ESTIMATORS.unregister("few_degrees_off")
+
+
+def test_which_sources_are_outside_the_volume_if_any_is(few_degrees_off):
+    system = {"panel": {"rows": 6, "columns": 6}, "channel": {"kind": "direct"}, "snr_db": 20.0, "scenes": 1}
+    inside = blind(simulate(sources=Sources.from_degrees([20.0], [0.0], [2.0]), **system))
+    beyond = blind(simulate(sources=Sources.from_degrees([20.0, 75.0], [0.0, 0.0], [2.0, 2.0]), **system))
+    found = locate(inside, method=few_degrees_off)
+    assert found.method == ["relax"]
+    assert found.reasons == [
+        ["a search in front of the whole panel explains the data better than few_degrees_off"]
+    ]
+    found = locate(beyond, method="omp")
+    which = (found.azimuth_deg[0] > 60).nonzero()[:, 0].tolist()
+    assert len(which) == 1
+    assert said(found, f"source {which[0]} is outside the search volume") == [True]
 
 
 def test_one_antenna_sees_a_source_outside_the_volume():

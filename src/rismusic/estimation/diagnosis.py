@@ -97,8 +97,8 @@ _LEAST_DIFFUSE = 0.3
 _COHERENT = 1e-4
 # A source whose strongest symbol has a smaller probability sends in one snapshot only.
 _LONE = 1e-6
-# Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave or range is named.
-_SPREAD_NATS, _MOTION_NATS, _WAVE_NATS, _RANGE_NATS = 4.5, 8.0, 10.0, 10.0
+# Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave (range) is named.
+_SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
 # Scenes that are compared at a time with other forms of the wave.
 _WAVE_SCENES = 16
 # From this one on, a note says that a source may be no point, which one in 200 points has too.
@@ -584,8 +584,33 @@ def _with_wide_search(
     if len(take) == 0:
         return estimate, take
     taken = other[take]
-    sentences = [[*one, Reason("sources outside the search volume")] for one in taken.warnings]
+    outside = _outside(taken.sources, Volume.from_spec(spec))
+    sentences = [
+        [
+            *one,
+            Reason(
+                f"{_named(which.nonzero()[:, 0].tolist())} outside the search volume"
+                if which.any()
+                else f"a search in front of the whole panel explains the data better than {spec.method}"
+            ),
+        ]
+        for one, which in zip(taken.warnings, outside, strict=True)
+    ]
     return _put(estimate, take, replace(taken, spec=spec, warnings=sentences)), take
+
+
+def _outside(sources: Sources, volume: Volume) -> Bool[Tensor, "S K"]:
+    """Sources outside the volume."""
+    azimuth, elevation, range = volume.clamp(sources.azimuth, sources.elevation, sources.range)
+    outside = (elevation != sources.elevation) | (range != sources.range)
+    if not volume.all_round:
+        outside |= azimuth != sources.azimuth
+    return outside & sources.active
+
+
+def _named(sources: list[int]) -> str:
+    """Sources as the beginning of a sentence."""
+    return f"source {sources[0]} is" if len(sources) == 1 else f"sources {all_of(map(str, sources))} are"
 
 
 def _with_reasons(
@@ -922,7 +947,7 @@ def _better_range(recording: Recording, estimate: Estimate, spec: LocateSpec) ->
                 f"{' '.join(unknowns)})"
             ),
         )
-        for row in (held - free > _RANGE_NATS).nonzero()[:, 0].tolist()
+        for row in (held - free > _WAVE_NATS).nonzero()[:, 0].tolist()
     ]
 
 
