@@ -209,7 +209,7 @@ def test_inverse_range():
 
 
 def test_a_bound_prints_its_medians():
-    bound = recording_crb(simulate(SMALL, scenes=3, sources=[1, 2], dtype=torch.float64))
+    bound = recording_crb(simulate(SMALL, scenes=3, sources=(1, 2), dtype=torch.float64))
     azimuth, elevation, distance = (bound.std[..., axis].nanmedian() for axis in (0, 1, 2))
     assert repr(bound) == (
         f"Bound([3, 2], medians: azimuth {azimuth.rad2deg():.3g} deg, "
