@@ -530,6 +530,7 @@ def test_curves_of_numbers_that_are_not_finite():
     ]
     drawn = [line.get_ydata() for line in plot_losses(lines).lines]
     assert [list(map(str, values)) for values in drawn] == [["nan", "1.0"], ["inf", "2.0"]]
+    assert plot_losses(lines).lines[0].get_xdata().tolist() == [0, 1]  # as in the log
     assert plot_scores(lines).lines[2].get_ydata().tolist() == [50.0, 50.0]
     assert len(plot_terms(lines[:1]).lines) == 1
 

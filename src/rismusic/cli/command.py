@@ -260,6 +260,8 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "train": (
         *("config", "preset", "epochs", "out", "resume", "start", "device", "tensorboard", "seed", "batch"),
         *("scenes_per_epoch", "backbone_learning_rate", "head_learning_rate", "precision", "network.plugins"),
+        *("network.sources_max", "system.sources", "system.snr_db", "system.panel.rows"),
+        *("system.panel.columns", "system.channel.antennas", "system.codebook.snapshots"),
     ),
     "doctor": ("config", "preset", "folder", "json_file", "report", "overwrite"),
     "tune": (
