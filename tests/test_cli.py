@@ -298,7 +298,10 @@ BAD = [
     ("locate a.h5 --hybrid.peak-threshold 1", "--hybrid.peak-threshold: was removed in 0.2.0"),
     ("tune --fresh-scenes 3", "--fresh-scenes: was renamed to --test-scenes in 0.2.0"),
     ("doctor mine.py", "is a Python script; to check its training loop, run the loop there within"),
-    ("train --resume run --epochs 3", "(found --epochs); to train further with others, start a new training"),
+    (
+        "train --resume run --epochs 3",
+        "(found --epochs); to train further with others, start from its weights",
+    ),
     ("doctor faults", "doctor faults: was removed in 0.2.0; run python benchmarks/doctor_faults.py"),
     ("locate {samples}/ideal_10dB.h5 --device cuda:77", "device: 'cuda:77' is not available on this machine"),
     ("simulate -o {tmp}/a.h5 --scenes 1 --device hpu", "device: 'hpu' is not available on this machine"),

@@ -258,8 +258,8 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         "locate.plugins",
     ),
     "train": (
-        *("config", "preset", "epochs", "out", "resume", "start", "device", "tensorboard", "seed", "batch"),
-        *("scenes_per_epoch", "backbone_learning_rate", "head_learning_rate", "precision", "network.plugins"),
+        *("config", "preset", "epochs", "out", "resume", "start", "device", "seed"),
+        *("scenes_per_epoch", "network.plugins"),
         *("network.sources_max", "system.sources", "system.snr_db", "system.panel.rows"),
         *("system.panel.columns", "system.channel.antennas", "system.codebook.snapshots"),
     ),

@@ -66,8 +66,8 @@ class Train(Command):
             flag = "--" + others[0].replace("_", "-")
             raise InputError(
                 "--resume",
-                f"cannot be combined with other settings (found {flag}); to train further with others, start a "
-                "new training from the weights: rismusic train RUN/settings.toml --start RUN/last.safetensors",
+                f"cannot be combined with other settings (found {flag}); to train further with others, start "
+                "from its weights: rismusic train RUN/settings.toml --start RUN/last.safetensors",
             )
         if {"epochs", "schedule.epochs"} <= typed.keys():
             raise InputError("--epochs", "give either --epochs or --schedule.epochs, not both")
