@@ -24,7 +24,7 @@ from rismusic.errors import InputError, in_file
 from rismusic.files import TABLE_ENDINGS, read_small, writing
 from rismusic.interruption import interrupts_held
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
-from rismusic.partial import PartialFile, part_files
+from rismusic.partial import PartialFile, is_complete, part_files
 from rismusic.registry import CLASSICAL_METHODS, ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import Count, FigureWidth, LocateSpec
 from rismusic.text import command_line, counted, csv_text, plain, spans
@@ -276,8 +276,13 @@ class Locate(Command):
 
     def check_outputs(self) -> None:
         """Check the outputs; those of several recordings are tables in a folder, which are checked later."""
-        if not self.further:
+        if not self.further and not self._is_done:
             super().check_outputs()
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether there is nothing to resume."""
+        return self.resume and self.output is not None and is_complete(self.output) and not self.overwrite
 
     def run(self) -> int:
         """Locate block by block, so that the file may be larger than memory."""
@@ -285,6 +290,9 @@ class Locate(Command):
             return self._locate_each()
         if self.resume and (self.output is None or self.plot is not None or self.report is not None):
             raise InputError("--resume", "needs --output, and cannot be combined with --plot or --report")
+        if self._is_done:
+            note(f"{self.output} is complete")
+            return 0
         if self.fuse and self.calibration is not None:
             raise InputError("--calibration", "is of one panel and cannot be combined with --fuse")
         check_workers(self.workers or None, self.cluster)
@@ -380,19 +388,11 @@ class Locate(Command):
                 pass
         with writing(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
-        done = [output for output in outputs if self.resume and output.exists()]
-        runs = {
-            output: self.replace(file=file, further=(), output=output)
-            for output, file in outputs.items()
-            if output not in done
-        }
-        for one in runs.values():
+        runs = [self.replace(file=file, further=(), output=output) for output, file in outputs.items()]
+        for one in runs:
             one.check_outputs()
-        for output in outputs:
-            if output in done:
-                note(f"{output} is complete")
-            else:
-                runs[output].run()
+        for one in runs:
+            one.run()
         return 0
 
     def _located(

@@ -28,7 +28,7 @@ from rismusic.cli.command import (
 from rismusic.errors import InputError, in_file
 from rismusic.files import check_output, read_text, write_text
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
-from rismusic.partial import PartialFile, part_files
+from rismusic.partial import PartialFile, is_complete, part_files
 from rismusic.registry import ESTIMATORS
 from rismusic.spec import CalibrateSpec, Count, SystemSpec, dump_spec
 from rismusic.text import command_line, counted, plain
@@ -116,6 +116,15 @@ class Simulate(Command):
         """Whether blocks can be stored as they come; other formats are put together at the end."""
         return self.output.suffix == ".h5"
 
+    def check_outputs(self) -> None:
+        """Check the outputs, unless there is nothing to resume."""
+        if not self._is_done:
+            super().check_outputs()
+
+    @property
+    def _is_done(self) -> bool:
+        return self.resume and is_complete(self.output) and self.settings_file.exists() and not self.overwrite
+
     def run(self) -> int:
         """Simulate block by block straight into the file, so that memory stays constant."""
         check_workers(self.workers if self.workers > 1 else None, self.cluster)
@@ -123,6 +132,9 @@ class Simulate(Command):
             raise InputError(
                 "--resume", f"continues .h5 files only; {self.output} is put together at the end"
             )
+        if self._is_done:
+            note(f"{self.output} is complete")
+            return 0
         check_output(self.settings_file, overwrite=self.overwrite)
         from rismusic.io import RecordingWriter
         from rismusic.simulation.simulator import Simulator
