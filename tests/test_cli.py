@@ -31,6 +31,7 @@ from rismusic.io.calibration import PanelCalibration
 from rismusic.nn.spec import TrainSpec
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec, SystemSpec, read_spec
+from rismusic.spectrum_map import spectrum
 from rismusic.text import spans
 from rismusic.tuning.spec import TuneSpec
 
@@ -146,6 +147,16 @@ def test_a_warning_of_several_scenes_is_one_line(capsys, tmp_path):
     said = [line for line in capsys.readouterr().err.splitlines() if "another panel" in line]
     assert len(said) == 1
     assert said[0].startswith("scenes 0 to 3: located by sbl")
+
+
+def test_tensors_are_printed_as_their_shapes():
+    recording = simulate(scenes=2, sources=1, panel={"rows": 4, "columns": 4})
+    found = spectrum(recording, method="music", n_sources=1)
+    shapes = [f"{name}={list(getattr(found, name).shape)}" for name in ("values", "azimuth_deg")]
+    assert repr(found).startswith(f"SpectrumMap({', '.join(shapes)}, elevation_deg=[")
+    assert "method='music'" in repr(found)
+    assert "u_x=[" in repr(found.grid)
+    assert "_steering" not in repr(found.grid)
 
 
 def test_spans():
@@ -546,6 +557,7 @@ def test_what_does_not_fit_a_recording_is_refused_with_the_name_of_the_file(tmp_
         response_std=0 * response.real,
         offsets=torch.zeros_like(elements),
     )
+    assert repr(other) == "PanelCalibration(9 elements, 0 dead, remaining error 0)"
     other.save("cal.h5")
     lines = ["scene,azimuth_deg,elevation_deg,range_m", *(f"0,{number},0,2" for number in range(9))]
     Path("known.csv").write_text("\n".join(lines))

@@ -30,6 +30,7 @@ from rismusic.estimation.source_covariance import correlated_information, pair_a
 from rismusic.io import Recording, check_pose
 from rismusic.operator import Link
 from rismusic.sources import Sources, coordinate_derivatives, from_panel_coordinates
+from rismusic.text import short_repr
 
 Unknown = Literal["azimuth", "elevation", "range"]
 POSITION: tuple[Unknown, ...] = get_args(Unknown)
@@ -325,6 +326,8 @@ class RoomBound:
 
     covariance: Float[Tensor, "S K 3 K 3"]
     position: Float[Tensor, "S K 3"]
+
+    __repr__ = short_repr
 
     @property
     def per_source(self) -> Float[Tensor, "S K 3 3"]:

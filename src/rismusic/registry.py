@@ -98,7 +98,7 @@ class Registry:
 
 def unknown_name(field: str, kind: str, name: str, known: Sequence[str]) -> InputError:
     """The error for a name that is in no registry."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return InputError(
         field,
