@@ -493,14 +493,9 @@ class Locate(Command):
 
     def _draw(self, recording: Recording, estimate: Estimate, path: Path) -> None:
         """Plot one scene."""
-        from rismusic.estimation.grid import Volume
-        from rismusic.plots import save, scene_figure
-        from rismusic.scene_view import Scene
+        from rismusic.plots import plot_scene, save
 
-        truth = None if recording.truth is None else recording.truth[0]
-        volume = Volume.from_spec(estimate.spec)
-        scene = Scene(recording.panel, estimate.sources[0], estimate.covariance[0], truth, volume)
-        save(scene_figure(scene, width_mm=self.figure_width), path, overwrite=self.overwrite)
+        save(plot_scene(recording, estimate, width_mm=self.figure_width), path, overwrite=self.overwrite)
         note(f"plot of scene {self.scene} written to {path}")
 
 
