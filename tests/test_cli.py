@@ -407,6 +407,8 @@ def test_typed_options_win_over_the_configuration(tmp_path):
         ("locate a.h5 --method omp --polish", ""),
         ("locate a.h5 --method music --no-polish", ""),
         ("check a.h5 --scene 1", "--scene"),
+        ("calibrate a.h5 -o b.h5 --sources 2 --sources-max 3", "--sources-max"),
+        ("calibrate a.h5 -o b.h5 --method omp --known-positions c.csv --sources 2", "--method --sources"),
         ("simulate -o a.h5 --scenes 1 --mat-version 5", "--mat-version"),
         ("simulate -o a.mat --scenes 1 --mat-version 5", ""),
         (

@@ -300,6 +300,14 @@ class Calibrate(Command):
     config: Annotated[Path | None, Option("FILE")] = None
     """TOML file with these settings; options on the command line win."""
 
+    def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Options of a search for sources whose positions or number are given."""
+        if self.known_positions is not None:
+            idle = [one for one in typed if one in ("method", "sources", "sources_max", "workers", "cluster")]
+            yield from ((one, "--known-positions gives the sources") for one in idle)
+        elif "sources_max" in typed and self.settings.sources != "auto":
+            yield "sources_max", f"--sources {self.settings.sources} gives the number"
+
     def run(self) -> int:
         """Calibrate and say what was found."""
         check_workers(self.workers or None, self.cluster)
