@@ -135,7 +135,11 @@ def test_locate_by_weights_of_ones_own(samples, capsys, tmp_path):
     write(small, read(samples / "ideal_10dB.h5")[:1])
     args = ["locate", small, "--method", "hybrid", "--sources", 1, "--hybrid.beta", 0.2]
     assert run(*args, "--weights", tmp_path / "none.safetensors") == 2
-    assert "cannot be read: no such file" in capsys.readouterr().err
+    assert "cannot be read: no such file or directory\n" in capsys.readouterr().err
+    assert run(*args, "--weights", "robus") == 2
+    assert "robus: cannot be read: no such file or directory; weights are a file or one of ideal, robust" in (
+        capsys.readouterr().err
+    )
     assert run(*args, "--range-max-m", 11.0) == 0
     assert "scene 0: located by sbl, not by the network: " in capsys.readouterr().err
 

@@ -111,6 +111,14 @@ def test_presets_survive_the_command_line(preset, monkeypatch, tmp_path):
             "[network]\nsources_max = 2",
             "network.sources_max: must be at least 5, the maximum of system.sources; got 2",
         ),
+        (
+            "[system.panel]\ncolumns = 1",
+            "system.panel.columns: must be at least 2, since networks estimate two",
+        ),
+        (
+            "[system.scene]\nsymbols = 'constant'",
+            "system.scene.symbols: must be gaussian or qpsk, since networks",
+        ),
         ("[loss]\ncovariance = 0.0", "loss.covariance: expected at least 0.1, found 0.0"),
         ("batch = ", "is not a valid TOML file"),
     ],

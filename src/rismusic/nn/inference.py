@@ -77,7 +77,8 @@ class LoadedNetwork:
         try:
             state = path.stat()
         except OSError as error:
-            raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
+            hint = "" if path.suffix else f"; weights are a file or one of {', '.join(SHIPPED)}"
+            raise InputError(str(path), f"cannot be read: {failure(error).lower()}{hint}") from None
         version = state.st_mtime_ns, state.st_size
         return _load(path.absolute(), version, str(device), untrained, wave)
 
