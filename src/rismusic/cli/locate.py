@@ -489,7 +489,8 @@ class Locate(Command):
         if truth:
             hits = sum(row.found is not None for row in truth)
             false_alarms = int(estimate.n_sources.sum()) - hits
-            note(f"{hits} of {len(truth)} true sources hit (within 5 deg), {false_alarms} false alarms")
+            alarms = counted(false_alarms, "false alarm")
+            note(f"{hits} of {len(truth)} true sources hit (within 5 deg), {alarms}")
 
     def _draw(self, recording: Recording, estimate: Estimate, path: Path) -> None:
         """Plot one scene."""
