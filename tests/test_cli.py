@@ -29,6 +29,7 @@ from rismusic.hybrid import locate
 from rismusic.io import open_recording, read, write
 from rismusic.io.calibration import PanelCalibration
 from rismusic.nn.spec import TrainSpec
+from rismusic.registry import ESTIMATORS, register_estimator
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec, SystemSpec, read_spec
 from rismusic.spectrum_map import spectrum
@@ -431,6 +432,13 @@ def test_options_without_effect_are_named(command, idle, capsys):
     parse(command.split(), COMMANDS)
     said = capsys.readouterr().err.splitlines()
     assert [line.partition(" has no effect: ")[0] for line in said] == idle.split()
+
+
+def test_an_estimator_of_ones_own_may_use_weights(capsys):
+    register_estimator("with_network", lambda spec: None)
+    parse("locate a.h5 --method with_network --weights robust --no-polish".split(), COMMANDS)
+    ESTIMATORS.unregister("with_network")
+    assert not capsys.readouterr().err
 
 
 def test_groups_keep_their_own_defaults():

@@ -257,8 +257,9 @@ class Locate(Command):
         """Options of outputs that are not written, of a network that is not used, or of a search not made."""
         yield from super().without_effect(typed)
         method = self.settings.method
+        without_network = method in CLASSICAL_METHODS or method in SPECTRA  # an estimator may have one
         for name in typed:
-            if method != "hybrid" and (name == "weights" or name.startswith("hybrid.")):
+            if without_network and (name == "weights" or name.startswith("hybrid.")):
                 yield name, f"--method {method} uses no network"
         if "sources_max" in typed and self.settings.sources != "auto":
             yield "sources_max", f"--sources {self.settings.sources} gives the number"
