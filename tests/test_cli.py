@@ -436,7 +436,7 @@ def test_options_without_effect_are_named(command, idle, capsys):
 
 def test_an_estimator_of_ones_own_may_use_weights(capsys):
     register_estimator("with_network", lambda spec: None)
-    parse("locate a.h5 --method with_network --weights robust --no-polish".split(), COMMANDS)
+    parse(["locate", "a.h5", "--method", "with_network", "--weights", "robust", "--no-polish"], COMMANDS)
     ESTIMATORS.unregister("with_network")
     assert not capsys.readouterr().err
 
